@@ -1,0 +1,39 @@
+#include "pom/contract.h"
+
+#include <cstdio>
+#include <string>
+
+namespace {
+
+template <typename Names>
+std::string json_list(const Names& names) {
+  std::string text = "[";
+  for (const char* name : names) {
+    text += (text.size() > 1 ? ",\"" : "\"") + std::string(name) + "\"";
+  }
+  return text + "]";
+}
+
+std::string json_number(float value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "\"%g\"", static_cast<double>(value));
+  return text;
+}
+
+std::string signature() {
+  return std::string("{\"domain\":\"") + pom::kDomain + "\",\"op\":\"" + pom::kOpName +
+         "\",\"version\":" + std::to_string(pom::kOpVersion) + ",\"plugin_version\":\"" + pom::kPluginVersion +
+         "\",\"plugin_namespace\":\"" + pom::kPluginNamespace + "\",\"inputs\":" + json_list(pom::kInputs) +
+         ",\"outputs\":" + json_list(pom::kOutputs) + ",\"attributes\":" + json_list(pom::kAttributes) +
+         ",\"forms\":" + json_list(pom::kForms) + ",\"modes\":" + json_list(pom::kModes) +
+         ",\"min_degree\":" + std::to_string(pom::kMinDegree) + ",\"max_degree\":" + std::to_string(pom::kMaxDegree) +
+         ",\"leaky_slope\":" + json_number(pom::kLeakySlope) + ",\"clamp_low\":" + json_number(pom::kClampLow) +
+         ",\"clamp_high\":" + json_number(pom::kClampHigh) + "}";
+}
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) const char* pom_contract() {
+  static const std::string text = signature();
+  return text.c_str();
+}

@@ -1,0 +1,41 @@
+// The contract of the custom op pom::PolynomialAggregation, for C++.
+//
+// Twin of pom_export/contract.py: a test compares that module's signature() with pom_contract(), which
+// each of our libraries exports. Change both or neither.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+namespace pom {
+
+inline constexpr char kDomain[] = "pom";
+inline constexpr char kOpName[] = "PolynomialAggregation";
+inline constexpr int32_t kOpVersion = 1;
+inline constexpr char kPluginVersion[] = "1";
+inline constexpr char kPluginNamespace[] = "";
+
+inline constexpr std::array<const char*, 3> kInputs{"x", "coefficients", "mask"};
+inline constexpr int32_t kRequiredInputs = 2;
+inline constexpr std::array<const char*, 1> kOutputs{"y"};
+inline constexpr std::array<const char*, 6> kAttributes{"form",    "mode",           "rotary_blocks",
+                                                        "epsilon", "plugin_version", "plugin_namespace"};
+
+enum class Form : int32_t { kPower = 0 };
+inline constexpr std::array<const char*, 1> kForms{"power"};
+
+enum class Mode : int32_t { kMean = 0, kCausal = 1, kFeatures = 2 };
+inline constexpr std::array<const char*, 3> kModes{"mean", "causal", "features"};
+
+inline constexpr int32_t kMinDegree = 1;
+inline constexpr int32_t kMaxDegree = 16;
+
+// h = clamp(leaky_relu(x, kLeakySlope), kClampLow, kClampHigh)
+inline constexpr float kLeakySlope = 0.01F;
+inline constexpr float kClampLow = -0.1F;
+inline constexpr float kClampHigh = 6.0F;
+
+}  // namespace pom
+
+// The contract as one canonical JSON line; owned by the library, never freed.
+extern "C" const char* pom_contract();

@@ -1,0 +1,164 @@
+#!/usr/bin/env python3
+"""Bring the two sets of C++ headers that the build needs into `.deps/include`.
+
+    python tools/fetch_headers.py            # what is missing
+    python tools/fetch_headers.py --check    # only say what is there
+
+ONNX Runtime's wheels and TensorRT's wheels ship no headers, and headers of third parties are not kept in
+this repository. Each set is taken from the first place that has it:
+
+    ONNX Runtime  ONNXRUNTIME_INCLUDE_DIR, the system (Debian's libonnxruntime-dev), else that very package,
+                  downloaded with apt-get and unpacked without installing it
+    TensorRT      TENSORRT_INCLUDE_DIR, the system (NVIDIA's libnvinfer-headers-dev), else the
+                  Apache-licensed copy inside the wheel kernel-lens, downloaded with pip
+
+Needs no root. Exit code 1, and one line that says what to do, when a set cannot be had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DEPS = ROOT / ".deps" / "include"
+# Debian 13: the first Debian release with libonnxruntime-dev (1.21, C API version 21).
+DEBIAN_SUITE = "trixie"
+DEBIAN_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+KERNEL_LENS = "kernel-lens==2.0.1"
+
+
+class FetchError(Exception):
+    """A set of headers could not be had; the text says what to do about it."""
+
+
+@dataclass(frozen=True)
+class HeaderSet:
+    """One library's headers: where they may already be, and how to get them otherwise."""
+
+    name: str
+    probe: str  # the file that proves that a folder is the right one
+    variable: str
+    system: tuple[str, ...]
+    fetch: Callable[[Path], None]
+
+    def locate(self) -> Path | None:
+        """Return the folder that holds `probe`, or None."""
+        named = os.environ.get(self.variable)
+        if named:
+            if not (Path(named) / self.probe).is_file():
+                raise FetchError(f"{self.variable}={named} holds no {self.probe}; point it at {self.name}'s include folder")
+            return Path(named)
+        folders = [DEPS / self.name, *map(Path, self.system)]
+        return next((folder for folder in folders if (folder / self.probe).is_file()), None)
+
+
+def run(command: list[str], cwd: Path) -> None:
+    """Run a command quietly; on failure raise FetchError with the last lines that it printed."""
+    try:
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise FetchError(f"{command[0]} is not on this machine") from error
+    if done.returncode:
+        tail = " / ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
+        raise FetchError(f"`{' '.join(command[:4])} ...` failed: {tail}")
+
+
+def apt_mirrors() -> Iterator[str]:
+    """Yield the Debian mirrors that this machine's apt is set up for."""
+    for file in [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]:
+        if not file.is_file() or file.suffix not in {".list", ".sources"}:
+            continue
+        for line in file.read_text().splitlines():
+            match = re.match(r"\s*(?:URIs:|deb(?:\s+\[[^\]]*\])?)\s+(\S+)", line)
+            if match and "security" not in match[1] and "debian" in match[1]:
+                yield match[1]
+
+
+def apt_download(package: str, work: Path) -> Path:
+    """Download a .deb: from the suites that apt knows, else from Debian 13 on the same mirror."""
+    try:
+        run(["apt-get", "download", package], work)
+    except FetchError:
+        mirror = next(apt_mirrors(), None)
+        if mirror is None:
+            raise FetchError("apt has no Debian mirror set up") from None
+        lists = work / "lists"
+        (lists / "partial").mkdir(parents=True)
+        sources = work / "sources.list"
+        sources.write_text(f"deb [signed-by={DEBIAN_KEYRING}] {mirror} {DEBIAN_SUITE} main\n")
+        options = ["-o", f"Dir::Etc::SourceList={sources}", "-o", "Dir::Etc::SourceParts=-", "-o", f"Dir::State::Lists={lists}",
+                   "-o", f"Dir::Cache={work}"]  # fmt: skip
+        run(["apt-get", *options, "update"], work)
+        run(["apt-get", *options, "download", package], work)
+    return next(work.glob(f"{package}_*.deb"))
+
+
+def copy_headers(files: Iterable[Path], target: Path) -> None:
+    """Copy headers into `target`, which appears complete or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=target.parent))
+    for file in files:
+        shutil.copy(file, staging / file.name)
+    shutil.rmtree(target, ignore_errors=True)
+    staging.chmod(0o755)
+    staging.rename(target)
+
+
+def fetch_onnxruntime(target: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        work.chmod(0o755)
+        package = apt_download("libonnxruntime-dev", work)
+        run(["dpkg", "-x", package.name, "unpacked"], work)
+        copy_headers(work.glob("unpacked/usr/include/onnxruntime/**/*.h"), target)
+
+
+def fetch_tensorrt(target: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", KERNEL_LENS], work)
+        with zipfile.ZipFile(next(work.glob("kernel_lens-*.whl"))) as wheel:
+            wheel.extractall(work)
+        copy_headers((work / "kernel_lens" / "include" / "tensorrt").glob("*.h"), target)
+
+
+HEADER_SETS = (
+    HeaderSet("onnxruntime", "onnxruntime_cxx_api.h", "ONNXRUNTIME_INCLUDE_DIR",
+              ("/usr/include/onnxruntime", "/usr/local/include/onnxruntime"), fetch_onnxruntime),
+    HeaderSet("tensorrt", "NvInferRuntime.h", "TENSORRT_INCLUDE_DIR",
+              ("/usr/include/x86_64-linux-gnu", "/usr/include/aarch64-linux-gnu", "/usr/local/tensorrt/include"), fetch_tensorrt),
+)  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="fetch nothing; exit 1 when a set is missing")
+    only_check = parser.parse_args().check
+    missing = False
+    for headers in HEADER_SETS:
+        try:
+            folder = headers.locate()
+            if folder is None and not only_check:
+                print(f"{headers.name}: fetching headers ...", file=sys.stderr)
+                headers.fetch(DEPS / headers.name)
+                folder = headers.locate()
+            reason = f"not found; set {headers.variable}"
+        except FetchError as error:
+            folder, reason = None, f"{error}; or set {headers.variable} to {headers.name}'s include folder"
+        print(f"{headers.name}: {folder or reason}")
+        missing = missing or folder is None
+    return int(missing)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
