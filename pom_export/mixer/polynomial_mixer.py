@@ -1,0 +1,105 @@
+"""The Polynomial Mixer layer, v2 (arXiv 2604.06129), with the official parameter names."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pom_export.mixer.config import MixerConfig
+from pom_export.mixer.op import polynomial_aggregation
+
+Mask = Tensor | Literal["causal"] | None
+
+
+class PolynomialMixer(nn.Module):
+    """Mix tokens through the mean of a learned polynomial; linear in the number of tokens.
+
+    y = W_a (s * a), with s = hardsigmoid(W_s query + b_s) and a the aggregate of the context's polynomial features.
+    State dict names are those of the official `pom.PoM`, so its checkpoints load as they are.
+
+    Args:
+        dim: model width d.
+        degree: polynomial degree K.
+        expand: channels per model dimension k; C = k * d.
+        n_groups: groups of the context projection.
+        n_sel_heads: gate values a token; 0 or 1: one a channel.
+        bias: whether the output (and a grouped context) projection has a bias.
+
+    Raises:
+        InputError: a hyper-parameter is out of range.
+    """
+
+    def __init__(
+        self, dim: int, degree: int, expand: int, n_groups: int = 1, n_sel_heads: int = 1, bias: bool = False
+    ) -> None:
+        super().__init__()
+        self.config = config = MixerConfig(dim, degree, expand, n_groups, n_sel_heads, bias)
+        channels, gates = config.channels, config.gate_width
+        if n_groups == 1:
+            self.qc_proj = nn.Linear(dim, channels + gates, bias=False)
+            self.se_bias = nn.Parameter(torch.zeros(gates))
+        else:
+            self.po_proj = nn.Conv1d(dim, channels, kernel_size=1, groups=n_groups, bias=bias)
+            self.se_proj = nn.Linear(dim, gates)
+        # A truncated exp(h) - 1: every power contributes from the first step on.
+        taylor = torch.tensor([1.0 / math.factorial(j) for j in range(1, degree + 1)])
+        self.po_coeff = nn.Parameter(taylor.repeat(channels, 1))
+        self.ag_proj = nn.Linear(channels, dim, bias=bias)
+
+    def forward(self, query: Tensor, context: Tensor | None = None, mask: Mask = None) -> Tensor:
+        """Mix the context into every query token.
+
+        Args:
+            query: (B, T, d).
+            context: (B, N, d), or None for the query itself.
+            mask: None: every token counts; "causal": token i sees tokens 0..i; (B, N): token weights, bool or
+                floating; (B, T, N): weights for each query token. Batch size 1 broadcasts.
+
+        Returns:
+            (B, T, d). Where a row of the mask sums to 0 the aggregate is 0 (the official code gives NaN).
+
+        Raises:
+            ValueError: a mask of another kind or rank.
+        """
+        projected, gate = self._project(query, context)
+        aggregate = self._aggregate(projected, mask)
+        heads = self.config.n_sel_heads
+        if heads > 1:
+            gated = aggregate.unflatten(-1, (heads, -1)) * gate.unsqueeze(-1)
+            return self.ag_proj(gated.flatten(-2))
+        return self.ag_proj(gate * aggregate)
+
+    def _project(self, query: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the projected context (B, N, C) and the gate (B, T, S)."""
+        if self.config.n_groups > 1:
+            source = query if context is None else context
+            projected = self.po_proj(source.transpose(1, 2)).transpose(1, 2)
+            return projected, functional.hardsigmoid(self.se_proj(query))
+        sizes = [self.config.channels, self.config.gate_width]
+        if context is None:
+            projected, gate = self.qc_proj(query).split(sizes, dim=-1)
+        else:
+            context_weight, gate_weight = self.qc_proj.weight.split(sizes)
+            projected, gate = functional.linear(context, context_weight), functional.linear(query, gate_weight)
+        return projected, functional.hardsigmoid(gate + self.se_bias)
+
+    def _aggregate(self, projected: Tensor, mask: Mask) -> Tensor:
+        """Return the aggregate, (B, 1, C) or (B, T, C)."""
+        if mask is None:
+            return polynomial_aggregation(projected, self.po_coeff, None, "mean")
+        if isinstance(mask, str):
+            if mask != "causal":
+                raise ValueError(f'mask must be None, "causal" or a tensor, got {mask!r}')
+            return polynomial_aggregation(projected, self.po_coeff, None, "causal")
+        if mask.dim() == 2:
+            return polynomial_aggregation(projected, self.po_coeff, mask, "mean")
+        if mask.dim() != 3:
+            raise ValueError(f"mask must be (B, N) or (B, T, N), got shape {tuple(mask.shape)}")
+        features = polynomial_aggregation(projected, self.po_coeff, None, "features")
+        weights = mask.to(features.dtype)
+        total = weights.sum(-1, keepdim=True)
+        return (weights @ features) / total.masked_fill(total == 0, 1)

@@ -1,0 +1,5 @@
+"""Whole architectures built of mixers."""
+
+from pom_export.models.language_model import LanguageModel, LanguageModelConfig
+
+__all__ = ["LanguageModel", "LanguageModelConfig"]

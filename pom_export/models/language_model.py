@@ -1,0 +1,106 @@
+"""A small causal language model built of Polynomial Mixers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pom_export.errors import InputError
+from pom_export.mixer import MixerConfig, PolynomialMixer
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig:
+    """Hyper-parameters of `LanguageModel`.
+
+    Attributes:
+        vocab_size: number of tokens V; 256 for a model of bytes.
+        n_layers: number of blocks.
+        window: tokens that the input convolution sees, the current one included.
+        mlp_width: hidden width of each block's MLP.
+        mixer: hyper-parameters of every block's mixer; its `dim` is the model width.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    vocab_size: int
+    n_layers: int
+    window: int
+    mlp_width: int
+    mixer: MixerConfig
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "n_layers", "window", "mlp_width"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+class CausalConvolution(nn.Conv1d):
+    """A convolution over tokens that sees the current token and those just before it: the sense of local order.
+
+    A mean of polynomials knows which tokens came before, not in which order; this layer adds what it lacks.
+    """
+
+    def __init__(self, dim: int, window: int) -> None:
+        super().__init__(dim, dim, kernel_size=window, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, N, d) for x (B, N, d)."""
+        padded = functional.pad(x.transpose(1, 2), (self.kernel_size[0] - 1, 0))
+        return super().forward(padded).transpose(1, 2)
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: LanguageModelConfig) -> None:
+        super().__init__()
+        mixer = config.mixer
+        self.mixer_norm = nn.RMSNorm(mixer.dim, eps=1e-6)
+        self.mixer = PolynomialMixer(
+            mixer.dim, mixer.degree, mixer.expand, mixer.n_groups, mixer.n_sel_heads, mixer.bias
+        )
+        self.mlp_norm = nn.RMSNorm(mixer.dim, eps=1e-6)
+        self.mlp_up = nn.Linear(mixer.dim, config.mlp_width, bias=False)
+        self.mlp_down = nn.Linear(config.mlp_width, mixer.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, N, d) for x (B, N, d)."""
+        x = x + self.mixer(self.mixer_norm(x), mask="causal")
+        return x + cast("Tensor", self.mlp_down(functional.gelu(self.mlp_up(self.mlp_norm(x)))))
+
+
+class LanguageModel(nn.Module):
+    """Token embedding, causal convolution, PoM blocks, and the embedding again as output projection.
+
+    Every hyper-parameter can be read from the shapes of its state dict.
+    """
+
+    def __init__(self, config: LanguageModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.mixer.dim
+        self.embedding = nn.Embedding(config.vocab_size, dim)
+        nn.init.normal_(self.embedding.weight, std=dim**-0.5)
+        self.convolution = CausalConvolution(dim, config.window)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = nn.RMSNorm(dim, eps=1e-6)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Return the logits of each next token.
+
+        Args:
+            input_ids: (B, N) int64.
+
+        Returns:
+            (B, N, V).
+        """
+        x = self.embedding(input_ids)
+        x = x + self.convolution(x)
+        for block in self.blocks:
+            x = block(x)
+        return functional.linear(self.norm(x), self.embedding.weight)

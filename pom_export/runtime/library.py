@@ -1,0 +1,55 @@
+"""Find the compiled libraries that ship in the package."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pom_export
+from pom_export.errors import MissingDependencyError
+
+_FOLDER = "lib"
+
+
+def _locate(file_name: str, variable: str, purpose: str) -> Path:
+    """Return a library's path: from the environment, else from the package (its source or its installed half)."""
+    named = os.environ.get(variable)
+    if named:
+        if Path(named).is_file():
+            return Path(named).resolve()
+        raise MissingDependencyError(f"{variable}={named} is not a file", f"Point it at {file_name} or unset it")
+    for folder in pom_export.__path__:
+        candidate = Path(folder) / _FOLDER / file_name
+        if candidate.is_file():
+            return candidate.resolve()
+    raise MissingDependencyError(
+        f"{file_name} ({purpose}) is not in this installation",
+        "Install pom-export from a wheel, or build it with `make setup`",
+    )
+
+
+def custom_ops_library() -> Path:
+    """Return the path of our ONNX Runtime op library, for `SessionOptions.register_custom_ops_library`.
+
+    Raises:
+        MissingDependencyError: this installation was built without it.
+    """
+    return _locate("libpom_onnxruntime.so", "POM_CUSTOM_OPS_LIBRARY", "ONNX Runtime custom op")
+
+
+def plugin_library() -> Path:
+    """Return the path of our TensorRT plugin library, for `IPluginRegistry.load_library`.
+
+    Raises:
+        MissingDependencyError: this installation was built without it.
+    """
+    return _locate("libpom_tensorrt.so", "POM_PLUGIN_LIBRARY", "TensorRT plugin")
+
+
+def rtx_soname_library() -> Path:
+    """Return the path of the library that answers to TensorRT for RTX's unversioned SONAME.
+
+    Raises:
+        MissingDependencyError: this installation was built without it.
+    """
+    return _locate("libpom_rtx_soname.so", "POM_RTX_SONAME_LIBRARY", "helper for TensorRT for RTX")
