@@ -1,0 +1,26 @@
+// What every kernel takes, and the launchers that aggregate() is made of.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "aggregate_cuda.h"
+#include "plan.h"
+
+namespace pom::cuda {
+
+struct Call {
+  Problem problem;
+  Buffers buffers;
+  Plan plan;
+};
+
+// workspace[batch][chunk][channel] = sum of the chunk's weighted features, and behind the channels that of its weights.
+[[nodiscard]] cudaError_t sum_chunks(const Call& call, cudaStream_t stream);
+
+// Both read, and the causal one overwrites, what sum_chunks left in the workspace.
+[[nodiscard]] cudaError_t finish_mean(const Call& call, cudaStream_t stream);
+[[nodiscard]] cudaError_t finish_causal(const Call& call, cudaStream_t stream);
+
+[[nodiscard]] cudaError_t write_features(const Call& call, cudaStream_t stream);
+
+}  // namespace pom::cuda

@@ -1,0 +1,21 @@
+// Makes plugins from an ONNX node's attributes (build) or a serialized engine's fields (runtime).
+#pragma once
+
+#include <NvInferRuntime.h>
+
+#include "pom/contract.h"
+
+namespace pom::tensorrt {
+
+class PolynomialAggregationCreator final : public nvinfer1::IPluginCreatorV3One {
+ public:
+  // Null, and one logged line, for fields that the op does not define.
+  nvinfer1::IPluginV3* createPlugin(const char* name, const nvinfer1::PluginFieldCollection* fields,
+                                    nvinfer1::TensorRTPhase phase) noexcept override;
+  const nvinfer1::PluginFieldCollection* getFieldNames() noexcept override;
+  const char* getPluginName() const noexcept override { return kOpName; }
+  const char* getPluginVersion() const noexcept override { return kPluginVersion; }
+  const char* getPluginNamespace() const noexcept override { return kPluginNamespace; }
+};
+
+}  // namespace pom::tensorrt

@@ -1,0 +1,38 @@
+// The op's attributes as TensorRT's plugin fields: what a node or a serialized engine holds, by name.
+#pragma once
+
+#include <NvInferRuntime.h>
+
+#include <string>
+#include <vector>
+
+#include "pom/aggregate.h"
+
+namespace pom::tensorrt {
+
+// Attributes from fields; what is not named keeps its default, but mode has none. Throws std::invalid_argument with one
+// line that says what is wrong and the value seen.
+[[nodiscard]] Attributes read_fields(const nvinfer1::PluginFieldCollection& fields);
+
+// The names and types that a creator announces, in the contract's order.
+[[nodiscard]] const nvinfer1::PluginFieldCollection* field_names();
+
+// Fields that hold a copy of the attributes. TensorRT reads them through pointers, so they stay where they are.
+class SerializedFields {
+ public:
+  explicit SerializedFields(const Attributes& attributes);
+  SerializedFields(const SerializedFields&) = delete;
+  SerializedFields& operator=(const SerializedFields&) = delete;
+
+  [[nodiscard]] const nvinfer1::PluginFieldCollection* collection() const { return &collection_; }
+
+ private:
+  std::string form_;
+  std::string mode_;
+  int32_t rotary_blocks_;
+  float epsilon_;
+  std::vector<nvinfer1::PluginField> fields_;
+  nvinfer1::PluginFieldCollection collection_;
+};
+
+}  // namespace pom::tensorrt

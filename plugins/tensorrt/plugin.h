@@ -1,0 +1,61 @@
+// pom::PolynomialAggregation as a TensorRT plugin: the interface only; the maths is in plugins/cuda.
+#pragma once
+
+#include <NvInferRuntime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "fields.h"
+#include "pom/aggregate.h"
+
+namespace pom::tensorrt {
+
+class PolynomialAggregationPlugin final : public nvinfer1::IPluginV3,
+                                          public nvinfer1::IPluginV3OneCore,
+                                          public nvinfer1::IPluginV3OneBuild,
+                                          public nvinfer1::IPluginV3OneRuntime {
+ public:
+  explicit PolynomialAggregationPlugin(const Attributes& attributes);
+
+  // IPluginV3
+  nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override;
+  PolynomialAggregationPlugin* clone() noexcept override;
+
+  // IPluginV3OneCore
+  const char* getPluginName() const noexcept override { return kOpName; }
+  const char* getPluginVersion() const noexcept override { return kPluginVersion; }
+  const char* getPluginNamespace() const noexcept override { return kPluginNamespace; }
+
+  // IPluginV3OneBuild
+  int32_t getNbOutputs() const noexcept override { return static_cast<int32_t>(kOutputs.size()); }
+  int32_t configurePlugin(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t input_count,
+                          const nvinfer1::DynamicPluginTensorDesc* outputs, int32_t output_count) noexcept override;
+  bool supportsFormatCombination(int32_t position, const nvinfer1::DynamicPluginTensorDesc* tensors,
+                                 int32_t input_count, int32_t output_count) noexcept override;
+  int32_t getOutputDataTypes(nvinfer1::DataType* output_types, int32_t output_count,
+                             const nvinfer1::DataType* input_types, int32_t input_count) const noexcept override;
+  int32_t getOutputShapes(const nvinfer1::DimsExprs* inputs, int32_t input_count,
+                          const nvinfer1::DimsExprs* shape_inputs, int32_t shape_input_count,
+                          nvinfer1::DimsExprs* outputs, int32_t output_count,
+                          nvinfer1::IExprBuilder& builder) noexcept override;
+  std::size_t getWorkspaceSize(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t input_count,
+                               const nvinfer1::DynamicPluginTensorDesc* outputs,
+                               int32_t output_count) const noexcept override;
+
+  // IPluginV3OneRuntime
+  int32_t onShapeChange(const nvinfer1::PluginTensorDesc* inputs, int32_t input_count,
+                        const nvinfer1::PluginTensorDesc* outputs, int32_t output_count) noexcept override;
+  int32_t enqueue(const nvinfer1::PluginTensorDesc* input_descs, const nvinfer1::PluginTensorDesc* output_descs,
+                  const void* const* inputs, void* const* outputs, void* workspace,
+                  cudaStream_t stream) noexcept override;
+  nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext* context) noexcept override;
+  const nvinfer1::PluginFieldCollection* getFieldsToSerialize() noexcept override { return fields_.collection(); }
+
+ private:
+  Attributes attributes_;
+  SerializedFields fields_;
+  Problem problem_;  // of the last onShapeChange
+};
+
+}  // namespace pom::tensorrt
