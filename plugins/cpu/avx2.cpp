@@ -1,0 +1,53 @@
+// x86-64 with AVX2, FMA and F16C. Compiled with those flags: include nothing that emits inline functions (kernel.h).
+#include <immintrin.h>
+
+#include "loops.h"
+
+namespace pom::cpu {
+namespace {
+
+struct Avx2 {
+  static constexpr int kWidth = 8;
+  __m256 value;
+
+  static Avx2 load(const float* from, AllLanes) { return {_mm256_loadu_ps(from)}; }
+  static Avx2 load(const Half* from, AllLanes) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))};
+  }
+  static void store(float* to, Avx2 a, AllLanes) { _mm256_storeu_ps(to, a.value); }
+  static void store(Half* to, Avx2 a, AllLanes) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(a.value, _MM_FROUND_TO_NEAREST_INT));
+  }
+
+  template <typename T>
+  static Avx2 load(const T* from, FirstLanes lanes) {
+    T all[kWidth] = {};
+    for (int64_t i = 0; i < lanes.count; ++i) {
+      all[i] = from[i];
+    }
+    return load(all, AllLanes{});
+  }
+  template <typename T>
+  static void store(T* to, Avx2 a, FirstLanes lanes) {
+    T all[kWidth];
+    store(all, a, AllLanes{});
+    for (int64_t i = 0; i < lanes.count; ++i) {
+      to[i] = all[i];
+    }
+  }
+
+  static Avx2 broadcast(float value) { return {_mm256_set1_ps(value)}; }
+  static Avx2 add(Avx2 a, Avx2 b) { return {_mm256_add_ps(a.value, b.value)}; }
+  static Avx2 subtract(Avx2 a, Avx2 b) { return {_mm256_sub_ps(a.value, b.value)}; }
+  static Avx2 multiply(Avx2 a, Avx2 b) { return {_mm256_mul_ps(a.value, b.value)}; }
+  static Avx2 multiply_add(Avx2 a, Avx2 b, Avx2 c) { return {_mm256_fmadd_ps(a.value, b.value, c.value)}; }
+  // The instructions give their second operand where either is NaN.
+  static Avx2 at_least(Avx2 a, Avx2 bound) { return {_mm256_max_ps(bound.value, a.value)}; }
+  static Avx2 at_most(Avx2 a, Avx2 bound) { return {_mm256_min_ps(bound.value, a.value)}; }
+};
+
+}  // namespace
+
+constexpr Kernel kAvx2Kernel{"avx2", rows_functions<Avx2, float>(), rows_functions<Avx2, Half>()};
+
+}  // namespace pom::cpu

@@ -1,0 +1,49 @@
+#include "dispatch.h"
+
+#include <cstdlib>
+
+namespace pom::cpu {
+namespace {
+
+struct Candidate {
+  const Kernel* kernel;
+  bool (*supported)();
+};
+
+// Fastest first. The processor is asked here, not in the kernel's own file, which it may be unable to run.
+constexpr Candidate kCandidates[] = {
+#ifdef POM_CPU_AVX2
+    {&kAvx2Kernel,
+     [] {
+       return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 &&
+              __builtin_cpu_supports("f16c") != 0;
+     }},
+#endif
+    {&kScalarKernel, [] { return true; }},
+};
+
+std::string supported_names() {
+  std::string names;
+  for (const Candidate& candidate : kCandidates) {
+    if (candidate.supported()) {
+      names += (names.empty() ? "" : ", ") + std::string(candidate.kernel->name);
+    }
+  }
+  return names;
+}
+
+}  // namespace
+
+Dispatch dispatch() {
+  const char* wanted = std::getenv("POM_CPU_KERNEL");
+  const bool any = wanted == nullptr || *wanted == '\0';
+  for (const Candidate& candidate : kCandidates) {
+    if ((any || wanted == std::string(candidate.kernel->name)) && candidate.supported()) {
+      return {candidate.kernel, {}};
+    }
+  }
+  return {nullptr, "POM_CPU_KERNEL must be one of " + supported_names() + " on this machine, got \"" +
+                       std::string(any ? "" : wanted) + "\""};
+}
+
+}  // namespace pom::cpu

@@ -1,0 +1,30 @@
+// The fallback: one lane, plain C++, any processor.
+#include "half.h"
+#include "loops.h"
+
+namespace pom::cpu {
+namespace {
+
+struct Scalar {
+  static constexpr int kWidth = 1;
+  float value;
+
+  static Scalar load(const float* from, AllLanes) { return {*from}; }
+  static Scalar load(const Half* from, AllLanes) { return {to_float(*from)}; }
+  static void store(float* to, Scalar a, AllLanes) { *to = a.value; }
+  static void store(Half* to, Scalar a, AllLanes) { *to = to_half(a.value); }
+
+  static Scalar broadcast(float value) { return {value}; }
+  static Scalar add(Scalar a, Scalar b) { return {a.value + b.value}; }
+  static Scalar subtract(Scalar a, Scalar b) { return {a.value - b.value}; }
+  static Scalar multiply(Scalar a, Scalar b) { return {a.value * b.value}; }
+  static Scalar multiply_add(Scalar a, Scalar b, Scalar c) { return {a.value * b.value + c.value}; }
+  static Scalar at_least(Scalar a, Scalar bound) { return a.value < bound.value ? bound : a; }
+  static Scalar at_most(Scalar a, Scalar bound) { return a.value > bound.value ? bound : a; }
+};
+
+}  // namespace
+
+constexpr Kernel kScalarKernel{"scalar", rows_functions<Scalar, float>(), rows_functions<Scalar, Half>()};
+
+}  // namespace pom::cpu
