@@ -1,0 +1,74 @@
+#include "attributes.h"
+
+#include <limits>
+#include <string>
+
+#include "status.h"
+
+namespace pom::onnxruntime {
+namespace {
+
+template <typename Value>
+bool read(const Ort::ConstKernelInfo& info, const char* name, Value* value) {
+  try {
+    *value = info.GetAttribute<Value>(name);
+    return true;
+  } catch (const Ort::Exception&) {
+    return false;
+  }
+}
+
+// Leave the contract's default where the node lacks the attribute. One of another type is an error, not a lack.
+template <typename Value>
+bool read_attribute(const Ort::ConstKernelInfo& info, const char* name, const char* type, Value* value) {
+  if (read(info, name, value)) {
+    return true;
+  }
+  std::string text;
+  int64_t integer = 0;
+  float real = 0.0F;
+  if (read(info, name, &text) || read(info, name, &integer) || read(info, name, &real)) {
+    throw InvalidNode(std::string(name) + " must be " + type);
+  }
+  return false;
+}
+
+std::string quoted(const std::string& text) { return '"' + text + '"'; }
+
+template <typename Names>
+std::string listed(const Names& names) {
+  std::string text;
+  for (const char* name : names) {
+    text += (text.empty() ? "" : ", ") + quoted(name);
+  }
+  return text;
+}
+
+}  // namespace
+
+Attributes read_attributes(const Ort::ConstKernelInfo& info) {
+  Attributes attributes;
+  std::string form = kForms[static_cast<size_t>(attributes.form)];
+  read_attribute(info, "form", "a string", &form);
+  if (!parse_form(form, &attributes.form)) {
+    throw InvalidNode("form must be one of " + listed(kForms) + ", got " + quoted(form));
+  }
+  std::string mode;
+  if (!read_attribute(info, "mode", "a string", &mode)) {
+    throw InvalidNode("the attribute mode is missing: it must be one of " + listed(kModes));
+  }
+  if (!parse_mode(mode, &attributes.mode)) {
+    throw InvalidNode("mode must be one of " + listed(kModes) + ", got " + quoted(mode));
+  }
+  int64_t blocks = attributes.rotary_blocks;
+  read_attribute(info, "rotary_blocks", "an integer", &blocks);
+  if (blocks < std::numeric_limits<int32_t>::min() || blocks > std::numeric_limits<int32_t>::max()) {
+    throw InvalidNode("rotary_blocks is out of range, got " + std::to_string(blocks));
+  }
+  attributes.rotary_blocks = static_cast<int32_t>(blocks);
+  read_attribute(info, "epsilon", "a float", &attributes.epsilon);
+  throw_if(validate(attributes));
+  return attributes;
+}
+
+}  // namespace pom::onnxruntime

@@ -1,0 +1,43 @@
+// The border between our exceptions and ONNX Runtime's C interface.
+#pragma once
+
+#include <onnxruntime_cxx_api.h>
+
+#include <exception>
+#include <stdexcept>
+#include <string>
+
+#include "pom/contract.h"
+
+namespace pom::onnxruntime {
+
+// A mistake in the model or in a call's inputs.
+class InvalidNode : public std::invalid_argument {
+ public:
+  explicit InvalidNode(const std::string& reason)
+      : std::invalid_argument(std::string(kDomain) + "::" + kOpName + ": " + reason) {}
+};
+
+// The error texts of pom::validate and the like: empty where all is well.
+inline void throw_if(const std::string& error) {
+  if (!error.empty()) {
+    throw InvalidNode(error);
+  }
+}
+
+// Runs a function and turns whatever it throws into a status, for ONNX Runtime to release; null where it succeeded.
+template <typename Function>
+OrtStatus* status_of(const OrtApi& api, const Function& function) noexcept {
+  try {
+    function();
+    return nullptr;
+  } catch (const InvalidNode& error) {
+    return api.CreateStatus(ORT_INVALID_ARGUMENT, error.what());
+  } catch (const std::exception& error) {
+    return api.CreateStatus(ORT_FAIL, error.what());
+  } catch (...) {
+    return api.CreateStatus(ORT_FAIL, "pom: unknown error");
+  }
+}
+
+}  // namespace pom::onnxruntime
