@@ -1,0 +1,1 @@
+"""Measure how far an exported model's outputs are from PyTorch's."""

@@ -1,0 +1,7 @@
+"""Edits of the exported graph, one onnx_ir pass a file."""
+
+from pom_export.graph.passes.attach_functions import AttachFunctionsPass
+from pom_export.graph.passes.name_by_module import NameByModulePass
+from pom_export.graph.passes.stamp_metadata import StampMetadataPass
+
+__all__ = ["AttachFunctionsPass", "NameByModulePass", "StampMetadataPass"]

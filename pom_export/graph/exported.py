@@ -1,0 +1,104 @@
+"""Read an exported file's interface: inputs, outputs, metadata, aggregations. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+
+from pom_export import contract
+from pom_export.errors import InputError
+from pom_export.files import readable_file
+
+METADATA_PREFIX: Final = "pom_export."
+PRECISIONS: Final = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One graph input or output: its name, numpy dtype (ml_dtypes' for bfloat16) and axes.
+
+    An axis is a size, or the name of a dynamic dimension.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    axes: tuple[str | int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype}[{', '.join(map(str, self.axes))}]"
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """The interface of an ONNX file of ours.
+
+    Attributes:
+        path: the file.
+        inputs: its inputs, initializers left out.
+        outputs: its outputs.
+        properties: our metadata, without the prefix: dtype, mask, spec, source_sha256.
+        opset: version of the standard ops.
+        aggregations: names of the aggregation nodes.
+    """
+
+    path: Path
+    inputs: Sequence[TensorSpec]
+    outputs: Sequence[TensorSpec]
+    properties: Mapping[str, str]
+    opset: int
+    aggregations: Sequence[str]
+
+    @property
+    def precision(self) -> str:
+        """The type of weights and activations: "float32", "float16" or "bfloat16"."""
+        named = self.properties.get("dtype", "")
+        return named if named in PRECISIONS else PRECISIONS[0]
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Number of token ids of a language model, or None."""
+        spec = json.loads(self.properties.get("spec", "{}"))
+        return spec.get("config", {}).get("vocab_size")
+
+
+def read_model(path: str | os.PathLike[str]) -> ExportedModel:
+    """Read an ONNX file's interface, not its external weights.
+
+    Raises:
+        InputError: the file cannot be read or is no ONNX model.
+    """
+    file = readable_file(path, "model")
+    try:
+        model = onnx.load(file, load_external_data=False)
+        onnx.checker.check_model(file)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{file} is not a whole ONNX model: {reason}", "Export it again") from error
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return ExportedModel(
+        path=file,
+        inputs=[_tensor_spec(value) for value in model.graph.input if value.name not in weights],
+        outputs=[_tensor_spec(value) for value in model.graph.output],
+        properties={p.key.removeprefix(METADATA_PREFIX): p.value for p in model.metadata_props},
+        opset=next(imported.version for imported in model.opset_import if not imported.domain),
+        aggregations=[
+            node.name
+            for node in model.graph.node
+            if (node.domain, node.op_type) == (contract.DOMAIN, contract.OP_NAME)
+        ],
+    )
+
+
+def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    if not value.type.HasField("tensor_type"):
+        raise InputError(f"{value.name} is no tensor", "Only tensor inputs and outputs are supported")
+    tensor = value.type.tensor_type
+    axes = tuple(dim.dim_param or int(dim.dim_value) for dim in tensor.shape.dim)
+    return TensorSpec(value.name, np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)), axes)

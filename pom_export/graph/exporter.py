@@ -1,0 +1,102 @@
+"""From a module to an ONNX model with the custom op, through torch.export and torch.onnx."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common
+from torch import nn
+
+from pom_export.errors import InputError
+from pom_export.graph import program as programs
+from pom_export.graph.passes import AttachFunctionsPass, NameByModulePass, StampMetadataPass
+from pom_export.graph.translation import translation_table
+
+OPSETS = range(18, 25)
+DEFAULT_OPSET = 20
+# Protocol buffers end at 2 GB; beyond this the weights go to a file of their own.
+_EXTERNAL_DATA_BYTES = 1_500_000_000
+
+
+def check_opset(opset: int) -> None:
+    """Raise InputError for an opset that the function body or torch.onnx does not support."""
+    if opset not in OPSETS:
+        raise InputError(f"opset {opset} is not supported", f"Choose {OPSETS.start} to {OPSETS.stop - 1}")
+
+
+@contextlib.contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """Silence what torch.onnx says about its own internals; nothing of it is the user's to mend."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def trace(program: programs.Program, opset: int) -> ir.Model:
+    """Run torch.export and torch.onnx over a program.
+
+    Raises:
+        InputError: torch could not trace or translate the model; the first line of its reason is kept.
+    """
+    with _quiet_torch(), torch.no_grad():
+        try:
+            exported = torch.onnx.export(
+                program.module.eval(),
+                args=(),
+                kwargs=dict(program.inputs),
+                dynamo=True,
+                opset_version=opset,
+                input_names=list(program.inputs),
+                output_names=list(program.outputs),
+                dynamic_shapes=program.dynamic_shapes,
+                custom_translation_table=translation_table(),
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            raise InputError(f"torch could not export the model: {reason}", "Run with --debug for the trace") from error
+    assert exported is not None
+    return exported.model
+
+
+def export_graph(program: programs.Program, opset: int, properties: Mapping[str, str]) -> ir.Model:
+    """Trace a program and apply the passes.
+
+    Args:
+        program: what to trace.
+        opset: version of the standard ops.
+        properties: metadata to write besides the program's own.
+
+    Raises:
+        InputError: the opset is not supported or torch could not export the model.
+    """
+    check_opset(opset)
+    model = trace(program, opset)
+    passes = ir.passes.Sequential(
+        NameByModulePass(programs.WRAPPED),
+        AttachFunctionsPass(),
+        common.RemoveUnusedOpsetsPass(),
+        StampMetadataPass({**program.properties, **properties}),
+    )
+    return passes(model).model
+
+
+def save_model(model: ir.Model, path: Path) -> None:
+    """Save a model, its weights in `path`.data when they are large, and check it with onnx.checker."""
+    weights = (value.const_value for value in model.graph.initializers.values())
+    size = sum(tensor.nbytes for tensor in weights if tensor is not None)
+    ir.save(model, path, external_data=f"{path.name}.data" if size > _EXTERNAL_DATA_BYTES else None)
+    onnx.checker.check_model(path, full_check=True)

@@ -1,0 +1,124 @@
+"""The op as a model-local function of standard ONNX ops: what runs where our kernels are not.
+
+A function body cannot branch on the node's attributes or input types, so each combination that a model uses is
+a variant with a body of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.tape import Tape
+
+from pom_export import contract
+
+
+@dataclass(frozen=True)
+class FunctionVariant:
+    """What one function body depends on: the node's mode, epsilon, degree and input types."""
+
+    mode: str
+    epsilon: float
+    degree: int
+    x_type: ir.DataType
+    coefficient_type: ir.DataType
+    mask_type: ir.DataType | None
+
+    @property
+    def overload(self) -> str:
+        """A name for the variant, for models that use several."""
+        mask = f"_mask_{self.mask_type.name.lower()}" if self.mask_type is not None else ""
+        epsilon = f"_epsilon_{self.epsilon!r}" if self.epsilon else ""
+        types = f"{self.x_type.name.lower()}_{self.coefficient_type.name.lower()}"
+        return f"{self.mode}_degree_{self.degree}_{types}{mask}{epsilon}"
+
+
+class _Body(Tape):
+    """Builds the nodes of one variant; float32 throughout, so that sums are as accurate as the contract asks.
+
+    `body.Add(a, b)` adds a node of that op type and returns its output.
+    """
+
+    def __getattr__(self, op_type: str) -> Callable[..., ir.Value]:
+        if not op_type[0].isupper():
+            raise AttributeError(op_type)
+        return lambda *inputs, **attributes: self.op(op_type, inputs, attributes)
+
+    def constant(self, value: float | Sequence[int], dtype: type = np.float32) -> ir.Value:
+        """Add a Constant node (functions hold no initializers)."""
+        return self.Constant(value=ir.tensor(np.array(value, dtype=dtype)))
+
+    def as_float(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        return value if dtype == ir.DataType.FLOAT else self.Cast(value, to=ir.DataType.FLOAT)
+
+    def features(self, x: ir.Value, coefficients: ir.Value, degree: int) -> ir.Value:
+        """Return the polynomial by Horner's rule, (B, N, C)."""
+        leaky = self.LeakyRelu(x, alpha=contract.LEAKY_SLOPE)
+        h = self.Clip(leaky, self.constant(contract.CLAMP_LOW), self.constant(contract.CLAMP_HIGH))
+        columns = [self.Gather(coefficients, self.constant(j, np.int64), axis=1) for j in range(degree)]
+        total = self.Mul(h, columns[-1])
+        for column in reversed(columns[:-1]):
+            total = self.Mul(self.Add(total, column), h)
+        return total
+
+    def token_count(self, x: ir.Value) -> ir.Value:
+        """Return N, int64, as (1)."""
+        return self.Shape(x, start=1, end=2)
+
+    def masked(self, p: ir.Value, weights: ir.Value, variant: FunctionVariant) -> ir.Value:
+        """Return the weighted (prefix) mean; 0 where the weights sum to 0."""
+        axis = self.constant([1], np.int64)
+        if variant.mode == "mean":
+            # A product with the row of weights sums and weighs in one pass.
+            sums = self.MatMul(self.Transpose(weights, perm=[0, 2, 1]), p)
+            total = self.ReduceSum(weights, axis, keepdims=1)
+        else:
+            sums, total = self.CumSum(self.Mul(p, weights), axis), self.CumSum(weights, axis)
+        divisor = self.Add(total, self.constant(variant.epsilon)) if variant.epsilon else total
+        zero = self.constant(0.0)
+        return self.Where(self.Equal(total, zero), zero, self.Div(sums, divisor))
+
+    def unmasked(self, p: ir.Value, x: ir.Value, mode: str) -> ir.Value:
+        """Return the (prefix) mean over all tokens."""
+        if mode == "mean":
+            count = self.Max(self.token_count(x), self.constant([1], np.int64))
+            total = self.ReduceSum(p, self.constant([1], np.int64), keepdims=1)
+            return self.Div(total, self.Cast(count, to=ir.DataType.FLOAT))
+        one, last = self.constant(1, np.int64), self.Squeeze(self.token_count(x))
+        counts = self.Range(one, self.Add(last, one), one)
+        column = self.Unsqueeze(self.Cast(counts, to=ir.DataType.FLOAT), self.constant([1], np.int64))
+        return self.Div(self.CumSum(p, self.constant([1], np.int64)), column)
+
+
+def build_function(variant: FunctionVariant, opset: int, overload: str = "") -> ir.Function:
+    """Return the function that computes the op for one variant.
+
+    Args:
+        variant: what the body depends on.
+        opset: version of the standard ops; it must be the model's.
+        overload: the overload that nodes of this variant name; "" for the only or first one.
+    """
+    x, coefficients, mask = (ir.Value(name=name) for name in contract.INPUTS)
+    body = _Body()
+    tokens, weights = body.as_float(x, variant.x_type), None
+    if variant.mask_type is not None:
+        weights = body.Unsqueeze(body.as_float(mask, variant.mask_type), body.constant([2], np.int64))
+        absent = body.Equal(weights, body.constant(0.0))
+        tokens = body.Where(absent, body.constant(0.0), tokens)
+    p = body.features(tokens, body.as_float(coefficients, variant.coefficient_type), variant.degree)
+    if variant.mode == "features":
+        y = p
+    elif weights is not None:
+        y = body.masked(p, weights, variant)
+    else:
+        y = body.unmasked(p, x, variant.mode)
+    if variant.x_type != ir.DataType.FLOAT:
+        y = body.Cast(y, to=variant.x_type)
+    y.name = contract.OUTPUTS[0]
+    inputs = [x, coefficients] if variant.mask_type is None else [x, coefficients, mask]
+    graph = ir.Graph(inputs, [y], nodes=body.nodes, opset_imports={"": opset}, name=contract.OP_NAME)
+    attributes = [ir.Attr(name, ir.AttributeType.UNDEFINED, None) for name in contract.ATTRIBUTES]
+    return ir.Function(contract.DOMAIN, contract.OP_NAME, overload, graph=graph, attributes=attributes)

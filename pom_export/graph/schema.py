@@ -1,0 +1,84 @@
+"""The op's ONNX schema, with type and shape inference, registered with the `onnx` package."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import onnx
+from onnx.defs import OpSchema
+
+from pom_export import contract
+
+_FLOATS = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"]
+_TYPE_CONSTRAINTS = [
+    ("T", _FLOATS, "type of the tokens"),
+    ("C", _FLOATS, "float32, or the type of the tokens"),
+    ("M", ["tensor(bool)", *_FLOATS], "bool, or the type of the tokens"),
+]
+_INPUTS = [
+    OpSchema.FormalParameter("x", "T", "(B, N, C): projected context tokens, before the activation"),
+    OpSchema.FormalParameter("coefficients", "C", "(C, K): coefficient of the powers 1 to K of each channel"),
+    OpSchema.FormalParameter(
+        "mask", "M", "(B or 1, N): token weights", param_option=OpSchema.FormalParameterOption.Optional
+    ),
+]
+_DEFAULTS: dict[str, Any] = {
+    "form": contract.FORMS[0],
+    "rotary_blocks": contract.ROTARY_BLOCKS,
+    "epsilon": contract.DEFAULT_EPSILON,
+    "plugin_version": contract.PLUGIN_VERSION,
+    "plugin_namespace": contract.PLUGIN_NAMESPACE,
+}
+_ATTRIBUTE_DOCS = {
+    "form": 'polynomial: "power"',
+    "mode": '"mean", "causal" (prefix mean) or "features" (no aggregation)',
+    "rotary_blocks": "1",
+    "epsilon": "added to a masked sum of weights",
+    "plugin_version": "for TensorRT's parser",
+    "plugin_namespace": "for TensorRT's parser",
+}
+
+
+def attributes(mode: str, epsilon: float = contract.DEFAULT_EPSILON) -> dict[str, Any]:
+    """Return every attribute of a node, in the contract's order (TensorRT warns about each that is missing)."""
+    values = {**_DEFAULTS, "mode": mode, "epsilon": float(epsilon)}
+    return {name: values[name] for name in contract.ATTRIBUTES}
+
+
+def _schema_attribute(name: str) -> OpSchema.Attribute:
+    if name in _DEFAULTS:
+        return OpSchema.Attribute(name, onnx.helper.make_attribute(name, _DEFAULTS[name]), _ATTRIBUTE_DOCS[name])
+    return OpSchema.Attribute(name, OpSchema.AttrType.STRING, _ATTRIBUTE_DOCS[name], required=True)
+
+
+def _infer(context: Any) -> None:
+    """Give y the type of x, and its shape with one token for mode "mean"."""
+    x = context.get_input_type(0)
+    if x is None or not x.HasField("tensor_type"):
+        return
+    y = onnx.TypeProto()
+    y.CopyFrom(x)
+    mode = onnx.helper.get_attribute_value(context.get_attribute("mode"))
+    if mode == b"mean" and len(y.tensor_type.shape.dim) == len(("batch", "tokens", "channels")):
+        y.tensor_type.shape.dim[1].Clear()
+        y.tensor_type.shape.dim[1].dim_value = 1
+    context.set_output_type(0, y)
+
+
+@cache
+def register_schema() -> OpSchema:
+    """Register the op's schema with `onnx.defs` (once a process) and return it."""
+    schema = OpSchema(
+        contract.OP_NAME,
+        contract.DOMAIN,
+        contract.OP_VERSION,
+        contract.__doc__ or "",
+        inputs=_INPUTS,
+        outputs=[OpSchema.FormalParameter("y", "T", "(B, 1, C) for mode mean, else (B, N, C)")],
+        type_constraints=_TYPE_CONSTRAINTS,
+        attributes=[_schema_attribute(name) for name in contract.ATTRIBUTES],
+    )
+    schema.set_type_and_shape_inference_function(_infer)
+    onnx.defs.register_schema(schema)
+    return schema

@@ -1,0 +1,109 @@
+"""Inputs to compare on: random ones, and those at the edges where executors tend to differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pom_export.errors import InputError
+from pom_export.graph.exported import TensorSpec
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Named inputs, and what is special about them."""
+
+    name: str
+    feed: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a case's inputs are drawn: sizes of dynamic dimensions, scale of the tokens, which tokens count."""
+
+    name: str
+    batch: int
+    tokens: int
+    context_tokens: int
+    scale: float = 1.0
+    kept: float = 0.7
+    masked_rows: bool = False
+
+
+_PLANS = (
+    _Plan("typical", 2, 24, 17),
+    _Plan("one token", 1, 1, 1, kept=1.0),
+    _Plan("odd sizes", 3, 67, 13),
+    # Projections of tokens this large lie beyond both clamps, -10 and 6, almost everywhere.
+    _Plan("beyond both clamps", 2, 33, 31, scale=40.0),
+    _Plan("tiny values", 2, 9, 5, scale=1e-3),
+    _Plan("long", 1, 1030, 515),
+)
+_MASK_PLANS = (
+    _Plan("a fully masked row", 3, 16, 11, masked_rows=True),
+    _Plan("nothing masked", 2, 16, 11, kept=1.0),
+)
+_SIZES = {"batch": "batch", "tokens": "tokens", "context_tokens": "context_tokens"}
+
+
+def make_cases(specs: Sequence[TensorSpec], vocabulary: int | None, seed: int) -> Iterator[Case]:
+    """Yield random and edge cases for a model's inputs, reproducible from the seed.
+
+    Args:
+        specs: the inputs.
+        vocabulary: number of token ids, for int64 inputs.
+        seed: of the random generator.
+    """
+    masked = any(spec.dtype == np.bool_ for spec in specs)
+    random_state = np.random.default_rng(seed)
+    for plan in _PLANS + (_MASK_PLANS if masked else ()):
+        yield Case(plan.name, {spec.name: _draw(spec, plan, vocabulary, random_state) for spec in specs})
+
+
+def _draw(spec: TensorSpec, plan: _Plan, vocabulary: int | None, random_state: np.random.Generator) -> Array:
+    shape = [axis if isinstance(axis, int) else _size(axis, plan) for axis in spec.axes]
+    if spec.dtype == np.bool_:
+        mask = random_state.random(shape) < plan.kept
+        if plan.masked_rows:
+            mask[0] = False
+        return mask
+    if np.issubdtype(spec.dtype, np.integer):
+        return random_state.integers(0, vocabulary or 2, shape).astype(spec.dtype)
+    return (plan.scale * random_state.standard_normal(shape)).astype(spec.dtype)
+
+
+def _size(axis: str, plan: _Plan) -> int:
+    return int(getattr(plan, _SIZES[axis])) if axis in _SIZES else plan.tokens
+
+
+def cases_from_npz(path: Any, specs: Sequence[TensorSpec]) -> list[Case]:
+    """Return the one case that a user's .npz holds, its arrays named after the inputs.
+
+    Raises:
+        InputError: the file is no .npz, an input is missing, or a dtype or shape does not fit.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = dict(archive)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"inputs {path} are no .npz archive: {error}", "Save them with numpy.savez") from error
+    for spec in specs:
+        if spec.name not in arrays:
+            raise InputError(f"inputs {path} lack {spec.name!r}; they hold {sorted(arrays)}", "Name arrays after inputs")
+        array = arrays[spec.name]
+        fits = len(array.shape) == len(spec.axes) and all(
+            isinstance(axis, str) or axis == size for axis, size in zip(spec.axes, array.shape, strict=False)
+        )
+        if array.dtype != spec.dtype or not fits:
+            raise InputError(
+                f"inputs {path}: {spec.name} is {array.dtype}{list(array.shape)}, "
+                f"the model takes {spec.dtype}{list(spec.axes)}",
+                "Convert or reshape it",
+            )
+    return [Case(str(path), {spec.name: arrays[spec.name] for spec in specs})]

@@ -1,0 +1,108 @@
+"""What a comparison found, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pom_export.parity.comparison import Difference
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """One backend's output on one case."""
+
+    case: str
+    shapes: str
+    difference: Difference
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One output of one backend against the reference, over all cases; truthy when every case passed.
+
+    Attributes:
+        backend: "onnxruntime", "tensorrt" or "tensorrt-rtx".
+        path: "kernel" or "function" (ONNX Runtime), or "plugin" (TensorRT).
+        output: its name.
+        cases: one result a case, in order.
+    """
+
+    backend: str
+    path: str
+    output: str
+    cases: tuple[CaseResult, ...]
+
+    def __bool__(self) -> bool:
+        return all(case.difference for case in self.cases)
+
+    @property
+    def worst(self) -> CaseResult:
+        """The case that uses most of its tolerance."""
+        return max(self.cases, key=lambda case: _share(case.difference))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-able values; the numbers are the worst case's."""
+        worst = self.worst
+        return {
+            "backend": self.backend,
+            "path": self.path,
+            "output": self.output,
+            **_finite(asdict(worst.difference)),
+            "passed": bool(self),
+            "worst_case": worst.case,
+            "cases": [
+                {"case": c.case, "shapes": c.shapes, **_finite(asdict(c.difference)), "passed": bool(c.difference)}
+                for c in self.cases
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """The outcome of `verify`; truthy when every comparison passed.
+
+    Attributes:
+        model: path of the ONNX file.
+        reference: where the expected outputs come from.
+        precision: the type whose tolerance applied, or "custom".
+        comparisons: one a backend, path and output.
+        not_run: backends that could not run here, each with the reason.
+    """
+
+    model: str
+    reference: str
+    precision: str
+    comparisons: Sequence[Comparison]
+    not_run: Sequence[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.comparisons) and all(self.comparisons)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-able values."""
+        return {
+            "passed": bool(self),
+            "model": self.model,
+            "reference": self.reference,
+            "precision": self.precision,
+            "comparisons": [comparison.to_dict() for comparison in self.comparisons],
+            "not_run": list(self.not_run),
+        }
+
+
+def share_of_tolerance(difference: Difference) -> float:
+    """Return max_abs over the tolerance: above 1 is a failure."""
+    return _share(difference)
+
+
+def _share(difference: Difference) -> float:
+    if difference.tolerance:
+        return difference.max_abs / difference.tolerance
+    return 0.0 if difference else float("inf")
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """Replace infinities, which JSON lacks, by None."""
+    return {name: None if value in (float("inf"), float("-inf")) else value for name, value in values.items()}

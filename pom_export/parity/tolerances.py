@@ -1,0 +1,43 @@
+"""The one table of tolerances: how far outputs may be from PyTorch's float64, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """A bound: max |a - b| <= absolute + relative * max |b|, b being the reference.
+
+    Attributes:
+        relative: to the largest magnitude of the reference output, not element by element: an element near 0 is
+            the difference of large ones and has no digits of its own.
+        absolute: in the output's own unit.
+        reason: why this number.
+    """
+
+    relative: float
+    absolute: float
+    reason: str
+
+
+MODELS: Final = {
+    "float32": Tolerance(
+        3e-5, 1e-7, "float32 rounds at 6e-8; sums over channels and a few layers grow it about a hundredfold"
+    ),
+    "float16": Tolerance(
+        2e-2, 1e-4, "float16 rounds at 5e-4 after every node, and weights are rounded once; grown as above, in part"
+    ),
+    "bfloat16": Tolerance(1e-1, 1e-3, "bfloat16 rounds at 4e-3 after every node, and weights are rounded once"),
+}
+"""For a whole model's outputs, by the type that its weights and activations have."""
+
+GOLDEN: Final = Tolerance(1e-5, 0.0, "the official code's float64 outputs against one float32 layer of ours")
+
+OPS: Final = {
+    "float32": Tolerance(2e-6, 1e-9, "one op: float32 rounds at 6e-8; Horner and sums of up to 131072 tokens"),
+    "float16": Tolerance(1e-3, 1e-7, "computed in float32, rounded once to float16 (5e-4)"),
+    "bfloat16": Tolerance(8e-3, 1e-6, "computed in float32, rounded once to bfloat16 (4e-3)"),
+}
+"""For one aggregation, whatever executes it, by the type of its output."""

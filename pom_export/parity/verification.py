@@ -1,0 +1,123 @@
+"""Compare an exported model with PyTorch, on every backend that runs here."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from polygraphy.common import TensorMetadata
+from polygraphy.comparator import Comparator
+from polygraphy.logger import G_LOGGER
+
+from pom_export.errors import InputError, MissingDependencyError
+from pom_export.graph.exported import ExportedModel, TensorSpec
+from pom_export.parity.comparison import CompareToReference
+from pom_export.parity.inputs import Case
+from pom_export.parity.report import CaseResult, Comparison, ParityReport
+from pom_export.parity.tolerances import Tolerance
+from pom_export.runtime.library import custom_ops_library
+from pom_export.runtime.runners import onnxruntime_runner
+
+if TYPE_CHECKING:
+    from polygraphy.backend.base import BaseRunner
+
+ONNXRUNTIME = "onnxruntime"
+KERNEL, FUNCTION, PLUGIN = "kernel", "function", "plugin"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A backend to compare: its name, which path the op takes in it, and its runner."""
+
+    backend: str
+    path: str
+    runner: BaseRunner
+
+
+def tensor_metadata(specs: Sequence[TensorSpec]) -> TensorMetadata:
+    """Return Polygraphy's description of tensors."""
+    metadata = TensorMetadata()
+    for spec in specs:
+        metadata.add(spec.name, spec.dtype, spec.axes)
+    return metadata
+
+
+def onnxruntime_candidates(model: ExportedModel) -> tuple[list[Candidate], list[str]]:
+    """Return the candidates that ONNX Runtime offers for a model here, and why others are missing."""
+    if model.precision == "bfloat16":
+        return [], ["onnxruntime: its CPU provider has no bfloat16 matrix product"]
+    function = onnxruntime_runner(model.path, f"{ONNXRUNTIME} {FUNCTION}", kernels=False)
+    try:
+        custom_ops_library()
+    except MissingDependencyError as error:
+        return [Candidate(ONNXRUNTIME, FUNCTION, function)], [f"{ONNXRUNTIME} {KERNEL}: {error.what}"]
+    kernel = onnxruntime_runner(model.path, f"{ONNXRUNTIME} {KERNEL}", kernels=True)
+    return [Candidate(ONNXRUNTIME, KERNEL, kernel), Candidate(ONNXRUNTIME, FUNCTION, function)], []
+
+
+@contextmanager
+def quiet_polygraphy() -> Iterator[None]:
+    """Keep Polygraphy's log, which goes to stdout, out of ours."""
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        yield
+
+
+def compare(
+    reference: BaseRunner, candidate: Candidate, cases: Sequence[Case], tolerance: Tolerance
+) -> list[Comparison]:
+    """Run the reference and a candidate over the cases and compare every output.
+
+    Raises:
+        InputError: the candidate cannot load or run the model.
+    """
+    feeds = [OrderedDict(case.feed) for case in cases]
+    with quiet_polygraphy():
+        try:
+            results = Comparator.run([reference, candidate.runner], data_loader=feeds)
+        except InputError:
+            raise
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise InputError(f"{candidate.runner.name} failed: {reason}", "Run with --debug for the trace") from error
+        accuracy = Comparator.compare_accuracy(results, compare_func=CompareToReference(tolerance))
+    (differences,) = accuracy[0].values()
+    return [
+        Comparison(
+            candidate.backend,
+            candidate.path,
+            output,
+            tuple(
+                CaseResult(case.name, _shapes(case.feed), by_output[output])
+                for case, by_output in zip(cases, differences, strict=True)
+            ),
+        )
+        for output in differences[0]
+    ]
+
+
+def run_verification(
+    model: ExportedModel,
+    reference: Callable[[], BaseRunner],
+    reference_name: str,
+    candidates: Sequence[Candidate],
+    not_run: Sequence[str],
+    cases: Sequence[Case],
+    tolerance: Tolerance,
+    precision: str,
+    progress: Callable[[str], None],
+) -> ParityReport:
+    """Compare every candidate with the reference and collect the report."""
+    comparisons: list[Comparison] = []
+    for candidate in candidates:
+        progress(f"{candidate.backend} ({candidate.path}): {len(cases)} cases")
+        comparisons += compare(reference(), candidate, cases, tolerance)
+    return ParityReport(str(model.path), reference_name, precision, comparisons, list(not_run))
+
+
+def _shapes(feed: Mapping[str, np.ndarray[Any, Any]]) -> str:
+    return ", ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in feed.items())

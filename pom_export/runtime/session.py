@@ -1,0 +1,66 @@
+"""ONNX Runtime sessions with our op library registered."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pom_export.errors import InputError, MissingDependencyError
+from pom_export.files import readable_file
+from pom_export.runtime.library import custom_ops_library
+
+DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
+_SILENT = 4  # ONNX Runtime's severity "fatal": errors reach the user as exceptions, once
+_INSTALL_HINT = "Install one: pip install 'pom-export[onnxruntime]'"
+
+
+def import_onnxruntime() -> Any:
+    """Return the module onnxruntime.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError("onnxruntime is not installed", _INSTALL_HINT) from error
+    return onnxruntime
+
+
+def inference_session(
+    model: str | os.PathLike[str],
+    providers: Sequence[str] | None = None,
+    *,
+    kernels: bool = True,
+    session_options: Any = None,
+) -> Any:
+    """Load a model into ONNX Runtime with our kernels.
+
+    Args:
+        model: path of the ONNX file.
+        providers: execution providers, in order of preference; default: the CPU.
+        kernels: False leaves our library out, so that the op's function of standard ops runs instead.
+        session_options: an onnxruntime.SessionOptions to start from.
+
+    Returns:
+        An onnxruntime.InferenceSession.
+
+    Raises:
+        InputError: the file cannot be read or ONNX Runtime refuses it.
+        MissingDependencyError: onnxruntime or our library is not installed.
+    """
+    onnxruntime = import_onnxruntime()
+    file = readable_file(model, "model")
+    options = session_options
+    if options is None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _SILENT
+    if kernels:
+        options.register_custom_ops_library(os.fspath(custom_ops_library()))
+    try:
+        return onnxruntime.InferenceSession(os.fspath(file), options, providers=list(providers or DEFAULT_PROVIDERS))
+    except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"ONNX Runtime cannot load {Path(file).name}: {reason}", "Is it a whole ONNX file?") from error
