@@ -1,0 +1,122 @@
+"""Which TensorRT is here, and making it ready for our plugin."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pom_export import contract
+from pom_export.errors import EngineError, MissingDependencyError
+from pom_export.runtime.library import plugin_library, rtx_soname_library
+
+TENSORRT: Final = "tensorrt"
+TENSORRT_RTX: Final = "tensorrt-rtx"
+BACKENDS: Final = (TENSORRT, TENSORRT_RTX)
+_CREATOR = (contract.OP_NAME, contract.PLUGIN_VERSION, contract.PLUGIN_NAMESPACE)
+_MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A TensorRT that was imported: its name, version and module."""
+
+    name: str
+    version: str
+    module: Any
+
+    @property
+    def is_rtx(self) -> bool:
+        """Whether this is TensorRT for RTX."""
+        return self.name == TENSORRT_RTX
+
+
+def gpu_present() -> bool:
+    """Return whether a CUDA driver with at least one device is here."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def load_backend(name: str = "auto") -> Backend:
+    """Import a TensorRT and tell Polygraphy which one it is.
+
+    Args:
+        name: "tensorrt", "tensorrt-rtx", or "auto": the full TensorRT where installed, else the one for RTX.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+        EngineError: this process already uses the other one.
+    """
+    candidates = BACKENDS if name == "auto" else (name,)
+    for candidate in candidates:
+        module = _import(candidate)
+        if module is not None:
+            _tell_polygraphy(candidate)
+            return Backend(candidate, str(module.__version__), module)
+    raise MissingDependencyError(
+        f"{' and '.join(candidates)} {'are' if len(candidates) > 1 else 'is'} not installed",
+        f"Install one: pip install 'pom-export[{candidates[-1]}]'",
+    )
+
+
+def _import(name: str) -> Any:
+    """Return the backend's module, or None; a stub package without bindings counts as missing."""
+    if importlib.util.find_spec(_MODULES[name]) is None:
+        return None
+    try:
+        module = importlib.import_module(_MODULES[name])
+    except (ImportError, OSError):
+        return None
+    return module if hasattr(module, "Builder") else None
+
+
+def _tell_polygraphy(name: str) -> None:
+    """Select the module that Polygraphy's backend imports; it can do so once a process."""
+    use_rtx = name == TENSORRT_RTX
+    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = str(int(use_rtx))
+    from polygraphy import config
+
+    if config.USE_TENSORRT_RTX != use_rtx:
+        if "polygraphy.backend.trt" in sys.modules:
+            raise EngineError("this process already uses another TensorRT", "Start a new one")
+        config.USE_TENSORRT_RTX = use_rtx
+
+
+def load_plugin(backend: Backend) -> Path:
+    """Register our plugin with TensorRT and return the library's path; loading it again does nothing.
+
+    Raises:
+        MissingDependencyError: the library is not in this installation.
+        EngineError: TensorRT did not take it.
+    """
+    library = plugin_library()
+    if backend.is_rtx:
+        _answer_to_unversioned_name()
+    registry = backend.module.get_plugin_registry()
+    if registry.get_creator(*_CREATOR) is None:
+        registry.load_library(os.fspath(library))
+    if registry.get_creator(*_CREATOR) is None:
+        raise EngineError(f"{backend.name} {backend.version} did not load {library}", "Build it again with `make setup`")
+    return library
+
+
+def _answer_to_unversioned_name() -> None:
+    """Let the parser's dlopen("libtensorrt_rtx.so") succeed, a name that the wheel does not ship.
+
+    Without it TensorRT for RTX ends the process as soon as its parser meets a plugin.
+    """
+    spec = importlib.util.find_spec("tensorrt_rtx_libs")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    for folder in folders:
+        for library in sorted(Path(folder).glob("libtensorrt_rtx.so.*")):
+            ctypes.CDLL(os.fspath(library), mode=ctypes.RTLD_GLOBAL)
+    ctypes.CDLL(os.fspath(rtx_soname_library()))

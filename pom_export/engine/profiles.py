@@ -1,0 +1,87 @@
+"""Shape profiles: the smallest, the most frequent and the largest shapes that an engine must take."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pom_export.errors import InputError
+from pom_export.graph.exported import TensorSpec
+
+Shapes = Mapping[str, Sequence[int]]
+# (min, opt, max) of a dynamic dimension that the user says nothing about; widened to hold what the user does say.
+_DEFAULT_RANGES = {"batch": (1, 1, 8)}
+_DEFAULT_RANGE = (1, 256, 4096)
+
+
+@dataclass(frozen=True)
+class ShapeProfile:
+    """One input's smallest, most frequent and largest shape."""
+
+    minimum: tuple[int, ...]
+    optimum: tuple[int, ...]
+    maximum: tuple[int, ...]
+
+
+def parse_shapes(text: str | None, option: str) -> dict[str, tuple[int, ...]]:
+    """Parse trtexec's form, `x:1x16x64,mask:1x16`.
+
+    Raises:
+        InputError: the text has another form, or a size below 1.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for item in filter(None, (text or "").split(",")):
+        match = re.fullmatch(r"\s*([^:\s]+):(\d+(?:x\d+)*)\s*", item)
+        sizes = tuple(int(size) for size in match[2].split("x")) if match else (0,)
+        if match is None or min(sizes) < 1:
+            raise InputError(f"{option} {item!r} is not NAME:AxBxC with sizes of at least 1", "Example: x:1x16x64")
+        shapes[match[1]] = sizes
+    return shapes
+
+
+def make_profiles(specs: Sequence[TensorSpec], minimum: Shapes, optimum: Shapes, maximum: Shapes) -> dict[str, ShapeProfile]:
+    """Return a profile for each input.
+
+    A dimension that several inputs share, such as batch, needs to be given for one of them only.
+
+    Raises:
+        InputError: a shape names no input, does not fit its axes, or min <= opt <= max does not hold.
+    """
+    names = ("minShapes", "optShapes", "maxShapes")
+    bound = [_bind(specs, shapes, name) for name, shapes in zip(names, (minimum, optimum, maximum), strict=True)]
+    ranges = {axis: _range(axis, bound) for spec in specs for axis in spec.axes if isinstance(axis, str)}
+    return {
+        spec.name: ShapeProfile(
+            *(tuple(axis if isinstance(axis, int) else ranges[axis][i] for axis in spec.axes) for i in range(3))
+        )
+        for spec in specs
+    }
+
+
+def _bind(specs: Sequence[TensorSpec], shapes: Shapes, option: str) -> dict[str, int]:
+    """Return the size of each dynamic dimension that the given shapes fix."""
+    by_name = {spec.name: spec for spec in specs}
+    sizes: dict[str, int] = {}
+    for name, shape in shapes.items():
+        if name not in by_name:
+            raise InputError(f"--{option} names {name!r}; the model's inputs are {', '.join(by_name)}", "Check the name")
+        axes = by_name[name].axes
+        if len(shape) != len(axes):
+            raise InputError(f"--{option}: {name} has {len(axes)} dimensions, got {len(shape)}", f"It is {by_name[name]}")
+        for axis, size in zip(axes, shape, strict=True):
+            expected = sizes.setdefault(axis, size) if isinstance(axis, str) else axis
+            if size != expected:
+                raise InputError(f"--{option}: {name} has {size} where {expected} is expected", f"It is {by_name[name]}")
+    return sizes
+
+
+def _range(axis: str, bound: Sequence[Mapping[str, int]]) -> tuple[int, int, int]:
+    defaults = _DEFAULT_RANGES.get(axis, _DEFAULT_RANGE)
+    given = [sizes[axis] for sizes in bound if axis in sizes]
+    low = bound[0].get(axis, min([defaults[0], *given]))
+    high = bound[2].get(axis, max([defaults[2], *given]))
+    best = bound[1].get(axis, min(max(defaults[1], low), high))
+    if not low <= best <= high:
+        raise InputError(f"dimension {axis}: min {low}, opt {best}, max {high} are not in order", "Need min <= opt <= max")
+    return low, best, high
