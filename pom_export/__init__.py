@@ -1,0 +1,64 @@
+"""Take a trained Polynomial Mixer (PoM) model from PyTorch to ONNX Runtime and TensorRT.
+
+Importing the package is cheap: torch, onnxruntime and TensorRT are imported by the functions that need them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from pom_export.version import __version__
+
+if TYPE_CHECKING:
+    from pom_export.api import ExportResult, export, verify, write_report
+    from pom_export.checkpoint import load_checkpoint
+    from pom_export.engine import EngineInfo, build_engine
+    from pom_export.errors import PomExportError
+    from pom_export.mixer import PolynomialMixer
+    from pom_export.parity.report import ParityReport
+    from pom_export.runtime.library import custom_ops_library, plugin_library
+    from pom_export.runtime.session import inference_session
+
+_HOMES = {
+    "EngineInfo": "engine",
+    "ExportResult": "api",
+    "ParityReport": "parity.report",
+    "PolynomialMixer": "mixer",
+    "PomExportError": "errors",
+    "build_engine": "engine",
+    "custom_ops_library": "runtime.library",
+    "export": "api",
+    "inference_session": "runtime.session",
+    "load_checkpoint": "checkpoint",
+    "plugin_library": "runtime.library",
+    "verify": "api",
+    "write_report": "api",
+}
+
+__all__ = [
+    "EngineInfo",
+    "ExportResult",
+    "ParityReport",
+    "PolynomialMixer",
+    "PomExportError",
+    "__version__",
+    "build_engine",
+    "custom_ops_library",
+    "export",
+    "inference_session",
+    "load_checkpoint",
+    "plugin_library",
+    "verify",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

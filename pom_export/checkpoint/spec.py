@@ -6,8 +6,10 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from pom_export.mixer import MixerConfig
-from pom_export.models import LanguageModelConfig
+from torch import nn
+
+from pom_export.mixer import MixerConfig, PolynomialMixer
+from pom_export.models import LanguageModel, LanguageModelConfig
 
 FAMILY_V2: Final = "pom-v2"
 MIXER: Final = "mixer"
@@ -35,3 +37,12 @@ class ModelSpec:
             f"{self.architecture} ({self.family}): {layers}dim {mixer.dim}, degree {mixer.degree}, "
             f"expand {mixer.expand}, {mixer.n_groups} group{'s' if mixer.n_groups > 1 else ''}, {gate}"
         )
+
+
+def spec_of(module: nn.Module) -> ModelSpec | None:
+    """Return the spec of one of our models, or None for another class."""
+    if isinstance(module, PolynomialMixer):
+        return ModelSpec(MIXER, FAMILY_V2, module.config)
+    if isinstance(module, LanguageModel):
+        return ModelSpec(LANGUAGE_MODEL, FAMILY_V2, module.config)
+    return None

@@ -15,8 +15,8 @@ from onnx_ir.passes import common
 from torch import nn
 
 from pom_export.errors import InputError
-from pom_export.graph import program as programs
 from pom_export.graph.passes import AttachFunctionsPass, NameByModulePass, StampMetadataPass
+from pom_export.graph.program import Program
 from pom_export.graph.translation import translation_table
 
 OPSETS = range(18, 25)
@@ -45,7 +45,7 @@ def _quiet_torch() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def trace(program: programs.Program, opset: int) -> ir.Model:
+def trace(program: Program, opset: int) -> ir.Model:
     """Run torch.export and torch.onnx over a program.
 
     Raises:
@@ -72,7 +72,7 @@ def trace(program: programs.Program, opset: int) -> ir.Model:
     return exported.model
 
 
-def export_graph(program: programs.Program, opset: int, properties: Mapping[str, str]) -> ir.Model:
+def export_graph(program: Program, opset: int, properties: Mapping[str, str]) -> ir.Model:
     """Trace a program and apply the passes.
 
     Args:
@@ -86,7 +86,7 @@ def export_graph(program: programs.Program, opset: int, properties: Mapping[str,
     check_opset(opset)
     model = trace(program, opset)
     passes = ir.passes.Sequential(
-        NameByModulePass(programs.WRAPPED),
+        NameByModulePass(program.prefix),
         AttachFunctionsPass(),
         common.RemoveUnusedOpsetsPass(),
         StampMetadataPass({**program.properties, **properties}),
@@ -95,8 +95,19 @@ def export_graph(program: programs.Program, opset: int, properties: Mapping[str,
 
 
 def save_model(model: ir.Model, path: Path) -> None:
-    """Save a model, its weights in `path`.data when they are large, and check it with onnx.checker."""
+    """Save a model, its weights in `path`.data when they are large, and check it with onnx.checker.
+
+    Raises:
+        InputError: the checker refuses it: an op does not take the model's type at this opset.
+    """
     weights = (value.const_value for value in model.graph.initializers.values())
     size = sum(tensor.nbytes for tensor in weights if tensor is not None)
     ir.save(model, path, external_data=f"{path.name}.data" if size > _EXTERNAL_DATA_BYTES else None)
-    onnx.checker.check_model(path, full_check=True)
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"the model is not valid at opset {model.opset_imports['']}: {reason}",
+            f"Try a newer one, up to --opset {OPSETS.stop - 1}",
+        ) from error

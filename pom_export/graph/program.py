@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,8 +19,6 @@ MASKS = ("none", "causal", "padding", "full")
 BATCH, TOKENS, CONTEXT_TOKENS = "batch", "tokens", "context_tokens"
 # What tracing sees; no two equal and none 1, so that no dimension is taken for another or for a constant.
 _EXAMPLE_SIZES = {BATCH: 2, TOKENS: 7, CONTEXT_TOKENS: 5}
-# The attribute under which wrappers hold the model; passes take it off the names in the file.
-WRAPPED = "model"
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,23 @@ class GraphOptions:
 
 @dataclass(frozen=True)
 class Program:
-    """A traceable module, the example inputs to trace it with, and the names in the file."""
+    """A traceable module, the example inputs to trace it with, and the names in the file.
+
+    Attributes:
+        module: takes the inputs by name.
+        inputs: example inputs, by name.
+        dynamic_shapes: as torch.export takes them, by input; None pins every dimension.
+        outputs: names of the outputs.
+        properties: metadata for the file.
+        prefix: where the model sits in `module`; taken off names in the file.
+    """
 
     module: nn.Module
     inputs: Mapping[str, Tensor]
     dynamic_shapes: Mapping[str, Any] | None
     outputs: tuple[str, ...]
     properties: Mapping[str, str] = field(default_factory=dict)
+    prefix: str = "model"
 
 
 class _MixerProgram(nn.Module):
@@ -139,3 +148,27 @@ def program_of(model: nn.Module, options: GraphOptions) -> Program:
     if isinstance(model, LanguageModel):
         return language_model_program(model, options)
     raise InputError(f"{type(model).__name__} is not one of our models", "Give example_inputs to export it")
+
+
+def module_program(
+    module: nn.Module, example_inputs: tuple[Tensor, ...], dynamic_shapes: Mapping[str, Any] | None = None
+) -> Program:
+    """Return the program of a user's module that contains our mixers.
+
+    Inputs are named after the parameters of its `forward`. Unless `dynamic_shapes` says otherwise, the first two
+    dimensions of each input are dynamic where the model allows it.
+
+    Raises:
+        InputError: it contains no mixer, or takes fewer inputs than given.
+    """
+    if not any(isinstance(part, PolynomialMixer) for part in module.modules()):
+        raise InputError(f"{type(module).__name__} contains no PolynomialMixer", "Nothing of it would use the op")
+    names = list(inspect.signature(module.forward).parameters)[: len(example_inputs)]
+    if len(names) < len(example_inputs):
+        raise InputError(f"forward takes {len(names)} inputs, got {len(example_inputs)} examples", "Give one each")
+    inputs = dict(zip(names, example_inputs, strict=True))
+    automatic = {name: dict.fromkeys(range(min(2, t.dim())), torch.export.Dim.AUTO) for name, t in inputs.items()}
+    with torch.no_grad():
+        result = module(**inputs)
+    outputs = ("y",) if isinstance(result, Tensor) else tuple(f"y_{i}" for i in range(len(result)))
+    return Program(module, inputs, automatic if dynamic_shapes is None else dynamic_shapes, outputs, prefix="")

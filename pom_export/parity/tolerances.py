@@ -24,10 +24,10 @@ class Tolerance:
 
 MODELS: Final = {
     "float32": Tolerance(
-        3e-5, 1e-7, "float32 rounds at 6e-8; sums over channels and a few layers grow it about a hundredfold"
+        1e-5, 1e-7, "float32 rounds at 6e-8; sums over channels and a few layers grow it about a hundredfold"
     ),
     "float16": Tolerance(
-        2e-2, 1e-4, "float16 rounds at 5e-4 after every node, and weights are rounded once; grown as above, in part"
+        1e-2, 1e-4, "float16 rounds at 5e-4 after every node, and weights are rounded once; grown as above, in part"
     ),
     "bfloat16": Tolerance(1e-1, 1e-3, "bfloat16 rounds at 4e-3 after every node, and weights are rounded once"),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from pom_export.errors import InputError, MissingDependencyError
 from pom_export.graph.exported import ExportedModel, TensorSpec
 from pom_export.parity.comparison import CompareToReference
 from pom_export.parity.inputs import Case
-from pom_export.parity.report import CaseResult, Comparison, ParityReport
+from pom_export.parity.report import CaseResult, Comparison
 from pom_export.parity.tolerances import Tolerance
 from pom_export.runtime.library import custom_ops_library
 from pom_export.runtime.runners import onnxruntime_runner
@@ -100,23 +100,11 @@ def compare(
     ]
 
 
-def run_verification(
-    model: ExportedModel,
-    reference: Callable[[], BaseRunner],
-    reference_name: str,
-    candidates: Sequence[Candidate],
-    not_run: Sequence[str],
-    cases: Sequence[Case],
-    tolerance: Tolerance,
-    precision: str,
-    progress: Callable[[str], None],
-) -> ParityReport:
-    """Compare every candidate with the reference and collect the report."""
-    comparisons: list[Comparison] = []
-    for candidate in candidates:
-        progress(f"{candidate.backend} ({candidate.path}): {len(cases)} cases")
-        comparisons += compare(reference(), candidate, cases, tolerance)
-    return ParityReport(str(model.path), reference_name, precision, comparisons, list(not_run))
+def record(runner: BaseRunner, cases: Sequence[Case]) -> list[dict[str, np.ndarray[Any, Any]]]:
+    """Return a runner's outputs on the cases."""
+    with quiet_polygraphy():
+        results = Comparator.run([runner], data_loader=[OrderedDict(case.feed) for case in cases])
+    return [dict(result) for result in results[0][1]]
 
 
 def _shapes(feed: Mapping[str, np.ndarray[Any, Any]]) -> str:

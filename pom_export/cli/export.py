@@ -1,0 +1,72 @@
+"""`pom-export export`."""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+from pom_export.cli.output import Progress, common_options, human_bytes, print_result
+from pom_export.errors import InputError
+
+
+def _parse_static(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise InputError(f"--static {text!r} is not BATCHxTOKENS", "Example: --static 1x256")
+    return int(match[1]), int(match[2])
+
+
+@click.command("export")
+@click.argument("checkpoint")
+@click.option("-o", "--output", required=True, help="Where the ONNX file goes.")
+@click.option("--mask", help="none, causal, padding ((B, N) input) or full ((B, T, N) input); default: the model's own.")
+@click.option("--cross", is_flag=True, help="Give the mixer a separate context input.")
+@click.option("--static", help="Pin batch and tokens, as BATCHxTOKENS; default: dynamic.")
+@click.option("--dtype", default="float32", show_default=True, help="float32, float16 or bfloat16.")
+@click.option("--opset", type=int, default=20, show_default=True, help="Version of the standard ops, 18 to 24.")
+@click.option("--samples", type=click.IntRange(0), default=0, help="Inputs and outputs to save for `verify`.")
+@common_options
+def command(
+    checkpoint: str,
+    output: str,
+    mask: str | None,
+    cross: bool,
+    static: str | None,
+    dtype: str,
+    opset: int,
+    samples: int,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Export CHECKPOINT (.safetensors, or torch.save's .pt) to ONNX with the custom op.
+
+    The file is compared with PyTorch before it appears; exit code 1 when they differ.
+    """
+    progress = Progress(verbose or not as_json)
+    sizes = _parse_static(static)
+    progress(f"reading {checkpoint}")
+    from pom_export.api import export
+
+    result = export(
+        checkpoint,
+        output,
+        mask=mask,
+        cross=cross,
+        static=sizes,
+        dtype=dtype,
+        opset=opset,
+        samples=samples,
+        progress=progress,
+    )
+    lines = [
+        ("model", f"{result.model} ({human_bytes(result.bytes)})"),
+        ("opset", str(result.opset)),
+        ("aggregations", str(result.aggregations)),
+        ("inputs", "; ".join(result.inputs)),
+        ("outputs", "; ".join(result.outputs)),
+        ("agrees with PyTorch on", ", ".join(result.checked) or "nothing that runs here: see `pom-export verify`"),
+    ]
+    print_result(result.to_dict(), as_json, lines)

@@ -1,0 +1,63 @@
+"""`pom-export verify`."""
+
+from __future__ import annotations
+
+import click
+
+from pom_export.cli.output import Progress, common_options, print_result
+
+
+@click.command("verify")
+@click.argument("model")
+@click.option("--checkpoint", help="The checkpoint that was exported; default: parity data saved by --samples.")
+@click.option("--engine", help="Compare this engine of the model too, where a GPU is.")
+@click.option("--inputs", help="A .npz of inputs to compare on, instead of random and edge cases.")
+@click.option("--rtol", type=float, help="Bound relative to the largest magnitude of the reference output.")
+@click.option("--atol", type=float, help="Absolute bound.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the random inputs.")
+@click.option("--report", help="Write the comparison as one HTML page.")
+@common_options
+def command(
+    model: str,
+    checkpoint: str | None,
+    engine: str | None,
+    inputs: str | None,
+    rtol: float | None,
+    atol: float | None,
+    seed: int,
+    report: str | None,
+    as_json: bool,
+    verbose: bool,
+) -> int:
+    """Compare MODEL with PyTorch on every backend that runs here; exit code 1 when any output differs."""
+    progress = Progress(verbose or not as_json)
+    progress(f"reading {model}")
+    from pom_export.api import verify, write_report
+
+    outcome = verify(
+        model,
+        checkpoint=checkpoint,
+        engine=engine,
+        inputs=inputs,
+        rtol=rtol,
+        atol=atol,
+        seed=seed,
+        progress=progress,
+    )
+    if report is not None:
+        write_report(outcome, report)
+    lines = [("reference", outcome.reference)]
+    for comparison in outcome.comparisons:
+        worst = comparison.worst
+        lines.append(
+            (
+                f"{comparison.backend} ({comparison.path})",
+                f"{'pass' if comparison else 'FAIL'}  {comparison.output}: max_abs {worst.difference.max_abs:.2e}, "
+                f"tolerance {worst.difference.tolerance:.2e}, worst of {len(comparison.cases)} cases: {worst.case}",
+            )
+        )
+    lines += [("not run", reason) for reason in outcome.not_run]
+    lines += [("report", report)] if report is not None else []
+    lines.append(("result", "passed" if outcome else "FAILED"))
+    print_result(outcome.to_dict(), as_json, lines)
+    return 0 if outcome else 1
