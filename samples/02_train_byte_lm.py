@@ -1,7 +1,7 @@
 """Train the demo's model: a PoM language model of bytes, on the English documentation that every CPython carries.
 
-    python samples/train_byte_lm.py                    # about ten minutes on 2 cores
-    python samples/train_byte_lm.py --steps 50         # a quick look
+    python samples/02_train_byte_lm.py                    # about ten minutes on 2 cores
+    python samples/02_train_byte_lm.py --steps 50         # a quick look
 
 Writes `byte_lm.safetensors` and, beside it, `byte_lm.json` with the losses reached. The text is the language
 reference in `pydoc_data.topics` (0.7 MB); its last tenth is never trained on and gives the validation loss.

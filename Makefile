@@ -1,0 +1,49 @@
+# make demo   set up, then export, verify, build and run a real checkpoint
+# make test   set up, then pass the tests
+# `make setup PLUGIN=OFF` leaves the TensorRT plugin out, where there is no CUDA compiler.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PLUGIN ?= ON
+EXTRAS := onnxruntime,tensorrt-rtx,dev
+STAMP := $(VENV)/.installed-$(PLUGIN)
+SOURCES := $(shell find plugins -type f) pyproject.toml constraints.txt tools/fetch_headers.py
+CXX_FILES := $(shell find plugins tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: setup demo test lint format gpu clean
+
+setup: $(STAMP)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): $(BIN)/python $(SOURCES)
+	$(BIN)/python tools/fetch_headers.py
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]' \
+	    --config-settings=cmake.define.POM_BUILD_TENSORRT=$(PLUGIN)
+	touch $@
+
+demo: setup
+	$(BIN)/python samples/01_demo.py
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+# What needs a CUDA device or the full TensorRT.
+gpu: setup
+	$(BIN)/python -m pytest -m 'gpu or tensorrt'
+
+clean:
+	rm -rf $(VENV) build dist out .pytest_cache .ruff_cache .mypy_cache

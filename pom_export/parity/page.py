@@ -1,0 +1,85 @@
+"""A parity report as one self-contained HTML page: no scripts, no files beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from html import escape
+
+from pom_export.parity.report import CaseResult, Comparison, ParityReport, share_of_tolerance
+from pom_export.version import __version__
+
+_STYLE = """
+:root { color-scheme: light dark; --ok: #1a7f37; --bad: #c62828; --line: #8884; --soft: #8881; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .4rem; }
+.verdict { display: inline-block; padding: .15rem .7rem; border-radius: 1rem; color: #fff; font-weight: 600; }
+.ok { background: var(--ok); } .bad { background: var(--bad); }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; } dt { opacity: .7; } dd { margin: 0; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); }
+th { font-weight: 600; } td.number { text-align: right; white-space: nowrap; }
+.bar { position: relative; width: 11rem; height: .7rem; background: var(--soft); border-radius: .35rem; }
+.bar i { position: absolute; inset: 0 auto 0 0; border-radius: .35rem; }
+.note { opacity: .75; font-size: .9rem; }
+"""
+# Bars are logarithmic: from a millionth of the tolerance to the tolerance itself.
+_DECADES = 6
+
+
+def render_page(report: ParityReport) -> str:
+    """Return the page."""
+    verdict = ("ok", "passed") if report else ("bad", "FAILED")
+    facts = [
+        ("model", report.model),
+        ("reference", report.reference),
+        ("tolerance for", report.precision),
+        *(("not run", reason) for reason in report.not_run),
+        ("made by", f"pom-export {__version__}"),
+    ]
+    return "\n".join(
+        [
+            "<!doctype html>",
+            '<html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>Parity of {escape(report.model)}</title><style>{_STYLE}</style></head><body>",
+            f'<h1>Parity with PyTorch</h1><p><span class="verdict {verdict[0]}">{verdict[1]}</span></p>',
+            "<dl>",
+            *(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts),
+            "</dl>",
+            *(_section(comparison) for comparison in report.comparisons),
+            '<p class="note">max abs: largest absolute difference from the reference. max rel: the same over the '
+            "reference's largest magnitude. Used: share of the tolerance, on a logarithmic bar from a millionth "
+            "to the whole; a full bar is the limit.</p>",
+            "</body></html>",
+            "",
+        ]
+    )
+
+
+def _section(comparison: Comparison) -> str:
+    verdict = ("ok", "passed") if comparison else ("bad", "FAILED")
+    title = f"{comparison.backend}, {comparison.path}: output {comparison.output}"
+    head = "".join(f"<th>{name}</th>" for name in ("case", "inputs", "max abs", "max rel", "cosine", "tolerance", "used"))
+    return (
+        f'<h2>{escape(title)} <span class="verdict {verdict[0]}">{verdict[1]}</span></h2>'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{_rows(comparison.cases)}</tbody></table>"
+    )
+
+
+def _rows(cases: Iterable[CaseResult]) -> str:
+    return "".join(
+        f"<tr><td>{escape(case.case)}</td><td>{escape(case.shapes)}</td>"
+        f'<td class="number">{case.difference.max_abs:.2e}</td><td class="number">{case.difference.max_rel:.2e}</td>'
+        f'<td class="number">{case.difference.cosine:.9f}</td><td class="number">{case.difference.tolerance:.2e}</td>'
+        f"<td>{_bar(case)}</td></tr>"
+        for case in cases
+    )
+
+
+def _bar(case: CaseResult) -> str:
+    share = share_of_tolerance(case.difference)
+    filled = 0.0 if share <= 0 else min(1.0, max(0.02, 1 + math.log10(share) / _DECADES)) if share < math.inf else 1.0
+    colour = "ok" if case.difference else "bad"
+    label = f"{share:.1%}" if share < math.inf else "beyond any bound"
+    return f'<div class="bar" title="{label} of the tolerance"><i class="{colour}" style="width:{filled:.0%}"></i></div>'

@@ -1,0 +1,61 @@
+"""The main job on a real checkpoint: export, verify, build, and run what was made.
+
+    python samples/01_demo.py          # or: make demo
+
+Takes the byte-level language model in samples/checkpoints and puts everything into out/.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+
+import pom_export
+
+HERE = Path(__file__).resolve().parent
+CHECKPOINT = HERE / "checkpoints" / "byte_lm.safetensors"
+PROMPT = 'The "if" statement is used for '
+NEW_BYTES = 160
+
+
+def run(*arguments: str) -> None:
+    """Show a command, run it, and stop the demo when it fails."""
+    click.secho(f"\n$ pom-export {shlex.join(arguments)}", bold=True)
+    code = subprocess.run([sys.executable, "-m", "pom_export", *arguments], check=False).returncode
+    if code:
+        sys.exit(code)
+
+
+def continue_text(model: Path, prompt: str, count: int) -> str:
+    """Return the prompt and the most likely `count` bytes after it."""
+    session = pom_export.inference_session(model)
+    ids = list(prompt.encode())
+    for _ in range(count):
+        (logits,) = session.run(["logits"], {"input_ids": np.array([ids], dtype=np.int64)})
+        ids.append(int(logits[0, -1].argmax()))
+    return bytes(ids).decode(errors="replace")
+
+
+@click.command(help=__doc__)
+@click.option("-o", "--output", default="out", type=click.Path(path_type=Path), show_default=True)
+def main(output: Path) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    checkpoint = str(CHECKPOINT.relative_to(Path.cwd()) if CHECKPOINT.is_relative_to(Path.cwd()) else CHECKPOINT)
+    model, engine, report = output / "model.onnx", output / "model.engine", output / "report.html"
+    run("export", checkpoint, "-o", str(model))
+    run("verify", str(model), "--checkpoint", checkpoint, "--report", str(report))
+    run("build", str(model), "-o", str(engine), "--optShapes", "input_ids:1x256", "--maxShapes", "input_ids:4x1024")
+    click.secho("\nThe model in ONNX Runtime, with our kernels, continues a prompt (greedy):", bold=True)
+    click.echo(continue_text(model, PROMPT, NEW_BYTES))
+    click.secho("\nFiles", bold=True)
+    for file in (model, report, engine, Path(f"{engine}.json")):
+        click.echo(f"  {file}  {file.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
