@@ -120,7 +120,7 @@ def export(
         progress(f"{len(exported.aggregations)} aggregations; comparing with PyTorch")
         checked = _check(exported, source, program, samples)
         files = [file for file in staged.parent.iterdir() if not file.name.endswith(".npz")]
-        result = ExportResult(
+        return ExportResult(
             model=os.fspath(output),
             opset=exported.opset,
             aggregations=len(exported.aggregations),
@@ -130,7 +130,6 @@ def export(
             sha256=sha256_of(staged),
             checked=checked,
         )
-    return result
 
 
 @dataclass(frozen=True)
@@ -296,9 +295,7 @@ def _reference_module(exported: ExportedModel, checkpoint: str | os.PathLike[str
     return program_of(loaded.module.double(), options).module
 
 
-def _add_engine(
-    engine: str | os.PathLike[str] | None, candidates: list[Candidate], not_run: list[str]
-) -> None:
+def _add_engine(engine: str | os.PathLike[str] | None, candidates: list[Candidate], not_run: list[str]) -> None:
     """Add the engine as a candidate, or say why it is not compared."""
     from pom_export.engine.backend import gpu_present
 

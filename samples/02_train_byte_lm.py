@@ -15,11 +15,11 @@ import platform
 import sys
 import time
 from pathlib import Path
+from pydoc_data import topics
 
 import click
 import numpy as np
 import torch
-from pydoc_data import topics
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
@@ -58,7 +58,10 @@ def validation_bits(model: LanguageModel, data: Tensor) -> float:
     inputs = data[: count * CONTEXT].view(count, CONTEXT)
     targets = data[1 : count * CONTEXT + 1].view(count, CONTEXT)
     with torch.no_grad():
-        losses = [loss_of(model, *chunk).item() * len(chunk[0]) for chunk in zip(inputs.split(32), targets.split(32))]
+        losses = [
+            loss_of(model, *chunk).item() * len(chunk[0])
+            for chunk in zip(inputs.split(32), targets.split(32), strict=True)
+        ]
     return sum(losses) / count / math.log(2)
 
 

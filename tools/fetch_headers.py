@@ -56,7 +56,9 @@ class HeaderSet:
         named = os.environ.get(self.variable)
         if named:
             if not (Path(named) / self.probe).is_file():
-                raise FetchError(f"{self.variable}={named} holds no {self.probe}; point it at {self.name}'s include folder")
+                raise FetchError(
+                    f"{self.variable}={named} holds no {self.probe}; point it at {self.name}'s include folder"
+                )
             return Path(named)
         folders = [DEPS / self.name, *map(Path, self.system)]
         return next((folder for folder in folders if (folder / self.probe).is_file()), None)
@@ -96,8 +98,13 @@ def apt_download(package: str, work: Path) -> Path:
         (lists / "partial").mkdir(parents=True)
         sources = work / "sources.list"
         sources.write_text(f"deb [signed-by={DEBIAN_KEYRING}] {mirror} {DEBIAN_SUITE} main\n")
-        options = ["-o", f"Dir::Etc::SourceList={sources}", "-o", "Dir::Etc::SourceParts=-", "-o", f"Dir::State::Lists={lists}",
-                   "-o", f"Dir::Cache={work}"]  # fmt: skip
+        settings = {
+            "Dir::Etc::SourceList": sources,
+            "Dir::Etc::SourceParts": "-",
+            "Dir::State::Lists": lists,
+            "Dir::Cache": work,
+        }
+        options = [item for name, value in settings.items() for item in ("-o", f"{name}={value}")]
         run(["apt-get", *options, "update"], work)
         run(["apt-get", *options, "download", package], work)
     return next(work.glob(f"{package}_*.deb"))
@@ -133,11 +140,21 @@ def fetch_tensorrt(target: Path) -> None:
 
 
 HEADER_SETS = (
-    HeaderSet("onnxruntime", "onnxruntime_cxx_api.h", "ONNXRUNTIME_INCLUDE_DIR",
-              ("/usr/include/onnxruntime", "/usr/local/include/onnxruntime"), fetch_onnxruntime),
-    HeaderSet("tensorrt", "NvInferRuntime.h", "TENSORRT_INCLUDE_DIR",
-              ("/usr/include/x86_64-linux-gnu", "/usr/include/aarch64-linux-gnu", "/usr/local/tensorrt/include"), fetch_tensorrt),
-)  # fmt: skip
+    HeaderSet(
+        name="onnxruntime",
+        probe="onnxruntime_cxx_api.h",
+        variable="ONNXRUNTIME_INCLUDE_DIR",
+        system=("/usr/include/onnxruntime", "/usr/local/include/onnxruntime"),
+        fetch=fetch_onnxruntime,
+    ),
+    HeaderSet(
+        name="tensorrt",
+        probe="NvInferRuntime.h",
+        variable="TENSORRT_INCLUDE_DIR",
+        system=("/usr/include/x86_64-linux-gnu", "/usr/include/aarch64-linux-gnu", "/usr/local/tensorrt/include"),
+        fetch=fetch_tensorrt,
+    ),
+)
 
 
 def main() -> int:

@@ -55,7 +55,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         content = _read_safetensors(file)
     else:
         raise CheckpointError(
-            f"{file} is not a checkpoint: it starts with {head[:8]!r}", f"Expected .safetensors or .pt. {_SAFE_FORMAT_HINT}"
+            f"{file} is not a checkpoint: it starts with {head[:8]!r}",
+            f"Expected .safetensors or .pt. {_SAFE_FORMAT_HINT}",
         )
     tensors = _strip_prefixes(_state_dict(file, content))
     _check_values(file, tensors)

@@ -40,9 +40,7 @@ def build_model(spec: ModelSpec) -> nn.Module:
     if isinstance(spec.config, LanguageModelConfig):
         return LanguageModel(spec.config).eval()
     config = spec.config
-    mixer = PolynomialMixer(
-        config.dim, config.degree, config.expand, config.n_groups, config.n_sel_heads, config.bias
-    )
+    mixer = PolynomialMixer(config.dim, config.degree, config.expand, config.n_groups, config.n_sel_heads, config.bias)
     return mixer.eval()
 
 
@@ -98,7 +96,9 @@ def _check_names_and_shapes(spec: ModelSpec, shapes: Shapes) -> None:
     if missing := expected.keys() - shapes.keys():
         raise CheckpointError(f"missing keys for a {spec.summary()}: {_some(missing)}", "Is the file whole?")
     if unknown := shapes.keys() - expected.keys():
-        raise CheckpointError(f"unknown keys for a {spec.summary()}: {_some(unknown)}", "Remove them or check the model")
+        raise CheckpointError(
+            f"unknown keys for a {spec.summary()}: {_some(unknown)}", "Remove them or check the model"
+        )
     for name, shape in expected.items():
         if shapes[name] != shape:
             raise CheckpointError(

@@ -22,7 +22,9 @@ def _parse_static(text: str | None) -> tuple[int, int] | None:
 @click.command("export")
 @click.argument("checkpoint")
 @click.option("-o", "--output", required=True, help="Where the ONNX file goes.")
-@click.option("--mask", help="none, causal, padding ((B, N) input) or full ((B, T, N) input); default: the model's own.")
+@click.option(
+    "--mask", help="none, causal, padding ((B, N) input) or full ((B, T, N) input); default: the model's own."
+)
 @click.option("--cross", is_flag=True, help="Give the mixer a separate context input.")
 @click.option("--static", help="Pin batch and tokens, as BATCHxTOKENS; default: dynamic.")
 @click.option("--dtype", default="float32", show_default=True, help="float32, float16 or bfloat16.")

@@ -43,7 +43,7 @@ class _LazyGroup(click.Group):
 @click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="pom-export")
 def cli() -> None:
-    """Take a trained Polynomial Mixer (PoM) model from PyTorch to ONNX Runtime and TensorRT.
+    r"""Take a trained Polynomial Mixer (PoM) model from PyTorch to ONNX Runtime and TensorRT.
 
     \b
     Exit codes: 0 done; 1 a check failed; 2 bad input or usage; 130 interrupted.

@@ -35,7 +35,7 @@ class Progress:
         self._enabled = enabled
         self._started = time.monotonic()
 
-    def __call__(self, stage: str) -> None:
+    def __call__(self, stage: str) -> None:  # noqa: D102 (the class says it)
         if self._enabled:
             click.echo(f"[{time.monotonic() - self._started:6.1f}s] {stage}", err=True)
 
@@ -53,7 +53,7 @@ def print_result(result: Mapping[str, Any], as_json: bool, lines: Sequence[tuple
 def human_bytes(count: int) -> str:
     """Return a size with a binary unit."""
     size, unit = float(count), "B"
-    for unit in ("B", "KiB", "MiB", "GiB"):  # noqa: B007 (the last unit is used)
+    for unit in ("B", "KiB", "MiB", "GiB"):
         if size < _KIB or unit == "GiB":
             break
         size /= _KIB

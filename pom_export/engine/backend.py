@@ -85,7 +85,7 @@ def _tell_polygraphy(name: str) -> None:
     os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = str(int(use_rtx))
     from polygraphy import config
 
-    if config.USE_TENSORRT_RTX != use_rtx:
+    if use_rtx != config.USE_TENSORRT_RTX:
         if "polygraphy.backend.trt" in sys.modules:
             raise EngineError("this process already uses another TensorRT", "Start a new one")
         config.USE_TENSORRT_RTX = use_rtx
@@ -105,7 +105,9 @@ def load_plugin(backend: Backend) -> Path:
     if registry.get_creator(*_CREATOR) is None:
         registry.load_library(os.fspath(library))
     if registry.get_creator(*_CREATOR) is None:
-        raise EngineError(f"{backend.name} {backend.version} did not load {library}", "Build it again with `make setup`")
+        raise EngineError(
+            f"{backend.name} {backend.version} did not load {library}", "Build it again with `make setup`"
+        )
     return library
 
 

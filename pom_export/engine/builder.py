@@ -13,7 +13,7 @@ from typing import Any
 
 from pom_export.engine.backend import TENSORRT_RTX, Backend, gpu_present, load_backend, load_plugin
 from pom_export.engine.manifest import EngineInfo
-from pom_export.engine.profiles import Shapes, ShapeProfile, make_profiles
+from pom_export.engine.profiles import ShapeProfile, Shapes, make_profiles
 from pom_export.errors import EngineError, InputError, PomExportError
 from pom_export.files import sha256_of, staged_output
 from pom_export.graph.exported import ExportedModel, read_model
@@ -59,7 +59,9 @@ def build_engine(
         backend: "auto", "tensorrt" or "tensorrt-rtx".
         targets: compute capabilities such as "sm86" (TensorRT for RTX only); default: this machine's GPU, or
             `DEFAULT_TARGETS` where there is none.
-        min_shapes, opt_shapes, max_shapes: shape of each input; dimensions not given take defaults.
+        min_shapes: smallest shape of each input; dimensions not given take defaults.
+        opt_shapes: most frequent shapes.
+        max_shapes: largest shapes.
         timing_cache: a file to read and update (full TensorRT only).
         embed_plugin: whether the engine carries the plugin library, so that it loads anywhere.
         progress: called with one line a stage.
@@ -118,12 +120,12 @@ def _resolve_targets(backend: Backend, targets: Sequence[str]) -> tuple[str, ...
         if not gpu_present():
             raise EngineError("TensorRT needs a GPU to build, and none is here", f"Use --backend {TENSORRT_RTX}")
         return (CURRENT,)
-    known = sorted(
-        name.lower() for name in dir(backend.module.ComputeCapability) if re.fullmatch(r"SM\d+", name)
-    )
+    known = sorted(name.lower() for name in dir(backend.module.ComputeCapability) if re.fullmatch(r"SM\d+", name))
     for target in targets:
         if target not in known:
-            raise InputError(f"{backend.name} {backend.version} does not build for {target}", f"It knows {', '.join(known)}")
+            raise InputError(
+                f"{backend.name} {backend.version} does not build for {target}", f"It knows {', '.join(known)}"
+            )
     return tuple(targets) or ((CURRENT,) if gpu_present() else DEFAULT_TARGETS)
 
 
@@ -180,7 +182,9 @@ class _Build:
 
     def _failure(self, error: BaseException) -> EngineError:
         reason = (self.messages or [str(error).strip() or type(error).__name__])[-1].splitlines()[0]
-        return EngineError(f"{self.backend.name} {self.backend.version} cannot build: {reason}", "Run with -v for its log")
+        return EngineError(
+            f"{self.backend.name} {self.backend.version} cannot build: {reason}", "Run with -v for its log"
+        )
 
     def _build(self) -> bytes:
         from polygraphy.backend import trt as loaders
@@ -199,12 +203,11 @@ class _Build:
             self._count_plugin_layers(trt, network)
             config = loaders.PostprocessConfig(self._config(trt), func=self._embed)
             self.progress(f"building {network.num_layers} layers for {', '.join(self.targets)}")
-            engine = bytes(
+            return bytes(
                 loaders.engine_bytes_from_network(
                     (builder, network, parser), config=config, save_timing_cache=self.timing_cache
                 )
             )
-        return engine
 
     def _count_plugin_layers(self, trt: Any, network: Any) -> None:
         """Count plugin layers; a function that shadowed the plugin would be slow without a word."""

@@ -40,7 +40,9 @@ def parse_shapes(text: str | None, option: str) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def make_profiles(specs: Sequence[TensorSpec], minimum: Shapes, optimum: Shapes, maximum: Shapes) -> dict[str, ShapeProfile]:
+def make_profiles(
+    specs: Sequence[TensorSpec], minimum: Shapes, optimum: Shapes, maximum: Shapes
+) -> dict[str, ShapeProfile]:
     """Return a profile for each input.
 
     A dimension that several inputs share, such as batch, needs to be given for one of them only.
@@ -65,14 +67,20 @@ def _bind(specs: Sequence[TensorSpec], shapes: Shapes, option: str) -> dict[str,
     sizes: dict[str, int] = {}
     for name, shape in shapes.items():
         if name not in by_name:
-            raise InputError(f"--{option} names {name!r}; the model's inputs are {', '.join(by_name)}", "Check the name")
+            raise InputError(
+                f"--{option} names {name!r}; the model's inputs are {', '.join(by_name)}", "Check the name"
+            )
         axes = by_name[name].axes
         if len(shape) != len(axes):
-            raise InputError(f"--{option}: {name} has {len(axes)} dimensions, got {len(shape)}", f"It is {by_name[name]}")
+            raise InputError(
+                f"--{option}: {name} has {len(axes)} dimensions, got {len(shape)}", f"It is {by_name[name]}"
+            )
         for axis, size in zip(axes, shape, strict=True):
             expected = sizes.setdefault(axis, size) if isinstance(axis, str) else axis
             if size != expected:
-                raise InputError(f"--{option}: {name} has {size} where {expected} is expected", f"It is {by_name[name]}")
+                raise InputError(
+                    f"--{option}: {name} has {size} where {expected} is expected", f"It is {by_name[name]}"
+                )
     return sizes
 
 
@@ -83,5 +91,7 @@ def _range(axis: str, bound: Sequence[Mapping[str, int]]) -> tuple[int, int, int
     high = bound[2].get(axis, max([defaults[2], *given]))
     best = bound[1].get(axis, min(max(defaults[1], low), high))
     if not low <= best <= high:
-        raise InputError(f"dimension {axis}: min {low}, opt {best}, max {high} are not in order", "Need min <= opt <= max")
+        raise InputError(
+            f"dimension {axis}: min {low}, opt {best}, max {high} are not in order", "Need min <= opt <= max"
+        )
     return low, best, high

@@ -1,0 +1,1 @@
+"""From a module to an ONNX graph: schema, function body, translation, passes."""

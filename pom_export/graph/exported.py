@@ -89,9 +89,7 @@ def read_model(path: str | os.PathLike[str]) -> ExportedModel:
         properties={p.key.removeprefix(METADATA_PREFIX): p.value for p in model.metadata_props},
         opset=next(imported.version for imported in model.opset_import if not imported.domain),
         aggregations=[
-            node.name
-            for node in model.graph.node
-            if (node.domain, node.op_type) == (contract.DOMAIN, contract.OP_NAME)
+            node.name for node in model.graph.node if (node.domain, node.op_type) == (contract.DOMAIN, contract.OP_NAME)
         ],
     )
 

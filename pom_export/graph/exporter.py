@@ -12,7 +12,6 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
-from torch import nn
 
 from pom_export.errors import InputError
 from pom_export.graph.passes import AttachFunctionsPass, NameByModulePass, StampMetadataPass
@@ -61,7 +60,7 @@ def trace(program: Program, opset: int) -> ir.Model:
                 opset_version=opset,
                 input_names=list(program.inputs),
                 output_names=list(program.outputs),
-                dynamic_shapes=program.dynamic_shapes,
+                dynamic_shapes=None if program.dynamic_shapes is None else dict(program.dynamic_shapes),
                 custom_translation_table=translation_table(),
                 verbose=False,
             )

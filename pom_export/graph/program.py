@@ -130,9 +130,7 @@ def language_model_program(model: LanguageModel, options: GraphOptions) -> Progr
         asked = "--cross" if options.cross else f"--mask {options.mask}"
         raise InputError(f"a language model is causal; {asked} does not apply", "Leave the option out")
     resolved = GraphOptions("causal", static=options.static)
-    return _program(
-        _LanguageModelProgram(model), {"input_ids": ((BATCH, TOKENS), torch.int64)}, "logits", resolved
-    )
+    return _program(_LanguageModelProgram(model), {"input_ids": ((BATCH, TOKENS), torch.int64)}, "logits", resolved)
 
 
 def program_of(model: nn.Module, options: GraphOptions) -> Program:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pom_export.contract import DEFAULT_EPSILON, MAX_DEGREE, MIN_DEGREE, MODES
+from pom_export.contract import CLAMP_HIGH, CLAMP_LOW, DEFAULT_EPSILON, LEAKY_SLOPE, MAX_DEGREE, MIN_DEGREE, MODES
 from pom_export.mixer import reference
 
 
@@ -51,14 +51,12 @@ def polynomial_aggregation(
 
 
 @polynomial_aggregation.register_fake
-def _fake(
-    x: Tensor, coefficients: Tensor, mask: Tensor | None, mode: str, epsilon: float = DEFAULT_EPSILON
-) -> Tensor:
+def _fake(x: Tensor, coefficients: Tensor, mask: Tensor | None, mode: str, epsilon: float = DEFAULT_EPSILON) -> Tensor:
     _check(x, coefficients, mask, mode)
     return x.new_empty((x.shape[0], 1 if mode == "mean" else x.shape[1], x.shape[2]))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001 (torch's signature)
     x, coefficients, mask, ctx.mode, ctx.epsilon = inputs
     ctx.save_for_backward(x, coefficients, mask)
 
@@ -89,8 +87,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Non
     # p'(h) = sum_j j c_j h^(j-1), written as a polynomial without constant term plus c_1.
     scaled = coefficients.to(dtype) * powers
     slope = scaled[:, 0] + (reference.horner(h, scaled[:, 1:]) if scaled.shape[1] > 1 else 0)
-    leaky = torch.where(x_active > 0, 1.0, reference.LEAKY_SLOPE)
-    inside = (h > reference.CLAMP_LOW) & (h < reference.CLAMP_HIGH)
+    leaky = torch.where(x_active > 0, 1.0, LEAKY_SLOPE)
+    inside = (h > CLAMP_LOW) & (h < CLAMP_HIGH)
     grad_x = torch.where(inside, grad_p * slope * leaky, 0.0)
     power, columns = torch.ones_like(h), []
     for _ in range(coefficients.shape[1]):

@@ -62,7 +62,9 @@ class CompareToReference:
     def __init__(self, tolerance: Tolerance) -> None:
         self.tolerance = tolerance
 
-    def __call__(self, reference: Mapping[str, Any], actual: Mapping[str, Any]) -> OrderedDict[str, Difference]:
+    def __call__(  # noqa: D102 (the class says it)
+        self, reference: Mapping[str, Any], actual: Mapping[str, Any]
+    ) -> OrderedDict[str, Difference]:
         return OrderedDict(
             (name, difference(actual[name], expected, self.tolerance)) for name, expected in reference.items()
         )

@@ -95,7 +95,9 @@ def cases_from_npz(path: Any, specs: Sequence[TensorSpec]) -> list[Case]:
         raise InputError(f"inputs {path} are no .npz archive: {error}", "Save them with numpy.savez") from error
     for spec in specs:
         if spec.name not in arrays:
-            raise InputError(f"inputs {path} lack {spec.name!r}; they hold {sorted(arrays)}", "Name arrays after inputs")
+            raise InputError(
+                f"inputs {path} lack {spec.name!r}; they hold {sorted(arrays)}", "Name arrays after inputs"
+            )
         array = arrays[spec.name]
         fits = len(array.shape) == len(spec.axes) and all(
             isinstance(axis, str) or axis == size for axis, size in zip(spec.axes, array.shape, strict=False)

@@ -60,7 +60,9 @@ def render_page(report: ParityReport) -> str:
 def _section(comparison: Comparison) -> str:
     verdict = ("ok", "passed") if comparison else ("bad", "FAILED")
     title = f"{comparison.backend}, {comparison.path}: output {comparison.output}"
-    head = "".join(f"<th>{name}</th>" for name in ("case", "inputs", "max abs", "max rel", "cosine", "tolerance", "used"))
+    head = "".join(
+        f"<th>{name}</th>" for name in ("case", "inputs", "max abs", "max rel", "cosine", "tolerance", "used")
+    )
     return (
         f'<h2>{escape(title)} <span class="verdict {verdict[0]}">{verdict[1]}</span></h2>'
         f"<table><thead><tr>{head}</tr></thead><tbody>{_rows(comparison.cases)}</tbody></table>"
@@ -82,4 +84,6 @@ def _bar(case: CaseResult) -> str:
     filled = 0.0 if share <= 0 else min(1.0, max(0.02, 1 + math.log10(share) / _DECADES)) if share < math.inf else 1.0
     colour = "ok" if case.difference else "bad"
     label = f"{share:.1%}" if share < math.inf else "beyond any bound"
-    return f'<div class="bar" title="{label} of the tolerance"><i class="{colour}" style="width:{filled:.0%}"></i></div>'
+    return (
+        f'<div class="bar" title="{label} of the tolerance"><i class="{colour}" style="width:{filled:.0%}"></i></div>'
+    )

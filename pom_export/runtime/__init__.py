@@ -1,0 +1,1 @@
+"""Find our libraries and run models: sessions and runners."""

@@ -20,23 +20,23 @@ def variant_of(node: ir.Node) -> FunctionVariant:
     Raises:
         InputError: an input of the node has no known type, or the coefficients no known shape.
     """
-    inputs = list(node.inputs)
-    types = [value.dtype if value is not None else None for value in inputs]
-    shape = inputs[1].shape if inputs[1] is not None else None
-    if None in types or shape is None or not isinstance(shape[1], int):
+    inputs = [value for value in node.inputs if value is not None]
+    types = [value.dtype for value in inputs if value.dtype is not None]
+    shape = inputs[1].shape
+    if len(types) < len(inputs) or shape is None or not isinstance(shape[1], int):
         raise InputError(
             f"node {node.name}: the types of its inputs and the shape of its coefficients must be known",
             "Export coefficients of a fixed degree",
         )
-    x_type, coefficient_type, *rest = [value.dtype for value in inputs if value is not None]
+    x_type, coefficient_type, *rest = types
     attributes = node.attributes
     return FunctionVariant(
         mode=attributes["mode"].as_string(),
         epsilon=attributes["epsilon"].as_float(),
         degree=shape[1],
-        x_type=ir.DataType(x_type),
-        coefficient_type=ir.DataType(coefficient_type),
-        mask_type=ir.DataType(rest[0]) if rest else None,
+        x_type=x_type,
+        coefficient_type=coefficient_type,
+        mask_type=rest[0] if rest else None,
     )
 
 
