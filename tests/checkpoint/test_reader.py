@@ -1,0 +1,211 @@
+"""Files that are read, and files that are refused with one clear line."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pom_export.checkpoint.reader import read_checkpoint
+from pom_export.errors import CheckpointError, InputError
+from pom_export.files import sha256_of
+
+Tensors = dict[str, Tensor]
+
+
+@pytest.fixture
+def tensors() -> Tensors:
+    torch.manual_seed(0)
+    return {"po_coeff": torch.randn(6, 2), "ag_proj.weight": torch.randn(3, 6)}
+
+
+def assert_same(actual: Any, expected: Tensors) -> None:
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+def refusal(path: Path) -> str:
+    """Return the message that reading `path` ends in: one line, with a hint."""
+    with pytest.raises(InputError) as caught:
+        read_checkpoint(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert caught.value.hint
+    assert str(path) in message
+    assert caught.value.exit_code == 2
+    return message
+
+
+def save_legacy(tensors: Tensors, path: Path) -> None:
+    torch.save(tensors, path, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize("save", [torch.save, save_legacy, save_file])
+# The content tells the format, not the file's name.
+@pytest.mark.parametrize("name", ["checkpoint.pt", "checkpoint.safetensors", "checkpoint"])
+def test_reads_every_format(tensors: Tensors, tmp_path: Path, save: Callable[..., None], name: str) -> None:
+    path = tmp_path / name
+    save(tensors, path)
+
+    checkpoint = read_checkpoint(path)
+
+    assert_same(checkpoint.tensors, tensors)
+    assert checkpoint.sha256 == sha256_of(path)
+
+
+@pytest.mark.parametrize("wrapper", ["model", "state_dict", "model_state_dict"])
+def test_finds_the_state_dict_in_a_trainers_dict(tensors: Tensors, tmp_path: Path, wrapper: str) -> None:
+    path = tmp_path / "trainer.pt"
+    torch.save({"step": 7, "code": "print()", wrapper: tensors, "optimizer": {"state": {}}}, path)
+
+    assert_same(read_checkpoint(path).tensors, tensors)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "_orig_mod.module.", "module._orig_mod."])
+def test_takes_prefixes_of_wrappers_off(tensors: Tensors, tmp_path: Path, prefix: str) -> None:
+    path = tmp_path / "prefixed.pt"
+    torch.save({prefix + name: tensor for name, tensor in tensors.items()}, path)
+
+    assert_same(read_checkpoint(path).tensors, tensors)
+
+
+def test_keeps_a_prefix_that_only_some_names_have(tensors: Tensors, tmp_path: Path) -> None:
+    path = tmp_path / "mixed.pt"
+    tensors["module.extra"] = torch.ones(1)
+    torch.save(tensors, path)
+
+    assert_same(read_checkpoint(path).tensors, tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_keeps_the_floating_type(tensors: Tensors, tmp_path: Path, dtype: torch.dtype) -> None:
+    path = tmp_path / "typed.safetensors"
+    save_file({name: tensor.to(dtype) for name, tensor in tensors.items()}, path)
+
+    assert {tensor.dtype for tensor in read_checkpoint(path).tensors.values()} == {dtype}
+
+
+def test_refuses_a_missing_file(tmp_path: Path) -> None:
+    assert "does not exist" in refusal(tmp_path / "missing.pt")
+
+
+def test_refuses_a_folder(tmp_path: Path) -> None:
+    assert "is a folder" in refusal(tmp_path)
+
+
+def test_refuses_an_empty_file(tmp_path: Path) -> None:
+    path = tmp_path / "empty.pt"
+    path.touch()
+
+    assert "0 bytes" in refusal(path)
+
+
+@pytest.mark.parametrize("save", [torch.save, save_legacy, save_file])
+@pytest.mark.parametrize("kept", [0.05, 0.3, 0.6, 0.95])
+def test_refuses_a_truncated_file(tensors: Tensors, tmp_path: Path, save: Callable[..., None], kept: float) -> None:
+    path = tmp_path / "truncated"
+    save(tensors, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+
+    refusal(path)
+
+
+@pytest.mark.parametrize("content", [b"hello, world\n", b"{}", b"\x00", b"\x08\x00\x00\x00\x00\x00\x00\x00{nojson}"])
+def test_refuses_other_content(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "other.pt"
+    path.write_bytes(content)
+
+    refusal(path)
+
+
+class Payload:
+    """A pickle of this writes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.marker}",)
+
+
+def pickle_plain(content: Any, path: Path) -> None:
+    path.write_bytes(pickle.dumps(content))
+
+
+@pytest.mark.parametrize("save", [torch.save, save_legacy, pickle_plain])
+def test_runs_no_code(tensors: Tensors, tmp_path: Path, save: Callable[..., None]) -> None:
+    path, marker = tmp_path / "evil.pt", tmp_path / "marker"
+    save({**tensors, "payload": Payload(marker)}, path)
+
+    message = refusal(path)
+
+    assert "never run" in message
+    assert not marker.exists()
+    # The payload is live: a reader that runs pickles would have been caught.
+    pickle.loads(pickle.dumps(Payload(marker)))
+    assert marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("bad", "seen"),
+    [
+        (torch.tensor([1.0, torch.nan]), "1 NaN or infinite of 2"),
+        (torch.tensor([-torch.inf, torch.inf]), "2 NaN or infinite of 2"),
+        (torch.tensor([1, 2]), "torch.int64"),
+        (torch.tensor([1j]), "torch.complex64"),
+        (torch.tensor([True]), "torch.bool"),
+        (3, "'bad' is a int, not a tensor"),
+        ("text", "'bad' is a str, not a tensor"),
+        ([torch.ones(1)], "'bad' is a list, not a tensor"),
+    ],
+)
+def test_refuses_values_that_are_no_weights(tensors: Tensors, tmp_path: Path, bad: Any, seen: str) -> None:
+    path = tmp_path / "bad.pt"
+    torch.save({**tensors, "bad": bad}, path)
+
+    message = refusal(path)
+
+    assert seen in message
+    assert "bad" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "seen"),
+    [
+        ({}, "no tensors"),
+        ({"model": {}}, "no tensors"),
+        (torch.ones(2), "Tensor"),
+        ([torch.ones(2)], "list"),
+    ],
+)
+def test_refuses_what_is_no_state_dict(tmp_path: Path, content: Any, seen: str) -> None:
+    path = tmp_path / "other.pt"
+    torch.save(content, path)
+
+    assert seen in refusal(path)
+
+
+def test_refuses_an_unreadable_file(tmp_path: Path) -> None:
+    path = tmp_path / "secret.pt"
+    path.write_bytes(b"x")
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("this user may read everything")
+
+    assert "cannot be read" in refusal(path)
+
+
+def test_says_that_it_is_a_checkpoint_error(tmp_path: Path) -> None:
+    path = tmp_path / "text.pt"
+    path.write_text("hello")
+
+    with pytest.raises(CheckpointError, match="b'hello'"):
+        read_checkpoint(path)

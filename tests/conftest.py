@@ -1,0 +1,60 @@
+"""What tests share."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from pom_export.errors import MissingDependencyError
+from pom_export.runtime.library import plugin_library
+
+
+def skip_or_fail(reason: str) -> None:
+    """Skip where a part is missing, but fail in CI: a part that CI lacks is an undeclared install step."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{reason} (CI must have it)")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def tensorrt_rtx() -> None:
+    """Need TensorRT for RTX and our plugin."""
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        skip_or_fail("tensorrt_rtx is not installed")
+    try:
+        plugin_library()
+    except MissingDependencyError as error:
+        skip_or_fail(str(error))
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    """One case computed by the official code: a checkpoint, its hyper-parameters, inputs and expected outputs."""
+
+    folder: Path
+    config: dict[str, Any]
+    arrays: dict[str, npt.NDArray[Any]]
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+
+def _golden_v2_folders() -> list[Path]:
+    return sorted((Path(__file__).parent / "data" / "golden").glob("v2_*"))
+
+
+@pytest.fixture(params=_golden_v2_folders(), ids=lambda folder: folder.name)
+def golden_v2(request: pytest.FixtureRequest) -> GoldenCase:
+    """Every golden case of a bare v2 mixer."""
+    folder: Path = request.param
+    with np.load(folder / "io.npz") as archive:
+        return GoldenCase(folder, json.loads((folder / "config.json").read_text()), dict(archive))
