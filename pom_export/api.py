@@ -95,7 +95,7 @@ def export(
         cross: give the mixer a separate context input.
         static: (batch, tokens) to pin; default: dynamic.
         dtype: "float32", "float16" or "bfloat16".
-        opset: version of the standard ops; default: 20.
+        opset: version of the standard ops; default: 20, or 22 for bfloat16.
         samples: number of inputs and outputs to save beside the model, for `verify` without the checkpoint.
         progress: called with one line a stage.
 
@@ -103,13 +103,13 @@ def export(
         InputError: the checkpoint, an option or the output is not usable.
         ParityError: outputs differ from PyTorch's; no file is written.
     """
-    from pom_export.graph.exporter import DEFAULT_OPSET, check_opset, export_graph, save_model
+    from pom_export.graph.exporter import check_opset, default_opset, export_graph, save_model
     from pom_export.graph.program import GraphOptions
 
-    opset = DEFAULT_OPSET if opset is None else opset
-    check_opset(opset)
     if dtype not in PRECISIONS:
         raise InputError(f"unknown dtype {dtype!r}", f"Choose one of {', '.join(PRECISIONS)}")
+    opset = default_opset(dtype) if opset is None else opset
+    check_opset(opset)
     with staged_output(output) as staged:
         source = _load(model, example_inputs, dynamic_shapes, GraphOptions(mask, cross, static), progress)
         progress(f"tracing, opset {opset}")

@@ -28,7 +28,7 @@ def _parse_static(text: str | None) -> tuple[int, int] | None:
 @click.option("--cross", is_flag=True, help="Give the mixer a separate context input.")
 @click.option("--static", help="Pin batch and tokens, as BATCHxTOKENS; default: dynamic.")
 @click.option("--dtype", default="float32", show_default=True, help="float32, float16 or bfloat16.")
-@click.option("--opset", type=int, default=20, show_default=True, help="Version of the standard ops, 18 to 24.")
+@click.option("--opset", type=int, help="Version of the standard ops, 18 to 24; default: 20, or 22 for bfloat16.")
 @click.option("--samples", type=click.IntRange(0), default=0, help="Inputs and outputs to save for `verify`.")
 @common_options
 def command(
@@ -38,7 +38,7 @@ def command(
     cross: bool,
     static: str | None,
     dtype: str,
-    opset: int,
+    opset: int | None,
     samples: int,
     as_json: bool,
     verbose: bool,

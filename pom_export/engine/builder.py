@@ -12,17 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from pom_export.engine.backend import TENSORRT_RTX, Backend, gpu_present, load_backend, load_plugin
+from pom_export.engine.logger import take_errors, tensorrt_logger
 from pom_export.engine.manifest import EngineInfo
 from pom_export.engine.profiles import ShapeProfile, Shapes, make_profiles
 from pom_export.errors import EngineError, InputError, PomExportError
 from pom_export.files import sha256_of, staged_output
 from pom_export.graph.exported import ExportedModel, read_model
+from pom_export.runtime.quiet import quiet_polygraphy
 from pom_export.version import __version__
 
 # Without a GPU to ask: consumer Ampere, Ada and Blackwell, what TensorRT for RTX is made for.
 DEFAULT_TARGETS = ("sm86", "sm89", "sm120")
 CURRENT = "current"
 _POLL_SECONDS = 0.1
+_REASON_LENGTH = 400
+_BUILD_HINT = "Run with --debug for the trace"
 
 
 def parse_targets(text: str | None) -> tuple[str, ...]:
@@ -151,7 +155,6 @@ class _Build:
         self.progress = progress
         self.plugin_layers = 0
         self.cancelled = threading.Event()
-        self.messages: list[str] = []
 
     def run(self) -> bytes:
         """Return the serialized engine."""
@@ -181,19 +184,20 @@ class _Build:
         return result
 
     def _failure(self, error: BaseException) -> EngineError:
-        reason = (self.messages or [str(error).strip() or type(error).__name__])[-1].splitlines()[0]
-        return EngineError(
-            f"{self.backend.name} {self.backend.version} cannot build: {reason}", "Run with -v for its log"
-        )
+        logged = take_errors() or [str(error).strip() or type(error).__name__]
+        # The parser names the node in its first line and the reason in its last message.
+        lines = [logged[0].splitlines()[0], *logged[-1].splitlines()]
+        reason = " ".join(dict.fromkeys(line.strip() for line in lines))[:_REASON_LENGTH]
+        return EngineError(f"{self.backend.name} {self.backend.version} cannot build: {reason}", _BUILD_HINT)
 
     def _build(self) -> bytes:
         from polygraphy.backend import trt as loaders
         from polygraphy.backend.trt import util as trt_util
-        from polygraphy.logger import G_LOGGER
 
         trt = self.backend.module
-        trt_util.TRT_LOGGER = self._logger(trt)
-        with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        trt_util.TRT_LOGGER = tensorrt_logger(trt)
+        take_errors()
+        with quiet_polygraphy():
             self.progress(f"parsing with {self.backend.name} {self.backend.version}")
             builder, network, parser = loaders.network_from_onnx_path(
                 os.fspath(self.model.path),
@@ -242,20 +246,6 @@ class _Build:
     def _embed(self, builder: Any, network: Any, config: Any) -> None:  # noqa: ARG002 (Polygraphy's signature)
         if self.embedded is not None:
             config.plugins_to_serialize = [os.fspath(self.embedded)]
-
-    def _logger(self, trt: Any) -> Any:
-        """Return a TensorRT logger that keeps errors for our message."""
-        messages = self.messages
-
-        class ErrorLogger(trt.ILogger):  # type: ignore[misc]
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
-
-            def log(self, severity: Any, message: str) -> None:
-                if severity in {trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR}:
-                    messages.append(message)
-
-        return ErrorLogger()
 
 
 def _monitor(trt: Any, progress: Callable[[str], None], cancelled: threading.Event) -> Any:

@@ -19,9 +19,16 @@ from pom_export.graph.program import Program
 from pom_export.graph.translation import translation_table
 
 OPSETS = range(18, 25)
-DEFAULT_OPSET = 20
+_DEFAULT_OPSET = 20
+# HardSigmoid and Conv take bfloat16 from opset 22 on.
+_BFLOAT16_OPSET = 22
 # Protocol buffers end at 2 GB; beyond this the weights go to a file of their own.
 _EXTERNAL_DATA_BYTES = 1_500_000_000
+
+
+def default_opset(dtype: str) -> int:
+    """Return the opset to export a type with when none is asked for."""
+    return _BFLOAT16_OPSET if dtype == "bfloat16" else _DEFAULT_OPSET
 
 
 def check_opset(opset: int) -> None:
@@ -90,7 +97,12 @@ def export_graph(program: Program, opset: int, properties: Mapping[str, str]) ->
         common.RemoveUnusedOpsetsPass(),
         StampMetadataPass({**program.properties, **properties}),
     )
-    return passes(model).model
+    try:
+        return passes(model).model
+    except ir.passes.PassError as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from error
+        raise
 
 
 def save_model(model: ir.Model, path: Path) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from polygraphy.common import TensorMetadata
 from polygraphy.comparator import Comparator
-from polygraphy.logger import G_LOGGER
 
 from pom_export.errors import InputError, MissingDependencyError
 from pom_export.graph.exported import ExportedModel, TensorSpec
@@ -20,6 +18,7 @@ from pom_export.parity.inputs import Case
 from pom_export.parity.report import CaseResult, Comparison
 from pom_export.parity.tolerances import Tolerance
 from pom_export.runtime.library import custom_ops_library
+from pom_export.runtime.quiet import quiet_polygraphy
 from pom_export.runtime.runners import onnxruntime_runner
 
 if TYPE_CHECKING:
@@ -57,13 +56,6 @@ def onnxruntime_candidates(model: ExportedModel) -> tuple[list[Candidate], list[
         return [Candidate(ONNXRUNTIME, FUNCTION, function)], [f"{ONNXRUNTIME} {KERNEL}: {error.what}"]
     kernel = onnxruntime_runner(model.path, f"{ONNXRUNTIME} {KERNEL}", kernels=True)
     return [Candidate(ONNXRUNTIME, KERNEL, kernel), Candidate(ONNXRUNTIME, FUNCTION, function)], []
-
-
-@contextmanager
-def quiet_polygraphy() -> Iterator[None]:
-    """Keep Polygraphy's log, which goes to stdout, out of ours."""
-    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
-        yield
 
 
 def compare(

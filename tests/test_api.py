@@ -1,0 +1,160 @@
+"""Golden cases of the official code, from checkpoint file to ONNX Runtime, with and without our library."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import pom_export
+from pom_export.errors import InputError, ParityError
+from pom_export.graph.exported import read_model
+from pom_export.graph.function import build_function
+from pom_export.parity.comparison import difference
+from pom_export.parity.tolerances import GOLDEN
+
+GOLDEN_FOLDER = Path(__file__).parent / "data" / "golden"
+V2_CASES = sorted(path.name for path in GOLDEN_FOLDER.glob("v2_*"))
+# Mask option of the export, name of the expected output, name of the mask among the inputs.
+MASKS = (
+    ("none", "y_none", None),
+    ("causal", "y_causal", None),
+    ("padding", "y_2d", "mask2d"),
+    ("full", "y_3d", "mask3d"),
+)
+
+
+@pytest.mark.parametrize("case", V2_CASES)
+def test_official_outputs_are_reproduced(case: str, tmp_path: Path) -> None:
+    folder = GOLDEN_FOLDER / case
+    io = np.load(folder / "io.npz")
+    for mask, expected, mask_name in MASKS:
+        if expected not in io:
+            continue
+        model = tmp_path / f"{mask}.onnx"
+        pom_export.export(folder / "checkpoint.pt", model, mask=mask, cross="xc" in io)
+        feed = {"x": io["xq"]}
+        feed |= {"context": io["xc"]} if "xc" in io else {}
+        feed |= {"mask": io[mask_name]} if mask_name else {}
+        for kernels in (True, False):
+            (y,) = pom_export.inference_session(model, kernels=kernels).run(None, feed)
+            assert difference(y, io[expected], GOLDEN), (mask, kernels)
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The demo's checkpoint and its export with parity data."""
+    checkpoint = Path(__file__).parents[1] / "samples" / "checkpoints" / "byte_lm.safetensors"
+    model = tmp_path_factory.mktemp("lm") / "lm.onnx"
+    pom_export.export(checkpoint, model, samples=3)
+    return checkpoint, model
+
+
+def test_the_demo_model_is_what_its_record_says(language_model: tuple[Path, Path]) -> None:
+    checkpoint, model = language_model
+    record = json.loads(checkpoint.with_suffix(".json").read_text())
+    parameters = sum(p.numel() for p in pom_export.load_checkpoint(checkpoint).parameters())
+    assert record["parameters"] == parameters
+    assert len(read_model(model).aggregations) == 4
+
+
+def test_verify_passes_against_checkpoint_and_against_parity_data(language_model: tuple[Path, Path]) -> None:
+    checkpoint, model = language_model
+    for report in (pom_export.verify(model, checkpoint=checkpoint), pom_export.verify(model)):
+        assert report
+        assert {(c.backend, c.path) for c in report.comparisons} == {
+            ("onnxruntime", "kernel"),
+            ("onnxruntime", "function"),
+        }
+
+
+def test_verify_fails_when_any_one_weight_changed_by_a_percent(
+    language_model: tuple[Path, Path], tmp_path: Path
+) -> None:
+    checkpoint, model = language_model
+    weights = load_file(checkpoint)
+    missed = []
+    for name in weights:
+        changed = {**weights, name: weights[name] * 1.01}
+        save_file(changed, tmp_path / "changed.safetensors")
+        if pom_export.verify(model, checkpoint=tmp_path / "changed.safetensors"):
+            missed.append(name)
+    assert missed == []
+
+
+def test_verify_refuses_the_checkpoint_of_another_model(language_model: tuple[Path, Path]) -> None:
+    with pytest.raises(InputError, match="exported from another"):
+        pom_export.verify(language_model[1], checkpoint=GOLDEN_FOLDER / "v2_base" / "checkpoint.pt")
+
+
+def test_verify_without_a_reference_says_what_to_give(tmp_path: Path) -> None:
+    pom_export.export(GOLDEN_FOLDER / "v2_base" / "checkpoint.pt", tmp_path / "m.onnx")
+    with pytest.raises(InputError, match="--checkpoint"):
+        pom_export.verify(tmp_path / "m.onnx")
+
+
+def test_float16_export_agrees(tmp_path: Path) -> None:
+    checkpoint = GOLDEN_FOLDER / "v2_heads" / "checkpoint.pt"
+    pom_export.export(checkpoint, tmp_path / "m.onnx", dtype="float16", mask="padding")
+    assert pom_export.verify(tmp_path / "m.onnx", checkpoint=checkpoint)
+
+
+class Classifier(nn.Module):
+    """Somebody's own model, with mixers under two masks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = pom_export.PolynomialMixer(16, degree=2, expand=2, n_sel_heads=4)
+        self.second = pom_export.PolynomialMixer(16, degree=3, expand=1)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, tokens: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        x = tokens + self.first(tokens, mask="causal")
+        return self.head(self.second(x, mask=keep).mean(1))
+
+
+def test_a_users_own_module_is_exported_and_left_as_it_was(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Classifier().eval()
+    before = copy.deepcopy(model.state_dict())
+    tokens, keep = torch.randn(2, 6, 16), torch.ones(2, 6, dtype=torch.bool)
+
+    result = pom_export.export(model, tmp_path / "m.onnx", example_inputs=(tokens, keep))
+
+    assert result.aggregations == 2
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    more, kept = torch.randn(3, 11, 16), torch.rand(3, 11) < 0.5
+    for kernels in (True, False):
+        session = pom_export.inference_session(tmp_path / "m.onnx", kernels=kernels)
+        (y,) = session.run(None, {"tokens": more.numpy(), "keep": kept.numpy()})
+        np.testing.assert_allclose(y, model(more, kept).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_module_without_mixers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="contains no PolynomialMixer"):
+        pom_export.export(nn.Linear(4, 4), tmp_path / "m.onnx", example_inputs=(torch.ones(1, 4),))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_graph_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check at export is real: a body that computes something else stops the export with exit code 1."""
+
+    def wrong(variant: Any, opset: int, overload: str = "") -> Any:
+        body = build_function(variant, opset, overload)
+        leaky = next(node for node in body if node.op_type == "LeakyRelu")
+        leaky.attributes["alpha"] = ir.AttrFloat32("alpha", 0.5)
+        return body
+
+    monkeypatch.setattr("pom_export.graph.passes.attach_functions.build_function", wrong)
+    with pytest.raises(ParityError, match="function") as caught:
+        pom_export.export(GOLDEN_FOLDER / "v2_base" / "checkpoint.pt", tmp_path / "m.onnx")
+    assert caught.value.exit_code == 1
+    assert list(tmp_path.iterdir()) == []
