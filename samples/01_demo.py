@@ -52,8 +52,8 @@ def main(output: Path) -> None:
     checkpoint = str(CHECKPOINT.relative_to(Path.cwd()) if CHECKPOINT.is_relative_to(Path.cwd()) else CHECKPOINT)
     model, engine, report = output / "model.onnx", output / "model.engine", output / "report.html"
     run("export", checkpoint, "-o", str(model))
-    run("verify", str(model), "--checkpoint", checkpoint, "--report", str(report))
     run("build", str(model), "-o", str(engine), "--optShapes", "input_ids:1x256", "--maxShapes", "input_ids:4x1024")
+    run("verify", str(model), "--checkpoint", checkpoint, "--engine", str(engine), "--report", str(report))
     click.secho("\nThe model in ONNX Runtime, with our kernels, continues a prompt:", bold=True)
     click.echo(continue_text(model, PROMPT, NEW_BYTES))
     click.secho("\nFiles", bold=True)

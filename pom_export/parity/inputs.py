@@ -49,7 +49,6 @@ _MASK_PLANS = (
     _Plan("a fully masked row", 3, 16, 11, masked_rows=True),
     _Plan("nothing masked", 2, 16, 11, kept=1.0),
 )
-_SIZES = {"batch": "batch", "tokens": "tokens", "context_tokens": "context_tokens"}
 
 
 def make_cases(specs: Sequence[TensorSpec], vocabulary: int | None, seed: int) -> Iterator[Case]:
@@ -62,7 +61,10 @@ def make_cases(specs: Sequence[TensorSpec], vocabulary: int | None, seed: int) -
     """
     masked = any(spec.dtype == np.bool_ for spec in specs)
     random_state = np.random.default_rng(seed)
+    scaled = any(not np.issubdtype(spec.dtype, np.integer) and spec.dtype != np.bool_ for spec in specs)
     for plan in _PLANS + (_MASK_PLANS if masked else ()):
+        if plan.scale != 1.0 and not scaled:
+            continue  # token ids have no scale
         yield Case(plan.name, {spec.name: _draw(spec, plan, vocabulary, random_state) for spec in specs})
 
 
@@ -79,7 +81,8 @@ def _draw(spec: TensorSpec, plan: _Plan, vocabulary: int | None, random_state: n
 
 
 def _size(axis: str, plan: _Plan) -> int:
-    return int(getattr(plan, _SIZES[axis])) if axis in _SIZES else plan.tokens
+    sizes = {"batch": plan.batch, "context_tokens": plan.context_tokens}
+    return sizes.get(axis, plan.tokens)
 
 
 def cases_from_npz(path: Any, specs: Sequence[TensorSpec]) -> list[Case]:

@@ -10,21 +10,21 @@ from pom_export.parity.report import CaseResult, Comparison, ParityReport, share
 from pom_export.version import __version__
 
 _STYLE = """
-:root { color-scheme: light dark; --ok: #1a7f37; --bad: #c62828; --line: #8884; --soft: #8881; }
+:root { color-scheme: light dark; --ok: #1a7f37; --bad: #c62828; --line: #8884; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .4rem; }
+h2 .verdict { font-size: .85rem; }
 .verdict { display: inline-block; padding: .15rem .7rem; border-radius: 1rem; color: #fff; font-weight: 600; }
 .ok { background: var(--ok); } .bad { background: var(--bad); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; } dt { opacity: .7; } dd { margin: 0; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; } td.number { text-align: right; white-space: nowrap; }
-.bar { position: relative; width: 11rem; height: .7rem; background: var(--soft); border-radius: .35rem; }
+.bar { position: relative; display: inline-block; width: 7rem; height: .7rem; margin-right: .6rem;
+  background: var(--line); border-radius: .35rem; overflow: hidden; }
 .bar i { position: absolute; inset: 0 auto 0 0; border-radius: .35rem; }
 .note { opacity: .75; font-size: .9rem; }
 """
-# Bars are logarithmic: from a millionth of the tolerance to the tolerance itself.
-_DECADES = 6
 
 
 def render_page(report: ParityReport) -> str:
@@ -49,8 +49,7 @@ def render_page(report: ParityReport) -> str:
             "</dl>",
             *(_section(comparison) for comparison in report.comparisons),
             '<p class="note">max abs: largest absolute difference from the reference. max rel: the same over the '
-            "reference's largest magnitude. Used: share of the tolerance, on a logarithmic bar from a millionth "
-            "to the whole; a full bar is the limit.</p>",
+            "reference's largest magnitude. Used: max abs as a share of the tolerance; a full bar is the limit.</p>",
             "</body></html>",
             "",
         ]
@@ -81,9 +80,6 @@ def _rows(cases: Iterable[CaseResult]) -> str:
 
 def _bar(case: CaseResult) -> str:
     share = share_of_tolerance(case.difference)
-    filled = 0.0 if share <= 0 else min(1.0, max(0.02, 1 + math.log10(share) / _DECADES)) if share < math.inf else 1.0
     colour = "ok" if case.difference else "bad"
     label = f"{share:.1%}" if share < math.inf else "beyond any bound"
-    return (
-        f'<div class="bar" title="{label} of the tolerance"><i class="{colour}" style="width:{filled:.0%}"></i></div>'
-    )
+    return f'<div class="bar"><i class="{colour}" style="width:{min(1.0, share):.1%}"></i></div>{label}'

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
+# Where torch.export puts what belongs to no module: sizes of dynamic dimensions.
+_NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
 _TRACE_PREFIXES = ("pkg.torch", "pkg.onnxscript", "namespace")
 
 
@@ -43,7 +45,7 @@ class NameByModulePass(ir.passes.InPlacePass):
         """Return the path of the module that a node was traced from, "" for the model itself, None if unknown."""
         scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
         # The last scope is the traced call itself.
-        return self._without_prefix(scopes[-2]) if len(scopes) > 1 else None
+        return self._without_prefix(scopes[-2]) if len(scopes) > 1 and scopes[-2] != _NO_MODULE else None
 
     def _without_prefix(self, name: str) -> str:
         return "" if name == self.prefix else name.removeprefix(f"{self.prefix}.")

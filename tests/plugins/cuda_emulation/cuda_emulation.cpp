@@ -12,13 +12,16 @@
 namespace pom::cuda::emulation {
 namespace {
 
-constexpr std::size_t kStackBytes = 256 * 1024;
+constexpr std::size_t kStackBytes = 64 * 1024;
+constexpr std::size_t kMaxSharedBytes = 48 * 1024;  // what a kernel may have without asking for more
+constexpr uint32_t kMaxThreads = 1024;
 
 // The address sanitizer follows fibers only where it is told of each change of stack.
 struct Fiber {
   ucontext_t context{};
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   bool ended = false;
+  int32_t barriers = 0;
 };
 
 struct Scheduler {
@@ -31,7 +34,9 @@ struct Scheduler {
 
 Scheduler scheduler;
 Order current_order = Order::kForward;
+int32_t skipped_barrier = -1;
 std::vector<float> shared;
+std::vector<Fiber> pool;  // kept, since new stacks for every launch would cost more than the kernels
 
 void fiber_main() {
   __sanitizer_finish_switch_fiber(nullptr, &scheduler.stack, &scheduler.stack_bytes);
@@ -42,6 +47,7 @@ void fiber_main() {
 
 void start(Fiber* fiber) {
   fiber->ended = false;
+  fiber->barriers = 0;
   getcontext(&fiber->context);
   fiber->context.uc_stack.ss_sp = fiber->stack.get();
   fiber->context.uc_stack.ss_size = kStackBytes;
@@ -59,8 +65,11 @@ void resume(Fiber* fiber) {
 }
 
 void wait_at_barrier() {
-  void* fake_stack = nullptr;
   Fiber* fiber = scheduler.running;
+  if (fiber->barriers++ == skipped_barrier) {
+    return;
+  }
+  void* fake_stack = nullptr;
   __sanitizer_start_switch_fiber(&fake_stack, scheduler.stack, scheduler.stack_bytes);
   swapcontext(&fiber->context, &scheduler.context);
   __sanitizer_finish_switch_fiber(fake_stack, &scheduler.stack, &scheduler.stack_bytes);
@@ -75,34 +84,39 @@ std::vector<uint32_t> ordered(uint32_t count) {
   return indices;
 }
 
-bool run_block(std::vector<Fiber>* fibers) {
-  const std::vector<uint32_t> order = ordered(static_cast<uint32_t>(fibers->size()));
-  std::for_each(fibers->begin(), fibers->end(), [](Fiber& fiber) { start(&fiber); });
+bool run_block() {
+  const std::vector<uint32_t> order = ordered(static_cast<uint32_t>(pool.size()));
+  std::for_each(pool.begin(), pool.end(), [](Fiber& fiber) { start(&fiber); });
   std::size_t ended = 0;
   while (ended == 0) {
     for (const uint32_t thread : order) {
       threadIdx = {thread, 0, 0};
-      resume(&(*fibers)[thread]);
-      ended += (*fibers)[thread].ended ? 1 : 0;
+      resume(&pool[thread]);
+      ended += pool[thread].ended ? 1 : 0;
     }
   }
-  return ended == fibers->size();
+  return ended == pool.size();
 }
 
 }  // namespace
 
 void set_order(Order order) { current_order = order; }
 
+void skip_barrier(int32_t barrier) { skipped_barrier = barrier; }
+
 float* shared_memory() { return shared.data(); }
 
 cudaError_t launch(const std::function<void()>& kernel, uint32_t blocks, uint32_t threads, std::size_t shared_bytes,
                    cudaStream_t) {
+  if (threads > kMaxThreads || shared_bytes > kMaxSharedBytes) {
+    return cudaErrorInvalidValue;
+  }
   scheduler.kernel = &kernel;
-  std::vector<Fiber> fibers(threads);
+  pool.resize(threads);
   for (const uint32_t block : ordered(blocks)) {
     blockIdx = {block, 0, 0};
     shared = std::vector<float>(shared_bytes / sizeof(float), std::numeric_limits<float>::quiet_NaN());
-    if (!run_block(&fibers)) {
+    if (!run_block()) {
       return cudaErrorLaunchFailure;
     }
   }

@@ -22,7 +22,11 @@ namespace pom::cuda::emulation {
 enum class Order { kForward, kReverse };
 void set_order(Order order);
 
-// cudaErrorLaunchFailure where some threads of a block wait at a barrier and others have ended.
+// Let the threads run past the barrier of this number in every kernel, as if it had been forgotten; -1: none.
+void skip_barrier(int32_t barrier);
+
+// cudaErrorLaunchFailure where some threads of a block wait at a barrier and others have ended, cudaErrorInvalidValue
+// for more threads or shared memory than a GPU gives.
 cudaError_t launch(const std::function<void()>& kernel, uint32_t blocks, uint32_t threads, std::size_t shared_bytes,
                    cudaStream_t stream);
 

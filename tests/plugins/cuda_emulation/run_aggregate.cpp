@@ -1,51 +1,71 @@
-// Runs one call of pom::cuda::aggregate on the CPU.
+// Runs calls of pom::cuda::aggregate on the CPU, each with both orders of blocks and threads.
 //
-//   run_aggregate MODE EPSILON BATCH TOKENS CHANNELS DEGREE MASK_BATCH X_TYPE COEFFICIENT_TYPE MASK_TYPE SHIFT ORDER
-//
-// MASK_BATCH -1: no mask. Types are pom::DataType's numbers. SHIFT: bytes that x and y lie off alignment. ORDER: see
-// cuda_emulation.h. x, coefficients and mask come as bytes on stdin, y leaves on stdout. Output and workspace are NaN
-// at first, and every buffer ends where its tensor ends, so that the address sanitizer sees a step outside.
+// A call on stdin is a line
+//   MODE EPSILON BATCH TOKENS CHANNELS DEGREE MASK_BATCH X_TYPE COEFFICIENT_TYPE MASK_TYPE SHIFT SKIPPED_BARRIER
+// and then the bytes of x, coefficients and mask; y leaves on stdout. MASK_BATCH -1: no mask. Types are pom::DataType's
+// numbers. SHIFT: bytes that x and y lie off alignment. SKIPPED_BARRIER: see cuda_emulation.h. Output and workspace are
+// NaN at first. The first failure ends the program, and the last line of a call on stderr is the one that failed.
+#include <sanitizer/asan_interface.h>
+
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iostream>
 #include <memory>
+#include <sstream>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "aggregate_cuda.h"
 #include "cuda_emulation.h"
 
 namespace {
 
-constexpr std::size_t kAlignment = 256;  // cudaMalloc's
-constexpr int kNanByte = 0xFF;           // a NaN in every float type
+using pom::cuda::emulation::Order;
 
+constexpr std::size_t kAlignment = 256;  // cudaMalloc's
+constexpr std::size_t kGuardBytes = 64 * 1024;
+constexpr char kGuard = 0x5A;
+constexpr int kNanByte = 0xFF;  // a NaN in every float type
+
+// A tensor, and behind its last byte a guard: a step into it stops the address sanitizer, and without that is seen
+// afterwards where it changed the guard.
 class Buffer {
  public:
   Buffer(std::size_t bytes, std::size_t shift) : bytes_(bytes), shift_(shift) {
     void* memory = nullptr;
-    if (posix_memalign(&memory, kAlignment, bytes + shift) != 0) {
+    if (posix_memalign(&memory, kAlignment, shift + bytes + kGuardBytes) != 0) {
       throw std::bad_alloc();
     }
     memory_.reset(static_cast<char*>(memory));
     std::memset(data(), kNanByte, bytes_);
+    std::memset(guard(), kGuard, kGuardBytes);
+    ASAN_POISON_MEMORY_REGION(guard(), kGuardBytes);
   }
 
   [[nodiscard]] char* data() const { return memory_.get() + shift_; }
+  [[nodiscard]] std::string text() const { return {data(), bytes_}; }
 
   void read() const {
-    if (std::fread(data(), 1, bytes_, stdin) != bytes_) {
+    if (!std::cin.read(data(), static_cast<std::streamsize>(bytes_))) {
       throw std::runtime_error("stdin is too short");
     }
   }
-  void write() const {
-    if (std::fwrite(data(), 1, bytes_, stdout) != bytes_) {
-      throw std::runtime_error("stdout is closed");
+
+  void check_guard() const {
+    ASAN_UNPOISON_MEMORY_REGION(guard(), kGuardBytes);
+    if (std::any_of(guard(), guard() + kGuardBytes, [](char byte) { return byte != kGuard; })) {
+      throw std::runtime_error("a write behind a buffer");
     }
+    ASAN_POISON_MEMORY_REGION(guard(), kGuardBytes);
   }
 
  private:
+  [[nodiscard]] char* guard() const { return data() + bytes_; }
+
   struct Free {
     void operator()(char* memory) const { std::free(memory); }
   };
@@ -54,70 +74,93 @@ class Buffer {
   std::unique_ptr<char, Free> memory_;
 };
 
-std::size_t size_of(pom::DataType type) {
-  return type == pom::DataType::kFloat32 ? 4 : type == pom::DataType::kBool ? 1 : 2;
-}
+struct Test {
+  pom::Problem problem;
+  std::size_t shift = 0;
+  int32_t skipped_barrier = -1;
+};
 
 std::size_t bytes_of(int64_t elements, pom::DataType type) {
-  return static_cast<std::size_t>(elements) * size_of(type);
+  const std::size_t size = type == pom::DataType::kFloat32 ? 4 : type == pom::DataType::kBool ? 1 : 2;
+  return static_cast<std::size_t>(elements) * size;
 }
 
-pom::DataType data_type(const char* text) { return static_cast<pom::DataType>(std::atoi(text)); }
-
-pom::Problem read_problem(char** arguments) {
-  pom::Problem problem;
-  if (!pom::parse_mode(arguments[0], &problem.attributes.mode)) {
-    throw std::runtime_error("unknown mode");
+Test parse_test(const std::string& line) {
+  Test test;
+  pom::Problem& problem = test.problem;
+  std::istringstream words(line);
+  std::string mode;
+  int32_t x_type = 0;
+  int32_t coefficient_type = 0;
+  int32_t mask_type = 0;
+  words >> mode >> problem.attributes.epsilon >> problem.batch >> problem.tokens >> problem.channels;
+  words >> problem.degree >> problem.mask_batch >> x_type >> coefficient_type >> mask_type;
+  words >> test.shift >> test.skipped_barrier;
+  if (!words || !pom::parse_mode(mode, &problem.attributes.mode)) {
+    throw std::runtime_error("not a call");
   }
-  problem.attributes.epsilon = std::strtof(arguments[1], nullptr);
-  problem.batch = std::atoll(arguments[2]);
-  problem.tokens = std::atoll(arguments[3]);
-  problem.channels = std::atoll(arguments[4]);
-  problem.degree = std::atoll(arguments[5]);
-  problem.mask_batch = std::atoll(arguments[6]);
   problem.has_mask = problem.mask_batch >= 0;
-  problem.data_type = data_type(arguments[7]);
-  problem.coefficient_type = data_type(arguments[8]);
-  problem.mask_type = data_type(arguments[9]);
+  problem.data_type = static_cast<pom::DataType>(x_type);
+  problem.coefficient_type = static_cast<pom::DataType>(coefficient_type);
+  problem.mask_type = static_cast<pom::DataType>(mask_type);
   if (const std::string error = pom::validate(problem); !error.empty()) {
     throw std::runtime_error(error);
   }
-  return problem;
+  return test;
 }
 
-void run(const pom::Problem& problem, std::size_t shift) {
-  const int64_t row = problem.tokens * problem.channels;
+std::string run_once(const Test& test, const pom::cuda::Buffers& inputs, Order order) {
+  const pom::Problem& problem = test.problem;
   const int64_t outputs = problem.batch * problem.output_tokens() * problem.channels;
-  const int64_t weights = problem.has_mask ? problem.mask_batch * problem.tokens : 0;
-  const Buffer x(bytes_of(problem.batch * row, problem.data_type), shift);
-  const Buffer coefficients(bytes_of(problem.channels * problem.degree, problem.coefficient_type), 0);
-  const Buffer mask(bytes_of(weights, problem.mask_type), 0);
-  const Buffer y(bytes_of(outputs, problem.data_type), shift);
+  const Buffer y(bytes_of(outputs, problem.data_type), test.shift);
   const Buffer workspace(pom::cuda::workspace_bytes(problem), 0);
-  x.read();
-  coefficients.read();
-  mask.read();
-  const cudaError_t status = pom::cuda::aggregate(
-      problem, {x.data(), coefficients.data(), problem.has_mask ? mask.data() : nullptr, y.data(), workspace.data()},
-      nullptr);
-  if (status != cudaSuccess) {
+  pom::cuda::Buffers buffers = inputs;
+  buffers.y = y.data();
+  buffers.workspace = workspace.data();
+  pom::cuda::emulation::set_order(order);
+  if (const cudaError_t status = pom::cuda::aggregate(problem, buffers, nullptr); status != cudaSuccess) {
     throw std::runtime_error("aggregate returned " + std::to_string(status));
   }
-  y.write();
+  y.check_guard();
+  workspace.check_guard();
+  return y.text();
+}
+
+std::string run(const Test& test) {
+  const pom::Problem& problem = test.problem;
+  const int64_t weights = problem.has_mask ? problem.mask_batch * problem.tokens : 0;
+  const Buffer x(bytes_of(problem.batch * problem.tokens * problem.channels, problem.data_type), test.shift);
+  const Buffer coefficients(bytes_of(problem.channels * problem.degree, problem.coefficient_type), 0);
+  const Buffer mask(bytes_of(weights, problem.mask_type), 0);
+  const std::vector<const Buffer*> inputs{&x, &coefficients, &mask};
+  std::for_each(inputs.begin(), inputs.end(), [](const Buffer* buffer) { buffer->read(); });
+  pom::cuda::Buffers buffers;
+  buffers.x = x.data();
+  buffers.coefficients = coefficients.data();
+  buffers.mask = problem.has_mask ? mask.data() : nullptr;
+  pom::cuda::emulation::skip_barrier(test.skipped_barrier);
+  std::string forward = run_once(test, buffers, Order::kForward);
+  if (forward != run_once(test, buffers, Order::kReverse)) {
+    throw std::runtime_error("the order of blocks and threads changes the output");
+  }
+  std::for_each(inputs.begin(), inputs.end(), [](const Buffer* buffer) { buffer->check_guard(); });
+  return forward;
 }
 
 }  // namespace
 
-int main(int count, char** arguments) {
+int main() {
   try {
-    if (count != 13) {
-      throw std::runtime_error("expected 12 arguments");
+    for (std::string line; std::getline(std::cin, line);) {
+      std::cerr << line << std::endl;
+      const std::string y = run(parse_test(line));
+      if (!std::cout.write(y.data(), static_cast<std::streamsize>(y.size()))) {
+        throw std::runtime_error("stdout is closed");
+      }
     }
-    pom::cuda::emulation::set_order(static_cast<pom::cuda::emulation::Order>(std::atoi(arguments[12])));
-    run(read_problem(arguments + 1), static_cast<std::size_t>(std::atoi(arguments[11])));
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
+    std::cerr << error.what() << std::endl;
     return EXIT_FAILURE;
   }
-  return EXIT_SUCCESS;
+  return std::cout.flush() ? EXIT_SUCCESS : EXIT_FAILURE;
 }
