@@ -1,0 +1,137 @@
+"""Functions of standard ops in exported models: present, valid, linear in the tokens, one a variant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnx.inliner
+import onnx_ir as ir
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pom_export import contract
+from pom_export.errors import InputError
+from pom_export.graph.exporter import export_graph, save_model
+from pom_export.graph.passes.attach_functions import AttachFunctionsPass, aggregation_nodes
+from pom_export.graph.program import GraphOptions, module_program, program_of
+from pom_export.graph.schema import attributes
+from pom_export.mixer import PolynomialMixer
+from pom_export.parity.comparison import difference
+from pom_export.parity.tolerances import MODELS
+from pom_export.runtime.session import inference_session
+
+
+class TwoMixers(nn.Module):
+    """Two mixers that need different functions, one of them twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = PolynomialMixer(dim=8, degree=2, expand=2)
+        self.second = PolynomialMixer(dim=8, degree=3, expand=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.first(x, mask="causal")
+        x = x + self.second(x)
+        return x + self.first(x, mask="causal")
+
+
+@pytest.fixture(scope="module")
+def two_mixers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("two") / "m.onnx"
+    save_model(export_graph(module_program(TwoMixers(), (torch.ones(2, 5, 8),)), 20, {}), path)
+    return path
+
+
+def test_each_variant_gets_one_function(two_mixers: Path) -> None:
+    model = onnx.load(two_mixers)
+
+    overloads = [node.overload for node in model.graph.node if node.domain == contract.DOMAIN]
+    second = "mean_degree_3_float_float"
+    assert overloads == ["", second, ""]
+    assert sorted(function.overload for function in model.functions) == ["", second]
+
+
+@pytest.mark.parametrize("kernels", [False, True], ids=["functions", "kernels"])
+def test_every_variant_runs(two_mixers: Path, kernels: bool) -> None:
+    x = torch.randn(3, 9, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = TwoMixers().double()(x.double()).numpy()
+
+    (y,) = inference_session(two_mixers, kernels=kernels).run(None, {"x": x.numpy()})
+
+    found = difference(y, expected, MODELS["float32"])
+    assert found, found
+
+
+@pytest.mark.parametrize("mask", ["causal", "padding"])
+def test_no_value_is_tokens_by_tokens(mask: str, tmp_path: Path) -> None:
+    tokens = 37  # no other dimension of the model
+    program = program_of(PolynomialMixer(dim=8, degree=3, expand=2), GraphOptions(mask, static=(2, tokens)))
+    save_model(export_graph(program, 20, {}), tmp_path / "m.onnx")
+    inlined = onnx.inliner.inline_local_functions(onnx.load(tmp_path / "m.onnx"))
+    assert not any(node.domain for node in inlined.graph.node)
+
+    inferred = onnx.shape_inference.infer_shapes(inlined, strict_mode=True, data_prop=True).graph
+
+    known = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in inferred.value_info}
+    computed = {name for node in inferred.node for name in node.output} - {value.name for value in inferred.output}
+    assert computed <= known.keys()
+    constants = [list(tensor.dims) for tensor in inferred.initializer]
+    constants += [list(a.t.dims) for node in inferred.node for a in node.attribute if a.HasField("t")]
+    assert all(shape.count(tokens) <= 1 for shape in [*known.values(), *constants])
+    assert [2, tokens, 16] in known.values()
+
+
+@pytest.mark.parametrize("mask", ["causal", "full"])
+def test_no_node_leaves_an_input_empty(mask: str, tmp_path: Path) -> None:
+    # TensorRT's parser reads an empty name as an input that is there.
+    program = program_of(PolynomialMixer(dim=8, degree=3, expand=2), GraphOptions(mask))
+    save_model(export_graph(program, 20, {}), tmp_path / "m.onnx")
+    model = onnx.load(tmp_path / "m.onnx")
+
+    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+
+    assert len(nodes) > len(model.graph.node)
+    assert all(name for node in nodes for name in node.input)
+
+
+def make_graph(coefficient_shape: ir.Shape | None, x_type: ir.DataType | None) -> ir.Model:
+    x = ir.Value(name="x", type=None if x_type is None else ir.TensorType(x_type), shape=ir.Shape([2, 5, 8]))
+    coefficients = ir.Value(name="c", type=ir.TensorType(ir.DataType.FLOAT), shape=coefficient_shape)
+    written = [ir.convenience.convert_attribute(name, value) for name, value in attributes("mean").items()]
+    node = ir.Node(contract.DOMAIN, contract.OP_NAME, [x, coefficients], written, name="mixer/Op")
+    graph = ir.Graph([x, coefficients], node.outputs, nodes=[node], opset_imports={"": 20}, name="g")
+    return ir.Model(graph, ir_version=10)
+
+
+def test_attaches_the_function_to_a_graph_without_torch() -> None:
+    model = make_graph(ir.Shape([8, 3]), ir.DataType.FLOAT)
+    assert len(aggregation_nodes(model)) == 1
+
+    result = AttachFunctionsPass()(model)
+
+    assert result.modified
+    assert list(model.functions) == [(contract.DOMAIN, contract.OP_NAME, "")]
+    assert model.opset_imports[contract.DOMAIN] == contract.OP_VERSION
+
+
+@pytest.mark.parametrize(
+    ("shape", "x_type"),
+    [(None, ir.DataType.FLOAT), (ir.Shape([8, "degree"]), ir.DataType.FLOAT), (ir.Shape([8, 3]), None)],
+)
+def test_names_the_node_whose_variant_is_unknown(shape: ir.Shape | None, x_type: ir.DataType | None) -> None:
+    with pytest.raises(InputError, match="mixer/Op"):
+        AttachFunctionsPass()(make_graph(shape, x_type))
+
+
+def test_leaves_a_graph_without_aggregations_alone() -> None:
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": 20}, name="g")
+
+    result = AttachFunctionsPass()(ir.Model(graph, ir_version=10))
+
+    assert not result.modified
+    assert not result.model.functions
+    assert list(result.model.opset_imports) == [""]

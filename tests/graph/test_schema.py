@@ -1,0 +1,85 @@
+"""The op's ONNX schema: attributes, defaults, and inference where little is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx
+import pytest
+from onnx import TensorProto, TypeProto, helper
+
+from pom_export import contract
+from pom_export.graph.schema import attributes, register_schema
+
+RANK_UNKNOWN = None
+MASK_TYPES = (TensorProto.BOOL, TensorProto.FLOAT)
+
+
+def one_node_model(
+    mode: str, x_shape: Sequence[int | str] | None, x_type: int, mask_type: int | None
+) -> onnx.ModelProto:
+    """Return a model whose output's type and shape are for inference to find."""
+    inputs = [
+        helper.make_tensor_value_info("x", x_type, x_shape),
+        helper.make_tensor_value_info("coefficients", TensorProto.FLOAT, [8, 3]),
+    ]
+    if mask_type is not None:
+        inputs.append(helper.make_tensor_value_info("mask", mask_type, ["batch", "tokens"]))
+    names = [value.name for value in inputs]
+    node = helper.make_node(contract.OP_NAME, names, ["y"], domain=contract.DOMAIN, **attributes(mode))
+    graph = helper.make_graph([node], "graph", inputs, [onnx.ValueInfoProto(name="y")])
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid(contract.DOMAIN, contract.OP_VERSION)]
+    return helper.make_model(graph, opset_imports=opsets)
+
+
+def inferred_type(model: onnx.ModelProto) -> TypeProto.Tensor:
+    register_schema()
+    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    return inferred.graph.output[0].type.tensor_type
+
+
+@pytest.mark.parametrize("x_type", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16])
+@pytest.mark.parametrize(("mode", "mask_type"), [("mean", None), ("mean", MASK_TYPES[0]), ("causal", MASK_TYPES[1])])
+def test_infers_named_dimensions_and_the_type(mode: str, mask_type: int | None, x_type: int) -> None:
+    y = inferred_type(one_node_model(mode, ["batch", "tokens", 8], x_type, mask_type))
+
+    assert y.elem_type == x_type
+    batch, tokens, channels = y.shape.dim
+    assert (batch.dim_param, channels.dim_value) == ("batch", 8)
+    assert (tokens.dim_value, tokens.dim_param) == ((1, "") if mode == "mean" else (0, "tokens"))
+
+
+def test_infers_the_type_where_the_rank_is_unknown() -> None:
+    y = inferred_type(one_node_model("mean", RANK_UNKNOWN, TensorProto.FLOAT16, None))
+
+    assert y.elem_type == TensorProto.FLOAT16
+    assert not y.HasField("shape")
+
+
+def test_refuses_a_type_that_no_kernel_takes() -> None:
+    with pytest.raises(onnx.shape_inference.InferenceError, match="typestr"):
+        inferred_type(one_node_model("mean", [2, 5, 8], TensorProto.DOUBLE, None))
+
+
+def test_a_node_carries_every_attribute_in_order() -> None:
+    written = attributes("causal", 1e-7)
+
+    assert tuple(written) == contract.ATTRIBUTES
+    assert (written["mode"], written["epsilon"]) == ("causal", 1e-7)
+    assert attributes("mean")["epsilon"] == contract.DEFAULT_EPSILON
+
+
+def test_the_schema_states_the_contract() -> None:
+    schema = register_schema()
+
+    assert schema is register_schema()
+    assert tuple(value.name for value in schema.inputs) == contract.INPUTS
+    assert schema.min_input == contract.REQUIRED_INPUTS
+    assert tuple(value.name for value in schema.outputs) == contract.OUTPUTS
+    assert schema.attributes.keys() == set(contract.ATTRIBUTES)
+    # Only the mode must be given; what a node leaves out is what `attributes` would write.
+    assert [name for name, attribute in schema.attributes.items() if attribute.required] == ["mode"]
+    for name, value in attributes("mean").items():
+        if name != "mode":
+            default = helper.get_attribute_value(schema.attributes[name].default_value)
+            assert (default.decode() if isinstance(default, bytes) else default) == value
