@@ -15,7 +15,6 @@ from pom_export.graph.program import GraphOptions, program_of
 from pom_export.mixer import MixerConfig, PolynomialMixer
 from pom_export.version import __version__
 
-
 PLAIN = MixerConfig(8, 3, 2)
 GROUPS = MixerConfig(8, 3, 2, n_groups=2, n_sel_heads=4, bias=True)
 
