@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed-$(PLUGIN)
 SOURCES := $(shell find plugins -type f) pyproject.toml constraints.txt tools/fetch_headers.py
 CXX_FILES := $(shell find plugins tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: setup demo test lint format gpu clean
+.PHONY: setup demo test lint format bench gpu clean
 
 setup: $(STAMP)
 
@@ -40,6 +40,10 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
+
+# Our kernels against the op's function and PyTorch, side by side.
+bench: setup
+	$(BIN)/python samples/03_compare_speed.py
 
 # What needs a CUDA device or the full TensorRT.
 gpu: setup

@@ -154,7 +154,14 @@ def test_debug_shows_the_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_an_interrupt_leaves_nothing_and_exits_130(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pom_export", "export", CHECKPOINT, "-o", str(tmp_path / "m.onnx")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # A background job of a shell script ignores the signal, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if "tracing" in line:
