@@ -32,6 +32,17 @@ def run(*arguments: str) -> None:
         sys.exit(code)
 
 
+def build(model: Path, engine: Path) -> list[str]:
+    """Build an engine and return the options that name it; none where this installation has no TensorRT plugin."""
+    try:
+        pom_export.plugin_library()
+    except pom_export.PomExportError as error:
+        click.secho(f"\nNo TensorRT engine is built: {error}", bold=True)
+        return []
+    run("build", str(model), "-o", str(engine), "--optShapes", "input_ids:1x256", "--maxShapes", "input_ids:4x1024")
+    return ["--engine", str(engine)]
+
+
 def continue_text(model: Path, prompt: str, count: int) -> str:
     """Return the prompt and `count` bytes sampled after it, the same ones in every run."""
     session = pom_export.inference_session(model)
@@ -52,13 +63,14 @@ def main(output: Path) -> None:
     checkpoint = str(CHECKPOINT.relative_to(Path.cwd()) if CHECKPOINT.is_relative_to(Path.cwd()) else CHECKPOINT)
     model, engine, report = output / "model.onnx", output / "model.engine", output / "report.html"
     run("export", checkpoint, "-o", str(model))
-    run("build", str(model), "-o", str(engine), "--optShapes", "input_ids:1x256", "--maxShapes", "input_ids:4x1024")
-    run("verify", str(model), "--checkpoint", checkpoint, "--engine", str(engine), "--report", str(report))
+    engine_options = build(model, engine)
+    run("verify", str(model), "--checkpoint", checkpoint, *engine_options, "--report", str(report))
     click.secho("\nThe model in ONNX Runtime, with our kernels, continues a prompt:", bold=True)
     click.echo(continue_text(model, PROMPT, NEW_BYTES))
     click.secho("\nFiles", bold=True)
     for file in (model, report, engine, Path(f"{engine}.json")):
-        click.echo(f"  {file}  {file.stat().st_size:,} bytes")
+        if file.exists():
+            click.echo(f"  {file}  {file.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":
