@@ -37,7 +37,12 @@ GOLDEN: Final = Tolerance(1e-5, 0.0, "the official code's float64 outputs agains
 
 OPS: Final = {
     "float32": Tolerance(2e-6, 1e-9, "one op: float32 rounds at 6e-8; Horner and sums of up to 131072 tokens"),
-    "float16": Tolerance(1e-3, 1e-7, "computed in float32, rounded once to float16 (5e-4)"),
+    "float16": Tolerance(6e-4, 1e-7, "computed in float32, rounded once to float16 (5e-4)"),
     "bfloat16": Tolerance(8e-3, 1e-6, "computed in float32, rounded once to bfloat16 (4e-3)"),
 }
 """For one aggregation, whatever executes it, by the type of its output."""
+
+LONG_CAUSAL: Final = Tolerance(
+    1e-6, 0.0, "131072 tokens: what the compensated sums are for; a plain float32 sum of this length errs by 1e-4"
+)
+"""For long prefix sums in float32."""

@@ -193,6 +193,7 @@ def test_refuses_what_is_no_state_dict(tmp_path: Path, content: Any, seen: str) 
     assert seen in refusal(path)
 
 
+@pytest.mark.machine
 def test_refuses_an_unreadable_file(tmp_path: Path) -> None:
     path = tmp_path / "secret.pt"
     path.write_bytes(b"x")

@@ -7,24 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import helper
 
 from pom_export import contract
+from pom_export.parity.tolerances import LONG_CAUSAL, OPS, Tolerance
 from pom_export.runtime.library import custom_ops_library
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-ort = pytest.importorskip("onnxruntime")
-
-# Against the largest value that an output's sum could reach, so that cancelling terms don't count as errors.
-# float32: a polynomial of 16 terms is 32 roundings of 2^-24, 2e-6 at worst. float16: one rounding, 2^-11.
-TOLERANCE = {np.float32: 2e-6, np.float16: 6e-4}
-# Long causal sums: what the compensated sums are for. A plain float32 sum of this length errs by 1e-4.
-LONG_CAUSAL_TOLERANCE = 1e-6
-
-KERNELS = ("scalar", "avx2")
+KERNELS = ("scalar", pytest.param("avx2", marks=pytest.mark.machine))
 
 
 @pytest.fixture(scope="module")
@@ -130,13 +124,12 @@ def reference(
     return means[0], means[1]
 
 
-def assert_matches(y: np.ndarray, expected: tuple[np.ndarray, np.ndarray], tolerance: float | None = None) -> None:
+def assert_matches(y: np.ndarray, expected: tuple[np.ndarray, np.ndarray], tolerance: Tolerance | None = None) -> None:
     value, magnitude = expected
     assert y.shape == value.shape
-    bound = tolerance or TOLERANCE[y.dtype.type]
-    # float16's subnormals, below 6e-5, have an absolute error.
-    floor = 1e-7 if y.dtype == np.float16 else 1e-30
-    assert np.all(abs(y - value) <= bound * magnitude + floor), abs(y - value).max()
+    bound = tolerance or OPS[str(y.dtype)]
+    # Against the largest value that an element's sum could reach, so that cancelling terms don't count as errors.
+    assert np.all(abs(y - value) <= bound.relative * magnitude + bound.absolute), abs(y - value).max()
 
 
 def tensors(batch: int, tokens: int, channels: int, degree: int, dtype: type, seed: int = 0) -> list[np.ndarray]:
@@ -276,16 +269,17 @@ def test_long_causal_sums_keep_their_precision(library: Path, channels: int) -> 
     x = abs(tensors(1, tokens, channels, 3, np.float32)[0])
     coefficients = np.full((channels, 3), 0.1, np.float32)
     y = run(library, x, coefficients, mode="causal")[..., :used]
-    assert_matches(y, reference(x[..., :used], coefficients[:used], None, "causal"), LONG_CAUSAL_TOLERANCE)
+    assert_matches(y, reference(x[..., :used], coefficients[:used], None, "causal"), LONG_CAUSAL)
 
 
+@pytest.mark.machine
 def test_the_named_kernel_runs(library: Path, monkeypatch: pytest.MonkeyPatch, symbols: ctypes.CDLL) -> None:
     monkeypatch.delenv("POM_CPU_KERNEL", raising=False)
     if symbols.pom_cpu_kernel() != b"avx2":
         pytest.skip("this machine has one kernel")
     x, coefficients = tensors(1, 200, 64, 5, np.float32)
     outputs = {}
-    for name in KERNELS:
+    for name in ("scalar", "avx2"):
         monkeypatch.setenv("POM_CPU_KERNEL", name)
         assert symbols.pom_cpu_kernel().decode() == name
         outputs[name] = run(library, x, coefficients, mode="features")
