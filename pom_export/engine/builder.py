@@ -165,16 +165,19 @@ class _Build:
                 outcome.append(self._build())
             except BaseException as error:  # noqa: BLE001 (raised again in the calling thread)
                 outcome.append(error)
+            finally:
+                done.set()
 
-        worker = threading.Thread(target=work, name="tensorrt-build", daemon=True)
-        worker.start()
+        # An event and not Thread.join: in Python 3.11 an interrupted join takes a running thread for a finished one.
+        done = threading.Event()
+        threading.Thread(target=work, name="tensorrt-build", daemon=True).start()
         try:
-            while worker.is_alive():
-                worker.join(_POLL_SECONDS)
+            while not done.wait(_POLL_SECONDS):
+                pass
         except KeyboardInterrupt:
             self.cancelled.set()
             self.progress("interrupted; waiting for TensorRT to stop")
-            worker.join()
+            done.wait()
             raise
         result = outcome[0]
         if isinstance(result, PomExportError):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import onnx
@@ -91,4 +93,20 @@ def test_an_aggregation_that_is_no_plugin_layer_fails_the_build(
     monkeypatch.setattr(builder, "read_model", with_one_more)
     with pytest.raises(EngineError, match="1 of 2 aggregations"):
         pom_export.build_engine(exported, tmp_path / "e", backend=TENSORRT_RTX, targets=["sm86"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_stops_the_build_and_leaves_nothing(exported: Path, tmp_path: Path) -> None:
+    def interrupt(stage: str) -> None:
+        if stage.startswith("Building"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pom_export.build_engine(
+                exported, tmp_path / "e", backend=TENSORRT_RTX, targets=["sm86", "sm89"], progress=interrupt
+            )
+    finally:
+        signal.signal(signal.SIGINT, previous)
     assert list(tmp_path.iterdir()) == []
