@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -110,7 +111,8 @@ def export(
         raise InputError(f"unknown dtype {dtype!r}", f"Choose one of {', '.join(PRECISIONS)}")
     opset = default_opset(dtype) if opset is None else opset
     check_opset(opset)
-    with staged_output(output) as staged:
+    checkpoint = model if isinstance(model, (str, os.PathLike)) else None
+    with staged_output(output, checkpoint) as staged:
         source = _load(model, example_inputs, dynamic_shapes, GraphOptions(mask, cross, static), progress)
         progress(f"tracing, opset {opset}")
         program = source.program(_torch_dtype(dtype))
@@ -312,6 +314,9 @@ def _add_engine(engine: str | os.PathLike[str] | None, candidates: list[Candidat
 
 
 def _tolerance(precision: str, rtol: float | None, atol: float | None) -> tuple[Tolerance, str]:
+    for name, bound in (("rtol", rtol), ("atol", atol)):
+        if bound is not None and not 0 <= bound < math.inf:
+            raise InputError(f"{name} must be finite and not negative, got {bound}", "Example: --rtol 1e-4")
     default = tolerances.MODELS[precision]
     if rtol is None and atol is None:
         return default, precision

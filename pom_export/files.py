@@ -46,16 +46,19 @@ def readable_file(path: str | os.PathLike[str], kind: str) -> Path:
 
 
 @contextmanager
-def staged_output(path: str | os.PathLike[str]) -> Iterator[Path]:
+def staged_output(path: str | os.PathLike[str], source: str | os.PathLike[str] | None = None) -> Iterator[Path]:
     """Yield the path to write to, in a staging folder beside `path`; move what lies there into place at the end.
 
     Files written beside the yielded path (external weights, a manifest) move with it, each by one rename, the
     named file last. When the block raises, the staging folder is removed and nothing else has changed.
 
     Raises:
-        InputError: the output's folder is missing or not writable, or `path` is a folder.
+        InputError: the output's folder is missing or not writable, `path` is a folder, or it is `source`, the file
+            that the output is made from.
     """
     target = Path(path)
+    if source is not None and target.exists() and Path(source).exists() and target.samefile(source):
+        raise InputError(f"output {target} is the input itself", "Choose another name")
     if target.is_dir():
         raise InputError(f"output {target} is a folder", "Name a file, such as model.onnx")
     try:

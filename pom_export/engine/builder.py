@@ -76,12 +76,14 @@ def build_engine(
         EngineError: TensorRT refused the model, or an aggregation did not become a plugin layer.
     """
     exported = read_model(model)
+    if not exported.aggregations:
+        raise InputError(f"{exported.path} holds no PoM aggregation", "Export it with `pom-export export`")
     profiles = make_profiles(exported.inputs, min_shapes or {}, opt_shapes or {}, max_shapes or {})
     loaded = load_backend(backend)
     chosen = _resolve_targets(loaded, targets)
     if timing_cache is not None and loaded.is_rtx:
         raise InputError("TensorRT for RTX keeps no timing cache", "Leave --timing-cache out")
-    with staged_output(output) as staged:
+    with staged_output(output, exported.path) as staged:
         library = load_plugin(loaded)
         started = time.monotonic()
         build = _Build(loaded, exported, profiles, chosen, library if embed_plugin else None, timing_cache, progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -98,8 +101,10 @@ def test_build_prints_one_json_object(model: str, tmp_path: Path, capsys: pytest
     assert run(["verify", model, "--engine", str(engine), "--json"]) == 0
 
 
+NO_AGGREGATION = '<ir_version: 10, opset_import: ["": 20]> g (float[N] x) => (float[N] y) { y = Relu(x) }'
 BAD_COMMANDS = {
     "no checkpoint": (["export", "{tmp}/none.pt", "-o", "{tmp}/o"], "does not exist"),
+    "no checkpoint, old output": (["export", "{tmp}/none.pt", "-o", "{text}"], "does not exist"),
     "empty": (["export", "{empty}", "-o", "{tmp}/o"], "is empty"),
     "text": (["export", "{text}", "-o", "{tmp}/o"], "is not a checkpoint"),
     "NaN": (["export", "{nan}", "-o", "{tmp}/o"], "NaN"),
@@ -113,6 +118,10 @@ BAD_COMMANDS = {
     "no output": (["export", CHECKPOINT], "--output"),
     "model is no ONNX": (["verify", "{text}", "--checkpoint", CHECKPOINT], "not a whole ONNX model"),
     "build of no ONNX": (["build", "{text}", "-o", "{tmp}/o"], "not a whole ONNX model"),
+    "output is the checkpoint": (["export", "{copy}", "-o", "{copy}"], "is the input itself"),
+    "no aggregation": (["build", "{other}", "-o", "{other}"], "holds no PoM aggregation"),
+    "negative bound": (["verify", "{model}", "--checkpoint", CHECKPOINT, "--rtol", "-1"], "got -1.0"),
+    "bound that is no number": (["verify", "{model}", "--checkpoint", CHECKPOINT, "--atol", "nan"], "got nan"),
     "unknown command": (["exprot"], "exprot"),
     "unknown option": (["export", CHECKPOINT, "-o", "{tmp}/o", "--fast"], "--fast"),
 }
@@ -121,7 +130,7 @@ BAD_COMMANDS = {
 @pytest.mark.parametrize("kind", BAD_COMMANDS)
 @pytest.mark.parametrize("as_json", [False, True])
 def test_bad_input_ends_in_one_clear_line(
-    kind: str, as_json: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, as_json: bool, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output, bad = tmp_path / "out", tmp_path / "bad"
     output.mkdir()
@@ -129,7 +138,10 @@ def test_bad_input_ends_in_one_clear_line(
     (bad / "empty").touch()
     (bad / "text").write_text("no model at all, just text")
     save_file({**torch.load(CHECKPOINT, weights_only=True), "se_bias": torch.full((64,), torch.nan)}, bad / "nan")
-    places = {"tmp": output, **{name: bad / name for name in ("empty", "text", "nan")}}
+    shutil.copy(CHECKPOINT, bad / "copy")
+    onnx.save(onnx.parser.parse_model(NO_AGGREGATION), bad / "other")
+    places = {"tmp": output, "model": model, **{file.name: file for file in bad.iterdir()}}
+    before = {file.name: file.read_bytes() for file in bad.iterdir()}
     arguments, message = BAD_COMMANDS[kind]
 
     code = run([argument.format(**places) for argument in arguments] + (["--json"] if as_json else []))
@@ -139,6 +151,7 @@ def test_bad_input_ends_in_one_clear_line(
     assert message in printed.err
     assert "Traceback" not in printed.err
     assert list(output.iterdir()) == []
+    assert {file.name: file.read_bytes() for file in bad.iterdir()} == before
     if as_json:
         assert message in json.loads(printed.out)["error"]
     else:
