@@ -23,6 +23,10 @@ class ShapeProfile:
     optimum: tuple[int, ...]
     maximum: tuple[int, ...]
 
+    def to_dict(self) -> dict[str, list[int]]:
+        """Return JSON-able values."""
+        return {"min": list(self.minimum), "opt": list(self.optimum), "max": list(self.maximum)}
+
 
 def parse_shapes(text: str | None, option: str) -> dict[str, tuple[int, ...]]:
     """Parse trtexec's form, `x:1x16x64,mask:1x16`.
