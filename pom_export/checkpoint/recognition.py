@@ -80,10 +80,11 @@ def _mixer_config(shapes: Shapes) -> MixerConfig:
 def _language_model_config(shapes: Shapes) -> LanguageModelConfig:
     block = "blocks.0.mixer."
     mixer = {name.removeprefix(block): shape for name, shape in shapes.items() if name.startswith(block)}
-    indices = [name.split(".")[1] for name in shapes if name.startswith("blocks.")]
+    # Distinct numbers, not the largest: one absurd key must not become a million blocks.
+    indices = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
     return LanguageModelConfig(
         vocab_size=shapes["embedding.weight"][0],
-        n_layers=1 + max(int(index) for index in indices if index.isdecimal()),
+        n_layers=sum(index.isdecimal() for index in indices),
         window=shapes["convolution.weight"][2],
         mlp_width=shapes["blocks.0.mlp_up.weight"][0],
         mixer=_mixer_config(mixer),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from pom_export.cli.output import Progress, common_options, print_result
+from pom_export.errors import InputError
 
 
 @click.command("verify")
@@ -30,6 +33,9 @@ def command(
     verbose: bool,
 ) -> int:
     """Compare MODEL with PyTorch on every backend that runs here; exit code 1 when any output differs."""
+    for source in (model, checkpoint, engine, inputs):
+        if report is not None and source is not None and Path(report).resolve() == Path(source).resolve():
+            raise InputError(f"--report {report} is an input itself", "Choose another name")
     progress = Progress(verbose or not as_json)
     progress(f"reading {model}")
     from pom_export.api import verify, write_report

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,6 +87,20 @@ def _size(axis: str, plan: _Plan) -> int:
     return sizes.get(axis, plan.tokens)
 
 
+def load_npz(path: Any) -> dict[str, Array]:
+    """Return the arrays of an .npz; nothing pickled is read.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no whole .npz, or holds pickled objects.
+    """
+    try:
+        with open(path, "rb") as stream, zipfile.ZipFile(stream), np.load(stream, allow_pickle=False) as archive:  # noqa: PTH123
+            return dict(archive)
+    except (EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(str(error) or "it is cut short") from error
+
+
 def cases_from_npz(path: Any, specs: Sequence[TensorSpec]) -> list[Case]:
     """Return the one case that a user's .npz holds, its arrays named after the inputs.
 
@@ -92,9 +108,8 @@ def cases_from_npz(path: Any, specs: Sequence[TensorSpec]) -> list[Case]:
         InputError: the file is no .npz, an input is missing, or a dtype or shape does not fit.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = dict(archive)
-    except (OSError, ValueError, EOFError) as error:
+        arrays = load_npz(path)
+    except (OSError, ValueError) as error:
         raise InputError(f"inputs {path} are no .npz archive: {error}", "Save them with numpy.savez") from error
     for spec in specs:
         if spec.name not in arrays:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pom_export.errors import InputError
-from pom_export.parity.inputs import Array, Case
+from pom_export.parity.inputs import Array, Case, load_npz
 
 
 def recording_path(model: str | os.PathLike[str]) -> Path:
@@ -34,15 +34,14 @@ def load_recording(path: Path) -> tuple[list[Case], list[dict[str, Array]]]:
         InputError: the file is missing or not parity data.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = dict(archive)
+        arrays = load_npz(path)
         names = json.loads(str(arrays.pop("names")))
     except FileNotFoundError as error:
         raise InputError(
             f"nothing to compare with: no checkpoint was named and {path} does not exist",
             "Give --checkpoint, or export with --samples",
         ) from error
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} is not parity data: {error}", "Export again with --samples") from error
     cases = [Case(name, _of(arrays, f"{i}/in/")) for i, name in enumerate(names)]
     return cases, [_of(arrays, f"{i}/out/") for i in range(len(names))]

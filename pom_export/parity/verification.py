@@ -40,8 +40,9 @@ class Candidate:
 def tensor_metadata(specs: Sequence[TensorSpec]) -> TensorMetadata:
     """Return Polygraphy's description of tensors."""
     metadata = TensorMetadata()
-    for spec in specs:
-        metadata.add(spec.name, spec.dtype, spec.axes)
+    with quiet_polygraphy():
+        for spec in specs:
+            metadata.add(spec.name, spec.dtype, spec.axes)
     return metadata
 
 

@@ -1,0 +1,45 @@
+"""A user's own inputs: whatever is wrong with the file is said in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pom_export.errors import InputError
+from pom_export.graph.exported import TensorSpec
+from pom_export.parity.inputs import cases_from_npz
+
+SPECS = [TensorSpec("x", np.dtype("float32"), ("batch", 4))]
+
+
+def test_a_whole_archive_is_one_case(tmp_path: Path) -> None:
+    np.savez(tmp_path / "i.npz", x=np.ones((2, 4), np.float32), more=np.ones(1))
+    (case,) = cases_from_npz(tmp_path / "i.npz", SPECS)
+    assert list(case.feed) == ["x"]
+
+
+def test_damaged_and_other_files_are_refused(tmp_path: Path) -> None:
+    whole, bad = tmp_path / "i.npz", tmp_path / "bad"
+    np.savez(whole, x=np.ones((2, 400), np.float32))
+    content = whole.read_bytes()
+    corrupted = content[:300] + b"corrupted" + content[309:]
+    for data in (b"", b"text", content[: len(content) // 2], content[:-40], corrupted):
+        bad.write_bytes(data)
+        with pytest.raises(InputError, match="are no"):
+            cases_from_npz(bad, SPECS)
+    np.save(tmp_path / "single.npy", np.ones(3))
+    for file in (tmp_path / "single.npy", tmp_path / "missing.npz"):
+        with pytest.raises(InputError, match="are no"):
+            cases_from_npz(file, SPECS)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [(np.ones((2, 4)), "float64"), (np.ones((2, 5), np.float32), r"\[2, 5\]"), (np.ones(4, np.float32), r"\[4\]")],
+)
+def test_arrays_that_do_not_fit_are_named(array: np.ndarray, message: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "i.npz", x=array)
+    with pytest.raises(InputError, match=message):
+        cases_from_npz(tmp_path / "i.npz", SPECS)
