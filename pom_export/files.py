@@ -35,6 +35,8 @@ def readable_file(path: str | os.PathLike[str], kind: str) -> Path:
         raise InputError(f"{kind} {file} does not exist", "Check the path")
     if file.is_dir():
         raise InputError(f"{kind} {file} is a folder", "Name a file")
+    if not file.is_file():
+        raise InputError(f"{kind} {file} is not a regular file", "Name a file")
     try:
         with file.open("rb") as stream:
             empty = not stream.read(1)
@@ -57,6 +59,8 @@ def staged_output(path: str | os.PathLike[str], source: str | os.PathLike[str] |
             that the output is made from.
     """
     target = Path(path)
+    if target.exists() and not target.is_file() and not target.is_dir():
+        raise InputError(f"output {target} is not a regular file", "Choose another name")
     if source is not None and target.exists() and Path(source).exists() and target.samefile(source):
         raise InputError(f"output {target} is the input itself", "Choose another name")
     if target.is_dir():

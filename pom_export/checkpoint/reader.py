@@ -119,6 +119,8 @@ def _strip_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _check_values(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Refuse tensors of integers, complex numbers, NaN or infinity: no PoM weight is one."""
     for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise CheckpointError(f"{file}: {name} is sparse, quantized or without data", "Save it dense")
         if tensor.dtype not in _FLOAT_TYPES:
             raise CheckpointError(f"{file}: {name} is {tensor.dtype}", "Weights must be floating point")
         if bad := int((~torch.isfinite(tensor)).sum()):

@@ -69,6 +69,7 @@ def run(arguments: list[str]) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("pom-export: interrupted", err=True)
+        _print_json_error(arguments, "interrupted", "")
         return _INTERRUPTED
     except BrokenPipeError:
         # The reader of our output left; nothing more can be said to it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -69,7 +70,10 @@ class BuildJob:
         except KeyboardInterrupt:
             self.cancelled.set()
             self.progress("interrupted; waiting for TensorRT to stop")
-            done.wait()
+            while not done.is_set():
+                # A second Ctrl-C must not leave TensorRT running in a process that ends.
+                with contextlib.suppress(KeyboardInterrupt):
+                    done.wait(_POLL_SECONDS)
             raise
         result = outcome[0]
         if isinstance(result, PomExportError):
