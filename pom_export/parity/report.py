@@ -40,7 +40,7 @@ class Comparison:
     @property
     def worst(self) -> CaseResult:
         """The case that uses most of its tolerance."""
-        return max(self.cases, key=lambda case: _share(case.difference))
+        return max(self.cases, key=lambda case: share_of_tolerance(case.difference))
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able values; the numbers are the worst case's."""
@@ -94,10 +94,6 @@ class ParityReport:
 
 def share_of_tolerance(difference: Difference) -> float:
     """Return max_abs over the tolerance: above 1 is a failure."""
-    return _share(difference)
-
-
-def _share(difference: Difference) -> float:
     if difference.tolerance:
         return difference.max_abs / difference.tolerance
     return 0.0 if difference else float("inf")
