@@ -1,7 +1,9 @@
 #include "pom/aggregate.h"
 
+#include <array>
 #include <cstddef>
 #include <limits>
+#include <stdexcept>
 
 namespace pom {
 namespace {
@@ -19,6 +21,14 @@ bool parse(const std::string& text, const std::array<const char*, Size>& words, 
 
 std::string number(int64_t value) { return std::to_string(value); }
 
+std::string written(const std::vector<int64_t>& shape) {
+  std::string text;
+  for (const int64_t size : shape) {
+    text += (text.empty() ? "" : ", ") + number(size);
+  }
+  return "(" + text + ")";
+}
+
 // False where a tensor's element count would overflow int64.
 bool countable(int64_t batch, int64_t tokens, int64_t channels) {
   constexpr int64_t limit = std::numeric_limits<int64_t>::max() / 8;
@@ -28,14 +38,190 @@ bool countable(int64_t batch, int64_t tokens, int64_t channels) {
   return batch <= limit / tokens && batch * tokens <= limit / channels;
 }
 
+bool has_degree(int64_t degree) { return degree >= kMinDegree && degree <= kMaxDegree; }
+std::string degree_range() { return number(kMinDegree) + " to " + number(kMaxDegree); }
+
+// float32, or the type of x.
+std::string check_float(Input input, DataType type, DataType x_type) {
+  if (type == DataType::kFloat32 || type == x_type) {
+    return {};
+  }
+  return std::string(kInputs[input]) + " must be float32 or of x's type (" + name_of(x_type) + "), got " +
+         name_of(type);
+}
+
+std::string check_rows(Input input, int64_t rows, int64_t batch) {
+  if (rows == 1 || rows == batch) {
+    return {};
+  }
+  return std::string(kInputs[input]) + " must have 1 or " + number(batch) + " rows, got " + number(rows);
+}
+
+std::string validate_polynomial(const Problem& problem) {
+  if (problem.attributes.form == Form::kProduct) {
+    if (problem.degree != problem.attributes.degree) {
+      return "degree must be that of the attribute";
+    }
+    if (problem.channels % problem.degree != 0) {
+      return "x must have a multiple of degree " + number(problem.degree) + " channels, got " +
+             number(problem.channels);
+    }
+    return {};
+  }
+  if (!has_degree(problem.degree)) {
+    return "coefficients must have " + degree_range() + " columns, got " + number(problem.degree);
+  }
+  return check_float(kCoefficients, problem.coefficient_type, problem.data_type);
+}
+
+std::string validate_mask(const Problem& problem) {
+  if (problem.attributes.mode == Mode::kFeatures) {
+    return "mode \"features\" takes no mask";
+  }
+  if (problem.mask_type != DataType::kBool && problem.mask_type != problem.data_type) {
+    return std::string("mask must be bool or of x's type (") + name_of(problem.data_type) + "), got " +
+           name_of(problem.mask_type);
+  }
+  return check_rows(kMask, problem.mask_batch, problem.batch);
+}
+
+std::string validate_rotation(const Problem& problem) {
+  if (problem.attributes.form == Form::kProduct) {
+    return "form \"product\" takes no cos and sin";
+  }
+  const int64_t multiple = int64_t{2} * problem.attributes.rotary_blocks;
+  if (problem.channels % multiple != 0) {
+    return "a rotation in " + number(problem.attributes.rotary_blocks) + " blocks needs a multiple of " +
+           number(multiple) + " channels, got " + number(problem.channels);
+  }
+  if (std::string error = check_float(kCos, problem.rotation_type, problem.data_type); !error.empty()) {
+    return error;
+  }
+  return check_rows(kCos, problem.rotation_batch, problem.batch);
+}
+
+// The checks of inputs that no problem can say; they throw what describe() returns.
+class Description {
+ public:
+  Description(const Attributes& attributes, const std::vector<TensorInfo>& inputs) : inputs_(inputs) {
+    problem.attributes = attributes;
+    check_count();
+    read_x();
+    read_polynomial();
+    read_mask();
+    read_rotation();
+  }
+
+  Problem problem;
+
+ private:
+  [[nodiscard]] bool has(Input input) const {
+    const auto index = static_cast<std::size_t>(input);
+    return index < inputs_.size() && inputs_[index].given && !is_placeholder(inputs_[index]);
+  }
+  [[nodiscard]] const TensorInfo& at(Input input) const { return inputs_[static_cast<std::size_t>(input)]; }
+  [[nodiscard]] static bool is_placeholder(const TensorInfo& tensor) {
+    return tensor.shape.size() == 1 && tensor.shape[0] == 1;
+  }
+
+  [[noreturn]] void fail(Input input, const std::string& expected) const {
+    throw std::invalid_argument(std::string(kInputs[input]) + " must be " + expected + ", got shape " +
+                                written(at(input).shape));
+  }
+
+  void check_count() const {
+    if (inputs_.size() < kRequiredInputs || inputs_.size() > kInputs.size()) {
+      throw std::invalid_argument("takes " + number(kRequiredInputs) + " to " +
+                                  number(static_cast<int64_t>(kInputs.size())) + " inputs, got " +
+                                  number(static_cast<int64_t>(inputs_.size())));
+    }
+  }
+
+  void read_x() {
+    const TensorInfo& x = at(kX);
+    if (!x.given || x.shape.size() != 3) {
+      fail(kX, "(batch, tokens, channels)");
+    }
+    problem.batch = x.shape[0];
+    problem.tokens = x.shape[1];
+    problem.channels = x.shape[2];
+    problem.data_type = x.type;
+  }
+
+  void read_polynomial() {
+    const TensorInfo& coefficients = at(kCoefficients);
+    if (problem.attributes.form == Form::kProduct) {
+      if (has(kCoefficients)) {
+        fail(kCoefficients, "a placeholder of shape (1) in form \"product\"");
+      }
+      problem.degree = problem.attributes.degree;
+      return;
+    }
+    if (!coefficients.given || coefficients.shape.size() != 2 || coefficients.shape[0] != problem.channels) {
+      fail(kCoefficients,
+           "(" + number(problem.channels) + ", degree) for x's " + number(problem.channels) + " channels");
+    }
+    problem.degree = coefficients.shape[1];
+    problem.coefficient_type = coefficients.type;
+  }
+
+  void read_mask() {
+    problem.has_mask = has(kMask);
+    if (!problem.has_mask) {
+      return;
+    }
+    const TensorInfo& mask = at(kMask);
+    if (mask.shape.size() != 2 || mask.shape[1] != problem.tokens) {
+      fail(kMask, "(1 or " + number(problem.batch) + ", " + number(problem.tokens) + ") for x's batch and tokens");
+    }
+    problem.mask_batch = mask.shape[0];
+    problem.mask_type = mask.type;
+  }
+
+  void read_rotation() {
+    problem.has_rotation = has(kCos);
+    if (has(kCos) != has(kSin)) {
+      throw std::invalid_argument("cos and sin must be given together");
+    }
+    if (!problem.has_rotation) {
+      return;
+    }
+    const std::vector<int64_t>& cos = at(kCos).shape;
+    const bool batched = cos.size() == 3;
+    const std::vector<int64_t> row(cos.begin() + (batched ? 1 : 0), cos.end());
+    if (row != std::vector<int64_t>{problem.tokens, problem.channels / 2}) {
+      const std::string table = number(problem.tokens) + ", " + number(problem.channels / 2) + ")";
+      fail(kCos, "(" + table + " or (" + number(problem.batch) + ", " + table + " for x's tokens and channels");
+    }
+    if (at(kSin).shape != cos || at(kSin).type != at(kCos).type) {
+      fail(kSin, "of cos's type and shape " + written(cos));
+    }
+    problem.rotation_batch = batched ? cos[0] : 1;
+    problem.rotation_type = at(kCos).type;
+  }
+
+  const std::vector<TensorInfo>& inputs_;
+};
+
 }  // namespace
 
 bool parse_form(const std::string& text, Form* form) { return parse(text, kForms, form); }
 bool parse_mode(const std::string& text, Mode* mode) { return parse(text, kModes, mode); }
 
+const char* name_of(DataType type) {
+  constexpr std::array<const char*, 4> names{"float32", "float16", "bfloat16", "bool"};
+  return names[static_cast<std::size_t>(type)];
+}
+
 std::string validate(const Attributes& attributes) {
-  if (attributes.rotary_blocks != 1) {
-    return "rotary_blocks must be 1, got " + number(attributes.rotary_blocks);
+  if (attributes.form == Form::kProduct && !has_degree(attributes.degree)) {
+    return "form \"product\" needs a degree of " + degree_range() + ", got " + number(attributes.degree);
+  }
+  if (attributes.form == Form::kPower && attributes.degree != 0) {
+    return "degree belongs to form \"product\" and must be 0 in form \"power\", got " + number(attributes.degree);
+  }
+  if (attributes.rotary_blocks < 1 || attributes.rotary_blocks > kMaxRotaryBlocks) {
+    return "rotary_blocks must be 1 or " + number(kMaxRotaryBlocks) + ", got " + number(attributes.rotary_blocks);
   }
   if (!(attributes.epsilon >= 0.0F && attributes.epsilon <= std::numeric_limits<float>::max())) {
     return "epsilon must be finite and not negative, got " + std::to_string(attributes.epsilon);
@@ -48,36 +234,33 @@ std::string validate(const Problem& problem) {
     return error;
   }
   if (problem.batch < 0 || problem.tokens < 0 || problem.channels < 1) {
-    return "x must be (batch, tokens, channels) with at least one channel, got (" + number(problem.batch) + ", " +
-           number(problem.tokens) + ", " + number(problem.channels) + ")";
+    return "x must be (batch, tokens, channels) with at least one channel, got " +
+           written({problem.batch, problem.tokens, problem.channels});
   }
   if (!countable(problem.batch, problem.tokens, problem.channels)) {
     return "x is too large: " + number(problem.batch) + " x " + number(problem.tokens) + " x " +
            number(problem.channels) + " elements";
   }
-  if (problem.degree < kMinDegree || problem.degree > kMaxDegree) {
-    return "coefficients must have " + number(kMinDegree) + " to " + number(kMaxDegree) + " columns, got " +
-           number(problem.degree);
-  }
   if (problem.data_type == DataType::kBool) {
     return "x must be float32, float16 or bfloat16, got bool";
   }
-  if (problem.coefficient_type != DataType::kFloat32 && problem.coefficient_type != problem.data_type) {
-    return "coefficients must be float32 or of x's type";
+  std::string error = validate_polynomial(problem);
+  if (error.empty() && problem.has_mask) {
+    error = validate_mask(problem);
   }
-  if (!problem.has_mask) {
-    return {};
+  if (error.empty() && problem.has_rotation) {
+    error = validate_rotation(problem);
   }
-  if (problem.attributes.mode == Mode::kFeatures) {
-    return "mode \"features\" takes no mask";
+  return error;
+}
+
+std::string describe(const Attributes& attributes, const std::vector<TensorInfo>& inputs, Problem* problem) {
+  try {
+    *problem = Description(attributes, inputs).problem;
+  } catch (const std::invalid_argument& error) {
+    return error.what();
   }
-  if (problem.mask_type != DataType::kBool && problem.mask_type != problem.data_type) {
-    return "mask must be bool or of x's type";
-  }
-  if (problem.mask_batch != 1 && problem.mask_batch != problem.batch) {
-    return "mask must have 1 or " + number(problem.batch) + " rows, got " + number(problem.mask_batch);
-  }
-  return {};
+  return validate(*problem);
 }
 
 }  // namespace pom

@@ -27,6 +27,7 @@ std::string signature() {
          ",\"outputs\":" + json_list(pom::kOutputs) + ",\"attributes\":" + json_list(pom::kAttributes) +
          ",\"forms\":" + json_list(pom::kForms) + ",\"modes\":" + json_list(pom::kModes) +
          ",\"min_degree\":" + std::to_string(pom::kMinDegree) + ",\"max_degree\":" + std::to_string(pom::kMaxDegree) +
+         ",\"max_rotary_blocks\":" + std::to_string(pom::kMaxRotaryBlocks) +
          ",\"leaky_slope\":" + json_number(pom::kLeakySlope) + ",\"clamp_low\":" + json_number(pom::kClampLow) +
          ",\"clamp_high\":" + json_number(pom::kClampHigh) + "}";
 }

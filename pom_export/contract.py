@@ -3,14 +3,26 @@
 Every executor (torch op, ONNX function, ONNX Runtime kernel, TensorRT plugin) reads the op from here or, in
 C++, from `plugins/include/pom/contract.h`; a test compares `signature()` with what the compiled libraries say.
 
+    form "power" (v2), coefficients (C, K):
     h = clamp(leaky_relu(x, LEAKY_SLOPE), CLAMP_LOW, CLAMP_HIGH)      (B, N, C)
     p = sum_{j=1..K} coefficients[:, j-1] * h^j                       (B, N, C)
+    form "product" (v1), degree K, x in K chunks x_1..x_K of C / K channels:
+    p = concat(q_1..q_K), q_1 = gelu(x_1), q_j = gelu(x_j) * q_{j-1}  (B, N, C), gelu with erf
+
+    p is rotated by cos and sin, if given (form "power" only): the channels are `rotary_blocks` blocks of width W,
+    channel i of a block is paired with i + W/2, and block r reads columns r * W/2 + i of both tables:
+    p_i' = p_i cos - p_{i+W/2} sin,  p_{i+W/2}' = p_{i+W/2} cos + p_i sin
+
     y = sum_n m_n p_n / (epsilon + sum_n m_n)                         (B, 1, C)  mode "mean"
         the same over the tokens 0..i, for every token i              (B, N, C)  mode "causal"
-        p                                                             (B, N, C)  mode "features"
+        p                                                             (B, N, C)  mode "features", without mask
 
 Without a mask every m_n is 1 and epsilon is not added. A row whose weights sum to 0 gives 0, and a token of
-weight 0 counts as absent, whatever it holds. Sums are float32 or better whatever x's type. Source: arXiv 2604.06129.
+weight 0 counts as absent, whatever it holds. Sums are float32 or better whatever x's type.
+Sources: arXiv 2604.06129 (power, rotation), arXiv 2411.12663 (product).
+
+No node leaves an input empty in front of one that it has (TensorRT's parser refuses that). The place of an absent
+one is held by a placeholder: a tensor of rank 1 and size 1, which nobody reads. Every real input has rank 2 or 3.
 """
 
 from __future__ import annotations
@@ -26,15 +38,20 @@ OP_VERSION: Final = 1
 PLUGIN_VERSION: Final = "1"
 PLUGIN_NAMESPACE: Final = ""
 
-INPUTS: Final = ("x", "coefficients", "mask")
+INPUTS: Final = ("x", "coefficients", "mask", "cos", "sin")
 REQUIRED_INPUTS: Final = 2
 OUTPUTS: Final = ("y",)
 # In the order in which they are written on every node.
-ATTRIBUTES: Final = ("form", "mode", "rotary_blocks", "epsilon", "plugin_version", "plugin_namespace")
+ATTRIBUTES: Final = ("form", "degree", "mode", "rotary_blocks", "epsilon", "plugin_version", "plugin_namespace")
 
-FORMS: Final = ("power",)
+POWER: Final = "power"
+PRODUCT: Final = "product"
+FORMS: Final = (POWER, PRODUCT)
 MODES: Final = ("mean", "causal", "features")
-ROTARY_BLOCKS: Final = 1
+# Of form "product"; 0 in form "power", where the coefficients say it.
+DEFAULT_DEGREE: Final = 0
+DEFAULT_ROTARY_BLOCKS: Final = 1
+MAX_ROTARY_BLOCKS: Final = 2
 DEFAULT_EPSILON: Final = 0.0
 
 MIN_DEGREE: Final = 1
@@ -61,6 +78,7 @@ def signature() -> str:
             "modes": MODES,
             "min_degree": MIN_DEGREE,
             "max_degree": MAX_DEGREE,
+            "max_rotary_blocks": MAX_ROTARY_BLOCKS,
             "leaky_slope": format(LEAKY_SLOPE, "g"),
             "clamp_low": format(CLAMP_LOW, "g"),
             "clamp_high": format(CLAMP_HIGH, "g"),

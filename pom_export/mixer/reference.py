@@ -30,6 +30,32 @@ def horner(h: Tensor, coefficients: Tensor) -> Tensor:
     return total
 
 
+def products(x: Tensor, degree: int) -> list[Tensor]:
+    """Return q_1..q_K, each (..., C / K): the running products of the GELU of x's K chunks."""
+    chunks = [functional.gelu(chunk) for chunk in x.chunk(degree, dim=-1)]
+    for j in range(1, degree):
+        chunks[j] = chunks[j] * chunks[j - 1]
+    return chunks
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, blocks: int = 1) -> Tensor:
+    """Rotate pairs of channels.
+
+    Args:
+        x: (..., N, C).
+        cos: (N, C/2), or with x's leading dimensions.
+        sin: the same.
+        blocks: into how many blocks the channels are cut; channel i of a block of width W is paired with i + W/2.
+    """
+    parts = x.chunk(2 * blocks, dim=-1)
+    cosines, sines = cos.chunk(blocks, dim=-1), sin.chunk(blocks, dim=-1)
+    rotated = []
+    for block in range(blocks):
+        first, second, c, s = parts[2 * block], parts[2 * block + 1], cosines[block], sines[block]
+        rotated += [first * c - second * s, second * c + first * s]
+    return torch.cat(rotated, dim=-1)
+
+
 def token_weights(x: Tensor, mask: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """Return x with absent tokens zeroed, so that whatever they hold adds nothing, and the mask as (B or 1, N, 1)."""
     if mask is None:
@@ -48,24 +74,46 @@ def token_counts(x: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.arange(1, x.shape[1] + 1, dtype=dtype, device=x.device).unsqueeze(-1)
 
 
+def features(x: Tensor, coefficients: Tensor | None, degree: int) -> Tensor:
+    """Return p, (B, N, C): the polynomial of form "power", or of form "product" without coefficients."""
+    if coefficients is None:
+        return torch.cat(products(x, degree), dim=-1)
+    return horner(activation(x), coefficients.to(x.dtype))
+
+
 def polynomial_aggregation(
-    x: Tensor, coefficients: Tensor, mask: Tensor | None, mode: str, epsilon: float = 0.0
+    x: Tensor,
+    coefficients: Tensor | None,
+    mask: Tensor | None,
+    mode: str,
+    epsilon: float = 0.0,
+    *,
+    degree: int = 0,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    rotary_blocks: int = 1,
 ) -> Tensor:
     """Compute the op in float32, or in float64 for float64 inputs.
 
     Args:
         x: (B, N, C), projected context tokens.
-        coefficients: (C, K).
+        coefficients: (C, K), form "power"; None: form "product".
         mask: (B or 1, N) bool or floating token weights, or None.
         mode: "mean", "causal" or "features".
         epsilon: added to a masked sum of weights.
+        degree: K of form "product".
+        cos: (N, C/2) or (B, N, C/2), or None: no rotation.
+        sin: the same.
+        rotary_blocks: 1 (one position a token) or 2 (row and column).
 
     Returns:
         (B, 1, C) for "mean", else (B, N, C), of x's dtype.
     """
     dtype = accumulation_dtype(x.dtype)
     x_active, weights = token_weights(x.to(dtype), mask, dtype)
-    p = horner(activation(x_active), coefficients.to(dtype))
+    p = features(x_active, coefficients, degree)
+    if cos is not None and sin is not None:
+        p = rotate(p, cos.to(dtype), sin.to(dtype), rotary_blocks)
     if mode == "features":
         y = p
     elif weights is not None:

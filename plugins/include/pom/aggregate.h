@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "pom/contract.h"
 
@@ -11,15 +12,23 @@ namespace pom {
 
 enum class DataType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kBool = 3 };
 
+// Positions in kInputs, and of the pointers that an adapter passes.
+enum Input : int32_t { kX = 0, kCoefficients = 1, kMask = 2, kCos = 3, kSin = 4 };
+
 struct Attributes {
   Form form = Form::kPower;
+  int32_t degree = 0;  // form product only
   Mode mode = Mode::kMean;
   int32_t rotary_blocks = 1;
   float epsilon = 0.0F;
 };
 
-// Shapes and types of one call. x is (batch, tokens, channels), coefficients (channels, degree), mask
-// (mask_batch, tokens) with mask_batch 1 or batch, y (batch, output_tokens(), channels); all contiguous.
+// Shapes and types of one call; all tensors are contiguous.
+//   x             (batch, tokens, channels)
+//   coefficients  (channels, degree), form power only
+//   mask          (mask_batch, tokens), mask_batch 1 or batch
+//   cos, sin      (rotation_batch, tokens, channels / 2), rotation_batch 1 or batch
+//   y             (batch, output_tokens(), channels)
 struct Problem {
   Attributes attributes;
   int64_t batch = 0;
@@ -28,20 +37,41 @@ struct Problem {
   int64_t degree = 0;
   bool has_mask = false;
   int64_t mask_batch = 0;
+  bool has_rotation = false;
+  int64_t rotation_batch = 0;
   DataType data_type = DataType::kFloat32;         // of x and y
   DataType coefficient_type = DataType::kFloat32;  // kFloat32 or data_type
   DataType mask_type = DataType::kBool;            // kBool or data_type
+  DataType rotation_type = DataType::kFloat32;     // kFloat32 or data_type
 
   [[nodiscard]] int64_t output_tokens() const { return attributes.mode == Mode::kMean ? 1 : tokens; }
+  // Channels of one factor of form product; all of them in form power.
+  [[nodiscard]] int64_t chunk_channels() const {
+    return attributes.form == Form::kProduct ? channels / degree : channels;
+  }
+};
+
+// One input as an adapter sees it. A rank 1 placeholder, and an input that is not given, count as absent.
+struct TensorInfo {
+  bool given = false;
+  DataType type = DataType::kFloat32;
+  std::vector<int64_t> shape;
 };
 
 // Parse an attribute's text; false when it is not one of the contract's words.
 bool parse_form(const std::string& text, Form* form);
 bool parse_mode(const std::string& text, Mode* mode);
 
+const char* name_of(DataType type);
+
 // Check attributes alone (at node creation), or a whole call. Empty text: valid. Otherwise one line that says what is
 // wrong and the value seen.
 [[nodiscard]] std::string validate(const Attributes& attributes);
 [[nodiscard]] std::string validate(const Problem& problem);
+
+// Fill a problem from its inputs, in the order of kInputs (those at the end may be left out), and validate it. Empty
+// text: done.
+[[nodiscard]] std::string describe(const Attributes& attributes, const std::vector<TensorInfo>& inputs,
+                                   Problem* problem);
 
 }  // namespace pom

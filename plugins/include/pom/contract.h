@@ -15,20 +15,21 @@ inline constexpr int32_t kOpVersion = 1;
 inline constexpr char kPluginVersion[] = "1";
 inline constexpr char kPluginNamespace[] = "";
 
-inline constexpr std::array<const char*, 3> kInputs{"x", "coefficients", "mask"};
+inline constexpr std::array<const char*, 5> kInputs{"x", "coefficients", "mask", "cos", "sin"};
 inline constexpr int32_t kRequiredInputs = 2;
 inline constexpr std::array<const char*, 1> kOutputs{"y"};
-inline constexpr std::array<const char*, 6> kAttributes{"form",    "mode",           "rotary_blocks",
-                                                        "epsilon", "plugin_version", "plugin_namespace"};
+inline constexpr std::array<const char*, 7> kAttributes{
+    "form", "degree", "mode", "rotary_blocks", "epsilon", "plugin_version", "plugin_namespace"};
 
-enum class Form : int32_t { kPower = 0 };
-inline constexpr std::array<const char*, 1> kForms{"power"};
+enum class Form : int32_t { kPower = 0, kProduct = 1 };
+inline constexpr std::array<const char*, 2> kForms{"power", "product"};
 
 enum class Mode : int32_t { kMean = 0, kCausal = 1, kFeatures = 2 };
 inline constexpr std::array<const char*, 3> kModes{"mean", "causal", "features"};
 
 inline constexpr int32_t kMinDegree = 1;
 inline constexpr int32_t kMaxDegree = 16;
+inline constexpr int32_t kMaxRotaryBlocks = 2;
 
 // h = clamp(leaky_relu(x, kLeakySlope), kClampLow, kClampHigh)
 inline constexpr float kLeakySlope = 0.01F;
