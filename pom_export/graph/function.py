@@ -16,24 +16,48 @@ from onnx_ir.tape import Tape
 from pom_export import contract
 
 
+_SQRT_HALF = 0.5**0.5
+
+
 @dataclass(frozen=True)
 class FunctionVariant:
-    """What one function body depends on: the node's mode, epsilon, degree and input types."""
+    """What one function body depends on: the node's attributes and inputs.
+
+    Attributes:
+        mode: the node's.
+        epsilon: the node's.
+        degree: K.
+        x_type: type of x.
+        coefficient_type: type of the coefficients; None: form "product".
+        mask_type: type of the mask; None: no mask, or a placeholder.
+        rotation_type: type of cos and sin; None: no rotation.
+        rotary_blocks: the node's, 1 without a rotation.
+        inputs: how many inputs the node has, placeholders included.
+    """
 
     mode: str
     epsilon: float
     degree: int
     x_type: ir.DataType
-    coefficient_type: ir.DataType
-    mask_type: ir.DataType | None
+    coefficient_type: ir.DataType | None
+    mask_type: ir.DataType | None = None
+    rotation_type: ir.DataType | None = None
+    rotary_blocks: int = contract.DEFAULT_ROTARY_BLOCKS
+    inputs: int = contract.REQUIRED_INPUTS
 
     @property
     def overload(self) -> str:
         """A name for the variant, for models that use several."""
-        mask = f"_mask_{self.mask_type.name.lower()}" if self.mask_type is not None else ""
-        epsilon = f"_epsilon_{self.epsilon!r}" if self.epsilon else ""
-        types = f"{self.x_type.name.lower()}_{self.coefficient_type.name.lower()}"
-        return f"{self.mode}_degree_{self.degree}_{types}{mask}{epsilon}"
+        form = contract.PRODUCT if self.coefficient_type is None else contract.POWER
+        types = {
+            "": self.x_type,
+            "coefficients_": self.coefficient_type,
+            "mask_": self.mask_type,
+            f"rotary_{self.rotary_blocks}_": self.rotation_type,
+        }
+        typed = [prefix + kind.name.lower() for prefix, kind in types.items() if kind is not None]
+        epsilon = [f"epsilon_{self.epsilon!r}"] if self.epsilon else []
+        return "_".join([self.mode, form, str(self.degree), *typed, *epsilon])
 
 
 class _Body(Tape):
@@ -54,7 +78,35 @@ class _Body(Tape):
     def as_float(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         return value if dtype == ir.DataType.FLOAT else self.Cast(value, to=ir.DataType.FLOAT)
 
-    def features(self, x: ir.Value, coefficients: ir.Value, degree: int) -> ir.Value:
+    def split(self, value: ir.Value, parts: int) -> Sequence[ir.Value]:
+        """Cut the last axis into equal parts."""
+        if parts == 1:
+            return [value]
+        outputs = self.op_multi_out("Split", [value], {"axis": -1, "num_outputs": parts}, num_outputs=parts)
+        return list(outputs)
+
+    def gelu(self, x: ir.Value) -> ir.Value:
+        """Return x/2 (1 + erf(x / sqrt 2)); the op Gelu itself is younger than the opsets that we support."""
+        error = self.Erf(self.Mul(x, self.constant(_SQRT_HALF)))
+        return self.Mul(self.Mul(x, self.constant(0.5)), self.Add(error, self.constant(1.0)))
+
+    def products(self, x: ir.Value, degree: int) -> ir.Value:
+        """Return the running products of the GELU of x's chunks, (B, N, C)."""
+        chunks = list(self.split(self.gelu(x), degree))
+        for j in range(1, degree):
+            chunks[j] = self.Mul(chunks[j], chunks[j - 1])
+        return self.Concat(*chunks, axis=-1) if degree > 1 else chunks[0]
+
+    def rotate(self, p: ir.Value, cos: ir.Value, sin: ir.Value, blocks: int) -> ir.Value:
+        """Return p rotated, (B, N, C)."""
+        parts, rotated = self.split(p, 2 * blocks), []
+        for block, (c, s) in enumerate(zip(self.split(cos, blocks), self.split(sin, blocks), strict=True)):
+            first, second = parts[2 * block], parts[2 * block + 1]
+            rotated.append(self.Sub(self.Mul(first, c), self.Mul(second, s)))
+            rotated.append(self.Add(self.Mul(second, c), self.Mul(first, s)))
+        return self.Concat(*rotated, axis=-1)
+
+    def powers(self, x: ir.Value, coefficients: ir.Value, degree: int) -> ir.Value:
         """Return the polynomial by Horner's rule, (B, N, C)."""
         leaky = self.LeakyRelu(x, alpha=contract.LEAKY_SLOPE)
         h = self.Clip(leaky, self.constant(contract.CLAMP_LOW), self.constant(contract.CLAMP_HIGH))
@@ -101,14 +153,21 @@ def build_function(variant: FunctionVariant, opset: int, overload: str = "") -> 
         opset: version of the standard ops; it must be the model's.
         overload: the overload that nodes of this variant name; "" for the only or first one.
     """
-    x, coefficients, mask = (ir.Value(name=name) for name in contract.INPUTS)
+    inputs = [ir.Value(name=name) for name in contract.INPUTS]
+    x, coefficients, mask, cos, sin = inputs
     body = _Body()
     tokens, weights = body.as_float(x, variant.x_type), None
     if variant.mask_type is not None:
         weights = body.Unsqueeze(body.as_float(mask, variant.mask_type), body.constant([2], np.int64))
         absent = body.Equal(weights, body.constant(0.0))
         tokens = body.Where(absent, body.constant(0.0), tokens)
-    p = body.features(tokens, body.as_float(coefficients, variant.coefficient_type), variant.degree)
+    if variant.coefficient_type is None:
+        p = body.products(tokens, variant.degree)
+    else:
+        p = body.powers(tokens, body.as_float(coefficients, variant.coefficient_type), variant.degree)
+    if variant.rotation_type is not None:
+        tables = [body.as_float(table, variant.rotation_type) for table in (cos, sin)]
+        p = body.rotate(p, *tables, variant.rotary_blocks)
     if variant.mode == "features":
         y = p
     elif weights is not None:
@@ -118,7 +177,6 @@ def build_function(variant: FunctionVariant, opset: int, overload: str = "") -> 
     if variant.x_type != ir.DataType.FLOAT:
         y = body.Cast(y, to=variant.x_type)
     y.name = contract.OUTPUTS[0]
-    inputs = [x, coefficients] if variant.mask_type is None else [x, coefficients, mask]
-    graph = ir.Graph(inputs, [y], nodes=body.nodes, opset_imports={"": opset}, name=contract.OP_NAME)
+    graph = ir.Graph(inputs[: variant.inputs], [y], nodes=body.nodes, opset_imports={"": opset}, name=contract.OP_NAME)
     attributes = [ir.Attr(name, ir.AttributeType.UNDEFINED, None) for name in contract.ATTRIBUTES]
     return ir.Function(contract.DOMAIN, contract.OP_NAME, overload, graph=graph, attributes=attributes)

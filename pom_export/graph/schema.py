@@ -15,34 +15,53 @@ _TYPE_CONSTRAINTS = [
     ("T", _FLOATS, "type of the tokens"),
     ("C", _FLOATS, "float32, or the type of the tokens"),
     ("M", ["tensor(bool)", *_FLOATS], "bool, or the type of the tokens"),
+    ("R", _FLOATS, "float32, or the type of the tokens"),
 ]
 _INPUTS = [
     OpSchema.FormalParameter("x", "T", "(B, N, C): projected context tokens, before the activation"),
     OpSchema.FormalParameter("coefficients", "C", "(C, K): coefficient of the powers 1 to K of each channel"),
-    OpSchema.FormalParameter(
-        "mask", "M", "(B or 1, N): token weights", param_option=OpSchema.FormalParameterOption.Optional
+    *(
+        OpSchema.FormalParameter(name, kind, meaning, param_option=OpSchema.FormalParameterOption.Optional)
+        for name, kind, meaning in (
+            ("mask", "M", "(B or 1, N): token weights"),
+            ("cos", "R", "(N, C/2) or (B, N, C/2): cosines of the rotation"),
+            ("sin", "R", "of cos's shape: sines of the rotation"),
+        )
     ),
 ]
 _DEFAULTS: dict[str, Any] = {
-    "form": contract.FORMS[0],
-    "rotary_blocks": contract.ROTARY_BLOCKS,
+    "form": contract.POWER,
+    "degree": contract.DEFAULT_DEGREE,
+    "rotary_blocks": contract.DEFAULT_ROTARY_BLOCKS,
     "epsilon": contract.DEFAULT_EPSILON,
     "plugin_version": contract.PLUGIN_VERSION,
     "plugin_namespace": contract.PLUGIN_NAMESPACE,
 }
 _ATTRIBUTE_DOCS = {
-    "form": 'polynomial: "power"',
+    "form": 'polynomial: "power", or "product" of the GELU of x\'s chunks',
+    "degree": 'number of chunks of form "product", else 0',
     "mode": '"mean", "causal" (prefix mean) or "features" (no aggregation)',
-    "rotary_blocks": "1",
+    "rotary_blocks": "blocks of channels that are rotated each by itself: 1 or 2",
     "epsilon": "added to a masked sum of weights",
     "plugin_version": "for TensorRT's parser",
     "plugin_namespace": "for TensorRT's parser",
 }
 
 
-def attributes(mode: str, epsilon: float = contract.DEFAULT_EPSILON) -> dict[str, Any]:
-    """Return every attribute of a node, in the contract's order (TensorRT warns about each that is missing)."""
-    values = {**_DEFAULTS, "mode": mode, "epsilon": float(epsilon)}
+def attributes(
+    mode: str,
+    epsilon: float = contract.DEFAULT_EPSILON,
+    *,
+    degree: int = contract.DEFAULT_DEGREE,
+    rotary_blocks: int = contract.DEFAULT_ROTARY_BLOCKS,
+) -> dict[str, Any]:
+    """Return every attribute of a node, in the contract's order (TensorRT warns about each that is missing).
+
+    A degree makes it form "product".
+    """
+    form = contract.PRODUCT if degree else contract.POWER
+    values = {**_DEFAULTS, "form": form, "degree": degree, "mode": mode, "epsilon": float(epsilon)}
+    values["rotary_blocks"] = rotary_blocks
     return {name: values[name] for name in contract.ATTRIBUTES}
 
 

@@ -1,7 +1,17 @@
-"""PoM in PyTorch: the reference mathematics, the registered op and the layer."""
+"""PoM in PyTorch: the reference mathematics, the registered op and the layers."""
 
-from pom_export.mixer.config import MixerConfig
+from pom_export.mixer.config import MixerConfig, ProductMixerConfig, RotaryConfig
 from pom_export.mixer.op import polynomial_aggregation
 from pom_export.mixer.polynomial_mixer import PolynomialMixer
+from pom_export.mixer.product_mixer import ProductMixer
+from pom_export.mixer.rotary_mixer import RotaryPolynomialMixer
 
-__all__ = ["MixerConfig", "PolynomialMixer", "polynomial_aggregation"]
+__all__ = [
+    "MixerConfig",
+    "PolynomialMixer",
+    "ProductMixer",
+    "ProductMixerConfig",
+    "RotaryConfig",
+    "RotaryPolynomialMixer",
+    "polynomial_aggregation",
+]

@@ -7,22 +7,63 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pom_export.contract import CLAMP_HIGH, CLAMP_LOW, DEFAULT_EPSILON, LEAKY_SLOPE, MAX_DEGREE, MIN_DEGREE, MODES
+from pom_export.contract import (
+    CLAMP_HIGH,
+    CLAMP_LOW,
+    DEFAULT_DEGREE,
+    DEFAULT_EPSILON,
+    DEFAULT_ROTARY_BLOCKS,
+    LEAKY_SLOPE,
+    MAX_DEGREE,
+    MAX_ROTARY_BLOCKS,
+    MIN_DEGREE,
+    MODES,
+)
 from pom_export.mixer import reference
 
 
-def _check(x: Tensor, coefficients: Tensor, mask: Tensor | None, mode: str) -> None:
+def _check(
+    x: Tensor,
+    coefficients: Tensor | None,
+    mask: Tensor | None,
+    mode: str,
+    degree: int,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    rotary_blocks: int,
+) -> None:
     """Raise ValueError, with the value seen, where the op's contract is not met."""
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     if x.dim() != 3:
         raise ValueError(f"x must be (batch, tokens, channels), got shape {tuple(x.shape)}")
+    _check_polynomial(x, coefficients, degree)
+    if mask is not None:
+        _check_mask(x, mask, mode)
+    if (cos is None) != (sin is None):
+        raise ValueError("cos and sin must be given together")
+    if cos is not None and sin is not None:
+        if coefficients is None:
+            raise ValueError("the product form takes no cos and sin")
+        _check_rotation(x, cos, sin, rotary_blocks)
+
+
+def _check_polynomial(x: Tensor, coefficients: Tensor | None, degree: int) -> None:
+    if coefficients is None:
+        if not MIN_DEGREE <= degree <= MAX_DEGREE:
+            raise ValueError(f"without coefficients degree must be {MIN_DEGREE} to {MAX_DEGREE}, got {degree}")
+        if x.shape[2] % degree:
+            raise ValueError(f"x must have a multiple of degree {degree} channels, got {x.shape[2]}")
+        return
+    if degree != DEFAULT_DEGREE:
+        raise ValueError(f"degree belongs to the form without coefficients and must be 0 with them, got {degree}")
     if coefficients.dim() != 2 or coefficients.shape[0] != x.shape[2]:
         raise ValueError(f"coefficients must be ({x.shape[2]}, degree), got shape {tuple(coefficients.shape)}")
     if not MIN_DEGREE <= coefficients.shape[1] <= MAX_DEGREE:
         raise ValueError(f"degree must be {MIN_DEGREE} to {MAX_DEGREE}, got {coefficients.shape[1]}")
-    if mask is None:
-        return
+
+
+def _check_mask(x: Tensor, mask: Tensor, mode: str) -> None:
     if mode == "features":
         raise ValueError('mode "features" takes no mask')
     if mask.dim() != 2:
@@ -32,39 +73,66 @@ def _check(x: Tensor, coefficients: Tensor, mask: Tensor | None, mode: str) -> N
         raise ValueError("the mask is not differentiable; detach it")
 
 
+def _check_rotation(x: Tensor, cos: Tensor, sin: Tensor, rotary_blocks: int) -> None:
+    if not 1 <= rotary_blocks <= MAX_ROTARY_BLOCKS:
+        raise ValueError(f"rotary_blocks must be 1 or {MAX_ROTARY_BLOCKS}, got {rotary_blocks}")
+    if x.shape[2] % (2 * rotary_blocks):
+        raise ValueError(f"x must have a multiple of {2 * rotary_blocks} channels to be rotated, got {x.shape[2]}")
+    for name, table in (("cos", cos), ("sin", sin)):
+        if table.dim() not in {2, 3} or table.shape[-1] != x.shape[2] // 2:
+            raise ValueError(
+                f"{name} must be (tokens, {x.shape[2] // 2}) or (batch, tokens, {x.shape[2] // 2}), "
+                f"got shape {tuple(table.shape)}"
+            )
+        tokens = table.shape[-2]
+        torch._check(tokens == x.shape[1], lambda: f"cos and sin have {tokens} tokens, x has {x.shape[1]}")
+        if table.requires_grad:
+            raise ValueError(f"{name} is not differentiable; detach it")
+
+
 @torch.library.custom_op("pom::polynomial_aggregation", mutates_args=())
 def polynomial_aggregation(
     x: Tensor,
-    coefficients: Tensor,
+    coefficients: Tensor | None,
     mask: Tensor | None,
     mode: str,
     epsilon: float = DEFAULT_EPSILON,
+    degree: int = DEFAULT_DEGREE,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    rotary_blocks: int = DEFAULT_ROTARY_BLOCKS,
 ) -> Tensor:
     """Aggregate the polynomial of tokens; see `reference.polynomial_aggregation` for shapes and dtypes.
 
     Raises:
         ValueError: a shape, the mode or the degree breaks the contract; the value seen is named.
     """
-    _check(x, coefficients, mask, mode)
-    y = reference.polynomial_aggregation(x, coefficients, mask, mode, epsilon)
+    _check(x, coefficients, mask, mode, degree, cos, sin, rotary_blocks)
+    y = reference.polynomial_aggregation(
+        x, coefficients, mask, mode, epsilon, degree=degree, cos=cos, sin=sin, rotary_blocks=rotary_blocks
+    )
     return y.clone() if y is x else y
 
 
 @polynomial_aggregation.register_fake
 def _fake(
     x: Tensor,
-    coefficients: Tensor,
+    coefficients: Tensor | None,
     mask: Tensor | None,
     mode: str,
     epsilon: float = DEFAULT_EPSILON,  # noqa: ARG001 (the op's signature)
+    degree: int = DEFAULT_DEGREE,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    rotary_blocks: int = DEFAULT_ROTARY_BLOCKS,
 ) -> Tensor:
-    _check(x, coefficients, mask, mode)
+    _check(x, coefficients, mask, mode, degree, cos, sin, rotary_blocks)
     return x.new_empty((x.shape[0], 1 if mode == "mean" else x.shape[1], x.shape[2]))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001 (torch's signature)
-    x, coefficients, mask, ctx.mode, ctx.epsilon = inputs
-    ctx.save_for_backward(x, coefficients, mask)
+    x, coefficients, mask, ctx.mode, ctx.epsilon, ctx.degree, cos, sin, ctx.rotary_blocks = inputs
+    ctx.save_for_backward(x, coefficients, mask, cos, sin)
 
 
 def _grad_features(grad: Tensor, x: Tensor, weights: Tensor | None, mode: str, epsilon: float) -> Tensor:
@@ -83,25 +151,50 @@ def _grad_features(grad: Tensor, x: Tensor, weights: Tensor | None, mode: str, e
     return scaled if weights is None else scaled * weights
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-    x, coefficients, mask = ctx.saved_tensors
-    dtype = reference.accumulation_dtype(x.dtype)
-    x_active, weights = reference.token_weights(x.to(dtype), mask, dtype)
-    grad_p = _grad_features(grad.to(dtype), x, weights, ctx.mode, ctx.epsilon)
-    h = reference.activation(x_active)
-    powers = torch.arange(1, coefficients.shape[1] + 1, dtype=dtype, device=x.device)
+def _backward_power(x: Tensor, coefficients: Tensor, grad_p: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of x and of the coefficients, given that of p."""
+    h = reference.activation(x)
+    powers = torch.arange(1, coefficients.shape[1] + 1, dtype=x.dtype, device=x.device)
     # p'(h) = sum_j j c_j h^(j-1), written as a polynomial without constant term plus c_1.
-    scaled = coefficients.to(dtype) * powers
+    scaled = coefficients.to(x.dtype) * powers
     slope = scaled[:, 0] + (reference.horner(h, scaled[:, 1:]) if scaled.shape[1] > 1 else 0)
-    leaky = torch.where(x_active > 0, 1.0, LEAKY_SLOPE)
+    leaky = torch.where(x > 0, 1.0, LEAKY_SLOPE)
     inside = (h > CLAMP_LOW) & (h < CLAMP_HIGH)
-    grad_x = torch.where(inside, grad_p * slope * leaky, 0.0)
     power, columns = torch.ones_like(h), []
     for _ in range(coefficients.shape[1]):
         power = power * h
         columns.append((grad_p * power).sum((0, 1)))
-    grad_coefficients = torch.stack(columns, dim=1)
-    return grad_x.to(x.dtype), grad_coefficients.to(coefficients.dtype), None, None, None
+    return torch.where(inside, grad_p * slope * leaky, 0.0), torch.stack(columns, dim=1)
+
+
+def _backward_product(x: Tensor, degree: int, grad_p: Tensor) -> Tensor:
+    """Return the gradient of x: that of factor g_j is q_{j-1} (d_j + g_{j+1} (d_{j+1} + g_{j+2} (...)))."""
+    chunks, grads = x.chunk(degree, dim=-1), grad_p.chunk(degree, dim=-1)
+    products = reference.products(x, degree)
+    result, behind = [], torch.zeros_like(grads[0])
+    for j in range(degree - 1, -1, -1):
+        behind = grads[j] + behind
+        factor = behind * products[j - 1] if j else behind
+        result.append(torch.ops.aten.gelu_backward(factor, chunks[j]))
+        behind = behind * torch.nn.functional.gelu(chunks[j])
+    return torch.cat(result[::-1], dim=-1)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, coefficients, mask, cos, sin = ctx.saved_tensors
+    dtype = reference.accumulation_dtype(x.dtype)
+    x_active, weights = reference.token_weights(x.to(dtype), mask, dtype)
+    grad_p = _grad_features(grad.to(dtype), x, weights, ctx.mode, ctx.epsilon)
+    if cos is not None:
+        # The adjoint of a rotation is the rotation back.
+        grad_p = reference.rotate(grad_p, cos.to(dtype), -sin.to(dtype), ctx.rotary_blocks)
+    grad_coefficients = None
+    if coefficients is None:
+        grad_x = _backward_product(x_active, ctx.degree, grad_p)
+    else:
+        grad_x, grad_coefficients = _backward_power(x_active, coefficients, grad_p)
+        grad_coefficients = grad_coefficients.to(coefficients.dtype)
+    return grad_x.to(x.dtype), grad_coefficients, *[None] * 7
 
 
 polynomial_aggregation.register_autograd(_backward, setup_context=_setup_context)

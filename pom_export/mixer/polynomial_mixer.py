@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pom_export.mixer.aggregation import Mask, Polynomial, aggregate, select
 from pom_export.mixer.config import MixerConfig
-from pom_export.mixer.op import polynomial_aggregation
-
-Mask = Tensor | Literal["causal"] | None
 
 
 class PolynomialMixer(nn.Module):
@@ -50,7 +47,9 @@ class PolynomialMixer(nn.Module):
         self.po_coeff = nn.Parameter(taylor.repeat(channels, 1))
         self.ag_proj = nn.Linear(channels, dim, bias=bias)
 
-    def forward(self, query: Tensor, context: Tensor | None = None, mask: Mask = None) -> Tensor:
+    def forward(
+        self, query: Tensor, context: Tensor | None = None, mask: Mask = None, *, causal: bool = False
+    ) -> Tensor:
         """Mix the context into every query token.
 
         Args:
@@ -58,6 +57,7 @@ class PolynomialMixer(nn.Module):
             context: (B, N, d), or None for the query itself.
             mask: None: every token counts; "causal": token i sees tokens 0..i; (B, N): token weights, bool or
                 floating; (B, T, N): weights for each query token. Batch size 1 broadcasts.
+            causal: the same as mask "causal", and goes with a (B, N) mask too.
 
         Returns:
             (B, T, d). Where a row of the mask sums to 0 the aggregate is 0 (the official code gives NaN).
@@ -66,12 +66,7 @@ class PolynomialMixer(nn.Module):
             ValueError: a mask of another kind or rank.
         """
         projected, gate = self._project(query, context)
-        aggregate = self._aggregate(projected, mask)
-        heads = self.config.n_sel_heads
-        if heads > 1:
-            gated = aggregate.unflatten(-1, (heads, -1)) * gate.unsqueeze(-1)
-            return self.ag_proj(gated.flatten(-2))
-        return self.ag_proj(gate * aggregate)
+        return self.ag_proj(select(gate, aggregate(projected, Polynomial(self.po_coeff), mask, causal)))
 
     def _project(self, query: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the projected context (B, N, C) and the gate (B, T, S)."""
@@ -86,20 +81,3 @@ class PolynomialMixer(nn.Module):
             context_weight, gate_weight = self.qc_proj.weight.split(sizes)
             projected, gate = functional.linear(context, context_weight), functional.linear(query, gate_weight)
         return projected, functional.hardsigmoid(gate + self.se_bias)
-
-    def _aggregate(self, projected: Tensor, mask: Mask) -> Tensor:
-        """Return the aggregate, (B, 1, C) or (B, T, C)."""
-        if mask is None:
-            return polynomial_aggregation(projected, self.po_coeff, None, "mean")
-        if isinstance(mask, str):
-            if mask != "causal":
-                raise ValueError(f'mask must be None, "causal" or a tensor, got {mask!r}')
-            return polynomial_aggregation(projected, self.po_coeff, None, "causal")
-        if mask.dim() == 2:
-            return polynomial_aggregation(projected, self.po_coeff, mask, "mean")
-        if mask.dim() != 3:
-            raise ValueError(f"mask must be (B, N) or (B, T, N), got shape {tuple(mask.shape)}")
-        features = polynomial_aggregation(projected, self.po_coeff, None, "features")
-        weights = mask.to(features.dtype)
-        total = weights.sum(-1, keepdim=True)
-        return (weights @ features) / total.masked_fill(total == 0, 1)

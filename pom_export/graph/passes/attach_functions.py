@@ -20,23 +20,36 @@ def variant_of(node: ir.Node) -> FunctionVariant:
     Raises:
         InputError: an input of the node has no known type, or the coefficients no known shape.
     """
-    inputs = [value for value in node.inputs if value is not None]
-    types = [value.dtype for value in inputs if value.dtype is not None]
-    shape = inputs[1].shape
-    if len(types) < len(inputs) or shape is None or not isinstance(shape[1], int):
-        raise InputError(
-            f"node {node.name}: the types of its inputs and the shape of its coefficients must be known",
-            "Export coefficients of a fixed degree",
-        )
-    x_type, coefficient_type, *rest = types
+    types: dict[str, ir.DataType] = {}
+    for name, value in zip(contract.INPUTS, node.inputs, strict=False):
+        if value is None or value.dtype is None or value.shape is None:
+            raise _unknown(node)
+        if len(value.shape) > 1:  # what is of rank 1 is a placeholder
+            types[name] = value.dtype
     attributes = node.attributes
+    degree: int | object = attributes["degree"].as_int()
+    if "coefficients" in types:
+        shape = node.inputs[1].shape if node.inputs[1] is not None else None
+        degree = shape[1] if shape is not None else None
+    if not isinstance(degree, int):
+        raise _unknown(node)
     return FunctionVariant(
         mode=attributes["mode"].as_string(),
         epsilon=attributes["epsilon"].as_float(),
-        degree=shape[1],
-        x_type=x_type,
-        coefficient_type=coefficient_type,
-        mask_type=rest[0] if rest else None,
+        degree=degree,
+        x_type=types["x"],
+        coefficient_type=types.get("coefficients"),
+        mask_type=types.get("mask"),
+        rotation_type=types.get("cos"),
+        rotary_blocks=attributes["rotary_blocks"].as_int(),
+        inputs=len(node.inputs),
+    )
+
+
+def _unknown(node: ir.Node) -> InputError:
+    return InputError(
+        f"node {node.name}: the types and shapes of its inputs must be known",
+        "Export coefficients of a fixed degree",
     )
 
 

@@ -1,0 +1,82 @@
+"""What every family of mixer has in common: the kinds of mask, and the gate over the aggregate."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from pom_export.mixer.op import polynomial_aggregation
+from pom_export.mixer.reference import safe_ratio
+
+Mask = Tensor | Literal["causal"] | None
+
+
+class Rotation(NamedTuple):
+    """Tables (N, C/2) of one position a token, and the blocks of channels that are rotated each by itself."""
+
+    cos: Tensor
+    sin: Tensor
+    blocks: int
+
+
+class Polynomial(NamedTuple):
+    """The polynomial of a mixer: coefficients (C, K), or the degree of form "product"; what masked sums are added."""
+
+    coefficients: Tensor | None
+    degree: int = 0
+    epsilon: float = 0.0
+
+
+def aggregate(
+    projected: Tensor, polynomial: Polynomial, mask: Mask, causal: bool = False, rotation: Rotation | None = None
+) -> Tensor:
+    """Aggregate the polynomial features of projected tokens.
+
+    Args:
+        projected: (B, N, C).
+        polynomial: of the mixer.
+        mask: None, "causal", (B or 1, N) token weights or (B or 1, T, N) weights for each query token.
+        causal: token i sees tokens 0..i, besides what the (B, N) mask says.
+        rotation: of the features, or None.
+
+    Returns:
+        (B, 1, C), or (B, T, C) with a causal or (B, T, N) mask.
+
+    Raises:
+        ValueError: a mask of another kind or rank.
+    """
+    if isinstance(mask, str):
+        if mask != "causal":
+            raise ValueError(f'mask must be None, "causal" or a tensor, got {mask!r}')
+        mask, causal = None, True
+    mode = "causal" if causal else "mean"
+    weights = mask
+    if mask is not None and mask.dim() == 3:  # noqa: PLR2004 (a weight for each query token)
+        if causal:
+            raise ValueError("a (B, T, N) mask says itself which tokens are seen; causal does not go with it")
+        mode, weights = "features", None
+    elif mask is not None and mask.dim() != 2:  # noqa: PLR2004
+        raise ValueError(f"mask must be (B, N) or (B, T, N), got shape {tuple(mask.shape)}")
+    cos, sin, blocks = rotation if rotation is not None else (None, None, 1)
+    coefficients, degree, epsilon = polynomial
+    result = polynomial_aggregation(projected, coefficients, weights, mode, epsilon, degree, cos, sin, blocks)
+    if mode != "features" or mask is None:
+        return result
+    full = mask.to(result.dtype)
+    return safe_ratio(full @ result, full.sum(-1, keepdim=True), epsilon)
+
+
+def select(gate: Tensor, aggregated: Tensor) -> Tensor:
+    """Multiply the aggregate by the gate.
+
+    Args:
+        gate: (B, T, S); each value serves C / S neighbouring channels.
+        aggregated: (B, 1, C) or (B, T, C).
+
+    Returns:
+        (B, T, C).
+    """
+    if gate.shape[-1] == aggregated.shape[-1]:
+        return gate * aggregated
+    return (aggregated.unflatten(-1, (gate.shape[-1], -1)) * gate.unsqueeze(-1)).flatten(-2)

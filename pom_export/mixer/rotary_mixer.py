@@ -1,0 +1,142 @@
+"""The Polynomial Mixer with rotary positions: `PoMRoPE` of the official code (arXiv 2604.06129)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pom_export.mixer.aggregation import Mask, Polynomial, Rotation, aggregate, select
+from pom_export.mixer.config import MAX_GRID, MAX_SEQ_LEN, ROPE_BASE, RotaryConfig
+from pom_export.mixer.polynomial_mixer import PolynomialMixer
+from pom_export.mixer.reference import rotate
+
+
+def frequency_tables(width: int, positions: int, base: float = ROPE_BASE) -> tuple[Tensor, Tensor]:
+    """Return the cosines and sines, (positions, width) each, of angle p * base^(-i / width) for pair i at position p.
+
+    In float32, as the official code computes them.
+    """
+    frequencies = 1.0 / base ** (torch.arange(width, dtype=torch.float32) / width)
+    angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies)
+    return angles.cos(), angles.sin()
+
+
+class RotaryPolynomialMixer(PolynomialMixer):
+    """A `PolynomialMixer` whose features and gate are rotated by their tokens' positions.
+
+    State dict names, tables included, are those of the official `pom.PoMRoPE`.
+
+    Args:
+        dim: model width d.
+        degree: polynomial degree K.
+        expand: channels per model dimension k; C = k * d.
+        n_groups: groups of the context projection.
+        n_sel_heads: gate values a token; 0 or 1: one a channel.
+        bias: whether the output (and a grouped context) projection has a bias.
+        max_seq_len: number of 1-D positions.
+        max_h: number of rows of 2-D positions.
+        max_w: number of columns of 2-D positions.
+        rope_base: base of the frequencies.
+        rope_2d: positions are rows and columns.
+
+    Raises:
+        InputError: a hyper-parameter is out of range.
+    """
+
+    # Angles need float32 in a model of a smaller type too: see `pom_export.graph.copying`.
+    full_precision_buffers = ("freqs_cos", "freqs_sin", "row_cos", "row_sin", "col_cos", "col_sin")
+
+    def __init__(
+        self,
+        dim: int,
+        degree: int,
+        expand: int,
+        n_groups: int = 1,
+        n_sel_heads: int = 1,
+        bias: bool = False,
+        max_seq_len: int = MAX_SEQ_LEN,
+        max_h: int = MAX_GRID,
+        max_w: int = MAX_GRID,
+        rope_base: float = ROPE_BASE,
+        rope_2d: bool = False,
+    ) -> None:
+        super().__init__(dim, degree, expand, n_groups, n_sel_heads, bias)
+        self.rotary = RotaryConfig(max_h=max_h, max_w=max_w) if rope_2d else RotaryConfig(max_seq_len)
+        self.config = replace(self.config, rotary=self.rotary)
+        pairs = self.config.channels // (2 * self.rotary.blocks)
+        for axis, count in zip(self._axes, self.rotary.limits, strict=True):
+            cos, sin = frequency_tables(pairs, count, rope_base)
+            self.register_buffer(f"{axis}_cos", cos)
+            self.register_buffer(f"{axis}_sin", sin)
+
+    @property
+    def _axes(self) -> tuple[str, ...]:
+        """Prefixes of the tables' names, one for each index of a position."""
+        return ("freqs",) if self.rotary.blocks == 1 else ("row", "col")
+
+    def forward(
+        self,
+        query: Tensor,
+        context: Tensor | None = None,
+        mask: Mask = None,
+        positions: Tensor | None = None,
+        context_positions: Tensor | None = None,
+        *,
+        causal: bool = False,
+    ) -> Tensor:
+        """Mix the context into every query token.
+
+        Args:
+            query: (B, T, d).
+            context: (B, N, d), or None for the query itself.
+            mask: as in `PolynomialMixer.forward`.
+            positions: of the query, int64: (T), or (T, 2) rows and columns; None: 0..T-1, for 1-D mixers only.
+            context_positions: of the context; None: those of the query where it is the context, else 0..N-1.
+            causal: as in `PolynomialMixer.forward`.
+
+        Returns:
+            (B, T, d).
+
+        Raises:
+            ValueError: a mask of another kind or rank, or a 2-D mixer without positions.
+        """
+        projected, gate = self._project(query, context)
+        if context is None and context_positions is None:
+            context_positions = positions
+        features = Rotation(*self._tables(context_positions, projected.shape[1]), self.rotary.blocks)
+        aggregated = aggregate(projected, Polynomial(self.po_coeff), mask, causal, features)
+        return self.ag_proj(select(self._rotate_gate(gate, positions), aggregated))
+
+    def _tables(self, positions: Tensor | None, tokens: int, stride: int = 1, width: int | None = None) -> list[Tensor]:
+        """Return the cosines and the sines of tokens, using every `stride`-th column, at most `width` an axis."""
+        if positions is None:
+            if self.rotary.blocks > 1:
+                raise ValueError("a mixer of 2-D positions needs them: give positions, (tokens, 2) rows and columns")
+            torch._check(
+                tokens <= self.rotary.max_seq_len,
+                lambda: f"{tokens} tokens, but the mixer has positions for {self.rotary.max_seq_len}",
+            )
+        elif positions.dim() != self.rotary.blocks:
+            kind = "(tokens)" if self.rotary.blocks == 1 else "(tokens, 2)"
+            raise ValueError(f"positions must be {kind}, got shape {tuple(positions.shape)}")
+        tables = []
+        for kind in ("cos", "sin"):
+            parts = []
+            for axis, name in enumerate(self._axes):
+                table = self.get_buffer(f"{name}_{kind}")[:, ::stride][:, :width]
+                if positions is None:
+                    parts.append(table[:tokens])
+                else:
+                    parts.append(table[positions if self.rotary.blocks == 1 else positions[:, axis]])
+            tables.append(parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1))
+        return tables
+
+    def _rotate_gate(self, gate: Tensor, positions: Tensor | None) -> Tensor:
+        """Rotate the gate; pair k of a gate of heads turns as fast as the first pair of head k."""
+        blocks, gates, stride = self.rotary.blocks, gate.shape[-1], 1
+        if gates != self.config.channels:
+            stride = self.config.channels // gates * blocks // 2
+        cos, sin = self._tables(positions, gate.shape[1], stride, gates // (2 * blocks))
+        return rotate(gate, cos, sin, blocks).to(gate.dtype)
