@@ -12,6 +12,7 @@ from pom_export.version import __version__
 
 if TYPE_CHECKING:
     from pom_export.api import ExportResult, export, verify, write_report
+    from pom_export.attention import MultiheadPolynomialMixer, replace_attention
     from pom_export.checkpoint import load_checkpoint
     from pom_export.engine import EngineInfo, build_engine
     from pom_export.errors import PomExportError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "EngineInfo": "engine",
     "ExportResult": "api",
+    "MultiheadPolynomialMixer": "attention",
     "ParityReport": "parity.report",
     "PolynomialMixer": "mixer",
     "PomExportError": "errors",
@@ -32,6 +34,7 @@ _HOMES = {
     "inference_session": "runtime.session",
     "load_checkpoint": "checkpoint",
     "plugin_library": "runtime.library",
+    "replace_attention": "attention",
     "verify": "api",
     "write_report": "api",
 }
@@ -39,6 +42,7 @@ _HOMES = {
 __all__ = [
     "EngineInfo",
     "ExportResult",
+    "MultiheadPolynomialMixer",
     "ParityReport",
     "PolynomialMixer",
     "PomExportError",
@@ -49,6 +53,7 @@ __all__ = [
     "inference_session",
     "load_checkpoint",
     "plugin_library",
+    "replace_attention",
     "verify",
     "write_report",
 ]

@@ -19,6 +19,7 @@ _COMMANDS = {
     "export": "Export a checkpoint to ONNX with the custom op.",
     "verify": "Compare an exported model with PyTorch.",
     "build": "Build a TensorRT engine with the plugin inside.",
+    "scan": "List a model's attention, and what a swap for PoM would save.",
 }
 _BAD_INPUT, _INTERRUPTED = 2, 130
 

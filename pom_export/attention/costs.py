@@ -1,0 +1,90 @@
+"""What a layer costs: attention against the PoM that would replace it.
+
+Multiply-adds of one layer, one sequence of N tokens, width d, C = expand * d channels, S gate values a token:
+
+    attention   N * (weights of its projections)              query, key, value, output: 4 d^2 where all are d x d
+                + 2 * N^2 * a                                 scores, and weighted values; a: width of all heads
+    PoM         N * (d * C / groups + d * S + C * d)          context, gate and output projections
+                + N * C * (degree + 2)                        Horner's rule, the sum, and the gate
+                + N * kdim * d                                only where the context has a width of its own
+
+Bytes that one sequence keeps, to go on after N tokens:
+
+    attention   N * (width of keys + width of values) * bytes of an element        the KV cache
+    PoM         2 * C * 4 + 8                         a float32 sum and its rounding compensation; an int64 count
+
+Softmax, biases, norms and memory traffic are left out on both sides, and a causal mask is taken to save nothing:
+these are counts, not times.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_FLOAT32_BYTES, _INT64_BYTES = 4, 8
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """The sizes of an attention layer.
+
+    Attributes:
+        embed_dim: width d of the queries, and of the output.
+        heads: number of heads; 0 where it is not known.
+        weights: elements of the weights of all projections, without biases.
+        inner: width of all query heads together.
+        cache_width: elements that a token adds to the KV cache.
+        element_bytes: bytes of an element.
+        kdim: width of the context.
+        bias: whether the output projection has a bias.
+    """
+
+    embed_dim: int
+    heads: int
+    weights: int
+    inner: int
+    cache_width: int
+    element_bytes: int
+    kdim: int
+    bias: bool
+
+
+@dataclass(frozen=True)
+class PomShape:
+    """The sizes of the PoM layers that replace attention, as in `MultiheadPolynomialMixer`."""
+
+    degree: int = 3
+    expand: int = 2
+    n_groups: int = 1
+
+    def heads_for(self, attention: AttentionShape) -> int:
+        """Return how many gate heads replace attention's: as many, or 1 (a gate a channel) where they don't divide."""
+        channels = self.expand * attention.embed_dim
+        return attention.heads if attention.heads > 1 and channels % attention.heads == 0 else 1
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-adds of one layer, and the bytes that it keeps, at a number of tokens; formulas: this module."""
+
+    tokens: int
+    attention_macs: int
+    pom_macs: int
+    cache_bytes: int
+    state_bytes: int
+
+
+def cost(attention: AttentionShape, pom: PomShape, tokens: int) -> Cost:
+    """Return what both layers cost at a number of tokens."""
+    dim, channels, heads = attention.embed_dim, pom.expand * attention.embed_dim, pom.heads_for(attention)
+    gates = heads if heads > 1 else channels
+    pom_a_token = dim * channels // pom.n_groups + dim * gates + channels * dim + channels * (pom.degree + 2)
+    if attention.kdim != dim:
+        pom_a_token += attention.kdim * dim
+    return Cost(
+        tokens=tokens,
+        attention_macs=tokens * attention.weights + 2 * tokens**2 * attention.inner,
+        pom_macs=tokens * pom_a_token,
+        cache_bytes=tokens * attention.cache_width * attention.element_bytes,
+        state_bytes=2 * channels * _FLOAT32_BYTES + _INT64_BYTES,
+    )

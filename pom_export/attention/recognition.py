@@ -1,0 +1,204 @@
+"""Which modules of a model are attention, known by class, by shape and names, or by what their code calls."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+
+from torch import nn
+
+from pom_export.attention.costs import AttentionShape
+
+TORCH, TIMM, HUGGING_FACE, FUSED, FUNCTION = "torch", "timm-style", "hugging-face-style", "fused c_attn", "function"
+
+_SEPARATE_PROJECTIONS = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("to_q", "to_k", "to_v"),
+    ("q_lin", "k_lin", "v_lin"),
+    ("q", "k", "v"),
+)
+_OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "proj", "dense", "out_lin", "o")
+_HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
+_TIMM_PARTS = {"qkv", "proj", "q_norm", "k_norm", "norm", "attn_drop", "proj_drop"}
+_SDPA = "scaled_dot_product_attention"
+_BY_HAND = (
+    "its forward has a signature of its own: wrap MultiheadPolynomialMixer({dim}, {heads}) in a module with that "
+    "signature, and assign it"
+)
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What one module is.
+
+    Attributes:
+        kind: one of this module's constants.
+        shape: its sizes, or None where only its code was recognised.
+        obstacle: why it can't be replaced, and what to do; "" where it can.
+    """
+
+    kind: str
+    shape: AttentionShape | None
+    obstacle: str
+
+
+@dataclass
+class Found:
+    """One attention layer of a model.
+
+    Attributes:
+        name: where it is; the first place of a shared one.
+        module: the layer.
+        what: what it was recognised as.
+        layer: class of the Transformer layer of torch.nn that it is part of, or "".
+        places: every parent that holds it, and under which name.
+    """
+
+    name: str
+    module: nn.Module
+    what: Recognised
+    layer: str
+    places: list[tuple[nn.Module, str]] = field(default_factory=list)
+
+
+def find_attention(model: nn.Module) -> list[Found]:
+    """Return a model's attention layers, in its order; a shared one once."""
+    found: dict[nn.Module, Found] = {}
+    visited: set[nn.Module] = set()
+
+    def visit(module: nn.Module, name: str, layer: str) -> None:
+        visited.add(module)
+        what = recognise(module)
+        if what is not None:
+            found[module] = Found(name, module, what, layer)
+            if what.kind != FUNCTION:
+                return
+        if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
+            layer = type(module).__name__
+        for child_name, child in module._modules.items():
+            if child is None:
+                continue
+            if child not in visited:
+                visit(child, f"{name}.{child_name}" if name else child_name, layer)
+            if child in found:
+                found[child].places.append((module, child_name))
+
+    visit(model, "", "")
+    return list(found.values())
+
+
+def recognise(module: nn.Module) -> Recognised | None:
+    """Return what attention a module is, or None."""
+    recognisers: tuple[Callable[[nn.Module], Recognised | None], ...] = (_torch, _timm, _separate, _fused, _function)
+    return next((what for recogniser in recognisers if (what := recogniser(module)) is not None), None)
+
+
+def _torch(module: nn.Module) -> Recognised | None:
+    if not isinstance(module, nn.MultiheadAttention):
+        return None
+    dim, kdim, vdim = module.embed_dim, module.kdim, module.vdim
+    weights = dim * (dim + kdim + vdim + dim)
+    bytes_ = module.out_proj.weight.element_size()
+    bias = module.in_proj_bias is not None
+    obstacle = ""
+    if type(module).forward is not nn.MultiheadAttention.forward:
+        obstacle = f"{type(module).__name__} has a forward of its own: assign a MultiheadPolynomialMixer by hand"
+    elif module.bias_k is not None or module.add_zero_attn:
+        obstacle = "add_bias_kv and add_zero_attn have no meaning for a PoM: train without them"
+    elif kdim != vdim:
+        obstacle = f"keys are {kdim} wide and values {vdim}, and a PoM has one context: project one of them first"
+    return Recognised(TORCH, AttentionShape(dim, module.num_heads, weights, dim, 2 * dim, bytes_, kdim, bias), obstacle)
+
+
+def _timm(module: nn.Module) -> Recognised | None:
+    qkv, proj, heads = getattr(module, "qkv", None), getattr(module, "proj", None), _heads(module)
+    if not (isinstance(qkv, nn.Linear) and isinstance(proj, nn.Linear) and heads):
+        return None
+    dim, inner = qkv.in_features, proj.in_features
+    if qkv.out_features != 3 * inner or proj.out_features != dim:
+        return None
+    weights, bias = dim * 3 * inner + inner * dim, proj.bias is not None
+    shape = AttentionShape(dim, heads, weights, inner, 2 * inner, qkv.weight.element_size(), dim, bias)
+    return Recognised(TIMM, shape, _timm_obstacle(module))
+
+
+def _timm_obstacle(module: nn.Module) -> str:
+    """Return what a timm-style block has beyond the plain one, such as a relative position bias."""
+    own = [name for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))]
+    own += [name for name, child in module.named_children() if name not in _TIMM_PARTS and any(child.parameters())]
+    if own:
+        return f"it holds {', '.join(own)}, which a PoM would drop: filter by hand, or keep it"
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    required = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    return "" if len(required) == 1 else f"its forward takes {', '.join(required)}, not one input: replace it by hand"
+
+
+def _separate(module: nn.Module) -> Recognised | None:
+    for names in _SEPARATE_PROJECTIONS:
+        sizes = [_sizes(getattr(module, name, None)) for name in names]
+        query, key, value = sizes
+        if query is None or key is None or value is None or key[0] != value[0]:
+            continue
+        output_sizes = (_sizes(getattr(module, name, None)) for name in _OUTPUT_PROJECTIONS)
+        output = next((size for size in output_sizes if size), None)
+        weights = sum(rows * columns for rows, columns in (query, key, value, output or (0, 0)))
+        shape = AttentionShape(
+            query[0], _heads(module), weights, query[1], key[1] + value[1], _bytes(module), key[0], bias=True
+        )
+        return _by_hand(HUGGING_FACE, shape)
+    return None
+
+
+def _fused(module: nn.Module) -> Recognised | None:
+    packed, output = _sizes(getattr(module, "c_attn", None)), _sizes(getattr(module, "c_proj", None))
+    if packed is None or output is None or packed[1] != 3 * packed[0]:
+        return None
+    dim = packed[0]
+    shape = AttentionShape(dim, _heads(module), 4 * dim * dim, dim, 2 * dim, _bytes(module), dim, bias=True)
+    return _by_hand(FUSED, shape)
+
+
+def _function(module: nn.Module) -> Recognised | None:
+    if not _calls_sdpa(type(module).forward):
+        return None
+    return Recognised(FUNCTION, None, f"its forward calls {_SDPA}; its sizes are not known: replace it by hand")
+
+
+def _by_hand(kind: str, shape: AttentionShape) -> Recognised:
+    return Recognised(kind, shape, _BY_HAND.format(dim=shape.embed_dim, heads=shape.heads or "heads"))
+
+
+@cache
+def _calls_sdpa(forward: Callable[..., object]) -> bool:
+    if forward.__module__.startswith("torch."):
+        return False
+    try:
+        return _SDPA in inspect.getsource(forward)
+    except (OSError, TypeError, SyntaxError):
+        return False
+
+
+def _sizes(part: object) -> tuple[int, int] | None:
+    """Return (inputs, outputs) of a linear layer: torch's, a quantised one, or Hugging Face's Conv1D."""
+    for inputs, outputs in (("in_features", "out_features"), ("nx", "nf")):
+        sizes = getattr(part, inputs, None), getattr(part, outputs, None)
+        if isinstance(part, nn.Module) and isinstance(sizes[0], int) and isinstance(sizes[1], int):
+            return sizes[0], sizes[1]
+    return None
+
+
+def _heads(module: nn.Module) -> int:
+    """Return the number of heads that a module or its `config` names, or 0."""
+    for owner in (module, getattr(module, "config", None)):
+        for name in _HEAD_COUNTS:
+            value = getattr(owner, name, None)
+            if isinstance(value, int) and value > 0:
+                return value
+    return 0
+
+
+def _bytes(module: nn.Module) -> int:
+    return next((parameter.element_size() for parameter in module.parameters()), 4)

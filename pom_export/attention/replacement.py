@@ -1,0 +1,213 @@
+"""Replacing a model's attention by PoM, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from pom_export.attention.costs import PomShape
+from pom_export.attention.multihead import MultiheadPolynomialMixer
+from pom_export.attention.recognition import TIMM, Found, find_attention
+from pom_export.attention.start import start_from_values
+from pom_export.attention.vision import VisionPolynomialMixer
+from pom_export.errors import InputError
+
+STARTS = ("values", "fresh")
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """One layer that was replaced.
+
+    Attributes:
+        name: where it is.
+        old: class of the attention.
+        new: the layer that stands there now.
+        parameters_before: of the attention.
+        parameters_after: of the new layer.
+        notes: what is not as it was asked for, if anything.
+    """
+
+    name: str
+    old: str
+    new: nn.Module
+    parameters_before: int
+    parameters_after: int
+    notes: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One attention layer that was left alone, and why."""
+
+    name: str
+    old: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ReplacementReport:
+    """What `replace_attention` did; prints as a summary."""
+
+    replaced: list[Replaced]
+    kept: list[Kept]
+
+    @property
+    def parameters_before(self) -> int:
+        """Parameters of the layers that were replaced."""
+        return sum(one.parameters_before for one in self.replaced)
+
+    @property
+    def parameters_after(self) -> int:
+        """Parameters of the layers that stand in their places."""
+        return sum(one.parameters_after for one in self.replaced)
+
+    def __str__(self) -> str:
+        rows = [
+            ("replaced", one.name, f"{one.old}, {one.parameters_before:,} parameters, now {one.parameters_after:,}"
+             + (f"; {one.notes}" if one.notes else ""))
+            for one in self.replaced
+        ]  # fmt: skip
+        rows += [("kept", one.name, f"{one.old}: {one.reason}") for one in self.kept]
+        width = max((len(name) for _, name, _ in rows), default=0)
+        lines = [f"{what:8}  {name:<{width}}  {text}" for what, name, text in rows]
+        total = f"{len(self.replaced)} replaced, {len(self.kept)} kept; parameters of the replaced layers: "
+        return "\n".join([*lines, f"{total}{self.parameters_before:,} before, {self.parameters_after:,} after"])
+
+
+def replace_attention(
+    model: nn.Module,
+    *,
+    degree: int = 3,
+    expand: int = 2,
+    n_groups: int = 1,
+    filter: Callable[[str, nn.Module], bool] | None = None,  # noqa: A002 (what it is called elsewhere)
+    keep_every: int | None = None,
+    start: str = "values",
+) -> ReplacementReport:
+    """Replace a model's attention layers by PoM, in place.
+
+    `nn.MultiheadAttention` becomes a `MultiheadPolynomialMixer` of the same arguments, device and type; a timm-style
+    block (`qkv`, `proj`, `num_heads`, `forward(x)`) a `VisionPolynomialMixer`. A layer that stands in several places
+    is replaced once and stays shared. Attention of another make is reported with what to do. Nothing is changed if
+    any replacement can't be made. The new layers need training.
+
+    Args:
+        model: the model; not itself an attention layer.
+        degree: polynomial degree K.
+        expand: channels per model dimension.
+        n_groups: groups of the context projection.
+        filter: called with the name and the module; False keeps a layer.
+        keep_every: keep every n-th attention layer (a hybrid): of 4 layers, `keep_every=2` keeps the 2nd and 4th.
+        start: "values": from attention's value and output projections, so that the layer starts as attention with
+            uniform weights; "fresh": random.
+
+    Returns:
+        What was replaced, and what was kept and why.
+
+    Raises:
+        InputError: the model is itself an attention layer, or a hyper-parameter does not fit a layer.
+    """
+    if start not in STARTS:
+        raise InputError(f"unknown start {start!r}", f"Choose one of {', '.join(STARTS)}")
+    if keep_every is not None and keep_every < 1:
+        raise InputError(f"keep_every must be at least 1, got {keep_every}", "Leave it out to replace every layer")
+    found = find_attention(model)
+    if any(one.module is model for one in found):
+        raise InputError(
+            f"the model is itself attention ({type(model).__name__}), which can't be replaced in place",
+            "Make a MultiheadPolynomialMixer of the same arguments",
+        )
+    pom, kept, pairs = PomShape(degree, expand, n_groups), [], []
+    for index, one in enumerate(found):
+        if reason := _reason_to_keep(one, index, filter, keep_every):
+            kept.append(Kept(one.name, type(one.module).__name__, reason))
+        else:
+            pairs.append((one, _built(one, pom)))
+    replaced = [_swap(one, new, start) for one, new in pairs]
+    _leave_nested_tensors(model)
+    return ReplacementReport(replaced, kept)
+
+
+def _reason_to_keep(
+    one: Found, index: int, chosen: Callable[[str, nn.Module], bool] | None, keep_every: int | None
+) -> str:
+    if one.what.obstacle:
+        return f"found, not replaced: {one.what.obstacle}"
+    if chosen is not None and not chosen(one.name, one.module):
+        return "filter"
+    if keep_every is not None and index % keep_every == keep_every - 1:
+        return f"keep_every={keep_every}"
+    return ""
+
+
+def mixer_for(one: Found, pom: PomShape, device: str | None = None) -> MultiheadPolynomialMixer:
+    """Return the layer that would replace a recognised one; its own device is taken unless another is named.
+
+    Raises:
+        InputError: a hyper-parameter does not fit; the layer is named.
+    """
+    module, shape = one.module, one.what.shape
+    assert shape is not None
+    weight = next(module.parameters())
+    try:
+        return MultiheadPolynomialMixer(
+            shape.embed_dim, pom.heads_for(shape), _dropout(module), shape.bias,
+            kdim=shape.kdim, vdim=shape.kdim, batch_first=getattr(module, "batch_first", True) is True,
+            device=device or weight.device, dtype=weight.dtype,
+            degree=pom.degree, expand=pom.expand, n_groups=pom.n_groups,
+        )  # fmt: skip
+    except InputError as error:
+        raise InputError(f"{one.name or type(module).__name__}: {error.what}", error.hint) from error
+
+
+def _dropout(module: nn.Module) -> float:
+    """Return the dropout of attention's weights."""
+    if isinstance(module, nn.MultiheadAttention):
+        return float(module.dropout)
+    return float(getattr(getattr(module, "attn_drop", None), "p", 0.0))
+
+
+def _built(one: Found, pom: PomShape) -> nn.Module:
+    mixer = mixer_for(one, pom)
+    new = VisionPolynomialMixer(mixer, getattr(one.module, "proj_drop", None)) if one.what.kind == TIMM else mixer
+    return new.train(one.module.training)
+
+
+def _swap(one: Found, new: nn.Module, start: str) -> Replaced:
+    notes = []
+    shape, mixer = one.what.shape, next(part for part in new.modules() if isinstance(part, MultiheadPolynomialMixer))
+    assert shape is not None
+    if shape.heads != mixer.num_heads:
+        notes.append(f"{shape.heads} heads don't divide the channels: one gate a channel")
+    if start == "values" and not _start(one.module, mixer):
+        notes.append("started fresh: the values don't fit its channels, groups or context")
+    for parent, name in one.places:
+        parent._modules[name] = new
+    if len(one.places) > 1:
+        notes.append(f"shared by {len(one.places)} places")
+    old, sizes = type(one.module).__name__, [sum(p.numel() for p in m.parameters()) for m in (one.module, new)]
+    return Replaced(one.name, old, new, sizes[0], sizes[1], "; ".join(notes))
+
+
+def _start(attention: Any, new: MultiheadPolynomialMixer) -> bool:
+    """Start a mixer from attention's values, where there is a place for them."""
+    if new.context_proj is not None:
+        return False
+    if isinstance(attention, nn.MultiheadAttention):
+        weight, bias, output = attention.in_proj_weight, attention.in_proj_bias, attention.out_proj
+    else:
+        weight, bias, output = attention.qkv.weight, attention.qkv.bias, attention.proj
+    return start_from_values(new.mixer, weight.chunk(3)[2], None if bias is None else bias.chunk(3)[2], output)
+
+
+def _leave_nested_tensors(model: nn.Module) -> None:
+    """Stop every `nn.TransformerEncoder` that holds a mixer from packing padded batches into nested tensors."""
+    for part in model.modules():
+        if isinstance(part, nn.TransformerEncoder) and any(
+            isinstance(layer, MultiheadPolynomialMixer) for layer in part.modules()
+        ):
+            part.use_nested_tensor = False

@@ -1,0 +1,100 @@
+"""What attention a model holds, and what replacing it would cost and save."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from pom_export.attention.costs import Cost, PomShape, cost
+from pom_export.attention.recognition import Found, find_attention
+from pom_export.attention.replacement import mixer_for
+from pom_export.errors import InputError
+
+DEFAULT_TOKENS = (1024, 4096)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One attention layer.
+
+    Attributes:
+        name: where it is in the model; "" for the model itself.
+        type: its class.
+        kind: as what it was recognised; see `recognition`.
+        layer: class of the layer of torch.nn that it is part of, or "".
+        embed_dim: width, or None where it is not known.
+        heads: number of heads, or None where it is not known.
+        parameters: how many it has.
+        parameters_after: how many the PoM would have, or None.
+        replaceable: whether `replace_attention` replaces it.
+        note: why not, and what to do.
+        costs: by number of tokens; formulas: `costs`.
+    """
+
+    name: str
+    type: str
+    kind: str
+    layer: str
+    embed_dim: int | None
+    heads: int | None
+    parameters: int
+    parameters_after: int | None
+    replaceable: bool
+    note: str
+    costs: tuple[Cost, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-able values."""
+        return asdict(self)
+
+
+def scan(
+    model: nn.Module,
+    *,
+    tokens: Sequence[int] = DEFAULT_TOKENS,
+    degree: int = 3,
+    expand: int = 2,
+    n_groups: int = 1,
+) -> list[Finding]:
+    """List a model's attention layers; nothing is run or changed.
+
+    Args:
+        model: any module.
+        tokens: sequence lengths to count costs at.
+        degree: of the PoM that would replace each.
+        expand: the same.
+        n_groups: the same.
+
+    Returns:
+        A finding a layer, in the model's order; none is a result too.
+
+    Raises:
+        InputError: a number of tokens is less than 1, or a hyper-parameter does not fit a layer.
+    """
+    if any(count < 1 for count in tokens):
+        raise InputError(f"tokens must be at least 1, got {min(tokens)}")
+    pom = PomShape(degree, expand, n_groups)
+    return [_finding(one, pom, tokens) for one in find_attention(model)]
+
+
+def _finding(one: Found, pom: PomShape, tokens: Sequence[int]) -> Finding:
+    shape = one.what.shape
+    after = None
+    if shape is not None:
+        after = sum(parameter.numel() for parameter in mixer_for(one, pom, device="meta").parameters())
+    return Finding(
+        name=one.name,
+        type=type(one.module).__name__,
+        kind=one.what.kind,
+        layer=one.layer,
+        embed_dim=shape.embed_dim if shape else None,
+        heads=(shape.heads or None) if shape else None,
+        parameters=sum(parameter.numel() for parameter in one.module.parameters()),
+        parameters_after=after,
+        replaceable=not one.what.obstacle,
+        note=one.what.obstacle,
+        costs=tuple(cost(shape, pom, count) for count in tokens) if shape else (),
+    )

@@ -1,0 +1,42 @@
+"""A Polynomial Mixer that stands where the attention block of a vision transformer stood."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from pom_export.attention.multihead import MultiheadPolynomialMixer
+from pom_export.errors import InputError
+
+
+class VisionPolynomialMixer(nn.Module):
+    """Mixes a sequence with itself, called like timm's `Attention`: `forward(x)`.
+
+    Args:
+        mixer: the layer, with `batch_first`.
+        proj_drop: dropout of the output, or None.
+    """
+
+    def __init__(self, mixer: MultiheadPolynomialMixer, proj_drop: nn.Module | None = None) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.proj_drop = nn.Identity() if proj_drop is None else proj_drop
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """Mix tokens.
+
+        Args:
+            x: (B, N, d).
+            attn_mask: must be None.
+
+        Returns:
+            (B, N, d).
+
+        Raises:
+            InputError: a mask was given.
+        """
+        if attn_mask is not None:
+            raise InputError(
+                f"a mask of shape {tuple(attn_mask.shape)} for a replaced block",
+                "Use MultiheadPolynomialMixer, which takes masks",
+            )
+        return self.proj_drop(self.mixer(x, x, x)[0])

@@ -1,0 +1,97 @@
+"""`pom-export scan`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from pom_export.cli.output import Progress, common_options, human_bytes, print_result
+from pom_export.errors import InputError
+
+if TYPE_CHECKING:
+    from pom_export.attention import Finding
+
+
+@click.command("scan")
+@click.argument("model", metavar="MODULE:FACTORY")
+@click.option("--tokens", default="1024,4096", show_default=True, help="Sequence lengths to count costs at.")
+@click.option("--degree", default=3, show_default=True, help="Degree of the PoM that would replace attention.")
+@click.option("--expand", default=2, show_default=True, help="Its channels per model dimension.")
+@click.option("--groups", default=1, show_default=True, help="Groups of its context projection.")
+@common_options
+def command(model: str, tokens: str, degree: int, expand: int, groups: int, as_json: bool, verbose: bool) -> None:
+    """List the attention layers of a model, and what a swap for PoM would cost and save.
+
+    MODULE:FACTORY names an nn.Module, or a callable without arguments that makes one, in a module that Python finds
+    from here; it is imported and called. Costs are multiply-adds of one sequence, and the bytes that it keeps while
+    generating: a KV cache, or a PoM's state. Nothing is changed: pom_export.replace_attention(model) does that.
+    """
+    progress = Progress(verbose or not as_json)
+    counts = _parse_tokens(tokens)
+    progress(f"building {model}")
+    from pom_export.attention import scan
+    from pom_export.attention.locating import model_from
+
+    findings = scan(model_from(model), tokens=counts, degree=degree, expand=expand, n_groups=groups)
+    if as_json:
+        settings = {"model": model, "tokens": counts, "degree": degree, "expand": expand, "groups": groups}
+        print_result({**settings, "attention": [finding.to_dict() for finding in findings]}, as_json, [])
+        return
+    if not findings:
+        click.echo("no attention found")
+        return
+    _print_table(_layer_rows(findings))
+    for finding in findings:
+        if finding.note:
+            click.echo(f"{finding.name or 'the model'}: {finding.note}")
+    if any(finding.costs for finding in findings):
+        click.echo()
+        _print_table(_cost_rows(findings))
+
+
+def _parse_tokens(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"--tokens {text!r} is not a list of numbers", "Example: --tokens 1024,4096") from error
+
+
+def _layer_rows(findings: Sequence[Finding]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("attention", "class", "in", "dim", "heads", "parameters", "as PoM", "swap")]
+    rows += [
+        (
+            finding.name or ".",
+            finding.type,
+            finding.layer or "-",
+            _count(finding.embed_dim),
+            _count(finding.heads),
+            _count(finding.parameters),
+            _count(finding.parameters_after),
+            "automatic" if finding.replaceable else "by hand",
+        )
+        for finding in findings
+    ]
+    return rows
+
+
+def _cost_rows(findings: Sequence[Finding]) -> list[tuple[str, ...]]:
+    """Return a row a sequence length, summed over the layers of known size."""
+    rows: list[tuple[str, ...]] = [("tokens", "attention MACs", "PoM MACs", "ratio", "KV cache", "PoM state")]
+    for costs in zip(*(finding.costs for finding in findings if finding.costs), strict=True):
+        attention, pom = sum(cost.attention_macs for cost in costs), sum(cost.pom_macs for cost in costs)
+        cache, state = sum(cost.cache_bytes for cost in costs), sum(cost.state_bytes for cost in costs)
+        macs = f"{attention / 1e6:,.1f} M", f"{pom / 1e6:,.1f} M", f"{attention / pom:.2f}x"
+        rows.append((f"{costs[0].tokens:,}", *macs, human_bytes(cache), human_bytes(state)))
+    return rows
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
