@@ -3,45 +3,94 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pom_export.checkpoint.reader import read_checkpoint
-from pom_export.checkpoint.recognition import build_model, recognise
-from pom_export.checkpoint.spec import ModelSpec
+from pom_export.checkpoint.hints import Hints
+from pom_export.checkpoint.reader import Checkpoint, read_checkpoint
+from pom_export.checkpoint.recognition import recognise, tied_names
+from pom_export.checkpoint.spec import ModelSpec, build_model
+from pom_export.errors import CheckpointError
+from pom_export.models.gpt import Rotary
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with its checkpoint's weights, in evaluation mode, what it is, and the file's SHA-256."""
+    """A model with its checkpoint's weights, in evaluation mode.
+
+    Attributes:
+        module: the model; its weights keep their floating-point type, and may be mapped from the file.
+        spec: what it is.
+        sha256: of the file, see `Checkpoint`.
+        dtypes: how many weights there are of each floating-point type.
+    """
 
     module: nn.Module
     spec: ModelSpec
     sha256: str
+    dtypes: Mapping[str, int] = field(default_factory=dict)
 
 
-def load_model(path: str | os.PathLike[str]) -> LoadedModel:
-    """Read, recognise and build; weights keep their floating-point type.
+def load_model(
+    path: str | os.PathLike[str], *, family: str | None = None, degree: int | None = None, heads: int | None = None
+) -> LoadedModel:
+    """Read, recognise and build.
+
+    Args:
+        path: a file, or a folder in Hugging Face's layout.
+        family: "pom-v1", "pom-v1-grouped", "pom-v2", "language-model" or "nanogpt-pom"; default: recognised.
+        degree: polynomial degree, where shapes can't tell (v1).
+        heads: heads of the hybrid's attention, where shapes can't tell.
 
     Raises:
         InputError: the file cannot be read.
-        CheckpointError: its content is of no known model.
+        CheckpointError: its content is of no known model, or not told by shapes and hints together.
     """
     checkpoint = read_checkpoint(path)
-    spec = recognise(checkpoint.tensors)
+    recognised = recognise(checkpoint.tensors, Hints(family, degree, heads).over(checkpoint.hints))
+    spec = recognised.spec
+    tensors = {name.removeprefix(recognised.prefix): value for name, value in checkpoint.tensors.items()}
+    dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
+    _share(tensors, spec, checkpoint)
     with torch.device("meta"):
         module = build_model(spec)
-    module.load_state_dict(dict(checkpoint.tensors), strict=True, assign=True)
-    return LoadedModel(module.eval().requires_grad_(requires_grad=False), spec, checkpoint.sha256)
+    module.load_state_dict(tensors, strict=False, assign=True)  # names have been compared
+    _tie(module, spec)
+    _fill_frequencies(module)
+    return LoadedModel(module.eval().requires_grad_(requires_grad=False), spec, checkpoint.sha256, dtypes)
 
 
-def load_checkpoint(path: str | os.PathLike[str]) -> nn.Module:
-    """Return the model that a checkpoint holds, in evaluation mode.
+def _share(tensors: dict[str, Tensor], spec: ModelSpec, checkpoint: Checkpoint) -> None:
+    """Make the names that the spec ties one tensor; writers of safetensors keep only one of them."""
+    for names in tied_names(spec):
+        first = next(name for name in names if name in tensors)
+        for name in names:
+            if not torch.equal(tensors.get(name, tensors[first]), tensors[first]):
+                raise CheckpointError(f"{checkpoint.path}: {name} and {first} differ", "The model ties them")
+            tensors[name] = tensors[first]
 
-    Raises:
-        InputError: the file cannot be read.
-        CheckpointError: its content is of no known model.
-    """
-    return load_model(path).module
+
+def _tie(module: nn.Module, spec: ModelSpec) -> None:
+    """Loading by assignment makes a parameter a name; make tied ones one again."""
+    for first, *others in tied_names(spec):
+        for name in others:
+            parent, _, attribute = name.rpartition(".")
+            setattr(module.get_submodule(parent), attribute, module.get_parameter(first))
+
+
+def _fill_frequencies(module: nn.Module) -> None:
+    """Compute the frequencies of rotations that the file lacks; they follow from the number of heads."""
+    for part in module.modules():
+        if isinstance(part, Rotary) and part.get_buffer("inv_freq").is_meta:
+            part.inv_freq = Rotary(2 * part.get_buffer("inv_freq").shape[0]).inv_freq
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str], *, family: str | None = None, degree: int | None = None, heads: int | None = None
+) -> nn.Module:
+    """Return the model that a checkpoint holds, in evaluation mode; arguments and errors as `load_model`'s."""
+    return load_model(path, family=family, degree=degree, heads=heads).module

@@ -1,108 +1,160 @@
-"""Say which model a state dict is, and with which hyper-parameters, from its names and shapes alone."""
+"""Say which model a state dict is, and with which hyper-parameters, from its names, its shapes and hints."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
-from torch import Size, Tensor, nn
+from torch import Tensor
 
-from pom_export.checkpoint.spec import FAMILY_V2, LANGUAGE_MODEL, MIXER, ModelSpec
+from pom_export.checkpoint.architectures import ARCHITECTURES, Architecture, Shapes
+from pom_export.checkpoint.hints import Hints
+from pom_export.checkpoint.spec import MIXER, ModelSpec, build_model
 from pom_export.errors import CheckpointError, InputError
-from pom_export.mixer import MixerConfig, PolynomialMixer
-from pom_export.models import LanguageModel, LanguageModelConfig
 
-Shapes = Mapping[str, Size]
-_T = TypeVar("_T")
-_KNOWN = "a bare v2 mixer (qc_proj.weight or po_proj.weight, po_coeff, ag_proj.weight) or this toolkit's language model"
+_LABELS = ", ".join(architecture.label for architecture in ARCHITECTURES)
+_NO_HINTS = Hints()
 
 
-def recognise(tensors: Mapping[str, Tensor]) -> ModelSpec:
-    """Return the spec of a state dict.
+@dataclass(frozen=True)
+class Recognised:
+    """What a state dict holds, and the prefix that all its names carry."""
+
+    spec: ModelSpec
+    prefix: str = ""
+
+
+def recognise(tensors: Mapping[str, Tensor], hints: Hints = _NO_HINTS) -> Recognised:
+    """Return what a state dict holds.
 
     Raises:
+        InputError: the hinted family does not exist.
         CheckpointError: its names or shapes are of no known model; the nearest one and the difference are named.
     """
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    if "embedding.weight" in shapes and any(name.startswith("blocks.0.mixer.") for name in shapes):
-        spec = ModelSpec(LANGUAGE_MODEL, FAMILY_V2, _explained(_language_model_config, shapes))
-    elif "po_coeff" in shapes:
-        spec = ModelSpec(MIXER, FAMILY_V2, _explained(_mixer_config, shapes))
-    else:
-        raise CheckpointError(f"no known model: its keys are {_some(shapes)}", f"Expected {_KNOWN}")
+    candidates = _candidates(hints.family)
+    for prefix in _common_prefixes(shapes):
+        inner = {name.removeprefix(prefix): shape for name, shape in shapes.items()}
+        for architecture in candidates:
+            if architecture.matches(inner):
+                return Recognised(_spec(architecture, inner, hints), prefix)
+    raise _unknown(shapes, candidates)
+
+
+def find_mixers(shapes: Shapes) -> list[str]:
+    """Return the names of the modules in a state dict that have a mixer's parameters, in order of appearance."""
+    prefixes: dict[str, None] = {}
+    for name in shapes:
+        if name.endswith("ag_proj.weight"):
+            prefixes[name.removesuffix("ag_proj.weight")] = None
+    mixers = [a for a in ARCHITECTURES if a.architecture == MIXER]
+    found = []
+    for prefix in prefixes:
+        inner = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+        if any(architecture.matches(inner) for architecture in mixers):
+            found.append(prefix.rstrip("."))
+    return found
+
+
+def tied_names(spec: ModelSpec) -> list[list[str]]:
+    """Return the groups of names in a spec's state dict that are one tensor."""
+    with torch.device("meta"):
+        model = build_model(spec)
+    groups: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def _candidates(family: str | None) -> list[Architecture]:
+    chosen = [architecture for architecture in ARCHITECTURES if family in {None, architecture.label}]
+    if not chosen:
+        raise InputError(f"unknown family {family!r}", f"Choose one of {_LABELS}")
+    return chosen
+
+
+def _common_prefixes(names: Iterable[str]) -> Iterator[str]:
+    """Yield "" and every dotted prefix that all names share, the shortest first."""
+    split = [name.split(".") for name in names]
+    prefix = ""
+    yield prefix
+    for depth in range(min(map(len, split)) - 1):
+        if len({parts[depth] for parts in split}) > 1:
+            return
+        prefix += split[0][depth] + "."
+        yield prefix
+
+
+def _spec(architecture: Architecture, shapes: Shapes, hints: Hints) -> ModelSpec:
+    """Derive the hyper-parameters; a missing name or an impossible shape becomes one clear line."""
+    what = f"a {architecture.label} checkpoint"
+    try:
+        config = architecture.derive(shapes, hints)
+    except KeyError as error:
+        raise CheckpointError(f"it looks like {what}, but key {error.args[0]} is missing", "Is it whole?") from error
+    except IndexError as error:
+        raise CheckpointError(f"it looks like {what}, but a weight has too few dimensions", "Is it whole?") from error
+    except InputError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"it looks like {what}, but its shapes fit none: {error.what}", "Is it whole?") from error
+    spec = ModelSpec(architecture.architecture, architecture.family, config)
     _check_names_and_shapes(spec, shapes)
     return spec
 
 
-def build_model(spec: ModelSpec) -> nn.Module:
-    """Return the model of a spec, in evaluation mode, with fresh weights."""
-    if isinstance(spec.config, LanguageModelConfig):
-        return LanguageModel(spec.config).eval()
-    config = spec.config
-    mixer = PolynomialMixer(config.dim, config.degree, config.expand, config.n_groups, config.n_sel_heads, config.bias)
-    return mixer.eval()
-
-
-def _some(names: Iterable[str], limit: int = 4) -> str:
-    """Return the first few names, and how many more there are."""
-    listed = sorted(names)
-    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
-    return ", ".join(listed[:limit]) + more
-
-
-def _explained(derive: Callable[[Shapes], _T], shapes: Shapes) -> _T:
-    """Derive a config; a missing key or an impossible shape becomes one clear line."""
-    try:
-        return derive(shapes)
-    except KeyError as error:
-        raise CheckpointError(f"key {error.args[0]} is missing", f"Expected {_KNOWN}") from error
-    except IndexError as error:
-        raise CheckpointError("a weight has too few dimensions", f"Expected {_KNOWN}") from error
-    except InputError as error:
-        raise CheckpointError(f"the weights' shapes fit no PoM: {error.what}", "Is the file whole?") from error
-
-
-def _mixer_config(shapes: Shapes) -> MixerConfig:
-    channels, degree = shapes["po_coeff"][0], shapes["po_coeff"][1]
-    dim = shapes["ag_proj.weight"][0]
-    if dim == 0 or channels % dim:
-        raise InputError(f"po_coeff has {channels} channels, not a multiple of ag_proj.weight's width {dim}")
-    if "qc_proj.weight" in shapes:
-        groups, gates = 1, shapes["se_bias"][0]
-    else:
-        inputs = shapes["po_proj.weight"][1]
-        groups, gates = dim // inputs if inputs else 0, shapes["se_proj.weight"][0]
-    heads = 1 if gates == channels else gates
-    return MixerConfig(dim, degree, channels // dim, groups, heads, bias="ag_proj.bias" in shapes)
-
-
-def _language_model_config(shapes: Shapes) -> LanguageModelConfig:
-    block = "blocks.0.mixer."
-    mixer = {name.removeprefix(block): shape for name, shape in shapes.items() if name.startswith(block)}
-    # Distinct numbers, not the largest: one absurd key must not become a million blocks.
-    indices = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
-    return LanguageModelConfig(
-        vocab_size=shapes["embedding.weight"][0],
-        n_layers=sum(index.isdecimal() for index in indices),
-        window=shapes["convolution.weight"][2],
-        mlp_width=shapes["blocks.0.mlp_up.weight"][0],
-        mixer=_mixer_config(mixer),
-    )
-
-
 def _check_names_and_shapes(spec: ModelSpec, shapes: Shapes) -> None:
-    """Compare with the state dict that the spec's model has."""
+    """Compare with the state dict that the spec's model has; of names that share a tensor one is enough."""
     with torch.device("meta"):
         expected = {name: tensor.shape for name, tensor in build_model(spec).state_dict().items()}
-    if missing := expected.keys() - shapes.keys():
+    missing = expected.keys() - shapes.keys() - _optional(spec, expected)
+    for names in tied_names(spec):
+        if any(name in shapes for name in names):
+            missing -= set(names)
+    if missing:
         raise CheckpointError(f"missing keys for a {spec.summary()}: {_some(missing)}", "Is the file whole?")
     if unknown := shapes.keys() - expected.keys():
         raise CheckpointError(
             f"unknown keys for a {spec.summary()}: {_some(unknown)}", "Remove them or check the model"
         )
     for name, shape in expected.items():
-        if shapes[name] != shape:
+        if name in shapes and shapes[name] != shape:
             raise CheckpointError(
                 f"{name} is {tuple(shapes[name])}, expected {tuple(shape)} for a {spec.summary()}", "Is the file whole?"
             )
+
+
+def _optional(spec: ModelSpec, expected: Iterable[str]) -> set[str]:
+    """Return the names whose values follow from the spec: frequencies of rotations, with the heads given."""
+    return {name for name in expected if name.endswith("rotary.inv_freq")}
+
+
+def _unknown(shapes: Shapes, candidates: list[Architecture]) -> CheckpointError:
+    """Return the error that says what the file is not, and what it is nearest to."""
+    if mixers := find_mixers(shapes):
+        return CheckpointError(
+            f"it holds {len(mixers)} mixer{'s' if len(mixers) > 1 else ''} ({_some(mixers, ordered=True)}) "
+            f"in an architecture that this toolkit has no class for",
+            "Load it into your own class and call pom_export.export(module, output, example_inputs=(...))",
+        )
+    present = {re.sub(r"\.\d+\.", ".0.", name) for name in shapes}
+    nearest = max(candidates, key=lambda a: len(present & set(a.typical)) / len(present | set(a.typical)))
+    typical = set(nearest.typical)
+    if not present & typical:
+        return CheckpointError(f"no known model: its keys are {_some(shapes)}", f"Expected a checkpoint of {_LABELS}")
+    absent = f"; missing: {_some(typical - present)}" if typical - present else ""
+    other = f"; unexpected: {_some(present - typical)}" if present - typical else ""
+    return CheckpointError(
+        f"no known model; nearest is {nearest.label}{absent}{other}", "Save the whole state dict, or check the model"
+    )
+
+
+def _some(names: Iterable[str], limit: int = 4, ordered: bool = False) -> str:
+    """Return the first few names, and how many more there are."""
+    listed = list(names) if ordered else sorted(names)
+    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + more
+
+

@@ -8,12 +8,18 @@ from typing import Final
 
 from torch import nn
 
-from pom_export.mixer import MixerConfig, PolynomialMixer
-from pom_export.models import LanguageModel, LanguageModelConfig
+from pom_export.mixer import MixerConfig, PolynomialMixer, ProductMixer, ProductMixerConfig, RotaryPolynomialMixer
+from pom_export.models import GPT, GPTConfig, LanguageModel, LanguageModelConfig
 
-FAMILY_V2: Final = "pom-v2"
+V1: Final = "pom-v1"
+V1_GROUPED: Final = "pom-v1-grouped"
+V2: Final = "pom-v2"
+
 MIXER: Final = "mixer"
 LANGUAGE_MODEL: Final = "language-model"
+NANOGPT: Final = "nanogpt-pom"
+
+Config = MixerConfig | ProductMixerConfig | LanguageModelConfig | GPTConfig
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,7 @@ class ModelSpec:
 
     architecture: str
     family: str
-    config: MixerConfig | LanguageModelConfig
+    config: Config
 
     def to_json(self) -> str:
         """Return the spec as one line of JSON, as it is written into exported files."""
@@ -30,19 +36,58 @@ class ModelSpec:
 
     def summary(self) -> str:
         """Return one line for a person."""
-        mixer = self.config if isinstance(self.config, MixerConfig) else self.config.mixer
-        layers = "" if isinstance(self.config, MixerConfig) else f"{self.config.n_layers} layers, "
-        gate = f"{mixer.n_sel_heads} heads" if mixer.n_sel_heads > 1 else "a gate a channel"
-        return (
-            f"{self.architecture} ({self.family}): {layers}dim {mixer.dim}, degree {mixer.degree}, "
-            f"expand {mixer.expand}, {mixer.n_groups} group{'s' if mixer.n_groups > 1 else ''}, {gate}"
-        )
+        return f"{self.architecture} ({self.family}): {', '.join(_traits(self.config))}"
+
+
+def _traits(config: Config) -> list[str]:
+    if isinstance(config, LanguageModelConfig):
+        return [f"vocabulary {config.vocab_size}", _layers(config.n_layers), *_traits(config.mixer)]
+    if isinstance(config, GPTConfig):
+        attention = config.attention_layers
+        hybrid = f" ({_layers(len(attention))} of self-attention)" if attention else ""
+        traits = [f"vocabulary {config.vocab_size}", _layers(config.n_layer) + hybrid, f"{config.n_head} heads"]
+        return traits + _traits(config.mixer)
+    traits = [f"dim {config.dim}", f"degree {config.degree}", f"expand {config.expand}"]
+    if isinstance(config, ProductMixerConfig):
+        return traits if config.n_head is None else [*traits, f"n_head {config.n_head}"]
+    if config.n_groups > 1:
+        traits.append(f"{config.n_groups} groups")
+    traits.append(f"{config.n_sel_heads} heads" if config.n_sel_heads > 1 else "a gate a channel")
+    if config.rotary is not None:
+        traits.append("rotary, positions below " + "x".join(map(str, config.rotary.limits)))
+    return traits
+
+
+def _layers(count: int) -> str:
+    return f"{count} layer{'s' if count != 1 else ''}"
+
+
+def build_model(spec: ModelSpec) -> nn.Module:
+    """Return the model of a spec, in evaluation mode, with fresh weights."""
+    config = spec.config
+    if isinstance(config, LanguageModelConfig):
+        return LanguageModel(config).eval()
+    if isinstance(config, GPTConfig):
+        return GPT(config).eval()
+    if isinstance(config, ProductMixerConfig):
+        return ProductMixer(config.dim, config.degree, config.expand, config.n_head, config.bias).eval()
+    arguments = (config.dim, config.degree, config.expand, config.n_groups, config.n_sel_heads, config.bias)
+    if config.rotary is None:
+        return PolynomialMixer(*arguments).eval()
+    rotary = config.rotary
+    if rotary.max_seq_len:
+        return RotaryPolynomialMixer(*arguments, max_seq_len=rotary.max_seq_len).eval()
+    return RotaryPolynomialMixer(*arguments, max_h=rotary.max_h, max_w=rotary.max_w, rope_2d=True).eval()
 
 
 def spec_of(module: nn.Module) -> ModelSpec | None:
     """Return the spec of one of our models, or None for another class."""
     if isinstance(module, PolynomialMixer):
-        return ModelSpec(MIXER, FAMILY_V2, module.config)
+        return ModelSpec(MIXER, V2, module.config)
+    if isinstance(module, ProductMixer):
+        return ModelSpec(MIXER, V1 if module.config.n_head is None else V1_GROUPED, module.config)
     if isinstance(module, LanguageModel):
-        return ModelSpec(LANGUAGE_MODEL, FAMILY_V2, module.config)
+        return ModelSpec(LANGUAGE_MODEL, V2, module.config)
+    if isinstance(module, GPT):
+        return ModelSpec(NANOGPT, V1_GROUPED, module.config)
     return None

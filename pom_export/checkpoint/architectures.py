@@ -1,0 +1,200 @@
+"""The architectures that checkpoints are recognised as: how each is told by its names, and read from its shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Size
+
+from pom_export.checkpoint.hints import Hints
+from pom_export.checkpoint.spec import LANGUAGE_MODEL, MIXER, NANOGPT, V1, V1_GROUPED, V2, Config
+from pom_export.errors import CheckpointError, InputError
+from pom_export.mixer import MixerConfig, ProductMixerConfig, RotaryConfig
+from pom_export.models import GPTConfig, LanguageModelConfig
+
+Shapes = Mapping[str, Size]
+
+_GROUPED_RANK = 3  # the weight of a 1x1 convolution
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One kind of checkpoint.
+
+    Attributes:
+        label: what `--family` calls it.
+        architecture: that of the spec.
+        family: that of the spec.
+        typical: names that its state dicts have, those of block 0 where it has blocks.
+        matches: whether names and ranks are those of the architecture.
+        derive: the hyper-parameters, from shapes and hints.
+    """
+
+    label: str
+    architecture: str
+    family: str
+    typical: tuple[str, ...]
+    matches: Callable[[Shapes], bool]
+    derive: Callable[[Shapes, Hints], Config]
+
+
+def _below(shapes: Shapes, prefix: str) -> dict[str, Size]:
+    return {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+
+
+def _blocks(shapes: Shapes, prefix: str) -> list[int]:
+    """Return the indices of blocks. Distinct ones, not all below the largest: an absurd name makes no million."""
+    return sorted({int(index) for name in _below(shapes, prefix) if (index := name.split(".")[0]).isdecimal()})
+
+
+def _quotient(whole: int, part: int, message: str) -> int:
+    if part == 0 or whole % part:
+        raise InputError(message)
+    return whole // part
+
+
+def _v2_config(shapes: Shapes, hints: Hints) -> MixerConfig:
+    channels, degree = shapes["po_coeff"][0], shapes["po_coeff"][1]
+    dim = shapes["ag_proj.weight"][0]
+    expand = _quotient(
+        channels, dim, f"po_coeff has {channels} channels, not a multiple of ag_proj.weight's width {dim}"
+    )
+    if "qc_proj.weight" in shapes:
+        groups, gates = 1, shapes["se_bias"][0]
+    else:
+        inputs = shapes["po_proj.weight"][1]
+        groups, gates = dim // inputs if inputs else 0, shapes["se_proj.weight"][0]
+    rotary = None
+    if "freqs_cos" in shapes:
+        rotary = RotaryConfig(shapes["freqs_cos"][0])
+    elif "row_cos" in shapes:
+        rotary = RotaryConfig(max_h=shapes["row_cos"][0], max_w=shapes["col_cos"][0])
+    elif hints.rotary:
+        raise InputError("the configuration speaks of rotary positions, but the file lacks freqs_cos and row_cos")
+    heads = 1 if gates == channels else gates
+    return MixerConfig(dim, degree, expand, groups, heads, "ag_proj.bias" in shapes, rotary)
+
+
+def _degree_and_expand(factors: int, hints: Hints) -> tuple[int, int]:
+    """Split K * k, of which the shapes of v1 know the product only."""
+    choices = [degree for degree in range(1, factors + 1) if factors % degree == 0]
+    if hints.degree is None and factors > 1:
+        raise CheckpointError(
+            f"the degree can't be told from the shapes of a v1 mixer: degree x expand is {factors}",
+            f'Give --degree {_either(choices)}, or a config.json beside the file with "degree"',
+        )
+    degree = hints.degree or 1
+    if degree not in choices:
+        raise CheckpointError(
+            f"degree {degree} does not fit the shapes: degree x expand is {factors}", f"Choose {_either(choices)}"
+        )
+    return degree, factors // degree
+
+
+def _either(choices: Sequence[int]) -> str:
+    *most, last = map(str, choices)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _v1_config(shapes: Shapes, hints: Hints) -> ProductMixerConfig:
+    projection = shapes["po_proj.weight"]
+    dim = shapes["ag_proj.weight"][0]
+    factors = _quotient(
+        projection[0], dim, f"po_proj.weight has {projection[0]} rows, not a multiple of ag_proj.weight's width {dim}"
+    )
+    heads = None
+    if len(projection) == _GROUPED_RANK:
+        heads = _quotient(dim, projection[1], f"po_proj.weight's groups of {projection[1]} don't divide {dim}")
+    degree, expand = _degree_and_expand(factors, hints)
+    return ProductMixerConfig(dim, degree, expand, heads, bias="ag_proj.bias" in shapes)
+
+
+def _language_model_config(shapes: Shapes, hints: Hints) -> LanguageModelConfig:
+    return LanguageModelConfig(
+        vocab_size=shapes["embedding.weight"][0],
+        n_layers=len(_blocks(shapes, "blocks.")),
+        window=shapes["convolution.weight"][2],
+        mlp_width=shapes["blocks.0.mlp_up.weight"][0],
+        mixer=_v2_config(_below(shapes, "blocks.0.mixer."), hints),
+    )
+
+
+def _gpt_config(shapes: Shapes, hints: Hints) -> GPTConfig:
+    embedding = shapes.get("transformer.wte.weight") or shapes["lm_head.weight"]
+    indices = _blocks(shapes, "transformer.h.")
+    attention = tuple(i for i in indices if f"transformer.h.{i}.attn.c_attn.weight" in shapes)
+    mixers = [i for i in indices if i not in attention]
+    if not mixers:
+        raise InputError("every block holds self-attention: there is no mixer")
+    mixer = _v1_config(_below(shapes, f"transformer.h.{mixers[0]}.attn.pom."), hints)
+    return GPTConfig(
+        vocab_size=embedding[0],
+        n_layer=len(indices),
+        n_head=_gpt_heads(shapes, embedding[1], hints),
+        n_embd=embedding[1],
+        mixer_heads=mixer.heads,
+        degree=mixer.degree,
+        expand=mixer.expand,
+        mlp_width=shapes[f"transformer.h.{indices[0]}.mlp.c_fc.weight"][0],
+        attention_layers=attention,
+    )
+
+
+def _gpt_heads(shapes: Shapes, width: int, hints: Hints) -> int:
+    """Return the heads of the rotations: their buffers tell the width of one."""
+    if "rotary.inv_freq" in shapes:
+        pairs = shapes["rotary.inv_freq"][0]
+        return _quotient(width, 2 * pairs, f"rotary.inv_freq's {pairs} frequencies don't divide width {width}")
+    if hints.heads is None:
+        raise CheckpointError(
+            "the number of heads can't be told from the shapes: the buffer rotary.inv_freq is missing",
+            'Give --heads, or a config.json beside the file with "n_head"',
+        )
+    return hints.heads
+
+
+def _is_v1(shapes: Shapes, rank: int) -> bool:
+    named = {"po_proj.weight", "se_proj.weight", "ag_proj.weight"} <= shapes.keys() and "po_coeff" not in shapes
+    return named and len(shapes["po_proj.weight"]) == rank
+
+
+_V1_NAMES = ("po_proj.weight", "se_proj.weight", "ag_proj.weight")
+
+# In the order in which they are tried.
+ARCHITECTURES = (
+    Architecture(
+        NANOGPT,
+        NANOGPT,
+        V1_GROUPED,
+        (
+            *(f"transformer.h.0.attn.pom.{name}" for name in _V1_NAMES),
+            *("transformer.wte.weight", "lm_head.weight", "rotary.inv_freq"),
+            *("transformer.h.0.mlp.c_fc.weight", "transformer.h.0.mlp.c_proj.weight"),
+        ),
+        lambda shapes: any(".attn.pom." in name for name in _below(shapes, "transformer.h.")),
+        _gpt_config,
+    ),
+    Architecture(
+        LANGUAGE_MODEL,
+        LANGUAGE_MODEL,
+        V2,
+        (
+            *("embedding.weight", "convolution.weight", "norm.weight"),
+            *(f"blocks.0.{name}.weight" for name in ("mixer_norm", "mlp_norm", "mlp_up", "mlp_down")),
+            *(f"blocks.0.mixer.{name}" for name in ("qc_proj.weight", "se_bias", "po_coeff", "ag_proj.weight")),
+        ),
+        lambda shapes: "embedding.weight" in shapes and any("mixer." in name for name in _below(shapes, "blocks.0.")),
+        _language_model_config,
+    ),
+    Architecture(
+        V2,
+        MIXER,
+        V2,
+        ("po_coeff", "ag_proj.weight", "qc_proj.weight", "se_bias"),
+        lambda shapes: "po_coeff" in shapes,
+        _v2_config,
+    ),
+    Architecture(V1, MIXER, V1, _V1_NAMES, lambda shapes: _is_v1(shapes, 2), _v1_config),
+    Architecture(V1_GROUPED, MIXER, V1_GROUPED, _V1_NAMES, lambda shapes: _is_v1(shapes, _GROUPED_RANK), _v1_config),
+)

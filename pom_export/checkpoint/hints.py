@@ -1,0 +1,84 @@
+"""What a checkpoint's shapes can't tell: from flags, from the file's own metadata, or from a config.json beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pom_export.errors import CheckpointError
+
+_CONFIG = "config.json"
+# Names under which a hint is found, ours first, then those of the official constructors.
+_NAMES = {"degree": ("degree", "order"), "heads": ("heads", "n_head"), "family": ("family",)}
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What to know besides names and shapes; None: nothing is said.
+
+    Attributes:
+        family: "pom-v1", "pom-v1-grouped", "pom-v2", "language-model" or "nanogpt-pom".
+        degree: polynomial degree, where the shapes don't tell it (v1).
+        heads: heads of attention, where the shapes don't tell them (a hybrid without its inv_freq buffers).
+        rotary: whether a configuration speaks of rotary positions.
+    """
+
+    family: str | None = None
+    degree: int | None = None
+    heads: int | None = None
+    rotary: bool = False
+
+    def over(self, weaker: Hints) -> Hints:
+        """Return these hints, and the weaker ones where these say nothing."""
+        return Hints(
+            self.family if self.family is not None else weaker.family,
+            self.degree if self.degree is not None else weaker.degree,
+            self.heads if self.heads is not None else weaker.heads,
+            self.rotary or weaker.rotary,
+        )
+
+
+def hints_from(config: Mapping[str, Any], source: str) -> Hints:
+    """Return the hints in a configuration; names that it has for other purposes are ignored.
+
+    Raises:
+        CheckpointError: a value is of no use, with the source named.
+    """
+    found: dict[str, Any] = {}
+    for hint, names in _NAMES.items():
+        name = next((name for name in names if name in config), None)
+        if name is not None:
+            found[hint] = _value(config[name], hint, f"{source}: {name}")
+    return Hints(**found, rotary=bool(config.get("rope")) or config.get("module") == "PoMRoPE")
+
+
+def _value(value: Any, hint: str, where: str) -> str | int:
+    if hint == "family":
+        return str(value)
+    # A safetensors file's metadata is text.
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CheckpointError(f"{where} is {value!r}", "It must be a positive whole number")
+    return value
+
+
+def config_beside(folder: Path) -> Hints:
+    """Return the hints of a folder's config.json, or none where there is no such file.
+
+    Raises:
+        CheckpointError: the file is no JSON object.
+    """
+    file = folder / _CONFIG
+    if not file.is_file():
+        return Hints()
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is not readable JSON: {error}", "Correct it or move it away") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file} holds a {type(config).__name__}, not an object", "Correct it or move it away")
+    return hints_from(config, str(file))

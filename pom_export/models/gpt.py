@@ -1,0 +1,188 @@
+"""The public language model of PoM: modded-nanogpt with Polynomial Mixers, and its hybrid with self-attention.
+
+Source: github.com/davidpicard/modded-nanogpt-SOAP-pom. State dict names are those of its checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pom_export.errors import InputError
+from pom_export.mixer import ProductMixer, ProductMixerConfig
+from pom_export.mixer.reference import rotate
+
+_NORM_EPSILON = 1e-6
+_ROPE_BASE = 10000.0
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Hyper-parameters of `GPT`, with the official names.
+
+    Attributes:
+        vocab_size: number of tokens V.
+        n_layer: number of blocks.
+        n_head: heads of self-attention and of the rotation of the embeddings.
+        n_embd: model width d.
+        mixer_heads: heads of each mixer.
+        degree: number of factors K of each mixer.
+        expand: channels of one factor per model dimension k.
+        mlp_width: hidden width of each block's MLP.
+        attention_layers: indices of the blocks that hold self-attention instead of a mixer.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    vocab_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    mixer_heads: int
+    degree: int
+    expand: int
+    mlp_width: int
+    attention_layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "n_layer", "n_head", "n_embd", "mlp_width"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.n_embd % self.n_head or self.n_embd // self.n_head % 2:
+            raise InputError(f"n_head must divide n_embd into heads of even width, got {self.n_head}, {self.n_embd}")
+        if not set(self.attention_layers) <= set(range(self.n_layer)):
+            raise InputError(f"attention_layers must be below {self.n_layer}, got {self.attention_layers}")
+        _ = self.mixer
+
+    @property
+    def mixer(self) -> ProductMixerConfig:
+        """Hyper-parameters of every mixer."""
+        return ProductMixerConfig(self.n_embd, self.degree, self.expand, self.mixer_heads, bias=False)
+
+
+def _norm(x: Tensor) -> Tensor:
+    return functional.rms_norm(x, x.shape[-1:], eps=_NORM_EPSILON)
+
+
+class Rotary(nn.Module):
+    """Rotates the channels of each head by the tokens' positions."""
+
+    # Angles need float32 in a model of a smaller type too: see `pom_export.graph.copying`.
+    full_precision_buffers = ("inv_freq",)
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("inv_freq", _ROPE_BASE ** -(torch.arange(0, head_dim, 2).float() / head_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, heads, N, head_dim) for x of the same shape."""
+        inv_freq = self.get_buffer("inv_freq")
+        angles = torch.outer(torch.arange(x.shape[-2], device=x.device, dtype=inv_freq.dtype), inv_freq)
+        # The public code turns the other way round than the mixers do.
+        return rotate(x, angles.cos(), -angles.sin()).to(x.dtype)
+
+
+def _split_heads(x: Tensor, n_head: int) -> Tensor:
+    """Return (B, heads, N, head_dim) for x (B, N, d)."""
+    return x.unflatten(-1, (n_head, -1)).transpose(1, 2)
+
+
+def _join_heads(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(-2)
+
+
+class CausalMixer(nn.Module):
+    """A grouped v1 mixer over the tokens so far."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.pom = ProductMixer(config.n_embd, config.degree, config.expand, config.mixer_heads, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, N, d) for x (B, N, d)."""
+        return cast("Tensor", self.pom(x, causal=True))
+
+
+class CausalSelfAttention(nn.Module):
+    """Softmax attention to the tokens so far, with rotary positions."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
+        self.rotary = Rotary(config.n_embd // config.n_head)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, N, d) for x (B, N, d)."""
+        query, key, value = (_split_heads(part, self.n_head) for part in self.c_attn(x).chunk(3, dim=-1))
+        attended = functional.scaled_dot_product_attention(
+            self.rotary(query), self.rotary(key), value, is_causal=True
+        )
+        return cast("Tensor", self.c_proj(_join_heads(attended)))
+
+
+class MLP(nn.Module):
+    """Two linear layers around a GELU."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, config.mlp_width, bias=False)
+        self.c_proj = nn.Linear(config.mlp_width, config.n_embd, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, N, d) for x (B, N, d)."""
+        return cast("Tensor", self.c_proj(functional.gelu(self.c_fc(x))))
+
+
+class Block(nn.Module):
+    """x + scale * mixer(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: GPTConfig, index: int) -> None:
+        super().__init__()
+        self.attn = CausalSelfAttention(config) if index in config.attention_layers else CausalMixer(config)
+        self.mlp = MLP(config)
+        self.scale = 1 / math.sqrt(2 * config.n_layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, N, d) for x (B, N, d)."""
+        x = x + self.scale * self.attn(_norm(x))
+        return x + cast("Tensor", self.mlp(_norm(x)))
+
+
+class GPT(nn.Module):
+    """Token embedding turned by position, blocks, and the embedding again as output projection."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(config.vocab_size, config.n_embd),
+                "h": nn.ModuleList(Block(config, index) for index in range(config.n_layer)),
+            }
+        )
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head.weight = cast("nn.Embedding", self.transformer["wte"]).weight
+        self.rotary = Rotary(config.n_embd // config.n_head)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Return the logits of each next token.
+
+        Args:
+            input_ids: (B, N) int64.
+
+        Returns:
+            (B, N, V).
+        """
+        x = self.transformer["wte"](input_ids)
+        x = _join_heads(self.rotary(_split_heads(x, self.config.n_head)))
+        for block in cast("nn.ModuleList", self.transformer["h"]):
+            x = block(x)
+        return cast("Tensor", self.lm_head(_norm(x)))
