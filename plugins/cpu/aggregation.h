@@ -9,14 +9,17 @@
 #include <vector>
 
 #include "kernel.h"
+#include "layout.h"
 #include "pom/aggregate.h"
 
 namespace pom::cpu {
 
 struct Tensors {
   const void* x;
-  const void* coefficients;
-  const void* mask;  // null without one
+  const void* coefficients;  // not read in form product
+  const void* mask;          // not read without one
+  const void* cos;           // nor these without a rotation
+  const void* sin;
   void* y;
 };
 
@@ -38,26 +41,11 @@ class Aggregation {
   void run(const Phase& phase, int64_t task) noexcept { (this->*phase.run)(task); }
 
  private:
-  // A batch entry's tokens in chunks, its channels in blocks.
-  struct Cut {
-    int64_t chunk_tokens;
-    int64_t chunks;
-    int64_t block_channels;
-    int64_t blocks;
-  };
-  struct Place {
-    int64_t batch;
-    int64_t chunk;
-    int64_t channel;  // first channel of the block
-    int64_t channels;
-  };
-
-  static Cut cut_for(const Problem& problem);
-  [[nodiscard]] Place place(int64_t task, int64_t chunks) const;
-  [[nodiscard]] Rows rows_at(const Place& place) const;
+  [[nodiscard]] Rows rows_at(const Layout::Place& place) const;
   [[nodiscard]] int64_t mask_row(int64_t batch) const;
-  [[nodiscard]] float* sum_at(int64_t batch, int64_t chunk) const;
-  [[nodiscard]] float* rest_at(int64_t batch, int64_t chunk) const;
+  // Of a place's first column in one part.
+  [[nodiscard]] float* sum_at(const Layout::Place& place, int64_t part) const;
+  [[nodiscard]] float* rest_at(const Layout::Place& place, int64_t part) const;
 
   void plan();
   void allocate();
@@ -72,16 +60,15 @@ class Aggregation {
   void scan(int64_t task);     // causal: each chunk's sum becomes the sum of the chunks before it
   void causal(int64_t task);   // y of a chunk and block, from the sum before it
 
-  void accumulate(const Place& place);
+  void accumulate(const Layout::Place& place);
 
   const Problem problem_;
   const Tensors tensors_;
   const RowsFunctions& functions_;
-  const Cut cut_;
-  const int64_t padded_channels_;
+  const Layout layout_;
   std::vector<Phase> phases_;
-  std::unique_ptr<float[]> coefficients_;  // (degree, padded channels)
-  std::unique_ptr<float[]> sums_;          // (batch, chunks, 2, padded channels): sum and rest
+  std::unique_ptr<float[]> coefficients_;  // (degree, scratch channels)
+  std::unique_ptr<float[]> sums_;          // (batch, chunks, 2, scratch channels): sum and rest
   std::unique_ptr<float[]> weights_;       // (mask rows, tokens), where there is a mask
   std::unique_ptr<float[]> scales_;        // causal: (mask rows or 1, tokens); mean: (mask rows or 1)
 };

@@ -44,10 +44,14 @@ struct Avx2 {
   // The instructions give their second operand where either is NaN.
   static Avx2 at_least(Avx2 a, Avx2 bound) { return {_mm256_max_ps(bound.value, a.value)}; }
   static Avx2 at_most(Avx2 a, Avx2 bound) { return {_mm256_min_ps(bound.value, a.value)}; }
+  static Avx2 multiply_exp2(Avx2 a, Avx2 biased) {
+    const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(biased.value), 23);
+    return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.value), exponent))};
+  }
 };
 
 }  // namespace
 
-constexpr Kernel kAvx2Kernel{"avx2", rows_functions<Avx2, float>(), rows_functions<Avx2, Half>()};
+constexpr Kernel kAvx2Kernel{"avx2", features_functions<Avx2, float>(), features_functions<Avx2, Half>()};
 
 }  // namespace pom::cpu

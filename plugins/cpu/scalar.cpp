@@ -21,10 +21,13 @@ struct Scalar {
   static Scalar multiply_add(Scalar a, Scalar b, Scalar c) { return {a.value * b.value + c.value}; }
   static Scalar at_least(Scalar a, Scalar bound) { return a.value < bound.value ? bound : a; }
   static Scalar at_most(Scalar a, Scalar bound) { return a.value > bound.value ? bound : a; }
+  static Scalar multiply_exp2(Scalar a, Scalar biased) {
+    return {float_from_bits(float_bits(a.value) + (float_bits(biased.value) << 23))};
+  }
 };
 
 }  // namespace
 
-constexpr Kernel kScalarKernel{"scalar", rows_functions<Scalar, float>(), rows_functions<Scalar, Half>()};
+constexpr Kernel kScalarKernel{"scalar", features_functions<Scalar, float>(), features_functions<Scalar, Half>()};
 
 }  // namespace pom::cpu

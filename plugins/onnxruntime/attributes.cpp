@@ -33,6 +33,16 @@ bool read_attribute(const Ort::ConstKernelInfo& info, const char* name, const ch
   return false;
 }
 
+// Leave the contract's default, too, where the node lacks the attribute.
+void read_integer(const Ort::ConstKernelInfo& info, const char* name, int32_t* value) {
+  int64_t wide = *value;
+  read_attribute(info, name, "an integer", &wide);
+  if (wide < std::numeric_limits<int32_t>::min() || wide > std::numeric_limits<int32_t>::max()) {
+    throw InvalidNode(std::string(name) + " is out of range, got " + std::to_string(wide));
+  }
+  *value = static_cast<int32_t>(wide);
+}
+
 std::string quoted(const std::string& text) { return '"' + text + '"'; }
 
 template <typename Names>
@@ -60,12 +70,8 @@ Attributes read_attributes(const Ort::ConstKernelInfo& info) {
   if (!parse_mode(mode, &attributes.mode)) {
     throw InvalidNode("mode must be one of " + listed(kModes) + ", got " + quoted(mode));
   }
-  int64_t blocks = attributes.rotary_blocks;
-  read_attribute(info, "rotary_blocks", "an integer", &blocks);
-  if (blocks < std::numeric_limits<int32_t>::min() || blocks > std::numeric_limits<int32_t>::max()) {
-    throw InvalidNode("rotary_blocks is out of range, got " + std::to_string(blocks));
-  }
-  attributes.rotary_blocks = static_cast<int32_t>(blocks);
+  read_integer(info, "degree", &attributes.degree);
+  read_integer(info, "rotary_blocks", &attributes.rotary_blocks);
   read_attribute(info, "epsilon", "a float", &attributes.epsilon);
   throw_if(validate(attributes));
   return attributes;

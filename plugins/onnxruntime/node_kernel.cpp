@@ -1,5 +1,6 @@
 #include "node_kernel.h"
 
+#include <array>
 #include <string>
 #include <vector>
 
@@ -27,73 +28,66 @@ DataType data_type(ONNXTensorElementDataType type, const char* tensor) {
   }
 }
 
-// Check what is known when the session is created. Sizes are not, so these are some that fit.
+// A shape that fits each input: what is checked when the session is created are the types, since sizes are not known.
+std::vector<int64_t> fitting_shape(const Attributes& attributes, size_t input) {
+  const bool product = attributes.form == Form::kProduct;
+  const int64_t channels = product ? attributes.degree : int64_t{2} * attributes.rotary_blocks;
+  switch (input) {
+    case kX:
+      return {1, 1, channels};
+    case kCoefficients:
+      return product ? std::vector<int64_t>{1} : std::vector<int64_t>{channels, 1};
+    case kMask:
+      return {1, 1};
+    default:
+      return {1, channels / 2};
+  }
+}
+
+// Placeholders are known by their rank. One of unknown rank counts as absent until the run.
+bool may_be_placeholder(size_t input, size_t rank) { return input >= kRequiredInputs && rank < 2; }
+
 void check_types(const Attributes& attributes, const Ort::ConstKernelInfo& info) {
-  const auto type_of = [&](size_t input) {
-    return data_type(info.GetInputTypeInfo(input).GetTensorTypeAndShapeInfo().GetElementType(), kInputs[input]);
-  };
+  std::vector<TensorInfo> inputs(info.GetInputCount());
+  for (size_t input = 0; input < inputs.size(); ++input) {
+    const Ort::TypeInfo type_info = info.GetInputTypeInfo(input);
+    const auto tensor = type_info.GetTensorTypeAndShapeInfo();
+    inputs[input].type = data_type(tensor.GetElementType(), kInputs[input]);
+    inputs[input].given = !may_be_placeholder(input, tensor.GetDimensionsCount());
+    inputs[input].shape = fitting_shape(attributes, input);
+  }
   Problem problem;
-  problem.attributes = attributes;
-  problem.batch = problem.tokens = problem.channels = problem.degree = problem.mask_batch = 1;
-  problem.data_type = type_of(0);
-  problem.coefficient_type = type_of(1);
-  problem.has_mask = info.GetInputCount() > kRequiredInputs;
-  problem.mask_type = problem.has_mask ? type_of(kRequiredInputs) : DataType::kBool;
-  throw_if(validate(problem));
+  throw_if(describe(attributes, inputs, &problem));
 }
 
-std::string written(const std::vector<int64_t>& shape) {
-  std::string text;
-  for (const int64_t size : shape) {
-    text += (text.empty() ? "" : ", ") + std::to_string(size);
+// A call's inputs in the order of kInputs; those that the node lacks are null.
+class Inputs {
+ public:
+  explicit Inputs(const Ort::KernelContext& context) {
+    for (size_t i = 0; i < context.GetInputCount(); ++i) {
+      values_.at(i) = context.GetInput(i);
+    }
   }
-  return "(" + text + ")";
-}
 
-void set_x(Problem* problem, const std::vector<int64_t>& shape) {
-  if (shape.size() != 3) {
-    throw InvalidNode("x must be (batch, tokens, channels), got shape " + written(shape));
+  [[nodiscard]] std::vector<TensorInfo> infos() const {
+    std::vector<TensorInfo> infos(values_.size());
+    for (size_t i = 0; i < values_.size(); ++i) {
+      if (values_[i]) {
+        const auto tensor = values_[i].GetTensorTypeAndShapeInfo();
+        infos[i] = {true, data_type(tensor.GetElementType(), kInputs[i]), tensor.GetShape()};
+      }
+    }
+    return infos;
   }
-  problem->batch = shape[0];
-  problem->tokens = shape[1];
-  problem->channels = shape[2];
-}
 
-void set_coefficients(Problem* problem, const std::vector<int64_t>& shape) {
-  if (shape.size() != 2 || shape[0] != problem->channels) {
-    throw InvalidNode("coefficients must be (" + std::to_string(problem->channels) + ", degree) for x's " +
-                      std::to_string(problem->channels) + " channels, got shape " + written(shape));
+  [[nodiscard]] const void* data(Input input) const {
+    const Ort::ConstValue& value = values_[static_cast<size_t>(input)];
+    return value ? value.GetTensorRawData() : nullptr;
   }
-  problem->degree = shape[1];
-}
 
-void set_mask(Problem* problem, const std::vector<int64_t>& shape) {
-  if (shape.size() != 2 || shape[1] != problem->tokens) {
-    throw InvalidNode("mask must be (1 or " + std::to_string(problem->batch) + ", " + std::to_string(problem->tokens) +
-                      ") for x's batch and tokens, got shape " + written(shape));
-  }
-  problem->has_mask = true;
-  problem->mask_batch = shape[0];
-}
-
-// What the call is; throws InvalidNode where the tensors don't fit each other.
-Problem describe(const Attributes& attributes, Ort::ConstValue x, Ort::ConstValue coefficients, Ort::ConstValue mask) {
-  Problem problem;
-  problem.attributes = attributes;
-  const auto x_info = x.GetTensorTypeAndShapeInfo();
-  problem.data_type = data_type(x_info.GetElementType(), kInputs[0]);
-  set_x(&problem, x_info.GetShape());
-  const auto coefficients_info = coefficients.GetTensorTypeAndShapeInfo();
-  problem.coefficient_type = data_type(coefficients_info.GetElementType(), kInputs[1]);
-  set_coefficients(&problem, coefficients_info.GetShape());
-  if (mask) {
-    const auto mask_info = mask.GetTensorTypeAndShapeInfo();
-    problem.mask_type = data_type(mask_info.GetElementType(), kInputs[2]);
-    set_mask(&problem, mask_info.GetShape());
-  }
-  throw_if(validate(problem));
-  return problem;
-}
+ private:
+  std::array<Ort::ConstValue, kInputs.size()> values_;
+};
 
 const cpu::Kernel& dispatched_kernel() {
   const cpu::Dispatch dispatch = cpu::dispatch();
@@ -128,15 +122,13 @@ NodeKernel::NodeKernel(Ort::ConstKernelInfo info) : attributes_(read_attributes(
 }
 
 void NodeKernel::compute(const Ort::KernelContext& context) const {
-  const Ort::ConstValue x = context.GetInput(0);
-  const Ort::ConstValue coefficients = context.GetInput(1);
-  const Ort::ConstValue mask =
-      context.GetInputCount() > kRequiredInputs ? context.GetInput(kRequiredInputs) : Ort::ConstValue{};
-  const Problem problem = describe(attributes_, x, coefficients, mask);
+  const Inputs inputs(context);
+  Problem problem;
+  throw_if(describe(attributes_, inputs.infos(), &problem));
   Ort::UnownedValue y = context.GetOutput(0, {problem.batch, problem.output_tokens(), problem.channels});
   cpu::Aggregation aggregation(kernel_, problem,
-                               {x.GetTensorRawData(), coefficients.GetTensorRawData(),
-                                mask ? mask.GetTensorRawData() : nullptr, y.GetTensorMutableRawData()});
+                               {inputs.data(kX), inputs.data(kCoefficients), inputs.data(kMask), inputs.data(kCos),
+                                inputs.data(kSin), y.GetTensorMutableRawData()});
   for (const cpu::Aggregation::Phase& phase : aggregation.phases()) {
     run_phase(&aggregation, phase, context);
   }

@@ -1,0 +1,126 @@
+// The features p of each form, for a block of rows: one class each, made once a block.
+//
+// kParts is how many parts a column has, or 0 where the call says it. For each vector of columns, state() is made and
+// compute() called once for every part in order, a few rows at a time.
+#pragma once
+
+#include "block.h"
+#include "gelu.h"
+#include "pom/contract.h"
+
+namespace pom::cpu {
+namespace {
+
+template <typename V>
+POM_ALWAYS_INLINE inline V activation(V x) {
+  const V leaky = V::at_least(x, V::multiply(x, V::broadcast(kLeakySlope)));
+  return V::at_most(V::at_least(leaky, V::broadcast(kClampLow)), V::broadcast(kClampHigh));
+}
+
+// p = sum of coefficients[k] * h^(k + 1), by Horner's rule, for kStep rows from `row` on.
+template <typename V, int kStep, typename Block, typename Lanes>
+POM_ALWAYS_INLINE inline void polynomial(const Block& block, int64_t part, int row, int64_t column, Lanes lanes, V* p) {
+  const Rows& rows = block.rows;
+  const float* coefficients =
+      rows.coefficients + part * rows.scratch_stride + column + (rows.degree - 1) * rows.coefficient_stride;
+  V h[kStep];
+  for (int i = 0; i < kStep; ++i) {
+    h[i] = activation(V::load(block.x(part, row + i) + column, lanes));
+    p[i] = V::load(coefficients, AllLanes{});
+  }
+  for (int64_t k = rows.degree - 1; k > 0; --k) {
+    coefficients -= rows.coefficient_stride;
+    const V coefficient = V::load(coefficients, AllLanes{});
+    for (int i = 0; i < kStep; ++i) {
+      p[i] = V::multiply_add(p[i], h[i], coefficient);
+    }
+  }
+  for (int i = 0; i < kStep; ++i) {
+    p[i] = V::multiply(p[i], h[i]);
+  }
+}
+
+template <typename V, typename Block>
+struct Power {
+  static constexpr int kParts = 1;
+  struct State {};
+
+  const Block& block;
+
+  template <int kStep, typename Lanes>
+  POM_ALWAYS_INLINE void compute(int64_t part, int row, int64_t column, Lanes lanes, State*, V* p) const {
+    polynomial<V, kStep>(block, part, row, column, lanes, p);
+  }
+};
+
+// Form power, its channels rotated in pairs: one in each part.
+template <typename V, typename Block, typename Table>
+struct RotatedPower {
+  static constexpr int kParts = 2;
+  struct State {
+    V second[Block::kRows];
+  };
+
+  const Block& block;
+  const Table* cos[Block::kRows];
+  const Table* sin[Block::kRows];
+
+  POM_ALWAYS_INLINE explicit RotatedPower(const Block& rows) : block(rows) {
+    for (int row = 0; row < Block::kRows; ++row) {
+      cos[row] = block.template row_of<Table>(block.rows.cos, block.rows.table_stride, row);
+      sin[row] = block.template row_of<Table>(block.rows.sin, block.rows.table_stride, row);
+    }
+  }
+
+  template <int kStep, typename Lanes>
+  POM_ALWAYS_INLINE void compute(int64_t part, int row, int64_t column, Lanes lanes, State* state, V* p) const {
+    V* second = state->second + row;
+    if (part == 0) {
+      polynomial<V, kStep>(block, 0, row, column, lanes, p);
+      polynomial<V, kStep>(block, 1, row, column, lanes, second);
+    }
+    for (int i = 0; i < kStep; ++i) {
+      if (part == 0) {
+        const V c = V::load(cos[row + i] + column, lanes);
+        const V s = V::load(sin[row + i] + column, lanes);
+        const V first = p[i];
+        p[i] = V::subtract(V::multiply(first, c), V::multiply(second[i], s));
+        second[i] = V::multiply_add(second[i], c, V::multiply(first, s));
+      } else {
+        p[i] = second[i];
+      }
+    }
+  }
+};
+
+// Form product: a part for every factor, each multiplied by the product of those before it.
+template <typename V, typename Block>
+struct Product {
+  static constexpr int kParts = 0;
+  struct State {
+    V product[Block::kRows];
+  };
+
+  const Block& block;
+
+  template <int kStep, typename Lanes>
+  POM_ALWAYS_INLINE void compute(int64_t part, int row, int64_t column, Lanes lanes, State* state, V* p) const {
+    V* product = state->product + row;
+    for (int i = 0; i < kStep; ++i) {
+      p[i] = V::load(block.x(part, row + i) + column, lanes);
+    }
+    gelu<V, kStep>(p);
+    for (int i = 0; i < kStep; ++i) {
+      p[i] = part == 0 ? p[i] : V::multiply(p[i], product[i]);
+      product[i] = p[i];
+    }
+  }
+};
+
+template <typename V, typename Block>
+using Rotated = RotatedPower<V, Block, typename Block::Element>;
+template <typename V, typename Block>
+using RotatedByFloat = RotatedPower<V, Block, float>;
+
+}  // namespace
+}  // namespace pom::cpu
