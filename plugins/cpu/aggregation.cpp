@@ -198,7 +198,7 @@ void Aggregation::accumulate_all_but_last(int64_t task) { accumulate(layout_.pla
 void Aggregation::average(int64_t task) {
   Layout::Place place = layout_.place(task, 1);
   for (int64_t part = 0; part < layout_.parts; ++part) {
-    double totals[kMaxBlockChannels] = {};
+    double totals[kMaxBlockColumns] = {};
     for (place.chunk = 0; place.chunk < layout_.chunks; ++place.chunk) {
       const float* sum = sum_at(place, part);
       const float* rest = rest_at(place, part);
@@ -222,7 +222,7 @@ void Aggregation::average(int64_t task) {
 void Aggregation::scan(int64_t task) {
   Layout::Place place = layout_.place(task, 1);
   for (int64_t part = 0; part < layout_.parts; ++part) {
-    double totals[kMaxBlockChannels] = {};
+    double totals[kMaxBlockColumns] = {};
     for (place.chunk = 0; place.chunk < layout_.chunks; ++place.chunk) {
       float* sum = sum_at(place, part);
       float* rest = rest_at(place, part);

@@ -22,7 +22,7 @@ struct FirstLanes {
 
 // What a token of weight 0 is read from, in every part: its features are 0, whatever the token itself holds.
 template <typename T>
-alignas(64) const T kAbsentRow[kMaxBlockChannels] = {};
+alignas(64) const T kAbsentRow[kMaxBlockColumns] = {};
 
 // kSize rows from `first` on, and what their features count.
 template <typename T, int kSize, bool kWeighted>

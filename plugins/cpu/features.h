@@ -1,7 +1,7 @@
 // The features p of each form, for a block of rows: one class each, made once a block.
 //
-// kParts is how many parts a column has, or 0 where the call says it. For each vector of columns, state() is made and
-// compute() called once for every part in order, a few rows at a time.
+// kParts is how many parts a column has, or 0 where the call says it. compute() is called for every vector of columns
+// of a part and then for those of the next, a few rows at a time; State is what a vector hands on to the next part.
 #pragma once
 
 #include "block.h"

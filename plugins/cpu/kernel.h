@@ -12,8 +12,7 @@ struct Half {
   uint16_t bits;
 };
 
-// A task takes a few hundred channels at most: their float32 scratch stays in the fastest cache.
-inline constexpr int64_t kMaxBlockChannels = 512;
+inline constexpr int64_t kMaxBlockColumns = 512;
 inline constexpr int64_t kPadding = 16;  // rows of float32 scratch are padded to a multiple of this many columns
 
 // Some consecutive tokens of one batch entry, in one block of columns. A column is the channels that are computed
@@ -28,7 +27,7 @@ struct Rows {
   int64_t part_stride;     // elements from one part of x (and y) to the next
   int64_t scratch_stride;  // the same for sum, rest, and a row of coefficients
   int64_t count;           // rows
-  int64_t columns;         // of the block, at most kMaxBlockChannels
+  int64_t columns;         // of the block, at most kMaxBlockColumns
   int64_t parts;
 
   const float* coefficients;  // (degree, coefficient_stride), form power

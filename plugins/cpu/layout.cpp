@@ -9,8 +9,8 @@ namespace {
 // against the input, few enough to keep every thread busy.
 constexpr int64_t kChunkTokens = 128;
 // A causal call reads the input twice where its tokens are cut. So only its channels are, in narrower blocks, unless
-// that gives too few tasks for the tokens there are.
-constexpr int64_t kCausalBlockChannels = 128;
+// that gives too few tasks for the tokens there are. The wide blocks are read faster.
+constexpr int64_t kCausalBlockChannels[] = {256, 128};
 constexpr int64_t kCausalTasks = 4;
 constexpr int64_t kCausalChunkTokens = 1024;
 
@@ -23,30 +23,35 @@ int64_t parts_of(const Problem& problem) {
   return problem.has_rotation ? 2 : 1;
 }
 
-// As many columns as make up some channels, but no row of scratch is shared by two tasks.
-int64_t columns_of(int64_t channels, int64_t parts) {
-  return std::max(channels / parts / kPadding, int64_t{1}) * kPadding;
-}
-
-int64_t causal_chunk_tokens(const Problem& problem, int64_t blocks) {
-  const bool enough = problem.batch * blocks >= kCausalTasks;
-  return enough ? std::max<int64_t>(problem.tokens, 1) : kCausalChunkTokens;
-}
-
 }  // namespace
 
-Layout::Layout(const Problem& problem) {
-  const bool causal = problem.attributes.mode == Mode::kCausal;
-  runs = problem.has_rotation ? problem.attributes.rotary_blocks : 1;
-  parts = parts_of(problem);
-  width = problem.channels / (runs * parts);
-  scratch_width = padded(width);
-  scratch_channels = runs * parts * scratch_width;
-  block_columns = columns_of(causal ? kCausalBlockChannels : kMaxBlockChannels, parts);
+Layout::Layout(const Problem& problem)
+    : runs(problem.has_rotation ? problem.attributes.rotary_blocks : 1),
+      parts(parts_of(problem)),
+      width(problem.channels / (runs * parts)),
+      scratch_width(padded(width)),
+      scratch_channels(runs * parts * scratch_width) {
+  if (problem.attributes.mode != Mode::kCausal) {
+    cut_columns(kMaxBlockColumns);
+    chunk_tokens = kChunkTokens;
+  } else {
+    bool enough = false;
+    for (const int64_t channels : kCausalBlockChannels) {
+      if (!enough) {
+        cut_columns(channels / parts);
+        enough = problem.batch * blocks >= kCausalTasks;
+      }
+    }
+    chunk_tokens = enough ? std::max<int64_t>(problem.tokens, 1) : kCausalChunkTokens;
+  }
+  chunks = divide_up(problem.tokens, chunk_tokens);
+}
+
+void Layout::cut_columns(int64_t columns) {
+  // Whole paddings, so that no row of scratch is shared by two tasks.
+  block_columns = std::max(columns / kPadding, int64_t{1}) * kPadding;
   run_blocks = divide_up(width, block_columns);
   blocks = runs * run_blocks;
-  chunk_tokens = causal ? causal_chunk_tokens(problem, blocks) : kChunkTokens;
-  chunks = divide_up(problem.tokens, chunk_tokens);
 }
 
 Layout::Place Layout::place(int64_t task, int64_t chunks_each) const {

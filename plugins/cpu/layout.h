@@ -12,7 +12,8 @@
 
 namespace pom::cpu {
 
-struct Layout {
+class Layout {
+ public:
   // What one task works on.
   struct Place {
     int64_t batch;
@@ -31,16 +32,19 @@ struct Layout {
   // Columns of a row of scratch that belong to a place's part.
   [[nodiscard]] static int64_t padded(int64_t columns);
 
-  int64_t runs;
-  int64_t parts;
-  int64_t width;
-  int64_t scratch_width;     // of one stretch in scratch
-  int64_t scratch_channels;  // of all of them
+  const int64_t runs;
+  const int64_t parts;
+  const int64_t width;
+  const int64_t scratch_width;     // of one stretch in scratch
+  const int64_t scratch_channels;  // of all of them
   int64_t chunk_tokens;
   int64_t chunks;
   int64_t block_columns;
   int64_t run_blocks;  // blocks of columns in one run
   int64_t blocks;
+
+ private:
+  void cut_columns(int64_t columns);
 };
 
 }  // namespace pom::cpu

@@ -44,17 +44,24 @@ std::vector<int64_t> fitting_shape(const Attributes& attributes, size_t input) {
   }
 }
 
-// Placeholders are known by their rank. One of unknown rank counts as absent until the run.
-bool may_be_placeholder(size_t input, size_t rank) { return input >= kRequiredInputs && rank < 2; }
-
 void check_types(const Attributes& attributes, const Ort::ConstKernelInfo& info) {
   std::vector<TensorInfo> inputs(info.GetInputCount());
+  bool tables_are_known = true;
   for (size_t input = 0; input < inputs.size(); ++input) {
+    if (info.GetInputName(input).empty()) {
+      continue;  // not given, and of no type
+    }
     const Ort::TypeInfo type_info = info.GetInputTypeInfo(input);
     const auto tensor = type_info.GetTensorTypeAndShapeInfo();
     inputs[input].type = data_type(tensor.GetElementType(), kInputs[input]);
-    inputs[input].given = !may_be_placeholder(input, tensor.GetDimensionsCount());
     inputs[input].shape = fitting_shape(attributes, input);
+    // A placeholder is known by its rank; what is of unknown rank, which reads as 0, is left to the run.
+    const size_t rank = tensor.GetDimensionsCount();
+    inputs[input].given = input < kRequiredInputs || rank > 1;
+    tables_are_known = tables_are_known && (input < kCos || rank > 0);
+  }
+  if (!tables_are_known) {
+    inputs.resize(kCos);  // each is checked against the other
   }
   Problem problem;
   throw_if(describe(attributes, inputs, &problem));
