@@ -1,0 +1,129 @@
+"""Attention blocks of the common makes, as small as they go."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+DIM, HEADS = 8, 2
+
+
+class TimmAttention(nn.Module):
+    """As in timm's vision transformers."""
+
+    def __init__(self, dim: int = DIM, heads: int = HEADS, inner: int | None = None, bias: bool = True) -> None:
+        super().__init__()
+        inner = inner or dim
+        self.num_heads, self.head_dim = heads, inner // heads
+        self.qkv = nn.Linear(dim, 3 * inner, bias=bias)
+        self.q_norm, self.k_norm = nn.LayerNorm(self.head_dim), nn.LayerNorm(self.head_dim)
+        self.attn_drop = nn.Dropout(0.25)
+        self.proj = nn.Linear(inner, dim)
+        self.proj_drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        drop = self.attn_drop.p if self.training else 0.0
+        y = functional.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v, attn_mask, drop)
+        return self.proj_drop(self.proj(y.transpose(1, 2).flatten(2)))
+
+
+class WindowAttention(TimmAttention):
+    """As in Swin: a bias by relative position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(9, HEADS))
+
+
+class RotaryAttention(TimmAttention):
+    """As in EVA: needs a second input."""
+
+    def forward(self, x: Tensor, rope: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x + rope)
+
+
+class LlamaAttention(nn.Module):
+    """As in transformers' Llama: grouped keys and values, heads in a config."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(num_attention_heads=4)
+        self.q_proj, self.o_proj = nn.Linear(DIM, DIM, bias=False), nn.Linear(DIM, DIM, bias=False)
+        self.k_proj, self.v_proj = nn.Linear(DIM, DIM // 2, bias=False), nn.Linear(DIM, DIM // 2, bias=False)
+
+    def forward(self, hidden_states: Tensor, position_embeddings: Any) -> Any: ...
+
+
+class BertSelfAttention(nn.Module):
+    """As in transformers' BERT: the output projection is elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_attention_heads = HEADS
+        self.query, self.key, self.value = (nn.Linear(DIM, DIM) for _ in range(3))
+
+
+class GPTAttention(nn.Module):
+    """As in nanoGPT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_head = HEADS
+        self.c_attn, self.c_proj = nn.Linear(DIM, 3 * DIM), nn.Linear(DIM, DIM)
+
+
+class Conv1D(nn.Module):
+    """As in transformers' GPT-2: a linear layer under another name."""
+
+    def __init__(self, outputs: int, inputs: int) -> None:
+        super().__init__()
+        self.nf, self.nx = outputs, inputs
+        self.weight = nn.Parameter(torch.zeros(inputs, outputs))
+
+
+class GPT2Attention(nn.Module):
+    """As in transformers' GPT-2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = HEADS
+        self.c_attn, self.c_proj = Conv1D(3 * DIM, DIM), Conv1D(DIM, DIM)
+
+
+class FunctionalAttention(nn.Module):
+    """Attention that only its code gives away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(DIM, 3 * DIM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.scaled_dot_product_attention(*self.mix(x).chunk(3, dim=-1))
+
+
+class OwnAttention(nn.MultiheadAttention):
+    """A subclass with a forward of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x, x, x)[0]
+
+
+class Lookalikes(nn.Module):
+    """No attention: names and shapes that only remind of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = HEADS
+        self.qkv, self.proj = nn.Linear(DIM, 2 * DIM), nn.Linear(DIM, DIM)
+        self.query, self.key = nn.Linear(DIM, DIM), nn.Linear(DIM, DIM)
+        self.q = self.k = self.v = 3
+        self.c_attn = nn.Linear(DIM, DIM)
+
+
+def transformer() -> nn.Transformer:
+    return nn.Transformer(DIM, HEADS, 1, 1, 16, batch_first=True)
