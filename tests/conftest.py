@@ -54,14 +54,27 @@ class GoldenCase:
     def checkpoint(self) -> Path:
         return self.folder / "checkpoint.pt"
 
+    @property
+    def positions(self) -> npt.NDArray[Any] | None:
+        """Positions (N), or (N, 2) rows and columns, of a rotary mixer."""
+        return self.arrays.get("positions", self.arrays.get("positions_hw"))
 
-def _golden_v2_folders() -> list[Path]:
-    return sorted((Path(__file__).parent / "data" / "golden").glob("v2_*"))
+
+GOLDEN_FOLDERS = sorted((Path(__file__).parent / "data" / "golden").iterdir())
 
 
-@pytest.fixture(params=_golden_v2_folders(), ids=lambda folder: folder.name)
-def golden_v2(request: pytest.FixtureRequest) -> GoldenCase:
-    """Every golden case of a bare v2 mixer."""
-    folder: Path = request.param
+def _read(folder: Path) -> GoldenCase:
     with np.load(folder / "io.npz") as archive:
         return GoldenCase(folder, json.loads((folder / "config.json").read_text()), dict(archive))
+
+
+@pytest.fixture(params=[f for f in GOLDEN_FOLDERS if not f.name.startswith("gpt")], ids=lambda folder: folder.name)
+def golden(request: pytest.FixtureRequest) -> GoldenCase:
+    """Every golden case of a bare mixer."""
+    return _read(request.param)
+
+
+@pytest.fixture(params=[f for f in GOLDEN_FOLDERS if f.name.startswith("gpt")], ids=lambda folder: folder.name)
+def golden_gpt(request: pytest.FixtureRequest) -> GoldenCase:
+    """Every golden case of the public language model."""
+    return _read(request.param)

@@ -22,7 +22,6 @@ from pom_export.parity.comparison import difference
 from pom_export.parity.tolerances import GOLDEN
 
 GOLDEN_FOLDER = Path(__file__).parent / "data" / "golden"
-V2_CASES = sorted(path.name for path in GOLDEN_FOLDER.glob("v2_*"))
 # Mask option of the export, name of the expected output, name of the mask among the inputs.
 MASKS = (
     ("none", "y_none", None),
@@ -32,21 +31,46 @@ MASKS = (
 )
 
 
-@pytest.mark.parametrize("case", V2_CASES)
-def test_official_outputs_are_reproduced(case: str, tmp_path: Path) -> None:
-    folder = GOLDEN_FOLDER / case
-    io = np.load(folder / "io.npz")
+def test_official_outputs_are_reproduced(golden: Any, tmp_path: Path) -> None:
+    io = golden.arrays
+    positions = golden.positions
     for mask, expected, mask_name in MASKS:
         if expected not in io:
             continue
         model = tmp_path / f"{mask}.onnx"
-        pom_export.export(folder / "checkpoint.pt", model, mask=mask, cross="xc" in io)
+        pom_export.export(golden.checkpoint, model, mask=mask, cross="xc" in io, positions=positions is not None)
         feed = {"x": io["xq"]}
         feed |= {"context": io["xc"]} if "xc" in io else {}
         feed |= {"mask": io[mask_name]} if mask_name else {}
+        feed |= {"positions": positions} if positions is not None else {}
         for kernels in (True, False):
             (y,) = pom_export.inference_session(model, kernels=kernels).run(None, feed)
             assert difference(y, io[expected], GOLDEN), (mask, kernels)
+
+
+def test_the_public_language_models_are_reproduced(golden_gpt: Any, tmp_path: Path) -> None:
+    io = golden_gpt.arrays
+    result = pom_export.export(golden_gpt.checkpoint, tmp_path / "m.onnx")
+    ratio = golden_gpt.config.get("pom_to_sa_ratio")
+    attention = sum(ratio is not None and i % (ratio + 1) == ratio for i in range(golden_gpt.config["n_layer"]))
+    assert result.aggregations == golden_gpt.config["n_layer"] - attention
+    for kernels in (True, False):
+        session = pom_export.inference_session(tmp_path / "m.onnx", kernels=kernels)
+        (logits,) = session.run(None, {"input_ids": io["input_ids"]})
+        assert difference(logits, io["logits"], GOLDEN), kernels
+
+
+def test_default_positions_are_those_of_the_tokens(tmp_path: Path) -> None:
+    checkpoint = GOLDEN_FOLDER / "rope1d_heads" / "checkpoint.pt"
+    pom_export.export(checkpoint, tmp_path / "plain.onnx", mask="causal")
+    pom_export.export(checkpoint, tmp_path / "given.onnx", mask="causal", positions=True)
+    x = np.load(checkpoint.parent / "io.npz")["xq"]
+    for kernels in (True, False):
+        plain = pom_export.inference_session(tmp_path / "plain.onnx", kernels=kernels).run(None, {"x": x})
+        given = pom_export.inference_session(tmp_path / "given.onnx", kernels=kernels).run(
+            None, {"x": x, "positions": np.arange(x.shape[1])}
+        )
+        np.testing.assert_allclose(plain[0], given[0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +163,7 @@ def test_a_users_own_module_is_exported_and_left_as_it_was(tmp_path: Path) -> No
 
 
 def test_a_module_without_mixers_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="contains no PolynomialMixer"):
+    with pytest.raises(InputError, match="contains no mixer"):
         pom_export.export(nn.Linear(4, 4), tmp_path / "m.onnx", example_inputs=(torch.ones(1, 4),))
     assert list(tmp_path.iterdir()) == []
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from pom_export.errors import CheckpointError
 
+FAMILIES = ("nanogpt-pom", "language-model", "pom-v2", "pom-v1", "pom-v1-grouped")
+
 _CONFIG = "config.json"
 # Names under which a hint is found, ours first, then those of the official constructors.
 _NAMES = {"degree": ("degree", "order"), "heads": ("heads", "n_head"), "family": ("family",)}
@@ -50,7 +52,8 @@ def hints_from(config: Mapping[str, Any], source: str) -> Hints:
     found: dict[str, Any] = {}
     for hint, names in _NAMES.items():
         name = next((name for name in names if name in config), None)
-        if name is not None:
+        # A configuration of other software may have a family of its own.
+        if name is not None and (hint != "family" or config[name] in FAMILIES):
             found[hint] = _value(config[name], hint, f"{source}: {name}")
     return Hints(**found, rotary=bool(config.get("rope")) or config.get("module") == "PoMRoPE")
 

@@ -15,7 +15,7 @@ from pom_export.checkpoint.reader import Checkpoint, read_checkpoint
 from pom_export.checkpoint.recognition import recognise, tied_names
 from pom_export.checkpoint.spec import ModelSpec, build_model
 from pom_export.errors import CheckpointError
-from pom_export.models.gpt import Rotary
+from pom_export.models.gpt import GPTConfig, Rotary
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ def load_model(
     checkpoint = read_checkpoint(path)
     recognised = recognise(checkpoint.tensors, Hints(family, degree, heads).over(checkpoint.hints))
     spec = recognised.spec
+    _check_flags(spec, degree, heads)
     tensors = {name.removeprefix(recognised.prefix): value for name, value in checkpoint.tensors.items()}
     dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
     _share(tensors, spec, checkpoint)
@@ -62,6 +63,17 @@ def load_model(
     _tie(module, spec)
     _fill_frequencies(module)
     return LoadedModel(module.eval().requires_grad_(requires_grad=False), spec, checkpoint.sha256, dtypes)
+
+
+def _check_flags(spec: ModelSpec, degree: int | None, heads: int | None) -> None:
+    """Refuse what the user says where the shapes say otherwise."""
+    if degree is not None and degree != spec.degree:
+        raise CheckpointError(f"degree {degree} does not fit: its shapes say {spec.degree}", "Leave the degree out")
+    if heads is not None:
+        known = spec.config.n_head if isinstance(spec.config, GPTConfig) else None
+        if heads != known:
+            said = "has no attention" if known is None else f"has {known} by its shapes"
+            raise CheckpointError(f"{heads} heads don't fit: the {spec.architecture} {said}", "Leave the heads out")
 
 
 def _share(tensors: dict[str, Tensor], spec: ModelSpec, checkpoint: Checkpoint) -> None:

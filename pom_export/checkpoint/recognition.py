@@ -133,7 +133,8 @@ def _optional(spec: ModelSpec, expected: Iterable[str]) -> set[str]:
 
 def _unknown(shapes: Shapes, candidates: list[Architecture]) -> CheckpointError:
     """Return the error that says what the file is not, and what it is nearest to."""
-    if mixers := find_mixers(shapes):
+    mixers = [name for name in find_mixers(shapes) if name]
+    if mixers and len(candidates) == len(ARCHITECTURES):
         return CheckpointError(
             f"it holds {len(mixers)} mixer{'s' if len(mixers) > 1 else ''} ({_some(mixers, ordered=True)}) "
             f"in an architecture that this toolkit has no class for",
@@ -156,5 +157,3 @@ def _some(names: Iterable[str], limit: int = 4, ordered: bool = False) -> str:
     listed = list(names) if ordered else sorted(names)
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + more
-
-

@@ -34,6 +34,12 @@ class ModelSpec:
         """Return the spec as one line of JSON, as it is written into exported files."""
         return json.dumps(asdict(self), separators=(",", ":"))
 
+    @property
+    def degree(self) -> int:
+        """Polynomial degree of the model's mixers."""
+        config = self.config
+        return config.mixer.degree if isinstance(config, (LanguageModelConfig, GPTConfig)) else config.degree
+
     def summary(self) -> str:
         """Return one line for a person."""
         return f"{self.architecture} ({self.family}): {', '.join(_traits(self.config))}"

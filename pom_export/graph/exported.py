@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +36,23 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class InputLimits:
+    """What a model's inputs may hold besides what their types say.
+
+    Attributes:
+        values: for inputs of integers: how many values there are, from 0 on; one number, or one a column.
+        tokens: most tokens; None: any number.
+    """
+
+    values: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    tokens: int | None = None
+
+    def to_json(self) -> str:
+        """Return one line of JSON, as it is written into exported files."""
+        return json.dumps({"values": self.values, "tokens": self.tokens}, separators=(",", ":"))
+
+
+@dataclass(frozen=True)
 class ExportedModel:
     """The interface of an ONNX file of ours.
 
@@ -43,7 +60,7 @@ class ExportedModel:
         path: the file.
         inputs: its inputs, initializers left out.
         outputs: its outputs.
-        properties: our metadata, without the prefix: dtype, mask, spec, source_sha256.
+        properties: our metadata, without the prefix: dtype, mask, limits, spec, source_sha256.
         opset: version of the standard ops.
         aggregations: names of the aggregation nodes.
     """
@@ -62,10 +79,15 @@ class ExportedModel:
         return named if named in PRECISIONS else PRECISIONS[0]
 
     @property
-    def vocabulary(self) -> int | None:
-        """Number of token ids of a language model, or None."""
-        spec = json.loads(self.properties.get("spec", "{}"))
-        return spec.get("config", {}).get("vocab_size")
+    def limits(self) -> InputLimits:
+        """What the inputs may hold."""
+        return InputLimits(**json.loads(self.properties.get("limits", "{}")))
+
+    @property
+    def spec(self) -> Mapping[str, Any]:
+        """The spec of the model that was exported, as parsed JSON; empty for a user's own class."""
+        spec: Mapping[str, Any] = json.loads(self.properties.get("spec", "{}"))
+        return spec
 
 
 def read_model(path: str | os.PathLike[str]) -> ExportedModel:

@@ -32,7 +32,6 @@ class FunctionVariant:
         mask_type: type of the mask; None: no mask, or a placeholder.
         rotation_type: type of cos and sin; None: no rotation.
         rotary_blocks: the node's, 1 without a rotation.
-        inputs: how many inputs the node has, placeholders included.
     """
 
     mode: str
@@ -43,7 +42,13 @@ class FunctionVariant:
     mask_type: ir.DataType | None = None
     rotation_type: ir.DataType | None = None
     rotary_blocks: int = contract.DEFAULT_ROTARY_BLOCKS
-    inputs: int = contract.REQUIRED_INPUTS
+
+    @property
+    def inputs(self) -> int:
+        """How many inputs the node has: those up to the last present one."""
+        if self.rotation_type is not None:
+            return len(contract.INPUTS)
+        return contract.REQUIRED_INPUTS + (self.mask_type is not None)
 
     @property
     def overload(self) -> str:

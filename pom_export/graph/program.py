@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import MappingKey, tree_flatten_with_path
 
 from pom_export.errors import InputError
-from pom_export.mixer import PolynomialMixer
-from pom_export.models import LanguageModel
+from pom_export.graph.exported import InputLimits
+from pom_export.mixer import PolynomialMixer, ProductMixer, RotaryConfig, RotaryPolynomialMixer
+from pom_export.models import GPT, LanguageModel
 
 MASKS = ("none", "causal", "padding", "full")
 # Names of dynamic dimensions, in the file and in every shape that a user gives.
@@ -28,11 +30,13 @@ class GraphOptions:
     Attributes:
         mask: "none", "causal", "padding" ((B, N) input) or "full" ((B, T, N) input); None: the architecture's own.
         cross: whether the mixer gets a separate context input (B, M, d).
+        positions: whether the tokens' positions are an input, (N) or (N, 2) int64; for rotary mixers.
         static: (batch, tokens) to pin, or None for dynamic dimensions. Context tokens are pinned to `tokens`.
     """
 
     mask: str | None = None
     cross: bool = False
+    positions: bool = False
     static: tuple[int, int] | None = None
 
 
@@ -46,6 +50,7 @@ class Program:
         dynamic_shapes: as torch.export takes them, by input; None pins every dimension.
         outputs: names of the outputs.
         properties: metadata for the file.
+        limits: what the inputs may hold.
         prefix: where the model sits in `module`; taken off names in the file.
     """
 
@@ -54,23 +59,41 @@ class Program:
     dynamic_shapes: Mapping[str, Any] | None
     outputs: tuple[str, ...]
     properties: Mapping[str, str] = field(default_factory=dict)
+    limits: InputLimits = field(default_factory=InputLimits)
     prefix: str = "model"
+
+
+Axes = dict[str, tuple[tuple[str | int, ...], torch.dtype]]
 
 
 class _MixerProgram(nn.Module):
     """A mixer whose mask is an input or fixed to causal."""
 
-    def __init__(self, mixer: PolynomialMixer, causal: bool) -> None:
+    def __init__(self, mixer: nn.Module, causal: bool) -> None:
         super().__init__()
         self.model = mixer
         self.causal = causal
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        return self.model(x, context, "causal" if self.causal else mask)
+        return self.model(x, context, mask, causal=self.causal)
+
+
+class _RotaryMixerProgram(_MixerProgram):
+    """The same with positions, which may be inputs too."""
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        context_positions: Tensor | None = None,
+    ) -> Tensor:
+        return self.model(x, context, mask, positions, context_positions, causal=self.causal)
 
 
 class _LanguageModelProgram(nn.Module):
-    def __init__(self, language_model: LanguageModel) -> None:
+    def __init__(self, language_model: nn.Module) -> None:
         super().__init__()
         self.model = language_model
 
@@ -78,59 +101,91 @@ class _LanguageModelProgram(nn.Module):
         return self.model(input_ids)
 
 
-def _dimension_sizes(static: tuple[int, int] | None) -> dict[str, int]:
-    if static is None:
-        return _EXAMPLE_SIZES
-    if min(static) < 1:
-        raise InputError(f"static sizes must be at least 1, got {static[0]}x{static[1]}")
-    return {BATCH: static[0], TOKENS: static[1], CONTEXT_TOKENS: static[1]}
+def _dimension_sizes(options: GraphOptions, limits: InputLimits) -> dict[str, int]:
+    if options.static is None:
+        most = limits.tokens or max(_EXAMPLE_SIZES.values())
+        return {name: size if name == BATCH else min(size, most) for name, size in _EXAMPLE_SIZES.items()}
+    batch, tokens = options.static
+    if min(batch, tokens) < 1:
+        raise InputError(f"static sizes must be at least 1, got {batch}x{tokens}")
+    if limits.tokens is not None and tokens > limits.tokens:
+        raise InputError(
+            f"static sizes {batch}x{tokens} have more tokens than the mixer has positions for, {limits.tokens}",
+            "Pin fewer tokens, or give --positions",
+        )
+    return {BATCH: batch, TOKENS: tokens, CONTEXT_TOKENS: tokens}
 
 
-def _program(
-    module: nn.Module, axes: Mapping[str, tuple[tuple[str | int, ...], torch.dtype]], output: str, options: GraphOptions
-) -> Program:
+def _program(module: nn.Module, axes: Axes, output: str, options: GraphOptions, limits: InputLimits) -> Program:
     """Build the program of a wrapper from the axes (dimension names or sizes) and dtype of each input."""
-    sizes = _dimension_sizes(options.static)
+    sizes = _dimension_sizes(options, limits)
     inputs = {
         name: torch.ones([sizes[axis] if isinstance(axis, str) else axis for axis in shape], dtype=dtype)
         for name, (shape, dtype) in axes.items()
     }
+    inputs = {name: value if value.is_floating_point() else torch.zeros_like(value) for name, value in inputs.items()}
     dynamic = None
     if options.static is None:
         used = {axis for shape, _ in axes.values() for axis in shape if isinstance(axis, str)}
-        dimensions = {name: torch.export.Dim(name, min=1) for name in used}
+        dimensions = {
+            name: torch.export.Dim(name, min=1, max=None if name == BATCH else limits.tokens) for name in used
+        }
         dynamic = {
             name: {i: dimensions[axis] for i, axis in enumerate(shape) if isinstance(axis, str)}
             for name, (shape, _) in axes.items()
         }
-    return Program(module, inputs, dynamic, (output,), {"mask": options.mask or ""})
+    properties = {"mask": options.mask or ""}
+    if limits != InputLimits():
+        properties["limits"] = limits.to_json()
+    return Program(module, inputs, dynamic, (output,), properties, limits)
 
 
-def mixer_program(mixer: PolynomialMixer, options: GraphOptions) -> Program:
-    """Return the program of a bare mixer: inputs x, context (cross) and mask; output y."""
+def _add_positions(axes: Axes, rotary: RotaryConfig, source: str) -> InputLimits:
+    """Add the inputs of positions, and return what they may hold."""
+    columns = () if rotary.blocks == 1 else (rotary.blocks,)
+    axes["positions"] = ((TOKENS, *columns), torch.int64)
+    names = ["positions"]
+    if source != TOKENS:
+        axes["context_positions"] = ((source, *columns), torch.int64)
+        names.append("context_positions")
+    return InputLimits(dict.fromkeys(names, rotary.limits))
+
+
+def mixer_program(mixer: PolynomialMixer | ProductMixer, options: GraphOptions) -> Program:
+    """Return the program of a bare mixer: inputs x, context (cross), mask and positions; output y."""
     mask = options.mask or "none"
     if mask == "causal" and options.cross:
         raise InputError("mask causal does not go with --cross", "Use --mask none, padding or full")
-    dim, dtype = mixer.config.dim, mixer.po_coeff.dtype
+    rotary = mixer.rotary if isinstance(mixer, RotaryPolynomialMixer) else None
+    if options.positions and rotary is None:
+        raise InputError("the mixer has no rotary positions; --positions does not apply", "Leave the option out")
+    if rotary is not None and rotary.blocks > 1 and not options.positions:
+        raise InputError("the mixer's positions are rows and columns, which only the caller knows", "Give --positions")
+    dim, dtype = mixer.config.dim, mixer.ag_proj.weight.dtype
     source = CONTEXT_TOKENS if options.cross else TOKENS
-    axes: dict[str, tuple[tuple[str | int, ...], torch.dtype]] = {"x": ((BATCH, TOKENS, dim), dtype)}
+    axes: Axes = {"x": ((BATCH, TOKENS, dim), dtype)}
     if options.cross:
         axes["context"] = ((BATCH, source, dim), dtype)
     if mask == "padding":
         axes["mask"] = ((BATCH, source), torch.bool)
     elif mask == "full":
         axes["mask"] = ((BATCH, TOKENS, source), torch.bool)
-    resolved = GraphOptions(mask, options.cross, options.static)
-    return _program(_MixerProgram(mixer, causal=mask == "causal"), axes, "y", resolved)
+    limits = InputLimits(tokens=rotary.max_seq_len if rotary is not None else None)
+    if rotary is not None and options.positions:
+        limits = _add_positions(axes, rotary, source)
+    wrapper = _MixerProgram if rotary is None else _RotaryMixerProgram
+    return _program(wrapper(mixer, causal=mask == "causal"), axes, "y", replace(options, mask=mask), limits)
 
 
-def language_model_program(model: LanguageModel, options: GraphOptions) -> Program:
+def language_model_program(model: LanguageModel | GPT, options: GraphOptions) -> Program:
     """Return the program of a language model: input input_ids; output logits."""
-    if options.mask not in {None, "causal"} or options.cross:
-        asked = "--cross" if options.cross else f"--mask {options.mask}"
-        raise InputError(f"a language model is causal; {asked} does not apply", "Leave the option out")
-    resolved = GraphOptions("causal", static=options.static)
-    return _program(_LanguageModelProgram(model), {"input_ids": ((BATCH, TOKENS), torch.int64)}, "logits", resolved)
+    asked = {"--cross": options.cross, "--positions": options.positions}
+    asked[f"--mask {options.mask}"] = options.mask not in {None, "causal"}
+    if refused := [name for name, given in asked.items() if given]:
+        raise InputError(f"a language model is causal; {refused[0]} does not apply", "Leave the option out")
+    limits = InputLimits({"input_ids": (model.config.vocab_size,)})
+    axes: Axes = {"input_ids": ((BATCH, TOKENS), torch.int64)}
+    return _program(_LanguageModelProgram(model), axes, "logits", replace(options, mask="causal"), limits)
 
 
 def program_of(model: nn.Module, options: GraphOptions) -> Program:
@@ -141,9 +196,9 @@ def program_of(model: nn.Module, options: GraphOptions) -> Program:
     """
     if options.mask is not None and options.mask not in MASKS:
         raise InputError(f"unknown mask {options.mask!r}", f"Choose one of {', '.join(MASKS)}")
-    if isinstance(model, PolynomialMixer):
+    if isinstance(model, (PolynomialMixer, ProductMixer)):
         return mixer_program(model, options)
-    if isinstance(model, LanguageModel):
+    if isinstance(model, (LanguageModel, GPT)):
         return language_model_program(model, options)
     raise InputError(f"{type(model).__name__} is not one of our models", "Give example_inputs to export it")
 
@@ -151,22 +206,38 @@ def program_of(model: nn.Module, options: GraphOptions) -> Program:
 def module_program(
     module: nn.Module, example_inputs: tuple[Tensor, ...], dynamic_shapes: Mapping[str, Any] | None = None
 ) -> Program:
-    """Return the program of a user's module that contains our mixers.
+    """Return the program of a user's module.
 
-    Inputs are named after the parameters of its `forward`. Unless `dynamic_shapes` says otherwise, the first two
-    dimensions of each input are dynamic where the model allows it.
+    Inputs are named after the parameters of its `forward`, outputs after the keys of the mapping that it returns, or
+    y, or y_0, y_1 and so on. Unless `dynamic_shapes` says otherwise, the first two dimensions of each input are
+    dynamic where the model allows it.
 
     Raises:
-        InputError: it contains no mixer, or takes fewer inputs than given.
+        InputError: it takes fewer inputs than given, fails on them, or returns no tensor.
     """
-    if not any(isinstance(part, PolynomialMixer) for part in module.modules()):
-        raise InputError(f"{type(module).__name__} contains no PolynomialMixer", "Nothing of it would use the op")
     names = list(inspect.signature(module.forward).parameters)[: len(example_inputs)]
     if len(names) < len(example_inputs):
         raise InputError(f"forward takes {len(names)} inputs, got {len(example_inputs)} examples", "Give one each")
     inputs = dict(zip(names, example_inputs, strict=True))
     automatic = {name: dict.fromkeys(range(min(2, t.dim())), torch.export.Dim.AUTO) for name, t in inputs.items()}
-    with torch.no_grad():
-        result = module(**inputs)
-    outputs = ("y",) if isinstance(result, Tensor) else tuple(f"y_{i}" for i in range(len(result)))
-    return Program(module, inputs, automatic if dynamic_shapes is None else dynamic_shapes, outputs, prefix="")
+    try:
+        with torch.no_grad():
+            outputs = named_outputs(module(**inputs))
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{type(module).__name__} fails on the example inputs: {reason}", "Give others") from error
+    if not outputs:
+        raise InputError(f"{type(module).__name__} returns no tensor", "Return at least one")
+    return Program(module, inputs, automatic if dynamic_shapes is None else dynamic_shapes, tuple(outputs), prefix="")
+
+
+def named_outputs(result: Any) -> dict[str, Tensor]:
+    """Return the tensors of a module's result by name, those inside tuples, lists and mappings included."""
+    leaves, _ = tree_flatten_with_path(result)
+    tensors = [(path, leaf) for path, leaf in leaves if isinstance(leaf, Tensor)]
+    if len(tensors) == 1 and not any(isinstance(key, MappingKey) for key in tensors[0][0]):
+        return {"y": tensors[0][1]}
+    return {
+        ".".join(str(key.key) for key in path if isinstance(key, MappingKey)) or f"y_{i}": tensor
+        for i, (path, tensor) in enumerate(tensors)
+    }

@@ -52,11 +52,11 @@ def aggregate(
         mask, causal = None, True
     mode = "causal" if causal else "mean"
     weights = mask
-    if mask is not None and mask.dim() == 3:  # noqa: PLR2004 (a weight for each query token)
+    if mask is not None and mask.dim() == 3:
         if causal:
             raise ValueError("a (B, T, N) mask says itself which tokens are seen; causal does not go with it")
         mode, weights = "features", None
-    elif mask is not None and mask.dim() != 2:  # noqa: PLR2004
+    elif mask is not None and mask.dim() != 2:
         raise ValueError(f"mask must be (B, N) or (B, T, N), got shape {tuple(mask.shape)}")
     cos, sin, blocks = rotation if rotation is not None else (None, None, 1)
     coefficients, degree, epsilon = polynomial

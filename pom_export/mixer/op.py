@@ -84,10 +84,12 @@ def _check_rotation(x: Tensor, cos: Tensor, sin: Tensor, rotary_blocks: int) -> 
                 f"{name} must be (tokens, {x.shape[2] // 2}) or (batch, tokens, {x.shape[2] // 2}), "
                 f"got shape {tuple(table.shape)}"
             )
-        tokens = table.shape[-2]
-        torch._check(tokens == x.shape[1], lambda: f"cos and sin have {tokens} tokens, x has {x.shape[1]}")
         if table.requires_grad:
             raise ValueError(f"{name} is not differentiable; detach it")
+    tokens = cos.shape[-2]
+    torch._check(tokens == x.shape[1], lambda: f"cos and sin have {tokens} tokens, x has {x.shape[1]}")
+    if cos.shape != sin.shape:
+        raise ValueError(f"cos and sin must be of one shape, got {tuple(cos.shape)} and {tuple(sin.shape)}")
 
 
 @torch.library.custom_op("pom::polynomial_aggregation", mutates_args=())

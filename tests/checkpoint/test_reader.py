@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pom_export.checkpoint.hints import Hints
 from pom_export.checkpoint.reader import read_checkpoint
 from pom_export.errors import CheckpointError, InputError
 from pom_export.files import sha256_of
@@ -96,8 +98,64 @@ def test_refuses_a_missing_file(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "missing.pt")
 
 
-def test_refuses_a_folder(tmp_path: Path) -> None:
-    assert "is a folder" in refusal(tmp_path)
+def test_refuses_a_folder_without_one_clear_checkpoint(tensors: Tensors, tmp_path: Path) -> None:
+    assert "holds no weights" in refusal(tmp_path)
+    for name in ("a.pt", "b.safetensors"):
+        torch.save(tensors, tmp_path / name)
+    assert "holds 2 checkpoints (a.pt, b.safetensors)" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "last.ckpt"])
+def test_reads_a_folder_with_one_file(tensors: Tensors, tmp_path: Path, name: str) -> None:
+    save = save_file if name.endswith("safetensors") else torch.save
+    save(tensors, tmp_path / name)
+    checkpoint = read_checkpoint(tmp_path)
+    assert checkpoint.tensors.keys() == tensors.keys()
+    assert checkpoint.sha256 == read_checkpoint(tmp_path / name).sha256
+
+
+def write_shards(tensors: Tensors, folder: Path) -> dict[str, str]:
+    """Save every tensor as a shard, and return the index's map."""
+    weight_map = {}
+    for i, (name, tensor) in enumerate(tensors.items()):
+        weight_map[name] = f"model-{i:05}-of-{len(tensors):05}.safetensors"
+        save_file({name: tensor}, folder / weight_map[name])
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return weight_map
+
+
+def test_reads_shards(tensors: Tensors, tmp_path: Path) -> None:
+    write_shards(tensors, tmp_path)
+    checkpoint = read_checkpoint(tmp_path)
+    assert checkpoint.tensors.keys() == tensors.keys()
+    assert all(torch.equal(checkpoint.tensors[name], tensors[name]) for name in tensors)
+    assert len(checkpoint.sha256) == 64
+
+
+def test_refuses_shards_that_are_missing_damaged_or_elsewhere(tensors: Tensors, tmp_path: Path) -> None:
+    first = next(iter(write_shards(tensors, tmp_path).values()))
+    whole = (tmp_path / first).read_bytes()
+    (tmp_path / first).write_bytes(whole[:-1])
+    assert first in refusal(tmp_path)
+    (tmp_path / first).unlink()
+    assert first in refusal(tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    for content in ("", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": "../x.safetensors"}}'):
+        index.write_text(content)
+        assert "index.json" in refusal(tmp_path)
+
+
+def test_hints_come_from_the_file_before_the_config_beside_it(tensors: Tensors, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"order": 3, "n_head": 4, "family": "pom-v1", "other": [1]}')
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"degree": "2", "format": "pt"})
+    assert read_checkpoint(tmp_path).hints == Hints("pom-v1", 2, 4)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"degree": 0}', '{"degree": "two"}', '{"degree": true}'])
+def test_refuses_a_config_that_says_nothing_useful(tensors: Tensors, tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert "config.json" in refusal(tmp_path)
 
 
 def test_refuses_an_empty_file(tmp_path: Path) -> None:

@@ -31,18 +31,22 @@ CASES = [
 
 
 def run(mode: str, mask: str | None, dtype: str, epsilon: float, feed: dict[str, np.ndarray[Any, Any]]) -> Any:
-    """Run one node through its function."""
+    """Run one node of form "power" without rotation through its function."""
     mask_type = TYPES[dtype if mask == "same" else mask] if mask else None
     degree = feed["coefficients"].shape[1]
     variant = FunctionVariant(mode, epsilon, degree, TYPES[dtype], TYPES[dtype], mask_type)
+    return run_variant(variant, attributes(mode, epsilon), feed)
+
+
+def run_variant(variant: FunctionVariant, values: dict[str, Any], feed: dict[str, np.ndarray[Any, Any]]) -> Any:
+    """Run one node through its function."""
     function = ir.to_proto(build_function(variant, OPSET))
-    names = list(feed)
-    node = onnx.helper.make_node(contract.OP_NAME, names, ["y"], domain=contract.DOMAIN, **attributes(mode, epsilon))
+    node = onnx.helper.make_node(contract.OP_NAME, list(feed), ["y"], domain=contract.DOMAIN, **values)
     inputs = [
         onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(a.dtype), [None] * a.ndim)
         for name, a in feed.items()
     ]
-    output = onnx.helper.make_tensor_value_info("y", int(TYPES[dtype]), [None] * 3)
+    output = onnx.helper.make_tensor_value_info("y", int(variant.x_type), [None] * 3)
     opsets = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(contract.DOMAIN, contract.OP_VERSION)]
     model = onnx.helper.make_model(
         onnx.helper.make_graph([node], "g", inputs, [output]), opset_imports=opsets, functions=[function], ir_version=10
@@ -92,3 +96,53 @@ def test_an_absent_token_adds_nothing_whatever_it_holds(mode: str) -> None:
     feed["x"] = np.where(feed["mask"][..., None], feed["x"], np.float32(np.nan))
     np.testing.assert_array_equal(run(mode, "bool", "float32", 0.0, feed), reference)
     np.testing.assert_array_equal(reference[0], np.zeros_like(reference[0]))
+
+
+@pytest.mark.parametrize("mode", contract.MODES)
+@pytest.mark.parametrize("mask", [None, "bool"])
+@pytest.mark.parametrize("degree", [1, 2, 5, 16])
+def test_the_product_form_is_the_reference(mode: str, mask: str | None, degree: int) -> None:
+    if mode == "features" and mask:
+        return
+    feed = draw(2, 33, 1, mask, "float32")
+    x = np.random.default_rng(degree).standard_normal((2, 33, 3 * degree)).astype(np.float32)
+    feed |= {"x": x, "coefficients": np.ones(1, np.float32)}
+    mask_type = TYPES[mask] if mask else None
+    variant = FunctionVariant(mode, 1e-7 if mask else 0.0, degree, TYPES["float32"], None, mask_type)
+
+    y = run_variant(variant, attributes(mode, variant.epsilon, degree=degree), feed)
+
+    weights = torch.from_numpy(feed["mask"]) if mask else None
+    wanted = polynomial_aggregation(torch.from_numpy(x).double(), None, weights, mode, variant.epsilon, degree=degree)
+    assert difference(y, wanted.numpy(), OPS["float32"])
+
+
+@pytest.mark.parametrize("mode", contract.MODES)
+@pytest.mark.parametrize("mask", [None, "bool"])
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("table", [(19, 6), (2, 19, 6)])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_rotation_is_the_reference(
+    mode: str, mask: str | None, blocks: int, table: tuple[int, ...], dtype: str
+) -> None:
+    if mode == "features" and mask:
+        return
+    generator = np.random.default_rng(blocks)
+    angles = 6 * generator.random(table)
+    feed = {
+        "x": generator.standard_normal((2, 19, 12)).astype(dtype),
+        "coefficients": generator.standard_normal((12, 3)).astype(dtype),
+        "mask": generator.random((2, 19)) < 0.6 if mask else np.ones(1, bool),
+        "cos": np.cos(angles).astype(np.float32),
+        "sin": np.sin(angles).astype(np.float32),
+    }
+    kind = TYPES[dtype]
+    mask_type = TYPES[mask] if mask else None
+    variant = FunctionVariant(mode, 0.0, 3, kind, kind, mask_type, TYPES["float32"], blocks)
+
+    y = run_variant(variant, attributes(mode, rotary_blocks=blocks), feed)
+
+    x, coefficients, cos, sin = (torch.from_numpy(feed[n]).double() for n in ("x", "coefficients", "cos", "sin"))
+    weights = torch.from_numpy(feed["mask"]) if mask else None
+    wanted = polynomial_aggregation(x, coefficients, weights, mode, cos=cos, sin=sin, rotary_blocks=blocks)
+    assert difference(y, wanted.numpy(), OPS[dtype])

@@ -74,6 +74,59 @@ def test_gradients(mode: str, mask: str | None, degree: int, spread: float) -> N
     assert torch.autograd.gradgradcheck(op, inputs)
 
 
+def product_arguments(degree: int, mask: str | None, mode: str) -> tuple[Any, ...]:
+    """Return the op's arguments in form "product", x (2, 5, 3 * degree)."""
+    x = torch.randn(2, 5, 3 * degree, dtype=torch.float64, requires_grad=True)
+    return x, None, draw_mask(mask), mode, 1e-7, degree
+
+
+def rotary_arguments(blocks: int, batched: bool, mask: str | None, mode: str) -> tuple[Any, ...]:
+    """Return the op's arguments with a rotation, x (2, 5, 8)."""
+    x = 3 * torch.randn(2, 5, 8, dtype=torch.float64)
+    x = torch.where(x.abs() < 0.05, 0.1, x).requires_grad_()
+    coefficients = torch.randn(8, 3, dtype=torch.float64, requires_grad=True)
+    angles = 6 * torch.rand(*([2] if batched else []), 5, 4, dtype=torch.float64)
+    return x, coefficients, draw_mask(mask), mode, 0.0, 0, angles.cos(), angles.sin(), blocks
+
+
+@pytest.mark.parametrize(("mode", "mask"), MODES_AND_MASKS)
+@pytest.mark.parametrize("degree", [1, 2, 5])
+def test_the_product_form_is_registered_and_differentiable(mode: str, mask: str | None, degree: int) -> None:
+    x, *rest = product_arguments(degree, mask, mode)
+    if degree == 2:
+        torch.library.opcheck(torch.ops.pom.polynomial_aggregation.default, (x, *rest))
+    assert torch.autograd.gradcheck(lambda tokens: polynomial_aggregation(tokens, *rest), (x,))
+    assert torch.autograd.gradgradcheck(lambda tokens: polynomial_aggregation(tokens, *rest), (x,))
+
+
+@pytest.mark.parametrize(("mode", "mask"), MODES_AND_MASKS)
+@pytest.mark.parametrize(("blocks", "batched"), [(1, False), (2, True)])
+def test_the_rotation_is_registered_and_differentiable(mode: str, mask: str | None, blocks: int, batched: bool) -> None:
+    x, coefficients, *rest = rotary_arguments(blocks, batched, mask, mode)
+    torch.library.opcheck(torch.ops.pom.polynomial_aggregation.default, (x, coefficients, *rest))
+    assert torch.autograd.gradcheck(lambda *inputs: polynomial_aggregation(*inputs, *rest), (x, coefficients))
+    assert torch.autograd.gradgradcheck(lambda *inputs: polynomial_aggregation(*inputs, *rest), (x, coefficients))
+
+
+def test_the_product_form_is_the_formula() -> None:
+    x, *rest = product_arguments(3, None, "features")
+    first, second, third = (torch.nn.functional.gelu(chunk) for chunk in x.split(3, dim=-1))
+    expected = torch.cat([first, first * second, first * second * third], dim=-1)
+    torch.testing.assert_close(polynomial_aggregation(x, *rest), expected)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "pairs"), [(1, [(0, 4), (1, 5), (2, 6), (3, 7)]), (2, [(0, 2), (1, 3), (4, 6), (5, 7)])]
+)
+def test_the_rotation_turns_the_documented_pairs(blocks: int, pairs: list[tuple[int, int]]) -> None:
+    x, coefficients, *_, cos, sin, _ = rotary_arguments(blocks, True, None, "features")
+    plain = polynomial_aggregation(x, coefficients, None, "features")
+    turned = polynomial_aggregation(x, coefficients, None, "features", cos=cos, sin=sin, rotary_blocks=blocks)
+    for column, (i, j) in enumerate(pairs):
+        plane = torch.complex(plain[..., i], plain[..., j]) * torch.complex(cos[..., column], sin[..., column])
+        torch.testing.assert_close(torch.complex(turned[..., i], turned[..., j]), plane)
+
+
 @pytest.mark.parametrize(("mode", "mask"), MODES_AND_MASKS)
 def test_equals_the_formula_written_as_loops(mode: str, mask: str | None) -> None:
     x, coefficients, weights = draw_x().detach(), draw_coefficients(4).detach(), draw_mask(mask)
@@ -171,6 +224,9 @@ def test_sums_half_precision_tokens_in_float32(dtype: torch.dtype) -> None:
     assert y.eq(1).all()
 
 
+TABLES = {"cos": torch.ones(5, 2), "sin": torch.ones(5, 2)}
+
+
 class LargestResult(TorchDispatchMode):
     """Records the size of the largest tensor that any op returns."""
 
@@ -210,6 +266,15 @@ def test_causal_needs_memory_linear_in_the_tokens(masked: bool) -> None:
         ({"mask": torch.ones(2, 5, 1)}, r"\(2, 5, 1\)"),
         ({"mask": torch.ones(2, 5), "mode": "features"}, "features"),
         ({"mask": torch.ones(2, 5, requires_grad=True)}, "detach"),
+        ({"degree": 2}, "must be 0"),
+        ({"coefficients": None}, "got 0"),
+        ({"coefficients": None, "degree": 17}, "17"),
+        ({"coefficients": None, "degree": 2}, "got 3"),
+        ({"cos": torch.ones(5, 1)}, "together"),
+        ({"cos": torch.ones(5, 1), "sin": torch.ones(5, 1)}, "multiple of 2 channels"),
+        ({"x": torch.zeros(2, 5, 4), "coefficients": torch.ones(4, 2), **TABLES, "rotary_blocks": 3}, "1 or 2, got 3"),
+        ({"x": torch.zeros(2, 5, 6), "coefficients": torch.ones(6, 2), **TABLES}, r"\(tokens, 3\)"),
+        ({"x": torch.zeros(2, 5, 4), "coefficients": None, "degree": 2, **TABLES}, "takes no cos"),
     ],
 )
 def test_refuses_what_breaks_the_contract(change: dict[str, Any], seen: str) -> None:

@@ -26,16 +26,17 @@ def mixer() -> PolynomialMixer:
 
 
 @pytest.mark.parametrize("mask_name", MASKS)
-def test_equals_the_official_code(golden_v2: Any, mask_name: str) -> None:
-    arrays = golden_v2.arrays
-    if mask_name not in golden_v2.config["masks"]:
+def test_equals_the_official_code(golden: Any, mask_name: str) -> None:
+    arrays = golden.arrays
+    if mask_name not in golden.config["masks"]:
         assert f"y_{mask_name}" not in arrays
         return
-    context = torch.from_numpy(arrays["xc"]) if golden_v2.config["cross"] else None
+    context = torch.from_numpy(arrays["xc"]) if golden.config["cross"] else None
+    positions = () if golden.positions is None else (torch.from_numpy(golden.positions),)
     masks: dict[str, Any] = {"none": None, "causal": "causal"}
     mask = masks[mask_name] if mask_name in masks else torch.from_numpy(arrays[f"mask{mask_name}"])
 
-    y = load_checkpoint(golden_v2.checkpoint)(torch.from_numpy(arrays["xq"]), context, mask)
+    y = load_checkpoint(golden.checkpoint)(torch.from_numpy(arrays["xq"]), context, mask, *positions)
 
     assert y.dtype == torch.float32
     found = difference(y.numpy(), arrays[f"y_{mask_name}"], GOLDEN)

@@ -56,7 +56,7 @@ def test_knows_the_order_of_earlier_tokens() -> None:
 def test_the_state_dict_says_the_hyper_parameters(config: LanguageModelConfig) -> None:
     model = make_model(config)
 
-    spec = recognise(model.state_dict())
+    spec = recognise(model.state_dict()).spec
 
     assert spec.config == config
     assert spec == spec_of(model)

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from pom_export.errors import InputError
-from pom_export.graph.exported import TensorSpec
-from pom_export.parity.inputs import cases_from_npz
+from pom_export.graph.exported import InputLimits, TensorSpec
+from pom_export.parity.inputs import cases_from_npz, make_cases
 
 SPECS = [TensorSpec("x", np.dtype("float32"), ("batch", 4))]
 
 
 def test_a_whole_archive_is_one_case(tmp_path: Path) -> None:
     np.savez(tmp_path / "i.npz", x=np.ones((2, 4), np.float32), more=np.ones(1))
-    (case,) = cases_from_npz(tmp_path / "i.npz", SPECS)
+    (case,) = cases_from_npz(tmp_path / "i.npz", SPECS, InputLimits())
     assert list(case.feed) == ["x"]
 
 
@@ -28,18 +28,44 @@ def test_damaged_and_other_files_are_refused(tmp_path: Path) -> None:
     for data in (b"", b"text", content[: len(content) // 2], content[:-40], corrupted):
         bad.write_bytes(data)
         with pytest.raises(InputError, match="are no"):
-            cases_from_npz(bad, SPECS)
+            cases_from_npz(bad, SPECS, InputLimits())
     np.save(tmp_path / "single.npy", np.ones(3))
     for file in (tmp_path / "single.npy", tmp_path / "missing.npz"):
         with pytest.raises(InputError, match="are no"):
-            cases_from_npz(file, SPECS)
+            cases_from_npz(file, SPECS, InputLimits())
 
 
 @pytest.mark.parametrize(
     ("array", "message"),
-    [(np.ones((2, 4)), "float64"), (np.ones((2, 5), np.float32), r"\[2, 5\]"), (np.ones(4, np.float32), r"\[4\]")],
+    [
+        (np.ones((2, 4)), "float64"),
+        (np.ones((2, 5), np.float32), r"\[2, 5\]"),
+        (np.ones(4, np.float32), r"\[4\]"),
+        (np.ones((0, 4), np.float32), "empty"),
+        (np.full((2, 4), np.nan, np.float32), "NaN"),
+    ],
 )
 def test_arrays_that_do_not_fit_are_named(array: np.ndarray, message: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "i.npz", x=array)
     with pytest.raises(InputError, match=message):
-        cases_from_npz(tmp_path / "i.npz", SPECS)
+        cases_from_npz(tmp_path / "i.npz", SPECS, InputLimits())
+
+
+@pytest.mark.parametrize("value", [-1, 97])
+def test_token_ids_outside_the_vocabulary_are_refused(value: int, tmp_path: Path) -> None:
+    np.savez(tmp_path / "i.npz", input_ids=np.array([[0, value]]))
+    specs = [TensorSpec("input_ids", np.dtype("int64"), ("batch", "tokens"))]
+    with pytest.raises(InputError, match="0 to 96"):
+        cases_from_npz(tmp_path / "i.npz", specs, InputLimits({"input_ids": [97]}))
+
+
+def test_cases_keep_to_the_limits() -> None:
+    specs = [
+        TensorSpec("x", np.dtype("float32"), ("batch", "tokens", 4)),
+        TensorSpec("positions", np.dtype("int64"), ("tokens", 2)),
+    ]
+    seen = [case.feed for case in make_cases(specs, InputLimits({"positions": [8, 3]}, tokens=40), seed=0)]
+    assert max(feed["x"].shape[1] for feed in seen) == 40
+    columns = np.concatenate([feed["positions"] for feed in seen])
+    assert columns.min(0).tolist() == [0, 0]
+    assert columns.max(0).tolist() == [7, 2]

@@ -42,7 +42,6 @@ def variant_of(node: ir.Node) -> FunctionVariant:
         mask_type=types.get("mask"),
         rotation_type=types.get("cos"),
         rotary_blocks=attributes["rotary_blocks"].as_int(),
-        inputs=len(node.inputs),
     )
 
 

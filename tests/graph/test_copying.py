@@ -1,0 +1,41 @@
+"""Copies that share what need not change."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from pom_export.graph.copying import copy_module
+from pom_export.mixer import RotaryPolynomialMixer
+from pom_export.models import GPT, GPTConfig
+
+
+def test_a_copy_of_the_same_type_shares_every_weight_and_leaves_the_model_in_training() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).train()
+    copied = copy_module(model, torch.float32)
+    assert model.training
+    assert not copied.training
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        assert copied.state_dict(keep_vars=True)[name] is tensor
+
+
+def test_a_copy_of_another_type_has_weights_of_its_own() -> None:
+    model = nn.Linear(3, 3)
+    copied = copy_module(model, torch.float64)
+    assert copied.weight.dtype == torch.float64
+    assert model.weight.dtype == torch.float32
+    assert torch.equal(copied.weight, model.weight.double())
+
+
+def test_tied_weights_stay_tied() -> None:
+    copied = copy_module(GPT(GPTConfig(11, 1, 2, 8, 2, 2, 1, mlp_width=8)), torch.float64)
+    assert copied.lm_head.weight is copied.transformer["wte"].weight
+
+
+def test_tables_of_angles_are_never_smaller_than_float32() -> None:
+    mixer = RotaryPolynomialMixer(8, 2, 2, max_seq_len=5)
+    half, double = copy_module(mixer, torch.float16), copy_module(mixer, torch.float64)
+    assert half.freqs_cos is mixer.freqs_cos
+    assert half.po_coeff.dtype == torch.float16
+    assert double.freqs_cos.dtype == torch.float64
+    assert half(torch.ones(1, 4, 8, dtype=torch.float16)).dtype == torch.float16
