@@ -11,10 +11,11 @@ constexpr int32_t kVectorBytes = 16;
 
 bool aligned(const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer) % kVectorBytes == 0; }
 
-// Channels a thread takes at once: 16 bytes of x where rows and pointers allow, else one.
+// Channels of one access: 16 bytes of x where runs of channels and pointers allow, else one.
 int32_t choose_width(const Problem& problem, const Buffers& buffers) {
   const int32_t width = kVectorBytes / (problem.data_type == DataType::kFloat32 ? 4 : 2);
-  const bool fits = problem.channels % width == 0 && aligned(buffers.x) && aligned(buffers.y);
+  const bool fits = run_channels(problem) % width == 0 && aligned(buffers.x) && aligned(buffers.y) &&
+                    aligned(buffers.cos) && aligned(buffers.sin);
   return fits ? width : 1;
 }
 

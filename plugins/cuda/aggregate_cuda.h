@@ -9,12 +9,14 @@
 
 namespace pom::cuda {
 
-// Device pointers of one call; `mask` is null where the problem has none. `workspace` holds workspace_bytes()
-// and is aligned to a float.
+// Device pointers of one call; those of inputs that the problem does not have are null. `workspace` holds
+// workspace_bytes() and is aligned to a float.
 struct Buffers {
   const void* x = nullptr;
   const void* coefficients = nullptr;
   const void* mask = nullptr;
+  const void* cos = nullptr;
+  const void* sin = nullptr;
   void* y = nullptr;
   void* workspace = nullptr;
 };

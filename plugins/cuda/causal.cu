@@ -1,6 +1,5 @@
 // Second and third phase of "causal": what comes before each chunk, then the running mean of every token.
-#include "launch.cuh"
-#include "tile.cuh"
+#include "tiles.cuh"
 
 namespace pom::cuda {
 namespace {
@@ -33,81 +32,105 @@ __global__ void __launch_bounds__(kThreads) scan_kernel(const Call call) {
 }
 
 // A sum a channel, and that of the weights.
-template <int32_t Width>
+template <int32_t Channels>
 struct Sums {
-  float features[Width] = {};
+  float features[Channels] = {};
   float weight = 0.0F;
 };
 
-template <typename T, int32_t Width>
-__device__ Sums<Width> sums_before_chunk(const Call& call, const Tile<T, Width>& tile) {
-  Sums<Width> before;
-  const float* sums = tile.chunk_sums();
-  if (tile.has_channels()) {
+template <typename Tile>
+__device__ void read_before(const Tile& tile, int32_t pack, float (&before)[Tile::kWidth]) {
+  if (tile.has(pack)) {
+    const float* sums = tile.chunk_sums() + tile.channel(pack);
 #pragma unroll
-    for (int32_t v = 0; v < Width; ++v) {
-      before.features[v] = sums[tile.channel() + v];
+    for (int32_t v = 0; v < Tile::kWidth; ++v) {
+      before[v] = sums[v];
     }
   }
-  before.weight = sums[call.problem.channels];
-  return before;
 }
 
-// Add the groups' totals to `carry`; returns what it was in front of this thread's group.
-template <typename T, int32_t Width>
-__device__ Sums<Width> pass_groups(const Call& call, const Tile<T, Width>& tile, Sums<Width>* carry) {
-  Sums<Width> front = *carry;
+// Add the groups' totals of one pack, and with the first those of the weights, to `carry`; `front` becomes what it was
+// in front of this thread's group.
+template <typename Tile>
+__device__ void pass_groups(const Call& call, const Tile& tile, int32_t pack, Sums<Tile::kValues>* carry,
+                            Sums<Tile::kWidth>* front) {
+  const auto copy = [&] {
+#pragma unroll
+    for (int32_t v = 0; v < Tile::kWidth; ++v) {
+      front->features[v] = carry->features[pack * Tile::kWidth + v];
+    }
+    if (pack == 0) {
+      front->weight = carry->weight;
+    }
+  };
+  copy();
   for (int32_t group = 0; group < call.plan.groups; ++group) {
 #pragma unroll
-    for (int32_t v = 0; v < Width; ++v) {
-      carry->features[v] += tile.total(group, v);
+    for (int32_t v = 0; v < Tile::kWidth; ++v) {
+      carry->features[pack * Tile::kWidth + v] += tile.total(group, pack * Tile::kWidth + v);
     }
-    carry->weight += tile.total_weight(group);
+    if (pack == 0) {
+      carry->weight += tile.total_weight(group);
+    }
     if (group + 1 == tile.group()) {
-      front = *carry;
+      copy();
     }
   }
-  return front;
 }
 
 // Turn a thread's rows into their inclusive sums and publish the last as its group's total.
-template <typename T, int32_t Width>
-__device__ void accumulate(const Tile<T, Width>& tile, Rows<Width>* rows) {
+template <typename Tile>
+__device__ void accumulate(const Tile& tile, typename Tile::Rows* rows) {
 #pragma unroll
-  for (int32_t r = 1; r < kRows; ++r) {
+  for (int32_t r = 1; r < Tile::kRows; ++r) {
 #pragma unroll
-    for (int32_t v = 0; v < Width; ++v) {
+    for (int32_t v = 0; v < Tile::kValues; ++v) {
       rows->features[r][v] += rows->features[r - 1][v];
     }
     rows->weights[r] += rows->weights[r - 1];
   }
 #pragma unroll
-  for (int32_t v = 0; v < Width; ++v) {
-    tile.total(tile.group(), v) = rows->features[kRows - 1][v];
+  for (int32_t v = 0; v < Tile::kValues; ++v) {
+    tile.total(tile.group(), v) = rows->features[Tile::kRows - 1][v];
   }
-  tile.total_weight(tile.group()) = rows->weights[kRows - 1];
+  tile.total_weight(tile.group()) = rows->weights[Tile::kRows - 1];
 }
 
-template <typename T, int32_t Width>
+template <typename Tile>
 __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) causal_kernel(const Call call) {
-  const Tile<T, Width> tile(call, shared_memory());
-  const Sums<Width> before = sums_before_chunk(call, tile);
+  constexpr int32_t kWidth = Tile::kWidth;
+  // Registers hold the sums before the chunk of one pack, but not of two: those are read again at every step.
+  constexpr bool kHoldsBefore = Tile::kPacks == 1;
+  const Tile tile(call, shared_memory());
+  float before[kWidth] = {};
+  if (kHoldsBefore) {
+    read_before(tile, 0, before);
+  }
+  const float before_weight = tile.chunk_sums()[call.problem.channels];
   const float epsilon = call.problem.has_mask ? call.problem.attributes.epsilon : 0.0F;
-  Sums<Width> carry;  // of this chunk alone, so that it stays short
+  Sums<Tile::kValues> carry;  // of this chunk alone, so that it stays short
   for (int64_t base = tile.begin(); base < tile.end(); base += tile.step()) {
-    Rows<Width> rows = tile.read(base);
+    typename Tile::Rows rows = tile.read(base);
     accumulate(tile, &rows);
     __syncthreads();
-    const Sums<Width> front = pass_groups(call, tile, &carry);
+    Sums<kWidth> front;
 #pragma unroll
-    for (int32_t r = 0; r < kRows; ++r) {
-      const float weight = before.weight + (front.weight + rows.weights[r]);
-      float means[Width];
-#pragma unroll
-      for (int32_t v = 0; v < Width; ++v) {
-        means[v] = weighted_mean(before.features[v] + (front.features[v] + rows.features[r][v]), weight, epsilon);
+    for (int32_t p = 0; p < Tile::kPacks; ++p) {
+      pass_groups(call, tile, p, &carry, &front);
+      if (!kHoldsBefore) {
+        read_before(tile, p, before);
       }
-      tile.write(tile.first_token(base) + r, means);
+#pragma unroll
+      for (int32_t r = 0; r < Tile::kRows; ++r) {
+        const float weight = before_weight + (front.weight + rows.weights[r]);
+        float means[kWidth];
+#pragma unroll
+        for (int32_t v = 0; v < kWidth; ++v) {
+          const float sum = before[v] + (front.features[v] + rows.features[r][p * kWidth + v]);
+          means[v] = weighted_mean(sum, weight, epsilon);
+        }
+        tile.write(tile.first_token(base) + r, p, means);
+      }
     }
     __syncthreads();  // the totals have been read
   }
@@ -121,10 +144,9 @@ cudaError_t finish_causal(const Call& call, cudaStream_t stream) {
   if (status != cudaSuccess) {
     return status;
   }
-  return dispatch(call, [&](auto element) {
-    using E = decltype(element);
-    return launch(causal_kernel<typename E::Type, E::kWidth>, call, block_count(call.problem, call.plan),
-                  shared_bytes(call.problem, call.plan), stream);
+  return dispatch_tile(call, [&](auto chosen) {
+    return launch(causal_kernel<typename decltype(chosen)::Tile>, call, block_count(call.problem, call.plan),
+                  static_cast<std::size_t>(shared_bytes(call.problem, call.plan)), stream);
   });
 }
 

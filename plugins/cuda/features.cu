@@ -1,18 +1,20 @@
-// Mode "features": the polynomial of every token, without aggregation.
-#include "launch.cuh"
-#include "tile.cuh"
+// Mode "features": the features of every token, without aggregation.
+#include "tiles.cuh"
 
 namespace pom::cuda {
 namespace {
 
-template <typename T, int32_t Width>
+template <typename Tile>
 __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) features_kernel(const Call call) {
-  const Tile<T, Width> tile(call, shared_memory());
+  const Tile tile(call, shared_memory());
   for (int64_t base = tile.begin(); base < tile.end(); base += tile.step()) {
-    const Rows<Width> rows = tile.read(base);
+    const typename Tile::Rows rows = tile.read(base);
 #pragma unroll
-    for (int32_t r = 0; r < kRows; ++r) {
-      tile.write(tile.first_token(base) + r, rows.features[r]);
+    for (int32_t r = 0; r < Tile::kRows; ++r) {
+#pragma unroll
+      for (int32_t p = 0; p < Tile::kPacks; ++p) {
+        tile.write(tile.first_token(base) + r, p, rows.features[r] + p * Tile::kWidth);
+      }
     }
   }
 }
@@ -20,10 +22,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) features_kernel(const
 }  // namespace
 
 cudaError_t write_features(const Call& call, cudaStream_t stream) {
-  return dispatch(call, [&](auto element) {
-    using E = decltype(element);
-    return launch(features_kernel<typename E::Type, E::kWidth>, call, block_count(call.problem, call.plan),
-                  shared_bytes(call.problem, call.plan), stream);
+  return dispatch_tile(call, [&](auto chosen) {
+    return launch(features_kernel<typename decltype(chosen)::Tile>, call, block_count(call.problem, call.plan),
+                  static_cast<std::size_t>(shared_bytes(call.problem, call.plan)), stream);
   });
 }
 

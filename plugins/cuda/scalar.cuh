@@ -4,6 +4,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <cmath>
 #include <cstdint>
 
 #include "pom/aggregate.h"
@@ -36,11 +37,36 @@ struct alignas(sizeof(T) * Width) Pack {
   T values[Width];
 };
 
+// The Width elements from `index` on of such a tensor, 16 bytes an access; 16-byte aligned where Width is not 1.
+template <typename T, int32_t Width>
+__device__ __forceinline__ void read_pack(const void* tensor, DataType type, int64_t index, float (&values)[Width]) {
+  constexpr int32_t kFloats = Width < 4 ? Width : 4;
+  if (type == DataType::kFloat32) {
+    const auto* packs = static_cast<const Pack<float, kFloats>*>(tensor) + index / kFloats;
+#pragma unroll
+    for (int32_t v = 0; v < Width; ++v) {
+      values[v] = packs[v / kFloats].values[v % kFloats];
+    }
+  } else {
+    const Pack<T, Width> pack = static_cast<const Pack<T, Width>*>(tensor)[index / Width];
+#pragma unroll
+    for (int32_t v = 0; v < Width; ++v) {
+      values[v] = to_float(pack.values[v]);
+    }
+  }
+}
+
 // Comparisons, where fminf and fmaxf would drop a NaN.
 __device__ __forceinline__ float activate(float x) {
   const float leaky = x < 0.0F ? kLeakySlope * x : x;
   const float raised = leaky < kClampLow ? kClampLow : leaky;
   return raised > kClampHigh ? kClampHigh : raised;
+}
+
+// With erf, as PyTorch's default.
+__device__ __forceinline__ float gelu(float x) {
+  constexpr float kRootOfHalf = 0.70710678118654752F;
+  return 0.5F * x * (1.0F + erff(x * kRootOfHalf));
 }
 
 // A masked-out row, whose weights sum to 0, gives 0.

@@ -1,4 +1,4 @@
-// One block's tile: which tokens and channels its threads have, and the weighted polynomial features of them.
+// One block's tile: which tokens and channels its threads have, and where their sums meet.
 #pragma once
 
 #include "call.h"
@@ -6,43 +6,55 @@
 
 namespace pom::cuda {
 
-// kRows consecutive tokens of one thread. A token of weight 0, or past the chunk's end, holds zeros.
-template <int32_t Width>
-struct Rows {
-  float features[kRows][Width];
-  float weights[kRows];
+// The channels of a column: `packs` of them, 0 for a column past the last. See plan.h.
+struct Place {
+  int64_t channel;
+  int64_t distance;
+  int64_t packs;
 };
 
-template <typename T, int32_t Width>
-class Tile {
+// What the tiles of all forms share. Each derives from it and adds read(base): the weighted features of the step that
+// starts at token `base`.
+template <typename T, int32_t Width, int32_t Packs>
+class TileBase {
  public:
-  // All threads of the block construct it together: it stages the tile's coefficients in `shared`.
-  __device__ Tile(const Call& call, float* shared)
+  using Type = T;
+  static constexpr int32_t kWidth = Width;
+  static constexpr int32_t kPacks = Packs;
+  static constexpr int32_t kRows = kLoads / Packs;   // consecutive tokens of a thread at once
+  static constexpr int32_t kValues = Packs * Width;  // channels of a thread
+
+  // What a thread has of a step. A token of weight 0, or past the chunk's end, holds zeros.
+  struct Rows {
+    float features[kRows][kValues];
+    float weights[kRows];
+  };
+
+  // `totals`: shared memory, behind what the derived tile keeps there.
+  __device__ TileBase(const Call& call, float* totals)
       : call_(call),
-        coefficients_(shared),
-        totals_(shared + call.problem.degree * tile_channels()),
+        totals_(totals),
         lane_(static_cast<int32_t>(threadIdx.x) % call.plan.lanes),
         group_(static_cast<int32_t>(threadIdx.x) / call.plan.lanes) {
     const int64_t block = blockIdx.x;
-    const int64_t row = block / call.plan.channel_tiles;
-    first_channel_ = block % call.plan.channel_tiles * tile_channels();
+    const int64_t row = block / call.plan.column_tiles;
+    first_column_ = block % call.plan.column_tiles * (call.plan.lanes * Width);
     chunk_ = row % call.plan.chunks;
     batch_ = row / call.plan.chunks;
-    stage_coefficients();
+    place_ = place_of(column());
   }
 
   [[nodiscard]] __device__ int32_t group() const { return group_; }
-  [[nodiscard]] __device__ int32_t tile_channels() const { return call_.plan.lanes * Width; }
+  [[nodiscard]] __device__ int32_t tile_channels() const { return call_.plan.lanes * kValues; }
   [[nodiscard]] __device__ int64_t begin() const { return chunk_ * call_.plan.chunk_tokens; }
   [[nodiscard]] __device__ int64_t end() const {
     const int64_t end = begin() + call_.plan.chunk_tokens;
     return end < call_.problem.tokens ? end : call_.problem.tokens;
   }
   [[nodiscard]] __device__ int64_t step() const { return int64_t{call_.plan.groups} * kRows; }
-  // Channels from first_channel() on that the tile has; the last tile may have fewer than tile_channels().
-  [[nodiscard]] __device__ int64_t first_channel() const { return first_channel_; }
-  [[nodiscard]] __device__ int64_t channel() const { return first_channel_ + int64_t{lane_} * Width; }
-  [[nodiscard]] __device__ bool has_channels() const { return channel() < call_.problem.channels; }
+  [[nodiscard]] __device__ bool is_first() const { return first_column_ == 0; }
+  [[nodiscard]] __device__ bool has(int32_t pack) const { return pack < place_.packs; }
+  [[nodiscard]] __device__ int64_t channel(int32_t pack) const { return place_.channel + pack * place_.distance; }
 
   // The chunk's sums in the workspace: one a channel, then that of the weights.
   [[nodiscard]] __device__ float* chunk_sums() const {
@@ -51,40 +63,30 @@ class Tile {
   }
 
   // Where a group's total of one of this lane's channels, or of its weights, waits in shared memory.
-  [[nodiscard]] __device__ float& total(int32_t group, int32_t offset) const {
-    return totals_[group * (tile_channels() + 1) + slot(lane_ * Width + offset)];
+  [[nodiscard]] __device__ float& total(int32_t group, int32_t value) const {
+    return totals_[group * (tile_floats() + 1) + lane_ * kLaneFloats + value];
   }
-  [[nodiscard]] __device__ float& total_of_tile_channel(int32_t group, int32_t channel) const {
-    return totals_[group * (tile_channels() + 1) + slot(channel)];
+  [[nodiscard]] __device__ float& total_of_tile_channel(int32_t group, int32_t tile_channel) const {
+    return totals_[group * (tile_floats() + 1) + slot(tile_channel)];
   }
   [[nodiscard]] __device__ float& total_weight(int32_t group) const {
-    return totals_[group * (tile_channels() + 1) + tile_channels()];
+    return totals_[group * (tile_floats() + 1) + tile_floats()];
+  }
+
+  // The channel that a tile's channel is, -1 for none: a tile may be wider than what is left.
+  [[nodiscard]] __device__ int64_t channel_of(int32_t tile_channel) const {
+    const int32_t value = tile_channel % kValues;
+    const Place place = place_of(first_column_ + tile_channel / kValues * Width + value % Width);
+    const int32_t pack = value / Width;
+    return pack < place.packs ? place.channel + pack * place.distance : -1;
   }
 
   // This thread's tokens in the step that starts at token `base`.
   [[nodiscard]] __device__ int64_t first_token(int64_t base) const { return base + int64_t{group_} * kRows; }
 
-  [[nodiscard]] __device__ Rows<Width> read(int64_t base) const {
-    Rows<Width> rows;
-    Pack<T, Width> loaded[kRows];
-    const auto* x = static_cast<const Pack<T, Width>*>(call_.buffers.x);
-#pragma unroll
-    for (int32_t r = 0; r < kRows; ++r) {
-      const int64_t token = first_token(base) + r;
-      const bool here = token < end();
-      rows.weights[r] = here ? weight(token) : 0.0F;
-      if (here && has_channels()) {
-        loaded[r] = x[pack(token)];
-      } else {
-        loaded[r] = Pack<T, Width>{};
-      }
-    }
-    evaluate(loaded, &rows);
-    return rows;
-  }
-
-  __device__ void write(int64_t token, const float (&values)[Width]) const {
-    if (!has_channels() || token >= end()) {
+  // `values` starts with those of the pack.
+  __device__ void write(int64_t token, int32_t pack, const float* values) const {
+    if (!has(pack) || token >= end()) {
       return;
     }
     Pack<T, Width> rounded;
@@ -92,19 +94,12 @@ class Tile {
     for (int32_t v = 0; v < Width; ++v) {
       round_to(values[v], &rounded.values[v]);
     }
-    static_cast<Pack<T, Width>*>(call_.buffers.y)[pack(token)] = rounded;
+    static_cast<Pack<T, Width>*>(call_.buffers.y)[pack_index(token, channel(pack))] = rounded;
   }
 
- private:
-  // Neighbouring lanes hit neighbouring banks.
-  [[nodiscard]] __device__ int32_t slot(int32_t tile_channel) const {
-    return tile_channel % Width * call_.plan.lanes + tile_channel / Width;
-  }
-
-  // Index of this lane's pack of a token, in x and in y. Rows are whole packs, and an index of packs rather than of
-  // values lets nvcc see that an access is aligned: it splits a 16-byte store otherwise.
-  [[nodiscard]] __device__ int64_t pack(int64_t token) const {
-    return ((batch_ * call_.problem.tokens + token) * call_.problem.channels + channel()) / Width;
+ protected:
+  [[nodiscard]] __device__ Pack<T, Width> load(int64_t token, int64_t first_channel) const {
+    return static_cast<const Pack<T, Width>*>(call_.buffers.x)[pack_index(token, first_channel)];
   }
 
   [[nodiscard]] __device__ float weight(int64_t token) const {
@@ -115,60 +110,64 @@ class Tile {
     return read_as_float<T>(call_.buffers.mask, call_.problem.mask_type, row * call_.problem.tokens + token);
   }
 
-  __device__ void stage_coefficients() {
-    const auto degree = static_cast<int32_t>(call_.problem.degree);
-    for (int32_t i = static_cast<int32_t>(threadIdx.x); i < degree * tile_channels(); i += kThreads) {
-      const int32_t channel = i / degree;
-      const bool here = first_channel_ + channel < call_.problem.channels;
-      coefficients_[i % degree * tile_channels() + slot(channel)] =
-          here ? read_as_float<T>(call_.buffers.coefficients, call_.problem.coefficient_type,
-                                  first_channel_ * degree + i)
-               : 0.0F;
-    }
-    __syncthreads();
-  }
-
-  // Horner's rule on all kRows tokens at once, so that one coefficient from shared memory serves kRows products.
-  __device__ void evaluate(const Pack<T, Width> (&loaded)[kRows], Rows<Width>* rows) const {
-    float h[kRows][Width];
+  // Load a step, zeros where there is nothing.
+  __device__ void load_rows(int64_t base, Pack<T, Width> (&loaded)[kRows][Packs], Rows* rows) const {
 #pragma unroll
     for (int32_t r = 0; r < kRows; ++r) {
+      const int64_t token = first_token(base) + r;
+      const bool here = token < end();
+      rows->weights[r] = here ? weight(token) : 0.0F;
 #pragma unroll
-      for (int32_t v = 0; v < Width; ++v) {
-        h[r][v] = activate(to_float(loaded[r].values[v]));
-        rows->features[r][v] = 0.0F;
-      }
-    }
-    for (auto power = static_cast<int32_t>(call_.problem.degree) - 1; power >= 0; --power) {
-      const float* row = coefficients_ + power * tile_channels() + lane_;
-#pragma unroll
-      for (int32_t v = 0; v < Width; ++v) {
-        const float coefficient = row[v * call_.plan.lanes];
-#pragma unroll
-        for (int32_t r = 0; r < kRows; ++r) {
-          rows->features[r][v] = rows->features[r][v] * h[r][v] + coefficient;
+      for (int32_t p = 0; p < Packs; ++p) {
+        if (here && has(p)) {
+          loaded[r][p] = load(token, channel(p));
+        } else {
+          loaded[r][p] = Pack<T, Width>{};
         }
       }
     }
-#pragma unroll
-    for (int32_t r = 0; r < kRows; ++r) {
-#pragma unroll
-      for (int32_t v = 0; v < Width; ++v) {
-        // A choice, not a product: a token of weight 0 is absent even where it holds a NaN.
-        const float feature = rows->features[r][v] * h[r][v];
-        rows->features[r][v] = rows->weights[r] == 0.0F ? 0.0F : rows->weights[r] * feature;
-      }
-    }
   }
 
+  // A choice, not a product: a token of weight 0 is absent even where it holds a NaN.
+  [[nodiscard]] __device__ static float weighted(float feature, float weight) {
+    return weight == 0.0F ? 0.0F : weight * feature;
+  }
+
+  static constexpr int32_t kLaneFloats = lane_floats(kValues);
+  [[nodiscard]] __device__ int32_t tile_floats() const { return call_.plan.lanes * kLaneFloats; }
+  [[nodiscard]] __device__ static int32_t slot(int32_t tile_channel) {
+    return tile_channel / kValues * kLaneFloats + tile_channel % kValues;
+  }
+
+  [[nodiscard]] __device__ int64_t column() const { return first_column_ + int64_t{lane_} * Width; }
+
   const Call& call_;
-  float* coefficients_;
   float* totals_;
   int32_t lane_;
   int32_t group_;
-  int64_t first_channel_ = 0;
+  int64_t first_column_ = 0;
   int64_t chunk_ = 0;
   int64_t batch_ = 0;
+  Place place_{};
+
+ private:
+  [[nodiscard]] __device__ Place place_of(int64_t column) const {
+    const int64_t channels = call_.problem.channels;
+    if constexpr (Packs == 1) {
+      return {column, 0, column < channels ? 1 : 0};
+    } else {
+      const int64_t run = call_.plan.run;
+      const int64_t pair = column / run;
+      const int64_t runs_left = channels / run - Packs * pair;
+      return {column + (Packs - 1) * pair * run, run, runs_left};
+    }
+  }
+
+  // Index of a token's pack, in x and in y. Rows are whole packs, and an index of packs rather than of values lets
+  // nvcc see that an access is aligned: it splits a 16-byte store otherwise.
+  [[nodiscard]] __device__ int64_t pack_index(int64_t token, int64_t first_channel) const {
+    return ((batch_ * call_.problem.tokens + token) * call_.problem.channels + first_channel) / Width;
+  }
 };
 
 }  // namespace pom::cuda

@@ -17,13 +17,25 @@ struct KnownField {
 };
 
 constexpr KnownField kForm{"form", PluginFieldType::kCHAR, "text"};
+constexpr KnownField kDegree{"degree", PluginFieldType::kINT32, "one int32"};
 constexpr KnownField kMode{"mode", PluginFieldType::kCHAR, "text"};
 constexpr KnownField kRotaryBlocks{"rotary_blocks", PluginFieldType::kINT32, "one int32"};
 constexpr KnownField kEpsilon{"epsilon", PluginFieldType::kFLOAT32, "one float32"};
 constexpr KnownField kVersion{"plugin_version", PluginFieldType::kCHAR, "text"};
 constexpr KnownField kNamespace{"plugin_namespace", PluginFieldType::kCHAR, "text"};
-constexpr std::array<KnownField, kAttributes.size()> kKnownFields{kForm,    kMode,    kRotaryBlocks,
+constexpr std::array<KnownField, kAttributes.size()> kKnownFields{kForm,    kDegree,  kMode,     kRotaryBlocks,
                                                                   kEpsilon, kVersion, kNamespace};
+
+// "a" or "b"; "a", "b" or "c".
+template <std::size_t Size>
+std::string one_of(const std::array<const char*, Size>& words) {
+  std::string text;
+  for (std::size_t i = 0; i < Size; ++i) {
+    text += i == 0 ? "" : i + 1 == Size ? " or " : ", ";
+    text += std::string("\"") + words[i] + "\"";
+  }
+  return text;
+}
 
 const KnownField& known(const std::string& name) {
   for (const KnownField& field : kKnownFields) {
@@ -61,10 +73,13 @@ T value_of(const PluginField& field) {
 
 void read_field(const std::string& name, const PluginField& field, Attributes* attributes) {
   if (name == kForm.name && !parse_form(text_of(field), &attributes->form)) {
-    throw std::invalid_argument("form must be \"power\", got \"" + text_of(field) + "\"");
+    throw std::invalid_argument("form must be " + one_of(kForms) + ", got \"" + text_of(field) + "\"");
   }
   if (name == kMode.name && !parse_mode(text_of(field), &attributes->mode)) {
-    throw std::invalid_argument("mode must be \"mean\", \"causal\" or \"features\", got \"" + text_of(field) + "\"");
+    throw std::invalid_argument("mode must be " + one_of(kModes) + ", got \"" + text_of(field) + "\"");
+  }
+  if (name == kDegree.name) {
+    attributes->degree = value_of<int32_t>(field);
   }
   if (name == kRotaryBlocks.name) {
     attributes->rotary_blocks = value_of<int32_t>(field);
@@ -91,7 +106,7 @@ Attributes read_fields(const nvinfer1::PluginFieldCollection& fields) {
     has_mode = has_mode || name == kMode.name;
   }
   if (!has_mode) {
-    throw std::invalid_argument("the attribute mode is missing: it must be \"mean\", \"causal\" or \"features\"");
+    throw std::invalid_argument("the attribute mode is missing: it must be " + one_of(kModes));
   }
   if (const std::string error = validate(attributes); !error.empty()) {
     throw std::invalid_argument(error);
@@ -114,9 +129,10 @@ const nvinfer1::PluginFieldCollection* field_names() {
 SerializedFields::SerializedFields(const Attributes& attributes)
     : form_(kForms[static_cast<std::size_t>(attributes.form)]),
       mode_(kModes[static_cast<std::size_t>(attributes.mode)]),
+      degree_(attributes.degree),
       rotary_blocks_(attributes.rotary_blocks),
       epsilon_(attributes.epsilon),
-      fields_{text_field(kForm, form_), text_field(kMode, mode_),
+      fields_{text_field(kForm, form_), PluginField(kDegree.name, &degree_, kDegree.type, 1), text_field(kMode, mode_),
               PluginField(kRotaryBlocks.name, &rotary_blocks_, kRotaryBlocks.type, 1),
               PluginField(kEpsilon.name, &epsilon_, kEpsilon.type, 1)},
       collection_{static_cast<int32_t>(fields_.size()), fields_.data()} {}

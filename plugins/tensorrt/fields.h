@@ -29,6 +29,7 @@ class SerializedFields {
  private:
   std::string form_;
   std::string mode_;
+  int32_t degree_;
   int32_t rotary_blocks_;
   float epsilon_;
   std::vector<nvinfer1::PluginField> fields_;

@@ -53,23 +53,28 @@ bool PolynomialAggregationPlugin::supportsFormatCombination(int32_t position,
                                                             const nvinfer1::DynamicPluginTensorDesc* tensors,
                                                             int32_t input_count, int32_t) noexcept {
   const nvinfer1::PluginTensorDesc& tensor = tensors[position].desc;
-  const nvinfer1::DataType x_type = tensors[0].desc.type;
+  const nvinfer1::DataType x_type = tensors[kX].desc.type;
   if (tensor.format != nvinfer1::TensorFormat::kLINEAR) {
     return false;
   }
-  if (position == 0) {
-    return is_data_type(tensor.type);
+  if (position >= input_count) {
+    return tensor.type == x_type;
   }
-  if (position == 1) {
-    return tensor.type == nvinfer1::DataType::kFLOAT || tensor.type == x_type;
+  switch (position) {  // placeholders take what their inputs take
+    case kX:
+      return is_data_type(tensor.type);
+    case kMask:
+      return tensor.type == x_type || tensor.type == nvinfer1::DataType::kBOOL;
+    case kSin:
+      return tensor.type == tensors[kCos].desc.type;
+    default:
+      return tensor.type == x_type || tensor.type == nvinfer1::DataType::kFLOAT;
   }
-  const bool is_mask = position < input_count;
-  return tensor.type == x_type || (is_mask && tensor.type == nvinfer1::DataType::kBOOL);
 }
 
 int32_t PolynomialAggregationPlugin::getOutputDataTypes(nvinfer1::DataType* output_types, int32_t,
                                                         const nvinfer1::DataType* input_types, int32_t) const noexcept {
-  output_types[0] = input_types[0];
+  output_types[0] = input_types[kX];
   return kDone;
 }
 
@@ -77,10 +82,10 @@ int32_t PolynomialAggregationPlugin::getOutputShapes(const nvinfer1::DimsExprs* 
                                                      const nvinfer1::DimsExprs*, int32_t, nvinfer1::DimsExprs* outputs,
                                                      int32_t, nvinfer1::IExprBuilder& builder) noexcept {
   return guarded("getOutputShapes", kFailed, [&] {
-    if (inputs[0].nbDims != 3) {
-      throw std::invalid_argument("x must have 3 dimensions, got " + std::to_string(inputs[0].nbDims));
+    if (inputs[kX].nbDims != 3) {
+      throw std::invalid_argument("x must have 3 dimensions, got " + std::to_string(inputs[kX].nbDims));
     }
-    outputs[0] = inputs[0];
+    outputs[0] = inputs[kX];
     if (attributes_.mode == Mode::kMean) {
       outputs[0].d[1] = builder.constant(1);
     }
@@ -108,8 +113,15 @@ int32_t PolynomialAggregationPlugin::enqueue(const nvinfer1::PluginTensorDesc*, 
                                              const void* const* inputs, void* const* outputs, void* workspace,
                                              cudaStream_t stream) noexcept {
   return guarded("enqueue", kFailed, [&] {
-    const void* mask = problem_.has_mask ? inputs[2] : nullptr;
-    const cudaError_t status = cuda::aggregate(problem_, {inputs[0], inputs[1], mask, outputs[0], workspace}, stream);
+    cuda::Buffers buffers;
+    buffers.x = inputs[kX];
+    buffers.coefficients = attributes_.form == Form::kPower ? inputs[kCoefficients] : nullptr;
+    buffers.mask = problem_.has_mask ? inputs[kMask] : nullptr;
+    buffers.cos = problem_.has_rotation ? inputs[kCos] : nullptr;
+    buffers.sin = problem_.has_rotation ? inputs[kSin] : nullptr;
+    buffers.y = outputs[0];
+    buffers.workspace = workspace;
+    const cudaError_t status = cuda::aggregate(problem_, buffers, stream);
     if (status != cudaSuccess) {
       throw std::runtime_error(std::string(cudaGetErrorName(status)) + ": " + cudaGetErrorString(status));
     }

@@ -1,36 +1,13 @@
 #include "problem.h"
 
-#include <array>
-#include <cstddef>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace pom::tensorrt {
 namespace {
 
-using nvinfer1::Dims;
-
-void check_count(int32_t count) {
-  if (count < kRequiredInputs || count > static_cast<int32_t>(kInputs.size())) {
-    throw std::invalid_argument("takes " + std::to_string(kRequiredInputs) + " or " + std::to_string(kInputs.size()) +
-                                " inputs, got " + std::to_string(count));
-  }
-}
-
-void check_rank(const Dims& dims, std::size_t input, int32_t rank) {
-  if (dims.nbDims != rank) {
-    throw std::invalid_argument(std::string(kInputs[input]) + " must have " + std::to_string(rank) +
-                                " dimensions, got " + std::to_string(dims.nbDims));
-  }
-}
-
-void check_dimension(const char* what, int64_t expected, int64_t seen) {
-  if (seen != expected) {
-    throw std::invalid_argument(std::string(what) + " (" + std::to_string(expected) + "), got " + std::to_string(seen));
-  }
-}
-
-DataType data_type(nvinfer1::DataType type, std::size_t input) {
+DataType data_type(nvinfer1::DataType type, int32_t input) {
   switch (type) {
     case nvinfer1::DataType::kFLOAT:
       return DataType::kFloat32;
@@ -41,7 +18,7 @@ DataType data_type(nvinfer1::DataType type, std::size_t input) {
     case nvinfer1::DataType::kBOOL:
       return DataType::kBool;
     default:
-      throw std::invalid_argument(std::string(kInputs[input]) + " has TensorRT data type " +
+      throw std::invalid_argument("input " + std::to_string(input) + " has TensorRT data type " +
                                   std::to_string(static_cast<int32_t>(type)) + ", which the op does not take");
   }
 }
@@ -53,30 +30,13 @@ bool is_data_type(nvinfer1::DataType type) {
 }
 
 Problem problem_of(const Attributes& attributes, const nvinfer1::PluginTensorDesc* inputs, int32_t count) {
-  check_count(count);
-  const Dims& x = inputs[0].dims;
-  const Dims& coefficients = inputs[1].dims;
-  check_rank(x, 0, 3);
-  check_rank(coefficients, 1, 2);
-  check_dimension("coefficients must have a row for each channel of x", x.d[2], coefficients.d[0]);
-
-  Problem problem;
-  problem.attributes = attributes;
-  problem.batch = x.d[0];
-  problem.tokens = x.d[1];
-  problem.channels = x.d[2];
-  problem.degree = coefficients.d[1];
-  problem.data_type = data_type(inputs[0].type, 0);
-  problem.coefficient_type = data_type(inputs[1].type, 1);
-  if (count == 3) {
-    const Dims& mask = inputs[2].dims;
-    check_rank(mask, 2, 2);
-    check_dimension("mask must have a column for each token of x", x.d[1], mask.d[1]);
-    problem.has_mask = true;
-    problem.mask_batch = mask.d[0];
-    problem.mask_type = data_type(inputs[2].type, 2);
+  std::vector<TensorInfo> tensors;
+  for (int32_t i = 0; i < count; ++i) {
+    const nvinfer1::Dims& dims = inputs[i].dims;
+    tensors.push_back({true, data_type(inputs[i].type, i), {dims.d, dims.d + dims.nbDims}});
   }
-  if (const std::string error = validate(problem); !error.empty()) {
+  Problem problem;
+  if (const std::string error = describe(attributes, tensors, &problem); !error.empty()) {
     throw std::invalid_argument(error);
   }
   return problem;
@@ -84,14 +44,15 @@ Problem problem_of(const Attributes& attributes, const nvinfer1::PluginTensorDes
 
 Problem largest_problem_of(const Attributes& attributes, const nvinfer1::DynamicPluginTensorDesc* inputs,
                            int32_t count) {
-  check_count(count);
-  std::array<nvinfer1::PluginTensorDesc, kInputs.size()> largest{};
-  for (std::size_t i = 0; i < static_cast<std::size_t>(count); ++i) {
-    largest[i] = inputs[i].desc;
-    largest[i].dims = inputs[i].max;
-  }
-  if (count == 3 && inputs[2].desc.dims.nbDims == 2 && inputs[2].desc.dims.d[0] < 0) {
-    largest[2].dims.d[0] = largest[0].dims.d[0];
+  std::vector<nvinfer1::PluginTensorDesc> largest;
+  for (int32_t i = 0; i < count; ++i) {
+    largest.push_back(inputs[i].desc);
+    nvinfer1::Dims& dims = largest.back().dims;
+    dims = inputs[i].max;
+    const bool has_batch = (i == kMask && dims.nbDims == 2) || (i > kMask && dims.nbDims == 3);
+    if (has_batch && inputs[i].desc.dims.d[0] < 0) {
+      dims.d[0] = largest[kX].dims.d[0];
+    }
   }
   return problem_of(attributes, largest.data(), count);
 }

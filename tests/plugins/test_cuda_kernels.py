@@ -17,8 +17,10 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from pom_export import contract
+from pom_export.mixer.reference import polynomial_aggregation
 from pom_export.parity.tolerances import OPS
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ def executable(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Case:
-    """One call. `shift`: the bytes that x and y lie off alignment; `skipped_barrier`: see cuda_emulation.h."""
+    """One call. `shift`, `table_shift`: the bytes that x and y, cos and sin lie off alignment."""
 
     mode: str
     dtype: str = "float32"
@@ -82,8 +84,13 @@ class Case:
     mask_rows: int | None = None  # None: one a row of the batch
     coefficients: str = "float32"
     epsilon: float = 0.5
+    form: str = contract.POWER
+    rotation: str = "none"  # else the tables' type
+    rotation_rows: int | None = None  # as mask_rows
+    rotary_blocks: int = 1
     shift: int = 0
-    skipped_barrier: int = -1
+    table_shift: int = 0
+    skipped_barrier: int = -1  # see cuda_emulation.h
 
     @property
     def mask_type(self) -> str:
@@ -99,33 +106,70 @@ class Call:
     def __post_init__(self) -> None:
         case, rng = self.case, np.random.default_rng(7)
         batch, tokens, channels = case.shape
-        self.x: Array = rng.normal(0.5, 3.0, case.shape).astype(DTYPES[case.dtype])
-        # Every power contributes about as much at the upper clamp.
-        scale = contract.CLAMP_HIGH ** -np.arange(1.0, case.degree + 1)
-        coefficients = rng.normal(0.3, 1.0, (channels, case.degree)) * scale
-        self.coefficients: Array = coefficients.astype(DTYPES[case.coefficients])
+        # Of form product's 16 factors, those of a half type must not overflow.
+        centre, spread = (0.5, 3.0) if case.form == contract.POWER else (1.0, 0.7)
+        self.x: Array = rng.normal(centre, spread, case.shape).astype(DTYPES[case.dtype])
+        self.coefficients: Array | None = None
+        if case.form == contract.POWER:
+            # Every power contributes about as much at the upper clamp.
+            scale = contract.CLAMP_HIGH ** -np.arange(1.0, case.degree + 1)
+            coefficients = rng.normal(0.3, 1.0, (channels, case.degree)) * scale
+            self.coefficients = coefficients.astype(DTYPES[case.coefficients])
         self.mask: Array | None = None
         if case.mask != "none":
             shape = (batch if case.mask_rows is None else case.mask_rows, tokens)
             weights = rng.uniform(0.1, 2.0, shape) * (rng.uniform(size=shape) < 0.7)
             weights[:1, : tokens // 4] = 0.0
             self.mask = weights.astype(DTYPES[case.mask_type])
+        self.tables: list[Array] = []  # cos and sin
+        if case.rotation != "none":
+            rows = batch if case.rotation_rows is None else case.rotation_rows
+            angles = rng.uniform(-4.0, 4.0, (rows, tokens, channels // 2))
+            self.tables = [table.astype(DTYPES[case.rotation]) for table in (np.cos(angles), np.sin(angles))]
 
     def message(self) -> bytes:
         """Return what run_aggregate reads."""
         case = self.case
         mask_rows = -1 if self.mask is None else self.mask.shape[0]
-        types = [TYPES[name] for name in (case.dtype, case.coefficients, case.mask_type)]
-        words = [case.mode, case.epsilon, *case.shape, case.degree, mask_rows, *types, case.shift, case.skipped_barrier]
-        tensors = [self.x, self.coefficients] + ([] if self.mask is None else [self.mask])
+        rotation_rows = self.tables[0].shape[0] if self.tables else -1
+        tables_type = "float32" if case.rotation == "none" else case.rotation
+        types = [TYPES[name] for name in (case.dtype, case.coefficients, case.mask_type, tables_type)]
+        words = [case.form, case.mode, case.rotary_blocks, case.epsilon, *case.shape, case.degree]
+        words += [mask_rows, rotation_rows, *types, case.shift, case.table_shift, case.skipped_barrier]
+        tensors = [tensor for tensor in (self.x, self.coefficients, self.mask, *self.tables) if tensor is not None]
         return " ".join(map(str, words)).encode() + b"\n" + b"".join(tensor.tobytes() for tensor in tensors)
+
+    def features(self) -> Array:
+        """Return p in float64, and the same of absolute values."""
+        x = self.x.astype(np.float64)
+        if self.coefficients is None:
+            chunks = np.stack(np.split(x, self.case.degree, axis=-1))
+            erf = torch.erf(torch.from_numpy(chunks) / 2**0.5).numpy()
+            factors = np.stack([0.5 * chunks * (1 + erf), 0.5 * abs(chunks) * (1 + abs(erf))])
+            return np.concatenate(list(factors.cumprod(1).swapaxes(0, 1)), axis=-1)
+        h = np.clip(np.where(x < 0, contract.LEAKY_SLOPE * x, x), contract.CLAMP_LOW, contract.CLAMP_HIGH)
+        powers = h[..., None] ** np.arange(1, self.case.degree + 1) * self.coefficients.astype(np.float64)
+        return self.rotated(np.stack([powers.sum(-1), abs(powers).sum(-1)]))
+
+    def rotated(self, terms: Array) -> Array:
+        """Rotate features, and bound the absolute values of the rotated."""
+        if not self.tables:
+            return terms
+        blocks = self.case.rotary_blocks
+        cos, sin = (
+            np.split(np.stack([table, abs(table)]).astype(np.float64), blocks, axis=-1) for table in self.tables
+        )
+        halves, sign = np.split(terms, 2 * blocks, axis=-1), np.array([-1.0, 1.0]).reshape(2, 1, 1, 1)
+        turned = []
+        for block in range(blocks):
+            first, second = halves[2 * block : 2 * block + 2]
+            turned.append(first * cos[block] + sign * second * sin[block])
+            turned.append(second * cos[block] + first * sin[block])
+        return np.concatenate(turned, axis=-1)
 
     def reference(self) -> tuple[Array, Array]:
         """Return y in float64, and the same of absolute values: what its rounding errors are measured by."""
-        h = self.x.astype(np.float64)
-        h = np.clip(np.where(h < 0, contract.LEAKY_SLOPE * h, h), contract.CLAMP_LOW, contract.CLAMP_HIGH)
-        products = h[..., None] ** np.arange(1, self.case.degree + 1) * self.coefficients.astype(np.float64)
-        terms = np.stack([products.sum(-1), abs(products).sum(-1)])
+        terms = self.features()
         if self.case.mode == "features":
             return terms[0], terms[1]
         rows = self.x.shape[:2]
@@ -224,6 +268,118 @@ def test_coefficients_of_xs_type(check: Callable[..., None], mode: str) -> None:
     check(*(Case(mode, dtype, (2, 90, channels), coefficients=dtype) for dtype in FLOATS for channels in (17, 24)))
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("causal", mask="bool", shape=(2, 9, 6)),
+        Case("features", shape=(2, 9, 8), rotation="float32", rotary_blocks=2),
+        Case("mean", shape=(2, 9, 6), rotation="float32", rotation_rows=1, mask="same"),
+        Case("causal", shape=(2, 9, 9), form=contract.PRODUCT, mask="same"),
+    ],
+    ids=str,
+)
+def test_the_reference_here_is_the_ops(case: Case) -> None:
+    call = Call(case)
+    x, *others = (
+        None if tensor is None else torch.from_numpy(tensor if tensor.dtype == np.bool_ else tensor.astype(np.float64))
+        for tensor in (call.x, call.coefficients, call.mask, *call.tables)
+    )
+    assert x is not None
+    coefficients, mask, *tables = others
+    cos, sin = tables or (None, None)
+    degree = 0 if case.form == contract.POWER else case.degree
+    y = polynomial_aggregation(
+        x,
+        coefficients,
+        mask,
+        case.mode,
+        case.epsilon,
+        degree=degree,
+        cos=cos,
+        sin=sin,
+        rotary_blocks=case.rotary_blocks,
+    )
+    np.testing.assert_allclose(call.reference()[0], y.numpy(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("mode", "mask"), MASKED_MODES)
+def test_rotation(check: Callable[..., None], mode: str, mask: str, dtype: str) -> None:
+    """Both types and ranks of the tables, one and two blocks, packs and single channels, one chunk and several."""
+    case = Case(mode, dtype, mask=mask)
+    tables = [replace(case, rotation=kind, rotation_rows=rows) for kind in ("float32", dtype) for rows in (None, 1)]
+    packs = [((2, 37, 32), 1), ((2, 34, 32), 2)]
+    odd = [((3, 65, 2), 1), ((2, 37, 6), 1), ((2, 33, 12), 2), ((1, 33, 528), 2)]
+    check(
+        *(replace(each, shape=shape, rotary_blocks=blocks) for each in tables for shape, blocks in packs),
+        *(replace(each, shape=shape, rotary_blocks=blocks) for each, (shape, blocks) in zip(tables, odd, strict=True)),
+    )
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("mode", contract.MODES)
+def test_rotation_of_every_degree_and_alignment(check: Callable[..., None], mode: str, dtype: str) -> None:
+    """Half a tile where the coefficients of a whole one do not fit shared memory; x and tables off alignment."""
+    case = Case(mode, dtype, (2, 40, 544), rotation=dtype)
+    degrees = (1, 14, contract.MAX_DEGREE)
+    off = np.dtype(DTYPES[dtype]).itemsize
+    small = replace(case, shape=(2, 40, 64))
+    check(
+        *(replace(case, degree=degree) for degree in degrees),
+        replace(small, shift=off),
+        replace(small, table_shift=off),
+    )
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("mode", "mask"), MASKED_MODES)
+def test_product(check: Callable[..., None], mode: str, mask: str, dtype: str) -> None:
+    """Even and odd degrees, factors of single channels and of packs, one mask a row and one for the whole batch."""
+    case = Case(mode, dtype, mask=mask, form=contract.PRODUCT)
+    factors = {1: 24, 2: 33, 3: 16, 4: 5, 5: 8}
+    cases = [replace(case, degree=degree, shape=(3, 66, degree * factor)) for degree, factor in factors.items()]
+    cases += [replace(case, degree=degree, shape=(2, 37, degree * 8)) for degree in (2, contract.MAX_DEGREE)]
+    check(*cases, *(replace(each, mask_rows=1) for each in cases[:2] if mask != "none"))
+
+
+@pytest.mark.parametrize("mode", contract.MODES)
+def test_product_off_alignment(check: Callable[..., None], mode: str) -> None:
+    case = Case(mode, form=contract.PRODUCT, shape=(2, 50, 24))
+    check(*(replace(case, dtype=dtype, shift=np.dtype(DTYPES[dtype]).itemsize) for dtype in FLOATS))
+
+
+FORMS = {
+    "rotation": Case("mean", rotation="float32"),
+    "shared rotation": Case("mean", rotation="float32", rotation_rows=1, rotary_blocks=2),
+    "product": Case("mean", form=contract.PRODUCT),
+}
+"""Of every form but the one that has its own tests."""
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [
+        ("float32", (0, 5, 12)),
+        ("float32", (3, 0, 12)),
+        ("float16", (1, 2500, 12)),  # chunks of the largest size
+        ("float32", (2, 300, 132)),  # several tiles and chunks
+        ("float16", (1, 70, 1056)),  # packs: several tiles, the last one almost empty
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("mode", ["mean", "causal"])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_over_several_blocks(
+    check: Callable[..., None], form: str, mode: str, dtype: str, shape: tuple[int, int, int]
+) -> None:
+    check(replace(FORMS[form], mode=mode, mask="bool", shape=shape, dtype=dtype))
+
+
+@pytest.mark.parametrize("form", ["rotation", "product"])
+def test_every_form_in_chunks_of_several_steps(check: Callable[..., None], form: str) -> None:
+    check(replace(FORMS[form], mode="causal", mask="bool", shape=(67, 70, 66)))
+
+
 @pytest.mark.parametrize("mode", contract.MODES)
 def test_unaligned_pointers_take_the_scalar_path(check: Callable[..., None], mode: str) -> None:
     """A 16-byte access off alignment would stop the undefined-behaviour sanitizer."""
@@ -243,11 +399,16 @@ def test_a_missing_barrier_would_be_seen(check: Callable[..., None], mode: str, 
 
 @pytest.mark.parametrize("mode", ["mean", "causal"])
 @pytest.mark.parametrize("mask", ["bool", "same"])
-def test_absent_tokens_may_hold_anything(executable: Path, mode: str, mask: str) -> None:
+@pytest.mark.parametrize("form", [None, *FORMS])
+def test_absent_tokens_may_hold_anything(executable: Path, form: str | None, mask: str, mode: str) -> None:
+    case = replace(FORMS[form] if form else Case(mode), mode=mode, shape=(2, 50, 48), mask=mask)
     for dtype in FLOATS:
-        clean, spoiled = (Call(Case(mode, dtype, (2, 130, 16), mask=mask)) for _ in range(2))
+        clean, spoiled = (Call(replace(case, dtype=dtype)) for _ in range(2))
         assert spoiled.mask is not None
         spoiled.x[spoiled.mask == 0] = np.nan
+        for table in spoiled.tables:
+            absent = spoiled.mask == 0
+            table[absent if len(table) > 1 else absent.all(0, keepdims=True)] = np.nan
 
         outputs = run(executable, clean, spoiled)
 

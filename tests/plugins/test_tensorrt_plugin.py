@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import math
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper
 
@@ -25,11 +26,6 @@ ELEMENT_TYPES = {
 }
 TENSORRT_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
 MASKS = ("none", "bool", "same")  # "same": of x's type
-CASES = [
-    (mode, dtype, mask)
-    for mode, dtype, mask in itertools.product(contract.MODES, ELEMENT_TYPES, MASKS)
-    if mode != "features" or mask == "none"
-]
 
 
 @pytest.fixture(scope="module")
@@ -57,30 +53,89 @@ def logger(trt: Any) -> Any:
     return trt.Logger(trt.Logger.ERROR)
 
 
-def one_node_model(mode: str, dtype: str, mask: str = "none", **attributes: Any) -> bytes:
-    """Return an ONNX model of one node, with dynamic batch and tokens and constant coefficients."""
-    element = ELEMENT_TYPES[dtype]
-    every_attribute = {
-        "form": "power",
-        "mode": mode,
-        "rotary_blocks": contract.ROTARY_BLOCKS,
-        "epsilon": contract.DEFAULT_EPSILON,
-        "plugin_version": contract.PLUGIN_VERSION,
-        "plugin_namespace": contract.PLUGIN_NAMESPACE,
-    }
-    names = list(contract.INPUTS[: contract.REQUIRED_INPUTS])
-    inputs = [helper.make_tensor_value_info("x", element, ["batch", "tokens", CHANNELS])]
-    if mask != "none":
-        names.append("mask")
-        mask_element = TensorProto.BOOL if mask == "bool" else element
-        inputs.append(helper.make_tensor_value_info("mask", mask_element, ["batch", "tokens"]))
-    node = helper.make_node(contract.OP_NAME, names, ["y"], domain=contract.DOMAIN, **{**every_attribute, **attributes})
-    coefficients = helper.make_tensor("coefficients", element, [CHANNELS, DEGREE], np.ones(CHANNELS * DEGREE))
-    output = helper.make_tensor_value_info("y", element, ["batch", 1 if mode == "mean" else "tokens", CHANNELS])
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid(contract.DOMAIN, contract.OP_VERSION)]
-    graph = helper.make_graph([node], "one_node", inputs, [output], [coefficients])
-    model: onnx.ModelProto = helper.make_model(graph, opset_imports=opsets)
-    return model.SerializeToString()
+@dataclass(frozen=True)
+class Node:
+    """One node. `rotation`: the tables' type and whether they have a batch, e.g. "float32 batched"."""
+
+    mode: str
+    dtype: str = "float32"
+    mask: str = "none"
+    form: str = contract.POWER
+    degree: int = DEGREE
+    rotation: str = "none"
+    rotary_blocks: int = contract.DEFAULT_ROTARY_BLOCKS
+    placeholders: str = "float32"  # their type in the place of coefficients
+
+    def __str__(self) -> str:
+        return "-".join(map(str, astuple(self)))
+
+    def attributes(self) -> dict[str, Any]:
+        values = {
+            "form": self.form,
+            "degree": contract.DEFAULT_DEGREE if self.form == contract.POWER else self.degree,
+            "mode": self.mode,
+            "rotary_blocks": self.rotary_blocks,
+            "epsilon": contract.DEFAULT_EPSILON,
+            "plugin_version": contract.PLUGIN_VERSION,
+            "plugin_namespace": contract.PLUGIN_NAMESPACE,
+        }
+        return {name: values[name] for name in contract.ATTRIBUTES}
+
+    def inputs(self) -> dict[str, tuple[int, list[str | int]]]:
+        """Return the element types and shapes of what a caller feeds, by name."""
+        element = ELEMENT_TYPES[self.dtype]
+        inputs = {"x": (element, ["batch", "tokens", CHANNELS])}
+        if self.mask != "none":
+            inputs["mask"] = (TensorProto.BOOL if self.mask == "bool" else element, ["batch", "tokens"])
+        if self.rotation != "none":
+            dtype, *batched = self.rotation.split()
+            table = ["batch"] * len(batched) + ["tokens", CHANNELS // 2]
+            inputs |= dict.fromkeys(("cos", "sin"), (ELEMENT_TYPES[dtype], table))
+        return inputs
+
+    def constants(self) -> list[TensorProto]:
+        """Return coefficients, and the placeholders of absent inputs that others follow."""
+        kind = ELEMENT_TYPES[self.placeholders if self.form == contract.PRODUCT else self.dtype]
+        shape = [1] if self.form == contract.PRODUCT else [CHANNELS, DEGREE]
+        constants = [helper.make_tensor("coefficients", kind, shape, np.ones(math.prod(shape)))]
+        if self.mask == "none" and self.rotation != "none":
+            constants.append(helper.make_tensor("mask", TensorProto.BOOL, [1], [True]))
+        return constants
+
+    def model(self, **attributes: Any) -> bytes:
+        """Return an ONNX model of the node, with dynamic batch and tokens."""
+        inputs, constants = self.inputs(), self.constants()
+        present = {*inputs, *(constant.name for constant in constants)}
+        names = [name for name in contract.INPUTS if name in present]
+        node = helper.make_node(
+            contract.OP_NAME, names, ["y"], domain=contract.DOMAIN, **{**self.attributes(), **attributes}
+        )
+        element, x_shape = inputs["x"]
+        y_shape = [x_shape[0], 1 if self.mode == "mean" else x_shape[1], x_shape[2]]
+        graph = helper.make_graph(
+            [node],
+            "one_node",
+            [helper.make_tensor_value_info(name, *tensor) for name, tensor in inputs.items()],
+            [helper.make_tensor_value_info("y", element, y_shape)],
+            constants,
+        )
+        opsets = [helper.make_opsetid("", 20), helper.make_opsetid(contract.DOMAIN, contract.OP_VERSION)]
+        return helper.make_model(graph, opset_imports=opsets).SerializeToString()
+
+
+NODES = [
+    *(
+        Node(mode, dtype, mask)
+        for mode, dtype, mask in itertools.product(contract.MODES, ELEMENT_TYPES, MASKS)
+        if mode != "features" or mask == "none"
+    ),
+    *(Node(mode, "float16", form=contract.PRODUCT, degree=2) for mode in contract.MODES),
+    Node("mean", "bfloat16", "bool", form=contract.PRODUCT, degree=4, placeholders="bfloat16"),
+    *(Node(mode, "float16", rotation="float32") for mode in contract.MODES),
+    Node("causal", "float32", "bool", rotation="float32 batched", rotary_blocks=2),
+    Node("mean", "bfloat16", "same", rotation="bfloat16 batched"),
+    Node("mean", "float16", rotation="float16", rotary_blocks=2),
+]
 
 
 class Parsed:
@@ -100,14 +155,15 @@ class Parsed:
         return [self.network.get_layer(i).type for i in range(self.network.num_layers)]
 
 
-def build(trt: Any, parsed: Parsed, capability: str, library: Path) -> bytes | None:
+def build(trt: Any, logger: Any, node: Node, capability: str, library: Path) -> bytes | None:
     """Build an engine with the plugin inside for one compute capability."""
+    parsed = Parsed(trt, logger, node.model())
+    assert parsed.accepted, parsed.errors()
     config = parsed.builder.create_builder_config()
     profile = parsed.builder.create_optimization_profile()
-    for i in range(parsed.network.num_inputs):
-        tensor = parsed.network.get_input(i)
-        channels = tuple(tensor.shape[2:])
-        profile.set_shape(tensor.name, (1, 1, *channels), (2, 64, *channels), (4, 4096, *channels))
+    sizes = ({"batch": 1, "tokens": 1}, {"batch": 2, "tokens": 64}, {"batch": 4, "tokens": 4096})
+    for name, (_, shape) in node.inputs().items():
+        profile.set_shape(name, *(tuple(size.get(str(dim), dim) for dim in shape) for size in sizes))
     config.add_optimization_profile(profile)
     config.num_compute_capabilities = 1
     config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
@@ -116,54 +172,64 @@ def build(trt: Any, parsed: Parsed, capability: str, library: Path) -> bytes | N
     return None if engine is None else bytes(engine)
 
 
-@pytest.mark.parametrize(("mode", "dtype", "mask"), CASES)
-def test_the_parser_makes_one_plugin_layer(trt: Any, logger: Any, mode: str, dtype: str, mask: str) -> None:
-    parsed = Parsed(trt, logger, one_node_model(mode, dtype, mask))
+@pytest.mark.parametrize("node", NODES, ids=str)
+def test_the_parser_makes_one_plugin_layer(trt: Any, logger: Any, node: Node) -> None:
+    parsed = Parsed(trt, logger, node.model())
 
     assert parsed.accepted, parsed.errors()
     assert parsed.layer_types().count(trt.LayerType.PLUGIN_V3) == 1
     output = parsed.network.get_output(0)
-    assert tuple(output.shape) == (-1, 1 if mode == "mean" else -1, CHANNELS)
-    assert output.dtype == getattr(trt.DataType, TENSORRT_TYPES[dtype])
+    assert tuple(output.shape) == (-1, 1 if node.mode == "mean" else -1, CHANNELS)
+    assert output.dtype == getattr(trt.DataType, TENSORRT_TYPES[node.dtype])
 
 
 @pytest.mark.parametrize(
-    ("mode", "dtype", "mask", "capability"),
+    ("node", "capability"),
     [
-        ("mean", "float16", "bool", "SM86"),
-        ("causal", "bfloat16", "same", "SM120"),
-        ("causal", "float16", "none", "SM75"),
-        ("features", "float32", "none", "SM89"),
+        (Node("mean", "float16", "bool"), "SM86"),
+        (Node("causal", "bfloat16", "same"), "SM120"),
+        (Node("causal", "float16"), "SM75"),
+        (Node("features", "float32"), "SM89"),
+        (Node("mean", "float16", form=contract.PRODUCT, degree=2), "SM86"),
+        (Node("causal", "bfloat16", "bool", form=contract.PRODUCT, degree=4, placeholders="bfloat16"), "SM89"),
+        (Node("features", "float16", rotation="float32", rotary_blocks=2), "SM80"),
+        (Node("causal", "float32", rotation="float32 batched"), "SM120"),
+        (Node("mean", "bfloat16", "bool", rotation="bfloat16"), "SM86"),
     ],
+    ids=str,
 )
 def test_an_engine_embeds_the_plugin_and_its_attributes(
-    trt: Any, logger: Any, library: Path, mode: str, dtype: str, mask: str, capability: str
+    trt: Any, logger: Any, library: Path, node: Node, capability: str
 ) -> None:
-    parsed = Parsed(trt, logger, one_node_model(mode, dtype, mask))
-
-    engine = build(trt, parsed, capability, library)
+    engine = build(trt, logger, node, capability, library)
 
     assert engine is not None
     plugin = library.read_bytes()
     assert len(engine) > len(plugin)
-    for name in ("form", "mode", "rotary_blocks", "epsilon"):
+    for name in ("form", "degree", "mode", "rotary_blocks", "epsilon", node.form, node.mode):
         assert engine.count(name.encode()) > plugin.count(name.encode()), name
-    assert engine.count(mode.encode()) > plugin.count(mode.encode())
 
 
+@pytest.mark.parametrize(
+    ("node", "reason"),
+    [
+        (Node("features", mask="bool"), 'mode "features" takes no mask'),
+        (Node("mean", form=contract.PRODUCT, degree=3), "x must have a multiple of degree 3 channels, got 16"),
+        (Node("mean", form=contract.PRODUCT, degree=2, rotation="float32"), 'form "product" takes no cos and sin'),
+    ],
+    ids=str,
+)
 def test_a_build_refuses_what_the_contract_forbids(
-    trt: Any, logger: Any, library: Path, capfd: pytest.CaptureFixture[str]
+    trt: Any, logger: Any, library: Path, capfd: pytest.CaptureFixture[str], node: Node, reason: str
 ) -> None:
-    parsed = Parsed(trt, logger, one_node_model("features", "float32", "bool"))
-
-    assert build(trt, parsed, "SM86", library) is None
-    assert 'mode "features" takes no mask' in capfd.readouterr().err
+    assert build(trt, logger, node, "SM86", library) is None
+    assert reason in capfd.readouterr().err
 
 
 def test_the_parser_refuses_a_node_with_a_bad_attribute(
     trt: Any, logger: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    parsed = Parsed(trt, logger, one_node_model("median", "float32"))
+    parsed = Parsed(trt, logger, Node("mean").model(mode="median"))
 
     assert not parsed.accepted
     assert 'mode must be "mean", "causal" or "features", got "median"' in capfd.readouterr().err
@@ -189,6 +255,8 @@ def create(trt: Any, **values: Any) -> Any:
         {"mode": b"causal\0"},  # its length counts the NUL
         {"form": b"power", "mode": b"features", "rotary_blocks": np.int32(1), "epsilon": np.float32(0)},
         {"mode": b"mean", "epsilon": np.float32(1e-6), "plugin_version": b"1", "plugin_namespace": b"\0"},
+        {"form": b"product", "degree": np.int32(16), "mode": b"mean"},
+        {"form": b"power", "degree": np.int32(0), "mode": b"mean", "rotary_blocks": np.int32(2)},
     ],
 )
 def test_the_creator_makes_a_plugin(trt: Any, fields: dict[str, Any]) -> None:
@@ -201,12 +269,16 @@ def test_the_creator_makes_a_plugin(trt: Any, fields: dict[str, Any]) -> None:
         ({"form": b"power"}, "mode is missing"),
         ({"mode": b"meaner"}, 'got "meaner"'),
         ({"mode": np.int32(0)}, "mode must be text"),
-        ({"mode": b"mean", "form": b"product"}, 'form must be "power", got "product"'),
-        ({"mode": b"mean", "rotary_blocks": np.int32(2)}, "rotary_blocks must be 1, got 2"),
+        ({"mode": b"mean", "form": b"sum"}, 'form must be "power" or "product", got "sum"'),
+        ({"mode": b"mean", "form": b"product"}, 'form "product" needs a degree of 1 to 16, got 0'),
+        ({"mode": b"mean", "form": b"product", "degree": np.int32(17)}, "needs a degree of 1 to 16, got 17"),
+        ({"mode": b"mean", "degree": np.int32(2)}, 'must be 0 in form "power", got 2'),
+        ({"mode": b"mean", "degree": b"2"}, "degree must be one int32"),
+        ({"mode": b"mean", "rotary_blocks": np.int32(3)}, "rotary_blocks must be 1 or 2, got 3"),
         ({"mode": b"mean", "rotary_blocks": np.float32(1)}, "rotary_blocks must be one int32"),
         ({"mode": b"mean", "epsilon": np.float32(-1)}, "epsilon must be finite and not negative, got -1"),
         ({"mode": b"mean", "epsilon": np.float32("nan")}, "epsilon must be finite and not negative, got nan"),
-        ({"mode": b"mean", "degree": np.int32(2)}, 'unknown attribute "degree"'),
+        ({"mode": b"mean", "power": np.int32(2)}, 'unknown attribute "power"'),
     ],
 )
 def test_the_creator_refuses_bad_fields_and_says_why(

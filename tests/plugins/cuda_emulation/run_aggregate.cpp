@@ -1,10 +1,13 @@
 // Runs calls of pom::cuda::aggregate on the CPU, each with both orders of blocks and threads.
 //
 // A call on stdin is a line
-//   MODE EPSILON BATCH TOKENS CHANNELS DEGREE MASK_BATCH X_TYPE COEFFICIENT_TYPE MASK_TYPE SHIFT SKIPPED_BARRIER
-// and then the bytes of x, coefficients and mask; y leaves on stdout. MASK_BATCH -1: no mask. Types are pom::DataType's
-// numbers. SHIFT: bytes that x and y lie off alignment. SKIPPED_BARRIER: see cuda_emulation.h. Output and workspace are
-// NaN at first. The first failure ends the program, and the last line of a call on stderr is the one that failed.
+//   FORM MODE ROTARY_BLOCKS EPSILON BATCH TOKENS CHANNELS DEGREE MASK_BATCH ROTATION_BATCH
+//   X_TYPE COEFFICIENT_TYPE MASK_TYPE ROTATION_TYPE SHIFT TABLE_SHIFT SKIPPED_BARRIER
+// (without the break) and then the bytes of x, coefficients (form power), mask, cos and sin; y leaves on stdout.
+// MASK_BATCH -1: no mask; ROTATION_BATCH -1: no cos and sin. Types are pom::DataType's numbers. SHIFT: bytes that x and
+// y lie off alignment; TABLE_SHIFT: the same of cos and sin. SKIPPED_BARRIER: see cuda_emulation.h. Output and
+// workspace are NaN at first. The first failure ends the program, and the last line of a call on stderr is the one that
+// failed.
 #include <sanitizer/asan_interface.h>
 
 #include <algorithm>
@@ -77,6 +80,7 @@ class Buffer {
 struct Test {
   pom::Problem problem;
   std::size_t shift = 0;
+  std::size_t table_shift = 0;
   int32_t skipped_barrier = -1;
 };
 
@@ -88,21 +92,26 @@ std::size_t bytes_of(int64_t elements, pom::DataType type) {
 Test parse_test(const std::string& line) {
   Test test;
   pom::Problem& problem = test.problem;
+  pom::Attributes& attributes = problem.attributes;
   std::istringstream words(line);
+  std::string form;
   std::string mode;
-  int32_t x_type = 0;
-  int32_t coefficient_type = 0;
-  int32_t mask_type = 0;
-  words >> mode >> problem.attributes.epsilon >> problem.batch >> problem.tokens >> problem.channels;
-  words >> problem.degree >> problem.mask_batch >> x_type >> coefficient_type >> mask_type;
-  words >> test.shift >> test.skipped_barrier;
-  if (!words || !pom::parse_mode(mode, &problem.attributes.mode)) {
+  words >> form >> mode >> attributes.rotary_blocks >> attributes.epsilon;
+  words >> problem.batch >> problem.tokens >> problem.channels >> problem.degree;
+  words >> problem.mask_batch >> problem.rotation_batch;
+  for (pom::DataType* type :
+       {&problem.data_type, &problem.coefficient_type, &problem.mask_type, &problem.rotation_type}) {
+    int32_t number = 0;
+    words >> number;
+    *type = static_cast<pom::DataType>(number);
+  }
+  words >> test.shift >> test.table_shift >> test.skipped_barrier;
+  if (!words || !pom::parse_form(form, &attributes.form) || !pom::parse_mode(mode, &attributes.mode)) {
     throw std::runtime_error("not a call");
   }
+  attributes.degree = attributes.form == pom::Form::kProduct ? static_cast<int32_t>(problem.degree) : 0;
   problem.has_mask = problem.mask_batch >= 0;
-  problem.data_type = static_cast<pom::DataType>(x_type);
-  problem.coefficient_type = static_cast<pom::DataType>(coefficient_type);
-  problem.mask_type = static_cast<pom::DataType>(mask_type);
+  problem.has_rotation = problem.rotation_batch >= 0;
   if (const std::string error = pom::validate(problem); !error.empty()) {
     throw std::runtime_error(error);
   }
@@ -128,16 +137,23 @@ std::string run_once(const Test& test, const pom::cuda::Buffers& inputs, Order o
 
 std::string run(const Test& test) {
   const pom::Problem& problem = test.problem;
+  const bool has_coefficients = problem.attributes.form == pom::Form::kPower;
   const int64_t weights = problem.has_mask ? problem.mask_batch * problem.tokens : 0;
+  const int64_t angles = problem.has_rotation ? problem.rotation_batch * problem.tokens * problem.channels / 2 : 0;
   const Buffer x(bytes_of(problem.batch * problem.tokens * problem.channels, problem.data_type), test.shift);
-  const Buffer coefficients(bytes_of(problem.channels * problem.degree, problem.coefficient_type), 0);
+  const Buffer coefficients(
+      bytes_of(has_coefficients ? problem.channels * problem.degree : 0, problem.coefficient_type), 0);
   const Buffer mask(bytes_of(weights, problem.mask_type), 0);
-  const std::vector<const Buffer*> inputs{&x, &coefficients, &mask};
+  const Buffer cos(bytes_of(angles, problem.rotation_type), test.table_shift);
+  const Buffer sin(bytes_of(angles, problem.rotation_type), test.table_shift);
+  const std::vector<const Buffer*> inputs{&x, &coefficients, &mask, &cos, &sin};
   std::for_each(inputs.begin(), inputs.end(), [](const Buffer* buffer) { buffer->read(); });
   pom::cuda::Buffers buffers;
   buffers.x = x.data();
-  buffers.coefficients = coefficients.data();
+  buffers.coefficients = has_coefficients ? coefficients.data() : nullptr;
   buffers.mask = problem.has_mask ? mask.data() : nullptr;
+  buffers.cos = problem.has_rotation ? cos.data() : nullptr;
+  buffers.sin = problem.has_rotation ? sin.data() : nullptr;
   pom::cuda::emulation::skip_barrier(test.skipped_barrier);
   std::string forward = run_once(test, buffers, Order::kForward);
   if (forward != run_once(test, buffers, Order::kReverse)) {

@@ -1,0 +1,64 @@
+// Form "product": the running products of the GELU of x's factors.
+#pragma once
+
+#include "tile.cuh"
+
+namespace pom::cuda {
+
+// A thread has two factors that follow each other, and computes those before them again. So degrees 1 and 2 read and
+// evaluate every channel once, degree 3 5/3 times, degree 4 3/2 times and degree 16 9/2 times. With more factors a
+// thread, the causal kernel would not fit its registers.
+template <typename T, int32_t Width>
+class ProductTile : public TileBase<T, Width, 2> {
+  using Base = TileBase<T, Width, 2>;
+
+ public:
+  using Base::Base;
+  using Base::kRows;
+  using typename Base::Rows;
+
+  [[nodiscard]] __device__ Rows read(int64_t base) const {
+    Rows rows;
+    Pack<T, Width> loaded[kRows][2];
+    this->load_rows(base, loaded, &rows);
+#pragma unroll
+    for (int32_t r = 0; r < kRows; ++r) {
+      float product[Width];
+      start(this->first_token(base) + r, product);
+#pragma unroll
+      for (int32_t p = 0; p < 2; ++p) {
+        multiply(loaded[r][p], product);
+#pragma unroll
+        for (int32_t v = 0; v < Width; ++v) {
+          rows.features[r][p * Width + v] = this->weighted(product[v], rows.weights[r]);
+        }
+      }
+    }
+    return rows;
+  }
+
+ private:
+  // The product of all factors before this thread's first.
+  __device__ void start(int64_t token, float (&product)[Width]) const {
+#pragma unroll
+    for (int32_t v = 0; v < Width; ++v) {
+      product[v] = 1.0F;
+    }
+    if (token >= this->end() || !this->has(0)) {
+      return;
+    }
+    for (int64_t channel = this->channel(0) % this->call_.plan.run; channel < this->channel(0);
+         channel += this->call_.plan.run) {
+      multiply(this->load(token, channel), product);
+    }
+  }
+
+  __device__ static void multiply(const Pack<T, Width>& factors, float (&product)[Width]) {
+#pragma unroll
+    for (int32_t v = 0; v < Width; ++v) {
+      product[v] *= gelu(to_float(factors.values[v]));
+    }
+  }
+};
+
+}  // namespace pom::cuda
