@@ -134,7 +134,7 @@ def compare_speed(lengths: list[int], repeats: int) -> dict[str, list[float]]:
     return times
 
 
-def retrain(report: Callable[[str, float, float], None], epochs: int) -> nn.Module:
+def retrain(report: Callable[[str, float, float], None], epochs: int, start: str) -> nn.Module:
     """Train with attention, swap, fine-tune; report the accuracy of each, and of attention trained on as long."""
     patches, labels, test_patches, test_labels = load_digits()
     model = build_model()
@@ -143,7 +143,7 @@ def retrain(report: Callable[[str, float, float], None], epochs: int) -> nn.Modu
     control = copy.deepcopy(model)
     seconds = train(control, patches, labels, epochs)
     report("attention, longer", accuracy(control, test_patches, test_labels), seconds)
-    click.echo(str(pom_export.replace_attention(model)))
+    click.echo(str(pom_export.replace_attention(model, start=start)))
     report("just swapped", accuracy(model, test_patches, test_labels), 0.0)
     seconds = train(model, patches, labels, epochs)
     report("PoM, tuned", accuracy(model, test_patches, test_labels), seconds)
@@ -165,9 +165,10 @@ def export(model: nn.Module, path: Path) -> None:
 @click.command(help=__doc__)
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("out"), show_default=True)
 @click.option("--epochs", default=15, show_default=True, help="Of training, and of fine-tuning.")
+@click.option("--start", default="values", show_default=True, help="Of the new layers: values or fresh.")
 @click.option("--tokens", default="64,256,1024,4096", show_default=True, help="Sequence lengths to time.")
 @click.option("--quick", is_flag=True, help="One epoch and short sequences: shows that it runs, not how well.")
-def main(output: Path, epochs: int, tokens: str, quick: bool) -> None:
+def main(output: Path, epochs: int, start: str, tokens: str, quick: bool) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)  # layers this small lose more to a second thread than they gain
     output.mkdir(parents=True, exist_ok=True)
@@ -178,7 +179,7 @@ def main(output: Path, epochs: int, tokens: str, quick: bool) -> None:
         scores[name] = score
         click.echo(f"{name:18}accuracy {100 * score:.1f} % on held-out digits ({seconds:.1f} s of training)")
 
-    model = retrain(report, epochs=1 if quick else epochs)
+    model = retrain(report, 1 if quick else epochs, start)
     times = compare_speed(lengths, repeats)
     plot(output / "attention_to_pom.png", lengths, times, scores)
 

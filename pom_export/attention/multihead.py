@@ -20,8 +20,6 @@ class _NoPackedWeights:
     nested tensors. It leaves alone whatever overrides torch's functions.
     """
 
-    requires_grad = True
-
     @classmethod
     def __torch_function__(cls, *_: Any, **__: Any) -> Any:
         return NotImplemented

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -176,9 +178,11 @@ def _calls_sdpa(forward: Callable[..., object]) -> bool:
     if forward.__module__.startswith("torch."):
         return False
     try:
-        return _SDPA in inspect.getsource(forward)
+        tree = ast.parse(textwrap.dedent(inspect.getsource(forward)))
     except (OSError, TypeError, SyntaxError):
         return False
+    names = (getattr(node, "attr", getattr(node, "id", None)) for node in ast.walk(tree))
+    return _SDPA in names
 
 
 def _sizes(part: object) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from pom_export.attention.costs import PomShape
 from pom_export.attention.multihead import MultiheadPolynomialMixer
-from pom_export.attention.recognition import TIMM, Found, find_attention
+from pom_export.attention.recognition import FUNCTION, TIMM, Found, find_attention
 from pom_export.attention.start import start_from_values
 from pom_export.attention.vision import VisionPolynomialMixer
 from pom_export.errors import InputError
@@ -116,7 +116,7 @@ def replace_attention(
     if keep_every is not None and keep_every < 1:
         raise InputError(f"keep_every must be at least 1, got {keep_every}", "Leave it out to replace every layer")
     found = find_attention(model)
-    if any(one.module is model for one in found):
+    if any(one.module is model and one.what.kind != FUNCTION for one in found):
         raise InputError(
             f"the model is itself attention ({type(model).__name__}), which can't be replaced in place",
             "Make a MultiheadPolynomialMixer of the same arguments",

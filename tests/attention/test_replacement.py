@@ -148,6 +148,13 @@ def test_heads_that_do_not_divide_become_a_gate_a_channel() -> None:
     assert "3 heads don't divide the channels" in report.replaced[0].notes
 
 
+def test_a_model_whose_own_code_is_attention_may_hold_others() -> None:
+    model = zoo.Outer()
+    report = replace_attention(model)
+    assert [one.name for one in report.replaced] == ["inner"]
+    assert [(one.name, one.old) for one in report.kept] == [("", "Outer")]
+
+
 def test_summary() -> None:
     model = nn.ModuleDict({"a": attention(), "longer": zoo.LlamaAttention()})
     lines = str(replace_attention(model)).splitlines()

@@ -106,6 +106,14 @@ class FunctionalAttention(nn.Module):
         return functional.scaled_dot_product_attention(*self.mix(x).chunk(3, dim=-1))
 
 
+class Outer(FunctionalAttention):
+    """Its own forward is attention, and it holds another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.MultiheadAttention(DIM, HEADS)
+
+
 class OwnAttention(nn.MultiheadAttention):
     """A subclass with a forward of its own."""
 
@@ -123,6 +131,10 @@ class Lookalikes(nn.Module):
         self.query, self.key = nn.Linear(DIM, DIM), nn.Linear(DIM, DIM)
         self.q = self.k = self.v = 3
         self.c_attn = nn.Linear(DIM, DIM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Do without scaled_dot_product_attention."""
+        return x  # not scaled_dot_product_attention(x, x, x)
 
 
 def transformer() -> nn.Transformer:
