@@ -109,7 +109,7 @@ def _check_names_and_shapes(spec: ModelSpec, shapes: Shapes) -> None:
     """Compare with the state dict that the spec's model has; of names that share a tensor one is enough."""
     with torch.device("meta"):
         expected = {name: tensor.shape for name, tensor in build_model(spec).state_dict().items()}
-    missing = expected.keys() - shapes.keys() - _optional(spec, expected)
+    missing = {name for name in expected.keys() - shapes.keys() if not _follows(name)}
     for names in tied_names(spec):
         if any(name in shapes for name in names):
             missing -= set(names)
@@ -126,9 +126,9 @@ def _check_names_and_shapes(spec: ModelSpec, shapes: Shapes) -> None:
             )
 
 
-def _optional(spec: ModelSpec, expected: Iterable[str]) -> set[str]:
-    """Return the names whose values follow from the spec: frequencies of rotations, with the heads given."""
-    return {name for name in expected if name.endswith("rotary.inv_freq")}
+def _follows(name: str) -> bool:
+    """Return whether values follow from the spec: frequencies of rotations, with the heads given."""
+    return name.endswith("rotary.inv_freq")
 
 
 def _unknown(shapes: Shapes, candidates: list[Architecture]) -> CheckpointError:

@@ -6,7 +6,7 @@ import re
 
 import click
 
-from pom_export.cli.output import Progress, common_options, human_bytes, print_result
+from pom_export.cli.output import Progress, common_options, human_bytes, print_result, recognition_options
 from pom_export.errors import InputError
 
 
@@ -26,9 +26,11 @@ def _parse_static(text: str | None) -> tuple[int, int] | None:
     "--mask", help="none, causal, padding ((B, N) input) or full ((B, T, N) input); default: the model's own."
 )
 @click.option("--cross", is_flag=True, help="Give the mixer a separate context input.")
+@click.option("--positions", is_flag=True, help="Make a rotary mixer's positions an input; 2-D mixers need it.")
 @click.option("--static", help="Pin batch and tokens, as BATCHxTOKENS; default: dynamic.")
 @click.option("--dtype", default="float32", show_default=True, help="float32, float16 or bfloat16.")
 @click.option("--opset", type=int, help="Version of the standard ops, 18 to 24; default: 20, or 22 for bfloat16.")
+@recognition_options
 @click.option("--samples", type=click.IntRange(0), default=0, help="Inputs and outputs to save for `verify`.")
 @common_options
 def command(
@@ -36,14 +38,21 @@ def command(
     output: str,
     mask: str | None,
     cross: bool,
+    positions: bool,
     static: str | None,
     dtype: str,
     opset: int | None,
+    family: str | None,
+    degree: int | None,
+    heads: int | None,
     samples: int,
     as_json: bool,
     verbose: bool,
 ) -> None:
-    """Export CHECKPOINT (.safetensors, or torch.save's .pt) to ONNX with the custom op.
+    """Export CHECKPOINT to ONNX with the custom op.
+
+    CHECKPOINT is a .safetensors file, a state dict of torch.save (or a trainer's dict around one), or a folder in
+    Hugging Face's layout. What its shapes don't tell comes from a config.json beside it, its metadata, or options.
 
     The file is compared with PyTorch before it appears; exit code 1 when they differ.
     """
@@ -57,9 +66,13 @@ def command(
         output,
         mask=mask,
         cross=cross,
+        positions=positions,
         static=sizes,
         dtype=dtype,
         opset=opset,
+        family=family,
+        degree=degree,
+        heads=heads,
         samples=samples,
         progress=progress,
     )

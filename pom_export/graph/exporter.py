@@ -14,7 +14,13 @@ import torch
 from onnx_ir.passes import common
 
 from pom_export.errors import InputError
-from pom_export.graph.passes import AttachFunctionsPass, NameByModulePass, StampMetadataPass
+from pom_export.graph.passes import (
+    AttachFunctionsPass,
+    NameByModulePass,
+    RecogniseCausalPass,
+    ShareTransposedPass,
+    StampMetadataPass,
+)
 from pom_export.graph.program import Program
 from pom_export.graph.translation import translation_table
 
@@ -93,6 +99,9 @@ def export_graph(program: Program, opset: int, properties: Mapping[str, str]) ->
     model = trace(program, opset)
     passes = ir.passes.Sequential(
         NameByModulePass(program.prefix),
+        RecogniseCausalPass(),
+        common.RemoveUnusedNodesPass(),
+        ShareTransposedPass(),
         AttachFunctionsPass(),
         common.RemoveUnusedOpsetsPass(),
         StampMetadataPass({**program.properties, **properties}),

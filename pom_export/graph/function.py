@@ -15,7 +15,6 @@ from onnx_ir.tape import Tape
 
 from pom_export import contract
 
-
 _SQRT_HALF = 0.5**0.5
 
 
@@ -171,8 +170,8 @@ def build_function(variant: FunctionVariant, opset: int, overload: str = "") -> 
     else:
         p = body.powers(tokens, body.as_float(coefficients, variant.coefficient_type), variant.degree)
     if variant.rotation_type is not None:
-        tables = [body.as_float(table, variant.rotation_type) for table in (cos, sin)]
-        p = body.rotate(p, *tables, variant.rotary_blocks)
+        cosines, sines = (body.as_float(table, variant.rotation_type) for table in (cos, sin))
+        p = body.rotate(p, cosines, sines, variant.rotary_blocks)
     if variant.mode == "features":
         y = p
     elif weights is not None:

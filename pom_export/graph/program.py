@@ -225,9 +225,9 @@ def module_program(
             outputs = named_outputs(module(**inputs))
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{type(module).__name__} fails on the example inputs: {reason}", "Give others") from error
+        raise InputError(f"the model fails on the example inputs: {reason}", "Give others") from error
     if not outputs:
-        raise InputError(f"{type(module).__name__} returns no tensor", "Return at least one")
+        raise InputError("the model returns no tensor", "Return at least one")
     return Program(module, inputs, automatic if dynamic_shapes is None else dynamic_shapes, tuple(outputs), prefix="")
 
 

@@ -19,7 +19,7 @@ _POM = Opset(contract.DOMAIN, contract.OP_VERSION)
 
 def _placeholder(dtype: type) -> Any:
     """Return what holds the place of an absent input in front of a present one, see `pom_export.contract`."""
-    return opset18.Constant(value=ir.tensor(np.ones(1, dtype)))
+    return opset18.Constant(value=ir.to_proto(ir.tensor(np.ones(1, dtype))))
 
 
 def _polynomial_aggregation(

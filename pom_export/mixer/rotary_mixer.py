@@ -105,11 +105,14 @@ class RotaryPolynomialMixer(PolynomialMixer):
         projected, gate = self._project(query, context)
         if context is None and context_positions is None:
             context_positions = positions
-        features = Rotation(*self._tables(context_positions, projected.shape[1]), self.rotary.blocks)
-        aggregated = aggregate(projected, Polynomial(self.po_coeff), mask, causal, features)
+        cos, sin = self._tables(context_positions, projected.shape[1])
+        rotation = Rotation(cos, sin, self.rotary.blocks)
+        aggregated = aggregate(projected, Polynomial(self.po_coeff), mask, causal, rotation)
         return self.ag_proj(select(self._rotate_gate(gate, positions), aggregated))
 
-    def _tables(self, positions: Tensor | None, tokens: int, stride: int = 1, width: int | None = None) -> list[Tensor]:
+    def _tables(
+        self, positions: Tensor | None, tokens: int, stride: int = 1, width: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the cosines and the sines of tokens, using every `stride`-th column, at most `width` an axis."""
         if positions is None:
             if self.rotary.blocks > 1:
@@ -131,7 +134,7 @@ class RotaryPolynomialMixer(PolynomialMixer):
                 else:
                     parts.append(table[positions if self.rotary.blocks == 1 else positions[:, axis]])
             tables.append(parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1))
-        return tables
+        return tables[0], tables[1]
 
     def _rotate_gate(self, gate: Tensor, positions: Tensor | None) -> Tensor:
         """Rotate the gate; pair k of a gate of heads turns as fast as the first pair of head k."""

@@ -122,9 +122,7 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, N, d) for x (B, N, d)."""
         query, key, value = (_split_heads(part, self.n_head) for part in self.c_attn(x).chunk(3, dim=-1))
-        attended = functional.scaled_dot_product_attention(
-            self.rotary(query), self.rotary(key), value, is_causal=True
-        )
+        attended = functional.scaled_dot_product_attention(self.rotary(query), self.rotary(key), value, is_causal=True)
         return cast("Tensor", self.c_proj(_join_heads(attended)))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pom_export.errors import InputError
-from pom_export.graph.exported import TensorSpec
+from pom_export.graph.exported import InputLimits, TensorSpec
 
 Array = npt.NDArray[Any]
 
@@ -53,12 +53,12 @@ _MASK_PLANS = (
 )
 
 
-def make_cases(specs: Sequence[TensorSpec], vocabulary: int | None, seed: int) -> Iterator[Case]:
+def make_cases(specs: Sequence[TensorSpec], limits: InputLimits, seed: int) -> Iterator[Case]:
     """Yield random and edge cases for a model's inputs, reproducible from the seed.
 
     Args:
         specs: the inputs.
-        vocabulary: number of token ids, for int64 inputs.
+        limits: what they may hold.
         seed: of the random generator.
     """
     masked = any(spec.dtype == np.bool_ for spec in specs)
@@ -67,24 +67,26 @@ def make_cases(specs: Sequence[TensorSpec], vocabulary: int | None, seed: int) -
     for plan in _PLANS + (_MASK_PLANS if masked else ()):
         if plan.scale != 1.0 and not scaled:
             continue  # token ids have no scale
-        yield Case(plan.name, {spec.name: _draw(spec, plan, vocabulary, random_state) for spec in specs})
+        yield Case(plan.name, {spec.name: _draw(spec, plan, limits, random_state) for spec in specs})
 
 
-def _draw(spec: TensorSpec, plan: _Plan, vocabulary: int | None, random_state: np.random.Generator) -> Array:
-    shape = [axis if isinstance(axis, int) else _size(axis, plan) for axis in spec.axes]
+def _draw(spec: TensorSpec, plan: _Plan, limits: InputLimits, random_state: np.random.Generator) -> Array:
+    shape = [axis if isinstance(axis, int) else _size(axis, plan, limits.tokens) for axis in spec.axes]
     if spec.dtype == np.bool_:
         mask = random_state.random(shape) < plan.kept
         if plan.masked_rows:
             mask[0] = False
         return mask
     if np.issubdtype(spec.dtype, np.integer):
-        return random_state.integers(0, vocabulary or 2, shape).astype(spec.dtype)
+        return random_state.integers(0, limits.values.get(spec.name, [2]), shape).astype(spec.dtype)
     return (plan.scale * random_state.standard_normal(shape)).astype(spec.dtype)
 
 
-def _size(axis: str, plan: _Plan) -> int:
-    sizes = {"batch": plan.batch, "context_tokens": plan.context_tokens}
-    return sizes.get(axis, plan.tokens)
+def _size(axis: str, plan: _Plan, most_tokens: int | None) -> int:
+    if axis == "batch":
+        return plan.batch
+    tokens = plan.context_tokens if axis == "context_tokens" else plan.tokens
+    return tokens if most_tokens is None else min(tokens, most_tokens)
 
 
 def load_npz(path: Any) -> dict[str, Array]:
@@ -101,11 +103,11 @@ def load_npz(path: Any) -> dict[str, Array]:
         raise ValueError(str(error) or "it is cut short") from error
 
 
-def cases_from_npz(path: Any, specs: Sequence[TensorSpec]) -> list[Case]:
+def cases_from_npz(path: Any, specs: Sequence[TensorSpec], limits: InputLimits) -> list[Case]:
     """Return the one case that a user's .npz holds, its arrays named after the inputs.
 
     Raises:
-        InputError: the file is no .npz, an input is missing, or a dtype or shape does not fit.
+        InputError: the file is no .npz, an input is missing or empty, or a dtype, shape or value does not fit.
     """
     try:
         arrays = load_npz(path)
@@ -126,4 +128,19 @@ def cases_from_npz(path: Any, specs: Sequence[TensorSpec]) -> list[Case]:
                 f"the model takes {spec.dtype}{list(spec.axes)}",
                 "Convert or reshape it",
             )
+        _check_values(f"inputs {path}: {spec.name}", array, limits.values.get(spec.name))
     return [Case(str(path), {spec.name: arrays[spec.name] for spec in specs})]
+
+
+def _check_values(where: str, array: Array, counts: Sequence[int] | None) -> None:
+    """Raise InputError for values with which no comparison says anything, or that the model has no row for."""
+    if not array.size:
+        raise InputError(f"{where} is empty", "Give at least one token")
+    if np.issubdtype(array.dtype, np.integer):
+        if counts is not None and ((array < 0) | (array >= np.array(counts))).any():
+            raise InputError(
+                f"{where} holds {array.min()} to {array.max()}, the model has 0 to {max(counts) - 1}",
+                "Use values in range",
+            )
+    elif array.dtype != np.bool_ and not np.isfinite(array.astype(np.float64)).all():
+        raise InputError(f"{where} holds NaN or infinity", "Compare on finite values")

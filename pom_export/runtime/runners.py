@@ -51,13 +51,14 @@ def torch_runner(module: nn.Module, outputs: Sequence[str], metadata: TensorMeta
     The module must be in float64 too: its outputs are what others are measured against.
     """
     import torch
+    from torch.utils._pytree import tree_leaves
 
     def run(feed: Arrays) -> Arrays:
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feed.items()}
         tensors = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
         with torch.no_grad():
-            result = module(**tensors)
-        results = result if isinstance(result, tuple) else (result,)
+            leaves = tree_leaves(module(**tensors))
+        results = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         return {name: tensor.numpy() for name, tensor in zip(outputs, results, strict=True)}
 
     return _CallableRunner(run, metadata, name)

@@ -1,0 +1,56 @@
+"""Inspect: say what a checkpoint holds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a checkpoint was recognised as.
+
+    Attributes:
+        checkpoint: its path.
+        architecture: "mixer", "language-model" or "nanogpt-pom".
+        family: "pom-v1", "pom-v1-grouped" or "pom-v2".
+        summary: one line for a person.
+        config: hyper-parameters by their official names.
+        parameters: number of trained values, tied ones once.
+        dtypes: number of tensors of each floating-point type.
+        sha256: of the file.
+    """
+
+    checkpoint: str
+    architecture: str
+    family: str
+    summary: str
+    config: Mapping[str, Any]
+    parameters: int
+    dtypes: Mapping[str, int]
+    sha256: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-able values."""
+        return asdict(self)
+
+
+def inspect(
+    path: str | os.PathLike[str], *, family: str | None = None, degree: int | None = None, heads: int | None = None
+) -> Inspection:
+    """Recognise a checkpoint; arguments and errors are those of `load_checkpoint`."""
+    from pom_export.checkpoint import load_model
+
+    loaded = load_model(path, family=family, degree=degree, heads=heads)
+    return Inspection(
+        checkpoint=os.fspath(path),
+        architecture=loaded.spec.architecture,
+        family=loaded.spec.family,
+        summary=loaded.spec.summary(),
+        config=asdict(loaded.spec.config),
+        parameters=sum(parameter.numel() for parameter in loaded.module.parameters()),
+        dtypes=dict(loaded.dtypes),
+        sha256=loaded.sha256,
+    )

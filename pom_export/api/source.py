@@ -1,0 +1,105 @@
+"""What is exported: a checkpoint's model, one of ours, or a user's own class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pom_export.checkpoint import load_model
+from pom_export.checkpoint.spec import spec_of
+from pom_export.errors import InputError
+from pom_export.graph.copying import copy_module
+from pom_export.graph.lowering import has_mixers, lower_mixers
+from pom_export.graph.program import GraphOptions, Program, module_program, program_of
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that can be traced in any floating-point type, and run in float64 to compare with.
+
+    Attributes:
+        module: the model; it is never changed.
+        make_program: returns the program of a copy of the model.
+        lower: what to do with a copy before it is traced: the reference is the model as it was given.
+        properties: metadata for the file.
+        own_inputs: whether inputs are the user's, not drawn by us.
+    """
+
+    module: nn.Module
+    make_program: Callable[[nn.Module], Program]
+    lower: Callable[[nn.Module], nn.Module] = lambda module: module
+    properties: Mapping[str, str] = field(default_factory=dict)
+    own_inputs: bool = False
+
+    def program(self, dtype: str) -> Program:
+        """Return what to trace, in "float32", "float16" or "bfloat16"."""
+        return self.make_program(self.lower(copy_module(self.module, getattr(torch, dtype))))
+
+    def reference(self) -> nn.Module:
+        """Return what the outputs are compared with, in float64."""
+        return self.make_program(copy_module(self.module, torch.float64)).module
+
+
+def load_source(
+    model: str | os.PathLike[str] | nn.Module,
+    options: GraphOptions,
+    *,
+    example_inputs: tuple[Tensor, ...] | None = None,
+    dynamic_shapes: Mapping[str, Any] | None = None,
+    hints: Mapping[str, Any],
+    progress: Callable[[str], None],
+) -> Source:
+    """Return the source that a path or a module stands for.
+
+    Args:
+        model: a checkpoint's path, one of our models, or a user's module.
+        options: how a model of ours becomes a graph.
+        example_inputs: for a user's module: what to trace it with.
+        dynamic_shapes: for a user's module: as torch.export takes them, by input.
+        hints: arguments of `load_model` besides the path.
+        progress: called with one line a stage.
+
+    Raises:
+        InputError: the path is of no known model, or the module has no mixer or lacks example inputs.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        loaded = load_model(model, **hints)
+        progress(f"recognised a {loaded.spec.summary()}")
+        properties = {"spec": loaded.spec.to_json(), "source_sha256": loaded.sha256}
+        return Source(loaded.module, lambda module: program_of(module, options), properties=properties)
+    if given := [name for name, value in hints.items() if value is not None]:
+        raise InputError(f"{given[0]} is for checkpoints, and a module was given", "Leave it out")
+    if example_inputs is None:
+        spec = spec_of(model)
+        properties = {"spec": spec.to_json()} if spec else {}
+        return Source(model, lambda module: program_of(module, options), properties=properties)
+    if options != replace(GraphOptions(), static=options.static):
+        raise InputError("mask, cross and positions are for our own models; yours has its own inputs", "Leave them out")
+    return _own_class(model, example_inputs, dynamic_shapes)
+
+
+def _own_class(
+    model: nn.Module, example_inputs: tuple[Tensor, ...] | Tensor, dynamic_shapes: Mapping[str, Any] | None
+) -> Source:
+    examples = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+
+    def make_program(module: nn.Module) -> Program:
+        dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+        converted = tuple(t.to(dtype) if t.is_floating_point() else t for t in examples)
+        return module_program(module, converted, dynamic_shapes)
+
+    def lower(copied: nn.Module) -> nn.Module:
+        lowered = lower_mixers(copied)
+        if not has_mixers(lowered):
+            raise InputError(
+                f"{type(model).__name__} contains no mixer of ours, and none that looks like an official one",
+                "Nothing of it would use the op",
+            )
+        return lowered
+
+    return Source(model, make_program, lower, own_inputs=True)

@@ -1,0 +1,34 @@
+"""`pom-export inspect`."""
+
+from __future__ import annotations
+
+import click
+
+from pom_export.cli.output import common_options, print_result, recognition_options
+
+
+@click.command("inspect")
+@click.argument("checkpoint")
+@recognition_options
+@common_options
+def command(
+    checkpoint: str,
+    family: str | None,
+    degree: int | None,
+    heads: int | None,
+    as_json: bool,
+    verbose: bool,  # noqa: ARG001 (there are no stages)
+) -> None:
+    """Say what CHECKPOINT holds: family, architecture and hyper-parameters, or why it is not recognised."""
+    from pom_export.api import inspect
+
+    result = inspect(checkpoint, family=family, degree=degree, heads=heads)
+    lines = [
+        ("checkpoint", result.checkpoint),
+        ("recognised as", result.summary),
+        *((name, str(value)) for name, value in result.config.items()),
+        ("parameters", f"{result.parameters:,}"),
+        ("types", ", ".join(f"{count} tensors of {name}" for name, count in result.dtypes.items())),
+        ("sha256", result.sha256),
+    ]
+    print_result(result.to_dict(), as_json, lines)

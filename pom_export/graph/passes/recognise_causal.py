@@ -1,0 +1,133 @@
+"""Recognise a triangular mask of ones, and aggregate causally instead of with an N x N product."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from pom_export import contract
+from pom_export.graph.passes.attach_functions import aggregation_nodes
+
+# What changes neither the last two axes nor whether a weight is 0 or 1.
+_TRANSPARENT = ("Unsqueeze", "Expand", "Cast", "Identity")
+
+
+class RecogniseCausalPass(ir.passes.InPlacePass):
+    """Turn `tril(ones) @ features / sum(tril(ones))` into the op's mode "causal".
+
+    The mask is followed to where it is made: it must be the lower triangle of ones for every number of tokens, not
+    only for those of the example. Dead nodes are left for a later pass.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Replace the quotient by one node for each aggregation whose features are weighted so."""
+        modified = False
+        for node in aggregation_nodes(model):
+            if node.attributes["mode"].as_string() != "features":
+                continue
+            for product, _ in list(node.outputs[0].uses()):
+                quotient = _causal_quotient(node, product)
+                if quotient is None:
+                    continue
+                causal = _causal_node(node)
+                model.graph.insert_before(quotient, causal)
+                causal.outputs[0].shape, causal.outputs[0].type = quotient.outputs[0].shape, quotient.outputs[0].type
+                ir.convenience.replace_all_uses_with(quotient.outputs[0], causal.outputs[0])
+                modified = True
+        return ir.passes.PassResult(model, modified=modified)
+
+
+def _causal_node(features: ir.Node) -> ir.Node:
+    attributes = [attr for attr in features.attributes.values() if attr.name != "mode"]
+    return ir.Node(
+        contract.DOMAIN,
+        contract.OP_NAME,
+        features.inputs,
+        [*attributes, ir.AttrString("mode", "causal")],
+        name=features.name,
+    )
+
+
+def _causal_quotient(features: ir.Node, product: ir.Node) -> ir.Node | None:
+    """Return the division of `mask @ features` by the mask's sums, where the mask is causal."""
+    if product.op_type != "MatMul" or product.inputs[1] is not features.outputs[0]:
+        return None
+    mask, x = product.inputs[0], features.inputs[0]
+    if mask is None or x is None or not _fits(mask, x) or not _is_lower_triangle(mask):
+        return None
+    users = [user for user, index in product.outputs[0].uses() if user.op_type == "Div" and index == 0]
+    if len(users) != 1 or not _comes_from_sum_of(users[0].inputs[1], mask):
+        return None
+    return users[0]
+
+
+def _fits(mask: ir.Value, x: ir.Value) -> bool:
+    """Return whether the mask is (1 or batch, N, N); that N is x's number of tokens, the product says itself."""
+    if mask.shape is None or x.shape is None or len(mask.shape) != len(x.shape):
+        return False
+    return mask.shape[0] in {1, x.shape[0]} and mask.shape[1] == mask.shape[2]
+
+
+def _comes_from_sum_of(value: ir.Value | None, mask: ir.Value) -> bool:
+    """Return whether a divisor is the mask's sum, perhaps with an epsilon and without zeros."""
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type == "ReduceSum":
+            return node.inputs[0] is mask
+        if node.op_type not in {"Add", "Where"}:
+            return False
+        value = node.inputs[2] if node.op_type == "Where" else node.inputs[0]
+    return False
+
+
+def _is_lower_triangle(value: ir.Value) -> bool:
+    """Return whether a value is the lower triangle of ones, whatever its size."""
+    if value.const_value is not None and value.producer() is None:
+        array = value.const_value.numpy()
+        matrix = array.reshape(array.shape[-2:]) if array.size == array.shape[-1] * array.shape[-2] else None
+        return matrix is not None and np.array_equal(matrix, np.tril(np.ones_like(matrix)))
+    node = value.producer()
+    if node is None or node.inputs[0] is None:
+        return False
+    if node.op_type in _TRANSPARENT:
+        return _is_lower_triangle(node.inputs[0])
+    if node.op_type == "Slice":
+        _, starts, _, _, *steps = node.inputs
+        from_start = _constant(starts) == 0 and all(_constant(step) == 1 for step in steps)
+        return from_start and _is_lower_triangle(node.inputs[0])
+    if node.op_type == "Not":
+        return _is_triangle_of_ones(node.inputs[0], upper=1, diagonal=1)
+    return _is_triangle_of_ones(value, upper=0, diagonal=0)
+
+
+def _is_triangle_of_ones(value: ir.Value, upper: int, diagonal: int) -> bool:
+    node = value.producer()
+    while node is not None and node.op_type in _TRANSPARENT and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    if node is None or node.op_type != "Trilu" or node.inputs[0] is None:
+        return False
+    attribute = node.attributes.get("upper")
+    is_upper = 1 if attribute is None else attribute.as_int()
+    diagonals = [_constant(k) for k in node.inputs[1:] if k is not None] or [0]
+    return is_upper == upper and diagonals == [diagonal] and _is_ones(node.inputs[0])
+
+
+def _is_ones(value: ir.Value) -> bool:
+    """Return whether a value is 1 everywhere: a constant, or one spread to a shape."""
+    if (constant := _constant(value)) is not None:
+        return constant == 1
+    node = value.producer()
+    if node is None:
+        return False
+    if node.op_type == "ConstantOfShape":
+        filled = node.attributes.get("value")
+        return filled is not None and bool((filled.as_tensor().numpy() == 1).all())
+    return node.op_type in _TRANSPARENT and node.inputs[0] is not None and _is_ones(node.inputs[0])
+
+
+def _constant(value: ir.Value | None) -> float | None:
+    """Return the one number that a constant holds, once or many times."""
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    if tensor is None:
+        return None
+    numbers = np.unique(tensor.numpy())
+    return float(numbers[0]) if numbers.size == 1 else None

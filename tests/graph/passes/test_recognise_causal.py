@@ -1,0 +1,85 @@
+"""Triangular masks that users write become the op's causal mode; others stay what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pom_export
+from pom_export import contract
+from pom_export.mixer import PolynomialMixer, ProductMixer, RotaryPolynomialMixer
+from pom_export.parity.comparison import difference
+from pom_export.parity.tolerances import MODELS
+
+Mask = Callable[[Tensor], Tensor]
+
+
+class Masked(nn.Module):
+    """A mixer under the mask that a function makes of the tokens."""
+
+    def __init__(self, mixer: nn.Module, mask: Mask) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.mask = mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mixer(x, None, self.mask(x))
+
+
+def ones(x: Tensor) -> Tensor:
+    return torch.ones(x.shape[1], x.shape[1])
+
+
+TABLE = torch.tril(torch.ones(1, 64, 64))
+CAUSAL: dict[str, Mask] = {
+    "tril": lambda x: torch.tril(ones(x)).unsqueeze(0),
+    "expanded to the batch": lambda x: torch.tril(ones(x)).expand(x.shape[0], -1, -1),
+    "bool": lambda x: torch.tril(ones(x)).bool()[None],
+    "not triu": lambda x: ~torch.triu(ones(x), diagonal=1).bool()[None],
+    "a slice of a table": lambda x: TABLE[:, : x.shape[1], : x.shape[1]],
+}
+OTHER: dict[str, Mask] = {
+    "a diagonal more": lambda x: torch.tril(ones(x), diagonal=1)[None],
+    "without the diagonal": lambda x: torch.tril(ones(x), diagonal=-1)[None],
+    "upper": lambda x: torch.triu(ones(x))[None],
+    "a window": lambda x: (torch.tril(ones(x)) * torch.triu(ones(x), diagonal=-2))[None],
+    "halves": lambda x: torch.tril(0.5 * ones(x))[None],
+    "of the tokens": lambda x: torch.tril(x @ x.transpose(1, 2)),
+    "another corner of a table": lambda x: TABLE[:, 1 : x.shape[1] + 1, : x.shape[1]],
+}
+MIXERS = [PolynomialMixer(8, 2, 2), ProductMixer(8, 2, 2), RotaryPolynomialMixer(8, 2, 2, max_seq_len=64)]
+
+
+def export(module: nn.Module, path: Path) -> set[str]:
+    """Export, check other sizes than the example's, and return the modes of the aggregations."""
+    torch.manual_seed(0)
+    pom_export.export(module.eval(), path, example_inputs=(torch.randn(2, 9, 8),))
+    x = torch.randn(3, 21, 8)
+    (y,) = pom_export.inference_session(path).run(None, {"x": x.numpy()})
+    with torch.no_grad():
+        assert difference(y, module(x).numpy().astype(np.float64), MODELS["float32"])
+    nodes = [node for node in onnx.load(path).graph.node if node.domain == contract.DOMAIN]
+    return {a.s.decode() for node in nodes for a in node.attribute if a.name == "mode"}
+
+
+@pytest.mark.parametrize("mask", CAUSAL)
+def test_a_lower_triangle_of_ones_is_causal(mask: str, tmp_path: Path) -> None:
+    assert export(Masked(PolynomialMixer(8, 3, 2), CAUSAL[mask]), tmp_path / "m.onnx") == {"causal"}
+    operators = {node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node}
+    assert "Trilu" not in operators
+
+
+@pytest.mark.parametrize("mixer", MIXERS, ids=lambda mixer: type(mixer).__name__)
+def test_every_family_is_recognised(mixer: nn.Module, tmp_path: Path) -> None:
+    assert export(Masked(mixer, CAUSAL["tril"]), tmp_path / "m.onnx") == {"causal"}
+
+
+@pytest.mark.parametrize("mask", OTHER)
+def test_another_mask_is_not(mask: str, tmp_path: Path) -> None:
+    assert export(Masked(PolynomialMixer(8, 3, 2), OTHER[mask]), tmp_path / "m.onnx") == {"features"}

@@ -1,0 +1,163 @@
+"""Official-style mixers in somebody else's model: found, replaced, exported; the model itself left alone."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pom_export
+from pom_export.errors import InputError
+from pom_export.graph.copying import copy_module
+from pom_export.graph.lowering import OfficialMixer, lower_mixers
+from pom_export.parity.comparison import difference
+from pom_export.parity.tolerances import GOLDEN, MODELS
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from official_style import PoM, ProductPoM, RotaryPoM
+
+MASKS = {"none": None, "causal": "causal", "2d": "mask2d", "3d": "mask3d"}
+
+
+def official_module(config: dict[str, Any]) -> nn.Module:
+    """Return the official-style module of a golden case."""
+    if config["family"] != "pom-v2":
+        return ProductPoM(config["dim"], config["degree"], config["expand"], config.get("n_head"), config["bias"])
+    if "rope" in config:
+        return RotaryPoM(config["dim"], config["degree"], config["expand"], config["rope"]["max_seq_len"])
+    names = ("dim", "degree", "expand", "n_groups", "n_sel_heads", "bias")
+    return PoM(*(config[name] for name in names))
+
+
+def test_the_style_is_the_official_one_and_lowering_keeps_its_outputs(golden: Any) -> None:
+    rope = golden.config.get("rope", {})
+    if rope.get("rope_2d") or (rope and golden.config["n_sel_heads"] > 1):
+        return  # the plain module here has neither
+    original = official_module(golden.config)
+    original.load_state_dict(torch.load(golden.checkpoint, weights_only=True))
+    lowered = lower_mixers(copy_module(original, torch.float64))
+    assert isinstance(lowered, OfficialMixer)
+    arrays = {name: torch.from_numpy(array) for name, array in golden.arrays.items()}
+    keywords = {"positions": arrays["positions"]} if rope else {}
+    context = arrays["xc"].double() if "xc" in arrays else None
+    for kind in golden.config["masks"]:
+        mask = arrays.get(MASKS[kind], MASKS[kind])
+        for module in (copy_module(original, torch.float64), lowered):
+            y = module(arrays["xq"].double(), context, mask=mask, **keywords)
+            assert difference(y.detach().numpy(), golden.arrays[f"y_{kind}"], GOLDEN), (kind, type(module))
+
+
+class Block(nn.Module):
+    def __init__(self, mixer: nn.Module) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(16)
+        self.pom = mixer
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        return x + self.pom(self.norm(x), mask=keep)
+
+
+class Foreign(nn.Module):
+    """Nested, repeated and shared mixers of several families, with names read from a mixer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        shared = PoM(16, 2, 2, n_groups=1, n_sel_heads=4)
+        self.stages = nn.ModuleList([nn.ModuleList([Block(shared), Block(PoM(16, 3, 1, 4, 1, bias=True))])])
+        self.again = Block(shared)
+        self.cross = ProductPoM(16, 3, 1)
+        self.causal = ProductPoM(16, 2, 1, n_head=4, bias=False)
+        self.rotary = RotaryPoM(16, 2, 1, max_seq_len=50)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, tokens: Tensor, keep: Tensor) -> dict[str, Any]:
+        x = tokens
+        for stage in self.stages:
+            for block in stage:
+                x = block(x, keep)
+        x = self.again(x, keep)
+        triangle = torch.tril(torch.ones(x.shape[1], x.shape[1])).unsqueeze(0)
+        x = x + self.causal(x, x, triangle)
+        x = x + self.rotary(x)
+        pooled = self.cross(x[:, :1], x, keep)
+        return {"logits": self.head(pooled) * self.cross.dim, "features": (x, None)}
+
+
+def test_a_foreign_model_is_exported_with_every_mixer_as_the_op(tmp_path: Path) -> None:
+    model = Foreign().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modules = dict(model.named_modules())
+    tokens, keep = torch.randn(2, 7, 16), torch.ones(2, 7)
+    keep[0, 5:] = 0
+
+    result = pom_export.export(model, tmp_path / "m.onnx", example_inputs=(tokens, keep))
+
+    assert result.aggregations == 6  # the shared one runs twice
+    assert [output.split()[0] for output in result.outputs] == ["logits", "features"]
+    assert model.training
+    assert dict(model.named_modules()) == modules
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    model.eval()
+    more, kept = torch.randn(3, 31, 16), (torch.rand(3, 31) < 0.5).float()
+    expected = model(more, kept)
+    for kernels in (True, False):
+        session = pom_export.inference_session(tmp_path / "m.onnx", kernels=kernels)
+        logits, features = session.run(None, {"tokens": more.numpy(), "keep": kept.numpy()})
+        for found, wanted in ((logits, expected["logits"]), (features, expected["features"][0])):
+            assert difference(found, wanted.detach().double().numpy(), MODELS["float32"])
+
+
+def test_weights_are_shared_not_copied() -> None:
+    model = Foreign()
+    lowered = lower_mixers(copy_module(model))
+    assert lowered.again.pom is lowered.stages[0][0].pom
+    assert lowered.again.pom.mixer.po_coeff is model.again.pom.po_coeff
+
+
+def test_a_mixer_alone_is_exported(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    pom = PoM(8, 2, 2, 1, 1).eval()
+    result = pom_export.export(pom, tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8),))
+    assert result.aggregations == 1
+    (y,) = pom_export.inference_session(tmp_path / "m.onnx").run(None, {"xq": np.ones((1, 3, 8), np.float32)})
+    np.testing.assert_allclose(y, pom(torch.ones(1, 3, 8)).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+class NotQuite(PoM):
+    """The parameters of a mixer, another computation."""
+
+    def forward(self, xq: Tensor, xc: Tensor | None = None, mask: Any = None) -> Tensor:
+        return super().forward(xq, xc, mask) + 0.1
+
+
+def test_a_module_that_only_looks_like_a_mixer_is_found_out(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(pom_export.PomExportError, match="differs from PyTorch") as caught:
+        pom_export.export(NotQuite(8, 2, 2, 1, 1), tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8),))
+    assert caught.value.exit_code == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "options", "message"),
+    [
+        (nn.Linear(4, 4), (torch.ones(1, 4),), {}, "contains no mixer"),
+        (PoM(8, 2, 2, 1, 1), (torch.ones(1, 5, 7),), {}, "fails on the example inputs"),
+        (nn.Sequential(PoM(8, 2, 2, 1, 1)), (torch.ones(1, 5, 8),) * 2, {}, "takes 1 inputs, got 2"),
+        (PoM(8, 2, 2, 1, 1), (torch.ones(1, 5, 8),), {"mask": "causal"}, "your"),
+        (PoM(8, 2, 2, 1, 1), (torch.ones(1, 5, 8),), {"degree": 2}, "degree is for checkpoints"),
+        (PoM(8, 2, 2, 1, 1), None, {}, "example_inputs"),
+    ],
+)
+def test_what_cannot_be_exported_is_said(
+    model: nn.Module, inputs: Any, options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        pom_export.export(model, tmp_path / "m.onnx", example_inputs=inputs, **options)
+    assert list(tmp_path.iterdir()) == []
