@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pom_export.checkpoint import load_model
+from pom_export.checkpoint.exported_program import is_exported_program, read_exported_program
 from pom_export.checkpoint.spec import spec_of
 from pom_export.errors import InputError
+from pom_export.files import sha256_of
 from pom_export.graph.copying import copy_module
 from pom_export.graph.lowering import has_mixers, lower_mixers
-from pom_export.graph.program import GraphOptions, Program, module_program, program_of
+from pom_export.graph.program import GraphOptions, Program, module_program, program_module, program_of
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def load_source(
     """Return the source that a path or a module stands for.
 
     Args:
-        model: a checkpoint's path, one of our models, or a user's module.
+        model: path of a checkpoint or of a program of torch.export, one of our models, or a user's module.
         options: how a model of ours becomes a graph.
         example_inputs: for a user's module: what to trace it with.
         dynamic_shapes: for a user's module: as torch.export takes them, by input.
@@ -67,24 +70,50 @@ def load_source(
     Raises:
         InputError: the path is of no known model, or the module has no mixer or lacks example inputs.
     """
+    if isinstance(model, (str, os.PathLike)) and is_exported_program(model):
+        _refuse_options(options, hints)
+        progress("recognised a program of torch.export")
+        module, examples, shapes = program_module(read_exported_program(model))
+        source = _own_class(module, examples, shapes, lower=lambda copied: copied)
+        return replace(source, properties={"source_sha256": sha256_of(Path(model))})
     if isinstance(model, (str, os.PathLike)):
         loaded = load_model(model, **hints)
         progress(f"recognised a {loaded.spec.summary()}")
         properties = {"spec": loaded.spec.to_json(), "source_sha256": loaded.sha256}
         return Source(loaded.module, lambda module: program_of(module, options), properties=properties)
-    if given := [name for name, value in hints.items() if value is not None]:
-        raise InputError(f"{given[0]} is for checkpoints, and a module was given", "Leave it out")
     if example_inputs is None:
         spec = spec_of(model)
         properties = {"spec": spec.to_json()} if spec else {}
         return Source(model, lambda module: program_of(module, options), properties=properties)
-    if options != replace(GraphOptions(), static=options.static):
-        raise InputError("mask, cross and positions are for our own models; yours has its own inputs", "Leave them out")
-    return _own_class(model, example_inputs, dynamic_shapes)
+    _refuse_options(options, hints)
+    return _own_class(model, example_inputs, dynamic_shapes, _lower(type(model).__name__))
+
+
+def _refuse_options(options: GraphOptions, hints: Mapping[str, Any]) -> None:
+    """Refuse what has no meaning for a module or program with inputs of its own."""
+    for name, value in [*asdict(options).items(), *hints.items()]:
+        if value not in {None, False}:
+            raise InputError(f"{name} is for our own models; this one has its own inputs", "Leave it out")
+
+
+def _lower(name: str) -> Callable[[nn.Module], nn.Module]:
+    def lower(copied: nn.Module) -> nn.Module:
+        lowered = lower_mixers(copied)
+        if not has_mixers(lowered):
+            raise InputError(
+                f"{name} contains no mixer of ours, and none that looks like an official one",
+                "Nothing of it would use the op",
+            )
+        return lowered
+
+    return lower
 
 
 def _own_class(
-    model: nn.Module, example_inputs: tuple[Tensor, ...] | Tensor, dynamic_shapes: Mapping[str, Any] | None
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...] | Tensor,
+    dynamic_shapes: Mapping[str, Any] | None,
+    lower: Callable[[nn.Module], nn.Module],
 ) -> Source:
     examples = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
 
@@ -92,14 +121,5 @@ def _own_class(
         dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
         converted = tuple(t.to(dtype) if t.is_floating_point() else t for t in examples)
         return module_program(module, converted, dynamic_shapes)
-
-    def lower(copied: nn.Module) -> nn.Module:
-        lowered = lower_mixers(copied)
-        if not has_mixers(lowered):
-            raise InputError(
-                f"{type(model).__name__} contains no mixer of ours, and none that looks like an official one",
-                "Nothing of it would use the op",
-            )
-        return lowered
 
     return Source(model, make_program, lower, own_inputs=True)

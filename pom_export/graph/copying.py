@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -27,7 +28,10 @@ def copy_module(module: _Module, dtype: torch.dtype | None = None) -> _Module:
     full_precision = set(_full_precision_buffers(module))
     for tensor in [*module.parameters(), *module.buffers()]:
         memo[id(tensor)] = _converted(tensor, dtype, id(tensor) in full_precision)
-    return copy.deepcopy(module, memo).eval()
+    with warnings.catch_warnings():
+        # Traced modules hold classes that torch itself has deprecated.
+        warnings.simplefilter("ignore", FutureWarning)
+        return copy.deepcopy(module, memo).eval()
 
 
 def _converted(tensor: Tensor, dtype: torch.dtype | None, full_precision: bool) -> Tensor:

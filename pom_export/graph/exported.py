@@ -17,6 +17,10 @@ from pom_export.errors import InputError
 from pom_export.files import readable_file
 
 METADATA_PREFIX: Final = "pom_export."
+# Names of dynamic dimensions, in the file and in every shape that a user gives.
+BATCH: Final = "batch"
+TOKENS: Final = "tokens"
+CONTEXT_TOKENS: Final = "context_tokens"
 PRECISIONS: Final = ("float32", "float16", "bfloat16")
 
 

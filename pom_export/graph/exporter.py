@@ -17,6 +17,7 @@ from pom_export.errors import InputError
 from pom_export.graph.passes import (
     AttachFunctionsPass,
     NameByModulePass,
+    NameDimensionsPass,
     RecogniseCausalPass,
     ShareTransposedPass,
     StampMetadataPass,
@@ -99,6 +100,7 @@ def export_graph(program: Program, opset: int, properties: Mapping[str, str]) ->
     model = trace(program, opset)
     passes = ir.passes.Sequential(
         NameByModulePass(program.prefix),
+        NameDimensionsPass(),
         RecogniseCausalPass(),
         common.RemoveUnusedNodesPass(),
         ShareTransposedPass(),

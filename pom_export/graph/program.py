@@ -9,16 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.utils._pytree import MappingKey, tree_flatten_with_path
 
 from pom_export.errors import InputError
-from pom_export.graph.exported import InputLimits
+from pom_export.graph.exported import BATCH, CONTEXT_TOKENS, TOKENS, InputLimits
 from pom_export.mixer import PolynomialMixer, ProductMixer, RotaryConfig, RotaryPolynomialMixer
 from pom_export.models import GPT, LanguageModel
 
 MASKS = ("none", "causal", "padding", "full")
-# Names of dynamic dimensions, in the file and in every shape that a user gives.
-BATCH, TOKENS, CONTEXT_TOKENS = "batch", "tokens", "context_tokens"
 # What tracing sees; no two equal and none 1, so that no dimension is taken for another or for a constant.
 _EXAMPLE_SIZES = {BATCH: 2, TOKENS: 7, CONTEXT_TOKENS: 5}
 
@@ -229,6 +228,36 @@ def module_program(
     if not outputs:
         raise InputError("the model returns no tensor", "Return at least one")
     return Program(module, inputs, automatic if dynamic_shapes is None else dynamic_shapes, tuple(outputs), prefix="")
+
+
+def program_module(program: ExportedProgram) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Any]]:
+    """Return the module of a program of torch.export, its example inputs, and which sizes are dynamic.
+
+    Raises:
+        InputError: it holds no aggregation, takes other things than tensors, or was saved without example inputs.
+    """
+    op = torch.ops.pom.polynomial_aggregation.default
+    if not any(node.target is op for node in program.graph.nodes):
+        raise InputError(
+            "the program holds no pom::polynomial_aggregation; what it was traced from is not recognised any more",
+            "Export the module itself with pom_export.export, or build it of our mixers before torch.export",
+        )
+    arguments, keywords = program.example_inputs or ((), {})
+    if keywords or not arguments or not all(isinstance(value, Tensor) for value in arguments):
+        raise InputError("the program's example inputs are not tensors by position", "Trace it with such inputs")
+    names = program.graph_signature.user_inputs
+    fakes = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    dynamic = {
+        str(name): {
+            axis: torch.export.Dim.AUTO
+            for axis, size in enumerate(fakes[str(name)].shape)
+            if isinstance(size, torch.SymInt)
+        }
+        for name in names
+    }
+    module = program.module(check_guards=False)
+    parameters = list(inspect.signature(module.forward).parameters)
+    return module, tuple(arguments), dict(zip(parameters, dynamic.values(), strict=False))
 
 
 def named_outputs(result: Any) -> dict[str, Tensor]:

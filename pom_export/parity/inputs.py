@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pom_export.errors import InputError
-from pom_export.graph.exported import InputLimits, TensorSpec
+from pom_export.graph.exported import BATCH, CONTEXT_TOKENS, InputLimits, TensorSpec
 
 Array = npt.NDArray[Any]
 
@@ -83,9 +83,9 @@ def _draw(spec: TensorSpec, plan: _Plan, limits: InputLimits, random_state: np.r
 
 
 def _size(axis: str, plan: _Plan, most_tokens: int | None) -> int:
-    if axis == "batch":
+    if axis == BATCH:
         return plan.batch
-    tokens = plan.context_tokens if axis == "context_tokens" else plan.tokens
+    tokens = plan.context_tokens if axis == CONTEXT_TOKENS else plan.tokens
     return tokens if most_tokens is None else min(tokens, most_tokens)
 
 

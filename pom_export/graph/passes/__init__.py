@@ -2,6 +2,7 @@
 
 from pom_export.graph.passes.attach_functions import AttachFunctionsPass
 from pom_export.graph.passes.name_by_module import NameByModulePass
+from pom_export.graph.passes.name_dimensions import NameDimensionsPass
 from pom_export.graph.passes.recognise_causal import RecogniseCausalPass
 from pom_export.graph.passes.share_transposed import ShareTransposedPass
 from pom_export.graph.passes.stamp_metadata import StampMetadataPass
@@ -9,6 +10,7 @@ from pom_export.graph.passes.stamp_metadata import StampMetadataPass
 __all__ = [
     "AttachFunctionsPass",
     "NameByModulePass",
+    "NameDimensionsPass",
     "RecogniseCausalPass",
     "ShareTransposedPass",
     "StampMetadataPass",

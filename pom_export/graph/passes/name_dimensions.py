@@ -1,0 +1,46 @@
+"""Name the dynamic dimensions that torch.export numbered."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from pom_export.graph.exported import BATCH, TOKENS
+
+_NUMBERED = re.compile(r"\bs\d+\b")
+_USUAL = (BATCH, TOKENS)
+
+
+class NameDimensionsPass(ir.passes.InPlacePass):
+    """Name the first dynamic dimension of the inputs `batch`, the second `tokens`, others after input and axis."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rename the dimensions of every value."""
+        names: dict[str, str] = {}
+        for value in model.graph.inputs:
+            for axis, size in enumerate(value.shape or ()):
+                symbol = str(size)
+                if _NUMBERED.fullmatch(symbol) and symbol not in names:
+                    usual = _USUAL[axis] if axis < len(_USUAL) else ""
+                    free = usual and usual not in names.values()
+                    names[symbol] = usual if free else f"{value.name}_{axis}"
+        for value in _values(model.graph) if names else ():
+            if value.shape is not None:
+                value.shape = ir.Shape([_renamed(size, names) for size in value.shape])
+        return ir.passes.PassResult(model, modified=bool(names))
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    for node in graph:
+        yield from node.outputs
+
+
+def _renamed(size: int | ir.SymbolicDim, names: dict[str, str]) -> int | str | None:
+    if isinstance(size, int):
+        return size
+    if size.value is None:
+        return None
+    return _NUMBERED.sub(lambda match: names.get(match[0], match[0]), size.value)
