@@ -96,8 +96,17 @@ def test_causal_masks_run_in_linear_form(
     layer.mixer.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
     y = layer(x, x, x, attn_mask=mask, is_causal=hint)[0]
     assert calls[0][1] == {"causal": True}
-    assert calls[0][0][2] is None, "no L x L mask reaches the mixer"
+    assert calls[0][0][1:] == (None, None), "one fused projection, and no L x L mask"
     torch.testing.assert_close(y, mixed(layer, x, ~CAUSAL.expand(BATCH, -1, -1)))
+
+
+@pytest.mark.parametrize("hint", [False, True])
+def test_a_triangle_of_other_sizes_takes_the_general_form(
+    layer: MultiheadPolynomialMixer, x: Tensor, hint: bool
+) -> None:
+    context, forbidden = torch.randn(BATCH, CONTEXT, DIM), CAUSAL[:, :CONTEXT]
+    y = layer(x, context, context, attn_mask=forbidden, is_causal=hint)[0]
+    torch.testing.assert_close(y, mixed(layer, x, ~forbidden.expand(BATCH, -1, -1), context))
 
 
 def test_causal_without_a_mask(layer: MultiheadPolynomialMixer, x: Tensor) -> None:
