@@ -375,6 +375,11 @@ def test_every_form_over_several_blocks(
     check(replace(FORMS[form], mode=mode, mask="bool", shape=shape, dtype=dtype))
 
 
+def test_the_workspace_of_one_full_tile_is_enough(check: Callable[..., None]) -> None:
+    """As many chunks as there can be, each with the sums of all of the widest tile's channels."""
+    check(Case("mean", "float16", (1, 264 * 16, 512), degree=1, rotation="float16"))
+
+
 @pytest.mark.parametrize("form", ["rotation", "product"])
 def test_every_form_in_chunks_of_several_steps(check: Callable[..., None], form: str) -> None:
     check(replace(FORMS[form], mode="causal", mask="bool", shape=(67, 70, 66)))
