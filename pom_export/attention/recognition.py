@@ -6,7 +6,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 from torch import nn
@@ -30,6 +30,7 @@ _BY_HAND = (
     "its forward has a signature of its own: wrap MultiheadPolynomialMixer({dim}, {heads}) in a module with that "
     "signature, and assign it"
 )
+_OUTPUT_ELSEWHERE = "its output projection is elsewhere, and a PoM brings its own"
 
 
 @dataclass(frozen=True)
@@ -144,13 +145,15 @@ def _separate(module: nn.Module) -> Recognised | None:
         query, key, value = sizes
         if query is None or key is None or value is None or key[0] != value[0]:
             continue
-        output_sizes = (_sizes(getattr(module, name, None)) for name in _OUTPUT_PROJECTIONS)
-        output = next((size for size in output_sizes if size), None)
-        weights = sum(rows * columns for rows, columns in (query, key, value, output or (0, 0)))
+        output = next((name for name in _OUTPUT_PROJECTIONS if _sizes(getattr(module, name, None))), None)
+        output_sizes = _sizes(getattr(module, output)) if output else None
+        weights = sum(rows * columns for rows, columns in (query, key, value, output_sizes or (0, 0)))
+        bias = getattr(getattr(module, output or names[2]), "bias", None) is not None
         shape = AttentionShape(
-            query[0], _heads(module), weights, query[1], key[1] + value[1], _bytes(module), key[0], bias=True
+            query[0], _heads(module), weights, query[1], key[1] + value[1], _bytes(module), key[0], bias
         )
-        return _by_hand(HUGGING_FACE, shape)
+        what = _by_hand(HUGGING_FACE, shape)
+        return what if output else replace(what, obstacle=f"{what.obstacle}; {_OUTPUT_ELSEWHERE}")
     return None
 
 

@@ -9,7 +9,7 @@ from pom_export.errors import InputError
 
 
 class VisionPolynomialMixer(nn.Module):
-    """Mixes a sequence with itself, called like timm's `Attention`: `forward(x)`.
+    """Mixes a sequence with itself, called like timm's `Attention`.
 
     Args:
         mixer: the layer, with `batch_first`.
@@ -21,12 +21,13 @@ class VisionPolynomialMixer(nn.Module):
         self.mixer = mixer
         self.proj_drop = nn.Identity() if proj_drop is None else proj_drop
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Mix tokens.
 
         Args:
             x: (B, N, d).
             attn_mask: must be None.
+            is_causal: whether token i sees the tokens 0..i only.
 
         Returns:
             (B, N, d).
@@ -39,4 +40,4 @@ class VisionPolynomialMixer(nn.Module):
                 f"a mask of shape {tuple(attn_mask.shape)} for a replaced block",
                 "Use MultiheadPolynomialMixer, which takes masks",
             )
-        return self.proj_drop(self.mixer(x, x, x)[0])
+        return self.proj_drop(self.mixer(x, x, x, is_causal=is_causal)[0])

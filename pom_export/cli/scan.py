@@ -43,9 +43,10 @@ def command(model: str, tokens: str, degree: int, expand: int, groups: int, as_j
         click.echo("no attention found")
         return
     _print_table(_layer_rows(findings))
-    for finding in findings:
-        if finding.note:
-            click.echo(f"{finding.name or 'the model'}: {finding.note}")
+    for note in dict.fromkeys(finding.note for finding in findings if finding.note):
+        names = [finding.name or "the model" for finding in findings if finding.note == note]
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        click.echo(f"{names[0]}{more}: {note}")
     if any(finding.costs for finding in findings):
         click.echo()
         _print_table(_cost_rows(findings))

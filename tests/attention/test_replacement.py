@@ -122,7 +122,8 @@ def test_vision_blocks() -> None:
     assert isinstance(new, VisionPolynomialMixer)
     assert (new.mixer.num_heads, new.mixer.dropout) == (HEADS, 0.25)
     assert new.proj_drop is block.proj_drop
-    torch.testing.assert_close(new(x), new.mixer.mixer(x))
+    torch.testing.assert_close(new(x, attn_mask=None, is_causal=False), new.mixer.mixer(x))
+    torch.testing.assert_close(new(x, is_causal=True), new.mixer.mixer(x, mask="causal"))
     assert not torch.allclose(new.train()(x), new.mixer.mixer(x))
     assert "started fresh" not in report.replaced[0].notes
     with pytest.raises(InputError, match="a mask of shape"):

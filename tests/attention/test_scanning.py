@@ -86,6 +86,18 @@ def test_costs_agree_with_torchs_counts(tokens: int, heads: int, groups: int) ->
     assert cost.state_bytes == 2 * 3 * DIM * 4 + 8
 
 
+def test_says_that_an_output_projection_is_elsewhere() -> None:
+    notes = [scan(block)[0].note for block in (zoo.BertSelfAttention(), zoo.LlamaAttention())]
+    assert ["output projection is elsewhere" in note for note in notes] == [True, False]
+
+
+def test_the_replacement_has_biases_where_attention_has() -> None:
+    block = zoo.LlamaAttention()
+    (plain,) = scan(block)
+    block.o_proj = nn.Linear(DIM, DIM)
+    assert scan(block)[0].parameters_after == (plain.parameters_after or 0) + DIM
+
+
 def test_grouped_keys_make_a_smaller_cache() -> None:
     (finding,) = scan(nn.ModuleList([zoo.LlamaAttention().half()]), tokens=[10])
     assert finding.costs[0].cache_bytes == 10 * DIM * 2

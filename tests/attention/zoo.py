@@ -25,10 +25,10 @@ class TimmAttention(nn.Module):
         self.proj = nn.Linear(inner, dim)
         self.proj_drop = nn.Dropout(0.5)
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         drop = self.attn_drop.p if self.training else 0.0
-        y = functional.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v, attn_mask, drop)
+        y = functional.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v, attn_mask, drop, is_causal)
         return self.proj_drop(self.proj(y.transpose(1, 2).flatten(2)))
 
 

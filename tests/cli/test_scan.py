@@ -35,6 +35,7 @@ def leave():
 ready = make()
 nested = SimpleNamespace(linear=nn.Linear(1, 1))
 code = Functional
+codes = lambda: nn.ModuleList([Functional(), Functional(), Functional()])
 number = 3
 text = lambda: "text"
 """
@@ -93,6 +94,8 @@ def test_says_what_to_do_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
     assert "by hand" in out
     assert "the model: its forward calls scaled_dot_product_attention" in out
     assert "MACs" not in out
+    assert run(["scan", "zoo_of_models:codes"]) == 0
+    assert capsys.readouterr().out.count("0 and 2 more: its forward calls") == 1
 
 
 @pytest.mark.parametrize(
