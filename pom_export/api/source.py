@@ -19,6 +19,7 @@ from pom_export.files import sha256_of
 from pom_export.graph.copying import copy_module
 from pom_export.graph.lowering import has_mixers, lower_mixers
 from pom_export.graph.program import GraphOptions, Program, module_program, program_module, program_of
+from pom_export.graph.reference import Float64Module
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Source:
 
     def reference(self) -> nn.Module:
         """Return what the outputs are compared with, in float64."""
-        return self.make_program(copy_module(self.module, torch.float64)).module
+        return Float64Module(self.make_program(copy_module(self.module)).module)
 
 
 def load_source(

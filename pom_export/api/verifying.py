@@ -91,12 +91,10 @@ def verify(
 
 def _reference_module(exported: ExportedModel, checkpoint: str | os.PathLike[str]) -> nn.Module:
     """Return the module whose outputs the model should have, in float64."""
-    import torch
-
     from pom_export.checkpoint import load_model
     from pom_export.checkpoint.spec import V1
-    from pom_export.graph.copying import copy_module
     from pom_export.graph.program import GraphOptions, program_of
+    from pom_export.graph.reference import Float64Module
 
     # What a v1 checkpoint's shapes don't tell, the exported file does.
     config = exported.spec.get("config", {})
@@ -109,7 +107,7 @@ def _reference_module(exported: ExportedModel, checkpoint: str | os.PathLike[str
         )
     names = {spec.name for spec in exported.inputs}
     options = GraphOptions(exported.properties.get("mask") or None, "context" in names, "positions" in names)
-    return program_of(copy_module(loaded.module, torch.float64), options).module
+    return Float64Module(program_of(loaded.module, options).module)
 
 
 def _add_engine(engine: str | os.PathLike[str] | None, candidates: list[Candidate], not_run: list[str]) -> None:

@@ -1,0 +1,64 @@
+"""What an exported model is compared with: the same module, computed in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from pom_export.graph.copying import copy_module
+
+_NARROW = (torch.float32, torch.float16, torch.bfloat16)
+# What only moves values is widened after it has picked the few that it needs.
+_PICKING = (torch.ops.aten.embedding.default, torch.ops.aten.index_select.default)
+
+
+class Float64Module(nn.Module):
+    """Computes in float64 what a module computes; the module itself is left as it is.
+
+    Weights are shared, mapped from a file perhaps, and widened one operator at a time: a large model is never held
+    twice. Layers that insist on inputs of their weights' type (nn.LSTM) don't bear that; for those it is copied.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = copy_module(module)
+        self._copied = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module on inputs in float64."""
+        if self._copied:
+            return self.module(*args, **kwargs)
+        try:
+            with _Widen():
+                return self.module(*args, **kwargs)
+        except (RuntimeError, ValueError):
+            self.module, self._copied = copy_module(self.module, torch.float64), True
+            return self.module(*args, **kwargs)
+
+
+def _wide(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.dtype in _NARROW:
+        return value.double()
+    return torch.float64 if isinstance(value, torch.dtype) and value in _NARROW else value
+
+
+class _Widen(TorchDispatchMode):
+    """Computes every operator in float64, and makes every floating-point result one."""
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        # What an operator writes to must stay the tensor that it is.
+        writes = func._schema.is_mutable
+        widen: Callable[[Any], Any] = (lambda value: value) if writes or func in _PICKING else _wide
+        result = func(*tree_map(widen, args), **tree_map(widen, kwargs or {}))
+        return result if writes else tree_map(_wide, result)
