@@ -75,20 +75,20 @@ struct RotatedPower {
   template <int kStep, typename Lanes>
   POM_ALWAYS_INLINE void compute(int64_t part, int row, int64_t column, Lanes lanes, State* state, V* p) const {
     V* second = state->second + row;
-    if (part == 0) {
-      polynomial<V, kStep>(block, 0, row, column, lanes, p);
-      polynomial<V, kStep>(block, 1, row, column, lanes, second);
-    }
-    for (int i = 0; i < kStep; ++i) {
-      if (part == 0) {
-        const V c = V::load(cos[row + i] + column, lanes);
-        const V s = V::load(sin[row + i] + column, lanes);
-        const V first = p[i];
-        p[i] = V::subtract(V::multiply(first, c), V::multiply(second[i], s));
-        second[i] = V::multiply_add(second[i], c, V::multiply(first, s));
-      } else {
+    if (part == 1) {
+      for (int i = 0; i < kStep; ++i) {
         p[i] = second[i];
       }
+      return;
+    }
+    V first[kStep];
+    polynomial<V, kStep>(block, 0, row, column, lanes, first);
+    polynomial<V, kStep>(block, 1, row, column, lanes, second);
+    for (int i = 0; i < kStep; ++i) {
+      const V c = V::load(cos[row + i] + column, lanes);
+      const V s = V::load(sin[row + i] + column, lanes);
+      p[i] = V::subtract(V::multiply(first[i], c), V::multiply(second[i], s));
+      second[i] = V::multiply_add(second[i], c, V::multiply(first[i], s));
     }
   }
 };

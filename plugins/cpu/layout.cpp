@@ -9,8 +9,9 @@ namespace {
 // against the input, few enough to keep every thread busy.
 constexpr int64_t kChunkTokens = 128;
 // A causal call reads the input twice where its tokens are cut. So only its channels are, in narrower blocks, unless
-// that gives too few tasks for the tokens there are. The wide blocks are read faster.
-constexpr int64_t kCausalBlockChannels[] = {256, 128};
+// that gives too few tasks for the tokens there are. Wide blocks are read faster.
+constexpr int64_t kWideCausalChannels = 256;
+constexpr int64_t kNarrowCausalChannels = 128;
 constexpr int64_t kCausalTasks = 4;
 constexpr int64_t kCausalChunkTokens = 1024;
 
@@ -31,18 +32,16 @@ Layout::Layout(const Problem& problem)
       width(problem.channels / (runs * parts)),
       scratch_width(padded(width)),
       scratch_channels(runs * parts * scratch_width) {
-  if (problem.attributes.mode != Mode::kCausal) {
+  if (problem.attributes.mode == Mode::kCausal) {
+    const auto has_enough_tasks = [&] { return problem.batch * blocks >= kCausalTasks; };
+    cut_columns(kWideCausalChannels / parts);
+    if (!has_enough_tasks()) {
+      cut_columns(kNarrowCausalChannels / parts);
+    }
+    chunk_tokens = has_enough_tasks() ? std::max<int64_t>(problem.tokens, 1) : kCausalChunkTokens;
+  } else {
     cut_columns(kMaxBlockColumns);
     chunk_tokens = kChunkTokens;
-  } else {
-    bool enough = false;
-    for (const int64_t channels : kCausalBlockChannels) {
-      if (!enough) {
-        cut_columns(channels / parts);
-        enough = problem.batch * blocks >= kCausalTasks;
-      }
-    }
-    chunk_tokens = enough ? std::max<int64_t>(problem.tokens, 1) : kCausalChunkTokens;
   }
   chunks = divide_up(problem.tokens, chunk_tokens);
 }
