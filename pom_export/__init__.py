@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from pom_export.version import __version__
 
 if TYPE_CHECKING:
-    from pom_export.api import ExportResult, export, verify, write_report
-    from pom_export.attention import MultiheadPolynomialMixer, replace_attention
+    from pom_export.api import ExportResult, Inspection, export, inspect, verify, write_report
+    from pom_export.attention import MultiheadPolynomialMixer, replace_attention, scan
     from pom_export.checkpoint import load_checkpoint
     from pom_export.engine import EngineInfo, build_engine
     from pom_export.errors import PomExportError
-    from pom_export.mixer import PolynomialMixer
+    from pom_export.mixer import PolynomialMixer, ProductMixer, RotaryPolynomialMixer
     from pom_export.parity.report import ParityReport
     from pom_export.runtime.library import custom_ops_library, plugin_library
     from pom_export.runtime.session import inference_session
@@ -24,17 +24,22 @@ if TYPE_CHECKING:
 _HOMES = {
     "EngineInfo": "engine",
     "ExportResult": "api",
+    "Inspection": "api",
     "MultiheadPolynomialMixer": "attention",
     "ParityReport": "parity.report",
     "PolynomialMixer": "mixer",
     "PomExportError": "errors",
+    "ProductMixer": "mixer",
+    "RotaryPolynomialMixer": "mixer",
     "build_engine": "engine",
     "custom_ops_library": "runtime.library",
     "export": "api",
     "inference_session": "runtime.session",
+    "inspect": "api",
     "load_checkpoint": "checkpoint",
     "plugin_library": "runtime.library",
     "replace_attention": "attention",
+    "scan": "attention",
     "verify": "api",
     "write_report": "api",
 }
@@ -42,18 +47,23 @@ _HOMES = {
 __all__ = [
     "EngineInfo",
     "ExportResult",
+    "Inspection",
     "MultiheadPolynomialMixer",
     "ParityReport",
     "PolynomialMixer",
     "PomExportError",
+    "ProductMixer",
+    "RotaryPolynomialMixer",
     "__version__",
     "build_engine",
     "custom_ops_library",
     "export",
     "inference_session",
+    "inspect",
     "load_checkpoint",
     "plugin_library",
     "replace_attention",
+    "scan",
     "verify",
     "write_report",
 ]
