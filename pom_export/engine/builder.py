@@ -54,7 +54,8 @@ def build_engine(
     exported = read_model(model)
     if not exported.aggregations:
         raise InputError(f"{exported.path} holds no PoM aggregation", "Export it with `pom-export export`")
-    profiles = make_profiles(exported.inputs, min_shapes or {}, opt_shapes or {}, max_shapes or {})
+    shapes = (min_shapes or {}, opt_shapes or {}, max_shapes or {})
+    profiles = make_profiles(exported.inputs, *shapes, exported.limits.tokens)
     loaded = load_backend(backend)
     chosen = resolve_targets(loaded, targets)
     if timing_cache is not None and loaded.is_rtx:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pom_export.errors import InputError
-from pom_export.graph.exported import TensorSpec
+from pom_export.graph.exported import CONTEXT_TOKENS, TOKENS, TensorSpec
 
 Shapes = Mapping[str, Sequence[int]]
 # (min, opt, max) of a dynamic dimension that the user says nothing about; widened to hold what the user does say.
@@ -45,18 +45,30 @@ def parse_shapes(text: str | None, option: str) -> dict[str, tuple[int, ...]]:
 
 
 def make_profiles(
-    specs: Sequence[TensorSpec], minimum: Shapes, optimum: Shapes, maximum: Shapes
+    specs: Sequence[TensorSpec],
+    minimum: Shapes,
+    optimum: Shapes,
+    maximum: Shapes,
+    most_tokens: int | None = None,
 ) -> dict[str, ShapeProfile]:
     """Return a profile for each input.
 
     A dimension that several inputs share, such as batch, needs to be given for one of them only.
 
+    Args:
+        specs: the inputs.
+        minimum: smallest shapes, by input.
+        optimum: most frequent shapes.
+        maximum: largest shapes.
+        most_tokens: how many tokens the model has positions for; None: any number.
+
     Raises:
-        InputError: a shape names no input, does not fit its axes, or min <= opt <= max does not hold.
+        InputError: a shape names no input, does not fit its axes, has more tokens than the model takes, or
+            min <= opt <= max does not hold.
     """
     names = ("minShapes", "optShapes", "maxShapes")
     bound = [_bind(specs, shapes, name) for name, shapes in zip(names, (minimum, optimum, maximum), strict=True)]
-    ranges = {axis: _range(axis, bound) for spec in specs for axis in spec.axes if isinstance(axis, str)}
+    ranges = {axis: _range(axis, bound, most_tokens) for spec in specs for axis in spec.axes if isinstance(axis, str)}
     return {
         spec.name: ShapeProfile(
             *(tuple(axis if isinstance(axis, int) else ranges[axis][i] for axis in spec.axes) for i in range(3))
@@ -88,9 +100,16 @@ def _bind(specs: Sequence[TensorSpec], shapes: Shapes, option: str) -> dict[str,
     return sizes
 
 
-def _range(axis: str, bound: Sequence[Mapping[str, int]]) -> tuple[int, int, int]:
+def _range(axis: str, bound: Sequence[Mapping[str, int]], most_tokens: int | None) -> tuple[int, int, int]:
     defaults = _DEFAULT_RANGES.get(axis, _DEFAULT_RANGE)
     given = [sizes[axis] for sizes in bound if axis in sizes]
+    if most_tokens is not None and axis in {TOKENS, CONTEXT_TOKENS}:
+        if max(given, default=0) > most_tokens:
+            raise InputError(
+                f"dimension {axis} is {max(given)}, but the model has positions for {most_tokens} tokens",
+                "Give smaller shapes, or export with --positions",
+            )
+        defaults = (defaults[0], min(defaults[1], most_tokens), min(defaults[2], most_tokens))
     low = bound[0].get(axis, min([defaults[0], *given]))
     high = bound[2].get(axis, max([defaults[2], *given]))
     best = bound[1].get(axis, min(max(defaults[1], low), high))

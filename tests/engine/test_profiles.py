@@ -52,3 +52,9 @@ def test_shapes_that_do_not_fit_are_refused(shapes: dict[str, tuple[int, ...]], 
 def test_order_is_checked() -> None:
     with pytest.raises(InputError, match="min 8, opt 4"):
         make_profiles([X], {"x": (1, 8, 16)}, {"x": (1, 4, 16)}, {})
+
+
+def test_tokens_end_where_the_positions_do() -> None:
+    assert make_profiles([X], {}, {}, {}, most_tokens=64)["x"] == ShapeProfile((1, 1, 16), (1, 64, 16), (8, 64, 16))
+    with pytest.raises(InputError, match="tokens is 65, but the model has positions for 64 tokens"):
+        make_profiles([X], {}, {}, {"x": (1, 65, 16)}, most_tokens=64)
