@@ -13,10 +13,10 @@ from pom_export.errors import InputError, ParityError
 from pom_export.files import sha256_of, staged_output
 from pom_export.graph.exported import PRECISIONS, ExportedModel, read_model
 from pom_export.parity import tolerances
-from pom_export.parity.inputs import Case, make_cases
+from pom_export.parity.inputs import Case, cases_from_example, make_cases
 from pom_export.parity.recording import recording_path, save_recording
 from pom_export.parity.verification import compare, onnxruntime_candidates, record, tensor_metadata
-from pom_export.runtime.runners import torch_runner
+from pom_export.runtime.runners import run_module, torch_runner
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -144,14 +144,16 @@ def _write(source: Source, path: Path, dtype: str, opset: int) -> Program:
 
 def _check(exported: ExportedModel, source: Source, program: Program, samples: int) -> list[str]:
     """Compare the staged file with PyTorch; write the parity data; return the backends that were compared."""
-    if source.own_inputs:
-        cases = [Case("example inputs", {name: tensor.numpy() for name, tensor in program.inputs.items()})]
-    else:
-        cases = list(make_cases(exported.inputs, exported.limits, seed=0))
-    cases = cases[: max(samples, _CASES_AT_EXPORT)]
     metadata = tensor_metadata(exported.inputs)
     names = [spec.name for spec in exported.outputs]
     reference = source.reference()
+    if source.own_inputs:
+        feed = {name: tensor.numpy() for name, tensor in program.inputs.items()}
+        example, *others = cases_from_example(feed, exported.inputs)
+        cases = [example, *(case for case in others if _runs(reference, case))]
+    else:
+        cases = list(make_cases(exported.inputs, exported.limits, seed=0))
+    cases = cases[: max(samples, _CASES_AT_EXPORT)]
 
     if samples:
         chosen = cases[:samples]
@@ -170,3 +172,12 @@ def _check(exported: ExportedModel, source: Source, program: Program, samples: i
                     "No file was written",
                 )
     return [f"{candidate.backend} {candidate.path}" for candidate in candidates]
+
+
+def _runs(reference: nn.Module, case: Case) -> bool:
+    """Return whether a user's model takes a case of other sizes than the example's; it may know why not."""
+    try:
+        run_module(reference, case.feed)
+    except Exception:  # noqa: BLE001 (whatever the model raises)
+        return False
+    return True

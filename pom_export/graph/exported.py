@@ -67,6 +67,7 @@ class ExportedModel:
         properties: our metadata, without the prefix: dtype, mask, limits, spec, source_sha256.
         opset: version of the standard ops.
         aggregations: names of the aggregation nodes.
+        weights: files of external weights.
     """
 
     path: Path
@@ -75,6 +76,7 @@ class ExportedModel:
     properties: Mapping[str, str]
     opset: int
     aggregations: Sequence[str]
+    weights: Sequence[Path] = ()
 
     @property
     def precision(self) -> str:
@@ -102,7 +104,7 @@ def read_model(path: str | os.PathLike[str]) -> ExportedModel:
     """
     file = readable_file(path, "model")
     try:
-        model = onnx.load(file, load_external_data=False)
+        model = onnx.load(file, format="protobuf", load_external_data=False)  # whatever the file's suffix
         onnx.checker.check_model(file)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -117,7 +119,13 @@ def read_model(path: str | os.PathLike[str]) -> ExportedModel:
         aggregations=[
             node.name for node in model.graph.node if (node.domain, node.op_type) == (contract.DOMAIN, contract.OP_NAME)
         ],
+        weights=[file.parent / name for name in sorted(_external_files(model))],
     )
+
+
+def _external_files(model: onnx.ModelProto) -> set[str]:
+    entries = (entry for tensor in model.graph.initializer for entry in tensor.external_data)
+    return {entry.value for entry in entries if entry.key == "location"}
 
 
 def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:

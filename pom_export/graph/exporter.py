@@ -120,11 +120,16 @@ def save_model(model: ir.Model, path: Path) -> None:
     """Save a model, its weights in `path`.data when they are large, and check it with onnx.checker.
 
     Raises:
-        InputError: the checker refuses it: an op does not take the model's type at this opset.
+        InputError: the checker refuses it: an op does not take the model's type at this opset; or ONNX Runtime would
+            take the file for one of its own format.
     """
+    if path.suffix == ".ort":
+        raise InputError(f"ONNX Runtime takes {path.name} for a file of its own format", "Choose another suffix")
     weights = (value.const_value for value in model.graph.initializers.values())
     size = sum(tensor.nbytes for tensor in weights if tensor is not None)
-    ir.save(model, path, external_data=f"{path.name}.data" if size > _EXTERNAL_DATA_BYTES else None)
+    external_data = f"{path.name}.data" if size > _EXTERNAL_DATA_BYTES else None
+    # Without a format, one would be chosen by the suffix.
+    ir.save(model, path, format="protobuf", external_data=external_data)
     try:
         onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

@@ -47,6 +47,8 @@ _PLANS = (
     _Plan("tiny values", 2, 9, 5, scale=1e-3),
     _Plan("long", 1, 1030, 515),
 )
+# By how much the sizes of a user's example are changed.
+_MORE = 3
 _MASK_PLANS = (
     _Plan("a fully masked row", 3, 16, 11, masked_rows=True),
     _Plan("nothing masked", 2, 16, 11, kept=1.0),
@@ -87,6 +89,29 @@ def _size(axis: str, plan: _Plan, most_tokens: int | None) -> int:
         return plan.batch
     tokens = plan.context_tokens if axis == CONTEXT_TOKENS else plan.tokens
     return tokens if most_tokens is None else min(tokens, most_tokens)
+
+
+def cases_from_example(feed: Mapping[str, Array], specs: Sequence[TensorSpec]) -> list[Case]:
+    """Return example inputs as a case, and a case of other sizes wherever the model's are dynamic.
+
+    The second repeats and cuts the first: whatever its values mean to the model, they are values that it takes.
+    """
+    sizes: dict[str, int] = {}
+    for spec in specs:
+        for axis, name in enumerate(spec.axes):
+            if isinstance(name, str):
+                sizes.setdefault(name, feed[spec.name].shape[axis] + _MORE)
+    cases = [Case("example inputs", feed)]
+    if all(name.isidentifier() for name in sizes) and sizes:
+        resized = {}
+        for spec in specs:
+            array = feed[spec.name]
+            for axis, name in enumerate(spec.axes):
+                if isinstance(name, str):
+                    array = array.take(range(sizes[name]), axis=axis, mode="wrap")
+            resized[spec.name] = array
+        cases.append(Case("other sizes", resized))
+    return cases
 
 
 def load_npz(path: Any) -> dict[str, Array]:

@@ -50,18 +50,19 @@ def torch_runner(module: nn.Module, outputs: Sequence[str], metadata: TensorMeta
 
     The module must be in float64 too: its outputs are what others are measured against.
     """
+    return _CallableRunner(lambda feed: dict(zip(outputs, run_module(module, feed), strict=True)), metadata, name)
+
+
+def run_module(module: nn.Module, feed: Arrays) -> list[npt.NDArray[Any]]:
+    """Return the tensors that a module in float64 computes of inputs by name, in order."""
     import torch
     from torch.utils._pytree import tree_leaves
 
-    def run(feed: Arrays) -> Arrays:
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feed.items()}
-        tensors = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
-        with torch.no_grad():
-            leaves = tree_leaves(module(**tensors))
-        results = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        return {name: tensor.numpy() for name, tensor in zip(outputs, results, strict=True)}
-
-    return _CallableRunner(run, metadata, name)
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feed.items()}
+    tensors = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
+    with torch.no_grad():
+        leaves = tree_leaves(module(**tensors))
+    return [leaf.numpy() for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
 def recorded_runner(recordings: Sequence[Arrays], metadata: TensorMetadata, name: str) -> BaseRunner:
