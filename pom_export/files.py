@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pom_export import interrupts
 from pom_export.errors import InputError
 
+AnyPath = str | os.PathLike[str]
+
 _BLOCK = 1 << 20
+_STAGING_PREFIX = ".pom-export-"
+# What an export writes; anything else in a folder that is a source is taken for a part of the checkpoint.
+_EXPORTED_SUFFIXES = (".onnx", ".data", ".npz")
+_WRITE_HINTS = {
+    errno.ELOOP: "It is a link that leads to itself: remove it, or choose another name",
+    errno.ENAMETOOLONG: "Choose a shorter name",
+    errno.ENOSPC: "Free some space, or choose another disk",
+    errno.EDQUOT: "Your quota is used up: free some space, or choose another disk",
+    errno.EFBIG: "The file would be larger than this process or file system may write",
+}
 
 
 def sha256_of(path: Path) -> str:
@@ -24,58 +39,140 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def readable_file(path: str | os.PathLike[str], kind: str) -> Path:
+def readable_file(path: AnyPath, kind: str) -> Path:
     """Return `path` when it is a file with something in it.
 
     Raises:
         InputError: it is missing, a folder, empty or unreadable; `kind` names it in the message.
     """
     file = Path(path)
-    if not file.exists():
-        raise InputError(f"{kind} {file} does not exist", "Check the path")
-    if file.is_dir():
-        raise InputError(f"{kind} {file} is a folder", "Name a file")
-    if not file.is_file():
-        raise InputError(f"{kind} {file} is not a regular file", "Name a file")
+    _check_name(file, kind)
     try:
+        if not file.exists():
+            raise InputError(f"{kind} {file} does not exist", "Check the path")
+        if file.is_dir():
+            raise InputError(f"{kind} {file} is a folder", "Name a file")
+        if not file.is_file():
+            raise InputError(f"{kind} {file} is not a regular file", "Name a file")
         with file.open("rb") as stream:
             empty = not stream.read(1)
     except OSError as error:
-        raise InputError(f"{kind} {file} cannot be read: {error.strerror}", "Check its permissions") from error
+        hint = "Check the path" if error.errno == errno.ENAMETOOLONG else "Check its permissions"
+        raise InputError(f"{kind} {file} cannot be read: {error.strerror}", hint) from error
     if empty:
         raise InputError(f"{kind} {file} is empty (0 bytes)", "Copy or save it again")
     return file
 
 
+def check_replaceable(file: Path, sources: Iterable[AnyPath | None], kind: str = "output") -> None:
+    """Raise InputError when `file` must not be written: it is no regular file, or a source of the job.
+
+    Args:
+        file: where something is to be written.
+        sources: what the job reads; a folder stands for what lies in it, exports left out.
+        kind: names the file in the message.
+    """
+    _check_name(file, kind)
+    try:
+        mode = file.stat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _write_error(file, error) from error
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{kind} {file} is a folder", "Name a file, such as model.onnx")
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{kind} {file} is not a regular file", "Choose another name")
+    for source in sources:
+        if source is not None and _is_of(file, Path(source)):
+            raise InputError(f"{kind} {file} is the input itself", "Choose another name")
+
+
+def _is_of(file: Path, source: Path) -> bool:
+    try:
+        in_folder = source.is_dir() and file.parent.samefile(source) and file.suffix not in _EXPORTED_SUFFIXES
+        return in_folder or file.samefile(source)
+    except OSError:
+        return False  # a source that is not there; reading it will say so
+
+
+def _check_name(file: Path, kind: str) -> None:
+    """Raise InputError for a name that ONNX and TensorRT, which take UTF-8, could not be given."""
+    try:
+        os.fspath(file).encode()
+    except UnicodeEncodeError as error:
+        shown = os.fspath(file).encode(errors="backslashreplace").decode()
+        raise InputError(f"{kind} {shown} is not named in UTF-8", "Rename it, or choose another name") from error
+
+
 @contextmanager
-def staged_output(path: str | os.PathLike[str], source: str | os.PathLike[str] | None = None) -> Iterator[Path]:
+def staged_output(
+    path: AnyPath, *sources: AnyPath | None, beside: Iterable[Path] = (), stale: Iterable[Path] = ()
+) -> Iterator[Path]:
     """Yield the path to write to, in a staging folder beside `path`; move what lies there into place at the end.
 
     Files written beside the yielded path (external weights, a manifest) move with it, each by one rename, the
-    named file last. When the block raises, the staging folder is removed and nothing else has changed.
+    named file last; a link in its place is written through. When the block raises, the staging folder is removed
+    and nothing else has changed.
+
+    Args:
+        path: the file to write.
+        sources: files and folders that the output is made from; none of them is ever replaced.
+        beside: where files beside it will go, if that is known: what forbids them is then said before the block.
+        stale: files that belong to what is replaced, removed unless they are replaced too.
 
     Raises:
-        InputError: the output's folder is missing or not writable, `path` is a folder, or it is `source`, the file
-            that the output is made from.
+        InputError: the output's folder is missing or not writable, or a place is taken by a folder, by something
+            that is no file, or by a source.
     """
     target = Path(path)
-    if target.exists() and not target.is_file() and not target.is_dir():
-        raise InputError(f"output {target} is not a regular file", "Choose another name")
-    if source is not None and target.exists() and Path(source).exists() and target.samefile(source):
-        raise InputError(f"output {target} is the input itself", "Choose another name")
-    if target.is_dir():
-        raise InputError(f"output {target} is a folder", "Name a file, such as model.onnx")
+    for file in (target, *beside):
+        check_replaceable(file, sources)
+    # As for `open`, a write to a link reaches what it leads to.
+    place = target.resolve() if target.is_symlink() else target
+    staging = None
     try:
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise InputError(f"cannot write to {target.parent}: {error.strerror}", "Choose a writable folder") from error
-    try:
+        with interrupts.held():
+            staging = _make_staging(place)
+        interrupts.check()
         staged = staging / target.name
         yield staged
-        others = sorted(file for file in staging.iterdir() if file != staged)
-        for file in [*others, staged]:
-            file.replace(target.parent / file.name)
+        with interrupts.held():
+            interrupts.check()
+            _move_into_place(staged, place, target.parent, sources, stale)
     except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror or error}", "Check space and permissions") from error
+        # What cannot be read is not the output's fault; an error without a name comes from writing.
+        if error.filename is not None and staging is not None and os.fspath(staging) not in str(error.filename):
+            raise
+        raise _write_error(target, error) from error
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        with interrupts.held():
+            if staging is not None:
+                shutil.rmtree(staging, ignore_errors=True)
+
+
+def _make_staging(place: Path) -> Path:
+    """Make the staging folder, on the output's own file system: only there can a file be renamed into place."""
+    try:
+        return Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=place.parent))
+    except OSError as error:
+        raise InputError(f"cannot write to {place.parent}: {error.strerror}", "Choose a writable folder") from error
+
+
+def _move_into_place(
+    staged: Path, place: Path, folder: Path, sources: Iterable[AnyPath | None], stale: Iterable[Path]
+) -> None:
+    others = {file: folder / file.name for file in sorted(staged.parent.iterdir()) if file != staged}
+    for destination in others.values():
+        check_replaceable(destination, sources)
+    for file, destination in others.items():
+        # A rename, unless the output is a link into another file system.
+        shutil.move(file, destination)
+    staged.replace(place)
+    for file in set(stale) - set(others.values()):
+        file.unlink(missing_ok=True)
+
+
+def _write_error(target: Path, error: OSError) -> InputError:
+    hint = _WRITE_HINTS.get(error.errno or 0, "Check space and permissions")
+    return InputError(f"cannot write {target}: {error.strerror or error}", hint)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
 
 
 class _State:
@@ -25,24 +23,15 @@ def _handle(number: int, _: FrameType | None) -> None:
         raise KeyboardInterrupt
 
 
-@contextmanager
-def listening() -> Iterator[None]:
-    """Turn every ending signal of the block into KeyboardInterrupt, so that all clean up alike.
+def listen() -> None:
+    """Turn every ending signal of this process into KeyboardInterrupt, so that all clean up alike.
 
-    Signals that are ignored (as nohup and shell scripts ask for), or that the embedding program handles, stay so.
+    Signals that are ignored, as nohup and shell scripts ask for, stay so.
     """
-    _State.received = None
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    replaced = {number: signal.getsignal(number) for number in _ENDING if signal.getsignal(number) in _DEFAULTS}
-    try:
-        for number in replaced:
+    _State.received, _State.held = None, 0
+    for number in _ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _handle)
-        yield
-    finally:
-        for number, handler in replaced.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -55,8 +44,19 @@ def held() -> Iterator[None]:
         _State.held -= 1
 
 
+def settle() -> None:
+    """Let no signal interrupt what follows: the command is over, and says how."""
+    _State.held += 1
+
+
+def ignore() -> None:
+    """Ignore ending signals: a process that exits should do so with its own exit code, not be killed on the way."""
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def received() -> int | None:
-    """Return the number of the ending signal that came since `listening` began, also if someone swallowed it.
+    """Return the number of the ending signal that came, also if someone swallowed it.
 
     Lazy imports of torch, for one, turn a KeyboardInterrupt into errors of other types.
     """

@@ -14,8 +14,8 @@ import pom_export
 PACKAGE = Path(pom_export.__file__).parent
 # From the bottom up: each imports only from itself and those before it.
 LAYERS = (
-    "version", "contract", "errors", "files", "mixer", "attention", "models", "checkpoint", "graph", "runtime",
-    "engine", "parity", "api", "cli", "__main__",
+    "version", "contract", "errors", "interrupts", "files", "mixer", "attention", "models", "checkpoint", "graph",
+    "runtime", "engine", "parity", "api", "cli", "__main__",
 )  # fmt: skip
 
 

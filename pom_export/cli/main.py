@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import json
-import os
+import signal
 import sys
 import traceback
 from typing import NoReturn
 
 import click
 
+from pom_export import interrupts
+from pom_export.cli.output import say, say_on_stderr, settle_stdout
 from pom_export.errors import PomExportError
 from pom_export.version import __version__
 
@@ -22,7 +26,10 @@ _COMMANDS = {
     "build": "Build a TensorRT engine with the plugin inside.",
     "scan": "List a model's attention, and what a swap for PoM would save.",
 }
-_BAD_INPUT, _INTERRUPTED = 2, 130
+# The exit code of a command that a signal ended is this plus the signal's number, as shells have it.
+_SIGNALLED = 128
+# torch's allocator raises a RuntimeError.
+_TORCH_OUT_OF_MEMORY = "can't allocate memory"
 
 
 class _LazyGroup(click.Group):
@@ -48,56 +55,68 @@ def cli() -> None:
     r"""Take a trained Polynomial Mixer (PoM) model from PyTorch to ONNX Runtime and TensorRT.
 
     \b
-    Exit codes: 0 done; 1 a check failed; 2 bad input or usage; 130 interrupted.
+    Exit codes: 0 done; 1 a check failed; 2 bad input or usage; 130 interrupted, 143 terminated.
     """
 
 
 def main() -> NoReturn:
     """Run the command line and exit."""
-    sys.exit(run(sys.argv[1:]))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file's name may hold bytes that the terminal's encoding has no character for.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    interrupts.listen()
+    code = run(sys.argv[1:])
+    interrupts.ignore()
+    settle_stdout()
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
-    debug = "--debug" in arguments
     try:
         result = cli.main(arguments, prog_name="pom-export", standalone_mode=False)
+        interrupts.settle()
+        interrupts.check()
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as error:
         return error.exit_code
-    except click.ClickException as error:
-        error.show()
-        _print_json_error(arguments, error.format_message(), "")
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("pom-export: interrupted", err=True)
-        _print_json_error(arguments, "interrupted", "")
-        return _INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output left; nothing more can be said to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except PomExportError as error:
-        _show_error(str(error), debug)
-        _print_json_error(arguments, error.what, error.hint)
-        return error.exit_code
-    except Exception as error:  # noqa: BLE001 (the last resort: no traceback unless asked for)
-        reason = (str(error).strip() or "no message").splitlines()[0]
-        _show_error(f"internal error: {type(error).__name__}: {reason}. Run with --debug and report it", debug)
-        _print_json_error(arguments, f"internal error: {type(error).__name__}: {reason}", "Run with --debug")
-        return _BAD_INPUT
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 (the last resort: no traceback unless asked for)
+        interrupts.settle()
+        return _report_failure(error, arguments)
 
 
-def _show_error(message: str, debug: bool) -> None:
-    if debug:
-        traceback.print_exc()
-    click.echo(f"pom-export: error: {message}", err=True)
-
-
-def _print_json_error(arguments: list[str], what: str, hint: str) -> None:
-    """With --json stdout holds one object, whatever happens."""
+def _report_failure(error: BaseException, arguments: list[str]) -> int:
+    """Say in one line why the command ended, as JSON too where that was asked for; return the exit code."""
+    number = interrupts.received()
+    if number is not None or isinstance(error, (click.Abort, KeyboardInterrupt)):
+        number = signal.SIGINT if number is None else number
+        what, hint, code = "interrupted" if number == signal.SIGINT else "terminated", "", _SIGNALLED + number
+        say_on_stderr(f"pom-export: {what}")
+    elif isinstance(error, click.ClickException):
+        what, hint, code = error.format_message(), "", error.exit_code
+        with contextlib.suppress(OSError):
+            error.show()
+    else:
+        known = error if isinstance(error, PomExportError) else _explained(error)
+        what, hint, code = known.what, known.hint, known.exit_code
+        if "--debug" in arguments:
+            say_on_stderr("".join(traceback.format_exception(error)))
+        say_on_stderr(f"pom-export: error: {known}")
     if "--json" in arguments:
-        click.echo(json.dumps({"error": what, "hint": hint}))
+        # stdout holds one object, whatever happens; that it takes nothing may be what happened.
+        with contextlib.suppress(PomExportError):
+            say(json.dumps({"error": what, "hint": hint}))
+    return code
+
+
+def _explained(error: BaseException) -> PomExportError:
+    """Return what an exception that nobody expected tells a user."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, OSError):
+        return PomExportError(f"the system refused: {reason}", "Check space, permissions and paths")
+    if isinstance(error, MemoryError) or _TORCH_OUT_OF_MEMORY in reason:
+        return PomExportError(f"not enough memory: {reason}", "Choose smaller sizes, or a machine with more memory")
+    return PomExportError(f"internal error: {type(error).__name__}: {reason}", "Run with --debug and report it")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
+
+from pom_export.errors import InputError
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _KIB = 1024
@@ -48,17 +53,47 @@ class Progress:
 
     def __call__(self, stage: str) -> None:  # noqa: D102 (the class says it)
         if self._enabled:
-            click.echo(f"[{time.monotonic() - self._started:6.1f}s] {stage}", err=True)
+            say_on_stderr(f"[{time.monotonic() - self._started:6.1f}s] {stage}")
+
+
+def say(text: str) -> None:
+    """Print on stdout.
+
+    A reader that left is no failure: nothing more can be said to it, and the exit code still counts.
+
+    Raises:
+        InputError: what stdout leads to takes nothing.
+    """
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        settle_stdout()
+    except OSError as error:
+        raise InputError(f"cannot write to stdout: {error.strerror}", "Check what it is redirected to") from error
+
+
+def say_on_stderr(text: str) -> None:
+    """Print on stderr; nothing that is said there is worth ending a job for."""
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
+
+
+def settle_stdout() -> None:
+    """Drop what stdout would not take, which Python would try to write again at its exit."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_result(result: Mapping[str, Any], as_json: bool, lines: Sequence[tuple[str, str]]) -> None:
     """Print a result: as JSON, or as aligned `name  value` lines."""
     if as_json:
-        click.echo(json.dumps(result))
+        say(json.dumps(result))
         return
     width = max(len(name) for name, _ in lines)
-    for name, value in lines:
-        click.echo(f"{name:<{width}}  {value}")
+    say("\n".join(f"{name:<{width}}  {value}" for name, value in lines))
 
 
 def human_bytes(count: int) -> str:

@@ -1,0 +1,81 @@
+"""Signals end a command in one way, wherever they arrive."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pom_export import interrupts
+from pom_export.cli.main import cli, run
+from pom_export.files import staged_output
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture(autouse=True)
+def listening() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    interrupts.listen()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    interrupts._State.received = None
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_that_a_third_party_swallows_still_prevents_the_output(number: int, tmp_path: Path) -> None:
+    def work() -> None:
+        with staged_output(tmp_path / "m") as staged:
+            staged.write_text("whole")
+            with contextlib.suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), number)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert interrupts.received() == number
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_are_moved_together_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    move = Path.replace
+
+    def interrupted_move(file: Path, place: Path) -> Path:
+        os.kill(os.getpid(), signal.SIGINT)
+        return move(file, place)
+
+    monkeypatch.setattr(Path, "replace", interrupted_move)
+    with staged_output(tmp_path / "m") as staged:
+        staged.write_text("m")
+        staged.with_name("m.json").write_text("{}")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["m", "m.json"]
+    with pytest.raises(KeyboardInterrupt):
+        interrupts.check()
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(2, 130, "interrupted"), (15, 143, "terminated"), (1, 129, "term")]
+)
+def test_the_exit_code_names_the_signal_whatever_error_it_became(
+    number: int, code: int, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(*_: object, **__: object) -> None:
+        try:
+            os.kill(os.getpid(), number)
+        except KeyboardInterrupt:
+            raise ImportError("a lazy import failed") from None
+
+    monkeypatch.setattr(cli, "main", main)
+    assert run([]) == code
+    assert word in capsys.readouterr().err
+
+
+def test_signals_that_the_process_is_to_ignore_stay_ignored() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    interrupts.listen()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert interrupts.received() is None
