@@ -13,9 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from pom_export.errors import MissingDependencyError
 from pom_export.runtime.library import plugin_library
+
+# Test tensors are small: on a shared machine threads only wait for each other.
+torch.set_num_threads(1)
 
 # What may be missing in CI too: a GPU, the full TensorRT, and what depends on the machine or the user.
 MAY_SKIP_IN_CI = {"gpu", "tensorrt", "machine"}
