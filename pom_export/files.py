@@ -84,16 +84,20 @@ def check_replaceable(file: Path, sources: Iterable[AnyPath | None], kind: str =
     if not stat.S_ISREG(mode):
         raise InputError(f"{kind} {file} is not a regular file", "Choose another name")
     for source in sources:
-        if source is not None and _is_of(file, Path(source)):
-            raise InputError(f"{kind} {file} is the input itself", "Choose another name")
+        if source is not None:
+            _check_is_no_source(file, Path(source), kind)
 
 
-def _is_of(file: Path, source: Path) -> bool:
+def _check_is_no_source(file: Path, source: Path, kind: str) -> None:
     try:
-        in_folder = source.is_dir() and file.parent.samefile(source) and file.suffix not in _EXPORTED_SUFFIXES
-        return in_folder or file.samefile(source)
+        same = file.samefile(source)
+        in_folder = source.is_dir() and file.parent.samefile(source)
     except OSError:
-        return False  # a source that is not there; reading it will say so
+        return  # a source that is not there; reading it will say so
+    if same:
+        raise InputError(f"{kind} {file} is the input itself", "Choose another name")
+    if in_folder and file.suffix not in _EXPORTED_SUFFIXES:
+        raise InputError(f"{kind} {file} is a file of the input folder", "Choose another name, such as model.onnx")
 
 
 def _check_name(file: Path, kind: str) -> None:
@@ -126,6 +130,8 @@ def staged_output(
             that is no file, or by a source.
     """
     target = Path(path)
+    if os.fspath(path).endswith(os.sep):
+        raise InputError(f"output {os.fspath(path)} is a folder", "Name a file, such as model.onnx")
     for file in (target, *beside):
         check_replaceable(file, sources)
     # As for `open`, a write to a link reaches what it leads to.

@@ -1,4 +1,4 @@
-"""Signals that end a command: raised as KeyboardInterrupt, remembered if that is swallowed, held where they'd harm."""
+"""Signals that end a command: each a KeyboardInterrupt, remembered when swallowed, held where it would do harm."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ from contextlib import contextmanager
 from types import FrameType
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Ended(KeyboardInterrupt):
+    """An ending signal came.
+
+    A class of its own: once a plain KeyboardInterrupt has passed through `exec`, as torch calls it, `python -m` ends
+    the process by SIGINT whatever its exit code.
+    """
 
 
 class _State:
@@ -20,11 +28,11 @@ class _State:
 def _handle(number: int, _: FrameType | None) -> None:
     _State.received = number
     if not _State.held:
-        raise KeyboardInterrupt
+        raise Ended
 
 
 def listen() -> None:
-    """Turn every ending signal of this process into KeyboardInterrupt, so that all clean up alike.
+    """Turn every ending signal of this process into a KeyboardInterrupt, so that all clean up alike.
 
     Signals that are ignored, as nohup and shell scripts ask for, stay so.
     """
@@ -64,6 +72,6 @@ def received() -> int | None:
 
 
 def check() -> None:
-    """Raise KeyboardInterrupt when an ending signal came, before something is done that it was to prevent."""
+    """Raise Ended when an ending signal came, before something is done that it was to prevent."""
     if _State.received is not None:
-        raise KeyboardInterrupt
+        raise Ended

@@ -12,7 +12,7 @@ from pom_export.errors import InputError
 from pom_export.files import readable_file, staged_output
 
 
-def write(path: Path, *sources: Path, **options: object) -> None:
+def write(path: str | Path, *sources: Path, **options: object) -> None:
     with staged_output(path, *sources, **options) as staged:
         staged.write_text("new")
 
@@ -64,7 +64,7 @@ def test_a_folder_that_is_a_source_keeps_its_files_but_exports_into_it_may_be_re
     for name in ("model.safetensors", "config.json", "m.onnx"):
         (tmp_path / name).write_text("old")
     for name in ("model.safetensors", "config.json"):
-        with pytest.raises(InputError, match="is the input itself"):
+        with pytest.raises(InputError, match="is a file of the input folder"):
             write(tmp_path / name, tmp_path)
     write(tmp_path / "m.onnx", tmp_path)
     assert (tmp_path / "m.onnx").read_text() == "new"
@@ -144,3 +144,9 @@ def test_places_that_take_no_file(place: str, message: str, tmp_path: Path) -> N
     with pytest.raises(InputError, match=message):
         write(tmp_path / place)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["fifo", "file"]
+
+
+def test_a_name_that_ends_as_a_folders_is_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="new/ is a folder"):
+        write(f"{tmp_path}/new/")
+    assert list(tmp_path.iterdir()) == []

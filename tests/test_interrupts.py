@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,6 +74,21 @@ def test_the_exit_code_names_the_signal_whatever_error_it_became(
     monkeypatch.setattr(cli, "main", main)
     assert run([]) == code
     assert word in capsys.readouterr().err
+
+
+COMMAND = """
+import os, signal
+from pom_export.cli.main import cli, main
+cli.main = lambda *_, **__: exec("os.kill(os.getpid(), signal.SIGTERM)")
+main()
+"""
+
+
+def test_python_does_not_end_the_process_by_another_signal(tmp_path: Path) -> None:
+    """It does so with `python -m`, after a plain KeyboardInterrupt that passed through `exec`."""
+    (tmp_path / "command.py").write_text(COMMAND)
+    done = subprocess.run([sys.executable, "-m", "command"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (143, "pom-export: terminated\n")
 
 
 def test_signals_that_the_process_is_to_ignore_stay_ignored() -> None:

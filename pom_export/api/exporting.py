@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pom_export.api.progress import Progress, silent
+from pom_export.api.side_files import check_recording_place, own_side_files
 from pom_export.errors import InputError, ParityError
 from pom_export.files import sha256_of, staged_output
 from pom_export.graph.exported import PRECISIONS, ExportedModel, read_model
@@ -106,7 +107,10 @@ def export(
     opset = default_opset(dtype) if opset is None else opset
     check_opset(opset)
     checkpoint = model if isinstance(model, (str, os.PathLike)) else None
-    with staged_output(output, checkpoint) as staged:
+    beside = [recording_path(output)] if samples else []
+    with staged_output(output, checkpoint, beside=beside, stale=own_side_files(output)) as staged:
+        if samples:
+            check_recording_place(output)
         source = load_source(
             model,
             GraphOptions(mask, cross, positions, static),

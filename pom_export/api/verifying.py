@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pom_export.api.progress import Progress, silent
+from pom_export.engine.manifest import manifest_path
 from pom_export.errors import InputError
 from pom_export.files import sha256_of, staged_output
 from pom_export.graph.exported import ExportedModel, read_model
 from pom_export.parity import tolerances
-from pom_export.parity.inputs import cases_from_npz, make_cases
+from pom_export.parity.inputs import Array, Case, cases_from_npz, make_cases
+from pom_export.parity.page import render_page
 from pom_export.parity.recording import load_recording, recording_path
 from pom_export.parity.report import ParityReport
 from pom_export.parity.tolerances import Tolerance
@@ -39,6 +44,7 @@ def verify(
     rtol: float | None = None,
     atol: float | None = None,
     seed: int = 0,
+    report: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
 ) -> ParityReport:
     """Compare an exported model with PyTorch on every backend that runs here.
@@ -51,46 +57,85 @@ def verify(
         rtol: bound relative to the largest magnitude of the reference output; default: by the model's type.
         atol: absolute bound; default: by the model's type.
         seed: of the random inputs.
+        report: where the comparison goes as one HTML page; None: nowhere.
         progress: called with one line a stage.
 
     Returns:
         A report; truthy when every output of every backend is within tolerance.
 
     Raises:
-        InputError: a file is not usable, or the checkpoint is of another model.
+        InputError: a file is not usable, the checkpoint is of another model, or the report cannot be written.
     """
     exported = read_model(model)
     tolerance, precision = _tolerance(exported.precision, rtol, atol)
-    metadata = tensor_metadata(exported.inputs)
-    if checkpoint is not None:
-        reference_module = _reference_module(exported, checkpoint)
-        if inputs is None:
-            cases = list(make_cases(exported.inputs, exported.limits, seed))
-        else:
-            cases = cases_from_npz(inputs, exported.inputs, exported.limits)
-        names = [spec.name for spec in exported.outputs]
-        recordings = record(torch_runner(reference_module, names, metadata, "PyTorch"), cases)
-        reference = f"PyTorch in float64, weights of {checkpoint}"
-    else:
+    sources = [model, *exported.weights, recording_path(exported.path), checkpoint, inputs]
+    sources += [] if engine is None else [engine, manifest_path(engine)]
+    # Opened first: a place that takes no report is no reason to find out after the comparison.
+    with nullcontext() if report is None else staged_output(report, *sources) as page:
+        expected = _expected(exported, checkpoint, inputs, seed)
+        candidates, not_run = onnxruntime_candidates(exported)
+        _add_engine(engine, candidates, not_run)
+        if not candidates:
+            raise InputError(
+                f"no backend here can run {exported.path}: {'; '.join(not_run)}", "Use a machine with a GPU"
+            )
+        comparisons = []
+        for candidate in candidates:
+            progress(f"{candidate.backend} ({candidate.path}): {len(expected.cases)} cases")
+            runner = recorded_runner(expected.outputs, tensor_metadata(exported.inputs), "PyTorch")
+            comparisons += compare(runner, candidate, expected.cases, tolerance)
+        outcome = ParityReport(os.fspath(model), expected.reference, precision, comparisons, not_run, expected.notes)
+        if page is not None:
+            _write_page(outcome, page)
+    return outcome
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What the model's outputs should be, case by case, and where that comes from."""
+
+    cases: Sequence[Case]
+    outputs: Sequence[Mapping[str, Array]]
+    reference: str
+    notes: Sequence[str] = ()
+
+
+def _expected(
+    exported: ExportedModel,
+    checkpoint: str | os.PathLike[str] | None,
+    inputs: str | os.PathLike[str] | None,
+    seed: int,
+) -> _Expected:
+    if checkpoint is None:
         if inputs is not None:
             raise InputError("--inputs needs a reference to run them through", "Give --checkpoint")
-        cases, recordings = load_recording(recording_path(exported.path), sha256_of(exported.path))
-        reference = f"PyTorch in float64, recorded in {recording_path(exported.path)}"
+        recording = recording_path(exported.path)
+        cases, outputs = load_recording(recording, sha256_of(exported.path))
+        return _Expected(cases, outputs, f"PyTorch in float64, recorded in {recording}")
+    module, sha256 = _reference_module(exported, checkpoint)
+    if inputs is None:
+        cases = list(make_cases(exported.inputs, exported.limits, seed))
+    else:
+        cases = cases_from_npz(inputs, exported.inputs, exported.limits)
+    names = [spec.name for spec in exported.outputs]
+    outputs = record(torch_runner(module, names, tensor_metadata(exported.inputs), "PyTorch"), cases)
+    return _Expected(
+        cases, outputs, f"PyTorch in float64, weights of {checkpoint}", _notes(exported, checkpoint, sha256)
+    )
 
-    candidates, not_run = onnxruntime_candidates(exported)
-    _add_engine(engine, candidates, not_run)
-    if not candidates:
-        raise InputError(f"no backend here can run {exported.path}: {'; '.join(not_run)}", "Use a machine with a GPU")
-    comparisons = []
-    for candidate in candidates:
-        progress(f"{candidate.backend} ({candidate.path}): {len(cases)} cases")
-        runner = recorded_runner(recordings, metadata, "PyTorch")
-        comparisons += compare(runner, candidate, cases, tolerance)
-    return ParityReport(os.fspath(model), reference, precision, comparisons, not_run)
+
+def _notes(exported: ExportedModel, checkpoint: str | os.PathLike[str], sha256: str) -> list[str]:
+    """Say when the weights come from another file than the model's: the same ones may be saved in many ways."""
+    exported_from = exported.properties.get("source_sha256", sha256)
+    if sha256 == exported_from:
+        return []
+    return [
+        f"{checkpoint} is not the file that was exported: sha256 {sha256[:12]}, the model's is {exported_from[:12]}"
+    ]
 
 
-def _reference_module(exported: ExportedModel, checkpoint: str | os.PathLike[str]) -> nn.Module:
-    """Return the module whose outputs the model should have, in float64."""
+def _reference_module(exported: ExportedModel, checkpoint: str | os.PathLike[str]) -> tuple[nn.Module, str]:
+    """Return the module whose outputs the model should have, in float64, and its checkpoint's sha256."""
     from pom_export.checkpoint import load_model
     from pom_export.checkpoint.spec import V1
     from pom_export.graph.program import GraphOptions, program_of
@@ -107,7 +152,7 @@ def _reference_module(exported: ExportedModel, checkpoint: str | os.PathLike[str
         )
     names = {spec.name for spec in exported.inputs}
     options = GraphOptions(exported.properties.get("mask") or None, "context" in names, "positions" in names)
-    return Float64Module(program_of(loaded.module, options).module)
+    return Float64Module(program_of(loaded.module, options).module), loaded.sha256
 
 
 def _add_engine(engine: str | os.PathLike[str] | None, candidates: list[Candidate], not_run: list[str]) -> None:
@@ -144,7 +189,9 @@ def write_report(report: ParityReport, path: str | os.PathLike[str]) -> None:
     Raises:
         InputError: the page cannot be written there.
     """
-    from pom_export.parity.page import render_page
-
     with staged_output(path) as staged:
-        staged.write_text(render_page(report), encoding="utf-8")
+        _write_page(report, staged)
+
+
+def _write_page(report: ParityReport, file: Path) -> None:
+    file.write_text(render_page(report), encoding="utf-8", errors="backslashreplace")

@@ -9,14 +9,22 @@ import click
 from pom_export.cli.output import Progress, common_options, human_bytes, print_result, recognition_options
 from pom_export.errors import InputError
 
+# The export runs the model on inputs of the pinned size; no machine holds more than this.
+_MOST_TOKENS = 2**31 - 1
+
 
 def _parse_static(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    match = re.fullmatch(r"(\d{1,19})x(\d{1,19})", text)
     if match is None:
         raise InputError(f"--static {text!r} is not BATCHxTOKENS", "Example: --static 1x256")
-    return int(match[1]), int(match[2])
+    batch, tokens = int(match[1]), int(match[2])
+    if batch * tokens > _MOST_TOKENS:
+        raise InputError(
+            f"--static {text} is {batch * tokens} tokens", f"The model is run on them: at most {_MOST_TOKENS}"
+        )
+    return batch, tokens
 
 
 @click.command("export")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from pom_export.cli.output import Progress, common_options, print_result
-from pom_export.errors import InputError
 
 
 @click.command("verify")
@@ -33,12 +30,9 @@ def command(
     verbose: bool,
 ) -> int:
     """Compare MODEL with PyTorch on every backend that runs here; exit code 1 when any output differs."""
-    for source in (model, checkpoint, engine, inputs):
-        if report is not None and source is not None and Path(report).resolve() == Path(source).resolve():
-            raise InputError(f"--report {report} is an input itself", "Choose another name")
     progress = Progress(verbose or not as_json)
     progress(f"reading {model}")
-    from pom_export.api import verify, write_report
+    from pom_export.api import verify
 
     outcome = verify(
         model,
@@ -48,10 +42,9 @@ def command(
         rtol=rtol,
         atol=atol,
         seed=seed,
+        report=report,
         progress=progress,
     )
-    if report is not None:
-        write_report(outcome, report)
     lines = [("reference", outcome.reference)]
     for comparison in outcome.comparisons:
         worst = comparison.worst
@@ -63,6 +56,7 @@ def command(
             )
         )
     lines += [("not run", reason) for reason in outcome.not_run]
+    lines += [("note", note) for note in outcome.notes]
     lines += [("report", report)] if report is not None else []
     lines.append(("result", "passed" if outcome else "FAILED"))
     print_result(outcome.to_dict(), as_json, lines)

@@ -6,14 +6,15 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from pom_export.engine.backend import load_backend, load_plugin
 from pom_export.engine.job import BuildJob
-from pom_export.engine.manifest import EngineInfo
+from pom_export.engine.manifest import EngineInfo, check_manifest_place, manifest_path
 from pom_export.engine.profiles import Shapes, make_profiles
 from pom_export.engine.targets import resolve_targets
 from pom_export.errors import InputError
-from pom_export.files import sha256_of, staged_output
+from pom_export.files import check_replaceable, sha256_of, staged_output
 from pom_export.graph.exported import read_model
 from pom_export.version import __version__
 
@@ -60,7 +61,12 @@ def build_engine(
     chosen = resolve_targets(loaded, targets)
     if timing_cache is not None and loaded.is_rtx:
         raise InputError("TensorRT for RTX keeps no timing cache", "Leave --timing-cache out")
-    with staged_output(output, exported.path) as staged:
+    sources = [exported.path, *exported.weights]
+    manifest = manifest_path(output)
+    with staged_output(output, *sources, beside=[manifest]) as staged:
+        check_manifest_place(output)
+        if timing_cache is not None:
+            check_replaceable(Path(timing_cache), [*sources, output], "timing cache")
         library = load_plugin(loaded)
         started = time.monotonic()
         job = BuildJob(loaded, exported, profiles, chosen, library if embed_plugin else None, timing_cache, progress)
@@ -69,7 +75,7 @@ def build_engine(
         staged.write_bytes(engine)
         info = EngineInfo(
             engine=os.fspath(output),
-            manifest=f"{os.fspath(output)}.json",
+            manifest=os.fspath(manifest),
             backend=loaded.name,
             backend_version=loaded.version,
             targets=list(chosen),
@@ -83,8 +89,9 @@ def build_engine(
             seconds=round(seconds, 2),
             sha256=sha256_of(staged),
             model_sha256=sha256_of(exported.path),
+            weights_sha256={file.name: sha256_of(file) for file in exported.weights},
             plugin_sha256=sha256_of(library),
             toolkit_version=__version__,
         )
-        staged.with_name(staged.name + ".json").write_text(json.dumps(info.to_dict(), indent=2) + "\n")
+        manifest_path(staged).write_text(json.dumps(info.to_dict(), indent=2) + "\n")
     return info

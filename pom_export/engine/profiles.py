@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ Shapes = Mapping[str, Sequence[int]]
 # (min, opt, max) of a dynamic dimension that the user says nothing about; widened to hold what the user does say.
 _DEFAULT_RANGES = {"batch": (1, 1, 8)}
 _DEFAULT_RANGE = (1, 256, 4096)
+# What TensorRT checks only in words of its own: its dimensions are 32-bit, and no GPU holds an input of 1 TiB.
+_LARGEST_SIZE, _LARGEST_BYTES = 2**31 - 1, 2**40
 
 
 @dataclass(frozen=True)
@@ -32,14 +35,16 @@ def parse_shapes(text: str | None, option: str) -> dict[str, tuple[int, ...]]:
     """Parse trtexec's form, `x:1x16x64,mask:1x16`.
 
     Raises:
-        InputError: the text has another form, or a size below 1.
+        InputError: the text has another form, a size is below 1, or a name is there twice.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for item in filter(None, (text or "").split(",")):
-        match = re.fullmatch(r"\s*([^:\s]+):(\d+(?:x\d+)*)\s*", item)
+        match = re.fullmatch(r"\s*([^:\s]+):(\d{1,19}(?:x\d{1,19})*)\s*", item)
         sizes = tuple(int(size) for size in match[2].split("x")) if match else (0,)
         if match is None or min(sizes) < 1:
             raise InputError(f"{option} {item!r} is not NAME:AxBxC with sizes of at least 1", "Example: x:1x16x64")
+        if match[1] in shapes:
+            raise InputError(f"{option} names {match[1]!r} twice", "Give each input one shape")
         shapes[match[1]] = sizes
     return shapes
 
@@ -63,18 +68,29 @@ def make_profiles(
         most_tokens: how many tokens the model has positions for; None: any number.
 
     Raises:
-        InputError: a shape names no input, does not fit its axes, has more tokens than the model takes, or
-            min <= opt <= max does not hold.
+        InputError: a shape names no input, does not fit its axes, has more tokens than the model takes or a
+            GPU holds, or min <= opt <= max does not hold.
     """
     names = ("minShapes", "optShapes", "maxShapes")
     bound = [_bind(specs, shapes, name) for name, shapes in zip(names, (minimum, optimum, maximum), strict=True)]
     ranges = {axis: _range(axis, bound, most_tokens) for spec in specs for axis in spec.axes if isinstance(axis, str)}
-    return {
+    profiles = {
         spec.name: ShapeProfile(
             *(tuple(axis if isinstance(axis, int) else ranges[axis][i] for axis in spec.axes) for i in range(3))
         )
         for spec in specs
     }
+    for spec in specs:
+        _check_size(spec, profiles[spec.name].maximum)
+    return profiles
+
+
+def _check_size(spec: TensorSpec, largest: Sequence[int]) -> None:
+    if max(largest, default=0) > _LARGEST_SIZE or math.prod(largest) * spec.dtype.itemsize > _LARGEST_BYTES:
+        raise InputError(
+            f"largest shape {'x'.join(map(str, largest))} of {spec.name} is beyond what a GPU holds",
+            "Give smaller --maxShapes",
+        )
 
 
 def _bind(specs: Sequence[TensorSpec], shapes: Shapes, option: str) -> dict[str, int]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pom_export.engine.backend import Backend, load_backend, load_plugin
+from pom_export.engine.backend import BACKENDS, Backend, load_backend, load_plugin
+from pom_export.engine.manifest import manifest_path, read_manifest
 from pom_export.errors import InputError
 from pom_export.files import readable_file
 
@@ -23,11 +23,9 @@ def engine_backend(engine: str | os.PathLike[str]) -> Backend:
         MissingDependencyError: that TensorRT is not installed.
     """
     file = readable_file(engine, "engine")
-    manifest = readable_file(f"{file}.json", "manifest")
-    try:
-        name = json.loads(manifest.read_text())["backend"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"manifest {manifest} is not one of ours", "Build the engine again") from error
+    name = read_manifest(file)["backend"]
+    if name not in BACKENDS:
+        raise InputError(f"manifest {manifest_path(file)} names no TensorRT, but {name!r}", "Build the engine again")
     return load_backend(name)
 
 

@@ -18,12 +18,14 @@ def parse_targets(text: str | None) -> tuple[str, ...]:
     """Parse `sm86,sm120`.
 
     Raises:
-        InputError: an item is no compute capability.
+        InputError: an item is no compute capability, or is there twice.
     """
     targets = tuple(item.strip() for item in (text or "").split(",") if item.strip())
     for target in targets:
         if not re.fullmatch(r"sm\d{2,3}", target):
             raise InputError(f"target {target!r} is no compute capability", "Examples: sm86, sm89, sm120")
+        if targets.count(target) > 1:
+            raise InputError(f"target {target} is given twice", "Name each once")
     return targets
 
 

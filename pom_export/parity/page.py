@@ -35,6 +35,7 @@ def render_page(report: ParityReport) -> str:
         ("reference", report.reference),
         ("tolerance for", report.precision),
         *(("not run", reason) for reason in report.not_run),
+        *(("note", note) for note in report.notes),
         ("made by", f"pom-export {__version__}"),
     ]
     return "\n".join(

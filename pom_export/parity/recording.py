@@ -30,6 +30,15 @@ def save_recording(
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # numpy's stub takes no mapping
 
 
+def recorded_model(path: Path) -> str | None:
+    """Return the sha256 of the model that parity data is of; None: the file is no parity data."""
+    try:
+        arrays = load_npz(path)
+    except (OSError, ValueError):
+        return None
+    return str(arrays["model_sha256"]) if arrays.keys() >= {"names", "model_sha256"} else None
+
+
 def load_recording(path: Path, model_sha256: str) -> tuple[list[Case], list[dict[str, Array]]]:
     """Read what `save_recording` wrote.
 

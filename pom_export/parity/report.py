@@ -69,6 +69,7 @@ class ParityReport:
         precision: the type whose tolerance applied, or "custom".
         comparisons: one a backend, path and output.
         not_run: backends that could not run here, each with the reason.
+        notes: what a reader should know besides, and that fails nothing.
     """
 
     model: str
@@ -76,6 +77,7 @@ class ParityReport:
     precision: str
     comparisons: Sequence[Comparison]
     not_run: Sequence[str]
+    notes: Sequence[str] = ()
 
     def __bool__(self) -> bool:
         return bool(self.comparisons) and all(self.comparisons)
@@ -89,6 +91,7 @@ class ParityReport:
             "precision": self.precision,
             "comparisons": [comparison.to_dict() for comparison in self.comparisons],
             "not_run": list(self.not_run),
+            "notes": list(self.notes),
         }
 
 

@@ -1,0 +1,35 @@
+"""Files beside a model: which of them are surely its own, and go when it is replaced."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pom_export.errors import InputError
+from pom_export.files import sha256_of
+from pom_export.graph.exported import read_model
+from pom_export.parity.recording import recorded_model, recording_path
+
+
+def own_side_files(model: str | os.PathLike[str]) -> list[Path]:
+    """Return the weights and the parity data of the export that lies at `model`, if any does.
+
+    Weights are its own when it names them and they are named after it, parity data when it was recorded from it.
+    """
+    file = Path(model)
+    try:
+        exported = read_model(file)
+    except InputError:
+        return []
+    if not exported.aggregations:
+        return []
+    weights = [path for path in exported.weights if path.name == f"{file.name}.data"]
+    recording = recording_path(file)
+    return [*weights, recording] if recorded_model(recording) == sha256_of(file) else weights
+
+
+def check_recording_place(model: str | os.PathLike[str]) -> None:
+    """Raise InputError when a file that is no parity data lies where that of a model would go."""
+    place = recording_path(model)
+    if place.is_file() and recorded_model(place) is None:
+        raise InputError(f"{place}, where the samples would go, is no parity data", "Move it, or rename the output")
