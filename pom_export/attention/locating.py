@@ -1,4 +1,4 @@
-"""A model named on the command line: `module:factory`, imported from Python's path or the current folder."""
+"""A model named on the command line: `module:factory`, found from the current folder, or a saved module."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from pom_export.errors import InputError
@@ -17,23 +18,21 @@ from pom_export.errors import InputError
 _EXAMPLE = "Example: my_package.models:make_model"
 
 
-def model_from(reference: str) -> nn.Module:
+def model_from(reference: str, *, trusted: bool = False) -> nn.Module:
     """Return the model that a reference names.
 
     Args:
         reference: `module:name`, where the name (dots allowed) is an `nn.Module` or a callable without arguments that
-            returns one. What it prints goes to stderr.
+            returns one; or the file of a whole module saved by torch.save. What it prints goes to stderr.
+        trusted: whether a file may run code, which reading a saved module does.
 
     Raises:
-        InputError: there is no such module or name, it raises, or it gives no `nn.Module`.
+        InputError: there is no such module or name, it raises, it gives no `nn.Module`, or a file is not trusted.
     """
+    if Path(reference).is_file():
+        return _saved(reference, trusted)
     module_name, colon, path = reference.partition(":")
     if not colon or not module_name or not path:
-        if Path(reference).is_file():
-            raise InputError(
-                f"{reference} is a file: a saved model would run code when it is read, and weights name no layers",
-                f"Name what builds the model, as MODULE:FACTORY. {_EXAMPLE}",
-            )
         raise InputError(f"{reference!r} is not MODULE:FACTORY", _EXAMPLE)
     with _current_folder_importable(), contextlib.redirect_stdout(sys.stderr):
         target = _attribute(_imported(module_name), path, reference)
@@ -44,6 +43,20 @@ def model_from(reference: str) -> nn.Module:
         model = _guarded(target, f"{reference}()")
     if not isinstance(model, nn.Module):
         raise InputError(f"{reference}() returned a {type(model).__name__}, not an nn.Module", _EXAMPLE)
+    return model
+
+
+def _saved(file: str, trusted: bool) -> nn.Module:
+    if not trusted:
+        raise InputError(
+            f"{file} is a file: reading a saved module runs code, and a state dict names no layers",
+            f"Name what builds the model, as MODULE:FACTORY, or give --trust if you know who wrote it. {_EXAMPLE}",
+        )
+    with _current_folder_importable(), contextlib.redirect_stdout(sys.stderr):
+        # The user vouches for the file.
+        model = _guarded(lambda: torch.load(file, map_location="cpu", weights_only=False), f"reading {file}")
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{file} holds a {type(model).__name__}, not an nn.Module", "Save the module itself")
     return model
 
 

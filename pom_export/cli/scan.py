@@ -20,13 +20,17 @@ if TYPE_CHECKING:
 @click.option("--degree", default=3, show_default=True, help="Degree of the PoM that would replace attention.")
 @click.option("--expand", default=2, show_default=True, help="Its channels per model dimension.")
 @click.option("--groups", default=1, show_default=True, help="Groups of its context projection.")
+@click.option("--trust", is_flag=True, help="Read a module that torch.save saved, which runs code in the file.")
 @common_options
-def command(model: str, tokens: str, degree: int, expand: int, groups: int, as_json: bool, verbose: bool) -> None:
+def command(
+    model: str, tokens: str, degree: int, expand: int, groups: int, trust: bool, as_json: bool, verbose: bool
+) -> None:
     """List the attention layers of a model, and what a swap for PoM would cost and save.
 
     MODULE:FACTORY names an nn.Module, or a callable without arguments that makes one, in a module that Python finds
-    from here; it is imported and called. Costs are multiply-adds of one sequence, and the bytes that it keeps while
-    generating: a KV cache, or a PoM's state. Nothing is changed: pom_export.replace_attention(model) does that.
+    from here; it is imported and called. The file of a saved module does too, with --trust. Costs are multiply-adds
+    of one sequence, and the bytes that it keeps while generating: a KV cache, or a PoM's state. Nothing is changed:
+    pom_export.replace_attention(model) does that.
     """
     progress = Progress(verbose or not as_json)
     counts = _parse_tokens(tokens)
@@ -34,7 +38,7 @@ def command(model: str, tokens: str, degree: int, expand: int, groups: int, as_j
     from pom_export.attention import scan
     from pom_export.attention.locating import model_from
 
-    findings = scan(model_from(model), tokens=counts, degree=degree, expand=expand, n_groups=groups)
+    findings = scan(model_from(model, trusted=trust), tokens=counts, degree=degree, expand=expand, n_groups=groups)
     if as_json:
         settings = {"model": model, "tokens": counts, "degree": degree, "expand": expand, "groups": groups}
         print_result({**settings, "attention": [finding.to_dict() for finding in findings]}, as_json, [])

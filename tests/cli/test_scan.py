@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from pom_export.cli.main import run
 
@@ -103,7 +105,7 @@ def test_says_what_to_do_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["zoo_of_models"], "'zoo_of_models' is not MODULE:FACTORY"),
         (["zoo_of_models:"], "'zoo_of_models:' is not MODULE:FACTORY"),
-        (["model.pt"], "model.pt is a file: a saved model would run code"),
+        (["model.pt"], "model.pt is a file: reading a saved module runs code"),
         (["not_a_package_at_all:make"], "no module not_a_package_at_all"),
         (["zoo_of_models.py:make"], "Write zoo_of_models, not zoo_of_models.py"),
         (["lacks_a_package:make"], "importing lacks_a_package raised ModuleNotFoundError: No module named 'not_a_p"),
@@ -127,3 +129,17 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytes
     assert message in errors[0]
     assert "Traceback" not in printed.err
     assert set(json.loads(printed.out)) == {"error", "hint"}
+
+
+def test_a_saved_module_is_read_where_the_user_trusts_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(nn.TransformerEncoderLayer(8, 2), tmp_path / "layer.pt")
+    assert run(["scan", "layer.pt"]) == 2
+    assert "--trust" in capsys.readouterr().err
+    assert run(["scan", "layer.pt", "--trust"]) == 0
+    assert "self_attn" in capsys.readouterr().out
+    torch.save({"weight": torch.ones(1)}, tmp_path / "state.pt")
+    assert run(["scan", "state.pt", "--trust"]) == 2
+    assert "holds a dict" in capsys.readouterr().err
+    (tmp_path / "text").write_text("text")
+    assert run(["scan", "text", "--trust"]) == 2
+    assert "reading text raised" in capsys.readouterr().err
