@@ -15,6 +15,7 @@ from pom_export.engine import parse_targets
 from pom_export.engine.backend import TENSORRT_RTX
 from pom_export.errors import EngineError, InputError
 from pom_export.files import sha256_of
+from pom_export.graph import exporter
 
 GOLDEN_FOLDER = Path(__file__).parents[1] / "data" / "golden"
 CHECKPOINT = GOLDEN_FOLDER / "v2_heads" / "checkpoint.pt"
@@ -94,6 +95,25 @@ def test_an_aggregation_that_is_no_plugin_layer_fails_the_build(
     with pytest.raises(EngineError, match="1 of 2 aggregations"):
         pom_export.build_engine(exported, tmp_path / "e", backend=TENSORRT_RTX, targets=["sm86"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_manifest_replaces_no_other_file(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_text('{"degree": 2}')
+    with pytest.raises(InputError, match="where the manifest would go"):
+        pom_export.build_engine(exported, tmp_path / "m", backend=TENSORRT_RTX, targets=["sm86"])
+    assert [path.read_text() for path in tmp_path.iterdir()] == ['{"degree": 2}']
+
+
+def test_the_engine_replaces_no_file_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporter, "_EXTERNAL_DATA_BYTES", 0)
+    model, weights = tmp_path / "m.onnx", tmp_path / "m.onnx.data"
+    pom_export.export(CHECKPOINT, model)
+    for output in (model, weights):
+        with pytest.raises(InputError, match="is the input itself"):
+            pom_export.build_engine(model, output, backend=TENSORRT_RTX, targets=["sm86"])
+    info = pom_export.build_engine(model, tmp_path / "e", backend=TENSORRT_RTX, targets=["sm86"])
+    assert info.weights_sha256 == {"m.onnx.data": sha256_of(weights)}
+    assert info.model_sha256 == sha256_of(model)
 
 
 def test_ctrl_c_stops_the_build_and_leaves_nothing(exported: Path, tmp_path: Path) -> None:
