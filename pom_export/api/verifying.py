@@ -110,7 +110,7 @@ def _expected(
         if inputs is not None:
             raise InputError("--inputs needs a reference to run them through", "Give --checkpoint")
         recording = recording_path(exported.path)
-        cases, outputs = load_recording(recording, sha256_of(exported.path))
+        cases, outputs = load_recording(recording, sha256_of(exported.path), exported.inputs, exported.outputs)
         return _Expected(cases, outputs, f"PyTorch in float64, recorded in {recording}")
     module, sha256 = _reference_module(exported, checkpoint)
     if inputs is None:

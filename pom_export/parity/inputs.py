@@ -128,6 +128,15 @@ def load_npz(path: Any) -> dict[str, Array]:
         raise ValueError(str(error) or "it is cut short") from error
 
 
+def fits(array: Array, spec: TensorSpec) -> bool:
+    """Return whether an array has an input's type and shape."""
+    return (
+        array.dtype == spec.dtype
+        and array.ndim == len(spec.axes)
+        and all(isinstance(axis, str) or axis == size for axis, size in zip(spec.axes, array.shape, strict=True))
+    )
+
+
 def cases_from_npz(path: Any, specs: Sequence[TensorSpec], limits: InputLimits) -> list[Case]:
     """Return the one case that a user's .npz holds, its arrays named after the inputs.
 
@@ -144,10 +153,7 @@ def cases_from_npz(path: Any, specs: Sequence[TensorSpec], limits: InputLimits) 
                 f"inputs {path} lack {spec.name!r}; they hold {sorted(arrays)}", "Name arrays after inputs"
             )
         array = arrays[spec.name]
-        fits = len(array.shape) == len(spec.axes) and all(
-            isinstance(axis, str) or axis == size for axis, size in zip(spec.axes, array.shape, strict=False)
-        )
-        if array.dtype != spec.dtype or not fits:
+        if not fits(array, spec):
             raise InputError(
                 f"inputs {path}: {spec.name} is {array.dtype}{list(array.shape)}, "
                 f"the model takes {spec.dtype}{list(spec.axes)}",

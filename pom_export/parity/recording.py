@@ -10,7 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from pom_export.errors import InputError
-from pom_export.parity.inputs import Array, Case, load_npz
+from pom_export.graph.exported import TensorSpec
+from pom_export.parity.inputs import Array, Case, fits, load_npz
+
+_HINT = "Export again with --samples, or give --checkpoint"
+_NUMBERS = "biuf"  # kinds of numpy types
 
 
 def recording_path(model: str | os.PathLike[str]) -> Path:
@@ -39,33 +43,53 @@ def recorded_model(path: Path) -> str | None:
     return str(arrays["model_sha256"]) if arrays.keys() >= {"names", "model_sha256"} else None
 
 
-def load_recording(path: Path, model_sha256: str) -> tuple[list[Case], list[dict[str, Array]]]:
-    """Read what `save_recording` wrote.
+def load_recording(
+    path: Path, model_sha256: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> tuple[list[Case], list[dict[str, Array]]]:
+    """Read what `save_recording` wrote, for a model of these inputs and outputs.
 
     Raises:
-        InputError: the file is missing, not parity data, or of another model.
+        InputError: the file is missing, not parity data, damaged, or of another model.
     """
     try:
         arrays = load_npz(path)
-        names = [str(name) for name in json.loads(str(arrays.pop("names")))]
-        recorded_sha256 = str(arrays.pop("model_sha256"))
-        recordings = [_of(arrays, f"{i}/out/") for i in range(len(names))]
-        if not names or not all(recordings):
-            raise ValueError("it holds no outputs")
+        names = json.loads(str(arrays["names"]))
+        recorded_sha256 = str(arrays["model_sha256"])
+        if not isinstance(names, list) or not names:
+            raise ValueError("it names no cases")
+        cases = [Case(str(name), _inputs(arrays, f"{i}/in/", inputs)) for i, name in enumerate(names)]
+        recordings = [_outputs(arrays, f"{i}/out/", outputs) for i in range(len(names))]
     except FileNotFoundError as error:
         raise InputError(
             f"nothing to compare with: no checkpoint was named and {path} does not exist",
             "Give --checkpoint, or export with --samples",
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not parity data: {error}", "Export again with --samples") from error
+    except KeyError as error:
+        raise InputError(f"{path} is not parity data of this model: it lacks {error}", _HINT) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not parity data of this model: {error}", _HINT) from error
     if recorded_sha256 != model_sha256:
-        raise InputError(
-            f"{path} was recorded from another file of this name", "Export again with --samples, or give --checkpoint"
-        )
-    cases = [Case(name, _of(arrays, f"{i}/in/")) for i, name in enumerate(names)]
+        raise InputError(f"{path} was recorded from another file of this name", _HINT)
     return cases, recordings
 
 
-def _of(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+def _inputs(arrays: Mapping[str, Array], prefix: str, specs: Sequence[TensorSpec]) -> dict[str, Array]:
+    found = {spec.name: _typed(arrays[prefix + spec.name], spec) for spec in specs}
+    for spec in specs:
+        array = found[spec.name]
+        if not fits(array, spec) or not array.size:
+            raise ValueError(f"{spec.name} is {array.dtype}{list(array.shape)}, the model takes {spec}")
+    return found
+
+
+def _typed(array: Array, spec: TensorSpec) -> Array:
+    """Return an input with its type, whose name an .npz loses when it is bfloat16."""
+    return array.view(spec.dtype) if array.dtype == np.dtype(f"V{spec.dtype.itemsize}") else array
+
+
+def _outputs(arrays: Mapping[str, Array], prefix: str, specs: Sequence[TensorSpec]) -> dict[str, Array]:
+    found = {spec.name: arrays[prefix + spec.name] for spec in specs}
+    for name, array in found.items():
+        if array.dtype.kind not in _NUMBERS:
+            raise ValueError(f"{name} is {array.dtype}, no numbers")
+    return found
