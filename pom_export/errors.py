@@ -42,3 +42,8 @@ class ParityError(PomExportError):
     """Outputs differ from PyTorch by more than the tolerance."""
 
     exit_code = 1
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first line of an exception's text, or its class where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -49,7 +49,7 @@ def test_an_export_takes_little_more_memory_than_the_weights(tmp_path: Path) -> 
     torch.manual_seed(0)
     sizes = {}
     for name, width, layers in (("small", 32, 1), ("large", 1024, 6)):
-        config = GPTConfig(2000, layers, 8, width, 8, 2, 1, mlp_width=4 * width)
+        config = GPTConfig(2000, layers, 8, width, 8, 8, 2, 1, mlp_width=4 * width)
         tensors = {key: value for key, value in GPT(config).state_dict().items() if key != "lm_head.weight"}
         save_file(tensors, tmp_path / f"{name}.safetensors")
         sizes[name] = sum(tensor.nbytes for tensor in tensors.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,12 +18,12 @@ from pom_export.parity import tolerances
 from pom_export.parity.inputs import Case, cases_from_example, make_cases
 from pom_export.parity.recording import recording_path, save_recording
 from pom_export.parity.verification import compare, onnxruntime_candidates, record, tensor_metadata
-from pom_export.runtime.runners import run_module, torch_runner
+from pom_export.runtime.runners import run_module, to_numpy, torch_runner
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-    from pom_export.api.source import Source
+    from pom_export.api.source import Examples, Source
     from pom_export.graph.program import Program
 
 _CASES_AT_EXPORT = 2
@@ -61,7 +62,7 @@ def export(
     model: str | os.PathLike[str] | nn.Module,
     output: str | os.PathLike[str],
     *,
-    example_inputs: tuple[Tensor, ...] | None = None,
+    example_inputs: Examples | None = None,
     dynamic_shapes: Mapping[str, Any] | None = None,
     mask: str | None = None,
     cross: bool = False,
@@ -80,7 +81,8 @@ def export(
     Args:
         model: a checkpoint's path, one of our models, or any module that contains our mixers or official ones.
         output: where the ONNX file goes.
-        example_inputs: for a module of another class: what to trace it with.
+        example_inputs: for a module of another class: what to trace it with: tensors in the order of its `forward`
+            (None leaves one out), or by name.
         dynamic_shapes: for such a module: as torch.export takes them, by input.
         mask: "none", "causal", "padding" or "full"; default: the architecture's own.
         cross: give the mixer a separate context input.
@@ -122,6 +124,7 @@ def export(
         progress(f"tracing, opset {opset}")
         program = _write(source, staged, dtype, opset)
         exported = read_model(staged)
+        _check_dynamic(program, exported)
         progress(f"{len(exported.aggregations)} aggregations; comparing with PyTorch")
         checked = _check(exported, source, program, samples)
         files = [file for file in staged.parent.iterdir() if not file.name.endswith(".npz")]
@@ -152,7 +155,7 @@ def _check(exported: ExportedModel, source: Source, program: Program, samples: i
     names = [spec.name for spec in exported.outputs]
     reference = source.reference()
     if source.own_inputs:
-        feed = {name: tensor.numpy() for name, tensor in program.inputs.items()}
+        feed = {name: to_numpy(tensor) for name, tensor in program.inputs.items()}
         example, *others = cases_from_example(feed, exported.inputs)
         cases = [example, *(case for case in others if _runs(reference, case))]
     else:
@@ -173,9 +176,36 @@ def _check(exported: ExportedModel, source: Source, program: Program, samples: i
                 raise ParityError(
                     f"{comparison.output} of {comparison.backend} ({comparison.path}) differs from PyTorch by "
                     f"{worst.difference.max_abs:.3g} on {worst.case}, tolerance {worst.difference.tolerance:.3g}",
-                    "No file was written",
+                    _parity_hint(worst.difference.max_abs, source.replaced),
                 )
     return [f"{candidate.backend} {candidate.path}" for candidate in candidates]
+
+
+def _parity_hint(difference: float, replaced: list[str]) -> str:
+    """Return what may be the matter where outputs differ."""
+    if not math.isfinite(difference):
+        return (
+            "No file was written. One output holds NaN or infinity where the other has none: the official code gives "
+            "NaN for a row that is masked out, this toolkit 0"
+        )
+    if replaced:
+        return (
+            f"No file was written. In place of {', '.join(replaced[:3])} stands what the official class computes; "
+            "a forward that was changed or hooked is lost"
+        )
+    return "No file was written"
+
+
+def _check_dynamic(program: Program, exported: ExportedModel) -> None:
+    """Raise InputError where the user asked for a dynamic dimension and tracing made it a number."""
+    axes = {spec.name: spec.axes for spec in exported.inputs}
+    for name, dimensions in (program.dynamic_shapes or {}).items():
+        for axis, asked in dimensions.items() if isinstance(dimensions, dict) else enumerate(dimensions or ()):
+            if type(asked).__name__ == "Dim" and isinstance(axes.get(name, ())[axis], int):
+                raise InputError(
+                    f"dimension {axis} of {name} was asked to be dynamic, but the model fixes it to {axes[name][axis]}",
+                    "Leave it out of dynamic_shapes, or look for what depends on its value",
+                )
 
 
 def _runs(reference: nn.Module, case: Case) -> bool:

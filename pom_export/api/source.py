@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,11 @@ from pom_export.errors import InputError
 from pom_export.files import sha256_of
 from pom_export.graph.copying import copy_module
 from pom_export.graph.lowering import has_mixers, lower_mixers
-from pom_export.graph.program import GraphOptions, Program, module_program, program_module, program_of
+from pom_export.graph.own_program import module_program, named_examples, program_module
+from pom_export.graph.program import GraphOptions, Program, program_of
 from pom_export.graph.reference import Float64Module
+
+Examples = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Source:
         lower: what to do with a copy before it is traced: the reference is the model as it was given.
         properties: metadata for the file.
         own_inputs: whether inputs are the user's, not drawn by us.
+        replaced: names of the mixers that the last program has in place of official-style ones.
     """
 
     module: nn.Module
@@ -39,6 +43,7 @@ class Source:
     lower: Callable[[nn.Module], nn.Module] = lambda module: module
     properties: Mapping[str, str] = field(default_factory=dict)
     own_inputs: bool = False
+    replaced: list[str] = field(default_factory=list)
 
     def program(self, dtype: str) -> Program:
         """Return what to trace, in "float32", "float16" or "bfloat16"."""
@@ -53,7 +58,7 @@ def load_source(
     model: str | os.PathLike[str] | nn.Module,
     options: GraphOptions,
     *,
-    example_inputs: tuple[Tensor, ...] | None = None,
+    example_inputs: Examples | None = None,
     dynamic_shapes: Mapping[str, Any] | None = None,
     hints: Mapping[str, Any],
     progress: Callable[[str], None],
@@ -63,7 +68,7 @@ def load_source(
     Args:
         model: path of a checkpoint or of a program of torch.export, one of our models, or a user's module.
         options: how a model of ours becomes a graph.
-        example_inputs: for a user's module: what to trace it with.
+        example_inputs: for a user's module: what to trace it with, see `named_examples`.
         dynamic_shapes: for a user's module: as torch.export takes them, by input.
         hints: arguments of `load_model` besides the path.
         progress: called with one line a stage.
@@ -75,8 +80,8 @@ def load_source(
         _refuse_options(options, hints)
         progress("recognised a program of torch.export")
         module, examples, shapes = program_module(read_exported_program(model))
-        source = _own_class(module, examples, shapes, lower=lambda copied: copied)
-        return replace(source, properties={"source_sha256": sha256_of(Path(model))})
+        properties = {"source_sha256": sha256_of(Path(model))}
+        return Source(module, _program_maker(examples, shapes), properties=properties, own_inputs=True)
     if isinstance(model, (str, os.PathLike)):
         loaded = load_model(model, **hints)
         progress(f"recognised a {loaded.spec.summary()}")
@@ -87,7 +92,21 @@ def load_source(
         properties = {"spec": spec.to_json()} if spec else {}
         return Source(model, lambda module: program_of(module, options), properties=properties)
     _refuse_options(options, hints)
-    return _own_class(model, example_inputs, dynamic_shapes, _lower(type(model).__name__))
+    model = _unwrapped(model)
+    make_program = _program_maker(named_examples(model, example_inputs), dynamic_shapes)
+    replaced: list[str] = []
+    return Source(model, make_program, _lowering(replaced, progress), own_inputs=True, replaced=replaced)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module inside the wrappers of torch.compile and of data parallelism."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
 
 
 def _refuse_options(options: GraphOptions, hints: Mapping[str, Any]) -> None:
@@ -97,30 +116,32 @@ def _refuse_options(options: GraphOptions, hints: Mapping[str, Any]) -> None:
             raise InputError(f"{name} is for our own models; this one has its own inputs", "Leave it out")
 
 
-def _lower(name: str) -> Callable[[nn.Module], nn.Module]:
+def _lowering(replaced: list[str], progress: Callable[[str], None]) -> Callable[[nn.Module], nn.Module]:
+    """Return what replaces official-style mixers in a copy, and notes their names."""
+
     def lower(copied: nn.Module) -> nn.Module:
-        lowered = lower_mixers(copied)
-        if not has_mixers(lowered):
+        name = type(copied).__name__
+        result = lower_mixers(copied)
+        replaced[:] = [part or name for part in result.replaced]
+        near = [f"{part or name} looks like a mixer, but {reason}" for part, reason in result.near_misses.items()]
+        for line in near:
+            progress(f"{line}; it stays as it is")
+        if not has_mixers(result.module):
             raise InputError(
                 f"{name} contains no mixer of ours, and none that looks like an official one",
-                "Nothing of it would use the op",
+                near[0] if near else "Nothing of it would use the op",
             )
-        return lowered
+        return result.module
 
     return lower
 
 
-def _own_class(
-    model: nn.Module,
-    example_inputs: tuple[Tensor, ...] | Tensor,
-    dynamic_shapes: Mapping[str, Any] | None,
-    lower: Callable[[nn.Module], nn.Module],
-) -> Source:
-    examples = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-
+def _program_maker(
+    examples: Mapping[str, Tensor], dynamic_shapes: Mapping[str, Any] | None
+) -> Callable[[nn.Module], Program]:
     def make_program(module: nn.Module) -> Program:
         dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-        converted = tuple(t.to(dtype) if t.is_floating_point() else t for t in examples)
+        converted = {name: t.to(dtype) if t.is_floating_point() else t for name, t in examples.items()}
         return module_program(module, converted, dynamic_shapes)
 
-    return Source(model, make_program, lower, own_inputs=True)
+    return make_program

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pom_export.errors import InputError
+from pom_export.errors import InputError, reason_of
 
 _EXAMPLE = "Example: my_package.models:make_model"
 
@@ -100,5 +100,4 @@ def _guarded(factory: Callable[[], Any], what: str) -> Any:
 
 
 def _raised(what: str, error: BaseException) -> InputError:
-    reason = (str(error).strip() or "no message").splitlines()[0]
-    return InputError(f"{what} raised {type(error).__name__}: {reason}", "Run with --debug for the trace")
+    return InputError(f"{what} raised {type(error).__name__}: {reason_of(error)}", "Run with --debug for the trace")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import Size
 
@@ -14,6 +15,7 @@ from pom_export.mixer import MixerConfig, ProductMixerConfig, RotaryConfig
 from pom_export.models import GPTConfig, LanguageModelConfig
 
 Shapes = Mapping[str, Size]
+_MixerConfig = TypeVar("_MixerConfig", MixerConfig, ProductMixerConfig)
 
 _GROUPED_RANK = 3  # the weight of a 1x1 convolution
 
@@ -43,6 +45,16 @@ def _below(shapes: Shapes, prefix: str) -> dict[str, Size]:
     return {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
 
 
+def _derived_below(
+    shapes: Shapes, prefix: str, derive: Callable[[Shapes, Hints], _MixerConfig], hints: Hints
+) -> _MixerConfig:
+    """Derive a mixer's hyper-parameters from the names below a prefix; a missing one is named in full."""
+    try:
+        return derive(_below(shapes, prefix), hints)
+    except KeyError as error:
+        raise KeyError(prefix + error.args[0]) from error
+
+
 def _blocks(shapes: Shapes, prefix: str) -> list[int]:
     """Return the indices of blocks. Distinct ones, not all below the largest: an absurd name makes no million."""
     return sorted({int(index) for name in _below(shapes, prefix) if (index := name.split(".")[0]).isdecimal()})
@@ -60,7 +72,8 @@ def _v2_config(shapes: Shapes, hints: Hints) -> MixerConfig:
     expand = _quotient(
         channels, dim, f"po_coeff has {channels} channels, not a multiple of ag_proj.weight's width {dim}"
     )
-    if "qc_proj.weight" in shapes:
+    if "qc_proj.weight" in shapes or "se_bias" in shapes:
+        _ = shapes["qc_proj.weight"]
         groups, gates = 1, shapes["se_bias"][0]
     else:
         inputs = shapes["po_proj.weight"][1]
@@ -73,7 +86,12 @@ def _v2_config(shapes: Shapes, hints: Hints) -> MixerConfig:
     elif hints.rotary:
         raise InputError("the configuration speaks of rotary positions, but the file lacks freqs_cos and row_cos")
     heads = 1 if gates == channels else gates
-    return MixerConfig(dim, degree, expand, groups, heads, "ag_proj.bias" in shapes, rotary)
+    return MixerConfig(dim, degree, expand, groups, heads, _has_bias(shapes, "ag_proj", "po_proj"), rotary)
+
+
+def _has_bias(shapes: Shapes, *names: str) -> bool:
+    """Return whether any of the layers has a bias: then all must have one."""
+    return any(f"{name}.bias" in shapes for name in names)
 
 
 def _degree_and_expand(factors: int, hints: Hints) -> tuple[int, int]:
@@ -107,7 +125,7 @@ def _v1_config(shapes: Shapes, hints: Hints) -> ProductMixerConfig:
     if len(projection) == _GROUPED_RANK:
         heads = _quotient(dim, projection[1], f"po_proj.weight's groups of {projection[1]} don't divide {dim}")
     degree, expand = _degree_and_expand(factors, hints)
-    return ProductMixerConfig(dim, degree, expand, heads, bias="ag_proj.bias" in shapes)
+    return ProductMixerConfig(dim, degree, expand, heads, _has_bias(shapes, "ag_proj", "po_proj", "se_proj"))
 
 
 def _language_model_config(shapes: Shapes, hints: Hints) -> LanguageModelConfig:
@@ -116,24 +134,33 @@ def _language_model_config(shapes: Shapes, hints: Hints) -> LanguageModelConfig:
         n_layers=len(_blocks(shapes, "blocks.")),
         window=shapes["convolution.weight"][2],
         mlp_width=shapes["blocks.0.mlp_up.weight"][0],
-        mixer=_v2_config(_below(shapes, "blocks.0.mixer."), hints),
+        mixer=_derived_below(shapes, "blocks.0.mixer.", _v2_config, hints),
     )
 
 
 def _gpt_config(shapes: Shapes, hints: Hints) -> GPTConfig:
+    if hints.local:
+        raise InputError("its configuration speaks of attention in local windows, which is not supported")
     embedding = shapes.get("transformer.wte.weight") or shapes["lm_head.weight"]
     indices = _blocks(shapes, "transformer.h.")
     attention = tuple(i for i in indices if f"transformer.h.{i}.attn.c_attn.weight" in shapes)
     mixers = [i for i in indices if i not in attention]
     if not mixers:
-        raise InputError("every block holds self-attention: there is no mixer")
-    mixer = _v1_config(_below(shapes, f"transformer.h.{mixers[0]}.attn.pom."), hints)
+        raise CheckpointError(
+            "it is a language model whose every block holds self-attention: there is no mixer",
+            "See docs/pom.md for the way from attention to PoM",
+        )
+    mixer = _derived_below(shapes, f"transformer.h.{mixers[0]}.attn.pom.", _v1_config, hints)
+    width = embedding[1]
+    heads = _gpt_heads(shapes, "rotary.inv_freq", width, hints)
+    in_attention = [f"transformer.h.{i}.attn.rotary.inv_freq" for i in attention]
     return GPTConfig(
         vocab_size=embedding[0],
         n_layer=len(indices),
-        n_head=_gpt_heads(shapes, embedding[1], hints),
-        n_embd=embedding[1],
+        n_head=heads,
+        n_embd=width,
         mixer_heads=mixer.heads,
+        attention_heads=_gpt_heads(shapes, in_attention[0], width, hints) if attention else heads,
         degree=mixer.degree,
         expand=mixer.expand,
         mlp_width=shapes[f"transformer.h.{indices[0]}.mlp.c_fc.weight"][0],
@@ -141,14 +168,14 @@ def _gpt_config(shapes: Shapes, hints: Hints) -> GPTConfig:
     )
 
 
-def _gpt_heads(shapes: Shapes, width: int, hints: Hints) -> int:
-    """Return the heads of the rotations: their buffers tell the width of one."""
-    if "rotary.inv_freq" in shapes:
-        pairs = shapes["rotary.inv_freq"][0]
-        return _quotient(width, 2 * pairs, f"rotary.inv_freq's {pairs} frequencies don't divide width {width}")
+def _gpt_heads(shapes: Shapes, buffer: str, width: int, hints: Hints) -> int:
+    """Return the heads of a rotation: its buffer tells the width of one."""
+    if buffer in shapes:
+        pairs = shapes[buffer][0]
+        return _quotient(width, 2 * pairs, f"{buffer}'s {pairs} frequencies don't divide width {width}")
     if hints.heads is None:
         raise CheckpointError(
-            "the number of heads can't be told from the shapes: the buffer rotary.inv_freq is missing",
+            f"the number of heads can't be told from the shapes: the buffer {buffer} is missing",
             'Give --heads, or a config.json beside the file with "n_head"',
         )
     return hints.heads
@@ -172,7 +199,9 @@ ARCHITECTURES = (
             *("transformer.wte.weight", "lm_head.weight", "rotary.inv_freq"),
             *("transformer.h.0.mlp.c_fc.weight", "transformer.h.0.mlp.c_proj.weight"),
         ),
-        lambda shapes: any(".attn.pom." in name for name in _below(shapes, "transformer.h.")),
+        lambda shapes: any(
+            ".attn.pom." in name or ".attn.c_attn." in name for name in _below(shapes, "transformer.h.")
+        ),
         _gpt_config,
     ),
     Architecture(

@@ -21,7 +21,7 @@ import torch
 from torch.export import ExportedProgram
 
 import pom_export.mixer  # noqa: F401 (registers the op that programs may hold)
-from pom_export.errors import CheckpointError, InputError
+from pom_export.errors import CheckpointError, InputError, reason_of
 from pom_export.files import readable_file
 
 _HINT = "Save it with torch.export.save, or export the module itself with pom_export.export"
@@ -69,8 +69,7 @@ def read_exported_program(path: str | os.PathLike[str]) -> ExportedProgram:
     except InputError:
         raise
     except Exception as error:  # whatever damaged bytes make of the parser
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{file} is no whole program of torch.export: {reason}", _HINT) from error
+        raise CheckpointError(f"{file} is no whole program of torch.export: {reason_of(error)}", _HINT) from error
 
 
 def _check_archive(file: Path, archive: zipfile.ZipFile) -> None:

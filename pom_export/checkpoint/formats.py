@@ -1,10 +1,9 @@
-"""The file formats of weights. Nothing in a file is ever run: pickles are read with `weights_only`."""
+"""The file formats of weights. Nothing in a file is ever run."""
 
 from __future__ import annotations
 
 import json
-import pickle
-import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from pom_export.checkpoint.pickles import SAFE_FORMAT_HINT, read_pickle
 from pom_export.errors import CheckpointError
 from pom_export.files import readable_file
 
-SAFE_FORMAT_HINT = "Save the state dict: torch.save(model.state_dict(), path), or safetensors.torch.save_file"
 _ZIP, _PICKLE, _JSON = b"PK\x03\x04", b"\x80", b"{"
 # Whole files, then indices of shards, in the order in which Hugging Face's loaders prefer them.
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -36,11 +35,30 @@ def read_content(file: Path) -> tuple[Any, Mapping[str, str]]:
         head = stream.read(16)
     if head[8:9] == _JSON:
         return _read_safetensors(file)
-    if head[:4] == _ZIP or head[:1] == _PICKLE:
-        return _read_torch(file, mapped=head[:4] == _ZIP), {}
+    if head[:4] == _ZIP:
+        _refuse_programs(file)
+        return read_pickle(file, archive=True), {}
+    if head[:1] == _PICKLE:
+        return read_pickle(file, archive=False), {}
+    if file.suffix == ".onnx":
+        raise CheckpointError(f"{file} is an ONNX model, not a checkpoint", "Name the file it was exported from")
     raise CheckpointError(
         f"{file} is not a checkpoint: it starts with {head[:8]!r}", f"Expected .safetensors or .pt. {SAFE_FORMAT_HINT}"
     )
+
+
+def _refuse_programs(file: Path) -> None:
+    """Raise CheckpointError for archives that hold a traced program instead of weights by name."""
+    if not zipfile.is_zipfile(file):
+        raise CheckpointError(f"{file} is truncated: its archive has no end", "Copy or save it again")
+    with zipfile.ZipFile(file) as archive:
+        names = {name.split("/", 1)[-1] for name in archive.namelist()}
+    if "archive_format" in names:
+        raise CheckpointError(
+            f"{file} is a program of torch.export, not a checkpoint", "`pom-export export` takes it; others don't"
+        )
+    if "constants.pkl" in names:
+        raise CheckpointError(f"{file} is a TorchScript program, not a checkpoint", SAFE_FORMAT_HINT)
 
 
 def files_of_folder(folder: Path) -> list[Path]:
@@ -81,27 +99,3 @@ def _read_safetensors(file: Path) -> tuple[Mapping[str, torch.Tensor], Mapping[s
             return tensors, opened.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} is not a whole safetensors file: {error}", "Copy or save it again") from error
-
-
-def _read_torch(file: Path, mapped: bool) -> Any:
-    try:
-        with warnings.catch_warnings(), file.open("rb") as stream:
-            warnings.simplefilter("ignore")
-            # Only from a path can torch map a file, but then it goes by the suffix too.
-            if mapped and file.suffix != ".safetensors":
-                return torch.load(str(file), map_location="cpu", weights_only=True, mmap=True)
-            return torch.load(stream, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Weights only load failed" in str(error):
-            raise CheckpointError(
-                f"{file} holds pickled Python objects besides tensors, which are never run", SAFE_FORMAT_HINT
-            ) from error
-        raise CheckpointError(f"{file} is damaged: {_first_line(error)}", "Copy or save it again") from error
-    except Exception as error:  # whatever damaged bytes make of the parser
-        raise CheckpointError(
-            f"{file} is truncated or damaged: {_first_line(error)}", "Copy or save it again"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pom_export.checkpoint.pickles import Inert
 from pom_export.errors import CheckpointError
 
 FAMILIES = ("nanogpt-pom", "language-model", "pom-v2", "pom-v1", "pom-v1-grouped")
@@ -26,12 +27,14 @@ class Hints:
         degree: polynomial degree, where the shapes don't tell it (v1).
         heads: heads of attention, where the shapes don't tell them (a hybrid without its inv_freq buffers).
         rotary: whether a configuration speaks of rotary positions.
+        local: whether a configuration speaks of attention in local windows.
     """
 
     family: str | None = None
     degree: int | None = None
     heads: int | None = None
     rotary: bool = False
+    local: bool = False
 
     def over(self, weaker: Hints) -> Hints:
         """Return these hints, and the weaker ones where these say nothing."""
@@ -40,6 +43,7 @@ class Hints:
             self.degree if self.degree is not None else weaker.degree,
             self.heads if self.heads is not None else weaker.heads,
             self.rotary or weaker.rotary,
+            self.local or weaker.local,
         )
 
 
@@ -51,7 +55,7 @@ def hints_from(config: Mapping[str, Any], source: str) -> Hints:
     """
     found: dict[str, Any] = {}
     for hint, names in _NAMES.items():
-        name = next((name for name in names if name in config), None)
+        name = next((name for name in names if config.get(name) is not None), None)
         # A configuration of other software may have a family of its own.
         if name is not None and (hint != "family" or config[name] in FAMILIES):
             found[hint] = _value(config[name], hint, f"{source}: {name}")
@@ -66,6 +70,47 @@ def _value(value: Any, hint: str, where: str) -> str | int:
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise CheckpointError(f"{where} is {value!r}", "It must be a positive whole number")
+    return value
+
+
+def hints_in(content: Any) -> Hints:
+    """Return the hints in what a trainer saved beside the weights, wherever in it they stand.
+
+    A value is taken where all places that name it agree.
+    """
+    found: dict[str, set[Any]] = {hint: set() for hint in _NAMES}
+    local = False
+    for key, value in _settings(content):
+        for hint, names in _NAMES.items():
+            usable = value in FAMILIES if hint == "family" else type(value) is int and value > 0
+            if key in names and usable:
+                found[hint].add(value)
+        local = local or (key == "_target_" and "local" in str(value).lower())
+    return Hints(**{hint: next(iter(values)) for hint, values in found.items() if len(values) == 1}, local=local)
+
+
+def _settings(content: Any, depth: int = 12) -> Iterator[tuple[str, Any]]:
+    """Yield every name and plain value in nested mappings, sequences and inert objects."""
+    if depth == 0:
+        return
+    if isinstance(content, Inert):
+        yield from _settings([content.contents, content.state], depth - 1)
+    elif isinstance(content, Mapping):
+        for key, value in content.items():
+            plain = _plain(value)
+            if isinstance(plain, (int, str)):
+                yield str(key), plain
+            else:
+                yield from _settings(plain, depth - 1)
+    elif isinstance(content, (list, tuple)):
+        for value in content:
+            yield from _settings(value, depth - 1)
+
+
+def _plain(value: Any) -> Any:
+    """Return what a node of an OmegaConf configuration holds; other values as they are."""
+    if isinstance(value, Inert) and isinstance(value.state, Mapping) and "_val" in value.state:
+        return value.state["_val"]
     return value
 
 

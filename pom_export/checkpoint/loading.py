@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pom_export.checkpoint.hints import Hints
-from pom_export.checkpoint.reader import Checkpoint, read_checkpoint
+from pom_export.checkpoint.reader import Checkpoint, check_types, read_checkpoint
 from pom_export.checkpoint.recognition import recognise, tied_names
 from pom_export.checkpoint.spec import ModelSpec, build_model
 from pom_export.errors import CheckpointError
@@ -51,9 +51,11 @@ def load_model(
         CheckpointError: its content is of no known model, or not told by shapes and hints together.
     """
     checkpoint = read_checkpoint(path)
-    recognised = recognise(checkpoint.tensors, Hints(family, degree, heads).over(checkpoint.hints))
+    hints = Hints(family, degree, heads).over(checkpoint.hints)
+    recognised = recognise(checkpoint.tensors, hints)
     spec = recognised.spec
-    _check_flags(spec, degree, heads)
+    check_types(checkpoint)
+    _check_hints(spec, hints.degree, heads)
     tensors = {name.removeprefix(recognised.prefix): value for name, value in checkpoint.tensors.items()}
     dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
     _share(tensors, spec, checkpoint)
@@ -65,15 +67,23 @@ def load_model(
     return LoadedModel(module.eval().requires_grad_(requires_grad=False), spec, checkpoint.sha256, dtypes)
 
 
-def _check_flags(spec: ModelSpec, degree: int | None, heads: int | None) -> None:
-    """Refuse what the user says where the shapes say otherwise."""
+def _check_hints(spec: ModelSpec, degree: int | None, heads: int | None) -> None:
+    """Refuse what the user, or a configuration beside the file, says where the shapes say otherwise."""
     if degree is not None and degree != spec.degree:
-        raise CheckpointError(f"degree {degree} does not fit: its shapes say {spec.degree}", "Leave the degree out")
-    if heads is not None:
-        known = spec.config.n_head if isinstance(spec.config, GPTConfig) else None
-        if heads != known:
-            said = "has no attention" if known is None else f"has {known} by its shapes"
-            raise CheckpointError(f"{heads} heads don't fit: the {spec.architecture} {said}", "Leave the heads out")
+        raise CheckpointError(
+            f"degree {degree}, given or read from a configuration, does not fit: the shapes say {spec.degree}",
+            "Leave it out, or correct the configuration",
+        )
+    if heads is None:
+        return
+    if not isinstance(spec.config, GPTConfig):
+        raise CheckpointError(
+            f"{heads} attention heads don't fit: a {spec.architecture} has no attention", "Leave --heads out"
+        )
+    if heads not in {spec.config.n_head, spec.config.attention_heads}:
+        raise CheckpointError(
+            f"{heads} attention heads don't fit: its shapes say {spec.config.attention_heads}", "Leave --heads out"
+        )
 
 
 def _share(tensors: dict[str, Tensor], spec: ModelSpec, checkpoint: Checkpoint) -> None:

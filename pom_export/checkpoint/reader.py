@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pom_export.checkpoint.formats import SAFE_FORMAT_HINT, files_of_folder, read_content
-from pom_export.checkpoint.hints import Hints, config_beside, hints_from
+from pom_export.checkpoint.formats import files_of_folder, read_content
+from pom_export.checkpoint.hints import Hints, config_beside, hints_from, hints_in
+from pom_export.checkpoint.pickles import SAFE_FORMAT_HINT
 from pom_export.errors import CheckpointError
 from pom_export.files import sha256_of
 
-# Trainers wrap the state dict; DistributedDataParallel and torch.compile add to its names.
-_WRAPPERS = ("model", "state_dict", "model_state_dict")
+# What trainers call the state dict, best first; DistributedDataParallel and torch.compile add to its names.
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "module", "weights", "params", "ema", "model_ema")
 _PREFIX, _COMPILED = "module.", "_orig_mod."
 _FLOAT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -54,6 +55,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     for file in files:
         content, metadata = read_content(file)
         hints = hints.over(hints_from(metadata, f"{file}'s metadata"))
+        hints = hints.over(hints_in(content))
         part = _without_wrappers(_state_dict(file, content))
         if twice := tensors.keys() & part.keys():
             raise CheckpointError(f"{file}: {sorted(twice)[0]} is in another shard too", "Save the model again")
@@ -69,18 +71,30 @@ def _digest(files: Sequence[Path]) -> str:
 
 def _state_dict(file: Path, content: Any) -> dict[str, Tensor]:
     """Return the state dict inside what was loaded, which may be a trainer's dict around it."""
-    if isinstance(content, Mapping):
-        wrapper = next((name for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None)
-        content = content if wrapper is None else content[wrapper]
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{file} holds a {type(content).__name__}, not a state dict", SAFE_FORMAT_HINT)
-    other = next((name for name, value in content.items() if not isinstance(value, Tensor)), None)
-    if other is not None:
-        kind = type(content[other]).__name__
-        raise CheckpointError(f"{file}: entry {other!r} is a {kind}, not a tensor", SAFE_FORMAT_HINT)
-    if not content:
-        raise CheckpointError(f"{file} holds no tensors", SAFE_FORMAT_HINT)
+    if not _is_state_dict(content):
+        inner = [name for name, value in content.items() if isinstance(value, Mapping) and _is_state_dict(value)]
+        inner.sort(key=lambda name: _WRAPPERS.index(name) if name in _WRAPPERS else len(_WRAPPERS))
+        odd = next((name for name, value in content.items() if not isinstance(value, Tensor)), None)
+        if not inner and odd is not None and any(isinstance(value, Tensor) for value in content.values()):
+            kind = type(content[odd]).__name__
+            raise CheckpointError(f"{file}: entry {odd!r} is a {kind}, not a tensor", SAFE_FORMAT_HINT)
+        if not inner:
+            raise CheckpointError(f"{file} holds no state dict{_entries(content)}", SAFE_FORMAT_HINT)
+        content = content[inner[0]]
     return {str(name): value for name, value in content.items()}
+
+
+def _is_state_dict(content: Mapping[Any, Any]) -> bool:
+    return bool(content) and all(isinstance(value, Tensor) for value in content.values())
+
+
+def _entries(content: Mapping[Any, Any]) -> str:
+    if {"state", "param_groups"} <= content.keys():
+        return ", but an optimizer's state"
+    kinds = [f"{name} ({type(value).__name__})" for name, value in content.items()][:6]
+    return f"; its entries are {', '.join(kinds)}" if kinds else ": it holds no tensors"
 
 
 def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -91,13 +105,18 @@ def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
+def check_types(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError for integers and complex numbers: of a recognised model no weight is one."""
+    for name, tensor in checkpoint.tensors.items():
+        if tensor.dtype not in _FLOAT_TYPES:
+            raise CheckpointError(f"{checkpoint.path}: {name} is {tensor.dtype}", "Weights must be floating point")
+
+
 def _check_values(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors of integers, complex numbers, NaN or infinity: no PoM weight is one."""
+    """Refuse tensors without values of their own, and NaN or infinity."""
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
             raise CheckpointError(f"{file}: {name} is sparse, quantized or without data", "Save it dense")
-        if tensor.dtype not in _FLOAT_TYPES:
-            raise CheckpointError(f"{file}: {name} is {tensor.dtype}", "Weights must be floating point")
         if bad := int((~torch.isfinite(tensor)).sum()):
             raise CheckpointError(
                 f"{file}: {name} holds {bad} NaN or infinite of {tensor.numel()} values", "The training diverged?"

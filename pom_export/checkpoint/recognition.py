@@ -117,7 +117,7 @@ def _check_names_and_shapes(spec: ModelSpec, shapes: Shapes) -> None:
         raise CheckpointError(f"missing keys for a {spec.summary()}: {_some(missing)}", "Is the file whole?")
     if unknown := shapes.keys() - expected.keys():
         raise CheckpointError(
-            f"unknown keys for a {spec.summary()}: {_some(unknown)}", "Remove them or check the model"
+            f"unknown keys for a {spec.summary()}: {_some(unknown)}", "Is it a model of another kind, or a changed one?"
         )
     for name, shape in expected.items():
         if name in shapes and shapes[name] != shape:
@@ -140,16 +140,23 @@ def _unknown(shapes: Shapes, candidates: list[Architecture]) -> CheckpointError:
             f"in an architecture that this toolkit has no class for",
             "Load it into your own class and call pom_export.export(module, output, example_inputs=(...))",
         )
-    present = {re.sub(r"\.\d+\.", ".0.", name) for name in shapes}
+    # A bias tells nothing: most layers may have one or not.
+    present = {re.sub(r"\.\d+\.", ".0.", name) for name in shapes if not name.endswith(".bias")}
     nearest = max(candidates, key=lambda a: len(present & set(a.typical)) / len(present | set(a.typical)))
     typical = set(nearest.typical)
     if not present & typical:
         return CheckpointError(f"no known model: its keys are {_some(shapes)}", f"Expected a checkpoint of {_LABELS}")
     absent = f"; missing: {_some(typical - present)}" if typical - present else ""
     other = f"; unexpected: {_some(present - typical)}" if present - typical else ""
+    if not absent and not other:
+        other = f", whose names these are, but not whose shapes: {_shapes_of(shapes)}"
     return CheckpointError(
         f"no known model; nearest is {nearest.label}{absent}{other}", "Save the whole state dict, or check the model"
     )
+
+
+def _shapes_of(shapes: Shapes, limit: int = 3) -> str:
+    return ", ".join(f"{name} {tuple(shape)}" for name, shape in list(shapes.items())[:limit])
 
 
 def _some(names: Iterable[str], limit: int = 4, ordered: bool = False) -> str:

@@ -50,9 +50,9 @@ def _traits(config: Config) -> list[str]:
         return [f"vocabulary {config.vocab_size}", _layers(config.n_layers), *_traits(config.mixer)]
     if isinstance(config, GPTConfig):
         attention = config.attention_layers
-        hybrid = f" ({_layers(len(attention))} of self-attention)" if attention else ""
-        traits = [f"vocabulary {config.vocab_size}", _layers(config.n_layer) + hybrid, f"{config.n_head} heads"]
-        return traits + _traits(config.mixer)
+        hybrid = f" ({_layers(len(attention))} of full self-attention, {_heads(config.attention_heads)})"
+        layers = _layers(config.n_layer) + (hybrid if attention else "")
+        return [f"vocabulary {config.vocab_size}", layers, f"rotary of {_heads(config.n_head)}", *_traits(config.mixer)]
     traits = [f"dim {config.dim}", f"degree {config.degree}", f"expand {config.expand}"]
     if isinstance(config, ProductMixerConfig):
         return traits if config.n_head is None else [*traits, f"n_head {config.n_head}"]
@@ -62,6 +62,10 @@ def _traits(config: Config) -> list[str]:
     if config.rotary is not None:
         traits.append("rotary, positions below " + "x".join(map(str, config.rotary.limits)))
     return traits
+
+
+def _heads(count: int) -> str:
+    return f"{count} head{'s' if count != 1 else ''}"
 
 
 def _layers(count: int) -> str:

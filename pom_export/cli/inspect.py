@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
 from pom_export.cli.output import common_options, print_result, recognition_options
@@ -26,9 +29,22 @@ def command(
     lines = [
         ("checkpoint", result.checkpoint),
         ("recognised as", result.summary),
-        *((name, str(value)) for name, value in result.config.items()),
+        *_settings(result.config),
         ("parameters", f"{result.parameters:,}"),
         ("types", ", ".join(f"{count} tensors of {name}" for name, count in result.dtypes.items())),
         ("sha256", result.sha256),
     ]
     print_result(result.to_dict(), as_json, lines)
+
+
+def _settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the hyper-parameters as a person writes them; what is not there is left out."""
+    lines: list[tuple[str, str]] = []
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            lines += [(f"{name}.{inner}", text) for inner, text in _settings(value)]
+        elif isinstance(value, (list, tuple)):
+            lines += [(name, ", ".join(map(str, value)) or "none")]
+        elif value is not None:
+            lines.append((name, str(value)))
+    return lines

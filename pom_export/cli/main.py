@@ -15,7 +15,7 @@ import click
 
 from pom_export import interrupts
 from pom_export.cli.output import say, say_on_stderr, settle_stdout
-from pom_export.errors import PomExportError
+from pom_export.errors import PomExportError, reason_of
 from pom_export.version import __version__
 
 # Name, and the line that `pom-export --help` shows; the rest of a command lives in a module of its name.
@@ -111,7 +111,7 @@ def _report_failure(error: BaseException, arguments: list[str]) -> int:
 
 def _explained(error: BaseException) -> PomExportError:
     """Return what an exception that nobody expected tells a user."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = reason_of(error)
     if isinstance(error, OSError):
         return PomExportError(f"the system refused: {reason}", "Check space, permissions and paths")
     if isinstance(error, MemoryError) or _TORCH_OUT_OF_MEMORY in reason:

@@ -15,10 +15,10 @@ _SMALL_TYPES = (torch.float16, torch.bfloat16)
 
 
 def copy_module(module: _Module, dtype: torch.dtype | None = None) -> _Module:
-    """Return a copy of a module, in evaluation mode, that shares every weight whose type need not change.
+    """Return a copy of a module, in evaluation mode, that shares every parameter whose type need not change.
 
-    The module itself is left as it is. Buffers that a class lists in `full_precision_buffers` (tables of angles)
-    are never smaller than float32.
+    The module itself is left as it is, by its copy's calls too: buffers and other tensors are copied. Buffers that a
+    class lists in `full_precision_buffers` (tables of angles) are never smaller than float32.
 
     Args:
         module: what to copy.
@@ -26,8 +26,12 @@ def copy_module(module: _Module, dtype: torch.dtype | None = None) -> _Module:
     """
     memo: dict[int, object] = {}
     full_precision = set(_full_precision_buffers(module))
-    for tensor in [*module.parameters(), *module.buffers()]:
-        memo[id(tensor)] = _converted(tensor, dtype, id(tensor) in full_precision)
+    for tensor in _plain_tensors(module):
+        memo[id(tensor)] = tensor.detach().clone()  # one with a history can't be deep-copied
+    for buffer in module.buffers():
+        memo[id(buffer)] = _converted(buffer, dtype, id(buffer) in full_precision).clone()
+    for parameter in module.parameters():
+        memo[id(parameter)] = _converted(parameter, dtype, full_precision=False)
     with warnings.catch_warnings():
         # Traced modules hold classes that torch itself has deprecated.
         warnings.simplefilter("ignore", FutureWarning)
@@ -43,6 +47,12 @@ def _converted(tensor: Tensor, dtype: torch.dtype | None, full_precision: bool) 
         return tensor
     converted = tensor.detach().to(dtype)
     return nn.Parameter(converted, requires_grad=False) if isinstance(tensor, nn.Parameter) else converted
+
+
+def _plain_tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Yield the tensors that are neither parameters nor buffers, such as what a call has kept."""
+    for part in module.modules():
+        yield from (value for value in vars(part).values() if isinstance(value, Tensor))
 
 
 def _full_precision_buffers(module: nn.Module) -> Iterator[int]:

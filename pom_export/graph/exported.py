@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from pom_export import contract
-from pom_export.errors import InputError
+from pom_export.errors import InputError, reason_of
 from pom_export.files import readable_file
 
 METADATA_PREFIX: Final = "pom_export."
@@ -107,7 +107,7 @@ def read_model(path: str | os.PathLike[str]) -> ExportedModel:
         model = onnx.load(file, format="protobuf", load_external_data=False)  # whatever the file's suffix
         onnx.checker.check_model(file)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = reason_of(error)
         raise InputError(f"{file} is not a whole ONNX model: {reason}", "Export it again") from error
     weights = {tensor.name for tensor in model.graph.initializer}
     return ExportedModel(

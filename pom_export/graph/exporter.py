@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from unittest import mock
 
 import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
+from torch import Tensor
+from torch.nn.modules import transformer
 
-from pom_export.errors import InputError
+from pom_export.errors import InputError, reason_of
 from pom_export.graph.passes import (
     AttachFunctionsPass,
     NameByModulePass,
@@ -46,16 +50,32 @@ def check_opset(opset: int) -> None:
 
 @contextlib.contextmanager
 def _quiet_torch() -> Iterator[None]:
-    """Silence what torch.onnx says about its own internals; nothing of it is the user's to mend."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Silence what torch and its exporter say of their internals; nothing of it is the user's to mend."""
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _traceable_transformers() -> Iterator[None]:
+    """Let torch's Transformer layers be traced with a mask: they look at its values to find out if it is causal.
+
+    While tracing there are none. The answer no is always right: the mask itself is applied all the same.
+    """
+
+    def as_told(_: Tensor | None, is_causal: bool | None = None, __: int | None = None) -> bool:
+        return bool(is_causal)
+
+    with mock.patch.object(transformer, "_detect_is_causal_mask", as_told):
+        yield
 
 
 def trace(program: Program, opset: int) -> ir.Model:
@@ -64,7 +84,7 @@ def trace(program: Program, opset: int) -> ir.Model:
     Raises:
         InputError: torch could not trace or translate the model; the first line of its reason is kept.
     """
-    with _quiet_torch(), torch.no_grad():
+    with _quiet_torch(), _traceable_transformers(), torch.no_grad():
         try:
             exported = torch.onnx.export(
                 program.module.eval(),
@@ -79,7 +99,7 @@ def trace(program: Program, opset: int) -> ir.Model:
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            reason = reason_of(error.__cause__ or error)
             raise InputError(f"torch could not export the model: {reason}", "Run with --debug for the trace") from error
     assert exported is not None
     return exported.model
@@ -133,7 +153,7 @@ def save_model(model: ir.Model, path: Path) -> None:
     try:
         onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = reason_of(error)
         raise InputError(
             f"the model is not valid at opset {model.opset_imports['']}: {reason}",
             f"Try a newer one, up to --opset {OPSETS.stop - 1}",

@@ -5,6 +5,7 @@ They are recognised by their parameters and attributes, not by their class: noth
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -51,23 +52,45 @@ class OfficialMixer(nn.Module):
         return self.mixer(xq, context, mask, positions, ctx_positions)
 
 
-def lower_mixers(module: nn.Module) -> nn.Module:
-    """Replace every official-style mixer in a module, in place, and return the module.
+@dataclass(frozen=True)
+class Lowered:
+    """What `lower_mixers` did.
 
-    Each replacement shares the weights of what it replaces; a module that is used twice is replaced by one. A module
-    that is itself such a mixer is returned replaced.
+    Attributes:
+        module: the module, or what stands for it where it is itself a mixer.
+        replaced: names of the mixers that were replaced, each once.
+        near_misses: modules that look like mixers and are none that is known, with the reason.
+    """
+
+    module: nn.Module
+    replaced: list[str] = field(default_factory=list)
+    near_misses: dict[str, str] = field(default_factory=dict)
+
+
+def lower_mixers(module: nn.Module) -> Lowered:
+    """Replace every official-style mixer in a module, in place.
+
+    Each replacement shares the weights of what it replaces; a module that is used twice is replaced by one.
 
     Args:
         module: a copy that may be changed.
     """
     replacements: dict[int, nn.Module] = {}
-    for parent in list(module.modules()):
-        if _is_ours(parent) or id(parent) in replacements:
+    result = Lowered(module)
+    for name, part in list(module.named_modules()):
+        if _is_ours(part) or not hasattr(part, "ag_proj"):
             continue
-        for name, child in list(parent.named_children()):
-            if (lowered := _lowered(child, replacements)) is not None:
-                setattr(parent, name, lowered)
-    return _lowered(module, replacements) or module
+        try:
+            replacements[id(part)] = OfficialMixer(_mixer_like(part), part).eval()
+            result.replaced.append(name)
+        except CheckpointError as error:
+            result.near_misses[name] = error.what
+    for parent in list(module.modules()):
+        # Not named_children(), which leaves out the second name of a module.
+        for name, child in list(parent._modules.items()):
+            if id(child) in replacements:
+                setattr(parent, name, replacements[id(child)])
+    return replace(result, module=replacements.get(id(module), module))
 
 
 def has_mixers(module: nn.Module) -> bool:
@@ -79,27 +102,19 @@ def _is_ours(module: nn.Module) -> bool:
     return isinstance(module, (PolynomialMixer, ProductMixer, OfficialMixer))
 
 
-def _lowered(module: nn.Module, replacements: dict[int, nn.Module]) -> nn.Module | None:
-    """Return what replaces an official-style mixer, or None for any other module."""
-    if id(module) not in replacements and (mixer := _mixer_like(module)) is not None:
-        replacements[id(module)] = OfficialMixer(mixer, module).eval()
-    return replacements.get(id(module))
+def _mixer_like(module: nn.Module) -> nn.Module:
+    """Return a mixer of ours with a module's weights.
 
-
-def _mixer_like(module: nn.Module) -> nn.Module | None:
-    """Return a mixer of ours with a module's weights, or None where it is no official-style mixer."""
-    if _is_ours(module) or not hasattr(module, "ag_proj"):
-        return None
+    Raises:
+        CheckpointError: it is no official-style mixer.
+    """
     state = module.state_dict(keep_vars=True)
-    # What the official constructors call the degree.
-    degree = getattr(module, "order", None)
-    hints = Hints(degree=degree if isinstance(degree, int) else None)
-    try:
-        recognised = recognise(state, hints)
-    except CheckpointError:
-        return None
+    # What the official classes call the degree, and what others do.
+    degrees = [getattr(module, name, None) for name in ("order", "degree")]
+    hints = Hints(degree=next((degree for degree in degrees if isinstance(degree, int)), None))
+    recognised = recognise(state, hints)
     if recognised.spec.architecture != MIXER or recognised.prefix:
-        return None
+        raise CheckpointError("it holds a mixer, and is none")
     with torch.device("meta"):
         mixer = build_model(recognised.spec)
     mixer.load_state_dict(state, strict=True, assign=True)

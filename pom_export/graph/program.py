@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
-from torch.utils._pytree import MappingKey, tree_flatten_with_path
 
 from pom_export.errors import InputError
 from pom_export.graph.exported import BATCH, CONTEXT_TOKENS, TOKENS, InputLimits
@@ -18,6 +15,7 @@ from pom_export.mixer import PolynomialMixer, ProductMixer, RotaryConfig, Rotary
 from pom_export.models import GPT, LanguageModel
 
 MASKS = ("none", "causal", "padding", "full")
+_TOKEN_AXES = (TOKENS, CONTEXT_TOKENS)
 # What tracing sees; no two equal and none 1, so that no dimension is taken for another or for a constant.
 _EXAMPLE_SIZES = {BATCH: 2, TOKENS: 7, CONTEXT_TOKENS: 5}
 
@@ -117,6 +115,10 @@ def _dimension_sizes(options: GraphOptions, limits: InputLimits) -> dict[str, in
 
 def _program(module: nn.Module, axes: Axes, output: str, options: GraphOptions, limits: InputLimits) -> Program:
     """Build the program of a wrapper from the axes (dimension names or sizes) and dtype of each input."""
+    if limits.tokens == 1:  # one token is no dynamic dimension
+        axes = {
+            name: (tuple(1 if axis in _TOKEN_AXES else axis for axis in shape), t) for name, (shape, t) in axes.items()
+        }
     sizes = _dimension_sizes(options, limits)
     inputs = {
         name: torch.ones([sizes[axis] if isinstance(axis, str) else axis for axis in shape], dtype=dtype)
@@ -200,73 +202,3 @@ def program_of(model: nn.Module, options: GraphOptions) -> Program:
     if isinstance(model, (LanguageModel, GPT)):
         return language_model_program(model, options)
     raise InputError(f"{type(model).__name__} is not one of our models", "Give example_inputs to export it")
-
-
-def module_program(
-    module: nn.Module, example_inputs: tuple[Tensor, ...], dynamic_shapes: Mapping[str, Any] | None = None
-) -> Program:
-    """Return the program of a user's module.
-
-    Inputs are named after the parameters of its `forward`, outputs after the keys of the mapping that it returns, or
-    y, or y_0, y_1 and so on. Unless `dynamic_shapes` says otherwise, the first two dimensions of each input are
-    dynamic where the model allows it.
-
-    Raises:
-        InputError: it takes fewer inputs than given, fails on them, or returns no tensor.
-    """
-    names = list(inspect.signature(module.forward).parameters)[: len(example_inputs)]
-    if len(names) < len(example_inputs):
-        raise InputError(f"forward takes {len(names)} inputs, got {len(example_inputs)} examples", "Give one each")
-    inputs = dict(zip(names, example_inputs, strict=True))
-    automatic = {name: dict.fromkeys(range(min(2, t.dim())), torch.export.Dim.AUTO) for name, t in inputs.items()}
-    try:
-        with torch.no_grad():
-            outputs = named_outputs(module(**inputs))
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"the model fails on the example inputs: {reason}", "Give others") from error
-    if not outputs:
-        raise InputError("the model returns no tensor", "Return at least one")
-    return Program(module, inputs, automatic if dynamic_shapes is None else dynamic_shapes, tuple(outputs), prefix="")
-
-
-def program_module(program: ExportedProgram) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Any]]:
-    """Return the module of a program of torch.export, its example inputs, and which sizes are dynamic.
-
-    Raises:
-        InputError: it holds no aggregation, takes other things than tensors, or was saved without example inputs.
-    """
-    op = torch.ops.pom.polynomial_aggregation.default
-    if not any(node.target is op for node in program.graph.nodes):
-        raise InputError(
-            "the program holds no pom::polynomial_aggregation; what it was traced from is not recognised any more",
-            "Export the module itself with pom_export.export, or build it of our mixers before torch.export",
-        )
-    arguments, keywords = program.example_inputs or ((), {})
-    if keywords or not arguments or not all(isinstance(value, Tensor) for value in arguments):
-        raise InputError("the program's example inputs are not tensors by position", "Trace it with such inputs")
-    names = program.graph_signature.user_inputs
-    fakes = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
-    dynamic = {
-        str(name): {
-            axis: torch.export.Dim.AUTO
-            for axis, size in enumerate(fakes[str(name)].shape)
-            if isinstance(size, torch.SymInt)
-        }
-        for name in names
-    }
-    module = program.module(check_guards=False)
-    parameters = list(inspect.signature(module.forward).parameters)
-    return module, tuple(arguments), dict(zip(parameters, dynamic.values(), strict=False))
-
-
-def named_outputs(result: Any) -> dict[str, Tensor]:
-    """Return the tensors of a module's result by name, those inside tuples, lists and mappings included."""
-    leaves, _ = tree_flatten_with_path(result)
-    tensors = [(path, leaf) for path, leaf in leaves if isinstance(leaf, Tensor)]
-    if len(tensors) == 1 and not any(isinstance(key, MappingKey) for key in tensors[0][0]):
-        return {"y": tensors[0][1]}
-    return {
-        ".".join(str(key.key) for key in path if isinstance(key, MappingKey)) or f"y_{i}": tensor
-        for i, (path, tensor) in enumerate(tensors)
-    }

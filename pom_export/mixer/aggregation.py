@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from pom_export.mixer.op import polynomial_aggregation
@@ -36,7 +37,8 @@ def aggregate(
     Args:
         projected: (B, N, C).
         polynomial: of the mixer.
-        mask: None, "causal", (B or 1, N) token weights or (B or 1, T, N) weights for each query token.
+        mask: None, "causal", (B or 1, N) token weights or (B or 1, T, N) weights for each query token; bool, integer
+            or floating.
         causal: token i sees tokens 0..i, besides what the (B, N) mask says.
         rotation: of the features, or None.
 
@@ -50,6 +52,8 @@ def aggregate(
         if mask != "causal":
             raise ValueError(f'mask must be None, "causal" or a tensor, got {mask!r}')
         mask, causal = None, True
+    if mask is not None and not mask.is_floating_point() and mask.dtype != torch.bool:
+        mask = mask.to(projected.dtype)  # the 0 and 1 of tokenizers
     mode = "causal" if causal else "mean"
     weights = mask
     if mask is not None and mask.dim() == 3:

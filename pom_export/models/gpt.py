@@ -28,9 +28,10 @@ class GPTConfig:
     Attributes:
         vocab_size: number of tokens V.
         n_layer: number of blocks.
-        n_head: heads of self-attention and of the rotation of the embeddings.
+        n_head: heads of the rotation of the embeddings.
         n_embd: model width d.
         mixer_heads: heads of each mixer.
+        attention_heads: heads of self-attention, where there is any.
         degree: number of factors K of each mixer.
         expand: channels of one factor per model dimension k.
         mlp_width: hidden width of each block's MLP.
@@ -45,17 +46,21 @@ class GPTConfig:
     n_head: int
     n_embd: int
     mixer_heads: int
+    attention_heads: int
     degree: int
     expand: int
     mlp_width: int
     attention_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "n_layer", "n_head", "n_embd", "mlp_width"):
+        for name in ("vocab_size", "n_layer", "n_head", "n_embd", "attention_heads", "mlp_width"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.n_embd % self.n_head or self.n_embd // self.n_head % 2:
-            raise InputError(f"n_head must divide n_embd into heads of even width, got {self.n_head}, {self.n_embd}")
+        for name in ("n_head", "attention_heads"):
+            if self.n_embd % getattr(self, name) or self.n_embd // getattr(self, name) % 2:
+                raise InputError(
+                    f"{name} must divide n_embd into heads of even width, got {getattr(self, name)} and {self.n_embd}"
+                )
         if not set(self.attention_layers) <= set(range(self.n_layer)):
             raise InputError(f"attention_layers must be below {self.n_layer}, got {self.attention_layers}")
         _ = self.mixer
@@ -114,10 +119,10 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.n_head = config.n_head
+        self.n_head = config.attention_heads
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
-        self.rotary = Rotary(config.n_embd // config.n_head)
+        self.rotary = Rotary(config.n_embd // config.attention_heads)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, N, d) for x (B, N, d)."""

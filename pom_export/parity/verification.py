@@ -11,7 +11,7 @@ import numpy as np
 from polygraphy.common import TensorMetadata
 from polygraphy.comparator import Comparator
 
-from pom_export.errors import InputError, MissingDependencyError
+from pom_export.errors import InputError, MissingDependencyError, reason_of
 from pom_export.graph.exported import ExportedModel, TensorSpec
 from pom_export.parity.comparison import CompareToReference
 from pom_export.parity.inputs import Case
@@ -74,7 +74,7 @@ def compare(
         except InputError:
             raise
         except Exception as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = reason_of(error)
             raise InputError(f"{candidate.runner.name} failed: {reason}", "Run with --debug for the trace") from error
         accuracy = Comparator.compare_accuracy(results, compare_func=CompareToReference(tolerance))
     (differences,) = accuracy[0].values()

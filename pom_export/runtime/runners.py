@@ -17,7 +17,7 @@ from polygraphy.common import TensorMetadata
 from pom_export.runtime.session import inference_session
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -58,11 +58,24 @@ def run_module(module: nn.Module, feed: Arrays) -> list[npt.NDArray[Any]]:
     import torch
     from torch.utils._pytree import tree_leaves
 
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feed.items()}
-    tensors = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
+    tensors = {}
+    for name, array in feed.items():
+        # Neither numpy nor torch.from_numpy knows bfloat16; float64 holds every smaller type's values.
+        exact = array if array.dtype.kind in "biu" else array.astype(np.float64)
+        tensors[name] = torch.from_numpy(np.ascontiguousarray(exact))
     with torch.no_grad():
         leaves = tree_leaves(module(**tensors))
     return [leaf.numpy() for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+def to_numpy(tensor: Tensor) -> npt.NDArray[Any]:
+    """Return a tensor's values as an array of its type; bfloat16 as ml_dtypes'."""
+    import ml_dtypes
+    import torch
+
+    if tensor.dtype == torch.bfloat16:
+        return tensor.detach().contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.detach().numpy()
 
 
 def recorded_runner(recordings: Sequence[Arrays], metadata: TensorMetadata, name: str) -> BaseRunner:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pom_export.errors import InputError, MissingDependencyError
+from pom_export.errors import InputError, MissingDependencyError, reason_of
 from pom_export.files import readable_file
 from pom_export.runtime.library import custom_ops_library
 
@@ -62,5 +62,5 @@ def inference_session(
     try:
         return onnxruntime.InferenceSession(os.fspath(file), options, providers=list(providers or DEFAULT_PROVIDERS))
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        reason = str(error).strip().splitlines()[0]
+        reason = reason_of(error)
         raise InputError(f"ONNX Runtime cannot load {Path(file).name}: {reason}", "Is it a whole ONNX file?") from error

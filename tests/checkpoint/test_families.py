@@ -26,7 +26,8 @@ MIXERS = [
     RotaryPolynomialMixer(8, 2, 3, n_groups=2, n_sel_heads=4, bias=True, max_seq_len=9),
     RotaryPolynomialMixer(8, 2, 1, max_h=3, max_w=5, rope_2d=True),
 ]
-GPT_CONFIG = GPTConfig(19, 4, 2, 8, 4, 2, 3, mlp_width=20, attention_layers=(1, 3))
+ONE_NUMBER_OF_HEADS = GPTConfig(19, 4, 2, 8, 4, 2, 2, 3, mlp_width=20, attention_layers=(1, 3))
+GPT_CONFIG = GPTConfig(19, 4, 2, 8, 4, 1, 2, 3, mlp_width=20, attention_layers=(1, 3))
 
 
 def refusal(tensors: dict[str, Tensor], hints: Hints = Hints()) -> str:  # noqa: B008 (it is frozen)
@@ -63,14 +64,36 @@ def test_the_degree_of_v1_must_be_given_and_fit() -> None:
 
 
 def test_heads_must_be_given_where_no_buffer_tells_them() -> None:
-    tensors = {name: tensor for name, tensor in GPT(GPT_CONFIG).state_dict().items() if "inv_freq" not in name}
+    tensors = GPT(ONE_NUMBER_OF_HEADS).state_dict()
+    tensors = {name: tensor for name, tensor in tensors.items() if "inv_freq" not in name}
     assert "--heads" in refusal(tensors, Hints(degree=2))
-    assert recognise(tensors, Hints(degree=2, heads=2)).spec.config == GPT_CONFIG
+    assert recognise(tensors, Hints(degree=2, heads=2)).spec.config == ONE_NUMBER_OF_HEADS
     assert "heads of even width" in refusal(tensors, Hints(degree=2, heads=3))
 
 
+def test_a_bias_that_is_missing_is_named_as_missing() -> None:
+    for mixer in (ProductMixer(6, 3, 2), PolynomialMixer(8, 2, 2, n_groups=2, bias=True)):
+        tensors = mixer.state_dict()
+        del tensors["ag_proj.bias"]
+        message = refusal(tensors, Hints(degree=mixer.config.degree))
+        assert "missing keys" in message
+        assert message.count("bias") == 1
+
+
+def test_local_attention_is_refused_where_the_file_speaks_of_it(tmp_path: Path) -> None:
+    config = {"model": {"mixing_layer_alternate": {"_target_": "models.alternate_gpt.CausalLocalSelfAttention"}}}
+    torch.save({"model": GPT(GPT_CONFIG).state_dict(), "config": config}, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match="local windows"):
+        load_model(tmp_path / "m.pt", degree=2)
+
+
+def test_a_model_of_attention_alone_is_pointed_to_the_guide() -> None:
+    tensors = {name: t for name, t in GPT(GPT_CONFIG).state_dict().items() if ".0." not in name and ".2." not in name}
+    assert "no mixer" in refusal(tensors)
+
+
 def test_missing_frequencies_are_computed(tmp_path: Path) -> None:
-    model = GPT(GPT_CONFIG).eval()
+    model = GPT(ONE_NUMBER_OF_HEADS).eval()
     tensors = {name: tensor for name, tensor in model.state_dict().items() if "inv_freq" not in name}
     torch.save(tensors, tmp_path / "m.pt")
     loaded = load_model(tmp_path / "m.pt", degree=2, heads=2)
@@ -147,6 +170,26 @@ def test_what_the_user_says_must_be_what_the_shapes_say(tmp_path: Path) -> None:
             load_model(tmp_path / "m.pt", **hints)
     with pytest.raises(InputError, match="pom-v1-grouped"):
         load_model(tmp_path / "m.pt", family="pom-v9")
+
+
+class Setting:
+    """Stands for an object of a configuration library."""
+
+    def __init__(self, **values: Any) -> None:
+        self.__dict__.update(values)
+
+
+def test_what_a_trainer_saves_beside_the_weights_is_read_without_running_it(tmp_path: Path) -> None:
+    config = Setting(_content={"degree": Setting(_val=2), "n_head": Setting(_val=2)}, path=tmp_path)
+    torch.save({"step": 1, "config": config, "net": GPT(GPT_CONFIG).state_dict()}, tmp_path / "m.pt")
+    assert load_model(tmp_path / "m.pt").spec.config == GPT_CONFIG
+
+
+def test_a_configuration_that_contradicts_the_shapes_is_refused(tmp_path: Path) -> None:
+    torch.save(PolynomialMixer(8, 3, 2).state_dict(), tmp_path / "m.pt")
+    (tmp_path / "config.json").write_text('{"degree": 7, "n_head": null}')
+    with pytest.raises(CheckpointError, match=r"degree 7, .* the shapes say 3"):
+        load_model(tmp_path / "m.pt")
 
 
 def test_a_configuration_of_other_software_is_no_hint(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def put(name: str, *shape: int) -> Callable[[Tensors], Any]:
         (put("stranger", 1), "stranger"),
         (put("ag_proj.scale", 1), "ag_proj.scale"),
         (drop("se_bias"), "se_bias"),
-        (drop("qc_proj.weight"), "po_proj.weight"),
+        (drop("qc_proj.weight"), "qc_proj.weight is missing"),
         (drop("ag_proj.weight"), "ag_proj.weight"),
         (drop("po_coeff"), "nearest is pom-v2; missing: po_coeff"),
         (put("qc_proj.weight", 32, 9), "(32, 9)"),

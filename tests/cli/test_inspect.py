@@ -16,7 +16,7 @@ GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 def test_says_what_a_checkpoint_holds(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["inspect", str(GOLDEN / "gpt_hybrid")]) == 0
     out = capsys.readouterr().out
-    assert "nanogpt-pom (pom-v1-grouped): vocabulary 97, 6 layers (2 layers of self-attention), 4 heads" in out
+    assert "nanogpt-pom (pom-v1-grouped): vocabulary 97, 6 layers (2 layers of full self-attention, 4 heads)" in out
     assert "33 tensors of float32" in out
 
 

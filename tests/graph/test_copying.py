@@ -10,13 +10,38 @@ from pom_export.mixer import RotaryPolynomialMixer
 from pom_export.models import GPT, GPTConfig
 
 
-def test_a_copy_of_the_same_type_shares_every_weight_and_leaves_the_model_in_training() -> None:
+def test_a_copy_of_the_same_type_shares_every_parameter_and_leaves_the_model_in_training() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).train()
     copied = copy_module(model, torch.float32)
     assert model.training
     assert not copied.training
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        assert copied.state_dict(keep_vars=True)[name] is tensor
+    for name, parameter in model.named_parameters():
+        assert copied.get_parameter(name) is parameter
+
+
+class Counting(nn.Module):
+    """Writes to a buffer, and keeps what it computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.register_buffer("calls", torch.zeros(()))
+        self.last = torch.zeros(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.last = self.linear(x)
+        return self.last
+
+
+def test_calls_of_the_copy_leave_the_model_as_it_was() -> None:
+    model = Counting()
+    model(torch.ones(1, 3))  # what it keeps has a history, which deepcopy alone refuses
+    copied = copy_module(model)
+    copied(torch.ones(2, 3))
+    assert copied.calls == 2
+    assert model.calls == 1
+    assert model.last.shape == (1, 3)
 
 
 def test_a_copy_of_another_type_has_weights_of_its_own() -> None:
@@ -28,14 +53,14 @@ def test_a_copy_of_another_type_has_weights_of_its_own() -> None:
 
 
 def test_tied_weights_stay_tied() -> None:
-    copied = copy_module(GPT(GPTConfig(11, 1, 2, 8, 2, 2, 1, mlp_width=8)), torch.float64)
+    copied = copy_module(GPT(GPTConfig(11, 1, 2, 8, 2, 2, 2, 1, mlp_width=8)), torch.float64)
     assert copied.lm_head.weight is copied.transformer["wte"].weight
 
 
 def test_tables_of_angles_are_never_smaller_than_float32() -> None:
     mixer = RotaryPolynomialMixer(8, 2, 2, max_seq_len=5)
     half, double = copy_module(mixer, torch.float16), copy_module(mixer, torch.float64)
-    assert half.freqs_cos is mixer.freqs_cos
+    assert torch.equal(half.freqs_cos, mixer.freqs_cos)
     assert half.po_coeff.dtype == torch.float16
     assert double.freqs_cos.dtype == torch.float64
     assert half(torch.ones(1, 4, 8, dtype=torch.float16)).dtype == torch.float16

@@ -41,7 +41,7 @@ def test_the_style_is_the_official_one_and_lowering_keeps_its_outputs(golden: An
         return  # the plain module here has neither
     original = official_module(golden.config)
     original.load_state_dict(torch.load(golden.checkpoint, weights_only=True))
-    lowered = lower_mixers(copy_module(original, torch.float64))
+    lowered = lower_mixers(copy_module(original, torch.float64)).module
     assert isinstance(lowered, OfficialMixer)
     arrays = {name: torch.from_numpy(array) for name, array in golden.arrays.items()}
     keywords = {"positions": arrays["positions"]} if rope else {}
@@ -116,7 +116,7 @@ def test_a_foreign_model_is_exported_with_every_mixer_as_the_op(tmp_path: Path) 
 
 def test_weights_are_shared_not_copied() -> None:
     model = Foreign()
-    lowered = lower_mixers(copy_module(model))
+    lowered = lower_mixers(copy_module(model)).module
     assert lowered.again.pom is lowered.stages[0][0].pom
     assert lowered.again.pom.mixer.po_coeff is model.again.pom.po_coeff
 
@@ -177,3 +177,113 @@ def test_sizes_other_than_the_examples_are_compared_too(tmp_path: Path, monkeypa
     model = nn.Sequential(PoM(8, 2, 2, 1, 1))
     pom_export.export(model, tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8),))
     assert set(compared) == {"example inputs", "other sizes"}
+
+
+class Twice(nn.Module):
+    """One mixer under two names, in a list and in a Sequential."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        mixer = PoM(8, 2, 2, 1, 1)
+        self.first = self.second = mixer
+        self.listed = nn.ModuleList([mixer, mixer])
+        self.chain = nn.Sequential(mixer, nn.LayerNorm(8), mixer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x))
+        for mixer in self.listed:
+            x = mixer(x)
+        return self.chain(x)
+
+
+def test_a_mixer_with_several_names_is_replaced_under_each(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    result = pom_export.export(Twice(), tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8),))
+    assert result.aggregations == 6
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_masks_of_integers_are_taken_as_the_official_code_takes_them(dtype: torch.dtype, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Block(PoM(16, 2, 2, 1, 4)).eval()
+    x, keep = torch.randn(2, 5, 16), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]).to(dtype)
+    pom_export.export(model, tmp_path / "m.onnx", example_inputs=(x, keep))
+    (y,) = pom_export.inference_session(tmp_path / "m.onnx").run(None, {"x": x.numpy(), "keep": keep.numpy()})
+    assert difference(y, model(x, keep).detach().double().numpy(), MODELS["float32"])
+
+
+class Caching(nn.Module):
+    """Keeps tables of the last length, as the public language model does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pom = PoM(8, 2, 2, 1, 1)
+        self.length = 0
+        self.ramp = torch.zeros(0)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        if x.shape[1] != self.length:
+            self.length = x.shape[1]
+            self.ramp = torch.arange(x.shape[1]).to(x.dtype)
+        return {"x": self.pom(x + self.ramp[:, None]), "loss": None}
+
+
+def test_what_a_module_keeps_from_a_call_does_not_become_a_constant(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Caching().eval()
+    result = pom_export.export(model, tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8),))
+    assert result.outputs == ["x_out float32[batch, tokens, 8]"]
+    x = torch.randn(1, 9, 8)
+    (y,) = pom_export.inference_session(tmp_path / "m.onnx").run(None, {"x": x.numpy()})
+    assert difference(y, model(x)["x"].detach().double().numpy(), MODELS["float32"])
+
+
+def test_inputs_may_be_named_left_out_or_arrays(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = PoM(8, 2, 2, 1, 1).eval()
+    x, mask = torch.randn(2, 5, 8, requires_grad=True), torch.ones(2, 5, dtype=torch.bool)
+    for examples in ({"xq": x, "mask": mask}, (x, None, mask), (x.detach().numpy(), None, mask.numpy())):
+        result = pom_export.export(model, tmp_path / "m.onnx", example_inputs=examples)
+        assert [text.split()[0] for text in result.inputs] == ["xq", "mask"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on the way to its compiler
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_wrappers_are_looked_through(wrap: Any, tmp_path: Path) -> None:
+    model = nn.Sequential(PoM(8, 2, 2, 1, 1))
+    result = pom_export.export(wrap(model), tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8),))
+    assert result.aggregations == 1
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_foreign_module_is_exported_in_half_precision(dtype: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(PoM(8, 2, 2, 1, 1))
+    inputs = (torch.randn(2, 5, 8),)
+    result = pom_export.export(model, tmp_path / "m.onnx", example_inputs=inputs, dtype=dtype, samples=1)
+    assert result.inputs == [f"input {dtype}[batch, tokens, 8]"]
+
+
+def test_a_dimension_that_the_model_fixes_is_no_dynamic_one(tmp_path: Path) -> None:
+    model = nn.Sequential(PoM(8, 2, 2, 1, 1))
+    shapes = {"input": {0: torch.export.Dim("b"), 2: torch.export.Dim("width")}}
+    with pytest.raises(InputError, match=r"dimension 2 of input|could not export"):
+        pom_export.export(model, tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8),), dynamic_shapes=shapes)
+
+
+def test_a_near_miss_says_what_is_missing(tmp_path: Path) -> None:
+    model = nn.Sequential(ProductPoM(8, 2, 2))
+    del model[0].order
+    with pytest.raises(InputError, match=r"0 looks like a mixer, but the degree can't be told"):
+        pom_export.export(model, tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8),))
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_transformer_layers_are_traced_with_a_mask_whose_kind_is_not_told(norm_first: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=norm_first)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    pom_export.replace_attention(encoder)
+    mask = nn.Transformer.generate_square_subsequent_mask(5)
+    result = pom_export.export(encoder, tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8), mask))
+    assert result.aggregations == 2

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 
 from pom_export import contract
 from pom_export.graph.passes.attach_functions import aggregation_nodes
 
-# What changes neither the last two axes nor whether a weight is 0 or 1.
+# What changes no value, where it does not change the last two axes.
 _TRANSPARENT = ("Unsqueeze", "Expand", "Cast", "Identity")
 
 
@@ -81,28 +83,47 @@ def _comes_from_sum_of(value: ir.Value | None, mask: ir.Value) -> bool:
 
 def _is_lower_triangle(value: ir.Value) -> bool:
     """Return whether a value is the lower triangle of ones, whatever its size."""
+    value = _source(value)
     if value.const_value is not None and value.producer() is None:
-        array = value.const_value.numpy()
-        matrix = array.reshape(array.shape[-2:]) if array.size == array.shape[-1] * array.shape[-2] else None
-        return matrix is not None and np.array_equal(matrix, np.tril(np.ones_like(matrix)))
+        return _holds_triangle(value.const_value.numpy())
     node = value.producer()
     if node is None or node.inputs[0] is None:
         return False
-    if node.op_type in _TRANSPARENT:
-        return _is_lower_triangle(node.inputs[0])
     if node.op_type == "Slice":
-        _, starts, _, _, *steps = node.inputs
+        starts, steps = node.inputs[1], node.inputs[4:]
         from_start = _constant(starts) == 0 and all(_constant(step) == 1 for step in steps)
         return from_start and _is_lower_triangle(node.inputs[0])
     if node.op_type == "Not":
-        return _is_triangle_of_ones(node.inputs[0], upper=1, diagonal=1)
+        return _is_triangle_of_ones(_source(node.inputs[0]), upper=1, diagonal=1)
     return _is_triangle_of_ones(value, upper=0, diagonal=0)
+
+
+def _source(value: ir.Value) -> ir.Value:
+    """Follow a value back over nodes that change neither its values nor its last two axes."""
+    node = value.producer()
+    while node is not None and node.op_type in _TRANSPARENT and node.inputs[0] is not None:
+        if _last_axes(node.inputs[0]) != _last_axes(value) or _last_axes(value) is None:
+            break
+        value = node.inputs[0]
+        node = value.producer()
+    return value
+
+
+def _last_axes(value: ir.Value) -> tuple[int | ir.SymbolicDim, ...] | None:
+    shape = tuple(value.shape or ())
+    return shape[-2:] if len(shape) > 1 else None
+
+
+def _holds_triangle(array: np.ndarray[Any, Any]) -> bool:
+    """Return whether an array is one square matrix, with ones on and below the diagonal and zeros above."""
+    if array.ndim < 2 or array.shape[-1] != array.shape[-2] or array.size != array.shape[-1] ** 2:
+        return False
+    matrix = array.reshape(array.shape[-2:])
+    return np.array_equal(matrix, np.tril(np.ones_like(matrix)))
 
 
 def _is_triangle_of_ones(value: ir.Value, upper: int, diagonal: int) -> bool:
     node = value.producer()
-    while node is not None and node.op_type in _TRANSPARENT and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
     if node is None or node.op_type != "Trilu" or node.inputs[0] is None:
         return False
     attribute = node.attributes.get("upper")

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from pom_export import contract
 from pom_export.errors import InputError
 from pom_export.graph.exporter import export_graph, save_model
+from pom_export.graph.own_program import module_program, named_examples
 from pom_export.graph.passes.attach_functions import AttachFunctionsPass, aggregation_nodes
-from pom_export.graph.program import GraphOptions, module_program, program_of
+from pom_export.graph.program import GraphOptions, program_of
 from pom_export.graph.schema import attributes
 from pom_export.mixer import PolynomialMixer
 from pom_export.parity.comparison import difference
@@ -41,7 +42,9 @@ class TwoMixers(nn.Module):
 @pytest.fixture(scope="module")
 def two_mixers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("two") / "m.onnx"
-    save_model(export_graph(module_program(TwoMixers(), (torch.ones(2, 5, 8),)), 20, {}), path)
+    save_model(
+        export_graph(module_program(TwoMixers(), named_examples(TwoMixers(), torch.ones(2, 5, 8))), 20, {}), path
+    )
     return path
 
 

@@ -20,7 +20,7 @@ def stored(path: Path) -> dict[str, tuple[int, ...]]:
 
 def test_a_tied_output_projection_is_stored_once(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = GPT(GPTConfig(97, 1, 2, 32, 2, 2, 2, mlp_width=64)).eval()
+    model = GPT(GPTConfig(97, 1, 2, 32, 2, 2, 2, 2, mlp_width=64)).eval()
     pom_export.export(model, tmp_path / "m.onnx")
     of_the_vocabulary = [name for name, shape in stored(tmp_path / "m.onnx").items() if 97 in shape]
     assert of_the_vocabulary in (["lm_head.weight"], ["transformer.wte.weight"])

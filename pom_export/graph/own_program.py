@@ -1,0 +1,130 @@
+"""What is traced of a user's own module, or of a program of torch.export."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils._pytree import MappingKey, tree_flatten_with_path
+
+from pom_export.errors import InputError, reason_of
+from pom_export.graph.copying import copy_module
+from pom_export.graph.program import Program
+
+Examples = Mapping[str, Tensor]
+_IMAGE_RANK = 4
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def named_examples(module: nn.Module, examples: Tensor | Sequence[Any] | Mapping[str, Any]) -> Examples:
+    """Return example inputs by the names that a module's `forward` has for them.
+
+    Args:
+        module: whose inputs they are.
+        examples: one tensor, a sequence by position (None leaves an optional input out), or a mapping by name. Arrays
+            of numpy become tensors.
+
+    Raises:
+        InputError: the forward has other inputs, or an example is no tensor.
+    """
+    parameters = inspect.signature(module.forward).parameters.values()
+    names = [parameter.name for parameter in parameters if parameter.kind in _NAMED]
+    if any(parameter.kind not in _NAMED for parameter in parameters):
+        raise InputError(
+            "the model's forward has inputs without names (*args, **kwargs or positional-only ones)",
+            "Wrap it in a module whose forward names each input",
+        )
+    if isinstance(examples, (Tensor, np.ndarray)):
+        examples = (examples,)
+    if not isinstance(examples, Mapping):
+        if len(examples) > len(names):
+            raise InputError(f"forward takes {len(names)} inputs, got {len(examples)} examples", "Give one each")
+        examples = dict(zip(names, examples, strict=False))
+    if unknown := [name for name in examples if name not in names]:
+        raise InputError(f"forward has no input {unknown[0]!r}; it has {', '.join(names)}", "Check the name")
+    return {name: _tensor(name, value) for name, value in examples.items() if value is not None}
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if not isinstance(value, Tensor):
+        raise InputError(
+            f"example input {name} is a {type(value).__name__}, not a tensor",
+            "Give tensors; fix other arguments in a module around yours",
+        )
+    return value.detach()
+
+
+def module_program(module: nn.Module, examples: Examples, dynamic_shapes: Mapping[str, Any] | None = None) -> Program:
+    """Return the program of a user's module.
+
+    Outputs are named after the keys of the mapping that it returns, or y, or y_0, y_1 and so on. Unless
+    `dynamic_shapes` says otherwise, the first two dimensions of each input are dynamic where the model allows it, and
+    the first of images.
+
+    Raises:
+        InputError: the module fails on the examples, or returns no tensor.
+    """
+    automatic = {
+        name: dict.fromkeys(range(1 if tensor.dim() >= _IMAGE_RANK else min(2, tensor.dim())), Dim.AUTO)
+        for name, tensor in examples.items()
+    }
+    try:
+        with torch.no_grad():
+            # On a copy: what a module keeps from a call would become a constant of the graph.
+            outputs = named_outputs(copy_module(module)(**examples))
+    except Exception as error:
+        raise InputError(f"the model fails on the example inputs: {reason_of(error)}", "Give others") from error
+    if not outputs:
+        raise InputError("the model returns no tensor", "Return at least one")
+    names = tuple(f"{name}_out" if name in examples else name for name in outputs)
+    return Program(module, examples, automatic if dynamic_shapes is None else dynamic_shapes, names, prefix="")
+
+
+def program_module(program: ExportedProgram) -> tuple[nn.Module, Examples, dict[str, Any]]:
+    """Return the module of a program of torch.export, its example inputs, and which sizes are dynamic.
+
+    Raises:
+        InputError: it holds no aggregation, or was saved without example inputs, or with others than tensors.
+    """
+    op = torch.ops.pom.polynomial_aggregation.default
+    if not any(node.target is op for node in program.graph.nodes):
+        raise InputError(
+            "the program holds no pom::polynomial_aggregation; what it was traced from is not recognised any more",
+            "Export the module itself with pom_export.export, or build it of our mixers before torch.export",
+        )
+    arguments, keywords = program.example_inputs or ((), {})
+    examples = [*arguments, *keywords.values()]
+    if not examples or not all(isinstance(value, Tensor) for value in examples):
+        raise InputError("the program's example inputs are missing, or not all tensors", "Trace it with tensors")
+    module = program.module(check_guards=False)
+    fakes = [program_input.meta["val"] for program_input in _user_inputs(program)]
+    names = list(inspect.signature(module.forward).parameters)
+    dynamic = {
+        name: {axis: Dim.AUTO for axis, size in enumerate(fake.shape) if isinstance(size, torch.SymInt)}
+        for name, fake in zip(names, fakes, strict=True)
+    }
+    return module, dict(zip(names, examples, strict=True)), dynamic
+
+
+def _user_inputs(program: ExportedProgram) -> list[torch.fx.Node]:
+    wanted = set(map(str, program.graph_signature.user_inputs))
+    return [node for node in program.graph.nodes if node.op == "placeholder" and node.name in wanted]
+
+
+def named_outputs(result: Any) -> dict[str, Tensor]:
+    """Return the tensors of a module's result by name, those inside tuples, lists and mappings included."""
+    leaves, _ = tree_flatten_with_path(result)
+    tensors = [(path, leaf) for path, leaf in leaves if isinstance(leaf, Tensor)]
+    if len(tensors) == 1 and not any(isinstance(key, MappingKey) for key in tensors[0][0]):
+        return {"y": tensors[0][1]}
+    return {
+        ".".join(str(key.key) for key in path if isinstance(key, MappingKey)) or f"y_{i}": tensor
+        for i, (path, tensor) in enumerate(tensors)
+    }
