@@ -26,7 +26,7 @@ def copy_module(module: _Module, dtype: torch.dtype | None = None) -> _Module:
     """
     memo: dict[int, object] = {}
     full_precision = set(_full_precision_buffers(module))
-    for tensor in _plain_tensors(module):
+    for tensor in plain_tensors(module):
         memo[id(tensor)] = tensor.detach().clone()  # one with a history can't be deep-copied
     for buffer in module.buffers():
         memo[id(buffer)] = _converted(buffer, dtype, id(buffer) in full_precision).clone()
@@ -49,7 +49,7 @@ def _converted(tensor: Tensor, dtype: torch.dtype | None, full_precision: bool) 
     return nn.Parameter(converted, requires_grad=False) if isinstance(tensor, nn.Parameter) else converted
 
 
-def _plain_tensors(module: nn.Module) -> Iterator[Tensor]:
+def plain_tensors(module: nn.Module) -> Iterator[Tensor]:
     """Yield the tensors that are neither parameters nor buffers, such as what a call has kept."""
     for part in module.modules():
         yield from (value for value in vars(part).values() if isinstance(value, Tensor))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import MappingKey, tree_flatten_with_path
 
 from pom_export.errors import InputError, reason_of
-from pom_export.graph.copying import copy_module
+from pom_export.graph.copying import copy_module, plain_tensors
 from pom_export.graph.program import Program
 
 Examples = Mapping[str, Tensor]
@@ -83,8 +84,26 @@ def module_program(module: nn.Module, examples: Examples, dynamic_shapes: Mappin
         raise InputError(f"the model fails on the example inputs: {reason_of(error)}", "Give others") from error
     if not outputs:
         raise InputError("the model returns no tensor", "Return at least one")
+    shapes = automatic if dynamic_shapes is None else dynamic_shapes
+    _forget_sizes(module, examples, automatic)
     names = tuple(f"{name}_out" if name in examples else name for name in outputs)
-    return Program(module, examples, automatic if dynamic_shapes is None else dynamic_shapes, names, prefix="")
+    return Program(module, examples, shapes, names, prefix="")
+
+
+def _forget_sizes(module: nn.Module, examples: Examples, dynamic: Mapping[str, Mapping[int, Any]]) -> None:
+    """Call a module that keeps tensors between calls, such as tables of the last length, with other sizes.
+
+    Otherwise what an earlier call with the example's sizes has left would become a constant of the graph.
+    """
+    if not any(True for _ in plain_tensors(module)):
+        return
+    others = dict(examples)
+    for name, axes in dynamic.items():
+        for axis in axes:
+            size = others[name].shape[axis]
+            others[name] = others[name].index_select(axis, torch.arange(size + 1) % max(size, 1))
+    with torch.no_grad(), contextlib.suppress(Exception):  # other sizes may be none that the model takes
+        module(**others)
 
 
 def program_module(program: ExportedProgram) -> tuple[nn.Module, Examples, dict[str, Any]]:

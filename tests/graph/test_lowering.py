@@ -228,9 +228,12 @@ class Caching(nn.Module):
         return {"x": self.pom(x + self.ramp[:, None]), "loss": None}
 
 
-def test_what_a_module_keeps_from_a_call_does_not_become_a_constant(tmp_path: Path) -> None:
+@pytest.mark.parametrize("used", [False, True])
+def test_what_a_module_keeps_from_a_call_does_not_become_a_constant(used: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Caching().eval()
+    if used:
+        model(torch.randn(2, 5, 8))
     result = pom_export.export(model, tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8),))
     assert result.outputs == ["x_out float32[batch, tokens, 8]"]
     x = torch.randn(1, 9, 8)
