@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import pom_export
-from pom_export.api import exporting
+from pom_export.api import checking
 from pom_export.errors import InputError
 from pom_export.graph.copying import copy_module
 from pom_export.graph.lowering import OfficialMixer, lower_mixers
@@ -167,13 +167,13 @@ def test_what_cannot_be_exported_is_said(
 def test_sizes_other_than_the_examples_are_compared_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     compared: list[str] = []
-    whole = exporting.compare
+    whole = checking.compare
 
     def spy(reference: Any, candidate: Any, cases: Any, tolerance: Any) -> Any:
         compared.extend(case.name for case in cases)
         return whole(reference, candidate, cases, tolerance)
 
-    monkeypatch.setattr(exporting, "compare", spy)
+    monkeypatch.setattr(checking, "compare", spy)
     model = nn.Sequential(PoM(8, 2, 2, 1, 1))
     pom_export.export(model, tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8),))
     assert set(compared) == {"example inputs", "other sizes"}

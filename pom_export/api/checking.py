@@ -1,0 +1,91 @@
+"""What an export must pass before its file appears."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from pom_export.errors import InputError, ParityError
+from pom_export.files import sha256_of
+from pom_export.graph.exported import ExportedModel
+from pom_export.parity import tolerances
+from pom_export.parity.inputs import Case, cases_from_example, make_cases
+from pom_export.parity.recording import recording_path, save_recording
+from pom_export.parity.verification import compare, onnxruntime_candidates, record, tensor_metadata
+from pom_export.runtime.runners import run_module, to_numpy, torch_runner
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pom_export.api.source import Source
+    from pom_export.graph.program import Program
+
+_CASES_AT_EXPORT = 2
+
+
+def check(exported: ExportedModel, source: Source, program: Program, samples: int) -> list[str]:
+    """Compare the staged file with PyTorch; write the parity data; return the backends that were compared."""
+    metadata = tensor_metadata(exported.inputs)
+    names = [spec.name for spec in exported.outputs]
+    reference = source.reference()
+    if source.own_inputs:
+        feed = {name: to_numpy(tensor) for name, tensor in program.inputs.items()}
+        example, *others = cases_from_example(feed, exported.inputs)
+        cases = [example, *(case for case in others if _runs(reference, case))]
+    else:
+        cases = list(make_cases(exported.inputs, exported.limits, seed=0))
+    cases = cases[: max(samples, _CASES_AT_EXPORT)]
+
+    if samples:
+        chosen = cases[:samples]
+        outputs = record(torch_runner(reference, names, metadata, "PyTorch"), chosen)
+        save_recording(recording_path(exported.path), chosen, outputs, sha256_of(exported.path))
+    candidates, _ = onnxruntime_candidates(exported)
+    for candidate in candidates:
+        runner = torch_runner(reference, names, metadata, "PyTorch")
+        tolerance = tolerances.MODELS[exported.precision]
+        for comparison in compare(runner, candidate, cases[:_CASES_AT_EXPORT], tolerance):
+            if not comparison:
+                worst = comparison.worst
+                raise ParityError(
+                    f"{comparison.output} of {comparison.backend} ({comparison.path}) differs from PyTorch by "
+                    f"{worst.difference.max_abs:.3g} on {worst.case}, tolerance {worst.difference.tolerance:.3g}",
+                    _parity_hint(worst.difference.max_abs, source.replaced),
+                )
+    return [f"{candidate.backend} {candidate.path}" for candidate in candidates]
+
+
+def _parity_hint(difference: float, replaced: list[str]) -> str:
+    """Return what may be the matter where outputs differ."""
+    if not math.isfinite(difference):
+        return (
+            "No file was written. One output holds NaN or infinity where the other has none: the official code gives "
+            "NaN for a row that is masked out, this toolkit 0"
+        )
+    if replaced:
+        return (
+            f"No file was written. In place of {', '.join(replaced[:3])} stands what the official class computes; "
+            "a forward that was changed or hooked is lost"
+        )
+    return "No file was written"
+
+
+def check_dynamic(program: Program, exported: ExportedModel) -> None:
+    """Raise InputError where the user asked for a dynamic dimension and tracing made it a number."""
+    axes = {spec.name: spec.axes for spec in exported.inputs}
+    for name, dimensions in (program.dynamic_shapes or {}).items():
+        for axis, asked in dimensions.items() if isinstance(dimensions, dict) else enumerate(dimensions or ()):
+            if type(asked).__name__ == "Dim" and isinstance(axes.get(name, ())[axis], int):
+                raise InputError(
+                    f"dimension {axis} of {name} was asked to be dynamic, but the model fixes it to {axes[name][axis]}",
+                    "Leave it out of dynamic_shapes, or look for what depends on its value",
+                )
+
+
+def _runs(reference: nn.Module, case: Case) -> bool:
+    """Return whether a user's model takes a case of other sizes than the example's; it may know why not."""
+    try:
+        run_module(reference, case.feed)
+    except Exception:  # noqa: BLE001 (whatever the model raises)
+        return False
+    return True
