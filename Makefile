@@ -27,8 +27,9 @@ $(STAMP): $(BIN)/python $(SOURCES)
 demo: setup
 	$(BIN)/python samples/01_demo.py
 
+# A file of tests stays in one process: what its tests share is built once.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
