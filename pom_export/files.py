@@ -159,6 +159,8 @@ def staged_output(
 
 def _make_staging(place: Path) -> Path:
     """Make the staging folder, on the output's own file system: only there can a file be renamed into place."""
+    if not place.parent.exists():
+        raise InputError(f"folder {place.parent} does not exist", f"Create it: mkdir -p {place.parent}")
     try:
         return Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=place.parent))
     except OSError as error:

@@ -182,3 +182,12 @@ def test_a_wrong_graph_is_not_written(tmp_path: Path, monkeypatch: pytest.Monkey
         pom_export.export(GOLDEN_FOLDER / "v2_base" / "checkpoint.pt", tmp_path / "m.onnx")
     assert caught.value.exit_code == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_verify_takes_from_the_model_what_the_checkpoint_lacks(tmp_path: Path) -> None:
+    tensors = torch.load(GOLDEN_FOLDER / "gpt_hybrid" / "checkpoint.pt", weights_only=True)["model"]
+    torch.save({name: t for name, t in tensors.items() if "inv_freq" not in name}, tmp_path / "m.pt")
+    pom_export.export(tmp_path / "m.pt", tmp_path / "m.onnx", degree=2, heads=4)
+    assert pom_export.verify(tmp_path / "m.onnx", checkpoint=tmp_path / "m.pt")
+    with pytest.raises(InputError, match="exported from a nanogpt-pom"):
+        pom_export.verify(tmp_path / "m.onnx", checkpoint=GOLDEN_FOLDER / "v2_base" / "checkpoint.pt")

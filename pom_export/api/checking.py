@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from pom_export.api.progress import Progress
 from pom_export.errors import InputError, ParityError
 from pom_export.files import sha256_of
 from pom_export.graph.exported import ExportedModel
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _CASES_AT_EXPORT = 2
 
 
-def check(exported: ExportedModel, source: Source, program: Program, samples: int) -> list[str]:
+def check(exported: ExportedModel, source: Source, program: Program, samples: int, progress: Progress) -> list[str]:
     """Compare the staged file with PyTorch; write the parity data; return the backends that were compared."""
     metadata = tensor_metadata(exported.inputs)
     names = [spec.name for spec in exported.outputs]
@@ -32,6 +33,8 @@ def check(exported: ExportedModel, source: Source, program: Program, samples: in
         feed = {name: to_numpy(tensor) for name, tensor in program.inputs.items()}
         example, *others = cases_from_example(feed, exported.inputs)
         cases = [example, *(case for case in others if _runs(reference, case))]
+        if len(cases) <= len(others):
+            progress("other sizes than the example's were not compared: the model itself does not take them")
     else:
         cases = list(make_cases(exported.inputs, exported.limits, seed=0))
     cases = cases[: max(samples, _CASES_AT_EXPORT)]
@@ -59,8 +62,8 @@ def _parity_hint(difference: float, replaced: list[str]) -> str:
     """Return what may be the matter where outputs differ."""
     if not math.isfinite(difference):
         return (
-            "No file was written. One output holds NaN or infinity where the other has none: the official code gives "
-            "NaN for a row that is masked out, this toolkit 0"
+            "No file was written. One output holds NaN or infinity where the other has none: half precision ends at "
+            "65504, and the official code gives NaN for a row that is masked out, this toolkit 0"
         )
     if replaced:
         return (

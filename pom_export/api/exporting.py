@@ -100,6 +100,8 @@ def export(
 
     if dtype not in PRECISIONS:
         raise InputError(f"unknown dtype {dtype!r}", f"Choose one of {', '.join(PRECISIONS)}")
+    if samples < 0:
+        raise InputError(f"samples must not be negative, got {samples}", "0 saves none")
     opset = default_opset(dtype) if opset is None else opset
     check_opset(opset)
     checkpoint = model if isinstance(model, (str, os.PathLike)) else None
@@ -119,8 +121,10 @@ def export(
         program = _write(source, staged, dtype, opset)
         exported = read_model(staged)
         check_dynamic(program, exported)
+        if not exported.aggregations:
+            raise InputError("no mixer was called while the model was traced", "Give inputs for which it calls one")
         progress(f"{len(exported.aggregations)} aggregations; comparing with PyTorch")
-        checked = check(exported, source, program, samples)
+        checked = check(exported, source, program, samples, progress)
         files = [file for file in staged.parent.iterdir() if not file.name.endswith(".npz")]
         return ExportResult(
             model=os.fspath(output),

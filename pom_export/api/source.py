@@ -87,6 +87,8 @@ def load_source(
         progress(f"recognised a {loaded.spec.summary()}")
         properties = {"spec": loaded.spec.to_json(), "source_sha256": loaded.sha256}
         return Source(loaded.module, lambda module: program_of(module, options), properties=properties)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model is a {type(model).__name__}", "Give a path or an nn.Module")
     if example_inputs is None:
         spec = spec_of(model)
         properties = {"spec": spec.to_json()} if spec else {}

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pom_export.api.progress import Progress, silent
-from pom_export.engine.manifest import manifest_path
-from pom_export.errors import InputError
+from pom_export.engine.manifest import check_manifest, manifest_path
+from pom_export.errors import CheckpointError, InputError
 from pom_export.files import sha256_of, staged_output
 from pom_export.graph.exported import ExportedModel, read_model
 from pom_export.parity import tolerances
@@ -74,7 +74,7 @@ def verify(
     with nullcontext() if report is None else staged_output(report, *sources) as page:
         expected = _expected(exported, checkpoint, inputs, seed)
         candidates, not_run = onnxruntime_candidates(exported)
-        _add_engine(engine, candidates, not_run)
+        _add_engine(engine, exported.path, candidates, not_run)
         if not candidates:
             raise InputError(
                 f"no backend here can run {exported.path}: {'; '.join(not_run)}", "Use a machine with a GPU"
@@ -144,7 +144,15 @@ def _reference_module(exported: ExportedModel, checkpoint: str | os.PathLike[str
     # What a v1 checkpoint's shapes don't tell, the exported file does.
     config = exported.spec.get("config", {})
     v1 = str(exported.spec.get("family", "")).startswith(V1)
-    loaded = load_model(checkpoint, degree=config.get("degree") if v1 else None)
+    hints = {"degree": config.get("degree") if v1 else None, "heads": config.get("attention_heads")}
+    try:
+        loaded = load_model(checkpoint, **hints)
+    except CheckpointError as error:
+        was = f"a {exported.spec.get('architecture', 'model')} of family {exported.spec.get('family', 'unknown')}"
+        raise InputError(
+            f"{checkpoint} does not fit the model, which was exported from {was}: {error.what}",
+            "Name the checkpoint that was exported",
+        ) from error
     if exported.properties.get("spec") != loaded.spec.to_json():
         raise InputError(
             f"{checkpoint} is a {loaded.spec.summary()}; the model was exported from another",
@@ -155,7 +163,9 @@ def _reference_module(exported: ExportedModel, checkpoint: str | os.PathLike[str
     return Float64Module(program_of(loaded.module, options).module), loaded.sha256
 
 
-def _add_engine(engine: str | os.PathLike[str] | None, candidates: list[Candidate], not_run: list[str]) -> None:
+def _add_engine(
+    engine: str | os.PathLike[str] | None, model: Path, candidates: list[Candidate], not_run: list[str]
+) -> None:
     """Add the engine as a candidate, or say why it is not compared."""
     from pom_export.engine.backend import gpu_present
 
@@ -165,6 +175,7 @@ def _add_engine(engine: str | os.PathLike[str] | None, candidates: list[Candidat
     from pom_export.engine.runner import engine_backend, engine_runner
 
     backend = engine_backend(engine)
+    check_manifest(engine, model)
     if not gpu_present():
         not_run.append(f"{backend.name}: {Path(engine).name} needs a GPU, and none is here")
         return

@@ -59,8 +59,9 @@ def command(
 ) -> None:
     """Export CHECKPOINT to ONNX with the custom op.
 
-    CHECKPOINT is a .safetensors file, a state dict of torch.save (or a trainer's dict around one), or a folder in
-    Hugging Face's layout. What its shapes don't tell comes from a config.json beside it, its metadata, or options.
+    CHECKPOINT is a .safetensors file, a state dict of torch.save (or a trainer's dict around one), a folder in
+    Hugging Face's layout, or a .pt2 program of torch.export that holds our mixers. What its shapes don't tell comes
+    from a config.json beside it, its metadata, or options.
 
     The file is compared with PyTorch before it appears; exit code 1 when they differ.
     """

@@ -49,14 +49,14 @@ class _LazyGroup(click.Group):
             formatter.write_dl(list(_COMMANDS.items()))
 
 
-@click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done; 1 a check failed; 2 bad input or usage; 130 interrupted, 143 terminated.",
+)
 @click.version_option(__version__, prog_name="pom-export")
 def cli() -> None:
-    r"""Take a trained Polynomial Mixer (PoM) model from PyTorch to ONNX Runtime and TensorRT.
-
-    \b
-    Exit codes: 0 done; 1 a check failed; 2 bad input or usage; 130 interrupted, 143 terminated.
-    """
+    """Take a trained Polynomial Mixer (PoM) model from PyTorch to ONNX Runtime and TensorRT."""
 
 
 def main() -> NoReturn:

@@ -33,7 +33,7 @@ def recognition_options(function: _Function) -> _Function:
     """Add what the shapes of some checkpoints can't tell."""
     for decorator in (
         click.option("--heads", type=click.IntRange(1), help="Attention heads of a hybrid, where shapes don't tell."),
-        click.option("--degree", type=click.IntRange(1), help="Polynomial degree, where shapes don't tell it (v1)."),
+        click.option("--degree", type=click.IntRange(1), help="Degree, where shapes don't tell it (v1, nanogpt-pom)."),
         click.option("--family", help="Family of the checkpoint, such as pom-v1; default: recognised."),
     ):
         function = decorator(function)

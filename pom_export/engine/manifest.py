@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pom_export.errors import InputError
-from pom_export.files import readable_file
+from pom_export.files import readable_file, sha256_of
 
 
 @dataclass(frozen=True)
@@ -94,3 +94,17 @@ def _values(file: Path) -> Mapping[str, Any] | None:
         return None
     ours = isinstance(values, dict) and values.keys() >= {"engine", "backend", "plugin_layers", "model_sha256"}
     return values if ours else None
+
+
+def check_manifest(engine: str | os.PathLike[str], model: Path) -> None:
+    """Compare an engine with its manifest, and with the model that it is said to be of.
+
+    Raises:
+        InputError: the engine is not the file that was built, or was built from another model.
+    """
+    manifest = read_manifest(engine)
+    for what, file, key in (("engine", Path(engine), "sha256"), ("model", model, "model_sha256")):
+        if manifest.get(key) != sha256_of(file):
+            raise InputError(
+                f"{what} {file} is not the one that {manifest_path(engine)} tells of", "Build the engine again"
+            )

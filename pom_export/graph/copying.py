@@ -9,8 +9,11 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 _Module = TypeVar("_Module", bound=nn.Module)
+# Where a module keeps what is asked for by other names.
+_MODULE_FIELDS = ("_parameters", "_buffers", "_modules")
 _SMALL_TYPES = (torch.float16, torch.bfloat16)
 
 
@@ -50,9 +53,10 @@ def _converted(tensor: Tensor, dtype: torch.dtype | None, full_precision: bool) 
 
 
 def plain_tensors(module: nn.Module) -> Iterator[Tensor]:
-    """Yield the tensors that are neither parameters nor buffers, such as what a call has kept."""
+    """Yield the tensors that are neither parameters nor buffers, such as what a call has kept; in containers too."""
     for part in module.modules():
-        yield from (value for value in vars(part).values() if isinstance(value, Tensor))
+        own = {name: value for name, value in vars(part).items() if name not in _MODULE_FIELDS}
+        yield from (value for value in tree_leaves(own) if isinstance(value, Tensor))
 
 
 def _full_precision_buffers(module: nn.Module) -> Iterator[int]:

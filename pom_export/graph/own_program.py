@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,9 +35,9 @@ def named_examples(module: nn.Module, examples: Tensor | Sequence[Any] | Mapping
     """
     parameters = inspect.signature(module.forward).parameters.values()
     names = [parameter.name for parameter in parameters if parameter.kind in _NAMED]
-    if any(parameter.kind not in _NAMED for parameter in parameters):
+    if any(parameter.kind not in (*_NAMED, inspect.Parameter.VAR_KEYWORD) for parameter in parameters):
         raise InputError(
-            "the model's forward has inputs without names (*args, **kwargs or positional-only ones)",
+            "the model's forward has inputs without names (*args, or positional-only ones)",
             "Wrap it in a module whose forward names each input",
         )
     if isinstance(examples, (Tensor, np.ndarray)):
@@ -66,16 +66,13 @@ def module_program(module: nn.Module, examples: Examples, dynamic_shapes: Mappin
     """Return the program of a user's module.
 
     Outputs are named after the keys of the mapping that it returns, or y, or y_0, y_1 and so on. Unless
-    `dynamic_shapes` says otherwise, the first two dimensions of each input are dynamic where the model allows it, and
-    the first of images.
+    `dynamic_shapes` says otherwise, dimensions are dynamic where the model allows it: the first two of each input and
+    later ones that are as long as the second of one, such as those of a (B, T, N) mask; of images the first alone.
 
     Raises:
         InputError: the module fails on the examples, or returns no tensor.
     """
-    automatic = {
-        name: dict.fromkeys(range(1 if tensor.dim() >= _IMAGE_RANK else min(2, tensor.dim())), Dim.AUTO)
-        for name, tensor in examples.items()
-    }
+    automatic = _automatic_shapes(examples)
     try:
         with torch.no_grad():
             # On a copy: what a module keeps from a call would become a constant of the graph.
@@ -86,8 +83,22 @@ def module_program(module: nn.Module, examples: Examples, dynamic_shapes: Mappin
         raise InputError("the model returns no tensor", "Return at least one")
     shapes = automatic if dynamic_shapes is None else dynamic_shapes
     _forget_sizes(module, examples, automatic)
-    names = tuple(f"{name}_out" if name in examples else name for name in outputs)
+    taken = {*examples, *outputs}
+    names = tuple(_free(f"{name}_out", taken) if name in examples else name for name in outputs)
     return Program(module, examples, shapes, names, prefix="")
+
+
+def _automatic_shapes(examples: Examples) -> dict[str, dict[int, Any]]:
+    """Return the dimensions that may be dynamic; torch.export fixes those that the model does."""
+    lengths = {tensor.shape[1] for tensor in examples.values() if 1 < tensor.dim() < _IMAGE_RANK}
+    return {
+        name: {
+            axis: Dim.AUTO
+            for axis in range(tensor.dim())
+            if axis == 0 or (tensor.dim() < _IMAGE_RANK and (axis == 1 or tensor.shape[axis] in lengths))
+        }
+        for name, tensor in examples.items()
+    }
 
 
 def _forget_sizes(module: nn.Module, examples: Examples, dynamic: Mapping[str, Mapping[int, Any]]) -> None:
@@ -138,12 +149,30 @@ def _user_inputs(program: ExportedProgram) -> list[torch.fx.Node]:
 
 
 def named_outputs(result: Any) -> dict[str, Tensor]:
-    """Return the tensors of a module's result by name, those inside tuples, lists and mappings included."""
+    """Return the tensors of a module's result by name, in order, those inside tuples, lists and mappings included.
+
+    A name is the way to the tensor: keys and indices, y in front of an index that comes first.
+    """
     leaves, _ = tree_flatten_with_path(result)
-    tensors = [(path, leaf) for path, leaf in leaves if isinstance(leaf, Tensor)]
-    if len(tensors) == 1 and not any(isinstance(key, MappingKey) for key in tensors[0][0]):
+    tensors = [(_name(path), leaf) for path, leaf in leaves if isinstance(leaf, Tensor)]
+    if len(tensors) == 1 and tensors[0][0].startswith("y_"):
         return {"y": tensors[0][1]}
-    return {
-        ".".join(str(key.key) for key in path if isinstance(key, MappingKey)) or f"y_{i}": tensor
-        for i, (path, tensor) in enumerate(tensors)
-    }
+    named: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        named[_free(name, named)] = tensor
+    return named
+
+
+def _name(path: Sequence[Any]) -> str:
+    steps = [
+        str(step.key if isinstance(step, MappingKey) else getattr(step, "idx", getattr(step, "name", step)))
+        for step in path
+    ]
+    return "_".join(steps if path and isinstance(path[0], MappingKey) else ["y", *steps])
+
+
+def _free(name: str, taken: Container[str]) -> str:
+    """Return a name, with as many underscores behind it as keep it apart from those that are taken."""
+    while name in taken:
+        name += "_"
+    return name

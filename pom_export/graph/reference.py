@@ -18,27 +18,32 @@ _PICKING = (torch.ops.aten.embedding.default, torch.ops.aten.index_select.defaul
 
 
 class Float64Module(nn.Module):
-    """Computes in float64 what a module computes; the module itself is left as it is.
+    """Computes in float64 what a module computes; the module itself is left as it is, and so is every call's start.
 
-    Weights are shared, mapped from a file perhaps, and widened one operator at a time: a large model is never held
+    Parameters are shared, mapped from a file perhaps, and widened one operator at a time: a large model is never held
     twice. Layers that insist on inputs of their weights' type (nn.LSTM) don't bear that; for those it is copied.
     """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = copy_module(module)
-        self._copied = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module on inputs in float64."""
-        if self._copied:
-            return self.module(*args, **kwargs)
+        # A copy a call: what the module writes to its buffers is forgotten, as it is by an exported graph.
         try:
             with _Widen():
-                return self.module(*args, **kwargs)
+                return _with_wide_buffers(copy_module(self.module))(*args, **kwargs)
         except (RuntimeError, ValueError):
-            self.module, self._copied = copy_module(self.module, torch.float64), True
-            return self.module(*args, **kwargs)
+            return copy_module(self.module, torch.float64)(*args, **kwargs)
+
+
+def _with_wide_buffers(module: nn.Module) -> nn.Module:
+    """Widen a copy's buffers for good: what is written to a widened copy of one would be lost."""
+    for part in module.modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            setattr(part, name, _wide(buffer))
+    return module
 
 
 def _wide(value: Any) -> Any:

@@ -19,6 +19,8 @@ from pom_export.mixer.reference import rotate
 
 _NORM_EPSILON = 1e-6
 _ROPE_BASE = 10000.0
+# Products of fewer than 2048 steps of 2^-12 up to 1 fit the 24 bits of a float32.
+_STEP, _GRID = 2048, 4096
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,27 @@ class Rotary(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, heads, N, head_dim) for x of the same shape."""
-        inv_freq = self.get_buffer("inv_freq")
-        angles = torch.outer(torch.arange(x.shape[-2], device=x.device, dtype=inv_freq.dtype), inv_freq)
+        cos, sin = _tables(self.get_buffer("inv_freq"), x.shape[-2])
         # The public code turns the other way round than the mixers do.
-        return rotate(x, angles.cos(), -angles.sin()).to(x.dtype)
+        return rotate(x, cos, -sin).to(x.dtype)
+
+
+def _tables(frequencies: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines (tokens, F) of position times frequency (F), as exact as the frequencies.
+
+    A product of 4096 and a frequency near 1 has an error of 2e-4 in float32. So positions are split into multiples of
+    2048 and the rest, frequencies into multiples of 2^-12 and the rest: the large products are exact then, and the
+    angles' sines and cosines follow from those of the parts.
+    """
+    positions = torch.arange(tokens, device=frequencies.device)
+    steps, rest = ((part.to(frequencies.dtype)) for part in (positions // _STEP * _STEP, positions % _STEP))
+    coarse = torch.round(frequencies * _GRID) / _GRID
+    parts = [torch.outer(p, f) for p in (steps, rest) for f in (coarse, frequencies - coarse)]
+    cos, sin = parts[0].cos(), parts[0].sin()
+    for angle in parts[1:]:
+        c, s = angle.cos(), angle.sin()
+        cos, sin = cos * c - sin * s, sin * c + cos * s
+    return cos, sin
 
 
 def _split_heads(x: Tensor, n_head: int) -> Tensor:

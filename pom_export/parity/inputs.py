@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pom_export.errors import InputError
-from pom_export.graph.exported import BATCH, CONTEXT_TOKENS, InputLimits, TensorSpec
+from pom_export.graph.exported import BATCH, CONTEXT_TOKENS, TOKENS, InputLimits, TensorSpec
 
 Array = npt.NDArray[Any]
 
@@ -160,7 +160,26 @@ def cases_from_npz(path: Any, specs: Sequence[TensorSpec], limits: InputLimits) 
                 "Convert or reshape it",
             )
         _check_values(f"inputs {path}: {spec.name}", array, limits.values.get(spec.name))
+    _check_sizes(str(path), arrays, specs, limits)
     return [Case(str(path), {spec.name: arrays[spec.name] for spec in specs})]
+
+
+def _check_sizes(path: str, arrays: Mapping[str, Array], specs: Sequence[TensorSpec], limits: InputLimits) -> None:
+    """Raise InputError where two inputs disagree on a dimension, or there are more tokens than positions."""
+    sizes: dict[str, tuple[int, str]] = {}
+    for spec in specs:
+        for axis, size in zip(spec.axes, arrays[spec.name].shape, strict=True):
+            if not isinstance(axis, str):
+                continue
+            known, other = sizes.setdefault(axis, (size, spec.name))
+            if size != known:
+                raise InputError(
+                    f"inputs {path}: {axis} is {known} in {other}, but {size} in {spec.name}", "Reshape one"
+                )
+            if limits.tokens is not None and axis in {TOKENS, CONTEXT_TOKENS} and size > limits.tokens:
+                raise InputError(
+                    f"inputs {path}: {spec.name} has {size} tokens, the model positions for {limits.tokens}", "Cut it"
+                )
 
 
 def _check_values(where: str, array: Array, counts: Sequence[int] | None) -> None:
@@ -168,10 +187,9 @@ def _check_values(where: str, array: Array, counts: Sequence[int] | None) -> Non
     if not array.size:
         raise InputError(f"{where} is empty", "Give at least one token")
     if np.issubdtype(array.dtype, np.integer):
-        if counts is not None and ((array < 0) | (array >= np.array(counts))).any():
-            raise InputError(
-                f"{where} holds {array.min()} to {array.max()}, the model has 0 to {max(counts) - 1}",
-                "Use values in range",
-            )
+        outside = None if counts is None else array[(array < 0) | (array >= np.array(counts))]
+        if outside is not None and outside.size:
+            most = " and ".join(str(count - 1) for count in counts or ())
+            raise InputError(f"{where} holds {outside.flat[0]}, the model has 0 to {most}", "Use values in range")
     elif array.dtype != np.bool_ and not np.isfinite(array.astype(np.float64)).all():
         raise InputError(f"{where} holds NaN or infinity", "Compare on finite values")

@@ -55,6 +55,8 @@ def load_recording(
         arrays = load_npz(path)
         names = json.loads(str(arrays["names"]))
         recorded_sha256 = str(arrays["model_sha256"])
+        if recorded_sha256 != model_sha256:
+            raise ValueError("it was recorded from another file of this name")
         if not isinstance(names, list) or not names:
             raise ValueError("it names no cases")
         cases = [Case(str(name), _inputs(arrays, f"{i}/in/", inputs)) for i, name in enumerate(names)]
@@ -68,8 +70,6 @@ def load_recording(
         raise InputError(f"{path} is not parity data of this model: it lacks {error}", _HINT) from error
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not parity data of this model: {error}", _HINT) from error
-    if recorded_sha256 != model_sha256:
-        raise InputError(f"{path} was recorded from another file of this name", _HINT)
     return cases, recordings
 
 

@@ -120,7 +120,7 @@ BAD_COMMANDS = {
     ),
     "huge volume": (["build", "{model}", "-o", "{tmp}/o", "--maxShapes", "x:9999999x9999999x32"], "what a GPU holds"),
     "shape of 5000 digits": (["build", "{model}", "-o", "{tmp}/o", "--maxShapes", "x:" + "9" * 5000], "NAME:AxBxC"),
-    "no such folder": (["export", CHECKPOINT, "-o", "{tmp}/none/o"], "cannot write"),
+    "no such folder": (["export", CHECKPOINT, "-o", "{tmp}/none/o"], "does not exist"),
     "output is a folder": (["export", CHECKPOINT, "-o", "{tmp}"], "is a folder"),
     "unwritable": (["export", CHECKPOINT, "-o", "/proc/o"], "cannot write"),
     "no output": (["export", CHECKPOINT], "--output"),

@@ -219,13 +219,13 @@ class Caching(nn.Module):
         super().__init__()
         self.pom = PoM(8, 2, 2, 1, 1)
         self.length = 0
-        self.ramp = torch.zeros(0)
+        self.tables: dict[str, Tensor] = {}
 
     def forward(self, x: Tensor) -> dict[str, Any]:
         if x.shape[1] != self.length:
             self.length = x.shape[1]
-            self.ramp = torch.arange(x.shape[1]).to(x.dtype)
-        return {"x": self.pom(x + self.ramp[:, None]), "loss": None}
+            self.tables["ramp"] = torch.arange(x.shape[1]).to(x.dtype)
+        return {"x": self.pom(x + self.tables["ramp"][:, None]), "loss": None}
 
 
 @pytest.mark.parametrize("used", [False, True])
@@ -290,3 +290,58 @@ def test_transformer_layers_are_traced_with_a_mask_whose_kind_is_not_told(norm_f
     mask = nn.Transformer.generate_square_subsequent_mask(5)
     result = pom_export.export(encoder, tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8), mask))
     assert result.aggregations == 2
+
+
+class Outputs(nn.Module):
+    """Returns what a function makes of a mixer's result."""
+
+    def __init__(self, make: Any) -> None:
+        super().__init__()
+        self.pom = PoM(8, 2, 2, 1, 1)
+        self.make = make
+
+    def forward(self, x: Tensor) -> Any:
+        return self.make(self.pom(x))
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda y: y, ["y"]),
+        (lambda y: (y, None), ["y"]),
+        (lambda y: (y, 2 * y), ["y_0", "y_1"]),
+        (lambda y: {"h": [y, 2 * y], "z": y.sum()}, ["h_0", "h_1", "z"]),
+        (lambda y: (y, {"y_0": 2 * y}), ["y_0", "y_1_y_0"]),
+        (lambda y: {"x": y, "x_out": 2 * y}, ["x_out_", "x_out"]),
+    ],
+)
+def test_outputs_are_named_after_the_way_to_them(make: Any, names: list[str], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Outputs(make).eval()
+    result = pom_export.export(model, tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8),))
+    assert [output.split()[0] for output in result.outputs] == names
+    x = torch.randn(1, 4, 8)
+    found = pom_export.inference_session(tmp_path / "m.onnx").run(None, {"x": x.numpy()})
+    wanted = [leaf for leaf in torch.utils._pytree.tree_leaves(model(x)) if isinstance(leaf, Tensor)]
+    for one, other in zip(found, wanted, strict=True):
+        assert difference(one, other.detach().double().numpy(), MODELS["float32"])
+
+
+def test_the_mask_of_each_query_is_dynamic_in_both_directions(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Block(PoM(16, 2, 2, 1, 4)).eval()
+    result = pom_export.export(model, tmp_path / "m.onnx", example_inputs=(torch.randn(2, 9, 16), torch.ones(2, 9, 9)))
+    assert result.inputs[1] == "keep float32[batch, tokens, tokens]"
+
+
+def test_a_mixer_that_is_never_called_is_said(tmp_path: Path) -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pom = PoM(8, 2, 2, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * x
+
+    with pytest.raises(InputError, match="no mixer was called"):
+        pom_export.export(Idle(), tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8),))

@@ -78,3 +78,30 @@ def test_layers_that_check_types_themselves_are_copied() -> None:
 def test_errors_of_the_module_are_its_own() -> None:
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         Float64Module(nn.Linear(3, 3))(torch.ones(2, 4, dtype=torch.float64))
+
+
+class Keeping(nn.Module):
+    """Writes its result to a slice of a buffer, and counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mixer = PolynomialMixer(8, 2, 1)
+        self.register_buffer("cache", torch.zeros(4, 16, 8))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.cache[: x.shape[0], : x.shape[1]] = self.mixer(x)
+        return self.cache[: x.shape[0]].sum(1) + self.calls
+
+
+def test_what_is_written_to_buffers_counts_within_a_call_and_not_beyond_it() -> None:
+    module = Keeping()
+    x = torch.randn(2, 5, 8, dtype=torch.float64)
+    wanted = copy_module(module, torch.float64)(x).detach()
+    reference = Float64Module(module)
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(reference(x), wanted, rtol=0, atol=1e-12)
+    assert module.calls == 0

@@ -55,7 +55,7 @@ def test_arrays_that_do_not_fit_are_named(array: np.ndarray, message: str, tmp_p
 def test_token_ids_outside_the_vocabulary_are_refused(value: int, tmp_path: Path) -> None:
     np.savez(tmp_path / "i.npz", input_ids=np.array([[0, value]]))
     specs = [TensorSpec("input_ids", np.dtype("int64"), ("batch", "tokens"))]
-    with pytest.raises(InputError, match="0 to 96"):
+    with pytest.raises(InputError, match="the model has 0 to 96"):
         cases_from_npz(tmp_path / "i.npz", specs, InputLimits({"input_ids": [97]}))
 
 
@@ -69,3 +69,16 @@ def test_cases_keep_to_the_limits() -> None:
     columns = np.concatenate([feed["positions"] for feed in seen])
     assert columns.min(0).tolist() == [0, 0]
     assert columns.max(0).tolist() == [7, 2]
+
+
+@pytest.mark.parametrize(
+    ("x", "mask", "message"),
+    [((2, 3), (1, 3), "batch is 2 in x, but 1 in mask"), ((2, 9), (2, 9), "x has 9 tokens, the model positions for 8")],
+)
+def test_sizes_that_do_not_go_together_are_named(
+    x: tuple[int, ...], mask: tuple[int, ...], message: str, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "i.npz", x=np.ones(x, np.float32), mask=np.ones(mask, np.bool_))
+    specs = [TensorSpec(name, np.dtype(t), ("batch", "tokens")) for name, t in (("x", "float32"), ("mask", "bool"))]
+    with pytest.raises(InputError, match=message):
+        cases_from_npz(tmp_path / "i.npz", specs, InputLimits(tokens=8))

@@ -19,12 +19,13 @@ class NameDimensionsPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rename the dimensions of every value."""
         names: dict[str, str] = {}
+        given = {str(size) for value in model.graph.inputs for size in value.shape or ()}
         for value in model.graph.inputs:
             for axis, size in enumerate(value.shape or ()):
                 symbol = str(size)
                 if _NUMBERED.fullmatch(symbol) and symbol not in names:
                     usual = _USUAL[axis] if axis < len(_USUAL) else ""
-                    free = usual and usual not in names.values()
+                    free = usual and usual not in given and usual not in names.values()
                     names[symbol] = usual if free else f"{value.name}_{axis}"
         for value in _values(model.graph) if names else ():
             if value.shape is not None:

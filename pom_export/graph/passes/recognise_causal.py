@@ -13,6 +13,9 @@ from pom_export.graph.passes.attach_functions import aggregation_nodes
 # What changes no value, where it does not change the last two axes.
 _TRANSPARENT = ("Unsqueeze", "Expand", "Cast", "Identity")
 
+# What is added to a sum below this is there to keep it from 0.
+_EPSILON = 1e-5
+
 
 class RecogniseCausalPass(ir.passes.InPlacePass):
     """Turn `tril(ones) @ features / sum(tril(ones))` into the op's mode "causal".
@@ -71,14 +74,29 @@ def _fits(mask: ir.Value, x: ir.Value) -> bool:
 
 
 def _comes_from_sum_of(value: ir.Value | None, mask: ir.Value) -> bool:
-    """Return whether a divisor is the mask's sum, perhaps with an epsilon and without zeros."""
-    while value is not None and (node := value.producer()) is not None:
-        if node.op_type == "ReduceSum":
-            return node.inputs[0] is mask
-        if node.op_type not in {"Add", "Where"}:
-            return False
-        value = node.inputs[2] if node.op_type == "Where" else node.inputs[0]
-    return False
+    """Return whether a divisor is the mask's sum over the last axis, plus an epsilon and but for zeros perhaps."""
+    node = None if value is None else value.producer()
+    if node is None:
+        return False
+    if node.op_type == "Cast":
+        return _comes_from_sum_of(node.inputs[0], mask)
+    if node.op_type == "Add":
+        added = _constant(node.inputs[1])
+        return added is not None and 0 <= added < _EPSILON and _comes_from_sum_of(node.inputs[0], mask)
+    if node.op_type == "Where":
+        # A row of the triangle never sums to 0: what stands in its place does not matter.
+        return _is_zero_sum(node.inputs[0], mask) and _comes_from_sum_of(node.inputs[2], mask)
+    if node.op_type != "ReduceSum" or node.inputs[0] is None:
+        return False
+    axes = _constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    return axes in {-1, len(mask.shape or ()) - 1} and _source(node.inputs[0]) is _source(mask)
+
+
+def _is_zero_sum(condition: ir.Value | None, mask: ir.Value) -> bool:
+    node = None if condition is None else condition.producer()
+    if node is None or node.op_type != "Equal":
+        return False
+    return _constant(node.inputs[1]) == 0 and _comes_from_sum_of(node.inputs[0], mask)
 
 
 def _is_lower_triangle(value: ir.Value) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import pom_export
 from pom_export import contract
-from pom_export.mixer import PolynomialMixer, ProductMixer, RotaryPolynomialMixer
+from pom_export.mixer import PolynomialMixer, ProductMixer, RotaryPolynomialMixer, polynomial_aggregation
 from pom_export.parity.comparison import difference
 from pom_export.parity.tolerances import MODELS
 
@@ -66,6 +66,10 @@ def export(module: nn.Module, path: Path) -> set[str]:
     (y,) = pom_export.inference_session(path).run(None, {"x": x.numpy()})
     with torch.no_grad():
         assert difference(y, module(x).numpy().astype(np.float64), MODELS["float32"])
+    return modes(path)
+
+
+def modes(path: Path) -> set[str]:
     nodes = [node for node in onnx.load(path).graph.node if node.domain == contract.DOMAIN]
     return {a.s.decode() for node in nodes for a in node.attribute if a.name == "mode"}
 
@@ -80,6 +84,41 @@ def test_a_lower_triangle_of_ones_is_causal(mask: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("mixer", MIXERS, ids=lambda mixer: type(mixer).__name__)
 def test_every_family_is_recognised(mixer: nn.Module, tmp_path: Path) -> None:
     assert export(Masked(mixer, CAUSAL["tril"]), tmp_path / "m.onnx") == {"causal"}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("mixer", MIXERS[:2], ids=lambda mixer: type(mixer).__name__)
+def test_half_precision_is_recognised_too(mixer: nn.Module, dtype: str, tmp_path: Path) -> None:
+    model = Masked(mixer, CAUSAL["tril"])
+    pom_export.export(model, tmp_path / "m.onnx", example_inputs=(torch.randn(2, 9, 8),), dtype=dtype)
+    assert modes(tmp_path / "m.onnx") == {"causal"}
+
+
+class Divided(nn.Module):
+    """Features summed under a triangular mask, and divided by something else than the mask's sums."""
+
+    def __init__(self, divisor: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.mixer = PolynomialMixer(8, 2, 1)
+        self.divisor = divisor
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.tril(ones(x))[None]
+        features = polynomial_aggregation(x, self.mixer.po_coeff, None, "features")
+        return (mask @ features) / self.divisor(mask)
+
+
+@pytest.mark.parametrize(
+    "divisor",
+    [
+        lambda mask: mask.sum(-1, keepdim=True) + 3,
+        lambda mask: mask.sum(-1, keepdim=True) + mask.sum(-1, keepdim=True),
+        lambda mask: mask.sum(1, keepdim=True).transpose(1, 2),
+        lambda mask: torch.where(mask[..., :1] > 0, 7.0, mask.sum(-1, keepdim=True)),
+    ],
+)
+def test_another_divisor_is_no_mean(divisor: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    assert export(Divided(divisor), tmp_path / "m.onnx") == {"features"}
 
 
 @pytest.mark.parametrize("mask", OTHER)
