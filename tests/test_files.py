@@ -133,7 +133,7 @@ def test_names_that_are_no_utf8_are_refused(tmp_path: Path) -> None:
     ("place", "message"),
     [
         ("file/m", "Not a directory"),
-        ("none/m", "cannot write"),
+        ("none/m", "does not exist"),
         ("fifo", "is not a regular file"),
         (".", "is a folder"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -151,24 +151,27 @@ def _user_inputs(program: ExportedProgram) -> list[torch.fx.Node]:
 def named_outputs(result: Any) -> dict[str, Tensor]:
     """Return the tensors of a module's result by name, in order, those inside tuples, lists and mappings included.
 
-    A name is the way to the tensor: keys and indices, y in front of an index that comes first.
+    A name is the keys on the way to the tensor; with indices where keys alone name several, or there are none.
     """
     leaves, _ = tree_flatten_with_path(result)
-    tensors = [(_name(path), leaf) for path, leaf in leaves if isinstance(leaf, Tensor)]
-    if len(tensors) == 1 and tensors[0][0].startswith("y_"):
+    tensors = [(path, leaf) for path, leaf in leaves if isinstance(leaf, Tensor)]
+    keys = [_joined(step.key for step in path if isinstance(step, MappingKey)) for path, _ in tensors]
+    if keys == [""]:
         return {"y": tensors[0][1]}
     named: dict[str, Tensor] = {}
-    for name, tensor in tensors:
-        named[_free(name, named)] = tensor
+    for (path, tensor), key in zip(tensors, keys, strict=True):
+        alone = key and keys.count(key) == 1
+        named[_free(key if alone else _full_name(path), named)] = tensor
     return named
 
 
-def _name(path: Sequence[Any]) -> str:
-    steps = [
-        str(step.key if isinstance(step, MappingKey) else getattr(step, "idx", getattr(step, "name", step)))
-        for step in path
-    ]
-    return "_".join(steps if path and isinstance(path[0], MappingKey) else ["y", *steps])
+def _full_name(path: Sequence[Any]) -> str:
+    steps = [step.key if isinstance(step, MappingKey) else getattr(step, "idx", step) for step in path]
+    return _joined(steps if isinstance(path[0], MappingKey) else ["y", *steps])
+
+
+def _joined(steps: Iterable[Any]) -> str:
+    return "_".join(map(str, steps))
 
 
 def _free(name: str, taken: Container[str]) -> str:

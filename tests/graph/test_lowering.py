@@ -311,7 +311,7 @@ class Outputs(nn.Module):
         (lambda y: (y, None), ["y"]),
         (lambda y: (y, 2 * y), ["y_0", "y_1"]),
         (lambda y: {"h": [y, 2 * y], "z": y.sum()}, ["h_0", "h_1", "z"]),
-        (lambda y: (y, {"y_0": 2 * y}), ["y_0", "y_1_y_0"]),
+        (lambda y: (y, {"y_0": 2 * y}), ["y_0", "y_0_"]),
         (lambda y: {"x": y, "x_out": 2 * y}, ["x_out_", "x_out"]),
     ],
 )
