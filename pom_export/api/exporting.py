@@ -143,5 +143,11 @@ def _write(source: Source, path: Path, dtype: str, opset: int) -> Program:
     from pom_export.graph.exporter import export_graph, save_model
 
     program = source.program(dtype)
-    save_model(export_graph(program, opset, {**source.properties, "dtype": dtype}), path)
+    try:
+        save_model(export_graph(program, opset, {**source.properties, "dtype": dtype}), path)
+    except InputError as error:
+        if not source.near_misses:
+            raise
+        # What stayed as it was is likely what torch could not export.
+        raise InputError(error.what, source.near_misses[0]) from error
     return program

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Source:
         properties: metadata for the file.
         own_inputs: whether inputs are the user's, not drawn by us.
         replaced: names of the mixers that the last program has in place of official-style ones.
+        near_misses: what looked like a mixer and stayed as it was, with the reason.
     """
 
     module: nn.Module
@@ -44,6 +45,7 @@ class Source:
     properties: Mapping[str, str] = field(default_factory=dict)
     own_inputs: bool = False
     replaced: list[str] = field(default_factory=list)
+    near_misses: list[str] = field(default_factory=list)
 
     def program(self, dtype: str) -> Program:
         """Return what to trace, in "float32", "float16" or "bfloat16"."""
@@ -96,8 +98,8 @@ def load_source(
     _refuse_options(options, hints)
     model = _unwrapped(model)
     make_program = _program_maker(named_examples(model, example_inputs), dynamic_shapes)
-    replaced: list[str] = []
-    return Source(model, make_program, _lowering(replaced, progress), own_inputs=True, replaced=replaced)
+    source = Source(model, make_program, own_inputs=True)
+    return replace(source, lower=_lowering(source.replaced, source.near_misses, progress))
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -118,20 +120,22 @@ def _refuse_options(options: GraphOptions, hints: Mapping[str, Any]) -> None:
             raise InputError(f"{name} is for our own models; this one has its own inputs", "Leave it out")
 
 
-def _lowering(replaced: list[str], progress: Callable[[str], None]) -> Callable[[nn.Module], nn.Module]:
-    """Return what replaces official-style mixers in a copy, and notes their names."""
+def _lowering(
+    replaced: list[str], near_misses: list[str], progress: Callable[[str], None]
+) -> Callable[[nn.Module], nn.Module]:
+    """Return what replaces official-style mixers in a copy, and notes their names and those of near misses."""
 
     def lower(copied: nn.Module) -> nn.Module:
         name = type(copied).__name__
         result = lower_mixers(copied)
         replaced[:] = [part or name for part in result.replaced]
-        near = [f"{part or name} looks like a mixer, but {reason}" for part, reason in result.near_misses.items()]
-        for line in near:
+        near_misses[:] = [f"{part or name} looks like a mixer, but {why}" for part, why in result.near_misses.items()]
+        for line in near_misses:
             progress(f"{line}; it stays as it is")
         if not has_mixers(result.module):
             raise InputError(
                 f"{name} contains no mixer of ours, and none that looks like an official one",
-                near[0] if near else "Nothing of it would use the op",
+                near_misses[0] if near_misses else "Nothing of it would use the op",
             )
         return result.module
 

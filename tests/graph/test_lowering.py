@@ -345,3 +345,20 @@ def test_a_mixer_that_is_never_called_is_said(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match="no mixer was called"):
         pom_export.export(Idle(), tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8),))
+
+
+class Widened(PoM):
+    """An official mixer with a parameter more."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, 2, 2, 1, 1)
+        self.temperature = nn.Parameter(torch.ones(1))
+
+    def forward(self, xq: Tensor, xc: Tensor | None = None, mask: Any = None) -> Tensor:
+        return torch.clamp(super().forward(xq, xc, mask), -0.1, 6)  # the bounds that torch.onnx does not take
+
+
+def test_what_stayed_as_it_was_is_named_where_torch_fails(tmp_path: Path) -> None:
+    model = nn.Sequential(PoM(8, 2, 2, 1, 1), Widened(8))
+    with pytest.raises(InputError, match=r"1 looks like a mixer, but unknown keys .* temperature"):
+        pom_export.export(model, tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8),))
