@@ -110,7 +110,11 @@ def plot(path: Path, tokens: list[int], times: dict[str, list[float]], scores: d
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    bars = left.bar(list(scores), [100 * score for score in scores.values()], color=["C0", "C0", "C7", "C1"])
+    bars = left.bar(
+        [name.replace(", ", ",\n") for name in scores],
+        [100 * score for score in scores.values()],
+        color=["C0", "C0", "C7", "C1"],
+    )
     left.bar_label(bars, fmt="%.1f")
     left.set(title="Digits: accuracy on the held-out quarter", ylabel="percent", ylim=(0, 108))
     for name, values in times.items():
