@@ -15,7 +15,7 @@ from pom_export.checkpoint.hints import Hints
 from pom_export.checkpoint.recognition import recognise
 from pom_export.checkpoint.spec import MIXER, build_model
 from pom_export.errors import CheckpointError
-from pom_export.mixer import PolynomialMixer, ProductMixer, RotaryPolynomialMixer
+from pom_export.mixer import Mixer, RotaryPolynomialMixer
 
 
 class OfficialMixer(nn.Module):
@@ -99,7 +99,7 @@ def has_mixers(module: nn.Module) -> bool:
 
 
 def _is_ours(module: nn.Module) -> bool:
-    return isinstance(module, (PolynomialMixer, ProductMixer, OfficialMixer))
+    return isinstance(module, (Mixer, OfficialMixer))
 
 
 def _mixer_like(module: nn.Module) -> nn.Module:

@@ -1,5 +1,6 @@
 """PoM in PyTorch: the reference mathematics, the registered op and the layers."""
 
+from pom_export.mixer.base import Mixer
 from pom_export.mixer.config import MixerConfig, ProductMixerConfig, RotaryConfig
 from pom_export.mixer.op import polynomial_aggregation
 from pom_export.mixer.polynomial_mixer import PolynomialMixer
@@ -7,6 +8,7 @@ from pom_export.mixer.product_mixer import ProductMixer
 from pom_export.mixer.rotary_mixer import RotaryPolynomialMixer
 
 __all__ = [
+    "Mixer",
     "MixerConfig",
     "PolynomialMixer",
     "ProductMixer",

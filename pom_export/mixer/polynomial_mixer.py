@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pom_export.mixer.aggregation import Mask, Polynomial, aggregate, select
+from pom_export.mixer.aggregation import Polynomial
+from pom_export.mixer.base import Mixer
 from pom_export.mixer.config import MixerConfig
 
 
-class PolynomialMixer(nn.Module):
+class PolynomialMixer(Mixer):
     """Mix tokens through the mean of a learned polynomial; linear in the number of tokens.
 
     y = W_a (s * a), with s = hardsigmoid(W_s query + b_s) and a the aggregate of the context's polynomial features.
@@ -47,29 +48,7 @@ class PolynomialMixer(nn.Module):
         self.po_coeff = nn.Parameter(taylor.repeat(channels, 1))
         self.ag_proj = nn.Linear(channels, dim, bias=bias)
 
-    def forward(
-        self, query: Tensor, context: Tensor | None = None, mask: Mask = None, *, causal: bool = False
-    ) -> Tensor:
-        """Mix the context into every query token.
-
-        Args:
-            query: (B, T, d).
-            context: (B, N, d), or None for the query itself.
-            mask: None: every token counts; "causal": token i sees tokens 0..i; (B, N): token weights, bool or
-                floating; (B, T, N): weights for each query token. Batch size 1 broadcasts.
-            causal: the same as mask "causal", and goes with a (B, N) mask too.
-
-        Returns:
-            (B, T, d). Where a row of the mask sums to 0 the aggregate is 0 (the official code gives NaN).
-
-        Raises:
-            ValueError: a mask of another kind or rank.
-        """
-        projected, gate = self._project(query, context)
-        return self.ag_proj(select(gate, aggregate(projected, Polynomial(self.po_coeff), mask, causal)))
-
     def _project(self, query: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the projected context (B, N, C) and the gate (B, T, S)."""
         if self.config.n_groups > 1:
             source = query if context is None else context
             projected = self.po_proj(source.transpose(1, 2)).transpose(1, 2)
@@ -81,3 +60,6 @@ class PolynomialMixer(nn.Module):
             context_weight, gate_weight = self.qc_proj.weight.split(sizes)
             projected, gate = functional.linear(context, context_weight), functional.linear(query, gate_weight)
         return projected, functional.hardsigmoid(gate + self.se_bias)
+
+    def _polynomial(self) -> Polynomial:
+        return Polynomial(self.po_coeff)

@@ -7,14 +7,15 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pom_export.mixer.aggregation import Mask, Polynomial, aggregate, select
+from pom_export.mixer.aggregation import Polynomial
+from pom_export.mixer.base import Mixer
 from pom_export.mixer.config import ProductMixerConfig
 
 # What the official code adds to every masked sum of weights.
 _EPSILON = 1e-7
 
 
-class ProductMixer(nn.Module):
+class ProductMixer(Mixer):
     """Mix tokens through the mean of running products of GELU features; linear in the number of tokens.
 
     y = W_a (s * a), with s = sigmoid(W_s query + b_s) and a the aggregate of the context's features.
@@ -41,30 +42,13 @@ class ProductMixer(nn.Module):
         self.se_proj = nn.Linear(dim, config.gate_width, bias=bias)
         self.ag_proj = nn.Linear(config.channels, dim, bias=bias)
 
-    def forward(
-        self, query: Tensor, context: Tensor | None = None, mask: Mask = None, *, causal: bool = False
-    ) -> Tensor:
-        """Mix the context into every query token.
-
-        Args:
-            query: (B, T, d).
-            context: (B, N, d), or None for the query itself.
-            mask: as in `PolynomialMixer.forward`.
-            causal: as in `PolynomialMixer.forward`.
-
-        Returns:
-            (B, T, d). Where a row of the mask sums to 0 the aggregate is 0.
-
-        Raises:
-            ValueError: a mask of another kind or rank.
-        """
-        projected = self._project(query if context is None else context)
-        gate = functional.sigmoid(self.se_proj(query))
-        polynomial = Polynomial(None, self.config.degree, _EPSILON)
-        return cast("Tensor", self.ag_proj(select(gate, aggregate(projected, polynomial, mask, causal))))
-
-    def _project(self, context: Tensor) -> Tensor:
-        """Return the projected context, (B, N, C)."""
+    def _project(self, query: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        source = query if context is None else context
         if self.config.n_head is None:
-            return cast("Tensor", self.po_proj(context))
-        return cast("Tensor", self.po_proj(context.transpose(1, 2))).transpose(1, 2)
+            projected = cast("Tensor", self.po_proj(source))
+        else:
+            projected = cast("Tensor", self.po_proj(source.transpose(1, 2))).transpose(1, 2)
+        return projected, functional.sigmoid(self.se_proj(query))
+
+    def _polynomial(self) -> Polynomial:
+        return Polynomial(None, self.config.degree, _EPSILON)

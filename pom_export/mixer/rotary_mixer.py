@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pom_export.mixer.aggregation import Mask, Polynomial, Rotation, aggregate, select
+from pom_export.mixer.aggregation import Mask, Rotation, aggregate, select
 from pom_export.mixer.config import MAX_GRID, MAX_SEQ_LEN, ROPE_BASE, RotaryConfig
 from pom_export.mixer.polynomial_mixer import PolynomialMixer
 from pom_export.mixer.reference import rotate
@@ -91,10 +91,10 @@ class RotaryPolynomialMixer(PolynomialMixer):
         Args:
             query: (B, T, d).
             context: (B, N, d), or None for the query itself.
-            mask: as in `PolynomialMixer.forward`.
+            mask: as in `Mixer.forward`.
             positions: of the query, int64: (T), or (T, 2) rows and columns; None: 0..T-1, for 1-D mixers only.
             context_positions: of the context; None: those of the query where it is the context, else 0..N-1.
-            causal: as in `PolynomialMixer.forward`.
+            causal: as in `Mixer.forward`.
 
         Returns:
             (B, T, d).
@@ -107,7 +107,7 @@ class RotaryPolynomialMixer(PolynomialMixer):
             context_positions = positions
         cos, sin = self._tables(context_positions, projected.shape[1])
         rotation = Rotation(cos, sin, self.rotary.blocks)
-        aggregated = aggregate(projected, Polynomial(self.po_coeff), mask, causal, rotation)
+        aggregated = aggregate(projected, self._polynomial(), mask, causal, rotation)
         return self.ag_proj(select(self._rotate_gate(gate, positions), aggregated))
 
     def _tables(
