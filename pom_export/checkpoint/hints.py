@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pom_export.checkpoint.pickles import Inert
+from pom_export.checkpoint.spec import LANGUAGE_MODEL, NANOGPT, V1, V1_GROUPED, V2
 from pom_export.errors import CheckpointError
 
-FAMILIES = ("nanogpt-pom", "language-model", "pom-v2", "pom-v1", "pom-v1-grouped")
+FAMILIES = (NANOGPT, LANGUAGE_MODEL, V2, V1, V1_GROUPED)
 
 _CONFIG = "config.json"
 # Names under which a hint is found, ours first, then those of the official constructors.

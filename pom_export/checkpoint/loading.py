@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -58,11 +58,12 @@ def load_model(
     _check_hints(spec, hints.degree, heads)
     tensors = {name.removeprefix(recognised.prefix): value for name, value in checkpoint.tensors.items()}
     dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
-    _share(tensors, spec, checkpoint)
     with torch.device("meta"):
         module = build_model(spec)
+    tied = tied_names(module)
+    _share(tensors, tied, checkpoint)
     module.load_state_dict(tensors, strict=False, assign=True)  # names have been compared
-    _tie(module, spec)
+    _tie(module, tied)
     _fill_frequencies(module)
     return LoadedModel(module.eval().requires_grad_(requires_grad=False), spec, checkpoint.sha256, dtypes)
 
@@ -86,9 +87,9 @@ def _check_hints(spec: ModelSpec, degree: int | None, heads: int | None) -> None
         )
 
 
-def _share(tensors: dict[str, Tensor], spec: ModelSpec, checkpoint: Checkpoint) -> None:
-    """Make the names that the spec ties one tensor; writers of safetensors keep only one of them."""
-    for names in tied_names(spec):
+def _share(tensors: dict[str, Tensor], tied: Sequence[Sequence[str]], checkpoint: Checkpoint) -> None:
+    """Make the names that the model ties one tensor; writers of safetensors keep only one of them."""
+    for names in tied:
         first = next(name for name in names if name in tensors)
         for name in names:
             if not torch.equal(tensors.get(name, tensors[first]), tensors[first]):
@@ -96,9 +97,9 @@ def _share(tensors: dict[str, Tensor], spec: ModelSpec, checkpoint: Checkpoint) 
             tensors[name] = tensors[first]
 
 
-def _tie(module: nn.Module, spec: ModelSpec) -> None:
+def _tie(module: nn.Module, tied: Sequence[Sequence[str]]) -> None:
     """Loading by assignment makes a parameter a name; make tied ones one again."""
-    for first, *others in tied_names(spec):
+    for first, *others in tied:
         for name in others:
             parent, _, attribute = name.rpartition(".")
             setattr(module.get_submodule(parent), attribute, module.get_parameter(first))

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pom_export.checkpoint.architectures import ARCHITECTURES, Architecture, Shapes
-from pom_export.checkpoint.hints import Hints
+from pom_export.checkpoint.hints import FAMILIES, Hints
 from pom_export.checkpoint.spec import MIXER, ModelSpec, build_model
 from pom_export.errors import CheckpointError, InputError
 
-_LABELS = ", ".join(architecture.label for architecture in ARCHITECTURES)
+_LABELS = ", ".join(FAMILIES)
 _NO_HINTS = Hints()
 
 
@@ -58,10 +58,8 @@ def find_mixers(shapes: Shapes) -> list[str]:
     return found
 
 
-def tied_names(spec: ModelSpec) -> list[list[str]]:
-    """Return the groups of names in a spec's state dict that are one tensor."""
-    with torch.device("meta"):
-        model = build_model(spec)
+def tied_names(model: nn.Module) -> list[list[str]]:
+    """Return the groups of names in a model's state dict that are one parameter."""
     groups: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         groups.setdefault(id(parameter), []).append(name)
@@ -108,9 +106,10 @@ def _spec(architecture: Architecture, shapes: Shapes, hints: Hints) -> ModelSpec
 def _check_names_and_shapes(spec: ModelSpec, shapes: Shapes) -> None:
     """Compare with the state dict that the spec's model has; of names that share a tensor one is enough."""
     with torch.device("meta"):
-        expected = {name: tensor.shape for name, tensor in build_model(spec).state_dict().items()}
+        model = build_model(spec)
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     missing = {name for name in expected.keys() - shapes.keys() if not _follows(name)}
-    for names in tied_names(spec):
+    for names in tied_names(model):
         if any(name in shapes for name in names):
             missing -= set(names)
     if missing:
