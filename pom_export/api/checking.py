@@ -13,7 +13,7 @@ from pom_export.parity import tolerances
 from pom_export.parity.inputs import Case, cases_from_example, make_cases
 from pom_export.parity.recording import recording_path, save_recording
 from pom_export.parity.verification import compare, onnxruntime_candidates, record, tensor_metadata
-from pom_export.runtime.runners import run_module, to_numpy, torch_runner
+from pom_export.runtime.runners import recorded_runner, run_module, to_numpy, torch_runner
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,13 +39,12 @@ def check(exported: ExportedModel, source: Source, program: Program, samples: in
         cases = list(make_cases(exported.inputs, exported.limits, seed=0))
     cases = cases[: max(samples, _CASES_AT_EXPORT)]
 
-    if samples:
-        chosen = cases[:samples]
-        outputs = record(torch_runner(reference, names, metadata, "PyTorch"), chosen)
-        save_recording(recording_path(exported.path), chosen, outputs, sha256_of(exported.path))
     candidates, _ = onnxruntime_candidates(exported)
+    outputs = record(torch_runner(reference, names, metadata, "PyTorch"), cases) if samples or candidates else []
+    if samples:
+        save_recording(recording_path(exported.path), cases[:samples], outputs[:samples], sha256_of(exported.path))
     for candidate in candidates:
-        runner = torch_runner(reference, names, metadata, "PyTorch")
+        runner = recorded_runner(outputs, metadata, "PyTorch")
         tolerance = tolerances.MODELS[exported.precision]
         for comparison in compare(runner, candidate, cases[:_CASES_AT_EXPORT], tolerance):
             if not comparison:
@@ -75,10 +74,12 @@ def _parity_hint(difference: float, replaced: list[str]) -> str:
 
 def check_dynamic(program: Program, exported: ExportedModel) -> None:
     """Raise InputError where the user asked for a dynamic dimension and tracing made it a number."""
+    from torch.export import Dim
+
     axes = {spec.name: spec.axes for spec in exported.inputs}
     for name, dimensions in (program.dynamic_shapes or {}).items():
         for axis, asked in dimensions.items() if isinstance(dimensions, dict) else enumerate(dimensions or ()):
-            if type(asked).__name__ == "Dim" and isinstance(axes.get(name, ())[axis], int):
+            if isinstance(asked, Dim) and isinstance(axes.get(name, ())[axis], int):
                 raise InputError(
                     f"dimension {axis} of {name} was asked to be dynamic, but the model fixes it to {axes[name][axis]}",
                     "Leave it out of dynamic_shapes, or look for what depends on its value",

@@ -13,7 +13,7 @@ from pom_export.api.progress import Progress, silent
 from pom_export.api.side_files import check_recording_place, own_side_files
 from pom_export.errors import InputError
 from pom_export.files import sha256_of, staged_output
-from pom_export.graph.exported import PRECISIONS, read_model
+from pom_export.graph.exported import PRECISIONS, ExportedModel, read_model
 from pom_export.parity.recording import recording_path
 
 if TYPE_CHECKING:
@@ -125,17 +125,21 @@ def export(
             raise InputError("no mixer was called while the model was traced", "Give inputs for which it calls one")
         progress(f"{len(exported.aggregations)} aggregations; comparing with PyTorch")
         checked = check(exported, source, program, samples, progress)
-        files = [file for file in staged.parent.iterdir() if not file.name.endswith(".npz")]
-        return ExportResult(
-            model=os.fspath(output),
-            opset=exported.opset,
-            aggregations=len(exported.aggregations),
-            inputs=[str(spec) for spec in exported.inputs],
-            outputs=[str(spec) for spec in exported.outputs],
-            bytes=sum(file.stat().st_size for file in files),
-            sha256=sha256_of(staged),
-            checked=checked,
-        )
+        return _result(output, exported, checked)
+
+
+def _result(output: str | os.PathLike[str], exported: ExportedModel, checked: list[str]) -> ExportResult:
+    """Describe the staged file, which is going to be `output`."""
+    return ExportResult(
+        model=os.fspath(output),
+        opset=exported.opset,
+        aggregations=len(exported.aggregations),
+        inputs=[str(spec) for spec in exported.inputs],
+        outputs=[str(spec) for spec in exported.outputs],
+        bytes=sum(file.stat().st_size for file in (exported.path, *exported.weights)),
+        sha256=sha256_of(exported.path),
+        checked=checked,
+    )
 
 
 def _write(source: Source, path: Path, dtype: str, opset: int) -> Program:

@@ -121,10 +121,12 @@ def _program(module: nn.Module, axes: Axes, output: str, options: GraphOptions, 
         }
     sizes = _dimension_sizes(options, limits)
     inputs = {
-        name: torch.ones([sizes[axis] if isinstance(axis, str) else axis for axis in shape], dtype=dtype)
+        # Ids and positions start at 0.
+        name: torch.full(
+            [sizes[axis] if isinstance(axis, str) else axis for axis in shape], dtype.is_floating_point, dtype=dtype
+        )
         for name, (shape, dtype) in axes.items()
     }
-    inputs = {name: value if value.is_floating_point() else torch.zeros_like(value) for name, value in inputs.items()}
     dynamic = None
     if options.static is None:
         used = {axis for shape, _ in axes.values() for axis in shape if isinstance(axis, str)}
