@@ -21,6 +21,12 @@ Without a mask every m_n is 1 and epsilon is not added. A row whose weights sum 
 weight 0 counts as absent, whatever it holds. Sums are float32 or better whatever x's type.
 Sources: arXiv 2604.06129 (power, rotation), arXiv 2411.12663 (product).
 
+`pom::GatedPolynomialAggregation` is the same with the gate over it, for the modes "mean" and "causal":
+    s = activation(gate + gate_bias), gate (B, T, S), gate_bias (S)   T = N in mode "causal"
+    z[:, t, c] = s[:, t, c // (C / S)] * y[:, t, c]                   (B, T, C), of x's type; y's one token serves all T
+It is what an optimised export holds: its function is made of the op above and standard ops, so that a runtime needs
+a kernel of it only to save passes over memory. Nothing is rounded between the aggregate and z.
+
 No node leaves an input empty in front of one that it has (TensorRT's parser refuses that). The place of an absent
 one is held by a placeholder: a tensor of rank 1 and size 1, which nobody reads. Every real input has rank 2 or 3.
 """
@@ -54,6 +60,14 @@ DEFAULT_ROTARY_BLOCKS: Final = 1
 MAX_ROTARY_BLOCKS: Final = 2
 DEFAULT_EPSILON: Final = 0.0
 
+GATED_OP_NAME: Final = "GatedPolynomialAggregation"
+GATED_INPUTS: Final = ("x", "gate", "gate_bias", "coefficients", "mask", "cos", "sin")
+GATED_REQUIRED_INPUTS: Final = 4
+GATED_OUTPUTS: Final = ("z",)
+GATED_ATTRIBUTES: Final = ("form", "degree", "mode", "rotary_blocks", "epsilon", "gate_activation")
+# "hardsigmoid" is clamp(z / 6 + 1/2, 0, 1).
+GATE_ACTIVATIONS: Final = ("identity", "sigmoid", "hardsigmoid")
+
 MIN_DEGREE: Final = 1
 MAX_DEGREE: Final = 16
 
@@ -82,6 +96,19 @@ def signature() -> str:
             "leaky_slope": format(LEAKY_SLOPE, "g"),
             "clamp_low": format(CLAMP_LOW, "g"),
             "clamp_high": format(CLAMP_HIGH, "g"),
+        },
+        separators=(",", ":"),
+    )
+
+
+def gated_signature() -> str:
+    """Return what the contract adds for the gated op, equal to `pom_gated_contract()` of the ONNX Runtime library."""
+    return json.dumps(
+        {
+            "op": GATED_OP_NAME,
+            "inputs": GATED_INPUTS,
+            "attributes": GATED_ATTRIBUTES,
+            "gate_activations": GATE_ACTIVATIONS,
         },
         separators=(",", ":"),
     )

@@ -1,0 +1,28 @@
+// The contract of the custom op pom::GatedPolynomialAggregation, for C++: the aggregation and the gate over it as one.
+//
+// Twin of what pom_export/contract.py says of it: a test compares that module's gated_signature() with
+// pom_gated_contract(), which the ONNX Runtime library exports. Change both or neither.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "pom/contract.h"
+
+namespace pom {
+
+inline constexpr char kGatedOpName[] = "GatedPolynomialAggregation";
+
+inline constexpr std::array<const char*, 7> kGatedInputs{"x", "gate", "gate_bias", "coefficients", "mask", "cos", "sin"};
+inline constexpr int32_t kGatedRequiredInputs = 4;
+inline constexpr std::array<const char*, 6> kGatedAttributes{"form",          "degree",  "mode",
+                                                             "rotary_blocks", "epsilon", "gate_activation"};
+
+// Applied to gate + gate_bias. hardsigmoid(z) = clamp(z / 6 + 1/2, 0, 1).
+enum class GateActivation : int32_t { kIdentity = 0, kSigmoid = 1, kHardSigmoid = 2 };
+inline constexpr std::array<const char*, 3> kGateActivations{"identity", "sigmoid", "hardsigmoid"};
+
+}  // namespace pom
+
+// The contract as one canonical JSON line; owned by the library, never freed.
+extern "C" const char* pom_gated_contract();
