@@ -24,6 +24,7 @@ _COMMANDS = {
     "inspect": "Say what a checkpoint holds.",
     "verify": "Compare an exported model with PyTorch.",
     "build": "Build a TensorRT engine with the plugin inside.",
+    "bench": "Time every backend side by side.",
     "scan": "List a model's attention, and what a swap for PoM would save.",
 }
 # The exit code of a command that a signal ended is this plus the signal's number, as shells have it.

@@ -1,0 +1,42 @@
+"""A layer of self-attention as wide as the one that is timed, with ONNX Runtime's fused op."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from onnx import helper, numpy_helper
+
+from pom_export.bench.products import float_value, save_graph
+from pom_export.graph.exported import BATCH, TOKENS
+
+_DOMAIN = "com.microsoft"
+_HEAD_WIDTH = 64
+
+
+def head_count(dim: int) -> int:
+    """Return how many heads the layer has: of 64 channels where that divides the width, else one."""
+    return dim // _HEAD_WIDTH if dim % _HEAD_WIDTH == 0 else 1
+
+
+def write_attention(dim: int, causal: bool, path: Path, seed: int) -> None:
+    """Write the graph: three projections of x (B, N, dim), fused attention, a projection back to y (B, N, dim)."""
+    random_state = np.random.default_rng(seed)
+    names = ("query", "key", "value", "out")
+    weights = [
+        numpy_helper.from_array(
+            (random_state.standard_normal((dim, dim)) / np.sqrt(dim)).astype(np.float32), f"{name}_weight"
+        )
+        for name in names
+    ]
+    nodes = [helper.make_node("MatMul", ["x", f"{name}_weight"], [name]) for name in names[:3]]
+    nodes += [
+        helper.make_node(
+            "MultiHeadAttention", list(names[:3]), ["attended"],
+            domain=_DOMAIN, num_heads=head_count(dim), unidirectional=int(causal),
+        ),
+        helper.make_node("MatMul", ["attended", "out_weight"], ["y"]),
+    ]  # fmt: skip
+    axes = (BATCH, TOKENS, dim)
+    graph = helper.make_graph(nodes, "attention", [float_value("x", axes)], [float_value("y", axes)], weights)
+    save_graph(graph, path, [_DOMAIN])

@@ -1,0 +1,127 @@
+"""The machine that a benchmark runs on: what it is, its memory, which processors a process may use. Linux."""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import importlib.metadata
+import os
+import platform
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+from pom_export.errors import MissingDependencyError
+from pom_export.runtime.library import custom_ops_library
+from pom_export.version import __version__
+
+_PROC = Path("/proc")
+_KIB = 1024
+_PR_SET_PDEATHSIG = 1
+_RESET_PEAK = "5"
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return what a reader needs to judge the numbers; nothing that tells whose machine it is."""
+    return {
+        "processor": _processor_name(),
+        "architecture": platform.machine(),
+        "processors": os.cpu_count(),
+        "usable_processors": len(usable_processors()),
+        "memory_bytes": _memory_field("MemTotal"),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "torch": _version("torch"),
+        "onnxruntime": _version("onnxruntime") or _version("onnxruntime-gpu"),
+        "pom_export": __version__,
+        "pom_cpu_kernel": cpu_kernel(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def cpu_kernel() -> str | None:
+    """Return the name of the kernel that our ONNX Runtime library runs here, or None without the library."""
+    try:
+        library = ctypes.CDLL(os.fspath(custom_ops_library()))
+    except (MissingDependencyError, OSError):
+        return None
+    library.pom_cpu_kernel.restype = ctypes.c_char_p
+    name = library.pom_cpu_kernel()
+    return name.decode() if name else None
+
+
+def usable_processors() -> list[int]:
+    """Return the numbers of the processors that this process may run on."""
+    return sorted(os.sched_getaffinity(0))
+
+
+def pin(threads: int) -> None:
+    """Keep this process and its children to `threads` of the processors that it may use."""
+    os.sched_setaffinity(0, usable_processors()[:threads])
+
+
+def available_bytes() -> int:
+    """Return the memory that can be had without swapping."""
+    return _memory_field("MemAvailable")
+
+
+def resident_bytes() -> int:
+    """Return this process's resident memory."""
+    return _status_field("VmRSS")
+
+
+def peak_bytes() -> int:
+    """Return the most resident memory that this process had since `reset_peak`."""
+    return _status_field("VmHWM")
+
+
+def reset_peak() -> bool:
+    """Let the peak start anew from what is resident now; return whether the system allows it."""
+    try:
+        (_PROC / "self/clear_refs").write_text(_RESET_PEAK)
+    except OSError:
+        return False
+    return True
+
+
+def give_back_freed_memory() -> None:
+    """Give freed memory back to the system, where the C library can: whoever reuses it would seem to need none."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def end_with_parent(parent: int) -> None:
+    """Have this process killed as soon as its parent, of process id `parent`, ends in whatever way."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        raise SystemExit("the parent process has ended")
+
+
+def _processor_name() -> str:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", (_PROC / "cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.machine()
+
+
+def _memory_field(name: str) -> int:
+    return _field(_PROC / "meminfo", name)
+
+
+def _status_field(name: str) -> int:
+    return _field(_PROC / "self/status", name)
+
+
+def _field(file: Path, name: str) -> int:
+    found = re.search(rf"^{name}:\s*(\d+) kB$", file.read_text(), re.MULTILINE)
+    return _KIB * int(found[1]) if found else 0
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,166 @@
+"""A benchmark as plots: latency and memory over tokens, on logarithmic axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pom_export.bench.options import ATTENTION, FUNCTION, KERNEL, MATMUL, PLAIN, TENSORRT, TORCH, TORCH_COMPILE
+from pom_export.bench.results import BenchResult, Point
+from pom_export.errors import MissingDependencyError
+
+_MIB = 1 << 20
+_GRAY = "#555555"
+# Of Okabe and Ito, who chose colours that colour-blind readers can tell apart; markers tell them apart in gray.
+_STYLES = {
+    TORCH: ("#E69F00", "o"),
+    TORCH_COMPILE: ("#CC79A7", "s"),
+    PLAIN: ("#56B4E9", "^"),
+    FUNCTION: ("#009E73", "v"),
+    KERNEL: ("#D55E00", "D"),
+    ATTENTION: ("#0072B2", "P"),
+    MATMUL: (_GRAY, ""),
+    TENSORRT: ("#000000", "X"),
+}
+_LABELS = {
+    TORCH: "PyTorch, published code",
+    TORCH_COMPILE: "the same, torch.compile",
+    PLAIN: "the same, plain export",
+    FUNCTION: "our export, standard ops",
+    KERNEL: "our export, our kernel",
+    ATTENTION: "attention of the same width",
+    MATMUL: "its matrix products alone",
+    TENSORRT: "our export, TensorRT",
+}
+_Curve = tuple[Sequence[int], Sequence[float]]
+
+
+def require_matplotlib() -> None:
+    """Raise MissingDependencyError where plots cannot be drawn."""
+    try:
+        import matplotlib  # noqa: F401 (only whether it is there)
+    except ImportError as error:
+        raise MissingDependencyError(
+            "plots need matplotlib, which is not installed", "pip install 'pom-export[bench]', or give --no-plots"
+        ) from error
+
+
+def plot_latency(result: BenchResult, files: Sequence[Path]) -> None:
+    """Draw medians, with quartiles as a band, and the floors as dashed lines."""
+    batches = list(dict.fromkeys(point.batch for point in result.points))
+    figure, panels = _figure(len(batches))
+    for panel, batch in zip(panels, batches, strict=True):
+        points = [point for point in result.points if point.batch == batch]
+        for name in result.backends:
+            _draw(panel, name, _curve(points, partial(_median, name)))
+            _band(panel, name, points)
+        tokens, limit = _curve(points, lambda point: point.memory_roofline_ms)
+        if tokens:
+            label = "memory roofline of the layer" if len(result.backends) else ""
+            panel.plot(tokens, limit, color=_GRAY, linestyle=":", linewidth=1.8, label=label)
+        _finish(panel, points, "milliseconds, median", _title(batch, batches))
+    _save(figure, panels, result, files)
+
+
+def plot_memory(result: BenchResult, files: Sequence[Path]) -> None:
+    """Draw by how much each backend's peak memory grows, and the bytes of our export's tensors as a dashed line."""
+    batches = list(dict.fromkeys(point.batch for point in result.points))
+    figure, panels = _figure(len(batches))
+    for panel, batch in zip(panels, batches, strict=True):
+        points = [point for point in result.points if point.batch == batch]
+        for name in result.backends:
+            _draw(panel, name, _curve(points, partial(_growth, name)))
+        tokens, held = _curve(points, _tensors)
+        if tokens:
+            panel.plot(tokens, held, color=_GRAY, linestyle=":", linewidth=1.8, label="weights, inputs, outputs")
+        _finish(
+            panel, points, "MiB of peak memory beyond the loaded model", f"batch {batch}" if len(batches) > 1 else ""
+        )
+    _save(figure, panels, result, files)
+
+
+def _figure(count: int) -> tuple[Any, Sequence[Any]]:
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    # Without pyplot there is no window and no state to leave behind.
+    figure = Figure(figsize=(5.2 * count + 3.0, 4.6), layout="constrained")
+    return figure, figure.subplots(1, count, squeeze=False)[0]
+
+
+def _title(batch: int, batches: Sequence[int]) -> str:
+    return f"batch {batch}" if len(batches) > 1 else ""
+
+
+def _curve(points: Sequence[Point], value: Callable[[Point], float | None]) -> _Curve:
+    found = [(point.tokens, value(point)) for point in sorted(points, key=lambda point: point.tokens)]
+    # A logarithmic axis has no place for 0.
+    known = [(tokens, number) for tokens, number in found if number]
+    return [tokens for tokens, _ in known], [number for _, number in known]
+
+
+def _median(name: str, point: Point) -> float | None:
+    return point.timings[name].median_ms if name in point.timings else None
+
+
+def _growth(name: str, point: Point) -> float | None:
+    memory = point.memory.get(name)
+    return None if memory is None or memory.growth_bytes is None else memory.growth_bytes / _MIB
+
+
+def _tensors(point: Point) -> float | None:
+    return point.memory[KERNEL].tensor_bytes / _MIB if KERNEL in point.memory else None
+
+
+def _draw(panel: Any, name: str, curve: _Curve) -> None:
+    if not curve[0]:
+        return
+    color, marker = _STYLES[name]
+    ours = name == KERNEL
+    panel.plot(
+        *curve,
+        color=color,
+        marker=marker,
+        markersize=6 if ours else 5,
+        linestyle="--" if name == MATMUL else "-",
+        linewidth=2.6 if ours else 1.6,
+        zorder=4 if ours else 3,
+        label=_LABELS[name],
+    )
+
+
+def _band(panel: Any, name: str, points: Sequence[Point]) -> None:
+    timed = sorted((point for point in points if name in point.timings), key=lambda point: point.tokens)
+    tokens = [point.tokens for point in timed]
+    lower, upper = ([getattr(p.timings[name], side) for p in timed] for side in ("lower_ms", "upper_ms"))
+    panel.fill_between(tokens, lower, upper, color=_STYLES[name][0], alpha=0.18, linewidth=0)
+
+
+def _finish(panel: Any, points: Sequence[Point], label: str, title: str) -> None:
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    tokens = sorted({point.tokens for point in points})
+    panel.set_xscale("log", base=2)
+    panel.set_yscale("log")
+    panel.set_xticks(tokens, [str(count) for count in tokens])
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.set_xlabel("tokens")
+    panel.set_ylabel(label)
+    panel.set_title(title)
+    panel.grid(visible=True, which="major", alpha=0.35)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _save(figure: Any, panels: Sequence[Any], result: BenchResult, files: Sequence[Path]) -> None:
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False)
+    machine = result.machine
+    figure.suptitle(
+        f"{result.target}\n{machine['processor']}, {result.options['threads']} threads, {machine['date'][:10]}",
+        fontsize=10,
+    )
+    for file in files:
+        figure.savefig(file, dpi=150)
