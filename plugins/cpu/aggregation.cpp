@@ -2,41 +2,29 @@
 
 #include <algorithm>
 
-#include "half.h"
+#include "element.h"
 
 namespace pom::cpu {
 namespace {
 
-int64_t element_size(DataType type) {
+constexpr int64_t kWeightRows = 256;  // weights that are read at a time
+constexpr int64_t kGateTokens = 64;   // of one task
+constexpr int64_t kMaxThreads = 256;
+constexpr int64_t kSerialWork = 32768;  // multiply-adds, about: below, a thread costs more than it does
+
+const TypeFunctions& functions_for(const Kernel& kernel, DataType type) {
   switch (type) {
-    case DataType::kFloat32:
-      return 4;
     case DataType::kFloat16:
+      return kernel.float16;
     case DataType::kBFloat16:
-      return 2;
-    case DataType::kBool:
-      return 1;
-  }
-  return 0;
-}
-
-float element(const void* data, DataType type, int64_t index) {
-  switch (type) {
-    case DataType::kFloat16:
-      return to_float(static_cast<const Half*>(data)[index]);
-    case DataType::kBool:
-      return static_cast<const uint8_t*>(data)[index] != 0 ? 1.0F : 0.0F;
+      return kernel.bfloat16;
     default:
-      return static_cast<const float*>(data)[index];
+      return kernel.float32;
   }
 }
 
-float reciprocal(double weights, double epsilon) {
-  return weights == 0.0 ? 0.0F : static_cast<float>(1.0 / (weights + epsilon));
-}
-
-const RowsFunctions& functions_for(const Kernel& kernel, const Problem& problem) {
-  const FeaturesFunctions& functions = problem.data_type == DataType::kFloat16 ? kernel.float16 : kernel.float32;
+const RowsFunctions& rows_functions_for(const Kernel& kernel, const Problem& problem) {
+  const FeaturesFunctions& functions = functions_for(kernel, problem.data_type).features;
   if (problem.attributes.form == Form::kProduct) {
     return functions.product;
   }
@@ -46,100 +34,100 @@ const RowsFunctions& functions_for(const Kernel& kernel, const Problem& problem)
   return problem.rotation_type == DataType::kFloat32 ? functions.rotated_by_float : functions.rotated;
 }
 
-const void* element_at(const void* data, DataType type, int64_t index) {
-  return static_cast<const char*>(data) + index * element_size(type);
+OutputFunction output_function_for(const Kernel& kernel, const Problem& problem, const Gate* gate) {
+  const OutputFunctions& functions = functions_for(kernel, problem.data_type).output;
+  const bool mean = problem.attributes.mode == Mode::kMean;
+  if (gate == nullptr) {
+    return mean ? nullptr : functions.prefix_mean;
+  }
+  const GatedFunctions& gated = mean ? functions.gated_mean : functions.gated_prefix_mean;
+  const auto activation = static_cast<size_t>(gate->activation);
+  return gate->gates == problem.channels ? gated.by_channel[activation] : gated.by_head[activation];
 }
 
-std::unique_ptr<float[]> uninitialized(int64_t count) {
-  return std::unique_ptr<float[]>(new float[static_cast<size_t>(count)]);
+template <typename T>
+std::unique_ptr<T[]> uninitialized(int64_t count) {
+  return std::unique_ptr<T[]>(new T[static_cast<size_t>(count)]);
 }
 
 }  // namespace
 
-Aggregation::Aggregation(const Kernel& kernel, const Problem& problem, const Tensors& tensors)
-    : problem_(problem), tensors_(tensors), functions_(functions_for(kernel, problem)), layout_(problem) {
-  plan();
-  allocate();
-  if (problem.attributes.form == Form::kPower) {
-    transpose_coefficients();
-  }
-}
-
-void Aggregation::plan() {
-  const int64_t mask_rows = problem_.has_mask ? problem_.mask_batch : 1;
-  const int64_t blocks = problem_.batch * layout_.blocks;
-  switch (problem_.attributes.mode) {
+Aggregation::Aggregation(const Kernel& kernel, const Problem& problem, const Gate* gate, const Tensors& tensors,
+                         const Coefficients& coefficients)
+    : problem_(problem),
+      gated_(gate != nullptr),
+      gate_(gated_ ? *gate : Gate{}),
+      tensors_(tensors),
+      coefficients_(coefficients),
+      rows_functions_(rows_functions_for(kernel, problem)),
+      output_function_(output_function_for(kernel, problem, gate)),
+      layout_(problem),
+      gate_layout_(layout_) {
+  const int64_t blocks = layout_.batch * layout_.blocks;
+  switch (problem.attributes.mode) {
     case Mode::kFeatures:
-      phases_ = {{blocks * layout_.chunks, &Aggregation::features}};
-      break;
-    case Mode::kMean:
-      phases_ = {{mask_rows, &Aggregation::weigh},
-                 {blocks * layout_.chunks, &Aggregation::accumulate_all},
-                 {blocks, &Aggregation::average}};
+      add_phase(layout_.tasks(), &Aggregation::features);
       break;
     case Mode::kCausal:
-      phases_ = {{mask_rows, &Aggregation::weigh},
-                 {blocks * std::max<int64_t>(layout_.chunks - 1, 0), &Aggregation::accumulate_all_but_last},
-                 {blocks, &Aggregation::scan},
-                 {blocks * layout_.chunks, &Aggregation::causal}};
+      carries_.reset(new Carry[static_cast<size_t>(blocks)]);
+      add_phase(layout_.tasks(), &Aggregation::causal);
+      break;
+    case Mode::kMean:
+      sums_ = uninitialized<float>(layout_.tasks() * 2 * layout_.scratch());
+      weights_ = uninitialized<double>(layout_.tasks());
+      pending_ = uninitialized<std::atomic<int64_t>>(blocks);
+      for (int64_t block = 0; block < blocks; ++block) {
+        pending_[static_cast<size_t>(block)].store(layout_.chunks, std::memory_order_relaxed);
+      }
+      add_phase(layout_.tasks(), &Aggregation::accumulate);
+      if (gated_) {
+        means_ = uninitialized<float>(layout_.batch * problem.channels + kPadding);
+        gate_layout_.tokens = gate_.tokens;
+        gate_layout_.cut_tokens(kGateTokens);
+        add_phase(gate_layout_.tasks(), &Aggregation::gate);
+      }
       break;
   }
 }
 
-void Aggregation::allocate() {
-  const int64_t mask_rows = problem_.has_mask ? problem_.mask_batch : 1;
-  if (problem_.attributes.form == Form::kPower) {
-    coefficients_ = uninitialized(problem_.degree * layout_.scratch_channels);
-  }
-  if (problem_.attributes.mode == Mode::kFeatures) {
-    return;
-  }
-  sums_ = uninitialized(problem_.batch * layout_.chunks * 2 * layout_.scratch_channels);
-  scales_ = uninitialized(mask_rows * (problem_.attributes.mode == Mode::kCausal ? problem_.tokens : 1));
-  if (problem_.has_mask) {
-    weights_ = uninitialized(mask_rows * problem_.tokens);
-  }
+void Aggregation::add_phase(int64_t tasks, void (Aggregation::*task)(int64_t)) {
+  Phase& phase = phases_[static_cast<size_t>(phase_count_++)];
+  phase.tasks = tasks;
+  phase.task = task;
 }
 
-void Aggregation::transpose_coefficients() {
-  std::fill_n(coefficients_.get(), problem_.degree * layout_.scratch_channels, 0.0F);
-  for (int64_t k = 0; k < problem_.degree; ++k) {
-    for (int64_t stretch = 0; stretch < layout_.runs * layout_.parts; ++stretch) {
-      float* row = coefficients_.get() + k * layout_.scratch_channels + stretch * layout_.scratch_width;
-      for (int64_t i = 0; i < layout_.width; ++i) {
-        const int64_t channel = stretch * layout_.width + i;
-        row[i] = element(tensors_.coefficients, problem_.coefficient_type, channel * problem_.degree + k);
-      }
+int64_t Aggregation::threads(int phase) const {
+  const int64_t rows = problem_.batch * std::max(problem_.tokens, gate_.tokens);
+  if (rows * problem_.channels * (problem_.degree + 1) < kSerialWork) {
+    return 1;
+  }
+  return std::min(phases_[static_cast<size_t>(phase)].tasks, kMaxThreads);
+}
+
+void Aggregation::run(int phase) noexcept {
+  Phase& running = phases_[static_cast<size_t>(phase)];
+  for (;;) {
+    const int64_t task = running.next.fetch_add(1, std::memory_order_relaxed);
+    if (task >= running.tasks) {
+      return;
     }
+    (this->*running.task)(task);
   }
 }
 
-int64_t Aggregation::mask_row(int64_t batch) const { return problem_.has_mask && problem_.mask_batch > 1 ? batch : 0; }
-
-float* Aggregation::sum_at(const Layout::Place& place, int64_t part) const {
-  const int64_t row = (place.batch * layout_.chunks + place.chunk) * 2;
-  return sums_.get() + row * layout_.scratch_channels + place.scratch + part * layout_.scratch_width;
-}
-
-float* Aggregation::rest_at(const Layout::Place& place, int64_t part) const {
-  return sum_at(place, part) + layout_.scratch_channels;
-}
-
-Rows Aggregation::rows_at(const Layout::Place& place) const {
-  const int64_t token = place.chunk * layout_.chunk_tokens;
-  const int64_t start = (place.batch * problem_.tokens + token) * problem_.channels + place.channel;
-
+Rows Aggregation::rows_at(const Layout::Place& place, int64_t token, int64_t count) const {
   Rows rows{};
+  const int64_t start = (place.batch * problem_.tokens + token) * problem_.channels + place.channel;
   rows.x = element_at(tensors_.x, problem_.data_type, start);
   rows.stride = problem_.channels;
   rows.part_stride = layout_.width;
-  rows.scratch_stride = layout_.scratch_width;
-  rows.count = std::min(layout_.chunk_tokens, problem_.tokens - token);
+  rows.scratch_stride = layout_.block_columns;
+  rows.count = count;
   rows.columns = place.columns;
   rows.parts = layout_.parts;
   if (problem_.attributes.form == Form::kPower) {
-    rows.coefficients = coefficients_.get() + place.scratch;
-    rows.coefficient_stride = layout_.scratch_channels;
+    rows.coefficients = coefficients_.values() + place.channel;
+    rows.coefficient_stride = coefficients_.stride();
     rows.degree = problem_.degree;
   }
   if (problem_.has_rotation) {
@@ -149,96 +137,123 @@ Rows Aggregation::rows_at(const Layout::Place& place) const {
     rows.cos = element_at(tensors_.cos, problem_.rotation_type, first);
     rows.sin = element_at(tensors_.sin, problem_.rotation_type, first);
   }
-  if (problem_.attributes.mode != Mode::kMean) {
-    rows.y = static_cast<char*>(tensors_.y) + start * element_size(problem_.data_type);
-  }
-  if (problem_.attributes.mode != Mode::kFeatures) {
-    const int64_t weight = mask_row(place.batch) * problem_.tokens + token;
-    rows.weights = problem_.has_mask ? weights_.get() + weight : nullptr;
-    rows.scales = problem_.attributes.mode == Mode::kCausal ? scales_.get() + weight : nullptr;
-    rows.sum = sum_at(place, 0);
-    rows.rest = rest_at(place, 0);
-  }
   return rows;
 }
 
-void Aggregation::weigh(int64_t mask_row) {
-  const bool causal = problem_.attributes.mode == Mode::kCausal;
-  const double epsilon = problem_.has_mask ? static_cast<double>(problem_.attributes.epsilon) : 0.0;
+Output Aggregation::output_at(const Layout::Place& place, int64_t token, int64_t count) const {
+  Output output{};
+  // The output has as many tokens as the gate, if there is one.
+  const int64_t tokens = gated_ ? gate_.tokens : problem_.tokens;
+  const int64_t row = place.batch * tokens + token;
+  output.y = element_at(tensors_.y, problem_.data_type, row * problem_.channels + place.channel);
+  output.stride = problem_.channels;
+  output.part_stride = layout_.width;
+  output.scratch_stride = layout_.block_columns;
+  output.count = count;
+  output.columns = place.columns;
+  output.parts = layout_.parts;
+  if (gated_) {
+    output.gate = element_at(tensors_.gate, problem_.data_type, row * gate_.gates);
+    output.gate_bias = tensors_.gate_bias;
+    output.gate_stride = gate_.gates;
+    output.channel = place.channel;
+    output.head_width = problem_.channels / gate_.gates;
+  }
+  return output;
+}
+
+double Aggregation::read_weights(int64_t batch, int64_t token, int64_t count, float* weights) const {
+  const int64_t first = (problem_.mask_batch > 1 ? batch : 0) * problem_.tokens + token;
   double total = 0.0;
-  for (int64_t token = 0; token < problem_.tokens; ++token) {
-    const int64_t index = mask_row * problem_.tokens + token;
-    if (problem_.has_mask) {
-      weights_[index] = element(tensors_.mask, problem_.mask_type, index);
-    }
-    total += problem_.has_mask ? static_cast<double>(weights_[index]) : 1.0;
-    if (causal) {
-      scales_[index] = reciprocal(total, epsilon);
-    }
+  for (int64_t i = 0; i < count; ++i) {
+    weights[i] = element(tensors_.mask, problem_.mask_type, first + i);
+    total += static_cast<double>(weights[i]);
   }
-  if (!causal) {
-    scales_[mask_row] = reciprocal(total, epsilon);
+  return total;
+}
+
+float Aggregation::scale(double weight) const {
+  if (!problem_.has_mask) {
+    return weight == 0.0 ? 0.0F : static_cast<float>(1.0 / weight);
+  }
+  return weight == 0.0 ? 0.0F : static_cast<float>(1.0 / (weight + static_cast<double>(problem_.attributes.epsilon)));
+}
+
+void Aggregation::features(int64_t task) {
+  const Layout::Place place = layout_.place(task);
+  Rows rows = rows_at(place, place.token, place.tokens);
+  rows.y = element_at(tensors_.y, problem_.data_type,
+                      (place.batch * problem_.tokens + place.token) * problem_.channels + place.channel);
+  rows_functions_.features(rows);
+}
+
+void Aggregation::accumulate(int64_t task) {
+  const Layout::Place place = layout_.place(task);
+  float* sum = sums_.get() + task * 2 * layout_.scratch();
+  std::fill_n(sum, 2 * layout_.scratch(), 0.0F);
+  const auto add = [&](int64_t token, int64_t count, const float* weights) {
+    Rows rows = rows_at(place, token, count);
+    rows.weights = weights;
+    rows.sum = sum;
+    rows.rest = sum + layout_.scratch();
+    rows_functions_.accumulate(rows);
+  };
+  double weight = static_cast<double>(place.tokens);
+  if (problem_.has_mask) {
+    weight = 0.0;
+    float weights[kWeightRows];
+    for (int64_t done = 0; done < place.tokens; done += kWeightRows) {
+      const int64_t count = std::min(kWeightRows, place.tokens - done);
+      weight += read_weights(place.batch, place.token + done, count, weights);
+      add(place.token + done, count, weights);
+    }
+  } else {
+    add(place.token, place.tokens, nullptr);
+  }
+  weights_[static_cast<size_t>(task)] = weight;
+  // Whoever finishes a block's last chunk sees what the others have written.
+  auto& pending = pending_[static_cast<size_t>(place.batch * layout_.blocks + place.block)];
+  if (pending.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+    average(place);
   }
 }
 
-void Aggregation::features(int64_t task) { functions_.features(rows_at(layout_.place(task, layout_.chunks))); }
-
-void Aggregation::accumulate(const Layout::Place& place) {
-  for (int64_t part = 0; part < layout_.parts; ++part) {
-    std::fill_n(sum_at(place, part), Layout::padded(place.columns), 0.0F);
-    std::fill_n(rest_at(place, part), Layout::padded(place.columns), 0.0F);
+void Aggregation::average(const Layout::Place& place) {
+  const auto task_of = [&](int64_t chunk) {
+    return (place.batch * layout_.chunks + chunk) * layout_.blocks + place.block;
+  };
+  double weight = 0.0;
+  for (int64_t chunk = 0; chunk < layout_.chunks; ++chunk) {
+    weight += weights_[static_cast<size_t>(task_of(chunk))];
   }
-  functions_.accumulate(rows_at(place));
-}
-
-void Aggregation::accumulate_all(int64_t task) { accumulate(layout_.place(task, layout_.chunks)); }
-
-void Aggregation::accumulate_all_but_last(int64_t task) { accumulate(layout_.place(task, layout_.chunks - 1)); }
-
-void Aggregation::average(int64_t task) {
-  Layout::Place place = layout_.place(task, 1);
+  const float factor = scale(weight);
   for (int64_t part = 0; part < layout_.parts; ++part) {
     double totals[kMaxBlockColumns] = {};
-    for (place.chunk = 0; place.chunk < layout_.chunks; ++place.chunk) {
-      const float* sum = sum_at(place, part);
-      const float* rest = rest_at(place, part);
+    for (int64_t chunk = 0; chunk < layout_.chunks; ++chunk) {
+      const float* sum = sums_.get() + task_of(chunk) * 2 * layout_.scratch() + part * layout_.block_columns;
+      const float* rest = sum + layout_.scratch();
       for (int64_t i = 0; i < place.columns; ++i) {
         totals[i] += static_cast<double>(sum[i]) + static_cast<double>(rest[i]);
       }
     }
-    const float scale = scales_[mask_row(place.batch)];
     const int64_t start = place.batch * problem_.channels + place.channel + part * layout_.width;
     for (int64_t i = 0; i < place.columns; ++i) {
-      const double mean = scale == 0.0F ? 0.0 : totals[i] * static_cast<double>(scale);
-      if (problem_.data_type == DataType::kFloat16) {
-        static_cast<Half*>(tensors_.y)[start + i] = to_half(static_cast<float>(mean));
+      const float mean = factor == 0.0F ? 0.0F : static_cast<float>(totals[i] * static_cast<double>(factor));
+      if (means_ != nullptr) {
+        means_[static_cast<size_t>(start + i)] = mean;
       } else {
-        static_cast<float*>(tensors_.y)[start + i] = static_cast<float>(mean);
+        set_element(tensors_.y, problem_.data_type, start + i, mean);
       }
     }
   }
 }
 
-void Aggregation::scan(int64_t task) {
-  Layout::Place place = layout_.place(task, 1);
-  for (int64_t part = 0; part < layout_.parts; ++part) {
-    double totals[kMaxBlockColumns] = {};
-    for (place.chunk = 0; place.chunk < layout_.chunks; ++place.chunk) {
-      float* sum = sum_at(place, part);
-      float* rest = rest_at(place, part);
-      const bool last = place.chunk == layout_.chunks - 1;
-      for (int64_t i = 0; i < Layout::padded(place.columns); ++i) {
-        const double before = totals[i];
-        if (!last) {  // the last chunk's own sum was never made
-          totals[i] += static_cast<double>(sum[i]) + static_cast<double>(rest[i]);
-        }
-        sum[i] = static_cast<float>(before);
-        rest[i] = static_cast<float>(before - static_cast<double>(sum[i]));
-      }
-    }
-  }
+void Aggregation::gate(int64_t task) {
+  const Layout::Place place = gate_layout_.place(task);
+  Output output = output_at(place, place.token, place.tokens);
+  output.mean = means_.get() + place.batch * problem_.channels + place.channel;
+  output.scratch_stride = layout_.width;
+  output_function_(output);
 }
-
-void Aggregation::causal(int64_t task) { functions_.causal(rows_at(layout_.place(task, layout_.chunks))); }
 
 }  // namespace pom::cpu

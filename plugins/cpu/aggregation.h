@@ -1,76 +1,104 @@
-// One call of the op on the CPU, cut into phases of independent tasks. The caller brings the threads.
+// One call of the op on the CPU, cut into phases of tasks. The caller brings the threads.
 //
 // The cut depends on the problem's shape alone, and every sum is made in a fixed order: neither the number of threads
-// nor the order of the tasks changes a bit of the result.
+// nor the order of the tasks changes a bit of the result. Nor does the memory that a call needs grow with its tokens.
 #pragma once
 
+#include <array>
+#include <atomic>
 #include <cstdint>
 #include <memory>
-#include <vector>
 
+#include "coefficients.h"
 #include "kernel.h"
 #include "layout.h"
 #include "pom/aggregate.h"
+#include "pom/gate.h"
 
 namespace pom::cpu {
 
 struct Tensors {
   const void* x;
-  const void* coefficients;  // not read in form product
-  const void* mask;          // not read without one
-  const void* cos;           // nor these without a rotation
+  const void* mask;  // not read without one
+  const void* cos;   // nor these without a rotation
   const void* sin;
+  const void* gate;  // nor these without a gate
+  const float* gate_bias;
   void* y;
 };
 
 class Aggregation {
  public:
-  // A phase may start when the one before it has ended. It may have no task.
-  struct Phase {
-    int64_t tasks;
-    void (Aggregation::*run)(int64_t task);
-  };
+  // The problem is valid (pom::validate), and so is the gate, if there is one. The coefficients are not read in form
+  // product. Throws std::bad_alloc where there is no memory for the partial sums.
+  Aggregation(const Kernel& kernel, const Problem& problem, const Gate* gate, const Tensors& tensors,
+              const Coefficients& coefficients);
 
-  // The problem is valid (pom::validate) and its tensors are float32 or float16, or a bool mask.
-  // Throws std::bad_alloc where there is no memory for the partial sums.
-  Aggregation(const Kernel& kernel, const Problem& problem, const Tensors& tensors);
+  // A phase may start when the one before it has ended.
+  [[nodiscard]] int phases() const { return phase_count_; }
 
-  [[nodiscard]] const std::vector<Phase>& phases() const { return phases_; }
+  // How many threads are of use in a phase.
+  [[nodiscard]] int64_t threads(int phase) const;
 
-  // Never throws, and may be called from any thread.
-  void run(const Phase& phase, int64_t task) noexcept { (this->*phase.run)(task); }
+  // Does tasks of a phase until none is left; any number of threads may do so at once. Tasks are begun in order, so
+  // that one may wait for those before it. Never throws.
+  void run(int phase) noexcept;
 
  private:
-  [[nodiscard]] Rows rows_at(const Layout::Place& place) const;
-  [[nodiscard]] int64_t mask_row(int64_t batch) const;
-  // Of a place's first column in one part.
-  [[nodiscard]] float* sum_at(const Layout::Place& place, int64_t part) const;
-  [[nodiscard]] float* rest_at(const Layout::Place& place, int64_t part) const;
+  struct Phase {
+    int64_t tasks = 0;
+    void (Aggregation::*task)(int64_t) = nullptr;
+    std::atomic<int64_t> next{0};
+  };
 
-  void plan();
-  void allocate();
-  void transpose_coefficients();
+  // A causal block's running sums, before the tile whose turn it is. Only the task of that tile reads and writes them.
+  struct alignas(64) Carry {
+    std::atomic<int64_t> tile{0};
+    double weight = 0.0;
+    float sum[kCausalChannels] = {};   // (parts, block columns)
+    float rest[kCausalChannels] = {};  // what rounding has lost of it
+  };
+  struct Tile;  // what the task of one tile holds
+
+  void add_phase(int64_t tasks, void (Aggregation::*task)(int64_t));
+  [[nodiscard]] Rows rows_at(const Layout::Place& place, int64_t token, int64_t count) const;
+  [[nodiscard]] Output output_at(const Layout::Place& place, int64_t token, int64_t count) const;
+  // Weights of some tokens, from the mask. Returns their sum.
+  double read_weights(int64_t batch, int64_t token, int64_t count, float* weights) const;
+  [[nodiscard]] float scale(double weight) const;
 
   // The phases' tasks.
-  void weigh(int64_t mask_row);       // weights and scales from the mask
-  void features(int64_t task);        // y of a chunk and block
-  void accumulate_all(int64_t task);  // the sum of a chunk and block
-  void accumulate_all_but_last(int64_t task);
-  void average(int64_t task);  // mean: y of a block, from its chunks' sums
-  void scan(int64_t task);     // causal: each chunk's sum becomes the sum of the chunks before it
-  void causal(int64_t task);   // y of a chunk and block, from the sum before it
+  void features(int64_t task);    // y of a chunk and block
+  void accumulate(int64_t task);  // mean: the sum of a chunk and block; the last of a block averages
+  void gate(int64_t task);        // gated mean: z of some tokens and a block
+  void causal(int64_t task);      // y of a chunk and block, which is a tile
 
-  void accumulate(const Layout::Place& place);
+  void average(const Layout::Place& place);
+  // The steps of a tile.
+  void sum_rows(Tile* tile, int64_t first, int64_t count) const;
+  void write_rows(const Tile& tile, int64_t first, int64_t count) const;
+  static void await_turn(const Carry& carry, int64_t tile);
+  void take_over(Tile* tile) const;
+  void hand_on(const Tile& tile) const;
+  void read_scales(Tile* tile) const;
 
   const Problem problem_;
+  const bool gated_;
+  const Gate gate_;
   const Tensors tensors_;
-  const RowsFunctions& functions_;
+  const Coefficients& coefficients_;
+  const RowsFunctions& rows_functions_;
+  const OutputFunction output_function_;  // null in mode features, and in mode mean without a gate
   const Layout layout_;
-  std::vector<Phase> phases_;
-  std::unique_ptr<float[]> coefficients_;  // (degree, scratch channels)
-  std::unique_ptr<float[]> sums_;          // (batch, chunks, 2, scratch channels): sum and rest
-  std::unique_ptr<float[]> weights_;       // (mask rows, tokens), where there is a mask
-  std::unique_ptr<float[]> scales_;        // causal: (mask rows or 1, tokens); mean: (mask rows or 1)
+  Layout gate_layout_;
+  std::array<Phase, 2> phases_;
+  int phase_count_ = 0;
+
+  std::unique_ptr<Carry[]> carries_;                 // causal: (batch, blocks)
+  std::unique_ptr<float[]> sums_;                    // mean: (tasks, 2, scratch): sum and rest
+  std::unique_ptr<double[]> weights_;                // mean: (tasks)
+  std::unique_ptr<std::atomic<int64_t>[]> pending_;  // mean: (batch, blocks), chunks that are not done
+  std::unique_ptr<float[]> means_;                   // gated mean: (batch, channels)
 };
 
 }  // namespace pom::cpu

@@ -1,7 +1,7 @@
 // x86-64 with AVX2, FMA and F16C. Compiled with those flags: include nothing that emits inline functions (kernel.h).
 #include <immintrin.h>
 
-#include "loops.h"
+#include "functions.h"
 
 namespace pom::cpu {
 namespace {
@@ -14,9 +14,24 @@ struct Avx2 {
   static Avx2 load(const Half* from, AllLanes) {
     return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))};
   }
+  static Avx2 load(const BFloat16* from, AllLanes) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
+  }
   static void store(float* to, Avx2 a, AllLanes) { _mm256_storeu_ps(to, a.value); }
   static void store(Half* to, Avx2 a, AllLanes) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(a.value, _MM_FROUND_TO_NEAREST_INT));
+  }
+  // Rounds to nearest, ties to even; a NaN becomes a quiet one.
+  static void store(BFloat16* to, Avx2 a, AllLanes) {
+    const __m256i bits = _mm256_castps_si256(a.value);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x00400000));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a.value, a.value, _CMP_UNORD_Q));
+    const __m256i kept = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+    const __m128i narrow = _mm_packus_epi32(_mm256_castsi256_si128(kept), _mm256_extracti128_si256(kept, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), narrow);
   }
 
   template <typename T>
@@ -40,6 +55,7 @@ struct Avx2 {
   static Avx2 add(Avx2 a, Avx2 b) { return {_mm256_add_ps(a.value, b.value)}; }
   static Avx2 subtract(Avx2 a, Avx2 b) { return {_mm256_sub_ps(a.value, b.value)}; }
   static Avx2 multiply(Avx2 a, Avx2 b) { return {_mm256_mul_ps(a.value, b.value)}; }
+  static Avx2 divide(Avx2 a, Avx2 b) { return {_mm256_div_ps(a.value, b.value)}; }
   static Avx2 multiply_add(Avx2 a, Avx2 b, Avx2 c) { return {_mm256_fmadd_ps(a.value, b.value, c.value)}; }
   // The instructions give their second operand where either is NaN.
   static Avx2 at_least(Avx2 a, Avx2 bound) { return {_mm256_max_ps(bound.value, a.value)}; }
@@ -52,6 +68,6 @@ struct Avx2 {
 
 }  // namespace
 
-constexpr Kernel kAvx2Kernel{"avx2", features_functions<Avx2, float>(), features_functions<Avx2, Half>()};
+constexpr Kernel kAvx2Kernel = kernel_of<Avx2>("avx2");
 
 }  // namespace pom::cpu

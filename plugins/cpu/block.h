@@ -1,11 +1,12 @@
 // What the features and the loops share: a block of rows, and how they see the vector type.
 //
 // All in an anonymous namespace, and without the standard library: each file that includes this gets its own copy,
-// compiled with its own flags (see kernel.h). The same holds for gelu.h, features.h and loops.h.
+// compiled with its own flags (see kernel.h). The same holds for every header that includes this one.
 //
-// The vector type V, which an instruction set's file defines, holds kWidth float32 lanes: load and store (of float or
-// Half; all lanes or the first few), broadcast, add, subtract, multiply, multiply_add, at_least and at_most, which keep
-// a NaN in their first operand, and multiply_exp2 (see gelu.h).
+// The vector type V, which an instruction set's file defines, holds kWidth float32 lanes: load and store (of float,
+// Half or BFloat16; all lanes or the first few), broadcast, add, subtract, multiply, divide, multiply_add, at_least and
+// at_most, which keep a NaN in their first operand, and multiply_exp2(v, biased), which is v * 2^n where biased is
+// n + kRoundingBias (exp2.h), as far as the result is a normal number.
 #pragma once
 
 #include "kernel.h"

@@ -10,14 +10,25 @@ struct Candidate {
   bool (*supported)();
 };
 
-// Fastest first. The processor is asked here, not in the kernel's own file, which it may be unable to run.
+// Fastest first. The processor is asked here, not in the kernel's own file, which it may be unable to run; the answer
+// counts the operating system in, which has to save the wide registers.
 constexpr Candidate kCandidates[] = {
+#ifdef POM_CPU_AVX512
+    {&kAvx512Kernel,
+     [] {
+       return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
+              __builtin_cpu_supports("avx512dq") != 0 && __builtin_cpu_supports("avx512vl") != 0;
+     }},
+#endif
 #ifdef POM_CPU_AVX2
     {&kAvx2Kernel,
      [] {
        return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 &&
               __builtin_cpu_supports("f16c") != 0;
      }},
+#endif
+#ifdef POM_CPU_NEON
+    {&kNeonKernel, [] { return true; }},
 #endif
     {&kScalarKernel, [] { return true; }},
 };

@@ -22,7 +22,7 @@ template <typename V, int kStep, typename Block, typename Lanes>
 POM_ALWAYS_INLINE inline void polynomial(const Block& block, int64_t part, int row, int64_t column, Lanes lanes, V* p) {
   const Rows& rows = block.rows;
   const float* coefficients =
-      rows.coefficients + part * rows.scratch_stride + column + (rows.degree - 1) * rows.coefficient_stride;
+      rows.coefficients + part * rows.part_stride + column + (rows.degree - 1) * rows.coefficient_stride;
   V h[kStep];
   for (int i = 0; i < kStep; ++i) {
     h[i] = activation(V::load(block.x(part, row + i) + column, lanes));

@@ -1,4 +1,5 @@
-// IEEE half precision without hardware support. Not for the files compiled with instruction-set flags (see kernel.h).
+// IEEE half precision and bfloat16 without hardware support. Not for the files compiled with instruction-set flags (see
+// kernel.h).
 #pragma once
 
 #include <cstdint>
@@ -47,6 +48,17 @@ inline Half to_half(float value) {
     half = (magnitude + 0x0FFFU + ((magnitude >> 13) & 1U) - kRebias) >> 13;
   }
   return {static_cast<uint16_t>(sign | half)};
+}
+
+inline float to_float(BFloat16 value) { return float_from_bits(uint32_t{value.bits} << 16); }
+
+// Rounds to nearest, ties to even.
+inline BFloat16 to_bfloat16(float value) {
+  const uint32_t bits = float_bits(value);
+  if ((bits & 0x7FFFFFFFU) > 0x7F800000U) {
+    return {static_cast<uint16_t>((bits >> 16) | 0x0040U)};  // a NaN whose payload is not lost
+  }
+  return {static_cast<uint16_t>((bits + 0x7FFFU + ((bits >> 16) & 1U)) >> 16)};
 }
 
 }  // namespace pom::cpu

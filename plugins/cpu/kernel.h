@@ -12,20 +12,24 @@ struct Half {
   uint16_t bits;
 };
 
+struct BFloat16 {
+  uint16_t bits;
+};
+
 inline constexpr int64_t kMaxBlockColumns = 512;
-inline constexpr int64_t kPadding = 16;  // rows of float32 scratch are padded to a multiple of this many columns
+inline constexpr int64_t kPadding = 16;  // float32 scratch is padded to a multiple of this many columns
 
 // Some consecutive tokens of one batch entry, in one block of columns. A column is the channels that are computed
 // together, one in each part: 1 part without a rotation, 2 with one, and as many as degree in form product.
 //
-// Every pointer points at the block's first column, in the first part. The float32 arrays over columns are padded; x,
-// y, cos and sin are not.
+// Every pointer points at the block's first column, in the first part. sum, rest and prefix are padded; x, y, cos and
+// sin are not, and coefficients may be read kPadding columns beyond the last one.
 struct Rows {
   const void* x;
-  void* y;                 // null where nothing is written
+  void* y;                 // of mode features
   int64_t stride;          // elements from one row of x (and y) to the next
-  int64_t part_stride;     // elements from one part of x (and y) to the next
-  int64_t scratch_stride;  // the same for sum, rest, and a row of coefficients
+  int64_t part_stride;     // elements from one part of x, y and coefficients to the next
+  int64_t scratch_stride;  // the same for sum, rest and prefix
   int64_t count;           // rows
   int64_t columns;         // of the block, at most kMaxBlockColumns
   int64_t parts;
@@ -38,9 +42,9 @@ struct Rows {
   int64_t table_stride;
 
   const float* weights;  // (count), or null: all 1
-  const float* scales;   // (count), 1 / sum of the weights so far, or 0 where that sum is 0
-  float* sum;            // (parts, columns), the running sum of the weighted features
-  float* rest;           // (parts, columns), what rounding has lost of it
+  float* sum;            // (parts, scratch_stride), the running sum of the weighted features
+  float* rest;           // (parts, scratch_stride), what rounding has lost of it
+  float* prefix;         // (count, parts, scratch_stride), the running sum after every row
 };
 
 using RowsFunction = void (*)(const Rows& rows);
@@ -49,7 +53,7 @@ using RowsFunction = void (*)(const Rows& rows);
 struct RowsFunctions {
   RowsFunction features;    // y = p
   RowsFunction accumulate;  // sum += weights * p
-  RowsFunction causal;      // the same, and y = sum * scales after every row
+  RowsFunction prefix;      // the same, with every row's running sum
 };
 
 // For one type of x.
@@ -60,14 +64,60 @@ struct FeaturesFunctions {
   RowsFunctions product;
 };
 
+// Some consecutive tokens of the output, in one block of columns: an average of features, and the gate over it.
+struct Output {
+  void* y;  // in all of these the strides are those of Rows
+  int64_t stride;
+  int64_t part_stride;
+  int64_t scratch_stride;
+  int64_t count;
+  int64_t columns;
+  int64_t parts;
+
+  const float* mean;    // (parts, scratch_stride), where all rows have the same one
+  const float* prefix;  // (count, parts, scratch_stride), otherwise: the sum of these and
+  const float* sum;     // (parts, scratch_stride), the sum of the rows before
+  const float* rest;    // (parts, scratch_stride), what rounding has lost of that one
+  const float* scales;  // (count), 1 / sum of the weights so far, or 0 where that sum is 0
+
+  const void* gate;  // (count, gate_stride), from its first column on; of y's type
+  const float* gate_bias;
+  int64_t gate_stride;
+  int64_t channel;     // of the block's first column, in the first part
+  int64_t head_width;  // channels that share one gate
+};
+
+using OutputFunction = void (*)(const Output& output);
+
+// In the order of GateActivation.
+struct GatedFunctions {
+  OutputFunction by_channel[3];  // every channel has its own gate
+  OutputFunction by_head[3];
+};
+
+// For one type of y.
+struct OutputFunctions {
+  OutputFunction prefix_mean;
+  GatedFunctions gated_prefix_mean;
+  GatedFunctions gated_mean;
+};
+
+struct TypeFunctions {
+  FeaturesFunctions features;
+  OutputFunctions output;
+};
+
 struct Kernel {
   const char* name;
-  FeaturesFunctions float32;
-  FeaturesFunctions float16;
+  TypeFunctions float32;
+  TypeFunctions float16;
+  TypeFunctions bfloat16;
 };
 
 // One a file; dispatch.cpp says which of them this machine can run.
 extern const Kernel kScalarKernel;
 extern const Kernel kAvx2Kernel;
+extern const Kernel kAvx512Kernel;
+extern const Kernel kNeonKernel;
 
 }  // namespace pom::cpu

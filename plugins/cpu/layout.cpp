@@ -1,21 +1,13 @@
 #include "layout.h"
 
-#include <algorithm>
-
 namespace pom::cpu {
 namespace {
 
-// Tokens of one task where the tokens can be cut without reading them twice: enough to keep the partial sums small
-// against the input, few enough to keep every thread busy.
+// Tokens of one task where the tokens can be cut without reading them twice. A task has at least so many; the number of
+// tasks, and with it that of partial sums, does not grow with the tokens.
 constexpr int64_t kChunkTokens = 128;
-// A causal call reads the input twice where its tokens are cut. So only its channels are, in narrower blocks, unless
-// that gives too few tasks for the tokens there are. Wide blocks are read faster.
-constexpr int64_t kWideCausalChannels = 256;
-constexpr int64_t kNarrowCausalChannels = 128;
-constexpr int64_t kCausalTasks = 4;
-constexpr int64_t kCausalChunkTokens = 1024;
-
-int64_t divide_up(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
+constexpr int64_t kMaxMeanTasks = 256;
+constexpr int64_t kMaxMeanChunks = 64;
 
 int64_t parts_of(const Problem& problem) {
   if (problem.attributes.form == Form::kProduct) {
@@ -27,46 +19,53 @@ int64_t parts_of(const Problem& problem) {
 }  // namespace
 
 Layout::Layout(const Problem& problem)
-    : runs(problem.has_rotation ? problem.attributes.rotary_blocks : 1),
+    : batch(problem.batch),
+      tokens(problem.tokens),
+      runs(problem.has_rotation ? problem.attributes.rotary_blocks : 1),
       parts(parts_of(problem)),
-      width(problem.channels / (runs * parts)),
-      scratch_width(padded(width)),
-      scratch_channels(runs * parts * scratch_width) {
-  if (problem.attributes.mode == Mode::kCausal) {
-    const auto has_enough_tasks = [&] { return problem.batch * blocks >= kCausalTasks; };
-    cut_columns(kWideCausalChannels / parts);
-    if (!has_enough_tasks()) {
-      cut_columns(kNarrowCausalChannels / parts);
+      width(problem.channels / (runs * parts)) {
+  switch (problem.attributes.mode) {
+    case Mode::kFeatures:
+      cut_columns(kMaxBlockColumns);
+      cut_tokens(kChunkTokens);
+      break;
+    case Mode::kMean: {
+      cut_columns(kMaxBlockColumns);
+      const int64_t most = std::clamp<int64_t>(kMaxMeanTasks / std::max<int64_t>(batch * blocks, 1), 1, kMaxMeanChunks);
+      cut_tokens(std::max(kChunkTokens, divide_up(tokens, most)));
+      break;
     }
-    chunk_tokens = has_enough_tasks() ? std::max<int64_t>(problem.tokens, 1) : kCausalChunkTokens;
-  } else {
-    cut_columns(kMaxBlockColumns);
-    chunk_tokens = kChunkTokens;
+    case Mode::kCausal:
+      cut_columns(kCausalChannels / parts);
+      cut_tokens(std::min(kCausalElements / scratch(), kMaxCausalTokens));
+      break;
   }
-  chunks = divide_up(problem.tokens, chunk_tokens);
 }
 
 void Layout::cut_columns(int64_t columns) {
-  // Whole paddings, so that no row of scratch is shared by two tasks.
-  block_columns = std::max(columns / kPadding, int64_t{1}) * kPadding;
+  block_columns = std::min(std::max(columns / kPadding, int64_t{1}) * kPadding, padded(width));
   run_blocks = divide_up(width, block_columns);
   blocks = runs * run_blocks;
 }
 
-Layout::Place Layout::place(int64_t task, int64_t chunks_each) const {
-  const int64_t block = task % blocks;
-  const int64_t run = block / run_blocks;
-  const int64_t offset = block % run_blocks * block_columns;
+void Layout::cut_tokens(int64_t tokens_each) {
+  chunk_tokens = tokens_each;
+  chunks = std::max<int64_t>(divide_up(tokens, chunk_tokens), 1);
+}
+
+Layout::Place Layout::place(int64_t task) const {
   Place place{};
-  place.batch = task / blocks / chunks_each;
-  place.chunk = task / blocks % chunks_each;
+  place.block = task % blocks;
+  place.chunk = task / blocks % chunks;
+  place.batch = task / blocks / chunks;
+  const int64_t run = place.block / run_blocks;
+  const int64_t offset = place.block % run_blocks * block_columns;
+  place.token = place.chunk * chunk_tokens;
+  place.tokens = std::min(chunk_tokens, tokens - place.token);
   place.column = run * width + offset;
   place.columns = std::min(block_columns, width - offset);
   place.channel = run * parts * width + offset;
-  place.scratch = run * parts * scratch_width + offset;
   return place;
 }
-
-int64_t Layout::padded(int64_t columns) { return divide_up(columns, kPadding) * kPadding; }
 
 }  // namespace pom::cpu

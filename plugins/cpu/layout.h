@@ -5,6 +5,7 @@
 // channels are the parts, and in form product every factor is one. The cut depends on the problem's shape alone.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "kernel.h"
@@ -12,36 +13,50 @@
 
 namespace pom::cpu {
 
+// A causal task's channels and elements: what it has in its cache at a time, and on its stack.
+inline constexpr int64_t kCausalChannels = 256;
+inline constexpr int64_t kCausalElements = 16384;
+inline constexpr int64_t kMaxCausalTokens = 512;
+
+constexpr int64_t divide_up(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
+constexpr int64_t padded(int64_t columns) { return divide_up(columns, kPadding) * kPadding; }
+
 class Layout {
  public:
   // What one task works on.
   struct Place {
     int64_t batch;
     int64_t chunk;
+    int64_t block;  // of this batch entry
+    int64_t token;  // the first one
+    int64_t tokens;
     int64_t column;  // the first one
     int64_t columns;
     int64_t channel;  // of the first column, in the first part
-    int64_t scratch;  // where this channel is in a row of float32 scratch
   };
 
   explicit Layout(const Problem& problem);
 
-  // The task'th place, where every batch entry has that many chunks.
-  [[nodiscard]] Place place(int64_t task, int64_t chunks_each) const;
+  // Chunks of so many tokens, at least one chunk.
+  void cut_tokens(int64_t tokens_each);
 
-  // Columns of a row of scratch that belong to a place's part.
-  [[nodiscard]] static int64_t padded(int64_t columns);
+  // The blocks of one chunk are neighbours, and so are the chunks of one batch entry.
+  [[nodiscard]] int64_t tasks() const { return batch * chunks * blocks; }
+  [[nodiscard]] Place place(int64_t task) const;
 
-  const int64_t runs;
-  const int64_t parts;
-  const int64_t width;
-  const int64_t scratch_width;     // of one stretch in scratch
-  const int64_t scratch_channels;  // of all of them
+  // Floats that one task needs for a row of all its parts.
+  [[nodiscard]] int64_t scratch() const { return parts * block_columns; }
+
+  int64_t batch;
+  int64_t tokens;
+  int64_t runs;
+  int64_t parts;
+  int64_t width;
+  int64_t block_columns;  // whole paddings, so that no row of scratch is shared by two tasks
+  int64_t run_blocks;     // blocks of columns in one run
+  int64_t blocks;
   int64_t chunk_tokens;
   int64_t chunks;
-  int64_t block_columns;
-  int64_t run_blocks;  // blocks of columns in one run
-  int64_t blocks;
 
  private:
   void cut_columns(int64_t columns);

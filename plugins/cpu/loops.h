@@ -2,6 +2,7 @@
 #pragma once
 
 #include "features.h"
+#include "iterate.h"
 
 namespace pom::cpu {
 namespace {
@@ -10,36 +11,6 @@ namespace {
 // their multiply-adds overlap and still fit the registers.
 constexpr int kBlockRows = 8;
 constexpr int kRowsAtOnce = 4;
-
-// A number that is known when the code is compiled.
-template <int kValue>
-struct Constant {
-  static constexpr int value = kValue;
-};
-
-template <typename V, typename Body>
-POM_ALWAYS_INLINE inline void for_each_vector(int64_t columns, const Body& body) {
-  int64_t column = 0;
-  for (; column + V::kWidth <= columns; column += V::kWidth) {
-    body(column, AllLanes{});
-  }
-  if constexpr (V::kWidth > 1) {
-    if (column < columns) {
-      body(column, FirstLanes{columns - column});
-    }
-  }
-}
-
-template <typename Body>
-POM_ALWAYS_INLINE inline void for_each_block(int64_t rows, const Body& body) {
-  int64_t row = 0;
-  for (; row + kBlockRows <= rows; row += kBlockRows) {
-    body(row, Constant<kBlockRows>{});
-  }
-  for (; row < rows; ++row) {
-    body(row, Constant<1>{});
-  }
-}
 
 // Unrolled where kParts is known, so that each part's code is its own.
 template <int kParts, typename Body>
@@ -110,25 +81,23 @@ class Accumulated {
   V total_;
 };
 
-// The same, and y = sum * scales after every row.
+// The same, with the running sum after every row.
 template <typename V, typename Block>
-class PrefixMean {
+class Prefix {
  public:
-  POM_ALWAYS_INLINE PrefixMean(const Block& block, int64_t part, int64_t column)
+  POM_ALWAYS_INLINE Prefix(const Block& block, int64_t part, int64_t column)
       : block_(block),
         scratch_(part * block.rows.scratch_stride + column),
+        stride_(block.rows.parts * block.rows.scratch_stride),
+        prefix_(block.rows.prefix + block.first * stride_ + scratch_),
         sum_(V::load(block.rows.sum + scratch_, AllLanes{})),
         rest_(V::load(block.rows.rest + scratch_, AllLanes{})),
-        total_(V::broadcast(0.0F)),
-        y_(block, part, column) {}
+        total_(V::broadcast(0.0F)) {}
 
   template <typename Lanes>
-  POM_ALWAYS_INLINE void take(V p, int row, Lanes lanes) {
+  POM_ALWAYS_INLINE void take(V p, int row, Lanes) {
     total_ = block_.add(total_, p, row);
-    const float scale = block_.rows.scales[block_.first + row];
-    const V so_far = V::add(sum_, V::add(rest_, total_));
-    // Not sum * 0 where the weights sum to 0: the sum may be NaN.
-    y_.take(scale == 0.0F ? V::broadcast(0.0F) : V::multiply(so_far, V::broadcast(scale)), row, lanes);
+    V::store(prefix_ + row * stride_, V::add(sum_, V::add(rest_, total_)), AllLanes{});
   }
   POM_ALWAYS_INLINE void finish() const {
     add_compensated(block_.rows.sum + scratch_, block_.rows.rest + scratch_, total_);
@@ -137,16 +106,17 @@ class PrefixMean {
  private:
   const Block& block_;
   const int64_t scratch_;
+  const int64_t stride_;
+  float* const prefix_;
   const V sum_;
   const V rest_;
   V total_;
-  const Written<V, Block> y_;
 };
 
 template <typename V, typename T, template <typename, typename> class Features,
           template <typename, typename> class ModeOf, bool kWeighted>
 void run(const Rows& rows) {
-  for_each_block(rows.count, [&](int64_t first, auto size) POM_ALWAYS_INLINE {
+  for_each_block<kBlockRows>(rows.count, [&](int64_t first, auto size) POM_ALWAYS_INLINE {
     constexpr int kRows = decltype(size)::value;
     constexpr int kStep = kRows < kRowsAtOnce ? kRows : kRowsAtOnce;
     using RowBlock = Block<T, kRows, kWeighted>;
@@ -181,7 +151,7 @@ void run_summed(const Rows& rows) {
 template <typename V, typename T, template <typename, typename> class Features>
 constexpr RowsFunctions rows_functions() {
   return {run<V, T, Features, Written, false>, run_summed<V, T, Features, Accumulated>,
-          run_summed<V, T, Features, PrefixMean>};
+          run_summed<V, T, Features, Prefix>};
 }
 
 template <typename V, typename T>

@@ -1,6 +1,6 @@
 // The fallback: one lane, plain C++, any processor.
+#include "functions.h"
 #include "half.h"
-#include "loops.h"
 
 namespace pom::cpu {
 namespace {
@@ -11,13 +11,16 @@ struct Scalar {
 
   static Scalar load(const float* from, AllLanes) { return {*from}; }
   static Scalar load(const Half* from, AllLanes) { return {to_float(*from)}; }
+  static Scalar load(const BFloat16* from, AllLanes) { return {to_float(*from)}; }
   static void store(float* to, Scalar a, AllLanes) { *to = a.value; }
   static void store(Half* to, Scalar a, AllLanes) { *to = to_half(a.value); }
+  static void store(BFloat16* to, Scalar a, AllLanes) { *to = to_bfloat16(a.value); }
 
   static Scalar broadcast(float value) { return {value}; }
   static Scalar add(Scalar a, Scalar b) { return {a.value + b.value}; }
   static Scalar subtract(Scalar a, Scalar b) { return {a.value - b.value}; }
   static Scalar multiply(Scalar a, Scalar b) { return {a.value * b.value}; }
+  static Scalar divide(Scalar a, Scalar b) { return {a.value / b.value}; }
   static Scalar multiply_add(Scalar a, Scalar b, Scalar c) { return {a.value * b.value + c.value}; }
   static Scalar at_least(Scalar a, Scalar bound) { return a.value < bound.value ? bound : a; }
   static Scalar at_most(Scalar a, Scalar bound) { return a.value > bound.value ? bound : a; }
@@ -28,6 +31,6 @@ struct Scalar {
 
 }  // namespace
 
-constexpr Kernel kScalarKernel{"scalar", features_functions<Scalar, float>(), features_functions<Scalar, Half>()};
+constexpr Kernel kScalarKernel = kernel_of<Scalar>("scalar");
 
 }  // namespace pom::cpu

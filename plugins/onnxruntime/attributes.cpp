@@ -77,4 +77,16 @@ Attributes read_attributes(const Ort::ConstKernelInfo& info) {
   return attributes;
 }
 
+GateActivation read_gate_activation(const Ort::ConstKernelInfo& info) {
+  std::string text;
+  if (!read_attribute(info, "gate_activation", "a string", &text)) {
+    throw InvalidNode("the attribute gate_activation is missing: it must be one of " + listed(kGateActivations));
+  }
+  GateActivation activation{};
+  if (!parse_gate_activation(text, &activation)) {
+    throw InvalidNode("gate_activation must be one of " + listed(kGateActivations) + ", got " + quoted(text));
+  }
+  return activation;
+}
+
 }  // namespace pom::onnxruntime

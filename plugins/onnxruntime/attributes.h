@@ -4,10 +4,13 @@
 #include <onnxruntime_cxx_api.h>
 
 #include "pom/aggregate.h"
+#include "pom/gate.h"
 
 namespace pom::onnxruntime {
 
-// Throws InvalidNode where they are not the contract's.
+// Both throw InvalidNode where they are not the contract's.
 [[nodiscard]] Attributes read_attributes(const Ort::ConstKernelInfo& info);
+
+[[nodiscard]] GateActivation read_gate_activation(const Ort::ConstKernelInfo& info);
 
 }  // namespace pom::onnxruntime

@@ -10,7 +10,7 @@
 
 namespace {
 
-using pom::onnxruntime::PolynomialAggregationOp;
+using pom::onnxruntime::AggregationOp;
 
 OrtStatus* too_old(const OrtApiBase& base) {
   const std::string message = "pom needs ONNX Runtime with API version " + std::to_string(ORT_API_VERSION) + " (1." +
@@ -20,11 +20,22 @@ OrtStatus* too_old(const OrtApiBase& base) {
   return oldest == nullptr ? nullptr : oldest->CreateStatus(ORT_NOT_IMPLEMENTED, message.c_str());
 }
 
+template <typename Names>
+std::string json_list(const Names& names) {
+  std::string text = "[";
+  for (const char* name : names) {
+    text += (text.size() > 1 ? ",\"" : "\"") + std::string(name) + "\"";
+  }
+  return text + "]";
+}
+
 void register_ops(OrtSessionOptions* options) {
-  static const PolynomialAggregationOp op;
+  static const AggregationOp<pom::onnxruntime::kPlainSignature> plain;
+  static const AggregationOp<pom::onnxruntime::kGatedSignature> gated;
   static const Ort::CustomOpDomain domain = [] {
     Ort::CustomOpDomain created(pom::kDomain);
-    created.Add(&op);
+    created.Add(&plain);
+    created.Add(&gated);
     return created;
   }();
   Ort::ThrowOnError(Ort::GetApi().AddCustomOpDomain(options, domain));
@@ -41,7 +52,15 @@ __attribute__((visibility("default"))) OrtStatus* ORT_API_CALL RegisterCustomOps
     return too_old(*base);
   }
   Ort::InitApi(api);
-  return pom::onnxruntime::status_of(*api, [&] { register_ops(options); });
+  return pom::onnxruntime::status_of(*api, "RegisterCustomOps", [&] { register_ops(options); });
+}
+
+__attribute__((visibility("default"))) const char* pom_gated_contract() {
+  static const std::string text = std::string("{\"op\":\"") + pom::kGatedOpName +
+                                  "\",\"inputs\":" + json_list(pom::kGatedInputs) +
+                                  ",\"attributes\":" + json_list(pom::kGatedAttributes) +
+                                  ",\"gate_activations\":" + json_list(pom::kGateActivations) + "}";
+  return text.c_str();
 }
 
 // The kernel that a session created now would run; empty where there is none, and pom_cpu_kernel_error() says why.

@@ -29,51 +29,57 @@ std::string unknown_size() {
   return "pom_unknown_" + std::to_string(count++);
 }
 
-// y is like x, except that a mean has one token. It has three dimensions even where x's are unknown.
-void infer_shape(const OrtApi& api, OrtShapeInferContext* context) {
-  OrtTensorTypeAndShapeInfo* x = nullptr;  // owned by the context
-  Ort::ThrowOnError(api.ShapeInferContext_GetInputTypeShape(context, 0, &x));
-  const Ort::ConstTensorTypeAndShapeInfo input(x);
-  std::vector<int64_t> shape = input.GetShape();
-  std::vector<const char*> x_names(shape.size(), "");
-  input.GetSymbolicDimensions(x_names.data(), x_names.size());
-  std::vector<std::string> names(x_names.begin(), x_names.end());
-  shape.resize(3, -1);
-  names.resize(3);
-  if (mode_of(api, context) == kModes[static_cast<size_t>(Mode::kMean)]) {
-    shape[1] = 1;
-    names[1].clear();
+// The sizes of a tensor, -1 where unknown, and their names.
+struct Sizes {
+  explicit Sizes(const Ort::ConstTensorTypeAndShapeInfo& tensor) : sizes(tensor.GetShape()) {
+    std::vector<const char*> symbols(sizes.size(), "");
+    tensor.GetSymbolicDimensions(symbols.data(), symbols.size());
+    names.assign(symbols.begin(), symbols.end());
+    sizes.resize(3, -1);  // what an output has, even where an input's rank is unknown
+    names.resize(3);
   }
-  std::vector<const char*> y_names;
-  for (size_t i = 0; i < shape.size(); ++i) {
-    if (shape[i] < 0 && names[i].empty()) {
-      names[i] = unknown_size();
+  void take(const Sizes& other, size_t dimension) {
+    sizes[dimension] = other.sizes[dimension];
+    names[dimension] = other.names[dimension];
+  }
+
+  std::vector<int64_t> sizes;
+  std::vector<std::string> names;
+};
+
+Ort::ConstTensorTypeAndShapeInfo input_at(const OrtApi& api, OrtShapeInferContext* context, size_t input) {
+  OrtTensorTypeAndShapeInfo* info = nullptr;  // owned by the context
+  Ort::ThrowOnError(api.ShapeInferContext_GetInputTypeShape(context, input, &info));
+  return Ort::ConstTensorTypeAndShapeInfo(info);
+}
+
+}  // namespace
+
+// The output is like x, with the tokens of the gate, or one where a mean has none.
+void infer_shape(const OpSignature& signature, const OrtApi& api, OrtShapeInferContext* context) {
+  const Ort::ConstTensorTypeAndShapeInfo x = input_at(api, context, kX);
+  Sizes shape(x);
+  if (signature.gated) {
+    shape.take(Sizes(input_at(api, context, kGate)), 1);
+  } else if (mode_of(api, context) == kModes[static_cast<size_t>(Mode::kMean)]) {
+    shape.sizes[1] = 1;
+    shape.names[1].clear();
+  }
+  std::vector<const char*> names;
+  for (size_t i = 0; i < shape.sizes.size(); ++i) {
+    if (shape.sizes[i] < 0 && shape.names[i].empty()) {
+      shape.names[i] = unknown_size();
     }
-    y_names.push_back(names[i].c_str());
+    names.push_back(shape.names[i].c_str());
   }
 
   OrtTensorTypeAndShapeInfo* y = nullptr;
   Ort::ThrowOnError(api.CreateTensorTypeAndShapeInfo(&y));
   const Ort::TensorTypeAndShapeInfo output(y);
-  Ort::ThrowOnError(api.SetTensorElementType(y, input.GetElementType()));
-  Ort::ThrowOnError(api.SetDimensions(y, shape.data(), shape.size()));
-  Ort::ThrowOnError(api.SetSymbolicDimensions(y, y_names.data(), y_names.size()));
+  Ort::ThrowOnError(api.SetTensorElementType(y, x.GetElementType()));
+  Ort::ThrowOnError(api.SetDimensions(y, shape.sizes.data(), shape.sizes.size()));
+  Ort::ThrowOnError(api.SetSymbolicDimensions(y, names.data(), names.size()));
   Ort::ThrowOnError(api.ShapeInferContext_SetOutputTypeShape(context, 0, y));
-}
-
-}  // namespace
-
-PolynomialAggregationOp::PolynomialAggregationOp() {
-  // In place of CustomOpBase's, which lets exceptions pass through C.
-  OrtCustomOp::InferOutputShapeFn = [](const OrtCustomOp*, OrtShapeInferContext* context) {
-    const OrtApi& api = Ort::GetApi();
-    return status_of(api, [&] { infer_shape(api, context); });
-  };
-}
-
-OrtStatus* PolynomialAggregationOp::CreateKernelV2(const OrtApi& api, const OrtKernelInfo* info,
-                                                   void** kernel) const noexcept {
-  return status_of(api, [&] { *kernel = std::make_unique<NodeKernel>(Ort::ConstKernelInfo(info)).release(); });
 }
 
 }  // namespace pom::onnxruntime

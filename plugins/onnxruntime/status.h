@@ -14,8 +14,7 @@ namespace pom::onnxruntime {
 // A mistake in the model or in a call's inputs.
 class InvalidNode : public std::invalid_argument {
  public:
-  explicit InvalidNode(const std::string& reason)
-      : std::invalid_argument(std::string(kDomain) + "::" + kOpName + ": " + reason) {}
+  using std::invalid_argument::invalid_argument;
 };
 
 // The error texts of pom::validate and the like: empty where all is well.
@@ -27,12 +26,13 @@ inline void throw_if(const std::string& error) {
 
 // Runs a function and turns whatever it throws into a status, for ONNX Runtime to release; null where it succeeded.
 template <typename Function>
-OrtStatus* status_of(const OrtApi& api, const Function& function) noexcept {
+OrtStatus* status_of(const OrtApi& api, const char* op, const Function& function) noexcept {
   try {
     function();
     return nullptr;
   } catch (const InvalidNode& error) {
-    return api.CreateStatus(ORT_INVALID_ARGUMENT, error.what());
+    const std::string message = std::string(kDomain) + "::" + op + ": " + error.what();
+    return api.CreateStatus(ORT_INVALID_ARGUMENT, message.c_str());
   } catch (const std::exception& error) {
     return api.CreateStatus(ORT_FAIL, error.what());
   } catch (...) {

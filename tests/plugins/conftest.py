@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 
 from pom_export import contract
 from pom_export.runtime.library import custom_ops_library
+
+BFLOAT16 = helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
 
 
 @dataclass(frozen=True)
@@ -25,21 +28,43 @@ class OnnxRuntimeOp:
 
     @staticmethod
     def model(
-        feeds: dict[str, np.ndarray], attributes: dict[str, Any], functions: tuple[onnx.FunctionProto, ...] = ()
+        feeds: dict[str, np.ndarray],
+        attributes: dict[str, Any],
+        functions: tuple[onnx.FunctionProto, ...] = (),
+        constants: Collection[str] = (),
     ) -> bytes:
-        """Return a model that takes `feeds`; its node has those inputs, and empty names for the ones in between."""
-        last = max(contract.INPUTS.index(name) for name in feeds)
-        inputs = [
-            helper.make_tensor_value_info(
-                name, helper.np_dtype_to_tensor_dtype(array.dtype), [f"{name}{axis}" for axis in range(array.ndim)]
-            )
-            for name, array in feeds.items()
+        """Return a model that takes `feeds`; its node has those inputs, and empty names for the ones in between.
+
+        The node is the gated op's where the feeds have a gate. Bfloat16 goes in and out as float32, since numpy has
+        no bfloat16 of its own.
+        """
+        gated = "gate" in feeds
+        signature = contract.GATED_INPUTS if gated else contract.INPUTS
+        last = max(signature.index(name) for name in feeds)
+        narrow = [name for name, array in feeds.items() if array.dtype == BFLOAT16]
+        node_name = {name: f"{name}_narrow" if name in narrow else name for name in feeds}
+        inputs, initializers = [], []
+        for name, array in feeds.items():
+            kind = TensorProto.FLOAT if name in narrow else helper.np_dtype_to_tensor_dtype(array.dtype)
+            if name in constants:
+                initializers.append(numpy_helper.from_array(array, node_name[name]))
+            else:
+                sizes = [f"{name}{axis}" for axis in range(array.ndim)]
+                inputs.append(helper.make_tensor_value_info(name, kind, sizes))
+        nodes = [
+            helper.make_node("Cast", [name], [node_name[name]], to=TensorProto.BFLOAT16)
+            for name in narrow
+            if name not in constants
         ]
-        names = [name if name in feeds else "" for name in contract.INPUTS[: last + 1]]
-        node = helper.make_node(contract.OP_NAME, names, ["y"], domain=contract.DOMAIN, **attributes)
+        names = [node_name.get(name, "") for name in signature[: last + 1]]
+        op = contract.GATED_OP_NAME if gated else contract.OP_NAME
+        y = "y_narrow" if "x" in narrow else "y"
+        nodes.append(helper.make_node(op, names, [y], domain=contract.DOMAIN, **attributes))
+        if "x" in narrow:
+            nodes.append(helper.make_node("Cast", [y], ["y"], to=TensorProto.FLOAT))
         output = helper.make_tensor_value_info("y", inputs[0].type.tensor_type.elem_type, None)
         model = helper.make_model(
-            helper.make_graph([node], "one_node", inputs, [output]),
+            helper.make_graph(nodes, "one_node", inputs, [output], initializers),
             functions=functions,
             opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid(contract.DOMAIN, contract.OP_VERSION)],
             ir_version=10,
@@ -53,8 +78,22 @@ class OnnxRuntimeOp:
         options.register_custom_ops_library(str(self.library))
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
-    def run(self, feeds: dict[str, np.ndarray], attributes: dict[str, Any], threads: int = 1) -> np.ndarray:
-        (y,) = self.session(self.model(feeds, attributes), threads).run(None, feeds)
+    def run(
+        self,
+        feeds: dict[str, np.ndarray],
+        attributes: dict[str, Any],
+        threads: int = 1,
+        constants: Collection[str] = (),
+    ) -> np.ndarray:
+        wide = {
+            name: array.astype(np.float32) if array.dtype == BFLOAT16 else array
+            for name, array in feeds.items()
+            if name not in constants
+        }
+        (y,) = self.session(self.model(feeds, attributes, constants=constants), threads).run(None, wide)
+        if feeds["x"].dtype == BFLOAT16:
+            assert np.array_equal(y, y.astype(BFLOAT16).astype(np.float32), equal_nan=True)
+            return y.astype(BFLOAT16)
         assert y.dtype == feeds["x"].dtype
         return y
 
@@ -67,12 +106,14 @@ def onnxruntime_op() -> OnnxRuntimeOp:
 @pytest.fixture(scope="session")
 def onnxruntime_symbols(onnxruntime_op: OnnxRuntimeOp) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(onnxruntime_op.library))
-    for name in ("pom_contract", "pom_cpu_kernel", "pom_cpu_kernel_error"):
+    for name in ("pom_contract", "pom_gated_contract", "pom_cpu_kernel", "pom_cpu_kernel_error"):
         getattr(loaded, name).restype = ctypes.c_char_p
     return loaded
 
 
-@pytest.fixture(params=["scalar", pytest.param("avx2", marks=pytest.mark.machine)])
+@pytest.fixture(
+    params=["scalar", *(pytest.param(name, marks=pytest.mark.machine) for name in ("avx2", "avx512", "neon"))]
+)
 def cpu_kernel(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, onnxruntime_symbols: ctypes.CDLL
 ) -> str:

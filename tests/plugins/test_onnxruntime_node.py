@@ -120,13 +120,6 @@ def test_a_rotated_product_fails_the_session(onnxruntime_op: Any) -> None:
         onnxruntime_op.session(onnxruntime_op.model(feeds, attributes("mean", degree=2)))
 
 
-def test_bfloat16_fails_the_session(onnxruntime_op: Any) -> None:
-    bfloat16 = helper.tensor_dtype_to_np_dtype(16)
-    feeds = {"x": np.ones((1, 2, 3), bfloat16), "coefficients": np.ones((3, 1), np.float32)}
-    with pytest.raises(Exception, match="x is bfloat16, which the CPU kernels don't take"):
-        onnxruntime_op.session(onnxruntime_op.model(feeds, attributes("mean")))
-
-
 @pytest.mark.parametrize("mode", contract.MODES)
 def test_an_absent_input_is_a_placeholder_or_empty(onnxruntime_op: Any, mode: str) -> None:
     feeds, node = ones((1, 5, 4), (4, 2), ONE, (5, 2), (5, 2)), attributes(mode)
