@@ -24,8 +24,8 @@ Sources: arXiv 2604.06129 (power, rotation), arXiv 2411.12663 (product).
 `pom::GatedPolynomialAggregation` is the same with the gate over it, for the modes "mean" and "causal":
     s = activation(gate + gate_bias), gate (B, T, S), gate_bias (S)   T = N in mode "causal"
     z[:, t, c] = s[:, t, c // (C / S)] * y[:, t, c]                   (B, T, C), of x's type; y's one token serves all T
-It is what an optimised export holds: its function is made of the op above and standard ops, so that a runtime needs
-a kernel of it only to save passes over memory. Nothing is rounded between the aggregate and z.
+It is what an optimised export holds, since one kernel for both passes over memory once. A kernel rounds nothing
+between the aggregate and z.
 
 No node leaves an input empty in front of one that it has (TensorRT's parser refuses that). The place of an absent
 one is held by a placeholder: a tensor of rank 1 and size 1, which nobody reads. Every real input has rank 2 or 3.
@@ -64,7 +64,16 @@ GATED_OP_NAME: Final = "GatedPolynomialAggregation"
 GATED_INPUTS: Final = ("x", "gate", "gate_bias", "coefficients", "mask", "cos", "sin")
 GATED_REQUIRED_INPUTS: Final = 4
 GATED_OUTPUTS: Final = ("z",)
-GATED_ATTRIBUTES: Final = ("form", "degree", "mode", "rotary_blocks", "epsilon", "gate_activation")
+GATED_ATTRIBUTES: Final = (
+    "form",
+    "degree",
+    "mode",
+    "rotary_blocks",
+    "epsilon",
+    "gate_activation",
+    "plugin_version",
+    "plugin_namespace",
+)
 # "hardsigmoid" is clamp(z / 6 + 1/2, 0, 1).
 GATE_ACTIVATIONS: Final = ("identity", "sigmoid", "hardsigmoid")
 

@@ -17,7 +17,7 @@ from torch import nn
 import pom_export
 from pom_export.errors import InputError, ParityError
 from pom_export.graph.exported import read_model
-from pom_export.graph.function import build_function
+from pom_export.graph.gated_function import build_gated_function
 from pom_export.parity.comparison import difference
 from pom_export.parity.tolerances import GOLDEN
 
@@ -172,12 +172,12 @@ def test_a_wrong_graph_is_not_written(tmp_path: Path, monkeypatch: pytest.Monkey
     """The check at export is real: a body that computes something else stops the export with exit code 1."""
 
     def wrong(variant: Any, opset: int, overload: str = "") -> Any:
-        body = build_function(variant, opset, overload)
+        body = build_gated_function(variant, opset, overload)
         leaky = next(node for node in body if node.op_type == "LeakyRelu")
         leaky.attributes["alpha"] = ir.AttrFloat32("alpha", 0.5)
         return body
 
-    monkeypatch.setattr("pom_export.graph.passes.attach_functions.build_function", wrong)
+    monkeypatch.setattr("pom_export.graph.passes.attach_functions.build_gated_function", wrong)
     with pytest.raises(ParityError, match="function") as caught:
         pom_export.export(GOLDEN_FOLDER / "v2_base" / "checkpoint.pt", tmp_path / "m.onnx")
     assert caught.value.exit_code == 1

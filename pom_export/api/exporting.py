@@ -67,6 +67,7 @@ def export(
     family: str | None = None,
     degree: int | None = None,
     heads: int | None = None,
+    optimize: bool = True,
     samples: int = 0,
     progress: Progress = silent,
 ) -> ExportResult:
@@ -87,6 +88,7 @@ def export(
         family: of a checkpoint that is not to be recognised by itself, see `load_checkpoint`.
         degree: of a v1 checkpoint, which its shapes don't tell.
         heads: of a hybrid checkpoint whose shapes don't tell them.
+        optimize: whether products and gates around the aggregations are rewritten to cost less.
         samples: number of inputs and outputs to save beside the model, for `verify` without the checkpoint.
         progress: called with one line a stage.
 
@@ -118,7 +120,7 @@ def export(
             progress=progress,
         )
         progress(f"tracing, opset {opset}")
-        program = _write(source, staged, dtype, opset)
+        program = _write(source, staged, dtype, opset, optimize)
         exported = read_model(staged)
         check_dynamic(program, exported)
         if not exported.aggregations:
@@ -142,13 +144,14 @@ def _result(output: str | os.PathLike[str], exported: ExportedModel, checked: li
     )
 
 
-def _write(source: Source, path: Path, dtype: str, opset: int) -> Program:
+def _write(source: Source, path: Path, dtype: str, opset: int, optimize: bool) -> Program:
     """Trace the source and save the graph, which is let go of before anything is compared."""
     from pom_export.graph.exporter import export_graph, save_model
 
     program = source.program(dtype)
     try:
-        save_model(export_graph(program, opset, {**source.properties, "dtype": dtype}), path)
+        properties = {**source.properties, "dtype": dtype}
+        save_model(export_graph(program, opset, properties, optimize=optimize), path)
     except InputError as error:
         if not source.near_misses:
             raise

@@ -38,6 +38,7 @@ def _parse_static(text: str | None) -> tuple[int, int] | None:
 @click.option("--static", help="Pin batch and tokens, as BATCHxTOKENS; default: dynamic.")
 @click.option("--dtype", default="float32", show_default=True, help="float32, float16 or bfloat16.")
 @click.option("--opset", type=int, help="Version of the standard ops, 18 to 24; default: 20, or 22 for bfloat16.")
+@click.option("--optimize/--no-optimize", default=True, help="Rewrite products and gates around the aggregations.")
 @recognition_options
 @click.option("--samples", type=click.IntRange(0), default=0, help="Inputs and outputs to save for `verify`.")
 @common_options
@@ -50,6 +51,7 @@ def command(
     static: str | None,
     dtype: str,
     opset: int | None,
+    optimize: bool,
     family: str | None,
     degree: int | None,
     heads: int | None,
@@ -82,6 +84,7 @@ def command(
         family=family,
         degree=degree,
         heads=heads,
+        optimize=optimize,
         samples=samples,
         progress=progress,
     )

@@ -66,7 +66,7 @@ class ExportedModel:
         outputs: its outputs.
         properties: our metadata, without the prefix: dtype, mask, limits, spec, source_sha256.
         opset: version of the standard ops.
-        aggregations: names of the aggregation nodes.
+        aggregations: names of the aggregation nodes, gated or not.
         weights: files of external weights.
     """
 
@@ -117,7 +117,9 @@ def read_model(path: str | os.PathLike[str]) -> ExportedModel:
         properties={p.key.removeprefix(METADATA_PREFIX): p.value for p in model.metadata_props},
         opset=next(imported.version for imported in model.opset_import if not imported.domain),
         aggregations=[
-            node.name for node in model.graph.node if (node.domain, node.op_type) == (contract.DOMAIN, contract.OP_NAME)
+            node.name
+            for node in model.graph.node
+            if node.domain == contract.DOMAIN and node.op_type in {contract.OP_NAME, contract.GATED_OP_NAME}
         ],
         weights=[file.parent / name for name in sorted(_external_files(model))],
     )

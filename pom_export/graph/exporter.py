@@ -20,10 +20,13 @@ from torch.nn.modules import transformer
 from pom_export.errors import InputError, reason_of
 from pom_export.graph.passes import (
     AttachFunctionsPass,
+    FactorGatePass,
+    FuseGatePass,
     NameByModulePass,
     NameDimensionsPass,
     RecogniseCausalPass,
     ShareTransposedPass,
+    SplitProjectionPass,
     StampMetadataPass,
 )
 from pom_export.graph.program import Program
@@ -105,13 +108,20 @@ def trace(program: Program, opset: int) -> ir.Model:
     return exported.model
 
 
-def export_graph(program: Program, opset: int, properties: Mapping[str, str]) -> ir.Model:
+def _optimizations() -> list[ir.passes.InPlacePass]:
+    """Return the passes that make a graph faster and change no more than rounding."""
+    # What is factored needs no fused gate.
+    return [SplitProjectionPass(), FactorGatePass(), FuseGatePass(), common.RemoveUnusedNodesPass()]
+
+
+def export_graph(program: Program, opset: int, properties: Mapping[str, str], *, optimize: bool = True) -> ir.Model:
     """Trace a program and apply the passes.
 
     Args:
         program: what to trace.
         opset: version of the standard ops.
         properties: metadata to write besides the program's own.
+        optimize: whether products and gates around the aggregations are rewritten to cost less.
 
     Raises:
         InputError: the opset is not supported or torch could not export the model.
@@ -123,6 +133,7 @@ def export_graph(program: Program, opset: int, properties: Mapping[str, str]) ->
         NameDimensionsPass(),
         RecogniseCausalPass(),
         common.RemoveUnusedNodesPass(),
+        *(_optimizations() if optimize else ()),
         ShareTransposedPass(),
         AttachFunctionsPass(),
         common.RemoveUnusedOpsetsPass(),

@@ -64,11 +64,18 @@ class FunctionVariant:
         return "_".join([self.mode, form, str(self.degree), *typed, *epsilon])
 
 
-class _Body(Tape):
-    """Builds the nodes of one variant; float32 throughout, so that sums are as accurate as the contract asks.
+class Body(Tape):
+    """Builds the nodes of a function; float32 throughout, so that sums are as accurate as the contract asks.
 
     `body.Add(a, b)` adds a node of that op type and returns its output.
+
+    Args:
+        opset: version of the standard ops.
     """
+
+    def __init__(self, opset: int) -> None:
+        super().__init__()
+        self.opset = opset
 
     def __getattr__(self, op_type: str) -> Callable[..., ir.Value]:
         if not op_type[0].isupper():
@@ -80,7 +87,12 @@ class _Body(Tape):
         return self.Constant(value=ir.tensor(np.array(value, dtype=dtype)))
 
     def as_float(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """Return a value of a type as float32."""
         return value if dtype == ir.DataType.FLOAT else self.Cast(value, to=ir.DataType.FLOAT)
+
+    def as_type(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """Return a float32 value as a type."""
+        return value if dtype == ir.DataType.FLOAT else self.Cast(value, to=dtype)
 
     def split(self, value: ir.Value, parts: int) -> Sequence[ir.Value]:
         """Cut the last axis into equal parts."""
@@ -140,26 +152,26 @@ class _Body(Tape):
     def unmasked(self, p: ir.Value, x: ir.Value, mode: str) -> ir.Value:
         """Return the (prefix) mean over all tokens."""
         if mode == "mean":
+            # A product with a row of ones sums in one fast pass, which ReduceSum over a middle axis is not.
+            shape = self.Concat(self.constant([1, 1], np.int64), self.token_count(x), axis=0)
+            ones = self.ConstantOfShape(shape, value=ir.tensor(np.ones(1, np.float32)))
             count = self.Max(self.token_count(x), self.constant([1], np.int64))
-            total = self.ReduceSum(p, self.constant([1], np.int64), keepdims=1)
-            return self.Div(total, self.Cast(count, to=ir.DataType.FLOAT))
+            return self.Div(self.MatMul(ones, p), self.Cast(count, to=ir.DataType.FLOAT))
         one, last = self.constant(1, np.int64), self.Squeeze(self.token_count(x))
         counts = self.Range(one, self.Add(last, one), one)
         column = self.Unsqueeze(self.Cast(counts, to=ir.DataType.FLOAT), self.constant([1], np.int64))
         return self.Div(self.CumSum(p, self.constant([1], np.int64)), column)
 
 
-def build_function(variant: FunctionVariant, opset: int, overload: str = "") -> ir.Function:
-    """Return the function that computes the op for one variant.
+def add_aggregation(body: Body, variant: FunctionVariant, values: Sequence[ir.Value]) -> ir.Value:
+    """Add the nodes of an aggregation to a body and return its result, float32.
 
     Args:
-        variant: what the body depends on.
-        opset: version of the standard ops; it must be the model's.
-        overload: the overload that nodes of this variant name; "" for the only or first one.
+        body: of the function.
+        variant: what is added depends on it.
+        values: x, coefficients, mask, cos and sin; those that the variant lacks are not looked at.
     """
-    inputs = [ir.Value(name=name) for name in contract.INPUTS]
-    x, coefficients, mask, cos, sin = inputs
-    body = _Body()
+    x, coefficients, mask, cos, sin = values
     tokens, weights = body.as_float(x, variant.x_type), None
     if variant.mask_type is not None:
         weights = body.Unsqueeze(body.as_float(mask, variant.mask_type), body.constant([2], np.int64))
@@ -173,14 +185,28 @@ def build_function(variant: FunctionVariant, opset: int, overload: str = "") -> 
         cosines, sines = (body.as_float(table, variant.rotation_type) for table in (cos, sin))
         p = body.rotate(p, cosines, sines, variant.rotary_blocks)
     if variant.mode == "features":
-        y = p
-    elif weights is not None:
-        y = body.masked(p, weights, variant)
-    else:
-        y = body.unmasked(p, x, variant.mode)
-    if variant.x_type != ir.DataType.FLOAT:
-        y = body.Cast(y, to=variant.x_type)
+        return p
+    return body.unmasked(p, x, variant.mode) if weights is None else body.masked(p, weights, variant)
+
+
+def make_function(
+    body: Body, name: str, inputs: Sequence[ir.Value], output: ir.Value, attributes: Sequence[str], overload: str
+) -> ir.Function:
+    """Return a body as the function of an op of ours; `body.opset` is the model's."""
+    graph = ir.Graph(inputs, [output], nodes=body.nodes, opset_imports={"": body.opset}, name=name)
+    declared = [ir.Attr(attribute, ir.AttributeType.UNDEFINED, None) for attribute in attributes]
+    return ir.Function(contract.DOMAIN, name, overload, graph=graph, attributes=declared)
+
+
+def build_function(variant: FunctionVariant, opset: int, overload: str = "") -> ir.Function:
+    """Return the function that computes the op for one variant.
+
+    Args:
+        variant: what the body depends on.
+        opset: version of the standard ops; it must be the model's.
+        overload: the overload that nodes of this variant name; "" for the only or first one.
+    """
+    body, inputs = Body(opset), [ir.Value(name=name) for name in contract.INPUTS]
+    y = body.as_type(add_aggregation(body, variant, inputs), variant.x_type)
     y.name = contract.OUTPUTS[0]
-    graph = ir.Graph(inputs[: variant.inputs], [y], nodes=body.nodes, opset_imports={"": opset}, name=contract.OP_NAME)
-    attributes = [ir.Attr(name, ir.AttributeType.UNDEFINED, None) for name in contract.ATTRIBUTES]
-    return ir.Function(contract.DOMAIN, contract.OP_NAME, overload, graph=graph, attributes=attributes)
+    return make_function(body, contract.OP_NAME, inputs[: variant.inputs], y, contract.ATTRIBUTES, overload)

@@ -54,9 +54,9 @@ def test_sizes_can_be_pinned(tmp_path: Path) -> None:
 def test_nodes_are_as_the_contract_says(tmp_path: Path) -> None:
     model = onnx.load(export(tmp_path, GraphOptions("causal")))
     (node,) = (node for node in model.graph.node if node.domain == contract.DOMAIN)
-    assert {attribute.name for attribute in node.attribute} == set(contract.ATTRIBUTES)
+    assert {attribute.name for attribute in node.attribute} == set(contract.GATED_ATTRIBUTES)
     assert all(node.input)
-    assert [(f.domain, f.name) for f in model.functions] == [(contract.DOMAIN, contract.OP_NAME)]
+    assert [(f.domain, f.name) for f in model.functions] == [(contract.DOMAIN, contract.GATED_OP_NAME)]
     operators = {n.op_type for n in [*model.graph.node, *model.functions[0].node]}
     assert not operators & {"Loop", "Scan", "Einsum", "Trilu"}
 
@@ -68,9 +68,9 @@ def test_names_come_from_the_modules_and_nothing_of_the_machine_is_left(tmp_path
         torch.nn.init.constant_(parameter, 1 + i)  # equal weights would be stored once
     save_model(export_graph(program_of(model, GraphOptions()), 20, {}), tmp_path / "m.onnx")
     exported = read_model(tmp_path / "m.onnx")
-    assert exported.aggregations == [f"blocks.{i}.mixer/PolynomialAggregation" for i in range(2)]
+    assert exported.aggregations == [f"blocks.{i}.mixer/GatedPolynomialAggregation" for i in range(2)]
     weights = {tensor.name for tensor in onnx.load(tmp_path / "m.onnx").graph.initializer}
-    assert {"embedding.weight", "blocks.1.mixer.po_coeff", "blocks.1.mixer.qc_proj.weight_transposed"} <= weights
+    assert {"embedding.weight", "blocks.1.mixer.po_coeff", "blocks.1.mixer.qc_proj.weight_transposed.0"} <= weights
     content = (tmp_path / "m.onnx").read_bytes()
     assert b".py" not in content
     assert b"pkg.torch" not in content

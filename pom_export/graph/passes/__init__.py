@@ -1,17 +1,23 @@
 """Edits of the exported graph, one onnx_ir pass a file."""
 
 from pom_export.graph.passes.attach_functions import AttachFunctionsPass
+from pom_export.graph.passes.factor_gate import FactorGatePass
+from pom_export.graph.passes.fuse_gate import FuseGatePass
 from pom_export.graph.passes.name_by_module import NameByModulePass
 from pom_export.graph.passes.name_dimensions import NameDimensionsPass
 from pom_export.graph.passes.recognise_causal import RecogniseCausalPass
 from pom_export.graph.passes.share_transposed import ShareTransposedPass
+from pom_export.graph.passes.split_projection import SplitProjectionPass
 from pom_export.graph.passes.stamp_metadata import StampMetadataPass
 
 __all__ = [
     "AttachFunctionsPass",
+    "FactorGatePass",
+    "FuseGatePass",
     "NameByModulePass",
     "NameDimensionsPass",
     "RecogniseCausalPass",
     "ShareTransposedPass",
+    "SplitProjectionPass",
     "StampMetadataPass",
 ]

@@ -1,47 +1,71 @@
-"""Attach the op's definition to the model, so that it runs where no kernel of ours is."""
+"""Attach our ops' definitions to the model, so that it runs where no kernel of ours is."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import onnx_ir as ir
 
 from pom_export import contract
 from pom_export.errors import InputError
 from pom_export.graph.function import FunctionVariant, build_function
+from pom_export.graph.gated_function import GatedVariant, build_gated_function
+from pom_export.graph.nodes import aggregation_nodes, gated_nodes
+
+_Variant = TypeVar("_Variant", FunctionVariant, GatedVariant)
 
 
-def aggregation_nodes(model: ir.Model) -> list[ir.Node]:
-    """Return the model's aggregation nodes, in order."""
-    return [node for node in model.graph if (node.domain, node.op_type) == (contract.DOMAIN, contract.OP_NAME)]
+def variant_of(node: ir.Node, inputs: Sequence[str] = contract.INPUTS) -> FunctionVariant:
+    """Return the function variant that an aggregation needs.
 
-
-def variant_of(node: ir.Node) -> FunctionVariant:
-    """Return the function variant that a node needs.
+    Args:
+        node: of the plain op, or of the gated one.
+        inputs: names of the node's inputs.
 
     Raises:
         InputError: an input of the node has no known type, or the coefficients no known shape.
     """
     types: dict[str, ir.DataType] = {}
-    for name, value in zip(contract.INPUTS, node.inputs, strict=False):
+    degree: int | object = node.attributes["degree"].as_int()
+    for name, value in zip(inputs, node.inputs, strict=False):
         if value is None or value.dtype is None or value.shape is None:
             raise _unknown(node)
         if len(value.shape) > 1:  # what is of rank 1 is a placeholder
             types[name] = value.dtype
-    attributes = node.attributes
-    degree: int | object = attributes["degree"].as_int()
-    if "coefficients" in types:
-        shape = node.inputs[1].shape if node.inputs[1] is not None else None
-        degree = shape[1] if shape is not None else None
+            degree = value.shape[1] if name == "coefficients" else degree
     if not isinstance(degree, int):
         raise _unknown(node)
     return FunctionVariant(
-        mode=attributes["mode"].as_string(),
-        epsilon=attributes["epsilon"].as_float(),
+        mode=node.attributes["mode"].as_string(),
+        epsilon=node.attributes["epsilon"].as_float(),
         degree=degree,
         x_type=types["x"],
         coefficient_type=types.get("coefficients"),
         mask_type=types.get("mask"),
         rotation_type=types.get("cos"),
-        rotary_blocks=attributes["rotary_blocks"].as_int(),
+        rotary_blocks=node.attributes["rotary_blocks"].as_int(),
+    )
+
+
+def gated_variant_of(node: ir.Node) -> GatedVariant:
+    """Return the function variant that a gated aggregation needs.
+
+    Raises:
+        InputError: as `variant_of`.
+    """
+    _, gate, bias, *_ = node.inputs
+    channels = (node.outputs[0].shape or (None,))[-1]
+    if gate is None or gate.shape is None or bias is None or bias.dtype is None or channels is None:
+        raise _unknown(node)
+    gates = gate.shape[-1]
+    if not isinstance(gates, int):
+        raise _unknown(node)
+    return GatedVariant(
+        aggregation=variant_of(node, contract.GATED_INPUTS),
+        activation=node.attributes["gate_activation"].as_string(),
+        bias_type=bias.dtype,
+        heads=None if gates == channels else gates,
     )
 
 
@@ -53,7 +77,7 @@ def _unknown(node: ir.Node) -> InputError:
 
 
 class AttachFunctionsPass(ir.passes.InPlacePass):
-    """Give every aggregation node a model-local function of standard ops.
+    """Give every node of our ops a model-local function of standard ops.
 
     The first variant is the function proper; further ones are overloads, which ONNX Runtime tells apart
     and TensorRT's parser does not (it goes by name alone): there such a model needs the plugin.
@@ -61,14 +85,23 @@ class AttachFunctionsPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Attach one function a variant and point each node at its own."""
-        overloads: dict[FunctionVariant, str] = {}
-        for node in aggregation_nodes(model):
-            variant = variant_of(node)
-            if variant not in overloads:
-                overloads[variant] = variant.overload if overloads else ""
-                function = build_function(variant, model.opset_imports[""], overloads[variant])
-                model.functions[function.identifier()] = function
-            node.overload = overloads[variant]
-        if overloads:
+        plain = {node: variant_of(node) for node in aggregation_nodes(model)}
+        gated = {node: gated_variant_of(node) for node in gated_nodes(model)}
+        opset = model.opset_imports[""]
+        functions = [build_function(variant, opset, name) for variant, name in _overloads(plain).items()]
+        functions += [build_gated_function(variant, opset, name) for variant, name in _overloads(gated).items()]
+        for function in functions:
+            model.functions[function.identifier()] = function
+        if functions:
             model.opset_imports[contract.DOMAIN] = contract.OP_VERSION
-        return ir.passes.PassResult(model, modified=bool(overloads))
+        return ir.passes.PassResult(model, modified=bool(functions))
+
+
+def _overloads(variants: Mapping[ir.Node, _Variant]) -> dict[_Variant, str]:
+    """Point each node at the function of its variant, and return the overloads by variant."""
+    overloads = {
+        variant: variant.overload if index else "" for index, variant in enumerate(dict.fromkeys(variants.values()))
+    }
+    for node, variant in variants.items():
+        node.overload = overloads[variant]
+    return overloads

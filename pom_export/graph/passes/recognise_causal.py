@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pom_export import contract
-from pom_export.graph.passes.attach_functions import aggregation_nodes
+from pom_export.graph.nodes import aggregation_nodes
 
 # What changes no value, where it does not change the last two axes.
 _TRANSPARENT = ("Unsqueeze", "Expand", "Cast", "Identity")

@@ -1,0 +1,54 @@
+"""Project context and gate each with its own weight, where one product is made and cut in two."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from pom_export.graph.nodes import aggregation_nodes
+from pom_export.graph.passes.selections import only_user
+
+
+class SplitProjectionPass(ir.passes.InPlacePass):
+    """Turn `Split(x @ W)` in front of an aggregation into one product a part.
+
+    The parts of one tensor would be copied apart, two passes over memory; cutting the weight costs nothing.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Cut each such weight."""
+        modified = False
+        for node in aggregation_nodes(model):
+            split = node.inputs[0].producer() if node.inputs[0] is not None else None
+            if split is not None and split.op_type == "Split" and split.inputs[0] is not None:
+                modified |= _cut(model.graph, split, split.inputs[0].producer())
+        return ir.passes.PassResult(model, modified=modified)
+
+
+def _cut(graph: ir.Graph, split: ir.Node, product: ir.Node | None) -> bool:
+    """Replace a product and the split of its last axis; False where they are something else."""
+    if product is None or product.op_type != "MatMul" or only_user(product.outputs[0]) is not split:
+        return False
+    weight, axis = product.inputs[1], split.attributes.get("axis")
+    rank = len(product.outputs[0].shape or ())
+    sizes = [value.shape[-1] if value.shape else None for value in split.outputs]
+    if weight is None or weight.const_value is None or not weight.is_initializer() or only_user(weight) is not product:
+        return False
+    if axis is None or axis.as_int() not in {-1, rank - 1} or not all(isinstance(size, int) for size in sizes):
+        return False
+    array = weight.const_value.numpy()
+    ends = np.cumsum([int(size) for size in sizes if isinstance(size, int)])
+    if array.ndim != 2 or ends[-1] != array.shape[1]:
+        return False
+    name = weight.name or ""
+    for index, (output, columns) in enumerate(zip(split.outputs, np.split(array, ends[:-1], axis=1), strict=True)):
+        # A view: nothing is copied before the file is written.
+        part = ir.val(f"{name}.{index}", const_value=ir.tensor(columns, weight.dtype))
+        graph.register_initializer(part)
+        projected = ir.node("MatMul", [product.inputs[0], part], name=f"{product.name}.{index}")
+        projected.outputs[0].shape, projected.outputs[0].type = output.shape, output.type
+        graph.insert_before(product, projected)
+        ir.convenience.replace_all_uses_with(output, projected.outputs[0], replace_graph_outputs=True)
+    graph.remove([split, product], safe=True)
+    del graph.initializers[name]
+    return True

@@ -1,0 +1,210 @@
+"""What an optimised graph holds, and that it computes what the plain one does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import pom_export
+from pom_export import contract
+from pom_export.graph.exporter import export_graph, save_model
+from pom_export.graph.program import GraphOptions, Program, program_of
+from pom_export.mixer import PolynomialMixer, ProductMixer, RotaryPolynomialMixer
+from pom_export.parity.comparison import difference
+from pom_export.parity.tolerances import MODELS
+from pom_export.runtime.session import inference_session
+
+GATED = contract.GATED_OP_NAME
+PLAIN = contract.OP_NAME
+FACTORED = ["MatMul", "MatMul", "Add", "HardSigmoid", PLAIN, "Reshape", "MatMul", "Reshape", "MatMul"]
+
+
+def program(mixer: nn.Module, **options: object) -> Program:
+    torch.manual_seed(0)
+    for parameter in mixer.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return program_of(mixer.eval(), GraphOptions(**options))
+
+
+def exported(traced: Program, path: Path, optimize: bool = True) -> ir.Model:
+    save_model(export_graph(traced, 20, {"dtype": "float32"}, optimize=optimize), path)
+    return ir.load(path)
+
+
+def op_types(model: ir.Model) -> list[str]:
+    return [node.op_type for node in model.graph]
+
+
+CASES = {
+    "mean": (lambda: PolynomialMixer(8, 3, 2), {}, ["MatMul", "MatMul", GATED, "MatMul"]),
+    "causal": (lambda: PolynomialMixer(8, 3, 2), {"mask": "causal"}, ["MatMul", "MatMul", GATED, "MatMul"]),
+    "padding": (lambda: PolynomialMixer(8, 3, 2), {"mask": "padding"}, ["MatMul", "MatMul", GATED, "MatMul"]),
+    "cross": (
+        lambda: PolynomialMixer(8, 3, 2),
+        {"mask": "padding", "cross": True},
+        ["Split", "Transpose", "MatMul", "Transpose", "MatMul", GATED, "MatMul"],
+    ),
+    "heads": (lambda: PolynomialMixer(8, 3, 2, n_sel_heads=4), {}, FACTORED),
+    "heads, padding, bias": (
+        lambda: PolynomialMixer(8, 3, 2, n_sel_heads=4, bias=True),
+        {"mask": "padding"},
+        [*FACTORED, "Add"],
+    ),
+    "heads, causal": (
+        lambda: PolynomialMixer(8, 3, 2, n_sel_heads=4),
+        {"mask": "causal"},
+        ["MatMul", "MatMul", GATED, "MatMul"],
+    ),
+    "groups": (
+        lambda: PolynomialMixer(8, 3, 2, n_groups=2, bias=True),
+        {},
+        ["Transpose", "Conv", "Transpose", "MatMul", GATED, "MatMul", "Add"],
+    ),
+    "v1": (lambda: ProductMixer(8, 2, 2), {"mask": "causal"}, ["MatMul", "Add", "MatMul", GATED, "MatMul", "Add"]),
+    "v1 grouped": (
+        lambda: ProductMixer(8, 2, 2, n_head=2, bias=False),
+        {"mask": "causal"},
+        ["Transpose", "Conv", "Transpose", "MatMul", GATED, "MatMul"],
+    ),
+    "v1 grouped, mean": (
+        lambda: ProductMixer(8, 2, 2, n_head=2, bias=False),
+        {"mask": "padding"},
+        ["Transpose", "Conv", "Transpose", "MatMul", "Sigmoid", PLAIN, "Reshape", "MatMul", "Reshape", "MatMul"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_graph_is_what_was_meant(case: str, tmp_path: Path) -> None:
+    make, options, expected = CASES[case]
+    assert op_types(exported(program(make(), **options), tmp_path / "m.onnx")) == expected
+
+
+ROTARY: dict[str, tuple[Callable[[], nn.Module], dict[str, object], str]] = {
+    "rotary": (lambda: RotaryPolynomialMixer(8, 3, 2), {"mask": "causal"}, "identity"),
+    "rotary heads": (lambda: RotaryPolynomialMixer(8, 3, 2, n_sel_heads=4), {"mask": "causal"}, "identity"),
+}
+
+
+@pytest.mark.parametrize("kernels", [False, True], ids=["functions", "kernels"])
+@pytest.mark.parametrize("case", [*CASES, *ROTARY])
+def test_the_outputs_are_those_of_pytorch(case: str, kernels: bool, tmp_path: Path) -> None:
+    make, options, _ = {**CASES, **ROTARY}[case]
+    traced = program(make(), **options)
+    exported(traced, tmp_path / "m.onnx")
+    generator = torch.Generator().manual_seed(1)
+    sizes = {2: 3, 7: 11, 5: 6}  # others than those that were traced
+    inputs = {}
+    for name, example in traced.inputs.items():
+        shape = [sizes.get(size, size) for size in example.shape]
+        values = torch.randn(shape, generator=generator)
+        inputs[name] = values > 0 if example.dtype == torch.bool else values
+    with torch.no_grad():
+        wide = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
+        expected = traced.module.double()(**wide).numpy()
+
+    session = inference_session(tmp_path / "m.onnx", kernels=kernels)
+    (y,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+
+    found = difference(y, expected, MODELS["float32"])
+    assert found, found
+
+
+def test_rotated_gates_are_applied_as_they_are(tmp_path: Path) -> None:
+    for make, options, activation in ROTARY.values():
+        model = exported(program(make(), **options), tmp_path / "m.onnx")
+        (node,) = [node for node in model.graph if node.op_type == GATED]
+        assert node.attributes["gate_activation"].as_string() == activation
+        bias = node.inputs[2]
+        assert bias is not None
+        assert not bias.const_value.numpy().any()
+
+
+def test_without_optimisation_the_graph_stays_as_it_was_traced(tmp_path: Path) -> None:
+    model = exported(program(PolynomialMixer(8, 3, 2)), tmp_path / "m.onnx", optimize=False)
+    assert op_types(model) == ["MatMul", "Split", "Add", "HardSigmoid", PLAIN, "Mul", "MatMul"]
+
+
+def test_every_attribute_is_written_in_the_contracts_order(tmp_path: Path) -> None:
+    exported(program(ProductMixer(8, 2, 2), mask="padding"), tmp_path / "m.onnx")
+    (node,) = [node for node in onnx.load(tmp_path / "m.onnx").graph.node if node.op_type == GATED]
+    assert [attribute.name for attribute in node.attribute] == list(contract.GATED_ATTRIBUTES)
+    values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    assert (values["form"], values["degree"], values["gate_activation"]) == (b"product", 2, b"sigmoid")
+    assert values["epsilon"] == pytest.approx(1e-7)
+    assert len(node.input) == 5  # up to the mask
+
+
+def test_the_weights_are_cut_and_not_kept_twice(tmp_path: Path) -> None:
+    mixer = PolynomialMixer(16, 3, 2, n_sel_heads=4)
+    exported(program(mixer), tmp_path / "m.onnx")
+    stored = sum(np.prod(tensor.dims) for tensor in onnx.load(tmp_path / "m.onnx").graph.initializer)
+    assert stored <= sum(parameter.numel() for parameter in mixer.parameters()) + 16  # the sizes of two Reshapes
+
+
+class Surroundings(nn.Module):
+    """A mixer's parts in surroundings that the rewrites must see."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind = kind
+        self.mixer = PolynomialMixer(8, 3, 2, n_sel_heads=4 if "heads" in kind else 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        mixer, kind = self.mixer, self.kind
+        both = mixer.qc_proj(x)
+        projected, gate = both.split([16, mixer.config.gate_width], dim=-1)
+        a = torch.ops.pom.polynomial_aggregation(projected, mixer.po_coeff, None, "mean")
+        s = functional.hardsigmoid(gate + mixer.se_bias)
+        if kind == "the gate is tanh":
+            return (mixer.ag_proj(torch.tanh(gate) * a),)
+        if kind == "the gate is used twice":
+            return mixer.ag_proj(s * a), s
+        if kind == "the aggregate is used twice":
+            return mixer.ag_proj(s * a), a
+        if kind == "the projection is used twice":
+            return mixer.ag_proj(s * a), both
+        if kind == "one gate for the sequence":
+            return (mixer.ag_proj(s.mean(1, keepdim=True) * a),)
+        folded = (a.unflatten(-1, (4, -1)) * s.unsqueeze(-1)).flatten(-2)
+        if kind == "heads, used twice":
+            return mixer.ag_proj(folded), folded
+        if kind == "heads, interleaved":  # gate j serves channels j, j + 4, ...
+            return (mixer.ag_proj((a.unflatten(-1, (-1, 4)) * s.unsqueeze(-2)).flatten(-2)),)
+        assert kind == "heads, two products"
+        return mixer.ag_proj(folded), folded @ torch.ones(16, 3)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "the gate is tanh",
+        "the gate is used twice",
+        "the aggregate is used twice",
+        "the projection is used twice",
+        "one gate for the sequence",
+        "heads, used twice",
+        "heads, interleaved",
+        "heads, two products",
+    ],
+)
+def test_whatever_stands_around_it_the_outputs_stay(kind: str, tmp_path: Path) -> None:
+    model = Surroundings(kind).eval()
+    x = torch.randn(2, 9, 8, generator=torch.Generator().manual_seed(2))
+
+    # The export compares itself with PyTorch, with the kernels and with the functions.
+    result = pom_export.export(model, tmp_path / "m.onnx", example_inputs=(x,))
+
+    assert result.checked == ["onnxruntime kernel", "onnxruntime function"]
+    if "twice" in kind and "gate" not in kind:
+        # What someone else needs is still made as it was.
+        assert len(onnx.load(tmp_path / "m.onnx").graph.output) == 2
