@@ -30,7 +30,7 @@ from pom_export.bench.preparing import (
     PLAIN_FILE,
     resolve_axes,
 )
-from pom_export.graph.exported import ExportedModel
+from pom_export.graph.exported import ExportedModel, read_model
 from pom_export.runtime.session import import_onnxruntime, inference_session
 
 Array = npt.NDArray[Any]
@@ -170,8 +170,13 @@ def load_contestant(name: str, folder: Path, model: Path, threads: int) -> Conte
     return OnnxContestant(file_of(name, folder, model), threads, kernels=name == KERNEL)
 
 
+def interface_of(name: str, folder: Path, model: Path) -> ExportedModel:
+    """Return what tells a backend's inputs: our export, which knows their limits, for all that compute the same."""
+    return read_model(model if name in COMPARED else file_of(name, folder, model))
+
+
 def file_of(name: str, folder: Path, model: Path) -> Path:
-    """Return the ONNX file that tells a backend's inputs; for ONNX Runtime it is the one that runs."""
+    """Return the ONNX file of a backend, or our export for one that has none."""
     files = {PLAIN: PLAIN_FILE, ATTENTION: ATTENTION_FILE, MATMUL: FLOOR_FILE}
     return folder / files[name] if name in files else model
 

@@ -12,7 +12,7 @@ _PUBLISHED = (TORCH, TORCH_COMPILE, PLAIN)
 _SQUARES = 3
 # Beside the stacked powers and their weighted copy: projections, features, gate, product.
 _ROWS = 6
-_BESIDE = 4
+_BESIDE = 2
 _USABLE_SHARE = 0.8
 # Without a measurement: what two cores do.
 DEFAULT_FLOPS_PER_S = 1e11

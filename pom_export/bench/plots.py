@@ -156,10 +156,12 @@ def _finish(panel: Any, points: Sequence[Point], label: str, title: str) -> None
 
 def _save(figure: Any, panels: Sequence[Any], result: BenchResult, files: Sequence[Path]) -> None:
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", frameon=False)
+    figure.legend(handles, labels, loc="outside center right", frameon=False)
     machine = result.machine
     figure.suptitle(
         f"{result.target}\n{machine['processor']}, {result.options['threads']} threads, {machine['date'][:10]}",
+        x=0.01,
+        horizontalalignment="left",
         fontsize=10,
     )
     for file in files:

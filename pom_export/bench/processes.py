@@ -33,10 +33,8 @@ def run_worker(job: Job) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=job.folder) as folder:
         job_file, result_file, log_file = (Path(folder) / name for name in ("job.json", "result.json", "log"))
         job_file.write_text(to_json(job))
-        files = [os.fspath(job_file), os.fspath(result_file)]
-        command = [sys.executable, "-m", "pom_export.bench.worker", *files, str(os.getpid())]
         with log_file.open("wb") as log:
-            code = _run(command, _environment(job, folder), log)
+            code = _run(_command(job_file, result_file), _environment(job, folder), log)
         if code or not result_file.exists():
             raise WorkerError(_why(code, log_file))
         result: dict[str, Any] = json.loads(result_file.read_text())
@@ -44,6 +42,11 @@ def run_worker(job: Job) -> dict[str, Any]:
         kind = ParityError if result["exit_code"] == ParityError.exit_code else WorkerError
         raise kind(result["error"], result["hint"])
     return result
+
+
+def _command(job_file: Path, result_file: Path) -> list[str]:
+    files = [os.fspath(job_file), os.fspath(result_file)]
+    return [sys.executable, "-m", "pom_export.bench.worker", *files, str(os.getpid())]
 
 
 def _run(command: list[str], environment: dict[str, str], log: Any) -> int:

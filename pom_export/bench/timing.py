@@ -41,7 +41,7 @@ def time_interleaved(functions: Mapping[str, Callable[[], object]], effort: Effo
     gc.disable()
     try:
         started = time.perf_counter()
-        for done in range(most):
+        for done in range(most if names else 0):
             spent = time.perf_counter() - started
             if effort.repeats is None and done >= _FEWEST and spent > effort.budget_s:
                 break

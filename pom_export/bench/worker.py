@@ -21,6 +21,7 @@ from pom_export.bench.contestants import (
     bytes_of,
     draw_inputs,
     file_of,
+    interface_of,
     load_contestant,
 )
 from pom_export.bench.guards import sizes_of
@@ -76,7 +77,7 @@ class Job:
 
     def feed(self, name: str, tokens: int | None = None) -> dict[str, Array]:
         """Draw a backend's inputs, at other tokens than the job's if so asked."""
-        interface = read_model(file_of(name, Path(self.folder), Path(self.model)))
+        interface = interface_of(name, Path(self.folder), Path(self.model))
         return draw_inputs(interface, sizes_of(self.batch, self.tokens if tokens is None else tokens), self.seed)
 
     def bytes(self, name: str, feed: dict[str, Array], outputs: list[Array]) -> int:

@@ -1,0 +1,39 @@
+"""Medians, quartiles, ratios, and whose turn it is."""
+
+from __future__ import annotations
+
+import pytest
+
+from pom_export.bench.statistics import Summary, quantile, ratios, summarise
+from pom_export.bench.timing import Effort, time_interleaved
+
+
+@pytest.mark.parametrize(
+    ("values", "share", "expected"),
+    [([1.0], 0.25, 1.0), ([1.0, 2.0], 0.5, 1.5), ([1.0, 2.0, 3.0], 0.75, 2.5), ([1.0, 2.0, 3.0], 1.0, 3.0)],
+)
+def test_quantiles_lie_between_values(values: list[float], share: float, expected: float) -> None:
+    assert quantile(values, share) == expected
+
+
+def test_a_summary_is_in_milliseconds_and_in_no_order() -> None:
+    assert summarise([0.004, 0.001, 0.002, 0.003, 0.005]) == Summary(3.0, 2.0, 4.0, 1.0, 5)
+
+
+def test_ratios_are_those_of_the_medians() -> None:
+    timings = {"matmul": summarise([0.002]), "kernel": summarise([0.003])}
+    assert ratios(timings, "matmul") == {"kernel": 1.5}
+    assert ratios(timings, "plain") == {}
+
+
+def test_runs_take_turns() -> None:
+    calls: list[str] = []
+    functions = {name: lambda name=name: calls.append(name) for name in "abc"}
+    times = time_interleaved(functions, Effort(warmup=1, repeats=3))
+    assert "".join(calls) == "abc" + "abc" + "bca" + "cab"
+    assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_without_a_budget_there_are_five_rounds_and_at_most_fifty() -> None:
+    assert len(time_interleaved({"a": lambda: None}, Effort(budget_s=0.0))["a"]) == 5
+    assert len(time_interleaved({"a": lambda: None}, Effort(budget_s=1e9))["a"]) == 50
