@@ -42,9 +42,9 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-# Our kernels against the op's function and PyTorch, side by side.
+# Everything side by side, into docs/benchmarks; on a machine on which nothing else runs. `make bench RUNS=layer-none`.
 bench: setup
-	$(BIN)/python samples/03_compare_speed.py
+	$(BIN)/python tools/run_benchmarks.py $(RUNS)
 
 # What needs a CUDA device or the full TensorRT.
 gpu: setup

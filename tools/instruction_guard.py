@@ -1,0 +1,119 @@
+"""Hold the native kernels to the instructions that they took when the numbers beside this project were written down.
+
+    python tools/instruction_guard.py            # compare with docs/benchmarks/instructions.json
+    python tools/instruction_guard.py --update   # write the numbers of this tree down
+
+Counted by callgrind, which every machine with AVX2 and valgrind answers alike: no timing. What a kernel costs is the
+difference between two lengths, so that starting the program counts for nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+NUMBERS = ROOT / "docs" / "benchmarks" / "instructions.json"
+SOURCE = ROOT / "plugins" / "cpu" / "benchmark.cpp"
+BUILD = ROOT / "build" / "benchmark"
+PROGRAM = "pom_cpu_benchmark"
+KERNEL = "avx2"
+CASES = ("mean-float32", "causal-float32")
+TOKENS = (1024, 2048)
+MARGIN = 1.10
+
+
+class NotRun(Exception):  # noqa: N818 (it is no error)
+    """Why nothing was counted."""
+
+
+def build() -> Path:
+    """Return the compiled program."""
+    if not SOURCE.exists():
+        raise NotRun(f"{SOURCE.relative_to(ROOT)} is not there")
+    for tool in ("valgrind", "cmake"):
+        if shutil.which(tool) is None:
+            raise NotRun(f"{tool} is not installed")
+    options = ["-DCMAKE_BUILD_TYPE=Release", "-DPOM_BUILD_BENCHMARK=ON", "-DPOM_BUILD_TENSORRT=OFF"]
+    quietly("cmake", "-S", str(ROOT / "plugins"), "-B", str(BUILD), *options)
+    quietly("cmake", "--build", str(BUILD), "--target", PROGRAM)
+    found = [file for file in BUILD.rglob(PROGRAM) if file.is_file() and os.access(file, os.X_OK)]
+    if not found:
+        raise NotRun(f"the build made no {PROGRAM}")
+    return found[0]
+
+
+def quietly(*command: str) -> str:
+    """Run a command and return what it printed on stderr; NotRun with its last line where it fails."""
+    environment = {**os.environ, "POM_CPU_KERNEL": KERNEL}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["no reason given"]
+        raise NotRun(f"{Path(command[0]).name} failed: {lines[-1]}")
+    return done.stderr
+
+
+def instructions(program: Path, case: str, tokens: int) -> int:
+    """Return how many instructions one run of a case takes, with the start of the program."""
+    printed = quietly(
+        "valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null",
+        str(program), "--case", case, "--tokens", str(tokens), "--once",
+    )  # fmt: skip
+    found = re.search(r"Collected\s*:\s*(\d+)", printed)
+    if found is None:
+        raise NotRun("callgrind told no number")
+    return int(found[1])
+
+
+def count(program: Path) -> dict[str, float]:
+    """Return the instructions that each case takes a token."""
+    few, many = TOKENS
+    return {
+        case: (instructions(program, case, many) - instructions(program, case, few)) / (many - few) for case in CASES
+    }
+
+
+def check_instructions() -> list[tuple[str, bool]]:
+    """Return one line a case, and whether it passed; what cannot be counted here passes and says why."""
+    try:
+        if not NUMBERS.exists():
+            raise NotRun(f"{NUMBERS.relative_to(ROOT)} is not there; write it with --update")
+        expected: dict[str, float] = json.loads(NUMBERS.read_text())["instructions_per_token"]
+        seen = count(build())
+    except NotRun as reason:
+        return [(f"not run: instruction counts: {reason}", True)]
+    lines = []
+    for case, number in seen.items():
+        limit = MARGIN * expected[case]
+        passed = number <= limit
+        lines.append((f"{'pass' if passed else 'FAIL':<5} {number:>12,.0f}  at most {limit:,.0f} instructions a token, "
+                      f"{case}, {KERNEL}", passed))  # fmt: skip
+    return lines
+
+
+def update() -> None:
+    """Write the numbers of this tree down."""
+    numbers = {"kernel": KERNEL, "tokens": TOKENS, "instructions_per_token": count(build())}
+    NUMBERS.write_text(json.dumps(numbers, indent=1) + "\n")
+
+
+def main() -> int:
+    if sys.argv[1:] == ["--update"]:
+        try:
+            update()
+        except NotRun as reason:
+            print(f"not run: {reason}", file=sys.stderr)
+            return 2
+        return 0
+    results = check_instructions()
+    print("\n".join(line for line, _ in results))
+    return 0 if all(passed for _, passed in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
