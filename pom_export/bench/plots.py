@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from pom_export.bench.results import BenchResult, Point
 from pom_export.errors import MissingDependencyError
 
 _MIB = 1 << 20
+_TITLE_WIDTH = 110
 _GRAY = "#555555"
 # Of Okabe and Ito, who chose colours that colour-blind readers can tell apart; markers tell them apart in gray.
 _STYLES = {
@@ -158,11 +160,8 @@ def _save(figure: Any, panels: Sequence[Any], result: BenchResult, files: Sequen
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside center right", frameon=False)
     machine = result.machine
-    figure.suptitle(
-        f"{result.target}\n{machine['processor']}, {result.options['threads']} threads, {machine['date'][:10]}",
-        x=0.01,
-        horizontalalignment="left",
-        fontsize=10,
-    )
+    where = f"{machine['processor']}, {result.options['threads']} threads, {machine['date'][:10]}"
+    title = "\n".join([*textwrap.wrap(result.target, _TITLE_WIDTH), where])
+    figure.suptitle(title, x=0.01, horizontalalignment="left", fontsize=10)
     for file in files:
         figure.savefig(file, dpi=150)

@@ -26,6 +26,7 @@ from pom_export.bench.options import (
     BenchOptions,
 )
 from pom_export.bench.products import Product, find_products, write_floor
+from pom_export.bench.sources import load_target
 from pom_export.bench.targets import Target
 from pom_export.engine.backend import gpu_present
 from pom_export.errors import InputError, PomExportError
@@ -35,11 +36,10 @@ from pom_export.runtime.library import custom_ops_library
 if TYPE_CHECKING:
     from torch import nn
 
-    from pom_export.api.source import Source
     from pom_export.graph.program import Program
 
 DIMENSIONS: Final = (BATCH, TOKENS, CONTEXT_TOKENS)
-_OPSET = 20
+_OPSET, _DTYPE = 20, "float32"
 # What a worker finds in its folder.
 MODEL_FILE, PLAIN_FILE, MODULE_FILE = "model.onnx", "plain.onnx", "official.pt"
 FLOOR_FILE, ATTENTION_FILE, ENGINE_FILE = "matmul.onnx", "attention.onnx", "model.engine"
@@ -138,70 +138,40 @@ def _prepare_file(target: Target, options: BenchOptions, folder: Path) -> Prepar
 
 
 def _prepare_module(target: Target, options: BenchOptions, folder: Path, progress: Progress) -> Prepared:
-    from pom_export.graph.exporter import save_model, trace
-    from pom_export.graph.passes import NameDimensionsPass
-
-    source, summary = _load(target, options.seed, progress)
+    loaded = load_target(target, options.seed, progress)
     progress("exporting with and without the op")
-    export(source.module if target.layer else _path(target), folder / MODEL_FILE, mask=target.mask, **target.hints)  # type: ignore[arg-type]
+    graph_options = {"mask": target.mask, "positions": loaded.positions}
+    export(loaded.model, folder / MODEL_FILE, **graph_options, **target.hints)  # type: ignore[arg-type]
     model = read_model(folder / MODEL_FILE)
-    points = _points(model, options)
-    program = source.program("float32")
+    mask = model.properties.get("mask") or "its own"
+    summary, points = f"{loaded.summary}, mask {mask}", _points(model, options)
+    program = loaded.source.program(_DTYPE)
     module, mixers = _official(program.module)
-    if not mixers:
-        work = Work(find_products(model.path, DIMENSIONS))
-        prepared = Prepared(folder, model, summary, points, work)
-        for name in (TORCH, TORCH_COMPILE, PLAIN):
-            prepared.offer(name, options, _refuse("the program holds no mixer that could compute the published way"))
-        return prepared
-
-    def write_plain() -> None:
-        official: Program = dataclasses.replace(program, module=module)
-        graph = trace(official, _OPSET)
-        NameDimensionsPass()(graph)
-        save_model(graph, folder / PLAIN_FILE)
-
-    write_plain()
-    causal = model.properties.get("mask") == "causal"
-    work = Work(find_products(folder / PLAIN_FILE, DIMENSIONS), mixers, causal, _layer_width(model))
+    if mixers:
+        floor, failure = _write_plain(dataclasses.replace(program, module=module), folder / PLAIN_FILE, model.path)
+    else:
+        floor, failure = model.path, "the program holds no mixer that could compute the published way"
+    work = Work(find_products(floor, DIMENSIONS), mixers, mask == "causal", _layer_width(model))
     prepared = Prepared(folder, model, summary, points, work)
-    prepared.offer(TORCH, options, lambda: _save_module(module, folder))
-    prepared.offer(TORCH_COMPILE, options, lambda: _save_module(module, folder))
-    prepared.offer(PLAIN, options, lambda: None)
+    for name in (TORCH, TORCH_COMPILE):
+        make = (lambda: _save_module(module, folder)) if mixers else _refuse(failure)
+        prepared.offer(name, options, make)
+    prepared.offer(PLAIN, options, _refuse(failure) if failure else lambda: None)
     return prepared
 
 
-def _load(target: Target, seed: int, progress: Progress) -> tuple[Source, str]:
-    import torch
+def _write_plain(program: Program, path: Path, instead: Path) -> tuple[Path, str]:
+    """Export the published way; return the file whose products make the floor, and why there is no plain export."""
+    from pom_export.graph.exporter import save_model, trace
+    from pom_export.graph.passes import NameDimensionsPass
 
-    from pom_export.api.source import load_source
-    from pom_export.graph.program import GraphOptions
-    from pom_export.mixer import PolynomialMixer
-
-    lines: list[str] = []
-    model: Path | nn.Module
-    if target.layer is None:
-        model = _path(target)
-        summary = f"{target.name}: "
-    else:
-        shape = target.layer
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = PolynomialMixer(shape.dim, shape.degree, shape.expand, n_sel_heads=shape.heads).eval()
-        heads = f"{shape.heads} heads" if shape.heads > 1 else "a gate a channel"
-        summary = f"a layer of dim {shape.dim}, degree {shape.degree}, expand {shape.expand}, {heads}, "
-
-    def tell(line: str) -> None:
-        progress(line)
-        lines.append(line.removeprefix("recognised "))
-
-    source = load_source(model, GraphOptions(target.mask), hints=target.hints, progress=tell)
-    return source, summary + "".join(lines[:1]) + (f"mask {target.mask}" if target.layer else "")
-
-
-def _path(target: Target) -> Path:
-    assert target.path is not None
-    return target.path
+    try:
+        graph = trace(program, _OPSET)
+        NameDimensionsPass()(graph)
+        save_model(graph, path)
+    except InputError as error:
+        return instead, error.what
+    return path, ""
 
 
 def _official(module: nn.Module) -> tuple[nn.Module, list[tuple[int, int]]]:

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from pom_export import interrupts
-from pom_export.bench.worker import Job, to_json
+from pom_export.bench.worker import ROOFLINE, Job, to_json
 from pom_export.errors import ParityError, PomExportError
 
 _LAST = 200
+# Threads that have nothing to do sleep: they would take processors from the backend that is timed next.
+_SLEEPING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 
 
 class WorkerError(PomExportError):
@@ -77,10 +79,8 @@ def _environment(job: Job, folder: str) -> dict[str, str]:
     threads = str(job.threads)
     return {
         **os.environ,
-        # Threads that have nothing to do sleep: they would take processors from the backend that is timed next.
-        "OMP_WAIT_POLICY": "passive",
-        "GOMP_SPINCOUNT": "0",
-        "KMP_BLOCKTIME": "0",
+        # Where nobody else is timed, waking threads should not count.
+        **({} if job.task == ROOFLINE else _SLEEPING),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         # What torch.compile writes goes with the benchmark's folder, and its compilers with its process.

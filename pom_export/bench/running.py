@@ -18,7 +18,7 @@ from pom_export.bench.results import BenchResult, Memory, Point
 from pom_export.bench.roofline import Roofline
 from pom_export.bench.statistics import summarise
 from pom_export.bench.targets import Target
-from pom_export.bench.worker import Job
+from pom_export.bench.worker import MEMORY, ROOFLINE, TIME, Job
 from pom_export.errors import InputError
 
 Steps = Callable[[int, int], None]
@@ -59,13 +59,20 @@ def bench(
         reasons = "; ".join(f"{name}: {why}" for name, why in points[0].skipped.items())
         raise InputError(f"nothing could be timed: {reasons}", "Choose smaller sizes or other backends")
     return BenchResult(
-        prepared.summary, prepared.backends, prepared.not_run, points, describe_machine(), _settings(options), roofline
+        prepared.summary,
+        prepared.backends,
+        prepared.not_run,
+        points,
+        describe_machine(),
+        _settings(prepared, options),
+        roofline,
     )
 
 
-def _settings(options: BenchOptions) -> dict[str, Any]:
+def _settings(prepared: Prepared, options: BenchOptions) -> dict[str, Any]:
     effort = asdict(options.effort)
     return {
+        "dtype": prepared.model.precision,
         "threads": options.thread_count,
         "seed": options.seed,
         **effort,
@@ -87,7 +94,7 @@ class _Run:
 
     def roofline(self) -> Roofline:
         self._progress("measuring the machine: bandwidth and matrix products")
-        result = Roofline.from_dict(run_worker(self._job("roofline", [], 1, 1)))
+        result = Roofline.from_dict(run_worker(self._job(ROOFLINE, [], 1, 1)))
         self._step()
         return result
 
@@ -111,7 +118,7 @@ class _Run:
 
     def _time(self, point: Point, backends: list[str]) -> None:
         try:
-            result = run_worker(self._job("time", backends, point.batch, point.tokens))
+            result = run_worker(self._job(TIME, backends, point.batch, point.tokens))
         except WorkerError as error:
             point.skipped |= dict.fromkeys(backends, error.what)
             return
@@ -125,7 +132,7 @@ class _Run:
             if name in point.timings and name != TENSORRT:
                 self._progress(f"batch {point.batch}, tokens {point.tokens}: memory of {name}")
                 try:
-                    result = run_worker(self._job("memory", [name], point.batch, point.tokens))
+                    result = run_worker(self._job(MEMORY, [name], point.batch, point.tokens))
                     point.memory[name] = Memory(**result)
                 except WorkerError as error:
                     self._progress(f"memory of {name} was not measured: {error.what}")

@@ -68,7 +68,7 @@ def notes(result: BenchResult) -> list[str]:
     """Return what a reader of the table must know."""
     options, machine = result.options, result.machine
     lines = [
-        f"{result.target}; float32 unless the file says otherwise; batch "
+        f"{result.target}; {options['dtype']}; batch "
         f"{', '.join(map(str, dict.fromkeys(point.batch for point in result.points)))}",
         f"{machine['processor']}, {options['threads']} threads; torch {machine['torch']}, "
         f"ONNX Runtime {machine['onnxruntime']}, kernel {machine['pom_cpu_kernel']}; {machine['date'][:10]}",

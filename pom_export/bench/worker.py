@@ -43,6 +43,7 @@ from pom_export.graph.exported import read_model
 # float32 sum over 100,000 tokens is off by 1e-4, and here it is only to be seen that all do the same work.
 _TOLERANCE = {"float32": 1e-3, "float16": 3e-2}
 _FEW_TOKENS = 8
+ROOFLINE, TIME, MEMORY = "roofline", "time", "memory"
 
 
 @dataclass(frozen=True)
@@ -156,9 +157,9 @@ def measure_memory(job: Job) -> dict[str, Any]:
 def work(job: Job) -> dict[str, Any]:
     """Do a job."""
     pin(job.threads)
-    if job.task == "roofline":
+    if job.task == ROOFLINE:
         return measure_roofline(job.threads, Path(job.folder)).to_dict()
-    return measure_time(job) if job.task == "time" else measure_memory(job)
+    return measure_time(job) if job.task == TIME else measure_memory(job)
 
 
 def main(arguments: list[str]) -> int:

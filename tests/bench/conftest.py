@@ -35,6 +35,6 @@ def result() -> BenchResult:
             "pom_cpu_kernel": "avx2",
             "date": "2026-01-02T03:04:05",
         },
-        {"threads": 2},
+        {"threads": 2, "dtype": "float32"},
         Roofline([Bandwidth(1 * MIB, 4e10, 3e10), Bandwidth(4 * MIB, 2e10, 1e10)], 1e11),
     )
