@@ -7,32 +7,59 @@
 namespace pom::cuda {
 namespace {
 
-constexpr int32_t kVectorBytes = 16;
+constexpr std::size_t kVectorBytes = 16;
 
 bool aligned(const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer) % kVectorBytes == 0; }
 
 // Channels of one access: 16 bytes of x where runs of channels and pointers allow, else one.
-int32_t choose_width(const Problem& problem, const Buffers& buffers) {
-  const int32_t width = kVectorBytes / (problem.data_type == DataType::kFloat32 ? 4 : 2);
-  const bool fits = run_channels(problem) % width == 0 && aligned(buffers.x) && aligned(buffers.y) &&
-                    aligned(buffers.cos) && aligned(buffers.sin);
+int32_t choose_width(const Problem& problem, const std::optional<Gate>& gate, const Buffers& buffers) {
+  const int32_t width = problem.data_type == DataType::kFloat32 ? 4 : 8;
+  // A pack has as many gates as channels, or one.
+  const bool gates_fit = !gate || gate->gates == problem.channels || problem.channels / gate->gates % width == 0;
+  const bool fits = run_channels(problem) % width == 0 && gates_fit && aligned(buffers.x) && aligned(buffers.gate) &&
+                    aligned(buffers.gate_bias) && aligned(buffers.cos) && aligned(buffers.sin) &&
+                    aligned(buffers.output);
   return fits ? width : 1;
+}
+
+// Of the means that wait for the gate, in front of the sums in the workspace.
+std::size_t mean_bytes(const Problem& problem, const std::optional<Gate>& gate) {
+  if (!gate || problem.attributes.mode != Mode::kMean) {
+    return 0;
+  }
+  const auto bytes = static_cast<std::size_t>(problem.batch * problem.channels) * sizeof(float);
+  return (bytes + kVectorBytes - 1) / kVectorBytes * kVectorBytes;
 }
 
 }  // namespace
 
-cudaError_t aggregate(const Problem& problem, const Buffers& buffers, cudaStream_t stream) {
-  if (problem.batch == 0 || problem.output_tokens() == 0) {
+std::size_t workspace_bytes(const Problem& problem, const std::optional<Gate>& gate) {
+  return mean_bytes(problem, gate) + sum_bytes(problem);
+}
+
+cudaError_t aggregate(const Problem& problem, const std::optional<Gate>& gate, const Buffers& buffers,
+                      cudaStream_t stream) {
+  if (problem.batch == 0 || (gate ? gate->tokens : problem.output_tokens()) == 0) {
     return cudaSuccess;
   }
-  const Call call{problem, buffers, make_plan(problem, choose_width(problem, buffers))};
+  const Plan plan = make_plan(problem, gate.has_value(), choose_width(problem, gate, buffers));
+  Call call{problem, gate.value_or(Gate{}), buffers, plan};
   if (problem.attributes.mode == Mode::kFeatures) {
     return write_features(call, stream);
   }
-  if (const cudaError_t status = sum_chunks(call, stream); status != cudaSuccess) {
+  if (const std::size_t bytes = mean_bytes(problem, gate); bytes > 0) {
+    call.means = static_cast<float*>(buffers.workspace);
+    call.buffers.workspace = static_cast<char*>(buffers.workspace) + bytes;
+  }
+  cudaError_t status = sum_chunks(call, stream);
+  if (status != cudaSuccess) {
     return status;
   }
-  return problem.attributes.mode == Mode::kMean ? finish_mean(call, stream) : finish_causal(call, stream);
+  if (problem.attributes.mode == Mode::kCausal) {
+    return finish_causal(call, stream);
+  }
+  status = finish_mean(call, stream);
+  return status == cudaSuccess && gate ? gate_means(call, stream) : status;
 }
 
 }  // namespace pom::cuda

@@ -10,16 +10,21 @@ namespace pom::cuda {
 
 struct Call {
   Problem problem;
-  Buffers buffers;
+  Gate gate;
+  Buffers buffers;  // that of gate is null where there is none
   Plan plan;
+  float* means = nullptr;  // mode mean with a gate: (batch, channels), not rounded before the gate is applied
 };
 
 // workspace[batch][chunk][channel] = sum of the chunk's weighted features, and behind the channels that of its weights.
 [[nodiscard]] cudaError_t sum_chunks(const Call& call, cudaStream_t stream);
 
-// Both read, and the causal one overwrites, what sum_chunks left in the workspace.
+// Both read, and the causal one overwrites, what sum_chunks left in the workspace. The causal one applies the gate.
 [[nodiscard]] cudaError_t finish_mean(const Call& call, cudaStream_t stream);
 [[nodiscard]] cudaError_t finish_causal(const Call& call, cudaStream_t stream);
+
+// The output from what finish_mean left in `means`.
+[[nodiscard]] cudaError_t gate_means(const Call& call, cudaStream_t stream);
 
 [[nodiscard]] cudaError_t write_features(const Call& call, cudaStream_t stream);
 

@@ -1,4 +1,6 @@
-// Second and third phase of "causal": what comes before each chunk, then the running mean of every token.
+// Second and third phase of "causal": what comes before each chunk, then the running mean of every token, and the gate
+// over it.
+#include "gate.cuh"
 #include "tiles.cuh"
 
 namespace pom::cuda {
@@ -96,7 +98,61 @@ __device__ void accumulate(const Tile& tile, typename Tile::Rows* rows) {
   tile.total_weight(tile.group()) = rows->weights[Tile::kRows - 1];
 }
 
+// What is done to the means before they are written: nothing, or the gate.
 template <typename Tile>
+class NoGate {
+ public:
+  __device__ NoGate(const Call&, const Tile&) {}
+  __device__ void prefetch_step(int64_t) const {}
+  __device__ void apply(int64_t, int32_t, float (&)[Tile::kWidth]) const {}
+};
+
+template <typename Tile>
+class GateOver {
+  using Type = typename Tile::Type;
+  static constexpr int32_t kWidth = Tile::kWidth;
+
+ public:
+  // All threads of the block construct it together, in front of the barrier of the first step.
+  __device__ GateOver(const Call& call, const Tile& tile) : call_(call), tile_(tile) {
+    for (auto index = static_cast<int32_t>(threadIdx.x); index < tile.tile_channels(); index += kThreads) {
+      const int64_t channel = tile.channel_of(index);
+      tile.bias_of_tile_channel(index) = channel < 0 ? 0.0F : read_bias<Type>(call, channel);
+    }
+  }
+
+  // With the step's own loads: the gates are needed once its sums are made, and would wait for memory a second time.
+  // With two packs no registers are left for the addresses.
+  __device__ void prefetch_step(int64_t base) const {
+    if constexpr (Tile::kPacks == 1) {
+#pragma unroll
+      for (int32_t r = 0; r < Tile::kRows; ++r) {
+        if (const int64_t token = tile_.first_token(base) + r; tile_.has(0) && token < tile_.end()) {
+          prefetch_gates<Type>(call_, tile_.row(token), tile_.channel(0));
+        }
+      }
+    }
+  }
+
+  __device__ void apply(int64_t token, int32_t pack, float (&means)[kWidth]) const {
+    Pack<Type, kWidth> gates{};
+    if (tile_.has(pack) && token < tile_.end()) {
+      gates = load_gates<Type, kWidth>(call_, tile_.row(token), tile_.channel(pack));
+    }
+    float sums[kWidth];
+#pragma unroll
+    for (int32_t v = 0; v < kWidth; ++v) {
+      sums[v] = to_float(gates.values[v]) + tile_.bias(pack * kWidth + v);
+    }
+    apply_gate(call_.gate.activation, sums, means);
+  }
+
+ private:
+  const Call& call_;
+  const Tile& tile_;
+};
+
+template <typename Tile, template <typename> class Epilogue>
 __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) causal_kernel(const Call call) {
   constexpr int32_t kWidth = Tile::kWidth;
   // Registers hold the sums before the chunk of one pack, but not of two: those are read again at every step.
@@ -109,7 +165,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) causal_kernel(const C
   const float before_weight = tile.chunk_sums()[call.problem.channels];
   const float epsilon = call.problem.has_mask ? call.problem.attributes.epsilon : 0.0F;
   Sums<Tile::kValues> carry;  // of this chunk alone, so that it stays short
+  const Epilogue<Tile> epilogue(call, tile);
   for (int64_t base = tile.begin(); base < tile.end(); base += tile.step()) {
+    epilogue.prefetch_step(base);
     typename Tile::Rows rows = tile.read(base);
     accumulate(tile, &rows);
     __syncthreads();
@@ -129,6 +187,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) causal_kernel(const C
           const float sum = before[v] + (front.features[v] + rows.features[r][p * kWidth + v]);
           means[v] = weighted_mean(sum, weight, epsilon);
         }
+        epilogue.apply(tile.first_token(base) + r, p, means);
         tile.write(tile.first_token(base) + r, p, means);
       }
     }
@@ -145,7 +204,9 @@ cudaError_t finish_causal(const Call& call, cudaStream_t stream) {
     return status;
   }
   return dispatch_tile(call, [&](auto chosen) {
-    return launch(causal_kernel<typename decltype(chosen)::Tile>, call, block_count(call.problem, call.plan),
+    using Tile = typename decltype(chosen)::Tile;
+    const Kernel kernel = call.buffers.gate == nullptr ? causal_kernel<Tile, NoGate> : causal_kernel<Tile, GateOver>;
+    return launch(kernel, call, block_count(call.problem, call.plan),
                   static_cast<std::size_t>(shared_bytes(call.problem, call.plan)), stream);
   });
 }

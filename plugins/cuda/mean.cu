@@ -43,7 +43,12 @@ __global__ void __launch_bounds__(kThreads) mean_kernel(const Call call) {
     total_weight += totals.weights[g][lane];
   }
   const float epsilon = call.problem.has_mask ? call.problem.attributes.epsilon : 0.0F;
-  round_to(weighted_mean(total, total_weight, epsilon), static_cast<T*>(call.buffers.y) + batch * channels + channel);
+  const float mean = weighted_mean(total, total_weight, epsilon);
+  if (call.means != nullptr) {
+    call.means[batch * channels + channel] = mean;
+  } else {
+    round_to(mean, static_cast<T*>(call.buffers.output) + batch * channels + channel);
+  }
 }
 
 }  // namespace

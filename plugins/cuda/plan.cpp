@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "aggregate_cuda.h"
-
 namespace pom::cuda {
 namespace {
 
@@ -21,11 +19,12 @@ int64_t run_channels(const Problem& problem) {
                               : problem.chunk_channels();
 }
 
-Plan make_plan(const Problem& problem, int32_t width) {
+Plan make_plan(const Problem& problem, bool has_gate, int32_t width) {
   Plan plan;
   plan.width = width;
   plan.packs = packs_of(problem);
   plan.run = run_channels(problem);
+  plan.holds_bias = has_gate && problem.attributes.mode == Mode::kCausal;
   // The last factor of an odd degree stands alone.
   const int64_t columns = plan.run * ceil_div(problem.channels / plan.run, plan.packs);
   const int64_t vectors = ceil_div(columns, width);
@@ -52,7 +51,7 @@ Plan make_plan(const Problem& problem, int32_t width) {
 // make_plan gives at most max(wanted_chunks, tokens / kMaxChunkTokens rounded up) chunks, whatever the width, and
 // batch * wanted_chunks is at most kTargetBlocks / column_tiles + batch. Each chunk has a sum a channel and one of
 // the weights. The widest tile has 16 bytes of a half type a pack.
-std::size_t workspace_bytes(const Problem& problem) {
+std::size_t sum_bytes(const Problem& problem) {
   if (problem.attributes.mode == Mode::kFeatures) {
     return 0;
   }

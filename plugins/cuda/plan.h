@@ -38,9 +38,13 @@ struct Plan {
   int64_t run = 1;  // channels side by side that are computed alike, see run_channels()
   int64_t chunk_tokens = 0;
   int64_t chunks = 0;
+  bool holds_bias = false;  // that of the gate, in shared memory
 };
 
-[[nodiscard]] Plan make_plan(const Problem& problem, int32_t width);
+[[nodiscard]] Plan make_plan(const Problem& problem, bool has_gate, int32_t width);
+
+// What sum_chunks takes of the workspace for any plan: an upper bound that shrinks with no dimension.
+[[nodiscard]] std::size_t sum_bytes(const Problem& problem);
 
 // All channels, those of half a block of the rotation, or those of one factor. A pack must not cross their end.
 [[nodiscard]] int64_t run_channels(const Problem& problem);
@@ -53,11 +57,13 @@ struct Plan {
 // distance from the next lane's, so that lanes hit different banks.
 [[nodiscard]] constexpr int32_t lane_floats(int32_t lane_channels) { return lane_channels | 1; }
 
-// Dynamic shared memory of a tile kernel: the coefficients of a tile, then one total a group and channel, and a group.
+// Dynamic shared memory of a tile kernel: the coefficients of a tile, then one total a group and channel, and a group,
+// then the bias of a tile's gates.
 [[nodiscard]] inline int64_t shared_bytes(const Problem& problem, const Plan& plan) {
   const int64_t tile_floats = int64_t{plan.lanes} * lane_floats(plan.width * plan.packs);
   const int64_t coefficients = problem.attributes.form == Form::kPower ? problem.degree * tile_floats : 0;
-  return (coefficients + plan.groups * (tile_floats + 1)) * static_cast<int64_t>(sizeof(float));
+  const int64_t bias = plan.holds_bias ? tile_floats : 0;
+  return (coefficients + plan.groups * (tile_floats + 1) + bias) * static_cast<int64_t>(sizeof(float));
 }
 
 }  // namespace pom::cuda

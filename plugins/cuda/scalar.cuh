@@ -37,6 +37,16 @@ struct alignas(sizeof(T) * Width) Pack {
   T values[Width];
 };
 
+template <typename T, int32_t Width>
+__device__ __forceinline__ Pack<T, Width> rounded(const float (&values)[Width]) {
+  Pack<T, Width> pack;
+#pragma unroll
+  for (int32_t v = 0; v < Width; ++v) {
+    round_to(values[v], &pack.values[v]);
+  }
+  return pack;
+}
+
 // The Width elements from `index` on of such a tensor, 16 bytes an access; 16-byte aligned where Width is not 1.
 template <typename T, int32_t Width>
 __device__ __forceinline__ void read_pack(const void* tensor, DataType type, int64_t index, float (&values)[Width]) {

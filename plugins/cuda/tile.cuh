@@ -73,6 +73,12 @@ class TileBase {
     return totals_[group * (tile_floats() + 1) + tile_floats()];
   }
 
+  // Behind the totals, where the plan has it: the bias of the gates over this lane's channels.
+  [[nodiscard]] __device__ float& bias(int32_t value) const { return biases()[lane_ * kLaneFloats + value]; }
+  [[nodiscard]] __device__ float& bias_of_tile_channel(int32_t tile_channel) const {
+    return biases()[slot(tile_channel)];
+  }
+
   // The channel that a tile's channel is, -1 for none: a tile may be wider than what is left.
   [[nodiscard]] __device__ int64_t channel_of(int32_t tile_channel) const {
     const int32_t value = tile_channel % kValues;
@@ -80,6 +86,9 @@ class TileBase {
     const int32_t pack = value / Width;
     return pack < place.packs ? place.channel + pack * place.distance : -1;
   }
+
+  // Number of a token among those of the whole batch.
+  [[nodiscard]] __device__ int64_t row(int64_t token) const { return batch_ * call_.problem.tokens + token; }
 
   // This thread's tokens in the step that starts at token `base`.
   [[nodiscard]] __device__ int64_t first_token(int64_t base) const { return base + int64_t{group_} * kRows; }
@@ -94,7 +103,7 @@ class TileBase {
     for (int32_t v = 0; v < Width; ++v) {
       round_to(values[v], &rounded.values[v]);
     }
-    static_cast<Pack<T, Width>*>(call_.buffers.y)[pack_index(token, channel(pack))] = rounded;
+    static_cast<Pack<T, Width>*>(call_.buffers.output)[pack_index(token, channel(pack))] = rounded;
   }
 
  protected:
@@ -134,6 +143,7 @@ class TileBase {
   }
 
   static constexpr int32_t kLaneFloats = lane_floats(kValues);
+  [[nodiscard]] __device__ float* biases() const { return totals_ + call_.plan.groups * (tile_floats() + 1); }
   [[nodiscard]] __device__ int32_t tile_floats() const { return call_.plan.lanes * kLaneFloats; }
   [[nodiscard]] __device__ static int32_t slot(int32_t tile_channel) {
     return tile_channel / kValues * kLaneFloats + tile_channel % kValues;
@@ -163,10 +173,10 @@ class TileBase {
     }
   }
 
-  // Index of a token's pack, in x and in y. Rows are whole packs, and an index of packs rather than of values lets
-  // nvcc see that an access is aligned: it splits a 16-byte store otherwise.
+  // Index of a token's pack, in x and in the output. Rows are whole packs, and an index of packs rather than of values
+  // lets nvcc see that an access is aligned: it splits a 16-byte store otherwise.
   [[nodiscard]] __device__ int64_t pack_index(int64_t token, int64_t first_channel) const {
-    return ((batch_ * call_.problem.tokens + token) * call_.problem.channels + first_channel) / Width;
+    return (row(token) * call_.problem.channels + first_channel) / Width;
   }
 };
 

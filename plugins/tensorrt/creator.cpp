@@ -6,15 +6,15 @@
 
 namespace pom::tensorrt {
 
-nvinfer1::IPluginV3* PolynomialAggregationCreator::createPlugin(const char* name,
-                                                                const nvinfer1::PluginFieldCollection* fields,
-                                                                nvinfer1::TensorRTPhase) noexcept {
-  return guarded<nvinfer1::IPluginV3*>(name == nullptr ? "createPlugin" : name, nullptr,
-                                       [&] { return new PolynomialAggregationPlugin(read_fields(*fields)); });
+nvinfer1::IPluginV3* Creator::createPlugin(const char* name, const nvinfer1::PluginFieldCollection* fields,
+                                           nvinfer1::TensorRTPhase) noexcept {
+  return guarded<nvinfer1::IPluginV3*>(op_, name == nullptr ? "createPlugin" : name, nullptr,
+                                       [&] { return new Plugin(read_fields(op_, *fields)); });
 }
 
-const nvinfer1::PluginFieldCollection* PolynomialAggregationCreator::getFieldNames() noexcept {
-  return guarded<const nvinfer1::PluginFieldCollection*>("getFieldNames", nullptr, [] { return field_names(); });
+const nvinfer1::PluginFieldCollection* Creator::getFieldNames() noexcept {
+  return guarded<const nvinfer1::PluginFieldCollection*>(op_, "getFieldNames", nullptr,
+                                                         [&] { return field_names(op_); });
 }
 
 }  // namespace pom::tensorrt

@@ -3,19 +3,24 @@
 
 #include <NvInferRuntime.h>
 
-#include "pom/contract.h"
+#include "op.h"
 
 namespace pom::tensorrt {
 
-class PolynomialAggregationCreator final : public nvinfer1::IPluginCreatorV3One {
+class Creator final : public nvinfer1::IPluginCreatorV3One {
  public:
+  explicit Creator(Op op) : op_(op) {}
+
   // Null, and one logged line, for fields that the op does not define.
   nvinfer1::IPluginV3* createPlugin(const char* name, const nvinfer1::PluginFieldCollection* fields,
                                     nvinfer1::TensorRTPhase phase) noexcept override;
   const nvinfer1::PluginFieldCollection* getFieldNames() noexcept override;
-  const char* getPluginName() const noexcept override { return kOpName; }
+  const char* getPluginName() const noexcept override { return name_of(op_); }
   const char* getPluginVersion() const noexcept override { return kPluginVersion; }
   const char* getPluginNamespace() const noexcept override { return kPluginNamespace; }
+
+ private:
+  Op op_;
 };
 
 }  // namespace pom::tensorrt

@@ -11,8 +11,11 @@ extern "C" POM_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) {
 }
 
 extern "C" POM_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
-  static pom::tensorrt::PolynomialAggregationCreator creator;
-  static nvinfer1::IPluginCreatorInterface* const creators[] = {&creator};
-  count = 1;
+  using pom::tensorrt::Creator;
+  using pom::tensorrt::Op;
+  static Creator aggregation(Op::kAggregation);
+  static Creator gated(Op::kGated);
+  static nvinfer1::IPluginCreatorInterface* const creators[] = {&aggregation, &gated};
+  count = 2;
   return creators;
 }

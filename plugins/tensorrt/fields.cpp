@@ -21,10 +21,13 @@ constexpr KnownField kDegree{"degree", PluginFieldType::kINT32, "one int32"};
 constexpr KnownField kMode{"mode", PluginFieldType::kCHAR, "text"};
 constexpr KnownField kRotaryBlocks{"rotary_blocks", PluginFieldType::kINT32, "one int32"};
 constexpr KnownField kEpsilon{"epsilon", PluginFieldType::kFLOAT32, "one float32"};
+constexpr KnownField kActivation{"gate_activation", PluginFieldType::kCHAR, "text"};
 constexpr KnownField kVersion{"plugin_version", PluginFieldType::kCHAR, "text"};
 constexpr KnownField kNamespace{"plugin_namespace", PluginFieldType::kCHAR, "text"};
-constexpr std::array<KnownField, kAttributes.size()> kKnownFields{kForm,    kDegree,  kMode,     kRotaryBlocks,
-                                                                  kEpsilon, kVersion, kNamespace};
+constexpr std::array<KnownField, kGatedAttributes.size()> kKnownFields{kForm,    kDegree,     kMode,    kRotaryBlocks,
+                                                                       kEpsilon, kActivation, kVersion, kNamespace};
+
+bool is_of(Op op, const KnownField& field) { return op == Op::kGated || field.name != kActivation.name; }
 
 // "a" or "b"; "a", "b" or "c".
 template <std::size_t Size>
@@ -37,9 +40,9 @@ std::string one_of(const std::array<const char*, Size>& words) {
   return text;
 }
 
-const KnownField& known(const std::string& name) {
+const KnownField& known(Op op, const std::string& name) {
   for (const KnownField& field : kKnownFields) {
-    if (name == field.name) {
+    if (name == field.name && is_of(op, field)) {
       return field;
     }
   }
@@ -71,6 +74,15 @@ T value_of(const PluginField& field) {
   return value;
 }
 
+void read_activation(const PluginField& field, std::optional<GateActivation>* activation) {
+  GateActivation parsed{};
+  if (!parse_gate_activation(text_of(field), &parsed)) {
+    throw std::invalid_argument("gate_activation must be " + one_of(kGateActivations) + ", got \"" + text_of(field) +
+                                "\"");
+  }
+  *activation = parsed;
+}
+
 void read_field(const std::string& name, const PluginField& field, Attributes* attributes) {
   if (name == kForm.name && !parse_form(text_of(field), &attributes->form)) {
     throw std::invalid_argument("form must be " + one_of(kForms) + ", got \"" + text_of(field) + "\"");
@@ -95,46 +107,66 @@ PluginField text_field(const KnownField& known_field, const std::string& text) {
 
 }  // namespace
 
-Attributes read_fields(const nvinfer1::PluginFieldCollection& fields) {
-  Attributes attributes;
+NodeAttributes read_fields(Op op, const nvinfer1::PluginFieldCollection& fields) {
+  NodeAttributes attributes;
   bool has_mode = false;
   for (int32_t i = 0; i < fields.nbFields; ++i) {
     const PluginField& field = fields.fields[i];
     const std::string name = field.name == nullptr ? "" : field.name;
-    check_type(field, known(name));
-    read_field(name, field, &attributes);
+    check_type(field, known(op, name));
+    read_field(name, field, &attributes.aggregation);
+    if (name == kActivation.name) {
+      read_activation(field, &attributes.activation);
+    }
     has_mode = has_mode || name == kMode.name;
   }
   if (!has_mode) {
     throw std::invalid_argument("the attribute mode is missing: it must be " + one_of(kModes));
   }
-  if (const std::string error = validate(attributes); !error.empty()) {
+  if (op == Op::kGated && !attributes.activation) {
+    throw std::invalid_argument("the attribute gate_activation is missing: it must be " + one_of(kGateActivations));
+  }
+  const std::string error =
+      op == Op::kGated ? validate_gated(attributes.aggregation) : validate(attributes.aggregation);
+  if (!error.empty()) {
     throw std::invalid_argument(error);
   }
   return attributes;
 }
 
-const nvinfer1::PluginFieldCollection* field_names() {
-  static const std::vector<PluginField> fields = [] {
+const nvinfer1::PluginFieldCollection* field_names(Op op) {
+  const auto names_of = [](Op which) {
     std::vector<PluginField> names;
     for (const KnownField& field : kKnownFields) {
-      names.emplace_back(field.name, nullptr, field.type, 1);
+      if (is_of(which, field)) {
+        names.emplace_back(field.name, nullptr, field.type, 1);
+      }
     }
     return names;
-  }();
-  static const nvinfer1::PluginFieldCollection collection{static_cast<int32_t>(fields.size()), fields.data()};
-  return &collection;
+  };
+  const auto collect = [](const std::vector<PluginField>& fields) {
+    return nvinfer1::PluginFieldCollection{static_cast<int32_t>(fields.size()), fields.data()};
+  };
+  static const std::vector<PluginField> plain = names_of(Op::kAggregation);
+  static const std::vector<PluginField> gated = names_of(Op::kGated);
+  static const nvinfer1::PluginFieldCollection collections[] = {collect(plain), collect(gated)};
+  return &collections[static_cast<std::size_t>(op)];
 }
 
-SerializedFields::SerializedFields(const Attributes& attributes)
-    : form_(kForms[static_cast<std::size_t>(attributes.form)]),
-      mode_(kModes[static_cast<std::size_t>(attributes.mode)]),
-      degree_(attributes.degree),
-      rotary_blocks_(attributes.rotary_blocks),
-      epsilon_(attributes.epsilon),
+SerializedFields::SerializedFields(const NodeAttributes& attributes)
+    : form_(kForms[static_cast<std::size_t>(attributes.aggregation.form)]),
+      mode_(kModes[static_cast<std::size_t>(attributes.aggregation.mode)]),
+      degree_(attributes.aggregation.degree),
+      rotary_blocks_(attributes.aggregation.rotary_blocks),
+      epsilon_(attributes.aggregation.epsilon),
       fields_{text_field(kForm, form_), PluginField(kDegree.name, &degree_, kDegree.type, 1), text_field(kMode, mode_),
               PluginField(kRotaryBlocks.name, &rotary_blocks_, kRotaryBlocks.type, 1),
-              PluginField(kEpsilon.name, &epsilon_, kEpsilon.type, 1)},
-      collection_{static_cast<int32_t>(fields_.size()), fields_.data()} {}
+              PluginField(kEpsilon.name, &epsilon_, kEpsilon.type, 1)} {
+  if (attributes.activation) {
+    activation_ = kGateActivations[static_cast<std::size_t>(*attributes.activation)];
+    fields_.push_back(text_field(kActivation, activation_));
+  }
+  collection_ = {static_cast<int32_t>(fields_.size()), fields_.data()};
+}
 
 }  // namespace pom::tensorrt

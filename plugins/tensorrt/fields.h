@@ -6,21 +6,21 @@
 #include <string>
 #include <vector>
 
-#include "pom/aggregate.h"
+#include "op.h"
 
 namespace pom::tensorrt {
 
-// Attributes from fields; what is not named keeps its default, but mode has none. Throws std::invalid_argument with one
-// line that says what is wrong and the value seen.
-[[nodiscard]] Attributes read_fields(const nvinfer1::PluginFieldCollection& fields);
+// Attributes from fields; what is not named keeps its default, but mode and gate_activation have none. Throws
+// std::invalid_argument with one line that says what is wrong and the value seen.
+[[nodiscard]] NodeAttributes read_fields(Op op, const nvinfer1::PluginFieldCollection& fields);
 
 // The names and types that a creator announces, in the contract's order.
-[[nodiscard]] const nvinfer1::PluginFieldCollection* field_names();
+[[nodiscard]] const nvinfer1::PluginFieldCollection* field_names(Op op);
 
 // Fields that hold a copy of the attributes. TensorRT reads them through pointers, so they stay where they are.
 class SerializedFields {
  public:
-  explicit SerializedFields(const Attributes& attributes);
+  explicit SerializedFields(const NodeAttributes& attributes);
   SerializedFields(const SerializedFields&) = delete;
   SerializedFields& operator=(const SerializedFields&) = delete;
 
@@ -32,6 +32,7 @@ class SerializedFields {
   int32_t degree_;
   int32_t rotary_blocks_;
   float epsilon_;
+  std::string activation_;
   std::vector<nvinfer1::PluginField> fields_;
   nvinfer1::PluginFieldCollection collection_;
 };

@@ -6,16 +6,17 @@
 #include <utility>
 
 #include "logger.h"
+#include "op.h"
 
 namespace pom::tensorrt {
 
 // The result of `body`, or `failure` and one logged line where it throws.
 template <typename Result, typename Body>
-Result guarded(const char* entry, Result failure, Body&& body) noexcept {
+Result guarded(Op op, const char* entry, Result failure, Body&& body) noexcept {
   try {
     return std::forward<Body>(body)();
   } catch (const std::exception& error) {
-    log_error(std::string(entry) + ": " + error.what());
+    log_error(op, std::string(entry) + ": " + error.what());
   }
   return failure;
 }

@@ -4,8 +4,6 @@
 #include <cstdio>
 #include <exception>
 
-#include "pom/contract.h"
-
 namespace pom::tensorrt {
 namespace {
 
@@ -15,9 +13,9 @@ std::atomic<nvinfer1::ILoggerFinder*> logger_finder{nullptr};
 
 void set_logger_finder(nvinfer1::ILoggerFinder* finder) noexcept { logger_finder = finder; }
 
-void log_error(const std::string& text) noexcept {
+void log_error(Op op, const std::string& text) noexcept {
   try {
-    const std::string line = std::string(kOpName) + ": " + text;
+    const std::string line = std::string(name_of(op)) + ": " + text;
     nvinfer1::ILoggerFinder* finder = logger_finder;
     nvinfer1::ILogger* logger = finder == nullptr ? nullptr : finder->findLogger();
     if (logger != nullptr) {

@@ -1,29 +1,31 @@
-// pom::PolynomialAggregation as a TensorRT plugin: the interface only; the maths is in plugins/cuda.
+// Both ops as TensorRT plugins: the interface only; the maths is in plugins/cuda.
 #pragma once
 
 #include <NvInferRuntime.h>
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #include "fields.h"
-#include "pom/aggregate.h"
+#include "guard.h"
+#include "op.h"
 
 namespace pom::tensorrt {
 
-class PolynomialAggregationPlugin final : public nvinfer1::IPluginV3,
-                                          public nvinfer1::IPluginV3OneCore,
-                                          public nvinfer1::IPluginV3OneBuild,
-                                          public nvinfer1::IPluginV3OneRuntime {
+class Plugin final : public nvinfer1::IPluginV3,
+                     public nvinfer1::IPluginV3OneCore,
+                     public nvinfer1::IPluginV3OneBuild,
+                     public nvinfer1::IPluginV3OneRuntime {
  public:
-  explicit PolynomialAggregationPlugin(const Attributes& attributes);
+  explicit Plugin(const NodeAttributes& attributes);
 
   // IPluginV3
   nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override;
-  PolynomialAggregationPlugin* clone() noexcept override;
+  Plugin* clone() noexcept override;
 
   // IPluginV3OneCore
-  const char* getPluginName() const noexcept override { return kOpName; }
+  const char* getPluginName() const noexcept override { return name_of(attributes_.op()); }
   const char* getPluginVersion() const noexcept override { return kPluginVersion; }
   const char* getPluginNamespace() const noexcept override { return kPluginNamespace; }
 
@@ -53,9 +55,15 @@ class PolynomialAggregationPlugin final : public nvinfer1::IPluginV3,
   const nvinfer1::PluginFieldCollection* getFieldsToSerialize() noexcept override { return fields_.collection(); }
 
  private:
-  Attributes attributes_;
+  [[nodiscard]] int32_t position(Input input) const { return position_of(attributes_.op(), input); }
+  template <typename Result, typename Body>
+  Result guard(const char* entry, Result failure, Body&& body) const noexcept {
+    return guarded(attributes_.op(), entry, failure, std::forward<Body>(body));
+  }
+
+  NodeAttributes attributes_;
   SerializedFields fields_;
-  Problem problem_;  // of the last onShapeChange
+  NodeProblem problem_;  // of the last onShapeChange
 };
 
 }  // namespace pom::tensorrt

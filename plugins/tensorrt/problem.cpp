@@ -29,27 +29,37 @@ bool is_data_type(nvinfer1::DataType type) {
   return type == nvinfer1::DataType::kFLOAT || type == nvinfer1::DataType::kHALF || type == nvinfer1::DataType::kBF16;
 }
 
-Problem problem_of(const Attributes& attributes, const nvinfer1::PluginTensorDesc* inputs, int32_t count) {
+NodeProblem problem_of(const NodeAttributes& attributes, const nvinfer1::PluginTensorDesc* inputs, int32_t count) {
   std::vector<TensorInfo> tensors;
   for (int32_t i = 0; i < count; ++i) {
     const nvinfer1::Dims& dims = inputs[i].dims;
     tensors.push_back({true, data_type(inputs[i].type, i), {dims.d, dims.d + dims.nbDims}});
   }
-  Problem problem;
-  if (const std::string error = describe(attributes, tensors, &problem); !error.empty()) {
+  NodeProblem problem;
+  std::string error;
+  if (attributes.activation) {
+    problem.gate.emplace();
+    error =
+        describe_gated(attributes.aggregation, *attributes.activation, tensors, &problem.aggregation, &*problem.gate);
+  } else {
+    error = describe(attributes.aggregation, tensors, &problem.aggregation);
+  }
+  if (!error.empty()) {
     throw std::invalid_argument(error);
   }
   return problem;
 }
 
-Problem largest_problem_of(const Attributes& attributes, const nvinfer1::DynamicPluginTensorDesc* inputs,
-                           int32_t count) {
+NodeProblem largest_problem_of(const NodeAttributes& attributes, const nvinfer1::DynamicPluginTensorDesc* inputs,
+                               int32_t count) {
+  const Op op = attributes.op();
   std::vector<nvinfer1::PluginTensorDesc> largest;
   for (int32_t i = 0; i < count; ++i) {
     largest.push_back(inputs[i].desc);
     nvinfer1::Dims& dims = largest.back().dims;
     dims = inputs[i].max;
-    const bool has_batch = (i == kMask && dims.nbDims == 2) || (i > kMask && dims.nbDims == 3);
+    // A table without a batch has rank 2, a placeholder 1.
+    const bool has_batch = i == position_of(op, kMask) ? dims.nbDims == 2 : dims.nbDims == 3;
     if (has_batch && inputs[i].desc.dims.d[0] < 0) {
       dims.d[0] = largest[kX].dims.d[0];
     }

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "pom/aggregate.h"
+#include "op.h"
 
 namespace pom::tensorrt {
 
@@ -13,9 +13,10 @@ namespace pom::tensorrt {
 
 // What the op is called with. Each throws std::invalid_argument, with one line that says what is wrong and the value
 // seen, for a call that the op does not define.
-[[nodiscard]] Problem problem_of(const Attributes& attributes, const nvinfer1::PluginTensorDesc* inputs, int32_t count);
-// Of the largest shapes; a batch of mask, cos or sin that is not fixed counts as x's.
-[[nodiscard]] Problem largest_problem_of(const Attributes& attributes, const nvinfer1::DynamicPluginTensorDesc* inputs,
-                                         int32_t count);
+[[nodiscard]] NodeProblem problem_of(const NodeAttributes& attributes, const nvinfer1::PluginTensorDesc* inputs,
+                                     int32_t count);
+// Of the largest shapes; a batch of gate, mask, cos or sin that is not fixed counts as x's.
+[[nodiscard]] NodeProblem largest_problem_of(const NodeAttributes& attributes,
+                                             const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t count);
 
 }  // namespace pom::tensorrt

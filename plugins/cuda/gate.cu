@@ -1,0 +1,81 @@
+// Last phase of "mean" with a gate: a row's mean serves all of the gate's tokens.
+#include "gate.cuh"
+#include "launch.cuh"
+
+namespace pom::cuda {
+namespace {
+
+constexpr int32_t kRows = kLoads;  // tokens of a thread, all in flight at once
+
+// A block is one step of a chunk, see plan.h. Its tokens are dealt to the groups in turn, so that a warp of few lanes
+// still reads contiguous memory.
+template <typename T, int32_t Width>
+__global__ void __launch_bounds__(kThreads) gate_means_kernel(const Call call) {
+  const int32_t lane = static_cast<int32_t>(threadIdx.x) % call.plan.lanes;
+  const int32_t group = static_cast<int32_t>(threadIdx.x) / call.plan.lanes;
+  const auto column_tiles = static_cast<uint32_t>(call.plan.column_tiles);
+  const auto chunks = static_cast<uint32_t>(call.plan.chunks);
+  const uint32_t row_tile = blockIdx.x / column_tiles;
+  const int64_t batch = row_tile / chunks;
+  const int64_t first_token = row_tile % chunks * call.plan.chunk_tokens + group;
+  const int64_t channels = call.problem.channels;
+  const int64_t channel = (int64_t{blockIdx.x % column_tiles} * call.plan.lanes + lane) * Width;
+  if (channel >= channels) {
+    return;
+  }
+  Pack<T, Width> gates[kRows] = {};
+#pragma unroll
+  for (int32_t r = 0; r < kRows; ++r) {
+    const int64_t token = first_token + r * call.plan.groups;
+    if (token < call.gate.tokens) {
+      gates[r] = load_gates<T, Width>(call, batch * call.gate.tokens + token, channel);
+    }
+  }
+  float bias[Width];
+  float means[Width];
+#pragma unroll
+  for (int32_t v = 0; v < Width; ++v) {  // few bytes, from a cache
+    bias[v] = read_bias<T>(call, channel + v);
+  }
+  read_pack<T>(call.means, DataType::kFloat32, batch * channels + channel, means);
+#pragma unroll
+  for (int32_t r = 0; r < kRows; ++r) {
+    const int64_t token = first_token + r * call.plan.groups;
+    if (token < call.gate.tokens) {
+      float sums[Width];
+      float gated[Width];
+#pragma unroll
+      for (int32_t v = 0; v < Width; ++v) {
+        sums[v] = to_float(gates[r].values[v]) + bias[v];
+        gated[v] = means[v];
+      }
+      apply_gate(call.gate.activation, sums, gated);
+      const int64_t index = (batch * call.gate.tokens + token) * channels + channel;
+      static_cast<Pack<T, Width>*>(call.buffers.output)[index / Width] = rounded<T>(gated);
+    }
+  }
+}
+
+// Many small blocks: each has little to start with, and the last ones leave no multiprocessor idle for long.
+Plan plan_steps(const Call& call) {
+  const auto ceil_div = [](int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; };
+  Plan plan = call.plan;
+  plan.column_tiles = ceil_div(call.problem.channels, int64_t{plan.lanes} * plan.width);
+  plan.chunk_tokens = int64_t{plan.groups} * kRows;
+  plan.chunks = ceil_div(call.gate.tokens, plan.chunk_tokens);
+  return plan;
+}
+
+}  // namespace
+
+cudaError_t gate_means(const Call& call, cudaStream_t stream) {
+  Call steps = call;
+  steps.plan = plan_steps(call);
+  return dispatch(steps, [&](auto element) {
+    using E = decltype(element);
+    return launch(gate_means_kernel<typename E::Type, E::kWidth>, steps, block_count(steps.problem, steps.plan), 0,
+                  stream);
+  });
+}
+
+}  // namespace pom::cuda

@@ -1,0 +1,94 @@
+// The gate over a pack of channels.
+#pragma once
+
+#include <cmath>
+
+#include "call.h"
+#include "scalar.cuh"
+
+namespace pom::cuda {
+
+// Ask for a value that is read soon: no register waits for it.
+__device__ __forceinline__ void prefetch(const void* address) {
+#if defined(__CUDACC__)
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+#else
+  __builtin_prefetch(address);
+#endif
+}
+
+[[nodiscard]] __device__ __forceinline__ bool is_one_a_channel(const Call& call) {
+  return call.gate.gates == call.problem.channels;
+}
+
+// The gate over a channel.
+[[nodiscard]] __device__ __forceinline__ int64_t gate_of(const Call& call, int64_t channel) {
+  return is_one_a_channel(call) ? channel : channel / (call.problem.channels / call.gate.gates);
+}
+
+template <typename T>
+[[nodiscard]] __device__ __forceinline__ float read_bias(const Call& call, int64_t channel) {
+  return read_as_float<T>(call.buffers.gate_bias, call.gate.bias_type, gate_of(call, channel));
+}
+
+// The gates over a pack of channels: side by side where there is one a channel, else one for the whole pack. `row`
+// counts the tokens of the whole batch.
+template <typename T, int32_t Width>
+[[nodiscard]] __device__ __forceinline__ Pack<T, Width> load_gates(const Call& call, int64_t row, int64_t channel) {
+  if (is_one_a_channel(call)) {
+    // Written like the index of x and the output, so that nvcc computes it once.
+    return static_cast<const Pack<T, Width>*>(call.buffers.gate)[(row * call.problem.channels + channel) / Width];
+  }
+  const T gate = static_cast<const T*>(call.buffers.gate)[row * call.gate.gates + gate_of(call, channel)];
+  Pack<T, Width> pack;
+#pragma unroll
+  for (int32_t v = 0; v < Width; ++v) {
+    pack.values[v] = gate;
+  }
+  return pack;
+}
+
+template <typename T>
+__device__ __forceinline__ void prefetch_gates(const Call& call, int64_t row, int64_t channel) {
+  if (is_one_a_channel(call)) {
+    prefetch(static_cast<const T*>(call.buffers.gate) + row * call.problem.channels + channel);
+  }
+}
+
+// Within 1 ulp, and without the code for denormals that 1 / x brings.
+__device__ __forceinline__ float reciprocal(float value) {
+#if defined(__CUDACC__)
+  return __fdividef(1.0F, value);
+#else
+  return 1.0F / value;
+#endif
+}
+
+// Comparisons, where fminf and fmaxf would drop a NaN.
+__device__ __forceinline__ float hard_sigmoid(float value) {
+  const float line = value * (1.0F / 6.0F) + 0.5F;
+  const float raised = line < 0.0F ? 0.0F : line;
+  return raised > 1.0F ? 1.0F : raised;
+}
+
+// values *= activation(sums)
+template <int32_t Width>
+__device__ __forceinline__ void apply_gate(GateActivation activation, const float (&sums)[Width],
+                                           float (&values)[Width]) {
+  const auto multiply = [&](auto activate_gate) {
+#pragma unroll
+    for (int32_t v = 0; v < Width; ++v) {
+      values[v] *= activate_gate(sums[v]);
+    }
+  };
+  switch (activation) {
+    case GateActivation::kIdentity:
+      return multiply([](float value) { return value; });
+    case GateActivation::kSigmoid:
+      return multiply([](float value) { return reciprocal(1.0F + expf(-value)); });
+    case GateActivation::kHardSigmoid:
+      return multiply([](float value) { return hard_sigmoid(value); });
+  }
+}
+
+}  // namespace pom::cuda
