@@ -74,7 +74,7 @@ def executable(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Case:
-    """One call. `shift`, `table_shift`: the bytes that x and y, cos and sin lie off alignment."""
+    """One call. `shift`, `table_shift`: the bytes that x, gate and output, cos and sin lie off alignment."""
 
     mode: str
     dtype: str = "float32"
@@ -91,6 +91,10 @@ class Case:
     shift: int = 0
     table_shift: int = 0
     skipped_barrier: int = -1  # see cuda_emulation.h
+    gate: str = "none"  # else its activation
+    gate_tokens: int | None = None  # None: x's
+    gates: int | None = None  # None: one a channel
+    bias: str = "float32"
 
     @property
     def mask_type(self) -> str:
@@ -126,6 +130,13 @@ class Call:
             rows = batch if case.rotation_rows is None else case.rotation_rows
             angles = rng.uniform(-4.0, 4.0, (rows, tokens, channels // 2))
             self.tables = [table.astype(DTYPES[case.rotation]) for table in (np.cos(angles), np.sin(angles))]
+        self.gate: Array | None = None
+        self.gate_bias: Array | None = None
+        if case.gate != "none":
+            gates = case.gates or channels
+            gate_shape = (batch, tokens if case.gate_tokens is None else case.gate_tokens, gates)
+            self.gate = rng.normal(0.5, 3.0, gate_shape).astype(DTYPES[case.dtype])
+            self.gate_bias = rng.normal(0.0, 1.0, gates).astype(DTYPES[case.bias])
 
     def message(self) -> bytes:
         """Return what run_aggregate reads."""
@@ -136,8 +147,20 @@ class Call:
         types = [TYPES[name] for name in (case.dtype, case.coefficients, case.mask_type, tables_type)]
         words = [case.form, case.mode, case.rotary_blocks, case.epsilon, *case.shape, case.degree]
         words += [mask_rows, rotation_rows, *types, case.shift, case.table_shift, case.skipped_barrier]
-        tensors = [tensor for tensor in (self.x, self.coefficients, self.mask, *self.tables) if tensor is not None]
-        return " ".join(map(str, words)).encode() + b"\n" + b"".join(tensor.tobytes() for tensor in tensors)
+        if self.gate is None:
+            words += [contract.GATE_ACTIVATIONS[0], -1, 0, 0]
+        else:
+            words += [case.gate, *self.gate.shape[1:], TYPES[case.bias]]
+        tensors = (self.x, self.gate, self.gate_bias, self.coefficients, self.mask, *self.tables)
+        given = [tensor.tobytes() for tensor in tensors if tensor is not None]
+        return " ".join(map(str, words)).encode() + b"\n" + b"".join(given)
+
+    @property
+    def output_shape(self) -> tuple[int, int, int]:
+        batch, tokens, channels = self.x.shape
+        if self.gate is not None:
+            return batch, self.gate.shape[1], channels
+        return batch, 1 if self.case.mode == "mean" else tokens, channels
 
     def features(self) -> Array:
         """Return p in float64, and the same of absolute values."""
@@ -168,7 +191,19 @@ class Call:
         return np.concatenate(turned, axis=-1)
 
     def reference(self) -> tuple[Array, Array]:
-        """Return y in float64, and the same of absolute values: what its rounding errors are measured by."""
+        """Return y or z in float64, and the same of absolute values: what its rounding errors are measured by."""
+        y, magnitude = self.aggregate()
+        if self.gate is None or self.gate_bias is None:
+            return y, magnitude
+        repeats = self.x.shape[2] // self.gate.shape[2]
+        terms = np.stack([self.gate, np.broadcast_to(self.gate_bias, self.gate.shape)]).astype(np.float64)
+        total = terms.sum(0)
+        s = {"identity": total, "sigmoid": 1 / (1 + np.exp(-total)), "hardsigmoid": np.clip(total / 6 + 0.5, 0, 1)}
+        error = abs(s[self.case.gate]) + abs(terms).sum(0)
+        return s[self.case.gate].repeat(repeats, -1) * y, error.repeat(repeats, -1) * magnitude
+
+    def aggregate(self) -> tuple[Array, Array]:
+        """Return y, and what its rounding errors are measured by."""
         terms = self.features()
         if self.case.mode == "features":
             return terms[0], terms[1]
@@ -192,8 +227,7 @@ def run(executable: Path, *calls: Call) -> list[Array]:
     assert done.returncode == 0, done.stderr.decode()
     outputs, offset = [], 0
     for call in calls:
-        batch, tokens, channels = call.x.shape
-        shape = (batch, 1 if call.case.mode == "mean" else tokens, channels)
+        shape = call.output_shape
         y = np.frombuffer(done.stdout, call.x.dtype, int(np.prod(shape)), offset).reshape(shape)
         outputs.append(y)
         offset += y.nbytes
@@ -453,3 +487,81 @@ def test_a_masked_out_row_gives_zero(executable: Path, mode: str, mask: str) -> 
         (y,) = run(executable, call)
         assert not y[1].any()
         assert np.isfinite(y).all()
+
+
+GATED_MODES = ("mean", "causal")
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("activation", contract.GATE_ACTIVATIONS)
+@pytest.mark.parametrize("mode", GATED_MODES)
+def test_gate(check: Callable[..., None], mode: str, activation: str, dtype: str) -> None:
+    """Packs and single channels, both types of the bias, one gate a channel, a head and all channels."""
+    case = Case(mode, dtype, mask="same", gate=activation)
+    sizes = [(17, None), (17, 1), (24, None), (24, 3), (24, 6), (24, 1), (64, 8), (64, 64)]
+    shapes = [((2, 37, channels), gates) for channels, gates in sizes]
+    shapes += [((1, 2500, 8), None), ((3, 130, 264), None), ((3, 65, 264), 33)]
+    check(
+        *(replace(case, shape=shape, gates=gates, bias=bias) for shape, gates in shapes for bias in {"float32", dtype})
+    )
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 31, 33, 700])
+def test_a_mean_serves_any_number_of_tokens(check: Callable[..., None], tokens: int) -> None:
+    """As in cross-attention, where gate and context have tokens of their own."""
+    shapes = [(3, 9, 5), (2, 40, 520), (2, 0, 8), (0, 5, 8)]
+    check(*(Case("mean", dtype, shape, gate="sigmoid", gate_tokens=tokens) for dtype in FLOATS for shape in shapes))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("mode", GATED_MODES)
+def test_every_form_with_a_gate(check: Callable[..., None], mode: str, dtype: str) -> None:
+    """Two packs a thread, half a tile where the bias of a whole one does not fit shared memory, odd degrees."""
+    rotated = Case(mode, dtype, (2, 40, 544), rotation=dtype, gate="hardsigmoid", mask="bool")
+    product = Case(mode, dtype, (3, 66, 48), form=contract.PRODUCT, gate="sigmoid", mask="bool")
+    check(
+        *(replace(rotated, degree=degree, gates=gates) for degree in (13, 14) for gates in (None, 34)),
+        replace(rotated, shape=(2, 33, 12), rotary_blocks=2),
+        *(replace(product, gates=gates, degree=degree) for gates in (None, 6, 2) for degree in (2, 3)),
+        replace(product, shape=(67, 70, 66)),
+    )
+
+
+@pytest.mark.parametrize("mode", GATED_MODES)
+def test_a_gate_over_several_blocks_and_steps(check: Callable[..., None], mode: str) -> None:
+    case = Case(mode, "float16", mask="bool", gate="sigmoid")
+    check(*(replace(case, shape=shape) for shape in [(67, 150, 136), (1, 2500, 1056), (0, 5, 8), (3, 0, 8)]))
+
+
+@pytest.mark.parametrize("mode", GATED_MODES)
+def test_a_gate_off_alignment(check: Callable[..., None], mode: str) -> None:
+    cases = [Case(mode, dtype, (2, 50, 24), gate="sigmoid") for dtype in FLOATS]
+    check(*(replace(case, shift=np.dtype(DTYPES[case.dtype]).itemsize) for case in cases))
+
+
+@pytest.mark.parametrize("mode", GATED_MODES)
+def test_nothing_is_rounded_between_the_aggregate_and_the_output(executable: Path, mode: str) -> None:
+    """A gate that brings the mean of a half type's sums back into range: y alone would be infinite."""
+    call = Call(Case(mode, "float16", (1, 40, 16), gate="identity"))
+    assert call.coefficients is not None
+    assert call.gate is not None
+    assert call.gate_bias is not None
+    call.x[...] = 6.0
+    call.coefficients[...] = 1e4
+    call.gate[...], call.gate_bias[...] = 2**-12, 0.0
+    assert_matches(executable, call)
+
+
+@pytest.mark.parametrize("mode", GATED_MODES)
+@pytest.mark.parametrize("activation", contract.GATE_ACTIVATIONS)
+def test_gates_beyond_every_bound(executable: Path, activation: str, mode: str) -> None:
+    """Infinite gates saturate, and a NaN stays in its own element."""
+    call = Call(Case(mode, "float32", (1, 70, 8), gate=activation))
+    assert call.gate is not None
+    call.gate[0, 3, 1], call.gate[0, 4, 1], call.gate[0, 5, 1] = np.nan, np.inf, -np.inf
+    (z,) = run(executable, call)
+    infinite = 1 + 2 * (activation == "identity")
+    assert (~np.isfinite(z)).sum() == infinite
+    assert np.isnan(z[0, 3, 1])
+    if activation != "identity":
+        assert z[0, 5, 1] == 0

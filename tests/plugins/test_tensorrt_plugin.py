@@ -26,6 +26,7 @@ ELEMENT_TYPES = {
 }
 TENSORRT_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
 MASKS = ("none", "bool", "same")  # "same": of x's type
+GATED_MODES = ("mean", "causal")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,10 @@ def logger(trt: Any) -> Any:
 
 @dataclass(frozen=True)
 class Node:
-    """One node. `rotation`: the tables' type and whether they have a batch, e.g. "float32 batched"."""
+    """One node. `rotation`: the tables' type and whether they have a batch, e.g. "float32 batched".
+
+    `gate`: the activation of the gated op, whose gate has `gates` a token, in mode "mean" for tokens of its own.
+    """
 
     mode: str
     dtype: str = "float32"
@@ -65,9 +69,22 @@ class Node:
     rotation: str = "none"
     rotary_blocks: int = contract.DEFAULT_ROTARY_BLOCKS
     placeholders: str = "float32"  # their type in the place of coefficients
+    gate: str = "none"
+    gates: int = CHANNELS
+    bias: str = "float32"
 
     def __str__(self) -> str:
         return "-".join(map(str, astuple(self)))
+
+    @property
+    def op_name(self) -> str:
+        return contract.OP_NAME if self.gate == "none" else contract.GATED_OP_NAME
+
+    @property
+    def output_tokens(self) -> str | int:
+        if self.mode != "mean":
+            return "tokens"
+        return 1 if self.gate == "none" else "queries"
 
     def attributes(self) -> dict[str, Any]:
         values = {
@@ -76,15 +93,19 @@ class Node:
             "mode": self.mode,
             "rotary_blocks": self.rotary_blocks,
             "epsilon": contract.DEFAULT_EPSILON,
+            "gate_activation": self.gate,
             "plugin_version": contract.PLUGIN_VERSION,
             "plugin_namespace": contract.PLUGIN_NAMESPACE,
         }
-        return {name: values[name] for name in contract.ATTRIBUTES}
+        names = contract.ATTRIBUTES if self.gate == "none" else contract.GATED_ATTRIBUTES
+        return {name: values[name] for name in names}
 
     def inputs(self) -> dict[str, tuple[int, list[str | int]]]:
         """Return the element types and shapes of what a caller feeds, by name."""
         element = ELEMENT_TYPES[self.dtype]
         inputs = {"x": (element, ["batch", "tokens", CHANNELS])}
+        if self.gate != "none":
+            inputs["gate"] = (element, ["batch", self.output_tokens, self.gates])
         if self.mask != "none":
             inputs["mask"] = (TensorProto.BOOL if self.mask == "bool" else element, ["batch", "tokens"])
         if self.rotation != "none":
@@ -98,6 +119,10 @@ class Node:
         kind = ELEMENT_TYPES[self.placeholders if self.form == contract.PRODUCT else self.dtype]
         shape = [1] if self.form == contract.PRODUCT else [CHANNELS, DEGREE]
         constants = [helper.make_tensor("coefficients", kind, shape, np.ones(math.prod(shape)))]
+        if self.gate != "none":
+            constants.append(
+                helper.make_tensor("gate_bias", ELEMENT_TYPES[self.bias], [self.gates], np.ones(self.gates))
+            )
         if self.mask == "none" and self.rotation != "none":
             constants.append(helper.make_tensor("mask", TensorProto.BOOL, [1], [True]))
         return constants
@@ -106,12 +131,13 @@ class Node:
         """Return an ONNX model of the node, with dynamic batch and tokens."""
         inputs, constants = self.inputs(), self.constants()
         present = {*inputs, *(constant.name for constant in constants)}
-        names = [name for name in contract.INPUTS if name in present]
+        order = contract.INPUTS if self.gate == "none" else contract.GATED_INPUTS
+        names = [name for name in order if name in present]
         node = helper.make_node(
-            contract.OP_NAME, names, ["y"], domain=contract.DOMAIN, **{**self.attributes(), **attributes}
+            self.op_name, names, ["y"], domain=contract.DOMAIN, **{**self.attributes(), **attributes}
         )
         element, x_shape = inputs["x"]
-        y_shape = [x_shape[0], 1 if self.mode == "mean" else x_shape[1], x_shape[2]]
+        y_shape = [x_shape[0], self.output_tokens, x_shape[2]]
         graph = helper.make_graph(
             [node],
             "one_node",
@@ -135,6 +161,10 @@ NODES = [
     Node("causal", "float32", "bool", rotation="float32 batched", rotary_blocks=2),
     Node("mean", "bfloat16", "same", rotation="bfloat16 batched"),
     Node("mean", "float16", rotation="float16", rotary_blocks=2),
+    *(Node(mode, dtype, gate="sigmoid", bias=dtype) for mode in GATED_MODES for dtype in ELEMENT_TYPES),
+    Node("causal", "float16", "same", gate="hardsigmoid", gates=4),
+    Node("mean", "bfloat16", "bool", form=contract.PRODUCT, degree=2, gate="sigmoid", gates=1),
+    Node("causal", "float16", rotation="float32 batched", rotary_blocks=2, gate="identity"),
 ]
 
 
@@ -161,7 +191,11 @@ def build(trt: Any, logger: Any, node: Node, capability: str, library: Path) -> 
     assert parsed.accepted, parsed.errors()
     config = parsed.builder.create_builder_config()
     profile = parsed.builder.create_optimization_profile()
-    sizes = ({"batch": 1, "tokens": 1}, {"batch": 2, "tokens": 64}, {"batch": 4, "tokens": 4096})
+    sizes = (
+        {"batch": 1, "tokens": 1, "queries": 1},
+        {"batch": 2, "tokens": 64, "queries": 32},
+        {"batch": 4, "tokens": 4096, "queries": 512},
+    )
     for name, (_, shape) in node.inputs().items():
         profile.set_shape(name, *(tuple(size.get(str(dim), dim) for dim in shape) for size in sizes))
     config.add_optimization_profile(profile)
@@ -179,7 +213,7 @@ def test_the_parser_makes_one_plugin_layer(trt: Any, logger: Any, node: Node) ->
     assert parsed.accepted, parsed.errors()
     assert parsed.layer_types().count(trt.LayerType.PLUGIN_V3) == 1
     output = parsed.network.get_output(0)
-    assert tuple(output.shape) == (-1, 1 if node.mode == "mean" else -1, CHANNELS)
+    assert tuple(output.shape) == (-1, 1 if node.output_tokens == 1 else -1, CHANNELS)
     assert output.dtype == getattr(trt.DataType, TENSORRT_TYPES[node.dtype])
 
 
@@ -195,6 +229,8 @@ def test_the_parser_makes_one_plugin_layer(trt: Any, logger: Any, node: Node) ->
         (Node("features", "float16", rotation="float32", rotary_blocks=2), "SM80"),
         (Node("causal", "float32", rotation="float32 batched"), "SM120"),
         (Node("mean", "bfloat16", "bool", rotation="bfloat16"), "SM86"),
+        (Node("causal", "float16", "bool", gate="sigmoid", bias="float16"), "SM86"),
+        (Node("mean", "bfloat16", "same", rotation="bfloat16", gate="hardsigmoid", gates=8), "SM89"),
     ],
     ids=str,
 )
@@ -206,7 +242,8 @@ def test_an_engine_embeds_the_plugin_and_its_attributes(
     assert engine is not None
     plugin = library.read_bytes()
     assert len(engine) > len(plugin)
-    for name in ("form", "degree", "mode", "rotary_blocks", "epsilon", node.form, node.mode):
+    gate = () if node.gate == "none" else (contract.GATED_OP_NAME, "gate_activation", node.gate)
+    for name in ("form", "degree", "mode", "rotary_blocks", "epsilon", node.form, node.mode, *gate):
         assert engine.count(name.encode()) > plugin.count(name.encode()), name
 
 
@@ -216,6 +253,7 @@ def test_an_engine_embeds_the_plugin_and_its_attributes(
         (Node("features", mask="bool"), 'mode "features" takes no mask'),
         (Node("mean", form=contract.PRODUCT, degree=3), "x must have a multiple of degree 3 channels, got 16"),
         (Node("mean", form=contract.PRODUCT, degree=2, rotation="float32"), 'form "product" takes no cos and sin'),
+        (Node("causal", gate="sigmoid", gates=5), "gate must have a divisor of 16 channels as its gates, got 5"),
     ],
     ids=str,
 )
@@ -224,6 +262,10 @@ def test_a_build_refuses_what_the_contract_forbids(
 ) -> None:
     assert build(trt, logger, node, "SM86", library) is None
     assert reason in capfd.readouterr().err
+
+
+def test_no_format_fits_a_bias_of_another_half_type(trt: Any, logger: Any, library: Path) -> None:
+    assert build(trt, logger, Node("mean", "float16", gate="sigmoid", bias="bfloat16"), "SM86", library) is None
 
 
 def test_the_parser_refuses_a_node_with_a_bad_attribute(
@@ -235,16 +277,14 @@ def test_the_parser_refuses_a_node_with_a_bad_attribute(
     assert 'mode must be "mean", "causal" or "features", got "median"' in capfd.readouterr().err
 
 
-def create(trt: Any, **values: Any) -> Any:
-    """Ask the creator for a plugin with these fields."""
+def create(trt: Any, op_name: str = contract.OP_NAME, **values: Any) -> Any:
+    """Ask an op's creator for a plugin with these fields."""
     kinds = {np.int8: "CHAR", np.int32: "INT32", np.float32: "FLOAT32"}
     fields = []
     for name, value in values.items():
         data = np.frombuffer(value, dtype=np.int8) if isinstance(value, bytes) else np.array([value])
         fields.append(trt.PluginField(name, data, getattr(trt.PluginFieldType, kinds[data.dtype.type])))
-    creator = trt.get_plugin_registry().get_creator(
-        contract.OP_NAME, contract.PLUGIN_VERSION, contract.PLUGIN_NAMESPACE
-    )
+    creator = trt.get_plugin_registry().get_creator(op_name, contract.PLUGIN_VERSION, contract.PLUGIN_NAMESPACE)
     return creator.create_plugin("p", trt.PluginFieldCollection(fields), trt.TensorRTPhase.RUNTIME)
 
 
@@ -288,6 +328,39 @@ def test_the_creator_refuses_bad_fields_and_says_why(
     assert reason in capfd.readouterr().err
 
 
+def test_the_gated_creator_makes_a_plugin(trt: Any) -> None:
+    for activation in contract.GATE_ACTIVATIONS:
+        fields = {"mode": b"causal", "gate_activation": activation.encode()}
+        assert create(trt, contract.GATED_OP_NAME, **fields) is not None
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"mode": b"mean"}, "gate_activation is missing"),
+        ({"gate_activation": b"sigmoid"}, "mode is missing"),
+        (
+            {"mode": b"mean", "gate_activation": b"tanh"},
+            'gate_activation must be "identity", "sigmoid" or "hardsigmoid", got "tanh"',
+        ),
+        ({"mode": b"mean", "gate_activation": np.int32(1)}, "gate_activation must be text"),
+        ({"mode": b"features", "gate_activation": b"sigmoid"}, 'mode "features" takes no gate'),
+    ],
+)
+def test_the_gated_creator_refuses_bad_fields(
+    trt: Any, capfd: pytest.CaptureFixture[str], fields: dict[str, Any], reason: str
+) -> None:
+    assert create(trt, contract.GATED_OP_NAME, **fields) is None
+    logged = capfd.readouterr().err
+    assert reason in logged
+    assert f"{contract.GATED_OP_NAME}: " in logged
+
+
+def test_the_plain_op_has_no_gate(trt: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    assert create(trt, mode=b"mean", gate_activation=b"sigmoid") is None
+    assert 'unknown attribute "gate_activation"' in capfd.readouterr().err
+
+
 def test_the_library_agrees_with_the_contract(library: Path) -> None:
     pom_contract = ctypes.CDLL(str(library)).pom_contract
     pom_contract.restype = ctypes.c_char_p
@@ -299,7 +372,11 @@ def test_the_library_hides_its_cuda_runtime(library: Path) -> None:
     assert not hasattr(ctypes.CDLL(str(library)), "cudaMalloc")
 
 
-def test_the_creator_names_every_attribute(trt: Any) -> None:
-    creator = trt.get_plugin_registry().get_creator(contract.OP_NAME, "1", "")
+@pytest.mark.parametrize(
+    ("op_name", "attributes"),
+    [(contract.OP_NAME, contract.ATTRIBUTES), (contract.GATED_OP_NAME, contract.GATED_ATTRIBUTES)],
+)
+def test_a_creator_names_every_attribute(trt: Any, op_name: str, attributes: tuple[str, ...]) -> None:
+    creator = trt.get_plugin_registry().get_creator(op_name, "1", "")
 
-    assert tuple(field.name for field in creator.field_names) == contract.ATTRIBUTES
+    assert tuple(field.name for field in creator.field_names) == attributes

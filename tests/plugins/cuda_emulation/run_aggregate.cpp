@@ -1,13 +1,14 @@
-// Runs calls of pom::cuda::aggregate on the CPU, each with both orders of blocks and threads.
+// Runs calls of pom::cuda::aggregate, with a gate or without, on the CPU, each with both orders of blocks and threads.
 //
 // A call on stdin is a line
 //   FORM MODE ROTARY_BLOCKS EPSILON BATCH TOKENS CHANNELS DEGREE MASK_BATCH ROTATION_BATCH
 //   X_TYPE COEFFICIENT_TYPE MASK_TYPE ROTATION_TYPE SHIFT TABLE_SHIFT SKIPPED_BARRIER
-// (without the break) and then the bytes of x, coefficients (form power), mask, cos and sin; y leaves on stdout.
-// MASK_BATCH -1: no mask; ROTATION_BATCH -1: no cos and sin. Types are pom::DataType's numbers. SHIFT: bytes that x and
-// y lie off alignment; TABLE_SHIFT: the same of cos and sin. SKIPPED_BARRIER: see cuda_emulation.h. Output and
-// workspace are NaN at first. The first failure ends the program, and the last line of a call on stderr is the one that
-// failed.
+//   GATE_ACTIVATION GATE_TOKENS GATES BIAS_TYPE
+// (without the breaks) and then the bytes of x, gate, gate_bias, coefficients (form power), mask, cos and sin; y or z
+// leaves on stdout. MASK_BATCH -1: no mask; ROTATION_BATCH -1: no cos and sin; GATE_TOKENS -1: no gate. Types are
+// pom::DataType's numbers. SHIFT: bytes that x, gate and the output lie off alignment; TABLE_SHIFT: the same of cos and
+// sin. SKIPPED_BARRIER: see cuda_emulation.h. Output and workspace are NaN at first. The first failure ends the
+// program, and the last line of a call on stderr is the one that failed.
 #include <sanitizer/asan_interface.h>
 
 #include <algorithm>
@@ -17,6 +18,7 @@
 #include <cstring>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -79,6 +81,7 @@ class Buffer {
 
 struct Test {
   pom::Problem problem;
+  std::optional<pom::Gate> gate;
   std::size_t shift = 0;
   std::size_t table_shift = 0;
   int32_t skipped_barrier = -1;
@@ -87,6 +90,18 @@ struct Test {
 std::size_t bytes_of(int64_t elements, pom::DataType type) {
   const std::size_t size = type == pom::DataType::kFloat32 ? 4 : type == pom::DataType::kBool ? 1 : 2;
   return static_cast<std::size_t>(elements) * size;
+}
+
+std::optional<pom::Gate> parse_gate(std::istream* words) {
+  pom::Gate gate;
+  std::string activation;
+  int32_t bias_type = 0;
+  *words >> activation >> gate.tokens >> gate.gates >> bias_type;
+  if (!*words || !pom::parse_gate_activation(activation, &gate.activation)) {
+    throw std::runtime_error("not a call");
+  }
+  gate.bias_type = static_cast<pom::DataType>(bias_type);
+  return gate.tokens < 0 ? std::nullopt : std::make_optional(gate);
 }
 
 Test parse_test(const std::string& line) {
@@ -109,6 +124,7 @@ Test parse_test(const std::string& line) {
   if (!words || !pom::parse_form(form, &attributes.form) || !pom::parse_mode(mode, &attributes.mode)) {
     throw std::runtime_error("not a call");
   }
+  test.gate = parse_gate(&words);
   attributes.degree = attributes.form == pom::Form::kProduct ? static_cast<int32_t>(problem.degree) : 0;
   problem.has_mask = problem.mask_batch >= 0;
   problem.has_rotation = problem.rotation_batch >= 0;
@@ -120,19 +136,19 @@ Test parse_test(const std::string& line) {
 
 std::string run_once(const Test& test, const pom::cuda::Buffers& inputs, Order order) {
   const pom::Problem& problem = test.problem;
-  const int64_t outputs = problem.batch * problem.output_tokens() * problem.channels;
-  const Buffer y(bytes_of(outputs, problem.data_type), test.shift);
-  const Buffer workspace(pom::cuda::workspace_bytes(problem), 0);
+  const int64_t tokens = test.gate ? test.gate->tokens : problem.output_tokens();
+  const Buffer output(bytes_of(problem.batch * tokens * problem.channels, problem.data_type), test.shift);
+  const Buffer workspace(pom::cuda::workspace_bytes(problem, test.gate), 0);
   pom::cuda::Buffers buffers = inputs;
-  buffers.y = y.data();
+  buffers.output = output.data();
   buffers.workspace = workspace.data();
   pom::cuda::emulation::set_order(order);
-  if (const cudaError_t status = pom::cuda::aggregate(problem, buffers, nullptr); status != cudaSuccess) {
+  if (const cudaError_t status = pom::cuda::aggregate(problem, test.gate, buffers, nullptr); status != cudaSuccess) {
     throw std::runtime_error("aggregate returned " + std::to_string(status));
   }
-  y.check_guard();
+  output.check_guard();
   workspace.check_guard();
-  return y.text();
+  return output.text();
 }
 
 std::string run(const Test& test) {
@@ -141,15 +157,20 @@ std::string run(const Test& test) {
   const int64_t weights = problem.has_mask ? problem.mask_batch * problem.tokens : 0;
   const int64_t angles = problem.has_rotation ? problem.rotation_batch * problem.tokens * problem.channels / 2 : 0;
   const Buffer x(bytes_of(problem.batch * problem.tokens * problem.channels, problem.data_type), test.shift);
+  const pom::Gate gate = test.gate.value_or(pom::Gate{});
+  const Buffer gates(bytes_of(problem.batch * gate.tokens * gate.gates, problem.data_type), test.shift);
+  const Buffer bias(bytes_of(gate.gates, gate.bias_type), 0);
   const Buffer coefficients(
       bytes_of(has_coefficients ? problem.channels * problem.degree : 0, problem.coefficient_type), 0);
   const Buffer mask(bytes_of(weights, problem.mask_type), 0);
   const Buffer cos(bytes_of(angles, problem.rotation_type), test.table_shift);
   const Buffer sin(bytes_of(angles, problem.rotation_type), test.table_shift);
-  const std::vector<const Buffer*> inputs{&x, &coefficients, &mask, &cos, &sin};
+  const std::vector<const Buffer*> inputs{&x, &gates, &bias, &coefficients, &mask, &cos, &sin};
   std::for_each(inputs.begin(), inputs.end(), [](const Buffer* buffer) { buffer->read(); });
   pom::cuda::Buffers buffers;
   buffers.x = x.data();
+  buffers.gate = test.gate ? gates.data() : nullptr;
+  buffers.gate_bias = test.gate ? bias.data() : nullptr;
   buffers.coefficients = has_coefficients ? coefficients.data() : nullptr;
   buffers.mask = problem.has_mask ? mask.data() : nullptr;
   buffers.cos = problem.has_rotation ? cos.data() : nullptr;
