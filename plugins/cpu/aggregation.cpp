@@ -70,6 +70,12 @@ Aggregation::Aggregation(const Kernel& kernel, const Problem& problem, const Gat
       break;
     case Mode::kCausal:
       carries_.reset(new Carry[static_cast<size_t>(blocks)]);
+      carry_sums_.reset(new float[static_cast<size_t>(blocks * 2 * layout_.scratch())]());
+      for (int64_t block = 0; block < blocks; ++block) {
+        Carry& carry = carries_[static_cast<size_t>(block)];
+        carry.sum = carry_sums_.get() + block * 2 * layout_.scratch();
+        carry.rest = carry.sum + layout_.scratch();
+      }
       add_phase(layout_.tasks(), &Aggregation::causal);
       break;
     case Mode::kMean:

@@ -51,12 +51,12 @@ class Aggregation {
     std::atomic<int64_t> next{0};
   };
 
-  // A causal block's running sums, before the tile whose turn it is. Only the task of that tile reads and writes them.
+  // What a causal block has summed before the tile whose turn it is. Only the task of that tile reads and writes it.
   struct alignas(64) Carry {
     std::atomic<int64_t> tile{0};
     double weight = 0.0;
-    float sum[kCausalChannels] = {};   // (parts, block columns)
-    float rest[kCausalChannels] = {};  // what rounding has lost of it
+    float* sum = nullptr;   // (parts, block columns)
+    float* rest = nullptr;  // what rounding has lost of it
   };
   struct Tile;  // what the task of one tile holds
 
@@ -75,9 +75,9 @@ class Aggregation {
 
   void average(const Layout::Place& place);
   // The steps of a tile.
+  void begin(Tile* tile) const;
   void sum_rows(Tile* tile, int64_t first, int64_t count) const;
   void write_rows(const Tile& tile, int64_t first, int64_t count) const;
-  static void await_turn(const Carry& carry, int64_t tile);
   void take_over(Tile* tile) const;
   void hand_on(const Tile& tile) const;
   void read_scales(Tile* tile) const;
@@ -95,6 +95,7 @@ class Aggregation {
   int phase_count_ = 0;
 
   std::unique_ptr<Carry[]> carries_;                 // causal: (batch, blocks)
+  std::unique_ptr<float[]> carry_sums_;              // causal: (batch, blocks, 2, scratch)
   std::unique_ptr<float[]> sums_;                    // mean: (tasks, 2, scratch): sum and rest
   std::unique_ptr<double[]> weights_;                // mean: (tasks)
   std::unique_ptr<std::atomic<int64_t>[]> pending_;  // mean: (batch, blocks), chunks that are not done

@@ -49,6 +49,20 @@ struct Block {
     return x_[row] + part * (kWeighted ? part_stride_[row] : rows.part_stride);
   }
 
+  // Asks for what the next block of rows reads at this vector of columns. The processor's own prefetching ends with
+  // every page, and a row is often one.
+  template <int kColumns>
+  POM_ALWAYS_INLINE void prefetch(int64_t part, int64_t column) const {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    if (kColumns < kLine && column % kLine != 0) {
+      return;
+    }
+    const T* x = static_cast<const T*>(rows.x) + (first + kRows) * rows.stride + part * rows.part_stride + column;
+    for (int row = 0; row < kRows; ++row) {
+      __builtin_prefetch(x + row * rows.stride, 0, 2);
+    }
+  }
+
   // The same token's row of a tensor, in its first part.
   template <typename Other>
   [[nodiscard]] POM_ALWAYS_INLINE const Other* row_of(const void* tensor, int64_t stride, int row) const {

@@ -17,9 +17,10 @@
 namespace pom::cpu {
 namespace {
 
-constexpr int64_t kStepElements = 4096;  // of the running sums: they stay in the first cache
-constexpr int64_t kStepRows = 16;        // a multiple of the kernels' blocks of rows, which are summed apart
-constexpr int kPauses = 1000;            // before a waiting thread lets others run
+// What is written before it is summed on: few elements, and whole blocks of the kernels' rows, which are summed apart.
+constexpr int64_t kStepElements = 4096;
+constexpr int64_t kStepRows = 16;
+constexpr int kPauses = 1000;  // before a waiting thread lets others run
 
 void pause() {
 #if defined(__x86_64__)
@@ -32,16 +33,13 @@ void pause() {
 }  // namespace
 
 struct Aggregation::Tile {
-  Tile(const Layout::Place& where, Carry* from)
-      : place(where), carry(from), weight(static_cast<double>(where.tokens)) {}
-
-  const Layout::Place place;
-  Carry* const carry;
+  Layout::Place place;
+  Carry* carry;
 
   // Of its own tokens.
   double weight;
-  float sum[kCausalChannels] = {};
-  float rest[kCausalChannels] = {};
+  float sum[kCausalChannels];
+  float rest[kCausalChannels];
   float weights[kMaxCausalTokens];
   alignas(64) float prefix[kCausalElements];
   // Of the tokens before it.
@@ -53,16 +51,17 @@ struct Aggregation::Tile {
 };
 
 void Aggregation::causal(int64_t task) {
+  // Not on the stack, which may be small, and in the cache from one tile to the next.
+  static thread_local Tile tile;
   const Layout::Place place = layout_.place(task);
-  Carry& carry = carries_[static_cast<size_t>(place.batch * layout_.blocks + place.block)];
-  Tile tile(place, &carry);
-  if (problem_.has_mask) {
-    tile.weight = read_weights(place.batch, place.token, place.tokens, tile.weights);
-  }
-  if (carry.tile.load(std::memory_order_acquire) == place.chunk) {
+  tile.place = place;
+  tile.carry = &carries_[static_cast<size_t>(place.batch * layout_.blocks + place.block)];
+  begin(&tile);
+  const std::atomic<int64_t>& turn = tile.carry->tile;
+  if (turn.load(std::memory_order_acquire) == place.chunk) {
     take_over(&tile);
     read_scales(&tile);
-    const int64_t step = std::max(kStepElements / layout_.scratch() / kStepRows, int64_t{1}) * kStepRows;
+    const int64_t step = std::max(kStepElements / (layout_.scratch() * kStepRows), int64_t{1}) * kStepRows;
     for (int64_t row = 0; row < place.tokens; row += step) {
       const int64_t count = std::min(step, place.tokens - row);
       sum_rows(&tile, row, count);
@@ -71,12 +70,22 @@ void Aggregation::causal(int64_t task) {
     hand_on(tile);
   } else {
     sum_rows(&tile, 0, place.tokens);
-    await_turn(carry, place.chunk);
+    for (int tries = 0; turn.load(std::memory_order_acquire) != place.chunk; ++tries) {
+      tries < kPauses ? pause() : std::this_thread::yield();
+    }
     take_over(&tile);
     hand_on(tile);
     read_scales(&tile);
     write_rows(tile, 0, place.tokens);
   }
+}
+
+void Aggregation::begin(Tile* tile) const {
+  std::fill_n(tile->sum, layout_.scratch(), 0.0F);
+  std::fill_n(tile->rest, layout_.scratch(), 0.0F);
+  const Layout::Place& place = tile->place;
+  tile->weight = problem_.has_mask ? read_weights(place.batch, place.token, place.tokens, tile->weights)
+                                   : static_cast<double>(place.tokens);
 }
 
 // The running sums of the tile's own tokens.
@@ -96,16 +105,6 @@ void Aggregation::write_rows(const Tile& tile, int64_t first, int64_t count) con
   output.rest = tile.rest_before;
   output.scales = tile.scales + first;
   output_function_(output);
-}
-
-void Aggregation::await_turn(const Carry& carry, int64_t tile) {
-  for (int tries = 0; carry.tile.load(std::memory_order_acquire) != tile; ++tries) {
-    if (tries < kPauses) {
-      pause();
-    } else {
-      std::this_thread::yield();
-    }
-  }
 }
 
 void Aggregation::take_over(Tile* tile) const {

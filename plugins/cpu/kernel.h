@@ -16,7 +16,7 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-inline constexpr int64_t kMaxBlockColumns = 512;
+inline constexpr int64_t kMaxBlockColumns = 1024;
 inline constexpr int64_t kPadding = 16;  // float32 scratch is padded to a multiple of this many columns
 
 // Some consecutive tokens of one batch entry, in one block of columns. A column is the channels that are computed

@@ -24,13 +24,15 @@ Layout::Layout(const Problem& problem)
       runs(problem.has_rotation ? problem.attributes.rotary_blocks : 1),
       parts(parts_of(problem)),
       width(problem.channels / (runs * parts)) {
+  // With more than one part the kernels keep something of every column from one to the next.
+  const int64_t most_columns = parts == 1 ? kMaxBlockColumns : kMaxBlockColumns / 2;
   switch (problem.attributes.mode) {
     case Mode::kFeatures:
-      cut_columns(kMaxBlockColumns);
+      cut_columns(most_columns);
       cut_tokens(kChunkTokens);
       break;
     case Mode::kMean: {
-      cut_columns(kMaxBlockColumns);
+      cut_columns(most_columns);
       const int64_t most = std::clamp<int64_t>(kMaxMeanTasks / std::max<int64_t>(batch * blocks, 1), 1, kMaxMeanChunks);
       cut_tokens(std::max(kChunkTokens, divide_up(tokens, most)));
       break;

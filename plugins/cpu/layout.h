@@ -13,9 +13,10 @@
 
 namespace pom::cpu {
 
-// A causal task's channels and elements: what it has in its cache at a time, and on its stack.
-inline constexpr int64_t kCausalChannels = 256;
-inline constexpr int64_t kCausalElements = 16384;
+// A causal task's channels and elements: its running sums fit the second cache. Whole rows, where they are not too
+// wide: two threads at work side by side in the same rows fetch each other's cache lines.
+inline constexpr int64_t kCausalChannels = 1024;
+inline constexpr int64_t kCausalElements = 32768;
 inline constexpr int64_t kMaxCausalTokens = 512;
 
 constexpr int64_t divide_up(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }

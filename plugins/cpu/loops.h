@@ -129,6 +129,7 @@ void run(const Rows& rows) {
       for_each_vector<V>(rows.columns, [&](int64_t column, auto lanes) POM_ALWAYS_INLINE {
         auto* state = states + column / V::kWidth;
         ModeOf<V, RowBlock> mode(block, part, column);
+        block.template prefetch<V::kWidth>(part, column);
         for (int row = 0; row < kRows; row += kStep) {
           V p[kStep];
           features.template compute<kStep>(part, row, column, lanes, state, p);

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper
 
 from pom_export import contract
 from pom_export.graph.schema import attributes
@@ -17,6 +18,8 @@ from pom_export.mixer.reference import polynomial_aggregation
 from pom_export.parity.tolerances import LONG_CAUSAL, OPS, Tolerance
 
 Arrays = dict[str, np.ndarray]
+
+BFLOAT16 = helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
 
 every_kernel = pytest.mark.usefixtures("cpu_kernel")
 
@@ -72,6 +75,9 @@ FORMS = {
 }
 every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 every_mode = pytest.mark.parametrize("mode", contract.MODES)
+every_type = pytest.mark.parametrize(
+    "dtype", [np.float32, np.float16, BFLOAT16], ids=["float32", "float16", "bfloat16"]
+)
 aggregating = pytest.mark.parametrize("mode", ["mean", "causal"])
 
 
@@ -134,7 +140,7 @@ def assert_matches(y: np.ndarray, feeds: Arrays, node: dict[str, Any], tolerance
     value, magnitude = exact(feeds, node), averaged(magnitudes(feeds, node), feeds, node)
     assert y.shape == value.shape
     bound = tolerance or OPS[str(y.dtype)]
-    error = abs(y - value)
+    error = abs(y.astype(np.float64) - value)
     assert np.all(error <= bound.relative * magnitude + bound.absolute), error.max()
 
 
@@ -152,7 +158,7 @@ MASKS = ("none", "bool", "fractional", "bool_broadcast", "fractional_broadcast")
 
 @every_kernel
 @every_form
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@every_type
 @pytest.mark.parametrize("mask_kind", MASKS)
 @aggregating
 def test_masks(onnxruntime_op: Any, mode: str, mask_kind: str, dtype: type, form: Form) -> None:
@@ -167,7 +173,7 @@ def test_masks(onnxruntime_op: Any, mode: str, mask_kind: str, dtype: type, form
 @pytest.mark.parametrize("width", [1, 3, 7, 8, 17, 64, 130])
 def test_widths(onnxruntime_op: Any, mode: str, width: int, form: Form) -> None:
     node = form.attributes(mode)
-    for dtype in (np.float32, np.float16):
+    for dtype in (np.float32, np.float16, BFLOAT16):
         feeds = form.feeds(2, 21, width, dtype)
         assert_matches(onnxruntime_op.run(feeds, node), feeds, node)
 
@@ -222,6 +228,19 @@ def test_every_half_value(onnxruntime_op: Any) -> None:
     # The kernel multiplies by the slope in float32: the last place of float16 may differ where that is a tie.
     places = [(array + 0).view(np.int16).astype(int)[~np.isnan(expected)] for array in (y, expected)]
     assert abs(places[0] - places[1]).max() <= 1
+
+
+@every_kernel
+def test_every_bfloat16_value(onnxruntime_op: Any) -> None:
+    """Rounded to nearest, ties to even; subnormals, infinities and NaNs too."""
+    x = np.arange(65536, dtype=np.uint16).view(BFLOAT16).reshape(1, -1, 64)
+    feeds, node = {"x": x, "coefficients": np.full((64, 1), 0.7, np.float32)}, attributes("features")
+    y = onnxruntime_op.run(feeds, node).astype(np.float32)
+    wide = x.astype(np.float32)
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        h = np.clip(np.maximum(wide, wide * np.float32(contract.LEAKY_SLOPE)), np.float32(-0.1), np.float32(6))
+        expected = (h * np.float32(0.7)).astype(BFLOAT16).astype(np.float32)
+    assert np.array_equal(y, expected, equal_nan=True)
 
 
 @every_kernel
@@ -292,23 +311,28 @@ def test_rows_without_weight_give_zero(onnxruntime_op: Any, mode: str, form: For
 
 @every_kernel
 @every_form
-@pytest.mark.parametrize("shape", [(1, 3000, 24), (1, 700, 600), (3, 300, 60)])
+@pytest.mark.parametrize("shape", [(1, 20000, 24), (1, 700, 600), (3, 300, 60), (1, 90, 4800)])
 @every_mode
 def test_threads_change_no_bit(onnxruntime_op: Any, mode: str, shape: tuple[int, int, int], form: Form) -> None:
     batch, tokens, channels = shape
     feeds = form.feeds(batch, tokens, channels // form.unit)
-    one, two = (onnxruntime_op.run(feeds, form.attributes(mode), threads) for threads in (1, 2))
-    assert one.tobytes() == two.tobytes()
+    feeds |= {"mask": np.random.default_rng(1).random((batch, tokens)) < 0.8} if mode != "features" else {}
+    one, *others = (onnxruntime_op.run(feeds, form.attributes(mode), threads) for threads in (1, 2, 2, 5))
+    assert all(one.tobytes() == other.tobytes() for other in others)
 
 
 @every_kernel
-@pytest.mark.parametrize("channels", [8, 600])  # cut by tokens, and by channels
-def test_long_causal_sums_keep_their_precision(onnxruntime_op: Any, channels: int) -> None:
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("channels", [8, 600])  # few, and more than one task's
+def test_long_causal_sums_keep_their_precision(onnxruntime_op: Any, channels: int, masked: bool) -> None:
     used, node = 8, attributes("causal")
     feeds = Form().feeds(1, 131072 if channels == 8 else 16384, channels)
     feeds = {"x": abs(feeds["x"]), "coefficients": np.full((channels, 3), 0.1, np.float32)}
-    y = onnxruntime_op.run(feeds, node)[..., :used]
-    assert_matches(y, {"x": feeds["x"][..., :used], "coefficients": feeds["coefficients"][:used]}, node, LONG_CAUSAL)
+    if masked:
+        feeds["mask"] = np.random.default_rng(1).uniform(0.25, 1, feeds["x"].shape[:2]).astype(np.float32)
+    y = onnxruntime_op.run(feeds, node, threads=2)[..., :used]
+    few = feeds | {"x": feeds["x"][..., :used], "coefficients": feeds["coefficients"][:used]}
+    assert_matches(y, few, node, LONG_CAUSAL)
 
 
 @every_kernel
@@ -322,16 +346,16 @@ def test_a_table_of_one_row_serves_the_batch(onnxruntime_op: Any) -> None:
 
 
 @pytest.mark.machine
+@pytest.mark.parametrize("name", ["avx512", "avx2", "neon"])
 def test_the_named_kernel_runs(
-    onnxruntime_op: Any, monkeypatch: pytest.MonkeyPatch, onnxruntime_symbols: ctypes.CDLL
+    onnxruntime_op: Any, monkeypatch: pytest.MonkeyPatch, onnxruntime_symbols: ctypes.CDLL, name: str
 ) -> None:
-    monkeypatch.delenv("POM_CPU_KERNEL", raising=False)
-    if onnxruntime_symbols.pom_cpu_kernel() != b"avx2":
-        pytest.skip("this machine has one kernel")
     feeds, outputs = Form(degree=5).feeds(1, 200, 64), {}
-    for name in ("scalar", "avx2"):
-        monkeypatch.setenv("POM_CPU_KERNEL", name)
-        assert onnxruntime_symbols.pom_cpu_kernel().decode() == name
-        outputs[name] = onnxruntime_op.run(feeds, attributes("features"))
-    # Only avx2 fuses a multiply and an add, so that some last bits differ.
-    assert outputs["scalar"].tobytes() != outputs["avx2"].tobytes()
+    for kernel in (name, "scalar"):
+        monkeypatch.setenv("POM_CPU_KERNEL", kernel)
+        if not onnxruntime_symbols.pom_cpu_kernel():
+            pytest.skip(onnxruntime_symbols.pom_cpu_kernel_error().decode())
+        assert onnxruntime_symbols.pom_cpu_kernel().decode() == kernel
+        outputs[kernel] = onnxruntime_op.run(feeds, attributes("features"))
+    # Only vectors fuse a multiply and an add, so that some last bits differ.
+    assert outputs["scalar"].tobytes() != outputs[name].tobytes()

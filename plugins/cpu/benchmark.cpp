@@ -1,0 +1,366 @@
+// How fast the kernels are, alone: built with -DPOM_BUILD_BENCHMARK=ON, never installed.
+//
+//   pom_cpu_benchmark                   every case, as one JSON object on one line
+//   pom_cpu_benchmark --case CASE       one case. CASE is mean, causal, gated-mean or gated-causal, a hyphen, and
+//                                       float32, float16 or bfloat16
+//     --once                            do it once, on one thread, and print its size: for counting instructions with
+//                                       valgrind --tool=callgrind --toggle-collect=measured_call
+//     --threads T (2), --batch B (1), --tokens N, --channels C (1024), --degree K (3), --runs R (21)
+//
+// "cold": inputs beyond the caches, against a plain loop that reads (mean) or reads and writes (causal) the same bytes.
+// "hot": inputs in the caches, against the same kernel functions on one row in the first cache. Runs of the two are
+// interleaved, times are medians (and the best) in milliseconds, and ratio is the other's time by ours. POM_CPU_KERNEL
+// chooses the kernel, as in the library.
+#include <algorithm>
+#include <cstdio>
+#include <ctime>
+#include <functional>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "aggregation.h"
+#include "dispatch.h"
+#include "element.h"
+
+// By name, so that callgrind finds it.
+extern "C" __attribute__((noinline)) void measured_call(pom::cpu::Aggregation* aggregation, int phase) {
+  aggregation->run(phase);
+}
+
+namespace {
+
+using pom::DataType;
+using pom::Mode;
+using pom::Problem;
+using pom::cpu::element_size;
+using pom::cpu::set_element;
+
+constexpr int64_t kColdTokens = 32768;
+constexpr int64_t kHotTokens = 1024;
+
+struct Options {
+  std::string name;
+  bool once = false;
+  int threads = 2;
+  int runs = 21;
+  int64_t batch = 1;
+  int64_t tokens = 0;  // 0: the default of cold or hot
+  int64_t channels = 1024;
+  int64_t degree = 3;
+};
+
+// Threads that spin between calls: what waking a sleeping one costs is not the kernel's.
+class Pool {
+ public:
+  explicit Pool(int threads) : size_(threads) {
+    for (int i = 1; i < threads; ++i) {
+      workers_.emplace_back([this, i] { work(i); });
+    }
+  }
+  ~Pool() {
+    stopping_ = true;
+    begin();
+    for (std::thread& worker : workers_) {
+      worker.join();
+    }
+  }
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  [[nodiscard]] int size() const { return size_; }
+
+  void run(const std::function<void(int)>& function) {
+    function_ = &function;
+    busy_.store(size_ - 1, std::memory_order_relaxed);
+    begin();
+    function(0);
+    while (busy_.load(std::memory_order_acquire) != 0) {
+    }
+  }
+
+ private:
+  void begin() { call_.fetch_add(1, std::memory_order_release); }
+  void work(int index) {
+    for (int seen = 0;; ++seen) {
+      while (call_.load(std::memory_order_acquire) == seen) {
+      }
+      if (stopping_) {
+        return;
+      }
+      (*function_)(index);
+      busy_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  const int size_;
+  bool stopping_ = false;
+  const std::function<void(int)>* function_ = nullptr;
+  std::atomic<int> call_{0};
+  std::atomic<int> busy_{0};
+  std::vector<std::thread> workers_;
+};
+
+struct Case {
+  Case(const Options& options, const std::string& name, int64_t tokens) {
+    const size_t end = name.rfind('-');
+    const std::string type = end == std::string::npos ? "" : name.substr(end + 1);
+    const bool gated_name = name.rfind("gated-", 0) == 0;
+    const std::string mode = name.substr(gated_name ? 6 : 0, end - (gated_name ? 6 : 0));
+    gated = gated_name;
+    if (!pom::parse_mode(mode, &problem.attributes.mode) || mode == "features") {
+      throw std::invalid_argument("no case \"" + name + "\"");
+    }
+    for (const DataType each : {DataType::kFloat32, DataType::kFloat16, DataType::kBFloat16}) {
+      known = known || type == pom::name_of(each);
+      problem.data_type = type == pom::name_of(each) ? each : problem.data_type;
+    }
+    problem.batch = options.batch;
+    problem.tokens = tokens;
+    problem.channels = options.channels;
+    problem.degree = options.degree;
+    if (const std::string error = known ? validate(problem) : "no type \"" + type + "\""; !error.empty()) {
+      throw std::invalid_argument(error);
+    }
+    gate.activation = pom::GateActivation::kHardSigmoid;
+    gate.tokens = tokens;
+    gate.gates = options.channels;
+    fill();
+  }
+
+  [[nodiscard]] int64_t elements() const { return problem.batch * problem.tokens * problem.channels; }
+  [[nodiscard]] bool writes() const { return gated || problem.attributes.mode == Mode::kCausal; }
+
+  void run(Pool* pool) {
+    const pom::cpu::Tensors tensors{x.data(), nullptr, nullptr, nullptr, gates.data(), bias.data(), y.data()};
+    pom::cpu::Aggregation aggregation(*kernel, problem, gated ? &gate : nullptr, tensors, coefficients);
+    for (int phase = 0; phase < aggregation.phases(); ++phase) {
+      if (pool == nullptr) {
+        measured_call(&aggregation, phase);
+      } else {
+        pool->run([&](int) { measured_call(&aggregation, phase); });
+      }
+    }
+  }
+
+  Problem problem;
+  pom::Gate gate;
+  bool gated = false;
+  bool known = false;
+  const pom::cpu::Kernel* kernel = pom::cpu::dispatch().kernel;
+  pom::cpu::Coefficients coefficients;
+  std::vector<float> bias;
+  std::vector<uint64_t> x;
+  std::vector<uint64_t> gates;
+  std::vector<uint64_t> y;
+
+ private:
+  void fill() {
+    if (kernel == nullptr) {
+      throw std::invalid_argument(pom::cpu::dispatch().error);
+    }
+    const std::vector<float> values(static_cast<size_t>(problem.channels * problem.degree), 0.25F);
+    coefficients = pom::cpu::Coefficients(values.data(), DataType::kFloat32, problem.channels, problem.degree);
+    bias.assign(static_cast<size_t>(problem.channels), 0.5F);
+    const auto words = static_cast<size_t>(elements() * element_size(problem.data_type) / 8 + 1);
+    x.resize(words);
+    y.resize(writes() ? words : static_cast<size_t>(problem.batch * problem.channels));
+    for (int64_t i = 0; i < elements(); ++i) {
+      set_element(x.data(), problem.data_type, i, static_cast<float>(i * 37 % 101 - 50) / 16.0F);
+    }
+    if (gated) {
+      gates = x;
+    }
+  }
+};
+
+// Reads every word of x and, where `writes`, writes as many.
+void plain(Case* run, Pool* pool) {
+  const size_t words = run->x.size();
+  pool->run([&](int index) {
+    const auto share = [&](int i) { return words * static_cast<size_t>(i) / static_cast<size_t>(pool->size()); };
+    uint64_t sum[8] = {};
+    const uint64_t* x = run->x.data();
+    uint64_t* y = run->y.data();
+    if (run->writes()) {
+      for (size_t i = share(index); i < share(index + 1); ++i) {
+        y[i] = x[i] + 1;
+      }
+    } else {
+      size_t i = share(index);
+      for (; i + 8 <= share(index + 1); i += 8) {
+        for (size_t lane = 0; lane < 8; ++lane) {
+          sum[lane] += x[i + lane];
+        }
+      }
+      for (size_t lane = 0; lane < 8; ++lane) {
+        y[static_cast<size_t>(index)] += sum[lane];
+      }
+    }
+  });
+}
+
+// The kernel functions over as many rows, all of which are the first one.
+void floor_of(Case* run, Pool* pool) {
+  pool->run([&](int index) {
+    constexpr int64_t kColumns = 256;
+    constexpr int64_t kStep = 16;
+    alignas(64) float scratch[(kStep + 2) * kColumns] = {};
+    float scales[kStep];
+    std::fill_n(scales, kStep, 0.5F);
+    const auto& type = run->problem.data_type == DataType::kFloat32   ? run->kernel->float32
+                       : run->problem.data_type == DataType::kFloat16 ? run->kernel->float16
+                                                                      : run->kernel->bfloat16;
+    pom::cpu::Rows rows{};
+    rows.x = run->x.data();
+    rows.columns = rows.scratch_stride = kColumns;
+    rows.count = kStep;
+    rows.parts = 1;
+    rows.coefficients = run->coefficients.values();
+    rows.coefficient_stride = run->coefficients.stride();
+    rows.degree = run->problem.degree;
+    rows.sum = scratch;
+    rows.rest = scratch + kColumns;
+    rows.prefix = scratch + 2 * kColumns;
+    pom::cpu::Output output{};
+    alignas(64) float y[kColumns];
+    output.y = y;
+    output.columns = output.scratch_stride = kColumns;
+    output.count = kStep;
+    output.parts = 1;
+    output.prefix = rows.prefix;
+    output.sum = rows.sum;
+    output.rest = rows.rest;
+    output.scales = scales;
+    const int64_t blocks = run->elements() / (kStep * kColumns);
+    for (int64_t block = index; block < blocks; block += pool->size()) {
+      if (run->writes()) {
+        type.features.power.prefix(rows);
+        type.output.prefix_mean(output);
+      } else {
+        type.features.power.accumulate(rows);
+      }
+    }
+  });
+}
+
+// With one thread, the time that it ran: on a busy machine, waiting for a processor is not the kernel's either.
+double now(const Pool& pool) {
+  timespec time{};
+  clock_gettime(pool.size() == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &time);
+  return static_cast<double>(time.tv_sec) * 1e3 + static_cast<double>(time.tv_nsec) / 1e6;
+}
+
+double milliseconds(const Pool& pool, const std::function<void()>& function) {
+  const double start = now(pool);
+  function();
+  return now(pool) - start;
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+std::string compare(const Options& options, Case* run, Pool* pool, bool cold) {
+  std::vector<double> ours;
+  std::vector<double> other;
+  const int runs = cold ? options.runs : options.runs * 10;
+  for (int i = -2; i < runs; ++i) {
+    const double our_time = milliseconds(*pool, [&] { run->run(pool); });
+    const double other_time = milliseconds(*pool, [&] { cold ? plain(run, pool) : floor_of(run, pool); });
+    if (i >= 0) {
+      ours.push_back(our_time);
+      other.push_back(other_time);
+    }
+  }
+  const double our_best = *std::min_element(ours.begin(), ours.end());
+  const double other_best = *std::min_element(other.begin(), other.end());
+  const char* kind = cold ? "plain" : "floor";
+  char text[240];
+  std::snprintf(text, sizeof text,
+                "{\"tokens\":%lld,\"ours_ms\":%.4f,\"%s_ms\":%.4f,\"ratio\":%.3f,\"ours_best_ms\":%.4f,"
+                "\"%s_best_ms\":%.4f,\"best_ratio\":%.3f}",
+                static_cast<long long>(run->problem.tokens), median(ours), kind, median(other),
+                median(other) / median(ours), our_best, kind, other_best, other_best / our_best);
+  return text;
+}
+
+std::string measure(const Options& options, const std::string& name, Pool* pool) {
+  std::string text = "\"" + name + "\":{";
+  for (const bool cold : {true, false}) {
+    const int64_t tokens = options.tokens != 0 ? options.tokens : cold ? kColdTokens : kHotTokens;
+    Case run(options, name, tokens);
+    text += std::string(cold ? "\"cold\":" : ",\"hot\":") + compare(options, &run, pool, cold);
+  }
+  return text + "}";
+}
+
+Options parse(int count, char** arguments) {
+  Options options;
+  for (int i = 1; i < count; ++i) {
+    const std::string name = arguments[i];
+    if (name == "--once") {
+      options.once = true;
+      continue;
+    }
+    if (++i == count) {
+      throw std::invalid_argument(name + " needs a value");
+    }
+    const std::string value = arguments[i];
+    if (name == "--case") {
+      options.name = value;
+    } else if (name == "--threads") {
+      options.threads = std::stoi(value);
+    } else if (name == "--runs") {
+      options.runs = std::stoi(value);
+    } else if (name == "--batch") {
+      options.batch = std::stoll(value);
+    } else if (name == "--tokens") {
+      options.tokens = std::stoll(value);
+    } else if (name == "--channels") {
+      options.channels = std::stoll(value);
+    } else if (name == "--degree") {
+      options.degree = std::stoll(value);
+    } else {
+      throw std::invalid_argument("no option " + name);
+    }
+  }
+  return options;
+}
+
+void benchmark(const Options& options) {
+  if (options.once) {
+    Case run(options, options.name, options.tokens != 0 ? options.tokens : kHotTokens);
+    run.run(nullptr);
+    std::printf("{\"case\":\"%s\",\"kernel\":\"%s\",\"elements\":%lld}\n", options.name.c_str(), run.kernel->name,
+                static_cast<long long>(run.elements()));
+    return;
+  }
+  Pool pool(options.threads);
+  std::vector<std::string> names{options.name};
+  if (options.name.empty()) {
+    names = {"mean-float32", "mean-float16", "mean-bfloat16", "causal-float32", "causal-float16", "causal-bfloat16"};
+  }
+  std::string text;
+  for (const std::string& name : names) {
+    text += (text.empty() ? "" : ",") + measure(options, name, &pool);
+  }
+  const pom::cpu::Dispatch dispatch = pom::cpu::dispatch();
+  std::printf("{\"kernel\":\"%s\",\"threads\":%d,\"channels\":%lld,\"degree\":%lld,\"cases\":{%s}}\n",
+              dispatch.kernel->name, options.threads, static_cast<long long>(options.channels),
+              static_cast<long long>(options.degree), text.c_str());
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  try {
+    benchmark(parse(count, arguments));
+    return 0;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "pom_cpu_benchmark: %s\n", error.what());
+    return 1;
+  }
+}
