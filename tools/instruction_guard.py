@@ -94,18 +94,15 @@ def check_instructions() -> list[tuple[str, bool]]:
             continue
         limit = MARGIN * expected[case]
         passed = number <= limit
-        lines.append((f"{'pass' if passed else 'FAIL':<5} {number:>12.3f}  at most {limit:.3f} instructions an element, "
-                      f"{case}, {KERNEL}", passed))  # fmt: skip
+        verdict = f"{'pass' if passed else 'FAIL':<5} {number:>12.3f}  at most {limit:.3f}"
+        lines.append((f"{verdict} instructions an element, {case}, {KERNEL}", passed))
     return lines
 
 
 def update() -> None:
     """Write the numbers of this tree down."""
-    numbers = {
-        "kernel": KERNEL,
-        "tokens": TOKENS,
-        "instructions_per_element": {case: round(number, 4) for case, number in count(build()).items()},
-    }
+    counted = {case: round(number, 4) for case, number in count(build()).items()}
+    numbers = {"kernel": KERNEL, "tokens": TOKENS, "instructions_per_element": counted}
     NUMBERS.write_text(json.dumps(numbers, indent=1) + "\n")
 
 

@@ -6,7 +6,9 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ _MIB = 1 << 20
 _SIZES_MIB = (1, 4, 16, 64, 256)
 _ROWS, _INNER, _COLUMNS = 2048, 1024, 2048
 # Of every size, as long as it takes to see the machine at its best.
+_STRETCHES, _STRETCH_S = 6, 0.03
 _SECONDS, _FEWEST = 0.15, 5
 
 
@@ -26,8 +29,8 @@ class Bandwidth:
 
     Attributes:
         bytes: of all arrays that are touched, together.
-        read: bytes read a second, by the fastest of a few reductions.
-        copy: bytes read and written a second, by the fastest of a few element-wise operations.
+        read: bytes read a second, by the faster of two reductions.
+        copy: bytes read and written a second, by the faster of two element-wise operations.
     """
 
     bytes: int
@@ -74,26 +77,35 @@ class Roofline:
 
 def measure_roofline(threads: int, folder: Path) -> Roofline:
     """Measure this machine, with the threads that this process is pinned to."""
-    import torch
-
-    torch.set_num_threads(threads)
-    with torch.inference_mode():
-        bandwidths = [_bandwidth(size * _MIB) for size in _SIZES_MIB]
+    bandwidths = [_bandwidth(size * _MIB, threads) for size in _SIZES_MIB]
     return Roofline(bandwidths, _peak_flops(threads, folder))
 
 
-def _bandwidth(size: int) -> Bandwidth:
+def _bandwidth(size: int, threads: int) -> Bandwidth:
+    """Measure with threads that never wait for each other, each on arrays of its own, `size` bytes together."""
     import torch
 
-    values = torch.ones(size // 4)
-    half, other = torch.ones(size // 8), torch.empty(size // 8)
-    reads: tuple[Callable[[], object], ...] = (values.sum, values.max, lambda: torch.dot(values, values))
-    writes: tuple[Callable[[], object], ...] = (
-        lambda: torch.add(half, 1.0, out=other),
-        lambda: torch.mul(half, 2.0, out=other),
-        lambda: other.copy_(half),
-    )
-    return Bandwidth(size, size / min(map(_best_s, reads)), size / min(map(_best_s, writes)))
+    numbers = max(2, size // (4 * threads))
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        whole = [torch.ones(numbers) for _ in range(threads)]
+        halves = [(torch.ones(numbers // 2), torch.empty(numbers // 2)) for _ in range(threads)]
+        reads = ([part.sum for part in whole], [partial(torch.dot, part, part) for part in whole])
+        writes = ([partial(torch.add, a, 1.0, out=b) for a, b in halves], [partial(b.copy_, a) for a, b in halves])
+        read, copy = (4 * numbers * max(_best_rate(pool, op) for op in ops) for ops in (reads, writes))
+    return Bandwidth(size, read, copy)
+
+
+def _best_rate(pool: ThreadPoolExecutor, functions: Sequence[Callable[[], object]]) -> float:
+    """Return the most calls a second, of all functions together, in one of a few stretches of time."""
+    return max(sum(pool.map(_rate, functions)) for _ in range(_STRETCHES))
+
+
+def _rate(function: Callable[[], object]) -> float:
+    calls, started = 0, time.perf_counter()
+    while (spent := time.perf_counter() - started) < _STRETCH_S or not calls:
+        function()
+        calls += 1
+    return calls / spent
 
 
 def _peak_flops(threads: int, folder: Path) -> float:
