@@ -17,163 +17,21 @@
 #include <functional>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <vector>
 
-#include "aggregation.h"
+#include "benchmark_case.h"
+#include "benchmark_pool.h"
 #include "dispatch.h"
-#include "element.h"
-
-// By name, so that callgrind finds it.
-extern "C" __attribute__((noinline)) void measured_call(pom::cpu::Aggregation* aggregation, int phase) {
-  aggregation->run(phase);
-}
 
 namespace {
 
 using pom::DataType;
-using pom::Mode;
-using pom::Problem;
-using pom::cpu::element_size;
-using pom::cpu::set_element;
+using pom::cpu::Case;
+using pom::cpu::Options;
+using pom::cpu::Pool;
 
 constexpr int64_t kColdTokens = 32768;
 constexpr int64_t kHotTokens = 1024;
-
-struct Options {
-  std::string name;
-  bool once = false;
-  int threads = 2;
-  int runs = 21;
-  int64_t batch = 1;
-  int64_t tokens = 0;  // 0: the default of cold or hot
-  int64_t channels = 1024;
-  int64_t degree = 3;
-};
-
-// Threads that spin between calls: what waking a sleeping one costs is not the kernel's.
-class Pool {
- public:
-  explicit Pool(int threads) : size_(threads) {
-    for (int i = 1; i < threads; ++i) {
-      workers_.emplace_back([this, i] { work(i); });
-    }
-  }
-  ~Pool() {
-    stopping_ = true;
-    begin();
-    for (std::thread& worker : workers_) {
-      worker.join();
-    }
-  }
-  Pool(const Pool&) = delete;
-  Pool& operator=(const Pool&) = delete;
-
-  [[nodiscard]] int size() const { return size_; }
-
-  void run(const std::function<void(int)>& function) {
-    function_ = &function;
-    busy_.store(size_ - 1, std::memory_order_relaxed);
-    begin();
-    function(0);
-    while (busy_.load(std::memory_order_acquire) != 0) {
-    }
-  }
-
- private:
-  void begin() { call_.fetch_add(1, std::memory_order_release); }
-  void work(int index) {
-    for (int seen = 0;; ++seen) {
-      while (call_.load(std::memory_order_acquire) == seen) {
-      }
-      if (stopping_) {
-        return;
-      }
-      (*function_)(index);
-      busy_.fetch_sub(1, std::memory_order_release);
-    }
-  }
-
-  const int size_;
-  bool stopping_ = false;
-  const std::function<void(int)>* function_ = nullptr;
-  std::atomic<int> call_{0};
-  std::atomic<int> busy_{0};
-  std::vector<std::thread> workers_;
-};
-
-struct Case {
-  Case(const Options& options, const std::string& name, int64_t tokens) {
-    const size_t end = name.rfind('-');
-    const std::string type = end == std::string::npos ? "" : name.substr(end + 1);
-    const bool gated_name = name.rfind("gated-", 0) == 0;
-    const std::string mode = name.substr(gated_name ? 6 : 0, end - (gated_name ? 6 : 0));
-    gated = gated_name;
-    if (!pom::parse_mode(mode, &problem.attributes.mode) || mode == "features") {
-      throw std::invalid_argument("no case \"" + name + "\"");
-    }
-    for (const DataType each : {DataType::kFloat32, DataType::kFloat16, DataType::kBFloat16}) {
-      known = known || type == pom::name_of(each);
-      problem.data_type = type == pom::name_of(each) ? each : problem.data_type;
-    }
-    problem.batch = options.batch;
-    problem.tokens = tokens;
-    problem.channels = options.channels;
-    problem.degree = options.degree;
-    if (const std::string error = known ? validate(problem) : "no type \"" + type + "\""; !error.empty()) {
-      throw std::invalid_argument(error);
-    }
-    gate.activation = pom::GateActivation::kHardSigmoid;
-    gate.tokens = tokens;
-    gate.gates = options.channels;
-    fill();
-  }
-
-  [[nodiscard]] int64_t elements() const { return problem.batch * problem.tokens * problem.channels; }
-  [[nodiscard]] bool writes() const { return gated || problem.attributes.mode == Mode::kCausal; }
-
-  void run(Pool* pool) {
-    const pom::cpu::Tensors tensors{x.data(), nullptr, nullptr, nullptr, gates.data(), bias.data(), y.data()};
-    pom::cpu::Aggregation aggregation(*kernel, problem, gated ? &gate : nullptr, tensors, coefficients);
-    for (int phase = 0; phase < aggregation.phases(); ++phase) {
-      if (pool == nullptr) {
-        measured_call(&aggregation, phase);
-      } else {
-        pool->run([&](int) { measured_call(&aggregation, phase); });
-      }
-    }
-  }
-
-  Problem problem;
-  pom::Gate gate;
-  bool gated = false;
-  bool known = false;
-  const pom::cpu::Kernel* kernel = pom::cpu::dispatch().kernel;
-  pom::cpu::Coefficients coefficients;
-  std::vector<float> bias;
-  std::vector<uint64_t> x;
-  std::vector<uint64_t> gates;
-  std::vector<uint64_t> y;
-
- private:
-  void fill() {
-    if (kernel == nullptr) {
-      throw std::invalid_argument(pom::cpu::dispatch().error);
-    }
-    const std::vector<float> values(static_cast<size_t>(problem.channels * problem.degree), 0.25F);
-    coefficients = pom::cpu::Coefficients(values.data(), DataType::kFloat32, problem.channels, problem.degree);
-    bias.assign(static_cast<size_t>(problem.channels), 0.5F);
-    const auto words = static_cast<size_t>(elements() * element_size(problem.data_type) / 8 + 1);
-    x.resize(words);
-    y.resize(writes() ? words : static_cast<size_t>(problem.batch * problem.channels));
-    for (int64_t i = 0; i < elements(); ++i) {
-      set_element(x.data(), problem.data_type, i, static_cast<float>(i * 37 % 101 - 50) / 16.0F);
-    }
-    if (gated) {
-      gates = x;
-    }
-  }
-};
 
 // Reads every word of x and, where `writes`, writes as many.
 void plain(Case* run, Pool* pool) {
