@@ -60,13 +60,13 @@ def reason_to_skip(
         backend: its name.
         work: what there is to do.
         point: (batch, tokens).
-        available: bytes of memory.
+        available: bytes of memory, those that other backends need taken off.
         flops_per_s: the machine's, for matrix products.
         longest_s: seconds that one run may take.
     """
     need = estimate_bytes(backend, work, *point)
     if need > _USABLE_SHARE * available:
-        return f"would need about {need / 2**30:.1f} GiB of memory, {available / 2**30:.1f} GiB are available"
+        return f"would need about {need / 2**30:.1f} GiB of memory, {max(available, 0) / 2**30:.1f} GiB are left"
     seconds = estimate_flops(backend, work, *point) / flops_per_s
     if seconds > longest_s:
         return f"one run would take about {seconds:.0f} s or more, the limit is {longest_s:g} s"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pom_export.api.progress import Progress, silent
-from pom_export.bench.guards import DEFAULT_FLOPS_PER_S, reason_to_skip, sizes_of
+from pom_export.bench.guards import DEFAULT_FLOPS_PER_S, estimate_bytes, reason_to_skip, sizes_of
 from pom_export.bench.machine import available_bytes, describe_machine
 from pom_export.bench.options import TENSORRT, BenchOptions
 from pom_export.bench.preparing import Prepared, prepare
@@ -102,10 +102,13 @@ class _Run:
         point = Point(batch, tokens)
         work, options = self._prepared.work, self._options
         flops = DEFAULT_FLOPS_PER_S if roofline is None else roofline.flops_per_s
+        available = available_bytes()
         for name in self._prepared.backends:
-            why = reason_to_skip(name, work, (batch, tokens), available_bytes(), flops, options.longest_run_s)
+            why = reason_to_skip(name, work, (batch, tokens), available, flops, options.longest_run_s)
             if why:
                 point.skipped[name] = why
+            else:  # all of them live in one process, and ONNX Runtime keeps what a run has taken
+                available -= estimate_bytes(name, work, batch, tokens)
         backends = [name for name in self._prepared.backends if name not in point.skipped]
         self._progress(f"batch {batch}, tokens {tokens}: timing {', '.join(backends) or 'nothing'}")
         if backends:

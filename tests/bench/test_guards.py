@@ -22,7 +22,7 @@ def test_a_square_matrix_is_foreseen(backend: str) -> None:
     assert estimate_bytes(backend, CAUSAL, 1, 65536) > 16 * GIB
     why = reason_to_skip(backend, CAUSAL, (1, 65536), 8 * GIB, 1e15, 1.0)
     assert why is not None
-    assert "GiB of memory, 8.0 GiB are available" in why
+    assert "GiB of memory, 8.0 GiB are left" in why
 
 
 @pytest.mark.parametrize("backend", ["function", "kernel", "matmul"])
