@@ -28,7 +28,8 @@ It is what an optimised export holds, since one kernel for both passes over memo
 between the aggregate and z.
 
 No node leaves an input empty in front of one that it has (TensorRT's parser refuses that). The place of an absent
-one is held by a placeholder: a tensor of rank 1 and size 1, which nobody reads. Every real input has rank 2 or 3.
+one is held by a placeholder: a tensor of rank 1 and size 1, which nobody reads. Every real one has rank 2 or 3,
+and `gate_bias` is always real.
 """
 
 from __future__ import annotations

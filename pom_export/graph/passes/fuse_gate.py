@@ -8,9 +8,15 @@ import numpy as np
 import onnx_ir as ir
 
 from pom_export import contract
-from pom_export.graph.passes.selections import Selection, find_selections, only_user
+from pom_export.graph.passes.selections import (
+    Selection,
+    add_constant,
+    find_selections,
+    only_user,
+    take_place,
+)
 
-_ROUNDING = 1e-6
+_ALPHA_TOLERANCE = 1e-6
 
 
 class _Gate(NamedTuple):
@@ -38,7 +44,7 @@ def _fuse(graph: ir.Graph, selection: Selection) -> None:
     name = (aggregation.name or "").replace(contract.OP_NAME, contract.GATED_OP_NAME)
     bias = gate.bias if gate.bias is not None else _zeros(graph, f"{name}/gate_bias", selection)
     given = {**aggregation.attributes, "gate_activation": ir.AttrString("gate_activation", gate.activation)}
-    attributes = [given[name] for name in contract.GATED_ATTRIBUTES]
+    attributes = [given[attribute] for attribute in contract.GATED_ATTRIBUTES]
     x, *others = aggregation.inputs
     fused = ir.Node(
         contract.DOMAIN,
@@ -47,11 +53,8 @@ def _fuse(graph: ir.Graph, selection: Selection) -> None:
         attributes,
         name=name,
     )
-    fused.outputs[0].shape, fused.outputs[0].type = output.shape, output.type
     graph.insert_before(selection.product, fused)
-    value_name = output.name
-    ir.convenience.replace_all_uses_with(output, fused.outputs[0], replace_graph_outputs=True)
-    output.name, fused.outputs[0].name = None, value_name
+    take_place(output, fused.outputs[0])
 
 
 def _gate_of(gate: ir.Value) -> _Gate:
@@ -75,7 +78,7 @@ def _activation(node: ir.Node) -> str | None:
     if node.op_type != "HardSigmoid":
         return None
     alpha, beta = (node.attributes.get(name) for name in ("alpha", "beta"))
-    if alpha is None or abs(alpha.as_float() - 1 / 6) > _ROUNDING:
+    if alpha is None or abs(alpha.as_float() - 1 / 6) > _ALPHA_TOLERANCE:
         return None
     return "hardsigmoid" if beta is None or beta.as_float() == 0.5 else None
 
@@ -87,6 +90,4 @@ def _is_bias(value: ir.Value, gate: ir.Value) -> bool:
 def _zeros(graph: ir.Graph, name: str, selection: Selection) -> ir.Value:
     assert selection.gate.dtype is not None
     zeros = np.zeros(selection.gates, selection.gate.dtype.numpy())
-    value = ir.val(name, const_value=ir.tensor(zeros, selection.gate.dtype))
-    graph.register_initializer(value)
-    return value
+    return add_constant(graph, name, zeros, selection.gate.dtype)

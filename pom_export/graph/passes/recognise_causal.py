@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from pom_export import contract
 from pom_export.graph.nodes import aggregation_nodes
+from pom_export.graph.passes.selections import take_place
 
 # What changes no value, where it does not change the last two axes.
 _TRANSPARENT = ("Unsqueeze", "Expand", "Cast", "Identity")
@@ -30,26 +31,27 @@ class RecogniseCausalPass(ir.passes.InPlacePass):
         for node in aggregation_nodes(model):
             if node.attributes["mode"].as_string() != "features":
                 continue
+            found = 0
             for product, _ in list(node.outputs[0].uses()):
                 quotient = _causal_quotient(node, product)
                 if quotient is None:
                     continue
-                causal = _causal_node(node)
+                causal = _causal_node(node, f"{node.name}_{found}" if found else node.name or "")
+                found += 1
                 model.graph.insert_before(quotient, causal)
-                causal.outputs[0].shape, causal.outputs[0].type = quotient.outputs[0].shape, quotient.outputs[0].type
-                ir.convenience.replace_all_uses_with(quotient.outputs[0], causal.outputs[0])
+                take_place(quotient.outputs[0], causal.outputs[0])
                 modified = True
         return ir.passes.PassResult(model, modified=modified)
 
 
-def _causal_node(features: ir.Node) -> ir.Node:
+def _causal_node(features: ir.Node, name: str) -> ir.Node:
     attributes = [attr for attr in features.attributes.values() if attr.name != "mode"]
     return ir.Node(
         contract.DOMAIN,
         contract.OP_NAME,
         features.inputs,
         [*attributes, ir.AttrString("mode", "causal")],
-        name=features.name,
+        name=name,
     )
 
 

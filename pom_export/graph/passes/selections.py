@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy.typing as npt
 import onnx_ir as ir
 
 from pom_export.graph.nodes import aggregation_nodes
@@ -51,6 +54,33 @@ def only_user(value: ir.Value) -> ir.Node | None:
     return users[0] if len(users) == 1 and not value.is_graph_output() else None
 
 
+def own_weight(product: ir.Node) -> npt.NDArray[Any] | None:
+    """Return the constant matrix that a product multiplies by, where nothing else uses it."""
+    weight = product.inputs[1]
+    if weight is None or weight.const_value is None or not weight.is_initializer() or only_user(weight) is not product:
+        return None
+    array = weight.const_value.numpy()
+    return array if array.ndim == len(("rows", "columns")) else None
+
+
+def add_constant(graph: ir.Graph, name: str, array: npt.NDArray[Any], dtype: ir.DataType | None = None) -> ir.Value:
+    """Add an initializer of that name, or of the next one that is free."""
+    taken = graph.initializers.keys() | {value.name for node in graph for value in node.outputs}
+    numbered = (f"{name}_{i}" for i in itertools.count(1))
+    free = next(text for text in itertools.chain([name], numbered) if text not in taken)
+    value = ir.val(free, const_value=ir.tensor(array, dtype))
+    graph.register_initializer(value)
+    return value
+
+
+def take_place(old: ir.Value, new: ir.Value) -> None:
+    """Use a value wherever another was used, as an output of the graph and by name too."""
+    new.shape, new.type = old.shape, old.type
+    name = old.name
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    old.name, new.name = None, name
+
+
 def _selection_of(aggregation: ir.Node) -> Selection | None:
     aggregate = aggregation.outputs[0]
     user = only_user(aggregate)
@@ -84,7 +114,12 @@ def _is_folded(aggregate: ir.Value, folded: ir.Value, unfolded: ir.Value, gate: 
     whole, cut, column, values = (list(shape or ()) for shape in shapes)
     if (len(whole), len(cut), len(column), len(values)) != (_RANK, _RANK + 1, _RANK + 1, _RANK):
         return False
-    return column == [*values, 1] and cut[:2] == whole[:2] and cut[2] == values[2]
+    return column == [*values, 1] and cut[:2] == whole[:2] and cut[2] == values[2] and _is_known(*whole, *values)
+
+
+def _is_known(*sizes: int | ir.SymbolicDim) -> bool:
+    """Return whether each size has a number or a name: two that have none are not the same."""
+    return all(isinstance(size, int) or size.value is not None for size in sizes)
 
 
 def _is_whole(selection: Selection) -> bool:
@@ -96,9 +131,8 @@ def _is_whole(selection: Selection) -> bool:
     (batch, rows, channels), gate, selected = (list(value.shape or ()) for value in values)
     if not isinstance(channels, int) or not isinstance(gate[2], int) or channels % gate[2]:
         return False
-    mean = selection.aggregation.attributes["mode"].as_string() == "mean"
-    tokens_fit = rows == 1 if mean else rows == gate[1]
-    return tokens_fit and gate[0] == batch and selected == [batch, gate[1], channels]
+    fits = {"mean": rows == 1, "causal": rows == gate[1]}.get(selection.aggregation.attributes["mode"].as_string())
+    return bool(fits) and _is_known(batch, rows, gate[1]) and gate[0] == batch and selected[:2] == [batch, gate[1]]
 
 
 def _size(value: ir.Value, axis: int) -> int:

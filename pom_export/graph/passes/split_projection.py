@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pom_export.graph.nodes import aggregation_nodes
-from pom_export.graph.passes.selections import only_user
+from pom_export.graph.passes.selections import add_constant, only_user, own_weight, take_place
 
 
 class SplitProjectionPass(ir.passes.InPlacePass):
@@ -29,26 +29,22 @@ def _cut(graph: ir.Graph, split: ir.Node, product: ir.Node | None) -> bool:
     """Replace a product and the split of its last axis; False where they are something else."""
     if product is None or product.op_type != "MatMul" or only_user(product.outputs[0]) is not split:
         return False
-    weight, axis = product.inputs[1], split.attributes.get("axis")
-    rank = len(product.outputs[0].shape or ())
+    array, axis = own_weight(product), split.attributes.get("axis")
     sizes = [value.shape[-1] if value.shape else None for value in split.outputs]
-    if weight is None or weight.const_value is None or not weight.is_initializer() or only_user(weight) is not product:
+    rank = len(product.outputs[0].shape or ())
+    if array is None or axis is None or axis.as_int() not in {-1, rank - 1}:
         return False
-    if axis is None or axis.as_int() not in {-1, rank - 1} or not all(isinstance(size, int) for size in sizes):
+    ends = np.cumsum([size for size in sizes if isinstance(size, int)])
+    if len(ends) < len(sizes) or ends[-1] != array.shape[1]:
         return False
-    array = weight.const_value.numpy()
-    ends = np.cumsum([int(size) for size in sizes if isinstance(size, int)])
-    if array.ndim != 2 or ends[-1] != array.shape[1]:
-        return False
-    name = weight.name or ""
+    x, weight = product.inputs
+    assert weight is not None
     for index, (output, columns) in enumerate(zip(split.outputs, np.split(array, ends[:-1], axis=1), strict=True)):
         # A view: nothing is copied before the file is written.
-        part = ir.val(f"{name}.{index}", const_value=ir.tensor(columns, weight.dtype))
-        graph.register_initializer(part)
-        projected = ir.node("MatMul", [product.inputs[0], part], name=f"{product.name}.{index}")
-        projected.outputs[0].shape, projected.outputs[0].type = output.shape, output.type
+        part = add_constant(graph, f"{weight.name}.{index}", columns, weight.dtype)
+        projected = ir.node("MatMul", [x, part], name=f"{product.name}.{index}")
         graph.insert_before(product, projected)
-        ir.convenience.replace_all_uses_with(output, projected.outputs[0], replace_graph_outputs=True)
+        take_place(output, projected.outputs[0])
     graph.remove([split, product], safe=True)
-    del graph.initializers[name]
+    del graph.initializers[weight.name or ""]
     return True

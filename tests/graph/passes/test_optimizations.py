@@ -24,7 +24,8 @@ from pom_export.runtime.session import inference_session
 
 GATED = contract.GATED_OP_NAME
 PLAIN = contract.OP_NAME
-FACTORED = ["MatMul", "MatMul", "Add", "HardSigmoid", PLAIN, "Reshape", "MatMul", "Reshape", "MatMul"]
+FACTOR = ["Reshape", "Transpose", "MatMul", "Transpose", "MatMul"]
+FACTORED = ["MatMul", "MatMul", "Add", "HardSigmoid", PLAIN, *FACTOR]
 
 
 def program(mixer: nn.Module, **options: object) -> Program:
@@ -77,7 +78,7 @@ CASES = {
     "v1 grouped, mean": (
         lambda: ProductMixer(8, 2, 2, n_head=2, bias=False),
         {"mask": "padding"},
-        ["Transpose", "Conv", "Transpose", "MatMul", "Sigmoid", PLAIN, "Reshape", "MatMul", "Reshape", "MatMul"],
+        ["Transpose", "Conv", "Transpose", "MatMul", "Sigmoid", PLAIN, *FACTOR],
     ),
 }
 
@@ -88,9 +89,9 @@ def test_the_graph_is_what_was_meant(case: str, tmp_path: Path) -> None:
     assert op_types(exported(program(make(), **options), tmp_path / "m.onnx")) == expected
 
 
-ROTARY: dict[str, tuple[Callable[[], nn.Module], dict[str, object], str]] = {
-    "rotary": (lambda: RotaryPolynomialMixer(8, 3, 2), {"mask": "causal"}, "identity"),
-    "rotary heads": (lambda: RotaryPolynomialMixer(8, 3, 2, n_sel_heads=4), {"mask": "causal"}, "identity"),
+ROTARY: dict[str, tuple[Callable[[], nn.Module], dict[str, object], list[str]]] = {
+    "rotary": (lambda: RotaryPolynomialMixer(8, 3, 2), {"mask": "causal"}, []),
+    "rotary heads": (lambda: RotaryPolynomialMixer(8, 3, 2, n_sel_heads=4), {"mask": "causal"}, []),
 }
 
 
@@ -119,10 +120,10 @@ def test_the_outputs_are_those_of_pytorch(case: str, kernels: bool, tmp_path: Pa
 
 
 def test_rotated_gates_are_applied_as_they_are(tmp_path: Path) -> None:
-    for make, options, activation in ROTARY.values():
+    for make, options, _ in ROTARY.values():
         model = exported(program(make(), **options), tmp_path / "m.onnx")
         (node,) = [node for node in model.graph if node.op_type == GATED]
-        assert node.attributes["gate_activation"].as_string() == activation
+        assert node.attributes["gate_activation"].as_string() == "identity"
         bias = node.inputs[2]
         assert bias is not None
         assert not bias.const_value.numpy().any()
@@ -163,20 +164,27 @@ class Surroundings(nn.Module):
         mixer, kind = self.mixer, self.kind
         both = mixer.qc_proj(x)
         projected, gate = both.split([16, mixer.config.gate_width], dim=-1)
-        a = torch.ops.pom.polynomial_aggregation(projected, mixer.po_coeff, None, "mean")
+        mode = "features" if kind == "a gate over features" else "mean"
+        a = torch.ops.pom.polynomial_aggregation(projected, mixer.po_coeff, None, mode)
         s = functional.hardsigmoid(gate + mixer.se_bias)
         if kind == "the gate is tanh":
             return (mixer.ag_proj(torch.tanh(gate) * a),)
-        if kind == "the gate is used twice":
+        if kind == "the gate is an output":
             return mixer.ag_proj(s * a), s
-        if kind == "the aggregate is used twice":
+        if kind == "the aggregate is an output":
             return mixer.ag_proj(s * a), a
-        if kind == "the projection is used twice":
+        if kind == "the projection is an output":
             return mixer.ag_proj(s * a), both
+        if kind == "the context's part is an output":
+            return mixer.ag_proj(s * a), projected
+        if kind == "weights are used transposed too":
+            return (mixer.ag_proj(s * a) @ mixer.ag_proj.weight @ torch.ones(16, 3) + both.sum() * 0,)
         if kind == "one gate for the sequence":
             return (mixer.ag_proj(s.mean(1, keepdim=True) * a),)
+        if kind == "a gate over features":
+            return (mixer.ag_proj(s * a),)
         folded = (a.unflatten(-1, (4, -1)) * s.unsqueeze(-1)).flatten(-2)
-        if kind == "heads, used twice":
+        if kind == "heads, an output":
             return mixer.ag_proj(folded), folded
         if kind == "heads, interleaved":  # gate j serves channels j, j + 4, ...
             return (mixer.ag_proj((a.unflatten(-1, (-1, 4)) * s.unsqueeze(-2)).flatten(-2)),)
@@ -185,26 +193,77 @@ class Surroundings(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "kind",
+    ("kind", "split", "gated"),
     [
-        "the gate is tanh",
-        "the gate is used twice",
-        "the aggregate is used twice",
-        "the projection is used twice",
-        "one gate for the sequence",
-        "heads, used twice",
-        "heads, interleaved",
-        "heads, two products",
+        ("the gate is tanh", True, True),
+        ("the gate is an output", True, True),
+        ("the aggregate is an output", True, False),
+        ("the projection is an output", False, True),
+        ("the context's part is an output", True, True),
+        ("weights are used transposed too", False, True),
+        ("one gate for the sequence", True, True),
+        ("a gate over features", True, False),
+        ("heads, an output", True, True),
+        ("heads, interleaved", True, False),
+        ("heads, two products", True, True),
     ],
 )
-def test_whatever_stands_around_it_the_outputs_stay(kind: str, tmp_path: Path) -> None:
+def test_whatever_stands_around_it_the_outputs_stay(kind: str, split: bool, gated: bool, tmp_path: Path) -> None:
     model = Surroundings(kind).eval()
     x = torch.randn(2, 9, 8, generator=torch.Generator().manual_seed(2))
 
     # The export compares itself with PyTorch, with the kernels and with the functions.
     result = pom_export.export(model, tmp_path / "m.onnx", example_inputs=(x,))
+    pom_export.export(model, tmp_path / "plain.onnx", example_inputs=(x,), optimize=False)
 
     assert result.checked == ["onnxruntime kernel", "onnxruntime function"]
-    if "twice" in kind and "gate" not in kind:
-        # What someone else needs is still made as it was.
-        assert len(onnx.load(tmp_path / "m.onnx").graph.output) == 2
+    graph, plain = (onnx.load(tmp_path / name).graph for name in ("m.onnx", "plain.onnx"))
+    assert [output.name for output in graph.output] == [output.name for output in plain.output]
+    operators = [node.op_type for node in graph.node]
+    assert ("Split" not in operators, GATED in operators) == (split, gated)
+
+
+class Shared(nn.Module):
+    """One mixer called twice, and weights that are used in both directions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mixer = PolynomialMixer(32, 3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.mixer(x, mask="causal") + self.mixer(x)
+        return (
+            y @ self.mixer.ag_proj.weight @ torch.ones(64, 32) + (self.mixer(y) @ self.mixer.qc_proj.weight.T)[..., :32]
+        )
+
+
+def test_weights_with_several_users_are_stored_once(tmp_path: Path) -> None:
+    model = Shared().eval()
+    x = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(2))
+    pom_export.export(model, tmp_path / "m.onnx", example_inputs=(x,))
+    stored = sum(np.prod(tensor.dims) for tensor in onnx.load(tmp_path / "m.onnx").graph.initializer)
+    assert stored <= sum(parameter.numel() for parameter in model.parameters()) + 64 * 32 + 64
+
+
+def test_float16_is_not_factored(tmp_path: Path) -> None:
+    # A gate that is almost closed would no longer keep what it is multiplied with in float16's range.
+    mixer = PolynomialMixer(8, 3, 2, n_sel_heads=4)
+    pom_export.export(mixer, tmp_path / "m.onnx", dtype="float16")
+    assert op_types(ir.load(tmp_path / "m.onnx")) == ["MatMul", "MatMul", GATED, "MatMul"]
+
+
+def test_a_taken_name_is_not_taken_again(tmp_path: Path) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mixer = PolynomialMixer(8, 3, 2)
+            self.register_buffer("linear", torch.full((8,), 2.0))
+            self.mixer.qc_proj.register_module("weight_transposed", nn.ParameterList([torch.ones(8), torch.ones(8)]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = self.mixer.qc_proj.weight_transposed
+            return self.mixer(x) * first + second * self.linear
+
+    x = torch.randn(2, 9, 8)
+    assert pom_export.export(Named().eval(), tmp_path / "m.onnx", example_inputs=(x,)).checked
