@@ -13,7 +13,8 @@ namespace pom {
 
 inline constexpr char kGatedOpName[] = "GatedPolynomialAggregation";
 
-inline constexpr std::array<const char*, 7> kGatedInputs{"x", "gate", "gate_bias", "coefficients", "mask", "cos", "sin"};
+inline constexpr std::array<const char*, 7> kGatedInputs{"x",    "gate", "gate_bias", "coefficients",
+                                                         "mask", "cos",  "sin"};
 inline constexpr int32_t kGatedRequiredInputs = 4;
 inline constexpr std::array<const char*, 8> kGatedAttributes{
     "form", "degree", "mode", "rotary_blocks", "epsilon", "gate_activation", "plugin_version", "plugin_namespace"};
