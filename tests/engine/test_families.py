@@ -16,7 +16,8 @@ GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 CASES: list[tuple[str, dict[str, Any], int, int]] = [
     ("rope1d", {"mask": "causal"}, 1, 0),
     ("rope1d_heads", {"mask": "causal", "positions": True, "dtype": "float16"}, 1, 0),
-    ("rope1d_heads", {"mask": "padding", "positions": True, "dtype": "float16"}, 0, 1),
+    ("rope1d_heads", {"mask": "padding", "positions": True, "dtype": "float16"}, 1, 0),
+    ("rope1d_heads", {"mask": "padding", "positions": True}, 0, 1),
     ("rope2d", {"mask": "full", "positions": True}, 0, 1),
     ("v2_base", {"mask": "causal", "optimize": False}, 0, 1),
     ("v1_degree3", {"mask": "padding"}, 1, 0),

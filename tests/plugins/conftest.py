@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,9 +112,10 @@ def onnxruntime_symbols(onnxruntime_op: OnnxRuntimeOp) -> ctypes.CDLL:
     return loaded
 
 
-@pytest.fixture(
-    params=["scalar", *(pytest.param(name, marks=pytest.mark.machine) for name in ("avx2", "avx512", "neon"))]
-)
+VECTOR_KERNELS = ("neon",) if platform.machine() in {"aarch64", "arm64"} else ("avx512", "avx2")
+
+
+@pytest.fixture(params=["scalar", *(pytest.param(name, marks=pytest.mark.machine) for name in VECTOR_KERNELS)])
 def cpu_kernel(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, onnxruntime_symbols: ctypes.CDLL
 ) -> str:
