@@ -31,11 +31,10 @@ from pom_export.bench.preparing import (
     resolve_axes,
 )
 from pom_export.graph.exported import ExportedModel, read_model
-from pom_export.runtime.session import import_onnxruntime, inference_session
+from pom_export.runtime.session import default_session_options, import_onnxruntime, inference_session
 
 Array = npt.NDArray[Any]
 _KEPT_SHARE = 0.9
-_SILENT = 4
 
 
 def draw_inputs(model: ExportedModel, sizes: Mapping[str, int], seed: int) -> dict[str, Array]:
@@ -78,8 +77,7 @@ class OnnxContestant(Contestant):
 
     def __init__(self, path: Path, threads: int, *, kernels: bool = False) -> None:
         self._runtime = import_onnxruntime()
-        options = self._runtime.SessionOptions()
-        options.log_severity_level = _SILENT
+        options = default_session_options()
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = inference_session(path, kernels=kernels, session_options=options)
