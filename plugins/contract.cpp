@@ -3,6 +3,8 @@
 #include <cstdio>
 #include <string>
 
+#include "pom/gated.h"
+
 namespace {
 
 template <typename Names>
@@ -32,9 +34,20 @@ std::string signature() {
          ",\"clamp_high\":" + json_number(pom::kClampHigh) + "}";
 }
 
+std::string gated_signature() {
+  return std::string("{\"op\":\"") + pom::kGatedOpName + "\",\"inputs\":" + json_list(pom::kGatedInputs) +
+         ",\"attributes\":" + json_list(pom::kGatedAttributes) +
+         ",\"gate_activations\":" + json_list(pom::kGateActivations) + "}";
+}
+
 }  // namespace
 
 extern "C" __attribute__((visibility("default"))) const char* pom_contract() {
   static const std::string text = signature();
+  return text.c_str();
+}
+
+extern "C" __attribute__((visibility("default"))) const char* pom_gated_contract() {
+  static const std::string text = gated_signature();
   return text.c_str();
 }

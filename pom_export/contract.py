@@ -112,7 +112,7 @@ def signature() -> str:
 
 
 def gated_signature() -> str:
-    """Return what the contract adds for the gated op, equal to `pom_gated_contract()` of the ONNX Runtime library."""
+    """Return what the contract adds for the gated op, equal to `pom_gated_contract()` of the compiled libraries."""
     return json.dumps(
         {
             "op": GATED_OP_NAME,

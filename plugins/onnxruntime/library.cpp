@@ -1,5 +1,5 @@
 // What the library exports: the function that ONNX Runtime looks for, and what a caller may ask about the CPU kernel.
-// pom_contract() is in contract.cpp.
+// pom_contract() and pom_gated_contract() are in contract.cpp.
 #include <onnxruntime_cxx_api.h>
 
 #include <string>
@@ -18,15 +18,6 @@ OrtStatus* too_old(const OrtApiBase& base) {
                               base.GetVersionString();
   const OrtApi* oldest = base.GetApi(1);
   return oldest == nullptr ? nullptr : oldest->CreateStatus(ORT_NOT_IMPLEMENTED, message.c_str());
-}
-
-template <typename Names>
-std::string json_list(const Names& names) {
-  std::string text = "[";
-  for (const char* name : names) {
-    text += (text.size() > 1 ? ",\"" : "\"") + std::string(name) + "\"";
-  }
-  return text + "]";
 }
 
 void register_ops(OrtSessionOptions* options) {
@@ -53,14 +44,6 @@ __attribute__((visibility("default"))) OrtStatus* ORT_API_CALL RegisterCustomOps
   }
   Ort::InitApi(api);
   return pom::onnxruntime::status_of(*api, "RegisterCustomOps", [&] { register_ops(options); });
-}
-
-__attribute__((visibility("default"))) const char* pom_gated_contract() {
-  static const std::string text = std::string("{\"op\":\"") + pom::kGatedOpName +
-                                  "\",\"inputs\":" + json_list(pom::kGatedInputs) +
-                                  ",\"attributes\":" + json_list(pom::kGatedAttributes) +
-                                  ",\"gate_activations\":" + json_list(pom::kGateActivations) + "}";
-  return text.c_str();
 }
 
 // The kernel that a session created now would run; empty where there is none, and pom_cpu_kernel_error() says why.

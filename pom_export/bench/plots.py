@@ -51,35 +51,39 @@ def require_matplotlib() -> None:
 
 def plot_latency(result: BenchResult, files: Sequence[Path]) -> None:
     """Draw medians, with quartiles as a band, and the floors as dashed lines."""
-    batches = list(dict.fromkeys(point.batch for point in result.points))
-    figure, panels = _figure(len(batches))
-    for panel, batch in zip(panels, batches, strict=True):
-        points = [point for point in result.points if point.batch == batch]
-        for name in result.backends:
-            _draw(panel, name, _curve(points, partial(_median, name)))
-            _band(panel, name, points)
-        tokens, limit = _curve(points, lambda point: point.memory_roofline_ms)
-        if tokens:
-            label = "memory roofline of the layer" if len(result.backends) else ""
-            panel.plot(tokens, limit, color=_GRAY, linestyle=":", linewidth=1.8, label=label)
-        _finish(panel, points, "milliseconds, median", _title(batch, batches))
-    _save(figure, panels, result, files)
+    roofline = ("memory roofline of the layer", lambda point: point.memory_roofline_ms)
+    _plot(result, files, "milliseconds, median", _median, roofline, bands=True)
 
 
 def plot_memory(result: BenchResult, files: Sequence[Path]) -> None:
     """Draw by how much each backend's peak memory grows, and the bytes of our export's tensors as a dashed line."""
+    held = ("weights, inputs, outputs", _tensors)
+    _plot(result, files, "MiB of peak memory beyond the loaded model", _growth, held)
+
+
+def _plot(
+    result: BenchResult,
+    files: Sequence[Path],
+    unit: str,
+    value: Callable[[str, Point], float | None],
+    limit: tuple[str, Callable[[Point], float | None]],
+    *,
+    bands: bool = False,
+) -> None:
+    """Draw a panel for each batch size: a line a backend, and a dotted one."""
     batches = list(dict.fromkeys(point.batch for point in result.points))
     figure, panels = _figure(len(batches))
     for panel, batch in zip(panels, batches, strict=True):
         points = [point for point in result.points if point.batch == batch]
         for name in result.backends:
-            _draw(panel, name, _curve(points, partial(_growth, name)))
-        tokens, held = _curve(points, _tensors)
+            _draw(panel, name, _curve(points, partial(value, name)))
+            if bands:
+                _band(panel, name, points)
+        label, limit_of = limit
+        tokens, numbers = _curve(points, limit_of)
         if tokens:
-            panel.plot(tokens, held, color=_GRAY, linestyle=":", linewidth=1.8, label="weights, inputs, outputs")
-        _finish(
-            panel, points, "MiB of peak memory beyond the loaded model", f"batch {batch}" if len(batches) > 1 else ""
-        )
+            panel.plot(tokens, numbers, color=_GRAY, linestyle=":", linewidth=1.8, label=label)
+        _finish(panel, points, unit, f"batch {batch}" if len(batches) > 1 else "")
     _save(figure, panels, result, files)
 
 
@@ -90,10 +94,6 @@ def _figure(count: int) -> tuple[Any, Sequence[Any]]:
     # Without pyplot there is no window and no state to leave behind.
     figure = Figure(figsize=(5.2 * count + 3.0, 4.6), layout="constrained")
     return figure, figure.subplots(1, count, squeeze=False)[0]
-
-
-def _title(batch: int, batches: Sequence[int]) -> str:
-    return f"batch {batch}" if len(batches) > 1 else ""
 
 
 def _curve(points: Sequence[Point], value: Callable[[Point], float | None]) -> _Curve:

@@ -1,7 +1,7 @@
 // The contract of the custom op pom::GatedPolynomialAggregation, for C++: the aggregation and the gate over it as one.
 //
 // Twin of what pom_export/contract.py says of it: a test compares that module's gated_signature() with
-// pom_gated_contract(), which the ONNX Runtime library exports. Change both or neither.
+// pom_gated_contract(), which each of our libraries exports. Change both or neither.
 #pragma once
 
 #include <array>
