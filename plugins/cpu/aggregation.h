@@ -59,6 +59,7 @@ class Aggregation {
     float* rest = nullptr;  // what rounding has lost of it
   };
   struct Tile;  // what the task of one tile holds
+  struct Step;
 
   void add_phase(int64_t tasks, void (Aggregation::*task)(int64_t));
   [[nodiscard]] Rows rows_at(const Layout::Place& place, int64_t token, int64_t count) const;
@@ -76,8 +77,8 @@ class Aggregation {
   void average(const Layout::Place& place);
   // The steps of a tile.
   void begin(Tile* tile) const;
-  void sum_rows(Tile* tile, int64_t first, int64_t count) const;
-  void write_rows(const Tile& tile, int64_t first, int64_t count) const;
+  void sum_rows(Tile* tile, const Step& step) const;
+  void write_rows(const Tile& tile, const Step& step) const;
   void take_over(Tile* tile) const;
   void hand_on(const Tile& tile) const;
   void read_scales(Tile* tile) const;

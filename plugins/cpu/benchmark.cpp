@@ -15,6 +15,7 @@
 #include <cstdio>
 #include <ctime>
 #include <functional>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -27,34 +28,35 @@ namespace {
 
 using pom::DataType;
 using pom::cpu::Case;
+using pom::cpu::Line;
 using pom::cpu::Options;
 using pom::cpu::Pool;
 
 constexpr int64_t kColdTokens = 32768;
 constexpr int64_t kHotTokens = 1024;
 
-// Reads every word of x and, where `writes`, writes as many.
+// Reads every word of x and, where `writes`, writes as many, as wide as the compiler knows how.
 void plain(Case* run, Pool* pool) {
-  const size_t words = run->x.size();
+  constexpr size_t kLanes = 32;
+  const size_t blocks = run->x.size() * sizeof(Line) / sizeof(uint64_t) / kLanes;
+  const auto first = [&](int index) { return blocks * static_cast<size_t>(index) / static_cast<size_t>(pool->size()); };
   pool->run([&](int index) {
-    const auto share = [&](int i) { return words * static_cast<size_t>(i) / static_cast<size_t>(pool->size()); };
-    uint64_t sum[8] = {};
-    const uint64_t* x = run->x.data();
-    uint64_t* y = run->y.data();
+    const uint64_t* __restrict x = run->x.data()->words + first(index) * kLanes;
+    uint64_t* __restrict y = run->y.data()->words;
+    const size_t count = (first(index + 1) - first(index)) * kLanes;
     if (run->writes()) {
-      for (size_t i = share(index); i < share(index + 1); ++i) {
+      y += first(index) * kLanes;
+      for (size_t i = 0; i < count; ++i) {
         y[i] = x[i] + 1;
       }
     } else {
-      size_t i = share(index);
-      for (; i + 8 <= share(index + 1); i += 8) {
-        for (size_t lane = 0; lane < 8; ++lane) {
+      uint64_t sum[kLanes] = {};
+      for (size_t i = 0; i < count; i += kLanes) {
+        for (size_t lane = 0; lane < kLanes; ++lane) {
           sum[lane] += x[i + lane];
         }
       }
-      for (size_t lane = 0; lane < 8; ++lane) {
-        y[static_cast<size_t>(index)] += sum[lane];
-      }
+      y[index] += std::accumulate(sum, sum + kLanes, uint64_t{0});
     }
   });
 }
@@ -88,6 +90,7 @@ void floor_of(Case* run, Pool* pool) {
     output.count = kStep;
     output.parts = 1;
     output.prefix = rows.prefix;
+    output.prefix_stride = rows.prefix_stride = kColumns;
     output.sum = rows.sum;
     output.rest = rows.rest;
     output.scales = scales;

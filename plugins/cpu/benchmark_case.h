@@ -19,6 +19,11 @@ extern "C" __attribute__((noinline)) inline void measured_call(pom::cpu::Aggrega
 
 namespace pom::cpu {
 
+// As frameworks align their tensors.
+struct alignas(64) Line {
+  uint64_t words[8];
+};
+
 struct Options {
   std::string name;
   bool once = false;
@@ -79,9 +84,9 @@ struct Case {
   const Kernel* kernel = dispatch().kernel;
   Coefficients coefficients;
   std::vector<float> bias;
-  std::vector<uint64_t> x;
-  std::vector<uint64_t> gates;
-  std::vector<uint64_t> y;
+  std::vector<Line> x;
+  std::vector<Line> gates;
+  std::vector<Line> y;
 
  private:
   void fill() {
@@ -91,9 +96,11 @@ struct Case {
     const std::vector<float> values(static_cast<size_t>(problem.channels * problem.degree), 0.25F);
     coefficients = Coefficients(values.data(), DataType::kFloat32, problem.channels, problem.degree);
     bias.assign(static_cast<size_t>(problem.channels), 0.5F);
-    const auto words = static_cast<size_t>(elements() * element_size(problem.data_type) / 8 + 1);
-    x.resize(words);
-    y.resize(writes() ? words : static_cast<size_t>(problem.batch * problem.channels));
+    const auto lines_of = [&](int64_t count) {
+      return static_cast<size_t>(count * element_size(problem.data_type) / static_cast<int64_t>(sizeof(Line)) + 1);
+    };
+    x.resize(lines_of(elements()));
+    y.resize(lines_of(writes() ? elements() : problem.batch * problem.channels));
     for (int64_t i = 0; i < elements(); ++i) {
       set_element(x.data(), problem.data_type, i, static_cast<float>(i * 37 % 101 - 50) / 16.0F);
     }

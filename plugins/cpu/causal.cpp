@@ -17,7 +17,8 @@
 namespace pom::cpu {
 namespace {
 
-// What is written before it is summed on: few elements, and whole blocks of the kernels' rows, which are summed apart.
+// What is written before it is summed on: few elements, for the first cache, and whole blocks of the kernels' rows,
+// which are summed apart.
 constexpr int64_t kStepElements = 4096;
 constexpr int64_t kStepRows = 16;
 constexpr int kPauses = 1000;  // before a waiting thread lets others run
@@ -50,6 +51,21 @@ struct Aggregation::Tile {
   float scales[kMaxCausalTokens];
 };
 
+// Some rows and columns of a tile, whose prefix sums are held at once.
+struct Aggregation::Step {
+  int64_t row;
+  int64_t rows;
+  int64_t column;
+  int64_t columns;
+
+  [[nodiscard]] Layout::Place of(Layout::Place place) const {
+    place.column += column;
+    place.channel += column;
+    place.columns = columns;
+    return place;
+  }
+};
+
 void Aggregation::causal(int64_t task) {
   // Not on the stack, which may be small, and in the cache from one tile to the next.
   static thread_local Tile tile;
@@ -61,22 +77,26 @@ void Aggregation::causal(int64_t task) {
   if (turn.load(std::memory_order_acquire) == place.chunk) {
     take_over(&tile);
     read_scales(&tile);
-    const int64_t step = std::max(kStepElements / (layout_.scratch() * kStepRows), int64_t{1}) * kStepRows;
-    for (int64_t row = 0; row < place.tokens; row += step) {
-      const int64_t count = std::min(step, place.tokens - row);
-      sum_rows(&tile, row, count);
-      write_rows(tile, row, count);
+    const int64_t rows = std::max(kStepElements / (layout_.scratch() * kStepRows), int64_t{1}) * kStepRows;
+    const int64_t columns = std::max(kStepElements / (rows * layout_.parts) / kPadding, int64_t{1}) * kPadding;
+    for (int64_t row = 0; row < place.tokens; row += rows) {
+      for (int64_t column = 0; column < place.columns; column += columns) {
+        const Step step{row, std::min(rows, place.tokens - row), column, std::min(columns, place.columns - column)};
+        sum_rows(&tile, step);
+        write_rows(tile, step);
+      }
     }
     hand_on(tile);
   } else {
-    sum_rows(&tile, 0, place.tokens);
+    const Step all{0, place.tokens, 0, place.columns};
+    sum_rows(&tile, all);
     for (int tries = 0; turn.load(std::memory_order_acquire) != place.chunk; ++tries) {
       tries < kPauses ? pause() : std::this_thread::yield();
     }
     take_over(&tile);
     hand_on(tile);
     read_scales(&tile);
-    write_rows(tile, 0, place.tokens);
+    write_rows(tile, all);
   }
 }
 
@@ -89,21 +109,23 @@ void Aggregation::begin(Tile* tile) const {
 }
 
 // The running sums of the tile's own tokens.
-void Aggregation::sum_rows(Tile* tile, int64_t first, int64_t count) const {
-  Rows rows = rows_at(tile->place, tile->place.token + first, count);
-  rows.weights = problem_.has_mask ? tile->weights + first : nullptr;
-  rows.sum = tile->sum;
-  rows.rest = tile->rest;
-  rows.prefix = tile->prefix + first * layout_.scratch();
+void Aggregation::sum_rows(Tile* tile, const Step& step) const {
+  Rows rows = rows_at(step.of(tile->place), tile->place.token + step.row, step.rows);
+  rows.weights = problem_.has_mask ? tile->weights + step.row : nullptr;
+  rows.sum = tile->sum + step.column;
+  rows.rest = tile->rest + step.column;
+  rows.prefix = tile->prefix;
+  rows.prefix_stride = padded(step.columns);
   rows_functions_.prefix(rows);
 }
 
-void Aggregation::write_rows(const Tile& tile, int64_t first, int64_t count) const {
-  Output output = output_at(tile.place, tile.place.token + first, count);
-  output.prefix = tile.prefix + first * layout_.scratch();
-  output.sum = tile.sum_before;
-  output.rest = tile.rest_before;
-  output.scales = tile.scales + first;
+void Aggregation::write_rows(const Tile& tile, const Step& step) const {
+  Output output = output_at(step.of(tile.place), tile.place.token + step.row, step.rows);
+  output.prefix = tile.prefix;
+  output.prefix_stride = padded(step.columns);
+  output.sum = tile.sum_before + step.column;
+  output.rest = tile.rest_before + step.column;
+  output.scales = tile.scales + step.row;
   output_function_(output);
 }
 

@@ -29,7 +29,7 @@ struct Rows {
   void* y;                 // of mode features
   int64_t stride;          // elements from one row of x (and y) to the next
   int64_t part_stride;     // elements from one part of x, y and coefficients to the next
-  int64_t scratch_stride;  // the same for sum, rest and prefix
+  int64_t scratch_stride;  // the same for sum and rest
   int64_t count;           // rows
   int64_t columns;         // of the block, at most kMaxBlockColumns
   int64_t parts;
@@ -44,7 +44,8 @@ struct Rows {
   const float* weights;  // (count), or null: all 1
   float* sum;            // (parts, scratch_stride), the running sum of the weighted features
   float* rest;           // (parts, scratch_stride), what rounding has lost of it
-  float* prefix;         // (count, parts, scratch_stride), the running sum after every row
+  float* prefix;         // (count, parts, prefix_stride), the running sum after every row
+  int64_t prefix_stride;
 };
 
 using RowsFunction = void (*)(const Rows& rows);
@@ -75,9 +76,10 @@ struct Output {
   int64_t parts;
 
   const float* mean;    // (parts, scratch_stride), where all rows have the same one
-  const float* prefix;  // (count, parts, scratch_stride), otherwise: the sum of these and
+  const float* prefix;  // (count, parts, prefix_stride), otherwise: the sum of these and
   const float* sum;     // (parts, scratch_stride), the sum of the rows before
   const float* rest;    // (parts, scratch_stride), what rounding has lost of that one
+  int64_t prefix_stride;
   const float* scales;  // (count), 1 / sum of the weights so far, or 0 where that sum is 0
 
   const void* gate;  // (count, gate_stride), from its first column on; of y's type

@@ -88,8 +88,8 @@ class Prefix {
   POM_ALWAYS_INLINE Prefix(const Block& block, int64_t part, int64_t column)
       : block_(block),
         scratch_(part * block.rows.scratch_stride + column),
-        stride_(block.rows.parts * block.rows.scratch_stride),
-        prefix_(block.rows.prefix + block.first * stride_ + scratch_),
+        stride_(block.rows.parts * block.rows.prefix_stride),
+        prefix_(block.rows.prefix + block.first * stride_ + part * block.rows.prefix_stride + column),
         sum_(V::load(block.rows.sum + scratch_, AllLanes{})),
         rest_(V::load(block.rows.rest + scratch_, AllLanes{})),
         total_(V::broadcast(0.0F)) {}

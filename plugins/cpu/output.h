@@ -34,8 +34,8 @@ class PrefixMean {
   POM_ALWAYS_INLINE PrefixMean(const Output& output, int64_t first, int64_t part)
       : sum_(output.sum + part * output.scratch_stride),
         rest_(output.rest + part * output.scratch_stride),
-        stride_(output.parts * output.scratch_stride),
-        prefix_(output.prefix + first * stride_ + part * output.scratch_stride),
+        stride_(output.parts * output.prefix_stride),
+        prefix_(output.prefix + first * stride_ + part * output.prefix_stride),
         scales_(output.scales + first) {}
 
   POM_ALWAYS_INLINE void load(int64_t column, V* values) const {
