@@ -10,6 +10,10 @@ namespace {
 constexpr int64_t kWeightRows = 256;  // weights that are read at a time
 constexpr int64_t kGateTokens = 64;   // of one task
 constexpr int64_t kMaxThreads = 256;
+// An output of this size is written past the caches: they would not hold it until it is read, and reading what is about
+// to be overwritten is a third of the traffic.
+constexpr int64_t kStreamedBytes = int64_t{32} << 20;
+constexpr uintptr_t kStreamedAlignment = 64;
 constexpr int64_t kSerialWork = 32768;  // multiply-adds, about: below, a thread costs more than it does
 
 const TypeFunctions& functions_for(const Kernel& kernel, DataType type) {
@@ -50,6 +54,14 @@ std::unique_ptr<T[]> uninitialized(int64_t count) {
   return std::unique_ptr<T[]>(new T[static_cast<size_t>(count)]);
 }
 
+// Rows and parts of y then begin at whole vectors, since blocks of columns are whole paddings.
+bool is_streamed(const Problem& problem, int64_t tokens, int64_t width, const void* y) {
+  const int64_t size = element_size(problem.data_type);
+  return problem.batch * tokens * problem.channels * size >= kStreamedBytes &&
+         reinterpret_cast<uintptr_t>(y) % kStreamedAlignment == 0 &&
+         static_cast<uintptr_t>(width * size) % kStreamedAlignment == 0;
+}
+
 }  // namespace
 
 Aggregation::Aggregation(const Kernel& kernel, const Problem& problem, const Gate* gate, const Tensors& tensors,
@@ -62,7 +74,8 @@ Aggregation::Aggregation(const Kernel& kernel, const Problem& problem, const Gat
       rows_functions_(rows_functions_for(kernel, problem)),
       output_function_(output_function_for(kernel, problem, gate)),
       layout_(problem),
-      gate_layout_(layout_) {
+      gate_layout_(layout_),
+      streamed_(is_streamed(problem, gated_ ? gate_.tokens : problem.tokens, layout_.width, tensors.y)) {
   const int64_t blocks = layout_.batch * layout_.blocks;
   switch (problem.attributes.mode) {
     case Mode::kFeatures:
@@ -158,6 +171,7 @@ Output Aggregation::output_at(const Layout::Place& place, int64_t token, int64_t
   output.count = count;
   output.columns = place.columns;
   output.parts = layout_.parts;
+  output.streamed = streamed_;
   if (gated_) {
     output.gate = element_at(tensors_.gate, problem_.data_type, row * gate_.gates);
     output.gate_bias = tensors_.gate_bias;

@@ -92,6 +92,7 @@ class Aggregation {
   const OutputFunction output_function_;  // null in mode features, and in mode mean without a gate
   const Layout layout_;
   Layout gate_layout_;
+  const bool streamed_;  // y is written past the caches
   std::array<Phase, 2> phases_;
   int phase_count_ = 0;
 

@@ -19,20 +19,8 @@ struct Avx2 {
     return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
   }
   static void store(float* to, Avx2 a, AllLanes) { _mm256_storeu_ps(to, a.value); }
-  static void store(Half* to, Avx2 a, AllLanes) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(a.value, _MM_FROUND_TO_NEAREST_INT));
-  }
-  // Rounds to nearest, ties to even; a NaN becomes a quiet one.
-  static void store(BFloat16* to, Avx2 a, AllLanes) {
-    const __m256i bits = _mm256_castps_si256(a.value);
-    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
-    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x00400000));
-    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a.value, a.value, _CMP_UNORD_Q));
-    const __m256i kept = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
-    const __m128i narrow = _mm_packus_epi32(_mm256_castsi256_si128(kept), _mm256_extracti128_si256(kept, 1));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), narrow);
-  }
+  static void store(Half* to, Avx2 a, AllLanes) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), half(a)); }
+  static void store(BFloat16* to, Avx2 a, AllLanes) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bfloat16(a)); }
 
   template <typename T>
   static Avx2 load(const T* from, FirstLanes lanes) {
@@ -51,6 +39,11 @@ struct Avx2 {
     }
   }
 
+  static void stream(float* to, Avx2 a) { _mm256_stream_ps(to, a.value); }
+  static void stream(Half* to, Avx2 a) { _mm_stream_si128(reinterpret_cast<__m128i*>(to), half(a)); }
+  static void stream(BFloat16* to, Avx2 a) { _mm_stream_si128(reinterpret_cast<__m128i*>(to), bfloat16(a)); }
+  static void finish_streams() { _mm_sfence(); }
+
   static Avx2 broadcast(float value) { return {_mm256_set1_ps(value)}; }
   static Avx2 add(Avx2 a, Avx2 b) { return {_mm256_add_ps(a.value, b.value)}; }
   static Avx2 subtract(Avx2 a, Avx2 b) { return {_mm256_sub_ps(a.value, b.value)}; }
@@ -63,6 +56,19 @@ struct Avx2 {
   static Avx2 multiply_exp2(Avx2 a, Avx2 biased) {
     const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(biased.value), 23);
     return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.value), exponent))};
+  }
+
+ private:
+  static __m128i half(Avx2 a) { return _mm256_cvtps_ph(a.value, _MM_FROUND_TO_NEAREST_INT); }
+  // Rounds to nearest, ties to even; a NaN becomes a quiet one.
+  static __m128i bfloat16(Avx2 a) {
+    const __m256i bits = _mm256_castps_si256(a.value);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x00400000));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a.value, a.value, _CMP_UNORD_Q));
+    const __m256i kept = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(kept), _mm256_extracti128_si256(kept, 1));
   }
 };
 

@@ -31,6 +31,11 @@ struct Avx512 {
     _mm256_mask_storeu_epi16(to, mask(lanes), bfloat16(a));
   }
 
+  static void stream(float* to, Avx512 a) { _mm512_stream_ps(to, a.value); }
+  static void stream(Half* to, Avx512 a) { _mm256_stream_si256(reinterpret_cast<__m256i*>(to), half(a)); }
+  static void stream(BFloat16* to, Avx512 a) { _mm256_stream_si256(reinterpret_cast<__m256i*>(to), bfloat16(a)); }
+  static void finish_streams() { _mm_sfence(); }
+
   static Avx512 broadcast(float value) { return {_mm512_set1_ps(value)}; }
   static Avx512 add(Avx512 a, Avx512 b) { return {_mm512_add_ps(a.value, b.value)}; }
   static Avx512 subtract(Avx512 a, Avx512 b) { return {_mm512_sub_ps(a.value, b.value)}; }

@@ -74,6 +74,7 @@ struct Output {
   int64_t count;
   int64_t columns;
   int64_t parts;
+  bool streamed;  // y is written past the caches: every whole vector of it begins at a multiple of its size
 
   const float* mean;    // (parts, scratch_stride), where all rows have the same one
   const float* prefix;  // (count, parts, prefix_stride), otherwise: the sum of these and

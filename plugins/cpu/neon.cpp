@@ -48,6 +48,12 @@ struct Neon {
     }
   }
 
+  template <typename T>
+  static void stream(T* to, Neon a) {
+    store(to, a, AllLanes{});
+  }
+  static void finish_streams() {}
+
   static Neon broadcast(float value) { return {vdupq_n_f32(value)}; }
   static Neon add(Neon a, Neon b) { return {vaddq_f32(a.value, b.value)}; }
   static Neon subtract(Neon a, Neon b) { return {vsubq_f32(a.value, b.value)}; }

@@ -56,8 +56,22 @@ class PrefixMean {
   const float* const scales_;
 };
 
-template <typename V, typename T, template <typename, int> class Mean, typename Gate>
-void write(const Output& output) {
+template <bool kStreamed, typename V, typename T>
+POM_ALWAYS_INLINE inline void write_vector(T* to, V value, AllLanes lanes) {
+  if constexpr (kStreamed) {
+    V::stream(to, value);
+  } else {
+    V::store(to, value, lanes);
+  }
+}
+
+template <bool kStreamed, typename V, typename T>
+POM_ALWAYS_INLINE inline void write_vector(T* to, V value, FirstLanes lanes) {
+  V::store(to, value, lanes);
+}
+
+template <typename V, typename T, template <typename, int> class Mean, typename Gate, bool kStreamed>
+void write_rows(const Output& output) {
   for_each_block<kOutputRowsAtOnce>(output.count, [&](int64_t first, auto size) POM_ALWAYS_INLINE {
     constexpr int kRows = decltype(size)::value;
     for (int64_t part = 0; part < output.parts; ++part) {
@@ -73,11 +87,21 @@ void write(const Output& output) {
           if constexpr (Gate::kGated) {
             values[row] = V::multiply(values[row], gates[row]);
           }
-          V::store(y + row * output.stride + column, values[row], lanes);
+          write_vector<kStreamed>(y + row * output.stride + column, values[row], lanes);
         }
       });
     }
   });
+}
+
+template <typename V, typename T, template <typename, int> class Mean, typename Gate>
+void write(const Output& output) {
+  if (output.streamed) {
+    write_rows<V, T, Mean, Gate, true>(output);
+    V::finish_streams();
+  } else {
+    write_rows<V, T, Mean, Gate, false>(output);
+  }
 }
 
 template <typename V, typename T, template <typename, int> class Mean>

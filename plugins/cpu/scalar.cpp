@@ -16,6 +16,12 @@ struct Scalar {
   static void store(Half* to, Scalar a, AllLanes) { *to = to_half(a.value); }
   static void store(BFloat16* to, Scalar a, AllLanes) { *to = to_bfloat16(a.value); }
 
+  template <typename T>
+  static void stream(T* to, Scalar a) {
+    store(to, a, AllLanes{});
+  }
+  static void finish_streams() {}
+
   static Scalar broadcast(float value) { return {value}; }
   static Scalar add(Scalar a, Scalar b) { return {a.value + b.value}; }
   static Scalar subtract(Scalar a, Scalar b) { return {a.value - b.value}; }

@@ -336,6 +336,19 @@ def test_long_causal_sums_keep_their_precision(onnxruntime_op: Any, channels: in
 
 
 @every_kernel
+@every_type
+@pytest.mark.parametrize("form", [FORMS["power"], FORMS["rotated"]], ids=["power", "rotated"])
+def test_an_output_beyond_the_caches_has_the_bits_of_a_small_one(onnxruntime_op: Any, form: Form, dtype: type) -> None:
+    """From 32 MiB on, it is written past the caches."""
+    node, feeds = form.attributes("causal"), form.feeds(1, 333, 512 // form.unit, dtype)
+    batch = 2**25 // feeds["x"].nbytes + 1
+    large = onnxruntime_op.run(feeds | {"x": np.repeat(feeds["x"], batch, axis=0)}, node, threads=2)
+    assert large.nbytes >= 2**25
+    small = onnxruntime_op.run(feeds, node)
+    assert (large.view(np.uint8) == small.view(np.uint8)).all()
+
+
+@every_kernel
 def test_a_table_of_one_row_serves_the_batch(onnxruntime_op: Any) -> None:
     form = Form(rotary_blocks=1)
     node, feeds = form.attributes("causal"), form.feeds(3, 20, 8)
