@@ -4,10 +4,10 @@
 // compiled with its own flags (see kernel.h). The same holds for every header that includes this one.
 //
 // The vector type V, which an instruction set's file defines, holds kWidth float32 lanes: load and store (of float,
-// Half or BFloat16; all lanes or the first few), stream, which stores all lanes past the caches, to an address that is a
-// multiple of their size, and finish_streams, before others may read them; broadcast, add, subtract, multiply, divide,
-// multiply_add, at_least and at_most, which keep a NaN in their first operand, and multiply_exp2(v, biased), which is
-// v * 2^n where biased is n + kRoundingBias (exp2.h), as far as the result is a normal number.
+// Half or BFloat16; all lanes or the first few); stream, which stores all lanes past the caches, at a multiple of their
+// size, and finish_streams, before others may read them; broadcast, add, subtract, multiply, divide, multiply_add,
+// at_least and at_most, which keep a NaN in their first operand, and multiply_exp2(v, biased), which is v * 2^n where
+// biased is n + kRoundingBias (exp2.h), as far as the result is a normal number.
 #pragma once
 
 #include "kernel.h"
