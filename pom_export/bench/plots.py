@@ -13,6 +13,8 @@ from pom_export.bench.results import BenchResult, Point
 from pom_export.errors import MissingDependencyError
 
 _MIB = 1 << 20
+# Neither the drawing program nor the time: the title says when, and the same results give the same file.
+_NO_METADATA = {".png": {"Software": None}, ".svg": dict.fromkeys(("Creator", "Date", "Format", "Type"))}
 _TITLE_WIDTH = 110
 _GRAY = "#555555"
 # Of Okabe and Ito, who chose colours that colour-blind readers can tell apart; markers tell them apart in gray.
@@ -164,4 +166,4 @@ def _save(figure: Any, panels: Sequence[Any], result: BenchResult, files: Sequen
     title = "\n".join([*textwrap.wrap(result.target, _TITLE_WIDTH), where])
     figure.suptitle(title, x=0.01, horizontalalignment="left", fontsize=10)
     for file in files:
-        figure.savefig(file, dpi=150)
+        figure.savefig(file, dpi=150, metadata=_NO_METADATA[file.suffix])
