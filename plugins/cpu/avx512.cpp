@@ -51,6 +51,10 @@ struct Avx512 {
   }
 
  private:
+  // Where the upper half of each lane lies, twice.
+  static __m512i upper_halves() {
+    return _mm512_set4_epi64(0x001F001D001B0019, 0x0017001500130011, 0x000F000D000B0009, 0x0007000500030001);
+  }
   static __mmask16 mask(FirstLanes lanes) { return static_cast<__mmask16>((1U << lanes.count) - 1U); }
   static __m256i half(Avx512 a) { return _mm512_cvtps_ph(a.value, _MM_FROUND_TO_NEAREST_INT); }
   static Avx512 widened(__m256i bits) {
@@ -63,7 +67,7 @@ struct Avx512 {
     const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
     const __mmask16 nan = _mm512_cmp_ps_mask(a.value, a.value, _CMP_UNORD_Q);
     const __m512i kept = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x00400000));
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16));
+    return _mm512_castsi512_si256(_mm512_permutexvar_epi16(upper_halves(), kept));
   }
 };
 

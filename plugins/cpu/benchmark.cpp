@@ -7,7 +7,8 @@
 //                                       valgrind --tool=callgrind --toggle-collect=measured_call
 //     --threads T (2), --batch B (1), --tokens N, --channels C (1024), --degree K (3), --runs R (21)
 //
-// "cold": inputs beyond the caches, against a plain loop that reads (mean) or reads and writes (causal) the same bytes.
+// "cold": inputs beyond the caches, against a plain loop that reads (mean) or reads and writes (causal) the same bytes;
+// before each run the caches are filled with other data.
 // "hot": inputs in the caches, against the same kernel functions on one row in the first cache. Runs of the two are
 // interleaved, times are medians (and the best) in milliseconds, and ratio is the other's time by ours. POM_CPU_KERNEL
 // chooses the kernel, as in the library.
@@ -34,6 +35,7 @@ using pom::cpu::Pool;
 
 constexpr int64_t kColdTokens = 32768;
 constexpr int64_t kHotTokens = 1024;
+constexpr size_t kFlushedLines = size_t{1} << 20;  // 64 MiB
 
 // Reads every word of x and, where `writes`, writes as many, as wide as the compiler knows how.
 void plain(Case* run, Pool* pool) {
@@ -124,12 +126,30 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
+// Leaves nothing in the caches that a run needs, nor anything that is yet to be written.
+void flush(Pool* pool) {
+  static std::vector<Line> other(kFlushedLines);
+  pool->run([&](int index) {
+    uint64_t sum = 0;
+    for (const Line& line : other) {
+      sum += line.words[0];
+    }
+    other[static_cast<size_t>(index)].words[1] = sum;
+  });
+}
+
 std::string compare(const Options& options, Case* run, Pool* pool, bool cold) {
   std::vector<double> ours;
   std::vector<double> other;
   const int runs = cold ? options.runs : options.runs * 10;
   for (int i = -2; i < runs; ++i) {
+    if (cold) {
+      flush(pool);
+    }
     const double our_time = milliseconds(*pool, [&] { run->run(pool); });
+    if (cold) {
+      flush(pool);
+    }
     const double other_time = milliseconds(*pool, [&] { cold ? plain(run, pool) : floor_of(run, pool); });
     if (i >= 0) {
       ours.push_back(our_time);
