@@ -106,5 +106,5 @@ def parse_sizes(text: str, option: str) -> tuple[int, ...]:
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() and len(part) <= len(str(_MOST)) for part in parts):
-        raise InputError(f"{option} {text!r} is no list of sizes", f"Example: {option} 256,1024,4096")
+        raise InputError(f"{option} {text!r} is no list of sizes", f"Whole numbers from 1 on, such as {option} 1,256")
     return tuple(map(int, parts))

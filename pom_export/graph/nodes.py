@@ -1,10 +1,16 @@
-"""The nodes of our ops in a graph."""
+"""The nodes of our ops in a graph, and what passes do with nodes and values."""
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
+import numpy.typing as npt
 import onnx_ir as ir
 
 from pom_export import contract
+
+_MATRIX_RANK = 2
 
 
 def aggregation_nodes(model: ir.Model) -> list[ir.Node]:
@@ -15,6 +21,39 @@ def aggregation_nodes(model: ir.Model) -> list[ir.Node]:
 def gated_nodes(model: ir.Model) -> list[ir.Node]:
     """Return the model's gated aggregation nodes, in order."""
     return _nodes(model, contract.GATED_OP_NAME)
+
+
+def only_user(value: ir.Value) -> ir.Node | None:
+    """Return the one node that uses a value, once; None where there are more or it is an output of the graph."""
+    users = [node for node, _ in value.uses()]
+    return users[0] if len(users) == 1 and not value.is_graph_output() else None
+
+
+def own_weight(product: ir.Node) -> npt.NDArray[Any] | None:
+    """Return the constant matrix that a product multiplies by, where nothing else uses it."""
+    weight = product.inputs[1]
+    if weight is None or weight.const_value is None or not weight.is_initializer() or only_user(weight) is not product:
+        return None
+    array = weight.const_value.numpy()
+    return array if array.ndim == _MATRIX_RANK else None
+
+
+def add_constant(graph: ir.Graph, name: str, array: npt.NDArray[Any], dtype: ir.DataType | None = None) -> ir.Value:
+    """Add an initializer of that name, or of the next one that is free."""
+    taken = graph.initializers.keys() | {value.name for node in graph for value in node.outputs}
+    numbered = (f"{name}_{i}" for i in itertools.count(1))
+    free = next(text for text in itertools.chain([name], numbered) if text not in taken)
+    value = ir.val(free, const_value=ir.tensor(array, dtype))
+    graph.register_initializer(value)
+    return value
+
+
+def take_place(old: ir.Value, new: ir.Value) -> None:
+    """Use a value wherever another was used, as an output of the graph and by name too."""
+    new.shape, new.type = old.shape, old.type
+    name = old.name
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    old.name, new.name = None, name
 
 
 def _nodes(model: ir.Model, name: str) -> list[ir.Node]:

@@ -5,13 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from pom_export.graph.passes.selections import (
-    Selection,
-    add_constant,
-    find_selections,
-    only_user,
-    own_weight,
-)
+from pom_export.graph.nodes import add_constant, only_user, own_weight
+from pom_export.graph.passes.selections import Selection, find_selections
 
 _Shape = list[int | ir.SymbolicDim]
 

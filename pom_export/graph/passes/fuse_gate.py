@@ -8,13 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from pom_export import contract
-from pom_export.graph.passes.selections import (
-    Selection,
-    add_constant,
-    find_selections,
-    only_user,
-    take_place,
-)
+from pom_export.graph.nodes import add_constant, only_user, take_place
+from pom_export.graph.passes.selections import Selection, find_selections
 
 _ALPHA_TOLERANCE = 1e-6
 

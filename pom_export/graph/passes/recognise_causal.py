@@ -8,8 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pom_export import contract
-from pom_export.graph.nodes import aggregation_nodes
-from pom_export.graph.passes.selections import take_place
+from pom_export.graph.nodes import aggregation_nodes, take_place
 
 # What changes no value, where it does not change the last two axes.
 _TRANSPARENT = ("Unsqueeze", "Expand", "Cast", "Identity")

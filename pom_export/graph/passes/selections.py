@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import numpy.typing as npt
 import onnx_ir as ir
 
-from pom_export.graph.nodes import aggregation_nodes
+from pom_export.graph.nodes import aggregation_nodes, only_user
 
 _RANK = len(("batch", "tokens", "channels"))
 
@@ -46,39 +43,6 @@ def find_selections(model: ir.Model) -> list[Selection]:
     """Return the selections whose aggregate is used for nothing else, in order."""
     candidates = (_selection_of(node) for node in aggregation_nodes(model))
     return [selection for selection in candidates if selection is not None and _is_whole(selection)]
-
-
-def only_user(value: ir.Value) -> ir.Node | None:
-    """Return the one node that uses a value, once; None where there are more or it is an output of the graph."""
-    users = [node for node, _ in value.uses()]
-    return users[0] if len(users) == 1 and not value.is_graph_output() else None
-
-
-def own_weight(product: ir.Node) -> npt.NDArray[Any] | None:
-    """Return the constant matrix that a product multiplies by, where nothing else uses it."""
-    weight = product.inputs[1]
-    if weight is None or weight.const_value is None or not weight.is_initializer() or only_user(weight) is not product:
-        return None
-    array = weight.const_value.numpy()
-    return array if array.ndim == len(("rows", "columns")) else None
-
-
-def add_constant(graph: ir.Graph, name: str, array: npt.NDArray[Any], dtype: ir.DataType | None = None) -> ir.Value:
-    """Add an initializer of that name, or of the next one that is free."""
-    taken = graph.initializers.keys() | {value.name for node in graph for value in node.outputs}
-    numbered = (f"{name}_{i}" for i in itertools.count(1))
-    free = next(text for text in itertools.chain([name], numbered) if text not in taken)
-    value = ir.val(free, const_value=ir.tensor(array, dtype))
-    graph.register_initializer(value)
-    return value
-
-
-def take_place(old: ir.Value, new: ir.Value) -> None:
-    """Use a value wherever another was used, as an output of the graph and by name too."""
-    new.shape, new.type = old.shape, old.type
-    name = old.name
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-    old.name, new.name = None, name
 
 
 def _selection_of(aggregation: ir.Node) -> Selection | None:

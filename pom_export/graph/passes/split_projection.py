@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from pom_export.graph.nodes import aggregation_nodes
-from pom_export.graph.passes.selections import add_constant, only_user, own_weight, take_place
+from pom_export.graph.nodes import add_constant, aggregation_nodes, only_user, own_weight, take_place
 
 
 class SplitProjectionPass(ir.passes.InPlacePass):
