@@ -90,14 +90,13 @@ class Prefix {
         scratch_(part * block.rows.scratch_stride + column),
         stride_(block.rows.parts * block.rows.prefix_stride),
         prefix_(block.rows.prefix + block.first * stride_ + part * block.rows.prefix_stride + column),
-        sum_(V::load(block.rows.sum + scratch_, AllLanes{})),
-        rest_(V::load(block.rows.rest + scratch_, AllLanes{})),
+        before_(V::add(V::load(block.rows.sum + scratch_, AllLanes{}), V::load(block.rows.rest + scratch_, AllLanes{}))),
         total_(V::broadcast(0.0F)) {}
 
   template <typename Lanes>
   POM_ALWAYS_INLINE void take(V p, int row, Lanes) {
     total_ = block_.add(total_, p, row);
-    V::store(prefix_ + row * stride_, V::add(sum_, V::add(rest_, total_)), AllLanes{});
+    V::store(prefix_ + row * stride_, V::add(before_, total_), AllLanes{});
   }
   POM_ALWAYS_INLINE void finish() const {
     add_compensated(block_.rows.sum + scratch_, block_.rows.rest + scratch_, total_);
@@ -108,8 +107,7 @@ class Prefix {
   const int64_t scratch_;
   const int64_t stride_;
   float* const prefix_;
-  const V sum_;
-  const V rest_;
+  const V before_;
   V total_;
 };
 

@@ -39,10 +39,9 @@ class PrefixMean {
         scales_(output.scales + first) {}
 
   POM_ALWAYS_INLINE void load(int64_t column, V* values) const {
-    const V sum = V::load(sum_ + column, AllLanes{});
-    const V rest = V::load(rest_ + column, AllLanes{});
+    const V before = V::add(V::load(sum_ + column, AllLanes{}), V::load(rest_ + column, AllLanes{}));
     for (int row = 0; row < kRows; ++row) {
-      const V so_far = V::add(sum, V::add(rest, V::load(prefix_ + row * stride_ + column, AllLanes{})));
+      const V so_far = V::add(before, V::load(prefix_ + row * stride_ + column, AllLanes{}));
       // Not sum * 0 where the weights sum to 0: the sum may be NaN.
       values[row] = scales_[row] == 0.0F ? V::broadcast(0.0F) : V::multiply(so_far, V::broadcast(scales_[row]));
     }
