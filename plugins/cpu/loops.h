@@ -90,7 +90,8 @@ class Prefix {
         scratch_(part * block.rows.scratch_stride + column),
         stride_(block.rows.parts * block.rows.prefix_stride),
         prefix_(block.rows.prefix + block.first * stride_ + part * block.rows.prefix_stride + column),
-        before_(V::add(V::load(block.rows.sum + scratch_, AllLanes{}), V::load(block.rows.rest + scratch_, AllLanes{}))),
+        before_(
+            V::add(V::load(block.rows.sum + scratch_, AllLanes{}), V::load(block.rows.rest + scratch_, AllLanes{}))),
         total_(V::broadcast(0.0F)) {}
 
   template <typename Lanes>
