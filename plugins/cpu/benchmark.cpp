@@ -142,15 +142,15 @@ std::string compare(const Options& options, Case* run, Pool* pool, bool cold) {
   std::vector<double> ours;
   std::vector<double> other;
   const int runs = cold ? options.runs : options.runs * 10;
+  const auto timed = [&](const std::function<void()>& function) {
+    if (cold) {
+      flush(pool);
+    }
+    return milliseconds(*pool, function);
+  };
   for (int i = -2; i < runs; ++i) {
-    if (cold) {
-      flush(pool);
-    }
-    const double our_time = milliseconds(*pool, [&] { run->run(pool); });
-    if (cold) {
-      flush(pool);
-    }
-    const double other_time = milliseconds(*pool, [&] { cold ? plain(run, pool) : floor_of(run, pool); });
+    const double our_time = timed([&] { run->run(pool); });
+    const double other_time = timed([&] { cold ? plain(run, pool) : floor_of(run, pool); });
     if (i >= 0) {
       ours.push_back(our_time);
       other.push_back(other_time);
