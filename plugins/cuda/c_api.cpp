@@ -1,0 +1,105 @@
+#include "c_api.h"
+
+#include <cuda_runtime_api.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "aggregate_cuda.h"
+
+namespace {
+
+struct Described {
+  pom::Problem problem;
+  std::optional<pom::Gate> gate;
+};
+
+void require(const std::string& error) {
+  if (!error.empty()) {
+    throw std::invalid_argument(error);
+  }
+}
+
+Described describe(const PomCall& call) {
+  pom::Attributes attributes;
+  attributes.degree = call.degree;
+  attributes.rotary_blocks = call.rotary_blocks;
+  attributes.epsilon = call.epsilon;
+  if (!pom::parse_form(call.form, &attributes.form) || !pom::parse_mode(call.mode, &attributes.mode)) {
+    throw std::invalid_argument(std::string("form and mode must be the contract's words, got ") + call.form + " and " +
+                                call.mode);
+  }
+  std::vector<pom::TensorInfo> inputs;
+  for (int32_t i = 0; i < call.input_count; ++i) {
+    const PomTensor& tensor = call.inputs[i];
+    inputs.push_back({tensor.rank > 0, static_cast<pom::DataType>(tensor.type),
+                      std::vector<int64_t>(tensor.shape, tensor.shape + tensor.rank)});
+  }
+  Described described;
+  if (call.gate_activation == nullptr) {
+    require(pom::describe(attributes, inputs, &described.problem));
+    return described;
+  }
+  pom::GateActivation activation{};
+  if (!pom::parse_gate_activation(call.gate_activation, &activation)) {
+    throw std::invalid_argument(std::string("unknown gate activation ") + call.gate_activation);
+  }
+  described.gate.emplace();
+  require(pom::describe_gated(attributes, activation, inputs, &described.problem, &*described.gate));
+  return described;
+}
+
+pom::cuda::Buffers buffers_of(const PomCall& call, const Described& described) {
+  const std::size_t behind_x = described.gate ? pom::kGateInputs : 0;
+  const auto data = [&](std::size_t position) -> const void* {
+    return position < static_cast<std::size_t>(call.input_count) ? call.inputs[position].data : nullptr;
+  };
+  pom::cuda::Buffers buffers;
+  buffers.x = data(pom::kX);
+  buffers.gate = described.gate ? data(pom::kGate) : nullptr;
+  buffers.gate_bias = described.gate ? data(pom::kGateBias) : nullptr;
+  buffers.coefficients = data(pom::kCoefficients + behind_x);
+  buffers.mask = described.problem.has_mask ? data(pom::kMask + behind_x) : nullptr;
+  buffers.cos = described.problem.has_rotation ? data(pom::kCos + behind_x) : nullptr;
+  buffers.sin = described.problem.has_rotation ? data(pom::kSin + behind_x) : nullptr;
+  return buffers;
+}
+
+template <typename Body>
+const char* guard(const Body& body) {
+  static thread_local std::string error;
+  try {
+    body();
+    return nullptr;
+  } catch (const std::exception& caught) {
+    error = caught.what();
+    return error.c_str();
+  }
+}
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) const char* pom_cuda_workspace_bytes(const PomCall* call,
+                                                                                       int64_t* bytes) {
+  return guard([&] {
+    const Described described = describe(*call);
+    *bytes = static_cast<int64_t>(pom::cuda::workspace_bytes(described.problem, described.gate));
+  });
+}
+
+extern "C" __attribute__((visibility("default"))) const char* pom_cuda_aggregate(const PomCall* call, void* output,
+                                                                                 void* workspace, void* stream) {
+  return guard([&] {
+    const Described described = describe(*call);
+    pom::cuda::Buffers buffers = buffers_of(*call, described);
+    buffers.output = output;
+    buffers.workspace = workspace;
+    const cudaError_t status =
+        pom::cuda::aggregate(described.problem, described.gate, buffers, static_cast<cudaStream_t>(stream));
+    if (status != cudaSuccess) {
+      throw std::runtime_error(std::string(cudaGetErrorName(status)) + ": " + cudaGetErrorString(status));
+    }
+  });
+}

@@ -1,0 +1,36 @@
+// The CUDA kernels behind a C interface, for callers that have device pointers and no framework: tests, benchmarks,
+// other languages. The plugin library exports it.
+#pragma once
+
+#include <cstdint>
+
+extern "C" {
+
+// A contiguous tensor in device memory. `type` is a pom::DataType; rank 0: not given.
+struct PomTensor {
+  const void* data;
+  int32_t type;
+  int32_t rank;
+  int64_t shape[3];
+};
+
+// One call of pom::PolynomialAggregation, or with `gate_activation` of pom::GatedPolynomialAggregation: attributes as in
+// the contract, inputs in the order of kInputs or kGatedInputs.
+struct PomCall {
+  const char* form;
+  const char* mode;
+  const char* gate_activation;  // null: no gate
+  int32_t degree;
+  int32_t rotary_blocks;
+  float epsilon;
+  int32_t input_count;
+  PomTensor inputs[7];
+};
+
+// Null, or one line that says what is wrong; valid until the thread's next call.
+const char* pom_cuda_workspace_bytes(const PomCall* call, int64_t* bytes);
+
+// Enqueue on `stream`. `output`: y or z, of x's type; `workspace`: of that many bytes, 16-byte aligned.
+const char* pom_cuda_aggregate(const PomCall* call, void* output, void* workspace, void* stream);
+
+}  // extern "C"

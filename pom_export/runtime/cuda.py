@@ -1,0 +1,150 @@
+"""Call the plugin library's CUDA kernels on torch tensors: the op without TensorRT or ONNX Runtime around it."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any
+
+import torch
+
+from pom_export import contract
+from pom_export.errors import InputError
+from pom_export.runtime.library import plugin_library
+
+# Numbers of pom::DataType.
+_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.bool: 3}
+
+
+class _Tensor(ctypes.Structure):
+    """PomTensor of plugins/cuda/c_api.h."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("type", ctypes.c_int32),
+        ("rank", ctypes.c_int32),
+        ("shape", ctypes.c_int64 * 3),
+    )
+
+    @classmethod
+    def of(cls, name: str, tensor: torch.Tensor | None) -> _Tensor:
+        if tensor is None:
+            return cls(None, 0, 0, (ctypes.c_int64 * 3)())
+        if tensor.dtype not in _TYPES or not 1 <= tensor.ndim <= 3:
+            raise InputError(
+                f"{name} is {tensor.dtype} with {tensor.ndim} dimensions", "Give float32, float16, bfloat16 or bool"
+            )
+        if not tensor.is_contiguous():
+            raise InputError(f"{name} is not contiguous: its strides are {tensor.stride()}", "Call .contiguous() on it")
+        shape = (ctypes.c_int64 * 3)(*tensor.shape)
+        return cls(tensor.data_ptr(), _TYPES[tensor.dtype], tensor.ndim, shape)
+
+
+class _Call(ctypes.Structure):
+    """PomCall of plugins/cuda/c_api.h."""
+
+    _fields_ = (
+        ("form", ctypes.c_char_p),
+        ("mode", ctypes.c_char_p),
+        ("gate_activation", ctypes.c_char_p),
+        ("degree", ctypes.c_int32),
+        ("rotary_blocks", ctypes.c_int32),
+        ("epsilon", ctypes.c_float),
+        ("input_count", ctypes.c_int32),
+        ("inputs", _Tensor * len(contract.GATED_INPUTS)),
+    )
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(plugin_library()))
+    for function in (library.pom_cuda_workspace_bytes, library.pom_cuda_aggregate):
+        function.restype = ctypes.c_char_p
+    return library
+
+
+def _check(error: bytes | None) -> None:
+    if error is not None:
+        raise InputError(f"the CUDA kernels refused the call: {error.decode()}", "See docs/op.md for what the op takes")
+
+
+class CudaCall:
+    """One call of the op, or with `gate` of the gated op, that may be enqueued again and again.
+
+    Args:
+        x: (B, N, C), float32, float16 or bfloat16.
+        coefficients: (C, K), form "power" only.
+        mask: (B or 1, N), bool or of x's dtype.
+        cos: (B or 1, N, C / 2), float32 or of x's dtype.
+        sin: as cos.
+        gate: (B, T, gates), of x's dtype.
+        gate_bias: (gates), float32 or of x's dtype.
+        mode: "mean", "causal" or "features".
+        form: "power" or "product".
+        degree: of form "product"; 0 otherwise.
+        rotary_blocks: 1 or 2.
+        epsilon: added to a sum of mask weights.
+        gate_activation: "identity", "sigmoid" or "hardsigmoid", where there is a gate.
+        output: where to write, else a new tensor.
+        workspace: bytes to work in, at least as many as `workspace_bytes`, 16-byte aligned; else a new tensor.
+
+    Raises:
+        InputError: shapes, dtypes or attributes that the op does not take.
+    """
+
+    def __init__(
+        self,
+        x: torch.Tensor,
+        coefficients: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        cos: torch.Tensor | None = None,
+        sin: torch.Tensor | None = None,
+        gate: torch.Tensor | None = None,
+        gate_bias: torch.Tensor | None = None,
+        *,
+        mode: str = "mean",
+        form: str = contract.POWER,
+        degree: int = 0,
+        rotary_blocks: int = 1,
+        epsilon: float = 0.0,
+        gate_activation: str | None = None,
+        output: torch.Tensor | None = None,
+        workspace: torch.Tensor | None = None,
+    ) -> None:
+        given = {"x": x, "gate": gate, "gate_bias": gate_bias, "coefficients": coefficients}
+        given |= {"mask": mask, "cos": cos, "sin": sin}
+        names = contract.INPUTS if gate is None else contract.GATED_INPUTS
+        self._tensors = given  # alive as long as the pointers
+        self._call = _Call(
+            form.encode(),
+            mode.encode(),
+            None if gate_activation is None else gate_activation.encode(),
+            degree,
+            rotary_blocks,
+            epsilon,
+            len(names),
+            (_Tensor * len(contract.GATED_INPUTS))(*(_Tensor.of(name, given[name]) for name in names)),
+        )
+        bytes_needed = ctypes.c_int64()
+        _check(_library().pom_cuda_workspace_bytes(ctypes.byref(self._call), ctypes.byref(bytes_needed)))
+        self.workspace_bytes = bytes_needed.value
+        if output is None:
+            tokens = gate.shape[1] if gate is not None else 1 if mode == "mean" else x.shape[1]
+            output = x.new_empty(x.shape[0], tokens, x.shape[2])
+        if workspace is None:
+            workspace = x.new_empty(self.workspace_bytes, dtype=torch.uint8)
+        self.output = output
+        self._workspace = workspace
+
+    def enqueue(self) -> torch.Tensor:
+        """Enqueue the call on torch's current stream and return its output, (B, T, C) of x's dtype."""
+        stream: Any = torch.cuda.current_stream(self.output.device)
+        _check(
+            _library().pom_cuda_aggregate(
+                ctypes.byref(self._call),
+                ctypes.c_void_p(self.output.data_ptr()),
+                ctypes.c_void_p(self._workspace.data_ptr()),
+                ctypes.c_void_p(stream.cuda_stream),
+            )
+        )
+        return self.output

@@ -1,0 +1,24 @@
+"""The test double itself: what it must find."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.plugins.cuda.cases import Call, Case
+from tests.plugins.cuda.comparison import assert_matches
+
+if TYPE_CHECKING:
+    from tests.plugins.cuda.executors import Emulation
+
+
+@pytest.mark.parametrize(
+    ("mode", "barrier", "tokens"),
+    # The last is between two steps of one chunk, which only many tokens make.
+    [("features", 0, 40), ("mean", 0, 40), ("mean", 1, 40), ("causal", 0, 40), ("causal", 1, 40), ("causal", 2, 700)],
+)
+def test_a_missing_barrier_would_be_seen(emulation: Emulation, mode: str, barrier: int, tokens: int) -> None:
+    """The double itself: it finds the absence of each __syncthreads() that the kernels have."""
+    with pytest.raises(AssertionError):
+        assert_matches(emulation, Call(Case(mode, "float32", (3, tokens, 130), skipped_barrier=barrier)))
