@@ -46,9 +46,10 @@ format: setup
 bench: setup
 	$(BIN)/python tools/run_benchmarks.py $(RUNS)
 
-# What needs a CUDA device or the full TensorRT.
+# What needs a CUDA device or the full TensorRT: tests, then times into docs/gpu.md.
 gpu: setup
 	$(BIN)/python -m pytest -m 'gpu or tensorrt'
+	$(BIN)/python tools/cuda_benchmark.py --page docs/gpu.md
 
 clean:
 	rm -rf $(VENV) build dist out .pytest_cache .ruff_cache .mypy_cache

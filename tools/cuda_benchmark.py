@@ -1,6 +1,6 @@
 """Time the CUDA kernels on this machine's GPU, side by side with a copy, torch and PoM's own Triton algorithm.
 
-    python tools/cuda_benchmark.py [--quick] [--output FILE.json]
+    python tools/cuda_benchmark.py [--quick] [--output FILE.json] [--page docs/gpu.md]
 
 Every time is a median over replays of a CUDA graph whose calls go round inputs that together are several times the L2
 cache, so that each call finds its input in device memory. "of copy": the bytes that must be moved (inputs read once,
@@ -10,35 +10,42 @@ outputs written once) a second, over those of a device-to-device copy that moves
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import json
+import logging
 import statistics
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import official_triton
 import torch
 
 from pom_export.runtime.cuda import CudaCall
 
 DEGREE = 3
 REPLAYS = 15
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 CACHES = 4  # times the L2 that all inputs together are at least
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Case:
+    """What is timed. `kind`: "plain", "masked", "gated", "rotary" or "product"."""
+
     mode: str
     dtype: str
     batch: int
     tokens: int
     channels: int
-    kind: str = "plain"  # "gated", "rotary", "product", "masked"
+    kind: str = "plain"
 
     @property
     def size(self) -> tuple[int, int, int]:
+        """Return (B, N, C)."""
         return self.batch, self.tokens, self.channels
 
     @property
@@ -48,13 +55,14 @@ class Case:
 
 
 SIZES = ((1, 4096, 1024), (1, 16384, 2048), (1, 65536, 2048), (8, 4096, 1024), (1, 131072, 256), (1, 1024, 512))
+LARGE = SIZES[1]
 CASES = [Case(mode, dtype, *size) for mode in ("mean", "causal", "features") for dtype in DTYPES for size in SIZES]
 CASES += [
-    Case(mode, "float16", *SIZES[1], kind)
+    Case(mode, dtype, *LARGE, kind)
     for mode in ("mean", "causal")
-    for kind in ("gated", "rotary", "product", "masked")
+    for dtype in ("float16", "float32")
+    for kind in ("masked", "gated", "rotary", "product")
 ]
-CASES += [Case("causal", "float32", *SIZES[1], kind) for kind in ("gated", "rotary", "product")]
 CASES += [Case(mode, "float16", 1, 1, 2048) for mode in ("mean", "causal")]
 
 
@@ -115,76 +123,95 @@ def eager(given: dict[str, Any]) -> torch.Tensor:
     return (p.cumsum(1, dtype=torch.float32) / counts[:, None]).to(p.dtype)
 
 
+def copy_seconds(moved: int, count: int) -> float:
+    """Return the time of a copy that reads and writes `moved` bytes together."""
+    half = [torch.empty(moved // 2, dtype=torch.uint8, device="cuda") for _ in range(2 * count)]
+    pairs = zip(half[:count], half[count:], strict=True)
+    return seconds_a_call([functools.partial(to.copy_, source) for to, source in pairs])
+
+
+def measure_others(case: Case, sets: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the times in seconds of torch, torch.compile and the official algorithm."""
+    import official_triton  # needs Triton, which comes with torch for CUDA
+
+    result = {"eager_s": seconds_a_call([functools.partial(eager, given) for given in sets])}
+    compiled = torch.compile(eager, dynamic=False)
+    with contextlib.suppress(torch._inductor.exc.InductorError):  # of a float32 scan, in torch 2.11
+        result["compiled_s"] = seconds_a_call([functools.partial(compiled, given) for given in sets])
+    if case.mode != "features":
+        few = sets[:4]  # slow enough for the rest to find nothing in a cache
+        calls = [
+            functools.partial(official_triton.aggregate, given["x"], given["coefficients"], case.mode) for given in few
+        ]
+        result["official_s"] = seconds_a_call(calls)
+    return result
+
+
 def measure(case: Case, compare: bool) -> dict[str, Any]:
     """Return a case's times in seconds and its ratios."""
     first = tensors_of(case)
-    inputs = [value for value in first.values() if isinstance(value, torch.Tensor)]
     call = CudaCall(**first)
-    moved = sum(tensor.nbytes for tensor in (*inputs, call.output))
+    moved = sum(tensor.nbytes for tensor in (*first.values(), call.output) if isinstance(tensor, torch.Tensor))
     cache = torch.cuda.get_device_properties(0).L2_cache_size
     count = max(4, min(64, CACHES * cache // moved + 1))
     sets = [first] + [tensors_of(case) for _ in range(count - 1)]
     # Outputs go round too; the workspace is one, as in an engine.
     workspace = torch.empty(call.workspace_bytes, dtype=torch.uint8, device="cuda")
-    ours = [CudaCall(**given, workspace=workspace) for given in sets]
-    half = [torch.empty(moved // 2, dtype=torch.uint8, device="cuda") for _ in range(2 * count)]
-    result: dict[str, Any] = {"case": vars(case), "bytes": moved}
-    result["copy_s"] = seconds_a_call(
-        [lambda to=to, of=of: to.copy_(of) for to, of in zip(half[:count], half[count:], strict=True)]
-    )
-    result["kernel_s"] = seconds_a_call([call.enqueue for call in ours])
+    result: dict[str, Any] = {"case": vars(case), "bytes": moved, "copy_s": copy_seconds(moved, count)}
+    result["kernel_s"] = seconds_a_call([CudaCall(**given, workspace=workspace).enqueue for given in sets])
     result["of_copy"] = result["copy_s"] / result["kernel_s"]
-    if compare and case.is_compared:
-        result["eager_s"] = seconds_a_call([lambda given=given: eager(given) for given in sets])
-        compiled = torch.compile(eager, dynamic=False)
-        result["compiled_s"] = seconds_a_call([lambda given=given: compiled(given) for given in sets])
-        if case.mode != "features":
-            few = sets[:4]
-            result["official_s"] = seconds_a_call(
-                [
-                    lambda given=given: official_triton.aggregate(given["x"], given["coefficients"], case.mode)
-                    for given in few
-                ]
-            )
-    return result
+    return result | (measure_others(case, sets) if compare and case.is_compared else {})
 
 
 def table(results: list[dict[str, Any]]) -> str:
     """Return the results as a Markdown table."""
-
-    def times(result: dict[str, Any], name: str) -> str:
-        return f"{result[name] / result['kernel_s']:.1f}x" if name in result else ""
-
-    lines = [
-        "| mode | B x N x C | type | MB moved | us | TB/s | of copy | Triton, official algorithm | torch.compile | torch |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    others = {"Triton, official algorithm": "official_s", "torch.compile": "compiled_s", "torch": "eager_s"}
+    titles = ["mode", "B x N x C", "type", "MB", "us", "TB/s", "of copy", *others]
+    rows = [titles, ["---"] * len(titles)]
     for result in results:
-        case = result["case"]
-        mode = case["mode"] if case["kind"] == "plain" else f"{case['mode']}, {case['kind']}"
-        shape = f"{case['batch']} x {case['tokens']} x {case['channels']}"
-        seconds, moved = result["kernel_s"], result["bytes"]
-        lines.append(
-            f"| {mode} | {shape} | {case['dtype']} | {moved / 1e6:.1f} | {seconds * 1e6:.1f} | {moved / seconds / 1e12:.2f} |"
-            f" {result['of_copy']:.2f} | {times(result, 'official_s')} | {times(result, 'compiled_s')} | {times(result, 'eager_s')} |"
-        )
-    return "\n".join(lines)
+        case, seconds, moved = result["case"], result["kernel_s"], result["bytes"]
+        row = [case["mode"] if case["kind"] == "plain" else f"{case['mode']}, {case['kind']}"]
+        row += [f"{case['batch']} x {case['tokens']} x {case['channels']}", case["dtype"], f"{moved / 1e6:.1f}"]
+        row += [f"{seconds * 1e6:.1f}", f"{moved / seconds / 1e12:.2f}", f"{result['of_copy']:.2f}"]
+        row += [f"{result[name] / seconds:.1f}x" if name in result else "" for name in others.values()]
+        rows.append(row)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def description() -> str:
+    """Return one line that says where this runs."""
+    return f"{torch.cuda.get_device_name(0)}, torch {torch.__version__}: medians of {REPLAYS} replays."
+
+
+def write_page(page: Path, text: str) -> None:
+    """Replace what stands between the page's two marks."""
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        sys.exit(f"{page} has no lines {BEGIN} and {END}: there is no place for the table")
+    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the kernels and the copy alone")
-    parser.add_argument("--output", type=Path, default=Path("cuda_benchmark.json"))
+    parser.add_argument("--output", type=Path, help="write all numbers to this JSON file")
+    parser.add_argument("--page", type=Path, help="write the table into this page, between its marks")
     arguments = parser.parse_args()
-    device = torch.cuda.get_device_name(0)
+    if not torch.cuda.is_available():
+        sys.exit("no CUDA device is here: run this where torch.cuda.is_available() is true")
+    logging.getLogger("torch._inductor").setLevel(logging.CRITICAL + 1)  # what fails there shows as an empty cell
     results = []
     for case in CASES:
         results.append(measure(case, not arguments.quick))
         torch.cuda.empty_cache()
-    report = {"device": device, "torch": torch.__version__, "results": results}
-    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"{device}, torch {torch.__version__}, medians of {REPLAYS} graph replays\n")
-    print(table(results))
+    if arguments.output:
+        report = {"device": description(), "results": results}
+        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+    text = f"{description()}\n\n{table(results)}"
+    if arguments.page:
+        write_page(arguments.page, text)
+    print(text)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The algorithm of PoM's own Triton kernels, written anew for the benchmark, with their launch shape.
 
-One program a row of the batch and block of at most 256 channels walks all tokens one by one, as in pom/pom_triton.py and
-pom/pom_triton_causal.py of github.com/davidpicard/pom: float32 out, a cast behind it for half types.
+One program a row of the batch and block of at most 256 channels walks all tokens one by one, as in pom/pom_triton.py
+and pom/pom_triton_causal.py of github.com/davidpicard/pom: float32 out, a cast behind it for half types.
 """
 
 from __future__ import annotations
@@ -44,7 +44,13 @@ def _walk(  # noqa: ANN202
 
 
 def aggregate(x: torch.Tensor, coefficients: torch.Tensor, mode: str) -> torch.Tensor:
-    """Return (B, 1, C) for "mean", (B, N, C) for "causal", of x's dtype; x is (B, N, C), coefficients (C, 3) float32."""
+    """Return (B, 1, C) for "mean", (B, N, C) for "causal", of x's dtype.
+
+    Args:
+        x: (B, N, C).
+        coefficients: (C, 3), float32.
+        mode: "mean" or "causal".
+    """
     batch, tokens, channels = x.shape
     block = min(256, triton.next_power_of_2(channels))
     causal = mode == "causal"

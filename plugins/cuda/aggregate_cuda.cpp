@@ -39,26 +39,29 @@ std::size_t workspace_bytes(const Problem& problem, const std::optional<Gate>& g
 
 cudaError_t aggregate(const Problem& problem, const std::optional<Gate>& gate, const Buffers& buffers,
                       cudaStream_t stream) {
-  if (problem.batch == 0 || (gate ? gate->tokens : problem.output_tokens()) == 0) {
+  const int64_t output_tokens = gate ? gate->tokens : problem.output_tokens();
+  if (problem.batch == 0 || output_tokens == 0) {
     return cudaSuccess;
+  }
+  if (!fit_kernels(problem, output_tokens)) {
+    return cudaErrorInvalidValue;
   }
   const Plan plan = make_plan(problem, gate.has_value(), choose_width(problem, gate, buffers));
   Call call{problem, gate.value_or(Gate{}), buffers, plan};
   if (problem.attributes.mode == Mode::kFeatures) {
     return write_features(call, stream);
   }
+  if (problem.attributes.mode == Mode::kCausal) {
+    return write_causal(call, stream);
+  }
   if (const std::size_t bytes = mean_bytes(problem, gate); bytes > 0) {
     call.means = static_cast<float*>(buffers.workspace);
     call.buffers.workspace = static_cast<char*>(buffers.workspace) + bytes;
   }
   cudaError_t status = sum_chunks(call, stream);
-  if (status != cudaSuccess) {
-    return status;
+  if (status == cudaSuccess && plan.chunks != 1) {
+    status = write_means(call, stream);
   }
-  if (problem.attributes.mode == Mode::kCausal) {
-    return finish_causal(call, stream);
-  }
-  status = finish_mean(call, stream);
   return status == cudaSuccess && gate ? gate_means(call, stream) : status;
 }
 

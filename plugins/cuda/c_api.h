@@ -14,8 +14,8 @@ struct PomTensor {
   int64_t shape[3];
 };
 
-// One call of pom::PolynomialAggregation, or with `gate_activation` of pom::GatedPolynomialAggregation: attributes as in
-// the contract, inputs in the order of kInputs or kGatedInputs.
+// One call of pom::PolynomialAggregation, or with `gate_activation` of pom::GatedPolynomialAggregation: attributes as
+// in the contract, inputs in the order of kInputs or kGatedInputs.
 struct PomCall {
   const char* form;
   const char* mode;

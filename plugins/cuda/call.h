@@ -17,14 +17,17 @@ struct Call {
 };
 
 // workspace[batch][chunk][channel] = sum of the chunk's weighted features, and behind the channels that of its weights.
+// A single chunk's mean goes where write_means puts it.
 [[nodiscard]] cudaError_t sum_chunks(const Call& call, cudaStream_t stream);
 
-// Both read, and the causal one overwrites, what sum_chunks left in the workspace. The causal one applies the gate.
-[[nodiscard]] cudaError_t finish_mean(const Call& call, cudaStream_t stream);
-[[nodiscard]] cudaError_t finish_causal(const Call& call, cudaStream_t stream);
+// The means, from what sum_chunks left in the workspace: to the output, or to `means` where there is a gate.
+[[nodiscard]] cudaError_t write_means(const Call& call, cudaStream_t stream);
 
-// The output from what finish_mean left in `means`.
+// The output from `means`.
 [[nodiscard]] cudaError_t gate_means(const Call& call, cudaStream_t stream);
+
+// The running means, and the gate over them.
+[[nodiscard]] cudaError_t write_causal(const Call& call, cudaStream_t stream);
 
 [[nodiscard]] cudaError_t write_features(const Call& call, cudaStream_t stream);
 

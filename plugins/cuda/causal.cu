@@ -1,84 +1,63 @@
-// Second and third phase of "causal": what comes before each chunk, then the running mean of every token, and the gate
-// over it.
+// Mode "causal" in one pass: a tile's features stay in registers until what comes before it is known, then the running
+// means are written, with the gate over them.
+#include "chain.cuh"
 #include "gate.cuh"
 #include "tiles.cuh"
 
 namespace pom::cuda {
 namespace {
 
-// Replace every chunk's sum by that of all chunks before it. One thread a column of (batch, channels and weights).
-__global__ void __launch_bounds__(kThreads) scan_kernel(const Call call) {
-  constexpr int32_t kAhead = 8;  // chunks loaded before the first is needed
-  const int64_t columns = call.problem.channels + 1;
-  const int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (index >= call.problem.batch * columns) {
-    return;
-  }
-  const int64_t chunks = call.plan.chunks;
-  float* column = static_cast<float*>(call.buffers.workspace) + index / columns * chunks * columns + index % columns;
-  CompensatedSum before;
-  for (int64_t first = 0; first < chunks; first += kAhead) {
-    float sums[kAhead];
-#pragma unroll
-    for (int32_t i = 0; i < kAhead; ++i) {
-      sums[i] = first + i < chunks ? column[(first + i) * columns] : 0.0F;
-    }
-#pragma unroll
-    for (int32_t i = 0; i < kAhead; ++i) {
-      if (first + i < chunks) {
-        column[(first + i) * columns] = before.value();
-        before.add(sums[i]);
-      }
-    }
-  }
-}
-
-// A sum a channel, and that of the weights.
-template <int32_t Channels>
-struct Sums {
-  float features[Channels] = {};
-  float weight = 0.0F;
+// What is done to the means before they are written: nothing, or the gate.
+template <typename Tile>
+class NoGate {
+ public:
+  __device__ NoGate(const Call&, const Tile&) {}
+  __device__ void load() {}
+  __device__ void apply(int32_t, int32_t, float (&)[Tile::kWidth]) const {}
 };
 
 template <typename Tile>
-__device__ void read_before(const Tile& tile, int32_t pack, float (&before)[Tile::kWidth]) {
-  if (tile.has(pack)) {
-    const float* sums = tile.chunk_sums() + tile.channel(pack);
-#pragma unroll
-    for (int32_t v = 0; v < Tile::kWidth; ++v) {
-      before[v] = sums[v];
-    }
-  }
-}
+class GateOver {
+  using Type = typename Tile::Type;
+  static constexpr int32_t kWidth = Tile::kWidth;
 
-// Add the groups' totals of one pack, and with the first those of the weights, to `carry`; `front` becomes what it was
-// in front of this thread's group.
-template <typename Tile>
-__device__ void pass_groups(const Call& call, const Tile& tile, int32_t pack, Sums<Tile::kValues>* carry,
-                            Sums<Tile::kWidth>* front) {
-  const auto copy = [&] {
-#pragma unroll
-    for (int32_t v = 0; v < Tile::kWidth; ++v) {
-      front->features[v] = carry->features[pack * Tile::kWidth + v];
-    }
-    if (pack == 0) {
-      front->weight = carry->weight;
-    }
-  };
-  copy();
-  for (int32_t group = 0; group < call.plan.groups; ++group) {
-#pragma unroll
-    for (int32_t v = 0; v < Tile::kWidth; ++v) {
-      carry->features[pack * Tile::kWidth + v] += tile.total(group, pack * Tile::kWidth + v);
-    }
-    if (pack == 0) {
-      carry->weight += tile.total_weight(group);
-    }
-    if (group + 1 == tile.group()) {
-      copy();
+ public:
+  // All threads of the block construct it together, in front of a barrier.
+  __device__ GateOver(const Call& call, const Tile& tile) : call_(call), tile_(tile) {
+    for (auto index = static_cast<int32_t>(threadIdx.x); index < tile.tile_channels(); index += kThreads) {
+      const int32_t channel = tile.channel_of(index);
+      tile.bias_of_tile_channel(index) = channel < 0 ? 0.0F : read_bias<Type>(call, channel);
     }
   }
-}
+
+  // Before the wait for other tiles, so that the two overlap. What is not there is read elsewhere and never written.
+  __device__ void load() {
+#pragma unroll
+    for (int32_t r = 0; r < Tile::kRows; ++r) {
+      const int32_t token = tile_.first_token(tile_.begin()) + r;
+      const int64_t row = tile_.row(token < tile_.end() ? token : tile_.end() - 1);
+#pragma unroll
+      for (int32_t p = 0; p < Tile::kPacks; ++p) {
+        gates_[r][p] = load_gates<Type, kWidth>(call_, row, tile_.has(p) ? tile_.channel(p) : 0);
+      }
+    }
+  }
+
+  __device__ void apply(int32_t row, int32_t pack, float (&means)[kWidth]) const {
+    float sums[kWidth];
+    unpack(gates_[row][pack], sums);
+#pragma unroll
+    for (int32_t v = 0; v < kWidth; ++v) {
+      sums[v] += tile_.bias(pack * kWidth + v);
+    }
+    apply_gate(call_.gate.activation, sums, means);
+  }
+
+ private:
+  const Call& call_;
+  const Tile& tile_;
+  Pack<Type, kWidth> gates_[Tile::kRows][Tile::kPacks];
+};
 
 // Turn a thread's rows into their inclusive sums and publish the last as its group's total.
 template <typename Tile>
@@ -89,125 +68,177 @@ __device__ void accumulate(const Tile& tile, typename Tile::Rows* rows) {
     for (int32_t v = 0; v < Tile::kValues; ++v) {
       rows->features[r][v] += rows->features[r - 1][v];
     }
-    rows->weights[r] += rows->weights[r - 1];
   }
 #pragma unroll
   for (int32_t v = 0; v < Tile::kValues; ++v) {
     tile.total(tile.group(), v) = rows->features[Tile::kRows - 1][v];
   }
-  tile.total_weight(tile.group()) = rows->weights[Tile::kRows - 1];
+  if (tile.has_mask()) {
+#pragma unroll
+    for (int32_t r = 1; r < Tile::kRows; ++r) {
+      rows->weights[r] += rows->weights[r - 1];
+    }
+    tile.total_weight(tile.group()) = rows->weights[Tile::kRows - 1];
+  }
 }
 
-// What is done to the means before they are written: nothing, or the gate.
-template <typename Tile>
-class NoGate {
- public:
-  __device__ NoGate(const Call&, const Tile&) {}
-  __device__ void prefetch_step(int64_t) const {}
-  __device__ void apply(int64_t, int32_t, float (&)[Tile::kWidth]) const {}
-};
-
-template <typename Tile>
-class GateOver {
-  using Type = typename Tile::Type;
-  static constexpr int32_t kWidth = Tile::kWidth;
-
- public:
-  // All threads of the block construct it together, in front of the barrier of the first step.
-  __device__ GateOver(const Call& call, const Tile& tile) : call_(call), tile_(tile) {
-    for (auto index = static_cast<int32_t>(threadIdx.x); index < tile.tile_channels(); index += kThreads) {
-      const int64_t channel = tile.channel_of(index);
-      tile.bias_of_tile_channel(index) = channel < 0 ? 0.0F : read_bias<Type>(call, channel);
-    }
-  }
-
-  // With the step's own loads: the gates are needed once its sums are made, and would wait for memory a second time.
-  // With two packs no registers are left for the addresses.
-  __device__ void prefetch_step(int64_t base) const {
-    if constexpr (Tile::kPacks == 1) {
+// Replace the groups' totals of one column, which lie `stride` apart, by what comes before each group in the tile, and
+// return their sum.
+__device__ __forceinline__ float scan_groups(float* totals, int32_t groups, int32_t stride) {
+  constexpr int32_t kAtOnce = 8;  // at most as many as there are groups, and a divisor of them
+  float sum = 0.0F;
+  for (int32_t first = 0; first < groups; first += kAtOnce) {
+    float loaded[kAtOnce];
 #pragma unroll
-      for (int32_t r = 0; r < Tile::kRows; ++r) {
-        if (const int64_t token = tile_.first_token(base) + r; tile_.has(0) && token < tile_.end()) {
-          prefetch_gates<Type>(call_, tile_.row(token), tile_.channel(0));
-        }
-      }
+    for (int32_t i = 0; i < kAtOnce; ++i) {
+      loaded[i] = totals[i * stride];
     }
-  }
-
-  __device__ void apply(int64_t token, int32_t pack, float (&means)[kWidth]) const {
-    Pack<Type, kWidth> gates{};
-    if (tile_.has(pack) && token < tile_.end()) {
-      gates = load_gates<Type, kWidth>(call_, tile_.row(token), tile_.channel(pack));
-    }
-    float sums[kWidth];
 #pragma unroll
-    for (int32_t v = 0; v < kWidth; ++v) {
-      sums[v] = to_float(gates.values[v]) + tile_.bias(pack * kWidth + v);
+    for (int32_t i = 0; i < kAtOnce; ++i) {
+      totals[i * stride] = sum;
+      sum += loaded[i];
     }
-    apply_gate(call_.gate.activation, sums, means);
+    totals += kAtOnce * stride;
+  }
+  return sum;
+}
+
+// One thread a column of the tile, and one for the weights, each with the column's link to other tiles.
+template <typename Tile>
+class Column {
+ public:
+  __device__ Column(const Call& call, const Tile& tile)
+      : call_(call),
+        tile_(tile),
+        index_(static_cast<int32_t>(threadIdx.x)),
+        channel_(index_ < tile.tile_channels() ? tile.channel_of(index_) : -1),
+        link_(call, tile.position().batch, channel_ < 0 ? 0 : channel_) {}
+
+  // What comes before each group in the tile, and before the tile, for all threads behind the next barrier.
+  __device__ void pass() const {
+    if (channel_ >= 0) {
+      pass(link_, &tile_.total_of_tile_channel(0, index_));
+    }
+    // Without a mask, a token's number says what the weights are.
+    if (tile_.has_mask() && index_ == kThreads - 1) {
+      const int32_t column = static_cast<int32_t>(call_.problem.channels) + tile_.position().column_tile;
+      pass(Link(call_, tile_.position().batch, column), &tile_.total_weight(0));
+    }
   }
 
  private:
+  __device__ void pass(const Link& link, float* totals) const {
+    const int32_t groups = call_.plan.groups;
+    const float sum = scan_groups(totals, groups, tile_.row_floats());
+    totals[groups * tile_.row_floats()] = call_.plan.chunks > 1 ? link.pass(tile_.position().chunk, sum) : 0.0F;
+  }
+
   const Call& call_;
   const Tile& tile_;
+  const int32_t index_;
+  const int32_t channel_;
+  const Link link_;
 };
 
-template <typename Tile, template <typename> class Epilogue>
-__global__ void __launch_bounds__(kThreads, kBlocksAtOnce) causal_kernel(const Call call) {
+template <typename Tile, typename Epilogue>
+__device__ void write_rows(const Call& call, const Tile& tile, const Epilogue& epilogue,
+                           const typename Tile::Rows& rows) {
   constexpr int32_t kWidth = Tile::kWidth;
-  // Registers hold the sums before the chunk of one pack, but not of two: those are read again at every step.
-  constexpr bool kHoldsBefore = Tile::kPacks == 1;
-  const Tile tile(call, shared_memory());
-  float before[kWidth] = {};
-  if (kHoldsBefore) {
-    read_before(tile, 0, before);
+  float front[Tile::kValues];  // what comes before this thread's tokens
+#pragma unroll
+  for (int32_t v = 0; v < Tile::kValues; ++v) {
+    front[v] = tile.total(tile.before(), v) + tile.total(tile.group(), v);
   }
-  const float before_weight = tile.chunk_sums()[call.problem.channels];
-  const float epsilon = call.problem.has_mask ? call.problem.attributes.epsilon : 0.0F;
-  Sums<Tile::kValues> carry;  // of this chunk alone, so that it stays short
-  const Epilogue<Tile> epilogue(call, tile);
-  for (int64_t base = tile.begin(); base < tile.end(); base += tile.step()) {
-    epilogue.prefetch_step(base);
-    typename Tile::Rows rows = tile.read(base);
-    accumulate(tile, &rows);
-    __syncthreads();
-    Sums<kWidth> front;
+  const int32_t first = tile.first_token(tile.begin());
+  float front_weight = static_cast<float>(first);
+  float epsilon = 0.0F;
+  if (tile.has_mask()) {
+    front_weight = tile.total_weight(tile.before()) + tile.total_weight(tile.group());
+    epsilon = call.problem.attributes.epsilon;
+  }
+#pragma unroll
+  for (int32_t r = 0; r < Tile::kRows; ++r) {
+    const float weight = tile.has_mask() ? rows.weights[r] : static_cast<float>(r + 1);
+    const float scale = mean_scale(front_weight + weight, epsilon);
 #pragma unroll
     for (int32_t p = 0; p < Tile::kPacks; ++p) {
-      pass_groups(call, tile, p, &carry, &front);
-      if (!kHoldsBefore) {
-        read_before(tile, p, before);
-      }
+      float means[kWidth];
 #pragma unroll
-      for (int32_t r = 0; r < Tile::kRows; ++r) {
-        const float weight = before_weight + (front.weight + rows.weights[r]);
-        float means[kWidth];
+      for (int32_t v = 0; v < kWidth; ++v) {
+        means[v] = (front[p * kWidth + v] + rows.features[r][p * kWidth + v]) * scale;
+      }
+      if (scale == 0.0F) {  // one branch for all, where a choice would be one a channel: the sum may be NaN
 #pragma unroll
         for (int32_t v = 0; v < kWidth; ++v) {
-          const float sum = before[v] + (front.features[v] + rows.features[r][p * kWidth + v]);
-          means[v] = weighted_mean(sum, weight, epsilon);
+          means[v] = 0.0F;
         }
-        epilogue.apply(tile.first_token(base) + r, p, means);
-        tile.write(tile.first_token(base) + r, p, means);
       }
+      epilogue.apply(r, p, means);
+      tile.write(first + r, p, means);
     }
-    __syncthreads();  // the totals have been read
+  }
+}
+
+// A block computes chunks of its stream until none is left. While it waits for others, its next chunk is being loaded.
+template <typename Tile, template <typename> class Epilogue>
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce) causal_kernel(const Call call) {
+  // Two, so that one is still read while the next is written.
+  auto* const next_chunks = reinterpret_cast<int32_t*>(shared_memory());
+  const uint32_t stream = blockIdx.x % static_cast<uint32_t>(call.problem.batch * call.plan.column_tiles);
+  const bool takes = threadIdx.x == 0;
+  Tile tile(call, stream_position(call.plan, stream), tile_memory());
+  const bool is_alone = call.plan.chunks == 1;  // and has no ticket
+  if (takes) {
+    next_chunks[1] = is_alone ? 0 : take_chunk(call, stream);
+  }
+  __syncthreads();
+  int32_t chunk = next_chunks[1];
+  if (chunk >= call.plan.chunks) {
+    return;
+  }
+  Epilogue<Tile> epilogue(call, tile);
+  const Column<Tile> column(call, tile);
+  tile.move_to(chunk);
+  typename Tile::Loaded loaded = tile.load(tile.begin());
+  tile.prepare();
+  for (int32_t set = 0; chunk < call.plan.chunks; set = 1 - set) {
+    const int32_t taken = takes && !is_alone ? take_chunk(call, stream) : call.plan.chunks;
+    tile.use_totals(set);
+    typename Tile::Rows rows = tile.features(tile.begin(), loaded);
+    accumulate(tile, &rows);
+    if (takes) {
+      next_chunks[set] = taken;
+    }
+    __syncthreads();
+    const int32_t next = next_chunks[set];
+    if (next < call.plan.chunks) {
+      tile.move_to(next);
+      loaded = tile.load(tile.begin());
+      tile.move_to(chunk);
+    }
+    epilogue.load();
+    column.pass();
+    __syncthreads();
+    write_rows(call, tile, epilogue, rows);
+    chunk = next;
+    tile.move_to(chunk);
   }
 }
 
 }  // namespace
 
-cudaError_t finish_causal(const Call& call, cudaStream_t stream) {
-  const int64_t columns = call.problem.batch * (call.problem.channels + 1);
-  const cudaError_t status = launch(scan_kernel, call, (columns + kThreads - 1) / kThreads, 0, stream);
-  if (status != cudaSuccess) {
-    return status;
+cudaError_t write_causal(const Call& call, cudaStream_t stream) {
+  if (call.plan.chunks > 1) {
+    const std::size_t bytes = chain_bytes(call.problem, call.plan.column_tiles, call.plan.chunks);
+    if (const cudaError_t status = cudaMemsetAsync(call.buffers.workspace, 0, bytes, stream); status != cudaSuccess) {
+      return status;
+    }
   }
   return dispatch_tile(call, [&](auto chosen) {
     using Tile = typename decltype(chosen)::Tile;
     const Kernel kernel = call.buffers.gate == nullptr ? causal_kernel<Tile, NoGate> : causal_kernel<Tile, GateOver>;
-    return launch(kernel, call, block_count(call.problem, call.plan),
-                  static_cast<std::size_t>(shared_bytes(call.problem, call.plan)), stream);
+    return launch(kernel, call, call.plan.blocks, static_cast<std::size_t>(shared_bytes(call.problem, call.plan)),
+                  stream);
   });
 }
 

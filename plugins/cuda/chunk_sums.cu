@@ -1,53 +1,55 @@
-// First phase of "mean" and "causal": one block sums one chunk of tokens.
+// First phase of "mean": one block sums one chunk of tokens.
+#include "mean.cuh"
 #include "tiles.cuh"
 
 namespace pom::cuda {
 namespace {
 
-template <typename Tile>
-__device__ void sum_rows(const Tile& tile) {
-  float sums[Tile::kValues] = {};
-  float weight = 0.0F;
-  for (int64_t base = tile.begin(); base < tile.end(); base += tile.step()) {
-    const typename Tile::Rows rows = tile.read(base);
-#pragma unroll
-    for (int32_t r = 0; r < Tile::kRows; ++r) {
-      weight += rows.weights[r];
-#pragma unroll
-      for (int32_t v = 0; v < Tile::kValues; ++v) {
-        sums[v] += rows.features[r][v];
-      }
-    }
-  }
-#pragma unroll
-  for (int32_t v = 0; v < Tile::kValues; ++v) {
-    tile.total(tile.group(), v) = sums[v];
-  }
-  tile.total_weight(tile.group()) = weight;
-}
-
-template <typename Tile>
-__global__ void __launch_bounds__(kThreads, kBlocksAtOnce) chunk_sums_kernel(const Call call) {
-  const Tile tile(call, shared_memory());
-  sum_rows(tile);
-  __syncthreads();
-
-  float* sums = tile.chunk_sums();
+// What one thread per channel of the tile does with its sum.
+template <typename Tile, typename Store>
+__device__ void for_each_sum(const Call& call, const Tile& tile, Store store) {
   for (auto index = static_cast<int32_t>(threadIdx.x); index < tile.tile_channels(); index += kThreads) {
     float sum = 0.0F;
     for (int32_t group = 0; group < call.plan.groups; ++group) {
       sum += tile.total_of_tile_channel(group, index);
     }
-    if (const int64_t channel = tile.channel_of(index); channel >= 0) {
-      sums[channel] = sum;
+    if (const int32_t channel = tile.channel_of(index); channel >= 0) {
+      store(channel, sum);
     }
   }
+}
+
+template <typename Tile>
+__device__ float sum_weights(const Call& call, const Tile& tile) {
+  float weight = 0.0F;
+  for (int32_t group = 0; group < call.plan.groups; ++group) {
+    weight += tile.total_weight(group);
+  }
+  return weight;
+}
+
+template <typename Tile>
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce) chunk_sums_kernel(const Call call) {
+  const Tile tile(call, position_by_chunk(call.plan, blockIdx.x), tile_memory());
+  const typename Tile::Loaded first = tile.load(tile.begin());
+  tile.prepare();
+  sum_steps(call, tile, first);
+  __syncthreads();
+
+  const int64_t channels = call.problem.channels;
+  const Position position = tile.position();
+  if (call.plan.chunks == 1) {
+    const float weight = sum_weights(call, tile);
+    for_each_sum(call, tile, [&](int32_t channel, float sum) {
+      store_mean<typename Tile::Type>(call, position.batch * channels + channel, sum, weight);
+    });
+    return;
+  }
+  float* sums = static_cast<float*>(call.buffers.workspace) +
+                (int64_t{position.batch} * call.plan.chunks + position.chunk) * (channels + 1);
+  for_each_sum(call, tile, [&](int32_t channel, float sum) { sums[channel] = sum; });
   if (threadIdx.x == 0 && tile.is_first()) {
-    float weight = 0.0F;
-    for (int32_t group = 0; group < call.plan.groups; ++group) {
-      weight += tile.total_weight(group);
-    }
-    sums[call.problem.channels] = weight;
+    sums[channels] = sum_weights(call, tile);
   }
 }
 
@@ -55,7 +57,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) chunk_sums_kernel(con
 
 cudaError_t sum_chunks(const Call& call, cudaStream_t stream) {
   return dispatch_tile(call, [&](auto chosen) {
-    return launch(chunk_sums_kernel<typename decltype(chosen)::Tile>, call, block_count(call.problem, call.plan),
+    return launch(chunk_sums_kernel<typename decltype(chosen)::Tile>, call, call.plan.blocks,
                   static_cast<std::size_t>(shared_bytes(call.problem, call.plan)), stream);
   });
 }

@@ -6,9 +6,10 @@ namespace {
 
 template <typename Tile>
 __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) features_kernel(const Call call) {
-  const Tile tile(call, shared_memory());
-  for (int64_t base = tile.begin(); base < tile.end(); base += tile.step()) {
-    const typename Tile::Rows rows = tile.read(base);
+  const Tile tile(call, position_by_chunk(call.plan, blockIdx.x), tile_memory());
+  const typename Tile::Loaded first = tile.load(tile.begin());
+  tile.prepare();
+  for_each_step(call, tile, first, [&](int32_t base, const typename Tile::Rows& rows) {
 #pragma unroll
     for (int32_t r = 0; r < Tile::kRows; ++r) {
 #pragma unroll
@@ -16,14 +17,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) features_kernel(const
         tile.write(tile.first_token(base) + r, p, rows.features[r] + p * Tile::kWidth);
       }
     }
-  }
+  });
 }
 
 }  // namespace
 
 cudaError_t write_features(const Call& call, cudaStream_t stream) {
   return dispatch_tile(call, [&](auto chosen) {
-    return launch(features_kernel<typename decltype(chosen)::Tile>, call, block_count(call.problem, call.plan),
+    return launch(features_kernel<typename decltype(chosen)::Tile>, call, call.plan.blocks,
                   static_cast<std::size_t>(shared_bytes(call.problem, call.plan)), stream);
   });
 }

@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kThreads) gate_means_kernel(const Call call) {
   const auto chunks = static_cast<uint32_t>(call.plan.chunks);
   const uint32_t row_tile = blockIdx.x / column_tiles;
   const int64_t batch = row_tile / chunks;
-  const int64_t first_token = row_tile % chunks * call.plan.chunk_tokens + group;
+  const int64_t first_token = int64_t{row_tile % chunks} * call.plan.chunk_tokens + group;
   const int64_t channels = call.problem.channels;
   const int64_t channel = (int64_t{blockIdx.x % column_tiles} * call.plan.lanes + lane) * Width;
   if (channel >= channels) {
@@ -44,25 +44,28 @@ __global__ void __launch_bounds__(kThreads) gate_means_kernel(const Call call) {
     if (token < call.gate.tokens) {
       float sums[Width];
       float gated[Width];
+      unpack(gates[r], sums);
 #pragma unroll
       for (int32_t v = 0; v < Width; ++v) {
-        sums[v] = to_float(gates[r].values[v]) + bias[v];
+        sums[v] += bias[v];
         gated[v] = means[v];
       }
       apply_gate(call.gate.activation, sums, gated);
       const int64_t index = (batch * call.gate.tokens + token) * channels + channel;
-      static_cast<Pack<T, Width>*>(call.buffers.output)[index / Width] = rounded<T>(gated);
+      Pack<T, Width> rounded;
+      round_to(gated, &rounded);
+      static_cast<Pack<T, Width>*>(call.buffers.output)[index / Width] = rounded;
     }
   }
 }
 
 // Many small blocks: each has little to start with, and the last ones leave no multiprocessor idle for long.
 Plan plan_steps(const Call& call) {
-  const auto ceil_div = [](int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; };
   Plan plan = call.plan;
-  plan.column_tiles = ceil_div(call.problem.channels, int64_t{plan.lanes} * plan.width);
-  plan.chunk_tokens = int64_t{plan.groups} * kRows;
-  plan.chunks = ceil_div(call.gate.tokens, plan.chunk_tokens);
+  plan.column_tiles = static_cast<int32_t>(ceil_div(call.problem.channels, int64_t{plan.lanes} * plan.width));
+  plan.chunk_tokens = plan.groups * kRows;
+  plan.chunks = static_cast<int32_t>(ceil_div(call.gate.tokens, plan.chunk_tokens));
+  plan.blocks = call.problem.batch * plan.chunks * plan.column_tiles;
   return plan;
 }
 
@@ -73,8 +76,7 @@ cudaError_t gate_means(const Call& call, cudaStream_t stream) {
   steps.plan = plan_steps(call);
   return dispatch(steps, [&](auto element) {
     using E = decltype(element);
-    return launch(gate_means_kernel<typename E::Type, E::kWidth>, steps, block_count(steps.problem, steps.plan), 0,
-                  stream);
+    return launch(gate_means_kernel<typename E::Type, E::kWidth>, steps, steps.plan.blocks, 0, stream);
   });
 }
 

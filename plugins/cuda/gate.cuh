@@ -4,18 +4,9 @@
 #include <cmath>
 
 #include "call.h"
-#include "scalar.cuh"
+#include "pack.cuh"
 
 namespace pom::cuda {
-
-// Ask for a value that is read soon: no register waits for it.
-__device__ __forceinline__ void prefetch(const void* address) {
-#if defined(__CUDACC__)
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
-#else
-  __builtin_prefetch(address);
-#endif
-}
 
 [[nodiscard]] __device__ __forceinline__ bool is_one_a_channel(const Call& call) {
   return call.gate.gates == call.problem.channels;
@@ -41,34 +32,12 @@ template <typename T, int32_t Width>
   }
   const T gate = static_cast<const T*>(call.buffers.gate)[row * call.gate.gates + gate_of(call, channel)];
   Pack<T, Width> pack;
-#pragma unroll
-  for (int32_t v = 0; v < Width; ++v) {
-    pack.values[v] = gate;
-  }
+  fill(gate, &pack);
   return pack;
 }
 
-template <typename T>
-__device__ __forceinline__ void prefetch_gates(const Call& call, int64_t row, int64_t channel) {
-  if (is_one_a_channel(call)) {
-    prefetch(static_cast<const T*>(call.buffers.gate) + row * call.problem.channels + channel);
-  }
-}
-
-// Within 1 ulp, and without the code for denormals that 1 / x brings.
-__device__ __forceinline__ float reciprocal(float value) {
-#if defined(__CUDACC__)
-  return __fdividef(1.0F, value);
-#else
-  return 1.0F / value;
-#endif
-}
-
-// Comparisons, where fminf and fmaxf would drop a NaN.
 __device__ __forceinline__ float hard_sigmoid(float value) {
-  const float line = value * (1.0F / 6.0F) + 0.5F;
-  const float raised = line < 0.0F ? 0.0F : line;
-  return raised > 1.0F ? 1.0F : raised;
+  return smaller(larger(value * (1.0F / 6.0F) + 0.5F, 0.0F), 1.0F);
 }
 
 // values *= activation(sums)

@@ -29,6 +29,9 @@ __device__ __forceinline__ float* shared_memory() {
 #endif
 }
 
+// Of a tile, behind the tickets.
+__device__ __forceinline__ float* tile_memory() { return shared_memory() + kTicketFloats; }
+
 inline cudaError_t launch(Kernel kernel, const Call& call, int64_t blocks, std::size_t shared, cudaStream_t stream) {
   if (blocks == 0) {
     return cudaSuccess;

@@ -1,11 +1,12 @@
 // Second phase of "mean": the sums of all chunks, in a fixed order, over the sum of weights.
 #include "launch.cuh"
-#include "scalar.cuh"
+#include "mean.cuh"
 
 namespace pom::cuda {
 namespace {
 
 constexpr int32_t kGroups = kThreads / kMaxLanes;
+constexpr int32_t kAtOnce = 8;  // chunks whose sums a thread asks for before it needs the first
 
 struct GroupTotals {
   float sums[kGroups][kMaxLanes];
@@ -25,9 +26,21 @@ __global__ void __launch_bounds__(kThreads) mean_kernel(const Call call) {
   CompensatedSum sum;
   CompensatedSum weight;
   const float* rows = static_cast<const float*>(call.buffers.workspace) + batch * call.plan.chunks * (channels + 1);
-  for (int64_t chunk = group; channel < channels && chunk < call.plan.chunks; chunk += kGroups) {
-    sum.add(rows[chunk * (channels + 1) + channel]);
-    weight.add(rows[chunk * (channels + 1) + channels]);
+  const int32_t chunks = channel < channels ? call.plan.chunks : 0;
+  for (int32_t first = group; first < chunks; first += kGroups * kAtOnce) {
+    float sums[kAtOnce];
+    float weights[kAtOnce];
+#pragma unroll
+    for (int32_t i = 0; i < kAtOnce; ++i) {
+      const int32_t chunk = first + i * kGroups;
+      sums[i] = chunk < chunks ? rows[chunk * (channels + 1) + channel] : 0.0F;
+      weights[i] = chunk < chunks ? rows[chunk * (channels + 1) + channels] : 0.0F;
+    }
+#pragma unroll
+    for (int32_t i = 0; i < kAtOnce; ++i) {
+      sum.add(sums[i]);
+      weight.add(weights[i]);
+    }
   }
   totals.sums[group][lane] = sum.value();
   totals.weights[group][lane] = weight.value();
@@ -42,18 +55,12 @@ __global__ void __launch_bounds__(kThreads) mean_kernel(const Call call) {
     total += totals.sums[g][lane];
     total_weight += totals.weights[g][lane];
   }
-  const float epsilon = call.problem.has_mask ? call.problem.attributes.epsilon : 0.0F;
-  const float mean = weighted_mean(total, total_weight, epsilon);
-  if (call.means != nullptr) {
-    call.means[batch * channels + channel] = mean;
-  } else {
-    round_to(mean, static_cast<T*>(call.buffers.output) + batch * channels + channel);
-  }
+  store_mean<T>(call, batch * channels + channel, total, total_weight);
 }
 
 }  // namespace
 
-cudaError_t finish_mean(const Call& call, cudaStream_t stream) {
+cudaError_t write_means(const Call& call, cudaStream_t stream) {
   const int64_t blocks = call.problem.batch * ((call.problem.channels + kMaxLanes - 1) / kMaxLanes);
   return dispatch(call, [&](auto element) {
     return launch(mean_kernel<typename decltype(element)::Type>, call, blocks, sizeof(GroupTotals), stream);

@@ -1,15 +1,47 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <limits>
+
+#include "chain.h"
 
 namespace pom::cuda {
 namespace {
 
-int64_t ceil_div(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
-
 // A rotation's halves, and the factors of form product, are computed two at a time.
 int32_t packs_of(const Problem& problem) {
   return problem.has_rotation || problem.attributes.form == Form::kProduct ? 2 : 1;
+}
+
+// Blocks of mode "causal" share the chunks of their columns.
+int64_t blocks_of(const Problem& problem, const Plan& plan) {
+  const int64_t streams = problem.batch * plan.column_tiles;
+  const bool causal = problem.attributes.mode == Mode::kCausal;
+  return streams * (causal ? std::min(int64_t{plan.chunks}, ceil_div(kMaxRunning, streams)) : plan.chunks);
+}
+
+int64_t mean_steps(const Problem& problem, const Plan& plan) {
+  const int64_t step = int64_t{plan.groups} * rows_at_once(plan.packs);
+  // As many blocks as run at once, and not one more: it would run alone.
+  const int64_t blocks = kMultiprocessors * kBlocksAtOnce;
+  const int64_t wanted_chunks = std::max(blocks / (problem.batch * plan.column_tiles), int64_t{1});
+  const bool few = problem.attributes.mode == Mode::kMean && problem.tokens <= kMinSteps * step;
+  const int64_t tokens = few ? problem.tokens : ceil_div(problem.tokens, wanted_chunks);
+  return std::min(ceil_div(tokens, step), kMaxChunkTokens / step);
+}
+
+int32_t max_lanes(const Problem& problem, const Plan& plan) {
+  if (problem.attributes.mode != Mode::kCausal) {
+    return kMaxLanes;
+  }
+  return plan.width > 1 ? kMaxCausalLanes : kMaxSingleCausalLanes;
+}
+
+void cut_tokens(const Problem& problem, Plan* plan) {
+  const bool causal = problem.attributes.mode == Mode::kCausal;
+  plan->steps = static_cast<int32_t>(causal ? 1 : mean_steps(problem, *plan));
+  plan->chunk_tokens = plan->steps * plan->groups * rows_at_once(plan->packs);
+  plan->chunks = static_cast<int32_t>(ceil_div(problem.tokens, plan->chunk_tokens));
 }
 
 }  // namespace
@@ -19,16 +51,21 @@ int64_t run_channels(const Problem& problem) {
                               : problem.chunk_channels();
 }
 
+bool fit_kernels(const Problem& problem, int64_t output_tokens) {
+  constexpr int64_t kLargest = std::numeric_limits<int32_t>::max() - kMaxChunkTokens;
+  return problem.tokens <= kLargest && output_tokens <= kLargest && problem.channels <= kLargest;
+}
+
 Plan make_plan(const Problem& problem, bool has_gate, int32_t width) {
   Plan plan;
   plan.width = width;
   plan.packs = packs_of(problem);
-  plan.run = run_channels(problem);
+  plan.run = static_cast<int32_t>(run_channels(problem));
   plan.holds_bias = has_gate && problem.attributes.mode == Mode::kCausal;
   // The last factor of an odd degree stands alone.
   const int64_t columns = plan.run * ceil_div(problem.channels / plan.run, plan.packs);
   const int64_t vectors = ceil_div(columns, width);
-  while (plan.lanes < kMaxLanes && plan.lanes < vectors) {
+  while (plan.lanes < max_lanes(problem, plan) && plan.lanes < vectors) {
     plan.lanes *= 2;
   }
   plan.groups = kThreads / plan.lanes;
@@ -36,27 +73,33 @@ Plan make_plan(const Problem& problem, bool has_gate, int32_t width) {
     plan.lanes /= 2;
     plan.groups *= 2;
   }
-  plan.column_tiles = ceil_div(vectors, plan.lanes);
+  plan.column_tiles = static_cast<int32_t>(ceil_div(vectors, plan.lanes));
   if (problem.batch == 0 || problem.tokens == 0) {
     return plan;
   }
-  const int64_t wanted_chunks = ceil_div(kTargetBlocks, problem.batch * plan.column_tiles);
-  const int64_t step = int64_t{plan.groups} * (kLoads / plan.packs);
-  const int64_t chunk_tokens = ceil_div(ceil_div(problem.tokens, wanted_chunks), step) * step;
-  plan.chunk_tokens = std::min(chunk_tokens, kMaxChunkTokens);
-  plan.chunks = ceil_div(problem.tokens, plan.chunk_tokens);
+  cut_tokens(problem, &plan);
+  plan.blocks = blocks_of(problem, plan);
+  plan.ticket_words = ticket_words(problem.batch * plan.column_tiles);
   return plan;
 }
 
-// make_plan gives at most max(wanted_chunks, tokens / kMaxChunkTokens rounded up) chunks, whatever the width, and
-// batch * wanted_chunks is at most kTargetBlocks / column_tiles + batch. Each chunk has a sum a channel and one of
-// the weights. The widest tile has 16 bytes of a half type a pack.
+// Mode "mean": make_plan gives at most max(wanted_chunks, tokens / kMaxChunkTokens rounded up) chunks, whatever the
+// width, and batch * wanted_chunks is at most the blocks at once / column_tiles + batch. Each chunk has a sum a channel
+// and one of the weights. The widest tile has 16 bytes of a half type a pack.
+//
+// Mode "causal": no chunk has fewer tokens than one of the most lanes, and no column tile fewer channels than as many
+// lanes as there are at least, but for the last.
 std::size_t sum_bytes(const Problem& problem) {
   if (problem.attributes.mode == Mode::kFeatures) {
     return 0;
   }
+  if (problem.attributes.mode == Mode::kCausal) {
+    const int64_t chunk_tokens = int64_t{kThreads} / kMaxSingleCausalLanes * rows_at_once(packs_of(problem));
+    const int64_t column_tiles = ceil_div(problem.channels, kMaxCausalLanes);
+    return chain_bytes(problem, column_tiles, ceil_div(problem.tokens, chunk_tokens));
+  }
   const int64_t max_tile_channels = int64_t{kMaxLanes} * 8 * packs_of(problem);
-  const int64_t split = kTargetBlocks * (std::min(problem.channels, max_tile_channels) + 1);
+  const int64_t split = kMultiprocessors * kBlocksAtOnce * (std::min(problem.channels, max_tile_channels) + 1);
   const int64_t chunks = std::max<int64_t>(1, ceil_div(problem.tokens, kMaxChunkTokens));
   return static_cast<std::size_t>(split + problem.batch * chunks * (problem.channels + 1)) * sizeof(float);
 }

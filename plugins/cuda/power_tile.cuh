@@ -13,18 +13,22 @@ class PolynomialTile : public TileBase<T, Width, Packs> {
  public:
   using Base::kRows;
   using Base::kValues;
+  using typename Base::Loaded;
   using typename Base::Rows;
 
-  // All threads of the block construct it together.
-  __device__ PolynomialTile(const Call& call, float* shared)
-      : Base(call, shared + call.problem.degree * (call.plan.lanes * Base::kLaneFloats)), coefficients_(shared) {
+  __device__ PolynomialTile(const Call& call, Position position, float* shared)
+      : Base(call, position, shared + call.problem.degree * (call.plan.lanes * Base::kLaneFloats)),
+        coefficients_(shared) {}
+
+  __device__ void prepare() const {
+    const Call& call = this->call_;
     const auto degree = static_cast<int32_t>(call.problem.degree);
-    for (int32_t i = static_cast<int32_t>(threadIdx.x); i < degree * this->tile_channels(); i += kThreads) {
-      const int64_t channel = this->channel_of(i / degree);
+    for (auto i = static_cast<int32_t>(threadIdx.x); i < degree * this->tile_channels(); i += kThreads) {
+      const int32_t channel = this->channel_of(i / degree);
       coefficients_[i % degree * this->tile_floats() + this->slot(i / degree)] =
           channel < 0 ? 0.0F
                       : read_as_float<T>(call.buffers.coefficients, call.problem.coefficient_type,
-                                         channel * degree + i % degree);
+                                         int64_t{channel} * degree + i % degree);
     }
     __syncthreads();
   }
@@ -32,28 +36,31 @@ class PolynomialTile : public TileBase<T, Width, Packs> {
  protected:
   // Unweighted features, pack by pack. Horner's rule on all tokens at once, so that one coefficient from shared memory
   // serves kRows products.
-  __device__ void evaluate(const Pack<T, Width> (&loaded)[kRows][Packs], Rows* rows) const {
+  __device__ void evaluate(const Loaded& loaded, Rows* rows) const {
 #pragma unroll
     for (int32_t p = 0; p < Packs; ++p) {
       float h[kRows][Width];
-      float sums[kRows][Width] = {};
+      float sums[kRows][Width];
 #pragma unroll
       for (int32_t r = 0; r < kRows; ++r) {
-#pragma unroll
-        for (int32_t v = 0; v < Width; ++v) {
-          h[r][v] = activate(to_float(loaded[r][p].values[v]));
-        }
+        activate(loaded.packs[r][p], h[r]);
       }
-      for (auto power = static_cast<int32_t>(this->call_.problem.degree) - 1; power >= 0; --power) {
-        const float* row = coefficients_ + power * this->tile_floats() + this->lane_ * Base::kLaneFloats + p * Width;
-#pragma unroll
-        for (int32_t v = 0; v < Width; ++v) {
-          const float coefficient = row[v];
-#pragma unroll
-          for (int32_t r = 0; r < kRows; ++r) {
-            sums[r][v] = sums[r][v] * h[r][v] + coefficient;
-          }
-        }
+      const auto degree = static_cast<int32_t>(this->call_.problem.degree);
+      const float* row =
+          coefficients_ + (degree - 1) * this->tile_floats() + this->lane_ * Base::kLaneFloats + p * Width;
+      if (degree == 1) {
+        add_coefficients(row, [&](int32_t r, int32_t v, float coefficient) { sums[r][v] = coefficient; });
+      } else {
+        // The first product has no sum to add to, and the highest coefficient needs no copy a token.
+        const float* const highest = row;
+        row -= this->tile_floats();
+        add_coefficients(
+            row, [&](int32_t r, int32_t v, float coefficient) { sums[r][v] = highest[v] * h[r][v] + coefficient; });
+      }
+      for (int32_t power = degree - 3; power >= 0; --power) {
+        row -= this->tile_floats();
+        add_coefficients(
+            row, [&](int32_t r, int32_t v, float coefficient) { sums[r][v] = sums[r][v] * h[r][v] + coefficient; });
       }
 #pragma unroll
       for (int32_t r = 0; r < kRows; ++r) {
@@ -66,7 +73,20 @@ class PolynomialTile : public TileBase<T, Width, Packs> {
   }
 
  private:
-  float* coefficients_;
+  // add(row, value, coefficient) with a row of a pack's coefficients.
+  template <typename Add>
+  __device__ static void add_coefficients(const float* coefficients, Add add) {
+#pragma unroll
+    for (int32_t v = 0; v < Width; ++v) {
+      const float coefficient = coefficients[v];
+#pragma unroll
+      for (int32_t r = 0; r < kRows; ++r) {
+        add(r, v, coefficient);
+      }
+    }
+  }
+
+  float* const coefficients_;
 };
 
 template <typename T, int32_t Width>
@@ -76,20 +96,14 @@ class PowerTile : public PolynomialTile<T, Width, 1> {
  public:
   using Base::Base;
   using Base::kRows;
+  using typename Base::Loaded;
   using typename Base::Rows;
 
-  [[nodiscard]] __device__ Rows read(int64_t base) const {
+  [[nodiscard]] __device__ Rows features(int32_t base, const Loaded& loaded) const {
     Rows rows;
-    Pack<T, Width> loaded[kRows][1];
-    this->load_rows(base, loaded, &rows);
+    this->load_weights(base, &rows);
     this->evaluate(loaded, &rows);
-#pragma unroll
-    for (int32_t r = 0; r < kRows; ++r) {
-#pragma unroll
-      for (int32_t v = 0; v < Width; ++v) {
-        rows.features[r][v] = this->weighted(rows.features[r][v], rows.weights[r]);
-      }
-    }
+    this->weigh(base, &rows);
     return rows;
   }
 };
@@ -102,37 +116,43 @@ class RotatedTile : public PolynomialTile<T, Width, 2> {
  public:
   using Base::Base;
   using Base::kRows;
+  using typename Base::Loaded;
   using typename Base::Rows;
 
-  [[nodiscard]] __device__ Rows read(int64_t base) const {
+  [[nodiscard]] __device__ Rows features(int32_t base, const Loaded& loaded) const {
     Rows rows;
-    Pack<T, Width> loaded[kRows][2];
-    this->load_rows(base, loaded, &rows);
+    float cos[kRows][Width];
+    float sin[kRows][Width];
+    load_tables(base, cos, sin);
+    this->load_weights(base, &rows);
     this->evaluate(loaded, &rows);
 #pragma unroll
     for (int32_t r = 0; r < kRows; ++r) {
-      rotate(this->first_token(base) + r, rows.weights[r], rows.features[r]);
+#pragma unroll
+      for (int32_t v = 0; v < Width; ++v) {
+        const float first = rows.features[r][v];
+        const float second = rows.features[r][Width + v];
+        rows.features[r][v] = first * cos[r][v] - second * sin[r][v];
+        rows.features[r][Width + v] = second * cos[r][v] + first * sin[r][v];
+      }
     }
+    this->weigh(base, &rows);
     return rows;
   }
 
  private:
-  __device__ void rotate(int64_t token, float weight, float (&features)[2 * Width]) const {
-    float cos[Width] = {};
-    float sin[Width] = {};
-    if (token < this->end() && this->has(0)) {
-      const Problem& problem = this->call_.problem;
-      const int64_t row = (problem.rotation_batch == 1 ? 0 : this->batch_) * problem.tokens + token;
-      const int64_t index = row * (problem.channels / 2) + this->column();
-      read_pack<T>(this->call_.buffers.cos, problem.rotation_type, index, cos);
-      read_pack<T>(this->call_.buffers.sin, problem.rotation_type, index, sin);
-    }
+  // As load: what is not there reads another's.
+  __device__ void load_tables(int32_t base, float (&cos)[kRows][Width], float (&sin)[kRows][Width]) const {
+    const Problem& problem = this->call_.problem;
+    const int64_t first = problem.rotation_batch == 1 ? 0 : this->position_.batch * problem.tokens;
+    const int32_t column = this->has(0) ? this->column() : 0;
 #pragma unroll
-    for (int32_t v = 0; v < Width; ++v) {
-      const float first = features[v];
-      const float second = features[Width + v];
-      features[v] = this->weighted(first * cos[v] - second * sin[v], weight);
-      features[Width + v] = this->weighted(second * cos[v] + first * sin[v], weight);
+    for (int32_t r = 0; r < kRows; ++r) {
+      const int32_t token = this->first_token(base) + r;
+      const int64_t row = first + (token < this->end() ? token : this->end() - 1);
+      const int64_t index = row * (problem.channels / 2) + column;
+      read_pack<T>(this->call_.buffers.cos, problem.rotation_type, index, cos[r]);
+      read_pack<T>(this->call_.buffers.sin, problem.rotation_type, index, sin[r]);
     }
   }
 };

@@ -15,31 +15,34 @@ class ProductTile : public TileBase<T, Width, 2> {
  public:
   using Base::Base;
   using Base::kRows;
+  using typename Base::Loaded;
   using typename Base::Rows;
 
-  [[nodiscard]] __device__ Rows read(int64_t base) const {
+  __device__ void prepare() const {}
+
+  [[nodiscard]] __device__ Rows features(int32_t base, const Loaded& loaded) const {
     Rows rows;
-    Pack<T, Width> loaded[kRows][2];
-    this->load_rows(base, loaded, &rows);
+    this->load_weights(base, &rows);
 #pragma unroll
     for (int32_t r = 0; r < kRows; ++r) {
       float product[Width];
       start(this->first_token(base) + r, product);
 #pragma unroll
       for (int32_t p = 0; p < 2; ++p) {
-        multiply(loaded[r][p], product);
+        multiply(loaded.packs[r][p], product);
 #pragma unroll
         for (int32_t v = 0; v < Width; ++v) {
-          rows.features[r][p * Width + v] = this->weighted(product[v], rows.weights[r]);
+          rows.features[r][p * Width + v] = product[v];
         }
       }
     }
+    this->weigh(base, &rows);
     return rows;
   }
 
  private:
   // The product of all factors before this thread's first.
-  __device__ void start(int64_t token, float (&product)[Width]) const {
+  __device__ void start(int32_t token, float (&product)[Width]) const {
 #pragma unroll
     for (int32_t v = 0; v < Width; ++v) {
       product[v] = 1.0F;
@@ -47,16 +50,18 @@ class ProductTile : public TileBase<T, Width, 2> {
     if (token >= this->end() || !this->has(0)) {
       return;
     }
-    for (int64_t channel = this->channel(0) % this->call_.plan.run; channel < this->channel(0);
+    for (int32_t channel = this->channel(0) % this->call_.plan.run; channel < this->channel(0);
          channel += this->call_.plan.run) {
-      multiply(this->load(token, channel), product);
+      multiply(this->load_pack(token, channel), product);
     }
   }
 
   __device__ static void multiply(const Pack<T, Width>& factors, float (&product)[Width]) {
+    float values[Width];
+    unpack(factors, values);
 #pragma unroll
     for (int32_t v = 0; v < Width; ++v) {
-      product[v] *= gelu(to_float(factors.values[v]));
+      product[v] *= gelu(values[v]);
     }
   }
 };

@@ -1,4 +1,4 @@
-// Device arithmetic on single values, and aligned packs of them.
+// Device arithmetic on single values.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "pom/aggregate.h"
 
@@ -14,6 +15,26 @@ namespace pom::cuda {
 __device__ __forceinline__ float to_float(float value) { return value; }
 __device__ __forceinline__ float to_float(__half value) { return __half2float(value); }
 __device__ __forceinline__ float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
+
+__device__ __forceinline__ float float_of(uint32_t bits) {
+#if defined(__CUDACC__)
+  return __uint_as_float(bits);
+#else
+  float value = 0.0F;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+#endif
+}
+
+__device__ __forceinline__ uint32_t bits_of(float value) {
+#if defined(__CUDACC__)
+  return __float_as_uint(value);
+#else
+  uint32_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+#endif
+}
 
 __device__ __forceinline__ void round_to(float value, float* rounded) { *rounded = value; }
 __device__ __forceinline__ void round_to(float value, __half* rounded) { *rounded = __float2half_rn(value); }
@@ -31,46 +52,30 @@ __device__ __forceinline__ float read_as_float(const void* tensor, DataType type
   return to_float(static_cast<const T*>(tensor)[index]);
 }
 
-// Width values that move as one access.
-template <typename T, int32_t Width>
-struct alignas(sizeof(T) * Width) Pack {
-  T values[Width];
-};
-
-template <typename T, int32_t Width>
-__device__ __forceinline__ Pack<T, Width> rounded(const float (&values)[Width]) {
-  Pack<T, Width> pack;
-#pragma unroll
-  for (int32_t v = 0; v < Width; ++v) {
-    round_to(values[v], &pack.values[v]);
-  }
-  return pack;
+// The larger and the smaller of two; a NaN stays one, where fmaxf and fminf would drop it.
+__device__ __forceinline__ float larger(float a, float b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+#else
+  return a > b || a != a ? a : b;
+#endif
 }
 
-// The Width elements from `index` on of such a tensor, 16 bytes an access; 16-byte aligned where Width is not 1.
-template <typename T, int32_t Width>
-__device__ __forceinline__ void read_pack(const void* tensor, DataType type, int64_t index, float (&values)[Width]) {
-  constexpr int32_t kFloats = Width < 4 ? Width : 4;
-  if (type == DataType::kFloat32) {
-    const auto* packs = static_cast<const Pack<float, kFloats>*>(tensor) + index / kFloats;
-#pragma unroll
-    for (int32_t v = 0; v < Width; ++v) {
-      values[v] = packs[v / kFloats].values[v % kFloats];
-    }
-  } else {
-    const Pack<T, Width> pack = static_cast<const Pack<T, Width>*>(tensor)[index / Width];
-#pragma unroll
-    for (int32_t v = 0; v < Width; ++v) {
-      values[v] = to_float(pack.values[v]);
-    }
-  }
+__device__ __forceinline__ float smaller(float a, float b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  float result;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+#else
+  return a < b || a != a ? a : b;
+#endif
 }
 
-// Comparisons, where fminf and fmaxf would drop a NaN.
+// clamp(leaky_relu(x)): x below 0 is the smaller of itself and its multiple.
 __device__ __forceinline__ float activate(float x) {
-  const float leaky = x < 0.0F ? kLeakySlope * x : x;
-  const float raised = leaky < kClampLow ? kClampLow : leaky;
-  return raised > kClampHigh ? kClampHigh : raised;
+  return smaller(larger(larger(x, kLeakySlope * x), kClampLow), kClampHigh);
 }
 
 // With erf, as PyTorch's default.
@@ -79,10 +84,21 @@ __device__ __forceinline__ float gelu(float x) {
   return 0.5F * x * (1.0F + erff(x * kRootOfHalf));
 }
 
-// A masked-out row, whose weights sum to 0, gives 0.
-__device__ __forceinline__ float weighted_mean(float sum, float weight, float epsilon) {
-  return weight == 0.0F ? 0.0F : sum / (epsilon + weight);
+// Within 1 ulp, and without the code for denormals that 1 / x brings.
+__device__ __forceinline__ float reciprocal(float value) {
+#if defined(__CUDACC__)
+  return __fdividef(1.0F, value);
+#else
+  return 1.0F / value;
+#endif
 }
+
+// What a sum is multiplied with for its mean. A masked-out row, whose weights sum to 0, gives 0.
+__device__ __forceinline__ float mean_scale(float weight, float epsilon) {
+  return weight == 0.0F ? 0.0F : reciprocal(epsilon + weight);
+}
+
+__device__ __forceinline__ float scaled_mean(float sum, float scale) { return scale == 0.0F ? 0.0F : sum * scale; }
 
 // A sum that carries the rounding error of its additions along.
 class CompensatedSum {

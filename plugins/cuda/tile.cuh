@@ -2,27 +2,45 @@
 #pragma once
 
 #include "call.h"
-#include "scalar.cuh"
+#include "pack.cuh"
 
 namespace pom::cuda {
 
-// The channels of a column: `packs` of them, 0 for a column past the last. See plan.h.
-struct Place {
-  int64_t channel;
-  int64_t distance;
-  int64_t packs;
+// Which tile a block computes.
+struct Position {
+  int32_t batch;
+  int32_t chunk;
+  int32_t column_tile;
 };
 
-// What the tiles of all forms share. Each derives from it and adds read(base): the weighted features of the step that
-// starts at token `base`.
+// Neighbours along the channels come first, then along the tokens.
+__device__ __forceinline__ Position position_by_chunk(const Plan& plan, uint32_t block) {
+  const auto chunks = static_cast<uint32_t>(plan.chunks);
+  const auto column_tiles = static_cast<uint32_t>(plan.column_tiles);
+  const uint32_t row = block / column_tiles;
+  return {static_cast<int32_t>(row / chunks), static_cast<int32_t>(row % chunks),
+          static_cast<int32_t>(block % column_tiles)};
+}
+
+// The channels of a column: `packs` of them, 0 or less for a column past the last. See plan.h.
+struct Place {
+  int32_t channel;
+  int32_t distance;
+  int32_t packs;
+};
+
+// What the tiles of all forms share. Each derives from it and adds
+//   prepare()                what all threads of the block do together once, with a barrier at its end
+//   features(base, loaded)   the weighted features of the step that starts at token `base`
 template <typename T, int32_t Width, int32_t Packs>
 class TileBase {
  public:
   using Type = T;
   static constexpr int32_t kWidth = Width;
   static constexpr int32_t kPacks = Packs;
-  static constexpr int32_t kRows = kLoads / Packs;   // consecutive tokens of a thread at once
-  static constexpr int32_t kValues = Packs * Width;  // channels of a thread
+  static constexpr int32_t kRows = rows_at_once(Packs);  // consecutive tokens of a thread at once
+  static constexpr int32_t kValues = Packs * Width;      // channels of a thread
+  static constexpr int32_t kLaneFloats = lane_floats(kValues);
 
   // What a thread has of a step. A token of weight 0, or past the chunk's end, holds zeros.
   struct Rows {
@@ -30,48 +48,66 @@ class TileBase {
     float weights[kRows];
   };
 
+  // The packs of x of a step.
+  struct Loaded {
+    Pack<T, Width> packs[kRows][Packs];
+  };
+
   // `totals`: shared memory, behind what the derived tile keeps there.
-  __device__ TileBase(const Call& call, float* totals)
+  __device__ TileBase(const Call& call, Position position, float* totals)
       : call_(call),
+        position_(position),
+        all_totals_(totals),
         totals_(totals),
         lane_(static_cast<int32_t>(threadIdx.x) % call.plan.lanes),
-        group_(static_cast<int32_t>(threadIdx.x) / call.plan.lanes) {
-    const int64_t block = blockIdx.x;
-    const int64_t row = block / call.plan.column_tiles;
-    first_column_ = block % call.plan.column_tiles * (call.plan.lanes * Width);
-    chunk_ = row % call.plan.chunks;
-    batch_ = row / call.plan.chunks;
-    place_ = place_of(column());
+        group_(static_cast<int32_t>(threadIdx.x) / call.plan.lanes),
+        first_column_(position.column_tile * (call.plan.lanes * Width)),
+        place_(place_of(column())),
+        pack_distance_(has(Packs - 1) ? place_.distance / Width : 0),
+        x_(static_cast<const Pack<T, Width>*>(call.buffers.x) + pack_index(group_ * kRows, has(0) ? channel(0) : 0)) {
+    move_to(position.chunk);
   }
 
+  // Another chunk of the same columns.
+  __device__ void move_to(int32_t chunk) {
+    const auto tokens = static_cast<int32_t>(call_.problem.tokens);
+    position_.chunk = chunk;
+    begin_ = chunk * call_.plan.chunk_tokens;
+    end_ = tokens - begin_ < call_.plan.chunk_tokens ? tokens : begin_ + call_.plan.chunk_tokens;
+  }
+
+  [[nodiscard]] __device__ Position position() const { return position_; }
   [[nodiscard]] __device__ int32_t group() const { return group_; }
   [[nodiscard]] __device__ int32_t tile_channels() const { return call_.plan.lanes * kValues; }
-  [[nodiscard]] __device__ int64_t begin() const { return chunk_ * call_.plan.chunk_tokens; }
-  [[nodiscard]] __device__ int64_t end() const {
-    const int64_t end = begin() + call_.plan.chunk_tokens;
-    return end < call_.problem.tokens ? end : call_.problem.tokens;
-  }
-  [[nodiscard]] __device__ int64_t step() const { return int64_t{call_.plan.groups} * kRows; }
-  [[nodiscard]] __device__ bool is_first() const { return first_column_ == 0; }
+  [[nodiscard]] __device__ int32_t begin() const { return begin_; }
+  [[nodiscard]] __device__ int32_t end() const { return end_; }
+  // Where a step's tokens start.
+  [[nodiscard]] __device__ int32_t step_tokens() const { return call_.plan.groups * kRows; }
+  [[nodiscard]] __device__ int32_t base_of(int32_t step) const { return begin_ + step * step_tokens(); }
+  [[nodiscard]] __device__ bool has_mask() const { return call_.problem.has_mask; }
+  [[nodiscard]] __device__ bool is_first() const { return position_.column_tile == 0; }
   [[nodiscard]] __device__ bool has(int32_t pack) const { return pack < place_.packs; }
-  [[nodiscard]] __device__ int64_t channel(int32_t pack) const { return place_.channel + pack * place_.distance; }
+  [[nodiscard]] __device__ int32_t channel(int32_t pack) const { return place_.channel + pack * place_.distance; }
 
-  // The chunk's sums in the workspace: one a channel, then that of the weights.
-  [[nodiscard]] __device__ float* chunk_sums() const {
-    return static_cast<float*>(call_.buffers.workspace) +
-           (batch_ * call_.plan.chunks + chunk_) * (call_.problem.channels + 1);
-  }
+  // From one group's totals to the next one's: a tile's channels, padded, and the weights.
+  [[nodiscard]] __device__ int32_t tile_floats() const { return call_.plan.lanes * kLaneFloats; }
+  [[nodiscard]] __device__ int32_t row_floats() const { return tile_floats() + 1; }
 
-  // Where a group's total of one of this lane's channels, or of its weights, waits in shared memory.
+  // Where a group's total of one of this lane's channels, or of its weights, waits in shared memory. Behind the groups
+  // is a row for what comes before the tile.
   [[nodiscard]] __device__ float& total(int32_t group, int32_t value) const {
-    return totals_[group * (tile_floats() + 1) + lane_ * kLaneFloats + value];
+    return totals_[group * row_floats() + lane_ * kLaneFloats + value];
   }
   [[nodiscard]] __device__ float& total_of_tile_channel(int32_t group, int32_t tile_channel) const {
-    return totals_[group * (tile_floats() + 1) + slot(tile_channel)];
+    return totals_[group * row_floats() + slot(tile_channel)];
   }
   [[nodiscard]] __device__ float& total_weight(int32_t group) const {
-    return totals_[group * (tile_floats() + 1) + tile_floats()];
+    return totals_[group * row_floats() + tile_floats()];
   }
+  [[nodiscard]] __device__ int32_t before() const { return call_.plan.groups; }
+
+  // Mode "causal" has two sets of totals, so that one chunk's are still read while the next one's are written.
+  __device__ void use_totals(int32_t set) { totals_ = all_totals_ + set * totals_floats(); }
 
   // Behind the totals, where the plan has it: the bias of the gates over this lane's channels.
   [[nodiscard]] __device__ float& bias(int32_t value) const { return biases()[lane_ * kLaneFloats + value]; }
@@ -80,7 +116,7 @@ class TileBase {
   }
 
   // The channel that a tile's channel is, -1 for none: a tile may be wider than what is left.
-  [[nodiscard]] __device__ int64_t channel_of(int32_t tile_channel) const {
+  [[nodiscard]] __device__ int32_t channel_of(int32_t tile_channel) const {
     const int32_t value = tile_channel % kValues;
     const Place place = place_of(first_column_ + tile_channel / kValues * Width + value % Width);
     const int32_t pack = value / Width;
@@ -88,95 +124,126 @@ class TileBase {
   }
 
   // Number of a token among those of the whole batch.
-  [[nodiscard]] __device__ int64_t row(int64_t token) const { return batch_ * call_.problem.tokens + token; }
+  [[nodiscard]] __device__ int64_t row(int32_t token) const { return position_.batch * call_.problem.tokens + token; }
 
   // This thread's tokens in the step that starts at token `base`.
-  [[nodiscard]] __device__ int64_t first_token(int64_t base) const { return base + int64_t{group_} * kRows; }
+  [[nodiscard]] __device__ int32_t first_token(int32_t base) const { return base + group_ * kRows; }
+
+  // Load a step. There is no branch between the loads, so that all are in flight at once: a token or a column that is
+  // not there reads another's, and weigh or write drops it.
+  [[nodiscard]] __device__ Loaded load(int32_t base) const {
+    Loaded loaded;
+    const Pack<T, Width>* from = x_ + int64_t{base} * row_packs();
+    if (is_full(base)) {
+#pragma unroll
+      for (int32_t r = 0; r < kRows; ++r) {
+#pragma unroll
+        for (int32_t p = 0; p < Packs; ++p) {
+          loaded.packs[r][p] = from[r * row_packs() + p * pack_distance_];
+        }
+      }
+      return loaded;
+    }
+    const int32_t last = end_ - 1 - first_token(base);
+#pragma unroll
+    for (int32_t r = 0; r < kRows; ++r) {
+      const int32_t row = r < last ? r : last;  // below 0 where even the first is not there
+#pragma unroll
+      for (int32_t p = 0; p < Packs; ++p) {
+        loaded.packs[r][p] = from[int64_t{row} * row_packs() + p * pack_distance_];
+      }
+    }
+    return loaded;
+  }
 
   // `values` starts with those of the pack.
-  __device__ void write(int64_t token, int32_t pack, const float* values) const {
+  __device__ void write(int32_t token, int32_t pack, const float* values) const {
     if (!has(pack) || token >= end()) {
       return;
     }
     Pack<T, Width> rounded;
-#pragma unroll
-    for (int32_t v = 0; v < Width; ++v) {
-      round_to(values[v], &rounded.values[v]);
-    }
+    round_to(values, &rounded);
     static_cast<Pack<T, Width>*>(call_.buffers.output)[pack_index(token, channel(pack))] = rounded;
   }
 
  protected:
-  [[nodiscard]] __device__ Pack<T, Width> load(int64_t token, int64_t first_channel) const {
+  [[nodiscard]] __device__ Pack<T, Width> load_pack(int32_t token, int32_t first_channel) const {
     return static_cast<const Pack<T, Width>*>(call_.buffers.x)[pack_index(token, first_channel)];
   }
 
-  [[nodiscard]] __device__ float weight(int64_t token) const {
-    if (!call_.problem.has_mask) {
-      return 1.0F;
-    }
-    const int64_t row = call_.problem.mask_batch == 1 ? 0 : batch_;
-    return read_as_float<T>(call_.buffers.mask, call_.problem.mask_type, row * call_.problem.tokens + token);
-  }
-
-  // Load a step, zeros where there is nothing.
-  __device__ void load_rows(int64_t base, Pack<T, Width> (&loaded)[kRows][Packs], Rows* rows) const {
+  __device__ void load_weights(int32_t base, Rows* rows) const {
+    const int64_t first = call_.problem.mask_batch == 1 ? 0 : position_.batch * call_.problem.tokens;
 #pragma unroll
     for (int32_t r = 0; r < kRows; ++r) {
-      const int64_t token = first_token(base) + r;
-      const bool here = token < end();
-      rows->weights[r] = here ? weight(token) : 0.0F;
-#pragma unroll
-      for (int32_t p = 0; p < Packs; ++p) {
-        if (here && has(p)) {
-          loaded[r][p] = load(token, channel(p));
-        } else {
-          loaded[r][p] = Pack<T, Width>{};
-        }
+      const int32_t token = first_token(base) + r;
+      rows->weights[r] = token < end_ ? 1.0F : 0.0F;
+      if (has_mask() && token < end_) {
+        rows->weights[r] = read_as_float<T>(call_.buffers.mask, call_.problem.mask_type, first + token);
       }
     }
   }
 
+  // Whether all tokens of a step are there, and whether all have weight 1: the same for all threads of the block.
+  [[nodiscard]] __device__ bool is_full(int32_t base) const { return end_ - base >= step_tokens(); }
+  [[nodiscard]] __device__ bool is_unweighted(int32_t base) const { return !has_mask() && is_full(base); }
+
   // A choice, not a product: a token of weight 0 is absent even where it holds a NaN.
-  [[nodiscard]] __device__ static float weighted(float feature, float weight) {
-    return weight == 0.0F ? 0.0F : weight * feature;
+  __device__ void weigh(int32_t base, Rows* rows) const {
+    if (is_unweighted(base)) {
+      return;
+    }
+#pragma unroll
+    for (int32_t r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int32_t v = 0; v < kValues; ++v) {
+        const float weight = rows->weights[r];
+        rows->features[r][v] = weight == 0.0F ? 0.0F : weight * rows->features[r][v];
+      }
+    }
   }
 
-  static constexpr int32_t kLaneFloats = lane_floats(kValues);
-  [[nodiscard]] __device__ float* biases() const { return totals_ + call_.plan.groups * (tile_floats() + 1); }
-  [[nodiscard]] __device__ int32_t tile_floats() const { return call_.plan.lanes * kLaneFloats; }
+  [[nodiscard]] __device__ int32_t totals_floats() const { return (call_.plan.groups + 1) * row_floats(); }
+  [[nodiscard]] __device__ float* biases() const { return all_totals_ + 2 * totals_floats(); }
   [[nodiscard]] __device__ static int32_t slot(int32_t tile_channel) {
     return tile_channel / kValues * kLaneFloats + tile_channel % kValues;
   }
 
-  [[nodiscard]] __device__ int64_t column() const { return first_column_ + int64_t{lane_} * Width; }
+  [[nodiscard]] __device__ int32_t column() const { return first_column_ + lane_ * Width; }
 
   const Call& call_;
+  Position position_;
+  float* const all_totals_;
   float* totals_;
-  int32_t lane_;
-  int32_t group_;
-  int64_t first_column_ = 0;
-  int64_t chunk_ = 0;
-  int64_t batch_ = 0;
-  Place place_{};
+  const int32_t lane_;
+  const int32_t group_;
+  const int32_t first_column_;
+  int32_t begin_ = 0;
+  int32_t end_ = 0;
+  const Place place_;
 
  private:
-  [[nodiscard]] __device__ Place place_of(int64_t column) const {
-    const int64_t channels = call_.problem.channels;
+  const int32_t pack_distance_;  // of those that load reads
+  // This thread's first pack of chunk 0.
+  const Pack<T, Width>* const x_;
+
+  [[nodiscard]] __device__ int32_t row_packs() const { return static_cast<int32_t>(call_.problem.channels) / Width; }
+
+  [[nodiscard]] __device__ Place place_of(int32_t column) const {
+    const auto channels = static_cast<int32_t>(call_.problem.channels);
     if constexpr (Packs == 1) {
       return {column, 0, column < channels ? 1 : 0};
     } else {
-      const int64_t run = call_.plan.run;
-      const int64_t pair = column / run;
-      const int64_t runs_left = channels / run - Packs * pair;
+      const int32_t run = call_.plan.run;
+      const int32_t pair = column / run;
+      const int32_t runs_left = channels / run - Packs * pair;
       return {column + (Packs - 1) * pair * run, run, runs_left};
     }
   }
 
   // Index of a token's pack, in x and in the output. Rows are whole packs, and an index of packs rather than of values
   // lets nvcc see that an access is aligned: it splits a 16-byte store otherwise.
-  [[nodiscard]] __device__ int64_t pack_index(int64_t token, int64_t first_channel) const {
-    return (row(token) * call_.problem.channels + first_channel) / Width;
+  [[nodiscard]] __device__ int64_t pack_index(int32_t token, int32_t first_channel) const {
+    return row(token) * row_packs() + first_channel / Width;
   }
 };
 

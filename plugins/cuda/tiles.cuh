@@ -7,6 +7,44 @@
 
 namespace pom::cuda {
 
+// Compute the tile step by step: take(base, rows). `first`: what was loaded of the first. The next step is loaded
+// before this one is computed, where a thread has registers for both.
+template <typename Tile, typename Take>
+__device__ __forceinline__ void for_each_step(const Call& call, const Tile& tile, const typename Tile::Loaded& first,
+                                              Take take) {
+  constexpr bool kLoadsAhead = Tile::kPacks == 1;
+  typename Tile::Loaded loaded = first;
+  for (int32_t step = 0; step < call.plan.steps; ++step) {
+    const typename Tile::Loaded current = kLoadsAhead || step == 0 ? loaded : tile.load(tile.base_of(step));
+    if (kLoadsAhead && step + 1 < call.plan.steps) {
+      loaded = tile.load(tile.base_of(step + 1));
+    }
+    take(tile.base_of(step), tile.features(tile.base_of(step), current));
+  }
+}
+
+// Leave the sums of a thread's tokens as its group's totals.
+template <typename Tile>
+__device__ __forceinline__ void sum_steps(const Call& call, const Tile& tile, const typename Tile::Loaded& first) {
+  float sums[Tile::kValues] = {};
+  float weight = 0.0F;
+  for_each_step(call, tile, first, [&](int32_t, const typename Tile::Rows& rows) {
+#pragma unroll
+    for (int32_t r = 0; r < Tile::kRows; ++r) {
+      weight += rows.weights[r];
+#pragma unroll
+      for (int32_t v = 0; v < Tile::kValues; ++v) {
+        sums[v] += rows.features[r][v];
+      }
+    }
+  });
+#pragma unroll
+  for (int32_t v = 0; v < Tile::kValues; ++v) {
+    tile.total(tile.group(), v) = sums[v];
+  }
+  tile.total_weight(tile.group()) = weight;
+}
+
 template <typename T>
 struct Chosen {
   using Tile = T;

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tests.plugins.cuda.cases import Call, Case
+from tests.plugins.cuda.cases import Call
 from tests.plugins.cuda.comparison import assert_matches
 from tests.plugins.cuda.executors import Device, Emulation, Executor, cuda_headers
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize(
     ("mode", "barrier", "tokens"),
-    # The last is between two steps of one chunk, which only many tokens make.
-    [("features", 0, 40), ("mean", 0, 40), ("mean", 1, 40), ("causal", 0, 40), ("causal", 1, 40), ("causal", 2, 700)],
+    # Those of mode "causal" are around the ticket, the coefficients, and in turns the totals of groups and of tiles.
+    [("features", 0, 40), ("mean", 0, 40), ("mean", 1, 40), *(("causal", barrier, 700) for barrier in range(4))],
 )
 def test_a_missing_barrier_would_be_seen(emulation: Emulation, mode: str, barrier: int, tokens: int) -> None:
     """The double itself: it finds the absence of each __syncthreads() that the kernels have."""

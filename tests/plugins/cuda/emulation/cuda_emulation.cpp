@@ -4,9 +4,11 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <numeric>
+#include <random>
 #include <vector>
 
 namespace pom::cuda::emulation {
@@ -15,38 +17,50 @@ namespace {
 constexpr std::size_t kStackBytes = 64 * 1024;
 constexpr std::size_t kMaxSharedBytes = 48 * 1024;  // what a kernel may have without asking for more
 constexpr uint32_t kMaxThreads = 1024;
+constexpr uint32_t kBlocksAtOnce = 3;
+constexpr int32_t kMaxIdleTurns = 1000;
+
+enum class State { kReady, kAtBarrier, kWaiting, kEnded };
 
 // The address sanitizer follows fibers only where it is told of each change of stack.
 struct Fiber {
   ucontext_t context{};
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
-  bool ended = false;
+  State state = State::kEnded;
   int32_t barriers = 0;
+};
+
+struct Block {
+  uint32_t number = 0;
+  std::vector<Fiber> fibers;  // kept, since new stacks for every launch would cost more than the kernels
+  std::vector<float> shared;
 };
 
 struct Scheduler {
   ucontext_t context{};
   const void* stack = nullptr;
   std::size_t stack_bytes = 0;
-  Fiber* running = nullptr;
+  Block* block = nullptr;
+  Fiber* fiber = nullptr;
   const std::function<void()>* kernel = nullptr;
 };
 
 Scheduler scheduler;
 Order current_order = Order::kForward;
+std::mt19937 shuffling;
 int32_t skipped_barrier = -1;
-std::vector<float> shared;
-std::vector<Fiber> pool;  // kept, since new stacks for every launch would cost more than the kernels
+int32_t launches_to_failure = -1;
+std::vector<Block> pool(kBlocksAtOnce);
 
 void fiber_main() {
   __sanitizer_finish_switch_fiber(nullptr, &scheduler.stack, &scheduler.stack_bytes);
   (*scheduler.kernel)();
-  scheduler.running->ended = true;
+  scheduler.fiber->state = State::kEnded;
   __sanitizer_start_switch_fiber(nullptr, scheduler.stack, scheduler.stack_bytes);
 }
 
 void start(Fiber* fiber) {
-  fiber->ended = false;
+  fiber->state = State::kReady;
   fiber->barriers = 0;
   getcontext(&fiber->context);
   fiber->context.uc_stack.ss_sp = fiber->stack.get();
@@ -55,78 +69,141 @@ void start(Fiber* fiber) {
   makecontext(&fiber->context, fiber_main, 0);
 }
 
-// Run a fiber up to its next barrier or its end.
+// Run a fiber up to where it stops.
 void resume(Fiber* fiber) {
   void* fake_stack = nullptr;
-  scheduler.running = fiber;
+  scheduler.fiber = fiber;
   __sanitizer_start_switch_fiber(&fake_stack, fiber->stack.get(), kStackBytes);
   swapcontext(&scheduler.context, &fiber->context);
   __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
 }
 
-void wait_at_barrier() {
-  Fiber* fiber = scheduler.running;
-  if (fiber->barriers++ == skipped_barrier) {
-    return;
-  }
+// The running fiber stops in this state, and goes on when it is resumed.
+void stop(State state) {
+  Fiber* fiber = scheduler.fiber;
+  const uint3 thread = threadIdx;
+  const uint3 block = blockIdx;
+  fiber->state = state;
   void* fake_stack = nullptr;
   __sanitizer_start_switch_fiber(&fake_stack, scheduler.stack, scheduler.stack_bytes);
   swapcontext(&fiber->context, &scheduler.context);
   __sanitizer_finish_switch_fiber(fake_stack, &scheduler.stack, &scheduler.stack_bytes);
+  threadIdx = thread;
+  blockIdx = block;
 }
 
-std::vector<uint32_t> ordered(uint32_t count) {
+std::vector<uint32_t> ordered(std::size_t count) {
   std::vector<uint32_t> indices(count);
   std::iota(indices.begin(), indices.end(), 0U);
   if (current_order == Order::kReverse) {
     std::reverse(indices.begin(), indices.end());
+  } else if (current_order == Order::kShuffled) {
+    std::shuffle(indices.begin(), indices.end(), shuffling);
   }
   return indices;
 }
 
-bool run_block() {
-  const std::vector<uint32_t> order = ordered(static_cast<uint32_t>(pool.size()));
-  std::for_each(pool.begin(), pool.end(), [](Fiber& fiber) { start(&fiber); });
-  std::size_t ended = 0;
-  while (ended == 0) {
-    for (const uint32_t thread : order) {
+void start(Block* block, uint32_t number, uint32_t threads, std::size_t shared_bytes) {
+  block->number = number;
+  block->fibers.resize(threads);
+  block->shared = std::vector<float>(shared_bytes / sizeof(float), std::numeric_limits<float>::quiet_NaN());
+  std::for_each(block->fibers.begin(), block->fibers.end(), [](Fiber& fiber) { start(&fiber); });
+}
+
+bool all_are(const Block& block, State state) {
+  return std::all_of(block.fibers.begin(), block.fibers.end(),
+                     [&](const Fiber& fiber) { return fiber.state == state; });
+}
+
+// One turn of a block's threads, each up to where it stops. False: some wait at a barrier, and others have ended.
+bool take_turn(Block* block, bool* moved) {
+  scheduler.block = block;
+  blockIdx = {block->number, 0, 0};
+  for (const uint32_t thread : ordered(block->fibers.size())) {
+    Fiber& fiber = block->fibers[thread];
+    if (fiber.state == State::kReady || fiber.state == State::kWaiting) {
       threadIdx = {thread, 0, 0};
-      resume(&pool[thread]);
-      ended += pool[thread].ended ? 1 : 0;
+      resume(&fiber);
+      *moved |= fiber.state != State::kWaiting;
     }
   }
-  return ended == pool.size();
+  if (all_are(*block, State::kAtBarrier)) {
+    std::for_each(block->fibers.begin(), block->fibers.end(), [](Fiber& fiber) { fiber.state = State::kReady; });
+    return true;
+  }
+  const auto is = [&](State state) {
+    return std::any_of(block->fibers.begin(), block->fibers.end(), [&](const Fiber& f) { return f.state == state; });
+  };
+  return !is(State::kAtBarrier) || !is(State::kEnded);
+}
+
+cudaError_t run(uint32_t blocks, uint32_t threads, std::size_t shared_bytes) {
+  const std::vector<uint32_t> order = ordered(blocks);
+  std::size_t started = 0;
+  std::vector<Block*> running;
+  std::vector<Block*> idle;
+  std::for_each(pool.begin(), pool.end(), [&](Block& block) { idle.push_back(&block); });
+  for (int32_t idle_turns = 0; started < order.size() || !running.empty();) {
+    while (!idle.empty() && started < order.size()) {
+      start(idle.back(), order[started++], threads, shared_bytes);
+      running.push_back(idle.back());
+      idle.pop_back();
+    }
+    bool moved = false;
+    for (const uint32_t i : ordered(running.size())) {
+      if (!take_turn(running[i], &moved)) {
+        return cudaErrorLaunchFailure;
+      }
+    }
+    const auto ended = std::stable_partition(running.begin(), running.end(),
+                                             [](const Block* block) { return !all_are(*block, State::kEnded); });
+    idle.insert(idle.end(), ended, running.end());
+    running.erase(ended, running.end());
+    idle_turns = moved ? 0 : idle_turns + 1;
+    if (idle_turns > kMaxIdleTurns) {
+      return cudaErrorLaunchTimeout;
+    }
+  }
+  return cudaSuccess;
 }
 
 }  // namespace
 
-void set_order(Order order) { current_order = order; }
+void set_order(Order order) {
+  current_order = order;
+  shuffling.seed(7);
+}
 
 void skip_barrier(int32_t barrier) { skipped_barrier = barrier; }
 
-float* shared_memory() { return shared.data(); }
+void fail_launch(int32_t number) { launches_to_failure = number; }
+
+float* shared_memory() { return scheduler.block->shared.data(); }
+
+void wait_a_little() { stop(State::kWaiting); }
 
 cudaError_t launch(const std::function<void()>& kernel, uint32_t blocks, uint32_t threads, std::size_t shared_bytes,
                    cudaStream_t) {
   if (threads > kMaxThreads || shared_bytes > kMaxSharedBytes) {
     return cudaErrorInvalidValue;
   }
-  scheduler.kernel = &kernel;
-  pool.resize(threads);
-  for (const uint32_t block : ordered(blocks)) {
-    blockIdx = {block, 0, 0};
-    shared = std::vector<float>(shared_bytes / sizeof(float), std::numeric_limits<float>::quiet_NaN());
-    if (!run_block()) {
-      return cudaErrorLaunchFailure;
-    }
+  if (launches_to_failure >= 0 && launches_to_failure-- == 0) {
+    return cudaErrorLaunchOutOfResources;
   }
-  return cudaSuccess;
+  scheduler.kernel = &kernel;
+  return run(blocks, threads, shared_bytes);
 }
 
 }  // namespace pom::cuda::emulation
 
 void __syncthreads() {
-  const uint3 thread = threadIdx;
-  pom::cuda::emulation::wait_at_barrier();
-  threadIdx = thread;
+  using namespace pom::cuda::emulation;  // NOLINT
+  if (scheduler.fiber->barriers++ != skipped_barrier) {
+    stop(State::kAtBarrier);
+  }
+}
+
+cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStream_t) {
+  std::memset(memory, value, bytes);
+  return cudaSuccess;
 }

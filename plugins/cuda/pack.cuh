@@ -1,0 +1,147 @@
+// Packs of values that move as one access, and their way to float and back.
+#pragma once
+
+#include "scalar.cuh"
+
+namespace pom::cuda {
+
+template <typename T, int32_t Width>
+struct alignas(sizeof(T) * Width) Pack {
+  T values[Width];
+};
+
+// Half types by two in a register: as single values, nvcc would move each to a register of its own as soon as the pack
+// is loaded, and wait for the load.
+template <typename T>
+struct alignas(16) Pack<T, 8> {
+  uint32_t pairs[4];
+};
+
+__device__ __forceinline__ void unpack_pair(uint32_t pair, __half, float* values) {
+  __half2_raw raw;
+  raw.x = static_cast<uint16_t>(pair);
+  raw.y = static_cast<uint16_t>(pair >> 16);
+  const float2 both = __half22float2(__half2(raw));
+  values[0] = both.x;
+  values[1] = both.y;
+}
+
+// A bfloat16 is the upper half of its float.
+__device__ __forceinline__ void unpack_pair(uint32_t pair, __nv_bfloat16, float* values) {
+  values[0] = float_of(pair << 16);
+  values[1] = float_of(pair & 0xFFFF0000U);
+}
+
+__device__ __forceinline__ uint32_t pack_pair(float first, float second, __half) {
+  const __half2_raw halves = __floats2half2_rn(first, second);
+  return halves.x | static_cast<uint32_t>(halves.y) << 16;
+}
+
+__device__ __forceinline__ uint32_t pack_pair(float first, float second, __nv_bfloat16) {
+  const __nv_bfloat162_raw halves = __floats2bfloat162_rn(first, second);
+  return halves.x | static_cast<uint32_t>(halves.y) << 16;
+}
+
+template <typename T, int32_t Width>
+__device__ __forceinline__ void unpack(const Pack<T, Width>& pack, float (&values)[Width]) {
+#pragma unroll
+  for (int32_t v = 0; v < Width; ++v) {
+    values[v] = to_float(pack.values[v]);
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ void unpack(const Pack<T, 8>& pack, float (&values)[8]) {
+#pragma unroll
+  for (int32_t i = 0; i < 4; ++i) {
+    unpack_pair(pack.pairs[i], T{}, values + 2 * i);
+  }
+}
+
+// `values` starts with those of the pack.
+template <typename T, int32_t Width>
+__device__ __forceinline__ void round_to(const float* values, Pack<T, Width>* pack) {
+#pragma unroll
+  for (int32_t v = 0; v < Width; ++v) {
+    round_to(values[v], &pack->values[v]);
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ void round_to(const float* values, Pack<T, 8>* pack) {
+#pragma unroll
+  for (int32_t i = 0; i < 4; ++i) {
+    pack->pairs[i] = pack_pair(values[2 * i], values[2 * i + 1], T{});
+  }
+}
+
+// A pack of one value over and over.
+template <typename T, int32_t Width>
+__device__ __forceinline__ void fill(T value, Pack<T, Width>* pack) {
+#pragma unroll
+  for (int32_t v = 0; v < Width; ++v) {
+    pack->values[v] = value;
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ void fill(T value, Pack<T, 8>* pack) {
+  const float both = to_float(value);
+#pragma unroll
+  for (uint32_t& pair : pack->pairs) {
+    pair = pack_pair(both, both, T{});
+  }
+}
+
+// clamp(leaky_relu(x)) of a pack.
+template <typename T, int32_t Width>
+__device__ __forceinline__ void activate(const Pack<T, Width>& pack, float (&h)[Width]) {
+  unpack(pack, h);
+#pragma unroll
+  for (int32_t v = 0; v < Width; ++v) {
+    h[v] = activate(h[v]);
+  }
+}
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+// Two at a time: from -10, where the slope reaches the lower bound, to 6.
+static_assert(kClampLow == -0.1F && kLeakySlope == 0.01F && kClampHigh == 6.0F, "the constants below are theirs");
+
+__device__ __forceinline__ uint32_t clamp_pair(uint32_t pair, __half) {
+  asm("{max.NaN.f16x2 %0, %0, %1;\n\t min.NaN.f16x2 %0, %0, %2;}" : "+r"(pair) : "r"(0xC900C900U), "r"(0x46004600U));
+  return pair;
+}
+
+__device__ __forceinline__ uint32_t clamp_pair(uint32_t pair, __nv_bfloat16) {
+  asm("{max.NaN.bf16x2 %0, %0, %1;\n\t min.NaN.bf16x2 %0, %0, %2;}" : "+r"(pair) : "r"(0xC120C120U), "r"(0x40C040C0U));
+  return pair;
+}
+
+template <typename T>
+__device__ __forceinline__ void activate(const Pack<T, 8>& pack, float (&h)[8]) {
+#pragma unroll
+  for (int32_t i = 0; i < 4; ++i) {
+    unpack_pair(clamp_pair(pack.pairs[i], T{}), T{}, h + 2 * i);
+    h[2 * i] = larger(h[2 * i], kLeakySlope * h[2 * i]);
+    h[2 * i + 1] = larger(h[2 * i + 1], kLeakySlope * h[2 * i + 1]);
+  }
+}
+#endif
+
+// The Width elements from `index` on of a tensor whose type the problem names, 16 bytes an access; 16-byte aligned
+// where Width is not 1.
+template <typename T, int32_t Width>
+__device__ __forceinline__ void read_pack(const void* tensor, DataType type, int64_t index, float (&values)[Width]) {
+  constexpr int32_t kFloats = Width < 4 ? Width : 4;
+  if (type == DataType::kFloat32) {
+    const auto* packs = static_cast<const Pack<float, kFloats>*>(tensor) + index / kFloats;
+#pragma unroll
+    for (int32_t v = 0; v < Width; ++v) {
+      values[v] = packs[v / kFloats].values[v % kFloats];
+    }
+  } else {
+    unpack(static_cast<const Pack<T, Width>*>(tensor)[index / Width], values);
+  }
+}
+
+}  // namespace pom::cuda
