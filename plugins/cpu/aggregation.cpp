@@ -39,12 +39,11 @@ const RowsFunctions& rows_functions_for(const Kernel& kernel, const Problem& pro
 }
 
 OutputFunction output_function_for(const Kernel& kernel, const Problem& problem, const Gate* gate) {
-  const OutputFunctions& functions = functions_for(kernel, problem.data_type).output;
-  const bool mean = problem.attributes.mode == Mode::kMean;
   if (gate == nullptr) {
-    return mean ? nullptr : functions.prefix_mean;
+    return nullptr;
   }
-  const GatedFunctions& gated = mean ? functions.gated_mean : functions.gated_prefix_mean;
+  const OutputFunctions& functions = functions_for(kernel, problem.data_type).output;
+  const GatedFunctions& gated = problem.attributes.mode == Mode::kMean ? functions.gated_mean : functions.gated_means;
   const auto activation = static_cast<size_t>(gate->activation);
   return gate->gates == problem.channels ? gated.by_channel[activation] : gated.by_head[activation];
 }
@@ -76,6 +75,9 @@ Aggregation::Aggregation(const Kernel& kernel, const Problem& problem, const Gat
       layout_(problem),
       gate_layout_(layout_),
       streamed_(is_streamed(problem, gated_ ? gate_.tokens : problem.tokens, layout_.width, tensors.y)) {
+  if (streamed_ && problem.attributes.mode == Mode::kCausal) {
+    layout_.cut_columns(kStreamedCausalChannels / layout_.parts);
+  }
   const int64_t blocks = layout_.batch * layout_.blocks;
   switch (problem.attributes.mode) {
     case Mode::kFeatures:
@@ -271,7 +273,7 @@ void Aggregation::average(const Layout::Place& place) {
 void Aggregation::gate(int64_t task) {
   const Layout::Place place = gate_layout_.place(task);
   Output output = output_at(place, place.token, place.tokens);
-  output.mean = means_.get() + place.batch * problem_.channels + place.channel;
+  output.means = means_.get() + place.batch * problem_.channels + place.channel;
   output.scratch_stride = layout_.width;
   output_function_(output);
 }

@@ -59,7 +59,6 @@ class Aggregation {
     float* rest = nullptr;  // what rounding has lost of it
   };
   struct Tile;  // what the task of one tile holds
-  struct Step;
 
   void add_phase(int64_t tasks, void (Aggregation::*task)(int64_t));
   [[nodiscard]] Rows rows_at(const Layout::Place& place, int64_t token, int64_t count) const;
@@ -76,9 +75,9 @@ class Aggregation {
 
   void average(const Layout::Place& place);
   // The steps of a tile.
-  void begin(Tile* tile) const;
-  void sum_rows(Tile* tile, const Step& step) const;
-  void write_rows(const Tile& tile, const Step& step) const;
+  Rows rows_of(Tile* tile, int64_t row, int64_t count) const;
+  void clear(Tile* tile) const;
+  void write_averages(Tile* tile) const;
   void take_over(Tile* tile) const;
   void hand_on(const Tile& tile) const;
   void read_scales(Tile* tile) const;
@@ -89,8 +88,8 @@ class Aggregation {
   const Tensors tensors_;
   const Coefficients& coefficients_;
   const RowsFunctions& rows_functions_;
-  const OutputFunction output_function_;  // null in mode features, and in mode mean without a gate
-  const Layout layout_;
+  const OutputFunction output_function_;  // null without a gate
+  Layout layout_;
   Layout gate_layout_;
   const bool streamed_;  // y is written past the caches
   std::array<Phase, 2> phases_;

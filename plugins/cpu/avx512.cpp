@@ -34,6 +34,11 @@ struct Avx512 {
   static void stream(float* to, Avx512 a) { _mm512_stream_ps(to, a.value); }
   static void stream(Half* to, Avx512 a) { _mm256_stream_si256(reinterpret_cast<__m256i*>(to), half(a)); }
   static void stream(BFloat16* to, Avx512 a) { _mm256_stream_si256(reinterpret_cast<__m256i*>(to), bfloat16(a)); }
+  template <typename T>
+  static void stream(T* to, Avx512 a, Avx512 b) {
+    stream(to, a);
+    stream(to + kWidth, b);
+  }
   static void finish_streams() { _mm_sfence(); }
 
   static Avx512 broadcast(float value) { return {_mm512_set1_ps(value)}; }

@@ -68,7 +68,7 @@ void floor_of(Case* run, Pool* pool) {
   pool->run([&](int index) {
     constexpr int64_t kColumns = 256;
     constexpr int64_t kStep = 16;
-    alignas(64) float scratch[(kStep + 2) * kColumns] = {};
+    alignas(64) float scratch[5 * kColumns] = {};
     float scales[kStep];
     std::fill_n(scales, kStep, 0.5F);
     const auto& type = run->problem.data_type == DataType::kFloat32   ? run->kernel->float32
@@ -84,23 +84,15 @@ void floor_of(Case* run, Pool* pool) {
     rows.degree = run->problem.degree;
     rows.sum = scratch;
     rows.rest = scratch + kColumns;
-    rows.prefix = scratch + 2 * kColumns;
-    pom::cpu::Output output{};
+    rows.before = scratch + 2 * kColumns;
+    rows.running = scratch + 3 * kColumns;
+    rows.scales = scales;
     alignas(64) float y[kColumns];
-    output.y = y;
-    output.columns = output.scratch_stride = kColumns;
-    output.count = kStep;
-    output.parts = 1;
-    output.prefix = rows.prefix;
-    output.prefix_stride = rows.prefix_stride = kColumns;
-    output.sum = rows.sum;
-    output.rest = rows.rest;
-    output.scales = scales;
+    rows.y = y;
     const int64_t blocks = run->elements() / (kStep * kColumns);
     for (int64_t block = index; block < blocks; block += pool->size()) {
       if (run->writes()) {
-        type.features.power.prefix(rows);
-        type.output.prefix_mean(output);
+        type.features.power.average(rows);
       } else {
         type.features.power.accumulate(rows);
       }

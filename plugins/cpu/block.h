@@ -4,10 +4,11 @@
 // compiled with its own flags (see kernel.h). The same holds for every header that includes this one.
 //
 // The vector type V, which an instruction set's file defines, holds kWidth float32 lanes: load and store (of float,
-// Half or BFloat16; all lanes or the first few); stream, which stores all lanes past the caches, at a multiple of their
-// size, and finish_streams, before others may read them; broadcast, add, subtract, multiply, divide, multiply_add,
-// at_least and at_most, which keep a NaN in their first operand, and multiply_exp2(v, biased), which is v * 2^n where
-// biased is n + kRoundingBias (exp2.h), as far as the result is a normal number.
+// Half or BFloat16; all lanes or the first few); stream, which stores all lanes of one vector or of two neighbours past
+// the caches, at a multiple of their size (of kPadding elements, where that is less), and finish_streams, before others
+// may read them; broadcast, add, subtract, multiply, divide, multiply_add, at_least and at_most, which keep a NaN in
+// their first operand, and multiply_exp2(v, biased), which is v * 2^n where biased is n + kRoundingBias (exp2.h), as
+// far as the result is a normal number.
 #pragma once
 
 #include "kernel.h"
@@ -50,17 +51,20 @@ struct Block {
     return x_[row] + part * (kWeighted ? part_stride_[row] : rows.part_stride);
   }
 
-  // Asks for what the next block of rows reads at this vector of columns. The processor's own prefetching ends with
-  // every page, and a row is often one.
-  template <int kColumns>
-  POM_ALWAYS_INLINE void prefetch(int64_t part, int64_t column) const {
+  // Asks for what rows further down have at some vectors of columns. The processor's own prefetching ends with every
+  // page, and a row is often one.
+  template <typename V, int kVectors>
+  POM_ALWAYS_INLINE void prefetch(int64_t further, int64_t part, int64_t column) const {
     constexpr int64_t kLine = 64 / sizeof(T);
+    constexpr int64_t kColumns = V::kWidth * kVectors;
     if (kColumns < kLine && column % kLine != 0) {
       return;
     }
-    const T* x = static_cast<const T*>(rows.x) + (first + kRows) * rows.stride + part * rows.part_stride + column;
+    const T* x = static_cast<const T*>(rows.x) + (first + further) * rows.stride + part * rows.part_stride + column;
     for (int row = 0; row < kRows; ++row) {
-      __builtin_prefetch(x + row * rows.stride, 0, 2);
+      for (int64_t line = 0; line < kColumns; line += kLine) {
+        __builtin_prefetch(x + row * rows.stride + line, 0, 2);
+      }
     }
   }
 

@@ -1,14 +1,15 @@
 // The causal mode: tiles of some tokens and one block of columns, in one pass over memory.
 //
-// A tile computes the running sums of its own tokens and adds what the tiles before it have summed: the carry, which
-// goes from tile to tile of a block. Where the carry is there when a tile begins, it goes on by a few rows at a time.
-// Otherwise it does all that does not need the carry, waits, hands the carry on at once and then writes its output. The
-// numbers are the same both ways. A tile waits only for tiles that were begun before it, so none waits for ever.
+// A tile sums its own tokens and adds what the tiles before it have summed: the carry, which goes from tile to tile of
+// a block. Where the carry is there when a tile begins, it writes averages as it sums. Otherwise it sums alone, waits,
+// hands the carry on at once and then sums again and writes. The numbers are the same both ways. A tile waits only for
+// tiles that were begun before it, so none waits for ever.
 #include <algorithm>
 #include <thread>
 
 #include "aggregation.h"
 #include "element.h"
+#include "pom/contract.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -17,10 +18,7 @@
 namespace pom::cpu {
 namespace {
 
-// What is written before it is summed on: few elements, for the first cache, and whole blocks of the kernels' rows,
-// which are summed apart.
-constexpr int64_t kStepElements = 4096;
-constexpr int64_t kStepRows = 16;
+static_assert(kMaxDegree * kPadding <= kStreamedCausalChannels, "a padding of every part");
 constexpr int kPauses = 1000;  // before a waiting thread lets others run
 
 void pause() {
@@ -39,31 +37,18 @@ struct Aggregation::Tile {
 
   // Of its own tokens.
   double weight;
-  float sum[kCausalChannels];
-  float rest[kCausalChannels];
+  alignas(64) float sum[kCausalChannels];
+  alignas(64) float rest[kCausalChannels];
   float weights[kMaxCausalTokens];
-  alignas(64) float prefix[kCausalElements];
   // Of the tokens before it.
   double weight_before;
-  float sum_before[kCausalChannels];
-  float rest_before[kCausalChannels];
+  alignas(64) float sum_before[kCausalChannels];
+  alignas(64) float rest_before[kCausalChannels];
+  alignas(64) float before[kCausalChannels];
+  alignas(64) float running[2 * kCausalChannels];
   // Of all of them.
   float scales[kMaxCausalTokens];
-};
-
-// Some rows and columns of a tile, whose prefix sums are held at once.
-struct Aggregation::Step {
-  int64_t row;
-  int64_t rows;
-  int64_t column;
-  int64_t columns;
-
-  [[nodiscard]] Layout::Place of(Layout::Place place) const {
-    place.column += column;
-    place.channel += column;
-    place.columns = columns;
-    return place;
-  }
+  alignas(64) float means[kCausalRows * kCausalChannels];
 };
 
 void Aggregation::causal(int64_t task) {
@@ -72,67 +57,70 @@ void Aggregation::causal(int64_t task) {
   const Layout::Place place = layout_.place(task);
   tile.place = place;
   tile.carry = &carries_[static_cast<size_t>(place.batch * layout_.blocks + place.block)];
-  begin(&tile);
+  tile.weight = problem_.has_mask ? read_weights(place.batch, place.token, place.tokens, tile.weights)
+                                  : static_cast<double>(place.tokens);
   const std::atomic<int64_t>& turn = tile.carry->tile;
   if (turn.load(std::memory_order_acquire) == place.chunk) {
     take_over(&tile);
-    read_scales(&tile);
-    const int64_t rows = std::max(kStepElements / (layout_.scratch() * kStepRows), int64_t{1}) * kStepRows;
-    const int64_t columns = std::max(kStepElements / (rows * layout_.parts) / kPadding, int64_t{1}) * kPadding;
-    for (int64_t row = 0; row < place.tokens; row += rows) {
-      for (int64_t column = 0; column < place.columns; column += columns) {
-        const Step step{row, std::min(rows, place.tokens - row), column, std::min(columns, place.columns - column)};
-        sum_rows(&tile, step);
-        write_rows(tile, step);
-      }
-    }
+    write_averages(&tile);
     hand_on(tile);
   } else {
-    const Step all{0, place.tokens, 0, place.columns};
-    sum_rows(&tile, all);
+    clear(&tile);
+    rows_functions_.accumulate(rows_of(&tile, 0, place.tokens));
     for (int tries = 0; turn.load(std::memory_order_acquire) != place.chunk; ++tries) {
       tries < kPauses ? pause() : std::this_thread::yield();
     }
     take_over(&tile);
     hand_on(tile);
-    read_scales(&tile);
-    write_rows(tile, all);
+    write_averages(&tile);
   }
 }
 
-void Aggregation::begin(Tile* tile) const {
+Rows Aggregation::rows_of(Tile* tile, int64_t row, int64_t count) const {
+  Rows rows = rows_at(tile->place, tile->place.token + row, count);
+  rows.weights = problem_.has_mask ? tile->weights + row : nullptr;
+  rows.sum = tile->sum;
+  rows.rest = tile->rest;
+  return rows;
+}
+
+void Aggregation::clear(Tile* tile) const {
   std::fill_n(tile->sum, layout_.scratch(), 0.0F);
   std::fill_n(tile->rest, layout_.scratch(), 0.0F);
-  const Layout::Place& place = tile->place;
-  tile->weight = problem_.has_mask ? read_weights(place.batch, place.token, place.tokens, tile->weights)
-                                   : static_cast<double>(place.tokens);
 }
 
-// The running sums of the tile's own tokens.
-void Aggregation::sum_rows(Tile* tile, const Step& step) const {
-  Rows rows = rows_at(step.of(tile->place), tile->place.token + step.row, step.rows);
-  rows.weights = problem_.has_mask ? tile->weights + step.row : nullptr;
-  rows.sum = tile->sum + step.column;
-  rows.rest = tile->rest + step.column;
-  rows.prefix = tile->prefix;
-  rows.prefix_stride = padded(step.columns);
-  rows_functions_.prefix(rows);
-}
-
-void Aggregation::write_rows(const Tile& tile, const Step& step) const {
-  Output output = output_at(step.of(tile.place), tile.place.token + step.row, step.rows);
-  output.prefix = tile.prefix;
-  output.prefix_stride = padded(step.columns);
-  output.sum = tile.sum_before + step.column;
-  output.rest = tile.rest_before + step.column;
-  output.scales = tile.scales + step.row;
-  output_function_(output);
+// Sums the tile's own tokens, and writes y.
+void Aggregation::write_averages(Tile* tile) const {
+  clear(tile);
+  read_scales(tile);
+  const int64_t each = gated_ ? kCausalRows : tile->place.tokens;
+  for (int64_t row = 0; row < tile->place.tokens; row += each) {
+    const int64_t count = std::min(each, tile->place.tokens - row);
+    Rows rows = rows_of(tile, row, count);
+    Output output = output_at(tile->place, tile->place.token + row, count);
+    rows.before = tile->before;
+    rows.scales = tile->scales + row;
+    rows.running = tile->running;
+    rows.y = output.y;
+    rows.streamed = streamed_;
+    rows.means = tile->means;
+    output.means = tile->means;
+    if (gated_) {
+      rows_functions_.means(rows);
+      output_function_(output);
+    } else {
+      rows_functions_.average(rows);
+    }
+  }
 }
 
 void Aggregation::take_over(Tile* tile) const {
   tile->weight_before = tile->carry->weight;
   std::copy_n(tile->carry->sum, layout_.scratch(), tile->sum_before);
   std::copy_n(tile->carry->rest, layout_.scratch(), tile->rest_before);
+  for (int64_t i = 0; i < layout_.scratch(); ++i) {
+    tile->before[i] = tile->sum_before[i] + tile->rest_before[i];
+  }
 }
 
 // The carry with the tile's own sums, added as in the kernels (Knuth's two-sum).

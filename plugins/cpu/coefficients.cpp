@@ -9,9 +9,9 @@
 namespace pom::cpu {
 
 Coefficients::Coefficients(const void* values, DataType type, int64_t channels, int64_t degree)
-    : stride_(padded(channels) + kPadding), values_(new float[static_cast<size_t>(degree * stride_)]) {
+    : stride_(padded(channels) + kPadding), values_(new Line[static_cast<size_t>(degree * stride_ / kPadding)]) {
   for (int64_t k = 0; k < degree; ++k) {
-    float* row = values_.get() + k * stride_;
+    float* row = reinterpret_cast<float*>(values_.get()) + k * stride_;
     for (int64_t channel = 0; channel < channels; ++channel) {
       row[channel] = element(values, type, channel * degree + k);
     }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "kernel.h"
 #include "pom/aggregate.h"
 
 namespace pom::cpu {
@@ -15,12 +16,17 @@ class Coefficients {
   Coefficients(const void* values, DataType type, int64_t channels, int64_t degree);
 
   [[nodiscard]] bool empty() const { return values_ == nullptr; }
-  [[nodiscard]] const float* values() const { return values_.get(); }
+  [[nodiscard]] const float* values() const { return reinterpret_cast<const float*>(values_.get()); }
   [[nodiscard]] int64_t stride() const { return stride_; }
 
  private:
+  // So that no vector of them lies in two cache lines.
+  struct alignas(64) Line {
+    float values[kPadding];
+  };
+
   int64_t stride_ = 0;
-  std::unique_ptr<float[]> values_;
+  std::unique_ptr<Line[]> values_;
 };
 
 [[nodiscard]] std::unique_ptr<float[]> as_floats(const void* values, DataType type, int64_t count);

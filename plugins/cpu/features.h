@@ -1,7 +1,8 @@
 // The features p of each form, for a block of rows: one class each, made once a block.
 //
-// kParts is how many parts a column has, or 0 where the call says it. compute() is called for every vector of columns
-// of a part and then for those of the next, a few rows at a time; State is what a vector hands on to the next part.
+// kParts is how many parts a column has, or 0 where the call says it. compute() is called for all columns of a part and
+// then for those of the next, some vectors of a few rows at a time, a row's vectors being neighbours; State is what a
+// vector hands on to the next part.
 #pragma once
 
 #include "block.h"
@@ -17,25 +18,34 @@ POM_ALWAYS_INLINE inline V activation(V x) {
   return V::at_most(V::at_least(leaky, V::broadcast(kClampLow)), V::broadcast(kClampHigh));
 }
 
-// p = sum of coefficients[k] * h^(k + 1), by Horner's rule, for kStep rows from `row` on.
-template <typename V, int kStep, typename Block, typename Lanes>
+// Some vectors of some rows: which is the i-th.
+template <typename V, int kStepRows, int kStepVectors>
+struct Step {
+  static constexpr int kVectors = kStepVectors;
+  static constexpr int kCount = kStepRows * kVectors;
+  static constexpr int row(int i) { return i / kVectors; }
+  static constexpr int vector(int i) { return i % kVectors; }
+  static constexpr int column(int i) { return vector(i) * V::kWidth; }
+};
+
+// p = sum of coefficients[k] * h^(k + 1), by Horner's rule, for the step at a row and a column.
+template <typename V, typename Step, typename Block, typename Lanes>
 POM_ALWAYS_INLINE inline void polynomial(const Block& block, int64_t part, int row, int64_t column, Lanes lanes, V* p) {
   const Rows& rows = block.rows;
   const float* coefficients =
       rows.coefficients + part * rows.part_stride + column + (rows.degree - 1) * rows.coefficient_stride;
-  V h[kStep];
-  for (int i = 0; i < kStep; ++i) {
-    h[i] = activation(V::load(block.x(part, row + i) + column, lanes));
-    p[i] = V::load(coefficients, AllLanes{});
+  V h[Step::kCount];
+  for (int i = 0; i < Step::kCount; ++i) {
+    h[i] = activation(V::load(block.x(part, row + Step::row(i)) + column + Step::column(i), lanes));
+    p[i] = V::load(coefficients + Step::column(i), AllLanes{});
   }
   for (int64_t k = rows.degree - 1; k > 0; --k) {
     coefficients -= rows.coefficient_stride;
-    const V coefficient = V::load(coefficients, AllLanes{});
-    for (int i = 0; i < kStep; ++i) {
-      p[i] = V::multiply_add(p[i], h[i], coefficient);
+    for (int i = 0; i < Step::kCount; ++i) {
+      p[i] = V::multiply_add(p[i], h[i], V::load(coefficients + Step::column(i), AllLanes{}));
     }
   }
-  for (int i = 0; i < kStep; ++i) {
+  for (int i = 0; i < Step::kCount; ++i) {
     p[i] = V::multiply(p[i], h[i]);
   }
 }
@@ -47,9 +57,9 @@ struct Power {
 
   const Block& block;
 
-  template <int kStep, typename Lanes>
+  template <typename Step, typename Lanes>
   POM_ALWAYS_INLINE void compute(int64_t part, int row, int64_t column, Lanes lanes, State*, V* p) const {
-    polynomial<V, kStep>(block, part, row, column, lanes, p);
+    polynomial<V, Step>(block, part, row, column, lanes, p);
   }
 };
 
@@ -72,23 +82,23 @@ struct RotatedPower {
     }
   }
 
-  template <int kStep, typename Lanes>
-  POM_ALWAYS_INLINE void compute(int64_t part, int row, int64_t column, Lanes lanes, State* state, V* p) const {
-    V* second = state->second + row;
+  template <typename Step, typename Lanes>
+  POM_ALWAYS_INLINE void compute(int64_t part, int row, int64_t column, Lanes lanes, State* states, V* p) const {
     if (part == 1) {
-      for (int i = 0; i < kStep; ++i) {
-        p[i] = second[i];
+      for (int i = 0; i < Step::kCount; ++i) {
+        p[i] = states[Step::vector(i)].second[row + Step::row(i)];
       }
       return;
     }
-    V first[kStep];
-    polynomial<V, kStep>(block, 0, row, column, lanes, first);
-    polynomial<V, kStep>(block, 1, row, column, lanes, second);
-    for (int i = 0; i < kStep; ++i) {
-      const V c = V::load(cos[row + i] + column, lanes);
-      const V s = V::load(sin[row + i] + column, lanes);
+    V first[Step::kCount];
+    V second[Step::kCount];
+    polynomial<V, Step>(block, 0, row, column, lanes, first);
+    polynomial<V, Step>(block, 1, row, column, lanes, second);
+    for (int i = 0; i < Step::kCount; ++i) {
+      const V c = V::load(cos[row + Step::row(i)] + column + Step::column(i), lanes);
+      const V s = V::load(sin[row + Step::row(i)] + column + Step::column(i), lanes);
       p[i] = V::subtract(V::multiply(first[i], c), V::multiply(second[i], s));
-      second[i] = V::multiply_add(second[i], c, V::multiply(first[i], s));
+      states[Step::vector(i)].second[row + Step::row(i)] = V::multiply_add(second[i], c, V::multiply(first[i], s));
     }
   }
 };
@@ -103,16 +113,16 @@ struct Product {
 
   const Block& block;
 
-  template <int kStep, typename Lanes>
-  POM_ALWAYS_INLINE void compute(int64_t part, int row, int64_t column, Lanes lanes, State* state, V* p) const {
-    V* product = state->product + row;
-    for (int i = 0; i < kStep; ++i) {
-      p[i] = V::load(block.x(part, row + i) + column, lanes);
+  template <typename Step, typename Lanes>
+  POM_ALWAYS_INLINE void compute(int64_t part, int row, int64_t column, Lanes lanes, State* states, V* p) const {
+    for (int i = 0; i < Step::kCount; ++i) {
+      p[i] = V::load(block.x(part, row + Step::row(i)) + column + Step::column(i), lanes);
     }
-    gelu<V, kStep>(p);
-    for (int i = 0; i < kStep; ++i) {
-      p[i] = part == 0 ? p[i] : V::multiply(p[i], product[i]);
-      product[i] = p[i];
+    gelu<V, Step::kCount>(p);
+    for (int i = 0; i < Step::kCount; ++i) {
+      V* product = states[Step::vector(i)].product + row + Step::row(i);
+      p[i] = part == 0 ? p[i] : V::multiply(p[i], *product);
+      *product = p[i];
     }
   }
 };

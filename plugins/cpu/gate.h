@@ -56,20 +56,8 @@ struct Sigmoid {
 
 // kRows rows from `first` on, in one part: activated gates of a vector of columns.
 
-struct NoGate {
-  static constexpr bool kGated = false;
-  template <typename V, typename T, int kRows>
-  class In {
-   public:
-    POM_ALWAYS_INLINE In(const Output&, int64_t, int64_t) {}
-    template <typename Lanes>
-    POM_ALWAYS_INLINE void load(int64_t, Lanes, V*) const {}
-  };
-};
-
 template <typename Activation>
 struct ByChannel {
-  static constexpr bool kGated = true;
   template <typename V, typename T, int kRows>
   class In {
    public:
@@ -99,7 +87,6 @@ struct ByChannel {
 
 template <typename Activation>
 struct ByHead {
-  static constexpr bool kGated = true;
   // The gates of a row's heads are activated first, and then repeated.
   template <typename V, typename T, int kRows>
   class In {

@@ -22,14 +22,14 @@ inline constexpr int64_t kPadding = 16;  // float32 scratch is padded to a multi
 // Some consecutive tokens of one batch entry, in one block of columns. A column is the channels that are computed
 // together, one in each part: 1 part without a rotation, 2 with one, and as many as degree in form product.
 //
-// Every pointer points at the block's first column, in the first part. sum, rest and prefix are padded; x, y, cos and
-// sin are not, and coefficients may be read kPadding columns beyond the last one.
+// Every pointer points at the block's first column, in the first part. sum, rest, before and means are padded; x, y,
+// cos and sin are not, and coefficients may be read kPadding columns beyond the last one.
 struct Rows {
   const void* x;
-  void* y;                 // of mode features
+  void* y;                 // features, or averages
   int64_t stride;          // elements from one row of x (and y) to the next
   int64_t part_stride;     // elements from one part of x, y and coefficients to the next
-  int64_t scratch_stride;  // the same for sum and rest
+  int64_t scratch_stride;  // the same for sum, rest and before
   int64_t count;           // rows
   int64_t columns;         // of the block, at most kMaxBlockColumns
   int64_t parts;
@@ -44,8 +44,13 @@ struct Rows {
   const float* weights;  // (count), or null: all 1
   float* sum;            // (parts, scratch_stride), the running sum of the weighted features
   float* rest;           // (parts, scratch_stride), what rounding has lost of it
-  float* prefix;         // (count, parts, prefix_stride), the running sum after every row
-  int64_t prefix_stride;
+
+  // Of averages.
+  const float* before;  // (parts, scratch_stride), the sum of the rows before that sum does not hold
+  const float* scales;  // (count), 1 / sum of the weights so far, or 0 where that sum is 0
+  float* running;       // (2, parts, scratch_stride), for the kernel's own use
+  bool streamed;        // y is written past the caches: all kPadding columns of it begin at a multiple of their size
+  float* means;         // (count, parts, scratch_stride), where they are not yet what y is
 };
 
 using RowsFunction = void (*)(const Rows& rows);
@@ -54,7 +59,8 @@ using RowsFunction = void (*)(const Rows& rows);
 struct RowsFunctions {
   RowsFunction features;    // y = p
   RowsFunction accumulate;  // sum += weights * p
-  RowsFunction prefix;      // the same, with every row's running sum
+  RowsFunction average;     // the same, and y = (before + sum so far) * scales
+  RowsFunction means;       // the same, but written to means
 };
 
 // For one type of x.
@@ -65,7 +71,7 @@ struct FeaturesFunctions {
   RowsFunctions product;
 };
 
-// Some consecutive tokens of the output, in one block of columns: an average of features, and the gate over it.
+// Some consecutive tokens of the output, in one block of columns: averages of features, and the gate over them.
 struct Output {
   void* y;  // in all of these the strides are those of Rows
   int64_t stride;
@@ -74,16 +80,10 @@ struct Output {
   int64_t count;
   int64_t columns;
   int64_t parts;
-  bool streamed;  // y is written past the caches: every whole vector of it begins at a multiple of its size
+  bool streamed;  // y is written past the caches: all kPadding columns of it begin at a multiple of their size
 
-  const float* mean;    // (parts, scratch_stride), where all rows have the same one
-  const float* prefix;  // (count, parts, prefix_stride), otherwise: the sum of these and
-  const float* sum;     // (parts, scratch_stride), the sum of the rows before
-  const float* rest;    // (parts, scratch_stride), what rounding has lost of that one
-  int64_t prefix_stride;
-  const float* scales;  // (count), 1 / sum of the weights so far, or 0 where that sum is 0
-
-  const void* gate;  // (count, gate_stride), from its first column on; of y's type
+  const float* means;  // (count, parts, scratch_stride), or one row for all
+  const void* gate;    // (count, gate_stride), from its first column on; of y's type
   const float* gate_bias;
   int64_t gate_stride;
   int64_t channel;     // of the block's first column, in the first part
@@ -100,9 +100,8 @@ struct GatedFunctions {
 
 // For one type of y.
 struct OutputFunctions {
-  OutputFunction prefix_mean;
-  GatedFunctions gated_prefix_mean;
-  GatedFunctions gated_mean;
+  GatedFunctions gated_means;  // every row has its own
+  GatedFunctions gated_mean;   // all rows have the same
 };
 
 struct TypeFunctions {

@@ -39,7 +39,7 @@ Layout::Layout(const Problem& problem)
     }
     case Mode::kCausal:
       cut_columns(kCausalChannels / parts);
-      cut_tokens(std::min(kCausalElements / scratch(), kMaxCausalTokens));
+      cut_tokens(std::min(kCausalElements / scratch() / kCausalRows * kCausalRows, kMaxCausalTokens));
       break;
   }
 }

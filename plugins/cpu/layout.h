@@ -13,11 +13,14 @@
 
 namespace pom::cpu {
 
-// A causal task's channels and elements: its running sums fit the second cache. Whole rows, where they are not too
-// wide: two threads at work side by side in the same rows fetch each other's cache lines.
-inline constexpr int64_t kCausalChannels = 1024;
+// A causal task's channels and elements: what it keeps fits the first cache, and there are blocks for several threads,
+// so that few wait for each other's sums. Narrower ones where y is written past the caches; where it is not, threads at
+// work side by side in the same rows fetch each other's cache lines.
+inline constexpr int64_t kCausalChannels = 512;
+inline constexpr int64_t kStreamedCausalChannels = 256;
 inline constexpr int64_t kCausalElements = 32768;
 inline constexpr int64_t kMaxCausalTokens = 512;
+inline constexpr int64_t kCausalRows = 8;  // a task has whole blocks of the kernels' rows
 
 constexpr int64_t divide_up(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
 constexpr int64_t padded(int64_t columns) { return divide_up(columns, kPadding) * kPadding; }
@@ -38,6 +41,8 @@ class Layout {
 
   explicit Layout(const Problem& problem);
 
+  // Blocks of at most so many columns. The chunks stay what they are, and with them the order of every sum.
+  void cut_columns(int64_t columns);
   // Chunks of so many tokens, at least one chunk.
   void cut_tokens(int64_t tokens_each);
 
@@ -58,9 +63,6 @@ class Layout {
   int64_t blocks;
   int64_t chunk_tokens;
   int64_t chunks;
-
- private:
-  void cut_columns(int64_t columns);
 };
 
 }  // namespace pom::cpu

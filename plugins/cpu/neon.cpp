@@ -52,6 +52,11 @@ struct Neon {
   static void stream(T* to, Neon a) {
     store(to, a, AllLanes{});
   }
+  template <typename T>
+  static void stream(T* to, Neon a, Neon b) {
+    stream(to, a);
+    stream(to + kWidth, b);
+  }
   static void finish_streams() {}
 
   static Neon broadcast(float value) { return {vdupq_n_f32(value)}; }

@@ -20,6 +20,11 @@ struct Scalar {
   static void stream(T* to, Scalar a) {
     store(to, a, AllLanes{});
   }
+  template <typename T>
+  static void stream(T* to, Scalar a, Scalar b) {
+    stream(to, a);
+    stream(to + kWidth, b);
+  }
   static void finish_streams() {}
 
   static Scalar broadcast(float value) { return {value}; }
