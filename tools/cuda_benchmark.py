@@ -28,7 +28,8 @@ from pom_export.runtime.cuda import CudaCall
 DEGREE = 3
 REPLAYS = 15
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-CACHES = 4  # times the L2 that all inputs together are at least
+CACHES = 4  # times the L2 that inputs and outputs together are at least, but for calls of a few KB
+MAX_SETS = 1024
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -139,7 +140,8 @@ def measure_others(case: Case, sets: list[dict[str, Any]]) -> dict[str, float]:
     with contextlib.suppress(torch._inductor.exc.InductorError):  # of a float32 scan, in torch 2.11
         result["compiled_s"] = seconds_a_call([functools.partial(compiled, given) for given in sets])
     if case.mode != "features":
-        few = sets[:4]  # slow enough for the rest to find nothing in a cache
+        cache = torch.cuda.get_device_properties(0).L2_cache_size
+        few = sets[: max(4, 2 * cache // sets[0]["x"].nbytes)]  # it is slow
         calls = [
             functools.partial(official_triton.aggregate, given["x"], given["coefficients"], case.mode) for given in few
         ]
@@ -153,7 +155,7 @@ def measure(case: Case, compare: bool) -> dict[str, Any]:
     call = CudaCall(**first)
     moved = sum(tensor.nbytes for tensor in (*first.values(), call.output) if isinstance(tensor, torch.Tensor))
     cache = torch.cuda.get_device_properties(0).L2_cache_size
-    count = max(4, min(64, CACHES * cache // moved + 1))
+    count = max(4, min(MAX_SETS, CACHES * cache // moved + 1))
     sets = [first] + [tensors_of(case) for _ in range(count - 1)]
     # Outputs go round too; the workspace is one, as in an engine.
     workspace = torch.empty(call.workspace_bytes, dtype=torch.uint8, device="cuda")

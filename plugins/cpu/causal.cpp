@@ -96,19 +96,19 @@ void Aggregation::write_averages(Tile* tile) const {
   const int64_t each = gated_ ? kCausalRows : tile->place.tokens;
   for (int64_t row = 0; row < tile->place.tokens; row += each) {
     const int64_t count = std::min(each, tile->place.tokens - row);
-    Rows rows = rows_of(tile, row, count);
     Output output = output_at(tile->place, tile->place.token + row, count);
+    Rows rows = rows_of(tile, row, count);
     rows.before = tile->before;
     rows.scales = tile->scales + row;
     rows.running = tile->running;
-    rows.y = output.y;
-    rows.streamed = streamed_;
-    rows.means = tile->means;
-    output.means = tile->means;
     if (gated_) {
+      rows.means = tile->means;
+      output.means = tile->means;
       rows_functions_.means(rows);
       output_function_(output);
     } else {
+      rows.y = output.y;
+      rows.streamed = streamed_;
       rows_functions_.average(rows);
     }
   }

@@ -68,6 +68,7 @@ POM_ALWAYS_INLINE inline void write_vectors(T* to, const V* values, AllLanes lan
 
 template <bool kStreamed, int kCount, typename V, typename T>
 POM_ALWAYS_INLINE inline void write_vectors(T* to, const V* values, FirstLanes lanes) {
+  static_assert(kCount == 1, "the last vector stands alone");
   V::store(to, *values, lanes);
 }
 

@@ -17,6 +17,7 @@ struct BFloat16 {
 };
 
 inline constexpr int64_t kMaxBlockColumns = 1024;
+inline constexpr int kBlockRows = 8;     // rows that are read together and summed apart from others
 inline constexpr int64_t kPadding = 16;  // float32 scratch is padded to a multiple of this many columns
 
 // Some consecutive tokens of one batch entry, in one block of columns. A column is the channels that are computed
@@ -50,7 +51,7 @@ struct Rows {
   const float* scales;  // (count), 1 / sum of the weights so far, or 0 where that sum is 0
   float* running;       // (2, parts, scratch_stride), for the kernel's own use
   bool streamed;        // y is written past the caches: all kPadding columns of it begin at a multiple of their size
-  float* means;         // (count, parts, scratch_stride), where they are not yet what y is
+  float* means;         // (count, parts, scratch_stride), instead of y, where a gate follows
 };
 
 using RowsFunction = void (*)(const Rows& rows);

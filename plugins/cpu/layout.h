@@ -2,7 +2,8 @@
 //
 // The channels are `runs` times `parts` stretches of `width` channels: channel (run * parts + part) * width + i is in
 // column run * width + i. Without a rotation all of them are one stretch, with one the two halves of every block of
-// channels are the parts, and in form product every factor is one. The cut depends on the problem's shape alone.
+// channels are the parts, and in form product every factor is one. The cut depends on the problem's shape;
+// only how wide causal's blocks are, which changes no bit, also on whether y is written past the caches.
 #pragma once
 
 #include <algorithm>
@@ -13,14 +14,15 @@
 
 namespace pom::cpu {
 
-// A causal task's channels and elements: what it keeps fits the first cache, and there are blocks for several threads,
-// so that few wait for each other's sums. Narrower ones where y is written past the caches; where it is not, threads at
-// work side by side in the same rows fetch each other's cache lines.
+// A causal task's channels and elements: what it keeps without a gate fits the first cache, and there are blocks for
+// several threads, so that few wait for each other's sums. Narrower ones where y is written past the caches; where it
+// is not, threads at work side by side in the same rows fetch each other's cache lines.
 inline constexpr int64_t kCausalChannels = 512;
 inline constexpr int64_t kStreamedCausalChannels = 256;
 inline constexpr int64_t kCausalElements = 32768;
 inline constexpr int64_t kMaxCausalTokens = 512;
-inline constexpr int64_t kCausalRows = 8;  // a task has whole blocks of the kernels' rows
+// A task has whole blocks of the kernels' rows, which are summed apart.
+inline constexpr int64_t kCausalRows = kBlockRows;
 
 constexpr int64_t divide_up(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
 constexpr int64_t padded(int64_t columns) { return divide_up(columns, kPadding) * kPadding; }

@@ -9,7 +9,6 @@ namespace {
 
 // Rows are read in blocks, so that the running sum is touched once a block, and vectors computed a few at a time, so
 // that their multiply-adds overlap and still fit the registers.
-constexpr int kBlockRows = 8;
 constexpr int kAtOnce = 4;
 
 // Unrolled where kParts is known, so that each part's code is its own.

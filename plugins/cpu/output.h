@@ -11,10 +11,10 @@ namespace {
 template <bool kStreamed>
 constexpr int kOutputRowsAtOnce = kStreamed ? 1 : 4;
 
-// The averages of kRows rows from `first` on, in one part.
+// The averages of rows from `first` on, in one part.
 
 // The same one for every row.
-template <typename V, int kRows>
+template <typename V>
 class OneMean {
  public:
   POM_ALWAYS_INLINE OneMean(const Output& output, int64_t, int64_t part)
@@ -26,7 +26,7 @@ class OneMean {
   const float* const mean_;
 };
 
-template <typename V, int kRows>
+template <typename V>
 class OwnMeans {
  public:
   POM_ALWAYS_INLINE OwnMeans(const Output& output, int64_t first, int64_t part)
@@ -42,12 +42,12 @@ class OwnMeans {
   const float* const means_;
 };
 
-template <typename V, typename T, template <typename, int> class Mean, typename Gate, bool kStreamed>
+template <typename V, typename T, template <typename> class Mean, typename Gate, bool kStreamed>
 void write_rows(const Output& output) {
   for_each_block<kOutputRowsAtOnce<kStreamed>>(output.count, [&](int64_t first, auto size) POM_ALWAYS_INLINE {
     constexpr int kRows = decltype(size)::value;
     for (int64_t part = 0; part < output.parts; ++part) {
-      const Mean<V, kRows> mean(output, first, part);
+      const Mean<V> mean(output, first, part);
       const typename Gate::template In<V, T, kRows> gate(output, first, part);
       T* const y = static_cast<T*>(output.y) + first * output.stride + part * output.part_stride;
       for_each_vector<V>(output.columns, [&](int64_t column, auto lanes) POM_ALWAYS_INLINE {
@@ -62,7 +62,7 @@ void write_rows(const Output& output) {
   });
 }
 
-template <typename V, typename T, template <typename, int> class Mean, typename Gate>
+template <typename V, typename T, template <typename> class Mean, typename Gate>
 void write(const Output& output) {
   if (output.streamed) {
     write_rows<V, T, Mean, Gate, true>(output);
@@ -72,7 +72,7 @@ void write(const Output& output) {
   }
 }
 
-template <typename V, typename T, template <typename, int> class Mean>
+template <typename V, typename T, template <typename> class Mean>
 constexpr GatedFunctions gated_functions() {
   return {{write<V, T, Mean, ByChannel<Identity>>, write<V, T, Mean, ByChannel<Sigmoid>>,
            write<V, T, Mean, ByChannel<HardSigmoid>>},

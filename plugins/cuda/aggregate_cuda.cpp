@@ -17,8 +17,7 @@ int32_t choose_width(const Problem& problem, const std::optional<Gate>& gate, co
   // A pack has as many gates as channels, or one.
   const bool gates_fit = !gate || gate->gates == problem.channels || problem.channels / gate->gates % width == 0;
   const bool fits = run_channels(problem) % width == 0 && gates_fit && aligned(buffers.x) && aligned(buffers.gate) &&
-                    aligned(buffers.gate_bias) && aligned(buffers.cos) && aligned(buffers.sin) &&
-                    aligned(buffers.output);
+                    aligned(buffers.cos) && aligned(buffers.sin) && aligned(buffers.output);
   return fits ? width : 1;
 }
 

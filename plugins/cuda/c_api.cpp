@@ -2,6 +2,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <iterator>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -31,9 +32,17 @@ Described describe(const PomCall& call) {
     throw std::invalid_argument(std::string("form and mode must be the contract's words, got ") + call.form + " and " +
                                 call.mode);
   }
+  const auto most = static_cast<int32_t>(std::size(call.inputs));
+  if (call.input_count < 0 || call.input_count > most) {
+    throw std::invalid_argument("takes at most " + std::to_string(most) + " inputs, got " +
+                                std::to_string(call.input_count));
+  }
   std::vector<pom::TensorInfo> inputs;
   for (int32_t i = 0; i < call.input_count; ++i) {
     const PomTensor& tensor = call.inputs[i];
+    if (tensor.rank < 0 || tensor.rank > static_cast<int32_t>(std::size(tensor.shape))) {
+      throw std::invalid_argument("input " + std::to_string(i) + " has rank " + std::to_string(tensor.rank));
+    }
     inputs.push_back({tensor.rank > 0, static_cast<pom::DataType>(tensor.type),
                       std::vector<int64_t>(tensor.shape, tensor.shape + tensor.rank)});
   }

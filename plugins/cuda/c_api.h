@@ -1,5 +1,5 @@
-// The CUDA kernels behind a C interface, for callers that have device pointers and no framework: tests, benchmarks,
-// other languages. The plugin library exports it.
+// The CUDA kernels behind functions of C linkage, for callers that have device pointers and no framework: tests,
+// benchmarks, other languages. The plugin library exports it.
 #pragma once
 
 #include <cstdint>

@@ -82,10 +82,11 @@ __device__ void accumulate(const Tile& tile, typename Tile::Rows* rows) {
   }
 }
 
-// Replace the groups' totals of one column, which lie `stride` apart, by what comes before each group in the tile, and
+// Replace the groups' totals of one channel, which lie `stride` apart, by what comes before each group in the tile, and
 // return their sum.
 __device__ __forceinline__ float scan_groups(float* totals, int32_t groups, int32_t stride) {
-  constexpr int32_t kAtOnce = 8;  // at most as many as there are groups, and a divisor of them
+  constexpr int32_t kAtOnce = 8;
+  static_assert(kThreads / kMaxSingleCausalLanes % kAtOnce == 0, "a divisor of the fewest groups");
   float sum = 0.0F;
   for (int32_t first = 0; first < groups; first += kAtOnce) {
     float loaded[kAtOnce];
@@ -103,11 +104,14 @@ __device__ __forceinline__ float scan_groups(float* totals, int32_t groups, int3
   return sum;
 }
 
-// One thread a column of the tile, and one for the weights, each with the column's link to other tiles.
+// One thread a channel of the tile, and the last for the weights, each with its link to other tiles.
 template <typename Tile>
-class Column {
+class Linking {
+  static_assert(kMaxCausalLanes * Tile::kValues < kThreads && kMaxSingleCausalLanes * Tile::kPacks < kThreads,
+                "a thread for every channel and one for the weights");
+
  public:
-  __device__ Column(const Call& call, const Tile& tile)
+  __device__ Linking(const Call& call, const Tile& tile)
       : call_(call),
         tile_(tile),
         index_(static_cast<int32_t>(threadIdx.x)),
@@ -197,7 +201,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) causal_kernel(const C
     return;
   }
   Epilogue<Tile> epilogue(call, tile);
-  const Column<Tile> column(call, tile);
+  const Linking<Tile> linking(call, tile);
   tile.move_to(chunk);
   typename Tile::Loaded loaded = tile.load(tile.begin());
   tile.prepare();
@@ -217,11 +221,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) causal_kernel(const C
       tile.move_to(chunk);
     }
     epilogue.load();
-    column.pass();
+    linking.pass();
     __syncthreads();
     write_rows(call, tile, epilogue, rows);
     chunk = next;
-    tile.move_to(chunk);
+    if (chunk < call.plan.chunks) {
+      tile.move_to(chunk);
+    }
   }
 }
 

@@ -14,11 +14,7 @@ namespace pom::cuda {
 #if defined(__CUDACC__)
 __device__ __forceinline__ Word load_word(const Word* word) {
   Word loaded;
-#if __CUDA_ARCH__ >= 700
   asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(loaded) : "l"(word) : "memory");
-#else
-  loaded = *static_cast<const volatile Word*>(word);
-#endif
   return loaded;
 }
 __device__ __forceinline__ void store_word(Word* word, Word value) {
@@ -65,14 +61,14 @@ class Link {
       : columns_(static_cast<int32_t>(call.problem.channels) + call.plan.column_tiles) {
     const int32_t chunks = call.plan.chunks;
     const int32_t spans = (chunks + kRadix - 1) / kRadix;
-    const int32_t longs = (spans + kRadix - 1) / kRadix;
+    const int32_t long_spans = (spans + kRadix - 1) / kRadix;
     const int64_t rows = call.problem.batch * columns_;
     sums_ = static_cast<Word*>(call.buffers.workspace) + call.plan.ticket_words;
     spans_ = sums_ + rows * chunks;
     prefixes_ = spans_ + rows * spans;
     sums_ += int64_t{batch} * chunks * columns_ + column;
     spans_ += int64_t{batch} * spans * columns_ + column;
-    prefixes_ += (int64_t{batch} * longs * columns_ + column) * 2;
+    prefixes_ += (int64_t{batch} * long_spans * columns_ + column) * 2;
   }
 
   // Publish a chunk's sum, and return that of all tokens before it.
@@ -88,25 +84,20 @@ class Link {
       publish(own_span, sums + own_sum);
     }
     const float spans = sum_before(own_span, span % kRadix);
-    const Sum prefix = wait_for_prefix(span / kRadix - 1, prefix_words);
+    CompensatedSum prefix = wait_for_prefix(span / kRadix - 1, prefix_words);
+    const float before = prefix.sum + (prefix.lost + (spans + sums));
     if (ends_span && span % kRadix == kRadix - 1) {
-      const Sum next = added(prefix, spans + (sums + own_sum));
-      publish(prefix_word(span / kRadix), next.value);
-      publish(prefix_word(span / kRadix) + 1, next.lost);
+      prefix.add(spans + (sums + own_sum));
+      publish(prefix_word(span / kRadix), prefix.sum);
+      publish(prefix_word(span / kRadix) + 1, prefix.error());
     }
-    return prefix.value + (prefix.lost + (spans + sums));
+    return before;
   }
 
  private:
   struct Prefix {
     Word sum;
     Word lost;
-  };
-
-  // A sum, and the rounding errors of its additions.
-  struct Sum {
-    float value;
-    float lost;
   };
 
   [[nodiscard]] __device__ Word* prefix_word(int32_t number) const {
@@ -121,7 +112,7 @@ class Link {
     return {load_word(prefix_word(number)), load_word(prefix_word(number) + 1)};
   }
 
-  [[nodiscard]] __device__ Sum wait_for_prefix(int32_t number, Prefix loaded) const {
+  [[nodiscard]] __device__ CompensatedSum wait_for_prefix(int32_t number, Prefix loaded) const {
     return {wait_for(prefix_word(number), loaded.sum), wait_for(prefix_word(number) + 1, loaded.lost)};
   }
 
@@ -139,14 +130,6 @@ class Link {
       sum += wait_for(first + int64_t{i} * columns_, loaded[i]);
     }
     return sum;
-  }
-
-  // Knuth's two-sum. An infinite sum leaves a NaN as its error.
-  __device__ static Sum added(Sum sum, float value) {
-    const float next = sum.value + value;
-    const float taken = next - sum.value;
-    const float lost = sum.lost + ((sum.value - (next - taken)) + (value - taken));
-    return {next, lost == lost ? lost : 0.0F};
   }
 
   const int32_t columns_;

@@ -1,11 +1,11 @@
 // What the tiles of mode "causal" hand to each other through the workspace.
 //
 // A stream is the tiles of one column tile and one row of the batch: they wait for each other, and for no other's. A
-// column is a channel, or behind the channels the mask's weights, as each column tile adds them up:
+// column here is a channel, or behind the channels the mask's weights, as each column tile adds them up:
 //   tickets   [batch][column tile]          chunks of a stream that have been taken, of 32 bits
 //   sums      [batch][chunk][column]        of one chunk
 //   spans     [batch][span][column]         of kRadix chunks
-//   prefixes  [batch][long][column][2]      of all tokens up to the end of kRadix spans, and its rounding error
+//   prefixes  [batch][long span][column][2] of all tokens up to the end of kRadix spans, and its rounding error
 // A word of the last three holds a float and, in its upper half, whether it is there: one access reads both, so that no
 // fence is needed. All of it is zero at first.
 #pragma once

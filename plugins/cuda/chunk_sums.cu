@@ -5,6 +5,28 @@
 namespace pom::cuda {
 namespace {
 
+// Leave the sums of a thread's tokens as its group's totals.
+template <typename Tile>
+__device__ __forceinline__ void sum_steps(const Call& call, const Tile& tile, const typename Tile::Loaded& first) {
+  float sums[Tile::kValues] = {};
+  float weight = 0.0F;
+  for_each_step(call, tile, first, [&](int32_t, const typename Tile::Rows& rows) {
+#pragma unroll
+    for (int32_t r = 0; r < Tile::kRows; ++r) {
+      weight += rows.weights[r];
+#pragma unroll
+      for (int32_t v = 0; v < Tile::kValues; ++v) {
+        sums[v] += rows.features[r][v];
+      }
+    }
+  });
+#pragma unroll
+  for (int32_t v = 0; v < Tile::kValues; ++v) {
+    tile.total(tile.group(), v) = sums[v];
+  }
+  tile.total_weight(tile.group()) = weight;
+}
+
 // What one thread per channel of the tile does with its sum.
 template <typename Tile, typename Store>
 __device__ void for_each_sum(const Call& call, const Tile& tile, Store store) {

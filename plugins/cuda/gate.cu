@@ -7,8 +7,8 @@ namespace {
 
 constexpr int32_t kRows = kLoads;  // tokens of a thread, all in flight at once
 
-// A block is one step of a chunk, see plan.h. Its tokens are dealt to the groups in turn, so that a warp of few lanes
-// still reads contiguous memory.
+// A block is one chunk, of one step, see plan.h. Its tokens are dealt to the groups in turn, so that a warp of few
+// lanes still reads contiguous memory.
 template <typename T, int32_t Width>
 __global__ void __launch_bounds__(kThreads) gate_means_kernel(const Call call) {
   const int32_t lane = static_cast<int32_t>(threadIdx.x) % call.plan.lanes;

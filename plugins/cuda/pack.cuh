@@ -104,7 +104,7 @@ __device__ __forceinline__ void activate(const Pack<T, Width>& pack, float (&h)[
 }
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-// Two at a time: from -10, where the slope reaches the lower bound, to 6.
+// Two at a time: from -10, where the slope reaches the lower bound (to one ulp), to 6.
 static_assert(kClampLow == -0.1F && kLeakySlope == 0.01F && kClampHigh == 6.0F, "the constants below are theirs");
 
 __device__ __forceinline__ uint32_t clamp_pair(uint32_t pair, __half) {

@@ -87,8 +87,8 @@ Plan make_plan(const Problem& problem, bool has_gate, int32_t width) {
 // width, and batch * wanted_chunks is at most the blocks at once / column_tiles + batch. Each chunk has a sum a channel
 // and one of the weights. The widest tile has 16 bytes of a half type a pack.
 //
-// Mode "causal": no chunk has fewer tokens than one of the most lanes, and no column tile fewer channels than as many
-// lanes as there are at least, but for the last.
+// Mode "causal": the shortest chunk is that of the most lanes, and a column tile has at least kMaxCausalLanes channels,
+// but for the last.
 std::size_t sum_bytes(const Problem& problem) {
   if (problem.attributes.mode == Mode::kFeatures) {
     return 0;

@@ -1,6 +1,7 @@
 // How a problem is cut into blocks. A block is kThreads threads: `lanes` side by side over columns times `groups`
 // over tokens. It has one chunk of tokens of one column tile, and walks it in steps: in each, a thread has a few
-// consecutive tokens, and the groups' follow each other. In mode "causal" a chunk is one step.
+// consecutive tokens, and the groups' follow each other. In mode "causal" a chunk is one step, and a block takes
+// several in turn.
 //
 // A column is the channels that one thread computes together, `packs` of them at a fixed distance:
 //   form power           one channel
@@ -26,7 +27,7 @@ inline constexpr int32_t kMaxSingleCausalLanes = 16;
 inline constexpr int32_t kLoads = 4;
 // Blocks that a multiprocessor has registers for.
 inline constexpr int32_t kBlocksAtOnce = 2;
-// An H100's. Fixed, so that the order of sums, and thus the bits of a result, do not depend on the device.
+// An H100's. Fixed, so that the order of sums does not depend on the device.
 inline constexpr int64_t kMultiprocessors = 132;
 // A sequential float32 sum drifts with its length; no thread adds more terms than this.
 inline constexpr int64_t kMaxChunkTokens = 1024;
@@ -35,10 +36,10 @@ inline constexpr int64_t kMinSteps = 4;
 // Of dynamic shared memory, without asking the device for more.
 inline constexpr int64_t kMaxSharedBytes = int64_t{48} * 1024;
 
-// Blocks of mode "causal" that any GPU of today has room for; those that start late find nothing left to do.
+// More blocks of mode "causal" than any GPU of today has room for; those that start late find nothing left to do.
 inline constexpr int64_t kMaxRunning = 640;
 
-// In front of a tile's shared memory: the numbers of the block's next chunks.
+// In front of a tile's shared memory: the numbers of the block's next two chunks, and 16-byte alignment for the rest.
 inline constexpr int32_t kTicketFloats = 4;
 
 struct Plan {
@@ -77,8 +78,9 @@ struct Plan {
 // distance from the next lane's, so that lanes hit different banks.
 [[nodiscard]] constexpr int32_t lane_floats(int32_t lane_channels) { return lane_channels | 1; }
 
-// Dynamic shared memory of a tile kernel: the tickets, the coefficients of a tile, then one total a group
-// and channel, and a group, a row of the same for what comes before the tile, then the bias of a tile's gates.
+// Dynamic shared memory of a tile kernel: the tickets; form power's coefficients; the totals, which are a row of a
+// tile's channels and the weights for each group and one for what comes before the tile, twice in mode "causal"; the
+// bias of a tile's gates.
 [[nodiscard]] inline int64_t shared_bytes(const Problem& problem, const Plan& plan) {
   const int64_t tile_floats = int64_t{plan.lanes} * lane_floats(plan.width * plan.packs);
   const int64_t coefficients = problem.attributes.form == Form::kPower ? problem.degree * tile_floats : 0;

@@ -73,7 +73,7 @@ __device__ __forceinline__ float smaller(float a, float b) {
 #endif
 }
 
-// clamp(leaky_relu(x)): x below 0 is the smaller of itself and its multiple.
+// clamp(leaky_relu(x)): below 0, the multiple is the larger.
 __device__ __forceinline__ float activate(float x) {
   return smaller(larger(larger(x, kLeakySlope * x), kClampLow), kClampHigh);
 }
@@ -84,7 +84,7 @@ __device__ __forceinline__ float gelu(float x) {
   return 0.5F * x * (1.0F + erff(x * kRootOfHalf));
 }
 
-// Within 1 ulp, and without the code for denormals that 1 / x brings.
+// Within 2 ulp, and without the code for denormals that 1 / x brings; 0 above 2^126, which no weights sum up to.
 __device__ __forceinline__ float reciprocal(float value) {
 #if defined(__CUDACC__)
   return __fdividef(1.0F, value);
@@ -100,21 +100,20 @@ __device__ __forceinline__ float mean_scale(float weight, float epsilon) {
 
 __device__ __forceinline__ float scaled_mean(float sum, float scale) { return scale == 0.0F ? 0.0F : sum * scale; }
 
-// A sum that carries the rounding error of its additions along.
-class CompensatedSum {
- public:
+// A sum that carries the rounding errors of its additions along (Knuth's two-sum).
+struct CompensatedSum {
+  float sum = 0.0F;
+  float lost = 0.0F;
+
   __device__ __forceinline__ void add(float value) {
-    const float next = sum_ + value;
-    const float added = next - sum_;
-    lost_ += (sum_ - (next - added)) + (value - added);
-    sum_ = next;
+    const float next = sum + value;
+    const float taken = next - sum;
+    lost += (sum - (next - taken)) + (value - taken);
+    sum = next;
   }
   // An infinite sum leaves a NaN as its error.
-  [[nodiscard]] __device__ __forceinline__ float value() const { return lost_ == lost_ ? sum_ + lost_ : sum_; }
-
- private:
-  float sum_ = 0.0F;
-  float lost_ = 0.0F;
+  [[nodiscard]] __device__ __forceinline__ float error() const { return lost == lost ? lost : 0.0F; }
+  [[nodiscard]] __device__ __forceinline__ float value() const { return sum + error(); }
 };
 
 }  // namespace pom::cuda

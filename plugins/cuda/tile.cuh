@@ -139,7 +139,7 @@ class TileBase {
       for (int32_t r = 0; r < kRows; ++r) {
 #pragma unroll
         for (int32_t p = 0; p < Packs; ++p) {
-          loaded.packs[r][p] = from[r * row_packs() + p * pack_distance_];
+          loaded.packs[r][p] = from[int64_t{r} * row_packs() + p * pack_distance_];
         }
       }
       return loaded;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ class _Tensor(ctypes.Structure):
             return cls(None, 0, 0, (ctypes.c_int64 * 3)())
         if tensor.dtype not in _TYPES or not 1 <= tensor.ndim <= 3:
             raise InputError(
-                f"{name} is {tensor.dtype} with {tensor.ndim} dimensions", "Give float32, float16, bfloat16 or bool"
+                f"{name} is {tensor.dtype} with {tensor.ndim} dimensions",
+                "Give float32, float16, bfloat16 or bool, with 1 to 3 dimensions",
             )
         if not tensor.is_contiguous():
             raise InputError(f"{name} is not contiguous: its strides are {tensor.stride()}", "Call .contiguous() on it")
@@ -68,6 +70,13 @@ def _check(error: bytes | None) -> None:
         raise InputError(f"the CUDA kernels refused the call: {error.decode()}", "See docs/op.md for what the op takes")
 
 
+def _check_memory(name: str, tensor: torch.Tensor, needed: int, device: torch.device) -> None:
+    if tensor.nbytes < needed or not tensor.is_contiguous() or tensor.device != device:
+        raise InputError(
+            f"{name} has {tensor.nbytes} bytes on {tensor.device}", f"Give {needed} contiguous bytes on {device}"
+        )
+
+
 class CudaCall:
     """One call of the op, or with `gate` of the gated op, that may be enqueued again and again.
 
@@ -89,7 +98,7 @@ class CudaCall:
         workspace: bytes to work in, at least as many as `workspace_bytes`, 16-byte aligned; else a new tensor.
 
     Raises:
-        InputError: shapes, dtypes or attributes that the op does not take.
+        InputError: shapes, dtypes, devices or attributes that the op does not take, or too little memory given.
     """
 
     def __init__(
@@ -113,6 +122,11 @@ class CudaCall:
     ) -> None:
         given = {"x": x, "gate": gate, "gate_bias": gate_bias, "coefficients": coefficients}
         given |= {"mask": mask, "cos": cos, "sin": sin}
+        if gate is None and (gate_bias is not None or gate_activation is not None):
+            raise InputError("gate_bias or gate_activation without gate", "Give all three, or none")
+        for name, tensor in given.items():
+            if tensor is not None and tensor.device != x.device:
+                raise InputError(f"{name} is on {tensor.device} and x on {x.device}", "Move all to one device")
         names = contract.INPUTS if gate is None else contract.GATED_INPUTS
         self._tensors = given  # alive as long as the pointers
         self._call = _Call(
@@ -128,23 +142,29 @@ class CudaCall:
         bytes_needed = ctypes.c_int64()
         _check(_library().pom_cuda_workspace_bytes(ctypes.byref(self._call), ctypes.byref(bytes_needed)))
         self.workspace_bytes = bytes_needed.value
-        if output is None:
-            tokens = gate.shape[1] if gate is not None else 1 if mode == "mean" else x.shape[1]
-            output = x.new_empty(x.shape[0], tokens, x.shape[2])
-        if workspace is None:
-            workspace = x.new_empty(self.workspace_bytes, dtype=torch.uint8)
-        self.output = output
-        self._workspace = workspace
+        tokens = gate.shape[1] if gate is not None else 1 if mode == "mean" else x.shape[1]
+        shape = x.shape[0], tokens, x.shape[2]
+        self.output = x.new_empty(shape) if output is None else output
+        self._workspace = x.new_empty(self.workspace_bytes, dtype=torch.uint8) if workspace is None else workspace
+        _check_memory("output", self.output, math.prod(shape) * x.itemsize, x.device)
+        _check_memory("workspace", self._workspace, self.workspace_bytes, x.device)
 
     def enqueue(self) -> torch.Tensor:
-        """Enqueue the call on torch's current stream and return its output, (B, T, C) of x's dtype."""
+        """Enqueue the call on torch's current stream and return its output, (B, T, C) of x's dtype.
+
+        Raises:
+            InputError: the tensors are not on a CUDA device, or CUDA refused the launch.
+        """
+        if not self.output.is_cuda:
+            raise InputError(f"the tensors are on {self.output.device}", "Move them to a CUDA device")
         stream: Any = torch.cuda.current_stream(self.output.device)
-        _check(
-            _library().pom_cuda_aggregate(
-                ctypes.byref(self._call),
-                ctypes.c_void_p(self.output.data_ptr()),
-                ctypes.c_void_p(self._workspace.data_ptr()),
-                ctypes.c_void_p(stream.cuda_stream),
+        with torch.cuda.device(self.output.device):
+            _check(
+                _library().pom_cuda_aggregate(
+                    ctypes.byref(self._call),
+                    ctypes.c_void_p(self.output.data_ptr()),
+                    ctypes.c_void_p(self._workspace.data_ptr()),
+                    ctypes.c_void_p(stream.cuda_stream),
+                )
             )
-        )
         return self.output

@@ -45,10 +45,11 @@ def test_shapes(check: Callable[..., None], mode: str, dtype: str) -> None:
 @pytest.mark.parametrize(
     ("dtype", "shape"),
     [
-        ("float32", (3, 700, 130)),  # one channel at a time: 5 channel tiles, 11 chunks of 2 steps
-        ("float32", (1, 300, 264)),  # packs: 3 tiles, the last one almost empty
+        ("float32", (3, 700, 130)),  # one channel at a time; in mode mean 5 channel tiles
+        ("float32", (1, 300, 264)),  # packs: the last of several tiles almost empty
         ("float16", (1, 20000, 1)),  # 20 chunks of the largest size
         ("float32", (1, 40000, 4)),  # a sequential sum of this length errs by 1e-4
+        ("float32", (1, 8700, 17)),  # causal: 136 chunks, so that one prefix follows from another
     ],
     ids=str,
 )
@@ -59,10 +60,32 @@ def test_tokens_over_several_blocks(
     check(Case(mode, dtype, shape, mask="bool"))
 
 
-@pytest.mark.parametrize(("mode", "dtype"), [("mean", "float16"), ("causal", "float16"), ("causal", "float32")])
-def test_chunks_of_several_steps(check: Callable[..., None], mode: str, dtype: str) -> None:
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_blocks_that_have_several_steps(check: Callable[..., None], dtype: str) -> None:
     """A batch large enough to fill the device leaves each block more tokens than its threads hold at once."""
-    check(Case(mode, dtype, (67, 150, 136), mask="bool"))
+    check(Case("mean", dtype, (67, 150, 136), mask="bool"), Case("causal", dtype, (641, 300, 8), mask="bool"))
+
+
+@pytest.mark.parametrize("rotation", ["none", "float16"])
+@pytest.mark.parametrize("mask", ["none", "bool"])
+def test_prefixes_that_follow_from_each_other(check: Callable[..., None], mask: str, rotation: str) -> None:
+    """More chunks than two prefixes have, of packs and, at twice the tokens of a chunk, of pairs of them."""
+    check(
+        Case("causal", "float16", (1, 4300, 34), mask=mask, rotation=rotation),
+        Case("causal", "float16", (1, 1030, 9), degree=9, form=contract.PRODUCT, mask=mask),
+    )
+
+
+def test_what_is_not_finite_reaches_all_later_prefixes(kernels: Executor) -> None:
+    call = Call(Case("causal", "float32", (1, 8700, 17), form=contract.PRODUCT, degree=1))
+    call.x[0, 100, 3], call.x[0, 100, 5] = np.inf, np.nan
+
+    (y,) = kernels.run(call)
+
+    expected = np.zeros(y.shape, bool)
+    expected[0, 100:, [3, 5]] = True
+    np.testing.assert_array_equal(~np.isfinite(y), expected)
+    assert (y[0, 100:, 3] == np.inf).all()
 
 
 @pytest.mark.parametrize("mode", contract.MODES)
@@ -189,8 +212,8 @@ def test_the_workspace_of_one_full_tile_is_enough(check: Callable[..., None]) ->
 
 
 @pytest.mark.parametrize("form", ["rotation", "product"])
-def test_every_form_in_chunks_of_several_steps(check: Callable[..., None], form: str) -> None:
-    check(replace(FORMS[form], mode="causal", mask="bool", shape=(67, 70, 66)))
+def test_every_form_in_several_chunks(check: Callable[..., None], form: str) -> None:
+    check(replace(FORMS[form], mode="causal", mask="bool", shape=(7, 700, 66)))
 
 
 @pytest.mark.parametrize("mode", contract.MODES)
