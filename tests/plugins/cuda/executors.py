@@ -65,7 +65,7 @@ class Emulation:
         return cls(program)
 
     def run(self, *calls: Call) -> list[Array]:
-        """Run each call in every order of blocks and threads, which must agree bit by bit."""
+        """Run each call in both orders of blocks and threads, which must agree bit by bit."""
         environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}  # leaks need ptrace, and kernels allocate nothing
         sent = b"".join(call.message() for call in calls)
         done = subprocess.run([self.program], input=sent, capture_output=True, check=False, env=environment)

@@ -95,9 +95,7 @@ void stop(State state) {
 std::vector<uint32_t> ordered(std::size_t count) {
   std::vector<uint32_t> indices(count);
   std::iota(indices.begin(), indices.end(), 0U);
-  if (current_order == Order::kReverse) {
-    std::reverse(indices.begin(), indices.end());
-  } else if (current_order == Order::kShuffled) {
+  if (current_order == Order::kShuffled) {
     std::shuffle(indices.begin(), indices.end(), shuffling);
   }
   return indices;

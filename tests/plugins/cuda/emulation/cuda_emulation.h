@@ -25,8 +25,8 @@ inline uint32_t atomicAdd(uint32_t* address, uint32_t value) {
 namespace pom::cuda::emulation {
 
 // The order in which blocks, and a block's threads between two barriers, run. A kernel that is right gives the same
-// bits in all. kShuffled: another order at every turn, so that a block may be ahead of one that started before it.
-enum class Order { kForward, kReverse, kShuffled };
+// bits in both. kShuffled: another order at every turn, so that a block may be ahead of one that started before it.
+enum class Order { kForward, kShuffled };
 void set_order(Order order);
 
 // Let the threads run past the barrier of this number in every kernel, as if it had been forgotten; -1: none.
