@@ -124,6 +124,11 @@ def eager(given: dict[str, Any]) -> torch.Tensor:
     return (p.cumsum(1, dtype=torch.float32) / counts[:, None]).to(p.dtype)
 
 
+def cache_bytes() -> int:
+    """Return the size of the L2 cache."""
+    return int(torch.cuda.get_device_properties(0).L2_cache_size)
+
+
 def copy_seconds(moved: int, count: int) -> float:
     """Return the time of a copy that reads and writes `moved` bytes together."""
     half = [torch.empty(moved // 2, dtype=torch.uint8, device="cuda") for _ in range(2 * count)]
@@ -140,8 +145,7 @@ def measure_others(case: Case, sets: list[dict[str, Any]]) -> dict[str, float]:
     with contextlib.suppress(torch._inductor.exc.InductorError):  # of a float32 scan, in torch 2.11
         result["compiled_s"] = seconds_a_call([functools.partial(compiled, given) for given in sets])
     if case.mode != "features":
-        cache = torch.cuda.get_device_properties(0).L2_cache_size
-        few = sets[: max(4, 2 * cache // sets[0]["x"].nbytes)]  # it is slow
+        few = sets[: max(4, 2 * cache_bytes() // sets[0]["x"].nbytes)]  # it is slow
         calls = [
             functools.partial(official_triton.aggregate, given["x"], given["coefficients"], case.mode) for given in few
         ]
@@ -154,8 +158,7 @@ def measure(case: Case, compare: bool) -> dict[str, Any]:
     first = tensors_of(case)
     call = CudaCall(**first)
     moved = sum(tensor.nbytes for tensor in (*first.values(), call.output) if isinstance(tensor, torch.Tensor))
-    cache = torch.cuda.get_device_properties(0).L2_cache_size
-    count = max(4, min(MAX_SETS, CACHES * cache // moved + 1))
+    count = max(4, min(MAX_SETS, CACHES * cache_bytes() // moved + 1))
     sets = [first] + [tensors_of(case) for _ in range(count - 1)]
     # Outputs go round too; the workspace is one, as in an engine.
     workspace = torch.empty(call.workspace_bytes, dtype=torch.uint8, device="cuda")

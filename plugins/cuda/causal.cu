@@ -34,8 +34,7 @@ class GateOver {
   __device__ void load() {
 #pragma unroll
     for (int32_t r = 0; r < Tile::kRows; ++r) {
-      const int32_t token = tile_.first_token(tile_.begin()) + r;
-      const int64_t row = tile_.row(token < tile_.end() ? token : tile_.end() - 1);
+      const int64_t row = tile_.row(tile_.present(tile_.first_token(tile_.begin()) + r));
 #pragma unroll
       for (int32_t p = 0; p < Tile::kPacks; ++p) {
         gates_[r][p] = load_gates<Type, kWidth>(call_, row, tile_.has(p) ? tile_.channel(p) : 0);

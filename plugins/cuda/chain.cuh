@@ -29,11 +29,13 @@ using emulation::wait_a_little;
 
 constexpr Word kIsThere = Word{1} << 32;
 
-__device__ __forceinline__ void publish(Word* word, float value) { store_word(word, kIsThere | bits_of(value)); }
+__device__ __forceinline__ void publish(Word* word, float value) {
+  store_word(word, kIsThere | bits_as<uint32_t>(value));
+}
 
 __device__ __forceinline__ bool is_there(Word word) { return (word & kIsThere) != 0; }
 
-__device__ __forceinline__ float value_of(Word word) { return float_of(static_cast<uint32_t>(word)); }
+__device__ __forceinline__ float value_of(Word word) { return bits_as<float>(static_cast<uint32_t>(word)); }
 
 __device__ __forceinline__ float wait_for(const Word* word, Word loaded) {
   while (!is_there(loaded)) {

@@ -7,10 +7,10 @@ namespace {
 
 // Leave the sums of a thread's tokens as its group's totals.
 template <typename Tile>
-__device__ __forceinline__ void sum_steps(const Call& call, const Tile& tile, const typename Tile::Loaded& first) {
+__device__ __forceinline__ void sum_steps(const Call& call, const Tile& tile) {
   float sums[Tile::kValues] = {};
   float weight = 0.0F;
-  for_each_step(call, tile, first, [&](int32_t, const typename Tile::Rows& rows) {
+  for_each_step(call, tile, [&](int32_t, const typename Tile::Rows& rows) {
 #pragma unroll
     for (int32_t r = 0; r < Tile::kRows; ++r) {
       weight += rows.weights[r];
@@ -53,9 +53,7 @@ __device__ float sum_weights(const Call& call, const Tile& tile) {
 template <typename Tile>
 __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) chunk_sums_kernel(const Call call) {
   const Tile tile(call, position_by_chunk(call.plan, blockIdx.x), tile_memory());
-  const typename Tile::Loaded first = tile.load(tile.begin());
-  tile.prepare();
-  sum_steps(call, tile, first);
+  sum_steps(call, tile);
   __syncthreads();
 
   const int64_t channels = call.problem.channels;

@@ -7,9 +7,7 @@ namespace {
 template <typename Tile>
 __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) features_kernel(const Call call) {
   const Tile tile(call, position_by_chunk(call.plan, blockIdx.x), tile_memory());
-  const typename Tile::Loaded first = tile.load(tile.begin());
-  tile.prepare();
-  for_each_step(call, tile, first, [&](int32_t base, const typename Tile::Rows& rows) {
+  for_each_step(call, tile, [&](int32_t base, const typename Tile::Rows& rows) {
 #pragma unroll
     for (int32_t r = 0; r < Tile::kRows; ++r) {
 #pragma unroll

@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kThreads) mean_kernel(const Call call) {
 }  // namespace
 
 cudaError_t write_means(const Call& call, cudaStream_t stream) {
-  const int64_t blocks = call.problem.batch * ((call.problem.channels + kMaxLanes - 1) / kMaxLanes);
+  const int64_t blocks = call.problem.batch * ceil_div(call.problem.channels, kMaxLanes);
   return dispatch(call, [&](auto element) {
     return launch(mean_kernel<typename decltype(element)::Type>, call, blocks, sizeof(GroupTotals), stream);
   });

@@ -10,7 +10,8 @@ namespace pom::cuda {
 template <typename T>
 __device__ __forceinline__ void store_mean(const Call& call, int64_t index, float sum, float weight) {
   const float epsilon = call.problem.has_mask ? call.problem.attributes.epsilon : 0.0F;
-  const float mean = scaled_mean(sum, mean_scale(weight, epsilon));
+  const float scale = mean_scale(weight, epsilon);
+  const float mean = scale == 0.0F ? 0.0F : sum * scale;  // the sum may be NaN
   if (call.means != nullptr) {
     call.means[index] = mean;
   } else {

@@ -28,8 +28,8 @@ __device__ __forceinline__ void unpack_pair(uint32_t pair, __half, float* values
 
 // A bfloat16 is the upper half of its float.
 __device__ __forceinline__ void unpack_pair(uint32_t pair, __nv_bfloat16, float* values) {
-  values[0] = float_of(pair << 16);
-  values[1] = float_of(pair & 0xFFFF0000U);
+  values[0] = bits_as<float>(pair << 16);
+  values[1] = bits_as<float>(pair & 0xFFFF0000U);
 }
 
 __device__ __forceinline__ uint32_t pack_pair(float first, float second, __half) {

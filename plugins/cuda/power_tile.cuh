@@ -148,8 +148,7 @@ class RotatedTile : public PolynomialTile<T, Width, 2> {
     const int32_t column = this->has(0) ? this->column() : 0;
 #pragma unroll
     for (int32_t r = 0; r < kRows; ++r) {
-      const int32_t token = this->first_token(base) + r;
-      const int64_t row = first + (token < this->end() ? token : this->end() - 1);
+      const int64_t row = first + this->present(this->first_token(base) + r);
       const int64_t index = row * (problem.channels / 2) + column;
       read_pack<T>(this->call_.buffers.cos, problem.rotation_type, index, cos[r]);
       read_pack<T>(this->call_.buffers.sin, problem.rotation_type, index, sin[r]);

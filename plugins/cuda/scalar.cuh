@@ -16,24 +16,13 @@ __device__ __forceinline__ float to_float(float value) { return value; }
 __device__ __forceinline__ float to_float(__half value) { return __half2float(value); }
 __device__ __forceinline__ float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
 
-__device__ __forceinline__ float float_of(uint32_t bits) {
-#if defined(__CUDACC__)
-  return __uint_as_float(bits);
-#else
-  float value = 0.0F;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-#endif
-}
-
-__device__ __forceinline__ uint32_t bits_of(float value) {
-#if defined(__CUDACC__)
-  return __float_as_uint(value);
-#else
-  uint32_t bits = 0;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return bits;
-#endif
+// The same bits as another type.
+template <typename To, typename From>
+__device__ __forceinline__ To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From), "types of one size");
+  To to;
+  memcpy(&to, &from, sizeof(to));
+  return to;
 }
 
 __device__ __forceinline__ void round_to(float value, float* rounded) { *rounded = value; }
@@ -97,8 +86,6 @@ __device__ __forceinline__ float reciprocal(float value) {
 __device__ __forceinline__ float mean_scale(float weight, float epsilon) {
   return weight == 0.0F ? 0.0F : reciprocal(epsilon + weight);
 }
-
-__device__ __forceinline__ float scaled_mean(float sum, float scale) { return scale == 0.0F ? 0.0F : sum * scale; }
 
 // A sum that carries the rounding errors of its additions along (Knuth's two-sum).
 struct CompensatedSum {

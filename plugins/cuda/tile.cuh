@@ -156,6 +156,9 @@ class TileBase {
     return loaded;
   }
 
+  // A token of the chunk that stands in for one past its end, which is read and then dropped.
+  [[nodiscard]] __device__ int32_t present(int32_t token) const { return token < end_ ? token : end_ - 1; }
+
   // `values` starts with those of the pack.
   __device__ void write(int32_t token, int32_t pack, const float* values) const {
     if (!has(pack) || token >= end()) {

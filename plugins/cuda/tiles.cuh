@@ -7,13 +7,13 @@
 
 namespace pom::cuda {
 
-// Compute the tile step by step: take(base, rows). `first`: what was loaded of the first. The next step is loaded
+// Compute the tile step by step: take(base, rows). All threads of the block call it together. The next step is loaded
 // before this one is computed, where a thread has registers for both.
 template <typename Tile, typename Take>
-__device__ __forceinline__ void for_each_step(const Call& call, const Tile& tile, const typename Tile::Loaded& first,
-                                              Take take) {
+__device__ __forceinline__ void for_each_step(const Call& call, const Tile& tile, Take take) {
   constexpr bool kLoadsAhead = Tile::kPacks == 1;
-  typename Tile::Loaded loaded = first;
+  typename Tile::Loaded loaded = tile.load(tile.begin());
+  tile.prepare();
   for (int32_t step = 0; step < call.plan.steps; ++step) {
     const typename Tile::Loaded current = kLoadsAhead || step == 0 ? loaded : tile.load(tile.base_of(step));
     if (kLoadsAhead && step + 1 < call.plan.steps) {

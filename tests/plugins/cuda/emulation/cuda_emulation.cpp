@@ -49,7 +49,6 @@ Scheduler scheduler;
 Order current_order = Order::kForward;
 std::mt19937 shuffling;
 int32_t skipped_barrier = -1;
-int32_t launches_to_failure = -1;
 std::vector<Block> pool(kBlocksAtOnce);
 
 void fiber_main() {
@@ -174,8 +173,6 @@ void set_order(Order order) {
 
 void skip_barrier(int32_t barrier) { skipped_barrier = barrier; }
 
-void fail_launch(int32_t number) { launches_to_failure = number; }
-
 float* shared_memory() { return scheduler.block->shared.data(); }
 
 void wait_a_little() { stop(State::kWaiting); }
@@ -184,9 +181,6 @@ cudaError_t launch(const std::function<void()>& kernel, uint32_t blocks, uint32_
                    cudaStream_t) {
   if (threads > kMaxThreads || shared_bytes > kMaxSharedBytes) {
     return cudaErrorInvalidValue;
-  }
-  if (launches_to_failure >= 0 && launches_to_failure-- == 0) {
-    return cudaErrorLaunchOutOfResources;
   }
   scheduler.kernel = &kernel;
   return run(blocks, threads, shared_bytes);
