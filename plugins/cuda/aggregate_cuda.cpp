@@ -32,6 +32,19 @@ std::size_t mean_bytes(const Problem& problem, const std::optional<Gate>& gate) 
 
 }  // namespace
 
+Buffers bind_inputs(const Problem& problem, bool has_gate, const void* const* inputs) {
+  const void* const* const others = inputs + (has_gate ? kGateInputs : 0);
+  Buffers buffers;
+  buffers.x = inputs[kX];
+  buffers.gate = has_gate ? inputs[kGate] : nullptr;
+  buffers.gate_bias = has_gate ? inputs[kGateBias] : nullptr;
+  buffers.coefficients = problem.attributes.form == Form::kPower ? others[kCoefficients] : nullptr;
+  buffers.mask = problem.has_mask ? others[kMask] : nullptr;
+  buffers.cos = problem.has_rotation ? others[kCos] : nullptr;
+  buffers.sin = problem.has_rotation ? others[kSin] : nullptr;
+  return buffers;
+}
+
 std::size_t workspace_bytes(const Problem& problem, const std::optional<Gate>& gate) {
   return mean_bytes(problem, gate) + sum_bytes(problem);
 }

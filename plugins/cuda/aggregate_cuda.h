@@ -25,6 +25,10 @@ struct Buffers {
   void* workspace = nullptr;
 };
 
+// Those of a call's inputs, which lie in the order of kInputs, or with a gate of kGatedInputs; inputs that the problem
+// does not have are not looked at.
+[[nodiscard]] Buffers bind_inputs(const Problem& problem, bool has_gate, const void* const* inputs);
+
 // An upper bound that shrinks with no dimension: the workspace of the largest shapes serves all smaller ones.
 [[nodiscard]] std::size_t workspace_bytes(const Problem& problem, const std::optional<Gate>& gate);
 

@@ -1,14 +1,16 @@
 #include "c_api.h"
 
-#include <cuda_runtime_api.h>
-
+#include <algorithm>
+#include <array>
 #include <iterator>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "aggregate_cuda.h"
+#include "status.h"
 
 namespace {
 
@@ -60,22 +62,6 @@ Described describe(const PomCall& call) {
   return described;
 }
 
-pom::cuda::Buffers buffers_of(const PomCall& call, const Described& described) {
-  const std::size_t behind_x = described.gate ? pom::kGateInputs : 0;
-  const auto data = [&](std::size_t position) -> const void* {
-    return position < static_cast<std::size_t>(call.input_count) ? call.inputs[position].data : nullptr;
-  };
-  pom::cuda::Buffers buffers;
-  buffers.x = data(pom::kX);
-  buffers.gate = described.gate ? data(pom::kGate) : nullptr;
-  buffers.gate_bias = described.gate ? data(pom::kGateBias) : nullptr;
-  buffers.coefficients = data(pom::kCoefficients + behind_x);
-  buffers.mask = described.problem.has_mask ? data(pom::kMask + behind_x) : nullptr;
-  buffers.cos = described.problem.has_rotation ? data(pom::kCos + behind_x) : nullptr;
-  buffers.sin = described.problem.has_rotation ? data(pom::kSin + behind_x) : nullptr;
-  return buffers;
-}
-
 template <typename Body>
 const char* guard(const Body& body) {
   static thread_local std::string error;
@@ -102,13 +88,13 @@ extern "C" __attribute__((visibility("default"))) const char* pom_cuda_aggregate
                                                                                  void* workspace, void* stream) {
   return guard([&] {
     const Described described = describe(*call);
-    pom::cuda::Buffers buffers = buffers_of(*call, described);
+    std::array<const void*, std::extent_v<decltype(PomCall::inputs)>> inputs{};
+    std::transform(call->inputs, call->inputs + call->input_count, inputs.begin(),
+                   [](const PomTensor& tensor) { return tensor.data; });
+    pom::cuda::Buffers buffers = pom::cuda::bind_inputs(described.problem, described.gate.has_value(), inputs.data());
     buffers.output = output;
     buffers.workspace = workspace;
-    const cudaError_t status =
-        pom::cuda::aggregate(described.problem, described.gate, buffers, static_cast<cudaStream_t>(stream));
-    if (status != cudaSuccess) {
-      throw std::runtime_error(std::string(cudaGetErrorName(status)) + ": " + cudaGetErrorString(status));
-    }
+    pom::cuda::throw_if_failed(
+        pom::cuda::aggregate(described.problem, described.gate, buffers, static_cast<cudaStream_t>(stream)));
   });
 }

@@ -5,6 +5,7 @@
 
 #include "aggregate_cuda.h"
 #include "problem.h"
+#include "status.h"
 
 namespace pom::tensorrt {
 namespace {
@@ -112,22 +113,10 @@ int32_t Plugin::onShapeChange(const nvinfer1::PluginTensorDesc* inputs, int32_t 
 int32_t Plugin::enqueue(const nvinfer1::PluginTensorDesc*, const nvinfer1::PluginTensorDesc*, const void* const* inputs,
                         void* const* outputs, void* workspace, cudaStream_t stream) noexcept {
   return guard("enqueue", kFailed, [&] {
-    const Problem& problem = problem_.aggregation;
-    const auto input = [&](bool has, Input which) { return has ? inputs[position(which)] : nullptr; };
-    cuda::Buffers buffers;
-    buffers.x = inputs[kX];
-    buffers.gate = problem_.gate ? inputs[kGate] : nullptr;
-    buffers.gate_bias = problem_.gate ? inputs[kGateBias] : nullptr;
-    buffers.coefficients = input(problem.attributes.form == Form::kPower, kCoefficients);
-    buffers.mask = input(problem.has_mask, kMask);
-    buffers.cos = input(problem.has_rotation, kCos);
-    buffers.sin = input(problem.has_rotation, kSin);
+    cuda::Buffers buffers = cuda::bind_inputs(problem_.aggregation, problem_.gate.has_value(), inputs);
     buffers.output = outputs[0];
     buffers.workspace = workspace;
-    const cudaError_t status = cuda::aggregate(problem, problem_.gate, buffers, stream);
-    if (status != cudaSuccess) {
-      throw std::runtime_error(std::string(cudaGetErrorName(status)) + ": " + cudaGetErrorString(status));
-    }
+    cuda::throw_if_failed(cuda::aggregate(problem_.aggregation, problem_.gate, buffers, stream));
     return kDone;
   });
 }

@@ -167,14 +167,12 @@ std::string run(const Test& test) {
   const Buffer sin(bytes_of(angles, problem.rotation_type), test.table_shift);
   const std::vector<const Buffer*> inputs{&x, &gates, &bias, &coefficients, &mask, &cos, &sin};
   std::for_each(inputs.begin(), inputs.end(), [](const Buffer* buffer) { buffer->read(); });
-  pom::cuda::Buffers buffers;
-  buffers.x = x.data();
-  buffers.gate = test.gate ? gates.data() : nullptr;
-  buffers.gate_bias = test.gate ? bias.data() : nullptr;
-  buffers.coefficients = has_coefficients ? coefficients.data() : nullptr;
-  buffers.mask = problem.has_mask ? mask.data() : nullptr;
-  buffers.cos = problem.has_rotation ? cos.data() : nullptr;
-  buffers.sin = problem.has_rotation ? sin.data() : nullptr;
+  std::vector<const void*> pointers{x.data()};
+  if (test.gate) {
+    pointers.insert(pointers.end(), {gates.data(), bias.data()});
+  }
+  pointers.insert(pointers.end(), {coefficients.data(), mask.data(), cos.data(), sin.data()});
+  const pom::cuda::Buffers buffers = pom::cuda::bind_inputs(problem, test.gate.has_value(), pointers.data());
   pom::cuda::emulation::skip_barrier(test.skipped_barrier);
   std::string forward = run_once(test, buffers, Order::kForward);
   if (forward != run_once(test, buffers, Order::kShuffled)) {
