@@ -21,6 +21,10 @@ int32_t choose_width(const Problem& problem, const std::optional<Gate>& gate, co
   return fits ? width : 1;
 }
 
+int64_t output_tokens(const Problem& problem, const std::optional<Gate>& gate) {
+  return gate ? gate->tokens : problem.output_tokens();
+}
+
 // Of the means that wait for the gate, in front of the sums in the workspace.
 std::size_t mean_bytes(const Problem& problem, const std::optional<Gate>& gate) {
   if (!gate || problem.attributes.mode != Mode::kMean) {
@@ -45,17 +49,20 @@ Buffers bind_inputs(const Problem& problem, bool has_gate, const void* const* in
   return buffers;
 }
 
+bool is_empty(const Problem& problem, const std::optional<Gate>& gate) {
+  return problem.batch == 0 || output_tokens(problem, gate) == 0;
+}
+
 std::size_t workspace_bytes(const Problem& problem, const std::optional<Gate>& gate) {
   return mean_bytes(problem, gate) + sum_bytes(problem);
 }
 
 cudaError_t aggregate(const Problem& problem, const std::optional<Gate>& gate, const Buffers& buffers,
                       cudaStream_t stream) {
-  const int64_t output_tokens = gate ? gate->tokens : problem.output_tokens();
-  if (problem.batch == 0 || output_tokens == 0) {
+  if (is_empty(problem, gate)) {
     return cudaSuccess;
   }
-  if (!fit_kernels(problem, output_tokens)) {
+  if (!fit_kernels(problem, output_tokens(problem, gate))) {
     return cudaErrorInvalidValue;
   }
   const Plan plan = make_plan(problem, gate.has_value(), choose_width(problem, gate, buffers));

@@ -29,6 +29,9 @@ struct Buffers {
 // does not have are not looked at.
 [[nodiscard]] Buffers bind_inputs(const Problem& problem, bool has_gate, const void* const* inputs);
 
+// Whether a call has no output, and so nothing to do.
+[[nodiscard]] bool is_empty(const Problem& problem, const std::optional<Gate>& gate);
+
 // An upper bound that shrinks with no dimension: the workspace of the largest shapes serves all smaller ones.
 [[nodiscard]] std::size_t workspace_bytes(const Problem& problem, const std::optional<Gate>& gate);
 

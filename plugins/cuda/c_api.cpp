@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "aggregate_cuda.h"
-#include "status.h"
+#include "enqueue.h"
 
 namespace {
 
@@ -91,10 +91,7 @@ extern "C" __attribute__((visibility("default"))) const char* pom_cuda_aggregate
     std::array<const void*, std::extent_v<decltype(PomCall::inputs)>> inputs{};
     std::transform(call->inputs, call->inputs + call->input_count, inputs.begin(),
                    [](const PomTensor& tensor) { return tensor.data; });
-    pom::cuda::Buffers buffers = pom::cuda::bind_inputs(described.problem, described.gate.has_value(), inputs.data());
-    buffers.output = output;
-    buffers.workspace = workspace;
-    pom::cuda::throw_if_failed(
-        pom::cuda::aggregate(described.problem, described.gate, buffers, static_cast<cudaStream_t>(stream)));
+    pom::cuda::enqueue(described.problem, described.gate, inputs.data(), output, workspace,
+                       static_cast<cudaStream_t>(stream));
   });
 }

@@ -9,7 +9,7 @@ namespace pom::tensorrt {
 nvinfer1::IPluginV3* Creator::createPlugin(const char* name, const nvinfer1::PluginFieldCollection* fields,
                                            nvinfer1::TensorRTPhase) noexcept {
   return guarded<nvinfer1::IPluginV3*>(op_, name == nullptr ? "createPlugin" : name, nullptr,
-                                       [&] { return new Plugin(read_fields(op_, *fields)); });
+                                       [&] { return new Plugin(read_fields(op_, fields)); });
 }
 
 const nvinfer1::PluginFieldCollection* Creator::getFieldNames() noexcept {

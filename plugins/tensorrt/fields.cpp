@@ -107,11 +107,14 @@ PluginField text_field(const KnownField& known_field, const std::string& text) {
 
 }  // namespace
 
-NodeAttributes read_fields(Op op, const nvinfer1::PluginFieldCollection& fields) {
+NodeAttributes read_fields(Op op, const nvinfer1::PluginFieldCollection* fields) {
+  if (fields == nullptr || (fields->nbFields > 0 && fields->fields == nullptr)) {
+    throw std::invalid_argument("the attributes are a null pointer");
+  }
   NodeAttributes attributes;
   bool has_mode = false;
-  for (int32_t i = 0; i < fields.nbFields; ++i) {
-    const PluginField& field = fields.fields[i];
+  for (int32_t i = 0; i < fields->nbFields; ++i) {
+    const PluginField& field = fields->fields[i];
     const std::string name = field.name == nullptr ? "" : field.name;
     check_type(field, known(op, name));
     read_field(name, field, &attributes.aggregation);

@@ -12,7 +12,7 @@ namespace pom::tensorrt {
 
 // Attributes from fields; what is not named keeps its default, but mode and gate_activation have none. Throws
 // std::invalid_argument with one line that says what is wrong and the value seen.
-[[nodiscard]] NodeAttributes read_fields(Op op, const nvinfer1::PluginFieldCollection& fields);
+[[nodiscard]] NodeAttributes read_fields(Op op, const nvinfer1::PluginFieldCollection* fields);
 
 // The names and types that a creator announces, in the contract's order.
 [[nodiscard]] const nvinfer1::PluginFieldCollection* field_names(Op op);

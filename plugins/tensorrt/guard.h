@@ -2,7 +2,6 @@
 #pragma once
 
 #include <exception>
-#include <string>
 #include <utility>
 
 #include "logger.h"
@@ -16,7 +15,7 @@ Result guarded(Op op, const char* entry, Result failure, Body&& body) noexcept {
   try {
     return std::forward<Body>(body)();
   } catch (const std::exception& error) {
-    log_error(op, std::string(entry) + ": " + error.what());
+    log_error(op, entry, error.what());
   }
   return failure;
 }

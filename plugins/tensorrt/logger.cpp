@@ -13,18 +13,21 @@ std::atomic<nvinfer1::ILoggerFinder*> logger_finder{nullptr};
 
 void set_logger_finder(nvinfer1::ILoggerFinder* finder) noexcept { logger_finder = finder; }
 
-void log_error(Op op, const std::string& text) noexcept {
+void log_error(Op op, const char* entry, const char* text) noexcept {
+  // Not a string: memory may be what there is none of.
+  char line[1024];
+  std::snprintf(line, sizeof line, "%s: %s: %s", name_of(op), entry, text);
+  nvinfer1::ILogger* logger = nullptr;
   try {
-    const std::string line = std::string(name_of(op)) + ": " + text;
     nvinfer1::ILoggerFinder* finder = logger_finder;
-    nvinfer1::ILogger* logger = finder == nullptr ? nullptr : finder->findLogger();
-    if (logger != nullptr) {
-      logger->log(nvinfer1::ILogger::Severity::kERROR, line.c_str());
-    } else {
-      std::fprintf(stderr, "%s\n", line.c_str());
-    }
+    logger = finder == nullptr ? nullptr : finder->findLogger();
   } catch (const std::exception&) {
-    // Out of memory while reporting: the caller's status still says that something failed.
+    // Then stderr will do.
+  }
+  if (logger != nullptr) {
+    logger->log(nvinfer1::ILogger::Severity::kERROR, line);
+  } else {
+    std::fprintf(stderr, "%s\n", line);
   }
 }
 

@@ -13,6 +13,10 @@ enum class Op : int32_t { kAggregation, kGated };
 
 [[nodiscard]] constexpr const char* name_of(Op op) { return op == Op::kGated ? kGatedOpName : kOpName; }
 
+[[nodiscard]] constexpr int32_t required_inputs(Op op) {
+  return op == Op::kGated ? kGatedRequiredInputs : kRequiredInputs;
+}
+
 // Where the node has an input of the aggregation: the gated op's own stand behind x.
 [[nodiscard]] constexpr int32_t position_of(Op op, Input input) {
   return op == Op::kGated && input > kX ? input + static_cast<int32_t>(kGateInputs) : input;

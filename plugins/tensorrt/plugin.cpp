@@ -4,14 +4,25 @@
 #include <string>
 
 #include "aggregate_cuda.h"
+#include "enqueue.h"
 #include "problem.h"
-#include "status.h"
 
 namespace pom::tensorrt {
 namespace {
 
 constexpr int32_t kDone = 0;
 constexpr int32_t kFailed = 1;
+// A workspace that no device has: getWorkspaceSize has no other way to say that it failed.
+constexpr std::size_t kNoWorkspace = std::size_t{1} << 60;
+
+// Throw where an array that TensorRT hands over is missing or too short.
+template <typename Item>
+void require(const Item* items, int32_t count, int32_t needed, const char* what) {
+  if (items == nullptr || count < needed) {
+    throw std::invalid_argument("needs " + std::to_string(needed) + " " + what + ", got " +
+                                (items == nullptr ? "a null pointer" : std::to_string(count)));
+  }
+}
 
 }  // namespace
 
@@ -40,13 +51,16 @@ Plugin* Plugin::clone() noexcept {
 int32_t Plugin::configurePlugin(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t input_count,
                                 const nvinfer1::DynamicPluginTensorDesc*, int32_t) noexcept {
   return guard("configurePlugin", kFailed, [&] {
-    problem_ = largest_problem_of(attributes_, inputs, input_count);
+    static_cast<void>(largest_problem_of(attributes_, inputs, input_count));  // which checks it
     return kDone;
   });
 }
 
 bool Plugin::supportsFormatCombination(int32_t position, const nvinfer1::DynamicPluginTensorDesc* tensors,
-                                       int32_t input_count, int32_t) noexcept {
+                                       int32_t input_count, int32_t output_count) noexcept {
+  if (tensors == nullptr || position < 0 || position >= input_count + output_count) {
+    return false;
+  }
   const nvinfer1::DataType type = tensors[position].desc.type;
   const nvinfer1::DataType x_type = tensors[kX].desc.type;
   if (tensors[position].desc.format != nvinfer1::TensorFormat::kLINEAR) {
@@ -69,15 +83,22 @@ bool Plugin::supportsFormatCombination(int32_t position, const nvinfer1::Dynamic
   return type == x_type || type == nvinfer1::DataType::kFLOAT;
 }
 
-int32_t Plugin::getOutputDataTypes(nvinfer1::DataType* output_types, int32_t, const nvinfer1::DataType* input_types,
-                                   int32_t) const noexcept {
-  output_types[0] = input_types[kX];
-  return kDone;
+int32_t Plugin::getOutputDataTypes(nvinfer1::DataType* output_types, int32_t output_count,
+                                   const nvinfer1::DataType* input_types, int32_t input_count) const noexcept {
+  return guard("getOutputDataTypes", kFailed, [&] {
+    require(output_types, output_count, getNbOutputs(), "outputs");
+    require(input_types, input_count, required_inputs(attributes_.op()), "inputs");
+    output_types[0] = input_types[kX];
+    return kDone;
+  });
 }
 
-int32_t Plugin::getOutputShapes(const nvinfer1::DimsExprs* inputs, int32_t, const nvinfer1::DimsExprs*, int32_t,
-                                nvinfer1::DimsExprs* outputs, int32_t, nvinfer1::IExprBuilder& builder) noexcept {
+int32_t Plugin::getOutputShapes(const nvinfer1::DimsExprs* inputs, int32_t input_count, const nvinfer1::DimsExprs*,
+                                int32_t, nvinfer1::DimsExprs* outputs, int32_t output_count,
+                                nvinfer1::IExprBuilder& builder) noexcept {
   return guard("getOutputShapes", kFailed, [&] {
+    require(outputs, output_count, getNbOutputs(), "outputs");
+    require(inputs, input_count, required_inputs(attributes_.op()), "inputs");
     if (inputs[kX].nbDims != 3) {
       throw std::invalid_argument("x must have 3 dimensions, got " + std::to_string(inputs[kX].nbDims));
     }
@@ -96,7 +117,7 @@ int32_t Plugin::getOutputShapes(const nvinfer1::DimsExprs* inputs, int32_t, cons
 
 std::size_t Plugin::getWorkspaceSize(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t input_count,
                                      const nvinfer1::DynamicPluginTensorDesc*, int32_t) const noexcept {
-  return guard<std::size_t>("getWorkspaceSize", 0, [&] {
+  return guard<std::size_t>("getWorkspaceSize", kNoWorkspace, [&] {
     const NodeProblem largest = largest_problem_of(attributes_, inputs, input_count);
     return cuda::workspace_bytes(largest.aggregation, largest.gate);
   });
@@ -104,6 +125,7 @@ std::size_t Plugin::getWorkspaceSize(const nvinfer1::DynamicPluginTensorDesc* in
 
 int32_t Plugin::onShapeChange(const nvinfer1::PluginTensorDesc* inputs, int32_t input_count,
                               const nvinfer1::PluginTensorDesc*, int32_t) noexcept {
+  problem_.reset();
   return guard("onShapeChange", kFailed, [&] {
     problem_ = problem_of(attributes_, inputs, input_count);
     return kDone;
@@ -113,10 +135,11 @@ int32_t Plugin::onShapeChange(const nvinfer1::PluginTensorDesc* inputs, int32_t 
 int32_t Plugin::enqueue(const nvinfer1::PluginTensorDesc*, const nvinfer1::PluginTensorDesc*, const void* const* inputs,
                         void* const* outputs, void* workspace, cudaStream_t stream) noexcept {
   return guard("enqueue", kFailed, [&] {
-    cuda::Buffers buffers = cuda::bind_inputs(problem_.aggregation, problem_.gate.has_value(), inputs);
-    buffers.output = outputs[0];
-    buffers.workspace = workspace;
-    cuda::throw_if_failed(cuda::aggregate(problem_.aggregation, problem_.gate, buffers, stream));
+    if (!problem_) {
+      throw std::logic_error("no shapes were set, or they were refused");
+    }
+    require(outputs, getNbOutputs(), getNbOutputs(), "outputs");
+    cuda::enqueue(problem_->aggregation, problem_->gate, inputs, outputs[0], workspace, stream);
     return kDone;
   });
 }

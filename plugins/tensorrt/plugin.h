@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <utility>
 
 #include "fields.h"
@@ -63,7 +64,7 @@ class Plugin final : public nvinfer1::IPluginV3,
 
   NodeAttributes attributes_;
   SerializedFields fields_;
-  NodeProblem problem_;  // of the last onShapeChange
+  std::optional<NodeProblem> problem_;  // of the last onShapeChange
 };
 
 }  // namespace pom::tensorrt

@@ -23,6 +23,21 @@ DataType data_type(nvinfer1::DataType type, int32_t input) {
   }
 }
 
+std::vector<int64_t> shape_of(const nvinfer1::Dims& dims, int32_t input) {
+  if (dims.nbDims < 0 || dims.nbDims > nvinfer1::Dims::MAX_DIMS) {
+    throw std::invalid_argument("input " + std::to_string(input) + " has " + std::to_string(dims.nbDims) +
+                                " dimensions");
+  }
+  return {dims.d, dims.d + dims.nbDims};
+}
+
+template <typename Description>
+void require(const Description* inputs) {
+  if (inputs == nullptr) {
+    throw std::invalid_argument("the inputs are a null pointer");
+  }
+}
+
 }  // namespace
 
 bool is_data_type(nvinfer1::DataType type) {
@@ -30,10 +45,10 @@ bool is_data_type(nvinfer1::DataType type) {
 }
 
 NodeProblem problem_of(const NodeAttributes& attributes, const nvinfer1::PluginTensorDesc* inputs, int32_t count) {
+  require(inputs);
   std::vector<TensorInfo> tensors;
   for (int32_t i = 0; i < count; ++i) {
-    const nvinfer1::Dims& dims = inputs[i].dims;
-    tensors.push_back({true, data_type(inputs[i].type, i), {dims.d, dims.d + dims.nbDims}});
+    tensors.push_back({true, data_type(inputs[i].type, i), shape_of(inputs[i].dims, i)});
   }
   NodeProblem problem;
   std::string error;
@@ -52,6 +67,7 @@ NodeProblem problem_of(const NodeAttributes& attributes, const nvinfer1::PluginT
 
 NodeProblem largest_problem_of(const NodeAttributes& attributes, const nvinfer1::DynamicPluginTensorDesc* inputs,
                                int32_t count) {
+  require(inputs);
   const Op op = attributes.op();
   std::vector<nvinfer1::PluginTensorDesc> largest;
   for (int32_t i = 0; i < count; ++i) {

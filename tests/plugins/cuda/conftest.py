@@ -11,22 +11,24 @@ import torch
 
 from tests.plugins.cuda.cases import Call
 from tests.plugins.cuda.comparison import assert_matches
-from tests.plugins.cuda.executors import Device, Emulation, Executor, cuda_headers
+from tests.plugins.cuda.executors import Device, Emulation, Executor, cuda_headers, tensorrt_headers
 
 
 @pytest.fixture(scope="session")
 def emulation(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Emulation:
     """Built once for all processes of a test run."""
-    headers = cuda_headers()
-    if headers is None or shutil.which("g++") is None:
-        pytest.skip("needs g++ and the CUDA toolkit's headers: set CUDA_HOME")
+    cuda, tensorrt = cuda_headers(), tensorrt_headers()
+    if cuda is None or tensorrt is None or shutil.which("g++") is None:
+        pytest.skip("needs g++ and the headers of CUDA and TensorRT: set CUDA_HOME, run tools/fetch_headers.py")
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == "master" else base.parent) / "cuda_emulation"
     folder.mkdir(exist_ok=True)
+    emulation = Emulation(folder)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        built = Emulation(folder / "run_aggregate")
-        return built if built.program.is_file() else Emulation.build(folder, headers)
+        if not (emulation.is_built and emulation.plugin.is_built):
+            emulation.build((cuda, tensorrt))
+    return emulation
 
 
 @pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from tests.plugins.cuda.cases import Array, Call
 
 ROOT = Path(__file__).resolve().parents[3]
 CUDA = ROOT / "plugins" / "cuda"
+TENSORRT = ROOT / "plugins" / "tensorrt"
 DOUBLE = Path(__file__).parent / "emulation"
 FLAGS = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-attributes", "-Wno-unknown-pragmas"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
@@ -41,43 +42,79 @@ def cuda_headers() -> Path | None:
     return next((folder for folder in folders if (folder / "cuda_fp16.h").is_file()), None)
 
 
+def tensorrt_headers() -> Path | None:
+    """Return the folder of NvInferRuntime.h, or None."""
+    named = os.environ.get("TENSORRT_INCLUDE_DIR")
+    folders = [Path(named)] if named else [ROOT / ".deps/include/tensorrt", Path("/usr/include/x86_64-linux-gnu")]
+    return next((folder for folder in folders if (folder / "NvInferRuntime.h").is_file()), None)
+
+
 @dataclass(frozen=True)
 class Emulation:
-    """The kernels and their test double, built with g++ under the address and undefined-behaviour sanitizers."""
+    """The kernels and the plugin over a double of CUDA's runtime, under the address and undefined-behaviour sanitizers.
 
-    program: Path
+    Attributes:
+        folder: of the two programs.
+        program: "run_aggregate", which calls the kernels' launcher, or "run_plugin", a plugin's whole life.
+    """
 
-    @classmethod
-    def build(cls, folder: Path, headers: Path) -> Emulation:
-        folders = [f"-I{CUDA}", f"-I{CUDA.parent / 'include'}", f"-I{DOUBLE}", "-isystem", str(headers)]
+    folder: Path
+    program: str = "run_aggregate"
+
+    @property
+    def plugin(self) -> Emulation:
+        """The same build's other program."""
+        return replace(self, program="run_plugin")
+
+    @property
+    def is_built(self) -> bool:
+        return (self.folder / self.program).is_file()
+
+    def build(self, headers: tuple[Path, Path]) -> None:
+        """Build it with g++, with CUDA's and TensorRT's headers."""
+        sources = [source for source in (*CUDA.glob("*.cu"), *CUDA.glob("*.cpp")) if source.name != "c_api.cpp"]
+        sources += [ROOT / "plugins" / "aggregate.cpp", *(DOUBLE / name for name in ("call.cpp", "cuda_emulation.cpp"))]
+        own = {
+            "run_aggregate": [DOUBLE / "run_aggregate.cpp"],
+            "run_plugin": [
+                *TENSORRT.glob("*.cpp"),
+                *(DOUBLE / f"{name}.cpp" for name in ("faults", "misuse", "run_plugin", "tensorrt_double")),
+            ],
+        }
+        includes = [f"-I{folder}" for folder in (CUDA, TENSORRT, CUDA.parent / "include", DOUBLE)]
+        includes += [option for folder in headers for option in ("-isystem", str(folder))]
 
         def compiled(source: Path) -> Path:
-            made = folder / f"{source.name}.o"
-            subprocess.run(["g++", *FLAGS, *SANITIZERS, *folders, "-x", "c++", "-c", source, "-o", made], check=True)
+            made = self.folder / f"{source.name}.o"
+            subprocess.run(["g++", *FLAGS, *SANITIZERS, *includes, "-x", "c++", "-c", source, "-o", made], check=True)
             return made
 
-        sources = [source for source in (*CUDA.glob("*.cu"), *CUDA.glob("*.cpp")) if source.name != "c_api.cpp"]
-        sources += [ROOT / "plugins" / "aggregate.cpp", *DOUBLE.glob("*.cpp")]
         with ThreadPoolExecutor(2) as pool:
-            objects = list(pool.map(compiled, sources))
-        program = folder / "run_aggregate"
-        subprocess.run(["g++", *SANITIZERS, *objects, "-o", program], check=True)
-        return cls(program)
+            shared = list(pool.map(compiled, sources))
+            for program, files in own.items():
+                objects = [*shared, *pool.map(compiled, files)]
+                subprocess.run(["g++", *SANITIZERS, *objects, "-o", self.folder / program], check=True)
 
     def run(self, *calls: Call) -> list[Array]:
         """Run each call in both orders of blocks and threads, which must agree bit by bit."""
-        environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}  # leaks need ptrace, and kernels allocate nothing
-        sent = b"".join(call.message() for call in calls)
-        done = subprocess.run([self.program], input=sent, capture_output=True, check=False, env=environment)
-        assert done.returncode == 0, done.stderr.decode()
+        sent = self.send(*calls)
         outputs, offset = [], 0
         for call in calls:
             shape = call.output_shape
-            y = np.frombuffer(done.stdout, call.x.dtype, int(np.prod(shape)), offset).reshape(shape)
+            y = np.frombuffer(sent, call.x.dtype, int(np.prod(shape)), offset).reshape(shape)
             outputs.append(y)
             offset += y.nbytes
-        assert offset == len(done.stdout)
+        assert offset == len(sent)
         return outputs
+
+    def send(self, *calls: Call, option: str = "") -> bytes:
+        """Send calls to the program and return what it writes."""
+        environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}  # it needs ptrace; run_plugin counts by itself
+        command = [self.folder / self.program, *([option] if option else [])]
+        message = b"".join(call.message() for call in calls)
+        done = subprocess.run(command, input=message, capture_output=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout
 
 
 class Device:

@@ -4,6 +4,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -30,10 +31,14 @@ struct Fiber {
   int32_t barriers = 0;
 };
 
+struct Free {
+  void operator()(float* memory) const { std::free(memory); }
+};
+
 struct Block {
   uint32_t number = 0;
   std::vector<Fiber> fibers;  // kept, since new stacks for every launch would cost more than the kernels
-  std::vector<float> shared;
+  std::unique_ptr<float[], Free> shared;
 };
 
 struct Scheduler {
@@ -49,6 +54,9 @@ Scheduler scheduler;
 Order current_order = Order::kForward;
 std::mt19937 shuffling;
 int32_t skipped_barrier = -1;
+int32_t failing_call = -1;
+int32_t calls = 0;
+bool running = false;
 std::vector<Block> pool(kBlocksAtOnce);
 
 void fiber_main() {
@@ -103,7 +111,8 @@ std::vector<uint32_t> ordered(std::size_t count) {
 void start(Block* block, uint32_t number, uint32_t threads, std::size_t shared_bytes) {
   block->number = number;
   block->fibers.resize(threads);
-  block->shared = std::vector<float>(shared_bytes / sizeof(float), std::numeric_limits<float>::quiet_NaN());
+  block->shared.reset(static_cast<float*>(std::malloc(shared_bytes)));  // not counted among what lives
+  std::fill_n(block->shared.get(), shared_bytes / sizeof(float), std::numeric_limits<float>::quiet_NaN());
   std::for_each(block->fibers.begin(), block->fibers.end(), [](Fiber& fiber) { start(&fiber); });
 }
 
@@ -173,7 +182,16 @@ void set_order(Order order) {
 
 void skip_barrier(int32_t barrier) { skipped_barrier = barrier; }
 
-float* shared_memory() { return scheduler.block->shared.data(); }
+void fail_call(int32_t number) {
+  failing_call = number;
+  calls = 0;
+}
+
+bool call_failed() { return failing_call >= 0 && calls > failing_call; }
+
+bool is_running() { return running; }
+
+float* shared_memory() { return scheduler.block->shared.get(); }
 
 void wait_a_little() { stop(State::kWaiting); }
 
@@ -182,8 +200,14 @@ cudaError_t launch(const std::function<void()>& kernel, uint32_t blocks, uint32_
   if (threads > kMaxThreads || shared_bytes > kMaxSharedBytes) {
     return cudaErrorInvalidValue;
   }
+  if (calls++ == failing_call) {
+    return cudaErrorLaunchOutOfResources;
+  }
   scheduler.kernel = &kernel;
-  return run(blocks, threads, shared_bytes);
+  running = true;
+  const cudaError_t status = run(blocks, threads, shared_bytes);
+  running = false;
+  return status;
 }
 
 }  // namespace pom::cuda::emulation
@@ -196,6 +220,16 @@ void __syncthreads() {
 }
 
 cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStream_t) {
+  using namespace pom::cuda::emulation;  // NOLINT
+  if (calls++ == failing_call) {
+    return cudaErrorLaunchOutOfResources;
+  }
   std::memset(memory, value, bytes);
   return cudaSuccess;
 }
+
+const char* cudaGetErrorName(cudaError_t status) {
+  return status == cudaErrorLaunchOutOfResources ? "cudaErrorLaunchOutOfResources" : "an error of the double";
+}
+
+const char* cudaGetErrorString(cudaError_t) { return "the double was asked to fail"; }

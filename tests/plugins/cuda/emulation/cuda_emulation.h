@@ -32,6 +32,13 @@ void set_order(Order order);
 // Let the threads run past the barrier of this number in every kernel, as if it had been forgotten; -1: none.
 void skip_barrier(int32_t barrier);
 
+// Let the CUDA call of this number, of those made from now on, fail with cudaErrorLaunchOutOfResources; -1: none.
+void fail_call(int32_t number);
+[[nodiscard]] bool call_failed();
+
+// Whether a kernel runs: what is allocated then is the double's own.
+[[nodiscard]] bool is_running();
+
 // cudaErrorLaunchFailure where some threads of a block wait at a barrier and others have ended, cudaErrorLaunchTimeout
 // where all wait for each other, cudaErrorInvalidValue for more threads or shared memory than a GPU gives.
 cudaError_t launch(const std::function<void()>& kernel, uint32_t blocks, uint32_t threads, std::size_t shared_bytes,

@@ -1,0 +1,18 @@
+// One call for those whose callers understand exceptions: the plugin and the C interface.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <optional>
+
+#include "pom/aggregate.h"
+#include "pom/gate.h"
+
+namespace pom::cuda {
+
+// aggregate() of these inputs, see bind_inputs(). Throws std::invalid_argument for a pointer that the call needs and
+// that is null, and std::runtime_error with what CUDA says of a status.
+void enqueue(const Problem& problem, const std::optional<Gate>& gate, const void* const* inputs, void* output,
+             void* workspace, cudaStream_t stream);
+
+}  // namespace pom::cuda

@@ -1,0 +1,118 @@
+// What TensorRT does with a plugin, without TensorRT: from the attributes of an ONNX node to an engine, and from an
+// engine to contexts that run. It keeps what it gives a plugin, and what it gets from one, no longer than TensorRT
+// does.
+#pragma once
+
+#include <NvInferRuntime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <list>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "call.h"
+#include "faults.h"
+
+namespace pom::test {
+
+// An entry of the plugin that said that it failed.
+struct Refused : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// The last line that the plugin logged since the last call, or "".
+[[nodiscard]] const char* take_log();
+
+inline bool is_done(const void* result) { return result != nullptr; }
+inline bool is_done(bool result) { return result; }
+inline bool is_done(int32_t status) { return status == 0; }
+
+// Run a plugin's entry, within which allocations may fail; throws Refused where its result says that it failed.
+template <typename Body>
+auto entry(const char* name, Body&& body) {
+  const auto result = [&] {
+    const faults::InsideEntry inside;
+    return body();
+  }();
+  if (!is_done(result)) {
+    throw Refused(name);
+  }
+  return result;
+}
+
+// Plugin fields that hold copies of their values.
+class Fields {
+ public:
+  Fields() = default;
+  explicit Fields(const nvinfer1::PluginFieldCollection& others);
+
+  void add(const char* name, const std::string& text);
+  void add(const char* name, int32_t value);
+  void add(const char* name, float value);
+  [[nodiscard]] const nvinfer1::PluginFieldCollection* collection();
+
+ private:
+  struct Field {
+    std::string name;
+    std::string bytes;
+    nvinfer1::PluginFieldType type;
+    int32_t length;
+  };
+  std::list<Field> owned_;
+  std::vector<nvinfer1::PluginField> fields_;
+  nvinfer1::PluginFieldCollection collection_{};
+};
+
+// A node of the graph: its tensors are the inputs and behind them the output, and those of their axes that are dynamic
+// in the network.
+struct Node {
+  std::string op;
+  Fields fields;
+  std::vector<nvinfer1::PluginTensorDesc> tensors;
+  std::vector<std::vector<int32_t>> dynamic_axes;
+
+  [[nodiscard]] int32_t input_count() const { return static_cast<int32_t>(tensors.size()) - 1; }
+};
+
+[[nodiscard]] Node node_of(const Call& call);
+
+[[nodiscard]] nvinfer1::PluginTensorDesc describe(nvinfer1::DataType type, const std::vector<int64_t>& sizes);
+
+[[nodiscard]] nvinfer1::IPluginCreatorV3One* creator_of(const std::string& op);
+
+template <typename Capability>
+Capability* capability_of(nvinfer1::IPluginV3* plugin, nvinfer1::PluginCapabilityType type) {
+  return static_cast<Capability*>(
+      entry("getCapabilityInterface", [&] { return plugin->getCapabilityInterface(type); }));
+}
+
+// What is left of a plugin in a file.
+struct Engine {
+  std::string op;
+  Fields fields;
+  std::size_t workspace_bytes = 0;
+};
+
+// For shapes up to `growth` times the node's batch and tokens. Throws Refused.
+[[nodiscard]] Engine build(Node node, int64_t growth);
+
+// A plugin of an engine that was loaded, for shapes that change.
+class Context {
+ public:
+  explicit Context(nvinfer1::IPluginV3* loaded);
+
+  void set_shapes(const Node& node);
+  void enqueue(const std::vector<const void*>& inputs, void* output, void* workspace);
+
+ private:
+  std::unique_ptr<nvinfer1::IPluginV3> plugin_;
+  nvinfer1::IPluginV3OneRuntime* runtime_;
+  std::vector<nvinfer1::PluginTensorDesc> tensors_;
+};
+
+[[nodiscard]] std::unique_ptr<nvinfer1::IPluginV3> load(Engine* engine);
+
+}  // namespace pom::test
