@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 PLUGIN ?= ON
 EXTRAS := onnxruntime,tensorrt-rtx,samples,dev
 STAMP := $(VENV)/.installed-$(PLUGIN)
+LEAN := $(addprefix .deps/tensorrt-lean/,10.15.1.29 11.4.0.106)
 SOURCES := $(shell find plugins -type f) pyproject.toml constraints.txt tools/fetch_headers.py
 CXX_FILES := $(shell find plugins tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
@@ -27,8 +28,15 @@ $(STAMP): $(BIN)/python $(SOURCES)
 demo: setup
 	$(BIN)/python samples/01_demo.py
 
+# TensorRT's lean runtimes, which tests load the plugin into.
+$(LEAN): $(BIN)/python
+	rm -rf $@ $@.part
+	$(BIN)/python -m pip install --quiet --no-deps --target $@.part \
+	    tensorrt-lean-cu13-libs==$(@F) tensorrt-lean-cu13-bindings==$(@F)
+	mv $@.part $@
+
 # A file of tests stays in one process: what its tests share is built once.
-test: setup
+test: setup $(LEAN)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pom_export import contract
-from pom_export.runtime.library import custom_ops_library
+from pom_export.errors import MissingDependencyError
+from pom_export.runtime.library import custom_ops_library, plugin_library, rtx_soname_library
 
 BFLOAT16 = helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
 
@@ -124,3 +126,25 @@ def cpu_kernel(
     if not onnxruntime_symbols.pom_cpu_kernel():
         pytest.skip(onnxruntime_symbols.pom_cpu_kernel_error().decode())
     return request.param
+
+
+@pytest.fixture(scope="session")
+def library() -> Path:
+    """The plugin library."""
+    try:
+        return plugin_library()
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def trt(library: Path) -> Any:
+    """The TensorRT that POM_TEST_TENSORRT names, by default TensorRT for RTX, with our plugin library loaded."""
+    module = pytest.importorskip(os.environ.get("POM_TEST_TENSORRT", "tensorrt_rtx"))
+    if module.__name__ == "tensorrt_rtx":
+        import tensorrt_rtx_libs
+
+        ctypes.CDLL(str(Path(tensorrt_rtx_libs.__path__[0]) / "libtensorrt_rtx.so.1"))
+        ctypes.CDLL(str(rtx_soname_library()))
+    module.get_plugin_registry().load_library(str(library))
+    return module
