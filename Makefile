@@ -10,7 +10,7 @@ EXTRAS := onnxruntime,tensorrt-rtx,samples,dev
 STAMP := $(VENV)/.installed-$(PLUGIN)
 LEAN := $(addprefix .deps/tensorrt-lean/,10.15.1.29 11.4.0.106)
 SOURCES := $(shell find plugins -type f) pyproject.toml constraints.txt tools/fetch_headers.py
-CXX_FILES := $(shell find plugins tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES := $(shell find plugins samples tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: setup demo test lint format bench gpu clean
 

@@ -1,0 +1,86 @@
+"""The C++ sample: built as its CMakeLists.txt says, and run as far as a machine without a GPU allows."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import pom_export
+from pom_export.engine.backend import gpu_present
+
+ROOT = Path(__file__).resolve().parents[2]
+# TensorRT 10's, which is enough to link against and to start; `make test` fetches it.
+LEAN = ROOT / ".deps/tensorrt-lean/10.15.1.29/tensorrt_lean_libs/libnvinfer_lean.so.10"
+CHECKPOINT = ROOT / "tests" / "data" / "golden" / "v2_heads" / "checkpoint.pt"
+
+
+def build(folder: Path, *options: str) -> Path:
+    for command in (
+        ["cmake", "-S", ROOT / "samples" / "03_cpp", "-B", folder, *options],
+        ["cmake", "--build", folder],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "run_engine"
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("cmake") is None or not LEAN.is_file():
+        pytest.skip(f"needs cmake and {LEAN}: `make test` fetches it")
+    return build(tmp_path_factory.mktemp("cpp"), f"-DTENSORRT_LIBRARY={LEAN}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "usage: run_engine ENGINE"),
+        (["none.engine"], "cannot read none.engine"),
+        (["none.engine", "x"], "x is not NAME=SHAPE"),
+        (["none.engine", "=1"], "=1 is not NAME=SHAPE"),
+        (["none.engine", "x=1xa"], "x=1xa has no shape of the form 1x16x64"),
+        (["none.engine", "x="], "x= has no shape"),
+        (["none.engine", "x=" + "x".join("1" * 9)], "has no shape"),
+    ],
+)
+def test_bad_input_is_named_in_one_line(program: Path, arguments: list[str], said: str, tmp_path: Path) -> None:
+    done = subprocess.run([program, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.machine
+@pytest.mark.skipif(gpu_present(), reason="a GPU is here")
+def test_without_a_gpu_it_says_so(program: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.engine").write_bytes(b"engine")
+    done = subprocess.run([program, "m.engine"], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("CUDA: ")
+
+
+@pytest.mark.gpu
+@pytest.mark.tensorrt
+@pytest.mark.skipif(not gpu_present(), reason="no CUDA device is here")
+def test_an_engine_runs_from_cpp(tmp_path: Path) -> None:
+    """The same numbers as ONNX Runtime's."""
+    import numpy as np
+
+    pytest.importorskip("tensorrt")
+    pom_export.export(CHECKPOINT, tmp_path / "m.onnx", mask="causal")
+    pom_export.build_engine(tmp_path / "m.onnx", tmp_path / "m.engine", backend="tensorrt")
+    x = np.random.default_rng(0).normal(size=(1, 16, 32)).astype(np.float32)
+    x.tofile(tmp_path / "x.bin")
+    (expected,) = pom_export.inference_session(tmp_path / "m.onnx").run(None, {"x": x})
+
+    program = build(tmp_path / "build")
+    subprocess.run([program, "m.engine", "x=1x16x32:x.bin"], cwd=tmp_path, check=True)
+
+    y = np.fromfile(tmp_path / "y.bin", dtype=np.float32).reshape(expected.shape)
+    assert np.abs(y - expected).max() <= 1e-5 * np.abs(expected).max()
