@@ -5,8 +5,12 @@
 #include <string>
 
 #include "cpu/dispatch.h"
+#include "cpu_kernel.h"
 #include "op.h"
 #include "status.h"
+#if defined(POM_WITH_CUDA)
+#include "cuda_kernel.h"
+#endif
 
 namespace {
 
@@ -20,13 +24,21 @@ OrtStatus* too_old(const OrtApiBase& base) {
   return oldest == nullptr ? nullptr : oldest->CreateStatus(ORT_NOT_IMPLEMENTED, message.c_str());
 }
 
+template <typename Kernel>
+void add(Ort::CustomOpDomain* domain) {
+  static const AggregationOp<pom::onnxruntime::kPlainSignature, Kernel> plain;
+  static const AggregationOp<pom::onnxruntime::kGatedSignature, Kernel> gated;
+  domain->Add(&plain);
+  domain->Add(&gated);
+}
+
 void register_ops(OrtSessionOptions* options) {
-  static const AggregationOp<pom::onnxruntime::kPlainSignature> plain;
-  static const AggregationOp<pom::onnxruntime::kGatedSignature> gated;
   static const Ort::CustomOpDomain domain = [] {
     Ort::CustomOpDomain created(pom::kDomain);
-    created.Add(&plain);
-    created.Add(&gated);
+    add<pom::onnxruntime::CpuKernel>(&created);
+#if defined(POM_WITH_CUDA)
+    add<pom::onnxruntime::CudaKernel>(&created);
+#endif
     return created;
   }();
   Ort::ThrowOnError(Ort::GetApi().AddCustomOpDomain(options, domain));

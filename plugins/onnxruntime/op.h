@@ -5,7 +5,6 @@
 
 #include <memory>
 
-#include "node_kernel.h"
 #include "signature.h"
 #include "status.h"
 
@@ -16,8 +15,11 @@ void infer_shape(const OpSignature& signature, const OrtApi& api, OrtShapeInferC
 
 // Every input and output is of undefined type, which ONNX Runtime takes for any tensor type: the kernel checks them,
 // with an error that says which types are meant.
-template <const OpSignature& kSignature>
-struct AggregationOp : Ort::CustomOpBase<AggregationOp<kSignature>, NodeKernel, true> {
+//
+// Kernel: CpuKernel or CudaKernel, which names the execution provider that it is for. ONNX Runtime has one op of a name
+// and takes a kernel of it from each provider.
+template <const OpSignature& kSignature, typename Kernel>
+struct AggregationOp : Ort::CustomOpBase<AggregationOp<kSignature, Kernel>, Kernel, true> {
   AggregationOp() {
     // In place of CustomOpBase's, which lets exceptions pass through C.
     OrtCustomOp::InferOutputShapeFn = [](const OrtCustomOp*, OrtShapeInferContext* context) {
@@ -28,9 +30,10 @@ struct AggregationOp : Ort::CustomOpBase<AggregationOp<kSignature>, NodeKernel, 
 
   OrtStatus* CreateKernelV2(const OrtApi& api, const OrtKernelInfo* info, void** kernel) const noexcept {
     return status_of(api, kSignature.name,
-                     [&] { *kernel = std::make_unique<NodeKernel>(kSignature, Ort::ConstKernelInfo(info)).release(); });
+                     [&] { *kernel = std::make_unique<Kernel>(kSignature, Ort::ConstKernelInfo(info)).release(); });
   }
   [[nodiscard]] const char* GetName() const { return kSignature.name; }
+  [[nodiscard]] const char* GetExecutionProviderType() const { return Kernel::kProvider; }
   [[nodiscard]] size_t GetInputTypeCount() const { return kSignature.inputs; }
   [[nodiscard]] ONNXTensorElementDataType GetInputType(size_t) const { return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED; }
   [[nodiscard]] OrtCustomOpInputOutputCharacteristic GetInputCharacteristic(size_t index) const {

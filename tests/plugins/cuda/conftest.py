@@ -11,23 +11,23 @@ import torch
 
 from tests.plugins.cuda.cases import Call
 from tests.plugins.cuda.comparison import assert_matches
-from tests.plugins.cuda.executors import Device, Emulation, Executor, cuda_headers, tensorrt_headers
+from tests.plugins.cuda.executors import Device, Emulation, Executor, Headers
 
 
 @pytest.fixture(scope="session")
 def emulation(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Emulation:
     """Built once for all processes of a test run."""
-    cuda, tensorrt = cuda_headers(), tensorrt_headers()
-    if cuda is None or tensorrt is None or shutil.which("g++") is None:
-        pytest.skip("needs g++ and the headers of CUDA and TensorRT: set CUDA_HOME, run tools/fetch_headers.py")
+    headers = Headers.find()
+    if headers is None or shutil.which("g++") is None:
+        pytest.skip("needs g++ and the headers of CUDA, TensorRT and ONNX Runtime: set CUDA_HOME, run `make setup`")
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == "master" else base.parent) / "cuda_emulation"
     folder.mkdir(exist_ok=True)
     emulation = Emulation(folder)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (emulation.is_built and emulation.plugin.is_built):
-            emulation.build((cuda, tensorrt))
+        if not emulation.is_built:
+            emulation.build(headers)
     return emulation
 
 

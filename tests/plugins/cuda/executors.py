@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -16,12 +16,14 @@ import torch
 
 from pom_export.runtime.cuda import CudaCall
 from tests.plugins.cuda.cases import Array, Call
+from tools.fetch_headers import HEADER_SETS
 
 ROOT = Path(__file__).resolve().parents[3]
-CUDA = ROOT / "plugins" / "cuda"
-TENSORRT = ROOT / "plugins" / "tensorrt"
+PLUGINS = ROOT / "plugins"
+CUDA, TENSORRT, ONNXRUNTIME = (PLUGINS / name for name in ("cuda", "tensorrt", "onnxruntime"))
 DOUBLE = Path(__file__).parent / "emulation"
-FLAGS = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-attributes", "-Wno-unknown-pragmas"]
+WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-attributes", "-Wno-unknown-pragmas"]
+FLAGS = ["-std=c++17", "-O1", "-fPIC", "-DORT_API_MANUAL_INIT", *WARNINGS]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 GUARD_BYTES = 64 * 1024
 GUARD = 0x5A
@@ -42,11 +44,20 @@ def cuda_headers() -> Path | None:
     return next((folder for folder in folders if (folder / "cuda_fp16.h").is_file()), None)
 
 
-def tensorrt_headers() -> Path | None:
-    """Return the folder of NvInferRuntime.h, or None."""
-    named = os.environ.get("TENSORRT_INCLUDE_DIR")
-    folders = [Path(named)] if named else [ROOT / ".deps/include/tensorrt", Path("/usr/include/x86_64-linux-gnu")]
-    return next((folder for folder in folders if (folder / "NvInferRuntime.h").is_file()), None)
+@dataclass(frozen=True)
+class Headers:
+    """Folders of the headers that the plugin and the ONNX Runtime op need."""
+
+    cuda: Path
+    tensorrt: Path
+    onnxruntime: Path
+
+    @classmethod
+    def find(cls) -> Headers | None:
+        """Return them where all are here."""
+        fetched = {headers.name: headers.locate() for headers in HEADER_SETS}
+        cuda, tensorrt, onnxruntime = cuda_headers(), fetched["tensorrt"], fetched["onnxruntime"]
+        return cls(cuda, tensorrt, onnxruntime) if cuda and tensorrt and onnxruntime else None
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,7 @@ class Emulation:
     """The kernels and the plugin over a double of CUDA's runtime, under the address and undefined-behaviour sanitizers.
 
     Attributes:
-        folder: of the two programs.
+        folder: of what was built.
         program: "run_aggregate", which calls the kernels' launcher, or "run_plugin", a plugin's whole life.
     """
 
@@ -67,33 +78,46 @@ class Emulation:
         return replace(self, program="run_plugin")
 
     @property
-    def is_built(self) -> bool:
-        return (self.folder / self.program).is_file()
+    def op_library(self) -> Path:
+        """The same build's library for ONNX Runtime."""
+        return self.folder / "libpom_emulated.so"
 
-    def build(self, headers: tuple[Path, Path]) -> None:
-        """Build it with g++, with CUDA's and TensorRT's headers."""
-        sources = [source for source in (*CUDA.glob("*.cu"), *CUDA.glob("*.cpp")) if source.name != "c_api.cpp"]
-        sources += [ROOT / "plugins" / "aggregate.cpp", *(DOUBLE / name for name in ("call.cpp", "cuda_emulation.cpp"))]
+    @property
+    def is_built(self) -> bool:
+        return self.op_library.is_file()
+
+    def build(self, headers: Headers) -> None:
+        """Build it with g++."""
+        kernels = [source for source in (*CUDA.glob("*.cu"), *CUDA.glob("*.cpp")) if source.name != "c_api.cpp"]
+        shared = [*kernels, PLUGINS / "aggregate.cpp", DOUBLE / "cuda_emulation.cpp"]
         own = {
-            "run_aggregate": [DOUBLE / "run_aggregate.cpp"],
+            "run_aggregate": [DOUBLE / "call.cpp", DOUBLE / "run_aggregate.cpp"],
             "run_plugin": [
                 *TENSORRT.glob("*.cpp"),
-                *(DOUBLE / f"{name}.cpp" for name in ("faults", "misuse", "run_plugin", "tensorrt_double")),
+                *(DOUBLE / f"{name}.cpp" for name in ("call", "faults", "misuse", "run_plugin", "tensorrt_double")),
+            ],
+            # Last: that it is there says that all is.
+            self.op_library.name: [
+                DOUBLE / "onnxruntime_double.cpp",
+                *(ONNXRUNTIME / f"{name}.cpp" for name in ("attributes", "cuda_kernel", "inputs", "node", "op")),
             ],
         }
-        includes = [f"-I{folder}" for folder in (CUDA, TENSORRT, CUDA.parent / "include", DOUBLE)]
-        includes += [option for folder in headers for option in ("-isystem", str(folder))]
+        includes = [f"-I{folder}" for folder in (CUDA, TENSORRT, PLUGINS, PLUGINS / "include", DOUBLE)]
+        includes += [option for folder in astuple(headers) for option in ("-isystem", str(folder))]
 
         def compiled(source: Path) -> Path:
-            made = self.folder / f"{source.name}.o"
-            subprocess.run(["g++", *FLAGS, *SANITIZERS, *includes, "-x", "c++", "-c", source, "-o", made], check=True)
+            made = self.folder / f"{source.parent.name}_{source.name}.o"
+            if not made.is_file():
+                command = ["g++", *FLAGS, *SANITIZERS, *includes, "-x", "c++", "-c", source, "-o", made]
+                subprocess.run(command, check=True)
             return made
 
         with ThreadPoolExecutor(2) as pool:
-            shared = list(pool.map(compiled, sources))
-            for program, files in own.items():
-                objects = [*shared, *pool.map(compiled, files)]
-                subprocess.run(["g++", *SANITIZERS, *objects, "-o", self.folder / program], check=True)
+            common = list(pool.map(compiled, shared))
+            for product, files in own.items():
+                objects = [*common, *pool.map(compiled, files)]
+                kind = ["-shared"] if product == self.op_library.name else []
+                subprocess.run(["g++", *SANITIZERS, *kind, *objects, "-o", self.folder / product], check=True)
 
     def run(self, *calls: Call) -> list[Array]:
         """Run each call in both orders of blocks and threads, which must agree bit by bit."""

@@ -1,4 +1,4 @@
-// One node's kernel: what its attributes are, and what it does with a call's tensors.
+// One node's kernel on the CPU.
 #pragma once
 
 #include <onnxruntime_cxx_api.h>
@@ -7,16 +7,16 @@
 
 #include "cpu/coefficients.h"
 #include "cpu/kernel.h"
-#include "pom/aggregate.h"
-#include "pom/gate.h"
-#include "signature.h"
+#include "node.h"
 
 namespace pom::onnxruntime {
 
-class NodeKernel {
+class CpuKernel {
  public:
+  static constexpr const char* kProvider = nullptr;  // ONNX Runtime's default, the CPU
+
   // Throws InvalidNode where the node is not one of the contract's, or no kernel can run.
-  NodeKernel(const OpSignature& signature, const Ort::ConstKernelInfo& info);
+  CpuKernel(const OpSignature& signature, const Ort::ConstKernelInfo& info);
 
   void compute(const Ort::KernelContext& context) const;
 
@@ -24,12 +24,9 @@ class NodeKernel {
   OrtStatus* ComputeV2(OrtKernelContext* context) const noexcept;
 
  private:
-  void check_types(const Ort::ConstKernelInfo& info) const;
   void prepare_constants(const Ort::ConstKernelInfo& info);
 
-  const OpSignature& signature_;
-  const Attributes attributes_;
-  const GateActivation activation_;
+  const Node node_;
   const cpu::Kernel& kernel_;
   // Made once where the node's input is constant; otherwise empty.
   cpu::Coefficients coefficients_;

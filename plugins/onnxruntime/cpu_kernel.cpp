@@ -1,0 +1,102 @@
+#include "cpu_kernel.h"
+
+#include <string>
+#include <vector>
+
+#include "cpu/aggregation.h"
+#include "cpu/dispatch.h"
+#include "inputs.h"
+#include "status.h"
+
+namespace pom::onnxruntime {
+namespace {
+
+const cpu::Kernel& dispatched_kernel() {
+  const cpu::Dispatch dispatch = cpu::dispatch();
+  throw_if(dispatch.error);
+  return *dispatch.kernel;
+}
+
+struct PhaseRun {
+  cpu::Aggregation& aggregation;
+  const int phase;
+};
+
+void run_phase(cpu::Aggregation* aggregation, int phase, const Ort::KernelContext& context) {
+  const int64_t threads = aggregation->threads(phase);
+  if (threads <= 1) {
+    aggregation->run(phase);
+    return;
+  }
+  PhaseRun run{*aggregation, phase};
+  // Whatever thread comes first takes what is next: the index says nothing.
+  const auto work = [](void* phase_run, size_t) {
+    const auto& each = *static_cast<const PhaseRun*>(phase_run);
+    each.aggregation.run(each.phase);
+  };
+  constexpr size_t kBatchesAsThreads = 0;
+  context.ParallelFor(work, static_cast<size_t>(threads), kBatchesAsThreads, &run);
+}
+
+}  // namespace
+
+CpuKernel::CpuKernel(const OpSignature& signature, const Ort::ConstKernelInfo& info)
+    : node_(signature, info), kernel_(dispatched_kernel()) {
+  prepare_constants(info);
+}
+
+void CpuKernel::prepare_constants(const Ort::ConstKernelInfo& info) {
+  const auto constant = [&](size_t position, size_t rank) -> Ort::ConstValue {
+    int is_constant = 0;
+    const Ort::ConstValue value = info.GetTensorConstantInput(position, &is_constant);
+    return is_constant != 0 && value.GetTensorTypeAndShapeInfo().GetDimensionsCount() == rank ? value
+                                                                                              : Ort::ConstValue{};
+  };
+  const size_t position = node_.position(kCoefficients);
+  if (const Ort::ConstValue value = constant(position, 2)) {
+    const std::vector<int64_t> shape = value.GetTensorTypeAndShapeInfo().GetShape();
+    coefficients_ =
+        cpu::Coefficients(value.GetTensorRawData(), type_at(node_.signature(), info, position), shape[0], shape[1]);
+  }
+  if (!node_.signature().gated) {
+    return;
+  }
+  if (const Ort::ConstValue value = constant(kGateBias, 1)) {
+    const auto count = static_cast<int64_t>(value.GetTensorTypeAndShapeInfo().GetElementCount());
+    gate_bias_ = cpu::as_floats(value.GetTensorRawData(), type_at(node_.signature(), info, kGateBias), count);
+  }
+}
+
+void CpuKernel::compute(const Ort::KernelContext& context) const {
+  const Inputs inputs(node_.signature(), context);
+  const NodeProblem problem = node_.describe(inputs.infos());
+
+  const auto data = [&](Input input) { return inputs.data(node_.position(input)); };
+  cpu::Tensors tensors{data(kX), data(kMask), data(kCos), data(kSin), nullptr, nullptr, nullptr};
+  std::unique_ptr<float[]> bias;
+  if (problem.gate) {
+    if (gate_bias_ == nullptr) {
+      bias = cpu::as_floats(inputs.data(kGateBias), problem.gate->bias_type, problem.gate->gates);
+    }
+    tensors.gate = inputs.data(kGate);
+    tensors.gate_bias = bias ? bias.get() : gate_bias_.get();
+  }
+  cpu::Coefficients coefficients;
+  if (node_.attributes().form == Form::kPower && coefficients_.empty()) {
+    coefficients = cpu::Coefficients(data(kCoefficients), problem.aggregation.coefficient_type,
+                                     problem.aggregation.channels, problem.aggregation.degree);
+  }
+  Ort::UnownedValue output = context.GetOutput(0, problem.output_shape());
+  tensors.y = output.GetTensorMutableRawData();
+  cpu::Aggregation aggregation(kernel_, problem.aggregation, problem.gate ? &*problem.gate : nullptr, tensors,
+                               coefficients_.empty() ? coefficients : coefficients_);
+  for (int phase = 0; phase < aggregation.phases(); ++phase) {
+    run_phase(&aggregation, phase, context);
+  }
+}
+
+OrtStatus* CpuKernel::ComputeV2(OrtKernelContext* context) const noexcept {
+  return status_of(Ort::GetApi(), node_.signature().name, [&] { compute(Ort::KernelContext(context)); });
+}
+
+}  // namespace pom::onnxruntime

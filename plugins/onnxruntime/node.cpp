@@ -1,0 +1,86 @@
+#include "node.h"
+
+#include <string>
+
+#include "attributes.h"
+#include "inputs.h"
+#include "status.h"
+
+namespace pom::onnxruntime {
+namespace {
+
+// A shape that fits each input: what is checked when the session is created are the types, since sizes are not known.
+std::vector<int64_t> fitting_shape(const Attributes& attributes, size_t input) {
+  const bool product = attributes.form == Form::kProduct;
+  const int64_t channels = product ? attributes.degree : int64_t{2} * attributes.rotary_blocks;
+  switch (input) {
+    case kX:
+      return {1, 1, channels};
+    case kCoefficients:
+      return product ? std::vector<int64_t>{1} : std::vector<int64_t>{channels, 1};
+    case kMask:
+      return {1, 1};
+    default:
+      return {1, channels / 2};
+  }
+}
+
+std::optional<GateActivation> activation_of(const OpSignature& signature, const Ort::ConstKernelInfo& info) {
+  return signature.gated ? std::make_optional(read_gate_activation(info)) : std::nullopt;
+}
+
+}  // namespace
+
+std::vector<int64_t> NodeProblem::output_shape() const {
+  return {aggregation.batch, gate ? gate->tokens : aggregation.output_tokens(), aggregation.channels};
+}
+
+DataType type_at(const OpSignature& signature, const Ort::ConstKernelInfo& info, size_t position) {
+  const Ort::TypeInfo type_info = info.GetInputTypeInfo(position);
+  return data_type(type_info.GetTensorTypeAndShapeInfo().GetElementType(), signature.input_names[position]);
+}
+
+Node::Node(const OpSignature& signature, const Ort::ConstKernelInfo& info)
+    : signature_(signature), attributes_(read_attributes(info)), activation_(activation_of(signature, info)) {
+  if (activation_) {
+    throw_if(validate_gated(attributes_));
+  }
+  check_types(info);
+}
+
+NodeProblem Node::describe(const std::vector<TensorInfo>& inputs) const {
+  NodeProblem problem;
+  if (!activation_) {
+    throw_if(pom::describe(attributes_, inputs, &problem.aggregation));
+    return problem;
+  }
+  problem.gate.emplace();
+  throw_if(describe_gated(attributes_, *activation_, inputs, &problem.aggregation, &*problem.gate));
+  return problem;
+}
+
+void Node::check_types(const Ort::ConstKernelInfo& info) const {
+  std::vector<TensorInfo> inputs(signature_.inputs);
+  if (activation_) {
+    inputs[kGate] = {true, type_at(signature_, info, kGate), {1, 1, 1}};
+    inputs[kGateBias] = {true, type_at(signature_, info, kGateBias), {1}};
+  }
+  bool tables_are_known = true;
+  for (size_t input = 0; input < kInputs.size(); ++input) {
+    const size_t at = signature_.position(input);
+    if (at >= info.GetInputCount() || info.GetInputName(at).empty()) {
+      continue;  // not given, and of no type
+    }
+    // A placeholder is known by its rank; what is of unknown rank, which reads as 0, is left to the run.
+    const size_t rank = info.GetInputTypeInfo(at).GetTensorTypeAndShapeInfo().GetDimensionsCount();
+    inputs[at] = {input < kRequiredInputs || rank > 1, type_at(signature_, info, at),
+                  fitting_shape(attributes_, input)};
+    tables_are_known = tables_are_known && (input < kCos || rank > 0);
+  }
+  if (!tables_are_known) {
+    inputs.resize(signature_.position(kCos));  // each is checked against the other
+  }
+  static_cast<void>(describe(inputs));
+}
+
+}  // namespace pom::onnxruntime

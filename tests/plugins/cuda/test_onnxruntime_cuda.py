@@ -1,0 +1,114 @@
+"""ONNX Runtime's CUDA kernels.
+
+The real ONNX Runtime runs the very adapter, as a kernel of its CPU provider and over emulated CUDA kernels.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from pom_export import contract
+from pom_export.runtime.library import custom_ops_library
+from tests.plugins.conftest import OnnxRuntimeOp
+from tests.plugins.cuda.cases import FLOATS, Array, Call, Case
+from tests.plugins.cuda.comparison import assert_matches
+from tests.plugins.cuda.executors import DOUBLE, Emulation
+
+SHAPES = [(2, 37, 6), (3, 130, 64), (1, 2500, 24), (0, 5, 8), (3, 0, 8)]
+CUDA_PROVIDER = "CUDAExecutionProvider"
+
+
+def feeds_of(call: Call) -> dict[str, Array]:
+    """Return a node's inputs, with the placeholder in the place of coefficients; one row of tables has no batch."""
+    placeholder = np.ones(1, np.float32)
+    given = {"x": call.x, "gate": call.gate, "gate_bias": call.gate_bias, "mask": call.mask}
+    given["coefficients"] = placeholder if call.coefficients is None else call.coefficients
+    tables = [table[0] if table.shape[0] == 1 else table for table in call.tables]
+    given |= dict(zip(("cos", "sin"), tables, strict=False))
+    return {name: array for name, array in given.items() if array is not None}
+
+
+def attributes_of(case: Case) -> dict[str, Any]:
+    attributes = {"mode": case.mode, "form": case.form, "epsilon": case.epsilon, "rotary_blocks": case.rotary_blocks}
+    attributes |= {"degree": case.degree if case.form == contract.PRODUCT else 0}
+    return attributes | ({} if case.gate == "none" else {"gate_activation": case.gate})
+
+
+class EmulatedSessions:
+    """A session a call, in a process that has the address sanitizer from its start."""
+
+    def __init__(self, library: Path, folder: Path) -> None:
+        self.library, self.folder = library, folder
+
+    def run(self, *calls: Call) -> list[Array]:
+        for number, call in enumerate(calls):
+            feeds = feeds_of(call)
+            stem = self.folder / f"{number:04}"
+            stem.with_suffix(".onnx").write_bytes(OnnxRuntimeOp.model(feeds, attributes_of(call.case)))
+            np.savez(stem, **{name: a.astype(np.float32) if a.dtype.kind == "V" else a for name, a in feeds.items()})
+        sanitizers = [
+            subprocess.run(["g++", f"-print-file-name=lib{name}.so"], capture_output=True, text=True, check=True).stdout
+            for name in ("asan", "ubsan")
+        ]
+        environment = os.environ | {"LD_PRELOAD": " ".join(sanitizers).replace("\n", " ")}
+        environment |= {"ASAN_OPTIONS": "detect_leaks=0"}
+        command = [sys.executable, DOUBLE / "run_sessions.py", self.library, self.folder]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return [np.load(self.folder / f"{number:04}.npy") for number in range(len(calls))]
+
+
+@pytest.fixture
+def sessions(emulation: Emulation, tmp_path: Path) -> EmulatedSessions:
+    return EmulatedSessions(emulation.op_library, tmp_path)
+
+
+def test_every_mode_form_and_type(sessions: EmulatedSessions) -> None:
+    cases = [
+        Case(mode, dtype, shape, mask="none" if mode == "features" else "same", rotation="float32")
+        for mode in contract.MODES
+        for dtype in FLOATS
+        for shape in SHAPES
+    ]
+    cases += [Case(mode, "float16", (2, 66, 48), form=contract.PRODUCT) for mode in contract.MODES]
+    assert_matches(sessions, *map(Call, cases))
+
+
+def test_gates(sessions: EmulatedSessions) -> None:
+    cases = [
+        Case(mode, dtype, (2, 70, 24), mask="bool", gate=activation, gates=gates, rotation_rows=1)
+        for mode in ("mean", "causal")
+        for dtype in FLOATS
+        for activation in contract.GATE_ACTIVATIONS
+        for gates in (24, 3)
+    ]
+    assert_matches(sessions, *map(Call, cases))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(CUDA_PROVIDER not in onnxruntime.get_available_providers(), reason="no onnxruntime-gpu is here")
+@pytest.mark.parametrize("gate", ["none", "sigmoid"])
+@pytest.mark.parametrize("mode", ["mean", "causal"])
+def test_on_the_device(mode: str, gate: str) -> None:
+    case = Case(mode, "float16", (2, 700, 64), mask="bool", gate=gate)
+    call = Call(case)
+    feeds = feeds_of(call)
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(str(custom_ops_library()))
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    model = OnnxRuntimeOp.model(feeds, attributes_of(case))
+    (y,) = onnxruntime.InferenceSession(model, options, providers=[CUDA_PROVIDER]).run(None, feeds)
+
+    class Done:
+        def run(self, *_: Call) -> list[Array]:
+            return [y]
+
+    assert_matches(Done(), call)
