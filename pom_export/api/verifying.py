@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pom_export.api.progress import Progress, silent
-from pom_export.engine.manifest import check_manifest, manifest_path
+from pom_export.engine.manifest import check_manifest, engine_path, manifest_path
 from pom_export.errors import CheckpointError, InputError
 from pom_export.files import sha256_of, staged_output
 from pom_export.graph.exported import ExportedModel, read_model
@@ -21,14 +21,7 @@ from pom_export.parity.page import render_page
 from pom_export.parity.recording import load_recording, recording_path
 from pom_export.parity.report import ParityReport
 from pom_export.parity.tolerances import Tolerance
-from pom_export.parity.verification import (
-    PLUGIN,
-    Candidate,
-    compare,
-    onnxruntime_candidates,
-    record,
-    tensor_metadata,
-)
+from pom_export.parity.verification import Candidate, compare, onnxruntime_candidates, record, tensor_metadata
 from pom_export.runtime.runners import recorded_runner, torch_runner
 
 if TYPE_CHECKING:
@@ -179,7 +172,8 @@ def _add_engine(
     if not gpu_present():
         not_run.append(f"{backend.name}: {Path(engine).name} needs a GPU, and none is here")
         return
-    candidates.append(Candidate(backend.name, PLUGIN, engine_runner(engine, backend, f"{backend.name} {PLUGIN}")))
+    path = engine_path(engine)
+    candidates.append(Candidate(backend.name, path, engine_runner(engine, backend, f"{backend.name} {path}")))
 
 
 def _tolerance(precision: str, rtol: float | None, atol: float | None) -> tuple[Tolerance, str]:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
 import click
 
 from pom_export.cli.output import Progress, common_options, human_bytes, print_result
+
+if TYPE_CHECKING:
+    from pom_export.engine import EngineInfo
 
 
 @click.command("build")
@@ -19,6 +25,11 @@ from pom_export.cli.output import Progress, common_options, human_bytes, print_r
 @click.option("--optShapes", "opt_shapes", help="Most frequent shapes.")
 @click.option("--maxShapes", "max_shapes", help="Largest shapes.")
 @click.option("--timing-cache", help="A file to read and update (full TensorRT only).")
+@click.option("--cache", help="A folder that keeps engines; what was built before is copied from there.")
+@click.option(
+    "--plugin/--no-plugin", "use_plugin", default=True, show_default=True,
+    help="Compute aggregations by the plugin, or by standard ops.",
+)  # fmt: skip
 @click.option("--embed-plugin/--no-embed-plugin", default=True, show_default=True, help="Carry the plugin inside.")
 @common_options
 def command(
@@ -30,6 +41,8 @@ def command(
     opt_shapes: str | None,
     max_shapes: str | None,
     timing_cache: str | None,
+    cache: str | None,
+    use_plugin: bool,
     embed_plugin: bool,
     as_json: bool,
     verbose: bool,
@@ -48,21 +61,41 @@ def command(
         opt_shapes=parse_shapes(opt_shapes, "--optShapes"),
         max_shapes=parse_shapes(max_shapes, "--maxShapes"),
         timing_cache=timing_cache,
+        cache=cache,
+        use_plugin=use_plugin,
         embed_plugin=embed_plugin,
         progress=progress,
     )
-    shapes = (
-        f"{name} {' / '.join('x'.join(map(str, sizes)) for sizes in profile.values())}"
-        for name, profile in info.profiles.items()
-    )
-    lines = [
+    print_result(info.to_dict(), as_json, _lines(info))
+
+
+def _lines(info: EngineInfo) -> Sequence[tuple[str, str]]:
+    shapes = (f"{name} {' / '.join(map(_sizes, profile.values()))}" for name, profile in info.profiles.items())
+    command_line = info.command_line or "none: NVIDIA's tools do not tell this model's functions apart"
+    return [
         ("engine", f"{info.engine} ({human_bytes(info.bytes)})"),
         ("manifest", info.manifest),
         ("backend", f"{info.backend} {info.backend_version}"),
         ("targets", ", ".join(info.targets)),
         ("plugin layers", f"{info.plugin_layers} of {info.aggregations} aggregations"),
-        ("plugin", "embedded" if info.plugin_embedded else "to be loaded before the engine"),
+        ("plugin", _plugin(info)),
+        ("matrix products", _counts(info.matrix_products)),
+        ("layers that compute", _counts(info.precisions)),
         ("shapes (min / opt / max)", "; ".join(shapes)),
-        ("seconds", f"{info.seconds:.1f}"),
+        ("seconds", f"{info.seconds:.1f}{' (from the cache)' if info.cached else ''}"),
+        ("command line", command_line),
     ]
-    print_result(info.to_dict(), as_json, lines)
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _plugin(info: EngineInfo) -> str:
+    if info.plugin_sha256 is None:
+        return "not used: the aggregations are standard ops"
+    return "embedded" if info.plugin_embedded else "to be loaded before the engine"
+
+
+def _counts(by_type: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}: {count}" for name, count in by_type.items())

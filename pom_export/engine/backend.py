@@ -19,6 +19,7 @@ TENSORRT: Final = "tensorrt"
 TENSORRT_RTX: Final = "tensorrt-rtx"
 BACKENDS: Final = (TENSORRT, TENSORRT_RTX)
 _CREATOR = (contract.OP_NAME, contract.PLUGIN_VERSION, contract.PLUGIN_NAMESPACE)
+_LONGEST_NAME = 256
 _MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
 
 
@@ -38,12 +39,19 @@ class Backend:
 
 def gpu_present() -> bool:
     """Return whether a CUDA driver with at least one device is here."""
+    return gpu_name() is not None
+
+
+def gpu_name() -> str | None:
+    """Return the product name of the first CUDA device; None where there is no driver or no device."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return False
-    count = ctypes.c_int(0)
-    return cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+        return None
+    device, name = ctypes.c_int(0), ctypes.create_string_buffer(_LONGEST_NAME)
+    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0) or cuda.cuDeviceGetName(name, len(name), device):
+        return None
+    return name.value.decode(errors="replace")
 
 
 def load_backend(name: str = "auto") -> Backend:

@@ -1,4 +1,4 @@
-"""Build a TensorRT engine from an exported model, with our plugin as its aggregation layers."""
+"""Build a TensorRT engine from an exported model, with our plugin as its aggregation layers, or without it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from pom_export.engine.backend import load_backend, load_plugin
+from pom_export.engine.cache import open_cache
+from pom_export.engine.command_line import command_line
+from pom_export.engine.inspection import inspect_engine
 from pom_export.engine.job import BuildJob
 from pom_export.engine.manifest import EngineInfo, check_manifest_place, manifest_path
+from pom_export.engine.plan import Plan
 from pom_export.engine.profiles import Shapes, make_profiles
+from pom_export.engine.recipe import BuiltEngine
 from pom_export.engine.targets import resolve_targets
 from pom_export.errors import InputError
 from pom_export.files import check_replaceable, sha256_of, staged_output
 from pom_export.graph.exported import read_model
-from pom_export.version import __version__
+from pom_export.runtime.library import plugin_library
 
 
 def build_engine(
@@ -29,6 +35,8 @@ def build_engine(
     opt_shapes: Shapes | None = None,
     max_shapes: Shapes | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    use_plugin: bool = True,
     embed_plugin: bool = True,
     progress: Callable[[str], None] = lambda _: None,
 ) -> EngineInfo:
@@ -44,13 +52,18 @@ def build_engine(
         opt_shapes: most frequent shapes.
         max_shapes: largest shapes.
         timing_cache: a file to read and update (full TensorRT only).
+        cache: a folder to take the engine from, where it was built before from the same files, versions and
+            options, and to keep it in.
+        use_plugin: whether our plugin computes the aggregations; otherwise the standard ops of their functions,
+            slower and everywhere.
         embed_plugin: whether the engine carries the plugin library, so that it loads anywhere.
         progress: called with one line a stage.
 
     Raises:
         InputError: a file or option is not usable.
         MissingDependencyError: TensorRT or the plugin library is not installed.
-        EngineError: TensorRT refused the model, or an aggregation did not become a plugin layer.
+        EngineError: TensorRT refused the model, an aggregation did not become what was asked for, or a precision is
+            not the model's.
     """
     exported = read_model(model)
     if not exported.aggregations:
@@ -61,37 +74,61 @@ def build_engine(
     chosen = resolve_targets(loaded, targets)
     if timing_cache is not None and loaded.is_rtx:
         raise InputError("TensorRT for RTX keeps no timing cache", "Leave --timing-cache out")
-    sources = [exported.path, *exported.weights]
+    library = plugin_library() if use_plugin else None
+    plan = Plan(exported, loaded, chosen, profiles, library, embed_plugin, timing_cache, progress)
     manifest = manifest_path(output)
+    kept = None if cache is None else open_cache(cache, [output, manifest], progress)
+    sources = [exported.path, *exported.weights]
     with staged_output(output, *sources, beside=[manifest]) as staged:
         check_manifest_place(output)
         if timing_cache is not None:
             check_replaceable(Path(timing_cache), [*sources, output], "timing cache")
-        library = load_plugin(loaded)
+        recipe = plan.recipe()
         started = time.monotonic()
-        job = BuildJob(loaded, exported, profiles, chosen, library if embed_plugin else None, timing_cache, progress)
-        engine = job.run()
+        found = kept.get(recipe.key()) if kept else None
+        built = found or _build(plan)
+        staged.write_bytes(built.engine)
         seconds = time.monotonic() - started
-        staged.write_bytes(engine)
         info = EngineInfo(
-            engine=os.fspath(output),
-            manifest=os.fspath(manifest),
-            backend=loaded.name,
-            backend_version=loaded.version,
-            targets=list(chosen),
-            aggregations=len(exported.aggregations),
-            plugin_layers=job.plugin_layers,
-            plugin_embedded=embed_plugin,
-            profiles={name: profile.to_dict() for name, profile in profiles.items()},
-            inputs=[str(spec) for spec in exported.inputs],
-            outputs=[str(spec) for spec in exported.outputs],
-            bytes=len(engine),
-            seconds=round(seconds, 2),
+            **vars(recipe),
+            **built.facts(),
+            **_places(plan, output),
+            bytes=len(built.engine),
             sha256=sha256_of(staged),
-            model_sha256=sha256_of(exported.path),
-            weights_sha256={file.name: sha256_of(file) for file in exported.weights},
-            plugin_sha256=sha256_of(library),
-            toolkit_version=__version__,
+            cached=found is not None,
+            seconds=round(seconds, 2),
+            inspected=_inspected(plan, built),
         )
         manifest_path(staged).write_text(json.dumps(info.to_dict(), indent=2) + "\n")
+        # A file that was replaced meanwhile may have been read before or after: nobody knows what the engine is of.
+        if kept and not found and plan.recipe() == recipe:
+            kept.put(recipe.key(), built)
     return info
+
+
+def _build(plan: Plan) -> BuiltEngine:
+    if plan.library is not None:
+        load_plugin(plan.backend)
+    return BuildJob(plan).run()
+
+
+def _inspected(plan: Plan, built: BuiltEngine) -> dict[str, Any] | None:
+    """Return what TensorRT's inspector says; that it lists other plugin layers than the network had is said."""
+    inspection = inspect_engine(built.engine, plan.backend, plan.library is not None, plan.progress)
+    if inspection is None:
+        return None
+    if inspection.plugin_layers != built.plugin_layers:
+        plan.progress(f"TensorRT's inspector lists {inspection.plugin_layers} plugin layers")
+    return inspection.to_dict()
+
+
+def _places(plan: Plan, output: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what an engine's record says about the files and their interface."""
+    return {
+        "engine": os.fspath(output),
+        "manifest": os.fspath(manifest_path(output)),
+        "aggregations": len(plan.model.aggregations),
+        "inputs": [str(spec) for spec in plan.model.inputs],
+        "outputs": [str(spec) for spec in plan.model.outputs],
+        "command_line": command_line(plan, output),
+    }

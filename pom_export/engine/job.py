@@ -1,21 +1,21 @@
-"""One TensorRT build: parse, check the plugin layers, configure, build; interruptible."""
+"""One TensorRT build: parse, check layers and precisions, configure, build; interruptible."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from pom_export.engine.backend import Backend
+from pom_export.engine.functions import inlined
 from pom_export.engine.logger import take_errors, tensorrt_logger
-from pom_export.engine.profiles import ShapeProfile
+from pom_export.engine.monitor import make_monitor
+from pom_export.engine.plan import Plan
+from pom_export.engine.precision import check_precisions, declared_types
+from pom_export.engine.recipe import BuiltEngine
 from pom_export.engine.targets import CURRENT
 from pom_export.errors import EngineError, PomExportError
-from pom_export.graph.exported import ExportedModel
 from pom_export.runtime.quiet import quiet_polygraphy
 
 _POLL_SECONDS = 0.1
@@ -28,30 +28,16 @@ class BuildJob:
     """One build, in a thread of its own: TensorRT blocks the calling thread, where Ctrl-C could not arrive.
 
     Attributes:
-        backend: the TensorRT that builds.
-        model: what is built.
-        profiles: shapes of each input.
-        targets: architectures, or `CURRENT` for this machine's GPU.
-        embedded: the plugin library to carry, or None.
-        timing_cache: a file to read and update, or None.
-        progress: called with one line a stage.
-        plugin_layers: set by `run`: how many layers are our plugin.
+        plan: what is built; its plugin library is loaded.
         cancelled: set to stop the build.
     """
 
-    backend: Backend
-    model: ExportedModel
-    profiles: Mapping[str, ShapeProfile]
-    targets: Sequence[str]
-    embedded: Path | None
-    timing_cache: str | os.PathLike[str] | None
-    progress: Callable[[str], None]
-    plugin_layers: int = 0
+    plan: Plan
     cancelled: threading.Event = field(default_factory=threading.Event)
 
-    def run(self) -> bytes:
-        """Return the serialized engine."""
-        outcome: list[bytes | BaseException] = []
+    def run(self) -> BuiltEngine:
+        """Return the engine."""
+        outcome: list[BuiltEngine | BaseException] = []
 
         def work() -> None:
             try:
@@ -69,7 +55,7 @@ class BuildJob:
                 pass
         except KeyboardInterrupt:
             self.cancelled.set()
-            self.progress("interrupted; waiting for TensorRT to stop")
+            self.plan.progress("interrupted; waiting for TensorRT to stop")
             while not done.is_set():
                 # A second Ctrl-C must not leave TensorRT running in a process that ends.
                 with contextlib.suppress(KeyboardInterrupt):
@@ -87,81 +73,70 @@ class BuildJob:
         # The parser names the node in its first line and the reason in its last message.
         lines = [logged[0].splitlines()[0], *logged[-1].splitlines()]
         reason = " ".join(dict.fromkeys(line.strip() for line in lines))[:_REASON_LENGTH]
-        return EngineError(f"{self.backend.name} {self.backend.version} cannot build: {reason}", _BUILD_HINT)
+        return EngineError(f"{self.plan.backend.name} {self.plan.backend.version} cannot build: {reason}", _BUILD_HINT)
 
-    def _build(self) -> bytes:
+    def _build(self) -> BuiltEngine:
         from polygraphy.backend import trt as loaders
         from polygraphy.backend.trt import util as trt_util
 
-        trt = self.backend.module
+        trt = self.plan.backend.module
         trt_util.TRT_LOGGER = tensorrt_logger(trt)
         take_errors()
         with quiet_polygraphy():
-            self.progress(f"parsing with {self.backend.name} {self.backend.version}")
-            builder, network, parser = loaders.network_from_onnx_path(
-                os.fspath(self.model.path),
-                flags=[trt.OnnxParserFlag.NATIVE_INSTANCENORM, trt.OnnxParserFlag.ENABLE_PLUGIN_OVERRIDE],
-                strongly_typed=not self.backend.is_rtx,
-            )
-            self._count_plugin_layers(trt, network)
+            self.plan.progress(f"parsing with {self.plan.backend.name} {self.plan.backend.version}")
+            # Networks of TensorRT for RTX are strongly typed without being asked to.
+            builder, network = loaders.create_network(strongly_typed=not self.plan.backend.is_rtx)
+            parser = trt.OnnxParser(network, tensorrt_logger(trt))
+            trt_util.check_onnx_parser_errors(parser, self._parse(trt, parser))
+            plugin_layers = self._count_plugin_layers(trt, network)
+            precisions = check_precisions(network, declared_types(self.plan.model.path))
+            if self.cancelled.is_set():
+                raise KeyboardInterrupt
             config = loaders.PostprocessConfig(self._config(trt), func=self._embed)
-            self.progress(f"building {network.num_layers} layers for {', '.join(self.targets)}")
-            return bytes(
-                loaders.engine_bytes_from_network(
-                    (builder, network, parser), config=config, save_timing_cache=self.timing_cache
-                )
+            self.plan.progress(f"building {network.num_layers} layers for {', '.join(self.plan.targets)}")
+            engine = loaders.engine_bytes_from_network(
+                (builder, network, parser), config=config, save_timing_cache=self.plan.timing_cache
             )
+            return BuiltEngine(bytes(engine), plugin_layers, precisions.layers, precisions.products)
 
-    def _count_plugin_layers(self, trt: Any, network: Any) -> None:
+    def _parse(self, trt: Any, parser: Any) -> bool:
+        path = os.fspath(self.plan.model.path)
+        if self.plan.library is not None:
+            parser.set_flag(trt.OnnxParserFlag.ENABLE_PLUGIN_OVERRIDE)
+            return bool(parser.parse_from_file(path))
+        return bool(parser.parse(inlined(self.plan.model.path), path))
+
+    def _count_plugin_layers(self, trt: Any, network: Any) -> int:
         """Count plugin layers; a function that shadowed the plugin would be slow without a word."""
         layers = [network.get_layer(i) for i in range(network.num_layers)]
-        self.plugin_layers = sum(layer.type == trt.LayerType.PLUGIN_V3 for layer in layers)
-        expected = len(self.model.aggregations)
-        if self.plugin_layers != expected:
+        found = sum(layer.type == trt.LayerType.PLUGIN_V3 for layer in layers)
+        expected = len(self.plan.model.aggregations) if self.plan.library is not None else 0
+        if found != expected:
             raise EngineError(
-                f"{self.plugin_layers} of {expected} aggregations became plugin layers",
-                "Report this: the parser preferred the op's function",
+                f"{found} of {len(self.plan.model.aggregations)} aggregations became plugin layers, not {expected}",
+                "Report this: the parser preferred another implementation of the op",
             )
+        return found
 
     def _config(self, trt: Any) -> Any:
         from polygraphy.backend.trt import CreateConfig, Profile
 
         profile = Profile()
-        for name, shapes in self.profiles.items():
+        for name, shapes in self.plan.profiles.items():
             profile.add(name, min=shapes.minimum, opt=shapes.optimum, max=shapes.maximum)
-        monitor = _monitor(trt, self.progress, self.cancelled)
-        if not self.backend.is_rtx:
-            return CreateConfig(profiles=[profile], load_timing_cache=self.timing_cache, progress_monitor=monitor)
+        shared = {
+            "profiles": [profile],
+            "progress_monitor": make_monitor(trt, self.plan.progress, self.cancelled),
+            # Names and types of layers for the inspector; it makes no engine slower.
+            "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,
+        }
+        if not self.plan.backend.is_rtx:
+            return CreateConfig(**shared, load_timing_cache=self.plan.timing_cache)
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 
-        capabilities = [(int(t[2:-1]), int(t[-1])) for t in self.targets if t != CURRENT]
-        return CreateConfigRTX(
-            profiles=[profile],
-            progress_monitor=monitor,
-            use_gpu=not capabilities,
-            compute_capabilities=capabilities or None,
-        )
+        capabilities = [(int(t[2:-1]), int(t[-1])) for t in self.plan.targets if t != CURRENT]
+        return CreateConfigRTX(**shared, use_gpu=not capabilities, compute_capabilities=capabilities or None)
 
     def _embed(self, builder: Any, network: Any, config: Any) -> None:  # noqa: ARG002 (Polygraphy's signature)
-        if self.embedded is not None:
-            config.plugins_to_serialize = [os.fspath(self.embedded)]
-
-
-def _monitor(trt: Any, progress: Callable[[str], None], cancelled: threading.Event) -> Any:
-    """Return a TensorRT progress monitor that reports the outer phases and can stop the build."""
-
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            if parent_phase is None:
-                progress(f"{phase_name} ({num_steps} steps)")
-
-        def phase_finish(self, phase_name: str) -> None:
-            pass
-
-        def step_complete(self, phase_name: str, step: int) -> bool:  # noqa: ARG002 (TensorRT's signature)
-            return not cancelled.is_set()
-
-    return Monitor()
+        if self.plan.embedded is not None:
+            config.plugins_to_serialize = [os.fspath(self.plan.embedded)]

@@ -9,53 +9,46 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pom_export.engine.recipe import PLUGIN, Recipe
 from pom_export.errors import InputError
 from pom_export.files import readable_file, sha256_of
 
 
 @dataclass(frozen=True)
-class EngineInfo:
-    """The outcome of a build, as it is written into the manifest.
+class EngineInfo(Recipe):
+    """The outcome of a build, as it is written into the manifest: the recipe, and what it became.
 
     Attributes:
         engine: path of the engine file.
         manifest: path of this record as JSON.
-        backend: "tensorrt" or "tensorrt-rtx".
-        backend_version: its version.
-        targets: compute capabilities ("sm86"), or ["current"] for this machine's GPU.
         aggregations: aggregation nodes in the model.
         plugin_layers: how many of them became plugin layers.
-        plugin_embedded: whether the engine carries the plugin library.
-        profiles: smallest, most frequent and largest shape of each input.
+        precisions: how many layers compute in each floating-point type.
+        matrix_products: how many matrix products and convolutions do.
+        inspected: what TensorRT's inspector says about the engine's layers; None where no GPU could load it.
         inputs: name, dtype and axes of each input.
         outputs: the same of each output.
         bytes: size of the engine.
-        seconds: time that parsing and building took.
+        cached: whether the engine was kept from an earlier build.
+        seconds: time that parsing and building took, or the copy of a kept engine.
         sha256: of the engine.
-        model_sha256: of the ONNX file.
-        weights_sha256: of each file of external weights, by name; empty when the ONNX file holds its own.
-        plugin_sha256: of the plugin library.
-        toolkit_version: of pom-export.
+        command_line: the line that has NVIDIA's own tool build this engine; None where that tool cannot.
     """
 
     engine: str
     manifest: str
-    backend: str
-    backend_version: str
-    targets: list[str]
     aggregations: int
     plugin_layers: int
-    plugin_embedded: bool
-    profiles: dict[str, dict[str, list[int]]]
+    precisions: dict[str, int]
+    matrix_products: dict[str, int]
+    inspected: dict[str, Any] | None
     inputs: list[str]
     outputs: list[str]
     bytes: int
+    cached: bool
     seconds: float
     sha256: str
-    model_sha256: str
-    weights_sha256: dict[str, str]
-    plugin_sha256: str
-    toolkit_version: str
+    command_line: str | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able values."""
@@ -78,6 +71,15 @@ def read_manifest(engine: str | os.PathLike[str]) -> Mapping[str, Any]:
     if values is None:
         raise InputError(f"manifest {file} is not one of ours", "Build the engine again")
     return values
+
+
+def engine_path(engine: str | os.PathLike[str]) -> str:
+    """Return which implementation of the ops an engine holds, "plugin" or "function".
+
+    Raises:
+        InputError: its manifest cannot be read.
+    """
+    return str(read_manifest(engine).get("path", PLUGIN))
 
 
 def check_manifest_place(engine: str | os.PathLike[str]) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pom_export.engine.backend import BACKENDS, Backend, load_backend, load_plugin
-from pom_export.engine.manifest import manifest_path, read_manifest
+from pom_export.engine.manifest import engine_path, manifest_path, read_manifest
+from pom_export.engine.recipe import PLUGIN
 from pom_export.errors import InputError
 from pom_export.files import readable_file
 
@@ -30,8 +31,9 @@ def engine_backend(engine: str | os.PathLike[str]) -> Backend:
 
 
 def engine_runner(engine: str | os.PathLike[str], backend: Backend, name: str) -> BaseRunner:
-    """Return a Polygraphy runner of an engine, our plugin registered."""
-    load_plugin(backend)
+    """Return a Polygraphy runner of an engine, our plugin registered where it needs it."""
+    if engine_path(engine) == PLUGIN:
+        load_plugin(backend)
     from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
     return TrtRunner(EngineFromBytes(Path(engine).read_bytes()), name=name)

@@ -7,20 +7,39 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
+import torch
+from torch import Tensor, nn
 
 import pom_export
 from pom_export.engine import parse_targets
 from pom_export.engine.backend import TENSORRT_RTX
-from pom_export.errors import EngineError, InputError
+from pom_export.engine.functions import inlined
+from pom_export.errors import EngineError, InputError, MissingDependencyError
 from pom_export.files import sha256_of
 from pom_export.graph import exporter
+from pom_export.mixer import PolynomialMixer
 
 GOLDEN_FOLDER = Path(__file__).parents[1] / "data" / "golden"
 CHECKPOINT = GOLDEN_FOLDER / "v2_heads" / "checkpoint.pt"
 
 pytestmark = pytest.mark.usefixtures("tensorrt_rtx")
+
+
+class CausalAndMean(nn.Module):
+    """Two kinds of aggregation, whose functions have one name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = (PolynomialMixer(dim=8, degree=2, expand=2) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.first(x, mask="causal")
+        return x + self.second(x)
 
 
 @pytest.fixture(scope="module")
@@ -30,23 +49,21 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model
 
 
-@pytest.mark.parametrize("mask", ["none", "causal", "padding", "full"])
-def test_every_aggregation_becomes_a_plugin_layer(mask: str, tmp_path: Path) -> None:
-    pom_export.export(CHECKPOINT, tmp_path / "m.onnx", mask=mask)
+@pytest.fixture(scope="module")
+def causal_and_mean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = tmp_path_factory.mktemp("model") / "m.onnx"
+    pom_export.export(CausalAndMean(), model, example_inputs=(torch.ones(2, 5, 8),))
+    return model
 
-    info = pom_export.build_engine(tmp_path / "m.onnx", tmp_path / "m.engine", backend=TENSORRT_RTX, targets=["sm86"])
 
-    assert info.plugin_layers == info.aggregations == 1
+def test_the_manifest_tells_of_the_engine(exported: Path, tmp_path: Path) -> None:
+    info = pom_export.build_engine(exported, tmp_path / "m.engine", backend=TENSORRT_RTX, targets=["sm86"])
+
+    assert (info.path, info.plugin_layers, info.aggregations, info.plugin_embedded) == ("plugin", 1, 1, True)
     assert info.bytes == (tmp_path / "m.engine").stat().st_size > pom_export.plugin_library().stat().st_size
     assert json.loads((tmp_path / "m.engine.json").read_text()) == info.to_dict()
     assert info.sha256 == sha256_of(tmp_path / "m.engine")
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_models_build(dtype: str, tmp_path: Path) -> None:
-    pom_export.export(CHECKPOINT, tmp_path / "m.onnx", dtype=dtype, mask="causal")
-    info = pom_export.build_engine(tmp_path / "m.onnx", tmp_path / "m.engine", backend=TENSORRT_RTX, targets=["sm89"])
-    assert info.plugin_layers == 1
+    assert info.matrix_products.keys() == info.precisions.keys() == {"float32"}
 
 
 def test_without_embedding_the_engine_is_smaller(exported: Path, tmp_path: Path) -> None:
@@ -57,6 +74,43 @@ def test_without_embedding_the_engine_is_smaller(exported: Path, tmp_path: Path)
         for embed in (True, False)
     ]
     assert sizes[0] - sizes[1] >= pom_export.plugin_library().stat().st_size
+
+
+def test_functions_need_no_plugin_library(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POM_PLUGIN_LIBRARY", str(tmp_path / "none"))
+    with pytest.raises(MissingDependencyError, match="POM_PLUGIN_LIBRARY"):
+        pom_export.build_engine(exported, tmp_path / "e", backend=TENSORRT_RTX, targets=["sm86"])
+    info = pom_export.build_engine(exported, tmp_path / "e", backend=TENSORRT_RTX, targets=["sm86"], use_plugin=False)
+    assert (info.path, info.plugin_layers, info.plugin_embedded, info.plugin_sha256) == ("function", 0, False, None)
+
+
+def test_functions_of_one_name_are_told_apart(causal_and_mean: Path, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((2, 7, 8), dtype=np.float32)
+    model = inlined(causal_and_mean)
+    (y,) = onnxruntime.InferenceSession(model).run(None, {"x": x})
+    (expected,) = pom_export.inference_session(causal_and_mean).run(None, {"x": x})
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    operators = [node.op_type for node in onnx.load_from_string(model).graph.node]
+
+    info = pom_export.build_engine(
+        causal_and_mean, tmp_path / "e", backend=TENSORRT_RTX, targets=["sm86"], use_plugin=False
+    )
+
+    # One product more than the layers have: that of the mean, which TensorRT by itself would build as a second causal.
+    assert operators.count("CumSum") == 1
+    assert info.matrix_products == {"float32": operators.count("MatMul")} == {"float32": 7}
+    assert info.command_line is None
+
+
+def test_a_file_without_functions_needs_the_plugin(exported: Path, tmp_path: Path) -> None:
+    model = onnx.load(exported)
+    del model.functions[:]
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(InputError, match=r"lacks the function of GatedPolynomialAggregation|PolynomialAggregation"):
+        pom_export.build_engine(
+            tmp_path / "m.onnx", tmp_path / "e", backend=TENSORRT_RTX, targets=["sm86"], use_plugin=False
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
 def test_unknown_targets_are_refused(exported: Path, tmp_path: Path) -> None:
@@ -73,8 +127,11 @@ def test_a_model_that_tensorrt_refuses_leaves_nothing(exported: Path, tmp_path: 
     node.op_type, node.domain = "Unheard", "of"
     model.opset_import.append(onnx.helper.make_opsetid("of", 1))
     onnx.save(model, tmp_path / "bad.onnx")
-    with pytest.raises(EngineError, match="Unheard"):
-        pom_export.build_engine(tmp_path / "bad.onnx", tmp_path / "e", backend=TENSORRT_RTX, targets=["sm86"])
+    for use_plugin in (True, False):
+        with pytest.raises(EngineError, match="Unheard"):
+            pom_export.build_engine(
+                tmp_path / "bad.onnx", tmp_path / "e", backend=TENSORRT_RTX, targets=["sm86"], use_plugin=use_plugin
+            )
     assert [path.name for path in tmp_path.iterdir()] == ["bad.onnx"]
 
 
@@ -104,28 +161,41 @@ def test_the_manifest_replaces_no_other_file(exported: Path, tmp_path: Path) -> 
     assert [path.read_text() for path in tmp_path.iterdir()] == ['{"degree": 2}']
 
 
-def test_the_engine_replaces_no_file_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_external_weights_are_read_and_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporter, "_EXTERNAL_DATA_BYTES", 0)
     model, weights = tmp_path / "m.onnx", tmp_path / "m.onnx.data"
     pom_export.export(CHECKPOINT, model)
     for output in (model, weights):
         with pytest.raises(InputError, match="is the input itself"):
             pom_export.build_engine(model, output, backend=TENSORRT_RTX, targets=["sm86"])
-    info = pom_export.build_engine(model, tmp_path / "e", backend=TENSORRT_RTX, targets=["sm86"])
-    assert info.weights_sha256 == {"m.onnx.data": sha256_of(weights)}
-    assert info.model_sha256 == sha256_of(model)
+    for use_plugin in (True, False):
+        info = pom_export.build_engine(
+            model, tmp_path / "e", backend=TENSORRT_RTX, targets=["sm86"], use_plugin=use_plugin
+        )
+        assert info.weights_sha256 == {"m.onnx.data": sha256_of(weights)}
+        assert info.model_sha256 == sha256_of(model)
 
 
-def test_ctrl_c_stops_the_build_and_leaves_nothing(exported: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("use_plugin", [True, False])
+@pytest.mark.parametrize("moment", ["parsing", "building", "Building", "Cloning"])
+def test_ctrl_c_stops_the_build_and_leaves_nothing(
+    moment: str, use_plugin: bool, exported: Path, tmp_path: Path
+) -> None:
     def interrupt(stage: str) -> None:
-        if stage.startswith("Building"):
+        if stage.startswith(moment):
             os.kill(os.getpid(), signal.SIGINT)
 
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             pom_export.build_engine(
-                exported, tmp_path / "e", backend=TENSORRT_RTX, targets=["sm86", "sm89"], progress=interrupt
+                exported,
+                tmp_path / "e",
+                backend=TENSORRT_RTX,
+                targets=["sm86", "sm89"],
+                cache=tmp_path / "cache",
+                use_plugin=use_plugin,
+                progress=interrupt,
             )
     finally:
         signal.signal(signal.SIGINT, previous)

@@ -1,41 +1,115 @@
-"""Engines of every family, built by the real TensorRT for RTX with the plugin inside."""
+"""Engines of every kind of model, for four architectures, with the plugin and with the functions in its place."""
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import combinations, product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx
 import pytest
+import torch
+from torch import nn
 
 import pom_export
 from pom_export import contract
+from pom_export.engine.precision import declared_types
+from pom_export.graph.exported import PRECISIONS
+from pom_export.models.gpt import GPT, GPTConfig
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
-# Name of the golden case, options of its export, and how many aggregations it has, with a gate fused and without.
-CASES: list[tuple[str, dict[str, Any], int, int]] = [
-    ("rope1d", {"mask": "causal"}, 1, 0),
-    ("rope1d_heads", {"mask": "causal", "positions": True, "dtype": "float16"}, 1, 0),
-    ("rope1d_heads", {"mask": "padding", "positions": True, "dtype": "float16"}, 1, 0),
-    ("rope1d_heads", {"mask": "padding", "positions": True}, 0, 1),
-    ("rope2d", {"mask": "full", "positions": True}, 0, 1),
-    ("v2_base", {"mask": "causal", "optimize": False}, 0, 1),
-    ("v1_degree3", {"mask": "padding"}, 1, 0),
-    ("v1_cross", {"cross": True, "dtype": "bfloat16"}, 1, 0),
-    ("gpt_hybrid", {}, 4, 0),
-]
+TARGETS = ["sm80", "sm86", "sm89", "sm120"]
+STATIC = (2, 16)
+
+
+class Kind(NamedTuple):
+    """A model, how it is exported, and how many gated and plain aggregations it then has."""
+
+    family: str
+    case: str
+    mask: str
+    dtype: str
+    static: bool = False
+    options: dict[str, Any] = {}  # noqa: RUF012 (of a tuple, never changed)
+    gated: int = 1
+    plain: int = 0
+
+    def __str__(self) -> str:
+        return "-".join([self.case, self.mask, self.dtype, *["static"] * self.static])
+
+
+POSITIONS = {"positions": True}
+CROSS = {"cross": True}
+# Every family with every mask that it takes, and every pair of mask, type and shapes.
+KINDS = [
+    Kind("v2", "v2_bias", "none", "float16"),
+    Kind("v2", "v2_base", "causal", "float32", static=True, options={"optimize": False}, gated=0, plain=1),
+    Kind("v2", "v2_groups_heads", "padding", "bfloat16", gated=0, plain=1),
+    Kind("v2", "v2_heads", "full", "float32", gated=0, plain=1),
+    Kind("rope1d", "rope1d", "none", "bfloat16", static=True),
+    Kind("rope1d", "rope1d_heads", "causal", "float16", options=POSITIONS),
+    Kind("rope1d", "rope1d_heads", "padding", "float32", options=POSITIONS, gated=0, plain=1),
+    Kind("rope1d", "rope1d", "full", "float16", static=True, options=POSITIONS, gated=0, plain=1),
+    Kind("rope2d", "rope2d", "none", "float32", options=POSITIONS),
+    Kind("rope2d", "rope2d_heads", "padding", "float16", static=True, options=POSITIONS),
+    Kind("rope2d", "rope2d", "full", "bfloat16", options=POSITIONS, gated=0, plain=1),
+    Kind("v1", "v1_degree5", "none", "float32", static=True),
+    Kind("v1", "v1_degree3", "causal", "bfloat16"),
+    Kind("v1", "v1_degree2", "padding", "float16"),
+    Kind("v1", "v1_degree4", "full", "float32", static=True, gated=0, plain=1),
+    Kind("v1-grouped", "v1_grouped", "causal", "bfloat16"),
+    Kind("cross", "v1_cross", "none", "bfloat16", options=CROSS),
+    Kind("cross", "v2_cross", "full", "float16", options=CROSS, gated=0, plain=1),
+    Kind("gpt", "hybrid", "causal", "float16", static=True),
+]  # fmt: skip
+MASKS_OF = {
+    "v2": {"none", "causal", "padding", "full"},
+    "rope1d": {"none", "causal", "padding", "full"},
+    "rope2d": {"none", "padding", "full"},
+    "v1": {"none", "causal", "padding", "full"},
+}
+
+
+def source(kind: Kind) -> Path | nn.Module:
+    if kind.case != "hybrid":
+        return GOLDEN / kind.case
+    # The golden one has six layers, and takes long to trace.
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 97, "n_layer": 2, "n_head": 4, "n_embd": 32, "mlp_width": 64}
+    return GPT(GPTConfig(**sizes, mixer_heads=4, attention_heads=4, degree=2, expand=2, attention_layers=(1,)))
+
+
+def test_every_pair_of_choices_is_in_the_table() -> None:
+    values = {"mask": sorted(MASKS_OF["v2"]), "dtype": PRECISIONS, "static": (False, True)}
+    for one, other in combinations(values, 2):
+        present = {(getattr(kind, one), getattr(kind, other)) for kind in KINDS}
+        assert present == set(product(values[one], values[other]))
+    for family, masks in MASKS_OF.items():
+        assert {kind.mask for kind in KINDS if kind.family == family} == masks
 
 
 @pytest.mark.usefixtures("tensorrt_rtx")
-@pytest.mark.parametrize(
-    ("case", "options", "gated", "plain"), CASES, ids=lambda value: value if isinstance(value, str) else ""
-)
-def test_every_aggregation_becomes_a_plugin_layer(
-    case: str, options: dict[str, Any], gated: int, plain: int, tmp_path: Path
-) -> None:
-    pom_export.export(GOLDEN / case, tmp_path / "m.onnx", **options)
-    ops = [node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node if node.domain == contract.DOMAIN]
-    assert (ops.count(contract.GATED_OP_NAME), ops.count(contract.OP_NAME)) == (gated, plain)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_every_kind_builds_with_the_plugin_and_with_functions(kind: Kind, tmp_path: Path) -> None:
+    model, engine = tmp_path / "m.onnx", tmp_path / "m.engine"
+    mask = {} if kind.family == "gpt" else {"mask": kind.mask}
+    static = STATIC if kind.static else None
+    pom_export.export(source(kind), model, **mask, dtype=kind.dtype, static=static, **kind.options)
+    nodes = onnx.load(model).graph.node
+    ops = [node.op_type for node in nodes if node.domain == contract.DOMAIN]
+    assert (ops.count(contract.GATED_OP_NAME), ops.count(contract.OP_NAME)) == (kind.gated, kind.plain)
 
-    info = pom_export.build_engine(tmp_path / "m.onnx", tmp_path / "m.engine", backend="tensorrt-rtx", targets=["sm86"])
-    assert info.plugin_layers == info.aggregations == gated + plain
+    declared = declared_types(model)
+    products = Counter(declared[node.output[0]] for node in nodes if node.op_type in {"MatMul", "Conv", "Gemm"})
+    for use_plugin in (True, False):
+        info = pom_export.build_engine(model, engine, backend="tensorrt-rtx", targets=TARGETS, use_plugin=use_plugin)
+
+        assert info.targets == TARGETS
+        assert info.aggregations == kind.gated + kind.plain
+        assert info.plugin_layers == (info.aggregations if use_plugin else 0)
+        # A function's mean is one more product, in float32 whatever the model's type is.
+        assert (Counter(info.matrix_products) - products).keys() <= (set() if use_plugin else {"float32"})
+        assert not products - Counter(info.matrix_products)
+        sizes = {shapes["min"] == shapes["max"] for shapes in info.profiles.values()}
+        assert sizes == {kind.static}

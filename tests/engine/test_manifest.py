@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pom_export.engine.manifest import check_manifest_place, manifest_path
+from pom_export.engine.manifest import check_manifest_place, engine_path, manifest_path
 from pom_export.engine.runner import engine_backend
 from pom_export.errors import InputError
 
@@ -42,3 +42,9 @@ def test_only_a_manifest_of_ours_may_be_replaced(tmp_path: Path) -> None:
     manifest_path(engine).write_text("{}")
     with pytest.raises(InputError, match="where the manifest would go"):
         check_manifest_place(engine)
+
+
+def test_an_engine_without_a_word_about_it_holds_the_plugin(tmp_path: Path) -> None:
+    for path, values in (("plugin", OURS), ("function", {**OURS, "path": "function"})):
+        manifest_path(tmp_path / "e").write_text(json.dumps(values))
+        assert engine_path(tmp_path / "e") == path

@@ -1,4 +1,4 @@
-"""What only a GPU can show: an engine with our plugin runs and agrees with PyTorch."""
+"""What only a GPU can show: an engine, with our plugin or without, runs and agrees with PyTorch."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ CHECKPOINT = Path(__file__).parents[1] / "data" / "golden" / "v2_heads" / "check
 @pytest.mark.skipif(not gpu_present(), reason="no CUDA device is here")
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("mask", ["none", "causal", "padding", "full"])
-def test_an_engine_agrees_with_pytorch(mask: str, dtype: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["plugin", "function"])
+def test_an_engine_agrees_with_pytorch(path: str, mask: str, dtype: str, tmp_path: Path) -> None:
     pom_export.export(CHECKPOINT, tmp_path / "m.onnx", mask=mask, dtype=dtype)
-    pom_export.build_engine(tmp_path / "m.onnx", tmp_path / "m.engine")
+    pom_export.build_engine(tmp_path / "m.onnx", tmp_path / "m.engine", use_plugin=path == "plugin")
 
     report = pom_export.verify(tmp_path / "m.onnx", checkpoint=CHECKPOINT, engine=tmp_path / "m.engine")
 
     assert report, report.to_dict()
-    assert "plugin" in {comparison.path for comparison in report.comparisons}
+    assert path in {c.path for c in report.comparisons if c.backend.startswith("tensorrt")}

@@ -1,0 +1,106 @@
+"""Engines kept for the next build of the same recipe, in a folder that several builds may share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pom_export.engine.recipe import BuiltEngine
+from pom_export.errors import InputError, reason_of
+from pom_export.files import staged_output
+
+_SUFFIX = ".pom-engine"
+
+
+@dataclass(frozen=True)
+class EngineCache:
+    """A folder of engines, each one file: SHA-256 of the rest, what else the build gave as JSON, the engine.
+
+    One file appears by one rename, so builds at the same time see whole entries only.
+
+    Attributes:
+        folder: made when something is kept, if it is not there.
+        progress: called with one line about an entry that cannot be used or kept.
+    """
+
+    folder: Path
+    progress: Callable[[str], None]
+
+    def get(self, key: str) -> BuiltEngine | None:
+        """Return what was kept under a key, or None; a damaged entry is as good as none."""
+        file = self._file(key)
+        try:
+            return _unpacked(file.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self.progress(f"{file} is damaged ({reason_of(error)}); building again")
+            return None
+
+    def put(self, key: str, built: BuiltEngine) -> None:
+        """Keep an engine; a build does not fail because its engine cannot be kept."""
+        try:
+            self.folder.mkdir(exist_ok=True)
+            with staged_output(self._file(key)) as staged:
+                staged.write_bytes(_packed(built))
+        except (InputError, OSError) as error:
+            self.progress(f"the engine is not kept in {self.folder}: {reason_of(error)}")
+
+    def _file(self, key: str) -> Path:
+        return self.folder / f"{key}{_SUFFIX}"
+
+
+def open_cache(
+    folder: str | os.PathLike[str], outputs: Iterable[str | os.PathLike[str]], progress: Callable[[str], None]
+) -> EngineCache:
+    """Return the cache in a folder.
+
+    Args:
+        folder: where it is, or will be.
+        outputs: files that the build is going to write.
+        progress: called with one line about an entry that cannot be used or kept.
+
+    Raises:
+        InputError: it can be none: it is a file, its parent is missing, or it is not writable.
+    """
+    place = Path(folder)
+    if not os.fspath(folder):
+        raise InputError("the cache has an empty name", "Name a folder")
+    if place.absolute() in {Path(output).absolute() for output in outputs}:
+        raise InputError(f"cache {place} is the output itself", "Name another folder")
+    try:
+        # exists() raises for names that no file can have.
+        if place.exists() and not place.is_dir():
+            raise InputError(f"cache {place} is not a folder", "Name a folder")
+        parent = place if place.is_dir() else place.parent
+        if not parent.is_dir():
+            raise InputError(f"folder {parent} does not exist", f"Create it: mkdir -p {parent}")
+    except (OSError, ValueError) as error:
+        raise InputError(f"cache {place} cannot be used: {reason_of(error)}", "Choose another folder") from error
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write to {parent}", "Choose a writable folder")
+    return EngineCache(place, progress)
+
+
+def _packed(built: BuiltEngine) -> bytes:
+    content = json.dumps(built.facts()).encode() + b"\n" + built.engine
+    return hashlib.sha256(content).hexdigest().encode() + b"\n" + content
+
+
+def _unpacked(entry: bytes) -> BuiltEngine:
+    """Return what was packed.
+
+    Raises:
+        ValueError: the entry is not as it was written.
+    """
+    digest, _, content = entry.partition(b"\n")
+    if hashlib.sha256(content).hexdigest().encode() != digest:
+        raise ValueError("its checksum differs")
+    facts, _, engine = content.partition(b"\n")
+    values: dict[str, Any] = json.loads(facts)
+    return BuiltEngine(engine, **values)

@@ -1,0 +1,64 @@
+"""What an engine is made of, as TensorRT's inspector tells it where a GPU can load it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pom_export.engine.backend import Backend, gpu_present, load_plugin
+from pom_export.engine.logger import take_errors, tensorrt_logger
+from pom_export.errors import EngineError, reason_of
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The inspector's list of layers, in numbers.
+
+    Attributes:
+        layers: how many there are, after TensorRT fused what it could.
+        plugin_layers: how many of them are plugins.
+        formats: how many of the layers' outputs have each type and format, in TensorRT's words.
+    """
+
+    layers: int
+    plugin_layers: int
+    formats: dict[str, int]
+
+    @classmethod
+    def of(cls, information: str) -> Inspection:
+        """Read the inspector's JSON."""
+        layers: list[dict[str, Any]] = json.loads(information)["Layers"]
+        outputs = (output for layer in layers for output in layer.get("Outputs", []))
+        return cls(
+            layers=len(layers),
+            plugin_layers=sum("plugin" in str(layer.get("LayerType", "")).lower() for layer in layers),
+            formats=dict(Counter(str(output.get("Format/Datatype", "unknown")) for output in outputs)),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-able values."""
+        return asdict(self)
+
+
+def inspect_engine(
+    engine: bytes, backend: Backend, uses_plugin: bool, progress: Callable[[str], None]
+) -> Inspection | None:
+    """Load an engine and list its layers; None where that cannot be done here, which is no fault of the engine."""
+    if not gpu_present():
+        return None
+    trt = backend.module
+    try:
+        if uses_plugin:
+            load_plugin(backend)
+        take_errors()
+        loaded = trt.Runtime(tensorrt_logger(trt)).deserialize_cuda_engine(engine)
+        if loaded is None:
+            raise EngineError("; ".join(take_errors()) or "TensorRT does not load it")
+        information = loaded.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+        return Inspection.of(information)
+    except Exception as error:  # noqa: BLE001 (an engine for other GPUs, or a list in a form that is not known)
+        progress(f"the engine's layers cannot be listed here: {reason_of(error)}")
+        return None

@@ -1,0 +1,62 @@
+"""One build with all its options resolved."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pom_export.engine.backend import Backend, gpu_name
+from pom_export.engine.profiles import ShapeProfile
+from pom_export.engine.recipe import FUNCTION, PLUGIN, Recipe
+from pom_export.engine.targets import CURRENT
+from pom_export.files import sha256_of
+from pom_export.graph.exported import ExportedModel
+from pom_export.version import __version__
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be built.
+
+    Attributes:
+        model: what the engine is built of.
+        backend: the TensorRT that builds it.
+        targets: architectures, or `CURRENT` for this machine's GPU.
+        profiles: shapes of each input.
+        library: the plugin library; None: the ops' functions take its place.
+        embed_plugin: whether the engine carries the library.
+        timing_cache: a file to read and update, or None.
+        progress: called with one line a stage.
+    """
+
+    model: ExportedModel
+    backend: Backend
+    targets: Sequence[str]
+    profiles: Mapping[str, ShapeProfile]
+    library: Path | None
+    embed_plugin: bool
+    timing_cache: str | os.PathLike[str] | None
+    progress: Callable[[str], None]
+
+    @property
+    def embedded(self) -> Path | None:
+        """The library that the engine carries, or None."""
+        return self.library if self.embed_plugin else None
+
+    def recipe(self) -> Recipe:
+        """Return the recipe of the engine, of the files as they are now."""
+        return Recipe(
+            backend=self.backend.name,
+            backend_version=self.backend.version,
+            targets=list(self.targets),
+            gpu=gpu_name() if CURRENT in self.targets else None,
+            path=FUNCTION if self.library is None else PLUGIN,
+            plugin_embedded=self.embedded is not None,
+            plugin_sha256=None if self.library is None else sha256_of(self.library),
+            profiles={name: profile.to_dict() for name, profile in self.profiles.items()},
+            model_sha256=sha256_of(self.model.path),
+            weights_sha256={file.name: sha256_of(file) for file in self.model.weights},
+            toolkit_version=__version__,
+        )

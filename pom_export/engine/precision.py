@@ -1,0 +1,93 @@
+"""The precision asked for is the precision got: a parsed network's types are those that the ONNX file declares."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from pom_export.errors import EngineError
+
+_DECLARED = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.BFLOAT16: "bfloat16",
+}
+_TENSORRT = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
+# Layers that compute nothing.
+_MOVERS = ("CONSTANT", "CAST", "SHUFFLE", "SLICE", "SQUEEZE", "UNSQUEEZE", "CONCATENATION", "GATHER", "IDENTITY")
+_PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION")
+_NAMED = 3
+
+
+def declared_types(path: Path) -> dict[str, str]:
+    """Return the type of every floating-point tensor that an ONNX file declares; the exporter declares each."""
+    graph = onnx.load(path, format="protobuf", load_external_data=False).graph
+    values = (*graph.input, *graph.output, *graph.value_info)
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    return {name: _DECLARED[kind] for name, kind in types.items() if kind in _DECLARED}
+
+
+@dataclass(frozen=True)
+class Precisions:
+    """How many layers compute in each floating-point type, the most frequent first.
+
+    Attributes:
+        layers: all that compute; those that only move or convert values are left out.
+        products: matrix products and convolutions.
+    """
+
+    layers: dict[str, int]
+    products: dict[str, int]
+
+
+def check_precisions(network: Any, declared: Mapping[str, str]) -> Precisions:
+    """Compare a network with the file that it was parsed from, and count its layers by type.
+
+    The networks are strongly typed: no later step of a build changes a type.
+
+    Args:
+        network: TensorRT's.
+        declared: what `declared_types` returned for the file.
+
+    Raises:
+        EngineError: a tensor has another type than the file gives it, or an aggregation's x another one than its y.
+    """
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    wrong = [
+        f"{tensor.name} is {_type(tensor)} and not {declared[tensor.name]}"
+        for tensor in _tensors(network, layers)
+        if _type(tensor) != declared.get(tensor.name, _type(tensor))
+    ]
+    wrong += [
+        f"{layer.name} takes {_type(layer.get_input(0))} and gives {_type(layer.get_output(0))}"
+        for layer in layers
+        if layer.type.name == "PLUGIN_V3" and layer.get_input(0).dtype != layer.get_output(0).dtype
+    ]
+    if wrong:
+        raise EngineError(
+            f"TensorRT changed the precision of {len(wrong)} tensors: {', '.join(wrong[:_NAMED])}", "Report this"
+        )
+    computing = [layer for layer in layers if layer.type.name not in _MOVERS]
+    return Precisions(_count(computing), _count(layer for layer in layers if layer.type.name in _PRODUCTS))
+
+
+def _count(layers: Iterable[Any]) -> dict[str, int]:
+    types = (_type(layer.get_output(0)) for layer in layers)
+    return dict(Counter(kind for kind in types if kind in _TENSORRT.values()).most_common())
+
+
+def _tensors(network: Any, layers: list[Any]) -> Iterator[Any]:
+    """Yield the inputs of a network, then every output of a layer, its own among them."""
+    yield from (network.get_input(i) for i in range(network.num_inputs))
+    for layer in layers:
+        yield from (layer.get_output(i) for i in range(layer.num_outputs))
+
+
+def _type(tensor: Any) -> str:
+    name: str = tensor.dtype.name
+    return _TENSORRT.get(name, name.lower())

@@ -1,0 +1,71 @@
+"""What goes into an engine, and what comes out of a build."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+# Which implementation of the ops an engine holds.
+PLUGIN: Final = "plugin"
+FUNCTION: Final = "function"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that an engine's bytes depend on.
+
+    A timing cache is left out: it saves TensorRT measurements, and changes nothing that they are made of.
+
+    Attributes:
+        backend: "tensorrt" or "tensorrt-rtx".
+        backend_version: its version.
+        targets: compute capabilities ("sm86"), or ["current"] for this machine's GPU.
+        gpu: this machine's GPU, where it is the target.
+        path: "plugin", or "function" for an engine of the ops' functions.
+        plugin_embedded: whether the engine carries the plugin library.
+        plugin_sha256: of the plugin library; None for an engine of functions.
+        profiles: smallest, most frequent and largest shape of each input.
+        model_sha256: of the ONNX file.
+        weights_sha256: of each file of external weights, by name; empty when the ONNX file holds its own.
+        toolkit_version: of pom-export.
+    """
+
+    backend: str
+    backend_version: str
+    targets: list[str]
+    gpu: str | None
+    path: str
+    plugin_embedded: bool
+    plugin_sha256: str | None
+    profiles: dict[str, dict[str, list[int]]]
+    model_sha256: str
+    weights_sha256: dict[str, str]
+    toolkit_version: str
+
+    def key(self) -> str:
+        """Return a name for engines of this recipe, which no other recipe has."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """What a build gives.
+
+    Attributes:
+        engine: the serialized engine.
+        plugin_layers: how many of its layers are our plugin.
+        precisions: how many layers compute in each floating-point type.
+        matrix_products: how many matrix products and convolutions do.
+    """
+
+    engine: bytes
+    plugin_layers: int
+    precisions: Mapping[str, int]
+    matrix_products: Mapping[str, int]
+
+    def facts(self) -> dict[str, Any]:
+        """Return all but the engine, as JSON-able values."""
+        return {name: value for name, value in asdict(self).items() if name != "engine"}

@@ -1,0 +1,51 @@
+"""What TensorRT's inspector says, where there is a GPU and where there is none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import pom_export
+from pom_export.engine import inspection
+from pom_export.engine.backend import gpu_present, load_backend
+from pom_export.engine.inspection import Inspection, inspect_engine
+
+CHECKPOINT = Path(__file__).parents[1] / "data" / "golden" / "v2_base" / "checkpoint.pt"
+
+
+def test_layers_are_counted() -> None:
+    half, single = ({"Name": "t", "Dimensions": [1, 8], "Format/Datatype": kind} for kind in ("Half", "Float"))
+    layers = [
+        {"Name": "a", "LayerType": "gemm", "Outputs": [half]},
+        {"Name": "b", "LayerType": "PluginV3", "Outputs": [half, single]},
+        {"Name": "c", "LayerType": "NoOp"},
+    ]
+    assert Inspection.of(json.dumps({"Layers": layers})) == Inspection(3, 1, {"Half": 2, "Float": 1})
+
+
+@pytest.mark.machine
+@pytest.mark.skipif(gpu_present(), reason="a CUDA device is here")
+@pytest.mark.usefixtures("tensorrt_rtx")
+def test_an_engine_that_cannot_be_loaded_here_is_not_inspected(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    backend = load_backend("tensorrt-rtx")
+    assert inspect_engine(b"engine", backend, True, said.append) is None
+    assert said == []
+    monkeypatch.setattr(inspection, "gpu_present", lambda: True)
+    assert inspect_engine(b"engine", backend, True, said.append) is None
+    assert len(said) == 1
+    assert "cannot be listed here" in said[0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not gpu_present(), reason="no CUDA device is here")
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_precision_asked_for_is_the_precision_got(dtype: str, tmp_path: Path) -> None:
+    pom_export.export(CHECKPOINT, tmp_path / "m.onnx", mask="causal", dtype=dtype)
+    info = pom_export.build_engine(tmp_path / "m.onnx", tmp_path / "e")
+    assert info.inspected is not None
+    assert info.inspected["plugin_layers"] == info.plugin_layers == 1
+    words = {"float32": ("FP32", "Float"), "float16": ("FP16", "Half"), "bfloat16": ("BF16", "BFloat16")}[dtype]
+    assert any(word in name for name in info.inspected["formats"] for word in words), info.inspected
