@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pom_export.mixer import PolynomialMixer, ProductMixer, RotaryPolynomialMixer
     from pom_export.parity.report import ParityReport
     from pom_export.runtime.library import custom_ops_library, plugin_library
-    from pom_export.runtime.session import inference_session
+    from pom_export.runtime.session import inference_session, tensorrt_provider_options
 
 _HOMES = {
     "EngineInfo": "engine",
@@ -40,6 +40,7 @@ _HOMES = {
     "plugin_library": "runtime.library",
     "replace_attention": "attention",
     "scan": "attention",
+    "tensorrt_provider_options": "runtime.session",
     "verify": "api",
     "write_report": "api",
 }
@@ -64,6 +65,7 @@ __all__ = [
     "plugin_library",
     "replace_attention",
     "scan",
+    "tensorrt_provider_options",
     "verify",
     "write_report",
 ]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pom_export.errors import InputError, MissingDependencyError, reason_of
 from pom_export.files import readable_file
-from pom_export.runtime.library import custom_ops_library
+from pom_export.runtime.library import custom_ops_library, plugin_library
 
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
+TENSORRT_PROVIDER: Final = "TensorrtExecutionProvider"
+# A name, or a name and the provider's options.
+Provider = str | tuple[str, Mapping[str, Any]]
 _SILENT = 4  # ONNX Runtime's severity "fatal": errors reach the user as exceptions, once
 _INSTALL_HINT = "Install one: pip install 'pom-export[onnxruntime]'"
 
@@ -42,9 +45,29 @@ def default_session_options() -> Any:
     return options
 
 
+def tensorrt_provider_options(**options: Any) -> dict[str, Any]:
+    """Return options of ONNX Runtime's TensorrtExecutionProvider with which it finds our plugin.
+
+    Args:
+        options: others of that provider's, such as trt_fp16_enable; libraries in trt_extra_plugin_lib_paths are kept.
+
+    Raises:
+        MissingDependencyError: this installation was built without the plugin.
+    """
+    key = "trt_extra_plugin_lib_paths"
+    libraries = [*filter(None, str(options.get(key, "")).split(";")), os.fspath(plugin_library())]
+    return {**options, key: ";".join(dict.fromkeys(libraries))}
+
+
+def _with_plugin(provider: Provider) -> Provider:
+    """Return a provider, TensorRT's with our plugin."""
+    name, options = (provider, {}) if isinstance(provider, str) else provider
+    return (name, tensorrt_provider_options(**options)) if name == TENSORRT_PROVIDER else provider
+
+
 def inference_session(
     model: str | os.PathLike[str],
-    providers: Sequence[str] | None = None,
+    providers: Sequence[Provider] | None = None,
     *,
     kernels: bool = True,
     session_options: Any = None,
@@ -53,7 +76,8 @@ def inference_session(
 
     Args:
         model: path of the ONNX file.
-        providers: execution providers, in order of preference; default: the CPU.
+        providers: execution providers, in order of preference, each a name or a name and its options; default: the
+            CPU. The op library has kernels for the CPU's and CUDA's, and TensorRT's is told of our plugin.
         kernels: False leaves our library out, so that the op's function of standard ops runs instead.
         session_options: an onnxruntime.SessionOptions to start from.
 
@@ -67,10 +91,12 @@ def inference_session(
     onnxruntime = import_onnxruntime()
     file = readable_file(model, "model")
     options = default_session_options() if session_options is None else session_options
+    chosen = list(providers or DEFAULT_PROVIDERS)
     if kernels:
         options.register_custom_ops_library(os.fspath(custom_ops_library()))
+        chosen = [_with_plugin(provider) for provider in chosen]
     try:
-        return onnxruntime.InferenceSession(os.fspath(file), options, providers=list(providers or DEFAULT_PROVIDERS))
+        return onnxruntime.InferenceSession(os.fspath(file), options, providers=chosen)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         reason = reason_of(error)
         raise InputError(f"ONNX Runtime cannot load {Path(file).name}: {reason}", "Is it a whole ONNX file?") from error
