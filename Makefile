@@ -10,7 +10,7 @@ EXTRAS := onnxruntime,tensorrt-rtx,samples,dev
 STAMP := $(VENV)/.installed-$(PLUGIN)
 LEAN := $(addprefix .deps/tensorrt-lean/,10.15.1.29 11.4.0.106)
 SOURCES := $(shell find plugins -type f) pyproject.toml constraints.txt tools/fetch_headers.py
-CXX_FILES := $(shell find plugins samples tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES := $(shell find plugins samples tests tools -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: setup demo test lint format bench gpu clean
 
@@ -54,9 +54,13 @@ format: setup
 bench: setup
 	$(BIN)/python tools/run_benchmarks.py $(RUNS)
 
-# What needs a CUDA device or the full TensorRT: tests, then times into docs/gpu.md.
+# What needs a CUDA device or the full TensorRT: tests, some of them under compute-sanitizer, then times into docs/gpu.md.
 gpu: setup
 	$(BIN)/python -m pytest -m 'gpu or tensorrt'
+	for tool in memcheck racecheck synccheck; do \
+	    compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m pytest -q -m gpu -k 'types or gate or steps' \
+	        tests/plugins/cuda/test_kernels.py tests/plugins/cuda/test_gated_kernels.py || exit 1; \
+	done
 	$(BIN)/python tools/cuda_benchmark.py --page docs/gpu.md
 
 clean:

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pages import write_part
 
 from pom_export.runtime.cuda import CudaCall
 
 DEGREE = 3
 REPLAYS = 15
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 CACHES = 4  # times the L2 that inputs and outputs together are at least, but for calls of a few KB
 MAX_SETS = 1024
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -188,15 +188,6 @@ def description() -> str:
     return f"{torch.cuda.get_device_name(0)}, torch {torch.__version__}: medians of {REPLAYS} replays."
 
 
-def write_page(page: Path, text: str) -> None:
-    """Replace what stands between the page's two marks."""
-    before, _, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        sys.exit(f"{page} has no lines {BEGIN} and {END}: there is no place for the table")
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the kernels and the copy alone")
@@ -215,7 +206,7 @@ def main() -> None:
         arguments.output.write_text(json.dumps(report, indent=1) + "\n")
     text = f"{description()}\n\n{table(results)}"
     if arguments.page:
-        write_page(arguments.page, text)
+        write_part(arguments.page, "measured", text)
     print(text)
 
 

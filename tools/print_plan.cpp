@@ -1,0 +1,22 @@
+// Prints how plugins/cuda cuts one call into blocks: MODE PACKS(1 or 2, by a rotation) FLOAT_WIDTH TOKENS CHANNELS ->
+// blocks, chunk tokens, dynamic shared bytes. gpu_arithmetic.py compiles it.
+#include <cstdlib>
+#include <iostream>
+#include <string>
+
+#include "plan.h"
+
+int main(int, char** arguments) {
+  pom::Problem problem;
+  problem.batch = 1;
+  problem.degree = 3;
+  problem.rotation_batch = 1;
+  problem.has_rotation = std::string(arguments[2]) == "2";
+  problem.tokens = std::atoll(arguments[4]);
+  problem.channels = std::atoll(arguments[5]);
+  if (!pom::parse_mode(arguments[1], &problem.attributes.mode)) {
+    return EXIT_FAILURE;
+  }
+  const pom::cuda::Plan plan = pom::cuda::make_plan(problem, false, std::atoi(arguments[3]));
+  std::cout << plan.blocks << ' ' << plan.chunk_tokens << ' ' << pom::cuda::shared_bytes(problem, plan) << '\n';
+}
