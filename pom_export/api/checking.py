@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from pom_export.api.progress import Progress
 from pom_export.errors import InputError, ParityError
 from pom_export.files import sha256_of
-from pom_export.graph.exported import ExportedModel
+from pom_export.graph.exported import ExportedModel, TensorSpec
 from pom_export.parity import tolerances
-from pom_export.parity.inputs import Case, cases_from_example, make_cases
+from pom_export.parity.inputs import Array, Case, cases_from_example, make_cases
 from pom_export.parity.recording import recording_path, save_recording
 from pom_export.parity.verification import compare, onnxruntime_candidates, record, tensor_metadata
 from pom_export.runtime.runners import recorded_runner, run_module, to_numpy, torch_runner
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from pom_export.api.source import Source
     from pom_export.graph.program import Program
@@ -30,7 +33,7 @@ def check(exported: ExportedModel, source: Source, program: Program, samples: in
     names = [spec.name for spec in exported.outputs]
     reference = source.reference()
     if source.own_inputs:
-        feed = {name: to_numpy(tensor) for name, tensor in program.inputs.items()}
+        feed = {spec.name: _as_input(spec, program.inputs[spec.name]) for spec in exported.inputs}
         example, *others = cases_from_example(feed, exported.inputs)
         cases = [example, *(case for case in others if _runs(reference, case))]
         if len(cases) <= len(others):
@@ -55,6 +58,43 @@ def check(exported: ExportedModel, source: Source, program: Program, samples: in
                     _parity_hint(worst.difference.max_abs, source.replaced),
                 )
     return [f"{candidate.backend} {candidate.path}" for candidate in candidates]
+
+
+def _as_input(spec: TensorSpec, tensor: Tensor) -> Array:
+    """Return an example as the file takes it.
+
+    Raises:
+        InputError: it holds a number that becomes infinite.
+    """
+    array = to_numpy(tensor)
+    with np.errstate(over="ignore"):
+        narrow = array.astype(spec.dtype)
+    if array.dtype.kind == "f" and np.isfinite(array).all() and not np.isfinite(narrow.astype(np.float32)).all():
+        raise InputError(
+            f"example input {spec.name} reaches {np.abs(array).max():.3g}, which is infinite in {spec.dtype}",
+            "Scale it, or export in another type",
+        )
+    return narrow
+
+
+def trial_inputs(source: Source, program: Program) -> Iterator[Mapping[str, Tensor]]:
+    """Yield, by name and in float32, the inputs that a float16 file is compared on: how large do its values become?"""
+    import torch
+
+    if source.own_inputs:
+        yield program.inputs
+        return
+    specs = [_spec(program, name) for name in program.inputs]
+    for case in make_cases(specs, program.limits, seed=0):
+        yield {name: torch.from_numpy(array).to(program.inputs[name].dtype) for name, array in case.feed.items()}
+
+
+def _spec(program: Program, name: str) -> TensorSpec:
+    """Describe an input of one of our models, whose dynamic dimensions have names, as a float16 file has it."""
+    tensor, dynamic = program.inputs[name], (program.dynamic_shapes or {}).get(name, {})
+    axes = (dynamic[i].__name__ if i in dynamic else size for i, size in enumerate(tensor.shape))
+    dtype = np.dtype(np.float16) if tensor.is_floating_point() else to_numpy(tensor).dtype
+    return TensorSpec(name, dtype, tuple(axes))
 
 
 def _parity_hint(difference: float, replaced: list[str]) -> str:

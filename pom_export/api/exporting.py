@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pom_export.api.checking import check, check_dynamic
+from pom_export.api.checking import check, check_dynamic, trial_inputs
 from pom_export.api.progress import Progress, silent
 from pom_export.api.side_files import check_recording_place, own_side_files
 from pom_export.errors import InputError
@@ -36,6 +36,8 @@ class ExportResult:
         bytes: size of the file (and of its external weights, if any).
         sha256: of the file.
         checked: backends on which the outputs were compared with PyTorch's.
+        kept_in_float32: of a half-precision model: what stays in float32 because its values may leave the type's
+            range: reasons by module.
     """
 
     model: str
@@ -46,6 +48,7 @@ class ExportResult:
     bytes: int
     sha256: str
     checked: list[str]
+    kept_in_float32: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able values."""
@@ -83,7 +86,8 @@ def export(
         cross: give the mixer a separate context input.
         positions: give a rotary mixer its tokens' positions as an input.
         static: (batch, tokens) to pin; default: dynamic.
-        dtype: "float32", "float16" or "bfloat16".
+        dtype: "float32", "float16" or "bfloat16": the type of weights, activations, inputs and outputs. What needs
+            float32 stays in it: norms, softmax, angles, and aggregates and outputs that may leave the type's range.
         opset: version of the standard ops; default: 20, or 22 for bfloat16.
         family: of a checkpoint that is not to be recognised by itself, see `load_checkpoint`.
         degree: of a v1 checkpoint, which its shapes don't tell.
@@ -93,7 +97,7 @@ def export(
         progress: called with one line a stage.
 
     Raises:
-        InputError: the checkpoint, an option or the output is not usable.
+        InputError: the checkpoint, an option or the output is not usable, or a weight does not fit the type.
         ParityError: outputs differ from PyTorch's; no file is written.
     """
     from pom_export.api.source import load_source
@@ -123,6 +127,8 @@ def export(
         program = _write(source, staged, dtype, opset, optimize)
         exported = read_model(staged)
         check_dynamic(program, exported)
+        for module, reason in exported.kept_in_float32.items():
+            progress(f"{module} stays in float32: {reason}")
         if not exported.aggregations:
             raise InputError("no mixer was called while the model was traced", "Give inputs for which it calls one")
         progress(f"{len(exported.aggregations)} aggregations; comparing with PyTorch")
@@ -141,6 +147,7 @@ def _result(output: str | os.PathLike[str], exported: ExportedModel, checked: li
         bytes=sum(file.stat().st_size for file in (exported.path, *exported.weights)),
         sha256=sha256_of(exported.path),
         checked=checked,
+        kept_in_float32=exported.kept_in_float32,
     )
 
 
@@ -148,10 +155,13 @@ def _write(source: Source, path: Path, dtype: str, opset: int, optimize: bool) -
     """Trace the source and save the graph, which is let go of before anything is compared."""
     from pom_export.graph.exporter import export_graph, save_model
 
-    program = source.program(dtype)
+    program = source.program()
     try:
         properties = {**source.properties, "dtype": dtype}
-        save_model(export_graph(program, opset, properties, optimize=optimize), path)
+        graph = export_graph(
+            program, opset, properties, optimize=optimize, dtype=dtype, feeds=trial_inputs(source, program)
+        )
+        save_model(graph, path)
     except InputError as error:
         if not source.near_misses:
             raise

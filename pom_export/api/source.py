@@ -47,9 +47,9 @@ class Source:
     replaced: list[str] = field(default_factory=list)
     near_misses: list[str] = field(default_factory=list)
 
-    def program(self, dtype: str) -> Program:
-        """Return what to trace, in "float32", "float16" or "bfloat16"."""
-        return self.make_program(self.lower(copy_module(self.module, getattr(torch, dtype))))
+    def program(self) -> Program:
+        """Return what to trace, in float32."""
+        return self.make_program(self.lower(copy_module(self.module, torch.float32)))
 
     def reference(self) -> nn.Module:
         """Return what the outputs are compared with, in float64."""

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pom_export.graph.program import Program
 
 DIMENSIONS: Final = (BATCH, TOKENS, CONTEXT_TOKENS)
-_OPSET, _DTYPE = 20, "float32"
+_OPSET = 20
 # What a worker finds in its folder.
 MODEL_FILE, PLAIN_FILE, MODULE_FILE = "model.onnx", "plain.onnx", "official.pt"
 FLOOR_FILE, ATTENTION_FILE, ENGINE_FILE = "matmul.onnx", "attention.onnx", "model.engine"
@@ -145,7 +145,7 @@ def _prepare_module(target: Target, options: BenchOptions, folder: Path, progres
     model = read_model(folder / MODEL_FILE)
     mask = model.properties.get("mask") or "its own"
     summary, points = f"{loaded.summary}, mask {mask}", _points(model, options)
-    program = loaded.source.program(_DTYPE)
+    program = loaded.source.program()
     module, mixers = _official(program.module)
     if mixers:
         floor, failure = _write_plain(dataclasses.replace(program, module=module), folder / PLAIN_FILE, model.path)

@@ -36,7 +36,12 @@ def _parse_static(text: str | None) -> tuple[int, int] | None:
 @click.option("--cross", is_flag=True, help="Give the mixer a separate context input.")
 @click.option("--positions", is_flag=True, help="Make a rotary mixer's positions an input; 2-D mixers need it.")
 @click.option("--static", help="Pin batch and tokens, as BATCHxTOKENS; default: dynamic.")
-@click.option("--dtype", default="float32", show_default=True, help="float32, float16 or bfloat16.")
+@click.option(
+    "--dtype",
+    default="float32",
+    show_default=True,
+    help="float32, float16 or bfloat16; what leaves its range stays float32.",
+)
 @click.option("--opset", type=int, help="Version of the standard ops, 18 to 24; default: 20, or 22 for bfloat16.")
 @click.option("--optimize/--no-optimize", default=True, help="Rewrite products and gates around the aggregations.")
 @recognition_options
@@ -94,6 +99,7 @@ def command(
         ("aggregations", str(result.aggregations)),
         ("inputs", "; ".join(result.inputs)),
         ("outputs", "; ".join(result.outputs)),
+        *([("kept in float32", ", ".join(result.kept_in_float32))] if result.kept_in_float32 else []),
         ("agrees with PyTorch on", ", ".join(result.checked) or "nothing that runs here: see `pom-export verify`"),
     ]
     print_result(result.to_dict(), as_json, lines)

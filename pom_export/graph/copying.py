@@ -14,38 +14,33 @@ from torch.utils._pytree import tree_leaves
 _Module = TypeVar("_Module", bound=nn.Module)
 # Where a module keeps what is asked for by other names.
 _MODULE_FIELDS = ("_parameters", "_buffers", "_modules")
-_SMALL_TYPES = (torch.float16, torch.bfloat16)
 
 
 def copy_module(module: _Module, dtype: torch.dtype | None = None) -> _Module:
     """Return a copy of a module, in evaluation mode, that shares every parameter whose type need not change.
 
-    The module itself is left as it is, by its copy's calls too: buffers and other tensors are copied. Buffers that a
-    class lists in `full_precision_buffers` (tables of angles) are never smaller than float32.
+    The module itself is left as it is, by its copy's calls too: buffers and other tensors are copied.
 
     Args:
         module: what to copy.
         dtype: floating-point type of the copy; None: weights keep their types.
     """
     memo: dict[int, object] = {}
-    full_precision = set(_full_precision_buffers(module))
     for tensor in plain_tensors(module):
         memo[id(tensor)] = tensor.detach().clone()  # one with a history can't be deep-copied
     for buffer in module.buffers():
-        memo[id(buffer)] = _converted(buffer, dtype, id(buffer) in full_precision).clone()
+        memo[id(buffer)] = _converted(buffer, dtype).clone()
     for parameter in module.parameters():
-        memo[id(parameter)] = _converted(parameter, dtype, full_precision=False)
+        memo[id(parameter)] = _converted(parameter, dtype)
     with warnings.catch_warnings():
         # Traced modules hold classes that torch itself has deprecated.
         warnings.simplefilter("ignore", FutureWarning)
         return copy.deepcopy(module, memo).eval()
 
 
-def _converted(tensor: Tensor, dtype: torch.dtype | None, full_precision: bool) -> Tensor:
+def _converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     if dtype is None or not tensor.is_floating_point():
         return tensor
-    if full_precision and dtype in _SMALL_TYPES:
-        dtype = torch.float32
     if tensor.dtype == dtype:
         return tensor
     converted = tensor.detach().to(dtype)
@@ -57,9 +52,3 @@ def plain_tensors(module: nn.Module) -> Iterator[Tensor]:
     for part in module.modules():
         own = {name: value for name, value in vars(part).items() if name not in _MODULE_FIELDS}
         yield from (value for value in tree_leaves(own) if isinstance(value, Tensor))
-
-
-def _full_precision_buffers(module: nn.Module) -> Iterator[int]:
-    for part in module.modules():
-        names = getattr(part, "full_precision_buffers", ())
-        yield from (id(buffer) for name, buffer in part.named_buffers(recurse=False) if name in names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +17,8 @@ from pom_export.errors import InputError, reason_of
 from pom_export.files import readable_file
 
 METADATA_PREFIX: Final = "pom_export."
+# The property that holds what a half-precision export keeps in float32: reasons by module, as JSON.
+KEPT_IN_FLOAT32: Final = "kept_in_float32"
 # Names of dynamic dimensions, in the file and in every shape that a user gives.
 BATCH: Final = "batch"
 TOKENS: Final = "tokens"
@@ -46,14 +48,16 @@ class InputLimits:
     Attributes:
         values: for inputs of integers: how many values there are, from 0 on; one number, or one a column.
         tokens: most tokens; None: any number.
+        scale: largest standard deviation of float16 inputs; None: any.
     """
 
     values: Mapping[str, Sequence[int]] = field(default_factory=dict)
     tokens: int | None = None
+    scale: float | None = None
 
     def to_json(self) -> str:
         """Return one line of JSON, as it is written into exported files."""
-        return json.dumps({"values": self.values, "tokens": self.tokens}, separators=(",", ":"))
+        return json.dumps(asdict(self), separators=(",", ":"))
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,12 @@ class ExportedModel:
         """The type of weights and activations: "float32", "float16" or "bfloat16"."""
         named = self.properties.get("dtype", "")
         return named if named in PRECISIONS else PRECISIONS[0]
+
+    @property
+    def kept_in_float32(self) -> dict[str, str]:
+        """What a half-precision model keeps in float32 because of its values: reasons by module."""
+        kept: dict[str, str] = json.loads(self.properties.get(KEPT_IN_FLOAT32, "{}"))
+        return kept
 
     @property
     def limits(self) -> InputLimits:

@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from unittest import mock
 
@@ -22,6 +22,7 @@ from pom_export.graph.passes import (
     AttachFunctionsPass,
     FactorGatePass,
     FuseGatePass,
+    LowerPrecisionPass,
     NameByModulePass,
     NameDimensionsPass,
     RecogniseCausalPass,
@@ -29,9 +30,11 @@ from pom_export.graph.passes import (
     SplitProjectionPass,
     StampMetadataPass,
 )
+from pom_export.graph.precision import observe_peaks
 from pom_export.graph.program import Program
 from pom_export.graph.translation import translation_table
 
+Feeds = Iterable[Mapping[str, Tensor]]
 OPSETS = range(18, 25)
 _DEFAULT_OPSET = 20
 # HardSigmoid and Conv take bfloat16 from opset 22 on.
@@ -82,7 +85,16 @@ def _traceable_transformers() -> Iterator[None]:
 
 
 def trace(program: Program, opset: int) -> ir.Model:
-    """Run torch.export and torch.onnx over a program.
+    """Run torch.export and torch.onnx over a program, and return the graph.
+
+    Raises:
+        InputError: torch could not trace or translate the model; the first line of its reason is kept.
+    """
+    return _traced(program, opset).model
+
+
+def _traced(program: Program, opset: int) -> torch.onnx.ONNXProgram:
+    """Return the graph and the program of torch.export that it was made from.
 
     Raises:
         InputError: torch could not trace or translate the model; the first line of its reason is kept.
@@ -105,29 +117,54 @@ def trace(program: Program, opset: int) -> ir.Model:
             reason = reason_of(error.__cause__ or error)
             raise InputError(f"torch could not export the model: {reason}", "Run with --debug for the trace") from error
     assert exported is not None
-    return exported.model
+    return exported
 
 
-def _optimizations() -> list[ir.passes.InPlacePass]:
+def _optimizations(dtype: str) -> list[ir.passes.InPlacePass]:
     """Return the passes that make a graph faster and change no more than rounding."""
     # What is factored needs no fused gate.
-    return [SplitProjectionPass(), FactorGatePass(), FuseGatePass(), common.RemoveUnusedNodesPass()]
+    factor = [] if dtype == "float16" else [FactorGatePass()]
+    return [SplitProjectionPass(), *factor, FuseGatePass(), common.RemoveUnusedNodesPass()]
 
 
-def export_graph(program: Program, opset: int, properties: Mapping[str, str], *, optimize: bool = True) -> ir.Model:
+def _lowering(
+    traced: torch.onnx.ONNXProgram, program: Program, dtype: str, feeds: Feeds
+) -> list[ir.passes.InPlacePass]:
+    """Return the passes that make a graph half precision."""
+    if dtype == "float32":
+        return []
+    peaks = {}
+    if dtype == "float16":  # bfloat16 has float32's range
+        assert traced.exported_program is not None
+        with _quiet_torch():
+            peaks = observe_peaks(traced.exported_program, feeds, program.outputs)
+    return [LowerPrecisionPass(ir.DataType[dtype.upper()], peaks), common.RemoveUnusedNodesPass()]
+
+
+def export_graph(
+    program: Program,
+    opset: int,
+    properties: Mapping[str, str],
+    *,
+    optimize: bool = True,
+    dtype: str = "float32",
+    feeds: Feeds = (),
+) -> ir.Model:
     """Trace a program and apply the passes.
 
     Args:
-        program: what to trace.
+        program: what to trace, in float32.
         opset: version of the standard ops.
         properties: metadata to write besides the program's own.
         optimize: whether products and gates around the aggregations are rewritten to cost less.
+        dtype: type of the graph: "float32", "float16" or "bfloat16".
+        feeds: float32 inputs by name, on which the values of a float16 graph are known to fit, or kept in float32.
 
     Raises:
-        InputError: the opset is not supported or torch could not export the model.
+        InputError: the opset is not supported, torch could not export the model, or a weight does not fit the type.
     """
     check_opset(opset)
-    model = trace(program, opset)
+    traced = _traced(program, opset)
     passes = ir.passes.Sequential(
         NameByModulePass(program.prefix),
         NameDimensionsPass(),
@@ -135,13 +172,14 @@ def export_graph(program: Program, opset: int, properties: Mapping[str, str], *,
         common.RemoveUnusedNodesPass(),
         # Before weights are cut: what is used whole and transposed too stays one.
         ShareTransposedPass(),
-        *(_optimizations() if optimize else ()),
+        *(_optimizations(dtype) if optimize else ()),
+        *_lowering(traced, program, dtype, feeds),
         AttachFunctionsPass(),
         common.RemoveUnusedOpsetsPass(),
         StampMetadataPass({**program.properties, **properties}),
     )
     try:
-        return passes(model).model
+        return passes(traced.model).model
     except ir.passes.PassError as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from error

@@ -23,6 +23,28 @@ def gated_nodes(model: ir.Model) -> list[ir.Node]:
     return _nodes(model, contract.GATED_OP_NAME)
 
 
+def is_aggregation(node: ir.Node) -> bool:
+    """Return whether a node is an aggregation, gated or not."""
+    return node.domain == contract.DOMAIN and node.op_type in {contract.OP_NAME, contract.GATED_OP_NAME}
+
+
+def input_names(node: ir.Node) -> tuple[str, ...]:
+    """Return what the contract calls the inputs of an aggregation."""
+    return contract.GATED_INPUTS if node.op_type == contract.GATED_OP_NAME else contract.INPUTS
+
+
+def input_named(node: ir.Node, name: str) -> ir.Value | None:
+    """Return an input of an aggregation by its name; None where the node has none, or a placeholder for it."""
+    value = dict(zip(input_names(node), node.inputs, strict=False)).get(name)
+    return None if value is None or (name != "gate_bias" and len(value.shape or ()) == 1) else value
+
+
+def module_of(node: ir.Node) -> str:
+    """Return the path of the module that a node comes from, or the node's name where that is the model itself."""
+    name = node.name or node.op_type
+    return name.partition("/")[0] or name
+
+
 def only_user(value: ir.Value) -> ir.Node | None:
     """Return the one node that uses a value, once; None where there are more or it is an output of the graph."""
     users = [node for node, _ in value.uses()]

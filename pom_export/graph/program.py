@@ -18,6 +18,8 @@ MASKS = ("none", "causal", "padding", "full")
 _TOKEN_AXES = (TOKENS, CONTEXT_TOKENS)
 # What tracing sees; no two equal and none 1, so that no dimension is taken for another or for a constant.
 _EXAMPLE_SIZES = {BATCH: 2, TOKENS: 7, CONTEXT_TOKENS: 5}
+# No clamp bounds the product form: its products of K factors leave float16's range where its inputs are large.
+_PRODUCT_SCALE = 4.0
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,10 @@ def mixer_program(mixer: PolynomialMixer | ProductMixer, options: GraphOptions) 
         axes["mask"] = ((BATCH, source), torch.bool)
     elif mask == "full":
         axes["mask"] = ((BATCH, TOKENS, source), torch.bool)
-    limits = InputLimits(tokens=rotary.max_seq_len if rotary is not None else None)
+    limits = InputLimits(
+        tokens=rotary.max_seq_len if rotary is not None else None,
+        scale=_PRODUCT_SCALE if isinstance(mixer, ProductMixer) else None,
+    )
     if rotary is not None and options.positions:
         limits = _add_positions(axes, rotary, source)
     wrapper = _MixerProgram if rotary is None else _RotaryMixerProgram

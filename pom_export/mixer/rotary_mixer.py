@@ -45,9 +45,6 @@ class RotaryPolynomialMixer(PolynomialMixer):
         InputError: a hyper-parameter is out of range.
     """
 
-    # Angles need float32 in a model of a smaller type too: see `pom_export.graph.copying`.
-    full_precision_buffers = ("freqs_cos", "freqs_sin", "row_cos", "row_sin", "col_cos", "col_sin")
-
     def __init__(
         self,
         dim: int,

@@ -80,9 +80,6 @@ def _norm(x: Tensor) -> Tensor:
 class Rotary(nn.Module):
     """Rotates the channels of each head by the tokens' positions."""
 
-    # Angles need float32 in a model of a smaller type too: see `pom_export.graph.copying`.
-    full_precision_buffers = ("inv_freq",)
-
     def __init__(self, head_dim: int) -> None:
         super().__init__()
         self.register_buffer("inv_freq", _ROPE_BASE ** -(torch.arange(0, head_dim, 2).float() / head_dim))

@@ -81,7 +81,10 @@ def _draw(spec: TensorSpec, plan: _Plan, limits: InputLimits, random_state: np.r
         return mask
     if np.issubdtype(spec.dtype, np.integer):
         return random_state.integers(0, limits.values.get(spec.name, [2]), shape).astype(spec.dtype)
-    return (plan.scale * random_state.standard_normal(shape)).astype(spec.dtype)
+    scale = plan.scale
+    if limits.scale is not None and spec.dtype == np.float16:
+        scale = min(scale, limits.scale)
+    return (scale * random_state.standard_normal(shape)).astype(spec.dtype)
 
 
 def _size(axis: str, plan: _Plan, most_tokens: int | None) -> int:

@@ -27,9 +27,14 @@ MODELS: Final = {
         1e-5, 1e-7, "float32 rounds at 6e-8; sums over channels and a few layers grow it about a hundredfold"
     ),
     "float16": Tolerance(
-        1e-2, 1e-4, "float16 rounds at 5e-4 after every node, and weights are rounded once; grown as above, in part"
+        6e-3,
+        1e-5,
+        "float16 rounds at 5e-4, weights once and values after every node, sums and norms not; 3.3e-3 was the most "
+        "seen, over all golden cases and the demo's model",
     ),
-    "bfloat16": Tolerance(1e-1, 1e-3, "bfloat16 rounds at 4e-3 after every node, and weights are rounded once"),
+    "bfloat16": Tolerance(
+        5e-2, 1e-4, "bfloat16 rounds at 4e-3, 8 times as coarsely as float16; 3.0e-2 was the most seen, as above"
+    ),
 }
 """For a whole model's outputs, by the type that its weights and activations have."""
 

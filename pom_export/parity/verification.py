@@ -14,6 +14,7 @@ from polygraphy.comparator import Comparator
 from pom_export.errors import InputError, MissingDependencyError, reason_of
 from pom_export.graph.exported import ExportedModel, TensorSpec
 from pom_export.parity.comparison import CompareToReference
+from pom_export.parity.emulation import EmulatedRunner
 from pom_export.parity.inputs import Case
 from pom_export.parity.report import CaseResult, Comparison
 from pom_export.parity.tolerances import Tolerance
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from polygraphy.backend.base import BaseRunner
 
 ONNXRUNTIME = "onnxruntime"
+# Its CPU provider has no bfloat16 matrix product.
+EMULATION = "onnxruntime emulating bfloat16"
 KERNEL, FUNCTION, PLUGIN = "kernel", "function", "plugin"
 
 
@@ -48,15 +51,20 @@ def tensor_metadata(specs: Sequence[TensorSpec]) -> TensorMetadata:
 
 def onnxruntime_candidates(model: ExportedModel) -> tuple[list[Candidate], list[str]]:
     """Return the candidates that ONNX Runtime offers for a model here, and why others are missing."""
-    if model.precision == "bfloat16":
-        return [], ["onnxruntime: its CPU provider has no bfloat16 matrix product"]
-    function = onnxruntime_runner(model.path, f"{ONNXRUNTIME} {FUNCTION}", kernels=False)
     try:
         custom_ops_library()
     except MissingDependencyError as error:
-        return [Candidate(ONNXRUNTIME, FUNCTION, function)], [f"{ONNXRUNTIME} {KERNEL}: {error.what}"]
-    kernel = onnxruntime_runner(model.path, f"{ONNXRUNTIME} {KERNEL}", kernels=True)
-    return [Candidate(ONNXRUNTIME, KERNEL, kernel), Candidate(ONNXRUNTIME, FUNCTION, function)], []
+        return [_onnxruntime_candidate(model, FUNCTION)], [f"{ONNXRUNTIME} {KERNEL}: {error.what}"]
+    return [_onnxruntime_candidate(model, path) for path in (KERNEL, FUNCTION)], []
+
+
+def _onnxruntime_candidate(model: ExportedModel, path: str) -> Candidate:
+    kernels = path == KERNEL
+    if model.precision != "bfloat16":
+        return Candidate(ONNXRUNTIME, path, onnxruntime_runner(model.path, f"{ONNXRUNTIME} {path}", kernels=kernels))
+    metadata = tensor_metadata(model.inputs)
+    runner = EmulatedRunner(model.path, metadata, f"{EMULATION} {path}", kernels=kernels)
+    return Candidate(EMULATION, path, runner)
 
 
 def compare(

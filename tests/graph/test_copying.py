@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from pom_export.graph.copying import copy_module
-from pom_export.mixer import RotaryPolynomialMixer
 from pom_export.models import GPT, GPTConfig
 
 
@@ -55,12 +54,3 @@ def test_a_copy_of_another_type_has_weights_of_its_own() -> None:
 def test_tied_weights_stay_tied() -> None:
     copied = copy_module(GPT(GPTConfig(11, 1, 2, 8, 2, 2, 2, 1, mlp_width=8)), torch.float64)
     assert copied.lm_head.weight is copied.transformer["wte"].weight
-
-
-def test_tables_of_angles_are_never_smaller_than_float32() -> None:
-    mixer = RotaryPolynomialMixer(8, 2, 2, max_seq_len=5)
-    half, double = copy_module(mixer, torch.float16), copy_module(mixer, torch.float64)
-    assert torch.equal(half.freqs_cos, mixer.freqs_cos)
-    assert half.po_coeff.dtype == torch.float16
-    assert double.freqs_cos.dtype == torch.float64
-    assert half(torch.ones(1, 4, 8, dtype=torch.float16)).dtype == torch.float16

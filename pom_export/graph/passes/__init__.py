@@ -3,6 +3,7 @@
 from pom_export.graph.passes.attach_functions import AttachFunctionsPass
 from pom_export.graph.passes.factor_gate import FactorGatePass
 from pom_export.graph.passes.fuse_gate import FuseGatePass
+from pom_export.graph.passes.lower_precision import LowerPrecisionPass
 from pom_export.graph.passes.name_by_module import NameByModulePass
 from pom_export.graph.passes.name_dimensions import NameDimensionsPass
 from pom_export.graph.passes.recognise_causal import RecogniseCausalPass
@@ -14,6 +15,7 @@ __all__ = [
     "AttachFunctionsPass",
     "FactorGatePass",
     "FuseGatePass",
+    "LowerPrecisionPass",
     "NameByModulePass",
     "NameDimensionsPass",
     "RecogniseCausalPass",

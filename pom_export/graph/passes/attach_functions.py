@@ -80,7 +80,8 @@ class AttachFunctionsPass(ir.passes.InPlacePass):
     """Give every node of our ops a model-local function of standard ops.
 
     The first variant is the function proper; further ones are overloads, which ONNX Runtime tells apart
-    and TensorRT's parser does not (it goes by name alone): there such a model needs the plugin.
+    and TensorRT's parser does not (it goes by name alone): there such a model needs the plugin, or its functions
+    inlined first.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

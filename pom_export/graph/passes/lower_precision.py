@@ -1,0 +1,168 @@
+"""Lower a float32 graph to float16 or bfloat16, but for what needs float32."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from pom_export.errors import InputError
+from pom_export.graph.exported import KEPT_IN_FLOAT32, METADATA_PREFIX
+from pom_export.graph.nodes import add_constant
+from pom_export.graph.precision import Plan, plan_precision
+from pom_export.graph.precision.rules import is_constant, is_float, largest
+
+# A node, which of its inputs a value is, and the type that it wants; None: whichever there is.
+_Use = tuple[ir.Node, int, ir.DataType | None]
+
+
+class LowerPrecisionPass(ir.passes.InPlacePass):
+    """Make weights, values, inputs and outputs half, and cast where a half and a float32 node meet.
+
+    Constants are cast here, once, not when the model runs. An output that may leave the half type's range stays
+    float32. What is kept in float32 beyond the usual is written into the metadata, module by module with its reason.
+
+    Args:
+        dtype: FLOAT16 or BFLOAT16.
+        peaks: magnitudes of values that were seen, by name.
+    """
+
+    def __init__(self, dtype: ir.DataType, peaks: Mapping[str, float]) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.peaks = peaks
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Lower the graph.
+
+        Raises:
+            InputError: a weight that a product multiplies by leaves the half type's range, or all of it becomes 0.
+        """
+        plan = plan_precision(model, self.dtype, self.peaks)
+        _Lowering(model.graph, plan).run()
+        model.metadata_props[METADATA_PREFIX + KEPT_IN_FLOAT32] = json.dumps(plan.out_of_range.reasons)
+        return ir.passes.PassResult(model, modified=True)
+
+
+class _Lowering:
+    """Gives every float value its type, and every user of one the form that it wants."""
+
+    def __init__(self, graph: ir.Graph, plan: Plan) -> None:
+        self.graph = graph
+        self.plan = plan
+        self.forms: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+
+    def run(self) -> None:
+        """Cast constants, insert Casts, and set the types of all values."""
+        # What everything becomes is decided before anything changes.
+        uses = {value: self._uses(value) for value in self._values()}
+        made = {value: self._type_of(value, uses[value]) for value in uses}
+        self.forms = {(value, dtype): value for value, dtype in made.items()}
+        for value, users in uses.items():
+            for node, index, wanted in users:
+                if wanted is not None:
+                    node.replace_input_with(index, self._form(value, wanted))
+        for value in dict.fromkeys(filter(is_float, self.graph.outputs)):
+            self._give_output(value)
+        for value, dtype in made.items():
+            if is_constant(value):
+                value.const_value = _lowered(value, dtype)
+            value.type = ir.TensorType(dtype)
+
+    def _values(self) -> list[ir.Value]:
+        made = (value for node in self.graph for value in node.outputs)
+        every = dict.fromkeys([*self.graph.inputs, *self.graph.initializers.values(), *made])
+        return [value for value in every if is_float(value)]
+
+    def _uses(self, value: ir.Value) -> list[_Use]:
+        # What a nested graph takes from outside stays as it is there.
+        return [
+            (node, index, self.plan.wanted(node, index) if node.graph is self.graph else ir.DataType.FLOAT)
+            for node, index in value.uses()
+        ]
+
+    def _type_of(self, value: ir.Value, uses: list[_Use]) -> ir.DataType:
+        """Return the type of a value itself: a constant's is half where any user wants that."""
+        if is_constant(value) and all(wanted != self.plan.dtype for _, _, wanted in uses):
+            return ir.DataType.FLOAT
+        return self.plan.made(value)
+
+    def _form(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """Return a value in a type, made once."""
+        if (value, dtype) not in self.forms:
+            self.forms[value, dtype] = self._make_form(value, dtype)
+        return self.forms[value, dtype]
+
+    def _make_form(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        node, name = value.producer(), f"{value.name}_{dtype.name.lower()}"
+        if is_constant(value):
+            assert value.const_value is not None
+            return add_constant(self.graph, name, value.const_value.numpy(), dtype)
+        source = node.inputs[0] if node is not None else None
+        if node is None or source is None or node.op_type not in {"Cast", "ConstantOfShape"}:
+            made = _cast(value, dtype)
+        elif is_float(source):
+            return self._form(source, dtype)  # from half to float32 and back
+        elif node.op_type == "Cast":
+            made = _cast(source, dtype)
+        else:
+            fill = node.attributes["value"].as_tensor().numpy().astype(dtype.numpy())
+            made = ir.node("ConstantOfShape", [source], {"value": ir.tensor(fill, dtype)})
+        made.name = _name_of(value, dtype)
+        made.outputs[0].name, made.outputs[0].shape, made.outputs[0].type = name, value.shape, ir.TensorType(dtype)
+        if node is None:
+            self.graph.insert_before(self.graph[0], made)
+        else:
+            self.graph.insert_after(node, made)
+        return made.outputs[0]
+
+    def _give_output(self, value: ir.Value) -> None:
+        outside = value in self.plan.out_of_range.values
+        form = self._form(value, ir.DataType.FLOAT if outside else self.plan.dtype)
+        if form is value:
+            return
+        name, form.name, value.name = value.name, None, f"{value.name}_float32"
+        form.name = name
+        for index, output in enumerate(self.graph.outputs):
+            if output is value:
+                self.graph.outputs[index] = form
+
+
+def _name_of(value: ir.Value, dtype: ir.DataType) -> str:
+    node, suffix = value.producer(), dtype.name.lower()
+    if node is None:
+        return f"{value.name}/{suffix}"
+    return f"{node.name}/{suffix}" if len(node.outputs) == 1 else f"{node.name}/{value.index()}/{suffix}"
+
+
+def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Node:
+    return ir.node("Cast", [value], {"to": ir.AttrInt64("to", dtype)})
+
+
+def _lowered(value: ir.Value, dtype: ir.DataType) -> ir.TensorProtocol:
+    """Return a constant in a type.
+
+    Raises:
+        InputError: a finite number becomes infinite, or all that is in it 0.
+    """
+    assert value.const_value is not None
+    if dtype == ir.DataType.FLOAT:
+        return value.const_value
+    array = value.const_value.numpy()
+    with np.errstate(over="ignore"):
+        lowered = array.astype(dtype.numpy())
+    lost = np.isfinite(array) & ~np.isfinite(lowered.astype(np.float32))
+    name = dtype.name.lower()
+    if lost.any():
+        raise InputError(
+            f"{value.name} holds {array[lost].flat[0]:.6g}, but {name} ends at {largest(dtype):.6g}",
+            "Export in another type",
+        )
+    if array.any() and not lowered.any():
+        raise InputError(
+            f"{value.name} holds nothing above {np.abs(array).max():.3g}, which is 0 in {name}",
+            "Export in another type",
+        )
+    return ir.tensor(lowered, dtype)

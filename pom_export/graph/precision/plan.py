@@ -1,0 +1,146 @@
+"""Decide, node by node, what a half-precision graph computes in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from pom_export.graph.nodes import aggregation_nodes, gated_nodes, input_names, is_aggregation
+from pom_export.graph.precision.range import OutOfRange, find_out_of_range
+from pom_export.graph.precision.rules import (
+    FOLLOWING,
+    PROMOTING,
+    RANGE_HUNGRY,
+    is_constant,
+    is_float,
+    reads_any,
+    takes,
+    takes_input,
+)
+
+# Inputs of an aggregation that may be float32 whatever x is, and are where it costs nothing; by groups of one type.
+_EXACT_INPUTS = (("coefficients",), ("gate_bias",), ("cos", "sin"))
+
+_GRAPHS = {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}
+
+
+@dataclass
+class Plan:
+    """What a half-precision graph computes in float32.
+
+    Attributes:
+        dtype: the half type.
+        opset: the graph's version of the standard ops.
+        single: the nodes that compute in float32.
+        out_of_range: values that may leave the half type's range.
+    """
+
+    dtype: ir.DataType
+    opset: int
+    out_of_range: OutOfRange
+    single: set[ir.Node] = field(default_factory=set)
+
+    def wanted(self, node: ir.Node, index: int) -> ir.DataType | None:
+        """Return the type that a node's float input should have; None: any, the node does not read it."""
+        if reads_any(node):
+            return None
+        if node in self.single or (not is_aggregation(node) and not takes_input(node, self.opset, index, self.dtype)):
+            return ir.DataType.FLOAT
+        if is_aggregation(node) and self._is_exact(node, input_names(node)[index]):
+            return ir.DataType.FLOAT
+        return self.dtype
+
+    def made(self, value: ir.Value) -> ir.DataType:
+        """Return the type in which a float value is made."""
+        return ir.DataType.FLOAT if value.producer() in self.single else self.dtype
+
+    def _is_exact(self, node: ir.Node, name: str) -> bool:
+        group = next((group for group in _EXACT_INPUTS if name in group), ())
+        values = [value for key, value in zip(input_names(node), node.inputs, strict=False) if key in group]
+        return bool(group) and all(value is not None and self._is_float32(value) for value in values)
+
+    def _is_float32(self, value: ir.Value) -> bool:
+        return is_constant(value) or value.producer() in self.single
+
+
+def plan_precision(model: ir.Model, dtype: ir.DataType, peaks: Mapping[str, float]) -> Plan:
+    """Return which nodes of a float32 graph stay in float32 when it is lowered to a half type.
+
+    Args:
+        model: a float32 graph of the exporter, before functions are attached.
+        dtype: FLOAT16 or BFLOAT16.
+        peaks: magnitudes of values that were seen, by name.
+    """
+    plan = Plan(dtype, model.opset_imports[""], find_out_of_range(model, dtype, peaks))
+    plan.single.update(_table_nodes(model))
+    numbers: set[ir.Value] = set()
+    for node in model.graph:
+        inputs = [value for value in node.inputs if value is not None and is_float(value) and not is_constant(value)]
+        if _is_number(node, inputs, numbers):
+            numbers.update(node.outputs)
+            plan.single.add(node)
+        elif _is_single(node, inputs, plan):
+            plan.single.add(node)
+    return plan
+
+
+def _is_single(node: ir.Node, inputs: list[ir.Value], plan: Plan) -> bool:
+    if reads_any(node):
+        return False
+    outside = plan.out_of_range.values
+    if any(value in outside for value in (*inputs, *node.outputs)):
+        return True
+    if is_aggregation(node):
+        return False
+    if any(attribute.type in _GRAPHS for attribute in node.attributes.values()):
+        return True
+    if node.op_type in RANGE_HUNGRY or not takes(node, plan.opset, plan.dtype):
+        return True
+    single = [value.producer() in plan.single for value in inputs if not is_exact_in_half(value)]
+    if node.op_type in PROMOTING:
+        return any(single)
+    return node.op_type in FOLLOWING and bool(single) and all(single)
+
+
+def _is_number(node: ir.Node, inputs: list[ir.Value], numbers: set[ir.Value]) -> bool:
+    """Return whether a node computes with integers as numbers: positions and counts, which a half type rounds."""
+    if not any(is_float(value) for value in node.outputs):
+        return False
+    if node.op_type == "Cast" and not inputs:
+        source = node.inputs[0]
+        return source is not None and source.dtype != ir.DataType.BOOL
+    return bool(inputs) and all(value in numbers for value in inputs)
+
+
+def is_exact_in_half(value: ir.Value) -> bool:
+    """Return whether a value is made as exactly in half: of booleans, or of one constant."""
+    node = value.producer()
+    if node is None or any(is_float(source) for source in node.inputs):
+        return False
+    return node.op_type in {"Cast", "ConstantOfShape"}
+
+
+def _table_nodes(model: ir.Model) -> set[ir.Node]:
+    """Return what picks the rows of a rotation's tables; they are constants of the file, and stay as they are."""
+    found: set[ir.Node] = set()
+    for node in [*aggregation_nodes(model), *gated_nodes(model)]:
+        for name, value in zip(input_names(node), node.inputs, strict=False):
+            if name in {"cos", "sin"} and value is not None:
+                found.update(_makers(value) or ())
+    return found
+
+
+def _makers(value: ir.Value) -> set[ir.Node] | None:
+    """Return the nodes that make a value of constants and integers alone; None where it is made of activations."""
+    node = value.producer()
+    if node is None:
+        return set() if is_constant(value) else None
+    found = {node}
+    for source in filter(is_float, node.inputs):
+        makers = _makers(source) if source is not None else None
+        if makers is None:
+            return None
+        found |= makers
+    return found
