@@ -18,10 +18,10 @@ from pom_export.models import GPT, GPTConfig
 SCRIPT = """
 import sys, threading
 import pom_export
-from pom_export.graph import exporter
+from pom_export.graph import saving
 import pom_export.api.source
 
-exporter._EXTERNAL_DATA_BYTES = 1_000_000
+saving.EXTERNAL_DATA_BYTES = 1_000_000
 peak = 0
 
 def resident():

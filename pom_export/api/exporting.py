@@ -101,7 +101,7 @@ def export(
         ParityError: outputs differ from PyTorch's; no file is written.
     """
     from pom_export.api.source import load_source
-    from pom_export.graph.exporter import check_opset, default_opset
+    from pom_export.graph.opsets import check_opset, default_opset
     from pom_export.graph.program import GraphOptions
 
     if dtype not in PRECISIONS:
@@ -153,13 +153,17 @@ def _result(output: str | os.PathLike[str], exported: ExportedModel, checked: li
 
 def _write(source: Source, path: Path, dtype: str, opset: int, optimize: bool) -> Program:
     """Trace the source and save the graph, which is let go of before anything is compared."""
-    from pom_export.graph.exporter import export_graph, save_model
+    from pom_export.graph.exporter import export_graph
+    from pom_export.graph.saving import save_model
+    from pom_export.parity.peaks import observe_peaks
 
     program = source.program()
     try:
         properties = {**source.properties, "dtype": dtype}
+        # bfloat16 has float32's range.
+        seen = {"observe": lambda graph: observe_peaks(graph, trial_inputs(source, program))}
         graph = export_graph(
-            program, opset, properties, optimize=optimize, dtype=dtype, feeds=trial_inputs(source, program)
+            program, opset, properties, optimize=optimize, dtype=dtype, **(seen if dtype == "float16" else {})
         )
         save_model(graph, path)
     except InputError as error:

@@ -13,14 +13,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from pom_export.errors import InputError
+from pom_export.graph.saving import EXTERNAL_DATA_BYTES
 
 Sizes = Mapping[str, int]
 Axes = tuple[str | int, ...]
 _ITEM_BYTES = 4
 _SCALE = 0.02
 _OPSET, _IR_VERSION = 20, 10
-# Protocol buffers end at 2 GB.
-_EXTERNAL_DATA_BYTES = 1_500_000_000
 _PRODUCTS = ("MatMul", "Gemm")
 
 
@@ -122,5 +121,5 @@ def save_graph(graph: onnx.GraphProto, path: Path, domains: Sequence[str] = ()) 
     """Save a graph of standard ops, and of other domains' at version 1."""
     imports = [helper.make_opsetid("", _OPSET), *(helper.make_opsetid(domain, 1) for domain in domains)]
     model = helper.make_model(graph, opset_imports=imports, ir_version=_IR_VERSION)
-    large = sum(len(tensor.raw_data) for tensor in graph.initializer) > _EXTERNAL_DATA_BYTES
+    large = sum(len(tensor.raw_data) for tensor in graph.initializer) > EXTERNAL_DATA_BYTES
     onnx.save_model(model, path, save_as_external_data=large, location=f"{path.name}.data")

@@ -6,11 +6,9 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from unittest import mock
 
-import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
@@ -18,6 +16,7 @@ from torch import Tensor
 from torch.nn.modules import transformer
 
 from pom_export.errors import InputError, reason_of
+from pom_export.graph.opsets import check_opset
 from pom_export.graph.passes import (
     AttachFunctionsPass,
     FactorGatePass,
@@ -30,28 +29,9 @@ from pom_export.graph.passes import (
     SplitProjectionPass,
     StampMetadataPass,
 )
-from pom_export.graph.precision import observe_peaks
+from pom_export.graph.passes.lower_precision import Observe
 from pom_export.graph.program import Program
 from pom_export.graph.translation import translation_table
-
-Feeds = Iterable[Mapping[str, Tensor]]
-OPSETS = range(18, 25)
-_DEFAULT_OPSET = 20
-# HardSigmoid and Conv take bfloat16 from opset 22 on.
-_BFLOAT16_OPSET = 22
-# Protocol buffers end at 2 GB; beyond this the weights go to a file of their own.
-_EXTERNAL_DATA_BYTES = 1_500_000_000
-
-
-def default_opset(dtype: str) -> int:
-    """Return the opset to export a type with when none is asked for."""
-    return _BFLOAT16_OPSET if dtype == "bfloat16" else _DEFAULT_OPSET
-
-
-def check_opset(opset: int) -> None:
-    """Raise InputError for an opset that the function body or torch.onnx does not support."""
-    if opset not in OPSETS:
-        raise InputError(f"opset {opset} is not supported", f"Choose {OPSETS.start} to {OPSETS.stop - 1}")
 
 
 @contextlib.contextmanager
@@ -85,16 +65,7 @@ def _traceable_transformers() -> Iterator[None]:
 
 
 def trace(program: Program, opset: int) -> ir.Model:
-    """Run torch.export and torch.onnx over a program, and return the graph.
-
-    Raises:
-        InputError: torch could not trace or translate the model; the first line of its reason is kept.
-    """
-    return _traced(program, opset).model
-
-
-def _traced(program: Program, opset: int) -> torch.onnx.ONNXProgram:
-    """Return the graph and the program of torch.export that it was made from.
+    """Run torch.export and torch.onnx over a program.
 
     Raises:
         InputError: torch could not trace or translate the model; the first line of its reason is kept.
@@ -117,7 +88,7 @@ def _traced(program: Program, opset: int) -> torch.onnx.ONNXProgram:
             reason = reason_of(error.__cause__ or error)
             raise InputError(f"torch could not export the model: {reason}", "Run with --debug for the trace") from error
     assert exported is not None
-    return exported
+    return exported.model
 
 
 def _optimizations(dtype: str) -> list[ir.passes.InPlacePass]:
@@ -127,18 +98,15 @@ def _optimizations(dtype: str) -> list[ir.passes.InPlacePass]:
     return [SplitProjectionPass(), *factor, FuseGatePass(), common.RemoveUnusedNodesPass()]
 
 
-def _lowering(
-    traced: torch.onnx.ONNXProgram, program: Program, dtype: str, feeds: Feeds
-) -> list[ir.passes.InPlacePass]:
+def _lowering(dtype: str, observe: Observe) -> list[ir.passes.InPlacePass]:
     """Return the passes that make a graph half precision."""
     if dtype == "float32":
         return []
-    peaks = {}
-    if dtype == "float16":  # bfloat16 has float32's range
-        assert traced.exported_program is not None
-        with _quiet_torch():
-            peaks = observe_peaks(traced.exported_program, feeds, program.outputs)
-    return [LowerPrecisionPass(ir.DataType[dtype.upper()], peaks), common.RemoveUnusedNodesPass()]
+    return [LowerPrecisionPass(ir.DataType[dtype.upper()], observe), common.RemoveUnusedNodesPass()]
+
+
+def _nothing_seen(_: ir.Model) -> Mapping[str, float]:
+    return {}
 
 
 def export_graph(
@@ -148,7 +116,7 @@ def export_graph(
     *,
     optimize: bool = True,
     dtype: str = "float32",
-    feeds: Feeds = (),
+    observe: Observe = _nothing_seen,
 ) -> ir.Model:
     """Trace a program and apply the passes.
 
@@ -158,13 +126,13 @@ def export_graph(
         properties: metadata to write besides the program's own.
         optimize: whether products and gates around the aggregations are rewritten to cost less.
         dtype: type of the graph: "float32", "float16" or "bfloat16".
-        feeds: float32 inputs by name, on which the values of a float16 graph are known to fit, or kept in float32.
+        observe: returns the magnitudes that a float32 graph's values reach, by name: what a float16 graph keeps in
+            float32. Where it returns nothing, the weights alone decide.
 
     Raises:
         InputError: the opset is not supported, torch could not export the model, or a weight does not fit the type.
     """
     check_opset(opset)
-    traced = _traced(program, opset)
     passes = ir.passes.Sequential(
         NameByModulePass(program.prefix),
         NameDimensionsPass(),
@@ -173,38 +141,14 @@ def export_graph(
         # Before weights are cut: what is used whole and transposed too stays one.
         ShareTransposedPass(),
         *(_optimizations(dtype) if optimize else ()),
-        *_lowering(traced, program, dtype, feeds),
+        *_lowering(dtype, observe),
         AttachFunctionsPass(),
         common.RemoveUnusedOpsetsPass(),
         StampMetadataPass({**program.properties, **properties}),
     )
     try:
-        return passes(traced.model).model
+        return passes(trace(program, opset)).model
     except ir.passes.PassError as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from error
         raise
-
-
-def save_model(model: ir.Model, path: Path) -> None:
-    """Save a model, its weights in `path`.data when they are large, and check it with onnx.checker.
-
-    Raises:
-        InputError: the checker refuses it: an op does not take the model's type at this opset; or ONNX Runtime would
-            take the file for one of its own format.
-    """
-    if path.suffix == ".ort":
-        raise InputError(f"ONNX Runtime takes {path.name} for a file of its own format", "Choose another suffix")
-    weights = (value.const_value for value in model.graph.initializers.values())
-    size = sum(tensor.nbytes for tensor in weights if tensor is not None)
-    external_data = f"{path.name}.data" if size > _EXTERNAL_DATA_BYTES else None
-    # Without a format, one would be chosen by the suffix.
-    ir.save(model, path, format="protobuf", external_data=external_data)
-    try:
-        onnx.checker.check_model(path, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        reason = reason_of(error)
-        raise InputError(
-            f"the model is not valid at opset {model.opset_imports['']}: {reason}",
-            f"Try a newer one, up to --opset {OPSETS.stop - 1}",
-        ) from error

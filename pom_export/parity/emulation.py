@@ -1,4 +1,8 @@
-"""Run bfloat16 models in ONNX Runtime on the CPU, which has no bfloat16 products, with the same roundings."""
+"""Run half-precision models in ONNX Runtime on the CPU with the roundings of a device that computes in half.
+
+The CPU's provider has no bfloat16 products, and takes the casts between float16 nodes away: what leaves float16's range
+would not be seen.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +19,18 @@ from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.common import TensorMetadata
 
 from pom_export import contract
+from pom_export.graph.saving import save_graph
 from pom_export.runtime.session import inference_session
 
-_WIDE, _NARROW = ir.DataType.FLOAT, ir.DataType.BFLOAT16
-_EXTERNAL_DATA_BYTES = 1_500_000_000
+_WIDE = ir.DataType.FLOAT
+_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 class EmulatedRunner(OnnxrtRunner):  # type: ignore[misc]  # Polygraphy is untyped
-    """Runs the emulation of a bfloat16 model, with our kernels or with the op's function.
+    """Runs the emulation of a half-precision model, with our kernels or with the op's function.
 
     Args:
-        model: path of the bfloat16 file.
+        model: path of the file.
         metadata: of its inputs.
         name: of the runner.
         kernels: whether our library is registered.
@@ -40,7 +45,7 @@ class EmulatedRunner(OnnxrtRunner):  # type: ignore[misc]  # Polygraphy is untyp
 
     def infer_impl(self, feed_dict: dict[str, Any]) -> OrderedDict[str, Any]:  # noqa: D102 (Polygraphy's)
         feed = {
-            name: array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array
+            name: array.astype(np.float32) if array.dtype in (np.float16, ml_dtypes.bfloat16) else array
             for name, array in feed_dict.items()
         }
         return super().infer_impl(feed)
@@ -48,45 +53,45 @@ class EmulatedRunner(OnnxrtRunner):  # type: ignore[misc]  # Polygraphy is untyp
 
 def _session(model: Path, kernels: bool) -> Any:
     with TemporaryDirectory() as folder:
-        save_emulation(model, Path(folder) / model.name)
-        return inference_session(Path(folder) / model.name, kernels=kernels)
+        emulated = Path(folder) / "emulated.onnx"
+        save_emulation(model, emulated)
+        return inference_session(emulated, kernels=kernels)
 
 
 def save_emulation(model: str | os.PathLike[str], path: Path) -> None:
-    """Save a model whose standard ops compute in float32 what they did in bfloat16, and round every result to it.
+    """Save a model whose standard ops compute in float32 what they did in half, and round every result to it.
 
-    That is what hardware does, whose products sum in float32. Nodes of our ops, which take bfloat16 as it is, stay.
-    Inputs and outputs are float32, which numpy knows; they hold bfloat16's values.
+    That is what hardware does, whose products sum in float32. Nodes of our ops take half types as they are, and stay.
+    Inputs and outputs are float32, which numpy knows; they hold the half type's values.
     """
-    emulated = ir.load(os.fspath(model))
+    emulated = ir.load(os.fspath(model), format="protobuf")
     graph = emulated.graph
     for node in list(graph):
         if node.domain != contract.DOMAIN and node.op_type != "Cast":
             _widen(graph, node)
     first = graph[0]
     for value in graph.inputs:
-        if value.dtype == _NARROW:
-            graph.insert_before(first, _put_behind(value, _NARROW))
+        if value.dtype in _HALVES:
+            graph.insert_before(first, _put_behind(value, value.dtype))
             value.type = ir.TensorType(_WIDE)
     for index, value in enumerate(graph.outputs):
-        if value.dtype == _NARROW:
+        if value.dtype in _HALVES:
             graph.append(cast := _cast(value, _WIDE))
             graph.outputs[index], name = cast.outputs[0], value.name
             value.name, cast.outputs[0].name = f"{name}_narrow", name
-    size = sum(value.const_value.nbytes for value in graph.initializers.values() if value.const_value is not None)
-    ir.save(emulated, path, external_data=f"{path.name}.data" if size > _EXTERNAL_DATA_BYTES else None)
+    save_graph(emulated, path)
 
 
 def _widen(graph: ir.Graph, node: ir.Node) -> None:
     """Cast a node's inputs to float32, and its outputs back."""
     for index, value in enumerate(node.inputs):
-        if value is not None and value.dtype == _NARROW:
+        if value is not None and value.dtype in _HALVES:
             cast = _cast(value, _WIDE)
             graph.insert_before(node, cast)
             node.replace_input_with(index, cast.outputs[0])
     for value in node.outputs:
-        if value.dtype == _NARROW:
-            graph.insert_after(node, cast := _put_behind(value, _NARROW))
+        if value.dtype in _HALVES:
+            graph.insert_after(node, cast := _put_behind(value, value.dtype))
             value.name, cast.outputs[0].name = f"{value.name}_unrounded", value.name
             value.type = ir.TensorType(_WIDE)
 

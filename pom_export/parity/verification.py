@@ -11,6 +11,7 @@ import numpy as np
 from polygraphy.common import TensorMetadata
 from polygraphy.comparator import Comparator
 
+from pom_export.engine.recipe import FUNCTION
 from pom_export.errors import InputError, MissingDependencyError, reason_of
 from pom_export.graph.exported import ExportedModel, TensorSpec
 from pom_export.parity.comparison import CompareToReference
@@ -26,9 +27,8 @@ if TYPE_CHECKING:
     from polygraphy.backend.base import BaseRunner
 
 ONNXRUNTIME = "onnxruntime"
-# Its CPU provider has no bfloat16 matrix product.
-EMULATION = "onnxruntime emulating bfloat16"
-KERNEL, FUNCTION, PLUGIN = "kernel", "function", "plugin"
+EMULATION = "onnxruntime emulating"
+KERNEL = "kernel"
 
 
 @dataclass(frozen=True)
@@ -51,20 +51,25 @@ def tensor_metadata(specs: Sequence[TensorSpec]) -> TensorMetadata:
 
 def onnxruntime_candidates(model: ExportedModel) -> tuple[list[Candidate], list[str]]:
     """Return the candidates that ONNX Runtime offers for a model here, and why others are missing."""
+    paths, missing = [FUNCTION], []
     try:
         custom_ops_library()
+        paths.insert(0, KERNEL)
     except MissingDependencyError as error:
-        return [_onnxruntime_candidate(model, FUNCTION)], [f"{ONNXRUNTIME} {KERNEL}: {error.what}"]
-    return [_onnxruntime_candidate(model, path) for path in (KERNEL, FUNCTION)], []
+        missing.append(f"{ONNXRUNTIME} {KERNEL}: {error.what}")
+    if model.precision == "bfloat16":
+        return [_emulated(model, path) for path in paths], missing
+    candidates = [
+        Candidate(ONNXRUNTIME, path, onnxruntime_runner(model.path, f"{ONNXRUNTIME} {path}", kernels=path == KERNEL))
+        for path in paths
+    ]
+    return candidates + ([_emulated(model, paths[0])] if model.precision == "float16" else []), missing
 
 
-def _onnxruntime_candidate(model: ExportedModel, path: str) -> Candidate:
-    kernels = path == KERNEL
-    if model.precision != "bfloat16":
-        return Candidate(ONNXRUNTIME, path, onnxruntime_runner(model.path, f"{ONNXRUNTIME} {path}", kernels=kernels))
-    metadata = tensor_metadata(model.inputs)
-    runner = EmulatedRunner(model.path, metadata, f"{EMULATION} {path}", kernels=kernels)
-    return Candidate(EMULATION, path, runner)
+def _emulated(model: ExportedModel, path: str) -> Candidate:
+    name = f"{EMULATION} {model.precision}"
+    runner = EmulatedRunner(model.path, tensor_metadata(model.inputs), f"{name} {path}", kernels=path == KERNEL)
+    return Candidate(name, path, runner)
 
 
 def compare(

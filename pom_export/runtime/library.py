@@ -37,6 +37,15 @@ def custom_ops_library() -> Path:
     return _locate("libpom_onnxruntime.so", "POM_CUSTOM_OPS_LIBRARY", "ONNX Runtime custom op")
 
 
+def has_custom_ops_library() -> bool:
+    """Return whether this installation has our ONNX Runtime op library."""
+    try:
+        custom_ops_library()
+    except MissingDependencyError:
+        return False
+    return True
+
+
 def plugin_library() -> Path:
     """Return the path of our TensorRT plugin library, for `IPluginRegistry.load_library`.
 

@@ -13,7 +13,7 @@ import torch
 
 import pom_export
 from pom_export.cli.main import run
-from pom_export.graph import exporter
+from pom_export.graph import saving
 
 CHECKPOINT = Path(__file__).parents[1] / "data" / "golden" / "v2_base" / "checkpoint.pt"
 
@@ -35,7 +35,7 @@ def test_an_export_removes_the_side_files_of_the_one_that_it_replaces(
     output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(exporter, "_EXTERNAL_DATA_BYTES", 0)
+        patched.setattr(saving, "EXTERNAL_DATA_BYTES", 0)
         assert export(CHECKPOINT, output, "--samples", "1") == 0
     assert names(tmp_path) == ["m.onnx", "m.onnx.data", "m.parity.npz"]
     assert export(CHECKPOINT, output) == 0
@@ -70,7 +70,7 @@ def test_external_weights_do_not_replace_the_checkpoint(
 ) -> None:
     checkpoint = tmp_path / "m.onnx.data"
     shutil.copy(CHECKPOINT, checkpoint)
-    monkeypatch.setattr(exporter, "_EXTERNAL_DATA_BYTES", 0)
+    monkeypatch.setattr(saving, "EXTERNAL_DATA_BYTES", 0)
     assert export(checkpoint, output) == 2
     assert "m.onnx.data is the input itself" in capsys.readouterr().err
     assert checkpoint.read_bytes() == CHECKPOINT.read_bytes()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +14,7 @@ from pom_export.graph.nodes import add_constant
 from pom_export.graph.precision import Plan, plan_precision
 from pom_export.graph.precision.rules import is_constant, is_float, largest
 
+Observe = Callable[[ir.Model], Mapping[str, float]]
 # A node, which of its inputs a value is, and the type that it wants; None: whichever there is.
 _Use = tuple[ir.Node, int, ir.DataType | None]
 
@@ -26,13 +27,13 @@ class LowerPrecisionPass(ir.passes.InPlacePass):
 
     Args:
         dtype: FLOAT16 or BFLOAT16.
-        peaks: magnitudes of values that were seen, by name.
+        observe: returns the magnitudes that a graph's values reach, by name; empty: nothing is known but the weights.
     """
 
-    def __init__(self, dtype: ir.DataType, peaks: Mapping[str, float]) -> None:
+    def __init__(self, dtype: ir.DataType, observe: Observe) -> None:
         super().__init__()
         self.dtype = dtype
-        self.peaks = peaks
+        self.observe = observe
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Lower the graph.
@@ -40,7 +41,7 @@ class LowerPrecisionPass(ir.passes.InPlacePass):
         Raises:
             InputError: a weight that a product multiplies by leaves the half type's range, or all of it becomes 0.
         """
-        plan = plan_precision(model, self.dtype, self.peaks)
+        plan = plan_precision(model, self.dtype, self.observe(model))
         _Lowering(model.graph, plan).run()
         model.metadata_props[METADATA_PREFIX + KEPT_IN_FLOAT32] = json.dumps(plan.out_of_range.reasons)
         return ir.passes.PassResult(model, modified=True)
@@ -108,7 +109,8 @@ class _Lowering:
         elif node.op_type == "Cast":
             made = _cast(source, dtype)
         else:
-            fill = node.attributes["value"].as_tensor().numpy().astype(dtype.numpy())
+            given = node.attributes.get("value")
+            fill = np.zeros(1, dtype.numpy()) if given is None else given.as_tensor().numpy().astype(dtype.numpy())
             made = ir.node("ConstantOfShape", [source], {"value": ir.tensor(fill, dtype)})
         made.name = _name_of(value, dtype)
         made.outputs[0].name, made.outputs[0].shape, made.outputs[0].type = name, value.shape, ir.TensorType(dtype)

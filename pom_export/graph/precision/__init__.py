@@ -1,6 +1,5 @@
 """Which nodes of a float32 graph may compute in half precision, and which may not."""
 
-from pom_export.graph.precision.peaks import observe_peaks
 from pom_export.graph.precision.plan import Plan, plan_precision
 
-__all__ = ["Plan", "observe_peaks", "plan_precision"]
+__all__ = ["Plan", "plan_precision"]

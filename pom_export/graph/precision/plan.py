@@ -117,9 +117,10 @@ def _is_number(node: ir.Node, inputs: list[ir.Value], numbers: set[ir.Value]) ->
 def is_exact_in_half(value: ir.Value) -> bool:
     """Return whether a value is made as exactly in half: of booleans, or of one constant."""
     node = value.producer()
-    if node is None or any(is_float(source) for source in node.inputs):
+    if node is None or node.op_type not in {"Cast", "ConstantOfShape"}:
         return False
-    return node.op_type in {"Cast", "ConstantOfShape"}
+    source = node.inputs[0]
+    return node.op_type == "ConstantOfShape" or (source is not None and source.dtype == ir.DataType.BOOL)
 
 
 def _table_nodes(model: ir.Model) -> set[ir.Node]:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from pom_export import contract
 from pom_export.errors import InputError
-from pom_export.graph.exporter import export_graph, save_model
+from pom_export.graph.exporter import export_graph
 from pom_export.graph.own_program import module_program, named_examples
 from pom_export.graph.passes.attach_functions import AttachFunctionsPass, aggregation_nodes
 from pom_export.graph.program import GraphOptions, program_of
+from pom_export.graph.saving import save_model
 from pom_export.graph.schema import attributes
 from pom_export.mixer import PolynomialMixer
 from pom_export.parity.comparison import difference

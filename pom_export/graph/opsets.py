@@ -1,0 +1,21 @@
+"""Which versions of the standard ops an export may use."""
+
+from __future__ import annotations
+
+from pom_export.errors import InputError
+
+OPSETS = range(18, 25)
+_DEFAULT_OPSET = 20
+# HardSigmoid and Conv take bfloat16 from opset 22 on.
+_BFLOAT16_OPSET = 22
+
+
+def default_opset(dtype: str) -> int:
+    """Return the opset to export a type with when none is asked for."""
+    return _BFLOAT16_OPSET if dtype == "bfloat16" else _DEFAULT_OPSET
+
+
+def check_opset(opset: int) -> None:
+    """Raise InputError for an opset that the function body or torch.onnx does not support."""
+    if opset not in OPSETS:
+        raise InputError(f"opset {opset} is not supported", f"Choose {OPSETS.start} to {OPSETS.stop - 1}")

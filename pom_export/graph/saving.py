@@ -1,0 +1,43 @@
+"""Save a graph as an ONNX file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from pom_export.errors import InputError, reason_of
+from pom_export.graph.opsets import OPSETS
+
+# Protocol buffers end at 2 GB; beyond this the weights go to a file of their own.
+EXTERNAL_DATA_BYTES = 1_500_000_000
+
+
+def save_model(model: ir.Model, path: Path) -> None:
+    """Save a model, its weights in `path`.data when they are large, and check it with onnx.checker.
+
+    Raises:
+        InputError: the checker refuses it: an op does not take the model's type at this opset; or ONNX Runtime would
+            take the file for one of its own format.
+    """
+    if path.suffix == ".ort":
+        raise InputError(f"ONNX Runtime takes {path.name} for a file of its own format", "Choose another suffix")
+    save_graph(model, path)
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = reason_of(error)
+        raise InputError(
+            f"the model is not valid at opset {model.opset_imports['']}: {reason}",
+            f"Try a newer one, up to --opset {OPSETS.stop - 1}",
+        ) from error
+
+
+def save_graph(model: ir.Model, path: Path) -> None:
+    """Save a graph as it is, its weights in `path`.data when they are large."""
+    weights = (value.const_value for value in model.graph.initializers.values())
+    size = sum(tensor.nbytes for tensor in weights if tensor is not None)
+    external_data = f"{path.name}.data" if size > EXTERNAL_DATA_BYTES else None
+    # Without a format, one would be chosen by the suffix.
+    ir.save(model, path, format="protobuf", external_data=external_data)

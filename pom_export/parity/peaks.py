@@ -1,0 +1,68 @@
+"""How large a float32 graph's values become on given inputs, name by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx_ir as ir
+
+from pom_export.graph.passes import AttachFunctionsPass
+from pom_export.graph.saving import save_graph
+from pom_export.parity.inputs import Array
+from pom_export.runtime.library import has_custom_ops_library
+from pom_export.runtime.session import inference_session
+
+
+def observe_peaks(model: ir.Model, feeds: Iterable[Mapping[str, Array]]) -> dict[str, float]:
+    """Run a graph in ONNX Runtime and return the largest finite magnitude of every float32 value.
+
+    Args:
+        model: a float32 graph of the exporter, before functions are attached; it is left as it is.
+        feeds: inputs by name.
+    """
+    observed = model.clone()
+    AttachFunctionsPass()(observed)
+    peaks = _add_peaks(observed.graph)
+    highest = np.zeros(len(peaks))
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "observed.onnx"
+        save_graph(observed, path)
+        session = inference_session(path, kernels=has_custom_ops_library())
+        names = {given.name for given in session.get_inputs()}
+        for feed in feeds:
+            given = {name: array for name, array in feed.items() if name in names}
+            highest = np.fmax(highest, session.run(list(peaks.values()), given))
+    return dict(zip(peaks, map(float, highest), strict=True))
+
+
+def _add_peaks(graph: ir.Graph) -> dict[str, str]:
+    """Make the peak of every float32 value an output of the graph; return its name by the value's."""
+    zero = _constant(graph, "observed_zero", np.zeros(1, np.float32))
+    flat = _constant(graph, "observed_shape", np.array([-1]))
+    made = (value for node in graph for value in node.outputs)
+    values = [value for value in (*graph.inputs, *made) if value.dtype == ir.DataType.FLOAT]
+    peaks = {}
+    for number, value in enumerate(values):
+        magnitude = ir.node("Abs", [value])
+        infinite = ir.node("IsInf", [value])
+        finite = ir.node("Where", [infinite.outputs[0], zero, magnitude.outputs[0]])
+        line = ir.node("Reshape", [finite.outputs[0], flat])
+        # A value may hold nothing.
+        with_zero = ir.node("Concat", [line.outputs[0], zero], {"axis": ir.AttrInt64("axis", 0)})
+        peak = ir.node("ReduceMax", [with_zero.outputs[0]], {"keepdims": ir.AttrInt64("keepdims", 0)})
+        graph.extend((magnitude, infinite, finite, line, with_zero, peak))
+        output = peak.outputs[0]
+        output.name, output.shape, output.type = f"peak_{number}", ir.Shape(()), ir.TensorType(ir.DataType.FLOAT)
+        graph.outputs.append(output)
+        assert value.name is not None
+        peaks[value.name] = output.name
+    return peaks
+
+
+def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    value = ir.val(name, const_value=ir.tensor(array))
+    graph.register_initializer(value)
+    return value
