@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from pom_export.mixer import PolynomialMixer, ProductMixer, RotaryPolynomialMixer
     from pom_export.parity.report import ParityReport
     from pom_export.runtime.library import custom_ops_library, plugin_library
-    from pom_export.runtime.session import inference_session, tensorrt_provider_options
+    from pom_export.runtime.session import inference_session
+    from pom_export.runtime.tensorrt_provider import tensorrt_provider_options
 
 _HOMES = {
     "EngineInfo": "engine",
@@ -40,7 +41,7 @@ _HOMES = {
     "plugin_library": "runtime.library",
     "replace_attention": "attention",
     "scan": "attention",
-    "tensorrt_provider_options": "runtime.session",
+    "tensorrt_provider_options": "runtime.tensorrt_provider",
     "verify": "api",
     "write_report": "api",
 }

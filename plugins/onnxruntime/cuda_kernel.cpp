@@ -3,6 +3,8 @@
 #include <cuda_runtime_api.h>
 
 #include <memory>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "aggregate_cuda.h"
@@ -13,13 +15,25 @@
 namespace pom::onnxruntime {
 namespace {
 
-// Memory where a tensor lies, from ONNX Runtime's own arena: what follows on the stream may have it next.
+// Memory where a tensor lies, of ONNX Runtime's own. Asked for on the call's stream, so that it goes to no other stream
+// while kernels of this one still use it.
 class Workspace {
  public:
-  Workspace(const Ort::KernelContext& context, const Ort::ConstValue& tensor, std::size_t bytes) {
-    if (bytes > 0) {
-      allocator_.reset(context.GetAllocator(*tensor.GetTensorMemoryInfo()));
+  Workspace(const Ort::KernelContext& context, const OrtKernelContext* raw, const Ort::ConstValue& tensor,
+            std::size_t bytes) {
+    if (bytes == 0) {
+      return;
+    }
+    const Ort::ConstMemoryInfo place = tensor.GetTensorMemoryInfo();
+    allocator_.reset(context.GetAllocator(*place));
+    // Without a stream, there is none to ask on.
+    if (context.GetGPUComputeStream() == nullptr) {
       memory_ = allocator_->Alloc(allocator_.get(), bytes);
+    } else {
+      Ort::ThrowOnError(Ort::GetApi().KernelContext_GetScratchBuffer(raw, place, bytes, &memory_));
+    }
+    if (memory_ == nullptr) {
+      throw std::runtime_error("ONNX Runtime has no memory for a workspace of " + std::to_string(bytes) + " bytes");
     }
   }
   Workspace(const Workspace&) = delete;
@@ -42,11 +56,16 @@ class Workspace {
 
 }  // namespace
 
-void CudaKernel::compute(const Ort::KernelContext& context) const {
+void CudaKernel::compute(OrtKernelContext* raw) const {
+  const Ort::KernelContext context(raw);
   const Inputs inputs(node_.signature(), context);
   const NodeProblem problem = node_.describe(inputs.infos());
   Ort::UnownedValue output = context.GetOutput(0, problem.output_shape());
-  const Workspace workspace(context, context.GetInput(kX), cuda::workspace_bytes(problem.aggregation, problem.gate));
+  if (cuda::is_empty(problem.aggregation, problem.gate)) {
+    return;
+  }
+  const Workspace workspace(context, raw, context.GetInput(kX),
+                            cuda::workspace_bytes(problem.aggregation, problem.gate));
   std::vector<const void*> pointers;
   for (size_t i = 0; i < node_.signature().inputs; ++i) {
     pointers.push_back(inputs.data(i));
@@ -56,7 +75,7 @@ void CudaKernel::compute(const Ort::KernelContext& context) const {
 }
 
 OrtStatus* CudaKernel::ComputeV2(OrtKernelContext* context) const noexcept {
-  return status_of(Ort::GetApi(), node_.signature().name, [&] { compute(Ort::KernelContext(context)); });
+  return status_of(Ort::GetApi(), node_.signature().name, [&] { compute(context); });
 }
 
 }  // namespace pom::onnxruntime

@@ -15,7 +15,7 @@ class CudaKernel {
   CudaKernel(const OpSignature& signature, const Ort::ConstKernelInfo& info) : node_(signature, info) {}
 
   // Enqueues on the session's stream.
-  void compute(const Ort::KernelContext& context) const;
+  void compute(OrtKernelContext* raw) const;
 
   // What Ort::CustomOpBase calls.
   OrtStatus* ComputeV2(OrtKernelContext* context) const noexcept;

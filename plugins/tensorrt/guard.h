@@ -16,6 +16,8 @@ Result guarded(Op op, const char* entry, Result failure, Body&& body) noexcept {
     return std::forward<Body>(body)();
   } catch (const std::exception& error) {
     log_error(op, entry, error.what());
+  } catch (...) {
+    log_error(op, entry, "unknown error");
   }
   return failure;
 }

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from pom_export.errors import InputError, MissingDependencyError, reason_of
 from pom_export.files import readable_file
-from pom_export.runtime.library import custom_ops_library, plugin_library
+from pom_export.runtime.library import custom_ops_library
+from pom_export.runtime.tensorrt_provider import TENSORRT_PROVIDER, tensorrt_provider_options
 
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
-TENSORRT_PROVIDER: Final = "TensorrtExecutionProvider"
 # A name, or a name and the provider's options.
 Provider = str | tuple[str, Mapping[str, Any]]
 _SILENT = 4  # ONNX Runtime's severity "fatal": errors reach the user as exceptions, once
@@ -45,24 +45,12 @@ def default_session_options() -> Any:
     return options
 
 
-def tensorrt_provider_options(**options: Any) -> dict[str, Any]:
-    """Return options of ONNX Runtime's TensorrtExecutionProvider with which it finds our plugin.
-
-    Args:
-        options: others of that provider's, such as trt_fp16_enable; libraries in trt_extra_plugin_lib_paths are kept.
-
-    Raises:
-        MissingDependencyError: this installation was built without the plugin.
-    """
-    key = "trt_extra_plugin_lib_paths"
-    libraries = [*filter(None, str(options.get(key, "")).split(";")), os.fspath(plugin_library())]
-    return {**options, key: ";".join(dict.fromkeys(libraries))}
-
-
-def _with_plugin(provider: Provider) -> Provider:
-    """Return a provider, TensorRT's with our plugin."""
+def _with_plugin(provider: Provider, available: Sequence[str]) -> Provider:
+    """Return a provider, TensorRT's with our plugin where it is here."""
     name, options = (provider, {}) if isinstance(provider, str) else provider
-    return (name, tensorrt_provider_options(**options)) if name == TENSORRT_PROVIDER else provider
+    if name != TENSORRT_PROVIDER or name not in available:
+        return provider
+    return name, tensorrt_provider_options(**options)
 
 
 def inference_session(
@@ -94,7 +82,7 @@ def inference_session(
     chosen = list(providers or DEFAULT_PROVIDERS)
     if kernels:
         options.register_custom_ops_library(os.fspath(custom_ops_library()))
-        chosen = [_with_plugin(provider) for provider in chosen]
+        chosen = [_with_plugin(provider, onnxruntime.get_available_providers()) for provider in chosen]
     try:
         return onnxruntime.InferenceSession(os.fspath(file), options, providers=chosen)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own

@@ -56,7 +56,7 @@ std::mt19937 shuffling;
 int32_t skipped_barrier = -1;
 int32_t failing_call = -1;
 int32_t calls = 0;
-bool running = false;
+bool kernel_runs = false;
 std::vector<Block> pool(kBlocksAtOnce);
 
 void fiber_main() {
@@ -189,7 +189,7 @@ void fail_call(int32_t number) {
 
 bool call_failed() { return failing_call >= 0 && calls > failing_call; }
 
-bool is_running() { return running; }
+bool is_running() { return kernel_runs; }
 
 float* shared_memory() { return scheduler.block->shared.get(); }
 
@@ -204,9 +204,9 @@ cudaError_t launch(const std::function<void()>& kernel, uint32_t blocks, uint32_
     return cudaErrorLaunchOutOfResources;
   }
   scheduler.kernel = &kernel;
-  running = true;
+  kernel_runs = true;
   const cudaError_t status = run(blocks, threads, shared_bytes);
-  running = false;
+  kernel_runs = false;
   return status;
 }
 

@@ -1,11 +1,12 @@
 // Runs calls through the whole life of a TensorRT plugin on the CPU: from the attributes of a node over an engine to
 // contexts that run. See call.h.
-//   run_plugin           the outputs of all calls, each with both orders of blocks and threads, which must agree
-//   run_plugin --faults  instead of outputs, what happens when each allocation of the plugin's entries fails in turn,
-//   and
-//                        then each of its CUDA calls: a line "KIND ENTRY: LOG" for each, ENTRY being the one that
-//                        refused
-//   run_plugin --misuse  no calls: see misuse.h
+//
+// run_plugin: the outputs of all calls, each with both orders of blocks and threads, which must agree.
+//
+// run_plugin --faults: instead of outputs, what happens when each allocation of the plugin's entries fails in turn with
+// all that follow, and then each of its CUDA calls: lines "KIND ENTRY: LOG", ENTRY being the one that refused.
+//
+// run_plugin --misuse: no calls, see misuse.h.
 #include <cuda_runtime_api.h>
 
 #include <array>

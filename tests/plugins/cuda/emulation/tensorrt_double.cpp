@@ -28,7 +28,9 @@ constexpr std::size_t kMemory = std::size_t{1} << 40;
 
 class Log : public nvinfer1::ILogger, public nvinfer1::ILoggerFinder {
  public:
-  void log(Severity, const char* text) noexcept override { std::snprintf(line.data(), line.size(), "%s", text); }
+  void log(Severity, const char* text) noexcept override {
+    std::snprintf(line.data(), line.size(), "%s", line[0] == '\0' ? text : "more than one line");
+  }
   nvinfer1::ILogger* findLogger() override { return this; }
 
   std::array<char, 1024> line{};  // no string: what is allocated here would look like the plugin's

@@ -23,7 +23,7 @@ struct Refused : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// The last line that the plugin logged since the last call, or "".
+// The line that the plugin logged since the last call, or "".
 [[nodiscard]] const char* take_log();
 
 inline bool is_done(const void* result) { return result != nullptr; }

@@ -1,0 +1,58 @@
+"""Our plugin in ONNX Runtime's TensorRT provider."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+from typing import Any, Final
+
+from pom_export.errors import EngineError, MissingDependencyError
+from pom_export.runtime.library import plugin_library
+
+TENSORRT_PROVIDER: Final = "TensorrtExecutionProvider"
+# Of the TensorRT that the provider is linked against.
+_MAJOR = 10
+_NVINFER = f"libnvinfer.so.{_MAJOR}"
+
+
+def tensorrt_provider_options(**options: Any) -> dict[str, Any]:
+    """Register our plugin for ONNX Runtime's TensorrtExecutionProvider, and return the provider's options.
+
+    The provider opens the libraries that its options name, and looks into TensorRT's registry, where only a library of
+    TensorRT's older kind puts itself: so this process does it, with the TensorRT that the provider uses.
+
+    Args:
+        options: others of the provider's, such as trt_engine_cache_enable.
+
+    Raises:
+        MissingDependencyError: this installation was built without the plugin, or TensorRT 10 is not found.
+        EngineError: TensorRT did not take it.
+    """
+    library = plugin_library()
+    try:
+        nvinfer = ctypes.CDLL(_NVINFER)
+    except OSError as error:
+        raise MissingDependencyError(
+            f"{_NVINFER} is not found, which {TENSORRT_PROVIDER} uses", "Put its folder into LD_LIBRARY_PATH"
+        ) from error
+    register_creators(library, nvinfer)
+    key = "trt_extra_plugin_lib_paths"
+    libraries = [*filter(None, str(options.get(key, "")).split(";")), os.fspath(library)]
+    return {**options, key: ";".join(dict.fromkeys(libraries))}
+
+
+def register_creators(library: Path, nvinfer: ctypes.CDLL) -> None:
+    """Put the plugin's creators into a TensorRT's registry; doing it again does nothing.
+
+    Raises:
+        EngineError: it is not TensorRT 10, or did not take them.
+    """
+    major = nvinfer.getInferLibMajorVersion()
+    if major != _MAJOR:  # the registry's interface is another
+        raise EngineError(f"this is TensorRT {major}", f"Use TensorRT {_MAJOR} here, or build an engine")
+    nvinfer.getPluginRegistry.restype = ctypes.c_void_p
+    register = ctypes.CDLL(os.fspath(library)).pom_register_creators
+    register.argtypes, register.restype = [ctypes.c_void_p], ctypes.c_bool
+    if not register(nvinfer.getPluginRegistry()):
+        raise EngineError(f"TensorRT did not take the plugins of {library}", "See what it logged")
