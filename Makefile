@@ -28,15 +28,15 @@ $(STAMP): $(BIN)/python $(SOURCES)
 demo: setup
 	$(BIN)/python samples/01_demo.py
 
-# TensorRT's lean runtimes, which tests load the plugin into.
+# TensorRT's lean runtimes, which tests load the plugin into; without them these are skipped, but in CI.
 $(LEAN): $(BIN)/python
 	rm -rf $@ $@.part
 	$(BIN)/python -m pip install --quiet --no-deps --target $@.part \
-	    tensorrt-lean-cu13-libs==$(@F) tensorrt-lean-cu13-bindings==$(@F)
-	mv $@.part $@
+	    tensorrt-lean-cu13-libs==$(@F) tensorrt-lean-cu13-bindings==$(@F) && mv $@.part $@ \
+	    || echo "TensorRT's lean runtime $(@F) could not be fetched: the tests that need it are skipped" >&2
 
 # A file of tests stays in one process: what its tests share is built once.
-test: setup $(LEAN)
+test: setup $(if $(filter ON,$(PLUGIN)),$(LEAN))
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup
@@ -54,8 +54,10 @@ format: setup
 bench: setup
 	$(BIN)/python tools/run_benchmarks.py $(RUNS)
 
-# What needs a CUDA device or the full TensorRT: tests, some of them under compute-sanitizer, then times into docs/gpu.md.
+# What needs a CUDA device: tests, some of them under compute-sanitizer, then times, into docs/gpu.md, which also says
+# what to install for all of these tests to run.
 gpu: setup
+	$(BIN)/python tools/check_gpu.py
 	$(BIN)/python -m pytest -m 'gpu or tensorrt'
 	for tool in memcheck racecheck synccheck; do \
 	    compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m pytest -q -m gpu -k 'types or gate or steps' \

@@ -9,7 +9,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pom_export import interrupts
@@ -116,8 +116,8 @@ def staged_output(
     """Yield the path to write to, in a staging folder beside `path`; move what lies there into place at the end.
 
     Files written beside the yielded path (external weights, a manifest) move with it, each by one rename, the
-    named file last; a link in its place is written through. When the block raises, the staging folder is removed
-    and nothing else has changed.
+    named file last; a link in its place is written through. When the block raises, or a move fails, the staging
+    folder is removed and nothing else has changed.
 
     Args:
         path: the file to write.
@@ -173,12 +173,34 @@ def _move_into_place(
     others = {file: folder / file.name for file in sorted(staged.parent.iterdir()) if file != staged}
     for destination in others.values():
         check_replaceable(destination, sources)
-    for file, destination in others.items():
-        # A rename, unless the output is a link into another file system.
-        shutil.move(file, destination)
-    staged.replace(place)
-    for file in set(stale) - set(others.values()):
-        file.unlink(missing_ok=True)
+    obsolete = set(stale) - set(others.values())
+    kept = Path(tempfile.mkdtemp(dir=staged.parent))
+    try:
+        with ExitStack() as undo:
+            for destination in (*others.values(), *obsolete):
+                _keep(destination, kept, undo)
+            for file, destination in others.items():
+                # A rename, unless the output is a link into another file system.
+                shutil.move(file, destination)
+            for destination in obsolete:
+                destination.unlink(missing_ok=True)
+            staged.replace(place)
+            undo.pop_all()
+    except OSError as error:
+        raise _write_error(place, error) from error
+
+
+def _keep(file: Path, folder: Path, undo: ExitStack) -> None:
+    """Have `undo` bring back what lies at a place now: nothing, or a file, which is kept in `folder` meanwhile."""
+    if not os.path.lexists(file):
+        undo.callback(file.unlink, missing_ok=True)
+        return
+    kept = folder / file.name
+    try:
+        os.link(file, kept, follow_symlinks=False)  # so that the file is missing at no time
+    except OSError:  # there are no links here, or not to this file
+        shutil.move(file, kept)
+    undo.callback(shutil.move, kept, file)
 
 
 def _write_error(target: Path, error: OSError) -> InputError:

@@ -103,6 +103,28 @@ def test_stale_files_go_with_what_they_belonged_to(tmp_path: Path) -> None:
     assert (tmp_path / "m.npz").exists()
 
 
+def write_where_the_last_move_fails(folder: Path) -> None:
+    with staged_output(folder / "m", stale=[folder / "m.npz"]) as staged:
+        for name in ("m", "m.data", "m.json"):
+            staged.with_name(name).write_text("new")
+        (folder / "m").mkdir()
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_a_move_that_fails_leaves_what_was_there(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    for name in ("m.data", "m.npz"):
+        (tmp_path / name).write_text("old")
+    with pytest.raises(InputError, match=r"cannot write .*m: Is a directory"):
+        write_where_the_last_move_fails(tmp_path)
+    (tmp_path / "m").rmdir()
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"m.data": "old", "m.npz": "old"}
+
+
 def test_long_names_are_named_as_such(tmp_path: Path) -> None:
     for name in ("m" * 256, "m" * 5000):
         with pytest.raises(InputError, match=r"File name too long. Choose a shorter name"):

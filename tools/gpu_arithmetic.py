@@ -13,6 +13,7 @@ import functools
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tempfile
 from dataclasses import dataclass
@@ -98,13 +99,14 @@ def registers_of(kernel: Kernel, architecture: str) -> int:
         for name, registers in usage(architecture).items()
         if re.search(kernel.pattern, name) and "GateOver" not in name
     ]
+    if not found:
+        sys.exit(f"{plugin_library()} has no kernel for {kernel.name} on {architecture}: none matches {kernel.pattern}")
     return max(found)
 
 
-@functools.cache
-def planner() -> Path:
+def compile_planner(folder: Path) -> Path:
     """Compile print_plan.cpp with the launcher's own plan."""
-    program = Path(tempfile.mkdtemp()) / "print_plan"
+    program = folder / "print_plan"
     plugins = ROOT / "plugins"
     sources = [ROOT / "tools" / "print_plan.cpp", plugins / "cuda" / "plan.cpp", plugins / "aggregate.cpp"]
     includes = [f"-I{plugins / 'cuda'}", f"-I{plugins / 'include'}"]
@@ -112,10 +114,10 @@ def planner() -> Path:
     return program
 
 
-def row(card: Card, kernel: Kernel) -> str:
+def row(card: Card, kernel: Kernel, planner: Path) -> str:
     """Return a line of the table."""
     sizes = [kernel.mode, kernel.packs, kernel.width, TOKENS, CHANNELS]
-    plan = subprocess.run([planner(), *map(str, sizes)], capture_output=True, text=True, check=True).stdout
+    plan = subprocess.run([planner, *map(str, sizes)], capture_output=True, text=True, check=True).stdout
     blocks, chunk_tokens, shared = map(int, plan.split())
     registers = registers_of(kernel, card.architecture)
     warp = -(-registers * 32 // REGISTERS_AT_ONCE) * REGISTERS_AT_ONCE
@@ -145,7 +147,9 @@ def table() -> str:
     heads = ["card", "kernel", "blocks x tokens", "registers", "shared KiB", "blocks a multiprocessor", "occupancy"]
     heads += ["rounds", "KiB in flight", "KiB needed"]
     lines = [f"| {' | '.join(heads)} |", f"| {' | '.join('---' for _ in heads)} |"]
-    return "\n".join([*lines, *(row(card, kernel) for card in CARDS for kernel in kernels())])
+    with tempfile.TemporaryDirectory() as folder:
+        planner = compile_planner(Path(folder))
+        return "\n".join([*lines, *(row(card, kernel, planner) for card in CARDS for kernel in kernels())])
 
 
 def main() -> None:

@@ -6,7 +6,11 @@
 
 #include "plan.h"
 
-int main(int, char** arguments) {
+int main(int count, char** arguments) {
+  if (count != 6) {
+    std::cerr << "usage: print_plan MODE PACKS FLOAT_WIDTH TOKENS CHANNELS\n";
+    return EXIT_FAILURE;
+  }
   pom::Problem problem;
   problem.batch = 1;
   problem.degree = 3;

@@ -71,10 +71,10 @@ def open_cache(
     place = Path(folder)
     if not os.fspath(folder):
         raise InputError("the cache has an empty name", "Name a folder")
-    if place.absolute() in {Path(output).absolute() for output in outputs}:
-        raise InputError(f"cache {place} is the output itself", "Name another folder")
     try:
-        # exists() raises for names that no file can have.
+        # These raise for names that no file can have.
+        if os.path.realpath(place) in map(os.path.realpath, outputs):
+            raise InputError(f"cache {place} is the output itself", "Name another folder")
         if place.exists() and not place.is_dir():
             raise InputError(f"cache {place} is not a folder", "Name a folder")
         parent = place if place.is_dir() else place.parent

@@ -54,7 +54,9 @@ def inspect_engine(
         if uses_plugin:
             load_plugin(backend)
         take_errors()
-        loaded = trt.Runtime(tensorrt_logger(trt)).deserialize_cuda_engine(engine)
+        runtime = trt.Runtime(tensorrt_logger(trt))
+        runtime.engine_host_code_allowed = True  # the plugin inside
+        loaded = runtime.deserialize_cuda_engine(engine)
         if loaded is None:
             raise EngineError("; ".join(take_errors()) or "TensorRT does not load it")
         information = loaded.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pom_export.engine.recipe import PLUGIN, Recipe
+from pom_export.engine.recipe import PLUGIN, Recipe, sha256_of_weights
 from pom_export.errors import InputError
 from pom_export.files import readable_file, sha256_of
+from pom_export.graph.exported import read_model
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,14 @@ def check_manifest(engine: str | os.PathLike[str], model: Path) -> None:
     """Compare an engine with its manifest, and with the model that it is said to be of.
 
     Raises:
-        InputError: the engine is not the file that was built, or was built from another model.
+        InputError: the engine is not the file that was built, or was built from another model or other weights.
     """
-    manifest = read_manifest(engine)
-    for what, file, key in (("engine", Path(engine), "sha256"), ("model", model, "model_sha256")):
-        if manifest.get(key) != sha256_of(file):
-            raise InputError(
-                f"{what} {file} is not the one that {manifest_path(engine)} tells of", "Build the engine again"
-            )
+    told = read_manifest(engine)
+    found = {
+        f"engine {engine} is": told.get("sha256") == sha256_of(Path(engine)),
+        f"model {model} is": told.get("model_sha256") == sha256_of(model),
+        f"the weights of {model} are": told.get("weights_sha256") == sha256_of_weights(read_model(model)),
+    }
+    for what, same in found.items():
+        if not same:
+            raise InputError(f"{what} not what {manifest_path(engine)} tells of", "Build the engine again")

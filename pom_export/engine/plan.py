@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Final
 
 from pom_export.engine.backend import Backend, gpu_name
 from pom_export.engine.profiles import ShapeProfile
-from pom_export.engine.recipe import FUNCTION, PLUGIN, Recipe
+from pom_export.engine.recipe import FUNCTION, PLUGIN, Recipe, sha256_of_weights
 from pom_export.engine.targets import CURRENT
 from pom_export.files import sha256_of
 from pom_export.graph.exported import ExportedModel
 from pom_export.version import __version__
+
+# onnx puts functions in the place of nodes, polygraphy configures TensorRT.
+_PACKAGES: Final = ("onnx", "polygraphy")
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class Plan:
             plugin_sha256=None if self.library is None else sha256_of(self.library),
             profiles={name: profile.to_dict() for name, profile in self.profiles.items()},
             model_sha256=sha256_of(self.model.path),
-            weights_sha256={file.name: sha256_of(file) for file in self.model.weights},
+            weights_sha256=sha256_of_weights(self.model),
             toolkit_version=__version__,
+            packages={name: version(name) for name in _PACKAGES},
         )

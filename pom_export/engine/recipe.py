@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from pom_export.files import sha256_of
+from pom_export.graph.exported import ExportedModel
+
 # Which implementation of the ops an engine holds.
 PLUGIN: Final = "plugin"
 FUNCTION: Final = "function"
@@ -15,9 +18,9 @@ FUNCTION: Final = "function"
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that an engine's bytes depend on.
+    """Everything that an engine's bytes depend on, but for what TensorRT measures while it builds.
 
-    A timing cache is left out: it saves TensorRT measurements, and changes nothing that they are made of.
+    So a timing cache is left out: it saves measurements, and changes nothing that they are made of.
 
     Attributes:
         backend: "tensorrt" or "tensorrt-rtx".
@@ -29,8 +32,9 @@ class Recipe:
         plugin_sha256: of the plugin library; None for an engine of functions.
         profiles: smallest, most frequent and largest shape of each input.
         model_sha256: of the ONNX file.
-        weights_sha256: of each file of external weights, by name; empty when the ONNX file holds its own.
+        weights_sha256: what `sha256_of_weights` returns.
         toolkit_version: of pom-export.
+        packages: versions of the others that take part, by name.
     """
 
     backend: str
@@ -44,6 +48,7 @@ class Recipe:
     model_sha256: str
     weights_sha256: dict[str, str]
     toolkit_version: str
+    packages: dict[str, str]
 
     def key(self) -> str:
         """Return a name for engines of this recipe, which no other recipe has."""
@@ -69,3 +74,8 @@ class BuiltEngine:
     def facts(self) -> dict[str, Any]:
         """Return all but the engine, as JSON-able values."""
         return {name: value for name, value in asdict(self).items() if name != "engine"}
+
+
+def sha256_of_weights(model: ExportedModel) -> dict[str, str]:
+    """Return the SHA-256 of each file of external weights, by the location that the ONNX file gives it."""
+    return {file.relative_to(model.path.parent).as_posix(): sha256_of(file) for file in model.weights}

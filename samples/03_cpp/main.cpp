@@ -15,6 +15,7 @@
 #include <iterator>
 #include <map>
 #include <memory>
+#include <set>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -57,7 +58,11 @@ std::vector<char> read_file(const std::string& path) {
   if (!file) {
     throw BadInput("cannot read " + path);
   }
-  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  try {
+    return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  } catch (const std::ios_base::failure&) {  // of a folder, which opens
+    throw BadInput("cannot read " + path);
+  }
 }
 
 struct Given {
@@ -86,6 +91,17 @@ std::pair<std::string, Given> parse_input(const std::string& text) {
     throw BadInput(text + " has no shape of the form 1x16x64");
   }
   return {text.substr(0, equals), given};
+}
+
+std::map<std::string, Given> parse_inputs(const std::vector<std::string>& texts) {
+  std::map<std::string, Given> given;
+  for (const std::string& text : texts) {
+    const auto [place, is_new] = given.insert(parse_input(text));
+    if (!is_new) {
+      throw BadInput(place->first + " is given twice");
+    }
+  }
+  return given;
 }
 
 std::size_t element_bytes(nvinfer1::DataType type) {
@@ -152,6 +168,23 @@ Tensor bind(nvinfer1::IExecutionContext* context, const std::string& name, nvinf
   return tensor;
 }
 
+void check_names(const nvinfer1::ICudaEngine& engine, const std::map<std::string, Given>& given) {
+  std::set<std::string> inputs;
+  std::string listed;
+  for (int32_t i = 0; i < engine.getNbIOTensors(); ++i) {
+    const char* name = engine.getIOTensorName(i);
+    if (engine.getTensorIOMode(name) == nvinfer1::TensorIOMode::kINPUT) {
+      inputs.insert(name);
+      listed += (listed.empty() ? "" : ", ") + std::string(name);
+    }
+  }
+  for (const auto& [name, input] : given) {
+    if (inputs.count(name) == 0) {
+      throw BadInput("the engine has no input " + name + ", but " + listed);
+    }
+  }
+}
+
 Tensor bind_input(nvinfer1::IExecutionContext* context, const std::string& name, nvinfer1::DataType type,
                   const std::map<std::string, Given>& given) {
   const auto found = given.find(name);
@@ -199,6 +232,7 @@ void run(const std::string& path, const std::map<std::string, Given>& given) {
   const auto runtime = checked(nvinfer1::createInferRuntime(logger), "runtime");
   runtime->setEngineHostCodeAllowed(true);  // the plugin inside
   const auto engine = checked(runtime->deserializeCudaEngine(file.data(), file.size()), "engine");
+  check_names(*engine, given);
   const auto context = checked(engine->createExecutionContext(), "context");
 
   std::vector<Tensor> inputs;
@@ -235,11 +269,7 @@ int main(int count, char** arguments) {
     if (count < 2) {
       throw BadInput("usage: run_engine ENGINE [NAME=SHAPE[:FILE]]...");
     }
-    std::map<std::string, Given> given;
-    for (int i = 2; i < count; ++i) {
-      given.insert(parse_input(arguments[i]));
-    }
-    run(arguments[1], given);
+    run(arguments[1], parse_inputs({arguments + 2, arguments + count}));
     return EXIT_SUCCESS;
   } catch (const BadInput& error) {
     std::cerr << error.what() << '\n';

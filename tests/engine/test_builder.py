@@ -20,7 +20,7 @@ from pom_export.engine.backend import TENSORRT_RTX
 from pom_export.engine.functions import inlined
 from pom_export.errors import EngineError, InputError, MissingDependencyError
 from pom_export.files import sha256_of
-from pom_export.graph import exporter
+from pom_export.graph import saving
 from pom_export.mixer import PolynomialMixer
 
 GOLDEN_FOLDER = Path(__file__).parents[1] / "data" / "golden"
@@ -162,7 +162,7 @@ def test_the_manifest_replaces_no_other_file(exported: Path, tmp_path: Path) -> 
 
 
 def test_external_weights_are_read_and_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporter, "_EXTERNAL_DATA_BYTES", 0)
+    monkeypatch.setattr(saving, "EXTERNAL_DATA_BYTES", 0)
     model, weights = tmp_path / "m.onnx", tmp_path / "m.onnx.data"
     pom_export.export(CHECKPOINT, model)
     for output in (model, weights):

@@ -15,9 +15,12 @@ import onnx
 import pytest
 
 import pom_export
-from pom_export.engine.cache import EngineCache
-from pom_export.engine.recipe import BuiltEngine, Recipe
-from pom_export.graph import exporter
+from pom_export.engine.cache import EngineCache, open_cache
+from pom_export.engine.recipe import BuiltEngine, Recipe, sha256_of_weights
+from pom_export.errors import InputError
+from pom_export.files import sha256_of
+from pom_export.graph import saving
+from pom_export.graph.exported import ExportedModel
 
 CHECKPOINT = Path(__file__).parents[1] / "data" / "golden" / "v2_base" / "checkpoint.pt"
 BUILT = BuiltEngine(b"engine\nof several\nlines", 2, {"float16": 5}, {"float16": 3})
@@ -33,6 +36,7 @@ RECIPE = Recipe(
     model_sha256="b" * 64,
     weights_sha256={},
     toolkit_version="0.1.0",
+    packages={"onnx": "1.23.2"},
 )
 OTHERS: dict[str, Any] = {
     "backend": "tensorrt",
@@ -46,6 +50,7 @@ OTHERS: dict[str, Any] = {
     "model_sha256": "c" * 64,
     "weights_sha256": {"m.onnx.data": "d" * 64},
     "toolkit_version": "0.1.1",
+    "packages": {"onnx": "1.23.3"},
 }
 
 
@@ -58,7 +63,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with its weights in a file of their own."""
     model = tmp_path_factory.mktemp("model") / "m.onnx"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(exporter, "_EXTERNAL_DATA_BYTES", 0)
+        patched.setattr(saving, "EXTERNAL_DATA_BYTES", 0)
         pom_export.export(CHECKPOINT, model, mask="causal")
     return model
 
@@ -80,6 +85,27 @@ def test_every_part_of_the_recipe_changes_the_key() -> None:
     keys = {dataclasses.replace(RECIPE, **{name: value}).key() for name, value in OTHERS.items()}
     assert len(keys | {RECIPE.key()}) == len(OTHERS) + 1
     assert dataclasses.replace(RECIPE).key() == RECIPE.key()
+
+
+def test_weights_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    files = [tmp_path / folder / "w.bin" for folder in "ab"]
+    for number, file in enumerate(files):
+        file.parent.mkdir()
+        file.write_bytes(bytes([number]))
+    model = ExportedModel(tmp_path / "m.onnx", [], [], {}, 20, [], files)
+    assert sha256_of_weights(model) == {"a/w.bin": sha256_of(files[0]), "b/w.bin": sha256_of(files[1])}
+
+
+@pytest.mark.parametrize("name", ["e", "./../folder/e", "../link/e", "none/../e", "e.json"])
+def test_the_cache_is_no_output_however_it_is_spelled(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(folder)
+    with pytest.raises(InputError, match="is the output itself"):
+        open_cache(name, ["e", "e.json"], silent)
 
 
 def change_model(model: Path) -> None:

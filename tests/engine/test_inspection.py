@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import pom_export
 from pom_export.engine import inspection
-from pom_export.engine.backend import gpu_present, load_backend
+from pom_export.engine.backend import Backend, gpu_present, load_backend
 from pom_export.engine.inspection import Inspection, inspect_engine
 
 CHECKPOINT = Path(__file__).parents[1] / "data" / "golden" / "v2_base" / "checkpoint.pt"
@@ -23,6 +24,36 @@ def test_layers_are_counted() -> None:
         {"Name": "c", "LayerType": "NoOp"},
     ]
     assert Inspection.of(json.dumps({"Layers": layers})) == Inspection(3, 1, {"Half": 2, "Float": 1})
+
+
+class TensorRT:
+    """A double that, like TensorRT, loads an engine with a plugin inside only when it is told that it may."""
+
+    class ILogger:
+        pass
+
+    class LayerInformationFormat:
+        JSON = "json"
+
+    class Runtime:
+        def __init__(self, _: Any) -> None:
+            self.engine_host_code_allowed = False
+
+        def deserialize_cuda_engine(self, _: bytes) -> Any:
+            return self if self.engine_host_code_allowed else None
+
+        def create_engine_inspector(self) -> Any:
+            return self
+
+        def get_engine_information(self, _: str) -> str:
+            return json.dumps({"Layers": [{"LayerType": "PluginV3"}]})
+
+
+def test_an_engine_with_the_plugin_inside_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspection, "gpu_present", lambda: True)
+    said: list[str] = []
+    assert inspect_engine(b"engine", Backend("tensorrt", "10", TensorRT), False, said.append) == Inspection(1, 1, {})
+    assert said == []
 
 
 @pytest.mark.machine

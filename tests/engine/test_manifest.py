@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
-from pom_export.engine.manifest import check_manifest_place, engine_path, manifest_path
+from pom_export.engine.manifest import check_manifest, check_manifest_place, engine_path, manifest_path
 from pom_export.engine.runner import engine_backend
 from pom_export.errors import InputError
+from pom_export.files import sha256_of
 
 OURS = {"engine": "e", "backend": "tensorrt-rtx", "plugin_layers": 1, "model_sha256": ""}
 
@@ -48,3 +51,34 @@ def test_an_engine_without_a_word_about_it_holds_the_plugin(tmp_path: Path) -> N
     for path, values in (("plugin", OURS), ("function", {**OURS, "path": "function"})):
         manifest_path(tmp_path / "e").write_text(json.dumps(values))
         assert engine_path(tmp_path / "e") == path
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Path:
+    """An engine of m.onnx, whose weights are in w.bin."""
+    node = onnx.helper.make_node("Add", ["x", "w"], ["y"])
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    weights = onnx.numpy_helper.from_array(np.ones(1, np.float32), "w")
+    graph = onnx.helper.make_graph([node], "g", values[:1], values[1:], [weights])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    options = {"save_as_external_data": True, "location": "w.bin", "size_threshold": 0}
+    onnx.save(model, tmp_path / "m.onnx", **options)
+    (tmp_path / "e").write_bytes(b"engine")
+    hashes = {"sha256": sha256_of(tmp_path / "e"), "model_sha256": sha256_of(tmp_path / "m.onnx")}
+    told = {**OURS, **hashes, "weights_sha256": {"w.bin": sha256_of(tmp_path / "w.bin")}}
+    manifest_path(tmp_path / "e").write_text(json.dumps(told))
+    return tmp_path / "e"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [("e", "engine .* is not what"), ("m.onnx", "model .* is not what"), ("w.bin", "the weights of .* are not what")],
+)
+def test_a_file_that_is_not_the_one_of_the_build_is_named(changed: str, message: str, engine: Path) -> None:
+    model, file = engine.with_name("m.onnx"), engine.with_name(changed)
+    check_manifest(engine, model)
+    content = file.read_bytes()
+    # In the model, the graph's name: it stays a model.
+    file.write_bytes(content.replace(b"\x01g", b"\x01h") if changed == "m.onnx" else content[:-1] + b"\1")
+    with pytest.raises(InputError, match=message):
+        check_manifest(engine, model)

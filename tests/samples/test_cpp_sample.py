@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 from pathlib import Path
@@ -27,6 +28,23 @@ def build(folder: Path, *options: str) -> Path:
     return folder / "run_engine"
 
 
+def pip_tensorrt() -> list[str]:
+    """Return the option that names pip's TensorRT, if it is here: find_library() finds no libnvinfer.so.10."""
+    spec = importlib.util.find_spec("tensorrt_libs")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    found = sorted(file for folder in folders for file in Path(folder).glob("libnvinfer.so*"))
+    return [f"-DTENSORRT_LIBRARY={file}" for file in found[:1]]
+
+
+def test_pips_tensorrt_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    libraries = tmp_path / "tensorrt_libs"
+    libraries.mkdir()
+    for name in ("__init__.py", "libnvinfer.so.10", "libnvinfer_plugin.so.10"):
+        (libraries / name).touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert pip_tensorrt() == [f"-DTENSORRT_LIBRARY={libraries / 'libnvinfer.so.10'}"]
+
+
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("cmake") is None or not LEAN.is_file():
@@ -44,6 +62,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["none.engine", "x=1xa"], "x=1xa has no shape of the form 1x16x64"),
         (["none.engine", "x="], "x= has no shape"),
         (["none.engine", "x=" + "x".join("1" * 9)], "has no shape"),
+        (["none.engine", "x=1x4", "mask=1", "x=1x8"], "x is given twice"),
+        (["/"], "cannot read /"),
     ],
 )
 def test_bad_input_is_named_in_one_line(program: Path, arguments: list[str], said: str, tmp_path: Path) -> None:
@@ -79,7 +99,9 @@ def test_an_engine_runs_from_cpp(tmp_path: Path) -> None:
     x.tofile(tmp_path / "x.bin")
     (expected,) = pom_export.inference_session(tmp_path / "m.onnx").run(None, {"x": x})
 
-    program = build(tmp_path / "build")
+    program = build(tmp_path / "build", *pip_tensorrt())
+    refused = subprocess.run([program, "m.engine", "z=1"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stderr) == (2, "the engine has no input z, but x\n")
     subprocess.run([program, "m.engine", "x=1x16x32:x.bin"], cwd=tmp_path, check=True)
 
     y = np.fromfile(tmp_path / "y.bin", dtype=np.float32).reshape(expected.shape)
