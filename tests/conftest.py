@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -14,12 +15,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from torch.onnx._internal.exporter import _registration
 
 from pom_export.errors import MissingDependencyError
 from pom_export.runtime.library import plugin_library
 
 # Test tensors are small: on a shared machine threads only wait for each other.
 torch.set_num_threads(1)
+# Every export parses torch's library of ONNX functions anew, which is half of a small one's time.
+_apis = _registration.onnxscript_apis
+_apis.get_torchlib_ops = functools.cache(_apis.get_torchlib_ops)
 
 # What may be missing in CI too: a GPU, the full TensorRT, and what depends on the machine or the user.
 MAY_SKIP_IN_CI = {"gpu", "tensorrt", "machine"}
