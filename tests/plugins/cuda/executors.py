@@ -23,7 +23,7 @@ PLUGINS = ROOT / "plugins"
 CUDA, TENSORRT, ONNXRUNTIME = (PLUGINS / name for name in ("cuda", "tensorrt", "onnxruntime"))
 DOUBLE = Path(__file__).parent / "emulation"
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-attributes", "-Wno-unknown-pragmas"]
-FLAGS = ["-std=c++17", "-O1", "-fPIC", "-DORT_API_MANUAL_INIT", *WARNINGS]
+FLAGS = ["-std=c++17", "-Og", "-fPIC", "-DORT_API_MANUAL_INIT", *WARNINGS]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 GUARD_BYTES = 64 * 1024
 GUARD = 0x5A
