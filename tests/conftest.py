@@ -6,7 +6,8 @@ import functools
 import importlib.util
 import json
 import os
-from collections.abc import Generator
+import signal
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 import torch
 from torch.onnx._internal.exporter import _registration
 
+from pom_export import interrupts
 from pom_export.errors import MissingDependencyError
 from pom_export.runtime.library import plugin_library
 
@@ -41,14 +43,34 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 @pytest.fixture(scope="session")
-def tensorrt_rtx() -> None:
+def library() -> Path:
+    """The plugin library."""
+    try:
+        return plugin_library()
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def tensorrt_rtx(request: pytest.FixtureRequest) -> None:
     """Need TensorRT for RTX and our plugin."""
     if importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip("tensorrt_rtx is not installed")
-    try:
-        plugin_library()
-    except MissingDependencyError as error:
-        pytest.skip(str(error))
+    request.getfixturevalue("library")
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """Signals end a command as they do on the command line."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    interrupts.listen()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    interrupts._State.received, interrupts._State.held = None, 0
 
 
 @dataclass(frozen=True)

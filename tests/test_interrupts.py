@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,18 +14,9 @@ import pytest
 from pom_export import interrupts
 from pom_export.cli.main import cli, run
 from pom_export.files import staged_output
+from tests.conftest import SIGNALS
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-@pytest.fixture(autouse=True)
-def listening() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    interrupts.listen()
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    interrupts._State.received = None
+pytestmark = pytest.mark.usefixtures("listening")
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -160,10 +160,13 @@ def _write(source: Source, path: Path, dtype: str, opset: int, optimize: bool) -
     program = source.program()
     try:
         properties = {**source.properties, "dtype": dtype}
-        # bfloat16 has float32's range.
-        seen = {"observe": lambda graph: observe_peaks(graph, trial_inputs(source, program))}
         graph = export_graph(
-            program, opset, properties, optimize=optimize, dtype=dtype, **(seen if dtype == "float16" else {})
+            program,
+            opset,
+            properties,
+            optimize=optimize,
+            dtype=dtype,
+            observe=lambda graph: observe_peaks(graph, trial_inputs(source, program)),
         )
         save_model(graph, path)
     except InputError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pom_export.engine.backend import load_backend, load_plugin
-from pom_export.engine.cache import open_cache
+from pom_export.engine.cache import EngineCache, open_cache
 from pom_export.engine.command_line import command_line
 from pom_export.engine.inspection import inspect_engine
 from pom_export.engine.job import BuildJob
@@ -83,26 +83,31 @@ def build_engine(
         check_manifest_place(output)
         if timing_cache is not None:
             check_replaceable(Path(timing_cache), [*sources, output], "timing cache")
-        recipe = plan.recipe()
-        started = time.monotonic()
-        found = kept.get(recipe.key()) if kept else None
-        built = found or _build(plan)
-        staged.write_bytes(built.engine)
-        seconds = time.monotonic() - started
-        info = EngineInfo(
-            **vars(recipe),
-            **built.facts(),
-            **_places(plan, output),
-            bytes=len(built.engine),
-            sha256=sha256_of(staged),
-            cached=found is not None,
-            seconds=round(seconds, 2),
-            inspected=_inspected(plan, built),
-        )
-        manifest_path(staged).write_text(json.dumps(info.to_dict(), indent=2) + "\n")
-        # A file that was replaced meanwhile may have been read before or after: nobody knows what the engine is of.
-        if kept and not found and plan.recipe() == recipe:
-            kept.put(recipe.key(), built)
+        return _write(plan, kept, output, staged)
+
+
+def _write(plan: Plan, kept: EngineCache | None, output: str | os.PathLike[str], staged: Path) -> EngineInfo:
+    """Build an engine, or take it from the cache, and write it and its manifest."""
+    recipe = plan.recipe()
+    started = time.monotonic()
+    found = kept.get(recipe.key()) if kept else None
+    built = found or _build(plan)
+    staged.write_bytes(built.engine)
+    seconds = time.monotonic() - started
+    info = EngineInfo(
+        **vars(recipe),
+        **built.facts(),
+        **_places(plan, output),
+        bytes=len(built.engine),
+        sha256=sha256_of(staged),
+        cached=found is not None,
+        seconds=round(seconds, 2),
+        inspected=_inspected(plan, built),
+    )
+    manifest_path(staged).write_text(json.dumps(info.to_dict(), indent=2) + "\n")
+    # A file that was replaced meanwhile may have been read before or after: nobody knows what the engine is of.
+    if kept and not found and plan.recipe() == recipe:
+        kept.put(recipe.key(), built)
     return info
 
 

@@ -70,6 +70,13 @@ def add_constant(graph: ir.Graph, name: str, array: npt.NDArray[Any], dtype: ir.
     return value
 
 
+def cast_node(value: ir.Value, dtype: ir.DataType) -> ir.Node:
+    """Return a Cast of a value; it is in no graph yet."""
+    node = ir.node("Cast", [value], {"to": ir.AttrInt64("to", dtype)})
+    node.outputs[0].shape, node.outputs[0].type = value.shape, ir.TensorType(dtype)
+    return node
+
+
 def take_place(old: ir.Value, new: ir.Value) -> None:
     """Use a value wherever another was used, as an output of the graph and by name too."""
     new.shape, new.type = old.shape, old.type

@@ -19,6 +19,7 @@ from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.common import TensorMetadata
 
 from pom_export import contract
+from pom_export.graph.nodes import cast_node
 from pom_export.graph.saving import save_graph
 from pom_export.runtime.session import inference_session
 
@@ -76,7 +77,7 @@ def save_emulation(model: str | os.PathLike[str], path: Path) -> None:
             value.type = ir.TensorType(_WIDE)
     for index, value in enumerate(graph.outputs):
         if value.dtype in _HALVES:
-            graph.append(cast := _cast(value, _WIDE))
+            graph.append(cast := cast_node(value, _WIDE))
             graph.outputs[index], name = cast.outputs[0], value.name
             value.name, cast.outputs[0].name = f"{name}_narrow", name
     save_graph(emulated, path)
@@ -86,7 +87,7 @@ def _widen(graph: ir.Graph, node: ir.Node) -> None:
     """Cast a node's inputs to float32, and its outputs back."""
     for index, value in enumerate(node.inputs):
         if value is not None and value.dtype in _HALVES:
-            cast = _cast(value, _WIDE)
+            cast = cast_node(value, _WIDE)
             graph.insert_before(node, cast)
             node.replace_input_with(index, cast.outputs[0])
     for value in node.outputs:
@@ -98,13 +99,7 @@ def _widen(graph: ir.Graph, node: ir.Node) -> None:
 
 def _put_behind(value: ir.Value, dtype: ir.DataType) -> ir.Node:
     """Return a Cast of a value that all its users take instead of it."""
-    cast = _cast(value, dtype)
+    cast = cast_node(value, dtype)
     ir.convenience.replace_all_uses_with(value, cast.outputs[0], replace_graph_outputs=True)
     cast.replace_input_with(0, value)
     return cast
-
-
-def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Node:
-    node = ir.node("Cast", [value], {"to": ir.AttrInt64("to", dtype)})
-    node.outputs[0].shape, node.outputs[0].type = value.shape, ir.TensorType(dtype)
-    return node

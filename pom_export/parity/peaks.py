@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnx_ir as ir
 
+from pom_export.graph.nodes import add_constant
 from pom_export.graph.passes import AttachFunctionsPass
 from pom_export.graph.saving import save_graph
 from pom_export.parity.inputs import Array
@@ -40,8 +41,8 @@ def observe_peaks(model: ir.Model, feeds: Iterable[Mapping[str, Array]]) -> dict
 
 def _add_peaks(graph: ir.Graph) -> dict[str, str]:
     """Make the peak of every float32 value an output of the graph; return its name by the value's."""
-    zero = _constant(graph, "observed_zero", np.zeros(1, np.float32))
-    flat = _constant(graph, "observed_shape", np.array([-1]))
+    zero = add_constant(graph, "observed_zero", np.zeros(1, np.float32))
+    flat = add_constant(graph, "observed_shape", np.array([-1]))
     made = (value for node in graph for value in node.outputs)
     values = [value for value in (*graph.inputs, *made) if value.dtype == ir.DataType.FLOAT]
     peaks = {}
@@ -60,9 +61,3 @@ def _add_peaks(graph: ir.Graph) -> dict[str, str]:
         assert value.name is not None
         peaks[value.name] = output.name
     return peaks
-
-
-def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
-    value = ir.val(name, const_value=ir.tensor(array))
-    graph.register_initializer(value)
-    return value

@@ -8,13 +8,11 @@ import re
 import shlex
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import pom_export
-from pom_export import interrupts
 from pom_export.cli.main import run
 from pom_export.cli.output import Progress
 
@@ -100,16 +98,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert message in json.loads(printed.out)["error"]
     assert printed.err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-@pytest.fixture
-def listening() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    interrupts.listen()
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    interrupts._State.received, interrupts._State.held = None, 0
 
 
 @pytest.mark.usefixtures("listening")

@@ -17,8 +17,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pom_export import contract
-from pom_export.errors import MissingDependencyError
-from pom_export.runtime.library import custom_ops_library, plugin_library, rtx_soname_library
+from pom_export.runtime.library import custom_ops_library, rtx_soname_library
 
 BFLOAT16 = helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
 
@@ -126,15 +125,6 @@ def cpu_kernel(
     if not onnxruntime_symbols.pom_cpu_kernel():
         pytest.skip(onnxruntime_symbols.pom_cpu_kernel_error().decode())
     return request.param
-
-
-@pytest.fixture(scope="session")
-def library() -> Path:
-    """The plugin library."""
-    try:
-        return plugin_library()
-    except MissingDependencyError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,10 +11,8 @@ import pom_export
 from pom_export.errors import MissingDependencyError
 from pom_export.runtime import tensorrt_provider
 from pom_export.runtime.session import _with_plugin
+from tests.lean_runtimes import TENSORRT_10, TENSORRT_11, lean_library, run_python
 
-ROOT = Path(__file__).resolve().parents[2]
-# The lean runtime has the registry that the full TensorRT has; `make test` fetches it.
-LEAN = ROOT / ".deps" / "tensorrt-lean"
 SCRIPT = """
 import ctypes, sys
 from pathlib import Path
@@ -38,41 +34,27 @@ print("registered")
 """
 
 
-@pytest.fixture(scope="module")
-def plugin() -> str:
-    try:
-        return str(pom_export.plugin_library())
-    except MissingDependencyError as error:
-        pytest.skip(str(error))
+def register(version: str, library: Path) -> subprocess.CompletedProcess[str]:
+    return run_python(version, "-c", SCRIPT, str(library), str(lean_library(version)))
 
 
-def run_with_lean_runtime(version: str, plugin: str) -> subprocess.CompletedProcess[str]:
-    folder = LEAN / version
-    if not folder.is_dir():
-        pytest.skip(f"the lean runtime is not in {folder}: `make test` fetches it")
-    (nvinfer,) = folder.glob("tensorrt_lean_libs/libnvinfer_lean.so.*")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(folder), str(ROOT)))}
-    command = [sys.executable, "-c", SCRIPT, plugin, str(nvinfer)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
-
-def test_the_creators_are_in_the_registry_afterwards(plugin: str) -> None:
-    done = run_with_lean_runtime("10.15.1.29", plugin)
+def test_the_creators_are_in_the_registry_afterwards(library: Path) -> None:
+    done = register(TENSORRT_10, library)
 
     assert done.returncode == 0, done.stderr
     assert done.stdout == "registered\n"
     assert "mode is missing" in done.stderr  # so the registry's creators are ours
 
 
-def test_another_tensorrt_is_refused(plugin: str) -> None:
+def test_another_tensorrt_is_refused(library: Path) -> None:
     """Its registry has other entries: a call would end the process."""
-    done = run_with_lean_runtime("11.4.0.106", plugin)
+    done = register(TENSORRT_11, library)
 
     assert done.returncode == 1
     assert "EngineError: this is TensorRT 11" in done.stderr
 
 
-@pytest.mark.usefixtures("plugin")
+@pytest.mark.usefixtures("library")
 def test_without_tensorrt_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt_provider, "_NVINFER", "libnvinfer-that-is-not-here.so")
     with pytest.raises(MissingDependencyError, match=r"libnvinfer-that-is-not-here\.so is not found") as error:
@@ -80,15 +62,15 @@ def test_without_tensorrt_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatc
     assert "LD_LIBRARY_PATH" in str(error.value)
 
 
-def test_options_name_our_library_beside_others(plugin: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_name_our_library_beside_others(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt_provider, "_NVINFER", None)  # this process's own symbols
     monkeypatch.setattr(tensorrt_provider, "register_creators", lambda *_: None)
     given = pom_export.tensorrt_provider_options(device_id=1, trt_extra_plugin_lib_paths="a.so")
-    assert given == {"device_id": 1, "trt_extra_plugin_lib_paths": f"a.so;{plugin}"}
+    assert given == {"device_id": 1, "trt_extra_plugin_lib_paths": f"a.so;{library}"}
     assert pom_export.tensorrt_provider_options(**given) == given
     assert _with_plugin(("TensorrtExecutionProvider", {"device_id": 1}), ["TensorrtExecutionProvider"]) == (
         "TensorrtExecutionProvider",
-        {"device_id": 1, "trt_extra_plugin_lib_paths": plugin},
+        {"device_id": 1, "trt_extra_plugin_lib_paths": str(library)},
     )
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from pom_export.errors import InputError
 from pom_export.graph.exported import KEPT_IN_FLOAT32, METADATA_PREFIX
-from pom_export.graph.nodes import add_constant
+from pom_export.graph.nodes import add_constant, cast_node
 from pom_export.graph.precision import Plan, plan_precision
 from pom_export.graph.precision.rules import is_constant, is_float, largest
 
@@ -41,7 +41,9 @@ class LowerPrecisionPass(ir.passes.InPlacePass):
         Raises:
             InputError: a weight that a product multiplies by leaves the half type's range, or all of it becomes 0.
         """
-        plan = plan_precision(model, self.dtype, self.observe(model))
+        # bfloat16 has float32's range.
+        peaks = self.observe(model) if self.dtype == ir.DataType.FLOAT16 else {}
+        plan = plan_precision(model, self.dtype, peaks)
         _Lowering(model.graph, plan).run()
         model.metadata_props[METADATA_PREFIX + KEPT_IN_FLOAT32] = json.dumps(plan.out_of_range.reasons)
         return ir.passes.PassResult(model, modified=True)
@@ -103,11 +105,11 @@ class _Lowering:
             return add_constant(self.graph, name, value.const_value.numpy(), dtype)
         source = node.inputs[0] if node is not None else None
         if node is None or source is None or node.op_type not in {"Cast", "ConstantOfShape"}:
-            made = _cast(value, dtype)
+            made = cast_node(value, dtype)
         elif is_float(source):
             return self._form(source, dtype)  # from half to float32 and back
         elif node.op_type == "Cast":
-            made = _cast(source, dtype)
+            made = cast_node(source, dtype)
         else:
             given = node.attributes.get("value")
             fill = np.zeros(1, dtype.numpy()) if given is None else given.as_tensor().numpy().astype(dtype.numpy())
@@ -137,10 +139,6 @@ def _name_of(value: ir.Value, dtype: ir.DataType) -> str:
     if node is None:
         return f"{value.name}/{suffix}"
     return f"{node.name}/{suffix}" if len(node.outputs) == 1 else f"{node.name}/{value.index()}/{suffix}"
-
-
-def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Node:
-    return ir.node("Cast", [value], {"to": ir.AttrInt64("to", dtype)})
 
 
 def _lowered(value: ir.Value, dtype: ir.DataType) -> ir.TensorProtocol:

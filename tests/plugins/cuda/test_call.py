@@ -7,20 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from pom_export.errors import InputError, MissingDependencyError
+from pom_export.errors import InputError
 from pom_export.runtime.cuda import CudaCall
-from pom_export.runtime.library import plugin_library
 
 X = torch.zeros(2, 300, 8)
 COEFFICIENTS = torch.zeros(8, 3)
 
 
-@pytest.fixture(autouse=True)
-def library() -> None:
-    try:
-        plugin_library()
-    except MissingDependencyError as error:
-        pytest.skip(str(error))
+pytestmark = pytest.mark.usefixtures("library")
 
 
 @pytest.mark.parametrize(
