@@ -11,14 +11,13 @@ from __future__ import annotations
 import argparse
 import functools
 import re
-import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from cuobjdump import dump
 from pages import write_part
 
 from pom_export.runtime.library import plugin_library
@@ -85,10 +84,7 @@ def kernels() -> list[Kernel]:
 @functools.cache
 def usage(architecture: str) -> dict[str, int]:
     """Return the registers of a thread of each kernel of the library, by its mangled name."""
-    folder = Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "bin"
-    tool = shutil.which("cuobjdump", path=str(folder)) or shutil.which("cuobjdump") or "cuobjdump"
-    command = [tool, "--dump-resource-usage", "--gpu-architecture", architecture, plugin_library()]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    said = dump(plugin_library(), "--dump-resource-usage", "--gpu-architecture", architecture)
     return {name: int(registers) for name, registers in re.findall(r"Function (\S+):\s*REG:(\d+)", said)}
 
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-import sysconfig
 from pathlib import Path
 
 import pytest
 
-from pom_export.errors import MissingDependencyError
-from pom_export.runtime.library import plugin_library
+from tools import cuobjdump
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_120")
 # Two blocks of 256 threads a multiprocessor, see plugins/cuda/plan.h.
@@ -23,24 +19,15 @@ USAGE = re.compile(r"Function (\S+):\s*REG:(\d+) STACK:(\d+)")
 PACKED = ("6__halfLi8", "13__nv_bfloat16Li8", "IfLi4")
 
 
-def cuobjdump(*options: str) -> str:
-    """Return what cuobjdump says of the plugin library."""
-    folder = Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "bin"
-    tool = shutil.which("cuobjdump", path=str(folder)) or shutil.which("cuobjdump")
-    try:
-        library = plugin_library()
-    except MissingDependencyError as error:
-        pytest.skip(str(error))
-    if tool is None:
+@pytest.fixture(autouse=True)
+def tool() -> None:
+    if cuobjdump.find() is None:
         pytest.skip("cuobjdump is not installed")
-    done = subprocess.run([tool, *options, library], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_registers_and_spills(architecture: str) -> None:
-    kernels = USAGE.findall(cuobjdump("--dump-resource-usage", "--gpu-architecture", architecture))
+def test_registers_and_spills(architecture: str, library: Path) -> None:
+    kernels = USAGE.findall(cuobjdump.dump(library, "--dump-resource-usage", "--gpu-architecture", architecture))
 
     assert len(kernels) > 60
     for name, registers, stack in kernels:
@@ -53,8 +40,8 @@ def is_plain(name: str) -> bool:
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
-def test_packs_move_as_16_bytes(architecture: str) -> None:
-    code = cuobjdump("--dump-sass", "--gpu-architecture", architecture)
+def test_packs_move_as_16_bytes(architecture: str, library: Path) -> None:
+    code = cuobjdump.dump(library, "--dump-sass", "--gpu-architecture", architecture)
     kernels = [part.split("\n", 1) for part in code.split("Function : ")[1:]]
 
     tiled = [(name, text) for name, text in kernels if "Tile" in name and any(packed in name for packed in PACKED)]

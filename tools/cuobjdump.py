@@ -1,0 +1,27 @@
+"""NVIDIA's cuobjdump, from its wheel or the CUDA toolkit."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+
+def find() -> str | None:
+    """Return its path, or None."""
+    folder = Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "bin"
+    return shutil.which("cuobjdump", path=str(folder)) or shutil.which("cuobjdump")
+
+
+def dump(library: Path, *options: str) -> str:
+    """Return what it says of a library.
+
+    Raises:
+        FileNotFoundError: it is not installed.
+        subprocess.CalledProcessError: it refused the library or the options.
+    """
+    tool = find()
+    if tool is None:
+        raise FileNotFoundError("cuobjdump is not installed: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
+    return subprocess.run([tool, *options, library], capture_output=True, text=True, check=True).stdout
