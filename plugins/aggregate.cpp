@@ -78,6 +78,10 @@ std::string validate_mask(const Problem& problem) {
   if (problem.attributes.mode == Mode::kFeatures) {
     return "mode \"features\" takes no mask";
   }
+  if (problem.attributes.stateful && problem.mask_type != DataType::kBool) {
+    return std::string("a state counts whole tokens: with stateful 1 mask must be bool, got ") +
+           name_of(problem.mask_type);
+  }
   if (problem.mask_type != DataType::kBool && problem.mask_type != problem.data_type) {
     return std::string("mask must be bool or of x's type (") + name_of(problem.data_type) + "), got " +
            name_of(problem.mask_type);
@@ -110,15 +114,17 @@ class Description {
     read_polynomial();
     read_mask();
     read_rotation();
+    check_state();
   }
 
   Problem problem;
 
  private:
-  [[nodiscard]] bool has(Input input) const {
+  [[nodiscard]] bool is_given(Input input) const {
     const auto index = static_cast<std::size_t>(input);
-    return index < inputs_.size() && inputs_[index].given && !is_placeholder(inputs_[index]);
+    return index < inputs_.size() && inputs_[index].given;
   }
+  [[nodiscard]] bool has(Input input) const { return is_given(input) && !is_placeholder(at(input)); }
   [[nodiscard]] const TensorInfo& at(Input input) const { return inputs_[static_cast<std::size_t>(input)]; }
   [[nodiscard]] static bool is_placeholder(const TensorInfo& tensor) {
     return tensor.shape.size() == 1 && tensor.shape[0] == 1;
@@ -200,6 +206,30 @@ class Description {
     problem.rotation_type = at(kCos).type;
   }
 
+  void check_state() const {
+    if (!problem.attributes.stateful) {
+      if (is_given(kPastState) || is_given(kPastLength)) {
+        throw std::invalid_argument("past_state and past_length go with stateful 1");
+      }
+      return;
+    }
+    check_past(kPastState, DataType::kFloat32, {problem.batch, kStateRows, problem.channels});
+    check_past(kPastLength, DataType::kInt64, {problem.batch});
+  }
+
+  void check_past(Input input, DataType type, const std::vector<int64_t>& shape) const {
+    const std::string name = kInputs[static_cast<std::size_t>(input)];
+    if (!is_given(input)) {
+      throw std::invalid_argument(name + " is missing, which stateful 1 needs");
+    }
+    if (at(input).shape != shape) {
+      fail(input, written(shape) + " for x's batch and channels");
+    }
+    if (at(input).type != type) {
+      throw std::invalid_argument(name + " must be " + name_of(type) + ", got " + name_of(at(input).type));
+    }
+  }
+
   const std::vector<TensorInfo>& inputs_;
 };
 
@@ -209,7 +239,7 @@ bool parse_form(const std::string& text, Form* form) { return parse(text, kForms
 bool parse_mode(const std::string& text, Mode* mode) { return parse(text, kModes, mode); }
 
 const char* name_of(DataType type) {
-  constexpr std::array<const char*, 4> names{"float32", "float16", "bfloat16", "bool"};
+  constexpr std::array<const char*, 5> names{"float32", "float16", "bfloat16", "bool", "int64"};
   return names[static_cast<std::size_t>(type)];
 }
 
@@ -226,6 +256,9 @@ std::string validate(const Attributes& attributes) {
   if (!(attributes.epsilon >= 0.0F && attributes.epsilon <= std::numeric_limits<float>::max())) {
     return "epsilon must be finite and not negative, got " + std::to_string(attributes.epsilon);
   }
+  if (attributes.stateful && attributes.mode == Mode::kFeatures) {
+    return "mode \"features\" sums nothing and has no state: stateful must be 0";
+  }
   return {};
 }
 
@@ -241,8 +274,8 @@ std::string validate(const Problem& problem) {
     return "x is too large: " + number(problem.batch) + " x " + number(problem.tokens) + " x " +
            number(problem.channels) + " elements";
   }
-  if (problem.data_type == DataType::kBool) {
-    return "x must be float32, float16 or bfloat16, got bool";
+  if (problem.data_type == DataType::kBool || problem.data_type == DataType::kInt64) {
+    return std::string("x must be float32, float16 or bfloat16, got ") + name_of(problem.data_type);
   }
   std::string error = validate_polynomial(problem);
   if (error.empty() && problem.has_mask) {

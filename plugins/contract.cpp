@@ -36,7 +36,7 @@ std::string signature() {
 
 std::string gated_signature() {
   return std::string("{\"op\":\"") + pom::kGatedOpName + "\",\"inputs\":" + json_list(pom::kGatedInputs) +
-         ",\"attributes\":" + json_list(pom::kGatedAttributes) +
+         ",\"outputs\":" + json_list(pom::kGatedOutputs) + ",\"attributes\":" + json_list(pom::kGatedAttributes) +
          ",\"gate_activations\":" + json_list(pom::kGateActivations) + "}";
 }
 

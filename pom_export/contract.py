@@ -27,9 +27,18 @@ Sources: arXiv 2604.06129 (power, rotation), arXiv 2411.12663 (product).
 It is what an optimised export holds, since one kernel for both passes over memory once. A kernel rounds nothing
 between the aggregate and z.
 
+Of either op, with `stateful` 1 and in the modes "mean" and "causal", a call goes on where others have ended:
+    y = (S + sum_n m_n p_n) / (epsilon + L + sum_n m_n)               (past_state, past_length) = (S, L)
+past_state (B, 2, C) is S as a sum of two floats: S rounded, and what that rounding has lost, so that S is exact to
+twice float32's digits however long the sequence grows. past_length (B) is how many tokens are in it. present_state
+and present_length are the same with this call's tokens; zeros are the state of no tokens. States of different
+tokens add up. Mode "mean" with a state is block-causal: all tokens of a call see the call and what was before it.
+A mask must then be bool, and a token that it leaves out is not in the state.
+
 No node leaves an input empty in front of one that it has (TensorRT's parser refuses that). The place of an absent
-one is held by a placeholder: a tensor of rank 1 and size 1, which nobody reads. Every real one has rank 2 or 3,
-and `gate_bias` is always real.
+one is held by a placeholder: a tensor of rank 1 and size 1, which nobody reads. Every real one has rank 2 or 3, but
+for `gate_bias` and `past_length`, which are always real where the op and `stateful` ask for them. With `stateful` 1
+all inputs and outputs are there, with 0 neither those of the past nor those of the present.
 """
 
 from __future__ import annotations
@@ -45,11 +54,23 @@ OP_VERSION: Final = 1
 PLUGIN_VERSION: Final = "1"
 PLUGIN_NAMESPACE: Final = ""
 
-INPUTS: Final = ("x", "coefficients", "mask", "cos", "sin")
+INPUTS: Final = ("x", "coefficients", "mask", "cos", "sin", "past_state", "past_length")
 REQUIRED_INPUTS: Final = 2
-OUTPUTS: Final = ("y",)
+# Of both ops: there with `stateful` 1.
+STATE_INPUTS: Final = ("past_state", "past_length")
+STATE_OUTPUTS: Final = ("present_state", "present_length")
+OUTPUTS: Final = ("y", *STATE_OUTPUTS)
 # In the order in which they are written on every node.
-ATTRIBUTES: Final = ("form", "degree", "mode", "rotary_blocks", "epsilon", "plugin_version", "plugin_namespace")
+ATTRIBUTES: Final = (
+    "form",
+    "degree",
+    "mode",
+    "rotary_blocks",
+    "epsilon",
+    "stateful",
+    "plugin_version",
+    "plugin_namespace",
+)
 
 POWER: Final = "power"
 PRODUCT: Final = "product"
@@ -60,17 +81,19 @@ DEFAULT_DEGREE: Final = 0
 DEFAULT_ROTARY_BLOCKS: Final = 1
 MAX_ROTARY_BLOCKS: Final = 2
 DEFAULT_EPSILON: Final = 0.0
+DEFAULT_STATEFUL: Final = 0
 
 GATED_OP_NAME: Final = "GatedPolynomialAggregation"
-GATED_INPUTS: Final = ("x", "gate", "gate_bias", "coefficients", "mask", "cos", "sin")
+GATED_INPUTS: Final = ("x", "gate", "gate_bias", *INPUTS[1:])
 GATED_REQUIRED_INPUTS: Final = 4
-GATED_OUTPUTS: Final = ("z",)
+GATED_OUTPUTS: Final = ("z", *STATE_OUTPUTS)
 GATED_ATTRIBUTES: Final = (
     "form",
     "degree",
     "mode",
     "rotary_blocks",
     "epsilon",
+    "stateful",
     "gate_activation",
     "plugin_version",
     "plugin_namespace",
@@ -117,6 +140,7 @@ def gated_signature() -> str:
         {
             "op": GATED_OP_NAME,
             "inputs": GATED_INPUTS,
+            "outputs": GATED_OUTPUTS,
             "attributes": GATED_ATTRIBUTES,
             "gate_activations": GATE_ACTIVATIONS,
         },

@@ -10,10 +10,16 @@
 
 namespace pom {
 
-enum class DataType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kBool = 3 };
+enum class DataType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kBool = 3, kInt64 = 4 };
 
 // Positions in kInputs, and of the pointers that an adapter passes.
-enum Input : int32_t { kX = 0, kCoefficients = 1, kMask = 2, kCos = 3, kSin = 4 };
+enum Input : int32_t { kX = 0, kCoefficients = 1, kMask = 2, kCos = 3, kSin = 4, kPastState = 5, kPastLength = 6 };
+
+// Positions in kOutputs and kGatedOutputs; the last two are there where the op is stateful.
+enum OutputPosition : int32_t { kY = 0, kPresentState = 1, kPresentLength = 2 };
+
+// Rows of a state: the running sum, and what rounding has lost of it.
+inline constexpr int64_t kStateRows = 2;
 
 struct Attributes {
   Form form = Form::kPower;
@@ -21,6 +27,7 @@ struct Attributes {
   Mode mode = Mode::kMean;
   int32_t rotary_blocks = 1;
   float epsilon = 0.0F;
+  bool stateful = false;
 };
 
 // Shapes and types of one call; all tensors are contiguous.
@@ -28,6 +35,8 @@ struct Attributes {
 //   coefficients  (channels, degree), form power only
 //   mask          (mask_batch, tokens), mask_batch 1 or batch
 //   cos, sin      (rotation_batch, tokens, channels / 2), rotation_batch 1 or batch
+//   past_state    (batch, kStateRows, channels) float32, where the op is stateful; present_state too
+//   past_length   (batch) int64, where the op is stateful; present_length too
 //   y             (batch, output_tokens(), channels)
 struct Problem {
   Attributes attributes;
@@ -41,7 +50,7 @@ struct Problem {
   int64_t rotation_batch = 0;
   DataType data_type = DataType::kFloat32;         // of x and y
   DataType coefficient_type = DataType::kFloat32;  // kFloat32 or data_type
-  DataType mask_type = DataType::kBool;            // kBool or data_type
+  DataType mask_type = DataType::kBool;            // kBool or data_type; kBool where the op is stateful
   DataType rotation_type = DataType::kFloat32;     // kFloat32 or data_type
 
   [[nodiscard]] int64_t output_tokens() const { return attributes.mode == Mode::kMean ? 1 : tokens; }

@@ -15,11 +15,12 @@ inline constexpr int32_t kOpVersion = 1;
 inline constexpr char kPluginVersion[] = "1";
 inline constexpr char kPluginNamespace[] = "";
 
-inline constexpr std::array<const char*, 5> kInputs{"x", "coefficients", "mask", "cos", "sin"};
+inline constexpr std::array<const char*, 7> kInputs{"x",   "coefficients", "mask",       "cos",
+                                                    "sin", "past_state",   "past_length"};
 inline constexpr int32_t kRequiredInputs = 2;
-inline constexpr std::array<const char*, 1> kOutputs{"y"};
-inline constexpr std::array<const char*, 7> kAttributes{
-    "form", "degree", "mode", "rotary_blocks", "epsilon", "plugin_version", "plugin_namespace"};
+inline constexpr std::array<const char*, 3> kOutputs{"y", "present_state", "present_length"};
+inline constexpr std::array<const char*, 8> kAttributes{"form",    "degree",   "mode",           "rotary_blocks",
+                                                        "epsilon", "stateful", "plugin_version", "plugin_namespace"};
 
 enum class Form : int32_t { kPower = 0, kProduct = 1 };
 inline constexpr std::array<const char*, 2> kForms{"power", "product"};

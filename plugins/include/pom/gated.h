@@ -13,11 +13,13 @@ namespace pom {
 
 inline constexpr char kGatedOpName[] = "GatedPolynomialAggregation";
 
-inline constexpr std::array<const char*, 7> kGatedInputs{"x",    "gate", "gate_bias", "coefficients",
-                                                         "mask", "cos",  "sin"};
+inline constexpr std::array<const char*, 9> kGatedInputs{"x",   "gate", "gate_bias",  "coefficients", "mask",
+                                                         "cos", "sin",  "past_state", "past_length"};
 inline constexpr int32_t kGatedRequiredInputs = 4;
-inline constexpr std::array<const char*, 8> kGatedAttributes{
-    "form", "degree", "mode", "rotary_blocks", "epsilon", "gate_activation", "plugin_version", "plugin_namespace"};
+inline constexpr std::array<const char*, 3> kGatedOutputs{"z", "present_state", "present_length"};
+inline constexpr std::array<const char*, 9> kGatedAttributes{
+    "form",     "degree",          "mode",           "rotary_blocks",   "epsilon",
+    "stateful", "gate_activation", "plugin_version", "plugin_namespace"};
 
 // Applied to gate + gate_bias. hardsigmoid(z) = clamp(z / 6 + 1/2, 0, 1).
 enum class GateActivation : int32_t { kIdentity = 0, kSigmoid = 1, kHardSigmoid = 2 };
