@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pom_export.mixer.op import polynomial_aggregation
 from pom_export.mixer.reference import safe_ratio
+from pom_export.mixer.stateful_op import stateful_polynomial_aggregation
 
 Mask = Tensor | Literal["causal"] | None
 
@@ -69,6 +70,53 @@ def aggregate(
         return result
     full = mask.to(result.dtype)
     return safe_ratio(full @ result, full.sum(-1, keepdim=True), epsilon)
+
+
+class MixerState(NamedTuple):
+    """What a mixer keeps of the tokens so far, however many they were; zeros for none.
+
+    Attributes:
+        sums: (B, 2, C), the sum of their features, and what rounding has lost of it; float32, or float64 for a float64
+            mixer.
+        length: (B) int64, how many they were.
+    """
+
+    sums: Tensor
+    length: Tensor
+
+
+def stream(
+    projected: Tensor,
+    polynomial: Polynomial,
+    state: MixerState,
+    mask: Tensor | None,
+    causal: bool,
+    rotation: Rotation | None = None,
+) -> tuple[Tensor, MixerState]:
+    """Aggregate the polynomial features of a call's tokens and of those in the state.
+
+    Args:
+        projected: (B, N, C).
+        polynomial: of the mixer.
+        state: of the tokens before these.
+        mask: (B or 1, N) bool or integer, the tokens that count, or None.
+        causal: token i sees tokens 0..i of the call, instead of all of it.
+        rotation: of the features, or None.
+
+    Returns:
+        (B, N, C) if causal, else (B, 1, C); and the state with this call's tokens.
+
+    Raises:
+        ValueError: a mask of another kind or shape, or a state of another size.
+    """
+    weights = None if mask is None else mask if mask.is_floating_point() else mask.to(torch.bool)
+    cos, sin, blocks = rotation if rotation is not None else (None, None, 1)
+    coefficients, degree, epsilon = polynomial
+    mode = "causal" if causal else "mean"
+    y, sums, length = stateful_polynomial_aggregation(
+        projected, coefficients, weights, state.sums, state.length, mode, epsilon, degree, cos, sin, blocks
+    )
+    return y, MixerState(sums, length)
 
 
 def select(gate: Tensor, aggregated: Tensor) -> Tensor:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+import torch
 from torch import Tensor, nn
 
-from pom_export.mixer.aggregation import Mask, Polynomial, aggregate, select
+from pom_export.mixer.aggregation import Mask, MixerState, Polynomial, aggregate, select, stream
 
 
 class Mixer(nn.Module):
@@ -34,6 +35,38 @@ class Mixer(nn.Module):
         """
         projected, gate = self._project(query, context)
         return self.ag_proj(select(gate, aggregate(projected, self._polynomial(), mask, causal)))
+
+    def stream(
+        self, query: Tensor, state: MixerState, mask: Tensor | None = None, *, causal: bool = True
+    ) -> tuple[Tensor, MixerState]:
+        """Mix a call's tokens and those before them into every token of the call.
+
+        Calls of any lengths give what one `forward` of all tokens gives, if causal. Otherwise every token of a call
+        sees all of it and what came before: what the official `state_forward` computes, but that it counts each call
+        as one.
+
+        Args:
+            query: (B, T, d), which is the context too.
+            state: of the tokens before these; see `empty_state`.
+            mask: (B or 1, T) bool or integer, the tokens that count, or None. What is left out is not in the state.
+            causal: token i sees tokens 0..i of the call.
+
+        Returns:
+            (B, T, d), and the state with this call's tokens.
+
+        Raises:
+            ValueError: a mask of another kind or shape, or a state of another size.
+        """
+        projected, gate = self._project(query, None)
+        aggregated, present = stream(projected, self._polynomial(), state, mask, causal)
+        return self.ag_proj(select(gate, aggregated)), present
+
+    def empty_state(self, batch: int) -> MixerState:
+        """Return the state of no tokens."""
+        weight = self.ag_proj.weight
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        sums = torch.zeros(batch, 2, self.ag_proj.in_features, dtype=dtype, device=weight.device)
+        return MixerState(sums, torch.zeros(batch, dtype=torch.int64, device=weight.device))
 
     @abstractmethod
     def _project(self, query: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:

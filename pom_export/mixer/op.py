@@ -22,7 +22,7 @@ from pom_export.contract import (
 from pom_export.mixer import reference
 
 
-def _check(
+def check(
     x: Tensor,
     coefficients: Tensor | None,
     mask: Tensor | None,
@@ -109,7 +109,7 @@ def polynomial_aggregation(
     Raises:
         ValueError: a shape, the mode or the degree breaks the contract; the value seen is named.
     """
-    _check(x, coefficients, mask, mode, degree, cos, sin, rotary_blocks)
+    check(x, coefficients, mask, mode, degree, cos, sin, rotary_blocks)
     y = reference.polynomial_aggregation(
         x, coefficients, mask, mode, epsilon, degree=degree, cos=cos, sin=sin, rotary_blocks=rotary_blocks
     )
@@ -128,7 +128,7 @@ def _fake(
     sin: Tensor | None = None,
     rotary_blocks: int = DEFAULT_ROTARY_BLOCKS,
 ) -> Tensor:
-    _check(x, coefficients, mask, mode, degree, cos, sin, rotary_blocks)
+    check(x, coefficients, mask, mode, degree, cos, sin, rotary_blocks)
     return x.new_empty((x.shape[0], 1 if mode == "mean" else x.shape[1], x.shape[2]))
 
 

@@ -81,6 +81,24 @@ def features(x: Tensor, coefficients: Tensor | None, degree: int) -> Tensor:
     return horner(activation(x), coefficients.to(x.dtype))
 
 
+def weighted_features(
+    x: Tensor,
+    coefficients: Tensor | None,
+    mask: Tensor | None,
+    degree: int,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    rotary_blocks: int,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the features p (B, N, C), rotated if they are, and the mask's weights (B or 1, N, 1), not yet applied."""
+    dtype = accumulation_dtype(x.dtype)
+    x_active, weights = token_weights(x.to(dtype), mask, dtype)
+    p = features(x_active, coefficients, degree)
+    if cos is not None and sin is not None:
+        p = rotate(p, cos.to(dtype), sin.to(dtype), rotary_blocks)
+    return p, weights
+
+
 def polynomial_aggregation(
     x: Tensor,
     coefficients: Tensor | None,
@@ -109,11 +127,7 @@ def polynomial_aggregation(
     Returns:
         (B, 1, C) for "mean", else (B, N, C), of x's dtype.
     """
-    dtype = accumulation_dtype(x.dtype)
-    x_active, weights = token_weights(x.to(dtype), mask, dtype)
-    p = features(x_active, coefficients, degree)
-    if cos is not None and sin is not None:
-        p = rotate(p, cos.to(dtype), sin.to(dtype), rotary_blocks)
+    p, weights = weighted_features(x, coefficients, mask, degree, cos, sin, rotary_blocks)
     if mode == "features":
         y = p
     elif weights is not None:
@@ -125,5 +139,5 @@ def polynomial_aggregation(
     elif mode == "mean":
         y = p.sum(1, keepdim=True) / max(x.shape[1], 1)
     else:
-        y = p.cumsum(1) / token_counts(x, dtype)
+        y = p.cumsum(1) / token_counts(x, p.dtype)
     return y.to(x.dtype)

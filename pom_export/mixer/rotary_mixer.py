@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pom_export.mixer.aggregation import Mask, Rotation, aggregate, select
+from pom_export.mixer.aggregation import Mask, MixerState, Rotation, aggregate, select, stream
 from pom_export.mixer.config import MAX_GRID, MAX_SEQ_LEN, ROPE_BASE, RotaryConfig
 from pom_export.mixer.polynomial_mixer import PolynomialMixer
 from pom_export.mixer.reference import rotate
@@ -107,6 +107,41 @@ class RotaryPolynomialMixer(PolynomialMixer):
         aggregated = aggregate(projected, self._polynomial(), mask, causal, rotation)
         return self.ag_proj(select(self._rotate_gate(gate, positions), aggregated))
 
+    def stream(
+        self,
+        query: Tensor,
+        state: MixerState,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        *,
+        causal: bool = True,
+    ) -> tuple[Tensor, MixerState]:
+        """Mix as `Mixer.stream` does, at positions that go on from the state's length.
+
+        Args:
+            query: (B, T, d).
+            state: of the tokens before these.
+            mask: as in `Mixer.stream`.
+            positions: as in `forward`, or (B, T) for 1-D mixers; None, for those only: from the state's length on.
+            causal: as in `Mixer.stream`.
+
+        Returns:
+            (B, T, d), and the state with this call's tokens.
+
+        Raises:
+            ValueError: as `Mixer.stream`, or a 2-D mixer without positions.
+        """
+        projected, gate = self._project(query, None)
+        if positions is None and self.rotary.blocks == 1:
+            positions = state.length[:, None] + torch.arange(query.shape[1], device=query.device)
+            if mask is not None:
+                # What is left out may lie past the last position.
+                positions = positions.masked_fill(mask == 0, 0)
+        cos, sin = self._tables(positions, projected.shape[1])
+        rotation = Rotation(cos, sin, self.rotary.blocks)
+        aggregated, present = stream(projected, self._polynomial(), state, mask, causal, rotation)
+        return self.ag_proj(select(self._rotate_gate(gate, positions), aggregated)), present
+
     def _tables(
         self, positions: Tensor | None, tokens: int, stride: int = 1, width: int | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -118,7 +153,7 @@ class RotaryPolynomialMixer(PolynomialMixer):
                 tokens <= self.rotary.max_seq_len,
                 lambda: f"{tokens} tokens, but the mixer has positions for {self.rotary.max_seq_len}",
             )
-        elif positions.dim() != self.rotary.blocks:
+        elif positions.dim() != self.rotary.blocks and positions.shape[1:] != (tokens,):
             kind = "(tokens)" if self.rotary.blocks == 1 else "(tokens, 2)"
             raise ValueError(f"positions must be {kind}, got shape {tuple(positions.shape)}")
         tables = []

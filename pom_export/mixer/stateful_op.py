@@ -1,0 +1,121 @@
+"""`torch.ops.pom.stateful_polynomial_aggregation`: the op as one call of several, with what earlier ones have summed.
+
+Formulas: `pom_export.contract`. It is for inference alone and has no gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pom_export.contract import DEFAULT_DEGREE, DEFAULT_EPSILON, DEFAULT_ROTARY_BLOCKS
+from pom_export.mixer import op, reference
+
+
+def _check(x: Tensor, mask: Tensor | None, past_state: Tensor, past_length: Tensor, mode: str) -> None:
+    """Raise ValueError, with the value seen, where the contract of a state is not met."""
+    if mode == "features":
+        raise ValueError('mode "features" sums nothing and has no state')
+    if mask is not None and mask.dtype != torch.bool:
+        raise ValueError(f"a state counts whole tokens: the mask must be bool, got {mask.dtype}")
+    if past_state.dim() != 3 or past_state.shape[1:] != (2, x.shape[2]):
+        raise ValueError(f"past_state must be (batch, 2, {x.shape[2]}), got shape {tuple(past_state.shape)}")
+    if past_length.dim() != 1 or past_length.dtype != torch.int64:
+        raise ValueError(f"past_length must be (batch) int64, got {past_length.dtype} {tuple(past_length.shape)}")
+    for name, past in (("past_state", past_state), ("past_length", past_length)):
+        rows = past.shape[0]
+        torch._check(rows == x.shape[0], lambda name=name, rows=rows: f"{name} has {rows} rows, x has {x.shape[0]}")
+
+
+def _counts(x: Tensor, mask: Tensor | None, past_length: Tensor, mode: str) -> Tensor:
+    """Return how many tokens each mean is over, int64 (B, 1 or N): a float32 ends to count at 2^24."""
+    if mask is None:
+        steps = x.shape[1] if mode == "mean" else torch.arange(1, x.shape[1] + 1, device=x.device)
+    else:
+        steps = mask.sum(1, keepdim=True) if mode == "mean" else mask.cumsum(1)
+    return past_length[:, None] + steps if mode == "causal" or mask is not None else (past_length + steps)[:, None]
+
+
+def _advance(past_state: Tensor, added: Tensor) -> Tensor:
+    """Return the state (B, 2, C) with a sum (B, C) added: the new sum rounded, and what that rounding has lost."""
+    if added.dtype == torch.float64:
+        total = past_state.sum(1) + added
+        rounded = total.float().double()
+        return torch.stack([rounded, total - rounded], dim=1).to(past_state.dtype)
+    # Knuth's two-sum, then Dekker's of the result and all that was lost.
+    old, lost = past_state.unbind(1)
+    updated = old + added
+    taken = updated - old
+    lost = lost + ((old - (updated - taken)) + (added - taken))
+    rounded = updated + lost
+    return torch.stack([rounded, lost - (rounded - updated)], dim=1)
+
+
+@torch.library.custom_op("pom::stateful_polynomial_aggregation", mutates_args=())
+def stateful_polynomial_aggregation(
+    x: Tensor,
+    coefficients: Tensor | None,
+    mask: Tensor | None,
+    past_state: Tensor,
+    past_length: Tensor,
+    mode: str,
+    epsilon: float = DEFAULT_EPSILON,
+    degree: int = DEFAULT_DEGREE,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    rotary_blocks: int = DEFAULT_ROTARY_BLOCKS,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Aggregate the polynomial of a call's tokens and of those before them.
+
+    Args:
+        x: (B, N, C), projected context tokens of this call.
+        coefficients: (C, K), form "power"; None: form "product".
+        mask: (B or 1, N) bool, the tokens that count; None: all.
+        past_state: (B, 2, C), the sum of the features of earlier calls and what rounding has lost of it; float64
+            where x is, else float32.
+        past_length: (B) int64, how many tokens are in it.
+        mode: "causal", or "mean": every token of the call sees all of it (block-causal).
+        epsilon: added to a masked count of tokens.
+        degree: K of form "product".
+        cos: as in `reference.polynomial_aggregation`.
+        sin: the same.
+        rotary_blocks: the same.
+
+    Returns:
+        y, (B, 1, C) for "mean", else (B, N, C), of x's dtype; present_state and present_length, as past.
+
+    Raises:
+        ValueError: a shape, type, the mode or the degree breaks the contract; the value seen is named.
+    """
+    op.check(x, coefficients, mask, mode, degree, cos, sin, rotary_blocks)
+    _check(x, mask, past_state, past_length, mode)
+    dtype = reference.accumulation_dtype(x.dtype)
+    p, weights = reference.weighted_features(x, coefficients, mask, degree, cos, sin, rotary_blocks)
+    weighted = p if weights is None else p * weights
+    added = weighted.sum(1)
+    sums = weighted.cumsum(1) if mode == "causal" else added[:, None]
+    before = past_state.to(dtype).sum(1, keepdim=True)
+    counts = _counts(x, mask, past_length, mode)
+    y = reference.safe_ratio(before + sums, counts.to(dtype)[..., None], 0.0 if mask is None else epsilon)
+    tokens = x.shape[1] if mask is None else mask.sum(1)
+    return y.to(x.dtype), _advance(past_state, added), past_length + tokens
+
+
+@stateful_polynomial_aggregation.register_fake
+def _fake(
+    x: Tensor,
+    coefficients: Tensor | None,
+    mask: Tensor | None,
+    past_state: Tensor,
+    past_length: Tensor,
+    mode: str,
+    epsilon: float = DEFAULT_EPSILON,  # noqa: ARG001 (the op's signature)
+    degree: int = DEFAULT_DEGREE,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    rotary_blocks: int = DEFAULT_ROTARY_BLOCKS,
+) -> tuple[Tensor, Tensor, Tensor]:
+    op.check(x, coefficients, mask, mode, degree, cos, sin, rotary_blocks)
+    _check(x, mask, past_state, past_length, mode)
+    y = x.new_empty((x.shape[0], 1 if mode == "mean" else x.shape[1], x.shape[2]))
+    return y, torch.empty_like(past_state), torch.empty_like(past_length)
