@@ -6,16 +6,15 @@ a variant with a body of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.tape import Tape
 
 from pom_export import contract
-
-_SQRT_HALF = 0.5**0.5
+from pom_export.graph.function_body import Body
+from pom_export.graph.function_streaming import Past, add_streaming
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,7 @@ class FunctionVariant:
         mask_type: type of the mask; None: no mask, or a placeholder.
         rotation_type: type of cos and sin; None: no rotation.
         rotary_blocks: the node's, 1 without a rotation.
+        stateful: the node's.
     """
 
     mode: str
@@ -41,12 +41,15 @@ class FunctionVariant:
     mask_type: ir.DataType | None = None
     rotation_type: ir.DataType | None = None
     rotary_blocks: int = contract.DEFAULT_ROTARY_BLOCKS
+    stateful: bool = False
 
     @property
     def inputs(self) -> int:
         """How many inputs the node has: those up to the last present one."""
-        if self.rotation_type is not None:
+        if self.stateful:
             return len(contract.INPUTS)
+        if self.rotation_type is not None:
+            return len(contract.INPUTS) - len(contract.STATE_INPUTS)
         return contract.REQUIRED_INPUTS + (self.mask_type is not None)
 
     @property
@@ -61,117 +64,19 @@ class FunctionVariant:
         }
         typed = [prefix + kind.name.lower() for prefix, kind in types.items() if kind is not None]
         epsilon = [f"epsilon_{self.epsilon!r}"] if self.epsilon else []
-        return "_".join([self.mode, form, str(self.degree), *typed, *epsilon])
+        stateful = ["stateful"] if self.stateful else []
+        return "_".join([self.mode, form, str(self.degree), *typed, *epsilon, *stateful])
 
 
-class Body(Tape):
-    """Builds the nodes of a function; float32 throughout, so that sums are as accurate as the contract asks.
-
-    `body.Add(a, b)` adds a node of that op type and returns its output.
-
-    Args:
-        opset: version of the standard ops.
-    """
-
-    def __init__(self, opset: int) -> None:
-        super().__init__()
-        self.opset = opset
-
-    def __getattr__(self, op_type: str) -> Callable[..., ir.Value]:
-        if not op_type[0].isupper():
-            raise AttributeError(op_type)
-        return lambda *inputs, **attributes: self.op(op_type, inputs, attributes)
-
-    def constant(self, value: float | Sequence[int], dtype: type = np.float32) -> ir.Value:
-        """Add a Constant node (functions hold no initializers)."""
-        return self.Constant(value=ir.tensor(np.array(value, dtype=dtype)))
-
-    def as_float(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """Return a value of a type as float32."""
-        return value if dtype == ir.DataType.FLOAT else self.Cast(value, to=ir.DataType.FLOAT)
-
-    def as_type(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """Return a float32 value as a type."""
-        return value if dtype == ir.DataType.FLOAT else self.Cast(value, to=dtype)
-
-    def split(self, value: ir.Value, parts: int) -> Sequence[ir.Value]:
-        """Cut the last axis into equal parts."""
-        if parts == 1:
-            return [value]
-        outputs = self.op_multi_out("Split", [value], {"axis": -1, "num_outputs": parts}, num_outputs=parts)
-        return list(outputs)
-
-    def gelu(self, x: ir.Value) -> ir.Value:
-        """Return x/2 (1 + erf(x / sqrt 2)); the op Gelu itself is younger than the opsets that we support."""
-        error = self.Erf(self.Mul(x, self.constant(_SQRT_HALF)))
-        return self.Mul(self.Mul(x, self.constant(0.5)), self.Add(error, self.constant(1.0)))
-
-    def products(self, x: ir.Value, degree: int) -> ir.Value:
-        """Return the running products of the GELU of x's chunks, (B, N, C)."""
-        chunks = list(self.split(self.gelu(x), degree))
-        for j in range(1, degree):
-            chunks[j] = self.Mul(chunks[j], chunks[j - 1])
-        return self.Concat(*chunks, axis=-1) if degree > 1 else chunks[0]
-
-    def rotate(self, p: ir.Value, cos: ir.Value, sin: ir.Value, blocks: int) -> ir.Value:
-        """Return p rotated, (B, N, C)."""
-        parts, rotated = self.split(p, 2 * blocks), []
-        for block, (c, s) in enumerate(zip(self.split(cos, blocks), self.split(sin, blocks), strict=True)):
-            first, second = parts[2 * block], parts[2 * block + 1]
-            rotated.append(self.Sub(self.Mul(first, c), self.Mul(second, s)))
-            rotated.append(self.Add(self.Mul(second, c), self.Mul(first, s)))
-        return self.Concat(*rotated, axis=-1)
-
-    def powers(self, x: ir.Value, coefficients: ir.Value, degree: int) -> ir.Value:
-        """Return the polynomial by Horner's rule, (B, N, C)."""
-        leaky = self.LeakyRelu(x, alpha=contract.LEAKY_SLOPE)
-        h = self.Clip(leaky, self.constant(contract.CLAMP_LOW), self.constant(contract.CLAMP_HIGH))
-        columns = [self.Gather(coefficients, self.constant(j, np.int64), axis=1) for j in range(degree)]
-        total = self.Mul(h, columns[-1])
-        for column in reversed(columns[:-1]):
-            total = self.Mul(self.Add(total, column), h)
-        return total
-
-    def token_count(self, x: ir.Value) -> ir.Value:
-        """Return N, int64, as (1)."""
-        return self.Shape(x, start=1, end=2)
-
-    def masked(self, p: ir.Value, weights: ir.Value, variant: FunctionVariant) -> ir.Value:
-        """Return the weighted (prefix) mean; 0 where the weights sum to 0."""
-        axis = self.constant([1], np.int64)
-        if variant.mode == "mean":
-            # A product with the row of weights sums and weighs in one pass.
-            sums = self.MatMul(self.Transpose(weights, perm=[0, 2, 1]), p)
-            total = self.ReduceSum(weights, axis, keepdims=1)
-        else:
-            sums, total = self.CumSum(self.Mul(p, weights), axis), self.CumSum(weights, axis)
-        divisor = self.Add(total, self.constant(variant.epsilon)) if variant.epsilon else total
-        zero = self.constant(0.0)
-        return self.Where(self.Equal(total, zero), zero, self.Div(sums, divisor))
-
-    def unmasked(self, p: ir.Value, x: ir.Value, mode: str) -> ir.Value:
-        """Return the (prefix) mean over all tokens."""
-        if mode == "mean":
-            # A product with a row of ones sums in one fast pass, which ReduceSum over a middle axis is not.
-            shape = self.Concat(self.constant([1, 1], np.int64), self.token_count(x), axis=0)
-            ones = self.ConstantOfShape(shape, value=ir.tensor(np.ones(1, np.float32)))
-            count = self.Max(self.token_count(x), self.constant([1], np.int64))
-            return self.Div(self.MatMul(ones, p), self.Cast(count, to=ir.DataType.FLOAT))
-        one, last = self.constant(1, np.int64), self.Squeeze(self.token_count(x))
-        counts = self.Range(one, self.Add(last, one), one)
-        column = self.Unsqueeze(self.Cast(counts, to=ir.DataType.FLOAT), self.constant([1], np.int64))
-        return self.Div(self.CumSum(p, self.constant([1], np.int64)), column)
-
-
-def add_aggregation(body: Body, variant: FunctionVariant, values: Sequence[ir.Value]) -> ir.Value:
-    """Add the nodes of an aggregation to a body and return its result, float32.
+def add_aggregation(body: Body, variant: FunctionVariant, values: Sequence[ir.Value]) -> list[ir.Value]:
+    """Add the nodes of an aggregation to a body and return its results: y in float32, and the present if it has one.
 
     Args:
         body: of the function.
         variant: what is added depends on it.
-        values: x, coefficients, mask, cos and sin; those that the variant lacks are not looked at.
+        values: the op's inputs; those that the variant lacks are not looked at.
     """
-    x, coefficients, mask, cos, sin = values
+    x, coefficients, mask, cos, sin, past_state, past_length = values
     tokens, weights = body.as_float(x, variant.x_type), None
     if variant.mask_type is not None:
         weights = body.Unsqueeze(body.as_float(mask, variant.mask_type), body.constant([2], np.int64))
@@ -184,16 +89,26 @@ def add_aggregation(body: Body, variant: FunctionVariant, values: Sequence[ir.Va
     if variant.rotation_type is not None:
         cosines, sines = (body.as_float(table, variant.rotation_type) for table in (cos, sin))
         p = body.rotate(p, cosines, sines, variant.rotary_blocks)
+    if variant.stateful:
+        counted = None if weights is None else mask
+        return add_streaming(body, p, x, counted, Past(past_state, past_length), variant.mode, variant.epsilon)
     if variant.mode == "features":
-        return p
-    return body.unmasked(p, x, variant.mode) if weights is None else body.masked(p, weights, variant)
+        return [p]
+    if weights is None:
+        return [body.unmasked(p, x, variant.mode)]
+    return [body.masked(p, weights, variant.mode, variant.epsilon)]
 
 
 def make_function(
-    body: Body, name: str, inputs: Sequence[ir.Value], output: ir.Value, attributes: Sequence[str], overload: str
+    body: Body,
+    name: str,
+    inputs: Sequence[ir.Value],
+    outputs: Sequence[ir.Value],
+    attributes: Sequence[str],
+    overload: str,
 ) -> ir.Function:
     """Return a body as the function of an op of ours; `body.opset` is the model's."""
-    graph = ir.Graph(inputs, [output], nodes=body.nodes, opset_imports={"": body.opset}, name=name)
+    graph = ir.Graph(inputs, outputs, nodes=body.nodes, opset_imports={"": body.opset}, name=name)
     declared = [ir.Attr(attribute, ir.AttributeType.UNDEFINED, None) for attribute in attributes]
     return ir.Function(contract.DOMAIN, name, overload, graph=graph, attributes=declared)
 
@@ -207,6 +122,13 @@ def build_function(variant: FunctionVariant, opset: int, overload: str = "") -> 
         overload: the overload that nodes of this variant name; "" for the only or first one.
     """
     body, inputs = Body(opset), [ir.Value(name=name) for name in contract.INPUTS]
-    y = body.as_type(add_aggregation(body, variant, inputs), variant.x_type)
-    y.name = contract.OUTPUTS[0]
-    return make_function(body, contract.OP_NAME, inputs[: variant.inputs], y, contract.ATTRIBUTES, overload)
+    y, *present = add_aggregation(body, variant, inputs)
+    outputs = name_outputs([body.as_type(y, variant.x_type), *present], contract.OUTPUTS)
+    return make_function(body, contract.OP_NAME, inputs[: variant.inputs], outputs, contract.ATTRIBUTES, overload)
+
+
+def name_outputs(values: list[ir.Value], names: Sequence[str]) -> list[ir.Value]:
+    """Give a function's outputs the names that the op has for them."""
+    for value, name in zip(values, names, strict=False):
+        value.name = name
+    return values

@@ -8,7 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from pom_export import contract
-from pom_export.graph.function import Body, FunctionVariant, add_aggregation, make_function
+from pom_export.graph.function import FunctionVariant, add_aggregation, make_function, name_outputs
+from pom_export.graph.function_body import Body
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def build_gated_function(variant: GatedVariant, opset: int, overload: str = "") 
     """
     body, inputs = Body(opset), [ir.Value(name=name) for name in contract.GATED_INPUTS]
     x, gate, gate_bias, *others = inputs
-    aggregate = add_aggregation(body, variant.aggregation, [x, *others])
+    aggregate, *present = add_aggregation(body, variant.aggregation, [x, *others])
     x_type = variant.aggregation.x_type
     gate = body.Add(body.as_float(gate, x_type), body.as_float(gate_bias, variant.bias_type))
     if variant.activation == "sigmoid":
@@ -55,9 +56,9 @@ def build_gated_function(variant: GatedVariant, opset: int, overload: str = "") 
     elif variant.activation == "hardsigmoid":
         gate = body.HardSigmoid(gate, alpha=1 / 6, beta=0.5)
     z = body.as_type(_select(body, gate, aggregate, variant.heads), x_type)
-    z.name = contract.GATED_OUTPUTS[0]
+    outputs = name_outputs([z, *present], contract.GATED_OUTPUTS)
     given = inputs[: variant.aggregation.inputs + contract.GATED_REQUIRED_INPUTS - contract.REQUIRED_INPUTS]
-    return make_function(body, contract.GATED_OP_NAME, given, z, contract.GATED_ATTRIBUTES, overload)
+    return make_function(body, contract.GATED_OP_NAME, given, outputs, contract.GATED_ATTRIBUTES, overload)
 
 
 def _select(body: Body, gate: ir.Value, aggregate: ir.Value, heads: int | None) -> ir.Value:

@@ -11,6 +11,8 @@ import onnx_ir as ir
 from pom_export import contract
 
 _MATRIX_RANK = 2
+# Those that are no placeholder where they are of rank 1.
+_RANK_1_INPUTS = ("gate_bias", "past_length")
 
 
 def aggregation_nodes(model: ir.Model) -> list[ir.Node]:
@@ -36,7 +38,7 @@ def input_names(node: ir.Node) -> tuple[str, ...]:
 def input_named(node: ir.Node, name: str) -> ir.Value | None:
     """Return an input of an aggregation by its name; None where the node has none, or a placeholder for it."""
     value = dict(zip(input_names(node), node.inputs, strict=False)).get(name)
-    return None if value is None or (name != "gate_bias" and len(value.shape or ()) == 1) else value
+    return None if value is None or (name not in _RANK_1_INPUTS and len(value.shape or ()) == 1) else value
 
 
 def module_of(node: ir.Node) -> str:

@@ -26,7 +26,16 @@ _INPUTS = [
             ("mask", "M", "(B or 1, N): token weights"),
             ("cos", "R", "(N, C/2) or (B, N, C/2): cosines of the rotation"),
             ("sin", "R", "of cos's shape: sines of the rotation"),
+            ("past_state", "tensor(float)", "(B, 2, C): sum of the features so far, and what rounding has lost of it"),
+            ("past_length", "tensor(int64)", "(B): how many tokens are in it"),
         )
+    ),
+]
+_OUTPUTS = [
+    OpSchema.FormalParameter("y", "T", "(B, 1, C) for mode mean, else (B, N, C)"),
+    *(
+        OpSchema.FormalParameter(name, kind, "as past", param_option=OpSchema.FormalParameterOption.Optional)
+        for name, kind in zip(contract.STATE_OUTPUTS, ("tensor(float)", "tensor(int64)"), strict=True)
     ),
 ]
 _DEFAULTS: dict[str, Any] = {
@@ -34,6 +43,7 @@ _DEFAULTS: dict[str, Any] = {
     "degree": contract.DEFAULT_DEGREE,
     "rotary_blocks": contract.DEFAULT_ROTARY_BLOCKS,
     "epsilon": contract.DEFAULT_EPSILON,
+    "stateful": contract.DEFAULT_STATEFUL,
     "plugin_version": contract.PLUGIN_VERSION,
     "plugin_namespace": contract.PLUGIN_NAMESPACE,
 }
@@ -43,6 +53,7 @@ _ATTRIBUTE_DOCS = {
     "mode": '"mean", "causal" (prefix mean) or "features" (no aggregation)',
     "rotary_blocks": "blocks of channels that are rotated each by itself: 1 or 2",
     "epsilon": "added to a masked sum of weights",
+    "stateful": "1 where the past goes in and the present comes out",
     "plugin_version": "for TensorRT's parser",
     "plugin_namespace": "for TensorRT's parser",
 }
@@ -54,6 +65,7 @@ def attributes(
     *,
     degree: int = contract.DEFAULT_DEGREE,
     rotary_blocks: int = contract.DEFAULT_ROTARY_BLOCKS,
+    stateful: bool = False,
 ) -> dict[str, Any]:
     """Return every attribute of a node, in the contract's order (TensorRT warns about each that is missing).
 
@@ -61,7 +73,7 @@ def attributes(
     """
     form = contract.PRODUCT if degree else contract.POWER
     values = {**_DEFAULTS, "form": form, "degree": degree, "mode": mode, "epsilon": float(epsilon)}
-    values["rotary_blocks"] = rotary_blocks
+    values |= {"rotary_blocks": rotary_blocks, "stateful": int(stateful)}
     return {name: values[name] for name in contract.ATTRIBUTES}
 
 
@@ -72,7 +84,7 @@ def _schema_attribute(name: str) -> OpSchema.Attribute:
 
 
 def _infer(context: Any) -> None:
-    """Give y the type of x, and its shape with one token for mode "mean"."""
+    """Give y the type of x, and its shape with one token for mode "mean"; the present is like the past."""
     x = context.get_input_type(0)
     if x is None or not x.HasField("tensor_type"):
         return
@@ -83,6 +95,11 @@ def _infer(context: Any) -> None:
         y.tensor_type.shape.dim[1].Clear()
         y.tensor_type.shape.dim[1].dim_value = 1
     context.set_output_type(0, y)
+    for output, name in enumerate(contract.STATE_INPUTS, start=1):
+        index = contract.INPUTS.index(name)
+        past = context.get_input_type(index) if index < context.get_num_inputs() else None
+        if output < context.get_num_outputs() and past is not None:
+            context.set_output_type(output, past)
 
 
 @cache
@@ -94,7 +111,7 @@ def register_schema() -> OpSchema:
         contract.OP_VERSION,
         contract.__doc__ or "",
         inputs=_INPUTS,
-        outputs=[OpSchema.FormalParameter("y", "T", "(B, 1, C) for mode mean, else (B, N, C)")],
+        outputs=_OUTPUTS,
         type_constraints=_TYPE_CONSTRAINTS,
         attributes=[_schema_attribute(name) for name in contract.ATTRIBUTES],
     )

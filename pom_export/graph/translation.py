@@ -1,4 +1,4 @@
-"""How torch.onnx turns our torch op into the custom node."""
+"""How torch.onnx turns our torch ops into the custom node."""
 
 from __future__ import annotations
 
@@ -33,20 +33,46 @@ def _polynomial_aggregation(
     sin: Any = None,
     rotary_blocks: int = contract.DEFAULT_ROTARY_BLOCKS,
 ) -> Any:
-    inputs = [x, _placeholder(np.float32) if coefficients is None else coefficients]
-    if mask is not None:
-        inputs.append(mask)
-    elif cos is not None:
-        inputs.append(_placeholder(np.bool_))
-    if cos is not None:
-        inputs += [cos, sin]
-    # Without a mask no weights are summed, and nothing is added to them.
-    used_epsilon = contract.DEFAULT_EPSILON if mask is None else epsilon
-    values = attributes(mode, used_epsilon, degree=degree, rotary_blocks=rotary_blocks)
-    return getattr(_POM, contract.OP_NAME)(*inputs, **values)
+    optional = [mask, cos, sin]
+    while optional and optional[-1] is None:
+        optional.pop()
+    values = attributes(mode, _used(epsilon, mask), degree=degree, rotary_blocks=rotary_blocks)
+    return getattr(_POM, contract.OP_NAME)(x, *_filled(coefficients, *optional), **values)
+
+
+def _stateful_polynomial_aggregation(
+    x: Any,
+    coefficients: Any,
+    mask: Any,
+    past_state: Any,
+    past_length: Any,
+    mode: str,
+    epsilon: float = contract.DEFAULT_EPSILON,
+    degree: int = contract.DEFAULT_DEGREE,
+    cos: Any = None,
+    sin: Any = None,
+    rotary_blocks: int = contract.DEFAULT_ROTARY_BLOCKS,
+) -> Any:
+    inputs = _filled(coefficients, mask, cos, sin)
+    values = attributes(mode, _used(epsilon, mask), degree=degree, rotary_blocks=rotary_blocks, stateful=True)
+    return getattr(_POM, contract.OP_NAME)(x, *inputs, past_state, past_length, **values)
+
+
+def _filled(*inputs: Any) -> list[Any]:
+    """Return the inputs from the coefficients on, with a placeholder for each that is absent."""
+    types = (np.float32, np.bool_, np.float32, np.float32)
+    return [_placeholder(kind) if value is None else value for value, kind in zip(inputs, types, strict=False)]
+
+
+def _used(epsilon: float, mask: Any) -> float:
+    """Return what is added to a sum of weights: without a mask none are summed."""
+    return contract.DEFAULT_EPSILON if mask is None else epsilon
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Return `custom_translation_table` for torch.onnx.export; the schema is registered on the way."""
     register_schema()
-    return {torch.ops.pom.polynomial_aggregation.default: _polynomial_aggregation}
+    return {
+        torch.ops.pom.polynomial_aggregation.default: _polynomial_aggregation,
+        torch.ops.pom.stateful_polynomial_aggregation.default: _stateful_polynomial_aggregation,
+    }

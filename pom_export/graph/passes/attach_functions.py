@@ -31,7 +31,7 @@ def variant_of(node: ir.Node, inputs: Sequence[str] = contract.INPUTS) -> Functi
     for name, value in zip(inputs, node.inputs, strict=False):
         if value is None or value.dtype is None or value.shape is None:
             raise _unknown(node)
-        if len(value.shape) > 1:  # what is of rank 1 is a placeholder
+        if len(value.shape) > 1:  # what is of rank 1 is a placeholder, or of one type always
             types[name] = value.dtype
             degree = value.shape[1] if name == "coefficients" else degree
     if not isinstance(degree, int):
@@ -45,6 +45,7 @@ def variant_of(node: ir.Node, inputs: Sequence[str] = contract.INPUTS) -> Functi
         mask_type=types.get("mask"),
         rotation_type=types.get("cos"),
         rotary_blocks=node.attributes["rotary_blocks"].as_int(),
+        stateful=bool(node.attributes["stateful"].as_int()),
     )
 
 

@@ -46,10 +46,13 @@ def _fuse(graph: ir.Graph, selection: Selection) -> None:
         contract.GATED_OP_NAME,
         [x, gate.gate, bias, *others],
         attributes,
+        num_outputs=len(aggregation.outputs),
         name=name,
     )
     graph.insert_before(selection.product, fused)
     take_place(output, fused.outputs[0])
+    for present, gated_present in zip(aggregation.outputs[1:], fused.outputs[1:], strict=True):
+        take_place(present, gated_present)
 
 
 def _gate_of(gate: ir.Value) -> _Gate:

@@ -1,0 +1,128 @@
+"""Building blocks of the functions of standard ONNX ops that our ops are defined by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.tape import Tape
+
+from pom_export import contract
+
+_SQRT_HALF = 0.5**0.5
+
+
+class Body(Tape):
+    """Builds the nodes of a function; float32 throughout, so that sums are as accurate as the contract asks.
+
+    `body.Add(a, b)` adds a node of that op type and returns its output.
+
+    Args:
+        opset: version of the standard ops.
+    """
+
+    def __init__(self, opset: int) -> None:
+        super().__init__()
+        self.opset = opset
+
+    def __getattr__(self, op_type: str) -> Callable[..., ir.Value]:
+        if not op_type[0].isupper():
+            raise AttributeError(op_type)
+        return lambda *inputs, **attributes: self.op(op_type, inputs, attributes)
+
+    def constant(self, value: float | Sequence[int], dtype: type = np.float32) -> ir.Value:
+        """Add a Constant node (functions hold no initializers)."""
+        return self.Constant(value=ir.tensor(np.array(value, dtype=dtype)))
+
+    def as_float(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """Return a value of a type as float32."""
+        return value if dtype == ir.DataType.FLOAT else self.Cast(value, to=ir.DataType.FLOAT)
+
+    def as_type(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """Return a float32 value as a type."""
+        return value if dtype == ir.DataType.FLOAT else self.Cast(value, to=dtype)
+
+    def split(self, value: ir.Value, parts: int, axis: int = -1) -> Sequence[ir.Value]:
+        """Cut an axis, the last by default, into equal parts."""
+        if parts == 1:
+            return [value]
+        outputs = self.op_multi_out("Split", [value], {"axis": axis, "num_outputs": parts}, num_outputs=parts)
+        return list(outputs)
+
+    def gelu(self, x: ir.Value) -> ir.Value:
+        """Return x/2 (1 + erf(x / sqrt 2)); the op Gelu itself is younger than the opsets that we support."""
+        error = self.Erf(self.Mul(x, self.constant(_SQRT_HALF)))
+        return self.Mul(self.Mul(x, self.constant(0.5)), self.Add(error, self.constant(1.0)))
+
+    def products(self, x: ir.Value, degree: int) -> ir.Value:
+        """Return the running products of the GELU of x's chunks, (B, N, C)."""
+        chunks = list(self.split(self.gelu(x), degree))
+        for j in range(1, degree):
+            chunks[j] = self.Mul(chunks[j], chunks[j - 1])
+        return self.Concat(*chunks, axis=-1) if degree > 1 else chunks[0]
+
+    def rotate(self, p: ir.Value, cos: ir.Value, sin: ir.Value, blocks: int) -> ir.Value:
+        """Return p rotated, (B, N, C)."""
+        parts, rotated = self.split(p, 2 * blocks), []
+        for block, (c, s) in enumerate(zip(self.split(cos, blocks), self.split(sin, blocks), strict=True)):
+            first, second = parts[2 * block], parts[2 * block + 1]
+            rotated.append(self.Sub(self.Mul(first, c), self.Mul(second, s)))
+            rotated.append(self.Add(self.Mul(second, c), self.Mul(first, s)))
+        return self.Concat(*rotated, axis=-1)
+
+    def powers(self, x: ir.Value, coefficients: ir.Value, degree: int) -> ir.Value:
+        """Return the polynomial by Horner's rule, (B, N, C)."""
+        leaky = self.LeakyRelu(x, alpha=contract.LEAKY_SLOPE)
+        h = self.Clip(leaky, self.constant(contract.CLAMP_LOW), self.constant(contract.CLAMP_HIGH))
+        columns = [self.Gather(coefficients, self.constant(j, np.int64), axis=1) for j in range(degree)]
+        total = self.Mul(h, columns[-1])
+        for column in reversed(columns[:-1]):
+            total = self.Mul(self.Add(total, column), h)
+        return total
+
+    def token_count(self, x: ir.Value) -> ir.Value:
+        """Return N, int64, as (1)."""
+        return self.Shape(x, start=1, end=2)
+
+    def masked(self, p: ir.Value, weights: ir.Value, mode: str, epsilon: float) -> ir.Value:
+        """Return the weighted (prefix) mean; 0 where the weights sum to 0."""
+        axis = self.constant([1], np.int64)
+        if mode == "mean":
+            # A product with the row of weights sums and weighs in one pass.
+            sums = self.weighted_sum(p, weights)
+            total = self.ReduceSum(weights, axis, keepdims=1)
+        else:
+            sums, total = self.CumSum(self.Mul(p, weights), axis), self.CumSum(weights, axis)
+        divisor = self.Add(total, self.constant(epsilon)) if epsilon else total
+        return self.ratio(sums, total, divisor)
+
+    def ratio(self, sums: ir.Value, total: ir.Value, divisor: ir.Value) -> ir.Value:
+        """Return sums / divisor, and 0 where the total is 0."""
+        zero = self.constant(0.0)
+        return self.Where(self.Equal(total, zero), zero, self.Div(sums, divisor))
+
+    def unmasked(self, p: ir.Value, x: ir.Value, mode: str) -> ir.Value:
+        """Return the (prefix) mean over all tokens."""
+        if mode == "mean":
+            count = self.Max(self.token_count(x), self.constant([1], np.int64))
+            return self.Div(self.token_sum(p, x), self.Cast(count, to=ir.DataType.FLOAT))
+        counts = self.Cast(self.token_numbers(x), to=ir.DataType.FLOAT)
+        column = self.Unsqueeze(counts, self.constant([1], np.int64))
+        return self.Div(self.CumSum(p, self.constant([1], np.int64)), column)
+
+    def weighted_sum(self, p: ir.Value, weights: ir.Value) -> ir.Value:
+        """Return the sum of p by weights (B or 1, N, 1), (B, 1, C); a product sums and weighs in one pass."""
+        return self.MatMul(self.Transpose(weights, perm=[0, 2, 1]), p)
+
+    def token_sum(self, p: ir.Value, x: ir.Value) -> ir.Value:
+        """Return the sum of p, (B, 1, C)."""
+        # A product with a row of ones sums in one fast pass, which ReduceSum over a middle axis is not.
+        shape = self.Concat(self.constant([1, 1], np.int64), self.token_count(x), axis=0)
+        ones = self.ConstantOfShape(shape, value=ir.tensor(np.ones(1, np.float32)))
+        return self.MatMul(ones, p)
+
+    def token_numbers(self, x: ir.Value) -> ir.Value:
+        """Return 1, 2, ..., N, int64, as (N)."""
+        one, last = self.constant(1, np.int64), self.Squeeze(self.token_count(x))
+        return self.Range(one, self.Add(last, one), one)

@@ -1,0 +1,69 @@
+"""The stateful form of the op in standard ONNX ops: see `pom_export.contract` for what a state is."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from pom_export.graph.function_body import Body
+
+
+class Past(NamedTuple):
+    """A state as it comes in: (B, 2, C) float32 and (B) int64."""
+
+    state: ir.Value
+    length: ir.Value
+
+
+def add_streaming(
+    body: Body, p: ir.Value, x: ir.Value, mask: ir.Value | None, past: Past, mode: str, epsilon: float
+) -> list[ir.Value]:
+    """Add what follows the features of a stateful call; return y in float32, present_state and present_length.
+
+    Args:
+        body: of the function.
+        p: the features, (B, N, C) float32, 0 for tokens that the mask leaves out.
+        x: the op's input.
+        mask: (B or 1, N) bool, or None.
+        past: the state of the tokens before these.
+        mode: "mean" or "causal".
+        epsilon: added to a masked count of tokens.
+    """
+    axis = body.constant([1], np.int64)
+    old, lost = body.split(past.state, 2, axis=1)
+    flags = None if mask is None else body.Cast(mask, to=ir.DataType.INT64)
+    if mask is None:
+        weighted, added = p, body.token_sum(p, x)
+    else:
+        weights = body.Unsqueeze(body.Cast(mask, to=ir.DataType.FLOAT), body.constant([2], np.int64))
+        weighted, added = body.Mul(p, weights), body.weighted_sum(p, weights)
+    sums = body.CumSum(weighted, axis) if mode == "causal" else added
+    counts = body.Add(body.Unsqueeze(past.length, axis), _counts(body, x, flags, mode))
+    total = body.Unsqueeze(body.Cast(counts, to=ir.DataType.FLOAT), body.constant([2], np.int64))
+    divisor = body.Add(total, body.constant(epsilon)) if epsilon and mask is not None else total
+    y = body.ratio(body.Add(old, body.Add(lost, sums)), total, divisor)
+    tokens = body.token_count(x) if flags is None else body.ReduceSum(flags, axis, keepdims=0)
+    return [y, _advance(body, old, lost, added), body.Add(past.length, tokens)]
+
+
+def _counts(body: Body, x: ir.Value, flags: ir.Value | None, mode: str) -> ir.Value:
+    """Return how many of the call's tokens each mean is over, int64, (N) or (1), or (B or 1, N or 1) with a mask.
+
+    Integers: a float32 ends to count at 2^24.
+    """
+    if flags is None:
+        return body.token_numbers(x) if mode == "causal" else body.token_count(x)
+    axis = body.constant([1], np.int64)
+    return body.CumSum(flags, axis) if mode == "causal" else body.ReduceSum(flags, axis, keepdims=1)
+
+
+def _advance(body: Body, old: ir.Value, lost: ir.Value, added: ir.Value) -> ir.Value:
+    """Return the state with a sum (B, 1, C) added: Knuth's two-sum, then Dekker's of it and all that was lost."""
+    updated = body.Add(old, added)
+    taken = body.Sub(updated, old)
+    error = body.Add(body.Sub(old, body.Sub(updated, taken)), body.Sub(added, taken))
+    rest = body.Add(lost, error)
+    rounded = body.Add(updated, rest)
+    return body.Concat(rounded, body.Sub(rest, body.Sub(rounded, updated)), axis=1)
