@@ -11,7 +11,7 @@ import numpy as np
 from pom_export.api.progress import Progress
 from pom_export.errors import InputError, ParityError
 from pom_export.files import sha256_of
-from pom_export.graph.exported import ExportedModel, TensorSpec
+from pom_export.graph.exported import PAST_STATE, ExportedModel, TensorSpec
 from pom_export.parity import tolerances
 from pom_export.parity.inputs import Array, Case, cases_from_example, make_cases
 from pom_export.parity.recording import recording_path, save_recording
@@ -95,7 +95,8 @@ def _spec(program: Program, name: str) -> TensorSpec:
     """Describe an input of one of our models, whose dynamic dimensions have names, as a float16 file has it."""
     tensor, dynamic = program.inputs[name], (program.dynamic_shapes or {}).get(name, {})
     axes = (dynamic[i].__name__ if i in dynamic else size for i, size in enumerate(tensor.shape))
-    dtype = np.dtype(np.float16) if tensor.is_floating_point() else to_numpy(tensor).dtype
+    half = tensor.is_floating_point() and name != PAST_STATE
+    dtype = np.dtype(np.float16) if half else to_numpy(tensor).dtype
     return TensorSpec(name, dtype, tuple(axes))
 
 

@@ -64,6 +64,8 @@ def export(
     mask: str | None = None,
     cross: bool = False,
     positions: bool = False,
+    stateful: bool = False,
+    block_causal: bool = False,
     static: tuple[int, int] | None = None,
     dtype: str = "float32",
     opset: int | None = None,
@@ -85,6 +87,10 @@ def export(
         mask: "none", "causal", "padding" or "full"; default: the architecture's own.
         cross: give the mixer a separate context input.
         positions: give a rotary mixer its tokens' positions as an input.
+        stateful: take the state of earlier calls as inputs (past_state, past_length and what else the layers keep) and
+            give the next one as outputs: any split of a sequence into calls gives the outputs of one causal pass. With
+            mask "padding" a (B, N) input says how many tokens each row of a call has.
+        block_causal: of a stateful mixer: all tokens of a call see all of it, not only those up to them.
         static: (batch, tokens) to pin; default: dynamic.
         dtype: "float32", "float16" or "bfloat16": the type of weights, activations, inputs and outputs. What needs
             float32 stays in it: norms, softmax, angles, and aggregates and outputs that may leave the type's range.
@@ -117,7 +123,7 @@ def export(
             check_recording_place(output)
         source = load_source(
             model,
-            GraphOptions(mask, cross, positions, static),
+            GraphOptions(mask, cross, positions, static, stateful, block_causal),
             example_inputs=example_inputs,
             dynamic_shapes=dynamic_shapes,
             hints={"family": family, "degree": degree, "heads": heads},

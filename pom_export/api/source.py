@@ -19,7 +19,8 @@ from pom_export.files import sha256_of
 from pom_export.graph.copying import copy_module
 from pom_export.graph.lowering import has_mixers, lower_mixers
 from pom_export.graph.own_program import module_program, named_examples, program_module
-from pom_export.graph.program import GraphOptions, Program, program_of
+from pom_export.graph.program import GraphOptions, Program
+from pom_export.graph.programs import program_of
 from pom_export.graph.reference import Float64Module
 
 Examples = Tensor | Sequence[Any] | Mapping[str, Any]

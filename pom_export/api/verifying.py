@@ -14,7 +14,7 @@ from pom_export.api.progress import Progress, silent
 from pom_export.engine.manifest import check_manifest, engine_path, manifest_path
 from pom_export.errors import CheckpointError, InputError
 from pom_export.files import sha256_of, staged_output
-from pom_export.graph.exported import ExportedModel, read_model
+from pom_export.graph.exported import BLOCK_CAUSAL, ExportedModel, read_model
 from pom_export.parity import tolerances
 from pom_export.parity.inputs import Array, Case, cases_from_npz, make_cases
 from pom_export.parity.page import render_page
@@ -131,7 +131,8 @@ def _reference_module(exported: ExportedModel, checkpoint: str | os.PathLike[str
     """Return the module whose outputs the model should have, in float64, and its checkpoint's sha256."""
     from pom_export.checkpoint import load_model
     from pom_export.checkpoint.spec import V1
-    from pom_export.graph.program import GraphOptions, program_of
+    from pom_export.graph.program import GraphOptions
+    from pom_export.graph.programs import program_of
     from pom_export.graph.reference import Float64Module
 
     # What a v1 checkpoint's shapes don't tell, the exported file does.
@@ -152,7 +153,13 @@ def _reference_module(exported: ExportedModel, checkpoint: str | os.PathLike[str
             "Name the checkpoint that was exported",
         )
     names = {spec.name for spec in exported.inputs}
-    options = GraphOptions(exported.properties.get("mask") or None, "context" in names, "positions" in names)
+    options = GraphOptions(
+        exported.properties.get("mask") or None,
+        "context" in names,
+        "positions" in names,
+        stateful=bool(exported.stateful),
+        block_causal=exported.stateful == BLOCK_CAUSAL,
+    )
     return Float64Module(program_of(loaded.module, options).module), loaded.sha256
 
 

@@ -35,6 +35,8 @@ def _parse_static(text: str | None) -> tuple[int, int] | None:
 )
 @click.option("--cross", is_flag=True, help="Give the mixer a separate context input.")
 @click.option("--positions", is_flag=True, help="Make a rotary mixer's positions an input; 2-D mixers need it.")
+@click.option("--stateful", is_flag=True, help="Take the state of earlier calls and give the next one: for streaming.")
+@click.option("--block-causal", is_flag=True, help="With --stateful: all tokens of a call see all of it.")
 @click.option("--static", help="Pin batch and tokens, as BATCHxTOKENS; default: dynamic.")
 @click.option(
     "--dtype",
@@ -53,6 +55,8 @@ def command(
     mask: str | None,
     cross: bool,
     positions: bool,
+    stateful: bool,
+    block_causal: bool,
     static: str | None,
     dtype: str,
     opset: int | None,
@@ -83,6 +87,8 @@ def command(
         mask=mask,
         cross=cross,
         positions=positions,
+        stateful=stateful,
+        block_causal=block_causal,
         static=sizes,
         dtype=dtype,
         opset=opset,

@@ -23,6 +23,16 @@ KEPT_IN_FLOAT32: Final = "kept_in_float32"
 BATCH: Final = "batch"
 TOKENS: Final = "tokens"
 CONTEXT_TOKENS: Final = "context_tokens"
+PAST_TOKENS: Final = "past_tokens"
+# Inputs of a stateful export, the first two those of `pom_export.contract`; behind the others' dot stands the layer.
+PAST_STATE: Final = "past_state"
+PAST_LENGTH: Final = "past_length"
+PAST_CONVOLUTION: Final = "past_conv"
+PAST_KEY_VALUES: Final = "past_key_values"
+# The property that says what a token of a call sees of it: "causal" or "block-causal"; stateless files lack it.
+STATEFUL: Final = "stateful"
+CAUSAL: Final = "causal"
+BLOCK_CAUSAL: Final = "block-causal"
 PRECISIONS: Final = ("float32", "float16", "bfloat16")
 
 
@@ -95,6 +105,11 @@ class ExportedModel:
         return kept
 
     @property
+    def stateful(self) -> str:
+        """What a token sees of its call: "causal" or "block-causal"; empty for a file without a state."""
+        return self.properties.get(STATEFUL, "")
+
+    @property
     def limits(self) -> InputLimits:
         """What the inputs may hold."""
         return InputLimits(**json.loads(self.properties.get("limits", "{}")))
@@ -104,6 +119,30 @@ class ExportedModel:
         """The spec of the model that was exported, as parsed JSON; empty for a user's own class."""
         spec: Mapping[str, Any] = json.loads(self.properties.get("spec", "{}"))
         return spec
+
+
+def present_name(past: str) -> str:
+    """Return the name of the output that becomes an input of the past in the next call."""
+    if past.startswith(f"{PAST_KEY_VALUES}."):
+        return past.replace(PAST_KEY_VALUES, "present", 1)  # as the ecosystem's files have it
+    return past.replace("past", "present", 1)
+
+
+def is_past(name: str) -> bool:
+    """Return whether an input is a part of the state."""
+    return name in {PAST_STATE, PAST_LENGTH} or name.startswith((f"{PAST_CONVOLUTION}.", f"{PAST_KEY_VALUES}."))
+
+
+def nested(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a module is called with: a name with a dot is an entry of the mapping named before it."""
+    arguments: dict[str, Any] = {}
+    for name, value in named.items():
+        group, dot, rest = name.partition(".")
+        if dot:
+            arguments.setdefault(group, {})[rest] = value
+        else:
+            arguments[name] = value
+    return arguments
 
 
 def read_model(path: str | os.PathLike[str]) -> ExportedModel:

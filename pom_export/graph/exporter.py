@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.modules import transformer
 
 from pom_export.errors import InputError, reason_of
+from pom_export.graph.exported import nested
 from pom_export.graph.opsets import check_opset
 from pom_export.graph.passes import (
     AttachFunctionsPass,
@@ -75,12 +76,12 @@ def trace(program: Program, opset: int) -> ir.Model:
             exported = torch.onnx.export(
                 program.module.eval(),
                 args=(),
-                kwargs=dict(program.inputs),
+                kwargs=nested(program.inputs),
                 dynamo=True,
                 opset_version=opset,
                 input_names=list(program.inputs),
                 output_names=list(program.outputs),
-                dynamic_shapes=None if program.dynamic_shapes is None else dict(program.dynamic_shapes),
+                dynamic_shapes=None if program.dynamic_shapes is None else nested(program.dynamic_shapes),
                 custom_translation_table=translation_table(),
                 verbose=False,
             )

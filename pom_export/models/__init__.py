@@ -2,5 +2,6 @@
 
 from pom_export.models.gpt import GPT, GPTConfig
 from pom_export.models.language_model import LanguageModel, LanguageModelConfig
+from pom_export.models.streaming import StreamState
 
-__all__ = ["GPT", "GPTConfig", "LanguageModel", "LanguageModelConfig"]
+__all__ = ["GPT", "GPTConfig", "LanguageModel", "LanguageModelConfig", "StreamState"]

@@ -6,6 +6,7 @@ Source: github.com/davidpicard/modded-nanogpt-SOAP-pom. State dict names are tho
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pom_export.errors import InputError
-from pom_export.mixer import ProductMixer, ProductMixerConfig
+from pom_export.mixer import MixerState, ProductMixer, ProductMixerConfig
 from pom_export.mixer.reference import rotate
+from pom_export.models.streaming import StreamState, advanced, append_tokens, stacked
 
 _NORM_EPSILON = 1e-6
 _ROPE_BASE = 10000.0
@@ -84,24 +86,26 @@ class Rotary(nn.Module):
         super().__init__()
         self.register_buffer("inv_freq", _ROPE_BASE ** -(torch.arange(0, head_dim, 2).float() / head_dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (B, heads, N, head_dim) for x of the same shape."""
-        cos, sin = _tables(self.get_buffer("inv_freq"), x.shape[-2])
+    def forward(self, x: Tensor, start: Tensor | None = None) -> Tensor:
+        """Return (B, heads, N, head_dim) for x of the same shape, at positions 0 to N - 1, or from a start (B) on."""
+        positions = torch.arange(x.shape[-2], device=x.device)
+        if start is not None:
+            positions = start[:, None, None] + positions  # for every head
+        cos, sin = _tables(self.get_buffer("inv_freq"), positions)
         # The public code turns the other way round than the mixers do.
         return rotate(x, cos, -sin).to(x.dtype)
 
 
-def _tables(frequencies: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines (tokens, F) of position times frequency (F), as exact as the frequencies.
+def _tables(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines (..., F) of positions (...) times frequencies (F), as exact as the frequencies.
 
     A product of 4096 and a frequency near 1 has an error of 2e-4 in float32. So positions are split into multiples of
     2048 and the rest, frequencies into multiples of 2^-12 and the rest: the large products are exact then, and the
     angles' sines and cosines follow from those of the parts.
     """
-    positions = torch.arange(tokens, device=frequencies.device)
     steps, rest = ((part.to(frequencies.dtype)) for part in (positions // _STEP * _STEP, positions % _STEP))
     coarse = torch.round(frequencies * _GRID) / _GRID
-    parts = [torch.outer(p, f) for p in (steps, rest) for f in (coarse, frequencies - coarse)]
+    parts = [p[..., None] * f for p in (steps, rest) for f in (coarse, frequencies - coarse)]
     cos, sin = parts[0].cos(), parts[0].sin()
     for angle in parts[1:]:
         c, s = angle.cos(), angle.sin()
@@ -129,6 +133,10 @@ class CausalMixer(nn.Module):
         """Return (B, N, d) for x (B, N, d)."""
         return cast("Tensor", self.pom(x, causal=True))
 
+    def stream(self, x: Tensor, state: MixerState, mask: Tensor | None) -> tuple[Tensor, MixerState]:
+        """Return (B, N, d) for x (B, N, d), and the state with its tokens."""
+        return self.pom.stream(x, state, mask)
+
 
 class CausalSelfAttention(nn.Module):
     """Softmax attention to the tokens so far, with rotary positions."""
@@ -142,9 +150,33 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, N, d) for x (B, N, d)."""
-        query, key, value = (_split_heads(part, self.n_head) for part in self.c_attn(x).chunk(3, dim=-1))
+        query, key, value = self._heads(x)
         attended = functional.scaled_dot_product_attention(self.rotary(query), self.rotary(key), value, is_causal=True)
         return cast("Tensor", self.c_proj(_join_heads(attended)))
+
+    def stream(
+        self, x: Tensor, past: tuple[Tensor, Tensor], length: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return (B, N, d) for x (B, N, d), and keys and values with those of its tokens.
+
+        Args:
+            x: tokens of this call.
+            past: keys and values (B, heads, P, head_dim) of those before them.
+            length: (B) int64, how many there were; P without a mask.
+            mask: (B, N), which of the call's tokens count, those at the end left out; None: all.
+        """
+        query, key, value = self._heads(x)
+        key = append_tokens(past[0], self.rotary(key, length), length, mask)
+        value = append_tokens(past[1], value, length, mask)
+        positions = length[:, None] + torch.arange(x.shape[1], device=x.device)
+        seen = torch.arange(key.shape[2], device=x.device) <= positions[..., None]
+        attended = functional.scaled_dot_product_attention(
+            self.rotary(query, length), key, value, attn_mask=seen[:, None]
+        )
+        return cast("Tensor", self.c_proj(_join_heads(attended))), (key, value)
+
+    def _heads(self, x: Tensor) -> list[Tensor]:
+        return [_split_heads(part, self.n_head) for part in self.c_attn(x).chunk(3, dim=-1)]
 
 
 class MLP(nn.Module):
@@ -171,7 +203,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, N, d) for x (B, N, d)."""
-        x = x + self.scale * self.attn(_norm(x))
+        return self.add_mlp(x + self.scale * self.attn(_norm(x)))
+
+    def add_mlp(self, x: Tensor) -> Tensor:
+        """Return x + mlp(norm(x))."""
         return x + cast("Tensor", self.mlp(_norm(x)))
 
 
@@ -205,3 +240,40 @@ class GPT(nn.Module):
         for block in cast("nn.ModuleList", self.transformer["h"]):
             x = block(x)
         return cast("Tensor", self.lm_head(_norm(x)))
+
+    def stream(self, input_ids: Tensor, past: StreamState, mask: Tensor | None = None) -> tuple[Tensor, StreamState]:
+        """Return the logits of each next token, and the state with this call's tokens.
+
+        Args:
+            input_ids: (B, N) int64, tokens of this call.
+            past: state of the tokens before them.
+            mask: (B, N) bool, which of them count, those at the end left out; None: all.
+
+        Returns:
+            (B, N, V), and the state.
+        """
+        x = self.transformer["wte"](input_ids)
+        x = _join_heads(self.rotary(_split_heads(x, self.config.n_head), past.length))
+        remaining, states = iter(past.mixer_states()), []
+        keys, values = {}, {}
+        for index, block in enumerate(cast("Iterable[Block]", self.transformer["h"])):
+            layer, normed = str(index), _norm(x)
+            if isinstance(block.attn, CausalMixer):
+                mixed, state = block.attn.stream(normed, next(remaining), mask)
+                states.append(state)
+            else:
+                cache = (past.keys[layer], past.values[layer])
+                mixed, (keys[layer], values[layer]) = block.attn.stream(normed, cache, past.length, mask)
+            x = block.add_mlp(x + block.scale * mixed)
+        length = advanced(past.length, input_ids.shape[1], mask)
+        return cast("Tensor", self.lm_head(_norm(x))), StreamState(length, stacked(states), {}, keys, values)
+
+    def empty_state(self, batch: int) -> StreamState:
+        """Return the state of no tokens."""
+        weight, config = self.lm_head.weight, self.config
+        blocks = cast("Iterable[Block]", self.transformer["h"])
+        states = [block.attn.pom.empty_state(batch) for block in blocks if isinstance(block.attn, CausalMixer)]
+        heads = (config.attention_heads, 0, config.n_embd // config.attention_heads)
+        caches = {str(layer): weight.new_zeros(batch, *heads) for layer in config.attention_layers}
+        length = torch.zeros(batch, dtype=torch.int64, device=weight.device)
+        return StreamState(length, stacked(states), {}, caches, dict(caches))

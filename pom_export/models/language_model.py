@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pom_export.errors import InputError
-from pom_export.mixer import MixerConfig, PolynomialMixer
+from pom_export.mixer import MixerConfig, MixerState, PolynomialMixer
+from pom_export.models.streaming import StreamState, advanced, last_tokens, stacked
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,17 @@ class CausalConvolution(nn.Conv1d):
         padded = functional.pad(x.transpose(1, 2), (self.kernel_size[0] - 1, 0))
         return super().forward(padded).transpose(1, 2)
 
+    def stream(self, x: Tensor, past: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return (B, N, d) for x (B, N, d), and what the next call needs.
+
+        Args:
+            x: tokens of this call.
+            past: (B, window - 1, d), the tokens before them; zeros for none.
+            mask: (B, N), which of them count, those at the end left out; None: all.
+        """
+        seen = torch.cat([past, x], dim=1)
+        return super().forward(seen.transpose(1, 2)).transpose(1, 2), last_tokens(seen, past.shape[1], mask)
+
 
 class Block(nn.Module):
     """x + mixer(norm(x)), then x + mlp(norm(x))."""
@@ -70,7 +83,14 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, N, d) for x (B, N, d)."""
-        x = x + self.mixer(self.mixer_norm(x), mask="causal")
+        return self._mlp(x + self.mixer(self.mixer_norm(x), mask="causal"))
+
+    def stream(self, x: Tensor, state: MixerState, mask: Tensor | None) -> tuple[Tensor, MixerState]:
+        """Return (B, N, d) for x (B, N, d), and the state with its tokens."""
+        mixed, present = self.mixer.stream(self.mixer_norm(x), state, mask)
+        return self._mlp(x + mixed), present
+
+    def _mlp(self, x: Tensor) -> Tensor:
         return x + cast("Tensor", self.mlp_down(functional.gelu(self.mlp_up(self.mlp_norm(x)))))
 
 
@@ -104,3 +124,36 @@ class LanguageModel(nn.Module):
         for block in self.blocks:
             x = block(x)
         return functional.linear(self.norm(x), self.embedding.weight)
+
+    def stream(self, input_ids: Tensor, past: StreamState, mask: Tensor | None = None) -> tuple[Tensor, StreamState]:
+        """Return the logits of each next token, and the state with this call's tokens.
+
+        Args:
+            input_ids: (B, N) int64, tokens of this call.
+            past: state of the tokens before them.
+            mask: (B, N) bool, which of them count, those at the end left out; None: all.
+
+        Returns:
+            (B, N, V), and the state.
+        """
+        x = self.embedding(input_ids)
+        window: dict[str, Tensor] = {}
+        if past.convolution:
+            convolved, window["0"] = self.convolution.stream(x, past.convolution["0"], mask)
+        else:  # its window is the current token alone
+            convolved = self.convolution(x)
+        x = x + convolved
+        states = []
+        for block, state in zip(self.blocks, past.mixer_states(), strict=True):
+            x, present = cast("Block", block).stream(x, state, mask)
+            states.append(present)
+        logits = functional.linear(self.norm(x), self.embedding.weight)
+        length = advanced(past.length, input_ids.shape[1], mask)
+        return logits, StreamState(length, stacked(states), convolution=window)
+
+    def empty_state(self, batch: int) -> StreamState:
+        """Return the state of no tokens."""
+        weight, window = self.embedding.weight, self.config.window - 1
+        states = [cast("Block", block).mixer.empty_state(batch) for block in self.blocks]
+        tokens = weight.new_zeros(batch, window, weight.shape[1])
+        return StreamState(states[0].length, stacked(states), convolution={"0": tokens} if window else {})

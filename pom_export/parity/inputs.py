@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pom_export.errors import InputError
-from pom_export.graph.exported import BATCH, CONTEXT_TOKENS, TOKENS, InputLimits, TensorSpec
+from pom_export.graph.exported import BATCH, CONTEXT_TOKENS, PAST_TOKENS, TOKENS, InputLimits, TensorSpec, is_past
+from pom_export.parity.past import draw_past, past_lengths
 
 Array = npt.NDArray[Any]
 
@@ -27,7 +29,7 @@ class Case:
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a case's inputs are drawn: sizes of dynamic dimensions, scale of the tokens, which tokens count."""
+    """How a case's inputs are drawn: sizes of dynamic dimensions, scale of the tokens, which count, how many before."""
 
     name: str
     batch: int
@@ -36,12 +38,13 @@ class _Plan:
     scale: float = 1.0
     kept: float = 0.7
     masked_rows: bool = False
+    past: int = 11
 
 
 _PLANS = (
     _Plan("typical", 2, 24, 17),
-    _Plan("one token", 1, 1, 1, kept=1.0),
-    _Plan("odd sizes", 3, 67, 13),
+    _Plan("one token", 1, 1, 1, kept=1.0, past=530),
+    _Plan("odd sizes", 3, 67, 13, past=0),
     # Projections of tokens this large lie beyond both clamps, -10 and 6, almost everywhere.
     _Plan("beyond both clamps", 2, 33, 31, scale=40.0),
     _Plan("tiny values", 2, 9, 5, scale=1e-3),
@@ -65,15 +68,47 @@ def make_cases(specs: Sequence[TensorSpec], limits: InputLimits, seed: int) -> I
     """
     masked = any(spec.dtype == np.bool_ for spec in specs)
     random_state = np.random.default_rng(seed)
-    scaled = any(not np.issubdtype(spec.dtype, np.integer) and spec.dtype != np.bool_ for spec in specs)
+    scaled = any(spec.dtype.kind not in "biu" and not is_past(spec.name) for spec in specs)
     for plan in _PLANS + (_MASK_PLANS if masked else ()):
         if plan.scale != 1.0 and not scaled:
             continue  # token ids have no scale
-        yield Case(plan.name, {spec.name: _draw(spec, plan, limits, random_state) for spec in specs})
+        yield Case(plan.name, _draw(specs, plan, limits, random_state))
 
 
-def _draw(spec: TensorSpec, plan: _Plan, limits: InputLimits, random_state: np.random.Generator) -> Array:
-    shape = [axis if isinstance(axis, int) else _size(axis, plan, limits.tokens) for axis in spec.axes]
+def _draw(specs: Sequence[TensorSpec], plan: _Plan, limits: InputLimits, seed: np.random.Generator) -> dict[str, Array]:
+    """Return the inputs of a case."""
+    sizes = _sizes(specs, plan, limits.tokens)
+    ragged = any(spec.dtype == np.bool_ for spec in specs)
+    lengths = past_lengths(sizes[BATCH], sizes[PAST_TOKENS], ragged)
+    feed = {}
+    for spec in specs:
+        shape = [axis if isinstance(axis, int) else sizes[axis] for axis in spec.axes]
+        if is_past(spec.name):
+            feed[spec.name] = draw_past(spec, shape, lengths, seed)
+        else:
+            feed[spec.name] = _draw_input(spec, shape, plan, limits, seed)
+    if ragged and any(is_past(spec.name) for spec in specs):
+        # Those that don't count are at the end of each row.
+        feed |= {spec.name: -np.sort(-feed[spec.name]) for spec in specs if spec.dtype == np.bool_}
+    return feed
+
+
+def _sizes(specs: Sequence[TensorSpec], plan: _Plan, most_tokens: int | None) -> dict[str, int]:
+    """Return the size of each dimension that may be dynamic."""
+    most = math.inf if most_tokens is None else most_tokens
+    tokens = int(min(plan.tokens, most))
+    sizes = {BATCH: plan.batch, TOKENS: tokens, CONTEXT_TOKENS: int(min(plan.context_tokens, most))}
+    # Pinned sizes, as far as those of the past depend on them.
+    for spec in specs:
+        if not is_past(spec.name) and isinstance(spec.axes[0], int) and len(spec.axes) > 1:
+            sizes[BATCH] = spec.axes[0]
+            tokens = spec.axes[1] if isinstance(spec.axes[1], int) else tokens
+    return {**sizes, PAST_TOKENS: int(min(plan.past, most - tokens))}
+
+
+def _draw_input(
+    spec: TensorSpec, shape: list[int], plan: _Plan, limits: InputLimits, random_state: np.random.Generator
+) -> Array:
     if spec.dtype == np.bool_:
         mask = random_state.random(shape) < plan.kept
         if plan.masked_rows:
@@ -85,13 +120,6 @@ def _draw(spec: TensorSpec, plan: _Plan, limits: InputLimits, random_state: np.r
     if limits.scale is not None and spec.dtype == np.float16:
         scale = min(scale, limits.scale)
     return (scale * random_state.standard_normal(shape)).astype(spec.dtype)
-
-
-def _size(axis: str, plan: _Plan, most_tokens: int | None) -> int:
-    if axis == BATCH:
-        return plan.batch
-    tokens = plan.context_tokens if axis == CONTEXT_TOKENS else plan.tokens
-    return tokens if most_tokens is None else min(tokens, most_tokens)
 
 
 def cases_from_example(feed: Mapping[str, Array], specs: Sequence[TensorSpec]) -> list[Case]:

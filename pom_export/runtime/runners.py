@@ -14,6 +14,7 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.common import TensorMetadata
 
+from pom_export.graph.exported import nested
 from pom_export.runtime.session import inference_session
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def run_module(module: nn.Module, feed: Arrays) -> list[npt.NDArray[Any]]:
         exact = array if array.dtype.kind in "biu" else array.astype(np.float64)
         tensors[name] = torch.from_numpy(np.ascontiguousarray(exact))
     with torch.no_grad():
-        leaves = tree_leaves(module(**tensors))
+        leaves = tree_leaves(module(**nested(tensors)))
     return [leaf.numpy() for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 

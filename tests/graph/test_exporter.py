@@ -13,7 +13,8 @@ from pom_export.errors import InputError
 from pom_export.graph.exported import read_model
 from pom_export.graph.exporter import export_graph
 from pom_export.graph.opsets import OPSETS
-from pom_export.graph.program import GraphOptions, program_of
+from pom_export.graph.program import GraphOptions
+from pom_export.graph.programs import program_of
 from pom_export.graph.saving import save_model
 from pom_export.graph.schema import attributes, register_schema
 from pom_export.mixer import MixerConfig, PolynomialMixer

@@ -16,7 +16,8 @@ from pom_export.errors import InputError
 from pom_export.graph.exporter import export_graph
 from pom_export.graph.own_program import module_program, named_examples
 from pom_export.graph.passes.attach_functions import AttachFunctionsPass, aggregation_nodes
-from pom_export.graph.program import GraphOptions, program_of
+from pom_export.graph.program import GraphOptions
+from pom_export.graph.programs import program_of
 from pom_export.graph.saving import save_model
 from pom_export.graph.schema import attributes
 from pom_export.mixer import PolynomialMixer

@@ -1,0 +1,33 @@
+"""How each of our models becomes a program."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from pom_export.errors import InputError
+from pom_export.graph.program import GraphOptions, Program
+from pom_export.graph.programs.stateful import stateful_language_model_program, stateful_mixer_program
+from pom_export.graph.programs.stateless import language_model_program, mixer_program
+from pom_export.mixer import PolynomialMixer, ProductMixer
+from pom_export.models import GPT, LanguageModel
+
+__all__ = ["MASKS", "program_of"]
+
+MASKS = ("none", "causal", "padding", "full")
+
+
+def program_of(model: nn.Module, options: GraphOptions) -> Program:
+    """Return the program of one of our models.
+
+    Raises:
+        InputError: an option does not fit the model, or the model is of no known class.
+    """
+    if options.mask is not None and options.mask not in MASKS:
+        raise InputError(f"unknown mask {options.mask!r}", f"Choose one of {', '.join(MASKS)}")
+    if options.block_causal and not options.stateful:
+        raise InputError("--block-causal says what the tokens of a stateful call see", "Give --stateful too")
+    if isinstance(model, (PolynomialMixer, ProductMixer)):
+        return (stateful_mixer_program if options.stateful else mixer_program)(model, options)
+    if isinstance(model, (LanguageModel, GPT)):
+        return (stateful_language_model_program if options.stateful else language_model_program)(model, options)
+    raise InputError(f"{type(model).__name__} is not one of our models", "Give example_inputs to export it")

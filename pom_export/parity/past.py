@@ -1,0 +1,42 @@
+"""Inputs of a stateful model: what earlier calls could have left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pom_export.graph.exported import PAST_LENGTH, PAST_STATE, TensorSpec
+
+Array = npt.NDArray[Any]
+_HALF_ULP = 2.0**-25
+# Rows of a ragged batch have this many tokens fewer, in turn.
+_RAGGED = (0, 3, 1)
+
+
+def past_lengths(batch: int, tokens: int, ragged: bool) -> Array:
+    """Return how many tokens each row of the batch has seen, int64: so many, or fewer where rows may differ."""
+    fewer = np.resize(_RAGGED, batch) if ragged else np.zeros(batch, np.int64)
+    return np.maximum(tokens - fewer, 0).astype(np.int64)
+
+
+def draw_past(spec: TensorSpec, shape: Sequence[int], lengths: Array, random_state: np.random.Generator) -> Array:
+    """Return a part of the state of rows that have seen so many tokens.
+
+    Args:
+        spec: the input.
+        shape: its sizes.
+        lengths: (B).
+        random_state: the random generator.
+    """
+    if spec.name == PAST_LENGTH:
+        return lengths
+    values = random_state.standard_normal(shape)
+    if spec.name == PAST_STATE:
+        # Sums of as many features, and a rest that rounding could have lost of them.
+        sums = (values[..., :1, :] * lengths[:, None, None, None]).astype(np.float32)
+        rest = sums * np.clip(values[..., 1:, :], -1, 1) * _HALF_ULP
+        values = np.concatenate([sums, rest], axis=-2)
+    return values.astype(spec.dtype)
