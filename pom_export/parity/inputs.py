@@ -89,7 +89,7 @@ def _draw(specs: Sequence[TensorSpec], plan: _Plan, limits: InputLimits, seed: n
             feed[spec.name] = _draw_input(spec, shape, plan, limits, seed)
     if ragged and any(is_past(spec.name) for spec in specs):
         # Those that don't count are at the end of each row.
-        feed |= {spec.name: -np.sort(-feed[spec.name]) for spec in specs if spec.dtype == np.bool_}
+        feed |= {spec.name: np.sort(feed[spec.name])[:, ::-1].copy() for spec in specs if spec.dtype == np.bool_}
     return feed
 
 

@@ -123,8 +123,8 @@ class _Lowering:
         return made.outputs[0]
 
     def _give_output(self, value: ir.Value) -> None:
-        outside = value in self.plan.out_of_range.values
-        form = self._form(value, ir.DataType.FLOAT if outside else self.plan.dtype)
+        single = value in self.plan.state or value in self.plan.out_of_range.values
+        form = self._form(value, ir.DataType.FLOAT if single else self.plan.dtype)
         if form is value:
             return
         name, form.name, value.name = value.name, None, f"{value.name}_float32"

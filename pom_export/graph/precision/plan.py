@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from pom_export.graph.nodes import aggregation_nodes, gated_nodes, input_names, is_aggregation
+from pom_export.graph.exported import PAST_STATE
+from pom_export.graph.nodes import aggregation_nodes, gated_nodes, input_named, input_names, is_aggregation
 from pom_export.graph.precision.range import OutOfRange, find_out_of_range
 from pom_export.graph.precision.rules import (
     FOLLOWING,
@@ -35,12 +36,14 @@ class Plan:
         opset: the graph's version of the standard ops.
         single: the nodes that compute in float32.
         out_of_range: values that may leave the half type's range.
+        state: values that mixers keep from one call to the next, sums that only float32 can hold.
     """
 
     dtype: ir.DataType
     opset: int
     out_of_range: OutOfRange
     single: set[ir.Node] = field(default_factory=set)
+    state: set[ir.Value] = field(default_factory=set)
 
     def wanted(self, node: ir.Node, index: int) -> ir.DataType | None:
         """Return the type that a node's float input should have; None: any, the node does not read it."""
@@ -48,13 +51,15 @@ class Plan:
             return None
         if node in self.single or (not is_aggregation(node) and not takes_input(node, self.opset, index, self.dtype)):
             return ir.DataType.FLOAT
-        if is_aggregation(node) and self._is_exact(node, input_names(node)[index]):
+        if is_aggregation(node) and (
+            node.inputs[index] in self.state or self._is_exact(node, input_names(node)[index])
+        ):
             return ir.DataType.FLOAT
         return self.dtype
 
     def made(self, value: ir.Value) -> ir.DataType:
         """Return the type in which a float value is made."""
-        return ir.DataType.FLOAT if value.producer() in self.single else self.dtype
+        return ir.DataType.FLOAT if value in self.state or value.producer() in self.single else self.dtype
 
     def _is_exact(self, node: ir.Node, name: str) -> bool:
         group = next((group for group in _EXACT_INPUTS if name in group), ())
@@ -75,6 +80,8 @@ def plan_precision(model: ir.Model, dtype: ir.DataType, peaks: Mapping[str, floa
     """
     plan = Plan(dtype, model.opset_imports[""], find_out_of_range(model, dtype, peaks))
     plan.single.update(_table_nodes(model))
+    plan.state.update(_state_values(model))
+    plan.single.update(node for node in model.graph if not is_aggregation(node) and plan.state & {*node.outputs})
     numbers: set[ir.Value] = set()
     for node in model.graph:
         inputs = [value for value in node.inputs if value is not None and is_float(value) and not is_constant(value)]
@@ -144,4 +151,26 @@ def _makers(value: ir.Value) -> set[ir.Node] | None:
         if makers is None:
             return None
         found |= makers
+    return found
+
+
+def _state_values(model: ir.Model) -> set[ir.Value]:
+    """Return the floats between the graph's past and each aggregation, and between that and the graph's present."""
+    found: set[ir.Value] = set()
+    for node in [*aggregation_nodes(model), *gated_nodes(model)]:
+        past = input_named(node, PAST_STATE)
+        if past is None:
+            continue
+        pending = [past]
+        while pending:
+            value = pending.pop()
+            maker = value.producer()
+            found.add(value)
+            if maker is not None:
+                pending += [source for source in maker.inputs if source is not None and is_float(source)]
+        pending = [node.outputs[1]]
+        while pending:
+            value = pending.pop()
+            found.add(value)
+            pending += [output for user, _ in value.uses() for output in user.outputs if is_float(output)]
     return found
