@@ -22,54 +22,15 @@ class Rotation(NamedTuple):
     blocks: int
 
 
+_UNROTATED = (None, None, 1)
+
+
 class Polynomial(NamedTuple):
     """The polynomial of a mixer: coefficients (C, K), or the degree of form "product"; what masked sums are added."""
 
     coefficients: Tensor | None
     degree: int = 0
     epsilon: float = 0.0
-
-
-def aggregate(
-    projected: Tensor, polynomial: Polynomial, mask: Mask, causal: bool = False, rotation: Rotation | None = None
-) -> Tensor:
-    """Aggregate the polynomial features of projected tokens.
-
-    Args:
-        projected: (B, N, C).
-        polynomial: of the mixer.
-        mask: None, "causal", (B or 1, N) token weights or (B or 1, T, N) weights for each query token; bool, integer
-            or floating.
-        causal: token i sees tokens 0..i, besides what the (B, N) mask says.
-        rotation: of the features, or None.
-
-    Returns:
-        (B, 1, C), or (B, T, C) with a causal or (B, T, N) mask.
-
-    Raises:
-        ValueError: a mask of another kind or rank.
-    """
-    if isinstance(mask, str):
-        if mask != "causal":
-            raise ValueError(f'mask must be None, "causal" or a tensor, got {mask!r}')
-        mask, causal = None, True
-    if mask is not None and not mask.is_floating_point() and mask.dtype != torch.bool:
-        mask = mask.to(projected.dtype)  # the 0 and 1 of tokenizers
-    mode = "causal" if causal else "mean"
-    weights = mask
-    if mask is not None and mask.dim() == 3:
-        if causal:
-            raise ValueError("a (B, T, N) mask says itself which tokens are seen; causal does not go with it")
-        mode, weights = "features", None
-    elif mask is not None and mask.dim() != 2:
-        raise ValueError(f"mask must be (B, N) or (B, T, N), got shape {tuple(mask.shape)}")
-    cos, sin, blocks = rotation if rotation is not None else (None, None, 1)
-    coefficients, degree, epsilon = polynomial
-    result = polynomial_aggregation(projected, coefficients, weights, mode, epsilon, degree, cos, sin, blocks)
-    if mode != "features" or mask is None:
-        return result
-    full = mask.to(result.dtype)
-    return safe_ratio(full @ result, full.sum(-1, keepdim=True), epsilon)
 
 
 class MixerState(NamedTuple):
@@ -85,36 +46,68 @@ class MixerState(NamedTuple):
     length: Tensor
 
 
-def stream(
+def aggregate(
     projected: Tensor,
     polynomial: Polynomial,
-    state: MixerState,
-    mask: Tensor | None,
-    causal: bool,
+    mask: Mask,
+    causal: bool = False,
     rotation: Rotation | None = None,
-) -> tuple[Tensor, MixerState]:
-    """Aggregate the polynomial features of a call's tokens and of those in the state.
+    state: MixerState | None = None,
+) -> tuple[Tensor, MixerState | None]:
+    """Aggregate the polynomial features of projected tokens, and of those in a state.
 
     Args:
         projected: (B, N, C).
         polynomial: of the mixer.
-        state: of the tokens before these.
-        mask: (B or 1, N) bool or integer, the tokens that count, or None.
-        causal: token i sees tokens 0..i of the call, instead of all of it.
+        mask: None, "causal", (B or 1, N) token weights or (B or 1, T, N) weights for each query token; bool, integer
+            or floating. With a state (B or 1, N) bool or integer: the tokens that count.
+        causal: token i sees tokens 0..i, besides what the (B, N) mask says.
         rotation: of the features, or None.
+        state: of the tokens before these, or None.
 
     Returns:
-        (B, N, C) if causal, else (B, 1, C); and the state with this call's tokens.
+        (B, 1, C), or (B, T, C) with a causal or (B, T, N) mask; and the next state where one was given.
 
     Raises:
-        ValueError: a mask of another kind or shape, or a state of another size.
+        ValueError: a mask of another kind or rank, or a state of another size.
     """
-    weights = None if mask is None else mask if mask.is_floating_point() else mask.to(torch.bool)
-    cos, sin, blocks = rotation if rotation is not None else (None, None, 1)
-    coefficients, degree, epsilon = polynomial
+    if isinstance(mask, str):
+        if mask != "causal":
+            raise ValueError(f'mask must be None, "causal" or a tensor, got {mask!r}')
+        mask, causal = None, True
+    if mask is not None and not mask.is_floating_point() and mask.dtype != torch.bool:
+        mask = mask.to(projected.dtype if state is None else torch.bool)  # the 0 and 1 of tokenizers
     mode = "causal" if causal else "mean"
+    if state is not None:
+        return _stream(projected, polynomial, mask, mode, rotation, state)
+    weights = mask
+    if mask is not None and mask.dim() == 3:
+        if causal:
+            raise ValueError("a (B, T, N) mask says itself which tokens are seen; causal does not go with it")
+        mode, weights = "features", None
+    elif mask is not None and mask.dim() != 2:
+        raise ValueError(f"mask must be (B, N) or (B, T, N), got shape {tuple(mask.shape)}")
+    cos, sin, blocks = rotation if rotation is not None else _UNROTATED
+    coefficients, degree, epsilon = polynomial
+    result = polynomial_aggregation(projected, coefficients, weights, mode, epsilon, degree, cos, sin, blocks)
+    if mode != "features" or mask is None:
+        return result, None
+    full = mask.to(result.dtype)
+    return safe_ratio(full @ result, full.sum(-1, keepdim=True), epsilon), None
+
+
+def _stream(
+    projected: Tensor,
+    polynomial: Polynomial,
+    mask: Tensor | None,
+    mode: str,
+    rotation: Rotation | None,
+    state: MixerState,
+) -> tuple[Tensor, MixerState]:
+    cos, sin, blocks = rotation if rotation is not None else _UNROTATED
+    coefficients, degree, epsilon = polynomial
     y, sums, length = stateful_polynomial_aggregation(
-        projected, coefficients, weights, state.sums, state.length, mode, epsilon, degree, cos, sin, blocks
+        projected, coefficients, mask, state.sums, state.length, mode, epsilon, degree, cos, sin, blocks
     )
     return y, MixerState(sums, length)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from pom_export.mixer.aggregation import Mask, MixerState, Polynomial, aggregate, select, stream
+from pom_export.mixer.aggregation import Mask, MixerState, Polynomial, aggregate, select
 
 
 class Mixer(nn.Module):
@@ -16,8 +17,14 @@ class Mixer(nn.Module):
     ag_proj: nn.Linear
 
     def forward(
-        self, query: Tensor, context: Tensor | None = None, mask: Mask = None, *, causal: bool = False
-    ) -> Tensor:
+        self,
+        query: Tensor,
+        context: Tensor | None = None,
+        mask: Mask = None,
+        *,
+        causal: bool = False,
+        state: MixerState | None = None,
+    ) -> Tensor | tuple[Tensor, MixerState]:
         """Mix the context into every query token.
 
         Args:
@@ -26,15 +33,19 @@ class Mixer(nn.Module):
             mask: None: every token counts; "causal": token i sees tokens 0..i; (B, N): token weights, bool, integer
                 or floating; (B, T, N): weights for each query token. Batch size 1 broadcasts.
             causal: the same as mask "causal", and goes with a (B, N) mask too.
+            state: of the tokens before these; see `stream`.
 
         Returns:
-            (B, T, d). Where a row of the mask sums to 0 the aggregate is 0 (the official v2 code gives NaN).
+            (B, T, d), and with a state the next one. Where a row of the mask sums to 0 the aggregate is 0 (the official
+            v2 code gives NaN).
 
         Raises:
-            ValueError: a mask of another kind or rank.
+            ValueError: a mask of another kind or rank, or a state of another size.
         """
         projected, gate = self._project(query, context)
-        return self.ag_proj(select(gate, aggregate(projected, self._polynomial(), mask, causal)))
+        aggregated, present = aggregate(projected, self._polynomial(), mask, causal, state=state)
+        mixed = self.ag_proj(select(gate, aggregated))
+        return mixed if present is None else (mixed, present)
 
     def stream(
         self, query: Tensor, state: MixerState, mask: Tensor | None = None, *, causal: bool = True
@@ -57,9 +68,8 @@ class Mixer(nn.Module):
         Raises:
             ValueError: a mask of another kind or shape, or a state of another size.
         """
-        projected, gate = self._project(query, None)
-        aggregated, present = stream(projected, self._polynomial(), state, mask, causal)
-        return self.ag_proj(select(gate, aggregated)), present
+        # Through __call__, so that what is traced knows the module that it comes from.
+        return cast("tuple[Tensor, MixerState]", self(query, mask=mask, causal=causal, state=state))
 
     def empty_state(self, batch: int) -> MixerState:
         """Return the state of no tokens."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from pom_export.mixer.aggregation import Mask, MixerState, Rotation, aggregate, select, stream
+from pom_export.mixer.aggregation import Mask, MixerState, Rotation, aggregate, select
 from pom_export.mixer.config import MAX_GRID, MAX_SEQ_LEN, ROPE_BASE, RotaryConfig
 from pom_export.mixer.polynomial_mixer import PolynomialMixer
 from pom_export.mixer.reference import rotate
@@ -82,30 +83,36 @@ class RotaryPolynomialMixer(PolynomialMixer):
         context_positions: Tensor | None = None,
         *,
         causal: bool = False,
-    ) -> Tensor:
+        state: MixerState | None = None,
+    ) -> Tensor | tuple[Tensor, MixerState]:
         """Mix the context into every query token.
 
         Args:
             query: (B, T, d).
             context: (B, N, d), or None for the query itself.
             mask: as in `Mixer.forward`.
-            positions: of the query, int64: (T), or (T, 2) rows and columns; None: 0..T-1, for 1-D mixers only.
+            positions: of the query, int64: (T), (B, T), or (T, 2) rows and columns; None: 0..T-1, or from the state's
+                length on, for 1-D mixers only.
             context_positions: of the context; None: those of the query where it is the context, else 0..N-1.
             causal: as in `Mixer.forward`.
+            state: as in `Mixer.forward`.
 
         Returns:
-            (B, T, d).
+            (B, T, d), and with a state the next one.
 
         Raises:
-            ValueError: a mask of another kind or rank, or a 2-D mixer without positions.
+            ValueError: a mask of another kind or rank, a state of another size, or a 2-D mixer without positions.
         """
         projected, gate = self._project(query, context)
+        if positions is None and state is not None and self.rotary.blocks == 1:
+            positions = self._positions_after(state, query.shape[1], mask)
         if context is None and context_positions is None:
             context_positions = positions
         cos, sin = self._tables(context_positions, projected.shape[1])
         rotation = Rotation(cos, sin, self.rotary.blocks)
-        aggregated = aggregate(projected, self._polynomial(), mask, causal, rotation)
-        return self.ag_proj(select(self._rotate_gate(gate, positions), aggregated))
+        aggregated, present = aggregate(projected, self._polynomial(), mask, causal, rotation, state)
+        mixed = self.ag_proj(select(self._rotate_gate(gate, positions), aggregated))
+        return mixed if present is None else (mixed, present)
 
     def stream(
         self,
@@ -116,31 +123,17 @@ class RotaryPolynomialMixer(PolynomialMixer):
         *,
         causal: bool = True,
     ) -> tuple[Tensor, MixerState]:
-        """Mix as `Mixer.stream` does, at positions that go on from the state's length.
+        """Mix as `Mixer.stream` does, at positions that go on from the state's length unless they are given."""
+        # Through __call__, as `Mixer.stream` says.
+        result = self(query, mask=mask, positions=positions, causal=causal, state=state)
+        return cast("tuple[Tensor, MixerState]", result)
 
-        Args:
-            query: (B, T, d).
-            state: of the tokens before these.
-            mask: as in `Mixer.stream`.
-            positions: as in `forward`, or (B, T) for 1-D mixers; None, for those only: from the state's length on.
-            causal: as in `Mixer.stream`.
-
-        Returns:
-            (B, T, d), and the state with this call's tokens.
-
-        Raises:
-            ValueError: as `Mixer.stream`, or a 2-D mixer without positions.
-        """
-        projected, gate = self._project(query, None)
-        if positions is None and self.rotary.blocks == 1:
-            positions = state.length[:, None] + torch.arange(query.shape[1], device=query.device)
-            if mask is not None:
-                # What is left out may lie past the last position.
-                positions = positions.masked_fill(mask == 0, 0)
-        cos, sin = self._tables(positions, projected.shape[1])
-        rotation = Rotation(cos, sin, self.rotary.blocks)
-        aggregated, present = stream(projected, self._polynomial(), state, mask, causal, rotation)
-        return self.ag_proj(select(self._rotate_gate(gate, positions), aggregated)), present
+    @staticmethod
+    def _positions_after(state: MixerState, tokens: int, mask: Mask) -> Tensor:
+        """Return the positions (B, T) of a call's tokens."""
+        positions = state.length[:, None] + torch.arange(tokens, device=state.length.device)
+        # What is left out may lie past the last position.
+        return positions.masked_fill(mask == 0, 0) if isinstance(mask, Tensor) else positions
 
     def _tables(
         self, positions: Tensor | None, tokens: int, stride: int = 1, width: int | None = None

@@ -148,35 +148,34 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
         self.rotary = Rotary(config.n_embd // config.attention_heads)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (B, N, d) for x (B, N, d)."""
-        query, key, value = self._heads(x)
-        attended = functional.scaled_dot_product_attention(self.rotary(query), self.rotary(key), value, is_causal=True)
-        return cast("Tensor", self.c_proj(_join_heads(attended)))
-
-    def stream(
-        self, x: Tensor, past: tuple[Tensor, Tensor], length: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return (B, N, d) for x (B, N, d), and keys and values with those of its tokens.
+    def forward(
+        self,
+        x: Tensor,
+        past: tuple[Tensor, Tensor] | None = None,
+        length: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Attend to the tokens so far.
 
         Args:
-            x: tokens of this call.
-            past: keys and values (B, heads, P, head_dim) of those before them.
-            length: (B) int64, how many there were; P without a mask.
-            mask: (B, N), which of the call's tokens count, those at the end left out; None: all.
+            x: (B, N, d), tokens of this call.
+            past: keys and values (B, heads, P, head_dim) of those before them, or None.
+            length: with a past: (B) int64, how many there were; P without a mask.
+            mask: with a past: (B, N), which of the call's tokens count, those at the end left out; None: all.
+
+        Returns:
+            (B, N, d), and with a past the keys and values with those of this call.
         """
-        query, key, value = self._heads(x)
-        key = append_tokens(past[0], self.rotary(key, length), length, mask)
-        value = append_tokens(past[1], value, length, mask)
+        query, key, value = (_split_heads(part, self.n_head) for part in self.c_attn(x).chunk(3, dim=-1))
+        query, key = self.rotary(query, length), self.rotary(key, length)
+        if past is None or length is None:
+            attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+            return cast("Tensor", self.c_proj(_join_heads(attended)))
+        key, value = (append_tokens(cache, new, length, mask) for cache, new in zip(past, (key, value), strict=True))
         positions = length[:, None] + torch.arange(x.shape[1], device=x.device)
         seen = torch.arange(key.shape[2], device=x.device) <= positions[..., None]
-        attended = functional.scaled_dot_product_attention(
-            self.rotary(query, length), key, value, attn_mask=seen[:, None]
-        )
+        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=seen[:, None])
         return cast("Tensor", self.c_proj(_join_heads(attended))), (key, value)
-
-    def _heads(self, x: Tensor) -> list[Tensor]:
-        return [_split_heads(part, self.n_head) for part in self.c_attn(x).chunk(3, dim=-1)]
 
 
 class MLP(nn.Module):
@@ -263,7 +262,7 @@ class GPT(nn.Module):
                 states.append(state)
             else:
                 cache = (past.keys[layer], past.values[layer])
-                mixed, (keys[layer], values[layer]) = block.attn.stream(normed, cache, past.length, mask)
+                mixed, (keys[layer], values[layer]) = block.attn(normed, cache, past.length, mask)
             x = block.add_mlp(x + block.scale * mixed)
         length = advanced(past.length, input_ids.shape[1], mask)
         return cast("Tensor", self.lm_head(_norm(x))), StreamState(length, stacked(states), {}, keys, values)

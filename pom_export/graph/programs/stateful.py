@@ -45,14 +45,14 @@ class _MixerProgram(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         state = MixerState(past_state[:, 0], past_length)
         given = {} if positions is None else {"positions": positions}
-        y, present = self.model.stream(x, state, mask, causal=self.causal, **given)
+        y, present = self.model(x, mask=mask, causal=self.causal, state=state, **given)
         return y, present.sums[:, None], present.length
 
 
 class _LanguageModelProgram(nn.Module):
-    def __init__(self, language_model: nn.Module) -> None:
+    def __init__(self, language_model: LanguageModel | GPT) -> None:
         super().__init__()
-        self.model = language_model
+        self.model: LanguageModel | GPT = language_model
 
     def forward(
         self,

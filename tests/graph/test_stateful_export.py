@@ -1,0 +1,233 @@
+"""Stateful exports in ONNX Runtime: any split into calls gives one causal pass of the official code."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+import pom_export
+from pom_export.api.exporting import ExportResult
+from pom_export.errors import InputError
+from pom_export.graph.exported import ExportedModel, is_past, present_name, read_model
+from pom_export.mixer import PolynomialMixer, RotaryPolynomialMixer
+from pom_export.models import GPT, GPTConfig
+from pom_export.parity import tolerances
+
+Array = npt.NDArray[Any]
+PATHS = [pytest.param(True, id="kernel"), pytest.param(False, id="function")]
+
+
+class Calls:
+    """A file in ONNX Runtime, and the state that the last call left."""
+
+    def __init__(self, model: Path, batch: int, kernels: bool) -> None:
+        self.exported: ExportedModel = read_model(model)
+        self.session = pom_export.inference_session(model, kernels=kernels)
+        self.past = {
+            spec.name: np.zeros([batch, *(axis if isinstance(axis, int) else 0 for axis in spec.axes[1:])], spec.dtype)
+            for spec in self.exported.inputs
+            if is_past(spec.name)
+        }
+
+    def __call__(self, **feed: Array) -> Array:
+        names = [output.name for output in self.session.get_outputs()]
+        outputs = dict(zip(names, self.session.run(None, {**feed, **self.past}), strict=True))
+        self.past = {name: outputs[present_name(name)] for name in self.past}
+        result: Array = outputs[names[0]]
+        return result
+
+
+def split(tokens: int, seed: int) -> Iterator[slice]:
+    """Yield slices of random lengths that make up so many tokens; one token among them more often than not."""
+    random, begin = np.random.default_rng(seed), 0
+    while begin < tokens:
+        end = min(tokens, begin + (1 if random.random() < 0.5 else int(random.integers(2, 12))))
+        yield slice(begin, end)
+        begin = end
+
+
+def assert_close(actual: Array, expected: Array, tolerance: tolerances.Tolerance = tolerances.GOLDEN) -> None:
+    assert actual.shape == expected.shape
+    largest = np.abs(expected).max()
+    assert np.abs(actual.astype(np.float64) - expected).max() <= tolerance.relative * largest + tolerance.absolute
+
+
+@functools.cache
+def _folder(tmp: pytest.TempPathFactory) -> Path:
+    return tmp.mktemp("stateful")
+
+
+@pytest.mark.parametrize("kernels", PATHS)
+def test_any_split_gives_the_official_causal_outputs(
+    golden: Any, kernels: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    model, positions = _folder(tmp_path_factory) / f"{golden.folder.name}.onnx", golden.positions
+    if not model.exists():
+        explicit = positions is not None and positions.ndim > 1
+        pom_export.export(golden.checkpoint, model, stateful=True, positions=explicit)
+    if "y_causal" not in golden.arrays:
+        pytest.skip("official causal outputs are of self-mixing alone")
+    x, expected = golden.arrays["xq"].astype(np.float32), golden.arrays["y_causal"]
+    for seed in range(3):
+        calls, outputs = Calls(model, len(x), kernels), []
+        for part in split(x.shape[1], seed):
+            given = {"positions": positions[part]} if any(i.name == "positions" for i in calls.exported.inputs) else {}
+            outputs.append(calls(x=x[:, part], **given))
+        assert_close(np.concatenate(outputs, axis=1), expected)
+
+
+@pytest.mark.parametrize("kernels", PATHS)
+def test_any_split_gives_the_public_language_models_logits(
+    golden_gpt: Any, kernels: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    model = _folder(tmp_path_factory) / f"{golden_gpt.folder.name}.onnx"
+    if not model.exists():
+        pom_export.export(golden_gpt.checkpoint, model, stateful=True)
+    ids, expected = golden_gpt.arrays["input_ids"], golden_gpt.arrays["logits"]
+    for seed in range(3):
+        calls = Calls(model, len(ids), kernels)
+        outputs = [calls(input_ids=ids[:, part]) for part in split(ids.shape[1], seed)]
+        assert_close(np.concatenate(outputs, axis=1), expected)
+
+
+@pytest.mark.parametrize("case", ["v2_base", "v2_groups_bias"])
+@pytest.mark.parametrize("kernels", PATHS)
+def test_block_causal_calls_give_the_official_state_forward(case: str, kernels: bool, tmp_path: Path) -> None:
+    folder = Path(__file__).parents[1] / "data" / "golden" / case
+    arrays = dict(np.load(folder / "io.npz"))
+    pom_export.export(folder / "checkpoint.pt", tmp_path / "m.onnx", stateful=True, block_causal=True)
+    x = arrays["xq"].astype(np.float32)
+    calls = Calls(tmp_path / "m.onnx", len(x), kernels)
+    # The official code counts calls: as many tokens in each make it the mean over tokens.
+    outputs = [calls(x=frame) for frame in np.split(x, 3, axis=1)]
+    assert_close(np.concatenate(outputs, axis=1), arrays["y_state"])
+    assert calls.exported.stateful == "block-causal"
+
+
+def hybrid() -> GPT:
+    torch.manual_seed(0)
+    return GPT(GPTConfig(61, 3, 2, 16, 2, 4, 2, 2, 32, (1,))).eval().requires_grad_(requires_grad=False)
+
+
+@pytest.mark.parametrize("kernels", PATHS)
+def test_rows_of_a_ragged_prefill_go_on_each_by_itself(kernels: bool, tmp_path: Path) -> None:
+    model = hybrid()
+    pom_export.export(model, tmp_path / "m.onnx", stateful=True, mask="padding")
+    ids = np.random.default_rng(0).integers(0, 61, (3, 12))
+    lengths = np.array([9, 4, 1])
+    calls = Calls(tmp_path / "m.onnx", 3, kernels)
+    first = calls(input_ids=ids[:, :9], mask=np.arange(9) < lengths[:, None])
+    steps = [np.take_along_axis(ids, (lengths + i)[:, None], axis=1) for i in range(3)]
+    following = np.concatenate([calls(input_ids=step, mask=np.ones((3, 1), bool)) for step in steps], axis=1)
+    for row, length in enumerate(lengths):
+        expected = model.double()(torch.from_numpy(ids[row : row + 1, : length + 3]))[0].numpy()
+        assert_close(np.concatenate([first[row, :length], following[row]]), expected)
+    assert calls.past["past_length"].tolist() == [12, 7, 4]
+
+
+def test_only_the_attention_layers_of_a_hybrid_keep_keys(tmp_path: Path) -> None:
+    result = pom_export.export(hybrid(), tmp_path / "m.onnx", stateful=True)
+    assert result.inputs == [
+        "input_ids int64[batch, tokens]",
+        "past_length int64[batch]",
+        "past_state float32[batch, 2, 2, 64]",
+        "past_key_values.1.key float32[batch, 4, past_tokens, 4]",
+        "past_key_values.1.value float32[batch, 4, past_tokens, 4]",
+    ]
+    assert [output.split()[0] for output in result.outputs] == [
+        "logits",
+        "present_length",
+        "present_state",
+        "present.1.key",
+        "present.1.value",
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_half_precision_model_keeps_its_state_in_float32(dtype: str, tmp_path: Path) -> None:
+    result = pom_export.export(hybrid(), tmp_path / "m.onnx", stateful=True, dtype=dtype, samples=1)
+    assert f"past_key_values.1.key {dtype}[batch, 4, past_tokens, 4]" in result.inputs
+    assert "past_state float32[batch, 2, 2, 64]" in result.inputs
+    assert "present_state float32[batch, 2, 2, 64]" in result.outputs
+    assert pom_export.verify(tmp_path / "m.onnx")
+
+
+def test_verify_compares_with_the_checkpoint(tmp_path: Path) -> None:
+    checkpoint = Path(__file__).parents[1] / "data" / "golden" / "rope1d" / "checkpoint.pt"
+    pom_export.export(checkpoint, tmp_path / "m.onnx", stateful=True, block_causal=True, mask="padding")
+    report = pom_export.verify(tmp_path / "m.onnx", checkpoint=checkpoint)
+    assert report
+    assert {comparison.output for comparison in report.comparisons} == {"y", "present_state", "present_length"}
+
+
+def test_nodes_keep_the_names_of_their_modules(tmp_path: Path) -> None:
+    pom_export.export(hybrid(), tmp_path / "m.onnx", stateful=True)
+    assert read_model(tmp_path / "m.onnx").aggregations == [
+        f"transformer.h.{layer}.attn.pom/GatedPolynomialAggregation" for layer in (0, 2)
+    ]
+
+
+def test_positions_past_the_last_one_are_no_ones_but_paddings(tmp_path: Path) -> None:
+    """A row of a rotary mixer may fill its positions while another, shorter one is padded beyond them."""
+    torch.manual_seed(0)
+    mixer = RotaryPolynomialMixer(8, 2, 2, max_seq_len=8).eval()
+    pom_export.export(mixer, tmp_path / "m.onnx", stateful=True, mask="padding")
+    x = np.random.default_rng(0).standard_normal((2, 4, 8)).astype(np.float32)
+    calls = Calls(tmp_path / "m.onnx", 2, kernels=True)
+    calls(x=x, mask=np.array([[True] * 4, [True] * 4]))
+    calls(x=x, mask=np.array([[True] * 4, [True] * 2 + [False] * 2]))
+    last = calls(x=x[:, :2], mask=np.array([[False, False], [True, True]]))
+    with torch.no_grad():
+        whole = mixer(torch.from_numpy(np.concatenate([x[1], x[1, :2], x[1, :2]])[None]), causal=True)
+    assert_close(last[1], whole[0, -2:].numpy())
+
+
+def _refused(options: dict[str, Any], model: Any = None) -> str:
+    model = PolynomialMixer(8, 2, 2).eval() if model is None else model
+    with pytest.raises(InputError) as refused:
+        pom_export.export(model, "m.onnx", **options)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stateful": True, "mask": "full"}, "--mask full does not go with this kind of state"),
+        ({"stateful": True, "mask": "none"}, "With --stateful alone, leave --mask out or use --mask padding"),
+        ({"stateful": True, "block_causal": True, "mask": "causal"}, "With --block-causal, leave --mask out"),
+        ({"stateful": True, "cross": True}, "--cross does not go with --stateful"),
+        ({"block_causal": True}, "Give --stateful too"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in _refused(options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"block_causal": True}, "a language model is causal; --block-causal does not apply"),
+        ({"static": (1, 4)}, "the keys of self-attention grow with every call"),
+    ],
+)
+def test_what_a_hybrid_cannot_is_refused(options: dict[str, Any], message: str) -> None:
+    assert message in _refused({"stateful": True, **options}, hybrid())
+
+
+def test_a_static_step_is_exported(tmp_path: Path) -> None:
+    result: ExportResult = pom_export.export(
+        PolynomialMixer(8, 2, 2).eval(), tmp_path / "m.onnx", stateful=True, static=(1, 1)
+    )
+    expected: Sequence[str] = ["x float32[1, 1, 8]", "past_state float32[1, 1, 2, 16]", "past_length int64[1]"]
+    assert result.inputs == expected
