@@ -90,12 +90,20 @@ Aggregation::Aggregation(const Kernel& kernel, const Problem& problem, const Gat
         Carry& carry = carries_[static_cast<size_t>(block)];
         carry.sum = carry_sums_.get() + block * 2 * layout_.scratch();
         carry.rest = carry.sum + layout_.scratch();
+        if (problem.attributes.stateful) {
+          const int64_t first_task = block / layout_.blocks * layout_.chunks * layout_.blocks + block % layout_.blocks;
+          read_past(layout_.place(first_task), &carry);
+        }
       }
       add_phase(layout_.tasks(), &Aggregation::causal);
       break;
     case Mode::kMean:
       sums_ = uninitialized<float>(layout_.tasks() * 2 * layout_.scratch());
       weights_ = uninitialized<double>(layout_.tasks());
+      for (int64_t task = 0; task < layout_.tasks(); ++task) {
+        const Layout::Place place = layout_.place(task);
+        weights_[static_cast<size_t>(task)] = place.chunk == 0 ? past_weight(place.batch) : 0.0;
+      }
       pending_ = uninitialized<std::atomic<int64_t>>(blocks);
       for (int64_t block = 0; block < blocks; ++block) {
         pending_[static_cast<size_t>(block)].store(layout_.chunks, std::memory_order_relaxed);
@@ -232,7 +240,7 @@ void Aggregation::accumulate(int64_t task) {
   } else {
     add(place.token, place.tokens, nullptr);
   }
-  weights_[static_cast<size_t>(task)] = weight;
+  weights_[static_cast<size_t>(task)] += weight;
   // Whoever finishes a block's last chunk sees what the others have written.
   auto& pending = pending_[static_cast<size_t>(place.batch * layout_.blocks + place.block)];
   if (pending.fetch_sub(1, std::memory_order_acq_rel) == 1) {
@@ -249,8 +257,13 @@ void Aggregation::average(const Layout::Place& place) {
     weight += weights_[static_cast<size_t>(task_of(chunk))];
   }
   const float factor = scale(weight);
+  write_length(place, weight);
   for (int64_t part = 0; part < layout_.parts; ++part) {
-    double totals[kMaxBlockColumns] = {};
+    double totals[kMaxBlockColumns];
+    std::fill_n(totals, place.columns, 0.0);
+    if (problem_.attributes.stateful) {
+      read_past(place, part, totals);
+    }
     for (int64_t chunk = 0; chunk < layout_.chunks; ++chunk) {
       const float* sum = sums_.get() + task_of(chunk) * 2 * layout_.scratch() + part * layout_.block_columns;
       const float* rest = sum + layout_.scratch();
@@ -258,6 +271,7 @@ void Aggregation::average(const Layout::Place& place) {
         totals[i] += static_cast<double>(sum[i]) + static_cast<double>(rest[i]);
       }
     }
+    write_present(place, part, totals);
     const int64_t start = place.batch * problem_.channels + place.channel + part * layout_.width;
     for (int64_t i = 0; i < place.columns; ++i) {
       const float mean = factor == 0.0F ? 0.0F : static_cast<float>(totals[i] * static_cast<double>(factor));

@@ -25,6 +25,11 @@ struct Tensors {
   const void* gate;  // nor these without a gate
   const float* gate_bias;
   void* y;
+  // Of a stateful call. The present may lie over the past, and be null where nobody asks for it.
+  const float* past_state = nullptr;
+  const int64_t* past_length = nullptr;
+  float* present_state = nullptr;
+  int64_t* present_length = nullptr;
 };
 
 class Aggregation {
@@ -74,6 +79,16 @@ class Aggregation {
   void causal(int64_t task);      // y of a chunk and block, which is a tile
 
   void average(const Layout::Place& place);
+
+  // What a stateful call has seen before, and what it leaves.
+  [[nodiscard]] double past_weight(int64_t batch) const;
+  [[nodiscard]] int64_t state_at(const Layout::Place& place, int64_t part) const;
+  void read_past(const Layout::Place& place, Carry* carry) const;
+  void read_past(const Layout::Place& place, int64_t part, double* totals) const;
+  void write_present(const Layout::Place& place, const Carry& carry) const;
+  void write_present(const Layout::Place& place, int64_t part, const double* totals) const;
+  void write_length(const Layout::Place& place, double weight) const;
+
   // The steps of a tile.
   Rows rows_of(Tile* tile, int64_t row, int64_t count) const;
   void clear(Tile* tile) const;
@@ -98,7 +113,7 @@ class Aggregation {
   std::unique_ptr<Carry[]> carries_;                 // causal: (batch, blocks)
   std::unique_ptr<float[]> carry_sums_;              // causal: (batch, blocks, 2, scratch)
   std::unique_ptr<float[]> sums_;                    // mean: (tasks, 2, scratch): sum and rest
-  std::unique_ptr<double[]> weights_;                // mean: (tasks)
+  std::unique_ptr<double[]> weights_;                // mean: (tasks), the past's with those of the first chunk
   std::unique_ptr<std::atomic<int64_t>[]> pending_;  // mean: (batch, blocks), chunks that are not done
   std::unique_ptr<float[]> means_;                   // gated mean: (batch, channels)
 };

@@ -135,6 +135,9 @@ void Aggregation::hand_on(const Tile& tile) const {
     carry.rest[i] = tile.rest_before[i] + (tile.rest[i] + lost);
   }
   carry.weight = tile.weight_before + tile.weight;
+  if (problem_.attributes.stateful && tile.place.chunk == layout_.chunks - 1) {
+    write_present(tile.place, carry);
+  }
   carry.tile.store(tile.place.chunk + 1, std::memory_order_release);
 }
 

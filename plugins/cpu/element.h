@@ -16,6 +16,8 @@ inline int64_t element_size(DataType type) {
       return 2;
     case DataType::kBool:
       return 1;
+    case DataType::kInt64:
+      return 8;
   }
   return 0;
 }

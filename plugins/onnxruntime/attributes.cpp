@@ -73,6 +73,12 @@ Attributes read_attributes(const Ort::ConstKernelInfo& info) {
   read_integer(info, "degree", &attributes.degree);
   read_integer(info, "rotary_blocks", &attributes.rotary_blocks);
   read_attribute(info, "epsilon", "a float", &attributes.epsilon);
+  int32_t stateful = 0;
+  read_integer(info, "stateful", &stateful);
+  if (stateful != 0 && stateful != 1) {
+    throw InvalidNode("stateful must be 0 or 1, got " + std::to_string(stateful));
+  }
+  attributes.stateful = stateful == 1;
   throw_if(validate(attributes));
   return attributes;
 }

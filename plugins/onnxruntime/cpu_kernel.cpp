@@ -86,8 +86,12 @@ void CpuKernel::compute(const Ort::KernelContext& context) const {
     coefficients = cpu::Coefficients(data(kCoefficients), problem.aggregation.coefficient_type,
                                      problem.aggregation.channels, problem.aggregation.degree);
   }
-  Ort::UnownedValue output = context.GetOutput(0, problem.output_shape());
-  tensors.y = output.GetTensorMutableRawData();
+  const auto outputs = problem.make_outputs(context);
+  tensors.y = outputs[kY];
+  tensors.past_state = static_cast<const float*>(data(kPastState));
+  tensors.past_length = static_cast<const int64_t*>(data(kPastLength));
+  tensors.present_state = static_cast<float*>(outputs[kPresentState]);
+  tensors.present_length = static_cast<int64_t*>(outputs[kPresentLength]);
   cpu::Aggregation aggregation(kernel_, problem.aggregation, problem.gate ? &*problem.gate : nullptr, tensors,
                                coefficients_.empty() ? coefficients : coefficients_);
   for (int phase = 0; phase < aggregation.phases(); ++phase) {

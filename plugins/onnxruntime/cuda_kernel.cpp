@@ -60,7 +60,7 @@ void CudaKernel::compute(OrtKernelContext* raw) const {
   const Ort::KernelContext context(raw);
   const Inputs inputs(node_.signature(), context);
   const NodeProblem problem = node_.describe(inputs.infos());
-  Ort::UnownedValue output = context.GetOutput(0, problem.output_shape());
+  const auto outputs = problem.make_outputs(context);
   if (cuda::is_empty(problem.aggregation, problem.gate)) {
     return;
   }
@@ -70,7 +70,7 @@ void CudaKernel::compute(OrtKernelContext* raw) const {
   for (size_t i = 0; i < node_.signature().inputs; ++i) {
     pointers.push_back(inputs.data(i));
   }
-  cuda::enqueue(problem.aggregation, problem.gate, pointers.data(), output.GetTensorMutableRawData(), workspace.get(),
+  cuda::enqueue(problem.aggregation, problem.gate, pointers.data(), outputs.data(), workspace.get(),
                 static_cast<cudaStream_t>(context.GetGPUComputeStream()));
 }
 

@@ -16,9 +16,11 @@ DataType data_type(ONNXTensorElementDataType type, const char* tensor) {
       return DataType::kBFloat16;
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL:
       return DataType::kBool;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64:
+      return DataType::kInt64;
     default:
       throw InvalidNode(std::string(tensor) + " is of ONNX element type " + std::to_string(type) +
-                        ": the op takes float32, float16 and bfloat16, and bool as a mask");
+                        ": the op takes float32, float16 and bfloat16, bool as a mask and int64 as a length");
   }
 }
 

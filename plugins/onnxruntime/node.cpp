@@ -20,6 +20,10 @@ std::vector<int64_t> fitting_shape(const Attributes& attributes, size_t input) {
       return product ? std::vector<int64_t>{1} : std::vector<int64_t>{channels, 1};
     case kMask:
       return {1, 1};
+    case kPastState:
+      return {1, kStateRows, channels};
+    case kPastLength:
+      return {1};
     default:
       return {1, channels / 2};
   }
@@ -35,6 +39,16 @@ std::vector<int64_t> NodeProblem::output_shape() const {
   return {aggregation.batch, gate ? gate->tokens : aggregation.output_tokens(), aggregation.channels};
 }
 
+std::array<void*, kOutputs.size()> NodeProblem::make_outputs(const Ort::KernelContext& context) const {
+  const size_t count = context.GetOutputCount();
+  const auto make = [&](size_t position, const std::vector<int64_t>& shape) -> void* {
+    Ort::UnownedValue output = position < count ? context.GetOutput(position, shape) : Ort::UnownedValue{};
+    return output ? output.GetTensorMutableRawData() : nullptr;
+  };
+  return {make(kY, output_shape()), make(kPresentState, {aggregation.batch, kStateRows, aggregation.channels}),
+          make(kPresentLength, {aggregation.batch})};
+}
+
 DataType type_at(const OpSignature& signature, const Ort::ConstKernelInfo& info, size_t position) {
   const Ort::TypeInfo type_info = info.GetInputTypeInfo(position);
   return data_type(type_info.GetTensorTypeAndShapeInfo().GetElementType(), signature.input_names[position]);
@@ -46,6 +60,7 @@ Node::Node(const OpSignature& signature, const Ort::ConstKernelInfo& info)
     throw_if(validate_gated(attributes_));
   }
   check_types(info);
+  check_outputs(info);
 }
 
 NodeProblem Node::describe(const std::vector<TensorInfo>& inputs) const {
@@ -73,14 +88,25 @@ void Node::check_types(const Ort::ConstKernelInfo& info) const {
     }
     // A placeholder is known by its rank; what is of unknown rank, which reads as 0, is left to the run.
     const size_t rank = info.GetInputTypeInfo(at).GetTensorTypeAndShapeInfo().GetDimensionsCount();
-    inputs[at] = {input < kRequiredInputs || rank > 1, type_at(signature_, info, at),
-                  fitting_shape(attributes_, input)};
-    tables_are_known = tables_are_known && (input < kCos || rank > 0);
+    const bool is_table = input == kCos || input == kSin;
+    const bool is_given = input < kRequiredInputs || input > kSin || rank > 1;
+    inputs[at] = {is_given, type_at(signature_, info, at), fitting_shape(attributes_, input)};
+    tables_are_known = tables_are_known && (!is_table || rank > 0);
   }
-  if (!tables_are_known) {
-    inputs.resize(signature_.position(kCos));  // each is checked against the other
+  if (!tables_are_known) {  // each is checked against the other
+    inputs[signature_.position(kCos)].given = false;
+    inputs[signature_.position(kSin)].given = false;
   }
   static_cast<void>(describe(inputs));
+}
+
+// What nobody uses may be left out.
+void Node::check_outputs(const Ort::ConstKernelInfo& info) const {
+  for (size_t i = kPresentState; i < info.GetOutputCount(); ++i) {
+    if (!attributes_.stateful && !info.GetOutputName(i).empty()) {
+      throw InvalidNode("present_state and present_length go with stateful 1");
+    }
+  }
 }
 
 }  // namespace pom::onnxruntime

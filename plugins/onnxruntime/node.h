@@ -3,6 +3,7 @@
 
 #include <onnxruntime_cxx_api.h>
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -19,6 +20,8 @@ struct NodeProblem {
   std::optional<Gate> gate;  // of the gated op
 
   [[nodiscard]] std::vector<int64_t> output_shape() const;
+  // In the order of kOutputs; null for those that the node lacks, or that nobody uses.
+  [[nodiscard]] std::array<void*, kOutputs.size()> make_outputs(const Ort::KernelContext& context) const;
 };
 
 class Node {
@@ -36,6 +39,7 @@ class Node {
 
  private:
   void check_types(const Ort::ConstKernelInfo& info) const;
+  void check_outputs(const Ort::ConstKernelInfo& info) const;
 
   const OpSignature& signature_;
   const Attributes attributes_;

@@ -55,7 +55,8 @@ Ort::ConstTensorTypeAndShapeInfo input_at(const OrtApi& api, OrtShapeInferContex
 
 }  // namespace
 
-// The output is like x, with the tokens of the gate, or one where a mean has none.
+// The output is like x, with the tokens of the gate, or one where a mean has none. Of the present, nothing: a node may
+// leave it out, and ONNX Runtime would write the shape of an output that is not there into memory that is not its own.
 void infer_shape(const OpSignature& signature, const OrtApi& api, OrtShapeInferContext* context) {
   const Ort::ConstTensorTypeAndShapeInfo x = input_at(api, context, kX);
   Sizes shape(x);

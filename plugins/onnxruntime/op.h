@@ -13,8 +13,8 @@ namespace pom::onnxruntime {
 // Writes what is known of the output's type and shape.
 void infer_shape(const OpSignature& signature, const OrtApi& api, OrtShapeInferContext* context);
 
-// Every input and output is of undefined type, which ONNX Runtime takes for any tensor type: the kernel checks them,
-// with an error that says which types are meant.
+// Every input, and y, is of undefined type, which ONNX Runtime takes for any tensor type: the kernel checks them, with
+// an error that says which types are meant.
 //
 // Kernel: CpuKernel or CudaKernel, which names the execution provider that it is for. ONNX Runtime has one op of a name
 // and takes a kernel of it from each provider.
@@ -40,8 +40,14 @@ struct AggregationOp : Ort::CustomOpBase<AggregationOp<kSignature, Kernel>, Kern
     return index < kSignature.required_inputs ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL;
   }
   [[nodiscard]] size_t GetOutputTypeCount() const { return kOutputs.size(); }
-  [[nodiscard]] ONNXTensorElementDataType GetOutputType(size_t) const {
-    return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  [[nodiscard]] OrtCustomOpInputOutputCharacteristic GetOutputCharacteristic(size_t index) const {
+    return index == kY ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL;
+  }
+  [[nodiscard]] ONNXTensorElementDataType GetOutputType(size_t index) const {
+    constexpr ONNXTensorElementDataType kTypes[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED,
+                                                    ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
+                                                    ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64};
+    return kTypes[index];
   }
 };
 

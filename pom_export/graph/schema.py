@@ -102,19 +102,30 @@ def _infer(context: Any) -> None:
             context.set_output_type(output, past)
 
 
-@cache
-def register_schema() -> OpSchema:
-    """Register the op's schema with `onnx.defs` (once a process) and return it."""
+def _make_schema(inputs: int, outputs: int) -> OpSchema:
     schema = OpSchema(
         contract.OP_NAME,
         contract.DOMAIN,
         contract.OP_VERSION,
         contract.__doc__ or "",
-        inputs=_INPUTS,
-        outputs=_OUTPUTS,
+        inputs=_INPUTS[:inputs],
+        outputs=_OUTPUTS[:outputs],
         type_constraints=_TYPE_CONSTRAINTS,
         attributes=[_schema_attribute(name) for name in contract.ATTRIBUTES],
     )
     schema.set_type_and_shape_inference_function(_infer)
+    return schema
+
+
+@cache
+def register_schema() -> OpSchema:
+    """Register the op's schema with `onnx.defs` (once a process) and return it."""
+    schema = _make_schema(len(_INPUTS), len(_OUTPUTS))
     onnx.defs.register_schema(schema)
     return schema
+
+
+@cache
+def stateless_schema() -> OpSchema:
+    """Return the schema of a node without a state, which is not registered: tracing gives a node every output."""
+    return _make_schema(len(_INPUTS) - len(contract.STATE_INPUTS), len(_OUTPUTS) - len(contract.STATE_OUTPUTS))

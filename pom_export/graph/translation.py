@@ -9,10 +9,10 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from onnxscript import opset18
-from onnxscript.values import Opset
+from onnxscript.values import Op, Opset
 
 from pom_export import contract
-from pom_export.graph.schema import attributes, register_schema
+from pom_export.graph.schema import attributes, register_schema, stateless_schema
 
 _POM = Opset(contract.DOMAIN, contract.OP_VERSION)
 
@@ -37,7 +37,7 @@ def _polynomial_aggregation(
     while optional and optional[-1] is None:
         optional.pop()
     values = attributes(mode, _used(epsilon, mask), degree=degree, rotary_blocks=rotary_blocks)
-    return getattr(_POM, contract.OP_NAME)(x, *_filled(coefficients, *optional), **values)
+    return Op(_POM, contract.OP_NAME, stateless_schema())(x, *_filled(coefficients, *optional), **values)
 
 
 def _stateful_polynomial_aggregation(

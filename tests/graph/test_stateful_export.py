@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ from pom_export.models import GPT, GPTConfig
 from pom_export.parity import tolerances
 
 Array = npt.NDArray[Any]
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+# Those with causal outputs.
+SELF_MIXING = [f for f in sorted(GOLDEN.iterdir()) if not f.name.startswith("gpt") and "cross" not in f.name]
 PATHS = [pytest.param(True, id="kernel"), pytest.param(False, id="function")]
 
 
@@ -59,35 +62,30 @@ def assert_close(actual: Array, expected: Array, tolerance: tolerances.Tolerance
     assert np.abs(actual.astype(np.float64) - expected).max() <= tolerance.relative * largest + tolerance.absolute
 
 
-@functools.cache
-def _folder(tmp: pytest.TempPathFactory) -> Path:
-    return tmp.mktemp("stateful")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where both paths of a case find one export."""
+    return tmp_path_factory.mktemp("stateful")
 
 
+@pytest.mark.parametrize("golden", SELF_MIXING, ids=lambda folder: folder.name, indirect=True)
 @pytest.mark.parametrize("kernels", PATHS)
-def test_any_split_gives_the_official_causal_outputs(
-    golden: Any, kernels: bool, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    model, positions = _folder(tmp_path_factory) / f"{golden.folder.name}.onnx", golden.positions
+def test_any_split_gives_the_official_causal_outputs(golden: Any, kernels: bool, folder: Path) -> None:
+    model, positions = folder / f"{golden.folder.name}.onnx", golden.positions
     if not model.exists():
-        explicit = positions is not None and positions.ndim > 1
-        pom_export.export(golden.checkpoint, model, stateful=True, positions=explicit)
-    if "y_causal" not in golden.arrays:
-        pytest.skip("official causal outputs are of self-mixing alone")
+        pom_export.export(golden.checkpoint, model, stateful=True, positions=positions is not None)
     x, expected = golden.arrays["xq"].astype(np.float32), golden.arrays["y_causal"]
     for seed in range(3):
         calls, outputs = Calls(model, len(x), kernels), []
         for part in split(x.shape[1], seed):
-            given = {"positions": positions[part]} if any(i.name == "positions" for i in calls.exported.inputs) else {}
+            given = {} if positions is None else {"positions": positions[part]}
             outputs.append(calls(x=x[:, part], **given))
         assert_close(np.concatenate(outputs, axis=1), expected)
 
 
 @pytest.mark.parametrize("kernels", PATHS)
-def test_any_split_gives_the_public_language_models_logits(
-    golden_gpt: Any, kernels: bool, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    model = _folder(tmp_path_factory) / f"{golden_gpt.folder.name}.onnx"
+def test_any_split_gives_the_public_language_models_logits(golden_gpt: Any, kernels: bool, folder: Path) -> None:
+    model = folder / f"{golden_gpt.folder.name}.onnx"
     if not model.exists():
         pom_export.export(golden_gpt.checkpoint, model, stateful=True)
     ids, expected = golden_gpt.arrays["input_ids"], golden_gpt.arrays["logits"]
@@ -100,13 +98,14 @@ def test_any_split_gives_the_public_language_models_logits(
 @pytest.mark.parametrize("case", ["v2_base", "v2_groups_bias"])
 @pytest.mark.parametrize("kernels", PATHS)
 def test_block_causal_calls_give_the_official_state_forward(case: str, kernels: bool, tmp_path: Path) -> None:
-    folder = Path(__file__).parents[1] / "data" / "golden" / case
+    folder = GOLDEN / case
+    frames = json.loads((folder / "config.json").read_text())["state_frames"]
     arrays = dict(np.load(folder / "io.npz"))
     pom_export.export(folder / "checkpoint.pt", tmp_path / "m.onnx", stateful=True, block_causal=True)
     x = arrays["xq"].astype(np.float32)
     calls = Calls(tmp_path / "m.onnx", len(x), kernels)
     # The official code counts calls: as many tokens in each make it the mean over tokens.
-    outputs = [calls(x=frame) for frame in np.split(x, 3, axis=1)]
+    outputs = [calls(x=frame) for frame in np.split(x, frames, axis=1)]
     assert_close(np.concatenate(outputs, axis=1), arrays["y_state"])
     assert calls.exported.stateful == "block-causal"
 
@@ -160,7 +159,7 @@ def test_a_half_precision_model_keeps_its_state_in_float32(dtype: str, tmp_path:
 
 
 def test_verify_compares_with_the_checkpoint(tmp_path: Path) -> None:
-    checkpoint = Path(__file__).parents[1] / "data" / "golden" / "rope1d" / "checkpoint.pt"
+    checkpoint = GOLDEN / "rope1d" / "checkpoint.pt"
     pom_export.export(checkpoint, tmp_path / "m.onnx", stateful=True, block_causal=True, mask="padding")
     report = pom_export.verify(tmp_path / "m.onnx", checkpoint=checkpoint)
     assert report

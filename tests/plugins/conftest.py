@@ -61,12 +61,15 @@ class OnnxRuntimeOp:
         names = [node_name.get(name, "") for name in signature[: last + 1]]
         op = contract.GATED_OP_NAME if gated else contract.OP_NAME
         y = "y_narrow" if "x" in narrow else "y"
-        nodes.append(helper.make_node(op, names, [y], domain=contract.DOMAIN, **attributes))
+        present = list(contract.STATE_OUTPUTS) if "past_state" in feeds else []
+        nodes.append(helper.make_node(op, names, [y, *present], domain=contract.DOMAIN, **attributes))
         if "x" in narrow:
             nodes.append(helper.make_node("Cast", [y], ["y"], to=TensorProto.FLOAT))
-        output = helper.make_tensor_value_info("y", inputs[0].type.tensor_type.elem_type, None)
+        outputs = [helper.make_tensor_value_info("y", inputs[0].type.tensor_type.elem_type, None)]
+        for name, kind in zip(present, (TensorProto.FLOAT, TensorProto.INT64), strict=False):
+            outputs.append(helper.make_tensor_value_info(name, kind, None))
         model = helper.make_model(
-            helper.make_graph(nodes, "one_node", inputs, [output], initializers),
+            helper.make_graph(nodes, "one_node", inputs, outputs, initializers),
             functions=functions,
             opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid(contract.DOMAIN, contract.OP_VERSION)],
             ir_version=10,
@@ -87,17 +90,20 @@ class OnnxRuntimeOp:
         threads: int = 1,
         constants: Collection[str] = (),
     ) -> np.ndarray:
-        wide = {
-            name: array.astype(np.float32) if array.dtype == BFLOAT16 else array
-            for name, array in feeds.items()
-            if name not in constants
-        }
-        (y,) = self.session(self.model(feeds, attributes, constants=constants), threads).run(None, wide)
+        session = self.session(self.model(feeds, attributes, constants=constants), threads)
+        (y,) = self.outputs(session, {name: array for name, array in feeds.items() if name not in constants})
+        return y
+
+    @staticmethod
+    def outputs(session: Any, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Return what a session of a model makes of `feeds`, y being of x's type."""
+        wide = {name: array.astype(np.float32) if array.dtype == BFLOAT16 else array for name, array in feeds.items()}
+        y, *present = session.run(None, wide)
         if feeds["x"].dtype == BFLOAT16:
             assert np.array_equal(y, y.astype(BFLOAT16).astype(np.float32), equal_nan=True)
-            return y.astype(BFLOAT16)
+            return [y.astype(BFLOAT16), *present]
         assert y.dtype == feeds["x"].dtype
-        return y
+        return [y, *present]
 
 
 @pytest.fixture(scope="session")

@@ -100,7 +100,8 @@ def test_invalid_shapes_fail_the_run(
         ([np.bool_, np.float32], "mean", "x must be float32, float16 or bfloat16, got bool"),
         ([np.float32, np.float16], "mean", "coefficients must be float32 or of x's type"),
         ([np.float32, np.float32, np.float16], "mean", "mask must be bool or of x's type"),
-        ([np.float32, np.float32, np.int64], "mean", "mask is of ONNX element type 7"),
+        ([np.float32, np.float32, np.int64], "mean", "mask must be bool or of x's type"),
+        ([np.float32, np.float32, np.int32], "mean", "mask is of ONNX element type 6"),
         ([np.float32, np.float32, np.bool_], "features", 'mode "features" takes no mask'),
         ([np.float32, np.float32, np.bool_, np.float16, np.float16], "mean", "cos must be float32 or of x's type"),
         ([np.float32, np.float32, np.bool_, np.float32, np.float16], "mean", "sin must be of cos's type"),
@@ -130,7 +131,7 @@ def test_an_absent_input_is_a_placeholder_or_empty(onnxruntime_op: Any, mode: st
     assert np.array_equal(onnxruntime_op.run(all_placeholders, node), onnxruntime_op.run(plain, node))
 
 
-@pytest.mark.parametrize("unknown", [["cos"], ["sin"], ["mask", "sin"], list(contract.INPUTS)])
+@pytest.mark.parametrize("unknown", [["cos"], ["sin"], ["mask", "sin"], ["x", "coefficients", "mask", "cos", "sin"]])
 def test_an_input_of_unknown_rank_is_judged_by_the_run(onnxruntime_op: Any, unknown: list[str]) -> None:
     feeds, node = ones((1, 5, 4), (4, 2), (1, 5), (5, 2), (5, 2)), attributes("mean")
     model = onnx.load_from_string(onnxruntime_op.model(feeds, node))
@@ -161,7 +162,7 @@ def test_the_kernel_wins_over_a_function_of_the_same_name(onnxruntime_op: Any) -
         contract.DOMAIN,
         contract.OP_NAME,
         list(contract.INPUTS),
-        list(contract.OUTPUTS),
+        list(contract.OUTPUTS[:1]),
         [helper.make_node("Neg", ["x"], ["y"])],
         [helper.make_opsetid("", 20)],
         attributes=list(contract.ATTRIBUTES),

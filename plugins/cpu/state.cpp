@@ -1,0 +1,65 @@
+// What a stateful call has seen before, and what it leaves.
+#include <algorithm>
+
+#include "aggregation.h"
+
+namespace pom::cpu {
+
+double Aggregation::past_weight(int64_t batch) const {
+  return problem_.attributes.stateful ? static_cast<double>(tensors_.past_length[batch]) : 0.0;
+}
+
+// Where a block's first column is in a state, in one part; the same column of the next of its rows is channels further.
+int64_t Aggregation::state_at(const Layout::Place& place, int64_t part) const {
+  return place.batch * kStateRows * problem_.channels + place.channel + part * layout_.width;
+}
+
+void Aggregation::read_past(const Layout::Place& place, Carry* carry) const {
+  carry->weight = past_weight(place.batch);
+  for (int64_t part = 0; part < layout_.parts; ++part) {
+    const float* const past = tensors_.past_state + state_at(place, part);
+    std::copy_n(past, place.columns, carry->sum + part * layout_.block_columns);
+    std::copy_n(past + problem_.channels, place.columns, carry->rest + part * layout_.block_columns);
+  }
+}
+
+void Aggregation::read_past(const Layout::Place& place, int64_t part, double* totals) const {
+  const float* const past = tensors_.past_state + state_at(place, part);
+  for (int64_t i = 0; i < place.columns; ++i) {
+    totals[i] = static_cast<double>(past[i]) + static_cast<double>(past[problem_.channels + i]);
+  }
+}
+
+void Aggregation::write_present(const Layout::Place& place, int64_t part, const double* totals) const {
+  if (tensors_.present_state == nullptr) {
+    return;
+  }
+  float* const sum = tensors_.present_state + state_at(place, part);
+  float* const rest = sum + problem_.channels;
+  for (int64_t i = 0; i < place.columns; ++i) {
+    sum[i] = static_cast<float>(totals[i]);
+    rest[i] = static_cast<float>(totals[i] - static_cast<double>(sum[i]));
+  }
+}
+
+void Aggregation::write_present(const Layout::Place& place, const Carry& carry) const {
+  for (int64_t part = 0; part < layout_.parts; ++part) {
+    const float* const sum = carry.sum + part * layout_.block_columns;
+    const float* const rest = carry.rest + part * layout_.block_columns;
+    double totals[kCausalChannels];
+    for (int64_t i = 0; i < place.columns; ++i) {
+      totals[i] = static_cast<double>(sum[i]) + static_cast<double>(rest[i]);
+    }
+    write_present(place, part, totals);
+  }
+  write_length(place, carry.weight);
+}
+
+// Weights are whole numbers here: every block of a batch entry counts the same tokens, and the first one says so.
+void Aggregation::write_length(const Layout::Place& place, double weight) const {
+  if (tensors_.present_length != nullptr && place.block == 0) {
+    tensors_.present_length[place.batch] = static_cast<int64_t>(weight);
+  }
+}
+
+}  // namespace pom::cpu
