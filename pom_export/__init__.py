@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from pom_export.parity.report import ParityReport
     from pom_export.runtime.library import custom_ops_library, plugin_library
     from pom_export.runtime.session import inference_session
+    from pom_export.runtime.state import State
+    from pom_export.runtime.state_merging import merge_states
+    from pom_export.runtime.streaming import StreamingSession
     from pom_export.runtime.tensorrt_provider import tensorrt_provider_options
 
 _HOMES = {
@@ -32,12 +35,15 @@ _HOMES = {
     "PomExportError": "errors",
     "ProductMixer": "mixer",
     "RotaryPolynomialMixer": "mixer",
+    "State": "runtime.state",
+    "StreamingSession": "runtime.streaming",
     "build_engine": "engine",
     "custom_ops_library": "runtime.library",
     "export": "api",
     "inference_session": "runtime.session",
     "inspect": "api",
     "load_checkpoint": "checkpoint",
+    "merge_states": "runtime.state_merging",
     "plugin_library": "runtime.library",
     "replace_attention": "attention",
     "scan": "attention",
@@ -56,6 +62,8 @@ __all__ = [
     "PomExportError",
     "ProductMixer",
     "RotaryPolynomialMixer",
+    "State",
+    "StreamingSession",
     "__version__",
     "build_engine",
     "custom_ops_library",
@@ -63,6 +71,7 @@ __all__ = [
     "inference_session",
     "inspect",
     "load_checkpoint",
+    "merge_states",
     "plugin_library",
     "replace_attention",
     "scan",

@@ -24,6 +24,7 @@ _COMMANDS = {
     "inspect": "Say what a checkpoint holds.",
     "verify": "Compare an exported model with PyTorch.",
     "build": "Build a TensorRT engine with the plugin inside.",
+    "generate": "Continue a text with an exported language model.",
     "bench": "Time every backend side by side.",
     "scan": "List a model's attention, and what a swap for PoM would save.",
 }

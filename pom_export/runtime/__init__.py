@@ -1,1 +1,22 @@
-"""Find our libraries and run models: sessions and runners."""
+"""Find our libraries and run models: sessions, runners, and streaming with a state."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pom_export.runtime.state import State
+    from pom_export.runtime.state_merging import merge_states
+    from pom_export.runtime.streaming import StreamingSession
+
+# Imported when they are asked for: a session without a state needs neither them nor onnx.
+_HOMES = {"State": "state", "StreamingSession": "streaming", "merge_states": "state_merging"}
+
+__all__ = ["State", "StreamingSession", "merge_states"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -14,7 +14,7 @@ from pom_export.errors import InputError
 from pom_export.runtime.library import plugin_library
 
 # Numbers of pom::DataType.
-_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.bool: 3}
+_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.bool: 3, torch.int64: 4}
 
 
 class _Tensor(ctypes.Structure):
@@ -34,7 +34,7 @@ class _Tensor(ctypes.Structure):
         if tensor.dtype not in _TYPES or not 1 <= tensor.ndim <= 3:
             raise InputError(
                 f"{name} is {tensor.dtype} with {tensor.ndim} dimensions",
-                "Give float32, float16, bfloat16 or bool, with 1 to 3 dimensions",
+                "Give float32, float16, bfloat16, bool or int64, with 1 to 3 dimensions",
             )
         if not tensor.is_contiguous():
             raise InputError(f"{name} is not contiguous: its strides are {tensor.stride()}", "Call .contiguous() on it")
@@ -52,6 +52,7 @@ class _Call(ctypes.Structure):
         ("degree", ctypes.c_int32),
         ("rotary_blocks", ctypes.c_int32),
         ("epsilon", ctypes.c_float),
+        ("stateful", ctypes.c_int32),
         ("input_count", ctypes.c_int32),
         ("inputs", _Tensor * len(contract.GATED_INPUTS)),
     )
@@ -77,6 +78,17 @@ def _check_memory(name: str, tensor: torch.Tensor, needed: int, device: torch.de
         )
 
 
+def _present(name: str, given: torch.Tensor | None, past: torch.Tensor | None) -> torch.Tensor | None:
+    """Return where a stateful call writes what it makes of the past, and None for another call."""
+    if past is None:
+        if given is not None:
+            raise InputError(f"{name} without a past", "Give past_state and past_length")
+        return None
+    present = torch.empty_like(past) if given is None else given
+    _check_memory(name, present, past.nbytes, past.device)
+    return present
+
+
 class CudaCall:
     """One call of the op, or with `gate` of the gated op, that may be enqueued again and again.
 
@@ -88,6 +100,8 @@ class CudaCall:
         sin: as cos.
         gate: (B, T, gates), of x's dtype.
         gate_bias: (gates), float32 or of x's dtype.
+        past_state: (B, 2, C) float32, the sum that the call goes on from; makes it stateful.
+        past_length: (B) int64, the tokens in that sum.
         mode: "mean", "causal" or "features".
         form: "power" or "product".
         degree: of form "product"; 0 otherwise.
@@ -95,6 +109,8 @@ class CudaCall:
         epsilon: added to a sum of mask weights.
         gate_activation: "identity", "sigmoid" or "hardsigmoid", where there is a gate.
         output: where to write, else a new tensor.
+        present_state: the same of a stateful call's new state; it must not be past_state.
+        present_length: the same, must not be past_length.
         workspace: bytes to work in, at least as many as `workspace_bytes`, 16-byte aligned; else a new tensor.
 
     Raises:
@@ -110,6 +126,8 @@ class CudaCall:
         sin: torch.Tensor | None = None,
         gate: torch.Tensor | None = None,
         gate_bias: torch.Tensor | None = None,
+        past_state: torch.Tensor | None = None,
+        past_length: torch.Tensor | None = None,
         *,
         mode: str = "mean",
         form: str = contract.POWER,
@@ -118,10 +136,12 @@ class CudaCall:
         epsilon: float = 0.0,
         gate_activation: str | None = None,
         output: torch.Tensor | None = None,
+        present_state: torch.Tensor | None = None,
+        present_length: torch.Tensor | None = None,
         workspace: torch.Tensor | None = None,
     ) -> None:
         given = {"x": x, "gate": gate, "gate_bias": gate_bias, "coefficients": coefficients}
-        given |= {"mask": mask, "cos": cos, "sin": sin}
+        given |= {"mask": mask, "cos": cos, "sin": sin, "past_state": past_state, "past_length": past_length}
         if gate is None and (gate_bias is not None or gate_activation is not None):
             raise InputError("gate_bias or gate_activation without gate", "Give all three, or none")
         for name, tensor in given.items():
@@ -136,6 +156,7 @@ class CudaCall:
             degree,
             rotary_blocks,
             epsilon,
+            past_state is not None,
             len(names),
             (_Tensor * len(contract.GATED_INPUTS))(*(_Tensor.of(name, given[name]) for name in names)),
         )
@@ -145,6 +166,8 @@ class CudaCall:
         tokens = gate.shape[1] if gate is not None else 1 if mode == "mean" else x.shape[1]
         shape = x.shape[0], tokens, x.shape[2]
         self.output = x.new_empty(shape) if output is None else output
+        self.present_state = _present("present_state", present_state, past_state)
+        self.present_length = _present("present_length", present_length, past_length)
         self._workspace = x.new_empty(self.workspace_bytes, dtype=torch.uint8) if workspace is None else workspace
         _check_memory("output", self.output, math.prod(shape) * x.itemsize, x.device)
         _check_memory("workspace", self._workspace, self.workspace_bytes, x.device)
@@ -158,11 +181,13 @@ class CudaCall:
         if not self.output.is_cuda:
             raise InputError(f"the tensors are on {self.output.device}", "Move them to a CUDA device")
         stream: Any = torch.cuda.current_stream(self.output.device)
+        made = (self.output, self.present_state, self.present_length)
+        outputs = (ctypes.c_void_p * len(made))(*(None if tensor is None else tensor.data_ptr() for tensor in made))
         with torch.cuda.device(self.output.device):
             _check(
                 _library().pom_cuda_aggregate(
                     ctypes.byref(self._call),
-                    ctypes.c_void_p(self.output.data_ptr()),
+                    outputs,
                     ctypes.c_void_p(self._workspace.data_ptr()),
                     ctypes.c_void_p(stream.cuda_stream),
                 )

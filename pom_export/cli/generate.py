@@ -1,0 +1,246 @@
+"""`pom-export generate`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import select
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pom_export import interrupts
+from pom_export.cli.output import Progress, common_options, human_bytes, say, say_on_stderr, settle_stdout
+from pom_export.errors import InputError
+
+if TYPE_CHECKING:
+    from pom_export.text.generation import Generation, Settings
+
+_KIB = 1024
+
+
+@click.command("generate")
+@click.argument("model")
+@click.option("--prompt", help="The text to continue; - reads it from stdin.")
+@click.option("--prompt-file", help="A file that holds it.")
+@click.option("--max-tokens", type=int, default=200, show_default=True, help="0 only reads the prompt.")
+@click.option("--temperature", type=float, help="0 takes the likeliest token; default: 1.")
+@click.option("--top-k", type=int, help="Choose from the likeliest K tokens; default: all.")
+@click.option("--top-p", type=float, help="Choose from the likeliest that together are this probable; default: 1.")
+@click.option("--seed", type=int, help="The same seed writes the same text; default: another one each time.")
+@click.option("--tokenizer", help="auto, bytes, gpt2, or a tokenizer.json; default: auto.")
+@click.option("--stop", multiple=True, help="End before this text; may be given several times.")
+@click.option("--load-state", help="Go on from a file that --save-state wrote; its settings are the defaults.")
+@click.option("--save-state", help="Write a file to go on from, after Ctrl-C too.")
+@common_options
+def command(
+    model: str,
+    prompt: str | None,
+    prompt_file: str | None,
+    max_tokens: int,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int | None,
+    tokenizer: str | None,
+    stop: Sequence[str],
+    load_state: str | None,
+    save_state: str | None,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Continue a text with MODEL, a language model exported with --stateful.
+
+    The text goes to stdout as it comes, and nothing else does. A run that is gone on from with --load-state writes
+    what one run without a stop would have.
+    """
+    from pom_export.runtime.state import State
+    from pom_export.runtime.streaming import StreamingSession
+    from pom_export.text.generation import Generation, settings_of, vocabulary_of
+    from pom_export.text.tokenizers import choose_tokenizer
+
+    progress = Progress(verbose)
+    if max_tokens < 0:
+        raise InputError(f"--max-tokens must be at least 0, got {max_tokens}", "0 only reads the prompt")
+    text = _prompt(prompt, prompt_file)
+    if text is None and load_state is None:
+        raise InputError("there is no prompt", "Give --prompt TEXT, --prompt-file FILE or --load-state FILE")
+    state = None if load_state is None else State.load(load_state)
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    settings = _settings(None if state is None else settings_of(state), given, tokenizer, stop)
+    progress(f"loading {model}")
+    session = StreamingSession(model)
+    if save_state is not None:
+        _check_place(save_state, (session.model.path, *session.model.weights, prompt_file))
+    known = choose_tokenizer(settings.tokenizer, vocabulary_of(session))
+    generation = Generation(session, known, replace(settings, tokenizer=known.name), state)
+    if text is not None:
+        generation.prompt(text)
+    progress("generating")
+    try:
+        text = _write(generation, max_tokens, as_json, keep=save_state is not None)
+    except KeyboardInterrupt:
+        if save_state is not None:
+            _save_interrupted(generation, save_state)
+        raise
+    if save_state is not None:
+        generation.state().save(save_state)
+    result = _result(generation, text, session.state_bytes)
+    if as_json:
+        say(json.dumps(result))
+    else:
+        say_on_stderr(("\n" if sys.stdout.isatty() else "") + _line(result))
+
+
+def _prompt(prompt: str | None, file: str | None) -> str | None:
+    """Return the prompt, bytes that are no UTF-8 as surrogates; None where none is given."""
+    from pom_export.files import readable_file
+
+    if prompt is not None and file is not None:
+        raise InputError("--prompt and --prompt-file are both given", "Give one of them")
+    if file is not None:
+        return readable_file(file, "prompt").read_bytes().decode("utf-8", "surrogateescape")
+    if prompt != "-":
+        return prompt
+    if sys.stdin is None:
+        raise InputError("stdin is closed", "Give the prompt by --prompt TEXT or --prompt-file FILE")
+    return sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
+
+
+def _settings(before: Settings | None, given: dict[str, Any], tokenizer: str | None, stop: Sequence[str]) -> Settings:
+    """Return the settings: what is given, else those of the state, else the defaults."""
+    import secrets
+
+    from pom_export.text.generation import Settings
+    from pom_export.text.sampling import Sampling
+    from pom_export.text.tokenizers import AUTO
+
+    if "" in stop:
+        raise InputError("--stop is empty", "Give at least one character")
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if before is None:
+        chosen.setdefault("seed", secrets.randbits(32))
+        return Settings(Sampling(**chosen), tokenizer or AUTO, tuple(stop))
+    sampling = replace(before.sampling, **chosen)
+    return Settings(sampling, tokenizer or before.tokenizer, tuple(stop) or before.stop)
+
+
+def _check_place(place: str, sources: Sequence[str | Path | None]) -> None:
+    """Raise InputError where a state could not be saved, before a long text is written."""
+    from pom_export.files import check_replaceable
+
+    file = Path(place)
+    check_replaceable(file, sources, "state")
+    if not file.parent.is_dir():
+        raise InputError(f"cannot write {file}: its folder does not exist", f"mkdir -p {file.parent}")
+
+
+def _write(generation: Generation, most: int, as_json: bool, *, keep: bool) -> str:
+    """Write the text as it comes, and return it.
+
+    Args:
+        generation: what writes it.
+        most: tokens.
+        as_json: nothing is written, only returned.
+        keep: what is held back at the end is left out: it is saved, and written by the run that goes on.
+    """
+    generation.read()
+    text = ""
+    while generation.advance(most):
+        if not as_json:
+            piece = _put(generation)
+            if piece is None:
+                return text
+            text += piece
+    if not keep:
+        generation.finish()
+    return text + (generation.take() if as_json else _put(generation) or "")
+
+
+def _put(generation: Generation) -> str | None:
+    """Write what is ready; None where there is no reader any more.
+
+    Waiting for a reader can be interrupted, and what is not written then is saved. From there on nothing comes between
+    the writing and the note that it was done.
+    """
+    _await_reader()
+    with interrupts.held():
+        piece = generation.take()
+        try:
+            click.echo(piece, nl=False)
+        except BrokenPipeError:
+            settle_stdout()
+            return None
+        except OSError as error:
+            raise InputError(f"cannot write to stdout: {error.strerror}", "Check what it is redirected to") from error
+    return piece
+
+
+def _await_reader() -> None:
+    """Wait until a short piece can be written to stdout at once."""
+    # What stands in for stdout may be no file.
+    with contextlib.suppress(OSError, ValueError):
+        select.select([], [sys.stdout], [])
+
+
+def _save_interrupted(generation: Generation, place: str) -> None:
+    """Save the state although the command was interrupted; a second signal interrupts this too."""
+    number = interrupts.received()
+    if number is not None:
+        # Outputs are not put into place once a signal was received: this one is asked for.
+        interrupts.listen()
+    generation.state().save(place)
+    if number is not None:
+        signal.raise_signal(number)
+
+
+def _result(generation: Generation, text: str, state_bytes: int) -> dict[str, Any]:
+    return {
+        "prompt_tokens": generation.prompt_tokens,
+        "generated_tokens": generation.tokens,
+        "text": text,
+        "ended": generation.ended,
+        "tokenizer": generation.settings.tokenizer,
+        "seed": generation.settings.sampling.seed,
+        "prefill_seconds": generation.prompt_seconds,
+        "decode_seconds": generation.seconds,
+        "prefill_tokens_per_second": _rate(generation.prompt_tokens, generation.prompt_seconds),
+        # The first token is chosen of the prompt's logits.
+        "tokens_per_second": _rate(generation.tokens - 1, generation.seconds),
+        "state_bytes": state_bytes,
+        "rss_bytes": _own_memory("VmRSS"),
+        "peak_rss_bytes": _own_memory("VmHWM"),
+    }
+
+
+def _line(result: dict[str, Any]) -> str:
+    """Return what a person is told when the text has ended."""
+    parts = [f"{result['generated_tokens']} tokens"]
+    if result["tokens_per_second"]:
+        parts[0] += f", {result['tokens_per_second']:,.0f} a second"
+    if result["prefill_tokens_per_second"]:
+        parts.append(f"prompt {result['prompt_tokens']}, {result['prefill_tokens_per_second']:,.0f} a second")
+    parts.append(f"state {human_bytes(result['state_bytes'])}")
+    if result["peak_rss_bytes"]:
+        parts.append(f"memory {human_bytes(result['rss_bytes'])}, at most {human_bytes(result['peak_rss_bytes'])}")
+    if result["ended"] == "positions":
+        parts.append("ended: the model has no more positions")
+    return "; ".join(parts)
+
+
+def _rate(count: int, seconds: float) -> float | None:
+    return count / seconds if count > 0 and seconds > 0 else None
+
+
+def _own_memory(name: str) -> int | None:
+    """Return a line of Linux's account of this process in bytes; None elsewhere."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * _KIB for line in lines if line.startswith(f"{name}:")), None)

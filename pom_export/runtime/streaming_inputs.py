@@ -1,0 +1,157 @@
+"""What a call is given, checked: a state that took something wrong in could not be mended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pom_export.errors import InputError
+from pom_export.graph.exported import BATCH, PAST_LENGTH, TOKENS, InputLimits, TensorSpec
+from pom_export.runtime.streaming_interface import MASK, StatefulModel
+
+Array = npt.NDArray[Any]
+
+
+def call_tokens(model: StatefulModel, given: Any, batch: int) -> Array:
+    """Return a call's tokens (batch, tokens) or (batch, tokens, d), at least one, of the model's type.
+
+    Args:
+        model: the interface.
+        given: the tokens; of one row, also without the axis of rows.
+        batch: rows.
+
+    Raises:
+        InputError: they are of another shape or type, or hold ids that the model does not have.
+    """
+    array = np.asarray(given)
+    if batch == 1 and array.ndim == len(model.tokens.axes) - 1:
+        array = array[np.newaxis]
+    return checked(model.tokens, array, {BATCH: batch}, model.limits)
+
+
+def step_tokens(model: StatefulModel, given: Any, batch: int) -> Array:
+    """Return one token a row, (batch, 1) or (batch, 1, d), as `call_tokens` does; `given` may lack either axis."""
+    array = np.asarray(given)
+    rank = len(model.tokens.axes)
+    if batch == 1 and array.ndim == rank - 2:
+        array = array[np.newaxis]
+    if array.ndim == rank - 1:
+        array = array[:, np.newaxis]
+    return checked(model.tokens, array, {BATCH: batch, TOKENS: 1}, model.limits)
+
+
+def call_mask(model: StatefulModel, mask: Any, lengths: Any, batch: int, tokens: int) -> Array | None:
+    """Return which tokens of a call are there, (batch, tokens) bool; None where all are and the model asks for nothing.
+
+    Raises:
+        InputError: the model has no such input, or the mask or the lengths don't fit.
+    """
+    if mask is not None and lengths is not None:
+        raise InputError("mask and lengths are both given", "Give one of them")
+    if model.mask is None:
+        if mask is None and lengths is None:
+            return None
+        raise InputError(f"{model.name} takes no mask", "Give rows of one length, or export it with a mask")
+    if lengths is not None:
+        counts = _counts(lengths, batch, tokens)
+        return np.arange(tokens) < counts[:, np.newaxis]
+    if mask is None:
+        return np.ones((batch, tokens), np.bool_)
+    array = np.asarray(mask)
+    if array.ndim == 1 and tokens == 1:
+        array = array[:, np.newaxis]
+    array = checked(model.mask, array, {BATCH: batch, TOKENS: tokens}, InputLimits())
+    if model.ordered and (array[:, 1:] > array[:, :-1]).any():
+        raise InputError("mask leaves out tokens in front of others", "Put padding at the end of a row")
+    return array
+
+
+def _counts(lengths: Any, batch: int, tokens: int) -> Array:
+    counts = np.asarray(lengths)
+    if counts.shape != (batch,) or counts.dtype.kind not in "iu":
+        raise InputError(f"lengths must be {batch} whole numbers, got {lengths!r}", "Give one a row")
+    if (counts < 0).any() or (counts > tokens).any():
+        raise InputError(f"lengths must be 0 to {tokens}, got {counts.tolist()}", "Count the tokens before the padding")
+    return counts
+
+
+def call_others(model: StatefulModel, given: Mapping[str, Any], batch: int, tokens: int) -> dict[str, Array]:
+    """Return what else a call takes, by name.
+
+    Raises:
+        InputError: something is missing, unknown, or does not fit.
+    """
+    wrong = given.keys() ^ model.others.keys()
+    if wrong:
+        names = ", ".join([model.tokens.name, *([MASK] if model.mask else []), *model.others])
+        verb = "is missing" if wrong & model.others.keys() else "is no input"
+        raise InputError(f"{sorted(wrong)[0]} {verb} of a call of {model.name}", f"It takes {names}")
+    sizes = {BATCH: batch, TOKENS: tokens}
+    return {name: checked(spec, np.asarray(given[name]), sizes, model.limits) for name, spec in model.others.items()}
+
+
+def fitting_state(model: StatefulModel, given: Mapping[str, Array], batch: int) -> dict[str, Array]:
+    """Return the arrays of a state by input.
+
+    Raises:
+        InputError: one is missing or of another shape or type, or they hold more tokens than the model has positions.
+    """
+    sizes = {BATCH: batch}
+    arrays = {}
+    for part in model.past:
+        name, spec = part.spec.name, part.spec
+        array = given.get(name)
+        if array is None or array.dtype != spec.dtype or array.ndim != len(spec.axes):
+            raise InputError(f"the state has no {spec}", f"Take a state of {model.name}")
+        wanted = [
+            axis if isinstance(axis, int) else sizes.setdefault(axis, n)
+            for axis, n in zip(spec.axes, array.shape, strict=True)
+        ]
+        if list(array.shape) != wanted:
+            raise InputError(
+                f"the state's {name} has the shape {list(array.shape)}, not {wanted}", "Is it another batch's?"
+            )
+        arrays[name] = np.ascontiguousarray(array)
+    lengths, most = arrays[PAST_LENGTH], model.limits.tokens
+    if (lengths < 0).any() or (most is not None and (lengths > most).any()):
+        raise InputError(f"the state's lengths {lengths.tolist()} are beyond the model's positions", "Is it damaged?")
+    return arrays
+
+
+def checked(spec: TensorSpec, array: Array, sizes: Mapping[str, int], limits: InputLimits) -> Array:
+    """Return an array of an input's type, contiguous.
+
+    Args:
+        spec: the input.
+        array: what is given.
+        sizes: of dynamic dimensions; others may have any.
+        limits: what the model's inputs may hold.
+
+    Raises:
+        InputError: it has another shape, another kind of type, or values beyond the limits.
+    """
+    wanted = [axis if isinstance(axis, int) else sizes.get(axis, axis) for axis in spec.axes]
+    fits = array.ndim == len(wanted) and all(
+        isinstance(size, str) or size == found for size, found in zip(wanted, array.shape, strict=True)
+    )
+    if not fits or 0 in array.shape:
+        shape = ", ".join(map(str, wanted))
+        raise InputError(f"{spec.name} has the shape {list(array.shape)}, not [{shape}]", "No axis may be empty")
+    if not _same_kind(array.dtype, spec.dtype):
+        raise InputError(f"{spec.name} is of {array.dtype}, not of {spec.dtype}", "Convert it")
+    if spec.name in limits.values and array.dtype.kind in "iu":
+        most = np.array(limits.values[spec.name])
+        outside = (array < 0) | (array >= most)
+        if outside.any():
+            value, allowed = array[outside][0], "x".join(map(str, most.tolist()))
+            raise InputError(f"{spec.name} holds {value}, beyond the model's {allowed} values", "They count from 0")
+    return np.ascontiguousarray(array, spec.dtype)
+
+
+def _same_kind(given: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
+    """Return whether values of a type may be converted to the other; bfloat16 counts as a float."""
+    kinds = [{"i": "integer", "u": "integer", "b": "bool"}.get(kind, "float") for kind in (given.kind, wanted.kind)]
+    return kinds[0] == kinds[1] and given.kind not in "OSUcMm"

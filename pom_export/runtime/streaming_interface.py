@@ -1,0 +1,115 @@
+"""What a stateful export takes and gives: its tokens, its state, its output."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from pom_export.errors import InputError
+from pom_export.graph.exported import (
+    BATCH,
+    PAST_LENGTH,
+    PAST_STATE,
+    ExportedModel,
+    InputLimits,
+    TensorSpec,
+    is_past,
+    present_name,
+    read_model,
+)
+
+IDS: Final = "input_ids"
+MASK: Final = "mask"
+_VECTORS: Final = "x"
+
+
+@dataclass(frozen=True)
+class StateTensor:
+    """One part of a state: an input, and the output that is the same input of the next call.
+
+    Attributes:
+        spec: the input.
+        present: name of the output.
+    """
+
+    spec: TensorSpec
+    present: str
+
+    @property
+    def grows(self) -> bool:
+        """Whether it holds something for every token, as a cache of keys does, and so grows with every call."""
+        return any(isinstance(axis, str) and axis != BATCH for axis in self.spec.axes)
+
+    def empty_shape(self, batch: int) -> tuple[int, ...]:
+        """Return the shape where no tokens came before."""
+        return tuple(axis if isinstance(axis, int) else batch if axis == BATCH else 0 for axis in self.spec.axes)
+
+
+@dataclass(frozen=True)
+class StatefulModel:
+    """The interface of a stateful export.
+
+    Attributes:
+        file: all of its interface.
+        tokens: the input that a call's tokens are given by: (batch, tokens) ids, or (batch, tokens, d).
+        mask: the input (batch, tokens) bool that says which tokens are there; None: all are.
+        others: what else a call takes, by name.
+        past: the state, `past_length` among it.
+        output: what a call computes of each token, (batch, tokens, ...).
+        limits: what inputs may hold.
+    """
+
+    file: ExportedModel
+    tokens: TensorSpec
+    mask: TensorSpec | None
+    others: Mapping[str, TensorSpec]
+    past: tuple[StateTensor, ...]
+    output: TensorSpec
+    limits: InputLimits
+
+    @property
+    def name(self) -> str:
+        """The file's name, for messages."""
+        return self.file.path.name
+
+    @property
+    def takes_ids(self) -> bool:
+        """Whether tokens are ids, as a language model's are."""
+        return self.tokens.name == IDS
+
+    @property
+    def ordered(self) -> bool:
+        """Whether it matters which tokens are neighbours, so that those left out must come last."""
+        return self.takes_ids or any(part.spec.name not in (PAST_STATE, PAST_LENGTH) for part in self.past)
+
+    def empty(self, batch: int) -> dict[str, npt.NDArray[Any]]:
+        """Return the state of no tokens, by input."""
+        return {part.spec.name: np.zeros(part.empty_shape(batch), part.spec.dtype) for part in self.past}
+
+
+def read_stateful(path: str | os.PathLike[str]) -> StatefulModel:
+    """Read a stateful export's interface.
+
+    Raises:
+        InputError: the file cannot be read, keeps no state, or lacks a part of its interface.
+    """
+    file = read_model(path)
+    if not file.stateful:
+        raise InputError(f"{file.path.name} keeps no state", "Export it with --stateful")
+    inputs = {spec.name: spec for spec in file.inputs}
+    past = tuple(StateTensor(spec, present_name(spec.name)) for spec in file.inputs if is_past(spec.name))
+    tokens = inputs.get(IDS) or inputs.get(_VECTORS)
+    presents = {part.present for part in past}
+    results = [spec for spec in file.outputs if spec.name not in presents]
+    missing = presents - {spec.name for spec in file.outputs}
+    if tokens is None or PAST_LENGTH not in inputs or missing or not results:
+        lacks = ", ".join(sorted(missing)) or f"{IDS} or {_VECTORS}, {PAST_LENGTH} and an output"
+        raise InputError(f"{file.path.name} is no whole stateful export: it lacks {lacks}", "Export it again")
+    known = {tokens.name, MASK, *(part.spec.name for part in past)}
+    others = {name: spec for name, spec in inputs.items() if name not in known}
+    return StatefulModel(file, tokens, inputs.get(MASK), others, past, results[0], file.limits)

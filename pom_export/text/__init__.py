@@ -1,0 +1,1 @@
+"""Text through a streaming language model: tokenizers, sampling, generation."""

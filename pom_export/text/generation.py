@@ -1,0 +1,257 @@
+"""Continue a text with a streaming model, so that any stop can be gone on from as if there had been none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from pom_export import interrupts
+from pom_export.errors import InputError
+from pom_export.runtime.state import State
+from pom_export.runtime.streaming import CHUNK, StreamingSession
+from pom_export.runtime.streaming_interface import IDS
+from pom_export.text.decoding import StopStream
+from pom_export.text.sampling import Sampling
+from pom_export.text.tokenizers import Tokenizer
+
+# What a run ended by, besides by an exception.
+ENOUGH: Final = "max_tokens"
+STOPPED: Final = "stop"
+POSITIONS: Final = "positions"
+
+_NOTES: Final = "generate"
+_LOGITS: Final = "logits"
+# Of the logits of one call of a long prompt, of which only the last token's are used.
+_LOGITS_BYTES: Final = 64 * 2**20
+_FEWEST: Final = 64
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a text is continued with; a saved state remembers it.
+
+    Attributes:
+        sampling: how tokens are chosen.
+        tokenizer: its name, for `choose_tokenizer`.
+        stop: strings that end the text, left out of it.
+    """
+
+    sampling: Sampling
+    tokenizer: str
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Position:
+    """Where a generation is, besides the model's state.
+
+    Attributes:
+        pending: tokens that the model has not been given.
+        logits: of the token after all that it was given, (1, V); None where some are pending.
+        chosen: how many tokens were chosen.
+    """
+
+    pending: tuple[int, ...] = ()
+    logits: npt.NDArray[Any] | None = None
+    chosen: int = 0
+
+
+class Generation:
+    """A text that is continued: prompts go in, pieces come out, and at any time its state can be saved.
+
+    An ending signal (`pom_export.interrupts`) interrupts it between two calls of the model only. What was generated
+    and not taken yet is in the state, and comes first when it is gone on from.
+
+    Args:
+        session: a stream of one row of a language model.
+        tokenizer: the model's.
+        settings: how to go on.
+        state: what `state` returned, to go on from; the session is set to it.
+
+    Attributes:
+        prompt_tokens: how many were given to the model, those of prompts and those pending in the state.
+        prompt_seconds: how long that took.
+        tokens: how many were generated.
+        seconds: how long it took to give them to the model and choose the next, the first one's prompt left out.
+        ended: "max_tokens", "stop" or "positions" (the model has no more); empty before.
+
+    Raises:
+        InputError: the session is of another kind, or the state is not a generation's or not this model's.
+    """
+
+    def __init__(
+        self, session: StreamingSession, tokenizer: Tokenizer, settings: Settings, state: State | None = None
+    ) -> None:
+        self._session = session
+        self._tokenizer = tokenizer
+        self._settings = settings
+        self._vocabulary = vocabulary_of(session)
+        self._now = _Position()
+        self._stream = tokenizer.stream()
+        self._stops = StopStream(settings.stop)
+        self._ready = ""
+        self._begun = state is not None
+        self.prompt_tokens, self.prompt_seconds = 0, 0.0
+        self.tokens, self.seconds = 0, 0.0
+        self.ended = ""
+        if state is not None:
+            self._continue(state)
+
+    @property
+    def settings(self) -> Settings:
+        """What the text is continued with."""
+        return self._settings
+
+    def prompt(self, text: str) -> None:
+        """Append a text, which the model is given when the next token is asked for.
+
+        Raises:
+            InputError: the model lacks one of its tokens, or positions for them.
+        """
+        ids = self._tokenizer.encode(text, begins=not self._begun)
+        if ids and max(ids) >= self._vocabulary:
+            raise InputError(
+                f"the tokenizer gives token {max(ids)}, the model has {self._vocabulary}",
+                "Choose the tokenizer that the model was trained with: --tokenizer",
+            )
+        pending = (*self._now.pending, *ids)
+        most, after = self._session.model.limits.tokens, self._session.length + len(pending)
+        if most is not None and after > most:
+            raise InputError(f"the prompt ends at token {after}, the model has {most} positions", "Shorten it")
+        if ids:
+            self._begun = True
+            self._stream = self._tokenizer.stream(ids)
+            self._stops = StopStream(self._settings.stop)
+            self._now = replace(self._now, pending=pending, logits=None)
+
+    def read(self) -> None:
+        """Give the model what is pending, long prompts in parts.
+
+        Raises:
+            InputError: there is nothing that a text could go on from, or the model cannot be run.
+        """
+        if not self._now.pending and self._now.logits is None:
+            raise InputError("the prompt is empty", "Give at least one character")
+        most = max(min(CHUNK, _LOGITS_BYTES // (4 * self._vocabulary)), _FEWEST)
+        while self._now.pending:
+            interrupts.check()
+            self._give(most)
+        interrupts.check()
+
+    def _give(self, most: int) -> None:
+        started = time.perf_counter()
+        part, rest = self._now.pending[:most], self._now.pending[most:]
+        # The stream and the position change together.
+        with interrupts.held():
+            ids = np.array([part], dtype=np.int64)
+            logits = self._session.step(ids) if len(part) == 1 else self._session.prefill(ids)[:, -1].copy()
+            self._now = replace(self._now, pending=rest, logits=None if rest else logits)
+        if self.tokens:
+            self.seconds += time.perf_counter() - started
+        else:
+            self.prompt_tokens += len(part)
+            self.prompt_seconds += time.perf_counter() - started
+
+    def advance(self, most: int) -> bool:
+        """Generate one token; return False where the text has ended instead.
+
+        Args:
+            most: the text ends when so many tokens have been generated.
+
+        Raises:
+            InputError: as `read`, or the logits are not finite.
+        """
+        if self.tokens >= most or self._stops.stopped:
+            self.ended = STOPPED if self._stops.stopped else ENOUGH
+            return False
+        positions = self._session.model.limits.tokens
+        if positions is not None and self._session.length + len(self._now.pending) > positions:
+            self.ended = POSITIONS
+            return False
+        self.read()
+        started = time.perf_counter()
+        with interrupts.held():
+            assert self._now.logits is not None
+            known = self._now.logits[:, : self._tokenizer.size]
+            token = int(self._settings.sampling.choose(known, self._now.chosen)[0])
+            self._now = _Position((token,), None, self._now.chosen + 1)
+            self._ready += self._stops.push(self._stream.push(token))
+            self.tokens += 1
+        self.seconds += time.perf_counter() - started
+        return True
+
+    def take(self) -> str:
+        """Return the text that is complete and was not taken before; it may be empty."""
+        ready, self._ready = self._ready, ""
+        return ready
+
+    def finish(self) -> None:
+        """Complete what is held back: the beginning of a character, or of a string that ends the text."""
+        self._ready += self._stops.push(self._stream.finish()) + self._stops.finish()
+
+    def state(self) -> State:
+        """Return the state, to be saved: the model's, what was not given to it yet, and how to go on."""
+        snapshot = self._session.snapshot()
+        notes = {
+            "pending": list(self._now.pending),
+            "chosen": self._now.chosen,
+            "stream": dict(self._stream.held()),
+            "held": self._stops.held,
+            "ready": self._ready,
+            "settings": asdict(self._settings),
+        }
+        extras = {} if self._now.logits is None else {_LOGITS: np.array(self._now.logits)}
+        return replace(snapshot, notes={_NOTES: notes}, extras=extras)
+
+    def _continue(self, state: State) -> None:
+        notes, settings = _notes_of(state), settings_of(state)
+        self._session.restore(state)
+        # A new seed begins anew; the old one goes on.
+        chosen = notes["chosen"] if settings.sampling.seed == self._settings.sampling.seed else 0
+        self._now = _Position(tuple(notes["pending"]), state.extras.get(_LOGITS), chosen)
+        if settings.tokenizer == self._settings.tokenizer:
+            self._stream = self._tokenizer.stream(held=notes["stream"])
+        self._stops = StopStream(self._settings.stop, notes["held"])
+        self._ready = notes["ready"]
+
+
+def vocabulary_of(session: StreamingSession) -> int:
+    """Return how many tokens a streaming language model has.
+
+    Raises:
+        InputError: the model takes no tokens, or the stream has several rows.
+    """
+    model = session.model
+    if all(spec.name != IDS for spec in model.inputs):
+        raise InputError(f"{model.path.name} takes no token ids", "Only a language model generates text")
+    if session.batch != 1:
+        raise InputError(f"the stream has {session.batch} rows", "A text is one row")
+    if IDS not in model.limits.values:
+        raise InputError(f"{model.path.name} does not say how many tokens it has", "Export it again")
+    return int(model.limits.values[IDS][0])
+
+
+def settings_of(state: State) -> Settings:
+    """Return the settings that a generation's state remembers.
+
+    Raises:
+        InputError: it is another state.
+    """
+    settings: Mapping[str, Any] = _notes_of(state)["settings"]
+    try:
+        return Settings(Sampling(**settings["sampling"]), settings["tokenizer"], tuple(settings["stop"]))
+    except (LookupError, TypeError) as error:
+        raise InputError("the state's settings are of another version", "Begin anew") from error
+
+
+def _notes_of(state: State) -> Mapping[str, Any]:
+    notes = state.notes.get(_NOTES)
+    wanted: Sequence[str] = ("pending", "chosen", "stream", "held", "ready", "settings")
+    if not isinstance(notes, dict) or any(key not in notes for key in wanted):
+        raise InputError("the state was not saved by a generation", "Save it with --save-state")
+    return notes

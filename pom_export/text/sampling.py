@@ -1,0 +1,110 @@
+"""Choose the next token of the model's logits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from pom_export.errors import InputError
+
+Array = npt.NDArray[Any]
+
+_SEEDS: Final = 2**64
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Attributes:
+        seed: the same one gives the same tokens, 0 to 2^64 - 1.
+        temperature: logits are divided by it; 0 takes the likeliest token.
+        top_k: only the k likeliest are chosen from; None: all.
+        top_p: only the fewest likeliest that together are this probable; 1: all.
+
+    Where logits are equal, the lower ids are the likelier.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    seed: int = 0
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise InputError(f"temperature must be a number from 0 on, got {self.temperature}", "0 is the likeliest")
+        if self.top_k is not None and self.top_k < 1:
+            raise InputError(f"top_k must be at least 1, got {self.top_k}", "Leave it out to choose from all tokens")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p must be above 0 and at most 1, got {self.top_p}", "1 chooses from all tokens")
+        if not 0 <= self.seed < _SEEDS:
+            raise InputError(f"seed must be 0 to 2^64 - 1, got {self.seed}", "Choose another")
+
+    def choose(self, logits: Array, number: int) -> Array:
+        """Return one token a row.
+
+        Args:
+            logits: (batch, V), of any floating-point type.
+            number: how many tokens were chosen of each row before; with the seed it says which random numbers are
+                used, so that nothing else is to be kept.
+
+        Returns:
+            (batch,) int64.
+
+        Raises:
+            InputError: a row has no largest finite logit.
+        """
+        scores = logits.astype(np.float64)
+        largest = scores.max(-1, keepdims=True)
+        if not np.isfinite(largest).all():
+            raise InputError(f"the model's logits are not finite: {float(largest.flat[0])}", "Verify the model")
+        if self.temperature == 0:
+            return scores.argmax(-1)
+        with np.errstate(over="ignore"):  # to -inf, which is as improbable as it should be
+            scores = (scores - largest) / self.temperature
+        if self.top_k is not None and self.top_k < scores.shape[-1]:
+            scores = np.where(_largest(scores, self.top_k), scores, -np.inf)
+        weights = np.exp(scores)
+        if self.top_p < 1:
+            weights = np.where(_nucleus(weights, self.top_p), weights, 0.0)
+        return _draw(weights, _uniform(self.seed, number, len(weights)))
+
+
+def _largest(scores: Array, count: int) -> Array:
+    """Return which entries are a row's `count` largest, of equal ones the first."""
+    least = np.partition(scores, -count, axis=-1)[:, -count, np.newaxis]
+    above, equal = scores > least, scores == least
+    return above | (equal & (equal.cumsum(-1) <= count - above.sum(-1, keepdims=True)))
+
+
+def _nucleus(weights: Array, share: float) -> Array:
+    """Return which entries are the fewest largest whose sum is at least a share of the row's."""
+    order = np.argsort(-weights, axis=-1, kind="stable")
+    running = np.take_along_axis(weights, order, -1).cumsum(-1)
+    # An entry is needed while those before it are not enough; the first always is.
+    needed = np.concatenate([np.zeros_like(running[:, :1]), running[:, :-1]], -1) < share * running[:, -1:]
+    needed[:, 0] = True
+    kept = np.zeros(weights.shape, np.bool_)
+    np.put_along_axis(kept, order, needed, -1)
+    return kept
+
+
+def _uniform(seed: int, number: int, rows: int) -> Array:
+    """Return a random number in [0, 1) a row: those of one seed and number are always the same."""
+    # A generator that counts can be set to any place; its lowest word counts on within the rows.
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, number, 0, 0])).random(rows)
+
+
+def _draw(weights: Array, uniform: Array) -> Array:
+    running = weights.cumsum(-1)
+    total = running[:, -1:]
+    # Rounded up to the whole sum, a number would be beyond the last token.
+    target = np.minimum(uniform[:, np.newaxis] * total, np.nextafter(total, 0))
+    return (running <= target).sum(-1)

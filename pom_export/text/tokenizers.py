@@ -1,0 +1,151 @@
+"""Text to token ids and back: bytes, a Hugging Face `tokenizer.json`, GPT-2's vocabulary."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+from pom_export.errors import InputError, MissingDependencyError, reason_of
+from pom_export.files import readable_file
+from pom_export.text.decoding import BytesStream, Held, TextStream, WindowStream
+
+AUTO: Final = "auto"
+BYTES: Final = "bytes"
+GPT2: Final = "gpt2"
+_BYTES_VOCABULARY: Final = 256
+# GPT-2's own size, and the multiple of 64 that models round it up to.
+_GPT2_VOCABULARIES: Final = range(50257, 50305)
+_INSTALL_HINT: Final = "Install it: pip install 'pom-export[text]'"
+
+
+class Tokenizer(Protocol):
+    """Turns text into tokens and back.
+
+    Attributes:
+        name: what `choose_tokenizer` finds it by.
+        size: its ids are below this.
+    """
+
+    name: str
+    size: int
+
+    def encode(self, text: str, *, begins: bool = True) -> list[int]:
+        """Return the ids of a text; `begins`: with what a tokenizer puts in front of a text's beginning.
+
+        Bytes that are no UTF-8 come as surrogates, as Python's file names and arguments have them.
+
+        Raises:
+            InputError: there are such bytes, and the tokenizer has no tokens for them.
+        """
+
+    def stream(self, context: Sequence[int] = (), held: Held | None = None) -> TextStream:
+        """Return a stream of text after the tokens of a prompt, or one that continues another."""
+
+
+class ByteTokenizer:
+    """A token a byte of UTF-8."""
+
+    name = BYTES
+    size = _BYTES_VOCABULARY
+
+    def encode(self, text: str, *, begins: bool = True) -> list[int]:  # noqa: ARG002, D102 (the protocol says it)
+        return list(text.encode("utf-8", "surrogateescape"))
+
+    def stream(self, context: Sequence[int] = (), held: Held | None = None) -> TextStream:  # noqa: ARG002, D102
+        return BytesStream(lambda token: bytes([token]), held)
+
+
+class FileTokenizer:
+    """A tokenizer of Hugging Face's library `tokenizers`.
+
+    Args:
+        path: a tokenizer.json.
+
+    Raises:
+        InputError: the file cannot be read.
+        MissingDependencyError: the library is not installed.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise MissingDependencyError("tokenizers is not installed", _INSTALL_HINT) from error
+        file = readable_file(path, "tokenizer")
+        try:
+            self._tokenizer: Any = tokenizers.Tokenizer.from_file(os.fspath(file))
+        except Exception as error:  # the library raises no narrower class
+            raise InputError(f"{file} is no tokenizer: {reason_of(error)}", "Name a tokenizer.json") from error
+        self.name = os.path.abspath(file)  # noqa: PTH100 (a link's own name)
+        self.size = int(self._tokenizer.get_vocab_size())
+
+    def encode(self, text: str, *, begins: bool = True) -> list[int]:  # noqa: D102
+        return list(self._tokenizer.encode(_as_utf8(text), add_special_tokens=begins).ids)
+
+    def stream(self, context: Sequence[int] = (), held: Held | None = None) -> TextStream:  # noqa: D102
+        return WindowStream(self._decode, context, held)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+
+class Gpt2Tokenizer:
+    """GPT-2's vocabulary, by tiktoken, which fetches it at its first use.
+
+    Raises:
+        InputError: the vocabulary cannot be had.
+        MissingDependencyError: tiktoken is not installed.
+    """
+
+    name = GPT2
+
+    def __init__(self) -> None:
+        try:
+            import tiktoken
+        except ImportError as error:
+            raise MissingDependencyError("tiktoken is not installed", _INSTALL_HINT) from error
+        try:
+            self._encoding: Any = tiktoken.get_encoding(GPT2)
+        except Exception as error:  # of whatever tiktoken fetches it with
+            raise InputError(
+                f"tiktoken cannot fetch GPT-2's vocabulary: {reason_of(error)}",
+                "Run it once where there is a network, with TIKTOKEN_CACHE_DIR set, and copy that folder",
+            ) from error
+        self.size = int(self._encoding.n_vocab)
+
+    def encode(self, text: str, *, begins: bool = True) -> list[int]:  # noqa: ARG002, D102
+        return list(self._encoding.encode_ordinary(_as_utf8(text)))
+
+    def stream(self, context: Sequence[int] = (), held: Held | None = None) -> TextStream:  # noqa: ARG002, D102
+        return BytesStream(self._encoding.decode_single_token_bytes, held)
+
+
+def choose_tokenizer(name: str, vocabulary: int) -> Tokenizer:
+    """Return a tokenizer by name.
+
+    Args:
+        name: "bytes", "gpt2", a file's path, or "auto": what the size of the vocabulary tells.
+        vocabulary: ids that the model has.
+
+    Raises:
+        InputError: the size tells none, or the file or the vocabulary cannot be had.
+        MissingDependencyError: a library is not installed.
+    """
+    if name == AUTO and vocabulary == _BYTES_VOCABULARY:
+        name = BYTES
+    elif name == AUTO and vocabulary in _GPT2_VOCABULARIES:
+        name = GPT2
+    elif name == AUTO:
+        raise InputError(f"no tokenizer is known for {vocabulary} tokens", "Name a tokenizer.json: --tokenizer PATH")
+    if name == BYTES:
+        return ByteTokenizer()
+    return Gpt2Tokenizer() if name == GPT2 else FileTokenizer(name)
+
+
+def _as_utf8(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError("the prompt is not UTF-8", "Only a tokenizer of bytes takes any bytes") from error
+    return text

@@ -1,0 +1,335 @@
+"""`pom-export generate` as a user meets it."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import pom_export
+from pom_export.cli.main import run
+from tests.streaming_graphs import running_sum_model
+
+# As warm as it takes for any bytes to come.
+OPTIONS = ["--prompt", "Once upon", "--temperature", "60", "--seed", "3"]
+COMMAND = [sys.executable, "-m", "pom_export", "generate"]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    return str(running_sum_model(tmp_path / "m.onnx"))
+
+
+def written(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run the command and return its stdout."""
+    assert run(["generate", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_same_seed_writes_the_same_text(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["generate", model, *OPTIONS, "--max-tokens", "30"]) == 0
+    printed = capsys.readouterr()
+    assert len(printed.out) > 15
+    (line,) = printed.err.splitlines()
+    for part in ("30 tokens, ", "prompt 9, ", "state 72 B", "memory "):
+        assert part in line
+    again = written(capsys, model, *OPTIONS, "--max-tokens", "30")
+    assert again == printed.out
+    assert written(capsys, model, *OPTIONS[:-1], "4", "--max-tokens", "30") != again
+
+
+def test_without_a_seed_texts_differ(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = {written(capsys, model, *OPTIONS[:-2], "--max-tokens", "40") for _ in range(2)}
+    assert len(texts) == 2
+    cold = [model, "--prompt", "a", "--temperature", "0", "--max-tokens", "40"]
+    assert written(capsys, *cold) == written(capsys, *cold, "--top-k", "5") == written(capsys, *cold, "--top-p", "0.5")
+
+
+def test_prints_one_json_object(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = written(capsys, model, *OPTIONS, "--max-tokens", "30")
+    assert run(["generate", model, *OPTIONS, "--max-tokens", "30", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    result = json.loads(printed.out)
+    assert result["text"] == text
+    assert (result["prompt_tokens"], result["generated_tokens"], result["ended"]) == (9, 30, "max_tokens")
+    assert (result["tokenizer"], result["seed"], result["state_bytes"]) == ("bytes", 3, 72)
+    for name in ("prefill_seconds", "decode_seconds", "tokens_per_second", "prefill_tokens_per_second"):
+        assert result[name] > 0
+    assert result["peak_rss_bytes"] >= result["rss_bytes"] > 2**20
+
+
+def test_prompts_come_from_anywhere(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = written(capsys, model, "--prompt", "ab\n", *OPTIONS[2:])
+    (tmp_path / "prompt").write_bytes(b"ab\n")
+    assert written(capsys, model, "--prompt-file", str(tmp_path / "prompt"), *OPTIONS[2:]) == expected
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\n")))
+    assert written(capsys, model, "--prompt", "-", *OPTIONS[2:]) == expected
+    # Any bytes are a prompt of a model of bytes.
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe")))
+    assert written(capsys, model, "--prompt", "-", *OPTIONS[2:])
+
+
+def test_a_resumed_run_writes_what_one_run_would(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = written(capsys, model, *OPTIONS, "--max-tokens", "60")
+    state = str(tmp_path / "state")
+    for parts in ([60], [0, 60], [1, 59], [20, 1, 39], [7] * 8 + [4]):
+        text = written(capsys, model, *OPTIONS, "--max-tokens", str(parts[0]), "--save-state", state)
+        for part in parts[1:]:
+            # The settings are the state's.
+            text += written(capsys, model, "--load-state", state, "--save-state", state, "--max-tokens", str(part))
+        # What is no whole character yet is in the state.
+        text += written(capsys, model, "--load-state", state, "--max-tokens", "0")
+        assert text == expected
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["m.onnx", "state"]
+
+
+def test_a_resumed_run_takes_another_prompt_and_settings(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state, cold = str(tmp_path / "state"), ["--temperature", "0", "--max-tokens", "10"]
+    assert written(capsys, model, "--prompt", "Once", "--max-tokens", "0", "--save-state", state) == ""
+    expected = written(capsys, model, "--prompt", "Once upon", *cold)
+    assert written(capsys, model, "--load-state", state, "--prompt", " upon", *cold) == expected
+    assert written(capsys, model, "--load-state", state, "--prompt", " upon", *cold) == expected
+
+
+def test_ends_before_a_stop(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = written(capsys, model, *OPTIONS, "--max-tokens", "60")
+    stop = text[20:22]
+    found = written(capsys, model, *OPTIONS, "--max-tokens", "60", "--stop", stop, "--stop", "never in it")
+    assert found == text[: text.index(stop)]
+
+
+@pytest.fixture
+def bad_places(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    names = ("mixer", "stateless", "large", "short", "other", "cut", "plain", "text", "empty")
+    places = {name: str(tmp_path / name) for name in names}
+    running_sum_model(Path(places["mixer"]), ids=False)
+    running_sum_model(Path(places["stateless"]), kind=None)
+    running_sum_model(Path(places["large"]), vocabulary=1000)
+    running_sum_model(Path(places["short"]), tokens=3)
+    running_sum_model(Path(places["other"]), seed=1)
+    state = tmp_path / "state"
+    written(capsys, model, "--prompt", "a", "--max-tokens", "1", "--save-state", str(state))
+    Path(places["cut"]).write_bytes(state.read_bytes()[:700])
+    pom_export.StreamingSession(model).snapshot().save(places["plain"])
+    Path(places["text"]).write_text("text")
+    Path(places["empty"]).write_text("")
+    return {**places, "model": model, "state": str(state), "tmp": str(tmp_path)}
+
+
+BAD_COMMANDS = {
+    "no prompt": ("{model}", "there is no prompt"),
+    "empty prompt": ("{model} --prompt=", "the prompt is empty"),
+    "two prompts": ("{model} --prompt a --prompt-file {text}", "both given"),
+    "no prompt file": ("{model} --prompt-file {tmp}/none", "does not exist"),
+    "empty prompt file": ("{model} --prompt-file {empty}", "is empty"),
+    "no model": ("{tmp}/none.onnx --prompt a", "does not exist"),
+    "no ONNX": ("{text} --prompt a", "not a whole ONNX model"),
+    "without a state": ("{stateless} --prompt a", "keeps no state. Export it with --stateful"),
+    "a mixer": ("{mixer} --prompt a", "takes no token ids. Only a language model generates text"),
+    "unknown vocabulary": ("{large} --prompt a", "no tokenizer is known for 1000 tokens"),
+    "no tokenizer file": ("{model} --prompt a --tokenizer {tmp}/none.json", "does not exist"),
+    "long prompt": ("{short} --prompt abcd", "the prompt ends at token 4, the model has 3 positions"),
+    "negative tokens": ("{model} --prompt a --max-tokens -1", "--max-tokens must be at least 0"),
+    "temperature": ("{model} --prompt a --temperature -1", "temperature must be a number from 0 on"),
+    "nan temperature": ("{model} --prompt a --temperature nan", "got nan"),
+    "top-k": ("{model} --prompt a --top-k 0", "top_k must be at least 1"),
+    "top-p": ("{model} --prompt a --top-p 2", "top_p must be above 0"),
+    "seed": ("{model} --prompt a --seed -1", "seed must be 0 to"),
+    "empty stop": ("{model} --prompt a --stop=", "--stop is empty"),
+    "no state": ("{model} --load-state {tmp}/none", "does not exist"),
+    "cut state": ("{model} --load-state {cut}", "no whole state file"),
+    "text as a state": ("{model} --load-state {text}", "no whole state file"),
+    "another's state": ("{other} --load-state {state}", "the state is of another model"),
+    "a plain state": ("{model} --load-state {plain}", "not saved by a generation"),
+    "state over the model": ("{model} --prompt a --save-state {model}", "is the input itself"),
+    "state below nothing": ("{model} --prompt a --save-state {tmp}/no/state", "mkdir -p"),
+    "state is a folder": ("{model} --prompt a --save-state {tmp}", "is a folder"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_COMMANDS)
+def test_bad_input_ends_in_one_clear_line(
+    kind: str, bad_places: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    text, message = BAD_COMMANDS[kind]
+    arguments = [argument.format(**bad_places) for argument in text.split()]
+    assert run(["generate", *arguments, "--json"]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert message in "{error}. {hint}".format(**json.loads(printed.out))
+    assert len(printed.err.splitlines()) == 1
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_the_model_s_positions_end_the_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(running_sum_model(tmp_path / "m.onnx", tokens=12))
+    assert run(["generate", model, *OPTIONS]) == 0
+    printed = capsys.readouterr()
+    assert "4 tokens" in printed.err
+    assert "the model has no more positions" in printed.err
+
+
+def test_gpt2_s_tokens_are_pieces_of_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoding: Any = SimpleNamespace(
+        n_vocab=50257,
+        encode_ordinary=lambda text: list(text.encode()),
+        decode_single_token_bytes=lambda token: f"<{token}>".encode(),
+    )
+    monkeypatch.setitem(sys.modules, "tiktoken", SimpleNamespace(get_encoding=lambda _: encoding))
+    model = str(running_sum_model(tmp_path / "m.onnx", vocabulary=50304))
+    assert written(capsys, model, "--prompt", "ab", "--max-tokens", "3").count("<") == 3
+
+
+@pytest.fixture
+def running(model: str) -> Iterator[Any]:
+    """Start a long run in a process of its own; its stdout is a pipe."""
+    processes = []
+
+    def start(*options: str) -> Any:
+        process = subprocess.Popen(
+            [*COMMAND, model, *OPTIONS, "--max-tokens", "100000000", *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,  # what is read here is all that has left the pipe
+            # A background job of a shell script ignores SIGINT, and its children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_can_be_gone_on_from(
+    number: int, code: int, running: Any, model: str, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    state = str(tmp_path / "state")
+    process = running("--save-state", state)
+    text = process.stdout.read(500)
+    process.send_signal(number)
+    more, errors = process.communicate(timeout=60)
+    text += more
+    assert process.returncode == code
+    assert errors.decode().strip().splitlines() == [f"pom-export: {'interrupted' if code == 130 else 'terminated'}"]
+
+    count = str(len(text) + 500)
+    assert run(["generate", model, "--load-state", state, "--max-tokens", "300"]) == 0
+    text += capsysbinary.readouterr().out
+    assert run(["generate", model, *OPTIONS, "--max-tokens", count]) == 0
+    assert capsysbinary.readouterr().out.startswith(text)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["m.onnx", "state"]
+
+
+@pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="needs Linux's small pipes and /proc")
+def test_an_interrupt_while_nobody_reads_ends_it(running: Any, model: str, tmp_path: Path) -> None:
+    state = str(tmp_path / "state")
+    process = running("--save-state", state)
+    fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 8192)
+    text = process.stdout.read(1)
+    # The pipe is full when the process has nothing to do but wait.
+    while not asleep(process.pid):
+        pass
+    process.send_signal(signal.SIGINT)
+    more, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    text += more
+    done = subprocess.run(
+        [*COMMAND, model, "--load-state", state, "--max-tokens", "50"], capture_output=True, check=True
+    )
+    whole = subprocess.run(
+        [*COMMAND, model, *OPTIONS, "--max-tokens", str(len(text) + 100)], capture_output=True, check=True
+    )
+    assert whole.stdout.startswith(text + done.stdout)
+
+
+def asleep(process_id: int) -> bool:
+    """Return whether a process has not run for some tenths of a second."""
+
+    def used() -> list[str]:
+        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[11:13]
+
+    before = used()
+    time.sleep(0.3)
+    return used() == before
+
+
+def test_an_interrupt_without_a_file_leaves_none(running: Any, tmp_path: Path) -> None:
+    process = running()
+    process.stdout.read(10)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_a_reader_that_leaves_ends_the_text(running: Any) -> None:
+    process = running()
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.wait(60) == 0
+    assert b"Broken pipe" not in process.stderr.read()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_stdout_is_one_line(model: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*COMMAND, model, *OPTIONS], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "No space left on device" in line
+
+
+def test_characters_that_stdout_lacks_are_escaped(model: str) -> None:
+    done = subprocess.run(
+        [*COMMAND, model, *OPTIONS, "--max-tokens", "30"],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+    )
+    assert done.returncode == 0
+    assert rb"\ufffd" in done.stdout
+
+
+def test_a_closed_stdin_is_one_line(model: str) -> None:
+    command = f'exec "$0" -m pom_export generate "{model}" --prompt - <&-'
+    done = subprocess.run(["sh", "-c", command, sys.executable], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "pom-export: error: stdin is closed. Give the prompt by --prompt TEXT or --prompt-file FILE"
+    ]
+
+
+def test_help_and_a_run_load_no_torch(model: str) -> None:
+    for arguments, absent in (
+        (["generate", "--help"], {"torch", "numpy", "onnxruntime", "onnx"}),
+        (["generate", model, *OPTIONS, "--max-tokens", "2"], {"torch"}),
+    ):
+        code = (
+            "import sys; from pom_export.cli.main import run; "
+            f"code = run({arguments!r}); assert not {absent!r} & set(sys.modules); sys.exit(code)"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
