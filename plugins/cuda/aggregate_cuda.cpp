@@ -21,10 +21,6 @@ int32_t choose_width(const Problem& problem, const std::optional<Gate>& gate, co
   return fits ? width : 1;
 }
 
-int64_t output_tokens(const Problem& problem, const std::optional<Gate>& gate) {
-  return gate ? gate->tokens : problem.output_tokens();
-}
-
 // Of the means that wait for the gate, in front of the sums in the workspace.
 std::size_t mean_bytes(const Problem& problem, const std::optional<Gate>& gate) {
   if (!gate || problem.attributes.mode != Mode::kMean) {
@@ -36,7 +32,7 @@ std::size_t mean_bytes(const Problem& problem, const std::optional<Gate>& gate) 
 
 }  // namespace
 
-Buffers bind_inputs(const Problem& problem, bool has_gate, const void* const* inputs) {
+Buffers bind(const Problem& problem, bool has_gate, const void* const* inputs, void* const* outputs) {
   const void* const* const others = inputs + (has_gate ? kGateInputs : 0);
   Buffers buffers;
   buffers.x = inputs[kX];
@@ -46,11 +42,22 @@ Buffers bind_inputs(const Problem& problem, bool has_gate, const void* const* in
   buffers.mask = problem.has_mask ? others[kMask] : nullptr;
   buffers.cos = problem.has_rotation ? others[kCos] : nullptr;
   buffers.sin = problem.has_rotation ? others[kSin] : nullptr;
+  buffers.output = outputs[kY];
+  if (problem.attributes.stateful) {
+    buffers.past_state = static_cast<const float*>(others[kPastState]);
+    buffers.past_length = static_cast<const int64_t*>(others[kPastLength]);
+    buffers.present_state = static_cast<float*>(outputs[kPresentState]);
+    buffers.present_length = static_cast<int64_t*>(outputs[kPresentLength]);
+  }
   return buffers;
 }
 
+int64_t output_tokens(const Problem& problem, const std::optional<Gate>& gate) {
+  return gate ? gate->tokens : problem.output_tokens();
+}
+
 bool is_empty(const Problem& problem, const std::optional<Gate>& gate) {
-  return problem.batch == 0 || output_tokens(problem, gate) == 0;
+  return problem.batch == 0 || (output_tokens(problem, gate) == 0 && !problem.attributes.stateful);
 }
 
 std::size_t workspace_bytes(const Problem& problem, const std::optional<Gate>& gate) {

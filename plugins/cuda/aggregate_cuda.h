@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 
 #include "pom/aggregate.h"
@@ -21,22 +22,30 @@ struct Buffers {
   const void* mask = nullptr;
   const void* cos = nullptr;
   const void* sin = nullptr;
+  const float* past_state = nullptr;
+  const int64_t* past_length = nullptr;
   void* output = nullptr;  // y, or with a gate z
+  float* present_state = nullptr;
+  int64_t* present_length = nullptr;
   void* workspace = nullptr;
 };
 
-// Those of a call's inputs, which lie in the order of kInputs, or with a gate of kGatedInputs; inputs that the problem
-// does not have are not looked at.
-[[nodiscard]] Buffers bind_inputs(const Problem& problem, bool has_gate, const void* const* inputs);
+// Those of a call's inputs and outputs, which lie in the order of kInputs, or with a gate of kGatedInputs, and of
+// kOutputs; what the problem does not have is not looked at.
+[[nodiscard]] Buffers bind(const Problem& problem, bool has_gate, const void* const* inputs, void* const* outputs);
 
-// Whether a call has no output, and so nothing to do.
+// Of y, or with a gate of z.
+[[nodiscard]] int64_t output_tokens(const Problem& problem, const std::optional<Gate>& gate);
+
+// Whether a call has no output, and so nothing to do. One without tokens hands its state on.
 [[nodiscard]] bool is_empty(const Problem& problem, const std::optional<Gate>& gate);
 
 // An upper bound that shrinks with no dimension: the workspace of the largest shapes serves all smaller ones.
 [[nodiscard]] std::size_t workspace_bytes(const Problem& problem, const std::optional<Gate>& gate);
 
 // Enqueue the op for a problem that pom::validate accepts, or that pom::describe_gated does with its gate. Same inputs,
-// same bits: sums have a fixed order.
+// same bits: sums have a fixed order. No output may share memory with an input: many blocks read the past, and one
+// writes the present without waiting for the others.
 [[nodiscard]] cudaError_t aggregate(const Problem& problem, const std::optional<Gate>& gate, const Buffers& buffers,
                                     cudaStream_t stream);
 

@@ -30,6 +30,7 @@ Described describe(const PomCall& call) {
   attributes.degree = call.degree;
   attributes.rotary_blocks = call.rotary_blocks;
   attributes.epsilon = call.epsilon;
+  attributes.stateful = call.stateful != 0;
   if (!pom::parse_form(call.form, &attributes.form) || !pom::parse_mode(call.mode, &attributes.mode)) {
     throw std::invalid_argument(std::string("form and mode must be the contract's words, got ") + call.form + " and " +
                                 call.mode);
@@ -84,14 +85,15 @@ extern "C" __attribute__((visibility("default"))) const char* pom_cuda_workspace
   });
 }
 
-extern "C" __attribute__((visibility("default"))) const char* pom_cuda_aggregate(const PomCall* call, void* output,
-                                                                                 void* workspace, void* stream) {
+extern "C" __attribute__((visibility("default"))) const char* pom_cuda_aggregate(const PomCall* call,
+                                                                                 void* const* outputs, void* workspace,
+                                                                                 void* stream) {
   return guard([&] {
     const Described described = describe(*call);
     std::array<const void*, std::extent_v<decltype(PomCall::inputs)>> inputs{};
     std::transform(call->inputs, call->inputs + call->input_count, inputs.begin(),
                    [](const PomTensor& tensor) { return tensor.data; });
-    pom::cuda::enqueue(described.problem, described.gate, inputs.data(), output, workspace,
+    pom::cuda::enqueue(described.problem, described.gate, inputs.data(), outputs, workspace,
                        static_cast<cudaStream_t>(stream));
   });
 }

@@ -23,14 +23,16 @@ struct PomCall {
   int32_t degree;
   int32_t rotary_blocks;
   float epsilon;
+  int32_t stateful;  // 0 or 1
   int32_t input_count;
-  PomTensor inputs[7];
+  PomTensor inputs[9];
 };
 
 // Null, or one line that says what is wrong; valid until the thread's next call.
 const char* pom_cuda_workspace_bytes(const PomCall* call, int64_t* bytes);
 
-// Enqueue on `stream`. `output`: y or z, of x's type; `workspace`: of that many bytes, 16-byte aligned.
-const char* pom_cuda_aggregate(const PomCall* call, void* output, void* workspace, void* stream);
+// Enqueue on `stream`. `outputs`: in the order of kOutputs, those of the present only where the call is stateful;
+// `workspace`: of that many bytes, 16-byte aligned.
+const char* pom_cuda_aggregate(const PomCall* call, void* const* outputs, void* workspace, void* stream);
 
 }  // extern "C"

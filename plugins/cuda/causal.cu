@@ -2,6 +2,7 @@
 // means are written, with the gate over them.
 #include "chain.cuh"
 #include "gate.cuh"
+#include "state.cuh"
 #include "tiles.cuh"
 
 namespace pom::cuda {
@@ -72,7 +73,7 @@ __device__ void accumulate(const Tile& tile, typename Tile::Rows* rows) {
   for (int32_t v = 0; v < Tile::kValues; ++v) {
     tile.total(tile.group(), v) = rows->features[Tile::kRows - 1][v];
   }
-  if (tile.has_mask()) {
+  if (tile.sums_weights()) {
 #pragma unroll
     for (int32_t r = 1; r < Tile::kRows; ++r) {
       rows->weights[r] += rows->weights[r - 1];
@@ -120,21 +121,58 @@ class Linking {
   // What comes before each group in the tile, and before the tile, for all threads behind the next barrier.
   __device__ void pass() const {
     if (channel_ >= 0) {
-      pass(link_, &tile_.total_of_tile_channel(0, index_));
+      pass_sums();
     }
-    // Without a mask, a token's number says what the weights are.
-    if (tile_.has_mask() && index_ == kThreads - 1) {
-      const int32_t column = static_cast<int32_t>(call_.problem.channels) + tile_.position().column_tile;
-      pass(Link(call_, tile_.position().batch, column), &tile_.total_weight(0));
+    if (tile_.sums_weights() && index_ == kThreads - 1) {
+      pass_weights();
     }
   }
 
  private:
-  __device__ void pass(const Link& link, float* totals) const {
-    const int32_t groups = call_.plan.groups;
-    const float sum = scan_groups(totals, groups, tile_.row_floats());
-    totals[groups * tile_.row_floats()] = call_.plan.chunks > 1 ? link.pass(tile_.position().chunk, sum) : 0.0F;
+  __device__ void pass_sums() const {
+    const Passed passed = pass(link_, &tile_.total_of_tile_channel(0, index_));
+    float before = passed.before.sum + passed.before.lost;
+    if (call_.problem.attributes.stateful) {  // behind the wait, where more registers are free
+      const int32_t batch = tile_.position().batch;
+      CompensatedSum total = read_past(call_, batch, channel_);
+      before = total.sum + (total.lost + before);
+      if (is_last()) {
+        for (const float sum : {passed.before.sum, passed.before.lost, passed.own}) {
+          total.add(sum);
+        }
+        write_present(call_, batch, channel_, total);
+      }
+    }
+    tile_.total_of_tile_channel(tile_.before(), index_) = before;
   }
+
+  __device__ void pass_weights() const {
+    const Position position = tile_.position();
+    const int32_t column = static_cast<int32_t>(call_.problem.channels) + position.column_tile;
+    const Passed passed = pass(Link(call_, position.batch, column), &tile_.total_weight(0));
+    float weight = passed.before.sum + passed.before.lost;
+    if (call_.problem.attributes.stateful) {
+      const int64_t length = add_to_length(call_, position.batch, passed.before);
+      weight = static_cast<float>(length);
+      if (is_last() && tile_.is_first()) {
+        call_.buffers.present_length[position.batch] = length + static_cast<int64_t>(passed.own);
+      }
+    }
+    tile_.total_weight(tile_.before()) = weight;
+  }
+
+  // A tile's sum, and that of the tiles before it.
+  struct Passed {
+    CompensatedSum before;
+    float own;
+  };
+
+  __device__ Passed pass(const Link& link, float* totals) const {
+    const float own = scan_groups(totals, call_.plan.groups, tile_.row_floats());
+    return {call_.plan.chunks > 1 ? link.pass(tile_.position().chunk, own) : CompensatedSum{}, own};
+  }
+
+  [[nodiscard]] __device__ bool is_last() const { return tile_.position().chunk == call_.plan.chunks - 1; }
 
   const Call& call_;
   const Tile& tile_;
@@ -154,14 +192,13 @@ __device__ void write_rows(const Call& call, const Tile& tile, const Epilogue& e
   }
   const int32_t first = tile.first_token(tile.begin());
   float front_weight = static_cast<float>(first);
-  float epsilon = 0.0F;
-  if (tile.has_mask()) {
+  if (tile.sums_weights()) {
     front_weight = tile.total_weight(tile.before()) + tile.total_weight(tile.group());
-    epsilon = call.problem.attributes.epsilon;
   }
+  const float epsilon = tile.has_mask() ? call.problem.attributes.epsilon : 0.0F;
 #pragma unroll
   for (int32_t r = 0; r < Tile::kRows; ++r) {
-    const float weight = tile.has_mask() ? rows.weights[r] : static_cast<float>(r + 1);
+    const float weight = tile.sums_weights() ? rows.weights[r] : static_cast<float>(r + 1);
     const float scale = mean_scale(front_weight + weight, epsilon);
 #pragma unroll
     for (int32_t p = 0; p < Tile::kPacks; ++p) {
@@ -230,9 +267,24 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) causal_kernel(const C
   }
 }
 
+// A call of no tokens.
+cudaError_t copy_state(const Call& call, cudaStream_t stream) {
+  const Buffers& buffers = call.buffers;
+  const auto rows = static_cast<std::size_t>(call.problem.batch);
+  const std::size_t bytes = rows * kStateRows * static_cast<std::size_t>(call.problem.channels) * sizeof(float);
+  const cudaError_t status =
+      cudaMemcpyAsync(buffers.present_state, buffers.past_state, bytes, cudaMemcpyDeviceToDevice, stream);
+  return status == cudaSuccess ? cudaMemcpyAsync(buffers.present_length, buffers.past_length, rows * sizeof(int64_t),
+                                                 cudaMemcpyDeviceToDevice, stream)
+                               : status;
+}
+
 }  // namespace
 
 cudaError_t write_causal(const Call& call, cudaStream_t stream) {
+  if (call.plan.chunks == 0) {
+    return copy_state(call, stream);
+  }
   if (call.plan.chunks > 1) {
     const std::size_t bytes = chain_bytes(call.problem, call.plan.column_tiles, call.plan.chunks);
     if (const cudaError_t status = cudaMemsetAsync(call.buffers.workspace, 0, bytes, stream); status != cudaSuccess) {

@@ -73,8 +73,9 @@ class Link {
     prefixes_ += (int64_t{batch} * long_spans * columns_ + column) * 2;
   }
 
-  // Publish a chunk's sum, and return that of all tokens before it.
-  __device__ float pass(int32_t chunk, float own_sum) const {
+  // Publish a chunk's sum, and return that of all tokens before it, as the two summands that the result is rounded
+  // from.
+  __device__ CompensatedSum pass(int32_t chunk, float own_sum) const {
     Word* const own = sums_ + int64_t{chunk} * columns_;
     publish(own, own_sum);
     const int32_t span = chunk / kRadix;
@@ -87,7 +88,7 @@ class Link {
     }
     const float spans = sum_before(own_span, span % kRadix);
     CompensatedSum prefix = wait_for_prefix(span / kRadix - 1, prefix_words);
-    const float before = prefix.sum + (prefix.lost + (spans + sums));
+    const CompensatedSum before{prefix.sum, prefix.lost + (spans + sums)};
     if (ends_span && span % kRadix == kRadix - 1) {
       prefix.add(spans + (sums + own_sum));
       publish(prefix_word(span / kRadix), prefix.sum);

@@ -1,7 +1,7 @@
 // What the tiles of mode "causal" hand to each other through the workspace.
 //
 // A stream is the tiles of one column tile and one row of the batch: they wait for each other, and for no other's. A
-// column here is a channel, or behind the channels the mask's weights, as each column tile adds them up:
+// column here is a channel, or behind the channels the weights, as each column tile adds them up:
 //   tickets   [batch][column tile]          chunks of a stream that have been taken, of 32 bits
 //   sums      [batch][chunk][column]        of one chunk
 //   spans     [batch][span][column]         of kRadix chunks

@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) chunk_sums_kernel(con
   if (call.plan.chunks == 1) {
     const float weight = sum_weights(call, tile);
     for_each_sum(call, tile, [&](int32_t channel, float sum) {
-      store_mean<typename Tile::Type>(call, position.batch * channels + channel, sum, weight);
+      store_mean<typename Tile::Type>(call, position.batch, channel, {sum}, {weight});
     });
     return;
   }

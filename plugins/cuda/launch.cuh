@@ -67,6 +67,7 @@ cudaError_t dispatch(const Call& call, Start start) {
     case DataType::kBFloat16:
       return vector ? start(Element<__nv_bfloat16, 8>{}) : start(Element<__nv_bfloat16, 1>{});
     case DataType::kBool:
+    case DataType::kInt64:
       break;
   }
   return cudaErrorInvalidValue;

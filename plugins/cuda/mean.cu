@@ -9,8 +9,8 @@ constexpr int32_t kGroups = kThreads / kMaxLanes;
 constexpr int32_t kAtOnce = 8;  // chunks whose sums a thread asks for before it needs the first
 
 struct GroupTotals {
-  float sums[kGroups][kMaxLanes];
-  float weights[kGroups][kMaxLanes];
+  CompensatedSum sums[kGroups][kMaxLanes];
+  CompensatedSum weights[kGroups][kMaxLanes];
 };
 
 template <typename T>
@@ -42,20 +42,18 @@ __global__ void __launch_bounds__(kThreads) mean_kernel(const Call call) {
       weight.add(weights[i]);
     }
   }
-  totals.sums[group][lane] = sum.value();
-  totals.weights[group][lane] = weight.value();
+  totals.sums[group][lane] = sum;
+  totals.weights[group][lane] = weight;
   __syncthreads();
 
   if (group > 0 || channel >= channels) {
     return;
   }
-  float total = 0.0F;
-  float total_weight = 0.0F;
-  for (int32_t g = 0; g < kGroups; ++g) {
-    total += totals.sums[g][lane];
-    total_weight += totals.weights[g][lane];
+  for (int32_t g = 1; g < kGroups; ++g) {
+    sum.add(totals.sums[g][lane]);
+    weight.add(totals.weights[g][lane]);
   }
-  store_mean<T>(call, batch * channels + channel, total, total_weight);
+  store_mean<T>(call, batch, channel, sum, weight);
 }
 
 }  // namespace

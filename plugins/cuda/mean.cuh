@@ -1,17 +1,28 @@
-// Where a mean goes.
+// Where a mean goes, and where a state is added to it.
 #pragma once
 
 #include "call.h"
-#include "scalar.cuh"
+#include "state.cuh"
 
 namespace pom::cuda {
 
 // `weight`: that of all tokens.
 template <typename T>
-__device__ __forceinline__ void store_mean(const Call& call, int64_t index, float sum, float weight) {
+__device__ __forceinline__ void store_mean(const Call& call, int64_t batch, int64_t channel, CompensatedSum sum,
+                                           CompensatedSum weight) {
+  if (call.problem.attributes.stateful) {
+    const int64_t length = add_to_length(call, batch, weight);
+    sum.add(read_past(call, batch, channel));
+    write_present(call, batch, channel, sum);
+    if (channel == 0) {
+      call.buffers.present_length[batch] = length;
+    }
+    weight = {static_cast<float>(length)};
+  }
   const float epsilon = call.problem.has_mask ? call.problem.attributes.epsilon : 0.0F;
-  const float scale = mean_scale(weight, epsilon);
-  const float mean = scale == 0.0F ? 0.0F : sum * scale;  // the sum may be NaN
+  const float scale = mean_scale(weight.value(), epsilon);
+  const float mean = scale == 0.0F ? 0.0F : sum.value() * scale;  // the sum may be NaN
+  const int64_t index = batch * call.problem.channels + channel;
   if (call.means != nullptr) {
     call.means[index] = mean;
   } else {

@@ -61,6 +61,7 @@ Plan make_plan(const Problem& problem, bool has_gate, int32_t width) {
   plan.width = width;
   plan.packs = packs_of(problem);
   plan.run = static_cast<int32_t>(run_channels(problem));
+  plan.sums_weights = problem.has_mask || problem.attributes.stateful;
   plan.holds_bias = has_gate && problem.attributes.mode == Mode::kCausal;
   // The last factor of an odd degree stands alone.
   const int64_t columns = plan.run * ceil_div(problem.channels / plan.run, plan.packs);

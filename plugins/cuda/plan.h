@@ -53,8 +53,9 @@ struct Plan {
   int32_t chunk_tokens = 0;
   int32_t chunks = 0;
   int64_t blocks = 0;
-  int64_t ticket_words = 0;  // of mode "causal", see chain.h
-  bool holds_bias = false;   // that of the gate, in shared memory
+  int64_t ticket_words = 0;   // of mode "causal", see chain.h
+  bool holds_bias = false;    // that of the gate, in shared memory
+  bool sums_weights = false;  // of mode "causal": with a mask or a state
 };
 
 // For a problem whose sizes fit_kernels().

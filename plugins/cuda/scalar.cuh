@@ -98,6 +98,10 @@ struct CompensatedSum {
     lost += (sum - (next - taken)) + (value - taken);
     sum = next;
   }
+  __device__ __forceinline__ void add(const CompensatedSum& other) {
+    add(other.sum);
+    lost += other.lost;
+  }
   // An infinite sum leaves a NaN as its error.
   [[nodiscard]] __device__ __forceinline__ float error() const { return lost == lost ? lost : 0.0F; }
   [[nodiscard]] __device__ __forceinline__ float value() const { return sum + error(); }

@@ -85,6 +85,8 @@ class TileBase {
   [[nodiscard]] __device__ int32_t step_tokens() const { return call_.plan.groups * kRows; }
   [[nodiscard]] __device__ int32_t base_of(int32_t step) const { return begin_ + step * step_tokens(); }
   [[nodiscard]] __device__ bool has_mask() const { return call_.problem.has_mask; }
+  // Of mode "causal": whether the weights are summed like the features. Else a token's number says what they sum to.
+  [[nodiscard]] __device__ bool sums_weights() const { return call_.plan.sums_weights; }
   [[nodiscard]] __device__ bool is_first() const { return position_.column_tile == 0; }
   [[nodiscard]] __device__ bool has(int32_t pack) const { return pack < place_.packs; }
   [[nodiscard]] __device__ int32_t channel(int32_t pack) const { return place_.channel + pack * place_.distance; }

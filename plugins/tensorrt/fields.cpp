@@ -21,11 +21,12 @@ constexpr KnownField kDegree{"degree", PluginFieldType::kINT32, "one int32"};
 constexpr KnownField kMode{"mode", PluginFieldType::kCHAR, "text"};
 constexpr KnownField kRotaryBlocks{"rotary_blocks", PluginFieldType::kINT32, "one int32"};
 constexpr KnownField kEpsilon{"epsilon", PluginFieldType::kFLOAT32, "one float32"};
+constexpr KnownField kStateful{"stateful", PluginFieldType::kINT32, "one int32"};
 constexpr KnownField kActivation{"gate_activation", PluginFieldType::kCHAR, "text"};
 constexpr KnownField kVersion{"plugin_version", PluginFieldType::kCHAR, "text"};
 constexpr KnownField kNamespace{"plugin_namespace", PluginFieldType::kCHAR, "text"};
-constexpr std::array<KnownField, kGatedAttributes.size()> kKnownFields{kForm,    kDegree,     kMode,    kRotaryBlocks,
-                                                                       kEpsilon, kActivation, kVersion, kNamespace};
+constexpr std::array<KnownField, kGatedAttributes.size()> kKnownFields{
+    kForm, kDegree, kMode, kRotaryBlocks, kEpsilon, kStateful, kActivation, kVersion, kNamespace};
 
 bool is_of(Op op, const KnownField& field) { return op == Op::kGated || field.name != kActivation.name; }
 
@@ -99,6 +100,13 @@ void read_field(const std::string& name, const PluginField& field, Attributes* a
   if (name == kEpsilon.name) {
     attributes->epsilon = value_of<float>(field);
   }
+  if (name == kStateful.name) {
+    const auto value = value_of<int32_t>(field);
+    if (value != 0 && value != 1) {
+      throw std::invalid_argument("stateful must be 0 or 1, got " + std::to_string(value));
+    }
+    attributes->stateful = value == 1;
+  }
 }
 
 PluginField text_field(const KnownField& known_field, const std::string& text) {
@@ -162,9 +170,13 @@ SerializedFields::SerializedFields(const NodeAttributes& attributes)
       degree_(attributes.aggregation.degree),
       rotary_blocks_(attributes.aggregation.rotary_blocks),
       epsilon_(attributes.aggregation.epsilon),
-      fields_{text_field(kForm, form_), PluginField(kDegree.name, &degree_, kDegree.type, 1), text_field(kMode, mode_),
+      stateful_(attributes.aggregation.stateful),
+      fields_{text_field(kForm, form_),
+              PluginField(kDegree.name, &degree_, kDegree.type, 1),
+              text_field(kMode, mode_),
               PluginField(kRotaryBlocks.name, &rotary_blocks_, kRotaryBlocks.type, 1),
-              PluginField(kEpsilon.name, &epsilon_, kEpsilon.type, 1)} {
+              PluginField(kEpsilon.name, &epsilon_, kEpsilon.type, 1),
+              PluginField(kStateful.name, &stateful_, kStateful.type, 1)} {
   if (attributes.activation) {
     activation_ = kGateActivations[static_cast<std::size_t>(*attributes.activation)];
     fields_.push_back(text_field(kActivation, activation_));

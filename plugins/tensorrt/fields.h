@@ -32,6 +32,7 @@ class SerializedFields {
   int32_t degree_;
   int32_t rotary_blocks_;
   float epsilon_;
+  int32_t stateful_;
   std::string activation_;
   std::vector<nvinfer1::PluginField> fields_;
   nvinfer1::PluginFieldCollection collection_;

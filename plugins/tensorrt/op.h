@@ -13,10 +13,6 @@ enum class Op : int32_t { kAggregation, kGated };
 
 [[nodiscard]] constexpr const char* name_of(Op op) { return op == Op::kGated ? kGatedOpName : kOpName; }
 
-[[nodiscard]] constexpr int32_t required_inputs(Op op) {
-  return op == Op::kGated ? kGatedRequiredInputs : kRequiredInputs;
-}
-
 // Where the node has an input of the aggregation: the gated op's own stand behind x.
 [[nodiscard]] constexpr int32_t position_of(Op op, Input input) {
   return op == Op::kGated && input > kX ? input + static_cast<int32_t>(kGateInputs) : input;
@@ -27,6 +23,10 @@ struct NodeAttributes {
   std::optional<GateActivation> activation;  // of the gated op
 
   [[nodiscard]] Op op() const { return activation ? Op::kGated : Op::kAggregation; }
+  [[nodiscard]] int32_t required_inputs() const {
+    return position_of(op(), aggregation.stateful ? kPastLength : kCoefficients) + 1;
+  }
+  [[nodiscard]] int32_t outputs() const { return aggregation.stateful ? static_cast<int32_t>(kOutputs.size()) : 1; }
 };
 
 // One call.

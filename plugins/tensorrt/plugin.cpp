@@ -67,8 +67,15 @@ bool Plugin::supportsFormatCombination(int32_t position, const nvinfer1::Dynamic
     return false;
   }
   const bool is_gate = attributes_.op() == Op::kGated && position == static_cast<int32_t>(kGate);
-  if (position >= input_count || is_gate) {
+  const int32_t output = position - input_count;
+  if (output == kY || is_gate) {
     return type == x_type;
+  }
+  if (output == kPresentState || position == this->position(kPastState)) {
+    return type == nvinfer1::DataType::kFLOAT;
+  }
+  if (output == kPresentLength || position == this->position(kPastLength)) {
+    return type == nvinfer1::DataType::kINT64;
   }
   // Placeholders take what their inputs take.
   if (position == kX) {
@@ -87,8 +94,12 @@ int32_t Plugin::getOutputDataTypes(nvinfer1::DataType* output_types, int32_t out
                                    const nvinfer1::DataType* input_types, int32_t input_count) const noexcept {
   return guard("getOutputDataTypes", kFailed, [&] {
     require(output_types, output_count, getNbOutputs(), "outputs");
-    require(input_types, input_count, required_inputs(attributes_.op()), "inputs");
-    output_types[0] = input_types[kX];
+    require(input_types, input_count, attributes_.required_inputs(), "inputs");
+    output_types[kY] = input_types[kX];
+    if (attributes_.aggregation.stateful) {
+      output_types[kPresentState] = nvinfer1::DataType::kFLOAT;
+      output_types[kPresentLength] = nvinfer1::DataType::kINT64;
+    }
     return kDone;
   });
 }
@@ -98,18 +109,22 @@ int32_t Plugin::getOutputShapes(const nvinfer1::DimsExprs* inputs, int32_t input
                                 nvinfer1::IExprBuilder& builder) noexcept {
   return guard("getOutputShapes", kFailed, [&] {
     require(outputs, output_count, getNbOutputs(), "outputs");
-    require(inputs, input_count, required_inputs(attributes_.op()), "inputs");
+    require(inputs, input_count, attributes_.required_inputs(), "inputs");
     if (inputs[kX].nbDims != 3) {
       throw std::invalid_argument("x must have 3 dimensions, got " + std::to_string(inputs[kX].nbDims));
     }
-    outputs[0] = inputs[kX];
+    outputs[kY] = inputs[kX];
     if (attributes_.op() == Op::kGated) {
       if (inputs[kGate].nbDims != 3) {
         throw std::invalid_argument("gate must have 3 dimensions, got " + std::to_string(inputs[kGate].nbDims));
       }
-      outputs[0].d[1] = inputs[kGate].d[1];
+      outputs[kY].d[1] = inputs[kGate].d[1];
     } else if (attributes_.aggregation.mode == Mode::kMean) {
-      outputs[0].d[1] = builder.constant(1);
+      outputs[kY].d[1] = builder.constant(1);
+    }
+    if (attributes_.aggregation.stateful) {
+      outputs[kPresentState] = inputs[position(kPastState)];
+      outputs[kPresentLength] = inputs[position(kPastLength)];
     }
     return kDone;
   });
@@ -139,7 +154,7 @@ int32_t Plugin::enqueue(const nvinfer1::PluginTensorDesc*, const nvinfer1::Plugi
       throw std::logic_error("no shapes were set, or they were refused");
     }
     require(outputs, getNbOutputs(), getNbOutputs(), "outputs");
-    cuda::enqueue(problem_->aggregation, problem_->gate, inputs, outputs[0], workspace, stream);
+    cuda::enqueue(problem_->aggregation, problem_->gate, inputs, outputs, workspace, stream);
     return kDone;
   });
 }

@@ -31,7 +31,7 @@ class Plugin final : public nvinfer1::IPluginV3,
   const char* getPluginNamespace() const noexcept override { return kPluginNamespace; }
 
   // IPluginV3OneBuild
-  int32_t getNbOutputs() const noexcept override { return static_cast<int32_t>(kOutputs.size()); }
+  int32_t getNbOutputs() const noexcept override { return attributes_.outputs(); }
   int32_t configurePlugin(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t input_count,
                           const nvinfer1::DynamicPluginTensorDesc* outputs, int32_t output_count) noexcept override;
   bool supportsFormatCombination(int32_t position, const nvinfer1::DynamicPluginTensorDesc* tensors,

@@ -17,6 +17,8 @@ DataType data_type(nvinfer1::DataType type, int32_t input) {
       return DataType::kBFloat16;
     case nvinfer1::DataType::kBOOL:
       return DataType::kBool;
+    case nvinfer1::DataType::kINT64:
+      return DataType::kInt64;
     default:
       throw std::invalid_argument("input " + std::to_string(input) + " has TensorRT data type " +
                                   std::to_string(static_cast<int32_t>(type)) + ", which the op does not take");
@@ -75,8 +77,8 @@ NodeProblem largest_problem_of(const NodeAttributes& attributes, const nvinfer1:
     nvinfer1::Dims& dims = largest.back().dims;
     dims = inputs[i].max;
     // A table without a batch has rank 2, a placeholder 1.
-    const bool has_batch = i == position_of(op, kMask) ? dims.nbDims == 2 : dims.nbDims == 3;
-    if (has_batch && inputs[i].desc.dims.d[0] < 0) {
+    const int32_t batched_rank = i == position_of(op, kMask) ? 2 : i == position_of(op, kPastLength) ? 1 : 3;
+    if (dims.nbDims == batched_rank && inputs[i].desc.dims.d[0] < 0) {
       dims.d[0] = largest[kX].dims.d[0];
     }
   }

@@ -15,7 +15,7 @@ namespace pom::tensorrt {
 // seen, for a call that the op does not define.
 [[nodiscard]] NodeProblem problem_of(const NodeAttributes& attributes, const nvinfer1::PluginTensorDesc* inputs,
                                      int32_t count);
-// Of the largest shapes; a batch of gate, mask, cos or sin that is not fixed counts as x's.
+// Of the largest shapes; a batch of another input than x that is not fixed counts as x's.
 [[nodiscard]] NodeProblem largest_problem_of(const NodeAttributes& attributes,
                                              const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t count);
 

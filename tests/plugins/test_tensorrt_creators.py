@@ -30,6 +30,7 @@ def create(trt: Any, op_name: str = contract.OP_NAME, **values: Any) -> Any:
         {"mode": b"mean", "epsilon": np.float32(1e-6), "plugin_version": b"1", "plugin_namespace": b"\0"},
         {"form": b"product", "degree": np.int32(16), "mode": b"mean"},
         {"form": b"power", "degree": np.int32(0), "mode": b"mean", "rotary_blocks": np.int32(2)},
+        {"mode": b"causal", "stateful": np.int32(1)},
     ],
 )
 def test_the_creator_makes_a_plugin(trt: Any, fields: dict[str, Any]) -> None:
@@ -51,6 +52,9 @@ def test_the_creator_makes_a_plugin(trt: Any, fields: dict[str, Any]) -> None:
         ({"mode": b"mean", "rotary_blocks": np.float32(1)}, "rotary_blocks must be one int32"),
         ({"mode": b"mean", "epsilon": np.float32(-1)}, "epsilon must be finite and not negative, got -1"),
         ({"mode": b"mean", "epsilon": np.float32("nan")}, "epsilon must be finite and not negative, got nan"),
+        ({"mode": b"mean", "stateful": np.int32(2)}, "stateful must be 0 or 1, got 2"),
+        ({"mode": b"mean", "stateful": b"1"}, "stateful must be one int32"),
+        ({"mode": b"features", "stateful": np.int32(1)}, 'mode "features" sums nothing and has no state'),
         ({"mode": b"mean", "power": np.int32(2)}, 'unknown attribute "power"'),
     ],
 )
@@ -63,7 +67,7 @@ def test_the_creator_refuses_bad_fields_and_says_why(
 
 def test_the_gated_creator_makes_a_plugin(trt: Any) -> None:
     for activation in contract.GATE_ACTIVATIONS:
-        fields = {"mode": b"causal", "gate_activation": activation.encode()}
+        fields = {"mode": b"causal", "gate_activation": activation.encode(), "stateful": np.int32(1)}
         assert create(trt, contract.GATED_OP_NAME, **fields) is not None
 
 

@@ -22,9 +22,16 @@ ELEMENT_TYPES = {
     "float16": TensorProto.FLOAT16,
     "bfloat16": TensorProto.BFLOAT16,
 }
-TENSORRT_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
+TENSORRT_TYPES = {
+    TensorProto.FLOAT: "FLOAT",
+    TensorProto.FLOAT16: "HALF",
+    TensorProto.BFLOAT16: "BF16",
+    TensorProto.INT64: "INT64",
+}
 MASKS = ("none", "bool", "same")  # "same": of x's type
 GATED_MODES = ("mean", "causal")
+STATE = ((TensorProto.FLOAT, ["batch", 2, CHANNELS]), (TensorProto.INT64, ["batch"]))
+"""Elements and shapes of a state and its length."""
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +57,7 @@ class Node:
     gate: str = "none"
     gates: int = CHANNELS
     bias: str = "float32"
+    stateful: int = 0
 
     def __str__(self) -> str:
         return "-".join(map(str, astuple(self)))
@@ -71,6 +79,7 @@ class Node:
             "mode": self.mode,
             "rotary_blocks": self.rotary_blocks,
             "epsilon": contract.DEFAULT_EPSILON,
+            "stateful": self.stateful,
             "gate_activation": self.gate,
             "plugin_version": contract.PLUGIN_VERSION,
             "plugin_namespace": contract.PLUGIN_NAMESPACE,
@@ -90,7 +99,14 @@ class Node:
             dtype, *batched = self.rotation.split()
             table = ["batch"] * len(batched) + ["tokens", CHANNELS // 2]
             inputs |= dict.fromkeys(("cos", "sin"), (ELEMENT_TYPES[dtype], table))
+        if self.stateful:
+            inputs |= dict(zip(contract.STATE_INPUTS, STATE, strict=True))
         return inputs
+
+    def outputs(self) -> dict[str, tuple[int, list[str | int]]]:
+        """Return the same of what the node gives."""
+        outputs = {"y": (ELEMENT_TYPES[self.dtype], ["batch", self.output_tokens, CHANNELS])}
+        return outputs | (dict(zip(contract.STATE_OUTPUTS, STATE, strict=True)) if self.stateful else {})
 
     def constants(self) -> list[TensorProto]:
         """Return coefficients, and the placeholders of absent inputs that others follow."""
@@ -101,8 +117,11 @@ class Node:
             constants.append(
                 helper.make_tensor("gate_bias", ELEMENT_TYPES[self.bias], [self.gates], np.ones(self.gates))
             )
-        if self.mask == "none" and self.rotation != "none":
+        if self.mask == "none" and (self.rotation != "none" or self.stateful):
             constants.append(helper.make_tensor("mask", TensorProto.BOOL, [1], [True]))
+        if self.rotation == "none" and self.stateful:
+            kind = ELEMENT_TYPES[self.placeholders]
+            constants += [helper.make_tensor(name, kind, [1], np.ones(1)) for name in ("cos", "sin")]
         return constants
 
     def model(self, **attributes: Any) -> bytes:
@@ -111,16 +130,15 @@ class Node:
         present = {*inputs, *(constant.name for constant in constants)}
         order = contract.INPUTS if self.gate == "none" else contract.GATED_INPUTS
         names = [name for name in order if name in present]
+        outputs = self.outputs()
         node = helper.make_node(
-            self.op_name, names, ["y"], domain=contract.DOMAIN, **{**self.attributes(), **attributes}
+            self.op_name, names, list(outputs), domain=contract.DOMAIN, **{**self.attributes(), **attributes}
         )
-        element, x_shape = inputs["x"]
-        y_shape = [x_shape[0], self.output_tokens, x_shape[2]]
         graph = helper.make_graph(
             [node],
             "one_node",
             [helper.make_tensor_value_info(name, *tensor) for name, tensor in inputs.items()],
-            [helper.make_tensor_value_info("y", element, y_shape)],
+            [helper.make_tensor_value_info(name, *tensor) for name, tensor in outputs.items()],
             constants,
         )
         opsets = [helper.make_opsetid("", 20), helper.make_opsetid(contract.DOMAIN, contract.OP_VERSION)]
@@ -143,6 +161,14 @@ NODES = [
     Node("causal", "float16", "same", gate="hardsigmoid", gates=4),
     Node("mean", "bfloat16", "bool", form=contract.PRODUCT, degree=2, gate="sigmoid", gates=1),
     Node("causal", "float16", rotation="float32 batched", rotary_blocks=2, gate="identity"),
+    *(
+        Node(mode, dtype, mask, gate=gate, stateful=1)
+        for mode, dtype, mask, gate in itertools.product(
+            GATED_MODES, ELEMENT_TYPES, ("none", "bool"), ("none", "sigmoid")
+        )
+    ),
+    Node("causal", "float16", rotation="float32", rotary_blocks=2, stateful=1),
+    Node("mean", "float16", form=contract.PRODUCT, degree=2, placeholders="float16", stateful=1),
 ]
 
 
@@ -190,9 +216,11 @@ def test_the_parser_makes_one_plugin_layer(trt: Any, logger: Any, node: Node) ->
 
     assert parsed.accepted, parsed.errors()
     assert parsed.layer_types().count(trt.LayerType.PLUGIN_V3) == 1
-    output = parsed.network.get_output(0)
-    assert tuple(output.shape) == (-1, 1 if node.output_tokens == 1 else -1, CHANNELS)
-    assert output.dtype == getattr(trt.DataType, TENSORRT_TYPES[node.dtype])
+    assert parsed.network.num_outputs == len(node.outputs())
+    for i, (element, shape) in enumerate(node.outputs().values()):
+        output = parsed.network.get_output(i)
+        assert tuple(output.shape) == tuple(-1 if isinstance(size, str) else size for size in shape)
+        assert output.dtype == getattr(trt.DataType, TENSORRT_TYPES[element])
 
 
 @pytest.mark.parametrize(
@@ -209,6 +237,10 @@ def test_the_parser_makes_one_plugin_layer(trt: Any, logger: Any, node: Node) ->
         (Node("mean", "bfloat16", "bool", rotation="bfloat16"), "SM86"),
         (Node("causal", "float16", "bool", gate="sigmoid", bias="float16"), "SM86"),
         (Node("mean", "bfloat16", "same", rotation="bfloat16", gate="hardsigmoid", gates=8), "SM89"),
+        (Node("causal", "float16", "bool", stateful=1), "SM86"),
+        (Node("mean", "float32", gate="sigmoid", stateful=1), "SM89"),
+        (Node("mean", "bfloat16", rotation="float32 batched", stateful=1), "SM80"),
+        (Node("causal", "float16", "bool", form=contract.PRODUCT, degree=2, gate="identity", stateful=1), "SM120"),
     ],
     ids=str,
 )
@@ -221,7 +253,7 @@ def test_an_engine_embeds_the_plugin_and_its_attributes(
     plugin = library.read_bytes()
     assert len(engine) > len(plugin)
     gate = () if node.gate == "none" else (contract.GATED_OP_NAME, "gate_activation", node.gate)
-    for name in ("form", "degree", "mode", "rotary_blocks", "epsilon", node.form, node.mode, *gate):
+    for name in ("form", "degree", "mode", "rotary_blocks", "epsilon", "stateful", node.form, node.mode, *gate):
         assert engine.count(name.encode()) > plugin.count(name.encode()), name
 
 
@@ -231,6 +263,7 @@ def test_an_engine_embeds_the_plugin_and_its_attributes(
         (Node("features", mask="bool"), 'mode "features" takes no mask'),
         (Node("mean", form=contract.PRODUCT, degree=3), "x must have a multiple of degree 3 channels, got 16"),
         (Node("mean", form=contract.PRODUCT, degree=2, rotation="float32"), 'form "product" takes no cos and sin'),
+        (Node("causal", mask="same", stateful=1), "with stateful 1 mask must be bool, got float32"),
         (Node("causal", gate="sigmoid", gates=5), "gate must have a divisor of 16 channels as its gates, got 5"),
     ],
     ids=str,

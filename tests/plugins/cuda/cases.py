@@ -24,7 +24,10 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Case:
-    """One call. `shift`, `table_shift`: the bytes that x, gate and output, cos and sin lie off alignment."""
+    """One call. `shift`, `table_shift`: the bytes that x, gate and output, cos and sin lie off alignment.
+
+    The mask "ragged" is that of rows padded on the right, the last one of several from its first token on.
+    """
 
     mode: str
     dtype: str = "float32"
@@ -45,6 +48,7 @@ class Case:
     gate_tokens: int | None = None  # None: x's
     gates: int | None = None  # None: one a channel
     bias: str = "float32"
+    past: int | None = None  # tokens that the state of a stateful call has, and one more each row
 
     @property
     def mask_type(self) -> str:
@@ -74,6 +78,8 @@ class Call:
             shape = (batch if case.mask_rows is None else case.mask_rows, tokens)
             weights = rng.uniform(0.1, 2.0, shape) * (rng.uniform(size=shape) < 0.7)
             weights[:1, : tokens // 4] = 0.0
+            if case.mask == "ragged":
+                weights = np.arange(tokens) < np.linspace(0.8, 0.0, shape[0])[:, None] * tokens
             self.mask = weights.astype(DTYPES[case.mask_type])
         self.tables: list[Array] = []  # cos and sin
         if case.rotation != "none":
@@ -87,6 +93,12 @@ class Call:
             gate_shape = (batch, tokens if case.gate_tokens is None else case.gate_tokens, gates)
             self.gate = rng.normal(0.5, 3.0, gate_shape).astype(DTYPES[case.dtype])
             self.gate_bias = rng.normal(0.0, 1.0, gates).astype(DTYPES[case.bias])
+        self.past: tuple[Array, Array] | None = None  # state and length
+        if case.past is not None:
+            length = case.past + np.arange(batch, dtype=np.int64) * (case.past > 0)
+            total = rng.normal(0.3, 1.0, (batch, channels)) * length[:, None]
+            first = total.astype(np.float32)
+            self.past = np.stack([first, (total - first).astype(np.float32)], axis=1), length
 
     def message(self) -> bytes:
         """Return what run_aggregate reads."""
@@ -101,7 +113,8 @@ class Call:
             words += [contract.GATE_ACTIVATIONS[0], -1, 0, 0]
         else:
             words += [case.gate, *self.gate.shape[1:], TYPES[case.bias]]
-        tensors = (self.x, self.gate, self.gate_bias, self.coefficients, self.mask, *self.tables)
+        words.append(int(self.past is not None))
+        tensors = (self.x, self.gate, self.gate_bias, self.coefficients, self.mask, *self.tables, *(self.past or ()))
         given = [tensor.tobytes() for tensor in tensors if tensor is not None]
         return " ".join(map(str, words)).encode() + b"\n" + b"".join(given)
 
@@ -113,8 +126,9 @@ class Call:
         return batch, 1 if self.case.mode == "mean" else tokens, channels
 
     @property
-    def output_bytes(self) -> int:
-        return int(np.prod(self.output_shape)) * self.x.itemsize
+    def outputs(self) -> list[Array]:
+        """Arrays of the outputs' shapes and types."""
+        return [np.empty(self.output_shape, self.x.dtype), *map(np.empty_like, self.past or ())]
 
     def features(self) -> Array:
         """Return p in float64, and the same of absolute values."""
@@ -158,16 +172,31 @@ class Call:
 
     def aggregate(self) -> tuple[Array, Array]:
         """Return y, and what its rounding errors are measured by."""
-        terms = self.features()
         if self.case.mode == "features":
+            terms = self.features()
             return terms[0], terms[1]
-        rows = self.x.shape[:2]
-        weights = np.ones(rows) if self.mask is None else np.broadcast_to(self.mask.astype(np.float64), rows)
-        weights = weights[..., None]
-        sums, totals = np.where(weights == 0, 0.0, weights * terms).cumsum(2), weights.cumsum(1)
+        terms, weights = self.weighted()
+        sums, totals = terms.cumsum(2), weights.cumsum(1)
         if self.case.mode == "mean":
-            sums = np.where(weights == 0, 0.0, weights * terms).sum(2, keepdims=True)
-            totals = weights.sum(1, keepdims=True)
+            sums, totals = terms.sum(2, keepdims=True), weights.sum(1, keepdims=True)
+        if self.past is not None:
+            total = self.past[0].astype(np.float64).sum(1, keepdims=True)
+            sums, totals = sums + np.stack([total, abs(total)]), totals + self.past[1][:, None, None]
         epsilon = 0.0 if self.mask is None else self.case.epsilon
         means = np.where(totals == 0, 0.0, sums / np.where(totals == 0, 1.0, totals + epsilon))
         return means[0], means[1]
+
+    def weighted(self) -> tuple[Array, Array]:
+        """Return the weighted features and the same of absolute values, and the weights, which are (B, N, 1)."""
+        terms, rows = self.features(), self.x.shape[:2]
+        weights = np.ones(rows) if self.mask is None else np.broadcast_to(self.mask.astype(np.float64), rows)
+        weights = weights[..., None]
+        return np.where(weights == 0, 0.0, weights * terms), weights
+
+    def present(self) -> tuple[Array, Array, Array]:
+        """Return what a stateful call leaves: a sum in float64, what its errors are measured by, and a length."""
+        assert self.past is not None
+        state, length = self.past
+        terms, weights = self.weighted()
+        sums, magnitude = terms.sum(2)
+        return state.astype(np.float64).sum(1) + sums, magnitude, length + weights.sum((1, 2)).astype(np.int64)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 
+from pom_export import contract
 from pom_export.runtime.cuda import CudaCall
 from tests.plugins.cuda.cases import Array, Call
 from tools.fetch_headers import HEADER_SETS
@@ -30,9 +32,14 @@ GUARD = 0x5A
 POISON = 0xFF  # a NaN in every float type
 
 
-class Executor(Protocol):
+class Executor(ABC):
+    @abstractmethod
+    def outputs(self, *calls: Call) -> list[list[Array]]:
+        """Return each call's outputs, the same bit by bit however often and in whatever order they are made."""
+
     def run(self, *calls: Call) -> list[Array]:
-        """Return each call's output, which is the same bit by bit however often and in whatever order it is made."""
+        """Return each call's first output, y or z."""
+        return [first for first, *_ in self.outputs(*calls)]
 
 
 def cuda_headers() -> Path | None:
@@ -61,7 +68,7 @@ class Headers:
 
 
 @dataclass(frozen=True)
-class Emulation:
+class Emulation(Executor):
     """The kernels and the plugin over a double of CUDA's runtime, under the address and undefined-behaviour sanitizers.
 
     Attributes:
@@ -119,17 +126,16 @@ class Emulation:
                 kind = ["-shared"] if product == self.op_library.name else []
                 subprocess.run(["g++", *SANITIZERS, *kind, *objects, "-o", self.folder / product], check=True)
 
-    def run(self, *calls: Call) -> list[Array]:
+    def outputs(self, *calls: Call) -> list[list[Array]]:
         """Run each call in both orders of blocks and threads, which must agree bit by bit."""
         sent = self.send(*calls)
-        outputs, offset = [], 0
-        for call in calls:
-            shape = call.output_shape
-            y = np.frombuffer(sent, call.x.dtype, int(np.prod(shape)), offset).reshape(shape)
-            outputs.append(y)
-            offset += y.nbytes
+        made = [call.outputs for call in calls]
+        offset = 0
+        for output in itertools.chain(*made):
+            output[...] = np.frombuffer(sent, output.dtype, output.size, offset).reshape(output.shape)
+            offset += output.nbytes
         assert offset == len(sent)
-        return outputs
+        return made
 
     def send(self, *calls: Call, option: str = "") -> bytes:
         """Send calls to the program and return what it writes."""
@@ -141,14 +147,14 @@ class Emulation:
         return done.stdout
 
 
-class Device:
+class Device(Executor):
     """The kernels that the plugin library has, on the CUDA device."""
 
-    def run(self, *calls: Call) -> list[Array]:
+    def outputs(self, *calls: Call) -> list[list[Array]]:
         """Run each call twice, into poisoned memory between guards; both must agree bit by bit."""
         return [self._run(call) for call in calls]
 
-    def _run(self, call: Call) -> Array:
+    def _run(self, call: Call) -> list[Array]:
         case = call.case
         tensors = {
             name: None if array is None else _on_device(array, shift)
@@ -159,6 +165,7 @@ class Device:
                 ("gate", call.gate, case.shift),
                 ("gate_bias", call.gate_bias, 0),
                 *((name, table, case.table_shift) for name, table in zip(("cos", "sin"), call.tables, strict=False)),
+                *((name, past, 0) for name, past in zip(contract.STATE_INPUTS, call.past or (), strict=False)),
             )
         }
         attributes = {
@@ -169,20 +176,27 @@ class Device:
             "epsilon": case.epsilon,
             "gate_activation": None if call.gate is None else case.gate,
         }
-        outputs = [_made(tensors, attributes, call) for _ in range(2)]
-        assert outputs[0].tobytes() == outputs[1].tobytes()
-        return outputs[0]
+        made = [_made(tensors, attributes, call) for _ in range(2)]
+        for first, second in zip(*made, strict=True):
+            assert first.tobytes() == second.tobytes()
+        return made[0]
 
 
-def _made(tensors: dict[str, torch.Tensor | None], attributes: dict[str, object], call: Call) -> Array:
-    output = GuardedBytes(call.output_bytes, call.case.shift)
+def _made(tensors: dict[str, torch.Tensor | None], attributes: dict[str, object], call: Call) -> list[Array]:
+    made = call.outputs
+    shifts = (call.case.shift, 0, 0)
+    outputs = [GuardedBytes(output.nbytes, shift) for output, shift in zip(made, shifts, strict=False)]
     planned = CudaCall(**tensors, **attributes)
     workspace = GuardedBytes(planned.workspace_bytes, 0)
-    CudaCall(**tensors, **attributes, output=output.data, workspace=workspace.data).enqueue()
+    names = ("output", *contract.STATE_OUTPUTS)
+    given = {name: output.data for name, output in zip(names, outputs, strict=False)}
+    CudaCall(**tensors, **attributes, **given, workspace=workspace.data).enqueue()
     torch.cuda.synchronize()
-    for buffer in (output, workspace):
+    for buffer in (*outputs, workspace):
         assert buffer.guards_hold(), f"a write outside a buffer: {call.case}"
-    return np.frombuffer(output.data.cpu().numpy().tobytes(), call.x.dtype).reshape(call.output_shape)
+    for output, buffer in zip(made, outputs, strict=True):
+        output[...] = np.frombuffer(buffer.data.cpu().numpy().tobytes(), output.dtype).reshape(output.shape)
+    return made
 
 
 class GuardedBytes:
@@ -202,10 +216,9 @@ class GuardedBytes:
 
 def _on_device(array: Array, shift: int) -> torch.Tensor:
     """Copy a tensor to the device, `shift` bytes off alignment."""
-    types = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "bool": torch.bool}
+    dtype = getattr(torch, array.dtype.name)
     raw = torch.zeros(shift + array.nbytes, dtype=torch.uint8, device="cuda")
     raw[shift:] = torch.frombuffer(bytearray(array.tobytes()), dtype=torch.uint8) if array.nbytes else 0
-    dtype = types[array.dtype.name]
     whole = torch.empty(0, dtype=dtype, device="cuda")
     whole.set_(raw.untyped_storage(), shift // array.itemsize, array.shape)
     return whole

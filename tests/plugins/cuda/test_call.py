@@ -12,6 +12,8 @@ from pom_export.runtime.cuda import CudaCall
 
 X = torch.zeros(2, 300, 8)
 COEFFICIENTS = torch.zeros(8, 3)
+PAST = torch.zeros(2, 2, 8)
+LENGTH = torch.zeros(2, dtype=torch.int64)
 
 
 pytestmark = pytest.mark.usefixtures("library")
@@ -31,6 +33,18 @@ def test_features_need_no_workspace() -> None:
     assert CudaCall(X, COEFFICIENTS, mode="features").workspace_bytes == 0
 
 
+@pytest.mark.parametrize("gate", [None, torch.zeros(2, 9, 8)])
+def test_a_stateful_call_has_places_for_a_new_state(gate: torch.Tensor | None) -> None:
+    gated = {} if gate is None else {"gate": gate, "gate_bias": torch.zeros(8), "gate_activation": "sigmoid"}
+    call = CudaCall(X, COEFFICIENTS, past_state=PAST, past_length=LENGTH, **gated)
+
+    assert call.output.shape == (2, 1 if gate is None else 9, 8)
+    assert call.present_state is not None
+    assert call.present_length is not None
+    assert (call.present_state.shape, call.present_state.dtype) == (PAST.shape, torch.float32)
+    assert (call.present_length.shape, call.present_length.dtype) == (LENGTH.shape, torch.int64)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -47,6 +61,13 @@ def test_features_need_no_workspace() -> None:
         ({"gate": torch.zeros(2, 300, 8), "gate_bias": torch.zeros(8), "gate_activation": "tanh"}, "tanh"),
         ({"gate": torch.zeros(2, 300, 3), "gate_bias": torch.zeros(3), "gate_activation": "sigmoid"}, "divisor"),
         ({"mask": torch.ones(2, 300, dtype=torch.bool, device="meta")}, "on meta"),
+        ({"past_state": PAST}, "past_length is missing"),
+        ({"past_length": LENGTH}, "go with stateful 1"),
+        ({"past_state": PAST, "past_length": LENGTH.int()}, "past_length is torch.int32"),
+        ({"past_state": PAST, "past_length": LENGTH, "mode": "features"}, "has no state"),
+        ({"past_state": PAST, "past_length": LENGTH, "mask": X[..., 0].contiguous()}, "mask must be bool"),
+        ({"past_state": PAST, "past_length": LENGTH, "present_state": PAST[:1]}, "present_state has 64 bytes"),
+        ({"present_length": LENGTH}, "present_length without a past"),
         ({"output": torch.zeros(2, 1, 7)}, "output has 56 bytes"),
         ({"workspace": torch.zeros(3, dtype=torch.uint8)}, "workspace has 3 bytes"),
     ],

@@ -20,35 +20,42 @@ from pom_export.runtime.library import custom_ops_library
 from tests.plugins.conftest import OnnxRuntimeOp
 from tests.plugins.cuda.cases import FLOATS, Array, Call, Case
 from tests.plugins.cuda.comparison import assert_matches
-from tests.plugins.cuda.executors import DOUBLE, Emulation
+from tests.plugins.cuda.executors import DOUBLE, Emulation, Executor
 
 SHAPES = [(2, 37, 6), (3, 130, 64), (1, 2500, 24), (0, 5, 8), (3, 0, 8)]
 CUDA_PROVIDER = "CUDAExecutionProvider"
 
 
 def feeds_of(call: Call) -> dict[str, Array]:
-    """Return a node's inputs, with the placeholder in the place of coefficients; one row of tables has no batch."""
+    """Return a node's inputs, with placeholders in the place of absent ones; one row of tables has no batch."""
     placeholder = np.ones(1, np.float32)
     given = {"x": call.x, "gate": call.gate, "gate_bias": call.gate_bias, "mask": call.mask}
     given["coefficients"] = placeholder if call.coefficients is None else call.coefficients
     tables = [table[0] if table.shape[0] == 1 else table for table in call.tables]
     given |= dict(zip(("cos", "sin"), tables, strict=False))
+    if call.past is not None:
+        absent = {"mask": np.ones(1, np.bool_), "cos": placeholder, "sin": placeholder}
+        given |= {name: array for name, array in absent.items() if given.get(name) is None}
+        given |= dict(zip(contract.STATE_INPUTS, call.past, strict=True))
     return {name: array for name, array in given.items() if array is not None}
 
 
 def attributes_of(case: Case) -> dict[str, Any]:
     attributes = {"mode": case.mode, "form": case.form, "epsilon": case.epsilon, "rotary_blocks": case.rotary_blocks}
-    attributes |= {"degree": case.degree if case.form == contract.PRODUCT else 0}
+    attributes |= {
+        "degree": case.degree if case.form == contract.PRODUCT else 0,
+        "stateful": int(case.past is not None),
+    }
     return attributes | ({} if case.gate == "none" else {"gate_activation": case.gate})
 
 
-class EmulatedSessions:
+class EmulatedSessions(Executor):
     """A session a call, in a process that has the address sanitizer from its start."""
 
     def __init__(self, library: Path, folder: Path) -> None:
         self.library, self.folder = library, folder
 
-    def run(self, *calls: Call) -> list[Array]:
+    def outputs(self, *calls: Call) -> list[list[Array]]:
         for number, call in enumerate(calls):
             feeds = feeds_of(call)
             stem = self.folder / f"{number:04}"
@@ -63,7 +70,7 @@ class EmulatedSessions:
         command = [sys.executable, DOUBLE / "run_sessions.py", self.library, self.folder]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
-        return [np.load(self.folder / f"{number:04}.npy") for number in range(len(calls))]
+        return [list(np.load(self.folder / f"{number:04}.made.npz").values()) for number in range(len(calls))]
 
 
 @pytest.fixture
@@ -93,22 +100,34 @@ def test_gates(sessions: EmulatedSessions) -> None:
     assert_matches(sessions, *map(Call, cases))
 
 
+def test_states(sessions: EmulatedSessions) -> None:
+    cases = [
+        Case(mode, dtype, shape, mask=mask, gate=gate, past=3)
+        for mode in ("mean", "causal")
+        for dtype, mask, gate in (("float32", "none", "none"), ("float16", "ragged", "sigmoid"))
+        for shape in ((1, 1, 8), (2, 300, 24), (2, 0, 8), (0, 5, 8))
+    ]
+    cases += [Case("causal", "float16", (2, 70, 24), rotation="float32", past=3)]
+    assert_matches(sessions, *map(Call, cases))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(CUDA_PROVIDER not in onnxruntime.get_available_providers(), reason="no onnxruntime-gpu is here")
+@pytest.mark.parametrize("past", [None, 3])
 @pytest.mark.parametrize("gate", ["none", "sigmoid"])
 @pytest.mark.parametrize("mode", ["mean", "causal"])
-def test_on_the_device(mode: str, gate: str) -> None:
-    case = Case(mode, "float16", (2, 700, 64), mask="bool", gate=gate)
+def test_on_the_device(mode: str, gate: str, past: int | None) -> None:
+    case = Case(mode, "float16", (2, 700, 64), mask="bool", gate=gate, past=past)
     call = Call(case)
     feeds = feeds_of(call)
     options = onnxruntime.SessionOptions()
     options.register_custom_ops_library(str(custom_ops_library()))
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     model = OnnxRuntimeOp.model(feeds, attributes_of(case))
-    (y,) = onnxruntime.InferenceSession(model, options, providers=[CUDA_PROVIDER]).run(None, feeds)
+    made = onnxruntime.InferenceSession(model, options, providers=[CUDA_PROVIDER]).run(None, feeds)
 
-    class Done:
-        def run(self, *_: Call) -> list[Array]:
-            return [y]
+    class Done(Executor):
+        def outputs(self, *_: Call) -> list[list[Array]]:
+            return [made]
 
     assert_matches(Done(), call)

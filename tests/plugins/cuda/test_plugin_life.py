@@ -56,6 +56,17 @@ def test_gates(plugin: Emulation, mode: str, dtype: str) -> None:
     assert_matches(plugin, *map(Call, cases))
 
 
+@pytest.mark.parametrize("gate", ["none", "sigmoid"])
+@pytest.mark.parametrize("mode", GATED_MODES)
+def test_states(plugin: Emulation, mode: str, gate: str) -> None:
+    """A past of one row, whose length looks like a placeholder, and of several; absent inputs in front of it."""
+    case = Case(mode, "float16", (3, 70, 24), gate=gate, past=7)
+    cases = [replace(case, shape=shape, mask=mask) for shape in [(1, 1, 8), (3, 300, 24)] for mask in ("none", "bool")]
+    cases += [replace(case, rotation="float32"), replace(case, form=contract.PRODUCT, mask="ragged")]
+    cases += [replace(case, shape=(batch, 0, 8)) for batch in (0, 2)]
+    assert_matches(plugin, *map(Call, cases))
+
+
 @pytest.mark.parametrize("shape", [(1, 40000, 4), (7, 700, 136), (0, 5, 8)], ids=str)
 @pytest.mark.parametrize("mode", GATED_MODES)
 def test_workspaces_of_larger_shapes(plugin: Emulation, mode: str, shape: tuple[int, int, int]) -> None:
@@ -68,11 +79,11 @@ ALLOCATING = {
 }
 
 
-@pytest.mark.parametrize("gate", ["none", "sigmoid"])
+@pytest.mark.parametrize(("gate", "past"), [("none", None), ("sigmoid", None), ("sigmoid", 3)])
 @pytest.mark.parametrize("mode", GATED_MODES)
-def test_what_fails_is_said_and_nothing_leaks(plugin: Emulation, mode: str, gate: str) -> None:
+def test_what_fails_is_said_and_nothing_leaks(plugin: Emulation, mode: str, gate: str, past: int | None) -> None:
     """Each allocation of the plugin's entries, then each CUDA call."""
-    case = Case(mode, shape=(2, 2500, 8), mask="bool", gate=gate, rotation="float32")
+    case = Case(mode, shape=(2, 2500, 8), mask="bool", gate=gate, rotation="float32", past=past)
     lines = plugin.send(Call(case), option="--faults").decode().splitlines()
 
     said: dict[str, Counter[str]] = {"allocation": Counter(), "cuda": Counter()}
@@ -89,20 +100,40 @@ def test_what_fails_is_said_and_nothing_leaks(plugin: Emulation, mode: str, gate
     assert said["cuda"] == {"enqueue": 2 + (mode == "mean" and gate != "none")}
 
 
+@pytest.mark.parametrize(
+    ("case", "calls"),
+    [
+        (Case("causal", shape=(2, 1, 8), mask="bool", gate="sigmoid", past=5), 1),
+        (Case("mean", shape=(2, 1, 8), past=5), 1),
+        (Case("causal", shape=(2, 0, 8), past=5), 2),  # copies
+    ],
+    ids=str,
+)
+def test_a_state_of_one_token_more_is_one_launch(plugin: Emulation, case: Case, calls: int) -> None:
+    lines = plugin.send(Call(case), option="--faults").decode().splitlines()
+
+    assert sum(line.startswith("cuda enqueue: ") for line in lines) == calls
+
+
 REFUSED = {
     "create without fields": "the attributes are a null pointer",
     "create of fields that are null": "the attributes are a null pointer",
     "create of an unknown field": 'unknown attribute "power"',
     "create of a field without a name": 'unknown attribute ""',
     "create of a number without data": "degree must be one int32",
+    "create of a state twice": "stateful must be 0 or 1, got 2",
     "create of a negative length": "mode must be text, got a field of type 6 and length -1",
     "configure without inputs": "the inputs are a null pointer",
-    "configure with one input": "takes 2 to 5 inputs, got 1",
+    "configure with one input": "takes 2 to 7 inputs, got 1",
     "configure of an unknown rank": "input 0 has -1 dimensions",
     "configure of nine dimensions": "input 0 has 9 dimensions",
     "configure of x with two dimensions": "x must be (batch, tokens, channels)",
     "configure of other channels": "coefficients must be (4, degree)",
-    "configure of int64": "which the op does not take",
+    "configure of int64": "x must be float32, float16 or bfloat16, got int64",
+    "configure without a length": "past_length is missing, which stateful 1 needs",
+    "configure of a state of other channels": "past_state must be (2, 2, 4) for x's batch and channels",
+    "configure of a state of another batch": "past_length must be (2) for x's batch and channels",
+    "configure of a state where there is none": "past_state and past_length go with stateful 1",
     "workspace of other channels": "coefficients must be (4, degree)",
     "output types of nothing": "needs 1 outputs, got a null pointer",
     "a format without tensors": "",
@@ -111,6 +142,9 @@ REFUSED = {
     "a format that is not linear": "",
     "x of bool": "",
     "an output of another type": "",
+    "a state of halves": "",
+    "a length of int32": "",
+    "a present length of floats": "",
     "shapes without inputs": "the inputs are a null pointer",
     "a negative batch": "got (-1, 5, 4)",
     "a mask of other tokens": "mask must be (1 or 2, 5)",
@@ -123,6 +157,9 @@ REFUSED = {
     "enqueue of null coefficients": "coefficients is a null pointer",
     "enqueue of a null mask": "mask is a null pointer",
     "enqueue to a null output": "the output is a null pointer",
+    "enqueue of a null past": "past_state is a null pointer",
+    "enqueue to a null present": "present_length is a null pointer",
+    "enqueue of the present over the past": "the present must not be written over the past",
     "enqueue with a null workspace": "the workspace is a null pointer",
 }
 

@@ -3,10 +3,12 @@
 #include <sanitizer/asan_interface.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <iostream>
 #include <new>
+#include <numeric>
 #include <sstream>
 #include <stdexcept>
 
@@ -17,8 +19,6 @@ constexpr std::size_t kAlignment = 256;  // cudaMalloc's
 constexpr std::size_t kGuardBytes = 64 * 1024;
 constexpr char kGuard = 0x5A;
 constexpr int kNanByte = 0xFF;
-
-int64_t output_tokens(const Call& call) { return call.gate ? call.gate->tokens : call.problem.output_tokens(); }
 
 std::optional<Gate> parse_gate(std::istream* words) {
   Gate gate;
@@ -52,6 +52,7 @@ Call parse_call(const std::string& line) {
     throw std::runtime_error("not a call");
   }
   call.gate = parse_gate(&words);
+  words >> attributes.stateful;
   attributes.degree = attributes.form == Form::kProduct ? static_cast<int32_t>(problem.degree) : 0;
   problem.has_mask = problem.mask_batch >= 0;
   problem.has_rotation = problem.rotation_batch >= 0;
@@ -89,12 +90,8 @@ void Buffer::check_guard() const {
 }
 
 std::size_t bytes_of(int64_t elements, DataType type) {
-  const std::size_t size = type == DataType::kFloat32 ? 4 : type == DataType::kBool ? 1 : 2;
-  return static_cast<std::size_t>(elements) * size;
-}
-
-std::size_t Call::output_bytes() const {
-  return bytes_of(problem.batch * output_tokens(*this) * problem.channels, problem.data_type);
+  constexpr std::array<std::size_t, 5> kSizes{4, 2, 2, 1, 8};
+  return static_cast<std::size_t>(elements) * kSizes[static_cast<std::size_t>(type)];
 }
 
 std::vector<const void*> Call::pointers() const {
@@ -105,6 +102,31 @@ std::vector<const void*> Call::pointers() const {
 
 void Call::check_guards() const {
   std::for_each(inputs.begin(), inputs.end(), [](const Buffer& buffer) { buffer.check_guard(); });
+}
+
+Outputs::Outputs(const Call& call) {
+  const Problem& problem = call.problem;
+  const int64_t tokens = call.gate ? call.gate->tokens : problem.output_tokens();
+  buffers_.emplace_back(bytes_of(problem.batch * tokens * problem.channels, problem.data_type), call.shift);
+  if (problem.attributes.stateful) {
+    buffers_.emplace_back(bytes_of(problem.batch * kStateRows * problem.channels, DataType::kFloat32), 0);
+    buffers_.emplace_back(bytes_of(problem.batch, DataType::kInt64), 0);
+  }
+}
+
+std::vector<void*> Outputs::pointers() const {
+  std::vector<void*> all;
+  std::transform(buffers_.begin(), buffers_.end(), std::back_inserter(all), [](const Buffer& b) { return b.data(); });
+  return all;
+}
+
+std::string Outputs::text() const {
+  return std::accumulate(buffers_.begin(), buffers_.end(), std::string(),
+                         [](const std::string& text, const Buffer& buffer) { return text + buffer.text(); });
+}
+
+void Outputs::check_guards() const {
+  std::for_each(buffers_.begin(), buffers_.end(), [](const Buffer& buffer) { buffer.check_guard(); });
 }
 
 Call read_call(const std::string& line, std::istream* in) {
@@ -124,6 +146,10 @@ Call read_call(const std::string& line, std::istream* in) {
   add(problem.has_mask ? problem.mask_batch * problem.tokens : 0, problem.mask_type, 0);
   add(angles, problem.rotation_type, call.table_shift);
   add(angles, problem.rotation_type, call.table_shift);
+  if (problem.attributes.stateful) {
+    add(problem.batch * kStateRows * problem.channels, DataType::kFloat32, 0);
+    add(problem.batch, DataType::kInt64, 0);
+  }
   std::for_each(call.inputs.begin(), call.inputs.end(), [&](const Buffer& buffer) { buffer.read(in); });
   return call;
 }

@@ -47,16 +47,29 @@ struct Call {
   int32_t skipped_barrier = -1;
   std::vector<Buffer> inputs;  // in the order of kInputs or kGatedInputs; what the problem has not is empty
 
-  [[nodiscard]] std::size_t output_bytes() const;
   [[nodiscard]] std::vector<const void*> pointers() const;
   void check_guards() const;
+};
+
+// Where a call writes.
+class Outputs {
+ public:
+  explicit Outputs(const Call& call);
+
+  [[nodiscard]] std::vector<void*> pointers() const;  // in the order of kOutputs
+  [[nodiscard]] std::string text() const;             // of all, one after the other
+  void check_guards() const;
+
+ private:
+  std::vector<Buffer> buffers_;
 };
 
 // A call is a line
 //   FORM MODE ROTARY_BLOCKS EPSILON BATCH TOKENS CHANNELS DEGREE MASK_BATCH ROTATION_BATCH
 //   X_TYPE COEFFICIENT_TYPE MASK_TYPE ROTATION_TYPE SHIFT TABLE_SHIFT SKIPPED_BARRIER
-//   GATE_ACTIVATION GATE_TOKENS GATES BIAS_TYPE
-// (without the breaks) and then the bytes of x, gate, gate_bias, coefficients (form power), mask, cos and sin.
+//   GATE_ACTIVATION GATE_TOKENS GATES BIAS_TYPE STATEFUL
+// (without the breaks) and then the bytes of x, gate, gate_bias, coefficients (form power), mask, cos, sin, past_state
+// and past_length.
 // MASK_BATCH -1: no mask; ROTATION_BATCH -1: no cos and sin; GATE_TOKENS -1: no gate. Types are DataType's numbers.
 // Throws std::runtime_error for what is none.
 [[nodiscard]] Call read_call(const std::string& line, std::istream* in);

@@ -228,6 +228,15 @@ cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStre
   return cudaSuccess;
 }
 
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t) {
+  using namespace pom::cuda::emulation;  // NOLINT
+  if (calls++ == failing_call) {
+    return cudaErrorLaunchOutOfResources;
+  }
+  std::memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+
 const char* cudaGetErrorName(cudaError_t status) {
   return status == cudaErrorLaunchOutOfResources ? "cudaErrorLaunchOutOfResources" : "an error of the double";
 }

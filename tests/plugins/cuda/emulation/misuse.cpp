@@ -36,51 +36,72 @@ Call good_call() {
   return call;
 }
 
+Call stateful_call() {
+  Call call = good_call();
+  call.problem.attributes.stateful = true;
+  return call;
+}
+
 Plugin created(Node* node) {
   return Plugin(creator_of(node->op)->createPlugin("node", node->fields.collection(), TensorRTPhase::kBUILD));
 }
 
 // The builder's view of a node with these tensors: the creator, the plugin's interfaces, and descriptions to damage.
 struct Build {
-  Node node = node_of(good_call());
+  Node node;
   Plugin plugin = created(&node);
   nvinfer1::IPluginV3OneBuild* builder =
       capability_of<nvinfer1::IPluginV3OneBuild>(plugin.get(), PluginCapabilityType::kBUILD);
   std::vector<DynamicPluginTensorDesc> tensors;
 
-  Build() {
+  explicit Build(const Call& call = good_call()) : node(node_of(call)) {
     for (const PluginTensorDesc& tensor : node.tensors) {
       tensors.push_back({tensor, tensor.dims, tensor.dims, tensor.dims});
     }
   }
 
   bool configure(const DynamicPluginTensorDesc* inputs, int32_t count) const {
-    return builder->configurePlugin(inputs, count, &tensors.back(), 1) == 0;
+    return builder->configurePlugin(inputs, count, tensors.data() + node.input_count(), node.outputs) == 0;
   }
   bool configure() const { return configure(tensors.data(), node.input_count()); }
   bool supports(int32_t position) const {
-    return builder->supportsFormatCombination(position, tensors.data(), node.input_count(), 1);
+    return builder->supportsFormatCombination(position, tensors.data(), node.input_count(), node.outputs);
   }
+};
+
+struct StatefulBuild : Build {
+  StatefulBuild() : Build(stateful_call()) {}
 };
 
 // The runtime's view of the same.
 struct Run {
-  Node node = node_of(good_call());
+  Node node;
   Plugin plugin = created(&node);
   nvinfer1::IPluginV3OneRuntime* runtime =
       capability_of<nvinfer1::IPluginV3OneRuntime>(plugin.get(), PluginCapabilityType::kRUNTIME);
   std::array<float, 64> memory{};
-  std::vector<const void*> inputs{memory.data(), memory.data(), memory.data()};
-  std::vector<void*> outputs{memory.data()};
+  std::array<float, 64> output{};
+  std::vector<const void*> inputs;
+  std::vector<void*> outputs;
   void* workspace = memory.data();
 
+  explicit Run(const Call& call = good_call()) : node(node_of(call)) {
+    inputs.assign(static_cast<std::size_t>(node.input_count()), memory.data());
+    outputs.assign(static_cast<std::size_t>(node.outputs), output.data());
+  }
+
+  [[nodiscard]] const PluginTensorDesc* output_descs() const { return node.tensors.data() + node.input_count(); }
   bool set_shapes() const {
-    return runtime->onShapeChange(node.tensors.data(), node.input_count(), &node.tensors.back(), 1) == 0;
+    return runtime->onShapeChange(node.tensors.data(), node.input_count(), output_descs(), node.outputs) == 0;
   }
   bool enqueue() const {
-    return runtime->enqueue(node.tensors.data(), &node.tensors.back(), inputs.empty() ? nullptr : inputs.data(),
+    return runtime->enqueue(node.tensors.data(), output_descs(), inputs.empty() ? nullptr : inputs.data(),
                             outputs.empty() ? nullptr : outputs.data(), workspace, nullptr) == 0;
   }
+};
+
+struct StatefulRun : Run {
+  StatefulRun() : Run(stateful_call()) {}
 };
 
 bool create(const std::vector<PluginField>& fields) {
@@ -102,16 +123,18 @@ std::function<bool()> damaged(void (*damage)(State*), bool (*use)(const State&))
   };
 }
 
-std::function<bool()> configured(void (*damage)(Build*)) {
-  return damaged<Build>(damage, [](const Build& build) { return build.configure(); });
+template <typename State = Build, typename Damage>
+std::function<bool()> configured(Damage damage) {
+  return damaged<State>(damage, [](const State& build) { return build.configure(); });
 }
 
 std::function<bool()> shaped(void (*damage)(Run*)) {
   return damaged<Run>(damage, [](const Run& run) { return run.set_shapes(); });
 }
 
-std::function<bool()> enqueued(void (*damage)(Run*)) {
-  return damaged<Run>(damage, [](const Run& run) { return run.set_shapes() && run.enqueue(); });
+template <typename State = Run, typename Damage>
+std::function<bool()> enqueued(Damage damage) {
+  return damaged<State>(damage, [](const State& run) { return run.set_shapes() && run.enqueue(); });
 }
 
 struct Misuse {
@@ -133,6 +156,11 @@ std::vector<Misuse> of_creators() {
       {"create of a field without a name", [] { return create({kMode, {nullptr, "2", PluginFieldType::kCHAR, 1}}); }},
       {"create of a number without data",
        [] { return create({kMode, {"degree", nullptr, PluginFieldType::kINT32, 1}}); }},
+      {"create of a state twice",
+       [] {
+         constexpr int32_t kTwo = 2;
+         return create({kMode, {"stateful", &kTwo, PluginFieldType::kINT32, 1}});
+       }},
       {"create of a negative length", [] { return create({{"mode", "mean", PluginFieldType::kCHAR, -1}}); }},
   };
 }
@@ -146,6 +174,12 @@ std::vector<Misuse> of_builders() {
       {"configure of x with two dimensions", configured([](Build* build) { build->tensors[0].max.nbDims = 2; })},
       {"configure of other channels", configured([](Build* build) { build->tensors[1].max.d[0] = 7; })},
       {"configure of int64", configured([](Build* build) { build->tensors[0].desc.type = DataType::kINT64; })},
+      {"configure without a length", [] { return StatefulBuild().configure(StatefulBuild().tensors.data(), 6); }},
+      {"configure of a state of other channels",
+       configured<StatefulBuild>([](StatefulBuild* build) { build->tensors[5].max.d[2] = 7; })},
+      {"configure of a state of another batch",
+       configured<StatefulBuild>([](StatefulBuild* build) { build->tensors[6].max.d[0] = 7; })},
+      {"configure of a state where there is none", [] { return Build().configure(StatefulBuild().tensors.data(), 7); }},
       {"workspace of other channels", damaged<Build>([](Build* build) { build->tensors[1].max.d[0] = 7; },
                                                      [](const Build& build) {
                                                        const std::size_t bytes = build.builder->getWorkspaceSize(
@@ -164,6 +198,15 @@ std::vector<Misuse> of_builders() {
                                    [](const Build& build) { return build.supports(0); })},
       {"an output of another type", damaged<Build>([](Build* build) { build->tensors[3].desc.type = DataType::kHALF; },
                                                    [](const Build& build) { return build.supports(3); })},
+      {"a state of halves",
+       damaged<StatefulBuild>([](StatefulBuild* build) { build->tensors[5].desc.type = DataType::kHALF; },
+                              [](const StatefulBuild& build) { return build.supports(5); })},
+      {"a length of int32",
+       damaged<StatefulBuild>([](StatefulBuild* build) { build->tensors[6].desc.type = DataType::kINT32; },
+                              [](const StatefulBuild& build) { return build.supports(6); })},
+      {"a present length of floats",
+       damaged<StatefulBuild>([](StatefulBuild* build) { build->tensors[9].desc.type = DataType::kFLOAT; },
+                              [](const StatefulBuild& build) { return build.supports(9); })},
   };
 }
 
@@ -190,6 +233,10 @@ std::vector<Misuse> of_contexts() {
       {"enqueue of null coefficients", enqueued([](Run* run) { run->inputs[1] = nullptr; })},
       {"enqueue of a null mask", enqueued([](Run* run) { run->inputs[2] = nullptr; })},
       {"enqueue to a null output", enqueued([](Run* run) { run->outputs[0] = nullptr; })},
+      {"enqueue of a null past", enqueued<StatefulRun>([](StatefulRun* run) { run->inputs[5] = nullptr; })},
+      {"enqueue to a null present", enqueued<StatefulRun>([](StatefulRun* run) { run->outputs[2] = nullptr; })},
+      {"enqueue of the present over the past",
+       enqueued<StatefulRun>([](StatefulRun* run) { run->outputs[1] = run->memory.data(); })},
       {"enqueue with a null workspace", enqueued([](Run* run) { run->workspace = nullptr; })},
   };
 }

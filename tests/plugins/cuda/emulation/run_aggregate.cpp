@@ -1,5 +1,5 @@
 // Runs calls of pom::cuda::aggregate, with a gate or without, on the CPU: see call.h. Each runs with both orders of
-// blocks and threads, which must agree; output and workspace are NaN at first.
+// blocks and threads, which must agree; outputs and workspace are NaN at first.
 #include <cuda_runtime_api.h>
 
 #include <stdexcept>
@@ -14,21 +14,22 @@ namespace {
 using pom::cuda::emulation::Order;
 using pom::test::Buffer;
 using pom::test::Call;
+using pom::test::Outputs;
 
 std::string run_once(const Call& call, Order order) {
-  const Buffer output(call.output_bytes(), call.shift);
+  const Outputs outputs(call);
   const Buffer workspace(pom::cuda::workspace_bytes(call.problem, call.gate), 0);
-  pom::cuda::Buffers buffers = pom::cuda::bind_inputs(call.problem, call.gate.has_value(), call.pointers().data());
-  buffers.output = output.data();
+  pom::cuda::Buffers buffers =
+      pom::cuda::bind(call.problem, call.gate.has_value(), call.pointers().data(), outputs.pointers().data());
   buffers.workspace = workspace.data();
   pom::cuda::emulation::set_order(order);
   if (const cudaError_t status = pom::cuda::aggregate(call.problem, call.gate, buffers, nullptr);
       status != cudaSuccess) {
     throw std::runtime_error("aggregate returned " + std::to_string(status));
   }
-  output.check_guard();
+  outputs.check_guards();
   workspace.check_guard();
-  return output.text();
+  return outputs.text();
 }
 
 std::string run(const Call& call) {

@@ -29,6 +29,7 @@ using pom::test::Call;
 using pom::test::Context;
 using pom::test::Engine;
 using pom::test::Node;
+using pom::test::Outputs;
 
 constexpr int64_t kGrowth = 3;
 
@@ -51,21 +52,21 @@ std::string run_engine(const Call& call, int64_t growth) {
   loaded.reset();
   engine.fields = {};
 
-  const Buffer output(call.output_bytes(), call.shift);
+  const Outputs outputs(call);
   const Buffer workspace(engine.workspace_bytes, 0);
-  const std::string untouched = output.text();
+  const std::string untouched = outputs.text();
   context.set_shapes(node);
   // A second context has shapes of its own.
   other.set_shapes(without_batch(call));
-  other.enqueue(call.pointers(), output.data(), workspace.data());
-  if (output.text() != untouched) {
+  other.enqueue(call.pointers(), outputs.pointers(), workspace.data());
+  if (outputs.text() != untouched) {
     throw std::runtime_error("a batch of nothing wrote something");
   }
-  context.enqueue(call.pointers(), output.data(), workspace.data());
-  output.check_guard();
+  context.enqueue(call.pointers(), outputs.pointers(), workspace.data());
+  outputs.check_guards();
   workspace.check_guard();
   call.check_guards();
-  return output.text();
+  return outputs.text();
 }
 
 std::string run(const Call& call) {

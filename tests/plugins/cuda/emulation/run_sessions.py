@@ -1,4 +1,4 @@
-"""Run models of one node in ONNX Runtime: run_sessions.py LIBRARY FOLDER reads N.onnx and N.npz, and writes N.npy.
+"""Run models of one node in ONNX Runtime: run_sessions.py LIBRARY FOLDER reads N.onnx and N.npz, and writes N.made.npz.
 
 It imports nothing else: the address sanitizer is loaded before Python, and slows down what is.
 """
@@ -20,8 +20,8 @@ def main(library: str, folder: Path) -> None:
         options.register_custom_ops_library(library)
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         with np.load(model.with_suffix(".npz")) as feeds:
-            (y,) = session.run(None, dict(feeds))
-        np.save(model.with_suffix(".npy"), y)
+            outputs = session.run(None, dict(feeds))
+        np.savez(model.with_suffix(".made.npz"), *outputs)
 
 
 main(sys.argv[1], Path(sys.argv[2]))

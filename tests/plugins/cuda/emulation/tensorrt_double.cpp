@@ -76,7 +76,7 @@ class ExpressionBuilder : public nvinfer1::IExprBuilder, public nvinfer1::apiv::
 };
 
 DataType type_of(pom::DataType type) {
-  constexpr DataType kTypes[] = {DataType::kFLOAT, DataType::kHALF, DataType::kBF16, DataType::kBOOL};
+  constexpr DataType kTypes[] = {DataType::kFLOAT, DataType::kHALF, DataType::kBF16, DataType::kBOOL, DataType::kINT64};
   return kTypes[static_cast<std::size_t>(type)];
 }
 
@@ -97,6 +97,43 @@ std::unique_ptr<nvinfer1::IPluginV3> create(nvinfer1::IPluginCreatorV3One* creat
   const nvinfer1::PluginFieldCollection* const given = fields->collection();
   return std::unique_ptr<nvinfer1::IPluginV3>(
       entry("createPlugin", [&] { return creator->createPlugin("node", given, phase); }));
+}
+
+// What the plugin says of its outputs before any size is known.
+void check_outputs(nvinfer1::IPluginV3OneBuild* builder, const Node& node) {
+  const int32_t inputs = node.input_count();
+  const auto first = static_cast<std::size_t>(inputs);
+  ExpressionBuilder expressions;
+  std::vector<DataType> types;
+  std::vector<nvinfer1::DimsExprs> shapes;
+  for (const PluginTensorDesc& tensor : node.tensors) {
+    types.push_back(tensor.type);
+    nvinfer1::DimsExprs& shape = shapes.emplace_back();
+    shape.nbDims = tensor.dims.nbDims;
+    std::generate(shape.d, shape.d + shape.nbDims, [&] { return expressions.variable(); });
+  }
+  std::vector<nvinfer1::DimsExprs> expected(shapes.begin() + inputs, shapes.end());
+  const bool has_tokens = node.dynamic_axes[first].size() == 2;
+  const nvinfer1::IDimensionExpr* const tokens = shapes[node.op == kGatedOpName ? kGate : std::size_t{kX}].d[1];
+  expected[kY] = shapes[kX];
+  expected[kY].d[1] = has_tokens ? tokens : expressions.constant(1);
+  if (node.outputs > 1) {
+    std::copy(shapes.begin() + inputs - 2, shapes.begin() + inputs, expected.begin() + kPresentState);
+  }
+  std::vector<DataType> made_types(expected.size(), DataType::kINT8);
+  std::vector<nvinfer1::DimsExprs> made(expected.size());
+  entry("getOutputDataTypes",
+        [&] { return builder->getOutputDataTypes(made_types.data(), node.outputs, types.data(), inputs); });
+  entry("getOutputShapes", [&] {
+    return builder->getOutputShapes(shapes.data(), inputs, nullptr, 0, made.data(), node.outputs, expressions);
+  });
+  const auto is_same = [](const nvinfer1::DimsExprs& a, const nvinfer1::DimsExprs& b) {
+    return a.nbDims == b.nbDims && std::equal(a.d, a.d + a.nbDims, b.d);
+  };
+  if (builder->getNbOutputs() != node.outputs || !std::equal(made_types.begin(), made_types.end(), &types[first]) ||
+      !std::equal(made.begin(), made.end(), expected.begin(), is_same)) {
+    throw std::runtime_error("the outputs have another type or shape than the op's");
+  }
 }
 
 PluginFieldType field_type(const std::string&) { return PluginFieldType::kCHAR; }
@@ -149,6 +186,7 @@ Node node_of(const Call& call) {
   node.fields.add("mode", kModes[static_cast<std::size_t>(attributes.mode)]);
   node.fields.add("rotary_blocks", attributes.rotary_blocks);
   node.fields.add("epsilon", attributes.epsilon);
+  node.fields.add("stateful", static_cast<int32_t>(attributes.stateful));
   if (call.gate) {
     node.fields.add("gate_activation", kGateActivations[static_cast<std::size_t>(call.gate->activation)]);
   }
@@ -170,22 +208,33 @@ Node node_of(const Call& call) {
     add(call.gate->bias_type, {call.gate->gates}, {});
   }
   add_if(attributes.form == Form::kPower, problem.coefficient_type, {problem.channels, problem.degree}, {});
-  if (problem.has_mask || problem.has_rotation) {
+  if (problem.has_mask || problem.has_rotation || attributes.stateful) {
     const bool one_row = problem.mask_batch != problem.batch;
     add_if(problem.has_mask, problem.mask_type, {problem.mask_batch, problem.tokens},
            one_row ? std::vector<int32_t>{1} : std::vector<int32_t>{0, 1});
   }
-  for (int32_t i = 0; problem.has_rotation && i < 2; ++i) {
+  for (int32_t i = 0; (problem.has_rotation || attributes.stateful) && i < 2; ++i) {
     if (problem.rotation_batch == 1) {
-      add(problem.rotation_type, {problem.tokens, problem.channels / 2}, {0});
+      add_if(problem.has_rotation, problem.rotation_type, {problem.tokens, problem.channels / 2}, {0});
     } else {
-      add(problem.rotation_type, {problem.rotation_batch, problem.tokens, problem.channels / 2}, {0, 1});
+      add_if(problem.has_rotation, problem.rotation_type,
+             {problem.rotation_batch, problem.tokens, problem.channels / 2}, {0, 1});
     }
   }
+  const auto add_state = [&] {
+    if (attributes.stateful) {
+      add(pom::DataType::kFloat32, {problem.batch, kStateRows, problem.channels}, {0});
+      add(pom::DataType::kInt64, {problem.batch}, {0});
+    }
+  };
+  add_state();
+  const std::size_t inputs = node.tensors.size();
   const int64_t tokens = call.gate ? call.gate->tokens : problem.output_tokens();
   const bool is_mean = !call.gate && attributes.mode == Mode::kMean;
   add(problem.data_type, {problem.batch, tokens, problem.channels},
       is_mean ? std::vector<int32_t>{0} : std::vector<int32_t>{0, 1});
+  add_state();
+  node.outputs = static_cast<int32_t>(node.tensors.size() - inputs);
   return node;
 }
 
@@ -223,42 +272,22 @@ Engine build(Node node, int64_t growth) {
   auto* builder = capability_of<nvinfer1::IPluginV3OneBuild>(plugin.get(), PluginCapabilityType::kBUILD);
   auto* runtime = capability_of<nvinfer1::IPluginV3OneRuntime>(plugin.get(), PluginCapabilityType::kRUNTIME);
   const int32_t inputs = node.input_count();
-  const auto outputs = static_cast<int32_t>(node.tensors.size()) - inputs;
+  const int32_t outputs = node.outputs;
+  check_outputs(builder, node);
 
-  std::vector<DataType> types;
   std::vector<DynamicPluginTensorDesc> tensors;
-  std::vector<nvinfer1::DimsExprs> shapes;
-  ExpressionBuilder expressions;
   for (std::size_t i = 0; i < node.tensors.size(); ++i) {
-    const PluginTensorDesc& tensor = node.tensors[i];
-    types.push_back(tensor.type);
-    tensors.push_back(dynamic(tensor, node.dynamic_axes[i], growth));
-    nvinfer1::DimsExprs& shape = shapes.emplace_back();
-    shape.nbDims = tensor.dims.nbDims;
-    std::generate(shape.d, shape.d + shape.nbDims, [&] { return expressions.variable(); });
+    tensors.push_back(dynamic(node.tensors[i], node.dynamic_axes[i], growth));
   }
-  const DataType output_type = std::exchange(types.back(), DataType::kINT8);
-  entry("getOutputDataTypes",
-        [&] { return builder->getOutputDataTypes(&types.back(), outputs, types.data(), inputs); });
-  nvinfer1::DimsExprs& shape = shapes.back();
-  shape = {};
-  entry("getOutputShapes",
-        [&] { return builder->getOutputShapes(shapes.data(), inputs, nullptr, 0, &shape, outputs, expressions); });
-  const nvinfer1::IDimensionExpr* const tokens = node.op == kGatedOpName ? shapes[kGate].d[1] : shapes[kX].d[1];
-  const bool has_tokens = node.dynamic_axes.back().size() == 2;
-  const nvinfer1::IDimensionExpr* const expected[] = {shapes[kX].d[0], has_tokens ? tokens : expressions.constant(1),
-                                                      shapes[kX].d[2]};
-  if (types.back() != output_type || shape.nbDims != 3 || !std::equal(shape.d, shape.d + 3, expected)) {
-    throw std::runtime_error("the output has another type or shape than the op's");
-  }
+  const DynamicPluginTensorDesc* const made = &tensors[static_cast<std::size_t>(inputs)];
   for (int32_t position = 0; position < inputs + outputs; ++position) {
     entry("supportsFormatCombination",
           [&] { return builder->supportsFormatCombination(position, tensors.data(), inputs, outputs); });
   }
-  entry("configurePlugin", [&] { return builder->configurePlugin(tensors.data(), inputs, &tensors.back(), outputs); });
+  entry("configurePlugin", [&] { return builder->configurePlugin(tensors.data(), inputs, made, outputs); });
   Engine engine{node.op, {}, 0};
   entry("getWorkspaceSize", [&] {
-    engine.workspace_bytes = builder->getWorkspaceSize(tensors.data(), inputs, &tensors.back(), outputs);
+    engine.workspace_bytes = builder->getWorkspaceSize(tensors.data(), inputs, made, outputs);
     return engine.workspace_bytes <= kMemory;
   });
   engine.fields = Fields(*entry("getFieldsToSerialize", [&] { return runtime->getFieldsToSerialize(); }));
@@ -277,15 +306,16 @@ Context::Context(nvinfer1::IPluginV3* loaded) {
 
 void Context::set_shapes(const Node& node) {
   tensors_ = node.tensors;
-  entry("onShapeChange",
-        [&] { return runtime_->onShapeChange(tensors_.data(), node.input_count(), &tensors_.back(), 1); });
+  outputs_ = node.outputs;
+  entry("onShapeChange", [&] {
+    return runtime_->onShapeChange(tensors_.data(), node.input_count(), tensors_.data() + node.input_count(), outputs_);
+  });
 }
 
-void Context::enqueue(const std::vector<const void*>& inputs, void* output, void* workspace) {
-  void* const outputs[] = {output};
+void Context::enqueue(const std::vector<const void*>& inputs, const std::vector<void*>& outputs, void* workspace) {
   entry("enqueue", [&] {
-    return runtime_->enqueue(tensors_.data(), tensors_.empty() ? nullptr : &tensors_.back(), inputs.data(), outputs,
-                             workspace, nullptr);
+    return runtime_->enqueue(tensors_.data(), tensors_.data() + tensors_.size() - outputs_, inputs.data(),
+                             outputs.data(), workspace, nullptr);
   });
 }
 

@@ -66,15 +66,16 @@ class Fields {
   nvinfer1::PluginFieldCollection collection_{};
 };
 
-// A node of the graph: its tensors are the inputs and behind them the output, and those of their axes that are dynamic
+// A node of the graph: its tensors are the inputs and behind them the outputs, and those of their axes that are dynamic
 // in the network.
 struct Node {
   std::string op;
   Fields fields;
   std::vector<nvinfer1::PluginTensorDesc> tensors;
   std::vector<std::vector<int32_t>> dynamic_axes;
+  int32_t outputs = 1;
 
-  [[nodiscard]] int32_t input_count() const { return static_cast<int32_t>(tensors.size()) - 1; }
+  [[nodiscard]] int32_t input_count() const { return static_cast<int32_t>(tensors.size()) - outputs; }
 };
 
 [[nodiscard]] Node node_of(const Call& call);
@@ -105,12 +106,13 @@ class Context {
   explicit Context(nvinfer1::IPluginV3* loaded);
 
   void set_shapes(const Node& node);
-  void enqueue(const std::vector<const void*>& inputs, void* output, void* workspace);
+  void enqueue(const std::vector<const void*>& inputs, const std::vector<void*>& outputs, void* workspace);
 
  private:
   std::unique_ptr<nvinfer1::IPluginV3> plugin_;
   nvinfer1::IPluginV3OneRuntime* runtime_;
   std::vector<nvinfer1::PluginTensorDesc> tensors_;
+  int32_t outputs_ = 0;
 };
 
 [[nodiscard]] std::unique_ptr<nvinfer1::IPluginV3> load(Engine* engine);
