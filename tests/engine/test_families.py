@@ -36,11 +36,13 @@ class Kind(NamedTuple):
     plain: int = 0
 
     def __str__(self) -> str:
-        return "-".join([self.case, self.mask, self.dtype, *["static"] * self.static])
+        stateful = [name for name in ("stateful",) if name in self.options]
+        return "-".join([self.case, self.mask, self.dtype, *["static"] * self.static, *stateful])
 
 
 POSITIONS = {"positions": True}
 CROSS = {"cross": True}
+STATEFUL = {"stateful": True}
 # Every family with every mask that it takes, and every pair of mask, type and shapes.
 KINDS = [
     Kind("v2", "v2_bias", "none", "float16"),
@@ -62,6 +64,10 @@ KINDS = [
     Kind("cross", "v1_cross", "none", "bfloat16", options=CROSS),
     Kind("cross", "v2_cross", "full", "float16", options=CROSS, gated=0, plain=1),
     Kind("gpt", "hybrid", "causal", "float16", static=True),
+    Kind("stateful", "v2_heads", "causal", "float16", options=STATEFUL),
+    Kind("stateful", "rope1d", "padding", "float32", options=STATEFUL),
+    Kind("stateful", "v1_grouped", "none", "bfloat16", static=True, options={**STATEFUL, "block_causal": True}),
+    Kind("gpt", "hybrid", "causal", "bfloat16", options=STATEFUL),
 ]  # fmt: skip
 MASKS_OF = {
     "v2": {"none", "causal", "padding", "full"},
