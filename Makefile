@@ -61,7 +61,8 @@ gpu: setup
 	$(BIN)/python -m pytest -m 'gpu or tensorrt'
 	for tool in memcheck racecheck synccheck; do \
 	    compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m pytest -q -m gpu -k 'types or gate or steps' \
-	        tests/plugins/cuda/test_kernels.py tests/plugins/cuda/test_gated_kernels.py || exit 1; \
+	        tests/plugins/cuda/test_kernels.py tests/plugins/cuda/test_gated_kernels.py \
+	        tests/plugins/cuda/test_stateful_kernels.py || exit 1; \
 	done
 	$(BIN)/python tools/cuda_benchmark.py --page docs/gpu.md
 
