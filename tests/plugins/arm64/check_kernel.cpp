@@ -1,6 +1,6 @@
 // Compares the dispatched CPU kernel with the same arithmetic in double, for every mode, form and type, with and
-// without mask and gate, and one thread with three. Prints the kernel's name and the number of calls; fails at the
-// first error.
+// without mask, gate and state, and one thread with three. Prints the kernel's name and the number of calls; fails at
+// the first error.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -55,7 +55,16 @@ struct Inputs {
         sin(call.problem.rotation_type, random(call.problem.tokens * call.problem.channels / 2, 1.0)),
         gate(call.problem.data_type, random(call.problem.batch * call.gate.tokens * call.gate.gates, 3.0)),
         bias(DataType::kFloat32, random(call.gate.gates, 1.0)),
-        coefficients(DataType::kFloat32, random(call.problem.channels * call.problem.degree, 0.3)) {}
+        coefficients(DataType::kFloat32, random(call.problem.channels * call.problem.degree, 0.3)),
+        past_state(DataType::kFloat32, random(call.problem.batch * pom::kStateRows * call.problem.channels, 1.0)),
+        past_length(static_cast<size_t>(call.problem.batch), 5) {}
+
+  // The sum that a stateful call goes on from.
+  [[nodiscard]] double past_sum(const pom::Problem& problem, int64_t batch, int64_t channel) const {
+    const int64_t first = batch * pom::kStateRows * problem.channels + channel;
+    return past_state.values[static_cast<size_t>(first)] +
+           past_state.values[static_cast<size_t>(first + problem.channels)];
+  }
 
   static std::vector<double> random(int64_t count, double size) {
     static std::mt19937 generator(1);
@@ -70,7 +79,8 @@ struct Inputs {
     return values;
   }
 
-  Tensor x, mask, cos, sin, gate, bias, coefficients;
+  Tensor x, mask, cos, sin, gate, bias, coefficients, past_state;
+  std::vector<int64_t> past_length;
 };
 
 std::vector<double> features(const pom::Problem& problem, const Inputs& inputs, const double* x, int64_t token) {
@@ -114,14 +124,27 @@ double activated(GateActivation activation, double z) {
   }
 }
 
-std::vector<double> expected_of(const Call& call, const Inputs& inputs) {
+// What a call makes: y, and of a stateful one the sums and lengths that it leaves.
+struct Expected {
+  std::vector<double> y;
+  std::vector<double> sums;
+  std::vector<int64_t> lengths;
+};
+
+Expected expected_of(const Call& call, const Inputs& inputs) {
   const pom::Problem& problem = call.problem;
   const int64_t channels = problem.channels;
-  std::vector<double> y;
+  Expected expected;
   for (int64_t batch = 0; batch < problem.batch; ++batch) {
     std::vector<double> rows;
     std::vector<double> sum(static_cast<size_t>(channels));
     double weights = 0.0;
+    if (problem.attributes.stateful) {
+      weights = static_cast<double>(inputs.past_length[static_cast<size_t>(batch)]);
+      for (int64_t c = 0; c < channels; ++c) {
+        sum[static_cast<size_t>(c)] = inputs.past_sum(problem, batch, c);
+      }
+    }
     for (int64_t token = 0; token < problem.tokens; ++token) {
       const auto row = static_cast<size_t>(batch * problem.tokens + token);
       const double* x = inputs.x.values.data() + row * static_cast<size_t>(channels);
@@ -139,30 +162,45 @@ std::vector<double> expected_of(const Call& call, const Inputs& inputs) {
       const double mean = rows[static_cast<size_t>(problem.attributes.mode == Mode::kMean ? last + c : i)];
       const int64_t head = c / (channels / call.gate.gates);
       const int64_t entry = (batch * call.gate.tokens + i / channels) * call.gate.gates + head;
-      y.push_back(!call.gated
-                      ? mean
+      expected.y.push_back(
+          !call.gated ? mean
                       : mean * activated(call.gate.activation, inputs.gate.values[static_cast<size_t>(entry)] +
                                                                    inputs.bias.values[static_cast<size_t>(head)]));
     }
+    expected.sums.insert(expected.sums.end(), sum.begin(), sum.end());
+    expected.lengths.push_back(static_cast<int64_t>(weights));
   }
-  return y;
+  return expected;
 }
 
-std::vector<char> run(const Call& call, const Inputs& inputs, int threads) {
+struct Outputs {
+  std::vector<char> y;
+  std::vector<float> state;
+  std::vector<int64_t> length;
+
+  bool operator==(const Outputs& other) const { return y == other.y && state == other.state && length == other.length; }
+};
+
+Outputs run(const Call& call, const Inputs& inputs, int threads) {
   const pom::Problem& problem = call.problem;
   const pom::cpu::Coefficients coefficients(inputs.coefficients.bytes.data(), DataType::kFloat32, problem.channels,
                                             problem.degree);
   const std::unique_ptr<float[]> bias =
       pom::cpu::as_floats(inputs.bias.bytes.data(), DataType::kFloat32, call.gate.gates);
   const int64_t count = problem.batch * call.output_tokens() * problem.channels;
-  std::vector<char> y(static_cast<size_t>(count * pom::cpu::element_size(problem.data_type)));
-  const pom::cpu::Tensors tensors{inputs.x.bytes.data(),
-                                  inputs.mask.bytes.data(),
-                                  inputs.cos.bytes.data(),
-                                  inputs.sin.bytes.data(),
-                                  inputs.gate.bytes.data(),
-                                  bias.get(),
-                                  y.data()};
+  Outputs outputs;
+  outputs.y.resize(static_cast<size_t>(count * pom::cpu::element_size(problem.data_type)));
+  pom::cpu::Tensors tensors{inputs.x.bytes.data(),   inputs.mask.bytes.data(), inputs.cos.bytes.data(),
+                            inputs.sin.bytes.data(), inputs.gate.bytes.data(), bias.get(),
+                            outputs.y.data()};
+  if (problem.attributes.stateful) {
+    outputs.state.resize(inputs.past_state.values.size());
+    outputs.length.resize(inputs.past_length.size());
+    tensors.past_state = reinterpret_cast<const float*>(inputs.past_state.bytes.data());
+    tensors.past_length = inputs.past_length.data();
+    tensors.present_state = outputs.state.data();
+    tensors.present_length = outputs.length.data();
+  }
   pom::cpu::Aggregation aggregation(*pom::cpu::dispatch().kernel, problem, call.gated ? &call.gate : nullptr, tensors,
                                     coefficients);
   for (int phase = 0; phase < aggregation.phases(); ++phase) {
@@ -175,7 +213,43 @@ std::vector<char> run(const Call& call, const Inputs& inputs, int threads) {
       worker.join();
     }
   }
-  return y;
+  return outputs;
+}
+
+// What the errors of a call are relative to is the largest of what it should make.
+class Errors {
+ public:
+  void add(double value, double expected) {
+    largest_ = std::max(largest_, std::abs(expected));
+    error_ = std::isnan(value) ? INFINITY : std::max(error_, std::abs(value - expected));
+  }
+  void check(double bound, const Call& call, const std::string& what) const {
+    if (error_ > largest_ * bound) {
+      throw std::logic_error("an error of " + std::to_string(error_ / largest_) + " of the largest " + what +
+                             " in mode " + pom::kModes[static_cast<size_t>(call.problem.attributes.mode)] + ", form " +
+                             pom::kForms[static_cast<size_t>(call.problem.attributes.form)] + ", " +
+                             pom::name_of(call.problem.data_type) + (call.gated ? ", gated" : ""));
+    }
+  }
+
+ private:
+  double largest_ = 0.0;
+  double error_ = 0.0;
+};
+
+void check_state(const Call& call, const Outputs& made, const Expected& expected) {
+  Errors errors;
+  const int64_t channels = call.problem.channels;
+  for (size_t i = 0; i < expected.sums.size(); ++i) {
+    const auto entry = static_cast<int64_t>(i);
+    const auto first = static_cast<size_t>(entry / channels * pom::kStateRows * channels + entry % channels);
+    const auto rest = static_cast<double>(made.state[first + static_cast<size_t>(channels)]);
+    errors.add(static_cast<double>(made.state[first]) + rest, expected.sums[i]);
+  }
+  errors.check(2e-6, call, "sum of a state");
+  if (made.length != expected.lengths) {
+    throw std::logic_error("a state has another length than its tokens");
+  }
 }
 
 void check(const Call& call) {
@@ -183,27 +257,21 @@ void check(const Call& call) {
     throw std::logic_error(error);
   }
   const Inputs inputs(call);
-  const std::vector<char> y = run(call, inputs, 1);
-  if (run(call, inputs, 3) != y) {
+  const Outputs made = run(call, inputs, 1);
+  if (!(run(call, inputs, 3) == made)) {
     throw std::logic_error("three threads give other bits than one");
   }
-  const std::vector<double> expected = expected_of(call, inputs);
-  double largest = 0.0;
-  double error = 0.0;
-  for (size_t i = 0; i < expected.size(); ++i) {
-    const double value =
-        static_cast<double>(pom::cpu::element(y.data(), call.problem.data_type, static_cast<int64_t>(i)));
-    largest = std::max(largest, std::abs(expected[i]));
-    error = std::isnan(value) ? INFINITY : std::max(error, std::abs(value - expected[i]));
+  const Expected expected = expected_of(call, inputs);
+  Errors errors;
+  for (size_t i = 0; i < expected.y.size(); ++i) {
+    errors.add(static_cast<double>(pom::cpu::element(made.y.data(), call.problem.data_type, static_cast<int64_t>(i))),
+               expected.y[i]);
   }
   // What one rounding to the type costs, and a few of float32.
   const double places[] = {0.0, 0x1p-11, 0x1p-8};
-  const double bound = largest * (2e-6 + places[static_cast<size_t>(call.problem.data_type)]);
-  if (error > bound) {
-    throw std::logic_error("an error of " + std::to_string(error / largest) + " of the largest output in mode " +
-                           pom::kModes[static_cast<size_t>(call.problem.attributes.mode)] + ", form " +
-                           pom::kForms[static_cast<size_t>(call.problem.attributes.form)] + ", " +
-                           pom::name_of(call.problem.data_type) + (call.gated ? ", gated" : ""));
+  errors.check(2e-6 + places[static_cast<size_t>(call.problem.data_type)], call, "output");
+  if (call.problem.attributes.stateful) {
+    check_state(call, made, expected);
   }
 }
 
@@ -236,10 +304,11 @@ int check_all() {
   int calls = 0;
   for (const Mode mode : {Mode::kMean, Mode::kCausal, Mode::kFeatures}) {
     for (const DataType type : {DataType::kFloat32, DataType::kFloat16, DataType::kBFloat16}) {
-      for (int variant = 0; variant < 16; ++variant) {
+      for (int variant = 0; variant < (mode == Mode::kFeatures ? 16 : 32); ++variant) {
         const bool masked = variant % 2 == 1 && mode != Mode::kFeatures;
-        const int64_t tokens = variant / 8 == 0 ? 21 : 700;
-        Call call = call_of(mode, variant / 2 % 4, type, masked, tokens, variant / 8 == 0 ? 84 : 36);
+        const bool few = variant / 8 % 2 == 0;
+        Call call = call_of(mode, variant / 2 % 4, type, masked, few ? 21 : 700, few ? 84 : 36);
+        call.problem.attributes.stateful = variant / 16 == 1;
         check(call);
         ++calls;
         for (int gate = 0; gate < 6 && mode != Mode::kFeatures; ++gate, ++calls) {
