@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -43,6 +44,8 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
         InputError: it is missing, cut off, damaged, or no such file.
     """
     file = readable_file(path, "state")
+    if not zipfile.is_zipfile(file):  # numpy would speak of pickles
+        raise InputError(f"{file} is no whole state file: it is no .npz archive", "Name one that --save-state wrote")
     try:
         # Opened here: of a file that it takes for an archive and that is none, numpy leaves that to the collector.
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
