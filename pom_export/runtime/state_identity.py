@@ -26,6 +26,10 @@ class ModelFiles:
         self._stamps = [_stamp(file) for file in files]
         self._sha256 = sha256
 
+    def __reduce__(self) -> tuple[type[ModelFiles], tuple[tuple[()], str]]:
+        # Where a pickle goes, the files are others or not there: the hash is what stays true.
+        return type(self), ((), self.sha256)
+
     @property
     def sha256(self) -> str:
         """The hexadecimal SHA-256 of the file; with external weights, of all files' hashes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import zipfile
 from fractions import Fraction
 from pathlib import Path
@@ -38,6 +39,18 @@ def test_a_saved_state_goes_on_in_another_process_of_the_same_model(attention: b
     other = StreamingSession(path)
     other.restore(loaded)
     np.testing.assert_array_equal(other.prefill(IDS[:, 8:]), expected[:, 8:])
+
+
+def test_a_pickled_state_goes_on_on_another_machine(tmp_path: Path) -> None:
+    """There the model's file is a copy, and may be anywhere."""
+    path = running_sum_model(tmp_path / "m.onnx")
+    session = StreamingSession(path)
+    session.prefill(IDS)
+    sent = pickle.dumps(session.snapshot())
+    path.rename(tmp_path / "copy.onnx")
+    other = StreamingSession(tmp_path / "copy.onnx")
+    other.restore(pickle.loads(sent))
+    assert other.length == session.length
 
 
 def test_types_that_numpy_lacks_survive(tmp_path: Path) -> None:
