@@ -43,6 +43,7 @@ class Kind(NamedTuple):
 POSITIONS = {"positions": True}
 CROSS = {"cross": True}
 STATEFUL = {"stateful": True}
+BLOCK_CAUSAL = {**STATEFUL, "block_causal": True}
 # Every family with every mask that it takes, and every pair of mask, type and shapes.
 KINDS = [
     Kind("v2", "v2_bias", "none", "float16"),
@@ -66,7 +67,7 @@ KINDS = [
     Kind("gpt", "hybrid", "causal", "float16", static=True),
     Kind("stateful", "v2_heads", "causal", "float16", options=STATEFUL),
     Kind("stateful", "rope1d", "padding", "float32", options=STATEFUL),
-    Kind("stateful", "v1_grouped", "none", "bfloat16", static=True, options={**STATEFUL, "block_causal": True}),
+    Kind("stateful", "v1_grouped", "none", "bfloat16", static=True, options=BLOCK_CAUSAL, gated=0, plain=1),
     Kind("gpt", "hybrid", "causal", "bfloat16", options=STATEFUL),
 ]  # fmt: skip
 MASKS_OF = {
