@@ -2,7 +2,8 @@
 
     python tools/run_benchmarks.py [-o docs/benchmarks] [RUN...]     # or: make bench
 
-Runs: layer-none, layer-causal, layer-8-heads, long-causal; default: all, then the instructions of the native kernels.
+Runs: layer-none, layer-causal, layer-8-heads, long-causal, stream; default: all, then the instructions of the native
+kernels.
 Use a machine on which nothing else runs. Exit code 1 when a bar fails.
 """
 
@@ -15,10 +16,12 @@ import click
 from instruction_guard import check_instructions
 
 from pom_export import interrupts
-from pom_export.bench.bars import CAUSAL, HEADS, LONG, MEAN, Bar, check_bars
+from pom_export.bench.bars import CAUSAL, HEADS, LONG, MEAN, STREAM, Bar, check_bars
 from pom_export.bench.options import KERNEL, MATMUL, BenchOptions
 from pom_export.bench.results import BenchResult
 from pom_export.bench.running import bench
+from pom_export.bench.stream.results import StreamResult
+from pom_export.bench.stream.table import step_rows
 from pom_export.bench.table import aligned, latency_rows
 from pom_export.bench.targets import Target, find_target
 from pom_export.bench.writing import results_folder
@@ -31,16 +34,18 @@ RUNS: dict[str, tuple[Target, BenchOptions]] = {
     CAUSAL: (find_target("layer", mask="causal"), BenchOptions(tokens=TOKENS)),
     HEADS: (find_target("layer-8-heads", mask="none"), BenchOptions(tokens=TOKENS)),
     LONG: (find_target("layer", mask="causal"), BenchOptions(backends=(KERNEL, MATMUL), tokens=LONG_TOKENS)),
+    STREAM: (find_target("stream"), BenchOptions()),
 }
 
 
-def run(name: str, folder: Path) -> BenchResult:
+def run(name: str, folder: Path) -> BenchResult | StreamResult:
     target, options = RUNS[name]
     click.echo(f"\n{name}", err=True)
     with results_folder(folder / name) as writer:
         result = bench(target, options, progress=lambda line: click.echo(f"  {line}", err=True))
         writer.write(result)
-    click.echo(f"\n{name}: {result.target}; milliseconds, medians\n{aligned(latency_rows(result))}")
+    rows = step_rows(result) if isinstance(result, StreamResult) else latency_rows(result)
+    click.echo(f"\n{name}: {result.target}; milliseconds, medians\n{aligned(rows)}")
     return result
 
 

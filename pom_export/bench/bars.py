@@ -8,17 +8,20 @@ from typing import Final
 
 from pom_export.bench.options import KERNEL, MATMUL, PLAIN, TORCH_COMPILE
 from pom_export.bench.results import BenchResult, Point
+from pom_export.bench.stream.results import StreamResult
 
 # Names of the runs that the bars are about.
 MEAN: Final = "layer-none"
 CAUSAL: Final = "layer-causal"
 HEADS: Final = "layer-8-heads"
 LONG: Final = "long-causal"
+STREAM: Final = "stream"
 
 _FROM_1024 = (1024, 4096, 16384)
 _OVER_FLOOR, _HEADS_OVER_FLOOR = 1.08, 0.6
 _PLAIN_OVER_KERNEL = {4096: 5.0, 16384: 15.0}
 _DOUBLING = 2.1
+_FLAT = 1.05
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,10 @@ class Bar:
         return f"{verdict:<5} {seen:>12}  {'at most' if self.at_most else 'at least'} {self.limit:<5g} {self.what}"
 
 
-def check_bars(results: Mapping[str, BenchResult]) -> list[Bar]:
+def check_bars(results: Mapping[str, BenchResult | StreamResult]) -> list[Bar]:
     """Return the bars of the runs that there are, by the names above."""
+    layers = {name: result for name, result in results.items() if isinstance(result, BenchResult)}
+    streams = {name: result for name, result in results.items() if isinstance(result, StreamResult)}
     checks: tuple[tuple[str, Callable[[str, BenchResult], Iterator[Bar]]], ...] = (
         (MEAN, lambda name, result: _over_floor(name, result, _OVER_FLOOR)),
         (CAUSAL, lambda name, result: _over_floor(name, result, _OVER_FLOOR)),
@@ -62,7 +67,8 @@ def check_bars(results: Mapping[str, BenchResult]) -> list[Bar]:
         (HEADS, _over_compiled),
         (LONG, _doublings),
     )
-    return [bar for name, check in checks if name in results for bar in check(name, results[name])]
+    bars = [bar for name, check in checks if name in layers for bar in check(name, layers[name])]
+    return bars + [bar for name, result in streams.items() for bar in _flat(name, result)]
 
 
 def _over_floor(name: str, result: BenchResult, limit: float) -> Iterator[Bar]:
@@ -89,6 +95,11 @@ def _doublings(name: str, result: BenchResult) -> Iterator[Bar]:
         if half in {other.tokens for other in result.points}:
             seen = timed[point.tokens] / timed[half] if {half, point.tokens} <= timed.keys() else None
             yield Bar(f"{KERNEL}, {name}, {half} to {point.tokens} tokens", seen, _DOUBLING)
+
+
+def _flat(name: str, result: StreamResult) -> Iterator[Bar]:
+    first, last = result.points[0].tokens, result.points[-1].tokens
+    yield Bar(f"{KERNEL}, {name}, a token after {last} over one after {first}", result.growth(KERNEL), _FLAT)
 
 
 def _ratio(result: BenchResult, tokens: int, backend: str, to: str) -> float | None:

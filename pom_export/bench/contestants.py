@@ -69,28 +69,38 @@ class Contestant(ABC):
         """Run once more."""
 
 
-class OnnxContestant(Contestant):
-    """A session of ONNX Runtime: inputs and outputs are bound, so that a run copies nothing.
+def session_settings(threads: int) -> Any:
+    """Return the onnxruntime.SessionOptions of a session beside others.
 
     Threads that wait don't spin: several sessions live in one process and must not take each other's processors.
     """
+    options = default_session_options()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
 
-    def __init__(self, path: Path, threads: int, *, kernels: bool = False) -> None:
-        self._runtime = import_onnxruntime()
-        options = default_session_options()
-        options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = inference_session(path, kernels=kernels, session_options=options)
-        self._names = [output.name for output in self._session.get_outputs()]
+
+class BoundContestant(Contestant):
+    """A session of ONNX Runtime: inputs and outputs are bound, so that a run copies nothing."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._names = [output.name for output in session.get_outputs()]
 
     def bind(self, feed: Mapping[str, Array]) -> None:  # noqa: D102
         self._binding = self._session.io_binding()
-        for name, array in feed.items():
-            self._binding.bind_ortvalue_input(name, self._runtime.OrtValue.ortvalue_from_numpy(array))
+        make = import_onnxruntime().OrtValue.ortvalue_from_numpy
+        self._inputs = {name: make(array) for name, array in feed.items()}
+        for name, value in self._inputs.items():
+            self._binding.bind_ortvalue_input(name, value)
+
+    def bind_output(self, name: str) -> None:
+        """Say where an output of the first run goes: anywhere."""
+        self._binding.bind_output(name)
 
     def first(self) -> list[Array]:  # noqa: D102
         for name in self._names:
-            self._binding.bind_output(name)
+            self.bind_output(name)
         self.run()
         # Later runs write to the tensors that this one made.
         values = self._binding.get_outputs()
@@ -101,6 +111,13 @@ class OnnxContestant(Contestant):
     def run(self) -> object:  # noqa: D102
         self._session.run_with_iobinding(self._binding)
         return None
+
+
+class OnnxContestant(BoundContestant):
+    """A session of its own."""
+
+    def __init__(self, path: Path, threads: int, *, kernels: bool = False) -> None:
+        super().__init__(inference_session(path, kernels=kernels, session_options=session_settings(threads)))
 
 
 class TorchContestant(Contestant):

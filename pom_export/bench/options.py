@@ -16,9 +16,10 @@ PLAIN: Final = "plain"
 FUNCTION: Final = "function"
 KERNEL: Final = "kernel"
 ATTENTION: Final = "attention"
+ATTENTION_SHARED: Final = "attention-shared"
 MATMUL: Final = "matmul"
 TENSORRT: Final = "tensorrt"
-# In the order of the tables' columns.
+# In the order of the tables' columns, as are those of a stream.
 BACKENDS: Final = {
     TORCH: "the published algorithm in eager PyTorch",
     TORCH_COMPILE: "the same, compiled by torch.compile",
@@ -29,8 +30,16 @@ BACKENDS: Final = {
     MATMUL: "the floor: the model's own matrix products alone, in ONNX Runtime",
     TENSORRT: "our export as a TensorRT engine",
 }
+STREAM_BACKENDS: Final = {
+    FUNCTION: "our stateful export in ONNX Runtime, without our library",
+    KERNEL: "our stateful export in ONNX Runtime, with our library",
+    ATTENTION: "attention in the mixers' place, every step copying its cache into a longer one, as exporters write it",
+    ATTENTION_SHARED: "the same, ONNX Runtime's GroupQueryAttention, its cache written in place",
+}
 DEFAULT_TOKENS: Final = (256, 1024, 4096)
 DEFAULT_BATCH: Final = (1,)
+# Of a stream: tokens before the one that is timed.
+DEFAULT_CONTEXTS: Final = (1, 128, 1024, 8192, 32768, 131072, 1048576)
 # Beyond it no machine holds one row of anything.
 _MOST = 2**31 - 1
 
@@ -40,8 +49,9 @@ class BenchOptions:
     """How a benchmark is run.
 
     Attributes:
-        backends: names of `BACKENDS`; None: all that apply and are there.
-        tokens: sequence lengths N; None: those that the model is fixed to, else 256, 1024 and 4096.
+        backends: names of `BACKENDS` or `STREAM_BACKENDS`; None: all that apply and are there.
+        tokens: sequence lengths N; None: those that the model is fixed to, else 256, 1024 and 4096; of a stream
+            `DEFAULT_CONTEXTS`.
         batch: batch sizes B; None: that which the model is fixed to, else 1.
         threads: of every backend, each pinned to a processor of its own; None: all that the process may use.
         effort: how long to time.
@@ -66,8 +76,9 @@ class BenchOptions:
 
     def __post_init__(self) -> None:
         for name in self.backends or ():
-            if name not in BACKENDS:
-                raise InputError(f"unknown backend {name!r}", f"Choose of {', '.join(BACKENDS)}")
+            if name not in BACKENDS and name not in STREAM_BACKENDS:
+                known = dict.fromkeys((*BACKENDS, *STREAM_BACKENDS))
+                raise InputError(f"unknown backend {name!r}", f"Choose of {', '.join(known)}")
         for kind, values in (("tokens", self.tokens), ("batch", self.batch), ("backends", self.backends)):
             if values is not None and not values:
                 raise InputError(f"{kind} is an empty list", "Name at least one")

@@ -1,18 +1,29 @@
-"""A benchmark as plots: latency and memory over tokens, on logarithmic axes."""
+"""A benchmark as plots: latency and memory over tokens, on logarithmic axes; and what plots of a stream share."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Protocol
 
-from pom_export.bench.options import ATTENTION, FUNCTION, KERNEL, MATMUL, PLAIN, TENSORRT, TORCH, TORCH_COMPILE
+from pom_export.bench.options import (
+    ATTENTION,
+    ATTENTION_SHARED,
+    FUNCTION,
+    KERNEL,
+    MATMUL,
+    PLAIN,
+    TENSORRT,
+    TORCH,
+    TORCH_COMPILE,
+)
 from pom_export.bench.results import BenchResult, Point
+from pom_export.bench.statistics import Summary
 from pom_export.errors import MissingDependencyError
 
-_MIB = 1 << 20
+MIB: Final = 1 << 20
 # Neither the drawing program nor the time: the title says when, and the same results give the same file.
 _NO_METADATA = {".png": {"Software": None}, ".svg": dict.fromkeys(("Creator", "Date", "Format", "Type"))}
 _TITLE_WIDTH = 110
@@ -25,6 +36,7 @@ _STYLES = {
     FUNCTION: ("#009E73", "v"),
     KERNEL: ("#D55E00", "D"),
     ATTENTION: ("#0072B2", "P"),
+    ATTENTION_SHARED: ("#CC79A7", "s"),
     MATMUL: (_GRAY, ""),
     TENSORRT: ("#000000", "X"),
 }
@@ -38,7 +50,23 @@ _LABELS = {
     MATMUL: "its matrix products alone",
     TENSORRT: "our export, TensorRT",
 }
-_Curve = tuple[Sequence[int], Sequence[float]]
+Curve = tuple[Sequence[int], Sequence[float]]
+
+
+class Described(Protocol):
+    """What the title of a plot is made of."""
+
+    @property
+    def target(self) -> str:
+        """One line about what was timed."""
+
+    @property
+    def machine(self) -> Mapping[str, Any]:
+        """See `pom_export.bench.machine.describe_machine`."""
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The settings."""
 
 
 def require_matplotlib() -> None:
@@ -74,22 +102,24 @@ def _plot(
 ) -> None:
     """Draw a panel for each batch size: a line a backend, and a dotted one."""
     batches = list(dict.fromkeys(point.batch for point in result.points))
-    figure, panels = _figure(len(batches))
+    figure, panels = new_figure(len(batches))
     for panel, batch in zip(panels, batches, strict=True):
         points = [point for point in result.points if point.batch == batch]
         for name in result.backends:
-            _draw(panel, name, _curve(points, partial(value, name)))
+            draw(panel, name, _curve(points, partial(value, name)))
             if bands:
-                _band(panel, name, points)
+                draw_band(panel, name, {p.tokens: p.timings[name] for p in points if name in p.timings})
         label, limit_of = limit
         tokens, numbers = _curve(points, limit_of)
         if tokens:
             panel.plot(tokens, numbers, color=_GRAY, linestyle=":", linewidth=1.8, label=label)
-        _finish(panel, points, unit, f"batch {batch}" if len(batches) > 1 else "")
-    _save(figure, panels, result, files)
+        finish(panel, {point.tokens: str(point.tokens) for point in points}, unit)
+        panel.set_title(f"batch {batch}" if len(batches) > 1 else "")
+    save(figure, panels, result, files)
 
 
-def _figure(count: int) -> tuple[Any, Sequence[Any]]:
+def new_figure(count: int) -> tuple[Any, Sequence[Any]]:
+    """Return a figure and its panels, side by side."""
     require_matplotlib()
     from matplotlib.figure import Figure
 
@@ -98,7 +128,7 @@ def _figure(count: int) -> tuple[Any, Sequence[Any]]:
     return figure, figure.subplots(1, count, squeeze=False)[0]
 
 
-def _curve(points: Sequence[Point], value: Callable[[Point], float | None]) -> _Curve:
+def _curve(points: Sequence[Point], value: Callable[[Point], float | None]) -> Curve:
     found = [(point.tokens, value(point)) for point in sorted(points, key=lambda point: point.tokens)]
     # A logarithmic axis has no place for 0.
     known = [(tokens, number) for tokens, number in found if number]
@@ -111,14 +141,15 @@ def _median(name: str, point: Point) -> float | None:
 
 def _growth(name: str, point: Point) -> float | None:
     memory = point.memory.get(name)
-    return None if memory is None or memory.growth_bytes is None else memory.growth_bytes / _MIB
+    return None if memory is None or memory.growth_bytes is None else memory.growth_bytes / MIB
 
 
 def _tensors(point: Point) -> float | None:
-    return point.memory[KERNEL].tensor_bytes / _MIB if KERNEL in point.memory else None
+    return point.memory[KERNEL].tensor_bytes / MIB if KERNEL in point.memory else None
 
 
-def _draw(panel: Any, name: str, curve: _Curve) -> None:
+def draw(panel: Any, name: str, curve: Curve, label: str | None = None) -> None:
+    """Draw a backend's line, under the label that it has everywhere if none is given."""
     if not curve[0]:
         return
     color, marker = _STYLES[name]
@@ -131,34 +162,34 @@ def _draw(panel: Any, name: str, curve: _Curve) -> None:
         linestyle="--" if name == MATMUL else "-",
         linewidth=2.6 if ours else 1.6,
         zorder=4 if ours else 3,
-        label=_LABELS[name],
+        label=label or _LABELS[name],
     )
 
 
-def _band(panel: Any, name: str, points: Sequence[Point]) -> None:
-    timed = sorted((point for point in points if name in point.timings), key=lambda point: point.tokens)
-    tokens = [point.tokens for point in timed]
-    lower, upper = ([getattr(p.timings[name], side) for p in timed] for side in ("lower_ms", "upper_ms"))
+def draw_band(panel: Any, name: str, timed: Mapping[int, Summary]) -> None:
+    """Draw a backend's quartiles, by tokens."""
+    tokens = sorted(timed)
+    lower, upper = ([getattr(timed[count], side) for count in tokens] for side in ("lower_ms", "upper_ms"))
     panel.fill_between(tokens, lower, upper, color=_STYLES[name][0], alpha=0.18, linewidth=0)
 
 
-def _finish(panel: Any, points: Sequence[Point], label: str, title: str) -> None:
+def finish(panel: Any, ticks: Mapping[int, str], label: str, across: str = "tokens") -> None:
+    """Give a panel its axes: what is written at which number of tokens, and what the axes say."""
     from matplotlib.ticker import FuncFormatter, NullLocator
 
-    tokens = sorted({point.tokens for point in points})
     panel.set_xscale("log", base=2)
     panel.set_yscale("log")
-    panel.set_xticks(tokens, [str(count) for count in tokens])
+    panel.set_xticks(sorted(ticks), [ticks[count] for count in sorted(ticks)])
     panel.xaxis.set_minor_locator(NullLocator())
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    panel.set_xlabel("tokens")
+    panel.set_xlabel(across)
     panel.set_ylabel(label)
-    panel.set_title(title)
     panel.grid(visible=True, which="major", alpha=0.35)
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def _save(figure: Any, panels: Sequence[Any], result: BenchResult, files: Sequence[Path]) -> None:
+def save(figure: Any, panels: Sequence[Any], result: Described, files: Sequence[Path]) -> None:
+    """Write a figure, with a legend and a title."""
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside center right", frameon=False)
     machine = result.machine

@@ -13,6 +13,7 @@ from pom_export.api.progress import Progress
 from pom_export.bench.attention import head_count, write_attention
 from pom_export.bench.options import (
     ATTENTION,
+    ATTENTION_SHARED,
     BACKENDS,
     DEFAULT_BATCH,
     DEFAULT_TOKENS,
@@ -115,6 +116,8 @@ def prepare(target: Target, options: BenchOptions, folder: Path, progress: Progr
     prepared.offer(ATTENTION, options, lambda: _write_attention(prepared, options.seed))
     prepared.offer(MATMUL, options, lambda: write_floor(prepared.work.products, folder / FLOOR_FILE, options.seed))
     prepared.offer(TENSORRT, options, lambda: _build_engine(prepared, progress))
+    if ATTENTION_SHARED in (options.backends or ()):
+        prepared.offer(ATTENTION_SHARED, options, _refuse("it is a stream's: give the target stream"))
     prepared.backends.sort(key=list(BACKENDS).index)
     if not prepared.backends:
         reasons = "; ".join(f"{name}: {why}" for name, why in prepared.not_run.items())

@@ -17,6 +17,7 @@ from pom_export.bench.processes import WorkerError, run_worker
 from pom_export.bench.results import BenchResult, Memory, Point
 from pom_export.bench.roofline import Roofline
 from pom_export.bench.statistics import summarise
+from pom_export.bench.stream.results import StreamResult
 from pom_export.bench.targets import Target
 from pom_export.bench.worker import MEMORY, ROOFLINE, TIME, Job
 from pom_export.errors import InputError
@@ -34,7 +35,7 @@ _FOLDER_PREFIX: Final = "pom-export-bench-"
 
 def bench(
     target: Target, options: BenchOptions, *, progress: Progress = silent, steps: Steps = _no_steps
-) -> BenchResult:
+) -> BenchResult | StreamResult:
     """Time a target on every backend, at every size.
 
     Args:
@@ -46,7 +47,12 @@ def bench(
     Raises:
         InputError: the target cannot be read, a size does not fit, or nothing could be timed at all.
         ParityError: backends that compute the same disagree; nothing is returned.
+        WorkerError: of a stream: its tokens could not be taken in.
     """
+    if target.stream is not None:
+        from pom_export.bench.stream.running import bench_stream
+
+        return bench_stream(target.stream, options, progress=progress, steps=steps, folder_prefix=_FOLDER_PREFIX)
     with tempfile.TemporaryDirectory(prefix=_FOLDER_PREFIX) as name:
         prepared = prepare(target, options, Path(name), progress)
         run = _Run(prepared, options, progress, steps)

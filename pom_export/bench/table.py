@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pom_export.bench.options import KERNEL, MATMUL, PLAIN
 from pom_export.bench.results import BenchResult, Memory, Point
+from pom_export.bench.statistics import Summary
 
 _NONE = "-"
 _MIB = 1 << 20
@@ -43,6 +44,11 @@ def milliseconds(value: float) -> str:
     """Return three digits or more, and never an exponent."""
     decimals = next(places for limit, places in ((1, 3), (10, 2), (100, 1), (float("inf"), 0)) if value < limit)
     return f"{value:.{decimals}f}"
+
+
+def spread(summary: Summary) -> str:
+    """Return the quartiles, and how many runs there were."""
+    return f"{milliseconds(summary.lower_ms)} to {milliseconds(summary.upper_ms)}, {summary.runs}"
 
 
 def mebibytes(count: int) -> str:
@@ -125,8 +131,7 @@ def _spread_rows(result: BenchResult) -> Rows:
             if name not in point.timings:
                 cells.append(_NONE)
                 continue
-            found = point.timings[name]
-            cells.append(f"{milliseconds(found.lower_ms)} to {milliseconds(found.upper_ms)}, {found.runs}")
+            cells.append(spread(point.timings[name]))
         rows.append([*_sizes(result, point), *cells])
     return rows
 

@@ -1,4 +1,4 @@
-"""What is timed: an exported file, a checkpoint, or one of a few named layers."""
+"""What is timed: an exported file, a checkpoint, one of a few named layers, or a stream of tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,27 @@ class LayerShape:
     heads: int = 1
 
 
+@dataclass(frozen=True)
+class StreamShape:
+    """Hyper-parameters of a language model with random weights, of the family of the public one.
+
+    Attributes:
+        dim: model width.
+        degree: of its mixers.
+        expand: channels of one factor per model dimension.
+        heads: of each mixer.
+        layers: number of blocks.
+    """
+
+    dim: int = 512
+    degree: int = 3
+    expand: int = 2
+    heads: int = 8
+    layers: int = 4
+
+
 LAYERS: Final = {"layer": LayerShape(), "layer-8-heads": LayerShape(heads=8)}
+STREAM: Final = "stream"
 
 
 @dataclass(frozen=True)
@@ -33,8 +53,9 @@ class Target:
 
     Attributes:
         name: for people: that of the layer, or the file's own without its folders.
-        path: of the file, or None for a named layer.
+        path: of the file, or None for what has random weights.
         layer: of a named layer, or None.
+        stream: of the language model that is timed token by token, or None.
         mask: "none", "causal", or None for the model's own.
         hints: what a checkpoint's shapes don't tell: family, degree, heads.
     """
@@ -42,6 +63,7 @@ class Target:
     name: str
     path: Path | None = None
     layer: LayerShape | None = None
+    stream: StreamShape | None = None
     mask: str | None = None
     hints: Mapping[str, str | int | None] = field(default_factory=dict)
 
@@ -64,7 +86,7 @@ def find_target(
     """Return what a name or path stands for; a named layer goes before a file of its name.
 
     Args:
-        name: of a layer in `LAYERS`, or the path of a checkpoint or an exported .onnx file.
+        name: of a layer in `LAYERS`, "stream", or the path of a checkpoint or an exported .onnx file.
         mask: "none" or "causal"; None: the model's own, none for a layer.
         family: of a checkpoint, where it is not to be recognised by itself.
         degree: of a layer; or what a checkpoint's shapes don't tell.
@@ -79,13 +101,16 @@ def find_target(
         raise InputError(f"unknown mask {mask!r}", f"Choose one of {', '.join(_MASKS)}")
     text = os.fspath(name)
     shape = {"dim": dim, "degree": degree, "expand": expand, "heads": heads}
+    given = {key: value for key, value in shape.items() if value is not None}
+    if text == STREAM:
+        _refuse({"mask": mask, "family": family}, "a stream")
+        return Target(text, stream=StreamShape(**given))
     if text in LAYERS:
         _refuse({"family": family}, "a named layer")
-        given = {key: value for key, value in shape.items() if value is not None}
         return Target(text, layer=LayerShape(**{**vars(LAYERS[text]), **given}), mask=mask or "none")
     path = Path(text)
     if not path.exists():
-        raise InputError(f"target {path} does not exist", f"Give a file, or one of {', '.join(LAYERS)}")
+        raise InputError(f"target {path} does not exist", f"Give a file, or one of {', '.join((*LAYERS, STREAM))}")
     _refuse({"dim": dim, "expand": expand}, "a file, which has its own shapes")
     if path.suffix == _ONNX_SUFFIX:
         _refuse({"mask": mask, "family": family, "degree": degree, "heads": heads}, "an exported file")

@@ -25,11 +25,19 @@ class Effort:
     budget_s: float = 10.0
 
 
-def time_interleaved(functions: Mapping[str, Callable[[], object]], effort: Effort) -> dict[str, list[float]]:
+def time_interleaved(
+    functions: Mapping[str, Callable[[], object]], effort: Effort, *, settled: bool = False
+) -> dict[str, list[float]]:
     """Return the seconds that each function took, run by run.
 
     One run of each makes a round, and whoever began the last round ends the next: what slows the machine for a while
     slows all alike, and nobody always runs in the same one's wake.
+
+    Args:
+        functions: by name.
+        effort: how long to time.
+        settled: each timed run comes right after an untimed one of the same function, as in a loop of its own; for
+            runs so short that what the one before left in the caches would be seen.
     """
     names = list(functions)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -46,6 +54,8 @@ def time_interleaved(functions: Mapping[str, Callable[[], object]], effort: Effo
             if effort.repeats is None and done >= _FEWEST and spent > effort.budget_s:
                 break
             for name in names:
+                if settled:
+                    functions[name]()
                 before = time.perf_counter()
                 functions[name]()
                 times[name].append(time.perf_counter() - before)

@@ -8,12 +8,11 @@ from __future__ import annotations
 import gc
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from pom_export.bench.agreement import compare
 from pom_export.bench.contestants import (
     COMPARED,
     Array,
@@ -36,12 +35,9 @@ from pom_export.bench.machine import (
 from pom_export.bench.options import TORCH_COMPILE
 from pom_export.bench.roofline import measure_roofline
 from pom_export.bench.timing import Effort, time_interleaved
-from pom_export.errors import ParityError, PomExportError, reason_of
+from pom_export.errors import PomExportError, reason_of
 from pom_export.graph.exported import read_model
 
-# Between backends that compute the same, relative to the largest magnitude. Looser than what `verify` asks: a plain
-# float32 sum over 100,000 tokens is off by 1e-4, and here it is only to be seen that all do the same work.
-_TOLERANCE = {"float32": 1e-3, "float16": 3e-2}
 _FEW_TOKENS = 8
 ROOFLINE, TIME, MEMORY = "roofline", "time", "memory"
 
@@ -51,15 +47,16 @@ class Job:
     """What a worker does.
 
     Attributes:
-        task: "roofline", "time" or "memory".
+        task: "roofline", "time" or "memory", or one of a stream's.
         folder: where the backends' files lie.
         model: our export.
-        backends: to run; one for "memory".
+        backends: to run; one where memory is measured.
         batch: B.
         tokens: N.
         threads: for all of them.
         seed: of the inputs.
         effort: how long to time, as `Effort` takes it.
+        contexts: of a stream: of each backend, how many tokens come before the one that is measured.
     """
 
     task: str
@@ -71,6 +68,7 @@ class Job:
     threads: int
     seed: int
     effort: dict[str, Any]
+    contexts: dict[str, list[int]] = field(default_factory=dict)
 
     def load(self, name: str) -> Contestant:
         """Load a backend."""
@@ -110,26 +108,10 @@ def measure_time(job: Job) -> dict[str, Any]:
         if name in COMPARED and reference is None:
             reference = name, [output.copy() for output in outputs]
         elif name in COMPARED and reference is not None:
-            differences[name] = _compare(name, outputs, *reference, _TOLERANCE[precision])
+            differences[name] = compare(name, outputs, *reference, precision)
     ordered = [name for name in job.backends if name in loaded]
     times = time_interleaved({name: loaded[name].run for name in ordered}, Effort(**job.effort))
     return {"times": times, "failed": failed, "differences": differences}
-
-
-def _compare(name: str, outputs: list[Array], against: str, expected: list[Array], tolerance: float) -> float:
-    """Return the largest difference, relative to the largest magnitude."""
-    worst = 0.0
-    for output, wanted in zip(outputs, expected, strict=True):
-        scale = float(np.abs(wanted).max()) or 1.0
-        same_shape = output.shape == wanted.shape
-        difference = float(np.abs(output - wanted).max()) / scale if same_shape else np.inf
-        if not difference <= tolerance:
-            raise ParityError(
-                f"{name} and {against} differ by {difference:.3g} of the largest output, tolerance {tolerance:g}",
-                "Nothing was timed: `pom-export verify` says more",
-            )
-        worst = max(worst, difference)
-    return worst
 
 
 def measure_memory(job: Job) -> dict[str, Any]:
@@ -159,6 +141,10 @@ def work(job: Job) -> dict[str, Any]:
     pin(job.threads)
     if job.task == ROOFLINE:
         return measure_roofline(job.threads, Path(job.folder)).to_dict()
+    if job.contexts:
+        from pom_export.bench.stream.work import stream_work
+
+        return stream_work(job)
     return measure_time(job) if job.task == TIME else measure_memory(job)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -12,6 +12,9 @@ from typing import Final
 from pom_export import interrupts
 from pom_export.bench.plots import plot_latency, plot_memory, require_matplotlib
 from pom_export.bench.results import BenchResult
+from pom_export.bench.stream.plots import plot_stream
+from pom_export.bench.stream.results import StreamResult
+from pom_export.bench.stream.table import stream_page
 from pom_export.bench.table import as_page, has_memory
 from pom_export.errors import InputError
 from pom_export.files import staged_output
@@ -20,6 +23,7 @@ RESULTS: Final = "results.json"
 TABLE: Final = "table.md"
 LATENCY: Final = ("latency.png", "latency.svg")
 MEMORY: Final = "memory.png"
+STREAM: Final = ("stream.png", "stream.svg")
 
 
 class Writer:
@@ -28,14 +32,22 @@ class Writer:
     def __init__(self, staged: Path, plots: bool) -> None:
         self._staged, self._plots = staged, plots
 
-    def write(self, result: BenchResult) -> None:
+    def write(self, result: BenchResult | StreamResult) -> None:
         """Write results.json, table.md and the plots."""
         self._staged.write_text(json.dumps(result.to_dict(), indent=1) + "\n")
-        self._staged.with_name(TABLE).write_text(as_page(result), encoding="utf-8")
-        if self._plots:
-            plot_latency(result, [self._staged.with_name(name) for name in LATENCY])
-            if has_memory(result):
-                plot_memory(result, [self._staged.with_name(MEMORY)])
+        page = stream_page(result) if isinstance(result, StreamResult) else as_page(result)
+        self._staged.with_name(TABLE).write_text(page, encoding="utf-8")
+        if not self._plots:
+            return
+        if isinstance(result, StreamResult):
+            plot_stream(result, self._places(STREAM))
+            return
+        plot_latency(result, self._places(LATENCY))
+        if has_memory(result):
+            plot_memory(result, self._places((MEMORY,)))
+
+    def _places(self, names: Sequence[str]) -> list[Path]:
+        return [self._staged.with_name(name) for name in names]
 
 
 @contextmanager
@@ -56,7 +68,7 @@ def results_folder(folder: str | os.PathLike[str], *sources: Path | None, plots:
     place = Path(folder)
     made = _make(place)
     try:
-        beside = [place / name for name in (TABLE, *LATENCY, MEMORY)]
+        beside = [place / name for name in (TABLE, *LATENCY, MEMORY, *STREAM)]
         with staged_output(place / RESULTS, *sources, beside=beside, stale=[place / MEMORY]) as staged:
             yield Writer(staged, plots)
     except BaseException:

@@ -17,15 +17,15 @@ _Stages = tuple[Callable[[str], None], Callable[[int, int], None]]
 @click.command("bench")
 @click.argument("target")
 @click.option("--backends", help="Such as torch,plain,kernel,matmul; default: all that apply and are there.")
-@click.option("--tokens", help="Sequence lengths; default: 256,1024,4096.")
+@click.option("--tokens", help="Sequence lengths; default: 256,1024,4096, of a stream 1 to 1048576.")
 @click.option("--batch", help="Batch sizes; default: 1.")
 @click.option("--threads", type=int, help="Of every backend, pinned; default: the processors that may be used.")
 @click.option("--warmup", type=int, default=2, show_default=True, help="Untimed rounds.")
-@click.option("--repeats", type=int, help="Timed rounds; default: 5 to 50, as many as fit into --budget.")
+@click.option("--repeats", type=int, help="Timed rounds; default: 5 to 50, as --budget allows; 200 of a stream.")
 @click.option("--budget", type=float, default=10.0, show_default=True, help="Seconds to time at one size.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of random weights and inputs.")
 @click.option("--mask", help="none or causal; default: the model's own.")
-@click.option("--dim", type=int, help="Width of a named layer.")
+@click.option("--dim", type=int, help="Width of a named layer or stream.")
 @click.option("--degree", type=int, help="Degree of a named layer, or what a checkpoint's shapes don't tell.")
 @click.option("--expand", type=int, help="Channels of a named layer per model dimension.")
 @click.option("--heads", type=int, help="Gates a token of a named layer, or what a hybrid's shapes don't tell.")
@@ -61,15 +61,21 @@ def command(
     """Time TARGET on every backend side by side.
 
     TARGET is an exported .onnx file, a checkpoint (as `export` takes it), or the name of a layer with random weights:
-    layer (dim 512, degree 3, expand 2, a gate a channel) or layer-8-heads.
+    layer (dim 512, degree 3, expand 2, a gate a channel) or layer-8-heads; or stream: a language model of 4 layers of
+    dim 512 with random weights, token by token after contexts of --tokens.
 
     Backends: torch (the published algorithm in eager PyTorch), torch-compile, plain (it exported to standard ops),
     function (our export without our library), kernel (with it), attention (of the same width), matmul (the matrix
     products alone: the floor), tensorrt (where a GPU is). All that compute the same are compared before they are
     timed; exit code 1 when they differ.
+
+    Of a stream: function and kernel (our stateful export), attention (in the mixers' place, its cache of keys and
+    values copied each step), attention-shared (ONNX Runtime's GroupQueryAttention, its cache written in place).
     """
     from pom_export.bench.options import BenchOptions, parse_sizes
     from pom_export.bench.running import bench
+    from pom_export.bench.stream.results import StreamResult
+    from pom_export.bench.stream.table import stream_text
     from pom_export.bench.table import as_text
     from pom_export.bench.targets import find_target
     from pom_export.bench.timing import Effort
@@ -91,7 +97,10 @@ def command(
         result = bench(found, options, progress=progress, steps=steps)
         if writer is not None:
             writer.write(result)
-    say(json.dumps(result.to_dict()) if as_json else as_text(result))
+    if as_json:
+        say(json.dumps(result.to_dict()))
+    else:
+        say(stream_text(result) if isinstance(result, StreamResult) else as_text(result))
 
 
 @contextlib.contextmanager

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from pom_export.bench.bars import CAUSAL, HEADS, LONG, MEAN, Bar, check_bars
+from pom_export.bench.bars import CAUSAL, HEADS, LONG, MEAN, STREAM, Bar, check_bars
 from pom_export.bench.results import BenchResult, Point
 from pom_export.bench.statistics import Summary
+from pom_export.bench.stream.results import StreamPoint, StreamResult
 
 
 def timed(milliseconds: float) -> Summary:
@@ -50,6 +51,19 @@ def test_the_compiler_is_beaten_at_every_size(result: BenchResult) -> None:
 def test_doublings(result: BenchResult) -> None:
     run = some_run(result, kernel={8192: 1.0, 16384: 2.0, 32768: 5.0})
     assert list(verdicts(check_bars({LONG: run})).values()) == [True, False]
+
+
+@pytest.mark.parametrize(("last", "passed"), [(1.05, True), (1.06, False), (0.9, True), (None, False)])
+def test_a_stream_is_flat(result: BenchResult, last: float | None, passed: bool) -> None:
+    points = [
+        StreamPoint(1, {"kernel": timed(1.0)}),
+        StreamPoint(64, {"kernel": timed(9.0)}),
+        StreamPoint(1024, {} if last is None else {"kernel": timed(last)}),
+    ]
+    stream = StreamResult("a model", ["kernel"], {}, points, result.machine, result.options)
+    (bar,) = check_bars({STREAM: stream})
+    assert bar.what == "kernel, stream, a token after 1024 over one after 1"
+    assert (bar.seen, bar.limit, bar.passed) == (last, 1.05, passed)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,14 @@ def test_runs_take_turns() -> None:
     assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3, "c": 3}
 
 
+def test_a_settled_run_follows_one_of_its_own() -> None:
+    calls: list[str] = []
+    functions = {name: lambda name=name: calls.append(name) for name in "ab"}
+    times = time_interleaved(functions, Effort(warmup=0, repeats=2), settled=True)
+    assert "".join(calls) == "aabb" + "bbaa"
+    assert {name: len(values) for name, values in times.items()} == {"a": 2, "b": 2}
+
+
 def test_without_a_budget_there_are_five_rounds_and_at_most_fifty() -> None:
     assert len(time_interleaved({"a": lambda: None}, Effort(budget_s=0.0))["a"]) == 5
     assert len(time_interleaved({"a": lambda: None}, Effort(budget_s=1e9))["a"]) == 50

@@ -19,6 +19,7 @@ from pom_export.cli.main import run
 CHECKPOINT = str(Path(__file__).parents[1] / "data" / "golden" / "v2_base" / "checkpoint.pt")
 QUICK = ["--repeats", "1", "--warmup", "0", "--threads", "1", "--no-memory", "--no-roofline"]
 LAYER = ["layer", "--dim", "16", "--tokens", "8"]
+STREAM_QUICK = ["--repeats", "2", "--warmup", "0", "--threads", "1", "--backends", "kernel,attention-shared"]
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,27 @@ def test_speaks_to_people_and_fills_a_folder(tmp_path: Path, capsys: pytest.Capt
     assert point["memory_roofline_ms"] > 0
 
 
+def test_streams_into_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--tokens", "1,20", "--dim", "16", "--degree", "2", "--expand", "1", "--heads", "2", *STREAM_QUICK]
+    assert run(["bench", "stream", *options, "-o", str(tmp_path / "new")]) == 0
+    printed = capsys.readouterr()
+    assert "tokens before  kernel  attention-shared  attention-shared/kernel" in printed.out
+    assert "kernel: a token after 20 takes" in printed.out
+    assert "taking in 20 tokens with kernel" in printed.err
+    files = ["results.json", "stream.png", "stream.svg", "table.md"]
+    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == files
+    result = json.loads((tmp_path / "new" / "results.json").read_text())
+    assert [point["tokens"] for point in result["points"]] == [1, 20]
+    for point in result["points"]:
+        assert point["timings"].keys() == point["memory"].keys() == {"kernel", "attention-shared"}
+        assert all(timing["runs"] == 2 for timing in point["timings"].values())
+        # Of 4 layers, a sum of 2 * 16 channels with what rounding takes off it, and the length.
+        assert point["state_bytes"]["kernel"] == 4 * 2 * 32 * 4 + 8
+        assert point["state_bytes"]["attention-shared"] == 4 * 2 * 16 * 4 * point["tokens"] + 8
+    assert result["last_over_first"].keys() == {"kernel", "attention-shared"}
+    assert str(tmp_path) not in json.dumps(result)
+
+
 BAD_COMMANDS = {
     "unknown backend": ([*LAYER, "--backends", "torch,trt"], "unknown backend 'trt'"),
     "backend twice": ([*LAYER, "--backends", "torch,torch"], "twice"),
@@ -80,8 +102,13 @@ BAD_COMMANDS = {
     "family of a layer": ([*LAYER, "--family", "pom-v1"], "--family does not go with a named layer"),
     "odd layer": (["layer", "--dim", "16", "--heads", "5"], "n_sel_heads must divide"),
     "degree 99": ([*LAYER, "--degree", "99"], "degree must be 1 to 16"),
+    "mask of a stream": (["stream", "--mask", "causal"], "--mask does not go with a stream"),
+    "batch of a stream": (["stream", "--batch", "2"], "a stream is timed with batch 1"),
+    "stream without mixers": (["stream", "--dim", "16", "--backends", "attention-shared"], "no mixer can run"),
+    "stream of a layer": ([*LAYER, "--backends", "attention-shared"], "no backend can run layer: attention-shared"),
+    "odd stream": (["stream", "--dim", "15"], "heads of even width"),
     "no such file": (["{tmp}/none.onnx"], "does not exist"),
-    "no such checkpoint": (["{tmp}/none.pt"], "Give a file, or one of layer, layer-8-heads"),
+    "no such checkpoint": (["{tmp}/none.pt"], "Give a file, or one of layer, layer-8-heads, stream"),
     "text": (["{text}"], "is not a checkpoint"),
     "text as ONNX": (["{text}.onnx"], "not a whole ONNX model"),
     "dim of a file": (["{model}", "--dim", "8"], "--dim does not go with a file"),
