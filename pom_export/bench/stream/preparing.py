@@ -97,9 +97,9 @@ def prepare_stream(shape: StreamShape, options: BenchOptions, folder: Path, prog
 def _leave_out(prepared: StreamPrepared, token_bytes: int) -> None:
     """Take contexts off attention that would take too long, or more memory than there is."""
     available = _USABLE_SHARE * available_bytes()
-    for name in _CACHES.keys() & prepared.contexts.keys():
-        kept = []
-        for context in prepared.contexts[name]:
+    for name in _CACHES:
+        kept: list[int] = []
+        for context in prepared.contexts.get(name, ()):
             need = _CACHES[name] * token_bytes * context
             if context > LONGEST_ATTENTION:
                 why = f"its cache is {token_bytes * context / 2**30:.1f} GiB; it is timed up to {LONGEST_ATTENTION}"
@@ -110,7 +110,8 @@ def _leave_out(prepared: StreamPrepared, token_bytes: int) -> None:
                 kept.append(context)
                 continue
             prepared.skipped.setdefault(context, {})[name] = why
-        prepared.contexts[name] = kept
+        if name in prepared.contexts:
+            prepared.contexts[name] = kept
 
 
 def _summary(shape: StreamShape, parameters: int, peer_parameters: int) -> str:
