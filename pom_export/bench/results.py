@@ -25,8 +25,18 @@ class Memory:
     tensor_bytes: int
 
 
+class Timed:
+    """What was timed at one point, by backend."""
+
+    timings: dict[str, Summary]
+
+    def ratio(self, backend: str, to: str) -> float | None:
+        """Return how many times as long one backend takes as another, or None where one was not timed."""
+        return ratios(self.timings, to).get(backend)
+
+
 @dataclass
-class Point:
+class Point(Timed):
     """What was measured at one size.
 
     Attributes:
@@ -46,10 +56,6 @@ class Point:
     skipped: dict[str, str] = field(default_factory=dict)
     differences: dict[str, float] = field(default_factory=dict)
     memory_roofline_ms: float | None = None
-
-    def ratio(self, backend: str, to: str) -> float | None:
-        """Return how many times as long one backend takes as another, or None where one was not timed."""
-        return ratios(self.timings, to).get(backend)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able values."""

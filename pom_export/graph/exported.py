@@ -24,9 +24,8 @@ BATCH: Final = "batch"
 TOKENS: Final = "tokens"
 CONTEXT_TOKENS: Final = "context_tokens"
 PAST_TOKENS: Final = "past_tokens"
-# Inputs of a stateful export, the first two those of `pom_export.contract`; behind the others' dot stands the layer.
-PAST_STATE: Final = "past_state"
-PAST_LENGTH: Final = "past_length"
+# Inputs of a stateful export, the first two named as the op's; behind the others' dot stands the layer.
+PAST_STATE, PAST_LENGTH = contract.STATE_INPUTS
 PAST_CONVOLUTION: Final = "past_conv"
 PAST_KEY_VALUES: Final = "past_key_values"
 # The property that says what a token of a call sees of it: "causal" or "block-causal"; stateless files lack it.

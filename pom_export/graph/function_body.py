@@ -90,7 +90,7 @@ class Body(Tape):
         axis = self.constant([1], np.int64)
         if mode == "mean":
             # A product with the row of weights sums and weighs in one pass.
-            sums = self.weighted_sum(p, weights)
+            sums = self.MatMul(self.Transpose(weights, perm=[0, 2, 1]), p)
             total = self.ReduceSum(weights, axis, keepdims=1)
         else:
             sums, total = self.CumSum(self.Mul(p, weights), axis), self.CumSum(weights, axis)
@@ -110,10 +110,6 @@ class Body(Tape):
         counts = self.Cast(self.token_numbers(x), to=ir.DataType.FLOAT)
         column = self.Unsqueeze(counts, self.constant([1], np.int64))
         return self.Div(self.CumSum(p, self.constant([1], np.int64)), column)
-
-    def weighted_sum(self, p: ir.Value, weights: ir.Value) -> ir.Value:
-        """Return the sum of p by weights (B or 1, N, 1), (B, 1, C); a product sums and weighs in one pass."""
-        return self.MatMul(self.Transpose(weights, perm=[0, 2, 1]), p)
 
     def token_sum(self, p: ir.Value, x: ir.Value) -> ir.Value:
         """Return the sum of p, (B, 1, C)."""

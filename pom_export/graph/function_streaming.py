@@ -34,12 +34,8 @@ def add_streaming(
     axis = body.constant([1], np.int64)
     old, lost = body.split(past.state, 2, axis=1)
     flags = None if mask is None else body.Cast(mask, to=ir.DataType.INT64)
-    if mask is None:
-        weighted, added = p, body.token_sum(p, x)
-    else:
-        weights = body.Unsqueeze(body.Cast(mask, to=ir.DataType.FLOAT), body.constant([2], np.int64))
-        weighted, added = body.Mul(p, weights), body.weighted_sum(p, weights)
-    sums = body.CumSum(weighted, axis) if mode == "causal" else added
+    added = body.token_sum(p, x)
+    sums = body.CumSum(p, axis) if mode == "causal" else added
     counts = body.Add(body.Unsqueeze(past.length, axis), _counts(body, x, flags, mode))
     total = body.Unsqueeze(body.Cast(counts, to=ir.DataType.FLOAT), body.constant([2], np.int64))
     divisor = body.Add(total, body.constant(epsilon)) if epsilon and mask is not None else total

@@ -90,10 +90,10 @@ def stateful_polynomial_aggregation(
     op.check(x, coefficients, mask, mode, degree, cos, sin, rotary_blocks)
     _check(x, mask, past_state, past_length, mode)
     dtype = reference.accumulation_dtype(x.dtype)
-    p, weights = reference.weighted_features(x, coefficients, mask, degree, cos, sin, rotary_blocks)
-    weighted = p if weights is None else p * weights
-    added = weighted.sum(1)
-    sums = weighted.cumsum(1) if mode == "causal" else added[:, None]
+    # What the mask leaves out has features of 0.
+    p, _ = reference.weighted_features(x, coefficients, mask, degree, cos, sin, rotary_blocks)
+    added = p.sum(1)
+    sums = p.cumsum(1) if mode == "causal" else added[:, None]
     before = past_state.to(dtype).sum(1, keepdim=True)
     counts = _counts(x, mask, past_length, mode)
     y = reference.safe_ratio(before + sums, counts.to(dtype)[..., None], 0.0 if mask is None else epsilon)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pom_export.bench.options import KERNEL
+from pom_export.bench.results import Timed
 from pom_export.bench.statistics import Summary, ratios
 
 
@@ -37,7 +38,7 @@ class Prefill:
 
 
 @dataclass
-class StreamPoint:
+class StreamPoint(Timed):
     """What was measured after one context.
 
     Attributes:
@@ -57,10 +58,6 @@ class StreamPoint:
     skipped: dict[str, str] = field(default_factory=dict)
     differences: dict[str, float] = field(default_factory=dict)
     prefill: Prefill | None = None
-
-    def ratio(self, backend: str, to: str) -> float | None:
-        """Return how many times as long one backend takes as another, or None where one was not timed."""
-        return ratios(self.timings, to).get(backend)
 
 
 @dataclass
