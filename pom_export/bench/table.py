@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pom_export.bench.options import KERNEL, MATMUL, PLAIN
 from pom_export.bench.results import BenchResult, Memory, Point
@@ -46,9 +47,15 @@ def milliseconds(value: float) -> str:
     return f"{value:.{decimals}f}"
 
 
-def spread(summary: Summary) -> str:
-    """Return the quartiles, and how many runs there were."""
-    return f"{milliseconds(summary.lower_ms)} to {milliseconds(summary.upper_ms)}, {summary.runs}"
+def spreads(backends: Sequence[str], timings: Mapping[str, Summary]) -> list[str]:
+    """Return the quartiles of each backend, and how many runs there were."""
+    found = [timings.get(name) for name in backends]
+    return [
+        _NONE
+        if summary is None
+        else f"{milliseconds(summary.lower_ms)} to {milliseconds(summary.upper_ms)}, {summary.runs}"
+        for summary in found
+    ]
 
 
 def mebibytes(count: int) -> str:
@@ -70,14 +77,21 @@ def markdown(rows: Rows) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def machine_line(machine: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    """Return what the times depend on besides what was timed."""
+    return (
+        f"{machine['processor']}, {options['threads']} threads; torch {machine['torch']}, "
+        f"ONNX Runtime {machine['onnxruntime']}, kernel {machine['pom_cpu_kernel']}; {machine['date'][:10]}"
+    )
+
+
 def notes(result: BenchResult) -> list[str]:
     """Return what a reader of the table must know."""
-    options, machine = result.options, result.machine
+    options = result.options
     lines = [
         f"{result.target}; {options['dtype']}; batch "
         f"{', '.join(map(str, dict.fromkeys(point.batch for point in result.points)))}",
-        f"{machine['processor']}, {options['threads']} threads; torch {machine['torch']}, "
-        f"ONNX Runtime {machine['onnxruntime']}, kernel {machine['pom_cpu_kernel']}; {machine['date'][:10]}",
+        machine_line(result.machine, options),
     ]
     if result.roofline is not None:
         first, last = result.roofline.bandwidths[0], result.roofline.bandwidths[-1]
@@ -126,13 +140,7 @@ def has_memory(result: BenchResult) -> bool:
 def _spread_rows(result: BenchResult) -> Rows:
     rows = [[*_size_header(result), *result.backends]]
     for point in result.points:
-        cells = []
-        for name in result.backends:
-            if name not in point.timings:
-                cells.append(_NONE)
-                continue
-            cells.append(spread(point.timings[name]))
-        rows.append([*_sizes(result, point), *cells])
+        rows.append([*_sizes(result, point), *spreads(result.backends, point.timings)])
     return rows
 
 

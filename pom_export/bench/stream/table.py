@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pom_export.bench.options import ATTENTION, ATTENTION_SHARED, KERNEL, STREAM_BACKENDS
 from pom_export.bench.stream.results import StreamResult
-from pom_export.bench.table import Rows, aligned, markdown, mebibytes, milliseconds, spread
+from pom_export.bench.table import Rows, aligned, machine_line, markdown, mebibytes, milliseconds, spreads
 
 _NONE = "-"
 _MIB = 1 << 20
@@ -50,12 +50,11 @@ def prefill_rows(result: StreamResult) -> Rows:
 
 def stream_notes(result: StreamResult) -> list[str]:
     """Return what a reader of the tables must know."""
-    machine, options = result.machine, result.options
+    options = result.options
     first, last = result.points[0].tokens, result.points[-1].tokens
     lines = [
         f"{result.target}; {options['dtype']}",
-        f"{machine['processor']}, {options['threads']} threads; torch {machine['torch']}, "
-        f"ONNX Runtime {machine['onnxruntime']}, kernel {machine['pom_cpu_kernel']}; {machine['date'][:10]}",
+        machine_line(result.machine, options),
     ]
     grown = {name: result.growth(name) for name in result.backends}
     lines += [
@@ -104,6 +103,5 @@ def has_memory(result: StreamResult) -> bool:
 def _spread_rows(result: StreamResult) -> Rows:
     rows = [[_TOKENS, *result.backends]]
     for point in result.points:
-        times = [point.timings.get(name) for name in result.backends]
-        rows.append([str(point.tokens), *(_NONE if found is None else spread(found) for found in times)])
+        rows.append([str(point.tokens), *spreads(result.backends, point.timings)])
     return rows
