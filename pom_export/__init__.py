@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pom_export.attention import MultiheadPolynomialMixer, replace_attention, scan
     from pom_export.checkpoint import load_checkpoint
     from pom_export.engine import EngineInfo, build_engine
+    from pom_export.engine.streaming import tensorrt_backend
     from pom_export.errors import PomExportError
     from pom_export.mixer import PolynomialMixer, ProductMixer, RotaryPolynomialMixer
     from pom_export.parity.report import ParityReport
@@ -47,6 +48,7 @@ _HOMES = {
     "plugin_library": "runtime.library",
     "replace_attention": "attention",
     "scan": "attention",
+    "tensorrt_backend": "engine.streaming",
     "tensorrt_provider_options": "runtime.tensorrt_provider",
     "verify": "api",
     "write_report": "api",
@@ -75,6 +77,7 @@ __all__ = [
     "plugin_library",
     "replace_attention",
     "scan",
+    "tensorrt_backend",
     "tensorrt_provider_options",
     "verify",
     "write_report",

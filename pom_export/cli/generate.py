@@ -35,6 +35,7 @@ _KIB = 1024
 @click.option("--seed", type=int, help="The same seed writes the same text; default: another one each time.")
 @click.option("--tokenizer", help="auto, bytes, gpt2, or a tokenizer.json; default: auto.")
 @click.option("--stop", multiple=True, help="End before this text; may be given several times.")
+@click.option("--engine", help="Run this engine of the model, where a GPU is.")
 @click.option("--load-state", help="Go on from a file that --save-state wrote; its settings are the defaults.")
 @click.option("--save-state", help="Write a file to go on from, after Ctrl-C too.")
 @common_options
@@ -49,6 +50,7 @@ def command(
     seed: int | None,
     tokenizer: str | None,
     stop: Sequence[str],
+    engine: str | None,
     load_state: str | None,
     save_state: str | None,
     as_json: bool,
@@ -59,6 +61,7 @@ def command(
     The text goes to stdout as it comes, and nothing else does. A run that is gone on from with --load-state writes
     what one run without a stop would have.
     """
+    from pom_export.engine.streaming import tensorrt_backend
     from pom_export.runtime.state import State
     from pom_export.runtime.streaming import StreamingSession
     from pom_export.text.generation import Generation, settings_of, vocabulary_of
@@ -73,10 +76,10 @@ def command(
     state = None if load_state is None else State.load(load_state)
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     settings = _settings(None if state is None else settings_of(state), given, tokenizer, stop)
-    progress(f"loading {model}")
-    session = StreamingSession(model)
+    progress(f"loading {engine or model}")
+    session = StreamingSession(model, backend=None if engine is None else tensorrt_backend(engine))
     if save_state is not None:
-        _check_place(save_state, (session.model.path, *session.model.weights, prompt_file))
+        _check_place(save_state, (session.model.path, *session.model.weights, prompt_file, engine))
     known = choose_tokenizer(settings.tokenizer, vocabulary_of(session))
     generation = Generation(session, known, replace(settings, tokenizer=known.name), state)
     if text is not None:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pom_export.engine.backend import Backend, gpu_present, load_plugin
-from pom_export.engine.logger import take_errors, tensorrt_logger
-from pom_export.errors import EngineError, reason_of
+from pom_export.engine.backend import Backend, gpu_present
+from pom_export.engine.loading import deserialize
+from pom_export.errors import reason_of
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,11 @@ def inspect_engine(
     """Load an engine and list its layers; None where that cannot be done here, which is no fault of the engine."""
     if not gpu_present():
         return None
-    trt = backend.module
     try:
-        if uses_plugin:
-            load_plugin(backend)
-        take_errors()
-        runtime = trt.Runtime(tensorrt_logger(trt))
-        runtime.engine_host_code_allowed = True  # the plugin inside
-        loaded = runtime.deserialize_cuda_engine(engine)
-        if loaded is None:
-            raise EngineError("; ".join(take_errors()) or "TensorRT does not load it")
-        information = loaded.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+        loaded = deserialize(engine, backend, uses_plugin)
+        information = loaded.create_engine_inspector().get_engine_information(
+            backend.module.LayerInformationFormat.JSON
+        )
         return Inspection.of(information)
     except Exception as error:  # noqa: BLE001 (an engine for other GPUs, or a list in a form that is not known)
         progress(f"the engine's layers cannot be listed here: {reason_of(error)}")

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pom_export.errors import InputError
-from pom_export.graph.exported import CONTEXT_TOKENS, TOKENS, TensorSpec
+from pom_export.graph.exported import BATCH, CONTEXT_TOKENS, PAST_TOKENS, TOKENS, TensorSpec
 
 Shapes = Mapping[str, Sequence[int]]
-# (min, opt, max) of a dynamic dimension that the user says nothing about; widened to hold what the user does say.
-_DEFAULT_RANGES = {"batch": (1, 1, 8)}
+# (min, opt, max) of a dynamic dimension that the user says nothing about; widened to hold what the user does say. The
+# first call of a stream has no past.
+_DEFAULT_RANGES = {BATCH: (1, 1, 8), PAST_TOKENS: (0, 256, 4096)}
 _DEFAULT_RANGE = (1, 256, 4096)
 # What TensorRT checks only in words of its own: its dimensions are 32-bit, and no GPU holds an input of 1 TiB.
 _LARGEST_SIZE, _LARGEST_BYTES = 2**31 - 1, 2**40
@@ -35,17 +36,16 @@ def parse_shapes(text: str | None, option: str) -> dict[str, tuple[int, ...]]:
     """Parse trtexec's form, `x:1x16x64,mask:1x16`.
 
     Raises:
-        InputError: the text has another form, a size is below 1, or a name is there twice.
+        InputError: the text has another form, or a name is there twice.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for item in filter(None, (text or "").split(",")):
         match = re.fullmatch(r"\s*([^:\s]+):(\d{1,19}(?:x\d{1,19})*)\s*", item)
-        sizes = tuple(int(size) for size in match[2].split("x")) if match else (0,)
-        if match is None or min(sizes) < 1:
-            raise InputError(f"{option} {item!r} is not NAME:AxBxC with sizes of at least 1", "Example: x:1x16x64")
+        if match is None:
+            raise InputError(f"{option} {item!r} is not NAME:AxBxC", "Example: x:1x16x64")
         if match[1] in shapes:
             raise InputError(f"{option} names {match[1]!r} twice", "Give each input one shape")
-        shapes[match[1]] = sizes
+        shapes[match[1]] = tuple(int(size) for size in match[2].split("x"))
     return shapes
 
 
@@ -68,8 +68,8 @@ def make_profiles(
         most_tokens: how many tokens the model has positions for; None: any number.
 
     Raises:
-        InputError: a shape names no input, does not fit its axes, has more tokens than the model takes or a
-            GPU holds, or min <= opt <= max does not hold.
+        InputError: a shape names no input, does not fit its axes, has a size below 1, more tokens than the model
+            takes or a GPU holds, or min <= opt <= max does not hold.
     """
     names = ("minShapes", "optShapes", "maxShapes")
     bound = [_bind(specs, shapes, name) for name, shapes in zip(names, (minimum, optimum, maximum), strict=True)]
@@ -108,6 +108,8 @@ def _bind(specs: Sequence[TensorSpec], shapes: Shapes, option: str) -> dict[str,
                 f"--{option}: {name} has {len(axes)} dimensions, got {len(shape)}", f"It is {by_name[name]}"
             )
         for axis, size in zip(axes, shape, strict=True):
+            if size < 1 and axis != PAST_TOKENS:
+                raise InputError(f"--{option}: {name} has a size of {size}", "Sizes are at least 1")
             expected = sizes.setdefault(axis, size) if isinstance(axis, str) else axis
             if size != expected:
                 raise InputError(
@@ -119,7 +121,7 @@ def _bind(specs: Sequence[TensorSpec], shapes: Shapes, option: str) -> dict[str,
 def _range(axis: str, bound: Sequence[Mapping[str, int]], most_tokens: int | None) -> tuple[int, int, int]:
     defaults = _DEFAULT_RANGES.get(axis, _DEFAULT_RANGE)
     given = [sizes[axis] for sizes in bound if axis in sizes]
-    if most_tokens is not None and axis in {TOKENS, CONTEXT_TOKENS}:
+    if most_tokens is not None and axis in {TOKENS, CONTEXT_TOKENS, PAST_TOKENS}:
         if max(given, default=0) > most_tokens:
             raise InputError(
                 f"dimension {axis} is {max(given)}, but the model has positions for {most_tokens} tokens",

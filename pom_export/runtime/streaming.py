@@ -15,7 +15,7 @@ from pom_export.graph.exported import PAST_LENGTH, ExportedModel
 from pom_export.runtime.session import Provider, inference_session
 from pom_export.runtime.state import State
 from pom_export.runtime.state_identity import ModelFiles
-from pom_export.runtime.streaming_backend import Past, StreamingBackend
+from pom_export.runtime.streaming_backend import BackendFactory, Past, StreamingBackend
 from pom_export.runtime.streaming_exclusive import Exclusive
 from pom_export.runtime.streaming_inputs import call_mask, call_others, call_tokens, fitting_state, step_tokens
 from pom_export.runtime.streaming_interface import MASK, StatefulModel, read_stateful
@@ -50,13 +50,14 @@ class StreamingSession:
         providers: as for `inference_session`.
         session_options: an onnxruntime.SessionOptions to start from.
         kernels: False leaves our library out.
+        backend: what runs it instead of ONNX Runtime, such as `tensorrt_backend(engine)`.
 
     Attributes:
         model: the file's interface.
         batch: rows.
 
     Raises:
-        InputError: the file cannot be read or loaded, or keeps no state.
+        InputError: the file cannot be read or loaded, keeps no state, or the backend does not take it.
         MissingDependencyError: onnxruntime or our library is not installed.
     """
 
@@ -71,7 +72,10 @@ class StreamingSession:
         providers: Sequence[Provider] | None = None,
         session_options: Any = None,
         kernels: bool = True,
+        backend: BackendFactory | None = None,
     ) -> None:
+        if backend is not None and not (providers is None and session_options is None and kernels):
+            raise InputError("providers, session_options and kernels are for ONNX Runtime", "Leave them or backend out")
         interface = read_stateful(model)
         for part in interface.past:
             pinned = part.spec.axes[0] if isinstance(part.spec.axes[0], int) else batch
@@ -80,10 +84,13 @@ class StreamingSession:
                     f"batch is {batch}, {interface.name} takes {max(pinned, 1)} rows", "Choose another batch"
                 )
         identity = ModelFiles((interface.file.path, *interface.file.weights))
-        session = inference_session(model, providers, kernels=kernels, session_options=session_options)
-        backend = OnnxRuntimeBackend(session, interface, batch)
-        past = backend.write(interface.empty(batch), None)
-        self._set_up(interface, identity, backend, _Now(past, np.zeros(batch, np.int64)))
+        if backend is None:
+            session = inference_session(model, providers, kernels=kernels, session_options=session_options)
+            runner: StreamingBackend = OnnxRuntimeBackend(session, interface, batch)
+        else:
+            runner = backend(interface, batch)
+        past = runner.write(interface.empty(batch), None)
+        self._set_up(interface, identity, runner, _Now(past, np.zeros(batch, np.int64)))
 
     def _set_up(self, interface: StatefulModel, identity: ModelFiles, backend: StreamingBackend, now: _Now) -> None:
         self.model = interface.file

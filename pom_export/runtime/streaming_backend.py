@@ -1,11 +1,13 @@
-"""What runs a stateful model: the protocol that ONNX Runtime's binding keeps, and others may."""
+"""What runs a stateful model: the protocol that the bindings of ONNX Runtime and of TensorRT keep, and others may."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeAlias
 
 import numpy.typing as npt
+
+from pom_export.runtime.streaming_interface import StatefulModel
 
 Array = npt.NDArray[Any]
 # What a backend knows a past by. Nobody else looks into it.
@@ -41,3 +43,7 @@ class StreamingBackend(Protocol):
 
     def nbytes(self, past: Past) -> int:
         """Return the bytes of a past's arrays."""
+
+
+# Makes a model's backend for so many rows.
+BackendFactory: TypeAlias = Callable[[StatefulModel, int], StreamingBackend]

@@ -19,6 +19,8 @@ import pytest
 
 import pom_export
 from pom_export.cli.main import run
+from pom_export.engine.backend import gpu_present
+from tests.small_models import hybrid
 from tests.streaming_graphs import running_sum_model
 
 # As warm as it takes for any bytes to come.
@@ -154,6 +156,7 @@ BAD_COMMANDS = {
     "top-p": ("{model} --prompt a --top-p 2", "top_p must be above 0"),
     "seed": ("{model} --prompt a --seed -1", "seed must be 0 to"),
     "empty stop": ("{model} --prompt a --stop=", "--stop is empty"),
+    "no engine": ("{model} --prompt a --engine {tmp}/none", "does not exist"),
     "no state": ("{model} --load-state {tmp}/none", "does not exist"),
     "cut state": ("{model} --load-state {cut}", "no whole state file"),
     "text as a state": ("{model} --load-state {text}", "no whole state file"),
@@ -178,6 +181,26 @@ def test_bad_input_ends_in_one_clear_line(
     assert message in "{error}. {hint}".format(**json.loads(printed.out))
     assert len(printed.err.splitlines()) == 1
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_an_engine_needs_a_gpu(
+    model: str, bad_places: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pom_export.engine.streaming.gpu_present", lambda: False)
+    assert run(["generate", model, "--prompt", "a", "--engine", bad_places["text"]]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "pom-export: error: no CUDA device is here to run text on. Leave the engine out: ONNX Runtime runs the model"
+    ]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not gpu_present(), reason="no CUDA device is here")
+def test_an_engine_writes_what_onnx_runtime_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(tmp_path / "m.onnx")
+    pom_export.export(hybrid(vocabulary=256), model, stateful=True)
+    pom_export.build_engine(model, f"{model}.engine")
+    options = [model, "--prompt", "Once upon", "--temperature", "0", "--max-tokens", "30"]
+    assert written(capsys, *options, "--engine", f"{model}.engine") == written(capsys, *options)
 
 
 def test_the_model_s_positions_end_the_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

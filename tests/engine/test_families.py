@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 
 import onnx
 import pytest
-import torch
 from torch import nn
 
 import pom_export
 from pom_export import contract
 from pom_export.engine.precision import declared_types
 from pom_export.graph.exported import PRECISIONS
-from pom_export.models.gpt import GPT, GPTConfig
+from tests.small_models import hybrid
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 TARGETS = ["sm80", "sm86", "sm89", "sm120"]
@@ -64,11 +63,11 @@ KINDS = [
     Kind("v1-grouped", "v1_grouped", "causal", "bfloat16"),
     Kind("cross", "v1_cross", "none", "bfloat16", options=CROSS),
     Kind("cross", "v2_cross", "full", "float16", options=CROSS, gated=0, plain=1),
-    Kind("gpt", "hybrid", "causal", "float16", static=True),
+    Kind("gpt", "hybrid", "causal", "float16", static=True, gated=2),
     Kind("stateful", "v2_heads", "causal", "float16", options=STATEFUL),
     Kind("stateful", "rope1d", "padding", "float32", options=STATEFUL),
     Kind("stateful", "v1_grouped", "none", "bfloat16", static=True, options=BLOCK_CAUSAL, gated=0, plain=1),
-    Kind("gpt", "hybrid", "causal", "bfloat16", options=STATEFUL),
+    Kind("gpt", "hybrid", "causal", "bfloat16", options=STATEFUL, gated=2),
 ]  # fmt: skip
 MASKS_OF = {
     "v2": {"none", "causal", "padding", "full"},
@@ -79,12 +78,7 @@ MASKS_OF = {
 
 
 def source(kind: Kind) -> Path | nn.Module:
-    if kind.case != "hybrid":
-        return GOLDEN / kind.case
-    # The golden one has six layers, and takes long to trace.
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 97, "n_layer": 2, "n_head": 4, "n_embd": 32, "mlp_width": 64}
-    return GPT(GPTConfig(**sizes, mixer_heads=4, attention_heads=4, degree=2, expand=2, attention_layers=(1,)))
+    return hybrid() if kind.case == "hybrid" else GOLDEN / kind.case
 
 
 def test_every_pair_of_choices_is_in_the_table() -> None:

@@ -18,7 +18,7 @@ def test_parse_shapes_reads_trtexec_form() -> None:
     assert parse_shapes(None, "--minShapes") == {}
 
 
-@pytest.mark.parametrize("text", ["x", "x:", "x:1x", "x:0x4", "x:-1x4", "x:1x16:2", ":1x2"])
+@pytest.mark.parametrize("text", ["x", "x:", "x:1x", "x:-1x4", "x:1x16:2", ":1x2"])
 def test_parse_shapes_names_what_it_cannot_read(text: str) -> None:
     with pytest.raises(InputError, match="--optShapes"):
         parse_shapes(text, "--optShapes")
@@ -39,6 +39,7 @@ def test_defaults_widen_to_hold_what_is_given() -> None:
     ("shapes", "message"),
     [
         ({"y": (1, 2, 16)}, "'y'"),
+        ({"x": (1, 0, 16)}, "x has a size of 0"),
         ({"x": (1, 2)}, "3 dimensions, got 2"),
         ({"x": (1, 2, 17)}, "17 where 16"),
         ({"x": (1, 2, 16), "mask": (1, 3)}, "3 where 2"),
@@ -58,3 +59,11 @@ def test_tokens_end_where_the_positions_do() -> None:
     assert make_profiles([X], {}, {}, {}, most_tokens=64)["x"] == ShapeProfile((1, 1, 16), (1, 64, 16), (8, 64, 16))
     with pytest.raises(InputError, match="tokens is 65, but the model has positions for 64 tokens"):
         make_profiles([X], {}, {}, {"x": (1, 65, 16)}, most_tokens=64)
+
+
+def test_the_past_may_be_empty_and_ends_where_the_positions_do() -> None:
+    keys = TensorSpec("keys", np.dtype("float32"), ("batch", 2, "past_tokens", 4))
+    assert make_profiles([keys], {}, {}, {})["keys"] == ShapeProfile((1, 2, 0, 4), (1, 2, 256, 4), (8, 2, 4096, 4))
+    given = make_profiles([keys], {"keys": (1, 2, 0, 4)}, {}, {"keys": (1, 2, 100, 4)}, most_tokens=128)["keys"]
+    assert given == ShapeProfile((1, 2, 0, 4), (1, 2, 100, 4), (1, 2, 100, 4))
+    assert make_profiles([keys], {}, {}, {}, most_tokens=128)["keys"].maximum == (8, 2, 128, 4)

@@ -17,12 +17,14 @@ from pom_export.api.exporting import ExportResult
 from pom_export.errors import InputError
 from pom_export.graph.exported import ExportedModel, is_past, present_name, read_model
 from pom_export.mixer import PolynomialMixer, RotaryPolynomialMixer
-from pom_export.models import GPT, GPTConfig
 from pom_export.parity import tolerances
+from tests.small_models import VOCABULARY, hybrid
 
 Array = npt.NDArray[Any]
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 SELF_MIXING = [f for f in sorted(GOLDEN.iterdir()) if not f.name.startswith("gpt") and "cross" not in f.name]
+# The hybrid among them takes long to trace: tests/runtime/test_streaming_exports.py, in rows of different lengths.
+LANGUAGE_MODELS = [f for f in sorted(GOLDEN.iterdir()) if f.name.startswith("gpt") and f.name != "gpt_hybrid"]
 PATHS = [pytest.param(True, id="kernel"), pytest.param(False, id="function")]
 
 
@@ -87,6 +89,7 @@ def test_any_split_gives_the_official_causal_outputs(golden: Any, kernels: bool,
         assert_close(np.concatenate(outputs, axis=1), expected)
 
 
+@pytest.mark.parametrize("golden_gpt", LANGUAGE_MODELS, ids=lambda folder: folder.name, indirect=True)
 @pytest.mark.parametrize("kernels", PATHS)
 def test_any_split_gives_the_public_language_models_logits(golden_gpt: Any, kernels: bool, folder: Path) -> None:
     model = folder / f"{golden_gpt.folder.name}.onnx"
@@ -114,18 +117,18 @@ def test_block_causal_calls_give_the_official_state_forward(case: str, kernels: 
     assert calls.exported.stateful == "block-causal"
 
 
-def hybrid() -> GPT:
-    torch.manual_seed(0)
-    return GPT(GPTConfig(61, 3, 2, 16, 2, 4, 2, 2, 32, (1,))).eval().requires_grad_(requires_grad=False)
+@pytest.fixture(scope="module")
+def hybrid_file(folder: Path) -> tuple[Path, ExportResult]:
+    """Return a masked hybrid's export, which takes long to trace."""
+    return folder / "hybrid.onnx", pom_export.export(hybrid(), folder / "hybrid.onnx", stateful=True, mask="padding")
 
 
 @pytest.mark.parametrize("kernels", PATHS)
-def test_rows_of_a_ragged_prefill_go_on_each_by_itself(kernels: bool, tmp_path: Path) -> None:
+def test_rows_of_a_ragged_prefill_go_on_each_by_itself(kernels: bool, hybrid_file: tuple[Path, ExportResult]) -> None:
     model = hybrid()
-    pom_export.export(model, tmp_path / "m.onnx", stateful=True, mask="padding")
-    ids = np.random.default_rng(0).integers(0, 61, (3, 12))
+    ids = np.random.default_rng(0).integers(0, VOCABULARY, (3, 12))
     lengths = np.array([9, 4, 1])
-    calls = Calls(tmp_path / "m.onnx", 3, kernels)
+    calls = Calls(hybrid_file[0], 3, kernels)
     first = calls(input_ids=ids[:, :9], mask=np.arange(9) < lengths[:, None])
     steps = [np.take_along_axis(ids, (lengths + i)[:, None], axis=1) for i in range(3)]
     following = np.concatenate([calls(input_ids=step, mask=np.ones((3, 1), bool)) for step in steps], axis=1)
@@ -135,10 +138,11 @@ def test_rows_of_a_ragged_prefill_go_on_each_by_itself(kernels: bool, tmp_path: 
     assert calls.past["past_length"].tolist() == [12, 7, 4]
 
 
-def test_only_the_attention_layers_of_a_hybrid_keep_keys(tmp_path: Path) -> None:
-    result = pom_export.export(hybrid(), tmp_path / "m.onnx", stateful=True)
+def test_only_the_attention_layers_of_a_hybrid_keep_keys(hybrid_file: tuple[Path, ExportResult]) -> None:
+    result = hybrid_file[1]
     assert result.inputs == [
         "input_ids int64[batch, tokens]",
+        "mask bool[batch, tokens]",
         "past_length int64[batch]",
         "past_state float32[batch, 2, 2, 64]",
         "past_key_values.1.key float32[batch, 4, past_tokens, 4]",
@@ -153,12 +157,24 @@ def test_only_the_attention_layers_of_a_hybrid_keep_keys(tmp_path: Path) -> None
     ]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_half_precision_model_keeps_its_state_in_float32(dtype: str, tmp_path: Path) -> None:
-    result = pom_export.export(hybrid(), tmp_path / "m.onnx", stateful=True, dtype=dtype, samples=1)
-    assert f"past_key_values.1.key {dtype}[batch, 4, past_tokens, 4]" in result.inputs
+def test_nodes_keep_the_names_of_their_modules(hybrid_file: tuple[Path, ExportResult]) -> None:
+    assert read_model(hybrid_file[0]).aggregations == [
+        f"transformer.h.{layer}.attn.pom/GatedPolynomialAggregation" for layer in (0, 2)
+    ]
+
+
+def test_a_half_precision_model_keeps_its_state_in_float32(tmp_path: Path) -> None:
+    result = pom_export.export(hybrid(), tmp_path / "m.onnx", stateful=True, dtype="float16", samples=1)
+    assert "past_key_values.1.key float16[batch, 4, past_tokens, 4]" in result.inputs
     assert "past_state float32[batch, 2, 2, 64]" in result.inputs
     assert "present_state float32[batch, 2, 2, 64]" in result.outputs
+    assert pom_export.verify(tmp_path / "m.onnx")
+
+
+def test_a_mixer_in_bfloat16_keeps_its_state_in_float32(tmp_path: Path) -> None:
+    mixer = PolynomialMixer(8, 2, 2).eval()
+    result = pom_export.export(mixer, tmp_path / "m.onnx", stateful=True, dtype="bfloat16", samples=1)
+    assert result.inputs[1] == "past_state float32[batch, 1, 2, 16]"
     assert pom_export.verify(tmp_path / "m.onnx")
 
 
@@ -168,13 +184,6 @@ def test_verify_compares_with_the_checkpoint(tmp_path: Path) -> None:
     report = pom_export.verify(tmp_path / "m.onnx", checkpoint=checkpoint)
     assert report
     assert {comparison.output for comparison in report.comparisons} == {"y", "present_state", "present_length"}
-
-
-def test_nodes_keep_the_names_of_their_modules(tmp_path: Path) -> None:
-    pom_export.export(hybrid(), tmp_path / "m.onnx", stateful=True)
-    assert read_model(tmp_path / "m.onnx").aggregations == [
-        f"transformer.h.{layer}.attn.pom/GatedPolynomialAggregation" for layer in (0, 2)
-    ]
 
 
 def test_positions_past_the_last_one_are_no_ones_but_paddings(tmp_path: Path) -> None:

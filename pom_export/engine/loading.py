@@ -1,0 +1,29 @@
+"""Load a built engine into TensorRT: needs a GPU that it was built for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pom_export.engine.backend import Backend, load_plugin
+from pom_export.engine.logger import take_errors, tensorrt_logger
+from pom_export.errors import EngineError
+
+
+def deserialize(engine: bytes, backend: Backend, uses_plugin: bool) -> Any:
+    """Return a trt.ICudaEngine, our plugin registered where it needs it.
+
+    Raises:
+        EngineError: TensorRT does not load it, such as one for other GPUs.
+        MissingDependencyError: the plugin's library is not in this installation.
+    """
+    trt = backend.module
+    if uses_plugin:
+        load_plugin(backend)
+    take_errors()
+    runtime = trt.Runtime(tensorrt_logger(trt))
+    runtime.engine_host_code_allowed = True  # the plugin inside
+    loaded = runtime.deserialize_cuda_engine(engine)
+    if loaded is None:
+        reason = "; ".join(take_errors()) or "it gives no reason"
+        raise EngineError(f"{backend.name} {backend.version} does not load it: {reason}")
+    return loaded

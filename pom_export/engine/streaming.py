@@ -1,0 +1,201 @@
+"""Streams through a TensorRT engine: needs a GPU that the engine was built for."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pom_export.engine.backend import gpu_present
+from pom_export.engine.device_memory import DeviceBuffer, Stream
+from pom_export.engine.loading import deserialize
+from pom_export.engine.logger import take_errors
+from pom_export.engine.manifest import check_manifest, engine_path
+from pom_export.engine.recipe import PLUGIN
+from pom_export.engine.runner import engine_backend
+from pom_export.errors import EngineError, InputError
+from pom_export.files import readable_file
+from pom_export.runtime.streaming_backend import BackendFactory
+from pom_export.runtime.streaming_interface import StatefulModel
+from pom_export.runtime.streaming_ortvalues import locked
+
+Array = npt.NDArray[Any]
+Shape = tuple[int, ...]
+
+
+def tensorrt_backend(engine: str | os.PathLike[str]) -> BackendFactory:
+    """Load an engine for streams: `StreamingSession(model, backend=tensorrt_backend(engine))`.
+
+    Args:
+        engine: a file that `build_engine` wrote, from an export with --stateful.
+
+    Returns:
+        What a StreamingSession makes its backend with. Sessions of one call share the engine's weights.
+
+    Raises:
+        InputError: the engine or its manifest cannot be read, or no CUDA device is here; and from the session, where
+            the engine was not built from its model, or not for its rows.
+        MissingDependencyError: the TensorRT that the engine was built with is not installed.
+        EngineError: TensorRT does not load it.
+    """
+    file = readable_file(engine, "engine")
+    loaded = _load(file)
+
+    def factory(model: StatefulModel, batch: int) -> TensorRtBackend:
+        check_manifest(file, model.file.path)
+        return TensorRtBackend(loaded, model, batch)
+
+    return factory
+
+
+def _load(file: Path) -> Any:
+    if not gpu_present():
+        raise InputError(
+            f"no CUDA device is here to run {file.name} on", "Leave the engine out: ONNX Runtime runs the model"
+        )
+    backend = engine_backend(file)
+    try:
+        return deserialize(file.read_bytes(), backend, engine_path(file) == PLUGIN)
+    except EngineError as error:
+        raise EngineError(f"{file.name} cannot be used: {error}", "Build it again, for this GPU") from error
+
+
+@dataclass(frozen=True)
+class _Past:
+    """Which set of buffers holds the state, and its shapes, by input."""
+
+    turn: int
+    shapes: Mapping[str, Shape]
+
+
+class TensorRtBackend:
+    """Runs an engine of a stateful model without a copy of its state between calls.
+
+    The state lies on the GPU in two sets of buffers: a call reads one and writes the other. Caches that grow are
+    allocated for twice as many tokens when their buffers are full.
+
+    Args:
+        engine: the trt.ICudaEngine.
+        model: the interface of the ONNX file that it was built from.
+        batch: rows.
+
+    Raises:
+        InputError: the engine was not built for so many rows.
+        EngineError: TensorRT cannot prepare it to run.
+    """
+
+    def __init__(self, engine: Any, model: StatefulModel, batch: int) -> None:
+        self._engine = engine
+        self._model = model
+        self._batch = batch
+        self._ranges = {spec.name: engine.get_tensor_profile_shape(spec.name, 0) for spec in model.file.inputs}
+        self._check_shapes({part.spec.name: part.empty_shape(batch) for part in model.past})
+        take_errors()
+        self._context = engine.create_execution_context()
+        if self._context is None:
+            raise EngineError(f"TensorRT cannot prepare {model.name} to run: {'; '.join(take_errors())}")
+        self._stream = Stream()
+        self._turns = [{part.spec.name: DeviceBuffer() for part in model.past} for _ in range(2)]
+        self._inputs = {spec.name: DeviceBuffer() for spec in (model.tokens, *model.others.values())}
+        if model.mask is not None:
+            self._inputs[model.mask.name] = DeviceBuffer()
+        self._output = DeviceBuffer()
+        # What single tokens' outputs are copied to, by turns.
+        self._landings: dict[int, Array] = {}
+
+    def write(self, arrays: Mapping[str, Array], instead_of: _Past | None) -> _Past:  # noqa: D102 (the protocol says it)
+        turn = 0 if instead_of is None else 1 - instead_of.turn
+        shapes = {}
+        for name, buffer in self._turns[turn].items():
+            buffer.write(np.ascontiguousarray(arrays[name]), self._stream)
+            shapes[name] = arrays[name].shape
+        self._stream.synchronize()
+        return _Past(turn, shapes)
+
+    def read(self, past: _Past) -> dict[str, Array]:  # noqa: D102
+        arrays = {part.spec.name: np.empty(past.shapes[part.spec.name], part.spec.dtype) for part in self._model.past}
+        for name, array in arrays.items():
+            self._turns[past.turn][name].read(array, self._stream)
+        self._stream.synchronize()
+        return arrays
+
+    def run(self, past: _Past, feed: Mapping[str, Array]) -> tuple[Array, _Past]:  # noqa: D102
+        shapes = {name: array.shape for name, array in feed.items()} | dict(past.shapes)
+        self._check_shapes(shapes)
+        take_errors()
+        for name, shape in shapes.items():
+            self._require(self._context.set_input_shape(name, shape))
+        for name, array in feed.items():
+            self._inputs[name].write(array, self._stream)
+            self._bind(name, self._inputs[name])
+        for name, buffer in self._turns[past.turn].items():
+            self._bind(name, buffer)
+        present: dict[str, Shape] = {}
+        for part in self._model.past:
+            name = part.spec.name
+            present[name] = self._bind_output(part.present, self._turns[1 - past.turn][name], part.spec.dtype)
+        dtype = self._model.output.dtype
+        shape = self._bind_output(self._model.output.name, self._output, dtype)
+        single = feed[self._model.tokens.name].shape[1] == 1
+        output = self._landing(past.turn, shape, dtype) if single else np.empty(shape, dtype)
+        self._require(self._context.execute_async_v3(self._stream.pointer))
+        self._output.read(output, self._stream)
+        self._stream.synchronize()
+        return locked(output) if single else output, _Past(1 - past.turn, present)
+
+    def fork(self, past: _Past) -> tuple[TensorRtBackend, _Past]:  # noqa: D102
+        twin = TensorRtBackend(self._engine, self._model, self._batch)
+        for part in self._model.past:
+            name = part.spec.name
+            nbytes = _nbytes(past.shapes[name], part.spec.dtype)
+            twin._turns[0][name].write_from(self._turns[past.turn][name], nbytes, twin._stream)
+        twin._stream.synchronize()
+        return twin, _Past(0, past.shapes)
+
+    def nbytes(self, past: _Past) -> int:  # noqa: D102
+        return sum(_nbytes(past.shapes[part.spec.name], part.spec.dtype) for part in self._model.past)
+
+    def _check_shapes(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        for name, shape in shapes.items():
+            low, _, high = (tuple(limits) for limits in self._ranges[name])
+            if not all(least <= size <= most for least, size, most in zip(low, shape, high, strict=True)):
+                raise InputError(
+                    f"{name} of a call is {_text(shape)}, the engine of {self._model.name} takes "
+                    f"{_text(low)} to {_text(high)}",
+                    "Build it with other --minShapes and --maxShapes",
+                )
+
+    def _bind(self, name: str, buffer: DeviceBuffer) -> None:
+        self._require(self._context.set_tensor_address(name, buffer.pointer))
+
+    def _bind_output(self, name: str, buffer: DeviceBuffer, dtype: np.dtype[Any]) -> Shape:
+        """Give an output memory enough, and return its shape."""
+        shape = tuple(self._context.get_tensor_shape(name))
+        self._require(all(size >= 0 for size in shape))
+        buffer.reserve(_nbytes(shape, dtype))
+        self._bind(name, buffer)
+        return shape
+
+    def _landing(self, turn: int, shape: Shape, dtype: np.dtype[Any]) -> Array:
+        if turn not in self._landings:
+            self._landings[turn] = np.empty(shape, dtype)
+        return self._landings[turn]
+
+    def _require(self, done: bool) -> None:
+        if not done:
+            reason = "; ".join(take_errors()) or "it says no reason"
+            raise InputError(f"TensorRT cannot run {self._model.name}: {reason}", "The state is what it was before")
+
+
+def _nbytes(shape: Shape, dtype: np.dtype[Any]) -> int:
+    return math.prod(shape) * dtype.itemsize
+
+
+def _text(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
