@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -50,6 +51,38 @@ def held() -> Iterator[None]:
         yield
     finally:
         _State.held -= 1
+
+
+@contextmanager
+def deferred() -> Iterator[Callable[[], bool]]:
+    """Let a signal interrupt only when the block is over, in programs other than our command too.
+
+    Yields:
+        What tells whether a signal has come. In a thread other than the main one none ever does.
+
+    Raises:
+        KeyboardInterrupt: at the end, when one has come.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    foreign = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if foreign:
+        _State.received = None
+    check()
+    with held():
+        if foreign:
+            signal.signal(signal.SIGINT, _handle)
+        try:
+            yield lambda: _State.received is not None
+        finally:
+            came = _State.received
+            if foreign:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                _State.received = None
+    if foreign and came is not None:
+        raise KeyboardInterrupt
+    check()
 
 
 def settle() -> None:

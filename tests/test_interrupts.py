@@ -86,3 +86,33 @@ def test_signals_that_the_process_is_to_ignore_stay_ignored() -> None:
     interrupts.listen()
     os.kill(os.getpid(), signal.SIGHUP)
     assert interrupts.received() is None
+
+
+@pytest.mark.parametrize("handler", ["ours", "Python's"])
+def test_deferred_signals_interrupt_once_and_at_the_end(handler: str) -> None:
+    if handler == "Python's":
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.getsignal(signal.SIGINT)
+    told = []
+
+    def work() -> None:
+        with interrupts.deferred() as interrupted:
+            told.append(interrupted())
+            for _ in range(100):
+                os.kill(os.getpid(), signal.SIGINT)
+            told.append(interrupted())
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert told == [False, True]
+    assert signal.getsignal(signal.SIGINT) is before
+    assert interrupts.received() == (signal.SIGINT if handler == "ours" else None)
+
+
+def test_an_error_of_a_deferring_block_is_what_is_raised() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(ValueError, match="of the block"), interrupts.deferred():
+        os.kill(os.getpid(), signal.SIGINT)
+        raise ValueError("of the block")
+    with interrupts.deferred() as interrupted:
+        assert not interrupted()

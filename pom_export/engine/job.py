@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from dataclasses import dataclass, field
 from typing import Any
 
+from pom_export import interrupts
 from pom_export.engine.functions import inlined
 from pom_export.engine.logger import take_errors, tensorrt_logger
 from pom_export.engine.monitor import make_monitor
@@ -49,18 +49,13 @@ class BuildJob:
 
         # An event and not Thread.join: in Python 3.11 an interrupted join takes a running thread for a finished one.
         done = threading.Event()
-        threading.Thread(target=work, name="tensorrt-build", daemon=True).start()
-        try:
+        # TensorRT must not be left running in a process that ends, however many signals come.
+        with interrupts.deferred() as interrupted:
+            threading.Thread(target=work, name="tensorrt-build", daemon=True).start()
             while not done.wait(_POLL_SECONDS):
-                pass
-        except KeyboardInterrupt:
-            self.cancelled.set()
-            self.plan.progress("interrupted; waiting for TensorRT to stop")
-            while not done.is_set():
-                # A second Ctrl-C must not leave TensorRT running in a process that ends.
-                with contextlib.suppress(KeyboardInterrupt):
-                    done.wait(_POLL_SECONDS)
-            raise
+                if interrupted() and not self.cancelled.is_set():
+                    self.cancelled.set()
+                    self.plan.progress("interrupted; waiting for TensorRT to stop")
         result = outcome[0]
         if isinstance(result, PomExportError):
             raise result

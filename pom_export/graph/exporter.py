@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import warnings
@@ -65,13 +66,25 @@ def _traceable_transformers() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Pause the collector of cycles: it takes a third of the time that tracing takes, and finds next to nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def trace(program: Program, opset: int) -> ir.Model:
     """Run torch.export and torch.onnx over a program.
 
     Raises:
         InputError: torch could not trace or translate the model; the first line of its reason is kept.
     """
-    with _quiet_torch(), _traceable_transformers(), torch.no_grad():
+    with _quiet_torch(), _traceable_transformers(), _without_collector(), torch.no_grad():
         try:
             exported = torch.onnx.export(
                 program.module.eval(),

@@ -166,8 +166,9 @@ class CausalSelfAttention(nn.Module):
         Returns:
             (B, N, d), and with a past the keys and values with those of this call.
         """
-        query, key, value = (_split_heads(part, self.n_head) for part in self.c_attn(x).chunk(3, dim=-1))
-        query, key = self.rotary(query, length), self.rotary(key, length)
+        query, key, value = _split_heads(self.c_attn(x), 3 * self.n_head).chunk(3, dim=1)
+        # Turned together, by one table of sines.
+        query, key = self.rotary(torch.cat((query, key), dim=1), length).chunk(2, dim=1)
         if past is None or length is None:
             attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
             return cast("Tensor", self.c_proj(_join_heads(attended)))

@@ -96,16 +96,19 @@ def test_the_product_form_is_registered_and_differentiable(mode: str, mask: str 
     if degree == 2:
         torch.library.opcheck(torch.ops.pom.polynomial_aggregation.default, (x, *rest))
     assert torch.autograd.gradcheck(lambda tokens: polynomial_aggregation(tokens, *rest), (x,))
-    assert torch.autograd.gradgradcheck(lambda tokens: polynomial_aggregation(tokens, *rest), (x,))
+    assert torch.autograd.gradgradcheck(lambda tokens: polynomial_aggregation(tokens, *rest), (x,), fast_mode=True)
 
 
 @pytest.mark.parametrize(("mode", "mask"), MODES_AND_MASKS)
 @pytest.mark.parametrize(("blocks", "batched"), [(1, False), (2, True)])
 def test_the_rotation_is_registered_and_differentiable(mode: str, mask: str | None, blocks: int, batched: bool) -> None:
     x, coefficients, *rest = rotary_arguments(blocks, batched, mask, mode)
-    torch.library.opcheck(torch.ops.pom.polynomial_aggregation.default, (x, coefficients, *rest))
+    if batched:
+        torch.library.opcheck(torch.ops.pom.polynomial_aggregation.default, (x, coefficients, *rest))
     assert torch.autograd.gradcheck(lambda *inputs: polynomial_aggregation(*inputs, *rest), (x, coefficients))
-    assert torch.autograd.gradgradcheck(lambda *inputs: polynomial_aggregation(*inputs, *rest), (x, coefficients))
+    assert torch.autograd.gradgradcheck(
+        lambda *inputs: polynomial_aggregation(*inputs, *rest), (x, coefficients), fast_mode=True
+    )
 
 
 def test_the_product_form_is_the_formula() -> None:
