@@ -111,8 +111,13 @@ def test_deferred_signals_interrupt_once_and_at_the_end(handler: str) -> None:
 
 def test_an_error_of_a_deferring_block_is_what_is_raised() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    with pytest.raises(ValueError, match="of the block"), interrupts.deferred():
-        os.kill(os.getpid(), signal.SIGINT)
-        raise ValueError("of the block")
+
+    def work() -> None:
+        with interrupts.deferred():
+            os.kill(os.getpid(), signal.SIGINT)
+            raise ValueError("of the block")
+
+    with pytest.raises(ValueError, match="of the block"):
+        work()
     with interrupts.deferred() as interrupted:
         assert not interrupted()

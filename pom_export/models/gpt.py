@@ -100,14 +100,14 @@ def _tables(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Return cosines and sines (..., F) of positions (...) times frequencies (F), as exact as the frequencies.
 
     A product of 4096 and a frequency near 1 has an error of 2e-4 in float32. So positions are split into multiples of
-    2048 and the rest, frequencies into multiples of 2^-12 and the rest: the large products are exact then, and the
-    angles' sines and cosines follow from those of the parts.
+    2048 and the rest, frequencies into multiples of 2^-12 and the rest: products with the former are exact then, those
+    with the latter small, and the angles' sines and cosines follow from those of the parts.
     """
-    steps, rest = ((part.to(frequencies.dtype)) for part in (positions // _STEP * _STEP, positions % _STEP))
+    exact, steps, rest = (p.to(frequencies.dtype) for p in (positions, positions // _STEP * _STEP, positions % _STEP))
     coarse = torch.round(frequencies * _GRID) / _GRID
-    parts = [p[..., None] * f for p in (steps, rest) for f in (coarse, frequencies - coarse)]
-    cos, sin = parts[0].cos(), parts[0].sin()
-    for angle in parts[1:]:
+    first, *others = (p[..., None] * f for p, f in ((steps, coarse), (rest, coarse), (exact, frequencies - coarse)))
+    cos, sin = first.cos(), first.sin()
+    for angle in others:
         c, s = angle.cos(), angle.sin()
         cos, sin = cos * c - sin * s, sin * c + cos * s
     return cos, sin

@@ -63,11 +63,11 @@ KINDS = [
     Kind("v1-grouped", "v1_grouped", "causal", "bfloat16"),
     Kind("cross", "v1_cross", "none", "bfloat16", options=CROSS),
     Kind("cross", "v2_cross", "full", "float16", options=CROSS, gated=0, plain=1),
-    Kind("gpt", "hybrid", "causal", "float16", static=True, gated=2),
+    Kind("gpt", "hybrid", "causal", "float16", static=True),
     Kind("stateful", "v2_heads", "causal", "float16", options=STATEFUL),
     Kind("stateful", "rope1d", "padding", "float32", options=STATEFUL),
     Kind("stateful", "v1_grouped", "none", "bfloat16", static=True, options=BLOCK_CAUSAL, gated=0, plain=1),
-    Kind("gpt", "hybrid", "causal", "bfloat16", options=STATEFUL, gated=2),
+    Kind("gpt", "hybrid", "causal", "bfloat16", options=STATEFUL),
 ]  # fmt: skip
 MASKS_OF = {
     "v2": {"none", "causal", "padding", "full"},
@@ -78,7 +78,7 @@ MASKS_OF = {
 
 
 def source(kind: Kind) -> Path | nn.Module:
-    return hybrid() if kind.case == "hybrid" else GOLDEN / kind.case
+    return hybrid(layers=2) if kind.case == "hybrid" else GOLDEN / kind.case
 
 
 def test_every_pair_of_choices_is_in_the_table() -> None:
