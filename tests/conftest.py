@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib.util
 import json
@@ -24,9 +25,17 @@ from pom_export.runtime.library import plugin_library
 
 # Test tensors are small: on a shared machine threads only wait for each other.
 torch.set_num_threads(1)
-# Every export parses torch's library of ONNX functions anew, which is half of a small one's time.
-_apis = _registration.onnxscript_apis
-_apis.get_torchlib_ops = functools.cache(_apis.get_torchlib_ops)
+# Every export reads torch's library of ONNX functions anew, which is half of a small one's time.
+_torchlib = functools.cache(_registration.ONNXRegistry.from_torchlib)
+
+
+def _copied_torchlib(**options: Any) -> _registration.ONNXRegistry:
+    registry = copy.copy(_torchlib(**options))
+    registry.functions = {target: list(functions) for target, functions in registry.functions.items()}
+    return registry
+
+
+_registration.ONNXRegistry.from_torchlib = staticmethod(_copied_torchlib)
 
 # What may be missing in CI too: a GPU, the full TensorRT, and what depends on the machine or the user.
 MAY_SKIP_IN_CI = {"gpu", "tensorrt", "machine"}

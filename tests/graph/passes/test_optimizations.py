@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,24 +86,37 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_the_graph_is_what_was_meant(case: str, tmp_path: Path) -> None:
-    make, options, expected = CASES[case]
-    assert op_types(exported(program(make(), **options), tmp_path / "m.onnx")) == expected
-
-
 ROTARY: dict[str, tuple[Callable[[], nn.Module], dict[str, object], list[str]]] = {
     "rotary": (lambda: RotaryPolynomialMixer(8, 3, 2), {"mask": "causal"}, []),
     "rotary heads": (lambda: RotaryPolynomialMixer(8, 3, 2, n_sel_heads=4), {"mask": "causal"}, []),
 }
 
 
+@pytest.fixture(scope="module")
+def traced_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Program, Path]]:
+    """Return a case's program and its file; exported once."""
+
+    @functools.cache
+    def make_case(case: str) -> tuple[Program, Path]:
+        make, options, _ = {**CASES, **ROTARY}[case]
+        traced, path = program(make(), **options), tmp_path_factory.mktemp("case") / "m.onnx"
+        exported(traced, path)
+        return traced, path
+
+    return make_case
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_graph_is_what_was_meant(case: str, traced_case: Callable[[str], tuple[Program, Path]]) -> None:
+    assert op_types(ir.load(traced_case(case)[1])) == CASES[case][2]
+
+
 @pytest.mark.parametrize("kernels", [False, True], ids=["functions", "kernels"])
 @pytest.mark.parametrize("case", [*CASES, *ROTARY])
-def test_the_outputs_are_those_of_pytorch(case: str, kernels: bool, tmp_path: Path) -> None:
-    make, options, _ = {**CASES, **ROTARY}[case]
-    traced = program(make(), **options)
-    exported(traced, tmp_path / "m.onnx")
+def test_the_outputs_are_those_of_pytorch(
+    case: str, kernels: bool, traced_case: Callable[[str], tuple[Program, Path]]
+) -> None:
+    traced, path = traced_case(case)
     generator = torch.Generator().manual_seed(1)
     sizes = {2: 3, 7: 11, 5: 6}  # others than those that were traced
     inputs = {}
@@ -114,16 +128,16 @@ def test_the_outputs_are_those_of_pytorch(case: str, kernels: bool, tmp_path: Pa
         wide = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
         expected = traced.module.double()(**wide).numpy()
 
-    session = inference_session(tmp_path / "m.onnx", kernels=kernels)
+    session = inference_session(path, kernels=kernels)
     (y,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
 
     found = difference(y, expected, MODELS["float32"])
     assert found, found
 
 
-def test_rotated_gates_are_applied_as_they_are(tmp_path: Path) -> None:
-    for make, options, _ in ROTARY.values():
-        model = exported(program(make(), **options), tmp_path / "m.onnx")
+def test_rotated_gates_are_applied_as_they_are(traced_case: Callable[[str], tuple[Program, Path]]) -> None:
+    for case in ROTARY:
+        model = ir.load(traced_case(case)[1])
         (node,) = [node for node in model.graph if node.op_type == GATED]
         assert node.attributes["gate_activation"].as_string() == "identity"
         bias = node.inputs[2]
