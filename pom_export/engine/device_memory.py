@@ -9,6 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from pom_export.errors import EngineError, MissingDependencyError, reason_of
+from pom_export.runtime.quiet import quiet_polygraphy
 
 Array = npt.NDArray[Any]
 
@@ -23,7 +24,8 @@ def cuda() -> Any:
     from polygraphy.cuda import wrapper
 
     try:
-        return wrapper()
+        with quiet_polygraphy():
+            return wrapper()
     except Exception as error:  # OSError where there is no library, Polygraphy's own otherwise
         raise MissingDependencyError(
             f"the CUDA runtime cannot be loaded: {reason_of(error)}", "pip install nvidia-cuda-runtime"
@@ -54,10 +56,11 @@ class _Allocation:
 
     def __init__(self, nbytes: int) -> None:
         try:
-            self.pointer: int = cuda().malloc(nbytes)
+            with quiet_polygraphy():
+                self.pointer: int = cuda().malloc(nbytes)
         except Exception as error:
             raise EngineError(
-                f"the GPU has no {nbytes} bytes left: {reason_of(error)}", "Use fewer rows or a shorter context"
+                f"cannot allocate {nbytes} bytes on the GPU: {reason_of(error)}", "Use fewer rows or a shorter context"
             ) from error
         self.nbytes = nbytes
         weakref.finalize(self, cuda().free, self.pointer)
@@ -79,8 +82,7 @@ class DeviceBuffer:
         """Make it hold at least so many bytes; what it held is lost where it becomes larger."""
         if nbytes > self._memory.nbytes:
             # What grows by a token a call shall not be allocated at every call.
-            larger = 2 * self._memory.nbytes
-            self._memory = _Allocation(larger if self._memory.nbytes > 1 and larger > nbytes else nbytes)
+            self._memory = _Allocation(max(nbytes, 2 * self._memory.nbytes))
 
     def write(self, array: Array, stream: Stream) -> None:
         """Copy a contiguous array to it."""

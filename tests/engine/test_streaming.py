@@ -165,7 +165,7 @@ def test_a_full_gpu_is_one_line(cuda: HostCuda, tmp_path: Path, monkeypatch: pyt
 
     session = open_session(running_sum_model(tmp_path / "m.onnx"), cuda, batch=1)
     monkeypatch.setattr(cuda, "malloc", full)
-    with pytest.raises(EngineError, match=r"the GPU has no \d+ bytes left: CUDA Error: 2"):
+    with pytest.raises(EngineError, match=r"cannot allocate \d+ bytes on the GPU: CUDA Error: 2"):
         session.prefill(IDS[:1])
     assert session.length == 0
 
