@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pom_export.checkpoint.hints import Hints
 from pom_export.checkpoint.reader import Checkpoint, check_types, read_checkpoint
 from pom_export.checkpoint.recognition import recognise, tied_names
-from pom_export.checkpoint.spec import ModelSpec, build_model
+from pom_export.checkpoint.spec import ModelSpec, empty_model
 from pom_export.errors import CheckpointError
 from pom_export.models.gpt import GPTConfig, Rotary
 
@@ -58,8 +58,7 @@ def load_model(
     _check_hints(spec, hints.degree, heads)
     tensors = {name.removeprefix(recognised.prefix): value for name, value in checkpoint.tensors.items()}
     dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
-    with torch.device("meta"):
-        module = build_model(spec)
+    module = empty_model(spec)
     tied = tied_names(module)
     _share(tensors, tied, checkpoint)
     module.load_state_dict(tensors, strict=False, assign=True)  # names have been compared

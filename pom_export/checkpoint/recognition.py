@@ -6,12 +6,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from pom_export.checkpoint.architectures import ARCHITECTURES, Architecture, Shapes
 from pom_export.checkpoint.hints import FAMILIES, Hints
-from pom_export.checkpoint.spec import MIXER, ModelSpec, build_model
+from pom_export.checkpoint.spec import MIXER, ModelSpec, empty_model
 from pom_export.errors import CheckpointError, InputError
 
 _LABELS = ", ".join(FAMILIES)
@@ -105,8 +104,7 @@ def _spec(architecture: Architecture, shapes: Shapes, hints: Hints) -> ModelSpec
 
 def _check_names_and_shapes(spec: ModelSpec, shapes: Shapes) -> None:
     """Compare with the state dict that the spec's model has; of names that share a tensor one is enough."""
-    with torch.device("meta"):
-        model = build_model(spec)
+    model = empty_model(spec)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     missing = {name for name in expected.keys() - shapes.keys() if not _follows(name)}
     for names in tied_names(model):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import Any, Final
 
+import torch
 from torch import nn
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from pom_export.mixer import MixerConfig, PolynomialMixer, ProductMixer, ProductMixerConfig, RotaryPolynomialMixer
 from pom_export.models import GPT, GPTConfig, LanguageModel, LanguageModelConfig
@@ -88,6 +92,28 @@ def build_model(spec: ModelSpec) -> nn.Module:
     if rotary.max_seq_len:
         return RotaryPolynomialMixer(*arguments, max_seq_len=rotary.max_seq_len).eval()
     return RotaryPolynomialMixer(*arguments, max_h=rotary.max_h, max_w=rotary.max_w, rope_2d=True).eval()
+
+
+class _NoInitialization(TorchFunctionMode):
+    """Leave parameters as they are made: torch would import its compiler to fill those that have no memory."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        given = kwargs or {}
+        if getattr(func, "__module__", None) == init.__name__:
+            return given["tensor"] if "tensor" in given else args[0]
+        return func(*args, **given)
+
+
+def empty_model(spec: ModelSpec) -> nn.Module:
+    """Return the model of a spec, in evaluation mode, whose parameters have shapes only, on torch's device meta."""
+    with torch.device("meta"), _NoInitialization():
+        return build_model(spec)
 
 
 def spec_of(module: nn.Module) -> ModelSpec | None:

@@ -8,12 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pom_export.checkpoint.hints import Hints
 from pom_export.checkpoint.recognition import recognise
-from pom_export.checkpoint.spec import MIXER, build_model
+from pom_export.checkpoint.spec import MIXER, empty_model
 from pom_export.errors import CheckpointError
 from pom_export.mixer import Mixer, RotaryPolynomialMixer
 
@@ -115,7 +114,6 @@ def _mixer_like(module: nn.Module) -> nn.Module:
     recognised = recognise(state, hints)
     if recognised.spec.architecture != MIXER or recognised.prefix:
         raise CheckpointError("it holds a mixer, and is none")
-    with torch.device("meta"):
-        mixer = build_model(recognised.spec)
+    mixer = empty_model(recognised.spec)
     mixer.load_state_dict(state, strict=True, assign=True)
     return mixer
