@@ -61,28 +61,35 @@ def deferred() -> Iterator[Callable[[], bool]]:
         What tells whether a signal has come. In a thread other than the main one none ever does.
 
     Raises:
-        KeyboardInterrupt: at the end, when one has come.
+        KeyboardInterrupt: at the end, when one has come; or what the program's own handler of SIGINT raises.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    foreign = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if foreign:
-        _State.received = None
-    check()
+    program_s = signal.getsignal(signal.SIGINT)
+    if not callable(program_s) or program_s is _handle:
+        check()
+        with held():
+            yield lambda: _State.received is not None
+        check()
+        return
     with held():
-        if foreign:
-            signal.signal(signal.SIGINT, _handle)
         try:
+            _take()  # of an earlier command in this process
+            signal.signal(signal.SIGINT, _handle)
             yield lambda: _State.received is not None
         finally:
-            came = _State.received
-            if foreign:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-                _State.received = None
-    if foreign and came is not None:
-        raise KeyboardInterrupt
-    check()
+            try:
+                signal.signal(signal.SIGINT, program_s)
+            finally:
+                came = _take()
+    if came is not None:
+        signal.raise_signal(came)
+
+
+def _take() -> int | None:
+    number, _State.received = _State.received, None
+    return number
 
 
 def settle() -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,10 +89,15 @@ def test_signals_that_the_process_is_to_ignore_stay_ignored() -> None:
     assert interrupts.received() is None
 
 
-@pytest.mark.parametrize("handler", ["ours", "Python's"])
-def test_deferred_signals_interrupt_once_and_at_the_end(handler: str) -> None:
-    if handler == "Python's":
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+def raising(*_: object) -> None:
+    """Interrupt as the handler of a program, such as asyncio's, may."""
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("handler", [None, signal.default_int_handler, raising], ids=["ours", "Python's", "another"])
+def test_deferred_signals_interrupt_once_and_at_the_end(handler: Any) -> None:
+    if handler is not None:
+        signal.signal(signal.SIGINT, handler)
     before = signal.getsignal(signal.SIGINT)
     told = []
 
@@ -106,7 +112,7 @@ def test_deferred_signals_interrupt_once_and_at_the_end(handler: str) -> None:
         work()
     assert told == [False, True]
     assert signal.getsignal(signal.SIGINT) is before
-    assert interrupts.received() == (signal.SIGINT if handler == "ours" else None)
+    assert interrupts.received() == (signal.SIGINT if handler is None else None)
 
 
 def test_an_error_of_a_deferring_block_is_what_is_raised() -> None:

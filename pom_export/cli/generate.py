@@ -61,6 +61,7 @@ def command(
     The text goes to stdout as it comes, and nothing else does. A run that is gone on from with --load-state writes
     what one run without a stop would have.
     """
+    from pom_export.engine.manifest import manifest_path
     from pom_export.engine.streaming import tensorrt_backend
     from pom_export.runtime.state import State
     from pom_export.runtime.streaming import StreamingSession
@@ -79,7 +80,8 @@ def command(
     progress(f"loading {engine or model}")
     session = StreamingSession(model, backend=None if engine is None else tensorrt_backend(engine))
     if save_state is not None:
-        _check_place(save_state, (session.model.path, *session.model.weights, prompt_file, engine))
+        engine_files = () if engine is None else (engine, manifest_path(engine))
+        _check_place(save_state, (session.model.path, *session.model.weights, prompt_file, *engine_files))
     known = choose_tokenizer(settings.tokenizer, vocabulary_of(session))
     generation = Generation(session, known, replace(settings, tokenizer=known.name), state)
     if text is not None:

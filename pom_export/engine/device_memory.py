@@ -1,69 +1,134 @@
-"""Memory on the GPU, and copies to and from it, by Polygraphy's binding of the CUDA runtime."""
+"""Memory on the GPU, and copies to and from it, by the CUDA runtime.
+
+Polygraphy's binding of it writes to stdout, and its log cannot be silenced in several threads at once.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
+import importlib.util
 import weakref
-from typing import Any
+from collections.abc import Callable, Iterator
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, Final
 
 import numpy.typing as npt
 
-from pom_export.errors import EngineError, MissingDependencyError, reason_of
-from pom_export.runtime.quiet import quiet_polygraphy
+from pom_export.errors import EngineError, MissingDependencyError
 
 Array = npt.NDArray[Any]
+_LIBRARY: Final = "libcudart.so"
+_TOOLKIT: Final = Path("/usr/local/cuda/lib64")
+
+
+class CopyKind(IntEnum):
+    """Of cudaMemcpyKind."""
+
+    TO_DEVICE = 1
+    TO_HOST = 2
+    ON_DEVICE = 3
+
+
+class CudaRuntime:
+    """The few functions of the CUDA runtime that a stream needs; each raises EngineError where CUDA says no.
+
+    Args:
+        library: libcudart.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        library.cudaGetErrorString.restype = ctypes.c_char_p
+
+    def malloc(self, nbytes: int) -> int:
+        """Return the address of so many bytes."""
+        pointer = ctypes.c_void_p()
+        self._call(f"allocate {nbytes} bytes", "cudaMalloc", ctypes.byref(pointer), ctypes.c_size_t(nbytes))
+        return pointer.value or 0
+
+    def free(self, pointer: int) -> None:
+        """Free what `malloc` returned, once no work is under way."""
+        self._call("free memory", "cudaFree", ctypes.c_void_p(pointer))
+
+    def create_stream(self) -> int:
+        """Return a new stream."""
+        stream = ctypes.c_void_p()
+        self._call("make a stream", "cudaStreamCreate", ctypes.byref(stream))
+        return stream.value or 0
+
+    def destroy_stream(self, stream: int) -> None:
+        """End a stream."""
+        self._call("end a stream", "cudaStreamDestroy", ctypes.c_void_p(stream))
+
+    def synchronize(self, stream: int) -> None:
+        """Wait for all that was enqueued."""
+        self._call("finish its work", "cudaStreamSynchronize", ctypes.c_void_p(stream))
+
+    def copy(self, target: int, source: int, nbytes: int, kind: CopyKind, stream: int) -> None:
+        """Enqueue a copy."""
+        pointers = ctypes.c_void_p(target), ctypes.c_void_p(source)
+        size, number = ctypes.c_size_t(nbytes), ctypes.c_int(kind)
+        self._call(f"copy {nbytes} bytes", "cudaMemcpyAsync", *pointers, size, number, ctypes.c_void_p(stream))
+
+    def _call(self, what: str, function: str, *arguments: Any) -> None:
+        status = getattr(self._library, function)(*arguments)
+        if status:
+            reason = self._library.cudaGetErrorString(status).decode()
+            raise EngineError(f"CUDA cannot {what}: {reason} (error {status})", "Check the GPU with nvidia-smi")
 
 
 @functools.cache
-def cuda() -> Any:
-    """Return Polygraphy's wrapper of the CUDA runtime.
+def cuda() -> CudaRuntime:
+    """Load the CUDA runtime: what the loader finds, a package of NVIDIA's, or the toolkit.
 
     Raises:
-        MissingDependencyError: the runtime's library is not here.
+        MissingDependencyError: none is here.
     """
-    from polygraphy.cuda import wrapper
-
-    try:
-        with quiet_polygraphy():
-            return wrapper()
-    except Exception as error:  # OSError where there is no library, Polygraphy's own otherwise
-        raise MissingDependencyError(
-            f"the CUDA runtime cannot be loaded: {reason_of(error)}", "pip install nvidia-cuda-runtime"
-        ) from error
+    for place in (_LIBRARY, *_candidates()):
+        with contextlib.suppress(OSError):
+            return CudaRuntime(ctypes.CDLL(place))
+    raise MissingDependencyError(f"{_LIBRARY}, the CUDA runtime, is not here", "pip install nvidia-cuda-runtime")
 
 
-def _copy(target: int, source: int, nbytes: int, kind: str, stream: Stream) -> None:
-    from polygraphy.cuda import MemcpyKind
+def _candidates() -> list[str]:
+    packages = importlib.util.find_spec("nvidia")
+    folders = [Path(root) for root in (packages.submodule_search_locations or [])] if packages else []
+    found = [library for folder in folders for library in folder.glob(f"*/lib/{_LIBRARY}*")]
+    return [str(library) for library in (*sorted(found, reverse=True), *sorted(_TOOLKIT.glob(f"{_LIBRARY}*")))]
 
-    if nbytes:
-        cuda().memcpy(target, source, nbytes, getattr(MemcpyKind, kind), stream.pointer)
+
+def _release(function: Callable[[int], None], pointer: int) -> None:
+    """Give something back; where CUDA has failed before, it fails here too, and that has been said."""
+    with contextlib.suppress(EngineError):
+        function(pointer)
 
 
 class Stream:
     """A CUDA stream: what is enqueued on it runs in order."""
 
     def __init__(self) -> None:
-        self.pointer: int = cuda().create_stream()
-        weakref.finalize(self, cuda().destroy_stream, self.pointer)
+        self.pointer = cuda().create_stream()
+        weakref.finalize(self, _release, cuda().destroy_stream, self.pointer)
 
-    def synchronize(self) -> None:
-        """Wait for all that was enqueued."""
-        cuda().stream_synchronize(self.pointer)
+    @contextlib.contextmanager
+    def finished(self) -> Iterator[None]:
+        """Wait at the end of the block for what it enqueued, also if it is interrupted: then memory may be freed."""
+        try:
+            yield
+        finally:
+            cuda().synchronize(self.pointer)
 
 
 class _Allocation:
     """Bytes on the GPU, freed with the object."""
 
     def __init__(self, nbytes: int) -> None:
-        try:
-            with quiet_polygraphy():
-                self.pointer: int = cuda().malloc(nbytes)
-        except Exception as error:
-            raise EngineError(
-                f"cannot allocate {nbytes} bytes on the GPU: {reason_of(error)}", "Use fewer rows or a shorter context"
-            ) from error
+        self.pointer = cuda().malloc(nbytes)
         self.nbytes = nbytes
-        weakref.finalize(self, cuda().free, self.pointer)
+        weakref.finalize(self, _release, cuda().free, self.pointer)
 
 
 class DeviceBuffer:
@@ -71,29 +136,46 @@ class DeviceBuffer:
 
     def __init__(self) -> None:
         # A tensor of no elements has an address too.
-        self._memory = _Allocation(1)
+        self._memory: _Allocation | None = _Allocation(1)
 
     @property
     def pointer(self) -> int:
         """Its address, another one after it became larger."""
+        assert self._memory is not None, "the last reservation failed"
         return self._memory.pointer
 
-    def reserve(self, nbytes: int) -> None:
-        """Make it hold at least so many bytes; what it held is lost where it becomes larger."""
-        if nbytes > self._memory.nbytes:
-            # What grows by a token a call shall not be allocated at every call.
-            self._memory = _Allocation(max(nbytes, 2 * self._memory.nbytes))
+    def reserve(self, nbytes: int, rather: int = 0) -> None:
+        """Make it hold at least so many bytes; what it held is lost where it becomes larger.
+
+        Args:
+            nbytes: how many it must hold.
+            rather: how many to allocate, if there are as many.
+        """
+        if self._memory is not None and nbytes <= self._memory.nbytes:
+            return
+        self._memory = None
+        try:
+            self._memory = _Allocation(max(nbytes, rather))
+        except EngineError:
+            if rather <= nbytes:
+                raise
+            self._memory = _Allocation(nbytes)
 
     def write(self, array: Array, stream: Stream) -> None:
-        """Copy a contiguous array to it."""
+        """Enqueue a copy of a contiguous array to it."""
         self.reserve(array.nbytes)
-        _copy(self.pointer, array.ctypes.data, array.nbytes, "HostToDevice", stream)
+        self._copy(self.pointer, array.ctypes.data, array.nbytes, CopyKind.TO_DEVICE, stream)
 
     def write_from(self, other: DeviceBuffer, nbytes: int, stream: Stream) -> None:
-        """Copy the beginning of another buffer to it."""
+        """Enqueue a copy of the beginning of another buffer to it."""
         self.reserve(nbytes)
-        _copy(self.pointer, other.pointer, nbytes, "DeviceToDevice", stream)
+        self._copy(self.pointer, other.pointer, nbytes, CopyKind.ON_DEVICE, stream)
 
     def read(self, array: Array, stream: Stream) -> None:
-        """Copy its beginning to a contiguous array, which is filled once the stream was synchronized."""
-        _copy(array.ctypes.data, self.pointer, array.nbytes, "DeviceToHost", stream)
+        """Enqueue a copy of its beginning to a contiguous array."""
+        self._copy(array.ctypes.data, self.pointer, array.nbytes, CopyKind.TO_HOST, stream)
+
+    @staticmethod
+    def _copy(target: int, source: int, nbytes: int, kind: CopyKind, stream: Stream) -> None:
+        if nbytes:
+            cuda().copy(target, source, nbytes, kind, stream.pointer)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 from typing import Any
 
-_errors: list[str] = []
+# Each with the thread that TensorRT said it in.
+_errors: list[tuple[int, str]] = []
 
 
 @cache
@@ -18,13 +20,21 @@ def tensorrt_logger(trt: Any) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             if severity in {trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR}:
-                _errors.append(message)
+                _errors.append((threading.get_ident(), message))
 
     return ErrorLogger()
 
 
 def take_errors() -> list[str]:
     """Return the errors logged since the last call, and forget them."""
-    taken = list(_errors)
+    taken = [message for _, message in _errors]
     _errors.clear()
     return taken
+
+
+def take_own_errors() -> list[str]:
+    """Return the errors logged in this thread since they were last taken, and forget them."""
+    own = [error for error in list(_errors) if error[0] == threading.get_ident()]
+    for error in own:
+        _errors.remove(error)
+    return [message for _, message in own]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -99,18 +100,34 @@ def _values(file: Path) -> Mapping[str, Any] | None:
     return values if ours else None
 
 
+def read_engine(engine: str | os.PathLike[str]) -> tuple[bytes, Mapping[str, Any]]:
+    """Return an engine, and what its manifest says of it.
+
+    Raises:
+        InputError: one of them cannot be read, or the engine is not the file that was built.
+    """
+    told = read_manifest(engine)
+    content = readable_file(engine, "engine").read_bytes()
+    _require(told.get("sha256") == hashlib.sha256(content).hexdigest(), f"engine {engine} is", engine)
+    return content, told
+
+
+def check_model(told: Mapping[str, Any], engine: str | os.PathLike[str], model: Path) -> None:
+    """Raise InputError when an engine's manifest tells of another model, or of other weights."""
+    _require(told.get("model_sha256") == sha256_of(model), f"model {model} is", engine)
+    weights = sha256_of_weights(read_model(model))
+    _require(told.get("weights_sha256") == weights, f"the weights of {model} are", engine)
+
+
 def check_manifest(engine: str | os.PathLike[str], model: Path) -> None:
     """Compare an engine with its manifest, and with the model that it is said to be of.
 
     Raises:
         InputError: the engine is not the file that was built, or was built from another model or other weights.
     """
-    told = read_manifest(engine)
-    found = {
-        f"engine {engine} is": told.get("sha256") == sha256_of(Path(engine)),
-        f"model {model} is": told.get("model_sha256") == sha256_of(model),
-        f"the weights of {model} are": told.get("weights_sha256") == sha256_of_weights(read_model(model)),
-    }
-    for what, same in found.items():
-        if not same:
-            raise InputError(f"{what} not what {manifest_path(engine)} tells of", "Build the engine again")
+    check_model(read_engine(engine)[1], engine, model)
+
+
+def _require(same: bool, what: str, engine: str | os.PathLike[str]) -> None:
+    if not same:
+        raise InputError(f"{what} not what {manifest_path(engine)} tells of", "Build the engine again")

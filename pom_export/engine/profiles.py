@@ -68,8 +68,8 @@ def make_profiles(
         most_tokens: how many tokens the model has positions for; None: any number.
 
     Raises:
-        InputError: a shape names no input, does not fit its axes, has a size below 1, more tokens than the model
-            takes or a GPU holds, or min <= opt <= max does not hold.
+        InputError: a shape names no input, does not fit its axes, has a size below 1 (of past tokens below 0),
+            more tokens than the model takes or a GPU holds, or min <= opt <= max does not hold.
     """
     names = ("minShapes", "optShapes", "maxShapes")
     bound = [_bind(specs, shapes, name) for name, shapes in zip(names, (minimum, optimum, maximum), strict=True)]
@@ -108,7 +108,7 @@ def _bind(specs: Sequence[TensorSpec], shapes: Shapes, option: str) -> dict[str,
                 f"--{option}: {name} has {len(axes)} dimensions, got {len(shape)}", f"It is {by_name[name]}"
             )
         for axis, size in zip(axes, shape, strict=True):
-            if size < 1 and axis != PAST_TOKENS:
+            if size < (0 if axis == PAST_TOKENS else 1):
                 raise InputError(f"--{option}: {name} has a size of {size}", "Sizes are at least 1")
             expected = sizes.setdefault(axis, size) if isinstance(axis, str) else axis
             if size != expected:

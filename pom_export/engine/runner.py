@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pom_export.engine.backend import BACKENDS, Backend, load_backend, load_plugin
 from pom_export.engine.manifest import engine_path, manifest_path, read_manifest
@@ -24,9 +25,14 @@ def engine_backend(engine: str | os.PathLike[str]) -> Backend:
         MissingDependencyError: that TensorRT is not installed.
     """
     file = readable_file(engine, "engine")
-    name = read_manifest(file)["backend"]
+    return told_backend(read_manifest(file), file)
+
+
+def told_backend(told: Mapping[str, Any], engine: Path) -> Backend:
+    """Return the TensorRT that an engine's manifest names; errors as `engine_backend`'s."""
+    name = told["backend"]
     if name not in BACKENDS:
-        raise InputError(f"manifest {manifest_path(file)} names no TensorRT, but {name!r}", "Build the engine again")
+        raise InputError(f"manifest {manifest_path(engine)} names no TensorRT, but {name!r}", "Build the engine again")
     return load_backend(name)
 
 

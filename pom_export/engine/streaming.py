@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,14 @@ import numpy.typing as npt
 from pom_export.engine.backend import gpu_present
 from pom_export.engine.device_memory import DeviceBuffer, Stream
 from pom_export.engine.loading import deserialize
-from pom_export.engine.logger import take_errors
-from pom_export.engine.manifest import check_manifest, engine_path
+from pom_export.engine.logger import take_own_errors
+from pom_export.engine.manifest import check_model, read_engine
 from pom_export.engine.recipe import PLUGIN
-from pom_export.engine.runner import engine_backend
+from pom_export.engine.runner import told_backend
 from pom_export.errors import EngineError, InputError
 from pom_export.files import readable_file
 from pom_export.runtime.streaming_backend import BackendFactory
-from pom_export.runtime.streaming_interface import StatefulModel
+from pom_export.runtime.streaming_interface import StatefulModel, StateTensor
 from pom_export.runtime.streaming_ortvalues import locked
 
 Array = npt.NDArray[Any]
@@ -39,31 +38,27 @@ def tensorrt_backend(engine: str | os.PathLike[str]) -> BackendFactory:
         What a StreamingSession makes its backend with. Sessions of one call share the engine's weights.
 
     Raises:
-        InputError: the engine or its manifest cannot be read, or no CUDA device is here; and from the session, where
-            the engine was not built from its model, or not for its rows.
+        InputError: the engine or its manifest cannot be read or do not belong together, or no CUDA device is here;
+            and from the session, where the engine was not built from its model, or not for its rows.
         MissingDependencyError: the TensorRT that the engine was built with is not installed.
         EngineError: TensorRT does not load it.
     """
     file = readable_file(engine, "engine")
-    loaded = _load(file)
-
-    def factory(model: StatefulModel, batch: int) -> TensorRtBackend:
-        check_manifest(file, model.file.path)
-        return TensorRtBackend(loaded, model, batch)
-
-    return factory
-
-
-def _load(file: Path) -> Any:
     if not gpu_present():
         raise InputError(
             f"no CUDA device is here to run {file.name} on", "Leave the engine out: ONNX Runtime runs the model"
         )
-    backend = engine_backend(file)
+    content, told = read_engine(file)
     try:
-        return deserialize(file.read_bytes(), backend, engine_path(file) == PLUGIN)
+        loaded = deserialize(content, told_backend(told, file), told.get("path", PLUGIN) == PLUGIN)
     except EngineError as error:
         raise EngineError(f"{file.name} cannot be used: {error}", "Build it again, for this GPU") from error
+
+    def factory(model: StatefulModel, batch: int) -> TensorRtBackend:
+        check_model(told, file, model.file.path)
+        return TensorRtBackend(loaded, model, batch)
+
+    return factory
 
 
 @dataclass(frozen=True)
@@ -85,77 +80,78 @@ class TensorRtBackend:
         model: the interface of the ONNX file that it was built from.
         batch: rows.
 
+    Attributes:
+        most_tokens: of a call, as the engine was built.
+
     Raises:
         InputError: the engine was not built for so many rows.
-        EngineError: TensorRT cannot prepare it to run.
+        EngineError: TensorRT or CUDA cannot prepare it to run.
     """
+
+    most_tokens: int | None
 
     def __init__(self, engine: Any, model: StatefulModel, batch: int) -> None:
         self._engine = engine
         self._model = model
         self._batch = batch
-        self._ranges = {spec.name: engine.get_tensor_profile_shape(spec.name, 0) for spec in model.file.inputs}
+        self._ranges = {
+            spec.name: [tuple(shape) for shape in engine.get_tensor_profile_shape(spec.name, 0)]
+            for spec in model.file.inputs
+        }
+        self.most_tokens = self._ranges[model.tokens.name][2][1]
         self._check_shapes({part.spec.name: part.empty_shape(batch) for part in model.past})
-        take_errors()
-        self._context = engine.create_execution_context()
+        take_own_errors()
+        self._context = _make_context(engine, varied=any(part.grows for part in model.past))
         if self._context is None:
-            raise EngineError(f"TensorRT cannot prepare {model.name} to run: {'; '.join(take_errors())}")
+            raise EngineError(f"TensorRT cannot prepare {model.name} to run: {'; '.join(take_own_errors())}")
         self._stream = Stream()
         self._turns = [{part.spec.name: DeviceBuffer() for part in model.past} for _ in range(2)]
-        self._inputs = {spec.name: DeviceBuffer() for spec in (model.tokens, *model.others.values())}
-        if model.mask is not None:
-            self._inputs[model.mask.name] = DeviceBuffer()
+        self._inputs = {spec.name: DeviceBuffer() for spec in model.file.inputs if spec.name not in self._turns[0]}
         self._output = DeviceBuffer()
         # What single tokens' outputs are copied to, by turns.
         self._landings: dict[int, Array] = {}
 
     def write(self, arrays: Mapping[str, Array], instead_of: _Past | None) -> _Past:  # noqa: D102 (the protocol says it)
         turn = 0 if instead_of is None else 1 - instead_of.turn
-        shapes = {}
-        for name, buffer in self._turns[turn].items():
-            buffer.write(np.ascontiguousarray(arrays[name]), self._stream)
-            shapes[name] = arrays[name].shape
-        self._stream.synchronize()
-        return _Past(turn, shapes)
+        contiguous = {name: np.ascontiguousarray(arrays[name]) for name in self._turns[turn]}
+        with self._stream.finished():
+            for name, array in contiguous.items():
+                self._turns[turn][name].write(array, self._stream)
+        return _Past(turn, {name: array.shape for name, array in contiguous.items()})
 
     def read(self, past: _Past) -> dict[str, Array]:  # noqa: D102
         arrays = {part.spec.name: np.empty(past.shapes[part.spec.name], part.spec.dtype) for part in self._model.past}
-        for name, array in arrays.items():
-            self._turns[past.turn][name].read(array, self._stream)
-        self._stream.synchronize()
+        with self._stream.finished():
+            for name, array in arrays.items():
+                self._turns[past.turn][name].read(array, self._stream)
         return arrays
 
     def run(self, past: _Past, feed: Mapping[str, Array]) -> tuple[Array, _Past]:  # noqa: D102
         shapes = {name: array.shape for name, array in feed.items()} | dict(past.shapes)
+        single = feed[self._model.tokens.name].shape[1] == 1
         self._check_shapes(shapes)
-        take_errors()
+        take_own_errors()
         for name, shape in shapes.items():
             self._require(self._context.set_input_shape(name, shape))
-        for name, array in feed.items():
-            self._inputs[name].write(array, self._stream)
-            self._bind(name, self._inputs[name])
-        for name, buffer in self._turns[past.turn].items():
-            self._bind(name, buffer)
-        present: dict[str, Shape] = {}
-        for part in self._model.past:
-            name = part.spec.name
-            present[name] = self._bind_output(part.present, self._turns[1 - past.turn][name], part.spec.dtype)
-        dtype = self._model.output.dtype
-        shape = self._bind_output(self._model.output.name, self._output, dtype)
-        single = feed[self._model.tokens.name].shape[1] == 1
-        output = self._landing(past.turn, shape, dtype) if single else np.empty(shape, dtype)
-        self._require(self._context.execute_async_v3(self._stream.pointer))
-        self._output.read(output, self._stream)
-        self._stream.synchronize()
+        with self._stream.finished():
+            for name, array in feed.items():
+                self._inputs[name].write(array, self._stream)
+                self._bind(name, self._inputs[name])
+            for name, buffer in self._turns[past.turn].items():
+                self._bind(name, buffer)
+            present = {part.spec.name: self._bind_present(part, 1 - past.turn) for part in self._model.past}
+            output = self._bind_output(past.turn, single=single)
+            self._require(self._context.execute_async_v3(self._stream.pointer))
+            self._output.read(output, self._stream)
         return locked(output) if single else output, _Past(1 - past.turn, present)
 
     def fork(self, past: _Past) -> tuple[TensorRtBackend, _Past]:  # noqa: D102
         twin = TensorRtBackend(self._engine, self._model, self._batch)
-        for part in self._model.past:
-            name = part.spec.name
-            nbytes = _nbytes(past.shapes[name], part.spec.dtype)
-            twin._turns[0][name].write_from(self._turns[past.turn][name], nbytes, twin._stream)
-        twin._stream.synchronize()
+        with twin._stream.finished():
+            for part in self._model.past:
+                name = part.spec.name
+                nbytes = _nbytes(past.shapes[name], part.spec.dtype)
+                twin._turns[0][name].write_from(self._turns[past.turn][name], nbytes, twin._stream)
         return twin, _Past(0, past.shapes)
 
     def nbytes(self, past: _Past) -> int:  # noqa: D102
@@ -163,7 +159,7 @@ class TensorRtBackend:
 
     def _check_shapes(self, shapes: Mapping[str, Sequence[int]]) -> None:
         for name, shape in shapes.items():
-            low, _, high = (tuple(limits) for limits in self._ranges[name])
+            low, _, high = self._ranges[name]
             if not all(least <= size <= most for least, size, most in zip(low, shape, high, strict=True)):
                 raise InputError(
                     f"{name} of a call is {_text(shape)}, the engine of {self._model.name} takes "
@@ -174,23 +170,51 @@ class TensorRtBackend:
     def _bind(self, name: str, buffer: DeviceBuffer) -> None:
         self._require(self._context.set_tensor_address(name, buffer.pointer))
 
-    def _bind_output(self, name: str, buffer: DeviceBuffer, dtype: np.dtype[Any]) -> Shape:
-        """Give an output memory enough, and return its shape."""
-        shape = tuple(self._context.get_tensor_shape(name))
-        self._require(all(size >= 0 for size in shape))
-        buffer.reserve(_nbytes(shape, dtype))
-        self._bind(name, buffer)
+    def _bind_present(self, part: StateTensor, turn: int) -> Shape:
+        """Give a part of the new state memory enough, and return its shape."""
+        shape, buffer = self._shape_of(part.present), self._turns[turn][part.spec.name]
+        nbytes = _nbytes(shape, part.spec.dtype)
+        # What grows by a token a call shall not be allocated at every call.
+        most = _nbytes(self._ranges[part.spec.name][2], part.spec.dtype)
+        buffer.reserve(nbytes, min(2 * nbytes, most) if part.grows else nbytes)
+        self._bind(part.present, buffer)
         return shape
 
-    def _landing(self, turn: int, shape: Shape, dtype: np.dtype[Any]) -> Array:
+    def _bind_output(self, turn: int, *, single: bool) -> Array:
+        """Give the output memory enough, and return the array that it goes to: a call's own, or a single token's."""
+        spec = self._model.output
+        shape = self._shape_of(spec.name)
+        self._output.reserve(_nbytes(shape, spec.dtype))
+        self._bind(spec.name, self._output)
+        if not single:
+            return np.empty(shape, spec.dtype)
         if turn not in self._landings:
-            self._landings[turn] = np.empty(shape, dtype)
+            self._landings[turn] = np.empty(shape, spec.dtype)
         return self._landings[turn]
+
+    def _shape_of(self, output: str) -> Shape:
+        shape = tuple(self._context.get_tensor_shape(output))
+        self._require(all(size >= 0 for size in shape))
+        return shape
 
     def _require(self, done: bool) -> None:
         if not done:
-            reason = "; ".join(take_errors()) or "it says no reason"
+            reason = "; ".join(take_own_errors()) or "it says no reason"
             raise InputError(f"TensorRT cannot run {self._model.name}: {reason}", "The state is what it was before")
+
+
+def _make_context(engine: Any, *, varied: bool) -> Any:
+    """Return a trt.IExecutionContext, or None, of an engine whose calls have ever new shapes, or few.
+
+    TensorRT for RTX compiles kernels for each shape that it meets, meanwhile running others: good for steps of one
+    shape, but a cache that grows has another one at every step.
+    """
+    strategy = "dynamic_shapes_kernel_specialization_strategy"
+    config = engine.create_runtime_config() if varied and hasattr(engine, "create_runtime_config") else None
+    if not hasattr(config, strategy):
+        return engine.create_execution_context()
+    setattr(config, strategy, type(getattr(config, strategy)).NONE)
+    return engine.create_execution_context(runtime_config=config)
 
 
 def _nbytes(shape: Shape, dtype: np.dtype[Any]) -> int:

@@ -112,6 +112,11 @@ class StreamingSession:
         return int(self._now.lengths.max())
 
     @property
+    def most_tokens(self) -> int | None:
+        """How many tokens one call can take, as an engine was built; None: any number."""
+        return self._backend.most_tokens
+
+    @property
     def state_bytes(self) -> int:
         """Bytes of the state, all rows together."""
         return self._backend.nbytes(self._now.past)
@@ -145,7 +150,7 @@ class StreamingSession:
         Args:
             tokens: as for `prefill`.
             lengths: as for `prefill`, each at least 1.
-            chunk: most tokens a call.
+            chunk: most tokens a call; fewer where the backend takes no more.
 
         Returns:
             (batch, V) or (batch, d); the caller's own.
@@ -158,6 +163,7 @@ class StreamingSession:
             count = array.shape[1]
             if chunk < 1:
                 raise InputError(f"chunk must be at least 1, got {chunk}", f"Such as {CHUNK}")
+            chunk = min(chunk, self.most_tokens or chunk)
             ends = self._ends(lengths, count)
             self._check_positions(ends)
             last: Array | None = None

@@ -19,7 +19,12 @@ class StreamingBackend(Protocol):
 
     Buffers are reused: of all the pasts that were handed out, the latest and the one before it are whole, and a call
     that fails has changed nothing of the latest. Calls come one at a time.
+
+    Attributes:
+        most_tokens: that a call can have; None: any number.
     """
+
+    most_tokens: int | None
 
     def write(self, arrays: Mapping[str, Array], instead_of: Past | None) -> Past:
         """Copy arrays, by their input's name, into buffers that `instead_of` does not need; return that past."""
@@ -35,7 +40,7 @@ class StreamingBackend(Protocol):
             overwritten by the call after the next.
 
         Raises:
-            InputError: the model cannot be run on them.
+            InputError: the model cannot be run on them, or what runs it has failed.
         """
 
     def fork(self, past: Past) -> tuple[StreamingBackend, Past]:

@@ -46,6 +46,8 @@ class OnnxRuntimeBackend:
         batch: rows.
     """
 
+    most_tokens: int | None = None
+
     def __init__(self, session: Any, model: StatefulModel, batch: int) -> None:
         self._session = session
         self._model = model

@@ -138,6 +138,7 @@ class Generation:
         if not self._now.pending and self._now.logits is None:
             raise InputError("the prompt is empty", "Give at least one character")
         most = max(min(CHUNK, _LOGITS_BYTES // (4 * self._vocabulary)), _FEWEST)
+        most = min(most, self._session.most_tokens or most)
         while self._now.pending:
             interrupts.check()
             self._give(most)

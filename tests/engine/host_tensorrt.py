@@ -1,31 +1,35 @@
-"""An engine's interface over host memory, computed by ONNX Runtime: what a stream asks of TensorRT, without a GPU.
+"""TensorRT and the CUDA runtime over memory of the host, computed by ONNX Runtime: what a stream asks of them.
 
-It is strict where the real one is silent or crashes: every copy and every tensor lies within an allocation, and no
-output lies over an input.
+Like the real ones, nothing that is enqueued on a stream happens before the stream is waited for. Unlike them it says
+so when a tensor or a copy does not lie within an allocation, and when an output lies over an input.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
+from enum import Enum
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
-import pytest
 
-STREAM = 7
+from pom_export.engine.device_memory import CopyKind
 
 
 class HostCuda:
-    """What Polygraphy's wrapper of the CUDA runtime does, with memory of the host."""
+    """A CudaRuntime."""
 
     def __init__(self) -> None:
         self.blocks: dict[int, Any] = {}
         self.allocated = 0
-        self.streams = 0
+        # What waits on each stream, and the memory that it needs.
+        self.streams: dict[int, list[tuple[set[int], Callable[[], Any]]]] = {}
+        self._numbers = itertools.count(7)
 
     def malloc(self, nbytes: int) -> int:
         block = ctypes.create_string_buffer(b"\xff" * nbytes, nbytes)  # as undefined as new memory is
@@ -34,29 +38,43 @@ class HostCuda:
         return ctypes.addressof(block)
 
     def free(self, pointer: int) -> None:
+        for work in list(self.streams.values()):
+            assert not any(pointer in needed for needed, _ in work), "it is needed by work under way"
         del self.blocks[pointer]
 
     def create_stream(self) -> int:
-        self.streams += 1
-        return STREAM
+        number = next(self._numbers)
+        self.streams[number] = []
+        return number
 
-    def destroy_stream(self, pointer: int) -> None:
-        assert pointer == STREAM
-        self.streams -= 1
+    def destroy_stream(self, stream: int) -> None:
+        assert not self.streams.pop(stream), "work was never waited for"
 
-    def stream_synchronize(self, pointer: int) -> None:
-        assert pointer == STREAM
+    def synchronize(self, stream: int) -> None:
+        work, self.streams[stream] = self.streams[stream], []
+        for _, step in work:
+            step()
 
-    def memcpy(self, target: int, source: int, nbytes: int, kind: Any, stream: int) -> None:
-        assert stream == STREAM
-        on_host = {1: [target], 2: [source], 3: [target, source]}[kind.value]
-        for pointer in on_host:
+    def copy(self, target: int, source: int, nbytes: int, kind: CopyKind, stream: int) -> None:
+        on_device = {
+            CopyKind.TO_DEVICE: [target],
+            CopyKind.TO_HOST: [source],
+            CopyKind.ON_DEVICE: [target, source],
+        }[kind]
+        for pointer in on_device:
             self.check(pointer, nbytes)
-        ctypes.memmove(target, source, nbytes)
+        self.streams[stream].append(({target, source}, lambda: ctypes.memmove(target, source, nbytes)))
 
     def check(self, pointer: int, nbytes: int) -> None:
         assert pointer in self.blocks, "no allocation begins here"
         assert nbytes <= len(self.blocks[pointer]), "more than was allocated"
+
+
+class Specialization(Enum):
+    """trt.DynamicShapesKernelSpecializationStrategy."""
+
+    LAZY = 0
+    NONE = 2
 
 
 class HostEngine:
@@ -83,7 +101,6 @@ class HostEngine:
         self.inputs = [value.name for value in graph.input]
         self.outputs = [value.name for value in graph.output]
         self.profile = profile
-        self.contexts = 0
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[list[int]]:
         assert profile == 0
@@ -92,16 +109,19 @@ class HostEngine:
         )
         return [low, high, high]
 
-    def create_execution_context(self) -> HostContext:
-        self.contexts += 1
-        return HostContext(self)
+    def create_runtime_config(self) -> SimpleNamespace:
+        return SimpleNamespace(dynamic_shapes_kernel_specialization_strategy=Specialization.LAZY)
+
+    def create_execution_context(self, runtime_config: SimpleNamespace | None = None) -> HostContext:
+        return HostContext(self, runtime_config or self.create_runtime_config())
 
 
 class HostContext:
     """A trt.IExecutionContext."""
 
-    def __init__(self, engine: HostEngine) -> None:
+    def __init__(self, engine: HostEngine, config: SimpleNamespace) -> None:
         self.engine = engine
+        self.specialization = config.dynamic_shapes_kernel_specialization_strategy
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.fails = False
@@ -123,15 +143,19 @@ class HostContext:
         return [axis if isinstance(axis, int) else sizes[axis] for axis in self.engine.axes[name]]
 
     def execute_async_v3(self, stream: int) -> bool:
-        assert stream == STREAM
         if self.fails:
             return False
-        feed = {name: self._array(name, self.shapes[name]).copy() for name in self.engine.inputs}
-        outputs = {name: self._array(name, tuple(self.get_tensor_shape(name))) for name in self.engine.outputs}
-        assert not {self.addresses[n] for n in self.engine.inputs} & {self.addresses[n] for n in self.engine.outputs}
-        for name, computed in zip(self.engine.outputs, self.engine.session.run(None, feed), strict=True):
-            assert isinstance(computed, np.ndarray)
-            outputs[name][...] = computed.reshape(outputs[name].shape)
+        engine = self.engine
+        feed = {name: self._array(name, self.shapes[name]) for name in engine.inputs}
+        outputs = {name: self._array(name, tuple(self.get_tensor_shape(name))) for name in engine.outputs}
+        assert not {self.addresses[name] for name in engine.inputs} & {self.addresses[name] for name in engine.outputs}
+
+        def compute() -> None:
+            computed = engine.session.run(None, {name: array.copy() for name, array in feed.items()})
+            for name, values in zip(engine.outputs, computed, strict=True):
+                outputs[name][...] = np.asarray(values).reshape(outputs[name].shape)
+
+        engine.cuda.streams[stream].append((set(self.addresses.values()), compute))
         return True
 
     def _array(self, name: str, shape: tuple[int, ...]) -> Any:
@@ -139,10 +163,3 @@ class HostContext:
         nbytes = int(np.prod(shape)) * dtype.itemsize
         self.engine.cuda.check(self.addresses[name], nbytes)
         return np.frombuffer((ctypes.c_char * nbytes).from_address(self.addresses[name]), dtype).reshape(shape)
-
-
-@pytest.fixture
-def host_cuda(monkeypatch: pytest.MonkeyPatch) -> HostCuda:
-    cuda = HostCuda()
-    monkeypatch.setattr("pom_export.engine.device_memory.cuda", lambda: cuda)
-    return cuda

@@ -67,3 +67,5 @@ def test_the_past_may_be_empty_and_ends_where_the_positions_do() -> None:
     given = make_profiles([keys], {"keys": (1, 2, 0, 4)}, {}, {"keys": (1, 2, 100, 4)}, most_tokens=128)["keys"]
     assert given == ShapeProfile((1, 2, 0, 4), (1, 2, 100, 4), (1, 2, 100, 4))
     assert make_profiles([keys], {}, {}, {}, most_tokens=128)["keys"].maximum == (8, 2, 128, 4)
+    with pytest.raises(InputError, match="keys has a size of -3"):
+        make_profiles([keys], {"keys": (1, 2, -3, 4)}, {}, {})

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import hashlib
+import importlib.util
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,13 +15,13 @@ import pytest
 
 import pom_export
 from pom_export import StreamingSession
-from pom_export.engine import streaming
+from pom_export.engine import device_memory, streaming
 from pom_export.engine.backend import gpu_present
 from pom_export.engine.streaming import TensorRtBackend, tensorrt_backend
-from pom_export.errors import EngineError, InputError
+from pom_export.errors import EngineError, InputError, MissingDependencyError
 from pom_export.parity.tolerances import MODELS
 from tests import small_models
-from tests.engine.host_tensorrt import HostContext, HostCuda, HostEngine
+from tests.engine.host_tensorrt import HostContext, HostCuda, HostEngine, Specialization
 from tests.streaming_graphs import CHANNELS, VOCABULARY, running_sum_model
 
 IDS = np.random.default_rng(1).integers(0, VOCABULARY, (2, 40))
@@ -44,7 +47,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> HostCuda:
     host = HostCuda()
-    monkeypatch.setattr("pom_export.engine.device_memory.cuda", lambda: host)
+    monkeypatch.setattr(device_memory, "cuda", lambda: host)
     return host
 
 
@@ -111,7 +114,7 @@ def test_steps_allocate_nothing_and_everything_is_freed(cuda: HostCuda, tmp_path
     del session
     gc.collect()
     assert not cuda.blocks
-    assert cuda.streams == 0
+    assert not cuda.streams
 
 
 def test_caches_are_rarely_allocated(cuda: HostCuda, tmp_path: Path) -> None:
@@ -121,6 +124,17 @@ def test_caches_are_rarely_allocated(cuda: HostCuda, tmp_path: Path) -> None:
     for token in range(1, 64):
         session.step(token)
     assert cuda.allocated - allocated <= 2 * 6  # 64 tokens are 6 doublings, of two buffers
+
+
+def test_kernels_are_compiled_for_shapes_that_come_again(cuda: HostCuda, tmp_path: Path) -> None:
+    for growing, expected in ((False, Specialization.LAZY), (True, Specialization.NONE)):
+        session = open_session(running_sum_model(tmp_path / "m.onnx", attention=growing), cuda)
+        assert context_of(session).specialization is expected
+    if importlib.util.find_spec("tensorrt_rtx"):
+        import tensorrt_rtx
+
+        assert hasattr(tensorrt_rtx.IRuntimeConfig, "dynamic_shapes_kernel_specialization_strategy")
+        assert hasattr(tensorrt_rtx.DynamicShapesKernelSpecializationStrategy, "NONE")
 
 
 def test_an_output_of_a_step_is_read_only_and_lives_through_the_next_call(cuda: HostCuda, tmp_path: Path) -> None:
@@ -159,15 +173,76 @@ def test_what_an_engine_was_not_built_for_is_refused(cuda: HostCuda, tmp_path: P
     assert session.length == 0
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("moment", ["malloc", "copy", "execute", "synchronize"])
+def test_an_interrupted_call_leaves_the_state(
+    moment: str, kind: str, cuda: HostCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = running_sum_model(tmp_path / "m.onnx", **KINDS[kind])
+    expected = StreamingSession(model, batch=2).prefill(IDS)
+    session = open_session(model, cuda)
+    session.prefill(IDS[:, :4])
+    place, name = (context_of(session), "execute_async_v3") if moment == "execute" else (cuda, moment)
+    original = getattr(place, name)
+
+    def interrupted(*arguments: Any) -> None:
+        original(*arguments)
+        raise KeyboardInterrupt
+
+    for tokens in (IDS[:, 9:10], IDS[:, 9:30]):
+        monkeypatch.setattr(place, name, interrupted)
+        # A single token fits where four have been.
+        if (moment, tokens.shape[1]) != ("malloc", 1) or "hybrid" in kind:
+            with pytest.raises(KeyboardInterrupt):
+                session.prefill(tokens)
+        monkeypatch.setattr(place, name, original)
+        assert session.length == 4
+    np.testing.assert_array_equal(session.prefill(IDS[:, 4:]), expected[:, 4:])
+
+
 def test_a_full_gpu_is_one_line(cuda: HostCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> int:
-        raise RuntimeError("CUDA Error: 2. To figure out")
+        raise EngineError("CUDA cannot allocate it")
 
     session = open_session(running_sum_model(tmp_path / "m.onnx"), cuda, batch=1)
     monkeypatch.setattr(cuda, "malloc", full)
-    with pytest.raises(EngineError, match=r"cannot allocate \d+ bytes on the GPU: CUDA Error: 2"):
+    with pytest.raises(EngineError, match="CUDA cannot allocate it"):
         session.prefill(IDS[:1])
     assert session.length == 0
+
+
+def test_a_nearly_full_gpu_is_filled(cuda: HostCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a cache cannot be allocated for twice its tokens, it still can for the tokens that there are."""
+    model = running_sum_model(tmp_path / "m.onnx", attention=True)
+    expected = StreamingSession(model, batch=1).prefill(IDS[:1])
+    session = open_session(model, cuda, batch=1)
+    session.prefill(IDS[:1, :20])
+    largest = 40 * CHANNELS * 2
+    malloc, refused = cuda.malloc, []
+
+    def nearly_full(nbytes: int) -> int:
+        if nbytes <= largest:
+            return malloc(nbytes)
+        refused.append(nbytes)
+        raise EngineError("CUDA cannot allocate it")
+
+    monkeypatch.setattr(cuda, "malloc", nearly_full)
+    outputs = [session.step(IDS[:1, place])[:, np.newaxis].copy() for place in range(20, 40)]
+    np.testing.assert_array_equal(np.concatenate(outputs, 1), expected[:, 20:])
+    assert refused
+    with pytest.raises(EngineError, match="CUDA cannot allocate it"):
+        session.step(0)
+    assert session.length == 40
+
+
+def test_long_prompts_go_in_calls_that_the_engine_takes(cuda: HostCuda, tmp_path: Path) -> None:
+    model = running_sum_model(tmp_path / "m.onnx")
+    expected = StreamingSession(model, batch=2).prefill(IDS)
+    session = open_session(model, cuda, profile=PROFILE | {"tokens": (1, 16)})
+    assert session.most_tokens == 16
+    np.testing.assert_array_equal(session.prefill_last(IDS), expected[:, -1])
+    with pytest.raises(InputError, match=r"input_ids of a call is 2x17"):
+        session.prefill(IDS[:, :17])
 
 
 def test_forks_run_in_parallel(cuda: HostCuda, tmp_path: Path) -> None:
@@ -197,6 +272,30 @@ def test_options_of_onnx_runtime_have_no_use_there(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.machine
+@pytest.mark.skipif(gpu_present(), reason="a CUDA device is here")
+def test_what_cuda_refuses_is_one_clear_line(capfd: pytest.CaptureFixture[str]) -> None:
+    try:
+        device_memory.cuda()
+    except MissingDependencyError:
+        pytest.skip("the CUDA runtime is not here")
+    with pytest.raises(EngineError, match=r"^CUDA cannot make a stream: .+ \(error \d+\). Check the GPU") as caught:
+        device_memory.Stream()
+    with pytest.raises(EngineError, match=r"^CUDA cannot allocate 1 bytes: "):
+        device_memory.DeviceBuffer()
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().out == ""
+
+
+def test_a_missing_cuda_runtime_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(device_memory.ctypes, "CDLL", absent)
+    with pytest.raises(MissingDependencyError, match=r"^libcudart.so, the CUDA runtime, is not here. pip install"):
+        device_memory.cuda.__wrapped__()
+
+
 @pytest.mark.usefixtures("tensorrt_rtx")
 def test_engines_that_cannot_run_are_one_line(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "gpu_present", lambda: False)
@@ -205,11 +304,16 @@ def test_engines_that_cannot_run_are_one_line(built: Path, monkeypatch: pytest.M
     with pytest.raises(InputError, match=r"none.engine.*does not exist"):
         tensorrt_backend(built / "none.engine")
     monkeypatch.setattr(streaming, "gpu_present", lambda: True)
-    (built / "cut.engine").write_bytes((built / "m.engine").read_bytes()[:-100])
-    (built / "cut.engine.json").write_bytes((built / "m.engine.json").read_bytes())
-    with pytest.raises(EngineError, match=r"^cut.engine cannot be used: tensorrt-rtx .* does not load it") as caught:
-        tensorrt_backend(built / "cut.engine")
-    assert "\n" not in str(caught.value)
+    content, told = (built / "m.engine").read_bytes()[:-100], json.loads((built / "m.engine.json").read_text())
+    (built / "cut.engine").write_bytes(content)
+    for sha256, message in (
+        (told["sha256"], r"^engine .*cut.engine is not what .*cut.engine.json tells of. Build the engine again"),
+        (hashlib.sha256(content).hexdigest(), r"^cut.engine cannot be used: tensorrt-rtx .* does not load it"),
+    ):
+        (built / "cut.engine.json").write_text(json.dumps({**told, "sha256": sha256}))
+        with pytest.raises(InputError, match=message) as caught:
+            tensorrt_backend(built / "cut.engine")
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.usefixtures("tensorrt_rtx")
