@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import importlib.util
 import json
 import os
@@ -17,25 +15,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from torch.onnx._internal.exporter import _registration
 
 from pom_export import interrupts
 from pom_export.errors import MissingDependencyError
 from pom_export.runtime.library import plugin_library
+from tests import torch_tables
 
 # Test tensors are small: on a shared machine threads only wait for each other.
 torch.set_num_threads(1)
-# Every export reads torch's library of ONNX functions anew, which is half of a small one's time.
-_torchlib = functools.cache(_registration.ONNXRegistry.from_torchlib)
-
-
-def _copied_torchlib(**options: Any) -> _registration.ONNXRegistry:
-    registry = copy.copy(_torchlib(**options))
-    registry.functions = {target: list(functions) for target, functions in registry.functions.items()}
-    return registry
-
-
-_registration.ONNXRegistry.from_torchlib = staticmethod(_copied_torchlib)
+torch_tables.keep()
 
 # What may be missing in CI too: a GPU, the full TensorRT, and what depends on the machine or the user.
 MAY_SKIP_IN_CI = {"gpu", "tensorrt", "machine"}
