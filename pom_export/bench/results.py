@@ -73,35 +73,52 @@ class Point(Timed):
 
 
 @dataclass
-class BenchResult:
-    """A whole benchmark.
+class Measured:
+    """What every benchmark's result says.
 
     Attributes:
         target: one line about what was timed.
         backends: that were run, in the order of the columns.
-        not_run: why the other backends were not.
-        points: one a size.
+        not_run: why other backends were not.
+        points: one a size or a context.
         machine: see `pom_export.bench.machine.describe_machine`.
         options: the settings that the numbers depend on.
-        roofline: the machine's limits; None where they were not measured.
     """
 
     target: str
     backends: Sequence[str]
     not_run: Mapping[str, str]
-    points: list[Point]
+    points: list[Any]
     machine: Mapping[str, Any]
     options: Mapping[str, Any]
-    roofline: Roofline | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-able values."""
+    def facts(self) -> dict[str, Any]:
+        """Return all but the points as JSON-able values."""
         return {
             "target": self.target,
             "machine": dict(self.machine),
             "options": dict(self.options),
             "backends": list(self.backends),
             "not_run": dict(self.not_run),
+        }
+
+
+@dataclass
+class BenchResult(Measured):
+    """A whole benchmark.
+
+    Attributes:
+        points: one a size.
+        roofline: the machine's limits; None where they were not measured.
+    """
+
+    points: list[Point]
+    roofline: Roofline | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-able values."""
+        return {
+            **self.facts(),
             "roofline": None if self.roofline is None else self.roofline.to_dict(),
             "points": [point.to_dict() for point in self.points],
         }

@@ -81,7 +81,12 @@ def engine_path(engine: str | os.PathLike[str]) -> str:
     Raises:
         InputError: its manifest cannot be read.
     """
-    return str(read_manifest(engine).get("path", PLUGIN))
+    return told_path(read_manifest(engine))
+
+
+def told_path(told: Mapping[str, Any]) -> str:
+    """Return which implementation of the ops an engine's manifest tells of, "plugin" or "function"."""
+    return str(told.get("path", PLUGIN))
 
 
 def check_manifest_place(engine: str | os.PathLike[str]) -> None:

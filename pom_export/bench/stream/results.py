@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pom_export.bench.options import KERNEL
-from pom_export.bench.results import Timed
+from pom_export.bench.results import Measured, Timed
 from pom_export.bench.statistics import Summary, ratios
 
 
@@ -61,24 +60,14 @@ class StreamPoint(Timed):
 
 
 @dataclass
-class StreamResult:
-    """A whole benchmark.
+class StreamResult(Measured):
+    """A whole benchmark of a stream.
 
     Attributes:
-        target: one line about what was timed.
-        backends: that were run, in the order of the columns.
-        not_run: why other backends that were asked for were not.
         points: one a context, the shortest first.
-        machine: see `pom_export.bench.machine.describe_machine`.
-        options: the settings that the numbers depend on.
     """
 
-    target: str
-    backends: Sequence[str]
-    not_run: Mapping[str, str]
     points: list[StreamPoint]
-    machine: Mapping[str, Any]
-    options: Mapping[str, Any]
 
     def growth(self, backend: str) -> float | None:
         """Return how many times as long a token takes after the longest context as after the shortest.
@@ -93,11 +82,7 @@ class StreamResult:
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able values."""
         return {
-            "target": self.target,
-            "machine": dict(self.machine),
-            "options": dict(self.options),
-            "backends": list(self.backends),
-            "not_run": dict(self.not_run),
+            **self.facts(),
             "last_over_first": {name: self.growth(name) for name in self.backends},
             "points": [{**asdict(point), "to_kernel": ratios(point.timings, KERNEL)} for point in self.points],
         }
