@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+# Characters of a message; what is longer, such as a name of a million letters, is cut in its middle.
+_LONGEST: Final = 1000
+_CUT: Final = " [...] "
+
+
+def printable(text: str, limit: int = _LONGEST) -> str:
+    """Return text as one line that a terminal only shows.
+
+    Names and reasons come from files: a newline in one would forge a line of ours, an escape would move the cursor.
+
+    Args:
+        text: any text.
+        limit: its most characters; the middle of a longer one is left out.
+    """
+    if len(text) > limit:
+        end = (limit - len(_CUT)) // 3
+        text = text[: limit - len(_CUT) - end] + _CUT + text[len(text) - end :]
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
 
 class PomExportError(Exception):
     """Base of every error that the toolkit raises on purpose.
 
     Args:
-        what: one line: what failed, and the value that was seen.
-        hint: one line: what the user can do about it.
+        what: one line: what failed, and the value that was seen; made `printable`, since it may quote a file.
+        hint: one line: what the user can do about it; the same.
     """
 
     exit_code = 2
 
     def __init__(self, what: str, hint: str = "") -> None:
-        super().__init__(what)
-        self.what = what
-        self.hint = hint
+        self.what = printable(what)
+        self.hint = printable(hint)
+        super().__init__(self.what)
 
     def __str__(self) -> str:
         return f"{self.what}. {self.hint}" if self.hint else self.what
