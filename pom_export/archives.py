@@ -1,0 +1,234 @@
+"""Read zip archives strictly: one directory, no member twice, nothing between or behind, and no more than they declare.
+
+Readers of zip files disagree about damaged or ambiguous ones, so that a check by one says nothing of what another
+reads. Here an archive is read by one reader, from one open file, and refused where it holds what no writer of the
+formats that we read leaves in it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any, Final
+
+from pom_export.errors import InputError, reason_of
+from pom_export.files import AnyPath, readable_file
+
+_HINT: Final = "Copy or save it again"
+# Far more than any checkpoint has storages; each costs memory before anything else is known of the file.
+_MOST_MEMBERS: Final = 100_000
+_DIRECTORY_ENTRY: Final = 46
+_LONGEST_NAME: Final = 1024
+
+# APPNOTE.TXT of PKWARE, sections 4.3.7 (local header), 4.3.14 to 4.3.16 (ends of the directory).
+_LOCAL: Final = struct.Struct("<4s5HIIIHH")
+_END: Final = struct.Struct("<4s4HIIH")
+_END_64: Final = struct.Struct("<4sQ2HIIQQQQ")
+_LOCATOR_64: Final = struct.Struct("<4sIQI")
+_LOCAL_SIGNATURE: Final = b"PK\x03\x04"
+_IN_32_BITS: Final = 0xFFFFFFFF
+
+_HAS_DESCRIPTOR: Final = 0x8  # sizes follow the data
+_FLAGS: Final = _HAS_DESCRIPTOR | 0x800 | 0x6  # names in UTF-8; how hard deflate tried
+# Of the sizes behind the data: with a signature or without, of 32 bits or 64.
+_DESCRIPTOR_SIZES: Final = (12, 16, 20, 24)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file in an archive.
+
+    Attributes:
+        name: its name, with slashes.
+        size: bytes that it declares to hold; reading it gives exactly so many.
+        stored: whether it lies in the archive as it is, from `offset` on; False: it is compressed.
+        offset: of its first byte in the archive's file.
+    """
+
+    name: str
+    size: int
+    stored: bool
+    offset: int
+
+
+class Archive:
+    """An open zip archive whose layout was checked.
+
+    Attributes:
+        path: of the file, for messages.
+        file: the open file; what is mapped from it is what was checked.
+        members: by name, in the directory's order.
+        file_bytes: size of the file.
+    """
+
+    members: Mapping[str, Member]
+
+    def __init__(self, path: AnyPath, file: IO[bytes]) -> None:
+        self.path = os.fspath(path)
+        self.file = file
+        self.file_bytes = os.fstat(file.fileno()).st_size
+        count, directory = _read_end(file, self.file_bytes)
+        self._zip = zipfile.ZipFile(file)
+        if len(self._zip.infolist()) != count:
+            raise _LayoutError(f"its directory has {len(self._zip.infolist()):,} entries, its end says {count:,}")
+        self.members = _members(file, self._zip.infolist(), directory)
+
+    @property
+    def bytes_inside(self) -> int:
+        """Bytes that all members together declare to hold."""
+        return sum(member.size for member in self.members.values())
+
+    def read(self, name: str, most: int) -> bytes:
+        """Return a member's bytes.
+
+        Raises:
+            InputError: there is no such member, it declares more than `most` bytes, or it is damaged.
+        """
+        member = self.members.get(name)
+        if member is None:
+            raise InputError(f"{self.path} lacks {name}", _HINT)
+        if member.size > most:
+            raise InputError(f"{self.path}: {name} declares {member.size:,} bytes, at most {most:,} are read", _HINT)
+        try:
+            with self._zip.open(name) as stream:
+                content = stream.read(member.size)
+                # What compares the checksum.
+                excess = stream.read(1)
+        except Exception as error:  # whatever damaged bytes make of zipfile and zlib
+            raise InputError(f"{self.path}: {name} is damaged: {reason_of(error)}", _HINT) from error
+        if len(content) != member.size or excess:
+            raise InputError(f"{self.path}: {name} holds {len(content)} bytes, it declares {member.size}", _HINT)
+        return content
+
+
+@contextmanager
+def open_archive(path: AnyPath, kind: str) -> Iterator[Archive]:
+    """Open a zip archive and check its layout; its contents are read by the caller, within bounds of its own.
+
+    Args:
+        path: of the file.
+        kind: names the file in messages.
+
+    Raises:
+        InputError: the file cannot be read, is no zip archive, is truncated, or is laid out as no writer does it.
+    """
+    file = readable_file(path, kind)
+    with file.open("rb") as stream:
+        try:
+            archive = Archive(file, stream)
+        except _LayoutError as error:
+            raise InputError(f"{kind} {file} is not a whole archive: {error}", _HINT) from error
+        except Exception as error:  # whatever damaged bytes make of zipfile
+            raise InputError(f"{kind} {file} is not a whole archive: {reason_of(error)}", _HINT) from error
+        yield archive
+
+
+class _LayoutError(Exception):
+    """What is odd about an archive."""
+
+
+def _read_end(file: IO[bytes], size: int) -> tuple[int, int]:
+    """Return how many entries the directory has, and where it begins.
+
+    It must end where its end record begins, and that at the file's end.
+    """
+    end = size - _END.size
+    signature, _, _, _, count, length, offset, comment = _unpack(file, end, _END)
+    if signature != b"PK\x05\x06" or comment:
+        raise _LayoutError("it does not end with the end of its directory")
+    locator = end - _LOCATOR_64.size
+    if locator >= 0 and (found := _unpack(file, locator, _LOCATOR_64))[0] == b"PK\x06\x07":
+        end = locator - _END_64.size
+        signature, rest, *_, count_64, length_64, offset_64 = _unpack(file, end, _END_64)
+        if signature != b"PK\x06\x06" or found[2] != end or rest != _END_64.size - 12:
+            raise _LayoutError("its directory has two ends that do not agree")
+        for short, long, unsaid in (
+            (count, count_64, 0xFFFF),
+            (length, length_64, _IN_32_BITS),
+            (offset, offset_64, _IN_32_BITS),
+        ):
+            if short not in {long, unsaid}:
+                raise _LayoutError("its directory has two ends that do not agree")
+        count, length, offset = count_64, length_64, offset_64
+    if offset + length != end:
+        raise _LayoutError("its directory does not end where it should")
+    if count > _MOST_MEMBERS or length > count * (_DIRECTORY_ENTRY + 2 * _LONGEST_NAME):
+        raise _LayoutError(f"its directory has {count:,} entries in {length:,} bytes")
+    return count, offset
+
+
+def _unpack(file: IO[bytes], offset: int, record: struct.Struct) -> tuple[Any, ...]:
+    if offset < 0:
+        raise _LayoutError("it is cut short")
+    file.seek(offset)
+    content = file.read(record.size)
+    if len(content) < record.size:
+        raise _LayoutError("it is cut short")
+    return record.unpack(content)
+
+
+def _members(file: IO[bytes], entries: list[zipfile.ZipInfo], directory: int) -> dict[str, Member]:
+    """Return the members, which must fill the file from its first byte to the directory."""
+    members: dict[str, Member] = {}
+    position = 0
+    for entry in sorted(entries, key=lambda entry: entry.header_offset):
+        name = entry.filename
+        _check_entry(entry)
+        if name in members:
+            raise _LayoutError(f"it holds {name} twice")
+        if entry.header_offset != position:
+            raise _LayoutError(f"there are bytes of no member in front of {name}")
+        offset = _data_offset(file, entry)
+        position = _after(file, entry, offset + entry.compress_size, directory)
+        members[name] = Member(name, entry.file_size, entry.compress_type == zipfile.ZIP_STORED, offset)
+    if position != directory:
+        raise _LayoutError("there are bytes of no member in front of its directory")
+    return {entry.filename: members[entry.filename] for entry in entries}
+
+
+def _check_entry(entry: zipfile.ZipInfo) -> None:
+    name = entry.filename
+    parts = name.split("/")
+    if name != entry.orig_filename or not name.isprintable() or "\\" in name or {"", ".", ".."} & set(parts):
+        raise _LayoutError(f"a member is named {entry.orig_filename!r}")
+    if entry.flag_bits & ~_FLAGS:
+        raise _LayoutError(f"{name} is encrypted, or kept in a way that is not supported")
+    if entry.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        raise _LayoutError(f"{name} is compressed by a method that is not supported")
+    if entry.compress_type == zipfile.ZIP_STORED and entry.compress_size != entry.file_size:
+        raise _LayoutError(f"{name} has two sizes")
+    mode = entry.external_attr >> 16
+    if stat.S_IFMT(mode) not in {0, stat.S_IFREG}:
+        raise _LayoutError(f"{name} is a link, or no regular file")
+
+
+def _data_offset(file: IO[bytes], entry: zipfile.ZipInfo) -> int:
+    """Return where a member's bytes begin: behind its local header, which must say what the directory says."""
+    header = _unpack(file, entry.header_offset, _LOCAL)
+    signature, _, flags, method, _, _, checksum, compressed, size, name_length, extra = header
+    name = file.read(name_length)
+    told = (flags, method) == (entry.flag_bits, entry.compress_type)
+    if not flags & _HAS_DESCRIPTOR:
+        told = told and checksum == entry.CRC
+        told = told and compressed in {entry.compress_size, _IN_32_BITS} and size in {entry.file_size, _IN_32_BITS}
+    encoding = "utf-8" if flags & 0x800 else "cp437"
+    if signature != _LOCAL_SIGNATURE or not told or name != entry.orig_filename.encode(encoding, "surrogateescape"):
+        raise _LayoutError(f"the directory and the header of {entry.filename} do not agree")
+    return entry.header_offset + _LOCAL.size + name_length + extra
+
+
+def _after(file: IO[bytes], entry: zipfile.ZipInfo, end: int, directory: int) -> int:
+    """Return where the next member begins: behind this one's data, and its sizes where these follow."""
+    if not entry.flag_bits & _HAS_DESCRIPTOR:
+        return end
+    file.seek(end)
+    behind = file.read(max(_DESCRIPTOR_SIZES) + len(_LOCAL_SIGNATURE))
+    for size in _DESCRIPTOR_SIZES:
+        if end + size == directory or behind[size : size + 4] == _LOCAL_SIGNATURE:
+            return end + size
+    raise _LayoutError(f"there are bytes of no member behind {entry.filename}")
