@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from pom_export.checkpoint.pickles import SAFE_FORMAT_HINT, read_pickle
-from pom_export.errors import CheckpointError
+from pom_export.checkpoint.pickles import SAFE_FORMAT_HINT, read_archive, read_legacy
+from pom_export.errors import CheckpointError, reason_of
 from pom_export.files import readable_file
 
 _ZIP, _PICKLE, _JSON = b"PK\x03\x04", b"\x80", b"{"
 # Whole files, then indices of shards, in the order in which Hugging Face's loaders prefer them.
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+_COPY_HINT = "Copy or save it again"
+# Far more than a configuration, an index of shards or a header has; what is parsed takes some twenty times as much.
+_MOST_JSON = 4 << 20
+_MOST_HEADER = 16 << 20
 
 
 def read_content(file: Path) -> tuple[Any, Mapping[str, str]]:
@@ -34,31 +37,16 @@ def read_content(file: Path) -> tuple[Any, Mapping[str, str]]:
     with file.open("rb") as stream:
         head = stream.read(16)
     if head[8:9] == _JSON:
-        return _read_safetensors(file)
+        return _read_safetensors(file, int.from_bytes(head[:8], "little"))
     if head[:4] == _ZIP:
-        _refuse_programs(file)
-        return read_pickle(file, archive=True), {}
+        return read_archive(file), {}
     if head[:1] == _PICKLE:
-        return read_pickle(file, archive=False), {}
+        return read_legacy(file), {}
     if file.suffix == ".onnx":
         raise CheckpointError(f"{file} is an ONNX model, not a checkpoint", "Name the file it was exported from")
     raise CheckpointError(
         f"{file} is not a checkpoint: it starts with {head[:8]!r}", f"Expected .safetensors or .pt. {SAFE_FORMAT_HINT}"
     )
-
-
-def _refuse_programs(file: Path) -> None:
-    """Raise CheckpointError for archives that hold a traced program instead of weights by name."""
-    if not zipfile.is_zipfile(file):
-        raise CheckpointError(f"{file} is truncated: its archive has no end", "Copy or save it again")
-    with zipfile.ZipFile(file) as archive:
-        names = {name.split("/", 1)[-1] for name in archive.namelist()}
-    if "archive_format" in names:
-        raise CheckpointError(
-            f"{file} is a program of torch.export, not a checkpoint", "`pom-export export` takes it; others don't"
-        )
-    if "constants.pkl" in names:
-        raise CheckpointError(f"{file} is a TorchScript program, not a checkpoint", SAFE_FORMAT_HINT)
 
 
 def files_of_folder(folder: Path) -> list[Path]:
@@ -80,22 +68,43 @@ def files_of_folder(folder: Path) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        files = [index.parent / name for name in names if Path(name).name == name]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is no index of shards: {error!r}", "Copy or save it again") from error
+    content = read_json(index)
+    named = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+        raise CheckpointError(f"{index} is no index of shards: it has no map of weights to files", _COPY_HINT)
+    names = sorted(set(named.values()))
+    files = [index.parent / name for name in names if Path(name).name == name]
     if not files or len(files) < len(names):
-        raise CheckpointError(f"{index} names no files, or files of other folders", "Copy or save it again")
+        raise CheckpointError(f"{index} names no files, or files of other folders", _COPY_HINT)
     if missing := [file.name for file in files if not file.is_file()]:
         raise CheckpointError(f"{index} names {missing[0]}, which is not there", "Copy every shard")
     return files
 
 
-def _read_safetensors(file: Path) -> tuple[Mapping[str, torch.Tensor], Mapping[str, str]]:
+def read_json(file: Path) -> Any:
+    """Return what a small JSON file holds: a configuration, an index of shards.
+
+    Raises:
+        CheckpointError: it cannot be read, is larger than any such file, or is no JSON.
+    """
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(_MOST_JSON + 1)
+        if len(content) > _MOST_JSON:
+            raise CheckpointError(f"{file} is larger than {_MOST_JSON >> 20} MiB", "Correct it or move it away")
+        return json.loads(content)
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{file} is not readable JSON: {reason_of(error)}", "Correct it or move it away"
+        ) from error
+
+
+def _read_safetensors(file: Path, header: int) -> tuple[Mapping[str, torch.Tensor], Mapping[str, str]]:
+    if header > _MOST_HEADER:
+        raise CheckpointError(f"{file} declares a header of {header:,} bytes, at most {_MOST_HEADER:,}", _COPY_HINT)
     try:
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
             return tensors, opened.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is not a whole safetensors file: {error}", "Copy or save it again") from error
+    except Exception as error:  # the library's, and torch's of types that it does not know
+        raise CheckpointError(f"{file} is not a whole safetensors file: {reason_of(error)}", _COPY_HINT) from error

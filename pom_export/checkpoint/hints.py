@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pom_export.checkpoint.pickles import Inert
+from pom_export.checkpoint.formats import read_json
 from pom_export.checkpoint.spec import LANGUAGE_MODEL, NANOGPT, V1, V1_GROUPED, V2
+from pom_export.checkpoint.unpickling import Inert
 from pom_export.errors import CheckpointError
 
 FAMILIES = (NANOGPT, LANGUAGE_MODEL, V2, V1, V1_GROUPED)
 
 _CONFIG = "config.json"
+_LARGEST = 2**31 - 1  # of a hint
 # Names under which a hint is found, ours first, then those of the official constructors.
 _NAMES = {"degree": ("degree", "order"), "heads": ("heads", "n_head"), "family": ("family",)}
 
@@ -67,11 +69,18 @@ def _value(value: Any, hint: str, where: str) -> str | int:
     if hint == "family":
         return str(value)
     # A safetensors file's metadata is text.
-    if isinstance(value, str) and value.isdecimal():
+    if isinstance(value, str) and value.isdecimal() and len(value) <= len(str(_LARGEST)):
         value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(f"{where} is {value!r}", "It must be a positive whole number")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= _LARGEST:
+        raise CheckpointError(f"{where} is {_shown(value)}", f"It must be a whole number from 1 to {_LARGEST}")
     return value
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a message has it: not every one can be written out."""
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        return f"an integer of {value.bit_length()} bits"
+    return repr(value) if value is None or isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
 
 
 def hints_in(content: Any) -> Hints:
@@ -83,29 +92,35 @@ def hints_in(content: Any) -> Hints:
     local = False
     for key, value in _settings(content):
         for hint, names in _NAMES.items():
-            usable = value in FAMILIES if hint == "family" else type(value) is int and value > 0
+            usable = value in FAMILIES if hint == "family" else type(value) is int and 0 < value <= _LARGEST
             if key in names and usable:
                 found[hint].add(value)
         local = local or (key == "_target_" and "local" in str(value).lower())
     return Hints(**{hint: next(iter(values)) for hint, values in found.items() if len(values) == 1}, local=local)
 
 
-def _settings(content: Any, depth: int = 12) -> Iterator[tuple[str, Any]]:
-    """Yield every name and plain value in nested mappings, sequences and inert objects."""
-    if depth == 0:
-        return
-    if isinstance(content, Inert):
-        yield from _settings([content.contents, content.state], depth - 1)
-    elif isinstance(content, Mapping):
-        for key, value in content.items():
-            plain = _plain(value)
-            if isinstance(plain, (int, str)):
-                yield str(key), plain
-            else:
-                yield from _settings(plain, depth - 1)
-    elif isinstance(content, (list, tuple)):
-        for value in content:
-            yield from _settings(value, depth - 1)
+def _settings(content: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every name and plain value in nested mappings, sequences and inert objects, each of these once.
+
+    The same list may lie in many others, or in itself.
+    """
+    waiting, seen = deque([content]), {id(content)}
+    while waiting:
+        value = waiting.popleft()
+        inner: Iterable[Any] = ()
+        if isinstance(value, Mapping):
+            inner = plain = [_plain(entry) for entry in value.values()]
+            for key, entry in zip(value, plain, strict=True):
+                if isinstance(key, str) and isinstance(entry, (int, str)):
+                    yield key, entry
+        elif isinstance(value, Inert):
+            inner = (value.contents, value.state, value.items, value.entries)
+        elif isinstance(value, (list, tuple)):
+            inner = value
+        for part in inner:
+            if isinstance(part, (Mapping, Inert, list, tuple)) and id(part) not in seen:
+                seen.add(id(part))
+                waiting.append(part)
 
 
 def _plain(value: Any) -> Any:
@@ -124,10 +139,7 @@ def config_beside(folder: Path) -> Hints:
     file = folder / _CONFIG
     if not file.is_file():
         return Hints()
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is not readable JSON: {error}", "Correct it or move it away") from error
+    config = read_json(file)
     if not isinstance(config, dict):
         raise CheckpointError(f"{file} holds a {type(config).__name__}, not an object", "Correct it or move it away")
     return hints_from(config, str(file))

@@ -1,84 +1,188 @@
-"""Read torch.save's pickles without running anything in them."""
+"""Read what torch.save writes, archives and the older form, without running anything in them."""
 
 from __future__ import annotations
 
-import contextlib
-import pickle
-import warnings
-from collections.abc import Iterator
+import io
+import mmap
+import struct
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+from torch import Tensor
 
-from pom_export.errors import CheckpointError, reason_of
+from pom_export.archives import Archive, Member, open_archive
+from pom_export.checkpoint.storages import CALLS, Storage, is_count, storage_dtype
+from pom_export.checkpoint.unpickling import Inert, PickleError, unpickle
+from pom_export.errors import CheckpointError, InputError, reason_of
 
-SAFE_FORMAT_HINT = "Save the state dict: torch.save(model.state_dict(), path), or safetensors.torch.save_file"
+SAFE_FORMAT_HINT: Final = "Save the state dict: torch.save(model.state_dict(), path), or safetensors.torch.save_file"
+_COPY_HINT: Final = "Copy or save it again"
 
+# The pickled part of a file: names, shapes and whatever a trainer adds. Text takes up to four times its bytes.
+_MOST_PICKLED: Final = 64 << 20
+# Values are mapped where they lie so that every type may be read in place; torch.save sees to it.
+_ALIGNMENT: Final = 8
+_STORAGE: Final = "storage"
 
-class Inert:
-    """Stands for an object of a class that is not torch's: it keeps what the file says of it, and does nothing.
-
-    Trainers save configurations and paths beside the weights. torch's restricted unpickler calls nothing but what it
-    is given, and this is what it is given for every other name in the file.
-    """
-
-    contents: tuple[Any, ...] = ()
-    state: Any = None
-
-    def __new__(cls, *contents: Any, **_: Any) -> Inert:  # noqa: D102 (what unpickling calls)
-        inert = super().__new__(cls)
-        inert.contents = contents
-        return inert
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
+# torch.serialization: what the older form begins with.
+_LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL: Final = 1001
+_LEGACY_COUNT: Final = struct.Struct("<q")
 
 
-def read_pickle(file: Path, *, archive: bool) -> Any:
-    """Return what torch.save wrote, tensors mapped from the disk where it is an archive.
+def read_archive(file: Path) -> Any:
+    """Return what torch.save wrote as an archive, tensors mapped from the disk.
 
     Objects of other classes than torch's and Python's plain ones become `Inert`.
 
     Raises:
-        CheckpointError: the file is truncated or damaged, or asks for what even inert objects can't stand for.
+        CheckpointError: the file is truncated or damaged, is a program, or holds what torch.save does not write.
     """
     try:
-        with warnings.catch_warnings(), _inert_globals(file, archive):
-            warnings.simplefilter("ignore")
-            # Only from a path can torch map a file, but then it goes by the suffix too.
-            if archive and file.suffix != ".safetensors":
-                return torch.load(str(file), map_location="cpu", weights_only=True, mmap=True)
-            with file.open("rb") as stream:
-                return torch.load(stream, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Weights only load failed" in str(error) and archive:
-            raise CheckpointError(
-                f"{file} holds pickled Python objects besides tensors, which are never run", SAFE_FORMAT_HINT
-            ) from error
-        raise CheckpointError(
-            f"{file} is damaged, or holds pickled Python objects, which are never run", SAFE_FORMAT_HINT
-        ) from error
+        with open_archive(file, "checkpoint") as archive:
+            root = _root(file, archive)
+            pickled = archive.read(f"{root}/data.pkl", _MOST_PICKLED)
+            return unpickle(io.BytesIO(pickled), CALLS, _storages_of(archive, root))
+    except CheckpointError:
+        raise
+    except InputError as error:
+        raise CheckpointError(error.what, error.hint) from error
     except Exception as error:  # whatever damaged bytes make of the parser
-        raise CheckpointError(f"{file} is truncated or damaged: {_reason(error)}", "Copy or save it again") from error
+        raise CheckpointError(f"{file} is truncated or damaged: {reason_of(error)}", _COPY_HINT) from error
 
 
-@contextlib.contextmanager
-def _inert_globals(file: Path, archive: bool) -> Iterator[None]:
-    """Let the unpickler take an inert class for every name that it would refuse."""
-    names = get_unsafe_globals_in_checkpoint(str(file)) if archive else []
-    with safe_globals([(_inert_class(name), name) for name in names]):
-        yield
+def _root(file: Path, archive: Archive) -> str:
+    """Return the folder that all members of a checkpoint lie in."""
+    names = {name.partition("/")[2] for name in archive.members}
+    if "archive_format" in names:
+        raise CheckpointError(
+            f"{file} is a program of torch.export, not a checkpoint", "`pom-export export` takes it; others don't"
+        )
+    if "constants.pkl" in names:
+        raise CheckpointError(f"{file} is a TorchScript program, not a checkpoint", SAFE_FORMAT_HINT)
+    roots = {name.partition("/")[0] for name in archive.members}
+    if len(roots) != 1 or "data.pkl" not in names:
+        raise CheckpointError(f"{file} is no checkpoint: the archive is not torch.save's", SAFE_FORMAT_HINT)
+    (root,) = roots
+    if f"{root}/byteorder" in archive.members and archive.read(f"{root}/byteorder", 16) != sys.byteorder.encode():
+        raise CheckpointError(f"{file} was saved on a machine of another byte order", "Save it again on this one")
+    if odd := next((member.name for member in archive.members.values() if not member.stored), None):
+        raise CheckpointError(f"{file}: {odd} is compressed, as torch.save never does", _COPY_HINT)
+    return root
 
 
-def _inert_class(name: str) -> type[Inert]:
-    return type(name.rpartition(".")[2], (Inert,), {})
+def _storages_of(archive: Archive, root: str) -> Callable[[Any], Storage | Inert]:
+    """Return what turns an identifier in an archive into a storage, the same one each time."""
+    # A private mapping: what a program writes to a tensor reaches no file.
+    mapped = mmap.mmap(archive.file.fileno(), 0, access=mmap.ACCESS_COPY)
+    found: dict[str, Storage] = {}
+
+    def persistent(identifier: Any) -> Storage | Inert:
+        kind, key, numel = _identified(identifier)
+        try:
+            dtype = storage_dtype(kind)
+        except PickleError:
+            return kind  # of tensors that are not read either
+        member = archive.members.get(f"{root}/data/{key}")
+        if member is None or member.size != numel * dtype.itemsize:
+            size = 0 if member is None else member.size
+            raise PickleError(f"storage {key} holds {size:,} bytes, not {numel:,} values of {dtype}")
+        if key not in found or found[key].dtype != dtype:
+            found[key] = Storage(dtype, numel, _mapped_values(mapped, member, dtype))
+        return found[key]
+
+    return persistent
 
 
-def _reason(error: Exception) -> str:
-    """Return the first line of torch's reason, without its advice to load the file unsafely."""
-    return "the archive is not torch.save's" if "weights_only" in str(error) else reason_of(error)
+def _identified(identifier: Any) -> tuple[Inert, str, int]:
+    """Return the class, the key and the number of values that a storage is named by."""
+    match identifier:
+        case (str() as what, Inert() as kind, str() as key, str(), numel, *_) if what == _STORAGE and is_count(numel):
+            return kind, key, numel
+    raise PickleError("it names a storage as torch.save does not")
+
+
+def _mapped_values(mapped: mmap.mmap, member: Member, dtype: torch.dtype) -> Callable[[], Tensor]:
+    kept: list[Tensor] = []
+
+    def values() -> Tensor:
+        if not kept:
+            kept.append(_values(mapped, member.offset, member.size, dtype))
+        return kept[0]
+
+    return values
+
+
+def _values(content: mmap.mmap | bytearray, offset: int, size: int, dtype: torch.dtype) -> Tensor:
+    if not size:
+        return torch.empty(0, dtype=dtype)
+    if offset % _ALIGNMENT:
+        content, offset = bytearray(content[offset : offset + size]), 0
+    return torch.frombuffer(content, dtype=dtype, count=size // dtype.itemsize, offset=offset)
+
+
+def read_legacy(file: Path) -> Any:
+    """Return what torch.save wrote before it wrote archives; arguments and errors as `read_archive`'s.
+
+    Four pickles (a magic number, a protocol, the machine, the content), the keys of storages, and their values.
+    """
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            head = io.BytesIO(stream.read(_MOST_PICKLED))
+            _check_legacy(file, head)
+            start = head.tell()
+            named: dict[str, tuple[torch.dtype | None, int]] = {}
+            unpickle(head, {}, lambda identifier: _note(named, identifier))
+            keys = unpickle(head, {}, lambda _: None)
+            stream.seek(head.tell())
+            storages = {key: _read_storage(stream, size, key, *named[key]) for key in keys}
+            head.seek(start)
+            return unpickle(head, CALLS, lambda identifier: storages[_identified(identifier)[1]])
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever damaged bytes make of the parser
+        raise CheckpointError(f"{file} is truncated or damaged: {reason_of(error)}", _COPY_HINT) from error
+
+
+def _check_legacy(file: Path, head: io.BytesIO) -> None:
+    """Raise CheckpointError unless a file begins as torch.save's older form does."""
+    try:
+        first = unpickle(head, {}, lambda _: None)
+    except Exception as error:
+        raise CheckpointError(f"{file} is a damaged pickle: {reason_of(error)}", _COPY_HINT) from error
+    if first != _LEGACY_MAGIC:
+        raise CheckpointError(
+            f"{file} was not written by torch.save; it holds pickled Python objects, which are never run",
+            SAFE_FORMAT_HINT,
+        )
+    protocol, machine = (unpickle(head, {}, lambda _: None) for _ in range(2))
+    if protocol != _LEGACY_PROTOCOL or not isinstance(machine, dict):
+        raise PickleError(f"its protocol is {protocol!r}")
+    if machine.get("little_endian") is not (sys.byteorder == "little"):
+        raise CheckpointError(f"{file} was saved on a machine of another byte order", "Save it again on this one")
+
+
+def _note(named: dict[str, tuple[torch.dtype | None, int]], identifier: Any) -> Inert:
+    """Remember the type and the size of a storage, whose values follow behind the pickle that names it."""
+    kind, key, numel = _identified(identifier)
+    try:
+        dtype = storage_dtype(kind)
+    except PickleError:
+        dtype = None
+    if named.setdefault(key, (dtype, numel)) != (dtype, numel):
+        raise PickleError(f"storage {key} is named with two types or sizes")
+    return kind
+
+
+def _read_storage(stream: Any, size: int, key: str, dtype: torch.dtype | None, numel: int) -> Storage | Inert:
+    if dtype is None:
+        raise PickleError(f"storage {key} is of a type that is not supported")
+    (count,) = _LEGACY_COUNT.unpack(stream.read(_LEGACY_COUNT.size))
+    if count != numel or numel * dtype.itemsize > size - stream.tell():
+        raise PickleError(f"storage {key} holds {count:,} values, not {numel:,}, or is cut short")
+    content = bytearray(stream.read(numel * dtype.itemsize))
+    return Storage(dtype, numel, lambda: _values(content, 0, len(content), dtype))

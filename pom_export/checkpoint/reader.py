@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,12 +15,18 @@ from torch import Tensor
 from pom_export.checkpoint.formats import files_of_folder, read_content
 from pom_export.checkpoint.hints import Hints, config_beside, hints_from, hints_in
 from pom_export.checkpoint.pickles import SAFE_FORMAT_HINT
+from pom_export.checkpoint.storages import OtherTensor
+from pom_export.checkpoint.unpickling import Inert
 from pom_export.errors import CheckpointError
 from pom_export.files import sha256_of
 
 # What trainers call the state dict, best first; DistributedDataParallel and torch.compile add to its names.
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "module", "weights", "params", "ema", "model_ema")
 _PREFIX, _COMPILED = "module.", "_orig_mod."
+_TENSORS = (Tensor, OtherTensor)
+_Entry = TypeVar("_Entry")
+# Weights of so many bytes may repeat their values whatever the file's size.
+_SMALL = 64 << 20
 _FLOAT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -59,8 +65,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         part = _without_wrappers(_state_dict(file, content))
         if twice := tensors.keys() & part.keys():
             raise CheckpointError(f"{file}: {sorted(twice)[0]} is in another shard too", "Save the model again")
-        _check_values(file, part)
-        tensors |= part
+        tensors |= _checked(file, part)
     return Checkpoint(place, tensors, _digest(files), hints.over(config_beside(files[0].parent)))
 
 
@@ -69,35 +74,43 @@ def _digest(files: Sequence[Path]) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def _state_dict(file: Path, content: Any) -> dict[str, Tensor]:
+def _state_dict(file: Path, content: Any) -> dict[str, Tensor | OtherTensor]:
     """Return the state dict inside what was loaded, which may be a trainer's dict around it."""
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"{file} holds a {type(content).__name__}, not a state dict", SAFE_FORMAT_HINT)
+        raise CheckpointError(f"{file} holds a {_kind(content)}, not a state dict", SAFE_FORMAT_HINT)
     if not _is_state_dict(content):
         inner = [name for name, value in content.items() if isinstance(value, Mapping) and _is_state_dict(value)]
         inner.sort(key=lambda name: _WRAPPERS.index(name) if name in _WRAPPERS else len(_WRAPPERS))
-        odd = next((name for name, value in content.items() if not isinstance(value, Tensor)), None)
-        if not inner and odd is not None and any(isinstance(value, Tensor) for value in content.values()):
-            kind = type(content[odd]).__name__
-            raise CheckpointError(f"{file}: entry {odd!r} is a {kind}, not a tensor", SAFE_FORMAT_HINT)
+        odd = next((name for name, value in content.items() if not isinstance(value, _TENSORS)), None)
+        if not inner and odd is not None and any(isinstance(value, _TENSORS) for value in content.values()):
+            raise CheckpointError(f"{file}: entry {odd!r} is a {_kind(content[odd])}, not a tensor", SAFE_FORMAT_HINT)
         if not inner:
             raise CheckpointError(f"{file} holds no state dict{_entries(content)}", SAFE_FORMAT_HINT)
         content = content[inner[0]]
-    return {str(name): value for name, value in content.items()}
+    return dict(content)
 
 
 def _is_state_dict(content: Mapping[Any, Any]) -> bool:
-    return bool(content) and all(isinstance(value, Tensor) for value in content.values())
+    return bool(content) and all(
+        isinstance(name, str) and isinstance(value, _TENSORS) for name, value in content.items()
+    )
+
+
+def _kind(value: Any) -> str:
+    """Return what a value is."""
+    if isinstance(value, Inert):
+        return f"pickled {value.name}, and what is pickled is never run"
+    return type(value).__name__
 
 
 def _entries(content: Mapping[Any, Any]) -> str:
     if {"state", "param_groups"} <= content.keys():
         return ", but an optimizer's state"
-    kinds = [f"{name} ({type(value).__name__})" for name, value in content.items()][:6]
-    return f"; its entries are {', '.join(kinds)}" if kinds else ": it holds no tensors"
+    kinds = [f"{name} ({_kind(value)})" for name, value in content.items() if isinstance(name, str)][:6]
+    return f"; its entries are {', '.join(kinds)}" if kinds else ": it holds no tensors by name"
 
 
-def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _without_wrappers(tensors: dict[str, _Entry]) -> dict[str, _Entry]:
     """Take off what torch.compile adds anywhere in a name, and DistributedDataParallel in front of every name."""
     tensors = {name.replace(_COMPILED, ""): value for name, value in tensors.items()}
     while all(name.startswith(_PREFIX) for name in tensors):
@@ -112,12 +125,36 @@ def check_types(checkpoint: Checkpoint) -> None:
             raise CheckpointError(f"{checkpoint.path}: {name} is {tensor.dtype}", "Weights must be floating point")
 
 
-def _check_values(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors without values of their own, and NaN or infinity."""
+def _checked(file: Path, entries: Mapping[str, Tensor | OtherTensor]) -> dict[str, Tensor]:
+    """Return weights that have values of their own, no more than the file has room for, all of them finite."""
+    tensors: dict[str, Tensor] = {}
+    for name, entry in entries.items():
+        if isinstance(entry, OtherTensor):
+            raise CheckpointError(f"{file}: {name} is {entry.kind}", "Save it dense, with its values")
+        if not entry.numel():
+            raise CheckpointError(f"{file}: {name} of shape {tuple(entry.shape)} holds no values", "Is it whole?")
+        tensors[name] = entry
+    views = {_view(tensor): tensor for tensor in tensors.values()}
+    claimed, room = sum(tensor.nbytes for tensor in views.values()), 2 * file.stat().st_size + _SMALL
+    if claimed > room:
+        raise CheckpointError(
+            f"{file} claims {claimed:,} bytes of weights, for which it is too small: they repeat their values",
+            "Save them contiguous: tensor.clone()",
+        )
+    finite = {view: int((~torch.isfinite(tensor)).sum()) for view, tensor in views.items() if _has_values(tensor)}
     for name, tensor in tensors.items():
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-            raise CheckpointError(f"{file}: {name} is sparse, quantized or without data", "Save it dense")
-        if bad := int((~torch.isfinite(tensor)).sum()):
+        if bad := finite.get(_view(tensor), 0):
             raise CheckpointError(
                 f"{file}: {name} holds {bad} NaN or infinite of {tensor.numel()} values", "The training diverged?"
             )
+    return tensors
+
+
+def _view(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what makes two tensors one: names may share it, and it is looked at once."""
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _has_values(tensor: Tensor) -> bool:
+    """Return whether torch can tell if values of this type are finite; others are refused by `check_types`."""
+    return tensor.dtype in _FLOAT_TYPES or tensor.is_complex()

@@ -1,0 +1,151 @@
+"""Build the tensors that `torch.save` has taken apart, each inside the bytes of its storage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from pom_export.checkpoint.unpickling import Calls, Inert, PickleError
+
+_MOST_DIMENSIONS: Final = 64
+_DTYPES: Final = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "ComplexDoubleStorage": torch.complex128,
+    "ComplexFloatStorage": torch.complex64,
+    "UntypedStorage": torch.uint8,
+}
+# Of tensors without a storage of plain values: how torch.save names what would rebuild them.
+_OTHER_TENSORS: Final = {
+    "torch._utils._rebuild_sparse_tensor": "sparse",
+    "torch._utils._rebuild_sparse_csr_tensor": "sparse",
+    "torch._utils._rebuild_nested_tensor": "nested",
+    "torch._utils._rebuild_qtensor": "quantized",
+    "torch._utils._rebuild_meta_tensor_no_storage": "without data",
+    "torch._utils._rebuild_device_tensor_from_numpy": "of a device that is not here",
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": "of a device that is not here",
+    "torch._utils._rebuild_wrapper_subclass": "of a class of its own",
+}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A run of values in a file.
+
+    Attributes:
+        dtype: of its values.
+        numel: how many it has.
+        values: returns them, (numel,), mapped from the file where that can be done.
+    """
+
+    dtype: torch.dtype
+    numel: int
+    values: Callable[[], Tensor]
+
+
+class OtherTensor(Inert):
+    """A tensor that is kept in another way than as a storage's values.
+
+    Attributes:
+        kind: which way.
+    """
+
+    __slots__ = ("kind",)
+
+    def __init__(self, name: str, contents: tuple[Any, ...]) -> None:
+        super().__init__(name, contents)
+        self.kind = _OTHER_TENSORS[name]
+
+
+def storage_dtype(kind: Any) -> torch.dtype:
+    """Return the type of the values in a class of storages.
+
+    Raises:
+        PickleError: it is no class of storages that can be read.
+    """
+    name = kind.name.rpartition(".")[2] if isinstance(kind, Inert) else ""
+    if name not in _DTYPES:
+        raise PickleError(f"it keeps values in a {name or type(kind).__name__}")
+    return _DTYPES[name]
+
+
+def is_count(*values: Any) -> bool:
+    """Return whether values are whole numbers that are not negative, and fit 64 bits."""
+    return all(type(value) is int and 0 <= value < 2**63 for value in values)
+
+
+def _strided(storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a view of a storage, within it."""
+    if not isinstance(storage, Storage):
+        raise PickleError("a tensor in it has no storage")
+    if not isinstance(size, tuple) or not isinstance(stride, tuple) or not is_count(offset, *size, *stride):
+        raise PickleError("a tensor's sizes in it are no numbers")
+    if len(size) != len(stride) or len(size) > _MOST_DIMENSIONS:
+        raise PickleError(f"a tensor in it has {len(size)} sizes and {len(stride)} strides")
+    dtype = dtype or storage.dtype
+    room = storage.numel * storage.dtype.itemsize // dtype.itemsize
+    if 0 in size:
+        return torch.empty(size, dtype=dtype)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if last >= room:
+        raise PickleError(f"a tensor of shape {size} in it reaches value {last:,} of a storage that has {room:,}")
+    values = storage.values()
+    return (values if dtype == storage.dtype else values.view(dtype)).as_strided(size, stride, offset)
+
+
+def _rebuild_v3(storage: Any, offset: Any, size: Any, stride: Any, _: Any, __: Any, dtype: Any, *___: Any) -> Tensor:
+    """A tensor of a type that has no class of storages."""
+    name = dtype.name.removeprefix("torch.") if isinstance(dtype, Inert) else ""
+    known = getattr(torch, name, None) if name.isidentifier() else None
+    if not isinstance(known, torch.dtype):
+        raise PickleError("a tensor's type in it is not known")
+    return _strided(storage, offset, size, stride, known)
+
+
+def _rebuild_from_type(function: Any, _: Any, arguments: Any, __: Any = None) -> Any:
+    """A tensor with attributes of its own, which are left out; or of a subclass, which is not made."""
+    known = CALLS.get(function.name) if isinstance(function, Inert) else None
+    if known is None or known is _rebuild_from_type or not isinstance(arguments, tuple):
+        raise PickleError("a tensor in it is rebuilt in a way that torch.save does not know")
+    return known(*arguments)
+
+
+def _other(name: str) -> Callable[..., OtherTensor]:
+    return lambda *arguments: OtherTensor(name, arguments)
+
+
+def _dict(*_: Any) -> dict[Any, Any]:
+    """A mapping, whose items follow."""
+    return {}
+
+
+def _size(values: Sequence[Any] = ()) -> tuple[Any, ...]:
+    return tuple(values) if isinstance(values, (list, tuple)) and len(values) <= _MOST_DIMENSIONS else ()
+
+
+CALLS: Final[Calls] = {
+    "torch._utils._rebuild_tensor": lambda storage, offset, size, stride: _strided(storage, offset, size, stride),
+    "torch._utils._rebuild_tensor_v2": lambda storage, offset, size, stride, *_: _strided(
+        storage, offset, size, stride
+    ),
+    "torch._utils._rebuild_tensor_v3": _rebuild_v3,
+    "torch._utils._rebuild_parameter": lambda data, *_: data,
+    "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
+    "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
+    "torch.Size": _size,
+    "collections.OrderedDict": _dict,
+    "collections.defaultdict": _dict,
+    **{name: _other(name) for name in _OTHER_TENSORS},
+}

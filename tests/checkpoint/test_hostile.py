@@ -1,0 +1,210 @@
+"""Checkpoints that claim more than they hold, or ask for what is no data: refused by a line, at once."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pom_export.checkpoint import load_model
+from pom_export.checkpoint.hints import hints_in
+from pom_export.checkpoint.pickles import read_archive, read_legacy
+from pom_export.checkpoint.unpickling import Inert
+from pom_export.errors import InputError
+from pom_export.mixer import PolynomialMixer
+from tests.checkpoint.test_reader import save_legacy
+
+STOP = b"."
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
+
+
+def number(value: int) -> bytes:
+    return b"\x8a\x09" + value.to_bytes(9, "little", signed=True)
+
+
+def tensor(size: tuple[int, ...], stride: tuple[int, ...], numel: int = 4, offset: int = 0) -> bytes:
+    """A pickled tensor over storage 0."""
+    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + number(numel) + b"tQ"
+    shape = b"".join(b"(" + b"".join(map(number, values)) + b"t" for values in (size, stride))
+    hooks = b"ccollections\nOrderedDict\n)R"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(offset) + shape + b"\x89" + hooks + b"tR"
+
+
+def state_dict(entry: bytes, name: str = "po_coeff") -> bytes:
+    return b"\x80\x02}" + text(name) + entry + b"s" + STOP
+
+
+def save(file: Path, pickled: bytes, storage: bytes = bytes(16), **members: bytes) -> Path:
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in {"data.pkl": pickled, "version": b"3\n", "data/0": storage, **members}.items():
+            archive.writestr(f"archive/{name}", content)
+    return file
+
+
+def refusal(file: Path) -> str:
+    with pytest.raises(InputError) as error:
+        load_model(file)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        (tensor((10**9,), (0,)), "claims 4,000,000,000 bytes of weights"),
+        (tensor((10**12, 0), (1, 1)), "holds no values"),
+        (tensor((5,), (1,)), "reaches value 4 of a storage that has 4"),
+        (tensor((2, 2), (3, 1)), "reaches value 4"),
+        (tensor((4,), (1,), offset=1), "reaches value 4"),
+        (tensor((2,), (2**62,)), "reaches value 4,611,686,018,427,387,904"),
+        (tensor((4,), (-1,)), "sizes in it are no numbers"),
+        (tensor((4,), (1,), offset=-1), "sizes in it are no numbers"),
+        (tensor((4,), (1,), numel=5), "holds 16 bytes, not 5 values"),
+        (tensor((4,), (1,), numel=10**15), "holds 16 bytes"),
+        (tensor((4,), (1, 1)), "1 sizes and 2 strides"),
+        (tensor((1,) * 65, (1,) * 65), "65 sizes"),
+        (b"ctorch\nTensor\n" + number(10**11) + b"\x85R", "pickled torch.Tensor"),
+        (b"c__builtin__\nbytearray\n" + number(10**11) + b"\x85R", "pickled __builtin__.bytearray"),
+        (b"cposix\nsystem\n" + text("false") + b"\x85R", "pickled posix.system, and what is pickled is never run"),
+        (b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n)R", "po_coeff is without data"),
+        (b"\x8e" + struct.pack("<Q", 2**62), "truncated or damaged"),
+        (b"\x96" + struct.pack("<Q", 2**40), "truncated or damaged"),
+        (b"Nr\xff\xff\xff\xff0j\xff\xff\xff\x7f", "truncated or damaged"),
+        (b"I" + b"9" * 5000 + b"\n", "truncated or damaged"),
+        (b"\x82\x01", "asks for EXT1"),
+        (b"P0\n", "asks for PERSID"),
+        (b"N" + text("k") + b"Ns", "sets items of a NoneType"),
+        (b"Nat", "truncated or damaged"),
+        (text("call me") + b")R", "calls a str"),
+    ],
+)  # fmt: skip
+def test_pickles(tmp_path: Path, entry: bytes, reason: str) -> None:
+    message = refusal(save(tmp_path / "a.pt", state_dict(entry)))
+    assert reason in message
+    assert "\n" not in message
+
+
+def test_pickles_without_an_end(tmp_path: Path) -> None:
+    assert "truncated or damaged" in refusal(save(tmp_path / "a.pt", b"\x80\x02}"))
+    assert "more than 3,000,000 pickled objects" in refusal(save(tmp_path / "a.pt", b"\x80\x02" + b"]0" * 1_600_000))
+
+
+def test_one_tuple_is_not_handed_out_without_end(tmp_path: Path) -> None:
+    """A thousand calls with one tuple of 20,000: in memory it would be copied for each."""
+    arguments = b"(" + b"N" * 20_000 + b"t" + b"q\x00" + b"0"
+    calls = b"cmodule\nname\nh\x00R0" * 1000
+    assert "more than 10,000,000 arguments" in refusal(save(tmp_path / "a.pt", b"\x80\x02" + arguments + calls + b"N."))
+
+
+def test_many_views_of_one_storage(tmp_path: Path) -> None:
+    """A thousand weights, each all but a few values of 1 MB."""
+    values = (1 << 18) - 1000
+    entries = b"".join(text(f"w{i}") + tensor((values,), (1,), numel=1 << 18, offset=i) + b"s" for i in range(1000))
+    file = save(tmp_path / "a.pt", b"\x80\x02}" + entries + STOP, storage=bytes(1 << 20))
+    assert "for which it is too small" in refusal(file)
+
+
+def test_lists_in_lists_are_looked_at_once() -> None:
+    nested: Any = [{"degree": 3}]
+    for _ in range(11):
+        nested = [nested] * 30
+    itself: dict[str, Any] = {"model": {}}
+    itself |= {f"k{i}": itself for i in range(40)}
+    assert hints_in({"x": nested, "y": itself}).degree == 3
+
+
+def test_an_archive_is_as_torch_leaves_it(tmp_path: Path) -> None:
+    pickled = state_dict(tensor((4,), (1,)))
+    assert "another byte order" in refusal(save(tmp_path / "a.pt", pickled, byteorder=b"big"))
+    with zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/data/0", bytes(16))
+    assert "is compressed" in refusal(tmp_path / "b.pt")
+    with zipfile.ZipFile(tmp_path / "c.pt", "w") as archive:
+        archive.writestr("other/file", b"")
+    assert "not torch.save's" in refusal(tmp_path / "c.pt")
+    save(tmp_path / "d.pt", pickled)
+    content = (tmp_path / "d.pt").read_bytes()
+    (tmp_path / "d.pt").write_bytes(content + content)
+    assert "does not end where it should" in refusal(tmp_path / "d.pt")
+
+
+class Config(SimpleNamespace):
+    """What a trainer may save beside the weights."""
+
+
+@pytest.mark.parametrize("write", [torch.save, save_legacy])
+def test_everything_that_torch_saves_is_read(tmp_path: Path, write: Callable[..., None]) -> None:
+    base = torch.arange(12.0).reshape(3, 4)
+    tagged = nn.Parameter(torch.ones(2))
+    tagged.note = "an attribute"  # type: ignore[attr-defined]
+    expected = {
+        "plain": base,
+        "transposed": base.T,
+        "slice": base[1:, 2:],
+        "scalar": torch.tensor(2.5),
+        "empty": torch.zeros(0, 3),
+        "parameter": nn.Parameter(torch.ones(2)),
+        "tagged": tagged,
+        "strange type": torch.ones(3).to(torch.float8_e4m3fn),
+        "unsigned": torch.ones(3, dtype=torch.uint16),
+        **{str(dtype): torch.ones(3).to(dtype) for dtype in (torch.bfloat16, torch.float64, torch.int8, torch.bool)},
+        "complex": torch.ones(2, dtype=torch.complex64),
+    }
+    trainer = {
+        "model": OrderedDict(expected),
+        "config": Config(degree=3),
+        "history": defaultdict(list, {"loss": [1.0, 2.0]}),
+        "folder": tmp_path,
+        "set": {1, 2},
+        "nothing": None,
+    }
+    write(trainer, tmp_path / "a.pt")
+    content = (read_archive if write is torch.save else read_legacy)(tmp_path / "a.pt")
+    assert content.keys() == trainer.keys()
+    assert hints_in(content).degree == 3
+    assert content["history"]["loss"] == [1.0, 2.0]
+    for name, value in expected.items():
+        assert content["model"][name].dtype == value.dtype
+        assert content["model"][name].shape == value.shape
+        assert torch.equal(content["model"][name].to(torch.complex128), value.detach().to(torch.complex128))
+    assert isinstance(content["config"], Inert)
+
+
+def test_weights_are_mapped_from_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.pt"
+    torch.save({"a": torch.ones(8), "b": torch.ones(8)}, file)
+    content = read_archive(file)
+    assert content["b"].data_ptr() - content["a"].data_ptr() not in {0, 32}
+    content["a"].zero_()
+    assert torch.equal(read_archive(file)["a"], torch.ones(8))
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_other_kinds_of_tensors_are_named(tmp_path: Path) -> None:
+    mixer = PolynomialMixer(2, 2, 2).state_dict()
+    for kind, value in (
+        ("sparse", torch.eye(2).to_sparse()),
+        ("without data", torch.empty(2, device="meta")),
+        ("quantized", torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)),
+    ):
+        torch.save({**mixer, "po_coeff": value}, tmp_path / "a.pt")
+        assert f"po_coeff is {kind}" in refusal(tmp_path / "a.pt")
+
+
+def test_a_plain_pickle_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(pickle.dumps({"a": 1}))
+    assert "was not written by torch.save" in refusal(tmp_path / "a.pt")
+    (tmp_path / "a.pt").write_bytes(b"\x80\x02\x8e" + struct.pack("<Q", 2**62))
+    assert "damaged pickle" in refusal(tmp_path / "a.pt")
