@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pom_export.arrays import read_npz
 from pom_export.errors import InputError
 from pom_export.graph.exported import BATCH, CONTEXT_TOKENS, PAST_TOKENS, TOKENS, InputLimits, TensorSpec, is_past
 from pom_export.parity.past import draw_past, past_lengths
@@ -152,11 +152,12 @@ def load_npz(path: Any) -> dict[str, Array]:
         OSError: the file cannot be read.
         ValueError: it is no whole .npz, or holds pickled objects.
     """
+    if not Path(path).exists():
+        raise FileNotFoundError(path)
     try:
-        with open(path, "rb") as stream, zipfile.ZipFile(stream), np.load(stream, allow_pickle=False) as archive:  # noqa: PTH123
-            return dict(archive)
-    except (EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(str(error) or "it is cut short") from error
+        return read_npz(path, "archive")
+    except InputError as error:
+        raise ValueError(error.what) from error
 
 
 def fits(array: Array, spec: TensorSpec) -> bool:

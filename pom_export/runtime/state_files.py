@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from pom_export.arrays import read_npz
 from pom_export.errors import InputError, reason_of
 from pom_export.files import readable_file, staged_output
 
@@ -43,21 +43,21 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
     Raises:
         InputError: it is missing, cut off, damaged, or no such file.
     """
-    file = readable_file(path, "state")
-    if not zipfile.is_zipfile(file):  # numpy would speak of pickles
-        raise InputError(f"{file} is no whole state file: it is no .npz archive", "Name one that --save-state wrote")
+    readable_file(path, "state")
     try:
-        # Opened here: of a file that it takes for an archive and that is none, numpy leaves that to the collector.
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            header = json.loads(archive[_HEADER].tobytes())
-            if header["format"] != _FORMAT:
-                raise InputError(f"state {file} is of format {header['format']!r}", f"This version reads {_FORMAT!r}")
-            tensors = header["tensors"].items()
-            return header, {name: _array(archive[_ARRAY + name], **described) for name, described in tensors}
+        arrays = read_npz(path, "archive", stored=True)
+    except InputError as error:
+        raise InputError(f"{path} is no whole state file: {error.what}", "Save it again") from error
+    try:
+        header = json.loads(arrays.pop(_HEADER).tobytes())
+        if header["format"] != _FORMAT:
+            raise InputError(f"state {path} is of format {header['format']!r}", f"This version reads {_FORMAT!r}")
+        tensors = header["tensors"].items()
+        return header, {name: _array(arrays[_ARRAY + name], **described) for name, described in tensors}
     except InputError:
         raise
-    except Exception as error:  # whatever a damaged file leads numpy, zipfile and json to
-        raise InputError(f"{file} is no whole state file: {reason_of(error)}", "Save it again") from error
+    except Exception as error:  # whatever a damaged header leads json to, or lacks
+        raise InputError(f"{path} is no whole state file: {reason_of(error)}", "Save it again") from error
 
 
 def _array(plain: Array, dtype: str, shape: list[int]) -> Array:

@@ -1,0 +1,93 @@
+"""Read .npz archives without pickles, each array's size known before it is made."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any, Final
+
+from pom_export.archives import Archive, Member, open_archive
+from pom_export.errors import InputError, reason_of
+from pom_export.files import AnyPath
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+
+_HINT: Final = "Save them with numpy.savez"
+_SUFFIX: Final = ".npy"
+# What arrays may take in memory: so much, or so many times what the file takes on the disk.
+_SMALL: Final = 256 << 20
+_MOST_INFLATED: Final = 8
+# Booleans, numbers, text, and raw bytes for types that numpy does not have.
+_KINDS: Final = "biufcUSV"
+
+
+def read_npz(
+    path: AnyPath, kind: str, *, only: Collection[str] | None = None, stored: bool = False
+) -> dict[str, Array]:
+    """Return the arrays of a .npz file by name, in new memory.
+
+    Args:
+        path: of the file.
+        kind: names it in messages.
+        only: names of the arrays to read, those of them that are there; default: all.
+        stored: whether arrays must lie in it uncompressed, as `numpy.savez` leaves them.
+
+    Raises:
+        InputError: it is missing, damaged or no .npz archive, holds Python objects, or would take far more memory
+            than it has bytes.
+    """
+    with open_archive(path, kind) as archive:
+        _check_sizes(archive, stored=stored)
+        names = {member: member.removesuffix(_SUFFIX) for member in archive.members}
+        chosen = {member: name for member, name in names.items() if only is None or name in only}
+        return {name: _array(archive, archive.members[member]) for member, name in chosen.items()}
+
+
+def _check_sizes(archive: Archive, *, stored: bool) -> None:
+    for member in archive.members.values():
+        if not member.name.endswith(_SUFFIX):
+            raise InputError(f"{archive.path} holds {member.name}, which is no array of numpy", _HINT)
+        if stored and not member.stored:
+            raise InputError(f"{archive.path}: {member.name} is compressed, as such files never are", "Save it again")
+    inside, room = archive.bytes_inside, max(_SMALL, _MOST_INFLATED * archive.file_bytes)
+    if inside > room:
+        raise InputError(f"{archive.path} has {archive.file_bytes:,} bytes and would take {inside:,} in memory", _HINT)
+
+
+def _array(archive: Archive, member: Member) -> Array:
+    """Return an array, which must fill its member to the last byte."""
+    import numpy as np
+
+    content = archive.read(member.name, member.size)
+    stream = io.BytesIO(content)
+    try:
+        shape, fortran, dtype = _header(stream)
+        count, start = math.prod(shape), stream.tell()
+        if dtype.kind not in _KINDS or dtype.fields or dtype.subdtype or not dtype.itemsize:
+            raise ValueError(f"its type is {dtype}, which is not read: it must be a plain one")
+        if min(shape, default=0) < 0 or count * dtype.itemsize != len(content) - start:
+            raise ValueError(f"it holds {len(content) - start:,} bytes, not {dtype}{list(shape)}")
+        flat = np.frombuffer(content, dtype, count, start).copy()
+        return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
+    except Exception as error:  # whatever a damaged header leads numpy to
+        raise InputError(f"{archive.path}: array {member.name} is damaged: {reason_of(error)}", _HINT) from error
+
+
+def _header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return an array's shape, whether it lies in Fortran's order, and its type."""
+    from numpy.lib import format as npy
+
+    readers: dict[tuple[int, int], Callable[..., Any]] = {
+        (1, 0): npy.read_array_header_1_0,
+        (2, 0): npy.read_array_header_2_0,
+    }
+    version = npy.read_magic(stream)
+    if version not in readers:
+        raise ValueError(f"its format is version {version}")
+    shape, fortran, dtype = readers[version](stream)
+    return shape, fortran, dtype
