@@ -2,23 +2,57 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import onnx
 
 from pom_export import contract
 from pom_export.errors import InputError, reason_of
 from pom_export.files import readable_file
+from pom_export.graph.claims import (
+    BLOCK_CAUSAL,
+    CAUSAL,
+    KEPT_IN_FLOAT32,
+    METADATA_PREFIX,
+    PRECISIONS,
+    STATEFUL,
+    Claims,
+    InputLimits,
+    read_claims,
+)
+from pom_export.graph.interface import TensorSpec, read_interface, standard_opset
+from pom_export.graph.onnx_file import check_onnx_file
+from pom_export.graph.weight_types import precision_of, weight_types
 
-METADATA_PREFIX: Final = "pom_export."
-# The property that holds what a half-precision export keeps in float32: reasons by module, as JSON.
-KEPT_IN_FLOAT32: Final = "kept_in_float32"
+__all__ = [
+    "BATCH",
+    "BLOCK_CAUSAL",
+    "CAUSAL",
+    "CONTEXT_TOKENS",
+    "KEPT_IN_FLOAT32",
+    "METADATA_PREFIX",
+    "PAST_CONVOLUTION",
+    "PAST_KEY_VALUES",
+    "PAST_LENGTH",
+    "PAST_STATE",
+    "PAST_TOKENS",
+    "PRECISIONS",
+    "STATEFUL",
+    "TOKENS",
+    "Claims",
+    "ExportedModel",
+    "InputLimits",
+    "TensorSpec",
+    "is_past",
+    "nested",
+    "present_name",
+    "read_model",
+]
+
 # Names of dynamic dimensions, in the file and in every shape that a user gives.
 BATCH: Final = "batch"
 TOKENS: Final = "tokens"
@@ -28,45 +62,6 @@ PAST_TOKENS: Final = "past_tokens"
 PAST_STATE, PAST_LENGTH = contract.STATE_INPUTS
 PAST_CONVOLUTION: Final = "past_conv"
 PAST_KEY_VALUES: Final = "past_key_values"
-# The property that says what a token of a call sees of it: "causal" or "block-causal"; stateless files lack it.
-STATEFUL: Final = "stateful"
-CAUSAL: Final = "causal"
-BLOCK_CAUSAL: Final = "block-causal"
-PRECISIONS: Final = ("float32", "float16", "bfloat16")
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One graph input or output: its name, numpy dtype (ml_dtypes' for bfloat16) and axes.
-
-    An axis is a size, or the name of a dynamic dimension.
-    """
-
-    name: str
-    dtype: np.dtype[Any]
-    axes: tuple[str | int, ...]
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.dtype}[{', '.join(map(str, self.axes))}]"
-
-
-@dataclass(frozen=True)
-class InputLimits:
-    """What a model's inputs may hold besides what their types say.
-
-    Attributes:
-        values: for inputs of integers: how many values there are, from 0 on; one number, or one a column.
-        tokens: most tokens; None: any number.
-        scale: largest standard deviation of float16 inputs; None: any.
-    """
-
-    values: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    tokens: int | None = None
-    scale: float | None = None
-
-    def to_json(self) -> str:
-        """Return one line of JSON, as it is written into exported files."""
-        return json.dumps(asdict(self), separators=(",", ":"))
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,9 @@ class ExportedModel:
         properties: our metadata, without the prefix: dtype, mask, limits, spec, source_sha256.
         opset: version of the standard ops.
         aggregations: names of the aggregation nodes, gated or not.
-        weights: files of external weights.
+        weights: files of external weights, in the model's own folder.
+        weight_types: how many numbers the weights of its products have in each floating-point type.
+        claims: what the properties say, as it was read.
     """
 
     path: Path
@@ -90,18 +87,20 @@ class ExportedModel:
     opset: int
     aggregations: Sequence[str]
     weights: Sequence[Path] = ()
+    weight_types: Mapping[str, int] = field(default_factory=dict)
+    claims: Claims = field(default_factory=Claims)
 
     @property
     def precision(self) -> str:
-        """The type of weights and activations: "float32", "float16" or "bfloat16"."""
-        named = self.properties.get("dtype", "")
-        return named if named in PRECISIONS else PRECISIONS[0]
+        """The type of weights and activations, as the graph has them: "float32", "float16" or "bfloat16"."""
+        specs = (*self.inputs, *self.outputs)
+        floats = [spec.dtype.name for spec in specs if spec.dtype.kind not in "biu" and not is_past(spec.name)]
+        return precision_of(self.weight_types, floats)
 
     @property
-    def kept_in_float32(self) -> dict[str, str]:
+    def kept_in_float32(self) -> Mapping[str, str]:
         """What a half-precision model keeps in float32 because of its values: reasons by module."""
-        kept: dict[str, str] = json.loads(self.properties.get(KEPT_IN_FLOAT32, "{}"))
-        return kept
+        return self.claims.kept_in_float32
 
     @property
     def stateful(self) -> str:
@@ -110,14 +109,13 @@ class ExportedModel:
 
     @property
     def limits(self) -> InputLimits:
-        """What the inputs may hold."""
-        return InputLimits(**json.loads(self.properties.get("limits", "{}")))
+        """What the inputs may hold, as the file says."""
+        return self.claims.limits or InputLimits()
 
     @property
     def spec(self) -> Mapping[str, Any]:
         """The spec of the model that was exported, as parsed JSON; empty for a user's own class."""
-        spec: Mapping[str, Any] = json.loads(self.properties.get("spec", "{}"))
-        return spec
+        return self.claims.spec
 
 
 def present_name(past: str) -> str:
@@ -148,39 +146,34 @@ def read_model(path: str | os.PathLike[str]) -> ExportedModel:
     """Read an ONNX file's interface, not its external weights.
 
     Raises:
-        InputError: the file cannot be read or is no ONNX model.
+        InputError: the file cannot be read, is no ONNX model, or declares what no model of ours has.
     """
     file = readable_file(path, "model")
+    external = check_onnx_file(file)
     try:
         model = onnx.load(file, format="protobuf", load_external_data=False)  # whatever the file's suffix
         onnx.checker.check_model(file)
     except Exception as error:
         reason = reason_of(error)
         raise InputError(f"{file} is not a whole ONNX model: {reason}", "Export it again") from error
-    weights = {tensor.name for tensor in model.graph.initializer}
+    try:
+        claims = read_claims((entry.key, entry.value) for entry in model.metadata_props)
+        inputs, outputs = read_interface(model.graph)
+        opset = standard_opset(model)
+    except ValueError as error:
+        raise InputError(f"model {file} is not usable: {error}", "Export it again") from error
     return ExportedModel(
         path=file,
-        inputs=[_tensor_spec(value) for value in model.graph.input if value.name not in weights],
-        outputs=[_tensor_spec(value) for value in model.graph.output],
-        properties={p.key.removeprefix(METADATA_PREFIX): p.value for p in model.metadata_props},
-        opset=next(imported.version for imported in model.opset_import if not imported.domain),
+        inputs=inputs,
+        outputs=outputs,
+        properties=claims.properties,
+        opset=opset,
         aggregations=[
             node.name
             for node in model.graph.node
             if node.domain == contract.DOMAIN and node.op_type in {contract.OP_NAME, contract.GATED_OP_NAME}
         ],
-        weights=[file.parent / name for name in sorted(_external_files(model))],
+        weights=[file.parent / name for name in sorted(external)],
+        weight_types=weight_types(model),
+        claims=claims,
     )
-
-
-def _external_files(model: onnx.ModelProto) -> set[str]:
-    entries = (entry for tensor in model.graph.initializer for entry in tensor.external_data)
-    return {entry.value for entry in entries if entry.key == "location"}
-
-
-def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
-    if not value.type.HasField("tensor_type"):
-        raise InputError(f"{value.name} is no tensor", "Only tensor inputs and outputs are supported")
-    tensor = value.type.tensor_type
-    axes = tuple(dim.dim_param or int(dim.dim_value) for dim in tensor.shape.dim)
-    return TensorSpec(value.name, np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)), axes)

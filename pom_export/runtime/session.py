@@ -9,12 +9,15 @@ from typing import Any
 
 from pom_export.errors import InputError, MissingDependencyError, reason_of
 from pom_export.files import readable_file
+from pom_export.graph.onnx_file import check_onnx_file
 from pom_export.runtime.library import custom_ops_library
 from pom_export.runtime.tensorrt_provider import TENSORRT_PROVIDER, tensorrt_provider_options
 
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
 # A name, or a name and the provider's options.
 Provider = str | tuple[str, Mapping[str, Any]]
+# What ONNX Runtime tells its own format by, which is no protocol buffer.
+_ORT_SUFFIX = ".ort"
 _SILENT = 4  # ONNX Runtime's severity "fatal": errors reach the user as exceptions, once
 _INSTALL_HINT = "Install one: pip install 'pom-export[onnxruntime]'"
 
@@ -73,11 +76,13 @@ def inference_session(
         An onnxruntime.InferenceSession.
 
     Raises:
-        InputError: the file cannot be read or ONNX Runtime refuses it.
+        InputError: the file cannot be read, declares more than it holds, or ONNX Runtime refuses it.
         MissingDependencyError: onnxruntime or our library is not installed.
     """
     onnxruntime = import_onnxruntime()
     file = readable_file(model, "model")
+    if file.suffix != _ORT_SUFFIX:
+        check_onnx_file(file)
     options = default_session_options() if session_options is None else session_options
     chosen = list(providers or DEFAULT_PROVIDERS)
     if kernels:

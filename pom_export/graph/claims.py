@@ -1,0 +1,161 @@
+"""What an exported file says of itself in its metadata, read strictly: a claim to be compared, not believed."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, NoReturn
+
+METADATA_PREFIX: Final = "pom_export."
+# The property that holds what a half-precision export keeps in float32: reasons by module, as JSON.
+KEPT_IN_FLOAT32: Final = "kept_in_float32"
+# The property that says what a token of a call sees of it: "causal" or "block-causal"; stateless files lack it.
+STATEFUL: Final = "stateful"
+CAUSAL: Final = "causal"
+BLOCK_CAUSAL: Final = "block-causal"
+PRECISIONS: Final = ("float32", "float16", "bfloat16")
+MASKS: Final = ("none", "causal", "padding", "full")
+
+_WORDS: Final = {
+    "dtype": ("", *PRECISIONS),
+    "mask": ("", *MASKS),
+    STATEFUL: ("", CAUSAL, BLOCK_CAUSAL),
+}
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_LONGEST: Final = 1 << 20
+_MOST_INPUTS: Final = 1000
+_MOST_COLUMNS: Final = 8
+# Sizes, ids and positions are int64 in a graph.
+_LARGEST: Final = 2**63 - 1
+
+
+class ClaimError(ValueError):
+    """A property does not say what it should; the text says which and why."""
+
+
+@dataclass(frozen=True)
+class InputLimits:
+    """What a model's inputs may hold besides what their types say.
+
+    Attributes:
+        values: for inputs of integers: how many values there are, from 0 on; one number, or one a column.
+        tokens: most tokens; None: any number.
+        scale: largest standard deviation of float16 inputs; None: any.
+    """
+
+    values: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    tokens: int | None = None
+    scale: float | None = None
+
+    def to_json(self) -> str:
+        """Return one line of JSON, as it is written into exported files."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+
+@dataclass(frozen=True)
+class Claims:
+    """The properties of a file, by name without the prefix, and what those mean that are JSON.
+
+    Attributes:
+        properties: their texts: dtype, mask, stateful, limits, spec, source_sha256.
+        limits: what the inputs may hold; None: the file does not say.
+        spec: the spec of the model that was exported; empty for a user's own class.
+        kept_in_float32: what a half-precision model keeps in float32 because of its values: reasons by module.
+    """
+
+    properties: Mapping[str, str] = field(default_factory=dict)
+    limits: InputLimits | None = None
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    kept_in_float32: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_claims(entries: Iterable[tuple[str, str]]) -> Claims:
+    """Read a file's metadata; properties without our prefix are others' and left out.
+
+    Args:
+        entries: keys and values.
+
+    Raises:
+        ClaimError: a property is there twice, too long, or holds anything but what an export writes.
+    """
+    properties: dict[str, str] = {}
+    for key, value in entries:
+        if not key.startswith(METADATA_PREFIX):
+            continue
+        name = key.removeprefix(METADATA_PREFIX)
+        if name in properties:
+            raise ClaimError(f"it has the property {name!r} twice")
+        if len(value) > _LONGEST:
+            raise ClaimError(f"its property {name!r} has {len(value)} characters")
+        properties[name] = value
+    for name, words in _WORDS.items():
+        if properties.get(name, "") not in words:
+            raise ClaimError(f"its property {name!r} is {properties[name][:80]!r}, not one of {', '.join(words[1:])}")
+    if "source_sha256" in properties and not _SHA256.fullmatch(properties["source_sha256"]):
+        raise ClaimError("its property 'source_sha256' is no SHA-256")
+    kept = _mapping(properties, KEPT_IN_FLOAT32)
+    if not all(isinstance(reason, str) for reason in kept.values()):
+        raise ClaimError(f"its property {KEPT_IN_FLOAT32!r} holds more than reasons")
+    spec = _mapping(properties, "spec")
+    if not isinstance(spec.get("config", {}), dict):
+        raise ClaimError("its property 'spec' has a config that is no mapping")
+    return Claims(properties, _limits(properties), spec, kept)
+
+
+def _mapping(properties: Mapping[str, str], name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(
+            properties.get(name, "{}"), object_pairs_hook=_once, parse_constant=_refuse, parse_float=_finite
+        )
+    except RecursionError as error:
+        raise ClaimError(f"its property {name!r} is nested too deeply") from error
+    except ValueError as error:
+        raise ClaimError(f"its property {name!r} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ClaimError(f"its property {name!r} is no mapping")
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
+        raise ValueError("a key is there twice")
+    return mapping
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("a number is too large")
+    return number
+
+
+def _limits(properties: Mapping[str, str]) -> InputLimits | None:
+    if "limits" not in properties:
+        return None
+    given = _mapping(properties, "limits")
+    values, tokens, scale = (given.get(name) for name in ("values", "tokens", "scale"))
+    values = {} if values is None else values
+    if unknown := given.keys() - {"values", "tokens", "scale"}:
+        raise ClaimError(f"its limits have the unknown key {min(unknown)[:80]!r}")
+    if not isinstance(values, dict) or len(values) > _MOST_INPUTS:
+        raise ClaimError("its limits' values are no mapping of inputs")
+    for name, counts in values.items():
+        if not isinstance(counts, list) or not 0 < len(counts) <= _MOST_COLUMNS or not all(map(_is_count, counts)):
+            raise ClaimError(f"its limits give {name[:80]!r} no counts of values")
+    if tokens is not None and not _is_count(tokens):
+        raise ClaimError("its limits' tokens are no count")
+    if scale is not None and (type(scale) not in (int, float) or not 0 < scale < _LARGEST):
+        raise ClaimError("its limits' scale is no positive number")
+    return InputLimits(values, tokens, scale)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LARGEST

@@ -1,0 +1,40 @@
+"""Files of external weights: which of them a model may name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pom_export.errors import InputError
+from pom_export.graph.declared_tensor import External
+
+_HINT = "Export it again, or copy the file of weights beside it"
+
+
+def check_external(model: Path, external: External) -> None:
+    """Check that external data lies whole in a file of the model's own folder.
+
+    Only a plain name is taken: whoever replaces or deletes a model's own files goes by these names.
+
+    Raises:
+        InputError: the name leads elsewhere, the file is missing, no regular file, or too short.
+    """
+    name = external.location
+    if name in ("", ".", "..") or any(sign in name for sign in "/\\\0"):
+        raise InputError(f"model {model} names weights {name!r}, which is no file of its own folder", _HINT)
+    file = model.parent / name
+    try:
+        place = file.resolve(strict=True)
+        size = place.stat().st_size
+    except FileNotFoundError as error:
+        raise InputError(f"weights {file} of model {model.name} are missing", _HINT) from error
+    except OSError as error:
+        raise InputError(f"weights {file} cannot be read: {error.strerror}", _HINT) from error
+    # A model that is a link, as in the cache of Hugging Face's hub, has its weights beside what it leads to.
+    if place.parent not in (model.parent.resolve(), model.resolve().parent):
+        raise InputError(f"weights {file} are a link out of the model's folder", _HINT)
+    if not place.is_file():
+        raise InputError(f"weights {file} are no regular file", _HINT)
+    if external.offset + external.length > size:
+        raise InputError(
+            f"weights {file} have {size} bytes, the model needs {external.offset + external.length}", _HINT
+        )

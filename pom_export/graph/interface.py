@@ -1,0 +1,122 @@
+"""Inputs and outputs of an ONNX graph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import ml_dtypes
+import numpy as np
+import onnx
+
+from pom_export.errors import printable
+
+# Numbers of a type that numpy, and each of the runtimes, can be given.
+_KINDS: Final = "biuf"
+_BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
+_UNKNOWN: Final = "unknown"
+_LONGEST_NAME: Final = 200
+# What one call can be given, fixed sizes alone.
+_LARGEST_BYTES: Final = 2**32
+_MOST_AXES: Final = 16
+_NEWEST_OPSET: Final = 1000
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One graph input or output: its name, numpy dtype (ml_dtypes' for bfloat16) and axes.
+
+    An axis is a size, or the name of a dynamic dimension.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    axes: tuple[str | int, ...]
+
+    def __str__(self) -> str:
+        return printable(f"{self.name} {self.dtype}[{', '.join(map(str, self.axes))}]", _LONGEST_NAME)
+
+
+def read_interface(graph: onnx.GraphProto) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """Return the inputs of a graph, initializers left out, and its outputs.
+
+    Raises:
+        ValueError: a name is missing or there twice, an input or output is no tensor of numbers, lacks its shape, or
+            is larger than any call could be given; or the graph has no nodes.
+    """
+    if not graph.node:
+        raise ValueError("its graph has no nodes")
+    weights = _names(graph.initializer, "weight")
+    inputs, outputs = _names(graph.input, "input"), _names(graph.output, "output")
+    if not outputs:
+        raise ValueError("its graph has no outputs")
+    return (
+        [_tensor_spec(value, "input") for name, value in inputs.items() if name not in weights],
+        [_tensor_spec(value, "output") for value in outputs.values()],
+    )
+
+
+def standard_opset(model: onnx.ModelProto) -> int:
+    """Return the version of the standard ops that a model imports.
+
+    Raises:
+        ValueError: it imports none, several, or one that nobody has.
+    """
+    versions = [imported.version for imported in model.opset_import if imported.domain in ("", "ai.onnx")]
+    if len(versions) != 1 or not 0 < versions[0] <= _NEWEST_OPSET:
+        raise ValueError(f"it imports the standard ops in versions {versions[:3]}")
+    return int(versions[0])
+
+
+def _names(values: Iterable[Any], kind: str) -> dict[str, Any]:
+    named: dict[str, Any] = {}
+    for value in values:
+        if not value.name:
+            raise ValueError(f"an {kind} has no name" if kind[0] in "io" else f"a {kind} has no name")
+        if len(value.name) > _LONGEST_NAME * 5:
+            raise ValueError(f"{printable(value.name, _LONGEST_NAME)} is a name of {len(value.name)} characters")
+        if value.name in named:
+            raise ValueError(f"it has the {kind} {value.name!r} twice")
+        named[value.name] = value
+    return named
+
+
+def _tensor_spec(value: onnx.ValueInfoProto, kind: str) -> TensorSpec:
+    name = printable(value.name, _LONGEST_NAME)
+    if not value.type.HasField("tensor_type"):
+        raise ValueError(f"{kind} {name} is no tensor, and only tensors are supported")
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        raise ValueError(f"{kind} {name} has no shape")
+    if len(tensor.shape.dim) > _MOST_AXES:
+        raise ValueError(f"{kind} {name} has {len(tensor.shape.dim)} dimensions")
+    axes = tuple(_axis(dim, f"dimension {index} of {kind} {name}") for index, dim in enumerate(tensor.shape.dim))
+    if kind == "input" and (0 in axes or _UNKNOWN in axes):
+        raise ValueError(f"input {name} has a dimension without a size or name, or of size 0: {list(axes)}")
+    dtype = _dtype(tensor.elem_type, f"{kind} {name}")
+    fixed = math.prod(axis for axis in axes if isinstance(axis, int) and axis)
+    if fixed * dtype.itemsize > _LARGEST_BYTES:
+        raise ValueError(f"{kind} {name} has {fixed} values at least, more than a call can be given")
+    return TensorSpec(value.name, dtype, axes)
+
+
+def _axis(dim: onnx.TensorShapeProto.Dimension, where: str) -> str | int:
+    if dim.dim_param:
+        return dim.dim_param
+    if not dim.HasField("dim_value"):
+        return _UNKNOWN
+    if dim.dim_value < 0:
+        raise ValueError(f"{where} is {dim.dim_value}")
+    return int(dim.dim_value)
+
+
+def _dtype(number: int, where: str) -> np.dtype[Any]:
+    try:
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(number))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{where} has the unknown element type {number}") from error
+    if dtype.kind not in _KINDS and dtype != _BFLOAT16:
+        raise ValueError(f"{where} is {dtype}, no numbers that can be computed with")
+    return dtype

@@ -1,0 +1,134 @@
+"""Which floating-point types a graph's weights have: those that its products multiply by, whatever the file claims."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
+
+import onnx
+
+_PRODUCTS: Final = ("MatMul", "Gemm", "Conv", "Einsum")
+# What only moves a weight's numbers, or says them in another type.
+_MOVES: Final = (
+    "Cast",
+    "Concat",
+    "Expand",
+    "Flatten",
+    "Identity",
+    "Pad",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
+)
+_MATRIX: Final = 2
+_NAMES: Final[Mapping[int, str]] = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.DOUBLE: "float64",
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.BFLOAT16: "bfloat16",
+}
+
+
+def weight_types(model: onnx.ModelProto) -> dict[str, int]:
+    """Return how many numbers the weights of a graph's products have in each type, those alone that reach an output.
+
+    Matrices inside of nested graphs, functions and attributes are counted too, whatever they are used for: nobody
+    exports weights there, so they are taken for what they could be.
+    """
+    graph = model.graph
+    makers = {name: node for node in graph.node for name in node.output if name}
+    matrices = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) >= _MATRIX}
+    counts: Counter[str] = Counter()
+    multiplied: list[str] = []
+    for node in _live_nodes(graph, makers):
+        if node.op_type in _PRODUCTS and node.domain in ("", "ai.onnx"):
+            multiplied += node.input
+        for tensor in _tensors_inside(node):
+            _count(tensor, counts)
+    for name in _sources(multiplied, makers) & matrices.keys():
+        _count(matrices[name], counts)
+    for function in model.functions:
+        for node in function.node:
+            for tensor in _tensors_inside(node):
+                _count(tensor, counts)
+    return dict(counts)
+
+
+def precision_of(counts: Mapping[str, int], otherwise: Sequence[str]) -> str:
+    """Return the type that at least half of the weights have or are coarser than: "float32", "float16" or "bfloat16".
+
+    Args:
+        counts: what `weight_types` returns.
+        otherwise: types of inputs and outputs, which decide where there are no weights: all must be half then.
+    """
+    if not counts:
+        counts = Counter(otherwise) if "float32" not in otherwise else {}
+    total, coarse = sum(counts.values()), 0
+    for precision in ("bfloat16", "float16"):
+        coarse += counts.get(precision, 0)
+        if total and 2 * coarse >= total:
+            return precision
+    return "float32"
+
+
+def _count(tensor: onnx.TensorProto, counts: Counter[str]) -> None:
+    if len(tensor.dims) >= _MATRIX and tensor.data_type in _NAMES:
+        counts[_NAMES[tensor.data_type]] += math.prod(tensor.dims)
+
+
+def _live_nodes(graph: onnx.GraphProto, makers: dict[str, onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes that an output depends on, each once."""
+    wanted, seen = [output.name for output in graph.output], set()
+    while wanted:
+        node = makers.get(wanted.pop())
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        wanted += [*node.input, *_outer_names(node)]
+        yield node
+
+
+def _outer_names(node: onnx.NodeProto) -> Iterator[str]:
+    for graph in _graphs(node):
+        yield from (output.name for output in graph.output)
+        for inner in graph.node:
+            yield from inner.input
+            yield from _outer_names(inner)
+
+
+def _sources(names: Iterable[str], makers: dict[str, onnx.NodeProto]) -> set[str]:
+    """Return the values that some are made of by moving numbers alone."""
+    wanted, seen = list(names), set()
+    while wanted:
+        name = wanted.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        node = makers.get(name)
+        if node is not None and node.op_type in _MOVES:
+            wanted += node.input
+    return seen
+
+
+def _graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _tensors_inside(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+    for graph in _graphs(node):
+        yield from graph.initializer
+        for inner in graph.node:
+            yield from _tensors_inside(inner)
