@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from torch import Size
 
+from pom_export import contract
 from pom_export.checkpoint.hints import Hints
 from pom_export.checkpoint.spec import LANGUAGE_MODEL, MIXER, NANOGPT, V1, V1_GROUPED, V2, Config
 from pom_export.errors import CheckpointError, InputError
@@ -18,6 +19,8 @@ Shapes = Mapping[str, Size]
 _MixerConfig = TypeVar("_MixerConfig", MixerConfig, ProductMixerConfig)
 
 _GROUPED_RANK = 3  # the weight of a 1x1 convolution
+_LONGEST_INDEX = 10
+_MOST_BLOCKS = 4096
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,16 @@ def _derived_below(
 
 
 def _blocks(shapes: Shapes, prefix: str) -> list[int]:
-    """Return the indices of blocks. Distinct ones, not all below the largest: an absurd name makes no million."""
-    return sorted({int(index) for name in _below(shapes, prefix) if (index := name.split(".")[0]).isdecimal()})
+    """Return the indices of blocks. Distinct ones, not all below the largest: an absurd name makes no million.
+
+    Raises:
+        InputError: there are more than any model has, each of which would be built to be compared.
+    """
+    found = {name.split(".", 1)[0] for name in _below(shapes, prefix)}
+    indices = sorted({int(index) for index in found if index.isdecimal() and len(index) < _LONGEST_INDEX})
+    if len(indices) > _MOST_BLOCKS:
+        raise InputError(f"it has {len(indices):,} blocks, at most {_MOST_BLOCKS:,} are read")
+    return indices
 
 
 def _quotient(whole: int, part: int, message: str) -> int:
@@ -96,7 +107,7 @@ def _has_bias(shapes: Shapes, *names: str) -> bool:
 
 def _degree_and_expand(factors: int, hints: Hints) -> tuple[int, int]:
     """Split K * k, of which the shapes of v1 know the product only."""
-    choices = [degree for degree in range(1, factors + 1) if factors % degree == 0]
+    choices = [degree for degree in range(1, min(factors, contract.MAX_DEGREE) + 1) if factors % degree == 0]
     if hints.degree is None and factors > 1:
         raise CheckpointError(
             f"the degree can't be told from the shapes of a v1 mixer: degree x expand is {factors}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from pom_export.files import sha256_of
 # What trainers call the state dict, best first; DistributedDataParallel and torch.compile add to its names.
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "module", "weights", "params", "ema", "model_ema")
 _PREFIX, _COMPILED = "module.", "_orig_mod."
+_MOST_WRAPPERS = 8
 _TENSORS = (Tensor, OtherTensor)
 _Entry = TypeVar("_Entry")
 # Weights of so many bytes may repeat their values whatever the file's size.
@@ -62,7 +64,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         content, metadata = read_content(file)
         hints = hints.over(hints_from(metadata, f"{file}'s metadata"))
         hints = hints.over(hints_in(content))
-        part = _without_wrappers(_state_dict(file, content))
+        part = _without_wrappers(file, _state_dict(file, content))
         if twice := tensors.keys() & part.keys():
             raise CheckpointError(f"{file}: {sorted(twice)[0]} is in another shard too", "Save the model again")
         tensors |= _checked(file, part)
@@ -110,12 +112,17 @@ def _entries(content: Mapping[Any, Any]) -> str:
     return f"; its entries are {', '.join(kinds)}" if kinds else ": it holds no tensors by name"
 
 
-def _without_wrappers(tensors: dict[str, _Entry]) -> dict[str, _Entry]:
+def _without_wrappers(file: Path, tensors: dict[str, _Entry]) -> dict[str, _Entry]:
     """Take off what torch.compile adds anywhere in a name, and DistributedDataParallel in front of every name."""
-    tensors = {name.replace(_COMPILED, ""): value for name, value in tensors.items()}
-    while all(name.startswith(_PREFIX) for name in tensors):
-        tensors = {name.removeprefix(_PREFIX): value for name, value in tensors.items()}
-    return tensors
+    plain = {name: name.replace(_COMPILED, "") for name in tensors}
+    for _ in range(_MOST_WRAPPERS):
+        if not all(name.startswith(_PREFIX) for name in plain.values()):
+            break
+        plain = {name: inner.removeprefix(_PREFIX) for name, inner in plain.items()}
+    if len(set(plain.values())) < len(plain):
+        twice = next(name for name, count in Counter(plain.values()).items() if count > 1)
+        raise CheckpointError(f"{file} holds {twice} twice, with prefixes and without", "Save one of them")
+    return {plain[name]: value for name, value in tensors.items()}
 
 
 def check_types(checkpoint: Checkpoint) -> None:

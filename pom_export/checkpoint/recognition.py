@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from pom_export.checkpoint.architectures import ARCHITECTURES, Architecture, Shapes
 from pom_export.checkpoint.hints import FAMILIES, Hints
@@ -15,6 +15,8 @@ from pom_export.errors import CheckpointError, InputError
 
 _LABELS = ", ".join(FAMILIES)
 _NO_HINTS = Hints()
+_IN_EVERY_MIXER = "ag_proj.weight"
+_MOST_PREFIXES = 8  # that wrappers put in front of every name
 
 
 @dataclass(frozen=True)
@@ -44,17 +46,18 @@ def recognise(tensors: Mapping[str, Tensor], hints: Hints = _NO_HINTS) -> Recogn
 
 def find_mixers(shapes: Shapes) -> list[str]:
     """Return the names of the modules in a state dict that have a mixer's parameters, in order of appearance."""
-    prefixes: dict[str, None] = {}
-    for name in shapes:
-        if name.endswith("ag_proj.weight"):
-            prefixes[name.removesuffix("ag_proj.weight")] = None
+    below: dict[str, dict[str, Size]] = {
+        name.removesuffix(_IN_EVERY_MIXER): {} for name in shapes if name.endswith(_IN_EVERY_MIXER)
+    }
+    for name, shape in shapes.items():
+        # A parameter of the mixer itself, or of a layer in it.
+        *outer, _ = name.rsplit(".", 2)
+        for depth in range(len(outer) + 1):
+            prefix = "".join(f"{part}." for part in outer[:depth])
+            if prefix in below:
+                below[prefix][name.removeprefix(prefix)] = shape
     mixers = [a for a in ARCHITECTURES if a.architecture == MIXER]
-    found = []
-    for prefix in prefixes:
-        inner = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
-        if any(architecture.matches(inner) for architecture in mixers):
-            found.append(prefix.rstrip("."))
-    return found
+    return [prefix.rstrip(".") for prefix, inner in below.items() if any(a.matches(inner) for a in mixers)]
 
 
 def tied_names(model: nn.Module) -> list[list[str]]:
@@ -73,8 +76,8 @@ def _candidates(family: str | None) -> list[Architecture]:
 
 
 def _common_prefixes(names: Iterable[str]) -> Iterator[str]:
-    """Yield "" and every dotted prefix that all names share, the shortest first."""
-    split = [name.split(".") for name in names]
+    """Yield "" and the dotted prefixes that all names share, the shortest first."""
+    split = [name.split(".", _MOST_PREFIXES) for name in names]
     prefix = ""
     yield prefix
     for depth in range(min(map(len, split)) - 1):

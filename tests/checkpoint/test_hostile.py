@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from pom_export.checkpoint import load_model
@@ -208,3 +209,51 @@ def test_a_plain_pickle_is_named(tmp_path: Path) -> None:
     assert "was not written by torch.save" in refusal(tmp_path / "a.pt")
     (tmp_path / "a.pt").write_bytes(b"\x80\x02\x8e" + struct.pack("<Q", 2**62))
     assert "damaged pickle" in refusal(tmp_path / "a.pt")
+
+
+def test_recognition_is_bounded_by_the_file(tmp_path: Path) -> None:
+    """Names and sizes that would make a search or a model without end, each from a small file."""
+    one = torch.ones(1)
+    for name, tensors, reason in (
+        ("depth", {"module." * 20_000 + "w": one}, "no known model"),
+        ("dots", {"a." * 20_000 + "w": one, "a." * 20_000 + "v": one}, "no known model"),
+        ("blocks", {f"blocks.{i}.mixer.x": one for i in range(5000)} | {"embedding.weight": one}, "5,000 blocks"),
+        ("index", {"embedding.weight": one, "blocks.0.mixer.x": one, f"blocks.{'9' * 5000}.x": one}, "missing"),
+        ("mixers", {f"m{i}.{p}": one for i in range(4000) for p in ("ag_proj.weight", "po_coeff")}, "4000 mixers"),
+        ("name", {"a" * 1_000_000: one}, "[...]"),
+        ("escape", {"a\nresult  passed\x1b[2J": one}, r"a\nresult  passed\x1b[2J"),
+        ("factors", {"po_proj.weight": torch.ones(60_000, 1), "ag_proj.weight": torch.ones(1, 60_000),
+                     "se_proj.weight": torch.ones(60_000, 1)}, "1, 2, 3, 4, 5, 6, 8, 10, 12, 15 or 16"),
+    ):  # fmt: skip
+        save_file({key: value.clone() for key, value in tensors.items()}, tmp_path / name)
+        message = refusal(tmp_path / name)
+        assert reason in message
+        assert message.isprintable()
+        assert len(message) < 2100
+
+
+def test_a_name_that_comes_twice_is_an_error(tmp_path: Path) -> None:
+    torch.save({"module.a": torch.ones(1), "module._orig_mod.a": torch.ones(1)}, tmp_path / "a.pt")
+    assert "holds a twice" in refusal(tmp_path / "a.pt")
+
+
+def test_other_types_of_safetensors_are_named(tmp_path: Path) -> None:
+    mixer = PolynomialMixer(2, 2, 2).state_dict()
+    save_file({**mixer, "po_coeff": mixer["po_coeff"].to(torch.float8_e4m3fn)}, tmp_path / "a.safetensors")
+    assert "po_coeff is torch.float8_e4m3fn" in refusal(tmp_path / "a.safetensors")
+    (tmp_path / "b.safetensors").write_bytes(struct.pack("<Q", 1 << 40) + b"{}")
+    assert "declares a header of 1,099,511,627,776 bytes" in refusal(tmp_path / "b.safetensors")
+
+
+def test_json_beside_the_weights_is_bounded(tmp_path: Path) -> None:
+    torch.save(PolynomialMixer(2, 2, 2).state_dict(), tmp_path / "pytorch_model.bin")
+    for content, reason in (
+        (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, "not readable JSON"),
+        (b" " * ((4 << 20) + 1), "larger than 4 MiB"),
+        (b'{"degree": ' + b"9" * 5000 + b"}", "not readable JSON"),
+        (b'{"degree": ' + b"9" * 4000 + b"}", "an integer of 13288 bits"),
+        (b'{"degree": ' + b"[" * 900 + b"]" * 900 + b"}", "is a list"),
+        (b"\xff\xfe", "not readable JSON"),
+    ):
+        (tmp_path / "config.json").write_bytes(content)
+        assert reason in refusal(tmp_path)
