@@ -100,7 +100,7 @@ def command(
     if as_json:
         say(json.dumps(result.to_dict()))
     else:
-        say(stream_text(result) if isinstance(result, StreamResult) else as_text(result))
+        say(*(stream_text(result) if isinstance(result, StreamResult) else as_text(result)).splitlines())
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import click
 
 from pom_export import interrupts
 from pom_export.cli.output import say, say_on_stderr, settle_stdout
-from pom_export.errors import PomExportError, reason_of
+from pom_export.errors import PomExportError, printable, reason_of
 from pom_export.version import __version__
 
 # Name, and the line that `pom-export --help` shows; the rest of a command lives in a module of its name.
@@ -95,6 +95,7 @@ def _report_failure(error: BaseException, arguments: list[str]) -> int:
         what, hint, code = "interrupted" if number == signal.SIGINT else "terminated", "", _SIGNALLED + number
         say_on_stderr(f"pom-export: {what}")
     elif isinstance(error, click.ClickException):
+        error.message = printable(error.message)
         what, hint, code = error.format_message(), "", error.exit_code
         with contextlib.suppress(OSError):
             error.show()

@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 
 import click
 
-from pom_export.errors import InputError
+from pom_export.errors import InputError, printable
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _KIB = 1024
+_LONGEST_VALUE = 8000  # that a line of a result has
 
 
 def common_options(function: _Function) -> _Function:
@@ -53,11 +54,11 @@ class Progress:
 
     def __call__(self, stage: str) -> None:  # noqa: D102 (the class says it)
         if self._enabled:
-            say_on_stderr(f"[{time.monotonic() - self._started:6.1f}s] {stage}")
+            say_on_stderr(printable(f"[{time.monotonic() - self._started:6.1f}s] {stage}"))
 
 
-def say(text: str) -> None:
-    """Print on stdout.
+def say(*lines: str) -> None:
+    """Print lines on stdout, each made `printable`.
 
     A reader that left is no failure: nothing more can be said to it, and the exit code still counts.
 
@@ -65,7 +66,7 @@ def say(text: str) -> None:
         InputError: what stdout leads to takes nothing.
     """
     try:
-        click.echo(text)
+        click.echo("\n".join(printable(line, sys.maxsize) for line in lines))
     except BrokenPipeError:
         settle_stdout()
     except OSError as error:
@@ -76,6 +77,13 @@ def say_on_stderr(text: str) -> None:
     """Print on stderr; nothing that is said there is worth ending a job for."""
     with contextlib.suppress(OSError):
         click.echo(text, err=True)
+
+
+def terminal_text(text: str) -> str:
+    """Return a model's text as it is, but on a terminal with an escape shown in place of what would act on it."""
+    if not sys.stdout.isatty():
+        return text
+    return "".join(c if c in "\n\t" else printable(c) for c in text)
 
 
 def settle_stdout() -> None:
@@ -92,8 +100,9 @@ def print_result(result: Mapping[str, Any], as_json: bool, lines: Sequence[tuple
     if as_json:
         say(json.dumps(result))
         return
-    width = max(len(name) for name, _ in lines)
-    say("\n".join(f"{name:<{width}}  {value}" for name, value in lines))
+    shown = [(printable(name), printable(value, _LONGEST_VALUE)) for name, value in lines]
+    width = max(len(name) for name, _ in shown)
+    say(*(f"{name:<{width}}  {value}" for name, value in shown))
 
 
 def human_bytes(count: int) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pom_export.cli.output import Progress, common_options, human_bytes, print_result
+from pom_export.cli.output import Progress, common_options, human_bytes, print_result, say
 from pom_export.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,15 +44,15 @@ def command(
         print_result({**settings, "attention": [finding.to_dict() for finding in findings]}, as_json, [])
         return
     if not findings:
-        click.echo("no attention found")
+        say("no attention found")
         return
     _print_table(_layer_rows(findings))
     for note in dict.fromkeys(finding.note for finding in findings if finding.note):
         names = [finding.name or "the model" for finding in findings if finding.note == note]
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        click.echo(f"{names[0]}{more}: {note}")
+        say(f"{names[0]}{more}: {note}")
     if any(finding.costs for finding in findings):
-        click.echo()
+        say("")
         _print_table(_cost_rows(findings))
 
 
@@ -99,4 +99,4 @@ def _count(value: int | None) -> str:
 def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
