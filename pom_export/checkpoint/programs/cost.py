@@ -1,0 +1,164 @@
+"""What a program takes to run: told by one run on tensors without values, before any is made."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from pom_export.checkpoint.programs.checks import LARGEST, MalformedError
+from pom_export.errors import reason_of
+
+# Beyond what a file's own bytes allow.
+_MOST_BYTES: Final = 512 << 20
+_MOST_OPERATIONS: Final = 500_000_000_000
+# Of activations to a weight or input, and operations on it: a convolution uses one at every pixel.
+_BYTES_EACH: Final = 64
+_OPERATIONS_EACH: Final = 10_000
+_MOST_PIECES: Final = 4096
+_LARGEST_EXPONENT: Final = 64
+
+
+class CostError(Exception):
+    """What is beyond the bounds."""
+
+
+def check_cost(module: fx.GraphModule, inputs: Sequence[Any], file_bytes: int) -> None:
+    """Check what one run takes.
+
+    Args:
+        module: a flat graph, whose calls are all on the list.
+        inputs: of every placeholder, in order.
+        file_bytes: what the program's file has.
+
+    Raises:
+        CostError: it would take far more memory or time than a program of this size has use for.
+        MalformedError: it fails on the inputs.
+    """
+    fake = FakeTensorMode()
+    with torch.no_grad(), fake, FlopCounterMode(display=False) as counter:
+        run = _Run(_MOST_BYTES + _BYTES_EACH * file_bytes, counter, _MOST_OPERATIONS + _OPERATIONS_EACH * file_bytes)
+        run.graph(module, [fake.from_tensor(value) if isinstance(value, Tensor) else value for value in inputs])
+
+
+class _Run:
+    """One run.
+
+    Args:
+        most_bytes: of all values at a time.
+        counter: counts multiplications and additions of products of matrices.
+        most_operations: of these.
+    """
+
+    def __init__(self, most_bytes: int, counter: FlopCounterMode, most_operations: int) -> None:
+        self.most_bytes = most_bytes
+        self.counter = counter
+        self.most_operations = most_operations
+        self._users: Counter[int] = Counter()
+        self._bytes = 0
+
+    def graph(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
+        """Return the outputs of a graph, and forget values when nothing uses them any more."""
+        values: dict[fx.Node, Any] = {}
+        last_uses = _last_uses(module.graph)
+        given = iter(inputs)
+        for node in module.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = next(given)
+            elif node.op == "get_attr":
+                values[node] = getattr(module, str(node.target))
+            else:
+                arguments, keywords = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+                if node.op == "output":
+                    return arguments[0]
+                values[node] = self._call(node, arguments, keywords)
+            self._keep(node, values[node])
+            for used in last_uses.get(node, ()):
+                self._forget(values.pop(used))
+        raise MalformedError("its graph has no output")
+
+    def _call(self, node: fx.Node, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+        target = node.target
+        try:
+            _check_before(getattr(target, "__name__", ""), arguments)
+            if isinstance(target, torch._ops.HigherOrderOperator):
+                return self._block(str(target), arguments)
+            assert callable(target)
+            return target(*arguments, **keywords)
+        except (CostError, MalformedError):
+            raise
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise CostError(f"the sizes of {node.name} depend on values") from error
+        except Exception as error:  # what an operator says of arguments that it does not take
+            raise MalformedError(f"{node.name} fails on its example inputs: {reason_of(error)}") from error
+
+    def _block(self, name: str, arguments: Sequence[Any]) -> Any:
+        place = next(i for i, argument in enumerate(arguments) if isinstance(argument, fx.GraphModule))
+        mode: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if name == "wrap_with_autocast":
+            device, dtype, enabled, cached = arguments[:place]
+            mode = torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=cached)
+        with mode:
+            return self.graph(arguments[place], arguments[place + 1 :])
+
+    def _keep(self, node: fx.Node, value: Any) -> None:
+        for identity, size in _memory(value):
+            self._users[identity] += 1
+            self._bytes += size if self._users[identity] == 1 else 0
+        if self._bytes > self.most_bytes:
+            raise CostError(f"at {node.name} it holds {self._bytes:,} bytes, at most {self.most_bytes:,}")
+        if (operations := self.counter.get_total_flops()) > self.most_operations:
+            raise CostError(f"up to {node.name} it computes {operations:,} products, at most {self.most_operations:,}")
+
+    def _forget(self, value: Any) -> None:
+        for identity, size in _memory(value):
+            self._users[identity] -= 1
+            self._bytes -= 0 if self._users[identity] else size
+
+
+def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """Return, by node, the values that are not used behind it."""
+    last: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        last[node] = node
+        for used in node.all_input_nodes:
+            last[used] = node
+    uses: dict[fx.Node, list[fx.Node]] = {}
+    for used, node in last.items():
+        uses.setdefault(node, []).append(used)
+    return uses
+
+
+def _memory(value: Any) -> Iterator[tuple[int, int]]:
+    """Yield an identity and the bytes of each memory that a value keeps; and check numbers."""
+    for leaf in tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            # An expanded one counts in full: most operators make it so.
+            size = leaf.numel() * leaf.element_size()
+            storage = leaf.untyped_storage()
+            yield storage._cdata, max(size, storage.nbytes())
+        elif isinstance(leaf, int) and not -LARGEST <= leaf <= LARGEST:
+            raise CostError("it computes a size beyond 64 bits")
+
+
+def _check_before(name: str, arguments: Sequence[Any]) -> None:
+    """Refuse what would not end, or make too many values, even without memory."""
+    kind = name.partition(".")[0]
+    pieces = 0
+    if kind == "pow" and not isinstance(arguments[0], Tensor) and not isinstance(arguments[1], Tensor):
+        pieces = _MOST_PIECES + 1 if abs(arguments[1]) > _LARGEST_EXPONENT else 0
+    elif kind in {"unbind", "unbind_copy"}:
+        pieces = max(arguments[0].shape, default=0) if len(arguments) > 1 else len(arguments[0])
+    elif kind in {"split", "split_copy"} and isinstance(arguments[1], int):
+        pieces = max(arguments[0].shape, default=0) // max(1, arguments[1])
+    elif kind == "chunk":
+        pieces = arguments[1]
+    if pieces > _MOST_PIECES:
+        raise CostError(f"{name} makes more than {_MOST_PIECES:,} values of one")
