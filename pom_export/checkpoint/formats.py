@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors import safe_open
 from pom_export.checkpoint.pickles import SAFE_FORMAT_HINT, read_archive, read_legacy
 from pom_export.errors import CheckpointError, reason_of
 from pom_export.files import readable_file
+from pom_export.json_text import parse_json
 
 _ZIP, _PICKLE, _JSON = b"PK\x03\x04", b"\x80", b"{"
 # Whole files, then indices of shards, in the order in which Hugging Face's loaders prefer them.
@@ -92,8 +92,8 @@ def read_json(file: Path) -> Any:
             content = stream.read(_MOST_JSON + 1)
         if len(content) > _MOST_JSON:
             raise CheckpointError(f"{file} is larger than {_MOST_JSON >> 20} MiB", "Correct it or move it away")
-        return json.loads(content)
-    except (OSError, ValueError, RecursionError) as error:
+        return parse_json(content)
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{file} is not readable JSON: {reason_of(error)}", "Correct it or move it away"
         ) from error

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pom_export.arrays import read_npz
 from pom_export.errors import InputError, reason_of
 from pom_export.files import readable_file, staged_output
+from pom_export.json_text import parse_json
 
 Array = npt.NDArray[Any]
 
@@ -49,7 +50,7 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
     except InputError as error:
         raise InputError(f"{path} is no whole state file: {error.what}", "Save it again") from error
     try:
-        header = json.loads(arrays.pop(_HEADER).tobytes())
+        header = parse_json(arrays.pop(_HEADER).tobytes())
         if header["format"] != _FORMAT:
             raise InputError(f"state {path} is of format {header['format']!r}", f"This version reads {_FORMAT!r}")
         tensors = header["tensors"].items()

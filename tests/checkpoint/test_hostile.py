@@ -251,8 +251,8 @@ def test_json_beside_the_weights_is_bounded(tmp_path: Path) -> None:
         (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, "not readable JSON"),
         (b" " * ((4 << 20) + 1), "larger than 4 MiB"),
         (b'{"degree": ' + b"9" * 5000 + b"}", "not readable JSON"),
-        (b'{"degree": ' + b"9" * 4000 + b"}", "an integer of 13288 bits"),
-        (b'{"degree": ' + b"[" * 900 + b"]" * 900 + b"}", "is a list"),
+        (b'{"degree": ' + b"9" * 4000 + b"}", "not readable JSON"),
+        (b'{"degree": [[]]}', "is a list"),
         (b"\xff\xfe", "not readable JSON"),
     ):
         (tmp_path / "config.json").write_bytes(content)

@@ -1,0 +1,58 @@
+"""Parse JSON of files within bounds: how much, how deep, how long its numbers are, and each name once."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any, Final, NoReturn
+
+# Of configurations, manifests and what else is written by hand or by us.
+MOST_VALUES: Final = 200_000
+_LONGEST_NUMBER: Final = 40
+# A text, closed or not, so that nothing is looked at twice.
+_TEXT: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+
+
+def parse_json(content: bytes | str, most_values: int = MOST_VALUES) -> Any:
+    """Return what JSON says.
+
+    Args:
+        content: the text, UTF-8 where it is bytes; the caller bounds its length.
+        most_values: most entries of lists and objects together.
+
+    Raises:
+        ValueError: it is damaged, nested too deeply, has more values, a name twice in one object, or a number that is
+            infinite, NaN or longer than any that we write.
+    """
+    text = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
+    # Counted before any value is made: a list of two characters takes 64 bytes.
+    values = sum(map(_TEXT.sub(b"", text).count, (b",", b"[", b"{", b":")))
+    if values > most_values:
+        raise ValueError(f"it holds {values:,} values, at most {most_values:,} are read")
+    try:
+        return json.loads(
+            text.decode(), object_pairs_hook=_once, parse_int=_integer, parse_float=_number, parse_constant=_refused
+        )
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("an object in it has a name twice")
+    return table
+
+
+def _integer(digits: str) -> int:
+    return int(digits) if len(digits) <= _LONGEST_NUMBER else _refused(digits)
+
+
+def _number(digits: str) -> float:
+    number = float(digits) if len(digits) <= _LONGEST_NUMBER else math.inf
+    return number if math.isfinite(number) else _refused(digits)
+
+
+def _refused(digits: str) -> NoReturn:
+    raise ValueError(f"it holds the number {digits[:_LONGEST_NUMBER]}")
