@@ -118,7 +118,7 @@ def export(
     check_opset(opset)
     checkpoint = model if isinstance(model, (str, os.PathLike)) else None
     beside = [recording_path(output)] if samples else []
-    with staged_output(output, checkpoint, beside=beside, stale=own_side_files(output)) as staged:
+    with staged_output(output, checkpoint, beside=beside, stale=lambda: own_side_files(output)) as staged:
         if samples:
             check_recording_place(output)
         source = load_source(
@@ -153,7 +153,7 @@ def _result(output: str | os.PathLike[str], exported: ExportedModel, checked: li
         bytes=sum(file.stat().st_size for file in (exported.path, *exported.weights)),
         sha256=sha256_of(exported.path),
         checked=checked,
-        kept_in_float32=exported.kept_in_float32,
+        kept_in_float32=dict(exported.kept_in_float32),
     )
 
 

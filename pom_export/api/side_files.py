@@ -8,22 +8,25 @@ from pathlib import Path
 from pom_export.errors import InputError
 from pom_export.files import sha256_of
 from pom_export.graph.exported import read_model
+from pom_export.graph.weights_file import own_weights
 from pom_export.parity.recording import recorded_model, recording_path
 
 
 def own_side_files(model: str | os.PathLike[str]) -> list[Path]:
     """Return the weights and the parity data of the export that lies at `model`, if any does.
 
-    Weights are its own when it names them and they are named after it, parity data when it was recorded from it.
+    Weights are its own when they are named after it and their content, or, as earlier versions had them, when it names
+    them and they are named after it; parity data when it was recorded from it.
     """
     file = Path(model)
+    weights = own_weights(file)
     try:
         exported = read_model(file)
     except InputError:
-        return []
+        return weights
     if not exported.aggregations:
-        return []
-    weights = [path for path in exported.weights if path.name == f"{file.name}.data"]
+        return weights
+    weights += [path for path in exported.weights if path.name == f"{file.name}.data"]
     recording = recording_path(file)
     return [*weights, recording] if recorded_model(recording) == sha256_of(file) else weights
 

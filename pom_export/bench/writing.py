@@ -69,7 +69,7 @@ def results_folder(folder: str | os.PathLike[str], *sources: Path | None, plots:
     made = _make(place)
     try:
         beside = [place / name for name in (TABLE, *LATENCY, MEMORY, *STREAM)]
-        with staged_output(place / RESULTS, *sources, beside=beside, stale=[place / MEMORY]) as staged:
+        with staged_output(place / RESULTS, *sources, beside=beside, stale=lambda: [place / MEMORY]) as staged:
             yield Writer(staged, plots)
     except BaseException:
         with interrupts.held():

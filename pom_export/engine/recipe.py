@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from pom_export.files import sha256_of
 from pom_export.graph.exported import ExportedModel
+from pom_export.graph.weights_file import check_weights
 
 # Which implementation of the ops an engine holds.
 PLUGIN: Final = "plugin"
@@ -77,5 +78,12 @@ class BuiltEngine:
 
 
 def sha256_of_weights(model: ExportedModel) -> dict[str, str]:
-    """Return the SHA-256 of each file of external weights, by the location that the ONNX file gives it."""
-    return {file.relative_to(model.path.parent).as_posix(): sha256_of(file) for file in model.weights}
+    """Return the SHA-256 of each file of external weights, by the location that the ONNX file gives it.
+
+    Raises:
+        InputError: a file is not what its name says that it holds.
+    """
+    hashes = {file: sha256_of(file) for file in model.weights}
+    for file, sha256 in hashes.items():
+        check_weights(file, sha256)
+    return {file.relative_to(model.path.parent).as_posix(): sha256 for file, sha256 in hashes.items()}

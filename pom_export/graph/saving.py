@@ -9,13 +9,14 @@ import onnx_ir as ir
 
 from pom_export.errors import InputError, reason_of
 from pom_export.graph.opsets import OPSETS
+from pom_export.graph.weights_file import rename_by_content
 
 # Protocol buffers end at 2 GB; beyond this the weights go to a file of their own.
 EXTERNAL_DATA_BYTES = 1_500_000_000
 
 
 def save_model(model: ir.Model, path: Path) -> None:
-    """Save a model, its weights in `path`.data when they are large, and check it with onnx.checker.
+    """Save a model, its weights in a file beside it when they are large, and check it with onnx.checker.
 
     Raises:
         InputError: the checker refuses it: an op does not take the model's type at this opset; or ONNX Runtime would
@@ -35,9 +36,11 @@ def save_model(model: ir.Model, path: Path) -> None:
 
 
 def save_graph(model: ir.Model, path: Path) -> None:
-    """Save a graph as it is, its weights in `path`.data when they are large."""
+    """Save a graph as it is, its weights in a file beside it when they are large, see `weights_file`."""
     weights = (value.const_value for value in model.graph.initializers.values())
     size = sum(tensor.nbytes for tensor in weights if tensor is not None)
-    external_data = f"{path.name}.data" if size > EXTERNAL_DATA_BYTES else None
+    external_data = path.with_name(f"{path.name}.data") if size > EXTERNAL_DATA_BYTES else None
     # Without a format, one would be chosen by the suffix.
-    ir.save(model, path, format="protobuf", external_data=external_data)
+    ir.save(model, path, format="protobuf", external_data=external_data and external_data.name)
+    if external_data is not None and external_data.exists():
+        rename_by_content(path, external_data)

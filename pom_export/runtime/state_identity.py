@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pom_export.errors import InputError
 from pom_export.files import sha256_of
+from pom_export.graph.weights_file import check_weights
 
 # What changes when a file is written to.
 _Stamp = tuple[int, int, int]
@@ -35,13 +36,15 @@ class ModelFiles:
         """The hexadecimal SHA-256 of the file; with external weights, of all files' hashes.
 
         Raises:
-            InputError: a file has changed since the model was loaded.
+            InputError: a file has changed since the model was loaded, or weights are not what their name says.
         """
         if not self._sha256:
             hashes = [sha256_of(file) for file in self._files]
             for file, stamp in zip(self._files, self._stamps, strict=True):
                 if _stamp(file) != stamp:
                     raise InputError(f"{file} has changed since it was loaded", "Load it again")
+            for file, sha256 in zip(self._files, hashes, strict=True):
+                check_weights(file, sha256)
             self._sha256 = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
         return self._sha256
 

@@ -37,7 +37,12 @@ def test_an_export_removes_the_side_files_of_the_one_that_it_replaces(
     with monkeypatch.context() as patched:
         patched.setattr(saving, "EXTERNAL_DATA_BYTES", 0)
         assert export(CHECKPOINT, output, "--samples", "1") == 0
-    assert names(tmp_path) == ["m.onnx", "m.onnx.data", "m.parity.npz"]
+        first = names(tmp_path)
+        # Other weights have another name.
+        assert export(CHECKPOINT, output, "--samples", "1", "--dtype", "float16") == 0
+    second = names(tmp_path)
+    assert [Path(name).suffix for name in second] == [".onnx", ".data", ".npz"]
+    assert first[1] != second[1]
     assert export(CHECKPOINT, output) == 0
     assert names(tmp_path) == ["m.onnx"]
 
@@ -68,12 +73,22 @@ def test_samples_replace_no_other_file(output: Path, tmp_path: Path, capsys: pyt
 def test_external_weights_do_not_replace_the_checkpoint(
     output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = tmp_path / "m.onnx.data"
-    shutil.copy(CHECKPOINT, checkpoint)
     monkeypatch.setattr(saving, "EXTERNAL_DATA_BYTES", 0)
+    assert export(CHECKPOINT, output) == 0
+    (checkpoint,) = tmp_path.glob("m.onnx.*.data")
+    shutil.copy(CHECKPOINT, checkpoint)
     assert export(checkpoint, output) == 2
-    assert "m.onnx.data is the input itself" in capsys.readouterr().err
+    assert f"{checkpoint.name} is the input itself" in capsys.readouterr().err
     assert checkpoint.read_bytes() == CHECKPOINT.read_bytes()
+
+
+def test_weights_that_a_killed_export_left_go_with_the_next(output: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx.0123456789abcdef.data").write_text("of an export that did not come to its end")
+    others = ["m.onnx.0123456789abcdef.data.old", "m.onnx.notahashnotahash.data", "n.onnx.0123456789abcdef.data"]
+    for name in others:
+        (tmp_path / name).write_text("of the user")
+    assert export(CHECKPOINT, output) == 0
+    assert names(tmp_path) == sorted(["m.onnx", *others])
 
 
 @pytest.mark.parametrize("suffix", [".json", ".txt", ".onnxtxt", ""])

@@ -20,7 +20,8 @@ from pom_export.engine.recipe import BuiltEngine, Recipe, sha256_of_weights
 from pom_export.errors import InputError
 from pom_export.files import sha256_of
 from pom_export.graph import saving
-from pom_export.graph.exported import ExportedModel
+from pom_export.graph.exported import ExportedModel, read_model
+from pom_export.graph.weights_file import rename_by_content
 
 CHECKPOINT = Path(__file__).parents[1] / "data" / "golden" / "v2_base" / "checkpoint.pt"
 BUILT = BuiltEngine(b"engine\nof several\nlines", 2, {"float16": 5}, {"float16": 3})
@@ -115,8 +116,16 @@ def change_model(model: Path) -> None:
 
 
 def change_weights(model: Path) -> None:
-    weights = model.with_name("m.onnx.data")
+    (weights,) = model.parent.glob("m.onnx.*.data")
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    rename_by_content(model, weights)
+
+
+def test_weights_that_are_not_those_of_the_graph_are_refused(model: Path) -> None:
+    (weights,) = model.parent.glob("m.onnx.*.data")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    with pytest.raises(InputError, match=r"m.onnx.*data are not those of the model: they have the sha256"):
+        sha256_of_weights(read_model(model))
 
 
 @pytest.mark.usefixtures("tensorrt_rtx")

@@ -94,17 +94,17 @@ def test_stale_files_go_with_what_they_belonged_to(tmp_path: Path) -> None:
     stale = [tmp_path / "m.data", tmp_path / "m.npz"]
     for file in stale:
         file.write_text("old")
-    with staged_output(tmp_path / "m", stale=stale) as staged:
+    with staged_output(tmp_path / "m", stale=lambda: stale) as staged:
         staged.write_text("new")
         staged.with_name("m.npz").write_text("new")
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"m": "new", "m.npz": "new"}
-    with pytest.raises(KeyError), staged_output(tmp_path / "m", stale=[tmp_path / "m.npz"]):
+    with pytest.raises(KeyError), staged_output(tmp_path / "m", stale=lambda: [tmp_path / "m.npz"]):
         raise KeyError
     assert (tmp_path / "m.npz").exists()
 
 
 def write_where_the_last_move_fails(folder: Path) -> None:
-    with staged_output(folder / "m", stale=[folder / "m.npz"]) as staged:
+    with staged_output(folder / "m", stale=lambda: [folder / "m.npz"]) as staged:
         for name in ("m", "m.data", "m.json"):
             staged.with_name(name).write_text("new")
         (folder / "m").mkdir()
@@ -129,7 +129,7 @@ def test_long_names_are_named_as_such(tmp_path: Path) -> None:
     for name in ("m" * 256, "m" * 5000):
         with pytest.raises(InputError, match=r"File name too long. Choose a shorter name"):
             write(tmp_path / name)
-        with pytest.raises(InputError, match=r"checkpoint m+ cannot be read: File name too long"):
+        with pytest.raises(InputError, match=r"checkpoint m.+m cannot be read: File name too long"):
             readable_file(name, "checkpoint")
     write(tmp_path / ("m" * 255))
     assert [len(file.name) for file in tmp_path.iterdir()] == [255]

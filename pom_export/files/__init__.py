@@ -1,0 +1,8 @@
+"""Files that are read, and outputs that appear whole or not at all, with the files that belong to them."""
+
+from pom_export.files.names import AnyPath
+from pom_export.files.places import check_replaceable, check_writable
+from pom_export.files.reading import readable_file, sha256_of
+from pom_export.files.staging import staged_output
+
+__all__ = ["AnyPath", "check_replaceable", "check_writable", "readable_file", "sha256_of", "staged_output"]

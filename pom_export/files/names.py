@@ -1,0 +1,23 @@
+"""Names that files can have."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TypeAlias
+
+from pom_export.errors import InputError
+
+AnyPath: TypeAlias = str | os.PathLike[str]
+
+
+def check_name(file: Path, kind: str) -> None:
+    """Raise InputError for a name that ONNX and TensorRT, which take UTF-8, could not be given."""
+    name = os.fspath(file)
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        shown = name.encode(errors="backslashreplace").decode()
+        raise InputError(f"{kind} {shown} is not named in UTF-8", "Rename it, or choose another name") from error
+    if "\0" in name:
+        raise InputError(f"{kind} {name} has a null character in its name", "Choose another name")

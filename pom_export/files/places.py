@@ -1,0 +1,90 @@
+"""Places that outputs may be written to."""
+
+from __future__ import annotations
+
+import errno
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from pom_export.errors import InputError
+from pom_export.files.names import AnyPath, check_name
+from pom_export.files.staging_folder import StagingFolder
+
+# What an export writes; anything else in a folder that is a source is taken for a part of the checkpoint.
+_EXPORTED_SUFFIXES: Final = (".onnx", ".data", ".npz")
+_BLOCK: Final = 1 << 16
+_WRITE_HINTS: Final = {
+    errno.ELOOP: "It is a link that leads to itself: remove it, or choose another name",
+    errno.ENAMETOOLONG: "Choose a shorter name",
+    errno.ENOSPC: "Free some space, or choose another disk",
+    errno.EDQUOT: "Your quota is used up: free some space, or choose another disk",
+    errno.EFBIG: "The file would be larger than this process or file system may write",
+}
+
+
+def check_replaceable(file: Path, sources: Iterable[AnyPath | None], kind: str = "output") -> None:
+    """Raise InputError when `file` must not be written: it is no regular file, or a source of the job.
+
+    Args:
+        file: where something is to be written.
+        sources: what the job reads; a folder stands for what lies in it, exports left out.
+        kind: names the file in the message.
+    """
+    check_name(file, kind)
+    try:
+        mode = file.stat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise write_error(file, error) from error
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{kind} {file} is a folder", "Name a file, such as model.onnx")
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{kind} {file} is not a regular file", "Choose another name")
+    for source in sources:
+        if source is not None:
+            _check_is_no_source(file, Path(source), kind)
+
+
+def _check_is_no_source(file: Path, source: Path, kind: str) -> None:
+    try:
+        same = file.samefile(source)
+        in_folder = source.is_dir() and file.parent.samefile(source)
+    except OSError:
+        return  # a source that is not there; reading it will say so
+    if same:
+        raise InputError(f"{kind} {file} is the input itself", "Choose another name")
+    if in_folder and file.suffix not in _EXPORTED_SUFFIXES:
+        raise InputError(f"{kind} {file} is a file of the input folder", "Choose another name, such as model.onnx")
+
+
+def check_writable(path: AnyPath, sources: Iterable[AnyPath | None], kind: str, nbytes: int = 0) -> None:
+    """Raise InputError when a file could not be written at the end of a long job; nothing is left there.
+
+    Args:
+        path: where it will go.
+        sources: as for `check_replaceable`.
+        kind: names the file in the message.
+        nbytes: about how large it will be: a disk that lacks so much room is full.
+    """
+    file = Path(path)
+    check_replaceable(file, sources, kind)
+    place = file.resolve() if file.is_symlink() else file
+    staging = StagingFolder(place.parent)
+    try:
+        staging.make()
+        with (staging.files / place.name).open("wb") as trial:
+            for _ in range(0, max(nbytes, 1), _BLOCK):
+                trial.write(bytes(_BLOCK))
+    except OSError as error:
+        raise write_error(file, error) from error
+    finally:
+        staging.remove()
+
+
+def write_error(target: Path, error: OSError) -> InputError:
+    """Return what a user is told when a file cannot be written."""
+    hint = _WRITE_HINTS.get(error.errno or 0, "Check space and permissions")
+    return InputError(f"cannot write {target}: {error.strerror or error}", hint)

@@ -1,0 +1,46 @@
+"""Files that are there to be read."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from pathlib import Path
+
+from pom_export.errors import InputError
+from pom_export.files.names import AnyPath, check_name
+
+_BLOCK = 1 << 20
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def readable_file(path: AnyPath, kind: str) -> Path:
+    """Return `path` when it is a file with something in it.
+
+    Raises:
+        InputError: it is missing, a folder, empty or unreadable; `kind` names it in the message.
+    """
+    file = Path(path)
+    check_name(file, kind)
+    try:
+        if not file.exists():
+            raise InputError(f"{kind} {file} does not exist", "Check the path")
+        if file.is_dir():
+            raise InputError(f"{kind} {file} is a folder", "Name a file")
+        if not file.is_file():
+            raise InputError(f"{kind} {file} is not a regular file", "Name a file")
+        with file.open("rb") as stream:
+            empty = not stream.read(1)
+    except OSError as error:
+        hint = "Check the path" if error.errno == errno.ENAMETOOLONG else "Check its permissions"
+        raise InputError(f"{kind} {file} cannot be read: {error.strerror}", hint) from error
+    if empty:
+        raise InputError(f"{kind} {file} is empty (0 bytes)", "Copy or save it again")
+    return file
