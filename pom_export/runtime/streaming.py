@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,10 @@ class StreamingSession:
 
     A stream is used by one thread at a time; a second one gets an error. `fork` makes streams that run in parallel
     and share the model's weights. A call that raises, KeyboardInterrupt too, leaves the state as it was.
+
+    In a process that os.fork made, a stream goes on from where it was. If another thread was in a call of the model
+    then, no call can be run there: what `snapshot` returns goes on in a session that is loaded there. A stream cannot
+    be pickled; its snapshot can.
 
     Args:
         model: path of an ONNX file exported with --stateful.
@@ -90,16 +94,29 @@ class StreamingSession:
         else:
             runner = backend(interface, batch)
         past = runner.write(interface.empty(batch), None)
-        self._set_up(interface, identity, runner, _Now(past, np.zeros(batch, np.int64)))
+        self._set_up(interface, identity, runner, _Now(past, np.zeros(batch, np.int64)), Exclusive())
 
-    def _set_up(self, interface: StatefulModel, identity: ModelFiles, backend: StreamingBackend, now: _Now) -> None:
+    def _set_up(
+        self,
+        interface: StatefulModel,
+        identity: ModelFiles,
+        backend: StreamingBackend,
+        now: _Now,
+        exclusive: Exclusive,
+    ) -> None:
         self.model = interface.file
         self.batch = len(now.lengths)
         self._interface = interface
         self._identity = identity
         self._backend = backend
         self._now = now
-        self._exclusive = Exclusive()
+        self._exclusive = exclusive
+
+    def __reduce__(self) -> NoReturn:
+        raise InputError(
+            "a StreamingSession cannot be copied or pickled",
+            "Use fork(), or send its snapshot() to a session that is loaded there",
+        )
 
     @property
     def lengths(self) -> Array:
@@ -221,13 +238,16 @@ class StreamingSession:
     def fork(self) -> StreamingSession:
         """Return a stream that goes on from here on its own, on the same loaded model."""
         with self._exclusive:
+            self._exclusive.check_runnable()
             backend, past = self._backend.fork(self._now.past)
             twin = object.__new__(type(self))
-            twin._set_up(self._interface, self._identity, backend, _Now(past, self._now.lengths))
+            now = _Now(past, self._now.lengths)
+            twin._set_up(self._interface, self._identity, backend, now, Exclusive(self._exclusive))
             return twin
 
     def _advance(self, tokens: Array, mask: Any, lengths: Any, others: dict[str, Any]) -> Array:
         """Run checked tokens and go on to the state after them; return the output."""
+        self._exclusive.check_runnable()
         count = tokens.shape[1]
         present = call_mask(self._interface, mask, lengths, self.batch, count)
         after = self._now.lengths + (count if present is None else present.sum(1))
