@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from pom_export.checkpoint.hints import Hints
-from pom_export.checkpoint.reader import Checkpoint, check_types, read_checkpoint
+from pom_export.checkpoint.reader import Checkpoint, read_checkpoint
 from pom_export.checkpoint.recognition import recognise, tied_names
 from pom_export.checkpoint.spec import ModelSpec, empty_model
+from pom_export.checkpoint.values import check_values
 from pom_export.errors import CheckpointError
 from pom_export.models.gpt import GPTConfig, Rotary
 
@@ -54,8 +55,8 @@ def load_model(
     hints = Hints(family, degree, heads).over(checkpoint.hints)
     recognised = recognise(checkpoint.tensors, hints)
     spec = recognised.spec
-    check_types(checkpoint)
     _check_hints(spec, hints.degree, heads)
+    check_values(checkpoint.path, checkpoint.tensors)
     tensors = {name.removeprefix(recognised.prefix): value for name, value in checkpoint.tensors.items()}
     dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
     module = empty_model(spec)

@@ -7,10 +7,10 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from pom_export.checkpoint.formats import files_of_folder, read_content
@@ -18,6 +18,7 @@ from pom_export.checkpoint.hints import Hints, config_beside, hints_from, hints_
 from pom_export.checkpoint.pickles import SAFE_FORMAT_HINT
 from pom_export.checkpoint.storages import OtherTensor
 from pom_export.checkpoint.unpickling import Inert
+from pom_export.checkpoint.values import with_room
 from pom_export.errors import CheckpointError
 from pom_export.files import sha256_of
 
@@ -27,9 +28,6 @@ _PREFIX, _COMPILED = "module.", "_orig_mod."
 _MOST_WRAPPERS = 8
 _TENSORS = (Tensor, OtherTensor)
 _Entry = TypeVar("_Entry")
-# Weights of so many bytes may repeat their values whatever the file's size.
-_SMALL = 64 << 20
-_FLOAT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -38,23 +36,31 @@ class Checkpoint:
 
     Attributes:
         path: the file or folder.
+        files: those that hold the weights.
         tensors: the state dict, prefixes of wrappers removed; mapped from the disk where the format allows.
-        sha256: of the file's bytes; of several shards, that of their digests, one a line.
         hints: what the file's metadata says, and the config.json beside it.
     """
 
     path: Path
+    files: Sequence[Path]
     tensors: Mapping[str, Tensor]
-    sha256: str
     hints: Hints
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the file's bytes; of several shards, that of their digests, one a line."""
+        digests = [sha256_of(file) for file in self.files]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Read a state dict from a .safetensors file, torch.save's formats, or a folder of either, sharded or not.
 
+    Its values are not looked at yet: a file may be refused by names and shapes, however large it is.
+
     Raises:
         InputError: a file is missing, empty or unreadable.
-        CheckpointError: it is truncated, of another format, holds more than tensors, or holds NaN or infinity.
+        CheckpointError: it is truncated, of another format, holds more than tensors, or claims more than it has.
     """
     place = Path(path)
     files = files_of_folder(place) if place.is_dir() else [place]
@@ -67,13 +73,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         part = _without_wrappers(file, _state_dict(file, content))
         if twice := tensors.keys() & part.keys():
             raise CheckpointError(f"{file}: {sorted(twice)[0]} is in another shard too", "Save the model again")
-        tensors |= _checked(file, part)
-    return Checkpoint(place, tensors, _digest(files), hints.over(config_beside(files[0].parent)))
-
-
-def _digest(files: Sequence[Path]) -> str:
-    digests = [sha256_of(file) for file in files]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+        tensors |= with_room(file, part)
+    return Checkpoint(place, files, tensors, hints.over(config_beside(files[0].parent)))
 
 
 def _state_dict(file: Path, content: Any) -> dict[str, Tensor | OtherTensor]:
@@ -123,45 +124,3 @@ def _without_wrappers(file: Path, tensors: dict[str, _Entry]) -> dict[str, _Entr
         twice = next(name for name, count in Counter(plain.values()).items() if count > 1)
         raise CheckpointError(f"{file} holds {twice} twice, with prefixes and without", "Save one of them")
     return {plain[name]: value for name, value in tensors.items()}
-
-
-def check_types(checkpoint: Checkpoint) -> None:
-    """Raise CheckpointError for integers and complex numbers: of a recognised model no weight is one."""
-    for name, tensor in checkpoint.tensors.items():
-        if tensor.dtype not in _FLOAT_TYPES:
-            raise CheckpointError(f"{checkpoint.path}: {name} is {tensor.dtype}", "Weights must be floating point")
-
-
-def _checked(file: Path, entries: Mapping[str, Tensor | OtherTensor]) -> dict[str, Tensor]:
-    """Return weights that have values of their own, no more than the file has room for, all of them finite."""
-    tensors: dict[str, Tensor] = {}
-    for name, entry in entries.items():
-        if isinstance(entry, OtherTensor):
-            raise CheckpointError(f"{file}: {name} is {entry.kind}", "Save it dense, with its values")
-        if not entry.numel():
-            raise CheckpointError(f"{file}: {name} of shape {tuple(entry.shape)} holds no values", "Is it whole?")
-        tensors[name] = entry
-    views = {_view(tensor): tensor for tensor in tensors.values()}
-    claimed, room = sum(tensor.nbytes for tensor in views.values()), 2 * file.stat().st_size + _SMALL
-    if claimed > room:
-        raise CheckpointError(
-            f"{file} claims {claimed:,} bytes of weights, for which it is too small: they repeat their values",
-            "Save them contiguous: tensor.clone()",
-        )
-    finite = {view: int((~torch.isfinite(tensor)).sum()) for view, tensor in views.items() if _has_values(tensor)}
-    for name, tensor in tensors.items():
-        if bad := finite.get(_view(tensor), 0):
-            raise CheckpointError(
-                f"{file}: {name} holds {bad} NaN or infinite of {tensor.numel()} values", "The training diverged?"
-            )
-    return tensors
-
-
-def _view(tensor: Tensor) -> tuple[Any, ...]:
-    """Return what makes two tensors one: names may share it, and it is looked at once."""
-    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
-
-
-def _has_values(tensor: Tensor) -> bool:
-    """Return whether torch can tell if values of this type are finite; others are refused by `check_types`."""
-    return tensor.dtype in _FLOAT_TYPES or tensor.is_complex()

@@ -95,10 +95,11 @@ def _report_failure(error: BaseException, arguments: list[str]) -> int:
         what, hint, code = "interrupted" if number == signal.SIGINT else "terminated", "", _SIGNALLED + number
         say_on_stderr(f"pom-export: {what}")
     elif isinstance(error, click.ClickException):
-        error.message = printable(error.message)
         what, hint, code = error.format_message(), "", error.exit_code
-        with contextlib.suppress(OSError):
-            error.show()
+        usage = io.StringIO()
+        error.show(usage)
+        for line in usage.getvalue().splitlines():
+            say_on_stderr(printable(line))
     else:
         known = error if isinstance(error, PomExportError) else _explained(error)
         what, hint, code = known.what, known.hint, known.exit_code

@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pom_export.checkpoint import load_model
+from pom_export.checkpoint import load_model, values
 from pom_export.checkpoint.hints import hints_in
 from pom_export.checkpoint.pickles import read_archive, read_legacy
 from pom_export.checkpoint.unpickling import Inert
-from pom_export.errors import InputError
+from pom_export.errors import CheckpointError, InputError
 from pom_export.mixer import PolynomialMixer
 from tests.checkpoint.test_reader import save_legacy
 
@@ -257,3 +257,21 @@ def test_json_beside_the_weights_is_bounded(tmp_path: Path) -> None:
     ):
         (tmp_path / "config.json").write_bytes(content)
         assert reason in refusal(tmp_path)
+
+
+def test_values_are_looked_at_after_names_and_shapes(tmp_path: Path) -> None:
+    """A file of 4 GiB without blocks on the disk: what tells it is its first bytes."""
+    header = b'{"w": {"dtype": "F32", "shape": [1073741824], "data_offsets": [0, 4294967296]}}'
+    with (tmp_path / "a.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + 2**32)
+    assert "no known model" in refusal(tmp_path / "a.safetensors")
+
+
+def test_values_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(values, "_VALUES_AT_ONCE", 5)
+    bad = torch.ones(7, 3)
+    bad[0, 1], bad[6, 2] = torch.nan, torch.inf
+    for tensor, seen in ((bad, "2 NaN or infinite of 21"), (bad[0], "1 NaN or infinite of 3"), (bad[6, 2], "1 of")):
+        with pytest.raises(CheckpointError, match=seen.replace("1 of", "1 NaN or infinite of 1")):
+            values.check_values(tmp_path, {"good": torch.ones(11), "w": tensor})

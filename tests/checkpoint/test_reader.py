@@ -19,6 +19,7 @@ from torch import Tensor
 from pom_export.checkpoint import load_model
 from pom_export.checkpoint.hints import Hints
 from pom_export.checkpoint.reader import read_checkpoint
+from pom_export.checkpoint.values import check_values
 from pom_export.errors import CheckpointError, InputError
 from pom_export.files import sha256_of
 from pom_export.mixer import PolynomialMixer
@@ -37,10 +38,15 @@ def assert_same(actual: Any, expected: Tensors) -> None:
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
+def read_whole(path: Path) -> None:
+    checkpoint = read_checkpoint(path)
+    check_values(path, checkpoint.tensors)
+
+
 def refusal(path: Path) -> str:
     """Return the message that reading `path` ends in: one line, with a hint."""
     with pytest.raises(InputError) as caught:
-        read_checkpoint(path)
+        read_whole(path)
     message = str(caught.value)
     assert "\n" not in message
     assert caught.value.hint

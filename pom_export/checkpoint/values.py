@@ -1,0 +1,73 @@
+"""Check that weights have values: as many as the file has room for, finite ones, of a floating-point type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from pom_export.checkpoint.storages import OtherTensor
+from pom_export.errors import CheckpointError
+
+_FLOAT_TYPES: Final = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# Weights of so many bytes may repeat their values whatever the file's size.
+_SMALL: Final = 64 << 20
+_VALUES_AT_ONCE: Final = 1 << 24
+
+
+def with_room(file: Path, entries: Mapping[str, Tensor | OtherTensor]) -> dict[str, Tensor]:
+    """Return a file's weights, after a look at their types and shapes.
+
+    Raises:
+        CheckpointError: one is kept in another way than value by value, holds none, or they claim more values than
+            the file has.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, entry in entries.items():
+        if isinstance(entry, OtherTensor):
+            raise CheckpointError(f"{file}: {name} is {entry.kind}", "Save it dense, with its values")
+        if not entry.numel():
+            raise CheckpointError(f"{file}: {name} of shape {tuple(entry.shape)} holds no values", "Is it whole?")
+        tensors[name] = entry
+    claimed = sum(tensor.nbytes for _, tensor in _distinct(tensors.items()))
+    if claimed > 2 * file.stat().st_size + _SMALL:
+        raise CheckpointError(
+            f"{file} claims {claimed:,} bytes of weights, for which it is too small: they repeat their values",
+            "Save them contiguous: tensor.clone()",
+        )
+    return tensors
+
+
+def check_values(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Look at every value of a checkpoint's weights.
+
+    Raises:
+        CheckpointError: one is an integer or complex, of which no recognised model has a weight, or NaN or infinite.
+    """
+    for name, tensor in _distinct(tensors.items()):
+        if tensor.dtype not in _FLOAT_TYPES:
+            raise CheckpointError(f"{path}: {name} is {tensor.dtype}", "Weights must be floating point")
+        if bad := sum(int((~torch.isfinite(part)).sum()) for part in _parts(tensor)):
+            raise CheckpointError(
+                f"{path}: {name} holds {bad} NaN or infinite of {tensor.numel()} values", "The training diverged?"
+            )
+
+
+def _distinct(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Yield tensors with the first of their names: tied weights are one tensor."""
+    seen: set[Any] = set()
+    for name, tensor in named:
+        view = tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+        if view not in seen:
+            seen.add(view)
+            yield name, tensor
+
+
+def _parts(tensor: Tensor) -> Iterable[Tensor]:
+    """Return a tensor cut along its first dimension, so that what is computed of a part is small."""
+    rows = len(tensor) if tensor.ndim else 1
+    most = max(1, _VALUES_AT_ONCE * rows // tensor.numel())
+    return tensor.split(most) if rows > most else (tensor,)
