@@ -1,0 +1,47 @@
+"""Processes that are killed in the middle of their work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+# What Python says it is about to do to a folder.
+_EVENTS = {"os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir", "shutil.rmtree"}
+
+
+def killed_at_every_moment(work: Callable[[], None]) -> Iterator[int]:
+    """Run something in processes of which the first is killed before its first step in a folder, and so on.
+
+    Yields:
+        After each process, the number of the step; 0 after the last, which came to its end.
+    """
+    moment = 1
+    while not _completed(work, moment):
+        yield moment
+        moment += 1
+    yield 0
+
+
+def _completed(work: Callable[[], None], moment: int) -> bool:
+    process = os.fork()
+    if not process:
+        steps = 0
+
+        def count(event: str, _: Any) -> None:
+            nonlocal steps
+            if event in _EVENTS:
+                steps += 1
+                if steps == moment:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(count)
+        try:
+            work()
+        finally:
+            os._exit(0 if sys.exc_info()[0] is None else 1)
+    _, status = os.waitpid(process, 0)
+    assert status in (0, signal.SIGKILL)
+    return status == 0
