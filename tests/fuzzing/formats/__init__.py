@@ -1,0 +1,20 @@
+"""One module a kind of file: `make` writes a hostile one and names the command that reads it."""
+
+from __future__ import annotations
+
+from tests.fuzzing.cases import Make
+from tests.fuzzing.formats import checkpoint, folder, manifest, model, npz, pt2, safetensors, valid
+
+FORMATS: dict[str, Make] = {
+    "checkpoint": checkpoint.make,
+    "folder": folder.make,
+    "inputs": npz.make_inputs,
+    "legacy": checkpoint.make_legacy,
+    "manifest": manifest.make,
+    "onnx": model.make,
+    "parity": npz.make_parity,
+    "pt2": pt2.make,
+    "safetensors": safetensors.make,
+    "state": npz.make_state,
+    "valid": valid.make,
+}

@@ -1,0 +1,67 @@
+"""Archives of arrays: inputs for `verify --inputs`, parity data beside a model, and saved states."""
+
+from __future__ import annotations
+
+import json
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from tests.fuzzing.cases import Case, Place, Told
+from tests.fuzzing.mutations import arrays, jsons, zips
+from tests.fuzzing.seeds import Seeds
+
+_JSON = ("header", "names")
+
+
+def make_inputs(random: Random, seeds: Seeds, place: Place) -> Case:
+    """Return `verify --inputs`."""
+    told = Told()
+    file = place.inputs / "inputs.npz"
+    file.write_bytes(arrays.spoil_archive(random, _arrays(seeds, "inputs.npz"), told))
+    arguments = ("verify", str(seeds["mixer.onnx"]), "--checkpoint", str(seeds["mixer.pt"]), "--inputs", str(file))
+    return Case(arguments, str(told), told.refuse)
+
+
+def make_parity(random: Random, seeds: Seeds, place: Place) -> Case:
+    """Return `verify` of a model with spoilt parity data beside it."""
+    told = Told()
+    model = seeds.copy("mixer.onnx", place.inputs)
+    content = _archive(random, _arrays(seeds, "mixer.parity.npz"), told)
+    (place.inputs / "mixer.parity.npz").write_bytes(content)
+    return Case(("verify", str(model)), str(told), told.refuse)
+
+
+def make_state(random: Random, seeds: Seeds, place: Place) -> Case:
+    """Return `generate --load-state`."""
+    told = Told()
+    file = place.inputs / "state.npz"
+    file.write_bytes(_archive(random, _arrays(seeds, "saved.npz"), told))
+    arguments = ("generate", str(seeds["stream.onnx"]), "--load-state", str(file), "--max-tokens", "2", "--json")
+    return Case(arguments, str(told), told.refuse)
+
+
+def _arrays(seeds: Seeds, name: str) -> dict[str, Any]:
+    with np.load(seeds[name]) as archive:
+        return dict(archive)
+
+
+def _archive(random: Random, good: dict[str, Any], told: Told) -> bytes:
+    """Return an archive spoilt as any is, or by what its JSON says."""
+    if random.random() < 0.5:
+        return arrays.spoil_archive(random, good, told)
+    name = next(name for name in _JSON if name in good)
+    content, what = jsons.spoil(random, json.loads(_text(good[name])))
+    told.note(f"{name}: {what}")
+    if good[name].dtype.kind == "U":
+        packed = np.array(content.decode("utf-8", "replace").rstrip("\0") or " ")
+    else:
+        packed = np.frombuffer(content, np.uint8)
+    return zips.honest(
+        [(f"{key}.npy", arrays.written(packed if key == name else value)) for key, value in good.items()]
+    )
+
+
+def _text(array: Any) -> str:
+    return str(array) if array.dtype.kind == "U" else array.tobytes().decode()

@@ -1,0 +1,129 @@
+"""What must hold of every command on every input, however hostile."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from tests.fuzzing.cases import Case, Place
+from tests.fuzzing.forking import MEMORY, SECONDS, Ended
+
+# An error's longest line: what and hint, each cut at 1,000 characters, and what is around them.
+_LONGEST = 2100
+_LONGEST_RESULT = 5000
+_PROGRESS = re.compile(r"\[ *\d+\.\ds\] ")
+# Names of results. What is more than blanks and small letters stands here; a forged line that is neither is found, and
+# one that repeats a name of `_ONCE` too.
+_RESULTS = {
+    "inspect": "checkpoint|recognised as|parameters|types|sha256|[a-z_0-9]+(\\.[a-z_0-9]+)?|[a-z ]+",
+    "export": "agrees with PyTorch on|kept in float32|[a-z ]+",
+    "verify": "[a-z-]+( emulating [a-z0-9]+)? \\((kernel|function|plugin)\\)|[a-z ]+",
+    "build": "shapes \\(min / opt / max\\)|[a-z ]+",
+}
+# Lines that a forged one would claim to be; each comes once.
+_ONCE = ("result", "sha256", "checkpoint", "recognised as", "model", "engine", "reference")
+
+
+def faults(case: Case, place: Place, ended: Ended, before: Mapping[str, str]) -> list[str]:
+    """Return what is wrong with how a command ended, nothing if all is right.
+
+    Args:
+        case: what was run.
+        place: its folders.
+        ended: how.
+        before: `contents` of the case's folders before it.
+    """
+    return [
+        *_ending(case, ended),
+        *_said(ended),
+        *_results(case, ended),
+        *dict.fromkeys(ended.report),
+        *_left(place, ended, before),
+    ]
+
+
+def _ending(case: Case, ended: Ended) -> Iterator[str]:
+    if ended.late:
+        yield f"takes no end: killed after {ended.seconds:.1f} s of a processor"
+    elif ended.signal is not None:
+        yield f"crashes by signal {ended.signal}"
+    elif ended.code not in {0, 1, 2}:
+        yield f"exit code {ended.code}"
+    if not ended.late and ended.seconds > SECONDS:
+        yield f"takes {ended.seconds:.1f} s"
+    if ended.memory > MEMORY:
+        yield f"takes {ended.memory / 1e6:.0f} MB"
+    if case.refuse and ended.code == 0:
+        yield "is accepted"
+
+
+def _said(ended: Ended) -> Iterator[str]:
+    lines = [line for line in ended.stderr.split("\n") if line and not _PROGRESS.match(line)]
+    if len(lines) > 1:
+        yield f"says {len(lines)} lines on stderr: {lines[:2]!r}"
+    if ended.code == 2 and not lines:
+        yield "is refused without a word"
+    if bad := next((line for line in ended.stderr.split("\n") if not line.isprintable()), None):
+        yield f"prints control characters on stderr: {bad[:80]!r}"
+    if (longest := max(map(len, ended.stderr.split("\n")))) > _LONGEST:
+        yield f"says a line of {longest} characters"
+    for sign in ("internal error", "Traceback (most recent", "not enough memory"):
+        if sign in ended.stderr:
+            yield f"{sign}: {next(line for line in ended.stderr.split(chr(10)) if sign in line)[:300]!r}"
+
+
+def _results(case: Case, ended: Ended) -> Iterator[str]:
+    """Find lines on stdout that are no results, or are there twice: a file's text forged them."""
+    if case.text or not ended.stdout:
+        return
+    lines = ended.stdout.rstrip("\n").split("\n")
+    if "--json" in case.arguments:
+        try:
+            json.loads(ended.stdout)
+        except ValueError:
+            yield f"prints no JSON: {ended.stdout[:80]!r}"
+        return
+    known = re.compile(f"({_RESULTS[case.arguments[0]]})(  |$)")
+    for line in lines:
+        if not line.isprintable() or len(line) > _LONGEST_RESULT or not known.match(line):
+            yield f"prints a line that is no result: {line[:80]!r}"
+            return
+    for name in _ONCE:
+        if sum(re.match(f"{name} +", line) is not None for line in lines) > 1:
+            yield f"prints {name!r} twice"
+
+
+def contents(place: Place) -> dict[str, str]:
+    """Return what lies in a case's folders, each file with a hash, large ones with their size."""
+    found = {}
+    for folder, folders, files in os.walk(place.root):
+        for name in (*folders, *files):
+            path = Path(folder) / name
+            found[os.fspath(path.relative_to(place.root))] = _content(path)
+    return found
+
+
+def _content(path: Path) -> str:
+    if path.is_symlink():
+        return os.fspath(path.readlink())
+    if not path.is_file():
+        return "no file"
+    size = path.stat().st_size
+    return str(size) if size > MEMORY // 10 else hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _left(place: Place, ended: Ended, before: Mapping[str, str]) -> Iterator[str]:
+    """Find files that were changed, or are left where a command that failed has nothing to leave."""
+    after = contents(place)
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) == after.get(name):
+            continue
+        own = name.split("/")[0] in {place.outputs.name, place.temporary.name}
+        if own and ended.late:
+            continue  # it was killed
+        if not own or ended.code != 0 or ".pom-export-" in name:
+            yield f"{'changes' if name in before else 'leaves'} {name}"
