@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,10 +14,13 @@ from pom_export.errors import InputError, ParityError
 from pom_export.files import sha256_of
 from pom_export.graph.exported import PAST_STATE, ExportedModel, TensorSpec
 from pom_export.parity import tolerances
-from pom_export.parity.inputs import Array, Case, cases_from_example, make_cases
+from pom_export.parity.case import Array, Case
+from pom_export.parity.inputs import cases_from_example, make_cases
+from pom_export.parity.interface import program_spec
 from pom_export.parity.recording import recording_path, save_recording
-from pom_export.parity.verification import compare, onnxruntime_candidates, record, tensor_metadata
-from pom_export.runtime.runners import recorded_runner, run_module, to_numpy, torch_runner
+from pom_export.parity.report import Comparison
+from pom_export.parity.verification import compare, onnxruntime_candidates, record
+from pom_export.runtime.runners import run_module, to_numpy
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,7 +33,6 @@ _CASES_AT_EXPORT = 2
 
 def check(exported: ExportedModel, source: Source, program: Program, samples: int, progress: Progress) -> list[str]:
     """Compare the staged file with PyTorch; write the parity data; return the backends that were compared."""
-    metadata = tensor_metadata(exported.inputs)
     names = [spec.name for spec in exported.outputs]
     reference = source.reference()
     if source.own_inputs:
@@ -43,21 +46,27 @@ def check(exported: ExportedModel, source: Source, program: Program, samples: in
     cases = cases[: max(samples, _CASES_AT_EXPORT)]
 
     candidates, _ = onnxruntime_candidates(exported)
-    outputs = record(torch_runner(reference, names, metadata, "PyTorch"), cases) if samples or candidates else []
+    outputs = record(reference, names, cases) if samples or candidates else []
     if samples:
         save_recording(recording_path(exported.path), cases[:samples], outputs[:samples], sha256_of(exported.path))
     for candidate in candidates:
-        runner = recorded_runner(outputs, metadata, "PyTorch")
         tolerance = tolerances.MODELS[exported.precision]
-        for comparison in compare(runner, candidate, cases[:_CASES_AT_EXPORT], tolerance):
+        few = cases[:_CASES_AT_EXPORT]
+        for comparison in compare(few, outputs[: len(few)], candidate, tolerance):
             if not comparison:
-                worst = comparison.worst
-                raise ParityError(
-                    f"{comparison.output} of {comparison.backend} ({comparison.path}) differs from PyTorch by "
-                    f"{worst.difference.max_abs:.3g} on {worst.case}, tolerance {worst.difference.tolerance:.3g}",
-                    _parity_hint(worst.difference.max_abs, source.replaced),
-                )
+                raise _parity_error(comparison, source.replaced)
     return [f"{candidate.backend} {candidate.path}" for candidate in candidates]
+
+
+def _parity_error(comparison: Comparison, replaced: list[str]) -> ParityError:
+    worst = comparison.worst
+    found = worst.difference
+    how = f"cannot be compared: {found.reason}" if found.reason else f"differs from PyTorch by {found.max_abs:.3g}"
+    return ParityError(
+        f"{comparison.output} of {comparison.backend} ({comparison.path}) {how} on "
+        f"{worst.case}, tolerance {found.tolerance:.3g}",
+        _parity_hint(found.max_abs, replaced),
+    )
 
 
 def _as_input(spec: TensorSpec, tensor: Tensor) -> Array:
@@ -93,11 +102,9 @@ def _widened(array: Array) -> Array:
 
 def _spec(program: Program, name: str) -> TensorSpec:
     """Describe an input of one of our models, whose dynamic dimensions have names, as a float16 file has it."""
-    tensor, dynamic = program.inputs[name], (program.dynamic_shapes or {}).get(name, {})
-    axes = (dynamic[i].__name__ if i in dynamic else size for i, size in enumerate(tensor.shape))
-    half = tensor.is_floating_point() and name != PAST_STATE
-    dtype = np.dtype(np.float16) if half else to_numpy(tensor).dtype
-    return TensorSpec(name, dtype, tuple(axes))
+    spec = program_spec(program, name)
+    half = program.inputs[name].is_floating_point() and name != PAST_STATE
+    return replace(spec, dtype=np.dtype(np.float16)) if half else spec
 
 
 def _parity_hint(difference: float, replaced: list[str]) -> str:

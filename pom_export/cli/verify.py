@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from pom_export.cli.output import Progress, common_options, print_result
+
+if TYPE_CHECKING:
+    from pom_export.parity.report import Comparison
 
 
 @click.command("verify")
@@ -47,17 +52,20 @@ def command(
     )
     lines = [("reference", outcome.reference)]
     for comparison in outcome.comparisons:
-        worst = comparison.worst
-        lines.append(
-            (
-                f"{comparison.backend} ({comparison.path})",
-                f"{'pass' if comparison else 'FAIL'}  {comparison.output}: max_abs {worst.difference.max_abs:.2e}, "
-                f"tolerance {worst.difference.tolerance:.2e}, worst of {len(comparison.cases)} cases: {worst.case}",
-            )
-        )
+        lines.append((f"{comparison.backend} ({comparison.path})", _line(comparison)))
     lines += [("not run", reason) for reason in outcome.not_run]
     lines += [("note", note) for note in outcome.notes]
     lines += [("report", report)] if report is not None else []
     lines.append(("result", "passed" if outcome else "FAILED"))
     print_result(outcome.to_dict(), as_json, lines)
     return 0 if outcome else 1
+
+
+def _line(comparison: Comparison) -> str:
+    worst = comparison.worst
+    found = worst.difference
+    numbers = found.reason or f"max_abs {found.max_abs:.2e}, tolerance {found.tolerance:.2e}"
+    return (
+        f"{'pass' if comparison else 'FAIL'}  {comparison.output}: {numbers}, "
+        f"worst of {len(comparison.cases)} cases: {worst.case}"
+    )

@@ -1,16 +1,21 @@
-"""Compare outputs with the reference's: the comparison function that Polygraphy's Comparator is given."""
+"""Compare outputs with the reference's."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pom_export.parity.tolerances import Tolerance
+from pom_export.graph.exported import PAST_STATE, present_name
+from pom_export.parity.tolerances import EXACT, STATE_ROUNDING, Tolerance
+
+Array = npt.NDArray[Any]
+_PRESENT_STATE = present_name(PAST_STATE)
+# A state is (batch, mixer, sum and compensation, channel).
+_MIXER_AXIS, _PAIR_AXIS, _STATE_RANK = 1, 2, 4
 
 
 @dataclass(frozen=True)
@@ -18,53 +23,98 @@ class Difference:
     """How far one output is from the reference; truthy when within the tolerance.
 
     Attributes:
-        max_abs: max |a - b|; infinite where the shapes, NaN or infinities differ.
+        max_abs: max |a - b|; infinite where the two cannot be compared.
         max_rel: max_abs over the reference's largest magnitude (0 for 0/0).
         cosine: cosine similarity of the flattened outputs.
         tolerance: the bound on max_abs.
+        reason: why the two cannot be compared; empty where they were.
     """
 
     max_abs: float
     max_rel: float
     cosine: float
     tolerance: float
+    reason: str = ""
 
     def __bool__(self) -> bool:
-        return self.max_abs <= self.tolerance
+        return not self.reason and self.max_abs <= self.tolerance
 
 
-def difference(actual: npt.NDArray[Any], reference: npt.NDArray[Any], tolerance: Tolerance) -> Difference:
-    """Measure `actual` against `reference` in float64."""
+def difference(actual: Array, reference: Array, tolerance: Tolerance) -> Difference:
+    """Measure `actual` against `reference` in float64; numbers that count something must be the same."""
     if actual.shape != reference.shape:
-        return Difference(np.inf, np.inf, 0.0, tolerance.absolute)
+        return _incomparable(f"its shape is {list(actual.shape)}, the reference's {list(reference.shape)}", tolerance)
+    if reference.dtype.kind in "biu":
+        tolerance = EXACT
     a, b = np.asarray(actual, np.float64).ravel(), np.asarray(reference, np.float64).ravel()
-    if not a.size:
-        return Difference(0.0, 0.0, 1.0, tolerance.absolute)
     finite = np.isfinite(b)
-    magnitude = float(np.abs(b[finite]).max(initial=0.0))
+    if not finite.any():
+        return _incomparable("the reference has no finite value" if b.size else "it has no values", tolerance)
+    magnitude = float(np.abs(b[finite]).max())
     bound = tolerance.absolute + tolerance.relative * magnitude
     if not np.array_equal(finite, np.isfinite(a)) or not np.array_equal(a[~finite], b[~finite], equal_nan=True):
-        return Difference(np.inf, np.inf, 0.0, bound)
+        return replace(_incomparable("NaN or infinity is on one side alone", tolerance), tolerance=bound)
     a, b = a[finite], b[finite]
-    max_abs = float(np.abs(a - b).max(initial=0.0))
+    max_abs = float(np.abs(a - b).max())
     norm = float(np.linalg.norm(a) * np.linalg.norm(b))
     cosine = float(a @ b) / norm if norm else float(max_abs == 0.0)
     return Difference(max_abs, max_abs / magnitude if magnitude else max_abs, cosine, bound)
 
 
-class CompareToReference:
-    """A Polygraphy comparison function: outputs of the first runner are the reference of the second's.
+def _incomparable(reason: str, tolerance: Tolerance) -> Difference:
+    return Difference(np.inf, np.inf, 0.0, tolerance.absolute, reason)
+
+
+def state_difference(actual: Array, reference: Array, past: Array, tolerance: Tolerance) -> Difference:
+    """Measure a state (B, L, 2, C), each mixer on its own scale, and return the mixer that uses most of its bound.
+
+    Both floats of a pair are one number. What a call adds to it is an output like another, as exact as the model's
+    type makes it; what was there before is carried on to the precision of two floats.
 
     Args:
-        tolerance: the bound on every output.
+        actual: the state.
+        reference: what it should be.
+        past: the state before the call.
+        tolerance: the bound on what the call adds.
     """
+    if actual.shape != reference.shape:
+        return difference(actual, reference, tolerance)
+    sums, expected, before = (np.asarray(part, np.float64).sum(_PAIR_AXIS) for part in (actual, reference, past))
+    found = []
+    for mixer in range(expected.shape[_MIXER_AXIS]):
+        a, b, start = (part[:, mixer] for part in (sums, expected, before))
+        added, total = (float(np.abs(part).max(initial=0.0)) for part in (b - start, b))
+        bound = tolerance.absolute + tolerance.relative * added + STATE_ROUNDING.relative * total
+        found.append(replace(difference(a, b, tolerance), tolerance=bound))
+    if not found:
+        return _incomparable("it has no values", tolerance)
+    return max(found, key=share_of_tolerance)
 
-    def __init__(self, tolerance: Tolerance) -> None:
-        self.tolerance = tolerance
 
-    def __call__(  # noqa: D102 (the class says it)
-        self, reference: Mapping[str, Any], actual: Mapping[str, Any]
-    ) -> OrderedDict[str, Difference]:
-        return OrderedDict(
-            (name, difference(actual[name], expected, self.tolerance)) for name, expected in reference.items()
-        )
+def share_of_tolerance(difference: Difference) -> float:
+    """Return max_abs over the tolerance: above 1 is a failure."""
+    if difference.tolerance and not difference.reason:
+        return difference.max_abs / difference.tolerance
+    return 0.0 if difference else float("inf")
+
+
+def compare_outputs(
+    feed: Mapping[str, Array], reference: Mapping[str, Array], actual: Mapping[str, Array], tolerance: Tolerance
+) -> dict[str, Difference]:
+    """Return how far each of the reference's outputs is from the one of the same name.
+
+    Args:
+        feed: the inputs of both.
+        reference: the outputs as they should be.
+        actual: the outputs.
+        tolerance: the bound on every output of floats.
+    """
+    found = {}
+    for name, expected in reference.items():
+        if name not in actual:
+            found[name] = _incomparable("it is missing", tolerance)
+        elif name == _PRESENT_STATE and PAST_STATE in feed and expected.ndim == _STATE_RANK:
+            found[name] = state_difference(actual[name], expected, feed[PAST_STATE], tolerance)
+        else:
+            found[name] = difference(actual[name], expected, tolerance)
+    return found

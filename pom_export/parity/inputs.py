@@ -6,29 +6,25 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from pom_export.arrays import read_npz
 from pom_export.errors import InputError
 from pom_export.graph.exported import BATCH, CONTEXT_TOKENS, PAST_TOKENS, TOKENS, InputLimits, TensorSpec, is_past
+from pom_export.parity.case import Array, Case
 from pom_export.parity.past import draw_past, past_lengths
 
-Array = npt.NDArray[Any]
+LONGEST: Final = 1030
+"""Tokens of the longest of the cases that every export is compared on."""
+
+# Of one input of one case: 512 MiB of float32.
+_MOST_VALUES: Final = 2**27
 
 
 @dataclass(frozen=True)
-class Case:
-    """Named inputs, and what is special about them."""
-
-    name: str
-    feed: Mapping[str, Array]
-
-
-@dataclass(frozen=True)
-class _Plan:
+class Plan:
     """How a case's inputs are drawn: sizes of dynamic dimensions, scale of the tokens, which count, how many before."""
 
     name: str
@@ -42,19 +38,19 @@ class _Plan:
 
 
 _PLANS = (
-    _Plan("typical", 2, 24, 17),
-    _Plan("one token", 1, 1, 1, kept=1.0, past=530),
-    _Plan("odd sizes", 3, 67, 13, past=0),
+    Plan("typical", 2, 24, 17),
+    Plan("one token", 1, 1, 1, kept=1.0, past=530),
+    Plan("odd sizes", 3, 67, 13, past=0),
     # Projections of tokens this large lie beyond both clamps, -10 and 6, almost everywhere.
-    _Plan("beyond both clamps", 2, 33, 31, scale=40.0),
-    _Plan("tiny values", 2, 9, 5, scale=1e-3),
-    _Plan("long", 1, 1030, 515),
+    Plan("beyond both clamps", 2, 33, 31, scale=40.0),
+    Plan("tiny values", 2, 9, 5, scale=1e-3),
+    Plan("long", 1, LONGEST, 515),
 )
 # By how much the sizes of a user's example are changed.
 _MORE = 3
 _MASK_PLANS = (
-    _Plan("a fully masked row", 3, 16, 11, masked_rows=True),
-    _Plan("nothing masked", 2, 16, 11, kept=1.0),
+    Plan("a fully masked row", 3, 16, 11, masked_rows=True),
+    Plan("nothing masked", 2, 16, 11, kept=1.0),
 )
 
 
@@ -72,17 +68,26 @@ def make_cases(specs: Sequence[TensorSpec], limits: InputLimits, seed: int) -> I
     for plan in _PLANS + (_MASK_PLANS if masked else ()):
         if plan.scale != 1.0 and not scaled:
             continue  # token ids have no scale
-        yield Case(plan.name, _draw(specs, plan, limits, random_state))
+        yield Case(plan.name, draw(specs, plan, limits, random_state))
 
 
-def _draw(specs: Sequence[TensorSpec], plan: _Plan, limits: InputLimits, seed: np.random.Generator) -> dict[str, Array]:
-    """Return the inputs of a case."""
+def draw(specs: Sequence[TensorSpec], plan: Plan, limits: InputLimits, seed: np.random.Generator) -> dict[str, Array]:
+    """Return the inputs of a case.
+
+    Raises:
+        InputError: sizes that the file fixes are larger than a comparison takes.
+    """
     sizes = _sizes(specs, plan, limits.tokens)
     ragged = any(spec.dtype == np.bool_ for spec in specs)
     lengths = past_lengths(sizes[BATCH], sizes[PAST_TOKENS], ragged)
     feed = {}
     for spec in specs:
         shape = [axis if isinstance(axis, int) else sizes[axis] for axis in spec.axes]
+        if math.prod(shape) > _MOST_VALUES:
+            raise InputError(
+                f"input {spec.name} of {'x'.join(map(str, shape))} is larger than a comparison takes",
+                "Export it with dynamic sizes, or smaller ones",
+            )
         if is_past(spec.name):
             feed[spec.name] = draw_past(spec, shape, lengths, seed)
         else:
@@ -93,7 +98,7 @@ def _draw(specs: Sequence[TensorSpec], plan: _Plan, limits: InputLimits, seed: n
     return feed
 
 
-def _sizes(specs: Sequence[TensorSpec], plan: _Plan, most_tokens: int | None) -> dict[str, int]:
+def _sizes(specs: Sequence[TensorSpec], plan: Plan, most_tokens: int | None) -> dict[str, int]:
     """Return the size of each dimension that may be dynamic."""
     most = math.inf if most_tokens is None else most_tokens
     tokens = int(min(plan.tokens, most))
@@ -107,7 +112,7 @@ def _sizes(specs: Sequence[TensorSpec], plan: _Plan, most_tokens: int | None) ->
 
 
 def _draw_input(
-    spec: TensorSpec, shape: list[int], plan: _Plan, limits: InputLimits, random_state: np.random.Generator
+    spec: TensorSpec, shape: list[int], plan: Plan, limits: InputLimits, random_state: np.random.Generator
 ) -> Array:
     if spec.dtype == np.bool_:
         mask = random_state.random(shape) < plan.kept

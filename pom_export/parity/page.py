@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable
 from html import escape
 
-from pom_export.parity.report import CaseResult, Comparison, ParityReport, share_of_tolerance
+from pom_export.parity.comparison import share_of_tolerance
+from pom_export.parity.report import CaseResult, Comparison, ParityReport
 from pom_export.version import __version__
 
 _STYLE = """
@@ -82,5 +83,5 @@ def _rows(cases: Iterable[CaseResult]) -> str:
 def _bar(case: CaseResult) -> str:
     share = share_of_tolerance(case.difference)
     colour = "ok" if case.difference else "bad"
-    label = f"{share:.1%}" if share < math.inf else "beyond any bound"
+    label = f"{share:.1%}" if share < math.inf else escape(case.difference.reason) or "beyond any bound"
     return f'<div class="bar"><i class="{colour}" style="width:{min(1.0, share):.1%}"></i></div>{label}'

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from pom_export.graph.nodes import add_constant
 from pom_export.graph.passes import AttachFunctionsPass
 from pom_export.graph.saving import save_graph
-from pom_export.parity.inputs import Array
+from pom_export.parity.case import Array
 from pom_export.runtime.library import has_custom_ops_library
 from pom_export.runtime.session import inference_session
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from pom_export.errors import InputError
 from pom_export.graph.exported import TensorSpec
-from pom_export.parity.inputs import Array, Case, fits, load_npz
+from pom_export.parity.case import Array, Case
+from pom_export.parity.inputs import fits, load_npz
 
 _HINT = "Export again with --samples, or give --checkpoint"
 _NUMBERS = "biuf"  # kinds of numpy types

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pom_export.parity.comparison import Difference
+from pom_export.parity.comparison import Difference, share_of_tolerance
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Comparison:
     cases: tuple[CaseResult, ...]
 
     def __bool__(self) -> bool:
-        return all(case.difference for case in self.cases)
+        return bool(self.cases) and all(case.difference for case in self.cases)
 
     @property
     def worst(self) -> CaseResult:
@@ -93,13 +93,6 @@ class ParityReport:
             "not_run": list(self.not_run),
             "notes": list(self.notes),
         }
-
-
-def share_of_tolerance(difference: Difference) -> float:
-    """Return max_abs over the tolerance: above 1 is a failure."""
-    if difference.tolerance:
-        return difference.max_abs / difference.tolerance
-    return 0.0 if difference else float("inf")
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,17 @@ MODELS: Final = {
 }
 """For a whole model's outputs, by the type that its weights and activations have."""
 
+STATE_ROUNDING: Final = Tolerance(
+    1e-12,
+    0.0,
+    "a state's sum is two floats, 48 bits, which a call's few additions round at 4e-15 of the sum; without the second "
+    "float it would be off by 3e-8. What the call itself adds is as exact as any output, so MODELS bounds that part",
+)
+"""For what a call carries on of a state: relative to each mixer's own largest sum."""
+
+EXACT: Final = Tolerance(0.0, 0.0, "integers and truth values count or choose something: one more is another")
+"""For outputs of integers."""
+
 GOLDEN: Final = Tolerance(1e-5, 0.0, "the official code's float64 outputs against one float32 layer of ours")
 
 OPS: Final = {

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from polygraphy.common import TensorMetadata
-from polygraphy.comparator import Comparator
 
 from pom_export.engine.recipe import FUNCTION
 from pom_export.errors import InputError, MissingDependencyError, reason_of
 from pom_export.graph.exported import ExportedModel, TensorSpec
-from pom_export.parity.comparison import CompareToReference
+from pom_export.parity.case import Arrays, Case, run_case
+from pom_export.parity.comparison import compare_outputs
 from pom_export.parity.emulation import EmulatedRunner
-from pom_export.parity.inputs import Case
 from pom_export.parity.report import CaseResult, Comparison
 from pom_export.parity.tolerances import Tolerance
 from pom_export.runtime.library import custom_ops_library
 from pom_export.runtime.quiet import quiet_polygraphy
-from pom_export.runtime.runners import onnxruntime_runner
+from pom_export.runtime.runners import onnxruntime_runner, run_module
 
 if TYPE_CHECKING:
     from polygraphy.backend.base import BaseRunner
+    from torch import nn
 
 ONNXRUNTIME = "onnxruntime"
 EMULATION = "onnxruntime emulating"
@@ -73,43 +72,43 @@ def _emulated(model: ExportedModel, path: str) -> Candidate:
 
 
 def compare(
-    reference: BaseRunner, candidate: Candidate, cases: Sequence[Case], tolerance: Tolerance
+    cases: Sequence[Case], expected: Sequence[Arrays], candidate: Candidate, tolerance: Tolerance
 ) -> list[Comparison]:
-    """Run the reference and a candidate over the cases and compare every output.
+    """Run a candidate over the cases and compare every output, one case at a time: no two cases' outputs are held.
+
+    Args:
+        cases: the inputs.
+        expected: the reference's outputs, case by case.
+        candidate: the backend.
+        tolerance: the bound on every output of floats.
 
     Raises:
         InputError: the candidate cannot load or run the model.
     """
-    feeds = [OrderedDict(case.feed) for case in cases]
+    found: dict[str, list[CaseResult]] = {}
     with quiet_polygraphy():
         try:
-            results = Comparator.run([reference, candidate.runner], data_loader=feeds)
+            with candidate.runner as runner:
+                for case, outputs in zip(cases, expected, strict=True):
+                    actual = run_case(lambda feed: runner.infer(dict(feed)), case)
+                    for name, result in compare_outputs(case.feed, outputs, actual, tolerance).items():
+                        found.setdefault(name, []).append(CaseResult(case.name, _shapes(case.feed), result))
         except InputError:
             raise
         except Exception as error:
             reason = reason_of(error)
             raise InputError(f"{candidate.runner.name} failed: {reason}", "Run with --debug for the trace") from error
-        accuracy = Comparator.compare_accuracy(results, compare_func=CompareToReference(tolerance))
-    (differences,) = accuracy[0].values()
-    return [
-        Comparison(
-            candidate.backend,
-            candidate.path,
-            output,
-            tuple(
-                CaseResult(case.name, _shapes(case.feed), by_output[output])
-                for case, by_output in zip(cases, differences, strict=True)
-            ),
-        )
-        for output in differences[0]
-    ]
+    return [Comparison(candidate.backend, candidate.path, name, tuple(results)) for name, results in found.items()]
 
 
-def record(runner: BaseRunner, cases: Sequence[Case]) -> list[dict[str, np.ndarray[Any, Any]]]:
-    """Return a runner's outputs on the cases."""
-    with quiet_polygraphy():
-        results = Comparator.run([runner], data_loader=[OrderedDict(case.feed) for case in cases])
-    return [dict(result) for result in results[0][1]]
+def record(module: nn.Module, names: Sequence[str], cases: Sequence[Case]) -> list[dict[str, np.ndarray[Any, Any]]]:
+    """Return what a module in float64 computes of the cases, its outputs by the names given in their order."""
+
+    def infer(feed: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+        return dict(zip(names, run_module(module, feed), strict=True))
+
+    with quiet_polygraphy():  # torch warns of products of mixed types too
+        return [infer(case.feed) if case.one_pass else run_case(infer, case) for case in cases]
 
 
 def _shapes(feed: Mapping[str, np.ndarray[Any, Any]]) -> str:

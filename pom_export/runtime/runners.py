@@ -1,18 +1,15 @@
-"""Polygraphy runners: one for each place where a model's outputs come from."""
+"""Where a model's outputs come from: ONNX Runtime as a Polygraphy runner, and PyTorch."""
 
 from __future__ import annotations
 
 import os
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from polygraphy.backend.base import BaseRunner
 from polygraphy.backend.onnxrt import OnnxrtRunner
-from polygraphy.common import TensorMetadata
 
 from pom_export.graph.exported import nested
 from pom_export.runtime.session import inference_session
@@ -26,32 +23,6 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 def onnxruntime_runner(model: str | os.PathLike[str], name: str, *, kernels: bool) -> BaseRunner:
     """Return a runner on ONNX Runtime, with our kernels or with the op's function."""
     return OnnxrtRunner(lambda: inference_session(model, kernels=kernels), name=name)
-
-
-class _CallableRunner(BaseRunner):  # type: ignore[misc]  # Polygraphy is untyped
-    """Runs a function from named arrays to named arrays."""
-
-    def __init__(self, function: Callable[[Arrays], Arrays], metadata: TensorMetadata, name: str) -> None:
-        super().__init__(name=name)
-        self._function = function
-        self._metadata = metadata
-
-    def get_input_metadata_impl(self) -> TensorMetadata:
-        return self._metadata
-
-    def infer_impl(self, feed_dict: Arrays) -> Arrays:
-        started = time.perf_counter()
-        outputs = OrderedDict(self._function(feed_dict))
-        self.inference_time = time.perf_counter() - started
-        return outputs
-
-
-def torch_runner(module: nn.Module, outputs: Sequence[str], metadata: TensorMetadata, name: str) -> BaseRunner:
-    """Return a runner of a PyTorch module that takes the inputs by name, floating ones as float64.
-
-    The module must be in float64 too: its outputs are what others are measured against.
-    """
-    return _CallableRunner(lambda feed: dict(zip(outputs, run_module(module, feed), strict=True)), metadata, name)
 
 
 def run_module(module: nn.Module, feed: Arrays) -> list[npt.NDArray[Any]]:
@@ -77,9 +48,3 @@ def to_numpy(tensor: Tensor) -> npt.NDArray[Any]:
     if tensor.dtype == torch.bfloat16:
         return tensor.detach().contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return tensor.detach().numpy()
-
-
-def recorded_runner(recordings: Sequence[Arrays], metadata: TensorMetadata, name: str) -> BaseRunner:
-    """Return a runner that replays outputs saved earlier, one recording a call, in order."""
-    remaining = iter(recordings)
-    return _CallableRunner(lambda _: next(remaining), metadata, name)

@@ -12,7 +12,7 @@ import pytest
 
 from pom_export.errors import InputError
 from pom_export.graph.exported import TensorSpec
-from pom_export.parity.inputs import Case
+from pom_export.parity.case import Case
 from pom_export.parity.recording import load_recording, recorded_model, save_recording
 
 INPUTS = [TensorSpec("x", np.dtype("float32"), ("batch", "tokens", 4))]

@@ -1,0 +1,196 @@
+"""What a model's outputs should be: from its checkpoint, or from the parity data saved at export."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pom_export.errors import CheckpointError, InputError
+from pom_export.files import sha256_of
+from pom_export.graph.exported import BLOCK_CAUSAL, ExportedModel
+from pom_export.parity.case import Arrays, Case
+from pom_export.parity.coverage import LONGER, Reach, make_coverage
+from pom_export.parity.inputs import cases_from_npz, make_cases
+from pom_export.parity.interface import (
+    check_limits,
+    check_outputs,
+    match_inputs,
+    pinned_note,
+    program_spec,
+)
+from pom_export.parity.precision import judged_precision
+from pom_export.parity.recording import load_recording, recording_path
+from pom_export.parity.verification import record
+
+if TYPE_CHECKING:
+    from pom_export.checkpoint.loading import LoadedModel
+    from pom_export.graph.program import Program
+
+# What the longest case may cost: multiplications by weights, numbers of an output, and of attention's scores.
+_MOST_PRODUCTS = 2**35
+_MOST_OUTPUTS = 2**24
+_MOST_SCORES = 2**26
+# Positions that are computed lose digits of their angles; where there are none, all that float32 counts.
+_PAST, _PAST_WITHOUT_POSITIONS = 100_003, 10_000_003
+_LARGEST_HINT = 2**31
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a model's outputs should be, case by case, and where that comes from.
+
+    Attributes:
+        cases: the inputs.
+        outputs: the reference's outputs.
+        reference: where they come from.
+        precision: the type whose tolerance applies.
+        notes: what a reader should know besides.
+    """
+
+    cases: Sequence[Case]
+    outputs: Sequence[Arrays]
+    reference: str
+    precision: str
+    notes: Sequence[str] = ()
+
+
+def expected_of_recording(model: ExportedModel) -> Expected:
+    """Return what was recorded when a model was exported.
+
+    Raises:
+        InputError: there are no parity data, or they are not of this model.
+    """
+    file = recording_path(model.path)
+    cases, outputs = load_recording(file, sha256_of(model.path), model.inputs, model.outputs)
+    precision, notes = judged_precision(model)
+    for recorded in outputs:
+        check_outputs(model, precision, recorded)
+    notes.append(f"without --checkpoint, only the {len(cases)} recorded cases were compared, not the file's own claims")
+    return Expected(cases, outputs, f"PyTorch in float64, recorded in {file}", precision, notes)
+
+
+def expected_of_checkpoint(
+    model: ExportedModel,
+    checkpoint: str | os.PathLike[str],
+    inputs: str | os.PathLike[str] | None,
+    seed: int,
+) -> Expected:
+    """Return what PyTorch computes in float64 of a checkpoint's weights, after comparing the file's interface with it.
+
+    Args:
+        model: the file; it says how the checkpoint was exported (mask, state, positions) and nothing else.
+        checkpoint: the reference.
+        inputs: a .npz of inputs; None: random and edge cases.
+        seed: of the random inputs.
+
+    Raises:
+        InputError: the checkpoint is not usable or of another model, or the file's interface or claims are not its.
+    """
+    from pom_export.graph.reference import Float64Module
+
+    loaded = _load(model, checkpoint)
+    program = _program(model, loaded)
+    interface = match_inputs(model, [program_spec(program, name) for name in program.inputs])
+    precision, notes = judged_precision(model, _matrix_values(program))
+    notes = [*_source_notes(model, checkpoint, loaded.sha256), *notes, *check_limits(model, program.limits)]
+    notes += pinned_note(interface)
+    if inputs is None:
+        cases = list(make_cases(interface.pinned_specs(), program.limits, seed))
+        causal = model.stateful != BLOCK_CAUSAL
+        further = make_coverage(interface, program.limits, _reach(program), seed, causal=causal)
+        cases += further.cases
+        notes += further.notes
+    else:
+        cases = cases_from_npz(inputs, interface.pinned_specs(), program.limits)
+    reference = Float64Module(program.module)
+    outputs = record(reference, program.outputs, cases[:1])
+    check_outputs(model, precision, outputs[0])
+    outputs += record(reference, program.outputs, cases[1:])
+    return Expected(cases, outputs, f"PyTorch in float64, weights of {checkpoint}{_told(model)}", precision, notes)
+
+
+def _told(model: ExportedModel) -> str:
+    """Return what the reference was told of the export, for the report."""
+    told = [f"mask {model.properties['mask']}"] if model.properties.get("mask") else []
+    told += [f"state {model.stateful}"] if model.stateful else []
+    return f" ({', '.join(told)})" if told else ""
+
+
+def _source_notes(model: ExportedModel, checkpoint: str | os.PathLike[str], sha256: str) -> list[str]:
+    """Say when the weights come from another file than the model's: the same ones may be saved in many ways."""
+    exported_from = model.properties.get("source_sha256", sha256)
+    if sha256 == exported_from:
+        return []
+    return [
+        f"{checkpoint} is not the file that was exported: sha256 {sha256[:12]}, the model's is {exported_from[:12]}"
+    ]
+
+
+def _load(model: ExportedModel, checkpoint: str | os.PathLike[str]) -> LoadedModel:
+    from pom_export.checkpoint import load_model
+    from pom_export.checkpoint.spec import V1
+
+    # What a v1 checkpoint's shapes don't tell, the exported file does.
+    config = model.spec.get("config", {})
+    v1 = str(model.spec.get("family", "")).startswith(V1)
+    degree, heads = _hint(config.get("degree")) if v1 else None, _hint(config.get("attention_heads"))
+    try:
+        loaded = load_model(checkpoint, degree=degree, heads=heads)
+    except CheckpointError as error:
+        was = f"a {model.spec.get('architecture', 'model')} of family {model.spec.get('family', 'unknown')}"
+        raise InputError(
+            f"{checkpoint} does not fit the model, which was exported from {was}: {error.what}",
+            "Name the checkpoint that was exported",
+        ) from error
+    if model.properties.get("spec") != loaded.spec.to_json():
+        raise InputError(
+            f"{checkpoint} is a {loaded.spec.summary()}; the model was exported from another",
+            "Name the checkpoint that was exported",
+        )
+    return loaded
+
+
+def _hint(value: Any) -> int | None:
+    """Return a hyper-parameter that the file's spec gives; the loaded model's spec is compared with it afterwards."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < _LARGEST_HINT else None
+
+
+def _program(model: ExportedModel, loaded: LoadedModel) -> Program:
+    from pom_export.graph.program import GraphOptions
+    from pom_export.graph.programs import program_of
+
+    names = {spec.name for spec in model.inputs}
+    options = GraphOptions(
+        model.properties.get("mask") or None,
+        "context" in names,
+        "positions" in names,
+        stateful=bool(model.stateful),
+        block_causal=model.stateful == BLOCK_CAUSAL,
+    )
+    return program_of(loaded.module, options)
+
+
+def _matrix_values(program: Program) -> int:
+    """Return how many numbers the weight matrices have, the polynomials' coefficients left out."""
+    matrices = (p for name, p in program.module.named_parameters() if p.dim() > 1 and not name.endswith("po_coeff"))
+    return sum(matrix.numel() for matrix in matrices)
+
+
+def _reach(program: Program) -> Reach:
+    """Return how far cases of a model may go, so that they take seconds and no more memory than others."""
+    from pom_export.models.gpt import CausalSelfAttention, Rotary
+
+    modules = list(program.module.modules())
+    vocabularies = [counts[0] for name, counts in program.limits.values.items() if name == "input_ids"]
+    widths = [tensor.shape[-1] for tensor in program.inputs.values() if tensor.is_floating_point()]
+    heads = max((part.n_head for part in modules if isinstance(part, CausalSelfAttention)), default=0)
+    tokens = [
+        LONGER,
+        _MOST_PRODUCTS // max(_matrix_values(program), 1),
+        _MOST_OUTPUTS // max([*vocabularies, *widths], default=1),
+        *([int((_MOST_SCORES / heads) ** 0.5)] if heads else []),
+    ]
+    positions = any(isinstance(part, Rotary) for part in modules)
+    return Reach(max(min(tokens), 1), _PAST if positions else _PAST_WITHOUT_POSITIONS)

@@ -1,0 +1,59 @@
+"""One case of a comparison: named inputs, given in one call or in several that go on from each other's state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pom_export.graph.exported import is_past, present_name
+
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
+_TOKEN_AXIS = 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """Named inputs, and what is special about them.
+
+    Attributes:
+        name: for the report.
+        feed: the inputs.
+        cuts: where the tokens are cut into calls, each of which is given the state that the last one left; empty: one
+            call.
+        token_axes: of a case in several calls: the axis of the tokens, by input.
+        one_pass: whether calls give what one pass over all of their tokens does, as they do in causal models.
+    """
+
+    name: str
+    feed: Arrays
+    cuts: tuple[int, ...] = ()
+    token_axes: Mapping[str, int] = field(default_factory=dict)
+    one_pass: bool = True
+
+
+def run_case(infer: Callable[[Arrays], Arrays], case: Case) -> dict[str, Array]:
+    """Return the outputs of a case; of one in several calls the tokens' outputs joined, and the state of the last."""
+    if not case.cuts:
+        return dict(infer(case.feed))
+    tokens = next(case.feed[name].shape[axis] for name, axis in case.token_axes.items())
+    past = {name: array for name, array in case.feed.items() if is_past(name)}
+    presents = {present_name(name) for name in past}
+    parts: dict[str, list[Array]] = {}
+    outputs: Arrays = {}
+    for start, stop in pairwise((0, *case.cuts, tokens)):
+        call = {name: case.feed[name].take(range(start, stop), axis) for name, axis in case.token_axes.items()}
+        outputs = infer({**case.feed, **past, **call})
+        # A runner may write the next call's outputs where these are.
+        past = {
+            name: np.array(outputs[present_name(name)]).astype(array.dtype, copy=False) for name, array in past.items()
+        }
+        for name in outputs.keys() - presents:
+            parts.setdefault(name, []).append(np.array(outputs[name]))
+    joined = {name: np.concatenate(arrays, axis=_TOKEN_AXIS) for name, arrays in parts.items()}
+    return {name: joined.get(name, np.asarray(array)) for name, array in outputs.items()}

@@ -1,0 +1,145 @@
+"""Cases that look further than random ones: every id and position, the last rows of tables, long pasts, many calls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from pom_export.graph.exported import BATCH, CONTEXT_TOKENS, PAST_TOKENS, TOKENS, InputLimits, TensorSpec, is_past
+from pom_export.parity.case import Array, Case
+from pom_export.parity.inputs import LONGEST, Plan, draw
+from pom_export.parity.interface import Interface
+
+LONGER: Final = 4100
+"""Tokens of the longest case where nothing limits them: beyond the public tables of 4096 positions."""
+
+# A state of so many tokens has a second float that shows: the first rounds at a hundredth of a token's features.
+_LONG_PAST: Final = 5003
+_MOST_CASES: Final = 64
+_CALL: Final = 5
+_CALLS: Final = 3
+_TINY: Final = 1e-3
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far the cases may go.
+
+    Attributes:
+        tokens: most tokens of a case that this machine computes in seconds.
+        past: tokens before a call, in a model that keeps nothing of each.
+    """
+
+    tokens: int
+    past: int
+
+
+def make_coverage(interface: Interface, limits: InputLimits, reach: Reach, seed: int, *, causal: bool) -> Coverage:
+    """Return the cases for a model's inputs, reproducible from the seed, and what they leave out.
+
+    Args:
+        interface: the inputs.
+        limits: what they may hold, as the reference has it.
+        reach: how far the cases may go.
+        seed: of the random generator.
+        causal: of a stateful model: whether calls give what one pass does.
+    """
+    planner = _Planner(interface, limits, reach, np.random.default_rng([seed, 1]))
+    cases = [*planner.values(), *planner.length()]
+    if any(is_past(spec.name) for spec in interface.specs):
+        cases += [*planner.past(), *planner.calls(causal)]
+    return Coverage(cases, planner.notes)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Cases, and what they leave out, each in one line."""
+
+    cases: list[Case]
+    notes: list[str]
+
+
+class _Planner:
+    def __init__(self, interface: Interface, limits: InputLimits, reach: Reach, random: np.random.Generator) -> None:
+        self.interface = interface
+        self.specs = interface.pinned_specs()
+        self.limits = limits
+        self.reach = reach
+        self.random = random
+        self.notes: list[str] = []
+        self.longest = LONGEST
+
+    def _draw(self, plan: Plan, specs: list[TensorSpec] | None = None) -> dict[str, Array]:
+        return draw(self.specs if specs is None else specs, plan, self.limits, self.random)
+
+    def values(self) -> Iterator[Case]:
+        """Yield cases in which every value of the inputs of integers is there, as far as they reach."""
+        counted = [spec for spec in self.specs if spec.name in self.limits.values]
+        if not counted:
+            return
+        total = max(max(self.limits.values[spec.name]) for spec in counted)
+        tokens = min(total, self.reach.tokens)
+        places = min(self._places(spec, tokens) for spec in counted)
+        cases = min(-(-total // places), max(self.reach.tokens // places, 1), _MOST_CASES)
+        names = " and ".join(spec.name for spec in counted)
+        if (seen := cases * places) < total:
+            self.notes.append(f"{seen} of {total} values of {names} were compared, spread over all")
+        for case in range(cases):
+            feed = self._draw(Plan("", 1, tokens, tokens, kept=1.0, past=0))
+            for spec in counted:
+                counts, like = self.limits.values[spec.name], feed[spec.name]
+                columns = [_share(count, case, cases, like.size // len(counts)) for count in counts]
+                feed[spec.name] = np.stack(columns, -1).reshape(like.shape).astype(spec.dtype)
+            yield Case(f"every value of {names}" if seen >= total else f"values of {names}", feed)
+        self.longest = max(self.longest, tokens if TOKENS not in self.interface.pinned else 0)
+
+    def _places(self, spec: TensorSpec, tokens: int) -> int:
+        """Return how many values an input has room for, in a case of so many tokens."""
+        sizes = {BATCH: 1, TOKENS: tokens, CONTEXT_TOKENS: tokens}
+        shape = [axis if isinstance(axis, int) else sizes[axis] for axis in spec.axes]
+        return math.prod(shape) // len(self.limits.values[spec.name])
+
+    def length(self) -> Iterator[Case]:
+        """Yield a case as long as the model's tables, or longer than any other."""
+        if TOKENS in self.interface.pinned or not any(TOKENS in spec.axes for spec in self.specs):
+            return
+        limit = self.limits.tokens
+        tokens = min(LONGER if limit is None else limit, self.reach.tokens)
+        if tokens > self.longest:
+            yield Case("the longest", self._draw(Plan("", 1, tokens, tokens, kept=1.0, past=0)))
+        if limit is not None and max(tokens, LONGEST) < limit:
+            self.notes.append(f"positions from {max(tokens, LONGEST)} to {limit - 1} were not compared")
+        elif limit is None and max(tokens, self.longest) <= LONGEST:
+            self.notes.append(f"sequences of more than {LONGEST} tokens were not compared")
+
+    def past(self) -> Iterator[Case]:
+        """Yield cases that go on from a long past, at the last positions where those end."""
+        grows = any(PAST_TOKENS in spec.axes for spec in self.specs)
+        name = "a long past" if self.limits.tokens is None else "the last positions"
+        past = self.limits.tokens or (_LONG_PAST if grows else self.reach.past)
+        for plan in (Plan(name, 2, _CALL, _CALL, past=past), Plan(f"{name}, tiny values", 1, 1, 1, _TINY, past=past)):
+            if plan.scale == 1.0 or any(spec.dtype.kind not in "biu" and not is_past(spec.name) for spec in self.specs):
+                yield Case(plan.name, self._draw(plan))
+
+    def calls(self, causal: bool) -> Iterator[Case]:
+        """Yield a case whose tokens come in several calls, each of which is given the state of the last one."""
+        call = self.interface.pinned.get(TOKENS, _CALL)
+        tokens = call * _CALLS
+        if self.limits.tokens is not None and tokens > self.limits.tokens:
+            return
+        specs = self.interface.pinned_specs(but=TOKENS)
+        axes = {spec.name: spec.axes.index(TOKENS) for spec in specs if TOKENS in spec.axes}
+        feed = self._draw(Plan("", 2, tokens, tokens, kept=1.0, past=0), specs)
+        yield Case(f"{_CALLS} calls, each with the state of the last", feed, (call, 2 * call), axes, causal)
+
+
+def _share(count: int, case: int, cases: int, places: int) -> Array:
+    """Return a case's share of the values below a count: all of them in turn, or as many as fit, evenly spread."""
+    numbers = np.arange(case, places * cases, cases)
+    if places * cases >= count:
+        return numbers % count
+    return np.round(np.linspace(0, count - 1, places * cases)).astype(np.int64)[numbers]

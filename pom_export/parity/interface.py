@@ -1,0 +1,147 @@
+"""A file's interface beside the reference's: what a file lacks, adds, or pins is said before anything is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pom_export.errors import InputError, printable
+from pom_export.graph.exported import PAST_STATE, ExportedModel, InputLimits, TensorSpec, present_name
+from pom_export.runtime.runners import to_numpy
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from pom_export.graph.program import Program
+
+_HINT = "Export the checkpoint again"
+_STATE = (PAST_STATE, present_name(PAST_STATE))
+_HALF_KIND = "V"  # numpy's, for types that it does not have
+
+
+@dataclass(frozen=True)
+class Interface:
+    """The inputs of a model as its reference has them, with the types that the file has.
+
+    Attributes:
+        specs: the inputs; dynamic dimensions have the reference's names.
+        pinned: sizes of those that the file fixes, by name.
+    """
+
+    specs: Sequence[TensorSpec]
+    pinned: Mapping[str, int]
+
+    def pinned_specs(self, but: str = "") -> list[TensorSpec]:
+        """Return the inputs with the file's fixed sizes, except for one dimension's."""
+        sizes: dict[str | int, int] = {name: size for name, size in self.pinned.items() if name != but}
+        return [replace(spec, axes=tuple(sizes.get(axis, axis) for axis in spec.axes)) for spec in self.specs]
+
+
+def program_spec(program: Program, name: str) -> TensorSpec:
+    """Describe an input of one of our programs, whose dynamic dimensions have names."""
+    tensor, dynamic = program.inputs[name], (program.dynamic_shapes or {}).get(name, {})
+    axes = (dynamic[i].__name__ if i in dynamic else size for i, size in enumerate(tensor.shape))
+    return TensorSpec(name, to_numpy(tensor).dtype, tuple(axes))
+
+
+def match_inputs(model: ExportedModel, reference: Sequence[TensorSpec]) -> Interface:
+    """Return what a file's inputs are in the reference's terms.
+
+    Raises:
+        InputError: an input is missing, there besides, or of another type, rank or size.
+    """
+    given = {spec.name: spec for spec in model.inputs}
+    _match_names(model, "input", given, [spec.name for spec in reference])
+    pinned: dict[str, int] = {}
+    for spec in reference:
+        found = given[spec.name]
+        if not _same_kind(found, spec.dtype) or len(found.axes) != len(spec.axes):
+            raise InputError(f"model {model.path} takes {found}, where the reference takes {spec}", _HINT)
+        for axis, (size, expected) in enumerate(zip(found.axes, spec.axes, strict=True)):
+            if not isinstance(size, int):
+                continue
+            if size != (pinned.setdefault(expected, size) if isinstance(expected, str) else expected):
+                raise InputError(
+                    f"model {model.path} takes {found}, where the reference takes {spec}: dimension {axis} differs",
+                    _HINT,
+                )
+    return Interface([replace(spec, dtype=given[spec.name].dtype) for spec in reference], pinned)
+
+
+def check_limits(model: ExportedModel, limits: InputLimits) -> list[str]:
+    """Compare what a file says that its inputs may hold with the reference's; return what is to be noted.
+
+    Raises:
+        InputError: they differ.
+    """
+    if model.claims.limits is None:
+        return [] if limits == InputLimits() else ["the file does not say what its inputs may hold"]
+    claimed, known = (_plain(each) for each in (model.claims.limits, limits))
+    for name in claimed:
+        if claimed[name] != known[name]:
+            raise InputError(
+                f"model {model.path} says that its inputs' {name} are limited to {claimed[name]}; "
+                f"the reference's are to {known[name]}",
+                _HINT,
+            )
+    return []
+
+
+def _plain(limits: InputLimits) -> dict[str, Any]:
+    values = {name: list(counts) for name, counts in limits.values.items()}
+    return {"values": values, "tokens": limits.tokens, "scale": limits.scale}
+
+
+def check_outputs(model: ExportedModel, precision: str, expected: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Compare the outputs that a file declares with those that the reference gave.
+
+    Args:
+        model: the file.
+        precision: the type of its weights.
+        expected: the reference's outputs of a case.
+
+    Raises:
+        InputError: an output is missing, there besides, or of another type or rank.
+    """
+    given = {spec.name: spec for spec in model.outputs}
+    _match_names(model, "output", given, list(expected))
+    for name, array in expected.items():
+        spec = given[name]
+        half = spec.dtype.name != "float32" and spec.dtype.name != precision
+        wrong_type = not _same_kind(spec, array.dtype) or (array.dtype.kind == "f" and half)
+        if wrong_type or len(spec.axes) != array.ndim:
+            kind = "integers" if array.dtype.kind in "iu" else "truth values" if array.dtype.kind == "b" else precision
+            raise InputError(
+                f"model {model.path} gives {spec}, where the reference gives {kind} in {array.ndim} dimensions", _HINT
+            )
+
+
+def _same_kind(spec: TensorSpec, dtype: np.dtype[Any]) -> bool:
+    if spec.name in _STATE:
+        return spec.dtype == np.float32
+    floats = "f" + _HALF_KIND
+    if dtype.kind in floats:
+        return spec.dtype.kind in floats
+    return spec.dtype == dtype
+
+
+def _match_names(model: ExportedModel, kind: str, given: Iterable[str], expected: Sequence[str]) -> None:
+    names = list(given)
+    for relation, those, others in (("lacks", expected, names), ("has", names, expected)):
+        if odd := [name for name in those if name not in others]:
+            raise InputError(
+                f"model {model.path} {relation} the {kind} {printable(odd[0], 80)}; "
+                f"the reference has {', '.join(expected)}",
+                _HINT,
+            )
+
+
+def pinned_note(interface: Interface) -> list[str]:
+    """Return a note of the sizes that a file fixes."""
+    if not interface.pinned:
+        return []
+    fixed = " and ".join(f"{name} at {size}" for name, size in sorted(interface.pinned.items()))
+    return [f"the file fixes {fixed}, which the reference leaves open: no other sizes were compared"]
