@@ -16,10 +16,11 @@ import click
 
 from pom_export import interrupts
 from pom_export.cli.output import Progress, common_options, human_bytes, say, say_on_stderr, settle_stdout
-from pom_export.errors import InputError
+from pom_export.errors import InputError, printable
 
 if TYPE_CHECKING:
-    from pom_export.text.generation import Generation, Settings
+    from pom_export.text.generation import Generation
+    from pom_export.text.notes import Settings
 
 _KIB = 1024
 
@@ -63,10 +64,12 @@ def command(
     """
     from pom_export.engine.manifest import manifest_path
     from pom_export.engine.streaming import tensorrt_backend
+    from pom_export.files import check_writable
     from pom_export.runtime.state import State
     from pom_export.runtime.streaming import StreamingSession
-    from pom_export.text.generation import Generation, settings_of, vocabulary_of
-    from pom_export.text.tokenizers import choose_tokenizer
+    from pom_export.text.generation import Generation, vocabulary_of
+    from pom_export.text.notes import read_notes
+    from pom_export.text.tokenizers import choose_tokenizer, is_file
 
     progress = Progress(verbose)
     if max_tokens < 0:
@@ -76,16 +79,21 @@ def command(
         raise InputError("there is no prompt", "Give --prompt TEXT, --prompt-file FILE or --load-state FILE")
     state = None if load_state is None else State.load(load_state)
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    settings = _settings(None if state is None else settings_of(state), given, tokenizer, stop)
+    before = None if state is None else read_notes(state).settings
+    settings = _settings(before, given, tokenizer, stop)
     progress(f"loading {engine or model}")
     session = StreamingSession(model, backend=None if engine is None else tensorrt_backend(engine))
+    known = choose_tokenizer(settings.tokenizer, vocabulary_of(session))
     if save_state is not None:
         engine_files = () if engine is None else (engine, manifest_path(engine))
-        _check_place(save_state, (session.model.path, *session.model.weights, prompt_file, *engine_files))
-    known = choose_tokenizer(settings.tokenizer, vocabulary_of(session))
+        sources = [session.model.path, *session.model.weights, prompt_file, *engine_files]
+        sources += [known.name] if is_file(known.name) else []
+        check_writable(save_state, sources, "state", session.state_bytes)
     generation = Generation(session, known, replace(settings, tokenizer=known.name), state)
     if text is not None:
         generation.prompt(text)
+    if tokenizer is None and before is not None and is_file(before.tokenizer):
+        say_on_stderr(f"pom-export: the state names the tokenizer {printable(before.tokenizer)}")
     progress("generating")
     try:
         text = _write(generation, max_tokens, as_json, keep=save_state is not None)
@@ -121,7 +129,7 @@ def _settings(before: Settings | None, given: dict[str, Any], tokenizer: str | N
     """Return the settings: what is given, else those of the state, else the defaults."""
     import secrets
 
-    from pom_export.text.generation import Settings
+    from pom_export.text.notes import Settings
     from pom_export.text.sampling import Sampling
     from pom_export.text.tokenizers import AUTO
 
@@ -133,16 +141,6 @@ def _settings(before: Settings | None, given: dict[str, Any], tokenizer: str | N
         return Settings(Sampling(**chosen), tokenizer or AUTO, tuple(stop))
     sampling = replace(before.sampling, **chosen)
     return Settings(sampling, tokenizer or before.tokenizer, tuple(stop) or before.stop)
-
-
-def _check_place(place: str, sources: Sequence[str | Path | None]) -> None:
-    """Raise InputError where a state could not be saved, before a long text is written."""
-    from pom_export.files import check_replaceable
-
-    file = Path(place)
-    check_replaceable(file, sources, "state")
-    if not file.parent.is_dir():
-        raise InputError(f"cannot write {file}: its folder does not exist", f"mkdir -p {file.parent}")
 
 
 def _write(generation: Generation, most: int, as_json: bool, *, keep: bool) -> str:

@@ -96,12 +96,11 @@ class StopStream:
 
     Args:
         stops: the strings, none empty.
-        held: text that was held back before.
     """
 
-    def __init__(self, stops: Sequence[str], held: str = "") -> None:
+    def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
-        self.held = held
+        self.held = ""
         self.stopped = False
 
     def push(self, text: str) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -16,7 +15,7 @@ from pom_export.runtime.state import State
 from pom_export.runtime.streaming import CHUNK, StreamingSession
 from pom_export.runtime.streaming_interface import IDS
 from pom_export.text.decoding import StopStream
-from pom_export.text.sampling import Sampling
+from pom_export.text.notes import Notes, Settings, check_fits, check_held, read_notes
 from pom_export.text.tokenizers import Tokenizer
 
 # What a run ended by, besides by an exception.
@@ -24,26 +23,9 @@ ENOUGH: Final = "max_tokens"
 STOPPED: Final = "stop"
 POSITIONS: Final = "positions"
 
-_NOTES: Final = "generate"
-_LOGITS: Final = "logits"
 # Of the logits of one call of a long prompt, of which only the last token's are used.
 _LOGITS_BYTES: Final = 64 * 2**20
 _FEWEST: Final = 64
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a text is continued with; a saved state remembers it.
-
-    Attributes:
-        sampling: how tokens are chosen.
-        tokenizer: its name, for `choose_tokenizer`.
-        stop: strings that end the text, left out of it.
-    """
-
-    sampling: Sampling
-    tokenizer: str
-    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -197,28 +179,31 @@ class Generation:
 
     def state(self) -> State:
         """Return the state, to be saved: the model's, what was not given to it yet, and how to go on."""
-        snapshot = self._session.snapshot()
-        notes = {
-            "pending": list(self._now.pending),
-            "chosen": self._now.chosen,
-            "stream": dict(self._stream.held()),
-            "held": self._stops.held,
-            "ready": self._ready,
-            "settings": asdict(self._settings),
-        }
-        extras = {} if self._now.logits is None else {_LOGITS: np.array(self._now.logits)}
-        return replace(snapshot, notes={_NOTES: notes}, extras=extras)
+        notes = Notes(
+            settings=self._settings,
+            pending=self._now.pending,
+            logits=self._now.logits,
+            chosen=self._now.chosen,
+            stream=self._stream.held(),
+            held=self._stops.held,
+            ready=self._ready,
+        )
+        return notes.added_to(self._session.snapshot())
 
     def _continue(self, state: State) -> None:
-        notes, settings = _notes_of(state), settings_of(state)
+        notes = read_notes(state)
+        check_fits(notes, self._vocabulary)
+        same_tokenizer = notes.settings.tokenizer == self._settings.tokenizer
+        if same_tokenizer:
+            check_held(notes.stream, self._tokenizer)
         self._session.restore(state)
         # A new seed begins anew; the old one goes on.
-        chosen = notes["chosen"] if settings.sampling.seed == self._settings.sampling.seed else 0
-        self._now = _Position(tuple(notes["pending"]), state.extras.get(_LOGITS), chosen)
-        if settings.tokenizer == self._settings.tokenizer:
-            self._stream = self._tokenizer.stream(held=notes["stream"])
-        self._stops = StopStream(self._settings.stop, notes["held"])
-        self._ready = notes["ready"]
+        chosen = notes.chosen if notes.settings.sampling.seed == self._settings.sampling.seed else 0
+        self._now = _Position(notes.pending, notes.logits, chosen)
+        if same_tokenizer:
+            self._stream = self._tokenizer.stream(held=notes.stream)
+        # Other stops may be in what was held back, or not begin there.
+        self._ready = notes.ready + self._stops.push(notes.held)
 
 
 def vocabulary_of(session: StreamingSession) -> int:
@@ -235,24 +220,3 @@ def vocabulary_of(session: StreamingSession) -> int:
     if IDS not in model.limits.values:
         raise InputError(f"{model.path.name} does not say how many tokens it has", "Export it again")
     return int(model.limits.values[IDS][0])
-
-
-def settings_of(state: State) -> Settings:
-    """Return the settings that a generation's state remembers.
-
-    Raises:
-        InputError: it is another state.
-    """
-    settings: Mapping[str, Any] = _notes_of(state)["settings"]
-    try:
-        return Settings(Sampling(**settings["sampling"]), settings["tokenizer"], tuple(settings["stop"]))
-    except (LookupError, TypeError) as error:
-        raise InputError("the state's settings are of another version", "Begin anew") from error
-
-
-def _notes_of(state: State) -> Mapping[str, Any]:
-    notes = state.notes.get(_NOTES)
-    wanted: Sequence[str] = ("pending", "chosen", "stream", "held", "ready", "settings")
-    if not isinstance(notes, dict) or any(key not in notes for key in wanted):
-        raise InputError("the state was not saved by a generation", "Save it with --save-state")
-    return notes

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Final
 
 import numpy as np
@@ -38,13 +39,14 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+        # Comparisons, and no conversions: a whole number may be beyond any float.
+        if not (_is_number(self.temperature) and 0 <= self.temperature <= sys.float_info.max):
             raise InputError(f"temperature must be a number from 0 on, got {self.temperature}", "0 is the likeliest")
-        if self.top_k is not None and self.top_k < 1:
+        if self.top_k is not None and not (_is_whole(self.top_k) and self.top_k >= 1):
             raise InputError(f"top_k must be at least 1, got {self.top_k}", "Leave it out to choose from all tokens")
-        if not 0 < self.top_p <= 1:
+        if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
             raise InputError(f"top_p must be above 0 and at most 1, got {self.top_p}", "1 chooses from all tokens")
-        if not 0 <= self.seed < _SEEDS:
+        if not (_is_whole(self.seed) and 0 <= self.seed < _SEEDS):
             raise InputError(f"seed must be 0 to 2^64 - 1, got {self.seed}", "Choose another")
 
     def choose(self, logits: Array, number: int) -> Array:
@@ -68,13 +70,21 @@ class Sampling:
         if self.temperature == 0:
             return scores.argmax(-1)
         with np.errstate(over="ignore"):  # to -inf, which is as improbable as it should be
-            scores = (scores - largest) / self.temperature
+            scores = (scores - largest) / float(self.temperature)
         if self.top_k is not None and self.top_k < scores.shape[-1]:
             scores = np.where(_largest(scores, self.top_k), scores, -np.inf)
         weights = np.exp(scores)
         if self.top_p < 1:
             weights = np.where(_nucleus(weights, self.top_p), weights, 0.0)
         return _draw(weights, _uniform(self.seed, number, len(weights)))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _largest(scores: Array, count: int) -> Array:

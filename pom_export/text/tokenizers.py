@@ -16,6 +16,9 @@ GPT2: Final = "gpt2"
 _BYTES_VOCABULARY: Final = 256
 # GPT-2's own size, and the multiple of 64 that models round it up to.
 _GPT2_VOCABULARIES: Final = range(50257, 50305)
+# Several times what the largest vocabularies take.
+_LARGEST_FILE: Final = 128 << 20
+_HINT: Final = "Name a tokenizer.json: --tokenizer PATH"
 _INSTALL_HINT: Final = "Install it: pip install 'pom-export[text]'"
 
 
@@ -73,6 +76,8 @@ class FileTokenizer:
         except ImportError as error:
             raise MissingDependencyError("tokenizers is not installed", _INSTALL_HINT) from error
         file = readable_file(path, "tokenizer")
+        if (size := file.stat().st_size) > _LARGEST_FILE:
+            raise InputError(f"{file} has {size:,} bytes, which is no tokenizer", "Name a tokenizer.json")
         try:
             self._tokenizer: Any = tokenizers.Tokenizer.from_file(os.fspath(file))
         except Exception as error:  # the library raises no narrower class
@@ -121,6 +126,11 @@ class Gpt2Tokenizer:
         return BytesStream(self._encoding.decode_single_token_bytes, held)
 
 
+def is_file(name: str) -> bool:
+    """Return whether a tokenizer's name is a file's path."""
+    return name not in (AUTO, BYTES, GPT2)
+
+
 def choose_tokenizer(name: str, vocabulary: int) -> Tokenizer:
     """Return a tokenizer by name.
 
@@ -137,10 +147,14 @@ def choose_tokenizer(name: str, vocabulary: int) -> Tokenizer:
     elif name == AUTO and vocabulary in _GPT2_VOCABULARIES:
         name = GPT2
     elif name == AUTO:
-        raise InputError(f"no tokenizer is known for {vocabulary} tokens", "Name a tokenizer.json: --tokenizer PATH")
+        raise InputError(f"no tokenizer is known for {vocabulary} tokens", _HINT)
     if name == BYTES:
         return ByteTokenizer()
-    return Gpt2Tokenizer() if name == GPT2 else FileTokenizer(name)
+    if is_file(name):
+        return FileTokenizer(name)
+    if vocabulary < _GPT2_VOCABULARIES.start:
+        raise InputError(f"GPT-2's tokenizer has {_GPT2_VOCABULARIES.start} tokens, the model {vocabulary}", _HINT)
+    return Gpt2Tokenizer()
 
 
 def _as_utf8(text: str) -> str:

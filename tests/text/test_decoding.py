@@ -101,7 +101,8 @@ def test_pieces_change_nothing(pieces: list[str], stops: list[str]) -> None:
         text += stream.push(piece)
         if stream.stopped:
             break
-        stream = StopStream(stops, stream.held)
+        held, stream = stream.held, StopStream(stops)
+        assert stream.push(held) == ""
     whole = "".join(pieces)
     if stream.stopped:
         seen = [end for stop in stops if (end := whole.find(stop)) >= 0]

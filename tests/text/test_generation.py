@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 from pom_export import State, StreamingSession
 from pom_export.errors import InputError
 from pom_export.text import generation as module
-from pom_export.text.generation import Generation, Settings, settings_of
+from pom_export.text.generation import Generation
+from pom_export.text.notes import Settings, read_notes
 from pom_export.text.sampling import Sampling
 from pom_export.text.tokenizers import ByteTokenizer
 from tests.streaming_graphs import running_sum_model
@@ -62,8 +61,8 @@ def test_a_stop_anywhere_changes_nothing(cut: int, attention: bool, path: Path, 
         generation.read()  # the last token too
     generation.state().save(tmp_path / "state")
     state = State.load(tmp_path / "state")
-    assert settings_of(state) == SETTINGS
-    continued = start(path, settings_of(state), state)
+    assert read_notes(state).settings == SETTINGS
+    continued = start(path, SETTINGS, state)
     assert text + run(continued, 60 - cut) + rest(continued) == expected
 
 
@@ -108,7 +107,7 @@ def test_a_stop_s_beginning_is_held_in_the_state(path: Path) -> None:
     generation = start(path, settings)
     generation.prompt(PROMPT)
     text = run(generation, 12)
-    continued = start(path, settings_of(generation.state()), generation.state())
+    continued = start(path, settings, generation.state())
     assert text + run(continued, 100) == expected[: expected.index(stop)]
     assert continued.ended == "stop"
     assert not continued.advance(200)
@@ -170,6 +169,3 @@ def test_bad_use_is_refused(path: Path, tmp_path: Path) -> None:
     mixer = running_sum_model(tmp_path / "x.onnx", ids=False)
     with pytest.raises(InputError, match="takes no token ids"):
         start(mixer)
-    notes: dict[str, Any] = {"generate": {**start(path).state().notes["generate"], "settings": {"sampling": {"k": 1}}}}
-    with pytest.raises(InputError, match="of another version"):
-        settings_of(State({"past_length": np.array([0])}, session.snapshot().model, notes))
