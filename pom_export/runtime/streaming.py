@@ -271,7 +271,7 @@ class StreamingSession:
         return present.sum(1)
 
     def _check_positions(self, more: Array) -> None:
-        most = self._interface.limits.tokens
-        if most is not None and (self._now.lengths + more > most).any():
-            after = int((self._now.lengths + more).max())
+        most = self._interface.positions
+        after = int((self._now.lengths + more).max())
+        if after > most:
             raise InputError(f"{after} tokens are more than the {most} positions of {self._interface.name}", "Reset it")

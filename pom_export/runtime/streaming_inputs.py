@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pom_export.errors import InputError
-from pom_export.graph.exported import BATCH, PAST_LENGTH, TOKENS, InputLimits, TensorSpec
+from pom_export.graph.exported import BATCH, PAST_LENGTH, PAST_TOKENS, TOKENS, InputLimits, TensorSpec
 from pom_export.runtime.streaming_interface import MASK, StatefulModel
 
 Array = npt.NDArray[Any]
@@ -97,7 +97,8 @@ def fitting_state(model: StatefulModel, given: Mapping[str, Array], batch: int) 
     """Return the arrays of a state by input.
 
     Raises:
-        InputError: one is missing or of another shape or type, or they hold more tokens than the model has positions.
+        InputError: one is missing or of another shape or type, holds a number that is not finite, or does not go with
+            the lengths, or these are more than the model has positions.
     """
     sizes = {BATCH: batch}
     arrays = {}
@@ -114,11 +115,35 @@ def fitting_state(model: StatefulModel, given: Mapping[str, Array], batch: int) 
             raise InputError(
                 f"the state's {name} has the shape {list(array.shape)}, not {wanted}", "Is it another batch's?"
             )
+        if not _all_finite(array):
+            raise InputError(f"the state's {name} holds a number that is not finite", "Is it damaged?")
         arrays[name] = np.ascontiguousarray(array)
-    lengths, most = arrays[PAST_LENGTH], model.limits.tokens
-    if (lengths < 0).any() or (most is not None and (lengths > most).any()):
+    lengths = arrays[PAST_LENGTH]
+    if (lengths < 0).any() or (lengths > model.positions).any():
         raise InputError(f"the state's lengths {lengths.tolist()} are beyond the model's positions", "Is it damaged?")
+    _check_caches(model, arrays)
     return arrays
+
+
+def _all_finite(array: Array) -> bool:
+    if array.dtype.kind in "iub":
+        return True
+    # A sum passes over the array once and makes none; one that overflows is looked at number by number.
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = array.sum(dtype=np.float64)
+    return bool(np.isfinite(total)) or bool(np.isfinite(array).all())
+
+
+def _check_caches(model: StatefulModel, arrays: Mapping[str, Array]) -> None:
+    """Check that what grows with every token holds as many as the longest row has; with a mask there may be more."""
+    longest = int(arrays[PAST_LENGTH].max())
+    for part in model.past:
+        array = arrays[part.spec.name]
+        sizes = [n for axis, n in zip(part.spec.axes, array.shape, strict=True) if axis == PAST_TOKENS]
+        if any(size < longest or (size > longest and model.mask is None) for size in sizes):
+            raise InputError(
+                f"the state's {part.spec.name} holds {sizes[0]} tokens, its lengths are {longest}", "Is it damaged?"
+            )
 
 
 def checked(spec: TensorSpec, array: Array, sizes: Mapping[str, int], limits: InputLimits) -> Array:

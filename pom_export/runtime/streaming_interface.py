@@ -26,6 +26,8 @@ from pom_export.graph.exported import (
 IDS: Final = "input_ids"
 MASK: Final = "mask"
 _VECTORS: Final = "x"
+# More than any stream takes in, and all that a float64 can count.
+_MOST_TOKENS: Final = 2**53
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,11 @@ class StatefulModel:
     def takes_ids(self) -> bool:
         """Whether tokens are ids, as a language model's are."""
         return self.tokens.name == IDS
+
+    @property
+    def positions(self) -> int:
+        """How many tokens a row can have: as the file says, and fewer than a float64 can count."""
+        return _MOST_TOKENS if self.limits.tokens is None else min(self.limits.tokens, _MOST_TOKENS)
 
     @property
     def ordered(self) -> bool:

@@ -83,7 +83,8 @@ class FileTokenizer:
         except Exception as error:  # the library raises no narrower class
             raise InputError(f"{file} is no tokenizer: {reason_of(error)}", "Name a tokenizer.json") from error
         self.name = os.path.abspath(file)  # noqa: PTH100 (a link's own name)
-        self.size = int(self._tokenizer.get_vocab_size())
+        # Not their number: some vocabularies have holes.
+        self.size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
 
     def encode(self, text: str, *, begins: bool = True) -> list[int]:  # noqa: D102
         return list(self._tokenizer.encode(_as_utf8(text), add_special_tokens=begins).ids)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import fcntl
 import io
 import json
@@ -16,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tokenizers
 
 import pom_export
 from pom_export.cli.main import run
@@ -120,7 +123,7 @@ def test_ends_before_a_stop(model: str, capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.fixture
 def bad_places(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
-    names = ("mixer", "stateless", "large", "short", "other", "cut", "plain", "text", "empty")
+    names = ("mixer", "stateless", "large", "short", "other", "cut", "plain", "text", "empty", "json")
     places = {name: str(tmp_path / name) for name in names}
     running_sum_model(Path(places["mixer"]), ids=False)
     running_sum_model(Path(places["stateless"]), kind=None)
@@ -133,6 +136,8 @@ def bad_places(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     pom_export.StreamingSession(model).snapshot().save(places["plain"])
     Path(places["text"]).write_text("text")
     Path(places["empty"]).write_text("")
+    letters = {chr(place): place for place in range(97, 123)}
+    tokenizers.Tokenizer(tokenizers.models.BPE(letters, [])).save(places["json"])
     return {**places, "model": model, "state": str(state), "tmp": str(tmp_path)}
 
 
@@ -165,6 +170,8 @@ BAD_COMMANDS = {
     "state over the model": ("{model} --prompt a --save-state {model}", "is the input itself"),
     "state below nothing": ("{model} --prompt a --save-state {tmp}/no/state", "mkdir -p"),
     "state is a folder": ("{model} --prompt a --save-state {tmp}", "is a folder"),
+    "state below a file": ("{model} --prompt a --save-state {text}/state", "Not a directory"),
+    "state over the tokenizer": ("{model} --prompt a --tokenizer {json} --save-state {json}", "is the input itself"),
 }
 
 
@@ -181,6 +188,63 @@ def test_bad_input_ends_in_one_clear_line(
     assert message in "{error}. {hint}".format(**json.loads(printed.out))
     assert len(printed.err.splitlines()) == 1
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["s" * 256, pytest.param("/proc/state", marks=pytest.mark.skipif(sys.platform != "linux", reason="needs /proc"))],
+)
+def test_a_state_s_place_is_tried_before_any_text(
+    place: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["generate", model, *OPTIONS, "--save-state", str(tmp_path / place)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.splitlines()) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def rename_tokenizer(state: Path, name: str) -> str:
+    """Have a state name another tokenizer; return its place."""
+    loaded = pom_export.State.load(state)
+    notes = copy.deepcopy(dict(loaded.notes))
+    notes["generate"]["settings"]["tokenizer"] = name
+    dataclasses.replace(loaded, notes=notes).save(state)
+    return str(state)
+
+
+def test_a_tokenizer_that_a_state_names_is_said(
+    model: str, bad_places: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--prompt", "a", "--max-tokens", "1", "--tokenizer", bad_places["json"]]
+    assert run(["generate", model, *options, "--save-state", bad_places["state"]]) == 0
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    go_on = ["generate", model, "--load-state", bad_places["state"], "--max-tokens", "1"]
+    assert run(go_on) == 0
+    said, _ = capsys.readouterr().err.splitlines()
+    assert said == f"pom-export: the state names the tokenizer {bad_places['json']}"
+    assert run([*go_on, "--tokenizer", bad_places["json"]]) == 0
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["/dev/zero", "fifo", "sparse", "none", "folder", "gpt2", "a\nb"])
+def test_a_state_that_names_no_tokenizer_is_one_line(
+    kind: str, model: str, bad_places: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if kind == "fifo":
+        os.mkfifo(tmp_path / kind)
+    elif kind == "folder":
+        (tmp_path / kind).mkdir()
+    elif kind == "sparse":
+        with (tmp_path / kind).open("wb") as file:
+            file.truncate(3 * 2**30)
+    name = kind if kind == "gpt2" else str(tmp_path / kind)
+    state = rename_tokenizer(Path(bad_places["state"]), name)
+    assert run(["generate", model, "--load-state", state]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert "okenizer" in line
 
 
 def test_an_engine_needs_a_gpu(

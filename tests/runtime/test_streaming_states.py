@@ -154,6 +154,51 @@ def test_lengths_beyond_the_model_are_refused(tmp_path: Path) -> None:
         session.restore(State(arrays, session.snapshot().model))
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("past_state", lambda a: a * np.float32("nan"), "past_state holds a number that is not finite"),
+        ("past_state", lambda a: a + np.float32("inf"), "past_state holds a number that is not finite"),
+        ("past_conv.0", lambda a: -a / np.float32(0), "past_conv.0 holds a number that is not finite"),
+        ("past_key_values.0.key", lambda a: a * np.float16("inf"), "past_key_values.0.key holds a number that is not"),
+        ("past_key_values.0.key", lambda a: a[:, :, 1:], "holds 19 tokens, its lengths are 20"),
+        ("past_key_values.0.key", lambda a: np.concatenate([a, a], 2), "holds 40 tokens, its lengths are 20"),
+        ("past_key_values.0.key", lambda a: a[:, :, :, :1], "the state's past_key_values.0.key has the shape"),
+        ("past_length", lambda a: a + 1, "holds 20 tokens, its lengths are 21"),
+        ("past_length", lambda a: a + 2**53, "beyond the model's positions"),
+        ("past_length", lambda a: a - 21, "beyond the model's positions"),
+        ("past_length", lambda a: a.astype(np.float64), "the state has no past_length"),
+        ("past_length", lambda a: a[:, np.newaxis], "the state has no past_length"),
+    ],
+)
+def test_arrays_that_no_stream_leaves_are_refused(name: str, change: Any, message: str, tmp_path: Path) -> None:
+    session = StreamingSession(running_sum_model(tmp_path / "m.onnx", attention=True))
+    session.prefill(IDS)
+    state = session.snapshot()
+    with np.errstate(all="ignore"):
+        arrays = {**state.arrays, name: change(state.arrays[name])}
+    with pytest.raises(InputError, match=message):
+        session.restore(State(arrays, state.model))
+    session.restore(state)
+
+
+def test_large_sums_are_no_damage(tmp_path: Path) -> None:
+    """Their own sum is beyond their type."""
+    session = StreamingSession(running_sum_model(tmp_path / "m.onnx"))
+    state = session.snapshot()
+    arrays = {**state.arrays, "past_state": np.full_like(state.arrays["past_state"], 3e38)}
+    session.restore(State(arrays, state.model))
+
+
+def test_a_stream_ends_before_it_cannot_count(tmp_path: Path) -> None:
+    session = StreamingSession(running_sum_model(tmp_path / "m.onnx"))
+    state = session.snapshot()
+    session.restore(State({**state.arrays, "past_length": np.array([2**53 - 3])}, state.model))
+    session.prefill(IDS[:, :3])
+    with pytest.raises(InputError, match="9007199254740993 tokens are more than the 9007199254740992 positions"):
+        session.step([1])
+
+
 def test_a_state_is_not_written_where_it_cannot_be(tmp_path: Path) -> None:
     session = StreamingSession(running_sum_model(tmp_path / "m.onnx"))
     for place, message in (("no/state", "does not exist"), (".", "is a folder")):
