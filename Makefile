@@ -12,7 +12,7 @@ LEAN := $(addprefix .deps/tensorrt-lean/,10.15.1.29 11.4.0.106)
 SOURCES := $(shell find plugins -type f) pyproject.toml constraints.txt tools/fetch_headers.py
 CXX_FILES := $(shell find plugins samples tests tools -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: setup demo test lint format bench gpu clean
+.PHONY: setup demo test fuzz lint format bench gpu clean
 
 setup: $(STAMP)
 
@@ -38,6 +38,10 @@ $(LEAN): $(BIN)/python
 # A file of tests stays in one process: what its tests share is built once.
 test: setup $(if $(filter ON,$(PLUGIN)),$(LEAN))
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+# Hostile files for every reader, others than the tests' own: `make fuzz SECONDS=3600 FORMATS='pt2 onnx'`.
+fuzz: setup
+	$(BIN)/python tools/fuzz.py $(if $(SECONDS),--seconds $(SECONDS)) $(addprefix --format ,$(FORMATS))
 
 lint: setup
 	$(BIN)/ruff check .

@@ -47,18 +47,19 @@ class Ended:
     late: bool
 
 
-def fork(work: Callable[[int], int], own_memory: int) -> Ended:
+def fork(work: Callable[[int], int], own_memory: int, seconds: int = SECONDS + 1) -> Ended:
     """Call `work` in a child, with a file descriptor for its report; what it returns is the exit code.
 
     Args:
         work: is called where stdout and stderr are files of the child's own, and stdin is empty.
         own_memory: bytes that a child takes that does nothing, see `idle_memory`.
+        seconds: of a processor, after which it is killed.
     """
     out, err, report = (os.memfd_create(name) for name in ("out", "err", "report"))
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
-        _child(work, out, err, report)
+        _child(work, out, err, report, seconds)
     status, usage, late = _wait(pid)
     ended = Ended(
         code=os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
@@ -80,14 +81,14 @@ def idle_memory() -> int:
     return fork(lambda _: 0, 0).memory
 
 
-def _child(work: Callable[[int], int], out: int, err: int, report: int) -> NoReturn:
+def _child(work: Callable[[int], int], out: int, err: int, report: int, seconds: int) -> NoReturn:
     code = 255
     try:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(out, 1)
         os.dup2(err, 2)
         sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
-        _set_limits()
+        _set_limits(seconds)
         code = work(report)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -97,11 +98,11 @@ def _child(work: Callable[[int], int], out: int, err: int, report: int) -> NoRet
         os._exit(code)
 
 
-def _set_limits() -> None:
+def _set_limits(seconds: int) -> None:
     size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()  # noqa: PTH123, SIM115
     for what, most in (
         (resource.RLIMIT_AS, size + _MOST_MEMORY),
-        (resource.RLIMIT_CPU, SECONDS + 1),
+        (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, _MOST_FILE),
     ):

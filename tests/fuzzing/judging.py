@@ -16,15 +16,13 @@ from tests.fuzzing.forking import MEMORY, SECONDS, Ended
 _LONGEST = 2100
 _LONGEST_RESULT = 5000
 _PROGRESS = re.compile(r"\[ *\d+\.\ds\] ")
-# Names of results. What is more than blanks and small letters stands here; a forged line that is neither is found, and
-# one that repeats a name of `_ONCE` too.
+# What names of results look like. Of a forged line that looks like one, the name is one of `_ONCE`.
 _RESULTS = {
     "inspect": "checkpoint|recognised as|parameters|types|sha256|[a-z_0-9]+(\\.[a-z_0-9]+)?|[a-z ]+",
     "export": "agrees with PyTorch on|kept in float32|[a-z ]+",
     "verify": "[a-z-]+( emulating [a-z0-9]+)? \\((kernel|function|plugin)\\)|[a-z ]+",
     "build": "shapes \\(min / opt / max\\)|[a-z ]+",
 }
-# Lines that a forged one would claim to be; each comes once.
 _ONCE = ("result", "sha256", "checkpoint", "recognised as", "model", "engine", "reference")
 
 

@@ -1,6 +1,7 @@
 """Imports once what commands import, then runs one hostile input after another, each in a child of its own.
 
-Reads one line a case from stdin, `{"format": ..., "seed": ...}`, and answers with one, `Outcome` as JSON.
+Reads one line a case from stdin, `{"format": ..., "seed": ...}`, and answers with one, `Outcome` as JSON. An argument
+names a folder for the files of cases that end badly.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
@@ -21,39 +22,13 @@ from pom_export.engine.backend import load_backend
 from pom_export.errors import MissingDependencyError
 from tests.fuzzing import forking
 from tests.fuzzing.cases import Case, Place
+from tests.fuzzing.client import Outcome
 from tests.fuzzing.formats import FORMATS
 from tests.fuzzing.judging import contents, faults
 from tests.fuzzing.seeds import Seeds, make_seeds
 from tests.fuzzing.watching import Watch
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one case gave.
-
-    Attributes:
-        format: of the case.
-        seed: of the case; both make it again.
-        what: what was done to a good file.
-        arguments: of the command.
-        faults: what is wrong; empty: all is right.
-        code: the exit code; None: a signal ended the command.
-        seconds: of a processor.
-        megabytes: beyond the import.
-        said: the last line of stderr.
-        folder: where its files are kept; empty where they are not.
-    """
-
-    format: str
-    seed: int
-    what: str
-    arguments: tuple[str, ...]
-    faults: list[str]
-    code: int | None
-    seconds: float
-    megabytes: int
-    said: str
-    folder: str
+_KEPT_WORDS = 400
 
 
 class Server:
@@ -61,17 +36,18 @@ class Server:
 
     Args:
         folder: for the seeds and, one after another, the cases.
+        findings: where the files of cases that end badly go; None: nowhere.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, findings: Path | None = None) -> None:
         self._folder = folder
-        seeds = folder / "seeds"
-        seeds.mkdir()
-        self._seeds = Seeds(seeds)
+        self._findings = findings
+        self._seeds = Seeds(folder / "seeds")
+        self._seeds.folder.mkdir()
         _import_what_it_imports(self._seeds)
         self._memory = forking.idle_memory()
 
-    def run(self, name: str, seed: int, keep: bool = False) -> Outcome:
+    def run(self, name: str, seed: int) -> Outcome:
         """Make a case, run it and judge it."""
         place = Place(self._folder / f"{name}-{seed}")
         place.make()
@@ -79,21 +55,28 @@ class Server:
         before = contents(place)
         ended = forking.fork(lambda report: _run(case, place, report), self._memory)
         found = faults(case, place, ended, before)
-        kept = keep or bool(found)
-        if not kept:
-            shutil.rmtree(place.root)
         return Outcome(
-            name,
-            seed,
-            case.what,
-            case.arguments,
-            found,
-            ended.code,
-            round(ended.seconds, 2),
-            ended.memory // 10**6,
-            (ended.stderr.strip().split("\n") or [""])[-1][:300],
-            os.fspath(place.root) if kept else "",
+            format=name,
+            seed=seed,
+            what=case.what,
+            arguments=case.arguments,
+            faults=found,
+            code=ended.code,
+            seconds=round(ended.seconds, 2),
+            megabytes=ended.memory // 10**6,
+            said=(ended.stderr.strip().split("\n") or [""])[-1][:_KEPT_WORDS],
+            folder=self._put_away(place, keep=bool(found)),
         )
+
+    def _put_away(self, place: Place, *, keep: bool) -> str:
+        """Remove a case's files, or keep them among the findings; return where they are then."""
+        if not keep or self._findings is None:
+            shutil.rmtree(place.root)
+            return ""
+        kept = self._findings / place.root.name
+        shutil.rmtree(kept, ignore_errors=True)
+        self._findings.mkdir(parents=True, exist_ok=True)
+        return os.fspath(shutil.move(place.root, kept))
 
 
 def _run(case: Case, place: Place, report: int) -> int:
@@ -112,6 +95,9 @@ def _run(case: Case, place: Place, report: int) -> int:
 
 def _import_what_it_imports(seeds: Seeds) -> None:
     """Make the seeds in a child, and import here what it has imported: threads of ONNX Runtime stay there."""
+    import torch
+
+    torch.set_num_threads(1)
     names = seeds.folder.parent / "modules.json"
 
     def work(_: int) -> int:
@@ -119,19 +105,14 @@ def _import_what_it_imports(seeds: Seeds) -> None:
         names.write_text(json.dumps(list(sys.modules)))
         return 0
 
-    import torch
-
-    torch.set_num_threads(1)
-    ended = forking.fork(work, 0)
+    ended = forking.fork(work, 0, seconds=600)
     if ended.code != 0:
         raise RuntimeError(f"the seeds were not made: {ended}")
     with contextlib.suppress(MissingDependencyError):
         load_backend()  # says which TensorRT Polygraphy's modules are to import
     for name in json.loads(names.read_text()):
-        try:
+        with contextlib.suppress(Exception):  # made by its parent, not by an import
             importlib.import_module(name)
-        except Exception:  # noqa: BLE001 (made by its parent, not by an import)
-            continue
     gc.collect()
     gc.freeze()
 
@@ -140,11 +121,13 @@ def main() -> None:
     """Answer until stdin ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    findings = Path(sys.argv[1]) if len(sys.argv) > 1 else None
     with tempfile.TemporaryDirectory(prefix="pom-fuzzing-", ignore_cleanup_errors=True) as folder:
-        server = Server(Path(folder))
-        print(json.dumps({"formats": sorted(FORMATS)}), file=answers, flush=True)
+        server = Server(Path(folder), findings)
         for line in sys.stdin:
-            print(json.dumps(asdict(server.run(**json.loads(line)))), file=answers, flush=True)
+            asked = json.loads(line)
+            outcome = server.run(asked["format"], asked["seed"])
+            print(json.dumps(asdict(outcome)), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ _CHANGES = {
     "shutil.move": 2,
     "shutil.rmtree": 1,
 }
-_DEVICES = ("/dev/null", "/dev/shm/")
+_DEVICES = ("/dev/null/", "/dev/shm/")
 
 
 class Watch:
@@ -78,7 +78,8 @@ class Watch:
         if not isinstance(path, (str, bytes)):
             return  # a file descriptor
         real = _real(path)
-        if flags & _WRITING and not real.startswith((*self._allowed, *_DEVICES)):
+        # A nameless file is opened by its folder.
+        if flags & _WRITING and not f"{real}/".startswith((*self._allowed, *_DEVICES)):
             self._say(f"writes {real}")
         elif real.startswith(self._precious):
             self._say(f"opens {real}")

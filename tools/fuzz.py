@@ -1,0 +1,54 @@
+"""Feed hostile files to every reader, for as long as wanted; see tests/fuzzing.
+
+`make fuzz SECONDS=3600`, or `python tools/fuzz.py --format pt2 --seconds 600 --start 1000`. A finding is printed with
+the line that makes it again, and its files are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+_ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(_ROOT))
+
+from tests.fuzzing.client import Client, Outcome  # noqa: E402
+from tests.fuzzing.formats import FORMATS  # noqa: E402
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--format", action="append", choices=sorted(FORMATS), help="default: all, in turn")
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--start", type=int, default=100_000, help="first seed; tests run those from 0 on")
+    parser.add_argument("--seed", type=int, help="run this one alone, and say how it ended")
+    parser.add_argument("--findings", type=Path, default=_ROOT / "out" / "fuzz", help="where files are kept")
+    given = parser.parse_args()
+    with Client(given.findings) as client:
+        if given.seed is not None:
+            outcomes = [client.run(name, given.seed) for name in given.format or sorted(FORMATS)]
+            print(*outcomes, sep="\n")
+        else:
+            outcomes = _run(client, given.format or sorted(FORMATS), given.seconds, given.start)
+    return int(any(outcome.faults for outcome in outcomes))
+
+
+def _run(client: Client, formats: list[str], seconds: float, seed: int) -> list[Outcome]:
+    """Run formats in turn until the time is over; return the findings."""
+    end, findings, count = time.monotonic() + seconds, [], 0
+    while time.monotonic() < end:
+        for name in formats:
+            outcome = client.run(name, seed)
+            count += 1
+            if outcome.faults:
+                findings.append(outcome)
+                print(outcome, flush=True)
+        seed += 1
+    print(f"{count} cases, up to seed {seed - 1}: {len(findings)} findings")
+    return findings
+
+
+if __name__ == "__main__":
+    sys.exit(main())
