@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # What the longest case may cost: multiplications by weights, numbers of an output, and of attention's scores.
 _MOST_PRODUCTS = 2**35
 _MOST_OUTPUTS = 2**24
-_MOST_SCORES = 2**26
+_MOST_SCORES = 2**24
 # Positions that are computed lose digits of their angles; where there are none, all that float32 counts.
 _PAST, _PAST_WITHOUT_POSITIONS = 100_003, 10_000_003
 _LARGEST_HINT = 2**31

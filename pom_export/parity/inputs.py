@@ -103,11 +103,11 @@ def _sizes(specs: Sequence[TensorSpec], plan: Plan, most_tokens: int | None) -> 
     most = math.inf if most_tokens is None else most_tokens
     tokens = int(min(plan.tokens, most))
     sizes = {BATCH: plan.batch, TOKENS: tokens, CONTEXT_TOKENS: int(min(plan.context_tokens, most))}
-    # Pinned sizes, as far as those of the past depend on them.
-    for spec in specs:
-        if not is_past(spec.name) and isinstance(spec.axes[0], int) and len(spec.axes) > 1:
-            sizes[BATCH] = spec.axes[0]
-            tokens = spec.axes[1] if isinstance(spec.axes[1], int) else tokens
+    # Pinned sizes, as far as those of the past depend on them: the first input is that of the tokens.
+    first = next((spec.axes for spec in specs if not is_past(spec.name)), ())
+    if len(first) > 1:
+        sizes[BATCH] = first[0] if isinstance(first[0], int) else sizes[BATCH]
+        tokens = first[1] if isinstance(first[1], int) else tokens
     return {**sizes, PAST_TOKENS: int(min(plan.past, most - tokens))}
 
 
