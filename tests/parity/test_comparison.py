@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
 
-from pom_export.parity.comparison import difference
+from pom_export.parity.comparison import compare_outputs, difference, share_of_tolerance
 from pom_export.parity.page import render_page
 from pom_export.parity.report import CaseResult, Comparison, ParityReport
 from pom_export.parity.tolerances import Tolerance
@@ -63,3 +64,74 @@ def test_infinite_differences_stay_json_and_the_page_escapes() -> None:
     page = render_page(report)
     assert "a &lt;case&gt;" in page
     assert "FAILED" in page
+
+
+@pytest.mark.parametrize(
+    ("actual", "reference", "reason"),
+    [
+        (np.zeros((2, 0)), np.zeros((2, 0)), "no values"),
+        (np.full(3, np.nan), np.full(3, np.nan), "no finite value"),
+        (np.full(3, np.inf), np.full(3, np.inf), "no finite value"),
+        (np.zeros(2), np.zeros(3), r"\[2\], the reference's \[3\]"),
+        (np.array([1.0, np.nan]), np.array([1.0, 1.0]), "on one side alone"),
+    ],
+)
+def test_a_comparison_of_nothing_has_not_passed(actual: np.ndarray, reference: np.ndarray, reason: str) -> None:
+    found = difference(actual, reference, TOLERANCE)
+    assert not found
+    assert re.search(reason, found.reason)
+    assert share_of_tolerance(found) == np.inf
+
+
+def test_numbers_that_count_are_the_same_or_wrong() -> None:
+    length = np.array([1_000_003])
+    assert difference(length, length, TOLERANCE)
+    assert not difference(length + 1, length, TOLERANCE)
+
+
+def test_an_output_that_is_missing_fails() -> None:
+    assert (
+        compare_outputs({}, {"y": REFERENCE, "z": REFERENCE}, {"y": REFERENCE}, TOLERANCE)["z"].reason
+        == "it is missing"
+    )
+
+
+def state(sums: np.ndarray) -> np.ndarray:
+    """Return sums (L, C) as pairs of floats (1, L, 2, C), in float64."""
+    first = sums.astype(np.float32).astype(np.float64)
+    return np.stack([first, sums - first], axis=1)[None]
+
+
+RANDOM = np.random.default_rng(0)
+# Two mixers, one of which sums numbers a thousand times as large.
+PAST = RANDOM.standard_normal((2, 8)) * np.array([[1e5], [1e2]])
+ADDED = RANDOM.standard_normal((2, 8)) * np.array([[1.0], [1e-3]])
+FLOAT32 = Tolerance(1e-5, 1e-7, "for this test")
+
+
+def compared(actual: np.ndarray) -> bool:
+    feed, reference = {"past_state": state(PAST)}, {"present_state": state(PAST + ADDED)}
+    return bool(compare_outputs(feed, reference, {"present_state": actual}, FLOAT32)["present_state"])
+
+
+def test_the_two_floats_of_a_state_are_one_number() -> None:
+    expected = state(PAST + ADDED)
+    assert compared(expected)
+    # Another split of the same sums, and sums as float32 makes them of what a call adds.
+    moved = np.spacing(expected[:, :, 0].astype(np.float32))
+    assert compared(expected + np.stack([moved, -moved], axis=2))
+    assert compared(state(PAST + ADDED.astype(np.float32) * np.float32(1 + 1e-6)))
+
+
+@pytest.mark.parametrize("mixer", [0, 1])
+def test_each_mixer_of_a_state_is_compared_on_its_own_scale(mixer: int) -> None:
+    without = state(PAST + ADDED)
+    without[:, mixer, 1] = 0
+    assert not compared(without)
+    off = (PAST + ADDED).copy()
+    off[mixer] += 1e-3 * np.abs(ADDED[mixer]).max()
+    assert not compared(state(off))
+
+
+def test_a_comparison_over_no_cases_has_not_passed() -> None:
+    assert not Comparison("onnxruntime", "kernel", "y", ())

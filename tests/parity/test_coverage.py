@@ -1,0 +1,123 @@
+"""What a comparison looks at: every id and position, the end of every table, long pasts, and several calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from pom_export.graph.exported import InputLimits, TensorSpec
+from pom_export.parity.case import Case, run_case
+from pom_export.parity.coverage import LONGER, Coverage, Reach, make_coverage
+from pom_export.parity.interface import Interface
+
+REACH = Reach(LONGER, 10_000_003)
+FLOAT, INT64 = np.dtype("float32"), np.dtype("int64")
+IDS = TensorSpec("input_ids", INT64, ("batch", "tokens"))
+TOKENS = TensorSpec("x", FLOAT, ("batch", "tokens", 4))
+PLACES = TensorSpec("positions", INT64, ("tokens", 2))
+STATE = TensorSpec("past_state", FLOAT, ("batch", 1, 2, 8))
+LENGTH = TensorSpec("past_length", INT64, ("batch",))
+KEYS = TensorSpec("past_key_values.0.key", FLOAT, ("batch", 2, "past_tokens", 4))
+
+
+def cover(
+    *specs: TensorSpec, limits: InputLimits, reach: Reach = REACH, pinned: Mapping[str, int] | None = None
+) -> Coverage:
+    return make_coverage(Interface(specs, pinned or {}), limits, reach, 0, causal=True)
+
+
+def values(found: Coverage, name: str) -> np.ndarray:
+    return np.concatenate([case.feed[name].reshape(-1, *case.feed[name].shape[2:]) for case in found.cases])
+
+
+@pytest.mark.parametrize("pinned", [{}, {"tokens": 7}, {"batch": 2, "tokens": 7}])
+def test_every_id_is_there(pinned: Mapping[str, int]) -> None:
+    found = cover(IDS, limits=InputLimits({"input_ids": (300,)}), pinned=pinned)
+    assert set(values(found, "input_ids").tolist()) == set(range(300))
+    assert not [note for note in found.notes if "values" in note]
+
+
+def test_ids_beyond_what_is_affordable_are_spread_and_that_is_said() -> None:
+    found = cover(IDS, limits=InputLimits({"input_ids": (50_257,)}), reach=Reach(300, 1))
+    seen = np.unique(next(case for case in found.cases if case.name.startswith("values")).feed["input_ids"])
+    assert len(seen) == 300
+    assert seen[0] == 0
+    assert seen[-1] == 50_256
+    assert "300 of 50257 values of input_ids were compared, spread over all" in found.notes
+    assert "sequences of more than 1030 tokens were not compared" in found.notes
+
+
+def test_every_row_and_column_is_there() -> None:
+    found = cover(TOKENS, PLACES, limits=InputLimits({"positions": (64, 9)}))
+    places = next(case for case in found.cases if case.name.startswith("every")).feed["positions"]
+    assert set(places[:, 0].tolist()) == set(range(64))
+    assert set(places[:, 1].tolist()) == set(range(9))
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [(2048, 2048), (None, LONGER)])
+def test_the_longest_case_ends_where_the_table_does(tokens: int | None, expected: int) -> None:
+    found = cover(TOKENS, limits=InputLimits(tokens=tokens))
+    assert max(case.feed["x"].shape[1] for case in found.cases) == expected
+    assert found.notes == []
+
+
+def test_a_table_whose_end_is_out_of_reach_is_said() -> None:
+    found = cover(TOKENS, limits=InputLimits(tokens=100_000), reach=Reach(3000, 1))
+    assert found.notes == ["positions from 3000 to 99999 were not compared"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "specs", "length"),
+    [
+        (InputLimits(), (TOKENS, STATE, LENGTH), 10_000_003),
+        (InputLimits(), (TOKENS, KEYS, LENGTH), 5003),
+        (InputLimits(tokens=2048), (TOKENS, STATE, LENGTH), 2043),
+    ],
+)
+def test_a_state_goes_on_from_a_long_past(limits: InputLimits, specs: tuple[TensorSpec, ...], length: int) -> None:
+    found = cover(*specs, limits=limits)
+    pasts = [case.feed["past_length"].max() for case in found.cases]
+    assert length in pasts
+    if limits.tokens is not None:
+        assert all(case.feed["past_length"].max() + case.feed["x"].shape[1] <= limits.tokens for case in found.cases)
+
+
+def running_sum(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the sums of the tokens so far, and the state after them."""
+    sums = feed["past_state"].sum((1, 2))[:, None, :4] + feed["x"].cumsum(1)
+    state = np.zeros_like(feed["past_state"])
+    state[:, 0, 0, :4] = sums[:, -1]
+    return {"y": sums, "present_state": state, "present_length": feed["past_length"] + feed["x"].shape[1]}
+
+
+@pytest.mark.parametrize("pinned", [{}, {"batch": 1, "tokens": 1}])
+def test_calls_are_given_the_state_that_they_left(pinned: Mapping[str, int]) -> None:
+    found = cover(TOKENS, STATE, LENGTH, limits=InputLimits(), pinned=pinned)
+    (case,) = (case for case in found.cases if case.cuts)
+    seen = []
+
+    def infer(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        seen.append(feed["x"].shape[1])
+        return running_sum(feed)
+
+    whole, pieces = running_sum(case.feed), run_case(infer, case)
+    assert seen == [pinned.get("tokens", 5)] * 3
+    for name, expected in whole.items():
+        np.testing.assert_allclose(pieces[name], expected, rtol=1e-5)
+
+
+def test_a_state_that_is_lost_between_calls_shows() -> None:
+    case = Case(
+        "calls",
+        {"x": np.ones((1, 4, 4), np.float32), "past_state": np.zeros((1, 1, 2, 8)), "past_length": np.zeros(1)},
+        (2,),
+        {"x": 1},
+    )
+
+    def forgetful(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {**running_sum(feed), "present_state": np.zeros((1, 1, 2, 8))}
+
+    assert run_case(forgetful, case)["y"].max() == 2
+    assert run_case(running_sum, case)["y"].max() == 4
