@@ -138,6 +138,8 @@ def read_legacy(file: Path) -> Any:
             named: dict[str, tuple[torch.dtype | None, int]] = {}
             unpickle(head, {}, lambda identifier: _note(named, identifier))
             keys = unpickle(head, {}, lambda _: None)
+            if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+                raise PickleError("its list of storages is none")
             stream.seek(head.tell())
             storages = {key: _read_storage(stream, size, key, *named[key]) for key in keys}
             head.seek(start)
@@ -161,7 +163,7 @@ def _check_legacy(file: Path, head: io.BytesIO) -> None:
         )
     protocol, machine = (unpickle(head, {}, lambda _: None) for _ in range(2))
     if protocol != _LEGACY_PROTOCOL or not isinstance(machine, dict):
-        raise PickleError(f"its protocol is {protocol!r}")
+        raise PickleError("its protocol is not torch.save's")
     if machine.get("little_endian") is not (sys.byteorder == "little"):
         raise CheckpointError(f"{file} was saved on a machine of another byte order", "Save it again on this one")
 

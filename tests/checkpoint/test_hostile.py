@@ -275,3 +275,18 @@ def test_values_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch, tmp_path
     for tensor, seen in ((bad, "2 NaN or infinite of 21"), (bad[0], "1 NaN or infinite of 3"), (bad[6, 2], "1 of")):
         with pytest.raises(CheckpointError, match=seen.replace("1 of", "1 NaN or infinite of 1")):
             values.check_values(tmp_path, {"good": torch.ones(11), "w": tensor})
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_the_older_form_holds_what_it_should(tmp_path: Path, place: int) -> None:
+    """In turn one of its five pickles is a tuple that could be neither compared, hashed nor shown in a lifetime."""
+    nested: Any = ()
+    for _ in range(11):
+        nested = (nested,) * 30
+    parts: list[Any] = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {}, []]
+    parts[place] = nested
+    (tmp_path / "a.pt").write_bytes(b"".join(pickle.dumps(part, protocol=2) for part in parts))
+    refusal(tmp_path / "a.pt")
+    parts[4] = [nested]
+    (tmp_path / "a.pt").write_bytes(b"".join(pickle.dumps(part, protocol=2) for part in parts))
+    refusal(tmp_path / "a.pt")
