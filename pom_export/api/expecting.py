@@ -66,7 +66,7 @@ def expected_of_recording(model: ExportedModel) -> Expected:
     cases, outputs = load_recording(file, sha256_of(model.path), model.inputs, model.outputs)
     precision, notes = judged_precision(model)
     for recorded in outputs:
-        check_outputs(model, precision, recorded)
+        check_outputs(model, recorded)
     notes.append(f"without --checkpoint, only the {len(cases)} recorded cases were compared, not the file's own claims")
     return Expected(cases, outputs, f"PyTorch in float64, recorded in {file}", precision, notes)
 
@@ -106,7 +106,7 @@ def expected_of_checkpoint(
         cases = cases_from_npz(inputs, interface.pinned_specs(), program.limits)
     reference = Float64Module(program.module)
     outputs = record(reference, program.outputs, cases[:1])
-    check_outputs(model, precision, outputs[0])
+    check_outputs(model, outputs[0])
     outputs += record(reference, program.outputs, cases[1:])
     return Expected(cases, outputs, f"PyTorch in float64, weights of {checkpoint}{_told(model)}", precision, notes)
 
