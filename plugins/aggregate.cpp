@@ -1,7 +1,9 @@
 #include "pom/aggregate.h"
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
+#include <cstdio>
 #include <limits>
 #include <stdexcept>
 
@@ -19,23 +21,18 @@ bool parse(const std::string& text, const std::array<const char*, Size>& words, 
   return false;
 }
 
+constexpr std::array<const char*, 5> kTypeNames{"float32", "float16", "bfloat16", "bool", "int64"};
+
 std::string number(int64_t value) { return std::to_string(value); }
 
-std::string written(const std::vector<int64_t>& shape) {
-  std::string text;
-  for (const int64_t size : shape) {
-    text += (text.empty() ? "" : ", ") + number(size);
-  }
-  return "(" + text + ")";
+std::string real_number(float value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", static_cast<double>(value));
+  return text;
 }
 
-// False where a tensor's element count would overflow int64.
-bool countable(int64_t batch, int64_t tokens, int64_t channels) {
-  constexpr int64_t limit = std::numeric_limits<int64_t>::max() / 8;
-  if (batch == 0 || tokens == 0) {
-    return true;
-  }
-  return batch <= limit / tokens && batch * tokens <= limit / channels;
+bool is_float(DataType type) {
+  return type == DataType::kFloat32 || type == DataType::kFloat16 || type == DataType::kBFloat16;
 }
 
 bool has_degree(int64_t degree) { return degree >= kMinDegree && degree <= kMaxDegree; }
@@ -68,8 +65,8 @@ std::string validate_polynomial(const Problem& problem) {
     }
     return {};
   }
-  if (!has_degree(problem.degree)) {
-    return "coefficients must have " + degree_range() + " columns, got " + number(problem.degree);
+  if (std::string error = validate_columns(problem.degree); !error.empty()) {
+    return error;
   }
   return check_float(kCoefficients, problem.coefficient_type, problem.data_type);
 }
@@ -238,9 +235,26 @@ class Description {
 bool parse_form(const std::string& text, Form* form) { return parse(text, kForms, form); }
 bool parse_mode(const std::string& text, Mode* mode) { return parse(text, kModes, mode); }
 
+bool is_known(DataType type) { return static_cast<std::size_t>(type) < kTypeNames.size(); }
 const char* name_of(DataType type) {
-  constexpr std::array<const char*, 5> names{"float32", "float16", "bfloat16", "bool", "int64"};
-  return names[static_cast<std::size_t>(type)];
+  return is_known(type) ? kTypeNames[static_cast<std::size_t>(type)] : "a type that the op does not know";
+}
+
+std::string quoted(const std::string& text) {
+  constexpr std::size_t kMost = 60;
+  std::string shown;
+  for (const char letter : text.substr(0, kMost)) {
+    shown += letter >= ' ' && letter <= '~' ? letter : '?';
+  }
+  return '"' + shown + (text.size() > kMost ? "...\"" : "\"");
+}
+
+std::string written(const std::vector<int64_t>& shape) {
+  std::string text;
+  for (const int64_t size : shape) {
+    text += (text.empty() ? "" : ", ") + number(size);
+  }
+  return "(" + text + ")";
 }
 
 std::string validate(const Attributes& attributes) {
@@ -254,10 +268,39 @@ std::string validate(const Attributes& attributes) {
     return "rotary_blocks must be 1 or " + number(kMaxRotaryBlocks) + ", got " + number(attributes.rotary_blocks);
   }
   if (!(attributes.epsilon >= 0.0F && attributes.epsilon <= std::numeric_limits<float>::max())) {
-    return "epsilon must be finite and not negative, got " + std::to_string(attributes.epsilon);
+    return "epsilon must be finite and not negative, got " + real_number(attributes.epsilon);
   }
   if (attributes.stateful && attributes.mode == Mode::kFeatures) {
     return "mode \"features\" sums nothing and has no state: stateful must be 0";
+  }
+  return {};
+}
+
+std::string validate_columns(int64_t columns) {
+  return has_degree(columns) ? "" : "coefficients must have " + degree_range() + " columns, got " + number(columns);
+}
+
+std::string validate_size(const char* tensor, const std::vector<int64_t>& shape) {
+  // Bytes, and a few times as many for what a call works in, still are an int64.
+  constexpr int64_t kMost = int64_t{1} << 56;
+  int64_t elements = 1;
+  for (const int64_t size : shape) {
+    const int64_t each = std::max<int64_t>(size, 1);
+    if (each > kMost / elements) {
+      return std::string(tensor) + " is too large: " + written(shape);
+    }
+    elements *= each;
+  }
+  return {};
+}
+
+std::string validate_lengths(const Problem& problem, const int64_t* past_length) {
+  const int64_t most = std::numeric_limits<int64_t>::max() - problem.tokens;
+  for (int64_t row = 0; row < problem.batch; ++row) {
+    if (past_length[row] < 0 || past_length[row] > most) {
+      return "past_length must be 0 to " + number(most) + " where " + number(problem.tokens) +
+             " tokens are added, got " + number(past_length[row]);
+    }
   }
   return {};
 }
@@ -270,11 +313,12 @@ std::string validate(const Problem& problem) {
     return "x must be (batch, tokens, channels) with at least one channel, got " +
            written({problem.batch, problem.tokens, problem.channels});
   }
-  if (!countable(problem.batch, problem.tokens, problem.channels)) {
-    return "x is too large: " + number(problem.batch) + " x " + number(problem.tokens) + " x " +
-           number(problem.channels) + " elements";
+  // A mean has a row where there are no tokens, and a state two.
+  const int64_t rows = std::max(problem.tokens, problem.attributes.stateful ? kStateRows : 1);
+  if (std::string error = validate_size("x", {problem.batch, rows, problem.channels}); !error.empty()) {
+    return error;
   }
-  if (problem.data_type == DataType::kBool || problem.data_type == DataType::kInt64) {
+  if (!is_float(problem.data_type)) {
     return std::string("x must be float32, float16 or bfloat16, got ") + name_of(problem.data_type);
   }
   std::string error = validate_polynomial(problem);

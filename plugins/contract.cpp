@@ -31,7 +31,8 @@ std::string signature() {
          ",\"min_degree\":" + std::to_string(pom::kMinDegree) + ",\"max_degree\":" + std::to_string(pom::kMaxDegree) +
          ",\"max_rotary_blocks\":" + std::to_string(pom::kMaxRotaryBlocks) +
          ",\"leaky_slope\":" + json_number(pom::kLeakySlope) + ",\"clamp_low\":" + json_number(pom::kClampLow) +
-         ",\"clamp_high\":" + json_number(pom::kClampHigh) + "}";
+         ",\"clamp_high\":" + json_number(pom::kClampHigh) + ",\"weight_scale\":" + json_number(pom::kWeightScale) +
+         ",\"divisor_limit\":" + json_number(pom::kDivisorLimit) + "}";
 }
 
 std::string gated_signature() {

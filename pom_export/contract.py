@@ -108,6 +108,45 @@ LEAKY_SLOPE: Final = 0.01
 CLAMP_LOW: Final = -0.1
 CLAMP_HIGH: Final = 6.0
 
+# Floating weights, and epsilon with them, count this many times. No mean shows it, but the products of small weights,
+# subnormals too, then keep their digits. A mean whose divisor is then beyond the limit is NaN.
+WEIGHT_SCALE: Final = 2.0**24
+DIVISOR_LIMIT: Final = 2.0**126
+# Of a past_length and the tokens that a call adds to it.
+MAX_LENGTH: Final = 2**63 - 1
+_MAX_EPSILON: Final = (2 - 2.0**-23) * 2.0**127  # float32's largest
+
+
+def check_attributes(
+    mode: str,
+    epsilon: float,
+    degree: int,
+    rotary_blocks: int = DEFAULT_ROTARY_BLOCKS,
+    form: str = POWER,
+    stateful: int = DEFAULT_STATEFUL,
+) -> None:
+    """Check a node's attributes as the kernels do.
+
+    Raises:
+        ValueError: one is out of range; the value seen is named.
+    """
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r:.60}")
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r:.60}")
+    if form == PRODUCT and not MIN_DEGREE <= degree <= MAX_DEGREE:
+        raise ValueError(f'form "product" needs a degree of {MIN_DEGREE} to {MAX_DEGREE}, got {degree}')
+    if form == POWER and degree != DEFAULT_DEGREE:
+        raise ValueError(f'degree belongs to form "product" and must be 0 in form "power", got {degree}')
+    if not 1 <= rotary_blocks <= MAX_ROTARY_BLOCKS:
+        raise ValueError(f"rotary_blocks must be 1 or {MAX_ROTARY_BLOCKS}, got {rotary_blocks}")
+    if not 0 <= epsilon <= _MAX_EPSILON:
+        raise ValueError(f"epsilon must be finite and not negative, got {epsilon:g}")
+    if stateful not in {0, 1}:
+        raise ValueError(f"stateful must be 0 or 1, got {stateful}")
+    if stateful and mode == "features":
+        raise ValueError('mode "features" sums nothing and has no state: stateful must be 0')
+
 
 def signature() -> str:
     """Return the contract as one canonical JSON line, equal to `pom_contract()` of the compiled libraries."""
@@ -129,6 +168,8 @@ def signature() -> str:
             "leaky_slope": format(LEAKY_SLOPE, "g"),
             "clamp_low": format(CLAMP_LOW, "g"),
             "clamp_high": format(CLAMP_HIGH, "g"),
+            "weight_scale": format(WEIGHT_SCALE, "g"),
+            "divisor_limit": format(DIVISOR_LIMIT, "g"),
         },
         separators=(",", ":"),
     )

@@ -1,8 +1,11 @@
 #include "aggregation.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "element.h"
+#include "pom/contract.h"
 
 namespace pom::cpu {
 namespace {
@@ -74,40 +77,26 @@ Aggregation::Aggregation(const Kernel& kernel, const Problem& problem, const Gat
       output_function_(output_function_for(kernel, problem, gate)),
       layout_(problem),
       gate_layout_(layout_),
-      streamed_(is_streamed(problem, gated_ ? gate_.tokens : problem.tokens, layout_.width, tensors.y)) {
+      streamed_(is_streamed(problem, gated_ ? gate_.tokens : problem.tokens, layout_.width, tensors.y)),
+      weight_scale_(problem.has_mask && problem.mask_type != DataType::kBool ? kWeightScale : 1.0F),
+      epsilon_(problem.has_mask ? static_cast<double>(problem.attributes.epsilon) * weight_scale_ : 0.0) {
   if (streamed_ && problem.attributes.mode == Mode::kCausal) {
     layout_.cut_columns(kStreamedCausalChannels / layout_.parts);
   }
-  const int64_t blocks = layout_.batch * layout_.blocks;
+  if (problem.attributes.stateful) {
+    lengths_ = uninitialized<int64_t>(problem.batch);
+    std::copy_n(tensors.past_length, problem.batch, lengths_.get());
+  }
   switch (problem.attributes.mode) {
     case Mode::kFeatures:
       add_phase(layout_.tasks(), &Aggregation::features);
       break;
     case Mode::kCausal:
-      carries_.reset(new Carry[static_cast<size_t>(blocks)]);
-      carry_sums_.reset(new float[static_cast<size_t>(blocks * 2 * layout_.scratch())]());
-      for (int64_t block = 0; block < blocks; ++block) {
-        Carry& carry = carries_[static_cast<size_t>(block)];
-        carry.sum = carry_sums_.get() + block * 2 * layout_.scratch();
-        carry.rest = carry.sum + layout_.scratch();
-        if (problem.attributes.stateful) {
-          const int64_t first_task = block / layout_.blocks * layout_.chunks * layout_.blocks + block % layout_.blocks;
-          read_past(layout_.place(first_task), &carry);
-        }
-      }
+      prepare_carries();
       add_phase(layout_.tasks(), &Aggregation::causal);
       break;
     case Mode::kMean:
-      sums_ = uninitialized<float>(layout_.tasks() * 2 * layout_.scratch());
-      weights_ = uninitialized<double>(layout_.tasks());
-      for (int64_t task = 0; task < layout_.tasks(); ++task) {
-        const Layout::Place place = layout_.place(task);
-        weights_[static_cast<size_t>(task)] = place.chunk == 0 ? past_weight(place.batch) : 0.0;
-      }
-      pending_ = uninitialized<std::atomic<int64_t>>(blocks);
-      for (int64_t block = 0; block < blocks; ++block) {
-        pending_[static_cast<size_t>(block)].store(layout_.chunks, std::memory_order_relaxed);
-      }
+      prepare_sums();
       add_phase(layout_.tasks(), &Aggregation::accumulate);
       if (gated_) {
         means_ = uninitialized<float>(layout_.batch * problem.channels + kPadding);
@@ -116,6 +105,35 @@ Aggregation::Aggregation(const Kernel& kernel, const Problem& problem, const Gat
         add_phase(gate_layout_.tasks(), &Aggregation::gate);
       }
       break;
+  }
+}
+
+void Aggregation::prepare_carries() {
+  if (layout_.chunks == 1) {
+    return;
+  }
+  const int64_t blocks = layout_.batch * layout_.blocks;
+  carries_.reset(new Carry[static_cast<size_t>(blocks)]);
+  carry_sums_ = uninitialized<float>(blocks * 2 * layout_.scratch());
+  for (int64_t block = 0; block < blocks; ++block) {
+    Carry& carry = carries_[static_cast<size_t>(block)];
+    carry.sum = carry_sums_.get() + block * 2 * layout_.scratch();
+    carry.rest = carry.sum + layout_.scratch();
+    const int64_t first_task = block / layout_.blocks * layout_.chunks * layout_.blocks + block % layout_.blocks;
+    start(layout_.place(first_task), &carry);
+  }
+}
+
+void Aggregation::prepare_sums() {
+  if (layout_.chunks == 1) {
+    return;
+  }
+  const int64_t blocks = layout_.batch * layout_.blocks;
+  sums_ = uninitialized<float>(layout_.tasks() * 2 * layout_.scratch());
+  weights_ = uninitialized<double>(layout_.tasks());
+  pending_ = uninitialized<std::atomic<int64_t>>(blocks);
+  for (int64_t block = 0; block < blocks; ++block) {
+    pending_[static_cast<size_t>(block)].store(layout_.chunks, std::memory_order_relaxed);
   }
 }
 
@@ -196,17 +214,19 @@ double Aggregation::read_weights(int64_t batch, int64_t token, int64_t count, fl
   const int64_t first = (problem_.mask_batch > 1 ? batch : 0) * problem_.tokens + token;
   double total = 0.0;
   for (int64_t i = 0; i < count; ++i) {
-    weights[i] = element(tensors_.mask, problem_.mask_type, first + i);
+    weights[i] = element(tensors_.mask, problem_.mask_type, first + i) * weight_scale_;
     total += static_cast<double>(weights[i]);
   }
   return total;
 }
 
 float Aggregation::scale(double weight) const {
-  if (!problem_.has_mask) {
-    return weight == 0.0 ? 0.0F : static_cast<float>(1.0 / weight);
+  if (weight == 0.0) {
+    return 0.0F;
   }
-  return weight == 0.0 ? 0.0F : static_cast<float>(1.0 / (weight + static_cast<double>(problem_.attributes.epsilon)));
+  const double divisor = weight + epsilon_;
+  const bool fits = std::abs(divisor) <= static_cast<double>(kDivisorLimit);
+  return fits ? static_cast<float>(1.0 / divisor) : std::numeric_limits<float>::quiet_NaN();
 }
 
 void Aggregation::features(int64_t task) {
@@ -218,8 +238,31 @@ void Aggregation::features(int64_t task) {
 }
 
 void Aggregation::accumulate(int64_t task) {
+  // Of a block's only chunk, whose sums nobody else adds.
+  static thread_local float alone[2 * kMaxScratch];
   const Layout::Place place = layout_.place(task);
-  float* sum = sums_.get() + task * 2 * layout_.scratch();
+  const bool is_alone = layout_.chunks == 1;
+  float* const sum = is_alone ? alone : sums_.get() + task * 2 * layout_.scratch();
+  const double weight = add_up(place, sum);
+  if (is_alone) {
+    average(place, sum, 0, weight);
+    return;
+  }
+  weights_[static_cast<size_t>(task)] = weight;
+  // Whoever finishes a block's last chunk sees what the others have written.
+  auto& pending = pending_[static_cast<size_t>(place.batch * layout_.blocks + place.block)];
+  if (pending.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+    const int64_t first = place.batch * layout_.chunks * layout_.blocks + place.block;
+    double total = 0.0;
+    for (int64_t chunk = 0; chunk < layout_.chunks; ++chunk) {
+      total += weights_[static_cast<size_t>(first + chunk * layout_.blocks)];
+    }
+    const int64_t each = 2 * layout_.scratch();
+    average(place, sums_.get() + first * each, layout_.blocks * each, total);
+  }
+}
+
+double Aggregation::add_up(const Layout::Place& place, float* sum) const {
   std::fill_n(sum, 2 * layout_.scratch(), 0.0F);
   const auto add = [&](int64_t token, int64_t count, const float* weights) {
     Rows rows = rows_at(place, token, count);
@@ -228,35 +271,22 @@ void Aggregation::accumulate(int64_t task) {
     rows.rest = sum + layout_.scratch();
     rows_functions_.accumulate(rows);
   };
-  double weight = static_cast<double>(place.tokens);
-  if (problem_.has_mask) {
-    weight = 0.0;
-    float weights[kWeightRows];
-    for (int64_t done = 0; done < place.tokens; done += kWeightRows) {
-      const int64_t count = std::min(kWeightRows, place.tokens - done);
-      weight += read_weights(place.batch, place.token + done, count, weights);
-      add(place.token + done, count, weights);
-    }
-  } else {
+  if (!problem_.has_mask) {
     add(place.token, place.tokens, nullptr);
+    return static_cast<double>(place.tokens);
   }
-  weights_[static_cast<size_t>(task)] += weight;
-  // Whoever finishes a block's last chunk sees what the others have written.
-  auto& pending = pending_[static_cast<size_t>(place.batch * layout_.blocks + place.block)];
-  if (pending.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-    average(place);
+  double weight = 0.0;
+  float weights[kWeightRows];
+  for (int64_t done = 0; done < place.tokens; done += kWeightRows) {
+    const int64_t count = std::min(kWeightRows, place.tokens - done);
+    weight += read_weights(place.batch, place.token + done, count, weights);
+    add(place.token + done, count, weights);
   }
+  return weight;
 }
 
-void Aggregation::average(const Layout::Place& place) {
-  const auto task_of = [&](int64_t chunk) {
-    return (place.batch * layout_.chunks + chunk) * layout_.blocks + place.block;
-  };
-  double weight = 0.0;
-  for (int64_t chunk = 0; chunk < layout_.chunks; ++chunk) {
-    weight += weights_[static_cast<size_t>(task_of(chunk))];
-  }
-  const float factor = scale(weight);
+void Aggregation::average(const Layout::Place& place, const float* sums, int64_t stride, double weight) {
+  const float factor = scale(past_weight(place.batch) + weight);
   write_length(place, weight);
   for (int64_t part = 0; part < layout_.parts; ++part) {
     double totals[kMaxBlockColumns];
@@ -265,7 +295,7 @@ void Aggregation::average(const Layout::Place& place) {
       read_past(place, part, totals);
     }
     for (int64_t chunk = 0; chunk < layout_.chunks; ++chunk) {
-      const float* sum = sums_.get() + task_of(chunk) * 2 * layout_.scratch() + part * layout_.block_columns;
+      const float* sum = sums + chunk * stride + part * layout_.block_columns;
       const float* rest = sum + layout_.scratch();
       for (int64_t i = 0; i < place.columns; ++i) {
         totals[i] += static_cast<double>(sum[i]) + static_cast<double>(rest[i]);

@@ -59,7 +59,7 @@ class Aggregation {
   // What a causal block has summed before the tile whose turn it is. Only the task of that tile reads and writes it.
   struct alignas(64) Carry {
     std::atomic<int64_t> tile{0};
-    double weight = 0.0;
+    double weight = 0.0;    // of this call
     float* sum = nullptr;   // (parts, block columns)
     float* rest = nullptr;  // what rounding has lost of it
   };
@@ -68,9 +68,13 @@ class Aggregation {
   void add_phase(int64_t tasks, void (Aggregation::*task)(int64_t));
   [[nodiscard]] Rows rows_at(const Layout::Place& place, int64_t token, int64_t count) const;
   [[nodiscard]] Output output_at(const Layout::Place& place, int64_t token, int64_t count) const;
-  // Weights of some tokens, from the mask. Returns their sum.
+  // Weights of some tokens, from the mask; floating ones kWeightScale times. Returns their sum.
   double read_weights(int64_t batch, int64_t token, int64_t count, float* weights) const;
+  // Of a sum, for its mean: 0 where there are no weights, NaN where they leave float32's range.
   [[nodiscard]] float scale(double weight) const;
+
+  void prepare_carries();
+  void prepare_sums();
 
   // The phases' tasks.
   void features(int64_t task);    // y of a chunk and block
@@ -78,12 +82,15 @@ class Aggregation {
   void gate(int64_t task);        // gated mean: z of some tokens and a block
   void causal(int64_t task);      // y of a chunk and block, which is a tile
 
-  void average(const Layout::Place& place);
+  // A chunk's and block's weighted features into sum and rest; returns the sum of the weights.
+  double add_up(const Layout::Place& place, float* sum) const;
+  // The mean of a block whose chunks have left sums, each `stride` further, and weights.
+  void average(const Layout::Place& place, const float* sums, int64_t stride, double weight);
 
   // What a stateful call has seen before, and what it leaves.
   [[nodiscard]] double past_weight(int64_t batch) const;
   [[nodiscard]] int64_t state_at(const Layout::Place& place, int64_t part) const;
-  void read_past(const Layout::Place& place, Carry* carry) const;
+  void start(const Layout::Place& place, Carry* carry) const;
   void read_past(const Layout::Place& place, int64_t part, double* totals) const;
   void write_present(const Layout::Place& place, const Carry& carry) const;
   void write_present(const Layout::Place& place, int64_t part, const double* totals) const;
@@ -107,15 +114,19 @@ class Aggregation {
   Layout layout_;
   Layout gate_layout_;
   const bool streamed_;  // y is written past the caches
+  const float weight_scale_;
+  const double epsilon_;  // as scaled
   std::array<Phase, 2> phases_;
   int phase_count_ = 0;
 
+  // What chunks of one block hand to each other, where there are several: a batch of many short rows takes no memory.
   std::unique_ptr<Carry[]> carries_;                 // causal: (batch, blocks)
   std::unique_ptr<float[]> carry_sums_;              // causal: (batch, blocks, 2, scratch)
   std::unique_ptr<float[]> sums_;                    // mean: (tasks, 2, scratch): sum and rest
-  std::unique_ptr<double[]> weights_;                // mean: (tasks), the past's with those of the first chunk
+  std::unique_ptr<double[]> weights_;                // mean: (tasks)
   std::unique_ptr<std::atomic<int64_t>[]> pending_;  // mean: (batch, blocks), chunks that are not done
   std::unique_ptr<float[]> means_;                   // gated mean: (batch, channels)
+  std::unique_ptr<int64_t[]> lengths_;               // stateful: (batch), of the past, which the present may lie over
 };
 
 }  // namespace pom::cpu

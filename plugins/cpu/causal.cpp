@@ -34,6 +34,9 @@ void pause() {
 struct Aggregation::Tile {
   Layout::Place place;
   Carry* carry;
+  // Of a block's only tile.
+  Carry alone;
+  alignas(64) float alone_sums[2 * kCausalChannels];
 
   // Of its own tokens.
   double weight;
@@ -56,7 +59,14 @@ void Aggregation::causal(int64_t task) {
   static thread_local Tile tile;
   const Layout::Place place = layout_.place(task);
   tile.place = place;
-  tile.carry = &carries_[static_cast<size_t>(place.batch * layout_.blocks + place.block)];
+  if (layout_.chunks == 1) {
+    tile.alone.sum = tile.alone_sums;
+    tile.alone.rest = tile.alone_sums + layout_.scratch();
+    start(place, &tile.alone);
+    tile.carry = &tile.alone;
+  } else {
+    tile.carry = &carries_[static_cast<size_t>(place.batch * layout_.blocks + place.block)];
+  }
   tile.weight = problem_.has_mask ? read_weights(place.batch, place.token, place.tokens, tile.weights)
                                   : static_cast<double>(place.tokens);
   const std::atomic<int64_t>& turn = tile.carry->tile;
@@ -142,10 +152,11 @@ void Aggregation::hand_on(const Tile& tile) const {
 }
 
 void Aggregation::read_scales(Tile* tile) const {
+  const double before = past_weight(tile->place.batch) + tile->weight_before;
   double weight = 0.0;
   for (int64_t i = 0; i < tile->place.tokens; ++i) {
     weight += problem_.has_mask ? static_cast<double>(tile->weights[i]) : 1.0;
-    tile->scales[i] = scale(tile->weight_before + weight);
+    tile->scales[i] = scale(before + weight);
   }
 }
 

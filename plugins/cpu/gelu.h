@@ -48,7 +48,9 @@ POM_ALWAYS_INLINE inline void gelu(V* x) {
   evaluate<V, kCount>(kGeluTail, a, tail);
   for (int i = 0; i < kCount; ++i) {
     const V lost = V::multiply(a[i], V::multiply(tail[i], bell[i]));
-    x[i] = V::subtract(V::at_least(x[i], zero), lost);
+    // max(x, 0), but for -inf NaN as the formula gives.
+    const V positive = V::subtract(x[i], V::at_most(x[i], zero));
+    x[i] = V::subtract(positive, lost);
   }
 }
 

@@ -11,6 +11,7 @@
 
 #include "kernel.h"
 #include "pom/aggregate.h"
+#include "pom/contract.h"
 
 namespace pom::cpu {
 
@@ -23,6 +24,9 @@ inline constexpr int64_t kCausalElements = 32768;
 inline constexpr int64_t kMaxCausalTokens = 512;
 // A task has whole blocks of the kernels' rows, which are summed apart.
 inline constexpr int64_t kCausalRows = kBlockRows;
+
+// Columns of a task's parts.
+inline constexpr int64_t kMaxScratch = kMaxDegree * (kMaxBlockColumns / 2);
 
 constexpr int64_t divide_up(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
 constexpr int64_t padded(int64_t columns) { return divide_up(columns, kPadding) * kPadding; }

@@ -6,7 +6,7 @@
 namespace pom::cpu {
 
 double Aggregation::past_weight(int64_t batch) const {
-  return problem_.attributes.stateful ? static_cast<double>(tensors_.past_length[batch]) : 0.0;
+  return problem_.attributes.stateful ? static_cast<double>(lengths_[static_cast<size_t>(batch)]) : 0.0;
 }
 
 // Where a block's first column is in a state, in one part; the same column of the next of its rows is channels further.
@@ -14,8 +14,14 @@ int64_t Aggregation::state_at(const Layout::Place& place, int64_t part) const {
   return place.batch * kStateRows * problem_.channels + place.channel + part * layout_.width;
 }
 
-void Aggregation::read_past(const Layout::Place& place, Carry* carry) const {
-  carry->weight = past_weight(place.batch);
+void Aggregation::start(const Layout::Place& place, Carry* carry) const {
+  carry->tile.store(0, std::memory_order_relaxed);
+  carry->weight = 0.0;
+  std::fill_n(carry->sum, layout_.scratch(), 0.0F);
+  std::fill_n(carry->rest, layout_.scratch(), 0.0F);
+  if (!problem_.attributes.stateful) {
+    return;
+  }
   for (int64_t part = 0; part < layout_.parts; ++part) {
     const float* const past = tensors_.past_state + state_at(place, part);
     std::copy_n(past, place.columns, carry->sum + part * layout_.block_columns);
@@ -58,7 +64,7 @@ void Aggregation::write_present(const Layout::Place& place, const Carry& carry) 
 // Weights are whole numbers here: every block of a batch entry counts the same tokens, and the first one says so.
 void Aggregation::write_length(const Layout::Place& place, double weight) const {
   if (tensors_.present_length != nullptr && place.block == 0) {
-    tensors_.present_length[place.batch] = static_cast<int64_t>(weight);
+    tensors_.present_length[place.batch] = lengths_[static_cast<size_t>(place.batch)] + static_cast<int64_t>(weight);
   }
 }
 

@@ -1,6 +1,8 @@
 #include "aggregate_cuda.h"
 
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 
 #include "call.h"
 
@@ -52,15 +54,13 @@ Buffers bind(const Problem& problem, bool has_gate, const void* const* inputs, v
   return buffers;
 }
 
-int64_t output_tokens(const Problem& problem, const std::optional<Gate>& gate) {
-  return gate ? gate->tokens : problem.output_tokens();
-}
-
-bool is_empty(const Problem& problem, const std::optional<Gate>& gate) {
-  return problem.batch == 0 || (output_tokens(problem, gate) == 0 && !problem.attributes.stateful);
-}
-
 std::size_t workspace_bytes(const Problem& problem, const std::optional<Gate>& gate) {
+  if (is_empty(problem, gate)) {
+    return 0;
+  }
+  if (const std::string error = check_sizes(problem, output_tokens(problem, gate)); !error.empty()) {
+    throw std::invalid_argument(error);
+  }
   return mean_bytes(problem, gate) + sum_bytes(problem);
 }
 
@@ -69,7 +69,7 @@ cudaError_t aggregate(const Problem& problem, const std::optional<Gate>& gate, c
   if (is_empty(problem, gate)) {
     return cudaSuccess;
   }
-  if (!fit_kernels(problem, output_tokens(problem, gate))) {
+  if (!check_sizes(problem, output_tokens(problem, gate)).empty()) {
     return cudaErrorInvalidValue;
   }
   const Plan plan = make_plan(problem, gate.has_value(), choose_width(problem, gate, buffers));

@@ -34,13 +34,8 @@ struct Buffers {
 // kOutputs; what the problem does not have is not looked at.
 [[nodiscard]] Buffers bind(const Problem& problem, bool has_gate, const void* const* inputs, void* const* outputs);
 
-// Of y, or with a gate of z.
-[[nodiscard]] int64_t output_tokens(const Problem& problem, const std::optional<Gate>& gate);
-
-// Whether a call has no output, and so nothing to do. One without tokens hands its state on.
-[[nodiscard]] bool is_empty(const Problem& problem, const std::optional<Gate>& gate);
-
-// An upper bound that shrinks with no dimension: the workspace of the largest shapes serves all smaller ones.
+// An upper bound that shrinks with no dimension: the workspace of the largest shapes serves all smaller ones. Throws
+// std::invalid_argument for sizes that the kernels do not count.
 [[nodiscard]] std::size_t workspace_bytes(const Problem& problem, const std::optional<Gate>& gate);
 
 // Enqueue the op for a problem that pom::validate accepts, or that pom::describe_gated does with its gate. Same inputs,

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <iterator>
 #include <optional>
 #include <stdexcept>
@@ -25,39 +26,77 @@ void require(const std::string& error) {
   }
 }
 
-Described describe(const PomCall& call) {
+// Not read further than the longest of the contract's words, and so much is there of any string.
+std::string word(const char* name, const char* text) {
+  constexpr std::size_t kMost = 32;
+  if (text == nullptr) {
+    throw std::invalid_argument(std::string(name) + " is a null pointer");
+  }
+  return {text, strnlen(text, kMost)};
+}
+
+// `parse`d into one of the contract's words.
+template <typename Value>
+Value one_of(const char* name, const char* text, bool (*parse)(const std::string&, Value*)) {
+  Value value{};
+  if (!parse(word(name, text), &value)) {
+    throw std::invalid_argument(std::string(name) + " must be one of the contract's words, got " +
+                                pom::quoted(word(name, text)));
+  }
+  return value;
+}
+
+pom::TensorInfo info_of(const PomTensor& tensor, const std::string& name) {
+  if (tensor.rank < 0 || tensor.rank > static_cast<int32_t>(std::size(tensor.shape))) {
+    throw std::invalid_argument(name + " has rank " + std::to_string(tensor.rank) + ", which is not 0 to 3");
+  }
+  const auto type = static_cast<pom::DataType>(tensor.type);
+  if (!pom::is_known(type)) {
+    throw std::invalid_argument(name + " has data type " + std::to_string(tensor.type) + ", which is not 0 to 4");
+  }
+  return {tensor.rank > 0, type, std::vector<int64_t>(tensor.shape, tensor.shape + tensor.rank)};
+}
+
+pom::Attributes attributes_of(const PomCall& call) {
+  if (call.stateful != 0 && call.stateful != 1) {
+    throw std::invalid_argument("stateful must be 0 or 1, got " + std::to_string(call.stateful));
+  }
   pom::Attributes attributes;
+  attributes.form = one_of("form", call.form, pom::parse_form);
+  attributes.mode = one_of("mode", call.mode, pom::parse_mode);
   attributes.degree = call.degree;
   attributes.rotary_blocks = call.rotary_blocks;
   attributes.epsilon = call.epsilon;
-  attributes.stateful = call.stateful != 0;
-  if (!pom::parse_form(call.form, &attributes.form) || !pom::parse_mode(call.mode, &attributes.mode)) {
-    throw std::invalid_argument(std::string("form and mode must be the contract's words, got ") + call.form + " and " +
-                                call.mode);
-  }
-  const auto most = static_cast<int32_t>(std::size(call.inputs));
-  if (call.input_count < 0 || call.input_count > most) {
+  attributes.stateful = call.stateful == 1;
+  return attributes;
+}
+
+std::vector<pom::TensorInfo> inputs_of(const PomCall& call) {
+  const bool gated = call.gate_activation != nullptr;
+  const std::size_t most = gated ? pom::kGatedInputs.size() : pom::kInputs.size();
+  if (call.input_count < 0 || static_cast<std::size_t>(call.input_count) > most) {
     throw std::invalid_argument("takes at most " + std::to_string(most) + " inputs, got " +
                                 std::to_string(call.input_count));
   }
   std::vector<pom::TensorInfo> inputs;
-  for (int32_t i = 0; i < call.input_count; ++i) {
-    const PomTensor& tensor = call.inputs[i];
-    if (tensor.rank < 0 || tensor.rank > static_cast<int32_t>(std::size(tensor.shape))) {
-      throw std::invalid_argument("input " + std::to_string(i) + " has rank " + std::to_string(tensor.rank));
-    }
-    inputs.push_back({tensor.rank > 0, static_cast<pom::DataType>(tensor.type),
-                      std::vector<int64_t>(tensor.shape, tensor.shape + tensor.rank)});
+  for (std::size_t i = 0; i < static_cast<std::size_t>(call.input_count); ++i) {
+    inputs.push_back(info_of(call.inputs[i], gated ? pom::kGatedInputs[i] : pom::kInputs[i]));
   }
+  return inputs;
+}
+
+Described describe(const PomCall* call) {
+  if (call == nullptr) {
+    throw std::invalid_argument("the call is a null pointer");
+  }
+  const pom::Attributes attributes = attributes_of(*call);
+  const std::vector<pom::TensorInfo> inputs = inputs_of(*call);
   Described described;
-  if (call.gate_activation == nullptr) {
+  if (call->gate_activation == nullptr) {
     require(pom::describe(attributes, inputs, &described.problem));
     return described;
   }
-  pom::GateActivation activation{};
-  if (!pom::parse_gate_activation(call.gate_activation, &activation)) {
-    throw std::invalid_argument(std::string("unknown gate activation ") + call.gate_activation);
-  }
+  const auto activation = one_of("gate_activation", call->gate_activation, pom::parse_gate_activation);
   described.gate.emplace();
   require(pom::describe_gated(attributes, activation, inputs, &described.problem, &*described.gate));
   return described;
@@ -80,7 +119,10 @@ const char* guard(const Body& body) {
 extern "C" __attribute__((visibility("default"))) const char* pom_cuda_workspace_bytes(const PomCall* call,
                                                                                        int64_t* bytes) {
   return guard([&] {
-    const Described described = describe(*call);
+    const Described described = describe(call);
+    if (bytes == nullptr) {
+      throw std::invalid_argument("the place for the workspace's size is a null pointer");
+    }
     *bytes = static_cast<int64_t>(pom::cuda::workspace_bytes(described.problem, described.gate));
   });
 }
@@ -89,7 +131,7 @@ extern "C" __attribute__((visibility("default"))) const char* pom_cuda_aggregate
                                                                                  void* const* outputs, void* workspace,
                                                                                  void* stream) {
   return guard([&] {
-    const Described described = describe(*call);
+    const Described described = describe(call);
     std::array<const void*, std::extent_v<decltype(PomCall::inputs)>> inputs{};
     std::transform(call->inputs, call->inputs + call->input_count, inputs.begin(),
                    [](const PomTensor& tensor) { return tensor.data; });

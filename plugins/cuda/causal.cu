@@ -153,9 +153,9 @@ class Linking {
     float weight = passed.before.sum + passed.before.lost;
     if (call_.problem.attributes.stateful) {
       const int64_t length = add_to_length(call_, position.batch, passed.before);
-      weight = static_cast<float>(length);
+      weight = weight_of(length);
       if (is_last() && tile_.is_first()) {
-        call_.buffers.present_length[position.batch] = length + static_cast<int64_t>(passed.own);
+        call_.buffers.present_length[position.batch] = length < 0 ? length : length + static_cast<int64_t>(passed.own);
       }
     }
     tile_.total_weight(tile_.before()) = weight;
@@ -195,11 +195,10 @@ __device__ void write_rows(const Call& call, const Tile& tile, const Epilogue& e
   if (tile.sums_weights()) {
     front_weight = tile.total_weight(tile.before()) + tile.total_weight(tile.group());
   }
-  const float epsilon = tile.has_mask() ? call.problem.attributes.epsilon : 0.0F;
 #pragma unroll
   for (int32_t r = 0; r < Tile::kRows; ++r) {
     const float weight = tile.sums_weights() ? rows.weights[r] : static_cast<float>(r + 1);
-    const float scale = mean_scale(front_weight + weight, epsilon);
+    const float scale = mean_scale(front_weight + weight, call.plan.epsilon);
 #pragma unroll
     for (int32_t p = 0; p < Tile::kPacks; ++p) {
       float means[kWidth];
@@ -207,10 +206,10 @@ __device__ void write_rows(const Call& call, const Tile& tile, const Epilogue& e
       for (int32_t v = 0; v < kWidth; ++v) {
         means[v] = (front[p * kWidth + v] + rows.features[r][p * kWidth + v]) * scale;
       }
-      if (scale == 0.0F) {  // one branch for all, where a choice would be one a channel: the sum may be NaN
+      if (scale == 0.0F) {  // one branch for all, where a choice would be one a channel
 #pragma unroll
         for (int32_t v = 0; v < kWidth; ++v) {
-          means[v] = 0.0F;
+          means[v] = none(front_weight + weight);
         }
       }
       epilogue.apply(r, p, means);

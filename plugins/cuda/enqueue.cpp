@@ -1,5 +1,6 @@
 #include "enqueue.h"
 
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 
@@ -7,6 +8,8 @@
 
 namespace pom::cuda {
 namespace {
+
+constexpr std::uintptr_t kWorkspaceAlignment = 16;
 
 void check_pointers(const Problem& problem, const std::optional<Gate>& gate, const Buffers& buffers) {
   struct Pointer {
@@ -35,6 +38,9 @@ void check_pointers(const Problem& problem, const std::optional<Gate>& gate, con
       throw std::invalid_argument(std::string(pointer.name) + " is a null pointer");
     }
   }
+  if (reinterpret_cast<std::uintptr_t>(buffers.workspace) % kWorkspaceAlignment != 0) {
+    throw std::invalid_argument("the workspace is not aligned to " + std::to_string(kWorkspaceAlignment) + " bytes");
+  }
   if (is_stateful && (buffers.present_state == buffers.past_state || buffers.present_length == buffers.past_length)) {
     throw std::invalid_argument("the present must not be written over the past, which other threads still read");
   }
@@ -54,7 +60,8 @@ void enqueue(const Problem& problem, const std::optional<Gate>& gate, const void
   }
   check_pointers(problem, gate, buffers);
   if (const cudaError_t status = aggregate(problem, gate, buffers, stream); status != cudaSuccess) {
-    throw std::runtime_error(std::string(cudaGetErrorName(status)) + ": " + cudaGetErrorString(status));
+    throw std::runtime_error(std::string(cudaGetErrorName(status)) + ": " + cudaGetErrorString(status) + ", of x " +
+                             written({problem.batch, problem.tokens, problem.channels}));
   }
 }
 

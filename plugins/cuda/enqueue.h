@@ -11,7 +11,8 @@
 namespace pom::cuda {
 
 // aggregate() of these inputs and outputs, see bind(). Throws std::invalid_argument for a pointer that the call needs
-// and that is null and for a present over its past, and std::runtime_error with what CUDA says of a status.
+// and that is null, for a workspace off its alignment, for sizes that the kernels do not count and for a present over
+// its past, and std::runtime_error with what CUDA says of a status.
 void enqueue(const Problem& problem, const std::optional<Gate>& gate, const void* const* inputs, void* const* outputs,
              void* workspace, cudaStream_t stream);
 

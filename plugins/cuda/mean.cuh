@@ -17,11 +17,10 @@ __device__ __forceinline__ void store_mean(const Call& call, int64_t batch, int6
     if (channel == 0) {
       call.buffers.present_length[batch] = length;
     }
-    weight = {static_cast<float>(length)};
+    weight = {weight_of(length)};
   }
-  const float epsilon = call.problem.has_mask ? call.problem.attributes.epsilon : 0.0F;
-  const float scale = mean_scale(weight.value(), epsilon);
-  const float mean = scale == 0.0F ? 0.0F : sum.value() * scale;  // the sum may be NaN
+  const float scale = mean_scale(weight.value(), call.plan.epsilon);
+  const float mean = scale == 0.0F ? none(weight.value()) : sum.value() * scale;
   const int64_t index = batch * call.problem.channels + channel;
   if (call.means != nullptr) {
     call.means[index] = mean;

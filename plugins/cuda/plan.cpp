@@ -51,9 +51,19 @@ int64_t run_channels(const Problem& problem) {
                               : problem.chunk_channels();
 }
 
-bool fit_kernels(const Problem& problem, int64_t output_tokens) {
-  constexpr int64_t kLargest = std::numeric_limits<int32_t>::max() - kMaxChunkTokens;
-  return problem.tokens <= kLargest && output_tokens <= kLargest && problem.channels <= kLargest;
+std::string check_sizes(const Problem& problem, int64_t output_tokens) {
+  // A device counts a tile's end, and a weight behind each column tile's channels.
+  constexpr int64_t kMostTokens = std::numeric_limits<int32_t>::max() - kMaxChunkTokens;
+  constexpr int64_t kMostChannels = int64_t{1} << 30;
+  constexpr int64_t kMostElements = int64_t{1} << 48;
+  const int64_t tokens = std::max(problem.tokens, output_tokens);
+  const bool counts = tokens <= kMostTokens && problem.channels <= kMostChannels;
+  if (counts && problem.batch <= kMostElements / (std::max<int64_t>(tokens, 1) * problem.channels)) {
+    return {};
+  }
+  return "the CUDA kernels take at most " + std::to_string(kMostTokens) + " tokens, " + std::to_string(kMostChannels) +
+         " channels and " + std::to_string(kMostElements) + " elements, got " +
+         written({problem.batch, tokens, problem.channels});
 }
 
 Plan make_plan(const Problem& problem, bool has_gate, int32_t width) {
@@ -62,6 +72,8 @@ Plan make_plan(const Problem& problem, bool has_gate, int32_t width) {
   plan.packs = packs_of(problem);
   plan.run = static_cast<int32_t>(run_channels(problem));
   plan.sums_weights = problem.has_mask || problem.attributes.stateful;
+  plan.weight_scale = problem.has_mask && problem.mask_type != DataType::kBool ? kWeightScale : 1.0F;
+  plan.epsilon = problem.has_mask ? problem.attributes.epsilon * plan.weight_scale : 0.0F;
   plan.holds_bias = has_gate && problem.attributes.mode == Mode::kCausal;
   // The last factor of an odd degree stands alone.
   const int64_t columns = plan.run * ceil_div(problem.channels / plan.run, plan.packs);
@@ -91,7 +103,7 @@ Plan make_plan(const Problem& problem, bool has_gate, int32_t width) {
 // Mode "causal": the shortest chunk is that of the most lanes, and a column tile has at least kMaxCausalLanes channels,
 // but for the last.
 std::size_t sum_bytes(const Problem& problem) {
-  if (problem.attributes.mode == Mode::kFeatures) {
+  if (problem.attributes.mode == Mode::kFeatures || problem.tokens == 0) {
     return 0;
   }
   if (problem.attributes.mode == Mode::kCausal) {

@@ -11,6 +11,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "pom/aggregate.h"
 
@@ -56,13 +57,16 @@ struct Plan {
   int64_t ticket_words = 0;   // of mode "causal", see chain.h
   bool holds_bias = false;    // that of the gate, in shared memory
   bool sums_weights = false;  // of mode "causal": with a mask or a state
+  float weight_scale = 1.0F;  // of the mask's weights, see kWeightScale
+  float epsilon = 0.0F;       // so scaled, and 0 without a mask
 };
 
-// For a problem whose sizes fit_kernels().
+// For a problem of check_sizes().
 [[nodiscard]] Plan make_plan(const Problem& problem, bool has_gate, int32_t width);
 
-// Tokens and channels are counted in 32 bits on the device, as are blocks.
-[[nodiscard]] bool fit_kernels(const Problem& problem, int64_t output_tokens);
+// Tokens and channels are counted in 32 bits on the device, as are blocks, and bytes of the workspace in 64. Empty
+// text: they fit.
+[[nodiscard]] std::string check_sizes(const Problem& problem, int64_t output_tokens);
 
 // What the sums of chunks take of the workspace for any plan: an upper bound that shrinks with no dimension.
 [[nodiscard]] std::size_t sum_bytes(const Problem& problem);

@@ -25,6 +25,8 @@ __device__ __forceinline__ To bits_as(From from) {
   return to;
 }
 
+__device__ __forceinline__ float not_a_number() { return bits_as<float>(0x7FC00000U); }
+
 __device__ __forceinline__ void round_to(float value, float* rounded) { *rounded = value; }
 __device__ __forceinline__ void round_to(float value, __half* rounded) { *rounded = __float2half_rn(value); }
 __device__ __forceinline__ void round_to(float value, __nv_bfloat16* rounded) { *rounded = __float2bfloat16_rn(value); }
@@ -73,19 +75,22 @@ __device__ __forceinline__ float gelu(float x) {
   return 0.5F * x * (1.0F + erff(x * kRootOfHalf));
 }
 
-// Within 2 ulp, and without the code for denormals that 1 / x brings; 0 above 2^126, which no weights sum up to.
+// Within 2 ulp, and without the code for denormals that 1 / x brings; 0 above kDivisorLimit.
 __device__ __forceinline__ float reciprocal(float value) {
 #if defined(__CUDACC__)
   return __fdividef(1.0F, value);
 #else
-  return 1.0F / value;
+  return fabsf(value) > kDivisorLimit ? 0.0F : 1.0F / value;
 #endif
 }
 
-// What a sum is multiplied with for its mean. A masked-out row, whose weights sum to 0, gives 0.
+// What a sum is multiplied with for its mean; 0 where the mean is none(weight), whatever the sum.
 __device__ __forceinline__ float mean_scale(float weight, float epsilon) {
   return weight == 0.0F ? 0.0F : reciprocal(epsilon + weight);
 }
+
+// The mean of a masked-out row, whose weights sum to 0, is 0. The reciprocal of too large a divisor is 0 as well.
+__device__ __forceinline__ float none(float weight) { return weight == 0.0F ? 0.0F : not_a_number(); }
 
 // A sum that carries the rounding errors of its additions along (Knuth's two-sum).
 struct CompensatedSum {
@@ -102,8 +107,8 @@ struct CompensatedSum {
     add(other.sum);
     lost += other.lost;
   }
-  // An infinite sum leaves a NaN as its error.
-  [[nodiscard]] __device__ __forceinline__ float error() const { return lost == lost ? lost : 0.0F; }
+  // An infinite sum leaves a NaN as its error. A NaN that came in as the error of a finite one stays.
+  [[nodiscard]] __device__ __forceinline__ float error() const { return sum - sum == 0.0F ? lost : 0.0F; }
   [[nodiscard]] __device__ __forceinline__ float value() const { return sum + error(); }
 };
 

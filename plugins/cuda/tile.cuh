@@ -183,7 +183,8 @@ class TileBase {
       const int32_t token = first_token(base) + r;
       rows->weights[r] = token < end_ ? 1.0F : 0.0F;
       if (has_mask() && token < end_) {
-        rows->weights[r] = read_as_float<T>(call_.buffers.mask, call_.problem.mask_type, first + token);
+        rows->weights[r] =
+            call_.plan.weight_scale * read_as_float<T>(call_.buffers.mask, call_.problem.mask_type, first + token);
       }
     }
   }

@@ -1,10 +1,12 @@
 #include "cpu_kernel.h"
 
+#include <cstring>
 #include <string>
 #include <vector>
 
 #include "cpu/aggregation.h"
 #include "cpu/dispatch.h"
+#include "cpu/element.h"
 #include "inputs.h"
 #include "status.h"
 
@@ -15,6 +17,16 @@ const cpu::Kernel& dispatched_kernel() {
   const cpu::Dispatch dispatch = cpu::dispatch();
   throw_if(dispatch.error);
   return *dispatch.kernel;
+}
+
+// A kernel would look at every row of a batch. False where the call is another.
+bool write_mean_of_nothing(const NodeProblem& problem, void* y) {
+  const Problem& call = problem.aggregation;
+  if (call.attributes.mode != Mode::kMean || call.tokens > 0 || call.attributes.stateful || problem.gate) {
+    return false;
+  }
+  std::memset(y, 0, static_cast<size_t>(call.batch * call.channels * cpu::element_size(call.data_type)));
+  return true;
 }
 
 struct PhaseRun {
@@ -53,8 +65,10 @@ void CpuKernel::prepare_constants(const Ort::ConstKernelInfo& info) {
                                                                                               : Ort::ConstValue{};
   };
   const size_t position = node_.position(kCoefficients);
-  if (const Ort::ConstValue value = constant(position, 2)) {
+  const bool is_power = node_.attributes().form == Form::kPower;
+  if (const Ort::ConstValue value = is_power ? constant(position, 2) : Ort::ConstValue{}) {
     const std::vector<int64_t> shape = value.GetTensorTypeAndShapeInfo().GetShape();
+    throw_if(validate_columns(shape[1]));
     coefficients_ =
         cpu::Coefficients(value.GetTensorRawData(), type_at(node_.signature(), info, position), shape[0], shape[1]);
   }
@@ -72,6 +86,13 @@ void CpuKernel::compute(const Ort::KernelContext& context) const {
   const NodeProblem problem = node_.describe(inputs.infos());
 
   const auto data = [&](Input input) { return inputs.data(node_.position(input)); };
+  if (problem.aggregation.attributes.stateful) {
+    throw_if(validate_lengths(problem.aggregation, static_cast<const int64_t*>(data(kPastLength))));
+  }
+  const auto outputs = problem.make_outputs(context);
+  if (is_empty(problem.aggregation, problem.gate) || write_mean_of_nothing(problem, outputs[kY])) {
+    return;
+  }
   cpu::Tensors tensors{data(kX), data(kMask), data(kCos), data(kSin), nullptr, nullptr, nullptr};
   std::unique_ptr<float[]> bias;
   if (problem.gate) {
@@ -86,7 +107,6 @@ void CpuKernel::compute(const Ort::KernelContext& context) const {
     coefficients = cpu::Coefficients(data(kCoefficients), problem.aggregation.coefficient_type,
                                      problem.aggregation.channels, problem.aggregation.degree);
   }
-  const auto outputs = problem.make_outputs(context);
   tensors.y = outputs[kY];
   tensors.past_state = static_cast<const float*>(data(kPastState));
   tensors.past_length = static_cast<const int64_t*>(data(kPastLength));

@@ -61,7 +61,7 @@ void CudaKernel::compute(OrtKernelContext* raw) const {
   const Inputs inputs(node_.signature(), context);
   const NodeProblem problem = node_.describe(inputs.infos());
   const auto outputs = problem.make_outputs(context);
-  if (cuda::is_empty(problem.aggregation, problem.gate)) {
+  if (is_empty(problem.aggregation, problem.gate)) {
     return;
   }
   const Workspace workspace(context, raw, context.GetInput(kX),

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstring>
+#include <set>
 #include <stdexcept>
 
 namespace pom::tensorrt {
@@ -36,7 +37,7 @@ std::string one_of(const std::array<const char*, Size>& words) {
   std::string text;
   for (std::size_t i = 0; i < Size; ++i) {
     text += i == 0 ? "" : i + 1 == Size ? " or " : ", ";
-    text += std::string("\"") + words[i] + "\"";
+    text += quoted(words[i]);
   }
   return text;
 }
@@ -47,7 +48,7 @@ const KnownField& known(Op op, const std::string& name) {
       return field;
     }
   }
-  throw std::invalid_argument("unknown attribute \"" + name + "\"");
+  throw std::invalid_argument("unknown attribute " + quoted(name));
 }
 
 void check_type(const PluginField& field, const KnownField& expected) {
@@ -78,18 +79,18 @@ T value_of(const PluginField& field) {
 void read_activation(const PluginField& field, std::optional<GateActivation>* activation) {
   GateActivation parsed{};
   if (!parse_gate_activation(text_of(field), &parsed)) {
-    throw std::invalid_argument("gate_activation must be " + one_of(kGateActivations) + ", got \"" + text_of(field) +
-                                "\"");
+    throw std::invalid_argument("gate_activation must be " + one_of(kGateActivations) + ", got " +
+                                quoted(text_of(field)));
   }
   *activation = parsed;
 }
 
 void read_field(const std::string& name, const PluginField& field, Attributes* attributes) {
   if (name == kForm.name && !parse_form(text_of(field), &attributes->form)) {
-    throw std::invalid_argument("form must be " + one_of(kForms) + ", got \"" + text_of(field) + "\"");
+    throw std::invalid_argument("form must be " + one_of(kForms) + ", got " + quoted(text_of(field)));
   }
   if (name == kMode.name && !parse_mode(text_of(field), &attributes->mode)) {
-    throw std::invalid_argument("mode must be " + one_of(kModes) + ", got \"" + text_of(field) + "\"");
+    throw std::invalid_argument("mode must be " + one_of(kModes) + ", got " + quoted(text_of(field)));
   }
   if (name == kDegree.name) {
     attributes->degree = value_of<int32_t>(field);
@@ -120,18 +121,20 @@ NodeAttributes read_fields(Op op, const nvinfer1::PluginFieldCollection* fields)
     throw std::invalid_argument("the attributes are a null pointer");
   }
   NodeAttributes attributes;
-  bool has_mode = false;
+  std::set<std::string> names;
   for (int32_t i = 0; i < fields->nbFields; ++i) {
     const PluginField& field = fields->fields[i];
     const std::string name = field.name == nullptr ? "" : field.name;
     check_type(field, known(op, name));
+    if (!names.insert(name).second) {
+      throw std::invalid_argument("the attribute " + name + " is there twice");
+    }
     read_field(name, field, &attributes.aggregation);
     if (name == kActivation.name) {
       read_activation(field, &attributes.activation);
     }
-    has_mode = has_mode || name == kMode.name;
   }
-  if (!has_mode) {
+  if (names.count(kMode.name) == 0) {
     throw std::invalid_argument("the attribute mode is missing: it must be " + one_of(kModes));
   }
   if (op == Op::kGated && !attributes.activation) {

@@ -79,7 +79,11 @@ def add_aggregation(body: Body, variant: FunctionVariant, values: Sequence[ir.Va
     x, coefficients, mask, cos, sin, past_state, past_length = values
     tokens, weights = body.as_float(x, variant.x_type), None
     if variant.mask_type is not None:
-        weights = body.Unsqueeze(body.as_float(mask, variant.mask_type), body.constant([2], np.int64))
+        flat = body.as_float(mask, variant.mask_type)
+        if variant.mask_type != ir.DataType.BOOL:
+            # In front of the Unsqueeze: ONNX Runtime would move a factor behind a product that it is right in front of.
+            flat = body.Mul(flat, body.constant(contract.WEIGHT_SCALE))
+        weights = body.Unsqueeze(flat, body.constant([2], np.int64))
         absent = body.Equal(weights, body.constant(0.0))
         tokens = body.Where(absent, body.constant(0.0), tokens)
     if variant.coefficient_type is None:
@@ -96,7 +100,9 @@ def add_aggregation(body: Body, variant: FunctionVariant, values: Sequence[ir.Va
         return [p]
     if weights is None:
         return [body.unmasked(p, x, variant.mode)]
-    return [body.masked(p, weights, variant.mode, variant.epsilon)]
+    if variant.mask_type == ir.DataType.BOOL:
+        return [body.masked(p, weights, variant.mode, variant.epsilon)]
+    return [body.masked(p, weights, variant.mode, variant.epsilon * contract.WEIGHT_SCALE, limited=True)]
 
 
 def make_function(

@@ -11,6 +11,7 @@ from onnx_ir.tape import Tape
 from pom_export import contract
 
 _SQRT_HALF = 0.5**0.5
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Body(Tape):
@@ -85,8 +86,8 @@ class Body(Tape):
         """Return N, int64, as (1)."""
         return self.Shape(x, start=1, end=2)
 
-    def masked(self, p: ir.Value, weights: ir.Value, mode: str, epsilon: float) -> ir.Value:
-        """Return the weighted (prefix) mean; 0 where the weights sum to 0."""
+    def masked(self, p: ir.Value, weights: ir.Value, mode: str, epsilon: float, *, limited: bool = False) -> ir.Value:
+        """Return the weighted (prefix) mean: 0 where the weights sum to 0; if limited, NaN of too large a divisor."""
         axis = self.constant([1], np.int64)
         if mode == "mean":
             # A product with the row of weights sums and weighs in one pass.
@@ -94,7 +95,10 @@ class Body(Tape):
             total = self.ReduceSum(weights, axis, keepdims=1)
         else:
             sums, total = self.CumSum(self.Mul(p, weights), axis), self.CumSum(weights, axis)
-        divisor = self.Add(total, self.constant(epsilon)) if epsilon else total
+        divisor = self.Add(total, self.constant(min(epsilon, _LARGEST))) if epsilon else total
+        if limited:
+            fits = self.LessOrEqual(self.Abs(divisor), self.constant(contract.DIVISOR_LIMIT))
+            divisor = self.Where(fits, divisor, self.constant(np.nan))
         return self.ratio(sums, total, divisor)
 
     def ratio(self, sums: ir.Value, total: ir.Value, divisor: ir.Value) -> ir.Value:

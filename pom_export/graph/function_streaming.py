@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
+from pom_export import contract
 from pom_export.graph.function_body import Body
 
 
@@ -30,7 +31,11 @@ def add_streaming(
         past: the state of the tokens before these.
         mode: "mean" or "causal".
         epsilon: added to a masked count of tokens.
+
+    A function cannot refuse: where a length is none, or this call's tokens cannot be added to it, y and the state are
+    NaN, and the length is -1.
     """
+    is_length = _is_length(body, x, past.length)
     axis = body.constant([1], np.int64)
     old, lost = body.split(past.state, 2, axis=1)
     flags = None if mask is None else body.Cast(mask, to=ir.DataType.INT64)
@@ -38,10 +43,20 @@ def add_streaming(
     sums = body.CumSum(p, axis) if mode == "causal" else added
     counts = body.Add(body.Unsqueeze(past.length, axis), _counts(body, x, flags, mode))
     total = body.Unsqueeze(body.Cast(counts, to=ir.DataType.FLOAT), body.constant([2], np.int64))
+    is_row = body.Unsqueeze(is_length, body.constant([1, 2], np.int64))
+    total = body.Where(is_row, total, body.constant(np.nan))
     divisor = body.Add(total, body.constant(epsilon)) if epsilon and mask is not None else total
     y = body.ratio(body.Add(old, body.Add(lost, sums)), total, divisor)
     tokens = body.token_count(x) if flags is None else body.ReduceSum(flags, axis, keepdims=0)
-    return [y, _advance(body, old, lost, added), body.Add(past.length, tokens)]
+    state = body.Where(is_row, _advance(body, old, lost, added), body.constant(np.nan))
+    return [y, state, body.Where(is_length, body.Add(past.length, tokens), body.constant(-1, np.int64))]
+
+
+def _is_length(body: Body, x: ir.Value, length: ir.Value) -> ir.Value:
+    """Return whether each length is one that this call's tokens can be added to, bool (B)."""
+    most = body.Sub(body.constant([contract.MAX_LENGTH], np.int64), body.token_count(x))
+    negative = body.Less(length, body.constant(0, np.int64))
+    return body.Not(body.Or(negative, body.Greater(length, most)))
 
 
 def _counts(body: Body, x: ir.Value, flags: ir.Value | None, mode: str) -> ir.Value:

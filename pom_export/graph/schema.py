@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 import onnx
 from onnx.defs import OpSchema
@@ -59,6 +59,19 @@ _ATTRIBUTE_DOCS = {
 }
 
 
+_CHECKED = ("form", "degree", "mode", "rotary_blocks", "epsilon", "stateful")
+# A placeholder has rank 1.
+_RANKS = {
+    "x": (3,),
+    "coefficients": (1, 2),
+    "mask": (1, 2),
+    "cos": (1, 2, 3),
+    "sin": (1, 2, 3),
+    "past_state": (3,),
+    "past_length": (1,),
+}
+
+
 def attributes(
     mode: str,
     epsilon: float = contract.DEFAULT_EPSILON,
@@ -83,15 +96,55 @@ def _schema_attribute(name: str) -> OpSchema.Attribute:
     return OpSchema.Attribute(name, OpSchema.AttrType.STRING, _ATTRIBUTE_DOCS[name], required=True)
 
 
+def _fail(text: str) -> NoReturn:
+    raise onnx.shape_inference.InferenceError(f"{contract.DOMAIN}::{contract.OP_NAME}: {text}")
+
+
+def _read_attributes(context: Any) -> dict[str, Any]:
+    """Return a node's attributes, with the defaults of those that it lacks; one of another type is no lack."""
+    values = dict(_DEFAULTS)
+    for name in contract.ATTRIBUTES:
+        attribute = context.get_attribute(name)
+        if attribute is None:
+            continue
+        expected = onnx.helper.make_attribute(name, _DEFAULTS.get(name, "")).type
+        if attribute.type != expected:
+            kind = onnx.AttributeProto.AttributeType.Name
+            _fail(f"{name} must be of type {kind(expected)}, got {kind(attribute.type)}")
+        value = onnx.helper.get_attribute_value(attribute)
+        values[name] = value.decode(errors="replace") if isinstance(value, bytes) else value
+    return values
+
+
+def _check_node(context: Any) -> str:
+    """Check a node's attributes and the ranks of its inputs as far as they are known, and return its mode."""
+    values = _read_attributes(context)
+    if "mode" not in values:
+        _fail("the attribute mode is missing")
+    try:
+        contract.check_attributes(**{name: values[name] for name in _CHECKED})
+    except ValueError as error:
+        _fail(str(error))
+    for index in range(context.get_num_inputs()):
+        kind, name = context.get_input_type(index), contract.INPUTS[index]
+        if kind is None or not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
+            continue
+        rank = len(kind.tensor_type.shape.dim)
+        if rank not in _RANKS[name]:
+            _fail(f"{name} must have {' or '.join(map(str, _RANKS[name]))} dimensions, got {rank}")
+    mode: str = values["mode"]
+    return mode
+
+
 def _infer(context: Any) -> None:
     """Give y the type of x, and its shape with one token for mode "mean"; the present is like the past."""
+    mode = _check_node(context)
     x = context.get_input_type(0)
     if x is None or not x.HasField("tensor_type"):
         return
     y = onnx.TypeProto()
     y.CopyFrom(x)
-    mode = onnx.helper.get_attribute_value(context.get_attribute("mode"))
-    if mode == b"mean" and len(y.tensor_type.shape.dim) == len(("batch", "tokens", "channels")):
+    if mode == "mean" and y.tensor_type.HasField("shape"):
         y.tensor_type.shape.dim[1].Clear()
         y.tensor_type.shape.dim[1].dim_value = 1
     context.set_output_type(0, y)

@@ -15,9 +15,10 @@ from pom_export.contract import (
     DEFAULT_ROTARY_BLOCKS,
     LEAKY_SLOPE,
     MAX_DEGREE,
-    MAX_ROTARY_BLOCKS,
     MIN_DEGREE,
-    MODES,
+    POWER,
+    PRODUCT,
+    check_attributes,
 )
 from pom_export.mixer import reference
 
@@ -27,16 +28,19 @@ def check(
     coefficients: Tensor | None,
     mask: Tensor | None,
     mode: str,
+    epsilon: float,
     degree: int,
     cos: Tensor | None,
     sin: Tensor | None,
     rotary_blocks: int,
 ) -> None:
     """Raise ValueError, with the value seen, where the op's contract is not met."""
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-    if x.dim() != 3:
-        raise ValueError(f"x must be (batch, tokens, channels), got shape {tuple(x.shape)}")
+    check_attributes(mode, epsilon, degree, rotary_blocks, PRODUCT if coefficients is None else POWER)
+    if x.dim() != 3 or x.shape[2] < 1:
+        raise ValueError(f"x must be (batch, tokens, channels) with at least one channel, got shape {tuple(x.shape)}")
+    for name, tensor in (("x", x), ("coefficients", coefficients), ("cos", cos), ("sin", sin)):
+        if tensor is not None and not tensor.is_floating_point():
+            raise ValueError(f"{name} must be floating, got {tensor.dtype}")
     _check_polynomial(x, coefficients, degree)
     if mask is not None:
         _check_mask(x, mask, mode)
@@ -50,17 +54,13 @@ def check(
 
 def _check_polynomial(x: Tensor, coefficients: Tensor | None, degree: int) -> None:
     if coefficients is None:
-        if not MIN_DEGREE <= degree <= MAX_DEGREE:
-            raise ValueError(f"without coefficients degree must be {MIN_DEGREE} to {MAX_DEGREE}, got {degree}")
         if x.shape[2] % degree:
             raise ValueError(f"x must have a multiple of degree {degree} channels, got {x.shape[2]}")
         return
-    if degree != DEFAULT_DEGREE:
-        raise ValueError(f"degree belongs to the form without coefficients and must be 0 with them, got {degree}")
     if coefficients.dim() != 2 or coefficients.shape[0] != x.shape[2]:
         raise ValueError(f"coefficients must be ({x.shape[2]}, degree), got shape {tuple(coefficients.shape)}")
     if not MIN_DEGREE <= coefficients.shape[1] <= MAX_DEGREE:
-        raise ValueError(f"degree must be {MIN_DEGREE} to {MAX_DEGREE}, got {coefficients.shape[1]}")
+        raise ValueError(f"coefficients must have {MIN_DEGREE} to {MAX_DEGREE} columns, got {coefficients.shape[1]}")
 
 
 def _check_mask(x: Tensor, mask: Tensor, mode: str) -> None:
@@ -69,13 +69,13 @@ def _check_mask(x: Tensor, mask: Tensor, mode: str) -> None:
     if mask.dim() != 2:
         raise ValueError(f"mask must be (batch or 1, tokens), got shape {tuple(mask.shape)}")
     torch._check(mask.shape[1] == x.shape[1], lambda: f"mask has {mask.shape[1]} tokens, x has {x.shape[1]}")
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise ValueError(f"mask must be bool or floating, got {mask.dtype}")
     if mask.requires_grad:
         raise ValueError("the mask is not differentiable; detach it")
 
 
 def _check_rotation(x: Tensor, cos: Tensor, sin: Tensor, rotary_blocks: int) -> None:
-    if not 1 <= rotary_blocks <= MAX_ROTARY_BLOCKS:
-        raise ValueError(f"rotary_blocks must be 1 or {MAX_ROTARY_BLOCKS}, got {rotary_blocks}")
     if x.shape[2] % (2 * rotary_blocks):
         raise ValueError(f"x must have a multiple of {2 * rotary_blocks} channels to be rotated, got {x.shape[2]}")
     for name, table in (("cos", cos), ("sin", sin)):
@@ -90,6 +90,13 @@ def _check_rotation(x: Tensor, cos: Tensor, sin: Tensor, rotary_blocks: int) -> 
     torch._check(tokens == x.shape[1], lambda: f"cos and sin have {tokens} tokens, x has {x.shape[1]}")
     if cos.shape != sin.shape:
         raise ValueError(f"cos and sin must be of one shape, got {tuple(cos.shape)} and {tuple(sin.shape)}")
+
+
+def check_rows(x: Tensor, mask: Tensor | None, cos: Tensor | None) -> None:
+    """Raise ValueError where a batch is neither 1 nor x's: for sizes that are numbers, which a trace's are not."""
+    for name, tensor, rank in (("mask", mask, 2), ("cos", cos, 3)):
+        if tensor is not None and tensor.dim() == rank and tensor.shape[0] not in {1, x.shape[0]}:
+            raise ValueError(f"{name} must have 1 or {x.shape[0]} rows, got {tensor.shape[0]}")
 
 
 @torch.library.custom_op("pom::polynomial_aggregation", mutates_args=())
@@ -109,7 +116,8 @@ def polynomial_aggregation(
     Raises:
         ValueError: a shape, the mode or the degree breaks the contract; the value seen is named.
     """
-    check(x, coefficients, mask, mode, degree, cos, sin, rotary_blocks)
+    check(x, coefficients, mask, mode, epsilon, degree, cos, sin, rotary_blocks)
+    check_rows(x, mask, cos)
     y = reference.polynomial_aggregation(
         x, coefficients, mask, mode, epsilon, degree=degree, cos=cos, sin=sin, rotary_blocks=rotary_blocks
     )
@@ -122,13 +130,13 @@ def _fake(
     coefficients: Tensor | None,
     mask: Tensor | None,
     mode: str,
-    epsilon: float = DEFAULT_EPSILON,  # noqa: ARG001 (the op's signature)
+    epsilon: float = DEFAULT_EPSILON,
     degree: int = DEFAULT_DEGREE,
     cos: Tensor | None = None,
     sin: Tensor | None = None,
     rotary_blocks: int = DEFAULT_ROTARY_BLOCKS,
 ) -> Tensor:
-    check(x, coefficients, mask, mode, degree, cos, sin, rotary_blocks)
+    check(x, coefficients, mask, mode, epsilon, degree, cos, sin, rotary_blocks)
     return x.new_empty((x.shape[0], 1 if mode == "mean" else x.shape[1], x.shape[2]))
 
 
@@ -146,7 +154,7 @@ def _grad_features(grad: Tensor, x: Tensor, weights: Tensor | None, mode: str, e
         scaled = grad / (reference.token_counts(x, grad.dtype) if counts is None else counts)
     else:
         total = weights.sum(1, keepdim=True) if mode == "mean" else weights.cumsum(1)
-        scaled = reference.safe_ratio(grad, total, epsilon)
+        scaled = reference.weighted_mean(grad, total, epsilon)
     if mode == "causal":
         scaled = scaled.flip(1).cumsum(1).flip(1)
     scaled = scaled.expand(x.shape)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pom_export.contract import CLAMP_HIGH, CLAMP_LOW, LEAKY_SLOPE
+from pom_export.contract import CLAMP_HIGH, CLAMP_LOW, DIVISOR_LIMIT, LEAKY_SLOPE, WEIGHT_SCALE
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -57,16 +57,40 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, blocks: int = 1) -> Tensor:
 
 
 def token_weights(x: Tensor, mask: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Return x with absent tokens zeroed, so that whatever they hold adds nothing, and the mask as (B or 1, N, 1)."""
+    """Return x with absent tokens zeroed, so that whatever they hold adds nothing, and the mask's weights, scaled.
+
+    Args:
+        x: (B, N, C).
+        mask: (B or 1, N), or None.
+        dtype: of the weights.
+
+    Returns:
+        (B, N, C), and WEIGHT_SCALE times the mask as (B or 1, N, 1), or None.
+    """
     if mask is None:
         return x, None
     weights = mask.to(dtype).unsqueeze(-1)
-    return x.masked_fill(weights == 0, 0), weights
+    return x.masked_fill(weights == 0, 0), weights * WEIGHT_SCALE
 
 
 def safe_ratio(total: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """Return total / (weight + epsilon), and 0 where the weight is 0."""
     return total / (weight + epsilon).masked_fill(weight == 0, torch.inf)
+
+
+def weighted_mean(total: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """Return total / (weight + epsilon) of weights that `token_weights` has scaled; see `mean`."""
+    return mean(total, weight, epsilon * WEIGHT_SCALE)
+
+
+def mean(total: Tensor, weight: Tensor, epsilon: float = 0.0) -> Tensor:
+    """Return total / (weight + epsilon): 0 where the weight is 0, NaN where the divisor leaves float32's range."""
+    divisor, absent = weight + epsilon, weight == 0
+    limit = torch.inf if divisor.dtype == torch.float64 else DIVISOR_LIMIT
+    fits = divisor.isfinite() & (divisor.abs() <= limit)
+    # Not divided by 0, whose gradient is NaN; and 0 whatever the sum is.
+    divisor = divisor.masked_fill(~fits, torch.nan).masked_fill(absent, torch.inf)
+    return (total / divisor).masked_fill(absent, 0)
 
 
 def token_counts(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -90,7 +114,7 @@ def weighted_features(
     sin: Tensor | None,
     rotary_blocks: int,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the features p (B, N, C), rotated if they are, and the mask's weights (B or 1, N, 1), not yet applied."""
+    """Return the features p (B, N, C), rotated if they are, and the scaled weights (B or 1, N, 1), not yet applied."""
     dtype = accumulation_dtype(x.dtype)
     x_active, weights = token_weights(x.to(dtype), mask, dtype)
     p = features(x_active, coefficients, degree)
@@ -133,9 +157,9 @@ def polynomial_aggregation(
     elif weights is not None:
         weighted = p * weights
         if mode == "mean":
-            y = safe_ratio(weighted.sum(1, keepdim=True), weights.sum(1, keepdim=True), epsilon)
+            y = weighted_mean(weighted.sum(1, keepdim=True), weights.sum(1, keepdim=True), epsilon)
         else:
-            y = safe_ratio(weighted.cumsum(1), weights.cumsum(1), epsilon)
+            y = weighted_mean(weighted.cumsum(1), weights.cumsum(1), epsilon)
     elif mode == "mean":
         y = p.sum(1, keepdim=True) / max(x.shape[1], 1)
     else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pom_export.contract import DEFAULT_DEGREE, DEFAULT_EPSILON, DEFAULT_ROTARY_BLOCKS
+from pom_export.contract import DEFAULT_DEGREE, DEFAULT_EPSILON, DEFAULT_ROTARY_BLOCKS, MAX_LENGTH
 from pom_export.mixer import op, reference
 
 
@@ -20,11 +20,20 @@ def _check(x: Tensor, mask: Tensor | None, past_state: Tensor, past_length: Tens
         raise ValueError(f"a state counts whole tokens: the mask must be bool, got {mask.dtype}")
     if past_state.dim() != 3 or past_state.shape[1:] != (2, x.shape[2]):
         raise ValueError(f"past_state must be (batch, 2, {x.shape[2]}), got shape {tuple(past_state.shape)}")
+    if past_state.dtype != reference.accumulation_dtype(x.dtype):
+        raise ValueError(f"past_state must be {reference.accumulation_dtype(x.dtype)}, got {past_state.dtype}")
     if past_length.dim() != 1 or past_length.dtype != torch.int64:
         raise ValueError(f"past_length must be (batch) int64, got {past_length.dtype} {tuple(past_length.shape)}")
     for name, past in (("past_state", past_state), ("past_length", past_length)):
         rows = past.shape[0]
         torch._check(rows == x.shape[0], lambda name=name, rows=rows: f"{name} has {rows} rows, x has {x.shape[0]}")
+
+
+def _check_lengths(past_length: Tensor, tokens: int) -> None:
+    """Raise ValueError for a length that is none, or to which the call's tokens cannot be added."""
+    most = MAX_LENGTH - tokens
+    for wrong in past_length[(past_length < 0) | (past_length > most)][:1].tolist():
+        raise ValueError(f"past_length must be 0 to {most} where {tokens} tokens are added, got {wrong}")
 
 
 def _counts(x: Tensor, mask: Tensor | None, past_length: Tensor, mode: str) -> Tensor:
@@ -85,10 +94,12 @@ def stateful_polynomial_aggregation(
         y, (B, 1, C) for "mean", else (B, N, C), of x's dtype; present_state and present_length, as past.
 
     Raises:
-        ValueError: a shape, type, the mode or the degree breaks the contract; the value seen is named.
+        ValueError: a shape, type, length or attribute breaks the contract; the value seen is named.
     """
-    op.check(x, coefficients, mask, mode, degree, cos, sin, rotary_blocks)
+    op.check(x, coefficients, mask, mode, epsilon, degree, cos, sin, rotary_blocks)
+    op.check_rows(x, mask, cos)
     _check(x, mask, past_state, past_length, mode)
+    _check_lengths(past_length, x.shape[1])
     dtype = reference.accumulation_dtype(x.dtype)
     # What the mask leaves out has features of 0.
     p, _ = reference.weighted_features(x, coefficients, mask, degree, cos, sin, rotary_blocks)
@@ -96,7 +107,7 @@ def stateful_polynomial_aggregation(
     sums = p.cumsum(1) if mode == "causal" else added[:, None]
     before = past_state.to(dtype).sum(1, keepdim=True)
     counts = _counts(x, mask, past_length, mode)
-    y = reference.safe_ratio(before + sums, counts.to(dtype)[..., None], 0.0 if mask is None else epsilon)
+    y = reference.mean(before + sums, counts.to(dtype)[..., None], 0.0 if mask is None else epsilon)
     tokens = x.shape[1] if mask is None else mask.sum(1)
     return y.to(x.dtype), _advance(past_state, added), past_length + tokens
 
@@ -109,13 +120,13 @@ def _fake(
     past_state: Tensor,
     past_length: Tensor,
     mode: str,
-    epsilon: float = DEFAULT_EPSILON,  # noqa: ARG001 (the op's signature)
+    epsilon: float = DEFAULT_EPSILON,
     degree: int = DEFAULT_DEGREE,
     cos: Tensor | None = None,
     sin: Tensor | None = None,
     rotary_blocks: int = DEFAULT_ROTARY_BLOCKS,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    op.check(x, coefficients, mask, mode, degree, cos, sin, rotary_blocks)
+    op.check(x, coefficients, mask, mode, epsilon, degree, cos, sin, rotary_blocks)
     _check(x, mask, past_state, past_length, mode)
     y = x.new_empty((x.shape[0], 1 if mode == "mean" else x.shape[1], x.shape[2]))
     return y, torch.empty_like(past_state), torch.empty_like(past_length)

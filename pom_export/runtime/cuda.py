@@ -31,10 +31,10 @@ class _Tensor(ctypes.Structure):
     def of(cls, name: str, tensor: torch.Tensor | None) -> _Tensor:
         if tensor is None:
             return cls(None, 0, 0, (ctypes.c_int64 * 3)())
-        if tensor.dtype not in _TYPES or not 1 <= tensor.ndim <= 3:
+        if tensor.dtype not in _TYPES or not 1 <= tensor.ndim <= 3 or tensor.layout != torch.strided:
             raise InputError(
-                f"{name} is {tensor.dtype} with {tensor.ndim} dimensions",
-                "Give float32, float16, bfloat16, bool or int64, with 1 to 3 dimensions",
+                f"{name} is {tensor.dtype} with {tensor.ndim} dimensions, {tensor.layout}",
+                "Give float32, float16, bfloat16, bool or int64, with 1 to 3 dimensions, strided",
             )
         if not tensor.is_contiguous():
             raise InputError(f"{name} is not contiguous: its strides are {tensor.stride()}", "Call .contiguous() on it")
@@ -56,6 +56,21 @@ class _Call(ctypes.Structure):
         ("input_count", ctypes.c_int32),
         ("inputs", _Tensor * len(contract.GATED_INPUTS)),
     )
+
+
+def _check_attributes(form: str, mode: str, gate_activation: str | None, **numbers: float) -> None:
+    """Raise InputError for what would reach the kernels as something else: C cuts texts at a NUL, and numbers too."""
+    for name, word, words in (
+        ("form", form, contract.FORMS),
+        ("mode", mode, contract.MODES),
+        ("gate_activation", gate_activation, (*contract.GATE_ACTIVATIONS, None)),
+    ):
+        if word not in words:
+            raise InputError(f"{name} is {word!r:.60}", f"Give one of {', '.join(filter(None, words))}")
+    for name, number in numbers.items():
+        is_number = isinstance(number, int) or (name == "epsilon" and isinstance(number, float))
+        if not is_number or (name != "epsilon" and abs(number) >= 2**31):
+            raise InputError(f"{name} is {number!r:.60}", "See docs/op.md for what it may be")
 
 
 @functools.cache
@@ -144,7 +159,12 @@ class CudaCall:
         given |= {"mask": mask, "cos": cos, "sin": sin, "past_state": past_state, "past_length": past_length}
         if gate is None and (gate_bias is not None or gate_activation is not None):
             raise InputError("gate_bias or gate_activation without gate", "Give all three, or none")
+        if gate is not None and gate_activation is None:
+            raise InputError("gate without gate_activation", "Give all three, or none")
+        _check_attributes(form, mode, gate_activation, degree=degree, rotary_blocks=rotary_blocks, epsilon=epsilon)
         for name, tensor in given.items():
+            if not isinstance(tensor, torch.Tensor) and (tensor is not None or name == "x"):
+                raise InputError(f"{name} is a {type(tensor).__name__}, not a tensor")
             if tensor is not None and tensor.device != x.device:
                 raise InputError(f"{name} is on {tensor.device} and x on {x.device}", "Move all to one device")
         names = contract.INPUTS if gate is None else contract.GATED_INPUTS

@@ -83,3 +83,50 @@ def test_the_schema_states_the_contract() -> None:
         if name != "mode":
             default = helper.get_attribute_value(schema.attributes[name].default_value)
             assert (default.decode() if isinstance(default, bytes) else default) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("mode", ["mean"], "mode must be of type STRING, got STRINGS"),
+        ("mode", "median", "mode must be one of mean, causal, features, got 'median'"),
+        ("mode", None, "the attribute mode is missing|Required attribute 'mode' is missing"),
+        ("degree", [3], "degree must be of type INT, got INTS"),
+        ("degree", 3.0, "degree must be of type INT, got FLOAT"),
+        ("degree", 3, "must be 0 in form"),
+        ("form", "product", "needs a degree of 1 to 16, got 0"),
+        ("form", "cube", "form must be one of"),
+        ("epsilon", [1.0], "epsilon must be of type FLOAT, got FLOATS"),
+        ("epsilon", 1, "epsilon must be of type FLOAT, got INT"),
+        ("epsilon", float("nan"), "epsilon must be finite and not negative, got nan"),
+        ("epsilon", -0.5, "epsilon must be finite and not negative, got -0.5"),
+        ("rotary_blocks", 3, "rotary_blocks must be 1 or 2, got 3"),
+        ("stateful", 2, "stateful must be 0 or 1, got 2"),
+        ("plugin_version", 1, "plugin_version must be of type STRING, got INT"),
+    ],
+)
+def test_an_attribute_that_is_not_the_contracts_is_an_error(name: str, value: object, message: str) -> None:
+    model = one_node_model("mean", ["batch", "tokens", 8], TensorProto.FLOAT, None)
+    node = model.graph.node[0]
+    kept = [attribute for attribute in node.attribute if attribute.name != name]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+    if value is not None:
+        node.attribute.append(helper.make_attribute(name, value))
+    with pytest.raises(onnx.shape_inference.InferenceError, match=message):
+        inferred_type(model)
+
+
+@pytest.mark.parametrize(("rank", "message"), [(2, "x must have 3 dimensions, got 2"), (4, "got 4"), (0, "got 0")])
+def test_an_x_of_another_rank_is_an_error(rank: int, message: str) -> None:
+    with pytest.raises(onnx.shape_inference.InferenceError, match=message):
+        inferred_type(one_node_model("mean", [8] * rank, TensorProto.FLOAT, None))
+
+
+def test_an_unknown_attribute_is_no_valid_model() -> None:
+    model = one_node_model("mean", [2, 5, 8], TensorProto.FLOAT, None)
+    model.graph.node[0].attribute.append(helper.make_attribute("power", 2))
+    model.graph.output[0].type.CopyFrom(helper.make_tensor_type_proto(TensorProto.FLOAT, [2, 1, 8]))
+    register_schema()
+    with pytest.raises(onnx.checker.ValidationError, match="power"):
+        onnx.checker.check_model(model)

@@ -71,12 +71,26 @@ struct TensorInfo {
 bool parse_form(const std::string& text, Form* form);
 bool parse_mode(const std::string& text, Mode* mode);
 
-const char* name_of(DataType type);
+// Any number may come as a type from C.
+[[nodiscard]] bool is_known(DataType type);
+[[nodiscard]] const char* name_of(DataType type);
+
+// Somebody else's text for an error: in quotes, on one line, and not at full length.
+[[nodiscard]] std::string quoted(const std::string& text);
+
+// A shape for an error.
+[[nodiscard]] std::string written(const std::vector<int64_t>& shape);
 
 // Check attributes alone (at node creation), or a whole call. Empty text: valid. Otherwise one line that says what is
 // wrong and the value seen.
 [[nodiscard]] std::string validate(const Attributes& attributes);
 [[nodiscard]] std::string validate(const Problem& problem);
+
+// The same of one thing before anything is made for it: the columns of coefficients; sizes whose product must be
+// countable; the lengths of a stateful problem's past, which this call's tokens are added to.
+[[nodiscard]] std::string validate_columns(int64_t columns);
+[[nodiscard]] std::string validate_size(const char* tensor, const std::vector<int64_t>& shape);
+[[nodiscard]] std::string validate_lengths(const Problem& problem, const int64_t* past_length);
 
 // Fill a problem from its inputs, in the order of kInputs (those at the end may be left out), and validate it. Empty
 // text: done.

@@ -37,6 +37,11 @@ inline constexpr float kLeakySlope = 0.01F;
 inline constexpr float kClampLow = -0.1F;
 inline constexpr float kClampHigh = 6.0F;
 
+// Floating weights, and epsilon with them, count this many times. No mean shows it, but the products of small weights,
+// subnormals too, then keep their digits. A mean whose divisor is then beyond the limit is NaN.
+inline constexpr float kWeightScale = 0x1p24F;
+inline constexpr float kDivisorLimit = 0x1p126F;
+
 }  // namespace pom
 
 // The contract as one canonical JSON line; owned by the library, never freed.

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,16 @@ struct Gate {
   DataType bias_type = DataType::kFloat32;  // kFloat32 or the problem's data_type
 };
 
+// Of y, or with a gate of z.
+[[nodiscard]] inline int64_t output_tokens(const Problem& problem, const std::optional<Gate>& gate) {
+  return gate ? gate->tokens : problem.output_tokens();
+}
+
+// Whether a call has no output, and so nothing to do. One without tokens hands its state on.
+[[nodiscard]] inline bool is_empty(const Problem& problem, const std::optional<Gate>& gate) {
+  return problem.batch == 0 || (output_tokens(problem, gate) == 0 && !problem.attributes.stateful);
+}
+
 // False when the text is not one of kGateActivations.
 inline bool parse_gate_activation(const std::string& text, GateActivation* activation) {
   for (std::size_t i = 0; i < kGateActivations.size(); ++i) {
@@ -40,14 +51,6 @@ inline bool parse_gate_activation(const std::string& text, GateActivation* activ
 
 namespace gate_detail {
 
-inline std::string shape_text(const std::vector<int64_t>& shape) {
-  std::string text;
-  for (const int64_t size : shape) {
-    text += (text.empty() ? "" : ", ") + std::to_string(size);
-  }
-  return "(" + text + ")";
-}
-
 // Empty text, or what is wrong with a gate over a valid problem.
 inline std::string check(const Problem& problem, const TensorInfo& gate, const TensorInfo& bias) {
   const std::string batch = std::to_string(problem.batch);
@@ -57,7 +60,10 @@ inline std::string check(const Problem& problem, const TensorInfo& gate, const T
                     (!causal || gate.shape[1] == problem.tokens);
   if (!fits) {
     return "gate must be (" + batch + ", " + tokens + ", gates) for x's batch and tokens, got shape " +
-           shape_text(gate.shape);
+           written(gate.shape);
+  }
+  if (std::string error = validate_size("gate", {problem.batch, gate.shape[1], problem.channels}); !error.empty()) {
+    return error;
   }
   const int64_t gates = gate.shape[2];
   if (gates < 1 || problem.channels % gates != 0) {
@@ -65,7 +71,7 @@ inline std::string check(const Problem& problem, const TensorInfo& gate, const T
            std::to_string(gates);
   }
   if (!bias.given || bias.shape != std::vector<int64_t>{gates}) {
-    return "gate_bias must be (" + std::to_string(gates) + "), got shape " + shape_text(bias.shape);
+    return "gate_bias must be (" + std::to_string(gates) + "), got shape " + written(bias.shape);
   }
   if (gate.type != problem.data_type) {
     return std::string("gate must be of x's type (") + name_of(problem.data_type) + "), got " + name_of(gate.type);

@@ -122,6 +122,11 @@ REFUSED = {
     "create of a field without a name": 'unknown attribute ""',
     "create of a number without data": "degree must be one int32",
     "create of a state twice": "stateful must be 0 or 1, got 2",
+    "create of two degrees": "degree must be one int32, got a field of type 5 and length 2",
+    "create of a degree that is a float": "degree must be one int32, got a field of type 1 and length 1",
+    "create of an epsilon that is an integer": "epsilon must be one float32, got a field of type 5 and length 1",
+    "create of a field twice": "the attribute mode is there twice",
+    "create of a mode of two lines": 'got "mean?!"',
     "create of a negative length": "mode must be text, got a field of type 6 and length -1",
     "configure without inputs": "the inputs are a null pointer",
     "configure with one input": "takes 2 to 7 inputs, got 1",
@@ -135,6 +140,7 @@ REFUSED = {
     "configure of a state of another batch": "past_length must be (2) for x's batch and channels",
     "configure of a state where there is none": "past_state and past_length go with stateful 1",
     "workspace of other channels": "coefficients must be (4, degree)",
+    "workspace of more tokens than 32 bits count": "the CUDA kernels take at most 2147482623 tokens",
     "output types of nothing": "needs 1 outputs, got a null pointer",
     "a format without tensors": "",
     "a format before the first": "",
@@ -160,6 +166,7 @@ REFUSED = {
     "enqueue of a null past": "past_state is a null pointer",
     "enqueue to a null present": "present_length is a null pointer",
     "enqueue of the present over the past": "the present must not be written over the past",
+    "enqueue with a workspace off its alignment": "the workspace is not aligned to 16 bytes",
     "enqueue with a null workspace": "the workspace is a null pointer",
 }
 

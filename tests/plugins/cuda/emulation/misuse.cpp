@@ -79,7 +79,7 @@ struct Run {
   Plugin plugin = created(&node);
   nvinfer1::IPluginV3OneRuntime* runtime =
       capability_of<nvinfer1::IPluginV3OneRuntime>(plugin.get(), PluginCapabilityType::kRUNTIME);
-  std::array<float, 64> memory{};
+  alignas(16) std::array<float, 64> memory{};
   std::array<float, 64> output{};
   std::vector<const void*> inputs;
   std::vector<void*> outputs;
@@ -161,6 +161,23 @@ std::vector<Misuse> of_creators() {
          constexpr int32_t kTwo = 2;
          return create({kMode, {"stateful", &kTwo, PluginFieldType::kINT32, 1}});
        }},
+      {"create of two degrees",
+       [] {
+         constexpr std::array<int32_t, 2> kTwo{0, 0};
+         return create({kMode, {"degree", kTwo.data(), PluginFieldType::kINT32, 2}});
+       }},
+      {"create of a degree that is a float",
+       [] {
+         constexpr float kZero = 0.0F;
+         return create({kMode, {"degree", &kZero, PluginFieldType::kFLOAT32, 1}});
+       }},
+      {"create of an epsilon that is an integer",
+       [] {
+         constexpr int32_t kZero = 0;
+         return create({kMode, {"epsilon", &kZero, PluginFieldType::kINT32, 1}});
+       }},
+      {"create of a field twice", [] { return create({kMode, kMode}); }},
+      {"create of a mode of two lines", [] { return create({{"mode", "mean\n!", PluginFieldType::kCHAR, 6}}); }},
       {"create of a negative length", [] { return create({{"mode", "mean", PluginFieldType::kCHAR, -1}}); }},
   };
 }
@@ -187,6 +204,13 @@ std::vector<Misuse> of_builders() {
                                                            &build.tensors.back(), 1);
                                                        return bytes < std::size_t{1} << 40;
                                                      })},
+      {"workspace of more tokens than 32 bits count",
+       damaged<Build>([](Build* build) { build->tensors[0].max.d[1] = build->tensors[2].max.d[1] = int64_t{1} << 31; },
+                      [](const Build& build) {
+                        const std::size_t bytes = build.builder->getWorkspaceSize(
+                            build.tensors.data(), build.node.input_count(), &build.tensors.back(), 1);
+                        return bytes < std::size_t{1} << 40;
+                      })},
       {"output types of nothing", [] { return Build().builder->getOutputDataTypes(nullptr, 1, nullptr, 3) == 0; }},
       {"a format without tensors", [] { return Build().builder->supportsFormatCombination(0, nullptr, 3, 1); }},
       {"a format before the first", [] { return Build().supports(-1); }},
@@ -237,6 +261,8 @@ std::vector<Misuse> of_contexts() {
       {"enqueue to a null present", enqueued<StatefulRun>([](StatefulRun* run) { run->outputs[2] = nullptr; })},
       {"enqueue of the present over the past",
        enqueued<StatefulRun>([](StatefulRun* run) { run->outputs[1] = run->memory.data(); })},
+      {"enqueue with a workspace off its alignment",
+       enqueued([](Run* run) { run->workspace = run->memory.data() + 1; })},
       {"enqueue with a null workspace", enqueued([](Run* run) { run->workspace = nullptr; })},
   };
 }
