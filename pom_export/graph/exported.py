@@ -24,7 +24,7 @@ from pom_export.graph.claims import (
     InputLimits,
     read_claims,
 )
-from pom_export.graph.interface import TensorSpec, read_interface, standard_opset
+from pom_export.graph.interface import TensorSpec, check_counts, read_interface, standard_opset
 from pom_export.graph.onnx_file import check_onnx_file
 from pom_export.graph.weight_types import precision_of, weight_types
 
@@ -159,6 +159,7 @@ def read_model(path: str | os.PathLike[str]) -> ExportedModel:
     try:
         claims = read_claims((entry.key, entry.value) for entry in model.metadata_props)
         inputs, outputs = read_interface(model.graph)
+        check_counts(claims.limits.values if claims.limits else {}, inputs)
         opset = standard_opset(model)
     except ValueError as error:
         raise InputError(f"model {file} is not usable: {error}", "Export it again") from error

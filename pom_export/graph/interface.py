@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -44,7 +44,7 @@ def read_interface(graph: onnx.GraphProto) -> tuple[list[TensorSpec], list[Tenso
 
     Raises:
         ValueError: a name is missing or there twice, an input or output is no tensor of numbers, lacks its shape, or
-            is larger than any call could be given; or the graph has no nodes.
+            is larger than any call could be given; or the graph has no nodes, inputs or outputs.
     """
     if not graph.node:
         raise ValueError("its graph has no nodes")
@@ -52,10 +52,27 @@ def read_interface(graph: onnx.GraphProto) -> tuple[list[TensorSpec], list[Tenso
     inputs, outputs = _names(graph.input, "input"), _names(graph.output, "output")
     if not outputs:
         raise ValueError("its graph has no outputs")
-    return (
-        [_tensor_spec(value, "input") for name, value in inputs.items() if name not in weights],
-        [_tensor_spec(value, "output") for value in outputs.values()],
-    )
+    given = [_tensor_spec(value, "input") for name, value in inputs.items() if name not in weights]
+    if not given:
+        raise ValueError("its graph takes no inputs")
+    return given, [_tensor_spec(value, "output") for value in outputs.values()]
+
+
+def check_counts(values: Mapping[str, Sequence[int]], inputs: Sequence[TensorSpec]) -> None:
+    """Compare what is said of the values of inputs with the inputs that there are.
+
+    Args:
+        values: how many values there are, by input: one number, or one a column.
+        inputs: of the graph.
+
+    Raises:
+        ValueError: a name is of no input of integers, or numbers are not one a column, or beyond the input's type.
+    """
+    specs = {spec.name: spec for spec in inputs if spec.dtype.kind in "iu"}
+    for name, counts in values.items():
+        spec = specs.get(name)
+        if spec is None or len(counts) not in (1, *spec.axes[-1:]) or max(counts) - 1 > np.iinfo(spec.dtype).max:
+            raise ValueError(f"its limits give {printable(name, _LONGEST_NAME)} {len(counts)} counts of values")
 
 
 def standard_opset(model: onnx.ModelProto) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pom_export.graph.exported import PAST_STATE, present_name
-from pom_export.parity.tolerances import EXACT, STATE_ROUNDING, Tolerance
+from pom_export.parity.tolerances import EXACT, STATE_FEATURES, STATE_ROUNDING, Tolerance
 
 Array = npt.NDArray[Any]
 _PRESENT_STATE = present_name(PAST_STATE)
@@ -84,7 +84,8 @@ def state_difference(actual: Array, reference: Array, past: Array, tolerance: To
     for mixer in range(expected.shape[_MIXER_AXIS]):
         a, b, start = (part[:, mixer] for part in (sums, expected, before))
         added, total = (float(np.abs(part).max(initial=0.0)) for part in (b - start, b))
-        bound = tolerance.absolute + tolerance.relative * added + STATE_ROUNDING.relative * total
+        relative = STATE_FEATURES * tolerance.relative
+        bound = tolerance.absolute + relative * added + STATE_ROUNDING.relative * total
         found.append(replace(difference(a, b, tolerance), tolerance=bound))
     if not found:
         return _incomparable("it has no values", tolerance)

@@ -121,6 +121,8 @@ class _Planner:
         grows = any(PAST_TOKENS in spec.axes for spec in self.specs)
         name = "a long past" if self.limits.tokens is None else "the last positions"
         past = self.limits.tokens or (_LONG_PAST if grows else self.reach.past)
+        if self.limits.tokens is not None and TOKENS in self.interface.pinned:
+            self.notes.append("positions were compared at the start and at the end alone: the file fixes its tokens")
         for plan in (Plan(name, 2, _CALL, _CALL, past=past), Plan(f"{name}, tiny values", 1, 1, 1, _TINY, past=past)):
             if plan.scale == 1.0 or any(spec.dtype.kind not in "biu" and not is_past(spec.name) for spec in self.specs):
                 yield Case(plan.name, self._draw(plan))

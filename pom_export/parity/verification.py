@@ -10,7 +10,7 @@ import numpy as np
 from polygraphy.common import TensorMetadata
 
 from pom_export.engine.recipe import FUNCTION
-from pom_export.errors import InputError, MissingDependencyError, reason_of
+from pom_export.errors import InputError, MissingDependencyError, printable, reason_of
 from pom_export.graph.exported import ExportedModel, TensorSpec
 from pom_export.parity.case import Arrays, Case, run_case
 from pom_export.parity.comparison import compare_outputs
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 ONNXRUNTIME = "onnxruntime"
 EMULATION = "onnxruntime emulating"
 KERNEL = "kernel"
+_LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,15 @@ def compare(
                 for case, outputs in zip(cases, expected, strict=True):
                     actual = run_case(lambda feed: runner.infer(dict(feed)), case)
                     for name, result in compare_outputs(case.feed, outputs, actual, tolerance).items():
-                        found.setdefault(name, []).append(CaseResult(case.name, _shapes(case.feed), result))
+                        found.setdefault(name, []).append(CaseResult(_shown(case.name), _shapes(case.feed), result))
         except InputError:
             raise
         except Exception as error:
             reason = reason_of(error)
             raise InputError(f"{candidate.runner.name} failed: {reason}", "Run with --debug for the trace") from error
-    return [Comparison(candidate.backend, candidate.path, name, tuple(results)) for name, results in found.items()]
+    return [
+        Comparison(candidate.backend, candidate.path, _shown(name), tuple(results)) for name, results in found.items()
+    ]
 
 
 def record(module: nn.Module, names: Sequence[str], cases: Sequence[Case]) -> list[dict[str, np.ndarray[Any, Any]]]:
@@ -112,4 +115,9 @@ def record(module: nn.Module, names: Sequence[str], cases: Sequence[Case]) -> li
 
 
 def _shapes(feed: Mapping[str, np.ndarray[Any, Any]]) -> str:
-    return ", ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in feed.items())
+    return ", ".join(f"{_shown(name)} {'x'.join(map(str, array.shape))}" for name, array in feed.items())
+
+
+def _shown(name: str) -> str:
+    """Return a name as a report has it: it may come from a file."""
+    return printable(name, _LONGEST_NAME)

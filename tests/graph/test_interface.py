@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from onnx import helper, numpy_helper
 
 from pom_export.errors import InputError
 from pom_export.graph.exported import TensorSpec, read_model
+from pom_export.graph.interface import check_counts
 from pom_export.graph.weight_types import precision_of, weight_types
 
 
@@ -72,6 +74,7 @@ def changed(**changes: object) -> onnx.ModelProto:
         changed(opsets=[("", 20), ("ai.onnx", 18)]),
         changed(opsets=[("", -3)]),
         changed(empty=True),
+        parse("g () => (float[1] y) <float[1] w = {1}> { y = Relu(w) }"),
         parse("g (seq(float[N]) x) => (float[N] y) { i = Constant <value_int = 0> () y = SequenceAt(x, i) }"),
         parse("g (float[N] x) => (float[N] y) <float w = {1}, float w = {2}> { y = Add(x, w) }"),
     ],
@@ -81,6 +84,17 @@ def test_what_no_export_declares_is_refused_by_one_line(model: onnx.ModelProto, 
     with pytest.raises(InputError) as raised:
         read_model(tmp_path / "m.onnx")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "fits"),
+    [({"p": [8]}, True), ({"p": [8, 9]}, True), ({"p": [8, 9, 10]}, False), ({"x": [8]}, False), ({"q": [8]}, False),
+     ({"p": [2**40]}, False)],
+)  # fmt: skip
+def test_counts_of_values_are_those_of_an_input_of_integers(values: dict[str, list[int]], fits: bool) -> None:
+    specs = [TensorSpec("x", np.dtype("float32"), ("n",)), TensorSpec("p", np.dtype("int32"), ("n", 2))]
+    with nullcontext() if fits else pytest.raises(ValueError, match="counts of values"):
+        check_counts(values, specs)
 
 
 def test_the_domain_of_standard_ops_has_two_names(tmp_path: Path) -> None:
