@@ -14,6 +14,7 @@ from typing import NoReturn
 import click
 
 from pom_export import interrupts
+from pom_export.cli.native import mute_libraries
 from pom_export.cli.output import say, say_on_stderr, settle_stdout
 from pom_export.errors import PomExportError, printable, reason_of
 from pom_export.version import __version__
@@ -66,6 +67,8 @@ def main() -> NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file's name may hold bytes that the terminal's encoding has no character for.
         sys.stdout.reconfigure(errors="backslashreplace")
+    if "--debug" not in sys.argv:
+        mute_libraries()
     interrupts.listen()
     code = run(sys.argv[1:])
     interrupts.ignore()

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import io
-import logging
-import warnings
 from collections.abc import Iterator, Mapping
 from unittest import mock
 
@@ -33,23 +30,8 @@ from pom_export.graph.passes import (
 )
 from pom_export.graph.passes.lower_precision import Observe
 from pom_export.graph.program import Program
+from pom_export.graph.quiet import quiet_torch
 from pom_export.graph.translation import translation_table
-
-
-@contextlib.contextmanager
-def _quiet_torch() -> Iterator[None]:
-    """Silence what torch and its exporter say of their internals; nothing of it is the user's to mend."""
-    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 @contextlib.contextmanager
@@ -84,7 +66,7 @@ def trace(program: Program, opset: int) -> ir.Model:
     Raises:
         InputError: torch could not trace or translate the model; the first line of its reason is kept.
     """
-    with _quiet_torch(), _traceable_transformers(), _without_collector(), torch.no_grad():
+    with quiet_torch(), _traceable_transformers(), _without_collector(), torch.no_grad():
         try:
             exported = torch.onnx.export(
                 program.module.eval(),

@@ -16,6 +16,7 @@ from torch.utils._pytree import MappingKey, tree_flatten_with_path
 from pom_export.errors import InputError, reason_of
 from pom_export.graph.copying import copy_module, plain_tensors
 from pom_export.graph.program import Program
+from pom_export.graph.quiet import quiet_failure
 
 Examples = Mapping[str, Tensor]
 _IMAGE_RANK = 4
@@ -74,7 +75,7 @@ def module_program(module: nn.Module, examples: Examples, dynamic_shapes: Mappin
     """
     automatic = _automatic_shapes(examples)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), quiet_failure():
             # On a copy: what a module keeps from a call would become a constant of the graph.
             outputs = named_outputs(copy_module(module)(**examples))
     except Exception as error:
@@ -113,7 +114,8 @@ def _forget_sizes(module: nn.Module, examples: Examples, dynamic: Mapping[str, M
         for axis in axes:
             size = others[name].shape[axis]
             others[name] = others[name].index_select(axis, torch.arange(size + 1) % max(size, 1))
-    with torch.no_grad(), contextlib.suppress(Exception):  # other sizes may be none that the model takes
+    # Other sizes may be none that the model takes.
+    with torch.no_grad(), contextlib.suppress(Exception), quiet_failure():
         module(**others)
 
 

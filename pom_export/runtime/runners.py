@@ -30,12 +30,14 @@ def run_module(module: nn.Module, feed: Arrays) -> list[npt.NDArray[Any]]:
     import torch
     from torch.utils._pytree import tree_leaves
 
+    from pom_export.graph.quiet import quiet_failure
+
     tensors = {}
     for name, array in feed.items():
         # Neither numpy nor torch.from_numpy knows bfloat16; float64 holds every smaller type's values.
         exact = array if array.dtype.kind in "biu" else array.astype(np.float64)
         tensors[name] = torch.from_numpy(np.ascontiguousarray(exact))
-    with torch.no_grad():
+    with torch.no_grad(), quiet_failure():
         leaves = tree_leaves(module(**nested(tensors)))
     return [leaf.numpy() for leaf in leaves if isinstance(leaf, torch.Tensor)]
 

@@ -1,0 +1,35 @@
+"""Keep what libraries write to stderr by themselves apart from what this command says there."""
+
+from __future__ import annotations
+
+import faulthandler
+import io
+import os
+import sys
+from typing import Final
+
+_STDERR: Final = 2
+
+
+def mute_libraries() -> None:
+    """Have Python's stderr alone lead to where this process's stderr leads; what writes to its descriptor is lost.
+
+    So do C++ libraries that warn of a processor's features, or say why they fail before Python raises what we say in
+    one line. A crash still prints where it was.
+    """
+    if not isinstance(sys.stderr, io.TextIOWrapper):
+        return  # closed, or not ours
+    try:
+        sys.stderr.flush()
+        if sys.stderr.fileno() != _STDERR:
+            return
+        ours = os.dup(_STDERR)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+    except OSError:
+        return
+    # Nothing is kept: what a full disk does not take would fail once more at the exit, and change its code.
+    raw = os.fdopen(ours, "wb", buffering=0)
+    sys.stderr = io.TextIOWrapper(raw, sys.stderr.encoding, sys.stderr.errors, write_through=True)
+    os.dup2(nowhere, _STDERR)
+    os.close(nowhere)
+    faulthandler.enable(sys.stderr)
