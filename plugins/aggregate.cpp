@@ -21,6 +21,8 @@ bool parse(const std::string& text, const std::array<const char*, Size>& words, 
   return false;
 }
 
+// An x without a token may say any size of the others, and its means be as many.
+constexpr int64_t kMaxMeansOfNothing = int64_t{1} << 27;
 constexpr std::array<const char*, 5> kTypeNames{"float32", "float16", "bfloat16", "bool", "int64"};
 
 std::string number(int64_t value) { return std::to_string(value); }
@@ -317,6 +319,12 @@ std::string validate(const Problem& problem) {
   const int64_t rows = std::max(problem.tokens, problem.attributes.stateful ? kStateRows : 1);
   if (std::string error = validate_size("x", {problem.batch, rows, problem.channels}); !error.empty()) {
     return error;
+  }
+  if (const int64_t values = problem.batch * problem.channels; problem.attributes.mode == Mode::kMean &&
+                                                               !problem.attributes.stateful && problem.tokens == 0 &&
+                                                               values > kMaxMeansOfNothing) {
+    return "x has no tokens, and their means would be " + number(values) + " zeros, more than " +
+           number(kMaxMeansOfNothing);
   }
   if (!is_float(problem.data_type)) {
     return std::string("x must be float32, float16 or bfloat16, got ") + name_of(problem.data_type);

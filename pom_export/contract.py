@@ -103,6 +103,8 @@ GATE_ACTIVATIONS: Final = ("identity", "sigmoid", "hardsigmoid")
 
 MIN_DEGREE: Final = 1
 MAX_DEGREE: Final = 16
+# An x without a token may say any size of the others, and its means be as many.
+MAX_MEANS_OF_NOTHING: Final = 2**27
 
 LEAKY_SLOPE: Final = 0.01
 CLAMP_LOW: Final = -0.1

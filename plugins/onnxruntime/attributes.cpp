@@ -30,7 +30,7 @@ bool read_attribute(const Ort::ConstKernelInfo& info, const std::string& name, c
   const std::string absent = "pom_absent_attribute";
   Value unused{};
   std::string said_of_absent = read(info, absent, &unused);
-  if (const std::size_t at = said_of_absent.find(absent); at != std::string::npos) {
+  for (std::size_t at = 0; (at = said_of_absent.find(absent, at)) != std::string::npos; at += name.size()) {
     said_of_absent.replace(at, absent.size(), name);
   }
   if (error != said_of_absent) {

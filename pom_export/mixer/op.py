@@ -15,6 +15,7 @@ from pom_export.contract import (
     DEFAULT_ROTARY_BLOCKS,
     LEAKY_SLOPE,
     MAX_DEGREE,
+    MAX_MEANS_OF_NOTHING,
     MIN_DEGREE,
     POWER,
     PRODUCT,
@@ -92,8 +93,8 @@ def _check_rotation(x: Tensor, cos: Tensor, sin: Tensor, rotary_blocks: int) -> 
         raise ValueError(f"cos and sin must be of one shape, got {tuple(cos.shape)} and {tuple(sin.shape)}")
 
 
-def check_rows(x: Tensor, mask: Tensor | None, cos: Tensor | None) -> None:
-    """Raise ValueError where a batch is neither 1 nor x's: for sizes that are numbers, which a trace's are not."""
+def check_sizes(x: Tensor, mask: Tensor | None, cos: Tensor | None) -> None:
+    """Raise ValueError for a batch that is neither 1 nor x's: for sizes that are numbers, which a trace's are not."""
     for name, tensor, rank in (("mask", mask, 2), ("cos", cos, 3)):
         if tensor is not None and tensor.dim() == rank and tensor.shape[0] not in {1, x.shape[0]}:
             raise ValueError(f"{name} must have 1 or {x.shape[0]} rows, got {tensor.shape[0]}")
@@ -117,7 +118,10 @@ def polynomial_aggregation(
         ValueError: a shape, the mode or the degree breaks the contract; the value seen is named.
     """
     check(x, coefficients, mask, mode, epsilon, degree, cos, sin, rotary_blocks)
-    check_rows(x, mask, cos)
+    check_sizes(x, mask, cos)
+    means = x.shape[0] * x.shape[2]
+    if mode == "mean" and x.shape[1] == 0 and means > MAX_MEANS_OF_NOTHING:
+        raise ValueError(f"x has no tokens, and their means would be {means} zeros, more than {MAX_MEANS_OF_NOTHING}")
     y = reference.polynomial_aggregation(
         x, coefficients, mask, mode, epsilon, degree=degree, cos=cos, sin=sin, rotary_blocks=rotary_blocks
     )

@@ -97,7 +97,7 @@ def stateful_polynomial_aggregation(
         ValueError: a shape, type, length or attribute breaks the contract; the value seen is named.
     """
     op.check(x, coefficients, mask, mode, epsilon, degree, cos, sin, rotary_blocks)
-    op.check_rows(x, mask, cos)
+    op.check_sizes(x, mask, cos)
     _check(x, mask, past_state, past_length, mode)
     _check_lengths(past_length, x.shape[1])
     dtype = reference.accumulation_dtype(x.dtype)

@@ -83,6 +83,7 @@ def test_what_counts_nothing_is_zero_whatever_a_state_holds() -> None:
         ({"x": torch.zeros(2, 5, 3, dtype=torch.int64)}, "x must be floating, got torch.int64"),
         ({"x": torch.zeros(2, 5, 3, dtype=torch.complex64)}, "x must be floating, got torch.complex64"),
         ({"coefficients": torch.ones(3, 2, dtype=torch.int32)}, "coefficients must be floating"),
+        ({"x": torch.zeros(2**31, 0, 3)}, "means would be 6442450944 zeros, more than 134217728"),
         ({"x": torch.zeros(2, 5, 0), "coefficients": torch.zeros(0, 2)}, "at least one channel"),
         ({"mask": torch.ones(3, 5)}, "mask must have 1 or 2 rows, got 3"),
         ({"mask": torch.ones(2, 5, dtype=torch.int64)}, "mask must be bool or floating, got torch.int64"),
