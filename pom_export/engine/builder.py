@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pom_export.engine.profiles import Shapes, make_profiles
 from pom_export.engine.recipe import BuiltEngine
 from pom_export.engine.targets import resolve_targets
 from pom_export.errors import InputError
-from pom_export.files import check_replaceable, sha256_of, staged_output
+from pom_export.files import check_writable, sha256_of, staged_output
 from pom_export.graph.exported import read_model
 from pom_export.runtime.library import plugin_library
 
@@ -82,7 +83,7 @@ def build_engine(
     with staged_output(output, *sources, beside=[manifest]) as staged:
         check_manifest_place(output)
         if timing_cache is not None:
-            check_replaceable(Path(timing_cache), [*sources, output], "timing cache")
+            check_writable(timing_cache, [*sources, output, manifest], "timing cache")
         return _write(plan, kept, output, staged)
 
 
@@ -114,7 +115,15 @@ def _write(plan: Plan, kept: EngineCache | None, output: str | os.PathLike[str],
 def _build(plan: Plan) -> BuiltEngine:
     if plan.library is not None:
         load_plugin(plan.backend)
-    return BuildJob(plan).run()
+    if plan.timing_cache is None:
+        return BuildJob(plan).run()
+    # Polygraphy, which reads it, adds to it and writes it in place, leaves a lock beside it: it is given a copy.
+    with staged_output(plan.timing_cache, plan.model.path, *plan.model.weights) as staged:
+        cache = Path(plan.timing_cache)
+        staged.write_bytes(cache.read_bytes() if cache.exists() else b"")
+        built = BuildJob(replace(plan, timing_cache=os.fspath(staged))).run()
+        staged.with_name(f"{staged.name}.lock").unlink(missing_ok=True)
+    return built
 
 
 def _inspected(plan: Plan, built: BuiltEngine) -> dict[str, Any] | None:

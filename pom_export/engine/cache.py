@@ -12,7 +12,7 @@ from typing import Any
 
 from pom_export.engine.recipe import BuiltEngine
 from pom_export.errors import InputError, reason_of
-from pom_export.files import staged_output
+from pom_export.files import check_writable, staged_output
 
 _SUFFIX = ".pom-engine"
 
@@ -82,8 +82,7 @@ def open_cache(
             raise InputError(f"folder {parent} does not exist", f"Create it: mkdir -p {parent}")
     except (OSError, ValueError) as error:
         raise InputError(f"cache {place} cannot be used: {reason_of(error)}", "Choose another folder") from error
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"cannot write to {parent}", "Choose a writable folder")
+    check_writable(parent / _SUFFIX, [], "cache")
     return EngineCache(place, progress)
 
 

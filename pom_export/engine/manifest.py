@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pom_export.engine.recipe import PLUGIN, Recipe, sha256_of_weights
 from pom_export.errors import InputError
 from pom_export.files import readable_file, sha256_of
 from pom_export.graph.exported import read_model
+from pom_export.json_text import parse_json
+
+# What TensorRT's inspector says of each layer is in it.
+_LARGEST: Final = 64 << 20
+_MOST_VALUES: Final = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,8 @@ def check_manifest_place(engine: str | os.PathLike[str]) -> None:
 
 def _values(file: Path) -> Mapping[str, Any] | None:
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        values = parse_json(file.read_bytes(), _MOST_VALUES) if file.stat().st_size <= _LARGEST else None
+    except (OSError, ValueError):
         return None
     ours = isinstance(values, dict) and values.keys() >= {"engine", "backend", "plugin_layers", "model_sha256"}
     return values if ours else None
@@ -112,7 +116,10 @@ def read_engine(engine: str | os.PathLike[str]) -> tuple[bytes, Mapping[str, Any
         InputError: one of them cannot be read, or the engine is not the file that was built.
     """
     told = read_manifest(engine)
-    content = readable_file(engine, "engine").read_bytes()
+    file = readable_file(engine, "engine")
+    # Before so much memory is asked for.
+    _require(told.get("bytes") == file.stat().st_size, f"engine {engine} is", engine)
+    content = file.read_bytes()
     _require(told.get("sha256") == hashlib.sha256(content).hexdigest(), f"engine {engine} is", engine)
     return content, told
 

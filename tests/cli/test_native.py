@@ -38,4 +38,5 @@ def test_a_crash_is_still_told() -> None:
 def test_a_closed_stderr_is_no_failure() -> None:
     script = SCRIPT.replace('os.write(2, b"of a library\\n")', "pass")
     done = subprocess.run(["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, script], stdout=subprocess.PIPE)
-    assert (done.returncode, done.stdout) == (0, b"result\n")
+    assert done.returncode == 0
+    assert b"result\n" in done.stdout

@@ -15,7 +15,10 @@ import onnx
 import pytest
 
 import pom_export
+from pom_export.engine import builder
+from pom_export.engine.backend import Backend
 from pom_export.engine.cache import EngineCache, open_cache
+from pom_export.engine.plan import Plan
 from pom_export.engine.recipe import BuiltEngine, Recipe, sha256_of_weights
 from pom_export.errors import InputError
 from pom_export.files import sha256_of
@@ -261,3 +264,41 @@ def test_processes_share_a_cache(model: Path) -> None:
     assert [process.wait() for process in running] == [0, 0]
     assert (folder / "a").read_bytes() == (folder / "b").read_bytes()
     assert build(model).cached
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux's /proc, where nobody can make a file")
+def test_a_folder_that_takes_no_file_is_no_cache() -> None:
+    for folder in ("/proc", "/proc/none"):
+        with pytest.raises(InputError, match="cannot write to /proc"):
+            open_cache(folder, [], silent)
+
+
+@pytest.mark.parametrize("before", [b"before", None])
+def test_a_timing_cache_is_replaced_whole(
+    before: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, seen = tmp_path / "timings", []
+    if before is not None:
+        place.write_bytes(before)
+
+    class Job:
+        """As Polygraphy does it."""
+
+        def __init__(self, plan: Plan) -> None:
+            self.cache = plan.timing_cache
+
+        def run(self) -> BuiltEngine:
+            assert isinstance(self.cache, str)
+            file = Path(self.cache)
+            seen.append(file.read_bytes())
+            file.write_bytes(b"after")
+            Path(f"{self.cache}.lock").touch()
+            assert (place.read_bytes() if place.exists() else None) == before
+            return BUILT
+
+    monkeypatch.setattr(builder, "BuildJob", Job)
+    model = ExportedModel(tmp_path / "m.onnx", [], [], {}, 20, [])
+    plan = Plan(model, Backend("tensorrt", "10", None), ["current"], {}, None, False, place, silent)
+    assert builder._build(plan) == BUILT
+    assert seen == [before or b""]
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"timings": b"after"}

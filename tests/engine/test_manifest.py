@@ -25,6 +25,8 @@ OURS = {"engine": "e", "backend": "tensorrt-rtx", "plugin_layers": 1, "model_sha
         ("[" * 200_000, "not one of ours"),
         ("3", "not one of ours"),
         ("{}", "not one of ours"),
+        (json.dumps(OURS) + " " * 2**26, "not one of ours"),
+        (json.dumps({**OURS, "inputs": [0] * 3_000_000}), "not one of ours"),
         (json.dumps({**OURS, "backend": "tensorflow"}), "names no TensorRT, but 'tensorflow'"),
         (json.dumps({**OURS, "backend": ["tensorrt"]}), "names no TensorRT"),
     ],
@@ -65,7 +67,7 @@ def engine(tmp_path: Path) -> Path:
     onnx.save(model, tmp_path / "m.onnx", **options)
     (tmp_path / "e").write_bytes(b"engine")
     hashes = {"sha256": sha256_of(tmp_path / "e"), "model_sha256": sha256_of(tmp_path / "m.onnx")}
-    told = {**OURS, **hashes, "weights_sha256": {"w.bin": sha256_of(tmp_path / "w.bin")}}
+    told = {**OURS, **hashes, "bytes": len(b"engine"), "weights_sha256": {"w.bin": sha256_of(tmp_path / "w.bin")}}
     manifest_path(tmp_path / "e").write_text(json.dumps(told))
     return tmp_path / "e"
 
@@ -82,3 +84,11 @@ def test_a_file_that_is_not_the_one_of_the_build_is_named(changed: str, message:
     file.write_bytes(content.replace(b"\x01g", b"\x01h") if changed == "m.onnx" else content[:-1] + b"\1")
     with pytest.raises(InputError, match=message):
         check_manifest(engine, model)
+
+
+def test_an_engine_of_another_size_is_not_read(engine: Path) -> None:
+    """Its file may be larger than memory."""
+    with engine.open("r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(InputError, match=r"engine .* is not what"):
+        check_manifest(engine, engine.with_name("m.onnx"))
