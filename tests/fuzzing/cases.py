@@ -67,13 +67,13 @@ class Case:
         arguments: of the command line.
         what: what was done to a good file, for a person.
         refuse: whether a command that ends with exit code 0 is wrong.
-        text: whether stdout holds a text of the model's, not lines of results.
+        checkpoint: what `comparing` looks at, where the command ends with exit code 0.
     """
 
     arguments: tuple[str, ...]
     what: str
     refuse: bool = False
-    text: bool = False
+    checkpoint: Path | None = None
 
 
 Make = Callable[[Random, Seeds, Place], Case]

@@ -76,7 +76,7 @@ def _said(ended: Ended) -> Iterator[str]:
 
 def _results(case: Case, ended: Ended) -> Iterator[str]:
     """Find lines on stdout that are no results, or are there twice: a file's text forged them."""
-    if case.text or not ended.stdout:
+    if not ended.stdout:
         return
     lines = ended.stdout.rstrip("\n").split("\n")
     if "--json" in case.arguments:

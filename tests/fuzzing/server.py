@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -23,6 +24,7 @@ from pom_export.errors import MissingDependencyError
 from tests.fuzzing import forking
 from tests.fuzzing.cases import Case, Place
 from tests.fuzzing.client import Outcome
+from tests.fuzzing.comparing import difference
 from tests.fuzzing.formats import FORMATS
 from tests.fuzzing.judging import contents, faults
 from tests.fuzzing.seeds import Seeds, make_seeds
@@ -51,10 +53,13 @@ class Server:
         """Make a case, run it and judge it."""
         place = Place(self._folder / f"{name}-{seed}")
         place.make()
-        case = FORMATS[name](Random(f"{name} {seed}"), self._seeds, place)
+        case = self._made(name, seed, place)
         before = contents(place)
         ended = forking.fork(lambda report: _run(case, place, report), self._memory)
         found = faults(case, place, ended, before)
+        if ended.code == 0 and case.checkpoint is not None:
+            compared = forking.fork(partial(_compare, case.checkpoint), self._memory)
+            found += compared.report or ([f"cannot be compared: {compared}"] if compared.code else [])
         return Outcome(
             format=name,
             seed=seed,
@@ -67,6 +72,12 @@ class Server:
             said=(ended.stderr.strip().split("\n") or [""])[-1][:_KEPT_WORDS],
             folder=self._put_away(place, keep=bool(found)),
         )
+
+    def _made(self, name: str, seed: int, place: Place) -> Case:
+        try:
+            return FORMATS[name](Random(f"{name} {seed}"), self._seeds, place)
+        except Exception as error:
+            raise RuntimeError(f"{name} {seed} cannot be made, which is the mutator's fault") from error
 
     def _put_away(self, place: Place, *, keep: bool) -> str:
         """Remove a case's files, or keep them among the findings; return where they are then."""
@@ -91,6 +102,12 @@ def _run(case: Case, place: Place, report: int) -> int:
     os.environ["TMPDIR"] = tempfile.tempdir = os.fspath(place.temporary)
     Watch(place, report).start()
     return run(list(case.arguments))
+
+
+def _compare(checkpoint: Path, report: int) -> int:
+    """Report where others read another checkpoint than we do."""
+    os.write(report, difference(checkpoint).encode(errors="replace"))
+    return 0
 
 
 def _import_what_it_imports(seeds: Seeds) -> None:

@@ -23,6 +23,7 @@ COUNTS = {
     "pt2": 120,
     "safetensors": 150,
     "state": 90,
+    "tokenizer": 60,
 }
 
 

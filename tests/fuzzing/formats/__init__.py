@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.fuzzing.cases import Make
-from tests.fuzzing.formats import checkpoint, folder, manifest, model, npz, pt2, safetensors, valid
+from tests.fuzzing.formats import checkpoint, folder, manifest, model, npz, pt2, safetensors, tokenizer, valid
 
 FORMATS: dict[str, Make] = {
     "checkpoint": checkpoint.make,
@@ -16,5 +16,6 @@ FORMATS: dict[str, Make] = {
     "pt2": pt2.make,
     "safetensors": safetensors.make,
     "state": npz.make_state,
+    "tokenizer": tokenizer.make,
     "valid": valid.make,
 }

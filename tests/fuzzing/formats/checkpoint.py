@@ -45,7 +45,7 @@ def written(random: Random, place: Place, content: bytes, told: Told, suffix: st
         arguments = ("export", str(file), "-o", str(place.outputs / "model.onnx"))
     else:
         arguments = ("inspect", str(file), *(("--json",) if random.random() < 0.2 else ()))
-    return Case(arguments, str(told), told.refuse)
+    return Case(arguments, str(told), told.refuse, checkpoint=file)
 
 
 def _archive(random: Random, seeds: Seeds, _: Place, told: Told) -> bytes:

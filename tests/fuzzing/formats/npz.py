@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tests.fuzzing.cases import Case, Place, Told
-from tests.fuzzing.mutations import arrays, jsons, zips
+from tests.fuzzing.mutations import arrays, jsons, values, zips
 from tests.fuzzing.seeds import Seeds
 
 _JSON = ("header", "names")
@@ -37,9 +37,24 @@ def make_state(random: Random, seeds: Seeds, place: Place) -> Case:
     """Return `generate --load-state`."""
     told = Told()
     file = place.inputs / "state.npz"
-    file.write_bytes(_archive(random, _arrays(seeds, "saved.npz"), told))
+    good = _arrays(seeds, "saved.npz")
+    if random.random() < 0.2:
+        content = _with_another_tokenizer(random, good, place, told)
+    else:
+        content = _archive(random, good, told)
+    file.write_bytes(content)
     arguments = ("generate", str(seeds["stream.onnx"]), "--load-state", str(file), "--max-tokens", "2", "--json")
     return Case(arguments, str(told), told.refuse)
+
+
+def _with_another_tokenizer(random: Random, good: dict[str, Any], place: Place, told: Told) -> bytes:
+    """Let a state's notes name one of the user's files."""
+    header = json.loads(_text(good["header"]))
+    name = values.path(random, place)
+    told.note(f"tokenizer {name[:40]!r}", refuse=True)
+    header["notes"]["generate"]["settings"]["tokenizer"] = name
+    good["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    return zips.honest([(f"{key}.npy", arrays.written(value)) for key, value in good.items()])
 
 
 def _arrays(seeds: Seeds, name: str) -> dict[str, Any]:

@@ -119,8 +119,8 @@ def written(archive: Archive) -> bytes:
         body += _END64 + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, count, count, size, start)
         body += _LOCATOR64 + struct.pack("<IQI", 0, at, 1)
         size, start, count = _ALL32, _ALL32, _ALL16
-    body += _END + struct.pack("<HHHHIIH", 0, 0, *[count & _ALL16] * 2, size, start, len(archive.comment))
-    return bytes(body + archive.comment + archive.trailing)
+    body += _END + struct.pack("<HHHHIIH", 0, 0, *[count & _ALL16] * 2, size, start, len(archive.comment[:_ALL16]))
+    return bytes(body + archive.comment[:_ALL16] + archive.trailing)
 
 
 def _local(member: Member) -> bytes:
