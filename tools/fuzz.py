@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 _ROOT = Path(__file__).parents[1]
+_TELL = 60  # seconds between two lines that say how far it is
 sys.path.insert(0, str(_ROOT))
 
 from tests.fuzzing.client import Client, Outcome  # noqa: E402
@@ -37,16 +38,19 @@ def main() -> int:
 
 def _run(client: Client, formats: list[str], seconds: float, seed: int) -> list[Outcome]:
     """Run formats in turn until the time is over; return the findings."""
-    end, findings, count = time.monotonic() + seconds, [], 0
-    while time.monotonic() < end:
+    start = told = time.monotonic()
+    findings, first = [], seed
+    while time.monotonic() < start + seconds:
         for name in formats:
             outcome = client.run(name, seed)
-            count += 1
             if outcome.faults:
                 findings.append(outcome)
                 print(outcome, flush=True)
         seed += 1
-    print(f"{count} cases, up to seed {seed - 1}: {len(findings)} findings")
+        if time.monotonic() > min(told + _TELL, start + seconds):
+            told = time.monotonic()
+            cases = len(formats) * (seed - first)
+            print(f"[{told - start:6.0f}s] {cases} cases, before seed {seed}: {len(findings)} findings", flush=True)
     return findings
 
 
