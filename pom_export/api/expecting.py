@@ -16,6 +16,7 @@ from pom_export.parity.inputs import cases_from_npz, make_cases
 from pom_export.parity.interface import (
     check_limits,
     check_outputs,
+    check_pinned,
     match_inputs,
     pinned_note,
     program_spec,
@@ -93,6 +94,7 @@ def expected_of_checkpoint(
     loaded = _load(model, checkpoint)
     program = _program(model, loaded)
     interface = match_inputs(model, [program_spec(program, name) for name in program.inputs])
+    check_pinned(model, interface, program.limits, _width(program))
     precision, notes = judged_precision(model, _matrix_values(program))
     notes = [*_source_notes(model, checkpoint, loaded.sha256), *notes, *check_limits(model, program.limits)]
     notes += pinned_note(interface)
@@ -178,18 +180,23 @@ def _matrix_values(program: Program) -> int:
     return sum(matrix.numel() for matrix in matrices)
 
 
+def _width(program: Program) -> int:
+    """Return the largest number of values that there are of a token, in an input or output."""
+    vocabularies = [counts[0] for name, counts in program.limits.values.items() if name == "input_ids"]
+    widths = [tensor.shape[-1] for tensor in program.inputs.values() if tensor.is_floating_point()]
+    return max([*vocabularies, *widths], default=1)
+
+
 def _reach(program: Program) -> Reach:
     """Return how far cases of a model may go, so that they take seconds and no more memory than others."""
     from pom_export.models.gpt import CausalSelfAttention, Rotary
 
     modules = list(program.module.modules())
-    vocabularies = [counts[0] for name, counts in program.limits.values.items() if name == "input_ids"]
-    widths = [tensor.shape[-1] for tensor in program.inputs.values() if tensor.is_floating_point()]
     heads = max((part.n_head for part in modules if isinstance(part, CausalSelfAttention)), default=0)
     tokens = [
         LONGER,
         _MOST_PRODUCTS // max(_matrix_values(program), 1),
-        _MOST_OUTPUTS // max([*vocabularies, *widths], default=1),
+        _MOST_OUTPUTS // _width(program),
         *([int((_MOST_SCORES / heads) ** 0.5)] if heads else []),
     ]
     positions = any(isinstance(part, Rotary) for part in modules)

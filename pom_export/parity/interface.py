@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pom_export.errors import InputError, printable
-from pom_export.graph.exported import PAST_STATE, ExportedModel, InputLimits, TensorSpec, present_name
+from pom_export.graph.exported import (
+    BATCH,
+    CONTEXT_TOKENS,
+    PAST_STATE,
+    TOKENS,
+    ExportedModel,
+    InputLimits,
+    TensorSpec,
+    present_name,
+)
 from pom_export.runtime.runners import to_numpy
 
 if TYPE_CHECKING:
@@ -19,6 +28,8 @@ if TYPE_CHECKING:
 
 _HINT = "Export the checkpoint again"
 _STATE = (PAST_STATE, present_name(PAST_STATE))
+# Of one output: 512 MiB of float64.
+_MOST_VALUES = 2**26
 _KINDS = {"i": "integers", "u": "integers", "b": "truth values"}
 _HALF_KIND = "V"  # numpy's, for types that it does not have
 
@@ -135,6 +146,31 @@ def _match_names(model: ExportedModel, kind: str, given: Iterable[str], expected
                 f"the reference has {', '.join(expected)}",
                 _HINT,
             )
+
+
+def check_pinned(model: ExportedModel, interface: Interface, limits: InputLimits, width: int) -> None:
+    """Compare the sizes that a file fixes with what the reference takes, and a comparison.
+
+    Args:
+        model: the file.
+        interface: its inputs.
+        limits: what they may hold.
+        width: the largest number of values that there are of a token, in an input or output.
+
+    Raises:
+        InputError: they are larger.
+    """
+    tokens = max(interface.pinned.get(name, 1) for name in (TOKENS, CONTEXT_TOKENS))
+    if limits.tokens is not None and tokens > limits.tokens:
+        raise InputError(
+            f"model {model.path} fixes {tokens} tokens; the reference has positions for {limits.tokens}", _HINT
+        )
+    if tokens * interface.pinned.get(BATCH, 1) * width > _MOST_VALUES:
+        raise InputError(
+            f"model {model.path} fixes its sizes at {tokens * interface.pinned.get(BATCH, 1)} tokens, more than a "
+            "comparison takes",
+            "Export it with dynamic sizes, or smaller ones",
+        )
 
 
 def pinned_note(interface: Interface) -> list[str]:

@@ -105,13 +105,26 @@ def compare(
 
 
 def record(module: nn.Module, names: Sequence[str], cases: Sequence[Case]) -> list[dict[str, np.ndarray[Any, Any]]]:
-    """Return what a module in float64 computes of the cases, its outputs by the names given in their order."""
+    """Return what a module in float64 computes of the cases, its outputs by the names given in their order.
+
+    Raises:
+        InputError: the module fails on a case.
+    """
 
     def infer(feed: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         return dict(zip(names, run_module(module, feed), strict=True))
 
+    outputs = []
     with quiet_polygraphy():  # torch warns of products of mixed types too
-        return [infer(case.feed) if case.one_pass else run_case(infer, case) for case in cases]
+        for case in cases:
+            try:
+                outputs.append(infer(case.feed) if case.one_pass else run_case(infer, case))
+            except Exception as error:
+                raise InputError(
+                    f"PyTorch fails on the case {_shown(case.name)} ({_shapes(case.feed)}): {reason_of(error)}",
+                    "Run with --debug for the trace",
+                ) from error
+    return outputs
 
 
 def _shapes(feed: Mapping[str, np.ndarray[Any, Any]]) -> str:

@@ -336,6 +336,8 @@ def test_a_file_that_declares_more_than_it_computes_is_one_line(mixer: Exported)
     assert "\n" not in str(raised.value)
 
 
-def test_sizes_that_no_comparison_takes_are_refused(mixer: Exported) -> None:
-    with pytest.raises(InputError, match="larger than a comparison takes"):
+def test_sizes_that_no_comparison_takes_are_refused(mixer: Exported, rotary: Exported) -> None:
+    with pytest.raises(InputError, match="more than a comparison takes"):
         mixer.verify(pin("x", 1, 2**25), pin("mask", 1, 2**25))
+    with pytest.raises(InputError, match="fixes 1601 tokens; the reference has positions for 1600"):
+        rotary.verify(pin("x", 1, 1601))
