@@ -61,10 +61,10 @@ def check(exported: ExportedModel, source: Source, program: Program, samples: in
 def _parity_error(comparison: Comparison, replaced: list[str]) -> ParityError:
     worst = comparison.worst
     found = worst.difference
-    how = f"cannot be compared: {found.reason}" if found.reason else f"differs from PyTorch by {found.max_abs:.3g}"
+    why = f" ({found.reason})" if found.reason else ""
     return ParityError(
-        f"{comparison.output} of {comparison.backend} ({comparison.path}) {how} on "
-        f"{worst.case}, tolerance {found.tolerance:.3g}",
+        f"{comparison.output} of {comparison.backend} ({comparison.path}) differs from PyTorch by "
+        f"{found.max_abs:.3g}{why} on {worst.case}, tolerance {found.tolerance:.3g}",
         _parity_hint(found.max_abs, replaced),
     )
 
