@@ -84,9 +84,9 @@ def test_the_function_is_the_reference(
     mode: str, mask: str | None, dtype: str, epsilon: float, batch: int, tokens: int, degree: int
 ) -> None:
     feed = draw(batch, tokens, degree, mask, dtype)
-    y = run(mode, mask, dtype, epsilon, feed)
-    assert y.dtype == dtype
-    assert difference(y, expected(mode, epsilon, feed), OPS[dtype])
+    y, wanted = run(mode, mask, dtype, epsilon, feed), expected(mode, epsilon, feed)
+    assert (y.dtype, y.shape) == (dtype, wanted.shape)
+    assert difference(y, wanted, OPS[dtype]) or not y.size  # nothing agrees with nothing
 
 
 @pytest.mark.parametrize("mode", ["mean", "causal"])
