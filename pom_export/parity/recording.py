@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from pom_export.arrays import read_npz
 from pom_export.errors import InputError
 from pom_export.graph.exported import TensorSpec
+from pom_export.json_text import parse_json
 from pom_export.parity.case import Array, Case
 from pom_export.parity.inputs import fits, load_npz
 
@@ -38,8 +40,8 @@ def save_recording(
 def recorded_model(path: Path) -> str | None:
     """Return the sha256 of the model that parity data is of; None: the file is no parity data."""
     try:
-        arrays = load_npz(path)
-    except (OSError, ValueError):
+        arrays = read_npz(path, "parity data", only={"names", "model_sha256"})
+    except InputError:
         return None
     return str(arrays["model_sha256"]) if arrays.keys() >= {"names", "model_sha256"} else None
 
@@ -54,7 +56,7 @@ def load_recording(
     """
     try:
         arrays = load_npz(path)
-        names = json.loads(str(arrays["names"]))
+        names = parse_json(str(arrays["names"]))
         recorded_sha256 = str(arrays["model_sha256"])
         if recorded_sha256 != model_sha256:
             raise ValueError("it was recorded from another file of this name")
@@ -69,7 +71,7 @@ def load_recording(
         ) from error
     except KeyError as error:
         raise InputError(f"{path} is not parity data of this model: it lacks {error}", _HINT) from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is not parity data of this model: {error}", _HINT) from error
     return cases, recordings
 

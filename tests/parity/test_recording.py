@@ -49,7 +49,8 @@ def test_bfloat16_is_read_as_such(tmp_path: Path) -> None:
     [
         *(({"names": np.array(json.dumps(n))}, "names no cases") for n in (3, None, [], {}, {"a": 1}, "abc")),
         ({"names": np.array('["a", "b"]')}, "lacks '1/in/x'"),
-        ({"names": DEEP}, "recursion"),
+        ({"names": DEEP}, "nested too deeply"),
+        ({"names": np.array(json.dumps(["a"] * 300_000))}, "holds 300,000 values"),
         ({"names": np.array([1, 2])}, "not parity data"),
         ({"names": None}, "lacks 'names'"),
         ({"model_sha256": None}, "lacks 'model_sha256'"),
