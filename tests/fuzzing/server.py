@@ -53,7 +53,12 @@ class Server:
         """Make a case, run it and judge it."""
         place = Place(self._folder / f"{name}-{seed}")
         place.make()
-        case = self._made(name, seed, place)
+        try:
+            case = FORMATS[name](Random(f"{name} {seed}"), self._seeds, place)
+        except Exception as error:  # noqa: BLE001 (the rest is still worth running)
+            self._put_away(place, keep=False)
+            fault = f"is not made, which is the mutator's fault: {error!r}"[:_KEPT_WORDS]
+            return Outcome(name, seed, "", (), [fault], None, 0, 0, "", "")
         before = contents(place)
         ended = forking.fork(lambda report: _run(case, place, report), self._memory)
         found = faults(case, place, ended, before)
@@ -72,12 +77,6 @@ class Server:
             said=(ended.stderr.strip().split("\n") or [""])[-1][:_KEPT_WORDS],
             folder=self._put_away(place, keep=bool(found)),
         )
-
-    def _made(self, name: str, seed: int, place: Place) -> Case:
-        try:
-            return FORMATS[name](Random(f"{name} {seed}"), self._seeds, place)
-        except Exception as error:
-            raise RuntimeError(f"{name} {seed} cannot be made, which is the mutator's fault") from error
 
     def _put_away(self, place: Place, *, keep: bool) -> str:
         """Remove a case's files, or keep them among the findings; return where they are then."""

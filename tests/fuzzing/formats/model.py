@@ -47,6 +47,10 @@ def _content(random: Random, content: bytes, place: Place, told: Told) -> bytes:
         content, what = raw.spoil(random, content)
         told.note(what)
         return content
+    if random.random() < 0.05:
+        depth = random.choice((10, 40, 100, 10_000))
+        told.note(f"branches in branches, {depth} of them")
+        return content + _nested(depth)
     model = onnx.ModelProto.FromString(content)
     for _ in range(random.choice((1, 1, 2))):
         random.choice(_WAYS)(random, model, place, told)
@@ -55,12 +59,9 @@ def _content(random: Random, content: bytes, place: Place, told: Told) -> bytes:
 
 def _claim(random: Random, model: onnx.ModelProto, _: Place, told: Told) -> None:
     """Let the file say something else about itself."""
-    key = random.choice((*_CLAIMS, values.name(random)[:5000]))
-    known = {entry.key: entry for entry in model.metadata_props}
-    if _PREFIX + key not in known:
-        entry = model.metadata_props.add(key=_PREFIX + key)
-    else:
-        entry = random.choice((known[_PREFIX + key], known[_PREFIX + key], model.metadata_props.add(key=_PREFIX + key)))
+    key = random.choice((*_CLAIMS, *_CLAIMS, values.name(random)[:5000]))
+    known = [entry for entry in model.metadata_props if entry.key == _PREFIX + key]
+    entry = known[0] if known and random.random() < 0.9 else model.metadata_props.add(key=_PREFIX + key)
     value = random.choice(_CLAIMED)
     if entry.value.startswith("{") and random.random() < 0.6:
         value = jsons.spoil(random, json.loads(entry.value))[0].decode("utf-8", "replace")
@@ -240,16 +241,25 @@ def _whole(random: Random, model: onnx.ModelProto, _: Place, told: Told) -> None
     elif action == 6:
         model.graph.node.extend(helper.make_node("Identity", ["x"], [f"copy_{i}"]) for i in range(5000))
     else:
-        _nested(model, random.choice((20, 90)))
+        model.graph.sparse_initializer.add().dims.extend([2**62, 2**62])
     told.note(f"whole {action}")
 
 
-def _nested(model: onnx.ModelProto, depth: int) -> None:
-    """Put branches into branches."""
-    graph = helper.make_graph([], "innermost", [], [])
-    for i in range(depth):
-        graph = helper.make_graph([helper.make_node("If", ["c"], [f"i{i}"], then_branch=graph)], f"g{i}", [], [])
-    model.graph.node.extend(graph.node)
+def _nested(depth: int) -> bytes:
+    """Return what puts branches into branches, where it is appended to a model: the two graphs become one."""
+    graph = b""
+    for _ in range(depth):
+        graph = _field(1, _field(4, b"If") + _field(5, _field(1, b"then_branch") + _field(6, graph)))
+    return _field(7, graph)
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """Return a field of a protocol buffer."""
+    size, length = len(content), bytearray()
+    while size > 0x7F:
+        length.append(size & 0x7F | 0x80)
+        size >>= 7
+    return bytes([number << 3 | 2, *length, size]) + content
 
 
 _Way = Callable[[Random, onnx.ModelProto, Place, Told], None]
