@@ -4,5 +4,14 @@ from pom_export.files.names import AnyPath
 from pom_export.files.places import check_replaceable, check_writable
 from pom_export.files.reading import readable_file, sha256_of
 from pom_export.files.staging import staged_output
+from pom_export.files.staging_folder import scratch_folder
 
-__all__ = ["AnyPath", "check_replaceable", "check_writable", "readable_file", "sha256_of", "staged_output"]
+__all__ = [
+    "AnyPath",
+    "check_replaceable",
+    "check_writable",
+    "readable_file",
+    "scratch_folder",
+    "sha256_of",
+    "staged_output",
+]

@@ -50,13 +50,15 @@ class FolderLock:
 
     Args:
         folders: may be links, and the same one several times.
+        patient: whether to wait for a folder that another process has; otherwise the block runs without.
 
     Raises:
         InputError: another process has held a folder for a minute.
     """
 
-    def __init__(self, folders: Iterable[Path]) -> None:
+    def __init__(self, folders: Iterable[Path], *, patient: bool = True) -> None:
         self._folders = {_identity(folder): folder for folder in folders}
+        self._patient = patient
         self._locked: list[int] = []
 
     def __enter__(self) -> bool:
@@ -81,8 +83,8 @@ class FolderLock:
             with interrupts.held():
                 locked = self._try(folder)
             interrupts.check()
-            if locked is not None:
-                return locked
+            if locked is not None or not self._patient:
+                return bool(locked)
             if time.monotonic() > latest:
                 raise InputError(
                     f"another process has locked {folder} for {_PATIENCE_SECONDS:.0f} seconds",

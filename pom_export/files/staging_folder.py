@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import re
 import shutil
 import stat
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +22,7 @@ _PREFIX: Final = ".pom-export-"
 # As tempfile names them.
 _NAME: Final = re.compile(re.escape(_PREFIX) + r"[a-z0-9_]{8}")
 _LOCK: Final = "lock"
+_TRIES: Final = 10
 _FLAGS: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -32,6 +35,7 @@ class StagingFolder:
 
     Args:
         folder: where it is made.
+        patient: whether to wait while another process moves files there.
 
     Attributes:
         folder: the same.
@@ -39,8 +43,9 @@ class StagingFolder:
 
     folder: Path
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, patient: bool = True) -> None:
         self.folder = folder
+        self._patient = patient
         self._path: Path | None = None
         self._lock: int | None = None
         self._process = os.getpid()
@@ -72,8 +77,7 @@ class StagingFolder:
         """
         if not self.folder.exists():
             raise InputError(f"folder {self.folder} does not exist", f"Create it: mkdir -p {self.folder}")
-        # What is made and not locked yet is nobody's leftover: it is looked for under the same lock.
-        with FolderLock([self.folder]) as sure:
+        with FolderLock([self.folder], patient=self._patient) as sure:
             if sure:
                 _remove_leftovers(self.folder)
             with interrupts.held():
@@ -82,16 +86,29 @@ class StagingFolder:
 
     def _make(self) -> None:
         try:
-            self._path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self.folder))
-            self._lock = os.open(self._path / _LOCK, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
-            os.write(self._lock, _signature())
+            self._path, self._lock = self._make_folder()
             with suppress(OSError):  # where there are no locks, nobody removes anything
                 try_lock(self._lock)
+            # Signed once it is locked: one that is not signed is left alone.
+            os.write(self._lock, _signature())
             self.files.mkdir()
             self.kept.mkdir()
         except OSError as error:
-            hint = "Free some space, or choose another folder" if self._path else "Choose a writable folder"
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            hint = "Free some space, or choose another folder" if full else "Choose a writable folder"
             raise InputError(f"cannot write to {self.folder}: {error.strerror}", hint) from error
+
+    def _make_folder(self) -> tuple[Path, int]:
+        """Return the folder and its open lock; an empty folder may be taken for a leftover, and then another is made.
+
+        Raises:
+            OSError: none can be made.
+        """
+        for _ in range(_TRIES):
+            path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self.folder))
+            with suppress(FileNotFoundError):
+                return path, os.open(path / _LOCK, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     def remove(self) -> None:
         """Remove it and all that is in it, if it was made; a process that was forked leaves it to its parent."""
@@ -104,6 +121,21 @@ class StagingFolder:
             if self._lock is not None:
                 unlock(self._lock)
                 self._lock = None
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yield a folder for files that are needed for a while; what killed processes have left of theirs is removed.
+
+    Raises:
+        InputError: the system's folder for such files takes none.
+    """
+    staging = StagingFolder(Path(tempfile.gettempdir()), patient=False)
+    try:
+        staging.make()
+        yield staging.files
+    finally:
+        staging.remove()
 
 
 def _signature() -> bytes:

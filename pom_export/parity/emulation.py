@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import ml_dtypes
@@ -19,6 +18,7 @@ from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.common import TensorMetadata
 
 from pom_export import contract
+from pom_export.files import scratch_folder
 from pom_export.graph.nodes import cast_node
 from pom_export.graph.saving import save_graph
 from pom_export.runtime.session import inference_session
@@ -53,8 +53,8 @@ class EmulatedRunner(OnnxrtRunner):  # type: ignore[misc]  # Polygraphy is untyp
 
 
 def _session(model: Path, kernels: bool) -> Any:
-    with TemporaryDirectory() as folder:
-        emulated = Path(folder) / "emulated.onnx"
+    with scratch_folder() as folder:
+        emulated = folder / "emulated.onnx"
         save_emulation(model, emulated)
         return inference_session(emulated, kernels=kernels)
 

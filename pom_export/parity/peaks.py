@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx_ir as ir
 
+from pom_export.files import scratch_folder
 from pom_export.graph.nodes import add_constant
 from pom_export.graph.passes import AttachFunctionsPass
 from pom_export.graph.saving import save_graph
@@ -28,8 +27,8 @@ def observe_peaks(model: ir.Model, feeds: Iterable[Mapping[str, Array]]) -> dict
     AttachFunctionsPass()(observed)
     peaks = _add_peaks(observed.graph)
     highest = np.zeros(len(peaks))
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "observed.onnx"
+    with scratch_folder() as folder:
+        path = folder / "observed.onnx"
         save_graph(observed, path)
         session = inference_session(path, kernels=has_custom_ops_library())
         names = {given.name for given in session.get_inputs()}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from pom_export.errors import InputError
-from pom_export.files import check_writable, staged_output
+from pom_export.files import check_writable, scratch_folder, staged_output
+from pom_export.files.locks import FolderLock
 from pom_export.files.staging_folder import StagingFolder
 
 
@@ -161,3 +163,31 @@ def test_a_size_that_may_not_be_written_is_told_before_the_work(tmp_path: Path) 
         os._exit(1)
     assert os.waitpid(process, 0)[1] == 0
     assert names(tmp_path) == []
+
+
+def test_what_is_only_needed_for_a_while_goes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    leave(tmp_path)
+    with FolderLock([tmp_path]), scratch_folder() as scratch:
+        # Nobody waits for the lock of a folder that all use.
+        assert len(names(tmp_path)) == 2
+        (scratch / "m").write_text("new")
+    with scratch_folder() as scratch:
+        assert names(tmp_path) == [scratch.parent.name]
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_was_taken_for_a_leftover_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = os.open
+
+    def remove_first(path: Path, flags: int, mode: int = 0o777, **options: int) -> int:
+        if path.name == "lock" and not taken:
+            taken.append(path)
+            path.parent.rmdir()
+        return opened(path, flags, mode, **options)
+
+    taken: list[Path] = []
+    monkeypatch.setattr(os, "open", remove_first)
+    write(tmp_path / "m")
+    assert taken
+    assert names(tmp_path) == ["m"]
