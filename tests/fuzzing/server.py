@@ -11,6 +11,7 @@ import gc
 import importlib
 import json
 import os
+import pkgutil
 import shutil
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
+import pom_export.cli
 from pom_export.engine.backend import load_backend
 from pom_export.errors import MissingDependencyError
 from tests.fuzzing import forking
@@ -126,7 +128,8 @@ def _import_what_it_imports(seeds: Seeds) -> None:
         raise RuntimeError(f"the seeds were not made: {ended}")
     with contextlib.suppress(MissingDependencyError):
         load_backend()  # says which TensorRT Polygraphy's modules are to import
-    for name in json.loads(names.read_text()):
+    own = (module.name for module in pkgutil.iter_modules(pom_export.cli.__path__, "pom_export.cli."))
+    for name in [*json.loads(names.read_text()), *own]:
         with contextlib.suppress(Exception):  # made by its parent, not by an import
             importlib.import_module(name)
     gc.collect()
