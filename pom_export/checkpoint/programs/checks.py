@@ -50,8 +50,8 @@ def record(what: str, **entries: Check | Maybe) -> Check:
     def check(value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise MalformedError(f"{what} is {shown(value)}")
-        if unknown := next((name for name in value if name not in entries), None):
-            raise MalformedError(f"{what} has an entry {shown(unknown)}, which this version of torch does not write")
+        if unknown := [name for name in value if name not in entries]:
+            raise MalformedError(f"{what} has an entry {shown(unknown[0])}, which this version of torch does not write")
         checked = {}
         for name, entry in entries.items():
             if name in value:

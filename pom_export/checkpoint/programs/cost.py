@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -63,6 +64,7 @@ class _Run:
         self.most_operations = most_operations
         self._users: Counter[int] = Counter()
         self._bytes = 0
+        self._uncounted = 0
 
     def graph(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
         """Return the outputs of a graph, and forget values when nothing uses them any more."""
@@ -87,17 +89,19 @@ class _Run:
     def _call(self, node: fx.Node, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
         target = node.target
         try:
-            _check_before(getattr(target, "__name__", ""), arguments)
+            _check_before(getattr(target, "__name__", ""), arguments, keywords)
             if isinstance(target, torch._ops.HigherOrderOperator):
                 return self._block(str(target), arguments)
             assert callable(target)
-            return target(*arguments, **keywords)
+            result = target(*arguments, **keywords)
+            self._uncounted += _uncounted(str(target), arguments, result)
         except (CostError, MalformedError):
             raise
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise CostError(f"the sizes of {node.name} depend on values") from error
         except Exception as error:  # what an operator says of arguments that it does not take
             raise MalformedError(f"{node.name} fails on its example inputs: {reason_of(error)}") from error
+        return result
 
     def _block(self, name: str, arguments: Sequence[Any]) -> Any:
         place = next(i for i, argument in enumerate(arguments) if isinstance(argument, fx.GraphModule))
@@ -114,7 +118,7 @@ class _Run:
             self._bytes += size if self._users[identity] == 1 else 0
         if self._bytes > self.most_bytes:
             raise CostError(f"at {node.name} it holds {self._bytes:,} bytes, at most {self.most_bytes:,}")
-        if (operations := self.counter.get_total_flops()) > self.most_operations:
+        if (operations := self.counter.get_total_flops() + self._uncounted) > self.most_operations:
             raise CostError(f"up to {node.name} it computes {operations:,} products, at most {self.most_operations:,}")
 
     def _forget(self, value: Any) -> None:
@@ -148,8 +152,11 @@ def _memory(value: Any) -> Iterator[tuple[int, int]]:
             raise CostError("it computes a size beyond 64 bits")
 
 
-def _check_before(name: str, arguments: Sequence[Any]) -> None:
-    """Refuse what would not end, or make too many values, even without memory."""
+def _check_before(name: str, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> None:
+    """Refuse what would not end, or make too many values, even without memory; and what ends the process."""
+    if keywords.get("rounding_mode") == "trunc" and not any(_is_float(value) for value in arguments):
+        # Of the smallest integer by -1: the processor stops the program.
+        raise CostError(f"{name} of whole numbers with rounding_mode='trunc' is not supported")
     kind = name.partition(".")[0]
     pieces = 0
     if kind == "pow" and not isinstance(arguments[0], Tensor) and not isinstance(arguments[1], Tensor):
@@ -162,3 +169,18 @@ def _check_before(name: str, arguments: Sequence[Any]) -> None:
         pieces = arguments[1]
     if pieces > _MOST_PIECES:
         raise CostError(f"{name} makes more than {_MOST_PIECES:,} values of one")
+
+
+def _is_float(value: Any) -> bool:
+    return value.is_floating_point() if isinstance(value, Tensor) else isinstance(value, float)
+
+
+def _uncounted(name: str, arguments: Sequence[Any], result: Any) -> int:
+    """Return the products in attention and pooling, which torch's counter leaves out."""
+    if "scaled_dot_product" in name:
+        query, key, value = arguments[:3]
+        return int(query.numel() * key.shape[-2] + query.numel() // query.shape[-1] * key.shape[-2] * value.shape[-1])
+    if "pool" in name and "adaptive" not in name:
+        output = result[0] if isinstance(result, tuple) else result
+        return int(output.numel() * math.prod(arguments[1]))
+    return 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -14,7 +16,6 @@ from pom_export.checkpoint.programs.checks import MalformedError, UnsafeError, s
 from pom_export.checkpoint.programs.cost import check_cost
 from pom_export.checkpoint.programs.json_text import MOST_BYTES, parse_json
 from pom_export.checkpoint.programs.schema import ProgramSchema, payloads
-from pom_export.checkpoint.programs.sizes import Sizes
 from pom_export.checkpoint.programs.structures import Structure
 from pom_export.checkpoint.programs.tensors import Payloads
 from pom_export.errors import reason_of
@@ -44,8 +45,7 @@ def read_program(archive: Archive) -> ExportedProgram:
         InputError: a member is damaged.
     """
     root = _root(archive)
-    sizes = Sizes()
-    description = ProgramSchema(sizes).program(_json(archive, f"{root}/models/model.json"))
+    description = ProgramSchema().program(_json(archive, f"{root}/models/model.json"))
     call = description["graph_module"]["module_call_graph"][0]["signature"]
     taken: Structure = call["in_spec"]
     given: Structure = call["out_spec"]
@@ -61,12 +61,24 @@ def read_program(archive: Archive) -> ExportedProgram:
     )
     examples = parts.examples(f"{root}/data/sample_inputs/model.pt", taken)
     own = list(_own_tensors(description["graph_module"]["signature"], weights, constants))
-    program = _program(description, weights, constants, examples)
-    if examples is not None:
-        leaves = iter(taken.flatten(examples))
-        inputs = [next(leaves) if tensor is None else tensor for tensor in own]
-        check_cost(program.graph_module, inputs, archive.file_bytes)
+    with _without_logs():
+        program = _program(description, weights, constants, examples)
+        if examples is not None:
+            leaves = iter(taken.flatten(examples))
+            inputs = [next(leaves) if tensor is None else tensor for tensor in own]
+            check_cost(program.graph_module, inputs, archive.file_bytes)
     return program
+
+
+@contextlib.contextmanager
+def _without_logs() -> Iterator[None]:
+    """Silence what torch logs of parts that it refuses, in loggers of their own levels: the error says it."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _root(archive: Archive) -> str:
@@ -137,4 +149,4 @@ def _program(
         parsed = _dict_to_dataclass(schema.ExportedProgram, description)
         return ExportedProgramDeserializer().deserialize(parsed, weights, constants, examples)
     except Exception as error:  # what torch says of parts that do not fit together
-        raise MalformedError(f"its parts do not fit together: {reason_of(error)}") from error
+        raise MalformedError(f"its parts do not fit together: {reason_of(error.__cause__ or error)}") from error

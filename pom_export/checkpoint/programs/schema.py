@@ -27,8 +27,9 @@ from pom_export.checkpoint.programs.checks import (
     union,
 )
 from pom_export.checkpoint.programs.operators import check_call
-from pom_export.checkpoint.programs.sizes import Sizes, symbol_name
+from pom_export.checkpoint.programs.sizes import parse_size
 from pom_export.checkpoint.programs.structures import parse_structure
+from pom_export.checkpoint.programs.symbols import sympy_size
 
 # torch._export.serde.schema.ScalarType: bytes and whole numbers, floats, complex ones, bool, bfloat16.
 _TYPES: Final = range(1, 14)
@@ -37,8 +38,9 @@ _STRIDED: Final = 7
 _LAYOUT: Final = one_of("a layout", {_STRIDED})
 _MEMORY_FORMATS: Final = range(1, 5)
 _MOST_DIMENSIONS: Final = 32
-_MOST_NODES: Final = 50_000
-_MOST_VALUES: Final = 200_000
+_MOST_NODES: Final = 20_000
+# Of no_grad in autocast in no_grad.
+_MOST_BLOCKS: Final = 4
 
 _CPU: Final = {"type": "cpu", "index": None}
 # The verifiers of torch._export.verifier: of what torch.export.export gives, and of its decompositions.
@@ -48,6 +50,7 @@ _MOST_VERSION: Final = 1000
 _MODULE: Final = r"[\w.@ <>-]*,[\w.@ -]*,[\w.@ <>-]*"
 _MODULES: Final = re.compile(f"{_MODULE}(;{_MODULE})*")
 _LONGEST_MODULES: Final = 8192
+_DERIVED: Final = re.compile(r"[s\d+*/() -]{1,256}")
 
 _NAMED: Final = record("a value", name=name)
 _SPEC_OF_TENSOR: Final = {"arg": _NAMED}
@@ -74,20 +77,81 @@ def _none(value: Any) -> bool:
     return True
 
 
-class ProgramSchema:
-    """The schema of one program, whose sizes are read once each.
+def _expression(kind: str) -> Check:
+    """Return the check of an expression whose value on the example inputs is of a kind."""
+    hint = union("a size's value", as_int=integer(), as_bool=flag, as_float=number)
 
-    Args:
-        sizes: reads them, and notes their names.
+    def check_hint(value: Any) -> Any:
+        checked = hint(value)
+        if kind not in checked:
+            raise MalformedError(f"a size's value is {shown(next(iter(checked)))}, not {kind}")
+        return checked[kind]
+
+    return record("a size", expr_str=parse_size, hint=Maybe(nullable(check_hint)))
+
+
+def _range_name(value: Any) -> str:
+    """Return what a range is of: a size, or one that is derived from another, whose range is not needed."""
+    if not isinstance(value, str) or not _DERIVED.fullmatch(value):
+        raise UnsafeError(f"a size named {shown(value)}")
+    return value
+
+
+def _hint(expression: Mapping[str, Any]) -> Any:
+    if (value := expression.get("hint")) is None:
+        raise MalformedError("its sizes depend on values, which is not supported")
+    return value
+
+
+def _static(what: str, kind: str, check: Check) -> Check:
+    """Return the check of a number, which takes its value on the example inputs for an expression."""
+    either = union(what, as_expr=_expression(kind), **{kind: check})
+
+    def value_of(value: Any) -> dict[str, Any]:
+        checked = either(value)
+        return {kind: _hint(checked["as_expr"]) if "as_expr" in checked else checked[kind]}
+
+    return value_of
+
+
+def _condition(value: Any) -> dict[str, bool]:
+    """Return a comparison of sizes, of which the file has no value: it is one that was asserted."""
+    union("a flag", as_expr=_expression("as_bool"), as_bool=flag)(value)
+    return {"as_bool": True}
+
+
+def tensor_meta(size: Check) -> Check:
+    """Return the check of what is said of a tensor, whose sizes are checked by `size`."""
+    sizes = list_of(size, most=_MOST_DIMENSIONS)
+    return record(
+        "a tensor",
+        dtype=one_of("a type", _TYPES),
+        sizes=sizes,
+        requires_grad=flag,
+        device=_device,
+        strides=sizes,
+        storage_offset=size,
+        layout=_LAYOUT,
+    )
+
+
+_INTEGER: Final = _static("a size", "as_int", integer())
+_RATIO: Final = _static("a number", "as_float", number)
+_TENSOR: Final = tensor_meta(_INTEGER)
+
+
+class ProgramSchema:
+    """The schema of one program.
+
+    Sizes of the program's inputs keep their expressions. All others are given to torch as numbers, those of the
+    example inputs: it is traced again, and what torch would find out about expressions takes any time.
     """
 
-    def __init__(self, sizes: Sizes) -> None:
-        self.sizes = sizes
+    def __init__(self) -> None:
         self._nodes = 0
-        hint = Maybe(nullable(union("a size's value", as_int=integer(), as_bool=flag, as_float=number)))
-        expression = record("a size", expr_str=sizes.expression, hint=hint)
-        self._size = union("a size", as_expr=expression, as_int=integer())
-        self._tensor_meta = tensor_meta(self._size)
+        self._blocks = 0
+        self._symbols: set[str] = set()
+        self._input_meta = tensor_meta(union("a size", as_expr=self._symbolic, as_int=integer()))
         size_argument = union("a size", as_name=name, as_int=integer())
         ratio_argument = union("a number", as_name=name, as_float=number)
         flag_argument = union("a flag", as_name=name, as_bool=flag)
@@ -118,7 +182,7 @@ class ProgramSchema:
             "as_complex": record("a complex number", real=number, imag=number),
         }
         self._value = union("an argument", **self._values)
-        block = record("a block", name=name, graph=self._graph)
+        block = record("a block", name=name, graph=self._block)
         self._argument = union("an argument", **self._values, as_graph=block)
 
     def program(self, value: Any) -> dict[str, Any]:
@@ -128,23 +192,30 @@ class ProgramSchema:
             MalformedError: it is not as torch writes it.
             UnsafeError: it holds what would have to be run, or looked up by name.
         """
-        major = record("a version", major=integer(0, _MOST_VERSION), minor=integer(0, _MOST_VERSION))
+        version = record("a version", major=integer(0, _MOST_VERSION), minor=integer(0, _MOST_VERSION))
         constraint = record("a range", min_val=nullable(integer()), max_val=nullable(integer()))
         checked: dict[str, Any] = record(
             "the program",
             graph_module=self._graph_module,
             opset_version=table_of(text, integer(0, _MOST_VERSION)),
-            range_constraints=table_of(symbol_name, constraint),
-            schema_version=major,
+            range_constraints=table_of(_range_name, constraint),
+            schema_version=version,
             verifiers=Maybe(list_of(one_of("a dialect", _DIALECTS), most=2)),
             torch_version=Maybe(text),
             guards_code=Maybe(dropped([])),  # Python, which checks of other inputs would run
         )(value)
-        # torch warns of those that no size is made of.
-        checked["range_constraints"] = {
-            symbol: limits for symbol, limits in checked["range_constraints"].items() if symbol in self.sizes.symbols
-        }
+        ranges = checked["range_constraints"]
+        if unknown := sorted(self._symbols - ranges.keys()):
+            raise MalformedError(f"it lacks the range of {unknown[0]}")
+        # torch warns of those that no input has.
+        checked["range_constraints"] = {symbol: ranges[symbol] for symbol in sorted(self._symbols)}
         return checked
+
+    def _symbolic(self, value: Any) -> dict[str, Any]:
+        """Return a size of an input."""
+        checked = _expression("as_int")(value)
+        self._symbols |= checked["expr_str"].symbols
+        return {"expr_str": sympy_size(checked["expr_str"]), "hint": {"as_int": _hint(checked)}}
 
     def _graph_module(self, value: Any) -> dict[str, Any]:
         checked: dict[str, Any] = record(
@@ -158,33 +229,35 @@ class ProgramSchema:
         return checked
 
     def _graph(self, value: Any) -> dict[str, Any]:
-        size, values = self._size, self._value
-        ratio = union("a number", as_expr=self._expression("as_float"), as_float=number)
-        condition = union("a flag", as_expr=self._expression("as_bool"), as_bool=flag)
-        checked: dict[str, Any] = record(
-            "a graph",
-            inputs=list_of(values),
-            outputs=list_of(values),
-            nodes=list_of(self._node, most=_MOST_NODES),
-            tensor_values=table_of(name, self._tensor_meta),
-            sym_int_values=table_of(name, size),
-            sym_bool_values=table_of(name, condition),
-            sym_float_values=Maybe(table_of(name, ratio)),
-            is_single_tensor_return=Maybe(flag),
-            custom_obj_values=Maybe(_no_objects),
-        )(value)
+        values = list_of(self._value)
+        entries: dict[str, Check | Maybe] = {
+            "inputs": values,
+            "outputs": values,
+            "nodes": list_of(self._node, most=_MOST_NODES),
+            "sym_int_values": table_of(name, _INTEGER),
+            "sym_bool_values": table_of(name, _condition),
+            "sym_float_values": Maybe(table_of(name, _RATIO)),
+            "is_single_tensor_return": Maybe(flag),
+            "custom_obj_values": Maybe(_no_objects),
+        }
+        given = value.get("inputs") if isinstance(value, dict) and not self._blocks else None
+        inputs = {entry["as_tensor"]["name"] for entry in values(given or []) if "as_tensor" in entry}
+
+        def tensors(value: Any) -> dict[str, Any]:
+            table = table_of(name, lambda meta: meta)(value)
+            return {key: (self._input_meta if key in inputs else _TENSOR)(meta) for key, meta in table.items()}
+
+        checked: dict[str, Any] = record("a graph", **entries, tensor_values=tensors)(value)
         return checked
 
-    def _expression(self, kind: str) -> Check:
-        hint = union("a size's value", as_int=integer(), as_bool=flag, as_float=number)
-
-        def check_hint(value: Any) -> Any:
-            checked = hint(value)
-            if kind not in checked:
-                raise MalformedError(f"a size's value is {shown(next(iter(checked)))}, not {kind}")
-            return checked
-
-        return record("a size", expr_str=self.sizes.expression, hint=Maybe(nullable(check_hint)))
+    def _block(self, value: Any) -> dict[str, Any]:
+        """Return a graph inside another."""
+        self._blocks += 1
+        if self._blocks > _MOST_BLOCKS:
+            raise MalformedError(f"it nests blocks more than {_MOST_BLOCKS} times")
+        checked = self._graph(value)
+        self._blocks -= 1
+        return checked
 
     def _node(self, value: Any) -> dict[str, Any]:
         self._nodes += 1
@@ -228,21 +301,6 @@ class ProgramSchema:
             value
         )
         return checked
-
-
-def tensor_meta(size: Check) -> Check:
-    """Return the check of what is said of a tensor, whose sizes are checked by `size`."""
-    sizes = list_of(size, most=_MOST_DIMENSIONS)
-    return record(
-        "a tensor",
-        dtype=one_of("a type", _TYPES),
-        sizes=sizes,
-        requires_grad=flag,
-        device=_device,
-        strides=sizes,
-        storage_offset=size,
-        layout=_LAYOUT,
-    )
 
 
 def _no_objects(value: Any) -> dict[str, Any]:
