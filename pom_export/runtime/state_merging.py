@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
+from pom_export.contract import MAX_LENGTH
 from pom_export.errors import InputError
 from pom_export.graph.exported import PAST_LENGTH, PAST_STATE
 from pom_export.runtime.state import State
@@ -36,7 +37,7 @@ def merge_states(*states: _StateOrPair) -> _StateOrPair:
 
     Raises:
         InputError: shapes or types differ, states are of different models, or hold what is no sum: a cache of keys
-            and values, a convolution's window.
+            and values, a convolution's window; a length is negative, or the sum of them more than an int64.
     """
     if not states:
         raise InputError("merge_states was given no states", "Give at least one")
@@ -69,6 +70,8 @@ def _checked(pair: Any) -> Pair:
         raise InputError(f"{PAST_STATE} is {sums.dtype}{list(sums.shape)}", "It must be float32 (batch, L, 2, C)")
     if lengths.dtype.kind not in "iu" or lengths.shape != sums.shape[:1]:
         raise InputError(f"{PAST_LENGTH} is {lengths.dtype}{list(lengths.shape)}", "It must hold one a row")
+    if (lengths < 0).any():
+        raise InputError(f"{PAST_LENGTH} has {lengths.min()}", "It counts tokens: 0 or more")
     return sums, lengths
 
 
@@ -83,4 +86,8 @@ def _merge_pairs(pairs: list[Pair]) -> Pair:
     total = np.sum([sums.astype(np.float64).sum(_PAIR_AXIS) for sums, _ in pairs], axis=0)
     first = total.astype(np.float32)
     rest = np.where(np.isfinite(first), total - first, 0.0).astype(np.float32)
-    return np.stack([first, rest], axis=_PAIR_AXIS), np.stack([lengths for _, lengths in pairs]).sum(0, dtype=np.int64)
+    # As Python's integers, which do not overflow.
+    lengths = np.sum([each.astype(object) for _, each in pairs], axis=0)
+    if max(lengths, default=0) > MAX_LENGTH:
+        raise InputError(f"states of {max(lengths)} tokens cannot be merged", f"A state holds at most {MAX_LENGTH}")
+    return np.stack([first, rest], axis=_PAIR_AXIS), lengths.astype(np.int64)
