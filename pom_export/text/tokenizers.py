@@ -20,6 +20,7 @@ _GPT2_VOCABULARIES: Final = range(50257, 50305)
 _LARGEST_FILE: Final = 128 << 20
 _HINT: Final = "Name a tokenizer.json: --tokenizer PATH"
 _INSTALL_HINT: Final = "Install it: pip install 'pom-export[text]'"
+_WHOLE_HINT: Final = "Is it a whole tokenizer.json, and the model's own?"
 
 
 class Tokenizer(Protocol):
@@ -87,13 +88,20 @@ class FileTokenizer:
         self.size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
 
     def encode(self, text: str, *, begins: bool = True) -> list[int]:  # noqa: D102
-        return list(self._tokenizer.encode(_as_utf8(text), add_special_tokens=begins).ids)
+        content = _as_utf8(text)
+        try:
+            return list(self._tokenizer.encode(content, add_special_tokens=begins).ids)
+        except Exception as error:  # the library raises no narrower class
+            raise InputError(f"{self.name} cannot encode the text: {reason_of(error)}", _WHOLE_HINT) from error
 
     def stream(self, context: Sequence[int] = (), held: Held | None = None) -> TextStream:  # noqa: D102
         return WindowStream(self._decode, context, held)
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+        try:
+            return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+        except Exception as error:
+            raise InputError(f"{self.name} cannot decode tokens: {reason_of(error)}", _WHOLE_HINT) from error
 
 
 class Gpt2Tokenizer:

@@ -109,3 +109,12 @@ def test_bad_choices_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             choose_tokenizer(name, 1000)
+
+
+def test_a_tokenizer_whose_vocabulary_lacks_its_own_token_for_unknown_ones(tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    file.write_text(
+        '{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "none"}, "added_tokens": []}'
+    )
+    with pytest.raises(InputError, match="cannot encode the text"):
+        choose_tokenizer(str(file), 1).encode("b")
