@@ -144,10 +144,11 @@ def _memory(value: Any) -> Iterator[tuple[int, int]]:
     """Yield an identity and the bytes of each memory that a value keeps; and check numbers."""
     for leaf in tree_leaves(value):
         if isinstance(leaf, Tensor):
-            # An expanded one counts in full: most operators make it so.
-            size = leaf.numel() * leaf.element_size()
             storage = leaf.untyped_storage()
-            yield storage._cdata, max(size, storage.nbytes())
+            yield storage._cdata, storage.nbytes()
+            # An expanded one counts in full: most operators make it so.
+            if (repeated := leaf.numel() * leaf.element_size() - storage.nbytes()) > 0:
+                yield id(leaf), repeated
         elif isinstance(leaf, int) and not -LARGEST <= leaf <= LARGEST:
             raise CostError("it computes a size beyond 64 bits")
 

@@ -17,7 +17,8 @@ from pom_export.checkpoint.programs.checks import (
     shown,
     text,
 )
-from pom_export.checkpoint.programs.json_text import parse_json
+from pom_export.errors import reason_of
+from pom_export.json_text import parse_json
 
 _SEQUENCES: Final = {"builtins.tuple": tuple, "builtins.list": list}
 _MAPPINGS: Final = {"builtins.dict": dict, "collections.OrderedDict": OrderedDict}
@@ -91,7 +92,7 @@ def parse_structure(value: Any) -> Structure:
     """
     if not isinstance(value, str):
         raise MalformedError(f"a structure is {shown(value)}")
-    parsed = parse_json(value.encode())
+    parsed = _parsed(value)
     if not isinstance(parsed, list) or len(parsed) != 2 or parsed[0] != _VERSION:
         raise MalformedError(f"a structure is {shown(value)}")
     return _parse(parsed[1], _DEEPEST)
@@ -107,7 +108,7 @@ def _parse(value: Any, deepest: int) -> Structure:
         return Structure(None)
     if not isinstance(kind, str) or kind not in _TYPES:
         raise UnsafeError(f"a structure of the type {shown(kind)}")
-    keys = parse_json(context.encode()) if isinstance(context, str) else shown(context)
+    keys = _parsed(context) if isinstance(context, str) else shown(context)
     if kind in _MAPPINGS:
         names = tuple(_key(key) for key in list_of(lambda v: v)(keys))
         if len(names) != len(children) or len(set(names)) != len(names):
@@ -122,3 +123,10 @@ def _key(value: Any) -> str | int:
     if isinstance(value, (dict, list)):
         raise UnsafeError(f"a mapping with {shown(value)} for a key")
     return text(value) if isinstance(value, str) else int(integer()(value))
+
+
+def _parsed(value: str) -> Any:
+    try:
+        return parse_json(value)
+    except ValueError as error:
+        raise MalformedError(f"a structure is damaged: {reason_of(error)}") from error
