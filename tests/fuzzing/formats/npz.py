@@ -48,9 +48,10 @@ def make_state(random: Random, seeds: Seeds, place: Place) -> Case:
 
 
 def _with_another_tokenizer(random: Random, good: dict[str, Any], place: Place, told: Told) -> bytes:
-    """Let a state's notes name one of the user's files."""
+    """Let a state's notes name what is no file to read. A regular one may be read, as a tokenizer."""
     header = json.loads(_text(good["header"]))
     name = values.path(random, place)
+    name = str(place.precious) if name.endswith("/file") else name
     told.note(f"tokenizer {name[:40]!r}", refuse=True)
     header["notes"]["generate"]["settings"]["tokenizer"] = name
     good["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
