@@ -169,9 +169,9 @@ def test_sizes_other_than_the_examples_are_compared_too(tmp_path: Path, monkeypa
     compared: list[str] = []
     whole = checking.compare
 
-    def spy(reference: Any, candidate: Any, cases: Any, tolerance: Any) -> Any:
+    def spy(cases: Any, outputs: Any, candidate: Any, tolerance: Any) -> Any:
         compared.extend(case.name for case in cases)
-        return whole(reference, candidate, cases, tolerance)
+        return whole(cases, outputs, candidate, tolerance)
 
     monkeypatch.setattr(checking, "compare", spy)
     model = nn.Sequential(PoM(8, 2, 2, 1, 1))
