@@ -13,6 +13,7 @@ from typing import Any
 from pom_export.engine.recipe import BuiltEngine
 from pom_export.errors import InputError, reason_of
 from pom_export.files import check_writable, staged_output
+from pom_export.json_text import parse_json
 
 _SUFFIX = ".pom-engine"
 
@@ -101,5 +102,5 @@ def _unpacked(entry: bytes) -> BuiltEngine:
     if hashlib.sha256(content).hexdigest().encode() != digest:
         raise ValueError("its checksum differs")
     facts, _, engine = content.partition(b"\n")
-    values: dict[str, Any] = json.loads(facts)
+    values: dict[str, Any] = parse_json(facts)
     return BuiltEngine(engine, **values)

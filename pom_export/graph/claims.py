@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final, NoReturn
+from typing import Any, Final
+
+from pom_export.json_text import parse_json
 
 METADATA_PREFIX: Final = "pom_export."
 # The property that holds what a half-precision export keeps in float32: reasons by module, as JSON.
@@ -107,34 +108,12 @@ def read_claims(entries: Iterable[tuple[str, str]]) -> Claims:
 
 def _mapping(properties: Mapping[str, str], name: str) -> dict[str, Any]:
     try:
-        value = json.loads(
-            properties.get(name, "{}"), object_pairs_hook=_once, parse_constant=_refuse, parse_float=_finite
-        )
-    except RecursionError as error:
-        raise ClaimError(f"its property {name!r} is nested too deeply") from error
+        value = parse_json(properties.get(name, "{}"))
     except ValueError as error:
         raise ClaimError(f"its property {name!r} cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise ClaimError(f"its property {name!r} is no mapping")
     return value
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    mapping = dict(pairs)
-    if len(mapping) != len(pairs):
-        raise ValueError("a key is there twice")
-    return mapping
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number of JSON")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError("a number is too large")
-    return number
 
 
 def _limits(properties: Mapping[str, str]) -> InputLimits | None:

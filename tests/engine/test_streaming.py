@@ -310,7 +310,7 @@ def test_engines_that_cannot_run_are_one_line(built: Path, monkeypatch: pytest.M
         (told["sha256"], r"^engine .*cut.engine is not what .*cut.engine.json tells of. Build the engine again"),
         (hashlib.sha256(content).hexdigest(), r"^cut.engine cannot be used: tensorrt-rtx .* does not load it"),
     ):
-        (built / "cut.engine.json").write_text(json.dumps({**told, "sha256": sha256}))
+        (built / "cut.engine.json").write_text(json.dumps({**told, "sha256": sha256, "bytes": len(content)}))
         with pytest.raises(InputError, match=message) as caught:
             tensorrt_backend(built / "cut.engine")
         assert "\n" not in str(caught.value)
