@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Final
 
@@ -20,16 +19,28 @@ from pom_export.files import readable_file
 _HINT: Final = "Save it with torch.export.save, or export the module itself with pom_export.export"
 _SMALLER_HINT: Final = "Trace it with smaller example inputs, or export the module itself with pom_export.export"
 _FORMAT: Final = "archive_format"
+_LOCAL_HEADER: Final = b"PK\x03\x04"
+_NEAR_THE_END: Final = 1 << 16
 
 
 def is_exported_program(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file is an archive of torch.export, told by content."""
+    """Return whether a file is an archive of torch.export, told by content, whole or not."""
+    file = Path(path)
     try:
-        if not Path(path).is_file() or not zipfile.is_zipfile(path):
-            return False
-        with zipfile.ZipFile(path) as archive:
-            return any(name.split("/")[-1] == _FORMAT for name in archive.namelist())
-    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        with open_archive(file, "file") as archive:
+            return any(name.split("/")[-1] == _FORMAT for name in archive.members)
+    except InputError:
+        return _was_one(file)
+
+
+def _was_one(file: Path) -> bool:
+    """Return whether an archive that cannot be read names the member by which programs are told, near its end."""
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(len(_LOCAL_HEADER))
+            stream.seek(-min(_NEAR_THE_END, file.stat().st_size), os.SEEK_END)
+            return start == _LOCAL_HEADER and _FORMAT.encode() in stream.read(_NEAR_THE_END)
+    except OSError:
         return False  # whoever reads it as something else says what is wrong with it
 
 

@@ -135,6 +135,17 @@ def test_other_files_are_no_programs(tmp_path: Path) -> None:
         assert not is_exported_program(path)
 
 
+def test_a_directory_of_a_sparse_file_is_not_read(tmp_path: Path) -> None:
+    size = 3 << 30
+    with (tmp_path / "m.pt2").open("wb") as file:
+        file.write(b"PK\x03\x04")
+        file.seek(size)
+        file.write(b"PK\x05\x06" + struct.pack("<4H2IH", 0, 0, 1, 1, size, 0, 0))
+    assert not is_exported_program(tmp_path / "m.pt2")
+    with pytest.raises(CheckpointError, match="no whole program"):
+        read_exported_program(tmp_path / "m.pt2")
+
+
 def layouts(path: Path) -> dict[str, bytes]:
     """Archives that readers of zip files do not agree about, or that hold more than their size."""
     content = path.read_bytes()
@@ -166,6 +177,7 @@ def test_archives_that_torch_does_not_write_are_refused(
     program: tuple[nn.Module, Path], layout: str, tmp_path: Path
 ) -> None:
     (tmp_path / "m.pt2").write_bytes(layouts(program[1])[layout])
+    assert is_exported_program(tmp_path / "m.pt2") == (layout != "bytes in front")
     with pytest.raises(CheckpointError, match=r"m\.pt2 is no whole program"):
         read_exported_program(tmp_path / "m.pt2")
 

@@ -18,7 +18,7 @@ from pom_export.checkpoint.programs.checks import LARGEST, MalformedError
 from pom_export.errors import reason_of
 
 # Beyond what a file's own bytes allow.
-_MOST_BYTES: Final = 512 << 20
+_MOST_BYTES: Final = 384 << 20
 _MOST_OPERATIONS: Final = 500_000_000_000
 # Of activations to a weight or input, and operations on it: a convolution uses one at every pixel.
 _BYTES_EACH: Final = 64
