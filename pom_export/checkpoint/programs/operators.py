@@ -83,7 +83,7 @@ _ARITHMETIC: Final = frozenset(
     {f"_operator.{name}" for name in _COMPARED | _COMPUTED} | {f"torch.{name}" for name in _SYMBOLIC} | {"math.trunc"}
 )
 # Blocks of a program under another mode; what is in them is checked as the rest.
-BLOCKS: Final = frozenset(
+_BLOCKS: Final = frozenset(
     f"torch.ops.higher_order.{name}" for name in ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 )
 _DEVICES: Final = ("cpu", "cuda")
@@ -129,7 +129,7 @@ def check_call(target: str, arguments: Mapping[str, Mapping[str, Any]]) -> None:
         UnsafeError: it is not on the list.
         MalformedError: it has no such form or argument.
     """
-    if target in BLOCKS:
+    if target in _BLOCKS:
         return _check_block(target, list(arguments.values()))
     for name, argument in arguments.items():
         if "as_graph" in argument:
