@@ -87,6 +87,7 @@ def read_json(file: Path) -> Any:
     Raises:
         CheckpointError: it cannot be read, is larger than any such file, or is no JSON.
     """
+    readable_file(file, "file")
     try:
         with file.open("rb") as stream:
             content = stream.read(_MOST_JSON + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 from pathlib import Path
 
 from pom_export.errors import InputError
@@ -37,7 +38,8 @@ def readable_file(path: AnyPath, kind: str) -> Path:
         if not file.is_file():
             raise InputError(f"{kind} {file} is not a regular file", "Name a file")
         with file.open("rb") as stream:
-            empty = not stream.read(1)
+            # Not read: some of the system's own files, which say that they are empty, wait for something to come.
+            empty = not os.fstat(stream.fileno()).st_size
     except OSError as error:
         hint = "Check the path" if error.errno == errno.ENAMETOOLONG else "Check its permissions"
         raise InputError(f"{kind} {file} cannot be read: {error.strerror}", hint) from error

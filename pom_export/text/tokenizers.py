@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
 from pom_export.errors import InputError, MissingDependencyError, reason_of
@@ -20,6 +21,7 @@ _GPT2_VOCABULARIES: Final = range(50257, 50305)
 _LARGEST_FILE: Final = 128 << 20
 _HINT: Final = "Name a tokenizer.json: --tokenizer PATH"
 _INSTALL_HINT: Final = "Install it: pip install 'pom-export[text]'"
+_PANIC: Final = "PanicException"  # of pyo3, which exports no name for it
 _WHOLE_HINT: Final = "Is it a whole tokenizer.json, and the model's own?"
 
 
@@ -60,6 +62,20 @@ class ByteTokenizer:
         return BytesStream(lambda token: bytes([token]), held)
 
 
+@contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    """Turn whatever the library `tokenizers` raises into InputError: it knows no narrower class than Exception.
+
+    Where its Rust code panics, as on an expression that takes too long, that is not even one.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+            raise
+        raise InputError(f"{what}: {reason_of(error)}", _WHOLE_HINT) from error
+
+
 class FileTokenizer:
     """A tokenizer of Hugging Face's library `tokenizers`.
 
@@ -79,29 +95,23 @@ class FileTokenizer:
         file = readable_file(path, "tokenizer")
         if (size := file.stat().st_size) > _LARGEST_FILE:
             raise InputError(f"{file} has {size:,} bytes, which is no tokenizer", "Name a tokenizer.json")
-        try:
+        with _refusals(f"{file} is no tokenizer"):
             self._tokenizer: Any = tokenizers.Tokenizer.from_file(os.fspath(file))
-        except Exception as error:  # the library raises no narrower class
-            raise InputError(f"{file} is no tokenizer: {reason_of(error)}", "Name a tokenizer.json") from error
         self.name = os.path.abspath(file)  # noqa: PTH100 (a link's own name)
         # Not their number: some vocabularies have holes.
         self.size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
 
     def encode(self, text: str, *, begins: bool = True) -> list[int]:  # noqa: D102
         content = _as_utf8(text)
-        try:
+        with _refusals(f"{self.name} cannot encode the text"):
             return list(self._tokenizer.encode(content, add_special_tokens=begins).ids)
-        except Exception as error:  # the library raises no narrower class
-            raise InputError(f"{self.name} cannot encode the text: {reason_of(error)}", _WHOLE_HINT) from error
 
     def stream(self, context: Sequence[int] = (), held: Held | None = None) -> TextStream:  # noqa: D102
         return WindowStream(self._decode, context, held)
 
     def _decode(self, ids: Sequence[int]) -> str:
-        try:
+        with _refusals(f"{self.name} cannot decode tokens"):
             return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
-        except Exception as error:
-            raise InputError(f"{self.name} cannot decode tokens: {reason_of(error)}", _WHOLE_HINT) from error
 
 
 class Gpt2Tokenizer:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
+from pom_export.cli.native import mute_libraries
+
 # Of one command: seconds of a processor, bytes of memory.
 SECONDS = 10
 MEMORY = 10**9
@@ -89,6 +91,7 @@ def _child(work: Callable[[int], int], out: int, err: int, report: int, seconds:
         os.dup2(out, 1)
         os.dup2(err, 2)
         sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
+        mute_libraries()  # as the command does
         _set_limits(seconds)
         code = work(report)
         sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,3 +119,13 @@ def test_a_tokenizer_whose_vocabulary_lacks_its_own_token_for_unknown_ones(tmp_p
     )
     with pytest.raises(InputError, match="cannot encode the text"):
         choose_tokenizer(str(file), 1).encode("b")
+
+
+def test_a_tokenizer_whose_expression_takes_too_long_for_its_library(tmp_path: Path) -> None:
+    """The library's Rust code panics, which Python sees as an exception that is no Exception."""
+    file = tmp_path / "tokenizer.json"
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
+    file.write_text(json.dumps({"version": "1.0", "model": model, "added_tokens": [], "pre_tokenizer": split}))
+    with pytest.raises(InputError, match="cannot encode the text"):
+        choose_tokenizer(str(file), 1).encode("a" * 60 + "b")
