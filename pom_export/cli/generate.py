@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pom_export import interrupts
-from pom_export.cli.output import Progress, common_options, human_bytes, say, say_on_stderr, settle_stdout
+from pom_export.cli.output import (
+    Progress,
+    common_options,
+    human_bytes,
+    say,
+    say_on_stderr,
+    settle_stdout,
+    terminal_text,
+)
 from pom_export.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -175,7 +183,8 @@ def _put(generation: Generation) -> str | None:
     with interrupts.held():
         piece = generation.take()
         try:
-            click.echo(piece, nl=False)
+            # Whole: what it is redirected to gets every character of it.
+            click.echo(terminal_text(piece), nl=False, color=True)
         except BrokenPipeError:
             settle_stdout()
             return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -150,21 +149,6 @@ def cases_from_example(feed: Mapping[str, Array], specs: Sequence[TensorSpec]) -
     return cases
 
 
-def load_npz(path: Any) -> dict[str, Array]:
-    """Return the arrays of an .npz; nothing pickled is read.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is no whole .npz, or holds pickled objects.
-    """
-    if not Path(path).exists():
-        raise FileNotFoundError(path)
-    try:
-        return read_npz(path, "archive")
-    except InputError as error:
-        raise ValueError(error.what) from error
-
-
 def fits(array: Array, spec: TensorSpec) -> bool:
     """Return whether an array has an input's type and shape."""
     return (
@@ -181,9 +165,9 @@ def cases_from_npz(path: Any, specs: Sequence[TensorSpec], limits: InputLimits) 
         InputError: the file is no .npz, an input is missing or empty, or a dtype, shape or value does not fit.
     """
     try:
-        arrays = load_npz(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"inputs {path} are no .npz archive: {error}", "Save them with numpy.savez") from error
+        arrays = read_npz(path, "archive")
+    except InputError as error:
+        raise InputError(f"inputs {path} are no .npz archive: {error.what}", error.hint) from error
     for spec in specs:
         if spec.name not in arrays:
             raise InputError(

@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from pom_export.arrays import read_npz
-from pom_export.errors import InputError
+from pom_export.errors import InputError, printable
 from pom_export.graph.exported import TensorSpec
 from pom_export.json_text import parse_json
 from pom_export.parity.case import Array, Case
-from pom_export.parity.inputs import fits, load_npz
+from pom_export.parity.inputs import fits
 
 _HINT = "Export again with --samples, or give --checkpoint"
 _NUMBERS = "biuf"  # kinds of numpy types
+_LONGEST_NAME = 100
 
 
 def recording_path(model: str | os.PathLike[str]) -> Path:
@@ -54,24 +55,28 @@ def load_recording(
     Raises:
         InputError: the file is missing, not parity data, damaged, or of another model.
     """
+    if not path.exists():
+        raise InputError(
+            f"nothing to compare with: no checkpoint was named and {path} does not exist",
+            "Give --checkpoint, or export with --samples",
+        )
     try:
-        arrays = load_npz(path)
+        arrays = read_npz(path, "archive")
         names = parse_json(str(arrays["names"]))
         recorded_sha256 = str(arrays["model_sha256"])
         if recorded_sha256 != model_sha256:
             raise ValueError("it was recorded from another file of this name")
-        if not isinstance(names, list) or not names:
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             raise ValueError("it names no cases")
-        cases = [Case(str(name), _inputs(arrays, f"{i}/in/", inputs)) for i, name in enumerate(names)]
+        cases = [
+            Case(printable(name, _LONGEST_NAME), _inputs(arrays, f"{i}/in/", inputs)) for i, name in enumerate(names)
+        ]
         recordings = [_outputs(arrays, f"{i}/out/", outputs) for i in range(len(names))]
-    except FileNotFoundError as error:
-        raise InputError(
-            f"nothing to compare with: no checkpoint was named and {path} does not exist",
-            "Give --checkpoint, or export with --samples",
-        ) from error
+    except InputError as error:
+        raise InputError(f"{path} is not parity data of this model: {error.what}", _HINT) from error
     except KeyError as error:
         raise InputError(f"{path} is not parity data of this model: it lacks {error}", _HINT) from error
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise InputError(f"{path} is not parity data of this model: {error}", _HINT) from error
     return cases, recordings
 
