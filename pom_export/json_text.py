@@ -14,12 +14,13 @@ _LONGEST_NUMBER: Final = 40
 _TEXT: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 
 
-def parse_json(content: bytes | str, most_values: int = MOST_VALUES) -> Any:
+def parse_json(content: bytes | str, most_values: int = MOST_VALUES, *, infinite: bool = False) -> Any:
     """Return what JSON says.
 
     Args:
         content: the text, UTF-8 where it is bytes; the caller bounds its length.
         most_values: most entries of lists and objects together.
+        infinite: whether numbers may be written NaN, Infinity and -Infinity, as Python writes them.
 
     Raises:
         ValueError: it is damaged, nested too deeply, has more values, a name twice in one object, or a number that is
@@ -32,7 +33,11 @@ def parse_json(content: bytes | str, most_values: int = MOST_VALUES) -> Any:
         raise ValueError(f"it holds {values:,} values, at most {most_values:,} are read")
     try:
         return json.loads(
-            text.decode(), object_pairs_hook=_once, parse_int=_integer, parse_float=_number, parse_constant=_refused
+            text.decode(),
+            object_pairs_hook=_once,
+            parse_int=_integer,
+            parse_float=_number,
+            parse_constant=float if infinite else _refused,
         )
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error

@@ -38,6 +38,13 @@ def test_refuses(text: str | bytes, reason: str) -> None:
     assert reason in str(error.value)
 
 
+def test_infinite_numbers_where_they_are_asked_for() -> None:
+    assert parse_json("[0.0, Infinity, -Infinity]", infinite=True) == [0.0, float("inf"), float("-inf")]
+    assert str(parse_json(b"NaN", infinite=True)) == "nan"
+    with pytest.raises(ValueError, match="1e999"):
+        parse_json("1e999", infinite=True)
+
+
 def test_signs_inside_text_are_no_values() -> None:
     many = ",[{:" * 1_000_000
     assert parse_json(json.dumps([many])) == [many]

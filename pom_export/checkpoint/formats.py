@@ -15,6 +15,7 @@ from pom_export.files import readable_file
 from pom_export.json_text import parse_json
 
 _ZIP, _PICKLE, _JSON = b"PK\x03\x04", b"\x80", b"{"
+_LENGTH = 8  # bytes of a safetensors file that say how long its header is
 # Whole files, then indices of shards, in the order in which Hugging Face's loaders prefer them.
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
@@ -22,6 +23,7 @@ _COPY_HINT = "Copy or save it again"
 # Far more than a configuration, an index of shards or a header has; what is parsed takes some twenty times as much.
 _MOST_JSON = 4 << 20
 _MOST_HEADER = 16 << 20
+_MOST_IN_HEADER = 4_000_000
 
 
 def read_content(file: Path) -> tuple[Any, Mapping[str, str]]:
@@ -36,8 +38,8 @@ def read_content(file: Path) -> tuple[Any, Mapping[str, str]]:
     readable_file(file, "checkpoint")
     with file.open("rb") as stream:
         head = stream.read(16)
-    if head[8:9] == _JSON:
-        return _read_safetensors(file, int.from_bytes(head[:8], "little"))
+    if head[_LENGTH : _LENGTH + 1] == _JSON:
+        return _read_safetensors(file, int.from_bytes(head[:_LENGTH], "little"))
     if head[:4] == _ZIP:
         return read_archive(file), {}
     if head[:1] == _PICKLE:
@@ -93,7 +95,8 @@ def read_json(file: Path) -> Any:
             content = stream.read(_MOST_JSON + 1)
         if len(content) > _MOST_JSON:
             raise CheckpointError(f"{file} is larger than {_MOST_JSON >> 20} MiB", "Correct it or move it away")
-        return parse_json(content)
+        # Hugging Face's configurations have infinite limits.
+        return parse_json(content, infinite=True)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{file} is not readable JSON: {reason_of(error)}", "Correct it or move it away"
@@ -104,6 +107,10 @@ def _read_safetensors(file: Path, header: int) -> tuple[Mapping[str, torch.Tenso
     if header > _MOST_HEADER:
         raise CheckpointError(f"{file} declares a header of {header:,} bytes, at most {_MOST_HEADER:,}", _COPY_HINT)
     try:
+        with file.open("rb") as stream:
+            stream.seek(_LENGTH)
+            # The library would take the last of two tensors of one name.
+            parse_json(stream.read(header), _MOST_IN_HEADER)
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
             return tensors, opened.metadata() or {}

@@ -95,7 +95,7 @@ def hints_in(content: Any) -> Hints:
             usable = value in FAMILIES if hint == "family" else type(value) is int and 0 < value <= _LARGEST
             if key in names and usable:
                 found[hint].add(value)
-        local = local or (key == "_target_" and "local" in str(value).lower())
+        local = local or (key == "_target_" and isinstance(value, str) and "local" in value.lower())
     return Hints(**{hint: next(iter(values)) for hint, values in found.items() if len(values) == 1}, local=local)
 
 

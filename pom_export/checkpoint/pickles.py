@@ -143,7 +143,9 @@ def read_legacy(file: Path) -> Any:
             stream.seek(head.tell())
             storages = {key: _read_storage(stream, size, key, *named[key]) for key in keys}
             head.seek(start)
-            return unpickle(head, CALLS, lambda identifier: storages[_identified(identifier)[1]])
+            return unpickle(
+                head, CALLS, lambda identifier: _module_class(identifier) or storages[_identified(identifier)[1]]
+            )
     except CheckpointError:
         raise
     except Exception as error:  # whatever damaged bytes make of the parser
@@ -168,8 +170,18 @@ def _check_legacy(file: Path, head: io.BytesIO) -> None:
         raise CheckpointError(f"{file} was saved on a machine of another byte order", "Save it again on this one")
 
 
+def _module_class(identifier: Any) -> Inert | None:
+    """Return the class of a module that was saved whole, which the older form names with its source; else None."""
+    match identifier:
+        case ("module", Inert() as kind, *_):
+            return kind
+    return None
+
+
 def _note(named: dict[str, tuple[torch.dtype | None, int]], identifier: Any) -> Inert:
     """Remember the type and the size of a storage, whose values follow behind the pickle that names it."""
+    if (module := _module_class(identifier)) is not None:
+        return module
     kind, key, numel = _identified(identifier)
     try:
         dtype = storage_dtype(kind)

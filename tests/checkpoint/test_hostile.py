@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pom_export.checkpoint import load_model, values
-from pom_export.checkpoint.hints import hints_in
+from pom_export.checkpoint.hints import Hints, hints_in
 from pom_export.checkpoint.pickles import read_archive, read_legacy
 from pom_export.checkpoint.unpickling import Inert
 from pom_export.errors import CheckpointError, InputError
@@ -125,6 +125,11 @@ def test_lists_in_lists_are_looked_at_once() -> None:
     assert hints_in({"x": nested, "y": itself}).degree == 3
 
 
+def test_settings_of_other_types_say_nothing() -> None:
+    """Python writes out no integer of 5,000 digits."""
+    assert hints_in({"_target_": 10**5000, "degree": 10**5000, "n_head": [], "order": 3}) == Hints(degree=3)
+
+
 def test_an_archive_is_as_torch_leaves_it(tmp_path: Path) -> None:
     pickled = state_dict(tensor((4,), (1,)))
     assert "another byte order" in refusal(save(tmp_path / "a.pt", pickled, byteorder=b"big"))
@@ -170,6 +175,7 @@ def test_everything_that_torch_saves_is_read(tmp_path: Path, write: Callable[...
         "folder": tmp_path,
         "set": {1, 2},
         "nothing": None,
+        "whole": nn.Linear(2, 2),
     }
     write(trainer, tmp_path / "a.pt")
     content = (read_archive if write is torch.save else read_legacy)(tmp_path / "a.pt")
@@ -181,6 +187,7 @@ def test_everything_that_torch_saves_is_read(tmp_path: Path, write: Callable[...
         assert content["model"][name].shape == value.shape
         assert torch.equal(content["model"][name].to(torch.complex128), value.detach().to(torch.complex128))
     assert isinstance(content["config"], Inert)
+    assert content["whole"].name == "torch.nn.modules.linear.Linear"
 
 
 def test_weights_are_mapped_from_the_file(tmp_path: Path) -> None:
@@ -235,6 +242,10 @@ def test_recognition_is_bounded_by_the_file(tmp_path: Path) -> None:
 def test_a_name_that_comes_twice_is_an_error(tmp_path: Path) -> None:
     torch.save({"module.a": torch.ones(1), "module._orig_mod.a": torch.ones(1)}, tmp_path / "a.pt")
     assert "holds a twice" in refusal(tmp_path / "a.pt")
+    entry = b'"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+    header = b"{" + entry + b"," + entry + b"}"
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    assert "a name twice" in refusal(tmp_path / "a.safetensors")
 
 
 def test_other_types_of_safetensors_are_named(tmp_path: Path) -> None:
@@ -257,6 +268,8 @@ def test_json_beside_the_weights_is_bounded(tmp_path: Path) -> None:
     ):
         (tmp_path / "config.json").write_bytes(content)
         assert reason in refusal(tmp_path)
+    (tmp_path / "config.json").write_text('{"time_step_limit": [0.0, Infinity], "degree": 2}')
+    assert load_model(tmp_path).spec.degree == 2
 
 
 def test_values_are_looked_at_after_names_and_shapes(tmp_path: Path) -> None:
