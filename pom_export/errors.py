@@ -42,7 +42,8 @@ class PomExportError(Exception):
         super().__init__(self.what)
 
     def __str__(self) -> str:
-        return f"{self.what}. {self.hint}" if self.hint else self.what
+        # What torch says of itself ends in a full stop.
+        return f"{self.what.removesuffix('.')}. {self.hint}" if self.hint else self.what
 
 
 class InputError(PomExportError):

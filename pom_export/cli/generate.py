@@ -19,6 +19,7 @@ from pom_export.cli.output import (
     Progress,
     common_options,
     human_bytes,
+    on_terminal,
     say,
     say_on_stderr,
     settle_stdout,
@@ -115,7 +116,7 @@ def command(
     if as_json:
         say(json.dumps(result))
     else:
-        say_on_stderr(("\n" if sys.stdout.isatty() else "") + _line(result))
+        say_on_stderr(("\n" if on_terminal() else "") + _line(result))
 
 
 def _prompt(prompt: str | None, file: str | None) -> str | None:
@@ -195,8 +196,8 @@ def _put(generation: Generation) -> str | None:
 
 def _await_reader() -> None:
     """Wait until a short piece can be written to stdout at once."""
-    # What stands in for stdout may be no file.
-    with contextlib.suppress(OSError, ValueError):
+    # What stands in for stdout may be no file, and where it is closed there is none.
+    with contextlib.suppress(OSError, ValueError, TypeError):
         select.select([], [sys.stdout], [])
 
 

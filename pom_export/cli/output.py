@@ -79,9 +79,14 @@ def say_on_stderr(text: str) -> None:
         click.echo(text, err=True)
 
 
+def on_terminal() -> bool:
+    """Return whether stdout is a terminal; it may be closed."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
 def terminal_text(text: str) -> str:
     """Return a model's text as it is, but on a terminal with an escape shown in place of what would act on it."""
-    if not sys.stdout.isatty():
+    if not on_terminal():
         return text
     return "".join(c if c in "\n\t" else printable(c) for c in text)
 

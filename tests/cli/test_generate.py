@@ -288,6 +288,14 @@ def test_gpt2_s_tokens_are_pieces_of_text(
     assert written(capsys, model, "--prompt", "ab", "--max-tokens", "3").count("<") == 3
 
 
+def test_a_closed_stdout_is_no_failure(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert run(["generate", model, *OPTIONS, "--max-tokens", "5"]) == 0
+    assert capsys.readouterr().err.startswith("5 tokens, ")
+
+
 @pytest.fixture
 def running(model: str) -> Iterator[Any]:
     """Start a long run in a process of its own; its stdout is a pipe."""

@@ -32,6 +32,7 @@ def test_printable() -> None:
 def test_errors_are_one_line(error: type[InputError]) -> None:
     raised = error(f"what {FORGED}", f"hint {FORGED}")
     assert str(raised) == f"what {SHOWN}. hint {SHOWN}"
+    assert str(error("It failed.", "Try again")) == "It failed. Try again"
     assert raised.args == (raised.what,)
 
 
