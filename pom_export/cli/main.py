@@ -14,7 +14,7 @@ from typing import NoReturn
 import click
 
 from pom_export import interrupts
-from pom_export.cli.native import mute_libraries
+from pom_export.cli.native import mute_libraries, occupy_closed_streams
 from pom_export.cli.output import say, say_on_stderr, settle_stdout
 from pom_export.errors import PomExportError, printable, reason_of
 from pom_export.version import __version__
@@ -64,6 +64,7 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit."""
+    occupy_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file's name may hold bytes that the terminal's encoding has no character for.
         sys.stdout.reconfigure(errors="backslashreplace")

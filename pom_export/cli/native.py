@@ -11,6 +11,18 @@ from typing import Final
 _STDERR: Final = 2
 
 
+def occupy_closed_streams() -> None:
+    """Lead standard streams that are closed nowhere.
+
+    The next file that is opened, such as an output, would take a closed one's number, and what libraries print there.
+    """
+    for descriptor in range(_STDERR + 1):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+
+
 def mute_libraries() -> None:
     """Have Python's stderr alone lead to where this process's stderr leads; what writes to its descriptor is lost.
 

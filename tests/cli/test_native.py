@@ -40,3 +40,10 @@ def test_a_closed_stderr_is_no_failure() -> None:
     done = subprocess.run(["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, script], stdout=subprocess.PIPE)
     assert done.returncode == 0
     assert b"result\n" in done.stdout
+
+
+def test_no_file_takes_the_place_of_a_closed_stream() -> None:
+    script = SCRIPT.replace('print("of Python", file=sys.stderr)', "assert os.open(os.devnull, os.O_RDONLY) > 2")
+    for closed in ("2>&-", "<&- 2>&-", "<&- >&- 2>&-"):
+        done = subprocess.run(["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, script])
+        assert done.returncode == 0
