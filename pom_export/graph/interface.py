@@ -72,7 +72,8 @@ def check_counts(values: Mapping[str, Sequence[int]], inputs: Sequence[TensorSpe
     for name, counts in values.items():
         spec = specs.get(name)
         if spec is None or len(counts) not in (1, *spec.axes[-1:]) or max(counts) - 1 > np.iinfo(spec.dtype).max:
-            raise ValueError(f"its limits give {printable(name, _LONGEST_NAME)} {len(counts)} counts of values")
+            shown = printable(name, _LONGEST_NAME)
+            raise ValueError(f"its limits for {shown} do not fit: only an integer input has them, one or one a column")
 
 
 def standard_opset(model: onnx.ModelProto) -> int:
