@@ -17,6 +17,7 @@ from pom_export.errors import CheckpointError, InputError, reason_of
 from pom_export.files import readable_file
 
 _HINT: Final = "Save it with torch.export.save, or export the module itself with pom_export.export"
+_MODULE_HINT: Final = "Export the module itself with pom_export.export"
 _SMALLER_HINT: Final = "Trace it with smaller example inputs, or export the module itself with pom_export.export"
 _FORMAT: Final = "archive_format"
 _LOCAL_HEADER: Final = b"PK\x03\x04"
@@ -57,7 +58,9 @@ def read_exported_program(path: str | os.PathLike[str]) -> ExportedProgram:
             warnings.simplefilter("ignore")
             return read_program(archive)
     except UnsafeError as error:
-        raise CheckpointError(f"{file} holds {error}, which would have to be run", _HINT) from error
+        raise CheckpointError(
+            f"{file} is read as data, and holds {error}: that would have to be run", _MODULE_HINT
+        ) from error
     except CostError as error:
         raise CheckpointError(f"{file} takes too much to run: {error}", _SMALLER_HINT) from error
     except CheckpointError:
