@@ -118,7 +118,7 @@ def _settings(content: Any) -> Iterator[tuple[str, Any]]:
         elif isinstance(value, (list, tuple)):
             inner = value
         for part in inner:
-            if isinstance(part, (Mapping, Inert, list, tuple)) and id(part) not in seen:
+            if isinstance(part, (dict, list, tuple, Inert, Mapping)) and part and id(part) not in seen:
                 seen.add(id(part))
                 waiting.append(part)
 
