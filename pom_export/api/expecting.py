@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _MOST_PRODUCTS = 2**35
 _MOST_OUTPUTS = 2**24
 _MOST_SCORES = 2**24
+# Tokens of the longest case of a model with a longer table: beyond them the sums of standard ops lose digits.
+_LONGEST_TABLE = 16_384
 # Positions that are computed lose digits of their angles; where there are none, all that float32 counts.
 _PAST, _PAST_WITHOUT_POSITIONS = 100_003, 10_000_003
 _LARGEST_HINT = 2**31
@@ -194,7 +196,7 @@ def _reach(program: Program) -> Reach:
     modules = list(program.module.modules())
     heads = max((part.n_head for part in modules if isinstance(part, CausalSelfAttention)), default=0)
     tokens = [
-        LONGER,
+        max(LONGER, min(program.limits.tokens or 0, _LONGEST_TABLE)),
         _MOST_PRODUCTS // max(_matrix_values(program), 1),
         _MOST_OUTPUTS // _width(program),
         *([int((_MOST_SCORES / heads) ** 0.5)] if heads else []),

@@ -11,8 +11,8 @@ import pickletools
 from collections.abc import Callable, Mapping
 from typing import IO, Any, Final
 
-# What is refused beyond: some 5 seconds and 500 MB. A checkpoint of 10,000 weights has half a million opcodes.
-_MOST_OPCODES: Final = 3_000_000
+# What is refused beyond: some 4 seconds and 300 MB. A checkpoint of 10,000 weights has half a million opcodes.
+_MOST_OPCODES: Final = 2_000_000
 # Arguments of all calls together: a tuple may be given to many.
 _MOST_ARGUMENTS: Final = 10_000_000
 # Python's hash of a larger integer is that of a smaller one, so that keys could be made to collide.

@@ -40,7 +40,7 @@ def check_replaceable(file: Path, sources: Iterable[AnyPath | None], kind: str =
     except OSError as error:
         raise write_error(file, error) from error
     if stat.S_ISDIR(mode):
-        raise InputError(f"{kind} {file} is a folder", "Name a file, such as model.onnx")
+        raise InputError(f"{kind} {file} is a folder", "Name a file in it")
     if not stat.S_ISREG(mode):
         raise InputError(f"{kind} {file} is not a regular file", "Choose another name")
     for source in sources:

@@ -15,8 +15,11 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import pom_export
+from pom_export.api.expecting import _reach
 from pom_export.errors import InputError
-from pom_export.mixer import MixerConfig
+from pom_export.graph.program import GraphOptions
+from pom_export.graph.programs import program_of
+from pom_export.mixer import MixerConfig, RotaryPolynomialMixer
 from pom_export.models import LanguageModel, LanguageModelConfig
 from pom_export.parity.report import ParityReport
 
@@ -345,3 +348,9 @@ def test_sizes_that_no_comparison_takes_are_refused(mixer: Exported, rotary: Exp
         mixer.verify(pin("x", 1, 2**25), pin("mask", 1, 2**25))
     with pytest.raises(InputError, match="fixes 1601 tokens; the reference has positions for 1600"):
         rotary.verify(pin("x", 1, 1601))
+
+
+@pytest.mark.parametrize(("positions", "tokens"), [(2048, 4100), (9000, 9000), (40_000, 16_384)])
+def test_the_longest_case_is_as_long_as_the_table(positions: int, tokens: int) -> None:
+    mixer = RotaryPolynomialMixer(8, 2, 2, max_seq_len=positions)
+    assert _reach(program_of(mixer, GraphOptions("causal"))).tokens == tokens
