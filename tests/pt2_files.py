@@ -70,3 +70,14 @@ def with_node(target: str, *arguments: dict[str, Any], name: str = "first") -> E
 def own_input(description: dict[str, Any]) -> str:
     """Return the name of the first weight's value."""
     return description["graph_module"]["graph"]["inputs"][0]["as_tensor"]["name"]
+
+
+def replaced(old: str, new: str) -> Edit:
+    """Replace text wherever it is."""
+
+    def edit(description: dict[str, Any]) -> None:
+        changed = json.dumps(description).replace(old, new)
+        description.clear()
+        description.update(json.loads(changed))
+
+    return edit
