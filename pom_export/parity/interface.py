@@ -115,7 +115,7 @@ def check_outputs(model: ExportedModel, expected: Mapping[str, npt.NDArray[Any]]
         expected: the reference's outputs of a case.
 
     Raises:
-        InputError: an output is missing, there besides, or of another type or rank.
+        InputError: an output is missing, there besides, or of another type, rank or fixed size.
     """
     given = {spec.name: spec for spec in model.outputs}
     _match_names(model, "output", given, list(expected))
@@ -125,6 +125,10 @@ def check_outputs(model: ExportedModel, expected: Mapping[str, npt.NDArray[Any]]
             kind = _KINDS.get(array.dtype.kind, "floats")
             raise InputError(
                 f"model {model.path} gives {spec}, where the reference gives {kind} in {array.ndim} dimensions", _HINT
+            )
+        if any(isinstance(axis, int) and axis != size for axis, size in zip(spec.axes, array.shape, strict=True)):
+            raise InputError(
+                f"model {model.path} gives {spec}, where the reference gives one of shape {array.shape}", _HINT
             )
 
 

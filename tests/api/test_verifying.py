@@ -297,6 +297,19 @@ def test_a_missing_output_is_said(stateful: Exported, name: str) -> None:
         stateful.verify(drop_output(name))
 
 
+@pytest.mark.parametrize(("axis", "size"), [(0, 1), (1, 3), (2, 5)])
+def test_a_size_that_an_output_does_not_have_is_said(mixer: Exported, axis: int, size: int) -> None:
+    """Whoever reads the interface would make room for it; ONNX Runtime only warns."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        declared = model.graph.output[0].type.tensor_type.shape.dim[axis]
+        declared.Clear()
+        declared.dim_value = size
+
+    with pytest.raises(InputError, match=r"gives y float32\[.*\], where the reference gives one of shape \("):
+        mixer.verify(edit)
+
+
 def before_output(name: str, *operators: tuple[str, np.ndarray]) -> Edit:
     """Return an edit that puts operators with a constant each in front of an output."""
 
