@@ -107,12 +107,13 @@ class Archive:
 
 
 @contextmanager
-def open_archive(path: AnyPath, kind: str) -> Iterator[Archive]:
+def open_archive(path: AnyPath, kind: str, *, stored_by: str = "") -> Iterator[Archive]:
     """Open a zip archive and check its layout; its contents are read by the caller, within bounds of its own.
 
     Args:
         path: of the file.
         kind: names the file in messages.
+        stored_by: what writes such archives, none of whose members it compresses; empty: they may be compressed.
 
     Raises:
         InputError: the file cannot be read, is no zip archive, is truncated, or is laid out as no writer does it.
@@ -121,6 +122,9 @@ def open_archive(path: AnyPath, kind: str) -> Iterator[Archive]:
     with file.open("rb") as stream:
         try:
             archive = Archive(file, stream)
+            odd = next((member.name for member in archive.members.values() if stored_by and not member.stored), None)
+            if odd is not None:
+                raise _LayoutError(f"{odd} is compressed, as {stored_by} never does")
         except _LayoutError as error:
             raise InputError(f"{kind} {file} is not a whole archive: {error}", _HINT) from error
         except Exception as error:  # whatever damaged bytes make of zipfile

@@ -41,19 +41,17 @@ def read_npz(
         InputError: it is missing, damaged or no .npz archive, holds Python objects, or would take far more memory
             than it has bytes.
     """
-    with open_archive(path, kind) as archive:
-        _check_sizes(archive, stored=stored)
+    with open_archive(path, kind, stored_by="numpy.savez" if stored else "") as archive:
+        _check_sizes(archive)
         names = {member: member.removesuffix(_SUFFIX) for member in archive.members}
         chosen = {member: name for member, name in names.items() if only is None or name in only}
         return {name: _array(archive, archive.members[member]) for member, name in chosen.items()}
 
 
-def _check_sizes(archive: Archive, *, stored: bool) -> None:
+def _check_sizes(archive: Archive) -> None:
     for member in archive.members.values():
         if not member.name.endswith(_SUFFIX):
             raise InputError(f"{archive.path} holds {member.name}, which is no array of numpy", _HINT)
-        if stored and not member.stored:
-            raise InputError(f"{archive.path}: {member.name} is compressed, as such files never are", "Save it again")
     inside, room = archive.bytes_inside, max(_SMALL, _MOST_INFLATED * archive.file_bytes)
     if inside > room:
         raise InputError(f"{archive.path} has {archive.file_bytes:,} bytes and would take {inside:,} in memory", _HINT)

@@ -49,9 +49,8 @@ def check(exported: ExportedModel, source: Source, program: Program, samples: in
     outputs = record(reference, names, cases) if samples or candidates else []
     if samples:
         save_recording(recording_path(exported.path), cases[:samples], outputs[:samples], sha256_of(exported.path))
+    tolerance, few = tolerances.MODELS[exported.precision], cases[:_CASES_AT_EXPORT]
     for candidate in candidates:
-        tolerance = tolerances.MODELS[exported.precision]
-        few = cases[:_CASES_AT_EXPORT]
         for comparison in compare(few, outputs[: len(few)], candidate, tolerance):
             if not comparison:
                 raise _parity_error(comparison, source.replaced)

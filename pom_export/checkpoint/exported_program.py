@@ -54,7 +54,7 @@ def read_exported_program(path: str | os.PathLike[str]) -> ExportedProgram:
     """
     file = readable_file(path, "program")
     try:
-        with open_archive(file, "program") as archive, warnings.catch_warnings():
+        with open_archive(file, "program", stored_by="torch.export.save") as archive, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return read_program(archive)
     except UnsafeError as error:

@@ -7,13 +7,14 @@ import mmap
 import struct
 import sys
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from pom_export.archives import Archive, Member, open_archive
+from pom_export.archives import Archive, open_archive
 from pom_export.checkpoint.storages import CALLS, Storage, is_count, storage_dtype
 from pom_export.checkpoint.unpickling import Inert, PickleError, unpickle
 from pom_export.errors import CheckpointError, InputError, reason_of
@@ -42,7 +43,7 @@ def read_archive(file: Path) -> Any:
         CheckpointError: the file is truncated or damaged, is a program, or holds what torch.save does not write.
     """
     try:
-        with open_archive(file, "checkpoint") as archive:
+        with open_archive(file, "checkpoint", stored_by="torch.save") as archive:
             root = _root(file, archive)
             pickled = archive.read(f"{root}/data.pkl", _MOST_PICKLED)
             return unpickle(io.BytesIO(pickled), CALLS, _storages_of(archive, root))
@@ -69,8 +70,6 @@ def _root(file: Path, archive: Archive) -> str:
     (root,) = roots
     if f"{root}/byteorder" in archive.members and archive.read(f"{root}/byteorder", 16) != sys.byteorder.encode():
         raise CheckpointError(f"{file} was saved on a machine of another byte order", "Save it again on this one")
-    if odd := next((member.name for member in archive.members.values() if not member.stored), None):
-        raise CheckpointError(f"{file}: {odd} is compressed, as torch.save never does", _COPY_HINT)
     return root
 
 
@@ -91,7 +90,8 @@ def _storages_of(archive: Archive, root: str) -> Callable[[Any], Storage | Inert
             size = 0 if member is None else member.size
             raise PickleError(f"storage {key} holds {size:,} bytes, not {numel:,} values of {dtype}")
         if key not in found or found[key].dtype != dtype:
-            found[key] = Storage(dtype, numel, _mapped_values(mapped, member, dtype))
+            values = partial(_values, mapped, member.offset, member.size, dtype)
+            found[key] = Storage(dtype, numel, cache(values))
         return found[key]
 
     return persistent
@@ -103,17 +103,6 @@ def _identified(identifier: Any) -> tuple[Inert, str, int]:
         case (str() as what, Inert() as kind, str() as key, str(), numel, *_) if what == _STORAGE and is_count(numel):
             return kind, key, numel
     raise PickleError("it names a storage as torch.save does not")
-
-
-def _mapped_values(mapped: mmap.mmap, member: Member, dtype: torch.dtype) -> Callable[[], Tensor]:
-    kept: list[Tensor] = []
-
-    def values() -> Tensor:
-        if not kept:
-            kept.append(_values(mapped, member.offset, member.size, dtype))
-        return kept[0]
-
-    return values
 
 
 def _values(content: mmap.mmap | bytearray, offset: int, size: int, dtype: torch.dtype) -> Tensor:

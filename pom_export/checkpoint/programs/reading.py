@@ -90,14 +90,12 @@ def _root(archive: Archive) -> str:
     if len(roots) != 1:
         raise MalformedError(f"its members lie in {len(roots)} folders")
     (root,) = roots
-    for name, member in archive.members.items():
+    for name in archive.members:
         inner = name.partition("/")[2]
         if re.fullmatch(r"models/[^/]+\.json", inner) and inner != "models/model.json":
             raise MalformedError(f"it holds {inner} beside or in place of one program, models/model.json")
         if not _MEMBERS.fullmatch(inner):
             raise UnsafeError(f"a member {shown(inner)}")
-        if not member.stored:
-            raise MalformedError(f"{inner} is compressed, as torch.export.save never does")
     for name, wanted in (("archive_format", _FORMAT), ("archive_version", _VERSION), ("byteorder", b"little")):
         if f"{root}/{name}" not in archive.members and name == "byteorder":
             continue
