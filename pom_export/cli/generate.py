@@ -28,8 +28,10 @@ from pom_export.cli.output import (
 from pom_export.errors import InputError, printable
 
 if TYPE_CHECKING:
+    from pom_export.runtime.streaming import StreamingSession
     from pom_export.text.generation import Generation
     from pom_export.text.notes import Settings
+    from pom_export.text.tokenizers import Tokenizer
 
 _KIB = 1024
 
@@ -71,9 +73,7 @@ def command(
     The text goes to stdout as it comes, and nothing else does. A run that is gone on from with --load-state writes
     what one run without a stop would have.
     """
-    from pom_export.engine.manifest import manifest_path
     from pom_export.engine.streaming import tensorrt_backend
-    from pom_export.files import check_writable
     from pom_export.runtime.state import State
     from pom_export.runtime.streaming import StreamingSession
     from pom_export.text.generation import Generation, vocabulary_of
@@ -94,10 +94,7 @@ def command(
     session = StreamingSession(model, backend=None if engine is None else tensorrt_backend(engine))
     known = choose_tokenizer(settings.tokenizer, vocabulary_of(session))
     if save_state is not None:
-        engine_files = () if engine is None else (engine, manifest_path(engine))
-        sources = [session.model.path, *session.model.weights, prompt_file, *engine_files]
-        sources += [known.name] if is_file(known.name) else []
-        check_writable(save_state, sources, "state", session.state_bytes)
+        _check_place(save_state, session, known, prompt_file, engine)
     generation = Generation(session, known, replace(settings, tokenizer=known.name), state)
     if text is not None:
         generation.prompt(text)
@@ -150,6 +147,20 @@ def _settings(before: Settings | None, given: dict[str, Any], tokenizer: str | N
         return Settings(Sampling(**chosen), tokenizer or AUTO, tuple(stop))
     sampling = replace(before.sampling, **chosen)
     return Settings(sampling, tokenizer or before.tokenizer, tuple(stop) or before.stop)
+
+
+def _check_place(
+    place: str, session: StreamingSession, tokenizer: Tokenizer, prompt_file: str | None, engine: str | None
+) -> None:
+    """Raise InputError where a state could not be saved, or over a file that is read, before a long text is written."""
+    from pom_export.engine.manifest import manifest_path
+    from pom_export.files import check_writable
+    from pom_export.text.tokenizers import is_file
+
+    sources = [session.model.path, *session.model.weights, prompt_file]
+    sources += [] if engine is None else [engine, manifest_path(engine)]
+    sources += [tokenizer.name] if is_file(tokenizer.name) else []
+    check_writable(place, sources, "state", session.state_bytes)
 
 
 def _write(generation: Generation, most: int, as_json: bool, *, keep: bool) -> str:
