@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ class ExportResult:
         checked: backends on which the outputs were compared with PyTorch's.
         kept_in_float32: of a half-precision model: what stays in float32 because its values may leave the type's
             range: reasons by module.
+        notes: what else to know of the file, a line each, such as sizes that it fixes or paths that are quadratic.
     """
 
     model: str
@@ -49,6 +50,7 @@ class ExportResult:
     sha256: str
     checked: list[str]
     kept_in_float32: dict[str, str]
+    notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able values."""
