@@ -80,7 +80,7 @@ class GoldenCase:
 
     @property
     def checkpoint(self) -> Path:
-        return self.folder / "checkpoint.pt"
+        return next(self.folder.glob("checkpoint.*"))
 
     @property
     def positions(self) -> npt.NDArray[Any] | None:
@@ -89,6 +89,7 @@ class GoldenCase:
 
 
 GOLDEN_FOLDERS = sorted((Path(__file__).parent / "data" / "golden").iterdir())
+_WHOLE_MODELS = ("gpt", "jit")
 
 
 def _read(folder: Path) -> GoldenCase:
@@ -96,7 +97,9 @@ def _read(folder: Path) -> GoldenCase:
         return GoldenCase(folder, json.loads((folder / "config.json").read_text()), dict(archive))
 
 
-@pytest.fixture(params=[f for f in GOLDEN_FOLDERS if not f.name.startswith("gpt")], ids=lambda folder: folder.name)
+@pytest.fixture(
+    params=[f for f in GOLDEN_FOLDERS if not f.name.startswith(_WHOLE_MODELS)], ids=lambda folder: folder.name
+)
 def golden(request: pytest.FixtureRequest) -> GoldenCase:
     """Every golden case of a bare mixer."""
     return _read(request.param)
@@ -106,3 +109,9 @@ def golden(request: pytest.FixtureRequest) -> GoldenCase:
 def golden_gpt(request: pytest.FixtureRequest) -> GoldenCase:
     """Every golden case of the public language model."""
     return _read(request.param)
+
+
+@pytest.fixture(scope="session")
+def golden_jit() -> GoldenCase:
+    """The golden case of the public image model: a trainer's checkpoint with two averages of the weights."""
+    return _read(next(f for f in GOLDEN_FOLDERS if f.name == "jit"))
