@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
-from pom_export.models.gpt import GPT, GPTConfig
+from pom_export.models import GPT, GPTConfig, JiTConfig
 
 VOCABULARY = 61
 
@@ -15,3 +16,26 @@ def hybrid(vocabulary: int = VOCABULARY, layers: int = 3) -> GPT:
     sizes = {"vocab_size": vocabulary, "n_layer": layers, "n_head": 2, "n_embd": 16, "mlp_width": 32}
     mixers = {"mixer_heads": 2, "attention_heads": 4, "degree": 2, "expand": 2, "attention_layers": (1,)}
     return GPT(GPTConfig(**sizes, **mixers)).eval().requires_grad_(requires_grad=False)
+
+
+TINY_JIT = JiTConfig(
+    input_size=8,
+    patch_size=2,
+    hidden_size=8,
+    depth=2,
+    num_heads=4,
+    num_classes=3,
+    bottleneck_dim=5,
+    in_context_len=2,
+    in_context_start=1,
+    pom_degree=2,
+    pom_expand=2,
+)
+
+
+def fill(model: nn.Module) -> None:
+    """Give every parameter a value: the output of a fresh image model is zero, whatever is wrong."""
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=random) / 4)

@@ -138,12 +138,16 @@ def _load(model: ExportedModel, checkpoint: str | os.PathLike[str]) -> LoadedMod
     from pom_export.checkpoint import load_model
     from pom_export.checkpoint.spec import V1
 
-    # What a v1 checkpoint's shapes don't tell, the exported file does.
+    # What a checkpoint's shapes don't tell, the exported file does.
     config = model.spec.get("config", {})
     v1 = str(model.spec.get("family", "")).startswith(V1)
-    degree, heads = _hint(config.get("degree")) if v1 else None, _hint(config.get("attention_heads"))
+    hints: dict[str, Any] = {"heads": _hint(config.get("attention_heads"))}
+    if v1:
+        hints["degree"] = _hint(config.get("degree"))
+    if config.get("in_context_len"):
+        hints["in_context_start"] = _hint(config.get("in_context_start"), least=0)
     try:
-        loaded = load_model(checkpoint, degree=degree, heads=heads)
+        loaded = load_model(checkpoint, **hints)
     except CheckpointError as error:
         was = f"a {model.spec.get('architecture', 'model')} of family {model.spec.get('family', 'unknown')}"
         raise InputError(
@@ -158,9 +162,9 @@ def _load(model: ExportedModel, checkpoint: str | os.PathLike[str]) -> LoadedMod
     return loaded
 
 
-def _hint(value: Any) -> int | None:
+def _hint(value: Any, least: int = 1) -> int | None:
     """Return a hyper-parameter that the file's spec gives; the loaded model's spec is compared with it afterwards."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < _LARGEST_HINT else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and least <= value < _LARGEST_HINT else None
 
 
 def _program(model: ExportedModel, loaded: LoadedModel) -> Program:

@@ -74,6 +74,7 @@ def export(
     family: str | None = None,
     degree: int | None = None,
     heads: int | None = None,
+    in_context_start: int | None = None,
     optimize: bool = True,
     samples: int = 0,
     progress: Progress = silent,
@@ -100,6 +101,7 @@ def export(
         family: of a checkpoint that is not to be recognised by itself, see `load_checkpoint`.
         degree: of a v1 checkpoint, which its shapes don't tell.
         heads: of a hybrid checkpoint whose shapes don't tell them.
+        in_context_start: of an image model's checkpoint, see `load_checkpoint`.
         optimize: whether products and gates around the aggregations are rewritten to cost less.
         samples: number of inputs and outputs to save beside the model, for `verify` without the checkpoint.
         progress: called with one line a stage.
@@ -128,7 +130,7 @@ def export(
             GraphOptions(mask, cross, positions, static, stateful, block_causal),
             example_inputs=example_inputs,
             dynamic_shapes=dynamic_shapes,
-            hints={"family": family, "degree": degree, "heads": heads},
+            hints={"family": family, "degree": degree, "heads": heads, "in_context_start": in_context_start},
             progress=progress,
         )
         progress(f"tracing, opset {opset}")

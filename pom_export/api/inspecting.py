@@ -14,7 +14,7 @@ class Inspection:
 
     Attributes:
         checkpoint: its path.
-        architecture: "mixer", "language-model" or "nanogpt-pom".
+        architecture: "mixer", "language-model", "nanogpt-pom" or "jit-pom".
         family: "pom-v1", "pom-v1-grouped" or "pom-v2".
         summary: one line for a person.
         config: hyper-parameters by their official names.
@@ -38,12 +38,17 @@ class Inspection:
 
 
 def inspect(
-    path: str | os.PathLike[str], *, family: str | None = None, degree: int | None = None, heads: int | None = None
+    path: str | os.PathLike[str],
+    *,
+    family: str | None = None,
+    degree: int | None = None,
+    heads: int | None = None,
+    in_context_start: int | None = None,
 ) -> Inspection:
     """Recognise a checkpoint; arguments and errors are those of `load_checkpoint`."""
     from pom_export.checkpoint import load_model
 
-    loaded = load_model(path, family=family, degree=degree, heads=heads)
+    loaded = load_model(path, family=family, degree=degree, heads=heads, in_context_start=in_context_start)
     return Inspection(
         checkpoint=os.fspath(path),
         architecture=loaded.spec.architecture,

@@ -117,7 +117,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 def _refuse_options(options: GraphOptions, hints: Mapping[str, Any]) -> None:
     """Refuse what has no meaning for a module or program with inputs of its own."""
     for name, value in [*asdict(options).items(), *hints.items()]:
-        if value not in {None, False}:
+        if value is not None and value is not False:
             raise InputError(f"{name} is for our own models; this one has its own inputs", "Leave it out")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -10,10 +11,11 @@ from torch import Size
 
 from pom_export import contract
 from pom_export.checkpoint.hints import Hints
-from pom_export.checkpoint.spec import LANGUAGE_MODEL, MIXER, NANOGPT, V1, V1_GROUPED, V2, Config
+from pom_export.checkpoint.spec import JIT, LANGUAGE_MODEL, MIXER, NANOGPT, V1, V1_GROUPED, V2, Config
 from pom_export.errors import CheckpointError, InputError
 from pom_export.mixer import MixerConfig, ProductMixerConfig, RotaryConfig
-from pom_export.models import GPTConfig, LanguageModelConfig
+from pom_export.models import GPTConfig, JiTConfig, LanguageModelConfig
+from pom_export.models.jit import IN_CONTEXT_STARTS
 
 Shapes = Mapping[str, Size]
 _MixerConfig = TypeVar("_MixerConfig", MixerConfig, ProductMixerConfig)
@@ -192,6 +194,64 @@ def _gpt_heads(shapes: Shapes, buffer: str, width: int, hints: Hints) -> int:
     return hints.heads
 
 
+def _jit_config(shapes: Shapes, hints: Hints) -> JiTConfig:
+    if "blocks.0.attn.qkv.weight" in shapes:
+        raise CheckpointError(
+            "it is an image model whose every block holds self-attention: there is no mixer",
+            "See docs/pom.md for the way from attention to PoM",
+        )
+    if any(name.startswith("blocks.0.attn.pom.") for name in shapes):
+        raise CheckpointError(
+            "it is an image model of an earlier kind, which turns the tokens by their positions before its mixers",
+            "Load it into its own class and call pom_export.export(module, output, example_inputs=(x, t, y))",
+        )
+    mixer = _derived_below(shapes, "blocks.0.attn.", _v2_config, hints)
+    if mixer.rotary is None or mixer.rotary.blocks == 1:
+        raise InputError("its mixers lack the tables row_cos and col_cos")
+    patches, embedding = shapes["x_embedder.proj1.weight"], shapes["pos_embed"]
+    tokens, patch = embedding[1], patches[2]
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise InputError(f"pos_embed has {tokens} patches, and those of a square image are a square number")
+    depth = len(_blocks(shapes, "blocks."))
+    in_context = shapes["in_context_posemb"][1] if "in_context_posemb" in shapes else 0
+    return JiTConfig(
+        input_size=side * patch,
+        patch_size=patch,
+        hidden_size=embedding[2],
+        depth=depth,
+        num_heads=mixer.n_sel_heads,
+        num_classes=shapes["y_embedder.embedding_table.weight"][0] - 1,
+        bottleneck_dim=patches[0],
+        in_context_len=in_context,
+        in_context_start=_in_context_start(depth, hints) if in_context else 0,
+        pom_degree=mixer.degree,
+        pom_expand=mixer.expand,
+        pom_n_groups=mixer.n_groups,
+        mlp_width=shapes["blocks.0.mlp.w3.weight"][1],
+        max_h=mixer.rotary.max_h,
+        max_w=mixer.rotary.max_w,
+        channels=patches[1],
+    )
+
+
+def _in_context_start(depth: int, hints: Hints) -> int:
+    """Return before which block the in-context tokens are put: hinted, or that of the published models."""
+    start = IN_CONTEXT_STARTS.get(depth) if hints.in_context_start is None else hints.in_context_start
+    if start is None:
+        published = ", ".join(map(str, IN_CONTEXT_STARTS))
+        raise CheckpointError(
+            f"its shapes don't tell before which of its {depth} blocks the in-context tokens are put: only for the "
+            f"published depths, {published}, is that known",
+            f"Give --in-context-start, 0 to {depth - 1}: the in_context_start of its constructor",
+        )
+    if start >= depth:
+        raise CheckpointError(
+            f"in_context_start {start} does not fit: it has {depth} blocks", f"Choose one from 0 to {depth - 1}"
+        )
+    return start
+
+
 def _is_v1(shapes: Shapes, rank: int) -> bool:
     named = {"po_proj.weight", "se_proj.weight", "ag_proj.weight"} <= shapes.keys() and "po_coeff" not in shapes
     return named and len(shapes["po_proj.weight"]) == rank
@@ -214,6 +274,17 @@ ARCHITECTURES = (
             ".attn.pom." in name or ".attn.c_attn." in name for name in _below(shapes, "transformer.h.")
         ),
         _gpt_config,
+    ),
+    Architecture(
+        JIT,
+        JIT,
+        V2,
+        (
+            *("pos_embed", "x_embedder.proj1.weight", "y_embedder.embedding_table.weight", "final_layer.linear.weight"),
+            *(f"blocks.0.attn.{name}" for name in ("qc_proj.weight", "se_bias", "po_coeff", "ag_proj.weight")),
+        ),
+        lambda shapes: {"pos_embed", "x_embedder.proj1.weight", "y_embedder.embedding_table.weight"} <= shapes.keys(),
+        _jit_config,
     ),
     Architecture(
         LANGUAGE_MODEL,

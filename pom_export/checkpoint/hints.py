@@ -9,16 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from pom_export.checkpoint.formats import read_json
-from pom_export.checkpoint.spec import LANGUAGE_MODEL, NANOGPT, V1, V1_GROUPED, V2
+from pom_export.checkpoint.spec import JIT, LANGUAGE_MODEL, NANOGPT, V1, V1_GROUPED, V2
 from pom_export.checkpoint.unpickling import Inert
 from pom_export.errors import CheckpointError
 
-FAMILIES = (NANOGPT, LANGUAGE_MODEL, V2, V1, V1_GROUPED)
+FAMILIES = (NANOGPT, JIT, LANGUAGE_MODEL, V2, V1, V1_GROUPED)
 
 _CONFIG = "config.json"
 _LARGEST = 2**31 - 1  # of a hint
 # Names under which a hint is found, ours first, then those of the official constructors.
-_NAMES = {"degree": ("degree", "order"), "heads": ("heads", "n_head"), "family": ("family",)}
+_NAMES = {
+    "degree": ("degree", "order"),
+    "heads": ("heads", "n_head"),
+    "in_context_start": ("in_context_start",),
+    "family": ("family",),
+}
+_LEAST = {"in_context_start": 0}  # of others 1
 
 
 @dataclass(frozen=True)
@@ -26,9 +32,10 @@ class Hints:
     """What to know besides names and shapes; None: nothing is said.
 
     Attributes:
-        family: "pom-v1", "pom-v1-grouped", "pom-v2", "language-model" or "nanogpt-pom".
+        family: "pom-v1", "pom-v1-grouped", "pom-v2", "language-model", "nanogpt-pom" or "jit-pom".
         degree: polynomial degree, where the shapes don't tell it (v1).
         heads: heads of attention, where the shapes don't tell them (a hybrid without its inv_freq buffers).
+        in_context_start: before which block an image model puts its in-context tokens, which no shape tells.
         rotary: whether a configuration speaks of rotary positions.
         local: whether a configuration speaks of attention in local windows.
     """
@@ -36,6 +43,7 @@ class Hints:
     family: str | None = None
     degree: int | None = None
     heads: int | None = None
+    in_context_start: int | None = None
     rotary: bool = False
     local: bool = False
 
@@ -45,6 +53,7 @@ class Hints:
             self.family if self.family is not None else weaker.family,
             self.degree if self.degree is not None else weaker.degree,
             self.heads if self.heads is not None else weaker.heads,
+            self.in_context_start if self.in_context_start is not None else weaker.in_context_start,
             self.rotary or weaker.rotary,
             self.local or weaker.local,
         )
@@ -71,9 +80,14 @@ def _value(value: Any, hint: str, where: str) -> str | int:
     # A safetensors file's metadata is text.
     if isinstance(value, str) and value.isdecimal() and len(value) <= len(str(_LARGEST)):
         value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= _LARGEST:
-        raise CheckpointError(f"{where} is {_shown(value)}", f"It must be a whole number from 1 to {_LARGEST}")
+    least = _LEAST.get(hint, 1)
+    if not _is_usable(value, hint):
+        raise CheckpointError(f"{where} is {_shown(value)}", f"It must be a whole number from {least} to {_LARGEST}")
     return value
+
+
+def _is_usable(value: Any, hint: str) -> bool:
+    return type(value) is int and _LEAST.get(hint, 1) <= value <= _LARGEST
 
 
 def _shown(value: Any) -> str:
@@ -92,7 +106,7 @@ def hints_in(content: Any) -> Hints:
     local = False
     for key, value in _settings(content):
         for hint, names in _NAMES.items():
-            usable = value in FAMILIES if hint == "family" else type(value) is int and 0 < value <= _LARGEST
+            usable = value in FAMILIES if hint == "family" else _is_usable(value, hint)
             if key in names and usable:
                 found[hint].add(value)
         local = local or (key == "_target_" and isinstance(value, str) and "local" in value.lower())

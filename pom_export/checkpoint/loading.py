@@ -17,6 +17,7 @@ from pom_export.checkpoint.spec import ModelSpec, empty_model
 from pom_export.checkpoint.values import check_values
 from pom_export.errors import CheckpointError
 from pom_export.models.gpt import GPTConfig, Rotary
+from pom_export.models.jit import JiTConfig
 
 
 @dataclass(frozen=True)
@@ -37,25 +38,32 @@ class LoadedModel:
 
 
 def load_model(
-    path: str | os.PathLike[str], *, family: str | None = None, degree: int | None = None, heads: int | None = None
+    path: str | os.PathLike[str],
+    *,
+    family: str | None = None,
+    degree: int | None = None,
+    heads: int | None = None,
+    in_context_start: int | None = None,
 ) -> LoadedModel:
     """Read, recognise and build.
 
     Args:
         path: a file, or a folder in Hugging Face's layout.
-        family: "pom-v1", "pom-v1-grouped", "pom-v2", "language-model" or "nanogpt-pom"; default: recognised.
+        family: "pom-v1", "pom-v1-grouped", "pom-v2", "language-model", "nanogpt-pom" or "jit-pom"; default: recognised.
         degree: polynomial degree, where shapes can't tell (v1).
         heads: heads of the hybrid's attention, where shapes can't tell.
+        in_context_start: before which block an image model puts its in-context tokens; default: what a configuration
+            says, or the published model of the same depth has.
 
     Raises:
         InputError: the file cannot be read.
         CheckpointError: its content is of no known model, or not told by shapes and hints together.
     """
     checkpoint = read_checkpoint(path)
-    hints = Hints(family, degree, heads).over(checkpoint.hints)
+    hints = Hints(family, degree, heads, in_context_start).over(checkpoint.hints)
     recognised = recognise(checkpoint.tensors, hints)
     spec = recognised.spec
-    _check_hints(spec, hints.degree, heads)
+    _check_hints(spec, hints.degree, heads, in_context_start)
     check_values(checkpoint.path, checkpoint.tensors)
     tensors = {name.removeprefix(recognised.prefix): value for name, value in checkpoint.tensors.items()}
     dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
@@ -68,12 +76,18 @@ def load_model(
     return LoadedModel(module.eval().requires_grad_(requires_grad=False), spec, checkpoint.sha256, dtypes)
 
 
-def _check_hints(spec: ModelSpec, degree: int | None, heads: int | None) -> None:
+def _check_hints(spec: ModelSpec, degree: int | None, heads: int | None, in_context_start: int | None) -> None:
     """Refuse what the user, or a configuration beside the file, says where the shapes say otherwise."""
     if degree is not None and degree != spec.degree:
         raise CheckpointError(
             f"degree {degree}, given or read from a configuration, does not fit: the shapes say {spec.degree}",
             "Leave it out, or correct the configuration",
+        )
+    in_context = isinstance(spec.config, JiTConfig) and spec.config.in_context_len > 0
+    if in_context_start is not None and not in_context:
+        raise CheckpointError(
+            f"in_context_start {in_context_start} does not fit: this {spec.architecture} has no in-context tokens",
+            "Leave --in-context-start out",
         )
     if heads is None:
         return
@@ -113,7 +127,12 @@ def _fill_frequencies(module: nn.Module) -> None:
 
 
 def load_checkpoint(
-    path: str | os.PathLike[str], *, family: str | None = None, degree: int | None = None, heads: int | None = None
+    path: str | os.PathLike[str],
+    *,
+    family: str | None = None,
+    degree: int | None = None,
+    heads: int | None = None,
+    in_context_start: int | None = None,
 ) -> nn.Module:
     """Return the model that a checkpoint holds, in evaluation mode; arguments and errors as `load_model`'s."""
-    return load_model(path, family=family, degree=degree, heads=heads).module
+    return load_model(path, family=family, degree=degree, heads=heads, in_context_start=in_context_start).module

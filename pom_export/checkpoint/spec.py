@@ -13,7 +13,7 @@ from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 from pom_export.mixer import MixerConfig, PolynomialMixer, ProductMixer, ProductMixerConfig, RotaryPolynomialMixer
-from pom_export.models import GPT, GPTConfig, LanguageModel, LanguageModelConfig
+from pom_export.models import GPT, GPTConfig, JiT, JiTConfig, LanguageModel, LanguageModelConfig
 
 V1: Final = "pom-v1"
 V1_GROUPED: Final = "pom-v1-grouped"
@@ -22,8 +22,9 @@ V2: Final = "pom-v2"
 MIXER: Final = "mixer"
 LANGUAGE_MODEL: Final = "language-model"
 NANOGPT: Final = "nanogpt-pom"
+JIT: Final = "jit-pom"
 
-Config = MixerConfig | ProductMixerConfig | LanguageModelConfig | GPTConfig
+Config = MixerConfig | ProductMixerConfig | LanguageModelConfig | GPTConfig | JiTConfig
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class ModelSpec:
     def degree(self) -> int:
         """Polynomial degree of the model's mixers."""
         config = self.config
-        return config.mixer.degree if isinstance(config, (LanguageModelConfig, GPTConfig)) else config.degree
+        return config.degree if isinstance(config, (MixerConfig, ProductMixerConfig)) else config.mixer.degree
 
     def summary(self) -> str:
         """Return one line for a person."""
@@ -57,6 +58,8 @@ def _traits(config: Config) -> list[str]:
         hybrid = f" ({_layers(len(attention))} of full self-attention, {_heads(config.attention_heads)})"
         layers = _layers(config.n_layer) + (hybrid if attention else "")
         return [f"vocabulary {config.vocab_size}", layers, f"rotary of {_heads(config.n_head)}", *_traits(config.mixer)]
+    if isinstance(config, JiTConfig):
+        return [*_image_traits(config), *_traits(config.mixer)]
     traits = [f"dim {config.dim}", f"degree {config.degree}", f"expand {config.expand}"]
     if isinstance(config, ProductMixerConfig):
         return traits if config.n_head is None else [*traits, f"n_head {config.n_head}"]
@@ -65,6 +68,18 @@ def _traits(config: Config) -> list[str]:
     traits.append(f"{config.n_sel_heads} heads" if config.n_sel_heads > 1 else "a gate a channel")
     if config.rotary is not None:
         traits.append("rotary, positions below " + "x".join(map(str, config.rotary.limits)))
+    return traits
+
+
+def _image_traits(config: JiTConfig) -> list[str]:
+    traits = [
+        f"images {config.input_size}x{config.input_size}",
+        f"patches {config.patch_size}x{config.patch_size}",
+        _layers(config.depth),
+        f"{config.num_classes} classes",
+    ]
+    if config.in_context_len:
+        traits.append(f"{config.in_context_len} in-context tokens from layer {config.in_context_start} on")
     return traits
 
 
@@ -83,6 +98,8 @@ def build_model(spec: ModelSpec) -> nn.Module:
         return LanguageModel(config).eval()
     if isinstance(config, GPTConfig):
         return GPT(config).eval()
+    if isinstance(config, JiTConfig):
+        return JiT(config).eval()
     if isinstance(config, ProductMixerConfig):
         return ProductMixer(config.dim, config.degree, config.expand, config.n_head, config.bias).eval()
     arguments = (config.dim, config.degree, config.expand, config.n_groups, config.n_sel_heads, config.bias)
@@ -126,4 +143,6 @@ def spec_of(module: nn.Module) -> ModelSpec | None:
         return ModelSpec(LANGUAGE_MODEL, V2, module.config)
     if isinstance(module, GPT):
         return ModelSpec(NANOGPT, V1_GROUPED, module.config)
+    if isinstance(module, JiT) and module.is_polynomial:
+        return ModelSpec(JIT, V2, module.config)
     return None

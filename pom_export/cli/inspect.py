@@ -19,13 +19,14 @@ def command(
     family: str | None,
     degree: int | None,
     heads: int | None,
+    in_context_start: int | None,
     as_json: bool,
     verbose: bool,  # noqa: ARG001 (there are no stages)
 ) -> None:
     """Say what CHECKPOINT holds: family, architecture and hyper-parameters, or why it is not recognised."""
     from pom_export.api import inspect
 
-    result = inspect(checkpoint, family=family, degree=degree, heads=heads)
+    result = inspect(checkpoint, family=family, degree=degree, heads=heads, in_context_start=in_context_start)
     lines = [
         ("checkpoint", result.checkpoint),
         ("recognised as", result.summary),

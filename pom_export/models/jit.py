@@ -219,6 +219,8 @@ class FinalLayer(nn.Module):
 class JiT(nn.Module):
     """Predicts a clean image from a noisy one, the time and a label.
 
+    Its attribute `is_polynomial` says whether its mixers are PoM's.
+
     Args:
         config: hyper-parameters.
         make_mixer: returns what mixes the tokens of a block instead of a `RotaryPolynomialMixer`, to compare the two;
@@ -235,6 +237,7 @@ class JiT(nn.Module):
         self.t_embedder = TimeEmbedder(config.hidden_size)
         self.y_embedder = LabelEmbedder(config.num_classes, config.hidden_size)
         self.x_embedder = PatchEmbedder(config)
+        self.is_polynomial = make_mixer is None
         make = make_mixer or _polynomial_mixer
         self.blocks = nn.ModuleList(Block(config, make(config)) for _ in range(config.depth))
         self.final_layer = FinalLayer(config)

@@ -13,34 +13,13 @@ from pom_export.errors import InputError
 from pom_export.models import JiT, JiTConfig
 from pom_export.parity.comparison import difference
 from pom_export.parity.tolerances import GOLDEN
-
-TINY = JiTConfig(
-    input_size=8,
-    patch_size=2,
-    hidden_size=8,
-    depth=2,
-    num_heads=4,
-    num_classes=3,
-    bottleneck_dim=5,
-    in_context_len=2,
-    in_context_start=1,
-    pom_degree=2,
-    pom_expand=2,
-)
+from tests.small_models import TINY_JIT, fill
 
 
 def images(batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     random = torch.Generator().manual_seed(0)
-    x = torch.randn(batch, TINY.channels, TINY.input_size, TINY.input_size, generator=random)
-    return x, torch.rand(batch, generator=random), torch.arange(batch) % (TINY.num_classes + 1)
-
-
-def fill(model: nn.Module) -> None:
-    """Give every weight a value: a fresh model's output is zero."""
-    random = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=random) / 4)
+    x = torch.randn(batch, TINY_JIT.channels, TINY_JIT.input_size, TINY_JIT.input_size, generator=random)
+    return x, torch.rand(batch, generator=random), torch.arange(batch) % (TINY_JIT.num_classes + 1)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +40,7 @@ def test_gives_the_official_outputs_for_each_set_of_weights(golden_jit: Any, out
 
 def test_starts_as_the_authors_do() -> None:
     torch.manual_seed(0)
-    model = JiT(TINY)
+    model = JiT(TINY_JIT)
     assert torch.equal(model(*images()), torch.zeros(2, 3, 8, 8))
     assert not model.pos_embed.requires_grad
     # Column 0 first: patches below each other have one half of their embedding in common, and those beside the other.
@@ -73,7 +52,7 @@ def test_starts_as_the_authors_do() -> None:
 
 def test_learns_an_image_by_its_label() -> None:
     torch.manual_seed(0)
-    model = JiT(TINY)
+    model = JiT(TINY_JIT)
     clean = torch.randn(3, 3, 8, 8)
     y, noise = torch.arange(3), torch.randn(3, 3, 8, 8)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -91,20 +70,20 @@ def test_learns_an_image_by_its_label() -> None:
 
 
 def test_time_label_and_place_make_a_difference() -> None:
-    model = JiT(TINY).eval()
+    model = JiT(TINY_JIT).eval()
     fill(model)
     x, t, y = images()
     with torch.no_grad():
         base = model(x, t, y)
         assert not torch.allclose(base, model(x, 1 - t, y))
-        assert not torch.allclose(base, model(x, t, torch.full_like(y, TINY.num_classes)))
+        assert not torch.allclose(base, model(x, t, torch.full_like(y, TINY_JIT.num_classes)))
         # Turned by 90 degrees it is another image, not the same one turned.
         assert not torch.allclose(base.rot90(1, (2, 3)), model(x.rot90(1, (2, 3)), t, y))
         assert torch.allclose(base[1:], model(x[1:], t[1:], y[1:]), atol=1e-6)
 
 
 def test_a_model_without_tokens_in_context_has_no_weight_of_them() -> None:
-    model = JiT(replace(TINY, in_context_len=0, in_context_start=0))
+    model = JiT(replace(TINY_JIT, in_context_len=0, in_context_start=0))
     assert not hasattr(model, "in_context_posemb")
     assert model(*images()).shape == (2, 3, 8, 8)
 
@@ -118,7 +97,7 @@ class Averaging(nn.Module):
 
 
 def test_another_mixer_takes_the_place_of_pom() -> None:
-    model = JiT(TINY, make_mixer=lambda _: Averaging())
+    model = JiT(TINY_JIT, make_mixer=lambda _: Averaging())
     fill(model)
     assert model(*images()).abs().max() > 0
     assert not any("po_coeff" in name for name in model.state_dict())
@@ -138,4 +117,4 @@ def test_another_mixer_takes_the_place_of_pom() -> None:
 )
 def test_impossible_sizes_are_refused(changed: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        replace(TINY, **changed)
+        replace(TINY_JIT, **changed)
