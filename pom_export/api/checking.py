@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pom_export.api.blaming import fault_hint
 from pom_export.api.progress import Progress
 from pom_export.errors import InputError, ParityError
 from pom_export.files import sha256_of
@@ -54,18 +54,19 @@ def check(exported: ExportedModel, source: Source, program: Program, samples: in
     for candidate in candidates:
         for comparison in compare(few, outputs[: len(few)], candidate, tolerance):
             if not comparison:
-                raise _parity_error(comparison, source.replaced)
+                (worst,) = (case for case in few if case.name == comparison.worst.case)
+                raise _parity_error(comparison, fault_hint(source, worst.feed, tolerance, comparison.worst.difference))
     return [f"{candidate.backend} {candidate.path}" for candidate in candidates]
 
 
-def _parity_error(comparison: Comparison, replaced: list[str]) -> ParityError:
+def _parity_error(comparison: Comparison, hint: str) -> ParityError:
     worst = comparison.worst
     found = worst.difference
     why = f" ({found.reason})" if found.reason else ""
     return ParityError(
         f"{comparison.output} of {comparison.backend} ({comparison.path}) differs from PyTorch by "
         f"{found.max_abs:.3g}{why} on {worst.case}, tolerance {found.tolerance:.3g}",
-        _parity_hint(found.max_abs, replaced),
+        hint,
     )
 
 
@@ -105,21 +106,6 @@ def _spec(program: Program, name: str) -> TensorSpec:
     spec = program_spec(program, name)
     half = program.inputs[name].is_floating_point() and name != PAST_STATE
     return replace(spec, dtype=np.dtype(np.float16)) if half else spec
-
-
-def _parity_hint(difference: float, replaced: list[str]) -> str:
-    """Return what may be the matter where outputs differ."""
-    if not math.isfinite(difference):
-        return (
-            "No file was written. One output holds NaN or infinity where the other has none: half precision ends at "
-            "65504, and the official code gives NaN for a row that is masked out, this toolkit 0"
-        )
-    if replaced:
-        return (
-            f"No file was written. In place of {', '.join(replaced[:3])} stands what the official class computes; "
-            "a forward that was changed or hooked is lost"
-        )
-    return "No file was written"
 
 
 def check_dynamic(program: Program, exported: ExportedModel) -> None:

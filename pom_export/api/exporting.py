@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pom_export.api.source import Examples, Source
+    from pom_export.graph.lowering import Adapters
     from pom_export.graph.program import Program
 
 
@@ -75,6 +76,7 @@ def export(
     degree: int | None = None,
     heads: int | None = None,
     in_context_start: int | None = None,
+    mixers: Adapters | None = None,
     optimize: bool = True,
     samples: int = 0,
     progress: Progress = silent,
@@ -102,6 +104,8 @@ def export(
         degree: of a v1 checkpoint, which its shapes don't tell.
         heads: of a hybrid checkpoint whose shapes don't tell them.
         in_context_start: of an image model's checkpoint, see `load_checkpoint`.
+        mixers: of a module with classes of its own that compute what a mixer of ours does: by class, a function that
+            makes our mixer of an instance, with its weights, or a module that holds one and is called as theirs is.
         optimize: whether products and gates around the aggregations are rewritten to cost less.
         samples: number of inputs and outputs to save beside the model, for `verify` without the checkpoint.
         progress: called with one line a stage.
@@ -131,6 +135,7 @@ def export(
             example_inputs=example_inputs,
             dynamic_shapes=dynamic_shapes,
             hints={"family": family, "degree": degree, "heads": heads, "in_context_start": in_context_start},
+            mixers=mixers,
             progress=progress,
         )
         progress(f"tracing, opset {opset}")
@@ -143,10 +148,12 @@ def export(
             raise InputError("no mixer was called while the model was traced", "Give inputs for which it calls one")
         progress(f"{len(exported.aggregations)} aggregations; comparing with PyTorch")
         checked = check(exported, source, program, samples, progress)
-        return _result(output, exported, checked)
+        return _result(output, exported, checked, source.notes)
 
 
-def _result(output: str | os.PathLike[str], exported: ExportedModel, checked: list[str]) -> ExportResult:
+def _result(
+    output: str | os.PathLike[str], exported: ExportedModel, checked: list[str], notes: list[str]
+) -> ExportResult:
     """Describe the staged file, which is going to be `output`."""
     return ExportResult(
         model=os.fspath(output),
@@ -158,6 +165,7 @@ def _result(output: str | os.PathLike[str], exported: ExportedModel, checked: li
         sha256=sha256_of(exported.path),
         checked=checked,
         kept_in_float32=dict(exported.kept_in_float32),
+        notes=list(notes),
     )
 
 

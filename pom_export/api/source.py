@@ -17,11 +17,12 @@ from pom_export.checkpoint.spec import spec_of
 from pom_export.errors import InputError
 from pom_export.files import sha256_of
 from pom_export.graph.copying import copy_module
-from pom_export.graph.lowering import has_mixers, lower_mixers
+from pom_export.graph.lowering import Adapters, has_mixers, lower_mixers
 from pom_export.graph.own_program import module_program, named_examples, program_module
 from pom_export.graph.program import GraphOptions, Program
 from pom_export.graph.programs import program_of
 from pom_export.graph.reference import Float64Module
+from pom_export.graph.wrappers import unwrapped
 
 Examples = Tensor | Sequence[Any] | Mapping[str, Any]
 
@@ -38,6 +39,8 @@ class Source:
         own_inputs: whether inputs are the user's, not drawn by us.
         replaced: names of the mixers that the last program has in place of official-style ones.
         near_misses: what looked like a mixer and stayed as it was, with the reason.
+        folded: by name of a replaced mixer: its weights that are computed from others.
+        notes: what else to know of what was lowered, a line each.
     """
 
     module: nn.Module
@@ -47,10 +50,20 @@ class Source:
     own_inputs: bool = False
     replaced: list[str] = field(default_factory=list)
     near_misses: list[str] = field(default_factory=list)
+    folded: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def program(self) -> Program:
         """Return what to trace, in float32."""
         return self.make_program(self.lower(copy_module(self.module, torch.float32)))
+
+    def lowered(self) -> nn.Module:
+        """Return what is traced, in float64: what stands in place of the user's mixers included."""
+        return Float64Module(self.make_program(self.lowered_copy()).module)
+
+    def lowered_copy(self) -> nn.Module:
+        """Return a copy of the model with our mixers in place of the user's, in the model's own types."""
+        return self.lower(copy_module(self.module))
 
     def reference(self) -> nn.Module:
         """Return what the outputs are compared with, in float64."""
@@ -64,6 +77,7 @@ def load_source(
     example_inputs: Examples | None = None,
     dynamic_shapes: Mapping[str, Any] | None = None,
     hints: Mapping[str, Any],
+    mixers: Adapters | None = None,
     progress: Callable[[str], None],
 ) -> Source:
     """Return the source that a path or a module stands for.
@@ -74,11 +88,13 @@ def load_source(
         example_inputs: for a user's module: what to trace it with, see `named_examples`.
         dynamic_shapes: for a user's module: as torch.export takes them, by input.
         hints: arguments of `load_model` besides the path.
+        mixers: for a user's module: what makes mixers of ours from the user's own classes, see `lower_mixers`.
         progress: called with one line a stage.
 
     Raises:
         InputError: the path is of no known model, or the module has no mixer or lacks example inputs.
     """
+    _check_adapters(mixers, model, example_inputs)
     if isinstance(model, (str, os.PathLike)) and is_exported_program(model):
         _refuse_options(options, hints)
         progress("recognised a program of torch.export")
@@ -97,21 +113,23 @@ def load_source(
         properties = {"spec": spec.to_json()} if spec else {}
         return Source(model, lambda module: program_of(module, options), properties=properties)
     _refuse_options(options, hints)
-    model = _unwrapped(model)
+    model = unwrapped(model)
     make_program = _program_maker(named_examples(model, example_inputs), dynamic_shapes)
     source = Source(model, make_program, own_inputs=True)
-    return replace(source, lower=_lowering(source.replaced, source.near_misses, progress))
+    return replace(source, lower=_lowering(source, mixers, progress))
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """Return the module inside the wrappers of torch.compile and of data parallelism."""
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model
+def _check_adapters(mixers: Adapters | None, model: object, example_inputs: Examples | None) -> None:
+    """Raise InputError where adapters are not by class, or the model is none that they have a meaning for."""
+    if not mixers:
+        return
+    if not isinstance(model, nn.Module) or example_inputs is None:
+        raise InputError("mixers is for a module with example_inputs", "Leave it out, or give both")
+    for kind, adapter in mixers.items():
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module) and callable(adapter)):
+            raise InputError(
+                f"mixers holds {kind!r}: {adapter!r}", "Give {MyClass: adapter}, a module's class and a function"
+            )
 
 
 def _refuse_options(options: GraphOptions, hints: Mapping[str, Any]) -> None:
@@ -122,25 +140,39 @@ def _refuse_options(options: GraphOptions, hints: Mapping[str, Any]) -> None:
 
 
 def _lowering(
-    replaced: list[str], near_misses: list[str], progress: Callable[[str], None]
+    source: Source, mixers: Adapters | None, progress: Callable[[str], None]
 ) -> Callable[[nn.Module], nn.Module]:
-    """Return what replaces official-style mixers in a copy, and notes their names and those of near misses."""
+    """Return what replaces the mixers in a copy, and notes in the source what it did."""
 
     def lower(copied: nn.Module) -> nn.Module:
         name = type(copied).__name__
-        result = lower_mixers(copied)
-        replaced[:] = [part or name for part in result.replaced]
-        near_misses[:] = [f"{part or name} looks like a mixer, but {why}" for part, why in result.near_misses.items()]
-        for line in near_misses:
-            progress(f"{line}; it stays as it is")
+        result = lower_mixers(copied, mixers)
+        source.replaced[:] = [part or name for part in result.replaced]
+        misses = [f"{part or name} looks like a mixer, but {why}" for part, why in result.near_misses.items()]
+        if misses != source.near_misses:
+            source.near_misses[:] = misses
+            for part, why in result.near_misses.items():
+                progress(f"{part or name} looks like a mixer, but {why.what}; it stays as it is")
+        source.folded.update({part or name: weights for part, weights in result.folded.items()})
+        source.notes[:] = [
+            *(f"{part or name} stays as it is, a plain graph: {why}" for part, why in result.near_misses.items()),
+            *(f"{part}: {_folded(weights)}" for part, weights in source.folded.items()),
+        ]
         if not has_mixers(result.module):
             raise InputError(
                 f"{name} contains no mixer of ours, and none that looks like an official one",
-                near_misses[0] if near_misses else "Nothing of it would use the op",
+                misses[0] if misses else "Nothing of it would use the op; mixers={MyClass: adapter} names your own",
             )
         return result.module
 
     return lower
+
+
+def _folded(weights: Sequence[str]) -> str:
+    verb = "is computed from other weights; the file holds it as it comes" if len(weights) == 1 else (
+        "are computed from other weights; the file holds them as they come"
+    )  # fmt: skip
+    return f"{', '.join(weights)} {verb} out"
 
 
 def _program_maker(

@@ -16,6 +16,8 @@ from pom_export.errors import CheckpointError, InputError
 _LABELS = ", ".join(FAMILIES)
 _NO_HINTS = Hints()
 _IN_EVERY_MIXER = "ag_proj.weight"
+# What torch, its pruning and peft leave in the names of weights that are computed from others.
+_COMPUTED = re.compile(r"(^|\.)(parametrizations\.|lora_|base_layer\.)|(_orig|_mask|weight_g|weight_v)$")
 _MOST_PREFIXES = 8  # that wrappers put in front of every name
 
 
@@ -35,6 +37,7 @@ def recognise(tensors: Mapping[str, Tensor], hints: Hints = _NO_HINTS) -> Recogn
         CheckpointError: its names or shapes are of no known model; the nearest one and the difference are named.
     """
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    _check_plain(shapes)
     candidates = _candidates(hints.family)
     for prefix in _common_prefixes(shapes):
         inner = {name.removeprefix(prefix): shape for name, shape in shapes.items()}
@@ -153,6 +156,16 @@ def _unknown(shapes: Shapes, candidates: list[Architecture]) -> CheckpointError:
     return CheckpointError(
         f"no known model; nearest is {nearest.label}{absent}{other}", "Save the whole state dict, or check the model"
     )
+
+
+def _check_plain(shapes: Shapes) -> None:
+    """Raise CheckpointError where weights are computed from others, by code that no file holds."""
+    if computed := [name for name in shapes if _COMPUTED.search(name)]:
+        raise CheckpointError(
+            f"weights are computed from others: {_some(computed)}",
+            "Fold them before saving: torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm, "
+            "prune.remove, or merge_and_unload (peft)",
+        )
 
 
 def _shapes_of(shapes: Shapes, limit: int = 3) -> str:

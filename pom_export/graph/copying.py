@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+
+from pom_export.graph.wrappers import copy_without_wrappers
 
 _Module = TypeVar("_Module", bound=nn.Module)
 # Where a module keeps what is asked for by other names.
@@ -19,7 +20,8 @@ _MODULE_FIELDS = ("_parameters", "_buffers", "_modules")
 def copy_module(module: _Module, dtype: torch.dtype | None = None) -> _Module:
     """Return a copy of a module, in evaluation mode, that shares every parameter whose type need not change.
 
-    The module itself is left as it is, by its copy's calls too: buffers and other tensors are copied.
+    Wrappers inside it are left out. The module itself is left as it is, by its copy's calls too: buffers and other
+    tensors are copied.
 
     Args:
         module: what to copy.
@@ -28,14 +30,15 @@ def copy_module(module: _Module, dtype: torch.dtype | None = None) -> _Module:
     memo: dict[int, object] = {}
     for tensor in plain_tensors(module):
         memo[id(tensor)] = tensor.detach().clone()  # one with a history can't be deep-copied
-    for buffer in module.buffers():
-        memo[id(buffer)] = _converted(buffer, dtype).clone()
-    for parameter in module.parameters():
-        memo[id(parameter)] = _converted(parameter, dtype)
+    for part in _parts(module):
+        for buffer in part.buffers(recurse=False):
+            memo[id(buffer)] = _converted(buffer, dtype).clone()
+        for parameter in part.parameters(recurse=False):
+            memo[id(parameter)] = _converted(parameter, dtype)
     with warnings.catch_warnings():
         # Traced modules hold classes that torch itself has deprecated.
         warnings.simplefilter("ignore", FutureWarning)
-        return copy.deepcopy(module, memo).eval()
+        return copy_without_wrappers(module, memo).eval()
 
 
 def _converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -49,6 +52,20 @@ def _converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 def plain_tensors(module: nn.Module) -> Iterator[Tensor]:
     """Yield the tensors that are neither parameters nor buffers, such as what a call has kept; in containers too."""
-    for part in module.modules():
-        own = {name: value for name, value in vars(part).items() if name not in _MODULE_FIELDS}
-        yield from (value for value in tree_leaves(own) if isinstance(value, Tensor))
+    for part in _parts(module):
+        yield from (leaf for leaf in _own_leaves(part) if isinstance(leaf, Tensor))
+
+
+def _parts(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield a module and all in it, those in plain containers, which torch does not know of, too."""
+    seen, waiting = set(), [module]
+    while waiting:
+        for part in waiting.pop().modules():
+            if part not in seen:
+                seen.add(part)
+                yield part
+                waiting.extend(leaf for leaf in _own_leaves(part) if isinstance(leaf, nn.Module))
+
+
+def _own_leaves(part: nn.Module) -> list[Any]:
+    return tree_leaves({name: value for name, value in vars(part).items() if name not in _MODULE_FIELDS})

@@ -31,6 +31,7 @@ from pom_export.graph.passes import (
 from pom_export.graph.passes.lower_precision import Observe
 from pom_export.graph.program import Program
 from pom_export.graph.quiet import quiet_torch
+from pom_export.graph.stand_in import stand_in_paths
 from pom_export.graph.translation import translation_table
 
 
@@ -130,7 +131,7 @@ def export_graph(
     """
     check_opset(opset)
     passes = ir.passes.Sequential(
-        NameByModulePass(program.prefix),
+        NameByModulePass(program.prefix, stand_in_paths(program.module)),
         NameDimensionsPass(),
         RecogniseCausalPass(),
         common.RemoveUnusedNodesPass(),

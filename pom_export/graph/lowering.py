@@ -1,54 +1,29 @@
 """Replace official-style mixers inside a user's module by ours, which the exporter turns into the op.
 
-They are recognised by their parameters and attributes, not by their class: nothing of theirs is imported.
+They are recognised by their parameters and attributes, not by their class: nothing of theirs is imported. What a
+user's own class computes, the user can say with an adapter.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from pom_export.checkpoint.hints import Hints
 from pom_export.checkpoint.recognition import recognise
 from pom_export.checkpoint.spec import MIXER, empty_model
-from pom_export.errors import CheckpointError
-from pom_export.mixer import Mixer, RotaryPolynomialMixer
+from pom_export.errors import CheckpointError, InputError, reason_of
+from pom_export.graph.effective_weights import effective_state
+from pom_export.graph.hidden_modules import hidden_modules
+from pom_export.graph.stand_in import ADAPT, OfficialMixer, stand_in
+from pom_export.mixer import Mixer
 
-
-class OfficialMixer(nn.Module):
-    """One of our mixers behind the official signature; attributes of the module that it stands for stay readable."""
-
-    def __init__(self, mixer: nn.Module, original: nn.Module) -> None:
-        super().__init__()
-        self.mixer = mixer
-        # In a tuple, so that it is no submodule.
-        self._original = (original,)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattribute__("_original")[0], name)
-
-    def forward(
-        self,
-        xq: Tensor,
-        xc: Tensor | None = None,
-        mask: Any = None,
-        positions: Tensor | None = None,
-        ctx_positions: Tensor | None = None,
-        positions_hw: Tensor | None = None,
-        ctx_positions_hw: Tensor | None = None,
-    ) -> Tensor:
-        """Mix as the official module does; arguments are those of its `forward`."""
-        context = None if xc is xq else xc
-        if not isinstance(self.mixer, RotaryPolynomialMixer):
-            return self.mixer(xq, context, mask)
-        if self.mixer.rotary.blocks > 1:
-            positions, ctx_positions = positions_hw, ctx_positions_hw
-        return self.mixer(xq, context, mask, positions, ctx_positions)
+Adapters = Mapping[type[nn.Module], Callable[[Any], nn.Module]]
+_IN_EVERY_MIXER = "ag_proj"
 
 
 @dataclass(frozen=True)
@@ -58,62 +33,162 @@ class Lowered:
     Attributes:
         module: the module, or what stands for it where it is itself a mixer.
         replaced: names of the mixers that were replaced, each once.
-        near_misses: modules that look like mixers and are none that is known, with the reason.
+        near_misses: modules that look like mixers and stay as they are, with the reason.
+        folded: of replaced mixers: the weights that are computed from others, which the file holds as they come out.
     """
 
     module: nn.Module
     replaced: list[str] = field(default_factory=list)
-    near_misses: dict[str, str] = field(default_factory=dict)
+    near_misses: dict[str, CheckpointError] = field(default_factory=dict)
+    folded: dict[str, list[str]] = field(default_factory=dict)
 
 
-def lower_mixers(module: nn.Module) -> Lowered:
-    """Replace every official-style mixer in a module, in place.
+def lower_mixers(module: nn.Module, adapters: Adapters | None = None) -> Lowered:
+    """Replace every official-style mixer in a module, and those that an adapter is given for, in place.
 
     Each replacement shares the weights of what it replaces; a module that is used twice is replaced by one.
 
     Args:
         module: a copy that may be changed.
+        adapters: by class: what makes one of our mixers, or a module that holds one, of an instance.
+
+    Raises:
+        InputError: an adapter fails, makes no mixer, or is for a class that is not in the module.
     """
     replacements: dict[int, nn.Module] = {}
     result = Lowered(module)
+    unused = set(adapters or ())
+    inside: set[int] = set()
     for name, part in list(module.named_modules()):
-        if _is_ours(part) or not hasattr(part, "ag_proj"):
+        if id(part) in inside or isinstance(part, (Mixer, OfficialMixer)):
             continue
         try:
-            replacements[id(part)] = OfficialMixer(_mixer_like(part), part).eval()
+            adapted_class = next((kind for kind in type(part).__mro__ if kind in (adapters or ())), None)
+            if adapted_class is not None:
+                unused.discard(adapted_class)
+                replacements[id(part)] = _adapted(part, name, (adapters or {})[adapted_class])
+            elif _looks_like_mixer(part):
+                replacements[id(part)] = _official(part, result, name)
+            else:
+                continue
             result.replaced.append(name)
+            inside.update(map(id, part.modules()))
         except CheckpointError as error:
-            result.near_misses[name] = error.what
-    for parent in list(module.modules()):
-        # Not named_children(), which leaves out the second name of a module.
-        for name, child in list(parent._modules.items()):
-            if id(child) in replacements:
-                setattr(parent, name, replacements[id(child)])
+            result.near_misses[name] = error
+    if unused:
+        raise InputError(
+            f"mixers has an adapter for {_names(unused)}, and the model holds no such module", "Check the class"
+        )
+    result.near_misses.update(_out_of_reach(module))
+    _put_in_place(module, replacements)
     return replace(result, module=replacements.get(id(module), module))
 
 
 def has_mixers(module: nn.Module) -> bool:
     """Return whether a module holds a mixer of ours, as it does after lowering."""
-    return any(_is_ours(part) for part in module.modules())
+    return any(isinstance(part, (Mixer, OfficialMixer)) for part in module.modules())
 
 
-def _is_ours(module: nn.Module) -> bool:
-    return isinstance(module, (Mixer, OfficialMixer))
+def _put_in_place(module: nn.Module, replacements: Mapping[int, nn.Module]) -> None:
+    for parent in list(module.modules()):
+        # Not named_children(), which leaves out the second name of a module.
+        for name, child in list(parent._modules.items()):
+            if id(child) in replacements:
+                setattr(parent, name, replacements[id(child)])
 
 
-def _mixer_like(module: nn.Module) -> nn.Module:
-    """Return a mixer of ours with a module's weights.
+def _looks_like_mixer(module: nn.Module) -> bool:
+    # Not hasattr(), which wrappers forward to what they hold.
+    if isinstance(module, torch.jit.ScriptModule):
+        return hasattr(module, _IN_EVERY_MIXER)
+    return _IN_EVERY_MIXER in module._modules
+
+
+def _official(module: nn.Module, result: Lowered, name: str) -> OfficialMixer:
+    """Return what stands for an official-style mixer, and note which of its weights were computed.
 
     Raises:
-        CheckpointError: it is no official-style mixer.
+        CheckpointError: it is none, or its forward is not the official one's.
     """
-    state = module.state_dict(keep_vars=True)
+    if isinstance(module, torch.jit.ScriptModule):
+        raise CheckpointError("it is a TorchScript module", "Export the Python module that it was scripted from")
+    if "forward" in vars(module):
+        raise CheckpointError(
+            f"the forward of this {type(module).__name__} was replaced by another", ADAPT.format(kind=_kind(module))
+        )
+    state, folded = effective_state(module)
     # What the official classes call the degree, and what others do.
-    degrees = [getattr(module, name, None) for name in ("order", "degree")]
+    degrees = [getattr(module, attribute, None) for attribute in ("order", "degree")]
     hints = Hints(degree=next((degree for degree in degrees if isinstance(degree, int)), None))
-    recognised = recognise(state, hints)
+    try:
+        recognised = recognise(state, hints)
+    except CheckpointError as error:
+        # Hints for checkpoints are none for modules.
+        raise CheckpointError(error.what, _remedy(module, hints)) from error
     if recognised.spec.architecture != MIXER or recognised.prefix:
         raise CheckpointError("it holds a mixer, and is none")
     mixer = empty_model(recognised.spec)
     mixer.load_state_dict(state, strict=True, assign=True)
-    return mixer
+    replacement = stand_in(mixer, module)
+    if folded:
+        result.folded[name] = folded
+    return replacement
+
+
+def _remedy(module: nn.Module, hints: Hints) -> str:
+    adapt = ADAPT.format(kind=_kind(module))
+    if hints.degree is None and not hasattr(module, "po_coeff"):
+        return f"Give it an attribute `order`, the degree, if it is the official class. {adapt}"
+    return adapt
+
+
+def _adapted(module: nn.Module, name: str, adapter: Callable[[Any], nn.Module]) -> nn.Module:
+    """Return what an adapter makes of a module, of the module's type and device.
+
+    Raises:
+        CheckpointError: the module's signature is none that a mixer of ours can stand behind.
+        InputError: the adapter fails, or makes something else than a mixer or a module that holds one.
+    """
+    what = f"the adapter for {_kind(module)}" + (f" ({name})" if name else "")
+    try:
+        made = adapter(module)
+    except Exception as error:
+        raise InputError(f"{what} fails: {reason_of(error)}", "It is called with one instance") from error
+    if not isinstance(made, nn.Module) or not has_mixers(made):
+        raise InputError(
+            f"{what} returns a {type(made).__name__} without a mixer of ours",
+            "Return a PolynomialMixer, a ProductMixer, a RotaryPolynomialMixer, or a module that holds one",
+        )
+    like = next((p for p in module.parameters() if p.is_floating_point()), None)
+    if like is not None:
+        made = made.to(device=like.device, dtype=like.dtype)
+    if isinstance(made, Mixer):
+        try:
+            return stand_in(made, module)
+        except CheckpointError as error:
+            raise InputError(
+                f"{what} returns a mixer, but {error.what}",
+                f"Return a module with the forward of {_kind(module)}, which calls the mixer",
+            ) from error
+    return made.eval()
+
+
+def _out_of_reach(module: nn.Module) -> dict[str, CheckpointError]:
+    """Return the mixers that torch does not know of, with what to do."""
+    found = {}
+    for name, part, holder in hidden_modules(module):
+        if _looks_like_mixer(part):
+            hint = "Assign it to the module" if holder == "a function" else "Use nn.ModuleList or nn.ModuleDict"
+            found[name] = CheckpointError(f"it is held by {holder}, where torch does not see it", hint)
+    return found
+
+
+def _kind(module: nn.Module) -> str:
+    """Return the name of a module's class, as the user wrote it."""
+    kind = type(module)
+    # torch derives a class of its own from the one whose weights it parametrizes.
+    return kind.__name__.removeprefix("Parametrized") if hasattr(module, "parametrizations") else kind.__name__
+
+
+def _names(kinds: Iterable[type]) -> str:
+    return ", ".join(sorted(kind.__name__ for kind in kinds))

@@ -78,6 +78,8 @@ def module_program(module: nn.Module, examples: Examples, dynamic_shapes: Mappin
         with torch.no_grad(), quiet_failure():
             # On a copy: what a module keeps from a call would become a constant of the graph.
             outputs = named_outputs(copy_module(module)(**examples))
+    except InputError:
+        raise  # what one of ours is not called with, and what to do
     except Exception as error:
         raise InputError(f"the model fails on the example inputs: {reason_of(error)}", "Give others") from error
     if not outputs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import onnx_ir as ir
 
@@ -19,11 +19,13 @@ class NameByModulePass(ir.passes.InPlacePass):
 
     Args:
         prefix: the name of the wrapped model inside the traced module; it is taken off every name.
+        stand_ins: paths of modules that stand for others, and the names of those.
     """
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, stand_ins: Mapping[str, str] | None = None) -> None:
         super().__init__()
         self.prefix = prefix
+        self.stand_ins = stand_ins or {}
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rename nodes and initializers; values between nodes keep the names that torch gave them."""
@@ -48,6 +50,9 @@ class NameByModulePass(ir.passes.InPlacePass):
         return self._without_prefix(scopes[-2]) if len(scopes) > 1 and scopes[-2] != _NO_MODULE else None
 
     def _without_prefix(self, name: str) -> str:
+        for path, known in self.stand_ins.items():
+            if name == path or name.startswith(f"{path}."):
+                return f"{known}{name[len(path) :]}".lstrip(".")
         return "" if name == self.prefix else name.removeprefix(f"{self.prefix}.")
 
     def _rename_initializers(self, graph: ir.Graph) -> None:

@@ -1,0 +1,135 @@
+"""Whose fault it is where an exported file differs from PyTorch: found by running what was traced in PyTorch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pom_export.errors import reason_of
+from pom_export.parity.case import Array
+from pom_export.parity.comparison import Difference, difference
+from pom_export.parity.tolerances import Tolerance
+from pom_export.runtime.runners import Arrays, run_module
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pom_export.api.source import Source
+
+_NOT_WRITTEN = "No file was written"
+_NOT_FINITE = (
+    "One output holds NaN or infinity where the other has none: half precision ends at 65504, and the official code "
+    "gives NaN for a row that is masked out, this toolkit 0"
+)
+
+
+def fault_hint(source: Source, feed: Arrays, tolerance: Tolerance, found: Difference) -> str:
+    """Return what is the matter where a file's outputs differ from PyTorch's, and what to do.
+
+    A user's mixer is blamed only where the model agrees with itself, and differs from what was traced in its place.
+
+    Args:
+        source: what was exported.
+        feed: the inputs on which outputs differ, by name.
+        tolerance: what they were compared with.
+        found: the difference.
+    """
+    reference = source.reference()
+    expected = run_module(reference, feed)
+    if not _agree(run_module(reference, feed), expected, tolerance):
+        return (
+            f"{_NOT_WRITTEN}. PyTorch itself gives other outputs each time that the model is run: look for random "
+            "numbers in evaluation mode, or for a state that it keeps between calls"
+        )
+    if source.replaced:
+        if (wrong := next(_wrong_mixers(source, feed, tolerance), None)) is not None:
+            return f"{_NOT_WRITTEN}. {wrong}"
+        if not _agree(run_module(source.lowered(), feed), expected, tolerance):
+            return (
+                f"{_NOT_WRITTEN}. What was traced differs from the model in PyTorch too, though each of its mixers "
+                "alone does not: something depends on the class or the attributes of one of them"
+            )
+    if not math.isfinite(found.max_abs):
+        return f"{_NOT_WRITTEN}. {_NOT_FINITE}"
+    if source.replaced:
+        return (
+            f"{_NOT_WRITTEN}. In PyTorch, what was traced gives the model's outputs: the fault is in the export or in "
+            "the runtime, not in your mixers. Please report it"
+        )
+    return _NOT_WRITTEN
+
+
+def _agree(outputs: list[Array], expected: list[Array], tolerance: Tolerance) -> bool:
+    return len(outputs) == len(expected) and all(
+        difference(one, other, tolerance) or np.array_equal(one, other, equal_nan=True)
+        for one, other in zip(outputs, expected, strict=True)
+    )
+
+
+def _wrong_mixers(source: Source, feed: Arrays, tolerance: Tolerance) -> Iterator[str]:
+    """Yield what to say of each replaced mixer whose replacement gives something else on the same inputs."""
+    import torch
+
+    from pom_export.graph.reference import Float64Module
+
+    calls = _recorded_calls(source, feed)
+    lowered = source.lowered_copy()
+    for name, (original, args, kwargs, result) in calls.items():
+        kind = type(original).__name__
+        replacement = Float64Module(lowered.get_submodule(name) if name else lowered)
+        try:
+            with torch.no_grad():
+                outputs = _arrays(replacement(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001 (whatever is raised, it is the answer)
+            yield f"What stands in place of {name or kind} fails on the same inputs: {reason_of(error)}"
+            continue
+        expected = _arrays(result)
+        if not _agree(outputs, expected, tolerance):
+            yield (
+                f"In place of {name or kind} stands what the official class computes, and on the same inputs this is "
+                f"something else{_by(outputs, expected)}: {_cause(source, name or kind)}. Say what it computes with "
+                f"mixers={{{kind}: adapter}}"
+            )
+
+
+def _cause(source: Source, name: str) -> str:
+    if folded := source.folded.get(name):
+        return f"it uses {', '.join(folded)} otherwise than by calling the layer; fold it into a plain weight"
+    return "its forward or a method was changed"
+
+
+def _arrays(result: Any) -> list[Array]:
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    return [leaf.numpy() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+
+
+def _by(outputs: list[Array], expected: list[Array]) -> str:
+    if len(outputs) != len(expected) or any(a.shape != b.shape for a, b in zip(outputs, expected, strict=True)):
+        return ", of another shape"
+    most = max((float(np.abs(a - b).max()) for a, b in zip(outputs, expected, strict=True) if a.size), default=0.0)
+    return f" by {most:.3g}" if math.isfinite(most) else ""
+
+
+def _recorded_calls(source: Source, feed: Arrays) -> dict[str, tuple[nn.Module, Any, Any, Any]]:
+    """Return the first call of each replaced mixer in the user's model: itself, its arguments and its result."""
+    from pom_export.graph.copying import copy_module
+    from pom_export.graph.reference import Float64Module
+
+    calls: dict[str, tuple[nn.Module, Any, Any, Any]] = {}
+    model = copy_module(source.module)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name in source.replaced:
+        # The model itself goes by its class's name.
+        key = name if name in modules else ""
+
+        def record(module: nn.Module, args: Any, kwargs: Any, result: Any, key: str = key) -> None:
+            calls.setdefault(key, (module, args, kwargs, result))
+
+        modules[key].register_forward_hook(record, with_kwargs=True)
+    run_module(Float64Module(source.make_program(model).module), feed)
+    return calls

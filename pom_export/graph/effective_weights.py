@@ -1,0 +1,140 @@
+"""The weights that a mixer's layers compute with, however they are made: parametrized, pruned, normalised or adapted.
+
+A projection is a linear map. Where it is not a plain layer of torch, the map is read off what the layer computes: of
+zeros the bias, of unit vectors the columns of the weight.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from pom_export.errors import CheckpointError, reason_of
+from pom_export.graph.copying import copy_module
+
+FOLD = (
+    "Fold it into the weight first: merge_and_unload (peft), torch.nn.utils.parametrize.remove_parametrizations, "
+    "torch.nn.utils.remove_weight_norm or prune.remove"
+)
+_LAYERS = ("qc_proj", "po_proj", "se_proj", "ag_proj")
+_PLAIN = (nn.Linear, nn.Conv1d, nn.modules.linear.NonDynamicallyQuantizableLinear)
+# What older reparametrizations and pruning add to the name of a weight; each is a hook that computes the weight.
+_PARTS = ("_orig", "_mask", "_g", "_v", "_u")
+_Reparametrization = BasePruningMethod | SpectralNorm | WeightNorm
+# Of float64 arithmetic, relative to the largest value.
+_ROUNDING = 1e-9
+
+
+def effective_state(mixer: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
+    """Return a mixer's state dict as it would be with plain layers, and the names of what is not plain.
+
+    Tensors of plain layers are the mixer's own. What belongs to nothing known stays under its name.
+
+    Raises:
+        CheckpointError: a layer in place of a projection computes something else than a linear map.
+    """
+    state: dict[str, Tensor] = mixer.state_dict(keep_vars=True)
+    folded = []
+    for name in _reparametrized(mixer):
+        state = {key: value for key, value in state.items() if not _is_part_of(key, name)}
+        state[name] = getattr(mixer, name)
+        folded.append(name)
+    for name in _LAYERS:
+        layer = mixer._modules.get(name)
+        if layer is None or _is_plain(layer):
+            continue
+        state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
+        weight, bias = _linear_map(name, layer)
+        state[f"{name}.weight"] = weight
+        if bias is not None:
+            state[f"{name}.bias"] = bias
+        folded.append(name)
+    return {name: _as_parameter(value) for name, value in state.items()}, folded
+
+
+def is_reparametrization(hook: Any) -> bool:
+    """Return whether a hook before a module's forward does nothing but compute one of its weights."""
+    return isinstance(hook, _Reparametrization)
+
+
+def _as_parameter(value: Tensor) -> Tensor:
+    return value if value.is_leaf else value.detach()
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    hooked = layer._forward_pre_hooks or layer._forward_hooks or "forward" in vars(layer)
+    return type(layer) in _PLAIN and not hooked
+
+
+def _reparametrized(module: nn.Module) -> list[str]:
+    """Return the names of a module's own tensors that are computed from others, brought up to date."""
+    names: list[str] = []
+    if parametrize.is_parametrized(module):
+        names += module.get_submodule("parametrizations")._modules
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, _Reparametrization):
+            # What the weights were changed to since the last call is not in it yet.
+            with torch.no_grad():  # what has a history can't be copied
+                hook(module, ())
+            names.append(hook._tensor_name if isinstance(hook, BasePruningMethod) else hook.name)
+    return names
+
+
+def _is_part_of(key: str, name: str) -> bool:
+    return key.startswith(f"parametrizations.{name}.") or key in {name, *(name + part for part in _PARTS)}
+
+
+def _linear_map(name: str, layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Return the weight and the bias of what stands for a projection, shaped as a plain layer's are.
+
+    Raises:
+        CheckpointError: it computes no linear map, or its width is not known.
+    """
+    kind = type(layer).__name__
+    base = next((part for part in layer.modules() if _width(part)), None)
+    if base is None:
+        raise CheckpointError(f"{name} is a {kind}, whose width can't be told", FOLD)
+    dtype = next((p.dtype for p in layer.parameters() if p.is_floating_point()), torch.float32)
+    wide, width, convolution = copy_module(layer, torch.float64), _width(base), hasattr(base, "in_channels")
+
+    def call(x: Tensor) -> Tensor:
+        y = wide(x.mT).mT if convolution else wide(x)
+        return y.double()
+
+    try:
+        with torch.no_grad():
+            bias = call(torch.zeros(1, 1, width, dtype=torch.float64))
+            weight = (call(torch.eye(width, dtype=torch.float64)[None]) - bias)[0].mT
+            x = torch.randn(1, 3, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+            y = call(x)
+            error = (x @ weight.mT + bias - y).abs().max()
+    except Exception as failure:
+        raise CheckpointError(f"{name} is a {kind}, which fails by itself: {reason_of(failure)}", FOLD) from failure
+    if not error <= _ROUNDING * (1 + y.abs().max()):
+        raise CheckpointError(f"{name} is a {kind}, which computes no linear map of its input", FOLD)
+    if convolution:
+        weight = _by_group(name, kind, weight, int(getattr(base, "groups", 1)))[..., None]
+    has_bias = isinstance(getattr(base, "bias", None), Tensor) or bool(bias.any())
+    return weight.to(dtype).contiguous(), bias[0, 0].to(dtype) if has_bias else None
+
+
+def _width(part: nn.Module) -> int:
+    """Return how wide the input of a linear layer or of a convolution is, or 0 for another module."""
+    width = getattr(part, "in_features", getattr(part, "in_channels", 0))
+    return width if isinstance(width, int) else 0
+
+
+def _by_group(name: str, kind: str, weight: Tensor, groups: int) -> Tensor:
+    """Return (C, d / groups) of a weight (C, d) whose groups of rows see their own columns only."""
+    rows, columns = weight.shape[0] // groups, weight.shape[1] // groups
+    blocks = [weight[i * rows : (i + 1) * rows, i * columns : (i + 1) * columns] for i in range(groups)]
+    # By norms, for the blocks are all that may be there.
+    if not torch.isclose(torch.cat(blocks).norm(), weight.norm(), rtol=_ROUNDING):
+        raise CheckpointError(f"{name} is a {kind}, which mixes the {groups} groups of its convolution", FOLD)
+    return torch.cat(blocks)

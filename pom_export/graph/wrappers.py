@@ -1,0 +1,47 @@
+"""Modules that wrap another and compute what it computes, such as those of torch.compile and data parallelism."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+_Module = TypeVar("_Module", bound=nn.Module)
+# Under which name each keeps the module inside: torch.compile, activation checkpointing, FSDP.
+_INNER_NAMES = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+_KEEPS_MODULE = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+
+
+def inner_module(module: nn.Module) -> nn.Module | None:
+    """Return the module that a wrapper holds, or None where the module is no wrapper."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return None
+    # Not getattr, which many wrappers forward to what they hold.
+    children = module._modules
+    if isinstance(module, _KEEPS_MODULE):
+        return children.get("module")
+    return next((children[name] for name in _INNER_NAMES if children.get(name) is not None), None)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the module inside all wrappers around it."""
+    while (inner := inner_module(module)) is not None:
+        module = inner
+    return module
+
+
+def copy_without_wrappers(module: _Module, memo: dict[int, Any]) -> _Module:
+    """Return a deep copy of a module in which every wrapper, however deep, is replaced by what it holds.
+
+    Args:
+        module: what to copy.
+        memo: as `copy.deepcopy` takes it.
+    """
+    # From the inside out, so that what a wrapper holds finds its own wrappers replaced.
+    for part in reversed(list(module.modules())):
+        if inner_module(part) is not None:
+            memo[id(part)] = copy.deepcopy(unwrapped(part), memo)
+    return copy.deepcopy(module, memo)

@@ -1,0 +1,68 @@
+"""Whose fault it is where outputs differ: the model's, the mixer's in its place, or that of what comes after."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pom_export.api.blaming import fault_hint
+from pom_export.api.source import Source, load_source
+from pom_export.graph.program import GraphOptions
+from pom_export.parity.comparison import Difference
+from pom_export.parity.tolerances import MODELS
+from tests.official_style import PoM
+
+X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+FAR = Difference(0.1, 0.1, 0.9, 1e-6)
+
+
+class Offset(PoM):
+    def forward(self, xq: Tensor, xc: Tensor | None = None, mask: Any = None) -> Tensor:
+        return super().forward(xq, xc, mask) + 0.25
+
+
+def source_of(*layers: nn.Module) -> Source:
+    torch.manual_seed(0)
+    model = nn.Sequential(*layers).eval()
+    source = load_source(model, GraphOptions(), example_inputs=(X,), hints={}, progress=lambda _: None)
+    source.program()
+    return source
+
+
+def hint(source: Source, found: Difference = FAR) -> str:
+    return fault_hint(source, {"input": X.numpy().astype(np.float64)}, MODELS["float32"], found)
+
+
+def mixer() -> PoM:
+    return PoM(8, 2, 2, 1, 1)
+
+
+def test_a_mixer_that_computes_something_else_is_named() -> None:
+    text = hint(source_of(mixer(), Offset(8, 2, 2, 1, 1), mixer()))
+    assert "In place of 1 stands what the official class computes" in text
+    assert "something else by 0.25" in text
+    assert "mixers={Offset: adapter}" in text
+
+
+def test_nobodys_mixer_is_blamed_for_what_comes_after() -> None:
+    text = hint(source_of(mixer()))
+    assert "not in your mixers" in text
+    assert "In place of" not in text
+
+
+def test_infinities_are_of_half_precision_or_of_masked_rows() -> None:
+    assert "half precision ends" in hint(source_of(mixer()), Difference(math.inf, math.inf, 0.0, 1e-6))
+
+
+def test_a_model_that_draws_is_not_blamed_on_its_mixers() -> None:
+    class Noise(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.randn_like(x)
+
+    text = hint(source_of(Offset(8, 2, 2, 1, 1), Noise()))
+    assert "PyTorch itself gives other outputs each time" in text
+    assert "In place of" not in text
