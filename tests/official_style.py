@@ -56,6 +56,27 @@ class PoM(nn.Module):
         return self.ag_proj(gate * _aggregate(p, mask, 0.0))
 
 
+class SeparatePoM(nn.Module):
+    """v2 with one projection of the context and one of the gate, by the names of the official class of early 2026."""
+
+    def __init__(self, dim: int, degree: int, expand: int, n_groups: int, n_sel_heads: int, bias: bool = False) -> None:
+        super().__init__()
+        self.dim, self.order, self.n_groups, self.n_sel_heads = dim, degree, n_groups, n_sel_heads
+        channels = dim * expand
+        self.po_proj = nn.Linear(dim, channels, bias=False)
+        self.po_coeff = nn.Parameter(torch.randn(channels, degree))
+        self.se_proj = nn.Linear(dim, n_sel_heads if n_sel_heads > 1 else channels)
+        self.ag_proj = nn.Linear(channels, dim, bias=bias)
+
+    def forward(self, xq: Tensor, xc: Tensor | None = None, mask: Any = None) -> Tensor:
+        h = functional.leaky_relu(self.po_proj(xq if xc is None else xc), 0.01).clamp(min=-0.1, max=6.0)
+        p = sum(self.po_coeff[:, j] * h ** (j + 1) for j in range(self.order))
+        gate = functional.hardsigmoid(self.se_proj(xq))
+        if self.n_sel_heads > 1:
+            gate = gate.repeat_interleave(self.po_coeff.shape[0] // self.n_sel_heads, dim=-1)
+        return self.ag_proj(gate * _aggregate(p, mask, 0.0))
+
+
 class ProductPoM(nn.Module):
     """v1, plain (n_head None) and grouped, by the names of the official classes."""
 

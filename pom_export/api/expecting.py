@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pom_export.errors import CheckpointError, InputError
 from pom_export.files import sha256_of
+from pom_export.graph.claims import WEIGHTS
 from pom_export.graph.exported import BLOCK_CAUSAL, ExportedModel
 from pom_export.parity.case import Arrays, Case
 from pom_export.parity.coverage import LONGER, Reach, make_coverage
@@ -79,6 +80,7 @@ def expected_of_checkpoint(
     checkpoint: str | os.PathLike[str],
     inputs: str | os.PathLike[str] | None,
     seed: int,
+    weights: str | None = None,
 ) -> Expected:
     """Return what PyTorch computes in float64 of a checkpoint's weights, after comparing the file's interface with it.
 
@@ -87,18 +89,25 @@ def expected_of_checkpoint(
         checkpoint: the reference.
         inputs: a .npz of inputs; None: random and edge cases.
         seed: of the random inputs.
+        weights: which of several sets of weights in the checkpoint; default: the one that was exported.
 
     Raises:
         InputError: the checkpoint is not usable or of another model, or the file's interface or claims are not its.
     """
     from pom_export.graph.reference import Float64Module
 
-    loaded = _load(model, checkpoint)
+    loaded, lacking = _load(model, checkpoint, weights)
     program = _program(model, loaded)
     interface = match_inputs(model, [program_spec(program, name) for name in program.inputs])
     check_pinned(model, interface, program.limits, _width(program))
     precision, notes = judged_precision(model, _matrix_values(program))
-    notes = [*_source_notes(model, checkpoint, loaded.sha256), *notes, *check_limits(model, program.limits)]
+    notes = [
+        *lacking,
+        *loaded.notes,
+        *_source_notes(model, checkpoint, loaded.sha256),
+        *notes,
+        *check_limits(model, program.limits),
+    ]
     notes += pinned_note(interface)
     if inputs is None:
         cases = list(make_cases(interface.pinned_specs(), program.limits, seed))
@@ -134,8 +143,10 @@ def _source_notes(model: ExportedModel, checkpoint: str | os.PathLike[str], sha2
     ]
 
 
-def _load(model: ExportedModel, checkpoint: str | os.PathLike[str]) -> LoadedModel:
-    from pom_export.checkpoint import load_model
+def _load(
+    model: ExportedModel, checkpoint: str | os.PathLike[str], weights: str | None
+) -> tuple[LoadedModel, list[str]]:
+    """Return the checkpoint's model, and what to say where it lacks the set of weights that was exported."""
     from pom_export.checkpoint.spec import V1
 
     # What a checkpoint's shapes don't tell, the exported file does.
@@ -147,7 +158,7 @@ def _load(model: ExportedModel, checkpoint: str | os.PathLike[str]) -> LoadedMod
     if config.get("in_context_len"):
         hints["in_context_start"] = _hint(config.get("in_context_start"), least=0)
     try:
-        loaded = load_model(checkpoint, **hints)
+        loaded, notes = _load_set(checkpoint, weights, model.properties.get(WEIGHTS), hints)
     except CheckpointError as error:
         was = f"a {model.spec.get('architecture', 'model')} of family {model.spec.get('family', 'unknown')}"
         raise InputError(
@@ -159,7 +170,22 @@ def _load(model: ExportedModel, checkpoint: str | os.PathLike[str]) -> LoadedMod
             f"{checkpoint} is a {loaded.spec.summary()}; the model was exported from another",
             "Name the checkpoint that was exported",
         )
-    return loaded
+    return loaded, notes
+
+
+def _load_set(
+    checkpoint: str | os.PathLike[str], weights: str | None, exported: str | None, hints: dict[str, Any]
+) -> tuple[LoadedModel, list[str]]:
+    """Load the set that is asked for, else the one that was exported, else the one that the checkpoint holds."""
+    from pom_export.checkpoint import load_model
+
+    if weights is not None or exported is None:
+        return load_model(checkpoint, weights=weights, **hints), []
+    try:
+        return load_model(checkpoint, weights=exported, **hints), []
+    except CheckpointError:
+        loaded = load_model(checkpoint, **hints)
+        return loaded, [f"the model was exported from weights called {exported}, of which {checkpoint} holds none"]
 
 
 def _hint(value: Any, least: int = 1) -> int | None:

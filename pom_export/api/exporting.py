@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,8 @@ class ExportResult:
         checked: backends on which the outputs were compared with PyTorch's.
         kept_in_float32: of a half-precision model: what stays in float32 because its values may leave the type's
             range: reasons by module.
+        weights: of a checkpoint: the set of weights that was taken; see `load_checkpoint`.
+        other_weights: the sets that the checkpoint holds besides.
         notes: what else to know of the file, a line each, such as sizes that it fixes or paths that are quadratic.
     """
 
@@ -52,6 +54,8 @@ class ExportResult:
     checked: list[str]
     kept_in_float32: dict[str, str]
     notes: list[str] = field(default_factory=list)
+    weights: str | None = None
+    other_weights: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able values."""
@@ -77,6 +81,7 @@ def export(
     heads: int | None = None,
     in_context_start: int | None = None,
     mixers: Adapters | None = None,
+    weights: str | None = None,
     optimize: bool = True,
     samples: int = 0,
     progress: Progress = silent,
@@ -106,6 +111,7 @@ def export(
         in_context_start: of an image model's checkpoint, see `load_checkpoint`.
         mixers: of a module with classes of its own that compute what a mixer of ours does: by class, a function that
             makes our mixer of an instance, with its weights, or a module that holds one and is called as theirs is.
+        weights: which of several sets of weights in a checkpoint to take, see `load_checkpoint`.
         optimize: whether products and gates around the aggregations are rewritten to cost less.
         samples: number of inputs and outputs to save beside the model, for `verify` without the checkpoint.
         progress: called with one line a stage.
@@ -114,7 +120,7 @@ def export(
         InputError: the checkpoint, an option or the output is not usable, or a weight does not fit the type.
         ParityError: outputs differ from PyTorch's; no file is written.
     """
-    from pom_export.api.source import load_source
+    from pom_export.api.source import load_source, type_notes
     from pom_export.graph.opsets import check_opset, default_opset
     from pom_export.graph.program import GraphOptions
 
@@ -134,7 +140,13 @@ def export(
             GraphOptions(mask, cross, positions, static, stateful, block_causal),
             example_inputs=example_inputs,
             dynamic_shapes=dynamic_shapes,
-            hints={"family": family, "degree": degree, "heads": heads, "in_context_start": in_context_start},
+            hints={
+                "family": family,
+                "degree": degree,
+                "heads": heads,
+                "in_context_start": in_context_start,
+                "weights": weights,
+            },
             mixers=mixers,
             progress=progress,
         )
@@ -148,7 +160,9 @@ def export(
             raise InputError("no mixer was called while the model was traced", "Give inputs for which it calls one")
         progress(f"{len(exported.aggregations)} aggregations; comparing with PyTorch")
         checked = check(exported, source, program, samples, progress)
-        return _result(output, exported, checked, source.notes)
+        notes = [*source.notes, *type_notes(source.module, dtype)]
+        result = _result(output, exported, checked, notes)
+        return replace(result, weights=source.weights, other_weights=list(source.other_weights))
 
 
 def _result(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from pom_export.checkpoint.exported_program import is_exported_program, read_exp
 from pom_export.checkpoint.spec import spec_of
 from pom_export.errors import InputError
 from pom_export.files import sha256_of
+from pom_export.graph.claims import PRECISIONS, WEIGHTS
 from pom_export.graph.copying import copy_module
 from pom_export.graph.lowering import Adapters, has_mixers, lower_mixers
 from pom_export.graph.own_program import module_program, named_examples, program_module
@@ -40,7 +42,9 @@ class Source:
         replaced: names of the mixers that the last program has in place of official-style ones.
         near_misses: what looked like a mixer and stayed as it was, with the reason.
         folded: by name of a replaced mixer: its weights that are computed from others.
-        notes: what else to know of what was lowered, a line each.
+        weights: of a checkpoint: the set of weights that was taken.
+        other_weights: the sets that the checkpoint holds besides.
+        notes: what else to know of the weights and of what was lowered, a line each.
     """
 
     module: nn.Module
@@ -51,6 +55,8 @@ class Source:
     replaced: list[str] = field(default_factory=list)
     near_misses: list[str] = field(default_factory=list)
     folded: dict[str, list[str]] = field(default_factory=dict)
+    weights: str | None = None
+    other_weights: Sequence[str] = ()
     notes: list[str] = field(default_factory=list)
 
     def program(self) -> Program:
@@ -104,8 +110,19 @@ def load_source(
     if isinstance(model, (str, os.PathLike)):
         loaded = load_model(model, **hints)
         progress(f"recognised a {loaded.spec.summary()}")
+        for note in loaded.notes:
+            progress(note)
         properties = {"spec": loaded.spec.to_json(), "source_sha256": loaded.sha256}
-        return Source(loaded.module, lambda module: program_of(module, options), properties=properties)
+        if loaded.other_weights:
+            properties[WEIGHTS] = loaded.weights
+        return Source(
+            loaded.module,
+            lambda module: program_of(module, options),
+            properties=properties,
+            weights=loaded.weights,
+            other_weights=loaded.other_weights,
+            notes=list(loaded.notes),
+        )
     if not isinstance(model, nn.Module):
         raise InputError(f"the model is a {type(model).__name__}", "Give a path or an nn.Module")
     if example_inputs is None:
@@ -130,6 +147,17 @@ def _check_adapters(mixers: Adapters | None, model: object, example_inputs: Exam
             raise InputError(
                 f"mixers holds {kind!r}: {adapter!r}", "Give {MyClass: adapter}, a module's class and a function"
             )
+
+
+def type_notes(module: nn.Module, dtype: str) -> list[str]:
+    """Say which type weights are written in, where that is not theirs and nobody may have asked for it."""
+    found = Counter(str(p.dtype).removeprefix("torch.") for p in module.parameters() if p.is_floating_point())
+    others = [f"{count} of {name}" for name, count in found.items() if name not in {dtype, "float32"}]
+    if not others:
+        return []
+    keep = [name for name in found if name in PRECISIONS and name != dtype]
+    hint = f": --dtype {keep[0]} keeps that type" if len(found) == 1 and keep else ""
+    return [f"the file is written in {dtype}; of the weights' tensors {' and '.join(others)} were converted{hint}"]
 
 
 def _refuse_options(options: GraphOptions, hints: Mapping[str, Any]) -> None:

@@ -14,18 +14,18 @@ from pom_export.errors import InputError
 from pom_export.files import staged_output
 from pom_export.graph.exported import read_model
 from pom_export.parity import tolerances
-from pom_export.parity.candidates import KERNEL, Candidate, onnxruntime_candidates
 from pom_export.parity.page import render_page
 from pom_export.parity.recording import recording_path
 from pom_export.parity.report import ParityReport
 from pom_export.parity.tolerances import Tolerance
-from pom_export.parity.verification import compare
+from pom_export.parity.verification import Candidate, compare, onnxruntime_candidates
 
 
 def verify(
     model: str | os.PathLike[str],
     *,
     checkpoint: str | os.PathLike[str] | None = None,
+    weights: str | None = None,
     engine: str | os.PathLike[str] | None = None,
     inputs: str | os.PathLike[str] | None = None,
     rtol: float | None = None,
@@ -39,6 +39,7 @@ def verify(
     Args:
         model: the ONNX file.
         checkpoint: the reference; None: the parity data saved at export.
+        weights: which of several sets of weights in the checkpoint; default: the one that was exported.
         engine: an engine of the model, compared where a GPU is.
         inputs: a .npz of inputs to compare on, instead of random and edge cases.
         rtol: bound relative to the largest magnitude of the reference output; default: by the model's type.
@@ -55,12 +56,14 @@ def verify(
     """
     exported = read_model(model)
     _check_bounds(rtol, atol)
+    if weights is not None and checkpoint is None:
+        raise InputError(f"weights {weights!r} are of a checkpoint, and none is given", "Give --checkpoint")
     sources = [model, *exported.weights, recording_path(exported.path), checkpoint, inputs]
     sources += [] if engine is None else [engine, manifest_path(engine)]
     # Opened first: a place that takes no report is no reason to find out after the comparison.
     with nullcontext() if report is None else staged_output(report, *sources) as page:
         if checkpoint is not None:
-            expected = expected_of_checkpoint(exported, checkpoint, inputs, seed)
+            expected = expected_of_checkpoint(exported, checkpoint, inputs, seed, weights)
         elif inputs is not None:
             raise InputError("--inputs needs a reference to run them through", "Give --checkpoint")
         else:
@@ -72,14 +75,11 @@ def verify(
                 f"no backend here can run {exported.path}: {'; '.join(not_run)}", "Use a machine with a GPU"
             )
         tolerance, precision = _tolerance(expected.precision, rtol, atol)
-        comparisons, notes = [], list(expected.notes)
-        if not exported.aggregations:
-            notes.append("no node of the file is one of our ops: it computes by standard operators alone")
+        comparisons = []
         for candidate in candidates:
             progress(f"{candidate.backend} ({candidate.path}): {len(expected.cases)} cases")
             comparisons += compare(expected.cases, expected.outputs, candidate, tolerance)
-            notes += _kernels_note(candidate, len(exported.aggregations))
-        outcome = ParityReport(os.fspath(model), expected.reference, precision, comparisons, not_run, notes)
+        outcome = ParityReport(os.fspath(model), expected.reference, precision, comparisons, not_run, expected.notes)
         if page is not None:
             _write_page(outcome, page)
     return outcome
@@ -103,16 +103,6 @@ def _add_engine(
         return
     path = engine_path(engine)
     candidates.append(Candidate(backend.name, path, engine_runner(engine, backend, f"{backend.name} {path}")))
-
-
-def _kernels_note(candidate: Candidate, aggregations: int) -> list[str]:
-    """Say where not every aggregation was given to our kernels, or that this is not known."""
-    ran = candidate.kernels_run()
-    if candidate.path != KERNEL or ran == aggregations:
-        return []
-    if ran is None:
-        return [f"{candidate.backend}: whether our kernels ran is not known, its profile cannot be read"]
-    return [f"{candidate.backend}: of {aggregations} aggregations, {ran} ran in our kernels"]
 
 
 def _check_bounds(rtol: float | None, atol: float | None) -> None:

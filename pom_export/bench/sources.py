@@ -58,7 +58,8 @@ def load_target(target: Target, seed: int, progress: Progress) -> LoadedTarget:
         model = target.path
     source = load_source(model, GraphOptions(target.mask), hints=target.hints, progress=tell)
     if target.layer is None:
-        summary = f"{target.name}: {recognised[0]}"
+        chosen = f", its weights {source.weights}" if source.other_weights else ""
+        summary = f"{target.name}: {recognised[0]}{chosen}"
     positions = isinstance(source.module, RotaryPolynomialMixer) and source.module.rotary.blocks > 1
     if positions:
         options = GraphOptions(target.mask, positions=True)

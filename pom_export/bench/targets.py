@@ -80,6 +80,7 @@ def find_target(
     family: str | None = None,
     degree: int | None = None,
     heads: int | None = None,
+    weights: str | None = None,
     dim: int | None = None,
     expand: int | None = None,
 ) -> Target:
@@ -91,6 +92,7 @@ def find_target(
         family: of a checkpoint, where it is not to be recognised by itself.
         degree: of a layer; or what a checkpoint's shapes don't tell.
         heads: gates a token of a layer; or what a hybrid's shapes don't tell.
+        weights: which of several sets of weights in a checkpoint.
         dim: width of a layer.
         expand: channels of a layer per model dimension.
 
@@ -103,19 +105,20 @@ def find_target(
     shape = {"dim": dim, "degree": degree, "expand": expand, "heads": heads}
     given = {key: value for key, value in shape.items() if value is not None}
     if text == STREAM:
-        _refuse({"mask": mask, "family": family}, "a stream")
+        _refuse({"mask": mask, "family": family, "weights": weights}, "a stream")
         return Target(text, stream=StreamShape(**given))
     if text in LAYERS:
-        _refuse({"family": family}, "a named layer")
+        _refuse({"family": family, "weights": weights}, "a named layer")
         return Target(text, layer=LayerShape(**{**vars(LAYERS[text]), **given}), mask=mask or "none")
     path = Path(text)
     if not path.exists():
         raise InputError(f"target {path} does not exist", f"Give a file, or one of {', '.join((*LAYERS, STREAM))}")
     _refuse({"dim": dim, "expand": expand}, "a file, which has its own shapes")
+    hints = {"family": family, "degree": degree, "heads": heads, "weights": weights}
     if path.suffix == _ONNX_SUFFIX:
-        _refuse({"mask": mask, "family": family, "degree": degree, "heads": heads}, "an exported file")
+        _refuse({"mask": mask, **hints}, "an exported file")
         return Target(path.name, path)
-    return Target(path.name, path, mask=mask, hints={"family": family, "degree": degree, "heads": heads})
+    return Target(path.name, path, mask=mask, hints=hints)
 
 
 def _refuse(options: Mapping[str, object], what: str) -> None:

@@ -36,6 +36,8 @@ class Architecture:
         typical: names that its state dicts have, those of block 0 where it has blocks.
         matches: whether names and ranks are those of the architecture.
         derive: the hyper-parameters, from shapes and hints.
+        sampled_from_average: whether its authors use an average of the weights, so that the first one in a file is
+            taken where none is named.
     """
 
     label: str
@@ -44,6 +46,7 @@ class Architecture:
     typical: tuple[str, ...]
     matches: Callable[[Shapes], bool]
     derive: Callable[[Shapes, Hints], Config]
+    sampled_from_average: bool = False
 
 
 def _below(shapes: Shapes, prefix: str) -> dict[str, Size]:
@@ -90,6 +93,8 @@ def _v2_config(shapes: Shapes, hints: Hints) -> MixerConfig:
         groups, gates = 1, shapes["se_bias"][0]
     else:
         inputs = shapes["po_proj.weight"][1]
+        if len(shapes["po_proj.weight"]) < _GROUPED_RANK:
+            raise _incomplete_separate(shapes)
         groups, gates = dim // inputs if inputs else 0, shapes["se_proj.weight"][0]
     rotary = None
     if "freqs_cos" in shapes:
@@ -100,6 +105,15 @@ def _v2_config(shapes: Shapes, hints: Hints) -> MixerConfig:
         raise InputError("the configuration speaks of rotary positions, but the file lacks freqs_cos and row_cos")
     heads = 1 if gates == channels else gates
     return MixerConfig(dim, degree, expand, groups, heads, _has_bias(shapes, "ag_proj", "po_proj"), rotary)
+
+
+def _incomplete_separate(shapes: Shapes) -> Exception:
+    """Return what keeps separate projections, the older layout of v2, from being joined."""
+    absent = [name for name in ("se_proj.weight", "se_proj.bias") if name not in shapes]
+    if absent:
+        return KeyError(absent[0])
+    context, gate = shapes["po_proj.weight"], shapes["se_proj.weight"]
+    return InputError(f"po_proj.weight is {tuple(context)} and se_proj.weight {tuple(gate)}")
 
 
 def _has_bias(shapes: Shapes, *names: str) -> bool:
@@ -285,6 +299,7 @@ ARCHITECTURES = (
         ),
         lambda shapes: {"pos_embed", "x_embedder.proj1.weight", "y_embedder.embedding_table.weight"} <= shapes.keys(),
         _jit_config,
+        sampled_from_average=True,
     ),
     Architecture(
         LANGUAGE_MODEL,

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from pom_export.checkpoint.hints import Hints
 from pom_export.checkpoint.reader import Checkpoint, read_checkpoint
-from pom_export.checkpoint.recognition import recognise, tied_names
+from pom_export.checkpoint.recognition import tied_names
 from pom_export.checkpoint.spec import ModelSpec, empty_model
 from pom_export.checkpoint.values import check_values
+from pom_export.checkpoint.weights import find_weights
 from pom_export.errors import CheckpointError
 from pom_export.models.gpt import GPTConfig, Rotary
 from pom_export.models.jit import JiTConfig
@@ -29,12 +30,18 @@ class LoadedModel:
         spec: what it is.
         sha256: of the file, see `Checkpoint`.
         dtypes: how many weights there are of each floating-point type.
+        weights: the set of weights in the file that was taken.
+        other_weights: the sets that the file holds besides.
+        notes: what a person should know of the weights, a sentence each.
     """
 
     module: nn.Module
     spec: ModelSpec
     sha256: str
     dtypes: Mapping[str, int] = field(default_factory=dict)
+    weights: str = "model"
+    other_weights: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
 def load_model(
@@ -44,6 +51,7 @@ def load_model(
     degree: int | None = None,
     heads: int | None = None,
     in_context_start: int | None = None,
+    weights: str | None = None,
 ) -> LoadedModel:
     """Read, recognise and build.
 
@@ -54,6 +62,8 @@ def load_model(
         heads: heads of the hybrid's attention, where shapes can't tell.
         in_context_start: before which block an image model puts its in-context tokens; default: what a configuration
             says, or the published model of the same depth has.
+        weights: which of several sets of weights in the file to take: a name that `inspect` lists ("model", "ema"), the
+            keys that lead to it, or a prefix of names in the state dict; default: the trained ones, before averages.
 
     Raises:
         InputError: the file cannot be read.
@@ -61,11 +71,10 @@ def load_model(
     """
     checkpoint = read_checkpoint(path)
     hints = Hints(family, degree, heads, in_context_start).over(checkpoint.hints)
-    recognised = recognise(checkpoint.tensors, hints)
-    spec = recognised.spec
+    found = find_weights(checkpoint, weights, hints)
+    spec, tensors = found.spec, found.tensors
     _check_hints(spec, hints.degree, heads, in_context_start)
-    check_values(checkpoint.path, checkpoint.tensors)
-    tensors = {name.removeprefix(recognised.prefix): value for name, value in checkpoint.tensors.items()}
+    check_values(checkpoint.path, tensors)
     dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
     module = empty_model(spec)
     tied = tied_names(module)
@@ -73,7 +82,16 @@ def load_model(
     module.load_state_dict(tensors, strict=False, assign=True)  # names have been compared
     _tie(module, tied)
     _fill_frequencies(module)
-    return LoadedModel(module.eval().requires_grad_(requires_grad=False), spec, checkpoint.sha256, dtypes)
+    others = [one.label for one in checkpoint.sets if one is not found.chosen]
+    return LoadedModel(
+        module.eval().requires_grad_(requires_grad=False),
+        spec,
+        checkpoint.sha256,
+        dtypes,
+        found.chosen.name,
+        others,
+        found.notes,
+    )
 
 
 def _check_hints(spec: ModelSpec, degree: int | None, heads: int | None, in_context_start: int | None) -> None:
@@ -133,6 +151,9 @@ def load_checkpoint(
     degree: int | None = None,
     heads: int | None = None,
     in_context_start: int | None = None,
+    weights: str | None = None,
 ) -> nn.Module:
     """Return the model that a checkpoint holds, in evaluation mode; arguments and errors as `load_model`'s."""
-    return load_model(path, family=family, degree=degree, heads=heads, in_context_start=in_context_start).module
+    return load_model(
+        path, family=family, degree=degree, heads=heads, in_context_start=in_context_start, weights=weights
+    ).module

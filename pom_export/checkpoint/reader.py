@@ -1,49 +1,45 @@
-"""Read a checkpoint's tensors, and what is known of it besides: from one file or from a folder."""
+"""Read a checkpoint's sets of weights, and what is known of it besides: from one file or from a folder."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor
 
+from pom_export.checkpoint.choosing import asked_set, default_set
 from pom_export.checkpoint.formats import files_of_folder, read_content
 from pom_export.checkpoint.hints import Hints, config_beside, hints_from, hints_in
 from pom_export.checkpoint.pickles import SAFE_FORMAT_HINT
 from pom_export.checkpoint.storages import OtherTensor
 from pom_export.checkpoint.unpickling import Inert
 from pom_export.checkpoint.values import with_room
+from pom_export.checkpoint.weight_sets import WeightSet, find_sets
 from pom_export.errors import CheckpointError
 from pom_export.files import sha256_of
 
-# What trainers call the state dict, best first; DistributedDataParallel and torch.compile add to its names.
-_WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "module", "weights", "params", "ema", "model_ema")
-_PREFIX, _COMPILED = "module.", "_orig_mod."
-_MOST_WRAPPERS = 8
 _TENSORS = (Tensor, OtherTensor)
-_Entry = TypeVar("_Entry")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state dict and where it comes from.
+    """The sets of weights in a checkpoint, and where they come from.
 
     Attributes:
         path: the file or folder.
         files: those that hold the weights.
-        tensors: the state dict, prefixes of wrappers removed; mapped from the disk where the format allows.
+        sets: at least one; see `WeightSet`.
         hints: what the file's metadata says, and the config.json beside it.
     """
 
     path: Path
     files: Sequence[Path]
-    tensors: Mapping[str, Tensor]
+    sets: Sequence[WeightSet]
     hints: Hints
 
     @cached_property
@@ -52,51 +48,92 @@ class Checkpoint:
         digests = [sha256_of(file) for file in self.files]
         return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The state dict that is meant where no set is named."""
+        return self.state_dict(self.choose())
+
+    def choose(self, weights: str | None = None) -> WeightSet:
+        """Return the set of a name, or the one that is meant where none is given.
+
+        Raises:
+            CheckpointError: there is none of that name, or several could be meant.
+        """
+        if weights is None:
+            return default_set(self.path, self.sets)
+        return asked_set(self.path, self.sets, weights)
+
+    def state_dict(self, chosen: WeightSet) -> dict[str, Tensor]:
+        """Return a set's tensors by name, after a look at what they are and what they claim.
+
+        Their values are not looked at yet: a file may be refused by names and shapes, however large it is.
+
+        Raises:
+            CheckpointError: an entry is no tensor, or none of plain values, or they claim more than the file has.
+        """
+        named = chosen.tensors
+        odd = next((name for name, value in named.items() if not isinstance(value, _TENSORS)), None)
+        if odd is not None:
+            raise CheckpointError(
+                f"{self.path}: entry {odd!r} is a {_kind(named[odd])}, not a tensor", SAFE_FORMAT_HINT
+            )
+        return with_room(self.path, self._bytes, named)
+
+    def values(self, chosen: WeightSet) -> list[Tensor]:
+        """Return the tensors of a list without names; errors as `state_dict`'s."""
+        numbered = {f"{chosen.path}[{number}]": value for number, value in enumerate(chosen.values or ())}
+        return list(with_room(self.path, self._bytes, numbered).values())
+
+    @property
+    def _bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.files)
+
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read a state dict from a .safetensors file, torch.save's formats, or a folder of either, sharded or not.
-
-    Its values are not looked at yet: a file may be refused by names and shapes, however large it is.
+    """Read what a .safetensors file, torch.save's formats, or a folder of either, sharded or not, holds.
 
     Raises:
         InputError: a file is missing, empty or unreadable.
-        CheckpointError: it is truncated, of another format, holds more than tensors, or claims more than it has.
+        CheckpointError: it is truncated, of another format, or holds no weights.
     """
     place = Path(path)
     files = files_of_folder(place) if place.is_dir() else [place]
-    tensors: dict[str, Tensor] = {}
     hints = Hints()
+    contents = []
     for file in files:
         content, metadata = read_content(file)
         hints = hints.over(hints_from(metadata, f"{file}'s metadata"))
         hints = hints.over(hints_in(content))
-        part = _without_wrappers(file, _state_dict(file, content))
+        contents.append(_mapping(file, content))
+    sets = find_sets(files[0], contents[0]) if len(files) == 1 else find_sets(place, _joined(files, contents))
+    if not sets:
+        raise _no_weights(files[0], contents[0])
+    return Checkpoint(place, files, sets, hints.over(config_beside(files[0].parent)))
+
+
+def _joined(files: Sequence[Path], contents: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
+    """Return the state dict of all shards together."""
+    tensors: dict[str, Any] = {}
+    for file, content in zip(files, contents, strict=True):
+        # A shard is a state dict, or has it under a key.
+        part = default_set(file, find_sets(file, content) or [WeightSet("", content)]).tensors
         if twice := tensors.keys() & part.keys():
             raise CheckpointError(f"{file}: {sorted(twice)[0]} is in another shard too", "Save the model again")
-        tensors |= with_room(file, part)
-    return Checkpoint(place, files, tensors, hints.over(config_beside(files[0].parent)))
+        tensors |= part
+    return tensors
 
 
-def _state_dict(file: Path, content: Any) -> dict[str, Tensor | OtherTensor]:
-    """Return the state dict inside what was loaded, which may be a trainer's dict around it."""
+def _mapping(file: Path, content: Any) -> Mapping[Any, Any]:
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{file} holds a {_kind(content)}, not a state dict", SAFE_FORMAT_HINT)
-    if not _is_state_dict(content):
-        inner = [name for name, value in content.items() if isinstance(value, Mapping) and _is_state_dict(value)]
-        inner.sort(key=lambda name: _WRAPPERS.index(name) if name in _WRAPPERS else len(_WRAPPERS))
-        odd = next((name for name, value in content.items() if not isinstance(value, _TENSORS)), None)
-        if not inner and odd is not None and any(isinstance(value, _TENSORS) for value in content.values()):
-            raise CheckpointError(f"{file}: entry {odd!r} is a {_kind(content[odd])}, not a tensor", SAFE_FORMAT_HINT)
-        if not inner:
-            raise CheckpointError(f"{file} holds no state dict{_entries(content)}", SAFE_FORMAT_HINT)
-        content = content[inner[0]]
-    return dict(content)
+    return content
 
 
-def _is_state_dict(content: Mapping[Any, Any]) -> bool:
-    return bool(content) and all(
-        isinstance(name, str) and isinstance(value, _TENSORS) for name, value in content.items()
-    )
+def _no_weights(file: Path, content: Mapping[Any, Any]) -> CheckpointError:
+    odd = next((name for name, value in content.items() if not isinstance(value, _TENSORS)), None)
+    if odd is not None and any(isinstance(value, _TENSORS) for value in content.values()):
+        return CheckpointError(f"{file}: entry {odd!r} is a {_kind(content[odd])}, not a tensor", SAFE_FORMAT_HINT)
+    return CheckpointError(f"{file} holds no state dict{_entries(content)}", SAFE_FORMAT_HINT)
 
 
 def _kind(value: Any) -> str:
@@ -111,16 +148,3 @@ def _entries(content: Mapping[Any, Any]) -> str:
         return ", but an optimizer's state"
     kinds = [f"{name} ({_kind(value)})" for name, value in content.items() if isinstance(name, str)][:6]
     return f"; its entries are {', '.join(kinds)}" if kinds else ": it holds no tensors by name"
-
-
-def _without_wrappers(file: Path, tensors: dict[str, _Entry]) -> dict[str, _Entry]:
-    """Take off what torch.compile adds anywhere in a name, and DistributedDataParallel in front of every name."""
-    plain = {name: name.replace(_COMPILED, "") for name in tensors}
-    for _ in range(_MOST_WRAPPERS):
-        if not all(name.startswith(_PREFIX) for name in plain.values()):
-            break
-        plain = {name: inner.removeprefix(_PREFIX) for name, inner in plain.items()}
-    if len(set(plain.values())) < len(plain):
-        twice = next(name for name, count in Counter(plain.values()).items() if count > 1)
-        raise CheckpointError(f"{file} holds {twice} twice, with prefixes and without", "Save one of them")
-    return {plain[name]: value for name, value in tensors.items()}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Size, Tensor, nn
 
 from pom_export.checkpoint.architectures import ARCHITECTURES, Architecture, Shapes
 from pom_export.checkpoint.hints import FAMILIES, Hints
+from pom_export.checkpoint.prefixes import common_prefixes
 from pom_export.checkpoint.spec import MIXER, ModelSpec, empty_model
 from pom_export.errors import CheckpointError, InputError
 
@@ -18,15 +19,21 @@ _NO_HINTS = Hints()
 _IN_EVERY_MIXER = "ag_proj.weight"
 # What torch, its pruning and peft leave in the names of weights that are computed from others.
 _COMPUTED = re.compile(r"(^|\.)(parametrizations\.|lora_|base_layer\.)|(_orig|_mask|weight_g|weight_v)$")
-_MOST_PREFIXES = 8  # that wrappers put in front of every name
 
 
 @dataclass(frozen=True)
 class Recognised:
-    """What a state dict holds, and the prefix that all its names carry."""
+    """What a state dict holds.
+
+    Attributes:
+        spec: the model.
+        prefix: that all names carry.
+        sampled_from_average: see `Architecture`.
+    """
 
     spec: ModelSpec
     prefix: str = ""
+    sampled_from_average: bool = False
 
 
 def recognise(tensors: Mapping[str, Tensor], hints: Hints = _NO_HINTS) -> Recognised:
@@ -39,11 +46,11 @@ def recognise(tensors: Mapping[str, Tensor], hints: Hints = _NO_HINTS) -> Recogn
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     _check_plain(shapes)
     candidates = _candidates(hints.family)
-    for prefix in _common_prefixes(shapes):
+    for prefix in common_prefixes(shapes):
         inner = {name.removeprefix(prefix): shape for name, shape in shapes.items()}
         for architecture in candidates:
             if architecture.matches(inner):
-                return Recognised(_spec(architecture, inner, hints), prefix)
+                return Recognised(_spec(architecture, inner, hints), prefix, architecture.sampled_from_average)
     raise _unknown(shapes, candidates)
 
 
@@ -76,18 +83,6 @@ def _candidates(family: str | None) -> list[Architecture]:
     if not chosen:
         raise InputError(f"unknown family {family!r}", f"Choose one of {_LABELS}")
     return chosen
-
-
-def _common_prefixes(names: Iterable[str]) -> Iterator[str]:
-    """Yield "" and the dotted prefixes that all names share, the shortest first."""
-    split = [name.split(".", _MOST_PREFIXES) for name in names]
-    prefix = ""
-    yield prefix
-    for depth in range(min(map(len, split)) - 1):
-        if len({parts[depth] for parts in split}) > 1:
-            return
-        prefix += split[0][depth] + "."
-        yield prefix
 
 
 def _spec(architecture: Architecture, shapes: Shapes, hints: Hints) -> ModelSpec:

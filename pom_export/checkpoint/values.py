@@ -18,8 +18,13 @@ _SMALL: Final = 64 << 20
 _VALUES_AT_ONCE: Final = 1 << 24
 
 
-def with_room(file: Path, entries: Mapping[str, Tensor | OtherTensor]) -> dict[str, Tensor]:
+def with_room(file: Path, file_bytes: int, entries: Mapping[str, Tensor | OtherTensor]) -> dict[str, Tensor]:
     """Return a file's weights, after a look at their types and shapes.
+
+    Args:
+        file: for messages.
+        file_bytes: how large it is.
+        entries: by name.
 
     Raises:
         CheckpointError: one is kept in another way than value by value, holds none, or they claim more values than
@@ -33,7 +38,7 @@ def with_room(file: Path, entries: Mapping[str, Tensor | OtherTensor]) -> dict[s
             raise CheckpointError(f"{file}: {name} of shape {tuple(entry.shape)} holds no values", "Is it whole?")
         tensors[name] = entry
     claimed = sum(tensor.nbytes for _, tensor in _distinct(tensors.items()))
-    if claimed > 2 * file.stat().st_size + _SMALL:
+    if claimed > 2 * file_bytes + _SMALL:
         raise CheckpointError(
             f"{file} claims {claimed:,} bytes of weights, for which it is too small: they repeat their values",
             "Save them contiguous: tensor.clone()",

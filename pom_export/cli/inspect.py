@@ -20,20 +20,26 @@ def command(
     degree: int | None,
     heads: int | None,
     in_context_start: int | None,
+    weights: str | None,
     as_json: bool,
     verbose: bool,  # noqa: ARG001 (there are no stages)
 ) -> None:
     """Say what CHECKPOINT holds: family, architecture and hyper-parameters, or why it is not recognised."""
     from pom_export.api import inspect
 
-    result = inspect(checkpoint, family=family, degree=degree, heads=heads, in_context_start=in_context_start)
+    result = inspect(
+        checkpoint, family=family, degree=degree, heads=heads, in_context_start=in_context_start, weights=weights
+    )
     lines = [
         ("checkpoint", result.checkpoint),
         ("recognised as", result.summary),
         *_settings(result.config),
         ("parameters", f"{result.parameters:,}"),
         ("types", ", ".join(f"{count} tensors of {name}" for name, count in result.dtypes.items())),
+        ("weights", result.weights),
+        *([("other weights", ", ".join(result.other_weights))] if result.other_weights else []),
         ("sha256", result.sha256),
+        *[("note", note) for note in result.notes],
     ]
     print_result(result.to_dict(), as_json, lines)
 

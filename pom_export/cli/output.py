@@ -30,9 +30,15 @@ def common_options(function: _Function) -> _Function:
     return function
 
 
+weights_option = click.option(
+    "--weights", help="Which of several sets of weights in the checkpoint, such as ema; `inspect` names them."
+)
+
+
 def recognition_options(function: _Function) -> _Function:
     """Add what the shapes of some checkpoints can't tell."""
     for decorator in (
+        weights_option,
         click.option(
             "--in-context-start",
             type=click.IntRange(0),

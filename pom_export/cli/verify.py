@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pom_export.cli.output import Progress, common_options, print_result
+from pom_export.cli.output import Progress, common_options, print_result, weights_option
 
 if TYPE_CHECKING:
     from pom_export.parity.report import Comparison
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 @click.command("verify")
 @click.argument("model")
 @click.option("--checkpoint", help="The checkpoint that was exported; default: parity data saved by --samples.")
+@weights_option
 @click.option("--engine", help="Compare this engine of the model too, where a GPU is.")
 @click.option("--inputs", help="A .npz of inputs to compare on, instead of random and edge cases.")
 @click.option("--rtol", type=float, help="Bound relative to the largest magnitude of the reference output.")
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 def command(
     model: str,
     checkpoint: str | None,
+    weights: str | None,
     engine: str | None,
     inputs: str | None,
     rtol: float | None,
@@ -42,6 +44,7 @@ def command(
     outcome = verify(
         model,
         checkpoint=checkpoint,
+        weights=weights,
         engine=engine,
         inputs=inputs,
         rtol=rtol,

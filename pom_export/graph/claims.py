@@ -15,6 +15,8 @@ METADATA_PREFIX: Final = "pom_export."
 KEPT_IN_FLOAT32: Final = "kept_in_float32"
 # The property that says what a token of a call sees of it: "causal" or "block-causal"; stateless files lack it.
 STATEFUL: Final = "stateful"
+# Of a file from a checkpoint with several sets of weights: the one that was taken.
+WEIGHTS: Final = "weights"
 CAUSAL: Final = "causal"
 BLOCK_CAUSAL: Final = "block-causal"
 PRECISIONS: Final = ("float32", "float16", "bfloat16")

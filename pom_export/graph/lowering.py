@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from pom_export.checkpoint.hints import Hints
+from pom_export.checkpoint.layouts import with_joined_projections
 from pom_export.checkpoint.recognition import recognise
 from pom_export.checkpoint.spec import MIXER, empty_model
 from pom_export.errors import CheckpointError, InputError, reason_of
@@ -116,7 +117,8 @@ def _official(module: nn.Module, result: Lowered, name: str) -> OfficialMixer:
         raise CheckpointError(
             f"the forward of this {type(module).__name__} was replaced by another", ADAPT.format(kind=_kind(module))
         )
-    state, folded = effective_state(module)
+    effective, folded = effective_state(module)
+    state, _ = with_joined_projections(effective)
     # What the official classes call the degree, and what others do.
     degrees = [getattr(module, attribute, None) for attribute in ("order", "degree")]
     hints = Hints(degree=next((degree for degree in degrees if isinstance(degree, int)), None))

@@ -100,3 +100,41 @@ def test_what_is_no_such_model_is_refused_in_its_own_terms() -> None:
     assert "blocks.0.attn." in refusal(without_block)
     assert "too few dimensions" in refusal({**tensors, "pos_embed": torch.zeros(16)})
     assert "missing keys" in refusal({n: tensor for n, tensor in tensors.items() if n != "blocks.1.norm2.weight"})
+
+
+def test_the_first_average_is_taken_and_the_others_can_be(golden_jit: Any) -> None:
+    arrays = {name: torch.from_numpy(array) for name, array in golden_jit.arrays.items()}
+    inputs = arrays["x"].float(), arrays["t"].float(), arrays["y"]
+    for asked, taken, expected in (
+        (None, "ema1", "out_ema1"),
+        ("ema2", "ema2", "out_ema2"),
+        ("ema_params1", "ema1", "out_ema1"),
+        ("model", "model", "out"),
+    ):
+        loaded = load_model(golden_jit.checkpoint, weights=asked)
+        assert loaded.weights == taken
+        assert loaded.notes[0].startswith(f"the weights are {taken} (")
+        assert len(loaded.other_weights) == 2
+        with torch.no_grad():
+            difference = (loaded.module(*inputs) - arrays[expected]).abs().max()
+        assert difference < 1e-5 * arrays[expected].abs().max()
+
+
+def test_averages_in_the_older_order_are_left_out_with_a_word(tmp_path: Path) -> None:
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in weights().items():
+        if name.endswith("qc_proj.weight"):
+            gates = TINY_JIT.num_heads if TINY_JIT.num_heads > 1 else len(tensor) // 2
+            tensors[name.replace("qc_proj", "po_proj")] = tensor[:-gates]
+            tensors[name.replace("qc_proj", "se_proj")] = tensor[-gates:]
+        else:
+            tensors[name.replace("se_bias", "se_proj.bias")] = tensor
+    parameters = [tensor for name, tensor in tensors.items() if "row_" not in name and "col_" not in name]
+    prefixed = {f"denoiser.net.{name}": tensor for name, tensor in tensors.items()}
+    torch.save({"state_dict": prefixed, "ema_params1": parameters}, tmp_path / "last.ckpt")
+    loaded = load_model(tmp_path / "last.ckpt", in_context_start=1)
+    assert (loaded.weights, loaded.other_weights) == ("model", ["ema1 (ema_params1)"])
+    assert any("ema1 (ema_params1) is left out" in note for note in loaded.notes)
+    assert any("older layout" in note for note in loaded.notes)
+    state = loaded.module.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in tensors.items() if name in state)

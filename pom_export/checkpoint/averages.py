@@ -1,0 +1,107 @@
+"""Averages that are not whole state dicts: lists without names, parameters without buffers, names without dots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from pom_export.checkpoint.prefixes import common_prefixes
+from pom_export.checkpoint.weight_sets import WeightSet
+from pom_export.errors import CheckpointError
+
+_SOME = 4
+
+
+def named_values(
+    file: Path, average: WeightSet, values: Sequence[Tensor], raw: Mapping[str, Tensor], model: nn.Module
+) -> dict[str, Tensor]:
+    """Give the tensors of a list the names of the parameters that they are averages of.
+
+    A list is in the order of `named_parameters()`: that of the state dict with the buffers left out, and of a tied
+    parameter the first name only.
+
+    Args:
+        file: for messages.
+        average: the set that the list is.
+        values: its tensors.
+        raw: the state dict beside it, prefixes removed.
+        model: what the state dict was recognised as.
+
+    Returns:
+        A whole state dict: the averages, and the buffers of the raw one.
+
+    Raises:
+        CheckpointError: there are more or fewer than parameters, or one has another shape.
+    """
+    names = _parameters(raw, model)
+    if len(values) != len(names):
+        raise CheckpointError(
+            f"{file}: {average.label} has {len(values)} tensors, the model has {len(names)} parameters",
+            "A list without names must hold every parameter, in the order of named_parameters()",
+        )
+    for number, (name, value) in enumerate(zip(names, values, strict=True)):
+        if value.shape != raw[name].shape:
+            raise CheckpointError(
+                f"{file}: tensor {number} of {average.label} is {tuple(value.shape)}, but {name}, parameter {number} "
+                f"of the model, is {tuple(raw[name].shape)}",
+                "A list without names must be in the order of named_parameters()",
+            )
+    return {**_buffers(raw, model), **dict(zip(names, values, strict=True))}
+
+
+def with_buffers(
+    file: Path, average: WeightSet, tensors: Mapping[str, Tensor], raw: Mapping[str, Tensor], model: nn.Module
+) -> dict[str, Tensor] | None:
+    """Return averages of parameters by name as a whole state dict, with the buffers of the raw one.
+
+    Args:
+        file: for messages.
+        average: the set that they are.
+        tensors: the averages; their names may lack the dots.
+        raw: the state dict beside them, prefixes removed.
+        model: what the state dict was recognised as.
+
+    Returns:
+        None where they are not averages of this model.
+
+    Raises:
+        CheckpointError: they lack parameters of the model.
+    """
+    names = _names_in(tensors, raw)
+    if names is None or any(tensor.shape != raw[name].shape for name, tensor in names.items()):
+        return None
+    if absent := [name for name in _parameters(raw, model) if name not in names]:
+        raise CheckpointError(
+            f"{file}: {average.label} lacks parameters of the model, such as {', '.join(absent[:_SOME])}",
+            "An average must hold every parameter, frozen ones too",
+        )
+    return {**_buffers(raw, model), **names}
+
+
+def _names_in(tensors: Mapping[str, Tensor], raw: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Return tensors by the raw state dict's names, or None where some are not among these."""
+    for prefix in common_prefixes(tensors):
+        inner = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        if inner.keys() <= raw.keys():
+            return inner
+    dotted = {name.replace(".", ""): name for name in raw}
+    if len(dotted) == len(raw) and tensors.keys() <= dotted.keys():
+        return {dotted[name]: tensor for name, tensor in tensors.items()}
+    return None
+
+
+def _buffers(raw: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    buffers = {name for name, _ in model.named_buffers()}
+    return {name: tensor for name, tensor in raw.items() if name in buffers}
+
+
+def _parameters(raw: Mapping[str, Tensor], model: nn.Module) -> list[str]:
+    """Return the names of parameters in the file's order, the first of those that the model ties only."""
+    identity = {name: id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    first: dict[int, str] = {}
+    for name in raw:
+        if name in identity:
+            first.setdefault(identity[name], name)
+    return list(first.values())

@@ -1,0 +1,98 @@
+"""Choose one of the sets of weights that a file holds; two of equal standing are the user's to choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from pom_export.checkpoint.prefixes import common_prefixes
+from pom_export.checkpoint.weight_sets import WeightSet, set_below
+from pom_export.errors import CheckpointError
+
+# What trainers call the state dict that they train.
+_TRAINED: Final = frozenset(
+    {"model", "state_dict", "model_state_dict", "model_state", "net", "network", "module", "weights", "params"}
+)
+_MOST_NAMED: Final = 8
+_CHOOSE: Final = "Choose with --weights NAME"
+
+
+def default_set(file: Path, sets: Sequence[WeightSet]) -> WeightSet:
+    """Return the set that is meant where nothing is said: the trained weights, before averages of them.
+
+    Raises:
+        CheckpointError: several are of equal standing, or the only ones are lists without names.
+    """
+    able = [one for one in sets if one.has_mixers]
+    if not able:
+        named = sorted((one for one in sets if one.values is None), key=_rank)
+        if not named:
+            raise CheckpointError(
+                f"{file} holds lists of weights without their names: {listed(sets)}", "Save the state dict as well"
+            )
+        return named[0]  # whatever it is, it is no model of ours
+    least = min(one.depth for one in able)
+    preferred = [one for one in able if one.preferred and one.depth == least]
+    raw = [one for one in able if not one.average]
+    trained = [one for one in raw if _last_key(one) in _TRAINED or not one.path]
+    for group in (preferred, trained, raw, able):
+        shallow = [one for one in group if one.depth == min(other.depth for other in group)]
+        if len(shallow) == 1:
+            return shallow[0]
+        if shallow:
+            raise CheckpointError(f"{file} holds several sets of weights: {listed(shallow)}", _CHOOSE)
+    raise AssertionError
+
+
+def asked_set(file: Path, sets: Sequence[WeightSet], weights: str) -> WeightSet:
+    """Return the set of a name: its short name, the keys that lead to it, the last of them, or a prefix of names.
+
+    Raises:
+        CheckpointError: there is none of that name, or there are several.
+    """
+    asked = weights.rstrip(".")
+    for names_of in (
+        lambda one: {one.path, one.path.removesuffix(".module")} if one.path else set(),
+        lambda one: {one.alias},
+        lambda one: {_last_key(one)},
+    ):
+        found = [one for one in sets if asked and asked in names_of(one)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise CheckpointError(f"{file} holds several weights {weights!r}: {listed(found)}", _CHOOSE)
+    if len(sets) == 1 and asked == "model":
+        return sets[0]
+    below = [part for one in sets if asked and (part := set_below(file, one, asked)) is not None]
+    if len(below) == 1:
+        return below[0]
+    raise CheckpointError(
+        f"{file} holds no weights {weights!r}; there are {listed(sets)}",
+        "Give one of these names, or a prefix of names in the state dict",
+    )
+
+
+def prefixes_with_mixers(chosen: WeightSet) -> list[str]:
+    """Return the first parts of names in a set, behind what all share, below which there are mixers."""
+    prefix = list(common_prefixes(chosen.tensors))[-1] if chosen.tensors else ""
+    heads = dict.fromkeys(name.removeprefix(prefix).partition(".")[0] for name in chosen.tensors)
+    return [
+        prefix + head
+        for head in heads
+        if any(name.startswith(f"{prefix}{head}.") and name.endswith("ag_proj.weight") for name in chosen.tensors)
+    ]
+
+
+def _last_key(one: WeightSet) -> str:
+    return one.path.rpartition(".")[2]
+
+
+def _rank(one: WeightSet) -> tuple[bool, int, bool]:
+    return one.average, one.depth, _last_key(one) not in _TRAINED
+
+
+def listed(sets: Sequence[WeightSet]) -> str:
+    """Return what sets are called, the first few."""
+    more = f" and {len(sets) - _MOST_NAMED} more" if len(sets) > _MOST_NAMED else ""
+    return ", ".join(one.label for one in sets[:_MOST_NAMED]) + more

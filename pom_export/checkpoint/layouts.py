@@ -1,0 +1,68 @@
+"""Older layouts of the same mathematics, brought into today's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pom_export.errors import CheckpointError
+
+_CONTEXT, _GATE, _GATE_BIAS = "po_proj.weight", "se_proj.weight", "se_proj.bias"
+_CONTEXT_BIAS = "po_proj.bias"
+_JOINED, _JOINED_BIAS = "qc_proj.weight", "se_bias"
+_COEFFICIENTS = "po_coeff"  # what v1, which has the two projections as well, lacks
+_MATRIX = 2  # the weight of a grouped projection has three dimensions
+
+
+def with_joined_projections(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Join the separate projections of the context and of the gate, as v2 had them before 2026-03-28.
+
+    Args:
+        tensors: a state dict, of a mixer or of a model that has some.
+
+    Returns:
+        The state dict in today's layout, and the prefixes of the mixers that were in the older one.
+
+    Raises:
+        CheckpointError: a context projection has a bias, for which today's layout has no place.
+    """
+    prefixes = [name.removesuffix(_GATE) for name in tensors if name.endswith(_GATE)]
+    older = [prefix for prefix in prefixes if _is_separate(tensors, prefix)]
+    renamed: dict[str, str | None] = {}
+    for prefix in older:
+        _check_bias(tensors, prefix + _CONTEXT_BIAS)
+        renamed |= {
+            prefix + _CONTEXT: prefix + _JOINED,
+            prefix + _GATE_BIAS: prefix + _JOINED_BIAS,
+            prefix + _GATE: None,
+            prefix + _CONTEXT_BIAS: None,
+        }
+    result: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        new = renamed.get(name, name)
+        if new is None:
+            continue
+        if name in renamed and name.endswith(_CONTEXT):
+            gate = tensors[name.removesuffix(_CONTEXT) + _GATE]
+            result[new] = torch.cat([tensor.detach(), gate.detach()])
+        else:
+            result[new] = tensor
+    return result, older
+
+
+def _is_separate(tensors: Mapping[str, Tensor], prefix: str) -> bool:
+    needed = (_CONTEXT, _GATE, _GATE_BIAS, _COEFFICIENTS)
+    if not all(prefix + name in tensors for name in needed) or prefix + _JOINED in tensors:
+        return False
+    context, gate = tensors[prefix + _CONTEXT], tensors[prefix + _GATE]
+    return context.dim() == gate.dim() == _MATRIX and context.shape[1] == gate.shape[1]
+
+
+def _check_bias(tensors: Mapping[str, Tensor], name: str) -> None:
+    if name in tensors and bool((tensors[name] != 0).any()):
+        raise CheckpointError(
+            f"{name} is a bias of the context projection, which v2 with one group has no place for",
+            "Load it into your own class and call pom_export.export(module, output, example_inputs=(...))",
+        )

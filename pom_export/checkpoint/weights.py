@@ -1,0 +1,147 @@
+"""From the sets of weights in a file to the state dict of one recognised model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from pom_export.checkpoint.averages import named_values, with_buffers
+from pom_export.checkpoint.choosing import listed
+from pom_export.checkpoint.hints import Hints
+from pom_export.checkpoint.layouts import with_joined_projections
+from pom_export.checkpoint.reader import Checkpoint
+from pom_export.checkpoint.recognition import recognise
+from pom_export.checkpoint.spec import ModelSpec, empty_model
+from pom_export.checkpoint.weight_sets import WeightSet
+from pom_export.errors import CheckpointError
+
+_OLDER_LAYOUT = "its mixers are in the older layout, with separate projections of context and gate: they were joined"
+_OLDER_LISTS = "a list without names beside separate projections is in their order, which nobody reads any more"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of one model, out of those that a file holds.
+
+    Attributes:
+        spec: what they were recognised as.
+        tensors: the state dict, in today's layout, prefixes removed.
+        chosen: the set that they are.
+        notes: what a person should know of them, a sentence each.
+    """
+
+    spec: ModelSpec
+    tensors: dict[str, Tensor]
+    chosen: WeightSet
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _State:
+    """A state dict that was recognised.
+
+    Attributes:
+        chosen: the set that it is.
+        tensors: in the file's layout.
+        older: prefixes of mixers in the older layout.
+    """
+
+    chosen: WeightSet
+    spec: ModelSpec
+    tensors: dict[str, Tensor]
+    older: Sequence[str]
+    sampled_from_average: bool
+
+    def weights(self, tensors: dict[str, Tensor] | None = None, chosen: WeightSet | None = None) -> Weights:
+        """Return its weights, or others in their place."""
+        current, older = with_joined_projections(self.tensors if tensors is None else tensors)
+        return Weights(self.spec, current, chosen or self.chosen, [_OLDER_LAYOUT] if older else [])
+
+
+def find_weights(checkpoint: Checkpoint, weights: str | None, hints: Hints) -> Weights:
+    """Return the weights that a name stands for, or those that are meant where none is given.
+
+    Raises:
+        CheckpointError: there are none of that name, several could be meant, they are of no known model, or a list
+            without names does not fit the model.
+    """
+    asked = None if weights is None else checkpoint.choose(weights)
+    if asked is not None and not asked.average:
+        return _told(checkpoint, _recognised(checkpoint, asked, hints).weights())
+    base = _base(checkpoint, asked)
+    if base is None:
+        assert asked is not None
+        return _told(checkpoint, _recognised(checkpoint, asked, hints).weights())
+    state = _recognised(checkpoint, base, hints)
+    notes = []
+    if asked is None and state.sampled_from_average and not base.average:
+        asked = _first_average(checkpoint.sets)
+        if asked is not None and asked.values is not None and state.older:
+            notes.append(f"{asked.label} is left out: {_OLDER_LISTS}")
+            asked = None
+    found = state.weights() if asked is None else _average(checkpoint, asked, state, hints)
+    found.notes.extend(notes)
+    return _told(checkpoint, found)
+
+
+def _base(checkpoint: Checkpoint, asked: WeightSet | None) -> WeightSet | None:
+    """Return the set that names a list's tensors and has an average's buffers; None where there is no such set."""
+    raw = [one for one in checkpoint.sets if one.has_mixers and not one.average]
+    try:
+        base = checkpoint.choose()
+    except CheckpointError:
+        if asked is None or asked.values is not None:
+            raise
+        return None
+    if asked is None or asked.values is not None:
+        return base
+    if asked not in checkpoint.sets:  # a part of another set
+        return None
+    if base is asked or base.average:
+        return raw[0] if len(raw) == 1 else None
+    return base
+
+
+def _recognised(checkpoint: Checkpoint, chosen: WeightSet, hints: Hints) -> _State:
+    tensors = checkpoint.state_dict(chosen)
+    current, older = with_joined_projections(tensors)
+    found = recognise(current, hints)
+    inner = {name.removeprefix(found.prefix): tensor for name, tensor in tensors.items()}
+    return _State(chosen, found.spec, inner, older, found.sampled_from_average)
+
+
+def _first_average(sets: Sequence[WeightSet]) -> WeightSet | None:
+    averages = [one for one in sets if one.average and (one.values is not None or one.has_mixers)]
+    return min(averages, key=lambda one: one.name, default=None)
+
+
+def _average(checkpoint: Checkpoint, asked: WeightSet, state: _State, hints: Hints) -> Weights:
+    """Return an average, with what it lacks of the state dict beside it."""
+    model = empty_model(state.spec)
+    if asked.values is not None:
+        if state.older:
+            raise CheckpointError(
+                f"{checkpoint.path}: {asked.label} is not read: {_OLDER_LISTS}",
+                f"Leave --weights out, or give {state.chosen.name or 'model'}",
+            )
+        named = named_values(checkpoint.path, asked, checkpoint.values(asked), state.tensors, model)
+        return state.weights(named, asked)
+    filled = with_buffers(checkpoint.path, asked, checkpoint.state_dict(asked), state.tensors, model)
+    if filled is None:
+        return _recognised(checkpoint, asked, hints).weights()
+    return state.weights(filled, asked)
+
+
+def _told(checkpoint: Checkpoint, found: Weights) -> Weights:
+    """Add which set was taken, and which others there are."""
+    chosen, others = found.chosen, [one for one in checkpoint.sets if one is not found.chosen]
+    average = ", an average" if chosen.average else ""
+    if others:
+        found.notes.insert(
+            0, f"the weights are {chosen.label}{average}; the file also holds {listed(others)}: --weights NAME chooses"
+        )
+    elif average:
+        found.notes.insert(0, "the weights are an average of those that training went through")
+    return found
