@@ -14,12 +14,13 @@ from pom_export.errors import InputError, ParityError
 from pom_export.files import sha256_of
 from pom_export.graph.exported import PAST_STATE, ExportedModel, TensorSpec
 from pom_export.parity import tolerances
+from pom_export.parity.candidates import onnxruntime_candidates
 from pom_export.parity.case import Array, Case
 from pom_export.parity.inputs import cases_from_example, make_cases
 from pom_export.parity.interface import program_spec
 from pom_export.parity.recording import recording_path, save_recording
 from pom_export.parity.report import Comparison
-from pom_export.parity.verification import compare, onnxruntime_candidates, record
+from pom_export.parity.verification import compare, record
 from pom_export.runtime.runners import run_module, to_numpy
 
 if TYPE_CHECKING:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import nn
 
 import pom_export
 from pom_export.api.expecting import _reach
@@ -21,31 +17,9 @@ from pom_export.graph.program import GraphOptions
 from pom_export.graph.programs import program_of
 from pom_export.mixer import MixerConfig, RotaryPolynomialMixer
 from pom_export.models import LanguageModel, LanguageModelConfig
-from pom_export.parity.report import ParityReport
+from tests.exports import Edit, Exported, claim, weight
 
-Edit = Callable[[onnx.ModelProto], Any]
 VOCABULARY = 300
-
-
-class Exported:
-    """A checkpoint and its export, which tests spoil."""
-
-    def __init__(self, folder: Path, module: nn.Module, **options: Any) -> None:
-        self.folder = folder
-        random = torch.Generator().manual_seed(5)
-        for parameter in module.parameters():
-            torch.nn.init.normal_(parameter, std=0.2, generator=random)
-        self.checkpoint = folder / "c.pt"
-        torch.save(module.state_dict(), self.checkpoint)
-        pom_export.export(self.checkpoint, folder / "m.onnx", **options)
-
-    def verify(self, *edits: Edit, file: str = "spoiled.onnx") -> ParityReport:
-        """Return what verify says of the export after some edits."""
-        model = onnx.load(self.folder / "m.onnx")
-        for edit in edits:
-            edit(model)
-        onnx.save(model, self.folder / file)
-        return pom_export.verify(self.folder / file, checkpoint=self.checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -79,32 +53,6 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 @pytest.fixture(scope="module")
 def half(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return Exported(tmp_path_factory.mktemp("half"), pom_export.PolynomialMixer(16, 2, 2), dtype="float16")
-
-
-def weight(name: str, change: Callable[[np.ndarray], Any]) -> Edit:
-    """Return an edit of the initializer whose name starts so."""
-
-    def edit(model: onnx.ModelProto) -> None:
-        tensor = next(tensor for tensor in model.graph.initializer if tensor.name.startswith(name))
-        array = numpy_helper.to_array(tensor).copy()
-        changed = change(array)
-        tensor.CopyFrom(numpy_helper.from_array(array if changed is None else changed.astype(array.dtype), tensor.name))
-
-    return edit
-
-
-def claim(name: str, text: str | None) -> Edit:
-    """Return an edit of a property; None removes it."""
-
-    def edit(model: onnx.ModelProto) -> None:
-        kept = [prop for prop in model.metadata_props if prop.key != f"pom_export.{name}"]
-        assert len(kept) < len(model.metadata_props)
-        texts = {prop.key: prop.value for prop in kept}
-        if text is not None:
-            texts[f"pom_export.{name}"] = text
-        helper.set_model_props(model, texts)
-
-    return edit
 
 
 def scaled(factor: float) -> Edit:
