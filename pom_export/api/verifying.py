@@ -81,7 +81,7 @@ def verify(
             notes.append("no node of the file is one of our ops: it computes by standard operators alone")
         for candidate in candidates:
             progress(f"{candidate.backend} ({candidate.path}): {len(expected.cases)} cases")
-            comparisons += compare(expected.cases, expected.outputs, candidate, tolerance)
+            comparisons += compare(expected.cases, expected.targets, candidate, tolerance)
             notes += _kernels_note(candidate, len(exported.aggregations))
         outcome = ParityReport(os.fspath(model), expected.reference, precision, comparisons, not_run, notes)
         if page is not None:

@@ -315,3 +315,23 @@ def test_sizes_that_no_comparison_takes_are_refused(mixer: Exported, rotary: Exp
 def test_the_longest_case_is_as_long_as_the_table(positions: int, tokens: int) -> None:
     mixer = RotaryPolynomialMixer(8, 2, 2, max_seq_len=positions)
     assert _reach(program_of(mixer, GraphOptions("causal"))).tokens == tokens
+
+
+def the_first_rows_length(model: onnx.ModelProto) -> None:
+    """Give every row of a batch the number of tokens that the first one has seen."""
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            if name == "past_length":
+                node.input[place] = "of_the_first"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "first"))
+    make = helper.make_node
+    for node in (
+        make("Expand", ["length", "rows"], ["of_the_first"]),
+        make("Shape", ["past_length"], ["rows"]),
+        make("Gather", ["past_length", "first"], ["length"], axis=0),
+    ):
+        model.graph.node.insert(0, node)
+
+
+def test_rows_of_a_batch_are_streams_of_their_own(stateful: Exported) -> None:
+    assert not stateful.verify(the_first_rows_length)
