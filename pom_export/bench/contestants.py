@@ -48,6 +48,9 @@ def draw_inputs(model: ExportedModel, sizes: Mapping[str, int], seed: int) -> di
         elif np.issubdtype(spec.dtype, np.integer):
             most = model.limits.values.get(spec.name, [2])
             feed[spec.name] = random_state.integers(0, most, shape).astype(spec.dtype)
+        elif spec.name in model.limits.ranges:
+            low, high = model.limits.ranges[spec.name]
+            feed[spec.name] = random_state.uniform(low, high, shape).astype(spec.dtype)
         else:
             feed[spec.name] = random_state.standard_normal(shape, dtype=np.float32).astype(spec.dtype)
     return feed
@@ -154,7 +157,7 @@ class EngineContestant(Contestant):
 
         backend = engine_backend(path)
         self._runner = engine_runner(path, backend, backend.name)
-        self._runner.__enter__()  # for as long as the process lives
+        self._runner.activate()
 
     def bind(self, feed: Mapping[str, Array]) -> None:  # noqa: D102
         self._feed = dict(feed)

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from pom_export.mixer import Mixer, RotaryPolynomialMixer
 from pom_export.mixer.aggregation import Polynomial, select
-from pom_export.mixer.reference import activation, rotate
+from pom_export.mixer.reference import activation, rotate_blocks
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -88,8 +88,8 @@ class OfficialMixer(nn.Module):
         if isinstance(self.mixer, RotaryPolynomialMixer):
             if context is None and context_positions is None:
                 context_positions = positions
-            cos, sin = self.mixer._tables(context_positions, features.shape[1])
-            features = rotate(features, cos, sin, self.mixer.rotary.blocks)
+            cosines, sines = self.mixer._tables(context_positions, features.shape[1])
+            features = rotate_blocks(features, cosines, sines)
             gate = self.mixer._rotate_gate(gate, positions)
         aggregated = official_aggregate(features, mask, causal, polynomial.epsilon)
         return self.mixer.ag_proj(select(gate, aggregated))

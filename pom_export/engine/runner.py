@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pom_export.engine.backend import BACKENDS, Backend, load_backend, load_plugin
 from pom_export.engine.manifest import engine_path, manifest_path, read_manifest
 from pom_export.engine.recipe import PLUGIN
 from pom_export.errors import InputError
 from pom_export.files import readable_file
-from pom_export.runtime.runners import Runner
+
+if TYPE_CHECKING:
+    from polygraphy.backend.base import BaseRunner
 
 
 def engine_backend(engine: str | os.PathLike[str]) -> Backend:
@@ -34,11 +36,10 @@ def told_backend(told: Mapping[str, Any], engine: Path) -> Backend:
     return load_backend(name)
 
 
-def engine_runner(engine: str | os.PathLike[str], backend: Backend, name: str) -> Runner:
+def engine_runner(engine: str | os.PathLike[str], backend: Backend, name: str) -> BaseRunner:
     """Return a Polygraphy runner of an engine, our plugin registered where it needs it."""
     if engine_path(engine) == PLUGIN:
         load_plugin(backend)
     from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
-    runner: Runner = TrtRunner(EngineFromBytes(Path(engine).read_bytes()), name=name)
-    return runner
+    return TrtRunner(EngineFromBytes(Path(engine).read_bytes()), name=name)

@@ -47,15 +47,20 @@ class InputLimits:
         values: for inputs of integers: how many values there are, from 0 on; one number, or one a column.
         tokens: most tokens; None: any number.
         scale: largest standard deviation of float16 inputs; None: any.
+        ranges: for inputs of floats: the smallest and the largest value.
     """
 
     values: Mapping[str, Sequence[int]] = field(default_factory=dict)
     tokens: int | None = None
     scale: float | None = None
+    ranges: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return one line of JSON, as it is written into exported files."""
-        return json.dumps(asdict(self), separators=(",", ":"))
+        given = asdict(self)
+        if not self.ranges:  # which few models have: other files read as they did before there were any
+            del given["ranges"]
+        return json.dumps(given, separators=(",", ":"))
 
 
 @dataclass(frozen=True)
@@ -122,9 +127,9 @@ def _limits(properties: Mapping[str, str]) -> InputLimits | None:
     if "limits" not in properties:
         return None
     given = _mapping(properties, "limits")
-    values, tokens, scale = (given.get(name) for name in ("values", "tokens", "scale"))
-    values = {} if values is None else values
-    if unknown := given.keys() - {"values", "tokens", "scale"}:
+    values, tokens, scale, ranges = (given.get(name) for name in ("values", "tokens", "scale", "ranges"))
+    values, ranges = ({} if given is None else given for given in (values, ranges))
+    if unknown := given.keys() - {"values", "tokens", "scale", "ranges"}:
         raise ClaimError(f"its limits have the unknown key {min(unknown)[:80]!r}")
     if not isinstance(values, dict) or len(values) > _MOST_INPUTS:
         raise ClaimError("its limits' values are no mapping of inputs")
@@ -135,7 +140,16 @@ def _limits(properties: Mapping[str, str]) -> InputLimits | None:
         raise ClaimError("its limits' tokens are no count")
     if scale is not None and (type(scale) not in (int, float) or not 0 < scale < _LARGEST):
         raise ClaimError("its limits' scale is no positive number")
-    return InputLimits(values, tokens, scale)
+    if not isinstance(ranges, dict) or len(ranges) > _MOST_INPUTS:
+        raise ClaimError("its limits' ranges are no mapping of inputs")
+    for name, ends in ranges.items():
+        if not isinstance(ends, list) or len(ends) != 2 or not all(map(_is_number, ends)) or ends[0] >= ends[1]:
+            raise ClaimError(f"its limits give {name[:80]!r} no smallest and largest value")
+    return InputLimits(values, tokens, scale, ranges)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST
 
 
 def _is_count(value: object) -> bool:

@@ -19,6 +19,7 @@ from pom_export.graph.opsets import check_opset
 from pom_export.graph.passes import (
     AttachFunctionsPass,
     FactorGatePass,
+    FoldTablesPass,
     FuseGatePass,
     LowerPrecisionPass,
     NameByModulePass,
@@ -134,6 +135,7 @@ def export_graph(
         NameByModulePass(program.prefix, stand_in_paths(program.module)),
         NameDimensionsPass(),
         RecogniseCausalPass(),
+        FoldTablesPass(),
         common.RemoveUnusedNodesPass(),
         # Before weights are cut: what is used whole and transposed too stays one.
         ShareTransposedPass(),

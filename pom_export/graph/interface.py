@@ -76,6 +76,14 @@ def check_counts(values: Mapping[str, Sequence[int]], inputs: Sequence[TensorSpe
             raise ValueError(f"its limits for {shown} do not fit: only an integer input has them, one or one a column")
 
 
+def check_ranges(ranges: Mapping[str, Sequence[float]], inputs: Sequence[TensorSpec]) -> None:
+    """Raise ValueError where a range of values is said of what is no input of floats."""
+    floats = {spec.name for spec in inputs if spec.dtype.kind not in "biu"}
+    if unknown := ranges.keys() - floats:
+        shown = printable(min(unknown), _LONGEST_NAME)
+        raise ValueError(f"its limits for {shown} do not fit: only an input of floats has a range")
+
+
 def standard_opset(model: onnx.ModelProto) -> int:
     """Return the version of the standard ops that a model imports.
 

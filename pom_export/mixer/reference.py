@@ -5,6 +5,8 @@ Formulas: `pom_export.contract`. Every mode is linear in the number of tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -47,12 +49,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, blocks: int = 1) -> Tensor:
         sin: the same.
         blocks: into how many blocks the channels are cut; channel i of a block of width W is paired with i + W/2.
     """
-    parts = x.chunk(2 * blocks, dim=-1)
-    cosines, sines = cos.chunk(blocks, dim=-1), sin.chunk(blocks, dim=-1)
+    return rotate_blocks(x, cos.chunk(blocks, dim=-1), sin.chunk(blocks, dim=-1))
+
+
+def rotate_blocks(x: Tensor, cosines: Sequence[Tensor], sines: Sequence[Tensor]) -> Tensor:
+    """Rotate pairs of channels as `rotate` does, by tables (N, C / 2 / blocks) that are given block by block."""
+    parts = x.chunk(2 * len(cosines), dim=-1)
     rotated = []
-    for block in range(blocks):
-        first, second, c, s = parts[2 * block], parts[2 * block + 1], cosines[block], sines[block]
-        rotated += [first * c - second * s, second * c + first * s]
+    for first, second, cos, sin in zip(parts[::2], parts[1::2], cosines, sines, strict=True):
+        rotated += [first * cos - second * sin, second * cos + first * sin]
     return torch.cat(rotated, dim=-1)
 
 

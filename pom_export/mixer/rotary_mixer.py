@@ -11,7 +11,7 @@ from torch import Tensor
 from pom_export.mixer.aggregation import Mask, MixerState, Rotation, aggregate, select
 from pom_export.mixer.config import MAX_GRID, MAX_SEQ_LEN, ROPE_BASE, RotaryConfig
 from pom_export.mixer.polynomial_mixer import PolynomialMixer
-from pom_export.mixer.reference import rotate
+from pom_export.mixer.reference import rotate_blocks
 
 
 def frequency_tables(width: int, positions: int, base: float = ROPE_BASE) -> tuple[Tensor, Tensor]:
@@ -108,7 +108,8 @@ class RotaryPolynomialMixer(PolynomialMixer):
             positions = self._positions_after(state, query.shape[1], mask)
         if context is None and context_positions is None:
             context_positions = positions
-        cos, sin = self._tables(context_positions, projected.shape[1])
+        tables = self._tables(context_positions, projected.shape[1])
+        cos, sin = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1) for parts in tables)
         rotation = Rotation(cos, sin, self.rotary.blocks)
         aggregated, present = aggregate(projected, self._polynomial(), mask, causal, rotation, state)
         mixed = self.ag_proj(select(self._rotate_gate(gate, positions), aggregated))
@@ -137,8 +138,8 @@ class RotaryPolynomialMixer(PolynomialMixer):
 
     def _tables(
         self, positions: Tensor | None, tokens: int, stride: int = 1, width: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the cosines and the sines of tokens, using every `stride`-th column, at most `width` an axis."""
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the cosines and the sines of tokens axis by axis, every `stride`-th column, at most `width` each."""
         if positions is None:
             if self.rotary.blocks > 1:
                 raise ValueError("a mixer of 2-D positions needs them: give positions, (tokens, 2) rows and columns")
@@ -158,7 +159,7 @@ class RotaryPolynomialMixer(PolynomialMixer):
                     parts.append(table[:tokens])
                 else:
                     parts.append(table[positions if self.rotary.blocks == 1 else positions[:, axis]])
-            tables.append(parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1))
+            tables.append(parts)
         return tables[0], tables[1]
 
     def _rotate_gate(self, gate: Tensor, positions: Tensor | None) -> Tensor:
@@ -166,5 +167,5 @@ class RotaryPolynomialMixer(PolynomialMixer):
         blocks, gates, stride = self.rotary.blocks, gate.shape[-1], 1
         if gates != self.config.channels:
             stride = self.config.channels // gates * blocks // 2
-        cos, sin = self._tables(positions, gate.shape[1], stride, gates // (2 * blocks))
-        return rotate(gate, cos, sin, blocks).to(gate.dtype)
+        cosines, sines = self._tables(positions, gate.shape[1], stride, gates // (2 * blocks))
+        return rotate_blocks(gate, cosines, sines).to(gate.dtype)

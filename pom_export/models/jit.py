@@ -6,7 +6,7 @@ Source: github.com/davidpicard/JiTpp. State dict names are those of its checkpoi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -175,8 +175,16 @@ class GatedMLP(nn.Module):
         return cast("Tensor", self.w3(functional.silu(gate) * value))
 
 
-def _modulation(dim: int, vectors: int) -> nn.Sequential:
-    return nn.Sequential(nn.SiLU(), nn.Linear(dim, vectors * dim))
+class Modulation(nn.Sequential):
+    """Vectors of time and label that shift and scale tokens: a layer behind a SiLU, which is applied once for all."""
+
+    def __init__(self, dim: int, vectors: int) -> None:
+        super().__init__(nn.SiLU(), nn.Linear(dim, vectors * dim))
+        self.vectors = vectors
+
+    def forward(self, activated: Tensor) -> Sequence[Tensor]:
+        """Return the vectors, (B, 1, d) each, for the SiLU (B, 1, d) of time and label."""
+        return cast("Tensor", self[1](activated)).chunk(self.vectors, dim=-1)
 
 
 class Block(nn.Module):
@@ -189,11 +197,11 @@ class Block(nn.Module):
         self.attn = mixer
         self.norm2 = nn.RMSNorm(dim, eps=_NORM_EPSILON)
         self.mlp = GatedMLP(config)
-        self.adaLN_modulation = _modulation(dim, 6)
+        self.adaLN_modulation = Modulation(dim, 6)
 
-    def forward(self, x: Tensor, condition: Tensor, positions: Tensor) -> Tensor:
-        """Return (B, N, d) for x (B, N, d), condition (B, 1, d) and positions (N, 2) int64."""
-        vectors = self.adaLN_modulation(condition).chunk(6, dim=-1)
+    def forward(self, x: Tensor, activated: Tensor, positions: Tensor) -> Tensor:
+        """Return (B, N, d) for x (B, N, d), the SiLU (B, 1, d) of time and label, and positions (N, 2) int64."""
+        vectors = self.adaLN_modulation(activated)
         shift, scale, gate = vectors[:3]
         x = x + gate * self.attn(_modulate(self.norm1(x), shift, scale), positions=positions)
         shift, scale, gate = vectors[3:]
@@ -208,11 +216,11 @@ class FinalLayer(nn.Module):
         dim = config.hidden_size
         self.norm_final = nn.RMSNorm(dim, eps=_NORM_EPSILON)
         self.linear = nn.Linear(dim, config.patch_size**2 * config.channels)
-        self.adaLN_modulation = _modulation(dim, 2)
+        self.adaLN_modulation = Modulation(dim, 2)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """Return (B, N, patch * patch * 3) for x (B, N, d) and condition (B, 1, d)."""
-        shift, scale = self.adaLN_modulation(condition).chunk(2, dim=-1)
+    def forward(self, x: Tensor, activated: Tensor) -> Tensor:
+        """Return (B, N, patch * patch * 3) for x (B, N, d) and the SiLU (B, 1, d) of time and label."""
+        shift, scale = self.adaLN_modulation(activated)
         return cast("Tensor", self.linear(_modulate(self.norm_final(x), shift, scale)))
 
 
@@ -276,14 +284,14 @@ class JiT(nn.Module):
         """
         config = self.config
         label = self.y_embedder(y)[:, None]
-        condition = self.t_embedder(t)[:, None] + label
+        activated = functional.silu(self.t_embedder(t)[:, None] + label)
         tokens, positions = self.x_embedder(x) + self.pos_embed, _grid(config.side, x.device)
         for index, block in enumerate(self.blocks):
             if config.in_context_len and index == config.in_context_start:
                 tokens = torch.cat([label + self.in_context_posemb, tokens], dim=1)
                 positions = functional.pad(positions, (0, 0, config.in_context_len, 0))  # in row and column 0
-            tokens = block(tokens, condition, positions)
-        return self._image(self.final_layer(tokens[:, config.in_context_len :], condition))
+            tokens = block(tokens, activated, positions)
+        return self._image(self.final_layer(tokens[:, config.in_context_len :], activated))
 
     def _image(self, patches: Tensor) -> Tensor:
         """Return (B, 3, H, H) for (B, N, patch * patch * 3), the channels of a pixel side by side."""

@@ -32,12 +32,12 @@ class Reach:
     Attributes:
         tokens: most tokens of a case that this machine computes in seconds.
         past: tokens before a call, in a model that keeps nothing of each.
-        common: tokens of the longest of the cases that every export is compared on.
+        row: tokens of one row of the batch, in a model that fixes them.
     """
 
     tokens: int
     past: int
-    common: int = LONGEST
+    row: int = 1
 
 
 def make_coverage(interface: Interface, limits: InputLimits, reach: Reach, seed: int, *, causal: bool) -> Coverage:
@@ -73,7 +73,7 @@ class _Planner:
         self.reach = reach
         self.random = random
         self.notes: list[str] = []
-        self.longest = reach.common
+        self.longest = LONGEST
 
     def _draw(self, plan: Plan, specs: list[TensorSpec] | None = None) -> dict[str, Array]:
         return draw(self.specs if specs is None else specs, plan, self.limits, self.random)
@@ -84,14 +84,17 @@ class _Planner:
         if not counted:
             return
         total = max(max(self.limits.values[spec.name]) for spec in counted)
+        # One row of many tokens, or many rows where these have one value each.
+        a_row = all(spec.axes == (BATCH,) for spec in counted)
+        batch = min(total, max(self.reach.tokens // self.reach.row, 1)) if a_row else 1
         tokens = min(total, self.reach.tokens)
-        places = min(self._places(spec, tokens) for spec in counted)
-        cases = min(-(-total // places), max(self.reach.tokens // places, 1), _MOST_CASES)
+        places = min(self._places(spec, batch, tokens) for spec in counted)
+        cases = min(-(-total // places), max(self.reach.tokens // (places * self.reach.row), 1), _MOST_CASES)
         names = " and ".join(spec.name for spec in counted)
         if (seen := cases * places) < total:
             self.notes.append(f"{seen} of {total} values of {names} were compared, spread over all")
         for case in range(cases):
-            feed = self._draw(Plan("", 1, tokens, tokens, kept=1.0, past=0))
+            feed = self._draw(Plan("", batch, tokens, tokens, kept=1.0, past=0))
             for spec in counted:
                 counts, like = self.limits.values[spec.name], feed[spec.name]
                 columns = [_share(count, case, cases, like.size // len(counts)) for count in counts]
@@ -99,9 +102,9 @@ class _Planner:
             yield Case(f"every value of {names}" if seen >= total else f"values of {names}", feed)
         self.longest = max(self.longest, tokens if TOKENS not in self.interface.pinned else 0)
 
-    def _places(self, spec: TensorSpec, tokens: int) -> int:
-        """Return how many values an input has room for, in a case of so many tokens."""
-        sizes = {BATCH: 1, TOKENS: tokens, CONTEXT_TOKENS: tokens}
+    def _places(self, spec: TensorSpec, batch: int, tokens: int) -> int:
+        """Return how many values an input has room for, in a case of so many rows and tokens."""
+        sizes = {BATCH: batch, TOKENS: tokens, CONTEXT_TOKENS: tokens}
         shape = [axis if isinstance(axis, int) else sizes[axis] for axis in spec.axes]
         return math.prod(shape) // len(self.limits.values[spec.name])
 
@@ -113,11 +116,10 @@ class _Planner:
         tokens = min(LONGER if limit is None else limit, self.reach.tokens)
         if tokens > self.longest:
             yield Case("the longest", self._draw(Plan("", 1, tokens, tokens, kept=1.0, past=0)))
-        common = self.reach.common
-        if limit is not None and max(tokens, common) < limit:
-            self.notes.append(f"positions from {max(tokens, common)} to {limit - 1} were not compared")
-        elif limit is None and max(tokens, self.longest) <= common:
-            self.notes.append(f"sequences of more than {common} tokens were not compared")
+        if limit is not None and max(tokens, LONGEST) < limit:
+            self.notes.append(f"positions from {max(tokens, LONGEST)} to {limit - 1} were not compared")
+        elif limit is None and max(tokens, self.longest) <= LONGEST:
+            self.notes.append(f"sequences of more than {LONGEST} tokens were not compared")
 
     def past(self) -> Iterator[Case]:
         """Yield cases that go on from a long past, at the last positions where those end."""
@@ -126,7 +128,7 @@ class _Planner:
         past = self.limits.tokens or (_LONG_PAST if grows else self.reach.past)
         if self.limits.tokens is not None and TOKENS in self.interface.pinned:
             self.notes.append("positions were compared at the start and at the end alone: the file fixes its tokens")
-        for plan in (Plan(name, 3, _CALL, _CALL, past=past), Plan(f"{name}, tiny values", 1, 1, 1, _TINY, past=past)):
+        for plan in (Plan(name, 2, _CALL, _CALL, past=past), Plan(f"{name}, tiny values", 1, 1, 1, _TINY, past=past)):
             if plan.scale == 1.0 or any(spec.dtype.kind not in "biu" and not is_past(spec.name) for spec in self.specs):
                 yield Case(plan.name, self._draw(plan))
 

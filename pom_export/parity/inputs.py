@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -13,7 +13,7 @@ from pom_export.arrays import read_npz
 from pom_export.errors import InputError
 from pom_export.graph.exported import BATCH, CONTEXT_TOKENS, PAST_TOKENS, TOKENS, InputLimits, TensorSpec, is_past
 from pom_export.parity.case import Array, Case
-from pom_export.parity.past import draw_past, past_lengths, rows_differ
+from pom_export.parity.past import draw_past, past_lengths
 
 LONGEST: Final = 1030
 """Tokens of the longest of the cases that every export is compared on."""
@@ -45,6 +45,13 @@ _PLANS = (
     Plan("tiny values", 2, 9, 5, scale=1e-3),
     Plan("long", 1, LONGEST, 515),
 )
+# Of models whose tokens have no dimension of their own: images.
+_ROW_PLANS = (
+    Plan("typical", 3, 1, 1),
+    Plan("one row", 1, 1, 1),
+    Plan("beyond both clamps", 2, 1, 1, scale=40.0),
+    Plan("tiny values", 2, 1, 1, scale=1e-3),
+)
 # By how much the sizes of a user's example are changed.
 _MORE = 3
 _MASK_PLANS = (
@@ -53,24 +60,26 @@ _MASK_PLANS = (
 )
 
 
-def make_cases(specs: Sequence[TensorSpec], limits: InputLimits, seed: int, longest: int = LONGEST) -> Iterator[Case]:
+def make_cases(specs: Sequence[TensorSpec], limits: InputLimits, seed: int) -> Iterator[Case]:
     """Yield random and edge cases for a model's inputs, reproducible from the seed.
 
     Args:
         specs: the inputs.
         limits: what they may hold.
         seed: of the random generator.
-        longest: most tokens of a case.
     """
     masked = any(spec.dtype == np.bool_ for spec in specs)
     random_state = np.random.default_rng(seed)
     scaled = any(spec.dtype.kind not in "biu" and not is_past(spec.name) for spec in specs)
-    for plan in _PLANS + (_MASK_PLANS if masked else ()):
+    for plan in (_PLANS if _has_tokens(specs) else _ROW_PLANS) + (_MASK_PLANS if masked else ()):
         if plan.scale != 1.0 and not scaled:
             continue  # token ids have no scale
-        tokens, context_tokens = min(plan.tokens, longest), min(plan.context_tokens, longest)
-        bounded = replace(plan, tokens=tokens, context_tokens=context_tokens)
-        yield Case(plan.name, draw(specs, bounded, limits, random_state))
+        yield Case(plan.name, draw(specs, plan, limits, random_state))
+
+
+def _has_tokens(specs: Sequence[TensorSpec]) -> bool:
+    """Return whether an input is one of tokens, be their number fixed: (batch, tokens, ...)."""
+    return any(len(spec.axes) in {2, 3} for spec in specs)
 
 
 def draw(specs: Sequence[TensorSpec], plan: Plan, limits: InputLimits, seed: np.random.Generator) -> dict[str, Array]:
@@ -81,7 +90,7 @@ def draw(specs: Sequence[TensorSpec], plan: Plan, limits: InputLimits, seed: np.
     """
     sizes = _sizes(specs, plan, limits.tokens)
     ragged = any(spec.dtype == np.bool_ for spec in specs)
-    lengths = past_lengths(sizes[BATCH], sizes[PAST_TOKENS], rows_differ(specs))
+    lengths = past_lengths(sizes[BATCH], sizes[PAST_TOKENS], ragged)
     feed = {}
     for spec in specs:
         shape = [axis if isinstance(axis, int) else sizes[axis] for axis in spec.axes]
@@ -123,10 +132,20 @@ def _draw_input(
         return mask
     if np.issubdtype(spec.dtype, np.integer):
         return random_state.integers(0, limits.values.get(spec.name, [2]), shape).astype(spec.dtype)
+    if spec.name in limits.ranges:
+        return _in_range(random_state.random(shape), limits.ranges[spec.name]).astype(spec.dtype)
     scale = plan.scale
     if limits.scale is not None and spec.dtype == np.float16:
         scale = min(scale, limits.scale)
     return (scale * random_state.standard_normal(shape)).astype(spec.dtype)
+
+
+def _in_range(shares: Array, ends: Sequence[float]) -> Array:
+    """Return values between two ends, given as shares of the way; of several values the ends are the outer ones."""
+    if shares.size > 1:
+        shares.flat[0], shares.flat[-1] = 0, 1
+    low, high = ends
+    return low + shares * (high - low)
 
 
 def cases_from_example(feed: Mapping[str, Array], specs: Sequence[TensorSpec]) -> list[Case]:
@@ -184,6 +203,7 @@ def cases_from_npz(path: Any, specs: Sequence[TensorSpec], limits: InputLimits) 
                 "Convert or reshape it",
             )
         _check_values(f"inputs {path}: {spec.name}", array, limits.values.get(spec.name))
+        _check_range(f"inputs {path}: {spec.name}", array, limits.ranges.get(spec.name))
     _check_sizes(str(path), arrays, specs, limits)
     return [Case(str(path), {spec.name: arrays[spec.name] for spec in specs})]
 
@@ -217,3 +237,12 @@ def _check_values(where: str, array: Array, counts: Sequence[int] | None) -> Non
             raise InputError(f"{where} holds {outside.flat[0]}, the model has 0 to {most}", "Use values in range")
     elif array.dtype != np.bool_ and not np.isfinite(array.astype(np.float64)).all():
         raise InputError(f"{where} holds NaN or infinity", "Compare on finite values")
+
+
+def _check_range(where: str, array: Array, ends: Sequence[float] | None) -> None:
+    """Raise InputError for values that the model is not made for."""
+    if ends is None:
+        return
+    outside = array[(array < ends[0]) | (array > ends[1])]
+    if outside.size:
+        raise InputError(f"{where} holds {outside.flat[0]:g}, the model takes {ends[0]:g} to {ends[1]:g}", "Scale it")

@@ -104,7 +104,8 @@ def check_limits(model: ExportedModel, limits: InputLimits) -> list[str]:
 
 def _plain(limits: InputLimits) -> dict[str, Any]:
     values = {name: list(counts) for name, counts in limits.values.items()}
-    return {"values": values, "tokens": limits.tokens, "scale": limits.scale}
+    ranges = {name: list(ends) for name, ends in limits.ranges.items()}
+    return {"values": values, "tokens": limits.tokens, "scale": limits.scale, "ranges": ranges}
 
 
 def check_outputs(model: ExportedModel, expected: Mapping[str, npt.NDArray[Any]]) -> None:

@@ -21,11 +21,12 @@ def claims(**properties: str) -> Claims:
 
 
 def test_what_an_export_writes_is_read() -> None:
-    limits = InputLimits({"positions": (8, 3)}, 40, 4.0)
+    limits = InputLimits({"positions": (8, 3)}, 40, 4.0, ranges={"t": (0.0, 1.5)})
     found = claims(
         dtype="float16", mask="full", limits=limits.to_json(), spec='{"config":{"dim":4}}', source_sha256=SHA256
     )
-    assert found.limits == InputLimits({"positions": [8, 3]}, 40, 4.0)
+    assert found.limits == InputLimits({"positions": [8, 3]}, 40, 4.0, ranges={"t": [0.0, 1.5]})
+    assert "ranges" not in InputLimits(tokens=40).to_json()
     assert found.spec["config"]["dim"] == 4
     assert claims(kept_in_float32='{"a.b":"large"}').kept_in_float32 == {"a.b": "large"}
     assert claims() == Claims()
@@ -71,6 +72,13 @@ def test_properties_of_others_are_left_out() -> None:
         ("limits", '{"scale":1e999}'),
         ("limits", '{"scale":0}'),
         ("limits", '{"scale":[]}'),
+        ("limits", '{"ranges":[]}'),
+        ("limits", '{"ranges":{"t":1}}'),
+        ("limits", '{"ranges":{"t":[0]}}'),
+        ("limits", '{"ranges":{"t":[1,0]}}'),
+        ("limits", '{"ranges":{"t":[0,NaN]}}'),
+        ("limits", '{"ranges":{"t":[0,"1"]}}'),
+        ("limits", '{"ranges":{"t":[false,true]}}'),
     ],
 )
 def test_anything_else_is_refused(name: str, text: str) -> None:

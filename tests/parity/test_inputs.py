@@ -51,6 +51,32 @@ def test_arrays_that_do_not_fit_are_named(array: np.ndarray, message: str, tmp_p
         cases_from_npz(tmp_path / "i.npz", SPECS, InputLimits())
 
 
+IMAGES = [
+    TensorSpec("x", np.dtype("float32"), ("batch", 3, 4, 4)),
+    TensorSpec("t", np.dtype("float32"), ("batch",)),
+    TensorSpec("y", np.dtype("int64"), ("batch",)),
+]
+OF_IMAGES = InputLimits({"y": [4]}, ranges={"t": [0.0, 0.5]})
+
+
+def test_values_of_a_range_reach_its_ends_and_no_further() -> None:
+    cases = list(make_cases(IMAGES, OF_IMAGES, 0))
+    assert {case.feed["x"].shape[0] for case in cases} == {1, 2, 3}
+    assert not [case.name for case in cases if "token" in case.name or "long" in case.name]
+    t = np.concatenate([case.feed["t"] for case in cases])
+    assert (t.min(), t.max()) == (0, 0.5)
+    assert ((t > 0) & (t < 0.5)).any()
+    assert {case.feed["t"].dtype.name for case in cases} == {"float32"}
+
+
+@pytest.mark.parametrize("t", [-0.5, 0.75])
+def test_values_outside_a_range_are_refused(t: float, tmp_path: Path) -> None:
+    x, y = np.zeros((1, 3, 4, 4), np.float32), np.array([3])
+    np.savez(tmp_path / "i.npz", x=x, y=y, t=np.array([t], np.float32))
+    with pytest.raises(InputError, match=f"t holds {t}, the model takes 0 to 0.5"):
+        cases_from_npz(tmp_path / "i.npz", IMAGES, OF_IMAGES)
+
+
 @pytest.mark.parametrize("value", [-1, 97])
 def test_token_ids_outside_the_vocabulary_are_refused(value: int, tmp_path: Path) -> None:
     np.savez(tmp_path / "i.npz", input_ids=np.array([[0, value]]))

@@ -2,6 +2,7 @@
 
 from pom_export.graph.passes.attach_functions import AttachFunctionsPass
 from pom_export.graph.passes.factor_gate import FactorGatePass
+from pom_export.graph.passes.fold_tables import FoldTablesPass
 from pom_export.graph.passes.fuse_gate import FuseGatePass
 from pom_export.graph.passes.lower_precision import LowerPrecisionPass
 from pom_export.graph.passes.name_by_module import NameByModulePass
@@ -14,6 +15,7 @@ from pom_export.graph.passes.stamp_metadata import StampMetadataPass
 __all__ = [
     "AttachFunctionsPass",
     "FactorGatePass",
+    "FoldTablesPass",
     "FuseGatePass",
     "LowerPrecisionPass",
     "NameByModulePass",

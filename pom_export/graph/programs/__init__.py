@@ -6,10 +6,11 @@ from torch import nn
 
 from pom_export.errors import InputError
 from pom_export.graph.program import GraphOptions, Program
+from pom_export.graph.programs.images import image_model_program
 from pom_export.graph.programs.stateful import stateful_language_model_program, stateful_mixer_program
 from pom_export.graph.programs.stateless import language_model_program, mixer_program
 from pom_export.mixer import PolynomialMixer, ProductMixer
-from pom_export.models import GPT, LanguageModel
+from pom_export.models import GPT, JiT, LanguageModel
 
 __all__ = ["MASKS", "program_of"]
 
@@ -30,4 +31,6 @@ def program_of(model: nn.Module, options: GraphOptions) -> Program:
         return (stateful_mixer_program if options.stateful else mixer_program)(model, options)
     if isinstance(model, (LanguageModel, GPT)):
         return (stateful_language_model_program if options.stateful else language_model_program)(model, options)
+    if isinstance(model, JiT) and model.is_polynomial:
+        return image_model_program(model, options)
     raise InputError(f"{type(model).__name__} is not one of our models", "Give example_inputs to export it")

@@ -1,0 +1,53 @@
+"""Programs of our models of images."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import torch
+from torch import Tensor, nn
+
+from pom_export.errors import InputError
+from pom_export.graph.exported import BATCH, InputLimits
+from pom_export.graph.program import Axes, GraphOptions, Program, build_program
+from pom_export.models import JiT
+
+
+class _ImageModelProgram(nn.Module):
+    def __init__(self, image_model: JiT) -> None:
+        super().__init__()
+        self.model = image_model
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return self.model(x, t, y)
+
+
+def image_model_program(model: JiT, options: GraphOptions) -> Program:
+    """Return the program of an image model: inputs x, t and y; output image. The batch alone is dynamic.
+
+    Raises:
+        InputError: an option does not fit.
+    """
+    config = model.config
+    given = [f.name for f in fields(options) if f.name != "static" and getattr(options, f.name)]
+    if given:
+        raise InputError(
+            f"an image model mixes all patches of an image, in one call; --{given[0].replace('_', '-')} does not apply",
+            "Leave the option out",
+        )
+    if options.static is not None and options.static[1] != config.side**2:
+        batch, tokens = options.static
+        raise InputError(
+            f"the image model has {config.side**2} tokens, the patches of an image; --static {batch}x{tokens} pins "
+            f"{tokens}",
+            f"Give --static {batch}x{config.side**2}",
+        )
+    size = config.input_size
+    axes: Axes = {
+        "x": ((BATCH, config.channels, size, size), torch.float32),
+        "t": ((BATCH,), torch.float32),
+        "y": ((BATCH,), torch.int64),
+    }
+    # The last label is no class.
+    limits = InputLimits({"y": (config.num_classes + 1,)}, ranges={"t": (0.0, 1.0)})
+    return build_program(_ImageModelProgram(model), axes, ("image",), options, limits)
