@@ -9,6 +9,8 @@ PLUGIN ?= ON
 EXTRAS := onnxruntime,tensorrt-rtx,samples,dev
 STAMP := $(VENV)/.installed-$(PLUGIN)
 LEAN := $(addprefix .deps/tensorrt-lean/,10.15.1.29 11.4.0.106)
+# The lowest version that pyproject.toml allows.
+OLDEST := .deps/onnxruntime-$(shell sed -n 's/^onnxruntime = .*>=\([0-9.]*\)".*/\1.0/p' pyproject.toml)
 SOURCES := $(shell find plugins -type f) pyproject.toml constraints.txt tools/fetch_headers.py
 CXX_FILES := $(shell find plugins samples tests tools -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
@@ -35,8 +37,15 @@ $(LEAN): $(BIN)/python
 	    tensorrt-lean-cu13-libs==$(@F) tensorrt-lean-cu13-bindings==$(@F) && mv $@.part $@ \
 	    || echo "TensorRT's lean runtime $(@F) could not be fetched: the tests that need it are skipped" >&2
 
+# The oldest ONNX Runtime, beside the one that is installed; without it tests are skipped, but in CI.
+$(OLDEST): $(BIN)/python
+	rm -rf $@ $@.part
+	$(BIN)/python -m pip install --quiet --no-deps --target $@.part \
+	    onnxruntime==$(@F:onnxruntime-%=%) && mv $@.part $@ \
+	    || echo "$(@F) could not be fetched: the tests that need it are skipped" >&2
+
 # A file of tests stays in one process: what its tests share is built once.
-test: setup $(if $(filter ON,$(PLUGIN)),$(LEAN))
+test: setup $(OLDEST) $(if $(filter ON,$(PLUGIN)),$(LEAN))
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # Hostile files for every reader, others than the tests' own: `make fuzz SECONDS=3600 FORMATS='pt2 onnx'`.

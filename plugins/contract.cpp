@@ -24,11 +24,12 @@ std::string json_number(float value) {
 
 std::string signature() {
   return std::string("{\"domain\":\"") + pom::kDomain + "\",\"op\":\"" + pom::kOpName +
-         "\",\"version\":" + std::to_string(pom::kOpVersion) + ",\"plugin_version\":\"" + pom::kPluginVersion +
-         "\",\"plugin_namespace\":\"" + pom::kPluginNamespace + "\",\"inputs\":" + json_list(pom::kInputs) +
-         ",\"outputs\":" + json_list(pom::kOutputs) + ",\"attributes\":" + json_list(pom::kAttributes) +
-         ",\"forms\":" + json_list(pom::kForms) + ",\"modes\":" + json_list(pom::kModes) +
-         ",\"min_degree\":" + std::to_string(pom::kMinDegree) + ",\"max_degree\":" + std::to_string(pom::kMaxDegree) +
+         "\",\"names\":" + json_list(pom::kOpNames) + ",\"version\":" + std::to_string(pom::kOpVersion) +
+         ",\"plugin_version\":\"" + pom::kPluginVersion + "\",\"plugin_namespace\":\"" + pom::kPluginNamespace +
+         "\",\"inputs\":" + json_list(pom::kInputs) + ",\"outputs\":" + json_list(pom::kOutputs) +
+         ",\"attributes\":" + json_list(pom::kAttributes) + ",\"forms\":" + json_list(pom::kForms) +
+         ",\"modes\":" + json_list(pom::kModes) + ",\"min_degree\":" + std::to_string(pom::kMinDegree) +
+         ",\"max_degree\":" + std::to_string(pom::kMaxDegree) +
          ",\"max_rotary_blocks\":" + std::to_string(pom::kMaxRotaryBlocks) +
          ",\"leaky_slope\":" + json_number(pom::kLeakySlope) + ",\"clamp_low\":" + json_number(pom::kClampLow) +
          ",\"clamp_high\":" + json_number(pom::kClampHigh) + ",\"weight_scale\":" + json_number(pom::kWeightScale) +
@@ -36,8 +37,9 @@ std::string signature() {
 }
 
 std::string gated_signature() {
-  return std::string("{\"op\":\"") + pom::kGatedOpName + "\",\"inputs\":" + json_list(pom::kGatedInputs) +
-         ",\"outputs\":" + json_list(pom::kGatedOutputs) + ",\"attributes\":" + json_list(pom::kGatedAttributes) +
+  return std::string("{\"op\":\"") + pom::kGatedOpName + "\",\"names\":" + json_list(pom::kGatedOpNames) +
+         ",\"inputs\":" + json_list(pom::kGatedInputs) + ",\"outputs\":" + json_list(pom::kGatedOutputs) +
+         ",\"attributes\":" + json_list(pom::kGatedAttributes) +
          ",\"gate_activations\":" + json_list(pom::kGateActivations) + "}";
 }
 

@@ -35,6 +35,10 @@ and present_length are the same with this call's tokens; zeros are the state of 
 tokens add up. Mode "mean" with a state is block-causal: all tokens of a call see the call and what was before it.
 A mask must then be bool, and a token that it leaves out is not in the state.
 
+Either op also goes by numbered names, `PolynomialAggregation_2` to `PolynomialAggregation_16`, and is the same op by
+each of them: a node's attributes say everything. Nodes of one file that need different functions have different names,
+since most runtimes and tools tell functions apart by domain and name alone.
+
 No node leaves an input empty in front of one that it has (TensorRT's parser refuses that). The place of an absent
 one is held by a placeholder: a tensor of rank 1 and size 1, which nobody reads. Every real one has rank 2 or 3, but
 for `gate_bias` and `past_length`, which are always real where the op and `stateful` ask for them. With `stateful` 1
@@ -49,6 +53,10 @@ from typing import Final
 DOMAIN: Final = "pom"
 OP_NAME: Final = "PolynomialAggregation"
 OP_VERSION: Final = 1
+# How many names an op has, and so how many functions of it a file can hold.
+NAME_COUNT: Final = 16
+# The first is the op's own; the others are for further functions in the same file.
+OP_NAMES: Final = (OP_NAME, *(f"{OP_NAME}_{number}" for number in range(2, NAME_COUNT + 1)))
 
 # What TensorRT's parser looks a plugin up by; ONNX Runtime ignores both.
 PLUGIN_VERSION: Final = "1"
@@ -84,6 +92,7 @@ DEFAULT_EPSILON: Final = 0.0
 DEFAULT_STATEFUL: Final = 0
 
 GATED_OP_NAME: Final = "GatedPolynomialAggregation"
+GATED_OP_NAMES: Final = (GATED_OP_NAME, *(f"{GATED_OP_NAME}_{number}" for number in range(2, NAME_COUNT + 1)))
 GATED_INPUTS: Final = ("x", "gate", "gate_bias", *INPUTS[1:])
 GATED_REQUIRED_INPUTS: Final = 4
 GATED_OUTPUTS: Final = ("z", *STATE_OUTPUTS)
@@ -156,6 +165,7 @@ def signature() -> str:
         {
             "domain": DOMAIN,
             "op": OP_NAME,
+            "names": OP_NAMES,
             "version": OP_VERSION,
             "plugin_version": PLUGIN_VERSION,
             "plugin_namespace": PLUGIN_NAMESPACE,
@@ -182,6 +192,7 @@ def gated_signature() -> str:
     return json.dumps(
         {
             "op": GATED_OP_NAME,
+            "names": GATED_OP_NAMES,
             "inputs": GATED_INPUTS,
             "outputs": GATED_OUTPUTS,
             "attributes": GATED_ATTRIBUTES,

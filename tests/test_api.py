@@ -177,8 +177,8 @@ def test_a_module_without_mixers_is_refused(tmp_path: Path) -> None:
 def test_a_wrong_graph_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check at export is real: a body that computes something else stops the export with exit code 1."""
 
-    def wrong(variant: Any, opset: int, overload: str = "") -> Any:
-        body = build_gated_function(variant, opset, overload)
+    def wrong(variant: Any, opset: int, name: str) -> Any:
+        body = build_gated_function(variant, opset, name)
         leaky = next(node for node in body if node.op_type == "LeakyRelu")
         leaky.attributes["alpha"] = ir.AttrFloat32("alpha", 0.5)
         return body

@@ -2,6 +2,9 @@
 // pom_contract() and pom_gated_contract() are in contract.cpp.
 #include <onnxruntime_cxx_api.h>
 
+#include <algorithm>
+#include <cstdio>
+#include <deque>
 #include <string>
 
 #include "cpu/dispatch.h"
@@ -16,20 +19,33 @@ namespace {
 
 using pom::onnxruntime::AggregationOp;
 
+// Of version 1. Those before 22 take no op with several inputs of any type; pyproject.toml names it too.
+constexpr int kOldestMinor = std::max(22, ORT_API_VERSION);
+
+bool is_too_old(const OrtApiBase& base) {
+  int major = 1;
+  int minor = kOldestMinor;
+  std::sscanf(base.GetVersionString(), "%d.%d", &major, &minor);
+  return major == 1 && minor < kOldestMinor;
+}
+
 OrtStatus* too_old(const OrtApiBase& base) {
-  const std::string message = "pom needs ONNX Runtime with API version " + std::to_string(ORT_API_VERSION) + " (1." +
-                              std::to_string(ORT_API_VERSION) + " or newer); this is ONNX Runtime " +
-                              base.GetVersionString();
+  const std::string message = "pom needs ONNX Runtime 1." + std::to_string(kOldestMinor) +
+                              " or newer; this is ONNX Runtime " + base.GetVersionString();
   const OrtApi* oldest = base.GetApi(1);
   return oldest == nullptr ? nullptr : oldest->CreateStatus(ORT_NOT_IMPLEMENTED, message.c_str());
 }
 
+// Both ops, by all their names.
 template <typename Kernel>
 void add(Ort::CustomOpDomain* domain) {
-  static const AggregationOp<pom::onnxruntime::kPlainSignature, Kernel> plain;
-  static const AggregationOp<pom::onnxruntime::kGatedSignature, Kernel> gated;
-  domain->Add(&plain);
-  domain->Add(&gated);
+  static std::deque<AggregationOp<Kernel>> ops;
+  for (const char* name : pom::kOpNames) {
+    domain->Add(&ops.emplace_back(pom::onnxruntime::plain_signature(name)));
+  }
+  for (const char* name : pom::kGatedOpNames) {
+    domain->Add(&ops.emplace_back(pom::onnxruntime::gated_signature(name)));
+  }
 }
 
 void register_ops(OrtSessionOptions* options) {
@@ -50,7 +66,7 @@ extern "C" {
 
 __attribute__((visibility("default"))) OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options,
                                                                                  const OrtApiBase* base) {
-  const OrtApi* api = base->GetApi(ORT_API_VERSION);
+  const OrtApi* api = is_too_old(*base) ? nullptr : base->GetApi(ORT_API_VERSION);
   if (api == nullptr) {
     return too_old(*base);
   }

@@ -1,4 +1,4 @@
-// The two ops, as far as their nodes differ.
+// The two ops by all their names, as far as their nodes differ.
 #pragma once
 
 #include <cstddef>
@@ -22,8 +22,11 @@ struct OpSignature {
   }
 };
 
-inline constexpr OpSignature kPlainSignature{kOpName, kInputs.data(), kInputs.size(), kRequiredInputs, false};
-inline constexpr OpSignature kGatedSignature{kGatedOpName, kGatedInputs.data(), kGatedInputs.size(),
-                                             kGatedRequiredInputs, true};
+[[nodiscard]] constexpr OpSignature plain_signature(const char* name) {
+  return {name, kInputs.data(), kInputs.size(), kRequiredInputs, false};
+}
+[[nodiscard]] constexpr OpSignature gated_signature(const char* name) {
+  return {name, kGatedInputs.data(), kGatedInputs.size(), kGatedRequiredInputs, true};
+}
 
 }  // namespace pom::onnxruntime

@@ -8,12 +8,12 @@ namespace pom::tensorrt {
 
 nvinfer1::IPluginV3* Creator::createPlugin(const char* name, const nvinfer1::PluginFieldCollection* fields,
                                            nvinfer1::TensorRTPhase) noexcept {
-  return guarded<nvinfer1::IPluginV3*>(op_, name == nullptr ? "createPlugin" : name, nullptr,
-                                       [&] { return new Plugin(read_fields(op_, fields)); });
+  return guarded<nvinfer1::IPluginV3*>(name_, name == nullptr ? "createPlugin" : name, nullptr,
+                                       [&] { return new Plugin(name_, read_fields(op_, fields)); });
 }
 
 const nvinfer1::PluginFieldCollection* Creator::getFieldNames() noexcept {
-  return guarded<const nvinfer1::PluginFieldCollection*>(op_, "getFieldNames", nullptr,
+  return guarded<const nvinfer1::PluginFieldCollection*>(name_, "getFieldNames", nullptr,
                                                          [&] { return field_names(op_); });
 }
 

@@ -1,4 +1,4 @@
-// Makes plugins from an ONNX node's attributes (build) or a serialized engine's fields (runtime).
+// Makes plugins of one name from an ONNX node's attributes (build) or a serialized engine's fields (runtime).
 #pragma once
 
 #include <NvInferRuntime.h>
@@ -9,18 +9,19 @@ namespace pom::tensorrt {
 
 class Creator final : public nvinfer1::IPluginCreatorV3One {
  public:
-  explicit Creator(Op op) : op_(op) {}
+  Creator(Op op, const char* name) : op_(op), name_(name) {}
 
   // Null, and one logged line, for fields that the op does not define.
   nvinfer1::IPluginV3* createPlugin(const char* name, const nvinfer1::PluginFieldCollection* fields,
                                     nvinfer1::TensorRTPhase phase) noexcept override;
   const nvinfer1::PluginFieldCollection* getFieldNames() noexcept override;
-  const char* getPluginName() const noexcept override { return name_of(op_); }
+  const char* getPluginName() const noexcept override { return name_; }
   const char* getPluginVersion() const noexcept override { return kPluginVersion; }
   const char* getPluginNamespace() const noexcept override { return kPluginNamespace; }
 
  private:
   Op op_;
+  const char* name_;  // one of names_of(op_)
 };
 
 }  // namespace pom::tensorrt

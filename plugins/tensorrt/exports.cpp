@@ -2,24 +2,45 @@
 #include <NvInferRuntime.h>
 
 #include <algorithm>
+#include <array>
+#include <cstddef>
+#include <utility>
 
 #include "creator.h"
 #include "logger.h"
 
 #define POM_EXPORT __attribute__((visibility("default")))
 
+namespace {
+
+using pom::tensorrt::Creator;
+using pom::tensorrt::Op;
+
+// One for each of an op's names.
+template <std::size_t... kIndices>
+std::array<Creator, sizeof...(kIndices)> creators_of(Op op, std::index_sequence<kIndices...>) {
+  return {Creator(op, pom::tensorrt::names_of(op)[kIndices])...};
+}
+
+}  // namespace
+
 extern "C" POM_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) {
   pom::tensorrt::set_logger_finder(finder);
 }
 
 extern "C" POM_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
-  using pom::tensorrt::Creator;
-  using pom::tensorrt::Op;
-  static Creator aggregation(Op::kAggregation);
-  static Creator gated(Op::kGated);
-  static nvinfer1::IPluginCreatorInterface* const creators[] = {&aggregation, &gated};
-  count = 2;
-  return creators;
+  // Arrays, which need no memory: nobody above could catch that there is none.
+  static auto plain = creators_of(Op::kAggregation, std::make_index_sequence<pom::kNameCount>());
+  static auto gated = creators_of(Op::kGated, std::make_index_sequence<pom::kNameCount>());
+  static const auto creators = [] {
+    std::array<nvinfer1::IPluginCreatorInterface*, plain.size() + gated.size()> all{};
+    const auto pointer = [](Creator& creator) { return &creator; };
+    std::transform(gated.begin(), gated.end(), std::transform(plain.begin(), plain.end(), all.begin(), pointer),
+                   pointer);
+    return all;
+  }();
+  count = static_cast<int32_t>(creators.size());
+  return creators.data();
 }
 
 // For hosts that only open a plugin library, such as ONNX Runtime's TensorRT provider: puts the creators into the

@@ -5,13 +5,12 @@
 #include <utility>
 
 #include "logger.h"
-#include "op.h"
 
 namespace pom::tensorrt {
 
 // The result of `body`, or `failure` and one logged line where it throws.
 template <typename Result, typename Body>
-Result guarded(Op op, const char* entry, Result failure, Body&& body) noexcept {
+Result guarded(const char* op, const char* entry, Result failure, Body&& body) noexcept {
   try {
     return std::forward<Body>(body)();
   } catch (const std::exception& error) {

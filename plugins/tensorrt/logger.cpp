@@ -13,10 +13,10 @@ std::atomic<nvinfer1::ILoggerFinder*> logger_finder{nullptr};
 
 void set_logger_finder(nvinfer1::ILoggerFinder* finder) noexcept { logger_finder = finder; }
 
-void log_error(Op op, const char* entry, const char* text) noexcept {
+void log_error(const char* op, const char* entry, const char* text) noexcept {
   // Not a string: memory may be what there is none of.
   char line[1024];
-  std::snprintf(line, sizeof line, "%s: %s: %s", name_of(op), entry, text);
+  std::snprintf(line, sizeof line, "%s: %s: %s", op, entry, text);
   nvinfer1::ILogger* logger = nullptr;
   try {
     nvinfer1::ILoggerFinder* finder = logger_finder;

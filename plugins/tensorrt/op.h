@@ -1,6 +1,7 @@
-// The two ops that the library has: what their plugins are called, and what is set when a node is made.
+// The two ops that the library has, and what is set when a node is made.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 
@@ -11,7 +12,10 @@ namespace pom::tensorrt {
 
 enum class Op : int32_t { kAggregation, kGated };
 
-[[nodiscard]] constexpr const char* name_of(Op op) { return op == Op::kGated ? kGatedOpName : kOpName; }
+// What an op's plugins are called.
+[[nodiscard]] constexpr const std::array<const char*, kNameCount>& names_of(Op op) {
+  return op == Op::kGated ? kGatedOpNames : kOpNames;
+}
 
 // Where the node has an input of the aggregation: the gated op's own stand behind x.
 [[nodiscard]] constexpr int32_t position_of(Op op, Input input) {

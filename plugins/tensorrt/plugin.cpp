@@ -26,7 +26,8 @@ void require(const Item* items, int32_t count, int32_t needed, const char* what)
 
 }  // namespace
 
-Plugin::Plugin(const NodeAttributes& attributes) : attributes_(attributes), fields_(attributes) {}
+Plugin::Plugin(const char* name, const NodeAttributes& attributes)
+    : name_(name), attributes_(attributes), fields_(attributes) {}
 
 nvinfer1::IPluginCapability* Plugin::getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept {
   switch (type) {
@@ -42,7 +43,7 @@ nvinfer1::IPluginCapability* Plugin::getCapabilityInterface(nvinfer1::PluginCapa
 
 Plugin* Plugin::clone() noexcept {
   return guard<Plugin*>("clone", nullptr, [&] {
-    auto* copy = new Plugin(attributes_);
+    auto* copy = new Plugin(name_, attributes_);
     copy->problem_ = problem_;
     return copy;
   });

@@ -19,14 +19,15 @@ class Plugin final : public nvinfer1::IPluginV3,
                      public nvinfer1::IPluginV3OneBuild,
                      public nvinfer1::IPluginV3OneRuntime {
  public:
-  explicit Plugin(const NodeAttributes& attributes);
+  // name: one of names_of(attributes.op()); an engine finds the creator by it.
+  Plugin(const char* name, const NodeAttributes& attributes);
 
   // IPluginV3
   nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override;
   Plugin* clone() noexcept override;
 
   // IPluginV3OneCore
-  const char* getPluginName() const noexcept override { return name_of(attributes_.op()); }
+  const char* getPluginName() const noexcept override { return name_; }
   const char* getPluginVersion() const noexcept override { return kPluginVersion; }
   const char* getPluginNamespace() const noexcept override { return kPluginNamespace; }
 
@@ -59,9 +60,10 @@ class Plugin final : public nvinfer1::IPluginV3,
   [[nodiscard]] int32_t position(Input input) const { return position_of(attributes_.op(), input); }
   template <typename Result, typename Body>
   Result guard(const char* entry, Result failure, Body&& body) const noexcept {
-    return guarded(attributes_.op(), entry, failure, std::forward<Body>(body));
+    return guarded(name_, entry, failure, std::forward<Body>(body));
   }
 
+  const char* name_;
   NodeAttributes attributes_;
   SerializedFields fields_;
   std::optional<NodeProblem> problem_;  // of the last onShapeChange

@@ -71,7 +71,6 @@ def command(
 
 def _lines(info: EngineInfo) -> Sequence[tuple[str, str]]:
     shapes = (f"{name} {' / '.join(map(_sizes, profile.values()))}" for name, profile in info.profiles.items())
-    command_line = info.command_line or "none: NVIDIA's tools do not tell this model's functions apart"
     return [
         ("engine", f"{info.engine} ({human_bytes(info.bytes)})"),
         ("manifest", info.manifest),
@@ -83,7 +82,7 @@ def _lines(info: EngineInfo) -> Sequence[tuple[str, str]]:
         ("layers that compute", _counts(info.precisions)),
         ("shapes (min / opt / max)", "; ".join(shapes)),
         ("seconds", f"{info.seconds:.1f}{' (from the cache)' if info.cached else ''}"),
-        ("command line", command_line),
+        ("command line", info.command_line),
     ]
 
 

@@ -18,7 +18,7 @@ from pom_export.runtime.library import plugin_library, rtx_soname_library
 TENSORRT: Final = "tensorrt"
 TENSORRT_RTX: Final = "tensorrt-rtx"
 BACKENDS: Final = (TENSORRT, TENSORRT_RTX)
-_CREATOR = (contract.OP_NAME, contract.PLUGIN_VERSION, contract.PLUGIN_NAMESPACE)
+_NAMES = (*contract.OP_NAMES, *contract.GATED_OP_NAMES)
 _LONGEST_NAME = 256
 _MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
 
@@ -110,9 +110,14 @@ def load_plugin(backend: Backend) -> Path:
     if backend.is_rtx:
         _answer_to_unversioned_name()
     registry = backend.module.get_plugin_registry()
-    if registry.get_creator(*_CREATOR) is None:
+
+    def is_loaded() -> bool:
+        key = (contract.PLUGIN_VERSION, contract.PLUGIN_NAMESPACE)
+        return all(registry.get_creator(name, *key) is not None for name in _NAMES)
+
+    if not is_loaded():
         registry.load_library(os.fspath(library))
-    if registry.get_creator(*_CREATOR) is None:
+    if not is_loaded():
         raise EngineError(
             f"{backend.name} {backend.version} did not load {library}", "Build it again with `make setup`"
         )

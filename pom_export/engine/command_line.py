@@ -6,19 +6,16 @@ import os
 import shlex
 from collections.abc import Sequence
 
-from pom_export.engine.functions import share_a_name
 from pom_export.engine.plan import Plan
 from pom_export.engine.targets import CURRENT
 
 
-def command_line(plan: Plan, output: str | os.PathLike[str]) -> str | None:
-    """Return the line for a shell; None where neither tool can build what is planned.
+def command_line(plan: Plan, output: str | os.PathLike[str]) -> str:
+    """Return the line for a shell.
 
     The tools are trtexec, and tensorrt_rtx for TensorRT for RTX.
     """
     model, backend = plan.model, plan.backend
-    if plan.library is None and share_a_name(model.path):
-        return None  # they would take one function for another
     words = [f"--onnx={model.path}", f"--saveEngine={os.fspath(output)}"]
     words += _shapes([spec.name for spec in model.inputs if any(isinstance(axis, str) for axis in spec.axes)], plan)
     if plan.library is not None:

@@ -38,7 +38,7 @@ class EngineInfo(Recipe):
         cached: whether the engine was kept from an earlier build.
         seconds: time that parsing and building took, or the copy of a kept engine.
         sha256: of the engine.
-        command_line: the line that has NVIDIA's own tool build this engine; None where that tool cannot.
+        command_line: the line that has NVIDIA's own tool build this engine.
     """
 
     engine: str
@@ -54,7 +54,7 @@ class EngineInfo(Recipe):
     cached: bool
     seconds: float
     sha256: str
-    command_line: str | None
+    command_line: str
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able values."""

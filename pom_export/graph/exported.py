@@ -25,6 +25,7 @@ from pom_export.graph.claims import (
     read_claims,
 )
 from pom_export.graph.interface import TensorSpec, check_counts, check_ranges, read_interface, standard_opset
+from pom_export.graph.nodes import is_aggregation
 from pom_export.graph.onnx_file import check_onnx_file
 from pom_export.graph.weight_types import precision_of, weight_types
 
@@ -171,11 +172,7 @@ def read_model(path: str | os.PathLike[str]) -> ExportedModel:
         outputs=outputs,
         properties=claims.properties,
         opset=opset,
-        aggregations=[
-            node.name
-            for node in model.graph.node
-            if node.domain == contract.DOMAIN and node.op_type in {contract.OP_NAME, contract.GATED_OP_NAME}
-        ],
+        aggregations=[node.name for node in model.graph.node if is_aggregation(node)],
         weights=[file.parent / name for name in sorted(external)],
         weight_types=weight_types(model),
         claims=claims,

@@ -18,6 +18,7 @@ from pom_export.graph.exported import nested
 from pom_export.graph.opsets import check_opset
 from pom_export.graph.passes import (
     AttachFunctionsPass,
+    ClaimLeastPass,
     FactorGatePass,
     FoldTablesPass,
     FuseGatePass,
@@ -143,6 +144,7 @@ def export_graph(
         *_lowering(dtype, observe),
         AttachFunctionsPass(),
         common.RemoveUnusedOpsetsPass(),
+        ClaimLeastPass(),
         StampMetadataPass({**program.properties, **properties}),
     )
     try:

@@ -53,19 +53,10 @@ class FunctionVariant:
         return contract.REQUIRED_INPUTS + (self.mask_type is not None)
 
     @property
-    def overload(self) -> str:
-        """A name for the variant, for models that use several."""
-        form = contract.PRODUCT if self.coefficient_type is None else contract.POWER
-        types = {
-            "": self.x_type,
-            "coefficients_": self.coefficient_type,
-            "mask_": self.mask_type,
-            f"rotary_{self.rotary_blocks}_": self.rotation_type,
-        }
-        typed = [prefix + kind.name.lower() for prefix, kind in types.items() if kind is not None]
-        epsilon = [f"epsilon_{self.epsilon!r}"] if self.epsilon else []
-        stateful = ["stateful"] if self.stateful else []
-        return "_".join([self.mode, form, str(self.degree), *typed, *epsilon, *stateful])
+    def placeholders(self) -> list[int]:
+        """Which of the inputs hold the place of an absent one."""
+        types = (self.x_type, self.coefficient_type, self.mask_type, self.rotation_type, self.rotation_type)
+        return [index for index, kind in enumerate(types[: self.inputs]) if kind is None]
 
 
 def add_aggregation(body: Body, variant: FunctionVariant, values: Sequence[ir.Value]) -> list[ir.Value]:
@@ -77,32 +68,40 @@ def add_aggregation(body: Body, variant: FunctionVariant, values: Sequence[ir.Va
         values: the op's inputs; those that the variant lacks are not looked at.
     """
     x, coefficients, mask, cos, sin, past_state, past_length = values
-    tokens, weights = body.as_float(x, variant.x_type), None
-    if variant.mask_type is not None:
-        flat = body.as_float(mask, variant.mask_type)
-        if variant.mask_type != ir.DataType.BOOL:
-            # In front of the Unsqueeze: ONNX Runtime would move a factor behind a product that it is right in front of.
-            flat = body.Mul(flat, body.constant(contract.WEIGHT_SCALE))
-        weights = body.Unsqueeze(flat, body.constant([2], np.int64))
-        absent = body.Equal(weights, body.constant(0.0))
-        tokens = body.Where(absent, body.constant(0.0), tokens)
+    tokens, weights = _counting(body, variant, x, mask)
+    unit = body.unit([values[index] for index in variant.placeholders])
     if variant.coefficient_type is None:
-        p = body.products(tokens, variant.degree)
+        p = body.products(tokens, variant.degree, unit)
     else:
-        p = body.powers(tokens, body.as_float(coefficients, variant.coefficient_type), variant.degree)
+        factors = body.as_float(coefficients, variant.coefficient_type)
+        p = body.powers(tokens, body.Mul(factors, unit) if variant.placeholders else factors, variant.degree)
     if variant.rotation_type is not None:
         cosines, sines = (body.as_float(table, variant.rotation_type) for table in (cos, sin))
         p = body.rotate(p, cosines, sines, variant.rotary_blocks)
     if variant.stateful:
-        counted = None if weights is None else mask
+        counted = None if variant.mask_type is None else mask
         return add_streaming(body, p, x, counted, Past(past_state, past_length), variant.mode, variant.epsilon)
     if variant.mode == "features":
         return [p]
-    if weights is None:
+    if variant.mask_type is None:
         return [body.unmasked(p, x, variant.mode)]
+    if weights is None:
+        return [body.masked(p, x, mask, variant.mode, variant.epsilon)]
+    return [body.weighted(p, weights, variant.mode, variant.epsilon * contract.WEIGHT_SCALE)]
+
+
+def _counting(body: Body, variant: FunctionVariant, x: ir.Value, mask: ir.Value) -> tuple[ir.Value, ir.Value | None]:
+    """Return the tokens in float32, 0 for those left out, and the weights (B or 1, N, 1) of a mask of floats."""
+    tokens = body.as_float(x, variant.x_type)
+    if variant.mask_type is None:
+        return tokens, None
+    zero, axis = body.constant(0.0), body.constant([2], np.int64)
     if variant.mask_type == ir.DataType.BOOL:
-        return [body.masked(p, weights, variant.mode, variant.epsilon)]
-    return [body.masked(p, weights, variant.mode, variant.epsilon * contract.WEIGHT_SCALE, limited=True)]
+        return body.Where(body.Unsqueeze(mask, axis), tokens, zero), None
+    # In front of the Unsqueeze: ONNX Runtime would move a factor behind a product that it is right in front of.
+    scaled = body.Mul(body.as_float(mask, variant.mask_type), body.constant(contract.WEIGHT_SCALE))
+    weights = body.Unsqueeze(scaled, axis)
+    return body.Where(body.Equal(weights, zero), zero, tokens), weights
 
 
 def make_function(
@@ -111,26 +110,25 @@ def make_function(
     inputs: Sequence[ir.Value],
     outputs: Sequence[ir.Value],
     attributes: Sequence[str],
-    overload: str,
 ) -> ir.Function:
     """Return a body as the function of an op of ours; `body.opset` is the model's."""
     graph = ir.Graph(inputs, outputs, nodes=body.nodes, opset_imports={"": body.opset}, name=name)
     declared = [ir.Attr(attribute, ir.AttributeType.UNDEFINED, None) for attribute in attributes]
-    return ir.Function(contract.DOMAIN, name, overload, graph=graph, attributes=declared)
+    return ir.Function(contract.DOMAIN, name, graph=graph, attributes=declared)
 
 
-def build_function(variant: FunctionVariant, opset: int, overload: str = "") -> ir.Function:
+def build_function(variant: FunctionVariant, opset: int, name: str = contract.OP_NAME) -> ir.Function:
     """Return the function that computes the op for one variant.
 
     Args:
         variant: what the body depends on.
         opset: version of the standard ops; it must be the model's.
-        overload: the overload that nodes of this variant name; "" for the only or first one.
+        name: the name of the op that nodes of this variant have.
     """
-    body, inputs = Body(opset), [ir.Value(name=name) for name in contract.INPUTS]
+    body, inputs = Body(opset), [ir.Value(name=given) for given in contract.INPUTS]
     y, *present = add_aggregation(body, variant, inputs)
     outputs = name_outputs([body.as_type(y, variant.x_type), *present], contract.OUTPUTS)
-    return make_function(body, contract.OP_NAME, inputs[: variant.inputs], outputs, contract.ATTRIBUTES, overload)
+    return make_function(body, name, inputs[: variant.inputs], outputs, contract.ATTRIBUTES)
 
 
 def name_outputs(values: list[ir.Value], names: Sequence[str]) -> list[ir.Value]:

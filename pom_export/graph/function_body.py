@@ -51,14 +51,32 @@ class Body(Tape):
         outputs = self.op_multi_out("Split", [value], {"axis": axis, "num_outputs": parts}, num_outputs=parts)
         return list(outputs)
 
-    def gelu(self, x: ir.Value) -> ir.Value:
-        """Return x/2 (1 + erf(x / sqrt 2)); the op Gelu itself is younger than the opsets that we support."""
-        error = self.Erf(self.Mul(x, self.constant(_SQRT_HALF)))
-        return self.Mul(self.Mul(x, self.constant(0.5)), self.Add(error, self.constant(1.0)))
+    def cumulative(self, value: ir.Value) -> ir.Value:
+        """Return the sums over the tokens so far of a (B, N) or (B, N, C)."""
+        # A 0-D axis, as the standard has it; both flags, which some tools take for 1 where they are not there.
+        return self.CumSum(value, self.constant(1, np.int64), exclusive=0, reverse=0)
 
-    def products(self, x: ir.Value, degree: int) -> ir.Value:
-        """Return the running products of the GELU of x's chunks, (B, N, C)."""
-        chunks = list(self.split(self.gelu(x), degree))
+    def unit(self, placeholders: Sequence[ir.Value]) -> ir.Value:
+        """Return 1, float32, as (1), from the sizes of placeholders, or as a constant where there are none.
+
+        What it is multiplied with makes use of them. Tools delete an input that a body does not use, but not the
+        argument that a node has for it.
+        """
+        if not placeholders:
+            return self.constant([1])
+        size, *others = (self.Shape(placeholder) for placeholder in placeholders)
+        for other in others:
+            size = self.Mul(size, other)
+        return self.Cast(size, to=ir.DataType.FLOAT)
+
+    def gelu(self, x: ir.Value, unit: ir.Value) -> ir.Value:
+        """Return x/2 (unit + erf(x / sqrt 2)); the op Gelu itself is younger than the opsets that we support."""
+        error = self.Erf(self.Mul(x, self.constant(_SQRT_HALF)))
+        return self.Mul(self.Mul(x, self.constant(0.5)), self.Add(error, unit))
+
+    def products(self, x: ir.Value, degree: int, unit: ir.Value) -> ir.Value:
+        """Return the running products of the GELU of x's chunks, (B, N, C); unit: 1."""
+        chunks = list(self.split(self.gelu(x, unit), degree))
         for j in range(1, degree):
             chunks[j] = self.Mul(chunks[j], chunks[j - 1])
         return self.Concat(*chunks, axis=-1) if degree > 1 else chunks[0]
@@ -86,20 +104,36 @@ class Body(Tape):
         """Return N, int64, as (1)."""
         return self.Shape(x, start=1, end=2)
 
-    def masked(self, p: ir.Value, weights: ir.Value, mode: str, epsilon: float, *, limited: bool = False) -> ir.Value:
-        """Return the weighted (prefix) mean: 0 where the weights sum to 0; if limited, NaN of too large a divisor."""
-        axis = self.constant([1], np.int64)
+    def weighted(self, p: ir.Value, weights: ir.Value, mode: str, epsilon: float) -> ir.Value:
+        """Return the (prefix) mean with weights (B or 1, N, 1): 0 where they sum to 0, NaN of too large a divisor."""
         if mode == "mean":
             # A product with the row of weights sums and weighs in one pass.
             sums = self.MatMul(self.Transpose(weights, perm=[0, 2, 1]), p)
-            total = self.ReduceSum(weights, axis, keepdims=1)
+            total = self.ReduceSum(weights, self.constant([1], np.int64), keepdims=1)
         else:
-            sums, total = self.CumSum(self.Mul(p, weights), axis), self.CumSum(weights, axis)
+            sums, total = self.cumulative(self.Mul(p, weights)), self.cumulative(weights)
         divisor = self.Add(total, self.constant(min(epsilon, _LARGEST))) if epsilon else total
-        if limited:
-            fits = self.LessOrEqual(self.Abs(divisor), self.constant(contract.DIVISOR_LIMIT))
-            divisor = self.Where(fits, divisor, self.constant(np.nan))
-        return self.ratio(sums, total, divisor)
+        fits = self.LessOrEqual(self.Abs(divisor), self.constant(contract.DIVISOR_LIMIT))
+        return self.ratio(sums, total, self.Where(fits, divisor, self.constant(np.nan)))
+
+    def masked(self, p: ir.Value, x: ir.Value, mask: ir.Value, mode: str, epsilon: float) -> ir.Value:
+        """Return the (prefix) mean over the tokens that a bool mask (B or 1, N) keeps; p is 0 for the others."""
+        sums = self.token_sum(p, x) if mode == "mean" else self.cumulative(p)
+        counts = self.Cast(self.kept_counts(mask, mode), to=ir.DataType.FLOAT)
+        total = self.Unsqueeze(counts, self.constant([2], np.int64))
+        return self.ratio(sums, total, self.Add(total, self.constant(epsilon)) if epsilon else total)
+
+    def kept_counts(self, mask: ir.Value, mode: str) -> ir.Value:
+        """Return how many tokens a bool mask (B or 1, N) keeps, int64, as (B or 1, 1), or (B or 1, N) up to each token.
+
+        Integers: a float32 ends to count at 2^24.
+        """
+        flags = self.Cast(mask, to=ir.DataType.INT64)
+        return (
+            self.cumulative(flags)
+            if mode == "causal"
+            else self.ReduceSum(flags, self.constant([1], np.int64), keepdims=1)
+        )
 
     def ratio(self, sums: ir.Value, total: ir.Value, divisor: ir.Value) -> ir.Value:
         """Return sums / divisor, and 0 where the total is 0."""
@@ -113,7 +147,7 @@ class Body(Tape):
             return self.Div(self.token_sum(p, x), self.Cast(count, to=ir.DataType.FLOAT))
         counts = self.Cast(self.token_numbers(x), to=ir.DataType.FLOAT)
         column = self.Unsqueeze(counts, self.constant([1], np.int64))
-        return self.Div(self.CumSum(p, self.constant([1], np.int64)), column)
+        return self.Div(self.cumulative(p), column)
 
     def token_sum(self, p: ir.Value, x: ir.Value) -> ir.Value:
         """Return the sum of p, (B, 1, C)."""

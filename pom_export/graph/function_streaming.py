@@ -38,16 +38,15 @@ def add_streaming(
     is_length = _is_length(body, x, past.length)
     axis = body.constant([1], np.int64)
     old, lost = body.split(past.state, 2, axis=1)
-    flags = None if mask is None else body.Cast(mask, to=ir.DataType.INT64)
     added = body.token_sum(p, x)
-    sums = body.CumSum(p, axis) if mode == "causal" else added
-    counts = body.Add(body.Unsqueeze(past.length, axis), _counts(body, x, flags, mode))
+    sums = body.cumulative(p) if mode == "causal" else added
+    counts = body.Add(body.Unsqueeze(past.length, axis), _counts(body, x, mask, mode))
     total = body.Unsqueeze(body.Cast(counts, to=ir.DataType.FLOAT), body.constant([2], np.int64))
     is_row = body.Unsqueeze(is_length, body.constant([1, 2], np.int64))
     total = body.Where(is_row, total, body.constant(np.nan))
     divisor = body.Add(total, body.constant(epsilon)) if epsilon and mask is not None else total
     y = body.ratio(body.Add(old, body.Add(lost, sums)), total, divisor)
-    tokens = body.token_count(x) if flags is None else body.ReduceSum(flags, axis, keepdims=0)
+    tokens = body.token_count(x) if mask is None else body.Squeeze(body.kept_counts(mask, "mean"), axis)
     state = body.Where(is_row, _advance(body, old, lost, added), body.constant(np.nan))
     return [y, state, body.Where(is_length, body.Add(past.length, tokens), body.constant(-1, np.int64))]
 
@@ -59,15 +58,11 @@ def _is_length(body: Body, x: ir.Value, length: ir.Value) -> ir.Value:
     return body.Not(body.Or(negative, body.Greater(length, most)))
 
 
-def _counts(body: Body, x: ir.Value, flags: ir.Value | None, mode: str) -> ir.Value:
-    """Return how many of the call's tokens each mean is over, int64, (N) or (1), or (B or 1, N or 1) with a mask.
-
-    Integers: a float32 ends to count at 2^24.
-    """
-    if flags is None:
-        return body.token_numbers(x) if mode == "causal" else body.token_count(x)
-    axis = body.constant([1], np.int64)
-    return body.CumSum(flags, axis) if mode == "causal" else body.ReduceSum(flags, axis, keepdims=1)
+def _counts(body: Body, x: ir.Value, mask: ir.Value | None, mode: str) -> ir.Value:
+    """Return how many of the call's tokens each mean is over, int64, (N) or (1), or (B or 1, N or 1) with a mask."""
+    if mask is not None:
+        return body.kept_counts(mask, mode)
+    return body.token_numbers(x) if mode == "causal" else body.token_count(x)
 
 
 def _advance(body: Body, old: ir.Value, lost: ir.Value, added: ir.Value) -> ir.Value:

@@ -28,25 +28,19 @@ class GatedVariant:
     bias_type: ir.DataType
     heads: int | None = None
 
-    @property
-    def overload(self) -> str:
-        """A name for the variant, for models that use several."""
-        heads = [f"{self.heads}_heads"] if self.heads is not None else []
-        return "_".join([self.aggregation.overload, self.activation, self.bias_type.name.lower(), *heads])
 
-
-def build_gated_function(variant: GatedVariant, opset: int, overload: str = "") -> ir.Function:
+def build_gated_function(variant: GatedVariant, opset: int, name: str = contract.GATED_OP_NAME) -> ir.Function:
     """Return the function that computes the gated op for one variant.
 
     It repeats the aggregation's body: a node of the plain op inside would reach no kernel, since neither TensorRT nor
-    ONNX Runtime looks for one there, and ONNX Runtime takes any overload of its function.
+    ONNX Runtime looks for one there.
 
     Args:
         variant: what the body depends on.
         opset: version of the standard ops; it must be the model's.
-        overload: the overload that nodes of this variant name; "" for the only or first one.
+        name: the name of the op that nodes of this variant have.
     """
-    body, inputs = Body(opset), [ir.Value(name=name) for name in contract.GATED_INPUTS]
+    body, inputs = Body(opset), [ir.Value(name=given) for given in contract.GATED_INPUTS]
     x, gate, gate_bias, *others = inputs
     aggregate, *present = add_aggregation(body, variant.aggregation, [x, *others])
     x_type = variant.aggregation.x_type
@@ -58,7 +52,7 @@ def build_gated_function(variant: GatedVariant, opset: int, overload: str = "") 
     z = body.as_type(_select(body, gate, aggregate, variant.heads), x_type)
     outputs = name_outputs([z, *present], contract.GATED_OUTPUTS)
     given = inputs[: variant.aggregation.inputs + contract.GATED_REQUIRED_INPUTS - contract.REQUIRED_INPUTS]
-    return make_function(body, contract.GATED_OP_NAME, given, outputs, contract.GATED_ATTRIBUTES, overload)
+    return make_function(body, name, given, outputs, contract.GATED_ATTRIBUTES)
 
 
 def _select(body: Body, gate: ir.Value, aggregate: ir.Value, heads: int | None) -> ir.Value:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, Protocol
 
 import numpy.typing as npt
 import onnx_ir as ir
@@ -13,6 +13,23 @@ from pom_export import contract
 _MATRIX_RANK = 2
 # Those that are no placeholder where they are of rank 1.
 _RANK_1_INPUTS = ("gate_bias", "past_length")
+
+
+class AnyNode(Protocol):
+    """A node of onnx_ir or of onnx."""
+
+    @property
+    def domain(self) -> str: ...  # noqa: D102
+    @property
+    def op_type(self) -> str: ...  # noqa: D102
+
+
+def op_of(node: AnyNode) -> str | None:
+    """Return which of our ops a node is of, by whichever of the op's names: OP_NAME or GATED_OP_NAME; None: neither."""
+    if node.domain != contract.DOMAIN:
+        return None
+    names = {contract.OP_NAME: contract.OP_NAMES, contract.GATED_OP_NAME: contract.GATED_OP_NAMES}
+    return next((op for op, known in names.items() if node.op_type in known), None)
 
 
 def aggregation_nodes(model: ir.Model) -> list[ir.Node]:
@@ -25,14 +42,14 @@ def gated_nodes(model: ir.Model) -> list[ir.Node]:
     return _nodes(model, contract.GATED_OP_NAME)
 
 
-def is_aggregation(node: ir.Node) -> bool:
+def is_aggregation(node: AnyNode) -> bool:
     """Return whether a node is an aggregation, gated or not."""
-    return node.domain == contract.DOMAIN and node.op_type in {contract.OP_NAME, contract.GATED_OP_NAME}
+    return op_of(node) is not None
 
 
 def input_names(node: ir.Node) -> tuple[str, ...]:
     """Return what the contract calls the inputs of an aggregation."""
-    return contract.GATED_INPUTS if node.op_type == contract.GATED_OP_NAME else contract.INPUTS
+    return contract.GATED_INPUTS if op_of(node) == contract.GATED_OP_NAME else contract.INPUTS
 
 
 def input_named(node: ir.Node, name: str) -> ir.Value | None:
@@ -87,5 +104,5 @@ def take_place(old: ir.Value, new: ir.Value) -> None:
     old.name, new.name = None, name
 
 
-def _nodes(model: ir.Model, name: str) -> list[ir.Node]:
-    return [node for node in model.graph if (node.domain, node.op_type) == (contract.DOMAIN, name)]
+def _nodes(model: ir.Model, op: str) -> list[ir.Node]:
+    return [node for node in model.graph if op_of(node) == op]

@@ -17,9 +17,8 @@ import onnx_ir as ir
 from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.common import TensorMetadata
 
-from pom_export import contract
 from pom_export.files import scratch_folder
-from pom_export.graph.nodes import cast_node
+from pom_export.graph.nodes import cast_node, is_aggregation
 from pom_export.graph.saving import save_graph
 from pom_export.runtime.session import inference_session
 
@@ -68,7 +67,7 @@ def save_emulation(model: str | os.PathLike[str], path: Path) -> None:
     emulated = ir.load(os.fspath(model), format="protobuf")
     graph = emulated.graph
     for node in list(graph):
-        if node.domain != contract.DOMAIN and node.op_type != "Cast":
+        if not is_aggregation(node) and node.op_type != "Cast":
             _widen(graph, node)
     first = graph[0]
     for value in graph.inputs:

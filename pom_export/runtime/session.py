@@ -18,6 +18,7 @@ DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
 Provider = str | tuple[str, Mapping[str, Any]]
 # What ONNX Runtime tells its own format by, which is no protocol buffer.
 _ORT_SUFFIX = ".ort"
+_READS_OVERLOADS = (1, 27)  # the first ONNX Runtime that tells functions apart by them
 _SILENT = 4  # ONNX Runtime's severity "fatal": errors reach the user as exceptions, once
 _INSTALL_HINT = "Install one: pip install 'pom-export[onnxruntime]'"
 
@@ -56,6 +57,18 @@ def _with_plugin(provider: Provider, available: Sequence[str]) -> Provider:
     return name, tensorrt_provider_options(**options)
 
 
+def _check_functions(file: Path, version: str) -> None:
+    """Refuse a file in which only overloads tell functions apart where ONNX Runtime does not look at them."""
+    if tuple(int(part) for part in version.split(".")[:2]) >= _READS_OVERLOADS:
+        return
+    import onnx
+
+    from pom_export.graph.function_names import refuse_overloads
+
+    model = onnx.load(file, format="protobuf", load_external_data=False)
+    refuse_overloads(file, model.functions, f"ONNX Runtime {version}")
+
+
 def inference_session(
     model: str | os.PathLike[str],
     providers: Sequence[Provider] | None = None,
@@ -83,6 +96,8 @@ def inference_session(
     file = readable_file(model, "model")
     if file.suffix != _ORT_SUFFIX:
         check_onnx_file(file)
+        if not kernels:
+            _check_functions(file, onnxruntime.__version__)
     options = default_session_options() if session_options is None else session_options
     chosen = list(providers or DEFAULT_PROVIDERS)
     if kernels:

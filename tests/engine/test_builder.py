@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("tensorrt_rtx")
 
 
 class CausalAndMean(nn.Module):
-    """Two kinds of aggregation, whose functions have one name."""
+    """Two kinds of aggregation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ def test_functions_need_no_plugin_library(exported: Path, tmp_path: Path, monkey
     assert (info.path, info.plugin_layers, info.plugin_embedded, info.plugin_sha256) == ("function", 0, False, None)
 
 
-def test_functions_of_one_name_are_told_apart(causal_and_mean: Path, tmp_path: Path) -> None:
+def test_each_node_is_built_of_its_own_function(causal_and_mean: Path, tmp_path: Path) -> None:
     x = np.random.default_rng(0).standard_normal((2, 7, 8), dtype=np.float32)
     model = inlined(causal_and_mean)
     (y,) = onnxruntime.InferenceSession(model).run(None, {"x": x})
@@ -99,7 +99,8 @@ def test_functions_of_one_name_are_told_apart(causal_and_mean: Path, tmp_path: P
     # One product more than the layers have: that of the mean, which TensorRT by itself would build as a second causal.
     assert operators.count("CumSum") == 1
     assert info.matrix_products == {"float32": operators.count("MatMul")} == {"float32": 7}
-    assert info.command_line is None
+    assert info.command_line.startswith("tensorrt_rtx --onnx=")
+    assert "lugin" not in info.command_line
 
 
 def test_a_file_without_functions_needs_the_plugin(exported: Path, tmp_path: Path) -> None:

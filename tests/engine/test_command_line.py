@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import pytest
 
 from pom_export.engine.backend import TENSORRT, TENSORRT_RTX, Backend
 from pom_export.engine.command_line import command_line
@@ -43,27 +41,7 @@ def plan(model: Path = Path("m.onnx"), inputs: Sequence[TensorSpec] = DYNAMIC, *
 
 
 def words(planned: Plan, output: str = "e") -> list[str]:
-    line = command_line(planned, output)
-    assert line is not None
-    return shlex.split(line)
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    """A file with a function, or several of one name."""
-    path = tmp_path / "my model.onnx"
-    onnx.save(with_functions(""), path)
-    return path
-
-
-def with_functions(*overloads: str) -> onnx.ModelProto:
-    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("pom", 1)]
-    functions = [
-        onnx.helper.make_function("pom", "Op", ["x"], ["y"], [], opsets[:1], overload=overload)
-        for overload in overloads
-    ]
-    graph = onnx.helper.make_graph([], "g", [], [])
-    return onnx.helper.make_model(graph, opset_imports=opsets, functions=functions)
+    return shlex.split(command_line(planned, output))
 
 
 def test_of_tensorrt_for_rtx() -> None:
@@ -87,13 +65,7 @@ def test_static_inputs_take_no_shapes() -> None:
     assert SHAPES[0] in words(plan(inputs=[*DYNAMIC, static]))
 
 
-def test_functions_need_no_library(model: Path) -> None:
-    line = words(plan(model, library=None))
-    assert line[1] == f"--onnx={model}"
+def test_functions_need_no_library() -> None:
+    line = words(plan(Path("my model.onnx"), library=None))
+    assert line[1] == "--onnx=my model.onnx"
     assert not [word for word in line if "lugin" in word]
-
-
-def test_there_is_none_where_the_tool_would_take_another_function(model: Path) -> None:
-    onnx.save(with_functions("", "second"), model)
-    assert command_line(plan(model, library=None), "e") is None
-    assert command_line(plan(model), "e") is not None

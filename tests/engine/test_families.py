@@ -15,6 +15,7 @@ import pom_export
 from pom_export import contract
 from pom_export.engine.precision import declared_types
 from pom_export.graph.exported import PRECISIONS
+from pom_export.graph.nodes import op_of
 from tests.small_models import hybrid
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -98,7 +99,7 @@ def test_every_kind_builds_with_the_plugin_and_with_functions(kind: Kind, tmp_pa
     static = STATIC if kind.static else None
     pom_export.export(source(kind), model, **mask, dtype=kind.dtype, static=static, **kind.options)
     nodes = onnx.load(model).graph.node
-    ops = [node.op_type for node in nodes if node.domain == contract.DOMAIN]
+    ops = [op_of(node) for node in nodes]
     assert (ops.count(contract.GATED_OP_NAME), ops.count(contract.OP_NAME)) == (kind.gated, kind.plain)
 
     declared = declared_types(model)

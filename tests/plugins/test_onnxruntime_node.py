@@ -170,3 +170,19 @@ def test_the_kernel_wins_over_a_function_of_the_same_name(onnxruntime_op: Any) -
     feeds, node = ones((1, 4, 3), (3, 2)), attributes("causal")
     (y,) = onnxruntime_op.session(onnxruntime_op.model(feeds, node, (wrong,))).run(None, feeds)
     assert np.array_equal(y, np.full((1, 4, 3), 2))
+
+
+@pytest.mark.parametrize("names", [contract.OP_NAMES, contract.GATED_OP_NAMES])
+def test_an_op_is_the_same_by_each_of_its_names(onnxruntime_op: Any, names: tuple[str, ...]) -> None:
+    feeds, node = ones((1, 4, 3), (3, 2)), attributes("causal")
+    if contract.GATED_OP_NAME in names:
+        feeds |= {"gate": np.ones((1, 4, 3), np.float32), "gate_bias": np.ones(3, np.float32)}
+        node |= {"gate_activation": "sigmoid"}
+    expected = onnxruntime_op.run(feeds, node)
+    for name in names:
+        model = onnx.load_from_string(onnxruntime_op.model(feeds, node))
+        model.graph.node[0].op_type = name
+        (y,) = onnxruntime_op.session(model.SerializeToString()).run(None, feeds)
+        assert np.array_equal(y, expected)
+        with pytest.raises(Exception, match=f"pom::{name}: coefficients must be"):
+            onnxruntime_op.session(model.SerializeToString()).run(None, feeds | {"x": np.ones((1, 4, 2), np.float32)})

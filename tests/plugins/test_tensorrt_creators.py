@@ -106,3 +106,13 @@ def test_a_creator_names_every_attribute(trt: Any, op_name: str, attributes: tup
     creator = trt.get_plugin_registry().get_creator(op_name, "1", "")
 
     assert tuple(field.name for field in creator.field_names) == attributes
+
+
+@pytest.mark.parametrize("names", [contract.OP_NAMES, contract.GATED_OP_NAMES])
+def test_each_name_of_an_op_has_a_creator(trt: Any, capfd: pytest.CaptureFixture[str], names: tuple[str, ...]) -> None:
+    gate = {"gate_activation": b"sigmoid"} if contract.GATED_OP_NAME in names else {}
+    for name in names:
+        assert trt.get_plugin_registry().get_creator(name, "1", "").name == name
+        assert create(trt, name, mode=b"mean", **gate) is not None
+        assert create(trt, name, mode=b"meaner", **gate) is None
+        assert capfd.readouterr().err.startswith(f"{name}: ")

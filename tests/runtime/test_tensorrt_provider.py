@@ -22,7 +22,7 @@ from pom_export.runtime.tensorrt_provider import register_creators
 
 plugin, nvinfer = sys.argv[1:]
 registry = trt.get_plugin_registry()
-names = (contract.OP_NAME, contract.GATED_OP_NAME)
+names = (*contract.OP_NAMES, *contract.GATED_OP_NAMES)
 ctypes.CDLL(plugin)
 assert not any(registry.get_creator(name, "1", "") for name in names), "opening the library is enough"
 for _ in range(2):

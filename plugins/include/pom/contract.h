@@ -5,12 +5,22 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
+
+// An op's names: its own, then numbered ones for further variants in the same file.
+#define POM_NAMES(name)                                                                                     \
+  name, name "_2", name "_3", name "_4", name "_5", name "_6", name "_7", name "_8", name "_9", name "_10", \
+      name "_11", name "_12", name "_13", name "_14", name "_15", name "_16"
 
 namespace pom {
 
 inline constexpr char kDomain[] = "pom";
 inline constexpr char kOpName[] = "PolynomialAggregation";
+// The op by all its names: one op, whose attributes say everything. A file's functions differ by name, since many
+// runtimes and tools tell them apart by nothing else.
+inline constexpr std::size_t kNameCount = 16;
+inline constexpr std::array<const char*, kNameCount> kOpNames{POM_NAMES("PolynomialAggregation")};
 inline constexpr int32_t kOpVersion = 1;
 inline constexpr char kPluginVersion[] = "1";
 inline constexpr char kPluginNamespace[] = "";

@@ -12,6 +12,7 @@
 namespace pom {
 
 inline constexpr char kGatedOpName[] = "GatedPolynomialAggregation";
+inline constexpr std::array<const char*, kNameCount> kGatedOpNames{POM_NAMES("GatedPolynomialAggregation")};
 
 inline constexpr std::array<const char*, 9> kGatedInputs{"x",   "gate", "gate_bias",  "coefficients", "mask",
                                                          "cos", "sin",  "past_state", "past_length"};

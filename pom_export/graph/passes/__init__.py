@@ -1,6 +1,7 @@
 """Edits of the exported graph, one onnx_ir pass a file."""
 
 from pom_export.graph.passes.attach_functions import AttachFunctionsPass
+from pom_export.graph.passes.claim_least import ClaimLeastPass
 from pom_export.graph.passes.factor_gate import FactorGatePass
 from pom_export.graph.passes.fold_tables import FoldTablesPass
 from pom_export.graph.passes.fuse_gate import FuseGatePass
@@ -14,6 +15,7 @@ from pom_export.graph.passes.stamp_metadata import StampMetadataPass
 
 __all__ = [
     "AttachFunctionsPass",
+    "ClaimLeastPass",
     "FactorGatePass",
     "FoldTablesPass",
     "FuseGatePass",

@@ -11,7 +11,7 @@ from pom_export import contract
 from pom_export.errors import InputError
 from pom_export.graph.function import FunctionVariant, build_function
 from pom_export.graph.gated_function import GatedVariant, build_gated_function
-from pom_export.graph.nodes import aggregation_nodes, gated_nodes
+from pom_export.graph.nodes import aggregation_nodes, gated_nodes, module_of
 
 _Variant = TypeVar("_Variant", FunctionVariant, GatedVariant)
 
@@ -80,18 +80,22 @@ def _unknown(node: ir.Node) -> InputError:
 class AttachFunctionsPass(ir.passes.InPlacePass):
     """Give every node of our ops a model-local function of standard ops.
 
-    The first variant is the function proper; further ones are overloads, which ONNX Runtime tells apart
-    and TensorRT's parser does not (it goes by name alone): there such a model needs the plugin, or its functions
-    inlined first.
+    Nodes of a further variant get the op's next name, and so a function of that name. Functions of one name that only
+    their overloads tell apart are one and the same to ONNX Runtime up to 1.26, TensorRT's parser and many tools.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Attach one function a variant and point each node at its own."""
+        """Attach one function a variant and point each node at its own.
+
+        Raises:
+            InputError: an input of a node has no known type or shape, or there are more variants than names.
+        """
         plain = {node: variant_of(node) for node in aggregation_nodes(model)}
         gated = {node: gated_variant_of(node) for node in gated_nodes(model)}
         opset = model.opset_imports[""]
-        functions = [build_function(variant, opset, name) for variant, name in _overloads(plain).items()]
-        functions += [build_gated_function(variant, opset, name) for variant, name in _overloads(gated).items()]
+        functions = [build_function(variant, opset, name) for variant, name in _named(plain, contract.OP_NAMES).items()]
+        gated_names = _named(gated, contract.GATED_OP_NAMES)
+        functions += [build_gated_function(variant, opset, name) for variant, name in gated_names.items()]
         for function in functions:
             model.functions[function.identifier()] = function
         if functions:
@@ -99,11 +103,17 @@ class AttachFunctionsPass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=bool(functions))
 
 
-def _overloads(variants: Mapping[ir.Node, _Variant]) -> dict[_Variant, str]:
-    """Point each node at the function of its variant, and return the overloads by variant."""
-    overloads = {
-        variant: variant.overload if index else "" for index, variant in enumerate(dict.fromkeys(variants.values()))
-    }
+def _named(variants: Mapping[ir.Node, _Variant], names: Sequence[str]) -> dict[_Variant, str]:
+    """Give each node the name of its variant, and return the names by variant."""
+    distinct = list(dict.fromkeys(variants.values()))
+    if len(distinct) > len(names):
+        node = next(node for node, variant in variants.items() if variant == distinct[len(names)])
+        raise InputError(
+            f"the model has {len(distinct)} kinds of aggregation, which differ in their degree, mode, mask, rotation, "
+            f"epsilon or gate, and one file takes {len(names)}: {module_of(node)} is the first that is too many",
+            "Export parts of the model as files of their own, or give its mixers fewer different settings",
+        )
+    named = dict(zip(distinct, names, strict=False))
     for node, variant in variants.items():
-        node.overload = overloads[variant]
-    return overloads
+        node.op_type = named[variant]
+    return named

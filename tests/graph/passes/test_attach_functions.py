@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from pom_export import contract
 from pom_export.errors import InputError
 from pom_export.graph.exporter import export_graph
+from pom_export.graph.nodes import aggregation_nodes, gated_nodes, is_aggregation, op_of
 from pom_export.graph.own_program import module_program, named_examples
-from pom_export.graph.passes.attach_functions import AttachFunctionsPass, aggregation_nodes
+from pom_export.graph.passes.attach_functions import AttachFunctionsPass
 from pom_export.graph.program import GraphOptions
 from pom_export.graph.programs import program_of
 from pom_export.graph.saving import save_model
@@ -50,13 +51,13 @@ def two_mixers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_each_variant_gets_one_function(two_mixers: Path) -> None:
+def test_each_variant_gets_a_function_with_a_name_of_its_own(two_mixers: Path) -> None:
     model = onnx.load(two_mixers)
 
-    overloads = [node.overload for node in model.graph.node if node.domain == contract.DOMAIN]
-    second = "mean_power_3_float_coefficients_float_hardsigmoid_float"
-    assert overloads == ["", second, ""]
-    assert sorted(function.overload for function in model.functions) == ["", second]
+    first, second, *_ = contract.GATED_OP_NAMES
+    assert [node.op_type for node in model.graph.node if is_aggregation(node)] == [first, second, first]
+    assert [(function.domain, function.name) for function in model.functions] == [("pom", first), ("pom", second)]
+    assert not any(each.overload for each in (*model.functions, *model.graph.node))
 
 
 @pytest.mark.parametrize("kernels", [False, True], ids=["functions", "kernels"])
@@ -130,6 +131,34 @@ def test_attaches_the_function_to_a_graph_without_torch() -> None:
 def test_names_the_node_whose_variant_is_unknown(shape: ir.Shape | None, x_type: ir.DataType | None) -> None:
     with pytest.raises(InputError, match="mixer/Op"):
         AttachFunctionsPass()(make_graph(shape, x_type))
+
+
+def make_variants(count: int) -> ir.Model:
+    """A graph of nodes that differ in epsilon, whose functions so do."""
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([2, 5, 8]))
+    c = ir.Value(name="c", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([8, 3]))
+    mask = ir.Value(name="mask", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([2, 5]))
+    nodes = []
+    for index in range(count):
+        values = attributes("mean", index / 8)
+        written = [ir.convenience.convert_attribute(name, value) for name, value in values.items()]
+        nodes.append(ir.Node(contract.DOMAIN, contract.OP_NAME, [x, c, mask], written, name=f"mixers.{index}/Op"))
+    outputs = [node.outputs[0] for node in nodes]
+    return ir.Model(ir.Graph([x, c, mask], outputs, nodes=nodes, opset_imports={"": 20}, name="g"), ir_version=9)
+
+
+def test_the_names_serve_as_many_variants_as_there_are_names() -> None:
+    model = make_variants(contract.NAME_COUNT)
+    AttachFunctionsPass()(model)
+    assert [node.op_type for node in aggregation_nodes(model)] == list(contract.OP_NAMES)
+    assert {op_of(node) for node in model.graph} == {contract.OP_NAME}
+    assert gated_nodes(model) == []
+
+
+def test_more_variants_than_names_are_refused() -> None:
+    count = contract.NAME_COUNT + 1
+    with pytest.raises(InputError, match=f"{count} kinds of aggregation.*mixers.{contract.NAME_COUNT} is the first"):
+        AttachFunctionsPass()(make_variants(count))
 
 
 def test_leaves_a_graph_without_aggregations_alone() -> None:

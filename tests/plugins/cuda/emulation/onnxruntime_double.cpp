@@ -19,8 +19,8 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(O
   Ort::InitApi(base->GetApi(ORT_API_VERSION));
   return pom::onnxruntime::status_of(Ort::GetApi(), "RegisterCustomOps", [&] {
     using pom::onnxruntime::AggregationOp;
-    static const AggregationOp<pom::onnxruntime::kPlainSignature, EmulatedKernel> plain;
-    static const AggregationOp<pom::onnxruntime::kGatedSignature, EmulatedKernel> gated;
+    static const AggregationOp<EmulatedKernel> plain(pom::onnxruntime::plain_signature(pom::kOpName));
+    static const AggregationOp<EmulatedKernel> gated(pom::onnxruntime::gated_signature(pom::kGatedOpName));
     static Ort::CustomOpDomain domain(pom::kDomain);
     domain.Add(&plain);
     domain.Add(&gated);

@@ -1,0 +1,34 @@
+"""One name, one function: files in which only overloads tell functions apart are not for every runtime."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pom_export.errors import InputError
+
+if TYPE_CHECKING:
+    from onnx import FunctionProto
+
+
+def refuse_overloads(path: Path, functions: Iterable[FunctionProto], reader: str) -> None:
+    """Refuse a file whose reader would take one function for another; earlier versions of this toolkit wrote such.
+
+    Args:
+        path: of the file.
+        functions: of the model in it.
+        reader: who reads it, and goes by domain and name alone.
+
+    Raises:
+        InputError: several functions have one domain and name.
+    """
+    counts = Counter((function.domain, function.name) for function in functions)
+    for (domain, name), count in counts.items():
+        if count > 1:
+            raise InputError(
+                f"{path} holds {count} functions named {domain}::{name}, told apart by their overloads alone, "
+                f"and {reader} would take one of them for all",
+                "Export it again: each function now has a name of its own",
+            )

@@ -1,0 +1,20 @@
+"""Claim no newer ONNX than the model needs."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+
+
+class ClaimLeastPass(ir.passes.InPlacePass):
+    """Set the lowest IR version that goes with the opsets: 9 at opset 20, which ONNX Runtime 1.17 reads.
+
+    Each opset brings the types that its ops take, and nothing else that a later IR version brought is written.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Set the version."""
+        opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
+        lowest = onnx.helper.find_min_ir_version_for(opsets, ignore_unknown=True)
+        modified, model.ir_version = model.ir_version != lowest, lowest
+        return ir.passes.PassResult(model, modified=modified)
