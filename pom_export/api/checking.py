@@ -14,12 +14,14 @@ from pom_export.errors import InputError, ParityError
 from pom_export.files import sha256_of
 from pom_export.graph.exported import PAST_STATE, ExportedModel, TensorSpec
 from pom_export.parity import tolerances
+from pom_export.parity.candidates import onnxruntime_candidates
 from pom_export.parity.case import Array, Case
 from pom_export.parity.inputs import cases_from_example, make_cases
 from pom_export.parity.interface import program_spec
 from pom_export.parity.recording import recording_path, save_recording
 from pom_export.parity.report import Comparison
-from pom_export.parity.verification import compare, onnxruntime_candidates, record
+from pom_export.parity.targets import Target
+from pom_export.parity.verification import compare, record
 from pom_export.runtime.runners import run_module, to_numpy
 
 if TYPE_CHECKING:
@@ -46,12 +48,12 @@ def check(exported: ExportedModel, source: Source, program: Program, samples: in
     cases = cases[: max(samples, _CASES_AT_EXPORT)]
 
     candidates, _ = onnxruntime_candidates(exported)
-    outputs = record(reference, names, cases) if samples or candidates else []
+    outputs = [record(reference, names, case) for case in cases] if samples or candidates else []
     if samples:
         save_recording(recording_path(exported.path), cases[:samples], outputs[:samples], sha256_of(exported.path))
     tolerance, few = tolerances.MODELS[exported.precision], cases[:_CASES_AT_EXPORT]
     for candidate in candidates:
-        for comparison in compare(few, outputs[: len(few)], candidate, tolerance):
+        for comparison in compare(few, [Target(each) for each in outputs], candidate, tolerance):
             if not comparison:
                 (worst,) = (case for case in few if case.name == comparison.worst.case)
                 raise _parity_error(comparison, fault_hint(source, worst.feed, tolerance, comparison.worst.difference))

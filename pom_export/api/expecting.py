@@ -11,9 +11,9 @@ from pom_export.errors import CheckpointError, InputError
 from pom_export.files import sha256_of
 from pom_export.graph.claims import WEIGHTS
 from pom_export.graph.exported import BLOCK_CAUSAL, ExportedModel
-from pom_export.parity.case import Arrays, Case
+from pom_export.parity.case import Case
 from pom_export.parity.coverage import LONGER, Reach, make_coverage
-from pom_export.parity.inputs import cases_from_npz, make_cases
+from pom_export.parity.inputs import LONGEST, cases_from_npz, make_cases
 from pom_export.parity.interface import (
     check_limits,
     check_outputs,
@@ -24,6 +24,7 @@ from pom_export.parity.interface import (
 )
 from pom_export.parity.precision import judged_precision
 from pom_export.parity.recording import load_recording, recording_path
+from pom_export.parity.targets import Target, Targets
 from pom_export.parity.verification import record
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 _MOST_PRODUCTS = 2**35
 _MOST_OUTPUTS = 2**24
 _MOST_SCORES = 2**24
+# Of an output of any case: 1 GiB of float64.
+_MOST_NUMBERS = 2**27
 # Tokens of the longest case of a model with a longer table: beyond them the sums of standard ops lose digits.
 _LONGEST_TABLE = 16_384
 # Positions that are computed lose digits of their angles; where there are none, all that float32 counts.
@@ -47,14 +50,14 @@ class Expected:
 
     Attributes:
         cases: the inputs.
-        outputs: the reference's outputs.
+        targets: what the reference gives.
         reference: where they come from.
         precision: the type whose tolerance applies.
         notes: what a reader should know besides.
     """
 
     cases: Sequence[Case]
-    outputs: Sequence[Arrays]
+    targets: Sequence[Target]
     reference: str
     precision: str
     notes: Sequence[str] = ()
@@ -72,7 +75,8 @@ def expected_of_recording(model: ExportedModel) -> Expected:
     for recorded in outputs:
         check_outputs(model, recorded)
     notes.append(f"without --checkpoint, only the {len(cases)} recorded cases were compared, not the file's own claims")
-    return Expected(cases, outputs, f"PyTorch in float64, recorded in {file}", precision, notes)
+    targets = [Target(each) for each in outputs]
+    return Expected(cases, targets, f"PyTorch in float64, recorded in {file}", precision, notes)
 
 
 def expected_of_checkpoint(
@@ -110,20 +114,24 @@ def expected_of_checkpoint(
     ]
     notes += pinned_note(interface)
     if inputs is None:
-        cases = list(make_cases(interface.pinned_specs(), program.limits, seed))
+        reach = _reach(program)
+        cases = list(make_cases(interface.pinned_specs(), program.limits, seed, reach.common))
         causal = model.stateful != BLOCK_CAUSAL
-        further = make_coverage(interface, program.limits, _reach(program), seed, causal=causal)
+        further = make_coverage(interface, program.limits, reach, seed, causal=causal)
         cases += further.cases
         notes += further.notes
     else:
         cases = cases_from_npz(inputs, interface.pinned_specs(), program.limits)
     reference = Float64Module(program.module)
-    outputs = record(reference, program.outputs, cases[:1])
-    check_outputs(model, outputs[0])
-    outputs += record(reference, program.outputs, cases[1:])
-    for recorded in outputs[1:]:
-        check_outputs(model, recorded)
-    return Expected(cases, outputs, f"PyTorch in float64, weights of {checkpoint}{_told(model)}", precision, notes)
+
+    def compute(case: Case) -> Target:
+        outputs = record(reference, program.outputs, case)
+        check_outputs(model, outputs)
+        return Target(outputs)
+
+    targets = Targets(cases, compute)
+    _ = targets[0]  # an interface of its own is found before any backend is loaded
+    return Expected(cases, targets, f"PyTorch in float64, weights of {checkpoint}{_told(model)}", precision, notes)
 
 
 def _told(model: ExportedModel) -> str:
@@ -235,6 +243,7 @@ def _reach(program: Program) -> Reach:
         *([int((_MOST_SCORES / heads) ** 0.5)] if heads else []),
     ]
     positions = any(isinstance(part, Rotary) for part in modules)
+    common = max(min(LONGEST, _MOST_NUMBERS // _width(program)), 1)
     images = [part.config.side**2 + part.config.in_context_len for part in modules if isinstance(part, JiT)]
     past = _PAST if positions else _PAST_WITHOUT_POSITIONS
-    return Reach(max(min(tokens), 1), past, max(images, default=1))
+    return Reach(max(min(tokens), 1), past, common, max(images, default=1))

@@ -14,11 +14,12 @@ from pom_export.errors import InputError
 from pom_export.files import staged_output
 from pom_export.graph.exported import read_model
 from pom_export.parity import tolerances
+from pom_export.parity.candidates import KERNEL, Candidate, onnxruntime_candidates
 from pom_export.parity.page import render_page
 from pom_export.parity.recording import recording_path
 from pom_export.parity.report import ParityReport
 from pom_export.parity.tolerances import Tolerance
-from pom_export.parity.verification import Candidate, compare, onnxruntime_candidates
+from pom_export.parity.verification import compare
 
 
 def verify(
@@ -75,11 +76,14 @@ def verify(
                 f"no backend here can run {exported.path}: {'; '.join(not_run)}", "Use a machine with a GPU"
             )
         tolerance, precision = _tolerance(expected.precision, rtol, atol)
-        comparisons = []
+        comparisons, notes = [], list(expected.notes)
+        if not exported.aggregations:
+            notes.append("no node of the file is one of our ops: it computes by standard operators alone")
         for candidate in candidates:
             progress(f"{candidate.backend} ({candidate.path}): {len(expected.cases)} cases")
-            comparisons += compare(expected.cases, expected.outputs, candidate, tolerance)
-        outcome = ParityReport(os.fspath(model), expected.reference, precision, comparisons, not_run, expected.notes)
+            comparisons += compare(expected.cases, expected.targets, candidate, tolerance)
+            notes += _kernels_note(candidate, len(exported.aggregations))
+        outcome = ParityReport(os.fspath(model), expected.reference, precision, comparisons, not_run, notes)
         if page is not None:
             _write_page(outcome, page)
     return outcome
@@ -103,6 +107,16 @@ def _add_engine(
         return
     path = engine_path(engine)
     candidates.append(Candidate(backend.name, path, engine_runner(engine, backend, f"{backend.name} {path}")))
+
+
+def _kernels_note(candidate: Candidate, aggregations: int) -> list[str]:
+    """Say where not every aggregation was given to our kernels, or that this is not known."""
+    ran = candidate.kernels_run()
+    if candidate.path != KERNEL or ran == aggregations:
+        return []
+    if ran is None:
+        return [f"{candidate.backend}: whether our kernels ran is not known, its profile cannot be read"]
+    return [f"{candidate.backend}: of {aggregations} aggregations, {ran} ran in our kernels"]
 
 
 def _check_bounds(rtol: float | None, atol: float | None) -> None:

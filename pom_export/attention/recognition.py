@@ -25,6 +25,8 @@ _SEPARATE_PROJECTIONS = (
 _OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "proj", "dense", "out_lin", "o")
 _HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
 _TIMM_PARTS = {"qkv", "proj", "q_norm", "k_norm", "norm", "attn_drop", "proj_drop"}
+# What computes nothing that a PoM lacks.
+_HARMLESS = (nn.Identity, nn.Softmax, nn.modules.dropout._DropoutNd)
 _SDPA = "scaled_dot_product_attention"
 _BY_HAND = (
     "its forward has a signature of its own: wrap MultiheadPolynomialMixer({dim}, {heads}) in a module with that "
@@ -96,7 +98,17 @@ def find_attention(model: nn.Module) -> list[Found]:
 def recognise(module: nn.Module) -> Recognised | None:
     """Return what attention a module is, or None."""
     recognisers: tuple[Callable[[nn.Module], Recognised | None], ...] = (_torch, _timm, _separate, _fused, _function)
-    return next((what for recogniser in recognisers if (what := recogniser(module)) is not None), None)
+    what = next((what for recogniser in recognisers if (what := recogniser(module)) is not None), None)
+    if what is None or what.obstacle or not (own := _added(module)):
+        return what
+    return replace(what, obstacle=f"it has {own}, which a PoM in its place would lose: replace it by hand, or keep it")
+
+
+def _added(module: nn.Module) -> str:
+    """Return what was added to one instance, or ""."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "forward hooks"
+    return "a forward that was assigned to it" if "forward" in vars(module) else ""
 
 
 def _torch(module: nn.Module) -> Recognised | None:
@@ -118,20 +130,27 @@ def _torch(module: nn.Module) -> Recognised | None:
 
 def _timm(module: nn.Module) -> Recognised | None:
     qkv, proj, heads = getattr(module, "qkv", None), getattr(module, "proj", None), _heads(module)
-    if not (isinstance(qkv, nn.Linear) and isinstance(proj, nn.Linear) and heads):
+    packed, output = _sizes(qkv), _sizes(proj)
+    if packed is None or output is None or not heads:
         return None
-    dim, inner = qkv.in_features, proj.in_features
-    if qkv.out_features != 3 * inner or proj.out_features != dim:
+    dim, inner = packed[0], output[0]
+    if packed[1] != 3 * inner or output[1] != dim:
         return None
-    weights, bias = dim * 3 * inner + inner * dim, proj.bias is not None
-    shape = AttentionShape(dim, heads, weights, inner, 2 * inner, qkv.weight.element_size(), dim, bias)
+    weights, bias = dim * 3 * inner + inner * dim, getattr(proj, "bias", None) is not None
+    shape = AttentionShape(dim, heads, weights, inner, 2 * inner, _bytes(module), dim, bias)
     return Recognised(TIMM, shape, _timm_obstacle(module))
 
 
 def _timm_obstacle(module: nn.Module) -> str:
     """Return what a timm-style block has beyond the plain one, such as a relative position bias."""
+    for name in ("qkv", "proj"):
+        if not isinstance(layer := getattr(module, name), nn.Linear):
+            kind = type(layer).__name__
+            return f"its {name} is a {kind}: fold it into a plain nn.Linear first, such as with merge_and_unload (peft)"
     own = [name for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))]
-    own += [name for name, child in module.named_children() if name not in _TIMM_PARTS and any(child.parameters())]
+    own += [
+        name for name, child in module.named_children() if name not in _TIMM_PARTS and not isinstance(child, _HARMLESS)
+    ]
     if own:
         return f"it holds {', '.join(own)}, which a PoM would drop: filter by hand, or keep it"
     parameters = list(inspect.signature(module.forward).parameters.values())
@@ -189,7 +208,9 @@ def _calls_sdpa(forward: Callable[..., object]) -> bool:
 
 
 def _sizes(part: object) -> tuple[int, int] | None:
-    """Return (inputs, outputs) of a linear layer: torch's, a quantised one, or Hugging Face's Conv1D."""
+    """Return (inputs, outputs) of a linear layer: torch's, quantised, adapted, or Hugging Face's Conv1D."""
+    if isinstance(base := getattr(part, "base_layer", None), nn.Module):
+        return _sizes(base)
     for inputs, outputs in (("in_features", "out_features"), ("nx", "nf")):
         sizes = getattr(part, inputs, None), getattr(part, outputs, None)
         if isinstance(part, nn.Module) and isinstance(sizes[0], int) and isinstance(sizes[1], int):

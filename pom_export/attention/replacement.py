@@ -16,6 +16,7 @@ from pom_export.attention.vision import VisionPolynomialMixer
 from pom_export.errors import InputError
 
 STARTS = ("values", "fresh")
+_NORMS = ("q_norm", "k_norm", "norm")
 
 
 @dataclass(frozen=True)
@@ -185,12 +186,20 @@ def _swap(one: Found, new: nn.Module, start: str) -> Replaced:
         notes.append(f"{shape.heads} heads don't divide the channels: one gate a channel")
     if start == "values" and not _start(one.module, mixer):
         notes.append("started fresh: the values don't fit its channels, groups or context")
+    if dropped := _norms(one.module):
+        notes.append(f"{', '.join(dropped)} dropped: a PoM has no scores and no values of its own to normalise")
     for parent, name in one.places:
         parent._modules[name] = new
     if len(one.places) > 1:
         notes.append(f"shared by {len(one.places)} places")
     old, sizes = type(one.module).__name__, [sum(p.numel() for p in m.parameters()) for m in (one.module, new)]
     return Replaced(one.name, old, new, sizes[0], sizes[1], "; ".join(notes))
+
+
+def _norms(attention: nn.Module) -> list[str]:
+    """Return the children of attention that have weights and nothing to correspond to."""
+    named = attention.named_children()
+    return [name for name, child in named if name in _NORMS and any(True for _ in child.parameters())]
 
 
 def _start(attention: Any, new: MultiheadPolynomialMixer) -> bool:

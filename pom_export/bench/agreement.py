@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from pom_export.errors import ParityError
+from pom_export.parity.comparison import difference
+from pom_export.parity.tolerances import BENCHMARK
 
-# Relative to the largest magnitude. Looser than what `verify` asks: a plain float32 sum over 100,000 tokens is off by
-# 1e-4, and here it is only to be seen that all do the same work.
-_TOLERANCE: Final = {"float32": 1e-3, "float16": 3e-2}
 Arrays = Sequence[npt.NDArray[Any]]
 
 
@@ -20,17 +18,20 @@ def compare(name: str, outputs: Arrays, against: str, expected: Arrays, precisio
     """Return the largest difference between two backends' outputs, relative to the largest magnitude.
 
     Raises:
-        ParityError: it is too large.
+        ParityError: it is too large, or there is nothing to compare: no outputs, or no finite value in one of them.
     """
-    worst, tolerance = 0.0, _TOLERANCE[precision]
-    for output, wanted in zip(outputs, expected, strict=True):
-        scale = float(np.abs(wanted).max()) or 1.0
-        same_shape = output.shape == wanted.shape
-        difference = float(np.abs(output - wanted).max()) / scale if same_shape else np.inf
-        if not difference <= tolerance:
+    if not expected or len(outputs) != len(expected):
+        raise ParityError(
+            f"{name} gives {len(outputs)} outputs, {against} {len(expected)}",
+            "Nothing was timed: they do not do the same work",
+        )
+    found = [difference(output, wanted, BENCHMARK[precision]) for output, wanted in zip(outputs, expected, strict=True)]
+    for each in found:
+        if not each:
+            reason = f" ({each.reason})" if each.reason else ""
             raise ParityError(
-                f"{name} and {against} differ by {difference:.3g} of the largest output, tolerance {tolerance:g}",
+                f"{name} and {against} differ by {each.max_rel:.3g} of the largest output{reason}, tolerance "
+                f"{BENCHMARK[precision].relative:g}",
                 "Nothing was timed: `pom-export verify` says more",
             )
-        worst = max(worst, difference)
-    return worst
+    return max(each.max_rel for each in found)

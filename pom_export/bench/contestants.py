@@ -157,7 +157,7 @@ class EngineContestant(Contestant):
 
         backend = engine_backend(path)
         self._runner = engine_runner(path, backend, backend.name)
-        self._runner.activate()
+        self._runner.__enter__()  # for as long as the process lives
 
     def bind(self, feed: Mapping[str, Array]) -> None:  # noqa: D102
         self._feed = dict(feed)

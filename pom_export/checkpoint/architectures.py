@@ -127,14 +127,19 @@ def _degree_and_expand(factors: int, hints: Hints) -> tuple[int, int]:
     if hints.degree is None and factors > 1:
         raise CheckpointError(
             f"the degree can't be told from the shapes of a v1 mixer: degree x expand is {factors}",
-            f'Give --degree {_either(choices)}, or a config.json beside the file with "degree"',
+            f'Give --degree {_either(choices)}, or a config.json beside the file with "degree"{_doubts(hints)}',
         )
     degree = hints.degree or 1
     if degree not in choices:
         raise CheckpointError(
-            f"degree {degree} does not fit the shapes: degree x expand is {factors}", f"Choose {_either(choices)}"
+            f"degree {degree}{hints.origin('degree')} does not fit the shapes: degree x expand is {factors}",
+            f"Give --degree {_either(choices)}",
         )
     return degree, factors // degree
+
+
+def _doubts(hints: Hints) -> str:
+    return f" ({'; '.join(hints.doubts)})" if hints.doubts else ""
 
 
 def _either(choices: Sequence[int]) -> str:
@@ -261,7 +266,8 @@ def _in_context_start(depth: int, hints: Hints) -> int:
         )
     if start >= depth:
         raise CheckpointError(
-            f"in_context_start {start} does not fit: it has {depth} blocks", f"Choose one from 0 to {depth - 1}"
+            f"in_context_start {start}{hints.origin('in_context_start')} does not fit: it has {depth} blocks",
+            f"Choose one from 0 to {depth - 1}",
         )
     return start
 

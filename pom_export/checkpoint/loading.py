@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pom_export.checkpoint.hints import Hints
 from pom_export.checkpoint.reader import Checkpoint, read_checkpoint
 from pom_export.checkpoint.recognition import tied_names
-from pom_export.checkpoint.spec import ModelSpec, empty_model
+from pom_export.checkpoint.spec import V1, V1_GROUPED, ModelSpec, empty_model
 from pom_export.checkpoint.values import check_values
 from pom_export.checkpoint.weights import find_weights
 from pom_export.errors import CheckpointError
@@ -70,10 +70,11 @@ def load_model(
         CheckpointError: its content is of no known model, or not told by shapes and hints together.
     """
     checkpoint = read_checkpoint(path)
-    hints = Hints(family, degree, heads, in_context_start).over(checkpoint.hints)
+    given = Hints(family, degree, heads, in_context_start).over(checkpoint.hints)
+    hints = given.over(checkpoint.settings)
     found = find_weights(checkpoint, weights, hints)
     spec, tensors = found.spec, found.tensors
-    _check_hints(spec, hints.degree, heads, in_context_start)
+    _check_hints(spec, given.degree, heads, in_context_start)
     check_values(checkpoint.path, tensors)
     dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
     module = empty_model(spec)
@@ -90,8 +91,26 @@ def load_model(
         dtypes,
         found.chosen.name,
         others,
-        found.notes,
+        [*found.notes, *_settings_notes(spec, hints, tensors)],
     )
+
+
+def _settings_notes(spec: ModelSpec, hints: Hints, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Say which settings of the trainer's were used, and which are not what the shapes say."""
+    notes = list(hints.doubts)
+    used = {
+        "degree": spec.family in {V1, V1_GROUPED},
+        "heads": isinstance(spec.config, GPTConfig) and "rotary.inv_freq" not in tensors,
+        "in_context_start": isinstance(spec.config, JiTConfig),
+    }
+    notes += [
+        f"{name} {getattr(hints, name)} is read from the file's {place}"
+        for name, place in hints.origins.items()
+        if used.get(name)
+    ]
+    if "degree" in hints.origins and hints.degree != spec.degree:
+        notes.append(f"the file's {hints.origins['degree']} is {hints.degree}; the shapes say degree {spec.degree}")
+    return notes
 
 
 def _check_hints(spec: ModelSpec, degree: int | None, heads: int | None, in_context_start: int | None) -> None:

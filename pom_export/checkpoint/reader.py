@@ -14,8 +14,9 @@ from torch import Tensor
 
 from pom_export.checkpoint.choosing import asked_set, default_set
 from pom_export.checkpoint.formats import files_of_folder, read_content
-from pom_export.checkpoint.hints import Hints, config_beside, hints_from, hints_in
+from pom_export.checkpoint.hints import Hints, config_beside, hints_from
 from pom_export.checkpoint.pickles import SAFE_FORMAT_HINT
+from pom_export.checkpoint.settings import settings_in
 from pom_export.checkpoint.storages import OtherTensor
 from pom_export.checkpoint.unpickling import Inert
 from pom_export.checkpoint.values import with_room
@@ -35,12 +36,14 @@ class Checkpoint:
         files: those that hold the weights.
         sets: at least one; see `WeightSet`.
         hints: what the file's metadata says, and the config.json beside it.
+        settings: what a trainer saved with the weights says of the model.
     """
 
     path: Path
     files: Sequence[Path]
     sets: Sequence[WeightSet]
     hints: Hints
+    settings: Hints
 
     @cached_property
     def sha256(self) -> str:
@@ -98,17 +101,17 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """
     place = Path(path)
     files = files_of_folder(place) if place.is_dir() else [place]
-    hints = Hints()
+    hints, settings = Hints(), Hints()
     contents = []
     for file in files:
         content, metadata = read_content(file)
         hints = hints.over(hints_from(metadata, f"{file}'s metadata"))
-        hints = hints.over(hints_in(content))
+        settings = settings.over(settings_in(content))
         contents.append(_mapping(file, content))
     sets = find_sets(files[0], contents[0]) if len(files) == 1 else find_sets(place, _joined(files, contents))
     if not sets:
         raise _no_weights(files[0], contents[0])
-    return Checkpoint(place, files, sets, hints.over(config_beside(files[0].parent)))
+    return Checkpoint(place, files, sets, hints.over(config_beside(files[0].parent)), settings)
 
 
 def _joined(files: Sequence[Path], contents: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:

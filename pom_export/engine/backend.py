@@ -20,6 +20,8 @@ TENSORRT_RTX: Final = "tensorrt-rtx"
 BACKENDS: Final = (TENSORRT, TENSORRT_RTX)
 _NAMES = (*contract.OP_NAMES, *contract.GATED_OP_NAMES)
 _LONGEST_NAME = 256
+# Of Python's flag `optimize`.
+_NO_DOCSTRINGS = 2
 _MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
 
 
@@ -62,7 +64,7 @@ def load_backend(name: str = "auto") -> Backend:
 
     Raises:
         MissingDependencyError: it is not installed.
-        EngineError: this process already uses the other one.
+        EngineError: this process already uses the other one, or Python was told to leave docstrings out.
     """
     candidates = BACKENDS if name == "auto" else (name,)
     for candidate in candidates:
@@ -89,6 +91,10 @@ def _import(name: str) -> Any:
 
 def _tell_polygraphy(name: str) -> None:
     """Select the module that Polygraphy's backend imports; it can do so once a process."""
+    if sys.flags.optimize >= _NO_DOCSTRINGS:
+        raise EngineError(
+            "Python runs with -OO, without the docstrings that Polygraphy reads", "Leave -OO out, or use -O"
+        )
     use_rtx = name == TENSORRT_RTX
     os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = str(int(use_rtx))
     from polygraphy import config

@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pom_export.engine.backend import BACKENDS, Backend, load_backend, load_plugin
 from pom_export.engine.manifest import engine_path, manifest_path, read_manifest
 from pom_export.engine.recipe import PLUGIN
 from pom_export.errors import InputError
 from pom_export.files import readable_file
-
-if TYPE_CHECKING:
-    from polygraphy.backend.base import BaseRunner
+from pom_export.runtime.runners import Runner
 
 
 def engine_backend(engine: str | os.PathLike[str]) -> Backend:
@@ -36,10 +34,11 @@ def told_backend(told: Mapping[str, Any], engine: Path) -> Backend:
     return load_backend(name)
 
 
-def engine_runner(engine: str | os.PathLike[str], backend: Backend, name: str) -> BaseRunner:
+def engine_runner(engine: str | os.PathLike[str], backend: Backend, name: str) -> Runner:
     """Return a Polygraphy runner of an engine, our plugin registered where it needs it."""
     if engine_path(engine) == PLUGIN:
         load_plugin(backend)
     from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
-    return TrtRunner(EngineFromBytes(Path(engine).read_bytes()), name=name)
+    runner: Runner = TrtRunner(EngineFromBytes(Path(engine).read_bytes()), name=name)
+    return runner

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -75,7 +75,8 @@ class ExportedModel:
         outputs: its outputs.
         properties: our metadata, without the prefix: dtype, mask, limits, spec, source_sha256.
         opset: version of the standard ops.
-        aggregations: names of the aggregation nodes, gated or not.
+        aggregations: names of the aggregation nodes, gated or not, those in branches and loops included.
+        without_function: types of these nodes that the file holds no function of.
         weights: files of external weights, in the model's own folder.
         weight_types: how many numbers the weights of its products have in each floating-point type.
         claims: what the properties say, as it was read.
@@ -87,6 +88,7 @@ class ExportedModel:
     properties: Mapping[str, str]
     opset: int
     aggregations: Sequence[str]
+    without_function: Sequence[str] = ()
     weights: Sequence[Path] = ()
     weight_types: Mapping[str, int] = field(default_factory=dict)
     claims: Claims = field(default_factory=Claims)
@@ -166,14 +168,31 @@ def read_model(path: str | os.PathLike[str]) -> ExportedModel:
         opset = standard_opset(model)
     except ValueError as error:
         raise InputError(f"model {file} is not usable: {error}", "Export it again") from error
+    nodes = list(_aggregations(model.graph))
+    functions = {(function.domain, function.name, function.overload) for function in model.functions}
     return ExportedModel(
         path=file,
         inputs=inputs,
         outputs=outputs,
         properties=claims.properties,
         opset=opset,
-        aggregations=[node.name for node in model.graph.node if is_aggregation(node)],
+        aggregations=[node.name for node in nodes],
+        without_function=sorted({node.op_type for node in nodes if _called(node) not in functions}),
         weights=[file.parent / name for name in sorted(external)],
         weight_types=weight_types(model),
         claims=claims,
     )
+
+
+def _aggregations(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Yield the aggregation nodes of a graph and of the graphs in it."""
+    for node in graph.node:
+        if is_aggregation(node):
+            yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _aggregations(inner)
+
+
+def _called(node: onnx.NodeProto) -> tuple[str, str, str]:
+    return node.domain, node.op_type, node.overload

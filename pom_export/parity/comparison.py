@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pom_export.graph.exported import PAST_STATE, present_name
+from pom_export.parity.measure import measure
 from pom_export.parity.tolerances import EXACT, STATE_FEATURES, STATE_ROUNDING, Tolerance
 
 Array = npt.NDArray[Any]
@@ -46,19 +47,14 @@ def difference(actual: Array, reference: Array, tolerance: Tolerance) -> Differe
         return _incomparable(f"its shape is {list(actual.shape)}, the reference's {list(reference.shape)}", tolerance)
     if reference.dtype.kind in "biu":
         tolerance = EXACT
-    a, b = np.asarray(actual, np.float64).ravel(), np.asarray(reference, np.float64).ravel()
-    finite = np.isfinite(b)
-    if not finite.any():
-        return _incomparable("the reference has no finite value" if b.size else "it has no values", tolerance)
-    magnitude = float(np.abs(b[finite]).max())
-    bound = tolerance.absolute + tolerance.relative * magnitude
-    if not np.array_equal(finite, np.isfinite(a)) or not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+    found = measure(actual, reference)
+    if not found.count:
+        return _incomparable("the reference has no finite value" if reference.size else "it has no values", tolerance)
+    bound = tolerance.absolute + tolerance.relative * found.magnitude
+    if found.odd:
         return replace(_incomparable("NaN or infinity is on one side alone", tolerance), tolerance=bound)
-    a, b = a[finite], b[finite]
-    max_abs = float(np.abs(a - b).max())
-    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-    cosine = float(a @ b) / norm if norm else float(max_abs == 0.0)
-    return Difference(max_abs, max_abs / magnitude if magnitude else max_abs, cosine, bound)
+    max_rel = found.max_abs / found.magnitude if found.magnitude else found.max_abs
+    return Difference(found.max_abs, max_rel, found.cosine, bound)
 
 
 def _incomparable(reason: str, tolerance: Tolerance) -> Difference:

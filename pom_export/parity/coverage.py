@@ -32,11 +32,13 @@ class Reach:
     Attributes:
         tokens: most tokens of a case that this machine computes in seconds.
         past: tokens before a call, in a model that keeps nothing of each.
+        common: tokens of the longest of the cases that every export is compared on.
         row: tokens of one row of the batch, in a model that fixes them.
     """
 
     tokens: int
     past: int
+    common: int = LONGEST
     row: int = 1
 
 
@@ -73,7 +75,7 @@ class _Planner:
         self.reach = reach
         self.random = random
         self.notes: list[str] = []
-        self.longest = LONGEST
+        self.longest = reach.common
 
     def _draw(self, plan: Plan, specs: list[TensorSpec] | None = None) -> dict[str, Array]:
         return draw(self.specs if specs is None else specs, plan, self.limits, self.random)
@@ -116,10 +118,11 @@ class _Planner:
         tokens = min(LONGER if limit is None else limit, self.reach.tokens)
         if tokens > self.longest:
             yield Case("the longest", self._draw(Plan("", 1, tokens, tokens, kept=1.0, past=0)))
-        if limit is not None and max(tokens, LONGEST) < limit:
-            self.notes.append(f"positions from {max(tokens, LONGEST)} to {limit - 1} were not compared")
-        elif limit is None and max(tokens, self.longest) <= LONGEST:
-            self.notes.append(f"sequences of more than {LONGEST} tokens were not compared")
+        common = self.reach.common
+        if limit is not None and max(tokens, common) < limit:
+            self.notes.append(f"positions from {max(tokens, common)} to {limit - 1} were not compared")
+        elif limit is None and max(tokens, self.longest) <= common:
+            self.notes.append(f"sequences of more than {common} tokens were not compared")
 
     def past(self) -> Iterator[Case]:
         """Yield cases that go on from a long past, at the last positions where those end."""
@@ -128,7 +131,7 @@ class _Planner:
         past = self.limits.tokens or (_LONG_PAST if grows else self.reach.past)
         if self.limits.tokens is not None and TOKENS in self.interface.pinned:
             self.notes.append("positions were compared at the start and at the end alone: the file fixes its tokens")
-        for plan in (Plan(name, 2, _CALL, _CALL, past=past), Plan(f"{name}, tiny values", 1, 1, 1, _TINY, past=past)):
+        for plan in (Plan(name, 3, _CALL, _CALL, past=past), Plan(f"{name}, tiny values", 1, 1, 1, _TINY, past=past)):
             if plan.scale == 1.0 or any(spec.dtype.kind not in "biu" and not is_past(spec.name) for spec in self.specs):
                 yield Case(plan.name, self._draw(plan))
 

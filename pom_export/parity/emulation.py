@@ -7,55 +7,49 @@ would not be seen.
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
-from polygraphy.backend.onnxrt import OnnxrtRunner
-from polygraphy.common import TensorMetadata
 
 from pom_export.files import scratch_folder
 from pom_export.graph.nodes import cast_node, is_aggregation
 from pom_export.graph.saving import save_graph
+from pom_export.runtime.runners import Arrays, OnnxRuntimeRunner
 from pom_export.runtime.session import inference_session
 
 _WIDE = ir.DataType.FLOAT
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
-class EmulatedRunner(OnnxrtRunner):  # type: ignore[misc]  # Polygraphy is untyped
+class EmulatedRunner(OnnxRuntimeRunner):
     """Runs the emulation of a half-precision model, with our kernels or with the op's function.
 
     Args:
-        model: path of the file.
-        metadata: of its inputs.
         name: of the runner.
+        model: path of the file.
         kernels: whether our library is registered.
     """
 
-    def __init__(self, model: Path, metadata: TensorMetadata, name: str, *, kernels: bool) -> None:
-        super().__init__(lambda: _session(model, kernels), name=name)
-        self._metadata = metadata
+    def __init__(self, name: str, model: Path, *, kernels: bool) -> None:
+        super().__init__(name, lambda options: _session(model, kernels, options))
 
-    def get_input_metadata_impl(self) -> TensorMetadata:  # noqa: D102 (Polygraphy's)
-        return self._metadata
-
-    def infer_impl(self, feed_dict: dict[str, Any]) -> OrderedDict[str, Any]:  # noqa: D102 (Polygraphy's)
-        feed = {
+    def infer(self, feed: Arrays) -> Arrays:
+        """Return the outputs by name, in float32."""
+        wide = {
             name: array.astype(np.float32) if array.dtype in (np.float16, ml_dtypes.bfloat16) else array
-            for name, array in feed_dict.items()
+            for name, array in feed.items()
         }
-        return super().infer_impl(feed)
+        return super().infer(wide)
 
 
-def _session(model: Path, kernels: bool) -> Any:
+def _session(model: Path, kernels: bool, options: Any) -> Any:
     with scratch_folder() as folder:
         emulated = folder / "emulated.onnx"
         save_emulation(model, emulated)
-        return inference_session(emulated, kernels=kernels)
+        return inference_session(emulated, kernels=kernels, session_options=options)
 
 
 def save_emulation(model: str | os.PathLike[str], path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -13,7 +13,7 @@ from pom_export.arrays import read_npz
 from pom_export.errors import InputError
 from pom_export.graph.exported import BATCH, CONTEXT_TOKENS, PAST_TOKENS, TOKENS, InputLimits, TensorSpec, is_past
 from pom_export.parity.case import Array, Case
-from pom_export.parity.past import draw_past, past_lengths
+from pom_export.parity.past import draw_past, past_lengths, rows_differ
 
 LONGEST: Final = 1030
 """Tokens of the longest of the cases that every export is compared on."""
@@ -60,13 +60,14 @@ _MASK_PLANS = (
 )
 
 
-def make_cases(specs: Sequence[TensorSpec], limits: InputLimits, seed: int) -> Iterator[Case]:
+def make_cases(specs: Sequence[TensorSpec], limits: InputLimits, seed: int, longest: int = LONGEST) -> Iterator[Case]:
     """Yield random and edge cases for a model's inputs, reproducible from the seed.
 
     Args:
         specs: the inputs.
         limits: what they may hold.
         seed: of the random generator.
+        longest: most tokens of a case.
     """
     masked = any(spec.dtype == np.bool_ for spec in specs)
     random_state = np.random.default_rng(seed)
@@ -74,7 +75,9 @@ def make_cases(specs: Sequence[TensorSpec], limits: InputLimits, seed: int) -> I
     for plan in (_PLANS if _has_tokens(specs) else _ROW_PLANS) + (_MASK_PLANS if masked else ()):
         if plan.scale != 1.0 and not scaled:
             continue  # token ids have no scale
-        yield Case(plan.name, draw(specs, plan, limits, random_state))
+        tokens, context_tokens = min(plan.tokens, longest), min(plan.context_tokens, longest)
+        bounded = replace(plan, tokens=tokens, context_tokens=context_tokens)
+        yield Case(plan.name, draw(specs, bounded, limits, random_state))
 
 
 def _has_tokens(specs: Sequence[TensorSpec]) -> bool:
@@ -90,7 +93,7 @@ def draw(specs: Sequence[TensorSpec], plan: Plan, limits: InputLimits, seed: np.
     """
     sizes = _sizes(specs, plan, limits.tokens)
     ragged = any(spec.dtype == np.bool_ for spec in specs)
-    lengths = past_lengths(sizes[BATCH], sizes[PAST_TOKENS], ragged)
+    lengths = past_lengths(sizes[BATCH], sizes[PAST_TOKENS], rows_differ(specs))
     feed = {}
     for spec in specs:
         shape = [axis if isinstance(axis, int) else sizes[axis] for axis in spec.axes]

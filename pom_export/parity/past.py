@@ -8,18 +8,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pom_export.graph.exported import PAST_LENGTH, PAST_STATE, TensorSpec
+from pom_export.graph.exported import PAST_LENGTH, PAST_STATE, PAST_TOKENS, TensorSpec
 
 Array = npt.NDArray[Any]
 _HALF_ULP = 2.0**-25
-# Rows of a ragged batch have this many tokens fewer, in turn.
-_RAGGED = (0, 3, 1)
+# What the rows of a batch have seen of the longest past, in turn: streams of different age, a new one among them.
+_FEWER = (0, 3, 2**62)
 
 
-def past_lengths(batch: int, tokens: int, ragged: bool) -> Array:
+def past_lengths(batch: int, tokens: int, differ: bool) -> Array:
     """Return how many tokens each row of the batch has seen, int64: so many, or fewer where rows may differ."""
-    fewer = np.resize(_RAGGED, batch) if ragged else np.zeros(batch, np.int64)
+    fewer = np.resize(_FEWER, batch) if differ else np.zeros(batch, np.int64)
     return np.maximum(tokens - fewer, 0).astype(np.int64)
+
+
+def rows_differ(specs: Sequence[TensorSpec]) -> bool:
+    """Return whether rows of a batch may have seen different numbers of tokens: with keys, only where a mask is."""
+    masked = any(spec.dtype == np.bool_ for spec in specs)
+    return masked or not any(PAST_TOKENS in spec.axes for spec in specs)
 
 
 def draw_past(spec: TensorSpec, shape: Sequence[int], lengths: Array, random_state: np.random.Generator) -> Array:

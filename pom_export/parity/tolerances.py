@@ -69,3 +69,12 @@ LONG_CAUSAL: Final = Tolerance(
     1e-6, 0.0, "131072 tokens: what the compensated sums are for; a plain float32 sum of this length errs by 1e-4"
 )
 """For long prefix sums in float32."""
+
+BENCHMARK: Final = {
+    "float32": Tolerance(
+        1e-3, 1e-7, "only that all backends do the same work: a plain float32 sum over 100,000 tokens is off by 1e-4"
+    ),
+    "float16": Tolerance(3e-2, 1e-5, "the same; five times what a whole model's outputs may be off by"),
+    "bfloat16": Tolerance(2e-1, 1e-4, "the same, with an eighth of float16's precision"),
+}
+"""For the outputs of backends that are timed side by side, by the model's type."""

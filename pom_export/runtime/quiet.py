@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 
 @contextmanager
 def quiet_polygraphy() -> Iterator[None]:
-    """Silence Polygraphy, whose log goes to stdout, and Python warnings of what it calls; errors still raise."""
-    from polygraphy.logger import G_LOGGER
-
-    with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1), warnings.catch_warnings():
+    """Silence Polygraphy, where it is in use: its log goes to stdout; and Python's warnings. Errors still raise."""
+    logger = getattr(sys.modules.get("polygraphy.logger"), "G_LOGGER", None)
+    silence = nullcontext() if logger is None else logger.verbosity(logger.CRITICAL + 1)
+    with silence, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

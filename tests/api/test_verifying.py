@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import nn
 
 import pom_export
 from pom_export.api.expecting import _reach
@@ -21,31 +17,9 @@ from pom_export.graph.program import GraphOptions
 from pom_export.graph.programs import program_of
 from pom_export.mixer import MixerConfig, RotaryPolynomialMixer
 from pom_export.models import LanguageModel, LanguageModelConfig
-from pom_export.parity.report import ParityReport
+from tests.exports import Edit, Exported, claim, weight
 
-Edit = Callable[[onnx.ModelProto], Any]
 VOCABULARY = 300
-
-
-class Exported:
-    """A checkpoint and its export, which tests spoil."""
-
-    def __init__(self, folder: Path, module: nn.Module, **options: Any) -> None:
-        self.folder = folder
-        random = torch.Generator().manual_seed(5)
-        for parameter in module.parameters():
-            torch.nn.init.normal_(parameter, std=0.2, generator=random)
-        self.checkpoint = folder / "c.pt"
-        torch.save(module.state_dict(), self.checkpoint)
-        pom_export.export(self.checkpoint, folder / "m.onnx", **options)
-
-    def verify(self, *edits: Edit, file: str = "spoiled.onnx") -> ParityReport:
-        """Return what verify says of the export after some edits."""
-        model = onnx.load(self.folder / "m.onnx")
-        for edit in edits:
-            edit(model)
-        onnx.save(model, self.folder / file)
-        return pom_export.verify(self.folder / file, checkpoint=self.checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -79,32 +53,6 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 @pytest.fixture(scope="module")
 def half(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return Exported(tmp_path_factory.mktemp("half"), pom_export.PolynomialMixer(16, 2, 2), dtype="float16")
-
-
-def weight(name: str, change: Callable[[np.ndarray], Any]) -> Edit:
-    """Return an edit of the initializer whose name starts so."""
-
-    def edit(model: onnx.ModelProto) -> None:
-        tensor = next(tensor for tensor in model.graph.initializer if tensor.name.startswith(name))
-        array = numpy_helper.to_array(tensor).copy()
-        changed = change(array)
-        tensor.CopyFrom(numpy_helper.from_array(array if changed is None else changed.astype(array.dtype), tensor.name))
-
-    return edit
-
-
-def claim(name: str, text: str | None) -> Edit:
-    """Return an edit of a property; None removes it."""
-
-    def edit(model: onnx.ModelProto) -> None:
-        kept = [prop for prop in model.metadata_props if prop.key != f"pom_export.{name}"]
-        assert len(kept) < len(model.metadata_props)
-        texts = {prop.key: prop.value for prop in kept}
-        if text is not None:
-            texts[f"pom_export.{name}"] = text
-        helper.set_model_props(model, texts)
-
-    return edit
 
 
 def scaled(factor: float) -> Edit:
@@ -367,3 +315,23 @@ def test_sizes_that_no_comparison_takes_are_refused(mixer: Exported, rotary: Exp
 def test_the_longest_case_is_as_long_as_the_table(positions: int, tokens: int) -> None:
     mixer = RotaryPolynomialMixer(8, 2, 2, max_seq_len=positions)
     assert _reach(program_of(mixer, GraphOptions("causal"))).tokens == tokens
+
+
+def the_first_rows_length(model: onnx.ModelProto) -> None:
+    """Give every row of a batch the number of tokens that the first one has seen."""
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            if name == "past_length":
+                node.input[place] = "of_the_first"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "first"))
+    make = helper.make_node
+    for node in (
+        make("Expand", ["length", "rows"], ["of_the_first"]),
+        make("Shape", ["past_length"], ["rows"]),
+        make("Gather", ["past_length", "first"], ["length"], axis=0),
+    ):
+        model.graph.node.insert(0, node)
+
+
+def test_rows_of_a_batch_are_streams_of_their_own(stateful: Exported) -> None:
+    assert not stateful.verify(the_first_rows_length)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from pom_export.attention import MultiheadPolynomialMixer, VisionPolynomialMixer, replace_attention
+from pom_export.attention import MultiheadPolynomialMixer, VisionPolynomialMixer, replace_attention, scan
 from pom_export.errors import InputError
 from tests.attention import zoo
 
@@ -184,3 +185,63 @@ def test_a_refusal_changes_nothing(arguments: dict[str, Any], message: str) -> N
     with pytest.raises(InputError, match=message):
         replace_attention(model, **arguments)
     assert all(isinstance(layer, nn.MultiheadAttention) for layer in model)
+
+
+class Gate(nn.Module):
+    """A gate that training starts at 0, so that its one weight is falsy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(1))
+
+
+class Index(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("relative_position_index", torch.arange(4))
+
+
+def with_child(child: nn.Module) -> zoo.TimmAttention:
+    block = zoo.TimmAttention()
+    block.extra = child
+    return block
+
+
+def changed(change: Any) -> nn.Module:
+    block = zoo.TimmAttention()
+    change(block)
+    return block
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: with_child(nn.Linear(4, 4)), "it holds extra"),
+        (lambda: with_child(Gate()), "it holds extra"),
+        (lambda: with_child(Index()), "it holds extra"),
+        (lambda: with_child(nn.AvgPool1d(2)), "it holds extra"),
+        (lambda: with_child(nn.Sequential(nn.Identity(), nn.Conv2d(2, 2, 1))), "it holds extra"),
+        (lambda: changed(lambda b: b.register_parameter("logit_scale", nn.Parameter(torch.ones(2)))), "logit_scale"),
+        (lambda: changed(lambda b: b.register_buffer("bias_index", torch.arange(4))), "bias_index"),
+        (lambda: changed(lambda b: b.register_forward_hook(lambda *_: None)), "forward hooks"),
+        (lambda: changed(lambda b: b.register_forward_pre_hook(lambda *_: None)), "forward hooks"),
+        (lambda: changed(lambda b: setattr(b, "forward", lambda x: x)), "a forward that was assigned"),
+        (lambda: changed(lambda b: setattr(b, "qkv", zoo.Adapted(b.qkv))), "its qkv is a Adapted: .*merge_and_unload"),
+    ],
+)
+def test_what_a_block_has_beyond_the_plain_one_keeps_it(make: Any, message: str) -> None:
+    model = nn.ModuleDict({"odd": make(), "plain": zoo.TimmAttention()})
+    findings = scan(model)
+    report = replace_attention(model)
+    assert [one.name for one in report.replaced] == ["plain"]
+    assert [one.name for one in report.kept] == ["odd"]
+    assert report.kept[0].reason.startswith("found, not replaced: ")
+    assert re.search(message, report.kept[0].reason)
+    assert [one.replaceable for one in findings] == [False, True]
+
+
+def test_children_that_compute_nothing_are_no_obstacle_and_norms_are_named() -> None:
+    block = with_child(nn.Identity())
+    block.softmax, block.drop = nn.Softmax(-1), nn.Dropout(0.1)
+    report = replace_attention(nn.ModuleDict({"a": block}))
+    assert "q_norm, k_norm dropped" in report.replaced[0].notes

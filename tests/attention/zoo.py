@@ -32,6 +32,19 @@ class TimmAttention(nn.Module):
         return self.proj_drop(self.proj(y.transpose(1, 2).flatten(2)))
 
 
+class Adapted(nn.Module):
+    """As peft's low-rank adapters."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = base
+        self.lora_A = nn.Linear(base.in_features, 2, bias=False)
+        self.lora_B = nn.Linear(2, base.out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_layer(x) + self.lora_B(self.lora_A(x))
+
+
 class WindowAttention(TimmAttention):
     """As in Swin: a bias by relative position."""
 

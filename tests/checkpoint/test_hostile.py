@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pom_export.checkpoint import load_model, values
-from pom_export.checkpoint.hints import Hints, hints_in
+from pom_export.checkpoint.hints import Hints
 from pom_export.checkpoint.pickles import read_archive, read_legacy
+from pom_export.checkpoint.settings import settings_in
 from pom_export.checkpoint.unpickling import Inert
 from pom_export.errors import CheckpointError, InputError
 from pom_export.mixer import PolynomialMixer
@@ -122,12 +123,12 @@ def test_lists_in_lists_are_looked_at_once() -> None:
         nested = [nested] * 30
     itself: dict[str, Any] = {"model": {}}
     itself |= {f"k{i}": itself for i in range(40)}
-    assert hints_in({"x": nested, "y": itself}).degree == 3
+    assert settings_in({"config": nested, "args": itself}).degree == 3
 
 
 def test_settings_of_other_types_say_nothing() -> None:
     """Python writes out no integer of 5,000 digits."""
-    assert hints_in({"_target_": 10**5000, "degree": 10**5000, "n_head": [], "order": 3}) == Hints(degree=3)
+    assert settings_in({"_target_": 10**5000, "degree": 10**5000, "n_head": [], "order": 3}) == Hints(degree=3)
 
 
 def test_an_archive_is_as_torch_leaves_it(tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ def test_everything_that_torch_saves_is_read(tmp_path: Path, write: Callable[...
     write(trainer, tmp_path / "a.pt")
     content = (read_archive if write is torch.save else read_legacy)(tmp_path / "a.pt")
     assert content.keys() == trainer.keys()
-    assert hints_in(content).degree == 3
+    assert settings_in(content).degree == 3
     assert content["history"]["loss"] == [1.0, 2.0]
     for name, value in expected.items():
         assert content["model"][name].dtype == value.dtype

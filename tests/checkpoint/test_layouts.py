@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,13 +12,9 @@ from pom_export.checkpoint import load_model
 from pom_export.checkpoint.layouts import with_joined_projections
 from pom_export.checkpoint.recognition import recognise
 from pom_export.errors import CheckpointError
-from pom_export.graph.lowering import lower_mixers
 from pom_export.mixer import MixerConfig, PolynomialMixer, ProductMixer, RotaryPolynomialMixer
 from pom_export.models import LanguageModel, LanguageModelConfig
-from tests.conftest import GOLDEN_FOLDERS
-from tests.official_style import SeparatePoM
 
-SEPARATE = [folder for folder in GOLDEN_FOLDERS if folder.name.startswith("v2_separate")]
 Tensors = dict[str, Tensor]
 
 
@@ -105,21 +100,6 @@ def test_an_average_by_name_is_in_the_layout_of_its_names(tmp_path: Path) -> Non
     loaded = load_model(tmp_path / "m.pt", weights="ema")
     assert torch.equal(loaded.module.get_parameter("qc_proj.weight"), mixer.qc_proj.weight * 2)
     assert any("older layout" in note for note in loaded.notes)
-
-
-@pytest.mark.parametrize("golden", SEPARATE, ids=lambda folder: folder.name, indirect=True)
-def test_a_users_module_of_the_older_class_is_replaced(golden: Any) -> None:
-    config = golden.config
-    module = SeparatePoM(
-        *(config[name] for name in ("dim", "degree", "expand", "n_groups", "n_sel_heads", "bias"))
-    ).eval()
-    module.load_state_dict(torch.load(golden.checkpoint))
-    x = torch.from_numpy(golden.arrays["xq"]).float()
-    expected = torch.from_numpy(golden.arrays["y_none"]).float()
-    assert torch.allclose(module(x), expected, atol=1e-5 * float(expected.abs().max()))
-    lowered = lower_mixers(module)
-    assert (lowered.replaced, lowered.near_misses) == ([""], {})
-    assert torch.allclose(lowered.module(x), expected, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_recognition_reads_shapes_of_todays_layout_only() -> None:

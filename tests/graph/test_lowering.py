@@ -20,7 +20,7 @@ from pom_export.parity.comparison import difference
 from pom_export.parity.tolerances import GOLDEN, MODELS
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from official_style import PoM, ProductPoM, RotaryPoM
+from official_style import PoM, ProductPoM, RotaryPoM, SeparatePoM
 
 MASKS = {"none": None, "causal": "causal", "2d": "mask2d", "3d": "mask3d"}
 
@@ -32,7 +32,7 @@ def official_module(config: dict[str, Any]) -> nn.Module:
     if "rope" in config:
         return RotaryPoM(config["dim"], config["degree"], config["expand"], config["rope"]["max_seq_len"])
     names = ("dim", "degree", "expand", "n_groups", "n_sel_heads", "bias")
-    return PoM(*(config[name] for name in names))
+    return (SeparatePoM if "layout" in config else PoM)(*(config[name] for name in names))
 
 
 def test_the_style_is_the_official_one_and_lowering_keeps_its_outputs(golden: Any) -> None:

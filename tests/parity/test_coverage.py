@@ -10,6 +10,7 @@ import pytest
 from pom_export.graph.exported import InputLimits, TensorSpec
 from pom_export.parity.case import Case, run_case
 from pom_export.parity.coverage import LONGER, Coverage, Reach, make_coverage
+from pom_export.parity.inputs import make_cases
 from pom_export.parity.interface import Interface
 
 REACH = Reach(LONGER, 10_000_003)
@@ -139,3 +140,30 @@ def test_a_state_that_is_lost_between_calls_shows() -> None:
 
     assert run_case(forgetful, case)["y"].max() == 2
     assert run_case(running_sum, case)["y"].max() == 4
+
+
+MASK = TensorSpec("mask", np.dtype("bool"), ("batch", "tokens"))
+
+
+@pytest.mark.parametrize("specs", [(TOKENS, STATE, LENGTH), (TOKENS, MASK, KEYS, LENGTH)])
+def test_rows_of_a_batch_are_of_different_age(specs: tuple[TensorSpec, ...]) -> None:
+    """One of them is new, in a batch with others that are not."""
+    found = [*make_cases(specs, InputLimits(), 0), *cover(*specs, limits=InputLimits()).cases]
+    ages = [case.feed["past_length"].tolist() for case in found]
+    assert all(len(set(row)) == len(row) for row in ages if max(row))
+    assert any(0 in row and max(row) for row in ages)
+    for feed in (case.feed for case in found if "past_state" in case.feed):
+        assert not feed["past_state"][feed["past_length"] == 0].any()
+
+
+def test_rows_are_of_one_age_where_keys_fill_the_past() -> None:
+    """Without a mask, what a row has seen is as long as its keys."""
+    for case in cover(TOKENS, KEYS, LENGTH, limits=InputLimits()).cases:
+        assert set(case.feed["past_length"].tolist()) == {case.feed["past_key_values.0.key"].shape[2]}
+
+
+def test_no_common_case_is_longer_than_this_machine_takes() -> None:
+    cases = make_cases((IDS,), InputLimits({"input_ids": (300_000,)}), 0, longest=100)
+    assert max(case.feed["input_ids"].shape[1] for case in cases) == 100
+    found = cover(IDS, limits=InputLimits({"input_ids": (300_000,)}), reach=Reach(50, 1, 100))
+    assert "sequences of more than 100 tokens were not compared" in found.notes

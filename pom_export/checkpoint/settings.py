@@ -1,0 +1,123 @@
+"""Read the model's own settings out of what a trainer saved beside the weights.
+
+A trainer's settings have the same names for many things: the order of an interpolation, the degree of a spline. They
+are the model's where they stand in the settings themselves, below a key that names the model or a part of it ("model",
+"model_args", "mixing_layer"), or beside a `_target_` that names a class of mixers. Others say nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from pom_export.checkpoint.hints import FAMILIES, NAMES, Hints, is_usable
+from pom_export.checkpoint.unpickling import Inert
+
+_WORD: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+# A key leads to settings of the model where each word in it is one of these.
+_MODEL_WORDS: Final = frozenset(
+    {"hyper", "parameters", "hparams", "config", "configs", "cfg", "conf", "args", "kwargs", "init", "settings"}
+    | {"options", "opt", "hp", "meta", "metadata"}
+    | {"model", "net", "network", "module", "lit", "arch", "architecture", "backbone", "transformer", "denoiser"}
+    | {"gpt", "mixer", "mixing", "pom", "attention", "attn", "layer", "layers", "block", "blocks", "alternate"}
+)
+# What libraries of configurations keep their entries in.
+_TRANSPARENT: Final = frozenset({"_content", "_fields", "__dict__"})
+_CLASS_KEYS: Final = ("_target_", "class_path")
+_MIXER_CLASS: Final = re.compile(r"PoM|polynomial_?mixer", re.IGNORECASE)
+_LOCAL_CLASS: Final = re.compile(r"local.*att|att.*local", re.IGNORECASE)
+_MOST_NAMED: Final = 3
+
+_Place = tuple[str, Any]
+
+
+def settings_in(content: Any) -> Hints:
+    """Return the hints in what a trainer saved, where they are the model's own.
+
+    A value counts where all places that name it agree; those beside the name of a mixer's class go before others.
+    """
+    found: dict[str, list[_Place]] = {hint: [] for hint in NAMES}
+    mixers: dict[str, list[_Place]] = {hint: [] for hint in NAMES}
+    local = False
+    for place, entries, is_model in _tables(content):
+        kind = next((entries[key] for key in _CLASS_KEYS if isinstance(entries.get(key), str)), "").rpartition(".")[2]
+        local = local or (is_model and _LOCAL_CLASS.search(kind) is not None)
+        if not is_model and not _MIXER_CLASS.search(kind):
+            continue
+        for hint, names in NAMES.items():
+            name = next((name for name in names if _is_plain_hint(entries.get(name), hint)), None)
+            if name is not None:
+                target = mixers if _MIXER_CLASS.search(kind) else found
+                target[hint].append((f"{place}.{name}" if place else name, entries[name]))
+    return _agreed({hint: mixers[hint] or found[hint] for hint in NAMES}, local)
+
+
+def _is_plain_hint(value: Any, hint: str) -> bool:
+    return isinstance(value, str) and value in FAMILIES if hint == "family" else is_usable(value, hint)
+
+
+def _agreed(found: Mapping[str, list[_Place]], local: bool) -> Hints:
+    values: dict[str, Any] = {}
+    origins, doubts = {}, []
+    for hint, places in found.items():
+        if len({value for _, value in places}) == 1:
+            origins[hint], values[hint] = places[0]
+        elif places:
+            listed = ", ".join(f"{place} is {value}" for place, value in places[:_MOST_NAMED])
+            doubts.append(f"settings in the file contradict each other, and none is used: {listed}")
+    return Hints(**values, local=local, origins=origins, doubts=tuple(doubts))
+
+
+def _tables(content: Any) -> Iterator[tuple[str, dict[str, Any], bool]]:
+    """Yield every table of settings: where it lies, its entries, and whether the keys to it are the model's.
+
+    Each is yielded once, or twice where it is reached both ways: the same list may lie in many others, or in itself.
+    """
+    waiting: deque[tuple[str, Any, bool]] = deque([("", content, True)])
+    seen = {(id(content), True)}
+    while waiting:
+        place, value, is_model = waiting.popleft()
+        parts = list(_parts(value))
+        entries = {key: part for key, part in parts if key and isinstance(part, (int, str))}
+        if entries:
+            yield place, {key: part for key, part in entries.items() if "." not in key}, is_model
+            yield from _dotted(place, entries, is_model)
+        for key, part in parts:
+            inner = is_model and (not key or _is_models(key))
+            if isinstance(part, (Mapping, list, tuple, Inert)) and (id(part), inner) not in seen:
+                seen.add((id(part), inner))
+                waiting.append((".".join(filter(None, (place, key))), part, inner))
+
+
+def _dotted(place: str, entries: Mapping[str, Any], is_model: bool) -> Iterator[tuple[str, dict[str, Any], bool]]:
+    """Yield the tables of entries whose names are whole paths, as in "model.degree"."""
+    for name, value in entries.items():
+        *keys, last = name.split(".")
+        if keys:
+            yield ".".join(filter(None, (place, *keys))), {last: value}, is_model and all(map(_is_models, keys))
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the entries of a table by name, and what lies in other containers without one."""
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            if isinstance(key, str) and (not key.startswith("_") or key in {*_TRANSPARENT, *_CLASS_KEYS}):
+                yield "" if key in _TRANSPARENT else key, _plain(entry)
+    elif isinstance(value, Inert):
+        yield from (("", part) for part in (value.state, value.entries, value.items, value.contents) if part)
+    elif isinstance(value, (list, tuple)):
+        yield from (("", part) for part in value)
+
+
+def _is_models(key: str) -> bool:
+    words = _WORD.findall(key)
+    return key.isdecimal() or (bool(words) and all(word.lower() in _MODEL_WORDS for word in words))
+
+
+def _plain(value: Any) -> Any:
+    """Return what a node of an OmegaConf configuration holds; other values as they are."""
+    if isinstance(value, Inert) and isinstance(value.state, Mapping) and "_val" in value.state:
+        return value.state["_val"]
+    return value

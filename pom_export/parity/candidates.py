@@ -1,0 +1,77 @@
+"""The backends that a model is compared on here, and which implementation of the op each of them takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from pom_export import contract
+from pom_export.engine.recipe import FUNCTION
+from pom_export.errors import MissingDependencyError, printable
+from pom_export.graph.exported import ExportedModel
+from pom_export.parity.emulation import EmulatedRunner
+from pom_export.runtime.library import custom_ops_library
+from pom_export.runtime.runners import OnnxRuntimeRunner, Runner
+from pom_export.runtime.session import inference_session
+
+ONNXRUNTIME: Final = "onnxruntime"
+EMULATION: Final = "onnxruntime emulating"
+KERNEL: Final = "kernel"
+STANDARD: Final = "standard operators"
+"""The path of a file without a node of our ops: another tool has put functions in the nodes' place, say."""
+
+# How the types of our nodes begin, which ONNX Runtime tells without their domain.
+_OPS: Final = (contract.OP_NAME, contract.GATED_OP_NAME)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A backend to compare: its name, which path the op takes in it, and its runner."""
+
+    backend: str
+    path: str
+    runner: Runner
+
+    def kernels_run(self) -> int | None:
+        """Return how many nodes the first call gave to our kernels; None: not known."""
+        ran = self.runner.ran if isinstance(self.runner, OnnxRuntimeRunner) else None
+        return None if ran is None else sum(count for name, count in ran.items() if name.startswith(_OPS))
+
+    def path_taken(self) -> str:
+        """Return the path, once the model has run: "kernel" only where one of our kernels did."""
+        return STANDARD if self.path == KERNEL and self.kernels_run() == 0 else self.path
+
+
+def onnxruntime_candidates(model: ExportedModel) -> tuple[list[Candidate], list[str]]:
+    """Return the candidates that ONNX Runtime offers for a model here, and why others are missing."""
+    paths: list[str] = []
+    missing = []
+    if not model.aggregations:
+        paths = [STANDARD]
+    else:
+        try:
+            custom_ops_library()
+            paths.append(KERNEL)
+        except MissingDependencyError as error:
+            missing.append(f"{ONNXRUNTIME} ({KERNEL}): {error.what}")
+        if model.without_function:
+            names = printable(", ".join(model.without_function))
+            missing.append(f"{ONNXRUNTIME} ({FUNCTION}): the file has lost the function of {names}")
+        else:
+            paths.append(FUNCTION)
+    if model.precision == "bfloat16":
+        return [_emulated(model, path) for path in paths], missing
+    candidates = [_plain(model, path) for path in paths]
+    return candidates + ([_emulated(model, path) for path in paths[:1] if model.precision == "float16"]), missing
+
+
+def _plain(model: ExportedModel, path: str) -> Candidate:
+    def load(options: object) -> object:
+        return inference_session(model.path, kernels=path == KERNEL, session_options=options)
+
+    return Candidate(ONNXRUNTIME, path, OnnxRuntimeRunner(f"{ONNXRUNTIME} ({path})", load))
+
+
+def _emulated(model: ExportedModel, path: str) -> Candidate:
+    name = f"{EMULATION} {model.precision}"
+    return Candidate(name, path, EmulatedRunner(f"{name} ({path})", model.path, kernels=path == KERNEL))

@@ -1,0 +1,61 @@
+"""What a model's outputs should be, case by case, and only as long as they are looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, overload
+
+from pom_export.parity.case import Arrays, Case
+
+# Numbers of small targets that are kept for the next backend; what is larger is computed for each. 128 MiB of float64.
+_KEPT: Final = 2**24
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the reference gives for one case.
+
+    Attributes:
+        outputs: by name, in float64 but for integers.
+    """
+
+    outputs: Arrays
+
+    @property
+    def size(self) -> int:
+        """How many numbers it holds."""
+        return sum(array.size for array in self.outputs.values())
+
+
+class Targets(Sequence[Target]):
+    """The targets of cases, computed when they are asked for: no two large ones are held at once.
+
+    Args:
+        cases: the inputs.
+        compute: returns the target of a case.
+    """
+
+    def __init__(self, cases: Sequence[Case], compute: Callable[[Case], Target]) -> None:
+        self._cases = cases
+        self._compute = compute
+        self._kept: dict[int, Target] = {}
+        self._room = _KEPT
+
+    def __len__(self) -> int:
+        return len(self._cases)
+
+    @overload
+    def __getitem__(self, index: int) -> Target: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Target]: ...
+    def __getitem__(self, index: int | slice) -> Target | Sequence[Target]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if index in self._kept:
+            return self._kept[index]
+        target = self._compute(self._cases[index])
+        if target.size <= self._room:
+            self._room -= target.size
+            self._kept[index] = target
+        return target
