@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from pom_export.checkpoint.foreign import HEAD, check_file, check_folder
 from pom_export.checkpoint.pickles import SAFE_FORMAT_HINT, read_archive, read_legacy
 from pom_export.errors import CheckpointError, reason_of
 from pom_export.files import readable_file
@@ -24,6 +26,7 @@ _COPY_HINT = "Copy or save it again"
 _MOST_JSON = 4 << 20
 _MOST_HEADER = 16 << 20
 _MOST_IN_HEADER = 4_000_000
+_NARROW = re.compile(r"[FIU][1-6](_|$)")  # F4, F6_E2M3, I4
 
 
 def read_content(file: Path) -> tuple[Any, Mapping[str, str]]:
@@ -37,15 +40,14 @@ def read_content(file: Path) -> tuple[Any, Mapping[str, str]]:
     """
     readable_file(file, "checkpoint")
     with file.open("rb") as stream:
-        head = stream.read(16)
+        head = stream.read(HEAD)
+    check_file(file, head)
     if head[_LENGTH : _LENGTH + 1] == _JSON:
         return _read_safetensors(file, int.from_bytes(head[:_LENGTH], "little"))
     if head[:4] == _ZIP:
         return read_archive(file), {}
     if head[:1] == _PICKLE:
         return read_legacy(file), {}
-    if file.suffix == ".onnx":
-        raise CheckpointError(f"{file} is an ONNX model, not a checkpoint", "Name the file it was exported from")
     raise CheckpointError(
         f"{file} is not a checkpoint: it starts with {head[:8]!r}", f"Expected .safetensors or .pt. {SAFE_FORMAT_HINT}"
     )
@@ -62,6 +64,10 @@ def files_of_folder(folder: Path) -> list[Path]:
             return [folder / name]
         if (folder / f"{name}.index.json").is_file():
             return _shards(folder / f"{name}.index.json")
+    indices = sorted(folder.glob("*.safetensors.index.json")) or sorted(folder.glob("*.bin.index.json"))
+    if len(indices) == 1:
+        return _shards(indices[0])
+    check_folder(folder)
     found = sorted(file for file in folder.iterdir() if file.suffix in _SUFFIXES and file.is_file())
     if len(found) == 1:
         return found
@@ -110,9 +116,20 @@ def _read_safetensors(file: Path, header: int) -> tuple[Mapping[str, torch.Tenso
         with file.open("rb") as stream:
             stream.seek(_LENGTH)
             # The library would take the last of two tensors of one name.
-            parse_json(stream.read(header), _MOST_IN_HEADER)
+            declared = parse_json(stream.read(header), _MOST_IN_HEADER)
+        _check_types(file, declared)
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
             return tensors, opened.metadata() or {}
+    except CheckpointError:
+        raise
     except Exception as error:  # the library's, and torch's of types that it does not know
         raise CheckpointError(f"{file} is not a whole safetensors file: {reason_of(error)}", _COPY_HINT) from error
+
+
+def _check_types(file: Path, header: Any) -> None:
+    """Refuse types of less than eight bits and others that torch has no tensors of."""
+    for name, entry in header.items() if isinstance(header, dict) else ():
+        kind = entry.get("dtype") if isinstance(entry, dict) else None
+        if isinstance(kind, str) and _NARROW.match(kind):
+            raise CheckpointError(f"{file}: {name} is of type {kind}", "Save the weights in bfloat16 or wider")

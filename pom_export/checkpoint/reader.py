@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from pom_export.checkpoint.choosing import asked_set, default_set
+from pom_export.checkpoint.foreign import check_names, check_trainer, check_whole
 from pom_export.checkpoint.formats import files_of_folder, read_content
 from pom_export.checkpoint.hints import Hints, config_beside, hints_from
 from pom_export.checkpoint.pickles import SAFE_FORMAT_HINT
@@ -75,6 +76,7 @@ class Checkpoint:
             CheckpointError: an entry is no tensor, or none of plain values, or they claim more than the file has.
         """
         named = chosen.tensors
+        check_names(self.path, named)
         odd = next((name for name, value in named.items() if not isinstance(value, _TENSORS)), None)
         if odd is not None:
             raise CheckpointError(
@@ -100,6 +102,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         CheckpointError: it is truncated, of another format, or holds no weights.
     """
     place = Path(path)
+    if not place.is_dir():
+        check_whole(place)
     files = files_of_folder(place) if place.is_dir() else [place]
     hints, settings = Hints(), Hints()
     contents = []
@@ -110,6 +114,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         contents.append(_mapping(file, content))
     sets = find_sets(files[0], contents[0]) if len(files) == 1 else find_sets(place, _joined(files, contents))
     if not sets:
+        check_trainer(files[0], contents[0])
         raise _no_weights(files[0], contents[0])
     return Checkpoint(place, files, sets, hints.over(config_beside(files[0].parent)), settings)
 
@@ -141,6 +146,8 @@ def _no_weights(file: Path, content: Mapping[Any, Any]) -> CheckpointError:
 
 def _kind(value: Any) -> str:
     """Return what a value is."""
+    if isinstance(value, Inert) and value.name.startswith("torch.distributed"):
+        return f"piece of a distributed tensor ({value.name})"
     if isinstance(value, Inert):
         return f"pickled {value.name}, and what is pickled is never run"
     return type(value).__name__

@@ -28,6 +28,8 @@ _DTYPES: Final = {
     "UntypedStorage": torch.uint8,
 }
 # Of tensors without a storage of plain values: how torch.save names what would rebuild them.
+_OWN_CLASS: Final = "of a class of its own"
+_DENSE: Final = "Save it dense, with its values"
 _OTHER_TENSORS: Final = {
     "torch._utils._rebuild_sparse_tensor": "sparse",
     "torch._utils._rebuild_sparse_csr_tensor": "sparse",
@@ -36,8 +38,19 @@ _OTHER_TENSORS: Final = {
     "torch._utils._rebuild_meta_tensor_no_storage": "without data",
     "torch._utils._rebuild_device_tensor_from_numpy": "of a device that is not here",
     "torch._utils._rebuild_device_tensor_from_cpu_tensor": "of a device that is not here",
-    "torch._utils._rebuild_wrapper_subclass": "of a class of its own",
+    "torch._utils._rebuild_wrapper_subclass": _OWN_CLASS,
 }
+# Of tensors of other classes: what their names tell.
+_CLASSES: Final = (
+    (
+        "torch.distributed",
+        "a piece of a distributed tensor",
+        "Save the full state dict (get_model_state_dict with full_state_dict=True), or join a distributed checkpoint "
+        "with python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER checkpoint.pt",
+    ),
+    ("torchao", "quantized by torchao", "Save the weights in bfloat16 or wider, before they are quantized"),
+    ("bitsandbytes", "quantized by bitsandbytes", "Save the weights in bfloat16 or wider, before they are quantized"),
+)
 
 
 @dataclass(frozen=True)
@@ -60,13 +73,20 @@ class OtherTensor(Inert):
 
     Attributes:
         kind: which way.
+        hint: what to do about it.
     """
 
-    __slots__ = ("kind",)
+    __slots__ = ("hint", "kind")
 
     def __init__(self, name: str, contents: tuple[Any, ...]) -> None:
         super().__init__(name, contents)
-        self.kind = _OTHER_TENSORS[name]
+        self.kind, self.hint = _OTHER_TENSORS.get(name, f"rebuilt by {name}"), _DENSE
+        classes = [part.name for part in contents if isinstance(part, Inert)]
+        for pattern, kind, hint in _CLASSES:
+            if any(pattern in one for one in (name, *classes)):
+                self.kind, self.hint = kind, hint
+        if self.kind == _OWN_CLASS and classes:
+            self.kind = f"{_OWN_CLASS}, {classes[0]}"
 
 
 def storage_dtype(kind: Any) -> torch.dtype:
@@ -114,9 +134,11 @@ def _rebuild_v3(storage: Any, offset: Any, size: Any, stride: Any, _: Any, __: A
     return _strided(storage, offset, size, stride, known)
 
 
-def _rebuild_from_type(function: Any, _: Any, arguments: Any, __: Any = None) -> Any:
+def _rebuild_from_type(function: Any, kind: Any, arguments: Any, __: Any = None) -> Any:
     """A tensor with attributes of its own, which are left out; or of a subclass, which is not made."""
     known = CALLS.get(function.name) if isinstance(function, Inert) else None
+    if known is None and isinstance(function, Inert):
+        return OtherTensor(function.name, (kind,))
     if known is None or known is _rebuild_from_type or not isinstance(arguments, tuple):
         raise PickleError("a tensor in it is rebuilt in a way that torch.save does not know")
     return known(*arguments)

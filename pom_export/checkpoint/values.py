@@ -14,6 +14,7 @@ from pom_export.errors import CheckpointError
 
 _FLOAT_TYPES: Final = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Weights of so many bytes may repeat their values whatever the file's size.
+_EMPTY_HINT: Final = "Is it whole? Of DeepSpeed's ZeRO stage 3 the weights lie elsewhere: zero_to_fp32.py joins them"
 _SMALL: Final = 64 << 20
 _VALUES_AT_ONCE: Final = 1 << 24
 
@@ -33,9 +34,9 @@ def with_room(file: Path, file_bytes: int, entries: Mapping[str, Tensor | OtherT
     tensors: dict[str, Tensor] = {}
     for name, entry in entries.items():
         if isinstance(entry, OtherTensor):
-            raise CheckpointError(f"{file}: {name} is {entry.kind}", "Save it dense, with its values")
+            raise CheckpointError(f"{file}: {name} is {entry.kind}", entry.hint)
         if not entry.numel():
-            raise CheckpointError(f"{file}: {name} of shape {tuple(entry.shape)} holds no values", "Is it whole?")
+            raise CheckpointError(f"{file}: {name} of shape {tuple(entry.shape)} holds no values", _EMPTY_HINT)
         tensors[name] = entry
     claimed = sum(tensor.nbytes for _, tensor in _distinct(tensors.items()))
     if claimed > 2 * file_bytes + _SMALL:
@@ -54,11 +55,19 @@ def check_values(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """
     for name, tensor in _distinct(tensors.items()):
         if tensor.dtype not in _FLOAT_TYPES:
-            raise CheckpointError(f"{path}: {name} is {tensor.dtype}", "Weights must be floating point")
+            raise CheckpointError(f"{path}: {name} is {tensor.dtype}", _type_hint(tensor.dtype))
         if bad := sum(int((~torch.isfinite(part)).sum()) for part in _parts(tensor)):
             raise CheckpointError(
                 f"{path}: {name} holds {bad} NaN or infinite of {tensor.numel()} values", "The training diverged?"
             )
+
+
+def _type_hint(dtype: torch.dtype) -> str:
+    if "float" in str(dtype):
+        return "Save the weights in bfloat16 or wider: the scales of such narrow types lie elsewhere"
+    if dtype in {torch.int8, torch.uint8}:
+        return "Quantized weights are not read: save them in bfloat16 or wider"
+    return "Weights must be floating point"
 
 
 def _distinct(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:

@@ -1,0 +1,196 @@
+"""Name the kinds of checkpoints that are not read, with what turns each into one that is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pom_export.checkpoint.pickles import SAFE_FORMAT_HINT
+from pom_export.errors import CheckpointError
+
+HEAD: Final = 512
+"""Bytes at a file's beginning that tell what it is."""
+
+_JOIN_DISTRIBUTED: Final = (
+    "Join it into one file: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} checkpoint.pt"
+)
+_JOIN_DEEPSPEED: Final = "Join it into one file: python zero_to_fp32.py {folder} OUTPUT, the script that lies beside it"
+_WIDER: Final = "Save the weights in bfloat16 or wider, before they are quantized"
+_TO_TORCH: Final = "Load it with the library that wrote it, and save a PyTorch state dict"
+_NAME_ONE: Final = "Name the folder or file of one model in it"
+_NUMPY: Final = "a NumPy archive"
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of checkpoint that is not read.
+
+    Attributes:
+        what: what it is.
+        hint: what to do about it; may speak of the {folder}.
+        matches: whether names of a folder's files are of this kind.
+    """
+
+    what: str
+    hint: str
+    matches: Callable[[set[str]], bool]
+
+
+def _any(*patterns: str) -> Callable[[set[str]], bool]:
+    joined = re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
+    return lambda names: any(joined.fullmatch(name) for name in names)
+
+
+_FOLDERS: Final = (
+    _Kind("a distributed checkpoint of torch", _JOIN_DISTRIBUTED, _any(r"\.metadata", r".*\.distcp")),
+    _Kind(
+        "a distributed checkpoint of DeepSpeed",
+        _JOIN_DEEPSPEED,
+        _any(r"zero_to_fp32\.py", r".*_(model|optim)_states\.pt"),
+    ),
+    _Kind(
+        "a checkpoint of Megatron-LM, one file a rank",
+        "Convert it with Megatron-LM's tools/checkpoint/convert.py into one state dict",
+        _any(r"latest_checkpointed_iteration\.txt", r"mp_rank_\d+.*"),
+    ),
+    _Kind("a checkpoint of Orbax (JAX)", _TO_TORCH, _any(r"_CHECKPOINT_METADATA", r"manifest\.ocdbt", r"_METADATA")),
+    _Kind("a model of TensorFlow", _TO_TORCH, _any(r"saved_model\.pb", r".*\.data-\d{5}-of-\d{5}", r"tf_model\.h5")),
+    _Kind("a model of Flax (JAX)", _TO_TORCH, _any(r"flax_model\.msgpack")),
+    _Kind(
+        "an adapter of peft without the model that it adapts",
+        "Merge them: model.merge_and_unload().save_pretrained(FOLDER)",
+        _any(r"adapter_config\.json"),
+    ),
+    _Kind("a pipeline of diffusers, of several models", _NAME_ONE, _any(r"model_index\.json")),
+    _Kind("a model of llama.cpp (GGUF)", _WIDER, _any(r".*\.gguf")),
+)
+
+_HEADS: Final = (
+    (b"GGUF", "a model of llama.cpp (GGUF)", _WIDER),
+    (b"lmgg", "a model of llama.cpp (GGML)", _WIDER),
+    (b"tjgg", "a model of llama.cpp (GGML)", _WIDER),
+    (b"\x89HDF\r\n", "an HDF5 file, as Keras writes them", _TO_TORCH),
+    (b"\x93NUMPY", "an array of NumPy", _TO_TORCH),
+    (b"version https://git-lfs", "a pointer of Git LFS in the file's place", "Fetch the file itself: git lfs pull"),
+    (b"<!doctype", "a web page", "Download the file itself, not the page that shows it"),
+    (b"<html", "a web page", "Download the file itself, not the page that shows it"),
+    (b"\x1f\x8b", "compressed (gzip)", "Unpack it first"),
+    (b"\xfd7zXZ", "compressed (xz)", "Unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "compressed (zstd)", "Unpack it first"),
+    (b"BZh", "compressed (bzip2)", "Unpack it first"),
+)
+_SUFFIXES: Final = {
+    ".onnx": ("an ONNX model, not a checkpoint", "Name the file it was exported from"),
+    ".npz": (_NUMPY, _TO_TORCH),
+    ".keras": ("a model of Keras", _TO_TORCH),
+    ".msgpack": ("a checkpoint of Flax (JAX)", _TO_TORCH),
+    ".pb": ("a model of TensorFlow", _TO_TORCH),
+    ".tflite": ("a model of TensorFlow Lite", _TO_TORCH),
+    ".pte": ("a program of ExecuTorch", SAFE_FORMAT_HINT),
+}
+_TAR: Final = slice(257, 262)
+_MEMBER: Final = 30  # where the name of an archive's first member begins
+_SHARD: Final = re.compile(r"-\d{5}-of-(\d{5})\.")
+
+# What is in names of a state dict whose weights are no weights by themselves.
+_NAMES: Final = (
+    (re.compile(r"_packed_params"), "quantized by torch.ao.quantization (quantize_dynamic)", _WIDER),
+    (
+        re.compile(r"\.SCB$|\.absmax$|\.quant_map$|\.quant_state\.|\.weight_format$"),
+        "quantized by bitsandbytes",
+        _WIDER,
+    ),
+    (re.compile(r"\.qweight$|\.qzeros$"), "quantized by GPTQ or AWQ", _WIDER),
+    (re.compile(r"\.weight_packed$"), "quantized by compressed-tensors", _WIDER),
+    (
+        re.compile(r"\.weight_scale(_inv)?$|\.scale_weight$"),
+        "quantized: scales of the weights lie beside them",
+        _WIDER,
+    ),
+    (re.compile(r"\.W_q$"), "quantized by HQQ", _WIDER),
+    (
+        re.compile(r"(^|\.)_?flat_param(_\d+)?$"),
+        "flattened by FullyShardedDataParallel, one file a rank",
+        "Save with StateDictType.FULL_STATE_DICT, or torch.distributed.checkpoint and then dcp_to_torch",
+    ),
+)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder of a kind that is not read, it or one of those in it.
+
+    Raises:
+        CheckpointError: with the kind and the remedy.
+    """
+    for place in (folder, *sorted(inner for inner in folder.iterdir() if inner.is_dir())):
+        names = {inner.name for inner in place.iterdir()}
+        for kind in _FOLDERS:
+            if kind.matches(names):
+                hint = kind.hint.format(folder=place)
+                raise CheckpointError(f"{place} is {kind.what}, which is not read", hint)
+
+
+def check_file(file: Path, head: bytes) -> None:
+    """Refuse a file of a kind that is not read.
+
+    Args:
+        file: its name may tell.
+        head: its first `HEAD` bytes.
+
+    Raises:
+        CheckpointError: with the kind and the remedy.
+    """
+    if file.suffix == ".distcp" or file.name == ".metadata":
+        hint = _JOIN_DISTRIBUTED.format(folder=file.parent)
+        raise CheckpointError(f"{file} is one of the files of a distributed checkpoint of torch", hint)
+    for start, what, hint in _HEADS:
+        if head.lstrip().lower().startswith(start) if start[:1] == b"<" else head.startswith(start):
+            raise CheckpointError(f"{file} is {what}", hint)
+    if head[_TAR] == b"ustar":
+        raise CheckpointError(f"{file} is a tar archive, as NeMo and the oldest torch write them", "Unpack it first")
+    if head.startswith(b"PK") and b".npy" in head[_MEMBER:]:
+        raise CheckpointError(f"{file} is {_NUMPY}", _TO_TORCH)
+    if file.suffix in _SUFFIXES:
+        what, hint = _SUFFIXES[file.suffix]
+        raise CheckpointError(f"{file} is {what}", hint)
+
+
+def check_names(file: Path, names: Iterable[str]) -> None:
+    """Refuse a state dict whose names say that its weights are quantized, or flattened.
+
+    Raises:
+        CheckpointError: with the kind and the remedy.
+    """
+    for name in names:
+        for pattern, what, hint in _NAMES:
+            if pattern.search(name):
+                raise CheckpointError(f"{file}: the weights are {what}: {name}", hint)
+
+
+def check_trainer(file: Path, content: Mapping[Any, Any]) -> None:
+    """Refuse what a trainer saved of one rank, without the weights.
+
+    Raises:
+        CheckpointError: with the kind and the remedy.
+    """
+    if {"ds_version", "ds_config"} & content.keys():
+        raise CheckpointError(
+            f"{file} is one of the files of a distributed checkpoint of DeepSpeed, without the weights",
+            _JOIN_DEEPSPEED.format(folder=file.parent),
+        )
+
+
+def check_whole(file: Path) -> None:
+    """Refuse a file that is one of several that hold a model, told by its name.
+
+    Raises:
+        CheckpointError: with the folder to name.
+    """
+    found = _SHARD.search(file.name)
+    if found and int(found[1]) > 1:
+        raise CheckpointError(
+            f"{file} is one of {int(found[1])} shards", f"Name the folder that has them and their index: {file.parent}"
+        )
