@@ -30,20 +30,20 @@ class Exported:
         torch.save(module.state_dict(), self.checkpoint)
         pom_export.export(self.checkpoint, folder / "m.onnx", **options)
 
-    def verify(self, *edits: Edit, file: str = "spoiled.onnx") -> ParityReport:
+    def verify(self, *edits: Edit, file: str = "spoiled.onnx", **options: Any) -> ParityReport:
         """Return what verify says of the export after some edits."""
         model = onnx.load(self.folder / "m.onnx")
         for edit in edits:
             edit(model)
         onnx.save(model, self.folder / file)
-        return pom_export.verify(self.folder / file, checkpoint=self.checkpoint)
+        return pom_export.verify(self.folder / file, checkpoint=self.checkpoint, **options)
 
 
 def weight(name: str, change: Callable[[np.ndarray], Any]) -> Edit:
-    """Return an edit of the initializer whose name starts so."""
+    """Return an edit of the first initializer whose name holds this one."""
 
     def edit(model: onnx.ModelProto) -> None:
-        tensor = next(tensor for tensor in model.graph.initializer if tensor.name.startswith(name))
+        tensor = next(tensor for tensor in model.graph.initializer if name in tensor.name)
         array = numpy_helper.to_array(tensor).copy()
         changed = change(array)
         tensor.CopyFrom(numpy_helper.from_array(array if changed is None else changed.astype(array.dtype), tensor.name))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pom_export.api.recovering import find_reference
+from pom_export.contract import PRODUCT
 from pom_export.errors import CheckpointError, InputError
 from pom_export.files import sha256_of
 from pom_export.graph.claims import WEIGHTS
-from pom_export.graph.exported import BLOCK_CAUSAL, ExportedModel
+from pom_export.graph.exported import ExportedModel
 from pom_export.parity.case import Case
 from pom_export.parity.coverage import LONGER, Reach, make_coverage
 from pom_export.parity.inputs import LONGEST, cases_from_npz, make_cases
@@ -18,10 +20,9 @@ from pom_export.parity.interface import (
     check_limits,
     check_outputs,
     check_pinned,
-    match_inputs,
     pinned_note,
-    program_spec,
 )
+from pom_export.parity.names import SAME_NAMES, Names
 from pom_export.parity.precision import judged_precision
 from pom_export.parity.recording import load_recording, recording_path
 from pom_export.parity.targets import Target, Targets
@@ -54,6 +55,7 @@ class Expected:
         reference: where they come from.
         precision: the type whose tolerance applies.
         notes: what a reader should know besides.
+        names: what the model calls the inputs and outputs.
     """
 
     cases: Sequence[Case]
@@ -61,6 +63,7 @@ class Expected:
     reference: str
     precision: str
     notes: Sequence[str] = ()
+    names: Names = SAME_NAMES
 
 
 def expected_of_recording(model: ExportedModel) -> Expected:
@@ -84,7 +87,7 @@ def expected_of_checkpoint(
     checkpoint: str | os.PathLike[str],
     inputs: str | os.PathLike[str] | None,
     seed: int,
-    weights: str | None = None,
+    hints: Mapping[str, Any],
 ) -> Expected:
     """Return what PyTorch computes in float64 of a checkpoint's weights, after comparing the file's interface with it.
 
@@ -93,31 +96,24 @@ def expected_of_checkpoint(
         checkpoint: the reference.
         inputs: a .npz of inputs; None: random and edge cases.
         seed: of the random inputs.
-        weights: which of several sets of weights in the checkpoint; default: the one that was exported.
+        hints: arguments of `load_model` besides the path; None: as the file says, or the one that was exported.
 
     Raises:
         InputError: the checkpoint is not usable or of another model, or the file's interface or claims are not its.
     """
     from pom_export.graph.reference import Float64Module
 
-    loaded, lacking = _load(model, checkpoint, weights)
-    program = _program(model, loaded)
-    interface = match_inputs(model, [program_spec(program, name) for name in program.inputs])
+    loaded, lacking = _load(model, checkpoint, hints)
+    found = find_reference(model, loaded.module)
+    program, interface = found.program, found.interface
     check_pinned(model, interface, program.limits, _width(program))
     precision, notes = judged_precision(model, _matrix_values(program))
-    notes = [
-        *lacking,
-        *loaded.notes,
-        *_source_notes(model, checkpoint, loaded.sha256),
-        *notes,
-        *check_limits(model, program.limits),
-    ]
-    notes += pinned_note(interface)
+    notes = [*lacking, *loaded.notes, *found.notes, *_source_notes(model, checkpoint, loaded.sha256), *notes]
+    notes += [*check_limits(model, program.limits, interface.names), *pinned_note(interface)]
     if inputs is None:
         reach = _reach(program)
         cases = list(make_cases(interface.pinned_specs(), program.limits, seed, reach.common))
-        causal = model.stateful != BLOCK_CAUSAL
-        further = make_coverage(interface, program.limits, reach, seed, causal=causal)
+        further = make_coverage(interface, program.limits, reach, seed, causal=found.causal)
         cases += further.cases
         notes += further.notes
     else:
@@ -130,19 +126,19 @@ def expected_of_checkpoint(
         return Target(outputs)
 
     targets = Targets(cases, compute)
-    _ = targets[0]  # an interface of its own is found before any backend is loaded
-    return Expected(cases, targets, f"PyTorch in float64, weights of {checkpoint}{_told(model)}", precision, notes)
-
-
-def _told(model: ExportedModel) -> str:
-    """Return what the reference was told of the export, for the report."""
-    told = [f"mask {model.properties['mask']}"] if model.properties.get("mask") else []
-    told += [f"state {model.stateful}"] if model.stateful else []
-    return f" ({', '.join(told)})" if told else ""
+    # An interface of its own is found before any backend is loaded.
+    names = Names(interface.names, check_outputs(model, targets[0].outputs))
+    told = f"PyTorch in float64, weights of {checkpoint}{found.told}"
+    return Expected(cases, targets, told, precision, [*names.notes(), *notes], names)
 
 
 def _source_notes(model: ExportedModel, checkpoint: str | os.PathLike[str], sha256: str) -> list[str]:
-    """Say when the weights come from another file than the model's: the same ones may be saved in many ways."""
+    """Say when the weights come from another file than the model's, or this is not known.
+
+    The same weights may be saved in many ways.
+    """
+    if not model.properties:
+        return ["the file has no metadata of an export: what it was exported from is not known"]
     exported_from = model.properties.get("source_sha256", sha256)
     if sha256 == exported_from:
         return []
@@ -152,28 +148,26 @@ def _source_notes(model: ExportedModel, checkpoint: str | os.PathLike[str], sha2
 
 
 def _load(
-    model: ExportedModel, checkpoint: str | os.PathLike[str], weights: str | None
+    model: ExportedModel, checkpoint: str | os.PathLike[str], given: Mapping[str, Any]
 ) -> tuple[LoadedModel, list[str]]:
     """Return the checkpoint's model, and what to say where it lacks the set of weights that was exported."""
-    from pom_export.checkpoint.spec import V1
-
     # What a checkpoint's shapes don't tell, the exported file does.
     config = model.spec.get("config", {})
-    v1 = str(model.spec.get("family", "")).startswith(V1)
-    hints: dict[str, Any] = {"heads": _hint(config.get("attention_heads"))}
-    if v1:
-        hints["degree"] = _hint(config.get("degree"))
+    hints: dict[str, Any] = {"heads": _hint(config.get("attention_heads")), "degree": _degree(model)}
     if config.get("in_context_len"):
         hints["in_context_start"] = _hint(config.get("in_context_start"), least=0)
     try:
-        loaded, notes = _load_set(checkpoint, weights, model.properties.get(WEIGHTS), hints)
+        hints |= {name: value for name, value in given.items() if value is not None}
+        loaded, notes = _load_set(checkpoint, hints.pop("weights", None), model.properties.get(WEIGHTS), hints)
     except CheckpointError as error:
+        if not model.spec:
+            raise
         was = f"a {model.spec.get('architecture', 'model')} of family {model.spec.get('family', 'unknown')}"
         raise InputError(
             f"{checkpoint} does not fit the model, which was exported from {was}: {error.what}",
             "Name the checkpoint that was exported",
         ) from error
-    if model.properties.get("spec") != loaded.spec.to_json():
+    if model.properties.get("spec", loaded.spec.to_json()) != loaded.spec.to_json():
         raise InputError(
             f"{checkpoint} is a {loaded.spec.summary()}; the model was exported from another",
             "Name the checkpoint that was exported",
@@ -196,24 +190,20 @@ def _load_set(
         return loaded, [f"the model was exported from weights called {exported}, of which {checkpoint} holds none"]
 
 
+def _degree(model: ExportedModel) -> int | None:
+    """Return the degree of a v1 model, which a checkpoint does not tell: as the file's spec has it, or its nodes."""
+    from pom_export.checkpoint.spec import V1
+
+    if model.spec:
+        v1 = str(model.spec.get("family", "")).startswith(V1)
+        return _hint(model.spec.get("config", {}).get("degree")) if v1 else None
+    degrees = {attributes.get("degree") for attributes in model.attributes if attributes.get("form") == PRODUCT}
+    return _hint(degrees.pop()) if len(degrees) == 1 else None
+
+
 def _hint(value: Any, least: int = 1) -> int | None:
     """Return a hyper-parameter that the file's spec gives; the loaded model's spec is compared with it afterwards."""
     return value if isinstance(value, int) and not isinstance(value, bool) and least <= value < _LARGEST_HINT else None
-
-
-def _program(model: ExportedModel, loaded: LoadedModel) -> Program:
-    from pom_export.graph.program import GraphOptions
-    from pom_export.graph.programs import program_of
-
-    names = {spec.name for spec in model.inputs}
-    options = GraphOptions(
-        model.properties.get("mask") or None,
-        "context" in names,
-        "positions" in names,
-        stateful=bool(model.stateful),
-        block_causal=model.stateful == BLOCK_CAUSAL,
-    )
-    return program_of(loaded.module, options)
 
 
 def _matrix_values(program: Program) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from pom_export.api.expecting import expected_of_checkpoint, expected_of_recording
 from pom_export.api.progress import Progress, silent
@@ -27,6 +29,10 @@ def verify(
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     weights: str | None = None,
+    family: str | None = None,
+    degree: int | None = None,
+    heads: int | None = None,
+    in_context_start: int | None = None,
     engine: str | os.PathLike[str] | None = None,
     inputs: str | os.PathLike[str] | None = None,
     rtol: float | None = None,
@@ -41,6 +47,11 @@ def verify(
         model: the ONNX file.
         checkpoint: the reference; None: the parity data saved at export.
         weights: which of several sets of weights in the checkpoint; default: the one that was exported.
+        family: of a checkpoint that neither shapes nor the model's metadata tell of; so are the next three, see
+            `load_checkpoint`.
+        degree: of the polynomials.
+        heads: of attention in a hybrid.
+        in_context_start: of an image model.
         engine: an engine of the model, compared where a GPU is.
         inputs: a .npz of inputs to compare on, instead of random and edge cases.
         rtol: bound relative to the largest magnitude of the reference output; default: by the model's type.
@@ -57,14 +68,20 @@ def verify(
     """
     exported = read_model(model)
     _check_bounds(rtol, atol)
-    if weights is not None and checkpoint is None:
-        raise InputError(f"weights {weights!r} are of a checkpoint, and none is given", "Give --checkpoint")
+    hints = {
+        "weights": weights,
+        "family": family,
+        "degree": degree,
+        "heads": heads,
+        "in_context_start": in_context_start,
+    }
+    _check_hints(hints, checkpoint)
     sources = [model, *exported.weights, recording_path(exported.path), checkpoint, inputs]
     sources += [] if engine is None else [engine, manifest_path(engine)]
     # Opened first: a place that takes no report is no reason to find out after the comparison.
     with nullcontext() if report is None else staged_output(report, *sources) as page:
         if checkpoint is not None:
-            expected = expected_of_checkpoint(exported, checkpoint, inputs, seed, weights)
+            expected = expected_of_checkpoint(exported, checkpoint, inputs, seed, hints)
         elif inputs is not None:
             raise InputError("--inputs needs a reference to run them through", "Give --checkpoint")
         else:
@@ -81,7 +98,7 @@ def verify(
             notes.append("no node of the file is one of our ops: it computes by standard operators alone")
         for candidate in candidates:
             progress(f"{candidate.backend} ({candidate.path}): {len(expected.cases)} cases")
-            comparisons += compare(expected.cases, expected.targets, candidate, tolerance)
+            comparisons += compare(expected.cases, expected.targets, candidate, tolerance, expected.names)
             notes += _kernels_note(candidate, len(exported.aggregations))
         outcome = ParityReport(os.fspath(model), expected.reference, precision, comparisons, not_run, notes)
         if page is not None:
@@ -117,6 +134,12 @@ def _kernels_note(candidate: Candidate, aggregations: int) -> list[str]:
     if ran is None:
         return [f"{candidate.backend}: whether our kernels ran is not known, its profile cannot be read"]
     return [f"{candidate.backend}: of {aggregations} aggregations, {ran} ran in our kernels"]
+
+
+def _check_hints(hints: Mapping[str, Any], checkpoint: str | os.PathLike[str] | None) -> None:
+    for name, value in hints.items():
+        if value is not None and checkpoint is None:
+            raise InputError(f"{name} {value!r} is of a checkpoint, and none is given", "Give --checkpoint")
 
 
 def _check_bounds(rtol: float | None, atol: float | None) -> None:

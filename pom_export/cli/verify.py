@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pom_export.cli.output import Progress, common_options, print_result, weights_option
+from pom_export.cli.output import Progress, common_options, print_result, recognition_options
 
 if TYPE_CHECKING:
     from pom_export.parity.report import Comparison
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @click.command("verify")
 @click.argument("model")
 @click.option("--checkpoint", help="The checkpoint that was exported; default: parity data saved by --samples.")
-@weights_option
+@recognition_options
 @click.option("--engine", help="Compare this engine of the model too, where a GPU is.")
 @click.option("--inputs", help="A .npz of inputs to compare on, instead of random and edge cases.")
 @click.option("--rtol", type=float, help="Bound relative to the largest magnitude of the reference output.")
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 def command(
     model: str,
     checkpoint: str | None,
+    family: str | None,
+    degree: int | None,
+    heads: int | None,
+    in_context_start: int | None,
     weights: str | None,
     engine: str | None,
     inputs: str | None,
@@ -45,6 +49,10 @@ def command(
         model,
         checkpoint=checkpoint,
         weights=weights,
+        family=family,
+        degree=degree,
+        heads=heads,
+        in_context_start=in_context_start,
         engine=engine,
         inputs=inputs,
         rtol=rtol,

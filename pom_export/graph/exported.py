@@ -24,6 +24,7 @@ from pom_export.graph.claims import (
     InputLimits,
     read_claims,
 )
+from pom_export.graph.dimensions import BATCH, CONTEXT_TOKENS, PAST_TOKENS, TOKENS
 from pom_export.graph.interface import TensorSpec, check_counts, check_ranges, read_interface, standard_opset
 from pom_export.graph.nodes import is_aggregation
 from pom_export.graph.onnx_file import check_onnx_file
@@ -54,11 +55,6 @@ __all__ = [
     "read_model",
 ]
 
-# Names of dynamic dimensions, in the file and in every shape that a user gives.
-BATCH: Final = "batch"
-TOKENS: Final = "tokens"
-CONTEXT_TOKENS: Final = "context_tokens"
-PAST_TOKENS: Final = "past_tokens"
 # Inputs of a stateful export, the first two named as the op's; behind the others' dot stands the layer.
 PAST_STATE, PAST_LENGTH = contract.STATE_INPUTS
 PAST_CONVOLUTION: Final = "past_conv"
@@ -76,6 +72,7 @@ class ExportedModel:
         properties: our metadata, without the prefix: dtype, mask, limits, spec, source_sha256.
         opset: version of the standard ops.
         aggregations: names of the aggregation nodes, gated or not, those in branches and loops included.
+        attributes: of these nodes, as far as they are numbers and texts.
         without_function: types of these nodes that the file holds no function of.
         weights: files of external weights, in the model's own folder.
         weight_types: how many numbers the weights of its products have in each floating-point type.
@@ -88,6 +85,7 @@ class ExportedModel:
     properties: Mapping[str, str]
     opset: int
     aggregations: Sequence[str]
+    attributes: Sequence[Mapping[str, int | float | str]] = ()
     without_function: Sequence[str] = ()
     weights: Sequence[Path] = ()
     weight_types: Mapping[str, int] = field(default_factory=dict)
@@ -177,6 +175,7 @@ def read_model(path: str | os.PathLike[str]) -> ExportedModel:
         properties=claims.properties,
         opset=opset,
         aggregations=[node.name for node in nodes],
+        attributes=[_attributes(node) for node in nodes],
         without_function=sorted({node.op_type for node in nodes if _called(node) not in functions}),
         weights=[file.parent / name for name in sorted(external)],
         weight_types=weight_types(model),
@@ -196,3 +195,14 @@ def _aggregations(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 def _called(node: onnx.NodeProto) -> tuple[str, str, str]:
     return node.domain, node.op_type, node.overload
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, int | float | str]:
+    kinds = onnx.AttributeProto
+    values: dict[str, int | float | str] = {}
+    for attribute in node.attribute:
+        if attribute.type == kinds.STRING:
+            values[attribute.name] = attribute.s.decode("utf-8", "replace")
+        elif attribute.type in (kinds.INT, kinds.FLOAT):
+            values[attribute.name] = attribute.i if attribute.type == kinds.INT else attribute.f
+    return values

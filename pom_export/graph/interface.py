@@ -12,12 +12,14 @@ import numpy as np
 import onnx
 
 from pom_export.errors import printable
+from pom_export.graph.dimensions import is_name, name_by_place
 
 # Numbers of a type that numpy, and each of the runtimes, can be given.
 _KINDS: Final = "biuf"
 _BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
-_UNKNOWN: Final = "unknown"
 _LONGEST_NAME: Final = 200
+# What tools write that have no names for dimensions.
+_NO_SIZE: Final = -1
 # What one call can be given, fixed sizes alone.
 _LARGEST_BYTES: Final = 2**32
 _MOST_AXES: Final = 16
@@ -28,7 +30,7 @@ _NEWEST_OPSET: Final = 1000
 class TensorSpec:
     """One graph input or output: its name, numpy dtype (ml_dtypes' for bfloat16) and axes.
 
-    An axis is a size, or the name of a dynamic dimension.
+    An axis is a size, or the name of a dynamic dimension; one that the file has no name for is called by its place.
     """
 
     name: str
@@ -52,34 +54,38 @@ def read_interface(graph: onnx.GraphProto) -> tuple[list[TensorSpec], list[Tenso
     inputs, outputs = _names(graph.input, "input"), _names(graph.output, "output")
     if not outputs:
         raise ValueError("its graph has no outputs")
-    given = [_tensor_spec(value, "input") for name, value in inputs.items() if name not in weights]
-    if not given:
+    names = [name for name in inputs if name not in weights]
+    if not names:
         raise ValueError("its graph takes no inputs")
-    return given, [_tensor_spec(value, "output") for value in outputs.values()]
+    given = [_tensor_spec(inputs[name], "input", names) for name in names]
+    return given, [_tensor_spec(value, "output", names) for value in outputs.values()]
 
 
 def check_counts(values: Mapping[str, Sequence[int]], inputs: Sequence[TensorSpec]) -> None:
     """Compare what is said of the values of inputs with the inputs that there are.
 
     Args:
-        values: how many values there are, by input: one number, or one a column.
+        values: how many values there are, by input: one number, or one a column. Inputs that are not there may have
+            been renamed since.
         inputs: of the graph.
 
     Raises:
-        ValueError: a name is of no input of integers, or numbers are not one a column, or beyond the input's type.
+        ValueError: an input is none of integers, or numbers are not one a column, or beyond the input's type.
     """
-    specs = {spec.name: spec for spec in inputs if spec.dtype.kind in "iu"}
-    for name, counts in values.items():
-        spec = specs.get(name)
-        if spec is None or len(counts) not in (1, *spec.axes[-1:]) or max(counts) - 1 > np.iinfo(spec.dtype).max:
-            shown = printable(name, _LONGEST_NAME)
+    for spec in inputs:
+        counts = values.get(spec.name)
+        if counts is None:
+            continue
+        integers = spec.dtype.kind in "iu"
+        if not integers or len(counts) not in (1, *spec.axes[-1:]) or max(counts) - 1 > np.iinfo(spec.dtype).max:
+            shown = printable(spec.name, _LONGEST_NAME)
             raise ValueError(f"its limits for {shown} do not fit: only an integer input has them, one or one a column")
 
 
 def check_ranges(ranges: Mapping[str, Sequence[float]], inputs: Sequence[TensorSpec]) -> None:
-    """Raise ValueError where a range of values is said of what is no input of floats."""
-    floats = {spec.name for spec in inputs if spec.dtype.kind not in "biu"}
-    if unknown := ranges.keys() - floats:
+    """Raise ValueError where a range of values is said of an input of other numbers than floats."""
+    others = {spec.name for spec in inputs if spec.dtype.kind in "biu"}
+    if unknown := ranges.keys() & others:
         shown = printable(min(unknown), _LONGEST_NAME)
         raise ValueError(f"its limits for {shown} do not fit: only an input of floats has a range")
 
@@ -109,7 +115,7 @@ def _names(values: Iterable[Any], kind: str) -> dict[str, Any]:
     return named
 
 
-def _tensor_spec(value: onnx.ValueInfoProto, kind: str) -> TensorSpec:
+def _tensor_spec(value: onnx.ValueInfoProto, kind: str, inputs: Sequence[str]) -> TensorSpec:
     name = printable(value.name, _LONGEST_NAME)
     if not value.type.HasField("tensor_type"):
         raise ValueError(f"{kind} {name} is no tensor, and only tensors are supported")
@@ -118,9 +124,11 @@ def _tensor_spec(value: onnx.ValueInfoProto, kind: str) -> TensorSpec:
         raise ValueError(f"{kind} {name} has no shape")
     if len(tensor.shape.dim) > _MOST_AXES:
         raise ValueError(f"{kind} {name} has {len(tensor.shape.dim)} dimensions")
-    axes = tuple(_axis(dim, f"dimension {index} of {kind} {name}") for index, dim in enumerate(tensor.shape.dim))
-    if kind == "input" and (0 in axes or _UNKNOWN in axes):
-        raise ValueError(f"input {name} has a dimension without a size or name, or of size 0: {list(axes)}")
+    rank = len(tensor.shape.dim)
+    found = [_axis(dim, f"dimension {i} of {kind} {name}") for i, dim in enumerate(tensor.shape.dim)]
+    axes = tuple(name_by_place(value.name, rank, i, inputs) if axis is None else axis for i, axis in enumerate(found))
+    if kind == "input" and 0 in axes:
+        raise ValueError(f"input {name} has a dimension of size 0: {list(axes)}")
     dtype = _dtype(tensor.elem_type, f"{kind} {name}")
     fixed = math.prod(axis for axis in axes if isinstance(axis, int) and axis)
     if fixed * dtype.itemsize > _LARGEST_BYTES:
@@ -128,14 +136,13 @@ def _tensor_spec(value: onnx.ValueInfoProto, kind: str) -> TensorSpec:
     return TensorSpec(value.name, dtype, axes)
 
 
-def _axis(dim: onnx.TensorShapeProto.Dimension, where: str) -> str | int:
-    if dim.dim_param:
-        return dim.dim_param
+def _axis(dim: onnx.TensorShapeProto.Dimension, where: str) -> str | int | None:
+    """Return the size or name of a dimension; None: it has neither."""
     if not dim.HasField("dim_value"):
-        return _UNKNOWN
-    if dim.dim_value < 0:
+        return dim.dim_param if is_name(dim.dim_param) else None
+    if dim.dim_value < _NO_SIZE:
         raise ValueError(f"{where} is {dim.dim_value}")
-    return int(dim.dim_value)
+    return None if dim.dim_value == _NO_SIZE else int(dim.dim_value)
 
 
 def _dtype(number: int, where: str) -> np.dtype[Any]:

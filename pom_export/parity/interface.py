@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from pom_export.errors import InputError, printable
+from pom_export.errors import InputError
 from pom_export.graph.exported import (
     BATCH,
     CONTEXT_TOKENS,
-    PAST_STATE,
     TOKENS,
     ExportedModel,
     InputLimits,
     TensorSpec,
-    present_name,
 )
+from pom_export.parity.names import match_names, same_kind
 from pom_export.runtime.runners import to_numpy
 
 if TYPE_CHECKING:
@@ -27,11 +24,9 @@ if TYPE_CHECKING:
     from pom_export.graph.program import Program
 
 _HINT = "Export the checkpoint again"
-_STATE = (PAST_STATE, present_name(PAST_STATE))
 # Of one output: 512 MiB of float64.
 _MOST_VALUES = 2**26
 _KINDS = {"i": "integers", "u": "integers", "b": "truth values"}
-_HALF_KIND = "V"  # numpy's, for types that it does not have
 
 
 @dataclass(frozen=True)
@@ -39,12 +34,14 @@ class Interface:
     """The inputs of a model as its reference has them, with the types that the file has.
 
     Attributes:
-        specs: the inputs; dynamic dimensions have the reference's names.
+        specs: the inputs; they and their dynamic dimensions have the reference's names.
         pinned: sizes of those that the file fixes, by name.
+        names: what the file calls inputs of another name.
     """
 
     specs: Sequence[TensorSpec]
     pinned: Mapping[str, int]
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def pinned_specs(self, but: str = "") -> list[TensorSpec]:
         """Return the inputs with the file's fixed sizes, except for one dimension's."""
@@ -66,11 +63,12 @@ def match_inputs(model: ExportedModel, reference: Sequence[TensorSpec]) -> Inter
         InputError: an input is missing, there besides, or of another type, rank or size.
     """
     given = {spec.name: spec for spec in model.inputs}
-    _match_names(model, "input", given, [spec.name for spec in reference])
+    names = match_names(model, "input", model.inputs, reference)
     pinned: dict[str, int] = {}
+    types = {}
     for spec in reference:
-        found = given[spec.name]
-        if not _same_kind(found, spec.dtype) or len(found.axes) != len(spec.axes):
+        found = given[names.get(spec.name, spec.name)]
+        if not same_kind(found, spec) or len(found.axes) != len(spec.axes):
             raise InputError(f"model {model.path} takes {found}, where the reference takes {spec}", _HINT)
         for axis, (size, expected) in enumerate(zip(found.axes, spec.axes, strict=True)):
             if not isinstance(size, int):
@@ -80,18 +78,27 @@ def match_inputs(model: ExportedModel, reference: Sequence[TensorSpec]) -> Inter
                     f"model {model.path} takes {found}, where the reference takes {spec}: dimension {axis} differs",
                     _HINT,
                 )
-    return Interface([replace(spec, dtype=given[spec.name].dtype) for spec in reference], pinned)
+        types[spec.name] = found.dtype
+    return Interface([replace(spec, dtype=types[spec.name]) for spec in reference], pinned, names)
 
 
-def check_limits(model: ExportedModel, limits: InputLimits) -> list[str]:
+def check_limits(model: ExportedModel, limits: InputLimits, names: Mapping[str, str]) -> list[str]:
     """Compare what a file says that its inputs may hold with the reference's; return what is to be noted.
+
+    Args:
+        model: the file.
+        limits: the reference's.
+        names: what the file calls inputs of another name; its limits may go by either.
 
     Raises:
         InputError: they differ.
     """
     if model.claims.limits is None:
         return [] if limits == InputLimits() else ["the file does not say what its inputs may hold"]
-    claimed, known = (_plain(each) for each in (model.claims.limits, limits))
+    claimed, known = _plain(model.claims.limits), _plain(limits)
+    ours = {name: reference for reference, name in names.items()}
+    for kind in ("values", "ranges"):
+        claimed[kind] = {ours.get(name, name): said for name, said in claimed[kind].items()}
     for name in claimed:
         if claimed[name] != known[name]:
             raise InputError(
@@ -108,8 +115,8 @@ def _plain(limits: InputLimits) -> dict[str, Any]:
     return {"values": values, "tokens": limits.tokens, "scale": limits.scale, "ranges": ranges}
 
 
-def check_outputs(model: ExportedModel, expected: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Compare the outputs that a file declares with those that the reference gave.
+def check_outputs(model: ExportedModel, expected: Mapping[str, npt.NDArray[Any]]) -> dict[str, str]:
+    """Compare the outputs that a file declares with those that the reference gave; return those of another name.
 
     Args:
         model: the file.
@@ -119,38 +126,21 @@ def check_outputs(model: ExportedModel, expected: Mapping[str, npt.NDArray[Any]]
         InputError: an output is missing, there besides, or of another type, rank or fixed size.
     """
     given = {spec.name: spec for spec in model.outputs}
-    _match_names(model, "output", given, list(expected))
-    for name, array in expected.items():
-        spec = given[name]
-        if not _same_kind(spec, array.dtype) or len(spec.axes) != array.ndim:
-            kind = _KINDS.get(array.dtype.kind, "floats")
+    reference = [TensorSpec(name, array.dtype, array.shape) for name, array in expected.items()]
+    names = match_names(model, "output", model.outputs, reference)
+    for wanted in reference:
+        spec = given[names.get(wanted.name, wanted.name)]
+        if not same_kind(spec, wanted) or len(spec.axes) != len(wanted.axes):
+            kind = _KINDS.get(wanted.dtype.kind, "floats")
             raise InputError(
-                f"model {model.path} gives {spec}, where the reference gives {kind} in {array.ndim} dimensions", _HINT
-            )
-        if any(isinstance(axis, int) and axis != size for axis, size in zip(spec.axes, array.shape, strict=True)):
-            raise InputError(
-                f"model {model.path} gives {spec}, where the reference gives one of shape {array.shape}", _HINT
-            )
-
-
-def _same_kind(spec: TensorSpec, dtype: np.dtype[Any]) -> bool:
-    if spec.name in _STATE:
-        return spec.dtype == np.float32
-    floats = "f" + _HALF_KIND
-    if dtype.kind in floats:
-        return spec.dtype.kind in floats
-    return spec.dtype == dtype
-
-
-def _match_names(model: ExportedModel, kind: str, given: Iterable[str], expected: Sequence[str]) -> None:
-    names = list(given)
-    for relation, those, others in (("lacks", expected, names), ("has", names, expected)):
-        if odd := [name for name in those if name not in others]:
-            raise InputError(
-                f"model {model.path} {relation} the {kind} {printable(odd[0], 80)}; "
-                f"the reference has {', '.join(expected)}",
+                f"model {model.path} gives {spec}, where the reference gives {kind} in {len(wanted.axes)} dimensions",
                 _HINT,
             )
+        if any(isinstance(axis, int) and axis != size for axis, size in zip(spec.axes, wanted.axes, strict=True)):
+            raise InputError(
+                f"model {model.path} gives {spec}, where the reference gives one of shape {wanted.axes}", _HINT
+            )
+    return names
 
 
 def check_pinned(model: ExportedModel, interface: Interface, limits: InputLimits, width: int) -> None:

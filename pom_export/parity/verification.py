@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,20 +11,26 @@ from pom_export.errors import InputError, printable, reason_of
 from pom_export.parity.candidates import Candidate
 from pom_export.parity.case import Arrays, Case, run_case
 from pom_export.parity.comparison import Difference, compare_outputs
+from pom_export.parity.names import SAME_NAMES, Names
 from pom_export.parity.report import CaseResult, Comparison
 from pom_export.parity.targets import Target
 from pom_export.parity.tolerances import Tolerance
 from pom_export.runtime.quiet import quiet_polygraphy
-from pom_export.runtime.runners import Runner, run_module
+from pom_export.runtime.runners import run_module
 
 if TYPE_CHECKING:
     from torch import nn
 
 _LONGEST_NAME = 100
+Infer = Callable[[Arrays], Arrays]
 
 
 def compare(
-    cases: Sequence[Case], targets: Sequence[Target], candidate: Candidate, tolerance: Tolerance
+    cases: Sequence[Case],
+    targets: Sequence[Target],
+    candidate: Candidate,
+    tolerance: Tolerance,
+    names: Names = SAME_NAMES,
 ) -> list[Comparison]:
     """Run a candidate over the cases and compare every output, one case at a time: no two cases' outputs are held.
 
@@ -33,6 +39,7 @@ def compare(
         targets: what the reference gives, case by case.
         candidate: the backend.
         tolerance: the bound on every output of floats.
+        names: what the candidate's model calls inputs and outputs.
 
     Raises:
         InputError: the candidate cannot load or run the model, or the reference fails.
@@ -41,8 +48,9 @@ def compare(
     with quiet_polygraphy():
         try:
             with candidate.runner as runner:
+                infer = names.translated(runner.infer)
                 for index, case in enumerate(cases):
-                    for name, result in _compare_case(runner, case, targets[index], tolerance).items():
+                    for name, result in _compare_case(infer, case, targets[index], tolerance).items():
                         found.setdefault(name, []).append(CaseResult(_shown(case.name), _shapes(case.feed), result))
         except InputError:
             raise
@@ -53,8 +61,8 @@ def compare(
     return [Comparison(candidate.backend, path, _shown(name), tuple(results)) for name, results in found.items()]
 
 
-def _compare_case(runner: Runner, case: Case, target: Target, tolerance: Tolerance) -> dict[str, Difference]:
-    actual = run_case(lambda feed: runner.infer(dict(feed)), case)
+def _compare_case(infer: Infer, case: Case, target: Target, tolerance: Tolerance) -> dict[str, Difference]:
+    actual = run_case(infer, case)
     return compare_outputs(case.feed, target.outputs, actual, tolerance)
 
 

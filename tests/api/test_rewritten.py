@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -11,12 +12,41 @@ import pytest
 from onnx import inliner, numpy_helper
 
 import pom_export
-from tests.exports import Exported
+from pom_export.errors import InputError
+from pom_export.mixer import MixerConfig
+from pom_export.models import LanguageModel, LanguageModelConfig
+from tests.exports import Edit, Exported, claim, weight
+
+VOCABULARY = 61
 
 
 @pytest.fixture(scope="module")
 def mixer(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return Exported(tmp_path_factory.mktemp("mixer"), pom_export.PolynomialMixer(16, 2, 2), mask="causal")
+
+
+@pytest.fixture(scope="module")
+def crossed(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """With inputs x and context, of the same kind and shape, and a mask."""
+    module = pom_export.PolynomialMixer(16, 2, 2)
+    return Exported(tmp_path_factory.mktemp("crossed"), module, mask="padding", cross=True)
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    config = LanguageModelConfig(VOCABULARY, n_layers=1, window=2, mlp_width=16, mixer=MixerConfig(16, 2, 2))
+    return Exported(tmp_path_factory.mktemp("language_model"), LanguageModel(config), stateful=True)
+
+
+@pytest.fixture(scope="module")
+def block_causal(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    module = pom_export.PolynomialMixer(16, 2, 2)
+    return Exported(tmp_path_factory.mktemp("block"), module, stateful=True, block_causal=True)
+
+
+@pytest.fixture(scope="module")
+def product(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return Exported(tmp_path_factory.mktemp("v1"), pom_export.ProductMixer(16, 2, 2), degree=2)
 
 
 def inline(model: onnx.ModelProto) -> None:
@@ -85,3 +115,111 @@ def test_without_docstrings_everything_runs(mixer: Exported) -> None:
     command = [sys.executable, "-OO", "-m", "pom_export", "verify", "m.onnx", "--checkpoint", "c.pt"]
     done = subprocess.run(command, cwd=mixer.folder, capture_output=True, text=True, check=False)
     assert (done.returncode, "passed" in done.stdout) == (0, True), done.stderr
+
+
+def without_metadata(model: onnx.ModelProto) -> None:
+    model.ClearField("metadata_props")
+
+
+def prefixed(model: onnx.ModelProto) -> None:
+    model.CopyFrom(onnx.compose.add_prefix(model, "net/"))
+
+
+def renamed(**names: str) -> Edit:
+    """Return an edit that renames inputs and outputs."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        for value in (*model.graph.input, *model.graph.output):
+            value.name = names.get(value.name, value.name)
+        for node in model.graph.node:
+            node.input[:] = [names.get(name, name) for name in node.input]
+            node.output[:] = [names.get(name, name) for name in node.output]
+
+    return edit
+
+
+def with_dimensions(change: Callable[[onnx.TensorShapeProto.Dimension], object]) -> Edit:
+    """Return an edit of every dynamic dimension of inputs and outputs."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        for value in (*model.graph.input, *model.graph.output):
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_param:
+                    change(dim)
+
+    return edit
+
+
+UNNAMED = {
+    "no names": with_dimensions(lambda dim: dim.Clear()),
+    "-1": with_dimensions(lambda dim: setattr(dim, "dim_value", -1)),
+    "?": with_dimensions(lambda dim: setattr(dim, "dim_param", "?")),
+    "other names": with_dimensions(lambda dim: setattr(dim, "dim_param", dim.dim_param[0].upper())),
+}
+
+
+def default_domain(model: onnx.ModelProto) -> None:
+    next(imported for imported in model.opset_import if not imported.domain).domain = "ai.onnx"
+
+
+@pytest.mark.parametrize("edit", [*UNNAMED.values(), default_domain], ids=[*UNNAMED, "ai.onnx"])
+def test_what_only_has_other_names_is_compared(mixer: Exported, edit: Edit) -> None:
+    assert mixer.verify(edit)
+    assert not mixer.verify(edit, weight("ag_proj.weight", lambda array: array * 1.01))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [prefixed, renamed(context="context:0", x="x:0", mask="mask:0", y="out"), renamed(mask="keep", y="z")],
+    ids=["prefix", "suffix", "a mask of another name"],
+)
+def test_inputs_and_outputs_of_other_names_are_named(crossed: Exported, edit: Edit) -> None:
+    report = crossed.verify(edit)
+    assert report
+    assert any("the file calls the input mask" in note for note in report.notes)
+    assert any("the file calls the output y" in note for note in report.notes)
+    assert not crossed.verify(edit, weight("ag_proj.weight", lambda array: array * 1.01))
+
+
+def test_names_that_could_be_either_are_refused(crossed: Exported) -> None:
+    with pytest.raises(InputError, match="inputs a, b, the reference x, context: which is which is not certain"):
+        crossed.verify(renamed(x="a", context="b"))
+
+
+def test_limits_of_a_renamed_input_are_still_its_own(language_model: Exported) -> None:
+    assert language_model.verify(renamed(input_ids="ids"))
+    limits = claim("limits", '{"values": {"input_ids": [60]}}')
+    with pytest.raises(InputError, match="values are limited to"):
+        language_model.verify(renamed(input_ids="ids"), limits)
+
+
+@pytest.mark.parametrize("name", ["mixer", "crossed", "language_model", "block_causal", "product"])
+def test_without_metadata_nodes_and_inputs_say_how_it_was_exported(name: str, request: pytest.FixtureRequest) -> None:
+    exported: Exported = request.getfixturevalue(name)
+    report = exported.verify(without_metadata)
+    assert report
+    assert report.reference == exported.verify().reference
+    assert "the file has no metadata of an export: what it was exported from is not known" in report.notes
+    assert not exported.verify(without_metadata, weight("ag_proj.weight", lambda array: array * 1.01))
+
+
+@pytest.mark.parametrize("name", ["mixer", "block_causal"])
+def test_without_nodes_too_the_nearest_way_is_taken(name: str, request: pytest.FixtureRequest) -> None:
+    exported: Exported = request.getfixturevalue(name)
+    report = exported.verify(without_metadata, inline)
+    assert report
+    assert report.reference == exported.verify().reference
+    assert any("does not say how it was exported; its outputs are nearer to" in note for note in report.notes)
+    spoiled = exported.verify(without_metadata, inline, weight("po_coeff", lambda array: array * 1.01))
+    assert not spoiled
+    assert spoiled.reference == report.reference
+
+
+def test_what_neither_the_checkpoint_nor_the_file_tells_is_asked_for(product: Exported) -> None:
+    with pytest.raises(InputError, match="--degree"):
+        product.verify(without_metadata, inline)
+    assert product.verify(without_metadata, inline, degree=2)
+
+
+def test_a_state_that_is_not_claimed_is_seen(language_model: Exported) -> None:
+    assert language_model.verify(claim("stateful", None))

@@ -226,9 +226,9 @@ DEFAULT_MASK = numpy_helper.from_array(np.ones((1, 1), np.bool_), "mask")
         ),
         (claim("mask", "none"), "has the input mask"),
         (lambda m: m.graph.output.add().CopyFrom(m.graph.output[0]), "output 'y' twice"),
-        (claim("spec", None), "exported from another"),
+        (claim("spec", "{}"), "exported from another"),
     ],
-    ids=["another width", "an input more", "a mask of its own", "another mask", "an output twice", "no spec"],
+    ids=["another width", "an input more", "a mask of its own", "another mask", "an output twice", "another spec"],
 )
 def test_another_interface_is_refused(mixer: Exported, edit: Edit, message: str) -> None:
     with pytest.raises(InputError, match=message):

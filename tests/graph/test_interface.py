@@ -45,8 +45,6 @@ def changed(**changes: object) -> onnx.ModelProto:
             model.opset_import.add(domain=domain, version=version)
     if changes.get("shapeless"):
         tensor.ClearField("shape")
-    if changes.get("unnamed"):
-        tensor.shape.dim[0].ClearField("dim_param")
     if changes.get("empty"):
         model.graph.ClearField("node")
         model.graph.output[0].name = "x"
@@ -60,13 +58,12 @@ def changed(**changes: object) -> onnx.ModelProto:
         changed(elem_type=8),
         changed(elem_type=14),
         changed(elem_type=22),
-        changed(dim_value=-1),
+        changed(dim_value=-2),
         changed(dim_value=0),
         changed(dims=[2**20, 2**20]),
         changed(dims=[2**62, 2**62]),
         changed(dims=[1] * 40),
         changed(shapeless=True),
-        changed(unnamed=True),
         changed(twice=["input"]),
         changed(twice=["output"]),
         changed(opsets=[]),
@@ -86,9 +83,46 @@ def test_what_no_export_declares_is_refused_by_one_line(model: onnx.ModelProto, 
     assert "\n" not in str(raised.value)
 
 
+def unnamed(text: str) -> onnx.ModelProto:
+    """Return a model whose dimensions have lost the names that begin with "no"."""
+    model = parse(text)
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param.startswith("no"):
+                dim.Clear()
+            elif dim.dim_param == "minus":
+                dim.dim_value = -1
+            elif dim.dim_param == "mark":
+                dim.dim_param = "?"
+    return model
+
+
+@pytest.mark.parametrize(
+    ("text", "axes"),
+    [
+        ("g (float[no, no, 4] x) => (float[no, B] y) { y = Relu(x) }", [("batch", "tokens", 4), ("y_0", "B")]),
+        ("g (float[minus, mark] a) => (float[no] b) { b = Relu(a) }", [("a_0", "a_1"), ("b_0",)]),
+        (
+            "g (float[no, T, 4] x, float[no, no, 4] context, bool[no, no, no] mask) => (float[T] y) { y = Relu(x) }",
+            [("batch", "T", 4), ("batch", "context_tokens", 4), ("batch", "tokens", "context_tokens"), ("T",)],
+        ),
+        (
+            "g (int64[no, no] input_ids, float[no, 2, no, 8] v) => (float[1] y) { y = Cast <to = 1> (v) }",
+            [("batch", "tokens"), ("v_0", 2, "v_2", 8), (1,)],
+        ),
+    ],
+)
+def test_dimensions_without_names_are_known_by_their_places(
+    text: str, axes: list[tuple[str | int, ...]], tmp_path: Path
+) -> None:
+    onnx.save(unnamed(text), tmp_path / "m.onnx")
+    model = read_model(tmp_path / "m.onnx")
+    assert [spec.axes for spec in (*model.inputs, *model.outputs)] == axes
+
+
 @pytest.mark.parametrize(
     ("values", "fits"),
-    [({"p": [8]}, True), ({"p": [8, 9]}, True), ({"p": [8, 9, 10]}, False), ({"x": [8]}, False), ({"q": [8]}, False),
+    [({"p": [8]}, True), ({"p": [8, 9]}, True), ({"p": [8, 9, 10]}, False), ({"x": [8]}, False), ({"q": [8]}, True),
      ({"p": [2**40]}, False)],
 )  # fmt: skip
 def test_counts_of_values_are_those_of_an_input_of_integers(values: dict[str, list[int]], fits: bool) -> None:

@@ -1,0 +1,161 @@
+"""How a file was exported: what its metadata says, or, where a tool has lost that, its inputs, nodes and outputs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from pom_export.errors import InputError
+from pom_export.graph.exported import BLOCK_CAUSAL, CAUSAL, STATEFUL, ExportedModel, is_past
+from pom_export.parity.candidates import onnxruntime_candidates
+from pom_export.parity.inputs import make_cases
+from pom_export.parity.interface import Interface, check_outputs, match_inputs, program_spec
+from pom_export.parity.names import Names
+from pom_export.parity.targets import Target
+from pom_export.parity.tolerances import MODELS
+from pom_export.parity.verification import compare, record
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pom_export.graph.program import GraphOptions, Program
+
+_CONTEXT: Final = "context"
+_POSITIONS: Final = "positions"
+# Inputs of an export besides those of the past.
+_OURS: Final = {"x", "t", "y", "input_ids", "mask", _CONTEXT, _POSITIONS, "context_positions"}
+_PADDING_RANK: Final = 2
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A program that computes what a file should.
+
+    Attributes:
+        program: the program.
+        interface: the file's inputs in its terms.
+        notes: what a reader should know of how it was found.
+    """
+
+    program: Program
+    interface: Interface
+    notes: Sequence[str] = ()
+
+    @property
+    def causal(self) -> bool:
+        """Whether the tokens of a call see those up to them alone, of a model with a state."""
+        return self.program.properties.get(STATEFUL) != BLOCK_CAUSAL
+
+    @property
+    def told(self) -> str:
+        """How the model is masked and what its state is, for the report."""
+        properties = self.program.properties
+        told = [f"mask {properties['mask']}"] if properties.get("mask") else []
+        told += [f"state {properties[STATEFUL]}"] if properties.get(STATEFUL) else []
+        return f" ({', '.join(told)})" if told else ""
+
+
+def find_reference(model: ExportedModel, module: nn.Module) -> Reference:
+    """Return the program of one of our models that a file was exported from.
+
+    Where the file says too little, every way that its inputs and nodes leave open is tried, and the one whose outputs
+    are nearest to the file's is taken; it is then compared like any other.
+
+    Args:
+        model: the file.
+        module: the model.
+
+    Raises:
+        InputError: no program of the model has the file's inputs.
+    """
+    from pom_export.graph.programs import program_of
+
+    found: dict[str, Reference] = {}
+    names = {spec.name for spec in model.inputs}
+    # The one that says most about the file: by what its reference has that the file lacks, then by how many inputs.
+    refusals: list[tuple[bool, float, InputError]] = []
+    for options in possible_options(model):
+        lacking, besides = True, math.inf
+        try:
+            program = program_of(module, options)
+            lacking, besides = not names >= program.inputs.keys(), abs(len(names) - len(program.inputs))
+            interface = match_inputs(model, [program_spec(program, name) for name in program.inputs])
+        except InputError as error:
+            refusals.append((lacking, besides, error))
+        else:
+            reference = Reference(program, interface)
+            found.setdefault(reference.told, reference)
+    if not found:
+        raise min(refusals, key=lambda refusal: refusal[:2])[2]
+    if len(found) == 1:
+        return next(iter(found.values()))
+    taken = min(found.values(), key=lambda reference: _distance(model, reference))
+    others = " or".join(told for told in found if told != taken.told)
+    note = f"the file does not say how it was exported; its outputs are nearer to{taken.told} than to{others}"
+    return replace(taken, notes=[note])
+
+
+def possible_options(model: ExportedModel) -> Iterator[GraphOptions]:
+    """Yield how a file may have been exported, the likeliest first; one way alone where it says how."""
+    from pom_export.graph.program import GraphOptions
+
+    names = {spec.name for spec in model.inputs}
+    ours = all(name in _OURS or is_past(name) for name in names)
+    cross, positions = ([name in names] if ours else [False, True] for name in (_CONTEXT, _POSITIONS))
+    for kind, mask, context, given in itertools.product(_states(model, ours), _masks(model), cross, positions):
+        yield GraphOptions(mask, context, given, stateful=bool(kind), block_causal=kind == BLOCK_CAUSAL)
+
+
+def _states(model: ExportedModel, ours: bool) -> list[str]:
+    """Return what the tokens of a call may see of it; "" for a file without a state.
+
+    Args:
+        model: the file.
+        ours: whether its inputs have the names of an export's.
+    """
+    past = any(is_past(spec.name) for spec in model.inputs)
+    if STATEFUL in model.properties or (not past and (ours or "mask" in model.properties)):
+        return [model.stateful]
+    kept = {attributes.get("stateful", 0) for attributes in model.attributes} or {0, 1}
+    kinds = [CAUSAL] * (_modes(model) != {"mean"}) + [BLOCK_CAUSAL] * (_modes(model) != {"causal"})
+    return [""] * (not past and 0 in kept) + kinds * (past or 1 in kept)
+
+
+def _masks(model: ExportedModel) -> list[str | None]:
+    """Return how a model may be masked; None: as it is by default."""
+    if "mask" in model.properties:
+        return [model.properties["mask"] or None]
+    for spec in model.inputs:
+        if spec.dtype == np.bool_:
+            return ["padding" if len(spec.axes) == _PADDING_RANK else "full"]
+    if _modes(model) == {"causal"}:
+        return ["causal", None]
+    return [None] if _modes(model) else [None, "causal"]
+
+
+def _modes(model: ExportedModel) -> set[str]:
+    return {str(attributes.get("mode")) for attributes in model.attributes}
+
+
+def _distance(model: ExportedModel, reference: Reference) -> float:
+    """Return how far the file's outputs are from a program's, relative to the largest; infinite: they don't fit."""
+    from pom_export.graph.reference import Float64Module
+
+    program, interface = reference.program, reference.interface
+    case = next(make_cases(interface.pinned_specs(), program.limits, seed=0))
+    candidates, _ = onnxruntime_candidates(model)
+    distances = [0.0]
+    try:
+        expected = record(Float64Module(program.module), program.outputs, case)
+        names = Names(interface.names, check_outputs(model, expected))
+        for candidate in candidates[:1]:
+            found = compare([case], [Target(expected)], candidate, MODELS[model.precision], names)
+            distances += [each.worst.difference.max_rel for each in found]
+    except InputError:
+        return math.inf
+    return max(distances)

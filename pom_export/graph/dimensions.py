@@ -1,0 +1,61 @@
+"""Names of dynamic dimensions: those of an export, and what one is called that has lost its name.
+
+Other tools drop names, or write -1, "?" or "None" for them. An input's dimensions are then known by their places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final
+
+# In the file, and in every shape that a user gives.
+BATCH: Final = "batch"
+TOKENS: Final = "tokens"
+CONTEXT_TOKENS: Final = "context_tokens"
+PAST_TOKENS: Final = "past_tokens"
+
+_CONTEXT: Final = "context"
+# What stands for the tokens that a mask or position belongs to: the context's where there is one.
+_SOURCE: Final = "source"
+# Dimensions of inputs by name and rank; those of the past that are not listed begin with the batch.
+_PLACES: Final = {
+    ("x", 3): (BATCH, TOKENS),
+    ("input_ids", 2): (BATCH, TOKENS),
+    ("x", 4): (BATCH,),
+    ("t", 1): (BATCH,),
+    ("y", 1): (BATCH,),
+    (_CONTEXT, 3): (BATCH, CONTEXT_TOKENS),
+    ("mask", 2): (BATCH, _SOURCE),
+    ("mask", 3): (BATCH, TOKENS, _SOURCE),
+    ("positions", 1): (TOKENS,),
+    ("positions", 2): (TOKENS,),
+    ("context_positions", 1): (CONTEXT_TOKENS,),
+    ("context_positions", 2): (CONTEXT_TOKENS,),
+}
+_PAST: Final = "past_"
+_KEY_VALUES: Final = "past_key_values."
+_KEY_VALUE_PLACES: Final = (BATCH, "", PAST_TOKENS)
+_NO_NAMES: Final = {"", "?", "*", "-1", "None", "unknown"}
+
+
+def is_name(text: str) -> bool:
+    """Return whether a dimension's text tells it from others."""
+    return text not in _NO_NAMES
+
+
+def name_by_place(value: str, rank: int, axis: int, inputs: Collection[str]) -> str:
+    """Return what a dimension without a name is called: as an export has it where it knows the input, else by place.
+
+    Args:
+        value: name of the input or output.
+        rank: how many dimensions it has.
+        axis: which of them.
+        inputs: names of all inputs.
+    """
+    places = _PLACES.get((value, rank), ())
+    if value.startswith(_PAST):
+        places = _KEY_VALUE_PLACES if value.startswith(_KEY_VALUES) else (BATCH,)
+    name = places[axis] if axis < len(places) else ""
+    if name == _SOURCE:
+        name = CONTEXT_TOKENS if _CONTEXT in inputs else TOKENS
+    return name or f"{value}_{axis}"
