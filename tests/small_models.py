@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pom_export.models import GPT, GPTConfig, JiTConfig
+from pom_export.models import GPT, GPTConfig, JiT, JiTConfig
 
 VOCABULARY = 61
 
@@ -39,3 +39,10 @@ def fill(model: nn.Module) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=random) / 4)
+
+
+def image_model() -> JiT:
+    """Return an image model of two blocks, with tokens in context before the second."""
+    model = JiT(TINY_JIT).eval().requires_grad_(requires_grad=False)
+    fill(model)
+    return model

@@ -16,7 +16,7 @@ from pom_export import contract
 from pom_export.engine.precision import declared_types
 from pom_export.graph.exported import PRECISIONS
 from pom_export.graph.nodes import op_of
-from tests.small_models import hybrid
+from tests.small_models import hybrid, image_model
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 TARGETS = ["sm80", "sm86", "sm89", "sm120"]
@@ -65,6 +65,8 @@ KINDS = [
     Kind("cross", "v1_cross", "none", "bfloat16", options=CROSS),
     Kind("cross", "v2_cross", "full", "float16", options=CROSS, gated=0, plain=1),
     Kind("gpt", "hybrid", "causal", "float16", static=True),
+    Kind("jit", "jit", "none", "float16", gated=2),
+    Kind("jit", "jit", "none", "float32", static=True, gated=0, plain=2),
     Kind("stateful", "v2_heads", "causal", "float16", options=STATEFUL),
     Kind("stateful", "rope1d", "padding", "float32", options=STATEFUL),
     Kind("stateful", "v1_grouped", "none", "bfloat16", static=True, options=BLOCK_CAUSAL, gated=0, plain=1),
@@ -79,7 +81,8 @@ MASKS_OF = {
 
 
 def source(kind: Kind) -> Path | nn.Module:
-    return hybrid(layers=2) if kind.case == "hybrid" else GOLDEN / kind.case
+    models = {"hybrid": lambda: hybrid(layers=2), "jit": image_model}
+    return models[kind.case]() if kind.case in models else GOLDEN / kind.case
 
 
 def test_every_pair_of_choices_is_in_the_table() -> None:
@@ -95,7 +98,7 @@ def test_every_pair_of_choices_is_in_the_table() -> None:
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_every_kind_builds_with_the_plugin_and_with_functions(kind: Kind, tmp_path: Path) -> None:
     model, engine = tmp_path / "m.onnx", tmp_path / "m.engine"
-    mask = {} if kind.family == "gpt" else {"mask": kind.mask}
+    mask = {} if kind.family in {"gpt", "jit"} else {"mask": kind.mask}
     static = STATIC if kind.static else None
     pom_export.export(source(kind), model, **mask, dtype=kind.dtype, static=static, **kind.options)
     nodes = onnx.load(model).graph.node

@@ -261,3 +261,29 @@ def test_a_file_that_overflows_on_a_device_fails_the_export(tmp_path: Path, monk
 def test_any_suffix_will_do(suffix: str, tmp_path: Path) -> None:
     mixer = pom_export.PolynomialMixer(8, 2, 1)
     assert len(pom_export.export(mixer, tmp_path / f"m.{suffix}", dtype="bfloat16").checked) == 2
+
+
+class Timed(nn.Module):
+    """Tokens to which sines of a time are added; its frequencies make more of the rounding of an angle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixer = pom_export.PolynomialMixer(16, 2, 2)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        angles = t[:, None, None] * torch.linspace(1, 300, 16)
+        return x + self.mixer(x) + angles.sin()
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_angles_of_times_are_computed_in_float32(dtype: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    times = torch.tensor([0.0, 0.734375, 1.0])  # which both types have
+    inputs = (torch.randn(3, 5, 16), times)
+    # Rounded to half, 300 times the second is off by 0.06 or more; the export would be refused.
+    result = pom_export.export(Timed(), tmp_path / "m.onnx", example_inputs=inputs, dtype=dtype)
+    assert f"t {dtype}[batch]" in result.inputs
+    (sine,) = [node for node in ir.load(tmp_path / "m.onnx").graph if node.op_type == "Sin"]
+    product = sine.inputs[0].producer() if sine.inputs[0] is not None else None
+    assert product is not None
+    assert [value.dtype for value in product.inputs if value is not None] == [FLOAT, FLOAT]

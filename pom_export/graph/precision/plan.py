@@ -11,6 +11,7 @@ from pom_export.graph.exported import PAST_STATE
 from pom_export.graph.nodes import aggregation_nodes, gated_nodes, input_named, input_names, is_aggregation
 from pom_export.graph.precision.range import OutOfRange, find_out_of_range
 from pom_export.graph.precision.rules import (
+    ANGLES,
     FOLLOWING,
     PROMOTING,
     RANGE_HUNGRY,
@@ -80,6 +81,7 @@ def plan_precision(model: ir.Model, dtype: ir.DataType, peaks: Mapping[str, floa
     """
     plan = Plan(dtype, model.opset_imports[""], find_out_of_range(model, dtype, peaks))
     plan.single.update(_table_nodes(model))
+    plan.single.update(_angle_nodes(model))
     plan.state.update(_state_values(model))
     plan.single.update(node for node in model.graph if not is_aggregation(node) and plan.state & {*node.outputs})
     numbers: set[ir.Value] = set()
@@ -137,6 +139,19 @@ def _table_nodes(model: ir.Model) -> set[ir.Node]:
         for name, value in zip(input_names(node), node.inputs, strict=False):
             if name in {"cos", "sin"} and value is not None:
                 found.update(_makers(value) or ())
+    return found
+
+
+def _angle_nodes(model: ir.Model) -> set[ir.Node]:
+    """Return what computes the angles of sines and cosines, element by element: of times, with their frequencies."""
+    found: set[ir.Node] = set()
+    waiting = [node.inputs[0] for node in model.graph if node.op_type in ANGLES]
+    while waiting:
+        value = waiting.pop()
+        maker = value.producer() if value is not None else None
+        if maker is not None and maker not in found and maker.op_type in FOLLOWING | PROMOTING:
+            found.add(maker)
+            waiting += filter(is_float, maker.inputs)
     return found
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+# What takes angles.
+ANGLES: Final = frozenset(("Cos", "Sin", "Tan"))
 # Their results leave a half type's range, or lose their meaning in its 8 or 11 bits, though what is computed from
 # them fits: squares, sums over many values, exponentials, angles; and what an explicit cast asked for.
 RANGE_HUNGRY: Final = frozenset((

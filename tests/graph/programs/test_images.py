@@ -18,20 +18,14 @@ from pom_export.graph.exported import read_model
 from pom_export.graph.program import GraphOptions
 from pom_export.graph.programs import program_of
 from pom_export.models import JiT
-from tests.small_models import TINY_JIT, fill
+from tests.small_models import TINY_JIT, fill, image_model
 
 SIZE = TINY_JIT.input_size
 
 
-def tiny() -> JiT:
-    model = JiT(TINY_JIT).eval()
-    fill(model)
-    return model
-
-
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[JiT, Path]:
-    model, path = tiny(), tmp_path_factory.mktemp("jit") / "m.onnx"
+    model, path = image_model(), tmp_path_factory.mktemp("jit") / "m.onnx"
     result = pom_export.export(model, path)
     assert len(result.checked) == 2
     return model, path
@@ -81,10 +75,10 @@ def test_it_gives_what_the_module_gives(exported: tuple[JiT, Path], batch: int, 
 
 
 def test_sizes_may_be_pinned_to_those_that_it_has(tmp_path: Path) -> None:
-    result = pom_export.export(tiny(), tmp_path / "m.onnx", static=(2, 16))
+    result = pom_export.export(image_model(), tmp_path / "m.onnx", static=(2, 16))
     assert result.inputs[0] == "x float32[2, 3, 8, 8]"
     with pytest.raises(InputError, match=r"16 tokens.*--static 2x17 pins 17"):
-        program_of(tiny(), GraphOptions(static=(2, 17)))
+        program_of(image_model(), GraphOptions(static=(2, 17)))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +88,7 @@ def test_sizes_may_be_pinned_to_those_that_it_has(tmp_path: Path) -> None:
 )
 def test_options_of_other_models_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(InputError, match="an image model mixes all patches of an image") as caught:
-        program_of(tiny(), GraphOptions(**options))
+        program_of(image_model(), GraphOptions(**options))
     assert f"--{next(iter(options))}" in str(caught.value) or "--mask" in str(caught.value)
 
 
