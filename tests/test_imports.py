@@ -15,7 +15,7 @@ PACKAGE = Path(pom_export.__file__).parent
 # From the bottom up: each imports only from itself and those before it.
 LAYERS = (
     "version", "contract", "errors", "json_text", "interrupts", "files", "archives", "arrays", "mixer", "attention",
-    "models", "checkpoint", "graph", "runtime", "text", "engine", "parity", "api", "bench", "cli", "__main__",
+    "models", "checkpoint", "graph", "runtime", "text", "images", "engine", "parity", "api", "bench", "cli", "__main__",
 )  # fmt: skip
 
 
