@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pom_export.api.checking import check, check_dynamic, trial_inputs
+from pom_export.api.checking import check, trial_inputs
 from pom_export.api.progress import Progress, silent
 from pom_export.api.side_files import check_recording_place, own_side_files
+from pom_export.api.sizing import SizePlan, settle_sizes
 from pom_export.errors import InputError
 from pom_export.files import sha256_of, staged_output
 from pom_export.graph.exported import PRECISIONS, ExportedModel, read_model
@@ -67,7 +67,7 @@ def export(
     output: str | os.PathLike[str],
     *,
     example_inputs: Examples | None = None,
-    dynamic_shapes: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
     mask: str | None = None,
     cross: bool = False,
     positions: bool = False,
@@ -93,7 +93,9 @@ def export(
         output: where the ONNX file goes.
         example_inputs: for a module of another class: what to trace it with: tensors in the order of its `forward`
             (None leaves one out), or by name.
-        dynamic_shapes: for such a module: as torch.export takes them, by input.
+        dynamic_shapes: for such a module: which dimensions are dynamic, in any form that torch.export takes: by input
+            or in the order of the inputs; of each input by axis or one entry an axis; of each axis a Dim, its name or
+            a hint such as Dim.AUTO; or a ShapesCollection or AdditionalInputs. Default: the model's rows and tokens.
         mask: "none", "causal", "padding" or "full"; default: the architecture's own.
         cross: give the mixer a separate context input.
         positions: give a rotary mixer its tokens' positions as an input.
@@ -151,16 +153,15 @@ def export(
             progress=progress,
         )
         progress(f"tracing, opset {opset}")
-        program = _write(source, staged, dtype, opset, optimize)
+        program, sizes = _write(source, staged, dtype, opset, optimize)
         exported = read_model(staged)
-        check_dynamic(program, exported)
         for module, reason in exported.kept_in_float32.items():
             progress(f"{module} stays in float32: {reason}")
         if not exported.aggregations:
             raise InputError("no mixer was called while the model was traced", "Give inputs for which it calls one")
         progress(f"{len(exported.aggregations)} aggregations; comparing with PyTorch")
-        checked = check(exported, source, program, samples, progress)
-        notes = [*source.notes, *type_notes(source.module, dtype)]
+        checked = check(exported, source, program, sizes, samples)
+        notes = [*source.notes, *sizes.notes, *type_notes(source.module, dtype)]
         result = _result(output, exported, checked, notes)
         return replace(result, weights=source.weights, other_weights=list(source.other_weights))
 
@@ -183,14 +184,18 @@ def _result(
     )
 
 
-def _write(source: Source, path: Path, dtype: str, opset: int, optimize: bool) -> Program:
+def _write(source: Source, path: Path, dtype: str, opset: int, optimize: bool) -> tuple[Program, SizePlan]:
     """Trace the source and save the graph, which is let go of before anything is compared."""
-    from pom_export.graph.exporter import export_graph
+    from pom_export.graph.exporter import export_graph, trace
     from pom_export.graph.saving import save_model
     from pom_export.parity.peaks import observe_peaks
 
     program = source.program()
     try:
+        if source.own_inputs:
+            program, traced, sizes = settle_sizes(source, program, opset)
+        else:
+            traced, sizes = trace(program, opset), SizePlan()
         properties = {**source.properties, "dtype": dtype}
         graph = export_graph(
             program,
@@ -199,6 +204,7 @@ def _write(source: Source, path: Path, dtype: str, opset: int, optimize: bool) -
             optimize=optimize,
             dtype=dtype,
             observe=lambda graph: observe_peaks(graph, trial_inputs(source, program)),
+            traced=traced,
         )
         save_model(graph, path)
     except InputError as error:
@@ -206,4 +212,4 @@ def _write(source: Source, path: Path, dtype: str, opset: int, optimize: bool) -
             raise
         # What stayed as it was is likely what torch could not export.
         raise InputError(error.what, source.near_misses[0]) from error
-    return program
+    return program, sizes

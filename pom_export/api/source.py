@@ -19,6 +19,7 @@ from pom_export.errors import InputError
 from pom_export.files import sha256_of
 from pom_export.graph.claims import PRECISIONS, WEIGHTS
 from pom_export.graph.copying import copy_module
+from pom_export.graph.dynamic_shapes import Shapes, named_shapes
 from pom_export.graph.lowering import Adapters, has_mixers, lower_mixers
 from pom_export.graph.own_program import module_program, named_examples, program_module
 from pom_export.graph.program import GraphOptions, Program
@@ -63,6 +64,10 @@ class Source:
         """Return what to trace, in float32."""
         return self.make_program(self.lower(copy_module(self.module, torch.float32)))
 
+    def plain(self) -> Program:
+        """Return the program of the model as it was given, not lowered, in float32: which sizes it takes."""
+        return self.make_program(copy_module(self.module, torch.float32))
+
     def lowered(self) -> nn.Module:
         """Return what is traced, in float64: what stands in place of the user's mixers included."""
         return Float64Module(self.make_program(self.lowered_copy()).module)
@@ -81,7 +86,7 @@ def load_source(
     options: GraphOptions,
     *,
     example_inputs: Examples | None = None,
-    dynamic_shapes: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
     hints: Mapping[str, Any],
     mixers: Adapters | None = None,
     progress: Callable[[str], None],
@@ -92,7 +97,7 @@ def load_source(
         model: path of a checkpoint or of a program of torch.export, one of our models, or a user's module.
         options: how a model of ours becomes a graph.
         example_inputs: for a user's module: what to trace it with, see `named_examples`.
-        dynamic_shapes: for a user's module: as torch.export takes them, by input.
+        dynamic_shapes: for a user's module: as torch.export takes them, see `named_shapes`.
         hints: arguments of `load_model` besides the path.
         mixers: for a user's module: what makes mixers of ours from the user's own classes, see `lower_mixers`.
         progress: called with one line a stage.
@@ -104,9 +109,9 @@ def load_source(
     if isinstance(model, (str, os.PathLike)) and is_exported_program(model):
         _refuse_options(options, hints)
         progress("recognised a program of torch.export")
-        module, examples, shapes = program_module(read_exported_program(model))
+        module, traced_with, traced_sizes = program_module(read_exported_program(model))
         properties = {"source_sha256": sha256_of(Path(model))}
-        return Source(module, _program_maker(examples, shapes), properties=properties, own_inputs=True)
+        return Source(module, _program_maker(traced_with, traced_sizes), properties=properties, own_inputs=True)
     if isinstance(model, (str, os.PathLike)):
         loaded = load_model(model, **hints)
         progress(f"recognised a {loaded.spec.summary()}")
@@ -131,7 +136,9 @@ def load_source(
         return Source(model, lambda module: program_of(module, options), properties=properties)
     _refuse_options(options, hints)
     model = unwrapped(model)
-    make_program = _program_maker(named_examples(model, example_inputs), dynamic_shapes)
+    examples = named_examples(model, example_inputs)
+    shapes = None if dynamic_shapes is None else named_shapes(model, example_inputs, examples, dynamic_shapes)
+    make_program = _program_maker(examples, shapes)
     source = Source(model, make_program, own_inputs=True)
     return replace(source, lower=_lowering(source, mixers, progress))
 
@@ -203,9 +210,7 @@ def _folded(weights: Sequence[str]) -> str:
     return f"{', '.join(weights)} {verb} out"
 
 
-def _program_maker(
-    examples: Mapping[str, Tensor], dynamic_shapes: Mapping[str, Any] | None
-) -> Callable[[nn.Module], Program]:
+def _program_maker(examples: Mapping[str, Tensor], dynamic_shapes: Shapes | None) -> Callable[[nn.Module], Program]:
     def make_program(module: nn.Module) -> Program:
         dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
         converted = {name: t.to(dtype) if t.is_floating_point() else t for name, t in examples.items()}

@@ -166,13 +166,10 @@ def _prepare_module(target: Target, options: BenchOptions, folder: Path, progres
 def _write_plain(program: Program, path: Path, instead: Path) -> tuple[Path, str]:
     """Export the published way; return the file whose products make the floor, and why there is no plain export."""
     from pom_export.graph.exporter import trace
-    from pom_export.graph.passes import NameDimensionsPass
     from pom_export.graph.saving import save_model
 
     try:
-        graph = trace(program, _OPSET)
-        NameDimensionsPass()(graph)
-        save_model(graph, path)
+        save_model(trace(program, _OPSET).graph, path)
     except InputError as error:
         return instead, error.what
     return path, ""

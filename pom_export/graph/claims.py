@@ -22,6 +22,17 @@ BLOCK_CAUSAL: Final = "block-causal"
 PRECISIONS: Final = ("float32", "float16", "bfloat16")
 MASKS: Final = ("none", "causal", "padding", "full")
 
+# Names of dynamic dimensions, in the file and in every shape that a user gives.
+BATCH: Final = "batch"
+TOKENS: Final = "tokens"
+CONTEXT_TOKENS: Final = "context_tokens"
+PAST_TOKENS: Final = "past_tokens"
+# Those that a model's positions limit.
+TOKEN_DIMENSIONS: Final = (TOKENS, CONTEXT_TOKENS, PAST_TOKENS)
+# Smallest and largest size of a dimension; None: any.
+Bounds = tuple[int, int | None]
+
+_LIMITS: Final = ("values", "tokens", "scale", "ranges", "sizes")
 _WORDS: Final = {
     "dtype": ("", *PRECISIONS),
     "mask": ("", *MASKS),
@@ -48,19 +59,36 @@ class InputLimits:
         tokens: most tokens; None: any number.
         scale: largest standard deviation of float16 inputs; None: any.
         ranges: for inputs of floats: the smallest and the largest value.
+        sizes: the smallest and the largest size of dynamic dimensions, by name; None as the largest: any.
     """
 
     values: Mapping[str, Sequence[int]] = field(default_factory=dict)
     tokens: int | None = None
     scale: float | None = None
     ranges: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    sizes: Mapping[str, Bounds] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return one line of JSON, as it is written into exported files."""
         given = asdict(self)
-        if not self.ranges:  # which few models have: other files read as they did before there were any
-            del given["ranges"]
+        for name in ("ranges", "sizes"):
+            if not given[name]:  # which few models have: other files read as they did before there were any
+                del given[name]
         return json.dumps(given, separators=(",", ":"))
+
+    def bounds(self, dimension: str) -> Bounds:
+        """Return the smallest and the largest size of a dynamic dimension; None: any."""
+        low, high = self.sizes.get(dimension, (0, None))
+        if self.tokens is not None and dimension in TOKEN_DIMENSIONS:
+            high = self.tokens if high is None else min(high, self.tokens)
+        return low, high
+
+    def outside(self, dimension: str, size: int) -> str:
+        """Return what is wrong with a size of a dynamic dimension, as "at most 8"; empty where nothing is."""
+        low, high = self.bounds(dimension)
+        if size < low:
+            return f"at least {low}"
+        return f"at most {high}" if high is not None and size > high else ""
 
 
 @dataclass(frozen=True)
@@ -127,9 +155,9 @@ def _limits(properties: Mapping[str, str]) -> InputLimits | None:
     if "limits" not in properties:
         return None
     given = _mapping(properties, "limits")
-    values, tokens, scale, ranges = (given.get(name) for name in ("values", "tokens", "scale", "ranges"))
-    values, ranges = ({} if given is None else given for given in (values, ranges))
-    if unknown := given.keys() - {"values", "tokens", "scale", "ranges"}:
+    values, tokens, scale, ranges, sizes = (given.get(name) for name in _LIMITS)
+    values, ranges, sizes = ({} if given is None else given for given in (values, ranges, sizes))
+    if unknown := given.keys() - set(_LIMITS):
         raise ClaimError(f"its limits have the unknown key {min(unknown)[:80]!r}")
     if not isinstance(values, dict) or len(values) > _MOST_INPUTS:
         raise ClaimError("its limits' values are no mapping of inputs")
@@ -145,7 +173,20 @@ def _limits(properties: Mapping[str, str]) -> InputLimits | None:
     for name, ends in ranges.items():
         if not isinstance(ends, list) or len(ends) != 2 or not all(map(_is_number, ends)) or ends[0] >= ends[1]:
             raise ClaimError(f"its limits give {name[:80]!r} no smallest and largest value")
-    return InputLimits(values, tokens, scale, ranges)
+    if not isinstance(sizes, dict) or len(sizes) > _MOST_INPUTS:
+        raise ClaimError("its limits' sizes are no mapping of dimensions")
+    for name, bounds in sizes.items():
+        if not _are_bounds(bounds):
+            raise ClaimError(f"its limits give the dimension {name[:80]!r} no smallest and largest size")
+    return InputLimits(values, tokens, scale, ranges, {name: (low, high) for name, (low, high) in sizes.items()})
+
+
+def _are_bounds(bounds: object) -> bool:
+    if not isinstance(bounds, list) or len(bounds) != 2:
+        return False
+    low, high = bounds
+    smallest = type(low) is int and 0 <= low <= _LARGEST
+    return smallest and (high is None or (_is_count(high) and low <= high))
 
 
 def _is_number(value: object) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from unittest import mock
 
 import onnx_ir as ir
@@ -12,8 +13,11 @@ import torch
 from onnx_ir.passes import common
 from torch import Tensor
 from torch.nn.modules import transformer
+from torch.onnx import _flags
 
 from pom_export.errors import InputError, reason_of
+from pom_export.graph.claims import Bounds
+from pom_export.graph.dynamic_shapes import is_hint, trace_shapes
 from pom_export.graph.exported import nested
 from pom_export.graph.opsets import check_opset
 from pom_export.graph.passes import (
@@ -33,6 +37,7 @@ from pom_export.graph.passes import (
 from pom_export.graph.passes.lower_precision import Observe
 from pom_export.graph.program import Program
 from pom_export.graph.quiet import quiet_torch
+from pom_export.graph.size_bounds import traced_bounds
 from pom_export.graph.stand_in import stand_in_paths
 from pom_export.graph.translation import translation_table
 
@@ -63,13 +68,53 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def trace(program: Program, opset: int) -> ir.Model:
+@dataclass(frozen=True)
+class Traced:
+    """What torch made of a program.
+
+    Attributes:
+        graph: before our passes; dynamic dimensions have the names that they have in the file.
+        bounds: the smallest and the largest size for which it holds, of dynamic dimensions that are bounded.
+    """
+
+    graph: ir.Model
+    bounds: Mapping[str, Bounds]
+
+    @property
+    def axes(self) -> list[tuple[int | str, ...]]:
+        """Of each input: sizes, and names of dynamic dimensions."""
+        return [
+            tuple(s if isinstance(s, int) else str(s) for s in value.shape or ()) for value in self.graph.graph.inputs
+        ]
+
+
+@contextlib.contextmanager
+def _sizes_fixed_where_used(program: Program) -> Iterator[None]:
+    """Let torch make numbers of sizes that a model uses as such, where nobody asked for dynamic ones by name.
+
+    Otherwise it leaves them dynamic in the graph, and notes that they must be those numbers.
+    """
+    given = [hint for axes in (program.dynamic_shapes or {}).values() for hint in axes.values()]
+    if all(is_hint(hint) for hint in given):
+        with mock.patch.object(_flags, "PREFER_DEFERRED_RUNTIME_ASSERTS_OVER_GUARDS", False):
+            yield
+    else:
+        yield
+
+
+def trace(program: Program, opset: int) -> Traced:
     """Run torch.export and torch.onnx over a program.
 
     Raises:
         InputError: torch could not trace or translate the model; the first line of its reason is kept.
     """
-    with quiet_torch(), _traceable_transformers(), _without_collector(), torch.no_grad():
+    with (
+        quiet_torch(),
+        _traceable_transformers(),
+        _sizes_fixed_where_used(program),
+        _without_collector(),
+        torch.no_grad(),
+    ):
         try:
             exported = torch.onnx.export(
                 program.module.eval(),
@@ -79,7 +124,7 @@ def trace(program: Program, opset: int) -> ir.Model:
                 opset_version=opset,
                 input_names=list(program.inputs),
                 output_names=list(program.outputs),
-                dynamic_shapes=None if program.dynamic_shapes is None else nested(program.dynamic_shapes),
+                dynamic_shapes=None if program.dynamic_shapes is None else nested(trace_shapes(program.dynamic_shapes)),
                 custom_translation_table=translation_table(),
                 verbose=False,
             )
@@ -87,7 +132,10 @@ def trace(program: Program, opset: int) -> ir.Model:
             reason = reason_of(error.__cause__ or error)
             raise InputError(f"torch could not export the model: {reason}", "Run with --debug for the trace") from error
     assert exported is not None
-    return exported.model
+    assert exported.exported_program is not None
+    NameDimensionsPass()(exported.model)
+    traced = Traced(exported.model, {})
+    return replace(traced, bounds=traced_bounds(exported.exported_program, traced.axes))
 
 
 def _optimizations(dtype: str) -> list[ir.passes.InPlacePass]:
@@ -116,6 +164,7 @@ def export_graph(
     optimize: bool = True,
     dtype: str = "float32",
     observe: Observe = _nothing_seen,
+    traced: Traced | None = None,
 ) -> ir.Model:
     """Trace a program and apply the passes.
 
@@ -127,6 +176,7 @@ def export_graph(
         dtype: type of the graph: "float32", "float16" or "bfloat16".
         observe: returns the magnitudes that a float32 graph's values reach, by name: what a float16 graph keeps in
             float32. Where it returns nothing, the weights alone decide.
+        traced: what `trace` returned of the program, where it was traced already; the graph is changed.
 
     Raises:
         InputError: the opset is not supported, torch could not export the model, or a weight does not fit the type.
@@ -134,7 +184,6 @@ def export_graph(
     check_opset(opset)
     passes = ir.passes.Sequential(
         NameByModulePass(program.prefix, stand_in_paths(program.module)),
-        NameDimensionsPass(),
         RecogniseCausalPass(),
         FoldTablesPass(),
         common.RemoveUnusedNodesPass(),
@@ -148,7 +197,7 @@ def export_graph(
         StampMetadataPass({**program.properties, **properties}),
     )
     try:
-        return passes(trace(program, opset)).model
+        return passes((traced or trace(program, opset)).graph).model
     except ir.passes.PassError as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from error

@@ -17,9 +17,11 @@ from pom_export.errors import InputError, reason_of
 from pom_export.graph.copying import copy_module, plain_tensors
 from pom_export.graph.program import Program
 from pom_export.graph.quiet import quiet_failure
+from pom_export.graph.size_bounds import symbol_bounds
 
 Examples = Mapping[str, Tensor]
-_IMAGE_RANK = 4
+_TOKENS_RANK, _IMAGE_RANK = 3, 4
+_SMALLEST_TRACED = 2
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -92,16 +94,29 @@ def module_program(module: nn.Module, examples: Examples, dynamic_shapes: Mappin
 
 
 def _automatic_shapes(examples: Examples) -> dict[str, dict[int, Any]]:
-    """Return the dimensions that may be dynamic; torch.export fixes those that the model does."""
+    """Return the dimensions that may be dynamic; torch.export fixes those that the model does.
+
+    A size of 1 stays where another input is longer along the same axis: it is there to be repeated.
+    """
+    longer = _longest_axes(examples)
     lengths = {tensor.shape[1] for tensor in examples.values() if 1 < tensor.dim() < _IMAGE_RANK}
     return {
         name: {
             axis: Dim.AUTO
             for axis in range(tensor.dim())
-            if axis == 0 or (tensor.dim() < _IMAGE_RANK and (axis == 1 or tensor.shape[axis] in lengths))
+            if (axis == 0 or (tensor.dim() < _IMAGE_RANK and (axis == 1 or tensor.shape[axis] in lengths)))
+            and not (tensor.shape[axis] == 1 and longer.get(axis, 1) > 1)
         }
         for name, tensor in examples.items()
     }
+
+
+def _longest_axes(examples: Examples) -> dict[int, int]:
+    """Return the largest size of rows and of tokens among the inputs; the second axis of (B, width) is no tokens."""
+    tokens = [
+        t.shape[1] for t in examples.values() if t.dim() == _TOKENS_RANK or (t.dim() == 2 and not t.is_floating_point())
+    ]
+    return {0: max((t.shape[0] for t in examples.values() if t.dim()), default=1), 1: max(tokens, default=1)}
 
 
 def _forget_sizes(module: nn.Module, examples: Examples, dynamic: Mapping[str, Mapping[int, Any]]) -> None:
@@ -141,10 +156,17 @@ def program_module(program: ExportedProgram) -> tuple[nn.Module, Examples, dict[
     fakes = [program_input.meta["val"] for program_input in _user_inputs(program)]
     names = list(inspect.signature(module.forward).parameters)
     dynamic = {
-        name: {axis: Dim.AUTO for axis, size in enumerate(fake.shape) if isinstance(size, torch.SymInt)}
+        name: {axis: _bounded(size, program) for axis, size in enumerate(fake.shape) if isinstance(size, torch.SymInt)}
         for name, fake in zip(names, fakes, strict=True)
     }
     return module, dict(zip(names, examples, strict=True)), dynamic
+
+
+def _bounded(size: torch.SymInt, program: ExportedProgram) -> Any:
+    """Return a dynamic dimension within the bounds that a program was traced for."""
+    low, high = symbol_bounds(size.node.expr, program.range_constraints)
+    # Every trace of torch's takes sizes for 2 or more where nobody says otherwise, and holds for 1 all the same.
+    return Dim.AUTO(min=low if low > _SMALLEST_TRACED else None, max=high)
 
 
 def _user_inputs(program: ExportedProgram) -> list[torch.fx.Node]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -100,6 +101,24 @@ def check_sizes(x: Tensor, mask: Tensor | None, cos: Tensor | None) -> None:
             raise ValueError(f"{name} must have 1 or {x.shape[0]} rows, got {tensor.shape[0]}")
 
 
+def _tie_rows(x: Tensor, mask: Tensor | None, cos: Tensor | None) -> None:
+    """Let a trace know that rows which are as many as x's always are, and that other ones are a single row."""
+    symbolic = [
+        tensor.shape[0]
+        for tensor, rank in ((mask, 2), (cos, 3))
+        if tensor is not None and tensor.dim() == rank and type(tensor.shape[0]) is not int
+    ]
+    if not symbolic:
+        return
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    for rows in symbolic:
+        # A number that the trace itself has to find out can't be compared.
+        with contextlib.suppress(GuardOnDataDependentSymNode):
+            if rows != x.shape[0]:
+                torch._check(rows == 1)
+
+
 @torch.library.custom_op("pom::polynomial_aggregation", mutates_args=())
 def polynomial_aggregation(
     x: Tensor,
@@ -141,6 +160,7 @@ def _fake(
     rotary_blocks: int = DEFAULT_ROTARY_BLOCKS,
 ) -> Tensor:
     check(x, coefficients, mask, mode, epsilon, degree, cos, sin, rotary_blocks)
+    _tie_rows(x, mask, cos)
     return x.new_empty((x.shape[0], 1 if mode == "mean" else x.shape[1], x.shape[2]))
 
 

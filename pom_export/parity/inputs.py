@@ -52,8 +52,6 @@ _ROW_PLANS = (
     Plan("beyond both clamps", 2, 1, 1, scale=40.0),
     Plan("tiny values", 2, 1, 1, scale=1e-3),
 )
-# By how much the sizes of a user's example are changed.
-_MORE = 3
 _MASK_PLANS = (
     Plan("a fully masked row", 3, 16, 11, masked_rows=True),
     Plan("nothing masked", 2, 16, 11, kept=1.0),
@@ -149,29 +147,6 @@ def _in_range(shares: Array, ends: Sequence[float]) -> Array:
         shares.flat[0], shares.flat[-1] = 0, 1
     low, high = ends
     return low + shares * (high - low)
-
-
-def cases_from_example(feed: Mapping[str, Array], specs: Sequence[TensorSpec]) -> list[Case]:
-    """Return example inputs as a case, and a case of other sizes wherever the model's are dynamic.
-
-    The second repeats and cuts the first: whatever its values mean to the model, they are values that it takes.
-    """
-    sizes: dict[str, int] = {}
-    for spec in specs:
-        for axis, name in enumerate(spec.axes):
-            if isinstance(name, str):
-                sizes.setdefault(name, feed[spec.name].shape[axis] + _MORE)
-    cases = [Case("example inputs", feed)]
-    if all(name.isidentifier() for name in sizes) and sizes:
-        resized = {}
-        for spec in specs:
-            array = feed[spec.name]
-            for axis, name in enumerate(spec.axes):
-                if isinstance(name, str):
-                    array = array.take(range(sizes[name]), axis=axis, mode="wrap")
-            resized[spec.name] = array
-        cases.append(Case("other sizes", resized))
-    return cases
 
 
 def fits(array: Array, spec: TensorSpec) -> bool:

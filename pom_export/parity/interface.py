@@ -112,7 +112,8 @@ def check_limits(model: ExportedModel, limits: InputLimits, names: Mapping[str, 
 def _plain(limits: InputLimits) -> dict[str, Any]:
     values = {name: list(counts) for name, counts in limits.values.items()}
     ranges = {name: list(ends) for name, ends in limits.ranges.items()}
-    return {"values": values, "tokens": limits.tokens, "scale": limits.scale, "ranges": ranges}
+    sizes = {name: list(bounds) for name, bounds in limits.sizes.items()}
+    return {"values": values, "tokens": limits.tokens, "scale": limits.scale, "ranges": ranges, "sizes": sizes}
 
 
 def check_outputs(model: ExportedModel, expected: Mapping[str, npt.NDArray[Any]]) -> dict[str, str]:

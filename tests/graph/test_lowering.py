@@ -176,7 +176,7 @@ def test_sizes_other_than_the_examples_are_compared_too(tmp_path: Path, monkeypa
     monkeypatch.setattr(checking, "compare", spy)
     model = nn.Sequential(PoM(8, 2, 2, 1, 1))
     pom_export.export(model, tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8),))
-    assert set(compared) == {"example inputs", "other sizes"}
+    assert {"example inputs", "other sizes"} < set(compared)
 
 
 class Twice(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-import sympy  # type: ignore[import-untyped]
+import sympy
 from torch.utils._sympy import functions
 
 from pom_export.checkpoint.programs.checks import MalformedError

@@ -14,7 +14,10 @@ _USUAL = (BATCH, TOKENS)
 
 
 class NameDimensionsPass(ir.passes.InPlacePass):
-    """Name the first dynamic dimension of the inputs `batch`, the second `tokens`, others after input and axis."""
+    """Name the first dynamic dimension of the inputs `batch`, the second `tokens`, others after input and axis.
+
+    Dimensions that tracing made numbers become numbers.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rename the dimensions of every value."""
@@ -27,10 +30,10 @@ class NameDimensionsPass(ir.passes.InPlacePass):
                     usual = _USUAL[axis] if axis < len(_USUAL) else ""
                     free = usual and usual not in given and usual not in names.values()
                     names[symbol] = usual if free else f"{value.name}_{axis}"
-        for value in _values(model.graph) if names else ():
+        for value in _values(model.graph):
             if value.shape is not None:
                 value.shape = ir.Shape([_renamed(size, names) for size in value.shape])
-        return ir.passes.PassResult(model, modified=bool(names))
+        return ir.passes.PassResult(model, modified=True)
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:
@@ -44,4 +47,6 @@ def _renamed(size: int | ir.SymbolicDim, names: dict[str, str]) -> int | str | N
         return size
     if size.value is None:
         return None
-    return _NUMBERED.sub(lambda match: names.get(match[0], match[0]), size.value)
+    renamed = _NUMBERED.sub(lambda match: names.get(match[0], match[0]), size.value)
+    # torch leaves the name "8" of a dimension that turned out to be 8.
+    return int(renamed) if renamed.isdecimal() else renamed

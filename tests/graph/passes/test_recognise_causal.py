@@ -50,7 +50,8 @@ OTHER: dict[str, Mask] = {
     "upper": lambda x: torch.triu(ones(x))[None],
     "a window": lambda x: (torch.tril(ones(x)) * torch.triu(ones(x), diagonal=-2))[None],
     "halves": lambda x: torch.tril(0.5 * ones(x))[None],
-    "of the tokens": lambda x: torch.tril(x @ x.transpose(1, 2)),
+    # Positive weights: a sum of them that is close to 0 would be divided by.
+    "of the tokens": lambda x: torch.tril((x @ x.transpose(1, 2)).abs()),
     "all ones, spread": lambda x: torch.ones(1, 1, 1).expand(x.shape[0], x.shape[1], x.shape[1]),
     "all ones": lambda x: ones(x)[None],
     "another corner of a table": lambda x: TABLE[:, 1 : x.shape[1] + 1, : x.shape[1]],

@@ -1,0 +1,273 @@
+"""Which sizes a user's own model takes: tried one dimension at a time, before the file is written."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pom_export.errors import InputError, reason_of
+from pom_export.graph.claims import Bounds
+from pom_export.parity.case import Array, Case
+from pom_export.parity.resizing import (
+    AxesByInput,
+    candidate_sizes,
+    dimension_sizes,
+    meanings,
+    resized,
+    size_of,
+)
+from pom_export.runtime.runners import to_numpy
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from pom_export.api.source import Source
+    from pom_export.graph.exporter import Traced
+    from pom_export.graph.program import Program
+
+
+@dataclass
+class SizePlan:
+    """What was found out about the sizes that a model takes.
+
+    Attributes:
+        cases: inputs of other sizes than the example's, which the model takes.
+        bounds: smallest and largest size of dimensions that the file limits, by name.
+        notes: what a user should know of it, a line each.
+    """
+
+    cases: list[Case] = field(default_factory=list)
+    bounds: dict[str, Bounds] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def settle_sizes(source: Source, program: Program, opset: int) -> tuple[Program, Traced, SizePlan]:
+    """Trace a user's program with those dimensions dynamic that the model takes at other sizes than the example's.
+
+    Returns:
+        The program, whose limits are the file's; what torch made of it; and the sizes to compare at.
+
+    Raises:
+        InputError: torch could not trace the model, or a dimension that was asked for by name can't be dynamic.
+    """
+    from pom_export.graph.exporter import trace
+
+    first, plain = program, source.plain()
+    while True:
+        traced = trace(program, opset)
+        _check_asked(program, traced)
+        trial = _Trial(plain.module, plain.inputs, dict(zip(program.inputs, traced.axes, strict=True)), traced.bounds)
+        refused = trial.try_all()
+        if not refused:
+            break
+        program = _without(program, trial, refused)
+    plan = trial.plan
+    plan.notes[:0] = _fixed_notes(first, traced)
+    limits = replace(program.limits, sizes=plan.bounds)
+    properties = {**program.properties, **({"limits": limits.to_json()} if plan.bounds else {})}
+    return replace(program, limits=limits, properties=properties), traced, plan
+
+
+def _check_asked(program: Program, traced: Traced) -> None:
+    """Raise InputError where the user asked for a dynamic dimension and tracing made it a number."""
+    from pom_export.graph.dynamic_shapes import is_automatic
+
+    for (name, hints), axes in zip(_hints(program), traced.axes, strict=True):
+        for axis, hint in hints.items():
+            low, high = traced.bounds.get(str(axes[axis]), (0, None))
+            if not is_automatic(hint) and (isinstance(axes[axis], int) or low == high):
+                raise _asked_but_fixed(name, axis, program.inputs[name].shape[axis])
+
+
+def _asked_but_fixed(name: str, axis: int, size: int, why: str = "") -> InputError:
+    return InputError(
+        f"dimension {axis} of {name} was asked to be dynamic, but the model fixes it to {size}{why}",
+        "Leave it out of dynamic_shapes, or look for what depends on its value",
+    )
+
+
+def _hints(program: Program) -> list[tuple[str, Mapping[int, Any]]]:
+    """Return what is dynamic of each input, by axis, in their order."""
+    return [(name, (program.dynamic_shapes or {}).get(name) or {}) for name in program.inputs]
+
+
+def _without(program: Program, trial: _Trial, refused: Mapping[str, str]) -> Program:
+    """Return a program with those dimensions fixed that the model refuses to be given at other sizes.
+
+    Args:
+        program: the program.
+        trial: what was tried.
+        refused: names of the dimensions, and what the model said.
+    """
+    from pom_export.graph.dynamic_shapes import is_automatic
+
+    shapes: dict[str, dict[int, Any]] = {}
+    for name, hints in _hints(program):
+        shapes[name] = dict(hints)
+        for axis, hint in hints.items():
+            dimension = next((each for each in refused if trial.depends(name, axis, each)), None)
+            if dimension is None:
+                continue
+            if not is_automatic(hint):
+                raise _asked_but_fixed(name, axis, program.inputs[name].shape[axis], f": {refused[dimension]}")
+            del shapes[name][axis]
+    return replace(program, dynamic_shapes=shapes)
+
+
+def _fixed_notes(first: Program, traced: Traced) -> list[str]:
+    fixed = [
+        f"dimension {axis} of {name} at {axes[axis]}"
+        for (name, hints), axes in zip(_hints(first), traced.axes, strict=True)
+        for axis in hints
+        if isinstance(axes[axis], int)
+    ]
+    return [f"fixed in the file: {', '.join(fixed)}; the model, as it was traced, takes no other size"] if fixed else []
+
+
+class _Trial:
+    """Runs a model at other sizes than its example's, one dimension at a time."""
+
+    def __init__(
+        self, module: nn.Module, inputs: Mapping[str, Tensor], axes: AxesByInput, bounds: Mapping[str, Bounds]
+    ) -> None:
+        self.module = module
+        self.feed = {name: to_numpy(tensor) for name, tensor in inputs.items()}
+        self.axes = axes
+        self.sizes = dimension_sizes(self.feed, axes)
+        # torch takes sizes of 0 and 1 for any others; what matters is where more than one row is needed.
+        self.bounds = {name: (low if low > 1 else 0, high) for name, (low, high) in bounds.items()}
+        self.plan = SizePlan()
+        self.empty = _unusable(self._run(self.feed))
+
+    def depends(self, name: str, axis: int, dimension: str) -> bool:
+        """Return whether an axis of an input has another size when a dimension has."""
+        before = self.axes[name][axis]
+        return size_of(before, self.sizes) != size_of(before, {**self.sizes, dimension: self.sizes[dimension] + 1})
+
+    def try_all(self) -> dict[str, str]:
+        """Try every dynamic dimension; return those that the model takes at no other size, and what it said."""
+        refused, larger = {}, {}
+        for dimension, size in self.sizes.items():
+            tried = _Dimension(self, dimension, size)
+            tried.run()
+            if not tried.taken:
+                refused[dimension] = tried.reason
+            else:
+                larger[dimension] = max(tried.taken)
+        if not refused:
+            self._together(larger)
+            self._say_rest()
+        return refused
+
+    def attempt(self, changes: Mapping[str, int], name: str) -> str:
+        """Run the model at other sizes, and plan a case of them where it takes them; return why it does not."""
+        feed = resized(self.feed, self.axes, {**self.sizes, **changes})
+        if feed is None:
+            return "an axis would have no size"
+        reason = ""
+        before, after = (max(sizes) for sizes in zip(*((self.sizes[d], n) for d, n in changes.items()), strict=True))
+        for given in meanings(feed, before, after):
+            try:
+                outputs = self._run(given)
+            except Exception as error:  # noqa: BLE001 (whatever the model raises)
+                reason = reason or reason_of(error)
+                continue
+            if _unusable(outputs) - self.empty:
+                self.plan.notes.append(f"{name} was not compared: an output is empty there, or not finite")
+            else:
+                self.plan.cases.append(Case(name, given))
+            return ""
+        return reason
+
+    def _run(self, feed: Mapping[str, Array]) -> list[Any]:
+        import torch
+        from torch.utils._pytree import tree_leaves
+
+        from pom_export.graph.copying import copy_module
+        from pom_export.graph.exported import nested
+        from pom_export.graph.quiet import quiet_failure
+
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feed.items()}
+        with torch.no_grad(), quiet_failure(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the mean of too few tokens, say: what comes of it is looked at
+            leaves = tree_leaves(copy_module(self.module)(**nested(tensors)))
+        return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+    def _together(self, larger: Mapping[str, int]) -> None:
+        if len(larger) > 1 and (reason := self.attempt(larger, "other sizes")):
+            self.plan.notes.append(f"no other sizes of all dimensions at once were compared: {reason}")
+
+    def _say_rest(self) -> None:
+        """Note the limits, and the dimensions of which nothing says how to change them."""
+        dynamic = {str(axis) for axes in self.axes.values() for axis in axes if isinstance(axis, str)}
+        for axis in sorted(dynamic):
+            low, high = self.plan.bounds[axis] = self.bounds.get(axis, (0, None))
+            if low or high is not None:
+                limits = [f"at least {low}"] * bool(low) + [f"at most {high}"] * (high is not None)
+                self.plan.notes.append(
+                    f"{axis} must be {' and '.join(limits)}: beyond, the model takes another branch or a table ends"
+                )
+            else:
+                del self.plan.bounds[axis]
+            if size_of(axis, self.sizes) is None:
+                self.plan.notes.append(f"the dimension {axis} was compared at the example's size alone")
+
+
+class _Dimension:
+    """The sizes of one dimension that were tried."""
+
+    def __init__(self, trial: _Trial, name: str, size: int) -> None:
+        self.trial, self.name, self.size = trial, name, size
+        self.taken: list[int] = []
+        self.refused: list[int] = []
+        self.reason = ""
+
+    def run(self) -> None:
+        """Try the sizes that tell most, and find where the model ends that takes some of them."""
+        bounds = self.trial.bounds.get(self.name, (0, None))
+        for size in candidate_sizes(self.size, bounds):
+            self._try(size)
+        if max(self.taken, default=0) <= self.size and self._open(bounds):
+            for size in (2 * self.size, 3 * self.size):  # a model that takes multiples of something
+                if size not in self.refused and (bounds[1] is None or size <= bounds[1]):
+                    self._try(size)
+        if self.taken and self.refused:
+            self._find_end(bounds)
+
+    def _open(self, bounds: Bounds) -> bool:
+        return bounds[1] is None or bounds[1] > self.size
+
+    def _try(self, size: int) -> bool:
+        reason = self.trial.attempt({self.name: size}, f"{self.name} {size}")
+        (self.refused if reason else self.taken).append(size)
+        self.reason = self.reason or reason
+        return not reason
+
+    def _find_end(self, bounds: Bounds) -> None:
+        """Find the largest size where every larger one is refused, and note other refusals."""
+        fits = max([self.size, *self.taken])
+        beyond = min((size for size in self.refused if size > fits), default=None)
+        within = sorted(size for size in self.refused if size < fits)
+        if beyond is not None:
+            while beyond - fits > 1:
+                middle = (fits + beyond) // 2
+                fits, beyond = (middle, beyond) if self._try(middle) else (fits, middle)
+            self.trial.bounds[self.name] = bounds[0], fits
+        if within:
+            sizes = ", ".join(map(str, sorted({self.size, *self.taken})))
+            self.trial.plan.notes.append(
+                f"{self.name} was compared at {sizes}; the model refuses {', '.join(map(str, within))}: {self.reason}"
+            )
+
+
+def _unusable(outputs: list[Any]) -> set[int]:
+    """Return which outputs hold nothing that a comparison could say anything about."""
+    return {
+        index
+        for index, output in enumerate(outputs)
+        if not output.numel() or (output.is_floating_point() and not output.isfinite().any())
+    }

@@ -1,0 +1,136 @@
+"""A user's `dynamic_shapes` in any form that torch.export takes, as one mapping: by input, and by axis."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.export import AdditionalInputs, Dim, ShapesCollection
+
+from pom_export.errors import InputError, reason_of
+
+Shapes = Mapping[str, Mapping[int, Any]]
+_HINT = "Give it as torch.export takes it, such as {'x': {0: Dim.AUTO, 1: Dim.AUTO}}"
+_NOTHING: tuple[Any, ...] = (None, {}, (), [])
+_Hint = type(Dim.AUTO)
+
+
+def is_automatic(size: Any) -> bool:
+    """Return whether an entry lets the trace decide if a dimension is dynamic."""
+    return isinstance(size, _Hint) and size.type == Dim.AUTO.type
+
+
+def trace_shapes(shapes: Mapping[str, Mapping[int, Any]]) -> dict[str, dict[int, Any]]:
+    """Return what torch is told: Dim.DYNAMIC as Dim.AUTO, since we say ourselves, by name, what the model fixes.
+
+    A mapping of its own: torch writes to it.
+    """
+    return {name: {axis: _relaxed(size) for axis, size in axes.items()} for name, axes in shapes.items()}
+
+
+def _relaxed(size: Any) -> Any:
+    return Dim.AUTO(min=size.min, max=size.max) if is_hint(size) else size
+
+
+def is_hint(size: Any) -> bool:
+    """Return whether an entry is Dim.AUTO or Dim.DYNAMIC, not a dimension with a name."""
+    return isinstance(size, _Hint)
+
+
+def named_shapes(
+    module: nn.Module, given: Any, examples: Mapping[str, Tensor], dynamic_shapes: Any
+) -> dict[str, dict[int, Any]]:
+    """Return which dimensions a user wants dynamic, by input and axis; what is not named is fixed.
+
+    Args:
+        module: whose inputs they are.
+        given: the example inputs as the user gave them: a tensor, a sequence by position, or a mapping by name.
+        examples: the same by name.
+        dynamic_shapes: a mapping by input, a sequence by position, or torch's ShapesCollection or AdditionalInputs.
+            Of an input: a mapping by axis, a sequence, or None. Of an axis: a Dim, its name, a hint such as Dim.AUTO,
+            or a number, Dim.STATIC or None for one that is fixed.
+
+    Raises:
+        InputError: it has another form, or does not fit the examples.
+    """
+    if isinstance(dynamic_shapes, (ShapesCollection, AdditionalInputs)):
+        dynamic_shapes = _resolved(module, given, dynamic_shapes)
+    if isinstance(dynamic_shapes, Mapping):
+        by_name = dict(dynamic_shapes)
+        if unknown := [name for name, shape in by_name.items() if name not in examples and shape not in _NOTHING]:
+            raise InputError(
+                f"dynamic_shapes names {unknown[0]!r}; the example inputs are {', '.join(examples)}", "Check the name"
+            )
+    elif isinstance(dynamic_shapes, (tuple, list)):
+        order = [name for name in inspect.signature(module.forward).parameters if name in examples]
+        if len(dynamic_shapes) != len(order):
+            raise InputError(
+                f"dynamic_shapes has {len(dynamic_shapes)} entries for {len(order)} example inputs",
+                "Give one an input, None where nothing is dynamic, or name them",
+            )
+        by_name = dict(zip(order, dynamic_shapes, strict=True))
+    else:
+        raise InputError(f"dynamic_shapes is a {type(dynamic_shapes).__name__}", _HINT)
+    return {name: _by_axis(name, tensor, by_name.get(name)) for name, tensor in examples.items()}
+
+
+def _resolved(module: nn.Module, given: Any, collection: ShapesCollection | AdditionalInputs) -> Any:
+    """Return what a collection of torch's says of the examples: it knows the tensors themselves, or their sizes."""
+    if isinstance(given, (Tensor, np.ndarray)):
+        given = (given,)
+    arguments, keywords = ((), dict(given)) if isinstance(given, Mapping) else (tuple(given), {})
+    try:
+        return collection.dynamic_shapes(module, arguments, keywords)
+    except Exception as error:
+        raise InputError(
+            f"dynamic_shapes does not fit the example inputs: {reason_of(error)}", "Make it of the same tensors"
+        ) from error
+
+
+def _by_axis(name: str, tensor: Tensor, shape: Any) -> dict[int, Any]:
+    if shape is None:
+        return {}
+    if isinstance(shape, Mapping):
+        sizes = dict(shape)
+        if any(type(axis) is not int or not -tensor.dim() <= axis < tensor.dim() for axis in sizes):
+            raise InputError(
+                f"dynamic_shapes of {name} has the axes {list(sizes)}; its shape is {list(tensor.shape)}", _HINT
+            )
+        sizes = {axis % tensor.dim(): size for axis, size in sizes.items()}
+    elif isinstance(shape, Sequence) and not isinstance(shape, str):
+        if len(shape) != tensor.dim():
+            raise InputError(
+                f"dynamic_shapes of {name} has {len(shape)} entries; its shape is {list(tensor.shape)}", _HINT
+            )
+        sizes = dict(enumerate(shape))
+    else:
+        raise InputError(f"dynamic_shapes of {name} is a {type(shape).__name__}", _HINT)
+    dynamic = {}
+    for axis, size in sizes.items():
+        if not _is_fixed(f"dimension {axis} of {name}", tensor.shape[axis], size):
+            dynamic[axis] = Dim(size) if isinstance(size, str) else size
+    return dynamic
+
+
+def _is_fixed(where: str, given: int, size: Any) -> bool:
+    """Return whether an entry of an axis fixes it.
+
+    Raises:
+        InputError: it is none that torch knows, or says another size than the example has.
+    """
+    if size is None or (isinstance(size, _Hint) and size.type == Dim.STATIC.type):
+        return True
+    if type(size) is int:
+        if size != given:
+            raise InputError(f"dynamic_shapes fixes {where} at {size}; the example has {given}", "Give another example")
+        return True
+    if isinstance(size, str):
+        if not size.isidentifier():
+            raise InputError(f"dynamic_shapes names {where} {size!r}", "Use letters, digits and underscores")
+        return False
+    if isinstance(size, (Dim, _Hint)):
+        return False
+    raise InputError(f"dynamic_shapes gives a {type(size).__name__} for {where}", _HINT)

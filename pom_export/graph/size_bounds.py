@@ -1,0 +1,157 @@
+"""Which sizes a traced graph holds for: what torch knows of its symbols, and where a table of constants ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from pom_export.graph.claims import Bounds
+
+_aten = torch.ops.aten
+# What leaves the values of indices as they are, and their largest one.
+_VIEWS = {
+    _aten.alias.default,
+    _aten.clone.default,
+    _aten.detach.default,
+    _aten.expand.default,
+    _aten.lift_fresh_copy.default,
+    _aten.permute.default,
+    _aten.reshape.default,
+    _aten.squeeze.dim,
+    _aten.squeeze.dims,
+    _aten.to.dtype,
+    _aten.unsqueeze.default,
+    _aten.view.default,
+    _aten._to_copy.default,
+    _aten._unsafe_view.default,
+}
+# Positions of the table and of the indices among their arguments.
+_LOOK_UPS = {_aten.embedding.default: (0, 1), _aten.index_select.default: (0, 2), _aten.index.Tensor: (0, 1)}
+# Which of their arguments is the end.
+_RANGES = {_aten.arange.default: 0, _aten.arange.start: 1, _aten.arange.start_step: 1}
+
+
+def traced_bounds(program: ExportedProgram, axes: Sequence[Sequence[int | str]]) -> dict[str, Bounds]:
+    """Return the smallest and largest size of each dynamic dimension of a traced program's inputs.
+
+    Outside of them the graph computes something else than the model: a branch on a size was taken the other way, or a
+    table has ended. Dimensions without bounds are left out.
+
+    Args:
+        program: as torch traced it.
+        axes: of each input, in order: sizes, and the names that dynamic dimensions have in the file.
+    """
+    tables = dict(_table_ends(program))
+    found: dict[str, Bounds] = {}
+    for fake, named in zip(_user_inputs(program), axes, strict=True):
+        for size, name in zip(fake.shape, named, strict=True):
+            expression = _expression(size)
+            if expression is not None and isinstance(name, str) and name not in found:
+                low, high = symbol_bounds(expression, program.range_constraints, tables)
+                if low > 0 or high is not None:
+                    found[name] = low, high
+    return found
+
+
+def _user_inputs(program: ExportedProgram) -> list[Tensor]:
+    wanted = set(map(str, program.graph_signature.user_inputs))
+    return [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in wanted]
+
+
+def symbol_bounds(
+    expression: sympy.Expr, ranges: Mapping[Any, Any], tables: Mapping[sympy.Symbol, int] | None = None
+) -> Bounds:
+    """Return the bounds of a size: a symbol, or what is computed of one and grows with it.
+
+    Args:
+        expression: the size.
+        ranges: a program's `range_constraints`.
+        tables: how large a symbol may be before a table ends.
+    """
+    if expression.is_Symbol:
+        known = ranges.get(expression)
+        low, high = (0, None) if known is None else (_finite(known.lower) or 0, _finite(known.upper))
+        ends = [end for end in (high, (tables or {}).get(expression)) if end is not None]
+        return max(low, 0), min(ends, default=None)
+    if len(expression.free_symbols) != 1:
+        return 0, None
+    (symbol,) = expression.free_symbols
+    high = symbol_bounds(symbol, ranges, tables)[1]
+    return 0, None if high is None else int(expression.subs(symbol, high))
+
+
+def _finite(bound: Any) -> int | None:
+    return int(bound) if getattr(bound, "is_Integer", isinstance(bound, int)) else None
+
+
+def _table_ends(program: ExportedProgram) -> Iterator[tuple[sympy.Symbol, int]]:
+    """Yield how large a size may be, by its symbol, before a slice or a look-up goes beyond a table of fixed length."""
+    smallest: dict[sympy.Symbol, int] = {}
+    for node in program.graph.nodes:
+        if node.op != "call_function":
+            continue
+        for needed, rows in _needs(node):
+            if (bound := _solved(needed, rows)) is not None:
+                symbol, most = bound
+                smallest[symbol] = min(most, smallest.get(symbol, most))
+    yield from smallest.items()
+
+
+def _needs(node: Node) -> Iterator[tuple[sympy.Expr, int]]:
+    """Yield how many rows a node needs of a table, and how many that has."""
+    if node.target is _aten.slice.Tensor and len(node.args) > 3:
+        table, axis, end = node.args[0], node.args[1], _expression(node.args[3])
+        rows = _shape(table)[axis] if isinstance(axis, int) else None
+    elif node.target in _LOOK_UPS:
+        where, by = _LOOK_UPS[node.target]
+        axis = node.args[1] if node.target is _aten.index_select.default else 0
+        rows = _shape(node.args[where])[axis] if isinstance(axis, int) else None
+        indices = node.args[by]
+        end = _end_of_range(indices[0] if isinstance(indices, (list, tuple)) else indices)
+    else:
+        return
+    if end is not None and isinstance(rows, int):
+        yield end, rows
+
+
+def _shape(node: Any) -> Sequence[Any]:
+    return node.meta["val"].shape if isinstance(node, Node) else ()
+
+
+def _end_of_range(indices: Any) -> sympy.Expr | None:
+    """Return what an arange ends before, where indices are one seen in another shape; else None."""
+    offset = 0
+    while isinstance(indices, Node) and (indices.target in _VIEWS or _adds_number(indices)):
+        offset += int(indices.args[1]) if _adds_number(indices) else 0  # type: ignore[arg-type]
+        indices = indices.args[0]
+    if not isinstance(indices, Node) or indices.target not in _RANGES:
+        return None
+    end = _expression(indices.args[_RANGES[indices.target]])
+    return None if end is None else end + offset
+
+
+def _adds_number(node: Node) -> bool:
+    return node.target is _aten.add.Tensor and type(node.args[1]) is int
+
+
+def _expression(value: Any) -> sympy.Expr | None:
+    """Return the expression that a size of the graph is; None for a number."""
+    value = value.meta.get("val") if isinstance(value, Node) else value
+    return value.node.expr if isinstance(value, torch.SymInt) else None
+
+
+def _solved(needed: sympy.Expr, rows: int) -> tuple[sympy.Symbol, int] | None:
+    """Return the symbol in what is needed, and its largest value for which that is no more than the rows."""
+    if len(needed.free_symbols) != 1:
+        return None
+    (symbol,) = needed.free_symbols
+    slope = sympy.diff(needed, symbol)
+    if not (slope.is_Integer and slope > 0):
+        return None
+    return symbol, int((rows - needed.subs(symbol, 0)) // slope)

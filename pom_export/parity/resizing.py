@@ -1,0 +1,143 @@
+"""A user's example inputs at other sizes: repeated and cut, for what values mean to a model only its author knows."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from pom_export.graph.claims import Bounds
+from pom_export.parity.case import Array
+
+# Names of dynamic dimensions, expressions of them such as "tokens + 1", or sizes; of each input.
+AxesByInput = Mapping[str, Sequence[int | str]]
+# No file of ours has a longer expression for a size.
+_LONGEST_EXPRESSION = 200
+
+
+def dimension_sizes(feed: Mapping[str, Array], axes: AxesByInput) -> dict[str, int]:
+    """Return the size of each name that the inputs' dynamic dimensions have, or are computed of.
+
+    Names that nothing says the size of are left out.
+    """
+    given = [(str(axis), size) for name in axes for axis, size in zip(axes[name], feed[name].shape, strict=True)]
+    sizes = {axis: size for axis, size in given if axis.isidentifier()}
+    for axis, size in given:
+        unknown = [name for name in _names(axis) if name not in sizes]
+        if len(unknown) == 1:
+            fitting = [n for n in range(size + 2) if size_of(axis, {**sizes, unknown[0]: n}) == size]
+            sizes.update(dict.fromkeys(unknown, fitting[-1]) if fitting else {})
+    return sizes
+
+
+def size_of(axis: str | int, sizes: Mapping[str, int]) -> int | None:
+    """Return the size of an axis: a number, a name, or sums and products of them; None where it can't be told."""
+    if isinstance(axis, int) or axis in sizes:
+        return axis if isinstance(axis, int) else sizes[axis]
+    parsed = _parsed(axis)
+    return None if parsed is None else _value(parsed, sizes)
+
+
+def _names(axis: str) -> list[str]:
+    parsed = _parsed(axis)
+    return [] if parsed is None else sorted({node.id for node in ast.walk(parsed) if isinstance(node, ast.Name)})
+
+
+def _parsed(axis: str) -> ast.expr | None:
+    try:
+        return ast.parse(axis, mode="eval").body if len(axis) <= _LONGEST_EXPRESSION else None
+    except (SyntaxError, ValueError):
+        return None
+
+
+def _value(node: ast.expr, sizes: Mapping[str, int]) -> int | None:
+    if isinstance(node, ast.Constant):
+        return node.value if type(node.value) is int else None
+    if isinstance(node, ast.Name):
+        return sizes.get(node.id)
+    if not isinstance(node, ast.BinOp):
+        return None
+    left, right = _value(node.left, sizes), _value(node.right, sizes)
+    if left is None or right is None:
+        return None
+    if isinstance(node.op, ast.FloorDiv):
+        return left // right if right else None
+    operations = {ast.Add: left + right, ast.Sub: left - right, ast.Mult: left * right}
+    return operations.get(type(node.op))
+
+
+def candidate_sizes(size: int, bounds: Bounds) -> list[int]:
+    """Return the sizes at which to try a dimension: the smallest, the next one, and one far from the example's.
+
+    Of two neighbours one is no multiple of anything: that a graph was traced for multiples only does not stay hidden.
+    """
+    low, high = max(bounds[0], 1), bounds[1]
+    sizes = [low, size + 1, 2 * size + 3]
+    if high is not None:
+        sizes = [min(each, high) for each in sizes]
+        if high <= size:
+            sizes += [size - 1, size // 2]
+    return sorted({each for each in sizes if each >= low} - {size})
+
+
+def resized(feed: Mapping[str, Array], axes: AxesByInput, sizes: Mapping[str, int]) -> dict[str, Array] | None:
+    """Return inputs of other sizes; None where an axis would have a negative one, or one that can't be told.
+
+    Args:
+        feed: the example inputs.
+        axes: of each of them.
+        sizes: of all names of dynamic dimensions.
+    """
+    result = {}
+    for name, given in feed.items():
+        array = given
+        for index, axis in enumerate(axes[name]):
+            size = size_of(axis, sizes)
+            if size is None or size < 0:
+                return None
+            if size != array.shape[index]:
+                array = _along(array, index, size)
+        result[name] = array
+    return result
+
+
+def _along(array: Array, axis: int, size: int) -> Array:
+    """Return an array repeated or cut along an axis; a row that kept something of its tokens still does."""
+    if not array.shape[axis]:
+        return np.zeros((*array.shape[:axis], size, *array.shape[axis + 1 :]), array.dtype)
+    result = array.take(range(size), axis=axis, mode="wrap")
+    kept = _kept(array)
+    if kept is not None and size:
+        lost = kept.any(axis) & ~kept.take(range(size), axis=axis, mode="wrap").any(axis)
+        # In a mask, float or bool, the first place of such a row is that of what was kept.
+        first = np.take_along_axis(array, kept.argmax(axis, keepdims=True), axis).squeeze(axis)
+        place = (slice(None),) * axis + (0,)
+        result[place] = np.where(lost, first, result[place])
+    return result
+
+
+def _kept(array: Array) -> Array | None:
+    """Return which places of a mask count; None for another array."""
+    if array.dtype == np.bool_:
+        return array
+    if array.dtype.kind == "f" and np.isneginf(array).any():
+        return ~np.isneginf(array)
+    return None
+
+
+def meanings(feed: Mapping[str, Array], before: int, after: int) -> Iterator[Mapping[str, Array]]:
+    """Yield resized inputs as they are, then with whole numbers that fit the new size as lengths, and as indices.
+
+    Args:
+        feed: resized inputs.
+        before: the size that was changed.
+        after: what it was changed to.
+    """
+    yield feed
+    whole = {name: array for name, array in feed.items() if array.dtype.kind in "iu"}
+    if not whole:
+        return
+    for most in (after, max(after - 1, 0)):
+        fitting = {name: np.minimum(np.where(a == before, after, a), most).astype(a.dtype) for name, a in whole.items()}
+        yield {**feed, **fitting}

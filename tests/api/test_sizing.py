@@ -1,0 +1,185 @@
+"""A user's own model is compared at other sizes, one dimension at a time; what it refuses is fixed, and said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.nn import functional
+
+import pom_export
+from pom_export.errors import InputError, ParityError
+from pom_export.graph.exported import read_model
+
+WIDTH = 8
+
+
+class Model(nn.Module):
+    """A mixer, and what a test does around it."""
+
+    def __init__(self, around: Callable[[Model, Tensor], Tensor], rows: int = 8) -> None:
+        super().__init__()
+        self.around = around
+        self.mixer = pom_export.PolynomialMixer(WIDTH, 2, 2)
+        self.table = nn.Parameter(torch.randn(1, rows, WIDTH))
+        self.positions = nn.Embedding(rows, WIDTH)
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.around(self, x)
+
+
+class Conditioned(nn.Module):
+    """Tokens scaled by a (batch, width) condition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixer = pom_export.PolynomialMixer(WIDTH, 2, 2)
+        self.scale = nn.Linear(12, WIDTH)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return self.mixer(x * self.scale(c)[:, None])
+
+
+class OfLengths(nn.Module):
+    """Rows of several lengths, and the last token of each row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixer = pom_export.PolynomialMixer(WIDTH, 2, 2)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        mask = torch.arange(x.shape[1]) < lengths[:, None]
+        y = self.mixer(x, mask=mask)
+        return {"y": y, "last": y[torch.arange(x.shape[0]), lengths - 1]}
+
+
+class Masked(nn.Module):
+    """A mixer with a mask as input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixer = pom_export.PolynomialMixer(WIDTH, 2, 2)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.mixer(x, mask=mask)
+
+
+def padded_to_four(model: Model, x: Tensor) -> Tensor:
+    n = x.shape[1]
+    if n % 4:
+        x = functional.pad(x, (0, 0, 0, -n % 4))
+    return model.mixer(x)[:, :n]
+
+
+def export(model: nn.Module, folder: Path, *inputs: Tensor, **options: object) -> pom_export.api.exporting.ExportResult:
+    torch.manual_seed(0)
+    return pom_export.export(model.eval(), folder / "m.onnx", example_inputs=inputs, **options)  # type: ignore[arg-type]
+
+
+def tokens(count: int) -> Tensor:
+    return torch.randn(2, count, WIDTH)
+
+
+def test_a_width_that_the_model_fixes_is_fixed_and_the_tokens_are_compared(tmp_path: Path) -> None:
+    result = export(Conditioned(), tmp_path, tokens(6), torch.randn(2, 12))
+    assert result.inputs == [f"x float32[batch, tokens, {WIDTH}]", "c float32[batch, 12]"]
+    assert "dimension 1 of c at 12" in result.notes[0]
+
+
+def test_as_many_tokens_as_channels_leaves_the_width_fixed(tmp_path: Path) -> None:
+    result = export(Model(lambda model, x: model.mixer(x)), tmp_path, tokens(WIDTH))
+    assert result.inputs == [f"x float32[batch, tokens, {WIDTH}]"]
+
+
+def test_a_graph_of_the_examples_sizes_alone_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ParityError, match="on tokens"):
+        export(Model(padded_to_four), tmp_path, tokens(8))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("around", "count", "bounds"),
+    [
+        (lambda model, x: model.mixer(x + model.table[:, : x.shape[1]]), 5, (0, 8)),
+        (lambda model, x: model.mixer(x + model.positions(torch.arange(x.shape[1]))), 3, (0, 8)),
+        (lambda model, x: model.mixer(x + model.positions(torch.arange(x.shape[1]) + 2)[None]), 3, (0, 6)),
+        (lambda model, x: model.mixer(x + model.positions(torch.ones_like(x[..., 0]).cumsum(1).long())), 5, (0, 7)),
+        (lambda model, x: model.linear(model.mixer(x)) if x.shape[1] > 16 else model.mixer(x), 9, (0, 16)),
+        (lambda model, x: model.linear(model.mixer(x)) if x.shape[1] < 5 else model.mixer(x), 9, (5, None)),
+    ],
+    ids=["a table", "an embedding", "an embedding from 2 on", "looked up by value", "a branch above", "a branch below"],
+)
+def test_where_the_graph_ends_is_a_limit_of_the_file(
+    around: Callable[[Model, Tensor], Tensor], count: int, bounds: tuple[int, int | None], tmp_path: Path
+) -> None:
+    result = export(Model(around), tmp_path, tokens(count))
+    assert result.inputs == [f"x float32[batch, tokens, {WIDTH}]"]
+    assert dict(read_model(tmp_path / "m.onnx").limits.sizes) == {"tokens": bounds}
+    assert any(note.startswith("tokens must be at ") for note in result.notes)
+
+
+def test_a_table_of_the_examples_length_fixes_the_tokens(tmp_path: Path) -> None:
+    result = export(Model(lambda model, x: model.mixer(x + model.table)), tmp_path, tokens(8))
+    assert result.inputs == [f"x float32[batch, 8, {WIDTH}]"]
+    assert "dimension 1 of x at 8" in result.notes[0]
+
+
+def test_sizes_that_the_model_itself_refuses_are_named(tmp_path: Path) -> None:
+    def around(model: Model, x: Tensor) -> Tensor:
+        return model.mixer(x.reshape(2 * x.shape[0], -1, WIDTH)).reshape(x.shape)
+
+    result = export(Model(around), tmp_path, tokens(6))
+    assert result.inputs == [f"x float32[batch, tokens, {WIDTH}]"]
+    assert any("the model refuses 1, 7" in note for note in result.notes)
+
+
+def test_lengths_follow_the_tokens_that_there_are(tmp_path: Path) -> None:
+    result = export(OfLengths(), tmp_path, tokens(6), torch.tensor([6, 4]))
+    assert result.inputs == [f"x float32[batch, tokens, {WIDTH}]", "lengths int64[batch]"]
+    assert result.notes == []
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_the_axes_of_a_mask_are_those_of_the_tokens(rows: int, tmp_path: Path) -> None:
+    mask = torch.tensor([[True, True, False, True, True]])
+    result = export(Masked(), tmp_path, tokens(5), mask.repeat(rows, 1))
+    assert result.inputs[1] == f"mask bool[{'batch' if rows == 2 else 1}, tokens]"
+
+
+def test_sizes_that_go_with_others_are_changed_with_them(tmp_path: Path) -> None:
+    class Shifted(Masked):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return self.mixer(x) + mask[:, 1:, None]
+
+    result = export(Shifted(), tmp_path, tokens(5), torch.randn(2, 6))
+    assert result.inputs[1] == "mask float32[batch, tokens + 1]"
+    assert result.notes == []
+
+
+def test_sizes_at_which_the_model_itself_gives_no_numbers_are_named(tmp_path: Path) -> None:
+    result = export(Model(lambda model, x: model.mixer(x) / x.std(1, keepdim=True)), tmp_path, tokens(5))
+    assert result.notes == ["tokens 1 was not compared: an output is empty there, or not finite"]
+
+
+@pytest.mark.parametrize("asked", [Dim("width"), "width", Dim.DYNAMIC], ids=str)
+def test_a_dimension_that_was_asked_for_and_is_fixed_is_named(asked: object, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"dimension 2 of x was asked .* fixes it to 8"):
+        export(
+            Model(lambda model, x: model.mixer(x)),
+            tmp_path,
+            tokens(5),
+            dynamic_shapes={"x": {0: Dim("rows"), 2: asked}},
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_bounds_that_the_user_gave_are_limits(tmp_path: Path) -> None:
+    shapes = {"x": {0: Dim("rows", max=3), 1: Dim("n", min=2, max=40)}}
+    result = export(Model(lambda model, x: model.mixer(x)), tmp_path, tokens(5), dynamic_shapes=shapes)
+    assert result.inputs == [f"x float32[rows, n, {WIDTH}]"]
+    assert dict(read_model(tmp_path / "m.onnx").limits.sizes) == {"rows": (0, 3), "n": (2, 40)}
