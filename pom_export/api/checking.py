@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from pom_export.graph.program import Program
 
 _CASES_AT_EXPORT = 2
+_OTHER_SIZES = (
+    ". At the example's own sizes they agree: look for what depends on a size, such as padding to a multiple, or fix "
+    "that dimension: leave it out of dynamic_shapes"
+)
 
 
 def check(exported: ExportedModel, source: Source, program: Program, sizes: SizePlan, samples: int) -> list[str]:
@@ -55,8 +59,16 @@ def check(exported: ExportedModel, source: Source, program: Program, sizes: Size
         for comparison in compare(few, [Target(each) for each in outputs[: len(few)]], candidate, tolerance):
             if not comparison:
                 (worst,) = (case for case in few if case.name == comparison.worst.case)
-                raise _parity_error(comparison, fault_hint(source, worst.feed, tolerance, comparison.worst.difference))
+                hint = fault_hint(source, worst.feed, tolerance, comparison.worst.difference)
+                raise _parity_error(
+                    comparison, hint + (_OTHER_SIZES if source.own_inputs and _only_example(comparison) else "")
+                )
     return [f"{candidate.backend} {candidate.path}" for candidate in candidates]
+
+
+def _only_example(comparison: Comparison) -> bool:
+    """Return whether outputs agree on the example, which is the first case, so that sizes are what matters."""
+    return bool(comparison.cases[0].difference)
 
 
 def _parity_error(comparison: Comparison, hint: str) -> ParityError:
