@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from pom_export.graph.dimensions import CONTEXT_TOKENS, PAST_TOKENS, TOKENS
 from pom_export.json_text import parse_json
 
 METADATA_PREFIX: Final = "pom_export."
@@ -22,11 +23,6 @@ BLOCK_CAUSAL: Final = "block-causal"
 PRECISIONS: Final = ("float32", "float16", "bfloat16")
 MASKS: Final = ("none", "causal", "padding", "full")
 
-# Names of dynamic dimensions, in the file and in every shape that a user gives.
-BATCH: Final = "batch"
-TOKENS: Final = "tokens"
-CONTEXT_TOKENS: Final = "context_tokens"
-PAST_TOKENS: Final = "past_tokens"
 # Those that a model's positions limit.
 TOKEN_DIMENSIONS: Final = (TOKENS, CONTEXT_TOKENS, PAST_TOKENS)
 # Smallest and largest size of a dimension; None: any.

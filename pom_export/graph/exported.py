@@ -14,16 +14,12 @@ from pom_export import contract
 from pom_export.errors import InputError, reason_of
 from pom_export.files import readable_file
 from pom_export.graph.claims import (
-    BATCH,
     BLOCK_CAUSAL,
     CAUSAL,
-    CONTEXT_TOKENS,
     KEPT_IN_FLOAT32,
     METADATA_PREFIX,
-    PAST_TOKENS,
     PRECISIONS,
     STATEFUL,
-    TOKENS,
     Claims,
     InputLimits,
     read_claims,
