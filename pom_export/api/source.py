@@ -118,7 +118,7 @@ def load_source(
         for note in loaded.notes:
             progress(note)
         properties = {"spec": loaded.spec.to_json(), "source_sha256": loaded.sha256}
-        if loaded.other_weights:
+        if loaded.other_weights or hints.get("weights") is not None:
             properties[WEIGHTS] = loaded.weights
         return Source(
             loaded.module,

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from pom_export.checkpoint.prefixes import common_prefixes
 from pom_export.checkpoint.weight_sets import WeightSet, set_below
 from pom_export.errors import CheckpointError
 
@@ -53,18 +52,20 @@ def asked_set(file: Path, sets: Sequence[WeightSet], weights: str) -> WeightSet:
     """
     asked = weights.rstrip(".")
     for names_of in (
-        lambda one: {one.path, one.path.removesuffix(".module")} if one.path else set(),
+        lambda one: {path for path in (one.path, *one.other_paths) if path},
         lambda one: {one.alias},
         lambda one: {_last_key(one)},
     ):
         found = [one for one in sets if asked and asked in names_of(one)]
-        if len(found) == 1:
-            return found[0]
-        if found:
+        if len(found) > 1:
             raise CheckpointError(f"{file} holds several weights {weights!r}: {listed(found)}", _CHOOSE)
+        if found:
+            return found[0] if asked != found[0].alias else _part_or_whole(file, found[0], asked)
     if len(sets) == 1 and asked == "model":
-        return sets[0]
-    below = [part for one in sets if asked and (part := set_below(file, one, asked)) is not None]
+        return _part_or_whole(file, sets[0], asked)
+    below = [
+        part for one in sets if asked and (part := set_below(file, one, asked.removeprefix(f"{one.path}."))) is not None
+    ]
     if len(below) == 1:
         return below[0]
     raise CheckpointError(
@@ -73,15 +74,10 @@ def asked_set(file: Path, sets: Sequence[WeightSet], weights: str) -> WeightSet:
     )
 
 
-def prefixes_with_mixers(chosen: WeightSet) -> list[str]:
-    """Return the first parts of names in a set, behind what all share, below which there are mixers."""
-    prefix = list(common_prefixes(chosen.tensors))[-1] if chosen.tensors else ""
-    heads = dict.fromkeys(name.removeprefix(prefix).partition(".")[0] for name in chosen.tensors)
-    return [
-        prefix + head
-        for head in heads
-        if any(name.startswith(f"{prefix}{head}.") and name.endswith("ag_proj.weight") for name in chosen.tensors)
-    ]
+def _part_or_whole(file: Path, one: WeightSet, asked: str) -> WeightSet:
+    """Return what lies below a prefix that has a set's short name, where that is not all of it."""
+    part = set_below(file, one, asked)
+    return one if part is None or len(part.tensors) == len(one.tensors) else part
 
 
 def _last_key(one: WeightSet) -> str:

@@ -83,14 +83,13 @@ def load_model(
     module.load_state_dict(tensors, strict=False, assign=True)  # names have been compared
     _tie(module, tied)
     _fill_frequencies(module)
-    others = [one.label for one in checkpoint.sets if one is not found.chosen]
     return LoadedModel(
         module.eval().requires_grad_(requires_grad=False),
         spec,
         checkpoint.sha256,
         dtypes,
         found.chosen.name,
-        others,
+        found.others,
         [*found.notes, *_settings_notes(spec, hints, tensors)],
     )
 

@@ -21,7 +21,7 @@ from pom_export.checkpoint.settings import settings_in
 from pom_export.checkpoint.storages import OtherTensor
 from pom_export.checkpoint.unpickling import Inert
 from pom_export.checkpoint.values import with_room
-from pom_export.checkpoint.weight_sets import WeightSet, find_sets
+from pom_export.checkpoint.weight_sets import WeightSet, find_sets, unread_averages
 from pom_export.errors import CheckpointError
 from pom_export.files import sha256_of
 
@@ -38,6 +38,7 @@ class Checkpoint:
         sets: at least one; see `WeightSet`.
         hints: what the file's metadata says, and the config.json beside it.
         settings: what a trainer saved with the weights says of the model.
+        unread: keys of averages in a form that is not read.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class Checkpoint:
     sets: Sequence[WeightSet]
     hints: Hints
     settings: Hints
+    unread: Sequence[str] = ()
 
     @cached_property
     def sha256(self) -> str:
@@ -116,7 +118,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if not sets:
         check_trainer(files[0], contents[0])
         raise _no_weights(files[0], contents[0])
-    return Checkpoint(place, files, sets, hints.over(config_beside(files[0].parent)), settings)
+    unread = unread_averages(contents[0], sets)
+    return Checkpoint(place, files, sets, hints.over(config_beside(files[0].parent)), settings, unread)
 
 
 def _joined(files: Sequence[Path], contents: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:

@@ -197,7 +197,10 @@ class _Machine:
             target = target.entries
         if not isinstance(target, dict) or len(items) % 2:
             raise PickleError(f"it sets items of a {type(target).__name__}")
+        size = len(target)
         target.update(zip(map(_key, items[::2]), items[1::2], strict=True))
+        if len(target) - size != len(items) // 2:
+            raise PickleError("it names an entry of a mapping twice")
 
     def _do_global(self, argument: str) -> None:
         self._stack.append(Inert(argument.replace(" ", ".", 1)))

@@ -15,6 +15,7 @@ from pom_export.checkpoint.architectures import ARCHITECTURES
 from pom_export.checkpoint.prefixes import common_prefixes, without_wrappers
 from pom_export.checkpoint.spec import MIXER
 from pom_export.checkpoint.storages import OtherTensor
+from pom_export.checkpoint.unpickling import Inert
 
 _TENSORS: Final = (Tensor, OtherTensor)
 # What names tell: a whole word in them, however words are set apart.
@@ -36,6 +37,10 @@ _MARKS: Final = ("ag_proj.weight", "ag_proj.qweight", "_packed_params")
 _WITHOUT_DOTS: Final = "ag_projweight"
 # Lightning's WeightAveraging puts the average where the weights were.
 _SWAPPED: Final = ("state_dict", "current_model_state", "averaging_state")
+# Words of places where tensors lie that are no weights.
+_NO_WEIGHTS: Final = frozenset(
+    {"optimizer", "optimizers", "optim", "scheduler", "schedulers", "scaler", "rng", "loops"}
+)
 # Single numbers that averages count with: torch's AveragedModel, ema-pytorch, and LitEma.
 _COUNTERS: Final = frozenset({"n_averaged", "initted", "step", "decay", "num_updates"})
 _DEEPEST, _MOST_SETS, _LONGEST_LIST_OF_SETS = 5, 64, 16
@@ -52,6 +57,7 @@ class WeightSet:
         average: whether it is an average of the weights that training went through.
         preferred: whether the file's own layout says that it is the one to use.
         alias: a short name for it: "model", "ema", "ema1"; "" where there is none.
+        other_paths: where the same tensors lie besides.
     """
 
     path: str
@@ -60,6 +66,7 @@ class WeightSet:
     average: bool = False
     preferred: bool = False
     alias: str = ""
+    other_paths: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -113,28 +120,54 @@ def set_below(file: Path, chosen: WeightSet, prefix: str) -> WeightSet | None:
     if not inner:
         return None
     path = f"{chosen.path}.{prefix}" if chosen.path else prefix
-    return WeightSet(path, without_wrappers(file, inner), average=_is_average(path))
+    return WeightSet(path, without_wrappers(file, inner), average=_is_average(path), alias=prefix)
+
+
+def unread_averages(content: Mapping[Any, Any], found: Sequence[WeightSet]) -> list[str]:
+    """Return the keys under which there is an average in a form that is not read: one tensor, or a pickled module."""
+    paths = [path for one in found for path in (one.path, *one.other_paths)]
+    return [
+        key
+        for key, value in content.items()
+        if isinstance(key, str) and _is_average(key) and _is_tensor_or_module(value)
+        if not any(path == key or path.startswith(f"{key}.") for path in paths)
+    ]
+
+
+def _is_tensor_or_module(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() > 1 and value.is_floating_point()
+    return isinstance(value, Inert) and isinstance(value.state, Mapping) and "_modules" in value.state
 
 
 def _state_dicts_and_lists(content: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield state dicts, and lists of tensors whose place says that they are averages, each container once."""
+    """Yield state dicts, and lists of tensors whose place says that they are averages.
+
+    A container that lies in several places is looked at in a few of them: it may lie in itself.
+    """
     waiting: deque[tuple[tuple[str, ...], Any]] = deque([((), content)])
-    seen = {id(content)}
+    seen, again = {id(content)}, 0
     while waiting:
         path, value = waiting.popleft()
         inner: list[tuple[str, Any]] = []
         if isinstance(value, Mapping):
-            if is_state_dict(value) or any(str(name).endswith(_MARKS) for name in value if isinstance(name, str)):
+            if any(isinstance(name, str) and name.endswith(_MARKS) for name in value):
                 yield ".".join(path), value
+            elif is_state_dict(value):
+                if not any(_words(key) & _NO_WEIGHTS for key in path):
+                    yield ".".join(path), value
             elif "param_groups" not in value:  # an optimizer's
                 inner = [(name, part) for name, part in value.items() if isinstance(name, str)]
         elif value and all(isinstance(part, _TENSORS) for part in value):
-            if _is_average(".".join(path)):
+            if _is_average(".".join(path)) and all(map(_is_floating, value)):
                 yield ".".join(path), list(value)
         elif len(value) <= _LONGEST_LIST_OF_SETS:
             inner = [(str(number), part) for number, part in enumerate(value)]
         for name, part in inner:
-            if isinstance(part, (Mapping, list, tuple)) and id(part) not in seen and len(path) < _DEEPEST:
+            if isinstance(part, (Mapping, list, tuple)) and len(path) < _DEEPEST:
+                again += id(part) in seen
+                if id(part) in seen and again > _MOST_SETS:
+                    continue
                 seen.add(id(part))
                 waiting.append(((*path, name), part))
 
@@ -142,20 +175,32 @@ def _state_dicts_and_lists(content: Mapping[Any, Any]) -> Iterator[tuple[str, An
 def _copies(file: Path, path: str, tensors: dict[str, Any]) -> list[WeightSet]:
     """Return a state dict as one set, or as those that lie in it under prefixes of their own."""
     plain, counted = _without_counters(file, tensors)
-    prefix = list(common_prefixes(plain))[-1] if plain else ""
-    groups: dict[str, dict[str, Any]] = {}
-    for name, value in plain.items():
-        head, _, rest = name.removeprefix(prefix).partition(".")
-        groups.setdefault(head, {})[rest] = value
-    if len(groups) < 2 or not all(_stands_alone(head, group) for head, group in groups.items()):
+    groups = _groups(plain)
+    if len(groups) < 2 or not all(_stands_alone(prefix, group) for prefix, group in groups.items()):
         return [WeightSet(path, plain, average=counted or _is_average(path))]
     found = []
-    for head, group in groups.items():
-        below = f"{path}.{prefix}{head}" if path else prefix + head
+    for prefix, group in groups.items():
+        below = f"{path}.{prefix}" if path else prefix
         inner, inner_counted = _without_counters(file, without_wrappers(file, group))
         average = inner_counted or _is_average(below)
         found.append(WeightSet(below, inner, average=average, preferred=counted and average))
     return found
+
+
+def networks_in(chosen: WeightSet) -> list[str]:
+    """Return the prefixes of names in a set below which a network lies by itself, among other things."""
+    groups = _groups(chosen.tensors)
+    return [prefix for prefix, group in groups.items() if len(groups) > 1 and _stands_alone(prefix, group)]
+
+
+def _groups(tensors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return tensors by the first part of their names behind what all share, and by the rest of them."""
+    shared = list(common_prefixes(tensors))[-1] if tensors else ""
+    groups: dict[str, dict[str, Any]] = {}
+    for name, value in tensors.items():
+        head, _, rest = name.removeprefix(shared).partition(".")
+        groups.setdefault(shared + head, {})[rest] = value
+    return groups
 
 
 def _without_counters(file: Path, tensors: dict[str, Any]) -> tuple[dict[str, Any], bool]:
@@ -173,7 +218,7 @@ def _stands_alone(prefix: str, tensors: Mapping[str, Any]) -> bool:
     """Return whether names below a prefix are of a network by itself, not of a part of one."""
     if not WeightSet(prefix, tensors).has_mixers:
         return False
-    if _words(prefix) & _ROLES:
+    if _words(prefix.rpartition(".")[2]) & _ROLES:
         return True
     shapes = {name: value.shape for name, value in tensors.items() if isinstance(value, Tensor)}
     whole = [architecture for architecture in ARCHITECTURES if architecture.architecture != MIXER]
@@ -182,6 +227,10 @@ def _stands_alone(prefix: str, tensors: Mapping[str, Any]) -> bool:
         if any(architecture.matches(inner) for architecture in whole):
             return True
     return False
+
+
+def _is_floating(value: Tensor | OtherTensor) -> bool:
+    return isinstance(value, OtherTensor) or value.is_floating_point()
 
 
 def _words(text: str) -> set[str]:
@@ -217,7 +266,10 @@ def _once(found: list[WeightSet]) -> list[WeightSet]:
     for one in found:
         tensors = one.tensors if one.values is None else {str(i): value for i, value in enumerate(one.values)}
         views = tuple((name, _view(value)) for name, value in tensors.items())
-        distinct.setdefault((one.values is None, views), one)
+        key = one.values is None, views
+        first = distinct.setdefault(key, one)
+        if first is not one:
+            distinct[key] = replace(first, other_paths=(*first.other_paths, one.path))
     return list(distinct.values())
 
 

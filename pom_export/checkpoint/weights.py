@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -14,9 +14,10 @@ from pom_export.checkpoint.layouts import with_joined_projections
 from pom_export.checkpoint.reader import Checkpoint
 from pom_export.checkpoint.recognition import recognise
 from pom_export.checkpoint.spec import ModelSpec, empty_model
-from pom_export.checkpoint.weight_sets import WeightSet
+from pom_export.checkpoint.weight_sets import WeightSet, networks_in
 from pom_export.errors import CheckpointError
 
+_SOME = 4
 _OLDER_LAYOUT = "its mixers are in the older layout, with separate projections of context and gate: they were joined"
 _OLDER_LISTS = "a list without names beside separate projections is in their order, which nobody reads any more"
 
@@ -29,6 +30,7 @@ class Weights:
         spec: what they were recognised as.
         tensors: the state dict, in today's layout, prefixes removed.
         chosen: the set that they are.
+        others: what the other sets in the file are called.
         notes: what a person should know of them, a sentence each.
     """
 
@@ -36,6 +38,7 @@ class Weights:
     tensors: dict[str, Tensor]
     chosen: WeightSet
     notes: list[str] = field(default_factory=list)
+    others: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def _base(checkpoint: Checkpoint, asked: WeightSet | None) -> WeightSet | None:
         return None
     if asked is None or asked.values is not None:
         return base
-    if asked not in checkpoint.sets:  # a part of another set
+    if all(asked is not one for one in checkpoint.sets):  # a part of another set
         return None
     if base is asked or base.average:
         return raw[0] if len(raw) == 1 else None
@@ -107,7 +110,13 @@ def _base(checkpoint: Checkpoint, asked: WeightSet | None) -> WeightSet | None:
 def _recognised(checkpoint: Checkpoint, chosen: WeightSet, hints: Hints) -> _State:
     tensors = checkpoint.state_dict(chosen)
     current, older = with_joined_projections(tensors)
-    found = recognise(current, hints)
+    try:
+        found = recognise(current, hints)
+    except CheckpointError as error:
+        if parts := networks_in(chosen):
+            hint = f"Take a part of it with --weights: {' or '.join(parts[:_SOME])}. {error.hint}"
+            raise CheckpointError(error.what, hint) from error
+        raise
     inner = {name.removeprefix(found.prefix): tensor for name, tensor in tensors.items()}
     return _State(chosen, found.spec, inner, older, found.sampled_from_average)
 
@@ -136,12 +145,24 @@ def _average(checkpoint: Checkpoint, asked: WeightSet, state: _State, hints: Hin
 
 def _told(checkpoint: Checkpoint, found: Weights) -> Weights:
     """Add which set was taken, and which others there are."""
-    chosen, others = found.chosen, [one for one in checkpoint.sets if one is not found.chosen]
+    chosen = found.chosen
     average = ", an average" if chosen.average else ""
-    if others:
+    is_part = all(chosen is not one for one in checkpoint.sets)
+    others = [one for one in checkpoint.sets if one is not chosen and not (is_part and _holds(one, chosen))]
+    also = f"; the file also holds {listed(others)}: --weights NAME chooses" if others else ""
+    if is_part:
         found.notes.insert(
-            0, f"the weights are {chosen.label}{average}; the file also holds {listed(others)}: --weights NAME chooses"
+            0, f"the weights are those below {chosen.label}{average}; what lies beside is left out{also}"
         )
+    elif others:
+        found.notes.insert(0, f"the weights are {chosen.label}{average}{also}")
     elif average:
         found.notes.insert(0, "the weights are an average of those that training went through")
-    return found
+    found.notes.extend(
+        f"{key} may be an average of the weights, in a form that is not read" for key in checkpoint.unread
+    )
+    return replace(found, others=[one.label for one in others])
+
+
+def _holds(one: WeightSet, part: WeightSet) -> bool:
+    return not one.path or part.path.startswith(f"{one.path}.")

@@ -97,6 +97,11 @@ def test_pickles(tmp_path: Path, entry: bytes, reason: str) -> None:
     assert "\n" not in message
 
 
+def test_a_pickled_mapping_names_an_entry_once(tmp_path: Path) -> None:
+    twice = b"\x80\x02}(" + 2 * (text("po_coeff") + tensor((4,), (1,))) + b"u" + STOP
+    assert "names an entry of a mapping twice" in refusal(save(tmp_path / "a.pt", twice))
+
+
 def test_pickles_without_an_end(tmp_path: Path) -> None:
     assert "truncated or damaged" in refusal(save(tmp_path / "a.pt", b"\x80\x02}"))
     assert "more than 2,000,000 pickled objects" in refusal(save(tmp_path / "a.pt", b"\x80\x02" + b"]0" * 1_100_000))

@@ -238,6 +238,45 @@ def test_a_prefix_names_a_part_of_a_state_dict(raw: Tensors, tmp_path: Path) -> 
         assert factor_of(load(content, tmp_path, prefix), raw) == 1
 
 
+def test_a_network_among_other_things_is_pointed_to(raw: Tensors, tmp_path: Path) -> None:
+    """Lightning modules have losses and metrics beside the network and its average."""
+    content = {
+        **{f"model.{name}": tensor for name, tensor in raw.items()},
+        **{f"ema_model.{name}": tensor for name, tensor in scaled(raw).items()},
+        "loss.weight": torch.ones(3),
+    }
+    with pytest.raises(CheckpointError, match="--weights: model or ema_model"):
+        load({"state_dict": content}, tmp_path)
+    for prefix, factor in (("model", 1), ("ema_model", FACTOR), ("state_dict.model", 1)):
+        loaded = load({"state_dict": content}, tmp_path, prefix)
+        assert (factor_of(loaded, raw), loaded.other_weights) == (factor, [])
+        assert "left out" in loaded.notes[0]
+        assert factor_of(load({"state_dict": content}, tmp_path, loaded.weights), raw) == factor
+
+
+def test_whole_models_under_prefixes_of_any_name_are_sets(tmp_path: Path) -> None:
+    model = GPT(GPT_CONFIG).state_dict()
+    content = {f"{prefix}.{name}": t * k for prefix, k in (("a", 1), ("b", 3)) for name, t in model.items()}
+    with pytest.raises(CheckpointError, match="several sets of weights: a, b"):
+        load(content, tmp_path, degree=2)
+    assert factor_of(load(content, tmp_path, "b", degree=2), model) == 3
+
+
+def test_one_state_dict_under_two_keys_is_one_set(raw: Tensors, tmp_path: Path) -> None:
+    for name in ("student", "teacher"):
+        loaded = load({"student": raw, "teacher": raw}, tmp_path, name)
+        assert (factor_of(loaded, raw), loaded.other_weights) == (1, [])
+
+
+def test_averages_in_other_forms_are_said_to_be_left_out(raw: Tensors, tmp_path: Path) -> None:
+    vector = torch.cat([tensor.flatten() for tensor in raw.values()])
+    for average in (vector, nn.Linear(2, 2)):
+        loaded = load(
+            {"model": raw, "model_ema": average, "ema_decay": 0.9, "ema_rng": [torch.ones(2).byte()]}, tmp_path
+        )
+        assert loaded.notes == ["model_ema may be an average of the weights, in a form that is not read"]
+
+
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_fsdp_wrapped_module.", "module.module."])
 def test_a_name_with_a_prefix_and_without_is_refused(raw: Tensors, tmp_path: Path, prefix: str) -> None:
     for first, second in ((prefix, ""), ("", prefix)):
