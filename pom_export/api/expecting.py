@@ -15,7 +15,7 @@ from pom_export.graph.claims import WEIGHTS
 from pom_export.graph.exported import ExportedModel
 from pom_export.parity.case import Case
 from pom_export.parity.coverage import LONGER, Reach, make_coverage
-from pom_export.parity.inputs import LONGEST, cases_from_npz, make_cases
+from pom_export.parity.inputs import LONGEST, Inputs, case_of, make_cases
 from pom_export.parity.interface import (
     check_limits,
     check_outputs,
@@ -23,6 +23,7 @@ from pom_export.parity.interface import (
     pinned_note,
 )
 from pom_export.parity.names import SAME_NAMES, Names
+from pom_export.parity.pairs import left_out, load_pairs
 from pom_export.parity.precision import judged_precision
 from pom_export.parity.recording import load_recording, recording_path
 from pom_export.parity.targets import Target, Targets
@@ -82,10 +83,23 @@ def expected_of_recording(model: ExportedModel) -> Expected:
     return Expected(cases, targets, f"PyTorch in float64, recorded in {file}", precision, notes)
 
 
+def expected_of_pairs(model: ExportedModel, inputs: Inputs) -> Expected:
+    """Return what a user says that the outputs of inputs are.
+
+    Raises:
+        InputError: an input is missing, there is no output, or one does not fit.
+    """
+    cases, outputs, found = load_pairs(model, inputs)
+    precision, notes = judged_precision(model)
+    told = f"the outputs in {'the mapping' if isinstance(inputs, Mapping) else os.fspath(inputs)}"
+    notes = [*found, *notes, "only the inputs that were given were compared, not the file's own claims"]
+    return Expected(cases, [Target(recorded) for recorded in outputs], told, precision, notes)
+
+
 def expected_of_checkpoint(
     model: ExportedModel,
     checkpoint: str | os.PathLike[str],
-    inputs: str | os.PathLike[str] | None,
+    inputs: Inputs | None,
     seed: int,
     hints: Mapping[str, Any],
 ) -> Expected:
@@ -117,7 +131,8 @@ def expected_of_checkpoint(
         cases += further.cases
         notes += further.notes
     else:
-        cases = cases_from_npz(inputs, interface.pinned_specs(), program.limits)
+        cases = [case_of(inputs, interface.pinned_specs(), program.limits, interface.names)]
+        notes += left_out(model, inputs, but=program.inputs)
     reference = Float64Module(program.module)
 
     def compute(case: Case) -> Target:

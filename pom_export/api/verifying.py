@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from pom_export.api.expecting import expected_of_checkpoint, expected_of_recording
+from pom_export.api.expecting import expected_of_checkpoint, expected_of_pairs, expected_of_recording
 from pom_export.api.progress import Progress, silent
 from pom_export.engine.manifest import check_manifest, engine_path, manifest_path
 from pom_export.errors import InputError
@@ -17,6 +17,7 @@ from pom_export.files import staged_output
 from pom_export.graph.exported import read_model
 from pom_export.parity import tolerances
 from pom_export.parity.candidates import KERNEL, Candidate, onnxruntime_candidates
+from pom_export.parity.inputs import Inputs
 from pom_export.parity.page import render_page
 from pom_export.parity.recording import recording_path
 from pom_export.parity.report import ParityReport
@@ -34,7 +35,7 @@ def verify(
     heads: int | None = None,
     in_context_start: int | None = None,
     engine: str | os.PathLike[str] | None = None,
-    inputs: str | os.PathLike[str] | None = None,
+    inputs: Inputs | None = None,
     rtol: float | None = None,
     atol: float | None = None,
     seed: int = 0,
@@ -53,7 +54,8 @@ def verify(
         heads: of attention in a hybrid.
         in_context_start: of an image model.
         engine: an engine of the model, compared where a GPU is.
-        inputs: a .npz of inputs to compare on, instead of random and edge cases.
+        inputs: a .npz, or arrays by name, to compare on instead of random and edge cases. With the model's outputs
+            among them, by name, no checkpoint is needed: they are the reference.
         rtol: bound relative to the largest magnitude of the reference output; default: by the model's type.
         atol: absolute bound; default: by the model's type.
         seed: of the random inputs.
@@ -76,14 +78,15 @@ def verify(
         "in_context_start": in_context_start,
     }
     _check_hints(hints, checkpoint)
-    sources = [model, *exported.weights, recording_path(exported.path), checkpoint, inputs]
+    sources = [model, *exported.weights, recording_path(exported.path), checkpoint]
+    sources += [] if isinstance(inputs, Mapping) else [inputs]
     sources += [] if engine is None else [engine, manifest_path(engine)]
     # Opened first: a place that takes no report is no reason to find out after the comparison.
     with nullcontext() if report is None else staged_output(report, *sources) as page:
         if checkpoint is not None:
             expected = expected_of_checkpoint(exported, checkpoint, inputs, seed, hints)
         elif inputs is not None:
-            raise InputError("--inputs needs a reference to run them through", "Give --checkpoint")
+            expected = expected_of_pairs(exported, inputs)
         else:
             expected = expected_of_recording(exported)
         candidates, not_run = onnxruntime_candidates(exported)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 @click.option("--checkpoint", help="The checkpoint that was exported; default: parity data saved by --samples.")
 @recognition_options
 @click.option("--engine", help="Compare this engine of the model too, where a GPU is.")
-@click.option("--inputs", help="A .npz of inputs to compare on, instead of random and edge cases.")
+@click.option(
+    "--inputs", help="A .npz of inputs to compare on; with their outputs in it, by name, no checkpoint is needed."
+)
 @click.option("--rtol", type=float, help="Bound relative to the largest magnitude of the reference output.")
 @click.option("--atol", type=float, help="Absolute bound.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the random inputs.")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from pom_export.arrays import read_npz
-from pom_export.errors import InputError
+from pom_export.errors import InputError, printable
 from pom_export.graph.exported import BATCH, CONTEXT_TOKENS, PAST_TOKENS, TOKENS, InputLimits, TensorSpec, is_past
 from pom_export.parity.case import Array, Case
 from pom_export.parity.past import draw_past, past_lengths, rows_differ
+
+Inputs = str | os.PathLike[str] | Mapping[str, Array]
+"""A .npz, or arrays by name."""
 
 LONGEST: Final = 1030
 """Tokens of the longest of the cases that every export is compared on."""
@@ -158,32 +162,60 @@ def fits(array: Array, spec: TensorSpec) -> bool:
     )
 
 
-def cases_from_npz(path: Any, specs: Sequence[TensorSpec], limits: InputLimits) -> list[Case]:
-    """Return the one case that a user's .npz holds, its arrays named after the inputs.
+def read_arrays(inputs: Inputs) -> tuple[str, Mapping[str, Array]]:
+    """Return what to call a user's arrays, and the arrays by name.
+
+    Raises:
+        InputError: the file is no .npz.
+    """
+    if isinstance(inputs, Mapping):
+        return "given", {name: np.asarray(array) for name, array in inputs.items()}
+    path = os.fspath(inputs)
+    try:
+        return path, read_npz(path, "archive")
+    except InputError as error:
+        raise InputError(f"inputs {path} are no .npz archive: {error.what}", error.hint) from error
+
+
+def case_of(
+    inputs: Inputs, specs: Sequence[TensorSpec], limits: InputLimits, names: Mapping[str, str] | None = None
+) -> Case:
+    """Return the one case that a user's arrays are, named after the inputs.
+
+    Args:
+        inputs: the arrays.
+        specs: the inputs.
+        limits: what they may hold.
+        names: other names that inputs go by.
 
     Raises:
         InputError: the file is no .npz, an input is missing or empty, or a dtype, shape or value does not fit.
     """
-    try:
-        arrays = read_npz(path, "archive")
-    except InputError as error:
-        raise InputError(f"inputs {path} are no .npz archive: {error.what}", error.hint) from error
+    name, arrays = read_arrays(inputs)
+    feed: dict[str, Array] = {}
+    arrays = {**arrays, **{ours: arrays[other] for ours, other in (names or {}).items() if other in arrays}}
     for spec in specs:
         if spec.name not in arrays:
             raise InputError(
-                f"inputs {path} lack {spec.name!r}; they hold {sorted(arrays)}", "Name arrays after inputs"
+                f"inputs {name} lack {spec.name!r}; they hold {printable(str(sorted(arrays)))}",
+                "Name arrays after inputs",
             )
-        array = arrays[spec.name]
+        feed[spec.name] = array = typed(arrays[spec.name], spec)
         if not fits(array, spec):
             raise InputError(
-                f"inputs {path}: {spec.name} is {array.dtype}{list(array.shape)}, "
+                f"inputs {name}: {spec.name} is {array.dtype}{list(array.shape)}, "
                 f"the model takes {spec.dtype}{list(spec.axes)}",
                 "Convert or reshape it",
             )
-        _check_values(f"inputs {path}: {spec.name}", array, limits.values.get(spec.name))
-        _check_range(f"inputs {path}: {spec.name}", array, limits.ranges.get(spec.name))
-    _check_sizes(str(path), arrays, specs, limits)
-    return [Case(str(path), {spec.name: arrays[spec.name] for spec in specs})]
+        _check_values(f"inputs {name}: {spec.name}", array, limits.values.get(spec.name))
+        _check_range(f"inputs {name}: {spec.name}", array, limits.ranges.get(spec.name))
+    _check_sizes(name, feed, specs, limits)
+    return Case(name, feed)
+
+
+def typed(array: Array, spec: TensorSpec) -> Array:
+    """Return an input with its type, whose name an .npz loses when it is bfloat16."""
+    return array.view(spec.dtype) if array.dtype == np.dtype(f"V{spec.dtype.itemsize}") else array
 
 
 def _check_sizes(path: str, arrays: Mapping[str, Array], specs: Sequence[TensorSpec], limits: InputLimits) -> None:
@@ -213,7 +245,10 @@ def _check_values(where: str, array: Array, counts: Sequence[int] | None) -> Non
         if outside is not None and outside.size:
             most = " and ".join(str(count - 1) for count in counts or ())
             raise InputError(f"{where} holds {outside.flat[0]}, the model has 0 to {most}", "Use values in range")
-    elif array.dtype != np.bool_ and not np.isfinite(array.astype(np.float64)).all():
+    elif array.dtype == np.bool_:
+        if not array.any():
+            raise InputError(f"{where} leaves everything out", "Keep at least one token")
+    elif not np.isfinite(array.astype(np.float64)).all():
         raise InputError(f"{where} holds NaN or infinity", "Compare on finite values")
 
 

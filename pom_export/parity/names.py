@@ -107,14 +107,15 @@ def _by_fit(given: Sequence[TensorSpec], expected: Sequence[TensorSpec]) -> dict
         return {expected[0].name: given[0].name}
     names = {}
     for spec in expected:
-        fitting = [other.name for other in given if _fits(other, spec)]
+        fitting = [other.name for other in given if fits(other, spec)]
         if len(fitting) != 1:
             return None
         names[spec.name] = fitting[0]
     return names if len(set(names.values())) == len(given) else None
 
 
-def _fits(given: TensorSpec, expected: TensorSpec) -> bool:
+def fits(given: TensorSpec, expected: TensorSpec) -> bool:
+    """Return whether a file's input or output has the reference's kind of numbers, rank and sizes."""
     return (
         same_kind(given, expected)
         and len(given.axes) == len(expected.axes)

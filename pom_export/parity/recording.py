@@ -14,7 +14,7 @@ from pom_export.errors import InputError, printable
 from pom_export.graph.exported import TensorSpec
 from pom_export.json_text import parse_json
 from pom_export.parity.case import Array, Case
-from pom_export.parity.inputs import fits
+from pom_export.parity.inputs import fits, typed
 
 _HINT = "Export again with --samples, or give --checkpoint"
 _NUMBERS = "biuf"  # kinds of numpy types
@@ -48,9 +48,15 @@ def recorded_model(path: Path) -> str | None:
 
 
 def load_recording(
-    path: Path, model_sha256: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    path: Path, model_sha256: str | None, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> tuple[list[Case], list[dict[str, Array]]]:
     """Read what `save_recording` wrote, for a model of these inputs and outputs.
+
+    Args:
+        path: of the file.
+        model_sha256: of the model; None: it may have been recorded from another, such as before a tool rewrote it.
+        inputs: of the model.
+        outputs: of the model.
 
     Raises:
         InputError: the file is missing, not parity data, damaged, or of another model.
@@ -58,13 +64,13 @@ def load_recording(
     if not path.exists():
         raise InputError(
             f"nothing to compare with: no checkpoint was named and {path} does not exist",
-            "Give --checkpoint, or export with --samples",
+            "Give --checkpoint, or inputs and outputs with --inputs, or export with --samples",
         )
     try:
         arrays = read_npz(path, "archive")
         names = parse_json(str(arrays["names"]))
         recorded_sha256 = str(arrays["model_sha256"])
-        if recorded_sha256 != model_sha256:
+        if model_sha256 not in (None, recorded_sha256):
             raise ValueError("it was recorded from another file of this name")
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             raise ValueError("it names no cases")
@@ -82,17 +88,12 @@ def load_recording(
 
 
 def _inputs(arrays: Mapping[str, Array], prefix: str, specs: Sequence[TensorSpec]) -> dict[str, Array]:
-    found = {spec.name: _typed(arrays[prefix + spec.name], spec) for spec in specs}
+    found = {spec.name: typed(arrays[prefix + spec.name], spec) for spec in specs}
     for spec in specs:
         array = found[spec.name]
         if not fits(array, spec) or not array.size:
             raise ValueError(f"{spec.name} is {array.dtype}{list(array.shape)}, the model takes {spec}")
     return found
-
-
-def _typed(array: Array, spec: TensorSpec) -> Array:
-    """Return an input with its type, whose name an .npz loses when it is bfloat16."""
-    return array.view(spec.dtype) if array.dtype == np.dtype(f"V{spec.dtype.itemsize}") else array
 
 
 def _outputs(arrays: Mapping[str, Array], prefix: str, specs: Sequence[TensorSpec]) -> dict[str, Array]:

@@ -9,14 +9,14 @@ import pytest
 
 from pom_export.errors import InputError
 from pom_export.graph.exported import InputLimits, TensorSpec
-from pom_export.parity.inputs import cases_from_npz, make_cases
+from pom_export.parity.inputs import case_of, make_cases
 
 SPECS = [TensorSpec("x", np.dtype("float32"), ("batch", 4))]
 
 
 def test_a_whole_archive_is_one_case(tmp_path: Path) -> None:
     np.savez(tmp_path / "i.npz", x=np.ones((2, 4), np.float32), more=np.ones(1))
-    (case,) = cases_from_npz(tmp_path / "i.npz", SPECS, InputLimits())
+    case = case_of(tmp_path / "i.npz", SPECS, InputLimits())
     assert list(case.feed) == ["x"]
 
 
@@ -28,11 +28,11 @@ def test_damaged_and_other_files_are_refused(tmp_path: Path) -> None:
     for data in (b"", b"text", content[: len(content) // 2], content[:-40], corrupted):
         bad.write_bytes(data)
         with pytest.raises(InputError, match="are no"):
-            cases_from_npz(bad, SPECS, InputLimits())
+            case_of(bad, SPECS, InputLimits())
     np.save(tmp_path / "single.npy", np.ones(3))
     for file in (tmp_path / "single.npy", tmp_path / "missing.npz"):
         with pytest.raises(InputError, match="are no"):
-            cases_from_npz(file, SPECS, InputLimits())
+            case_of(file, SPECS, InputLimits())
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_damaged_and_other_files_are_refused(tmp_path: Path) -> None:
 def test_arrays_that_do_not_fit_are_named(array: np.ndarray, message: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "i.npz", x=array)
     with pytest.raises(InputError, match=message):
-        cases_from_npz(tmp_path / "i.npz", SPECS, InputLimits())
+        case_of(tmp_path / "i.npz", SPECS, InputLimits())
 
 
 IMAGES = [
@@ -74,7 +74,7 @@ def test_values_outside_a_range_are_refused(t: float, tmp_path: Path) -> None:
     x, y = np.zeros((1, 3, 4, 4), np.float32), np.array([3])
     np.savez(tmp_path / "i.npz", x=x, y=y, t=np.array([t], np.float32))
     with pytest.raises(InputError, match=f"t holds {t}, the model takes 0 to 0.5"):
-        cases_from_npz(tmp_path / "i.npz", IMAGES, OF_IMAGES)
+        case_of(tmp_path / "i.npz", IMAGES, OF_IMAGES)
 
 
 @pytest.mark.parametrize("value", [-1, 97])
@@ -82,7 +82,7 @@ def test_token_ids_outside_the_vocabulary_are_refused(value: int, tmp_path: Path
     np.savez(tmp_path / "i.npz", input_ids=np.array([[0, value]]))
     specs = [TensorSpec("input_ids", np.dtype("int64"), ("batch", "tokens"))]
     with pytest.raises(InputError, match="the model has 0 to 96"):
-        cases_from_npz(tmp_path / "i.npz", specs, InputLimits({"input_ids": [97]}))
+        case_of(tmp_path / "i.npz", specs, InputLimits({"input_ids": [97]}))
 
 
 def test_cases_keep_to_the_limits() -> None:
@@ -107,4 +107,4 @@ def test_sizes_that_do_not_go_together_are_named(
     np.savez(tmp_path / "i.npz", x=np.ones(x, np.float32), mask=np.ones(mask, np.bool_))
     specs = [TensorSpec(name, np.dtype(t), ("batch", "tokens")) for name, t in (("x", "float32"), ("mask", "bool"))]
     with pytest.raises(InputError, match=message):
-        cases_from_npz(tmp_path / "i.npz", specs, InputLimits(tokens=8))
+        case_of(tmp_path / "i.npz", specs, InputLimits(tokens=8))

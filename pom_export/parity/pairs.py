@@ -1,0 +1,66 @@
+"""A user's own inputs with the outputs that they should have."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from pom_export.errors import InputError, printable
+from pom_export.graph.exported import ExportedModel, TensorSpec
+from pom_export.parity.case import Array, Case
+from pom_export.parity.inputs import Inputs, case_of, read_arrays
+from pom_export.parity.names import fits
+from pom_export.parity.recording import load_recording, recorded_model
+
+_LONGEST_NAME = 80
+
+
+def load_pairs(model: ExportedModel, inputs: Inputs) -> tuple[list[Case], list[dict[str, Array]], list[str]]:
+    """Return cases, the outputs that they should have, and what a reader should know of them.
+
+    Args:
+        model: the file.
+        inputs: arrays named after its inputs and outputs, or parity data that an export has saved, of this model or
+            of the one that another tool made it from.
+
+    Raises:
+        InputError: an input is missing, there is no output, or one does not fit.
+    """
+    if not isinstance(inputs, Mapping) and recorded_model(Path(inputs)) is not None:
+        cases, outputs = load_recording(Path(inputs), None, model.inputs, model.outputs)
+        return cases, outputs, []
+    case = case_of(inputs, model.inputs, model.limits)
+    name, arrays = read_arrays(inputs)
+    given = {spec.name: _output(name, arrays[spec.name], spec) for spec in model.outputs if spec.name in arrays}
+    names = ", ".join(spec.name for spec in model.outputs)
+    if not given:
+        raise InputError(
+            f"inputs {name} hold no output of the model, which gives {printable(names)}",
+            "Give --checkpoint, or put the outputs that are right into the file, by name",
+        )
+    notes = [f"{printable(spec.name, _LONGEST_NAME)} was not compared: {name} does not hold it"
+             for spec in model.outputs if spec.name not in given]  # fmt: skip
+    return [case], [given], [*notes, *left_out(model, inputs, but=given)]
+
+
+def left_out(model: ExportedModel, inputs: Inputs, but: Mapping[str, object]) -> list[str]:
+    """Return a note of the arrays that are none of the model's inputs and none of some others."""
+    name, arrays = read_arrays(inputs)
+    others = sorted(arrays.keys() - {spec.name for spec in model.inputs} - but.keys())
+    return [f"of {os.fspath(name)}, {printable(', '.join(others))} was not used"] if others else []
+
+
+def _output(name: str, array: Array, spec: TensorSpec) -> Array:
+    wanted = TensorSpec(spec.name, array.dtype, array.shape)
+    bytes_alone = array.dtype.kind == "V"
+    if not fits(spec, wanted) or (bytes_alone and array.dtype.itemsize != spec.dtype.itemsize):
+        raise InputError(
+            f"inputs {name}: {printable(spec.name, _LONGEST_NAME)} is {array.dtype}{list(array.shape)}, the model "
+            f"gives {spec}",
+            "Save the output that belongs to the inputs",
+        )
+    # Half precision that numpy has no type for is widened, which changes no value.
+    return array.view(spec.dtype).astype(np.float32) if bytes_alone else array
