@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from pom_export.graph.program import Program
 
+_RANK_OF_TOKENS: Final = 3
 DIMENSIONS: Final = (BATCH, TOKENS, CONTEXT_TOKENS)
 _OPSET = 20
 # What a worker finds in its folder.
@@ -246,13 +247,25 @@ def _points(model: ExportedModel, options: BenchOptions) -> list[tuple[int, int]
         )
     first = model.inputs[0].axes
     batch = _sizes("batch", options.batch, DEFAULT_BATCH, first[0] if first else BATCH)
-    tokens = _sizes("tokens", options.tokens, DEFAULT_TOKENS, first[1] if len(first) > 1 else TOKENS)
+    tokens = _sizes("tokens", options.tokens, DEFAULT_TOKENS, _tokens_axis(model))
     most = model.limits.tokens
     if most is not None and options.tokens is None:
         tokens = [size for size in tokens if size <= most] or [most]
     if most is not None and max(tokens) > most:
         raise InputError(f"{max(tokens)} tokens are more than the model has positions for, {most}", "Choose fewer")
     return [(b, n) for b in batch for n in tokens]
+
+
+def _tokens_axis(model: ExportedModel) -> str | int:
+    """Return the tokens of a row: a dimension's name, a fixed size, or the patches of an image."""
+    first = model.inputs[0].axes
+    if len(first) <= _RANK_OF_TOKENS:
+        return first[1] if len(first) > 1 else TOKENS
+    config = model.spec.get("config", {})
+    size, patch = config.get("input_size"), config.get("patch_size")
+    if type(size) is not int or type(patch) is not int or not 0 < patch <= size:
+        return 1  # nobody says what a token of it is
+    return (size // patch) ** 2
 
 
 def _sizes(name: str, asked: Sequence[int] | None, default: Sequence[int], axis: str | int) -> list[int]:

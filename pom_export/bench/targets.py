@@ -80,6 +80,7 @@ def find_target(
     family: str | None = None,
     degree: int | None = None,
     heads: int | None = None,
+    in_context_start: int | None = None,
     weights: str | None = None,
     dim: int | None = None,
     expand: int | None = None,
@@ -92,6 +93,7 @@ def find_target(
         family: of a checkpoint, where it is not to be recognised by itself.
         degree: of a layer; or what a checkpoint's shapes don't tell.
         heads: gates a token of a layer; or what a hybrid's shapes don't tell.
+        in_context_start: of an image model's checkpoint, whose shapes don't tell it.
         weights: which of several sets of weights in a checkpoint.
         dim: width of a layer.
         expand: channels of a layer per model dimension.
@@ -104,17 +106,18 @@ def find_target(
     text = os.fspath(name)
     shape = {"dim": dim, "degree": degree, "expand": expand, "heads": heads}
     given = {key: value for key, value in shape.items() if value is not None}
+    of_a_checkpoint = {"family": family, "weights": weights, "in_context_start": in_context_start}
     if text == STREAM:
-        _refuse({"mask": mask, "family": family, "weights": weights}, "a stream")
+        _refuse({"mask": mask, **of_a_checkpoint}, "a stream")
         return Target(text, stream=StreamShape(**given))
     if text in LAYERS:
-        _refuse({"family": family, "weights": weights}, "a named layer")
+        _refuse(of_a_checkpoint, "a named layer")
         return Target(text, layer=LayerShape(**{**vars(LAYERS[text]), **given}), mask=mask or "none")
     path = Path(text)
     if not path.exists():
         raise InputError(f"target {path} does not exist", f"Give a file, or one of {', '.join((*LAYERS, STREAM))}")
     _refuse({"dim": dim, "expand": expand}, "a file, which has its own shapes")
-    hints = {"family": family, "degree": degree, "heads": heads, "weights": weights}
+    hints = {"degree": degree, "heads": heads, **of_a_checkpoint}
     if path.suffix == _ONNX_SUFFIX:
         _refuse({"mask": mask, **hints}, "an exported file")
         return Target(path.name, path)
@@ -124,4 +127,4 @@ def find_target(
 def _refuse(options: Mapping[str, object], what: str) -> None:
     for name, value in options.items():
         if value is not None:
-            raise InputError(f"--{name} does not go with {what}", "Leave it out")
+            raise InputError(f"--{name.replace('_', '-')} does not go with {what}", "Leave it out")

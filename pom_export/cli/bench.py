@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import click
 
-from pom_export.cli.output import Progress, common_options, say, weights_option
+from pom_export.cli.output import Progress, common_options, in_context_start_option, say, weights_option
 
 _Stages = tuple[Callable[[str], None], Callable[[int, int], None]]
 
@@ -30,6 +30,7 @@ _Stages = tuple[Callable[[str], None], Callable[[int, int], None]]
 @click.option("--expand", type=int, help="Channels of a named layer per model dimension.")
 @click.option("--heads", type=int, help="Gates a token of a named layer, or what a hybrid's shapes don't tell.")
 @click.option("--family", help="Family of the checkpoint, such as pom-v1; default: recognised.")
+@in_context_start_option
 @weights_option
 @click.option("--memory/--no-memory", default=True, show_default=True, help="Measure peak memory, in more processes.")
 @click.option("--roofline/--no-roofline", default=True, show_default=True, help="Measure the machine's own limits.")
@@ -52,6 +53,7 @@ def command(
     expand: int | None,
     heads: int | None,
     family: str | None,
+    in_context_start: int | None,
     weights: str | None,
     memory: bool,
     roofline: bool,
@@ -84,7 +86,15 @@ def command(
     from pom_export.bench.writing import results_folder
 
     found = find_target(
-        target, mask=mask, family=family, degree=degree, heads=heads, weights=weights, dim=dim, expand=expand
+        target,
+        mask=mask,
+        family=family,
+        degree=degree,
+        heads=heads,
+        in_context_start=in_context_start,
+        weights=weights,
+        dim=dim,
+        expand=expand,
     )
     options = BenchOptions(
         backends=None if backends is None else [name.strip() for name in backends.split(",")],

@@ -35,15 +35,18 @@ weights_option = click.option(
 )
 
 
+in_context_start_option = click.option(
+    "--in-context-start",
+    type=click.IntRange(0),
+    help="Block before which an image model puts its in-context tokens; default: as published for its depth.",
+)
+
+
 def recognition_options(function: _Function) -> _Function:
     """Add what the shapes of some checkpoints can't tell."""
     for decorator in (
         weights_option,
-        click.option(
-            "--in-context-start",
-            type=click.IntRange(0),
-            help="Block before which an image model puts its in-context tokens; default: as published for its depth.",
-        ),
+        in_context_start_option,
         click.option("--heads", type=click.IntRange(1), help="Attention heads of a hybrid, where shapes don't tell."),
         click.option("--degree", type=click.IntRange(1), help="Degree, where shapes don't tell it (v1, nanogpt-pom)."),
         click.option("--family", help="Family of the checkpoint, such as pom-v1; default: recognised."),
