@@ -11,6 +11,7 @@ import numpy as np
 
 from pom_export.errors import InputError, reason_of
 from pom_export.graph.claims import Bounds
+from pom_export.graph.size_expressions import size_of
 from pom_export.parity.case import Array, Case
 from pom_export.parity.resizing import (
     AxesByInput,
@@ -18,7 +19,6 @@ from pom_export.parity.resizing import (
     dimension_sizes,
     meanings,
     resized,
-    size_of,
 )
 from pom_export.runtime.runners import to_numpy
 

@@ -70,7 +70,7 @@ def build_engine(
     if not exported.aggregations:
         raise InputError(f"{exported.path} holds no PoM aggregation", "Export it with `pom-export export`")
     shapes = (min_shapes or {}, opt_shapes or {}, max_shapes or {})
-    profiles = make_profiles(exported.inputs, *shapes, exported.limits.tokens)
+    profiles = make_profiles(exported.inputs, *shapes, exported.limits)
     loaded = load_backend(backend)
     chosen = resolve_targets(loaded, targets)
     if timing_cache is not None and loaded.is_rtx:

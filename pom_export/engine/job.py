@@ -13,6 +13,7 @@ from pom_export.engine.logger import take_errors, tensorrt_logger
 from pom_export.engine.monitor import make_monitor
 from pom_export.engine.plan import Plan
 from pom_export.engine.precision import check_precisions, declared_types
+from pom_export.engine.profiles import refused_shapes
 from pom_export.engine.recipe import BuiltEngine
 from pom_export.engine.targets import CURRENT
 from pom_export.errors import EngineError, PomExportError
@@ -68,7 +69,8 @@ class BuildJob:
         # The parser names the node in its first line and the reason in its last message.
         lines = [logged[0].splitlines()[0], *logged[-1].splitlines()]
         reason = " ".join(dict.fromkeys(line.strip() for line in lines))[:_REASON_LENGTH]
-        return EngineError(f"{self.plan.backend.name} {self.plan.backend.version} cannot build: {reason}", _BUILD_HINT)
+        hint = refused_shapes(reason, self.plan.model.inputs, self.plan.profiles) or _BUILD_HINT
+        return EngineError(f"{self.plan.backend.name} {self.plan.backend.version} cannot build: {reason}", hint)
 
     def _build(self) -> BuiltEngine:
         from polygraphy.backend import trt as loaders

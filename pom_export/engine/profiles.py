@@ -6,17 +6,26 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from pom_export.errors import InputError
-from pom_export.graph.exported import BATCH, CONTEXT_TOKENS, PAST_TOKENS, TOKENS, TensorSpec
+from pom_export.graph.claims import TOKEN_DIMENSIONS
+from pom_export.graph.exported import BATCH, PAST_TOKENS, InputLimits, TensorSpec
+from pom_export.graph.size_expressions import root_of, size_of
 
 Shapes = Mapping[str, Sequence[int]]
+Range = tuple[int, int, int]
 # (min, opt, max) of a dynamic dimension that the user says nothing about; widened to hold what the user does say. The
 # first call of a stream has no past.
 _DEFAULT_RANGES = {BATCH: (1, 1, 8), PAST_TOKENS: (0, 256, 4096)}
 _DEFAULT_RANGE = (1, 256, 4096)
 # What TensorRT checks only in words of its own: its dimensions are 32-bit, and no GPU holds an input of 1 TiB.
 _LARGEST_SIZE, _LARGEST_BYTES = 2**31 - 1, 2**40
+# What TensorRT says where it can't make an engine of the sizes that it was given.
+_ABOUT_SHAPES: Final = re.compile(r"profile|shape|volume|broadcast|dimension", re.IGNORECASE)
+_NO_LIMITS = InputLimits()
+OPTIONS: Final = ("minShapes", "optShapes", "maxShapes")
+"""The command line's options that give the shapes."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ def make_profiles(
     minimum: Shapes,
     optimum: Shapes,
     maximum: Shapes,
-    most_tokens: int | None = None,
+    limits: InputLimits = _NO_LIMITS,
 ) -> dict[str, ShapeProfile]:
     """Return a profile for each input.
 
@@ -65,15 +74,18 @@ def make_profiles(
         minimum: smallest shapes, by input.
         optimum: most frequent shapes.
         maximum: largest shapes.
-        most_tokens: how many tokens the model has positions for; None: any number.
+        limits: the smallest and the largest size that the model takes of its dimensions.
 
     Raises:
         InputError: a shape names no input, does not fit its axes, has a size below 1 (of past tokens below 0),
-            more tokens than the model takes or a GPU holds, or min <= opt <= max does not hold.
+            one beyond what the model takes or a GPU holds, or min <= opt <= max does not hold.
     """
-    names = ("minShapes", "optShapes", "maxShapes")
-    bound = [_bind(specs, shapes, name) for name, shapes in zip(names, (minimum, optimum, maximum), strict=True)]
-    ranges = {axis: _range(axis, bound, most_tokens) for spec in specs for axis in spec.axes if isinstance(axis, str)}
+    shapes = zip(OPTIONS, (minimum, optimum, maximum), strict=True)
+    bound = [_bind(specs, given, option) for option, given in shapes]
+    ranges = {
+        axis: _range(axis, spec.name, bound, limits) for spec in specs for axis in spec.axes if isinstance(axis, str)
+    }
+    ranges |= {axis: _computed(axis, sizes, ranges) for axis, sizes in ranges.items()}
     profiles = {
         spec.name: ShapeProfile(
             *(tuple(axis if isinstance(axis, int) else ranges[axis][i] for axis in spec.axes) for i in range(3))
@@ -85,10 +97,32 @@ def make_profiles(
     return profiles
 
 
+def refused_shapes(reason: str, specs: Sequence[TensorSpec], profiles: Mapping[str, ShapeProfile]) -> str:
+    """Return which shapes TensorRT refused, by option and input; empty where its reason is none of shapes.
+
+    Args:
+        reason: what TensorRT said.
+        specs: the inputs.
+        profiles: the shapes that it was given.
+    """
+    dynamic = [spec.name for spec in specs if any(isinstance(axis, str) for axis in spec.axes)]
+    if not dynamic or not _ABOUT_SHAPES.search(reason):
+        return ""
+    shapes = []
+    for option in [option for option in OPTIONS if f"k{option[:3].upper()}" in reason] or OPTIONS:
+        sizes = (f"{name}:{_by_x(profiles[name].to_dict()[option[:3]])}" for name in dynamic)
+        shapes.append(f"--{option} {','.join(sizes)}")
+    return f"Give shapes that the model takes together, instead of {' '.join(shapes)}"
+
+
+def _by_x(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
 def _check_size(spec: TensorSpec, largest: Sequence[int]) -> None:
     if max(largest, default=0) > _LARGEST_SIZE or math.prod(largest) * spec.dtype.itemsize > _LARGEST_BYTES:
         raise InputError(
-            f"largest shape {'x'.join(map(str, largest))} of {spec.name} is beyond what a GPU holds",
+            f"largest shape {_by_x(largest)} of {spec.name} is beyond what a GPU holds",
             "Give smaller --maxShapes",
         )
 
@@ -111,6 +145,9 @@ def _bind(specs: Sequence[TensorSpec], shapes: Shapes, option: str) -> dict[str,
             if size < (0 if axis == PAST_TOKENS else 1):
                 raise InputError(f"--{option}: {name} has a size of {size}", "Sizes are at least 1")
             expected = sizes.setdefault(axis, size) if isinstance(axis, str) else axis
+            if isinstance(axis, str) and (found := root_of(axis, size)):
+                sizes.setdefault(*found)
+                expected = size_of(axis, {found[0]: sizes[found[0]]}) or 0
             if size != expected:
                 raise InputError(
                     f"--{option}: {name} has {size} where {expected} is expected", f"It is {by_name[name]}"
@@ -118,21 +155,32 @@ def _bind(specs: Sequence[TensorSpec], shapes: Shapes, option: str) -> dict[str,
     return sizes
 
 
-def _range(axis: str, bound: Sequence[Mapping[str, int]], most_tokens: int | None) -> tuple[int, int, int]:
+def _range(axis: str, name: str, bound: Sequence[Mapping[str, int]], limits: InputLimits) -> Range:
+    """Return the smallest, the most frequent and the largest size of a dimension, which an input has."""
     defaults = _DEFAULT_RANGES.get(axis, _DEFAULT_RANGE)
-    given = [sizes[axis] for sizes in bound if axis in sizes]
-    if most_tokens is not None and axis in {TOKENS, CONTEXT_TOKENS, PAST_TOKENS}:
-        if max(given, default=0) > most_tokens:
+    positions = limits.tokens is not None and axis in TOKEN_DIMENSIONS
+    for option, sizes in zip(OPTIONS, bound, strict=True):
+        if axis in sizes and (wanted := limits.outside(axis, sizes[axis])):
             raise InputError(
-                f"dimension {axis} is {max(given)}, but the model has positions for {most_tokens} tokens",
-                "Give smaller shapes, or export with --positions",
+                f"--{option}: {axis} of {name} is {sizes[axis]}, but the model takes {wanted}",
+                "Give other shapes, or export with --positions" if positions else "Give other shapes",
             )
-        defaults = (defaults[0], min(defaults[1], most_tokens), min(defaults[2], most_tokens))
-    low = bound[0].get(axis, min([defaults[0], *given]))
-    high = bound[2].get(axis, max([defaults[2], *given]))
-    best = bound[1].get(axis, min(max(defaults[1], low), high))
+    least, most = limits.bounds(axis)
+    low, best, high = (max(size, least) if most is None else min(max(size, least), most) for size in defaults)
+    given = [sizes[axis] for sizes in bound if axis in sizes]
+    low = bound[0].get(axis, min([low, *given]))
+    high = bound[2].get(axis, max([high, *given]))
+    best = bound[1].get(axis, min(max(best, low), high))
     if not low <= best <= high:
         raise InputError(
-            f"dimension {axis}: min {low}, opt {best}, max {high} are not in order", "Need min <= opt <= max"
+            f"dimension {axis} of {name}: min {low}, opt {best}, max {high} are not in order",
+            "Need --minShapes <= --optShapes <= --maxShapes",
         )
     return low, best, high
+
+
+def _computed(axis: str, sizes: Range, ranges: Mapping[str, Range]) -> Range:
+    """Return the sizes of a dimension that is computed of others, such as "tokens + 1"; of others those they have."""
+    others = {name: size for name, size in ranges.items() if name != axis}
+    low, best, high = (size_of(axis, {name: size[place] for name, size in others.items()}) for place in range(3))
+    return sizes if low is None or best is None or high is None else (low, best, high)

@@ -234,6 +234,10 @@ def _check_sizes(path: str, arrays: Mapping[str, Array], specs: Sequence[TensorS
                 raise InputError(
                     f"inputs {path}: {spec.name} has {size} tokens, the model positions for {limits.tokens}", "Cut it"
                 )
+            if wanted := limits.outside(axis, size):
+                raise InputError(
+                    f"inputs {path}: {axis} is {size} in {spec.name}, the model takes {wanted}", "Give others"
+                )
 
 
 def _check_values(where: str, array: Array, counts: Sequence[int] | None) -> None:

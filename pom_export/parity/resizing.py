@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from pom_export.graph.claims import Bounds
+from pom_export.graph.size_expressions import root_of, size_of
 from pom_export.parity.case import Array
 
 # Names of dynamic dimensions, expressions of them such as "tokens + 1", or sizes; of each input.
 AxesByInput = Mapping[str, Sequence[int | str]]
-# No file of ours has a longer expression for a size.
-_LONGEST_EXPRESSION = 200
 
 
 def dimension_sizes(feed: Mapping[str, Array], axes: AxesByInput) -> dict[str, int]:
@@ -24,47 +22,9 @@ def dimension_sizes(feed: Mapping[str, Array], axes: AxesByInput) -> dict[str, i
     given = [(str(axis), size) for name in axes for axis, size in zip(axes[name], feed[name].shape, strict=True)]
     sizes = {axis: size for axis, size in given if axis.isidentifier()}
     for axis, size in given:
-        unknown = [name for name in _names(axis) if name not in sizes]
-        if len(unknown) == 1:
-            fitting = [n for n in range(size + 2) if size_of(axis, {**sizes, unknown[0]: n}) == size]
-            sizes.update(dict.fromkeys(unknown, fitting[-1]) if fitting else {})
+        if found := root_of(axis, size):
+            sizes.setdefault(*found)
     return sizes
-
-
-def size_of(axis: str | int, sizes: Mapping[str, int]) -> int | None:
-    """Return the size of an axis: a number, a name, or sums and products of them; None where it can't be told."""
-    if isinstance(axis, int) or axis in sizes:
-        return axis if isinstance(axis, int) else sizes[axis]
-    parsed = _parsed(axis)
-    return None if parsed is None else _value(parsed, sizes)
-
-
-def _names(axis: str) -> list[str]:
-    parsed = _parsed(axis)
-    return [] if parsed is None else sorted({node.id for node in ast.walk(parsed) if isinstance(node, ast.Name)})
-
-
-def _parsed(axis: str) -> ast.expr | None:
-    try:
-        return ast.parse(axis, mode="eval").body if len(axis) <= _LONGEST_EXPRESSION else None
-    except (SyntaxError, ValueError):
-        return None
-
-
-def _value(node: ast.expr, sizes: Mapping[str, int]) -> int | None:
-    if isinstance(node, ast.Constant):
-        return node.value if type(node.value) is int else None
-    if isinstance(node, ast.Name):
-        return sizes.get(node.id)
-    if not isinstance(node, ast.BinOp):
-        return None
-    left, right = _value(node.left, sizes), _value(node.right, sizes)
-    if left is None or right is None:
-        return None
-    if isinstance(node.op, ast.FloorDiv):
-        return left // right if right else None
-    operations = {ast.Add: left + right, ast.Sub: left - right, ast.Mult: left * right}
-    return operations.get(type(node.op))
 
 
 def candidate_sizes(size: int, bounds: Bounds) -> list[int]:

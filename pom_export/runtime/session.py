@@ -10,6 +10,7 @@ from typing import Any
 from pom_export.errors import InputError, MissingDependencyError, reason_of
 from pom_export.files import readable_file
 from pom_export.graph.onnx_file import check_onnx_file
+from pom_export.runtime.keeping_sizes import keeps_sizes, session_class
 from pom_export.runtime.library import custom_ops_library
 from pom_export.runtime.tensorrt_provider import TENSORRT_PROVIDER, tensorrt_provider_options
 
@@ -86,7 +87,8 @@ def inference_session(
         session_options: an onnxruntime.SessionOptions to start from.
 
     Returns:
-        An onnxruntime.InferenceSession.
+        An onnxruntime.InferenceSession. Its `run` raises InputError for sizes beyond the file's limits, or that do not
+        go together, such as a mask of another length than the tokens; with IO binding nothing is looked at.
 
     Raises:
         InputError: the file cannot be read, declares more than it holds, or ONNX Runtime refuses it.
@@ -104,7 +106,9 @@ def inference_session(
         options.register_custom_ops_library(os.fspath(custom_ops_library()))
         chosen = [_with_plugin(provider, onnxruntime.get_available_providers()) for provider in chosen]
     try:
-        return onnxruntime.InferenceSession(os.fspath(file), options, providers=chosen)
+        session = session_class()(os.fspath(file), options, providers=chosen)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         reason = reason_of(error)
         raise InputError(f"ONNX Runtime cannot load {Path(file).name}: {reason}", "Is it a whole ONNX file?") from error
+    keeps_sizes(session)
+    return session

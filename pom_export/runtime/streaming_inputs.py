@@ -165,14 +165,17 @@ def checked(spec: TensorSpec, array: Array, sizes: Mapping[str, int], limits: In
     if not fits or 0 in array.shape:
         shape = ", ".join(map(str, wanted))
         raise InputError(f"{spec.name} has the shape {list(array.shape)}, not [{shape}]", "No axis may be empty")
+    for axis, size in zip(spec.axes, array.shape, strict=True):
+        if axis in limits.sizes and (allowed := limits.outside(str(axis), size)):
+            raise InputError(f"{axis} is {size} in {spec.name}, but the model takes {allowed}", "Give other sizes")
     if not _same_kind(array.dtype, spec.dtype):
         raise InputError(f"{spec.name} is of {array.dtype}, not of {spec.dtype}", "Convert it")
     if spec.name in limits.values and array.dtype.kind in "iu":
         most = np.array(limits.values[spec.name])
         outside = (array < 0) | (array >= most)
         if outside.any():
-            value, allowed = array[outside][0], "x".join(map(str, most.tolist()))
-            raise InputError(f"{spec.name} holds {value}, beyond the model's {allowed} values", "They count from 0")
+            value, counts = array[outside][0], "x".join(map(str, most.tolist()))
+            raise InputError(f"{spec.name} holds {value}, beyond the model's {counts} values", "They count from 0")
     return np.ascontiguousarray(array, spec.dtype)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pom_export.engine.profiles import ShapeProfile, make_profiles, parse_shapes
+from pom_export.engine.profiles import ShapeProfile, make_profiles, parse_shapes, refused_shapes
 from pom_export.errors import InputError
-from pom_export.graph.exported import TensorSpec
+from pom_export.graph.exported import InputLimits, TensorSpec
 
 X = TensorSpec("x", np.dtype("float32"), ("batch", "tokens", 16))
 MASK = TensorSpec("mask", np.dtype("bool"), ("batch", "tokens"))
@@ -56,16 +56,53 @@ def test_order_is_checked() -> None:
 
 
 def test_tokens_end_where_the_positions_do() -> None:
-    assert make_profiles([X], {}, {}, {}, most_tokens=64)["x"] == ShapeProfile((1, 1, 16), (1, 64, 16), (8, 64, 16))
-    with pytest.raises(InputError, match="tokens is 65, but the model has positions for 64 tokens"):
-        make_profiles([X], {}, {}, {"x": (1, 65, 16)}, most_tokens=64)
+    assert make_profiles([X], {}, {}, {}, InputLimits(tokens=64))["x"] == ShapeProfile(
+        (1, 1, 16), (1, 64, 16), (8, 64, 16)
+    )
+    with pytest.raises(InputError, match="--maxShapes: tokens of x is 65, but the model takes at most 64"):
+        make_profiles([X], {}, {}, {"x": (1, 65, 16)}, InputLimits(tokens=64))
 
 
 def test_the_past_may_be_empty_and_ends_where_the_positions_do() -> None:
     keys = TensorSpec("keys", np.dtype("float32"), ("batch", 2, "past_tokens", 4))
     assert make_profiles([keys], {}, {}, {})["keys"] == ShapeProfile((1, 2, 0, 4), (1, 2, 256, 4), (8, 2, 4096, 4))
-    given = make_profiles([keys], {"keys": (1, 2, 0, 4)}, {}, {"keys": (1, 2, 100, 4)}, most_tokens=128)["keys"]
+    given = make_profiles([keys], {"keys": (1, 2, 0, 4)}, {}, {"keys": (1, 2, 100, 4)}, InputLimits(tokens=128))["keys"]
     assert given == ShapeProfile((1, 2, 0, 4), (1, 2, 100, 4), (1, 2, 100, 4))
-    assert make_profiles([keys], {}, {}, {}, most_tokens=128)["keys"].maximum == (8, 2, 128, 4)
+    assert make_profiles([keys], {}, {}, {}, InputLimits(tokens=128))["keys"].maximum == (8, 2, 128, 4)
     with pytest.raises(InputError, match="keys has a size of -3"):
         make_profiles([keys], {"keys": (1, 2, -3, 4)}, {}, {})
+
+
+def test_sizes_stay_within_the_models_limits() -> None:
+    limits = InputLimits(sizes={"batch": (0, 3), "tokens": (5, 100)})
+    assert make_profiles([X], {}, {}, {}, limits)["x"] == ShapeProfile((1, 5, 16), (1, 100, 16), (3, 100, 16))
+    with pytest.raises(InputError, match="--minShapes: tokens of x is 4, but the model takes at least 5"):
+        make_profiles([X], {"x": (1, 4, 16)}, {}, {}, limits)
+    with pytest.raises(InputError, match="--optShapes: batch of x is 4, but the model takes at most 3"):
+        make_profiles([X], {}, {"x": (4, 9, 16)}, {}, limits)
+
+
+def test_a_dimension_that_is_computed_of_another_follows_it() -> None:
+    longer = TensorSpec("mask", np.dtype("bool"), ("batch", "tokens + 1"))
+    profile = make_profiles([X, longer], {}, {}, {"x": (2, 40, 16)})["mask"]
+    assert profile == ShapeProfile((1, 2), (1, 41), (2, 41))
+    assert make_profiles([X, longer], {}, {}, {"mask": (2, 41)})["x"].maximum == (2, 40, 16)
+    with pytest.raises(InputError, match="--maxShapes: mask has 40 where 41 is expected"):
+        make_profiles([X, longer], {}, {}, {"x": (2, 40, 16), "mask": (2, 40)})
+
+
+@pytest.mark.parametrize(
+    ("reason", "options"),
+    [
+        ("kOPT values for profile 0 violate shape constraints", ["--optShapes x:1x256x16,mask:1x256"]),
+        ("IShuffleLayer: reshape changes volume", ["--minShapes x:1x1x16", "--maxShapes x:8x4096x16"]),
+        ("no kernel image", []),
+    ],
+)
+def test_shapes_that_tensorrt_refuses_are_named_with_their_option(reason: str, options: list[str]) -> None:
+    fixed = TensorSpec("scale", np.dtype("float32"), (1, 16))
+    specs = [X, MASK, fixed]
+    hint = refused_shapes(reason, specs, make_profiles(specs, {}, {}, {}))
+    assert bool(hint) == bool(options)
+    assert all(option in hint for option in options)
+    assert "scale" not in hint
