@@ -16,6 +16,7 @@ from pom_export.checkpoint.prefixes import common_prefixes, without_wrappers
 from pom_export.checkpoint.spec import MIXER
 from pom_export.checkpoint.storages import OtherTensor
 from pom_export.checkpoint.unpickling import Inert
+from pom_export.errors import CheckpointError
 
 _TENSORS: Final = (Tensor, OtherTensor)
 # What names tell: a whole word in them, however words are set apart.
@@ -93,11 +94,16 @@ def find_sets(file: Path, content: Mapping[Any, Any]) -> list[WeightSet]:
     """Return the sets of weights in what was loaded, those that lie least deep first.
 
     Raises:
-        CheckpointError: a name arises twice in one of them.
+        CheckpointError: a name arises twice in one of them, or is no text.
     """
     found: list[WeightSet] = []
     for path, value in _state_dicts_and_lists(content):
         if isinstance(value, Mapping):
+            if odd := [name for name in value if not isinstance(name, str)]:
+                raise CheckpointError(
+                    f"{file}: a name among the weights is a {type(odd[0]).__name__}, not text",
+                    "Save the state dict of a module",
+                )
             found += _copies(file, path, without_wrappers(file, value))
         else:
             found.append(WeightSet(path, values=value, average=True))

@@ -94,6 +94,12 @@ def test_a_name_that_is_not_there_lists_those_that_are(raw: Tensors, tmp_path: P
         load({"state_dict": raw, "ema": {"shadow": scaled(raw), "decay": 0.9}}, tmp_path, "ema3")
 
 
+def test_names_are_text(raw: Tensors, tmp_path: Path) -> None:
+    for name in (3, None, 2.5):
+        with pytest.raises(CheckpointError, match=f"a name among the weights is a {type(name).__name__}, not text"):
+            load({"model": {**raw, name: torch.ones(1)}}, tmp_path)
+
+
 def test_one_set_has_nothing_to_say(raw: Tensors, tmp_path: Path) -> None:
     for content in (raw, {"model": raw, "step": 1}, {"model": raw, "state_dict": raw}):
         loaded = load(content, tmp_path)

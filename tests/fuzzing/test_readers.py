@@ -13,6 +13,7 @@ from tests.fuzzing.regressions import REGRESSIONS
 
 # How many of each format, in all more than a thousand; those that are slow are fewer.
 COUNTS = {
+    "averages": 120,
     "checkpoint": 240,
     "folder": 80,
     "inputs": 90,

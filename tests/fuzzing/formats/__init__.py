@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from tests.fuzzing.cases import Make
-from tests.fuzzing.formats import checkpoint, folder, manifest, model, npz, pt2, safetensors, tokenizer, valid
+from tests.fuzzing.formats import averages, checkpoint, folder, manifest, model, npz, pt2, safetensors, tokenizer, valid
 
 FORMATS: dict[str, Make] = {
+    "averages": averages.make,
     "checkpoint": checkpoint.make,
     "folder": folder.make,
     "inputs": npz.make_inputs,

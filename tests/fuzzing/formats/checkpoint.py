@@ -66,7 +66,7 @@ def _opcodes(random: Random, seeds: Seeds, place: Place, told: Told) -> bytes:
     return zips.honest(list(members.items()))
 
 
-def _good() -> tuple[_Items, list[bytes]]:
+def good() -> tuple[_Items, list[bytes]]:
     """Return the items of a mixer's state dict, and the bytes of its storages."""
     items, storages = [], []
     for i, (name, shape) in enumerate(_SHAPES.items()):
@@ -78,7 +78,8 @@ def _good() -> tuple[_Items, list[bytes]]:
     return items, storages
 
 
-def _packed(pickle: bytes, storages: list[bytes]) -> bytes:
+def packed(pickle: bytes, storages: list[bytes]) -> bytes:
+    """Return an archive of torch.save's with a pickle and the bytes of its storages."""
     members = [("archive/data.pkl", pickle), ("archive/byteorder", b"little")]
     members += [(f"archive/data/{i}", data) for i, data in enumerate(storages)]
     return zips.honest([*members, ("archive/version", b"3\n")])
@@ -94,7 +95,7 @@ def _whole(random: Random, items: _Items) -> bytes:
 
 def _entries(random: Random, _: Seeds, place: Place, told: Told) -> bytes:
     """Put what is no weight among the weights, beside them, or in the place of a name."""
-    items, storages = _good()
+    items, storages = good()
     value, what = pickles.hostile(random, place)
     where = random.choice(("entry", "entry", "beside", "beside", "name", "all"))
     told.note(f"{what} as {where}")
@@ -105,17 +106,17 @@ def _entries(random: Random, _: Seeds, place: Place, told: Told) -> bytes:
     elif where == "beside":
         outer = [(pickles.text("model"), pickles.dict_(*items)), (pickles.text(values.name(random)), value)]
         random.shuffle(outer)
-        return _packed(pickles.START + pickles.dict_(*outer) + pickles.END, storages)
+        return packed(pickles.START + pickles.dict_(*outer) + pickles.END, storages)
     else:
-        return _packed(pickles.START + value + pickles.END, storages)
-    return _packed(_whole(random, items), storages)
+        return packed(pickles.START + value + pickles.END, storages)
+    return packed(_whole(random, items), storages)
 
 
 def _tensors(random: Random, _: Seeds, __: Place, told: Told) -> bytes:
     """Describe weights that are not what the archive holds, or too many."""
-    items, storages = _good()
+    items, storages = good()
     _TENSOR_WAYS[random.randrange(len(_TENSOR_WAYS))](random, items, storages, told)
-    return _packed(_whole(random, items), storages)
+    return packed(_whole(random, items), storages)
 
 
 def _extents(random: Random, items: _Items, _: list[bytes], told: Told) -> None:
