@@ -12,9 +12,11 @@ from typing import Any
 from pom_export.api.expecting import expected_of_checkpoint, expected_of_pairs, expected_of_recording
 from pom_export.api.progress import Progress, silent
 from pom_export.engine.manifest import check_manifest, engine_path, manifest_path
+from pom_export.engine.recipe import FUNCTION
 from pom_export.errors import InputError
 from pom_export.files import staged_output
 from pom_export.graph.exported import read_model
+from pom_export.graph.function_check import check_functions
 from pom_export.parity import tolerances
 from pom_export.parity.candidates import KERNEL, Candidate, onnxruntime_candidates
 from pom_export.parity.inputs import Inputs
@@ -66,7 +68,8 @@ def verify(
         A report; truthy when every output of every backend is within tolerance.
 
     Raises:
-        InputError: a file is not usable, the checkpoint is of another model, or the report cannot be written.
+        InputError: a file is not usable, a function in it is not what its node asks for, the checkpoint is of another
+            model, or the report cannot be written.
     """
     exported = read_model(model)
     _check_bounds(rtol, atol)
@@ -90,6 +93,8 @@ def verify(
         else:
             expected = expected_of_recording(exported)
         candidates, not_run = onnxruntime_candidates(exported)
+        if any(candidate.path == FUNCTION for candidate in candidates):
+            check_functions(exported.path)
         _add_engine(engine, exported.path, candidates, not_run)
         if not candidates:
             raise InputError(

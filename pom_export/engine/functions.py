@@ -9,6 +9,7 @@ import onnx.inliner
 
 from pom_export import contract
 from pom_export.errors import InputError
+from pom_export.graph.function_check import check_functions
 from pom_export.graph.function_names import refuse_overloads
 
 
@@ -18,10 +19,12 @@ def inlined(path: Path) -> bytes:
     TensorRT's parser would not do: it prefers the plugin, wherever that was loaded before.
 
     Raises:
-        InputError: the file lacks the function of an aggregation, or holds several of one name.
+        InputError: the file lacks the function of an aggregation, holds several of one name, or a function is not what
+            its node asks for.
     """
     model = onnx.load(path, format="protobuf", load_external_data=False)
     refuse_overloads(path, model.functions, "TensorRT")
+    check_functions(path, model)
     model = onnx.inliner.inline_local_functions(model)
     left = sorted({node.op_type for node in model.graph.node if node.domain == contract.DOMAIN})
     if left:

@@ -335,3 +335,23 @@ def the_first_rows_length(model: onnx.ModelProto) -> None:
 
 def test_rows_of_a_batch_are_streams_of_their_own(stateful: Exported) -> None:
     assert not stateful.verify(the_first_rows_length)
+
+
+def a_mask_by_multiplication(model: onnx.ModelProto) -> None:
+    """What a token that is left out holds then reaches the others where it is NaN."""
+    (function,) = model.functions
+    where = next(node for node in function.node if node.op_type == "Where")
+    weights = helper.make_node("Cast", [where.input[0]], ["weights"], to=TensorProto.FLOAT)
+    where.CopyFrom(helper.make_node("Mul", ["weights", where.input[1]], where.output))
+    function.node.insert(list(function.node).index(where), weights)
+
+
+def a_node_of_another_mode(model: onnx.ModelProto) -> None:
+    node = next(node for node in model.graph.node if node.domain == "pom")
+    next(each for each in node.attribute if each.name == "mode").s = b"causal"
+
+
+@pytest.mark.parametrize("edit", [a_mask_by_multiplication, a_node_of_another_mode])
+def test_a_function_that_its_node_does_not_ask_for_is_refused(mixer: Exported, edit: Edit) -> None:
+    with pytest.raises(InputError, match=r"node \S*PolynomialAggregation and its function pom::\w+ do not fit"):
+        mixer.verify(edit)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from pom_export.engine.functions import inlined
 from pom_export.errors import EngineError, InputError, MissingDependencyError
 from pom_export.files import sha256_of
 from pom_export.graph import saving
+from pom_export.graph.nodes import is_aggregation
 from pom_export.mixer import PolynomialMixer
 
 GOLDEN_FOLDER = Path(__file__).parents[1] / "data" / "golden"
@@ -101,6 +103,44 @@ def test_each_node_is_built_of_its_own_function(causal_and_mean: Path, tmp_path:
     assert info.matrix_products == {"float32": operators.count("MatMul")} == {"float32": 7}
     assert info.command_line.startswith("tensorrt_rtx --onnx=")
     assert "lugin" not in info.command_line
+
+
+def one_body_for_all(model: onnx.ModelProto) -> None:
+    """What a tool leaves that drops what tells functions apart."""
+    for node in filter(is_aggregation, model.graph.node):
+        node.op_type = model.functions[0].name
+    del model.functions[1:]
+
+
+def one_name_for_all(model: onnx.ModelProto) -> None:
+    """As earlier versions wrote it."""
+    first, *others = model.functions
+    for node in filter(is_aggregation, model.graph.node):
+        node.overload, node.op_type = "" if node.op_type == first.name else node.op_type, first.name
+    for function in others:
+        function.overload, function.name = function.name, first.name
+    model.ir_version = 10
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "reason"),
+    [
+        (one_body_for_all, "node second/GatedPolynomialAggregation and its function .* do not fit"),
+        (one_name_for_all, "holds 2 functions named pom::GatedPolynomialAggregation.* TensorRT would take one"),
+    ],
+)
+def test_without_the_plugin_a_node_needs_its_own_function(
+    causal_and_mean: Path, tmp_path: Path, rewrite: Callable[[onnx.ModelProto], None], reason: str
+) -> None:
+    model = onnx.load(causal_and_mean)
+    rewrite(model)
+    onnx.save(model, tmp_path / "m.onnx")
+    options = {"backend": TENSORRT_RTX, "targets": ["sm86"]}
+    with pytest.raises(InputError, match=reason) as refused:
+        pom_export.build_engine(tmp_path / "m.onnx", tmp_path / "e", use_plugin=False, **options)
+    assert "Export it again" in str(refused.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+    assert pom_export.build_engine(tmp_path / "m.onnx", tmp_path / "e", **options).plugin_layers == 2
 
 
 def test_a_file_without_functions_needs_the_plugin(exported: Path, tmp_path: Path) -> None:

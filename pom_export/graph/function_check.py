@@ -1,0 +1,247 @@
+"""Whether the function that each aggregation has in a file computes what the node's attributes and inputs say.
+
+Other tools rewrite files: they rename values in a body, fold its constants, or put one body in place of another. So a
+body is not read but run, by onnx's reference, on small inputs that show each attribute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+from pom_export import contract
+from pom_export.errors import InputError, reason_of
+from pom_export.graph.function import build_function
+from pom_export.graph.gated_function import build_gated_function
+from pom_export.graph.nodes import input_named, is_aggregation, op_of
+from pom_export.graph.schema import attributes, register_schema
+from pom_export.graph.variants import gated_variant_of, variant_of
+
+Array = npt.NDArray[Any]
+
+# Two bodies of the same formula in float32, of few tokens, differ by rounding alone; half types round their output.
+_TOLERANCES = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2}
+_BATCH, _TOKENS, _GATE_TOKENS, _CHANNELS = 2, 5, 3, 16
+# What fewer values of a tensor are, a weight, can decide a shape.
+_SMALL = 64
+_WIDEST = 2**20
+_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+_HINT = "Export it again: another tool has changed or mixed up its functions"
+
+
+class CumSum(OpRun):
+    """CumSum that also takes an axis of rank 1, as earlier versions of our functions have it."""
+
+    def _run(self, x: Array, axis: Array, exclusive: int = 0, reverse: int = 0) -> tuple[Array]:
+        along = int(np.reshape(axis, ()))
+        values = np.flip(x, along) if reverse else x
+        sums = np.cumsum(values, along, dtype=x.dtype)
+        sums = sums - values if exclusive else sums
+        return (np.flip(sums, along) if reverse else sums,)
+
+
+def check_functions(path: Path, proto: onnx.ModelProto | None = None) -> None:
+    """Compare the function of each aggregation with what the node's attributes and the types of its inputs ask for.
+
+    Nodes that have no function are left out.
+
+    Args:
+        path: of the file.
+        proto: the model in it, where it is loaded; its weights are not needed.
+
+    Raises:
+        InputError: a function computes something else; node and function are named.
+    """
+    if proto is None:
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
+    try:
+        model = ir.from_proto(_with_shapes(proto))
+    except Exception as error:
+        raise InputError(f"the graph of {path} is not usable: {reason_of(error)}", "Export it again") from error
+    opset = model.opset_imports[""]
+    checked = set()
+    for node in model.graph.all_nodes():
+        function = model.functions.get(node.op_identifier()) if is_aggregation(node) else None
+        if function is None:
+            continue
+        where = f"{path}: node {node.name} and its function {function.domain}::{function.name} do not fit"
+        try:
+            _complete(node)
+            gated = op_of(node) == contract.GATED_OP_NAME
+            variant = gated_variant_of(node) if gated else variant_of(node)
+            _check_sizes(node, function)
+        except (LookupError, TypeError, ValueError) as error:
+            raise InputError(f"{where}: {error}", _HINT) from error
+        key = (function.identifier(), variant, str([value and value.shape for value in node.inputs]))
+        if key in checked:
+            continue
+        checked.add(key)
+        build: Any = build_gated_function if gated else build_function
+        problem = _difference(node, ir.to_proto(build(variant, opset)), ir.to_proto(function))
+        if problem:
+            raise InputError(f"{where}: {problem}", _HINT)
+
+
+def _with_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model without its large weights, with the types and shapes that follow from its inputs."""
+    register_schema()
+    skeleton = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
+    graph = proto.graph
+    skeleton.graph.name = graph.name or "graph"
+    for field in ("node", "input", "output", "value_info"):
+        getattr(skeleton.graph, field).extend(getattr(graph, field))
+    declared = {value.name for value in graph.input}
+    for weight in graph.initializer:
+        if np.prod(weight.dims) <= _SMALL and weight.data_location != onnx.TensorProto.EXTERNAL:
+            skeleton.graph.initializer.append(weight)
+        elif weight.name not in declared:
+            skeleton.graph.input.append(onnx.helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims))
+    try:
+        return onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
+    except onnx.shape_inference.InferenceError:
+        return skeleton  # as far as the file says them
+
+
+def _complete(node: ir.Node) -> None:
+    """Write the attributes that a node leaves out.
+
+    Raises:
+        ValueError: the mode is not there, or an attribute is none of the contract's.
+    """
+    if "mode" not in node.attributes:
+        raise ValueError("the attribute mode is missing")
+    for name, value in attributes(node.attributes["mode"].as_string()).items():
+        if name not in node.attributes:
+            node.attributes[name] = ir.convenience.convert_attribute(name, value)
+    contract.check_attributes(
+        mode=node.attributes["mode"].as_string(),
+        epsilon=node.attributes["epsilon"].as_float(),
+        degree=node.attributes["degree"].as_int(),
+        rotary_blocks=node.attributes["rotary_blocks"].as_int(),
+        form=node.attributes["form"].as_string(),
+        stateful=node.attributes["stateful"].as_int(),
+    )
+
+
+def _check_sizes(node: ir.Node, function: ir.Function) -> None:
+    """Raise ValueError where a body would take long to make, or to run: a file may declare anything."""
+    coefficients = input_named(node, "coefficients")
+    widths = [_first(coefficients), *(_last(input_named(node, name), 0) for name in ("x", "gate", "gate_bias"))]
+    if max(widths) > _WIDEST:
+        raise ValueError(f"an input has {max(widths)} channels, and at most {_WIDEST} are taken")
+    degree = _last(coefficients, contract.MIN_DEGREE)
+    if not contract.MIN_DEGREE <= degree <= contract.MAX_DEGREE:
+        raise ValueError(f"coefficients have {degree} columns, not {contract.MIN_DEGREE} to {contract.MAX_DEGREE}")
+    if any(attribute.type in _GRAPHS for inner in function for attribute in inner.attributes.values()):
+        raise ValueError("it has branches or loops, which no function of an aggregation has")
+
+
+def _difference(node: ir.Node, wanted: onnx.FunctionProto, given: onnx.FunctionProto) -> str:
+    """Return how a function differs from the one that the node needs, or nothing."""
+    if len(given.input) < len(wanted.input):
+        return f"it takes {len(given.input)} inputs, and the node has {len(wanted.input)}"
+    for feed in _feeds(node):
+        expected = _run(wanted, feed, node)
+        try:
+            made = _run(given, feed, node)
+        except Exception as error:  # noqa: BLE001 (whatever a body of another's makes of the reference)
+            return f"it cannot be run on inputs like the node's: {reason_of(error)}"
+        for name, one, other in zip(wanted.output, expected, made, strict=False):
+            if one.dtype != other.dtype or one.shape != other.shape:
+                return f"{name} is {other.dtype}{list(other.shape)}, not {one.dtype}{list(one.shape)}"
+            largest = _largest_difference(one, other)
+            if not largest <= _TOLERANCES.get(one.dtype.name, 0):
+                return f"on small inputs {name} differs by {largest:.2g} of its largest value"
+        if len(made) < len(node.outputs):
+            return f"it gives {len(made)} outputs, and the node has {len(node.outputs)}"
+    return ""
+
+
+def _largest_difference(one: Array, other: Array) -> float:
+    """Return the largest difference over the largest magnitude; infinity where one is NaN and the other is not."""
+    one, other = one.astype(np.float64), other.astype(np.float64)
+    if not np.array_equal(np.isnan(one), np.isnan(other)):
+        return np.inf
+    return float(np.nanmax(np.abs(one - other), initial=0) / max(np.nanmax(np.abs(one), initial=0), 1e-30))
+
+
+def _run(function: onnx.FunctionProto, feed: list[Array], node: ir.Node) -> list[Array]:
+    given = {name: attribute.value for name, attribute in node.attributes.items() if name in function.attribute}
+    evaluator = ReferenceEvaluator(function, new_ops=[CumSum])
+    with np.errstate(all="ignore"):
+        made: list[Array] = evaluator.run(None, dict(zip(function.input, feed, strict=False)), attributes=given)  # type: ignore[assignment]
+    return made
+
+
+def _feeds(node: ir.Node) -> Iterator[list[Array]]:
+    """Yield inputs of a node: some of their own sizes, few batches and tokens; small weights after large ones."""
+    names = contract.GATED_INPUTS if op_of(node) == contract.GATED_OP_NAME else contract.INPUTS
+    values = {name: value for name, value in zip(names, node.inputs, strict=False) if value is not None}
+    mask = values.get("mask")
+    floating = mask is not None and mask.dtype != ir.DataType.BOOL
+    for scale in (1.0, 1e-6) if floating else (1.0,):
+        drawn = _draw(values, node, scale)
+        yield [drawn[name] for name in values]
+
+
+def _draw(values: dict[str, ir.Value], node: ir.Node, scale: float) -> dict[str, Array]:
+    random = np.random.default_rng(0)
+    causal = node.attributes["mode"].as_string() == "causal"
+    channels = _channels(values, node)
+    sizes = {
+        "x": (_BATCH, _TOKENS, channels),
+        "gate": (_BATCH, _TOKENS if causal else _GATE_TOKENS, _last(values.get("gate"), channels)),
+        "gate_bias": (_last(values.get("gate_bias"), channels),),
+        "coefficients": (channels, _last(values.get("coefficients"), 1)),
+        "mask": (_BATCH, _TOKENS),
+        "cos": (_TOKENS, channels // 2),
+        "sin": (_TOKENS, channels // 2),
+        "past_state": (_BATCH, 2, channels),
+        "past_length": (_BATCH,),
+    }
+    drawn: dict[str, Array] = {}
+    for name, value in values.items():
+        assert value.dtype is not None
+        shape = (1,) if _is_placeholder(name, value) else sizes[name]
+        numbers: Array = random.standard_normal(shape) * (3 if name in {"x", "gate"} else 1)
+        if name == "mask":
+            numbers = np.where(random.random(shape) < 0.6, random.random(shape) * scale, 0)
+        elif name == "past_length":
+            numbers = random.integers(0, 9, shape)
+        elif name == "past_state":
+            numbers[:, 1] *= 1e-6
+        drawn[name] = numbers.astype(value.dtype.numpy())
+    mask = drawn.get("mask")
+    if mask is not None and mask.ndim > 1:
+        # What a token that does not count holds reaches nothing.
+        drawn["x"][~mask.astype(bool)] = np.nan
+    return drawn
+
+
+def _is_placeholder(name: str, value: ir.Value) -> bool:
+    return len(value.shape or ()) == 1 and name not in {"gate_bias", "past_length"}
+
+
+def _channels(values: dict[str, ir.Value], node: ir.Node) -> int:
+    """Return a number of channels: the node's own, or one that its form and rotation can be given."""
+    known = [_last(values["x"], 0), _first(values.get("coefficients"))]
+    fitting = _CHANNELS * max(1, node.attributes["degree"].as_int()) * _last(values.get("gate_bias"), 1)
+    return next((size for size in known if size > 1), fitting)
+
+
+def _last(value: ir.Value | None, default: int) -> int:
+    size = default if value is None or not value.shape else value.shape[-1]
+    return size if isinstance(size, int) else default
+
+
+def _first(value: ir.Value | None) -> int:
+    size = value.shape[0] if value is not None and value.shape else 0
+    return size if isinstance(size, int) else 0
