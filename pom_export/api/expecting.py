@@ -179,7 +179,7 @@ def _load(
             raise
         was = f"a {model.spec.get('architecture', 'model')} of family {model.spec.get('family', 'unknown')}"
         raise InputError(
-            f"{checkpoint} does not fit the model, which was exported from {was}: {error.what}",
+            f"{checkpoint} does not fit the model, which was exported from {was}: {error}",
             "Name the checkpoint that was exported",
         ) from error
     if model.properties.get("spec", loaded.spec.to_json()) != loaded.spec.to_json():

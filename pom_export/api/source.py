@@ -131,6 +131,7 @@ def load_source(
     if not isinstance(model, nn.Module):
         raise InputError(f"the model is a {type(model).__name__}", "Give a path or an nn.Module")
     if example_inputs is None:
+        _refuse(hints, "for checkpoints, and this is a module")
         spec = spec_of(model)
         properties = {"spec": spec.to_json()} if spec else {}
         return Source(model, lambda module: program_of(module, options), properties=properties)
@@ -169,9 +170,13 @@ def type_notes(module: nn.Module, dtype: str) -> list[str]:
 
 def _refuse_options(options: GraphOptions, hints: Mapping[str, Any]) -> None:
     """Refuse what has no meaning for a module or program with inputs of its own."""
-    for name, value in [*asdict(options).items(), *hints.items()]:
+    _refuse({**asdict(options), **hints}, "for our own models; this one has its own inputs")
+
+
+def _refuse(options: Mapping[str, Any], why: str) -> None:
+    for name, value in options.items():
         if value is not None and value is not False:
-            raise InputError(f"{name} is for our own models; this one has its own inputs", "Leave it out")
+            raise InputError(f"{name} is {why}", "Leave it out")
 
 
 def _lowering(

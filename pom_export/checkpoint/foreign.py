@@ -103,6 +103,7 @@ _NAMES: Final = (
         "quantized by bitsandbytes",
         _WIDER,
     ),
+    (re.compile(r"\.activation_post_process\.|\.weight_fake_quant\."), "prepared for quantization", _WIDER),
     (re.compile(r"\.qweight$|\.qzeros$"), "quantized by GPTQ or AWQ", _WIDER),
     (re.compile(r"\.weight_packed$"), "quantized by compressed-tensors", _WIDER),
     (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ _LENGTH = 8  # bytes of a safetensors file that say how long its header is
 # Whole files, then indices of shards, in the order in which Hugging Face's loaders prefer them.
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+# Files that trainers save beside the weights.
+_NO_WEIGHTS = re.compile(r"optim|sched|rng|random|training_args|scaler|sampler|trainer")
 _COPY_HINT = "Copy or save it again"
 # Far more than a configuration, an index of shards or a header has; what is parsed takes some twenty times as much.
 _MOST_JSON = 4 << 20
@@ -73,6 +75,15 @@ def files_of_folder(folder: Path) -> list[Path]:
         return found
     what = f"holds {len(found)} checkpoints ({', '.join(f.name for f in found[:4])})" if found else "holds no weights"
     raise CheckpointError(f"folder {folder} {what}", f"Name a file, or a folder with {' or '.join(_FOLDER_FILES)}")
+
+
+def files_beside(folder: Path, read: Sequence[Path]) -> list[str]:
+    """Return the names of other files in a folder that may hold weights: not those of a trainer's state."""
+    return sorted(
+        file.name
+        for file in folder.iterdir()
+        if file.suffix in _SUFFIXES and file not in read and file.is_file() and not _NO_WEIGHTS.search(file.name)
+    )
 
 
 def _shards(index: Path) -> list[Path]:

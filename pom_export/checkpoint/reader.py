@@ -14,14 +14,14 @@ from torch import Tensor
 
 from pom_export.checkpoint.choosing import asked_set, default_set
 from pom_export.checkpoint.foreign import check_names, check_trainer, check_whole
-from pom_export.checkpoint.formats import files_of_folder, read_content
+from pom_export.checkpoint.formats import files_beside, files_of_folder, read_content
 from pom_export.checkpoint.hints import Hints, config_beside, hints_from
 from pom_export.checkpoint.pickles import SAFE_FORMAT_HINT
 from pom_export.checkpoint.settings import settings_in
 from pom_export.checkpoint.storages import OtherTensor
 from pom_export.checkpoint.unpickling import Inert
 from pom_export.checkpoint.values import with_room
-from pom_export.checkpoint.weight_sets import WeightSet, find_sets, unread_averages
+from pom_export.checkpoint.weight_sets import WeightSet, find_sets, is_state_dict, unread_averages
 from pom_export.errors import CheckpointError
 from pom_export.files import sha256_of
 
@@ -39,6 +39,7 @@ class Checkpoint:
         hints: what the file's metadata says, and the config.json beside it.
         settings: what a trainer saved with the weights says of the model.
         unread: keys of averages in a form that is not read.
+        beside: of a folder: other files in it that may hold weights, and were not read.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class Checkpoint:
     hints: Hints
     settings: Hints
     unread: Sequence[str] = ()
+    beside: Sequence[str] = ()
 
     @cached_property
     def sha256(self) -> str:
@@ -119,19 +121,34 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         check_trainer(files[0], contents[0])
         raise _no_weights(files[0], contents[0])
     unread = unread_averages(contents[0], sets)
-    return Checkpoint(place, files, sets, hints.over(config_beside(files[0].parent)), settings, unread)
+    return Checkpoint(
+        path=place,
+        files=files,
+        sets=sets,
+        hints=hints.over(config_beside(files[0].parent)),
+        settings=settings,
+        unread=unread,
+        beside=files_beside(place, files) if place.is_dir() else [],
+    )
 
 
 def _joined(files: Sequence[Path], contents: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
     """Return the state dict of all shards together."""
     tensors: dict[str, Any] = {}
     for file, content in zip(files, contents, strict=True):
-        # A shard is a state dict, or has it under a key.
-        part = default_set(file, find_sets(file, content) or [WeightSet("", content)]).tensors
+        part = content if is_state_dict(content) else _only_set(file, content).tensors
         if twice := tensors.keys() & part.keys():
             raise CheckpointError(f"{file}: {sorted(twice)[0]} is in another shard too", "Save the model again")
         tensors |= part
     return tensors
+
+
+def _only_set(file: Path, content: Mapping[Any, Any]) -> WeightSet:
+    """Return the state dict that a shard has under a key."""
+    sets = find_sets(file, content)
+    if not sets:
+        raise _no_weights(file, content)
+    return default_set(file, sets)
 
 
 def _mapping(file: Path, content: Any) -> Mapping[Any, Any]:

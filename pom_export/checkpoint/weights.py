@@ -158,6 +158,10 @@ def _told(checkpoint: Checkpoint, found: Weights) -> Weights:
         found.notes.insert(0, f"the weights are {chosen.label}{average}{also}")
     elif average:
         found.notes.insert(0, "the weights are an average of those that training went through")
+    if checkpoint.beside:
+        read = ", ".join(file.name for file in checkpoint.files[:_SOME])
+        others_there = ", ".join(checkpoint.beside[:_SOME])
+        found.notes.append(f"the weights are read from {read}; the folder also holds {others_there}: name a file")
     found.notes.extend(
         f"{key} may be an average of the weights, in a form that is not read" for key in checkpoint.unread
     )

@@ -142,6 +142,31 @@ def test_reads_shards(tensors: Tensors, tmp_path: Path) -> None:
     assert len(checkpoint.sha256) == 64
 
 
+def test_an_index_of_any_name_is_read(tensors: Tensors, tmp_path: Path) -> None:
+    write_shards(tensors, tmp_path)
+    (tmp_path / "model.safetensors.index.json").rename(tmp_path / "diffusion_pytorch_model.safetensors.index.json")
+    assert_same(read_checkpoint(tmp_path).tensors, tensors)
+
+
+def test_shards_may_hold_two_networks(tensors: Tensors, tmp_path: Path) -> None:
+    both = {f"{prefix}.{name}": tensor for prefix in ("student", "teacher") for name, tensor in tensors.items()}
+    write_shards(both, tmp_path)
+    with pytest.raises(CheckpointError, match="student, teacher"):
+        _ = read_checkpoint(tmp_path).tensors
+    checkpoint = read_checkpoint(tmp_path)
+    assert_same(checkpoint.state_dict(checkpoint.choose("teacher")), tensors)
+
+
+def test_other_weights_in_a_folder_are_named(tmp_path: Path) -> None:
+    mixer = PolynomialMixer(4, 2, 1).state_dict()
+    for name in ("model.safetensors", "ema.safetensors", "model_best.safetensors"):
+        save_file(mixer, tmp_path / name)
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state_0.pth", "training_args.bin"):
+        (tmp_path / name).write_bytes(b"x")
+    (note,) = load_model(tmp_path).notes
+    assert "read from model.safetensors; the folder also holds ema.safetensors, model_best.safetensors" in note
+
+
 def test_refuses_shards_that_are_missing_damaged_or_elsewhere(tensors: Tensors, tmp_path: Path) -> None:
     first = next(iter(write_shards(tensors, tmp_path).values()))
     whole = (tmp_path / first).read_bytes()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import pom_export
 from pom_export.cli.main import run
+from pom_export.errors import InputError
 from pom_export.mixer import PolynomialMixer
 
 RAW, AVERAGE = "model (state_dict)", "ema (ema_state_dict)"
@@ -78,6 +79,11 @@ def test_verify_takes_the_set_that_was_exported(folder: Path, capsys: pytest.Cap
     assert "exported from weights called ema" in result["notes"][0]
     assert run(["verify", str(folder / "m.onnx"), "--weights", "ema"]) == 2
     assert "Give --checkpoint" in capsys.readouterr().err
+
+
+def test_a_module_has_one_set(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="weights is for checkpoints"):
+        pom_export.export(PolynomialMixer(8, 2, 1), tmp_path / "m.onnx", weights="ema")
 
 
 def test_an_export_says_that_it_changes_the_type(tmp_path: Path) -> None:
