@@ -19,6 +19,7 @@ from torch import nn
 import pom_export
 from pom_export.checkpoint.exported_program import is_exported_program, read_exported_program
 from pom_export.errors import CheckpointError, InputError
+from pom_export.graph.exported import read_model
 from tests import pt2_files
 
 
@@ -34,6 +35,18 @@ def test_a_program_is_exported(program: tuple[nn.Module, Path], dtype: str, tmp_
     np.testing.assert_allclose(
         y, expected, rtol=1e-4 if dtype == "float32" else 3e-2, atol=1e-4 if dtype == "float32" else 3e-2
     )
+
+
+def test_the_sizes_that_a_program_was_traced_for_are_limits_of_the_file(
+    program: tuple[nn.Module, Path], tmp_path: Path
+) -> None:
+    model, _ = program
+    batch, tokens = torch.export.Dim("batch", max=3), torch.export.Dim("tokens", min=4)
+    traced = torch.export.export(model, (torch.randn(2, 5, 8),), dynamic_shapes=({0: batch, 1: tokens},))
+    torch.export.save(traced, tmp_path / "bounded.pt2")
+    result = pom_export.export(tmp_path / "bounded.pt2", tmp_path / "m.onnx")
+    assert dict(read_model(tmp_path / "m.onnx").limits.sizes) == {"batch": (0, 3), "tokens": (4, None)}
+    assert {note.split(":")[0] for note in result.notes} == {"batch must be at most 3", "tokens must be at least 4"}
 
 
 def test_a_program_of_plain_operators_is_refused(tmp_path: Path) -> None:
