@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pom_export.api.source import Source
     from pom_export.graph.program import Program
 
-_CASES_AT_EXPORT = 2
+CASES_AT_EXPORT = 2
 _OTHER_SIZES = (
     ". At the example's own sizes they agree: look for what depends on a size, such as padding to a multiple, or fix "
     "that dimension: leave it out of dynamic_shapes"
@@ -47,7 +47,7 @@ def check(exported: ExportedModel, source: Source, program: Program, sizes: Size
         cases = [_as_taken(exported, case) for case in (example, *sizes.cases)]
         compared = len(cases)
     else:
-        compared = _CASES_AT_EXPORT
+        compared = CASES_AT_EXPORT
         cases = list(make_cases(exported.inputs, exported.limits, seed=0))[: max(samples, compared)]
 
     candidates, _ = onnxruntime_candidates(exported)

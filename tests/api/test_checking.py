@@ -1,0 +1,52 @@
+"""What our own models are compared on before their file appears: every dynamic dimension at two sizes."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from torch import nn
+
+from pom_export.api.checking import CASES_AT_EXPORT
+from pom_export.graph.program import GraphOptions
+from pom_export.graph.programs import program_of
+from pom_export.mixer import MixerConfig, PolynomialMixer, ProductMixer, RotaryPolynomialMixer
+from pom_export.models import LanguageModel, LanguageModelConfig
+from pom_export.parity.inputs import make_cases
+from pom_export.parity.interface import program_spec
+
+MODELS: dict[str, nn.Module] = {
+    "mixer": PolynomialMixer(8, 2, 2),
+    "product": ProductMixer(8, 2, 2),
+    "rotary": RotaryPolynomialMixer(8, 2, 2, max_seq_len=12),
+    "two positions": RotaryPolynomialMixer(8, 2, 2, max_seq_len=2),
+    "language model": LanguageModel(LanguageModelConfig(32, 1, 2, 16, MixerConfig(8, 2, 2))),
+}
+CROSS = [GraphOptions(mask, cross=True) for mask in ("padding", "full")]
+STATEFUL = [GraphOptions(stateful=True), GraphOptions("padding", stateful=True)]
+OPTIONS = [
+    *itertools.product(("mixer", "product"), (GraphOptions(), *CROSS)),
+    *itertools.product(("mixer", "rotary", "language model"), STATEFUL),
+    *(("rotary", GraphOptions(positions=positions)) for positions in (False, True)),
+    ("rotary", GraphOptions(cross=True, positions=True)),
+    ("two positions", GraphOptions()),
+    ("mixer", GraphOptions("full")),
+    ("mixer", GraphOptions(stateful=True, block_causal=True)),
+    ("language model", GraphOptions()),
+]
+
+
+@pytest.mark.parametrize(("model", "options"), OPTIONS, ids=str)
+def test_every_dynamic_dimension_has_two_sizes_one_of_them_1(model: str, options: GraphOptions) -> None:
+    program = program_of(MODELS[model], options)
+    specs = [program_spec(program, name) for name in program.inputs]
+    sizes: dict[str, set[int]] = {}
+    for case in itertools.islice(make_cases(specs, program.limits, seed=0), CASES_AT_EXPORT):
+        for spec in specs:
+            for axis, size in zip(spec.axes, case.feed[spec.name].shape, strict=True):
+                if isinstance(axis, str):
+                    sizes.setdefault(axis, set()).add(size)
+    assert sizes
+    for name, tried in sizes.items():
+        assert len(tried) >= 2, (name, tried)
+        assert 1 in tried or name == "past_tokens", (name, tried)
