@@ -2,8 +2,8 @@
 
     python tools/run_benchmarks.py [-o docs/benchmarks] [RUN...]     # or: make bench
 
-Runs: layer-none, layer-causal, layer-8-heads, long-causal, stream; default: all, then the instructions of the native
-kernels.
+Runs: layer-none, layer-causal, layer-8-heads, long-causal, stream, image; default: all, then the instructions of the
+native kernels.
 Use a machine on which nothing else runs. Exit code 1 when a bar fails.
 """
 
@@ -16,7 +16,7 @@ import click
 from instruction_guard import check_instructions
 
 from pom_export import interrupts
-from pom_export.bench.bars import CAUSAL, HEADS, LONG, MEAN, STREAM, Bar, check_bars
+from pom_export.bench.bars import CAUSAL, HEADS, IMAGE, LONG, MEAN, STREAM, Bar, check_bars
 from pom_export.bench.options import KERNEL, MATMUL, BenchOptions
 from pom_export.bench.results import BenchResult
 from pom_export.bench.running import bench
@@ -35,6 +35,7 @@ RUNS: dict[str, tuple[Target, BenchOptions]] = {
     HEADS: (find_target("layer-8-heads", mask="none"), BenchOptions(tokens=TOKENS)),
     LONG: (find_target("layer", mask="causal"), BenchOptions(backends=(KERNEL, MATMUL), tokens=LONG_TOKENS)),
     STREAM: (find_target("stream"), BenchOptions()),
+    IMAGE: (find_target("image"), BenchOptions()),
 }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from pom_export.bench.options import KERNEL, MATMUL, PLAIN, TORCH_COMPILE
+from pom_export.bench.options import ATTENTION, KERNEL, MATMUL, PLAIN, TORCH_COMPILE
 from pom_export.bench.results import BenchResult, Point
 from pom_export.bench.stream.results import StreamResult
 
@@ -16,12 +16,14 @@ CAUSAL: Final = "layer-causal"
 HEADS: Final = "layer-8-heads"
 LONG: Final = "long-causal"
 STREAM: Final = "stream"
+IMAGE: Final = "image"
 
 _FROM_1024 = (1024, 4096, 16384)
 _OVER_FLOOR, _HEADS_OVER_FLOOR = 1.08, 0.6
 _PLAIN_OVER_KERNEL = {4096: 5.0, 16384: 15.0}
 _DOUBLING = 2.1
 _FLAT = 1.05
+_IMAGE_ATTENTION_OVER_KERNEL = {4096: 1.5}
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def check_bars(results: Mapping[str, BenchResult | StreamResult]) -> list[Bar]:
         (CAUSAL, _over_compiled),
         (HEADS, _over_compiled),
         (LONG, _doublings),
+        (IMAGE, _attention_over_kernel),
     )
     bars = [bar for name, check in checks if name in layers for bar in check(name, layers[name])]
     return bars + [bar for name, result in streams.items() for bar in _flat(name, result)]
@@ -80,6 +83,12 @@ def _plain_over_kernel(name: str, result: BenchResult) -> Iterator[Bar]:
     for tokens, limit in _PLAIN_OVER_KERNEL.items():
         seen = _ratio(result, tokens, PLAIN, KERNEL)
         yield Bar(f"{PLAIN}/{KERNEL}, {name}, {tokens} tokens", seen, limit, at_most=False)
+
+
+def _attention_over_kernel(name: str, result: BenchResult) -> Iterator[Bar]:
+    for tokens, limit in _IMAGE_ATTENTION_OVER_KERNEL.items():
+        seen = _ratio(result, tokens, ATTENTION, KERNEL)
+        yield Bar(f"{ATTENTION}/{KERNEL}, {name}, {tokens} tokens", seen, limit, at_most=False)
 
 
 def _over_compiled(name: str, result: BenchResult) -> Iterator[Bar]:

@@ -44,7 +44,7 @@ def estimate_flops(backend: str, work: Work, batch: int, tokens: int) -> int:
     """Return about how many multiplications and additions one run takes."""
     sizes = sizes_of(batch, tokens)
     if backend == ATTENTION:
-        return 4 * batch * tokens * work.dim * (2 * work.dim + tokens)
+        return work.attention_layers * 4 * batch * tokens * work.dim * (2 * work.dim + tokens)
     total = sum(product.flops(sizes) for product in work.products)
     if backend in _PUBLISHED and work.causal:
         total += sum(2 * batch * channels * tokens**2 for channels, _ in work.mixers)

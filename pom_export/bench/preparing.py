@@ -56,12 +56,14 @@ class Work:
         mixers: channels and degree of each mixer of a model that PyTorch runs.
         causal: whether the mixers' masks are causal.
         dim: width of the layer, where attention is timed beside it.
+        attention_layers: how many layers of it there are.
     """
 
     products: Sequence[Product]
     mixers: Sequence[tuple[int, int]] = ()
     causal: bool = False
     dim: int = 0
+    attention_layers: int = 1
 
     @property
     def attention_heads(self) -> int:
@@ -118,7 +120,7 @@ def prepare(target: Target, options: BenchOptions, folder: Path, progress: Progr
     prepared.offer(MATMUL, options, lambda: write_floor(prepared.work.products, folder / FLOOR_FILE, options.seed))
     prepared.offer(TENSORRT, options, lambda: _build_engine(prepared, progress))
     if ATTENTION_SHARED in (options.backends or ()):
-        prepared.offer(ATTENTION_SHARED, options, _refuse("it is a stream's: give the target stream"))
+        prepared.offer(ATTENTION_SHARED, options, refuse("it is a stream's: give the target stream"))
     prepared.backends.sort(key=list(BACKENDS).index)
     if not prepared.backends:
         reasons = "; ".join(f"{name}: {why}" for name, why in prepared.not_run.items())
@@ -137,7 +139,7 @@ def _prepare_file(target: Target, options: BenchOptions, folder: Path) -> Prepar
     work = Work(find_products(target.path, DIMENSIONS), causal=causal, dim=_layer_width(model))
     prepared = Prepared(folder, model, f"{target.name}: {_interface(model)}", _points(model, options), work)
     for name in (TORCH, TORCH_COMPILE, PLAIN):
-        prepared.offer(name, options, _refuse("an exported file holds no PyTorch model; give its checkpoint"))
+        prepared.offer(name, options, refuse("an exported file holds no PyTorch model; give its checkpoint"))
     return prepared
 
 
@@ -158,9 +160,9 @@ def _prepare_module(target: Target, options: BenchOptions, folder: Path, progres
     work = Work(find_products(floor, DIMENSIONS), mixers, mask == "causal", _layer_width(model))
     prepared = Prepared(folder, model, summary, points, work)
     for name in (TORCH, TORCH_COMPILE):
-        make = (lambda: _save_module(module, folder)) if mixers else _refuse(failure)
+        make = (lambda: _save_module(module, folder)) if mixers else refuse(failure)
         prepared.offer(name, options, make)
-    prepared.offer(PLAIN, options, _refuse(failure) if failure else lambda: None)
+    prepared.offer(PLAIN, options, refuse(failure) if failure else lambda: None)
     return prepared
 
 
@@ -194,11 +196,13 @@ def _save_module(module: nn.Module, folder: Path) -> None:
         torch.save(module, folder / MODULE_FILE)
 
 
-def _refuse(reason: str) -> Callable[[], None]:
-    def refuse() -> None:
+def refuse(reason: str) -> Callable[[], None]:
+    """Return what says why a backend cannot run."""
+
+    def say() -> None:
         raise InputError(reason)
 
-    return refuse
+    return say
 
 
 def _write_attention(prepared: Prepared, seed: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -54,13 +54,14 @@ def bench(
 
         return bench_stream(target.stream, options, progress=progress, steps=steps, folder_prefix=_FOLDER_PREFIX)
     with tempfile.TemporaryDirectory(prefix=_FOLDER_PREFIX) as name:
-        prepared = prepare(target, options, Path(name), progress)
-        run = _Run(prepared, options, progress, steps)
+        parts = _prepare(target, options, Path(name), progress)
+        run = _Run(parts, options, progress, steps)
         roofline = run.roofline() if options.roofline else None
-        points = [run.point(batch, tokens, roofline) for batch, tokens in prepared.points]
+        measured = [(part, run.point(part, batch, tokens, roofline)) for part in parts for batch, tokens in part.points]
         if options.memory:
-            for point in points:
-                run.add_memory(point)
+            for part, point in measured:
+                run.add_memory(part, point)
+    points, prepared = [point for _, point in measured], parts[0]
     if not any(point.timings for point in points):
         reasons = "; ".join(f"{name}: {why}" for name, why in points[0].skipped.items())
         raise InputError(f"nothing could be timed: {reasons}", "Choose smaller sizes or other backends")
@@ -73,6 +74,15 @@ def bench(
         _settings(prepared, options),
         roofline,
     )
+
+
+def _prepare(target: Target, options: BenchOptions, folder: Path, progress: Progress) -> list[Prepared]:
+    """Return what there is to run: of an image model, which is fixed to a size, one a size."""
+    if target.image is None:
+        return [prepare(target, options, folder, progress)]
+    from pom_export.bench.image import prepare_image
+
+    return prepare_image(target.image, options, folder, progress)
 
 
 def _settings(prepared: Prepared, options: BenchOptions) -> dict[str, Any]:
@@ -91,43 +101,44 @@ def _settings(prepared: Prepared, options: BenchOptions) -> dict[str, Any]:
 class _Run:
     """The workers of one benchmark, and how far they are."""
 
-    def __init__(self, prepared: Prepared, options: BenchOptions, progress: Progress, steps: Steps) -> None:
-        self._prepared, self._options, self._progress, self._steps = prepared, options, progress, steps
-        points = len(prepared.points)
-        self._all = options.roofline + points + (points * len(prepared.backends) if options.memory else 0)
+    def __init__(self, parts: Sequence[Prepared], options: BenchOptions, progress: Progress, steps: Steps) -> None:
+        self._parts, self._options, self._progress, self._steps = parts, options, progress, steps
+        points = sum(len(part.points) for part in parts)
+        memory = sum(len(part.points) * len(part.backends) for part in parts) if options.memory else 0
+        self._all = options.roofline + points + memory
         self._done = 0
         steps(0, self._all)
 
     def roofline(self) -> Roofline:
         self._progress("measuring the machine: bandwidth and matrix products")
-        result = Roofline.from_dict(run_worker(self._job(ROOFLINE, [], 1, 1)))
+        result = Roofline.from_dict(run_worker(self._job(self._parts[0], ROOFLINE, [], 1, 1)))
         self._step()
         return result
 
-    def point(self, batch: int, tokens: int, roofline: Roofline | None) -> Point:
+    def point(self, part: Prepared, batch: int, tokens: int, roofline: Roofline | None) -> Point:
         point = Point(batch, tokens)
-        work, options = self._prepared.work, self._options
+        work, options = part.work, self._options
         flops = DEFAULT_FLOPS_PER_S if roofline is None else roofline.flops_per_s
         available = available_bytes()
-        for name in self._prepared.backends:
+        for name in part.backends:
             why = reason_to_skip(name, work, (batch, tokens), available, flops, options.longest_run_s)
             if why:
                 point.skipped[name] = why
             else:  # all of them live in one process, and ONNX Runtime keeps what a run has taken
                 available -= estimate_bytes(name, work, batch, tokens)
-        backends = [name for name in self._prepared.backends if name not in point.skipped]
+        backends = [name for name in part.backends if name not in point.skipped]
         self._progress(f"batch {batch}, tokens {tokens}: timing {', '.join(backends) or 'nothing'}")
         if backends:
-            self._time(point, backends)
+            self._time(part, point, backends)
         if roofline is not None:
             traffic = sum(product.traffic_bytes(sizes_of(batch, tokens)) for product in work.products)
             point.memory_roofline_ms = roofline.memory_ms(traffic) if traffic else None
         self._step()
         return point
 
-    def _time(self, point: Point, backends: list[str]) -> None:
+    def _time(self, part: Prepared, point: Point, backends: list[str]) -> None:
         try:
-            result = run_worker(self._job(TIME, backends, point.batch, point.tokens))
+            result = run_worker(self._job(part, TIME, backends, point.batch, point.tokens))
         except WorkerError as error:
             point.skipped |= dict.fromkeys(backends, error.what)
             return
@@ -135,24 +146,24 @@ class _Run:
         point.differences = result["differences"]
         point.skipped |= result["failed"]
 
-    def add_memory(self, point: Point) -> None:
+    def add_memory(self, part: Prepared, point: Point) -> None:
         """Measure the memory of every backend that ran on the CPU at a size."""
-        for name in self._prepared.backends:
+        for name in part.backends:
             if name in point.timings and name != TENSORRT:
                 self._progress(f"batch {point.batch}, tokens {point.tokens}: memory of {name}")
                 try:
-                    result = run_worker(self._job(MEMORY, [name], point.batch, point.tokens))
+                    result = run_worker(self._job(part, MEMORY, [name], point.batch, point.tokens))
                     point.memory[name] = Memory(**result)
                 except WorkerError as error:
                     self._progress(f"memory of {name} was not measured: {error.what}")
             self._step()
 
-    def _job(self, task: str, backends: list[str], batch: int, tokens: int) -> Job:
-        prepared, options = self._prepared, self._options
+    def _job(self, part: Prepared, task: str, backends: list[str], batch: int, tokens: int) -> Job:
+        options = self._options
         return Job(
             task=task,
-            folder=str(prepared.folder),
-            model=str(prepared.model.path.absolute()),
+            folder=str(part.folder),
+            model=str(part.model.path.absolute()),
             backends=backends,
             batch=batch,
             tokens=tokens,

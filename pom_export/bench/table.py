@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pom_export.bench.options import KERNEL, MATMUL, PLAIN
+from pom_export.bench.options import ATTENTION, KERNEL, MATMUL, PLAIN
 from pom_export.bench.results import BenchResult, Memory, Point
 from pom_export.bench.statistics import Summary
 
@@ -13,7 +13,7 @@ _NONE = "-"
 _MIB = 1 << 20
 _GIGA = 1e9
 # Numerator and denominator of the columns behind the timings.
-_RATIOS = ((KERNEL, MATMUL), (PLAIN, KERNEL))
+_RATIOS = ((KERNEL, MATMUL), (PLAIN, KERNEL), (ATTENTION, KERNEL))
 Rows = list[list[str]]
 
 

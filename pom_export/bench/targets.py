@@ -1,4 +1,4 @@
-"""What is timed: an exported file, a checkpoint, one of a few named layers, or a stream of tokens."""
+"""What is timed: an exported file, a checkpoint, one of a few named layers, a stream of tokens, or an image model."""
 
 from __future__ import annotations
 
@@ -43,8 +43,30 @@ class StreamShape:
     layers: int = 4
 
 
+@dataclass(frozen=True)
+class ImageShape:
+    """Hyper-parameters of an image model with random weights, of the authors' family (`pom_export.models.JiT`).
+
+    Attributes:
+        dim: model width.
+        degree: of its mixers.
+        expand: channels per model dimension.
+        heads: gate values a token of each mixer.
+        layers: number of blocks.
+        patch: height and width of a patch; N tokens are an image of sqrt(N) * patch pixels a side.
+    """
+
+    dim: int = 512
+    degree: int = 3
+    expand: int = 2
+    heads: int = 8
+    layers: int = 4
+    patch: int = 16
+
+
 LAYERS: Final = {"layer": LayerShape(), "layer-8-heads": LayerShape(heads=8)}
 STREAM: Final = "stream"
+IMAGE: Final = "image"
 
 
 @dataclass(frozen=True)
@@ -56,6 +78,7 @@ class Target:
         path: of the file, or None for what has random weights.
         layer: of a named layer, or None.
         stream: of the language model that is timed token by token, or None.
+        image: of the image model, or None.
         mask: "none", "causal", or None for the model's own.
         hints: what a checkpoint's shapes don't tell: family, degree, heads.
     """
@@ -64,6 +87,7 @@ class Target:
     path: Path | None = None
     layer: LayerShape | None = None
     stream: StreamShape | None = None
+    image: ImageShape | None = None
     mask: str | None = None
     hints: Mapping[str, str | int | None] = field(default_factory=dict)
 
@@ -88,7 +112,7 @@ def find_target(
     """Return what a name or path stands for; a named layer goes before a file of its name.
 
     Args:
-        name: of a layer in `LAYERS`, "stream", or the path of a checkpoint or an exported .onnx file.
+        name: of a layer in `LAYERS`, "stream", "image", or the path of a checkpoint or an exported .onnx file.
         mask: "none" or "causal"; None: the model's own, none for a layer.
         family: of a checkpoint, where it is not to be recognised by itself.
         degree: of a layer; or what a checkpoint's shapes don't tell.
@@ -110,12 +134,17 @@ def find_target(
     if text == STREAM:
         _refuse({"mask": mask, **of_a_checkpoint}, "a stream")
         return Target(text, stream=StreamShape(**given))
+    if text == IMAGE:
+        _refuse({"mask": mask, "family": family}, "an image model")
+        return Target(text, image=ImageShape(**given))
     if text in LAYERS:
         _refuse(of_a_checkpoint, "a named layer")
         return Target(text, layer=LayerShape(**{**vars(LAYERS[text]), **given}), mask=mask or "none")
     path = Path(text)
     if not path.exists():
-        raise InputError(f"target {path} does not exist", f"Give a file, or one of {', '.join((*LAYERS, STREAM))}")
+        raise InputError(
+            f"target {path} does not exist", f"Give a file, or one of {', '.join((*LAYERS, STREAM, IMAGE))}"
+        )
     _refuse({"dim": dim, "expand": expand}, "a file, which has its own shapes")
     hints = {"degree": degree, "heads": heads, **of_a_checkpoint}
     if path.suffix == _ONNX_SUFFIX:

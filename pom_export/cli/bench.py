@@ -25,7 +25,7 @@ _Stages = tuple[Callable[[str], None], Callable[[int, int], None]]
 @click.option("--budget", type=float, default=10.0, show_default=True, help="Seconds to time at one size.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of random weights and inputs.")
 @click.option("--mask", help="none or causal; default: the model's own.")
-@click.option("--dim", type=int, help="Width of a named layer or stream.")
+@click.option("--dim", type=int, help="Width of a named layer, stream or image model.")
 @click.option("--degree", type=int, help="Degree of a named layer, or what a checkpoint's shapes don't tell.")
 @click.option("--expand", type=int, help="Channels of a named layer per model dimension.")
 @click.option("--heads", type=int, help="Gates a token of a named layer, or what a hybrid's shapes don't tell.")
@@ -66,7 +66,8 @@ def command(
 
     TARGET is an exported .onnx file, a checkpoint (as `export` takes it), or the name of a layer with random weights:
     layer (dim 512, degree 3, expand 2, a gate a channel) or layer-8-heads; or stream: a language model of 4 layers of
-    dim 512 with random weights, token by token after contexts of --tokens.
+    dim 512 with random weights, token by token after contexts of --tokens; or image: one call of an image model (JiT)
+    of 4 blocks of dim 512 with random weights, whose images are --tokens patches.
 
     Backends: torch (the published algorithm in eager PyTorch), torch-compile, plain (it exported to standard ops),
     function (our export without our library), kernel (with it), attention (of the same width), matmul (the matrix
