@@ -20,7 +20,7 @@ def named_values(
     """Give the tensors of a list the names of the parameters that they are averages of.
 
     A list is in the order of `named_parameters()`: that of the state dict with the buffers left out, and of a tied
-    parameter the first name only.
+    parameter the first name only. Some trainers' lists are of the whole state dict instead, which their number tells.
 
     Args:
         file: for messages.
@@ -35,7 +35,7 @@ def named_values(
     Raises:
         CheckpointError: there are more or fewer than parameters, or one has another shape.
     """
-    names = _parameters(raw, model)
+    names = list(raw) if len(values) == len(raw) else _parameters(raw, model)
     if len(values) != len(names):
         raise CheckpointError(
             f"{file}: {average.label} has {len(values)} tensors, the model has {len(names)} parameters",
@@ -44,7 +44,7 @@ def named_values(
     for number, (name, value) in enumerate(zip(names, values, strict=True)):
         if value.shape != raw[name].shape:
             raise CheckpointError(
-                f"{file}: tensor {number} of {average.label} is {tuple(value.shape)}, but {name}, parameter {number} "
+                f"{file}: tensor {number} of {average.label} is {tuple(value.shape)}, but {name}, number {number} "
                 f"of the model, is {tuple(raw[name].shape)}",
                 "A list without names must be in the order of named_parameters()",
             )

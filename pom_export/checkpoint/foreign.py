@@ -84,6 +84,8 @@ _HEADS: Final = (
 )
 _SUFFIXES: Final = {
     ".onnx": ("an ONNX model, not a checkpoint", "Name the file it was exported from"),
+    ".engine": ("an engine of TensorRT, not a checkpoint", "Name the file that its model was exported from"),
+    ".plan": ("an engine of TensorRT, not a checkpoint", "Name the file that its model was exported from"),
     ".npz": (_NUMPY, _TO_TORCH),
     ".keras": ("a model of Keras", _TO_TORCH),
     ".msgpack": ("a checkpoint of Flax (JAX)", _TO_TORCH),
@@ -127,7 +129,10 @@ def check_folder(folder: Path) -> None:
         CheckpointError: with the kind and the remedy.
     """
     for place in (folder, *sorted(inner for inner in folder.iterdir() if inner.is_dir())):
-        names = {inner.name for inner in place.iterdir()}
+        try:
+            names = {inner.name for inner in place.iterdir()}
+        except OSError:
+            continue  # not ours to look into
         for kind in _FOLDERS:
             if kind.matches(names):
                 hint = kind.hint.format(folder=place)

@@ -72,6 +72,7 @@ def load_model(
     checkpoint = read_checkpoint(path)
     given = Hints(family, degree, heads, in_context_start).over(checkpoint.hints)
     hints = given.over(checkpoint.settings)
+    doubts = _contradictions(given, checkpoint.settings)
     found = find_weights(checkpoint, weights, hints)
     spec, tensors = found.spec, found.tensors
     _check_hints(spec, given.degree, heads, in_context_start)
@@ -90,8 +91,17 @@ def load_model(
         dtypes,
         found.chosen.name,
         found.others,
-        [*found.notes, *_settings_notes(spec, hints, tensors)],
+        [*found.notes, *_settings_notes(spec, hints, tensors), *doubts],
     )
+
+
+def _contradictions(given: Hints, settings: Hints) -> list[str]:
+    """Say what a trainer's settings have otherwise than flags, metadata or a configuration."""
+    return [
+        f"the file's {place} is {getattr(settings, name)}; {name} {getattr(given, name)} was given, or read beside it"
+        for name, place in settings.origins.items()
+        if getattr(given, name) not in {None, getattr(settings, name)}
+    ]
 
 
 def _settings_notes(spec: ModelSpec, hints: Hints, tensors: Mapping[str, Tensor]) -> list[str]:

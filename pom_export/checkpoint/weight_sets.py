@@ -44,6 +44,8 @@ _NO_WEIGHTS: Final = frozenset(
 )
 # Single numbers that averages count with: torch's AveragedModel, ema-pytorch, and LitEma.
 _COUNTERS: Final = frozenset({"n_averaged", "initted", "step", "decay", "num_updates"})
+# Weights that an average is to give its place back to (torch_ema, diffusers).
+_SET_ASIDE: Final = ("collected_params", "temp_stored_params")
 _DEEPEST, _MOST_SETS, _LONGEST_LIST_OF_SETS = 5, 64, 16
 
 
@@ -130,19 +132,21 @@ def set_below(file: Path, chosen: WeightSet, prefix: str) -> WeightSet | None:
 
 
 def unread_averages(content: Mapping[Any, Any], found: Sequence[WeightSet]) -> list[str]:
-    """Return the keys under which there is an average in a form that is not read: one tensor, or a pickled module."""
+    """Return the keys of averages in a form that is not read: one tensor, tensors by number, a pickled module."""
     paths = [path for one in found for path in (one.path, *one.other_paths)]
     return [
         key
         for key, value in content.items()
-        if isinstance(key, str) and _is_average(key) and _is_tensor_or_module(value)
+        if isinstance(key, str) and _is_average(key) and _has_values(value)
         if not any(path == key or path.startswith(f"{key}.") for path in paths)
     ]
 
 
-def _is_tensor_or_module(value: Any) -> bool:
+def _has_values(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.numel() > 1 and value.is_floating_point()
+    if isinstance(value, Mapping):
+        return any(isinstance(part, Tensor) and _has_values(part) for part in value.values())
     return isinstance(value, Inert) and isinstance(value.state, Mapping) and "_modules" in value.state
 
 
@@ -165,7 +169,7 @@ def _state_dicts_and_lists(content: Mapping[Any, Any]) -> Iterator[tuple[str, An
             elif "param_groups" not in value:  # an optimizer's
                 inner = [(name, part) for name, part in value.items() if isinstance(name, str)]
         elif value and all(isinstance(part, _TENSORS) for part in value):
-            if _is_average(".".join(path)) and all(map(_is_floating, value)):
+            if _is_average(".".join(path)) and path[-1] not in _SET_ASIDE and all(map(_is_floating, value)):
                 yield ".".join(path), list(value)
         elif len(value) <= _LONGEST_LIST_OF_SETS:
             inner = [(str(number), part) for number, part in enumerate(value)]

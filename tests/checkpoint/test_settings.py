@@ -87,6 +87,14 @@ def test_a_setting_that_the_shapes_contradict_is_said_and_not_used(tmp_path: Pat
     assert load(mixer, {"hyper_parameters": {"augment": {"order": 1}}}, tmp_path).notes == []
 
 
+def test_what_is_given_goes_before_a_setting_and_says_so(tmp_path: Path) -> None:
+    torch.save({"state_dict": ProductMixer(8, 2, 3).state_dict(), "degree": 3}, tmp_path / "m.pt")
+    loaded = load_model(tmp_path / "m.pt", degree=2)
+    assert loaded.spec.degree == 2
+    assert loaded.notes == ["the file's degree is 3; degree 2 was given, or read beside it"]
+    assert load_model(tmp_path / "m.pt", degree=3).notes == []
+
+
 def test_settings_that_contradict_each_other_are_not_used(tmp_path: Path) -> None:
     settings = {"hyper_parameters": {"degree": 2, "model": {"degree": 3}}}
     with pytest.raises(CheckpointError, match=r"--degree .*hyper_parameters\.degree is 2, hyper_parameters\.model"):

@@ -181,6 +181,20 @@ def test_a_list_has_the_names_of_the_state_dict(tmp_path: Path, place: str) -> N
         assert torch.equal(loaded.module.get_buffer(name), buffer)
 
 
+def test_a_list_of_a_whole_state_dict_is_told_by_its_number(tmp_path: Path) -> None:
+    mixer = RotaryPolynomialMixer(8, 2, 3, max_seq_len=9)
+    values = [tensor * FACTOR for tensor in mixer.state_dict().values()]
+    content = {"state_dict": mixer.state_dict(), "callbacks": {"EMA": {"ema_weights": values, "cur_step": 3}}}
+    loaded = load(content, tmp_path, "ema")
+    assert all(torch.equal(t, mixer.state_dict()[n] * FACTOR) for n, t in loaded.module.state_dict().items())
+
+
+def test_weights_that_were_set_aside_are_no_average(raw: Tensors, tmp_path: Path) -> None:
+    values = list(raw.values())
+    ema = {"shadow_params": [value * FACTOR for value in values], "collected_params": values}
+    assert factor_of(load({"model": raw, "ema": ema}, tmp_path, "ema"), raw) == FACTOR
+
+
 def test_a_tied_parameter_is_in_a_list_once(tmp_path: Path) -> None:
     model = GPT(GPT_CONFIG)
     content = {
@@ -276,7 +290,7 @@ def test_one_state_dict_under_two_keys_is_one_set(raw: Tensors, tmp_path: Path) 
 
 def test_averages_in_other_forms_are_said_to_be_left_out(raw: Tensors, tmp_path: Path) -> None:
     vector = torch.cat([tensor.flatten() for tensor in raw.values()])
-    for average in (vector, nn.Linear(2, 2)):
+    for average in (vector, nn.Linear(2, 2), dict(enumerate(raw.values()))):
         loaded = load(
             {"model": raw, "model_ema": average, "ema_decay": 0.9, "ema_rng": [torch.ones(2).byte()]}, tmp_path
         )
