@@ -108,6 +108,11 @@ def draw(specs: Sequence[TensorSpec], plan: Plan, limits: InputLimits, seed: np.
             feed[spec.name] = draw_past(spec, shape, lengths, seed)
         else:
             feed[spec.name] = _draw_input(spec, shape, plan, limits, seed)
+    if not _has_tokens(specs):
+        for name in limits.values.keys() & feed.keys():
+            # The last label of an image model is no class, which every guided step asks for.
+            if feed[name].size > 1:
+                feed[name].flat[-1] = limits.values[name][-1] - 1
     if ragged and any(is_past(spec.name) for spec in specs):
         # Those that don't count are at the end of each row.
         feed |= {spec.name: np.sort(feed[spec.name])[:, ::-1].copy() for spec in specs if spec.dtype == np.bool_}

@@ -67,6 +67,7 @@ def test_values_of_a_range_reach_its_ends_and_no_further() -> None:
     assert (t.min(), t.max()) == (0, 0.5)
     assert ((t > 0) & (t < 0.5)).any()
     assert {case.feed["t"].dtype.name for case in cases} == {"float32"}
+    assert {case.feed["y"][-1] for case in cases if len(case.feed["y"]) > 1} == {3}
 
 
 @pytest.mark.parametrize("t", [-0.5, 0.75])
