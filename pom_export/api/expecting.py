@@ -12,7 +12,7 @@ from pom_export.contract import PRODUCT
 from pom_export.errors import CheckpointError, InputError
 from pom_export.files import sha256_of
 from pom_export.graph.claims import WEIGHTS
-from pom_export.graph.exported import ExportedModel
+from pom_export.graph.exported import PRECISIONS, ExportedModel
 from pom_export.parity.case import Case
 from pom_export.parity.coverage import LONGER, Reach, make_coverage
 from pom_export.parity.inputs import LONGEST, Inputs, case_of, make_cases
@@ -22,12 +22,12 @@ from pom_export.parity.interface import (
     check_pinned,
     pinned_note,
 )
+from pom_export.parity.module_reference import ModuleReference
 from pom_export.parity.names import SAME_NAMES, Names
 from pom_export.parity.pairs import left_out, load_pairs
-from pom_export.parity.precision import judged_precision
+from pom_export.parity.precision import judged_precision, kept_in_single
 from pom_export.parity.recording import load_recording, recording_path
 from pom_export.parity.targets import Target, Targets
-from pom_export.parity.verification import record
 
 if TYPE_CHECKING:
     from pom_export.checkpoint.loading import LoadedModel
@@ -133,12 +133,13 @@ def expected_of_checkpoint(
     else:
         cases = [case_of(inputs, interface.pinned_specs(), program.limits, interface.names)]
         notes += left_out(model, inputs, but=program.inputs)
-    reference = Float64Module(program.module)
+    exact = kept_in_single(model, program.module) if precision != PRECISIONS[0] else ()
+    reference = ModuleReference(program.module, Float64Module(program.module), program.outputs, precision, exact)
 
     def compute(case: Case) -> Target:
-        outputs = record(reference, program.outputs, case)
-        check_outputs(model, outputs)
-        return Target(outputs)
+        target = reference.target(case)
+        check_outputs(model, target.outputs)
+        return target
 
     targets = Targets(cases, compute)
     # An interface of its own is found before any backend is loaded.

@@ -154,7 +154,7 @@ def _distance(model: ExportedModel, reference: Reference) -> float:
         expected = record(Float64Module(program.module), program.outputs, case)
         names = Names(interface.names, check_outputs(model, expected))
         for candidate in candidates[:1]:
-            found = compare([case], [Target(expected)], candidate, MODELS[model.precision], names)
+            found = compare([case], [Target(expected)], candidate, MODELS[model.precision], names=names)
             distances += [each.worst.difference.max_rel for each in found]
     except InputError:
         return math.inf

@@ -18,7 +18,7 @@ from pom_export.files import staged_output
 from pom_export.graph.exported import read_model
 from pom_export.graph.function_check import check_functions
 from pom_export.parity import tolerances
-from pom_export.parity.candidates import KERNEL, Candidate, onnxruntime_candidates
+from pom_export.parity.candidates import KERNEL, Candidate, onnxruntime_candidates, unrounded_candidates
 from pom_export.parity.inputs import Inputs
 from pom_export.parity.page import render_page
 from pom_export.parity.recording import recording_path
@@ -101,12 +101,16 @@ def verify(
                 f"no backend here can run {exported.path}: {'; '.join(not_run)}", "Use a machine with a GPU"
             )
         tolerance, precision = _tolerance(expected.precision, rtol, atol)
+        bounds = tolerances.ROUNDING.get(precision)
+        if bounds is not None and any(target.unrounded for target in expected.targets[:1]):
+            candidates += unrounded_candidates(exported, candidates)
         comparisons, notes = [], list(expected.notes)
         if not exported.aggregations:
             notes.append("no node of the file is one of our ops: it computes by standard operators alone")
         for candidate in candidates:
             progress(f"{candidate.backend} ({candidate.path}): {len(expected.cases)} cases")
-            comparisons += compare(expected.cases, expected.targets, candidate, tolerance, expected.names)
+            its = (tolerance, bounds) if candidate.rounds else (tolerances.UNROUNDED_MOST, tolerances.UNROUNDED)
+            comparisons += compare(expected.cases, expected.targets, candidate, *its, names=expected.names)
             notes += _kernels_note(candidate, len(exported.aggregations))
         outcome = ParityReport(os.fspath(model), expected.reference, precision, comparisons, not_run, notes)
         if page is not None:

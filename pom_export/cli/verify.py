@@ -77,7 +77,7 @@ def command(
 def _line(comparison: Comparison) -> str:
     worst = comparison.worst
     found = worst.difference
-    numbers = found.reason or f"max_abs {found.max_abs:.2e}, tolerance {found.tolerance:.2e}"
+    numbers = found.broken or f"max_abs {found.max_abs:.2e}, tolerance {found.tolerance:.2e}"
     return (
         f"{'pass' if comparison else 'FAIL'}  {comparison.output}: {numbers}, "
         f"worst of {len(comparison.cases)} cases: {worst.case}"

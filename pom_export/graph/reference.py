@@ -14,7 +14,7 @@ from pom_export.graph.copying import copy_module
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 # What only moves values is widened after it has picked the few that it needs.
-_PICKING = (torch.ops.aten.embedding.default, torch.ops.aten.index_select.default)
+PICKING = (torch.ops.aten.embedding.default, torch.ops.aten.index_select.default)
 
 
 class Float64Module(nn.Module):
@@ -32,13 +32,13 @@ class Float64Module(nn.Module):
         """Run the module on inputs in float64."""
         # A copy a call: what the module writes to its buffers is forgotten, as it is by an exported graph.
         try:
-            with _Widen():
-                return _with_wide_buffers(copy_module(self.module))(*args, **kwargs)
+            with Widen():
+                return with_wide_buffers(copy_module(self.module))(*args, **kwargs)
         except (RuntimeError, ValueError):
             return copy_module(self.module, torch.float64)(*args, **kwargs)
 
 
-def _with_wide_buffers(module: nn.Module) -> nn.Module:
+def with_wide_buffers(module: nn.Module) -> nn.Module:
     """Widen a copy's buffers for good: what is written to a widened copy of one would be lost."""
     for part in module.modules():
         for name, buffer in part.named_buffers(recurse=False):
@@ -52,7 +52,7 @@ def _wide(value: Any) -> Any:
     return torch.float64 if isinstance(value, torch.dtype) and value in _NARROW else value
 
 
-class _Widen(TorchDispatchMode):
+class Widen(TorchDispatchMode):
     """Computes every operator in float64, and makes every floating-point result one."""
 
     def __torch_dispatch__(
@@ -64,6 +64,6 @@ class _Widen(TorchDispatchMode):
     ) -> Any:
         # What an operator writes to must stay the tensor that it is.
         writes = func._schema.is_mutable
-        widen: Callable[[Any], Any] = (lambda value: value) if writes or func in _PICKING else _wide
+        widen: Callable[[Any], Any] = (lambda value: value) if writes or func in PICKING else _wide
         result = func(*tree_map(widen, args), **tree_map(widen, kwargs or {}))
         return result if writes else tree_map(_wide, result)

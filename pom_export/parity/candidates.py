@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +17,7 @@ from pom_export.runtime.session import inference_session
 
 ONNXRUNTIME: Final = "onnxruntime"
 EMULATION: Final = "onnxruntime emulating"
+UNROUNDED: Final = "onnxruntime without rounding"
 KERNEL: Final = "kernel"
 STANDARD: Final = "standard operators"
 """The path of a file without a node of our ops: another tool has put functions in the nodes' place, say."""
@@ -26,11 +28,19 @@ _OPS: Final = (contract.OP_NAME, contract.GATED_OP_NAME)
 
 @dataclass(frozen=True)
 class Candidate:
-    """A backend to compare: its name, which path the op takes in it, and its runner."""
+    """A backend to compare.
+
+    Attributes:
+        backend: its name.
+        path: which implementation of the op it takes.
+        runner: runs the model.
+        rounds: whether it rounds values to the model's type; else a half-precision model's weights alone are rounded.
+    """
 
     backend: str
     path: str
     runner: Runner
+    rounds: bool = True
 
     def kernels_run(self) -> int | None:
         """Return how many nodes the first call gave to our kernels; None: not known."""
@@ -63,6 +73,25 @@ def onnxruntime_candidates(model: ExportedModel) -> tuple[list[Candidate], list[
         return [_emulated(model, path) for path in paths], missing
     candidates = [_plain(model, path) for path in paths]
     return candidates + ([_emulated(model, path) for path in paths[:1] if model.precision == "float16"]), missing
+
+
+def unrounded_candidates(model: ExportedModel, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return the same paths of a half-precision model, computed in float32 so that nothing but weights is rounded.
+
+    Args:
+        model: the file.
+        candidates: those that round.
+    """
+    paths = dict.fromkeys(each.path for each in candidates if each.backend.startswith(ONNXRUNTIME))
+    return [
+        Candidate(
+            UNROUNDED,
+            path,
+            EmulatedRunner(f"{UNROUNDED} ({path})", model.path, kernels=path == KERNEL, rounds=False),
+            rounds=False,
+        )
+        for path in paths
+    ]
 
 
 def _plain(model: ExportedModel, path: str) -> Candidate:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -15,6 +16,7 @@ from pom_export.graph.exported import is_past, present_name
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 _TOKEN_AXIS = 1
+_HALVES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,12 @@ class Case:
     cuts: tuple[int, ...] = ()
     token_axes: Mapping[str, int] = field(default_factory=dict)
     one_pass: bool = True
+
+
+def widened(case: Case) -> Case:
+    """Return a case whose half inputs are float32, and so is what one call leaves to the next."""
+    feed = {name: array.astype(np.float32) if array.dtype in _HALVES else array for name, array in case.feed.items()}
+    return replace(case, feed=feed)
 
 
 def run_case(infer: Callable[[Arrays], Arrays], case: Case) -> dict[str, Array]:

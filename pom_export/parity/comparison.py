@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pom_export.graph.exported import PAST_STATE, present_name
-from pom_export.parity.measure import measure
-from pom_export.parity.tolerances import EXACT, STATE_FEATURES, STATE_ROUNDING, Tolerance
+from pom_export.parity.measure import Measure, measure
+from pom_export.parity.targets import Spread, Target
+from pom_export.parity.tolerances import EXACT, STATE_FEATURES, STATE_ROUNDING, Bounds, Tolerance
 
 Array = npt.NDArray[Any]
 _PRESENT_STATE = present_name(PAST_STATE)
@@ -21,7 +22,7 @@ _MIXER_AXIS, _PAIR_AXIS, _STATE_RANK = 1, 2, 4
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one output is from the reference; truthy when within the tolerance.
+    """How far one output is from the reference; truthy when within both bounds.
 
     Attributes:
         max_abs: max |a - b|; infinite where the two cannot be compared.
@@ -29,6 +30,8 @@ class Difference:
         cosine: cosine similarity of the flattened outputs.
         tolerance: the bound on max_abs.
         reason: why the two cannot be compared; empty where they were.
+        rms: the root of the mean of (a - b)^2.
+        rms_tolerance: the bound on rms; infinite where max_abs alone is bounded.
     """
 
     max_abs: float
@@ -36,82 +39,176 @@ class Difference:
     cosine: float
     tolerance: float
     reason: str = ""
+    rms: float = 0.0
+    rms_tolerance: float = np.inf
 
     def __bool__(self) -> bool:
-        return not self.reason and self.max_abs <= self.tolerance
+        return not self.reason and self.max_abs <= self.tolerance and self.rms <= self.rms_tolerance
+
+    @property
+    def broken(self) -> str:
+        """Which bound is broken and by how much; empty where none is."""
+        if self.reason:
+            return self.reason
+        names = (("max_abs", self.max_abs, self.tolerance), ("rms", self.rms, self.rms_tolerance))
+        return " and ".join(
+            f"{name} {found:.2e} is {_times(found, bound)} {bound:.2e}" for name, found, bound in names if found > bound
+        )
 
 
-def difference(actual: Array, reference: Array, tolerance: Tolerance) -> Difference:
-    """Measure `actual` against `reference` in float64; numbers that count something must be the same."""
+def _times(found: float, bound: float) -> str:
+    return f"{found / bound:.3g} times its bound" if bound else "beyond its bound"
+
+
+def difference(
+    actual: Array,
+    reference: Array,
+    tolerance: Tolerance,
+    bounds: Bounds | None = None,
+    spread: Spread | None = None,
+    *,
+    partial: bool = False,
+) -> Difference:
+    """Measure `actual` against `reference` in float64; numbers that count something must be the same.
+
+    Args:
+        actual: the output.
+        reference: what it should be.
+        tolerance: the bound on the largest difference.
+        bounds: how far it may be besides, in terms of `spread`.
+        spread: how far rounding takes the reference.
+        partial: whether an element that the reference has as NaN may be anything.
+    """
     if actual.shape != reference.shape:
         return _incomparable(f"its shape is {list(actual.shape)}, the reference's {list(reference.shape)}", tolerance)
     if reference.dtype.kind in "biu":
-        tolerance = EXACT
-    found = measure(actual, reference)
+        tolerance, bounds = EXACT, None
+    found = measure(actual, reference, partial=partial)
     if not found.count:
         return _incomparable("the reference has no finite value" if reference.size else "it has no values", tolerance)
-    bound = tolerance.absolute + tolerance.relative * found.magnitude
+    bound, rms_bound = tolerance.absolute + tolerance.relative * found.magnitude, float("inf")
+    if bounds is not None and spread is not None:
+        bound, rms_bound = _narrowed(bound, tolerance, bounds, spread, found)
     if found.odd:
         return replace(_incomparable("NaN or infinity is on one side alone", tolerance), tolerance=bound)
     max_rel = found.max_abs / found.magnitude if found.magnitude else found.max_abs
-    return Difference(found.max_abs, max_rel, found.cosine, bound)
+    return Difference(found.max_abs, max_rel, found.cosine, bound, "", found.rms, rms_bound)
+
+
+def _narrowed(
+    bound: float, tolerance: Tolerance, bounds: Bounds, spread: Spread, found: Measure
+) -> tuple[float, float]:
+    """Return the bounds on the largest and on the root mean square difference that follow from a spread."""
+    largest = bounds.largest * spread.largest + bounds.least * found.magnitude + tolerance.absolute
+    rms = bounds.rms * spread.rms + bounds.least * found.reference_rms + tolerance.absolute
+    return min(bound, largest), rms
 
 
 def _incomparable(reason: str, tolerance: Tolerance) -> Difference:
     return Difference(np.inf, np.inf, 0.0, tolerance.absolute, reason)
 
 
-def state_difference(actual: Array, reference: Array, past: Array, tolerance: Tolerance) -> Difference:
-    """Measure a state (B, L, 2, C), each mixer on its own scale, and return the mixer that uses most of its bound.
-
-    Both floats of a pair are one number. What a call adds to it is an output like another, as exact as the model's
-    type makes it; what was there before is carried on to the precision of two floats.
-
-    Args:
-        actual: the state.
-        reference: what it should be.
-        past: the state before the call.
-        tolerance: the bound on what the call adds.
-    """
-    if actual.shape != reference.shape:
-        return difference(actual, reference, tolerance)
-    sums, expected, before = (np.asarray(part, np.float64).sum(_PAIR_AXIS) for part in (actual, reference, past))
-    found = []
-    for mixer in range(expected.shape[_MIXER_AXIS]):
-        a, b, start = (part[:, mixer] for part in (sums, expected, before))
-        added, total = (float(np.abs(part).max(initial=0.0)) for part in (b - start, b))
-        relative = STATE_FEATURES * tolerance.relative
-        bound = tolerance.absolute + relative * added + STATE_ROUNDING.relative * total
-        found.append(replace(difference(a, b, tolerance), tolerance=bound))
-    if not found:
-        return _incomparable("it has no values", tolerance)
-    return max(found, key=share_of_tolerance)
-
-
 def share_of_tolerance(difference: Difference) -> float:
-    """Return max_abs over the tolerance: above 1 is a failure."""
-    if difference.tolerance and not difference.reason:
-        return difference.max_abs / difference.tolerance
-    return 0.0 if difference else float("inf")
+    """Return what is used of the bound that most is used of: above 1 is a failure."""
+    if difference.reason:
+        return float("inf")
+    pairs = ((difference.max_abs, difference.tolerance), (difference.rms, difference.rms_tolerance))
+    return max(found / bound if bound else (float("inf") if found else 0.0) for found, bound in pairs)
 
 
-def compare_outputs(
-    feed: Mapping[str, Array], reference: Mapping[str, Array], actual: Mapping[str, Array], tolerance: Tolerance
-) -> dict[str, Difference]:
-    """Return how far each of the reference's outputs is from the one of the same name.
+@dataclass(frozen=True)
+class _Part:
+    """What is compared on a scale of its own: an output, or what a call adds to one mixer's sums.
+
+    Attributes:
+        actual: as it is.
+        reference: as it should be.
+        factor: how much larger its relative error may be than an output's.
+        absolute: what it may be off by besides.
+    """
+
+    actual: Array
+    reference: Array
+    factor: float = 1.0
+    absolute: float = 0.0
+
+
+def _parts(name: str, feed: Mapping[str, Array], actual: Array, reference: Array) -> Iterator[_Part]:
+    """Yield the parts of an output.
+
+    Of a state (B, L, 2, C) each mixer is one. Both floats of a pair are one number. What a call adds to it is an output
+    like another, as exact as the model's type makes it; what was there before is carried on to the precision of two
+    floats.
+    """
+    is_state = name == _PRESENT_STATE and PAST_STATE in feed and reference.ndim == _STATE_RANK
+    if not is_state or actual.shape != reference.shape or not reference.shape[_MIXER_AXIS]:
+        yield _Part(actual, reference)
+        return
+    sums, expected, before = (
+        np.asarray(each, np.float64).sum(_PAIR_AXIS) for each in (actual, reference, feed[PAST_STATE])
+    )
+    for mixer in range(expected.shape[_MIXER_AXIS]):
+        a, b, start = (each[:, mixer] for each in (sums, expected, before))
+        total = float(np.abs(b).max(initial=0.0))
+        yield _Part(a - start, b - start, STATE_FEATURES, STATE_ROUNDING.relative * total)
+
+
+def spreads(
+    feed: Mapping[str, Array], rounded: Mapping[str, Array], reference: Mapping[str, Array]
+) -> dict[str, tuple[Spread, ...]]:
+    """Return how far rounding took a reference's outputs, part by part.
 
     Args:
         feed: the inputs of both.
-        reference: the outputs as they should be.
-        actual: the outputs.
-        tolerance: the bound on every output of floats.
+        rounded: the outputs with rounding.
+        reference: those without.
     """
     found = {}
     for name, expected in reference.items():
+        if expected.dtype.kind not in "biu":
+            parts = _parts(name, feed, rounded[name], expected)
+            measures = [measure(part.actual, part.reference, partial=True) for part in parts]
+            found[name] = tuple(Spread(each.rms, each.max_abs) for each in measures)
+    return found
+
+
+def compare_outputs(
+    feed: Mapping[str, Array],
+    target: Target,
+    actual: Mapping[str, Array],
+    tolerance: Tolerance,
+    bounds: Bounds | None = None,
+    *,
+    partial: bool = False,
+) -> dict[str, Difference]:
+    """Return how far each of the reference's outputs is from the one of the same name, of its parts the worst.
+
+    Args:
+        feed: the inputs of both.
+        target: the outputs as they should be, and how far rounding takes them.
+        actual: the outputs.
+        tolerance: the bound on every output of floats.
+        bounds: how far it may be in terms of what rounding does.
+        partial: whether what the reference has as NaN may be anything.
+    """
+    found = {}
+    for name, expected in target.outputs.items():
         if name not in actual:
             found[name] = _incomparable("it is missing", tolerance)
-        elif name == _PRESENT_STATE and PAST_STATE in feed and expected.ndim == _STATE_RANK:
-            found[name] = state_difference(actual[name], expected, feed[PAST_STATE], tolerance)
-        else:
-            found[name] = difference(actual[name], expected, tolerance)
+            continue
+        known = target.spreads.get(name, ())
+        worst = None
+        for index, part in enumerate(_parts(name, feed, actual[name], expected)):
+            its = replace(
+                tolerance,
+                relative=part.factor * tolerance.relative,
+                absolute=tolerance.absolute + part.absolute,
+            )
+            spread = known[index] if index < len(known) else None
+            least = bounds and replace(bounds, least=part.factor * bounds.least)
+            each = difference(part.actual, part.reference, its, least, spread, partial=partial)
+            if worst is None or share_of_tolerance(each) > share_of_tolerance(worst):
+                worst = each
+        assert worst is not None
+        found[name] = worst
     return found

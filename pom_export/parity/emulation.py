@@ -25,16 +25,17 @@ _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 class EmulatedRunner(OnnxRuntimeRunner):
-    """Runs the emulation of a half-precision model, with our kernels or with the op's function.
+    """Runs a half-precision model in float32, with the roundings of half or without, and our kernels or the function.
 
     Args:
         name: of the runner.
         model: path of the file.
         kernels: whether our library is registered.
+        rounds: whether values are rounded as a device does that computes in half; else only the weights are.
     """
 
-    def __init__(self, name: str, model: Path, *, kernels: bool) -> None:
-        super().__init__(name, lambda options: _session(model, kernels, options))
+    def __init__(self, name: str, model: Path, *, kernels: bool, rounds: bool = True) -> None:
+        super().__init__(name, lambda options: _session(model, kernels, rounds, options))
 
     def infer(self, feed: Arrays) -> Arrays:
         """Return the outputs by name, in float32."""
@@ -45,10 +46,10 @@ class EmulatedRunner(OnnxRuntimeRunner):
         return super().infer(wide)
 
 
-def _session(model: Path, kernels: bool, options: Any) -> Any:
+def _session(model: Path, kernels: bool, rounds: bool, options: Any) -> Any:
     with scratch_folder() as folder:
         emulated = folder / "emulated.onnx"
-        save_emulation(model, emulated)
+        (save_emulation if rounds else save_unrounded)(model, emulated)
         return inference_session(emulated, kernels=kernels, session_options=options)
 
 
@@ -96,3 +97,43 @@ def _put_behind(value: ir.Value, dtype: ir.DataType) -> ir.Node:
     ir.convenience.replace_all_uses_with(value, cast.outputs[0], replace_graph_outputs=True)
     cast.replace_input_with(0, value)
     return cast
+
+
+def save_unrounded(model: str | os.PathLike[str], path: Path) -> None:
+    """Save a half-precision model in float32: its weights hold the half type's numbers, and no value is rounded to it.
+
+    What such a graph computes is as exact as float32, so that a fault in it does not hide behind rounding.
+    """
+    wide = ir.load(os.fspath(model), format="protobuf")
+    graphs = [wide.graph, *(function.graph for function in wide.functions.values())]
+    for graph in graphs:
+        nodes = list(ir.traversal.RecursiveGraphIterator(graph))
+        inner = dict.fromkeys([graph, *(node.graph for node in nodes)])
+        for each in filter(None, inner):
+            for value in (*each.inputs, *each.initializers.values()):
+                _unround_value(value)
+        for node in nodes:
+            for value in node.outputs:
+                _unround_value(value)
+            _unround_attributes(node)
+    save_graph(wide, path)
+
+
+def _unround_value(value: ir.Value) -> None:
+    if value.dtype in _HALVES:
+        value.type = ir.TensorType(_WIDE)
+    if value.const_value is not None and value.const_value.dtype in _HALVES:
+        value.const_value = _widened(value.const_value)
+
+
+def _unround_attributes(node: ir.Node) -> None:
+    """Make what a node casts to, or is made with, float32 where it is half."""
+    for name, attribute in list(node.attributes.items()):
+        if attribute.type == ir.AttributeType.INT and name in {"to", "dtype"} and attribute.as_int() in _HALVES:
+            node.attributes[name] = ir.AttrInt64(name, _WIDE)
+        elif attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype in _HALVES:
+            node.attributes[name] = ir.AttrTensor(name, _widened(attribute.as_tensor()))
+
+
+def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    return ir.tensor(tensor.numpy().astype(np.float32), _WIDE, name=tensor.name)

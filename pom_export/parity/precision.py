@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from pom_export.graph.exported import PRECISIONS, ExportedModel
+from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from pom_export.graph.exported import PRECISIONS, ExportedModel
+from pom_export.runtime.runners import to_numpy
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Array = npt.NDArray[Any]
 _DTYPE = "dtype"
+# Numbers of a parameter that are looked for among a file's.
+_SAMPLE = 4096
 
 
 def judged_precision(model: ExportedModel, matrix_values: int | None = None) -> tuple[str, list[str]]:
@@ -31,3 +45,53 @@ def judged_precision(model: ExportedModel, matrix_values: int | None = None) -> 
         notes.append(f"the file says {claimed}, its weights are {found}: judged as {stricter}")
         return stricter, notes
     return found, notes
+
+
+def kept_in_single(model: ExportedModel, module: nn.Module) -> set[str]:
+    """Return the names of a module's parameters and buffers that a half-precision file holds in float32.
+
+    That is all that is looked up in a file to say how far half precision takes its outputs: it may tell exact weights
+    from rounded ones, so no more than a rounding hides here. Parameters are found by their values, since passes and
+    other tools rename, cut and transpose them. A buffer's whole table may be there in both types, for two uses: it is
+    then taken to be rounded outside of our op.
+
+    Args:
+        model: the file.
+        module: what it was exported from.
+    """
+    single, half = _constants(model)
+    exact = {name for name, tensor in module.named_parameters() if _holds(single, _sample(to_numpy(tensor)))}
+    for name, tensor in module.named_buffers():
+        array = to_numpy(tensor)
+        if array.dtype.kind == "f" and _holds(single, _sample(array)):
+            rounded = np.sort(array.astype(ml_dtypes.bfloat16 if model.precision == "bfloat16" else np.float16).ravel())
+            if not any(each.size == rounded.size and np.array_equal(np.sort(each), rounded) for each in half):
+                exact.add(name)
+    return exact
+
+
+def _constants(model: ExportedModel) -> tuple[Array, list[Array]]:
+    """Return the numbers that a file's weights have in float32, sorted, and its weights in half, each as one line."""
+    single, half = [np.zeros(0, np.float32)], []
+    graph = ir.load(model.path, format="protobuf").graph
+    tensors = [value.const_value for value in graph.initializers.values()]
+    tensors += [
+        node.attributes["value"].as_tensor()
+        for node in graph
+        if node.op_type == "Constant" and "value" in node.attributes
+    ]
+    for tensor in tensors:
+        if tensor is not None and tensor.dtype == ir.DataType.FLOAT:
+            single.append(np.unique(tensor.numpy()))
+        elif tensor is not None and tensor.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+            half.append(tensor.numpy().ravel())
+    return np.unique(np.concatenate(single)), half
+
+
+def _sample(array: Array) -> Array:
+    flat = array.reshape(-1)
+    return flat[:: max(flat.size // _SAMPLE, 1)].astype(np.float32)
+
+
+def _holds(numbers: Array, sample: Array) -> bool:
+    return bool(sample.size) and bool(np.isin(sample, numbers).all())

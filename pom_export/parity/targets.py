@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final, overload
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple, overload
 
 from pom_export.parity.case import Arrays, Case
 
 # Numbers of small targets that are kept for the next backend; what is larger is computed for each. 128 MiB of float64.
 _KEPT: Final = 2**24
+
+
+class Spread(NamedTuple):
+    """How far rounding takes an output, or one mixer's part of a state.
+
+    Attributes:
+        rms: the root mean square error.
+        largest: the largest error.
+    """
+
+    rms: float
+    largest: float
 
 
 @dataclass(frozen=True)
@@ -18,14 +30,19 @@ class Target:
 
     Attributes:
         outputs: by name, in float64 but for integers.
+        spreads: how far a half type takes the reference's own outputs, part by part; empty: not known.
+        unrounded: of a half-precision model: what its graph gives where nothing but its weights is rounded.
     """
 
     outputs: Arrays
+    spreads: Mapping[str, tuple[Spread, ...]] = field(default_factory=dict)
+    unrounded: Target | None = None
 
     @property
     def size(self) -> int:
         """How many numbers it holds."""
-        return sum(array.size for array in self.outputs.values())
+        own = sum(array.size for array in self.outputs.values())
+        return own + (self.unrounded.size if self.unrounded else 0)
 
 
 class Targets(Sequence[Target]):

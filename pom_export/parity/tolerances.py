@@ -22,6 +22,25 @@ class Tolerance:
     reason: str
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """Bounds in terms of how far rounding takes the reference on the same inputs, its root mean square and its largest.
+
+    Each is so many times the reference's, and `least` of the output's root mean square or largest magnitude.
+
+    Attributes:
+        rms: of the root mean square difference.
+        largest: of the largest difference.
+        least: where the reference happens to lose next to nothing.
+        reason: why these numbers.
+    """
+
+    rms: float
+    largest: float
+    least: float
+    reason: str
+
+
 MODELS: Final = {
     "float32": Tolerance(
         1e-5, 1e-7, "float32 rounds at 6e-8; sums over channels and a few layers grow it about a hundredfold"
@@ -37,6 +56,18 @@ MODELS: Final = {
     ),
 }
 """For a whole model's outputs, by the type that its weights and activations have."""
+
+ROUNDING: Final = {
+    "float16": Bounds(2.5, 4.0, 2.0**-11, "REASON"),
+    "bfloat16": Bounds(2.5, 4.0, 2.0**-8, "REASON"),
+}
+"""For a half-precision model as it runs, by its type; `MODELS` holds besides."""
+
+UNROUNDED: Final = Bounds(0.5, 0.5, 1e-5, "REASON")
+"""For the graph of a half-precision model computed in float32, where nothing is rounded but the weights that it holds:
+in terms of what rounding the weights does."""
+
+UNROUNDED_MOST: Final = Tolerance(MODELS["bfloat16"].relative, MODELS["float32"].absolute, "beside UNROUNDED, no bound")
 
 STATE_ROUNDING: Final = Tolerance(
     1e-12,

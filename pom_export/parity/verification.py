@@ -9,12 +9,12 @@ import numpy as np
 
 from pom_export.errors import InputError, printable, reason_of
 from pom_export.parity.candidates import Candidate
-from pom_export.parity.case import Arrays, Case, run_case
+from pom_export.parity.case import Arrays, Case, run_case, widened
 from pom_export.parity.comparison import Difference, compare_outputs
 from pom_export.parity.names import SAME_NAMES, Names
 from pom_export.parity.report import CaseResult, Comparison
 from pom_export.parity.targets import Target
-from pom_export.parity.tolerances import Tolerance
+from pom_export.parity.tolerances import Bounds, Tolerance
 from pom_export.runtime.quiet import quiet_polygraphy
 from pom_export.runtime.runners import run_module
 
@@ -30,6 +30,7 @@ def compare(
     targets: Sequence[Target],
     candidate: Candidate,
     tolerance: Tolerance,
+    bounds: Bounds | None = None,
     names: Names = SAME_NAMES,
 ) -> list[Comparison]:
     """Run a candidate over the cases and compare every output, one case at a time: no two cases' outputs are held.
@@ -39,6 +40,7 @@ def compare(
         targets: what the reference gives, case by case.
         candidate: the backend.
         tolerance: the bound on every output of floats.
+        bounds: how far it may be in terms of what rounding does to the reference, where that is known.
         names: what the candidate's model calls inputs and outputs.
 
     Raises:
@@ -50,7 +52,10 @@ def compare(
             with candidate.runner as runner:
                 infer = names.translated(runner.infer)
                 for index, case in enumerate(cases):
-                    for name, result in _compare_case(infer, case, targets[index], tolerance).items():
+                    given = case if candidate.rounds else widened(case)
+                    # No name is given to a target here: it may be large, and is let go of before the next is made.
+                    its = _compare_case(infer, given, _wanted(targets[index], candidate), tolerance, bounds)
+                    for name, result in its.items():
                         found.setdefault(name, []).append(CaseResult(_shown(case.name), _shapes(case.feed), result))
         except InputError:
             raise
@@ -61,9 +66,17 @@ def compare(
     return [Comparison(candidate.backend, path, _shown(name), tuple(results)) for name, results in found.items()]
 
 
-def _compare_case(infer: Infer, case: Case, target: Target, tolerance: Tolerance) -> dict[str, Difference]:
+def _wanted(target: Target, candidate: Candidate) -> Target | None:
+    return target if candidate.rounds else target.unrounded
+
+
+def _compare_case(
+    infer: Infer, case: Case, target: Target | None, tolerance: Tolerance, bounds: Bounds | None
+) -> dict[str, Difference]:
+    if target is None:
+        return {}  # what rounding does here is not known
     actual = run_case(infer, case)
-    return compare_outputs(case.feed, target.outputs, actual, tolerance)
+    return compare_outputs(case.feed, target, actual, tolerance, bounds)
 
 
 def record(module: nn.Module, names: Sequence[str], case: Case) -> dict[str, np.ndarray[Any, Any]]:

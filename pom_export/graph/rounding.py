@@ -1,0 +1,168 @@
+"""What half precision does to a module's outputs: the module in float64, with the roundings that a half graph makes.
+
+It knows nothing of any exported file but which weights it holds in float32, so a fault of the file is not in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from pom_export.contract import DOMAIN
+from pom_export.graph.copying import copy_module
+from pom_export.graph.exported import PAST_STATE
+from pom_export.graph.reference import PICKING, Widen, with_wide_buffers
+
+_HALVES: Final = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+# What a half-precision graph computes in float32, as `graph.precision.rules` has it: what leaves a half type's range or
+# loses its meaning there.
+_SINGLE: Final = frozenset((
+    "_log_softmax", "_softmax", "cos", "cumsum", "exp", "log", "mean", "pow", "prod", "reciprocal", "rsqrt", "sin",
+    "softplus", "sqrt", "sum", "var", "var_mean",
+))  # fmt: skip
+# In float32 as soon as one operand is; the others where all are.
+_PROMOTING: Final = frozenset(("div", "mul", "sub"))
+# A number among their arguments is a constant of the graph, of the type of what it is combined with.
+_WITH_NUMBERS: Final = frozenset(("add", "div", "mul", "sub"))
+
+
+class RoundedModule(nn.Module):
+    """Computes in float64 what a module computes, with weights, and values if asked, rounded to a half type.
+
+    Args:
+        module: the module; it is left as it is.
+        precision: "float16" or "bfloat16".
+        exact: the parameters and buffers that are not rounded, by name; what is given to our op never is.
+        values: whether results are rounded too, as a device does that computes in half and sums in float32. Numbers
+            that come from integers alone, such as positions, are not.
+    """
+
+    def __init__(self, module: nn.Module, precision: str, exact: Collection[str], *, values: bool) -> None:
+        super().__init__()
+        self.module = copy_module(module)
+        self.precision = precision
+        self.exact = exact
+        self.values = values
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module on inputs in float64.
+
+        Raises:
+            RuntimeError: the module has a layer that does not bear weights of another type than its inputs.
+            ValueError: the same.
+        """
+        module = with_wide_buffers(copy_module(self.module))
+        exact = {parameter.data_ptr() for name, parameter in module.named_parameters() if name in self.exact}
+        rounding = _Round(_HALVES[self.precision], exact, self.values)
+        remember(rounding.constants, (buffer for name, buffer in module.named_buffers() if name not in self.exact))
+        # A state is kept in float32, in and out.
+        inputs = {name: value for name, value in kwargs.items() if name != PAST_STATE}
+        remember(rounding.activations, tree_leaves((args, inputs)))
+        # Attention in its parts, each of which a graph rounds.
+        with sdpa_kernel(SDPBackend.MATH), rounding:
+            return module(*args, **kwargs)
+
+
+def remember(known: WeakTensorKeyDictionary, values: Iterable[Any]) -> None:
+    """Add the floating-point tensors among some values."""
+    for value in values:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            known[value] = True
+
+
+class _Round(Widen):
+    """Computes every operator in float64 of rounded weights, and rounds what activations become.
+
+    Attributes:
+        activations: tensors that came from inputs and weights.
+        single: those of them that a graph has in float32.
+        constants: what came from buffers alone: a graph holds it as a weight, in half where an activation meets it.
+            What integers were computed into is none of these, and stays as it is.
+    """
+
+    def __init__(self, half: torch.dtype, exact: Collection[int], values: bool) -> None:
+        super().__init__()
+        self.half = half
+        self.exact = exact
+        self.values = values
+        self.activations: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self.single: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self.constants: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        name = func._schema.name.partition("::")[2]
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        active = [leaf for leaf in given if isinstance(leaf, nn.Parameter) or leaf in self.activations]
+        single = bool(active) and self._is_single(name, [leaf for leaf in active if leaf in self.activations])
+        if func.namespace == DOMAIN:
+            return self._aggregate(super().__torch_dispatch__(func, types, args, kwargs))
+        if not func._schema.is_mutable and func not in PICKING:
+            number = self._rounded_number if active and not single and name in _WITH_NUMBERS else None
+            args, kwargs = tree_map(
+                lambda value: self._operand(value, bool(active), single, number), (args, kwargs or {})
+            )
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        if func in PICKING and isinstance(given[0], nn.Parameter) and not self._is_exact(given[0]):
+            result = self._rounded(result)
+        if active:
+            result = result if single or func._schema.is_mutable else tree_map(self._value, result)
+            remember(self.activations, tree_leaves(result))
+            if single:
+                remember(self.single, tree_leaves(result))
+        elif given and all(leaf in self.constants for leaf in given):
+            remember(self.constants, tree_leaves(result))
+        return result
+
+    def _is_single(self, name: str, activations: Sequence[Tensor]) -> bool:
+        """Return whether a graph computes an operator in float32, of some activations."""
+        known = [leaf in self.single for leaf in activations]
+        return name in _SINGLE or (any(known) if name in _PROMOTING else bool(known) and all(known))
+
+    def _aggregate(self, result: Any) -> Any:
+        """Return what our op gives: an activation, and a state that is kept as it is behind it."""
+        if not isinstance(result, tuple):
+            result = self._value(result)
+            remember(self.activations, [result])
+            return result
+        y, *state = result
+        return (self._aggregate(y), *state)
+
+    def _operand(self, value: Any, active: bool, single: bool, number: Any) -> Any:
+        """Return what a half graph gives to an operator."""
+        if isinstance(value, float) and number is not None:
+            return number(value)
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        if isinstance(value, nn.Parameter):
+            return value if self._is_exact(value) else self._rounded(value.detach().double())
+        if active and not single and value in self.constants:
+            return self._rounded(value)
+        return self._value(value) if active and not single and value in self.single else value
+
+    def _is_exact(self, parameter: Tensor) -> bool:
+        return parameter.data_ptr() in self.exact
+
+    def _value(self, value: Any) -> Any:
+        is_value = self.values and isinstance(value, Tensor) and value.dtype == torch.float64
+        return self._rounded(value) if is_value else value
+
+    def _rounded_number(self, number: float) -> float:
+        return float(self._rounded(torch.tensor(number, dtype=torch.float64)))
+
+    def _rounded(self, tensor: Tensor) -> Tensor:
+        """Round to the half type's digits; what lies beyond its range, which a graph keeps in float32, stays finite."""
+        rounded = tensor.to(self.half).double()
+        finite = torch.isfinite(rounded)
+        return rounded if bool(finite.all()) else torch.where(finite, rounded, tensor)

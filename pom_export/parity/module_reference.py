@@ -1,0 +1,64 @@
+"""What PyTorch gives for cases: a module in float64, and how far a half type takes its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+from pom_export.errors import InputError
+from pom_export.graph.exported import PRECISIONS
+from pom_export.parity.case import Case
+from pom_export.parity.comparison import spreads
+from pom_export.parity.targets import Target
+from pom_export.parity.verification import record
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class ModuleReference:
+    """A module in float64, and for half precision the same with rounding.
+
+    Args:
+        module: the module, as it is.
+        reference: the module in float64.
+        outputs: names of the outputs, in order.
+        precision: the type that its outputs are compared in.
+        exact: names of the parameters and buffers that a half-precision file has in float32.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        reference: nn.Module,
+        outputs: Sequence[str],
+        precision: str,
+        exact: Collection[str] = (),
+    ) -> None:
+        from pom_export.graph.rounding import RoundedModule
+
+        self.reference = reference
+        self.outputs = outputs
+        self.rounded: tuple[nn.Module, nn.Module] | None = None
+        if precision != PRECISIONS[0]:
+            device, weights = (RoundedModule(module, precision, exact, values=values) for values in (True, False))
+            self.rounded = (device, weights)
+
+    def target(self, case: Case) -> Target:
+        """Return what a case gives.
+
+        Raises:
+            InputError: the module fails on it.
+        """
+        outputs = record(self.reference, self.outputs, case)
+        if self.rounded is None:
+            return Target(outputs)
+        device, weights = self.rounded
+        try:
+            on_device = spreads(case.feed, record(device, self.outputs, case), outputs)
+            unrounded = record(weights, self.outputs, case)
+        except InputError:
+            return Target(
+                outputs
+            )  # layers that insist on inputs of their weights' type: what rounding does is not known
+        return Target(outputs, on_device, Target(unrounded, spreads(case.feed, unrounded, outputs)))
