@@ -8,10 +8,11 @@ import re
 import numpy as np
 import pytest
 
-from pom_export.parity.comparison import compare_outputs, difference, share_of_tolerance
+from pom_export.parity.comparison import compare_outputs, difference, share_of_tolerance, spreads
 from pom_export.parity.page import render_page
 from pom_export.parity.report import CaseResult, Comparison, ParityReport
-from pom_export.parity.tolerances import Tolerance
+from pom_export.parity.targets import Spread, Target
+from pom_export.parity.tolerances import Bounds, Tolerance
 
 TOLERANCE = Tolerance(1e-3, 1e-6, "for this test")
 REFERENCE = np.array([[1.0, -2.0, 0.0]])
@@ -91,7 +92,7 @@ def test_numbers_that_count_are_the_same_or_wrong() -> None:
 
 def test_an_output_that_is_missing_fails() -> None:
     assert (
-        compare_outputs({}, {"y": REFERENCE, "z": REFERENCE}, {"y": REFERENCE}, TOLERANCE)["z"].reason
+        compare_outputs({}, Target({"y": REFERENCE, "z": REFERENCE}), {"y": REFERENCE}, TOLERANCE)["z"].reason
         == "it is missing"
     )
 
@@ -110,7 +111,7 @@ FLOAT32 = Tolerance(1e-5, 1e-7, "for this test")
 
 
 def compared(actual: np.ndarray) -> bool:
-    feed, reference = {"past_state": state(PAST)}, {"present_state": state(PAST + ADDED)}
+    feed, reference = {"past_state": state(PAST)}, Target({"present_state": state(PAST + ADDED)})
     return bool(compare_outputs(feed, reference, {"present_state": actual}, FLOAT32)["present_state"])
 
 
@@ -135,3 +136,36 @@ def test_each_mixer_of_a_state_is_compared_on_its_own_scale(mixer: int) -> None:
 
 def test_a_comparison_over_no_cases_has_not_passed() -> None:
     assert not Comparison("onnxruntime", "kernel", "y", ())
+
+
+BOUNDS = Bounds(2.0, 4.0, 1e-6, "for this test")
+COARSE = Tolerance(0.1, 0.0, "for this test")
+NOISE = 0.01 * RANDOM.standard_normal(1000)
+SIGNAL = 5 * RANDOM.standard_normal(1000)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (0.0, ""),
+        (0.03, r"rms 3\.\d+e-02 is 1\.\d+ times its bound \S+"),
+        (np.eye(1, 1000)[0] * 0.3, r"max_abs \S+ is \S+ times its bound"),
+    ],
+    ids=["none", "a small one everywhere", "a large one in one place"],
+)
+def test_rounding_bounds_the_distribution_of_errors(fault: object, message: str) -> None:
+    """Both faults are within a tenth of the largest output."""
+    (spread,) = spreads({}, {"y": SIGNAL + NOISE}, {"y": SIGNAL})["y"]
+    assert spread == Spread(pytest.approx(NOISE.std(), rel=0.05), pytest.approx(np.abs(NOISE).max()))
+    found = difference(SIGNAL + NOISE[::-1] + fault, SIGNAL, COARSE, BOUNDS, spread)
+    assert re.fullmatch(message, found.broken)
+    assert bool(found) == (not message)
+    assert difference(SIGNAL + NOISE[::-1] + fault, SIGNAL, COARSE)
+
+
+def test_each_mixer_of_a_state_has_a_spread_of_its_own() -> None:
+    feed, reference = {"past_state": state(PAST)}, {"present_state": state(PAST + ADDED)}
+    rounded = {"present_state": state(PAST + ADDED * np.array([[1.001], [1.01]]))}
+    first, second = spreads(feed, rounded, reference)["present_state"]
+    assert first.largest == pytest.approx(1e-3 * np.abs(ADDED[0]).max(), rel=1e-6)
+    assert second.largest == pytest.approx(1e-2 * np.abs(ADDED[1]).max(), rel=1e-6)

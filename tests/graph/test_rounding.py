@@ -1,0 +1,65 @@
+"""What half precision does to a module is known from the module alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pom_export
+from pom_export.graph.rounding import RoundedModule
+
+X = torch.linspace(-2, 2, 48, dtype=torch.float64).reshape(1, 3, 16)
+
+
+class Positions(nn.Module):
+    """Adds a row of a table, and the angle of a position, to each token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 16)
+        self.register_buffer("table", torch.linspace(0.1, 0.9, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        angles = (torch.arange(3) + 10_001).to(x.dtype)[:, None] * 0.37
+        return self.linear(x * self.table) + angles.cos()
+
+
+def rounded(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.bfloat16).double()
+
+
+@torch.no_grad()
+def test_weights_alone_are_rounded() -> None:
+    module = Positions()
+    found = RoundedModule(module, "bfloat16", {"linear.bias"}, values=False)(X)
+    angles = (torch.arange(3).double()[:, None] + 10_001) * 0.37
+    product = (X * rounded(module.table)) @ rounded(module.linear.weight).T
+    torch.testing.assert_close(found, product + module.linear.bias.double() + angles.cos(), rtol=1e-12, atol=1e-12)
+    assert module.linear.weight.dtype == torch.float32
+
+
+@torch.no_grad()
+def test_positions_are_not_rounded_and_values_are() -> None:
+    """A position of 10,001 has no place in bfloat16's 8 bits."""
+    module = Positions()
+    found = RoundedModule(module, "bfloat16", (), values=True)(X)
+    torch.testing.assert_close(found, rounded(found), rtol=0, atol=0)
+    exact = module.double()(X)
+    assert 0 < (found - exact).abs().max() < 0.05
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_mixers_polynomial_and_state_are_exact(precision: str) -> None:
+    mixer = pom_export.PolynomialMixer(16, 3, 2).eval()
+    every = {name for name, _ in mixer.named_parameters()} - {"po_coeff"}
+    found = RoundedModule(mixer, precision, every, values=False)(X)
+    torch.testing.assert_close(found, mixer.double()(X), rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+def test_what_leaves_the_range_stays_finite() -> None:
+    linear = nn.Linear(16, 1, bias=False)
+    linear.weight.fill_(1e4)
+    assert RoundedModule(linear, "float16", (), values=True)(10 * X.abs()).isfinite().all()
