@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from pom_export.checkpoint.formats import read_json
 from pom_export.checkpoint.spec import JIT, LANGUAGE_MODEL, NANOGPT, V1, V1_GROUPED, V2
 from pom_export.errors import CheckpointError
 
 FAMILIES = (NANOGPT, JIT, LANGUAGE_MODEL, V2, V1, V1_GROUPED)
 
-_CONFIG = "config.json"
 _LARGEST = 2**31 - 1  # of a hint
 # Names under which a hint is found, ours first, then those of the official constructors.
 NAMES = {
@@ -22,6 +19,7 @@ NAMES = {
     "in_context_start": ("in_context_start",),
     "family": ("family",),
 }
+_OF_OTHERS_TOO = frozenset({"order"})  # a name that solvers and interpolations have as well
 _LEAST = {"in_context_start": 0}  # of others 1
 
 
@@ -36,7 +34,7 @@ class Hints:
         in_context_start: before which block an image model puts its in-context tokens, which no shape tells.
         rotary: whether a configuration speaks of rotary positions.
         local: whether a configuration speaks of attention in local windows.
-        origins: where in the file hints were read that its trainer saved, by hint.
+        origins: where hints were read that may be of something else, by hint; those that were given have none.
         doubts: what the trainer saved that is of no use, a sentence each.
     """
 
@@ -64,7 +62,7 @@ class Hints:
 
     def origin(self, hint: str) -> str:
         """Return where a hint was read, to be put behind its value: "" where it was given."""
-        return f", read from the file's {self.origins[hint]}," if hint in self.origins else ""
+        return f", read from {self.origins[hint]}," if hint in self.origins else ""
 
 
 def hints_from(config: Mapping[str, Any], source: str) -> Hints:
@@ -74,12 +72,16 @@ def hints_from(config: Mapping[str, Any], source: str) -> Hints:
         CheckpointError: a value is of no use, with the source named.
     """
     found: dict[str, Any] = {}
+    origins = {}
     for hint, names in NAMES.items():
         name = next((name for name in names if config.get(name) is not None), None)
         # A configuration of other software may have a family of its own.
         if name is not None and (hint != "family" or config[name] in FAMILIES):
             found[hint] = _value(config[name], hint, f"{source}: {name}")
-    return Hints(**found, rotary=bool(config.get("rope")) or config.get("module") == "PoMRoPE")
+            if name in _OF_OTHERS_TOO:
+                origins[hint] = f"{source}: {name}"
+    rotary = bool(config.get("rope")) or config.get("module") == "PoMRoPE"
+    return Hints(**found, rotary=rotary, origins=origins)
 
 
 def _value(value: Any, hint: str, where: str) -> str | int:
@@ -104,18 +106,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, int) and abs(value) > _LARGEST:
         return f"an integer of {value.bit_length()} bits"
     return repr(value) if value is None or isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
-
-
-def config_beside(folder: Path) -> Hints:
-    """Return the hints of a folder's config.json, or none where there is no such file.
-
-    Raises:
-        CheckpointError: the file is no JSON object.
-    """
-    file = folder / _CONFIG
-    if not file.is_file():
-        return Hints()
-    config = read_json(file)
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{file} holds a {type(config).__name__}, not an object", "Correct it or move it away")
-    return hints_from(config, str(file))

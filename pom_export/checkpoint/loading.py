@@ -75,7 +75,7 @@ def load_model(
     doubts = _contradictions(given, checkpoint.settings)
     found = find_weights(checkpoint, weights, hints)
     spec, tensors = found.spec, found.tensors
-    _check_hints(spec, given.degree, heads, in_context_start)
+    _check_hints(spec, None if "degree" in given.origins else given.degree, heads, in_context_start)
     check_values(checkpoint.path, tensors)
     dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
     module = empty_model(spec)
@@ -98,7 +98,7 @@ def load_model(
 def _contradictions(given: Hints, settings: Hints) -> list[str]:
     """Say what a trainer's settings have otherwise than flags, metadata or a configuration."""
     return [
-        f"the file's {place} is {getattr(settings, name)}; {name} {getattr(given, name)} was given, or read beside it"
+        f"{place} is {getattr(settings, name)}; {name} {getattr(given, name)} was given, or read beside it"
         for name, place in settings.origins.items()
         if getattr(given, name) not in {None, getattr(settings, name)}
     ]
@@ -113,12 +113,10 @@ def _settings_notes(spec: ModelSpec, hints: Hints, tensors: Mapping[str, Tensor]
         "in_context_start": isinstance(spec.config, JiTConfig),
     }
     notes += [
-        f"{name} {getattr(hints, name)} is read from the file's {place}"
-        for name, place in hints.origins.items()
-        if used.get(name)
+        f"{name} {getattr(hints, name)} is read from {place}" for name, place in hints.origins.items() if used.get(name)
     ]
     if "degree" in hints.origins and hints.degree != spec.degree:
-        notes.append(f"the file's {hints.origins['degree']} is {hints.degree}; the shapes say degree {spec.degree}")
+        notes.append(f"{hints.origins['degree']} is {hints.degree}; the shapes say degree {spec.degree}")
     return notes
 
 

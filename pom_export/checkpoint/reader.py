@@ -15,9 +15,9 @@ from torch import Tensor
 from pom_export.checkpoint.choosing import asked_set, default_set
 from pom_export.checkpoint.foreign import check_names, check_trainer, check_whole
 from pom_export.checkpoint.formats import files_beside, files_of_folder, read_content
-from pom_export.checkpoint.hints import Hints, config_beside, hints_from
+from pom_export.checkpoint.hints import Hints, hints_from
 from pom_export.checkpoint.pickles import SAFE_FORMAT_HINT
-from pom_export.checkpoint.settings import settings_in
+from pom_export.checkpoint.settings import config_beside, settings_in
 from pom_export.checkpoint.storages import OtherTensor
 from pom_export.checkpoint.unpickling import Inert
 from pom_export.checkpoint.values import with_room

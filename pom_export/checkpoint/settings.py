@@ -10,11 +10,15 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
-from pom_export.checkpoint.hints import FAMILIES, NAMES, Hints, is_usable
+from pom_export.checkpoint.formats import read_json
+from pom_export.checkpoint.hints import FAMILIES, NAMES, Hints, hints_from, is_usable
 from pom_export.checkpoint.unpickling import Inert
+from pom_export.errors import CheckpointError
 
+_CONFIG: Final = "config.json"
 _WORD: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 # A key leads to settings of the model where each word in it is one of these.
 _MODEL_WORDS: Final = frozenset(
@@ -33,10 +37,30 @@ _MOST_NAMED: Final = 3
 _Place = tuple[str, Any]
 
 
-def settings_in(content: Any) -> Hints:
+def config_beside(folder: Path) -> Hints:
+    """Return the hints of a folder's config.json, or none where there is no such file.
+
+    Raises:
+        CheckpointError: the file is no JSON object.
+    """
+    file = folder / _CONFIG
+    if not file.is_file():
+        return Hints()
+    config = read_json(file)
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file} holds a {type(config).__name__}, not an object", "Correct it or move it away")
+    nested = {key: value for key, value in config.items() if isinstance(value, (dict, list))}
+    return hints_from(config, str(file)).over(settings_in(nested, f"{file}: "))
+
+
+def settings_in(content: Any, source: str = "the file's ") -> Hints:
     """Return the hints in what a trainer saved, where they are the model's own.
 
     A value counts where all places that name it agree; those beside the name of a mixer's class go before others.
+
+    Args:
+        content: tables in tables, with other things among them.
+        source: what to call the place before its keys.
     """
     found: dict[str, list[_Place]] = {hint: [] for hint in NAMES}
     mixers: dict[str, list[_Place]] = {hint: [] for hint in NAMES}
@@ -51,22 +75,22 @@ def settings_in(content: Any) -> Hints:
             if name is not None:
                 target = mixers if _MIXER_CLASS.search(kind) else found
                 target[hint].append((f"{place}.{name}" if place else name, entries[name]))
-    return _agreed({hint: mixers[hint] or found[hint] for hint in NAMES}, local)
+    return _agreed({hint: mixers[hint] or found[hint] for hint in NAMES}, local, source)
 
 
 def _is_plain_hint(value: Any, hint: str) -> bool:
     return isinstance(value, str) and value in FAMILIES if hint == "family" else is_usable(value, hint)
 
 
-def _agreed(found: Mapping[str, list[_Place]], local: bool) -> Hints:
+def _agreed(found: Mapping[str, list[_Place]], local: bool, source: str) -> Hints:
     values: dict[str, Any] = {}
     origins, doubts = {}, []
     for hint, places in found.items():
         if len({value for _, value in places}) == 1:
-            origins[hint], values[hint] = places[0]
+            origins[hint], values[hint] = f"{source}{places[0][0]}", places[0][1]
         elif places:
             listed = ", ".join(f"{place} is {value}" for place, value in places[:_MOST_NAMED])
-            doubts.append(f"settings in the file contradict each other, and none is used: {listed}")
+            doubts.append(f"settings contradict each other, and none is used: {source}{listed}")
     return Hints(**values, local=local, origins=origins, doubts=tuple(doubts))
 
 

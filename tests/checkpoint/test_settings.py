@@ -39,7 +39,7 @@ def test_the_models_own_settings_are_read(content: Any, place: str, tmp_path: Pa
 
     hints = settings_in(read_archive(tmp_path / "m.pt"))
     assert hints == Hints(degree=3)
-    assert hints.origins == {"degree": place}
+    assert hints.origins == {"degree": f"the file's {place}"}
 
 
 @pytest.mark.parametrize(
@@ -100,6 +100,17 @@ def test_settings_that_contradict_each_other_are_not_used(tmp_path: Path) -> Non
     with pytest.raises(CheckpointError, match=r"--degree .*hyper_parameters\.degree is 2, hyper_parameters\.model"):
         load(ProductMixer(8, 2, 3).state_dict(), settings, tmp_path)
     assert "contradict" in load(PolynomialMixer(16, 3, 2).state_dict(), settings, tmp_path).notes[0]
+
+
+def test_a_configuration_beside_the_file_is_read_alike(tmp_path: Path) -> None:
+    torch.save(ProductMixer(8, 2, 3).state_dict(), tmp_path / "m.pt")
+    for config in ('{"model": {"degree": 2}, "data": {"degree": 3}}', '{"order": 2, "sampler": {"order": 1}}'):
+        (tmp_path / "config.json").write_text(config)
+        loaded = load_model(tmp_path / "m.pt")
+        assert loaded.spec.degree == 2
+        assert "config.json" in loaded.notes[0]
+    torch.save(PolynomialMixer(8, 3, 2).state_dict(), tmp_path / "m.pt")
+    assert "config.json: order is 2; the shapes say degree 3" in load_model(tmp_path / "m.pt").notes[0]
 
 
 def test_the_name_of_a_data_set_is_no_attention(tmp_path: Path) -> None:
