@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 CASES_AT_EXPORT = 2
 _OTHER_SIZES = (
-    ". At the example's own sizes they agree: look for what depends on a size, such as padding to a multiple, or fix "
-    "that dimension: leave it out of dynamic_shapes"
+    ". At the example's own sizes they agree: look for what depends on a size, such as padding to a multiple. With "
+    "dynamic_shapes, Dim('tokens', min=2) says for which sizes the graph must hold; what is left out is fixed"
 )
 
 

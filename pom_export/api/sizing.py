@@ -243,9 +243,18 @@ class _Dimension:
 
     def _try(self, size: int) -> bool:
         reason = self.trial.attempt({self.name: size}, f"{self.name} {size}")
+        if reason and any(self._try_with(other, size) for other in self._as_large()):
+            reason = ""
         (self.refused if reason else self.taken).append(size)
         self.reason = self.reason or reason
         return not reason
+
+    def _as_large(self) -> list[str]:
+        """Return the other dimensions that are as large in the example: the model may want them to stay so."""
+        return [name for name, size in self.trial.sizes.items() if size == self.size and name != self.name]
+
+    def _try_with(self, other: str, size: int) -> bool:
+        return not self.trial.attempt({self.name: size, other: size}, f"{self.name} and {other} {size}")
 
     def _find_end(self, bounds: Bounds) -> None:
         """Find the largest size where every larger one is refused, and note other refusals."""

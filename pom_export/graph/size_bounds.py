@@ -33,6 +33,7 @@ _VIEWS = {
 }
 # Positions of the table and of the indices among their arguments.
 _LOOK_UPS = {_aten.embedding.default: (0, 1), _aten.index_select.default: (0, 2), _aten.index.Tensor: (0, 1)}
+_SLICE_START = 2
 # Which of their arguments is the end.
 _RANGES = {_aten.arange.default: 0, _aten.arange.start: 1, _aten.arange.start_step: 1}
 
@@ -105,9 +106,13 @@ def _table_ends(program: ExportedProgram) -> Iterator[tuple[sympy.Symbol, int]]:
 
 def _needs(node: Node) -> Iterator[tuple[sympy.Expr, int]]:
     """Yield how many rows a node needs of a table, and how many that has."""
-    if node.target is _aten.slice.Tensor and len(node.args) > 3:
-        table, axis, end = node.args[0], node.args[1], _expression(node.args[3])
+    if node.target is _aten.slice.Tensor and len(node.args) > _SLICE_START:
+        table, axis, start = node.args[: _SLICE_START + 1]
         rows = _shape(table)[axis] if isinstance(axis, int) else None
+        end = _expression(node.args[_SLICE_START + 1]) if len(node.args) > _SLICE_START + 1 else None
+        from_end = _expression(start)
+        if end is None and from_end is not None:  # the last so many rows
+            end = -from_end
     elif node.target in _LOOK_UPS:
         where, by = _LOOK_UPS[node.target]
         axis = node.args[1] if node.target is _aten.index_select.default else 0

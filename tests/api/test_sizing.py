@@ -102,21 +102,28 @@ def test_a_graph_of_the_examples_sizes_alone_is_not_written(tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("around", "count", "bounds"),
-    [
-        (lambda model, x: model.mixer(x + model.table[:, : x.shape[1]]), 5, (0, 8)),
-        (lambda model, x: model.mixer(x + model.positions(torch.arange(x.shape[1]))), 3, (0, 8)),
-        (lambda model, x: model.mixer(x + model.positions(torch.arange(x.shape[1]) + 2)[None]), 3, (0, 6)),
-        (lambda model, x: model.mixer(x + model.positions(torch.ones_like(x[..., 0]).cumsum(1).long())), 5, (0, 7)),
-        (lambda model, x: model.linear(model.mixer(x)) if x.shape[1] > 16 else model.mixer(x), 9, (0, 16)),
-        (lambda model, x: model.linear(model.mixer(x)) if x.shape[1] < 5 else model.mixer(x), 9, (5, None)),
-    ],
-    ids=["a table", "an embedding", "an embedding from 2 on", "looked up by value", "a branch above", "a branch below"],
-)
-def test_where_the_graph_ends_is_a_limit_of_the_file(
-    around: Callable[[Model, Tensor], Tensor], count: int, bounds: tuple[int, int | None], tmp_path: Path
-) -> None:
+def of_embedding(positions: Callable[[Tensor], Tensor]) -> Callable[[Model, Tensor], Tensor]:
+    return lambda model, x: model.mixer(x + model.positions(positions(x)))
+
+
+ENDS: dict[str, tuple[Callable[[Model, Tensor], Tensor], int, tuple[int, int | None]]] = {
+    "a table": (lambda model, x: model.mixer(x + model.table[:, : x.shape[1]]), 5, (0, 8)),
+    "a table's end": (lambda model, x: model.mixer(x + model.table[:, -x.shape[1] :]), 3, (0, 8)),
+    "an embedding": (of_embedding(lambda x: torch.arange(x.shape[1])), 3, (0, 8)),
+    "an embedding from 2 on": (of_embedding(lambda x: (torch.arange(x.shape[1]) + 2)[None]), 3, (0, 6)),
+    "looked up by value": (of_embedding(lambda x: torch.ones_like(x[..., 0]).cumsum(1).long()), 5, (0, 7)),
+    "a branch above": (
+        lambda model, x: model.linear(model.mixer(x)) if x.shape[1] > 16 else model.mixer(x), 9, (0, 16),
+    ),
+    "a branch below": (
+        lambda model, x: model.linear(model.mixer(x)) if x.shape[1] < 5 else model.mixer(x), 9, (5, None),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_where_the_graph_ends_is_a_limit_of_the_file(end: str, tmp_path: Path) -> None:
+    around, count, bounds = ENDS[end]
     result = export(Model(around), tmp_path, tokens(count))
     assert result.inputs == [f"x float32[batch, tokens, {WIDTH}]"]
     assert dict(read_model(tmp_path / "m.onnx").limits.sizes) == {"tokens": bounds}
@@ -142,6 +149,17 @@ def test_lengths_follow_the_tokens_that_there_are(tmp_path: Path) -> None:
     result = export(OfLengths(), tmp_path, tokens(6), torch.tensor([6, 4]))
     assert result.inputs == [f"x float32[batch, tokens, {WIDTH}]", "lengths int64[batch]"]
     assert result.notes == []
+
+
+def test_sizes_that_the_model_wants_equal_are_changed_together(tmp_path: Path) -> None:
+    class Picked(Masked):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return self.mixer(x).gather(1, mask[..., None].expand(-1, -1, WIDTH))
+
+    picked = torch.tensor([[1, 0, 3], [0, 2, 4]])
+    result = export(Picked(), tmp_path, tokens(5), picked)
+    assert result.notes == []
+    assert dict(read_model(tmp_path / "m.onnx").limits.sizes) == {}
 
 
 @pytest.mark.parametrize("rows", [1, 2])
@@ -183,3 +201,18 @@ def test_bounds_that_the_user_gave_are_limits(tmp_path: Path) -> None:
     result = export(Model(lambda model, x: model.mixer(x)), tmp_path, tokens(5), dynamic_shapes=shapes)
     assert result.inputs == [f"x float32[rows, n, {WIDTH}]"]
     assert dict(read_model(tmp_path / "m.onnx").limits.sizes) == {"rows": (0, 3), "n": (2, 40)}
+
+
+def test_the_user_says_for_which_sizes_a_branch_is_not_taken(tmp_path: Path) -> None:
+    def around(model: Model, x: Tensor) -> Tensor:
+        return model.linear(model.mixer(x)) if x.shape[1] == 1 else model.mixer(x)
+
+    with pytest.raises(ParityError, match=r"on tokens 1, .*At the example's own sizes they agree"):
+        export(Model(around), tmp_path, tokens(5))
+    result = export(Model(around), tmp_path, tokens(5), dynamic_shapes={"x": {0: Dim("rows"), 1: Dim("n", min=2)}})
+    assert any(note.startswith("n must be at least 2") for note in result.notes)
+
+
+def test_half_precision_is_compared_at_the_same_sizes(tmp_path: Path) -> None:
+    result = export(Conditioned(), tmp_path, tokens(6), torch.randn(2, 12), dtype="float16")
+    assert result.inputs == [f"x float16[batch, tokens, {WIDTH}]", "c float16[batch, 12]"]
