@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Final, ParamSpec, TypeVar
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 # Characters of a message; what is longer, such as a name of a million letters, is cut in its middle.
 _LONGEST: Final = 1000
@@ -71,3 +77,39 @@ class ParityError(PomExportError):
 def reason_of(error: BaseException) -> str:
     """Return the first line of an exception's text, or its class where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+# torch's allocator raises a RuntimeError.
+_TORCH_OUT_OF_MEMORY: Final = "can't allocate memory"
+
+
+def explained(error: BaseException) -> PomExportError:
+    """Return what an exception that nobody expected tells a user."""
+    if isinstance(error, PomExportError):
+        return error
+    reason = reason_of(error)
+    if isinstance(error, OSError):
+        return PomExportError(f"the system refused: {reason}", "Check space, permissions and paths")
+    if isinstance(error, MemoryError) or _TORCH_OUT_OF_MEMORY in reason:
+        return PomExportError(f"not enough memory: {reason}", "Choose smaller sizes, or a machine with more memory")
+    return PomExportError(f"internal error: {type(error).__name__}: {reason}", "Run with --debug and report it")
+
+
+def only_ours(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Return a function of the toolkit's interface that raises nothing but the toolkit's exceptions.
+
+    Calls that don't fit its signature stay a TypeError. What was raised first is the cause.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def called(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        signature.bind(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except PomExportError:
+            raise
+        except Exception as error:
+            raise explained(error) from error
+
+    return called

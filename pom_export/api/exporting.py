@@ -11,7 +11,7 @@ from pom_export.api.checking import check, trial_inputs
 from pom_export.api.progress import Progress, silent
 from pom_export.api.side_files import check_recording_place, own_side_files
 from pom_export.api.sizing import SizePlan, settle_sizes
-from pom_export.errors import InputError
+from pom_export.errors import InputError, only_ours
 from pom_export.files import sha256_of, staged_output
 from pom_export.graph.exported import PRECISIONS, ExportedModel, read_model
 from pom_export.parity.recording import recording_path
@@ -62,6 +62,7 @@ class ExportResult:
         return asdict(self)
 
 
+@only_ours
 def export(
     model: str | os.PathLike[str] | nn.Module,
     output: str | os.PathLike[str],
@@ -125,6 +126,7 @@ def export(
     from pom_export.api.source import load_source, type_notes
     from pom_export.graph.opsets import check_opset, default_opset
     from pom_export.graph.program import GraphOptions
+    from pom_export.torch_modes import plain_modes, same_generators
 
     if dtype not in PRECISIONS:
         raise InputError(f"unknown dtype {dtype!r}", f"Choose one of {', '.join(PRECISIONS)}")
@@ -134,7 +136,8 @@ def export(
     check_opset(opset)
     checkpoint = model if isinstance(model, (str, os.PathLike)) else None
     beside = [recording_path(output)] if samples else []
-    with staged_output(output, checkpoint, beside=beside, stale=lambda: own_side_files(output)) as staged:
+    staging = staged_output(output, checkpoint, beside=beside, stale=lambda: own_side_files(output))
+    with plain_modes(), same_generators(), staging as staged:
         if samples:
             check_recording_place(output)
         source = load_source(
@@ -161,7 +164,7 @@ def export(
             raise InputError("no mixer was called while the model was traced", "Give inputs for which it calls one")
         progress(f"{len(exported.aggregations)} aggregations; comparing with PyTorch")
         checked = check(exported, source, program, sizes, samples)
-        notes = [*source.notes, *sizes.notes, *type_notes(source.module, dtype)]
+        notes = [*source.notes, *program.notes, *sizes.notes, *type_notes(source.module, dtype)]
         result = _result(output, exported, checked, notes)
         return replace(result, weights=source.weights, other_weights=list(source.other_weights))
 
@@ -191,6 +194,7 @@ def _write(source: Source, path: Path, dtype: str, opset: int, optimize: bool) -
     from pom_export.parity.peaks import observe_peaks
 
     program = source.program()
+    source.calls_op()  # and is the same every time
     try:
         if source.own_inputs:
             program, traced, sizes = settle_sizes(source, program, opset)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pom_export.errors import only_ours
+
 
 @dataclass(frozen=True)
 class Inspection:
@@ -43,6 +45,7 @@ class Inspection:
         return asdict(self)
 
 
+@only_ours
 def inspect(
     path: str | os.PathLike[str],
     *,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,8 @@ from pom_export.graph.own_program import module_program, named_examples, program
 from pom_export.graph.program import GraphOptions, Program
 from pom_export.graph.programs import program_of
 from pom_export.graph.reference import Float64Module
+from pom_export.graph.repeating import check_repeats
+from pom_export.graph.weight_kinds import check_weights
 from pom_export.graph.wrappers import unwrapped
 
 Examples = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -38,6 +41,8 @@ class Source:
         module: the model; it is never changed.
         make_program: returns the program of a copy of the model.
         lower: what to do with a copy before it is traced: the reference is the model as it was given.
+        calls_op: of a user's model: refuses one that gives other outputs each time, and returns whether it calls the
+            op of ours by itself.
         properties: metadata for the file.
         own_inputs: whether inputs are the user's, not drawn by us.
         replaced: names of the mixers that the last program has in place of official-style ones.
@@ -51,6 +56,7 @@ class Source:
     module: nn.Module
     make_program: Callable[[nn.Module], Program]
     lower: Callable[[nn.Module], nn.Module] = lambda module: module
+    calls_op: Callable[[], bool] = lambda: False
     properties: Mapping[str, str] = field(default_factory=dict)
     own_inputs: bool = False
     replaced: list[str] = field(default_factory=list)
@@ -137,10 +143,11 @@ def load_source(
         return Source(model, lambda module: program_of(module, options), properties=properties)
     _refuse_options(options, hints)
     model = unwrapped(model)
+    check_weights(model)
     examples = named_examples(model, example_inputs)
     shapes = None if dynamic_shapes is None else named_shapes(model, example_inputs, examples, dynamic_shapes)
-    make_program = _program_maker(examples, shapes)
-    source = Source(model, make_program, own_inputs=True)
+    calls_op = functools.cache(lambda: check_repeats(model, _in_type_of(model, examples)))
+    source = Source(model, _program_maker(examples, shapes), calls_op=calls_op, own_inputs=True)
     return replace(source, lower=_lowering(source, mixers, progress))
 
 
@@ -182,7 +189,10 @@ def _refuse(options: Mapping[str, Any], why: str) -> None:
 def _lowering(
     source: Source, mixers: Adapters | None, progress: Callable[[str], None]
 ) -> Callable[[nn.Module], nn.Module]:
-    """Return what replaces the mixers in a copy, and notes in the source what it did."""
+    """Return what replaces the mixers in a copy, and notes in the source what it did.
+
+    Where there are none, the model must call the op by itself.
+    """
 
     def lower(copied: nn.Module) -> nn.Module:
         name = type(copied).__name__
@@ -198,7 +208,7 @@ def _lowering(
             *(f"{part or name} stays as it is, a plain graph: {why}" for part, why in result.near_misses.items()),
             *(f"{part}: {_folded(weights)}" for part, weights in source.folded.items()),
         ]
-        if not has_mixers(result.module):
+        if not has_mixers(result.module) and (misses or not source.calls_op()):
             raise InputError(
                 f"{name} contains no mixer of ours, and none that looks like an official one",
                 misses[0] if misses else "Nothing of it would use the op; mixers={MyClass: adapter} names your own",
@@ -217,8 +227,12 @@ def _folded(weights: Sequence[str]) -> str:
 
 def _program_maker(examples: Mapping[str, Tensor], dynamic_shapes: Shapes | None) -> Callable[[nn.Module], Program]:
     def make_program(module: nn.Module) -> Program:
-        dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-        converted = {name: t.to(dtype) if t.is_floating_point() else t for name, t in examples.items()}
-        return module_program(module, converted, dynamic_shapes)
+        return module_program(module, _in_type_of(module, examples), dynamic_shapes)
 
     return make_program
+
+
+def _in_type_of(module: nn.Module, examples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return examples with floats of the type of a module's weights."""
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    return {name: t.to(dtype) if t.is_floating_point() else t for name, t in examples.items()}

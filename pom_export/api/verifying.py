@@ -13,7 +13,7 @@ from pom_export.api.expecting import expected_of_checkpoint, expected_of_pairs, 
 from pom_export.api.progress import Progress, silent
 from pom_export.engine.manifest import check_manifest, engine_path, manifest_path
 from pom_export.engine.recipe import FUNCTION
-from pom_export.errors import InputError
+from pom_export.errors import InputError, only_ours
 from pom_export.files import staged_output
 from pom_export.graph.exported import read_model
 from pom_export.graph.function_check import check_functions
@@ -27,6 +27,7 @@ from pom_export.parity.tolerances import Tolerance
 from pom_export.parity.verification import compare
 
 
+@only_ours
 def verify(
     model: str | os.PathLike[str],
     *,
@@ -169,6 +170,7 @@ def _tolerance(precision: str, rtol: float | None, atol: float | None) -> tuple[
     ), "custom"
 
 
+@only_ours
 def write_report(report: ParityReport, path: str | os.PathLike[str]) -> None:
     """Write a report as one self-contained HTML page.
 

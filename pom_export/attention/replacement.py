@@ -13,7 +13,7 @@ from pom_export.attention.multihead import MultiheadPolynomialMixer
 from pom_export.attention.recognition import FUNCTION, TIMM, Found, find_attention
 from pom_export.attention.start import start_from_values
 from pom_export.attention.vision import VisionPolynomialMixer
-from pom_export.errors import InputError
+from pom_export.errors import InputError, only_ours
 
 STARTS = ("values", "fresh")
 _NORMS = ("q_norm", "k_norm", "norm")
@@ -79,6 +79,7 @@ class ReplacementReport:
         return "\n".join([*lines, f"{total}{self.parameters_before:,} before, {self.parameters_after:,} after"])
 
 
+@only_ours
 def replace_attention(
     model: nn.Module,
     *,

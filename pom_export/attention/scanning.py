@@ -11,7 +11,7 @@ from torch import nn
 from pom_export.attention.costs import Cost, PomShape, cost
 from pom_export.attention.recognition import Found, find_attention
 from pom_export.attention.replacement import mixer_for
-from pom_export.errors import InputError
+from pom_export.errors import InputError, only_ours
 
 DEFAULT_TOKENS = (1024, 4096)
 
@@ -51,6 +51,7 @@ class Finding:
         return asdict(self)
 
 
+@only_ours
 def scan(
     model: nn.Module,
     *,

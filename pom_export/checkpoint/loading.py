@@ -16,9 +16,10 @@ from pom_export.checkpoint.recognition import tied_names
 from pom_export.checkpoint.spec import V1, V1_GROUPED, ModelSpec, empty_model
 from pom_export.checkpoint.values import check_values
 from pom_export.checkpoint.weights import find_weights
-from pom_export.errors import CheckpointError
+from pom_export.errors import CheckpointError, only_ours
 from pom_export.models.gpt import GPTConfig, Rotary
 from pom_export.models.jit import JiTConfig
+from pom_export.torch_modes import plain_modes
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,7 @@ def _fill_frequencies(module: nn.Module) -> None:
             part.inv_freq = Rotary(2 * part.get_buffer("inv_freq").shape[0]).inv_freq
 
 
+@only_ours
 def load_checkpoint(
     path: str | os.PathLike[str],
     *,
@@ -180,6 +182,7 @@ def load_checkpoint(
     weights: str | None = None,
 ) -> nn.Module:
     """Return the model that a checkpoint holds, in evaluation mode; arguments and errors as `load_model`'s."""
-    return load_model(
-        path, family=family, degree=degree, heads=heads, in_context_start=in_context_start, weights=weights
-    ).module
+    with plain_modes():
+        return load_model(
+            path, family=family, degree=degree, heads=heads, in_context_start=in_context_start, weights=weights
+        ).module

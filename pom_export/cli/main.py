@@ -16,7 +16,7 @@ import click
 from pom_export import interrupts
 from pom_export.cli.native import mute_libraries, occupy_closed_streams
 from pom_export.cli.output import say, say_on_stderr, settle_stdout
-from pom_export.errors import PomExportError, printable, reason_of
+from pom_export.errors import PomExportError, explained, printable
 from pom_export.version import __version__
 
 # Name, and the line that `pom-export --help` shows; the rest of a command lives in a module of its name.
@@ -31,8 +31,6 @@ _COMMANDS = {
 }
 # The exit code of a command that a signal ended is this plus the signal's number, as shells have it.
 _SIGNALLED = 128
-# torch's allocator raises a RuntimeError.
-_TORCH_OUT_OF_MEMORY = "can't allocate memory"
 
 
 class _LazyGroup(click.Group):
@@ -105,7 +103,7 @@ def _report_failure(error: BaseException, arguments: list[str]) -> int:
         for line in usage.getvalue().splitlines():
             say_on_stderr(printable(line))
     else:
-        known = error if isinstance(error, PomExportError) else _explained(error)
+        known = explained(error)
         what, hint, code = known.what, known.hint, known.exit_code
         if "--debug" in arguments:
             say_on_stderr("".join(traceback.format_exception(error)))
@@ -115,16 +113,6 @@ def _report_failure(error: BaseException, arguments: list[str]) -> int:
         with contextlib.suppress(PomExportError):
             say(json.dumps({"error": what, "hint": hint}))
     return code
-
-
-def _explained(error: BaseException) -> PomExportError:
-    """Return what an exception that nobody expected tells a user."""
-    reason = reason_of(error)
-    if isinstance(error, OSError):
-        return PomExportError(f"the system refused: {reason}", "Check space, permissions and paths")
-    if isinstance(error, MemoryError) or _TORCH_OUT_OF_MEMORY in reason:
-        return PomExportError(f"not enough memory: {reason}", "Choose smaller sizes, or a machine with more memory")
-    return PomExportError(f"internal error: {type(error).__name__}: {reason}", "Run with --debug and report it")
 
 
 if __name__ == "__main__":

@@ -20,12 +20,13 @@ from pom_export.engine.plan import Plan
 from pom_export.engine.profiles import Shapes, make_profiles
 from pom_export.engine.recipe import BuiltEngine
 from pom_export.engine.targets import resolve_targets
-from pom_export.errors import InputError
+from pom_export.errors import InputError, only_ours
 from pom_export.files import check_writable, sha256_of, staged_output
 from pom_export.graph.exported import read_model
 from pom_export.runtime.library import plugin_library
 
 
+@only_ours
 def build_engine(
     model: str | os.PathLike[str],
     output: str | os.PathLike[str],

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from pom_export.graph.uncopyable import shared_by_copies, uncopyable
 from pom_export.graph.wrappers import copy_without_wrappers
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -20,16 +21,19 @@ _MODULE_FIELDS = ("_parameters", "_buffers", "_modules")
 def copy_module(module: _Module, dtype: torch.dtype | None = None) -> _Module:
     """Return a copy of a module, in evaluation mode, that shares every parameter whose type need not change.
 
-    Wrappers inside it are left out. The module itself is left as it is, by its copy's calls too: buffers and other
-    tensors are copied.
+    Wrappers inside it are left out, and the copy is on the CPU. The module itself is left as it is, by its copy's calls
+    too: buffers and other tensors are copied. What can't be copied, such as a lock or an open file, is shared.
 
     Args:
         module: what to copy.
         dtype: floating-point type of the copy; None: weights keep their types.
+
+    Raises:
+        InputError: a part of it, or what an attribute holds, can't be copied.
     """
     memo: dict[int, object] = {}
     for tensor in plain_tensors(module):
-        memo[id(tensor)] = tensor.detach().clone()  # one with a history can't be deep-copied
+        memo[id(tensor)] = tensor.detach().cpu().clone()  # one with a history can't be deep-copied
     for part in _parts(module):
         for buffer in part.buffers(recurse=False):
             memo[id(buffer)] = _converted(buffer, dtype).clone()
@@ -38,15 +42,21 @@ def copy_module(module: _Module, dtype: torch.dtype | None = None) -> _Module:
     with warnings.catch_warnings():
         # Traced modules hold classes that torch itself has deprecated.
         warnings.simplefilter("ignore", FutureWarning)
-        return copy_without_wrappers(module, memo).eval()
+        try:
+            return copy_without_wrappers(module, dict(memo)).eval()
+        except Exception:  # noqa: BLE001 (whatever copy.deepcopy meets)
+            memo |= shared_by_copies(module, memo)
+        try:
+            return copy_without_wrappers(module, memo).eval()
+        except Exception as error:
+            raise uncopyable(module, memo, error) from error
 
 
 def _converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    if dtype is None or not tensor.is_floating_point():
+    wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    if tensor.dtype == wanted and tensor.device.type == "cpu":
         return tensor
-    if tensor.dtype == dtype:
-        return tensor
-    converted = tensor.detach().to(dtype)
+    converted = tensor.detach().to("cpu", wanted)
     return nn.Parameter(converted, requires_grad=False) if isinstance(tensor, nn.Parameter) else converted
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.modules import transformer
 from torch.onnx import _flags
 
-from pom_export.errors import InputError, reason_of
+from pom_export.errors import InputError
 from pom_export.graph.claims import Bounds
 from pom_export.graph.dynamic_shapes import is_hint, trace_shapes
 from pom_export.graph.exported import nested
@@ -37,9 +37,16 @@ from pom_export.graph.passes import (
 from pom_export.graph.passes.lower_precision import Observe
 from pom_export.graph.program import Program
 from pom_export.graph.quiet import quiet_torch
+from pom_export.graph.refusals import place_of, refusal
 from pom_export.graph.size_bounds import traced_bounds
+from pom_export.graph.splitting import SlicedSplits
 from pom_export.graph.stand_in import stand_in_paths
 from pom_export.graph.translation import translation_table
+
+_RANDOM = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
+_REFUSED = "torch could not export the model"
 
 
 @contextlib.contextmanager
@@ -106,7 +113,7 @@ def trace(program: Program, opset: int) -> Traced:
     """Run torch.export and torch.onnx over a program.
 
     Raises:
-        InputError: torch could not trace or translate the model; the first line of its reason is kept.
+        InputError: torch could not trace or translate the model; its reason, and where in the model.
     """
     with (
         quiet_torch(),
@@ -114,6 +121,7 @@ def trace(program: Program, opset: int) -> Traced:
         _sizes_fixed_where_used(program),
         _without_collector(),
         torch.no_grad(),
+        SlicedSplits(),
     ):
         try:
             exported = torch.onnx.export(
@@ -128,14 +136,27 @@ def trace(program: Program, opset: int) -> Traced:
                 custom_translation_table=translation_table(),
                 verbose=False,
             )
-        except torch.onnx.errors.OnnxExporterError as error:
-            reason = reason_of(error.__cause__ or error)
-            raise InputError(f"torch could not export the model: {reason}", "Run with --debug for the trace") from error
+        except InputError:
+            raise
+        except (Exception, SystemExit) as error:  # the tracer runs the user's code, and has errors of its own
+            raise refusal(_REFUSED, error, program.module, "Run with --debug for the trace") from error
     assert exported is not None
     assert exported.exported_program is not None
+    _refuse_random(exported.model)
     NameDimensionsPass()(exported.model)
     traced = Traced(exported.model, {})
     return replace(traced, bounds=traced_bounds(exported.exported_program, traced.axes))
+
+
+def _refuse_random(model: ir.Model) -> None:
+    """Raise InputError where a graph draws random numbers, which two runs of the model with one seed don't show."""
+    common.RemoveUnusedNodesPass()(model)
+    for node in model.graph.all_nodes():
+        if node.op_type in _RANDOM:
+            raise InputError(
+                f"the model itself draws random numbers: {node.op_type}{place_of(node)}",
+                "Switch that off",
+            )
 
 
 def _optimizations(dtype: str) -> list[ir.passes.InPlacePass]:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import Dim, ExportedProgram
-from torch.utils._pytree import MappingKey, tree_flatten_with_path
 
-from pom_export.errors import InputError, reason_of
+from pom_export.errors import InputError
 from pom_export.graph.copying import copy_module, plain_tensors
+from pom_export.graph.outputs import TensorsOnly, free_name, left_out, named_outputs
 from pom_export.graph.program import Program
 from pom_export.graph.quiet import quiet_failure
+from pom_export.graph.refusals import refusal
 from pom_export.graph.size_bounds import symbol_bounds
 
 Examples = Mapping[str, Tensor]
@@ -36,6 +38,8 @@ def named_examples(module: nn.Module, examples: Tensor | Sequence[Any] | Mapping
     Raises:
         InputError: the forward has other inputs, or an example is no tensor.
     """
+    if getattr(type(module), "forward", None) is nn.Module.forward and "forward" not in vars(module):
+        raise InputError(f"{type(module).__name__} has no forward", "Wrap it in a module that calls it")
     parameters = inspect.signature(module.forward).parameters.values()
     names = [parameter.name for parameter in parameters if parameter.kind in _NAMED]
     if any(parameter.kind not in (*_NAMED, inspect.Parameter.VAR_KEYWORD) for parameter in parameters):
@@ -45,6 +49,10 @@ def named_examples(module: nn.Module, examples: Tensor | Sequence[Any] | Mapping
         )
     if isinstance(examples, (Tensor, np.ndarray)):
         examples = (examples,)
+    if not isinstance(examples, (Mapping, Sequence)) or isinstance(examples, (str, bytes)):
+        raise InputError(
+            f"example_inputs is a {type(examples).__name__}", "Give a tuple of tensors, or a mapping by name"
+        )
     if not isinstance(examples, Mapping):
         if len(examples) > len(names):
             raise InputError(f"forward takes {len(names)} inputs, got {len(examples)} examples", "Give one each")
@@ -55,14 +63,32 @@ def named_examples(module: nn.Module, examples: Tensor | Sequence[Any] | Mapping
 
 
 def _tensor(name: str, value: Any) -> Tensor:
+    """Return an example as a tensor of its own, its values one behind the other on the CPU.
+
+    torch.export would take other strides, such as those of a slice, for something that the file depends on.
+    """
     if isinstance(value, np.ndarray):
-        return torch.from_numpy(value)
+        try:
+            value = torch.from_numpy(np.array(value))
+        except TypeError as error:
+            raise InputError(f"example input {name} is an array of {value.dtype}", "Give another type") from error
     if not isinstance(value, Tensor):
         raise InputError(
             f"example input {name} is a {type(value).__name__}, not a tensor",
             "Give tensors; fix other arguments in a module around yours",
         )
-    return value.detach()
+    shape = "x".join(map(str, value.shape))
+    if value.layout != torch.strided or value.is_quantized or value.is_nested or value.is_complex():
+        kind = f"{value.layout}, {value.dtype}".replace("torch.", "")
+        raise InputError(f"example input {name} is a tensor that ONNX has not ({kind})", "Give a plain, dense one")
+    if not value.numel():
+        raise InputError(
+            f"example input {name} is empty ({shape}): there is nothing to trace or compare",
+            "Give at least one row and one token",
+        )
+    if value.is_meta or isinstance(value, FakeTensor):
+        raise InputError(f"example input {name} has no values ({type(value).__name__}, device meta)", "Give real ones")
+    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def module_program(module: nn.Module, examples: Examples, dynamic_shapes: Mapping[str, Any] | None = None) -> Program:
@@ -76,21 +102,77 @@ def module_program(module: nn.Module, examples: Examples, dynamic_shapes: Mappin
         InputError: the module fails on the examples, or returns no tensor.
     """
     automatic = _automatic_shapes(examples)
-    try:
-        with torch.no_grad(), quiet_failure():
-            # On a copy: what a module keeps from a call would become a constant of the graph.
-            outputs = named_outputs(copy_module(module)(**examples))
-    except InputError:
-        raise  # what one of ours is not called with, and what to do
-    except Exception as error:
-        raise InputError(f"the model fails on the example inputs: {reason_of(error)}", "Give others") from error
+    # On a copy: what a module keeps from a call would become a constant of the graph.
+    result = run_on_examples(copy_module(module), examples)
+    outputs = named_outputs(result)
     if not outputs:
         raise InputError("the model returns no tensor", "Return at least one")
-    shapes = automatic if dynamic_shapes is None else dynamic_shapes
+    notes = left_out(result)
+    pinned = list(_axes_that_change_ranks(module, examples, automatic, outputs))
+    for name, axis in pinned:
+        del automatic[name][axis]
+        notes.append(f"dimension {axis} of {name} is fixed: the outputs have fewer axes where it is 1")
+    shapes = automatic if dynamic_shapes is None else _checked(dynamic_shapes, pinned)
     _forget_sizes(module, examples, automatic)
     taken = {*examples, *outputs}
-    names = tuple(_free(f"{name}_out", taken) if name in examples else name for name in outputs)
-    return Program(module, examples, shapes, names, prefix="")
+    names = tuple(free_name(f"{name}_out", taken) if name in examples else name for name in outputs)
+    return Program(TensorsOnly(module), examples, shapes, names, notes=tuple(notes))
+
+
+def _axes_that_change_ranks(
+    module: nn.Module, examples: Examples, dynamic: Mapping[str, Mapping[int, Any]], outputs: Mapping[str, Tensor]
+) -> Iterator[tuple[str, int]]:
+    """Yield the dimensions whose size decides how many axes outputs have, as `squeeze` makes it: 1, or another.
+
+    Batch dimensions are tried together, and the others: inputs mostly agree in them.
+    """
+    ranks = [tensor.dim() for tensor in outputs.values()]
+    axes = [(name, axis) for name, own in dynamic.items() for axis in own]
+    for group in ([one for one in axes if one[1] == 0], [one for one in axes if one[1] > 0]):
+        resized = dict(examples)
+        for name, axis in group:
+            resized[name] = _repeated(resized[name], axis, 2 if examples[name].shape[axis] == 1 else 1)
+        try:
+            others = named_outputs(run_on_examples(copy_module(module), resized)) if group else outputs
+        except InputError:  # a size that the model does not take says nothing
+            continue
+        if [tensor.dim() for tensor in others.values()] != ranks:
+            yield from group
+
+
+def _repeated(tensor: Tensor, axis: int, size: int) -> Tensor:
+    """Return a tensor of another size, whose values along an axis are those of the tensor over and over."""
+    return tensor.index_select(axis, torch.arange(size) % tensor.shape[axis])
+
+
+def _checked(dynamic_shapes: Mapping[str, Any], pinned: Sequence[tuple[str, int]]) -> Mapping[str, Any]:
+    """Return the user's dynamic shapes.
+
+    Raises:
+        InputError: they ask for a dimension that can't be dynamic.
+    """
+    for name, axis in pinned:
+        if axis in (dynamic_shapes.get(name) or {}):
+            raise InputError(
+                f"dimension {axis} of {name} can't be dynamic: the outputs have fewer axes where it is 1",
+                "Leave it out of dynamic_shapes, or index the axis instead of squeezing it",
+            )
+    return dynamic_shapes
+
+
+def run_on_examples(module: nn.Module, examples: Examples) -> Any:
+    """Return what a module makes of its example inputs.
+
+    Raises:
+        InputError: it fails on them.
+    """
+    try:
+        with torch.no_grad(), quiet_failure():
+            return module(**examples)
+    except InputError:
+        raise  # what one of ours is not called with, and what to do
+    except (Exception, SystemExit) as error:
+        raise refusal("the model fails on the example inputs", error, module, "Give others") from error
 
 
 def _automatic_shapes(examples: Examples) -> dict[str, dict[int, Any]]:
@@ -129,8 +211,7 @@ def _forget_sizes(module: nn.Module, examples: Examples, dynamic: Mapping[str, M
     others = dict(examples)
     for name, axes in dynamic.items():
         for axis in axes:
-            size = others[name].shape[axis]
-            others[name] = others[name].index_select(axis, torch.arange(size + 1) % max(size, 1))
+            others[name] = _repeated(others[name], axis, others[name].shape[axis] + 1)
     # Other sizes may be none that the model takes.
     with torch.no_grad(), contextlib.suppress(Exception), quiet_failure():
         module(**others)
@@ -172,36 +253,3 @@ def _bounded(size: torch.SymInt, program: ExportedProgram) -> Any:
 def _user_inputs(program: ExportedProgram) -> list[torch.fx.Node]:
     wanted = set(map(str, program.graph_signature.user_inputs))
     return [node for node in program.graph.nodes if node.op == "placeholder" and node.name in wanted]
-
-
-def named_outputs(result: Any) -> dict[str, Tensor]:
-    """Return the tensors of a module's result by name, in order, those inside tuples, lists and mappings included.
-
-    A name is the keys on the way to the tensor; with indices where keys alone name several, or there are none.
-    """
-    leaves, _ = tree_flatten_with_path(result)
-    tensors = [(path, leaf) for path, leaf in leaves if isinstance(leaf, Tensor)]
-    keys = [_joined(step.key for step in path if isinstance(step, MappingKey)) for path, _ in tensors]
-    if keys == [""]:
-        return {"y": tensors[0][1]}
-    named: dict[str, Tensor] = {}
-    for (path, tensor), key in zip(tensors, keys, strict=True):
-        alone = key and keys.count(key) == 1
-        named[_free(key if alone else _full_name(path), named)] = tensor
-    return named
-
-
-def _full_name(path: Sequence[Any]) -> str:
-    steps = [step.key if isinstance(step, MappingKey) else getattr(step, "idx", step) for step in path]
-    return _joined(steps if isinstance(path[0], MappingKey) else ["y", *steps])
-
-
-def _joined(steps: Iterable[Any]) -> str:
-    return "_".join(map(str, steps))
-
-
-def _free(name: str, taken: Container[str]) -> str:
-    """Return a name, with as many underscores behind it as keep it apart from those that are taken."""
-    while name in taken:
-        name += "_"
-    return name

@@ -51,6 +51,7 @@ class Program:
         properties: metadata for the file.
         limits: what the inputs may hold.
         prefix: where the model sits in `module`; taken off names in the file.
+        notes: what to tell the user of the file, a line each.
     """
 
     module: nn.Module
@@ -60,6 +61,7 @@ class Program:
     properties: Mapping[str, str] = field(default_factory=dict)
     limits: InputLimits = field(default_factory=InputLimits)
     prefix: str = "model"
+    notes: tuple[str, ...] = ()
 
 
 # Dimension names or sizes, and dtype, of each input.

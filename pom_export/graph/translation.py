@@ -1,9 +1,9 @@
-"""How torch.onnx turns our torch ops into the custom node."""
+"""How torch.onnx turns our torch ops into the custom node, and those of torch's that it gets wrong."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -58,6 +58,13 @@ def _stateful_polynomial_aggregation(
     return getattr(_POM, contract.OP_NAME)(x, *inputs, past_state, past_length, **values)
 
 
+def _squeeze(x: Any, dim: int) -> Any:
+    """Leave a dimension of another size than 1 alone, as torch does: ONNX refuses it."""
+    if not x.shape or (isinstance(x.shape[dim], int) and x.shape[dim] != 1):
+        return opset18.Identity(x)
+    return opset18.Squeeze(x, cast(Any, opset18.Constant(value_ints=[dim])))
+
+
 def _filled(*inputs: Any) -> list[Any]:
     """Return the inputs from the coefficients on, with a placeholder for each that is absent."""
     types = (np.float32, np.bool_, np.float32, np.float32)
@@ -73,6 +80,7 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Return `custom_translation_table` for torch.onnx.export; the schema is registered on the way."""
     register_schema()
     return {
+        torch.ops.aten.squeeze.dim: _squeeze,
         torch.ops.pom.polynomial_aggregation.default: _polynomial_aggregation,
         torch.ops.pom.stateful_polynomial_aggregation.default: _stateful_polynomial_aggregation,
     }

@@ -100,13 +100,14 @@ def run_module(module: nn.Module, feed: Arrays) -> list[npt.NDArray[Any]]:
     from torch.utils._pytree import tree_leaves
 
     from pom_export.graph.quiet import quiet_failure
+    from pom_export.torch_modes import plain_modes
 
     tensors = {}
     for name, array in feed.items():
         # Neither numpy nor torch.from_numpy knows bfloat16; float64 holds every smaller type's values.
         exact = array if array.dtype.kind in "biu" else array.astype(np.float64)
         tensors[name] = torch.from_numpy(np.ascontiguousarray(exact))
-    with torch.no_grad(), quiet_failure():
+    with plain_modes(), quiet_failure():
         leaves = tree_leaves(module(**nested(tensors)))
     return [leaf.numpy() for leaf in leaves if isinstance(leaf, torch.Tensor)]
 

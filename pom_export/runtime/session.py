@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+from weakref import WeakSet
 
-from pom_export.errors import InputError, MissingDependencyError, reason_of
+from pom_export.errors import InputError, MissingDependencyError, PomExportError, only_ours, reason_of
 from pom_export.files import readable_file
 from pom_export.graph.onnx_file import check_onnx_file
 from pom_export.runtime.keeping_sizes import keeps_sizes, session_class
@@ -21,6 +22,9 @@ Provider = str | tuple[str, Mapping[str, Any]]
 _ORT_SUFFIX = ".ort"
 _READS_OVERLOADS = (1, 27)  # the first ONNX Runtime that tells functions apart by them
 _SILENT = 4  # ONNX Runtime's severity "fatal": errors reach the user as exceptions, once
+# Session options that our library was registered in: a second time, no session could be made of them.
+_WITH_OUR_LIBRARY: Final[WeakSet[Any]] = WeakSet()
+_TWICE: Final = "Domain already set"
 _INSTALL_HINT = "Install one: pip install 'pom-export[onnxruntime]'"
 
 
@@ -70,6 +74,7 @@ def _check_functions(file: Path, version: str) -> None:
     refuse_overloads(file, model.functions, f"ONNX Runtime {version}")
 
 
+@only_ours
 def inference_session(
     model: str | os.PathLike[str],
     providers: Sequence[Provider] | None = None,
@@ -84,7 +89,8 @@ def inference_session(
         providers: execution providers, in order of preference, each a name or a name and its options; default: the
             CPU. The op library has kernels for the CPU's and CUDA's, and TensorRT's is told of our plugin.
         kernels: False leaves our library out, so that the op's function of standard ops runs instead.
-        session_options: an onnxruntime.SessionOptions to start from.
+        session_options: an onnxruntime.SessionOptions to start from. Our library is registered in it, once, and stays
+            there (ONNX Runtime can't copy options); nothing else of it is changed, and it serves any number of calls.
 
     Returns:
         An onnxruntime.InferenceSession. Its `run` raises InputError for sizes beyond the file's limits, or that do not
@@ -101,14 +107,40 @@ def inference_session(
         if not kernels:
             _check_functions(file, onnxruntime.__version__)
     options = default_session_options() if session_options is None else session_options
-    chosen = list(providers or DEFAULT_PROVIDERS)
-    if kernels:
-        options.register_custom_ops_library(os.fspath(custom_ops_library()))
-        chosen = [_with_plugin(provider, onnxruntime.get_available_providers()) for provider in chosen]
+    if not isinstance(options, onnxruntime.SessionOptions):
+        raise InputError(f"session_options is a {type(options).__name__}", "Give an onnxruntime.SessionOptions")
     try:
+        if kernels:
+            _register(options)
+        elif options in _WITH_OUR_LIBRARY:
+            raise InputError(
+                "these session options hold our kernels from an earlier call, and kernels=False asks for none",
+                "Give other options",
+            )
+        chosen = _chosen(providers, options, onnxruntime.get_available_providers() if kernels else ())
         session = session_class()(os.fspath(file), options, providers=chosen)
+    except PomExportError:
+        raise
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         reason = reason_of(error)
-        raise InputError(f"ONNX Runtime cannot load {Path(file).name}: {reason}", "Is it a whole ONNX file?") from error
+        hint = "Is it a whole ONNX file?"
+        if _TWICE in reason:
+            hint = "Don't register our library in the session options: inference_session does"
+        raise InputError(f"ONNX Runtime cannot load {Path(file).name}: {reason}", hint) from error
     keeps_sizes(session)
     return session
+
+
+def _register(options: Any) -> None:
+    """Register our library in session options that don't hold it from an earlier call."""
+    if options not in _WITH_OUR_LIBRARY:
+        options.register_custom_ops_library(os.fspath(custom_ops_library()))
+        _WITH_OUR_LIBRARY.add(options)
+
+
+def _chosen(providers: Sequence[Provider] | None, options: Any, available: Sequence[str]) -> list[Provider] | None:
+    """Return the execution providers of a session; None leaves them to session options that have their own."""
+    if providers is None and getattr(options, "has_providers", bool)():  # not in every ONNX Runtime
+        return None
+    named = [providers] if isinstance(providers, str) else list(providers or DEFAULT_PROVIDERS)
+    return [_with_plugin(provider, available) for provider in named]

@@ -52,7 +52,8 @@ class NameByModulePass(ir.passes.InPlacePass):
     def _without_prefix(self, name: str) -> str:
         for path, known in self.stand_ins.items():
             if name == path or name.startswith(f"{path}."):
-                return f"{known}{name[len(path) :]}".lstrip(".")
+                name = f"{known}{name[len(path) :]}".lstrip(".")
+                break
         return "" if name == self.prefix else name.removeprefix(f"{self.prefix}.")
 
     def _rename_initializers(self, graph: ir.Graph) -> None:

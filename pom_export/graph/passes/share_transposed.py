@@ -33,7 +33,7 @@ class ShareTransposedPass(ir.passes.InPlacePass):
     @staticmethod
     def _replace(graph: ir.Graph, value: ir.Value, other: ir.Value) -> None:
         first = next(node for node in graph if any(user is node for user, _ in value.uses()))
-        transpose = ir.node("Transpose", [other], {"perm": [1, 0]}, name=f"{other.name}/Transpose")
+        transpose = ir.node("Transpose", [other], {"perm": [1, 0]}, name=f"{value.name}/Transpose")
         transpose.outputs[0].shape, transpose.outputs[0].type = value.shape, value.type
         graph.insert_before(first, transpose)
         name = value.name or ""

@@ -1,0 +1,175 @@
+"""The tensors of what a module returns: found in the usual structures, and named after the way to them."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections import deque
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import SUPPORTED_NODES, tree_iter, tree_leaves
+
+from pom_export.errors import InputError
+
+_NO_TENSORS = (int, float, complex, str, bytes, bool, type(None), torch.SymInt, torch.SymFloat, torch.SymBool,
+               torch.dtype, torch.device, torch.Size)  # fmt: skip
+# How far an object's attributes are followed.
+_DEEPEST = 4
+_ODD = re.compile(r"[^\w.:/\-]+")
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """One value of a result; `keys` are the names on the way to it, `steps` these and the indices."""
+
+    keys: tuple[str, ...]
+    steps: tuple[str, ...]
+    starts_with_key: bool
+    value: Any
+
+    def full_name(self) -> str:
+        return "_".join(self.steps if self.starts_with_key else ("y", *self.steps))
+
+
+def named_outputs(result: Any) -> dict[str, Tensor]:
+    """Return the tensors of a module's result by name, in order.
+
+    Tuples, lists and mappings, named tuples and dataclasses are looked into. A name is the keys and fields on the way
+    to the tensor; with indices where those alone name several, or there are none.
+
+    Raises:
+        InputError: something in the result holds tensors that would be lost, or is a tensor that ONNX has not.
+    """
+    leaves = [leaf for leaf in _leaves(result, (), ()) if _is_tensor(leaf)]
+    keys = ["_".join(leaf.keys) for leaf in leaves]
+    if keys == [""]:
+        return {"y": leaves[0].value}
+    named: dict[str, Tensor] = {}
+    for leaf, key in zip(leaves, keys, strict=True):
+        alone = key and keys.count(key) == 1
+        named[free_name(key if alone else leaf.full_name(), named)] = leaf.value
+    return named
+
+
+def left_out(result: Any) -> list[str]:
+    """Return a line for each value in a result that is no tensor and therefore not in the file; None goes unsaid."""
+    others = [leaf for leaf in _leaves(result, (), ()) if leaf.value is not None and not isinstance(leaf.value, Tensor)]
+    return [
+        f"the output {leaf.full_name()} is no tensor ({type(leaf.value).__name__}) and is not in the file"
+        for leaf in others
+    ]
+
+
+def free_name(name: str, taken: Container[str]) -> str:
+    """Return a name, with as many underscores behind it as keep it apart from those that are taken."""
+    while name in taken:
+        name += "_"
+    return name
+
+
+class TensorsOnly(nn.Module):
+    """A module that returns a tuple of the tensors that another returns, and nothing else.
+
+    torch.export knows few structures, and torch.onnx no outputs but tensors.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    @property
+    def forward(self) -> Callable[..., tuple[Tensor, ...]]:  # type: ignore[override]
+        """Run the module on inputs by name; torch.export asks for the names, which are those of the module."""
+
+        def forward(**inputs: Any) -> tuple[Tensor, ...]:
+            # Parameters among the outputs ask for gradients, which no caller here wants.
+            return tuple(tensor.detach() for tensor in named_outputs(self.model(**inputs)).values())
+
+        forward.__signature__ = inspect.signature(self.model.forward)  # type: ignore[attr-defined]
+        return forward
+
+
+def _is_tensor(leaf: _Leaf) -> bool:
+    """Return whether a leaf is a tensor that a file can have as an output.
+
+    Raises:
+        InputError: it is a tensor of another kind, or an object that holds tensors.
+    """
+    value, name = leaf.value, leaf.full_name()
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided:
+            raise InputError(f"the output {name} is a sparse tensor, which ONNX has not", "Return its to_dense()")
+        if value.is_complex():
+            raise InputError(
+                f"the output {name} is complex, which ONNX Runtime is not", "Return torch.view_as_real of it"
+            )
+        return True
+    if isinstance(value, _NO_TENSORS):
+        return False
+    kind = type(value).__name__
+    if isinstance(value, (set, frozenset)) or hasattr(value, "__next__"):
+        raise InputError(f"the output {name} is a {kind}, which has no order to name tensors by", "Return a tuple")
+    if type(value).__module__ == "numpy":
+        raise InputError(f"the output {name} is of numpy ({kind}), which can't be traced", "Return a tensor")
+    if _holds_tensors(value):
+        raise InputError(
+            f"the output {name} is a {kind}, whose tensors have no names", "Return a tuple, a mapping or a dataclass"
+        )
+    return False
+
+
+def _holds_tensors(value: Any, depth: int = _DEEPEST) -> bool:
+    if isinstance(value, Tensor):
+        return True
+    if not depth or isinstance(value, (*_NO_TENSORS, type)):
+        return False
+    slots = getattr(type(value), "__slots__", ())
+    held = [*getattr(value, "__dict__", {}).values(), *(getattr(value, slot, None) for slot in slots)]
+    return any(_holds_tensors(part, depth - 1) for part in tree_iter(held))
+
+
+def _leaves(value: Any, keys: tuple[str, ...], steps: tuple[str, ...], starts: bool | None = None) -> Iterator[_Leaf]:
+    """Yield the values in a result, in order."""
+    parts = _parts(value)
+    if parts is None:
+        yield _Leaf(keys, steps, bool(starts), value)
+        return
+    for key, part in parts:
+        step = str(key) if isinstance(key, int) else key.name
+        named = keys if isinstance(key, int) else (*keys, step)
+        yield from _leaves(part, named, (*steps, step), not isinstance(key, int) if starts is None else starts)
+
+
+@dataclass(frozen=True)
+class _Key:
+    """A key or field as a name in the file has it."""
+
+    name: str
+
+
+def _key(key: Any) -> _Key:
+    return _Key(_ODD.sub("_", str(key)).strip("_") or "y")
+
+
+def _parts(value: Any) -> list[tuple[int | _Key, Any]] | None:
+    """Return what a structure holds, by index or by key; None of what is no structure."""
+    if isinstance(value, Mapping):
+        return [(_key(key), part) for key, part in value.items()]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [(_key(field.name), getattr(value, field.name, None)) for field in fields(value)]
+    if isinstance(value, torch.Size):
+        return None
+    if isinstance(value, tuple):
+        # Of a named tuple; torch's own, such as those of max and topk, say theirs otherwise.
+        names: Any = getattr(value, "_fields", None) or getattr(type(value), "__match_args__", ())
+        if len(names) == len(value):
+            return [(_key(name), part) for name, part in zip(names, value, strict=True)]
+    if isinstance(value, (tuple, list, deque)):
+        return list(enumerate(value))
+    if type(value) in SUPPORTED_NODES:  # registered by whoever wrote the class
+        return list(enumerate(tree_leaves(value, is_leaf=lambda part: part is not value)))
+    return None

@@ -1,0 +1,41 @@
+"""Splits of a dimension whose size is dynamic, traced as slices: torch.onnx has no translation of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import SymInt, Tensor
+from torch.overrides import TorchFunctionMode
+
+# Functions whose results lie one behind the other along one dimension, their third argument.
+_SPLITS = frozenset({torch.chunk, Tensor.chunk, torch.split, Tensor.split, torch.tensor_split, Tensor.tensor_split})
+
+
+class SlicedSplits(TorchFunctionMode):
+    """While it is on, chunk and split of a dynamic dimension are slices of the sizes that torch finds for the parts.
+
+    How many parts there are is fixed by the example.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Call a function of torch; what a split returns is made anew."""
+        given = dict(kwargs or {})
+        parts = func(*args, **given)
+        if func not in _SPLITS:
+            return parts
+        whole: Any = args[0] if args else given.get("input", given.get("tensor"))
+        dim = given.get("dim", args[2] if len(args) > 2 else 0)
+        sizes = [part.shape[dim] for part in parts]
+        if not any(isinstance(size, SymInt) for size in sizes):
+            return parts
+        starts = [0, *accumulate(sizes)]
+        return tuple(whole.narrow(dim, start, size) for start, size in zip(starts, sizes, strict=False))

@@ -1,0 +1,82 @@
+"""What copy.deepcopy refuses inside a module: shared between copies where that is harmless, named where it is not."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from pom_export.errors import InputError, reason_of
+
+_MODULE_FIELDS = ("_parameters", "_buffers", "_modules")
+_DEEPEST = 6
+
+
+def shared_by_copies(module: nn.Module, memo: Mapping[int, Any]) -> dict[int, Any]:
+    """Return what in a module can't be copied, and may be shared, as `copy.deepcopy` takes it in its memo.
+
+    Args:
+        module: what is to be copied.
+        memo: what of it has a copy already.
+
+    Raises:
+        InputError: an attribute holds an iterator, which a run of the copy would use up.
+    """
+    shared: dict[int, Any] = {}
+    for path, part in module.named_modules():
+        for name, value in vars(part).items():
+            if name not in _MODULE_FIELDS:
+                _share(value, f"{path}.{name}".lstrip("."), {**memo}, shared, _DEEPEST)
+    return shared
+
+
+def _share(value: Any, name: str, memo: dict[int, Any], shared: dict[int, Any], depth: int) -> None:
+    """Add to `shared` the smallest parts of a value that can't be copied."""
+    if isinstance(value, nn.Module) or _copies(value, memo | shared):
+        return
+    if isinstance(value, ModuleType):
+        shared[id(value)] = value
+        return
+    for key, part in _inside(value) if depth else ():
+        _share(part, f"{name}{key}", memo, shared, depth - 1)
+    if _copies(value, memo | shared):
+        return
+    if hasattr(type(value), "__next__") and not isinstance(value, io.IOBase):
+        raise InputError(
+            f"the model's {name} is a {type(value).__name__}, which can't be copied and is used up by a run",
+            "Take it off the model before the export",
+        )
+    shared[id(value)] = value
+
+
+def _copies(value: Any, memo: dict[int, Any]) -> bool:
+    try:
+        copy.deepcopy(value, dict(memo))
+    except Exception:  # noqa: BLE001 (whatever the object raises)
+        return False
+    return True
+
+
+def _inside(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the parts of a value, with what stands for each in the value's name."""
+    if isinstance(value, Mapping):
+        yield from ((f"[{key!r}]", part) for key, part in value.items())
+    elif isinstance(value, (list, tuple)):
+        yield from ((f"[{index}]", part) for index, part in enumerate(value))
+    else:
+        yield from ((f".{key}", part) for key, part in getattr(value, "__dict__", {}).items())
+
+
+def uncopyable(module: nn.Module, memo: Mapping[int, Any], error: Exception) -> InputError:
+    """Return the error to raise where a module can't be copied even so: the innermost part that can't is named."""
+    for name, part in reversed(list(module.named_modules())):
+        if not _copies(part, {**memo}):
+            where = f"{name} ({type(part).__name__})" if name else f"the model ({type(part).__name__})"
+            return InputError(
+                f"{where} can't be copied: {reason_of(error)}", "Give a copy that can be, or leave it out"
+            )
+    return InputError(f"the model can't be copied: {reason_of(error)}", "Give a copy that can be")
