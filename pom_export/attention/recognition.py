@@ -186,7 +186,9 @@ def _fused(module: nn.Module) -> Recognised | None:
 
 
 def _function(module: nn.Module) -> Recognised | None:
-    if not _calls_sdpa(type(module).forward):
+    # TorchScript's modules have no code of Python's.
+    forward = getattr(type(module), "forward", None)
+    if forward is None or not _calls_sdpa(forward):
         return None
     return Recognised(FUNCTION, None, f"its forward calls {_SDPA}; its sizes are not known: replace it by hand")
 

@@ -1,0 +1,147 @@
+"""Modules as people have them: exported, or refused in a line that names what is odd; and left as they were."""
+
+from __future__ import annotations
+
+import copy
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pom_export
+from pom_export.errors import InputError
+from pom_export.graph.outputs import left_out, named_outputs
+from pom_export.parity.comparison import difference
+from pom_export.parity.tolerances import MODELS
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from odd_modules import REFUSED, REFUSED_BY_TORCH, WIDTH, Everything, Fields, Net, Result, example, same
+
+# What torch says of parts of its own that are old.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+
+@pytest.mark.parametrize("name", [*REFUSED, *REFUSED_BY_TORCH])
+def test_what_cannot_be_exported_is_named(name: str, tmp_path: Path) -> None:
+    make, message = {**REFUSED, **REFUSED_BY_TORCH}[name]
+    with pytest.raises(InputError, match=message) as caught:
+        pom_export.export(make(), tmp_path / "m.onnx", example_inputs=(example(),))
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_attention_is_looked_for_in_any_module(name: str) -> None:
+    module = REFUSED[name][0]()
+    assert pom_export.scan(module) == []
+    assert pom_export.replace_attention(module).replaced == []
+
+
+def test_much_at_once_is_exported_and_nothing_of_the_callers_changes(tmp_path: Path) -> None:
+    model, x = Everything().train(), example()
+    model.mix.po_coeff.requires_grad_(False)
+    before, given = copy.deepcopy(model.state_dict()), x.clone()
+    torch.manual_seed(5)
+    random.seed(5)
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+
+    # Whatever the caller has switched on.
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode(), torch.device("meta"):
+            result = pom_export.export(model, tmp_path / "m.onnx", example_inputs=(x,))
+            assert torch.is_autocast_enabled("cpu")
+            assert torch.is_inference_mode_enabled()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+    assert [text.split()[0] for text in result.outputs] == [
+        "out_logits", "out_hidden_left", "out_hidden_right", "scale", "best_values", "best_indices", "x_out", "odd_a_2",
+    ]  # fmt: skip
+    assert all("float32" in text for text in [*result.inputs, result.outputs[0]])
+    assert [note for note in result.notes if "no tensor" in note] == [
+        "the output out_length is no tensor (int) and is not in the file",
+        "the output count is no tensor (int) and is not in the file",
+    ]
+    assert model.training
+    assert [p.requires_grad for p in (model.scale, model.mix.po_coeff)] == [True, False]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(x, given)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert np.random.get_state()[1].tolist() == states[2]
+
+    more = torch.randn(3, 4, WIDTH)
+    found = pom_export.inference_session(tmp_path / "m.onnx").run(None, {"x": more.numpy()})
+    wanted = named_outputs(model.eval()(more))
+    for one, other in zip(found, wanted.values(), strict=True):
+        assert difference(one, other.detach().double().numpy(), MODELS["float32"])
+
+
+class Direct(nn.Module):
+    """Calls the documented op, with no mixer around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.project = nn.Linear(WIDTH, WIDTH)
+        self.coefficients = nn.Parameter(torch.randn(WIDTH, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.pom.polynomial_aggregation(self.project(x), self.coefficients, None, "causal")
+
+
+def test_a_module_that_calls_the_op_itself_is_exported(tmp_path: Path) -> None:
+    # One token of several, whose values are not one behind the other.
+    result = pom_export.export(Direct(), tmp_path / "m.onnx", example_inputs=(example()[:, :1],))
+    assert result.aggregations == 1
+    assert result.inputs == [f"x float32[batch, tokens, {WIDTH}]"]
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_an_axis_that_is_squeezed_has_one_size(rows: int, tmp_path: Path) -> None:
+    model = Net(lambda _, y, __: y.squeeze(0))
+    result = pom_export.export(model, tmp_path / "m.onnx", example_inputs=(example()[:rows],))
+    assert result.inputs == [f"x float32[{rows}, tokens, {WIDTH}]"]
+    assert any(note.startswith("dimension 0 of x is fixed") for note in result.notes)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ((torch.zeros(0, 5, WIDTH),), "example input x is empty"),
+        ((torch.zeros(2, 0, WIDTH),), "example input x is empty"),
+        ((example().to_sparse(),), "ONNX has not"),
+        ((example().to(torch.complex64),), "ONNX has not"),
+        ((example().to("meta"),), "has no values"),
+        ((np.array([["a"]]),), "is an array of"),
+        ((3,), "example input x is a int"),
+        (3, "example_inputs is a int"),
+        ("x", "example_inputs is a str"),
+        ({3: example()}, "forward has no input 3"),
+    ],
+)
+def test_examples_that_are_none_are_refused(inputs: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        pom_export.export(Net(same), tmp_path / "m.onnx", example_inputs=inputs)
+
+
+def test_outputs_are_named_by_fields_keys_and_indices() -> None:
+    one, two = torch.ones(1), torch.ones(2)
+    assert list(named_outputs(Fields(one, two))) == ["first", "second"]
+    assert list(named_outputs([Result(one), Result(two)])) == ["y_0_logits", "y_1_logits"]
+    assert list(named_outputs({1: one, "1": two, "": one, "a b": two})) == ["1", "1_", "y", "a_b"]
+    assert list(named_outputs(two.max(0))) == ["values", "indices"]
+    assert left_out((one, None, "text", torch.Size([1]))) == [
+        "the output y_2 is no tensor (str) and is not in the file",
+        "the output y_3 is no tensor (Size) and is not in the file",
+    ]
