@@ -30,6 +30,7 @@ class Case:
             call.
         token_axes: of a case in several calls: the axis of the tokens, by input.
         one_pass: whether calls give what one pass over all of their tokens does, as they do in causal models.
+        partial: whether what the reference makes NaN of it is not compared.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Case:
     cuts: tuple[int, ...] = ()
     token_axes: Mapping[str, int] = field(default_factory=dict)
     one_pass: bool = True
+    partial: bool = False
 
 
 def widened(case: Case) -> Case:

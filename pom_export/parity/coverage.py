@@ -53,7 +53,7 @@ def make_coverage(interface: Interface, limits: InputLimits, reach: Reach, seed:
         causal: of a stateful model: whether calls give what one pass does.
     """
     planner = _Planner(interface, limits, reach, np.random.default_rng([seed, 1]))
-    cases = [*planner.values(), *planner.length()]
+    cases = [*planner.values(), *planner.length(), *planner.absent()]
     if any(is_past(spec.name) for spec in interface.specs):
         cases += [*planner.past(), *planner.calls(causal)]
     return Coverage(cases, planner.notes)
@@ -123,6 +123,21 @@ class _Planner:
             self.notes.append(f"positions from {max(tokens, common)} to {limit - 1} were not compared")
         elif limit is None and max(tokens, self.longest) <= common:
             self.notes.append(f"sequences of more than {common} tokens were not compared")
+
+    def absent(self) -> Iterator[Case]:
+        """Yield a case whose masked tokens hold NaN: a token that does not count may hold anything.
+
+        What is left of such a token in its own row of the output is not compared.
+        """
+        masks = {spec.axes: spec.name for spec in self.specs if spec.dtype == np.bool_}
+        tokens = [spec for spec in self.specs if spec.dtype.kind not in "biu" and not is_past(spec.name)]
+        masked = {spec.name: masks[spec.axes[:2]] for spec in tokens if spec.axes[:2] in masks}
+        if not masked:
+            return
+        feed = self._draw(Plan("", 2, 2 * _CALL, _CALL, kept=0.6))
+        for name, mask in masked.items():
+            feed[name][~feed[mask]] = np.nan
+        yield Case("NaN where the mask leaves tokens out", feed, partial=True)
 
     def past(self) -> Iterator[Case]:
         """Yield cases that go on from a long past, at the last positions where those end."""

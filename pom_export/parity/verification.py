@@ -76,7 +76,7 @@ def _compare_case(
     if target is None:
         return {}  # what rounding does here is not known
     actual = run_case(infer, case)
-    return compare_outputs(case.feed, target, actual, tolerance, bounds)
+    return compare_outputs(case.feed, target, actual, tolerance, bounds, partial=case.partial)
 
 
 def record(module: nn.Module, names: Sequence[str], case: Case) -> dict[str, np.ndarray[Any, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, inliner, numpy_helper
 
 import pom_export
 from pom_export.api.expecting import _reach
@@ -355,3 +355,21 @@ def a_node_of_another_mode(model: onnx.ModelProto) -> None:
 def test_a_function_that_its_node_does_not_ask_for_is_refused(mixer: Exported, edit: Edit) -> None:
     with pytest.raises(InputError, match=r"node \S*PolynomialAggregation and its function pom::\w+ do not fit"):
         mixer.verify(edit)
+
+
+def a_mask_that_multiplies(model: onnx.ModelProto) -> None:
+    """Weigh what a mask leaves out by 0 instead of leaving it out, in a file of standard operators."""
+    model.CopyFrom(inliner.inline_local_functions(model))
+    node = next(node for node in model.graph.node if node.op_type == "Where")
+    counts, tokens, _ = node.input
+    place = list(model.graph.node).index(node)
+    model.graph.node.insert(place, helper.make_node("Cast", [counts], ["weights"], to=TensorProto.FLOAT))
+    node.op_type = "Mul"
+    node.input[:] = [tokens, "weights"]
+
+
+def test_a_token_that_is_left_out_may_hold_anything(mixer: Exported) -> None:
+    report = mixer.verify(a_mask_that_multiplies)
+    assert not report
+    assert all(c.worst.case.startswith("NaN") for c in report.comparisons if not c)
+    assert all(each.difference for c in report.comparisons for each in c.cases if not each.case.startswith("NaN"))

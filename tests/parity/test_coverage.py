@@ -167,3 +167,16 @@ def test_no_common_case_is_longer_than_this_machine_takes() -> None:
     assert max(case.feed["input_ids"].shape[1] for case in cases) == 100
     found = cover(IDS, limits=InputLimits({"input_ids": (300_000,)}), reach=Reach(50, 1, 100))
     assert "sequences of more than 100 tokens were not compared" in found.notes
+
+
+@pytest.mark.parametrize("specs", [(TOKENS, MASK), (TOKENS, MASK, STATE, LENGTH)])
+def test_what_a_mask_leaves_out_is_nan(specs: tuple[TensorSpec, ...]) -> None:
+    (case,) = (case for case in cover(*specs, limits=InputLimits()).cases if case.partial)
+    absent = ~case.feed["mask"]
+    assert absent.any()
+    np.testing.assert_array_equal(np.isnan(case.feed["x"]), np.repeat(absent[..., None], 4, axis=2))
+
+
+def test_nothing_is_nan_where_a_mask_is_of_pairs_of_tokens() -> None:
+    pairs = TensorSpec("mask", np.dtype("bool"), ("batch", "tokens", "tokens"))
+    assert not any(case.partial for case in cover(TOKENS, pairs, limits=InputLimits()).cases)
