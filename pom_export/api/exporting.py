@@ -190,6 +190,7 @@ def _result(
 def _write(source: Source, path: Path, dtype: str, opset: int, optimize: bool) -> tuple[Program, SizePlan]:
     """Trace the source and save the graph, which is let go of before anything is compared."""
     from pom_export.graph.exporter import export_graph, trace
+    from pom_export.graph.passes.recognise_causal import quadratic_notes
     from pom_export.graph.saving import save_model
     from pom_export.parity.peaks import observe_peaks
 
@@ -211,6 +212,7 @@ def _write(source: Source, path: Path, dtype: str, opset: int, optimize: bool) -
             traced=traced,
         )
         save_model(graph, path)
+        source.notes.extend(quadratic_notes(graph))
     except InputError as error:
         if not source.near_misses:
             raise

@@ -1,173 +1,180 @@
-"""Recognise a triangular mask of ones, and aggregate causally instead of with an N x N product."""
+"""Recognise (B, T, N) masks that are causal or the same for every query, and aggregate without an N x N product."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, field
 
-import numpy as np
 import onnx_ir as ir
 
 from pom_export import contract
-from pom_export.graph.nodes import aggregation_nodes, take_place
+from pom_export.graph.masks import CAUSAL, MaskKind, NoRowError, kind_of, last_row
+from pom_export.graph.nodes import aggregation_nodes, gated_nodes, module_of, only_user, take_place
 
-# What changes no value, where it does not change the last two axes.
-_TRANSPARENT = ("Unsqueeze", "Expand", "Cast", "Identity")
-
+# Where the graph keeps what stays quadratic, in memory alone: reasons by module.
+_QUADRATIC = "pom_export.quadratic"
 # What is added to a sum below this is there to keep it from 0.
 _EPSILON = 1e-5
+_MASK = contract.INPUTS.index("mask")
+_MASK_RANK = len(("batch", "queries", "tokens"))
+
+
+@dataclass
+class _Quotient:
+    """Features (B, N, C) under a mask: their product, and what it is divided by.
+
+    Attributes:
+        features: the node of mode "features".
+        mask: (1 or B, T, N).
+        product: (B, T, C).
+        divisions: of the product by the mask's sums, perhaps.
+    """
+
+    features: ir.Node
+    mask: ir.Value
+    product: ir.Node
+    divisions: list[ir.Node] = field(default_factory=list)
 
 
 class RecogniseCausalPass(ir.passes.InPlacePass):
-    """Turn `tril(ones) @ features / sum(tril(ones))` into the op's mode "causal".
+    """Turn `mask @ features / sum(mask)` into one node where the mask is causal, or the same for every query.
 
-    The mask is followed to where it is made: it must be the lower triangle of ones for every number of tokens, not
-    only for those of the example. Dead nodes are left for a later pass.
+    What the mask is, is found by computing it at many numbers of tokens, see `pom_export.graph.masks`: it does not
+    matter how it is written. A part of it that depends on data for the keys, such as padding, becomes the op's (B, N)
+    mask. Dead nodes are left for a later pass.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Replace the quotient by one node for each aggregation whose features are weighted so."""
+        """Replace the quotients of each aggregation; note those that stay quadratic."""
         modified = False
+        quadratic: dict[str, str] = {}
         for node in aggregation_nodes(model):
             if node.attributes["mode"].as_string() != "features":
                 continue
-            found = 0
-            for product, _ in list(node.outputs[0].uses()):
-                quotient = _causal_quotient(node, product)
-                if quotient is None:
-                    continue
-                causal = _causal_node(node, f"{node.name}_{found}" if found else node.name or "")
-                found += 1
-                model.graph.insert_before(quotient, causal)
-                take_place(quotient.outputs[0], causal.outputs[0])
-                modified = True
+            for found, quotient in enumerate(_quotients(node)):
+                reason = _replace(model.graph, quotient, f"{node.name}_{found}" if found else node.name or "")
+                modified = modified or not reason
+                if reason:
+                    quadratic[module_of(node)] = reason
+        model.meta[_QUADRATIC] = quadratic
         return ir.passes.PassResult(model, modified=modified)
 
 
-def _causal_node(features: ir.Node, name: str) -> ir.Node:
-    attributes = [attr for attr in features.attributes.values() if attr.name != "mode"]
-    return ir.Node(
-        contract.DOMAIN,
-        contract.OP_NAME,
-        features.inputs,
-        [*attributes, ir.AttrString("mode", "causal")],
-        name=name,
-    )
+def quadratic_notes(model: ir.Model) -> list[str]:
+    """Return what to say of aggregations that take a mask for each pair of tokens, if there are any."""
+    by_reason: dict[str, list[str]] = {}
+    for module, reason in model.meta.get(_QUADRATIC, {}).items():
+        by_reason.setdefault(reason, []).append(module)
+    count = sum(map(len, by_reason.values()))
+    if not count:
+        return []
+    whole = len(aggregation_nodes(model)) + len(gated_nodes(model))
+    what = f"{count} of {whole} aggregation{'s' if whole > 1 else ''} {'takes' if count == 1 else 'take'}"
+    why = "; ".join(f"{_some(modules)}: {reason}" for reason, modules in by_reason.items())
+    return [f"{what} a (B, T, N) mask: quadratic in tokens ({why})"]
 
 
-def _causal_quotient(features: ir.Node, product: ir.Node) -> ir.Node | None:
-    """Return the division of `mask @ features` by the mask's sums, where the mask is causal."""
-    if product.op_type != "MatMul" or product.inputs[1] is not features.outputs[0]:
-        return None
-    mask, x = product.inputs[0], features.inputs[0]
-    if mask is None or x is None or not _fits(mask, x) or not _is_lower_triangle(mask):
-        return None
-    users = [user for user, index in product.outputs[0].uses() if user.op_type == "Div" and index == 0]
-    if len(users) != 1 or not _comes_from_sum_of(users[0].inputs[1], mask):
-        return None
-    return users[0]
+def _some(modules: list[str], limit: int = 3) -> str:
+    more = f" and {len(modules) - limit} more" if len(modules) > limit else ""
+    return ", ".join(modules[:limit]) + more
 
 
-def _fits(mask: ir.Value, x: ir.Value) -> bool:
-    """Return whether the mask is (1 or batch, N, N); that N is x's number of tokens, the product says itself."""
-    if mask.shape is None or x.shape is None or len(mask.shape) != len(x.shape):
+def _quotients(features: ir.Node) -> list[_Quotient]:
+    """Return the products of masks with features."""
+    found = []
+    for product, index in features.outputs[0].uses():
+        mask = product.inputs[0]
+        if product.op_type == "MatMul" and index == 1 and mask is not None and _rank(mask) == _MASK_RANK:
+            divisions = [user for user, index in product.outputs[0].uses() if user.op_type == "Div" and index == 0]
+            found.append(_Quotient(features, mask, product, divisions))
+    return found
+
+
+def _rank(value: ir.Value) -> int:
+    return len(value.shape or ())
+
+
+def _replace(graph: ir.Graph, quotient: _Quotient, name: str) -> str:
+    """Put one aggregation in place of a quotient; return why not where it can't be."""
+    x, mask = quotient.features.inputs[0], quotient.mask
+    divisor = quotient.divisions[0].inputs[1] if len(quotient.divisions) == 1 else None
+    if x is None or x.shape is None or mask.shape is None or divisor is None:
+        return "the product with the mask is not divided by the mask's sums"
+    if mask.shape[0] not in {1, x.shape[0]}:
+        return "the mask has another batch than the tokens"
+    kind = kind_of(mask, divisor, x.shape[1])
+    if not kind.kind or kind.part is None:
+        return kind.reason
+    if (
+        kind.kind != CAUSAL
+        and mask.shape[1] != mask.shape[2]
+        and not _is_spread_by_its_user(quotient.divisions[0].outputs[0])
+    ):
+        return "what the same rows give has no place for one query"
+    weights: ir.Value | None = None
+    if kind.part.keys:
+        try:
+            weights, nodes = last_row(mask, kind.part, graph)
+        except NoRowError:
+            return "what it keeps of the tokens can't be told apart from which query sees which"
+        graph.insert_before(quotient.divisions[0], nodes)
+    _put(graph, quotient, kind, weights, name)
+    return ""
+
+
+def _put(graph: ir.Graph, quotient: _Quotient, kind: MaskKind, weights: ir.Value | None, name: str) -> None:
+    (division,) = quotient.divisions
+    mode = "causal" if kind.kind == CAUSAL else "mean"
+    node = _aggregation(quotient.features, mode, weights, _epsilon(division.inputs[1]), name)
+    graph.insert_before(division, node)
+    old, new = division.outputs[0], node.outputs[0]
+    shape = old.shape
+    if mode == "causal" or shape is None:
+        take_place(old, new)
+        return
+    one = ir.Shape([shape[0], 1, shape[2]])
+    if _is_spread_by_its_user(old):
+        take_place(old, new)
+        new.shape = one
+        return
+    new.type, new.shape = old.type, one
+    sizes = ir.node("Shape", [quotient.features.inputs[0]])
+    spread = ir.node("Expand", [new, sizes.outputs[0]])
+    graph.insert_before(division, [sizes, spread])
+    take_place(old, spread.outputs[0])
+
+
+def _is_spread_by_its_user(value: ir.Value) -> bool:
+    """Return whether a value is only multiplied by one that has all its queries, such as a gate."""
+    user = only_user(value)
+    if user is None or user.op_type != "Mul" or value.shape is None:
         return False
-    return mask.shape[0] in {1, x.shape[0]} and mask.shape[1] == mask.shape[2]
+    return any(v is not None and v is not value and list(v.shape or ())[-2:-1] == [value.shape[1]] for v in user.inputs)
 
 
-def _comes_from_sum_of(value: ir.Value | None, mask: ir.Value) -> bool:
-    """Return whether a divisor is the mask's sum over the last axis, plus an epsilon and but for zeros perhaps."""
-    node = None if value is None else value.producer()
-    if node is None:
-        return False
-    if node.op_type == "Cast":
-        return _comes_from_sum_of(node.inputs[0], mask)
-    if node.op_type == "Add":
-        added = _constant(node.inputs[1])
-        return added is not None and 0 <= added < _EPSILON and _comes_from_sum_of(node.inputs[0], mask)
-    if node.op_type == "Where":
-        # A row of the triangle never sums to 0: what stands in its place does not matter.
-        return _is_zero_sum(node.inputs[0], mask) and _comes_from_sum_of(node.inputs[2], mask)
-    if node.op_type != "ReduceSum" or node.inputs[0] is None:
-        return False
-    axes = _constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    return axes in {-1, len(mask.shape or ()) - 1} and _source(node.inputs[0]) is _source(mask)
+def _aggregation(features: ir.Node, mode: str, weights: ir.Value | None, epsilon: float, name: str) -> ir.Node:
+    """Return a node that computes the mean of features, under weights (1 or B, N) if there are any."""
+    changed: dict[str, ir.Attr] = {"mode": ir.AttrString("mode", mode)}
+    inputs = list(features.inputs)
+    if weights is not None:
+        changed["epsilon"] = ir.AttrFloat32("epsilon", epsilon)
+        inputs[_MASK : _MASK + 1] = [weights]
+    attributes = [changed.get(attr.name, attr) for attr in features.attributes.values()]
+    return ir.Node(contract.DOMAIN, contract.OP_NAME, inputs, attributes, name=name)
 
 
-def _is_zero_sum(condition: ir.Value | None, mask: ir.Value) -> bool:
-    node = None if condition is None else condition.producer()
-    if node is None or node.op_type != "Equal":
-        return False
-    return _constant(node.inputs[1]) == 0 and _comes_from_sum_of(node.inputs[0], mask)
-
-
-def _is_lower_triangle(value: ir.Value) -> bool:
-    """Return whether a value is the lower triangle of ones, whatever its size."""
-    value = _source(value)
-    if value.const_value is not None and value.producer() is None:
-        return _holds_triangle(value.const_value.numpy())
-    node = value.producer()
-    if node is None or node.inputs[0] is None:
-        return False
-    if node.op_type == "Slice":
-        starts, steps = node.inputs[1], node.inputs[4:]
-        from_start = _constant(starts) == 0 and all(_constant(step) == 1 for step in steps)
-        return from_start and _is_lower_triangle(node.inputs[0])
-    if node.op_type == "Not":
-        return _is_triangle_of_ones(_source(node.inputs[0]), upper=1, diagonal=1)
-    return _is_triangle_of_ones(value, upper=0, diagonal=0)
-
-
-def _source(value: ir.Value) -> ir.Value:
-    """Follow a value back over nodes that change neither its values nor its last two axes."""
-    node = value.producer()
-    while node is not None and node.op_type in _TRANSPARENT and node.inputs[0] is not None:
-        if _last_axes(node.inputs[0]) != _last_axes(value) or _last_axes(value) is None:
-            break
-        value = node.inputs[0]
-        node = value.producer()
-    return value
-
-
-def _last_axes(value: ir.Value) -> tuple[int | ir.SymbolicDim, ...] | None:
-    shape = tuple(value.shape or ())
-    return shape[-2:] if len(shape) > 1 else None
-
-
-def _holds_triangle(array: np.ndarray[Any, Any]) -> bool:
-    """Return whether an array is one square matrix, with ones on and below the diagonal and zeros above."""
-    if array.ndim < 2 or array.shape[-1] != array.shape[-2] or array.size != array.shape[-1] ** 2:
-        return False
-    matrix = array.reshape(array.shape[-2:])
-    return np.array_equal(matrix, np.tril(np.ones_like(matrix)))
-
-
-def _is_triangle_of_ones(value: ir.Value, upper: int, diagonal: int) -> bool:
-    node = value.producer()
-    if node is None or node.op_type != "Trilu" or node.inputs[0] is None:
-        return False
-    attribute = node.attributes.get("upper")
-    is_upper = 1 if attribute is None else attribute.as_int()
-    diagonals = [_constant(k) for k in node.inputs[1:] if k is not None] or [0]
-    return is_upper == upper and diagonals == [diagonal] and _is_ones(node.inputs[0])
-
-
-def _is_ones(value: ir.Value) -> bool:
-    """Return whether a value is 1 everywhere: a constant, or one spread to a shape."""
-    if (constant := _constant(value)) is not None:
-        return constant == 1
-    node = value.producer()
-    if node is None:
-        return False
-    if node.op_type == "ConstantOfShape":
-        filled = node.attributes.get("value")
-        return filled is not None and bool((filled.as_tensor().numpy() == 1).all())
-    return node.op_type in _TRANSPARENT and node.inputs[0] is not None and _is_ones(node.inputs[0])
-
-
-def _constant(value: ir.Value | None) -> float | None:
-    """Return the one number that a constant holds, once or many times."""
-    tensor = None if value is None else ir.convenience.get_const_tensor(value)
-    if tensor is None:
-        return None
-    numbers = np.unique(tensor.numpy())
-    return float(numbers[0]) if numbers.size == 1 else None
+def _epsilon(divisor: ir.Value | None) -> float:
+    """Return what is added to the sums of a mask to keep them from 0."""
+    waiting, seen = [divisor], set()
+    while waiting:
+        value = waiting.pop()
+        node = None if value is None else value.producer()
+        if node is None or node in seen or node.op_type == "ReduceSum":
+            continue
+        seen.add(node)
+        if node.op_type == "Add":
+            for given in node.inputs:
+                tensor = None if given is None else ir.convenience.get_const_tensor(given)
+                if tensor is not None and tensor.size == 1 and 0 < float(tensor.numpy().ravel()[0]) < _EPSILON:
+                    return float(tensor.numpy().ravel()[0])
+        waiting.extend(node.inputs)
+    return contract.DEFAULT_EPSILON

@@ -18,6 +18,7 @@ from pom_export.parity.comparison import difference
 from pom_export.parity.tolerances import MODELS
 
 Mask = Callable[[Tensor], Tensor]
+NEGATIVE = float("-inf")
 
 
 class Masked(nn.Module):

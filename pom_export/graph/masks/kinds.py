@@ -1,0 +1,175 @@
+"""Whether a mask is causal, or the same for every query: at many numbers of tokens, with any data for the keys.
+
+A few sizes prove nothing of a window of 512 tokens. So sizes around every number that the mask is computed with are
+tried too, and as many tokens as its tables have; where such a number is too large to try, the mask is not recognised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from pom_export.graph.masks.parts import Array, MaskPart, NotComputableError, size_of
+
+CAUSAL, SAME_ROWS = "causal", "same rows"
+
+_SIZES = (1, 2, 3, 4, 5, 7, 8, 13, 16, 17, 31, 33, 64, 65, 127, 129, 255, 257, 300)
+# Of numbers that the mask is computed with, and of rows of its tables. Windows beyond the last are none in practice.
+_MOST_TOKENS, _LARGEST_TABLE, _NO_WINDOW = 2100, 8192, 2**20
+# Of the numbers in one constant: a table of more is looked through as a table.
+_FEW = 64
+_COMPARING = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Range")
+# What a sum of weights may be off by rounding, and what may be added to keep it from 0, relative to it.
+_ROUNDING, _EPSILON = 1e-4, 1e-5
+
+
+@dataclass(frozen=True)
+class MaskKind:
+    """What a mask is.
+
+    Attributes:
+        kind: CAUSAL, SAME_ROWS, or "" for neither.
+        part: how it is computed; None where that is not known.
+        reason: why it is neither.
+    """
+
+    kind: str
+    part: MaskPart | None = None
+    reason: str = ""
+
+
+def kind_of(mask: ir.Value, divisor: ir.Value, tokens: int | ir.SymbolicDim) -> MaskKind:
+    """Return what a mask (1 or B, T, N) of weights is, whose product with N features is divided by its sums.
+
+    Args:
+        mask: the weights.
+        divisor: (1 or B, T, 1), what the product is divided by.
+        tokens: N.
+    """
+    try:
+        part = MaskPart((mask, divisor), tokens)
+        return _kind_of(part)
+    except NotComputableError as error:
+        return MaskKind("", None, str(error))
+    except MemoryError:
+        return MaskKind("", None, "there is no memory to compute it")
+
+
+def _kind_of(part: MaskPart) -> MaskKind:
+    kinds, tried, refused = {CAUSAL, SAME_ROWS}, 0, 0
+    for size in sorted({*_SIZES, *_telling_sizes(part)}):
+        env = part.sizes_at(size)
+        n = size_of(part.tokens, env)
+        mask, _ = _computed(part, env, any_values=True)
+        if mask is None or mask.shape[-1] != n:
+            refused = refused or n  # no number of tokens that the model takes, as beyond a table
+            continue
+        if 1 < refused < n:
+            raise NotComputableError(f"it can't be computed at {refused} tokens")
+        tried += n > 1
+        kinds &= _kinds(mask, bool(part.keys))
+        if not kinds:
+            return MaskKind("", part, _why_not(mask, n, bool(part.keys)))
+        _check_divisor(*_computed(part, env, any_values=False))
+    if not tried:
+        raise NotComputableError("it could not be computed at any number of tokens")
+    # Of one query, both hold.
+    return MaskKind(CAUSAL if CAUSAL in kinds else SAME_ROWS, part)
+
+
+def _computed(part: MaskPart, env: Mapping[str, int], any_values: bool) -> tuple[Array, Array] | tuple[None, None]:
+    """Return the mask and the divisor, or nothing where they can't be computed at these sizes."""
+    try:
+        draws = {name: _draw(value, part.shape_of(value, env), any_values) for name, value in part.keys.items()}
+        mask, divisor = part.compute(env, draws)
+    except NotComputableError:
+        return None, None
+    return np.asarray(mask), np.asarray(divisor)
+
+
+def _telling_sizes(part: MaskPart) -> set[int]:
+    """Return the numbers of tokens around the numbers that a mask is computed with, and those of its tables.
+
+    Raises:
+        NotComputableError: there is one that is too large to try.
+    """
+    sizes: set[int] = set()
+    for value in part.constants.values():
+        assert value.const_value is not None
+        array = value.const_value.numpy()
+        longest = max(array.shape, default=1)
+        if longest > _LARGEST_TABLE:
+            raise NotComputableError(f"its table has {longest} rows, too many to be looked through")
+        if longest > 1:
+            sizes.add(longest)
+        for number in _counts(value, array):
+            if number > _MOST_TOKENS:
+                raise NotComputableError(f"it is computed with the number {number}, too many tokens to try")
+            around = {number - 1, number, number + 1, number + 2, 2 * number + 1}
+            sizes |= {size for size in around if 0 < size <= _MOST_TOKENS + 2}
+    return sizes
+
+
+def _counts(value: ir.Value, array: Array) -> set[int]:
+    """Return the numbers in a constant that may count tokens, rather than fill a mask in or end a slice."""
+    if array.size > _FEW or array.dtype.kind == "b":
+        return set()
+    numbers = np.abs(array.astype(np.float64).ravel())
+    numbers = numbers[np.isfinite(numbers) & (numbers > 0) & (numbers < _NO_WINDOW)]
+    # A window may be what distances are divided by.
+    numbers = np.where(numbers < 1, 1 / np.maximum(numbers, 1 / _NO_WINDOW), numbers).round()
+    if array.dtype.kind not in "iu" and not any(node.op_type in _COMPARING for node, _ in value.uses()):
+        # Such as the -10000 that is filled in where a token is masked out.
+        numbers = numbers[numbers <= _MOST_TOKENS]
+    return {int(number) for number in numbers if number > 1}
+
+
+def _draw(value: ir.Value, shape: tuple[int, ...], any_values: bool) -> Array:
+    """Return values for the keys: weights of 0 or more, or any that a mask may be made of."""
+    generator = np.random.default_rng(0)
+    dtype = (value.dtype or ir.DataType.FLOAT).numpy()
+    if dtype.kind == "b":
+        return generator.integers(0, 2, shape).astype(dtype)
+    if dtype.kind in "iu":
+        return generator.choice(np.array([0, 1, 2, 5]), shape).astype(dtype)
+    weights = generator.choice(np.array([0, 1, 0.5, 2, 0.25]), shape)
+    if any_values:
+        others = generator.choice(np.array([-1, -np.inf, -1e4, -1e9, np.finfo(np.float32).min, 0.3, -0.7]), shape)
+        weights = np.where(generator.integers(0, 2, shape) > 0, weights, others)
+    return weights.astype(dtype)
+
+
+def _kinds(mask: Array, has_data: bool) -> set[str]:
+    """Return what a mask of one size may be; without data every weight must be 1."""
+    queries, tokens = mask.shape[-2:]
+    triangle = np.tri(queries, tokens, dtype=bool)
+    if not has_data:
+        return {CAUSAL} if queries == tokens and bool((mask == triangle).all()) else set()
+    weights = mask[..., -1:, :]
+    # What is not finite is no weight, and any masked product of it is NaN.
+    unknown = ~np.isfinite(weights)
+    found = {SAME_ROWS} if bool(((mask == weights) | unknown).all()) else set()
+    if queries == tokens and bool(((mask == np.where(triangle, weights, 0)) | unknown).all()):
+        found.add(CAUSAL)
+    return found
+
+
+def _why_not(mask: Array, tokens: int, has_data: bool) -> str:
+    if mask.shape[-2] != tokens:
+        return f"its rows differ at {tokens} tokens"
+    lower = "a lower triangle of ones" if not has_data else "a lower triangle, nor the same for all queries,"
+    return f"it is not {lower} at {tokens} tokens"
+
+
+def _check_divisor(mask: Array | None, divisor: Array | None) -> None:
+    """Raise NotComputableError where the product is not divided by the sums of the mask, which is of weights >= 0."""
+    if mask is None or divisor is None or divisor.shape[-1] != 1:
+        raise NotComputableError("the product is not divided by the sums of the mask")
+    sums = mask.sum(-1, keepdims=True, dtype=np.float64)
+    # Where a row sums to 0, so does its product: whatever it is divided by.
+    wrong = (np.abs(divisor - sums) > _ROUNDING * sums + _EPSILON) & (sums > 0)
+    if bool(wrong.any()):
+        raise NotComputableError("the product is not divided by the sums of the mask")
