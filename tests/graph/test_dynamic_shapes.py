@@ -98,7 +98,11 @@ def test_a_collection_of_other_tensors_is_refused() -> None:
         named_shapes(Scaled(), (X, SCALE), {"x": X, "scale": SCALE}, shapes)
 
 
-@pytest.mark.parametrize("shapes", [FORMS["a list of tuples"](), FORMS["names"](), collection()], ids=str)
+@pytest.mark.parametrize(
+    "shapes",
+    [FORMS["a list of tuples"](), FORMS["names"](), collection()],
+    ids=["a list of tuples", "names", "a collection"],
+)
 def test_an_export_takes_them(shapes: Any, tmp_path: Path) -> None:
     result = pom_export.export(Scaled(), tmp_path / "m.onnx", example_inputs=(X, SCALE), dynamic_shapes=shapes)
     assert result.inputs == ["x float32[rows, n, 8]", "scale float32[rows, 3]"]
