@@ -30,6 +30,8 @@ from pom_export.parity.recording import load_recording, recording_path
 from pom_export.parity.targets import Target, Targets
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pom_export.checkpoint.loading import LoadedModel
     from pom_export.graph.program import Program
 
@@ -115,14 +117,34 @@ def expected_of_checkpoint(
     Raises:
         InputError: the checkpoint is not usable or of another model, or the file's interface or claims are not its.
     """
+    loaded, lacking = _load(model, checkpoint, hints)
+    notes = [*lacking, *loaded.notes, *_source_notes(model, checkpoint, loaded.sha256)]
+    return expected_of_ours(model, loaded.module, f"weights of {checkpoint}", notes, inputs, seed)
+
+
+def expected_of_ours(
+    model: ExportedModel, module: nn.Module, told: str, notes: Sequence[str], inputs: Inputs | None, seed: int
+) -> Expected:
+    """Return what one of our models computes in float64, after comparing the file's interface with it.
+
+    Args:
+        model: the file; it says how the model was exported (mask, state, positions) and nothing else.
+        module: the model.
+        told: what to call it.
+        notes: what a reader should know of it.
+        inputs: a .npz of inputs; None: random and edge cases.
+        seed: of the random inputs.
+
+    Raises:
+        InputError: the file's interface or claims are not the model's.
+    """
     from pom_export.graph.reference import Float64Module
 
-    loaded, lacking = _load(model, checkpoint, hints)
-    found = find_reference(model, loaded.module)
+    found = find_reference(model, module)
     program, interface = found.program, found.interface
     check_pinned(model, interface, program.limits, _width(program))
-    precision, notes = judged_precision(model, _matrix_values(program))
-    notes = [*lacking, *loaded.notes, *found.notes, *_source_notes(model, checkpoint, loaded.sha256), *notes]
+    precision, judged = judged_precision(model, _matrix_values(program))
+    notes = [*notes, *found.notes, *judged]
     notes += [*check_limits(model, program.limits, interface.names), *pinned_note(interface)]
     if inputs is None:
         reach = _reach(program)
@@ -133,19 +155,39 @@ def expected_of_checkpoint(
     else:
         cases = [case_of(inputs, interface.pinned_specs(), program.limits, interface.names)]
         notes += left_out(model, inputs, but=program.inputs)
+    targets, outputs = targets_of(model, program, Float64Module(program.module), precision, cases)
+    names = Names(interface.names, outputs)
+    return Expected(
+        cases, targets, f"PyTorch in float64, {told}{found.told}", precision, [*names.notes(), *notes], names
+    )
+
+
+def targets_of(
+    model: ExportedModel, program: Program, wide: nn.Module, precision: str, cases: Sequence[Case]
+) -> tuple[Targets, dict[str, str]]:
+    """Return what a program gives for cases, and what the file calls outputs of another name.
+
+    Args:
+        model: the file.
+        program: the program.
+        wide: its module in float64.
+        precision: the type that its outputs are compared in.
+        cases: the inputs.
+
+    Raises:
+        InputError: the module fails, or the file does not give its outputs: found before any backend is loaded.
+    """
     exact = kept_in_single(model, program.module) if precision != PRECISIONS[0] else ()
-    reference = ModuleReference(program.module, Float64Module(program.module), program.outputs, precision, exact)
+    reference = ModuleReference(program.module, wide, program.outputs, precision, exact)
 
     def compute(case: Case) -> Target:
         target = reference.target(case)
-        check_outputs(model, target.outputs)
+        if not case.cuts:  # the outputs of several calls are joined, and longer than the file's
+            check_outputs(model, target.outputs)
         return target
 
     targets = Targets(cases, compute)
-    # An interface of its own is found before any backend is loaded.
-    names = Names(interface.names, check_outputs(model, targets[0].outputs))
-    told = f"PyTorch in float64, weights of {checkpoint}{found.told}"
-    return Expected(cases, targets, told, precision, [*names.notes(), *notes], names)
+    return targets, check_outputs(model, targets[0].outputs)
 
 
 def _source_notes(model: ExportedModel, checkpoint: str | os.PathLike[str], sha256: str) -> list[str]:

@@ -72,6 +72,21 @@ def settle_sizes(source: Source, program: Program, opset: int) -> tuple[Program,
     return replace(program, limits=limits, properties=properties), traced, plan
 
 
+def plan_sizes(program: Program, axes: AxesByInput) -> SizePlan:
+    """Return the sizes at which to compare a file with a user's program, and which dimensions that refuses to resize.
+
+    Args:
+        program: the program, not lowered.
+        axes: of the file's inputs, by the program's names.
+    """
+    trial = _Trial(program.module, program.inputs, axes, {})
+    trial.plan.notes += [
+        f"the dimension {name} was compared at the example's size alone, the reference takes no other: {reason}"
+        for name, reason in trial.try_all().items()
+    ]
+    return trial.plan
+
+
 def _check_asked(program: Program, traced: Traced) -> None:
     """Raise InputError where the user asked for a dynamic dimension and tracing made it a number."""
     from pom_export.graph.dynamic_shapes import is_automatic

@@ -6,16 +6,18 @@ import math
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pom_export.api.expecting import expected_of_checkpoint, expected_of_pairs, expected_of_recording
+from pom_export.api.expecting import Expected, expected_of_checkpoint, expected_of_pairs, expected_of_recording
+from pom_export.api.expecting_own import expected_of_module, expected_of_own
 from pom_export.api.progress import Progress, silent
 from pom_export.engine.manifest import check_manifest, engine_path, manifest_path
 from pom_export.engine.recipe import FUNCTION
 from pom_export.errors import InputError, only_ours
 from pom_export.files import staged_output
-from pom_export.graph.exported import read_model
+from pom_export.graph.exported import ExportedModel, read_model
 from pom_export.graph.function_check import check_functions
 from pom_export.parity import tolerances
 from pom_export.parity.candidates import KERNEL, Candidate, onnxruntime_candidates, unrounded_candidates
@@ -25,6 +27,11 @@ from pom_export.parity.recording import recording_path
 from pom_export.parity.report import ParityReport
 from pom_export.parity.tolerances import Tolerance
 from pom_export.parity.verification import compare
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pom_export.api.source import Examples
 
 
 @only_ours
@@ -39,6 +46,8 @@ def verify(
     in_context_start: int | None = None,
     engine: str | os.PathLike[str] | None = None,
     inputs: Inputs | None = None,
+    module: nn.Module | None = None,
+    example_inputs: Examples | None = None,
     rtol: float | None = None,
     atol: float | None = None,
     seed: int = 0,
@@ -59,6 +68,9 @@ def verify(
         engine: an engine of the model, compared where a GPU is.
         inputs: a .npz, or arrays by name, to compare on instead of random and edge cases. With the model's outputs
             among them, by name, no checkpoint is needed: they are the reference.
+        module: the reference instead of a checkpoint: one of our models, or any other with example inputs.
+        example_inputs: of a module of another class, as `export` takes them: the module is run in float64 on them, and
+            on their values at other sizes wherever the file's are dynamic.
         rtol: bound relative to the largest magnitude of the reference output; default: by the model's type.
         atol: absolute bound; default: by the model's type.
         seed: of the random inputs.
@@ -74,25 +86,15 @@ def verify(
     """
     exported = read_model(model)
     _check_bounds(rtol, atol)
-    hints = {
-        "weights": weights,
-        "family": family,
-        "degree": degree,
-        "heads": heads,
-        "in_context_start": in_context_start,
-    }
-    _check_hints(hints, checkpoint)
+    hints = {"weights": weights, "family": family, "degree": degree, "heads": heads}
+    hints["in_context_start"] = in_context_start
     sources = [model, *exported.weights, recording_path(exported.path), checkpoint]
     sources += [] if isinstance(inputs, Mapping) else [inputs]
     sources += [] if engine is None else [engine, manifest_path(engine)]
     # Opened first: a place that takes no report is no reason to find out after the comparison.
     with nullcontext() if report is None else staged_output(report, *sources) as page:
-        if checkpoint is not None:
-            expected = expected_of_checkpoint(exported, checkpoint, inputs, seed, hints)
-        elif inputs is not None:
-            expected = expected_of_pairs(exported, inputs)
-        else:
-            expected = expected_of_recording(exported)
+        reference = _Reference(checkpoint, module, example_inputs, inputs, seed, hints)
+        expected = reference.expected(exported)
         candidates, not_run = onnxruntime_candidates(exported)
         if any(candidate.path == FUNCTION for candidate in candidates):
             check_functions(exported.path)
@@ -149,10 +151,45 @@ def _kernels_note(candidate: Candidate, aggregations: int) -> list[str]:
     return [f"{candidate.backend}: of {aggregations} aggregations, {ran} ran in our kernels"]
 
 
-def _check_hints(hints: Mapping[str, Any], checkpoint: str | os.PathLike[str] | None) -> None:
-    for name, value in hints.items():
-        if value is not None and checkpoint is None:
-            raise InputError(f"{name} {value!r} is of a checkpoint, and none is given", "Give --checkpoint")
+@dataclass(frozen=True)
+class _Reference:
+    """What a file is compared with, as the arguments of `verify` say it."""
+
+    checkpoint: str | os.PathLike[str] | None
+    module: nn.Module | None
+    example_inputs: Examples | None
+    inputs: Inputs | None
+    seed: int
+    hints: Mapping[str, Any]
+
+    def expected(self, model: ExportedModel) -> Expected:
+        """Return what the model's outputs should be."""
+        self._check()
+        if self.module is not None:
+            return expected_of_module(model, self.module, self.example_inputs, self.inputs, self.seed)
+        if self.checkpoint is not None and _is_program(self.checkpoint):
+            return expected_of_own(model, self.checkpoint, None, self.inputs, self.hints)
+        if self.checkpoint is not None:
+            return expected_of_checkpoint(model, self.checkpoint, self.inputs, self.seed, self.hints)
+        if self.inputs is not None:
+            return expected_of_pairs(model, self.inputs)
+        return expected_of_recording(model)
+
+    def _check(self) -> None:
+        """Raise InputError where two references are given, or what belongs to one that is not."""
+        if self.module is not None and self.checkpoint is not None:
+            raise InputError("a checkpoint and a module are given", "Give one of them")
+        if self.example_inputs is not None and self.module is None:
+            raise InputError("example_inputs belong to a module, and none is given", "Give module too, or inputs alone")
+        for name, value in self.hints.items():
+            if value is not None and self.checkpoint is None:
+                raise InputError(f"{name} {value!r} is of a checkpoint, and none is given", "Give --checkpoint")
+
+
+def _is_program(checkpoint: str | os.PathLike[str]) -> bool:
+    from pom_export.checkpoint.exported_program import is_exported_program
+
+    return is_exported_program(checkpoint)
 
 
 def _check_bounds(rtol: float | None, atol: float | None) -> None:

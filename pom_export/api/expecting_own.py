@@ -1,0 +1,132 @@
+"""What a file's outputs should be by a user's own module, or by a program of torch.export."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pom_export.api.expecting import Expected, expected_of_ours, targets_of
+from pom_export.api.progress import silent
+from pom_export.errors import InputError
+from pom_export.graph.exported import ExportedModel, TensorSpec
+from pom_export.parity.case import Case
+from pom_export.parity.inputs import Inputs, case_of
+from pom_export.parity.names import Names, fits, match_names
+from pom_export.parity.pairs import left_out
+from pom_export.parity.precision import judged_precision
+from pom_export.runtime.runners import to_numpy
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pom_export.api.source import Examples
+    from pom_export.graph.program import Program
+
+
+def expected_of_module(
+    model: ExportedModel, module: nn.Module, examples: Examples | None, inputs: Inputs | None, seed: int
+) -> Expected:
+    """Return what a module computes in float64: one of ours as a checkpoint's would, another on its examples.
+
+    Args:
+        model: the file.
+        module: the module.
+        examples: inputs of a module of another class; None: those of `inputs`.
+        inputs: a .npz, or arrays by name, to compare on instead.
+        seed: of the random inputs.
+
+    Raises:
+        InputError: the module does not take the inputs, or the file has other ones.
+    """
+    from pom_export.checkpoint.spec import spec_of
+
+    if not hasattr(module, "forward"):
+        raise InputError(f"the module is a {type(module).__name__}", "Give an nn.Module")
+    if examples is None and spec_of(module) is not None:
+        return expected_of_ours(model, module, type(module).__name__, [], inputs, seed)
+    if examples is None and inputs is None:
+        raise InputError(f"{type(module).__name__} is not one of our models", "Give example_inputs to compare on")
+    return expected_of_own(model, module, examples, inputs)
+
+
+def expected_of_own(
+    model: ExportedModel,
+    source: nn.Module | str | os.PathLike[str],
+    examples: Examples | None,
+    inputs: Inputs | None,
+    hints: Mapping[str, Any] | None = None,
+) -> Expected:
+    """Return what a module computes in float64 of its example inputs, and of their values at other sizes.
+
+    Args:
+        model: the file.
+        source: the module, or the path of a program of torch.export, which holds its example inputs.
+        examples: for a module: inputs, as `export` takes them; None: those of `inputs`.
+        inputs: a .npz, or arrays by name, to compare on instead.
+        hints: what only checkpoints have, and is refused.
+
+    Raises:
+        InputError: the module does not take the inputs, or the file has other ones.
+    """
+    from pom_export.api.source import load_source
+    from pom_export.graph.program import GraphOptions
+
+    if examples is None and inputs is not None and not isinstance(source, (str, os.PathLike)):
+        examples = _as_examples(case_of(inputs, model.inputs, model.limits))
+    loaded = load_source(source, GraphOptions(), example_inputs=examples, hints=hints or {}, progress=silent)
+    program = loaded.plain()
+    specs = [TensorSpec(name, to_numpy(tensor).dtype, tuple(tensor.shape)) for name, tensor in program.inputs.items()]
+    names = match_names(model, "input", model.inputs, specs)
+    taken = _as_taken(model, specs, names)
+    example = {spec.name: to_numpy(program.inputs[spec.name]).astype(spec.dtype) for spec in taken}
+    precision, notes = judged_precision(model)
+    if inputs is not None:
+        cases = [case_of(inputs, taken, model.limits, names)]
+        notes += left_out(model, inputs, but=program.inputs)
+    else:
+        cases = [Case("example inputs", example)]
+        others, said = _other_sizes(program, taken)
+        cases += others
+        notes += said
+    targets, output_names = targets_of(model, program, loaded.reference(), precision, cases)
+    found = Names(names, output_names)
+    called = os.fspath(source) if isinstance(source, (str, os.PathLike)) else type(source).__name__
+    return Expected(cases, targets, f"PyTorch in float64, {called}", precision, [*found.notes(), *notes], found)
+
+
+def _as_taken(model: ExportedModel, specs: list[TensorSpec], names: Mapping[str, str]) -> list[TensorSpec]:
+    """Return the inputs by the module's names, with the types and axes that the file has.
+
+    Raises:
+        InputError: an example does not fit the file.
+    """
+    given = {spec.name: spec for spec in model.inputs}
+    taken = []
+    for spec in specs:
+        found = given[names.get(spec.name, spec.name)]
+        if not fits(found, spec):
+            raise InputError(f"model {model.path} takes {found}, the example is {spec}", "Give inputs that it takes")
+        taken.append(replace(found, name=spec.name))
+    return taken
+
+
+def _other_sizes(program: Program, specs: list[TensorSpec]) -> tuple[list[Case], list[str]]:
+    """Return the example's values at other sizes where the file has dynamic ones, and what to say of them."""
+    from pom_export.api.sizing import plan_sizes
+
+    plan = plan_sizes(program, {spec.name: spec.axes for spec in specs})
+    types = {spec.name: spec.dtype for spec in specs}
+    cases = [
+        Case(case.name, {name: array.astype(types[name]) for name, array in case.feed.items()}) for case in plan.cases
+    ]
+    return cases, plan.notes
+
+
+def _as_examples(case: Case) -> Examples:
+    import torch
+
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in case.feed.items()}

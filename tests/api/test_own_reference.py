@@ -1,0 +1,142 @@
+"""A file is compared with the user's own module, at the sizes of the examples and at others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pom_export
+from pom_export.errors import InputError
+from tests.exports import Edit, Exported, weight
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(16)
+        self.mixer = pom_export.PolynomialMixer(16, 2, 2)
+
+    def forward(self, tokens: Tensor, keep: Tensor) -> dict[str, Tensor]:
+        return {"mixed": tokens + self.mixer(self.norm(tokens), mask=keep)}
+
+
+EXAMPLES = (torch.randn(2, 6, 16), torch.ones(2, 6, dtype=torch.bool))
+
+
+class Own:
+    """A block, and its export, which tests change."""
+
+    def __init__(self, folder: Path) -> None:
+        torch.manual_seed(0)
+        self.folder, self.module = folder, Block().eval()
+        for parameter in self.module.parameters():
+            nn.init.normal_(parameter, std=0.3)
+        pom_export.export(self.module, folder / "m.onnx", example_inputs=EXAMPLES)
+
+    def verify(self, *edits: Edit, **options: object) -> pom_export.api.ParityReport:
+        """Return what verify says of the export after some edits."""
+        model = onnx.load(self.folder / "m.onnx")
+        for edit in edits:
+            edit(model)
+        onnx.save(model, self.folder / "changed.onnx")
+        given = {"module": self.module, "example_inputs": EXAMPLES, **options}
+        return pom_export.verify(self.folder / "changed.onnx", **given)
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Own:
+    return Own(tmp_path_factory.mktemp("own"))
+
+
+def test_the_module_is_the_reference_at_other_sizes_too(own: Own) -> None:
+    report = own.verify()
+    assert report
+    assert report.reference == "PyTorch in float64, Block"
+    shapes = {case.shapes for comparison in report.comparisons for case in comparison.cases}
+    assert "tokens 2x6x16, keep 2x6" in shapes
+    assert len({text.split(",")[0] for text in shapes}) > 2
+    assert not own.verify(weight("ag_proj.weight", lambda array: array * 1.01))
+
+
+def test_a_fault_at_another_size_alone_is_found(own: Own) -> None:
+    def scaled_by_tokens(model: onnx.ModelProto) -> None:
+        """Multiply the output by the number of tokens over the example's."""
+        make = onnx.helper.make_node
+        last = next(node for node in model.graph.node if "mixed" in node.output)
+        last.output[0] = "before"
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([6.0], np.float32), "six"))
+        model.graph.node.extend(
+            [
+                make("Shape", ["tokens"], ["count"], start=1, end=2),
+                make("Cast", ["count"], ["float_count"], to=onnx.TensorProto.FLOAT),
+                make("Div", ["float_count", "six"], ["share"]),
+                make("Mul", ["before", "share"], ["mixed"]),
+            ]
+        )
+
+    report = own.verify(scaled_by_tokens)
+    assert not report
+    assert all(comparison.cases[0].difference for comparison in report.comparisons)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda model: model.CopyFrom(onnx.compose.add_prefix(model, "net.")),
+        lambda model: model.ClearField("metadata_props"),
+    ],
+    ids=["renamed", "no metadata"],
+)
+def test_a_rewritten_file_is_compared_with_the_module(own: Own, edit: Edit) -> None:
+    assert own.verify(edit)
+    assert not own.verify(edit, weight("ag_proj.weight", lambda array: array * 1.01))
+
+
+def test_inputs_of_the_users_go_through_the_module(own: Own) -> None:
+    arrays = {"tokens": np.ones((1, 3, 16), np.float32), "keep": np.ones((1, 3), np.bool_)}
+    report = own.verify(example_inputs=None, inputs=arrays)
+    assert report
+    assert {case.shapes for c in report.comparisons for case in c.cases} == {"tokens 1x3x16, keep 1x3"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"example_inputs": None}, "Block is not one of our models"),
+        ({"example_inputs": (EXAMPLES[0],)}, "missing 1 required positional argument"),
+        ({"example_inputs": (EXAMPLES[0][..., :9], EXAMPLES[1])}, "the model fails on the example inputs"),
+        ({"checkpoint": "c.pt"}, "a checkpoint and a module are given"),
+        ({"module": None}, "example_inputs belong to a module"),
+        ({"module": "Block"}, "the module is a str"),
+        ({"degree": 3}, "degree 3 is of a checkpoint"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(own: Own, options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message) as raised:
+        own.verify(**options)
+    assert "\n" not in str(raised.value)
+
+
+def test_one_of_our_models_is_compared_as_its_checkpoint_would_be(tmp_path: Path) -> None:
+    module = pom_export.PolynomialMixer(16, 2, 2)
+    exported = Exported(tmp_path, module, mask="causal")
+    report = pom_export.verify(tmp_path / "m.onnx", module=module)
+    assert report
+    assert [len(c.cases) for c in report.comparisons] == [len(c.cases) for c in exported.verify().comparisons]
+    assert not pom_export.verify(tmp_path / "m.onnx", module=pom_export.PolynomialMixer(16, 2, 2))
+
+
+def test_a_program_of_torch_export_is_a_checkpoint(own: Own, tmp_path: Path) -> None:
+    batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens")
+    shapes = {"tokens": {0: batch, 1: tokens}, "keep": {0: batch, 1: tokens}}
+    torch.export.save(torch.export.export(own.module, EXAMPLES, dynamic_shapes=shapes), tmp_path / "p.pt2")
+    report = pom_export.verify(own.folder / "m.onnx", checkpoint=tmp_path / "p.pt2")
+    assert report
+    assert report.reference.endswith("p.pt2")
+    pom_export.export(tmp_path / "p.pt2", tmp_path / "p.onnx")
+    assert pom_export.verify(tmp_path / "p.onnx", checkpoint=tmp_path / "p.pt2")
