@@ -33,6 +33,18 @@ def test_means_of_weights_at_the_ends_of_float32(mode: str) -> None:
     assert np.isnan(beyond).all()
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_tokens_of_a_mask_are_counted_beyond_what_float32_counts(mode: str) -> None:
+    """Only the first token has features, so that the sums are exact and the counts alone decide."""
+    tokens = 2**24 + 2**22
+    feed = {"x": np.zeros((1, tokens, 1), np.float32), "coefficients": np.ones((1, 1), np.float32)}
+    feed["x"][0, 0] = 1
+    feed["mask"] = np.ones((1, tokens), bool)
+    feed["mask"][0, 7] = False
+    y = run(mode, "bool", "float32", 0.0, feed)
+    np.testing.assert_allclose(y[0, -1], 1 / (tokens - 1), rtol=1e-6)
+
+
 @pytest.mark.parametrize("mode", contract.MODES)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_what_the_formula_gives(mode: str, value: float) -> None:
