@@ -11,7 +11,7 @@ from pom_export import contract
 from pom_export.errors import InputError
 from pom_export.graph.function import FunctionVariant, build_function
 from pom_export.graph.gated_function import GatedVariant, build_gated_function
-from pom_export.graph.nodes import aggregation_nodes, gated_nodes, module_of
+from pom_export.graph.nodes import module_of, op_of
 from pom_export.graph.variants import gated_variant_of, variant_of
 
 _Variant = TypeVar("_Variant", FunctionVariant, GatedVariant)
@@ -30,8 +30,9 @@ class AttachFunctionsPass(ir.passes.InPlacePass):
         Raises:
             InputError: an input of a node has no known type or shape, or there are more variants than names.
         """
-        plain = {node: variant_of(node) for node in aggregation_nodes(model)}
-        gated = {node: gated_variant_of(node) for node in gated_nodes(model)}
+        nodes = list(model.graph.all_nodes())  # those in branches and loops too
+        plain = {node: variant_of(node) for node in nodes if op_of(node) == contract.OP_NAME}
+        gated = {node: gated_variant_of(node) for node in nodes if op_of(node) == contract.GATED_OP_NAME}
         opset = model.opset_imports[""]
         functions = [build_function(variant, opset, name) for variant, name in _named(plain, contract.OP_NAMES).items()]
         gated_names = _named(gated, contract.GATED_OP_NAMES)
