@@ -184,3 +184,27 @@ def test_adapters_of_no_use_are_said(mixers: Any, message: str, tmp_path: Path) 
 def test_adapters_are_for_modules(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="mixers is for a module with example_inputs"):
         pom_export.export(pom_export.PolynomialMixer(8, 2, 2), tmp_path / "m.onnx", mixers={Own: ours})
+
+
+class Mine(nn.Module):
+    """The class of the README's example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values, self.gates = nn.Linear(8, 16, bias=False), nn.Linear(8, 16)
+        self.powers, self.out = nn.Parameter(torch.randn(16, 2)), nn.Linear(16, 8, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = functional.leaky_relu(self.values(x)).clamp(min=-0.1, max=6.0)
+        p = self.powers[:, 0] * h + self.powers[:, 1] * h**2
+        return self.out(functional.hardsigmoid(self.gates(x)) * p.mean(1, keepdim=True))
+
+
+def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = (Path(__file__).parents[2] / "README.md").read_text().split("```python\n")
+    (block,) = (text.partition("```")[0] for text in blocks if text.startswith("def adapter("))
+    torch.manual_seed(0)
+    monkeypatch.chdir(tmp_path)
+    names = {"pom_export": pom_export, "torch": torch, "Mine": Mine, "x": X.float()}
+    exec(block, {**names, "model": nn.Sequential(Mine()).eval()})
+    assert (tmp_path / "model.onnx").is_file()
