@@ -1,8 +1,9 @@
-"""ONNX Runtime sessions that keep what a file says of its inputs' sizes, which ONNX Runtime itself does not look at."""
+"""ONNX Runtime sessions that look at what a file says of its inputs' sizes, which ONNX Runtime itself does not."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -37,7 +38,11 @@ def keeps_sizes(session: Any) -> bool:
 
 @cache
 def session_class() -> Any:
-    """Return a kind of onnxruntime.InferenceSession whose `run` refuses sizes that the file does not take."""
+    """Return a kind of onnxruntime.InferenceSession whose `run` looks at sizes first.
+
+    What does not go together is refused. Beyond the file's limits ONNX Runtime computes what it will, with a warning:
+    some callers know better, and other runtimes would not refuse either.
+    """
     import onnxruntime
 
     class InferenceSession(onnxruntime.InferenceSession):  # type: ignore[misc]
@@ -50,45 +55,62 @@ def session_class() -> Any:
 
         def run(self, output_names: Any, input_feed: Mapping[str, Any], run_options: Any = None) -> Any:
             if self._kept is not None:
-                check_sizes(input_feed, *self._kept)
+                axes, limits = self._kept
+                check_sizes(input_feed, axes)
+                if outside := outside_limits(input_feed, axes, limits):
+                    warnings.warn(outside, stacklevel=2)
             return super().run(output_names, input_feed, run_options)
 
     return InferenceSession
 
 
-def check_sizes(feed: Mapping[str, Any], axes: Axes, limits: InputLimits) -> None:
-    """Check the sizes of inputs; whatever has another rank is left to ONNX Runtime, and so are fixed sizes.
+def outside_limits(feed: Mapping[str, Any], axes: Axes, limits: InputLimits) -> str:
+    """Return one line that names a size beyond the limits, empty where there is none.
 
     Args:
         feed: arrays by name.
         axes: sizes and names of dimensions of each input.
         limits: the smallest and largest sizes.
+    """
+    for name, axis, size in _sizes(feed, axes):
+        if wanted := limits.outside(axis, size):
+            return f"{axis} is {size} in {name}, but the model takes {wanted}: what it gives may be wrong"
+    return ""
+
+
+def check_sizes(feed: Mapping[str, Any], axes: Axes) -> None:
+    """Check that the sizes of inputs go together.
+
+    Args:
+        feed: arrays by name.
+        axes: sizes and names of dimensions of each input.
 
     Raises:
-        InputError: a size is beyond the limits, or one dimension has two sizes. A single row may stand for all.
+        InputError: one dimension has two sizes. A single row may stand for all.
     """
-    shapes = {name: _shape(value) for name, value in feed.items() if name in axes}
     known: dict[str, tuple[int, str]] = {}
-    for name, shape in shapes.items():
-        if len(shape) != len(axes[name]):
+    for name, axis, size in _sizes(feed, axes):
+        before, other = known.get(axis, (size, name))
+        if axis == BATCH and 1 in (before, size):
+            known[axis] = (size, name) if before == 1 else (before, other)
             continue
-        for axis, size in zip(axes[name], shape, strict=True):
-            if not isinstance(axis, str):
-                continue
-            if wanted := limits.outside(axis, size):
-                raise InputError(f"{axis} is {size} in {name}, but the model takes {wanted}", "See the export's notes")
-            before, other = known.get(axis, (size, name))
-            if axis == BATCH and 1 in (before, size):
-                known[axis] = (size, name) if before == 1 else (before, other)
-                continue
-            known[axis] = before, other
-            if size != before:
-                raise InputError(f"{axis} is {before} in {other}, but {size} in {name}", "Give inputs that go together")
+        known[axis] = before, other
+        if size != before:
+            raise InputError(f"{axis} is {before} in {other}, but {size} in {name}", "Give inputs that go together")
     sizes = {axis: size for axis, (size, _) in known.items()}
     for axis, (size, name) in known.items():
         expected = size_of(axis, {other: n for other, n in sizes.items() if other != axis})
         if expected is not None and expected != size:
             raise InputError(f"{axis} is {size} in {name}, and should be {expected}", "Give inputs that go together")
+
+
+def _sizes(feed: Mapping[str, Any], axes: Axes) -> Iterator[tuple[str, str, int]]:
+    """Yield input, dimension and size; fixed sizes are left to ONNX Runtime, and so is whatever has another rank."""
+    for name, value in feed.items():
+        named = axes.get(name, ())
+        shape = _shape(value) if named else ()
+        if len(shape) == len(named):
+            yield from ((name, a, size) for a, size in zip(named, shape, strict=True) if isinstance(a, str))
 
 
 def _shape(value: Any) -> Sequence[int]:

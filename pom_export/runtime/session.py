@@ -93,8 +93,9 @@ def inference_session(
             there (ONNX Runtime can't copy options); nothing else of it is changed, and it serves any number of calls.
 
     Returns:
-        An onnxruntime.InferenceSession. Its `run` raises InputError for sizes beyond the file's limits, or that do not
-        go together, such as a mask of another length than the tokens; with IO binding nothing is looked at.
+        An onnxruntime.InferenceSession. Its `run` raises InputError for sizes that do not go together, such as a mask
+        of another length than the tokens, and warns of sizes beyond the file's limits; with IO binding it looks at
+        nothing.
 
     Raises:
         InputError: the file cannot be read, declares more than it holds, or ONNX Runtime refuses it.
