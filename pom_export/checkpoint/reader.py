@@ -22,7 +22,7 @@ from pom_export.checkpoint.storages import OtherTensor
 from pom_export.checkpoint.unpickling import Inert
 from pom_export.checkpoint.values import with_room
 from pom_export.checkpoint.weight_sets import WeightSet, find_sets, is_state_dict, unread_averages
-from pom_export.errors import CheckpointError
+from pom_export.errors import CheckpointError, InputError
 from pom_export.files import sha256_of
 
 _TENSORS = (Tensor, OtherTensor)
@@ -65,8 +65,11 @@ class Checkpoint:
         """Return the set of a name, or the one that is meant where none is given.
 
         Raises:
+            InputError: the name is no text.
             CheckpointError: there is none of that name, or several could be meant.
         """
+        if weights is not None and not isinstance(weights, str):
+            raise InputError(f"weights must be a name, got {weights!r}", 'Example: weights="ema"')
         if weights is None:
             return default_set(self.path, self.sets)
         return asked_set(self.path, self.sets, weights)

@@ -184,14 +184,14 @@ def _state_dicts_and_lists(content: Mapping[Any, Any]) -> Iterator[tuple[str, An
 
 def _copies(file: Path, path: str, tensors: dict[str, Any]) -> list[WeightSet]:
     """Return a state dict as one set, or as those that lie in it under prefixes of their own."""
-    plain, counted = _without_counters(file, tensors)
+    plain, counted = _without_counters(file, path, tensors)
     groups = _groups(plain)
     if len(groups) < 2 or not all(_stands_alone(prefix, group) for prefix, group in groups.items()):
         return [WeightSet(path, plain, average=counted or _is_average(path))]
     found = []
     for prefix, group in groups.items():
         below = f"{path}.{prefix}" if path else prefix
-        inner, inner_counted = _without_counters(file, without_wrappers(file, group))
+        inner, inner_counted = _without_counters(file, below, without_wrappers(file, group))
         average = inner_counted or _is_average(below)
         found.append(WeightSet(below, inner, average=average, preferred=counted and average))
     return found
@@ -213,13 +213,13 @@ def _groups(tensors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return groups
 
 
-def _without_counters(file: Path, tensors: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+def _without_counters(file: Path, path: str, tensors: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """Take off the numbers that keep count of an average, and say whether there were any."""
     rest = {name: value for name, value in tensors.items() if name not in _COUNTERS}
     if len(rest) in {0, len(tensors)}:
         return tensors, False
     wrapped = all(name.startswith(("module.", "ema_model.", "online_model.")) for name in rest)
-    if not wrapped and any("." in name for name in rest):
+    if not wrapped and not _is_average(path) and any("." in name for name in rest):
         return tensors, False
     return without_wrappers(file, rest), True
 

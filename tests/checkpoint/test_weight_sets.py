@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pom_export.checkpoint import LoadedModel, load_model
-from pom_export.errors import CheckpointError
+from pom_export.errors import CheckpointError, InputError
 from pom_export.mixer import PolynomialMixer, RotaryPolynomialMixer
 from pom_export.models import GPT, GPTConfig
 
@@ -100,6 +100,11 @@ def test_names_are_text(raw: Tensors, tmp_path: Path) -> None:
             load({"model": {**raw, name: torch.ones(1)}}, tmp_path)
 
 
+def test_a_name_is_text(raw: Tensors, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="weights must be a name, got 3"):
+        load({"model": raw}, tmp_path, 3)  # type: ignore[arg-type]
+
+
 def test_one_set_has_nothing_to_say(raw: Tensors, tmp_path: Path) -> None:
     for content in (raw, {"model": raw, "step": 1}, {"model": raw, "state_dict": raw}):
         loaded = load(content, tmp_path)
@@ -140,6 +145,12 @@ def test_averages_of_callbacks_and_of_optimizers_are_found(raw: Tensors, tmp_pat
     ):
         content = {"state_dict": raw, **place}
         assert len(load(content, tmp_path).other_weights) == 1
+        assert factor_of(load(content, tmp_path, "ema"), raw) == FACTOR
+
+
+def test_numbers_that_count_lie_among_averages(raw: Tensors, tmp_path: Path) -> None:
+    for counters in ({"decay": torch.tensor(0.9), "num_updates": torch.tensor(3)}, {"num_updates": 3}):
+        content = {"model": raw, "ema": {**scaled(raw), **counters}}
         assert factor_of(load(content, tmp_path, "ema"), raw) == FACTOR
 
 
