@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,16 +12,17 @@ from pom_export.api.blaming import fault_hint
 from pom_export.api.sizing import SizePlan
 from pom_export.errors import InputError, ParityError
 from pom_export.files import sha256_of
-from pom_export.graph.exported import PAST_STATE, ExportedModel, TensorSpec
+from pom_export.graph.exported import PAST_STATE, PRECISIONS, ExportedModel, TensorSpec
 from pom_export.parity import tolerances
 from pom_export.parity.candidates import onnxruntime_candidates
 from pom_export.parity.case import Array, Case
 from pom_export.parity.inputs import make_cases
 from pom_export.parity.interface import program_spec
+from pom_export.parity.module_reference import ModuleReference
+from pom_export.parity.precision import kept_in_single
 from pom_export.parity.recording import recording_path, save_recording
 from pom_export.parity.report import Comparison
-from pom_export.parity.targets import Target
-from pom_export.parity.verification import compare, record
+from pom_export.parity.verification import compare
 from pom_export.runtime.runners import to_numpy
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ def check(exported: ExportedModel, source: Source, program: Program, sizes: Size
     A user's own model is compared on the example, and at every size of the plan.
     """
     names = [spec.name for spec in exported.outputs]
-    reference = source.reference()
     if source.own_inputs:
         example = Case("example inputs", {name: to_numpy(tensor) for name, tensor in program.inputs.items()})
         cases = [_as_taken(exported, case) for case in (example, *sizes.cases)]
@@ -51,12 +51,13 @@ def check(exported: ExportedModel, source: Source, program: Program, sizes: Size
         cases = list(make_cases(exported.inputs, exported.limits, seed=0))[: max(samples, compared)]
 
     candidates, _ = onnxruntime_candidates(exported)
-    outputs = [record(reference, names, case) for case in cases] if samples or candidates else []
+    recorded = _reference(exported, source, program, names, samples)
+    targets = [recorded.target(case) for case in cases] if samples or candidates else []
     if samples:
-        save_recording(recording_path(exported.path), cases[:samples], outputs[:samples], sha256_of(exported.path))
+        save_recording(recording_path(exported.path), cases[:samples], targets[:samples], sha256_of(exported.path))
     tolerance, few = tolerances.MODELS[exported.precision], cases[:compared]
     for candidate in candidates:
-        for comparison in compare(few, [Target(each) for each in outputs[: len(few)]], candidate, tolerance):
+        for comparison in compare(few, targets[: len(few)], candidate, tolerance):
             if not comparison:
                 (worst,) = (case for case in few if case.name == comparison.worst.case)
                 hint = fault_hint(source, worst.feed, tolerance, comparison.worst.difference)
@@ -64,6 +65,16 @@ def check(exported: ExportedModel, source: Source, program: Program, sizes: Size
                     comparison, hint + (_OTHER_SIZES if source.own_inputs and _only_example(comparison) else "")
                 )
     return [f"{candidate.backend} {candidate.path}" for candidate in candidates]
+
+
+def _reference(
+    exported: ExportedModel, source: Source, program: Program, names: Sequence[str], samples: int
+) -> ModuleReference:
+    """Return what outputs are compared with; of our own architectures, parity data say what rounding does to it."""
+    half = samples and exported.precision != PRECISIONS[0] and not source.own_inputs
+    exact = kept_in_single(exported, program.module) if half else ()
+    precision = exported.precision if half else PRECISIONS[0]
+    return ModuleReference(program.module, source.reference(), names, precision, exact)
 
 
 def _only_example(comparison: Comparison) -> bool:

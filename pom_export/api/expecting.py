@@ -76,12 +76,11 @@ def expected_of_recording(model: ExportedModel) -> Expected:
         InputError: there are no parity data, or they are not of this model.
     """
     file = recording_path(model.path)
-    cases, outputs = load_recording(file, sha256_of(model.path), model.inputs, model.outputs)
+    cases, targets = load_recording(file, sha256_of(model.path), model.inputs, model.outputs)
     precision, notes = judged_precision(model)
-    for recorded in outputs:
-        check_outputs(model, recorded)
+    for target in targets:
+        check_outputs(model, target.outputs)
     notes.append(f"without --checkpoint, only the {len(cases)} recorded cases were compared, not the file's own claims")
-    targets = [Target(each) for each in outputs]
     return Expected(cases, targets, f"PyTorch in float64, recorded in {file}", precision, notes)
 
 
@@ -91,11 +90,11 @@ def expected_of_pairs(model: ExportedModel, inputs: Inputs) -> Expected:
     Raises:
         InputError: an input is missing, there is no output, or one does not fit.
     """
-    cases, outputs, found = load_pairs(model, inputs)
+    cases, targets, found = load_pairs(model, inputs)
     precision, notes = judged_precision(model)
     told = f"the outputs in {'the mapping' if isinstance(inputs, Mapping) else os.fspath(inputs)}"
     notes = [*found, *notes, "only the inputs that were given were compared, not the file's own claims"]
-    return Expected(cases, [Target(recorded) for recorded in outputs], told, precision, notes)
+    return Expected(cases, targets, told, precision, notes)
 
 
 def expected_of_checkpoint(

@@ -14,11 +14,12 @@ from pom_export.parity.case import Array, Case
 from pom_export.parity.inputs import Inputs, case_of, read_arrays
 from pom_export.parity.names import fits
 from pom_export.parity.recording import load_recording, recorded_model
+from pom_export.parity.targets import Target
 
 _LONGEST_NAME = 80
 
 
-def load_pairs(model: ExportedModel, inputs: Inputs) -> tuple[list[Case], list[dict[str, Array]], list[str]]:
+def load_pairs(model: ExportedModel, inputs: Inputs) -> tuple[list[Case], list[Target], list[str]]:
     """Return cases, the outputs that they should have, and what a reader should know of them.
 
     Args:
@@ -30,8 +31,7 @@ def load_pairs(model: ExportedModel, inputs: Inputs) -> tuple[list[Case], list[d
         InputError: an input is missing, there is no output, or one does not fit.
     """
     if not isinstance(inputs, Mapping) and recorded_model(Path(inputs)) is not None:
-        cases, outputs = load_recording(Path(inputs), None, model.inputs, model.outputs)
-        return cases, outputs, []
+        return (*load_recording(Path(inputs), None, model.inputs, model.outputs), [])
     case = case_of(inputs, model.inputs, model.limits)
     name, arrays = read_arrays(inputs)
     given = {spec.name: _output(name, arrays[spec.name], spec) for spec in model.outputs if spec.name in arrays}
@@ -43,7 +43,7 @@ def load_pairs(model: ExportedModel, inputs: Inputs) -> tuple[list[Case], list[d
         )
     notes = [f"{printable(spec.name, _LONGEST_NAME)} was not compared: {name} does not hold it"
              for spec in model.outputs if spec.name not in given]  # fmt: skip
-    return [case], [given], [*notes, *left_out(model, inputs, but=given)]
+    return [case], [Target(given)], [*notes, *left_out(model, inputs, but=given)]
 
 
 def left_out(model: ExportedModel, inputs: Inputs, but: Mapping[str, object]) -> list[str]:

@@ -19,6 +19,9 @@ Array = npt.NDArray[Any]
 _DTYPE = "dtype"
 # Numbers of a parameter that are looked for among a file's.
 _SAMPLE = 4096
+_MATRIX_RANK = 2
+# So many numbers are not all in another table by chance; and rows of a table are repeated so often at most.
+_ENOUGH, _MOST_OF_TABLES = 16, 64
 
 
 def judged_precision(model: ExportedModel, matrix_values: int | None = None) -> tuple[str, list[str]]:
@@ -52,8 +55,8 @@ def kept_in_single(model: ExportedModel, module: nn.Module) -> set[str]:
 
     That is all that is looked up in a file to say how far half precision takes its outputs: it may tell exact weights
     from rounded ones, so no more than a rounding hides here. Parameters are found by their values, since passes and
-    other tools rename, cut and transpose them. A buffer's whole table may be there in both types, for two uses: it is
-    then taken to be rounded outside of our op.
+    other tools rename, cut and transpose them. A buffer's table, or a part of it, may be there in both types, for two
+    uses: it is then taken to be rounded outside of our op.
 
     Args:
         model: the file.
@@ -64,14 +67,14 @@ def kept_in_single(model: ExportedModel, module: nn.Module) -> set[str]:
     for name, tensor in module.named_buffers():
         array = to_numpy(tensor)
         if array.dtype.kind == "f" and _holds(single, _sample(array)):
-            rounded = np.sort(array.astype(ml_dtypes.bfloat16 if model.precision == "bfloat16" else np.float16).ravel())
-            if not any(each.size == rounded.size and np.array_equal(np.sort(each), rounded) for each in half):
+            rounded = array.astype(ml_dtypes.bfloat16 if model.precision == "bfloat16" else np.float16)
+            if not any(_is_part(each.astype(np.float32), rounded.astype(np.float32)) for each in half):
                 exact.add(name)
     return exact
 
 
 def _constants(model: ExportedModel) -> tuple[Array, list[Array]]:
-    """Return the numbers that a file's weights have in float32, sorted, and its weights in half, each as one line."""
+    """Return the numbers that a file's weights have in float32, sorted, and its weights in half."""
     single, half = [np.zeros(0, np.float32)], []
     graph = ir.load(model.path, format="protobuf").graph
     tensors = [value.const_value for value in graph.initializers.values()]
@@ -84,8 +87,17 @@ def _constants(model: ExportedModel) -> tuple[Array, list[Array]]:
         if tensor is not None and tensor.dtype == ir.DataType.FLOAT:
             single.append(np.unique(tensor.numpy()))
         elif tensor is not None and tensor.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
-            half.append(tensor.numpy().ravel())
+            half.append(tensor.numpy())
     return np.unique(np.concatenate(single)), half
+
+
+def _is_part(weight: Array, table: Array) -> bool:
+    """Return whether a weight holds columns of a table's first rows, or nothing but numbers of it."""
+    if weight.ndim == table.ndim == _MATRIX_RANK and 1 < len(weight) <= len(table):
+        columns = {column.tobytes() for column in table[: len(weight)].T}
+        if all(column.tobytes() in columns for column in weight.T):
+            return True
+    return weight.size >= _ENOUGH and weight.size <= _MOST_OF_TABLES * table.size and bool(np.isin(weight, table).all())
 
 
 def _sample(array: Array) -> Array:

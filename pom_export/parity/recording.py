@@ -14,7 +14,9 @@ from pom_export.errors import InputError, printable
 from pom_export.graph.exported import TensorSpec
 from pom_export.json_text import parse_json
 from pom_export.parity.case import Array, Case
+from pom_export.parity.comparison import spreads
 from pom_export.parity.inputs import fits, typed
+from pom_export.parity.targets import Spread, Target
 
 _HINT = "Export again with --samples, or give --checkpoint"
 _NUMBERS = "biuf"  # kinds of numpy types
@@ -26,15 +28,16 @@ def recording_path(model: str | os.PathLike[str]) -> Path:
     return Path(model).with_suffix(".parity.npz")
 
 
-def save_recording(
-    path: Path, cases: Sequence[Case], outputs: Sequence[Mapping[str, Array]], model_sha256: str
-) -> None:
-    """Write cases and their outputs, and which model they are of, into one .npz."""
+def save_recording(path: Path, cases: Sequence[Case], targets: Sequence[Target], model_sha256: str) -> None:
+    """Write cases and their targets, and which model they are of, into one .npz."""
     names = [case.name for case in cases]
     arrays: dict[str, Array] = {"names": np.array(json.dumps(names)), "model_sha256": np.array(model_sha256)}
-    for i, (case, expected) in enumerate(zip(cases, outputs, strict=True)):
+    for i, (case, target) in enumerate(zip(cases, targets, strict=True)):
         arrays |= {f"{i}/in/{name}": array for name, array in case.feed.items()}
-        arrays |= {f"{i}/out/{name}": array for name, array in expected.items()}
+        arrays |= {f"{i}/out/{name}": array for name, array in target.outputs.items()}
+        if target.unrounded is not None:
+            arrays |= {f"{i}/spread/{name}": np.array(spread) for name, spread in target.spreads.items()}
+            arrays |= {f"{i}/unrounded/{name}": array for name, array in target.unrounded.outputs.items()}
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # numpy's stub takes no mapping
 
 
@@ -49,7 +52,7 @@ def recorded_model(path: Path) -> str | None:
 
 def load_recording(
     path: Path, model_sha256: str | None, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
-) -> tuple[list[Case], list[dict[str, Array]]]:
+) -> tuple[list[Case], list[Target]]:
     """Read what `save_recording` wrote, for a model of these inputs and outputs.
 
     Args:
@@ -77,14 +80,14 @@ def load_recording(
         cases = [
             Case(printable(name, _LONGEST_NAME), _inputs(arrays, f"{i}/in/", inputs)) for i, name in enumerate(names)
         ]
-        recordings = [_outputs(arrays, f"{i}/out/", outputs) for i in range(len(names))]
+        targets = [_target(arrays, i, case, outputs) for i, case in enumerate(cases)]
     except InputError as error:
         raise InputError(f"{path} is not parity data of this model: {error.what}", _HINT) from error
     except KeyError as error:
         raise InputError(f"{path} is not parity data of this model: it lacks {error}", _HINT) from error
     except ValueError as error:
         raise InputError(f"{path} is not parity data of this model: {error}", _HINT) from error
-    return cases, recordings
+    return cases, targets
 
 
 def _inputs(arrays: Mapping[str, Array], prefix: str, specs: Sequence[TensorSpec]) -> dict[str, Array]:
@@ -102,3 +105,21 @@ def _outputs(arrays: Mapping[str, Array], prefix: str, specs: Sequence[TensorSpe
         if array.dtype.kind not in _NUMBERS:
             raise ValueError(f"{name} is {array.dtype}, no numbers")
     return found
+
+
+def _target(arrays: Mapping[str, Array], index: int, case: Case, specs: Sequence[TensorSpec]) -> Target:
+    outputs = _outputs(arrays, f"{index}/out/", specs)
+    if not any(name.startswith(f"{index}/unrounded/") for name in arrays):
+        return Target(outputs)  # float32, or of an older export
+    unrounded = _outputs(arrays, f"{index}/unrounded/", specs)
+    if any(unrounded[name].shape != array.shape for name, array in outputs.items()):
+        raise ValueError("its outputs without rounding are of other shapes")
+    floats = [name for name, array in outputs.items() if array.dtype.kind == "f"]
+    rounding = {name: _spread(name, arrays[f"{index}/spread/{name}"]) for name in floats}
+    return Target(outputs, rounding, Target(unrounded, spreads(case.feed, unrounded, outputs)))
+
+
+def _spread(name: str, array: Array) -> tuple[Spread, ...]:
+    if array.dtype != np.float64 or array.shape[1:] != (len(Spread._fields),) or not (array >= 0).all():
+        raise ValueError(f"what rounding does to {name} is no pairs of numbers")
+    return tuple(Spread(*map(float, pair)) for pair in array)

@@ -14,6 +14,7 @@ from pom_export.errors import InputError
 from pom_export.graph.exported import TensorSpec
 from pom_export.parity.case import Case
 from pom_export.parity.recording import load_recording, recorded_model, save_recording
+from pom_export.parity.targets import Spread, Target
 
 INPUTS = [TensorSpec("x", np.dtype("float32"), ("batch", "tokens", 4))]
 OUTPUTS = [TensorSpec("y", np.dtype("float32"), ("batch", "tokens", 4))]
@@ -24,21 +25,23 @@ DEEP = np.array("[" * 200_000)
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "m.parity.npz"
-    save_recording(path, [Case("typical", {"x": X})], [{"y": Y}], "sha")
+    save_recording(path, [Case("typical", {"x": X})], [Target({"y": Y})], "sha")
     return path
 
 
 def test_what_is_written_is_read(path: Path) -> None:
-    (case,), (outputs,) = load_recording(path, "sha", INPUTS, OUTPUTS)
+    (case,), (target,) = load_recording(path, "sha", INPUTS, OUTPUTS)
     assert case.name == "typical"
     np.testing.assert_array_equal(case.feed["x"], X)
-    np.testing.assert_array_equal(outputs["y"], Y)
+    np.testing.assert_array_equal(target.outputs["y"], Y)
     assert recorded_model(path) == "sha"
 
 
 def test_bfloat16_is_read_as_such(tmp_path: Path) -> None:
     spec = TensorSpec("x", np.dtype(ml_dtypes.bfloat16), ("batch", "tokens", 4))
-    save_recording(tmp_path / "r.npz", [Case("typical", {"x": X.astype(ml_dtypes.bfloat16)})], [{"y": Y}], "sha")
+    save_recording(
+        tmp_path / "r.npz", [Case("typical", {"x": X.astype(ml_dtypes.bfloat16)})], [Target({"y": Y})], "sha"
+    )
     (case,), _ = load_recording(tmp_path / "r.npz", "sha", [spec], OUTPUTS)
     assert case.feed["x"].dtype == spec.dtype
     np.testing.assert_array_equal(case.feed["x"].astype(np.float32), X)
@@ -81,3 +84,19 @@ def test_files_of_other_kinds_are_named(content: bytes, path: Path) -> None:
     with pytest.raises(InputError, match="is not parity data"):
         load_recording(path, "sha", INPUTS, OUTPUTS)
     assert recorded_model(path) is None
+
+
+def test_what_rounding_does_is_recorded(tmp_path: Path) -> None:
+    path, unrounded = tmp_path / "r.npz", Target({"y": 1.01 * Y})
+    save_recording(path, [Case("typical", {"x": X})], [Target({"y": Y}, {"y": (Spread(0.1, 0.2),)}, unrounded)], "sha")
+    _, (target,) = load_recording(path, "sha", INPUTS, OUTPUTS)
+    assert target.spreads == {"y": (Spread(0.1, 0.2),)}
+    assert target.unrounded is not None
+    np.testing.assert_array_equal(target.unrounded.outputs["y"], 1.01 * Y)
+    assert target.unrounded.spreads["y"][0].largest == pytest.approx(0.01)
+    with np.load(path) as archive:
+        arrays = {**archive}
+    for name, array in (("0/spread/y", np.ones(3)), ("0/spread/y", -np.ones((1, 2))), ("0/unrounded/y", Y[:, :1])):
+        np.savez(path, **{**arrays, name: array})
+        with pytest.raises(InputError, match="is not parity data"):
+            load_recording(path, "sha", INPUTS, OUTPUTS)
