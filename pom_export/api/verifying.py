@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from pom_export.parity.recording import recording_path
 from pom_export.parity.report import ParityReport
 from pom_export.parity.tolerances import Tolerance
 from pom_export.parity.verification import compare
+from pom_export.runtime.ort_format import as_onnx
 
 if TYPE_CHECKING:
     from torch import nn
@@ -84,15 +85,17 @@ def verify(
         InputError: a file is not usable, a function in it is not what its node asks for, the checkpoint is of another
             model, or the report cannot be written.
     """
-    exported = read_model(model)
     _check_bounds(rtol, atol)
     hints = {"weights": weights, "family": family, "degree": degree, "heads": heads}
     hints["in_context_start"] = in_context_start
-    sources = [model, *exported.weights, recording_path(exported.path), checkpoint]
-    sources += [] if isinstance(inputs, Mapping) else [inputs]
-    sources += [] if engine is None else [engine, manifest_path(engine)]
-    # Opened first: a place that takes no report is no reason to find out after the comparison.
-    with nullcontext() if report is None else staged_output(report, *sources) as page:
+    with ExitStack() as stack:
+        file = stack.enter_context(as_onnx(model))
+        exported = read_model(file)
+        sources = [model, *exported.weights, recording_path(exported.path), checkpoint]
+        sources += [] if isinstance(inputs, Mapping) else [inputs]
+        sources += [] if engine is None else [engine, manifest_path(engine)]
+        # Opened first: a place that takes no report is no reason to find out after the comparison.
+        page = None if report is None else stack.enter_context(staged_output(report, *sources))
         reference = _Reference(checkpoint, module, example_inputs, inputs, seed, hints)
         expected = reference.expected(exported)
         candidates, not_run = onnxruntime_candidates(exported)
@@ -108,6 +111,8 @@ def verify(
         if bounds is not None and any(target.unrounded for target in expected.targets[:1]):
             candidates += unrounded_candidates(exported, candidates)
         comparisons, notes = [], list(expected.notes)
+        if file != Path(model):
+            notes.append("the file is in ONNX Runtime's own format, and was compared as it writes it back to ONNX")
         if not exported.aggregations:
             notes.append("no node of the file is one of our ops: it computes by standard operators alone")
         for candidate in candidates:

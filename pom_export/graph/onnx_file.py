@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from pom_export.errors import InputError
@@ -73,8 +74,17 @@ _NAME_FIELDS: Final = {
     _NODE: {4: "name", 7: "domain", 8: "overload"},
     _FUNCTION: {1: "name", 10: "domain", 13: "overload"},
 }
+# Where ONNX Runtime's own format has its mark.
+_ORT_PLACE: Final = slice(4, 8)
+_ORT_MARK: Final = b"ORTM"
 # Domain, name and overload: what a node calls and a function is called.
 _Name = tuple[str, str, str]
+
+
+def is_ort_format(file: Path) -> bool:
+    """Return whether a file is of ONNX Runtime's own format, told by content."""
+    with file.open("rb") as stream:
+        return stream.read(_ORT_PLACE.stop)[_ORT_PLACE] == _ORT_MARK
 
 
 def check_onnx_file(path: str | os.PathLike[str]) -> set[str]:
@@ -86,6 +96,10 @@ def check_onnx_file(path: str | os.PathLike[str]) -> set[str]:
     """
     file = readable_file(path, "model")
     size = file.stat().st_size
+    if is_ort_format(file):
+        raise InputError(
+            f"model {file} is in ONNX Runtime's own format", "Give the .onnx that it was made from; verify takes both"
+        )
     if size > _LARGEST_FILE:
         raise InputError(
             f"model {file} has {size} bytes; an ONNX file ends at {_LARGEST_FILE}", "Keep its weights in a file beside"

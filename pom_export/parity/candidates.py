@@ -22,8 +22,8 @@ KERNEL: Final = "kernel"
 STANDARD: Final = "standard operators"
 """The path of a file without a node of our ops: another tool has put functions in the nodes' place, say."""
 
-# How the types of our nodes begin, which ONNX Runtime tells without their domain.
-_OPS: Final = (contract.OP_NAME, contract.GATED_OP_NAME)
+# The types of our nodes, which ONNX Runtime tells without their domain.
+_OPS: Final = (*contract.OP_NAMES, *contract.GATED_OP_NAMES)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Candidate:
     def kernels_run(self) -> int | None:
         """Return how many nodes the first call gave to our kernels; None: not known."""
         ran = self.runner.ran if isinstance(self.runner, OnnxRuntimeRunner) else None
-        return None if ran is None else sum(count for name, count in ran.items() if name.startswith(_OPS))
+        return None if ran is None else sum(count for name, count in ran.items() if name in _OPS)
 
     def path_taken(self) -> str:
         """Return the path, once the model has run: "kernel" only where one of our kernels did."""

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from pom_export import contract
 from pom_export.files import scratch_folder
 from pom_export.graph.nodes import cast_node, is_aggregation
 from pom_export.graph.saving import save_graph
@@ -21,6 +22,7 @@ from pom_export.runtime.runners import Arrays, OnnxRuntimeRunner
 from pom_export.runtime.session import inference_session
 
 _WIDE = ir.DataType.FLOAT
+_DOMAIN, _OURS = contract.DOMAIN, (*contract.OP_NAMES, *contract.GATED_OP_NAMES)
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
@@ -59,7 +61,8 @@ def save_emulation(model: str | os.PathLike[str], path: Path) -> None:
     That is what hardware does, whose products sum in float32. Nodes of our ops take half types as they are, and stay.
     Inputs and outputs are float32, which numpy knows; they hold the half type's values.
     """
-    emulated = ir.load(os.fspath(model), format="protobuf")
+    emulated = loaded_whole(model)
+    _unfold(emulated)
     graph = emulated.graph
     for node in list(graph):
         if not is_aggregation(node) and node.op_type != "Cast":
@@ -75,6 +78,23 @@ def save_emulation(model: str | os.PathLike[str], path: Path) -> None:
             graph.outputs[index], name = cast.outputs[0], value.name
             value.name, cast.outputs[0].name = f"{name}_narrow", name
     save_graph(emulated, path)
+
+
+def loaded_whole(path: str | os.PathLike[str]) -> ir.Model:
+    """Return a model with its weights: a file of weights is named relative to the folder that the model is in."""
+    return ir.external_data.load_to_model(ir.load(os.fspath(path), format="protobuf"))
+
+
+def _unfold(model: ir.Model) -> None:
+    """Put other functions than our ops' in the place of the nodes that call them: their bodies are standard ops."""
+    from onnx_ir.passes import common
+
+    others = {
+        key for key, function in model.functions.items() if function.name not in _OURS or function.domain != _DOMAIN
+    }
+    if others:
+        common.InlinePass(criteria=lambda function: function.identifier() in others)(model)
+        common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
 
 
 def _widen(graph: ir.Graph, node: ir.Node) -> None:
@@ -104,7 +124,7 @@ def save_unrounded(model: str | os.PathLike[str], path: Path) -> None:
 
     What such a graph computes is as exact as float32, so that a fault in it does not hide behind rounding.
     """
-    wide = ir.load(os.fspath(model), format="protobuf")
+    wide = loaded_whole(model)
     graphs = [wide.graph, *(function.graph for function in wide.functions.values())]
     for graph in graphs:
         nodes = list(ir.traversal.RecursiveGraphIterator(graph))

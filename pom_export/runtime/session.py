@@ -10,7 +10,7 @@ from weakref import WeakSet
 
 from pom_export.errors import InputError, MissingDependencyError, PomExportError, only_ours, reason_of
 from pom_export.files import readable_file
-from pom_export.graph.onnx_file import check_onnx_file
+from pom_export.graph.onnx_file import check_onnx_file, is_ort_format
 from pom_export.runtime.keeping_sizes import keeps_sizes, session_class
 from pom_export.runtime.library import custom_ops_library
 from pom_export.runtime.tensorrt_provider import TENSORRT_PROVIDER, tensorrt_provider_options
@@ -18,8 +18,6 @@ from pom_export.runtime.tensorrt_provider import TENSORRT_PROVIDER, tensorrt_pro
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
 # A name, or a name and the provider's options.
 Provider = str | tuple[str, Mapping[str, Any]]
-# What ONNX Runtime tells its own format by, which is no protocol buffer.
-_ORT_SUFFIX = ".ort"
 _READS_OVERLOADS = (1, 27)  # the first ONNX Runtime that tells functions apart by them
 _SILENT = 4  # ONNX Runtime's severity "fatal": errors reach the user as exceptions, once
 # Session options that our library was registered in: a second time, no session could be made of them.
@@ -103,7 +101,7 @@ def inference_session(
     """
     onnxruntime = import_onnxruntime()
     file = readable_file(model, "model")
-    if file.suffix != _ORT_SUFFIX:
+    if not is_ort_format(file):
         check_onnx_file(file)
         if not kernels:
             _check_functions(file, onnxruntime.__version__)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import inliner, numpy_helper
 
@@ -61,7 +63,10 @@ def into_branches(model: onnx.ModelProto, *, taken: onnx.ModelProto, other: onnx
     """Put the nodes of two files into the branches of an If, of which one is always taken."""
     graph = model.graph
     then, orelse = (
-        onnx.helper.make_graph(list(given.graph.node), "branch", [], [graph.output[0]]) for given in (taken, other)
+        onnx.helper.make_graph(
+            list(given.graph.node), "branch", [], [graph.output[0]], value_info=list(given.graph.value_info)
+        )
+        for given in (taken, other)
     )
     graph.ClearField("node")
     graph.initializer.extend(weight for weight in taken.graph.initializer if weight not in graph.initializer)
@@ -223,3 +228,26 @@ def test_what_neither_the_checkpoint_nor_the_file_tells_is_asked_for(product: Ex
 
 def test_a_state_that_is_not_claimed_is_seen(language_model: Exported) -> None:
     assert language_model.verify(claim("stateful", None))
+
+
+@pytest.mark.parametrize(("kernels", "path"), [(True, "kernel"), (False, "standard operators")])
+def test_a_file_of_onnxruntimes_own_format_is_compared(mixer: Exported, kernels: bool, path: str) -> None:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(mixer.folder / "m.ort")
+    pom_export.inference_session(mixer.folder / "m.onnx", kernels=kernels, session_options=options)
+    report = pom_export.verify(mixer.folder / "m.ort", checkpoint=mixer.checkpoint)
+    assert report
+    assert [comparison.path for comparison in report.comparisons] == [path]
+    assert any("ONNX Runtime's own format" in note for note in report.notes)
+    with pytest.raises(InputError, match=r"is in ONNX Runtime's own format. Give the \.onnx"):
+        pom_export.build_engine(mixer.folder / "m.ort", mixer.folder / "e")
+
+
+def test_half_precision_is_emulated_of_rewritten_files_too(tmp_path: Path) -> None:
+    half = Exported(tmp_path, pom_export.PolynomialMixer(16, 2, 2), mask="causal", dtype="float16")
+    assert half.verify(prefixed)
+    model = onnx.load(tmp_path / "m.onnx")
+    onnx.save(model, tmp_path / "ext.onnx", save_as_external_data=True, location="ext.bin", size_threshold=0)
+    report = pom_export.verify(tmp_path / "ext.onnx", checkpoint=half.checkpoint)
+    assert report
+    assert any("emulating" in comparison.backend for comparison in report.comparisons)
