@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,6 +19,8 @@ from pom_export.json_text import parse_json
 # What TensorRT's inspector says of each layer is in it.
 _LARGEST: Final = 64 << 20
 _MOST_VALUES: Final = 2_000_000
+# The entry with the hash of all others.
+_SEAL: Final = "manifest_sha256"
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,13 @@ class EngineInfo(Recipe):
     command_line: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-able values."""
-        return asdict(self)
+        """Return JSON-able values, and a hash of them that tells an edited manifest from what the build wrote."""
+        return sealed(asdict(self))
+
+
+def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a manifest with their own hash among them."""
+    return {**values, _SEAL: _sha256_of_values(values)}
 
 
 def manifest_path(engine: str | os.PathLike[str]) -> Path:
@@ -70,12 +78,19 @@ def read_manifest(engine: str | os.PathLike[str]) -> Mapping[str, Any]:
     """Return what the manifest of an engine says.
 
     Raises:
-        InputError: there is none, or a file of another kind has its name.
+        InputError: there is none, a file of another kind has its name, or it is not as the build wrote it.
     """
     file = readable_file(manifest_path(engine), "manifest")
     values = _values(file)
     if values is None:
         raise InputError(f"manifest {file} is not one of ours", "Build the engine again")
+    if _SEAL not in values:
+        raise InputError(
+            f"manifest {file} has no {_SEAL}, the hash of what it says: an earlier version wrote it, or it was edited",
+            "Build the engine again",
+        )
+    if values[_SEAL] != _sha256_of_values(values):
+        raise InputError(f"manifest {file} was edited: it is not what the build wrote", "Build the engine again")
     return values
 
 
@@ -107,6 +122,12 @@ def _values(file: Path) -> Mapping[str, Any] | None:
         return None
     ours = isinstance(values, dict) and values.keys() >= {"engine", "backend", "plugin_layers", "model_sha256"}
     return values if ours else None
+
+
+def _sha256_of_values(values: Mapping[str, Any]) -> str:
+    """Return a hash of a manifest's values, whatever their order and spacing in the file."""
+    content = json.dumps({name: value for name, value in values.items() if name != _SEAL}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def read_engine(engine: str | os.PathLike[str]) -> tuple[bytes, Mapping[str, Any]]:

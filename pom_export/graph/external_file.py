@@ -7,7 +7,7 @@ from pathlib import Path
 from pom_export.errors import InputError
 from pom_export.graph.declared_tensor import External
 
-_HINT = "Export it again, or copy the file of weights beside it"
+_HINT = "Copy the file of weights that was written with the model beside it"
 
 
 def check_external(model: Path, external: External) -> None:

@@ -96,7 +96,7 @@ def test_weights_of_one_name_are_told_apart(tmp_path: Path) -> None:
     for number, file in enumerate(files):
         file.parent.mkdir()
         file.write_bytes(bytes([number]))
-    model = ExportedModel(tmp_path / "m.onnx", [], [], {}, 20, [], files)
+    model = ExportedModel(tmp_path / "m.onnx", [], [], {}, 20, [], weights=files)
     assert sha256_of_weights(model) == {"a/w.bin": sha256_of(files[0]), "b/w.bin": sha256_of(files[1])}
 
 

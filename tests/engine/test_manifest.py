@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from pom_export.engine.manifest import check_manifest, check_manifest_place, engine_path, manifest_path
+from pom_export.engine.manifest import check_manifest, check_manifest_place, engine_path, manifest_path, sealed
 from pom_export.engine.runner import engine_backend
 from pom_export.errors import InputError
 from pom_export.files import sha256_of
@@ -27,8 +27,9 @@ OURS = {"engine": "e", "backend": "tensorrt-rtx", "plugin_layers": 1, "model_sha
         ("{}", "not one of ours"),
         (json.dumps(OURS) + " " * 2**26, "not one of ours"),
         (json.dumps({**OURS, "inputs": [0] * 3_000_000}), "not one of ours"),
-        (json.dumps({**OURS, "backend": "tensorflow"}), "names no TensorRT, but 'tensorflow'"),
-        (json.dumps({**OURS, "backend": ["tensorrt"]}), "names no TensorRT"),
+        (json.dumps(OURS), "has no manifest_sha256"),
+        (json.dumps(sealed({**OURS, "backend": "tensorflow"})), "names no TensorRT, but 'tensorflow'"),
+        (json.dumps(sealed({**OURS, "backend": ["tensorrt"]})), "names no TensorRT"),
     ],
 )
 def test_a_manifest_that_is_none_is_named(text: str, message: str, tmp_path: Path) -> None:
@@ -51,7 +52,7 @@ def test_only_a_manifest_of_ours_may_be_replaced(tmp_path: Path) -> None:
 
 def test_an_engine_without_a_word_about_it_holds_the_plugin(tmp_path: Path) -> None:
     for path, values in (("plugin", OURS), ("function", {**OURS, "path": "function"})):
-        manifest_path(tmp_path / "e").write_text(json.dumps(values))
+        manifest_path(tmp_path / "e").write_text(json.dumps(sealed(values)))
         assert engine_path(tmp_path / "e") == path
 
 
@@ -68,7 +69,7 @@ def engine(tmp_path: Path) -> Path:
     (tmp_path / "e").write_bytes(b"engine")
     hashes = {"sha256": sha256_of(tmp_path / "e"), "model_sha256": sha256_of(tmp_path / "m.onnx")}
     told = {**OURS, **hashes, "bytes": len(b"engine"), "weights_sha256": {"w.bin": sha256_of(tmp_path / "w.bin")}}
-    manifest_path(tmp_path / "e").write_text(json.dumps(told))
+    manifest_path(tmp_path / "e").write_text(json.dumps(sealed(told)))
     return tmp_path / "e"
 
 
@@ -84,6 +85,29 @@ def test_a_file_that_is_not_the_one_of_the_build_is_named(changed: str, message:
     file.write_bytes(content.replace(b"\x01g", b"\x01h") if changed == "m.onnx" else content[:-1] + b"\1")
     with pytest.raises(InputError, match=message):
         check_manifest(engine, model)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"plugin_layers": 0},
+        {"plugin_layers": 1.0},
+        {"profiles": {}},
+        {"targets": ["sm120"]},
+        {"inputs": []},
+        {"path": "function"},
+        {"manifest_sha256": ""},
+        {"a new entry": 1},
+    ],
+    ids=str,
+)
+def test_an_edited_manifest_is_refused(edit: dict[str, object], engine: Path) -> None:
+    told = json.loads(manifest_path(engine).read_text())
+    manifest_path(engine).write_text(json.dumps(dict(reversed(told.items())), indent=4))
+    check_manifest(engine, engine.with_name("m.onnx"))  # written in another way, it says the same
+    manifest_path(engine).write_text(json.dumps({**told, **edit}))
+    with pytest.raises(InputError, match="was edited"):
+        check_manifest(engine, engine.with_name("m.onnx"))
 
 
 def test_an_engine_of_another_size_is_not_read(engine: Path) -> None:

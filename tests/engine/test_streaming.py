@@ -17,6 +17,7 @@ import pom_export
 from pom_export import StreamingSession
 from pom_export.engine import device_memory, streaming
 from pom_export.engine.backend import gpu_present
+from pom_export.engine.manifest import sealed
 from pom_export.engine.streaming import TensorRtBackend, tensorrt_backend
 from pom_export.errors import EngineError, InputError, MissingDependencyError
 from pom_export.parity.tolerances import MODELS
@@ -310,7 +311,7 @@ def test_engines_that_cannot_run_are_one_line(built: Path, monkeypatch: pytest.M
         (told["sha256"], r"^engine .*cut.engine is not what .*cut.engine.json tells of. Build the engine again"),
         (hashlib.sha256(content).hexdigest(), r"^cut.engine cannot be used: tensorrt-rtx .* does not load it"),
     ):
-        (built / "cut.engine.json").write_text(json.dumps({**told, "sha256": sha256, "bytes": len(content)}))
+        (built / "cut.engine.json").write_text(json.dumps(sealed({**told, "sha256": sha256, "bytes": len(content)})))
         with pytest.raises(InputError, match=message) as caught:
             tensorrt_backend(built / "cut.engine")
         assert "\n" not in str(caught.value)

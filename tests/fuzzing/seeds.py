@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pom_export.engine.manifest import sealed
+
 WIDTH = 8
 ENGINE = "mixer.engine"
 # What the language model's vocabulary is: one of bytes, so that texts need no tokenizer's file.
@@ -96,4 +98,4 @@ def _models(folder: Path) -> None:
         build_engine(folder / "mixer.onnx", folder / ENGINE, targets=["sm86"], embed_plugin=False)
     except MissingDependencyError:
         (folder / ENGINE).write_bytes(b"no engine")
-        (folder / f"{ENGINE}.json").write_text(json.dumps(_MANIFEST))
+        (folder / f"{ENGINE}.json").write_text(json.dumps(sealed(_MANIFEST)))

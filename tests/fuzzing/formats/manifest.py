@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from random import Random
 
+from pom_export.engine.manifest import sealed
 from tests.fuzzing.cases import Case, Place, Told
 from tests.fuzzing.mutations import jsons, raw, values
 from tests.fuzzing.seeds import ENGINE, Seeds
@@ -25,7 +26,7 @@ def make(random: Random, seeds: Seeds, place: Place) -> Case:
     elif action == 1:
         key = random.choice(("sha256", "model_sha256", "weights_sha256", "backend", "path"))
         good[key] = random.choice((values.name(random), 0, None, [], {}, True, "tensorrt"))
-        manifest.write_text(json.dumps(good))
+        manifest.write_text(json.dumps(sealed(good)))
         told.note(f"{key} is {str(good[key])[:40]!r}", refuse=key in {"sha256", "model_sha256", "backend"})
     else:
         content, what = jsons.spoil(random, good)
