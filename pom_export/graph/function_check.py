@@ -34,6 +34,8 @@ _BATCH, _TOKENS, _GATE_TOKENS, _CHANNELS = 2, 5, 3, 16
 _SMALL = 64
 _WIDEST = 2**20
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+# Two names of the domain of the standard ops.
+_STANDARD, _STANDARD_ALIAS = "", "ai.onnx"
 _HINT = "Export it again: another tool has changed or mixed up its functions"
 
 
@@ -66,7 +68,7 @@ def check_functions(path: Path, proto: onnx.ModelProto | None = None) -> None:
         model = ir.from_proto(_with_shapes(proto))
     except Exception as error:
         raise InputError(f"the graph of {path} is not usable: {reason_of(error)}", "Export it again") from error
-    opset = model.opset_imports[""]
+    opset = model.opset_imports[_STANDARD]
     checked = set()
     for node in model.graph.all_nodes():
         function = model.functions.get(node.op_identifier()) if is_aggregation(node) else None
@@ -85,7 +87,11 @@ def check_functions(path: Path, proto: onnx.ModelProto | None = None) -> None:
             continue
         checked.add(key)
         build: Any = build_gated_function if gated else build_function
-        problem = _difference(node, ir.to_proto(build(variant, opset)), ir.to_proto(function))
+        try:
+            body = ir.to_proto(function)
+        except Exception as error:
+            raise InputError(f"{where}: the function cannot be read", _HINT) from error
+        problem = _difference(node, ir.to_proto(build(variant, opset)), body)
         if problem:
             raise InputError(f"{where}: {problem}", _HINT)
 
@@ -94,6 +100,10 @@ def _with_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model without its large weights, with the types and shapes that follow from its inputs."""
     register_schema()
     skeleton = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
+    for part in (skeleton, *skeleton.functions):
+        for imported in part.opset_import:
+            if imported.domain == _STANDARD_ALIAS:
+                imported.domain = _STANDARD
     graph = proto.graph
     skeleton.graph.name = graph.name or "graph"
     for field in ("node", "input", "output", "value_info"):
