@@ -149,7 +149,7 @@ SIGNAL = 5 * RANDOM.standard_normal(1000)
     [
         (0.0, ""),
         (0.03, r"rms 3\.\d+e-02 is 1\.\d+ times its bound \S+"),
-        (np.eye(1, 1000)[0] * 0.3, r"max_abs \S+ is \S+ times its bound"),
+        (np.eye(1, 1000)[0] * 0.3, r"max_abs \S+ is \S+ times its bound \S+"),
     ],
     ids=["none", "a small one everywhere", "a large one in one place"],
 )

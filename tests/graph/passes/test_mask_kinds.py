@@ -124,8 +124,9 @@ def kinds(masks: dict[str, Mask]) -> dict[str, tuple[str, str]]:
         def forward(self, x: Tensor, keep: Tensor) -> tuple[Tensor, ...]:
             return tuple(self.mixers[str(i)](x, None, mask(x, keep)) for i, mask in enumerate(masks.values()))
 
-    model = trace(module_program(All().eval(), {"x": X, "keep": KEEP}), 20).graph
-    for step in (NameByModulePass(""), NameDimensionsPass(), RecogniseCausalPass()):
+    program = module_program(All().eval(), {"x": X, "keep": KEEP})
+    model = trace(program, 20).graph
+    for step in (NameByModulePass(program.prefix), NameDimensionsPass(), RecogniseCausalPass()):
         model = step(model).model
     names = {f"mixers.{i}": name for i, name in enumerate(masks)}
     found = {names[module]: ("features", reason) for module, reason in model.meta["pom_export.quadratic"].items()}
