@@ -40,7 +40,8 @@ def default_set(file: Path, sets: Sequence[WeightSet]) -> WeightSet:
         if len(shallow) == 1:
             return shallow[0]
         if shallow:
-            raise CheckpointError(f"{file} holds several sets of weights: {listed(shallow)}", _CHOOSE)
+            others = [one for one in sets if all(one is not other for other in shallow)]
+            raise CheckpointError(f"{file} holds several sets of weights: {listed([*shallow, *others])}", _CHOOSE)
     raise AssertionError
 
 

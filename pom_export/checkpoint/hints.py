@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pom_export.checkpoint.spec import JIT, LANGUAGE_MODEL, NANOGPT, V1, V1_GROUPED, V2
-from pom_export.errors import CheckpointError
+from pom_export.errors import CheckpointError, InputError
 
 FAMILIES = (NANOGPT, JIT, LANGUAGE_MODEL, V2, V1, V1_GROUPED)
 
@@ -82,6 +82,16 @@ def hints_from(config: Mapping[str, Any], source: str) -> Hints:
                 origins[hint] = f"{source}: {name}"
     rotary = bool(config.get("rope")) or config.get("module") == "PoMRoPE"
     return Hints(**found, rotary=rotary, origins=origins)
+
+
+def check_given(hints: Mapping[str, Any]) -> None:
+    """Raise InputError where a hint of the caller's is neither None nor a number that it can have."""
+    for name, value in hints.items():
+        if value is not None and not is_usable(value, name):
+            raise InputError(
+                f"{name} must be a whole number from {_LEAST.get(name, 1)} to {_LARGEST}, got {_shown(value)}",
+                "Leave it out where the shapes tell it",
+            )
 
 
 def _value(value: Any, hint: str, where: str) -> str | int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pom_export.checkpoint.hints import Hints
+from pom_export.checkpoint.hints import Hints, check_given
 from pom_export.checkpoint.reader import Checkpoint, read_checkpoint
 from pom_export.checkpoint.recognition import tied_names
 from pom_export.checkpoint.spec import V1, V1_GROUPED, ModelSpec, empty_model
@@ -70,6 +70,7 @@ def load_model(
         InputError: the file cannot be read.
         CheckpointError: its content is of no known model, or not told by shapes and hints together.
     """
+    check_given({"degree": degree, "heads": heads, "in_context_start": in_context_start})
     checkpoint = read_checkpoint(path)
     given = Hints(family, degree, heads, in_context_start).over(checkpoint.hints)
     hints = given.over(checkpoint.settings)
@@ -116,6 +117,11 @@ def _settings_notes(spec: ModelSpec, hints: Hints, tensors: Mapping[str, Tensor]
     notes += [
         f"{name} {getattr(hints, name)} is read from {place}" for name, place in hints.origins.items() if used.get(name)
     ]
+    if isinstance(spec.config, JiTConfig) and spec.config.in_context_len and hints.in_context_start is None:
+        notes.append(
+            f"in_context_start {spec.config.in_context_start} is that of the published model of {spec.config.depth} "
+            f"blocks; the file does not say it, and --in-context-start gives another"
+        )
     if "degree" in hints.origins and hints.degree != spec.degree:
         notes.append(f"{hints.origins['degree']} is {hints.degree}; the shapes say degree {spec.degree}")
     return notes

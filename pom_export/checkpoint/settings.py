@@ -30,7 +30,10 @@ _MODEL_WORDS: Final = frozenset(
 # What libraries of configurations keep their entries in.
 _TRANSPARENT: Final = frozenset({"_content", "_fields", "__dict__"})
 _CLASS_KEYS: Final = ("_target_", "class_path")
-_MIXER_CLASS: Final = re.compile(r"PoM|polynomial_?mixer", re.IGNORECASE)
+_MIXER_CLASS: Final = re.compile(
+    r"\w*(pom|polynomial_?mixer)(_?(rope|rotary|1d|2d|mixer|mixing|layer|block|attention|module|net|v?\d+))*",
+    re.IGNORECASE,
+)
 _LOCAL_CLASS: Final = re.compile(r"local.*att|att.*local", re.IGNORECASE)
 _MOST_NAMED: Final = 3
 
@@ -68,12 +71,12 @@ def settings_in(content: Any, source: str = "the file's ") -> Hints:
     for place, entries, is_model in _tables(content):
         kind = next((entries[key] for key in _CLASS_KEYS if isinstance(entries.get(key), str)), "").rpartition(".")[2]
         local = local or (is_model and _LOCAL_CLASS.search(kind) is not None)
-        if not is_model and not _MIXER_CLASS.search(kind):
+        if not is_model and not _MIXER_CLASS.fullmatch(kind):
             continue
         for hint, names in NAMES.items():
             name = next((name for name in names if _is_plain_hint(entries.get(name), hint)), None)
             if name is not None:
-                target = mixers if _MIXER_CLASS.search(kind) else found
+                target = mixers if _MIXER_CLASS.fullmatch(kind) else found
                 target[hint].append((f"{place}.{name}" if place else name, entries[name]))
     return _agreed({hint: mixers[hint] or found[hint] for hint in NAMES}, local, source)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -40,13 +40,19 @@ _WITHOUT_DOTS: Final = "ag_projweight"
 _SWAPPED: Final = ("state_dict", "current_model_state", "averaging_state")
 # Words of places where tensors lie that are no weights.
 _NO_WEIGHTS: Final = frozenset(
-    {"optimizer", "optimizers", "optim", "scheduler", "schedulers", "scaler", "rng", "loops"}
+    {"optimizer", "optimizers", "optim", "opt", "scheduler", "schedulers", "scaler", "rng", "loops"}
+    | {"grad", "grads", "gradients", "momenta"}
+)
+# What optimizers keep of every weight: averages, but of gradients.
+_MOMENTS: Final = re.compile(
+    r"(max_)?exp_(avg|avg_sq|avg_diff|inf)(_sq|_row|_col)?|exp_avgs?|exp_avg_sqs?|square_avg|grad_avg|"
+    r"acc_delta|momentum_buffer|sum"
 )
 # Single numbers that averages count with: torch's AveragedModel, ema-pytorch, and LitEma.
-_COUNTERS: Final = frozenset({"n_averaged", "initted", "step", "decay", "num_updates"})
+_COUNTERS: Final = frozenset({"n_averaged", "initted", "step", "steps", "decay", "num_updates"})
 # Weights that an average is to give its place back to (torch_ema, diffusers).
 _SET_ASIDE: Final = ("collected_params", "temp_stored_params")
-_DEEPEST, _MOST_SETS, _LONGEST_LIST_OF_SETS = 5, 64, 16
+_DEEPEST, _MOST_SETS, _LONGEST_LIST_OF_SETS = 7, 64, 16
 
 
 @dataclass(frozen=True)
@@ -137,8 +143,9 @@ def unread_averages(content: Mapping[Any, Any], found: Sequence[WeightSet]) -> l
     return [
         key
         for key, value in content.items()
-        if isinstance(key, str) and _is_average(key) and _has_values(value)
-        if not any(path == key or path.startswith(f"{key}.") for path in paths)
+        if isinstance(key, str) and _is_average(key) and not _is_optimizers([key]) and _has_values(value)
+        if not any(f"{path}.".startswith(f"{key}.") or f"{key}.".startswith(f"{path}.") for path in paths)
+        if "" not in paths
     ]
 
 
@@ -161,15 +168,16 @@ def _state_dicts_and_lists(content: Mapping[Any, Any]) -> Iterator[tuple[str, An
         path, value = waiting.popleft()
         inner: list[tuple[str, Any]] = []
         if isinstance(value, Mapping):
-            if any(isinstance(name, str) and name.endswith(_MARKS) for name in value):
-                yield ".".join(path), value
-            elif is_state_dict(value):
-                if not any(_words(key) & _NO_WEIGHTS for key in path):
+            if any(isinstance(name, str) and name.endswith(_MARKS) for name in value) or is_state_dict(value):
+                if not _is_optimizers(path):
                     yield ".".join(path), value
-            elif "param_groups" not in value:  # an optimizer's
-                inner = [(name, part) for name, part in value.items() if isinstance(name, str)]
+            else:
+                of_optimizer = {"state", "param_groups"} if "param_groups" in value else set()
+                inner = [(str(key), part) for key, part in value.items() if isinstance(key, (str, float, int))]
+                inner = [(name, part) for name, part in inner if name not in of_optimizer]
         elif value and all(isinstance(part, _TENSORS) for part in value):
-            if _is_average(".".join(path)) and path[-1] not in _SET_ASIDE and all(map(_is_floating, value)):
+            averages = _is_average(".".join(path)) and not _is_optimizers(path) and path[-1] not in _SET_ASIDE
+            if averages and all(map(_is_floating, value)):
                 yield ".".join(path), list(value)
         elif len(value) <= _LONGEST_LIST_OF_SETS:
             inner = [(str(number), part) for number, part in enumerate(value)]
@@ -182,25 +190,34 @@ def _state_dicts_and_lists(content: Mapping[Any, Any]) -> Iterator[tuple[str, An
                 waiting.append(((*path, name), part))
 
 
+def _is_optimizers(path: Sequence[str]) -> bool:
+    """Return whether what lies at a place is an optimizer's or a scheduler's; some keep averages of the weights too."""
+    for key in reversed(path):
+        if _MOMENTS.fullmatch(key) or _words(key) & _NO_WEIGHTS:
+            return True
+        if _is_average(key):
+            return False
+    return False
+
+
 def _copies(file: Path, path: str, tensors: dict[str, Any]) -> list[WeightSet]:
     """Return a state dict as one set, or as those that lie in it under prefixes of their own."""
     plain, counted = _without_counters(file, path, tensors)
     groups = _groups(plain)
-    if len(groups) < 2 or not all(_stands_alone(prefix, group) for prefix, group in groups.items()):
+    if len(groups) < 2 or not all(_stands_alone(prefix, group, groups) for prefix, group in groups.items()):
         return [WeightSet(path, plain, average=counted or _is_average(path))]
     found = []
     for prefix, group in groups.items():
         below = f"{path}.{prefix}" if path else prefix
-        inner, inner_counted = _without_counters(file, below, without_wrappers(file, group))
-        average = inner_counted or _is_average(below)
-        found.append(WeightSet(below, inner, average=average, preferred=counted and average))
+        inner = _copies(file, below, without_wrappers(file, group))
+        found += [replace(one, preferred=one.preferred or (counted and one.average)) for one in inner]
     return found
 
 
 def networks_in(chosen: WeightSet) -> list[str]:
     """Return the prefixes of names in a set below which a network lies by itself, among other things."""
     groups = _groups(chosen.tensors)
-    return [prefix for prefix, group in groups.items() if len(groups) > 1 and _stands_alone(prefix, group)]
+    return [prefix for prefix, group in groups.items() if len(groups) > 1 and _stands_alone(prefix, group, groups)]
 
 
 def _groups(tensors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -224,12 +241,15 @@ def _without_counters(file: Path, path: str, tensors: dict[str, Any]) -> tuple[d
     return without_wrappers(file, rest), True
 
 
-def _stands_alone(prefix: str, tensors: Mapping[str, Any]) -> bool:
+def _stands_alone(prefix: str, tensors: Mapping[str, Any], beside: Collection[str]) -> bool:
     """Return whether names below a prefix are of a network by itself, not of a part of one."""
     if not WeightSet(prefix, tensors).has_mixers:
         return False
-    if _words(prefix.rpartition(".")[2]) & _ROLES:
+    words = _words(prefix.rpartition(".")[2])
+    if words & _ROLES:
         return True
+    if any(other_words - _AVERAGES == words for other_words in map(_words, beside) if other_words & _AVERAGES):
+        return True  # "unet" beside "unet_ema"
     shapes = {name: value.shape for name, value in tensors.items() if isinstance(value, Tensor)}
     whole = [architecture for architecture in ARCHITECTURES if architecture.architecture != MIXER]
     for common in common_prefixes(shapes):
@@ -279,7 +299,9 @@ def _once(found: list[WeightSet]) -> list[WeightSet]:
         key = one.values is None, views
         first = distinct.setdefault(key, one)
         if first is not one:
-            distinct[key] = replace(first, other_paths=(*first.other_paths, one.path))
+            # An average that is the trained weights themselves is none.
+            kept, other = (one, first) if first.average and not one.average else (first, one)
+            distinct[key] = replace(kept, other_paths=(*first.other_paths, other.path))
     return list(distinct.values())
 
 

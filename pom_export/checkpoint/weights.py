@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -19,7 +19,9 @@ from pom_export.errors import CheckpointError
 
 _SOME = 4
 _OLDER_LAYOUT = "its mixers are in the older layout, with separate projections of context and gate: they were joined"
-_OLDER_LISTS = "a list without names beside separate projections is in their order, which nobody reads any more"
+_OLDER_LISTS = (
+    "a list without names that was saved with separate projections is in the order of that layout, which is not read"
+)
 
 
 @dataclass(frozen=True)
@@ -136,11 +138,24 @@ def _average(checkpoint: Checkpoint, asked: WeightSet, state: _State, hints: Hin
                 f"Leave --weights out, or give {state.chosen.name or 'model'}",
             )
         named = named_values(checkpoint.path, asked, checkpoint.values(asked), state.tensors, model)
-        return state.weights(named, asked)
+        return _with_buffer_note(state.weights(named, asked), state, named)
     filled = with_buffers(checkpoint.path, asked, checkpoint.state_dict(asked), state.tensors, model)
     if filled is None:
         return _recognised(checkpoint, asked, hints).weights()
-    return state.weights(filled, asked)
+    return _with_buffer_note(state.weights(filled, asked), state, filled)
+
+
+def _with_buffer_note(found: Weights, state: _State, filled: Mapping[str, Tensor]) -> Weights:
+    """Say where an average was given buffers that are kept less precisely than it is."""
+    buffers = [name for name, tensor in filled.items() if tensor is state.tensors.get(name)]
+    precise = max((tensor.dtype.itemsize for name, tensor in filled.items() if name not in buffers), default=0)
+    if rounded := [name for name in buffers if filled[name].dtype.itemsize < precise]:
+        dtype = str(filled[rounded[0]].dtype).removeprefix("torch.")
+        found.notes.append(
+            f"{found.chosen.label} holds no buffers; those of {state.chosen.label} are used, which are rounded to "
+            f"{dtype}: {', '.join(rounded[:_SOME])}"
+        )
+    return found
 
 
 def _told(checkpoint: Checkpoint, found: Weights) -> Weights:

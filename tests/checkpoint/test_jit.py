@@ -15,7 +15,7 @@ from pom_export.checkpoint import load_model
 from pom_export.checkpoint.hints import Hints
 from pom_export.checkpoint.recognition import recognise
 from pom_export.checkpoint.spec import JIT, spec_of
-from pom_export.errors import CheckpointError
+from pom_export.errors import CheckpointError, InputError
 from pom_export.models import JiT, JiTConfig
 from pom_export.models.jit import IN_CONTEXT_STARTS
 from tests.small_models import TINY_JIT
@@ -65,6 +65,20 @@ def test_the_published_depths_tell_it(depth: int) -> None:
     tensors = weights(replace(TINY_JIT, depth=depth, in_context_start=0))
     assert recognise(tensors).spec.config.in_context_start == IN_CONTEXT_STARTS[depth]
     assert recognise(tensors, Hints(in_context_start=0)).spec.config.in_context_start == 0
+
+
+def test_what_the_published_depth_tells_is_said(golden_jit: Any, tmp_path: Path) -> None:
+    shutil.copy(golden_jit.checkpoint, tmp_path / "last.ckpt")
+    said = "in_context_start 4 is that of the published model of 12 blocks"
+    assert any(said in note for note in load_model(tmp_path / "last.ckpt").notes)
+    assert not any(said in note for note in load_model(tmp_path / "last.ckpt", in_context_start=4).notes)
+
+
+@pytest.mark.parametrize("value", [True, 2.0, "1", -1])
+def test_a_hint_is_a_number(golden_jit: Any, value: Any) -> None:
+    for name in ("in_context_start", "degree", "heads"):
+        with pytest.raises(InputError, match=f"{name} must be a whole number from [01] to"):
+            load_model(golden_jit.checkpoint, **{name: value})
 
 
 def test_another_depth_asks_for_it() -> None:

@@ -117,3 +117,19 @@ def test_the_name_of_a_data_set_is_no_attention(tmp_path: Path) -> None:
     config = GPTConfig(20, 1, 2, 16, 2, 2, degree=2, expand=1, mlp_width=64)
     settings = {"args": {"degree": 2, "data": {"_target_": "project.data.LocalAttentionFolder"}}}
     assert load(GPT(config).state_dict(), settings, tmp_path).spec.config == config
+
+
+@pytest.mark.parametrize(
+    ("target", "degree"),
+    [
+        ("pom.PoM", 2),
+        ("mixers.CausalPoMRoPE", 2),
+        ("net.RotaryPolynomialMixer", 2),
+        ("net.make_pom_layer", 2),
+        ("data.PolynomialMixerDataset", None),
+        ("data.PompeiiFolder", None),
+        ("schedules.PoMLR", None),
+    ],
+)
+def test_a_class_of_mixers_is_told_by_its_whole_name(target: str, degree: int | None) -> None:
+    assert settings_in({"cfg": {"part": {"_target_": target, "degree": 2}}}).degree == degree

@@ -160,6 +160,67 @@ def test_an_optimizers_state_is_no_weights(raw: Tensors, tmp_path: Path) -> None
     assert load(content, tmp_path).other_weights == []
 
 
+@pytest.mark.parametrize("key", ["exp_avg", "exp_avg_sq", "momentum_buffer"])
+def test_averages_of_gradients_are_no_weights(raw: Tensors, tmp_path: Path, key: str) -> None:
+    for moments in (scaled(raw), list(raw.values())):
+        for content in ({key: moments}, {"opt": {key: moments}}, {"optimizer": scaled(raw)}, {"grads": moments}):
+            loaded = load({"model": raw, **content}, tmp_path)
+            assert (loaded.notes, loaded.other_weights) == ([], [])
+            with pytest.raises(CheckpointError, match="no weights 'ema'"):
+                load({"model": raw, **content}, tmp_path, "ema")
+
+
+def test_an_optimizers_own_average_is_found(raw: Tensors, tmp_path: Path) -> None:
+    state = {"state": {}, "param_groups": [], "ema": list(scaled(raw).values())}
+    assert factor_of(load({"model": raw, "optimizer": state}, tmp_path, "ema"), raw) == FACTOR
+
+
+def test_averages_by_their_decay(raw: Tensors, tmp_path: Path) -> None:
+    content = {"model": raw, "ema": {0.99: scaled(raw), 0.999: scaled(raw, 3)}}
+    assert load(content, tmp_path).other_weights == ["ema.0.99", "ema.0.999"]
+    assert factor_of(load(content, tmp_path, "ema.0.999"), raw) == 3
+
+
+def test_averages_of_other_libraries(raw: Tensors, tmp_path: Path) -> None:
+    wrapped = {f"module.{name}": tensor for name, tensor in scaled(raw).items()}
+    by_name = {"ema_model": {"named_parameters_dict": scaled(raw), "named_buffers_dict": {}}}
+    for content in (
+        {"state_dict": raw, "ema_state_dict": {**wrapped, "steps": torch.tensor(7)}},  # mmengine
+        {"state": {"model": raw, "algorithms": [("EMA", by_name)]}},  # composer
+    ):
+        assert len(load(content, tmp_path).other_weights) == 1
+        assert factor_of(load(content, tmp_path, "ema"), raw) == FACTOR
+
+
+def test_an_average_that_is_the_weights_themselves_is_none(raw: Tensors, tmp_path: Path) -> None:
+    for content in ({"ema": raw, "model": raw}, {"model": raw, "ema": raw}):
+        for name in (None, "model", "ema"):
+            loaded = load(content, tmp_path, name)
+            assert (loaded.weights, loaded.notes) == ("model", [])
+
+
+def test_a_choice_names_every_set(raw: Tensors, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"several sets of weights: g, d, ema \(g_ema\)"):
+        load({"g": raw, "d": scaled(raw), "g_ema": scaled(raw, 3)}, tmp_path)
+
+
+def test_a_network_beside_its_average_is_one_whatever_it_is_called(raw: Tensors, tmp_path: Path) -> None:
+    both = {**{f"unet.{n}": t for n, t in raw.items()}, **{f"unet_ema.{n}": t for n, t in scaled(raw).items()}}
+    loaded = load({"state_dict": both}, tmp_path)
+    assert (factor_of(loaded, raw), len(loaded.other_weights)) == (1, 1)
+    with pytest.raises(CheckpointError, match="--weights: unet or unet_ema"):
+        load({"state_dict": {**both, "loss.weight": torch.ones(3)}}, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_buffers_that_are_rounded_are_said(tmp_path: Path, dtype: torch.dtype) -> None:
+    mixer = RotaryPolynomialMixer(8, 2, 3, max_seq_len=9)
+    average = [p.detach().clone() for p in mixer.parameters()]
+    content = {"state_dict": mixer.to(dtype).state_dict(), "ema_params": average}
+    rounded = [note for note in load(content, tmp_path, "ema").notes if "rounded to bfloat16: freqs_cos" in note]
+    assert len(rounded) == (dtype == torch.bfloat16)
+
+
 def test_ema_pytorch_keeps_both_in_one_state_dict(raw: Tensors, tmp_path: Path) -> None:
     counters = {"initted": torch.tensor(True), "step": torch.tensor(5)}
     both = {
@@ -168,6 +229,10 @@ def test_ema_pytorch_keeps_both_in_one_state_dict(raw: Tensors, tmp_path: Path) 
     }
     loaded = load({**both, **counters}, tmp_path)
     assert (factor_of(loaded, raw), loaded.other_weights) == (FACTOR, ["model (online_model)"])
+    assert len(loaded.notes) == 1
+    inside = {**{f"net.{n}": t for n, t in raw.items()}, **{f"ema.{n}": t for n, t in {**both, **counters}.items()}}
+    assert factor_of(load({"state_dict": inside}, tmp_path), raw) == 1
+    assert factor_of(load({"state_dict": inside}, tmp_path, "ema"), raw) == FACTOR
     beside = {"model": raw, "ema": {**both, **counters}}
     loaded = load(beside, tmp_path)
     assert factor_of(loaded, raw) == 1
