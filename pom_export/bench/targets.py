@@ -135,7 +135,7 @@ def find_target(
         _refuse({"mask": mask, **of_a_checkpoint}, "a stream")
         return Target(text, stream=StreamShape(**given))
     if text == IMAGE:
-        _refuse({"mask": mask, "family": family}, "an image model")
+        _refuse({"mask": mask, **of_a_checkpoint}, "an image model")
         return Target(text, image=ImageShape(**given))
     if text in LAYERS:
         _refuse(of_a_checkpoint, "a named layer")

@@ -60,3 +60,7 @@ def test_refuses_what_is_no_square_of_patches(tmp_path: Path) -> None:
         prepare_image(SHAPE, BenchOptions(tokens=(250,)), tmp_path, silent)
     with pytest.raises(InputError, match="--mask does not go with an image model"):
         find_target("image", mask="none")
+    with pytest.raises(InputError, match="--weights does not go with an image model"):
+        find_target("image", weights="ema1")
+    with pytest.raises(InputError, match="--in-context-start does not go with an image model"):
+        find_target("image", in_context_start=1)
