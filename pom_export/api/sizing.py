@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from pom_export.api.source import Source
     from pom_export.graph.exporter import Traced
     from pom_export.graph.program import Program
+
+# Larger ones would take too long, and too much memory, to compare at.
+_LARGEST_TRIED = 2048
 
 
 @dataclass
@@ -60,7 +63,8 @@ def settle_sizes(source: Source, program: Program, opset: int) -> tuple[Program,
     while True:
         traced = trace(program, opset)
         _check_asked(program, traced)
-        trial = _Trial(plain.module, plain.inputs, dict(zip(program.inputs, traced.axes, strict=True)), traced.bounds)
+        axes = dict(zip(program.inputs, traced.axes, strict=True))
+        trial = _Trial(plain.module, plain.inputs, axes, traced.bounds, traced.branches)
         refused = trial.try_all()
         if not refused:
             break
@@ -79,7 +83,7 @@ def plan_sizes(program: Program, axes: AxesByInput) -> SizePlan:
         program: the program, not lowered.
         axes: of the file's inputs, by the program's names.
     """
-    trial = _Trial(program.module, program.inputs, axes, {})
+    trial = _Trial(program.module, program.inputs, axes, {}, {})
     trial.plan.notes += [
         f"the dimension {name} was compared at the example's size alone, the reference takes no other: {reason}"
         for name, reason in trial.try_all().items()
@@ -147,7 +151,12 @@ class _Trial:
     """Runs a model at other sizes than its example's, one dimension at a time."""
 
     def __init__(
-        self, module: nn.Module, inputs: Mapping[str, Tensor], axes: AxesByInput, bounds: Mapping[str, Bounds]
+        self,
+        module: nn.Module,
+        inputs: Mapping[str, Tensor],
+        axes: AxesByInput,
+        bounds: Mapping[str, Bounds],
+        branches: Mapping[str, Sequence[int]],
     ) -> None:
         self.module = module
         self.feed = {name: to_numpy(tensor) for name, tensor in inputs.items()}
@@ -155,6 +164,7 @@ class _Trial:
         self.sizes = dimension_sizes(self.feed, axes)
         # torch takes sizes of 0 and 1 for any others; what matters is where more than one row is needed.
         self.bounds = {name: (low if low > 1 else 0, high) for name, (low, high) in bounds.items()}
+        self.branches = branches
         self.plan = SizePlan()
         self.empty = _unusable(self._run(self.feed))
 
@@ -244,7 +254,7 @@ class _Dimension:
     def run(self) -> None:
         """Try the sizes that tell most, and find where the model ends that takes some of them."""
         bounds = self.trial.bounds.get(self.name, (0, None))
-        for size in candidate_sizes(self.size, bounds):
+        for size in sorted({*candidate_sizes(self.size, bounds), *self._branches(bounds)}):
             self._try(size)
         if max(self.taken, default=0) <= self.size and self._open(bounds):
             for size in (2 * self.size, 3 * self.size):  # a model that takes multiples of something
@@ -252,6 +262,16 @@ class _Dimension:
                     self._try(size)
         if self.taken and self.refused:
             self._find_end(bounds)
+
+    def _branches(self, bounds: Bounds) -> set[int]:
+        """Return the sizes where the model may take another branch; note those that are too large to be tried."""
+        low, high = bounds
+        sizes = {size for size in self.trial.branches.get(self.name, ()) if low <= size <= (high or size)}
+        if large := sorted(size for size in sizes if size > _LARGEST_TRIED):
+            self.trial.plan.notes.append(
+                f"{self.name} {', '.join(map(str, large))}: not compared, and the model may take another branch there"
+            )
+        return sizes - set(large) - {self.size}
 
     def _open(self, bounds: Bounds) -> bool:
         return bounds[1] is None or bounds[1] > self.size

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from unittest import mock
 
 import onnx_ir as ir
@@ -39,6 +39,7 @@ from pom_export.graph.program import Program
 from pom_export.graph.quiet import quiet_torch
 from pom_export.graph.refusals import place_of, refusal
 from pom_export.graph.size_bounds import traced_bounds
+from pom_export.graph.size_branches import branch_sizes
 from pom_export.graph.splitting import SlicedSplits
 from pom_export.graph.stand_in import stand_in_paths
 from pom_export.graph.translation import translation_table
@@ -82,10 +83,12 @@ class Traced:
     Attributes:
         graph: before our passes; dynamic dimensions have the names that they have in the file.
         bounds: the smallest and the largest size for which it holds, of dynamic dimensions that are bounded.
+        branches: sizes at which the model may take another branch than was traced, of the dimensions that have any.
     """
 
     graph: ir.Model
     bounds: Mapping[str, Bounds]
+    branches: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def axes(self) -> list[tuple[int | str, ...]]:
@@ -145,7 +148,8 @@ def trace(program: Program, opset: int) -> Traced:
     _refuse_random(exported.model)
     NameDimensionsPass()(exported.model)
     traced = Traced(exported.model, {})
-    return replace(traced, bounds=traced_bounds(exported.exported_program, traced.axes))
+    program_of_torch, axes = exported.exported_program, traced.axes
+    return replace(traced, bounds=traced_bounds(program_of_torch, axes), branches=branch_sizes(program_of_torch, axes))
 
 
 def _refuse_random(model: ir.Model) -> None:

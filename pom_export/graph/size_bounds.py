@@ -50,7 +50,7 @@ def traced_bounds(program: ExportedProgram, axes: Sequence[Sequence[int | str]])
     """
     tables = dict(_table_ends(program))
     found: dict[str, Bounds] = {}
-    for fake, named in zip(_user_inputs(program), axes, strict=True):
+    for fake, named in zip(user_inputs(program), axes, strict=True):
         for size, name in zip(fake.shape, named, strict=True):
             expression = _expression(size)
             if expression is not None and isinstance(name, str) and name not in found:
@@ -60,7 +60,8 @@ def traced_bounds(program: ExportedProgram, axes: Sequence[Sequence[int | str]])
     return found
 
 
-def _user_inputs(program: ExportedProgram) -> list[Tensor]:
+def user_inputs(program: ExportedProgram) -> list[Tensor]:
+    """Return the fake tensors that torch traced a program with, of each input of its user."""
     wanted = set(map(str, program.graph_signature.user_inputs))
     return [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in wanted]
 

@@ -216,3 +216,20 @@ def test_the_user_says_for_which_sizes_a_branch_is_not_taken(tmp_path: Path) -> 
 def test_half_precision_is_compared_at_the_same_sizes(tmp_path: Path) -> None:
     result = export(Conditioned(), tmp_path, tokens(6), torch.randn(2, 12), dtype="float16")
     assert result.inputs == [f"x float16[batch, tokens, {WIDTH}]", "c float16[batch, 12]"]
+
+
+@pytest.mark.parametrize("special", [(64,), (11, 17)])
+def test_a_branch_for_one_size_far_from_the_examples_is_compared(special: tuple[int, ...], tmp_path: Path) -> None:
+    model = Model(lambda m, x: m.mixer(x) * (2 if x.shape[1] in special else 1))
+    with pytest.raises(ParityError, match=rf"on tokens {special[-1]},"):
+        export(model, tmp_path, tokens(6))
+
+
+def test_a_branch_for_a_size_that_changes_nothing_is_exported(tmp_path: Path) -> None:
+    model = Model(lambda m, x: m.mixer(x) if x.shape[1] == 64 else m.mixer(x * 1))
+    assert export(model, tmp_path, tokens(6)).inputs == [f"x float32[batch, tokens, {WIDTH}]"]
+
+
+def test_a_branch_for_a_size_too_large_to_compare_is_named(tmp_path: Path) -> None:
+    model = Model(lambda m, x: m.mixer(x) * (2 if x.shape[1] == 100_000 else 1))
+    assert any("tokens 100000: not compared" in note for note in export(model, tmp_path, tokens(6)).notes)
