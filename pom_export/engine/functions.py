@@ -24,7 +24,9 @@ def inlined(path: Path) -> bytes:
     """
     model = onnx.load(path, format="protobuf", load_external_data=False)
     refuse_overloads(path, model.functions, "TensorRT")
-    check_functions(path, model)
+    unknown = check_functions(path, model)
+    if unknown:
+        raise InputError(f"{path}: {unknown[0]}", "Export it again, or build without --no-plugin")
     model = onnx.inliner.inline_local_functions(model)
     left = sorted({node.op_type for node in model.graph.node if node.domain == contract.DOMAIN})
     if left:

@@ -10,6 +10,10 @@ from pom_export import contract
 from pom_export.errors import InputError
 from pom_export.graph.function import FunctionVariant
 from pom_export.graph.gated_function import GatedVariant
+from pom_export.graph.nodes import input_named
+
+# Of a known rank, whatever shape inference makes of what it comes from: in a branch it often finds nothing.
+_NO_PLACEHOLDERS = ("x", "gate", "gate_bias", *contract.STATE_INPUTS)
 
 
 def variant_of(node: ir.Node, inputs: Sequence[str] = contract.INPUTS) -> FunctionVariant:
@@ -25,9 +29,13 @@ def variant_of(node: ir.Node, inputs: Sequence[str] = contract.INPUTS) -> Functi
     types: dict[str, ir.DataType] = {}
     degree: int | object = node.attributes["degree"].as_int()
     for name, value in zip(inputs, node.inputs, strict=False):
-        if value is None or value.dtype is None or value.shape is None:
+        if value is None or value.dtype is None:
             raise _unknown(node)
-        if len(value.shape) > 1:  # what is of rank 1 is a placeholder, or of one type always
+        if name in _NO_PLACEHOLDERS:
+            types[name] = value.dtype
+        elif value.shape is None:
+            raise _unknown(node)
+        elif len(value.shape) > 1:  # what is of rank 1 is a placeholder, or of one type always
             types[name] = value.dtype
             degree = value.shape[1] if name == "coefficients" else degree
     if not isinstance(degree, int):
@@ -51,12 +59,10 @@ def gated_variant_of(node: ir.Node) -> GatedVariant:
     Raises:
         InputError: as `variant_of`.
     """
-    _, gate, bias, *_ = node.inputs
-    channels = (node.outputs[0].shape or (None,))[-1]
-    if gate is None or gate.shape is None or bias is None or bias.dtype is None or channels is None:
-        raise _unknown(node)
-    gates = gate.shape[-1]
-    if not isinstance(gates, int):
+    x, gate, bias, *_ = node.inputs
+    gates = _size(bias, 0) or _size(gate, -1)
+    channels = _size(x, -1) or _size(node.outputs[0], -1) or _size(input_named(node, "coefficients"), 0)
+    if bias is None or bias.dtype is None or gates is None or channels is None:
         raise _unknown(node)
     return GatedVariant(
         aggregation=variant_of(node, contract.GATED_INPUTS),
@@ -64,6 +70,12 @@ def gated_variant_of(node: ir.Node) -> GatedVariant:
         bias_type=bias.dtype,
         heads=None if gates == channels else gates,
     )
+
+
+def _size(value: ir.Value | None, axis: int) -> int | None:
+    """Return a size of a value that is fixed and known."""
+    size = value.shape[axis] if value is not None and value.shape else None
+    return size if isinstance(size, int) else None
 
 
 def _unknown(node: ir.Node) -> InputError:

@@ -42,13 +42,14 @@ def weight_types(model: onnx.ModelProto) -> dict[str, int]:
     exports weights there, so they are taken for what they could be.
     """
     graph = model.graph
-    makers = {name: node for node in graph.node for name in node.output if name}
+    makers = {name: node for node in _all_nodes(graph) for name in node.output if name}
     matrices = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) >= _MATRIX}
     counts: Counter[str] = Counter()
     multiplied: list[str] = []
     for node in _live_nodes(graph, makers):
-        if node.op_type in _PRODUCTS and node.domain in ("", "ai.onnx"):
-            multiplied += node.input
+        for each in (node, *(inner for branch in _graphs(node) for inner in _all_nodes(branch))):
+            if each.op_type in _PRODUCTS and each.domain in ("", "ai.onnx"):
+                multiplied += each.input
         for tensor in _tensors_inside(node):
             _count(tensor, counts)
     for name in _sources(multiplied, makers) & matrices.keys():
@@ -80,6 +81,14 @@ def precision_of(counts: Mapping[str, int], otherwise: Sequence[str]) -> str:
 def _count(tensor: onnx.TensorProto, counts: Counter[str]) -> None:
     if len(tensor.dims) >= _MATRIX and tensor.data_type in _NAMES:
         counts[_NAMES[tensor.data_type]] += math.prod(tensor.dims)
+
+
+def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes of a graph and of the graphs in it."""
+    for node in graph.node:
+        yield node
+        for inner in _graphs(node):
+            yield from _all_nodes(inner)
 
 
 def _live_nodes(graph: onnx.GraphProto, makers: dict[str, onnx.NodeProto]) -> Iterator[onnx.NodeProto]:

@@ -42,6 +42,11 @@ class Candidate:
     runner: Runner
     rounds: bool = True
 
+    @property
+    def emulates(self) -> bool:
+        """Whether a graph that we make of the file runs, and not the file."""
+        return isinstance(self.runner, EmulatedRunner)
+
     def kernels_run(self) -> int | None:
         """Return how many nodes the first call gave to our kernels; None: not known."""
         ran = self.runner.ran if isinstance(self.runner, OnnxRuntimeRunner) else None

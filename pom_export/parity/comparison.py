@@ -32,6 +32,7 @@ class Difference:
         reason: why the two cannot be compared; empty where they were.
         rms: the root of the mean of (a - b)^2.
         rms_tolerance: the bound on rms; infinite where max_abs alone is bounded.
+        reference_is_zero: whether the reference is zero everywhere, so that many a fault would give the same.
     """
 
     max_abs: float
@@ -41,6 +42,7 @@ class Difference:
     reason: str = ""
     rms: float = 0.0
     rms_tolerance: float = np.inf
+    reference_is_zero: bool = False
 
     def __bool__(self) -> bool:
         return not self.reason and self.max_abs <= self.tolerance and self.rms <= self.rms_tolerance
@@ -92,7 +94,8 @@ def difference(
     if found.odd:
         return replace(_incomparable("NaN or infinity is on one side alone", tolerance), tolerance=bound)
     max_rel = found.max_abs / found.magnitude if found.magnitude else found.max_abs
-    return Difference(found.max_abs, max_rel, found.cosine, bound, "", found.rms, rms_bound)
+    zero = not found.magnitude
+    return Difference(found.max_abs, max_rel, found.cosine, bound, "", found.rms, rms_bound, zero)
 
 
 def _narrowed(

@@ -18,11 +18,13 @@ from pom_export import contract
 from pom_export.files import scratch_folder
 from pom_export.graph.nodes import cast_node, is_aggregation
 from pom_export.graph.saving import save_graph
+from pom_export.graph.schema import register_schema
 from pom_export.runtime.runners import Arrays, OnnxRuntimeRunner
 from pom_export.runtime.session import inference_session
 
 _WIDE = ir.DataType.FLOAT
 _DOMAIN, _OURS = contract.DOMAIN, (*contract.OP_NAMES, *contract.GATED_OP_NAMES)
+_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
@@ -64,9 +66,13 @@ def save_emulation(model: str | os.PathLike[str], path: Path) -> None:
     emulated = loaded_whole(model)
     _unfold(emulated)
     graph = emulated.graph
-    for node in list(graph):
-        if not is_aggregation(node) and node.op_type != "Cast":
-            _widen(graph, node)
+    if any(node.graph is not graph for node in ir.traversal.RecursiveGraphIterator(graph)):
+        _infer_types(emulated)
+    nodes = list(ir.traversal.RecursiveGraphIterator(graph))
+    for node in nodes:
+        branches = any(attribute.type in _GRAPHS for attribute in node.attributes.values())
+        if not branches and not is_aggregation(node) and node.op_type != "Cast" and node.graph is not None:
+            _widen(node.graph, node)
     first = graph[0]
     for value in graph.inputs:
         if value.dtype in _HALVES:
@@ -77,6 +83,10 @@ def save_emulation(model: str | os.PathLike[str], path: Path) -> None:
             graph.append(cast := cast_node(value, _WIDE))
             graph.outputs[index], name = cast.outputs[0], value.name
             value.name, cast.outputs[0].name = f"{name}_narrow", name
+    if any(node.graph is not graph for node in nodes):
+        from onnx_ir.passes import common
+
+        common.NameFixPass()(emulated)  # a name in a branch must not be one that is outside of it
     save_graph(emulated, path)
 
 
@@ -95,6 +105,14 @@ def _unfold(model: ir.Model) -> None:
     if others:
         common.InlinePass(criteria=lambda function: function.identifier() in others)(model)
         common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
+
+
+def _infer_types(model: ir.Model) -> None:
+    """Give the values in branches their types, which few tools write there."""
+    from onnx_ir.passes import common
+
+    register_schema()
+    common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
 
 
 def _widen(graph: ir.Graph, node: ir.Node) -> None:

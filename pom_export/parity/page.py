@@ -35,6 +35,7 @@ def render_page(report: ParityReport) -> str:
         ("model", report.model),
         ("reference", report.reference),
         ("tolerance for", report.precision),
+        *(("failed", reason) for reason in report.failed),
         *(("not run", reason) for reason in report.not_run),
         *(("note", note) for note in report.notes),
         ("made by", f"pom-export {__version__}"),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from pom_export.graph.exported import PRECISIONS, ExportedModel
+from pom_export.graph.exported import PRECISIONS, ExportedModel, is_past, present_name
 from pom_export.runtime.runners import to_numpy
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ def judged_precision(model: ExportedModel, matrix_values: int | None = None) -> 
     """
     found, claimed = model.precision, model.properties.get(_DTYPE, "")
     notes = []
+    if claimed != found == PRECISIONS[0] and _is_widened(model, claimed, matrix_values):
+        return claimed, [f"another tool has its weights in float32, which are {claimed} numbers: judged as {claimed}"]
     if matrix_values is not None and found != PRECISIONS[0]:
         single = model.weight_types.get("float32", 0) + model.weight_types.get("float64", 0)
         half = sum(model.weight_types.get(precision, 0) for precision in PRECISIONS[1:])
@@ -48,6 +50,31 @@ def judged_precision(model: ExportedModel, matrix_values: int | None = None) -> 
         notes.append(f"the file says {claimed}, its weights are {found}: judged as {stricter}")
         return stricter, notes
     return found, notes
+
+
+def _is_widened(model: ExportedModel, claimed: str, matrix_values: int | None) -> bool:
+    """Return whether a float32 graph is a half-precision one that a tool, such as ONNX Runtime, has widened.
+
+    Then its outputs, all of them, are still of the half type, and so are the numbers of most matrices: of as many as
+    the reference has, where that is known, since tables may be in float32.
+    """
+    if claimed not in PRECISIONS[1:]:
+        return False
+    presents = {present_name(spec.name) for spec in model.inputs if is_past(spec.name)}
+    floats = [spec for spec in model.outputs if spec.dtype.kind not in "biu" and spec.name not in presents]
+    outputs = {spec.dtype.name for spec in floats}
+    if outputs != {claimed}:
+        return False
+    half = ml_dtypes.bfloat16 if claimed == "bfloat16" else np.float16
+    values = ir.load(model.path, format="protobuf").graph.initializers.values()
+    matrices = [tensor.numpy() for tensor in (value.const_value for value in values) if _is_matrix(tensor)]
+    with np.errstate(over="ignore"):
+        held = [array.size for array in matrices if np.array_equal(array.astype(half).astype(np.float32), array)]
+    return bool(held) and 2 * sum(held) >= (matrix_values or sum(array.size for array in matrices))
+
+
+def _is_matrix(tensor: ir.TensorProtocol | None) -> TypeGuard[ir.TensorProtocol]:
+    return tensor is not None and tensor.dtype == ir.DataType.FLOAT and len(tensor.shape) >= _MATRIX_RANK
 
 
 def kept_in_single(model: ExportedModel, module: nn.Module) -> set[str]:

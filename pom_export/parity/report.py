@@ -38,6 +38,11 @@ class Comparison:
         return bool(self.cases) and all(case.difference for case in self.cases)
 
     @property
+    def told_nothing(self) -> bool:
+        """Whether the reference was zero everywhere in every case."""
+        return all(case.difference.reference_is_zero for case in self.cases)
+
+    @property
     def worst(self) -> CaseResult:
         """The case that uses most of its tolerance."""
         return max(self.cases, key=lambda case: share_of_tolerance(case.difference))
@@ -61,7 +66,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """The outcome of `verify`; truthy when every comparison passed.
+    """The outcome of `verify`; truthy when every comparison passed, one of them told something, and none failed to run.
 
     Attributes:
         model: path of the ONNX file.
@@ -70,6 +75,7 @@ class ParityReport:
         comparisons: one a backend, path and output.
         not_run: backends that could not run here, each with the reason.
         notes: what a reader should know besides, and that fails nothing.
+        failed: what should have run here and did not, each with the reason.
     """
 
     model: str
@@ -78,9 +84,15 @@ class ParityReport:
     comparisons: Sequence[Comparison]
     not_run: Sequence[str]
     notes: Sequence[str] = ()
+    failed: Sequence[str] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.comparisons) and all(self.comparisons)
+        return bool(self.comparisons) and all(self.comparisons) and not self.failed and not self.told_nothing
+
+    @property
+    def told_nothing(self) -> bool:
+        """Whether the reference was zero everywhere, in every output and case: a wrong file may give the same."""
+        return all(comparison.told_nothing for comparison in self.comparisons)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able values."""
@@ -92,6 +104,7 @@ class ParityReport:
             "comparisons": [comparison.to_dict() for comparison in self.comparisons],
             "not_run": list(self.not_run),
             "notes": list(self.notes),
+            "failed": list(self.failed),
         }
 
 

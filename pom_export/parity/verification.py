@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,10 @@ _LONGEST_NAME = 100
 Infer = Callable[[Arrays], Arrays]
 
 
+class PathError(InputError):
+    """A backend cannot load or run the model by one path; others may."""
+
+
 def compare(
     cases: Sequence[Case],
     targets: Sequence[Target],
@@ -44,26 +49,33 @@ def compare(
         names: what the candidate's model calls inputs and outputs.
 
     Raises:
-        InputError: the candidate cannot load or run the model, or the reference fails.
+        PathError: the candidate cannot load or run the model.
+        InputError: the reference fails.
     """
     found: dict[str, list[CaseResult]] = {}
-    with quiet_polygraphy():
-        try:
-            with candidate.runner as runner:
-                infer = names.translated(runner.infer)
-                for index, case in enumerate(cases):
-                    given = case if candidate.rounds else widened(case)
-                    # No name is given to a target here: it may be large, and is let go of before the next is made.
-                    its = _compare_case(infer, given, _wanted(targets[index], candidate), tolerance, bounds)
-                    for name, result in its.items():
-                        found.setdefault(name, []).append(CaseResult(_shown(case.name), _shapes(case.feed), result))
-        except InputError:
-            raise
-        except Exception as error:
-            reason = reason_of(error)
-            raise InputError(f"{candidate.runner.name} failed: {reason}", "Run with --debug for the trace") from error
+    with quiet_polygraphy(), ExitStack() as loaded:
+        with _told_as_path_error(candidate):
+            runner = loaded.enter_context(candidate.runner)
+        infer = names.translated(runner.infer)
+        for index, case in enumerate(cases):
+            given = case if candidate.rounds else widened(case)
+            # No name is given to a target here: it may be large, and is let go of before the next is made.
+            its = _compare_case(infer, given, _wanted(targets[index], candidate), tolerance, bounds, candidate)
+            for name, result in its.items():
+                found.setdefault(name, []).append(CaseResult(_shown(case.name), _shapes(case.feed), result))
     path = candidate.path_taken()
     return [Comparison(candidate.backend, path, _shown(name), tuple(results)) for name, results in found.items()]
+
+
+@contextmanager
+def _told_as_path_error(candidate: Candidate) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise PathError(error.what, error.hint) from error
+    except Exception as error:
+        reason = reason_of(error)
+        raise PathError(f"{candidate.runner.name} failed: {reason}", "Run with --debug for the trace") from error
 
 
 def _wanted(target: Target, candidate: Candidate) -> Target | None:
@@ -71,11 +83,12 @@ def _wanted(target: Target, candidate: Candidate) -> Target | None:
 
 
 def _compare_case(
-    infer: Infer, case: Case, target: Target | None, tolerance: Tolerance, bounds: Bounds | None
+    infer: Infer, case: Case, target: Target | None, tolerance: Tolerance, bounds: Bounds | None, candidate: Candidate
 ) -> dict[str, Difference]:
     if target is None:
         return {}  # what rounding does here is not known
-    actual = run_case(infer, case)
+    with _told_as_path_error(candidate):
+        actual = run_case(infer, case)
     return compare_outputs(case.feed, target, actual, tolerance, bounds, partial=case.partial)
 
 

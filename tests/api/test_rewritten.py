@@ -251,3 +251,92 @@ def test_half_precision_is_emulated_of_rewritten_files_too(tmp_path: Path) -> No
     report = pom_export.verify(tmp_path / "ext.onnx", checkpoint=half.checkpoint)
     assert report
     assert any("emulating" in comparison.backend for comparison in report.comparisons)
+
+
+def without_types(model: onnx.ModelProto) -> None:
+    """Leave a branch's values without types and shapes, as most tools do."""
+    whole = copied(model)
+    whole.graph.ClearField("value_info")
+    names = [output.name for output in model.graph.output]
+    branch = onnx.helper.make_graph(list(whole.graph.node), "branch", [], list(whole.graph.output))
+    model.graph.ClearField("node")
+    model.graph.ClearField("value_info")
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "always"))
+    model.graph.node.append(onnx.helper.make_node("If", ["always"], names, then_branch=branch, else_branch=branch))
+
+
+def test_branches_without_types_are_compared(language_model: Exported) -> None:
+    report = language_model.verify(without_types)
+    assert report
+    assert {comparison.path for comparison in report.comparisons} == {"kernel", "function"}
+    assert not language_model.verify(weight("ag_proj.weight", lambda array: array * 1.01), without_types)
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    module = pom_export.RotaryPolynomialMixer(16, 2, 2, max_seq_len=64)
+    return Exported(tmp_path_factory.mktemp("half"), module, mask="causal", dtype="float16")
+
+
+def test_half_precision_in_branches_is_judged_as_such(half: Exported) -> None:
+    report = half.verify(without_types)
+    assert report
+    assert report.precision == "float16"
+    assert not report.failed
+    assert {"onnxruntime without rounding", "onnxruntime emulating float16"} < {c.backend for c in report.comparisons}
+    assert not half.verify(weight("ag_proj.weight", lambda array: array * 1.05), without_types)
+
+
+@pytest.mark.parametrize(("factor", "passes"), [(1.0, True), (1.05, False)])
+def test_half_precision_that_onnxruntime_has_widened_is_judged_as_half(
+    half: Exported, factor: float, passes: bool
+) -> None:
+    half.verify(weight("ag_proj.weight", lambda array: array * factor), file="changed.onnx")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(half.folder / "widened.onnx")
+    pom_export.inference_session(half.folder / "changed.onnx", session_options=options)
+    report = pom_export.verify(half.folder / "widened.onnx", checkpoint=half.checkpoint)
+    assert bool(report) is passes
+    assert report.precision == "float16"
+    assert any("another tool has its weights in float32" in note for note in report.notes)
+
+
+def test_a_float32_file_does_not_become_half_by_saying_so(mixer: Exported) -> None:
+    report = mixer.verify(claim("dtype", "float16"), weight("ag_proj.weight", lambda array: array * 1.001))
+    assert not report
+    assert report.precision == "float32"
+
+
+def with_an_op_that_onnxruntime_lacks(model: onnx.ModelProto) -> None:
+    """Add a zero to a function's result, made by an operator that has no kernel of its type."""
+    (function,) = model.functions
+    make, result = onnx.helper.make_node, function.output[0]
+    last = next(node for node in function.node if result in node.output)
+    last.output[:] = ["whole" if name == result else name for name in last.output]
+    function.node.extend(
+        [
+            make("Cast", ["coefficients"], ["narrow"], to=onnx.TensorProto.BFLOAT16),
+            make("Cos", ["narrow"], ["cosines"]),
+            make("Cast", ["cosines"], ["wide"], to=onnx.TensorProto.FLOAT),
+            make("ReduceSum", ["wide"], ["number"], keepdims=0),
+            make("Sub", ["number", "number"], ["zero"]),
+            make("Add", ["whole", "zero"], [result]),
+        ]
+    )
+
+
+def test_a_path_that_cannot_be_loaded_fails_and_the_others_are_compared(mixer: Exported) -> None:
+    report = mixer.verify(with_an_op_that_onnxruntime_lacks)
+    assert not report
+    assert [(comparison.path, bool(comparison)) for comparison in report.comparisons] == [("kernel", True)]
+    (reason,) = report.failed
+    assert reason.startswith("onnxruntime (function): ONNX Runtime cannot load")
+    assert report.to_dict()["failed"] == [reason]
+
+
+def test_zeros_everywhere_are_no_pass(mixer: Exported) -> None:
+    shape = (2, 3, 16)
+    report = mixer.verify(inputs={"x": np.zeros(shape, np.float32)})
+    assert not report
+    assert any("the reference is zero everywhere" in note for note in report.notes)
+    assert mixer.verify(inputs={"x": np.ones(shape, np.float32)})
