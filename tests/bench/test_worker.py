@@ -84,8 +84,8 @@ def test_a_backend_that_fails_stops_no_other(layer: Prepared, tmp_path: Path) ->
 
 
 def test_memory_counts_what_a_run_needs(layer: Prepared) -> None:
-    found = measure_memory(job_of(layer, ["kernel"], tokens=20000))
-    inputs = 2 * 20000 * 16 * 4
+    found = measure_memory(job_of(layer, ["kernel"], tokens=400000))
+    inputs = 2 * 400000 * 16 * 4  # more than an allocator keeps when it is freed
     assert found["tensor_bytes"] > 2 * inputs
     if found["growth_bytes"] is not None:
         assert found["growth_bytes"] > inputs
