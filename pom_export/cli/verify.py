@@ -66,7 +66,7 @@ def command(
     lines = [("reference", outcome.reference)]
     for comparison in outcome.comparisons:
         lines.append((f"{comparison.backend} ({comparison.path})", _line(comparison)))
-    lines += [("FAILED to run", reason) for reason in outcome.failed]
+    lines += [("failed to run", reason) for reason in outcome.failed]
     lines += [("not run", reason) for reason in outcome.not_run]
     lines += [("note", note) for note in outcome.notes]
     lines += [("report", report)] if report is not None else []

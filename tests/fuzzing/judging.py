@@ -20,7 +20,8 @@ _PROGRESS = re.compile(r"\[ *\d+\.\ds\] ")
 _RESULTS = {
     "inspect": "checkpoint|recognised as|parameters|types|sha256|[a-z_0-9]+(\\.[a-z_0-9]+)?|[a-z ]+",
     "export": "agrees with PyTorch on|kept in float32|[a-z ]+",
-    "verify": "[a-z-]+( emulating [a-z0-9]+)? \\((kernel|function|plugin)\\)|[a-z ]+",
+    "verify": "[a-z-]+( emulating [a-z0-9]+| without rounding)? \\((kernel|function|plugin|standard operators)\\)"
+    "|[a-z ]+",
     "build": "shapes \\(min / opt / max\\)|[a-z ]+",
 }
 _ONCE = ("result", "sha256", "checkpoint", "recognised as", "model", "engine", "reference")
