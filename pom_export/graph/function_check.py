@@ -22,6 +22,7 @@ from pom_export.errors import InputError, reason_of
 from pom_export.graph.function import build_function
 from pom_export.graph.gated_function import build_gated_function
 from pom_export.graph.nodes import input_named, is_aggregation, op_of
+from pom_export.graph.opsets import STANDARD_DOMAINS
 from pom_export.graph.schema import attributes, register_schema
 from pom_export.graph.variants import gated_variant_of, variant_of
 
@@ -34,8 +35,6 @@ _BATCH, _TOKENS, _GATE_TOKENS, _CHANNELS = 2, 5, 3, 16
 _SMALL = 64
 _WIDEST = 2**20
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-# Two names of the domain of the standard ops.
-_STANDARD, _STANDARD_ALIAS = "", "ai.onnx"
 _HINT = "Export it again: another tool has changed or mixed up its functions"
 
 
@@ -72,7 +71,7 @@ def check_functions(path: Path, proto: onnx.ModelProto | None = None) -> list[st
         model = ir.from_proto(_with_shapes(proto))
     except Exception as error:
         raise InputError(f"the graph of {path} is not usable: {reason_of(error)}", "Export it again") from error
-    opset = model.opset_imports[_STANDARD]
+    opset = model.opset_imports[STANDARD_DOMAINS[0]]
     checked, unknown = set(), []
     for node in model.graph.all_nodes():
         function = model.functions.get(node.op_identifier()) if is_aggregation(node) else None
@@ -110,8 +109,8 @@ def _with_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
     skeleton = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
     for part in (skeleton, *skeleton.functions):
         for imported in part.opset_import:
-            if imported.domain == _STANDARD_ALIAS:
-                imported.domain = _STANDARD
+            if imported.domain in STANDARD_DOMAINS:
+                imported.domain = STANDARD_DOMAINS[0]
     graph = proto.graph
     skeleton.graph.name = graph.name or "graph"
     for field in ("node", "input", "output", "value_info"):

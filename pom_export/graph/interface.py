@@ -13,6 +13,7 @@ import onnx
 
 from pom_export.errors import printable
 from pom_export.graph.dimensions import is_name, name_by_place
+from pom_export.graph.opsets import STANDARD_DOMAINS
 
 # Numbers of a type that numpy, and each of the runtimes, can be given.
 _KINDS: Final = "biuf"
@@ -96,7 +97,7 @@ def standard_opset(model: onnx.ModelProto) -> int:
     Raises:
         ValueError: it imports none, several, or one that nobody has.
     """
-    versions = [imported.version for imported in model.opset_import if imported.domain in ("", "ai.onnx")]
+    versions = [imported.version for imported in model.opset_import if imported.domain in STANDARD_DOMAINS]
     if len(versions) != 1 or not 0 < versions[0] <= _NEWEST_OPSET:
         raise ValueError(f"it imports the standard ops in versions {versions[:3]}")
     return int(versions[0])

@@ -18,6 +18,7 @@ from pom_export.errors import InputError
 from pom_export.files import readable_file
 from pom_export.graph.declared_tensor import External, read_tensor
 from pom_export.graph.external_file import check_external
+from pom_export.graph.opsets import STANDARD_DOMAINS
 from pom_export.graph.wire import LENGTH, WireError, fields
 
 _TENSOR, _NODE, _FUNCTION, _SPARSE = "Tensor", "Node", "Function", "Sparse"
@@ -171,7 +172,8 @@ class _Walk:
 
     def _add(self, kind: str, name: Mapping[str, str], calls: Counter[_Name]) -> None:
         domain = name.get("domain", "")
-        called = ("" if domain == "ai.onnx" else domain, name.get("name", ""), name.get("overload", ""))
+        domain = STANDARD_DOMAINS[0] if domain in STANDARD_DOMAINS else domain
+        called = (domain, name.get("name", ""), name.get("overload", ""))
         if kind == _NODE:
             calls[called] += 1
         elif called in self.functions:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pom_export.errors import InputError
 
+STANDARD_DOMAINS = ("", "ai.onnx")
+"""Both names that ONNX has for the domain of the standard ops, the usual one first."""
+
 OPSETS = range(18, 25)
 _DEFAULT_OPSET = 20
 # HardSigmoid and Conv take bfloat16 from opset 22 on.

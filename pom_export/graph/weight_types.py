@@ -9,6 +9,8 @@ from typing import Final
 
 import onnx
 
+from pom_export.graph.opsets import STANDARD_DOMAINS
+
 _PRODUCTS: Final = ("MatMul", "Gemm", "Conv", "Einsum")
 # What only moves a weight's numbers, or says them in another type.
 _MOVES: Final = (
@@ -48,7 +50,7 @@ def weight_types(model: onnx.ModelProto) -> dict[str, int]:
     multiplied: list[str] = []
     for node in _live_nodes(graph, makers):
         for each in (node, *(inner for branch in _graphs(node) for inner in _all_nodes(branch))):
-            if each.op_type in _PRODUCTS and each.domain in ("", "ai.onnx"):
+            if each.op_type in _PRODUCTS and each.domain in STANDARD_DOMAINS:
                 multiplied += each.input
         for tensor in _tensors_inside(node):
             _count(tensor, counts)
