@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,12 +165,11 @@ def export(
         progress(f"{len(exported.aggregations)} aggregations; comparing with PyTorch")
         checked = check(exported, source, program, sizes, samples)
         notes = [*source.notes, *program.notes, *sizes.notes, *type_notes(source.module, dtype)]
-        result = _result(output, exported, checked, notes)
-        return replace(result, weights=source.weights, other_weights=list(source.other_weights))
+        return _result(output, exported, source, checked, notes)
 
 
 def _result(
-    output: str | os.PathLike[str], exported: ExportedModel, checked: list[str], notes: list[str]
+    output: str | os.PathLike[str], exported: ExportedModel, source: Source, checked: list[str], notes: list[str]
 ) -> ExportResult:
     """Describe the staged file, which is going to be `output`."""
     return ExportResult(
@@ -183,7 +182,9 @@ def _result(
         sha256=sha256_of(exported.path),
         checked=checked,
         kept_in_float32=dict(exported.kept_in_float32),
-        notes=list(notes),
+        notes=notes,
+        weights=source.weights,
+        other_weights=list(source.other_weights),
     )
 
 
