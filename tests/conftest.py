@@ -29,6 +29,12 @@ torch_tables.keep()
 MAY_SKIP_IN_CI = {"gpu", "tensorrt", "machine"}
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes are named by their parameter: what a compressor or a pickler wrote may differ between two processes,
+    and pytest-xdist refuses tests whose names do."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Fail in CI instead of skipping: a part that CI lacks is an undeclared install step."""
