@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from pom_export.checkpoint.prefixes import common_prefixes
-from pom_export.checkpoint.weight_sets import WeightSet
+from pom_export.checkpoint.weight_set import WeightSet
 from pom_export.errors import CheckpointError
 
 _SOME = 4
@@ -20,7 +20,8 @@ def named_values(
     """Give the tensors of a list the names of the parameters that they are averages of.
 
     A list is in the order of `named_parameters()`: that of the state dict with the buffers left out, and of a tied
-    parameter the first name only. Some trainers' lists are of the whole state dict instead, which their number tells.
+    parameter the first name only. Some trainers' lists are of the whole state dict instead, or of the parameters that
+    are trained, which their number tells.
 
     Args:
         file: for messages.
@@ -30,12 +31,12 @@ def named_values(
         model: what the state dict was recognised as.
 
     Returns:
-        A whole state dict: the averages, and the buffers of the raw one.
+        A whole state dict: the averages, and what is not trained of the raw one: buffers and frozen parameters.
 
     Raises:
         CheckpointError: there are more or fewer than parameters, or one has another shape.
     """
-    names = list(raw) if len(values) == len(raw) else _parameters(raw, model)
+    names = _names_of(values, raw, model)
     if len(values) != len(names):
         raise CheckpointError(
             f"{file}: {average.label} has {len(values)} tensors, the model has {len(names)} parameters",
@@ -48,13 +49,26 @@ def named_values(
                 f"of the model, is {tuple(raw[name].shape)}",
                 "A list without names must be in the order of named_parameters()",
             )
-    return {**_buffers(raw, model), **dict(zip(names, values, strict=True))}
+    return {**_not_trained(raw, model), **dict(zip(names, values, strict=True))}
+
+
+def fits(values: Sequence[Tensor], raw: Mapping[str, Tensor], model: nn.Module) -> bool:
+    """Return whether a list may be of a model: as many tensors as there are parameters, of their shapes."""
+    names = _names_of(values, raw, model)
+    return [value.shape for value in values] == [raw[name].shape for name in names]
+
+
+def _names_of(values: Sequence[Tensor], raw: Mapping[str, Tensor], model: nn.Module) -> list[str]:
+    if len(values) == len(raw):
+        return list(raw)
+    trained = _parameters(raw, model, trained=True)
+    return trained if len(values) == len(trained) else _parameters(raw, model)
 
 
 def with_buffers(
     file: Path, average: WeightSet, tensors: Mapping[str, Tensor], raw: Mapping[str, Tensor], model: nn.Module
 ) -> dict[str, Tensor] | None:
-    """Return averages of parameters by name as a whole state dict, with the buffers of the raw one.
+    """Return averages of parameters by name as a whole state dict, with what is not trained of the raw one.
 
     Args:
         file: for messages.
@@ -72,12 +86,12 @@ def with_buffers(
     names = _names_in(tensors, raw)
     if names is None or any(tensor.shape != raw[name].shape for name, tensor in names.items()):
         return None
-    if absent := [name for name in _parameters(raw, model) if name not in names]:
+    if absent := [name for name in _parameters(raw, model, trained=True) if name not in names]:
         raise CheckpointError(
             f"{file}: {average.label} lacks parameters of the model, such as {', '.join(absent[:_SOME])}",
-            "An average must hold every parameter, frozen ones too",
+            "An average must hold every parameter that is trained",
         )
-    return {**_buffers(raw, model), **names}
+    return {**_not_trained(raw, model), **names}
 
 
 def _names_in(tensors: Mapping[str, Tensor], raw: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
@@ -92,14 +106,25 @@ def _names_in(tensors: Mapping[str, Tensor], raw: Mapping[str, Tensor]) -> dict[
     return None
 
 
-def _buffers(raw: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    buffers = {name for name, _ in model.named_buffers()}
-    return {name: tensor for name, tensor in raw.items() if name in buffers}
+def _not_trained(raw: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    names = {name for name, _ in model.named_buffers()}
+    names |= {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in raw.items() if name in names}
 
 
-def _parameters(raw: Mapping[str, Tensor], model: nn.Module) -> list[str]:
-    """Return the names of parameters in the file's order, the first of those that the model ties only."""
-    identity = {name: id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)}
+def _parameters(raw: Mapping[str, Tensor], model: nn.Module, *, trained: bool = False) -> list[str]:
+    """Return the names of parameters in the file's order, the first of those that the model ties only.
+
+    Args:
+        raw: the state dict.
+        model: what it was recognised as.
+        trained: whether to leave out those that the model freezes.
+    """
+    identity = {
+        name: id(parameter)
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if parameter.requires_grad or not trained
+    }
     first: dict[int, str] = {}
     for name in raw:
         if name in identity:

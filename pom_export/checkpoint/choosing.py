@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from pom_export.checkpoint.weight_sets import WeightSet, set_below
+from pom_export.checkpoint.weight_set import WeightSet
+from pom_export.checkpoint.weight_sets import set_below
 from pom_export.errors import CheckpointError
 
 # What trainers call the state dict that they train.
@@ -23,7 +24,7 @@ def default_set(file: Path, sets: Sequence[WeightSet]) -> WeightSet:
     Raises:
         CheckpointError: several are of equal standing, or the only ones are lists without names.
     """
-    able = [one for one in sets if one.has_mixers]
+    able = _without_parts([one for one in sets if one.has_mixers])
     if not able:
         named = sorted((one for one in sets if one.values is None), key=_rank)
         if not named:
@@ -45,6 +46,18 @@ def default_set(file: Path, sets: Sequence[WeightSet]) -> WeightSet:
     raise AssertionError
 
 
+def _without_parts(able: Sequence[WeightSet]) -> list[WeightSet]:
+    """Return either a state dict with other things beside its networks, or these: where one is a whole model."""
+    left_out: list[WeightSet] = []
+    for outer in (one for one in able if one.contains):
+        inner = [one for one in able if one.lies_in(outer)]
+        if any(one.is_model for one in inner):
+            left_out += [outer, *(one for one in inner if not one.is_model)]
+        else:
+            left_out += inner
+    return [one for one in able if all(one is not other for other in left_out)]
+
+
 def asked_set(file: Path, sets: Sequence[WeightSet], weights: str) -> WeightSet:
     """Return the set of a name: its short name, the keys that lead to it, the last of them, or a prefix of names.
 
@@ -55,24 +68,34 @@ def asked_set(file: Path, sets: Sequence[WeightSet], weights: str) -> WeightSet:
     for names_of in (
         lambda one: {path for path in (one.path, *one.other_paths) if path},
         lambda one: {one.alias},
-        lambda one: {_last_key(one)},
+        lambda one: set(_last_keys(one)),
     ):
         found = [one for one in sets if asked and asked in names_of(one)]
         if len(found) > 1:
             raise CheckpointError(f"{file} holds several weights {weights!r}: {listed(found)}", _CHOOSE)
         if found:
-            return found[0] if asked != found[0].alias else _part_or_whole(file, found[0], asked)
+            one = _only_part(found[0], sets)
+            return one if asked != one.alias else _part_or_whole(file, one, asked)
     if len(sets) == 1 and asked == "model":
         return _part_or_whole(file, sets[0], asked)
-    below = [
-        part for one in sets if asked and (part := set_below(file, one, asked.removeprefix(f"{one.path}."))) is not None
-    ]
-    if len(below) == 1:
-        return below[0]
+    found = [one for one in sets if not one.contains and asked and f".{asked}." in f".{one.path}."]
+    if not found:
+        parts = [part for one in sets if asked and (part := set_below(file, one, asked)) is not None]
+        found = list({part.path: part for part in parts}.values())
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise CheckpointError(f"{file} holds several weights {weights!r}: {listed(found)}", _CHOOSE)
     raise CheckpointError(
         f"{file} holds no weights {weights!r}; there are {listed(sets)}",
         "Give one of these names, or a prefix of names in the state dict",
     )
+
+
+def _only_part(one: WeightSet, sets: Sequence[WeightSet]) -> WeightSet:
+    """Return the only network that lies in a set beside other things; the set itself where there is no such one."""
+    inner = [other for other in sets if other.lies_in(one)]
+    return inner[0] if one.contains and len(inner) == 1 else one
 
 
 def _part_or_whole(file: Path, one: WeightSet, asked: str) -> WeightSet:
@@ -85,11 +108,18 @@ def _last_key(one: WeightSet) -> str:
     return one.path.rpartition(".")[2]
 
 
+def _last_keys(one: WeightSet) -> list[str]:
+    """Return the ends of a path, one key after the other."""
+    keys = one.path.split(".")
+    return [".".join(keys[start:]) for start in range(len(keys))]
+
+
 def _rank(one: WeightSet) -> tuple[bool, int, bool]:
     return one.average, one.depth, _last_key(one) not in _TRAINED
 
 
 def listed(sets: Sequence[WeightSet]) -> str:
     """Return what sets are called, the first few."""
-    more = f" and {len(sets) - _MOST_NAMED} more" if len(sets) > _MOST_NAMED else ""
-    return ", ".join(one.label for one in sets[:_MOST_NAMED]) + more
+    named = [one.label for one in sets if not one.contains]
+    more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
+    return ", ".join(named[:_MOST_NAMED]) + more

@@ -21,7 +21,8 @@ from pom_export.checkpoint.settings import config_beside, settings_in
 from pom_export.checkpoint.storages import OtherTensor
 from pom_export.checkpoint.unpickling import Inert
 from pom_export.checkpoint.values import with_room
-from pom_export.checkpoint.weight_sets import WeightSet, find_sets, is_state_dict, unread_averages
+from pom_export.checkpoint.weight_set import WeightSet
+from pom_export.checkpoint.weight_sets import find_sets, is_state_dict, unread_averages
 from pom_export.errors import CheckpointError, InputError
 from pom_export.files import sha256_of
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from pom_export.checkpoint.averages import named_values, with_buffers
+from pom_export.checkpoint.averages import fits, named_values, with_buffers
 from pom_export.checkpoint.choosing import listed
 from pom_export.checkpoint.hints import Hints
 from pom_export.checkpoint.layouts import with_joined_projections
 from pom_export.checkpoint.reader import Checkpoint
 from pom_export.checkpoint.recognition import recognise
 from pom_export.checkpoint.spec import ModelSpec, empty_model
-from pom_export.checkpoint.weight_sets import WeightSet, networks_in
+from pom_export.checkpoint.weight_set import WeightSet
 from pom_export.errors import CheckpointError
 
 _SOME = 4
@@ -75,13 +75,12 @@ def find_weights(checkpoint: Checkpoint, weights: str | None, hints: Hints) -> W
     asked = None if weights is None else checkpoint.choose(weights)
     if asked is not None and not asked.average:
         return _told(checkpoint, _recognised(checkpoint, asked, hints).weights())
-    base = _base(checkpoint, asked)
-    if base is None:
+    state = _base(checkpoint, asked, hints)
+    if state is None:
         assert asked is not None
         return _told(checkpoint, _recognised(checkpoint, asked, hints).weights())
-    state = _recognised(checkpoint, base, hints)
     notes = []
-    if asked is None and state.sampled_from_average and not base.average:
+    if asked is None and state.sampled_from_average and not state.chosen.average:
         asked = _first_average(checkpoint.sets)
         if asked is not None and asked.values is not None and state.older:
             notes.append(f"{asked.label} is left out: {_OLDER_LISTS}")
@@ -91,22 +90,50 @@ def find_weights(checkpoint: Checkpoint, weights: str | None, hints: Hints) -> W
     return _told(checkpoint, found)
 
 
-def _base(checkpoint: Checkpoint, asked: WeightSet | None) -> WeightSet | None:
-    """Return the set that names a list's tensors and has an average's buffers; None where there is no such set."""
-    raw = [one for one in checkpoint.sets if one.has_mixers and not one.average]
+def _base(checkpoint: Checkpoint, asked: WeightSet | None, hints: Hints) -> _State | None:
+    """Return what names a list's tensors and has an average's buffers; None where there is no such set."""
+    if asked is None:
+        return _recognised(checkpoint, checkpoint.choose(), hints)
+    if all(asked is not one for one in checkpoint.sets):  # a part of another set
+        return None
+    raw = [one for one in checkpoint.sets if one.has_mixers and not one.average and not one.contains]
     try:
         base = checkpoint.choose()
     except CheckpointError:
-        if asked is None or asked.values is not None:
-            raise
-        return None
-    if asked is None or asked.values is not None:
-        return base
-    if all(asked is not one for one in checkpoint.sets):  # a part of another set
-        return None
-    if base is asked or base.average:
-        return raw[0] if len(raw) == 1 else None
-    return base
+        if asked.values is None:
+            return None
+        return _fitting(checkpoint, asked, raw, hints)
+    if base is asked or base.average or base.contains:
+        if asked.values is not None:
+            return _fitting(checkpoint, asked, raw, hints) if raw else _recognised(checkpoint, base, hints)
+        return _recognised(checkpoint, raw[0], hints) if len(raw) == 1 else None
+    return _recognised(checkpoint, base, hints)
+
+
+def _fitting(checkpoint: Checkpoint, asked: WeightSet, sets: Sequence[WeightSet], hints: Hints) -> _State:
+    """Return the only one of several sets that a list without names is an average of, by its shapes.
+
+    Raises:
+        CheckpointError: it could be of none of them, or of several; or the only one is of no known model.
+    """
+    states, refused = [], []
+    for one in sets:
+        try:
+            states.append(_recognised(checkpoint, one, hints))
+        except CheckpointError as error:
+            refused.append(error)
+    if not states:
+        raise refused[0]
+    if len(sets) == 1:
+        return states[0]
+    fitting = [state for state in states if fits(checkpoint.values(asked), state.tensors, empty_model(state.spec))]
+    if len(fitting) != 1:
+        which = listed([state.chosen for state in fitting]) or f"none of {listed(sets)}"
+        raise CheckpointError(
+            f"{checkpoint.path}: {asked.label} has no names, and by its shapes it could be an average of {which}",
+            "Save the average as a state dict",
+        )
+    return fitting[0]
 
 
 def _recognised(checkpoint: Checkpoint, chosen: WeightSet, hints: Hints) -> _State:
@@ -115,7 +142,7 @@ def _recognised(checkpoint: Checkpoint, chosen: WeightSet, hints: Hints) -> _Sta
     try:
         found = recognise(current, hints)
     except CheckpointError as error:
-        if parts := networks_in(chosen):
+        if parts := [one.label for one in checkpoint.sets if chosen.contains and one.lies_in(chosen)]:
             hint = f"Take a part of it with --weights: {' or '.join(parts[:_SOME])}. {error.hint}"
             raise CheckpointError(error.what, hint) from error
         raise
@@ -162,12 +189,15 @@ def _told(checkpoint: Checkpoint, found: Weights) -> Weights:
     """Add which set was taken, and which others there are."""
     chosen = found.chosen
     average = ", an average" if chosen.average else ""
-    is_part = all(chosen is not one for one in checkpoint.sets)
-    others = [one for one in checkpoint.sets if one is not chosen and not (is_part and _holds(one, chosen))]
+    is_set = any(chosen is one for one in checkpoint.sets)
+    outer = [one for one in checkpoint.sets if chosen.lies_in(one) and (one.contains or not is_set)]
+    left_out = [chosen, *outer]
+    others = [one for one in checkpoint.sets if not one.contains and all(one is not other for other in left_out)]
     also = f"; the file also holds {listed(others)}: --weights NAME chooses" if others else ""
-    if is_part:
+    if outer:
+        beside = _beside(checkpoint, outer[0], chosen)
         found.notes.insert(
-            0, f"the weights are those below {chosen.label}{average}; what lies beside is left out{also}"
+            0, f"the weights are those below {chosen.label}{average}; what lies beside is left out{beside}{also}"
         )
     elif others:
         found.notes.insert(0, f"the weights are {chosen.label}{average}{also}")
@@ -183,5 +213,19 @@ def _told(checkpoint: Checkpoint, found: Weights) -> Weights:
     return replace(found, others=[one.label for one in others])
 
 
-def _holds(one: WeightSet, part: WeightSet) -> bool:
-    return not one.path or part.path.startswith(f"{one.path}.")
+def _beside(checkpoint: Checkpoint, outer: WeightSet, chosen: WeightSet) -> str:
+    """Return how the names begin that are in a state dict, but neither in the chosen part of it nor in another set."""
+    start = len(outer.path) + 1 if outer.path else 0
+    inner = [f"{one.path[start:]}." for one in (chosen, *checkpoint.sets) if one.lies_in(outer)]
+    heads = dict.fromkeys(
+        _head(name, inner[0]) for name in outer.tensors if not any(name.startswith(prefix) for prefix in inner)
+    )
+    more = f" and {len(heads) - _SOME} more" if len(heads) > _SOME else ""
+    return f" ({', '.join(list(heads)[:_SOME])}{more})" if heads else ""
+
+
+def _head(name: str, other: str) -> str:
+    """Return the beginning of a dotted name up to where it differs from another one."""
+    parts = name.split(".")
+    same = next((i for i, (a, b) in enumerate(zip(parts, other.split("."), strict=False)) if a != b), len(parts))
+    return ".".join(parts[: same + 1])

@@ -208,7 +208,7 @@ def test_a_network_beside_its_average_is_one_whatever_it_is_called(raw: Tensors,
     both = {**{f"unet.{n}": t for n, t in raw.items()}, **{f"unet_ema.{n}": t for n, t in scaled(raw).items()}}
     loaded = load({"state_dict": both}, tmp_path)
     assert (factor_of(loaded, raw), len(loaded.other_weights)) == (1, 1)
-    with pytest.raises(CheckpointError, match="--weights: unet or unet_ema"):
+    with pytest.raises(CheckpointError, match=r"--weights: state_dict\.unet or ema \(state_dict\.unet_ema\)"):
         load({"state_dict": {**both, "loss.weight": torch.ones(3)}}, tmp_path)
 
 
@@ -341,12 +341,14 @@ def test_a_network_among_other_things_is_pointed_to(raw: Tensors, tmp_path: Path
         **{f"ema_model.{name}": tensor for name, tensor in scaled(raw).items()},
         "loss.weight": torch.ones(3),
     }
-    with pytest.raises(CheckpointError, match="--weights: model or ema_model"):
+    with pytest.raises(
+        CheckpointError, match=r"--weights: model \(state_dict\.model\) or ema \(state_dict\.ema_model\)"
+    ):
         load({"state_dict": content}, tmp_path)
-    for prefix, factor in (("model", 1), ("ema_model", FACTOR), ("state_dict.model", 1)):
+    for prefix, factor in (("model", 1), ("ema_model", FACTOR), ("state_dict.model", 1), ("ema", FACTOR)):
         loaded = load({"state_dict": content}, tmp_path, prefix)
-        assert (factor_of(loaded, raw), loaded.other_weights) == (factor, [])
-        assert "left out" in loaded.notes[0]
+        assert (factor_of(loaded, raw), len(loaded.other_weights)) == (factor, 1)
+        assert "what lies beside is left out (loss)" in loaded.notes[0]
         assert factor_of(load({"state_dict": content}, tmp_path, loaded.weights), raw) == factor
 
 

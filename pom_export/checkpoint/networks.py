@@ -1,0 +1,128 @@
+"""The networks in one state dict: a model and its averages, two models, a model among losses and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Size, Tensor
+
+from pom_export.checkpoint.architectures import ARCHITECTURES, Architecture
+from pom_export.checkpoint.prefixes import common_prefixes, without_wrappers
+from pom_export.checkpoint.spec import MIXER
+from pom_export.checkpoint.weight_set import AVERAGES, NOT_AVERAGED, WeightSet, is_average, words
+
+# Of two copies of a network, or two networks, under two prefixes of one state dict.
+_ROLES: Final = (
+    AVERAGES
+    | NOT_AVERAGED
+    | {"model", "net", "network", "student", "teacher", "target", "momentum"}
+    | {"generator", "discriminator", "actor", "critic", "policy"}
+)
+# Single numbers that averages count with: torch's AveragedModel, ema-pytorch, and LitEma.
+_COUNTERS: Final = frozenset({"n_averaged", "initted", "step", "steps", "decay", "num_updates"})
+_WHOLE_MODELS: Final = tuple(architecture for architecture in ARCHITECTURES if architecture.architecture != MIXER)
+_DEEPEST: Final = 7
+
+_Groups = dict[str, dict[str, Any]]
+
+
+def networks_of(file: Path, path: str, tensors: dict[str, Any]) -> list[WeightSet]:
+    """Return a state dict as one set, or as those that lie in it under prefixes of their own.
+
+    Where other things lie beside these, the state dict is a set as well, the first one, which `contains` them.
+
+    Args:
+        file: for messages.
+        path: where the state dict lies.
+        tensors: its entries, prefixes of wrappers removed.
+
+    Raises:
+        CheckpointError: a name arises twice in one of them.
+    """
+    plain, counted = _without_counters(file, path, tensors)
+    whole = WeightSet(path, plain, average=counted or is_average(path), is_model=_is_one_of(_WHOLE_MODELS, plain))
+    groups = _groups(plain)
+    alone = {prefix: group for prefix, group in groups.items() if _stands_alone(prefix, group, groups)}
+    if len(groups) < 2:
+        return [whole]
+    found = [one for prefix, group in alone.items() for one in _networks_below(file, path, prefix, group, counted)]
+    if len(alone) == len(groups):
+        return found
+    if _is_one_of(ARCHITECTURES, plain):  # a model that has its own average as a part
+        rest = {name: value for name, value in plain.items() if not _lies_below(name, alone)}
+        return [replace(whole, tensors=rest), *found]
+    for prefix, group in groups.items():
+        if prefix not in alone:
+            found += _models_deeper(file, _below(path, prefix), group, _DEEPEST)
+    return [replace(whole, contains=bool(found)), *found]
+
+
+def _networks_below(file: Path, path: str, prefix: str, group: dict[str, Any], counted: bool) -> list[WeightSet]:
+    """Return the sets in a group that stands alone; of one whose updates are counted the average is preferred."""
+    inner = networks_of(file, _below(path, prefix), without_wrappers(file, group))
+    return [replace(one, preferred=one.preferred or (counted and one.average)) for one in inner]
+
+
+def _models_deeper(file: Path, path: str, tensors: dict[str, Any], depth: int) -> Iterator[WeightSet]:
+    """Yield the whole models below further prefixes of something that is none."""
+    if not depth or not WeightSet(path, tensors).has_mixers:
+        return
+    for prefix, group in _groups(tensors).items():
+        if _is_one_of(_WHOLE_MODELS, group):
+            yield from networks_of(file, _below(path, prefix), without_wrappers(file, group))
+        else:
+            yield from _models_deeper(file, _below(path, prefix), group, depth - 1)
+
+
+def _below(path: str, prefix: str) -> str:
+    return f"{path}.{prefix}" if path else prefix
+
+
+def _lies_below(name: str, prefixes: Collection[str]) -> bool:
+    return any(name.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def _groups(tensors: Mapping[str, Any]) -> _Groups:
+    """Return tensors by the first part of their names behind what all share, and by the rest of them."""
+    shared = list(common_prefixes(tensors))[-1] if tensors else ""
+    groups: _Groups = {}
+    for name, value in tensors.items():
+        head, _, rest = name.removeprefix(shared).partition(".")
+        groups.setdefault(shared + head, {})[rest] = value
+    return groups
+
+
+def _without_counters(file: Path, path: str, tensors: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Take off the numbers that keep count of an average, and say whether there were any."""
+    rest = {name: value for name, value in tensors.items() if name not in _COUNTERS}
+    if len(rest) in {0, len(tensors)}:
+        return tensors, False
+    wrapped = all(name.startswith(("module.", "ema_model.", "online_model.")) for name in rest)
+    if not wrapped and not is_average(path) and any("." in name for name in rest):
+        return tensors, False
+    return without_wrappers(file, rest), True
+
+
+def _stands_alone(prefix: str, tensors: Mapping[str, Any], beside: Collection[str]) -> bool:
+    """Return whether names below a prefix are of a network by itself, not of a part of one."""
+    if not WeightSet(prefix, tensors).has_mixers:
+        return False
+    *outer, last = prefix.split(".")
+    if words(last) & _ROLES or (last.isdecimal() and outer and words(outer[-1]) & AVERAGES):
+        return True
+    if any(other - AVERAGES == words(last) for other in map(words, beside) if other & AVERAGES):
+        return True  # "unet" beside "unet_ema"
+    return _is_one_of(_WHOLE_MODELS, tensors)
+
+
+def _is_one_of(architectures: Sequence[Architecture], tensors: Mapping[str, Any]) -> bool:
+    """Return whether names, behind a prefix that all share, are of one of some architectures."""
+    shapes: dict[str, Size] = {name: value.shape for name, value in tensors.items() if isinstance(value, Tensor)}
+    for common in common_prefixes(shapes) if shapes else ():
+        inner = {name.removeprefix(common): shape for name, shape in shapes.items()}
+        if any(architecture.matches(inner) for architecture in architectures):
+            return True
+    return False
