@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -82,6 +83,8 @@ def asked_set(file: Path, sets: Sequence[WeightSet], weights: str) -> WeightSet:
     if not found:
         parts = [part for one in sets if asked and (part := set_below(file, one, asked)) is not None]
         found = list({part.path: part for part in parts}.values())
+        if len(found) > 1:
+            found = [replace(part, alias="") for part in found]
     if len(found) == 1:
         return found[0]
     if found:

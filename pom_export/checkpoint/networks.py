@@ -21,8 +21,8 @@ _ROLES: Final = (
     | {"model", "net", "network", "student", "teacher", "target", "momentum"}
     | {"generator", "discriminator", "actor", "critic", "policy"}
 )
-# Single numbers that averages count with: torch's AveragedModel, ema-pytorch, and LitEma.
-_COUNTERS: Final = frozenset({"n_averaged", "initted", "step", "steps", "decay", "num_updates"})
+COUNTERS: Final = frozenset({"n_averaged", "initted", "step", "steps", "decay", "num_updates"})
+"""Single numbers that averages count with: torch's AveragedModel, ema-pytorch, and LitEma."""
 _WHOLE_MODELS: Final = tuple(architecture for architecture in ARCHITECTURES if architecture.architecture != MIXER)
 _DEEPEST: Final = 7
 
@@ -56,7 +56,7 @@ def networks_of(file: Path, path: str, tensors: dict[str, Any]) -> list[WeightSe
         return [replace(whole, tensors=rest), *found]
     for prefix, group in groups.items():
         if prefix not in alone:
-            found += _models_deeper(file, _below(path, prefix), group, _DEEPEST)
+            found += _networks_deeper(file, _below(path, prefix), group, _DEEPEST)
     return [replace(whole, contains=bool(found)), *found]
 
 
@@ -66,15 +66,15 @@ def _networks_below(file: Path, path: str, prefix: str, group: dict[str, Any], c
     return [replace(one, preferred=one.preferred or (counted and one.average)) for one in inner]
 
 
-def _models_deeper(file: Path, path: str, tensors: dict[str, Any], depth: int) -> Iterator[WeightSet]:
-    """Yield the whole models below further prefixes of something that is none."""
+def _networks_deeper(file: Path, path: str, tensors: dict[str, Any], depth: int) -> Iterator[WeightSet]:
+    """Yield the whole models, and the averages, below further prefixes of something that is neither."""
     if not depth or not WeightSet(path, tensors).has_mixers:
         return
     for prefix, group in _groups(tensors).items():
-        if _is_one_of(_WHOLE_MODELS, group):
+        if _names_average(prefix) or _is_one_of(_WHOLE_MODELS, group):
             yield from networks_of(file, _below(path, prefix), without_wrappers(file, group))
         else:
-            yield from _models_deeper(file, _below(path, prefix), group, depth - 1)
+            yield from _networks_deeper(file, _below(path, prefix), group, depth - 1)
 
 
 def _below(path: str, prefix: str) -> str:
@@ -97,7 +97,7 @@ def _groups(tensors: Mapping[str, Any]) -> _Groups:
 
 def _without_counters(file: Path, path: str, tensors: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """Take off the numbers that keep count of an average, and say whether there were any."""
-    rest = {name: value for name, value in tensors.items() if name not in _COUNTERS}
+    rest = {name: value for name, value in tensors.items() if name not in COUNTERS}
     if len(rest) in {0, len(tensors)}:
         return tensors, False
     wrapped = all(name.startswith(("module.", "ema_model.", "online_model.")) for name in rest)
@@ -110,12 +110,18 @@ def _stands_alone(prefix: str, tensors: Mapping[str, Any], beside: Collection[st
     """Return whether names below a prefix are of a network by itself, not of a part of one."""
     if not WeightSet(prefix, tensors).has_mixers:
         return False
-    *outer, last = prefix.split(".")
-    if words(last) & _ROLES or (last.isdecimal() and outer and words(outer[-1]) & AVERAGES):
+    last = prefix.rpartition(".")[2]
+    if words(last) & _ROLES or _names_average(prefix):
         return True
     if any(other - AVERAGES == words(last) for other in map(words, beside) if other & AVERAGES):
         return True  # "unet" beside "unet_ema"
     return _is_one_of(_WHOLE_MODELS, tensors)
+
+
+def _names_average(prefix: str) -> bool:
+    """Return whether the last part of a prefix, or the one before its number, says that an average lies below."""
+    *outer, last = prefix.split(".")
+    return bool(words(outer[-1] if outer and last.isdecimal() else last) & AVERAGES)
 
 
 def _is_one_of(architectures: Sequence[Architecture], tensors: Mapping[str, Any]) -> bool:

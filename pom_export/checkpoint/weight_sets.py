@@ -23,8 +23,13 @@ _TENSORS: Final = (Tensor, OtherTensor)
 _PLAIN: Final = NOT_AVERAGED | {"model", "state", "dict", "net", "network", "module", "weights", "params"}
 # "ema2", or "emas.2" of a list; not the decimals of "ema.0.99".
 _NUMBER: Final = re.compile(r"(?<![\d.])\d{1,2}$|(?<=[A-Za-z_]\.)\d{1,2}(?=\.[A-Za-z_]|$)")
-# Lightning's WeightAveraging puts the average where the weights were.
-_SWAPPED: Final = ("state_dict", "current_model_state", "averaging_state")
+# Trainers that put the average where the weights were, and the weights where one would look for the average: what
+# their files have, the place of the average, and that of the weights.
+_SWAPPED: Final = (
+    (("state_dict", "current_model_state", "averaging_state"), "state_dict", "current_model_state"),  # Lightning
+    (("state_dict", "ema_state_dict", "message_hub"), "state_dict", "ema_state_dict"),  # MMEngine
+)
+_COMPOSER: Final = "ema_weights_active"  # says of its EMA that average and weights have changed places
 # Words of places where tensors lie that are no weights.
 _NO_WEIGHTS: Final = frozenset(
     {"optimizer", "optimizers", "optim", "opt", "scheduler", "schedulers", "scaler", "rng", "loops"}
@@ -154,15 +159,29 @@ def _is_floating(value: Tensor | OtherTensor) -> bool:
 
 
 def _swapped(content: Mapping[Any, Any], found: list[WeightSet]) -> list[WeightSet]:
-    if not all(name in content for name in _SWAPPED):
+    """Tell averages from weights where a trainer has them change places in the file."""
+    places = next((places for keys, *places in _SWAPPED if all(key in content for key in keys)), None)
+    if places is None and _is_swapped_by_composer(content):
+        places = ["state.model", "state.algorithms"]
+    if places is None:
         return found
-    average, raw, _ = _SWAPPED
-    return [
-        replace(one, average=True, preferred=True) if one.path == average else replace(one, average=False)
-        if one.path == raw else one
-        for one in found
-        if one.path != "averaging_state"
-    ]  # fmt: skip
+    average, raw = (f"{place}." for place in places)
+    told = []
+    for one in found:
+        if f"{one.path}.".startswith(average):
+            told.append(replace(one, average=True, preferred=True))
+        elif f"{one.path}.".startswith(raw):
+            told.append(replace(one, average=False))
+        elif one.path != "averaging_state":
+            told.append(one)
+    return told
+
+
+def _is_swapped_by_composer(content: Mapping[Any, Any]) -> bool:
+    state = content.get("state")
+    algorithms = state.get("algorithms") if isinstance(state, Mapping) else None
+    pairs = [pair for pair in algorithms if isinstance(pair, (tuple, list))] if isinstance(algorithms, list) else []
+    return any(isinstance(part, Mapping) and part.get(_COMPOSER) is True for pair in pairs for part in pair)
 
 
 def _once(found: list[WeightSet]) -> list[WeightSet]:
@@ -202,5 +221,6 @@ def _alias(one: WeightSet, found: Sequence[WeightSet]) -> str:
         return f"ema{number[0]}" if number and is_average(one.path[: number.end()]) else "ema"
     raw = [other for other in found if not other.average and not other.contains]
     models = [other for other in raw if other.is_model]
-    is_only = (len(raw) == 1 and words(one.path) <= _PLAIN) or (one.is_model and len(models) == 1)
+    is_plain = words(one.path) <= _PLAIN or is_average(one.path)  # the latter where they have changed places
+    is_only = (len(raw) == 1 and is_plain) or (one.is_model and len(models) == 1)
     return "model" if is_only else ""

@@ -11,6 +11,7 @@ from pom_export.checkpoint.averages import fits, named_values, with_buffers
 from pom_export.checkpoint.choosing import listed
 from pom_export.checkpoint.hints import Hints
 from pom_export.checkpoint.layouts import with_joined_projections
+from pom_export.checkpoint.networks import COUNTERS
 from pom_export.checkpoint.reader import Checkpoint
 from pom_export.checkpoint.recognition import recognise
 from pom_export.checkpoint.spec import ModelSpec, empty_model
@@ -151,7 +152,7 @@ def _recognised(checkpoint: Checkpoint, chosen: WeightSet, hints: Hints) -> _Sta
 
 
 def _first_average(sets: Sequence[WeightSet]) -> WeightSet | None:
-    averages = [one for one in sets if one.average and (one.values is not None or one.has_mixers)]
+    averages = [one for one in sets if one.average and not one.contains and (one.values is not None or one.has_mixers)]
     return min(averages, key=lambda one: one.name, default=None)
 
 
@@ -216,9 +217,12 @@ def _told(checkpoint: Checkpoint, found: Weights) -> Weights:
 def _beside(checkpoint: Checkpoint, outer: WeightSet, chosen: WeightSet) -> str:
     """Return how the names begin that are in a state dict, but neither in the chosen part of it nor in another set."""
     start = len(outer.path) + 1 if outer.path else 0
-    inner = [f"{one.path[start:]}." for one in (chosen, *checkpoint.sets) if one.lies_in(outer)]
+    inside = [one for one in (chosen, *checkpoint.sets) if one.lies_in(outer)]
+    inner = [f"{path[start:]}." for one in inside for path in (one.path, *one.other_paths)]
     heads = dict.fromkeys(
-        _head(name, inner[0]) for name in outer.tensors if not any(name.startswith(prefix) for prefix in inner)
+        _head(name, inner[0])
+        for name in outer.tensors
+        if name.rpartition(".")[2] not in COUNTERS and not any(name.startswith(prefix) for prefix in inner)
     )
     more = f" and {len(heads) - _SOME} more" if len(heads) > _SOME else ""
     return f" ({', '.join(list(heads)[:_SOME])}{more})" if heads else ""

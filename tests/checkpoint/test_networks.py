@@ -98,6 +98,8 @@ def test_lists_beside_a_model_among_other_things(image_model: nn.Module, tmp_pat
         assert (loaded.weights, factor_of(loaded, raw), len(loaded.other_weights)) == (taken, factor, 2)
     left_out = "left out (denoiser.lpips, denoiser.fid)" if inside else "left out (lpips, fid)"
     assert left_out in loaded.notes[0]
+    average = {"average_model_state": scaled(state, 2)}
+    assert load({"state_dict": state, "swa": average}, tmp_path, in_context_start=1).weights == "ema"
     assert factor_of(load({"state_dict": state}, tmp_path, "denoiser", in_context_start=1), raw) == 1
 
 
@@ -153,6 +155,18 @@ def test_a_list_is_of_the_model_that_it_fits(image_model: nn.Module, tmp_path: P
     content["state_dict"]["b.pos_embed"] = raw["pos_embed"] + 1
     with pytest.raises(CheckpointError, match=r"an average of state_dict\.a, state_dict\.b"):
         load(content, tmp_path, "ema", in_context_start=1)
+
+
+def test_a_prefix_that_is_in_two_sets_names_both(tmp_path: Path) -> None:
+    raw = below("net", PolynomialMixer(8, 3, 2).state_dict())
+    with pytest.raises(CheckpointError, match=r"several weights 'net': model\.net, ema\.net"):
+        load({"model": raw, "ema": scaled(raw, 2)}, tmp_path, "net")
+
+
+def test_an_average_that_is_not_called_so_itself_is_found_deeper(tmp_path: Path) -> None:
+    raw = PolynomialMixer(8, 3, 2).state_dict()
+    state = {**below("net", raw), **below("kept", post_hoc(raw)), "loss.weight": torch.ones(1)}
+    assert factor_of(load({"state_dict": state}, tmp_path, "ema1"), raw) == 0.25
 
 
 def test_a_part_is_asked_for_again_by_its_name(tmp_path: Path) -> None:

@@ -137,6 +137,23 @@ def test_lightnings_averaging_puts_the_average_in_place_of_the_weights(raw: Tens
     assert factor_of(load(content, tmp_path, "model"), raw) == 1
 
 
+def test_other_trainers_put_the_average_in_place_of_the_weights(raw: Tensors, tmp_path: Path) -> None:
+    wrapped = {f"module.{name}": tensor for name, tensor in raw.items()}
+    by_name = {"ema_model": {"named_parameters_dict": raw, "named_buffers_dict": {}}, "ema_weights_active": True}
+    for content in (
+        {
+            "state_dict": scaled(raw),
+            "ema_state_dict": {**wrapped, "steps": torch.tensor(7)},
+            "message_hub": {},
+        },  # MMEngine
+        {"state": {"model": scaled(raw), "algorithms": [("EMA", by_name)]}},  # Composer
+    ):
+        loaded = load(content, tmp_path)
+        assert (factor_of(loaded, raw), loaded.weights, len(loaded.other_weights)) == (FACTOR, "ema", 1)
+        assert "an average; the file also holds model (" in loaded.notes[0]
+        assert factor_of(load(content, tmp_path, "model"), raw) == 1
+
+
 def test_averages_of_callbacks_and_of_optimizers_are_found(raw: Tensors, tmp_path: Path) -> None:
     for place in (
         {"callbacks": {"EMACallback{'decay': 0.9}": {"weights": scaled(raw)}}},
