@@ -23,6 +23,8 @@ _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 # Files that trainers save beside the weights.
 _NO_WEIGHTS = re.compile(r"optim|sched|rng|random|training_args|scaler|sampler|trainer")
+_CUSTOM = "custom_checkpoint_*.pkl"  # of accelerate: objects of the user's, averages of the weights among them
+_SOME = 4
 _COPY_HINT = "Copy or save it again"
 # Far more than a configuration, an index of shards or a header has; what is parsed takes some twenty times as much.
 _MOST_JSON = 4 << 20
@@ -61,29 +63,80 @@ def files_of_folder(folder: Path) -> list[Path]:
     Raises:
         CheckpointError: the folder holds no weights, or several checkpoints, or an index names a missing shard.
     """
-    for name in _FOLDER_FILES:
-        if (folder / name).is_file():
-            return [folder / name]
-        if (folder / f"{name}.index.json").is_file():
-            return _shards(folder / f"{name}.index.json")
-    indices = sorted(folder.glob("*.safetensors.index.json")) or sorted(folder.glob("*.bin.index.json"))
-    if len(indices) == 1:
-        return _shards(indices[0])
+    whole = _whole_file(folder)
+    if whole is not None:
+        return [whole]
+    index = _index_of(folder)
+    if index is not None:
+        return _shards(index)
     check_folder(folder)
-    found = sorted(file for file in folder.iterdir() if file.suffix in _SUFFIXES and file.is_file())
+    found = [folder / name for name in _checkpoints_in(folder)]
     if len(found) == 1:
         return found
-    what = f"holds {len(found)} checkpoints ({', '.join(f.name for f in found[:4])})" if found else "holds no weights"
-    raise CheckpointError(f"folder {folder} {what}", f"Name a file, or a folder with {' or '.join(_FOLDER_FILES)}")
+    hint = f"Name a file, or a folder with {' or '.join(_FOLDER_FILES)}"
+    if found:
+        names = ", ".join(file.name for file in found[:_SOME])
+        raise CheckpointError(f"folder {folder} holds {len(found)} checkpoints ({names})", hint)
+    inner = [place.name for place in sorted(folder.iterdir()) if place.is_dir() and _checkpoints_in(place)]
+    if inner:
+        hint = f"Name one of the folders in it that do: {', '.join(inner[:_SOME])}{', ...' * (len(inner) > _SOME)}"
+    raise CheckpointError(f"folder {folder} holds no weights", hint)
+
+
+def check_index(folder: Path, files: Sequence[Path], parts: Sequence[Mapping[str, Any]]) -> None:
+    """Compare the shards of a folder with their index, where it has one.
+
+    Args:
+        folder: the folder.
+        files: the shards that were read.
+        parts: the weights in each of them, by name.
+
+    Raises:
+        CheckpointError: a weight is not in the file that the index names.
+    """
+    index = None if _whole_file(folder) is not None else _index_of(folder)
+    if index is None:
+        return
+    named = read_json(index)["weight_map"]
+    lying = {name: file.name for file, part in zip(files, parts, strict=True) for name in part}
+    for name, file in named.items():
+        if lying.get(name) != file:
+            raise CheckpointError(
+                f"{index} has {name} in {file}, but it lies in {lying.get(name, 'none of the files')}",
+                "Files of two models are mixed? Copy or save all of them again",
+            )
+
+
+def _whole_file(folder: Path) -> Path | None:
+    """Return the file that Hugging Face's loaders would prefer to an index; None where there is none."""
+    for name in _FOLDER_FILES:
+        if (folder / name).is_file():
+            return folder / name
+        if (folder / f"{name}.index.json").is_file():
+            return None
+    return None
+
+
+def _index_of(folder: Path) -> Path | None:
+    preferred = [file for name in _FOLDER_FILES if (file := folder / f"{name}.index.json").is_file()]
+    if preferred:
+        return preferred[0]
+    indices = sorted(folder.glob("*.safetensors.index.json")) or sorted(folder.glob("*.bin.index.json"))
+    return indices[0] if len(indices) == 1 else None
+
+
+def _checkpoints_in(folder: Path) -> list[str]:
+    """Return the names of files that may be checkpoints, going by these names."""
+    try:
+        return sorted(file.name for file in folder.iterdir() if file.suffix in _SUFFIXES and file.is_file())
+    except OSError:
+        return []  # not ours to look into
 
 
 def files_beside(folder: Path, read: Sequence[Path]) -> list[str]:
     """Return the names of other files in a folder that may hold weights: not those of a trainer's state."""
-    return sorted(
-        file.name
-        for file in folder.iterdir()
-        if file.suffix in _SUFFIXES and file not in read and file.is_file() and not _NO_WEIGHTS.search(file.name)
-    )
+    names = [*_checkpoints_in(folder), *(file.name for file in folder.glob(_CUSTOM))]
+    return [name for name in sorted(names) if folder / name not in read and not _NO_WEIGHTS.search(name)]
 
 
 def _shards(index: Path) -> list[Path]:

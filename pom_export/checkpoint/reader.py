@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pom_export.checkpoint.choosing import asked_set, default_set
 from pom_export.checkpoint.foreign import check_names, check_trainer, check_whole
-from pom_export.checkpoint.formats import files_beside, files_of_folder, read_content
+from pom_export.checkpoint.formats import check_index, files_beside, files_of_folder, read_content
 from pom_export.checkpoint.hints import Hints, hints_from
 from pom_export.checkpoint.pickles import SAFE_FORMAT_HINT
 from pom_export.checkpoint.settings import config_beside, settings_in
@@ -120,6 +120,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         hints = hints.over(hints_from(metadata, f"{file}'s metadata"))
         settings = settings.over(settings_in(content))
         contents.append(_mapping(file, content))
+    if place.is_dir() and all(map(is_state_dict, contents)):
+        check_index(place, files, contents)
     sets = find_sets(files[0], contents[0]) if len(files) == 1 else find_sets(place, _joined(files, contents))
     if not sets:
         check_trainer(files[0], contents[0])

@@ -161,10 +161,11 @@ def test_other_weights_in_a_folder_are_named(tmp_path: Path) -> None:
     mixer = PolynomialMixer(4, 2, 1).state_dict()
     for name in ("model.safetensors", "ema.safetensors", "model_best.safetensors"):
         save_file(mixer, tmp_path / name)
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state_0.pth", "training_args.bin"):
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state_0.pth", "training_args.bin", "custom_checkpoint_0.pkl"):
         (tmp_path / name).write_bytes(b"x")
     (note,) = load_model(tmp_path).notes
-    assert "read from model.safetensors; the folder also holds ema.safetensors, model_best.safetensors" in note
+    others = "custom_checkpoint_0.pkl, ema.safetensors, model_best.safetensors"  # the first is accelerate's
+    assert f"read from model.safetensors; the folder also holds {others}" in note
 
 
 def test_refuses_shards_that_are_missing_damaged_or_elsewhere(tensors: Tensors, tmp_path: Path) -> None:
@@ -178,6 +179,23 @@ def test_refuses_shards_that_are_missing_damaged_or_elsewhere(tensors: Tensors, 
     for content in ("", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": "../x.safetensors"}}'):
         index.write_text(content)
         assert "index.json" in refusal(tmp_path)
+
+
+def test_refuses_shards_of_which_the_index_says_something_else(tensors: Tensors, tmp_path: Path) -> None:
+    weight_map = write_shards(tensors, tmp_path)
+    (first, one), (second, other) = list(weight_map.items())[:2]
+    index = tmp_path / "model.safetensors.index.json"
+    for changed, lies in (({first: other, second: one}, one), ({"gone.weight": one}, "none of the files")):
+        index.write_text(json.dumps({"weight_map": {**weight_map, **changed}}))
+        assert f"but it lies in {lies}" in refusal(tmp_path)
+
+
+def test_folders_with_checkpoints_in_a_folder_without_are_named(tensors: Tensors, tmp_path: Path) -> None:
+    for name in ("checkpoint-1", "checkpoint-2", "runs"):
+        (tmp_path / name).mkdir()
+    for number in (1, 2):
+        save_file(tensors, tmp_path / f"checkpoint-{number}" / "model.safetensors")
+    assert "holds no weights. Name one of the folders in it that do: checkpoint-1, checkpoint-2" in refusal(tmp_path)
 
 
 def test_hints_come_from_the_file_before_the_config_beside_it(tensors: Tensors, tmp_path: Path) -> None:
