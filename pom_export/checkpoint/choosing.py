@@ -68,7 +68,7 @@ def asked_set(file: Path, sets: Sequence[WeightSet], weights: str) -> WeightSet:
     asked = weights.rstrip(".")
     for names_of in (
         lambda one: {path for path in (one.path, *one.other_paths) if path},
-        lambda one: {one.alias},
+        lambda one: {one.alias, one.name},
         lambda one: set(_last_keys(one)),
     ):
         found = [one for one in sets if asked and asked in names_of(one)]

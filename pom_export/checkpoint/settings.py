@@ -34,6 +34,9 @@ _MIXER_CLASS: Final = re.compile(
     r"\w*(pom|polynomial_?mixer)(_?(rope|rotary|1d|2d|mixer|mixing|layer|block|attention|module|net|v?\d+))*",
     re.IGNORECASE,
 )
+# Of a whole model: `degree` beside such a class may be that of its mixers; beside another one it is of that class.
+_MODEL_CLASS: Final = re.compile(r"model|net|gpt|transformer|lm|[jd]it|denoiser|module|backbone|encoder", re.IGNORECASE)
+_ARGUMENTS: Final = frozenset({"init_args", "kwargs", "args", "params", "dict_kwargs", "_args_"})  # of the class beside
 _LOCAL_CLASS: Final = re.compile(r"local.*att|att.*local", re.IGNORECASE)
 _MOST_NAMED: Final = 3
 
@@ -69,9 +72,9 @@ def settings_in(content: Any, source: str = "the file's ") -> Hints:
     mixers: dict[str, list[_Place]] = {hint: [] for hint in NAMES}
     local = False
     for place, entries, is_model in _tables(content):
-        kind = next((entries[key] for key in _CLASS_KEYS if isinstance(entries.get(key), str)), "").rpartition(".")[2]
+        kind = _class_in(entries)
         local = local or (is_model and _LOCAL_CLASS.search(kind) is not None)
-        if not is_model and not _MIXER_CLASS.fullmatch(kind):
+        if not _MIXER_CLASS.fullmatch(kind) and (not is_model or _is_of_another(kind)):
             continue
         for hint, names in NAMES.items():
             name = next((name for name in names if _is_plain_hint(entries.get(name), hint)), None)
@@ -79,6 +82,16 @@ def settings_in(content: Any, source: str = "the file's ") -> Hints:
                 target = mixers if _MIXER_CLASS.fullmatch(kind) else found
                 target[hint].append((f"{place}.{name}" if place else name, entries[name]))
     return _agreed({hint: mixers[hint] or found[hint] for hint in NAMES}, local, source)
+
+
+def _class_in(entries: Mapping[str, Any]) -> str:
+    """Return the name of the class whose settings a table is, without its module; "" where it says none."""
+    return next((entries[key] for key in _CLASS_KEYS if isinstance(entries.get(key), str)), "").rpartition(".")[2]
+
+
+def _is_of_another(kind: str) -> bool:
+    """Return whether a class is named that is neither a mixer nor a whole model."""
+    return bool(kind) and not _MIXER_CLASS.fullmatch(kind) and not _MODEL_CLASS.search(kind)
 
 
 def _is_plain_hint(value: Any, hint: str) -> bool:
@@ -111,8 +124,9 @@ def _tables(content: Any) -> Iterator[tuple[str, dict[str, Any], bool]]:
         if entries:
             yield place, {key: part for key, part in entries.items() if "." not in key}, is_model
             yield from _dotted(place, entries, is_model)
+        another = _is_of_another(_class_in(entries))
         for key, part in parts:
-            inner = is_model and (not key or _is_models(key))
+            inner = is_model and (not key or _is_models(key)) and not (another and key in _ARGUMENTS)
             if isinstance(part, (Mapping, list, tuple, Inert)) and (id(part), inner) not in seen:
                 seen.add((id(part), inner))
                 waiting.append((".".join(filter(None, (place, key))), part, inner))

@@ -13,8 +13,9 @@ from pom_export.checkpoint.storages import OtherTensor
 from pom_export.errors import CheckpointError
 
 _FLOAT_TYPES: Final = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# Weights of so many bytes may repeat their values whatever the file's size.
+_OF_MIXERS: Final = "ag_proj.weight", "qc_proj.weight", "po_proj.weight"
 _EMPTY_HINT: Final = "Is it whole? Of DeepSpeed's ZeRO stage 3 the weights lie elsewhere: zero_to_fp32.py joins them"
+# Weights of so many bytes may repeat their values whatever the file's size.
 _SMALL: Final = 64 << 20
 _VALUES_AT_ONCE: Final = 1 << 24
 
@@ -35,6 +36,8 @@ def with_room(file: Path, file_bytes: int, entries: Mapping[str, Tensor | OtherT
     for name, entry in entries.items():
         if isinstance(entry, OtherTensor):
             raise CheckpointError(f"{file}: {name} is {entry.kind}", entry.hint)
+        if name.endswith(_OF_MIXERS) and entry.dtype not in _FLOAT_TYPES:  # before scales beside it are called unknown
+            raise CheckpointError(f"{file}: {name} is {entry.dtype}", _type_hint(entry.dtype))
         if not entry.numel():
             raise CheckpointError(f"{file}: {name} of shape {tuple(entry.shape)} holds no values", _EMPTY_HINT)
         tensors[name] = entry

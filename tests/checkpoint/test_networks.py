@@ -145,6 +145,14 @@ def test_an_average_of_what_was_trained_lacks_what_was_frozen(image_model: nn.Mo
         assert all(torch.equal(value, trained[name]) for name, value in parameters.items())
 
 
+def test_the_bare_weights_beside_a_network_are_asked_for_as_they_are_listed(tmp_path: Path) -> None:
+    raw = PolynomialMixer(8, 3, 2).state_dict()
+    content = {**raw, **below("net", scaled(raw, 2))}
+    with pytest.raises(CheckpointError, match="several sets of weights: model, net"):
+        load(content, tmp_path)
+    assert [factor_of(load(content, tmp_path, name), raw) for name in ("model", "net")] == [1, 2]
+
+
 def test_a_list_is_of_the_model_that_it_fits(image_model: nn.Module, tmp_path: Path) -> None:
     raw = image_model.state_dict()
     text = GPT(GPTConfig(19, 1, 2, 8, 4, 2, 2, 3, mlp_width=20)).state_dict()

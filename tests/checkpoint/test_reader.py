@@ -190,6 +190,15 @@ def test_refuses_shards_of_which_the_index_says_something_else(tensors: Tensors,
         assert f"but it lies in {lies}" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
+def test_the_type_of_narrow_weights_is_named_before_their_scales(tmp_path: Path, dtype: torch.dtype) -> None:
+    mixer = PolynomialMixer(4, 2, 1).state_dict()
+    narrow = {name: tensor.to(dtype) if "proj" in name else tensor for name, tensor in mixer.items()}
+    torch.save({**narrow, "ag_proj.scale": torch.ones(1)}, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match=f"_proj.weight is {dtype}.*in bfloat16 or wider"):
+        load_model(tmp_path / "m.pt")
+
+
 def test_folders_with_checkpoints_in_a_folder_without_are_named(tensors: Tensors, tmp_path: Path) -> None:
     for name in ("checkpoint-1", "checkpoint-2", "runs"):
         (tmp_path / name).mkdir()

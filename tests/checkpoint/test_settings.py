@@ -25,6 +25,8 @@ from pom_export.models import GPT, GPTConfig
         ({"hyper_parameters": {"model": {"degree": 3, "order": 9}}}, "hyper_parameters.model.degree"),
         ({"hparams": {"model_args": {"mixer": {"degree": 3}}}}, "hparams.model_args.mixer.degree"),
         ({"args": Namespace(degree=3)}, "args.degree"),
+        ({"config": {"model": {"_target_": "project.MyGPT", "degree": 3}}}, "config.model.degree"),
+        ({"cfg": {"net": {"class_path": "p.JiT", "init_args": {"degree": 3}}}}, "cfg.net.init_args.degree"),
         ({"config": {"model.mixer.degree": 3, "data.order": 4}}, "config.model.mixer.degree"),
         ({"config": {"net": {"layers": [{"degree": 3}]}, "optimizer": {"order": 4}}}, "config.net.layers.degree"),
         (
@@ -50,6 +52,9 @@ def test_the_models_own_settings_are_read(content: Any, place: str, tmp_path: Pa
         {"optimizer": {"order": 3, "degree": 3}},
         {"callbacks": {"Curve": {"degree": 3}}},
         {"config": {"data": {"_target_": "scipy.Spline", "degree": 3}}},
+        {"config": {"model": {"layers": {"_target_": "kan.BSpline", "order": 3}}}},
+        {"config": {"model": {"block": {"class_path": "kan.SplineActivation", "init_args": {"degree": 3}}}}},
+        {"config": {"model": {"attention": {"_target_": "project.TaylorAttention", "order": 3}}}},
         {"config": {"training.order": 3, "sampler.degree": 3}},
         {"config": {"degree": "3", "order": True}},
     ],
