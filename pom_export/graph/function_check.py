@@ -6,12 +6,11 @@ body is not read but run, by onnx's reference, on small inputs that show each at
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
@@ -20,17 +19,15 @@ from onnx.reference.op_run import OpRun
 from pom_export import contract
 from pom_export.errors import InputError, reason_of
 from pom_export.graph.function import build_function
+from pom_export.graph.function_feeds import Array, feeds, first, last
 from pom_export.graph.gated_function import build_gated_function
 from pom_export.graph.nodes import input_named, is_aggregation, op_of
 from pom_export.graph.opsets import STANDARD_DOMAINS
 from pom_export.graph.schema import attributes, register_schema
 from pom_export.graph.variants import gated_variant_of, variant_of
 
-Array = npt.NDArray[Any]
-
 # Two bodies of the same formula in float32, of few tokens, differ by rounding alone; half types round their output.
 _TOLERANCES = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2}
-_BATCH, _TOKENS, _GATE_TOKENS, _CHANNELS = 2, 5, 3, 16
 # What fewer values of a tensor are, a weight, can decide a shape.
 _SMALL = 64
 _WIDEST = 2**20
@@ -151,10 +148,10 @@ def _complete(node: ir.Node) -> None:
 def _check_sizes(node: ir.Node, function: ir.Function) -> None:
     """Raise ValueError where a body would take long to make, or to run: a file may declare anything."""
     coefficients = input_named(node, "coefficients")
-    widths = [_first(coefficients), *(_last(input_named(node, name), 0) for name in ("x", "gate", "gate_bias"))]
+    widths = [first(coefficients), *(last(input_named(node, name), 0) for name in ("x", "gate", "gate_bias"))]
     if max(widths) > _WIDEST:
         raise ValueError(f"an input has {max(widths)} channels, and at most {_WIDEST} are taken")
-    degree = _last(coefficients, contract.MIN_DEGREE)
+    degree = last(coefficients, contract.MIN_DEGREE)
     if not contract.MIN_DEGREE <= degree <= contract.MAX_DEGREE:
         raise ValueError(f"coefficients have {degree} columns, not {contract.MIN_DEGREE} to {contract.MAX_DEGREE}")
     if any(attribute.type in _GRAPHS for inner in function for attribute in inner.attributes.values()):
@@ -165,11 +162,11 @@ def _difference(node: ir.Node, wanted: onnx.FunctionProto, given: onnx.FunctionP
     """Return how a function differs from the one that the node needs, or nothing."""
     if len(given.input) < len(wanted.input):
         return f"it takes {len(given.input)} inputs, and the node has {len(wanted.input)}"
-    for feed in _feeds(node):
+    for feed in feeds(node):
         try:
             expected = _run(wanted, feed, node)
         except Exception as error:  # noqa: BLE001 (of types that another tool has changed, some of them)
-            types = ", ".join(array.dtype.name for array in feed)
+            types = ", ".join(array.dtype.name for array in feed.values())
             return f"the node's inputs are of types that the op does not take together, {types}: {reason_of(error)}"
         try:
             made = _run(given, feed, node)
@@ -178,7 +175,7 @@ def _difference(node: ir.Node, wanted: onnx.FunctionProto, given: onnx.FunctionP
         for name, one, other in zip(wanted.output, expected, made, strict=False):
             if one.dtype != other.dtype or one.shape != other.shape:
                 return f"{name} is {other.dtype}{list(other.shape)}, not {one.dtype}{list(one.shape)}"
-            largest = _largest_difference(one, other)
+            largest = max(_largest_difference(*pair) for pair in _shown(name, one, other, feed))
             if not largest <= _TOLERANCES.get(one.dtype.name, 0):
                 return f"on small inputs {name} differs by {largest:.2g} of its largest value"
         if len(made) < len(node.outputs):
@@ -186,83 +183,27 @@ def _difference(node: ir.Node, wanted: onnx.FunctionProto, given: onnx.FunctionP
     return ""
 
 
+def _shown(name: str, one: Array, other: Array, feed: Mapping[str, Array]) -> Iterator[tuple[Array, Array]]:
+    """Yield what is compared of two outputs: they themselves, and of a state, a sum of two floats, what a call adds."""
+    yield one, other
+    if name == contract.STATE_OUTPUTS[0]:
+        past = feed[contract.STATE_INPUTS[0]].astype(np.float64)
+        yield tuple((state.astype(np.float64) - past).sum(axis=1).astype(np.float32) for state in (one, other))
+
+
 def _largest_difference(one: Array, other: Array) -> float:
-    """Return the largest difference over the largest magnitude; infinity where one is NaN and the other is not."""
+    """Return the largest difference over the largest finite magnitude; infinity where one alone is NaN or infinite."""
     one, other = one.astype(np.float64), other.astype(np.float64)
-    if not np.array_equal(np.isnan(one), np.isnan(other)):
+    finite = np.isfinite(one)
+    if not np.array_equal(np.where(finite, 0, one), np.where(np.isfinite(other), 0, other), equal_nan=True):
         return np.inf
-    return float(np.nanmax(np.abs(one - other), initial=0) / max(np.nanmax(np.abs(one), initial=0), 1e-30))
+    one, other = one[finite], other[finite]
+    return float(np.max(np.abs(one - other), initial=0) / max(np.max(np.abs(one), initial=0), 1e-30))
 
 
-def _run(function: onnx.FunctionProto, feed: list[Array], node: ir.Node) -> list[Array]:
+def _run(function: onnx.FunctionProto, feed: Mapping[str, Array], node: ir.Node) -> list[Array]:
     given = {name: attribute.value for name, attribute in node.attributes.items() if name in function.attribute}
     evaluator = ReferenceEvaluator(function, new_ops=[CumSum])
     with np.errstate(all="ignore"):
-        made: list[Array] = evaluator.run(None, dict(zip(function.input, feed, strict=False)), attributes=given)  # type: ignore[assignment]
+        made: list[Array] = evaluator.run(None, dict(zip(function.input, feed.values(), strict=False)), attributes=given)  # type: ignore[assignment]
     return made
-
-
-def _feeds(node: ir.Node) -> Iterator[list[Array]]:
-    """Yield inputs of a node: some of their own sizes, few batches and tokens; small weights after large ones."""
-    names = contract.GATED_INPUTS if op_of(node) == contract.GATED_OP_NAME else contract.INPUTS
-    values = {name: value for name, value in zip(names, node.inputs, strict=False) if value is not None}
-    mask = values.get("mask")
-    floating = mask is not None and mask.dtype != ir.DataType.BOOL
-    for scale in (1.0, 1e-6) if floating else (1.0,):
-        drawn = _draw(values, node, scale)
-        yield [drawn[name] for name in values]
-
-
-def _draw(values: dict[str, ir.Value], node: ir.Node, scale: float) -> dict[str, Array]:
-    random = np.random.default_rng(0)
-    causal = node.attributes["mode"].as_string() == "causal"
-    channels = _channels(values, node)
-    sizes = {
-        "x": (_BATCH, _TOKENS, channels),
-        "gate": (_BATCH, _TOKENS if causal else _GATE_TOKENS, _last(values.get("gate_bias"), channels)),
-        "gate_bias": (_last(values.get("gate_bias"), channels),),
-        "coefficients": (channels, _last(values.get("coefficients"), 1)),
-        "mask": (_BATCH, _TOKENS),
-        "cos": (_TOKENS, channels // 2),
-        "sin": (_TOKENS, channels // 2),
-        "past_state": (_BATCH, 2, channels),
-        "past_length": (_BATCH,),
-    }
-    drawn: dict[str, Array] = {}
-    for name, value in values.items():
-        assert value.dtype is not None
-        shape = (1,) if _is_placeholder(name, value) else sizes[name]
-        numbers: Array = random.standard_normal(shape) * (3 if name in {"x", "gate"} else 1)
-        if name == "mask":
-            numbers = np.where(random.random(shape) < 0.6, random.random(shape) * scale, 0)
-        elif name == "past_length":
-            numbers = random.integers(0, 9, shape)
-        elif name == "past_state":
-            numbers[:, 1] *= 1e-6
-        drawn[name] = numbers.astype(value.dtype.numpy())
-    mask = drawn.get("mask")
-    if mask is not None and mask.ndim > 1:
-        # What a token that does not count holds reaches nothing.
-        drawn["x"][~mask.astype(bool)] = np.nan
-    return drawn
-
-
-def _is_placeholder(name: str, value: ir.Value) -> bool:
-    return len(value.shape or ()) == 1 and name not in {"gate_bias", "past_length"}
-
-
-def _channels(values: dict[str, ir.Value], node: ir.Node) -> int:
-    """Return a number of channels: the node's own, or one that its form and rotation can be given."""
-    known = [_last(values["x"], 0), _first(values.get("coefficients"))]
-    fitting = _CHANNELS * max(1, node.attributes["degree"].as_int()) * _last(values.get("gate_bias"), 1)
-    return next((size for size in known if size > 1), fitting)
-
-
-def _last(value: ir.Value | None, default: int) -> int:
-    size = default if value is None or not value.shape else value.shape[-1]
-    return size if isinstance(size, int) else default
-
-
-def _first(value: ir.Value | None) -> int:
-    size = value.shape[0] if value is not None and value.shape else 0
-    return size if isinstance(size, int) else 0

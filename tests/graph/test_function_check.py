@@ -94,6 +94,25 @@ def masked_by_a_product(model: onnx.ModelProto) -> None:
     function.node.extend(nodes)
 
 
+def made(function: onnx.FunctionProto, value: str) -> onnx.NodeProto:
+    return next(node for node in function.node if value in node.output)
+
+
+def clamped_elsewhere(model: onnx.ModelProto) -> None:
+    """Few tokens are so low."""
+    function = function_named(model, FIRST)
+    clip = next(node for node in function.node if node.op_type == "Clip")
+    made(function, clip.input[1]).attribute[0].t.CopyFrom(numpy_helper.from_array(np.array(-0.2, np.float32)))
+
+
+def without_empty_rows(model: onnx.ModelProto) -> None:
+    """A mean over no token is 0, not 0 / 0."""
+    function = function_named(model, THIRD)
+    divisions = {node.output[0] for node in function.node if node.op_type == "Div"}
+    where = next(node for node in function.node if node.op_type == "Where" and node.input[2] in divisions)
+    where.CopyFrom(onnx.helper.make_node("Identity", [where.input[2]], where.output))
+
+
 def without_an_input(model: onnx.ModelProto) -> None:
     del function_named(model, FIRST).input[-1]
 
@@ -121,6 +140,8 @@ def of_another_type(model: onnx.ModelProto) -> None:
         (changed("degree", 3), "third", THIRD, 'must be 0 in form "power", got 3'),
         (changed("form", "product"), "third", THIRD, "needs a degree of 1 to 16, got 0"),
         (masked_by_a_product, "third", THIRD, "z differs by inf"),
+        (clamped_elsewhere, "first", FIRST, "z differs by"),
+        (without_empty_rows, "third", THIRD, "z differs by inf"),
         (without_an_input, "first", FIRST, "takes 3 inputs, and the node has 4"),
         (with_a_branch, "first", FIRST, "it has branches or loops"),
         (of_another_type, "first", FIRST, "z is float64"),
@@ -136,6 +157,19 @@ def test_a_function_of_something_else_is_refused(
     assert f"node {module}/" in str(refused.value)
     assert f"its function pom::{function} do not fit" in str(refused.value)
     assert reason in str(refused.value)
+
+
+def test_what_a_state_has_lost_to_rounding_is_compared(tmp_path: Path) -> None:
+    pom_export.export(PolynomialMixer(8, 2, 2), tmp_path / "m.onnx", stateful=True)
+    model = onnx.load(tmp_path / "m.onnx")
+    check(model)
+    (function,) = model.functions
+    halves = next(node for node in reversed(function.node) if node.op_type == "Concat" and len(node.input) == 2)
+    lost = made(function, made(function, halves.input[1]).input[0])
+    assert lost.op_type == "Add"
+    lost.op_type = "Sub"
+    with pytest.raises(InputError, match="present_state differs by"):
+        check(model)
 
 
 def renamed(model: onnx.ModelProto) -> None:
