@@ -63,3 +63,44 @@ def claim(name: str, text: str | None) -> Edit:
         helper.set_model_props(model, texts)
 
     return edit
+
+
+def into_function(domain: str, name: str) -> Edit:
+    """Return an edit that makes the whole graph a function of somebody's, called once."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        graph = model.graph
+        inputs = [value.name for value in (*graph.input, *graph.initializer)]
+        outputs = [value.name for value in graph.output]
+        function = helper.make_function(domain, name, inputs, outputs, list(graph.node), list(model.opset_import))
+        graph.ClearField("node")
+        graph.ClearField("value_info")
+        graph.node.append(helper.make_node(name, inputs, outputs, domain=domain))
+        model.functions.append(function)
+        model.opset_import.append(helper.make_opsetid(domain, 1))
+
+    return edit
+
+
+def into_loop(model: onnx.ModelProto) -> None:
+    """Make the whole graph, of one output, the body of a loop of one round."""
+    graph = model.graph
+    output = onnx.ValueInfoProto()
+    output.CopyFrom(graph.output[0])
+    rounds, again, still = (
+        helper.make_tensor_value_info(name, kind, [])
+        for name, kind in (
+            ("i", onnx.TensorProto.INT64),
+            ("again", onnx.TensorProto.BOOL),
+            ("st", onnx.TensorProto.BOOL),
+        )
+    )
+    nodes = [*graph.node, helper.make_node("Identity", ["again"], ["st"])]
+    body = helper.make_graph(nodes, "body", [rounds, again], [still, output])
+    graph.ClearField("node")
+    graph.ClearField("value_info")
+    for name, array in (("one", np.array(1)), ("true", np.array(True)), ("first", np.array([0]))):
+        graph.initializer.append(numpy_helper.from_array(array, name))
+    graph.node.append(helper.make_node("Loop", ["one", "true"], ["rounds"], body=body))
+    graph.node.append(helper.make_node("Squeeze", ["rounds", "first"], ["whole"]))
+    graph.output[0].name = "whole"

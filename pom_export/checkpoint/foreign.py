@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from pom_export.checkpoint.pickles import SAFE_FORMAT_HINT
 from pom_export.errors import CheckpointError
+from pom_export.files import mistaken_for
 
 HEAD: Final = 512
 """Bytes at a file's beginning that tell what it is."""
@@ -74,13 +75,6 @@ _HEADS: Final = (
     (b"tjgg", "a model of llama.cpp (GGML)", _WIDER),
     (b"\x89HDF\r\n", "an HDF5 file, as Keras writes them", _TO_TORCH),
     (b"\x93NUMPY", "an array of NumPy", _TO_TORCH),
-    (b"version https://git-lfs", "a pointer of Git LFS in the file's place", "Fetch the file itself: git lfs pull"),
-    (b"<!doctype", "a web page", "Download the file itself, not the page that shows it"),
-    (b"<html", "a web page", "Download the file itself, not the page that shows it"),
-    (b"\x1f\x8b", "compressed (gzip)", "Unpack it first"),
-    (b"\xfd7zXZ", "compressed (xz)", "Unpack it first"),
-    (b"\x28\xb5\x2f\xfd", "compressed (zstd)", "Unpack it first"),
-    (b"BZh", "compressed (bzip2)", "Unpack it first"),
 )
 _SUFFIXES: Final = {
     ".onnx": ("an ONNX model, not a checkpoint", "Name the file it was exported from"),
@@ -152,9 +146,10 @@ def check_file(file: Path, head: bytes) -> None:
     if file.suffix == ".distcp" or file.name == ".metadata":
         hint = _JOIN_DISTRIBUTED.format(folder=file.parent)
         raise CheckpointError(f"{file} is one of the files of a distributed checkpoint of torch", hint)
-    for start, what, hint in _HEADS:
-        if head.lstrip().lower().startswith(start) if start[:1] == b"<" else head.startswith(start):
-            raise CheckpointError(f"{file} is {what}", hint)
+    kinds = ((what, hint) for start, what, hint in _HEADS if head.startswith(start))
+    if found := mistaken_for(head) or next(kinds, None):
+        what, hint = found
+        raise CheckpointError(f"{file} is {what}", hint)
     if head[_TAR] == b"ustar":
         raise CheckpointError(f"{file} is a tar archive, as NeMo and the oldest torch write them", "Unpack it first")
     if head.startswith(b"PK") and b".npy" in head[_MEMBER:]:

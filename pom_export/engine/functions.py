@@ -1,4 +1,4 @@
-"""The ops' functions in an engine instead of the plugin."""
+"""What TensorRT's parser is given where the file itself would not do."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pom_export import contract
 from pom_export.errors import InputError
 from pom_export.graph.function_check import check_functions
 from pom_export.graph.function_names import refuse_overloads
+from pom_export.graph.nodes import is_aggregation
+from pom_export.graph.unfolding import aggregations_of, all_nodes, unfolded
 
 
 def inlined(path: Path) -> bytes:
@@ -28,9 +30,23 @@ def inlined(path: Path) -> bytes:
     if unknown:
         raise InputError(f"{path}: {unknown[0]}", "Export it again, or build without --no-plugin")
     model = onnx.inliner.inline_local_functions(model)
-    left = sorted({node.op_type for node in model.graph.node if node.domain == contract.DOMAIN})
+    left = sorted({node.op_type for node in all_nodes(model.graph) if node.domain == contract.DOMAIN})
     if left:
         raise InputError(
             f"{path} lacks the function of {', '.join(left)}", "Export it again, or build without --no-plugin"
         )
     return model.SerializeToString()
+
+
+def for_plugin(path: Path) -> bytes | None:
+    """Return a model in which nothing but the plugin can compute an aggregation; None: the file does.
+
+    The parser looks for plugins in the main graph alone: in functions of others and in branches it takes our function.
+    And it tells functions apart by name alone, whoever's they are.
+    """
+    model = onnx.load(path, format="protobuf", load_external_data=False)
+    whole = unfolded(model)
+    if whole is model and len(aggregations_of(model.graph)) == sum(map(is_aggregation, model.graph.node)):
+        return None
+    whole.ClearField("functions")
+    return whole.SerializeToString()

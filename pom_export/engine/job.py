@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pom_export import interrupts
-from pom_export.engine.functions import inlined
+from pom_export.engine.functions import for_plugin, inlined
 from pom_export.engine.logger import take_errors, tensorrt_logger
 from pom_export.engine.monitor import make_monitor
 from pom_export.engine.plan import Plan
@@ -22,6 +22,7 @@ from pom_export.runtime.quiet import quiet_polygraphy
 _POLL_SECONDS = 0.1
 _REASON_LENGTH = 400
 _BUILD_HINT = "Run with --debug for the trace"
+_BRANCH_HINT = "TensorRT may not take a plugin in a branch: build with --no-plugin"
 
 
 @dataclass
@@ -70,6 +71,8 @@ class BuildJob:
         lines = [logged[0].splitlines()[0], *logged[-1].splitlines()]
         reason = " ".join(dict.fromkeys(line.strip() for line in lines))[:_REASON_LENGTH]
         hint = refused_shapes(reason, self.plan.model.inputs, self.plan.profiles) or _BUILD_HINT
+        if self.plan.library is not None and self.plan.model.in_branches:
+            hint = _BRANCH_HINT
         return EngineError(f"{self.plan.backend.name} {self.plan.backend.version} cannot build: {reason}", hint)
 
     def _build(self) -> BuiltEngine:
@@ -100,19 +103,23 @@ class BuildJob:
         path = os.fspath(self.plan.model.path)
         if self.plan.library is not None:
             parser.set_flag(trt.OnnxParserFlag.ENABLE_PLUGIN_OVERRIDE)
-            return bool(parser.parse_from_file(path))
+            content = for_plugin(self.plan.model.path)
+            return bool(parser.parse_from_file(path) if content is None else parser.parse(content, path))
         return bool(parser.parse(inlined(self.plan.model.path), path))
 
     def _count_plugin_layers(self, trt: Any, network: Any) -> int:
         """Count plugin layers; a function that shadowed the plugin would be slow without a word."""
         layers = [network.get_layer(i) for i in range(network.num_layers)]
         found = sum(layer.type == trt.LayerType.PLUGIN_V3 for layer in layers)
-        expected = len(self.plan.model.aggregations) if self.plan.library is not None else 0
-        if found != expected:
+        model = self.plan.model
+        most = len(model.aggregations) if self.plan.library is not None else 0
+        if not most - model.in_branches <= found <= most:
             raise EngineError(
-                f"{found} of {len(self.plan.model.aggregations)} aggregations became plugin layers, not {expected}",
+                f"{found} of {len(model.aggregations)} aggregations became plugin layers, not {most}",
                 "Report this: the parser preferred another implementation of the op",
             )
+        if found < most:
+            self.plan.progress(f"{most - found} of {most} aggregations are in branches that TensorRT leaves out")
         return found
 
     def _config(self, trt: Any) -> Any:

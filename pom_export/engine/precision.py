@@ -72,7 +72,8 @@ def check_precisions(network: Any, declared: Mapping[str, str]) -> Precisions:
         raise EngineError(
             f"TensorRT changed the precision of {len(wrong)} tensors: {', '.join(wrong[:_NAMED])}", "Report this"
         )
-    computing = [layer for layer in layers if layer.type.name not in _MOVERS]
+    # Those that steer branches and loops give nothing.
+    computing = [layer for layer in layers if layer.num_outputs and layer.type.name not in _MOVERS]
     return Precisions(_count(computing), _count(layer for layer in layers if layer.type.name in _PRODUCTS))
 
 

@@ -1,5 +1,6 @@
 """Files that are read, and outputs that appear whole or not at all, with the files that belong to them."""
 
+from pom_export.files.mistaken import mistaken_for
 from pom_export.files.names import AnyPath
 from pom_export.files.places import check_replaceable, check_writable
 from pom_export.files.reading import readable_file, sha256_of
@@ -10,6 +11,7 @@ __all__ = [
     "AnyPath",
     "check_replaceable",
     "check_writable",
+    "mistaken_for",
     "readable_file",
     "scratch_folder",
     "sha256_of",

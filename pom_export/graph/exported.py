@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +11,7 @@ from typing import Any, Final
 import onnx
 
 from pom_export import contract
-from pom_export.errors import InputError, reason_of
+from pom_export.errors import InputError
 from pom_export.files import readable_file
 from pom_export.graph.claims import (
     BLOCK_CAUSAL,
@@ -28,7 +28,9 @@ from pom_export.graph.dimensions import BATCH, CONTEXT_TOKENS, PAST_TOKENS, TOKE
 from pom_export.graph.interface import TensorSpec, check_counts, check_ranges, read_interface, standard_opset
 from pom_export.graph.nodes import is_aggregation
 from pom_export.graph.onnx_file import check_onnx_file
+from pom_export.graph.unfolding import aggregations_of, unfolded
 from pom_export.graph.weight_types import precision_of, weight_types
+from pom_export.graph.whole_model import load_whole
 
 __all__ = [
     "BATCH",
@@ -71,12 +73,14 @@ class ExportedModel:
         outputs: its outputs.
         properties: our metadata, without the prefix: dtype, mask, limits, spec, source_sha256.
         opset: version of the standard ops.
-        aggregations: names of the aggregation nodes, gated or not, those in branches and loops included.
+        aggregations: names of the aggregation nodes, gated or not, those in branches, loops and functions of
+            others included.
         attributes: of these nodes, as far as they are numbers and texts.
         without_function: types of these nodes that the file holds no function of.
         weights: files of external weights, in the model's own folder.
         weight_types: how many numbers the weights of its products have in each floating-point type.
         claims: what the properties say, as it was read.
+        in_branches: how many of the aggregation nodes are in branches or loops.
     """
 
     path: Path
@@ -90,6 +94,7 @@ class ExportedModel:
     weights: Sequence[Path] = ()
     weight_types: Mapping[str, int] = field(default_factory=dict)
     claims: Claims = field(default_factory=Claims)
+    in_branches: int = 0
 
     @property
     def precision(self) -> str:
@@ -151,12 +156,7 @@ def read_model(path: str | os.PathLike[str]) -> ExportedModel:
     """
     file = readable_file(path, "model")
     external = check_onnx_file(file)
-    try:
-        model = onnx.load(file, format="protobuf", load_external_data=False)  # whatever the file's suffix
-        onnx.checker.check_model(file)
-    except Exception as error:
-        reason = reason_of(error)
-        raise InputError(f"{file} is not a whole ONNX model: {reason}", "Export it again") from error
+    model = load_whole(file)
     try:
         claims = read_claims((entry.key, entry.value) for entry in model.metadata_props)
         inputs, outputs = read_interface(model.graph)
@@ -164,9 +164,10 @@ def read_model(path: str | os.PathLike[str]) -> ExportedModel:
             check_counts(claims.limits.values, inputs)
             check_ranges(claims.limits.ranges, inputs)
         opset = standard_opset(model)
-    except ValueError as error:
+        model = unfolded(model)
+    except (ValueError, RuntimeError) as error:  # the latter of onnx, where functions cannot be unfolded
         raise InputError(f"model {file} is not usable: {error}", "Export it again") from error
-    nodes = list(_aggregations(model.graph))
+    nodes = aggregations_of(model.graph)
     functions = {(function.domain, function.name, function.overload) for function in model.functions}
     return ExportedModel(
         path=file,
@@ -180,17 +181,8 @@ def read_model(path: str | os.PathLike[str]) -> ExportedModel:
         weights=[file.parent / name for name in sorted(external)],
         weight_types=weight_types(model),
         claims=claims,
+        in_branches=len(nodes) - sum(map(is_aggregation, model.graph.node)),
     )
-
-
-def _aggregations(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Yield the aggregation nodes of a graph and of the graphs in it."""
-    for node in graph.node:
-        if is_aggregation(node):
-            yield node
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _aggregations(inner)
 
 
 def _called(node: onnx.NodeProto) -> tuple[str, str, str]:

@@ -24,6 +24,7 @@ from pom_export.graph.gated_function import build_gated_function
 from pom_export.graph.nodes import input_named, is_aggregation, op_of
 from pom_export.graph.opsets import STANDARD_DOMAINS
 from pom_export.graph.schema import attributes, register_schema
+from pom_export.graph.unfolding import unfolded
 from pom_export.graph.variants import gated_variant_of, variant_of
 
 # Two bodies of the same formula in float32, of few tokens, differ by rounding alone; half types round their output.
@@ -65,7 +66,7 @@ def check_functions(path: Path, proto: onnx.ModelProto | None = None) -> list[st
     if proto is None:
         proto = onnx.load(path, format="protobuf", load_external_data=False)
     try:
-        model = ir.from_proto(_with_shapes(proto))
+        model = ir.from_proto(_with_shapes(unfolded(proto)))
     except Exception as error:
         raise InputError(f"the graph of {path} is not usable: {reason_of(error)}", "Export it again") from error
     opset = model.opset_imports[STANDARD_DOMAINS[0]]
@@ -205,5 +206,7 @@ def _run(function: onnx.FunctionProto, feed: Mapping[str, Array], node: ir.Node)
     given = {name: attribute.value for name, attribute in node.attributes.items() if name in function.attribute}
     evaluator = ReferenceEvaluator(function, new_ops=[CumSum])
     with np.errstate(all="ignore"):
-        made: list[Array] = evaluator.run(None, dict(zip(function.input, feed.values(), strict=False)), attributes=given)  # type: ignore[assignment]
+        made: list[Array] = evaluator.run(
+            None, dict(zip(function.input, feed.values(), strict=False)), attributes=given
+        )  # type: ignore[assignment]
     return made

@@ -97,10 +97,11 @@ def standard_opset(model: onnx.ModelProto) -> int:
     Raises:
         ValueError: it imports none, several, or one that nobody has.
     """
-    versions = [imported.version for imported in model.opset_import if imported.domain in STANDARD_DOMAINS]
-    if len(versions) != 1 or not 0 < versions[0] <= _NEWEST_OPSET:
-        raise ValueError(f"it imports the standard ops in versions {versions[:3]}")
-    return int(versions[0])
+    # onnx.compose lists what two models import, once for each.
+    versions = {imported.version for imported in model.opset_import if imported.domain in STANDARD_DOMAINS}
+    if len(versions) != 1 or not 0 < min(versions) <= _NEWEST_OPSET:
+        raise ValueError(f"it imports the standard ops in versions {sorted(versions)[:3]}")
+    return int(min(versions))
 
 
 def _names(values: Iterable[Any], kind: str) -> dict[str, Any]:

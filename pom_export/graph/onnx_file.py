@@ -19,6 +19,7 @@ from pom_export.files import readable_file
 from pom_export.graph.declared_tensor import External, read_tensor
 from pom_export.graph.external_file import check_external
 from pom_export.graph.opsets import STANDARD_DOMAINS
+from pom_export.graph.other_formats import check_is_binary_onnx
 from pom_export.graph.wire import LENGTH, WireError, fields
 
 _TENSOR, _NODE, _FUNCTION, _SPARSE = "Tensor", "Node", "Function", "Sparse"
@@ -92,8 +93,8 @@ def check_onnx_file(path: str | os.PathLike[str]) -> set[str]:
     """Check what an ONNX file declares; return the names of its files of external weights.
 
     Raises:
-        InputError: the file cannot be read, is no whole ONNX file, declares more than it holds or more than any model
-            needs, or names weights elsewhere than in its own folder.
+        InputError: the file cannot be read, is of another kind or no whole ONNX file, declares more than it holds or
+            more than any model needs, or names weights elsewhere than in its own folder.
     """
     file = readable_file(path, "model")
     size = file.stat().st_size
@@ -101,6 +102,7 @@ def check_onnx_file(path: str | os.PathLike[str]) -> set[str]:
         raise InputError(
             f"model {file} is in ONNX Runtime's own format", "Give the .onnx that it was made from; verify takes both"
         )
+    check_is_binary_onnx(file)
     if size > _LARGEST_FILE:
         raise InputError(
             f"model {file} has {size} bytes; an ONNX file ends at {_LARGEST_FILE}", "Keep its weights in a file beside"

@@ -10,6 +10,7 @@ from typing import Final
 import onnx
 
 from pom_export.graph.opsets import STANDARD_DOMAINS
+from pom_export.graph.unfolding import all_nodes, graphs_of
 
 _PRODUCTS: Final = ("MatMul", "Gemm", "Conv", "Einsum")
 # What only moves a weight's numbers, or says them in another type.
@@ -44,12 +45,12 @@ def weight_types(model: onnx.ModelProto) -> dict[str, int]:
     exports weights there, so they are taken for what they could be.
     """
     graph = model.graph
-    makers = {name: node for node in _all_nodes(graph) for name in node.output if name}
+    makers = {name: node for node in all_nodes(graph) for name in node.output if name}
     matrices = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) >= _MATRIX}
     counts: Counter[str] = Counter()
     multiplied: list[str] = []
     for node in _live_nodes(graph, makers):
-        for each in (node, *(inner for branch in _graphs(node) for inner in _all_nodes(branch))):
+        for each in (node, *(inner for branch in graphs_of(node) for inner in all_nodes(branch))):
             if each.op_type in _PRODUCTS and each.domain in STANDARD_DOMAINS:
                 multiplied += each.input
         for tensor in _tensors_inside(node):
@@ -85,14 +86,6 @@ def _count(tensor: onnx.TensorProto, counts: Counter[str]) -> None:
         counts[_NAMES[tensor.data_type]] += math.prod(tensor.dims)
 
 
-def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Yield the nodes of a graph and of the graphs in it."""
-    for node in graph.node:
-        yield node
-        for inner in _graphs(node):
-            yield from _all_nodes(inner)
-
-
 def _live_nodes(graph: onnx.GraphProto, makers: dict[str, onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     """Yield the nodes that an output depends on, each once."""
     wanted, seen = [output.name for output in graph.output], set()
@@ -106,7 +99,7 @@ def _live_nodes(graph: onnx.GraphProto, makers: dict[str, onnx.NodeProto]) -> It
 
 
 def _outer_names(node: onnx.NodeProto) -> Iterator[str]:
-    for graph in _graphs(node):
+    for graph in graphs_of(node):
         yield from (output.name for output in graph.output)
         for inner in graph.node:
             yield from inner.input
@@ -127,19 +120,12 @@ def _sources(names: Iterable[str], makers: dict[str, onnx.NodeProto]) -> set[str
     return seen
 
 
-def _graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
 def _tensors_inside(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
     for attribute in node.attribute:
         if attribute.HasField("t"):
             yield attribute.t
         yield from attribute.tensors
-    for graph in _graphs(node):
+    for graph in graphs_of(node):
         yield from graph.initializer
         for inner in graph.node:
             yield from _tensors_inside(inner)

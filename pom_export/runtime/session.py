@@ -23,6 +23,7 @@ _SILENT = 4  # ONNX Runtime's severity "fatal": errors reach the user as excepti
 # Session options that our library was registered in: a second time, no session could be made of them.
 _WITH_OUR_LIBRARY: Final[WeakSet[Any]] = WeakSet()
 _TWICE: Final = "Domain already set"
+_SHAPES_OUTSIDE: Final = "Cannot parse data from external tensors"
 _INSTALL_HINT = "Install one: pip install 'pom-export[onnxruntime]'"
 
 
@@ -125,6 +126,8 @@ def inference_session(
         hint = "Is it a whole ONNX file?"
         if _TWICE in reason:
             hint = "Don't register our library in the session options: inference_session does"
+        elif _SHAPES_OUTSIDE in reason:
+            hint = "Save it with small tensors inside, which decide shapes: onnx.save(..., size_threshold=1024)"
         raise InputError(f"ONNX Runtime cannot load {Path(file).name}: {reason}", hint) from error
     keeps_sizes(session)
     return session

@@ -17,7 +17,7 @@ import pom_export
 from pom_export.errors import InputError
 from pom_export.mixer import MixerConfig
 from pom_export.models import LanguageModel, LanguageModelConfig
-from tests.exports import Edit, Exported, claim, weight
+from tests.exports import Edit, Exported, claim, into_function, weight
 
 VOCABULARY = 61
 
@@ -114,6 +114,39 @@ def test_a_node_that_does_not_run_makes_no_kernel(mixer: Exported) -> None:
     report = mixer.verify(one)
     assert report
     assert {comparison.path for comparison in report.comparisons} == {"standard operators", "function"}
+
+
+@pytest.mark.parametrize("name", ["Block", "PolynomialAggregation"])
+def test_nodes_in_functions_of_others_are_ours_too(mixer: Exported, name: str) -> None:
+    def of_another_mode(model: onnx.ModelProto) -> None:
+        (node,) = (node for node in model.graph.node if node.domain == "pom")
+        next(each for each in node.attribute if each.name == "mode").s = b"mean"
+
+    report = mixer.verify(into_function("user", name))
+    assert report
+    assert {comparison.path for comparison in report.comparisons} == {"kernel", "function"}
+    with pytest.raises(InputError, match=r"its function .* do not fit"):
+        mixer.verify(of_another_mode, into_function("user", name))
+
+
+def test_what_is_imported_twice_is_imported(mixer: Exported) -> None:
+    """As onnx.compose writes it."""
+    assert mixer.verify(lambda model: model.opset_import.extend(copied(model).opset_import))
+
+
+def test_onnxruntimes_operators_in_the_standard_domain_are_taken(mixer: Exported) -> None:
+    def normalized(model: onnx.ModelProto, epsilon: float) -> None:
+        model.graph.initializer.append(numpy_helper.from_array(np.ones(16, np.float32), "ones"))
+        model.graph.node[0].input[0] = "normalized"
+        make = onnx.helper.make_node
+        model.graph.node.insert(
+            0, make("SimplifiedLayerNormalization", ["x", "ones"], ["normalized"], axis=-1, epsilon=epsilon)
+        )
+
+    # Of root mean squares that are 1 already.
+    x = np.sign(np.random.default_rng(0).standard_normal((2, 5, 16))).astype(np.float32)
+    assert mixer.verify(lambda model: normalized(model, 0.0), inputs={"x": x})
+    assert not mixer.verify(lambda model: normalized(model, 1.0), inputs={"x": x})
 
 
 def test_without_docstrings_everything_runs(mixer: Exported) -> None:

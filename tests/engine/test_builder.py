@@ -24,6 +24,7 @@ from pom_export.files import sha256_of
 from pom_export.graph import saving
 from pom_export.graph.nodes import is_aggregation
 from pom_export.mixer import PolynomialMixer
+from tests.exports import Edit, into_function, into_loop
 
 GOLDEN_FOLDER = Path(__file__).parents[1] / "data" / "golden"
 CHECKPOINT = GOLDEN_FOLDER / "v2_heads" / "checkpoint.pt"
@@ -152,6 +153,21 @@ def test_a_file_without_functions_needs_the_plugin(exported: Path, tmp_path: Pat
             tmp_path / "m.onnx", tmp_path / "e", backend=TENSORRT_RTX, targets=["sm86"], use_plugin=False
         )
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+@pytest.mark.parametrize("edit", [into_function("user", "PolynomialAggregation"), into_loop], ids=["function", "loop"])
+def test_nodes_in_functions_of_others_and_in_loops_are_plugin_layers(
+    exported: Path, tmp_path: Path, edit: Edit
+) -> None:
+    model = onnx.load(exported)
+    edit(model)
+    onnx.save(model, tmp_path / "m.onnx")
+    options = {"backend": TENSORRT_RTX, "targets": ["sm86"]}
+    assert pom_export.build_engine(tmp_path / "m.onnx", tmp_path / "e", **options).plugin_layers == 1
+    model.functions.remove(next(function for function in model.functions if function.domain == "pom"))
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(InputError, match="lacks the function of"):
+        pom_export.build_engine(tmp_path / "m.onnx", tmp_path / "e", use_plugin=False, **options)
 
 
 def test_unknown_targets_are_refused(exported: Path, tmp_path: Path) -> None:

@@ -226,6 +226,29 @@ def test_whole_tensors_pass(dtype: type, tmp_path: Path) -> None:
     assert read_model(tmp_path / "m.onnx").opset == 20
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("json", r"is in JSON, .*onnx\.load\('m\.onnx', format='json'\)"),
+        ("onnxtxt", "is in ONNX's textual syntax, .* format='onnxtxt'"),
+        ("textproto", "is a protocol buffer as text, .* format='textproto'"),
+        (b"PK\x03\x04 and more", "is a zip archive, .* pom-export export m.onnx"),
+        (b"\x40\0\0\0\0\0\0\0" + b'{"w":{"dtype":"F32"', "is a file of safetensors"),
+        (b"version https://git-lfs.github.com/spec/v1", "is a pointer of Git LFS .* git lfs pull"),
+    ],
+    ids=["json", "text", "protobuf text", "zip", "safetensors", "pointer"],
+)
+def test_other_formats_are_named(content: str | bytes, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        onnx.save(model(), path, format=content)
+    for read in (read_model, inference_session):
+        with pytest.raises(InputError, match=told):
+            read(path)
+
+
 def test_the_walk_knows_every_message_of_onnx() -> None:
     """A part that it takes for text would be walked past, whatever it declares."""
     seen = set()

@@ -1,0 +1,44 @@
+"""Functions of others in a file: what they hold is looked at as if it stood where they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx
+import onnx.inliner
+
+from pom_export import contract
+from pom_export.graph.nodes import is_aggregation
+
+_OURS = [(contract.DOMAIN, name) for name in (*contract.OP_NAMES, *contract.GATED_OP_NAMES)]
+
+
+def unfolded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model with every function but those of our ops in the place of the nodes that call it.
+
+    So do runtimes, and then have our kernels compute the nodes of ours that come out.
+    """
+    if all((function.domain, function.name) in _OURS for function in model.functions):
+        return model
+    return onnx.inliner.inline_selected_functions(model, _OURS, exclude=True)
+
+
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes of a graph and of the graphs in it."""
+    for node in graph.node:
+        yield node
+        for inner in graphs_of(node):
+            yield from all_nodes(inner)
+
+
+def graphs_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yield the graphs in a node: its branches, or what it repeats."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def aggregations_of(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Return the aggregation nodes of a graph and of the graphs in it, in order."""
+    return [node for node in all_nodes(graph) if is_aggregation(node)]

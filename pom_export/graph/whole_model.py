@@ -1,0 +1,53 @@
+"""Loading a file as an ONNX model that the onnx package has checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import onnx
+
+from pom_export.errors import InputError, reason_of
+from pom_export.graph.opsets import STANDARD_DOMAINS
+from pom_export.graph.unfolding import all_nodes
+
+# How onnx refuses an operator that it does not have.
+_UNKNOWN_OP: Final = "No Op registered for"
+_NOT_CHECKED: Final = "unknown"
+
+
+def load_whole(file: Path) -> onnx.ModelProto:
+    """Return the model in a file, without its external weights.
+
+    Raises:
+        InputError: it is no ONNX model.
+    """
+    try:
+        model = onnx.load(file, format="protobuf", load_external_data=False)  # whatever the file's suffix
+        try:
+            onnx.checker.check_model(file)
+        except onnx.checker.ValidationError as error:
+            if _UNKNOWN_OP not in str(error):
+                raise
+            onnx.checker.check_model(_without_unknown_ops(model))
+    except Exception as error:
+        raise InputError(f"{file} is not a whole ONNX model: {reason_of(error)}", "Export it again") from error
+    return model
+
+
+def _without_unknown_ops(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy to be checked, in which operators that onnx does not have are of a domain that it does not check.
+
+    ONNX Runtime has some of its own in the standard domain, which its optimizers write, and refuses what it lacks.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for node in [*all_nodes(copy.graph), *(node for function in copy.functions for node in function.node)]:
+        if node.domain in STANDARD_DOMAINS and not onnx.defs.has(node.op_type):
+            node.domain = _NOT_CHECKED
+    for part in (copy, *copy.functions):
+        part.opset_import.add(domain=_NOT_CHECKED, version=1)
+    for weight in copy.graph.initializer:
+        if weight.data_location == onnx.TensorProto.EXTERNAL:  # looked at already, by its folder
+            weight.CopyFrom(onnx.TensorProto(name=weight.name, data_type=weight.data_type, dims=[0]))
+    return copy
