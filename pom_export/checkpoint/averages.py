@@ -113,7 +113,7 @@ def _not_trained(raw: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tenso
 
 
 def _parameters(raw: Mapping[str, Tensor], model: nn.Module, *, trained: bool = False) -> list[str]:
-    """Return the names of parameters in the file's order, the first of those that the model ties only.
+    """Return the names of parameters in the file's order, where it has one, and the first of tied ones only.
 
     Args:
         raw: the state dict.
@@ -125,8 +125,10 @@ def _parameters(raw: Mapping[str, Tensor], model: nn.Module, *, trained: bool = 
         for name, parameter in model.named_parameters(remove_duplicate=False)
         if parameter.requires_grad or not trained
     }
+    # A file whose names are sorted says nothing of the order; the model's is that of the official module.
+    order = [name for name in identity if name in raw] if list(raw) == sorted(raw) else raw
     first: dict[int, str] = {}
-    for name in raw:
+    for name in order:
         if name in identity:
             first.setdefault(identity[name], name)
     return list(first.values())

@@ -86,7 +86,13 @@ def find_weights(checkpoint: Checkpoint, weights: str | None, hints: Hints) -> W
         if asked is not None and asked.values is not None and state.older:
             notes.append(f"{asked.label} is left out: {_OLDER_LISTS}")
             asked = None
-    found = state.weights() if asked is None else _average(checkpoint, asked, state, hints)
+    try:
+        found = state.weights() if asked is None else _average(checkpoint, asked, state, hints)
+    except CheckpointError as error:
+        if weights is not None:
+            raise
+        hint = f"{error.hint}. --weights {state.chosen.name} takes the weights that were trained"
+        raise CheckpointError(error.what, hint) from error
     found.notes.extend(notes)
     return _told(checkpoint, found)
 

@@ -153,6 +153,15 @@ def test_the_bare_weights_beside_a_network_are_asked_for_as_they_are_listed(tmp_
     assert [factor_of(load(content, tmp_path, name), raw) for name in ("model", "net")] == [1, 2]
 
 
+def test_a_list_beside_sorted_names_is_in_the_models_order(image_model: nn.Module, tmp_path: Path) -> None:
+    raw = image_model.state_dict()
+    content = {"model": dict(sorted(raw.items())), "ema_params": [p.detach() / 2 for p in image_model.parameters()]}
+    assert factor_of(load(content, tmp_path, in_context_start=1), raw) == 0.5
+    content["ema_params"] = content["ema_params"][::-1]
+    with pytest.raises(CheckpointError, match="--weights model takes the weights that were trained"):
+        load(content, tmp_path, in_context_start=1)
+
+
 def test_a_list_is_of_the_model_that_it_fits(image_model: nn.Module, tmp_path: Path) -> None:
     raw = image_model.state_dict()
     text = GPT(GPTConfig(19, 1, 2, 8, 4, 2, 2, 3, mlp_width=20)).state_dict()
