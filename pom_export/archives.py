@@ -83,6 +83,12 @@ class Archive:
         """Bytes that all members together declare to hold."""
         return sum(member.size for member in self.members.values())
 
+    def check_stored(self, writer: str) -> None:
+        """Raise InputError where a member is compressed, in an archive whose writer never does that."""
+        odd = next((member.name for member in self.members.values() if not member.stored), None)
+        if odd is not None:
+            raise InputError(f"{self.path} is not a whole archive: {odd} is compressed, as {writer} never does", _HINT)
+
     def read(self, name: str, most: int) -> bytes:
         """Return a member's bytes.
 
@@ -122,9 +128,10 @@ def open_archive(path: AnyPath, kind: str, *, stored_by: str = "") -> Iterator[A
     with file.open("rb") as stream:
         try:
             archive = Archive(file, stream)
-            odd = next((member.name for member in archive.members.values() if stored_by and not member.stored), None)
-            if odd is not None:
-                raise _LayoutError(f"{odd} is compressed, as {stored_by} never does")
+            if stored_by:
+                archive.check_stored(stored_by)
+        except InputError:
+            raise
         except _LayoutError as error:
             raise InputError(f"{kind} {file} is not a whole archive: {error}", _HINT) from error
         except Exception as error:  # whatever damaged bytes make of zipfile

@@ -43,7 +43,7 @@ def read_archive(file: Path) -> Any:
         CheckpointError: the file is truncated or damaged, is a program, or holds what torch.save does not write.
     """
     try:
-        with open_archive(file, "checkpoint", stored_by="torch.save") as archive:
+        with open_archive(file, "checkpoint") as archive:
             root = _root(file, archive)
             pickled = archive.read(f"{root}/data.pkl", _MOST_PICKLED)
             return unpickle(io.BytesIO(pickled), CALLS, _storages_of(archive, root))
@@ -68,6 +68,7 @@ def _root(file: Path, archive: Archive) -> str:
     if len(roots) != 1 or "data.pkl" not in names:
         raise CheckpointError(f"{file} is no checkpoint: the archive is not torch.save's", SAFE_FORMAT_HINT)
     (root,) = roots
+    archive.check_stored("torch.save")
     if f"{root}/byteorder" in archive.members and archive.read(f"{root}/byteorder", 16) != sys.byteorder.encode():
         raise CheckpointError(f"{file} was saved on a machine of another byte order", "Save it again on this one")
     return root

@@ -174,3 +174,13 @@ def test_one_of_several_shards_is_no_model(mixer: Any, tmp_path: Path) -> None:
     assert "is one of 2 shards" in refusal(tmp_path / "model-00001-of-00002.safetensors")
     save_file(mixer, tmp_path / "model-00001-of-00001.safetensors")
     assert load_model(tmp_path / "model-00001-of-00001.safetensors").spec.degree == 3
+
+
+def test_a_program_of_torchscript_is_named(tmp_path: Path) -> None:
+    """Its code is compressed, as no checkpoint's members are: it is not damaged for that."""
+    with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
+        for name in ("data.pkl", "constants.pkl", "version"):
+            archive.writestr(f"m/{name}", b"x")
+        archive.writestr("m/code/__torch__.py", b"x" * 99, zipfile.ZIP_DEFLATED)
+    with pytest.raises(CheckpointError, match="is a TorchScript program, not a checkpoint"):
+        load_model(tmp_path / "m.pt")
