@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import random
+import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 
+@dataclass
+class Modes:
+    """What a block in `plain_modes` met.
+
+    Attributes:
+        autocast: whether code in it entered torch.autocast, which had no effect.
+    """
+
+    autocast: bool = False
+
+
 @contextlib.contextmanager
-def plain_modes() -> Iterator[None]:
+def plain_modes() -> Iterator[Modes]:
     """Run a block on the CPU, in float32 unless told otherwise, without gradients, autocast, inference or fake mode.
 
-    What is traced under any of them would be another model.
+    What is traced under any of them would be another model. Autocast has no effect inside the block either: how
+    precise each operator is, the type of a file decides.
     """
     default, deterministic = torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    modes = Modes()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_disable_current_modes())
         stack.enter_context(torch.inference_mode(False))
@@ -26,14 +43,33 @@ def plain_modes() -> Iterator[None]:
         stack.enter_context(torch.autograd.set_detect_anomaly(False))
         for kind in ("cpu", "cuda"):
             stack.enter_context(torch.autocast(kind, dtype=torch.bfloat16, enabled=False))
+        stack.enter_context(_without_autocast(modes))
         stack.enter_context(torch.device("cpu"))
         try:
             torch.set_default_dtype(torch.float32)
             torch.use_deterministic_algorithms(False)
-            yield
+            yield modes
         finally:
             torch.set_default_dtype(default)
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+@contextlib.contextmanager
+def _without_autocast(modes: Modes) -> Iterator[None]:
+    """Let autocast do nothing in this thread, and note where it is entered."""
+    thread, (enter, leave) = threading.get_ident(), (torch.autocast.__enter__, torch.autocast.__exit__)
+
+    def entered(autocast: Any) -> Any:
+        if threading.get_ident() != thread:
+            return enter(autocast)
+        modes.autocast |= autocast._enabled
+        return autocast
+
+    def left(autocast: Any, *error: Any) -> Any:
+        return leave(autocast, *error) if threading.get_ident() != thread else False
+
+    with mock.patch.multiple(torch.autocast, __enter__=entered, __exit__=left):
+        yield
 
 
 @contextlib.contextmanager

@@ -137,7 +137,7 @@ def export(
     checkpoint = model if isinstance(model, (str, os.PathLike)) else None
     beside = [recording_path(output)] if samples else []
     staging = staged_output(output, checkpoint, beside=beside, stale=lambda: own_side_files(output))
-    with plain_modes(), same_generators(), staging as staged:
+    with plain_modes() as modes, same_generators(), staging as staged:
         if samples:
             check_recording_place(output)
         source = load_source(
@@ -165,6 +165,8 @@ def export(
         progress(f"{len(exported.aggregations)} aggregations; comparing with PyTorch")
         checked = check(exported, source, program, sizes, samples)
         notes = [*source.notes, *program.notes, *sizes.notes, *type_notes(source.module, dtype)]
+        if modes.autocast:
+            notes.append(f"the model's torch.autocast has no effect: the file computes in {dtype}, as dtype says")
         return _result(output, exported, source, checked, notes)
 
 

@@ -1,0 +1,60 @@
+"""What callers and models switch on in torch has no effect on what is traced."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import pom_export
+from pom_export.torch_modes import plain_modes
+
+
+def computed_type() -> torch.dtype:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+
+
+def test_autocast_has_no_effect_and_is_noted() -> None:
+    with plain_modes() as modes:
+        with torch.autocast("cpu", enabled=False):
+            pass
+        assert not modes.autocast
+        assert computed_type() == torch.float32
+        assert modes.autocast
+    assert computed_type() == torch.bfloat16
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_autocast_of_another_thread_stays() -> None:
+    found = []
+    with plain_modes():
+        thread = threading.Thread(target=lambda: found.append(computed_type()))
+        thread.start()
+        thread.join()
+    assert found == [torch.bfloat16]
+
+
+class Head(nn.Module):
+    """A mixer, and a head in another precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mixer = pom_export.PolynomialMixer(8, 2, 1)
+        self.head = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.mixer(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = self.head(y)
+        return y.float()
+
+
+def test_autocast_in_a_part_of_a_model_is_said(tmp_path: Path) -> None:
+    model, x = Head().eval(), torch.randn(2, 5, 8)
+    result = pom_export.export(model, tmp_path / "m.onnx", example_inputs=(x,))
+    assert result.notes == ["the model's torch.autocast has no effect: the file computes in float32, as dtype says"]
+    assert result.checked
