@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from pom_export.graph.control_flow import called_under, is_control_flow, without_compiler
 from pom_export.graph.copying import copy_module
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
@@ -31,11 +33,23 @@ class Float64Module(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module on inputs in float64."""
         # A copy a call: what the module writes to its buffers is forgotten, as it is by an exported graph.
-        try:
-            with Widen():
-                return with_wide_buffers(copy_module(self.module))(*args, **kwargs)
-        except (RuntimeError, ValueError):
-            return copy_module(self.module, torch.float64)(*args, **kwargs)
+        with without_compiler(), _wide_by_default():
+            try:
+                with Widen():
+                    return with_wide_buffers(copy_module(self.module))(*args, **kwargs)
+            except (RuntimeError, ValueError):
+                return copy_module(self.module, torch.float64)(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _wide_by_default() -> Iterator[None]:
+    """Make new tensors float64: what a model fills one with may be the least number of its inputs' type."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 def with_wide_buffers(module: nn.Module) -> nn.Module:
@@ -55,6 +69,8 @@ def _wide(value: Any) -> Any:
 class Widen(TorchDispatchMode):
     """Computes every operator in float64, and makes every floating-point result one."""
 
+    supports_higher_order_operators = True
+
     def __torch_dispatch__(
         self,
         func: Any,
@@ -62,6 +78,8 @@ class Widen(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if is_control_flow(func):
+            return called_under(self, func, args, kwargs)
         # What an operator writes to must stay the tensor that it is.
         writes = func._schema.is_mutable
         widen: Callable[[Any], Any] = (lambda value: value) if writes or func in PICKING else _wide

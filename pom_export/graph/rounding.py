@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pom_export.contract import DOMAIN
+from pom_export.graph.control_flow import called_under, is_control_flow, without_compiler
 from pom_export.graph.copying import copy_module
 from pom_export.graph.exported import PAST_STATE
 from pom_export.graph.reference import PICKING, Widen, with_wide_buffers
@@ -65,7 +66,7 @@ class RoundedModule(nn.Module):
         inputs = {name: value for name, value in kwargs.items() if name != PAST_STATE}
         remember(rounding.activations, tree_leaves((args, inputs)))
         # Attention in its parts, each of which a graph rounds.
-        with sdpa_kernel(SDPBackend.MATH), rounding:
+        with sdpa_kernel(SDPBackend.MATH), without_compiler(), rounding:
             return module(*args, **kwargs)
 
 
@@ -102,6 +103,8 @@ class _Round(Widen):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if is_control_flow(func):
+            return called_under(self, func, args, kwargs)
         name = func._schema.name.partition("::")[2]
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
         active = [leaf for leaf in given if isinstance(leaf, nn.Parameter) or leaf in self.activations]

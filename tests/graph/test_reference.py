@@ -105,3 +105,13 @@ def test_what_is_written_to_buffers_counts_within_a_call_and_not_beyond_it() -> 
         for _ in range(2):
             torch.testing.assert_close(reference(x), wanted, rtol=0, atol=1e-12)
     assert module.calls == 0
+
+
+def test_new_tensors_hold_the_least_number_of_the_inputs_type() -> None:
+    class Filled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.full((2, 2), torch.finfo(x.dtype).min).triu(1) + x
+
+    y = Float64Module(Filled())(torch.zeros(2, 2, dtype=torch.float64))
+    assert y[0, 1] == torch.finfo(torch.float64).min
+    assert torch.get_default_dtype() == torch.float32
