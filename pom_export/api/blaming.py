@@ -52,7 +52,7 @@ def fault_hint(source: Source, feed: Arrays, tolerance: Tolerance, found: Differ
                 f"{_NOT_WRITTEN}. What was traced differs from the model in PyTorch too, though each of its mixers "
                 "alone does not: something depends on the class or the attributes of one of them"
             )
-    if not math.isfinite(found.max_abs):
+    if not math.isfinite(found.max_abs) and "shape" not in found.reason:
         return f"{_NOT_WRITTEN}. {_NOT_FINITE}"
     if source.replaced:
         return (
@@ -90,14 +90,16 @@ def _wrong_mixers(source: Source, feed: Arrays, tolerance: Tolerance) -> Iterato
         if not _agree(outputs, expected, tolerance):
             yield (
                 f"In place of {name or kind} stands what the official class computes, and on the same inputs this is "
-                f"something else{_by(outputs, expected)}: {_cause(source, name or kind)}. Say what it computes with "
+                f"something else{_by(outputs, expected)}: {_cause(source, name or kind)}. Or say what it computes with "
                 f"mixers={{{kind}: adapter}}"
             )
 
 
 def _cause(source: Source, name: str) -> str:
+    from pom_export.graph.effective_weights import FOLD
+
     if folded := source.folded.get(name):
-        return f"it uses {', '.join(folded)} otherwise than by calling the layer; fold it into a plain weight"
+        return f"it uses {', '.join(folded)} otherwise than by calling the layer. {FOLD}"
     return "its forward or a method was changed"
 
 

@@ -14,7 +14,7 @@ from pom_export.errors import InputError, ParityError
 from pom_export.files import sha256_of
 from pom_export.graph.exported import PAST_STATE, PRECISIONS, ExportedModel, TensorSpec
 from pom_export.parity import tolerances
-from pom_export.parity.candidates import onnxruntime_candidates
+from pom_export.parity.candidates import Candidate, onnxruntime_candidates
 from pom_export.parity.case import Array, Case
 from pom_export.parity.inputs import make_cases
 from pom_export.parity.interface import program_spec
@@ -22,7 +22,9 @@ from pom_export.parity.module_reference import ModuleReference
 from pom_export.parity.precision import kept_in_single
 from pom_export.parity.recording import recording_path, save_recording
 from pom_export.parity.report import Comparison
-from pom_export.parity.verification import compare
+from pom_export.parity.targets import Target
+from pom_export.parity.tolerances import Tolerance
+from pom_export.parity.verification import PathError, compare
 from pom_export.runtime.runners import to_numpy
 
 if TYPE_CHECKING:
@@ -30,10 +32,11 @@ if TYPE_CHECKING:
     from pom_export.graph.program import Program
 
 CASES_AT_EXPORT = 2
-_OTHER_SIZES = (
-    ". At the example's own sizes they agree: look for what depends on a size, such as padding to a multiple. With "
-    "dynamic_shapes, Dim('tokens', min=2) says for which sizes the graph must hold; what is left out is fixed"
+_DEPENDS = (
+    "Look for what depends on a size, such as padding to a multiple. With dynamic_shapes, Dim('tokens', min=2) says "
+    "for which sizes the graph must hold; what is left out is fixed"
 )
+_OTHER_SIZES = f". At the example's own sizes they agree. {_DEPENDS}"
 
 
 def check(exported: ExportedModel, source: Source, program: Program, sizes: SizePlan, samples: int) -> list[str]:
@@ -57,7 +60,7 @@ def check(exported: ExportedModel, source: Source, program: Program, sizes: Size
         save_recording(recording_path(exported.path), cases[:samples], targets[:samples], sha256_of(exported.path))
     tolerance, few = tolerances.MODELS[exported.precision], cases[:compared]
     for candidate in candidates:
-        for comparison in compare(few, targets[: len(few)], candidate, tolerance):
+        for comparison in _compared(source, few, targets[: len(few)], candidate, tolerance):
             if not comparison:
                 (worst,) = (case for case in few if case.name == comparison.worst.case)
                 hint = fault_hint(source, worst.feed, tolerance, comparison.worst.difference)
@@ -65,6 +68,22 @@ def check(exported: ExportedModel, source: Source, program: Program, sizes: Size
                     comparison, hint + (_OTHER_SIZES if source.own_inputs and _only_example(comparison) else "")
                 )
     return [f"{candidate.backend} {candidate.path}" for candidate in candidates]
+
+
+def _compared(
+    source: Source, cases: Sequence[Case], targets: Sequence[Target], candidate: Candidate, tolerance: Tolerance
+) -> list[Comparison]:
+    """Return the comparisons of one path.
+
+    Raises:
+        PathError: it cannot run the file; of a user's model, with what to look for.
+    """
+    try:
+        return compare(cases, targets, candidate, tolerance)
+    except PathError as error:
+        if not source.own_inputs:
+            raise
+        raise PathError(error.what, f"No file was written. {_DEPENDS}") from error
 
 
 def _reference(

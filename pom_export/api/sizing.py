@@ -60,9 +60,11 @@ def settle_sizes(source: Source, program: Program, opset: int) -> tuple[Program,
     from pom_export.graph.exporter import trace
 
     first, plain = program, source.plain()
+    numbers: dict[tuple[str, int], str] = {}
     while True:
         traced = trace(program, opset)
-        _check_asked(program, traced)
+        numbers = {**{each.where: each.note() for each in traced.numbers}, **numbers}
+        _check_asked(program, traced, numbers)
         axes = dict(zip(program.inputs, traced.axes, strict=True))
         trial = _Trial(plain.module, plain.inputs, axes, traced.bounds, traced.branches)
         refused = trial.try_all()
@@ -70,7 +72,7 @@ def settle_sizes(source: Source, program: Program, opset: int) -> tuple[Program,
             break
         program = _without(program, trial, refused)
     plan = trial.plan
-    plan.notes[:0] = _fixed_notes(first, traced)
+    plan.notes[:0] = [*_fixed_notes(first, traced), *numbers.values()]
     limits = replace(program.limits, sizes=plan.bounds)
     properties = {**program.properties, **({"limits": limits.to_json()} if plan.bounds else {})}
     return replace(program, limits=limits, properties=properties), traced, plan
@@ -91,7 +93,7 @@ def plan_sizes(program: Program, axes: AxesByInput) -> SizePlan:
     return trial.plan
 
 
-def _check_asked(program: Program, traced: Traced) -> None:
+def _check_asked(program: Program, traced: Traced, numbers: Mapping[tuple[str, int], str]) -> None:
     """Raise InputError where the user asked for a dynamic dimension and tracing made it a number."""
     from pom_export.graph.dynamic_shapes import is_automatic
 
@@ -99,7 +101,8 @@ def _check_asked(program: Program, traced: Traced) -> None:
         for axis, hint in hints.items():
             low, high = traced.bounds.get(str(axes[axis]), (0, None))
             if not is_automatic(hint) and (isinstance(axes[axis], int) or low == high):
-                raise _asked_but_fixed(name, axis, program.inputs[name].shape[axis])
+                why = f": {note}" if (note := numbers.get((name, axis))) else ""
+                raise _asked_but_fixed(name, axis, program.inputs[name].shape[axis], why)
 
 
 def _asked_but_fixed(name: str, axis: int, size: int, why: str = "") -> InputError:
@@ -212,12 +215,13 @@ class _Trial:
         import torch
         from torch.utils._pytree import tree_leaves
 
+        from pom_export.graph.control_flow import without_compiler
         from pom_export.graph.copying import copy_module
         from pom_export.graph.exported import nested
         from pom_export.graph.quiet import quiet_failure
 
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feed.items()}
-        with torch.no_grad(), quiet_failure(), warnings.catch_warnings():
+        with torch.no_grad(), without_compiler(), quiet_failure(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the mean of too few tokens, say: what comes of it is looked at
             leaves = tree_leaves(copy_module(self.module)(**nested(tensors)))
         return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]

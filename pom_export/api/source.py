@@ -138,12 +138,13 @@ def load_source(
         raise InputError(f"the model is a {type(model).__name__}", "Give a path or an nn.Module")
     if example_inputs is None:
         _refuse(hints, "for checkpoints, and this is a module")
+        check_weights(model)
         spec = spec_of(model)
         properties = {"spec": spec.to_json()} if spec else {}
         return Source(model, lambda module: program_of(module, options), properties=properties)
     _refuse_options(options, hints)
-    model = unwrapped(model)
     check_weights(model)
+    model = unwrapped(model)
     examples = named_examples(model, example_inputs)
     shapes = None if dynamic_shapes is None else named_shapes(model, example_inputs, examples, dynamic_shapes)
     calls_op = functools.cache(lambda: check_repeats(model, _in_type_of(model, examples)))

@@ -55,7 +55,7 @@ def common_prefixes(names: Iterable[str]) -> Iterator[str]:
     split = [name.split(".", _MOST) for name in names]
     prefix = ""
     yield prefix
-    for depth in range(min(map(len, split)) - 1):
+    for depth in range(min(map(len, split), default=1) - 1):
         if len({parts[depth] for parts in split}) > 1:
             return
         prefix += split[0][depth] + "."

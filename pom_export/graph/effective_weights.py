@@ -58,6 +58,30 @@ def effective_state(mixer: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
     return {name: _as_parameter(value) for name, value in state.items()}, folded
 
 
+def fold_weights(module: nn.Module) -> None:
+    """Hold every weight of a copy that is computed from others as it comes out: a file needs no more of it.
+
+    Some of what computes them, such as an orthogonal matrix of its reflections, ONNX has no operators for.
+    """
+    for part in list(module.modules()):
+        try:
+            values = {name: getattr(part, name).detach() for name in _reparametrized(part)}
+        except Exception:  # noqa: BLE001, S112 (the call of the model says what is the matter)
+            continue
+        if _is_parametrized(part):
+            # Not remove_parametrizations, which changes a class that the caller's module shares.
+            part.__class__ = parametrize.type_before_parametrizations(part)
+            del part._modules["parametrizations"]
+        for key in [key for key, hook in part._forward_pre_hooks.items() if is_reparametrization(hook)]:
+            del part._forward_pre_hooks[key]
+        for name, value in values.items():
+            vars(part).pop(name, None)
+            for suffix in _PARTS:
+                part._parameters.pop(name + suffix, None)
+                part._buffers.pop(name + suffix, None)
+            setattr(part, name, nn.Parameter(value, requires_grad=False))
+
+
 def is_reparametrization(hook: Any) -> bool:
     """Return whether a hook before a module's forward does nothing but compute one of its weights."""
     return isinstance(hook, _Reparametrization)
@@ -72,10 +96,15 @@ def _is_plain(layer: nn.Module) -> bool:
     return type(layer) in _PLAIN and not hooked
 
 
+def _is_parametrized(module: nn.Module) -> bool:
+    # Not torch's is_parametrized: what stands in for a mixer passes its question on to it.
+    return "parametrizations" in module._modules
+
+
 def _reparametrized(module: nn.Module) -> list[str]:
     """Return the names of a module's own tensors that are computed from others, brought up to date."""
     names: list[str] = []
-    if parametrize.is_parametrized(module):
+    if _is_parametrized(module):
         names += module.get_submodule("parametrizations")._modules
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, _Reparametrization):
@@ -97,7 +126,9 @@ def _linear_map(name: str, layer: nn.Module) -> tuple[Tensor, Tensor | None]:
         CheckpointError: it computes no linear map, or its width is not known.
     """
     kind = type(layer).__name__
-    base = next((part for part in layer.modules() if _width(part)), None)
+    # An adapter has a width of its own, and not always that of the layer in it.
+    wide_parts = [part for part in layer.modules() if _width(part)]
+    base = next((part for part in wide_parts if isinstance(part, _PLAIN)), next(iter(wide_parts), None))
     if base is None:
         raise CheckpointError(f"{name} is a {kind}, whose width can't be told", FOLD)
     dtype = next((p.dtype for p in layer.parameters() if p.is_floating_point()), torch.float32)

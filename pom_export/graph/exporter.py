@@ -35,11 +35,13 @@ from pom_export.graph.passes import (
     StampMetadataPass,
 )
 from pom_export.graph.passes.lower_precision import Observe
+from pom_export.graph.pooling import BinnedPooling
 from pom_export.graph.program import Program
 from pom_export.graph.quiet import quiet_torch
 from pom_export.graph.refusals import place_of, refusal
 from pom_export.graph.size_bounds import traced_bounds
 from pom_export.graph.size_branches import branch_sizes
+from pom_export.graph.size_numbers import SizeNumber, size_numbers
 from pom_export.graph.splitting import SlicedSplits
 from pom_export.graph.stand_in import stand_in_paths
 from pom_export.graph.translation import translation_table
@@ -84,11 +86,13 @@ class Traced:
         graph: before our passes; dynamic dimensions have the names that they have in the file.
         bounds: the smallest and the largest size for which it holds, of dynamic dimensions that are bounded.
         branches: sizes at which the model may take another branch than was traced, of the dimensions that have any.
+        numbers: what the model makes of sizes, and the graph holds as it was for the example.
     """
 
     graph: ir.Model
     bounds: Mapping[str, Bounds]
     branches: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    numbers: Sequence[SizeNumber] = ()
 
     @property
     def axes(self) -> list[tuple[int | str, ...]]:
@@ -125,6 +129,7 @@ def trace(program: Program, opset: int) -> Traced:
         _without_collector(),
         torch.no_grad(),
         SlicedSplits(),
+        BinnedPooling(),
     ):
         try:
             exported = torch.onnx.export(
@@ -149,7 +154,13 @@ def trace(program: Program, opset: int) -> Traced:
     NameDimensionsPass()(exported.model)
     traced = Traced(exported.model, {})
     program_of_torch, axes = exported.exported_program, traced.axes
-    return replace(traced, bounds=traced_bounds(program_of_torch, axes), branches=branch_sizes(program_of_torch, axes))
+    numbers = size_numbers(program_of_torch, dict(zip(program.inputs, axes, strict=True)))
+    return replace(
+        traced,
+        bounds=traced_bounds(program_of_torch, axes, {each.dimension: each.bounds for each in numbers}),
+        branches=branch_sizes(program_of_torch, axes),
+        numbers=numbers,
+    )
 
 
 def _refuse_random(model: ir.Model) -> None:

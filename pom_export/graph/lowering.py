@@ -18,13 +18,14 @@ from pom_export.checkpoint.layouts import with_joined_projections
 from pom_export.checkpoint.recognition import recognise
 from pom_export.checkpoint.spec import MIXER, empty_model
 from pom_export.errors import CheckpointError, InputError, reason_of
-from pom_export.graph.effective_weights import effective_state
+from pom_export.graph.effective_weights import effective_state, fold_weights
 from pom_export.graph.hidden_modules import hidden_modules
 from pom_export.graph.stand_in import ADAPT, OfficialMixer, stand_in
 from pom_export.mixer import Mixer
 
 Adapters = Mapping[type[nn.Module], Callable[[Any], nn.Module]]
 _IN_EVERY_MIXER = "ag_proj"
+_UNHOOK = "accelerate.hooks.remove_hook_from_module(model, recurse=True) gives it back."
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Lowered:
 def lower_mixers(module: nn.Module, adapters: Adapters | None = None) -> Lowered:
     """Replace every official-style mixer in a module, and those that an adapter is given for, in place.
 
-    Each replacement shares the weights of what it replaces; a module that is used twice is replaced by one.
+    Each replacement shares the weights of what it replaces; a module that is used twice is replaced by one. Elsewhere,
+    weights that are computed from others are held as they come out.
 
     Args:
         module: a copy that may be changed.
@@ -82,7 +84,9 @@ def lower_mixers(module: nn.Module, adapters: Adapters | None = None) -> Lowered
         )
     result.near_misses.update(_out_of_reach(module))
     _put_in_place(module, replacements)
-    return replace(result, module=replacements.get(id(module), module))
+    lowered = replacements.get(id(module), module)
+    fold_weights(lowered)
+    return replace(result, module=lowered)
 
 
 def has_mixers(module: nn.Module) -> bool:
@@ -114,8 +118,10 @@ def _official(module: nn.Module, result: Lowered, name: str) -> OfficialMixer:
     if isinstance(module, torch.jit.ScriptModule):
         raise CheckpointError("it is a TorchScript module", "Export the Python module that it was scripted from")
     if "forward" in vars(module):
+        hint = f"{_UNHOOK} " if "_hf_hook" in vars(module) else ""
         raise CheckpointError(
-            f"the forward of this {type(module).__name__} was replaced by another", ADAPT.format(kind=_kind(module))
+            f"the forward of this {type(module).__name__} was replaced by another",
+            hint + ADAPT.format(kind=_kind(module)),
         )
     effective, folded = effective_state(module)
     state, _ = with_joined_projections(effective)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Mapping
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import SUPPORTED_NODES, tree_iter, tree_leaves
 
 from pom_export.errors import InputError
+from pom_export.graph.wrappers import forward_signature
 
 _NO_TENSORS = (int, float, complex, str, bytes, bool, type(None), torch.SymInt, torch.SymFloat, torch.SymBool,
                torch.dtype, torch.device, torch.Size)  # fmt: skip
@@ -89,7 +89,7 @@ class TensorsOnly(nn.Module):
             # Parameters among the outputs ask for gradients, which no caller here wants.
             return tuple(tensor.detach() for tensor in named_outputs(self.model(**inputs)).values())
 
-        forward.__signature__ = inspect.signature(self.model.forward)  # type: ignore[attr-defined]
+        forward.__signature__ = forward_signature(self.model)  # type: ignore[attr-defined]
         return forward
 
 

@@ -14,12 +14,14 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import Dim, ExportedProgram
 
 from pom_export.errors import InputError
+from pom_export.graph.control_flow import without_compiler
 from pom_export.graph.copying import copy_module, plain_tensors
 from pom_export.graph.outputs import TensorsOnly, free_name, left_out, named_outputs
 from pom_export.graph.program import Program
 from pom_export.graph.quiet import quiet_failure
 from pom_export.graph.refusals import refusal
 from pom_export.graph.size_bounds import symbol_bounds
+from pom_export.graph.wrappers import forward_signature, has_forward
 
 Examples = Mapping[str, Tensor]
 _TOKENS_RANK, _IMAGE_RANK = 3, 4
@@ -38,9 +40,9 @@ def named_examples(module: nn.Module, examples: Tensor | Sequence[Any] | Mapping
     Raises:
         InputError: the forward has other inputs, or an example is no tensor.
     """
-    if getattr(type(module), "forward", None) is nn.Module.forward and "forward" not in vars(module):
+    if not has_forward(module):
         raise InputError(f"{type(module).__name__} has no forward", "Wrap it in a module that calls it")
-    parameters = inspect.signature(module.forward).parameters.values()
+    parameters = forward_signature(module).parameters.values()
     names = [parameter.name for parameter in parameters if parameter.kind in _NAMED]
     if any(parameter.kind not in (*_NAMED, inspect.Parameter.VAR_KEYWORD) for parameter in parameters):
         raise InputError(
@@ -167,7 +169,7 @@ def run_on_examples(module: nn.Module, examples: Examples) -> Any:
         InputError: it fails on them.
     """
     try:
-        with torch.no_grad(), quiet_failure():
+        with torch.no_grad(), without_compiler(), quiet_failure():
             return module(**examples)
     except InputError:
         raise  # what one of ours is not called with, and what to do
@@ -213,7 +215,7 @@ def _forget_sizes(module: nn.Module, examples: Examples, dynamic: Mapping[str, M
         for axis in axes:
             others[name] = _repeated(others[name], axis, others[name].shape[axis] + 1)
     # Other sizes may be none that the model takes.
-    with torch.no_grad(), contextlib.suppress(Exception), quiet_failure():
+    with torch.no_grad(), without_compiler(), contextlib.suppress(Exception), quiet_failure():
         module(**others)
 
 

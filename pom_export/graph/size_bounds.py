@@ -38,7 +38,9 @@ _SLICE_START = 2
 _RANGES = {_aten.arange.default: 0, _aten.arange.start: 1, _aten.arange.start_step: 1}
 
 
-def traced_bounds(program: ExportedProgram, axes: Sequence[Sequence[int | str]]) -> dict[str, Bounds]:
+def traced_bounds(
+    program: ExportedProgram, axes: Sequence[Sequence[int | str]], numbers: Mapping[str, Bounds]
+) -> dict[str, Bounds]:
     """Return the smallest and largest size of each dynamic dimension of a traced program's inputs.
 
     Outside of them the graph computes something else than the model: a branch on a size was taken the other way, or a
@@ -47,6 +49,7 @@ def traced_bounds(program: ExportedProgram, axes: Sequence[Sequence[int | str]])
     Args:
         program: as torch traced it.
         axes: of each input, in order: sizes, and the names that dynamic dimensions have in the file.
+        numbers: the sizes, by dimension, for which what the model makes of them is what it was for the example.
     """
     tables = dict(_table_ends(program))
     found: dict[str, Bounds] = {}
@@ -55,6 +58,8 @@ def traced_bounds(program: ExportedProgram, axes: Sequence[Sequence[int | str]])
             expression = _expression(size)
             if expression is not None and isinstance(name, str) and name not in found:
                 low, high = symbol_bounds(expression, program.range_constraints, tables)
+                least, most = numbers.get(name, (0, None))
+                low, high = max(low, least), min((end for end in (high, most) if end is not None), default=None)
                 if low > 0 or high is not None:
                     found[name] = low, high
     return found

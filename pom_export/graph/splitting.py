@@ -11,7 +11,11 @@ from torch import SymInt, Tensor
 from torch.overrides import TorchFunctionMode
 
 # Functions whose results lie one behind the other along one dimension, their third argument.
-_SPLITS = frozenset({torch.chunk, Tensor.chunk, torch.split, Tensor.split, torch.tensor_split, Tensor.tensor_split})
+_EVENLY = frozenset({torch.tensor_split, Tensor.tensor_split})
+_SPLITS = _EVENLY | {
+    *(torch.chunk, torch.split, torch.split_with_sizes, torch.unsafe_chunk, torch.unsafe_split),
+    *(Tensor.chunk, Tensor.split, Tensor.split_with_sizes, Tensor.unsafe_chunk, Tensor.unsafe_split),
+}
 
 
 class SlicedSplits(TorchFunctionMode):
@@ -29,13 +33,17 @@ class SlicedSplits(TorchFunctionMode):
     ) -> Any:
         """Call a function of torch; what a split returns is made anew."""
         given = dict(kwargs or {})
-        parts = func(*args, **given)
         if func not in _SPLITS:
-            return parts
+            return func(*args, **given)
         whole: Any = args[0] if args else given.get("input", given.get("tensor"))
         dim = given.get("dim", args[2] if len(args) > 2 else 0)
-        sizes = [part.shape[dim] for part in parts]
+        parts = args[1] if len(args) > 1 else given.get("indices_or_sections", given.get("sections"))
+        if func in _EVENLY and isinstance(parts, int):
+            # Written out, for torch asks whether the parts are all as long, and a trace has one answer.
+            sizes = [(whole.shape[dim] + parts - 1 - index) // parts for index in range(parts)]
+        else:
+            sizes = [part.shape[dim] for part in func(*args, **given)]
         if not any(isinstance(size, SymInt) for size in sizes):
-            return parts
+            return func(*args, **given)
         starts = [0, *accumulate(sizes)]
         return tuple(whole.narrow(dim, start, size) for start, size in zip(starts, sizes, strict=False))

@@ -10,11 +10,19 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from pom_export.errors import InputError
+from pom_export.graph.wrappers import plain_name
 
 _PLAIN_CLASSES = (Tensor, nn.Parameter, nn.Buffer)
 # Modules whose weights are packed for kernels of their own, by where their classes come from.
-_QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "bitsandbytes.", "torchao.", "auto_gptq.")
-_BEFORE = "Export the model as it was before that"
+_QUANTIZED = (
+    *("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.qat", "torch.ao.nn.intrinsic.qat"),
+    *("torch.ao.quantization.fake_quantize", "bitsandbytes", "torchao", "auto_gptq", "optimum.quanto"),
+)
+_BEFORE = "Export the model as it was before that; `pom-export quantize` makes the weights of its file smaller"
+_GATHER = (
+    "Build the model without sharding, and load into it what torch.distributed.checkpoint.state_dict."
+    "get_model_state_dict returns with StateDictOptions(full_state_dict=True)"
+)
 # What may be wrong with one tensor, and what to do.
 _KINDS: tuple[tuple[Callable[[Tensor], bool], str, str], ...] = (
     (
@@ -29,11 +37,7 @@ _KINDS: tuple[tuple[Callable[[Tensor], bool], str, str], ...] = (
     ),
     (lambda tensor: tensor.is_quantized, "is quantized", _BEFORE),
     (lambda tensor: tensor.layout != torch.strided, "is sparse", "Replace it by its to_dense()"),
-    (
-        lambda tensor: hasattr(tensor, "full_tensor"),
-        "is spread over processes (DTensor)",
-        "Replace it by its full_tensor()",
-    ),
+    (lambda tensor: hasattr(tensor, "full_tensor"), "is spread over processes (DTensor)", _GATHER),
     (
         lambda tensor: type(tensor) not in _PLAIN_CLASSES and hasattr(tensor, "__tensor_flatten__"),
         "is of a class of its own",
@@ -43,20 +47,29 @@ _KINDS: tuple[tuple[Callable[[Tensor], bool], str, str], ...] = (
 
 
 def check_weights(module: nn.Module) -> None:
-    """Raise InputError for what a module holds that can't be traced, with its name and class."""
-    for name, part in module.named_modules():
+    """Raise InputError for what a module, with its wrappers, holds that can't be traced, with its name and class."""
+    for wrapped_name, part in module.named_modules():
+        name = plain_name(wrapped_name)
         where = f"{name} ({_class(part)})" if name else f"the model ({_class(part)})"
         if isinstance(part, torch.jit.ScriptModule):
             raise InputError(
                 f"{where} is a TorchScript module, whose Python code is gone",
                 "Put the module that it was made of in its place",
             )
-        if _full_class(part).startswith(_QUANTIZED):
-            raise InputError(f"{where} holds quantized weights, which are packed for kernels of their own", _BEFORE)
+        if package := next((each for each in _QUANTIZED if type(part).__module__.startswith(f"{each}.")), ""):
+            raise InputError(f"{where} holds quantized weights, for kernels of {package} alone", _BEFORE)
+        if _is_sharded(part):
+            raise InputError(f"{where} holds its weights in pieces (FullyShardedDataParallel)", _GATHER)
     for name, tensor in _weights(module):
         for is_kind, what, remedy in _KINDS:
             if is_kind(tensor):
-                raise InputError(f"{name} {what}: {type(tensor).__name__}", remedy)
+                raise InputError(f"{plain_name(name)} {what}: {type(tensor).__name__}", remedy)
+
+
+def _is_sharded(part: nn.Module) -> bool:
+    """Return whether a module is a wrapper whose parts have views of its one parameter, or pieces of theirs."""
+    sharded = getattr(vars(part).get("_handle"), "uses_sharded_strategy", False)
+    return "_flat_param" in part._parameters or bool(sharded)
 
 
 def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -67,7 +80,3 @@ def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _class(module: nn.Module) -> str:
     # TorchScript's wrappers know the name of what they were made of.
     return str(getattr(module, "original_name", type(module).__name__))
-
-
-def _full_class(module: nn.Module) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"

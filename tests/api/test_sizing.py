@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -233,3 +234,25 @@ def test_a_branch_for_a_size_that_changes_nothing_is_exported(tmp_path: Path) ->
 def test_a_branch_for_a_size_too_large_to_compare_is_named(tmp_path: Path) -> None:
     model = Model(lambda m, x: m.mixer(x) * (2 if x.shape[1] == 100_000 else 1))
     assert any("tokens 100000: not compared" in note for note in export(model, tmp_path, tokens(6)).notes)
+
+
+SIZED = {
+    "rounded": lambda m, x: m.mixer(x)[:, : int(x.shape[1] * 0.75)],
+    "an exponential": lambda m, x: m.mixer(x) * math.exp(-x.shape[1] / 10),
+}
+
+
+@pytest.mark.parametrize("how", SIZED)
+def test_a_number_made_of_a_size_fixes_it_and_is_named(how: str, tmp_path: Path) -> None:
+    result = export(Model(SIZED[how]), tmp_path, tokens(9))
+    assert result.inputs == [f"x float32[batch, 9, {WIDTH}]"]
+    assert any(
+        "a Python number of dimension 1 of x" in note and "test_sizing.py line" in note and "(//, %)" in note
+        for note in result.notes
+    )
+
+
+def test_a_number_that_many_sizes_make_is_a_limit(tmp_path: Path) -> None:
+    result = export(Model(lambda m, x: m.mixer(x) * (1 + int(x.shape[1] / 100))), tmp_path, tokens(9))
+    assert dict(read_model(tmp_path / "m.onnx").limits.sizes) == {"tokens": (0, 99)}
+    assert any("test_sizing.py line" in note for note in result.notes)

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 import pom_export
 from pom_export.errors import CheckpointError
 from pom_export.graph.copying import copy_module
+from pom_export.graph.effective_weights import fold_weights
 from pom_export.graph.lowering import OfficialMixer, lower_mixers
 from tests.official_style import PoM, ProductPoM
 
@@ -132,6 +133,38 @@ def test_an_adapter_that_mixes_groups_is_said() -> None:
     mixer = PoM(8, 2, 2, 2, 1)
     mixer.po_proj = Whole(mixer.po_proj, 8, 16)
     assert "mixes the 2 groups" in str(lower_mixers(nn.Sequential(mixer)).near_misses["0"])
+
+
+def test_the_width_is_that_of_the_layer_in_an_adapter() -> None:
+    class Named(Adapted):
+        in_features = 16  # of the whole mixer, as peft has it of a convolution
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 3 * self.base_layer(x)
+
+    torch.manual_seed(0)
+    mixer = PoM(8, 2, 2, 2, 1, bias=True).double().eval()
+    mixer.po_proj = Named(mixer.po_proj, 8, 16)
+    check_same(nn.Sequential(mixer))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+def test_computed_weights_elsewhere_are_held_as_they_come_out() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4))).eval()
+    parametrizations.orthogonal(model[0])
+    nn.utils.weight_norm(model[1])
+    prune.random_unstructured(model[2], "bias", 0.5)
+    parametrizations.spectral_norm(model[3])
+    before, x = [type(layer) for layer in model], torch.randn(2, 8)
+    copied = copy_module(model)
+    fold_weights(copied)
+    assert {type(layer) for layer in copied} == {nn.Linear}
+    assert {name.partition(".")[2] for name in copied.state_dict()} == {"weight", "bias"}
+    torch.testing.assert_close(copied(x), model(x))
+    assert [type(layer) for layer in model] == before
+    assert parametrize.is_parametrized(model[0])
+    model(x)
 
 
 @pytest.mark.parametrize(

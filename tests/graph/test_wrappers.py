@@ -103,3 +103,33 @@ def test_the_mixers_that_torch_sees_are_exported_all_the_same(tmp_path: Path) ->
 def test_a_traced_mixer_is_said() -> None:
     traced = torch.jit.trace(mixer().eval(), torch.randn(2, 5, 8))
     assert "TorchScript" in str(lower_mixers(nn.Sequential(traced)).near_misses["0"])
+
+
+class PassedOn(nn.Module):
+    """As peft's models: what it gets, the one module inside gets."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base, self.unused = base, nn.ModuleDict()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.base(*args, **kwargs)
+
+
+def test_inputs_are_named_as_the_module_inside_names_them(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    result = pom_export.export(PassedOn(PassedOn(mixer())), tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8),))
+    assert result.inputs == ["xq float32[batch, tokens, 8]"]
+    two = PassedOn(mixer())
+    two.other = mixer()
+    with pytest.raises(InputError, match="has inputs without names"):
+        pom_export.export(two, tmp_path / "n.onnx", example_inputs=(torch.randn(2, 5, 8),))
+
+
+def test_weights_in_one_flat_piece_are_said(tmp_path: Path) -> None:
+    sharded = nn.Module()
+    sharded._fsdp_wrapped_module = mixer()
+    sharded.register_parameter("_flat_param", nn.Parameter(torch.zeros(3)))
+    message = r"^0 \(Module\) holds its weights in pieces \(FullyShardedDataParallel\).*get_model_state_dict"
+    with pytest.raises(InputError, match=message):
+        pom_export.export(nn.Sequential(sharded), tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8),))
