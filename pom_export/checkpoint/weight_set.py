@@ -28,8 +28,8 @@ AVERAGES: Final = frozenset(
     }
 )
 """Words that say that what they name is an average."""
-NOT_AVERAGED: Final = frozenset({"online", "raw", "current"})
-"""Words that say that it is none."""
+NOT_AVERAGED: Final = frozenset({"online", "raw", "current", "backup", "collected", "stored"})
+"""Words that say that it is none, but the weights themselves, or a copy of them that waits beside an average."""
 # Names that a state dict of a mixer or of a model of mixers has, quantized ones included.
 MARKS: Final = ("ag_proj.weight", "ag_proj.qweight", "_packed_params")
 _WITHOUT_DOTS: Final = "ag_projweight"

@@ -288,6 +288,18 @@ def test_weights_that_were_set_aside_are_no_average(raw: Tensors, tmp_path: Path
     assert factor_of(load({"model": raw, "ema": ema}, tmp_path, "ema"), raw) == FACTOR
 
 
+def test_a_backup_beside_an_average_is_none(raw: Tensors, tmp_path: Path) -> None:
+    """While the average is in the model's place, it keeps the trained weights."""
+    average = scaled(raw)
+    loaded = load({"model": average, "ema": {"decay": 0.9, "shadow": scaled(raw), "backup": raw}}, tmp_path, "backup")
+    assert (factor_of(loaded, raw), loaded.weights) == (1, "ema.backup")
+    assert "average" not in loaded.notes[0]
+    loaded = load(
+        {"state_dict": raw, "callbacks": {"EMA": {"shadow": average, "backup": scaled(raw, 3)}}}, tmp_path, "ema"
+    )
+    assert factor_of(loaded, raw) == FACTOR
+
+
 def test_a_tied_parameter_is_in_a_list_once(tmp_path: Path) -> None:
     model = GPT(GPT_CONFIG)
     content = {
