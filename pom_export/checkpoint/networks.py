@@ -45,14 +45,20 @@ def networks_of(file: Path, path: str, tensors: dict[str, Any]) -> list[WeightSe
     plain, counted = _without_counters(file, path, tensors)
     whole = WeightSet(path, plain, average=counted or is_average(path), is_model=_is_one_of(_WHOLE_MODELS, plain))
     groups = _groups(plain)
-    alone = {prefix: group for prefix, group in groups.items() if _stands_alone(prefix, group, groups)}
+    averaged = {frozenset(words(prefix) - AVERAGES) for prefix in groups if words(prefix) & AVERAGES}
+    alone = {prefix: group for prefix, group in groups.items() if _stands_alone(prefix, group, averaged)}
     if len(groups) < 2:
         return [whole]
     found = [one for prefix, group in alone.items() for one in _networks_below(file, path, prefix, group, counted)]
     if len(alone) == len(groups):
         return found
     if _is_one_of(ARCHITECTURES, plain):  # a model that has its own average as a part
-        rest = {name: value for name, value in plain.items() if not _lies_below(name, alone)}
+        rest = {
+            f"{prefix}.{name}" if name else prefix: value
+            for prefix, group in groups.items()
+            if prefix not in alone
+            for name, value in group.items()
+        }
         return [replace(whole, tensors=rest), *found]
     for prefix, group in groups.items():
         if prefix not in alone:
@@ -81,10 +87,6 @@ def _below(path: str, prefix: str) -> str:
     return f"{path}.{prefix}" if path else prefix
 
 
-def _lies_below(name: str, prefixes: Collection[str]) -> bool:
-    return any(name.startswith(f"{prefix}.") for prefix in prefixes)
-
-
 def _groups(tensors: Mapping[str, Any]) -> _Groups:
     """Return tensors by the first part of their names behind what all share, and by the rest of them."""
     shared = list(common_prefixes(tensors))[-1] if tensors else ""
@@ -106,14 +108,20 @@ def _without_counters(file: Path, path: str, tensors: dict[str, Any]) -> tuple[d
     return without_wrappers(file, rest), True
 
 
-def _stands_alone(prefix: str, tensors: Mapping[str, Any], beside: Collection[str]) -> bool:
-    """Return whether names below a prefix are of a network by itself, not of a part of one."""
+def _stands_alone(prefix: str, tensors: Mapping[str, Any], averaged: Collection[frozenset[str]]) -> bool:
+    """Return whether names below a prefix are of a network by itself, not of a part of one.
+
+    Args:
+        prefix: of the names.
+        tensors: by the rest of their names.
+        averaged: the words of prefixes beside it that say that averages lie below, but for the word that says so.
+    """
     if not WeightSet(prefix, tensors).has_mixers:
         return False
     last = prefix.rpartition(".")[2]
     if words(last) & _ROLES or _names_average(prefix):
         return True
-    if any(other - AVERAGES == words(last) for other in map(words, beside) if other & AVERAGES):
+    if words(prefix) in averaged:
         return True  # "unet" beside "unet_ema"
     return _is_one_of(_WHOLE_MODELS, tensors)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -207,20 +207,20 @@ def _view(entry: Any) -> Any:
 
 def _with_aliases(found: list[WeightSet]) -> list[WeightSet]:
     """Give raw weights the name "model" and averages "ema" or "ema1", wherever that is the name of one set only."""
-    wanted = ["" if one.contains else _alias(one, found) for one in found]
-    paths = [one.path for one in found]
+    raw = [one for one in found if not one.average and not one.contains]
+    models = sum(one.is_model for one in raw)
+    wanted = ["" if one.contains else _alias(one, len(raw), models) for one in found]
+    count, paths = Counter(wanted), {one.path for one in found}
     return [
-        replace(one, alias=alias) if alias and wanted.count(alias) == 1 and alias not in paths else one
+        replace(one, alias=alias) if alias and count[alias] == 1 and alias not in paths else one
         for one, alias in zip(found, wanted, strict=True)
     ]
 
 
-def _alias(one: WeightSet, found: Sequence[WeightSet]) -> str:
+def _alias(one: WeightSet, raw: int, models: int) -> str:
+    """Return the short name of a set among so many that are no averages, so many of which are whole models."""
     if one.average:
         number = _NUMBER.search(one.path)
         return f"ema{number[0]}" if number and is_average(one.path[: number.end()]) else "ema"
-    raw = [other for other in found if not other.average and not other.contains]
-    models = [other for other in raw if other.is_model]
     is_plain = words(one.path) <= _PLAIN or is_average(one.path)  # the latter where they have changed places
-    is_only = (len(raw) == 1 and is_plain) or (one.is_model and len(models) == 1)
-    return "model" if is_only else ""
+    return "model" if (raw == 1 and is_plain) or (one.is_model and models == 1) else ""
