@@ -26,13 +26,19 @@ def with_joined_projections(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Te
         The state dict in today's layout, and the prefixes of the mixers that were in the older one.
 
     Raises:
-        CheckpointError: a context projection has a bias, for which today's layout has no place.
+        CheckpointError: a context projection has a bias, for which today's layout has no place; or a mixer has the
+            gate's bias in both layouts.
     """
     prefixes = [name.removesuffix(_GATE) for name in tensors if name.endswith(_GATE)]
     older = [prefix for prefix in prefixes if _is_separate(tensors, prefix)]
     renamed: dict[str, str | None] = {}
     for prefix in older:
         _check_bias(tensors, prefix + _CONTEXT_BIAS)
+        if prefix + _JOINED_BIAS in tensors:
+            raise CheckpointError(
+                f"{prefix}{_GATE_BIAS} and {prefix}{_JOINED_BIAS} are one parameter in two layouts",
+                "Save one of them: which one counts is not told",
+            )
         renamed |= {
             prefix + _CONTEXT: prefix + _JOINED,
             prefix + _GATE_BIAS: prefix + _JOINED_BIAS,

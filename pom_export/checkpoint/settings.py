@@ -36,6 +36,9 @@ _MIXER_CLASS: Final = re.compile(
 )
 # Of a whole model: `degree` beside such a class may be that of its mixers; beside another one it is of that class.
 _MODEL_CLASS: Final = re.compile(r"model|net|gpt|transformer|lm|[jd]it|denoiser|module|backbone|encoder", re.IGNORECASE)
+_CONFIG_CLASS: Final = re.compile(
+    r"conf|cfg|arg|namespace|dict|param|setting|option|node|list|munch|bunch|box", re.IGNORECASE
+)
 _ARGUMENTS: Final = frozenset({"init_args", "kwargs", "args", "params", "dict_kwargs", "_args_"})  # of the class beside
 _LOCAL_CLASS: Final = re.compile(r"local.*att|att.*local", re.IGNORECASE)
 _MOST_NAMED: Final = 3
@@ -94,6 +97,15 @@ def _is_of_another(kind: str) -> bool:
     return bool(kind) and not _MIXER_CLASS.fullmatch(kind) and not _MODEL_CLASS.search(kind)
 
 
+def _is_object_of_another(value: Any) -> bool:
+    """Return whether an object, or the call that a partial one stands for, is of a class as `_is_of_another` says."""
+    if not isinstance(value, Inert):
+        return False
+    called = [part for part in value.contents if isinstance(part, Inert)] if "partial" in value.name else []
+    kind = (called[0] if called else value).name.rpartition(".")[2]
+    return not _CONFIG_CLASS.search(kind) and _is_of_another(kind)
+
+
 def _is_plain_hint(value: Any, hint: str) -> bool:
     return isinstance(value, str) and value in FAMILIES if hint == "family" else is_usable(value, hint)
 
@@ -127,6 +139,7 @@ def _tables(content: Any) -> Iterator[tuple[str, dict[str, Any], bool]]:
         another = _is_of_another(_class_in(entries))
         for key, part in parts:
             inner = is_model and (not key or _is_models(key)) and not (another and key in _ARGUMENTS)
+            inner = inner and not _is_object_of_another(part)
             if isinstance(part, (Mapping, list, tuple, Inert)) and (id(part), inner) not in seen:
                 seen.add((id(part), inner))
                 waiting.append((".".join(filter(None, (place, key))), part, inner))

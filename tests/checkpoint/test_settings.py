@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from pom_export.checkpoint import LoadedModel, load_model
 from pom_export.checkpoint.hints import Hints
+from pom_export.checkpoint.pickles import read_archive
 from pom_export.checkpoint.settings import settings_in
 from pom_export.errors import CheckpointError
 from pom_export.mixer import PolynomialMixer, ProductMixer
@@ -37,8 +39,6 @@ from pom_export.models import GPT, GPTConfig
 )
 def test_the_models_own_settings_are_read(content: Any, place: str, tmp_path: Path) -> None:
     torch.save({"state_dict": {}, **content}, tmp_path / "m.pt")
-    from pom_export.checkpoint.pickles import read_archive
-
     hints = settings_in(read_archive(tmp_path / "m.pt"))
     assert hints == Hints(degree=3)
     assert hints.origins == {"degree": f"the file's {place}"}
@@ -62,6 +62,25 @@ def test_the_models_own_settings_are_read(content: Any, place: str, tmp_path: Pa
 def test_settings_of_something_else_say_nothing(content: Any) -> None:
     assert settings_in(content) == Hints()
     assert settings_in(content).origins == {}
+
+
+class Spline:
+    """Some class of the user's."""
+
+    def __init__(self, degree: int) -> None:
+        self.degree = degree
+
+
+class SomeConfig(Spline):
+    """A configuration by its name."""
+
+
+@pytest.mark.parametrize(
+    ("settings", "degree"), [(partial(Spline, degree=3), None), (Spline(3), None), (SomeConfig(3), 3)]
+)
+def test_an_objects_settings_are_those_of_its_class(settings: Any, degree: int | None, tmp_path: Path) -> None:
+    torch.save({"config": {"model": {"layers": settings}}}, tmp_path / "m.pt")
+    assert settings_in(read_archive(tmp_path / "m.pt")).degree == degree
 
 
 def test_attention_in_local_windows_is_told_by_its_class() -> None:
