@@ -70,7 +70,9 @@ def files_of_folder(folder: Path) -> list[Path]:
     if index is not None:
         return _shards(index)
     check_folder(folder)
-    found = [folder / name for name in _checkpoints_in(folder)]
+    # Trainers keep a link to the last one: a file counts once.
+    places = [folder / name for name in _checkpoints_in(folder)]
+    found = list({place.resolve(): place for place in places}.values())
     if len(found) == 1:
         return found
     hint = f"Name a file, or a folder with {' or '.join(_FOLDER_FILES)}"

@@ -22,7 +22,7 @@ from pom_export.checkpoint.storages import OtherTensor
 from pom_export.checkpoint.unpickling import Inert
 from pom_export.checkpoint.values import with_room
 from pom_export.checkpoint.weight_set import WeightSet
-from pom_export.checkpoint.weight_sets import find_sets, is_state_dict, unread_averages
+from pom_export.checkpoint.weight_sets import find_sets, is_state_dict, saved_in_training, unread_averages
 from pom_export.errors import CheckpointError, InputError
 from pom_export.files import sha256_of
 
@@ -41,6 +41,7 @@ class Checkpoint:
         settings: what a trainer saved with the weights says of the model.
         unread: keys of averages in a form that is not read.
         beside: of a folder: other files in it that may hold weights, and were not read.
+        in_training: whether the weights are those that a schedule-free optimizer trains with.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class Checkpoint:
     settings: Hints
     unread: Sequence[str] = ()
     beside: Sequence[str] = ()
+    in_training: bool = False
 
     @cached_property
     def sha256(self) -> str:
@@ -135,6 +137,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         settings=settings,
         unread=unread,
         beside=files_beside(place, files) if place.is_dir() else [],
+        in_training=saved_in_training(contents[0]),
     )
 
 

@@ -103,6 +103,22 @@ def unread_averages(content: Mapping[Any, Any], found: Sequence[WeightSet]) -> l
     ]
 
 
+def saved_in_training(content: Mapping[Any, Any]) -> bool:
+    """Return whether a schedule-free optimizer's state says that its weights are those that it trains with.
+
+    They are others than those that it evaluates with, which such an optimizer averages itself.
+    """
+    states = [value for key, value in content.items() if isinstance(key, str) and words(key) & _NO_WEIGHTS]
+    states += [part for value in states if isinstance(value, (list, tuple)) for part in value]
+    groups = [state.get("param_groups") for state in states if isinstance(state, Mapping)]
+    return any(
+        isinstance(group, Mapping) and group.get("train_mode") is True
+        for listed in groups
+        if isinstance(listed, (list, tuple))
+        for group in listed
+    )
+
+
 def _has_values(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.numel() > 1 and value.is_floating_point()

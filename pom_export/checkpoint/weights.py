@@ -23,6 +23,10 @@ _OLDER_LAYOUT = "its mixers are in the older layout, with separate projections o
 _OLDER_LISTS = (
     "a list without names that was saved with separate projections is in the order of that layout, which is not read"
 )
+_TRAINING_POINT = (
+    "the weights were saved while a schedule-free optimizer trained them, and are not those that it evaluates with: "
+    "call optimizer.eval() before saving"
+)
 
 
 @dataclass(frozen=True)
@@ -217,6 +221,8 @@ def _told(checkpoint: Checkpoint, found: Weights) -> Weights:
     found.notes.extend(
         f"{key} may be an average of the weights, in a form that is not read" for key in checkpoint.unread
     )
+    if checkpoint.in_training and not chosen.average:
+        found.notes.append(_TRAINING_POINT)
     return replace(found, others=[one.label for one in others])
 
 

@@ -199,6 +199,12 @@ def test_the_type_of_narrow_weights_is_named_before_their_scales(tmp_path: Path,
         load_model(tmp_path / "m.pt")
 
 
+def test_a_link_to_the_only_checkpoint_is_no_other_one(tensors: Tensors, tmp_path: Path) -> None:
+    torch.save(tensors, tmp_path / "step-100.ckpt")
+    (tmp_path / "last.ckpt").symlink_to("step-100.ckpt")
+    assert_same(read_checkpoint(tmp_path).tensors, tensors)
+
+
 def test_folders_with_checkpoints_in_a_folder_without_are_named(tensors: Tensors, tmp_path: Path) -> None:
     for name in ("checkpoint-1", "checkpoint-2", "runs"):
         (tmp_path / name).mkdir()

@@ -187,6 +187,14 @@ def test_averages_of_gradients_are_no_weights(raw: Tensors, tmp_path: Path, key:
                 load({"model": raw, **content}, tmp_path, "ema")
 
 
+def test_weights_saved_while_a_schedule_free_optimizer_trains_are_said(raw: Tensors, tmp_path: Path) -> None:
+    for training in (True, False):
+        state = {"state": {0: {"z": torch.ones(2)}}, "param_groups": [{"train_mode": training, "params": [0]}]}
+        for content in ({"optimizer": state}, {"optimizer_states": [state]}):
+            notes = load({"state_dict": raw, **content}, tmp_path).notes
+            assert any("schedule-free" in note for note in notes) == training
+
+
 def test_an_optimizers_own_average_is_found(raw: Tensors, tmp_path: Path) -> None:
     state = {"state": {}, "param_groups": [], "ema": list(scaled(raw).values())}
     assert factor_of(load({"model": raw, "optimizer": state}, tmp_path, "ema"), raw) == FACTOR
