@@ -52,6 +52,28 @@ def named_values(
     return {**_not_trained(raw, model), **dict(zip(names, values, strict=True))}
 
 
+def part_of_list(
+    values: Sequence[Tensor], raw: Mapping[str, Tensor], model: nn.Module, around: tuple[int, int]
+) -> slice:
+    """Return where a model's parameters lie in a list that holds those of other modules too.
+
+    Args:
+        values: the list, in the order of `named_parameters()` of what holds the model and the others.
+        raw: the model's state dict, prefixes removed.
+        model: what it was recognised as.
+        around: how many names the whole state dict has in front of the model's, and behind; buffers are among them.
+
+    Returns:
+        The only place where all shapes fit; the whole list where there is none, or more than one.
+    """
+    shapes = [raw[name].shape for name in _parameters(raw, model)]
+    given = [value.shape for value in values]
+    others = len(given) - len(shapes)
+    starts = range(max(0, others - around[1]), min(others, around[0]) + 1)
+    fitting = [start for start in starts if given[start : start + len(shapes)] == shapes]
+    return slice(fitting[0], fitting[0] + len(shapes)) if len(fitting) == 1 else slice(0, len(given))
+
+
 def fits(values: Sequence[Tensor], raw: Mapping[str, Tensor], model: nn.Module) -> bool:
     """Return whether a list may be of a model: as many tensors as there are parameters, of their shapes."""
     names = _names_of(values, raw, model)

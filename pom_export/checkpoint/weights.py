@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from pom_export.checkpoint.averages import fits, named_values, with_buffers
+from pom_export.checkpoint.averages import fits, named_values, part_of_list, with_buffers
 from pom_export.checkpoint.choosing import listed
 from pom_export.checkpoint.hints import Hints
 from pom_export.checkpoint.layouts import with_joined_projections
@@ -175,12 +175,30 @@ def _average(checkpoint: Checkpoint, asked: WeightSet, state: _State, hints: Hin
                 f"{checkpoint.path}: {asked.label} is not read: {_OLDER_LISTS}",
                 f"Leave --weights out, or give {state.chosen.name or 'model'}",
             )
-        named = named_values(checkpoint.path, asked, checkpoint.values(asked), state.tensors, model)
-        return _with_buffer_note(state.weights(named, asked), state, named)
+        values = checkpoint.values(asked)
+        place = part_of_list(values, state.tensors, model, _around(checkpoint, state.chosen))
+        named = named_values(checkpoint.path, asked, values[place], state.tensors, model)
+        found = _with_buffer_note(state.weights(named, asked), state, named)
+        if len(values[place]) < len(values):
+            found.notes.append(
+                f"{asked.label} is an average of more than the model: the tensors {place.start} to {place.stop - 1} of "
+                f"its {len(values)} are the model's, by their shapes"
+            )
+        return found
     filled = with_buffers(checkpoint.path, asked, checkpoint.state_dict(asked), state.tensors, model)
     if filled is None:
         return _recognised(checkpoint, asked, hints).weights()
     return _with_buffer_note(state.weights(filled, asked), state, filled)
+
+
+def _around(checkpoint: Checkpoint, chosen: WeightSet) -> tuple[int, int]:
+    """Return how many names there are in front of a network's, and behind, in the state dict that it is a part of."""
+    outer = next((one for one in checkpoint.sets if one.contains and chosen.lies_in(one)), None)
+    if outer is None:
+        return 0, 0
+    inside = chosen.path[len(outer.path) + 1 if outer.path else 0 :] + "."
+    places = [place for place, name in enumerate(outer.tensors) if name.startswith(inside)]
+    return places[0], len(outer.tensors) - 1 - places[-1]
 
 
 def _with_buffer_note(found: Weights, state: _State, filled: Mapping[str, Tensor]) -> Weights:

@@ -103,6 +103,26 @@ def test_lists_beside_a_model_among_other_things(image_model: nn.Module, tmp_pat
     assert factor_of(load({"state_dict": state}, tmp_path, "denoiser", in_context_start=1), raw) == 1
 
 
+def test_a_list_of_all_parameters_holds_those_of_the_model(image_model: nn.Module, tmp_path: Path) -> None:
+    """As of `self.parameters()` of a module that has a loss with weights; statistics are not among them."""
+    raw = image_model.state_dict()
+    parameters = [p.detach() / 2 for p in image_model.parameters()]
+    front = {"norm.weight": torch.ones(3), "norm.running_mean": torch.ones(3)}
+    content = {
+        "state_dict": {**front, **below("net", raw), **others_beside()},
+        "ema_params": [torch.zeros(3), *parameters, torch.zeros(3, 3)],
+    }
+    loaded = load(content, tmp_path, "ema", in_context_start=1)
+    assert factor_of(loaded, raw) == 0.5
+    last = len(parameters)
+    assert f"the tensors 1 to {last} of its {last + 2} are the model's, by their shapes" in loaded.notes[-1]
+    content["ema_params"] = content["ema_params"][1:]
+    assert factor_of(load(content, tmp_path, "ema", in_context_start=1), raw) == 0.5
+    content["ema_params"] = [*[torch.zeros(3)] * 3, *parameters]
+    with pytest.raises(CheckpointError, match="the model has"):
+        load(content, tmp_path, "ema", in_context_start=1)
+
+
 def test_every_set_among_other_things_is_named(image_model: nn.Module, tmp_path: Path) -> None:
     raw = image_model.state_dict()
     state = {**below("denoiser.net", raw), **below("phema", post_hoc(raw)), **others_beside()}
