@@ -49,9 +49,13 @@ def networks_of(file: Path, path: str, tensors: dict[str, Any]) -> list[WeightSe
     alone = {prefix: group for prefix, group in groups.items() if _stands_alone(prefix, group, averaged)}
     if len(groups) < 2:
         return [whole]
-    found = [one for prefix, group in alone.items() for one in _networks_below(file, path, prefix, group, counted)]
-    if len(alone) == len(groups):
-        return found
+    found = [
+        one
+        for prefix, group in alone.items()
+        for one in networks_of(file, _below(path, prefix), without_wrappers(file, group))
+    ]
+    if len(alone) == len(groups):  # beside the weights that it is of, an average whose updates are counted is meant
+        return [replace(one, preferred=one.preferred or (counted and one.average)) for one in found]
     if _is_one_of(ARCHITECTURES, plain):  # a model that has its own average as a part
         rest = {
             f"{prefix}.{name}" if name else prefix: value
@@ -64,12 +68,6 @@ def networks_of(file: Path, path: str, tensors: dict[str, Any]) -> list[WeightSe
         if prefix not in alone:
             found += _networks_deeper(file, _below(path, prefix), group, _DEEPEST)
     return [replace(whole, contains=bool(found)), *found]
-
-
-def _networks_below(file: Path, path: str, prefix: str, group: dict[str, Any], counted: bool) -> list[WeightSet]:
-    """Return the sets in a group that stands alone; of one whose updates are counted the average is preferred."""
-    inner = networks_of(file, _below(path, prefix), without_wrappers(file, group))
-    return [replace(one, preferred=one.preferred or (counted and one.average)) for one in inner]
 
 
 def _networks_deeper(file: Path, path: str, tensors: dict[str, Any], depth: int) -> Iterator[WeightSet]:

@@ -187,7 +187,7 @@ def _swapped(content: Mapping[Any, Any], found: list[WeightSet]) -> list[WeightS
         if f"{one.path}.".startswith(average):
             told.append(replace(one, average=True, preferred=True))
         elif f"{one.path}.".startswith(raw):
-            told.append(replace(one, average=False))
+            told.append(replace(one, average=False, preferred=False))
         elif one.path != "averaging_state":
             told.append(one)
     return told

@@ -103,6 +103,22 @@ def test_lists_beside_a_model_among_other_things(image_model: nn.Module, tmp_pat
     assert factor_of(load({"state_dict": state}, tmp_path, "denoiser", in_context_start=1), raw) == 1
 
 
+def test_counters_beside_an_average_among_other_things_prefer_nothing(image_model: nn.Module, tmp_path: Path) -> None:
+    raw = image_model.state_dict()
+    state = {**below("net", raw), **others_beside()}
+    average = {**below("module", scaled(state, 0.5)), "steps": torch.tensor(3)}
+    text = GPT(GPTConfig(19, 1, 2, 8, 4, 2, 2, 3, mlp_width=20)).state_dict()
+    of_text = {**below("net", text), **others_beside()}
+    content = {
+        "state_dict": of_text,
+        "ema_state_dict": {**below("module", scaled(of_text, 0.5)), "steps": torch.tensor(3)},
+    }
+    assert load(content, tmp_path, degree=2).weights == "model"
+    content = {"state_dict": state, "ema_state_dict": average, "message_hub": {}}  # MMEngine's: they change places
+    loaded = load(content, tmp_path, in_context_start=1)
+    assert (factor_of(loaded, raw), loaded.weights) == (1, "ema")
+
+
 def test_a_list_of_all_parameters_holds_those_of_the_model(image_model: nn.Module, tmp_path: Path) -> None:
     """As of `self.parameters()` of a module that has a loss with weights; statistics are not among them."""
     raw = image_model.state_dict()
