@@ -22,6 +22,17 @@ _MOST_TOKENS, _LARGEST_TABLE, _NO_WINDOW = 2100, 8192, 2**20
 # Of the numbers in one constant: a table of more is looked through as a table.
 _FEW = 64
 _COMPARING = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Range")
+# What leaves positions what they are, or chooses among values: their numbers of tokens are those of the constants.
+_TELLING = frozenset((
+    *("Abs", "Add", "And", "Cast", "CastLike", "Clip", "Concat", "ConstantOfShape", "Equal", "Expand", "EyeLike"),
+    *("Flatten", "Gather", "GatherElements", "GatherND", "Greater", "GreaterOrEqual", "Identity", "IsInf", "IsNaN"),
+    *("Less", "LessOrEqual", "Max", "Min", "Neg", "Not", "Or", "Pad", "Range", "ReduceMax", "ReduceMin", "ReduceSum"),
+    *("Relu", "Reshape", "Shape", "Sign", "Size", "Slice", "Split", "Squeeze", "Sub", "Tile", "Transpose", "Trilu"),
+    *("Unsqueeze", "Where", "Xor"),
+))  # fmt: skip
+_NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+# At so many tokens, positions have more values than weights have.
+_SIZES_OF_POSITIONS, _FEW_VALUES = (64, 40, 32), 24
 # What a sum of weights may be off by rounding, and what may be added to keep it from 0, relative to it.
 _ROUNDING, _EPSILON = 1e-4, 1e-5
 
@@ -51,11 +62,41 @@ def kind_of(mask: ir.Value, divisor: ir.Value, tokens: int | ir.SymbolicDim) -> 
     """
     try:
         part = MaskPart((mask, divisor), tokens)
-        return _kind_of(part)
+        found = _kind_of(part)
+        if found.kind:
+            _check_positions(part)
     except NotComputableError as error:
         return MaskKind("", None, str(error))
     except MemoryError:
         return MaskKind("", None, "there is no memory to compute it")
+    return found
+
+
+def _check_positions(part: MaskPart) -> None:
+    """Raise NotComputableError where positions go through more than sums and comparisons.
+
+    A window of `distance ** 0.5 < 64` or `distance // 512 < 8` ends at a number that is nowhere in the graph.
+    """
+    given = part.keys.keys() | part.constants.keys() | part.sizes.keys()
+    taken = {
+        value: node.op_type
+        for node in part.nodes
+        if node.op_type not in _TELLING or (node.op_type == "Cast" and node.outputs[0].dtype in _NARROW)
+        for value in node.inputs
+        if value is not None and value.name not in given
+    }
+    inner = MaskPart(tuple(taken), part.tokens)
+    for size in _SIZES_OF_POSITIONS if taken else ():
+        env = inner.sizes_at(size)
+        try:
+            draws = {name: _draw(key, inner.shape_of(key, env), any_values=False) for name, key in inner.keys.items()}
+            computed = inner.compute(env, draws)
+        except NotComputableError:
+            continue
+        for operator, values in zip(taken.values(), computed, strict=True):
+            if np.unique(values).size > _FEW_VALUES:
+                raise NotComputableError(f"{operator} of positions is in it: where it ends, if it does, can't be told")
+        return
 
 
 def _kind_of(part: MaskPart) -> MaskKind:
