@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from pom_export.graph.uncopyable import shared_by_copies, uncopyable
+from pom_export.graph.uncopyable import owners, shared_by_copies, uncopyable
 from pom_export.graph.wrappers import copy_without_wrappers
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -35,6 +35,7 @@ def copy_module(module: _Module, dtype: torch.dtype | None = None) -> _Module:
     for tensor in plain_tensors(module):
         memo[id(tensor)] = tensor.detach().cpu().clone()  # one with a history can't be deep-copied
     for part in _parts(module):
+        memo |= {id(value): value for value in owners(_own_leaves(part))}
         for buffer in part.buffers(recurse=False):
             memo[id(buffer)] = _converted(buffer, dtype).clone()
         for parameter in part.parameters(recurse=False):

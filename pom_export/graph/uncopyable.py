@@ -4,16 +4,36 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Iterator, Mapping
-from types import ModuleType
+from collections.abc import Iterable, Iterator, Mapping
+from types import FunctionType, ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pom_export.errors import InputError, reason_of
 
 _MODULE_FIELDS = ("_parameters", "_buffers", "_modules")
 _DEEPEST = 6
+_PLAIN = (str, bytes, int, float, complex, bool, type, FunctionType, ModuleType, Tensor)
+
+
+def owners(values: Iterable[Any]) -> Iterator[Any]:
+    """Yield what in some values a copy must not have of its own: objects that let something go when they end.
+
+    The copy of a connection would close the caller's when it is collected.
+    """
+    seen: set[int] = set()
+    waiting = [(value, _DEEPEST) for value in values]
+    while waiting:
+        value, depth = waiting.pop()
+        if id(value) in seen or isinstance(value, (*_PLAIN, nn.Module)):
+            continue
+        seen.add(id(value))
+        # Generators have one of C's, and are named by `shared_by_copies`.
+        if isinstance(getattr(type(value), "__del__", None), FunctionType):
+            yield value
+        elif depth:
+            waiting.extend((part, depth - 1) for _, part in _inside(value))
 
 
 def shared_by_copies(module: nn.Module, memo: Mapping[int, Any]) -> dict[int, Any]:

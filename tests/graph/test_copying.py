@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import ClassVar
+
 import torch
 from torch import nn
 
@@ -54,3 +57,21 @@ def test_a_copy_of_another_type_has_weights_of_its_own() -> None:
 def test_tied_weights_stay_tied() -> None:
     copied = copy_module(GPT(GPTConfig(11, 1, 2, 8, 2, 2, 2, 1, mlp_width=8)), torch.float64)
     assert copied.lm_head.weight is copied.transformer["wte"].weight
+
+
+def test_what_closes_something_at_its_end_is_not_copied() -> None:
+    class Connection:
+        """As multiprocessing's: copy.deepcopy copies its handle."""
+
+        closed: ClassVar[list[int]] = []
+
+        def __del__(self) -> None:
+            self.closed.append(id(self))
+
+    model = nn.Linear(2, 2)
+    model.held = {"queue": [SimpleNamespace(reader=Connection())]}
+    copied = copy_module(model)
+    assert copied.held["queue"][0] is not model.held["queue"][0]
+    assert copied.held["queue"][0].reader is model.held["queue"][0].reader
+    del copied
+    assert not Connection.closed
