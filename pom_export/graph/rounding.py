@@ -29,6 +29,8 @@ _SINGLE: Final = frozenset((
 ))  # fmt: skip
 # In float32 as soon as one operand is; the others where all are.
 _PROMOTING: Final = frozenset(("div", "mul", "sub"))
+# Products, which a graph makes in half whatever their operands are; other operators follow those.
+_PRODUCTS: Final = frozenset(("addmm", "baddbmm", "bmm", "convolution", "dot", "embedding", "linear", "mm", "mv"))
 # A number among their arguments is a constant of the graph, of the type of what it is combined with.
 _WITH_NUMBERS: Final = frozenset(("add", "div", "mul", "sub"))
 
@@ -52,13 +54,14 @@ class RoundedModule(nn.Module):
         self.values = values
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the module on inputs in float64.
+        """Run the module on inputs in float64."""
+        # Layers that insist on inputs of their weights' type, such as convolutions with a bias, are widened whole.
+        try:
+            return self._run(with_wide_buffers(copy_module(self.module)), args, kwargs)
+        except (RuntimeError, ValueError):
+            return self._run(copy_module(self.module, torch.float64), args, kwargs)
 
-        Raises:
-            RuntimeError: the module has a layer that does not bear weights of another type than its inputs.
-            ValueError: the same.
-        """
-        module = with_wide_buffers(copy_module(self.module))
+    def _run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         exact = {parameter.data_ptr() for name, parameter in module.named_parameters() if name in self.exact}
         rounding = _Round(_HALVES[self.precision], exact, self.values)
         remember(rounding.constants, (buffer for name, buffer in module.named_buffers() if name not in self.exact))
@@ -77,6 +80,13 @@ def remember(known: WeakTensorKeyDictionary, values: Iterable[Any]) -> None:
             known[value] = True
 
 
+def _is_of_integers(name: str, args: Any, kwargs: Any) -> bool:
+    """Return whether an operator counts, or makes integers numbers; of truth values a half type loses nothing."""
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    counts = [tensor for tensor in tensors if not tensor.is_floating_point() and tensor.dtype != torch.bool]
+    return name == "arange" or (bool(counts) and len(counts) == len(tensors))
+
+
 class _Round(Widen):
     """Computes every operator in float64 of rounded weights, and rounds what activations become.
 
@@ -84,7 +94,7 @@ class _Round(Widen):
         activations: tensors that came from inputs and weights.
         single: those of them that a graph has in float32.
         constants: what came from buffers alone: a graph holds it as a weight, in half where an activation meets it.
-            What integers were computed into is none of these, and stays as it is.
+        numbers: what integers were computed into, such as positions and their angles: a graph has it in float32.
     """
 
     def __init__(self, half: torch.dtype, exact: Collection[int], values: bool) -> None:
@@ -95,6 +105,7 @@ class _Round(Widen):
         self.activations: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.single: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.constants: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self.numbers: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
     def __torch_dispatch__(
         self,
@@ -108,7 +119,7 @@ class _Round(Widen):
         name = func._schema.name.partition("::")[2]
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
         active = [leaf for leaf in given if isinstance(leaf, nn.Parameter) or leaf in self.activations]
-        single = bool(active) and self._is_single(name, [leaf for leaf in active if leaf in self.activations])
+        single = bool(active) and self._is_single(name, given)
         if func.namespace == DOMAIN:
             return self._aggregate(super().__torch_dispatch__(func, types, args, kwargs))
         if not func._schema.is_mutable and func not in PICKING:
@@ -126,12 +137,19 @@ class _Round(Widen):
                 remember(self.single, tree_leaves(result))
         elif given and all(leaf in self.constants for leaf in given):
             remember(self.constants, tree_leaves(result))
+        elif _is_of_integers(name, args, kwargs) or any(leaf in self.numbers for leaf in given):
+            remember(self.numbers, tree_leaves(result))
         return result
 
-    def _is_single(self, name: str, activations: Sequence[Tensor]) -> bool:
-        """Return whether a graph computes an operator in float32, of some activations."""
-        known = [leaf in self.single for leaf in activations]
-        return name in _SINGLE or (any(known) if name in _PROMOTING else bool(known) and all(known))
+    def _is_single(self, name: str, given: Sequence[Tensor]) -> bool:
+        """Return whether a graph computes an operator in float32, of some activations and what goes with them."""
+        if name in _SINGLE or name in _PRODUCTS:
+            return name in _SINGLE
+        wide = [leaf in self.single or leaf in self.numbers for leaf in given if self._has_type(leaf)]
+        return any(wide) if name in _PROMOTING else bool(wide) and all(wide)
+
+    def _has_type(self, value: Tensor) -> bool:
+        return value in self.activations or value in self.numbers
 
     def _aggregate(self, result: Any) -> Any:
         """Return what our op gives: an activation, and a state that is kept as it is behind it."""
@@ -152,7 +170,8 @@ class _Round(Widen):
             return value if self._is_exact(value) else self._rounded(value.detach().double())
         if active and not single and value in self.constants:
             return self._rounded(value)
-        return self._value(value) if active and not single and value in self.single else value
+        wide = value in self.single or value in self.numbers
+        return self._value(value) if active and not single and wide else value
 
     def _is_exact(self, parameter: Tensor) -> bool:
         return parameter.data_ptr() in self.exact

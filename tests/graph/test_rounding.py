@@ -63,3 +63,23 @@ def test_what_leaves_the_range_stays_finite() -> None:
     linear = nn.Linear(16, 1, bias=False)
     linear.weight.fill_(1e4)
     assert RoundedModule(linear, "float16", (), values=True)(10 * X.abs()).isfinite().all()
+
+
+@torch.no_grad()
+def test_a_convolution_with_a_bias_is_rounded_as_others_are() -> None:
+    conv = nn.Conv1d(16, 4, 1)
+    found = RoundedModule(conv, "bfloat16", {"bias"}, values=False)(X.mT)
+    expected = nn.functional.conv1d(X.mT, rounded(conv.weight), conv.bias.double())
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+class Turned(nn.Module):
+    """Turns tokens by the cosine of their positions, which a graph computes in float32, and scales them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.arange(x.shape[1])[:, None].double().cos() * 0.3
+
+
+@torch.no_grad()
+def test_what_meets_positions_is_computed_in_float32() -> None:
+    torch.testing.assert_close(RoundedModule(Turned(), "bfloat16", (), values=True)(X), Turned()(X), rtol=0, atol=0)
