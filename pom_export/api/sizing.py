@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from pom_export.parity.resizing import (
     candidate_sizes,
     dimension_sizes,
     meanings,
+    other_values,
     resized,
 )
 from pom_export.runtime.runners import to_numpy
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from pom_export.api.source import Source
     from pom_export.graph.exporter import Traced
     from pom_export.graph.program import Program
+
+OTHER_VALUES: Final = "other values"
+"""The case of other values than the example's."""
 
 # Larger ones would take too long, and too much memory, to compare at.
 _LARGEST_TRIED = 2048
@@ -168,8 +172,11 @@ class _Trial:
         # torch takes sizes of 0 and 1 for any others; what matters is where more than one row is needed.
         self.bounds = {name: (low if low > 1 else 0, high) for name, (low, high) in bounds.items()}
         self.branches = branches
+        # What the model says of a size of 0, where it does not take it.
+        self.none: dict[str, str] = {}
         self.plan = SizePlan()
-        self.empty = _unusable(self._run(self.feed))
+        outputs = self._run(self.feed)
+        self.empty, self.finite = _unusable(outputs), _all_finite(outputs)
 
     def depends(self, name: str, axis: int, dimension: str) -> bool:
         """Return whether an axis of an input has another size when a dimension has."""
@@ -188,6 +195,7 @@ class _Trial:
                 larger[dimension] = max(tried.taken)
         if not refused:
             self._together(larger)
+            self._other_values()
             self._say_rest()
         return refused
 
@@ -230,6 +238,41 @@ class _Trial:
         if len(larger) > 1 and (reason := self.attempt(larger, "other sizes")):
             self.plan.notes.append(f"no other sizes of all dimensions at once were compared: {reason}")
 
+    def _other_values(self) -> None:
+        """Plan a case that holds other values than the example, at other sizes where the model takes some."""
+        feeds = [self.feed, *(case.feed for case in self.plan.cases)]
+        feed = next(feed for feed in reversed(feeds) if all(array.size for array in feed.values()) or feed is self.feed)
+        reason = ""
+        for given in other_values(feed, self.axes):
+            try:
+                outputs = self._run(given)
+            except Exception as error:  # noqa: BLE001 (whatever the model raises)
+                reason = reason or reason_of(error)
+                continue
+            if not self.finite or _all_finite(outputs):
+                self.plan.cases.append(Case(OTHER_VALUES, given))
+                return
+            reason = reason or "an output is not finite"
+        self.plan.notes.append(f"other values than the example's were not compared: {reason}")
+
+    def attempt_none(self, dimension: str) -> str:
+        """Run the model at a size of 0, and plan a case where it gives numbers; return why it gives none."""
+        feed = resized(self.feed, self.axes, {**self.sizes, dimension: 0})
+        if feed is None:
+            return ""
+        *_, fitting = meanings(feed, self.sizes[dimension], 0)
+        try:
+            outputs = self._run(fitting)
+        except Exception as error:  # noqa: BLE001 (whatever the model raises)
+            return reason_of(error)
+        if not _all_finite(outputs):
+            return "an output is not finite"
+        if _unusable(outputs) <= self.empty:
+            self.plan.cases.append(Case(f"{dimension} 0", fitting))
+        elif any(output.numel() for output in outputs):
+            self.plan.notes.append(f"{dimension} 0 was not compared: an output is empty there")
+        return ""
+
     def _say_rest(self) -> None:
         """Note the limits, and the dimensions of which nothing says how to change them."""
         dynamic = {str(axis) for axes in self.axes.values() for axis in axes if isinstance(axis, str)}
@@ -237,13 +280,17 @@ class _Trial:
             low, high = self.plan.bounds[axis] = self.bounds.get(axis, (0, None))
             if low or high is not None:
                 limits = [f"at least {low}"] * bool(low) + [f"at most {high}"] * (high is not None)
-                self.plan.notes.append(
-                    f"{axis} must be {' and '.join(limits)}: beyond, the model takes another branch or a table ends"
-                )
+                self.plan.notes.append(f"{axis} must be {' and '.join(limits)}: {self._why(axis, high)}")
             else:
                 del self.plan.bounds[axis]
             if size_of(axis, self.sizes) is None:
                 self.plan.notes.append(f"the dimension {axis} was compared at the example's size alone")
+
+    def _why(self, axis: str, high: int | None) -> str:
+        beyond = "beyond, the model takes another branch or a table ends"
+        if axis not in self.none:
+            return beyond
+        return f"at 0 PyTorch fails or gives no numbers ({self.none[axis]})" + (f"; {beyond}" if high else "")
 
 
 class _Dimension:
@@ -266,6 +313,9 @@ class _Dimension:
                     self._try(size)
         if self.taken and self.refused:
             self._find_end(bounds)
+        if self.taken and not bounds[0] and (reason := self.trial.attempt_none(self.name)):
+            self.trial.bounds[self.name] = 1, self.trial.bounds.get(self.name, bounds)[1]
+            self.trial.none[self.name] = reason
 
     def _branches(self, bounds: Bounds) -> set[int]:
         """Return the sizes where the model may take another branch; note those that are too large to be tried."""
@@ -310,6 +360,10 @@ class _Dimension:
             self.trial.plan.notes.append(
                 f"{self.name} was compared at {sizes}; the model refuses {', '.join(map(str, within))}: {self.reason}"
             )
+
+
+def _all_finite(outputs: list[Any]) -> bool:
+    return all(bool(output.isfinite().all()) for output in outputs if output.is_floating_point())
 
 
 def _unusable(outputs: list[Any]) -> set[int]:

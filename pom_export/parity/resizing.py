@@ -62,6 +62,57 @@ def resized(feed: Mapping[str, Array], axes: AxesByInput, sizes: Mapping[str, in
     return result
 
 
+def other_values(feed: Mapping[str, Array], axes: AxesByInput) -> Iterator[dict[str, Array]]:
+    """Yield inputs of the same sizes and kinds that hold other values than given ones, the most different first.
+
+    An example may be alike in all rows, zero, or mask nothing, and then tells little. Floats are shuffled token by
+    token, each row on a scale of its own; truth values are drawn, so that something is kept and something left out
+    wherever there are two; integers go to other rows, where these are the same as other inputs' rows.
+
+    Args:
+        feed: the inputs.
+        axes: of each of them.
+    """
+    rows = {axes[name][0] for name, array in feed.items() if array.ndim > 1}
+    for first in (True, False, None):
+        random = np.random.default_rng(0)
+        yield {
+            name: _other(array, bool(array.ndim and axes[name][0] in rows), first, random)
+            for name, array in feed.items()
+        }
+
+
+def _other(array: Array, of_rows: bool, first: bool | None, random: np.random.Generator) -> Array:
+    """Return another value of an input.
+
+    Args:
+        array: what it was.
+        of_rows: whether its first axis is one of rows.
+        first: of truth values: the first of each line; None: they stay as they are.
+        random: the generator.
+    """
+    if array.dtype == np.bool_ and array.ndim and first is not None:
+        drawn = random.random(array.shape) < 0.6
+        drawn[..., :1], drawn[..., 1:2] = first, not first
+        return drawn
+    if array.dtype.kind in "iu":
+        return random.permutation(array) if of_rows else array
+    if array.dtype.kind != "f":
+        return array
+    if array.size > 1 and (array == array.flat[0]).all():
+        array = array + random.uniform(-1, 1, array.shape).astype(array.dtype)
+    lines = array.reshape(-1, array.shape[-1]) if array.ndim > 1 else array.reshape(-1)
+    shuffled = random.permutation(lines).reshape(array.shape)
+    return (shuffled * _scales(array)).astype(array.dtype)
+
+
+def _scales(array: Array) -> Array:
+    """Return a factor for each row, between a half and 1."""
+    count = array.shape[0] if array.ndim else 1
+    factors = np.linspace(0.75 if count == 1 else 1.0, 0.5, count)
+    return factors.reshape(-1, *[1] * (array.ndim - 1)) if array.ndim else factors[0]
+
+
 def _along(array: Array, axis: int, size: int) -> Array:
     """Return an array repeated or cut along an axis; a row that kept something of its tokens still does."""
     if not array.shape[axis]:

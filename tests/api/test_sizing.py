@@ -109,7 +109,7 @@ def of_embedding(positions: Callable[[Tensor], Tensor]) -> Callable[[Model, Tens
 
 ENDS: dict[str, tuple[Callable[[Model, Tensor], Tensor], int, tuple[int, int | None]]] = {
     "a table": (lambda model, x: model.mixer(x + model.table[:, : x.shape[1]]), 5, (0, 8)),
-    "a table's end": (lambda model, x: model.mixer(x + model.table[:, -x.shape[1] :]), 3, (0, 8)),
+    "a table's end": (lambda model, x: model.mixer(x + model.table[:, -x.shape[1] :]), 3, (1, 8)),
     "an embedding": (of_embedding(lambda x: torch.arange(x.shape[1])), 3, (0, 8)),
     "an embedding from 2 on": (of_embedding(lambda x: (torch.arange(x.shape[1]) + 2)[None]), 3, (0, 6)),
     "looked up by value": (of_embedding(lambda x: torch.ones_like(x[..., 0]).cumsum(1).long()), 5, (0, 7)),
@@ -149,7 +149,8 @@ def test_sizes_that_the_model_itself_refuses_are_named(tmp_path: Path) -> None:
 def test_lengths_follow_the_tokens_that_there_are(tmp_path: Path) -> None:
     result = export(OfLengths(), tmp_path, tokens(6), torch.tensor([6, 4]))
     assert result.inputs == [f"x float32[batch, tokens, {WIDTH}]", "lengths int64[batch]"]
-    assert result.notes == []
+    (note,) = result.notes
+    assert note.startswith("tokens must be at least 1: at 0 PyTorch fails or gives no numbers (index is out of bounds")
 
 
 def test_sizes_that_the_model_wants_equal_are_changed_together(tmp_path: Path) -> None:
@@ -159,8 +160,7 @@ def test_sizes_that_the_model_wants_equal_are_changed_together(tmp_path: Path) -
 
     picked = torch.tensor([[1, 0, 3], [0, 2, 4]])
     result = export(Picked(), tmp_path, tokens(5), picked)
-    assert result.notes == []
-    assert dict(read_model(tmp_path / "m.onnx").limits.sizes) == {}
+    assert all("at 0 PyTorch fails" in note for note in result.notes)
 
 
 @pytest.mark.parametrize("rows", [1, 2])
@@ -256,3 +256,28 @@ def test_a_number_that_many_sizes_make_is_a_limit(tmp_path: Path) -> None:
     result = export(Model(lambda m, x: m.mixer(x) * (1 + int(x.shape[1] / 100))), tmp_path, tokens(9))
     assert dict(read_model(tmp_path / "m.onnx").limits.sizes) == {"tokens": (0, 99)}
     assert any("test_sizing.py line" in note for note in result.notes)
+
+
+def test_no_tokens_are_compared_or_beyond_the_limits(tmp_path: Path) -> None:
+    """PyTorch's mean of no tokens is NaN, ONNX Runtime's 0."""
+    result = export(Model(lambda model, x: model.mixer(x).mean(1)), tmp_path, tokens(5))
+    assert "tokens must be at least 1: at 0 PyTorch fails or gives no numbers (an output is not finite)" in result.notes
+    assert dict(read_model(tmp_path / "m.onnx").limits.sizes) == {"tokens": (1, None)}
+    with pytest.raises(ParityError, match="on tokens 0,"):
+        export(Model(lambda model, x: model.mixer(x).sum(1) + (0 if x.shape[1] else 1)), tmp_path, tokens(5))
+
+
+class OfFirstRow(Masked):
+    """Forgets a mask where it is traced with one that leaves nothing out, and rows but the first."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():
+            return self.mixer(x[:1].expand_as(x))
+        return self.mixer(x, mask=mask)
+
+
+def test_examples_that_are_alike_are_compared_on_other_values_too(tmp_path: Path) -> None:
+    model, alike = OfFirstRow(), torch.zeros(2, 5, WIDTH)
+    model.mixer.se_bias.data.fill_(0.5)
+    with pytest.raises(ParityError, match="on other values"):
+        export(model, tmp_path, alike, torch.ones(2, 5, dtype=torch.bool))
