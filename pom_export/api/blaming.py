@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pom_export.errors import reason_of
+from pom_export.graph.exported import PRECISIONS
 from pom_export.parity.case import Array
 from pom_export.parity.comparison import Difference, difference
-from pom_export.parity.tolerances import Tolerance
+from pom_export.parity.tolerances import MODELS, Tolerance
 from pom_export.runtime.runners import Arrays, run_module
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _NOT_FINITE = (
 )
 
 
-def fault_hint(source: Source, feed: Arrays, tolerance: Tolerance, found: Difference) -> str:
+def fault_hint(source: Source, feed: Arrays, found: Difference) -> str:
     """Return what is the matter where a file's outputs differ from PyTorch's, and what to do.
 
     A user's mixer is blamed only where the model agrees with itself, and differs from what was traced in its place.
@@ -34,9 +35,9 @@ def fault_hint(source: Source, feed: Arrays, tolerance: Tolerance, found: Differ
     Args:
         source: what was exported.
         feed: the inputs on which outputs differ, by name.
-        tolerance: what they were compared with.
         found: the difference.
     """
+    tolerance = MODELS[PRECISIONS[0]]  # all of this runs in float64, whatever the file's type is
     reference = source.reference()
     expected = run_module(reference, feed)
     if not _agree(run_module(reference, feed), expected, tolerance):

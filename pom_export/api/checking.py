@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pom_export.api.blaming import fault_hint
-from pom_export.api.sizing import SizePlan
+from pom_export.api.sizing import OTHER_VALUES, SizePlan
 from pom_export.errors import InputError, ParityError
 from pom_export.files import sha256_of
 from pom_export.graph.exported import PAST_STATE, PRECISIONS, ExportedModel, TensorSpec
 from pom_export.parity import tolerances
-from pom_export.parity.candidates import Candidate, onnxruntime_candidates
+from pom_export.parity.candidates import onnxruntime_candidates
 from pom_export.parity.case import Array, Case
 from pom_export.parity.inputs import make_cases
 from pom_export.parity.interface import program_spec
+from pom_export.parity.judging import half_notes, judge
 from pom_export.parity.module_reference import ModuleReference
 from pom_export.parity.precision import kept_in_single
 from pom_export.parity.recording import recording_path, save_recording
-from pom_export.parity.report import Comparison
-from pom_export.parity.targets import Target
-from pom_export.parity.tolerances import Tolerance
-from pom_export.parity.verification import PathError, compare
+from pom_export.parity.report import Comparison, is_all_zero, untold_notes
+from pom_export.parity.targets import Target, Targets
+from pom_export.parity.verification import PathError
 from pom_export.runtime.runners import to_numpy
 
 if TYPE_CHECKING:
@@ -37,14 +37,34 @@ _DEPENDS = (
     "for which sizes the graph must hold; what is left out is fixed"
 )
 _OTHER_SIZES = f". At the example's own sizes they agree. {_DEPENDS}"
+_OTHER_VALUES = (
+    ". On the example's own values they agree: look for what depends on a value while the model is traced, and for "
+    "rows or tokens that the example has alike"
+)
 
 
-def check(exported: ExportedModel, source: Source, program: Program, sizes: SizePlan, samples: int) -> list[str]:
-    """Compare the staged file with PyTorch; write the parity data; return the backends that were compared.
+@dataclass(frozen=True)
+class Checked:
+    """What a file was compared on before it appears.
+
+    Attributes:
+        paths: the backends whose outputs agree, each with its implementation of the op.
+        notes: what else to know of the comparison, a line each.
+    """
+
+    paths: list[str]
+    notes: list[str]
+
+
+def check(exported: ExportedModel, source: Source, program: Program, sizes: SizePlan, samples: int) -> Checked:
+    """Compare the staged file with PyTorch, as `verify` does, and write the parity data.
 
     A user's own model is compared on the example, and at every size of the plan.
+
+    Raises:
+        ParityError: an output differs.
+        InputError: a backend fails to run the file.
     """
-    names = [spec.name for spec in exported.outputs]
     if source.own_inputs:
         example = Case("example inputs", {name: to_numpy(tensor) for name, tensor in program.inputs.items()})
         cases = [_as_taken(exported, case) for case in (example, *sizes.cases)]
@@ -53,62 +73,57 @@ def check(exported: ExportedModel, source: Source, program: Program, sizes: Size
         compared = CASES_AT_EXPORT
         cases = list(make_cases(exported.inputs, exported.limits, seed=0))[: max(samples, compared)]
 
-    candidates, _ = onnxruntime_candidates(exported)
-    recorded = _reference(exported, source, program, names, samples)
-    targets = [recorded.target(case) for case in cases] if samples or candidates else []
+    targets = Targets(cases, _reference(exported, source, program).target)
     if samples:
-        save_recording(recording_path(exported.path), cases[:samples], targets[:samples], sha256_of(exported.path))
-    tolerance, few = tolerances.MODELS[exported.precision], cases[:compared]
-    for candidate in candidates:
-        for comparison in _compared(source, few, targets[: len(few)], candidate, tolerance):
-            if not comparison:
-                (worst,) = (case for case in few if case.name == comparison.worst.case)
-                hint = fault_hint(source, worst.feed, tolerance, comparison.worst.difference)
-                raise _parity_error(
-                    comparison, hint + (_OTHER_SIZES if source.own_inputs and _only_example(comparison) else "")
-                )
-    return [f"{candidate.backend} {candidate.path}" for candidate in candidates]
-
-
-def _compared(
-    source: Source, cases: Sequence[Case], targets: Sequence[Target], candidate: Candidate, tolerance: Tolerance
-) -> list[Comparison]:
-    """Return the comparisons of one path.
-
-    Raises:
-        PathError: it cannot run the file; of a user's model, with what to look for.
-    """
+        recorded = [Target(each.outputs) if source.own_inputs else each for each in targets[:samples]]
+        save_recording(recording_path(exported.path), cases[:samples], recorded, sha256_of(exported.path))
+    candidates, _ = onnxruntime_candidates(exported)
+    if not candidates:
+        return Checked([], [])
+    tolerance, bounds = tolerances.MODELS[exported.precision], tolerances.ROUNDING.get(exported.precision)
+    few = cases[:compared]
+    hint = f"No file was written. {_DEPENDS if source.own_inputs else 'Run with --debug for the trace'}"
     try:
-        return compare(cases, targets, candidate, tolerance)
+        found = judge(exported, candidates, few, targets, tolerance, bounds, own=source.own_inputs)
     except PathError as error:
-        if not source.own_inputs:
-            raise
-        raise PathError(error.what, f"No file was written. {_DEPENDS}") from error
+        raise PathError(error.what, hint if source.own_inputs else error.hint) from error
+    for comparison in found.comparisons:
+        if not comparison:
+            (worst,) = (case for case in few if case.name == comparison.worst.case)
+            why = fault_hint(source, worst.feed, comparison.worst.difference)
+            raise _parity_error(comparison, why + (_why_elsewhere(comparison) if source.own_inputs else ""))
+    if found.failed:
+        raise InputError(found.failed[0], hint)
+    notes = [*untold_notes(found.comparisons), *half_notes(exported.precision, targets)]
+    notes += [f"not compared: {reason}" for reason in found.unable]
+    return Checked([] if is_all_zero(found.comparisons) else found.paths, notes)
 
 
-def _reference(
-    exported: ExportedModel, source: Source, program: Program, names: Sequence[str], samples: int
-) -> ModuleReference:
-    """Return what outputs are compared with; of our own architectures, parity data say what rounding does to it."""
-    half = samples and exported.precision != PRECISIONS[0] and not source.own_inputs
-    exact = kept_in_single(exported, program.module) if half else ()
-    precision = exported.precision if half else PRECISIONS[0]
-    return ModuleReference(program.module, source.reference(), names, precision, exact)
+def _reference(exported: ExportedModel, source: Source, program: Program) -> ModuleReference:
+    """Return what outputs are compared with: the model as it was given, and what rounding does to it."""
+    names = [spec.name for spec in exported.outputs]
+    plain = source.plain().module if source.own_inputs else program.module
+    exact = kept_in_single(exported, plain) if exported.precision != PRECISIONS[0] else ()
+    return ModuleReference(plain, source.reference(), names, exported.precision, exact)
 
 
-def _only_example(comparison: Comparison) -> bool:
-    """Return whether outputs agree on the example, which is the first case, so that sizes are what matters."""
-    return bool(comparison.cases[0].difference)
+def _why_elsewhere(comparison: Comparison) -> str:
+    """Return what to look for where outputs agree on the example, which is the first case."""
+    if not comparison.cases[0].difference:
+        return ""
+    return _OTHER_VALUES if comparison.worst.case == OTHER_VALUES else _OTHER_SIZES
 
 
 def _parity_error(comparison: Comparison, hint: str) -> ParityError:
     worst = comparison.worst
     found = worst.difference
     why = f" ({found.reason})" if found.reason else ""
+    if found.reason or found.max_abs > found.tolerance:
+        by = f"{found.max_abs:.3g}{why} on {worst.case}, tolerance {found.tolerance:.3g}"
+    else:
+        by = f"{found.rms:.3g} (root mean square) on {worst.case}, tolerance {found.rms_tolerance:.3g}"
     return ParityError(
-        f"{comparison.output} of {comparison.backend} ({comparison.path}) differs from PyTorch by "
-        f"{found.max_abs:.3g}{why} on {worst.case}, tolerance {found.tolerance:.3g}",
-        hint,
+        f"{comparison.output} of {comparison.backend} ({comparison.path}) differs from PyTorch by {by}", hint
     )
 
 
@@ -133,10 +148,11 @@ def _as_input(spec: TensorSpec, array: Array) -> Array:
     return narrow
 
 
-def trial_inputs(source: Source, program: Program) -> Iterator[Mapping[str, Array]]:
-    """Yield, by name and in float32, what a float16 file is compared on; of a user's example, that one alone."""
+def trial_inputs(source: Source, program: Program, sizes: SizePlan) -> Iterator[Mapping[str, Array]]:
+    """Yield, by name and in float32, what a float16 file is compared on."""
     if source.own_inputs:
         yield {name: to_numpy(tensor) for name, tensor in program.inputs.items()}
+        yield from (case.feed for case in sizes.cases)
         return
     specs = [_spec(program, name) for name in program.inputs]
     for case in make_cases(specs, program.limits, seed=0):

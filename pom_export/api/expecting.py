@@ -59,6 +59,7 @@ class Expected:
         precision: the type whose tolerance applies.
         notes: what a reader should know besides.
         names: what the model calls the inputs and outputs.
+        own: whether the reference is a user's own module.
     """
 
     cases: Sequence[Case]
@@ -67,6 +68,7 @@ class Expected:
     precision: str
     notes: Sequence[str] = ()
     names: Names = SAME_NAMES
+    own: bool = False
 
 
 def expected_of_recording(model: ExportedModel) -> Expected:

@@ -95,7 +95,8 @@ def expected_of_own(
     targets, output_names = targets_of(model, program, loaded.reference(), precision, cases)
     found = Names(names, output_names)
     called = os.fspath(source) if isinstance(source, (str, os.PathLike)) else type(source).__name__
-    return Expected(cases, targets, f"PyTorch in float64, {called}", precision, [*found.notes(), *notes], found)
+    told = f"PyTorch in float64, {called}"
+    return Expected(cases, targets, told, precision, [*found.notes(), *notes], found, own=True)
 
 
 def _as_taken(model: ExportedModel, specs: list[TensorSpec], names: Mapping[str, str]) -> list[TensorSpec]:

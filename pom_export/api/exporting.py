@@ -164,10 +164,10 @@ def export(
             raise InputError("no mixer was called while the model was traced", "Give inputs for which it calls one")
         progress(f"{len(exported.aggregations)} aggregations; comparing with PyTorch")
         checked = check(exported, source, program, sizes, samples)
-        notes = [*source.notes, *program.notes, *sizes.notes, *type_notes(source.module, dtype)]
+        notes = [*source.notes, *program.notes, *sizes.notes, *checked.notes, *type_notes(source.module, dtype)]
         if modes.autocast:
             notes.append(f"the model's torch.autocast has no effect: the file computes in {dtype}, as dtype says")
-        return _result(output, exported, source, checked, notes)
+        return _result(output, exported, source, checked.paths, notes)
 
 
 def _result(
@@ -194,6 +194,7 @@ def _write(source: Source, path: Path, dtype: str, opset: int, optimize: bool) -
     """Trace the source and save the graph, which is let go of before anything is compared."""
     from pom_export.graph.exporter import export_graph, trace
     from pom_export.graph.passes.recognise_causal import quadratic_notes
+    from pom_export.graph.reaching import idle_notes
     from pom_export.graph.saving import save_model
     from pom_export.parity.peaks import observe_peaks
 
@@ -211,11 +212,12 @@ def _write(source: Source, path: Path, dtype: str, opset: int, optimize: bool) -
             properties,
             optimize=optimize,
             dtype=dtype,
-            observe=lambda graph: observe_peaks(graph, trial_inputs(source, program)),
+            observe=lambda graph: observe_peaks(graph, trial_inputs(source, program, sizes)),
             traced=traced,
         )
         save_model(graph, path)
         source.notes.extend(quadratic_notes(graph))
+        source.notes.extend(idle_notes(graph) if source.own_inputs else ())
     except InputError as error:
         if not source.near_misses:
             raise

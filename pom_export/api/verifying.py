@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,13 @@ from pom_export.files import staged_output
 from pom_export.graph.exported import ExportedModel, read_model
 from pom_export.graph.function_check import check_functions
 from pom_export.parity import tolerances
-from pom_export.parity.candidates import KERNEL, Candidate, onnxruntime_candidates, unrounded_candidates
+from pom_export.parity.candidates import KERNEL, Candidate, onnxruntime_candidates
 from pom_export.parity.inputs import Inputs
+from pom_export.parity.judging import half_notes, judge
 from pom_export.parity.page import render_page
 from pom_export.parity.recording import recording_path
-from pom_export.parity.report import Comparison, ParityReport
-from pom_export.parity.tolerances import Bounds, Tolerance
-from pom_export.parity.verification import PathError, compare
+from pom_export.parity.report import ParityReport, untold_notes
+from pom_export.parity.tolerances import Tolerance
 from pom_export.runtime.ort_format import as_onnx
 
 if TYPE_CHECKING:
@@ -108,20 +108,32 @@ def verify(
                 f"no backend here can run {exported.path}: {'; '.join(not_run)}", "Use a machine with a GPU"
             )
         tolerance, precision = _tolerance(expected.precision, rtol, atol)
-        bounds = tolerances.ROUNDING.get(precision)
-        if bounds is not None and any(target.unrounded for target in expected.targets[:1]):
-            candidates += unrounded_candidates(exported, candidates)
+        notes += half_notes(precision, expected.targets)
         if file != Path(model):
             notes.append("the file is in ONNX Runtime's own format, and was compared as it writes it back to ONNX")
         if not exported.aggregations:
             notes.append("no node of the file is one of our ops: it computes by standard operators alone")
-        comparisons, failed, unable = _compare_all(candidates, expected, tolerance, bounds, progress)
-        ran = {(each.backend, each.path) for each in comparisons}
-        for candidate in candidates:
+        bounds = tolerances.ROUNDING.get(precision)
+        found = judge(
+            exported,
+            candidates,
+            expected.cases,
+            expected.targets,
+            tolerance,
+            bounds,
+            own=expected.own,
+            names=expected.names,
+            progress=progress,
+        )
+        ran = {(each.backend, each.path) for each in found.comparisons}
+        for candidate in found.candidates:
             if (candidate.backend, candidate.path_taken()) in ran:
                 notes += _kernels_note(candidate, len(exported.aggregations))
-        told = (os.fspath(model), expected.reference, precision, comparisons, [*not_run, *unable])
-        outcome = ParityReport(*told, [*notes, *_zeros_notes(comparisons)], failed)
+        notes += untold_notes(found.comparisons)
+        not_run += found.unable
+        outcome = ParityReport(
+            os.fspath(model), expected.reference, precision, found.comparisons, not_run, notes, found.failed
+        )
         if page is not None:
             _write_page(outcome, page)
     return outcome
@@ -145,52 +157,6 @@ def _add_engine(
         return
     path = engine_path(engine)
     candidates.append(Candidate(backend.name, path, engine_runner(engine, backend, f"{backend.name} {path}")))
-
-
-def _compare_all(
-    candidates: Sequence[Candidate],
-    expected: Expected,
-    tolerance: Tolerance,
-    bounds: Bounds | None,
-    progress: Progress,
-) -> tuple[list[Comparison], list[str], list[str]]:
-    """Compare every candidate that can load and run the model.
-
-    Returns:
-        The comparisons; what failed to run, which is the file's fault; and what could not be run, which may be ours: a
-        graph that emulates half precision.
-
-    Raises:
-        InputError: no candidate can run the model, or the reference fails.
-    """
-    comparisons: list[Comparison] = []
-    failures: list[tuple[Candidate, PathError]] = []
-    for candidate in candidates:
-        progress(f"{candidate.backend} ({candidate.path}): {len(expected.cases)} cases")
-        its = (tolerance, bounds) if candidate.rounds else (tolerances.UNROUNDED_MOST, tolerances.UNROUNDED)
-        try:
-            comparisons += compare(expected.cases, expected.targets, candidate, *its, names=expected.names)
-        except PathError as error:
-            failures.append((candidate, error))
-    if not comparisons and failures:
-        raise failures[0][1]
-    failed: list[str] = []
-    unable: list[str] = []
-    for candidate, failure in failures:
-        ran_otherwise = any(candidate.backend == each.backend for each in comparisons)
-        its_fault = not candidate.emulates or ran_otherwise
-        (failed if its_fault else unable).append(f"{candidate.backend} ({candidate.path}): {failure.what}")
-    return comparisons, failed, unable
-
-
-def _zeros_notes(comparisons: Sequence[Comparison]) -> list[str]:
-    """Say of which outputs the reference is zero everywhere, whatever the inputs."""
-    zeros = dict.fromkeys(each.output for each in comparisons if each.told_nothing)
-    if len(zeros) == len({each.output for each in comparisons}):
-        return ["the reference is zero everywhere, in every output and case: nothing was told apart, so it is no pass"]
-    return [
-        f"the reference of output {name} is zero everywhere in every case: nothing was told apart" for name in zeros
-    ]
 
 
 def _kernels_note(candidate: Candidate, aggregations: int) -> list[str]:

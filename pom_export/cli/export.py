@@ -111,6 +111,6 @@ def command(
         ("outputs", "; ".join(result.outputs)),
         *([("kept in float32", ", ".join(result.kept_in_float32))] if result.kept_in_float32 else []),
         *(("note", line) for line in result.notes),
-        ("agrees with PyTorch on", ", ".join(result.checked) or "nothing that runs here: see `pom-export verify`"),
+        ("agrees with PyTorch on", ", ".join(result.checked) or "nothing: see the notes and `pom-export verify`"),
     ]
     print_result(result.to_dict(), as_json, lines)

@@ -12,6 +12,9 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 _PIECE: Final = 2**20
+# A number is far beyond the others by this factor, where so many others are not small by chance; and equal to others
+# like it to this share of it: -1e9 is added to logits, or put in their place.
+_FAR, _ENOUGH, _ALIKE = 100.0, 16, 1e-3
 
 
 @dataclass
@@ -23,6 +26,9 @@ class Measure:
         odd: whether NaN or an infinity is on one side alone, or another one on each.
         max_abs: the largest |a - b|.
         magnitude: the largest |b|, b being the reference.
+        low: the smallest b.
+        high: the largest b.
+        nan: how many numbers are NaN in the reference, and so compared with nothing.
         squares: the sums of squares of a - b, a and b.
         product: the sum of a b.
     """
@@ -31,8 +37,16 @@ class Measure:
     odd: bool = False
     max_abs: float = 0.0
     magnitude: float = 0.0
+    low: float = math.inf
+    high: float = -math.inf
+    nan: int = 0
     squares: tuple[float, float, float] = (0.0, 0.0, 0.0)
     product: float = 0.0
+
+    @property
+    def constant(self) -> float | None:
+        """The one number that the reference is everywhere; None: it has several, or one alone."""
+        return self.low if self.low == self.high and self.count > 1 else None
 
     @property
     def rms(self) -> float:
@@ -64,10 +78,12 @@ def measure(actual: Array, reference: Array, *, partial: bool = False) -> Measur
         finite = np.isfinite(b)
         if not finite.all():
             found.odd |= not partial and not np.array_equal(a[~finite], b[~finite], equal_nan=True)
+            found.nan += int(np.isnan(b).sum())
             a, b = a[finite], b[finite]
         if not b.size:
             continue
         found.count += b.size
+        found.low, found.high = min(found.low, float(b.min())), max(found.high, float(b.max()))
         found.odd |= not np.isfinite(a).all()
         if found.odd:
             continue
@@ -78,6 +94,34 @@ def measure(actual: Array, reference: Array, *, partial: bool = False) -> Measur
         found.squares = tuple(old + new for old, new in zip(found.squares, sums, strict=True))  # type: ignore[assignment]
         found.product += float(a @ b)
     return found
+
+
+def sentinels(reference: Array) -> Array | None:
+    """Return where a reference holds a number far beyond all others, such as the -1e9 of masked logits.
+
+    On the scale of such a number the others have no digits.
+
+    Args:
+        reference: the outputs, as they should be.
+
+    Returns:
+        A mask of the reference's shape; None: there is no such number.
+    """
+    if reference.dtype.kind != "f" or reference.size < _ENOUGH:
+        return None
+    highest = max(float(piece.max()) for piece in _magnitudes(reference))
+    least = highest * (1 - _ALIKE)
+    others = max(float(piece.max(initial=0.0, where=piece < least)) for piece in _magnitudes(reference))
+    if not 0.0 < others * _FAR < highest:
+        return None
+    found = np.isfinite(reference) & (np.abs(reference) >= least)
+    return found if reference.size - int(found.sum()) >= _ENOUGH else None
+
+
+def _magnitudes(array: Array) -> Iterator[Array]:
+    """Yield |b| in pieces, 0 where b is not finite."""
+    for piece, _ in _pieces(array, array):
+        yield np.where(np.isfinite(piece), np.abs(piece), 0.0)
 
 
 def _pieces(actual: Array, reference: Array) -> Iterator[tuple[Array, Array]]:

@@ -43,6 +43,12 @@ class Comparison:
         return all(case.difference.reference_is_zero for case in self.cases)
 
     @property
+    def constant(self) -> float | None:
+        """The number that the reference was everywhere, the same in every case; None: there were different ones."""
+        found = {case.difference.reference_constant for case in self.cases}
+        return found.pop() if len(found) == 1 else None
+
+    @property
     def worst(self) -> CaseResult:
         """The case that uses most of its tolerance."""
         return max(self.cases, key=lambda case: share_of_tolerance(case.difference))
@@ -62,6 +68,27 @@ class Comparison:
                 for c in self.cases
             ],
         }
+
+
+def is_all_zero(comparisons: Sequence[Comparison]) -> bool:
+    """Return whether the reference was zero everywhere, in every output and case: a wrong file may give the same."""
+    return bool(comparisons) and all(comparison.told_nothing for comparison in comparisons)
+
+
+def untold_notes(comparisons: Sequence[Comparison]) -> list[str]:
+    """Say of which outputs a comparison tells nothing, or not all: those that are one number, or NaN, in PyTorch."""
+    if is_all_zero(comparisons):
+        return ["the reference is zero everywhere, in every output and case: nothing was told apart, so it is no pass"]
+    notes = {}
+    for each in comparisons:
+        if each.told_nothing or each.constant is not None:
+            number = "zero" if each.told_nothing else f"{each.constant:g}"
+            notes[each.output] = (
+                f"the reference of output {each.output} is {number} everywhere in every case: nothing was told apart"
+            )
+        elif nan := sum(case.difference.reference_nan for case in each.cases):
+            notes[each.output] = f"the reference of output {each.output} holds {nan} NaN: nothing was compared there"
+    return list(notes.values())
 
 
 @dataclass(frozen=True)
@@ -92,7 +119,7 @@ class ParityReport:
     @property
     def told_nothing(self) -> bool:
         """Whether the reference was zero everywhere, in every output and case: a wrong file may give the same."""
-        return all(comparison.told_nothing for comparison in self.comparisons)
+        return is_all_zero(self.comparisons)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able values."""

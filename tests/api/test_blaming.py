@@ -13,7 +13,6 @@ from pom_export.api.blaming import fault_hint
 from pom_export.api.source import Source, load_source
 from pom_export.graph.program import GraphOptions
 from pom_export.parity.comparison import Difference
-from pom_export.parity.tolerances import MODELS
 from tests.official_style import PoM
 
 X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
@@ -34,7 +33,7 @@ def source_of(*layers: nn.Module) -> Source:
 
 
 def hint(source: Source, found: Difference = FAR) -> str:
-    return fault_hint(source, {"input": X.numpy().astype(np.float64)}, MODELS["float32"], found)
+    return fault_hint(source, {"input": X.numpy().astype(np.float64)}, found)
 
 
 def mixer() -> PoM:

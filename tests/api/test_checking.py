@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+from pathlib import Path
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+import pom_export
 from pom_export.api.checking import CASES_AT_EXPORT
+from pom_export.errors import ParityError
 from pom_export.graph.program import GraphOptions
 from pom_export.graph.programs import program_of
 from pom_export.mixer import MixerConfig, PolynomialMixer, ProductMixer, RotaryPolynomialMixer
@@ -50,3 +55,43 @@ def test_every_dynamic_dimension_has_two_sizes_one_of_them_1(model: str, options
     for name, tried in sizes.items():
         assert len(tried) >= 2, (name, tried)
         assert 1 in tried or name == "past_tokens", (name, tried)
+
+
+def test_an_export_says_of_what_it_compared_nothing(tmp_path: Path) -> None:
+    mixer = PolynomialMixer(8, 2, 2)
+    nn.init.zeros_(mixer.ag_proj.weight)
+    result = pom_export.export(mixer, tmp_path / "m.onnx")
+    assert result.checked == []
+    assert result.notes == [
+        "the reference is zero everywhere, in every output and case: nothing was told apart, so it is no pass"
+    ]
+
+
+class Gated(nn.Module):
+    """A user's own mixer, with a bias that an adapter may forget."""
+
+    def __init__(self, forgets: bool) -> None:
+        super().__init__()
+        self.forgets = forgets
+        self.mixer = PolynomialMixer(16, 3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.mixer(x, mask="causal")
+        return x + y
+
+
+def adapted(module: Gated) -> nn.Module:
+    """Return what computes the same, or with other coefficients."""
+    other = copy.deepcopy(module)
+    other.mixer.po_coeff = nn.Parameter(module.mixer.po_coeff * (0.98 if module.forgets else 1.0))
+    return other
+
+
+def test_a_users_half_file_is_told_from_a_coarse_one(tmp_path: Path) -> None:
+    """Two per cent of the coefficients hide in the tolerance of the type alone."""
+    torch.manual_seed(0)
+    options = {"example_inputs": (torch.randn(2, 5, 16),), "mixers": {Gated: adapted}, "dtype": "bfloat16"}
+    result = pom_export.export(nn.Sequential(Gated(False)), tmp_path / "m.onnx", **options)
+    assert "onnxruntime without rounding kernel" in result.checked
+    with pytest.raises(ParityError, match=r"differs from PyTorch by .* In place of 0 stands"):
+        pom_export.export(nn.Sequential(Gated(True)), tmp_path / "n.onnx", **options)

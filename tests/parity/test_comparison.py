@@ -10,7 +10,7 @@ import pytest
 
 from pom_export.parity.comparison import compare_outputs, difference, share_of_tolerance, spreads
 from pom_export.parity.page import render_page
-from pom_export.parity.report import CaseResult, Comparison, ParityReport
+from pom_export.parity.report import CaseResult, Comparison, ParityReport, untold_notes
 from pom_export.parity.targets import Spread, Target
 from pom_export.parity.tolerances import Bounds, Tolerance
 
@@ -44,6 +44,36 @@ def test_expected_nan_and_infinity_must_be_met() -> None:
     assert difference(reference.copy(), reference, TOLERANCE)
     assert not difference(np.array([1.0, np.nan, -np.inf]), reference, TOLERANCE)
     assert not difference(np.array([1.0, 0.0, np.inf]), reference, TOLERANCE)
+
+
+@pytest.mark.parametrize("masked", [-1e9, float(np.finfo(np.float32).min), -1e4])
+def test_what_is_masked_by_a_number_hides_nothing_of_the_rest(masked: float) -> None:
+    reference = np.random.default_rng(0).standard_normal((2, 5, 40))
+    reference[:, :, 30:] = masked
+    feed: dict[str, np.ndarray] = {}
+
+    def compared(actual: np.ndarray) -> bool:
+        return all(map(bool, compare_outputs(feed, Target({"y": reference}), {"y": actual}, TOLERANCE).values()))
+
+    assert compared(reference * (1 + 1e-4))
+    assert not compared(np.where(reference > masked, reference + 0.01, reference))
+    assert not compared(np.where(reference > masked, reference, reference * 1.01))
+
+
+@pytest.mark.parametrize(
+    ("values", "note"),
+    [
+        ([0.0, 0.0], "the reference is zero everywhere, in every output and case"),
+        ([0.5, 0.5], "the reference of output y is 0.5 everywhere in every case: nothing was told apart"),
+        ([0.5, np.nan], "the reference of output y holds 2 NaN: nothing was compared there"),
+        ([0.5, 0.25], ""),
+        ([0.5], ""),
+    ],
+)
+def test_what_a_reference_does_not_tell_is_said(values: list[float], note: str) -> None:
+    found = difference(np.array(values), np.array(values), TOLERANCE)
+    notes = untold_notes([Comparison("onnxruntime", "kernel", "y", (CaseResult("a", "", found),) * 2)])
+    assert [text[: len(note)] for text in notes] == ([note] if note else [])
 
 
 def report_of(actual: np.ndarray) -> ParityReport:
@@ -138,7 +168,7 @@ def test_a_comparison_over_no_cases_has_not_passed() -> None:
     assert not Comparison("onnxruntime", "kernel", "y", ())
 
 
-BOUNDS = Bounds(2.0, 4.0, 1e-6, "for this test")
+BOUNDS = Bounds(2.0, 4.0, 1e-6, 1.0, "for this test")
 COARSE = Tolerance(0.1, 0.0, "for this test")
 NOISE = 0.01 * RANDOM.standard_normal(1000)
 SIGNAL = 5 * RANDOM.standard_normal(1000)
