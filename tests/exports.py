@@ -30,13 +30,23 @@ class Exported:
         torch.save(module.state_dict(), self.checkpoint)
         pom_export.export(self.checkpoint, folder / "m.onnx", **options)
 
-    def verify(self, *edits: Edit, file: str = "spoiled.onnx", **options: Any) -> ParityReport:
-        """Return what verify says of the export after some edits."""
+    def spoil(self, *edits: Edit, file: str = "spoiled.onnx") -> Path:
+        """Return the export after some edits."""
         model = onnx.load(self.folder / "m.onnx")
         for edit in edits:
             edit(model)
         onnx.save(model, self.folder / file)
-        return pom_export.verify(self.folder / file, checkpoint=self.checkpoint, **options)
+        return self.folder / file
+
+    def verify(self, *edits: Edit, file: str = "spoiled.onnx", **options: Any) -> ParityReport:
+        """Return what verify says of the export after some edits."""
+        return pom_export.verify(self.spoil(*edits, file=file), checkpoint=self.checkpoint, **options)
+
+    def recorded(self) -> dict[str, np.ndarray]:
+        """Return the inputs of the first case of its parity data: faults of weights show on any."""
+        prefix = "0/in/"
+        with np.load(self.folder / "m.parity.npz") as arrays:
+            return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def weight(name: str, change: Callable[[np.ndarray], Any]) -> Edit:

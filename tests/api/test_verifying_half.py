@@ -27,7 +27,7 @@ def half(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="module")
 def rotary(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     mixer = pom_export.RotaryPolynomialMixer(16, 2, 2, max_seq_len=1100)
-    return Exported(tmp_path_factory.mktemp("rotary"), mixer, mask="causal", dtype="bfloat16")
+    return Exported(tmp_path_factory.mktemp("rotary"), mixer, mask="causal", dtype="bfloat16", samples=1)
 
 
 def test_a_right_file_is_far_within_its_bounds(half: Exported) -> None:
@@ -51,7 +51,7 @@ def test_a_right_file_is_far_within_its_bounds(half: Exported) -> None:
     ids=["no gate bias", "coefficients of other channels", "coefficients", "norm", "matrix"],
 )
 def test_a_fault_does_not_hide_behind_rounding(half: Exported, edit: Edit) -> None:
-    report = half.verify(edit)
+    report = half.verify(edit, inputs=half.recorded())
     assert not report
     broken = [c for c in report.comparisons if not c]
     assert any("times its bound" in c.worst.difference.broken for c in broken)
@@ -59,12 +59,12 @@ def test_a_fault_does_not_hide_behind_rounding(half: Exported, edit: Edit) -> No
 
 @pytest.mark.parametrize("table", ["cos", "sin"])
 def test_a_rotation_that_is_two_percent_off_fails(rotary: Exported, table: str) -> None:
-    assert rotary.verify()
-    assert not rotary.verify(weight(f"freqs_{table}", lambda array: array * 1.02))
+    assert rotary.verify(inputs=rotary.recorded())
+    assert not rotary.verify(weight(f"freqs_{table}", lambda array: array * 1.02), inputs=rotary.recorded())
 
 
 def test_bounds_of_ones_own_replace_those_of_rounding(half: Exported) -> None:
-    report = half.verify(weight("blocks.0.mixer.se_bias", lambda array: array * 0), rtol=0.9)
+    report = half.verify(weight("blocks.0.mixer.se_bias", lambda array: array * 0), rtol=0.9, inputs=half.recorded())
     assert report
     assert report.precision == "custom"
     assert not any(c.backend == UNROUNDED for c in report.comparisons)
@@ -75,8 +75,8 @@ def test_parity_data_know_what_rounding_does(half: Exported) -> None:
     recorded = half.folder / "m.parity.npz"
     assert pom_export.verify(half.folder / "m.onnx")
     assert pom_export.verify(half.folder / "m.onnx", inputs=recorded)
-    half.verify(weight("blocks.1.mixer.po_coeff", lambda array: array * 1.02), rtol=0.9)
-    assert not pom_export.verify(half.folder / "spoiled.onnx", inputs=recorded)
+    spoiled = half.spoil(weight("blocks.1.mixer.po_coeff", lambda array: array * 1.02))
+    assert not pom_export.verify(spoiled, inputs=recorded)
 
 
 @pytest.mark.parametrize("heads", [0, 4])
@@ -84,7 +84,8 @@ def test_parity_data_know_what_rounding_does(half: Exported) -> None:
 def test_tables_that_a_file_holds_in_both_types_are_known(dtype: str, heads: int, tmp_path: Path) -> None:
     """Features are turned by float32 tables, a gate of heads by columns of them in half."""
     mixer = pom_export.RotaryPolynomialMixer(16, 2, 2, n_sel_heads=heads, max_h=8, max_w=8, rope_2d=True)
-    report = Exported(tmp_path, mixer, positions=True, dtype=dtype).verify()
+    exported = Exported(tmp_path, mixer, positions=True, dtype=dtype, samples=1)
+    report = exported.verify(inputs=exported.recorded())
     found = [c.worst.difference for c in report.comparisons if c.backend == UNROUNDED]
     assert found
     assert max(map(share_of_tolerance, found)) < 0.2
