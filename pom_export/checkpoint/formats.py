@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from pom_export.checkpoint.foreign import HEAD, check_file, check_folder
 from pom_export.checkpoint.pickles import SAFE_FORMAT_HINT, read_archive, read_legacy
+from pom_export.checkpoint.weight_set import is_average
 from pom_export.errors import CheckpointError, reason_of
 from pom_export.files import readable_file
 from pom_export.json_text import parse_json
@@ -22,7 +23,9 @@ _LENGTH = 8  # bytes of a safetensors file that say how long its header is
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 # Files that trainers save beside the weights.
-_NO_WEIGHTS = re.compile(r"optim|sched|rng|random|training_args|scaler|sampler|trainer")
+_NO_WEIGHTS = re.compile(
+    r"(^|[_.-])(optim(izer)?s?|sched(uler)?s?|rng_states?|random_states?|training_args|scaler|sampler|trainer_state)([_.-]|$)"
+)
 _CUSTOM = "custom_checkpoint_*.pkl"  # of accelerate: objects of the user's, averages of the weights among them
 _SOME = 4
 _COPY_HINT = "Copy or save it again"
@@ -70,16 +73,18 @@ def files_of_folder(folder: Path) -> list[Path]:
     if index is not None:
         return _shards(index)
     check_folder(folder)
+    names = _checkpoints_in(folder)
+    inner = [place.name for place in sorted(folder.iterdir()) if place.is_dir() and _checkpoints_in(place)]
+    models = [name for name in names if not _NO_WEIGHTS.search(name)]
     # Trainers keep a link to the last one: a file counts once.
-    places = [folder / name for name in _checkpoints_in(folder)]
+    places = [folder / name for name in (models or ([] if inner else names))]
     found = list({place.resolve(): place for place in places}.values())
     if len(found) == 1:
         return found
     hint = f"Name a file, or a folder with {' or '.join(_FOLDER_FILES)}"
     if found:
-        names = ", ".join(file.name for file in found[:_SOME])
-        raise CheckpointError(f"folder {folder} holds {len(found)} checkpoints ({names})", hint)
-    inner = [place.name for place in sorted(folder.iterdir()) if place.is_dir() and _checkpoints_in(place)]
+        listed = ", ".join(file.name for file in found[:_SOME])
+        raise CheckpointError(f"folder {folder} holds {len(found)} checkpoints ({listed})", hint)
     if inner:
         hint = f"Name one of the folders in it that do: {', '.join(inner[:_SOME])}{', ...' * (len(inner) > _SOME)}"
     raise CheckpointError(f"folder {folder} holds no weights", hint)
@@ -136,8 +141,12 @@ def _checkpoints_in(folder: Path) -> list[str]:
 
 
 def files_beside(folder: Path, read: Sequence[Path]) -> list[str]:
-    """Return the names of other files in a folder that may hold weights: not those of a trainer's state."""
+    """Return the names of other files in a folder that may hold weights: not those of a trainer's state.
+
+    Folders whose names say that averages lie in them are among them.
+    """
     names = [*_checkpoints_in(folder), *(file.name for file in folder.glob(_CUSTOM))]
+    names += [place.name for place in folder.iterdir() if is_average(place.name) and _checkpoints_in(place)]
     return [name for name in sorted(names) if folder / name not in read and not _NO_WEIGHTS.search(name)]
 
 

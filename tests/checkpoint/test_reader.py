@@ -199,6 +199,21 @@ def test_the_type_of_narrow_weights_is_named_before_their_scales(tmp_path: Path,
         load_model(tmp_path / "m.pt")
 
 
+def test_a_trainers_state_is_no_checkpoint_of_a_folder(tensors: Tensors, tmp_path: Path) -> None:
+    (tmp_path / "optimizer.pt").write_bytes(b"x")
+    torch.save(tensors, tmp_path / "last.ckpt")
+    assert_same(read_checkpoint(tmp_path).tensors, tensors)
+    for name in ("unet", "unet_ema"):
+        (tmp_path / name).mkdir()
+        save_file(tensors, tmp_path / name / "model.safetensors")
+    assert read_checkpoint(tmp_path).beside == ["unet_ema"]
+    (tmp_path / "last.ckpt").unlink()
+    assert "holds no weights. Name one of the folders in it that do: unet, unet_ema" in refusal(tmp_path)
+    for name in ("model.pt", "trainer.pt"):
+        torch.save(tensors, tmp_path / name)
+    assert "holds 2 checkpoints (model.pt, trainer.pt)" in refusal(tmp_path)
+
+
 def test_a_link_to_the_only_checkpoint_is_no_other_one(tensors: Tensors, tmp_path: Path) -> None:
     torch.save(tensors, tmp_path / "step-100.ckpt")
     (tmp_path / "last.ckpt").symlink_to("step-100.ckpt")
