@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from pom_export.errors import InputError
 from pom_export.graph.uncopyable import owners, shared_by_copies, uncopyable
-from pom_export.graph.wrappers import copy_without_wrappers
+from pom_export.graph.wrappers import copy_without_wrappers, inner_module
 
 _Module = TypeVar("_Module", bound=nn.Module)
 # Where a module keeps what is asked for by other names.
 _MODULE_FIELDS = ("_parameters", "_buffers", "_modules")
+_PLAIN = (int, float, complex, str, bytes)
 
 
 def copy_module(module: _Module, dtype: torch.dtype | None = None) -> _Module:
-    """Return a copy of a module, in evaluation mode, that shares every parameter whose type need not change.
+    """Return a copy of a module, in evaluation mode, that shares every parameter that need not change.
 
     Wrappers inside it are left out, and the copy is on the CPU. The module itself is left as it is, by its copy's calls
     too: buffers and other tensors are copied. What can't be copied, such as a lock or an open file, is shared.
@@ -29,28 +32,84 @@ def copy_module(module: _Module, dtype: torch.dtype | None = None) -> _Module:
         dtype: floating-point type of the copy; None: weights keep their types.
 
     Raises:
-        InputError: a part of it, or what an attribute holds, can't be copied.
+        InputError: a part of it, or what an attribute holds, can't be copied, or is copied with other values.
     """
-    memo: dict[int, object] = {}
+    memo: dict[int, Any] = {}
     for tensor in plain_tensors(module):
         memo[id(tensor)] = tensor.detach().cpu().clone()  # one with a history can't be deep-copied
+    changing = _changed_by_eval(module)
     for part in _parts(module):
         memo |= {id(value): value for value in owners(_own_leaves(part))}
         for buffer in part.buffers(recurse=False):
             memo[id(buffer)] = _converted(buffer, dtype).clone()
         for parameter in part.parameters(recurse=False):
-            memo[id(parameter)] = _converted(parameter, dtype)
+            converted = _converted(parameter, dtype)
+            memo[id(parameter)] = copy.deepcopy(converted) if parameter in changing else converted
     with warnings.catch_warnings():
         # Traced modules hold classes that torch itself has deprecated.
         warnings.simplefilter("ignore", FutureWarning)
         try:
-            return copy_without_wrappers(module, dict(memo)).eval()
+            return _copied(module, memo)
+        except InputError:
+            raise
         except Exception:  # noqa: BLE001 (whatever copy.deepcopy meets)
             memo |= shared_by_copies(module, memo)
         try:
-            return copy_without_wrappers(module, memo).eval()
+            return _copied(module, memo)
+        except InputError:
+            raise
         except Exception as error:
             raise uncopyable(module, memo, error) from error
+
+
+def _copied(module: _Module, memo: Mapping[int, Any]) -> _Module:
+    copies = dict(memo)
+    copied = copy_without_wrappers(module, copies)
+    _check_values(module, copies)
+    return copied.eval()
+
+
+def _changed_by_eval(module: nn.Module) -> set[Tensor]:
+    """Return the parameters that `eval` may change, as that of adapters which are merged then does."""
+    changing = (part for part in _parts(module) if part.training and type(part).train is not nn.Module.train)
+    return {parameter for part in changing for parameter in part.parameters()}
+
+
+def _check_values(module: nn.Module, copies: Mapping[int, Any]) -> None:
+    """Raise InputError where a part's copy holds other values, which a class that says how it is copied may make.
+
+    What a copy lacks, such as a cache, is no other value: the model makes it again, or fails.
+
+    Args:
+        module: what was copied.
+        copies: the copy of everything in it, by id.
+    """
+    for part in _parts(module):
+        copied = copies.get(id(part))
+        if inner_module(part) is not None or type(copied) is not type(part) or isinstance(part, torch.jit.ScriptModule):
+            continue
+        others = _values(copied)
+        for name, value in _values(part).items():
+            wanted, other = copies.get(id(value), value) if isinstance(value, Tensor) else value, others.get(name)
+            if other is not None and not _same_value(wanted, other):
+                path = next((path for path, one in module.named_modules() if one is part), "")
+                raise InputError(
+                    f"a copy of {path or 'the model'} ({type(part).__name__}) has another {name} than itself, and an "
+                    "export works on copies",
+                    "Copy it too where the class says how it is copied or pickled",
+                )
+
+
+def _values(part: nn.Module) -> dict[str, Any]:
+    """Return a part's own parameters, buffers, and attributes that are tensors or plain values."""
+    own = {**vars(part), **part._parameters, **part._buffers}
+    return {name: value for name, value in own.items() if isinstance(value, (Tensor, *_PLAIN))}
+
+
+def _same_value(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one is other or (one.shape == other.shape and bool((one == other).all()))
+    return repr(one) == repr(other)  # NaN differs from itself
 
 
 def _converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import ClassVar
 
+import pytest
 import torch
 from torch import nn
 
+from pom_export.errors import InputError
 from pom_export.graph.copying import copy_module
 from pom_export.models import GPT, GPTConfig
 
@@ -57,6 +59,49 @@ def test_a_copy_of_another_type_has_weights_of_its_own() -> None:
 def test_tied_weights_stay_tied() -> None:
     copied = copy_module(GPT(GPTConfig(11, 1, 2, 8, 2, 2, 2, 1, mlp_width=8)), torch.float64)
     assert copied.lm_head.weight is copied.transformer["wte"].weight
+
+
+class Merging(nn.Linear):
+    """An adapter that is added to the weight in evaluation."""
+
+    def train(self, mode: bool = True) -> Merging:
+        if self.training and not mode:
+            self.weight.data += 1
+        return super().train(mode)
+
+
+def test_a_change_of_weights_in_evaluation_is_the_copys_alone() -> None:
+    model = nn.Sequential(Merging(2, 2), nn.Linear(2, 2))
+    before = model[0].weight.clone()
+    copied = copy_module(model)
+    assert torch.equal(model[0].weight, before)
+    assert torch.equal(copied[0].weight, before + 1)
+    assert copied[1].weight is model[1].weight
+
+
+class Restored(nn.Module):
+    """Says itself how it is copied."""
+
+    def __init__(self, **restored: object) -> None:
+        super().__init__()
+        self.restored = restored
+        self.register_buffer("scale", torch.ones(2))
+        self.times, self.shift = 3, torch.zeros(2)
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        super().__setstate__(state)
+        for name, value in self.restored.items():
+            setattr(self, name, value)
+
+
+@pytest.mark.parametrize(("name", "value"), [("scale", torch.zeros(2)), ("times", 4), ("shift", torch.ones(2))])
+def test_a_copy_of_other_values_is_refused(name: str, value: object) -> None:
+    with pytest.raises(InputError, match=rf"a copy of 0 \(Restored\) has another {name} than itself"):
+        copy_module(nn.Sequential(Restored(**{name: value})))
+
+
+def test_a_copy_may_lack_what_the_model_makes_again() -> None:
+    assert copy_module(Restored(shift=None, scale=torch.ones(2)), torch.float64).shift is None
 
 
 def test_what_closes_something_at_its_end_is_not_copied() -> None:
