@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, ItemsView, Iterator, Mapping, ValuesView
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ _NO_TENSORS = (int, float, complex, str, bytes, bool, type(None), torch.SymInt, 
                torch.dtype, torch.device, torch.Size)  # fmt: skip
 # How far an object's attributes are followed.
 _DEEPEST = 4
+# Beyond so many levels a structure holds itself.
+_MOST_STEPS = 64
 _ODD = re.compile(r"[^\w.:/\-]+")
 
 
@@ -101,8 +103,15 @@ def _is_tensor(leaf: _Leaf) -> bool:
     """
     value, name = leaf.value, leaf.full_name()
     if isinstance(value, Tensor):
+        if value.is_nested:
+            raise InputError(f"the output {name} is a nested tensor, which ONNX has not", "Return a padded one")
         if value.layout != torch.strided:
             raise InputError(f"the output {name} is a sparse tensor, which ONNX has not", "Return its to_dense()")
+        if value.is_quantized:
+            raise InputError(f"the output {name} is quantized, and can't be traced", "Return its dequantize()")
+        if value.is_floating_point() and value.dtype.itemsize == 1:
+            kind = str(value.dtype).removeprefix("torch.")
+            raise InputError(f"the output {name} is {kind}, which can't be compared", "Return its float()")
         if value.is_complex():
             raise InputError(
                 f"the output {name} is complex, which ONNX Runtime is not", "Return torch.view_as_real of it"
@@ -113,6 +122,8 @@ def _is_tensor(leaf: _Leaf) -> bool:
     kind = type(value).__name__
     if isinstance(value, (set, frozenset)) or hasattr(value, "__next__"):
         raise InputError(f"the output {name} is a {kind}, which has no order to name tensors by", "Return a tuple")
+    if isinstance(value, (ValuesView, ItemsView)):
+        raise InputError(f"the output {name} is a view of a mapping ({kind})", "Return the mapping, or a tuple")
     if type(value).__module__ == "numpy":
         raise InputError(f"the output {name} is of numpy ({kind}), which can't be traced", "Return a tensor")
     if _holds_tensors(value):
@@ -135,6 +146,8 @@ def _holds_tensors(value: Any, depth: int = _DEEPEST) -> bool:
 def _leaves(value: Any, keys: tuple[str, ...], steps: tuple[str, ...], starts: bool | None = None) -> Iterator[_Leaf]:
     """Yield the values in a result, in order."""
     parts = _parts(value)
+    if len(steps) > _MOST_STEPS:
+        raise InputError(f"the output {'_'.join(('y', *steps[:2]))} holds itself, and has no end", "Return a tuple")
     if parts is None:
         yield _Leaf(keys, steps, bool(starts), value)
         return

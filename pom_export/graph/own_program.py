@@ -71,7 +71,7 @@ def _tensor(name: str, value: Any) -> Tensor:
     """
     if isinstance(value, np.ndarray):
         try:
-            value = torch.from_numpy(np.array(value))
+            value = torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
         except TypeError as error:
             raise InputError(f"example input {name} is an array of {value.dtype}", "Give another type") from error
     if not isinstance(value, Tensor):
@@ -79,11 +79,11 @@ def _tensor(name: str, value: Any) -> Tensor:
             f"example input {name} is a {type(value).__name__}, not a tensor",
             "Give tensors; fix other arguments in a module around yours",
         )
-    shape = "x".join(map(str, value.shape))
     if value.layout != torch.strided or value.is_quantized or value.is_nested or value.is_complex():
         kind = f"{value.layout}, {value.dtype}".replace("torch.", "")
         raise InputError(f"example input {name} is a tensor that ONNX has not ({kind})", "Give a plain, dense one")
     if not value.numel():
+        shape = "x".join(map(str, value.shape))
         raise InputError(
             f"example input {name} is empty ({shape}): there is nothing to trace or compare",
             "Give at least one row and one token",

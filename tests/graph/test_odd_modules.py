@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 import pom_export
 from pom_export.errors import InputError
 from pom_export.graph.outputs import left_out, named_outputs
+from pom_export.graph.own_program import named_examples
+from pom_export.graph.repeating import check_repeats
 from pom_export.parity.comparison import difference
 from pom_export.parity.tolerances import MODELS
 
@@ -133,6 +136,41 @@ def test_an_axis_that_is_squeezed_has_one_size(rows: int, tmp_path: Path) -> Non
 def test_examples_that_are_none_are_refused(inputs: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         pom_export.export(Net(same), tmp_path / "m.onnx", example_inputs=inputs)
+
+
+def test_examples_may_have_another_order_of_bytes() -> None:
+    values = example().numpy()
+    taken = named_examples(Net(same), (values.astype(">f4"),))
+    assert np.array_equal(taken["x"], values)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        pytest.param(lambda x: torch.nested.as_nested_tensor([x]), "y is a nested tensor", id="nested"),
+        pytest.param(lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), "y is quantized", id="quantized"),
+        pytest.param(lambda x: x.to(torch.float8_e4m3fn), "y is float8_e4m3fn", id="float8"),
+        pytest.param(lambda x: {"a": x}.values(), "y is a view of a mapping", id="view"),
+    ],
+)
+def test_outputs_of_other_kinds_are_refused(make: Callable[[Tensor], Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        named_outputs(make(torch.ones(2)))
+
+
+def test_nested_examples_are_refused() -> None:
+    with pytest.raises(InputError, match="ONNX has not"):
+        named_examples(Net(same), (torch.nested.as_nested_tensor([*example()]),))
+
+
+def test_an_output_that_holds_itself_is_refused() -> None:
+    def endless(_: Net, y: Tensor, __: Tensor) -> list[Any]:
+        held: list[Any] = [y]
+        held.append(held)
+        return held
+
+    with pytest.raises(InputError, match="the output y_1_1 holds itself"):
+        check_repeats(Net(endless), {"x": example()})
 
 
 def test_outputs_are_named_by_fields_keys_and_indices() -> None:
