@@ -163,6 +163,17 @@ def test_nested_examples_are_refused() -> None:
         named_examples(Net(same), (torch.nested.as_nested_tensor([*example()]),))
 
 
+def test_weights_that_a_call_replaces_are_put_back_and_named() -> None:
+    def limited(model: Net, y: Tensor, _: Tensor) -> Tensor:
+        model.gain.data = model.gain.data.clamp(max=1)
+        return y * model.gain
+
+    model = Net(limited, gain=nn.Parameter(torch.full((WIDTH,), 2.0)))
+    with pytest.raises(InputError, match="the model's gain gets other data"):
+        check_repeats(model, {"x": example()})
+    assert bool((model.gain == 2).all())
+
+
 def test_an_output_that_holds_itself_is_refused() -> None:
     def endless(_: Net, y: Tensor, __: Tensor) -> list[Any]:
         held: list[Any] = [y]
