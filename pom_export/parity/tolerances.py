@@ -65,9 +65,9 @@ ROUNDING: Final = {
         6.0,
         2.0**-11,
         2.0,
-        "PyTorch with a rounding after every operator errs as the file does, but for which operators are one node: with "
-        "3 and 5 as the first numbers, right files used up to 0.76 of the first bound and 0.71 of the second, over "
-        "eight golden mixers with one mask each and ten seeds; the third number is a unit in the output's last place. "
+        "PyTorch with a rounding after every operator errs as the file does, but for which operators are one node: "
+        "with 3 and 5 as the first numbers, right files used up to 0.76 of the first bound and 0.71 of the second, "
+        "over eight golden mixers with one mask each and ten seeds; the third number is a unit in the last place. "
         "On inputs beyond both clamps a right file was off by 1.14 times its type's tolerance",
     ),
     "bfloat16": Bounds(4.0, 6.0, 2.0**-8, 2.0, "as float16's; what rounds 8 times as coarsely"),
@@ -79,8 +79,8 @@ UNROUNDED: Final = Bounds(
     0.05,
     1e-5,
     1.0,
-    "weights and constants are rounded alike on both sides, so only float32's errors are left: at most 0.03 of this bound "
-    "was used, over sixteen golden models with one mask each, one or two seeds and both types. One per cent of a "
+    "weights and constants are rounded alike on both sides, so only float32's errors are left: at most 0.03 of this "
+    "bound was used, over sixteen golden models with one mask each, one or two seeds and both types. One per cent of a "
     "gate's bias makes 0.16 of what rounding the weights does, in bfloat16",
 )
 """For the graph of a half-precision model computed in float32: in terms of what rounding the weights does."""

@@ -167,13 +167,13 @@ def test_what_cannot_be_exported_is_said(
 def test_sizes_other_than_the_examples_are_compared_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     compared: list[str] = []
-    whole = checking.compare
+    whole = checking.judge
 
-    def spy(cases: Any, outputs: Any, candidate: Any, tolerance: Any) -> Any:
+    def spy(model: Any, candidates: Any, cases: Any, *others: Any, **options: Any) -> Any:
         compared.extend(case.name for case in cases)
-        return whole(cases, outputs, candidate, tolerance)
+        return whole(model, candidates, cases, *others, **options)
 
-    monkeypatch.setattr(checking, "compare", spy)
+    monkeypatch.setattr(checking, "judge", spy)
     model = nn.Sequential(PoM(8, 2, 2, 1, 1))
     pom_export.export(model, tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8),))
     assert {"example inputs", "other sizes"} < set(compared)
