@@ -104,7 +104,9 @@ def _reference(exported: ExportedModel, source: Source, program: Program) -> Mod
     names = [spec.name for spec in exported.outputs]
     plain = source.plain().module if source.own_inputs else program.module
     exact = kept_in_single(exported, plain) if exported.precision != PRECISIONS[0] else ()
-    return ModuleReference(plain, source.reference(), names, exported.precision, exact)
+    return ModuleReference(
+        plain, source.reference(), names, exported.precision, exact, sizes_folded=exported.sizes_folded
+    )
 
 
 def _why_elsewhere(comparison: Comparison) -> str:

@@ -179,7 +179,9 @@ def targets_of(
         InputError: the module fails, or the file does not give its outputs: found before any backend is loaded.
     """
     exact = kept_in_single(model, program.module) if precision != PRECISIONS[0] else ()
-    reference = ModuleReference(program.module, wide, program.outputs, precision, exact)
+    reference = ModuleReference(
+        program.module, wide, program.outputs, precision, exact, sizes_folded=model.sizes_folded
+    )
 
     def compute(case: Case) -> Target:
         target = reference.target(case)

@@ -28,7 +28,7 @@ from pom_export.graph.dimensions import BATCH, CONTEXT_TOKENS, PAST_TOKENS, TOKE
 from pom_export.graph.interface import TensorSpec, check_counts, check_ranges, read_interface, standard_opset
 from pom_export.graph.nodes import is_aggregation
 from pom_export.graph.onnx_file import check_onnx_file
-from pom_export.graph.unfolding import aggregations_of, unfolded
+from pom_export.graph.unfolding import aggregations_of, all_nodes, unfolded
 from pom_export.graph.weight_types import precision_of, weight_types
 from pom_export.graph.whole_model import load_whole
 
@@ -81,6 +81,7 @@ class ExportedModel:
         weight_types: how many numbers the weights of its products have in each floating-point type.
         claims: what the properties say, as it was read.
         in_branches: how many of the aggregation nodes are in branches or loops.
+        sizes_folded: whether every size is fixed, and what is computed from sizes alone is there as weights.
     """
 
     path: Path
@@ -95,6 +96,7 @@ class ExportedModel:
     weight_types: Mapping[str, int] = field(default_factory=dict)
     claims: Claims = field(default_factory=Claims)
     in_branches: int = 0
+    sizes_folded: bool = False
 
     @property
     def precision(self) -> str:
@@ -182,7 +184,13 @@ def read_model(path: str | os.PathLike[str]) -> ExportedModel:
         weight_types=weight_types(model),
         claims=claims,
         in_branches=len(nodes) - sum(map(is_aggregation, model.graph.node)),
+        sizes_folded=_are_sizes_folded(model.graph, inputs),
     )
+
+
+def _are_sizes_folded(graph: onnx.GraphProto, inputs: Sequence[TensorSpec]) -> bool:
+    fixed = all(isinstance(axis, int) for spec in inputs for axis in spec.axes)
+    return fixed and all(node.op_type != "Range" for node in all_nodes(graph))
 
 
 def _called(node: onnx.NodeProto) -> tuple[str, str, str]:

@@ -44,14 +44,19 @@ class RoundedModule(nn.Module):
         exact: the parameters and buffers that are not rounded, by name; what is given to our op never is.
         values: whether results are rounded too, as a device does that computes in half and sums in float32. Numbers
             that come from integers alone, such as positions, are not.
+        sizes_folded: whether a graph, of fixed sizes, holds what is computed from them alone, such as the angles of
+            positions, as weights: in half where an activation meets them.
     """
 
-    def __init__(self, module: nn.Module, precision: str, exact: Collection[str], *, values: bool) -> None:
+    def __init__(
+        self, module: nn.Module, precision: str, exact: Collection[str], *, values: bool, sizes_folded: bool = False
+    ) -> None:
         super().__init__()
         self.module = copy_module(module)
         self.precision = precision
         self.exact = exact
         self.values = values
+        self.sizes_folded = sizes_folded
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module on inputs in float64."""
@@ -63,11 +68,12 @@ class RoundedModule(nn.Module):
 
     def _run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         exact = {parameter.data_ptr() for name, parameter in module.named_parameters() if name in self.exact}
-        rounding = _Round(_HALVES[self.precision], exact, self.values)
+        rounding = _Round(_HALVES[self.precision], exact, self.values, self.sizes_folded)
         remember(rounding.constants, (buffer for name, buffer in module.named_buffers() if name not in self.exact))
         # A state is kept in float32, in and out.
         inputs = {name: value for name, value in kwargs.items() if name != PAST_STATE}
         remember(rounding.activations, tree_leaves((args, inputs)))
+        rounding.remember_given(tree_leaves((args, inputs)))
         # Attention in its parts, each of which a graph rounds.
         with sdpa_kernel(SDPBackend.MATH), without_compiler(), rounding:
             return module(*args, **kwargs)
@@ -95,17 +101,26 @@ class _Round(Widen):
         single: those of them that a graph has in float32.
         constants: what came from buffers alone: a graph holds it as a weight, in half where an activation meets it.
         numbers: what integers were computed into, such as positions and their angles: a graph has it in float32.
+        given: inputs that are no floating-point numbers, and such numbers that came from inputs.
     """
 
-    def __init__(self, half: torch.dtype, exact: Collection[int], values: bool) -> None:
+    def __init__(self, half: torch.dtype, exact: Collection[int], values: bool, sizes_folded: bool) -> None:
         super().__init__()
         self.half = half
         self.exact = exact
         self.values = values
+        self.sizes_folded = sizes_folded
         self.activations: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.single: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.constants: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.numbers: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self.given: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+    def remember_given(self, values: Iterable[Any]) -> None:
+        """Add the tensors among some values that hold no floating-point numbers."""
+        for value in values:
+            if isinstance(value, Tensor) and not value.is_floating_point():
+                self.given[value] = True
 
     def __torch_dispatch__(
         self,
@@ -138,8 +153,16 @@ class _Round(Widen):
         elif given and all(leaf in self.constants for leaf in given):
             remember(self.constants, tree_leaves(result))
         elif _is_of_integers(name, args, kwargs) or any(leaf in self.numbers for leaf in given):
-            remember(self.numbers, tree_leaves(result))
+            is_folded = self.sizes_folded and not self._is_of_inputs(args, kwargs)
+            remember(self.constants if is_folded else self.numbers, tree_leaves(result))
+        if active or self._is_of_inputs(args, kwargs):
+            self.remember_given(tree_leaves(result))
         return result
+
+    def _is_of_inputs(self, args: Any, kwargs: Any) -> bool:
+        """Return whether an operator's result, no activation, depends on inputs and not on their sizes alone."""
+        leaves = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        return any(leaf in self.given or leaf in self.numbers for leaf in leaves)
 
     def _is_single(self, name: str, given: Sequence[Tensor]) -> bool:
         """Return whether a graph computes an operator in float32, of some activations and what goes with them."""

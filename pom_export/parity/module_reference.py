@@ -25,6 +25,7 @@ class ModuleReference:
         outputs: names of the outputs, in order.
         precision: the type that its outputs are compared in.
         exact: names of the parameters and buffers that a half-precision file has in float32.
+        sizes_folded: whether that file holds what is computed from sizes alone as weights.
     """
 
     def __init__(
@@ -34,6 +35,8 @@ class ModuleReference:
         outputs: Sequence[str],
         precision: str,
         exact: Collection[str] = (),
+        *,
+        sizes_folded: bool = False,
     ) -> None:
         from pom_export.graph.rounding import RoundedModule
 
@@ -41,7 +44,10 @@ class ModuleReference:
         self.outputs = outputs
         self.rounded: tuple[nn.Module, nn.Module] | None = None
         if precision != PRECISIONS[0]:
-            device, weights = (RoundedModule(module, precision, exact, values=values) for values in (True, False))
+            device, weights = (
+                RoundedModule(module, precision, exact, values=values, sizes_folded=sizes_folded)
+                for values in (True, False)
+            )
             self.rounded = (device, weights)
 
     def target(self, case: Case) -> Target:

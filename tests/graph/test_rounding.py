@@ -83,3 +83,19 @@ class Turned(nn.Module):
 @torch.no_grad()
 def test_what_meets_positions_is_computed_in_float32() -> None:
     torch.testing.assert_close(RoundedModule(Turned(), "bfloat16", (), values=True)(X), Turned()(X), rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_what_is_made_of_sizes_alone_is_rounded_where_a_graph_holds_it() -> None:
+    """Positions that are given are computed with when the graph runs, whatever is folded."""
+    angles = torch.arange(3)[:, None].double().cos()
+    folded = RoundedModule(Turned(), "bfloat16", (), values=False, sizes_folded=True)
+    factor = torch.tensor(0.3, dtype=torch.float64)
+    torch.testing.assert_close(folded(X), X * rounded(angles) * rounded(factor), rtol=0, atol=0)
+
+    class Given(nn.Module):
+        def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+            return x * positions[:, None].double().cos()
+
+    given = RoundedModule(Given(), "bfloat16", (), values=False, sizes_folded=True)
+    torch.testing.assert_close(given(X, torch.arange(3)), X * angles, rtol=0, atol=0)
