@@ -21,6 +21,7 @@ from pom_export.graph.program import Program
 from pom_export.graph.quiet import quiet_failure
 from pom_export.graph.refusals import refusal
 from pom_export.graph.size_bounds import symbol_bounds
+from pom_export.graph.weight_writes import no_weight_changes
 from pom_export.graph.wrappers import forward_signature, has_forward
 
 Examples = Mapping[str, Tensor]
@@ -166,38 +167,15 @@ def run_on_examples(module: nn.Module, examples: Examples) -> Any:
     """Return what a module makes of its example inputs.
 
     Raises:
-        InputError: it fails on them, or replaces the data of a parameter.
+        InputError: it fails on them, or changes a parameter.
     """
-    held = {name: (parameter, parameter.data) for name, parameter in module.named_parameters()}
     try:
-        with torch.no_grad(), without_compiler(), quiet_failure():
-            result = module(**examples)
+        with torch.no_grad(), without_compiler(), quiet_failure(), no_weight_changes(module):
+            return module(**examples)
     except InputError:
         raise  # what one of ours is not called with, and what to do
     except (Exception, SystemExit) as error:
         raise refusal("the model fails on the example inputs", error, module, "Give others") from error
-    finally:
-        replaced = _put_back(held)
-    if replaced:
-        raise InputError(
-            f"the model's {replaced[0]} gets other data when the model is called",
-            "Give it these once, before the export, and not in forward",
-        )
-    return result
-
-
-def _put_back(held: Mapping[str, tuple[nn.Parameter, Tensor]]) -> list[str]:
-    """Give parameters, which copies share with the caller's model, the data that they had; return whose were others.
-
-    Tracing such a model can end the process: in place of the data are then values that stand for none.
-    """
-    replaced = []
-    for name, (parameter, data) in held.items():
-        # Classes of others may have no address.
-        if type(parameter) is nn.Parameter and parameter.data_ptr() != data.data_ptr():
-            parameter.data = data
-            replaced.append(name)
-    return replaced
 
 
 def _automatic_shapes(examples: Examples) -> dict[str, dict[int, Any]]:

@@ -163,15 +163,38 @@ def test_nested_examples_are_refused() -> None:
         named_examples(Net(same), (torch.nested.as_nested_tensor([*example()]),))
 
 
-def test_weights_that_a_call_replaces_are_put_back_and_named() -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda gain: setattr(gain, "data", gain.data.clamp(max=1)),
+        lambda gain: gain.data.clamp_(max=1),
+        lambda gain: gain.data[:2].fill_(1),
+        lambda gain: gain.detach().clamp_(max=1),
+        lambda gain: gain.copy_(gain / gain.norm()),
+        lambda gain: torch.clamp(gain, max=1, out=gain.data),
+        lambda gain: torch._foreach_mul_([gain], 0.5),
+    ],
+    ids=["data", "data in place", "a part", "detached", "copy_", "out", "foreach"],
+)
+def test_weights_that_a_call_changes_stay_as_they_were_and_are_named(change: Callable[[Tensor], None]) -> None:
     def limited(model: Net, y: Tensor, _: Tensor) -> Tensor:
-        model.gain.data = model.gain.data.clamp(max=1)
+        change(model.gain)
         return y * model.gain
 
     model = Net(limited, gain=nn.Parameter(torch.full((WIDTH,), 2.0)))
-    with pytest.raises(InputError, match="the model's gain gets other data"):
+    with pytest.raises(InputError, match="the model changes its gain when it is called"):
         check_repeats(model, {"x": example()})
     assert bool((model.gain == 2).all())
+
+
+def test_buffers_and_what_is_made_of_weights_may_be_written_to() -> None:
+    def counting(model: Net, y: Tensor, _: Tensor) -> Tensor:
+        model.seen.zero_()
+        return y * (model.gain * 1).clamp_(max=1)
+
+    model = Net(counting, gain=nn.Parameter(torch.full((WIDTH,), 2.0)))
+    model.register_buffer("seen", torch.zeros(1))
+    check_repeats(model, {"x": example()})
 
 
 def test_an_output_that_holds_itself_is_refused() -> None:

@@ -1,0 +1,85 @@
+"""Weights that a model's call would change: copies share them with the caller's model, and a trace can't hold that."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pom_export.errors import InputError
+from pom_export.graph.control_flow import called_under, is_control_flow
+
+
+@contextlib.contextmanager
+def no_weight_changes(module: nn.Module) -> Iterator[None]:
+    """Run a block that calls a module, and leave its parameters as they were.
+
+    Tracing such a model may end the process: in place of a parameter's data are then values that stand for none.
+
+    Raises:
+        InputError: the block writes to a parameter, or gives it other data.
+    """
+    # Classes of others may have no address.
+    held = {name: each for name, each in module.named_parameters() if type(each) is nn.Parameter}
+    data = {name: parameter.data for name, parameter in held.items()}
+    try:
+        with _RefuseWrites({_address(value): name for name, value in data.items()}):
+            yield
+    finally:
+        replaced = [name for name, parameter in held.items() if parameter.data_ptr() != data[name].data_ptr()]
+        for name in replaced:
+            held[name].data = data[name]
+    if replaced:
+        raise _refusal(replaced[0])
+
+
+class _RefuseWrites(TorchDispatchMode):
+    """Stops an operator before it writes to a parameter, `parameter.data` and `parameter.detach()` included."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, parameters: Mapping[int, str]) -> None:
+        super().__init__()
+        self.parameters = parameters
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if is_control_flow(func):
+            return called_under(self, func, args, kwargs)
+        if func._schema.is_mutable:
+            for written in _written(func, args, kwargs or {}):
+                address = _address(written)
+                if address and address in self.parameters:
+                    raise _refusal(self.parameters[address])
+        return func(*args, **(kwargs or {}))
+
+
+def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+    for index, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[index] if index < len(args) else kwargs.get(argument.name)
+            yield from (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+
+
+def _address(tensor: Tensor) -> int:
+    """Return where the memory begins that a tensor and its views share; 0 where there is no such place."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):  # sparse ones, and those that stand for others
+        return 0
+
+
+def _refusal(name: str) -> InputError:
+    return InputError(
+        f"the model changes its {name} when it is called",
+        "Change it once, before the export, and not in forward",
+    )
