@@ -25,6 +25,7 @@ _NOT_FINITE = (
     "One output holds NaN or infinity where the other has none: half precision ends at 65504, and the official code "
     "gives NaN for a row that is masked out, this toolkit 0"
 )
+_NOTHING = "PyTorch itself gives no finite number there: give example inputs for which it does"
 
 
 def fault_hint(source: Source, feed: Arrays, found: Difference) -> str:
@@ -45,6 +46,8 @@ def fault_hint(source: Source, feed: Arrays, found: Difference) -> str:
             f"{_NOT_WRITTEN}. PyTorch itself gives other outputs each time that the model is run: look for random "
             "numbers in evaluation mode, or for a state that it keeps between calls"
         )
+    if not all(np.isfinite(output).any() for output in expected):
+        return f"{_NOT_WRITTEN}. {_NOTHING}"
     if source.replaced:
         if (wrong := next(_wrong_mixers(source, feed, tolerance), None)) is not None:
             return f"{_NOT_WRITTEN}. {wrong}"

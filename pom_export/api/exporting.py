@@ -160,8 +160,6 @@ def export(
         exported = read_model(staged)
         for module, reason in exported.kept_in_float32.items():
             progress(f"{module} stays in float32: {reason}")
-        if not exported.aggregations:
-            raise InputError("no mixer was called while the model was traced", "Give inputs for which it calls one")
         progress(f"{len(exported.aggregations)} aggregations; comparing with PyTorch")
         checked = check(exported, source, program, sizes, samples)
         notes = [*source.notes, *program.notes, *sizes.notes, *checked.notes, *type_notes(source.module, dtype)]
@@ -193,6 +191,7 @@ def _result(
 def _write(source: Source, path: Path, dtype: str, opset: int, optimize: bool) -> tuple[Program, SizePlan]:
     """Trace the source and save the graph, which is let go of before anything is compared."""
     from pom_export.graph.exporter import export_graph, trace
+    from pom_export.graph.nodes import is_aggregation
     from pom_export.graph.passes.recognise_causal import quadratic_notes
     from pom_export.graph.reaching import idle_notes
     from pom_export.graph.saving import save_model
@@ -215,6 +214,10 @@ def _write(source: Source, path: Path, dtype: str, opset: int, optimize: bool) -
             observe=lambda graph: observe_peaks(graph, trial_inputs(source, program, sizes)),
             traced=traced,
         )
+        if not any(map(is_aggregation, graph.graph.all_nodes())):
+            raise InputError(
+                "no output comes from a mixer", "Give inputs for which the model calls one, and return what comes of it"
+            )
         save_model(graph, path)
         source.notes.extend(quadratic_notes(graph))
         source.notes.extend(idle_notes(graph) if source.own_inputs else ())

@@ -171,7 +171,8 @@ def run_on_examples(module: nn.Module, examples: Examples) -> Any:
     """
     try:
         with torch.no_grad(), without_compiler(), quiet_failure(), no_weight_changes(module):
-            return module(**examples)
+            # A model may write to its inputs, as an in-place activation in front does.
+            return module(**{name: tensor.clone() for name, tensor in examples.items()})
     except InputError:
         raise  # what one of ours is not called with, and what to do
     except (Exception, SystemExit) as error:

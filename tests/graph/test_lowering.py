@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -334,17 +335,23 @@ def test_the_mask_of_each_query_is_dynamic_in_both_directions(tmp_path: Path) ->
     assert result.inputs[1] == "keep float32[batch, tokens, tokens]"
 
 
-def test_a_mixer_that_is_never_called_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "output",
+    [lambda _, x: 2 * x, lambda _, x: x, lambda pom, _: pom.po_coeff, lambda pom, x: (pom(x, x), x)[1]],
+    ids=["idle", "input", "weight", "unused"],
+)
+def test_a_mixer_that_no_output_comes_from_is_said(output: Callable[..., Tensor], tmp_path: Path) -> None:
     class Idle(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.pom = PoM(8, 2, 2, 1, 1)
 
         def forward(self, x: Tensor) -> Tensor:
-            return 2 * x
+            return output(self.pom, x)
 
-    with pytest.raises(InputError, match="no mixer was called"):
+    with pytest.raises(InputError, match="no output comes from a mixer"):
         pom_export.export(Idle(), tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8),))
+    assert list(tmp_path.iterdir()) == []
 
 
 class Widened(PoM):

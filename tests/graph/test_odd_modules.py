@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import pom_export
-from pom_export.errors import InputError
+from pom_export.errors import InputError, ParityError
 from pom_export.graph.outputs import left_out, named_outputs
 from pom_export.graph.own_program import named_examples
 from pom_export.graph.repeating import check_repeats
@@ -195,6 +195,23 @@ def test_buffers_and_what_is_made_of_weights_may_be_written_to() -> None:
     model = Net(counting, gain=nn.Parameter(torch.full((WIDTH,), 2.0)))
     model.register_buffer("seen", torch.zeros(1))
     check_repeats(model, {"x": example()})
+
+
+def test_inputs_that_a_model_writes_to_stay_as_they_were(tmp_path: Path) -> None:
+    model, x = Net(lambda _, y, x: y + x.add_(1)), example()
+    expected = model.mix(x) + x + 1
+    pom_export.export(model, tmp_path / "m.onnx", example_inputs=(x,))
+    assert torch.equal(x, example())
+    (y,) = pom_export.inference_session(tmp_path / "m.onnx").run(None, {"x": x.numpy()})
+    assert difference(y, expected.detach().double().numpy(), MODELS["float32"])
+
+
+@pytest.mark.parametrize("spoil", [lambda y: y * float("nan"), lambda y: y / 0, lambda y: y[:0]])
+def test_examples_that_pytorch_gives_no_number_for_are_not_blamed_on_the_file(
+    spoil: Callable[[Tensor], Tensor], tmp_path: Path
+) -> None:
+    with pytest.raises(ParityError, match="PyTorch itself gives no finite number"):
+        pom_export.export(Net(lambda _, y, __: spoil(y)), tmp_path / "m.onnx", example_inputs=(example(),))
 
 
 def test_an_output_that_holds_itself_is_refused() -> None:
