@@ -24,7 +24,7 @@ from pom_export.checkpoint.values import with_room
 from pom_export.checkpoint.weight_set import WeightSet
 from pom_export.checkpoint.weight_sets import find_sets, is_state_dict, saved_in_training, unread_averages
 from pom_export.errors import CheckpointError, InputError
-from pom_export.files import sha256_of
+from pom_export.files import as_path, sha256_of
 
 _TENSORS = (Tensor, OtherTensor)
 
@@ -111,7 +111,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         InputError: a file is missing, empty or unreadable.
         CheckpointError: it is truncated, of another format, or holds no weights.
     """
-    place = Path(path)
+    place = as_path(path, "checkpoint")
     if not place.is_dir():
         check_whole(place)
     files = files_of_folder(place) if place.is_dir() else [place]

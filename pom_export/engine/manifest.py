@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from pom_export.engine.recipe import PLUGIN, Recipe, sha256_of_weights
 from pom_export.errors import InputError
-from pom_export.files import readable_file, sha256_of
+from pom_export.files import as_path, readable_file, sha256_of
 from pom_export.graph.exported import read_model
 from pom_export.json_text import parse_json
 
@@ -71,7 +71,7 @@ def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def manifest_path(engine: str | os.PathLike[str]) -> Path:
     """Return where the manifest of an engine lies."""
-    return Path(f"{os.fspath(engine)}.json")
+    return Path(f"{as_path(engine, 'engine')}.json")
 
 
 def read_manifest(engine: str | os.PathLike[str]) -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
 """Files that are read, and outputs that appear whole or not at all, with the files that belong to them."""
 
 from pom_export.files.mistaken import mistaken_for
-from pom_export.files.names import AnyPath
+from pom_export.files.names import AnyPath, as_path
 from pom_export.files.places import check_replaceable, check_writable
 from pom_export.files.reading import readable_file, sha256_of
 from pom_export.files.staging import staged_output
@@ -9,6 +9,7 @@ from pom_export.files.staging_folder import scratch_folder
 
 __all__ = [
     "AnyPath",
+    "as_path",
     "check_replaceable",
     "check_writable",
     "mistaken_for",

@@ -11,6 +11,19 @@ from pom_export.errors import InputError
 AnyPath: TypeAlias = str | os.PathLike[str]
 
 
+def as_path(path: AnyPath, kind: str) -> Path:
+    """Return what a caller named a file by as a Path; `kind` names the file in the message.
+
+    Raises:
+        InputError: it is neither text nor a path.
+    """
+    try:
+        return Path(path)
+    except TypeError:
+        what = type(path).__name__
+        raise InputError(f"{kind} is named by a value of type {what}", "Give its path as str or pathlib.Path") from None
+
+
 def check_name(file: Path, kind: str) -> None:
     """Raise InputError for a name that ONNX and TensorRT, which take UTF-8, could not be given."""
     name = os.fspath(file)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from pom_export.errors import InputError
-from pom_export.files.names import AnyPath, check_name
+from pom_export.files.names import AnyPath, as_path, check_name
 from pom_export.files.staging_folder import StagingFolder
 
 # What an export writes; anything else in a folder that is a source is taken for a part of the checkpoint.
@@ -69,7 +69,7 @@ def check_writable(path: AnyPath, sources: Iterable[AnyPath | None], kind: str, 
         kind: names the file in the message.
         nbytes: about how large it will be: a disk that lacks so much room is full.
     """
-    file = Path(path)
+    file = as_path(path, kind)
     check_replaceable(file, sources, kind)
     place = file.resolve() if file.is_symlink() else file
     staging = StagingFolder(place.parent)

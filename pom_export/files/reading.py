@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from pom_export.errors import InputError
-from pom_export.files.names import AnyPath, check_name
+from pom_export.files.names import AnyPath, as_path, check_name
 
 _BLOCK = 1 << 20
 
@@ -28,7 +28,7 @@ def readable_file(path: AnyPath, kind: str) -> Path:
     Raises:
         InputError: it is missing, a folder, empty or unreadable; `kind` names it in the message.
     """
-    file = Path(path)
+    file = as_path(path, kind)
     check_name(file, kind)
     try:
         if not file.exists():

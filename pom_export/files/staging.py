@@ -11,7 +11,7 @@ from pathlib import Path
 from pom_export import interrupts
 from pom_export.errors import InputError
 from pom_export.files.locks import FolderLock
-from pom_export.files.names import AnyPath
+from pom_export.files.names import AnyPath, as_path
 from pom_export.files.places import check_replaceable, write_error
 from pom_export.files.reading import sha256_of
 from pom_export.files.staging_folder import StagingFolder
@@ -49,7 +49,7 @@ def staged_output(
         InputError: the output's folder is missing or not writable, or a place is taken by a folder, by something
             that is no file, or by a source.
     """
-    target = Path(path)
+    target = as_path(path, "output")
     if os.fspath(path).endswith(os.sep):
         raise InputError(f"output {os.fspath(path)} is a folder", "Name a file, such as model.onnx")
     for file in (target, *beside):

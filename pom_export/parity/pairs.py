@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
 from pom_export.errors import InputError, printable
+from pom_export.files import as_path
 from pom_export.graph.exported import ExportedModel, TensorSpec
 from pom_export.parity.case import Array, Case
 from pom_export.parity.inputs import Inputs, case_of, read_arrays
@@ -30,8 +30,10 @@ def load_pairs(model: ExportedModel, inputs: Inputs) -> tuple[list[Case], list[T
     Raises:
         InputError: an input is missing, there is no output, or one does not fit.
     """
-    if not isinstance(inputs, Mapping) and recorded_model(Path(inputs)) is not None:
-        return (*load_recording(Path(inputs), None, model.inputs, model.outputs), [])
+    if not isinstance(inputs, Mapping):
+        file = as_path(inputs, "file of inputs")
+        if recorded_model(file) is not None:
+            return (*load_recording(file, None, model.inputs, model.outputs), [])
     case = case_of(inputs, model.inputs, model.limits)
     name, arrays = read_arrays(inputs)
     given = {spec.name: _output(name, arrays[spec.name], spec) for spec in model.outputs if spec.name in arrays}
