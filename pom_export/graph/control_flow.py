@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,26 +11,42 @@ from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-def is_control_flow(func: Any) -> bool:
-    """Return whether what a dispatch mode is given is an operator that calls functions."""
-    return isinstance(func, HigherOrderOperator)
+class OperatorMode(TorchDispatchMode):
+    """A dispatch mode that is given every operator, those in the functions that other operators call included."""
 
+    supports_higher_order_operators = True
 
-def called_under(mode: TorchDispatchMode, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> Any:
-    """Return what such an operator gives, with a mode on in the functions that it calls."""
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Call an operator by way of `operate`."""
+        if isinstance(func, HigherOrderOperator):
+            return self._called_under(func, args, kwargs or {})
+        return self.operate(func, args, kwargs or {})
 
-    def under(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function, updated=())
-        def called(*inner: Any, **given: Any) -> Any:
-            with mode:
-                return function(*inner, **given)
+    def operate(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Return what an operator, one that calls no functions, is to give."""
+        return func(*args, **kwargs)
 
-        return called
+    def _called_under(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Return what an operator that calls functions gives, with this mode on in them."""
 
-    def wrapped(value: Any) -> Any:
-        return under(value) if callable(value) and not isinstance(value, torch.Tensor) else value
+        def under(function: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(function, updated=())
+            def called(*inner: Any, **given: Any) -> Any:
+                with self:
+                    return function(*inner, **given)
 
-    return func(*map(wrapped, args), **{name: wrapped(value) for name, value in (kwargs or {}).items()})
+            return called
+
+        def wrapped(value: Any) -> Any:
+            return under(value) if callable(value) and not isinstance(value, torch.Tensor) else value
+
+        return func(*map(wrapped, args), **{name: wrapped(value) for name, value in kwargs.items()})
 
 
 def without_compiler() -> Any:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from pom_export.graph.control_flow import called_under, is_control_flow, without_compiler
+from pom_export.graph.control_flow import OperatorMode, without_compiler
 from pom_export.graph.copying import copy_module
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
@@ -66,22 +65,13 @@ def _wide(value: Any) -> Any:
     return torch.float64 if isinstance(value, torch.dtype) and value in _NARROW else value
 
 
-class Widen(TorchDispatchMode):
+class Widen(OperatorMode):
     """Computes every operator in float64, and makes every floating-point result one."""
 
-    supports_higher_order_operators = True
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if is_control_flow(func):
-            return called_under(self, func, args, kwargs)
+    def operate(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Call an operator on widened tensors."""
         # What an operator writes to must stay the tensor that it is.
         writes = func._schema.is_mutable
         widen: Callable[[Any], Any] = (lambda value: value) if writes or func in PICKING else _wide
-        result = func(*tree_map(widen, args), **tree_map(widen, kwargs or {}))
+        result = func(*tree_map(widen, args), **tree_map(widen, dict(kwargs)))
         return result if writes else tree_map(_wide, result)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from pom_export.contract import DOMAIN
 from pom_export.errors import InputError
-from pom_export.graph.control_flow import called_under, is_control_flow
+from pom_export.graph.control_flow import OperatorMode
 from pom_export.graph.copying import copy_module
 from pom_export.graph.outputs import named_outputs
 from pom_export.graph.own_program import Examples, run_on_examples
@@ -55,29 +55,19 @@ def check_repeats(module: nn.Module, examples: Examples) -> bool:
     )
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(OperatorMode):
     """Notes which operators a model calls: the first that draws random numbers, and whether ours is among them."""
-
-    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()
         self.random = ""
         self.aggregates = False
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if is_control_flow(func):
-            return called_under(self, func, args, kwargs)
-        self.aggregates |= func.namespace == "pom"
+    def operate(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        self.aggregates |= func.namespace == DOMAIN
         if not self.random and torch.Tag.nondeterministic_seeded in func.tags and _ATTENTION not in str(func):
             self.random = f"{func.overloadpacket}{_line_of_caller()}"
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 def _line_of_caller() -> str:

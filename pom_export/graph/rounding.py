@@ -5,7 +5,7 @@ It knows nothing of any exported file but which weights it holds in float32, so 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pom_export.contract import DOMAIN
-from pom_export.graph.control_flow import called_under, is_control_flow, without_compiler
+from pom_export.graph.control_flow import without_compiler
 from pom_export.graph.copying import copy_module
 from pom_export.graph.exported import PAST_STATE
 from pom_export.graph.reference import PICKING, Widen, with_wide_buffers
@@ -122,27 +122,20 @@ class _Round(Widen):
             if isinstance(value, Tensor) and not value.is_floating_point():
                 self.given[value] = True
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if is_control_flow(func):
-            return called_under(self, func, args, kwargs)
+    def operate(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Call an operator on what a half graph gives to it, and round what comes of it."""
         name = func._schema.name.partition("::")[2]
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
         active = [leaf for leaf in given if isinstance(leaf, nn.Parameter) or leaf in self.activations]
         single = bool(active) and self._is_single(name, given)
         if func.namespace == DOMAIN:
-            return self._aggregate(super().__torch_dispatch__(func, types, args, kwargs))
+            return self._aggregate(super().operate(func, args, kwargs))
         if not func._schema.is_mutable and func not in PICKING:
             number = self._rounded_number if active and not single and name in _WITH_NUMBERS else None
             args, kwargs = tree_map(
-                lambda value: self._operand(value, bool(active), single, number), (args, kwargs or {})
+                lambda value: self._operand(value, bool(active), single, number), (args, dict(kwargs))
             )
-        result = super().__torch_dispatch__(func, types, args, kwargs)
+        result = super().operate(func, args, kwargs)
         if func in PICKING and isinstance(given[0], nn.Parameter) and not self._is_exact(given[0]):
             result = self._rounded(result)
         if active:

@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pom_export.errors import InputError
-from pom_export.graph.control_flow import called_under, is_control_flow
+from pom_export.graph.control_flow import OperatorMode
 
 
 @contextlib.contextmanager
@@ -37,30 +36,20 @@ def no_weight_changes(module: nn.Module) -> Iterator[None]:
         raise _refusal(replaced[0])
 
 
-class _RefuseWrites(TorchDispatchMode):
+class _RefuseWrites(OperatorMode):
     """Stops an operator before it writes to a parameter, `parameter.data` and `parameter.detach()` included."""
-
-    supports_higher_order_operators = True
 
     def __init__(self, parameters: Mapping[int, str]) -> None:
         super().__init__()
         self.parameters = parameters
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if is_control_flow(func):
-            return called_under(self, func, args, kwargs)
+    def operate(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if func._schema.is_mutable:
-            for written in _written(func, args, kwargs or {}):
+            for written in _written(func, args, kwargs):
                 address = _address(written)
                 if address and address in self.parameters:
                     raise _refusal(self.parameters[address])
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
