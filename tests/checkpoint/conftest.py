@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pom_export.mixer import PolynomialMixer, ProductMixer
+from tests.weight_files import Tensors
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +22,9 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
     path = tmp_path_factory.mktemp("pt2") / "model.pt2"
     torch.export.save(traced, path)
     return model, path
+
+
+@pytest.fixture
+def raw() -> Tensors:
+    torch.manual_seed(0)
+    return PolynomialMixer(8, 3, 2).state_dict()

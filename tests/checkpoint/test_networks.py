@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from pom_export.checkpoint import LoadedModel, load_model
+from pom_export.checkpoint import LoadedModel
 from pom_export.errors import CheckpointError
 from pom_export.mixer import PolynomialMixer
 from pom_export.models import GPT, GPTConfig, JiT
 from tests.small_models import TINY_JIT
-
-Tensors = dict[str, Tensor]
+from tests.weight_files import Tensors, load, scaled
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +24,6 @@ def image_model() -> nn.Module:
     for parameter in model.parameters():
         parameter.data.normal_()
     return model
-
-
-def scaled(tensors: Tensors, factor: float) -> Tensors:
-    return {name: tensor * factor for name, tensor in tensors.items()}
 
 
 def below(prefix: str, tensors: Tensors) -> Tensors:
@@ -46,11 +41,6 @@ def post_hoc(tensors: Tensors) -> Tensors:
         counters = {"initted": torch.tensor(data=True), "step": torch.tensor(3)}
         both |= below(f"ema_models.{number}", {**below("ema_model", scaled(tensors, factor)), **counters})
     return both
-
-
-def load(content: Any, folder: Path, weights: str | None = None, **hints: Any) -> LoadedModel:
-    torch.save(content, folder / "m.pt")
-    return load_model(folder / "m.pt", weights=weights, **hints)
 
 
 def factor_of(loaded: LoadedModel, raw: Tensors) -> float:
