@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -43,7 +42,7 @@ def plain_modes() -> Iterator[Modes]:
         stack.enter_context(torch.autograd.set_detect_anomaly(False))
         for kind in ("cpu", "cuda"):
             stack.enter_context(torch.autocast(kind, dtype=torch.bfloat16, enabled=False))
-        stack.enter_context(_without_autocast(modes))
+        stack.enter_context(_AUTOCAST_OFF.here(modes))
         stack.enter_context(torch.device("cpu"))
         try:
             torch.set_default_dtype(torch.float32)
@@ -54,22 +53,54 @@ def plain_modes() -> Iterator[Modes]:
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
-@contextlib.contextmanager
-def _without_autocast(modes: Modes) -> Iterator[None]:
-    """Let autocast do nothing in this thread, and note where it is entered."""
-    thread, (enter, leave) = threading.get_ident(), (torch.autocast.__enter__, torch.autocast.__exit__)
+class _AutocastOff:
+    """Threads in which autocast does nothing.
 
-    def entered(autocast: Any) -> Any:
-        if threading.get_ident() != thread:
-            return enter(autocast)
-        modes.autocast |= autocast._enabled
-        return autocast
+    Torch's class is changed by the first of them and put back by the last: were each to put back what it found, two
+    that overlap would leave the change of one for good.
+    """
 
-    def left(autocast: Any, *error: Any) -> Any:
-        return leave(autocast, *error) if threading.get_ident() != thread else False
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.modes: dict[int, Modes] = {}
+        self.enter, self.leave = torch.autocast.__enter__, torch.autocast.__exit__
 
-    with mock.patch.multiple(torch.autocast, __enter__=entered, __exit__=left):
-        yield
+    @contextlib.contextmanager
+    def here(self, modes: Modes) -> Iterator[None]:
+        """Let autocast do nothing in this thread, and note where it is entered."""
+        thread = threading.get_ident()
+        with self.lock:
+            if not self.modes:
+                self._put_in_place()
+            outer = self.modes.get(thread)
+            self.modes[thread] = modes
+        try:
+            yield
+        finally:
+            with self.lock:
+                del self.modes[thread]
+                if outer is not None:
+                    self.modes[thread] = outer
+                if not self.modes:
+                    torch.autocast.__enter__, torch.autocast.__exit__ = self.enter, self.leave  # type: ignore[method-assign]
+
+    def _put_in_place(self) -> None:
+        self.enter, self.leave = torch.autocast.__enter__, torch.autocast.__exit__
+
+        def entered(autocast: Any) -> Any:
+            modes = self.modes.get(threading.get_ident())
+            if modes is None:
+                return self.enter(autocast)
+            modes.autocast |= autocast._enabled
+            return autocast
+
+        def left(autocast: Any, *error: Any) -> Any:
+            return False if threading.get_ident() in self.modes else self.leave(autocast, *error)
+
+        torch.autocast.__enter__, torch.autocast.__exit__ = entered, left  # type: ignore[method-assign]
+
+
+_AUTOCAST_OFF = _AutocastOff()
 
 
 @contextlib.contextmanager

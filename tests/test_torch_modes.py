@@ -37,6 +37,36 @@ def test_autocast_of_another_thread_stays() -> None:
     assert found == [torch.bfloat16]
 
 
+def test_threads_that_overlap_leave_autocast_as_it_was() -> None:
+    entered, done = threading.Event(), threading.Event()
+
+    def second() -> None:
+        with plain_modes():
+            entered.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=second)
+    with plain_modes():
+        thread.start()
+        assert entered.wait(60)
+    try:
+        assert computed_type() == torch.bfloat16
+    finally:
+        done.set()
+        thread.join()
+    assert computed_type() == torch.bfloat16
+    assert torch.autocast.__enter__.__module__ == "torch.amp.autocast_mode"
+
+
+def test_one_inside_another_keeps_what_the_outer_met() -> None:
+    with plain_modes() as outer:
+        with plain_modes() as inner:
+            computed_type()
+        assert (outer.autocast, inner.autocast) == (False, True)
+        assert computed_type() == torch.float32
+        assert outer.autocast
+
+
 class Head(nn.Module):
     """A mixer, and a head in another precision."""
 
