@@ -147,7 +147,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Net(lambda m, y, x: m.part(y), part=torch.jit.script(nn.Linear(WIDTH, WIDTH))),
         r"part \(Linear\) is a TorchScript module",
     ),
-    "quantized": (_quantized, r"\(Linear\) holds quantized weights, for kernels of torch\.ao.*pom-export quantize"),
+    "quantized": (_quantized, r"\(Linear\) holds quantized weights, for kernels of torch\.ao.*dtype='float16'"),
     "meta": (lambda: Net(same).to("meta"), "has no values"),
     "lazy": (lambda: Net(lambda m, y, x: m.part(y), part=nn.LazyLinear(4)), "part.weight has no size yet"),
     "sparse weights": (_sparse, "weight is sparse"),

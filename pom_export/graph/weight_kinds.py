@@ -18,7 +18,7 @@ _QUANTIZED = (
     *("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.qat", "torch.ao.nn.intrinsic.qat"),
     *("torch.ao.quantization.fake_quantize", "bitsandbytes", "torchao", "auto_gptq", "optimum.quanto"),
 )
-_BEFORE = "Export the model as it was before that; `pom-export quantize` makes the weights of its file smaller"
+_BEFORE = "Export the model as it was before that; dtype='float16' or 'bfloat16' makes its file smaller"
 _GATHER = (
     "Build the model without sharding, and load into it what torch.distributed.checkpoint.state_dict."
     "get_model_state_dict returns with StateDictOptions(full_state_dict=True)"

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pom_export
-from pom_export.cli.main import run
+from pom_export.cli.main import _COMMANDS, run
 
 GOLDEN_FOLDER = Path(__file__).parents[1] / "data" / "golden"
 CHECKPOINT = str(GOLDEN_FOLDER / "v2_base" / "checkpoint.pt")
@@ -191,3 +191,10 @@ def test_the_checkpoint_of_the_demo_is_small() -> None:
     checkpoint = Path(__file__).parents[2] / "samples" / "checkpoints" / "byte_lm.safetensors"
     assert checkpoint.stat().st_size < 4_000_000
     assert load_file(checkpoint)["embedding.weight"].shape == (256, 128)
+
+
+def test_every_command_that_a_message_or_a_page_names_is_there() -> None:
+    root = Path(__file__).parents[2]
+    pages = [*root.glob("pom_export/**/*.py"), root / "README.md", *root.glob("docs/*.md")]
+    named = {name for page in pages for name in re.findall(r"[`$] ?pom-export ([a-z]+)", page.read_text())}
+    assert {"export", "verify", "build"} <= named <= set(_COMMANDS)
