@@ -80,6 +80,10 @@ FAULTY: dict[str, Callable[[Place], int]] = {
     "accepts": lambda _: 0,
 }
 
+# Of a processor, after which these are killed: soon where that is what is judged, never where a slow machine's
+# memory takes time.
+_SECONDS = {"time": 1, "memory": 60}
+
 
 def judged(name: str, folder: Path) -> list[str]:
     """Return what is found of one of them."""
@@ -93,7 +97,7 @@ def judged(name: str, folder: Path) -> list[str]:
         Watch(place, report).start()
         return FAULTY[name](place)
 
-    ended = forking.fork(work, forking.idle_memory(), seconds=2)
+    ended = forking.fork(work, forking.idle_memory(), _SECONDS.get(name, forking.SECONDS + 1))
     return faults(Case(_INSPECT, name, refuse=name == "accepts"), place, ended, before)
 
 
