@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from typing import Final, ParamSpec, TypeVar
 
@@ -72,6 +73,23 @@ class ParityError(PomExportError):
     """Outputs differ from PyTorch by more than the tolerance."""
 
     exit_code = 1
+
+
+# Letters whose names begin with a vowel's sound, and words that begin with a consonant's all the same.
+_VOWEL_NAMES: Final = "AEFHILMNORSX"
+_YOU_OR_WON: Final = re.compile(r"u(int|se|ni(?!n))|one", re.IGNORECASE)
+
+
+def with_article(word: str) -> str:
+    """Return a noun, such as the name of a class, with "a" or "an" in front as it is said: an int, an MLP, a UNet."""
+    said_by_letters = word[:2].isupper()
+    vowel = word[:1] in _VOWEL_NAMES if said_by_letters else word[:1].lower() in {*"aeiou"}
+    return f"an {word}" if vowel and not _YOU_OR_WON.match(word) else f"a {word}"
+
+
+def kind_of(value: object) -> str:
+    """Return what a value is, as a message says it: an int, a list, None."""
+    return "None" if value is None else with_article(type(value).__name__)
 
 
 def reason_of(error: BaseException) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from pom_export.api.expecting import Expected, expected_of_ours, targets_of
 from pom_export.api.progress import silent
-from pom_export.errors import InputError
+from pom_export.errors import InputError, kind_of
 from pom_export.graph.exported import ExportedModel, TensorSpec
 from pom_export.parity.case import Case
 from pom_export.parity.inputs import Inputs, case_of
@@ -45,7 +45,7 @@ def expected_of_module(
     from pom_export.checkpoint.spec import spec_of
 
     if not hasattr(module, "forward"):
-        raise InputError(f"the module is a {type(module).__name__}", "Give an nn.Module")
+        raise InputError(f"the module is {kind_of(module)}", "Give an nn.Module")
     if examples is None and spec_of(module) is not None:
         return expected_of_ours(model, module, type(module).__name__, [], inputs, seed)
     if examples is None and inputs is None:

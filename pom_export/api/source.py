@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pom_export.checkpoint import load_model
 from pom_export.checkpoint.exported_program import is_exported_program, read_exported_program
 from pom_export.checkpoint.spec import spec_of
-from pom_export.errors import InputError
+from pom_export.errors import InputError, kind_of
 from pom_export.files import sha256_of
 from pom_export.graph.claims import PRECISIONS, WEIGHTS
 from pom_export.graph.copying import copy_module
@@ -135,7 +135,7 @@ def load_source(
             notes=list(loaded.notes),
         )
     if not isinstance(model, nn.Module):
-        raise InputError(f"the model is a {type(model).__name__}", "Give a path or an nn.Module")
+        raise InputError(f"the model is {kind_of(model)}", "Give a path or an nn.Module")
     if example_inputs is None:
         _refuse(hints, "for checkpoints, and this is a module")
         check_weights(model)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pom_export.errors import InputError, reason_of
+from pom_export.errors import InputError, kind_of, reason_of
 
 _EXAMPLE = "Example: my_package.models:make_model"
 
@@ -39,10 +39,10 @@ def model_from(reference: str, *, trusted: bool = False) -> nn.Module:
         if isinstance(target, nn.Module):
             return target
         if not callable(target):
-            raise InputError(f"{reference} is a {type(target).__name__}, not an nn.Module or a callable", _EXAMPLE)
+            raise InputError(f"{reference} is {kind_of(target)}, not an nn.Module or a callable", _EXAMPLE)
         model = _guarded(target, f"{reference}()")
     if not isinstance(model, nn.Module):
-        raise InputError(f"{reference}() returned a {type(model).__name__}, not an nn.Module", _EXAMPLE)
+        raise InputError(f"{reference}() returned {kind_of(model)}, not an nn.Module", _EXAMPLE)
     return model
 
 
@@ -56,7 +56,7 @@ def _saved(file: str, trusted: bool) -> nn.Module:
         # The user vouches for the file.
         model = _guarded(lambda: torch.load(file, map_location="cpu", weights_only=False), f"reading {file}")
     if not isinstance(model, nn.Module):
-        raise InputError(f"{file} holds a {type(model).__name__}, not an nn.Module", "Save the module itself")
+        raise InputError(f"{file} holds {kind_of(model)}, not an nn.Module", "Save the module itself")
     return model
 
 

@@ -12,6 +12,7 @@ from functools import cache
 from torch import nn
 
 from pom_export.attention.costs import AttentionShape
+from pom_export.errors import kind_of
 
 TORCH, TIMM, HUGGING_FACE, FUSED, FUNCTION = "torch", "timm-style", "hugging-face-style", "fused c_attn", "function"
 
@@ -145,8 +146,8 @@ def _timm_obstacle(module: nn.Module) -> str:
     """Return what a timm-style block has beyond the plain one, such as a relative position bias."""
     for name in ("qkv", "proj"):
         if not isinstance(layer := getattr(module, name), nn.Linear):
-            kind = type(layer).__name__
-            return f"its {name} is a {kind}: fold it into a plain nn.Linear first, such as with merge_and_unload (peft)"
+            fold = "fold it into a plain nn.Linear first, such as with merge_and_unload (peft)"
+            return f"its {name} is {kind_of(layer)}: {fold}"
     own = [name for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))]
     own += [
         name for name, child in module.named_children() if name not in _TIMM_PARTS and not isinstance(child, _HARMLESS)

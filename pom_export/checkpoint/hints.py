@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pom_export.checkpoint.spec import JIT, LANGUAGE_MODEL, NANOGPT, V1, V1_GROUPED, V2
-from pom_export.errors import CheckpointError, InputError
+from pom_export.errors import CheckpointError, InputError, kind_of
 
 FAMILIES = (NANOGPT, JIT, LANGUAGE_MODEL, V2, V1, V1_GROUPED)
 
@@ -115,4 +115,4 @@ def _shown(value: Any) -> str:
     """Return a value as a message has it: not every one can be written out."""
     if isinstance(value, int) and abs(value) > _LARGEST:
         return f"an integer of {value.bit_length()} bits"
-    return repr(value) if value is None or isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
+    return repr(value) if isinstance(value, (str, int, float)) else kind_of(value)

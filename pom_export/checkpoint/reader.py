@@ -23,7 +23,7 @@ from pom_export.checkpoint.unpickling import Inert
 from pom_export.checkpoint.values import with_room
 from pom_export.checkpoint.weight_set import WeightSet
 from pom_export.checkpoint.weight_sets import find_sets, is_state_dict, saved_in_training, unread_averages
-from pom_export.errors import CheckpointError, InputError
+from pom_export.errors import CheckpointError, InputError, with_article
 from pom_export.files import as_path, sha256_of
 
 _TENSORS = (Tensor, OtherTensor)
@@ -90,7 +90,7 @@ class Checkpoint:
         odd = next((name for name, value in named.items() if not isinstance(value, _TENSORS)), None)
         if odd is not None:
             raise CheckpointError(
-                f"{self.path}: entry {odd!r} is a {_kind(named[odd])}, not a tensor", SAFE_FORMAT_HINT
+                f"{self.path}: entry {odd!r} is {with_article(_kind(named[odd]))}, not a tensor", SAFE_FORMAT_HINT
             )
         return with_room(self.path, self._bytes, named)
 
@@ -162,14 +162,16 @@ def _only_set(file: Path, content: Mapping[Any, Any]) -> WeightSet:
 
 def _mapping(file: Path, content: Any) -> Mapping[Any, Any]:
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"{file} holds a {_kind(content)}, not a state dict", SAFE_FORMAT_HINT)
+        raise CheckpointError(f"{file} holds {with_article(_kind(content))}, not a state dict", SAFE_FORMAT_HINT)
     return content
 
 
 def _no_weights(file: Path, content: Mapping[Any, Any]) -> CheckpointError:
     odd = next((name for name, value in content.items() if not isinstance(value, _TENSORS)), None)
     if odd is not None and any(isinstance(value, _TENSORS) for value in content.values()):
-        return CheckpointError(f"{file}: entry {odd!r} is a {_kind(content[odd])}, not a tensor", SAFE_FORMAT_HINT)
+        return CheckpointError(
+            f"{file}: entry {odd!r} is {with_article(_kind(content[odd]))}, not a tensor", SAFE_FORMAT_HINT
+        )
     return CheckpointError(f"{file} holds no state dict{_entries(content)}", SAFE_FORMAT_HINT)
 
 

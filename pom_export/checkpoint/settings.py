@@ -16,7 +16,7 @@ from typing import Any, Final
 from pom_export.checkpoint.formats import read_json
 from pom_export.checkpoint.hints import FAMILIES, NAMES, Hints, hints_from, is_usable
 from pom_export.checkpoint.unpickling import Inert
-from pom_export.errors import CheckpointError
+from pom_export.errors import CheckpointError, kind_of
 
 _CONFIG: Final = "config.json"
 _WORD: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
@@ -57,7 +57,7 @@ def config_beside(folder: Path) -> Hints:
         return Hints()
     config = read_json(file)
     if not isinstance(config, dict):
-        raise CheckpointError(f"{file} holds a {type(config).__name__}, not an object", "Correct it or move it away")
+        raise CheckpointError(f"{file} holds {kind_of(config)}, not an object", "Correct it or move it away")
     nested = {key: value for key, value in config.items() if isinstance(value, (dict, list))}
     return hints_from(config, str(file)).over(settings_in(nested, f"{file}: "))
 

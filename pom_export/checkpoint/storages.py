@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pom_export.checkpoint.unpickling import Calls, Inert, PickleError
+from pom_export.errors import with_article
 
 _MOST_DIMENSIONS: Final = 64
 _DTYPES: Final = {
@@ -97,7 +98,7 @@ def storage_dtype(kind: Any) -> torch.dtype:
     """
     name = kind.name.rpartition(".")[2] if isinstance(kind, Inert) else ""
     if name not in _DTYPES:
-        raise PickleError(f"it keeps values in a {name or type(kind).__name__}")
+        raise PickleError(f"it keeps values in {with_article(name or type(kind).__name__)}")
     return _DTYPES[name]
 
 

@@ -11,6 +11,8 @@ import pickletools
 from collections.abc import Callable, Mapping
 from typing import IO, Any, Final
 
+from pom_export.errors import kind_of
+
 # What is refused beyond: some 4 seconds and 300 MB. A checkpoint of 10,000 weights has half a million opcodes.
 _MOST_OPCODES: Final = 2_000_000
 # Arguments of all calls together: a tuple may be given to many.
@@ -180,7 +182,7 @@ class _Machine:
         if isinstance(target, Inert):
             target = target.items
         if not isinstance(target, list):
-            raise PickleError(f"it appends to a {type(target).__name__}")
+            raise PickleError(f"it appends to {kind_of(target)}")
         target.extend(items)
 
     def _do_setitem(self, _: Any) -> None:
@@ -196,7 +198,7 @@ class _Machine:
         if isinstance(target, Inert):
             target = target.entries
         if not isinstance(target, dict) or len(items) % 2:
-            raise PickleError(f"it sets items of a {type(target).__name__}")
+            raise PickleError(f"it sets items of {kind_of(target)}")
         size = len(target)
         target.update(zip(map(_key, items[::2]), items[1::2], strict=True))
         if len(target) - size != len(items) // 2:
@@ -234,7 +236,7 @@ class _Machine:
 
     def _called(self, function: Any, arguments: Any) -> Any:
         if not isinstance(function, Inert) or not isinstance(arguments, tuple):
-            raise PickleError(f"it calls a {type(function).__name__}")
+            raise PickleError(f"it calls {kind_of(function)}")
         self._arguments += len(arguments)
         if self._arguments > _MOST_ARGUMENTS:
             raise PickleError(f"its calls have more than {_MOST_ARGUMENTS:,} arguments")

@@ -16,7 +16,7 @@ from pom_export.checkpoint.prefixes import without_wrappers
 from pom_export.checkpoint.storages import OtherTensor
 from pom_export.checkpoint.unpickling import Inert
 from pom_export.checkpoint.weight_set import MARKS, NOT_AVERAGED, WeightSet, is_average, words
-from pom_export.errors import CheckpointError
+from pom_export.errors import CheckpointError, kind_of
 
 _TENSORS: Final = (Tensor, OtherTensor)
 # Words of a place that say nothing but that there are weights.
@@ -56,7 +56,7 @@ def find_sets(file: Path, content: Mapping[Any, Any]) -> list[WeightSet]:
         if isinstance(value, Mapping):
             if odd := [name for name in value if not isinstance(name, str)]:
                 raise CheckpointError(
-                    f"{file}: a name among the weights is a {type(odd[0]).__name__}, not text",
+                    f"{file}: a name among the weights is {kind_of(odd[0])}, not text",
                     "Save the state dict of a module",
                 )
             found += networks_of(file, path, without_wrappers(file, value))

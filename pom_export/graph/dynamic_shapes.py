@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.export import AdditionalInputs, Dim, ShapesCollection
 
-from pom_export.errors import InputError, reason_of
+from pom_export.errors import InputError, kind_of, reason_of
 
 Shapes = Mapping[str, Mapping[int, Any]]
 _HINT = "Give it as torch.export takes it, such as {'x': {0: Dim.AUTO, 1: Dim.AUTO}}"
@@ -73,7 +73,7 @@ def named_shapes(
             )
         by_name = dict(zip(order, dynamic_shapes, strict=True))
     else:
-        raise InputError(f"dynamic_shapes is a {type(dynamic_shapes).__name__}", _HINT)
+        raise InputError(f"dynamic_shapes is {kind_of(dynamic_shapes)}", _HINT)
     return {name: _by_axis(name, tensor, by_name.get(name)) for name, tensor in examples.items()}
 
 
@@ -107,7 +107,7 @@ def _by_axis(name: str, tensor: Tensor, shape: Any) -> dict[int, Any]:
             )
         sizes = dict(enumerate(shape))
     else:
-        raise InputError(f"dynamic_shapes of {name} is a {type(shape).__name__}", _HINT)
+        raise InputError(f"dynamic_shapes of {name} is {kind_of(shape)}", _HINT)
     dynamic = {}
     for axis, size in sizes.items():
         if not _is_fixed(f"dimension {axis} of {name}", tensor.shape[axis], size):
@@ -133,4 +133,4 @@ def _is_fixed(where: str, given: int, size: Any) -> bool:
         return False
     if isinstance(size, (Dim, _Hint)):
         return False
-    raise InputError(f"dynamic_shapes gives a {type(size).__name__} for {where}", _HINT)
+    raise InputError(f"dynamic_shapes gives {kind_of(size)} for {where}", _HINT)

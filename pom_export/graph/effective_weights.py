@@ -15,7 +15,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from pom_export.errors import CheckpointError, reason_of
+from pom_export.errors import CheckpointError, kind_of, reason_of
 from pom_export.graph.copying import copy_module
 
 FOLD = (
@@ -125,12 +125,12 @@ def _linear_map(name: str, layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     Raises:
         CheckpointError: it computes no linear map, or its width is not known.
     """
-    kind = type(layer).__name__
+    kind = kind_of(layer)
     # An adapter has a width of its own, and not always that of the layer in it.
     wide_parts = [part for part in layer.modules() if _width(part)]
     base = next((part for part in wide_parts if isinstance(part, _PLAIN)), next(iter(wide_parts), None))
     if base is None:
-        raise CheckpointError(f"{name} is a {kind}, whose width can't be told", FOLD)
+        raise CheckpointError(f"{name} is {kind}, whose width can't be told", FOLD)
     dtype = next((p.dtype for p in layer.parameters() if p.is_floating_point()), torch.float32)
     wide, width, convolution = copy_module(layer, torch.float64), _width(base), hasattr(base, "in_channels")
 
@@ -146,9 +146,9 @@ def _linear_map(name: str, layer: nn.Module) -> tuple[Tensor, Tensor | None]:
             y = call(x)
             error = (x @ weight.mT + bias - y).abs().max()
     except Exception as failure:
-        raise CheckpointError(f"{name} is a {kind}, which fails by itself: {reason_of(failure)}", FOLD) from failure
+        raise CheckpointError(f"{name} is {kind}, which fails by itself: {reason_of(failure)}", FOLD) from failure
     if not error <= _ROUNDING * (1 + y.abs().max()):
-        raise CheckpointError(f"{name} is a {kind}, which computes no linear map of its input", FOLD)
+        raise CheckpointError(f"{name} is {kind}, which computes no linear map of its input", FOLD)
     if convolution:
         weight = _by_group(name, kind, weight, int(getattr(base, "groups", 1)))[..., None]
     has_bias = isinstance(getattr(base, "bias", None), Tensor) or bool(bias.any())
@@ -167,5 +167,5 @@ def _by_group(name: str, kind: str, weight: Tensor, groups: int) -> Tensor:
     blocks = [weight[i * rows : (i + 1) * rows, i * columns : (i + 1) * columns] for i in range(groups)]
     # By norms, for the blocks are all that may be there.
     if not torch.isclose(torch.cat(blocks).norm(), weight.norm(), rtol=_ROUNDING):
-        raise CheckpointError(f"{name} is a {kind}, which mixes the {groups} groups of its convolution", FOLD)
+        raise CheckpointError(f"{name} is {kind}, which mixes the {groups} groups of its convolution", FOLD)
     return torch.cat(blocks)

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 
-from pom_export.errors import printable
+from pom_export.errors import printable, with_article
 from pom_export.graph.dimensions import is_name, name_by_place
 from pom_export.graph.opsets import STANDARD_DOMAINS
 
@@ -108,7 +108,7 @@ def _names(values: Iterable[Any], kind: str) -> dict[str, Any]:
     named: dict[str, Any] = {}
     for value in values:
         if not value.name:
-            raise ValueError(f"an {kind} has no name" if kind[0] in "io" else f"a {kind} has no name")
+            raise ValueError(f"{with_article(kind)} has no name")
         if len(value.name) > _LONGEST_NAME * 5:
             raise ValueError(f"{printable(value.name, _LONGEST_NAME)} is a name of {len(value.name)} characters")
         if value.name in named:

@@ -17,7 +17,7 @@ from pom_export.checkpoint.hints import Hints
 from pom_export.checkpoint.layouts import with_joined_projections
 from pom_export.checkpoint.recognition import recognise
 from pom_export.checkpoint.spec import MIXER, empty_model
-from pom_export.errors import CheckpointError, InputError, reason_of
+from pom_export.errors import CheckpointError, InputError, kind_of, reason_of
 from pom_export.graph.effective_weights import effective_state, fold_weights
 from pom_export.graph.hidden_modules import hidden_modules
 from pom_export.graph.stand_in import ADAPT, OfficialMixer, stand_in
@@ -164,7 +164,7 @@ def _adapted(module: nn.Module, name: str, adapter: Callable[[Any], nn.Module]) 
         raise InputError(f"{what} fails: {reason_of(error)}", "It is called with one instance") from error
     if not isinstance(made, nn.Module) or not has_mixers(made):
         raise InputError(
-            f"{what} returns a {type(made).__name__} without a mixer of ours",
+            f"{what} returns {kind_of(made)} without a mixer of ours",
             "Return a PolynomialMixer, a ProductMixer, a RotaryPolynomialMixer, or a module that holds one",
         )
     like = next((p for p in module.parameters() if p.is_floating_point()), None)

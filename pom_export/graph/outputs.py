@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import SUPPORTED_NODES, tree_iter, tree_leaves
 
-from pom_export.errors import InputError
+from pom_export.errors import InputError, kind_of
 from pom_export.graph.wrappers import forward_signature
 
 _NO_TENSORS = (int, float, complex, str, bytes, bool, type(None), torch.SymInt, torch.SymFloat, torch.SymBool,
@@ -119,16 +119,17 @@ def _is_tensor(leaf: _Leaf) -> bool:
         return True
     if isinstance(value, _NO_TENSORS):
         return False
-    kind = type(value).__name__
+    kind = kind_of(value)
     if isinstance(value, (set, frozenset)) or hasattr(value, "__next__"):
-        raise InputError(f"the output {name} is a {kind}, which has no order to name tensors by", "Return a tuple")
+        raise InputError(f"the output {name} is {kind}, which has no order to name tensors by", "Return a tuple")
     if isinstance(value, (ValuesView, ItemsView)):
-        raise InputError(f"the output {name} is a view of a mapping ({kind})", "Return the mapping, or a tuple")
+        raise InputError(f"the output {name} is {kind}, a view of a mapping", "Return the mapping, or a tuple")
     if type(value).__module__ == "numpy":
         raise InputError(f"the output {name} is of numpy ({kind}), which can't be traced", "Return a tensor")
     if _holds_tensors(value):
         raise InputError(
-            f"the output {name} is a {kind}, whose tensors have no names", "Return a tuple, a mapping or a dataclass"
+            f"the output {name} is {kind}, whose tensors have no names",
+            "Return a tuple, a mapping or a dataclass",
         )
     return False
 

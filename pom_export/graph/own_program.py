@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import Dim, ExportedProgram
 
-from pom_export.errors import InputError
+from pom_export.errors import InputError, kind_of
 from pom_export.graph.control_flow import without_compiler
 from pom_export.graph.copying import copy_module, plain_tensors
 from pom_export.graph.outputs import TensorsOnly, free_name, left_out, named_outputs
@@ -53,9 +53,7 @@ def named_examples(module: nn.Module, examples: Tensor | Sequence[Any] | Mapping
     if isinstance(examples, (Tensor, np.ndarray)):
         examples = (examples,)
     if not isinstance(examples, (Mapping, Sequence)) or isinstance(examples, (str, bytes)):
-        raise InputError(
-            f"example_inputs is a {type(examples).__name__}", "Give a tuple of tensors, or a mapping by name"
-        )
+        raise InputError(f"example_inputs is {kind_of(examples)}", "Give a tuple of tensors, or a mapping by name")
     if not isinstance(examples, Mapping):
         if len(examples) > len(names):
             raise InputError(f"forward takes {len(names)} inputs, got {len(examples)} examples", "Give one each")
@@ -77,7 +75,7 @@ def _tensor(name: str, value: Any) -> Tensor:
             raise InputError(f"example input {name} is an array of {value.dtype}", "Give another type") from error
     if not isinstance(value, Tensor):
         raise InputError(
-            f"example input {name} is a {type(value).__name__}, not a tensor",
+            f"example input {name} is {kind_of(value)}, not a tensor",
             "Give tensors; fix other arguments in a module around yours",
         )
     if value.layout != torch.strided or value.is_quantized or value.is_nested or value.is_complex():

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pom_export.errors import InputError, reason_of
+from pom_export.errors import InputError, kind_of, reason_of
 
 _MODULE_FIELDS = ("_parameters", "_buffers", "_modules")
 _DEEPEST = 6
@@ -67,7 +67,7 @@ def _share(value: Any, name: str, memo: dict[int, Any], shared: dict[int, Any], 
         return
     if hasattr(type(value), "__next__") and not isinstance(value, io.IOBase):
         raise InputError(
-            f"the model's {name} is a {type(value).__name__}, which can't be copied and is used up by a run",
+            f"the model's {name} is {kind_of(value)}, which can't be copied and is used up by a run",
             "Take it off the model before the export",
         )
     shared[id(value)] = value

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pom_export import contract
-from pom_export.errors import InputError
+from pom_export.errors import InputError, kind_of
 from pom_export.runtime.library import plugin_library
 
 # Numbers of pom::DataType.
@@ -164,7 +164,7 @@ class CudaCall:
         _check_attributes(form, mode, gate_activation, degree=degree, rotary_blocks=rotary_blocks, epsilon=epsilon)
         for name, tensor in given.items():
             if not isinstance(tensor, torch.Tensor) and (tensor is not None or name == "x"):
-                raise InputError(f"{name} is a {type(tensor).__name__}, not a tensor")
+                raise InputError(f"{name} is {kind_of(tensor)}, not a tensor")
             if tensor is not None and tensor.device != x.device:
                 raise InputError(f"{name} is on {tensor.device} and x on {x.device}", "Move all to one device")
         names = contract.INPUTS if gate is None else contract.GATED_INPUTS

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 from weakref import WeakSet
 
-from pom_export.errors import InputError, MissingDependencyError, PomExportError, only_ours, reason_of
+from pom_export.errors import InputError, MissingDependencyError, PomExportError, kind_of, only_ours, reason_of
 from pom_export.files import readable_file
 from pom_export.graph.onnx_file import check_onnx_file, is_ort_format
 from pom_export.runtime.keeping_sizes import keeps_sizes, session_class
@@ -108,7 +108,7 @@ def inference_session(
             _check_functions(file, onnxruntime.__version__)
     options = default_session_options() if session_options is None else session_options
     if not isinstance(options, onnxruntime.SessionOptions):
-        raise InputError(f"session_options is a {type(options).__name__}", "Give an onnxruntime.SessionOptions")
+        raise InputError(f"session_options is {kind_of(options)}", "Give an onnxruntime.SessionOptions")
     try:
         if kernels:
             _register(options)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pom_export.contract import MAX_LENGTH
-from pom_export.errors import InputError
+from pom_export.errors import InputError, kind_of
 from pom_export.graph.exported import PAST_LENGTH, PAST_STATE
 from pom_export.runtime.state import State
 
@@ -63,7 +63,7 @@ def _merge_whole(states: list[State]) -> State:
 def _checked(pair: Any) -> Pair:
     if not isinstance(pair, tuple) or len(pair) != 2:
         raise InputError(
-            f"merge_states was given a {type(pair).__name__}", f"Give pairs ({PAST_STATE}, {PAST_LENGTH}), or States"
+            f"merge_states was given {kind_of(pair)}", f"Give pairs ({PAST_STATE}, {PAST_LENGTH}), or States"
         )
     sums, lengths = np.asarray(pair[0]), np.asarray(pair[1])
     if sums.dtype != np.float32 or sums.ndim < 3 or sums.shape[_PAIR_AXIS] != 2:

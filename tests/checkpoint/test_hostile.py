@@ -86,7 +86,7 @@ def refusal(file: Path) -> str:
         (b"I" + b"9" * 5000 + b"\n", "truncated or damaged"),
         (b"\x82\x01", "asks for EXT1"),
         (b"P0\n", "asks for PERSID"),
-        (b"N" + text("k") + b"Ns", "sets items of a NoneType"),
+        (b"N" + text("k") + b"Ns", "sets items of None"),
         (b"Nat", "truncated or damaged"),
         (text("call me") + b")R", "calls a str"),
     ],

@@ -337,7 +337,7 @@ def test_traced_programs_are_named_as_what_they_are(tmp_path: Path) -> None:
     [
         (torch.tensor([1.0, torch.nan]), "1 NaN or infinite of 2"),
         (torch.tensor([-torch.inf, torch.inf]), "2 NaN or infinite of 2"),
-        (3, "'bad' is a int, not a tensor"),
+        (3, "'bad' is an int, not a tensor"),
         ("text", "'bad' is a str, not a tensor"),
         ([torch.ones(1)], "'bad' is a list, not a tensor"),
     ],

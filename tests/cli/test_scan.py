@@ -112,7 +112,7 @@ def test_says_what_to_do_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
         (["wrong:make"], "importing wrong raised SyntaxError"),
         (["zoo_of_models:missing"], "zoo_of_models:missing: zoo_of_models has no 'missing'"),
         (["zoo_of_models:nested.missing"], "has no 'missing'"),
-        (["zoo_of_models:number"], "zoo_of_models:number is a int, not an nn.Module or a callable"),
+        (["zoo_of_models:number"], "zoo_of_models:number is an int, not an nn.Module or a callable"),
         (["zoo_of_models:text"], "zoo_of_models:text() returned a str, not an nn.Module"),
         (["zoo_of_models:fail"], "zoo_of_models:fail() raised RuntimeError: no weights."),
         (["zoo_of_models:leave"], "zoo_of_models:leave() raised SystemExit: bye"),

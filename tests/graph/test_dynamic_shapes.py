@@ -82,7 +82,7 @@ def test_what_is_not_named_is_fixed() -> None:
         ({"x": {0: 3}}, "fixes dimension 0 of x at 3; the example has 2"),
         ({"x": {0: 1.5}}, "gives a float for dimension 0 of x"),
         ({"x": {0: "a batch"}}, "names dimension 0 of x 'a batch'"),
-        (3, "dynamic_shapes is a int"),
+        (3, "dynamic_shapes is an int"),
         ("x", "dynamic_shapes is a str"),
     ],
 )

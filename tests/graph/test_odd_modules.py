@@ -127,8 +127,8 @@ def test_an_axis_that_is_squeezed_has_one_size(rows: int, tmp_path: Path) -> Non
         ((example().to(torch.complex64),), "ONNX has not"),
         ((example().to("meta"),), "has no values"),
         ((np.array([["a"]]),), "is an array of"),
-        ((3,), "example input x is a int"),
-        (3, "example_inputs is a int"),
+        ((3,), "example input x is an int"),
+        (3, "example_inputs is an int"),
         ("x", "example_inputs is a str"),
         ({3: example()}, "forward has no input 3"),
     ],
@@ -150,7 +150,7 @@ def test_examples_may_have_another_order_of_bytes() -> None:
         pytest.param(lambda x: torch.nested.as_nested_tensor([x]), "y is a nested tensor", id="nested"),
         pytest.param(lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), "y is quantized", id="quantized"),
         pytest.param(lambda x: x.to(torch.float8_e4m3fn), "y is float8_e4m3fn", id="float8"),
-        pytest.param(lambda x: {"a": x}.values(), "y is a view of a mapping", id="view"),
+        pytest.param(lambda x: {"a": x}.values(), "y is a dict_values, a view of a mapping", id="view"),
     ],
 )
 def test_outputs_of_other_kinds_are_refused(make: Callable[[Tensor], Any], message: str) -> None:

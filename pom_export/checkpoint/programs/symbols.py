@@ -10,7 +10,7 @@ from torch.utils._sympy import functions
 
 from pom_export.checkpoint.programs.checks import MalformedError
 from pom_export.checkpoint.programs.sizes import Term
-from pom_export.errors import reason_of
+from pom_export.errors import reason_of, with_article
 
 # Such as that of a mask's side, or of a dimension that is derived from another.
 _MOST_PARTS: Final = 24
@@ -47,5 +47,5 @@ def _made(size: Term) -> Any:
     if size.name == "Symbol":
         return sympy.Symbol(*size.arguments, **dict(size.assumptions))
     if size.name not in _FUNCTIONS:
-        raise MalformedError(f"an input has a size that is a {size.name}")
+        raise MalformedError(f"an input has a size that is {with_article(size.name)}")
     return _FUNCTIONS[size.name](*(_made(term) if isinstance(term, Term) else term for term in size.arguments))

@@ -65,7 +65,7 @@ def test_a_stateful_call_has_places_for_a_new_state(gate: torch.Tensor | None) -
         ({"epsilon": float("nan")}, "epsilon must be finite and not negative, got nan"),
         ({"epsilon": 1e300}, "epsilon must be finite and not negative, got inf"),
         ({"mask": [[1.0]]}, "mask is a list"),
-        ({"x": None}, "x is a NoneType"),
+        ({"x": None}, "x is None"),
         ({"x": X.to_sparse()}, "torch.sparse_coo"),
         ({"coefficients": torch.zeros(8, 17)}, "1 to 16 columns, got 17"),
         ({"x": torch.zeros(1, 1, 1).expand(1, 2**31, 1)}, "not contiguous"),
