@@ -195,6 +195,6 @@ def test_the_checkpoint_of_the_demo_is_small() -> None:
 
 def test_every_command_that_a_message_or_a_page_names_is_there() -> None:
     root = Path(__file__).parents[2]
-    pages = [*root.glob("pom_export/**/*.py"), root / "README.md", *root.glob("docs/*.md")]
+    pages = [*root.glob("pom_export/**/*.py"), root / "README.md", root / "CONTRIBUTING.md", *root.glob("docs/*.md")]
     named = {name for page in pages for name in re.findall(r"[`$] ?pom-export ([a-z]+)", page.read_text())}
     assert {"export", "verify", "build"} <= named <= set(_COMMANDS)
