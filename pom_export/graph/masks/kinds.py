@@ -19,6 +19,8 @@ CAUSAL, SAME_ROWS = "causal", "same rows"
 _SIZES = (1, 2, 3, 4, 5, 7, 8, 13, 16, 17, 31, 33, 64, 65, 127, 129, 255, 257, 300)
 # Of numbers that the mask is computed with, and of rows of its tables. Windows beyond the last are none in practice.
 _MOST_TOKENS, _LARGEST_TABLE, _NO_WINDOW = 2100, 8192, 2**20
+# In place of a larger number that is no integer, and a number of tokens beyond it, of many factors.
+_SMALLER, _BEYOND_SMALLER = 1000, 1280
 # Of the numbers in one constant: a table of more is looked through as a table.
 _FEW = 64
 _COMPARING = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Range")
@@ -65,6 +67,7 @@ def kind_of(mask: ir.Value, divisor: ir.Value, tokens: int | ir.SymbolicDim) -> 
         found = _kind_of(part)
         if found.kind:
             _check_positions(part)
+            _check_large_numbers(part, found.kind)
     except NotComputableError as error:
         return MaskKind("", None, str(error))
     except MemoryError:
@@ -89,8 +92,7 @@ def _check_positions(part: MaskPart) -> None:
     for size in _SIZES_OF_POSITIONS if taken else ():
         env = inner.sizes_at(size)
         try:
-            draws = {name: _draw(key, inner.shape_of(key, env), any_values=False) for name, key in inner.keys.items()}
-            computed = inner.compute(env, draws)
+            computed = inner.compute(env, _draws(inner, env, any_values=False))
         except NotComputableError:
             continue
         for operator, values in zip(taken.values(), computed, strict=True):
@@ -121,11 +123,44 @@ def _kind_of(part: MaskPart) -> MaskKind:
     return MaskKind(CAUSAL if CAUSAL in kinds else SAME_ROWS, part)
 
 
-def _computed(part: MaskPart, env: Mapping[str, int], any_values: bool) -> tuple[Array, Array] | tuple[None, None]:
-    """Return the mask and the divisor, or nothing where they can't be computed at these sizes."""
+def _check_large_numbers(part: MaskPart, kind: str) -> None:
+    """Raise NotComputableError where a mask depends on a number that is too large to be tried, and not an integer.
+
+    What is filled in where a token is masked out, such as -10000, may as well be smaller: a window may not.
+    """
+    smaller = {name: array for name, value in part.constants.items() if (array := _smaller(value)) is not None}
+    if not smaller:
+        return
+    env = part.sizes_at(_BEYOND_SMALLER)
+    mask, _ = _computed(part, env, any_values=True, constants=smaller)
+    if mask is not None and kind not in _kinds(mask, bool(part.keys)):
+        raise NotComputableError("a number that it is computed with counts more tokens than can be tried")
+
+
+def _smaller(value: ir.Value) -> Array | None:
+    """Return a constant with a smaller number for each that is too large to be tried; None where there is none."""
+    assert value.const_value is not None
+    array = value.const_value.numpy()
+    if array.size > _FEW or array.dtype.kind in "biu":
+        return None
+    numbers = array.astype(np.float64)
+    large = (np.abs(numbers) > _MOST_TOKENS) & (np.abs(numbers) < _NO_WINDOW)
+    return np.where(large, np.sign(numbers) * _SMALLER, numbers).astype(array.dtype) if large.any() else None
+
+
+def _computed(
+    part: MaskPart, env: Mapping[str, int], any_values: bool, constants: Mapping[str, Array] | None = None
+) -> tuple[Array, Array] | tuple[None, None]:
+    """Return the mask and the divisor, or nothing where they can't be computed at these sizes.
+
+    Args:
+        part: how they are computed.
+        env: sizes of the dynamic dimensions.
+        any_values: whether the keys have any values, or weights of 0 or more.
+        constants: other values for constants, by name.
+    """
     try:
-        draws = {name: _draw(value, part.shape_of(value, env), any_values) for name, value in part.keys.items()}
-        mask, divisor = part.compute(env, draws)
+        mask, divisor = part.compute(env, {**_draws(part, env, any_values), **(constants or {})})
     except NotComputableError:
         return None, None
     return np.asarray(mask), np.asarray(divisor)
@@ -168,9 +203,14 @@ def _counts(value: ir.Value, array: Array) -> set[int]:
     return {int(number) for number in numbers if number > 1}
 
 
-def _draw(value: ir.Value, shape: tuple[int, ...], any_values: bool) -> Array:
-    """Return values for the keys: weights of 0 or more, or any that a mask may be made of."""
+def _draws(part: MaskPart, env: Mapping[str, int], any_values: bool) -> dict[str, Array]:
+    """Return values for the keys, other ones for each."""
     generator = np.random.default_rng(0)
+    return {name: _draw(key, part.shape_of(key, env), any_values, generator) for name, key in part.keys.items()}
+
+
+def _draw(value: ir.Value, shape: tuple[int, ...], any_values: bool, generator: np.random.Generator) -> Array:
+    """Return weights of 0 or more, or any values that a mask may be made of."""
     dtype = (value.dtype or ir.DataType.FLOAT).numpy()
     if dtype.kind == "b":
         return generator.integers(0, 2, shape).astype(dtype)

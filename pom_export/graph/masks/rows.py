@@ -94,9 +94,7 @@ class _Rows:
         if node.op_type == "Trilu" and _is_lower(node):
             return self.of(given)
         if node.op_type == "Gather" and _picks_of_leading(node, given):
-            picked = self._cloned(node, [self.of(given), node.inputs[1]])
-            picked.shape = ir.Shape(list(value.shape or ())[:-2] + list(self.of(given).shape or ())[-2:])
-            return picked
+            return self._picked(node, given, value)
         if node.op_type in {"Unsqueeze", "Squeeze", "Reshape"}:
             return self._reshaped(given, value)
         raise NoRowError
@@ -126,6 +124,22 @@ class _Rows:
         output.shape = ir.Shape(_broadcast([list(v.shape or ()) for v in inputs if v is not None]))
         self.nodes.append(clone)
         return output
+
+    def _picked(self, node: ir.Node, given: ir.Value, value: ir.Value) -> ir.Value:
+        """Return the row of one entry of a leading axis, which the row has once where it is repeated."""
+        row, axis = self.of(given), node.attributes.get("axis")
+        before = list(given.shape or ())
+        place = (0 if axis is None else axis.as_int() % len(before)) - len(before)
+        shape = list(row.shape or ())
+        if len(shape) < -place:
+            return row
+        left = shape[:place] + shape[len(shape) + place + 1 :]
+        if shape[place] != before[place]:
+            return self.add("Squeeze", [row, self.integers([place])], row, left)
+        gathered = ir.node("Gather", [row, node.inputs[1]], {"axis": place})
+        gathered.outputs[0].shape, gathered.outputs[0].type = ir.Shape(left), value.type
+        self.nodes.append(gathered)
+        return gathered.outputs[0]
 
     def _reshaped(self, given: ir.Value, value: ir.Value) -> ir.Value:
         """Return the row of a value that was given other leading axes of size 1."""

@@ -53,7 +53,7 @@ class RecogniseCausalPass(ir.passes.InPlacePass):
             for found, quotient in enumerate(_quotients(node)):
                 reason = _replace(model.graph, quotient, f"{node.name}_{found}" if found else node.name or "")
                 modified = modified or not reason
-                if reason:
+                if reason and quotient.mask.shape is not None and quotient.mask.shape[1] != 1:
                     quadratic[module_of(node)] = reason
         model.meta[_QUADRATIC] = quadratic
         return ir.passes.PassResult(model, modified=modified)
@@ -106,7 +106,7 @@ def _replace(graph: ir.Graph, quotient: _Quotient, name: str) -> str:
         return kind.reason
     if (
         kind.kind != CAUSAL
-        and mask.shape[1] != mask.shape[2]
+        and mask.shape[1] not in {1, mask.shape[2]}
         and not _is_spread_by_its_user(quotient.divisions[0].outputs[0])
     ):
         return "what the same rows give has no place for one query"
@@ -128,7 +128,7 @@ def _put(graph: ir.Graph, quotient: _Quotient, kind: MaskKind, weights: ir.Value
     graph.insert_before(division, node)
     old, new = division.outputs[0], node.outputs[0]
     shape = old.shape
-    if mode == "causal" or shape is None:
+    if mode == "causal" or shape is None or shape[1] == 1:
         take_place(old, new)
         return
     one = ir.Shape([shape[0], 1, shape[2]])

@@ -62,6 +62,7 @@ CAUSAL: dict[str, Mask] = {
 CAUSAL_WITH_KEYS: dict[str, Mask] = {
     "and": lambda x, keep: torch.tril(ones(x)).bool() & keep.bool()[:, None, :],
     "and, of four axes": lambda x, keep: (keep.bool()[:, None, None, :] & causal(x)[None, None])[:, 0],
+    "and, of the last head": lambda x, keep: (keep.bool()[:, None, None, :].expand(-1, 3, 1, -1) & causal(x))[:, -1],
     "and, squeezed": lambda x, keep: (keep.bool()[:, None, None, :] & causal(x)[None, None]).squeeze(1),
     "product": lambda x, keep: torch.tril(ones(x)) * keep[:, None, :],
     "sum of infinities": lambda x, keep: (
@@ -77,6 +78,8 @@ SAME_ROWS: dict[str, Mask] = {
     "expanded": lambda x, keep: keep[:, None, :].expand(-1, x.shape[1], -1),
     "repeated": lambda x, keep: keep.bool()[:, None, :].repeat(1, x.shape[1], 1),
     "times ones": lambda x, keep: keep[:, None, :] * torch.ones(x.shape[1], 1),
+    "for all queries at once": lambda _, keep: keep[:, None, :],
+    "a later head": lambda x, keep: keep[:, None, None, :].repeat(1, 4, x.shape[1], 1)[:, 2],
 }
 OTHER: dict[str, tuple[Mask, str]] = {
     "a window": (lambda x, _: (causal(x) & (distance(x) < 3))[None], "not a lower triangle of ones at 4 tokens"),
@@ -91,6 +94,13 @@ OTHER: dict[str, tuple[Mask, str]] = {
     "a window by decay": (lambda x, _: (causal(x) & (0.99 ** distance(x).abs() > 0.01))[None], "Pow of positions"),
     "a window by scale": (lambda x, _: (causal(x) & (distance(x) * 0.01 < 5))[None], "Mul of positions"),
     "a window by shifts": (lambda x, _: (causal(x) & (distance(x).abs() >> 9 == 0))[None], "of positions"),
+    "a window by subtraction": (lambda x, _: (causal(x) & ((distance(x) - 3000.0).relu() == 0))[None], "counts more"),
+    "a window by a limit": (lambda x, _: (causal(x) & (distance(x).clamp(max=3e3) == distance(x)))[None], "counts"),
+    "a window in a matrix": (lambda x, _: (causal(x) & (distance(x) < 3e3 * ones(x)))[None], "counts more"),
+    "keys of the past and of the future": (
+        lambda x, keep: torch.where(causal(x), keep[:, None, :], keep.flip(1)[:, None, :]),
+        "not a lower triangle, nor the same for all queries",
+    ),
     "places in half": (lambda x, _: (places(x).half()[:, None] >= places(x).half())[None], "Cast of positions"),
     "blocks": (lambda x, _: (places(x)[:, None] // 512 >= places(x) // 512)[None], "not a lower triangle"),
     "a prefix": (lambda x, _: (causal(x) | (places(x) < 3))[None], "not a lower triangle"),
@@ -179,6 +189,9 @@ def test_whatever_is_not_causal_stays_and_says_why() -> None:
         (PolynomialMixer(4, 2, 2), CAUSAL_WITH_KEYS["and"], "bfloat16"),
         (PolynomialMixer(4, 2, 2), SAME_ROWS["expanded"], "float32"),
         (PolynomialMixer(4, 2, 2, n_sel_heads=2), SAME_ROWS["repeated"], "float32"),
+        (PolynomialMixer(4, 2, 2, n_sel_heads=2), SAME_ROWS["for all queries at once"], "float32"),
+        (PolynomialMixer(4, 2, 2), SAME_ROWS["a later head"], "float32"),
+        (PolynomialMixer(4, 2, 2), CAUSAL_WITH_KEYS["and, of the last head"], "float32"),
         (ProductMixer(4, 2, 2), SAME_ROWS["times ones"], "float16"),
     ],
 )
