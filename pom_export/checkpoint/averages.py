@@ -123,8 +123,14 @@ def _names_in(tensors: Mapping[str, Tensor], raw: Mapping[str, Tensor]) -> dict[
         if inner.keys() <= raw.keys():
             return inner
     dotted = {name.replace(".", ""): name for name in raw}
-    if len(dotted) == len(raw) and tensors.keys() <= dotted.keys():
-        return {dotted[name]: tensor for name, tensor in tensors.items()}
+    if len(dotted) < len(raw):
+        return None
+    # In front of every name may stand those of modules around the model, without their dots as well.
+    first = min(tensors, default="")
+    for prefix in sorted((first.removesuffix(name) for name in dotted if first.endswith(name)), key=len):
+        inner = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        if len(inner) == len(tensors) and inner.keys() <= dotted.keys():
+            return {dotted[name]: tensor for name, tensor in inner.items()}
     return None
 
 

@@ -42,6 +42,7 @@ _MOMENTS: Final = re.compile(
 )
 # Weights that an average is to give its place back to (torch_ema, diffusers).
 _SET_ASIDE: Final = ("collected_params", "temp_stored_params")
+_BARE: Final = "bare"  # weights that no key leads to, where a key "model" leads to others
 _DEEPEST, _MOST_SETS, _LONGEST_LIST_OF_SETS = 7, 64, 16
 
 
@@ -59,12 +60,36 @@ def find_sets(file: Path, content: Mapping[Any, Any]) -> list[WeightSet]:
                     f"{file}: a name among the weights is {kind_of(odd[0])}, not text",
                     "Save the state dict of a module",
                 )
-            found += networks_of(file, path, without_wrappers(file, value))
+            rest, lists = _without_lists(path, without_wrappers(file, value))
+            found += [*networks_of(file, path, rest), *lists]
         else:
             found.append(WeightSet(path, values=value, average=True))
         if len(found) >= _MOST_SETS:
             break
     return _with_aliases(_once(_swapped(content, found)))
+
+
+def _without_lists(path: str, tensors: dict[str, Any]) -> tuple[dict[str, Any], list[WeightSet]]:
+    """Take averages by number out of a state dict: those that a module keeps in a ParameterList of its own."""
+    numbered: dict[str, dict[str, Any]] = {}
+    for name, value in tensors.items():
+        owner, _, number = name.rpartition(".")
+        if number.isdecimal() and is_average(owner):
+            numbered.setdefault(owner, {})[number] = value
+    lists = {owner: values for owner, entries in numbered.items() if (values := _as_list(entries)) is not None}
+    rest = {name: value for name, value in tensors.items() if name.rpartition(".")[0] not in lists}
+    places = {owner: f"{path}.{owner}" if path else owner for owner in lists}
+    return rest, [WeightSet(places[owner], values=values, average=True) for owner, values in lists.items()]
+
+
+def _as_list(entries: Mapping[Any, Any]) -> list[Any] | None:
+    """Return weights that are named by their numbers, 0, 1 and so on, as a list; None of other entries."""
+    by_number = {str(key): value for key, value in entries.items()}
+    values = [by_number[str(number)] for number in range(len(entries)) if str(number) in by_number]
+    if len(values) < len(entries) or not all(isinstance(value, _TENSORS) and _is_floating(value) for value in values):
+        return None
+    # Averages of losses and norms are numbers and vectors alone.
+    return values if any(isinstance(value, OtherTensor) or value.ndim > 1 for value in values) else None
 
 
 def is_state_dict(content: Mapping[Any, Any]) -> bool:
@@ -92,7 +117,7 @@ def set_below(file: Path, chosen: WeightSet, asked: str) -> WeightSet | None:
 
 
 def unread_averages(content: Mapping[Any, Any], found: Sequence[WeightSet]) -> list[str]:
-    """Return the keys of averages in a form that is not read: one tensor, tensors by number, a pickled module."""
+    """Return the keys of averages in a form that is not read: one tensor, a pickled module."""
     paths = [path for one in found for path in (one.path, *one.other_paths)]
     return [
         key
@@ -128,7 +153,7 @@ def _has_values(value: Any) -> bool:
 
 
 def _state_dicts_and_lists(content: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield state dicts, and lists of tensors whose place says that they are averages.
+    """Yield state dicts, and lists of tensors, or tensors by number, whose place says that they are averages.
 
     A container that lies in several places is looked at in a few of them: it may lie in itself.
     """
@@ -137,6 +162,8 @@ def _state_dicts_and_lists(content: Mapping[Any, Any]) -> Iterator[tuple[str, An
     while waiting:
         path, value = waiting.popleft()
         inner: list[tuple[str, Any]] = []
+        if isinstance(value, Mapping) and is_average(".".join(path)) and (numbered := _as_list(value)) is not None:
+            value = numbered
         if isinstance(value, Mapping):
             if any(isinstance(name, str) and name.endswith(MARKS) for name in value) or is_state_dict(value):
                 if not _is_optimizers(path):
@@ -227,10 +254,10 @@ def _with_aliases(found: list[WeightSet]) -> list[WeightSet]:
     models = sum(one.is_model for one in raw)
     wanted = ["" if one.contains else _alias(one, len(raw), models) for one in found]
     count, paths = Counter(wanted), {one.path for one in found}
-    return [
-        replace(one, alias=alias) if alias and count[alias] == 1 and alias not in paths else one
-        for one, alias in zip(found, wanted, strict=True)
-    ]
+    named = [alias if alias and count[alias] == 1 and alias not in paths else "" for alias in wanted]
+    if "model" in paths:  # which is what weights without keys would be called
+        named = [_BARE if not one.path else alias for one, alias in zip(found, named, strict=True)]
+    return [replace(one, alias=alias or one.alias) for one, alias in zip(found, named, strict=True)]
 
 
 def _alias(one: WeightSet, raw: int, models: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +112,42 @@ def test_an_average_whose_names_lost_their_dots(raw: Tensors, tmp_path: Path) ->
     loaded = load({"state_dict": content}, tmp_path)
     assert (factor_of(loaded, raw), loaded.other_weights) == (1, ["ema (state_dict.model_ema)"])
     assert factor_of(load({"state_dict": content}, tmp_path, "model_ema"), raw) == FACTOR
+
+
+@pytest.mark.parametrize("beside", [{}, {"betas": torch.ones(4), "first_stage_model.encoder.weight": torch.ones(3, 3)}])
+def test_an_average_whose_names_lost_their_dots_and_begin_with_a_module(
+    raw: Tensors, tmp_path: Path, beside: Tensors
+) -> None:
+    """As LitEma has them of a DiffusionWrapper, alone or beside an autoencoder."""
+    content = {
+        **{f"model.diffusion_model.{name}": tensor for name, tensor in raw.items()},
+        **{f"model_ema.diffusion_model{name.replace('.', '')}": tensor for name, tensor in scaled(raw).items()},
+        "model_ema.decay": torch.tensor(0.9),
+        **beside,
+    }
+    for asked, factor in (("ema", FACTOR), ("model", 1)):
+        assert factor_of(load({"state_dict": content}, tmp_path, asked), raw) == factor
+
+
+@pytest.mark.parametrize("key", [int, str])
+def test_averages_by_number_are_a_list(raw: Tensors, tmp_path: Path, key: Callable[[int], Any]) -> None:
+    numbered = {key(number): tensor for number, tensor in enumerate(scaled(raw).values())}
+    loaded = load({"model": raw, "ema_params1": numbered}, tmp_path)
+    assert (factor_of(loaded, raw), loaded.other_weights) == (1, ["ema1 (ema_params1)"])
+    assert factor_of(load({"model": raw, "ema_params1": numbered}, tmp_path, "ema1"), raw) == FACTOR
+
+
+@pytest.mark.parametrize("front", ["", "module.", "denoiser."])
+def test_lists_of_parameters_among_the_weights(raw: Tensors, tmp_path: Path, front: str) -> None:
+    """As a module saves a ParameterList of averages that it keeps itself."""
+    content = {f"{front}net.{name}": tensor for name, tensor in raw.items()}
+    for list_number, factor in ((1, FACTOR), (2, 0.25)):
+        values = scaled(raw, factor).values()
+        content |= {f"{front}ema_params{list_number}.{number}": value for number, value in enumerate(values)}
+    for asked, factor in (("ema1", FACTOR), ("ema2", 0.25), ("model", 1)):
+        assert factor_of(load({"state_dict": content}, tmp_path, asked), raw) == factor
+
+
+def test_averages_of_losses_are_no_weights(raw: Tensors, tmp_path: Path) -> None:
+    content = {f"net.{name}": tensor for name, tensor in raw.items()} | {"loss_ema.0": torch.tensor(0.3)}
+    assert load({"state_dict": content}, tmp_path, "net").other_weights == []

@@ -179,6 +179,14 @@ def test_the_bare_weights_beside_a_network_are_asked_for_as_they_are_listed(tmp_
     assert [factor_of(load(content, tmp_path, name), raw) for name in ("model", "net")] == [1, 2]
 
 
+def test_the_bare_weights_beside_some_that_are_called_model_have_another_name(tmp_path: Path) -> None:
+    raw = PolynomialMixer(8, 3, 2).state_dict()
+    content = {**raw, **below("model", scaled(raw, 2))}
+    with pytest.raises(CheckpointError, match="several sets of weights: bare, model"):
+        load(content, tmp_path)
+    assert [factor_of(load(content, tmp_path, name), raw) for name in ("bare", "model")] == [1, 2]
+
+
 def test_a_list_beside_sorted_names_is_in_the_models_order(image_model: nn.Module, tmp_path: Path) -> None:
     raw = image_model.state_dict()
     content = {"model": dict(sorted(raw.items())), "ema_params": [p.detach() / 2 for p in image_model.parameters()]}

@@ -282,7 +282,7 @@ def test_one_state_dict_under_two_keys_is_one_set(raw: Tensors, tmp_path: Path) 
 
 def test_averages_in_other_forms_are_said_to_be_left_out(raw: Tensors, tmp_path: Path) -> None:
     vector = torch.cat([tensor.flatten() for tensor in raw.values()])
-    for average in (vector, nn.Linear(2, 2), dict(enumerate(raw.values()))):
+    for average in (vector, nn.Linear(2, 2), dict(enumerate(raw.values(), 1))):
         loaded = load(
             {"model": raw, "model_ema": average, "ema_decay": 0.9, "ema_rng": [torch.ones(2).byte()]}, tmp_path
         )
