@@ -14,6 +14,8 @@ from pom_export.graph.unfolding import all_nodes
 # How onnx refuses an operator that it does not have.
 _UNKNOWN_OP: Final = "No Op registered for"
 _NOT_CHECKED: Final = "unknown"
+_INFER: Final = "Save what onnx.shape_inference.infer_shapes makes of it"
+_DECLARE: Final = "Declare it with onnx.helper.make_tensor_value_info"
 
 
 def load_whole(file: Path) -> onnx.ModelProto:
@@ -24,15 +26,31 @@ def load_whole(file: Path) -> onnx.ModelProto:
     """
     try:
         model = onnx.load(file, format="protobuf", load_external_data=False)  # whatever the file's suffix
+        _check_declared(file, model.graph)
         try:
             onnx.checker.check_model(file)
         except onnx.checker.ValidationError as error:
             if _UNKNOWN_OP not in str(error):
                 raise
             onnx.checker.check_model(_without_unknown_ops(model))
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"{file} is not a whole ONNX model: {reason_of(error)}", "Export it again") from error
     return model
+
+
+def _check_declared(file: Path, graph: onnx.GraphProto) -> None:
+    """Refuse inputs and outputs that another tool left without types or shapes; onnx's checker does not name them."""
+    for kind, values in (("input", graph.input), ("output", graph.output)):
+        for value in values:
+            declared = value.type.WhichOneof("value")
+            if declared is None or (declared == "tensor_type" and not value.type.tensor_type.HasField("shape")):
+                inferred = kind == "output" and declared
+                raise InputError(
+                    f"model {file} is not usable: its {kind} {value.name} has no {'shape' if declared else 'type'}",
+                    f"{_INFER if inferred else _DECLARE}, or export it again",
+                )
 
 
 def _without_unknown_ops(model: onnx.ModelProto) -> onnx.ModelProto:

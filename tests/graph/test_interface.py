@@ -195,3 +195,23 @@ def test_weights_inside_of_nodes_are_counted_wherever_they_are() -> None:
 )
 def test_most_of_the_weights_decide_the_precision(counts: dict[str, int], otherwise: list[str], expected: str) -> None:
     assert precision_of(counts, otherwise) == expected
+
+
+@pytest.mark.parametrize(
+    ("part", "shapeless", "told"),
+    [
+        ("output", True, "its output y has no shape. Save what onnx.shape_inference.infer_shapes makes of it"),
+        ("output", False, "its output y has no type. Declare it"),
+        ("input", True, "its input x has no shape. Declare it"),
+    ],
+)
+def test_what_another_tool_left_undeclared_is_named(part: str, shapeless: bool, told: str, tmp_path: Path) -> None:
+    model = parse(GOOD)
+    value = getattr(model.graph, part)[0]
+    if shapeless:
+        value.type.tensor_type.ClearField("shape")
+    else:
+        value.ClearField("type")
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match=told):
+        read_model(tmp_path / "m.onnx")
