@@ -23,7 +23,7 @@ from pom_export.parity.module_reference import ModuleReference
 from pom_export.parity.precision import kept_in_single
 from pom_export.parity.recording import recording_path, save_recording
 from pom_export.parity.report import Comparison, is_all_zero, untold_notes
-from pom_export.parity.targets import Target, Targets
+from pom_export.parity.targets import Targets
 from pom_export.parity.verification import PathError
 from pom_export.runtime.runners import to_numpy
 
@@ -75,8 +75,13 @@ def check(exported: ExportedModel, source: Source, program: Program, sizes: Size
 
     targets = Targets(cases, _reference(exported, source, program).target)
     if samples:
-        recorded = [Target(each.outputs) if source.own_inputs else each for each in targets[:samples]]
-        save_recording(recording_path(exported.path), cases[:samples], recorded, sha256_of(exported.path))
+        save_recording(
+            recording_path(exported.path),
+            cases[:samples],
+            targets[:samples],
+            sha256_of(exported.path),
+            own=source.own_inputs,
+        )
     candidates, _ = onnxruntime_candidates(exported)
     if not candidates:
         return Checked([], [])

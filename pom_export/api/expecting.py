@@ -78,12 +78,14 @@ def expected_of_recording(model: ExportedModel) -> Expected:
         InputError: there are no parity data, or they are not of this model.
     """
     file = recording_path(model.path)
-    cases, targets = load_recording(file, sha256_of(model.path), model.inputs, model.outputs)
+    recorded = load_recording(file, sha256_of(model.path), model.inputs, model.outputs)
     precision, notes = judged_precision(model)
-    for target in targets:
+    for target in recorded.targets:
         check_outputs(model, target.outputs)
-    notes.append(f"without --checkpoint, only the {len(cases)} recorded cases were compared, not the file's own claims")
-    return Expected(cases, targets, f"PyTorch in float64, recorded in {file}", precision, notes)
+    count = len(recorded.cases)
+    notes.append(f"without --checkpoint, only the {count} recorded cases were compared, not the file's own claims")
+    told = f"PyTorch in float64, recorded in {file}"
+    return Expected(recorded.cases, recorded.targets, told, precision, notes, own=recorded.own)
 
 
 def expected_of_pairs(model: ExportedModel, inputs: Inputs) -> Expected:
@@ -92,11 +94,11 @@ def expected_of_pairs(model: ExportedModel, inputs: Inputs) -> Expected:
     Raises:
         InputError: an input is missing, there is no output, or one does not fit.
     """
-    cases, targets, found = load_pairs(model, inputs)
+    given, found = load_pairs(model, inputs)
     precision, notes = judged_precision(model)
     told = f"the outputs in {'the mapping' if isinstance(inputs, Mapping) else os.fspath(inputs)}"
     notes = [*found, *notes, "only the inputs that were given were compared, not the file's own claims"]
-    return Expected(cases, targets, told, precision, notes)
+    return Expected(given.cases, given.targets, told, precision, notes, own=given.own)
 
 
 def expected_of_checkpoint(

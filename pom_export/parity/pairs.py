@@ -10,17 +10,17 @@ import numpy as np
 from pom_export.errors import InputError, printable
 from pom_export.files import as_path
 from pom_export.graph.exported import ExportedModel, TensorSpec
-from pom_export.parity.case import Array, Case
+from pom_export.parity.case import Array
 from pom_export.parity.inputs import Inputs, case_of, read_arrays
 from pom_export.parity.names import fits
-from pom_export.parity.recording import load_recording, recorded_model
+from pom_export.parity.recording import Recording, load_recording, recorded_model
 from pom_export.parity.targets import Target
 
 _LONGEST_NAME = 80
 
 
-def load_pairs(model: ExportedModel, inputs: Inputs) -> tuple[list[Case], list[Target], list[str]]:
-    """Return cases, the outputs that they should have, and what a reader should know of them.
+def load_pairs(model: ExportedModel, inputs: Inputs) -> tuple[Recording, list[str]]:
+    """Return cases with the outputs that they should have, and what a reader should know of them.
 
     Args:
         model: the file.
@@ -33,7 +33,7 @@ def load_pairs(model: ExportedModel, inputs: Inputs) -> tuple[list[Case], list[T
     if not isinstance(inputs, Mapping):
         file = as_path(inputs, "file of inputs")
         if recorded_model(file) is not None:
-            return (*load_recording(file, None, model.inputs, model.outputs), [])
+            return load_recording(file, None, model.inputs, model.outputs), []
     case = case_of(inputs, model.inputs, model.limits)
     name, arrays = read_arrays(inputs)
     given = {spec.name: _output(name, arrays[spec.name], spec) for spec in model.outputs if spec.name in arrays}
@@ -45,7 +45,7 @@ def load_pairs(model: ExportedModel, inputs: Inputs) -> tuple[list[Case], list[T
         )
     notes = [f"{printable(spec.name, _LONGEST_NAME)} was not compared: {name} does not hold it"
              for spec in model.outputs if spec.name not in given]  # fmt: skip
-    return [case], [Target(given)], [*notes, *left_out(model, inputs, but=given)]
+    return Recording([case], [Target(given)]), [*notes, *left_out(model, inputs, but=given)]
 
 
 def left_out(model: ExportedModel, inputs: Inputs, but: Mapping[str, object]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,22 @@ from pom_export.parity.targets import Spread, Target
 _HINT = "Export again with --samples, or give --checkpoint"
 _NUMBERS = "biuf"  # kinds of numpy types
 _LONGEST_NAME = 100
+_OWN = "own"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Parity data.
+
+    Attributes:
+        cases: the inputs.
+        targets: what the reference gave.
+        own: whether the reference was a user's own module.
+    """
+
+    cases: list[Case]
+    targets: list[Target]
+    own: bool = False
 
 
 def recording_path(model: str | os.PathLike[str]) -> Path:
@@ -28,10 +45,22 @@ def recording_path(model: str | os.PathLike[str]) -> Path:
     return Path(model).with_suffix(".parity.npz")
 
 
-def save_recording(path: Path, cases: Sequence[Case], targets: Sequence[Target], model_sha256: str) -> None:
-    """Write cases and their targets, and which model they are of, into one .npz."""
+def save_recording(
+    path: Path, cases: Sequence[Case], targets: Sequence[Target], model_sha256: str, *, own: bool = False
+) -> None:
+    """Write cases and their targets, and which model they are of, into one .npz.
+
+    Args:
+        path: of the file.
+        cases: the inputs.
+        targets: what the reference gives, case by case.
+        model_sha256: of the model.
+        own: whether the reference is a user's own module.
+    """
     names = [case.name for case in cases]
     arrays: dict[str, Array] = {"names": np.array(json.dumps(names)), "model_sha256": np.array(model_sha256)}
+    if own:
+        arrays[_OWN] = np.array(True)
     for i, (case, target) in enumerate(zip(cases, targets, strict=True)):
         arrays |= {f"{i}/in/{name}": array for name, array in case.feed.items()}
         arrays |= {f"{i}/out/{name}": array for name, array in target.outputs.items()}
@@ -52,7 +81,7 @@ def recorded_model(path: Path) -> str | None:
 
 def load_recording(
     path: Path, model_sha256: str | None, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
-) -> tuple[list[Case], list[Target]]:
+) -> Recording:
     """Read what `save_recording` wrote, for a model of these inputs and outputs.
 
     Args:
@@ -87,7 +116,7 @@ def load_recording(
         raise InputError(f"{path} is not parity data of this model: it lacks {error}", _HINT) from error
     except ValueError as error:
         raise InputError(f"{path} is not parity data of this model: {error}", _HINT) from error
-    return cases, targets
+    return Recording(cases, targets, own=_OWN in arrays)
 
 
 def _inputs(arrays: Mapping[str, Array], prefix: str, specs: Sequence[TensorSpec]) -> dict[str, Array]:

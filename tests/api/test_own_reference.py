@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import pom_export
 from pom_export.errors import InputError
+from pom_export.parity.candidates import UNROUNDED
 from tests.exports import Edit, Exported, weight
 
 
@@ -140,3 +141,18 @@ def test_a_program_of_torch_export_is_a_checkpoint(own: Own, tmp_path: Path) -> 
     assert report.reference.endswith("p.pt2")
     pom_export.export(tmp_path / "p.pt2", tmp_path / "p.onnx")
     assert pom_export.verify(tmp_path / "p.onnx", checkpoint=tmp_path / "p.pt2")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_parity_data_of_a_half_module_know_what_rounding_does(dtype: str, own: Own, tmp_path: Path) -> None:
+    file, recorded = tmp_path / "m.onnx", tmp_path / "m.parity.npz"
+    pom_export.export(own.module, file, example_inputs=EXAMPLES, dtype=dtype, samples=2)
+    report = pom_export.verify(file)
+    assert report
+    assert {c.backend for c in report.comparisons} >= {UNROUNDED}
+    assert not any("is not known" in note for note in report.notes)
+    assert pom_export.verify(file, inputs=recorded)
+    model = onnx.load(file)
+    weight("po_coeff", lambda array: np.roll(array, 1, 0))(model)
+    onnx.save(model, tmp_path / "spoiled.onnx")
+    assert not pom_export.verify(tmp_path / "spoiled.onnx", inputs=recorded)

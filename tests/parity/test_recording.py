@@ -30,7 +30,9 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_what_is_written_is_read(path: Path) -> None:
-    (case,), (target,) = load_recording(path, "sha", INPUTS, OUTPUTS)
+    recorded = load_recording(path, "sha", INPUTS, OUTPUTS)
+    (case,), (target,) = recorded.cases, recorded.targets
+    assert not recorded.own
     assert case.name == "typical"
     np.testing.assert_array_equal(case.feed["x"], X)
     np.testing.assert_array_equal(target.outputs["y"], Y)
@@ -42,7 +44,7 @@ def test_bfloat16_is_read_as_such(tmp_path: Path) -> None:
     save_recording(
         tmp_path / "r.npz", [Case("typical", {"x": X.astype(ml_dtypes.bfloat16)})], [Target({"y": Y})], "sha"
     )
-    (case,), _ = load_recording(tmp_path / "r.npz", "sha", [spec], OUTPUTS)
+    (case,) = load_recording(tmp_path / "r.npz", "sha", [spec], OUTPUTS).cases
     assert case.feed["x"].dtype == spec.dtype
     np.testing.assert_array_equal(case.feed["x"].astype(np.float32), X)
 
@@ -89,7 +91,7 @@ def test_files_of_other_kinds_are_named(content: bytes, path: Path) -> None:
 def test_what_rounding_does_is_recorded(tmp_path: Path) -> None:
     path, unrounded = tmp_path / "r.npz", Target({"y": 1.01 * Y})
     save_recording(path, [Case("typical", {"x": X})], [Target({"y": Y}, {"y": (Spread(0.1, 0.2),)}, unrounded)], "sha")
-    _, (target,) = load_recording(path, "sha", INPUTS, OUTPUTS)
+    (target,) = load_recording(path, "sha", INPUTS, OUTPUTS).targets
     assert target.spreads == {"y": (Spread(0.1, 0.2),)}
     assert target.unrounded is not None
     np.testing.assert_array_equal(target.unrounded.outputs["y"], 1.01 * Y)
