@@ -62,6 +62,8 @@ PAST_STATE, PAST_LENGTH = contract.STATE_INPUTS
 PAST_CONVOLUTION: Final = "past_conv"
 PAST_KEY_VALUES: Final = "past_key_values"
 
+_TABLE_RANK: Final = 2
+
 
 @dataclass(frozen=True)
 class ExportedModel:
@@ -81,7 +83,8 @@ class ExportedModel:
         weight_types: how many numbers the weights of its products have in each floating-point type.
         claims: what the properties say, as it was read.
         in_branches: how many of the aggregation nodes are in branches or loops.
-        sizes_folded: whether every size is fixed, and what is computed from sizes alone is there as weights.
+        sizes_folded: whether every size is fixed, and what is computed from sizes alone is there as weights, in a
+            half-precision file as half ones.
     """
 
     path: Path
@@ -190,7 +193,26 @@ def read_model(path: str | os.PathLike[str]) -> ExportedModel:
 
 def _are_sizes_folded(graph: onnx.GraphProto, inputs: Sequence[TensorSpec]) -> bool:
     fixed = all(isinstance(axis, int) for spec in inputs for axis in spec.axes)
-    return fixed and all(node.op_type != "Range" for node in all_nodes(graph))
+    return fixed and all(node.op_type != "Range" for node in all_nodes(graph)) and not _meets_wide_tables(graph)
+
+
+def _meets_wide_tables(graph: onnx.GraphProto) -> bool:
+    """Return whether an activation is widened to meet a float32 table.
+
+    So it is where another tool has fixed sizes and folded what a half-precision graph of dynamic ones computes in
+    float32. Our export folds before it lowers, and a table becomes half with what it meets.
+    """
+    float32 = onnx.TensorProto.FLOAT
+    tables = {
+        weight.name for weight in graph.initializer if weight.data_type == float32 and len(weight.dims) >= _TABLE_RANK
+    }
+    widened = {
+        node.output[0]
+        for node in graph.node
+        if node.op_type == "Cast" and any(each.name == "to" and each.i == float32 for each in node.attribute)
+    }
+    products = (set(node.input) for node in graph.node if node.op_type == "Mul")
+    return any(names & tables and names & widened for names in products)
 
 
 def _called(node: onnx.NodeProto) -> tuple[str, str, str]:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
+import onnxscript.optimizer
 import pytest
 from onnx import inliner, numpy_helper
+from onnx_ir.passes import common
 
 import pom_export
 from pom_export.errors import InputError
+from pom_export.graph.schema import register_schema
 from pom_export.mixer import MixerConfig
 from pom_export.models import LanguageModel, LanguageModelConfig
 from tests.exports import Edit, Exported, claim, into_function, weight
+from tests.small_models import fill, hybrid
 
 VOCABULARY = 61
 
@@ -332,6 +337,39 @@ def test_half_precision_that_onnxruntime_has_widened_is_judged_as_half(
     assert bool(report) is passes
     assert report.precision == "float16"
     assert any("another tool has its weights in float32" in note for note in report.notes)
+
+
+def fixed_and_folded(path: Path, sizes: Mapping[str, int], folded: Path) -> None:
+    """Write a file of these sizes, which holds as weights what is computed from them alone."""
+    model = ir.load(path)
+    for value in model.graph.inputs:
+        assert value.shape is not None
+        value.shape = ir.Shape([sizes.get(str(size), size) for size in value.shape])
+    for node in model.graph:
+        for value in node.outputs:
+            value.shape = None
+    register_schema()
+    common.ShapeInferencePass(data_prop=True)(model)
+    onnxscript.optimizer.fold_constants(model, onnx_shape_inference=True)
+    common.RemoveUnusedNodesPass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    ir.save(model, folded)
+
+
+def test_positions_are_judged_in_the_type_that_a_file_has_folded_them_in(tmp_path: Path) -> None:
+    """A graph of dynamic sizes turns by float32 angles, one that is exported with fixed ones by half ones."""
+    module = hybrid()
+    fill(module)
+    pom_export.export(module, tmp_path / "fixed.onnx", dtype="float16", static=(2, 8))
+    pom_export.export(module, tmp_path / "dynamic.onnx", dtype="float16")
+    fixed_and_folded(tmp_path / "dynamic.onnx", {"batch": 2, "tokens": 8}, tmp_path / "folded.onnx")
+    for name in ("fixed", "folded"):
+        model = onnx.load(tmp_path / f"{name}.onnx")
+        assert not any(node.op_type == "Cos" for node in model.graph.node)
+        assert pom_export.verify(tmp_path / f"{name}.onnx", module=module)
+        weight("mlp.c_fc.weight", lambda array: array * 1.02)(model)
+        onnx.save(model, tmp_path / "spoiled.onnx")
+        assert not pom_export.verify(tmp_path / "spoiled.onnx", module=module)
 
 
 def test_a_float32_file_does_not_become_half_by_saying_so(mixer: Exported) -> None:
