@@ -29,6 +29,7 @@ from pom_export.graph.variants import gated_variant_of, variant_of
 
 # Two bodies of the same formula in float32, of few tokens, differ by rounding alone; half types round their output.
 _TOLERANCES = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2}
+_HALVES = ("float16", "bfloat16")
 # What fewer values of a tensor are, a weight, can decide a shape.
 _SMALL = 64
 _WIDEST = 2**20
@@ -172,7 +173,9 @@ def _difference(node: ir.Node, wanted: onnx.FunctionProto, given: onnx.FunctionP
         try:
             made = _run(given, feed, node)
         except Exception as error:  # noqa: BLE001 (whatever a body of another's makes of the reference)
-            return f"it cannot be run on inputs like the node's: {reason_of(error)}"
+            return (
+                _left_in_single(node, given, feed) or f"it cannot be run on inputs like the node's: {reason_of(error)}"
+            )
         for name, one, other in zip(wanted.output, expected, made, strict=False):
             if one.dtype != other.dtype or one.shape != other.shape:
                 return f"{name} is {other.dtype}{list(other.shape)}, not {one.dtype}{list(one.shape)}"
@@ -182,6 +185,19 @@ def _difference(node: ir.Node, wanted: onnx.FunctionProto, given: onnx.FunctionP
         if len(made) < len(node.outputs):
             return f"it gives {len(made)} outputs, and the node has {len(node.outputs)}"
     return ""
+
+
+def _left_in_single(node: ir.Node, given: onnx.FunctionProto, feed: Mapping[str, Array]) -> str:
+    """Say where a function takes float32 of what the node is given in half: tools convert graphs, not functions."""
+    half = next((array.dtype.name for array in feed.values() if array.dtype.name in _HALVES), None)
+    if half is None:
+        return ""
+    wide = {name: array.astype(np.float32) if array.dtype.name in _HALVES else array for name, array in feed.items()}
+    try:
+        _run(given, wide, node)
+    except Exception:  # noqa: BLE001 (whatever a body of another's makes of the reference)
+        return ""
+    return f"the node is given {half}, and the function computes in float32: dtype {half} exports both in half"
 
 
 def _shown(name: str, one: Array, other: Array, feed: Mapping[str, Array]) -> Iterator[tuple[Array, Array]]:

@@ -129,6 +129,19 @@ def of_another_type(model: onnx.ModelProto) -> None:
     function.node.append(onnx.helper.make_node("Cast", ["wide"], ["z"], to=onnx.TensorProto.DOUBLE))
 
 
+def with_a_graph_in_half(model: onnx.ModelProto) -> None:
+    """Convert the graph, and not its functions, as converters of others do."""
+    graph = model.graph
+    graph.ClearField("value_info")
+    for value in (*graph.input, *graph.output):
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    for weight in graph.initializer:
+        if weight.data_type == onnx.TensorProto.FLOAT:
+            half = numpy_helper.to_array(weight).astype(np.float16)
+            weight.CopyFrom(numpy_helper.from_array(half, weight.name))
+
+
 @pytest.mark.parametrize(
     ("damage", "module", "function", "reason"),
     [
@@ -145,6 +158,7 @@ def of_another_type(model: onnx.ModelProto) -> None:
         (without_an_input, "first", FIRST, "takes 3 inputs, and the node has 4"),
         (with_a_branch, "first", FIRST, "it has branches or loops"),
         (of_another_type, "first", FIRST, "z is float64"),
+        (with_a_graph_in_half, "first", FIRST, "the node is given float16, and the function computes in float32"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
