@@ -36,7 +36,8 @@ _DEPENDS = (
     "Look for what depends on a size, such as padding to a multiple. With dynamic_shapes, Dim('tokens', min=2) says "
     "for which sizes the graph must hold; what is left out is fixed"
 )
-_OTHER_SIZES = f". At the example's own sizes they agree. {_DEPENDS}"
+_OTHER_SIZES = f". At the example's own sizes they agree, not at {{sizes}}. {_DEPENDS}"
+_MOST_NAMED = 3
 _OTHER_VALUES = (
     ". On the example's own values they agree: look for what depends on a value while the model is traced, and for "
     "rows or tokens that the example has alike"
@@ -118,7 +119,11 @@ def _why_elsewhere(comparison: Comparison) -> str:
     """Return what to look for where outputs agree on the example, which is the first case."""
     if not comparison.cases[0].difference:
         return ""
-    return _OTHER_VALUES if comparison.worst.case == OTHER_VALUES else _OTHER_SIZES
+    failed = [result.case for result in comparison.cases if not result.difference]
+    if failed == [OTHER_VALUES]:
+        return _OTHER_VALUES
+    sizes = [case for case in failed if case != OTHER_VALUES]
+    return _OTHER_SIZES.format(sizes=", ".join(sizes[:_MOST_NAMED]))
 
 
 def _parity_error(comparison: Comparison, hint: str) -> ParityError:

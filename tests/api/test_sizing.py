@@ -276,6 +276,17 @@ class OfFirstRow(Masked):
         return self.mixer(x, mask=mask)
 
 
+def test_what_depends_on_a_size_is_not_said_to_depend_on_values(tmp_path: Path) -> None:
+    """The case of other values is of another size, and may be the one that differs most."""
+
+    def around(model: Model, x: Tensor) -> Tensor:
+        return model.linear(model.mixer(x)) if x.shape[0] % 2 else model.mixer(x)
+
+    model = Model(around)
+    with pytest.raises(ParityError, match=r"they agree, not at batch \d+, .* Look for what depends on a size"):
+        export(model, tmp_path, 3 * tokens(5))
+
+
 def test_examples_that_are_alike_are_compared_on_other_values_too(tmp_path: Path) -> None:
     model, alike = OfFirstRow(), torch.zeros(2, 5, WIDTH)
     model.mixer.se_bias.data.fill_(0.5)
