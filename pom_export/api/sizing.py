@@ -13,6 +13,7 @@ from pom_export.errors import InputError, reason_of
 from pom_export.graph.claims import Bounds
 from pom_export.graph.size_expressions import size_of
 from pom_export.parity.case import Array, Case
+from pom_export.parity.comparison import difference
 from pom_export.parity.resizing import (
     AxesByInput,
     candidate_sizes,
@@ -21,6 +22,7 @@ from pom_export.parity.resizing import (
     other_values,
     resized,
 )
+from pom_export.parity.tolerances import MODELS
 from pom_export.runtime.runners import to_numpy
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ def settle_sizes(source: Source, program: Program, opset: int) -> tuple[Program,
         _check_asked(program, traced, numbers)
         axes = dict(zip(program.inputs, traced.axes, strict=True))
         trial = _Trial(plain.module, plain.inputs, axes, traced.bounds, traced.branches)
+        trial.drop_idle_bounds(traced, program)
         refused = trial.try_all()
         if not refused:
             break
@@ -178,6 +181,32 @@ class _Trial:
         outputs = self._run(self.feed)
         self.empty, self.finite = _unusable(outputs), _all_finite(outputs)
 
+    def drop_idle_bounds(self, traced: Traced, program: Program) -> None:
+        """Let dimensions be 1 that torch holds to be 2 or more, where nothing depends on it.
+
+        Its own operators ask whether a size is 1, such as for the order of an image's values in memory.
+        """
+        asked = {dimension for dimension in self.bounds if _is_asked(program, self.axes, dimension)}
+        for name, (low, high) in self.bounds.items():
+            if low == 2 and name not in asked and self._same_at_one(traced, program, name):
+                self.bounds[name] = 0, high
+
+    def _same_at_one(self, traced: Traced, program: Program, name: str) -> bool:
+        """Return whether what was traced computes what the model does where a dimension is 1."""
+        import torch
+
+        feed = resized(self.feed, self.axes, {**self.sizes, name: 1})
+        if feed is None or traced.run is None:
+            return False
+        inputs = {key: torch.from_numpy(np.ascontiguousarray(feed[key])) for key in program.inputs}
+        try:
+            with torch.no_grad():
+                found = traced.run({key: tensor.to(program.inputs[key].dtype) for key, tensor in inputs.items()})
+            pairs = list(zip(_tensors(found), self._run(feed), strict=True))
+        except Exception:  # noqa: BLE001 (whatever the graph or the model raises)
+            return False
+        return all(difference(to_numpy(one), to_numpy(other), MODELS["float32"]) for one, other in pairs)
+
     def depends(self, name: str, axis: int, dimension: str) -> bool:
         """Return whether an axis of an input has another size when a dimension has."""
         before = self.axes[name][axis]
@@ -221,7 +250,6 @@ class _Trial:
 
     def _run(self, feed: Mapping[str, Array]) -> list[Any]:
         import torch
-        from torch.utils._pytree import tree_leaves
 
         from pom_export.graph.control_flow import without_compiler
         from pom_export.graph.copying import copy_module
@@ -231,8 +259,7 @@ class _Trial:
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feed.items()}
         with torch.no_grad(), without_compiler(), quiet_failure(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the mean of too few tokens, say: what comes of it is looked at
-            leaves = tree_leaves(copy_module(self.module)(**nested(tensors)))
-        return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+            return _tensors(copy_module(self.module)(**nested(tensors)))
 
     def _together(self, larger: Mapping[str, int]) -> None:
         if len(larger) > 1 and (reason := self.attempt(larger, "other sizes")):
@@ -360,6 +387,24 @@ class _Dimension:
             self.trial.plan.notes.append(
                 f"{self.name} was compared at {sizes}; the model refuses {', '.join(map(str, within))}: {self.reason}"
             )
+
+
+def _tensors(outputs: Any) -> list[Any]:
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+
+
+def _is_asked(program: Program, axes: AxesByInput, dimension: str) -> bool:
+    """Return whether the user says of a dimension, by name, which sizes it has."""
+    from pom_export.graph.dynamic_shapes import is_automatic
+
+    return any(
+        axes[name][axis] == dimension and not is_automatic(hint)
+        for name, hints in _hints(program)
+        for axis, hint in hints.items()
+    )
 
 
 def _all_finite(outputs: list[Any]) -> bool:

@@ -214,6 +214,37 @@ def test_the_user_says_for_which_sizes_a_branch_is_not_taken(tmp_path: Path) -> 
     assert any(note.startswith("n must be at least 2") for note in result.notes)
 
 
+class Image(nn.Module):
+    """A mixer of patches, and a convolution over the image that they are put together to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, WIDTH, 2, 2)
+        self.mixer = pom_export.PolynomialMixer(WIDTH, 2, 2)
+        self.smooth = nn.Conv2d(WIDTH, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        image = self.patches(x)
+        return self.smooth(self.mixer(image.flatten(2).mT).mT.reshape(image.shape))
+
+
+def test_one_image_is_no_fewer_than_the_model_takes(tmp_path: Path) -> None:
+    # torch holds two for the least, for one image may lie in memory in either order.
+    result = export(Image(), tmp_path, torch.randn(2, 3, 4, 6))
+    assert result.inputs == ["x float32[batch, 3, 4, 6]"]
+    assert not any("at least 2" in note for note in result.notes)
+    assert not read_model(tmp_path / "m.onnx").limits.sizes
+
+
+def test_one_is_too_few_where_the_model_then_takes_another_branch(tmp_path: Path) -> None:
+    def around(model: Model, x: Tensor) -> Tensor:
+        return model.mixer(x) if x.shape[1] > 1 else model.linear(model.mixer(x))
+
+    result = export(Model(around), tmp_path, tokens(5))
+    assert dict(read_model(tmp_path / "m.onnx").limits.sizes) == {"tokens": (2, None)}
+    assert any(note.startswith("tokens must be at least 2") for note in result.notes)
+
+
 def test_half_precision_is_compared_at_the_same_sizes(tmp_path: Path) -> None:
     result = export(Conditioned(), tmp_path, tokens(6), torch.randn(2, 12), dtype="float16")
     assert result.inputs == [f"x float16[batch, tokens, {WIDTH}]", "c float16[batch, 12]"]
