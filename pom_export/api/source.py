@@ -22,7 +22,7 @@ from pom_export.graph.claims import PRECISIONS, WEIGHTS
 from pom_export.graph.copying import copy_module
 from pom_export.graph.dynamic_shapes import Shapes, named_shapes
 from pom_export.graph.lowering import Adapters, has_mixers, lower_mixers
-from pom_export.graph.own_program import module_program, named_examples, program_module
+from pom_export.graph.own_program import FailsOnExamplesError, module_program, named_examples, program_module
 from pom_export.graph.program import GraphOptions, Program
 from pom_export.graph.programs import program_of
 from pom_export.graph.reference import Float64Module
@@ -67,8 +67,20 @@ class Source:
     notes: list[str] = field(default_factory=list)
 
     def program(self) -> Program:
-        """Return what to trace, in float32."""
-        return self.make_program(self.lower(copy_module(self.module, torch.float32)))
+        """Return what to trace, in float32.
+
+        Raises:
+            InputError: the model fails on its example inputs, by itself or as it is traced.
+        """
+        try:
+            return self.make_program(self.lower(copy_module(self.module, torch.float32)))
+        except FailsOnExamplesError as error:
+            self.calls_op()  # which fails as well where the model itself is to blame
+            raise InputError(
+                f"with weights in float32 and our mixers in place of yours, {error.what}; as it was given, it does not",
+                "Look for casts to a fixed type, such as x.half() for x.to(self.layer.weight.dtype), and for what "
+                "reaches into a mixer's parameters",
+            ) from error
 
     def plain(self) -> Program:
         """Return the program of the model as it was given, not lowered, in float32: which sizes it takes."""

@@ -161,11 +161,16 @@ def _checked(dynamic_shapes: Mapping[str, Any], pinned: Sequence[tuple[str, int]
     return dynamic_shapes
 
 
+class FailsOnExamplesError(InputError):
+    """A model raises an exception on its example inputs."""
+
+
 def run_on_examples(module: nn.Module, examples: Examples) -> Any:
     """Return what a module makes of its example inputs.
 
     Raises:
-        InputError: it fails on them, or changes a parameter.
+        FailsOnExamplesError: it raises an exception.
+        InputError: it changes a parameter, or calls a mixer as no mixer of ours can be called.
     """
     try:
         with torch.no_grad(), without_compiler(), quiet_failure(), no_weight_changes(module):
@@ -174,7 +179,8 @@ def run_on_examples(module: nn.Module, examples: Examples) -> Any:
     except InputError:
         raise  # what one of ours is not called with, and what to do
     except (Exception, SystemExit) as error:
-        raise refusal("the model fails on the example inputs", error, module, "Give others") from error
+        found = refusal("the model fails on the example inputs", error, module, "Give others")
+        raise FailsOnExamplesError(found.what, found.hint) from error
 
 
 def _automatic_shapes(examples: Examples) -> dict[str, dict[int, Any]]:

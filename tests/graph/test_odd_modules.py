@@ -158,6 +158,24 @@ def test_outputs_of_other_kinds_are_refused(make: Callable[[Tensor], Any], messa
         named_outputs(make(torch.ones(2)))
 
 
+class HalfInside(nn.Module):
+    """A mixer in half precision, whatever is around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = pom_export.PolynomialMixer(WIDTH, 2, 1).half()
+        self.out = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.mix(x.half()).float())
+
+
+def test_a_model_that_runs_is_not_said_to_fail(tmp_path: Path) -> None:
+    message = "with weights in float32 .* fails .*Half.*; as it was given, it does not. Look for casts to a fixed type"
+    with pytest.raises(InputError, match=message):
+        pom_export.export(HalfInside(), tmp_path / "m.onnx", example_inputs=(example(),))
+
+
 def test_nested_examples_are_refused() -> None:
     with pytest.raises(InputError, match="ONNX has not"):
         named_examples(Net(same), (torch.nested.as_nested_tensor([*example()]),))
