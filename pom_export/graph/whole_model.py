@@ -7,13 +7,14 @@ from typing import Final
 
 import onnx
 
-from pom_export.errors import InputError, reason_of
+from pom_export.errors import InputError, printable, reason_of
 from pom_export.graph.opsets import STANDARD_DOMAINS
 from pom_export.graph.unfolding import all_nodes
 
 # How onnx refuses an operator that it does not have.
 _UNKNOWN_OP: Final = "No Op registered for"
 _NOT_CHECKED: Final = "unknown"
+_LONGEST_NAME: Final = 80
 _INFER: Final = "Save what onnx.shape_inference.infer_shapes makes of it"
 _DECLARE: Final = "Declare it with onnx.helper.make_tensor_value_info"
 
@@ -46,9 +47,9 @@ def _check_declared(file: Path, graph: onnx.GraphProto) -> None:
         for value in values:
             declared = value.type.WhichOneof("value")
             if declared is None or (declared == "tensor_type" and not value.type.tensor_type.HasField("shape")):
-                inferred = kind == "output" and declared
+                inferred, name = kind == "output" and declared, printable(value.name, _LONGEST_NAME)
                 raise InputError(
-                    f"model {file} is not usable: its {kind} {value.name} has no {'shape' if declared else 'type'}",
+                    f"model {file} is not usable: its {kind} {name} has no {'shape' if declared else 'type'}",
                     f"{_INFER if inferred else _DECLARE}, or export it again",
                 )
 
