@@ -124,11 +124,11 @@ def _official(module: nn.Module, result: Lowered, name: str) -> OfficialMixer:
             hint + ADAPT.format(kind=_kind(module)),
         )
     effective, folded = effective_state(module)
-    state, _ = with_joined_projections(effective)
     # What the official classes call the degree, and what others do.
     degrees = [getattr(module, attribute, None) for attribute in ("order", "degree")]
     hints = Hints(degree=next((degree for degree in degrees if isinstance(degree, int)), None))
     try:
+        state, _ = with_joined_projections(effective)
         recognised = recognise(state, hints)
     except CheckpointError as error:
         # Hints for checkpoints are none for modules.

@@ -369,3 +369,12 @@ def test_what_stayed_as_it_was_is_named_where_torch_fails(tmp_path: Path) -> Non
     model = nn.Sequential(PoM(8, 2, 2, 1, 1), Widened(8))
     with pytest.raises(InputError, match=r"1 looks like a mixer, but unknown keys .* temperature"):
         pom_export.export(model, tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8),))
+
+
+def test_a_bias_that_has_no_place_is_told_in_terms_of_modules() -> None:
+    model = nn.Sequential(SeparatePoM(8, 2, 2, 1, 1))
+    model[0].po_proj = nn.Linear(8, 16)
+    (reason,) = lower_mixers(model).near_misses.values()
+    assert "po_proj.bias is a bias of the context projection" in reason.what
+    assert reason.hint is not None
+    assert "mixers={SeparatePoM: adapter}" in reason.hint
