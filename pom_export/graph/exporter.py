@@ -26,6 +26,7 @@ from pom_export.graph.opsets import check_opset
 from pom_export.graph.passes import (
     AttachFunctionsPass,
     ClaimLeastPass,
+    DelayTransposePass,
     FactorGatePass,
     FoldTablesPass,
     FuseGatePass,
@@ -196,7 +197,8 @@ def _lowering(dtype: str, observe: Observe) -> list[ir.passes.InPlacePass]:
     """Return the passes that make a graph half precision."""
     if dtype == "float32":
         return []
-    return [LowerPrecisionPass(ir.DataType[dtype.upper()], observe), common.RemoveUnusedNodesPass()]
+    lower = LowerPrecisionPass(ir.DataType[dtype.upper()], observe)
+    return [lower, DelayTransposePass(), common.RemoveUnusedNodesPass()]
 
 
 def _nothing_seen(_: ir.Model) -> Mapping[str, float]:

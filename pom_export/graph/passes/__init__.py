@@ -2,6 +2,7 @@
 
 from pom_export.graph.passes.attach_functions import AttachFunctionsPass
 from pom_export.graph.passes.claim_least import ClaimLeastPass
+from pom_export.graph.passes.delay_transpose import DelayTransposePass
 from pom_export.graph.passes.factor_gate import FactorGatePass
 from pom_export.graph.passes.fold_tables import FoldTablesPass
 from pom_export.graph.passes.fuse_gate import FuseGatePass
@@ -16,6 +17,7 @@ from pom_export.graph.passes.stamp_metadata import StampMetadataPass
 __all__ = [
     "AttachFunctionsPass",
     "ClaimLeastPass",
+    "DelayTransposePass",
     "FactorGatePass",
     "FoldTablesPass",
     "FuseGatePass",

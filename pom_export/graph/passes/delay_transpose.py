@@ -1,0 +1,65 @@
+"""Transpose after a product instead of before it: ONNX Runtime crashes on half-precision files that do it before."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+_MATRIX_RANK = 2
+
+
+class DelayTransposePass(ir.passes.InPlacePass):
+    """Turn `MatMul(Transpose(x), W)` into `Transpose(MatMul(x, W))`, where the batch goes behind the other axes.
+
+    This is what a layer with its tokens first, such as nn.MultiheadAttention by default, begins with. ONNX Runtime
+    fuses such a pair (MatmulTransposeFusion). In half precision, where a Cast stands between the two on the CPU, it
+    then ends the process with a segmentation fault while it loads the file: seen with 1.32, not with 1.22. A product
+    with a matrix changes the last axis only, so that its order with the Transpose makes no difference to any number.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite each such product."""
+        products = [node for node in model.graph.all_nodes() if node.op_type == "MatMul" and _is_by_a_matrix(node)]
+        delayed = [_delay(product) for product in products]
+        return ir.passes.PassResult(model, modified=any(delayed))
+
+
+def _is_by_a_matrix(product: ir.Node) -> bool:
+    weight = product.inputs[1]
+    return weight is not None and weight.shape is not None and len(weight.shape) == _MATRIX_RANK
+
+
+def _delay(product: ir.Node) -> bool:
+    """Move the Transpose in front of a product behind it; False where there is none of the kind."""
+    cast = _producer(product.inputs[0], "Cast")
+    transpose = _producer(cast.inputs[0] if cast else product.inputs[0], "Transpose")
+    perm = list(transpose.attributes["perm"].as_ints()) if transpose and "perm" in transpose.attributes else []
+    if transpose is None or not perm or perm != [*range(1, len(perm) - 1), 0, len(perm) - 1]:
+        return False
+    source, output, graph = transpose.inputs[0], product.outputs[0], product.graph
+    assert source is not None
+    assert graph is not None
+    if cast:
+        early = ir.node("Cast", [source], {"to": cast.attributes["to"].as_int()}, name=f"{product.name}/Cast")
+        early.outputs[0].shape, early.outputs[0].type = source.shape, cast.outputs[0].type
+        graph.insert_before(product, early)
+        source = early.outputs[0]
+    product.replace_input_with(0, source)
+    turned = ir.node("Transpose", [output], {"perm": perm}, name=f"{product.name}/Transpose")
+    turned.outputs[0].shape, turned.outputs[0].type = output.shape, output.type
+    graph.insert_after(product, turned)
+    name = output.name
+    ir.convenience.replace_all_uses_with(output, turned.outputs[0], replace_graph_outputs=True)
+    turned.replace_input_with(0, output)
+    output.name, turned.outputs[0].name = f"{name}_before", name
+    output.shape = _shape_before(turned.outputs[0].shape, perm)
+    return True
+
+
+def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == op_type and node.domain == "" else None
+
+
+def _shape_before(shape: ir.Shape | None, perm: list[int]) -> ir.Shape | None:
+    """Return the shape of what a Transpose of this shape is made of."""
+    return None if shape is None else ir.Shape([shape[perm.index(axis)] for axis in range(len(perm))])
