@@ -53,6 +53,16 @@ def plain_modes() -> Iterator[Modes]:
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
+@contextlib.contextmanager
+def no_transforms_left() -> Iterator[None]:
+    """Leave torch.vmap and torch.func as they were: a trace that fails inside one would leave it on for good."""
+    depth = torch._C._functorch.get_dynamic_layer_stack_depth()
+    try:
+        yield
+    finally:
+        torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
+
+
 class _AutocastOff:
     """Threads in which autocast does nothing.
 

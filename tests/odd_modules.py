@@ -104,6 +104,11 @@ def _seeded(_: Any, y: Tensor, __: Tensor) -> Tensor:
     return y + torch.rand(WIDTH)
 
 
+def _with_other_data(_: Any, y: Tensor, __: Tensor) -> Tensor:
+    y.data = 2 * y
+    return y
+
+
 def _quantized() -> nn.Module:
     with torch.random.fork_rng():
         model = Net(lambda m, y, x: m.linear(y), linear=nn.Linear(WIDTH, WIDTH))
@@ -138,6 +143,14 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "attribute error": (lambda: Net(lambda m, y, x: y.nothing), r"no attribute 'nothing', odd_modules\.py line"),
     "key error": (lambda: Net(lambda m, y, x: {}["absent"]), "fails on the example inputs: KeyError 'absent'"),
     "recursion": (lambda: Net(_endless), "calls itself without end"),
+    "item under vmap": (
+        lambda: Net(lambda m, y, x: torch.vmap(lambda row: row * row.sum().item())(y)),
+        r"depends on the values of a tensor .*odd_modules\.py line .*torch\.where",
+    ),
+    "selection under vmap": (
+        lambda: Net(lambda m, y, x: torch.vmap(lambda row: row[row > 0].sum())(y)),
+        r"depends on the values of a tensor .*torch\.where",
+    ),
     "memory": (lambda: Net(lambda m, y, x: torch.empty(1 << 50)), "not enough memory"),
     "exit": (lambda: Net(lambda m, y, x: sys.exit(3)), "fails on the example inputs: 3"),
     "iterator": (lambda: Net(same, things=(i for i in ())), "model's things is a generator"),
@@ -164,6 +177,14 @@ REFUSED_BY_TORCH: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "no such operator": (
         lambda: Net(lambda m, y, x: torch.linalg.svd(y)[1]),
         r"ONNX has no operator for aten\._linalg_svd.* odd_modules\.py line",
+    ),
+    "bool under vmap": (
+        lambda: Net(lambda m, y, x: torch.vmap(lambda row: row * row.bool())(y)),
+        r"another type inside torch\.vmap .*odd_modules\.py line .*Convert it before torch\.vmap",
+    ),
+    "data replaced": (
+        lambda: Net(_with_other_data),
+        r"^the model gives a tensor other data .*odd_modules\.py line .*a name of its own",
     ),
     "seeded": (lambda: Net(_seeded), r"draws random numbers: RandomUniform"),
 }

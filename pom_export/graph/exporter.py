@@ -20,6 +20,7 @@ from torch.onnx import _flags
 
 from pom_export.errors import InputError
 from pom_export.graph.claims import Bounds
+from pom_export.graph.detached_data import DetachedData
 from pom_export.graph.dynamic_shapes import is_hint, trace_shapes
 from pom_export.graph.exported import nested
 from pom_export.graph.opsets import check_opset
@@ -49,6 +50,7 @@ from pom_export.graph.size_numbers import SizeNumber, size_numbers
 from pom_export.graph.splitting import SlicedSplits
 from pom_export.graph.stand_in import stand_in_paths
 from pom_export.graph.translation import translation_table
+from pom_export.torch_modes import no_transforms_left
 
 _RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
@@ -134,8 +136,10 @@ def trace(program: Program, opset: int) -> Traced:
         _sizes_fixed_where_used(program),
         _without_collector(),
         torch.no_grad(),
+        no_transforms_left(),
         SlicedSplits(),
         BinnedPooling(),
+        DetachedData(),
     ):
         try:
             exported = torch.onnx.export(

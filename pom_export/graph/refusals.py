@@ -41,9 +41,17 @@ _KNOWN = (
         "Give smaller examples, or use a larger machine",
     ),
     (
-        ("data-dependent", "unbacked symbol", "tensor with data dependent"),
+        (
+            *("data-dependent", "unbacked symbol", "tensor with data dependent"),
+            *("vmap over calling .item()", "batching operators that can support dynamic shape"),
+        ),
         "what it does depends on the values of a tensor (an if on them, .item(), .tolist(), a selection by mask)",
         "Use torch.where or torch.cond, or compute it outside the model",
+    ),
+    (
+        ("_assert_tensor_metadata",),
+        "it converts a tensor to another type inside torch.vmap (.bool(), .float(), .to()), which torch can't trace",
+        "Convert it before torch.vmap, or compute it from other operators, such as x != 0 for x.bool()",
     ),
     (("maximum recursion depth",), "it calls itself without end", "Look for a module that holds or calls itself"),
 )
@@ -60,8 +68,11 @@ def refusal(what: str, error: BaseException, module: nn.Module, hint: str) -> In
     """
     errors = list(_causes(error))
     node = next(reversed(list(_nodes(errors))), None)
+    place = _place(errors, node, module)
+    if ours := next((each for each in errors if isinstance(each, InputError)), None):
+        return InputError(f"{ours.what}{place}", ours.hint)
     reason, remedy = _reason(errors, node)
-    return InputError(f"{what}: {reason}{_place(errors, node, module)}", remedy or hint)
+    return InputError(f"{what}: {reason}{place}", remedy or hint)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -90,6 +90,61 @@ def test_much_at_once_is_exported_and_nothing_of_the_callers_changes(tmp_path: P
         assert difference(one, other.detach().double().numpy(), MODELS["float32"])
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda _, y, __: y.data, id="alone"),
+        pytest.param(lambda m, y, _: (y.data + 1, m.linear(y)), id="among others"),
+        pytest.param(lambda m, y, _: y @ m.linear.weight.data, id="of a weight"),
+        pytest.param(lambda _, y, __: (y.data.clamp_(-0.1, 0.1), y)[1], id="written in place"),
+    ],
+)
+def test_data_of_a_tensor_is_traced(make: Callable[..., Any], tmp_path: Path) -> None:
+    model = Net(make, linear=nn.Linear(WIDTH, WIDTH)).eval()
+    pom_export.export(model, tmp_path / "m.onnx", example_inputs=(example(),))
+    x = torch.randn(3, 4, WIDTH)
+    found = pom_export.inference_session(tmp_path / "m.onnx").run(None, {"x": x.numpy()})
+    with torch.no_grad():
+        wanted = named_outputs(model(x))
+    for one, other in zip(found, wanted.values(), strict=True):
+        assert difference(one, other.double().numpy(), MODELS["float32"])
+
+
+def test_a_trace_that_fails_under_vmap_leaves_vmap_off(tmp_path: Path) -> None:
+    make, _ = REFUSED_BY_TORCH["bool under vmap"]
+    with pytest.raises(InputError):
+        pom_export.export(make(), tmp_path / "m.onnx", example_inputs=(example(),))
+    assert torch.func.grad(lambda x: x * x)(torch.tensor(3.0)).item() == 6
+    assert torch._C._functorch.get_dynamic_layer_stack_depth() == 0
+
+
+class Wordy(nn.Module):
+    """A mixer below a name, whose output has another."""
+
+    def __init__(self, path: str, key: str) -> None:
+        super().__init__()
+        self.add_module(path, pom_export.PolynomialMixer(WIDTH, 2, 1))
+        self.key = key
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        (mixer,) = self.children()
+        return {self.key: mixer(x)}
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "message"),
+    [
+        ("mix", "k" * 3000, r"^the output k+ \[...\] k+ has a name of 3000 characters.*by a shorter key"),
+        ("m" * 3000, "key", r"^the weight m+ .*\.\w+ has a name of \d+ characters.*modules that hold it shorter"),
+    ],
+    ids=["output", "weight"],
+)
+def test_a_name_that_no_file_may_have_is_named(path: str, key: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        pom_export.export(Wordy(path, key), tmp_path / "m.onnx", example_inputs=(example(),))
+    assert list(tmp_path.iterdir()) == []
+
+
 class Direct(nn.Module):
     """Calls the documented op, with no mixer around it."""
 

@@ -1,0 +1,37 @@
+"""A tensor's `.data`, traced as `.detach()`: torch.export would take it for a constant, and then refuse that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from pom_export.errors import InputError
+
+_READ: Final = Tensor.data.__get__  # type: ignore[attr-defined]
+_REPLACE: Final = Tensor.data.__set__  # type: ignore[attr-defined]
+
+
+class DetachedData(TorchFunctionMode):
+    """While it is on, `.data` is what `.detach()` gives: the same values in the same memory, without gradients."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Call a function of torch, or detach in its place.
+
+        Raises:
+            InputError: a tensor is given other data, of which the trace would see nothing.
+        """
+        if func == _REPLACE:
+            raise InputError(
+                "the model gives a tensor other data (y.data = ...), which can't be traced",
+                "Give what is computed a name of its own, y = ..., or copy it: y.copy_(...)",
+            )
+        return args[0].detach() if func == _READ else func(*args, **(kwargs or {}))
