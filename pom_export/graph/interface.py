@@ -18,7 +18,9 @@ from pom_export.graph.opsets import STANDARD_DOMAINS
 # Numbers of a type that numpy, and each of the runtimes, can be given.
 _KINDS: Final = "biuf"
 _BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
-_LONGEST_NAME: Final = 200
+# Of a name as it is shown, and as a file may have it.
+_LONGEST_SHOWN: Final = 200
+LONGEST_NAME: Final = 1000
 # What tools write that have no names for dimensions.
 _NO_SIZE: Final = -1
 # What one call can be given, fixed sizes alone.
@@ -39,7 +41,7 @@ class TensorSpec:
     axes: tuple[str | int, ...]
 
     def __str__(self) -> str:
-        return printable(f"{self.name} {self.dtype}[{', '.join(map(str, self.axes))}]", _LONGEST_NAME)
+        return printable(f"{self.name} {self.dtype}[{', '.join(map(str, self.axes))}]", _LONGEST_SHOWN)
 
 
 def read_interface(graph: onnx.GraphProto) -> tuple[list[TensorSpec], list[TensorSpec]]:
@@ -79,7 +81,7 @@ def check_counts(values: Mapping[str, Sequence[int]], inputs: Sequence[TensorSpe
             continue
         integers = spec.dtype.kind in "iu"
         if not integers or len(counts) not in (1, *spec.axes[-1:]) or max(counts) - 1 > np.iinfo(spec.dtype).max:
-            shown = printable(spec.name, _LONGEST_NAME)
+            shown = printable(spec.name, _LONGEST_SHOWN)
             raise ValueError(f"its limits for {shown} do not fit: only an integer input has them, one or one a column")
 
 
@@ -87,7 +89,7 @@ def check_ranges(ranges: Mapping[str, Sequence[float]], inputs: Sequence[TensorS
     """Raise ValueError where a range of values is said of an input of other numbers than floats."""
     others = {spec.name for spec in inputs if spec.dtype.kind in "biu"}
     if unknown := ranges.keys() & others:
-        shown = printable(min(unknown), _LONGEST_NAME)
+        shown = printable(min(unknown), _LONGEST_SHOWN)
         raise ValueError(f"its limits for {shown} do not fit: only an input of floats has a range")
 
 
@@ -109,8 +111,8 @@ def _names(values: Iterable[Any], kind: str) -> dict[str, Any]:
     for value in values:
         if not value.name:
             raise ValueError(f"{with_article(kind)} has no name")
-        if len(value.name) > _LONGEST_NAME * 5:
-            raise ValueError(f"{printable(value.name, _LONGEST_NAME)} is a name of {len(value.name)} characters")
+        if len(value.name) > LONGEST_NAME:
+            raise ValueError(f"{printable(value.name, _LONGEST_SHOWN)} is a name of {len(value.name)} characters")
         if value.name in named:
             raise ValueError(f"it has the {kind} {value.name!r} twice")
         named[value.name] = value
@@ -118,7 +120,7 @@ def _names(values: Iterable[Any], kind: str) -> dict[str, Any]:
 
 
 def _tensor_spec(value: onnx.ValueInfoProto, kind: str, inputs: Sequence[str]) -> TensorSpec:
-    name = printable(value.name, _LONGEST_NAME)
+    name = printable(value.name, _LONGEST_SHOWN)
     if not value.type.HasField("tensor_type"):
         raise ValueError(f"{kind} {name} is no tensor, and only tensors are supported")
     tensor = value.type.tensor_type

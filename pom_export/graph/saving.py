@@ -7,21 +7,24 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from pom_export.errors import InputError, reason_of
+from pom_export.errors import InputError, printable, reason_of
+from pom_export.graph.interface import LONGEST_NAME
 from pom_export.graph.opsets import OPSETS
 from pom_export.graph.weights_file import rename_by_content
 
 # Protocol buffers end at 2 GB; beyond this the weights go to a file of their own.
 EXTERNAL_DATA_BYTES = 1_500_000_000
+_LONGEST_SHOWN = 60
 
 
 def save_model(model: ir.Model, path: Path) -> None:
     """Save a model, its weights in a file beside it when they are large, and check it with onnx.checker.
 
     Raises:
-        InputError: the checker refuses it: an op does not take the model's type at this opset; or ONNX Runtime would
-            take the file for one of its own format.
+        InputError: the checker refuses it: an op does not take the model's type at this opset; ONNX Runtime would take
+            the file for one of its own format; or a name is longer than we read.
     """
+    _check_names(model.graph)
     if path.suffix == ".ort":
         raise InputError(f"ONNX Runtime takes {path.name} for a file of its own format", "Choose another suffix")
     save_graph(model, path)
@@ -33,6 +36,22 @@ def save_model(model: ir.Model, path: Path) -> None:
             f"the model is not valid at opset {model.opset_imports['']}: {reason}",
             f"Try a newer one, up to --opset {OPSETS.stop - 1}",
         ) from error
+
+
+def _check_names(graph: ir.Graph) -> None:
+    """Raise InputError where a name, which a user gave, is longer than is read from a file."""
+    kinds = (
+        ("output", graph.outputs, "Return it by a shorter key"),
+        ("input", graph.inputs, "Give it a shorter name in the model's forward"),
+        ("weight", graph.initializers.values(), "Give the modules that hold it shorter names"),
+    )
+    for kind, values, hint in kinds:
+        for value in values:
+            if value.name is not None and len(value.name) > LONGEST_NAME:
+                shown = printable(value.name, _LONGEST_SHOWN)
+                raise InputError(
+                    f"the {kind} {shown} has a name of {len(value.name)} characters, of at most {LONGEST_NAME}", hint
+                )
 
 
 def save_graph(model: ir.Model, path: Path) -> None:
