@@ -12,9 +12,10 @@ import numpy as np
 from pom_export.api.expecting import Expected, expected_of_ours, targets_of
 from pom_export.api.progress import silent
 from pom_export.errors import InputError, kind_of
+from pom_export.graph.claims import Bounds
 from pom_export.graph.exported import ExportedModel, TensorSpec
 from pom_export.parity.case import Case
-from pom_export.parity.inputs import Inputs, case_of
+from pom_export.parity.inputs import Inputs, case_of, check_sizes
 from pom_export.parity.names import Names, fits, match_names
 from pom_export.parity.pairs import left_out
 from pom_export.parity.precision import judged_precision
@@ -88,8 +89,9 @@ def expected_of_own(
         cases = [case_of(inputs, taken, model.limits, names)]
         notes += left_out(model, inputs, but=program.inputs)
     else:
+        check_sizes("example inputs", example, taken, model.limits)
         cases = [Case("example inputs", example)]
-        others, said = _other_sizes(program, taken)
+        others, said = _other_sizes(program, taken, model.limits.sizes)
         cases += others
         notes += said
     targets, output_names = targets_of(model, program, loaded.reference(), precision, cases)
@@ -115,11 +117,13 @@ def _as_taken(model: ExportedModel, specs: list[TensorSpec], names: Mapping[str,
     return taken
 
 
-def _other_sizes(program: Program, specs: list[TensorSpec]) -> tuple[list[Case], list[str]]:
-    """Return the example's values at other sizes where the file has dynamic ones, and what to say of them."""
+def _other_sizes(
+    program: Program, specs: list[TensorSpec], bounds: Mapping[str, Bounds]
+) -> tuple[list[Case], list[str]]:
+    """Return the example's values at other sizes that the file takes, and what to say of them."""
     from pom_export.api.sizing import plan_sizes
 
-    plan = plan_sizes(program, {spec.name: spec.axes for spec in specs})
+    plan = plan_sizes(program, {spec.name: spec.axes for spec in specs}, bounds)
     types = {spec.name: spec.dtype for spec in specs}
     cases = [
         Case(case.name, {name: array.astype(types[name]) for name, array in case.feed.items()}) for case in plan.cases

@@ -85,14 +85,17 @@ def settle_sizes(source: Source, program: Program, opset: int) -> tuple[Program,
     return replace(program, limits=limits, properties=properties), traced, plan
 
 
-def plan_sizes(program: Program, axes: AxesByInput) -> SizePlan:
+def plan_sizes(program: Program, axes: AxesByInput, bounds: Mapping[str, Bounds]) -> SizePlan:
     """Return the sizes at which to compare a file with a user's program, and which dimensions that refuses to resize.
 
     Args:
         program: the program, not lowered.
         axes: of the file's inputs, by the program's names.
+        bounds: the smallest and the largest size that the file says to take, of the dimensions that it limits. The
+            largest one is compared: a file may claim more than it holds for.
     """
-    trial = _Trial(program.module, program.inputs, axes, {}, {})
+    ends = {name: [high] for name, (_, high) in bounds.items() if high is not None}
+    trial = _Trial(program.module, program.inputs, axes, bounds, ends)
     trial.plan.notes += [
         f"the dimension {name} was compared at the example's size alone, the reference takes no other: {reason}"
         for name, reason in trial.try_all().items()

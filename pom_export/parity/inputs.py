@@ -215,7 +215,7 @@ def case_of(
             )
         _check_values(f"inputs {name}: {spec.name}", array, limits.values.get(spec.name))
         _check_range(f"inputs {name}: {spec.name}", array, limits.ranges.get(spec.name))
-    _check_sizes(name, feed, specs, limits)
+    check_sizes(f"inputs {name}", feed, specs, limits)
     return Case(name, feed)
 
 
@@ -224,8 +224,15 @@ def typed(array: Array, spec: TensorSpec) -> Array:
     return array.view(spec.dtype) if array.dtype == np.dtype(f"V{spec.dtype.itemsize}") else array
 
 
-def _check_sizes(path: str, arrays: Mapping[str, Array], specs: Sequence[TensorSpec], limits: InputLimits) -> None:
-    """Raise InputError where two inputs disagree on a dimension, or there are more tokens than positions."""
+def check_sizes(called: str, arrays: Mapping[str, Array], specs: Sequence[TensorSpec], limits: InputLimits) -> None:
+    """Raise InputError where two inputs disagree on a dimension, or a size is none that the model takes.
+
+    Args:
+        called: what the inputs are called in the message.
+        arrays: by name.
+        specs: the model's inputs.
+        limits: what they may hold.
+    """
     sizes: dict[str, tuple[int, str]] = {}
     for spec in specs:
         for axis, size in zip(spec.axes, arrays[spec.name].shape, strict=True):
@@ -233,17 +240,13 @@ def _check_sizes(path: str, arrays: Mapping[str, Array], specs: Sequence[TensorS
                 continue
             known, other = sizes.setdefault(axis, (size, spec.name))
             if size != known:
-                raise InputError(
-                    f"inputs {path}: {axis} is {known} in {other}, but {size} in {spec.name}", "Reshape one"
-                )
+                raise InputError(f"{called}: {axis} is {known} in {other}, but {size} in {spec.name}", "Reshape one")
             if limits.tokens is not None and axis in {TOKENS, CONTEXT_TOKENS} and size > limits.tokens:
                 raise InputError(
-                    f"inputs {path}: {spec.name} has {size} tokens, the model positions for {limits.tokens}", "Cut it"
+                    f"{called}: {spec.name} has {size} tokens, the model positions for {limits.tokens}", "Cut it"
                 )
             if wanted := limits.outside(axis, size):
-                raise InputError(
-                    f"inputs {path}: {axis} is {size} in {spec.name}, the model takes {wanted}", "Give others"
-                )
+                raise InputError(f"{called}: {axis} is {size} in {spec.name}, the model takes {wanted}", "Give others")
 
 
 def _check_values(where: str, array: Array, counts: Sequence[int] | None) -> None:

@@ -156,3 +156,40 @@ def test_parity_data_of_a_half_module_know_what_rounding_does(dtype: str, own: O
     weight("po_coeff", lambda array: np.roll(array, 1, 0))(model)
     onnx.save(model, tmp_path / "spoiled.onnx")
     assert not pom_export.verify(tmp_path / "spoiled.onnx", inputs=recorded)
+
+
+class Scaled(nn.Module):
+    """A mixer whose outputs are doubled beyond some number of tokens, which a file can't do."""
+
+    def __init__(self, longest: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mixer, self.longest = pom_export.PolynomialMixer(16, 2, 1), longest
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mixer(x) if x.shape[1] <= self.longest else 2 * self.mixer(x)
+
+
+@pytest.fixture(scope="module")
+def scaled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("scaled") / "m.onnx"
+    pom_export.export(Scaled(8), path, example_inputs=(EXAMPLES[0],))
+    return path
+
+
+def test_a_module_is_compared_within_the_sizes_that_the_file_takes(scaled: Path) -> None:
+    report = pom_export.verify(scaled, module=Scaled(8), example_inputs=(EXAMPLES[0],))
+    assert report
+    assert {case.case for case in report.comparisons[0].cases} >= {"tokens 1", "tokens 8"}
+    assert any(note.startswith("tokens must be at most 8") for note in report.notes)
+
+
+def test_a_file_that_takes_more_than_the_module_computes_alike_is_found(scaled: Path) -> None:
+    report = pom_export.verify(scaled, module=Scaled(7), example_inputs=(EXAMPLES[0],))
+    assert not report
+    assert {comparison.worst.case for comparison in report.comparisons} <= {"tokens 8", "other sizes", "other values"}
+
+
+def test_examples_beyond_the_files_sizes_are_refused(scaled: Path) -> None:
+    with pytest.raises(InputError, match="example inputs: tokens is 9 in x, the model takes at most 8"):
+        pom_export.verify(scaled, module=Scaled(8), example_inputs=(torch.randn(2, 9, 16),))
