@@ -42,6 +42,8 @@ _CONFIG_CLASS: Final = re.compile(
 _ARGUMENTS: Final = frozenset({"init_args", "kwargs", "args", "params", "dict_kwargs", "_args_"})  # of the class beside
 _LOCAL_CLASS: Final = re.compile(r"local.*att|att.*local", re.IGNORECASE)
 _MOST_NAMED: Final = 3
+# Tables in tables beyond this are nobody's settings: a hostile file may have a million of them.
+_DEEPEST: Final = 100
 
 _Place = tuple[str, Any]
 
@@ -127,22 +129,26 @@ def _tables(content: Any) -> Iterator[tuple[str, dict[str, Any], bool]]:
 
     Each is yielded once, or twice where it is reached both ways: the same list may lie in many others, or in itself.
     """
-    waiting: deque[tuple[str, Any, bool]] = deque([("", content, True)])
+    waiting: deque[tuple[str, Any, bool, int]] = deque([("", content, True, 0)])
     seen = {(id(content), True)}
     while waiting:
-        place, value, is_model = waiting.popleft()
+        place, value, is_model, depth = waiting.popleft()
+        if depth > _DEEPEST:
+            continue
         parts = list(_parts(value))
         entries = {key: part for key, part in parts if key and isinstance(part, (int, str))}
         if entries:
             yield place, {key: part for key, part in entries.items() if "." not in key}, is_model
             yield from _dotted(place, entries, is_model)
-        another = _is_of_another(_class_in(entries))
+        another = bool(entries) and _is_of_another(_class_in(entries))
         for key, part in parts:
+            if not isinstance(part, (dict, list, tuple, Inert, Mapping)):
+                continue
             inner = is_model and (not key or _is_models(key)) and not (another and key in _ARGUMENTS)
             inner = inner and not _is_object_of_another(part)
-            if isinstance(part, (Mapping, list, tuple, Inert)) and (id(part), inner) not in seen:
+            if (id(part), inner) not in seen:
                 seen.add((id(part), inner))
-                waiting.append((".".join(filter(None, (place, key))), part, inner))
+                waiting.append((".".join(filter(None, (place, key))), part, inner, depth + 1))
 
 
 def _dotted(place: str, entries: Mapping[str, Any], is_model: bool) -> Iterator[tuple[str, dict[str, Any], bool]]:

@@ -157,3 +157,11 @@ def test_the_name_of_a_data_set_is_no_attention(tmp_path: Path) -> None:
 )
 def test_a_class_of_mixers_is_told_by_its_whole_name(target: str, degree: int | None) -> None:
     assert settings_in({"cfg": {"part": {"_target_": target, "degree": 2}}}).degree == degree
+
+
+@pytest.mark.parametrize(("levels", "degree"), [(50, 3), (1000, None)])
+def test_settings_lie_no_deeper_than_people_nest_them(levels: int, degree: int | None) -> None:
+    content: Any = {"degree": 3}
+    for _ in range(levels):
+        content = {"model": content}
+    assert settings_in(content).degree == degree
