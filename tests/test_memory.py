@@ -67,5 +67,6 @@ def test_an_export_takes_little_more_memory_than_the_weights(tmp_path: Path) -> 
     before, peak = (1024 * int(number) for number in re.findall(r"\d+", done.stdout))
     (weights,) = tmp_path.glob("m.onnx.*.data")
     assert weights.stat().st_size > 0.99 * sizes["large"]
-    # One copy: the matrices are transposed for the graph. The rest is work space, of which a second copy is no part.
-    assert peak - before < 1.35 * sizes["large"]
+    # One copy: the matrices are transposed for the graph. Work space is another 0.3 to 0.4 of it, by the machine, and a
+    # second copy would make 2 and more.
+    assert peak - before < 1.7 * sizes["large"]
