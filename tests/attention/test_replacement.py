@@ -226,7 +226,7 @@ def changed(change: Any) -> nn.Module:
         (lambda: changed(lambda b: b.register_forward_hook(lambda *_: None)), "forward hooks"),
         (lambda: changed(lambda b: b.register_forward_pre_hook(lambda *_: None)), "forward hooks"),
         (lambda: changed(lambda b: setattr(b, "forward", lambda x: x)), "a forward that was assigned"),
-        (lambda: changed(lambda b: setattr(b, "qkv", zoo.Adapted(b.qkv))), "its qkv is a Adapted: .*merge_and_unload"),
+        (lambda: changed(lambda b: setattr(b, "qkv", zoo.Adapted(b.qkv))), "its qkv is an Adapted: .*merge_and_unload"),
     ],
 )
 def test_what_a_block_has_beyond_the_plain_one_keeps_it(make: Any, message: str) -> None:

@@ -69,8 +69,8 @@ def test_a_name_that_is_not_there_lists_those_that_are(raw: Tensors, tmp_path: P
 
 
 def test_names_are_text(raw: Tensors, tmp_path: Path) -> None:
-    for name in (3, None, 2.5):
-        with pytest.raises(CheckpointError, match=f"a name among the weights is a {type(name).__name__}, not text"):
+    for name, kind in ((3, "an int"), (None, "None"), (2.5, "a float")):
+        with pytest.raises(CheckpointError, match=f"a name among the weights is {kind}, not text"):
             load({"model": {**raw, name: torch.ones(1)}}, tmp_path)
 
 

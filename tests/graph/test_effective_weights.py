@@ -113,7 +113,7 @@ def test_plain_layers_keep_their_tensors() -> None:
     ("layer", "message"),
     [
         (nn.Sequential(nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 8)), "ag_proj is a Sequential, which computes no lin"),
-        (nn.Identity(), "ag_proj is a Identity, whose width"),
+        (nn.Identity(), "ag_proj is an Identity, whose width"),
         (nn.Linear(5, 8).requires_grad_(False), "ag_proj"),
     ],
 )
