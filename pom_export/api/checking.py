@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pom_export.api.blaming import fault_hint
-from pom_export.api.sizing import OTHER_VALUES, SizePlan
+from pom_export.api.size_trials import OTHER_VALUES, SizePlan
 from pom_export.errors import InputError, ParityError
 from pom_export.files import sha256_of
 from pom_export.graph.exported import PAST_STATE, PRECISIONS, ExportedModel, TensorSpec

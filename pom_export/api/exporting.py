@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from pom_export.api.checking import check, trial_inputs
 from pom_export.api.progress import Progress, silent
 from pom_export.api.side_files import check_recording_place, own_side_files
-from pom_export.api.sizing import SizePlan, settle_sizes
+from pom_export.api.size_trials import SizePlan
+from pom_export.api.sizing import settle_sizes
 from pom_export.errors import InputError, only_ours
 from pom_export.files import sha256_of, staged_output
 from pom_export.graph.exported import PRECISIONS, ExportedModel, read_model
