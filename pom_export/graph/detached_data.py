@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from pom_export.errors import InputError
+from pom_export.graph.function_mode import FunctionMode
 
 _READ: Final = Tensor.data.__get__  # type: ignore[attr-defined]
 _REPLACE: Final = Tensor.data.__set__  # type: ignore[attr-defined]
 
 
-class DetachedData(TorchFunctionMode):
+class DetachedData(FunctionMode):
     """While it is on, `.data` is what `.detach()` gives: the same values in the same memory, without gradients."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a function of torch, or detach in its place.
 
         Raises:
@@ -34,4 +28,4 @@ class DetachedData(TorchFunctionMode):
                 "the model gives a tensor other data (y.data = ...), which can't be traced",
                 "Give what is computed a name of its own, y = ..., or copy it: y.copy_(...)",
             )
-        return args[0].detach() if func == _READ else func(*args, **(kwargs or {}))
+        return args[0].detach() if func == _READ else func(*args, **kwargs)

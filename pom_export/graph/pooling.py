@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import SymInt, Tensor
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
+
+from pom_export.graph.function_mode import FunctionMode
 
 # How many axes at the end each of them pools.
 _AVERAGES: Mapping[Any, int] = {
@@ -26,28 +27,21 @@ _MAXIMA: Mapping[Any, int] = {
 }
 
 
-class BinnedPooling(TorchFunctionMode):
+class BinnedPooling(FunctionMode):
     """While it is on, adaptive pooling over a dynamic dimension is written out; how many bins there are is fixed."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a function of torch, or pool in its place."""
-        given = dict(kwargs or {})
         axes = _AVERAGES.get(func, _MAXIMA.get(func))
-        if axes is None or given.get("return_indices"):
-            return func(*args, **given)
-        x, asked = args[0] if args else given["input"], args[1] if len(args) > 1 else given["output_size"]
+        if axes is None or kwargs.get("return_indices"):
+            return func(*args, **kwargs)
+        x, asked = args[0] if args else kwargs["input"], args[1] if len(args) > 1 else kwargs["output_size"]
         sizes = list(x.shape[-axes:])
         bins = list(asked) if isinstance(asked, Sequence) else [asked] * axes
         bins = [size if wanted is None else wanted for wanted, size in zip(bins, sizes, strict=True)]
         pooled = [(n, size) for n, size in zip(bins, sizes, strict=True) if n is not size]
         if not any(isinstance(size, SymInt) for _, size in pooled) or any(isinstance(n, SymInt) for n, _ in pooled):
-            return func(*args, **given)
+            return func(*args, **kwargs)
         for axis, (count, size) in enumerate(zip(bins, sizes, strict=True), -axes):
             if count is not size:
                 x = _pool(x, axis, count, average=func in _AVERAGES)

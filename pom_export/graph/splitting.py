@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import SymInt, Tensor
-from torch.overrides import TorchFunctionMode
+
+from pom_export.graph.function_mode import FunctionMode
 
 # Functions whose results lie one behind the other along one dimension, their third argument.
 _EVENLY = frozenset({torch.tensor_split, Tensor.tensor_split})
@@ -18,32 +19,25 @@ _SPLITS = _EVENLY | {
 }
 
 
-class SlicedSplits(TorchFunctionMode):
+class SlicedSplits(FunctionMode):
     """While it is on, chunk and split of a dynamic dimension are slices of the sizes that torch finds for the parts.
 
     How many parts there are is fixed by the example.
     """
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a function of torch; what a split returns is made anew."""
-        given = dict(kwargs or {})
         if func not in _SPLITS:
-            return func(*args, **given)
-        whole: Any = args[0] if args else given.get("input", given.get("tensor"))
-        dim = given.get("dim", args[2] if len(args) > 2 else 0)
-        parts = args[1] if len(args) > 1 else given.get("indices_or_sections", given.get("sections"))
+            return func(*args, **kwargs)
+        whole: Any = args[0] if args else kwargs.get("input", kwargs.get("tensor"))
+        dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
+        parts = args[1] if len(args) > 1 else kwargs.get("indices_or_sections", kwargs.get("sections"))
         if func in _EVENLY and isinstance(parts, int):
             # Written out, for torch asks whether the parts are all as long, and a trace has one answer.
             sizes = [(whole.shape[dim] + parts - 1 - index) // parts for index in range(parts)]
         else:
-            sizes = [part.shape[dim] for part in func(*args, **given)]
+            sizes = [part.shape[dim] for part in func(*args, **kwargs)]
         if not any(isinstance(size, SymInt) for size in sizes):
-            return func(*args, **given)
+            return func(*args, **kwargs)
         starts = [0, *accumulate(sizes)]
         return tuple(whole.narrow(dim, start, size) for start, size in zip(starts, sizes, strict=False))
