@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from pom_export.graph.nodes import cast_node, take_place
+
 _MATRIX_RANK = 2
 
 
@@ -39,19 +41,16 @@ def _delay(product: ir.Node) -> bool:
     assert source is not None
     assert graph is not None
     if cast:
-        early = ir.node("Cast", [source], {"to": cast.attributes["to"].as_int()}, name=f"{product.name}/Cast")
-        early.outputs[0].shape, early.outputs[0].type = source.shape, cast.outputs[0].type
+        early = cast_node(source, ir.DataType(cast.attributes["to"].as_int()))
+        early.name = f"{product.name}/Cast"
         graph.insert_before(product, early)
         source = early.outputs[0]
-    product.replace_input_with(0, source)
-    turned = ir.node("Transpose", [output], {"perm": perm}, name=f"{product.name}/Transpose")
-    turned.outputs[0].shape, turned.outputs[0].type = output.shape, output.type
-    graph.insert_after(product, turned)
-    name = output.name
-    ir.convenience.replace_all_uses_with(output, turned.outputs[0], replace_graph_outputs=True)
-    turned.replace_input_with(0, output)
-    output.name, turned.outputs[0].name = f"{name}_before", name
-    output.shape = _shape_before(turned.outputs[0].shape, perm)
+    first = ir.node("MatMul", [source, product.inputs[1]], name=product.name)
+    first.outputs[0].shape, first.outputs[0].type = _shape_before(output.shape, perm), output.type
+    turned = ir.node("Transpose", first.outputs, {"perm": perm}, name=f"{product.name}/Transpose")
+    graph.insert_after(product, [first, turned])
+    take_place(output, turned.outputs[0])
+    graph.remove(product)
     return True
 
 
