@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import torch
 from torch import nn
 from torch.nn import init
-from torch.overrides import TorchFunctionMode
 
+from pom_export.function_mode import FunctionMode
 from pom_export.mixer import MixerConfig, PolynomialMixer, ProductMixer, ProductMixerConfig, RotaryPolynomialMixer
 from pom_export.models import GPT, GPTConfig, JiT, JiTConfig, LanguageModel, LanguageModelConfig
 
@@ -111,20 +111,14 @@ def build_model(spec: ModelSpec) -> nn.Module:
     return RotaryPolynomialMixer(*arguments, max_h=rotary.max_h, max_w=rotary.max_w, rope_2d=True).eval()
 
 
-class _NoInitialization(TorchFunctionMode):
+class _NoInitialization(FunctionMode):
     """Leave parameters as they are made: torch would import its compiler to fill those that have no memory."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        given = kwargs or {}
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function of torch, or return what it was to fill."""
         if getattr(func, "__module__", None) == init.__name__:
-            return given["tensor"] if "tensor" in given else args[0]
-        return func(*args, **given)
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def empty_model(spec: ModelSpec) -> nn.Module:

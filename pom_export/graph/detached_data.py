@@ -8,7 +8,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from pom_export.errors import InputError
-from pom_export.graph.function_mode import FunctionMode
+from pom_export.function_mode import FunctionMode
 
 _READ: Final = Tensor.data.__get__  # type: ignore[attr-defined]
 _REPLACE: Final = Tensor.data.__set__  # type: ignore[attr-defined]

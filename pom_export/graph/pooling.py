@@ -12,7 +12,7 @@ import torch
 from torch import SymInt, Tensor
 from torch.nn import functional
 
-from pom_export.graph.function_mode import FunctionMode
+from pom_export.function_mode import FunctionMode
 
 # How many axes at the end each of them pools.
 _AVERAGES: Mapping[Any, int] = {

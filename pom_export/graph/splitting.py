@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import SymInt, Tensor
 
-from pom_export.graph.function_mode import FunctionMode
+from pom_export.function_mode import FunctionMode
 
 # Functions whose results lie one behind the other along one dimension, their third argument.
 _EVENLY = frozenset({torch.tensor_split, Tensor.tensor_split})

@@ -171,20 +171,16 @@ def test_an_average_of_what_was_trained_lacks_what_was_frozen(image_model: nn.Mo
         assert all(torch.equal(value, trained[name]) for name, value in parameters.items())
 
 
-def test_the_bare_weights_beside_a_network_are_asked_for_as_they_are_listed(tmp_path: Path) -> None:
+# Bare weights are called model, where nothing else is.
+@pytest.mark.parametrize(("key", "names"), [("net", ("model", "net")), ("model", ("bare", "model"))])
+def test_the_bare_weights_beside_a_network_are_asked_for_as_they_are_listed(
+    key: str, names: tuple[str, str], tmp_path: Path
+) -> None:
     raw = PolynomialMixer(8, 3, 2).state_dict()
-    content = {**raw, **below("net", scaled(raw, 2))}
-    with pytest.raises(CheckpointError, match="several sets of weights: model, net"):
+    content = {**raw, **below(key, scaled(raw, 2))}
+    with pytest.raises(CheckpointError, match=f"several sets of weights: {', '.join(names)}"):
         load(content, tmp_path)
-    assert [factor_of(load(content, tmp_path, name), raw) for name in ("model", "net")] == [1, 2]
-
-
-def test_the_bare_weights_beside_some_that_are_called_model_have_another_name(tmp_path: Path) -> None:
-    raw = PolynomialMixer(8, 3, 2).state_dict()
-    content = {**raw, **below("model", scaled(raw, 2))}
-    with pytest.raises(CheckpointError, match="several sets of weights: bare, model"):
-        load(content, tmp_path)
-    assert [factor_of(load(content, tmp_path, name), raw) for name in ("bare", "model")] == [1, 2]
+    assert [factor_of(load(content, tmp_path, name), raw) for name in names] == [1, 2]
 
 
 def test_a_list_beside_sorted_names_is_in_the_models_order(image_model: nn.Module, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the modes share that put other functions in place of some of torch's while a model is traced."""
+"""What the modes share that put other functions in place of some of torch's."""
 
 from __future__ import annotations
 
