@@ -49,7 +49,8 @@ def test_every_module_is_in_a_layer() -> None:
     [
         ("import pom_export", "torch onnx onnxruntime polygraphy numpy"),
         ("import pom_export.cli.main", "torch onnx onnxruntime polygraphy numpy"),
-        ("import pom_export.engine", "torch onnxruntime"),
+        ("import pom_export.engine.builder", "torch onnxruntime"),
+        ("import pom_export.engine.targets, pom_export.checkpoint.families", "torch onnx onnxruntime numpy"),
         ("import pom_export.runtime.session", "torch onnx"),
     ],
 )

@@ -255,7 +255,7 @@ def _load_set(
 
 def _degree(model: ExportedModel) -> int | None:
     """Return the degree of a v1 model, which a checkpoint does not tell: as the file's spec has it, or its nodes."""
-    from pom_export.checkpoint.spec import V1
+    from pom_export.checkpoint.families import V1
 
     if model.spec:
         v1 = str(model.spec.get("family", "")).startswith(V1)

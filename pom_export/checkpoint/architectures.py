@@ -10,8 +10,9 @@ from typing import TypeVar
 from torch import Size
 
 from pom_export import contract
+from pom_export.checkpoint.families import JIT, LANGUAGE_MODEL, MIXER, NANOGPT, V1, V1_GROUPED, V2
 from pom_export.checkpoint.hints import Hints
-from pom_export.checkpoint.spec import JIT, LANGUAGE_MODEL, MIXER, NANOGPT, V1, V1_GROUPED, V2, Config
+from pom_export.checkpoint.spec import Config
 from pom_export.errors import CheckpointError, InputError
 from pom_export.mixer import MixerConfig, ProductMixerConfig, RotaryConfig
 from pom_export.models import GPTConfig, JiTConfig, LanguageModelConfig

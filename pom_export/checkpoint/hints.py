@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pom_export.checkpoint.spec import JIT, LANGUAGE_MODEL, NANOGPT, V1, V1_GROUPED, V2
+from pom_export.checkpoint.families import FAMILIES
 from pom_export.errors import CheckpointError, InputError, kind_of
-
-FAMILIES = (NANOGPT, JIT, LANGUAGE_MODEL, V2, V1, V1_GROUPED)
 
 _LARGEST = 2**31 - 1  # of a hint
 # Names under which a hint is found, ours first, then those of the official constructors.

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from pom_export.checkpoint.families import V1, V1_GROUPED
 from pom_export.checkpoint.hints import Hints, check_given
 from pom_export.checkpoint.reader import Checkpoint, read_checkpoint
 from pom_export.checkpoint.recognition import tied_names
-from pom_export.checkpoint.spec import V1, V1_GROUPED, ModelSpec, empty_model
+from pom_export.checkpoint.spec import ModelSpec, empty_model
 from pom_export.checkpoint.values import check_values
 from pom_export.checkpoint.weights import find_weights
 from pom_export.errors import CheckpointError, only_ours

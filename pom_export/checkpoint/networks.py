@@ -10,8 +10,8 @@ from typing import Any, Final
 from torch import Size, Tensor
 
 from pom_export.checkpoint.architectures import ARCHITECTURES, Architecture
+from pom_export.checkpoint.families import MIXER
 from pom_export.checkpoint.prefixes import common_prefixes, without_wrappers
-from pom_export.checkpoint.spec import MIXER
 from pom_export.checkpoint.weight_set import AVERAGES, NOT_AVERAGED, WeightSet, is_average, words
 
 # Of two copies of a network, or two networks, under two prefixes of one state dict.

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from torch import Size, Tensor, nn
 
 from pom_export.checkpoint.architectures import ARCHITECTURES, Architecture, Shapes
-from pom_export.checkpoint.hints import FAMILIES, Hints
+from pom_export.checkpoint.families import FAMILIES, MIXER
+from pom_export.checkpoint.hints import Hints
 from pom_export.checkpoint.prefixes import common_prefixes
-from pom_export.checkpoint.spec import MIXER, ModelSpec, empty_model
+from pom_export.checkpoint.spec import ModelSpec, empty_model
 from pom_export.errors import CheckpointError, InputError
 
 _LABELS = ", ".join(FAMILIES)

@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from pom_export.checkpoint.families import FAMILIES
 from pom_export.checkpoint.formats import read_json
-from pom_export.checkpoint.hints import FAMILIES, NAMES, Hints, hints_from, is_usable
+from pom_export.checkpoint.hints import NAMES, Hints, hints_from, is_usable
 from pom_export.checkpoint.unpickling import Inert
 from pom_export.errors import CheckpointError, kind_of
 

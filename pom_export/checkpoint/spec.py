@@ -5,24 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import init
 
+from pom_export.checkpoint.families import JIT, LANGUAGE_MODEL, MIXER, NANOGPT, V1, V1_GROUPED, V2
 from pom_export.function_mode import FunctionMode
 from pom_export.mixer import MixerConfig, PolynomialMixer, ProductMixer, ProductMixerConfig, RotaryPolynomialMixer
 from pom_export.models import GPT, GPTConfig, JiT, JiTConfig, LanguageModel, LanguageModelConfig
-
-V1: Final = "pom-v1"
-V1_GROUPED: Final = "pom-v1-grouped"
-V2: Final = "pom-v2"
-
-MIXER: Final = "mixer"
-LANGUAGE_MODEL: Final = "language-model"
-NANOGPT: Final = "nanogpt-pom"
-JIT: Final = "jit-pom"
 
 Config = MixerConfig | ProductMixerConfig | LanguageModelConfig | GPTConfig | JiTConfig
 

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from pom_export.checkpoint.families import MIXER
 from pom_export.checkpoint.hints import Hints
 from pom_export.checkpoint.layouts import with_joined_projections
 from pom_export.checkpoint.recognition import recognise
-from pom_export.checkpoint.spec import MIXER, empty_model
+from pom_export.checkpoint.spec import empty_model
 from pom_export.errors import CheckpointError, InputError, kind_of, reason_of
 from pom_export.graph.effective_weights import effective_state, fold_weights
 from pom_export.graph.hidden_modules import hidden_modules

@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pom_export.checkpoint import load_model
-from pom_export.checkpoint.hints import FAMILIES, Hints
+from pom_export.checkpoint.families import FAMILIES, NANOGPT
+from pom_export.checkpoint.hints import Hints
 from pom_export.checkpoint.recognition import ARCHITECTURES, recognise
-from pom_export.checkpoint.spec import NANOGPT, build_model, spec_of
+from pom_export.checkpoint.spec import build_model, spec_of
 from pom_export.errors import CheckpointError, InputError
 from pom_export.mixer import PolynomialMixer, ProductMixer, RotaryPolynomialMixer
 from pom_export.models import GPT, GPTConfig

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from pom_export.checkpoint import load_model
+from pom_export.checkpoint.families import JIT
 from pom_export.checkpoint.hints import Hints
 from pom_export.checkpoint.recognition import recognise
-from pom_export.checkpoint.spec import JIT, spec_of
+from pom_export.checkpoint.spec import spec_of
 from pom_export.errors import CheckpointError, InputError
 from pom_export.models import JiT, JiTConfig
 from pom_export.models.jit import IN_CONTEXT_STARTS

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pom_export.checkpoint import load_model
+from pom_export.checkpoint.families import MIXER, V2
 from pom_export.checkpoint.recognition import recognise
-from pom_export.checkpoint.spec import MIXER, V2, build_model
+from pom_export.checkpoint.spec import build_model
 from pom_export.errors import CheckpointError
 from pom_export.mixer import MixerConfig, PolynomialMixer, ProductMixerConfig, RotaryConfig
 from pom_export.models import LanguageModel, LanguageModelConfig

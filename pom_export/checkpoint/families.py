@@ -1,0 +1,17 @@
+"""Names of the architectures and families that checkpoints are recognised as."""
+
+from __future__ import annotations
+
+from typing import Final
+
+V1: Final = "pom-v1"
+V1_GROUPED: Final = "pom-v1-grouped"
+V2: Final = "pom-v2"
+
+MIXER: Final = "mixer"
+LANGUAGE_MODEL: Final = "language-model"
+NANOGPT: Final = "nanogpt-pom"
+JIT: Final = "jit-pom"
+
+# What a user may name a checkpoint's kind by: `label` of `ARCHITECTURES`.
+FAMILIES: Final = (NANOGPT, JIT, LANGUAGE_MODEL, V2, V1, V1_GROUPED)
