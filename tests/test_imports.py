@@ -14,9 +14,9 @@ import pom_export
 PACKAGE = Path(pom_export.__file__).parent
 # From the bottom up: each imports only from itself and those before it.
 LAYERS = (
-    "version", "contract", "errors", "json_text", "interrupts", "files", "archives", "arrays", "torch_modes",
-    "function_mode", "mixer", "attention", "models", "checkpoint", "graph", "runtime", "text", "images", "engine",
-    "parity", "api", "bench", "cli", "__main__",
+    "version", "contract", "errors", "suggestions", "json_text", "interrupts", "files", "archives", "arrays",
+    "torch_modes", "function_mode", "mixer", "attention", "models", "checkpoint", "graph", "runtime", "text", "images",
+    "engine", "parity", "api", "bench", "cli", "__main__",
 )  # fmt: skip
 
 

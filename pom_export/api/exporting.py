@@ -14,8 +14,10 @@ from pom_export.api.size_trials import SizePlan
 from pom_export.api.sizing import settle_sizes
 from pom_export.errors import InputError, only_ours
 from pom_export.files import sha256_of, staged_output
-from pom_export.graph.exported import PRECISIONS, ExportedModel, read_model
+from pom_export.graph.exported import ExportedModel, read_model
+from pom_export.graph.precisions import PRECISIONS, canonical_precision
 from pom_export.parity.recording import recording_path
+from pom_export.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
@@ -106,8 +108,9 @@ def export(
             mask "padding" a (B, N) input says how many tokens each row of a call has.
         block_causal: of a stateful mixer: all tokens of a call see all of it, not only those up to them.
         static: (batch, tokens) to pin; default: dynamic.
-        dtype: "float32", "float16" or "bfloat16": the type of weights, activations, inputs and outputs. What needs
-            float32 stays in it: norms, softmax, angles, and aggregates and outputs that may leave the type's range.
+        dtype: "float32", "float16" or "bfloat16", also as "fp16", "half" or "bf16": the type of weights, activations,
+            inputs and outputs. What needs float32 stays in it: norms, softmax, angles, and aggregates and outputs that
+            may leave the type's range.
         opset: version of the standard ops; default: 20, or 22 for bfloat16.
         family: of a checkpoint that is not to be recognised by itself, see `load_checkpoint`.
         degree: of a v1 checkpoint, which its shapes don't tell.
@@ -129,8 +132,10 @@ def export(
     from pom_export.graph.program import GraphOptions
     from pom_export.torch_modes import plain_modes, same_generators
 
+    dtype = canonical_precision(dtype)
     if dtype not in PRECISIONS:
-        raise InputError(f"unknown dtype {dtype!r}", f"Choose one of {', '.join(PRECISIONS)}")
+        hint = did_you_mean(dtype, PRECISIONS) or f"Choose one of {', '.join(PRECISIONS)}"
+        raise InputError(f"unknown dtype {dtype!r}", hint)
     if samples < 0:
         raise InputError(f"samples must not be negative, got {samples}", "0 saves none")
     opset = default_opset(dtype) if opset is None else opset

@@ -18,11 +18,12 @@ from pom_export.checkpoint.exported_program import is_exported_program, read_exp
 from pom_export.checkpoint.spec import spec_of
 from pom_export.errors import InputError, kind_of
 from pom_export.files import sha256_of
-from pom_export.graph.claims import PRECISIONS, WEIGHTS
+from pom_export.graph.claims import WEIGHTS
 from pom_export.graph.copying import copy_module
 from pom_export.graph.dynamic_shapes import Shapes, named_shapes
 from pom_export.graph.lowering import Adapters, has_mixers, lower_mixers
 from pom_export.graph.own_program import FailsOnExamplesError, module_program, named_examples, program_module
+from pom_export.graph.precisions import PRECISIONS
 from pom_export.graph.program import GraphOptions, Program
 from pom_export.graph.programs import program_of
 from pom_export.graph.reference import Float64Module

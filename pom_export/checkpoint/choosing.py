@@ -10,6 +10,7 @@ from typing import Final
 from pom_export.checkpoint.weight_set import WeightSet
 from pom_export.checkpoint.weight_sets import set_below
 from pom_export.errors import CheckpointError
+from pom_export.suggestions import did_you_mean
 
 # What trainers call the state dict that they train.
 _TRAINED: Final = frozenset(
@@ -89,9 +90,10 @@ def asked_set(file: Path, sets: Sequence[WeightSet], weights: str) -> WeightSet:
         return found[0]
     if found:
         raise CheckpointError(f"{file} holds several weights {weights!r}: {listed(found)}", _CHOOSE)
+    known = {name for one in sets for name in (one.path, one.alias, one.name) if name}
     raise CheckpointError(
         f"{file} holds no weights {weights!r}; there are {listed(sets)}",
-        "Give one of these names, or a prefix of names in the state dict",
+        did_you_mean(asked, known) or "Give one of these names, or a prefix of names in the state dict",
     )
 
 

@@ -14,6 +14,7 @@ from pom_export.checkpoint.hints import Hints
 from pom_export.checkpoint.prefixes import common_prefixes
 from pom_export.checkpoint.spec import ModelSpec, empty_model
 from pom_export.errors import CheckpointError, InputError
+from pom_export.suggestions import did_you_mean
 
 _LABELS = ", ".join(FAMILIES)
 _NO_HINTS = Hints()
@@ -82,7 +83,9 @@ def tied_names(model: nn.Module) -> list[list[str]]:
 def _candidates(family: str | None) -> list[Architecture]:
     chosen = [architecture for architecture in ARCHITECTURES if family in {None, architecture.label}]
     if not chosen:
-        raise InputError(f"unknown family {family!r}", f"Choose one of {_LABELS}")
+        raise InputError(
+            f"unknown family {family!r}", did_you_mean(str(family), FAMILIES) or f"Choose one of {_LABELS}"
+        )
     return chosen
 
 

@@ -8,24 +8,30 @@ from typing import TYPE_CHECKING
 import click
 
 from pom_export.cli.output import Progress, common_options, human_bytes, print_result
+from pom_export.cli.parameters import FILE, FOLDER, Choice, Parsed
+from pom_export.engine.backend import AUTO, BACKENDS
+from pom_export.engine.targets import DEFAULT_TARGETS, parse_targets
 
 if TYPE_CHECKING:
     from pom_export.engine import EngineInfo
 
 
 @click.command("build")
-@click.argument("model")
-@click.option("-o", "--output", required=True, help="Where the engine goes; its manifest is OUTPUT.json.")
+@click.argument("model", type=FILE)
+@click.option("-o", "--output", required=True, type=FILE, help="Where the engine goes; its manifest is OUTPUT.json.")
 @click.option(
-    "--backend", type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]), default="auto", show_default=True,
+    "--backend", type=Choice([AUTO, *BACKENDS]), default=AUTO, show_default=True,
     help="auto: the full TensorRT where installed.",
 )  # fmt: skip
-@click.option("--targets", help="GPU architectures, such as sm86,sm120 (tensorrt-rtx); default: the GPU here.")
+@click.option(
+    "--targets", type=Parsed(parse_targets, DEFAULT_TARGETS), default="",
+    help="GPU architectures, such as sm86,sm120, also as sm_86 or 8.6 (tensorrt-rtx); default: the GPU here.",
+)  # fmt: skip
 @click.option("--minShapes", "min_shapes", help="Smallest shapes, such as x:1x1x64.")
 @click.option("--optShapes", "opt_shapes", help="Most frequent shapes.")
 @click.option("--maxShapes", "max_shapes", help="Largest shapes.")
-@click.option("--timing-cache", help="A file to read and update (full TensorRT only).")
-@click.option("--cache", help="A folder that keeps engines; what was built before is copied from there.")
+@click.option("--timing-cache", type=FILE, help="A file to read and update (full TensorRT only).")
+@click.option("--cache", type=FOLDER, help="A folder that keeps engines; what was built before is copied from there.")
 @click.option(
     "--plugin/--no-plugin", "use_plugin", default=True, show_default=True,
     help="Compute aggregations by the plugin, or by standard ops.",
@@ -36,7 +42,7 @@ def command(
     model: str,
     output: str,
     backend: str,
-    targets: str | None,
+    targets: tuple[str, ...],
     min_shapes: str | None,
     opt_shapes: str | None,
     max_shapes: str | None,
@@ -50,13 +56,13 @@ def command(
     """Build a TensorRT engine of MODEL. TensorRT for RTX needs no GPU for that."""
     progress = Progress(verbose or not as_json)
     progress(f"reading {model}")
-    from pom_export.engine import build_engine, parse_shapes, parse_targets
+    from pom_export.engine import build_engine, parse_shapes
 
     info = build_engine(
         model,
         output,
         backend=backend,
-        targets=parse_targets(targets),
+        targets=targets,
         min_shapes=parse_shapes(min_shapes, "--minShapes"),
         opt_shapes=parse_shapes(opt_shapes, "--optShapes"),
         max_shapes=parse_shapes(max_shapes, "--maxShapes"),

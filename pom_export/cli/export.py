@@ -2,49 +2,36 @@
 
 from __future__ import annotations
 
-import re
-
 import click
 
 from pom_export.cli.output import Progress, common_options, human_bytes, print_result, recognition_options
-from pom_export.errors import InputError
-
-# The export runs the model on inputs of the pinned size; no machine holds more than this.
-_MOST_TOKENS = 2**31 - 1
-
-
-def _parse_static(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d{1,19})x(\d{1,19})", text)
-    if match is None:
-        raise InputError(f"--static {text!r} is not BATCHxTOKENS", "Example: --static 1x256")
-    batch, tokens = int(match[1]), int(match[2])
-    if batch * tokens > _MOST_TOKENS:
-        raise InputError(
-            f"--static {text} is {batch * tokens} tokens", f"The model is run on them: at most {_MOST_TOKENS}"
-        )
-    return batch, tokens
+from pom_export.cli.parameters import FILE, Choice, Parsed, parse_static
+from pom_export.graph.claims import MASKS
+from pom_export.graph.opsets import OPSETS
+from pom_export.graph.precisions import PRECISIONS, canonical_precision
 
 
 @click.command("export")
-@click.argument("checkpoint")
-@click.option("-o", "--output", required=True, help="Where the ONNX file goes.")
+@click.argument("checkpoint", type=FILE)
+@click.option("-o", "--output", required=True, type=FILE, help="Where the ONNX file goes.")
 @click.option(
-    "--mask", help="none, causal, padding ((B, N) input) or full ((B, T, N) input); default: the model's own."
+    "--mask", type=Choice(MASKS), help="padding is a (B, N) input, full a (B, T, N) input; default: the model's own."
 )
 @click.option("--cross", is_flag=True, help="Give the mixer a separate context input.")
 @click.option("--positions", is_flag=True, help="Make a rotary mixer's positions an input; 2-D mixers need it.")
 @click.option("--stateful", is_flag=True, help="Take the state of earlier calls and give the next one: for streaming.")
 @click.option("--block-causal", is_flag=True, help="With --stateful: all tokens of a call see all of it.")
-@click.option("--static", help="Pin batch and tokens, as BATCHxTOKENS; default: dynamic.")
+@click.option(
+    "--static", type=Parsed(parse_static), metavar="BATCHxTOKENS", help="Pin batch and tokens; default: dynamic."
+)
 @click.option(
     "--dtype",
-    default="float32",
+    type=Choice(PRECISIONS, canonical_precision),
+    default=PRECISIONS[0],
     show_default=True,
-    help="float32, float16 or bfloat16; what leaves its range stays float32.",
+    help="Also as fp16, half, bf16; what leaves its range stays float32.",
 )
-@click.option("--opset", type=int, help="Version of the standard ops, 18 to 24; default: 20, or 22 for bfloat16.")
+@click.option("--opset", type=Choice(OPSETS), help="Version of the standard ops; default: 20, or 22 for bfloat16.")
 @click.option("--optimize/--no-optimize", default=True, help="Rewrite products and gates around the aggregations.")
 @recognition_options
 @click.option("--samples", type=click.IntRange(0), default=0, help="Inputs and outputs to save for `verify`.")
@@ -57,7 +44,7 @@ def command(
     positions: bool,
     stateful: bool,
     block_causal: bool,
-    static: str | None,
+    static: tuple[int, int] | None,
     dtype: str,
     opset: int | None,
     optimize: bool,
@@ -79,7 +66,6 @@ def command(
     The file is compared with PyTorch before it appears; exit code 1 when they differ.
     """
     progress = Progress(verbose or not as_json)
-    sizes = _parse_static(static)
     progress(f"reading {checkpoint}")
     from pom_export.api import export
 
@@ -91,7 +77,7 @@ def command(
         positions=positions,
         stateful=stateful,
         block_causal=block_causal,
-        static=sizes,
+        static=static,
         dtype=dtype,
         opset=opset,
         family=family,

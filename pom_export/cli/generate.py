@@ -25,7 +25,9 @@ from pom_export.cli.output import (
     settle_stdout,
     terminal_text,
 )
+from pom_export.cli.parameters import FILE, File
 from pom_export.errors import InputError, printable
+from pom_export.text.tokenizers import AUTO, NAMES, choose_tokenizer, is_file
 
 if TYPE_CHECKING:
     from pom_export.runtime.streaming import StreamingSession
@@ -37,19 +39,21 @@ _KIB = 1024
 
 
 @click.command("generate")
-@click.argument("model")
+@click.argument("model", type=FILE)
 @click.option("--prompt", help="The text to continue; - reads it from stdin.")
-@click.option("--prompt-file", help="A file that holds it.")
+@click.option("--prompt-file", type=FILE, help="A file that holds it.")
 @click.option("--max-tokens", type=int, default=200, show_default=True, help="0 only reads the prompt.")
 @click.option("--temperature", type=float, help="0 takes the likeliest token; default: 1.")
 @click.option("--top-k", type=int, help="Choose from the likeliest K tokens; default: all.")
 @click.option("--top-p", type=float, help="Choose from the likeliest that together are this probable; default: 1.")
 @click.option("--seed", type=int, help="The same seed writes the same text; default: another one each time.")
-@click.option("--tokenizer", help="auto, bytes, gpt2, or a tokenizer.json; default: auto.")
+@click.option("--tokenizer", type=File(NAMES), help="auto, bytes, gpt2, or a tokenizer.json; default: auto.")
 @click.option("--stop", multiple=True, help="End before this text; may be given several times.")
-@click.option("--engine", help="Run this engine of the model, where a GPU is.")
-@click.option("--load-state", help="Go on from a file that --save-state wrote; its settings are the defaults.")
-@click.option("--save-state", help="Write a file to go on from, after Ctrl-C too.")
+@click.option("--engine", type=FILE, help="Run this engine of the model, where a GPU is.")
+@click.option(
+    "--load-state", type=FILE, help="Go on from a file that --save-state wrote; its settings are the defaults."
+)
+@click.option("--save-state", type=FILE, help="Write a file to go on from, after Ctrl-C too.")
 @common_options
 def command(
     model: str,
@@ -78,7 +82,6 @@ def command(
     from pom_export.runtime.streaming import StreamingSession
     from pom_export.text.generation import Generation, vocabulary_of
     from pom_export.text.notes import read_notes
-    from pom_export.text.tokenizers import choose_tokenizer, is_file
 
     progress = Progress(verbose)
     if max_tokens < 0:
@@ -137,7 +140,6 @@ def _settings(before: Settings | None, given: dict[str, Any], tokenizer: str | N
 
     from pom_export.text.notes import Settings
     from pom_export.text.sampling import Sampling
-    from pom_export.text.tokenizers import AUTO
 
     if "" in stop:
         raise InputError("--stop is empty", "Give at least one character")
@@ -155,7 +157,6 @@ def _check_place(
     """Raise InputError where a state could not be saved, or over a file that is read, before a long text is written."""
     from pom_export.engine.manifest import manifest_path
     from pom_export.files import check_writable
-    from pom_export.text.tokenizers import is_file
 
     sources = [session.model.path, *session.model.weights, prompt_file]
     sources += [] if engine is None else [engine, manifest_path(engine)]

@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 from pom_export.cli.output import common_options, print_result, recognition_options
+from pom_export.cli.parameters import FILE
 
 
 @click.command("inspect")
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=FILE)
 @recognition_options
 @common_options
 def command(

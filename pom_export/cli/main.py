@@ -17,6 +17,7 @@ from pom_export import interrupts
 from pom_export.cli.native import mute_libraries, occupy_closed_streams
 from pom_export.cli.output import say, say_on_stderr, settle_stdout
 from pom_export.errors import PomExportError, explained, printable
+from pom_export.suggestions import did_you_mean
 from pom_export.version import __version__
 
 # Name, and the line that `pom-export --help` shows; the rest of a command lives in a module of its name.
@@ -29,6 +30,14 @@ _COMMANDS = {
     "bench": "Time every backend side by side.",
     "scan": "List a model's attention, and what a swap for PoM would save.",
 }
+_EPILOG = """Exit codes: 0 done; 1 a check failed; 2 bad input or usage; 130 interrupted, 143 terminated.
+
+\b
+Completion of commands, options and values, in a shell's start-up file:
+  bash (.bashrc)      eval "$(_POM_EXPORT_COMPLETE=bash_source pom-export)"
+  zsh (.zshrc)        eval "$(_POM_EXPORT_COMPLETE=zsh_source pom-export)"
+  fish (config.fish)  _POM_EXPORT_COMPLETE=fish_source pom-export | source
+"""
 # The exit code of a command that a signal ended is this plus the signal's number, as shells have it.
 _SIGNALLED = 128
 
@@ -45,6 +54,14 @@ class _LazyGroup(click.Group):
         command: click.Command = importlib.import_module(f"pom_export.cli.{cmd_name}").command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in _COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            ctx.fail(f"No such command {name!r}. {did_you_mean(name, _COMMANDS)}".rstrip())
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
@@ -53,7 +70,7 @@ class _LazyGroup(click.Group):
 @click.command(
     cls=_LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done; 1 a check failed; 2 bad input or usage; 130 interrupted, 143 terminated.",
+    epilog=_EPILOG,
 )
 @click.version_option(__version__, prog_name="pom-export")
 def cli() -> None:

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import click
 
+from pom_export.checkpoint.families import FAMILIES
+from pom_export.cli.parameters import Choice
 from pom_export.errors import InputError, printable
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -49,7 +51,7 @@ def recognition_options(function: _Function) -> _Function:
         in_context_start_option,
         click.option("--heads", type=click.IntRange(1), help="Attention heads of a hybrid, where shapes don't tell."),
         click.option("--degree", type=click.IntRange(1), help="Degree, where shapes don't tell it (v1, nanogpt-pom)."),
-        click.option("--family", help="Family of the checkpoint, such as pom-v1; default: recognised."),
+        click.option("--family", type=Choice(FAMILIES), help="Family of the checkpoint; default: recognised."),
     ):
         function = decorator(function)
     return function

@@ -7,23 +7,28 @@ from typing import TYPE_CHECKING
 import click
 
 from pom_export.cli.output import Progress, common_options, print_result, recognition_options
+from pom_export.cli.parameters import FILE
 
 if TYPE_CHECKING:
     from pom_export.parity.report import Comparison
 
 
 @click.command("verify")
-@click.argument("model")
-@click.option("--checkpoint", help="The checkpoint that was exported; default: parity data saved by --samples.")
-@recognition_options
-@click.option("--engine", help="Compare this engine of the model too, where a GPU is.")
+@click.argument("model", type=FILE)
 @click.option(
-    "--inputs", help="A .npz of inputs to compare on; with their outputs in it, by name, no checkpoint is needed."
+    "--checkpoint", type=FILE, help="The checkpoint that was exported; default: parity data saved by --samples."
+)
+@recognition_options
+@click.option("--engine", type=FILE, help="Compare this engine of the model too, where a GPU is.")
+@click.option(
+    "--inputs",
+    type=FILE,
+    help="A .npz of inputs to compare on; with their outputs in it, by name, no checkpoint is needed.",
 )
 @click.option("--rtol", type=float, help="Bound relative to the largest magnitude of the reference output.")
 @click.option("--atol", type=float, help="Absolute bound.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the random inputs.")
-@click.option("--report", help="Write the comparison as one HTML page.")
+@click.option("--report", type=FILE, help="Write the comparison as one HTML page.")
 @common_options
 def command(
     model: str,

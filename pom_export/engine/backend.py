@@ -18,6 +18,8 @@ from pom_export.runtime.library import plugin_library, rtx_soname_library
 TENSORRT: Final = "tensorrt"
 TENSORRT_RTX: Final = "tensorrt-rtx"
 BACKENDS: Final = (TENSORRT, TENSORRT_RTX)
+# The full TensorRT where it is installed, else the one for RTX.
+AUTO: Final = "auto"
 _NAMES = (*contract.OP_NAMES, *contract.GATED_OP_NAMES)
 _LONGEST_NAME = 256
 # Of Python's flag `optimize`.
@@ -56,7 +58,7 @@ def gpu_name() -> str | None:
     return name.value.decode(errors="replace")
 
 
-def load_backend(name: str = "auto") -> Backend:
+def load_backend(name: str = AUTO) -> Backend:
     """Import a TensorRT and tell Polygraphy which one it is.
 
     Args:
@@ -66,7 +68,7 @@ def load_backend(name: str = "auto") -> Backend:
         MissingDependencyError: it is not installed.
         EngineError: this process already uses the other one, or Python was told to leave docstrings out.
     """
-    candidates = BACKENDS if name == "auto" else (name,)
+    candidates = BACKENDS if name == AUTO else (name,)
     for candidate in candidates:
         module = _import(candidate)
         if module is not None:

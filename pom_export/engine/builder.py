@@ -48,8 +48,8 @@ def build_engine(
         model: an exported ONNX file.
         output: where the engine goes; its manifest goes beside it, with ".json" added.
         backend: "auto", "tensorrt" or "tensorrt-rtx".
-        targets: compute capabilities such as "sm86" (TensorRT for RTX only); default: this machine's GPU, or
-            `DEFAULT_TARGETS` where there is none.
+        targets: compute capabilities such as "sm86", "sm_86" or "8.6" (TensorRT for RTX only); default: this machine's
+            GPU, or `DEFAULT_TARGETS` where there is none.
         min_shapes: smallest shape of each input; dimensions not given take defaults.
         opt_shapes: most frequent shapes.
         max_shapes: largest shapes.

@@ -12,6 +12,7 @@ from pom_export.errors import InputError
 from pom_export.graph.claims import TOKEN_DIMENSIONS
 from pom_export.graph.exported import BATCH, PAST_TOKENS, InputLimits, TensorSpec
 from pom_export.graph.size_expressions import root_of, size_of
+from pom_export.suggestions import did_you_mean
 
 Shapes = Mapping[str, Sequence[int]]
 Range = tuple[int, int, int]
@@ -134,7 +135,8 @@ def _bind(specs: Sequence[TensorSpec], shapes: Shapes, option: str) -> dict[str,
     for name, shape in shapes.items():
         if name not in by_name:
             raise InputError(
-                f"--{option} names {name!r}; the model's inputs are {', '.join(by_name)}", "Check the name"
+                f"--{option} names {name!r}; the model's inputs are {', '.join(by_name)}",
+                did_you_mean(name, by_name) or "Check the name",
             )
         axes = by_name[name].axes
         if len(shape) != len(axes):

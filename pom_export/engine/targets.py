@@ -12,25 +12,45 @@ from pom_export.errors import EngineError, InputError
 # Without a GPU to ask: consumer Ampere, Ada and Blackwell, what TensorRT for RTX is made for.
 DEFAULT_TARGETS: Final = ("sm86", "sm89", "sm120")
 CURRENT: Final = "current"
+# "sm_86" as compilers write it, "8.6" as NVIDIA's tables do. Not "sm90a": a target that no other GPU runs.
+_CAPABILITY: Final = re.compile(r"(?:(?:sm|compute)_?)?(\d{2,3})|(\d{1,2})\.(\d)", re.IGNORECASE)
 
 
 def parse_targets(text: str | None) -> tuple[str, ...]:
-    """Parse `sm86,sm120`.
+    """Parse `sm86,sm120`, also where it is written as `sm_86,8.6`; return canonical names.
 
     Raises:
         InputError: an item is no compute capability, or is there twice.
     """
-    targets = tuple(item.strip() for item in (text or "").split(",") if item.strip())
+    return canonical_targets([item.strip() for item in (text or "").split(",") if item.strip()])
+
+
+def canonical_targets(targets: Sequence[str]) -> tuple[str, ...]:
+    """Return compute capabilities as `sm86`, however they are written: sm_86, SM86, compute_86, 86 or 8.6.
+
+    Raises:
+        InputError: one is no compute capability, or is there twice.
+    """
+    found: list[str] = []
     for target in targets:
-        if not re.fullmatch(r"sm\d{2,3}", target):
+        match = _CAPABILITY.fullmatch(target)
+        if match is None:
             raise InputError(f"target {target!r} is no compute capability", "Examples: sm86, sm89, sm120")
-        if targets.count(target) > 1:
-            raise InputError(f"target {target} is given twice", "Name each once")
-    return targets
+        name = f"sm{match[1] or match[2] + match[3]}"
+        if name in found:
+            raise InputError(f"target {name} is given twice", "Name each once")
+        found.append(name)
+    return tuple(found)
 
 
 def resolve_targets(backend: Backend, targets: Sequence[str]) -> tuple[str, ...]:
-    """Return what to build for; the full TensorRT builds for this machine's GPU and nothing else."""
+    """Return what to build for, in canonical names; the full TensorRT builds for this machine's GPU and nothing else.
+
+    Raises:
+        InputError: a target is no compute capability, is there twice, or is none that this TensorRT builds for.
+        EngineError: there is no GPU, and the full TensorRT needs one.
+    """
+    targets = canonical_targets(targets)
     if not backend.is_rtx:
         if targets:
             raise InputError(
@@ -45,4 +65,4 @@ def resolve_targets(backend: Backend, targets: Sequence[str]) -> tuple[str, ...]
             raise InputError(
                 f"{backend.name} {backend.version} does not build for {target}", f"It knows {', '.join(known)}"
             )
-    return tuple(targets) or ((CURRENT,) if gpu_present() else DEFAULT_TARGETS)
+    return targets or ((CURRENT,) if gpu_present() else DEFAULT_TARGETS)

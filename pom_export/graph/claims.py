@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from pom_export.graph.dimensions import CONTEXT_TOKENS, PAST_TOKENS, TOKENS
+from pom_export.graph.precisions import PRECISIONS
 from pom_export.json_text import parse_json
 
 METADATA_PREFIX: Final = "pom_export."
@@ -20,7 +21,6 @@ STATEFUL: Final = "stateful"
 WEIGHTS: Final = "weights"
 CAUSAL: Final = "causal"
 BLOCK_CAUSAL: Final = "block-causal"
-PRECISIONS: Final = ("float32", "float16", "bfloat16")
 MASKS: Final = ("none", "causal", "padding", "full")
 
 # Those that a model's positions limit.

@@ -18,7 +18,6 @@ from pom_export.graph.claims import (
     CAUSAL,
     KEPT_IN_FLOAT32,
     METADATA_PREFIX,
-    PRECISIONS,
     STATEFUL,
     Claims,
     InputLimits,
@@ -28,6 +27,7 @@ from pom_export.graph.dimensions import BATCH, CONTEXT_TOKENS, PAST_TOKENS, TOKE
 from pom_export.graph.interface import TensorSpec, check_counts, check_ranges, read_interface, standard_opset
 from pom_export.graph.nodes import is_aggregation
 from pom_export.graph.onnx_file import check_onnx_file
+from pom_export.graph.precisions import PRECISIONS
 from pom_export.graph.unfolding import aggregations_of, all_nodes, unfolded
 from pom_export.graph.weight_types import precision_of, weight_types
 from pom_export.graph.whole_model import load_whole

@@ -14,6 +14,8 @@ from pom_export.text.decoding import BytesStream, Held, TextStream, WindowStream
 AUTO: Final = "auto"
 BYTES: Final = "bytes"
 GPT2: Final = "gpt2"
+# Of tokenizers that need no file.
+NAMES: Final = (AUTO, BYTES, GPT2)
 _BYTES_VOCABULARY: Final = 256
 # GPT-2's own size, and the multiple of 64 that models round it up to.
 _GPT2_VOCABULARIES: Final = range(50257, 50305)
@@ -147,7 +149,7 @@ class Gpt2Tokenizer:
 
 def is_file(name: str) -> bool:
     """Return whether a tokenizer's name is a file's path."""
-    return name not in (AUTO, BYTES, GPT2)
+    return name not in NAMES
 
 
 def choose_tokenizer(name: str, vocabulary: int) -> Tokenizer:

@@ -105,7 +105,7 @@ BAD_COMMANDS = {
     "NaN": (["export", "{nan}", "-o", "{tmp}/o"], "NaN"),
     "unknown mask": (["export", CHECKPOINT, "-o", "{tmp}/o", "--mask", "diagonal"], "'diagonal'"),
     "unknown dtype": (["export", CHECKPOINT, "-o", "{tmp}/o", "--dtype", "float8"], "'float8'"),
-    "old opset": (["export", CHECKPOINT, "-o", "{tmp}/o", "--opset", "9"], "opset 9"),
+    "old opset": (["export", CHECKPOINT, "-o", "{tmp}/o", "--opset", "9"], "'9' is not one of 18, 19"),
     "odd static": (["export", CHECKPOINT, "-o", "{tmp}/o", "--static", "16"], "BATCHxTOKENS"),
     "huge static": (["export", CHECKPOINT, "-o", "{tmp}/o", "--static", "999999999999x1"], "999999999999 tokens"),
     "static of 5000 digits": (["export", CHECKPOINT, "-o", "{tmp}/o", "--static", "9" * 5000 + "x1"], "BATCHxTOKENS"),

@@ -51,6 +51,8 @@ def test_inspect_names_every_set(folder: Path, capsys: pytest.CaptureFixture[str
     shown = capsys.readouterr().out
     assert "other weights" in shown
     assert f"note           the weights are {RAW}; the file also holds {AVERAGE}" in shown
+    assert run(["inspect", str(folder / "both.pt"), "--weights", "emma"]) == 2
+    assert "Did you mean 'ema'?" in capsys.readouterr().err
     assert run(["inspect", str(folder / "both.pt"), "--weights", "other"]) == 2
     assert f"there are {RAW}, {AVERAGE}" in capsys.readouterr().err
 

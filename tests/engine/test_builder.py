@@ -173,8 +173,11 @@ def test_nodes_in_functions_of_others_and_in_loops_are_plugin_layers(
 def test_unknown_targets_are_refused(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not build for sm12"):
         pom_export.build_engine(exported, tmp_path / "e", backend=TENSORRT_RTX, targets=["sm12"])
-    with pytest.raises(InputError, match="'86'"):
-        parse_targets("86")
+    for text in ("6", "sm", "sm90a", "current", "8.66"):
+        with pytest.raises(InputError, match=f"'{text}' is no compute capability"):
+            parse_targets(text)
+    with pytest.raises(InputError, match="sm86 is given twice"):
+        pom_export.build_engine(exported, tmp_path / "e", backend=TENSORRT_RTX, targets=["8.6", "sm_86"])
     assert list(tmp_path.iterdir()) == []
 
 

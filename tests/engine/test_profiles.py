@@ -39,6 +39,7 @@ def test_defaults_widen_to_hold_what_is_given() -> None:
     ("shapes", "message"),
     [
         ({"y": (1, 2, 16)}, "'y'"),
+        ({"maks": (1, 2)}, "'maks'; the model's inputs are x, mask. Did you mean 'mask'"),
         ({"x": (1, 0, 16)}, "x has a size of 0"),
         ({"x": (1, 2)}, "3 dimensions, got 2"),
         ({"x": (1, 2, 17)}, "17 where 16"),

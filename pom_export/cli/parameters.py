@@ -1,0 +1,113 @@
+"""Types of options: what is refused before any work begins, and what a shell completes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+from click.shell_completion import CompletionItem
+
+from pom_export.errors import InputError
+from pom_export.suggestions import did_you_mean
+
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType
+
+# The export runs the model on inputs of the pinned size; no machine holds more than this.
+_MOST_TOKENS: Final = 2**31 - 1
+
+
+class Choice(_ParamType):
+    """One of a fixed set of values.
+
+    Args:
+        values: what there is.
+        canonical: what other ways of writing a value stand for.
+    """
+
+    name = "choice"
+
+    def __init__(self, values: Iterable[Any], canonical: Callable[[str], str] = str) -> None:
+        self._values = {str(value): value for value in values}
+        self._canonical = canonical
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # noqa: ARG002, D102
+        return f"[{'|'.join(self._values)}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: D102
+        name = self._canonical(str(value))
+        if name not in self._values:
+            texts = [each for each in self._values.values() if isinstance(each, str)]  # of numbers all are near
+            message = f"{value!r} is not one of {', '.join(self._values)}. {did_you_mean(name, texts)}"
+            self.fail(message.rstrip(), param, ctx)
+        return self._values[name]
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002, D102
+        return [CompletionItem(name) for name in self._values if name.startswith(incomplete)]
+
+
+class Parsed(_ParamType):
+    """What a function makes of the text; its InputError is the command's.
+
+    Args:
+        parse: the function.
+        complete: what a shell offers for the last of the items that commas part.
+    """
+
+    name = "text"
+
+    def __init__(self, parse: Callable[[str], Any], complete: Sequence[str] = ()) -> None:
+        self._parse = parse
+        self._complete = complete
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ARG002, D102
+        return self._parse(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002, D102
+        before, comma, item = incomplete.rpartition(",")
+        given = before.split(",")
+        left = (each for each in self._complete if each.startswith(item) and each not in given)
+        return [CompletionItem(f"{before}{comma}{each}") for each in left]
+
+
+class File(_ParamType):
+    """A path, which a shell completes; that it is usable is seen when it is read.
+
+    Args:
+        names: values beside paths that have a meaning.
+        folder: whether it is a folder's.
+    """
+
+    def __init__(self, names: Sequence[str] = (), *, folder: bool = False) -> None:
+        self.name = "folder" if folder else "file"
+        self._names = names
+        self._kind = "dir" if folder else "file"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002, D102
+        names = [CompletionItem(name) for name in self._names if name.startswith(incomplete)]
+        return [*names, CompletionItem(incomplete, type=self._kind)]
+
+
+FILE: Final = File()
+FOLDER: Final = File(folder=True)
+
+
+def parse_static(text: str) -> tuple[int, int]:
+    """Parse `1x256`: batch and tokens.
+
+    Raises:
+        InputError: the text has another form, or the product is beyond what a machine holds.
+    """
+    match = re.fullmatch(r"(\d{1,19})x(\d{1,19})", text)
+    if match is None:
+        raise InputError(f"--static {text!r} is not BATCHxTOKENS", "Example: --static 1x256")
+    batch, tokens = int(match[1]), int(match[2])
+    if batch * tokens > _MOST_TOKENS:
+        raise InputError(
+            f"--static {text} is {batch * tokens} tokens", f"The model is run on them: at most {_MOST_TOKENS}"
+        )
+    return batch, tokens

@@ -1,0 +1,25 @@
+"""What a user likely meant by a name that is not known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+_MOST: Final = 3
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a question that offers the nearest of the known names; empty where none is near.
+
+    Args:
+        name: what was given.
+        known: what could have been.
+    """
+    from difflib import get_close_matches  # only mistakes need it
+
+    by_lower = {each.lower(): each for each in known}
+    near = [repr(by_lower[match]) for match in get_close_matches(name.lower(), by_lower, _MOST)]
+    if not near:
+        return ""
+    *others, last = near
+    return f"Did you mean {', '.join(others)} or {last}?" if others else f"Did you mean {last}?"

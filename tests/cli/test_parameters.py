@@ -1,0 +1,107 @@
+"""Choices: refused at once with what was likely meant, completed by the shell, and written as people write them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import click
+import pytest
+from click.shell_completion import BashComplete
+
+from pom_export.cli.main import cli, run
+from pom_export.engine.targets import DEFAULT_TARGETS
+from pom_export.graph.claims import MASKS
+from pom_export.graph.opsets import OPSETS
+from pom_export.graph.precisions import PRECISIONS
+
+
+def completed(*words: str) -> list[str]:
+    """Return what a shell offers for the last word of a command line."""
+    *given, incomplete = words
+    complete = BashComplete(cli, {}, "pom-export", "_POM_EXPORT_COMPLETE")
+    return [item.value for item in complete.get_completions(list(given), incomplete)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["exprot"], "No such command 'exprot'. Did you mean 'export'?"),
+        (["zzz"], "No such command 'zzz'."),
+        (["export", "--dtyp", "float16"], "Did you mean '--dtype'?"),
+        (["export", "--mask", "casual"], "'casual' is not one of none, causal, padding, full. Did you mean 'causal'?"),
+        (["export", "--dtype", "floet32"], "Did you mean 'float32'?"),
+        (["export", "--opset", "25"], "'25' is not one of 18, 19, 20, 21, 22, 23, 24."),
+        (["inspect", "--family", "PoM-v3"], "Did you mean 'pom-v2' or 'pom-v1'?"),
+        (["build", "--backend", "tensorrt-rtxx"], "Did you mean 'tensorrt-rtx' or 'tensorrt'?"),
+    ],
+)
+def test_mistakes_are_refused_with_what_was_meant(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 2
+    assert capsys.readouterr().err.rstrip().endswith(message)
+
+
+def test_a_mistake_is_refused_before_torch_is_imported() -> None:
+    check = (
+        "import sys; from pom_export.cli.main import run; "
+        "codes = [run(['export', 'a', '-o', 'b', '--mask', 'x']), run(['build', 'a', '-o', 'b', '--targets', 'x'])]; "
+        "print(codes, [m for m in ('torch', 'onnx', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[2, 2] []"
+
+
+def test_a_shell_completes_values() -> None:
+    assert completed("ex") == ["export"]
+    assert completed("export", "--mask", "") == list(MASKS)
+    assert completed("export", "--dtype", "") == list(PRECISIONS)
+    assert completed("export", "--opset", "") == [str(opset) for opset in OPSETS]
+    assert completed("export", "--opset", "2") == [str(opset) for opset in OPSETS if opset >= 20]
+    assert completed("verify", "m.onnx", "--family", "lang") == ["language-model"]
+    assert completed("build", "--backend", "tensorrt") == ["tensorrt", "tensorrt-rtx"]
+    assert completed("build", "--targets", "") == list(DEFAULT_TARGETS)
+    assert completed("build", "--targets", "sm86,sm8") == ["sm86,sm89"]
+    assert "--weights" in completed("export", "--we")
+
+
+def test_a_shell_completes_files() -> None:
+    complete = BashComplete(cli, {}, "pom-export", "_POM_EXPORT_COMPLETE")
+
+    def kinds(*given: str, incomplete: str = "x") -> list[tuple[str, str]]:
+        return [(item.value, item.type) for item in complete.get_completions(list(given), incomplete)]
+
+    assert kinds("export") == [("x", "file")]
+    assert kinds("build", "m.onnx", "--cache") == [("x", "dir")]
+    assert kinds("generate", "m.onnx", "--tokenizer", incomplete="g") == [("gpt2", "plain"), ("g", "file")]
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "written", "canonical"),
+    [
+        *(("export", "dtype", text, "float16") for text in ("fp16", "FP16", "half", "f16", "float16", "torch.float16")),
+        *(("export", "dtype", text, "bfloat16") for text in ("bf16", "BFloat16")),
+        *(("export", "dtype", text, "float32") for text in ("fp32", "float")),
+        *(("build", "targets", text, ("sm86",)) for text in ("sm86", "sm_86", "SM86", "compute_86", "86", "8.6")),
+        ("build", "targets", "sm_120, 8.9", ("sm120", "sm89")),
+        ("export", "static", "1x256", (1, 256)),
+        ("export", "opset", "22", 22),
+    ],
+)
+def test_values_are_taken_as_people_write_them(command: str, option: str, written: str, canonical: object) -> None:
+    group = cli.get_command(click.Context(cli), command)
+    assert group is not None
+    parsed = group.make_context(command, ["model", "-o", "out", f"--{option}", written])
+    assert parsed.params[option] == canonical
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_documented_line_gives_a_shells_script(shell: str) -> None:
+    line = f"_POM_EXPORT_COMPLETE={shell}_source"
+    environment = {**os.environ, "_POM_EXPORT_COMPLETE": f"{shell}_source"}
+    command = [sys.executable, "-c", "from pom_export.cli.main import main; main()"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert f"_POM_EXPORT_COMPLETE={shell}_complete" in done.stdout
+    assert line in subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
