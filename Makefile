@@ -12,7 +12,7 @@ LEAN := $(addprefix .deps/tensorrt-lean/,10.15.1.29 11.4.0.106)
 # The lowest version that pyproject.toml allows.
 OLDEST := .deps/onnxruntime-$(shell sed -n 's/^onnxruntime = .*>=\([0-9.]*\)".*/\1.0/p' pyproject.toml)
 SOURCES := $(shell find plugins -type f) pyproject.toml constraints.txt tools/fetch_headers.py
-CXX_FILES := $(shell find plugins samples tests tools -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES := $(shell find plugins samples tests tools benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: setup demo test fuzz lint format bench gpu clean
 
@@ -65,7 +65,7 @@ format: setup
 
 # Everything side by side, into docs/benchmarks; on a machine on which nothing else runs. `make bench RUNS=layer-none`.
 bench: setup
-	$(BIN)/python tools/run_benchmarks.py $(RUNS)
+	$(BIN)/python -m benchmarks.project $(RUNS)
 
 # What needs a CUDA device: tests, some of them under compute-sanitizer, then times, into docs/gpu.md, which also says
 # what to install for all of these tests to run.
@@ -77,7 +77,7 @@ gpu: setup
 	        tests/plugins/cuda/test_kernels.py tests/plugins/cuda/test_gated_kernels.py \
 	        tests/plugins/cuda/test_stateful_kernels.py || exit 1; \
 	done
-	$(BIN)/python tools/cuda_benchmark.py --page docs/gpu.md
+	$(BIN)/python -m benchmarks.cuda_kernels --page docs/gpu.md
 
 clean:
 	rm -rf $(VENV) build dist out .pytest_cache .ruff_cache .mypy_cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,12 @@ def test_imports_point_one_way(layer: str) -> None:
     files = (PACKAGE / layer).rglob("*.py") if (PACKAGE / layer).is_dir() else [PACKAGE / f"{layer}.py"]
     for file in files:
         assert imported_layers(file) <= allowed, file
+
+
+def test_the_package_does_not_know_the_benchmarks() -> None:
+    assert not [
+        file for file in PACKAGE.rglob("*.py") if re.search(r"^\s*(from|import) benchmarks\b", file.read_text(), re.M)
+    ]
 
 
 def test_every_module_is_in_a_layer() -> None:

@@ -1,7 +1,7 @@
 """Hold the native kernels to the instructions that they took when the numbers beside this project were written down.
 
-    python tools/instruction_guard.py            # compare with docs/benchmarks/instructions.json
-    python tools/instruction_guard.py --update   # write the numbers of this tree down
+    python -m benchmarks.instructions            # compare with docs/benchmarks/instructions.json
+    python -m benchmarks.instructions --update   # write the numbers of this tree down
 
 Counted by callgrind around the kernels' calls alone, which every machine with AVX2 and valgrind answers alike: no
 timing, and nothing of what starts the program.

@@ -1,6 +1,6 @@
 """Rerun the benchmarks of docs/benchmarks, and hold them to the project's bars.
 
-    python tools/run_benchmarks.py [-o docs/benchmarks] [RUN...]     # or: make bench
+    python -m benchmarks.project [-o docs/benchmarks] [RUN...]     # or: make bench
 
 Runs: layer-none, layer-causal, layer-8-heads, long-causal, stream, image; default: all, then the instructions of the
 native kernels.
@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 import click
-from instruction_guard import check_instructions
 
+from benchmarks.instructions import check_instructions
 from pom_export import interrupts
 from pom_export.bench.bars import CAUSAL, HEADS, IMAGE, LONG, MEAN, STREAM, Bar, check_bars
 from pom_export.bench.options import KERNEL, MATMUL, BenchOptions

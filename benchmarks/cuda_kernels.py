@@ -1,6 +1,6 @@
 """Time the CUDA kernels on this machine's GPU, side by side with a copy, torch and PoM's own Triton algorithm.
 
-    python tools/cuda_benchmark.py [--quick] [--output FILE.json] [--page docs/gpu.md]
+    python -m benchmarks.cuda_kernels [--quick] [--output FILE.json] [--page docs/gpu.md]
 
 Every time is a median over replays of a CUDA graph whose calls go round inputs that together are several times the L2
 cache, so that each call finds its input in device memory. "of copy": the bytes that must be moved (inputs read once,
@@ -16,15 +16,15 @@ import json
 import logging
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pages import write_part
 
 from pom_export.runtime.cuda import CudaCall
+from tools.pages import write_part
 
 DEGREE = 3
 REPLAYS = 15
@@ -90,7 +90,7 @@ def tensors_of(case: Case) -> dict[str, Any]:
     return given
 
 
-def seconds_a_call(calls: list[Callable[[], Any]]) -> float:
+def seconds_a_call(calls: Sequence[Callable[[], Any]]) -> float:
     """Return the median time of one of the calls, which are captured into one graph."""
     for call in calls[:2]:
         call()
@@ -138,7 +138,7 @@ def copy_seconds(moved: int, count: int) -> float:
 
 def measure_others(case: Case, sets: list[dict[str, Any]]) -> dict[str, float]:
     """Return the times in seconds of torch, torch.compile and the official algorithm."""
-    import official_triton  # needs Triton, which comes with torch for CUDA
+    from benchmarks import official_triton  # needs Triton, which comes with torch for CUDA
 
     result = {"eager_s": seconds_a_call([functools.partial(eager, given) for given in sets])}
     compiled = torch.compile(eager, dynamic=False)
