@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from pom_export.parity.report import ParityReport
     from pom_export.runtime.library import custom_ops_library, plugin_library
     from pom_export.runtime.session import inference_session
-    from pom_export.runtime.state import State
-    from pom_export.runtime.state_merging import merge_states
-    from pom_export.runtime.streaming import StreamingSession
+    from pom_export.runtime.streaming.session import StreamingSession
+    from pom_export.runtime.streaming.state import State, merge_states
     from pom_export.runtime.tensorrt_provider import tensorrt_provider_options
 
 _HOMES = {
@@ -36,15 +35,15 @@ _HOMES = {
     "PomExportError": "errors",
     "ProductMixer": "mixer",
     "RotaryPolynomialMixer": "mixer",
-    "State": "runtime.state",
-    "StreamingSession": "runtime.streaming",
+    "State": "runtime.streaming.state",
+    "StreamingSession": "runtime.streaming.session",
     "build_engine": "engine",
     "custom_ops_library": "runtime.library",
     "export": "api",
     "inference_session": "runtime.session",
     "inspect": "api",
     "load_checkpoint": "checkpoint",
-    "merge_states": "runtime.state_merging",
+    "merge_states": "runtime.streaming.state",
     "plugin_library": "runtime.library",
     "replace_attention": "attention",
     "scan": "attention",

@@ -30,7 +30,7 @@ from pom_export.errors import InputError, printable
 from pom_export.text.tokenizers import AUTO, NAMES, choose_tokenizer, is_file
 
 if TYPE_CHECKING:
-    from pom_export.runtime.streaming import StreamingSession
+    from pom_export.runtime.streaming.session import StreamingSession
     from pom_export.text.generation import Generation
     from pom_export.text.notes import Settings
     from pom_export.text.tokenizers import Tokenizer
@@ -78,8 +78,8 @@ def command(
     what one run without a stop would have.
     """
     from pom_export.engine.streaming import tensorrt_backend
-    from pom_export.runtime.state import State
-    from pom_export.runtime.streaming import StreamingSession
+    from pom_export.runtime.streaming.session import StreamingSession
+    from pom_export.runtime.streaming.state import State
     from pom_export.text.generation import Generation, vocabulary_of
     from pom_export.text.notes import read_notes
 

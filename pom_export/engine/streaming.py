@@ -20,9 +20,8 @@ from pom_export.engine.recipe import PLUGIN
 from pom_export.engine.runner import told_backend
 from pom_export.errors import EngineError, InputError
 from pom_export.files import readable_file
-from pom_export.runtime.streaming_backend import BackendFactory
-from pom_export.runtime.streaming_interface import StatefulModel, StateTensor
-from pom_export.runtime.streaming_ortvalues import locked
+from pom_export.runtime.streaming.backend import BackendFactory, locked
+from pom_export.runtime.streaming.interface import StatefulModel, StateTensor
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]

@@ -6,12 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pom_export.runtime.state import State
-    from pom_export.runtime.state_merging import merge_states
-    from pom_export.runtime.streaming import StreamingSession
+    from pom_export.runtime.streaming.session import StreamingSession
+    from pom_export.runtime.streaming.state import State, merge_states
 
 # Imported when they are asked for: a session without a state needs neither them nor onnx.
-_HOMES = {"State": "state", "StreamingSession": "streaming", "merge_states": "state_merging"}
+_HOMES = {"State": "streaming.state", "StreamingSession": "streaming.session", "merge_states": "streaming.state"}
 
 __all__ = ["State", "StreamingSession", "merge_states"]
 

@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from pom_export import interrupts
 from pom_export.errors import InputError
-from pom_export.runtime.state import State
-from pom_export.runtime.streaming import CHUNK, StreamingSession
-from pom_export.runtime.streaming_interface import IDS
+from pom_export.runtime.streaming.interface import IDS
+from pom_export.runtime.streaming.session import CHUNK, StreamingSession
+from pom_export.runtime.streaming.state import State
 from pom_export.text.decoding import StopStream
 from pom_export.text.notes import Notes, Settings, check_fits, check_held, read_notes
 from pom_export.text.tokenizers import Tokenizer

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pom_export.errors import InputError
-from pom_export.runtime.state import State
+from pom_export.runtime.streaming.state import State
 from pom_export.text.decoding import Held
 from pom_export.text.sampling import Sampling
 from pom_export.text.tokenizers import Tokenizer

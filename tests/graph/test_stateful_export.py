@@ -23,7 +23,7 @@ from tests.small_models import VOCABULARY, hybrid
 Array = npt.NDArray[Any]
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 SELF_MIXING = [f for f in sorted(GOLDEN.iterdir()) if not f.name.startswith(("gpt", "jit")) and "cross" not in f.name]
-# The hybrid among them takes long to trace: tests/runtime/test_streaming_exports.py, in rows of different lengths.
+# The hybrid among them takes long to trace: tests/runtime/streaming/test_exports.py, in rows of different lengths.
 LANGUAGE_MODELS = [f for f in sorted(GOLDEN.iterdir()) if f.name.startswith("gpt") and f.name != "gpt_hybrid"]
 PATHS = [pytest.param(True, id="kernel"), pytest.param(False, id="function")]
 

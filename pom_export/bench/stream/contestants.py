@@ -14,8 +14,8 @@ from pom_export.bench.contestants import BoundContestant, session_settings
 from pom_export.bench.options import ATTENTION, ATTENTION_SHARED, FUNCTION, KERNEL
 from pom_export.graph.exported import PAST_KEY_VALUES, PAST_LENGTH, is_past
 from pom_export.runtime.session import inference_session
-from pom_export.runtime.state import State
-from pom_export.runtime.streaming_interface import IDS, read_stateful
+from pom_export.runtime.streaming.interface import IDS, read_stateful
+from pom_export.runtime.streaming.state import State
 
 Array = npt.NDArray[Any]
 # What a worker finds in its folder, by backend.

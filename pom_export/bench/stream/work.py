@@ -25,7 +25,7 @@ from pom_export.bench.stream.contestants import (
 )
 from pom_export.bench.timing import Effort, time_interleaved
 from pom_export.errors import ParityError, reason_of
-from pom_export.runtime.streaming import CHUNK, StreamingSession
+from pom_export.runtime.streaming.session import CHUNK, StreamingSession
 
 if TYPE_CHECKING:
     from pom_export.bench.worker import Job

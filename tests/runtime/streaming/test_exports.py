@@ -11,7 +11,7 @@ import pytest
 import pom_export
 from pom_export import StreamingSession, merge_states
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+GOLDEN = Path(__file__).parents[2] / "data" / "golden"
 PATHS = [pytest.param(True, id="kernel"), pytest.param(False, id="function")]
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pom_export.errors import InputError
 from pom_export.graph.exported import BATCH, PAST_LENGTH, PAST_TOKENS, TOKENS, InputLimits, TensorSpec
-from pom_export.runtime.streaming_interface import MASK, StatefulModel
+from pom_export.runtime.streaming.interface import MASK, StatefulModel
 
 Array = npt.NDArray[Any]
 

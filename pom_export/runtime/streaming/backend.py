@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy.typing as npt
 
-from pom_export.runtime.streaming_interface import StatefulModel
+from pom_export.runtime.streaming.interface import StatefulModel
 
 Array = npt.NDArray[Any]
 # What a backend knows a past by. Nobody else looks into it.
@@ -52,3 +52,10 @@ class StreamingBackend(Protocol):
 
 # Makes a model's backend for so many rows.
 BackendFactory: TypeAlias = Callable[[StatefulModel, int], StreamingBackend]
+
+
+def locked(array: Array) -> Array:
+    """Return a view of an array that cannot be written to."""
+    view = array.view()
+    view.flags.writeable = False
+    return view

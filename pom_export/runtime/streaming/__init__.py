@@ -1,0 +1,1 @@
+"""Streams: a stateful export, run token by token."""

@@ -1,0 +1,264 @@
+"""What a stream knows of the tokens before: kept, saved, loaded, told from another model's, added up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from pom_export.arrays import read_npz
+from pom_export.contract import MAX_LENGTH
+from pom_export.errors import InputError, kind_of, reason_of
+from pom_export.files import readable_file, sha256_of, staged_output
+from pom_export.graph.exported import PAST_LENGTH, PAST_STATE
+from pom_export.graph.weights_file import check_weights
+from pom_export.json_text import parse_json
+
+Array = npt.NDArray[Any]
+# What changes when a file is written to.
+_Stamp = tuple[int, int, int]
+
+# Names in a state's file, which is a .npz without pickles.
+_PAST: Final = "past."
+_EXTRA: Final = "extra."
+_HEADER: Final = "header"
+_ARRAY: Final = "array."
+_FORMAT: Final = "pom-export state 1"
+# What tells them apart is the name, so each is written as the plain integer of its size.
+_FOREIGN: Final = {"bfloat16": np.uint16}
+
+
+@dataclass(frozen=True)
+class State:
+    """A model's state after some tokens.
+
+    Attributes:
+        arrays: by the model's input: `past_state` (batch, L, 2, C) float32, `past_length` (batch) int64, and what
+            hybrids keep besides.
+        model: whose state it is.
+        notes: JSON values that whoever saves it wants back.
+        extras: arrays of the same kind.
+    """
+
+    arrays: Mapping[str, Array]
+    model: ModelFiles
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    extras: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """How many tokens of each row it holds, (batch,)."""
+        return self.arrays[PAST_LENGTH]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a .npz file, with the model's SHA-256.
+
+        Raises:
+            InputError: the file cannot be written, or the model's file has changed since it was loaded.
+        """
+        arrays = {_PAST + name: array for name, array in self.arrays.items()}
+        arrays |= {_EXTRA + name: array for name, array in self.extras.items()}
+        _write_arrays(path, {"model_sha256": self.model.sha256, "notes": self.notes}, arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> State:
+        """Read what `save` has written; `StreamingSession.restore` then refuses it for another model.
+
+        Raises:
+            InputError: the file is missing, cut off, damaged, or no state.
+        """
+        header, arrays = _read_arrays(path)
+        past, extras = (
+            {name.removeprefix(kind): array for name, array in arrays.items() if name.startswith(kind)}
+            for kind in (_PAST, _EXTRA)
+        )
+        sha256, notes = header.get("model_sha256"), header.get("notes")
+        if not isinstance(sha256, str) or not sha256 or not isinstance(notes, dict) or PAST_LENGTH not in past:
+            raise InputError(f"{os.fspath(path)} is no whole state file: its header lacks a part", "Save it again")
+        return cls(past, ModelFiles(sha256=sha256), notes, extras)
+
+
+class ModelFiles:
+    """A model's files, or only their hash, which is computed once and when it is asked for.
+
+    Args:
+        files: the ONNX file, then those of its external weights.
+        sha256: the hash, where it is known.
+    """
+
+    def __init__(self, files: Sequence[Path] = (), sha256: str = "") -> None:
+        self._files = tuple(files)
+        self._stamps = [_stamp(file) for file in files]
+        self._sha256 = sha256
+
+    def __reduce__(self) -> tuple[type[ModelFiles], tuple[tuple[()], str]]:
+        # Where a pickle goes, the files are others or not there: the hash is what stays true.
+        return type(self), ((), self.sha256)
+
+    @property
+    def sha256(self) -> str:
+        """The hexadecimal SHA-256 of the file; with external weights, of all files' hashes.
+
+        Raises:
+            InputError: a file has changed since the model was loaded, or weights are not what their name says.
+        """
+        if not self._sha256:
+            hashes = [sha256_of(file) for file in self._files]
+            for file, stamp in zip(self._files, self._stamps, strict=True):
+                if _stamp(file) != stamp:
+                    raise InputError(f"{file} has changed since it was loaded", "Load it again")
+            for file, sha256 in zip(self._files, hashes, strict=True):
+                check_weights(file, sha256)
+            self._sha256 = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+        return self._sha256
+
+    def check_same(self, other: ModelFiles) -> None:
+        """Raise InputError unless both are the same model."""
+        if self is not other and self.sha256 != other.sha256:
+            raise InputError(
+                f"the state is of another model (sha256 {self.sha256[:12]}), not of this one ({other.sha256[:12]})",
+                "A state goes with the file that it was made by",
+            )
+
+
+def _stamp(file: Path) -> _Stamp:
+    status = file.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _write_arrays(path: str | os.PathLike[str], header: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+    """Write arrays by name and a header of JSON values; the file appears whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    tensors = {name: {"dtype": array.dtype.name, "shape": array.shape} for name, array in arrays.items()}
+    text = json.dumps({"format": _FORMAT, "tensors": tensors, **header})
+    plain = {_ARRAY + name: array.view(_FOREIGN.get(array.dtype.name, array.dtype)) for name, array in arrays.items()}
+    # By the open file: given a path, numpy would add a suffix to it.
+    with staged_output(path) as staged, staged.open("wb") as file:
+        np.savez(file, **{_HEADER: np.frombuffer(text.encode(), np.uint8)}, **plain)  # type: ignore[arg-type]
+
+
+def _read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Return the header and the arrays of a file that `_write_arrays` has written.
+
+    Raises:
+        InputError: it is missing, cut off, damaged, or no such file.
+    """
+    readable_file(path, "state")
+    try:
+        arrays = read_npz(path, "archive", stored=True)
+    except InputError as error:
+        raise InputError(f"{path} is no whole state file: {error.what}", "Save it again") from error
+    try:
+        header = parse_json(arrays.pop(_HEADER).tobytes())
+        if header["format"] != _FORMAT:
+            raise InputError(f"state {path} is of format {header['format']!r}", f"This version reads {_FORMAT!r}")
+        tensors = header["tensors"].items()
+        return header, {name: _array(arrays[_ARRAY + name], **described) for name, described in tensors}
+    except InputError:
+        raise
+    except Exception as error:  # whatever a damaged header leads json to, or lacks
+        raise InputError(f"{path} is no whole state file: {reason_of(error)}", "Save it again") from error
+
+
+def _array(plain: Array, dtype: str, shape: list[int]) -> Array:
+    if dtype in _FOREIGN:
+        import ml_dtypes
+
+        plain = plain.view(getattr(ml_dtypes, dtype))
+    if plain.dtype.name != dtype or list(plain.shape) != shape:
+        raise ValueError(f"an array is {plain.dtype.name}{list(plain.shape)}, not {dtype}{shape}")
+    return plain
+
+
+# past_state (batch, L, 2, C) or (batch, 2, C), and past_length (batch).
+Pair = tuple[Array, Array]
+_StateOrPair = TypeVar("_StateOrPair", State, Pair)
+_PAIR_AXIS = -2
+
+
+def merge_states(*states: _StateOrPair) -> _StateOrPair:
+    """Return the state of all tokens that the given states hold, each token in one of them.
+
+    Sums of polynomials add up, whoever computed them: shards of a sequence, or streams in parallel. This holds for
+    states computed of the inputs that a mixer would get in one pass: for a single mixer, or layer by layer. A deeper
+    layer's inputs depend on the tokens before, so whole states of a deep causal model, each begun from nothing, do
+    not add up to what one pass gives.
+
+    Args:
+        *states: at least one: States, or pairs of `past_state` (batch, L, 2, C) float32 (a pair of a sum and what its
+            rounding lost, in the last axis but one) and `past_length` (batch) integers.
+
+    Returns:
+        Of the same kind, of new arrays; sums as precise as twice float32.
+
+    Raises:
+        InputError: shapes or types differ, states are of different models, or hold what is no sum: a cache of keys
+            and values, a convolution's window; a length is negative, or the sum of them more than an int64.
+    """
+    if not states:
+        raise InputError("merge_states was given no states", "Give at least one")
+    given: Sequence[Any] = states
+    whole = [state for state in given if isinstance(state, State)]
+    if 0 < len(whole) < len(states):
+        raise InputError("merge_states was given States and pairs of arrays", "Give all in one form")
+    merged: Any = _merge_whole(whole) if whole else _merge_pairs([_checked(state) for state in given])
+    return cast("_StateOrPair", merged)
+
+
+def _merge_whole(states: list[State]) -> State:
+    for state in states:
+        state.model.check_same(states[0].model)
+        others = sorted(state.arrays.keys() - {PAST_STATE, PAST_LENGTH})
+        if others or PAST_STATE not in state.arrays:
+            what = f"{others[0]}, which is no sum" if others else f"no {PAST_STATE}"
+            raise InputError(f"a state with {what} cannot be merged", "Only states of mixers add up")
+    merged = _merge_pairs([_checked((state.arrays[PAST_STATE], state.arrays[PAST_LENGTH])) for state in states])
+    return State(dict(zip((PAST_STATE, PAST_LENGTH), merged, strict=True)), states[0].model)
+
+
+def _checked(pair: Any) -> Pair:
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        raise InputError(
+            f"merge_states was given {kind_of(pair)}", f"Give pairs ({PAST_STATE}, {PAST_LENGTH}), or States"
+        )
+    sums, lengths = np.asarray(pair[0]), np.asarray(pair[1])
+    if sums.dtype != np.float32 or sums.ndim < 3 or sums.shape[_PAIR_AXIS] != 2:
+        raise InputError(f"{PAST_STATE} is {sums.dtype}{list(sums.shape)}", "It must be float32 (batch, L, 2, C)")
+    if lengths.dtype.kind not in "iu" or lengths.shape != sums.shape[:1]:
+        raise InputError(f"{PAST_LENGTH} is {lengths.dtype}{list(lengths.shape)}", "It must hold one a row")
+    if (lengths < 0).any():
+        raise InputError(f"{PAST_LENGTH} has {lengths.min()}", "It counts tokens: 0 or more")
+    return sums, lengths
+
+
+def _merge_pairs(pairs: list[Pair]) -> Pair:
+    shape = pairs[0][0].shape
+    for sums, _ in pairs:
+        if sums.shape != shape:
+            raise InputError(
+                f"states have the shapes {list(shape)} and {list(sums.shape)}", "Merge states of one shape"
+            )
+    # float64 has more digits than a pair of float32.
+    total = np.sum([sums.astype(np.float64).sum(_PAIR_AXIS) for sums, _ in pairs], axis=0)
+    first = total.astype(np.float32)
+    rest = np.where(np.isfinite(first), total - first, 0.0).astype(np.float32)
+    # As Python's integers, which do not overflow.
+    lengths = np.sum([each.astype(object) for _, each in pairs], axis=0)
+    if max(lengths, default=0) > MAX_LENGTH:
+        raise InputError(f"states of {max(lengths)} tokens cannot be merged", f"A state holds at most {MAX_LENGTH}")
+    return np.stack([first, rest], axis=_PAIR_AXIS), lengths.astype(np.int64)
