@@ -187,7 +187,7 @@ def test_adapters_are_for_modules(tmp_path: Path) -> None:
 
 
 class Mine(nn.Module):
-    """The class of the README's example."""
+    """The class of the example in docs/own-modules.md."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,8 +200,8 @@ class Mine(nn.Module):
         return self.out(functional.hardsigmoid(self.gates(x)) * p.mean(1, keepdim=True))
 
 
-def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = (Path(__file__).parents[2] / "README.md").read_text().split("```python\n")
+def test_the_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = (Path(__file__).parents[2] / "docs" / "own-modules.md").read_text().split("```python\n")
     (block,) = (text.partition("```")[0] for text in blocks if text.startswith("def adapter("))
     torch.manual_seed(0)
     monkeypatch.chdir(tmp_path)

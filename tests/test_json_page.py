@@ -1,0 +1,41 @@
+"""docs/json.md lists the keys that results have, and no others."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from pom_export import EngineInfo, ExportResult, Inspection
+from pom_export.parity.comparison import Difference
+from pom_export.parity.report import CaseResult, Comparison, ParityReport
+
+PAGE = (Path(__file__).parents[1] / "docs" / "json.md").read_text()
+
+
+def keys_of(section: str) -> list[set[str]]:
+    """Return the keys in each table of a section."""
+    text = re.search(rf"^## {re.escape(section)}\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    assert text is not None
+    tables = re.findall(r"(?:^\|.*\n)+", text.group(1), re.MULTILINE)
+    return [set(re.findall(r"`(\w+)`", "".join(row.split("|")[1] for row in table.splitlines()))) for table in tables]
+
+
+@pytest.mark.parametrize(("section", "result"), [("`export`", ExportResult), ("`inspect`", Inspection)])
+def test_results(section: str, result: type) -> None:
+    assert keys_of(section) == [{field.name for field in fields(result)}]
+
+
+def test_the_manifest() -> None:
+    assert keys_of("The manifest of an engine") == [{field.name for field in fields(EngineInfo)} | {"manifest_sha256"}]
+
+
+def test_a_report() -> None:
+    difference = Difference(max_abs=0.0, max_rel=0.0, cosine=1.0, tolerance=1.0, reason="")
+    comparison = Comparison("onnxruntime", "kernel", "y", (CaseResult("typical", "x 1x1", difference),))
+    report = ParityReport("m.onnx", "PyTorch", "float32", [comparison], []).to_dict()
+    of_report, of_comparison = keys_of("`verify`")
+    assert of_report == set(report)
+    assert of_comparison == set(report["comparisons"][0])
