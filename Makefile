@@ -1,75 +1,99 @@
 # make demo   set up, then export, verify, build and run a real checkpoint
 # make test   set up, then pass the tests
-# `make setup PLUGIN=OFF` leaves the TensorRT plugin out, where there is no CUDA compiler.
+# Each takes PLUGIN=OFF, which leaves the TensorRT plugin out, where there is no CUDA compiler.
 
+comma := ,
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PLUGIN ?= ON
-EXTRAS := onnxruntime,tensorrt-rtx,samples,dev
-STAMP := $(VENV)/.installed-$(PLUGIN)
+CREATED := $(VENV)/.created
+PACKAGES := $(VENV)/.packages-$(PLUGIN)
+LIBRARIES := pom_export/lib/.compiled-$(PLUGIN)
+EXTRAS := onnxruntime$(if $(filter ON,$(PLUGIN)),$(comma)tensorrt-rtx)
 LEAN := $(addprefix .deps/tensorrt-lean/,10.15.1.29 11.4.0.106)
 # The lowest version that pyproject.toml allows.
 OLDEST := .deps/onnxruntime-$(shell sed -n 's/^onnxruntime = .*>=\([0-9.]*\)".*/\1.0/p' pyproject.toml)
-SOURCES := $(shell find plugins -type f) pyproject.toml constraints.txt tools/fetch_headers.py
+SOURCES := $(shell find plugins -type f) tools/build_libraries.py tools/fetch_headers.py
 CXX_FILES := $(shell find plugins samples tests tools benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+# Without .pyc files for all of torch: those of what is imported come by themselves.
+PIP := $(BIN)/python tools/progress.py packages $(BIN)/python -m pip install --no-compile --progress-bar off \
+    --disable-pip-version-check --constraint constraints.txt
+
+# One thing after the other, also with --jobs; but `setup` calls make again for what can be done side by side.
+ifeq ($(MAKELEVEL),0)
+.NOTPARALLEL:
+endif
 
 .PHONY: setup demo test fuzz lint format bench gpu clean
 
-setup: $(STAMP)
+# The packages are downloaded while the libraries are compiled.
+setup: $(CREATED)
+	@$(MAKE) --silent --no-print-directory --jobs=2 $(PACKAGES) $(LIBRARIES)
 
-$(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+$(CREATED):
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("pom-export needs Python 3.10 or newer, and %s is \
+	Python %s: name another one, as in `make demo PYTHON=python3.12`" % (sys.executable, sys.version.split()[0]))'
+	@$(PYTHON) tools/build_libraries.py --check --plugin $(PLUGIN)
+	@$(PYTHON) tools/progress.py environment $(PYTHON) -m venv --clear $(VENV)
+	@touch $@
 
-$(STAMP): $(BIN)/python $(SOURCES)
-	$(BIN)/python tools/fetch_headers.py
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]' \
-	    --config-settings=cmake.define.POM_BUILD_TENSORRT=$(PLUGIN)
-	touch $@
+$(PACKAGES): $(CREATED) pyproject.toml constraints.txt
+	@$(PIP) --editable '.[$(EXTRAS)]'
+	@touch $@
+
+$(LIBRARIES): $(CREATED) $(SOURCES)
+	@$(BIN)/python tools/build_libraries.py --plugin $(PLUGIN)
+	@touch $@
+
+# What else pyproject.toml lists: test, lint, ...
+$(VENV)/.packages-for-%: pyproject.toml constraints.txt | $(PACKAGES)
+	@$(PIP) --editable '.[$*]'
+	@touch $@
 
 demo: setup
-	$(BIN)/python samples/01_demo.py
+	@$(BIN)/python samples/01_demo.py
 
 # TensorRT's lean runtimes, which tests load the plugin into; without them these are skipped, but in CI.
-$(LEAN): $(BIN)/python
+$(LEAN): | $(CREATED)
 	rm -rf $@ $@.part
 	$(BIN)/python -m pip install --quiet --no-deps --target $@.part \
 	    tensorrt-lean-cu13-libs==$(@F) tensorrt-lean-cu13-bindings==$(@F) && mv $@.part $@ \
 	    || echo "TensorRT's lean runtime $(@F) could not be fetched: the tests that need it are skipped" >&2
 
 # The oldest ONNX Runtime, beside the one that is installed; without it tests are skipped, but in CI.
-$(OLDEST): $(BIN)/python
+$(OLDEST): | $(CREATED)
 	rm -rf $@ $@.part
 	$(BIN)/python -m pip install --quiet --no-deps --target $@.part \
 	    onnxruntime==$(@F:onnxruntime-%=%) && mv $@.part $@ \
 	    || echo "$(@F) could not be fetched: the tests that need it are skipped" >&2
 
 # A file of tests stays in one process: what its tests share is built once.
-test: setup $(OLDEST) $(if $(filter ON,$(PLUGIN)),$(LEAN))
+test: setup $(VENV)/.packages-for-test $(VENV)/.packages-for-ray $(OLDEST) $(if $(filter ON,$(PLUGIN)),$(LEAN))
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # Hostile files for every reader, others than the tests' own: `make fuzz SECONDS=3600 FORMATS='pt2 onnx'`.
-fuzz: setup
+fuzz: setup $(VENV)/.packages-for-test
 	$(BIN)/python tools/fuzz.py $(if $(SECONDS),--seconds $(SECONDS)) $(addprefix --format ,$(FORMATS))
 
-lint: setup
+lint: $(VENV)/.packages-for-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 	$(BIN)/mypy
 
-format: setup
+format: $(VENV)/.packages-for-lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 # Everything side by side, into docs/benchmarks; on a machine on which nothing else runs. `make bench RUNS=layer-none`.
-bench: setup
+bench: setup $(VENV)/.packages-for-bench
 	$(BIN)/python -m benchmarks.project $(RUNS)
 
 # What needs a CUDA device: tests, some of them under compute-sanitizer, then times, into docs/gpu.md, which also says
 # what to install for all of these tests to run.
-gpu: setup
+gpu: setup $(VENV)/.packages-for-test
 	$(BIN)/python tools/check_gpu.py
 	$(BIN)/python -m pytest -m 'gpu or tensorrt'
 	for tool in memcheck racecheck synccheck; do \
@@ -80,4 +104,4 @@ gpu: setup
 	$(BIN)/python -m benchmarks.cuda_kernels --page docs/gpu.md
 
 clean:
-	rm -rf $(VENV) build dist out .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) pom_export/lib build dist out .pytest_cache .ruff_cache .mypy_cache

@@ -8,6 +8,7 @@ Takes the byte-level language model in samples/checkpoints and puts everything i
 from __future__ import annotations
 
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import click
 
 import pom_export
+from pom_export.errors import MissingDependencyError
 
 HERE = Path(__file__).resolve().parent
 CHECKPOINT = HERE / "checkpoints" / "byte_lm.safetensors"
@@ -42,11 +44,27 @@ def build(model: Path, engine: Path) -> list[str]:
     """Build an engine and return the options that name it; none where this installation has no TensorRT plugin."""
     try:
         pom_export.plugin_library()
-    except pom_export.PomExportError as error:
-        click.secho(f"\nNo TensorRT engine is built: {error}", bold=True)
+    except MissingDependencyError:
+        click.secho("\nNo TensorRT engine is built: the plugin was not compiled, as with PLUGIN=OFF", bold=True)
         return []
     run("build", str(model), "-o", str(engine), "--optShapes", "input_ids:1x256", "--maxShapes", "input_ids:4x1024")
     return ["--engine", str(engine)]
+
+
+def say_how_to_go_on(report: Path, stateful: Path) -> None:
+    """Print what to look at and what to type next."""
+    steps = {
+        f"xdg-open {report}": "how far each backend's outputs are from PyTorch's, in a browser",
+        f"pom-export generate {stateful} --prompt 'The for statement '": "more text",
+        "pom-export export --help": "then your own checkpoint: pom-export export CHECKPOINT -o model.onnx",
+    }
+    scripts = Path(sys.prefix) / "bin"
+    if shutil.which("pom-export") != str(scripts / "pom-export"):
+        shown = scripts.relative_to(Path.cwd()) if scripts.is_relative_to(Path.cwd()) else scripts
+        steps = {f". {shlex.quote(str(shown / 'activate'))}": "puts pom-export on this shell's PATH", **steps}
+    click.secho("\nNext", bold=True)
+    for command, effect in steps.items():
+        click.echo(f"  {command:<66}  # {effect}")
 
 
 @click.command(help=__doc__)
@@ -66,6 +84,7 @@ def main(output: Path) -> None:
     for file in (model, report, engine, Path(f"{engine}.json"), stateful):
         if file.exists():
             click.echo(f"  {file}  {file.stat().st_size:,} bytes")
+    say_how_to_go_on(report, stateful)
 
 
 if __name__ == "__main__":

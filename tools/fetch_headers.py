@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Bring the two sets of C++ headers that the build needs into `.deps/include`.
 
-    python tools/fetch_headers.py            # what is missing
-    python tools/fetch_headers.py --check    # only say what is there
+    python tools/fetch_headers.py                # what is missing
+    python tools/fetch_headers.py onnxruntime    # of one set
+    python tools/fetch_headers.py --check        # only say what is there
 
 ONNX Runtime's wheels and TensorRT's wheels ship no headers, and headers of third parties are not kept in
 this repository. Each set is taken from the first place that has it:
@@ -25,7 +26,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,24 +159,43 @@ HEADER_SETS = (
 )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="fetch nothing; exit 1 when a set is missing")
-    only_check = parser.parse_args().check
-    missing = False
-    for headers in HEADER_SETS:
+def provide(names: Sequence[str] = (), only_check: bool = False) -> bool:
+    """Find or fetch sets of headers, and print where each is or how to get it.
+
+    Args:
+        names: of the sets; none means all.
+        only_check: fetch nothing.
+
+    Returns:
+        Whether all are there.
+    """
+
+    def find(headers: HeaderSet) -> Path | str:
         try:
             folder = headers.locate()
             if folder is None and not only_check:
-                print(f"{headers.name}: fetching headers ...", file=sys.stderr)
                 headers.fetch(DEPS / headers.name)
                 folder = headers.locate()
-            reason = f"not found; set {headers.variable}"
         except FetchError as error:
-            folder, reason = None, f"{error}; or set {headers.variable} to {headers.name}'s include folder"
-        print(f"{headers.name}: {folder or reason}")
-        missing = missing or folder is None
-    return int(missing)
+            return f"{error}; or set {headers.variable} to {headers.name}'s include folder"
+        return folder or f"not found; set {headers.variable}"
+
+    chosen = [headers for headers in HEADER_SETS if not names or headers.name in names]
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(find, chosen))
+    for headers, folder in zip(chosen, found, strict=True):
+        print(f"headers of {headers.name}: {folder}", flush=True)
+    return all(isinstance(folder, Path) for folder in found)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "names", nargs="*", choices=[[], *(headers.name for headers in HEADER_SETS)], help="default: both"
+    )
+    parser.add_argument("--check", action="store_true", help="fetch nothing; exit 1 when a set is missing")
+    arguments = parser.parse_args()
+    return int(not provide(arguments.names, arguments.check))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,12 +37,17 @@ def test_the_demo_does_the_main_job(out: Path) -> None:
     assert done.stdout.count("agrees with PyTorch on  onnxruntime kernel, onnxruntime function") == 2
     assert "plugin layers             4 of 4 aggregations" in done.stdout
     assert "result                  passed" in done.stdout
-    text, said, files = done.stdout[done.stdout.index("--seed 0") :].rsplit("\n\n", 2)
+    text, said, files, following = done.stdout[done.stdout.index("--seed 0") :].rsplit("\n\n", 3)
     assert len(text) > 200
     assert said.startswith("240 tokens, ")
     assert "a second; prompt 31, " in said
     for name in ("model.onnx", "report.html", "model.engine", "model.engine.json", "stateful.onnx"):
         assert f"{out / name}  {(out / name).stat().st_size:,} bytes" in files
+    (generate,) = (line for line in following.splitlines() if line.startswith("  pom-export generate"))
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    typed = subprocess.run(generate, shell=True, env=environment, capture_output=True, text=True, check=False)
+    assert typed.returncode == 0, typed.stderr
+    assert len(typed.stdout) >= 200
 
 
 def test_a_text_goes_on_from_a_file_as_if_never_stopped(out: Path) -> None:
