@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 
 import click
 
-from pom_export.cli.output import Progress, common_options, in_context_start_option, say, weights_option
+from pom_export.cli.options import common_options, in_context_start_option, weights_option
+from pom_export.cli.output import say
+from pom_export.cli.progress import Progress
 
 _Stages = tuple[Callable[[str], None], Callable[[int, int], None]]
 

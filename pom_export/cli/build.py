@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pom_export.cli.output import Progress, common_options, human_bytes, print_result
+from pom_export.cli.options import common_options
+from pom_export.cli.output import human_bytes, print_result
+from pom_export.cli.outputs import writes
 from pom_export.cli.parameters import FILE, FOLDER, Choice, Parsed
+from pom_export.cli.progress import stages
 from pom_export.engine.backend import AUTO, BACKENDS
 from pom_export.engine.targets import DEFAULT_TARGETS, parse_targets
 
@@ -38,40 +41,30 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--embed-plugin/--no-embed-plugin", default=True, show_default=True, help="Carry the plugin inside.")
 @common_options
+@writes("output")
 def command(
     model: str,
     output: str,
-    backend: str,
-    targets: tuple[str, ...],
     min_shapes: str | None,
     opt_shapes: str | None,
     max_shapes: str | None,
-    timing_cache: str | None,
-    cache: str | None,
-    use_plugin: bool,
-    embed_plugin: bool,
     as_json: bool,
     verbose: bool,
+    **options: Any,
 ) -> None:
     """Build a TensorRT engine of MODEL. TensorRT for RTX needs no GPU for that."""
-    progress = Progress(verbose or not as_json)
-    progress(f"reading {model}")
-    from pom_export.engine import build_engine, parse_shapes
+    with stages(f"reading {model}", shown=verbose or not as_json, moving=not as_json) as progress:
+        from pom_export.engine import build_engine, parse_shapes
 
-    info = build_engine(
-        model,
-        output,
-        backend=backend,
-        targets=targets,
-        min_shapes=parse_shapes(min_shapes, "--minShapes"),
-        opt_shapes=parse_shapes(opt_shapes, "--optShapes"),
-        max_shapes=parse_shapes(max_shapes, "--maxShapes"),
-        timing_cache=timing_cache,
-        cache=cache,
-        use_plugin=use_plugin,
-        embed_plugin=embed_plugin,
-        progress=progress,
-    )
+        info = build_engine(
+            model,
+            output,
+            min_shapes=parse_shapes(min_shapes, "--minShapes"),
+            opt_shapes=parse_shapes(opt_shapes, "--optShapes"),
+            max_shapes=parse_shapes(max_shapes, "--maxShapes"),
+            **options,
+            progress=progress,
+        )
     print_result(info.to_dict(), as_json, _lines(info))
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import click
 
-from pom_export.cli.output import Progress, common_options, human_bytes, print_result, recognition_options
+from pom_export.cli.options import common_options, recognition_options
+from pom_export.cli.output import human_bytes, print_result
+from pom_export.cli.outputs import writes
 from pom_export.cli.parameters import FILE, Choice, Parsed, parse_static
+from pom_export.cli.progress import stages
 from pom_export.graph.claims import MASKS
 from pom_export.graph.opsets import OPSETS
 from pom_export.graph.precisions import PRECISIONS, canonical_precision
+
+if TYPE_CHECKING:
+    from pom_export.api import ExportResult
 
 
 @click.command("export")
@@ -36,27 +44,8 @@ from pom_export.graph.precisions import PRECISIONS, canonical_precision
 @recognition_options
 @click.option("--samples", type=click.IntRange(0), default=0, help="Inputs and outputs to save for `verify`.")
 @common_options
-def command(
-    checkpoint: str,
-    output: str,
-    mask: str | None,
-    cross: bool,
-    positions: bool,
-    stateful: bool,
-    block_causal: bool,
-    static: tuple[int, int] | None,
-    dtype: str,
-    opset: int | None,
-    optimize: bool,
-    family: str | None,
-    degree: int | None,
-    heads: int | None,
-    in_context_start: int | None,
-    weights: str | None,
-    samples: int,
-    as_json: bool,
-    verbose: bool,
-) -> None:
+@writes("output")
+def command(checkpoint: str, output: str, as_json: bool, verbose: bool, **options: Any) -> None:
     """Export CHECKPOINT to ONNX with the custom op.
 
     CHECKPOINT is a .safetensors file, a state dict of torch.save (or a trainer's dict around one), a folder in
@@ -65,31 +54,15 @@ def command(
 
     The file is compared with PyTorch before it appears; exit code 1 when they differ.
     """
-    progress = Progress(verbose or not as_json)
-    progress(f"reading {checkpoint}")
-    from pom_export.api import export
+    with stages(f"reading {checkpoint}", shown=verbose or not as_json, moving=not as_json) as progress:
+        from pom_export.api import export
 
-    result = export(
-        checkpoint,
-        output,
-        mask=mask,
-        cross=cross,
-        positions=positions,
-        stateful=stateful,
-        block_causal=block_causal,
-        static=static,
-        dtype=dtype,
-        opset=opset,
-        family=family,
-        degree=degree,
-        heads=heads,
-        in_context_start=in_context_start,
-        weights=weights,
-        optimize=optimize,
-        samples=samples,
-        progress=progress,
-    )
-    lines = [
+        result = export(checkpoint, output, **options, progress=progress)
+    print_result(result.to_dict(), as_json, _lines(result))
+
+
+def _lines(result: ExportResult) -> list[tuple[str, str]]:
+    return [
         ("model", f"{result.model} ({human_bytes(result.bytes)})"),
         ("opset", str(result.opset)),
         ("aggregations", str(result.aggregations)),
@@ -99,4 +72,3 @@ def command(
         *(("note", line) for line in result.notes),
         ("agrees with PyTorch on", ", ".join(result.checked) or "nothing: see the notes and `pom-export verify`"),
     ]
-    print_result(result.to_dict(), as_json, lines)

@@ -15,17 +15,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pom_export import interrupts
-from pom_export.cli.output import (
-    Progress,
-    common_options,
-    human_bytes,
-    on_terminal,
-    say,
-    say_on_stderr,
-    settle_stdout,
-    terminal_text,
-)
+from pom_export.cli.options import common_options
+from pom_export.cli.output import human_bytes, on_terminal, say, settle_stdout, terminal_text
+from pom_export.cli.outputs import writes
 from pom_export.cli.parameters import FILE, File
+from pom_export.cli.progress import stages, tell_on_stderr
 from pom_export.errors import InputError, printable
 from pom_export.text.tokenizers import AUTO, NAMES, choose_tokenizer, is_file
 
@@ -33,7 +27,6 @@ if TYPE_CHECKING:
     from pom_export.runtime.streaming.session import StreamingSession
     from pom_export.text.generation import Generation
     from pom_export.text.notes import Settings
-    from pom_export.text.tokenizers import Tokenizer
 
 _KIB = 1024
 
@@ -55,55 +48,36 @@ _KIB = 1024
 )
 @click.option("--save-state", type=FILE, help="Write a file to go on from, after Ctrl-C too.")
 @common_options
+@writes("save_state")
 def command(
     model: str,
     prompt: str | None,
     prompt_file: str | None,
     max_tokens: int,
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    seed: int | None,
-    tokenizer: str | None,
-    stop: Sequence[str],
     engine: str | None,
     load_state: str | None,
     save_state: str | None,
     as_json: bool,
     verbose: bool,
+    **options: Any,
 ) -> None:
     """Continue a text with MODEL, a language model exported with --stateful.
 
     The text goes to stdout as it comes, and nothing else does. A run that is gone on from with --load-state writes
     what one run without a stop would have.
     """
-    from pom_export.engine.streaming import tensorrt_backend
-    from pom_export.runtime.streaming.session import StreamingSession
-    from pom_export.runtime.streaming.state import State
-    from pom_export.text.generation import Generation, vocabulary_of
-    from pom_export.text.notes import read_notes
-
-    progress = Progress(verbose)
     if max_tokens < 0:
         raise InputError(f"--max-tokens must be at least 0, got {max_tokens}", "0 only reads the prompt")
     text = _prompt(prompt, prompt_file)
     if text is None and load_state is None:
         raise InputError("there is no prompt", "Give --prompt TEXT, --prompt-file FILE or --load-state FILE")
-    state = None if load_state is None else State.load(load_state)
-    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    before = None if state is None else read_notes(state).settings
-    settings = _settings(before, given, tokenizer, stop)
-    progress(f"loading {engine or model}")
-    session = StreamingSession(model, backend=None if engine is None else tensorrt_backend(engine))
-    known = choose_tokenizer(settings.tokenizer, vocabulary_of(session))
-    if save_state is not None:
-        _check_place(save_state, session, known, prompt_file, engine)
-    generation = Generation(session, known, replace(settings, tokenizer=known.name), state)
-    if text is not None:
-        generation.prompt(text)
-    if tokenizer is None and before is not None and is_file(before.tokenizer):
-        say_on_stderr(f"pom-export: the state names the tokenizer {printable(before.tokenizer)}")
-    progress("generating")
+    with stages(f"loading {engine or model}", shown=verbose, moving=not as_json) as progress:
+        session, generation = _generation(model, engine, load_state, **options)
+        if save_state is not None:
+            _check_place(save_state, session, generation.settings.tokenizer, prompt_file, engine)
+        if text is not None:
+            generation.prompt(text)
+        progress("generating")
     try:
         text = _write(generation, max_tokens, as_json, keep=save_state is not None)
     except KeyboardInterrupt:
@@ -116,7 +90,33 @@ def command(
     if as_json:
         say(json.dumps(result))
     else:
-        say_on_stderr(("\n" if on_terminal() else "") + _line(result))
+        tell_on_stderr(("\n" if on_terminal() else "") + _line(result))
+
+
+def _generation(
+    model: str,
+    engine: str | None,
+    load_state: str | None,
+    *,
+    tokenizer: str | None,
+    stop: Sequence[str],
+    **sampling: Any,
+) -> tuple[StreamingSession, Generation]:
+    """Return a session of the model, or of its engine, and the text that it writes: a new one, or that of a state."""
+    from pom_export.engine.streaming import tensorrt_backend
+    from pom_export.runtime.streaming.session import StreamingSession
+    from pom_export.runtime.streaming.state import State
+    from pom_export.text.generation import Generation, vocabulary_of
+    from pom_export.text.notes import read_notes
+
+    state = None if load_state is None else State.load(load_state)
+    before = None if state is None else read_notes(state).settings
+    settings = _settings(before, sampling, tokenizer, stop)
+    session = StreamingSession(model, backend=None if engine is None else tensorrt_backend(engine))
+    known = choose_tokenizer(settings.tokenizer, vocabulary_of(session))
+    if tokenizer is None and before is not None and is_file(before.tokenizer):
+        tell_on_stderr(f"pom-export: the state names the tokenizer {printable(before.tokenizer)}")
+    return session, Generation(session, known, replace(settings, tokenizer=known.name), state)
 
 
 def _prompt(prompt: str | None, file: str | None) -> str | None:
@@ -152,7 +152,7 @@ def _settings(before: Settings | None, given: dict[str, Any], tokenizer: str | N
 
 
 def _check_place(
-    place: str, session: StreamingSession, tokenizer: Tokenizer, prompt_file: str | None, engine: str | None
+    place: str, session: StreamingSession, tokenizer: str, prompt_file: str | None, engine: str | None
 ) -> None:
     """Raise InputError where a state could not be saved, or over a file that is read, before a long text is written."""
     from pom_export.engine.manifest import manifest_path
@@ -160,7 +160,7 @@ def _check_place(
 
     sources = [session.model.path, *session.model.weights, prompt_file]
     sources += [] if engine is None else [engine, manifest_path(engine)]
-    sources += [tokenizer.name] if is_file(tokenizer.name) else []
+    sources += [tokenizer] if is_file(tokenizer) else []
     check_writable(place, sources, "state", session.state_bytes)
 
 

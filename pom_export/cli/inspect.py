@@ -7,30 +7,22 @@ from typing import Any
 
 import click
 
-from pom_export.cli.output import common_options, print_result, recognition_options
+from pom_export.cli.options import common_options, recognition_options
+from pom_export.cli.output import print_result
 from pom_export.cli.parameters import FILE
+from pom_export.cli.progress import stages
 
 
 @click.command("inspect")
 @click.argument("checkpoint", type=FILE)
 @recognition_options
 @common_options
-def command(
-    checkpoint: str,
-    family: str | None,
-    degree: int | None,
-    heads: int | None,
-    in_context_start: int | None,
-    weights: str | None,
-    as_json: bool,
-    verbose: bool,  # noqa: ARG001 (there are no stages)
-) -> None:
+def command(checkpoint: str, as_json: bool, verbose: bool, **options: Any) -> None:
     """Say what CHECKPOINT holds: family, architecture and hyper-parameters, or why it is not recognised."""
-    from pom_export.api import inspect
+    with stages(f"reading {checkpoint}", shown=verbose, moving=not as_json):
+        from pom_export.api import inspect
 
-    result = inspect(
-        checkpoint, family=family, degree=degree, heads=heads, in_context_start=in_context_start, weights=weights
-    )
+        result = inspect(checkpoint, **options)
     lines = [
         ("checkpoint", result.checkpoint),
         ("recognised as", result.summary),

@@ -1,4 +1,4 @@
-"""What commands share: the common options, results on stdout, progress on stderr."""
+"""Results on stdout, messages on stderr: each made to show only, whatever a file says."""
 
 from __future__ import annotations
 
@@ -6,71 +6,15 @@ import contextlib
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import click
 
-from pom_export.checkpoint.families import FAMILIES
-from pom_export.cli.parameters import Choice
 from pom_export.errors import InputError, printable
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 _KIB = 1024
 _LONGEST_VALUE = 8000  # that a line of a result has
-
-
-def common_options(function: _Function) -> _Function:
-    """Add --json, -v and --debug; `--debug` is read by `pom_export.cli.main`."""
-    for decorator in (
-        click.option("--debug", is_flag=True, expose_value=False, help="Show the trace of an error."),
-        click.option("-v", "--verbose", is_flag=True, help="Show every stage."),
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
-    ):
-        function = decorator(function)
-    return function
-
-
-weights_option = click.option(
-    "--weights", help="Which of several sets of weights in the checkpoint, such as ema; `inspect` names them."
-)
-
-
-in_context_start_option = click.option(
-    "--in-context-start",
-    type=click.IntRange(0),
-    help="Block before which an image model puts its in-context tokens; default: as published for its depth.",
-)
-
-
-def recognition_options(function: _Function) -> _Function:
-    """Add what the shapes of some checkpoints can't tell."""
-    for decorator in (
-        weights_option,
-        in_context_start_option,
-        click.option("--heads", type=click.IntRange(1), help="Attention heads of a hybrid, where shapes don't tell."),
-        click.option("--degree", type=click.IntRange(1), help="Degree, where shapes don't tell it (v1, nanogpt-pom)."),
-        click.option("--family", type=Choice(FAMILIES), help="Family of the checkpoint; default: recognised."),
-    ):
-        function = decorator(function)
-    return function
-
-
-class Progress:
-    """Writes stages with the elapsed time to stderr.
-
-    Args:
-        enabled: False keeps quiet.
-    """
-
-    def __init__(self, enabled: bool) -> None:
-        self._enabled = enabled
-        self._started = time.monotonic()
-
-    def __call__(self, stage: str) -> None:  # noqa: D102 (the class says it)
-        if self._enabled:
-            say_on_stderr(printable(f"[{time.monotonic() - self._started:6.1f}s] {stage}"))
 
 
 def say(*lines: str) -> None:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pom_export.cli.output import Progress, common_options, human_bytes, print_result, say
+from pom_export.cli.options import common_options
+from pom_export.cli.output import human_bytes, print_result, say
+from pom_export.cli.progress import stages
 from pom_export.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,13 +34,12 @@ def command(
     of one sequence, and the bytes that it keeps while generating: a KV cache, or a PoM's state. Nothing is changed:
     pom_export.replace_attention(model) does that.
     """
-    progress = Progress(verbose or not as_json)
     counts = _parse_tokens(tokens)
-    progress(f"building {model}")
-    from pom_export.attention import scan
-    from pom_export.attention.locating import model_from
+    with stages(f"building {model}", shown=verbose or not as_json, moving=not as_json):
+        from pom_export.attention import scan
+        from pom_export.attention.locating import model_from
 
-    findings = scan(model_from(model, trusted=trust), tokens=counts, degree=degree, expand=expand, n_groups=groups)
+        findings = scan(model_from(model, trusted=trust), tokens=counts, degree=degree, expand=expand, n_groups=groups)
     if as_json:
         settings = {"model": model, "tokens": counts, "degree": degree, "expand": expand, "groups": groups}
         print_result({**settings, "attention": [finding.to_dict() for finding in findings]}, as_json, [])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pom_export.cli.output import Progress, common_options, print_result, recognition_options
+from pom_export.cli.options import common_options, recognition_options
+from pom_export.cli.output import print_result
+from pom_export.cli.outputs import writes
 from pom_export.cli.parameters import FILE
+from pom_export.cli.progress import stages
 
 if TYPE_CHECKING:
-    from pom_export.parity.report import Comparison
+    from pom_export.parity.report import Comparison, ParityReport
 
 
 @click.command("verify")
@@ -30,54 +33,27 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the random inputs.")
 @click.option("--report", type=FILE, help="Write the comparison as one HTML page.")
 @common_options
-def command(
-    model: str,
-    checkpoint: str | None,
-    family: str | None,
-    degree: int | None,
-    heads: int | None,
-    in_context_start: int | None,
-    weights: str | None,
-    engine: str | None,
-    inputs: str | None,
-    rtol: float | None,
-    atol: float | None,
-    seed: int,
-    report: str | None,
-    as_json: bool,
-    verbose: bool,
-) -> int:
+@writes("report")
+def command(model: str, report: str | None, as_json: bool, verbose: bool, **options: Any) -> int:
     """Compare MODEL with PyTorch on every backend that runs here; exit code 1 when any output differs."""
-    progress = Progress(verbose or not as_json)
-    progress(f"reading {model}")
-    from pom_export.api import verify
+    with stages(f"reading {model}", shown=verbose or not as_json, moving=not as_json) as progress:
+        from pom_export.api import verify
 
-    outcome = verify(
-        model,
-        checkpoint=checkpoint,
-        weights=weights,
-        family=family,
-        degree=degree,
-        heads=heads,
-        in_context_start=in_context_start,
-        engine=engine,
-        inputs=inputs,
-        rtol=rtol,
-        atol=atol,
-        seed=seed,
-        report=report,
-        progress=progress,
-    )
-    lines = [("reference", outcome.reference)]
-    for comparison in outcome.comparisons:
-        lines.append((f"{comparison.backend} ({comparison.path})", _line(comparison)))
-    lines += [("failed to run", reason) for reason in outcome.failed]
-    lines += [("not run", reason) for reason in outcome.not_run]
-    lines += [("note", note) for note in outcome.notes]
-    lines += [("report", report)] if report is not None else []
-    lines.append(("result", "passed" if outcome else "FAILED"))
-    print_result(outcome.to_dict(), as_json, lines)
+        outcome = verify(model, report=report, **options, progress=progress)
+    print_result(outcome.to_dict(), as_json, _lines(outcome, report))
     return 0 if outcome else 1
+
+
+def _lines(outcome: ParityReport, report: str | None) -> list[tuple[str, str]]:
+    return [
+        ("reference", outcome.reference),
+        *((f"{each.backend} ({each.path})", _line(each)) for each in outcome.comparisons),
+        *(("failed to run", reason) for reason in outcome.failed),
+        *(("not run", reason) for reason in outcome.not_run),
+        *(("note", note) for note in outcome.notes),
+        *([("report", report)] if report is not None else []),
+        ("result", "passed" if outcome else "FAILED"),
+    ]
 
 
 def _line(comparison: Comparison) -> str:

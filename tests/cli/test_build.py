@@ -14,7 +14,7 @@ import pytest
 
 import pom_export
 from pom_export.cli.main import run
-from pom_export.cli.output import Progress
+from pom_export.cli.progress import Progress
 
 CHECKPOINT = str(Path(__file__).parents[1] / "data" / "golden" / "v2_base" / "checkpoint.pt")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -168,7 +168,7 @@ BAD_COMMANDS = {
     "another's state": ("{other} --load-state {state}", "the state is of another model"),
     "a plain state": ("{model} --load-state {plain}", "not saved by a generation"),
     "state over the model": ("{model} --prompt a --save-state {model}", "is the input itself"),
-    "state below nothing": ("{model} --prompt a --save-state {tmp}/no/state", "mkdir -p"),
+    "state below nothing": ("{model} --prompt a --save-state {tmp}/no/no/state", "mkdir -p"),
     "state is a folder": ("{model} --prompt a --save-state {tmp}", "is a folder"),
     "state below a file": ("{model} --prompt a --save-state {text}/state", "Not a directory"),
     "state over the tokenizer": ("{model} --prompt a --tokenizer {json} --save-state {json}", "is the input itself"),

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from pom_export.cli.main import run
-from pom_export.cli.output import Progress, print_result, say, terminal_text
+from pom_export.cli.output import print_result, say, terminal_text
+from pom_export.cli.progress import Progress
 from pom_export.errors import InputError, ParityError, printable
 from pom_export.mixer import PolynomialMixer
 

@@ -106,7 +106,7 @@ def test_a_suffix_that_onnxruntime_takes_for_its_own_is_refused(
     assert "takes m.ort for a file of its own format" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("place", ["m.onnx", "m.parity.npz", "c.pt", "in.npz", "none/r.html", "m.onnx/r.html"])
+@pytest.mark.parametrize("place", ["m.onnx", "m.parity.npz", "c.pt", "in.npz", "none/none/r.html", "m.onnx/r.html"])
 def test_a_report_has_its_place_before_anything_is_compared(
     place: str, output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

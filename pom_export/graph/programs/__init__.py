@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from pom_export.errors import InputError
+from pom_export.graph.claims import MASKS
 from pom_export.graph.program import GraphOptions, Program
 from pom_export.graph.programs.images import image_model_program
 from pom_export.graph.programs.stateful import stateful_language_model_program, stateful_mixer_program
@@ -12,9 +13,7 @@ from pom_export.graph.programs.stateless import language_model_program, mixer_pr
 from pom_export.mixer import PolynomialMixer, ProductMixer
 from pom_export.models import GPT, JiT, LanguageModel
 
-__all__ = ["MASKS", "program_of"]
-
-MASKS = ("none", "causal", "padding", "full")
+__all__ = ["program_of"]
 
 
 def program_of(model: nn.Module, options: GraphOptions) -> Program:

@@ -1,0 +1,53 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from pom_export.checkpoint.families import FAMILIES
+from pom_export.cli.parameters import Choice
+from pom_export.cli.progress import note
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def common_options(function: _Function) -> _Function:
+    """Add --json, -q, -v and --debug."""
+    for decorator in (
+        click.option("--debug", is_flag=True, expose_value=False, callback=note, help="Show the trace of an error."),
+        click.option("-v", "--verbose", is_flag=True, help="Show every stage, with --json too."),
+        click.option(
+            "-q", "--quiet", is_flag=True, expose_value=False, callback=note, help="Print results and errors only."
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
+    ):
+        function = decorator(function)
+    return function
+
+
+weights_option = click.option(
+    "--weights", help="Which of several sets of weights in the checkpoint, such as ema; `inspect` names them."
+)
+
+
+in_context_start_option = click.option(
+    "--in-context-start",
+    type=click.IntRange(0),
+    help="Block before which an image model puts its in-context tokens; default: as published for its depth.",
+)
+
+
+def recognition_options(function: _Function) -> _Function:
+    """Add what the shapes of some checkpoints can't tell."""
+    for decorator in (
+        weights_option,
+        in_context_start_option,
+        click.option("--heads", type=click.IntRange(1), help="Attention heads of a hybrid, where shapes don't tell."),
+        click.option("--degree", type=click.IntRange(1), help="Degree, where shapes don't tell it (v1, nanogpt-pom)."),
+        click.option("--family", type=Choice(FAMILIES), help="Family of the checkpoint; default: recognised."),
+    ):
+        function = decorator(function)
+    return function

@@ -1,0 +1,127 @@
+"""Stages of a job on stderr: plain lines, and on a terminal a spinner with the stage that is under way."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import click
+
+from pom_export import interrupts
+from pom_export.cli.output import say_on_stderr
+from pom_export.errors import printable
+
+_QUIET, _DEBUG = "quiet", "debug"
+# What ask a program for plain lines, besides a stream that is no terminal.
+_PLAIN: Final = ("NO_COLOR", "CI")
+
+
+def note(context: click.Context, flag: click.Parameter, value: bool) -> None:
+    """Remember a flag that is about all that a command says: --quiet, --debug."""
+    context.meta[f"pom_export.{flag.name}"] = value
+
+
+def _noted(flag: str) -> bool:
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(f"pom_export.{flag}"))
+
+
+def is_quiet() -> bool:
+    """Return whether only results and errors are wanted."""
+    return _noted(_QUIET)
+
+
+def tell_on_stderr(text: str) -> None:
+    """Print on stderr what is neither a result nor an error: nothing where that is not wanted."""
+    if not is_quiet():
+        say_on_stderr(text)
+
+
+class Progress:
+    """Writes stages with the elapsed time to stderr, a line each.
+
+    Args:
+        enabled: False keeps quiet, as `--quiet` does.
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        self._enabled = enabled and not is_quiet()
+        self._started = time.monotonic()
+
+    def __call__(self, stage: str) -> None:  # noqa: D102 (the class says it)
+        if self._enabled:
+            say_on_stderr(self.line(stage))
+
+    def line(self, stage: str) -> str:
+        """Return the line of a stage that begins now."""
+        return printable(f"[{time.monotonic() - self._started:6.1f}s] {stage}")
+
+
+@contextmanager
+def stages(first: str, *, shown: bool, moving: bool) -> Iterator[Callable[[str], None]]:
+    """Yield what tells the stages of a job; when the block ends, nothing of a moving display is left.
+
+    Args:
+        first: the stage that the job begins with.
+        shown: whether each stage is to have a line.
+        moving: whether a terminal may show the stage that is under way by a spinner.
+    """
+    lines = Progress(shown)
+    if is_quiet() or not moving or not _is_lively(sys.stderr):
+        lines(first)
+        yield lines
+        return
+    with _spinner(lines, first, kept=shown) as tell:
+        yield tell
+
+
+def _is_lively(stream: object) -> bool:
+    """Return whether a stream is a terminal that shows a line anew; what libraries write themselves would break it."""
+    if any(os.environ.get(name) for name in _PLAIN) or os.environ.get("TERM", "dumb") == "dumb":
+        return False
+    return bool(getattr(stream, "isatty", bool)()) and not _noted(_DEBUG)
+
+
+@contextmanager
+def _spinner(lines: Progress, first: str, *, kept: bool) -> Iterator[Callable[[str], None]]:
+    """Show the stage under way on the terminal's last line; those that are over stay above it where they are kept."""
+    from rich.console import Console
+    from rich.progress import Progress as Display
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.table import Column
+
+    console = Console(file=sys.stderr)
+    text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
+    spinner = SpinnerColumn("line" if console.options.ascii_only else "dots")
+    # stdout is for results, and may be the same terminal: nothing is printed there before the display is gone.
+    display = Display(spinner, text, TimeElapsedColumn(), console=console, transient=True, redirect_stdout=False)
+    task = display.add_task(printable(first))
+    under_way = [lines.line(first)]
+
+    def keep() -> None:
+        if kept:
+            console.print(under_way.pop(), markup=False, highlight=False, soft_wrap=True)
+
+    def tell(stage: str) -> None:
+        with interrupts.held():
+            keep()
+            under_way.append(lines.line(stage))
+            display.reset(task, description=printable(stage))
+        # A signal is the main thread's; TensorRT tells its stages from another.
+        if threading.current_thread() is threading.main_thread():
+            interrupts.check()
+
+    with interrupts.held():
+        display.start()
+    try:
+        interrupts.check()
+        yield tell
+    finally:
+        with interrupts.held():
+            keep()
+            display.stop()
