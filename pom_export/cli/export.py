@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pom_export.cli.models import model_from, names_module
 from pom_export.cli.options import common_options, recognition_options
 from pom_export.cli.output import human_bytes, print_result
 from pom_export.cli.outputs import writes
 from pom_export.cli.parameters import FILE, Choice, Parsed, parse_static
 from pom_export.cli.progress import stages
+from pom_export.errors import InputError
+from pom_export.files import check_replaceable
 from pom_export.graph.claims import MASKS
 from pom_export.graph.opsets import OPSETS
 from pom_export.graph.precisions import PRECISIONS, canonical_precision
@@ -20,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @click.command("export")
-@click.argument("checkpoint", type=FILE)
+@click.argument("checkpoint", type=FILE, metavar="CHECKPOINT|MODULE:FACTORY")
 @click.option("-o", "--output", required=True, type=FILE, help="Where the ONNX file goes.")
 @click.option(
     "--mask", type=Choice(MASKS), help="padding is a (B, N) input, full a (B, T, N) input; default: the model's own."
@@ -42,23 +46,48 @@ if TYPE_CHECKING:
 @click.option("--opset", type=Choice(OPSETS), help="Version of the standard ops; default: 20, or 22 for bfloat16.")
 @click.option("--optimize/--no-optimize", default=True, help="Rewrite products and gates around the aggregations.")
 @recognition_options
+@click.option("--example-inputs", type=FILE, help="Of a module: a .npz of what to trace it with, by forward's names.")
 @click.option("--samples", type=click.IntRange(0), default=0, help="Inputs and outputs to save for `verify`.")
 @common_options
 @writes("output")
-def command(checkpoint: str, output: str, as_json: bool, verbose: bool, **options: Any) -> None:
-    """Export CHECKPOINT to ONNX with the custom op.
+def command(
+    checkpoint: str, output: str, example_inputs: str | None, as_json: bool, verbose: bool, **options: Any
+) -> None:
+    """Export a checkpoint, or a module of your own, to ONNX with the custom op.
 
     CHECKPOINT is a .safetensors file, a state dict of torch.save (or a trainer's dict around one), a folder in
     Hugging Face's layout, or a .pt2 program of torch.export that holds our mixers. What its shapes don't tell comes
     from a config.json beside it, its metadata, or options.
+
+    MODULE:FACTORY names an nn.Module, or a callable without arguments that returns one, in a module that Python finds
+    from here; it is imported and called. With a model that is none of ours come the inputs to trace it with: the
+    factory returns (module, example_inputs), such as (model, (x, mask)) or (model, {"x": x}), or --example-inputs
+    names them.
 
     The file is compared with PyTorch before it appears; exit code 1 when they differ.
     """
     with stages(f"reading {checkpoint}", shown=verbose or not as_json, moving=not as_json) as progress:
         from pom_export.api import export
 
-        result = export(checkpoint, output, **options, progress=progress)
+        model, examples = _source(checkpoint, example_inputs, output)
+        result = export(model, output, example_inputs=examples, **options, progress=progress)
     print_result(result.to_dict(), as_json, _lines(result))
+
+
+def _source(reference: str, example_inputs: str | None, output: str) -> tuple[Any, Any]:
+    """Return a checkpoint's path as it is, or the module that is named, with its example inputs."""
+    from pom_export.arrays import read_npz
+
+    if not names_module(reference):
+        if example_inputs is not None:
+            raise InputError(f"--example-inputs are of a module, and {reference} is a path", "Leave the option out")
+        return reference, None
+    named = model_from(reference)
+    check_replaceable(Path(output), [named.file, example_inputs])
+    if example_inputs is not None:
+        return named.module, read_npz(example_inputs, "example inputs")
+    named.check_has_examples(reference, "--example-inputs")
+    return named.module, named.example_inputs
 
 
 def _lines(result: ExportResult) -> list[tuple[str, str]]:

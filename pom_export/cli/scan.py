@@ -29,7 +29,7 @@ def command(
 ) -> None:
     """List the attention layers of a model, and what a swap for PoM would cost and save.
 
-    MODULE:FACTORY names an nn.Module, or a callable without arguments that makes one, in a module that Python finds
+    MODULE:FACTORY names an nn.Module, or a callable without arguments that returns one, in a module that Python finds
     from here; it is imported and called. The file of a saved module does too, with --trust. Costs are multiply-adds
     of one sequence, and the bytes that it keeps while generating: a KV cache, or a PoM's state. Nothing is changed:
     pom_export.replace_attention(model) does that.
@@ -37,9 +37,10 @@ def command(
     counts = _parse_tokens(tokens)
     with stages(f"building {model}", shown=verbose or not as_json, moving=not as_json):
         from pom_export.attention import scan
-        from pom_export.attention.locating import model_from
+        from pom_export.cli.models import model_from
 
-        findings = scan(model_from(model, trusted=trust), tokens=counts, degree=degree, expand=expand, n_groups=groups)
+        named = model_from(model, trusted=trust)
+        findings = scan(named.module, tokens=counts, degree=degree, expand=expand, n_groups=groups)
     if as_json:
         settings = {"model": model, "tokens": counts, "degree": degree, "expand": expand, "groups": groups}
         print_result({**settings, "attention": [finding.to_dict() for finding in findings]}, as_json, [])

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pom_export.cli.models import model_from, names_module
 from pom_export.cli.options import common_options, recognition_options
 from pom_export.cli.output import print_result
 from pom_export.cli.outputs import writes
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 @click.command("verify")
 @click.argument("model", type=FILE)
 @click.option(
-    "--checkpoint", type=FILE, help="The checkpoint that was exported; default: parity data saved by --samples."
-)
+    "--checkpoint", type=FILE, metavar="FILE|MODULE:FACTORY",
+    help="What was exported; default: parity data that `export --samples` saved.",
+)  # fmt: skip
 @recognition_options
 @click.option("--engine", type=FILE, help="Compare this engine of the model too, where a GPU is.")
 @click.option(
@@ -34,12 +36,20 @@ if TYPE_CHECKING:
 @click.option("--report", type=FILE, help="Write the comparison as one HTML page.")
 @common_options
 @writes("report")
-def command(model: str, report: str | None, as_json: bool, verbose: bool, **options: Any) -> int:
+def command(
+    model: str, checkpoint: str | None, report: str | None, as_json: bool, verbose: bool, **options: Any
+) -> int:
     """Compare MODEL with PyTorch on every backend that runs here; exit code 1 when any output differs."""
     with stages(f"reading {model}", shown=verbose or not as_json, moving=not as_json) as progress:
         from pom_export.api import verify
 
-        outcome = verify(model, report=report, **options, progress=progress)
+        reference: dict[str, Any] = {"checkpoint": checkpoint}
+        if checkpoint is not None and names_module(checkpoint):
+            named = model_from(checkpoint)
+            if options["inputs"] is None:
+                named.check_has_examples(checkpoint, "--inputs")
+            reference = {"module": named.module, "example_inputs": named.example_inputs}
+        outcome = verify(model, **reference, report=report, **options, progress=progress)
     print_result(outcome.to_dict(), as_json, _lines(outcome, report))
     return 0 if outcome else 1
 
