@@ -1,5 +1,5 @@
 # make demo   set up, then export, verify, build and run a real checkpoint
-# make test   set up, then pass the tests
+# make test   set up, then pass the tests; `make test-all`: also those that are slow or need other runtimes
 # Each takes PLUGIN=OFF, which leaves the TensorRT plugin out, where there is no CUDA compiler.
 
 comma := ,
@@ -25,7 +25,7 @@ ifeq ($(MAKELEVEL),0)
 .NOTPARALLEL:
 endif
 
-.PHONY: setup demo test fuzz lint format bench gpu clean
+.PHONY: setup demo test test-all fuzz lint format bench gpu clean
 
 # The packages are downloaded while the libraries are compiled.
 setup: $(CREATED)
@@ -68,9 +68,14 @@ $(OLDEST): | $(CREATED)
 	    onnxruntime==$(@F:onnxruntime-%=%) && mv $@.part $@ \
 	    || echo "$(@F) could not be fetched: the tests that need it are skipped" >&2
 
-# A file of tests stays in one process: what its tests share is built once.
-test: setup $(VENV)/.packages-for-test $(VENV)/.packages-for-ray $(OLDEST) $(if $(filter ON,$(PLUGIN)),$(LEAN))
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# Each process begins with a stretch of files, whose shared fixtures it makes once, and ends with what others have left.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
+test: setup $(VENV)/.packages-for-test
+	$(PYTEST) -m 'not slow'
+
+test-all: setup $(VENV)/.packages-for-test $(VENV)/.packages-for-ray $(OLDEST) $(if $(filter ON,$(PLUGIN)),$(LEAN))
+	$(PYTEST)
 
 # Hostile files for every reader, others than the tests' own: `make fuzz SECONDS=3600 FORMATS='pt2 onnx'`.
 fuzz: setup $(VENV)/.packages-for-test

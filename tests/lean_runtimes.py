@@ -1,4 +1,4 @@
-"""TensorRT's lean runtimes, which `make test` fetches into a folder each: they share a module's name."""
+"""TensorRT's lean runtimes, which `make test-all` fetches into a folder each: they share a module's name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def lean_library(version: str) -> Path:
     folder = ROOT / ".deps" / "tensorrt-lean" / version
     found = sorted(folder.glob("tensorrt_lean_libs/libnvinfer_lean.so.*"))
     if not found:
-        pytest.skip(f"the lean runtime {version} is not in {folder}: `make test` fetches it")
+        pytest.skip(f"the lean runtime {version} is not in {folder}: `make test-all` fetches it")
     return found[0]
 
 

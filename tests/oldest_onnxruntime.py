@@ -1,4 +1,4 @@
-"""The oldest ONNX Runtime that the project allows, which `make test` fetches into a folder of its own."""
+"""The oldest ONNX Runtime that the project allows, which `make test-all` fetches into a folder of its own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run_python(*command: str) -> subprocess.CompletedProcess[str]:
     """Run Python with that ONNX Runtime, in a process of its own, or skip the test."""
     folder = ROOT / ".deps" / f"onnxruntime-{oldest_version()}"
     if not folder.is_dir():
-        pytest.skip(f"{folder.name} is not in {folder.parent}: `make test` fetches it")
+        pytest.skip(f"{folder.name} is not in {folder.parent}: `make test-all` fetches it")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (folder, ROOT)))}
     return subprocess.run(
         [sys.executable, *command], env=environment, cwd=ROOT, capture_output=True, text=True, check=False

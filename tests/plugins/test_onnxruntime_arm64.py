@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = [pytest.mark.slow, pytest.mark.machine]
+
 SOURCES = Path(__file__).parent / "arm64"
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 SYSROOT = "/usr/aarch64-linux-gnu"
@@ -34,7 +36,6 @@ def run(program: Path, kernel: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
-@pytest.mark.machine
 @pytest.mark.parametrize(("wanted", "name"), [("", "neon"), ("scalar", "scalar")])
 def test_every_call_matches_double(program: Path, wanted: str, name: str) -> None:
     done = run(program, wanted)
@@ -42,7 +43,6 @@ def test_every_call_matches_double(program: Path, wanted: str, name: str) -> Non
     assert done.stdout.split()[0] == name
 
 
-@pytest.mark.machine
 def test_an_unknown_kernel_is_an_error(program: Path) -> None:
     done = run(program, "avx2")
     assert done.returncode == 1

@@ -12,6 +12,7 @@ from tests.lean_runtimes import MODULE, TENSORRT_10, TENSORRT_11, run_python
 CREATORS = Path(__file__).with_name("test_tensorrt_creators.py")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("version", [TENSORRT_10, TENSORRT_11])
 def test_the_creators_work_under_another_tensorrt(version: str) -> None:

@@ -16,6 +16,8 @@ from pom_export.graph.nodes import op_of
 from pom_export.mixer import PolynomialMixer, RotaryPolynomialMixer
 from tests.oldest_onnxruntime import oldest_version, run_python
 
+pytestmark = pytest.mark.slow
+
 # Prints the largest error of each way to run a file, or the line that refuses it.
 SCRIPT = """
 import sys

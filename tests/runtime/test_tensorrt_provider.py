@@ -38,6 +38,7 @@ def register(version: str, library: Path) -> subprocess.CompletedProcess[str]:
     return run_python(version, "-c", SCRIPT, str(library), str(lean_library(version)))
 
 
+@pytest.mark.slow
 def test_the_creators_are_in_the_registry_afterwards(library: Path) -> None:
     done = register(TENSORRT_10, library)
 
@@ -46,6 +47,7 @@ def test_the_creators_are_in_the_registry_afterwards(library: Path) -> None:
     assert "mode is missing" in done.stderr  # so the registry's creators are ours
 
 
+@pytest.mark.slow
 def test_another_tensorrt_is_refused(library: Path) -> None:
     """Its registry has other entries: a call would end the process."""
     done = register(TENSORRT_11, library)

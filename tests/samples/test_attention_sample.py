@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import onnx
+import pytest
+
+pytestmark = pytest.mark.slow
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "04_attention_to_pom.py"
 

@@ -52,6 +52,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("cpp"), f"-DTENSORRT_LIBRARY={lean_library(TENSORRT_10)}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -75,6 +76,7 @@ def test_bad_input_is_named_in_one_line(program: Path, arguments: list[str], sai
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.machine
 @pytest.mark.skipif(gpu_present(), reason="a GPU is here")
 def test_without_a_gpu_it_says_so(program: Path, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 import pom_export
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = Path(__file__).parents[2] / "samples"
 
 

@@ -14,6 +14,8 @@ import pytest
 import pom_export
 from pom_export.images import sample_images
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = Path(__file__).parents[2] / "samples"
 CHECKPOINT = SAMPLES / "checkpoints" / "digits_jit.safetensors"
 

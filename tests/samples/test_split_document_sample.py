@@ -42,11 +42,13 @@ def sample() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_parts_in_processes_give_what_one_process_gives() -> None:
     command = [sys.executable, "-W", "error", SAMPLE, *SMALL]
     check(subprocess.run(command, capture_output=True, text=True, check=False), "processes")
 
 
+@pytest.mark.slow
 def test_parts_on_ray_give_what_one_process_gives(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     # Ray's sockets need a short path, and it writes to the user's home.
