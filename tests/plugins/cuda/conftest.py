@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections.abc import Callable
 
@@ -11,23 +10,18 @@ import torch
 
 from tests.plugins.cuda.cases import Call
 from tests.plugins.cuda.comparison import assert_matches
-from tests.plugins.cuda.executors import Device, Emulation, Executor, Headers
+from tests.plugins.cuda.executors import BUILT, Device, Emulation, Executor, Headers
 
 
 @pytest.fixture(scope="session")
-def emulation(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Emulation:
-    """Built once for all processes of a test run."""
+def emulation() -> Emulation:
+    """Built where it is not there as it would be built now, and kept for later runs."""
     headers = Headers.find()
     if headers is None or shutil.which("g++") is None:
         pytest.skip("needs g++ and the headers of CUDA, TensorRT and ONNX Runtime: set CUDA_HOME, run `make setup`")
-    base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "cuda_emulation"
-    folder.mkdir(exist_ok=True)
-    emulation = Emulation(folder)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not emulation.is_built:
-            emulation.build(headers)
+    BUILT.mkdir(parents=True, exist_ok=True)
+    emulation = Emulation(BUILT)
+    emulation.build(headers)
     return emulation
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import shutil
 import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import torch
 from pom_export import contract
 from pom_export.runtime.cuda import CudaCall
 from tests.plugins.cuda.cases import Array, Call
+from tests.plugins.cuda.compiling import Compiler
 from tools.fetch_headers import HEADER_SETS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -27,6 +28,7 @@ DOUBLE = Path(__file__).parent / "emulation"
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-attributes", "-Wno-unknown-pragmas"]
 FLAGS = ["-std=c++17", "-Og", "-fPIC", "-DORT_API_MANUAL_INIT", *WARNINGS]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+BUILT = ROOT / "build" / "cuda-emulation"
 GUARD_BYTES = 64 * 1024
 GUARD = 0x5A
 POISON = 0xFF  # a NaN in every float type
@@ -89,12 +91,13 @@ class Emulation(Executor):
         """The same build's library for ONNX Runtime."""
         return self.folder / "libpom_emulated.so"
 
-    @property
-    def is_built(self) -> bool:
-        return self.op_library.is_file()
-
     def build(self, headers: Headers) -> None:
-        """Build it with g++."""
+        """Build with g++ what is not there or is older than its sources; one process at a time."""
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._build(headers)
+
+    def _build(self, headers: Headers) -> None:
         kernels = [source for source in (*CUDA.glob("*.cu"), *CUDA.glob("*.cpp")) if source.name != "c_api.cpp"]
         shared = [*kernels, PLUGINS / "aggregate.cpp", DOUBLE / "cuda_emulation.cpp"]
         own = {
@@ -103,7 +106,6 @@ class Emulation(Executor):
                 *TENSORRT.glob("*.cpp"),
                 *(DOUBLE / f"{name}.cpp" for name in ("call", "faults", "misuse", "run_plugin", "tensorrt_double")),
             ],
-            # Last: that it is there says that all is.
             self.op_library.name: [
                 DOUBLE / "onnxruntime_double.cpp",
                 *(ONNXRUNTIME / f"{name}.cpp" for name in ("attributes", "cuda_kernel", "inputs", "node", "op")),
@@ -112,19 +114,11 @@ class Emulation(Executor):
         includes = [f"-I{folder}" for folder in (CUDA, TENSORRT, PLUGINS, PLUGINS / "include", DOUBLE)]
         includes += [option for folder in astuple(headers) for option in ("-isystem", str(folder))]
 
-        def compiled(source: Path) -> Path:
-            made = self.folder / f"{source.parent.name}_{source.name}.o"
-            if not made.is_file():
-                command = ["g++", *FLAGS, *SANITIZERS, *includes, "-x", "c++", "-c", source, "-o", made]
-                subprocess.run(command, check=True)
-            return made
-
-        with ThreadPoolExecutor(2) as pool:
-            common = list(pool.map(compiled, shared))
-            for product, files in own.items():
-                objects = [*common, *pool.map(compiled, files)]
-                kind = ["-shared"] if product == self.op_library.name else []
-                subprocess.run(["g++", *SANITIZERS, *kind, *objects, "-o", self.folder / product], check=True)
+        compiler = Compiler(self.folder, tuple(SANITIZERS), (*FLAGS, *includes))
+        made = compiler.compile({*shared, *itertools.chain(*own.values())})
+        for product, files in own.items():
+            kind = ["-shared"] if product == self.op_library.name else []
+            compiler.link([made[source] for source in (*shared, *files)], self.folder / product, *kind)
 
     def outputs(self, *calls: Call) -> list[list[Array]]:
         """Run each call in both orders of blocks and threads, which must agree bit by bit."""
