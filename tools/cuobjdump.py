@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -25,3 +26,13 @@ def dump(library: Path, *options: str) -> str:
     if tool is None:
         raise FileNotFoundError("cuobjdump is not installed: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
     return subprocess.run([tool, *options, library], capture_output=True, text=True, check=True).stdout
+
+
+def chips(library: Path) -> set[str]:
+    """Return the GPUs that a library has machine code for, such as sm_86."""
+    return set(re.findall(r"\.(sm_\d+)\.cubin", dump(library, "--list-elf")))
+
+
+def ptx(library: Path) -> set[str]:
+    """Return the oldest GPUs that a library has PTX for, such as sm_75: newer ones can run it too."""
+    return set(re.findall(r"\.(sm_\d+)\.ptx", dump(library, "--list-ptx")))
