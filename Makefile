@@ -1,5 +1,6 @@
 # make demo   set up, then export, verify, build and run a real checkpoint
 # make test   set up, then pass the tests; `make test-all`: also those that are slow or need other runtimes
+# make wheel  into dist/, for every GPU architecture, to be installed where there is no compiler
 # Each takes PLUGIN=OFF, which leaves the TensorRT plugin out, where there is no CUDA compiler.
 
 comma := ,
@@ -25,7 +26,7 @@ ifeq ($(MAKELEVEL),0)
 .NOTPARALLEL:
 endif
 
-.PHONY: setup demo test test-all fuzz lint format bench gpu clean
+.PHONY: setup demo test test-all wheel fuzz lint format bench gpu clean
 
 # The packages are downloaded while the libraries are compiled.
 setup: $(CREATED)
@@ -76,6 +77,9 @@ test: setup $(VENV)/.packages-for-test
 
 test-all: setup $(VENV)/.packages-for-test $(VENV)/.packages-for-ray $(OLDEST) $(if $(filter ON,$(PLUGIN)),$(LEAN))
 	$(PYTEST)
+
+wheel: $(VENV)/.packages-for-wheel
+	@$(BIN)/python tools/build_wheel.py --plugin $(PLUGIN)
 
 # Hostile files for every reader, others than the tests' own: `make fuzz SECONDS=3600 FORMATS='pt2 onnx'`.
 fuzz: setup $(VENV)/.packages-for-test
