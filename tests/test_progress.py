@@ -58,6 +58,18 @@ def test_a_failure_shows_the_end_the_log_and_what_to_do() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("output", "hint"),
+    [
+        ("Failed to establish a new connection: [Errno 111] Connection refused", "The package index was not reached"),
+        ("OSError: [Errno 28] No space left on device", "The disk is full"),
+        ("c++: fatal error: Killed signal terminated program cc1plus", "CMAKE_BUILD_PARALLEL_LEVEL=1"),
+    ],
+)
+def test_a_known_failure_says_what_to_do(output: str, hint: str) -> None:
+    assert hint in run(f"echo '{output}'; exit 1").stderr
+
+
 @pytest.mark.parametrize("plugin", ["OFF", "ON"])
 def test_a_missing_compiler_is_one_line(plugin: str, tmp_path: Path) -> None:
     done = subprocess.run(

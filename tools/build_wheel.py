@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import shutil
 import sys
 import tempfile
@@ -31,6 +32,8 @@ def build(folder: Path, local: bool, plugin: bool, show: progress.Progress) -> N
     options = {"cmake.define.POM_BUILD_TENSORRT": "ON" if plugin else "OFF"}
     if not local:
         options["cmake.define.POM_CUDA_ARCHITECTURES"] = "release"
+        # The stand-ins name versions that glibc has on this architecture alone.
+        options["cmake.define.POM_OLD_SYMBOLS"] = "ON" if platform.machine() == "x86_64" else "OFF"
     settings = [f"--config-setting={name}={value}" for name, value in options.items()]
     kind = ["--wheel"] if local else []
     progress.run(

@@ -28,6 +28,16 @@ _NINJA = re.compile(r"\[(\d+)/(\d+)\] (Building|Linking) .* (\S+)$")
 _WHEEL = re.compile(
     r"\s*(?:Downloading|Using cached|Processing) (?:\S*/)?([^-\s]+-[^-\s]+)-\S+\.whl\S*(?: (\([\d.]+ [kMG]B\)))?"
 )
+# What to do about output that says so.
+_HINTS = {
+    r"Failed to establish a new connection|Name or service not known|name resolution|Read timed out|ProxyError": (
+        "The package index was not reached: is the network up? pip's own settings are used, such as PIP_INDEX_URL."
+    ),
+    r"No space left on device": "The disk is full: about 3 GB are needed.",
+    r"Killed (?:signal|.*terminated)|fatal error: Killed": (
+        "A compiler was killed, likely for want of memory: CMAKE_BUILD_PARALLEL_LEVEL=1 compiles one file at a time."
+    ),
+}
 _INSTALLING = re.compile(r"Installing collected packages: (.*)")
 
 
@@ -110,10 +120,11 @@ def _follow(process: subprocess.Popen[str], file: TextIO, progress: Progress) ->
 
 def _fail(progress: Progress, lines: list[str], code: int) -> None:
     text = "\n".join(f"    {line}" for line in lines)
+    hints = [f"{hint}\n" for pattern, hint in _HINTS.items() if re.search(pattern, text)]
     print(
         f"\n{progress.name}: failed with exit code {code}. The end of its output:\n\n{text}\n\n"
-        f"All of it is in {progress.log.relative_to(ROOT)}. Once that is mended, run the same command again: "
-        "what has been downloaded and compiled is kept.",
+        f"{''.join(hints)}All of it is in {progress.log.relative_to(ROOT)}. Once that is mended, run the same command "
+        "again: what has been compiled is kept.",
         file=sys.stderr,
     )
     sys.exit(1)
