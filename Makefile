@@ -75,7 +75,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 test: setup $(VENV)/.packages-for-test
 	$(PYTEST) -m 'not slow'
 
-test-all: setup $(VENV)/.packages-for-test $(VENV)/.packages-for-ray $(OLDEST) $(if $(filter ON,$(PLUGIN)),$(LEAN))
+test-all: setup $(VENV)/.packages-for-test,ray $(OLDEST) $(if $(filter ON,$(PLUGIN)),$(LEAN))
 	$(PYTEST)
 
 wheel: $(VENV)/.packages-for-wheel
