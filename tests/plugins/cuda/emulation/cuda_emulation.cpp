@@ -4,6 +4,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -21,13 +22,16 @@ constexpr uint32_t kMaxThreads = 1024;
 constexpr uint32_t kBlocksAtOnce = 3;
 constexpr int32_t kMaxIdleTurns = 1000;
 
-enum class State { kReady, kAtBarrier, kWaiting, kEnded };
+enum class State { kUnused, kReady, kAtBarrier, kWaiting, kEnded };
+
+// Where a stack stopped, as __builtin_setjmp keeps it: swapcontext would ask the system for a mask of signals as well.
+using Place = std::array<void*, 5>;
 
 // The address sanitizer follows fibers only where it is told of each change of stack.
 struct Fiber {
-  ucontext_t context{};
+  Place place{};
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
-  State state = State::kEnded;
+  State state = State::kUnused;
   int32_t barriers = 0;
 };
 
@@ -42,7 +46,7 @@ struct Block {
 };
 
 struct Scheduler {
-  ucontext_t context{};
+  Place place{};
   const void* stack = nullptr;
   std::size_t stack_bytes = 0;
   Block* block = nullptr;
@@ -59,30 +63,17 @@ int32_t calls = 0;
 bool kernel_runs = false;
 std::vector<Block> pool(kBlocksAtOnce);
 
-void fiber_main() {
-  __sanitizer_finish_switch_fiber(nullptr, &scheduler.stack, &scheduler.stack_bytes);
-  (*scheduler.kernel)();
-  scheduler.fiber->state = State::kEnded;
-  __sanitizer_start_switch_fiber(nullptr, scheduler.stack, scheduler.stack_bytes);
+__attribute__((noinline, no_sanitize("address"))) void jump(Place* from, Place* to) {
+  if (__builtin_setjmp(from->data()) == 0) {
+    __builtin_longjmp(to->data(), 1);
+  }
 }
 
-void start(Fiber* fiber) {
-  fiber->state = State::kReady;
-  fiber->barriers = 0;
-  getcontext(&fiber->context);
-  fiber->context.uc_stack.ss_sp = fiber->stack.get();
-  fiber->context.uc_stack.ss_size = kStackBytes;
-  fiber->context.uc_link = &scheduler.context;
-  makecontext(&fiber->context, fiber_main, 0);
-}
-
-// Run a fiber up to where it stops.
-void resume(Fiber* fiber) {
-  void* fake_stack = nullptr;
-  scheduler.fiber = fiber;
-  __sanitizer_start_switch_fiber(&fake_stack, fiber->stack.get(), kStackBytes);
-  swapcontext(&scheduler.context, &fiber->context);
-  __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+__attribute__((noinline, no_sanitize("address"))) void jump(Place* from, const ucontext_t& to) {
+  if (__builtin_setjmp(from->data()) == 0) {
+    ucontext_t here;
+    swapcontext(&here, &to);
+  }
 }
 
 // The running fiber stops in this state, and goes on when it is resumed.
@@ -93,10 +84,54 @@ void stop(State state) {
   fiber->state = state;
   void* fake_stack = nullptr;
   __sanitizer_start_switch_fiber(&fake_stack, scheduler.stack, scheduler.stack_bytes);
-  swapcontext(&fiber->context, &scheduler.context);
+  jump(&fiber->place, &scheduler.place);
   __sanitizer_finish_switch_fiber(fake_stack, &scheduler.stack, &scheduler.stack_bytes);
   threadIdx = thread;
   blockIdx = block;
+}
+
+// One thread of a kernel after another; each begins where the last one left threadIdx and blockIdx to be set anew.
+void fiber_main() {
+  __sanitizer_finish_switch_fiber(nullptr, &scheduler.stack, &scheduler.stack_bytes);
+  for (;;) {
+    (*scheduler.kernel)();
+    scheduler.fiber->state = State::kEnded;
+    void* fake_stack = nullptr;
+    __sanitizer_start_switch_fiber(&fake_stack, scheduler.stack, scheduler.stack_bytes);
+    jump(&scheduler.fiber->place, &scheduler.place);
+    __sanitizer_finish_switch_fiber(fake_stack, &scheduler.stack, &scheduler.stack_bytes);
+  }
+}
+
+// A context at the foot of the fiber's stack, whatever ran there before.
+ucontext_t anew(const Fiber& fiber) {
+  ucontext_t context;
+  getcontext(&context);
+  context.uc_stack.ss_sp = fiber.stack.get();
+  context.uc_stack.ss_size = kStackBytes;
+  context.uc_link = nullptr;
+  makecontext(&context, fiber_main, 0);
+  return context;
+}
+
+// Run a fiber up to where it stops.
+void resume(Fiber* fiber) {
+  void* fake_stack = nullptr;
+  const bool unused = fiber->state == State::kUnused;
+  scheduler.fiber = fiber;
+  __sanitizer_start_switch_fiber(&fake_stack, fiber->stack.get(), kStackBytes);
+  if (unused) {
+    jump(&scheduler.place, anew(*fiber));
+  } else {
+    jump(&scheduler.place, &fiber->place);
+  }
+  __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+}
+
+// A fiber that was stopped within a kernel, one that failed, can't go on to the next.
+void start(Fiber* fiber) {
+  fiber->state = fiber->state == State::kEnded ? State::kReady : State::kUnused;
+  fiber->barriers = 0;
 }
 
 std::vector<uint32_t> ordered(std::size_t count) {
@@ -127,7 +162,7 @@ bool take_turn(Block* block, bool* moved) {
   blockIdx = {block->number, 0, 0};
   for (const uint32_t thread : ordered(block->fibers.size())) {
     Fiber& fiber = block->fibers[thread];
-    if (fiber.state == State::kReady || fiber.state == State::kWaiting) {
+    if (fiber.state != State::kAtBarrier && fiber.state != State::kEnded) {
       threadIdx = {thread, 0, 0};
       resume(&fiber);
       *moved |= fiber.state != State::kWaiting;
