@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
-import platform
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
-from pom_export import contract
+from pom_export.parity.tolerances import Tolerance
 from pom_export.runtime.library import custom_ops_library, rtx_soname_library
-
-BFLOAT16 = helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
+from tests import op_calls
+from tests.op_calls import BFLOAT16, Array, Arrays, Call
 
 
 @dataclass(frozen=True)
@@ -30,72 +29,46 @@ class OnnxRuntimeOp:
 
     @staticmethod
     def model(
-        feeds: dict[str, np.ndarray],
+        feeds: Arrays,
         attributes: dict[str, Any],
         functions: tuple[onnx.FunctionProto, ...] = (),
         constants: Collection[str] = (),
     ) -> bytes:
-        """Return a model that takes `feeds`; its node has those inputs, and empty names for the ones in between.
-
-        The node is the gated op's where the feeds have a gate. Bfloat16 goes in and out as float32, since numpy has
-        no bfloat16 of its own.
-        """
-        gated = "gate" in feeds
-        signature = contract.GATED_INPUTS if gated else contract.INPUTS
-        last = max(signature.index(name) for name in feeds)
-        narrow = [name for name, array in feeds.items() if array.dtype == BFLOAT16]
-        node_name = {name: f"{name}_narrow" if name in narrow else name for name in feeds}
-        inputs, initializers = [], []
-        for name, array in feeds.items():
-            kind = TensorProto.FLOAT if name in narrow else helper.np_dtype_to_tensor_dtype(array.dtype)
-            if name in constants:
-                initializers.append(numpy_helper.from_array(array, node_name[name]))
-            else:
-                sizes = [f"{name}{axis}" for axis in range(array.ndim)]
-                inputs.append(helper.make_tensor_value_info(name, kind, sizes))
-        nodes = [
-            helper.make_node("Cast", [name], [node_name[name]], to=TensorProto.BFLOAT16)
-            for name in narrow
-            if name not in constants
-        ]
-        names = [node_name.get(name, "") for name in signature[: last + 1]]
-        op = contract.GATED_OP_NAME if gated else contract.OP_NAME
-        y = "y_narrow" if "x" in narrow else "y"
-        present = list(contract.STATE_OUTPUTS) if "past_state" in feeds else []
-        nodes.append(helper.make_node(op, names, [y, *present], domain=contract.DOMAIN, **attributes))
-        if "x" in narrow:
-            nodes.append(helper.make_node("Cast", [y], ["y"], to=TensorProto.FLOAT))
-        outputs = [helper.make_tensor_value_info("y", inputs[0].type.tensor_type.elem_type, None)]
-        for name, kind in zip(present, (TensorProto.FLOAT, TensorProto.INT64), strict=False):
-            outputs.append(helper.make_tensor_value_info(name, kind, None))
-        model = helper.make_model(
-            helper.make_graph(nodes, "one_node", inputs, outputs, initializers),
-            functions=functions,
-            opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid(contract.DOMAIN, contract.OP_VERSION)],
-            ir_version=10,
-        )
-        return model.SerializeToString()
+        """See `op_calls.model`."""
+        return op_calls.model(feeds, attributes, functions, constants).SerializeToString()
 
     def session(self, model: bytes, threads: int = 1) -> Any:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4
+        # On a shared machine a thread that waits by spinning takes the time of one that works.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.register_custom_ops_library(str(self.library))
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
+    def shared_session(self, model: bytes, threads: int = 1) -> Any:
+        """Return a session of the kernel that the environment names, the same whenever it is asked for again."""
+        return _shared_session(self, os.environ.get("POM_CPU_KERNEL"), model, threads)
+
     def run(
-        self,
-        feeds: dict[str, np.ndarray],
-        attributes: dict[str, Any],
-        threads: int = 1,
-        constants: Collection[str] = (),
-    ) -> np.ndarray:
-        session = self.session(self.model(feeds, attributes, constants=constants), threads)
+        self, feeds: Arrays, attributes: dict[str, Any], threads: int = 1, constants: Collection[str] = ()
+    ) -> Array:
+        model = self.model(feeds, attributes, constants=constants)
+        session = self.session(model, threads) if constants else self.shared_session(model, threads)
         (y,) = self.outputs(session, {name: array for name, array in feeds.items() if name not in constants})
         return y
 
+    def outputs_of(self, call: Call, threads: int = 1) -> list[Array]:
+        """Run a call; of a stateful one the present comes too."""
+        feeds = call.feeds()
+        return self.outputs(self.shared_session(self.model(feeds, call.case.attributes()), threads), feeds)
+
+    def check(self, call: Call, tolerance: Tolerance | None = None) -> None:
+        """Run a call and compare it with float64."""
+        call.check(self.outputs_of(call), tolerance)
+
     @staticmethod
-    def outputs(session: Any, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def outputs(session: Any, feeds: Arrays) -> list[Array]:
         """Return what a session of a model makes of `feeds`, y being of x's type."""
         wide = {name: array.astype(np.float32) if array.dtype == BFLOAT16 else array for name, array in feeds.items()}
         y, *present = session.run(None, wide)
@@ -104,6 +77,11 @@ class OnnxRuntimeOp:
             return [y.astype(BFLOAT16), *present]
         assert y.dtype == feeds["x"].dtype
         return [y, *present]
+
+
+@functools.lru_cache(maxsize=64)
+def _shared_session(op: OnnxRuntimeOp, kernel: str | None, model: bytes, threads: int) -> Any:  # noqa: ARG001
+    return op.session(model, threads)
 
 
 @pytest.fixture(scope="session")
@@ -119,14 +97,11 @@ def onnxruntime_symbols(onnxruntime_op: OnnxRuntimeOp) -> ctypes.CDLL:
     return loaded
 
 
-VECTOR_KERNELS = ("neon",) if platform.machine() in {"aarch64", "arm64"} else ("avx512", "avx2")
-
-
-@pytest.fixture(params=["scalar", *(pytest.param(name, marks=pytest.mark.machine) for name in VECTOR_KERNELS)])
+@pytest.fixture
 def cpu_kernel(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, onnxruntime_symbols: ctypes.CDLL
 ) -> str:
-    """Every kernel that this machine can run, in turn."""
+    """One of the kernels that this machine can run; see `every_kernel`."""
     monkeypatch.setenv("POM_CPU_KERNEL", request.param)
     if not onnxruntime_symbols.pom_cpu_kernel():
         pytest.skip(onnxruntime_symbols.pom_cpu_kernel_error().decode())

@@ -13,6 +13,7 @@ from onnx import helper
 
 from pom_export import contract
 from pom_export.graph.schema import attributes
+from tests.plugins.cpu_kernels import every_kernel
 from tests.plugins.weights import EPSILONS, NOT_A_NUMBER, RIGHT, check_not_a_number, check_right, feeds
 
 Array = npt.NDArray[Any]
@@ -24,8 +25,9 @@ def one(*shape: int) -> Array:
     return np.ones(shape, np.float32)
 
 
+@every_kernel
 @pytest.mark.parametrize("mode", MODES)
-def test_means_of_weights_at_the_ends_of_float32(onnxruntime_op: Any, cpu_kernel: str, mode: str) -> None:  # noqa: ARG001
+def test_means_of_weights_at_the_ends_of_float32(onnxruntime_op: Any, mode: str) -> None:
     for row, epsilon in itertools.product(RIGHT.values(), EPSILONS):
         given = feeds(row)
         check_right(onnxruntime_op.run(given, attributes(mode, epsilon)), given, mode, epsilon)
@@ -33,8 +35,9 @@ def test_means_of_weights_at_the_ends_of_float32(onnxruntime_op: Any, cpu_kernel
         check_not_a_number(onnxruntime_op.run(feeds(row), attributes(mode)), first, mode)
 
 
+@every_kernel
 @pytest.mark.parametrize("mode", MODES)
-def test_infinite_features_are_what_the_formula_gives(onnxruntime_op: Any, cpu_kernel: str, mode: str) -> None:  # noqa: ARG001
+def test_infinite_features_are_what_the_formula_gives(onnxruntime_op: Any, mode: str) -> None:
     """GELU(-inf) is -inf * 0."""
     x = one(1, 3, 40)
     x[0, 1, [2, 3, 4]] = np.inf, -np.inf, np.nan

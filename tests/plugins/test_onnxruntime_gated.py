@@ -2,86 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from onnx import TensorProto, helper
 
 from pom_export import contract
-from pom_export.mixer.reference import polynomial_aggregation
-from pom_export.parity.tolerances import OPS
+from tests.op_calls import FLOATS, Arrays, Call, Case, check
+from tests.op_reference import exact
+from tests.plugins.cpu_kernels import every_kernel
 
-Arrays = dict[str, np.ndarray]
-
-BFLOAT16 = helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
 PLACEHOLDER = np.full(1, np.nan, np.float32)
 
-every_kernel = pytest.mark.usefixtures("cpu_kernel")
 every_activation = pytest.mark.parametrize("activation", contract.GATE_ACTIVATIONS)
 every_mode = pytest.mark.parametrize("mode", ["mean", "causal"])
-every_type = pytest.mark.parametrize(
-    "dtype", [np.float32, np.float16, BFLOAT16], ids=["float32", "float16", "bfloat16"]
-)
-
-
-def node(mode: str, activation: str, **changed: Any) -> dict[str, Any]:
-    plain = {"form": "power", "degree": 0, "mode": mode, "rotary_blocks": 1, "epsilon": 0.0}
-    return plain | {"gate_activation": activation} | changed
-
-
-def feeds_of(
-    batch: int,
-    tokens: int,
-    channels: int,
-    heads: int | None = None,
-    dtype: Any = np.float32,
-    outputs: int | None = None,
-) -> Arrays:
-    random = np.random.default_rng(3)
-    heads = heads or channels
-    gate = 6 * random.standard_normal((batch, outputs or tokens, heads))
-    return {
-        "x": (2 * random.standard_normal((batch, tokens, channels))).astype(dtype),
-        "gate": gate.astype(dtype),
-        "gate_bias": random.standard_normal(heads).astype(np.float32),
-        "coefficients": (random.standard_normal((channels, 3)) / [1, 6, 36]).astype(np.float32),
-    }
-
-
-def exact(feeds: Arrays, attributes: dict[str, Any]) -> np.ndarray:
-    inputs = {
-        name: torch.from_numpy(array if array.dtype == bool else array.astype(np.float64))
-        for name, array in feeds.items()
-        if array.ndim > 1 or name == "gate_bias"
-    }
-    y = polynomial_aggregation(
-        inputs["x"],
-        inputs.get("coefficients"),
-        inputs.get("mask"),
-        attributes["mode"],
-        attributes["epsilon"],
-        degree=attributes["degree"],
-        cos=inputs.get("cos"),
-        sin=inputs.get("sin"),
-        rotary_blocks=attributes["rotary_blocks"],
-    )
-    gate = inputs["gate"] + inputs["gate_bias"]
-    activation = {
-        "identity": lambda z: z,
-        "sigmoid": torch.sigmoid,
-        "hardsigmoid": torch.nn.functional.hardsigmoid,
-    }[attributes["gate_activation"]]
-    return (activation(gate).repeat_interleave(y.shape[-1] // gate.shape[-1], dim=-1) * y).numpy()
-
-
-def assert_matches(z: np.ndarray, feeds: Arrays, attributes: dict[str, Any]) -> None:
-    expected = exact(feeds, attributes)
-    assert z.shape == expected.shape
-    bound = OPS[str(z.dtype)]
-    allowed = bound.relative * abs(expected).max(initial=0) + bound.absolute
-    assert np.all(abs(z.astype(np.float64) - expected) <= allowed)
+every_type = pytest.mark.parametrize("dtype", FLOATS)
 
 
 @every_kernel
@@ -92,10 +28,9 @@ def assert_matches(z: np.ndarray, feeds: Arrays, attributes: dict[str, Any]) -> 
     ("channels", "heads"), [(40, 40), (40, 8), (40, 1), (39, 13), (1100, 1100), (1100, 20), (7, 7)]
 )
 def test_activations_and_heads(
-    onnxruntime_op: Any, activation: str, mode: str, dtype: Any, channels: int, heads: int
+    onnxruntime_op: Any, activation: str, mode: str, dtype: str, channels: int, heads: int
 ) -> None:
-    attributes, feeds = node(mode, activation), feeds_of(2, 75, channels, heads, dtype)
-    assert_matches(onnxruntime_op.run(feeds, attributes), feeds, attributes)
+    onnxruntime_op.check(Call(Case(mode, dtype, (2, 75, channels), gate=activation, gates=heads)))
 
 
 @every_kernel
@@ -104,34 +39,28 @@ def test_activations_and_heads(
 @pytest.mark.parametrize("by_head", [False, True])
 def test_forms(onnxruntime_op: Any, mode: str, form: str, channels: int, by_head: bool) -> None:
     """A head's channels may lie in more than one part of a column."""
-    feeds = feeds_of(2, 75, channels, channels // (17 if form == "product" else 13) if by_head else None)
-    attributes = node(mode, "hardsigmoid")
-    feeds["mask"] = np.random.default_rng(0).random((2, 75)) < 0.7
+    case = Case(mode, shape=(2, 75, channels), mask="bool", gate="hardsigmoid")
     if form == "product":
-        feeds["coefficients"] = PLACEHOLDER
-        attributes |= {"form": "product", "degree": 3}
+        case = replace(case, form=form, gates=3 if by_head else None)
     else:
-        angles = np.random.default_rng(1).uniform(0, 6, (75, channels // 2))
-        feeds |= {"cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32)}
-        attributes["rotary_blocks"] = 2 if form == "rotated_in_two" else 1
-    assert_matches(onnxruntime_op.run(feeds, attributes), feeds, attributes)
+        blocks = 2 if form == "rotated_in_two" else 1
+        case = replace(case, rotation="float32", rotation_rows=1, rotary_blocks=blocks, gates=4 if by_head else None)
+    onnxruntime_op.check(Call(case))
 
 
 @every_kernel
 @pytest.mark.parametrize(("tokens", "outputs"), [(33, 200), (200, 33), (5, 1)])
 @every_type
-def test_a_mean_serves_any_number_of_tokens(onnxruntime_op: Any, tokens: int, outputs: int, dtype: Any) -> None:
-    attributes, feeds = node("mean", "sigmoid"), feeds_of(2, tokens, 24, 24, dtype, outputs)
-    assert_matches(onnxruntime_op.run(feeds, attributes), feeds, attributes)
+def test_a_mean_serves_any_number_of_tokens(onnxruntime_op: Any, tokens: int, outputs: int, dtype: str) -> None:
+    onnxruntime_op.check(Call(Case("mean", dtype, (2, tokens, 24), gate="sigmoid", gate_tokens=outputs)))
 
 
 @every_kernel
 @every_mode
 def test_empty_calls(onnxruntime_op: Any, mode: str) -> None:
-    attributes = node(mode, "hardsigmoid")
     for batch, tokens in ((0, 5), (2, 0), (0, 0)):
-        feeds = feeds_of(batch, tokens, 6)
-        assert onnxruntime_op.run(feeds, attributes).shape == (batch, tokens, 6)
+        call = Call(Case(mode, shape=(batch, tokens, 6), gate="hardsigmoid"))
+        assert onnxruntime_op.outputs_of(call)[0].shape == (batch, tokens, 6)
 
 
 @every_kernel
@@ -147,7 +76,7 @@ def test_every_size_of_gate(onnxruntime_op: Any, activation: str) -> None:
     }
     attributes = node("mean", activation)
     z = onnxruntime_op.run(feeds, attributes)
-    expected = exact(feeds, attributes)
+    expected = exact(feeds, attributes).y
     assert np.array_equal(np.isnan(z), np.isnan(expected))
     finite = np.isfinite(expected)
     assert np.array_equal(z[~finite], expected[~finite].astype(np.float32), equal_nan=True)
@@ -160,19 +89,18 @@ def test_every_size_of_gate(onnxruntime_op: Any, activation: str) -> None:
 @every_kernel
 @every_mode
 def test_rows_without_weight_give_zero(onnxruntime_op: Any, mode: str) -> None:
-    feeds = feeds_of(1, 20, 12)
-    feeds["mask"] = np.zeros((1, 20), bool)
-    feeds["x"][:] = np.nan
-    assert not onnxruntime_op.run(feeds, node(mode, "sigmoid")).any()
+    call = Call(Case(mode, shape=(1, 20, 12), mask="bool", gate="sigmoid"))
+    assert call.mask is not None
+    call.mask[...], call.x[...] = False, np.nan
+    assert not onnxruntime_op.outputs_of(call)[0].any()
 
 
 @every_kernel
 @pytest.mark.parametrize("names", [["coefficients"], ["gate_bias"], ["coefficients", "gate_bias", "gate"]])
 @every_type
-def test_constants_change_no_bit(onnxruntime_op: Any, names: list[str], dtype: Any) -> None:
-    feeds = feeds_of(2, 30, 24, 8, dtype)
-    feeds |= {name: feeds[name].astype(dtype) for name in ("coefficients", "gate_bias")}
-    attributes = node("causal", "hardsigmoid")
+def test_constants_change_no_bit(onnxruntime_op: Any, names: list[str], dtype: str) -> None:
+    case = Case("causal", dtype, (2, 30, 24), coefficients=dtype, gate="hardsigmoid", gates=8, bias=dtype)
+    feeds, attributes = Call(case).feeds(), case.attributes()
     fed = onnxruntime_op.run(feeds, attributes)
     assert onnxruntime_op.run(feeds, attributes, constants=names).tobytes() == fed.tobytes()
 
@@ -181,9 +109,17 @@ def test_constants_change_no_bit(onnxruntime_op: Any, names: list[str], dtype: A
 @every_mode
 @pytest.mark.parametrize("heads", [600, 30])
 def test_threads_change_no_bit(onnxruntime_op: Any, mode: str, heads: int) -> None:
-    feeds, attributes = feeds_of(1, 700, 600, heads), node(mode, "sigmoid")
-    one, two = (onnxruntime_op.run(feeds, attributes, threads) for threads in (1, 2))
+    call = Call(Case(mode, shape=(1, 700, 600), gate="sigmoid", gates=heads))
+    one, two = (onnxruntime_op.outputs_of(call, threads)[0] for threads in (1, 2))
     assert one.tobytes() == two.tobytes()
+
+
+def node(mode: str, activation: str) -> dict[str, Any]:
+    return Case(mode, gate=activation).attributes()
+
+
+def feeds_of(heads: int = 6, dtype: str = "float32") -> Arrays:
+    return Call(Case("mean", dtype, (1, 5, 6), gate="identity", gates=heads)).feeds()
 
 
 @pytest.mark.parametrize(
@@ -207,7 +143,7 @@ def test_threads_change_no_bit(onnxruntime_op: Any, mode: str, heads: int) -> No
 def test_invalid_nodes_and_shapes(
     onnxruntime_op: Any, changed: dict[str, Any], shapes: dict[str, tuple[int, ...]], message: str
 ) -> None:
-    feeds = feeds_of(1, 5, 6) | {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    feeds = feeds_of() | {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
     attributes = {name: value for name, value in (node("mean", "sigmoid") | changed).items() if value is not None}
     with pytest.raises(Exception, match=f"pom::GatedPolynomialAggregation: .*{message}"):
         onnxruntime_op.run(feeds, attributes)
@@ -223,7 +159,7 @@ def test_invalid_nodes_and_shapes(
     ],
 )
 def test_invalid_types_fail_the_session(onnxruntime_op: Any, name: str, kind: type, message: str) -> None:
-    feeds = feeds_of(1, 5, 6)
+    feeds = feeds_of()
     feeds[name] = feeds[name].astype(kind)
     with pytest.raises(Exception, match=message):
         onnxruntime_op.session(onnxruntime_op.model(feeds, node("mean", "sigmoid")))
@@ -232,15 +168,15 @@ def test_invalid_types_fail_the_session(onnxruntime_op: Any, name: str, kind: ty
 @pytest.mark.parametrize("heads", [1, 6])
 def test_an_absent_input_is_a_placeholder_or_empty(onnxruntime_op: Any, heads: int) -> None:
     """A bias of size 1 is none."""
-    feeds, attributes = feeds_of(1, 5, 6, heads), node("causal", "identity")
+    feeds, attributes = feeds_of(heads), node("causal", "identity")
     placeholders = feeds | dict.fromkeys(("mask", "cos", "sin"), PLACEHOLDER)
     plain = onnxruntime_op.run(feeds, attributes)
-    assert_matches(plain, feeds, attributes)
+    check([plain], feeds, attributes)
     assert np.array_equal(onnxruntime_op.run(placeholders, attributes), plain)
 
 
 @pytest.mark.parametrize("mode", ["mean", "causal"])
 def test_the_outputs_type_and_shape_are_inferred(onnxruntime_op: Any, mode: str) -> None:
-    feeds = feeds_of(1, 5, 6, dtype=np.float16)
+    feeds = feeds_of(dtype="float16")
     (z,) = onnxruntime_op.session(onnxruntime_op.model(feeds, node(mode, "sigmoid"))).get_outputs()
     assert (z.type, z.shape) == ("tensor(float16)", ["x0", "gate1", "x2"])

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from pom_export.mixer import reference
 from pom_export.parity.tolerances import OPS
+from tests.op_reference import exact
 
 Array = npt.NDArray[Any]
 
@@ -58,8 +57,7 @@ def feeds(row: Array) -> dict[str, Array]:
 
 def check_right(y: Array, given: dict[str, Array], mode: str, epsilon: float) -> None:
     """Compare with float64, which has room for every sum of float32's."""
-    x, coefficients, mask = (torch.from_numpy(array).double() for array in given.values())
-    expected = reference.polynomial_aggregation(x, coefficients, mask, mode, epsilon).numpy()
+    expected = exact(given, {"mode": mode, "epsilon": epsilon}).y
     tolerance = OPS["float32"]
     assert np.isfinite(expected).all()
     assert (abs(y - expected) <= tolerance.absolute + tolerance.relative * abs(expected).max()).all()

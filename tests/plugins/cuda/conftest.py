@@ -8,9 +8,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tests.plugins.cuda.cases import Call
-from tests.plugins.cuda.comparison import assert_matches
-from tests.plugins.cuda.executors import BUILT, Device, Emulation, Executor, Headers
+from tests.op_calls import Call
+from tests.plugins.cuda.executors import BUILT, Device, Emulation, Executor, Headers, assert_matches
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import torch
 
 from pom_export import contract
 from pom_export.runtime.cuda import CudaCall
-from tests.plugins.cuda.cases import Array, Call
+from tests.op_calls import Array, Call
 from tests.plugins.cuda.compiling import Compiler
 from tools.fetch_headers import HEADER_SETS
 
@@ -34,6 +34,10 @@ GUARD = 0x5A
 POISON = 0xFF  # a NaN in every float type
 
 
+# Numbers of pom::DataType.
+TYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "bool": 3}
+
+
 class Executor(ABC):
     @abstractmethod
     def outputs(self, *calls: Call) -> list[list[Array]]:
@@ -42,6 +46,31 @@ class Executor(ABC):
     def run(self, *calls: Call) -> list[Array]:
         """Return each call's first output, y or z."""
         return [first for first, *_ in self.outputs(*calls)]
+
+
+def assert_matches(kernels: Executor, *calls: Call) -> None:
+    """Compare every element of the calls' outputs with float64."""
+    for call, outputs in zip(calls, kernels.outputs(*calls), strict=True):
+        call.check(outputs)
+
+
+def message_of(call: Call) -> bytes:
+    """Return a call as run_aggregate and run_plugin read it: see emulation/call.h."""
+    case = call.case
+    mask_rows = -1 if call.mask is None else call.mask.shape[0]
+    rotation_rows = call.tables[0].shape[0] if call.tables else -1
+    tables_type = "float32" if case.rotation == "none" else case.table_type
+    types = [TYPES[name] for name in (case.dtype, case.coefficients, case.mask_type, tables_type)]
+    words = [case.form, case.mode, case.rotary_blocks, case.epsilon, *case.shape, case.degree]
+    words += [mask_rows, rotation_rows, *types, case.shift, case.table_shift, case.skipped_barrier]
+    if call.gate is None:
+        words += [contract.GATE_ACTIVATIONS[0], -1, 0, 0]
+    else:
+        words += [case.gate, *call.gate.shape[1:], TYPES[case.bias]]
+    words.append(int(call.past is not None))
+    tensors = (call.x, call.gate, call.gate_bias, call.coefficients, call.mask, *call.tables, *(call.past or ()))
+    given = [tensor.tobytes() for tensor in tensors if tensor is not None]
+    return " ".join(map(str, words)).encode() + b"\n" + b"".join(given)
 
 
 def cuda_headers() -> Path | None:
@@ -135,7 +164,7 @@ class Emulation(Executor):
         """Send calls to the program and return what it writes."""
         environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}  # it needs ptrace; run_plugin counts by itself
         command = [self.folder / self.program, *([option] if option else [])]
-        message = b"".join(call.message() for call in calls)
+        message = b"".join(map(message_of, calls))
         done = subprocess.run(command, input=message, capture_output=True, check=False, env=environment)
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout
@@ -162,14 +191,7 @@ class Device(Executor):
                 *((name, past, 0) for name, past in zip(contract.STATE_INPUTS, call.past or (), strict=False)),
             )
         }
-        attributes = {
-            "mode": case.mode,
-            "form": case.form,
-            "degree": case.degree if call.coefficients is None else 0,
-            "rotary_blocks": case.rotary_blocks,
-            "epsilon": case.epsilon,
-            "gate_activation": None if call.gate is None else case.gate,
-        }
+        attributes = {name: value for name, value in case.attributes().items() if name != "stateful"}
         made = [_made(tensors, attributes, call) for _ in range(2)]
         for first, second in zip(*made, strict=True):
             assert first.tobytes() == second.tobytes()

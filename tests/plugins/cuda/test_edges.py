@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pom_export import contract
-from tests.plugins.cuda.cases import Array, Call, Case
+from tests.op_calls import Array, Call, Case
 from tests.plugins.weights import EPSILONS, NOT_A_NUMBER, RIGHT, check_not_a_number, check_right, feeds
 
 if TYPE_CHECKING:

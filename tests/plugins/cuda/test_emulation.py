@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.plugins.cuda.cases import Call, Case
-from tests.plugins.cuda.comparison import assert_matches
+from tests.op_calls import Call, Case
+from tests.plugins.cuda.executors import assert_matches
 
 if TYPE_CHECKING:
     from tests.plugins.cuda.executors import Emulation

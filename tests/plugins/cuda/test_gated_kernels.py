@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pom_export import contract
-from tests.plugins.cuda.cases import DTYPES, FLOATS, Call, Case
-from tests.plugins.cuda.comparison import assert_matches
+from tests.op_calls import DTYPES, FLOATS, Call, Case
+from tests.plugins.cuda.executors import assert_matches
 
 if TYPE_CHECKING:
     from collections.abc import Callable

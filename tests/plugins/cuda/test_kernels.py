@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
 
 from pom_export import contract
-from pom_export.mixer.reference import polynomial_aggregation
-from tests.plugins.cuda.cases import DTYPES, FLOATS, MASKED_MODES, Call, Case
-from tests.plugins.cuda.comparison import assert_matches
+from tests.op_calls import DTYPES, FLOATS, MASKED_MODES, Call, Case
+from tests.plugins.cuda.executors import assert_matches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,40 +95,6 @@ def test_degrees(check: Callable[..., None], mode: str) -> None:
 @pytest.mark.parametrize("mode", contract.MODES)
 def test_coefficients_of_xs_type(check: Callable[..., None], mode: str) -> None:
     check(*(Case(mode, dtype, (2, 90, channels), coefficients=dtype) for dtype in FLOATS for channels in (17, 24)))
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case("causal", mask="bool", shape=(2, 9, 6)),
-        Case("features", shape=(2, 9, 8), rotation="float32", rotary_blocks=2),
-        Case("mean", shape=(2, 9, 6), rotation="float32", rotation_rows=1, mask="same"),
-        Case("causal", shape=(2, 9, 9), form=contract.PRODUCT, mask="same"),
-    ],
-    ids=str,
-)
-def test_the_reference_here_is_the_ops(case: Case) -> None:
-    call = Call(case)
-    x, *others = (
-        None if tensor is None else torch.from_numpy(tensor if tensor.dtype == np.bool_ else tensor.astype(np.float64))
-        for tensor in (call.x, call.coefficients, call.mask, *call.tables)
-    )
-    assert x is not None
-    coefficients, mask, *tables = others
-    cos, sin = tables or (None, None)
-    degree = 0 if case.form == contract.POWER else case.degree
-    y = polynomial_aggregation(
-        x,
-        coefficients,
-        mask,
-        case.mode,
-        case.epsilon,
-        degree=degree,
-        cos=cos,
-        sin=sin,
-        rotary_blocks=case.rotary_blocks,
-    )
-    np.testing.assert_allclose(call.reference()[0], y.numpy(), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -17,36 +16,12 @@ import pytest
 
 from pom_export import contract
 from pom_export.runtime.library import custom_ops_library
-from tests.plugins.conftest import OnnxRuntimeOp
-from tests.plugins.cuda.cases import FLOATS, Array, Call, Case
-from tests.plugins.cuda.comparison import assert_matches
-from tests.plugins.cuda.executors import DOUBLE, Emulation, Executor
+from tests import op_calls
+from tests.op_calls import FLOATS, Array, Call, Case
+from tests.plugins.cuda.executors import DOUBLE, Emulation, Executor, assert_matches
 
 SHAPES = [(2, 37, 6), (3, 130, 64), (1, 2500, 24), (0, 5, 8), (3, 0, 8)]
 CUDA_PROVIDER = "CUDAExecutionProvider"
-
-
-def feeds_of(call: Call) -> dict[str, Array]:
-    """Return a node's inputs, with placeholders in the place of absent ones; one row of tables has no batch."""
-    placeholder = np.ones(1, np.float32)
-    given = {"x": call.x, "gate": call.gate, "gate_bias": call.gate_bias, "mask": call.mask}
-    given["coefficients"] = placeholder if call.coefficients is None else call.coefficients
-    tables = [table[0] if table.shape[0] == 1 else table for table in call.tables]
-    given |= dict(zip(("cos", "sin"), tables, strict=False))
-    if call.past is not None:
-        absent = {"mask": np.ones(1, np.bool_), "cos": placeholder, "sin": placeholder}
-        given |= {name: array for name, array in absent.items() if given.get(name) is None}
-        given |= dict(zip(contract.STATE_INPUTS, call.past, strict=True))
-    return {name: array for name, array in given.items() if array is not None}
-
-
-def attributes_of(case: Case) -> dict[str, Any]:
-    attributes = {"mode": case.mode, "form": case.form, "epsilon": case.epsilon, "rotary_blocks": case.rotary_blocks}
-    attributes |= {
-        "degree": case.degree if case.form == contract.PRODUCT else 0,
-        "stateful": int(case.past is not None),
-    }
-    return attributes | ({} if case.gate == "none" else {"gate_activation": case.gate})
 
 
 class EmulatedSessions(Executor):
@@ -57,9 +32,9 @@ class EmulatedSessions(Executor):
 
     def outputs(self, *calls: Call) -> list[list[Array]]:
         for number, call in enumerate(calls):
-            feeds = feeds_of(call)
+            feeds = call.feeds()
             stem = self.folder / f"{number:04}"
-            stem.with_suffix(".onnx").write_bytes(OnnxRuntimeOp.model(feeds, attributes_of(call.case)))
+            stem.with_suffix(".onnx").write_bytes(op_calls.model(feeds, call.case.attributes()).SerializeToString())
             np.savez(stem, **{name: a.astype(np.float32) if a.dtype.kind == "V" else a for name, a in feeds.items()})
         sanitizers = [
             subprocess.run(["g++", f"-print-file-name=lib{name}.so"], capture_output=True, text=True, check=True).stdout
@@ -119,11 +94,11 @@ def test_states(sessions: EmulatedSessions) -> None:
 def test_on_the_device(mode: str, gate: str, past: int | None) -> None:
     case = Case(mode, "float16", (2, 700, 64), mask="bool", gate=gate, past=past)
     call = Call(case)
-    feeds = feeds_of(call)
+    feeds = call.feeds()
     options = onnxruntime.SessionOptions()
     options.register_custom_ops_library(str(custom_ops_library()))
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    model = OnnxRuntimeOp.model(feeds, attributes_of(case))
+    model = op_calls.model(feeds, case.attributes()).SerializeToString()
     made = onnxruntime.InferenceSession(model, options, providers=[CUDA_PROVIDER]).run(None, feeds)
 
     class Done(Executor):

@@ -13,9 +13,8 @@ from dataclasses import replace
 import pytest
 
 from pom_export import contract
-from tests.plugins.cuda.cases import FLOATS, MASKED_MODES, Call, Case
-from tests.plugins.cuda.comparison import assert_matches
-from tests.plugins.cuda.executors import Emulation
+from tests.op_calls import FLOATS, MASKED_MODES, Call, Case
+from tests.plugins.cuda.executors import Emulation, assert_matches
 
 SHAPES = [(2, 37, 5), (3, 130, 64), (1, 2500, 24), (1, 1, 8), (3, 0, 8)]
 GATED_MODES = ("mean", "causal")

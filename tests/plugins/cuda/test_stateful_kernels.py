@@ -10,8 +10,8 @@ import pytest
 
 from pom_export import contract
 from pom_export.parity.tolerances import GOLDEN
-from tests.plugins.cuda.cases import FLOATS, Array, Call, Case
-from tests.plugins.cuda.comparison import assert_matches
+from tests.op_calls import FLOATS, Array, Call, Case
+from tests.plugins.cuda.executors import assert_matches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,12 +83,11 @@ def test_calls_that_follow_each_other_are_one_call(kernels: Executor, mode: str,
         outputs.append(y)
 
     assert past is not None
-    want, magnitude = whole.reference()
+    want = whole.exact()
     made = np.concatenate(outputs, axis=1) if mode == "causal" else outputs[-1]
-    assert (abs(made - want) <= GOLDEN.relative * magnitude).all()
-    total, magnitude, count = whole.present()
-    assert (abs(past[0].astype(np.float64).sum(1) - total) <= 1e-6 * magnitude).all()
-    np.testing.assert_array_equal(past[1], count)
+    assert (abs(made - want.y) <= GOLDEN.relative * want.size).all()
+    assert (abs(past[0].astype(np.float64).sum(1) - want.state) <= 1e-6 * want.state_size).all()
+    np.testing.assert_array_equal(past[1], want.length)
 
 
 def part_of(whole: Call, begin: int, end: int, past: tuple[Array, Array] | None) -> Call:
@@ -108,7 +107,7 @@ def test_a_state_drifts_less_than_a_float_would(kernels: Executor, mode: str) ->
     assert call.coefficients is not None
     call.x[...], call.coefficients[...] = 0.01, 1.0
     call.past = np.stack([np.full((1, 8), 2.0**20, np.float32), np.zeros((1, 8), np.float32)], axis=1), call.past[1]
-    start = call.present()[0]
+    start = call.exact().state
     step = start - 2.0**20
     for _ in range(4):
         ((_, state, length),) = kernels.outputs(call)
