@@ -26,7 +26,7 @@ ifeq ($(MAKELEVEL),0)
 .NOTPARALLEL:
 endif
 
-.PHONY: setup demo test test-all wheel fuzz lint format bench gpu clean
+.PHONY: setup dev demo test test-all wheel fuzz lint format bench gpu clean
 
 # The packages are downloaded while the libraries are compiled.
 setup: $(CREATED)
@@ -51,6 +51,8 @@ $(LIBRARIES): $(CREATED) $(SOURCES)
 $(VENV)/.packages-for-%: pyproject.toml constraints.txt | $(PACKAGES)
 	@$(PIP) --editable '.[$*]'
 	@touch $@
+
+dev: setup $(VENV)/.packages-for-test $(VENV)/.packages-for-lint
 
 demo: setup
 	@$(BIN)/python samples/01_demo.py
