@@ -1,4 +1,8 @@
-"""The toolkit's exceptions: each says what failed, the value seen and what to do, and carries an exit code."""
+"""The toolkit's exceptions: each says what failed, the value seen and what to do, and carries an exit code.
+
+Messages and notes name the parameters of functions, in backticks: `stateful=True`. The command line shows its options
+in their place, see `pom_export.cli.flags`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,11 @@ from typing import Final, ParamSpec, TypeVar
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
+
+SEE_CAUSE: Final = "See the trace of the exception that caused this one"
+"""The hint where only the cause tells what to do."""
+REPORT: Final = "Report it, with the trace of the exception that caused this one"
+"""The hint where a fault of ours is the cause."""
 
 # Characters of a message; what is longer, such as a name of a million letters, is cut in its middle.
 _LONGEST: Final = 1000
@@ -110,7 +119,7 @@ def explained(error: BaseException) -> PomExportError:
         return PomExportError(f"the system refused: {reason}", "Check space, permissions and paths")
     if isinstance(error, MemoryError) or _TORCH_OUT_OF_MEMORY in reason:
         return PomExportError(f"not enough memory: {reason}", "Choose smaller sizes, or a machine with more memory")
-    return PomExportError(f"internal error: {type(error).__name__}: {reason}", "Run with --debug and report it")
+    return PomExportError(f"internal error: {type(error).__name__}: {reason}", REPORT)
 
 
 def only_ours(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:

@@ -127,7 +127,7 @@ def test_verify_refuses_the_checkpoint_of_another_model(language_model: tuple[Pa
 
 def test_verify_without_a_reference_says_what_to_give(tmp_path: Path) -> None:
     pom_export.export(GOLDEN_FOLDER / "v2_base" / "checkpoint.pt", tmp_path / "m.onnx")
-    with pytest.raises(InputError, match="--checkpoint"):
+    with pytest.raises(InputError, match="`checkpoint`"):
         pom_export.verify(tmp_path / "m.onnx")
 
 

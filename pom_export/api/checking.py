@@ -10,7 +10,7 @@ import numpy as np
 
 from pom_export.api.blaming import fault_hint
 from pom_export.api.size_trials import OTHER_VALUES, SizePlan
-from pom_export.errors import InputError, ParityError
+from pom_export.errors import SEE_CAUSE, InputError, ParityError
 from pom_export.files import sha256_of
 from pom_export.graph.exported import PAST_STATE, PRECISIONS, ExportedModel, TensorSpec
 from pom_export.parity import tolerances
@@ -88,7 +88,7 @@ def check(exported: ExportedModel, source: Source, program: Program, sizes: Size
         return Checked([], [])
     tolerance, bounds = tolerances.MODELS[exported.precision], tolerances.ROUNDING.get(exported.precision)
     few = cases[:compared]
-    hint = f"No file was written. {_DEPENDS if source.own_inputs else 'Run with --debug for the trace'}"
+    hint = f"No file was written. {_DEPENDS if source.own_inputs else SEE_CAUSE}"
     try:
         found = judge(exported, candidates, few, targets, tolerance, bounds, own=source.own_inputs)
     except PathError as error:

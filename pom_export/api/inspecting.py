@@ -22,7 +22,7 @@ class Inspection:
         config: hyper-parameters by their official names.
         parameters: number of trained values, tied ones once.
         dtypes: number of tensors of each floating-point type.
-        weights: the set of weights that was taken, by the name that `--weights` takes.
+        weights: the set of weights that was taken, by the name that `weights` takes.
         other_weights: the sets that the file holds besides.
         sha256: of the file.
         notes: what else to know of the weights, a sentence each.

@@ -185,7 +185,7 @@ def type_notes(module: nn.Module, dtype: str) -> list[str]:
     if not others:
         return []
     keep = [name for name in found if name in PRECISIONS and name != dtype]
-    hint = f": --dtype {keep[0]} keeps that type" if len(found) == 1 and keep else ""
+    hint = f": `dtype={keep[0]!r}` keeps that type" if len(found) == 1 and keep else ""
     return [f"the file is written in {dtype}; of the weights' tensors {' and '.join(others)} were converted{hint}"]
 
 

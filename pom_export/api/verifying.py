@@ -146,7 +146,7 @@ def _add_engine(
     from pom_export.engine.backend import gpu_present
 
     if engine is None:
-        not_run.append("tensorrt: no engine was named (--engine)")
+        not_run.append("tensorrt: no engine was named (`engine`)")
         return
     from pom_export.engine.runner import engine_backend, engine_runner
 
@@ -201,7 +201,7 @@ class _Reference:
             raise InputError("example_inputs belong to a module, and none is given", "Give module too, or inputs alone")
         for name, value in self.hints.items():
             if value is not None and self.checkpoint is None:
-                raise InputError(f"{name} {value!r} is of a checkpoint, and none is given", "Give --checkpoint")
+                raise InputError(f"{name} {value!r} is of a checkpoint, and none is given", "Give `checkpoint`")
 
 
 def _is_program(checkpoint: str | os.PathLike[str]) -> bool:
@@ -213,7 +213,7 @@ def _is_program(checkpoint: str | os.PathLike[str]) -> bool:
 def _check_bounds(rtol: float | None, atol: float | None) -> None:
     for name, bound in (("rtol", rtol), ("atol", atol)):
         if bound is not None and not 0 <= bound < math.inf:
-            raise InputError(f"{name} must be finite and not negative, got {bound}", "Example: --rtol 1e-4")
+            raise InputError(f"{name} must be finite and not negative, got {bound}", f"Example: `{name}=1e-4`")
 
 
 def _tolerance(precision: str, rtol: float | None, atol: float | None) -> tuple[Tolerance, str]:

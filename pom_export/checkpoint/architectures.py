@@ -31,7 +31,7 @@ class Architecture:
     """One kind of checkpoint.
 
     Attributes:
-        label: what `--family` calls it.
+        label: what `family` calls it.
         architecture: that of the spec.
         family: that of the spec.
         typical: names that its state dicts have, those of block 0 where it has blocks.
@@ -128,13 +128,13 @@ def _degree_and_expand(factors: int, hints: Hints) -> tuple[int, int]:
     if hints.degree is None and factors > 1:
         raise CheckpointError(
             f"the degree can't be told from the shapes of a v1 mixer: degree x expand is {factors}",
-            f'Give --degree {_either(choices)}, or a config.json beside the file with "degree"{_doubts(hints)}',
+            f'Give `degree` {_either(choices)}, or a config.json beside the file with "degree"{_doubts(hints)}',
         )
     degree = hints.degree or 1
     if degree not in choices:
         raise CheckpointError(
             f"degree {degree}{hints.origin('degree')} does not fit the shapes: degree x expand is {factors}",
-            f"Give --degree {_either(choices)}",
+            f"Give `degree` {_either(choices)}",
         )
     return degree, factors // degree
 
@@ -209,7 +209,7 @@ def _gpt_heads(shapes: Shapes, buffer: str, width: int, hints: Hints) -> int:
     if hints.heads is None:
         raise CheckpointError(
             f"the number of heads can't be told from the shapes: the buffer {buffer} is missing",
-            'Give --heads, or a config.json beside the file with "n_head"',
+            'Give `heads`, or a config.json beside the file with "n_head"',
         )
     return hints.heads
 
@@ -263,7 +263,7 @@ def _in_context_start(depth: int, hints: Hints) -> int:
         raise CheckpointError(
             f"its shapes don't tell before which of its {depth} blocks the in-context tokens are put: only for the "
             f"published depths, {published}, is that known",
-            f"Give --in-context-start, 0 to {depth - 1}: the in_context_start of its constructor",
+            f"Give `in_context_start`, 0 to {depth - 1}: the in_context_start of its constructor",
         )
     if start >= depth:
         raise CheckpointError(

@@ -17,7 +17,7 @@ _TRAINED: Final = frozenset(
     {"model", "state_dict", "model_state_dict", "model_state", "net", "network", "module", "weights", "params"}
 )
 _MOST_NAMED: Final = 8
-_CHOOSE: Final = "Choose with --weights NAME"
+_CHOOSE: Final = "Choose with `weights=NAME`"
 
 
 def default_set(file: Path, sets: Sequence[WeightSet]) -> WeightSet:

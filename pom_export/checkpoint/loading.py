@@ -121,7 +121,7 @@ def _settings_notes(spec: ModelSpec, hints: Hints, tensors: Mapping[str, Tensor]
     if isinstance(spec.config, JiTConfig) and spec.config.in_context_len and hints.in_context_start is None:
         notes.append(
             f"in_context_start {spec.config.in_context_start} is that of the published model of {spec.config.depth} "
-            f"blocks; the file does not say it, and --in-context-start gives another"
+            f"blocks; the file does not say it, and `in_context_start` gives another"
         )
     if "degree" in hints.origins and hints.degree != spec.degree:
         notes.append(f"{hints.origins['degree']} is {hints.degree}; the shapes say degree {spec.degree}")
@@ -139,17 +139,17 @@ def _check_hints(spec: ModelSpec, degree: int | None, heads: int | None, in_cont
     if in_context_start is not None and not in_context:
         raise CheckpointError(
             f"in_context_start {in_context_start} does not fit: this {spec.architecture} has no in-context tokens",
-            "Leave --in-context-start out",
+            "Leave `in_context_start` out",
         )
     if heads is None:
         return
     if not isinstance(spec.config, GPTConfig):
         raise CheckpointError(
-            f"{heads} attention heads don't fit: a {spec.architecture} has no attention", "Leave --heads out"
+            f"{heads} attention heads don't fit: a {spec.architecture} has no attention", "Leave `heads` out"
         )
     if heads not in {spec.config.n_head, spec.config.attention_heads}:
         raise CheckpointError(
-            f"{heads} attention heads don't fit: its shapes say {spec.config.attention_heads}", "Leave --heads out"
+            f"{heads} attention heads don't fit: its shapes say {spec.config.attention_heads}", "Leave `heads` out"
         )
 
 

@@ -95,7 +95,7 @@ def find_weights(checkpoint: Checkpoint, weights: str | None, hints: Hints) -> W
     except CheckpointError as error:
         if weights is not None:
             raise
-        hint = f"{error.hint}. --weights {state.chosen.name} takes the weights that were trained"
+        hint = f"{error.hint}. `weights={state.chosen.name!r}` takes the weights that were trained"
         raise CheckpointError(error.what, hint) from error
     found.notes.extend(notes)
     return _told(checkpoint, found)
@@ -154,7 +154,7 @@ def _recognised(checkpoint: Checkpoint, chosen: WeightSet, hints: Hints) -> _Sta
         found = recognise(current, hints)
     except CheckpointError as error:
         if parts := [one.label for one in checkpoint.sets if chosen.contains and one.lies_in(chosen)]:
-            hint = f"Take a part of it with --weights: {' or '.join(parts[:_SOME])}. {error.hint}"
+            hint = f"Take a part of it with `weights`: {' or '.join(parts[:_SOME])}. {error.hint}"
             raise CheckpointError(error.what, hint) from error
         raise
     inner = {name.removeprefix(found.prefix): tensor for name, tensor in tensors.items()}
@@ -173,7 +173,7 @@ def _average(checkpoint: Checkpoint, asked: WeightSet, state: _State, hints: Hin
         if state.older:
             raise CheckpointError(
                 f"{checkpoint.path}: {asked.label} is not read: {_OLDER_LISTS}",
-                f"Leave --weights out, or give {state.chosen.name or 'model'}",
+                f"Leave `weights` out, or give {state.chosen.name or 'model'}",
             )
         values = checkpoint.values(asked)
         place = part_of_list(values, state.tensors, model, _around(checkpoint, state.chosen))
@@ -222,7 +222,7 @@ def _told(checkpoint: Checkpoint, found: Weights) -> Weights:
     outer = [one for one in checkpoint.sets if chosen.lies_in(one) and (one.contains or not is_set)]
     left_out = [chosen, *outer]
     others = [one for one in checkpoint.sets if not one.contains and all(one is not other for other in left_out)]
-    also = f"; the file also holds {listed(others)}: --weights NAME chooses" if others else ""
+    also = f"; the file also holds {listed(others)}: `weights=NAME` chooses" if others else ""
     if outer:
         beside = _beside(checkpoint, outer[0], chosen)
         found.notes.insert(

@@ -14,6 +14,7 @@ from typing import NoReturn
 import click
 
 from pom_export import interrupts
+from pom_export.cli.flags import in_flags
 from pom_export.cli.native import mute_libraries, occupy_closed_streams
 from pom_export.cli.output import say, say_on_stderr, settle_stdout
 from pom_export.errors import PomExportError, explained, printable
@@ -121,10 +122,10 @@ def _report_failure(error: BaseException, arguments: list[str]) -> int:
             say_on_stderr(printable(line))
     else:
         known = explained(error)
-        what, hint, code = known.what, known.hint, known.exit_code
+        what, hint, code = in_flags(known.what), in_flags(known.hint), known.exit_code
         if "--debug" in arguments:
             say_on_stderr("".join(traceback.format_exception(error)))
-        say_on_stderr(f"pom-export: error: {known}")
+        say_on_stderr(f"pom-export: error: {in_flags(str(known))}")
     if "--json" in arguments:
         # stdout holds one object, whatever happens; that it takes nothing may be what happened.
         with contextlib.suppress(PomExportError):

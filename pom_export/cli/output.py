@@ -11,10 +11,13 @@ from typing import Any
 
 import click
 
+from pom_export.cli.flags import in_flags
 from pom_export.errors import InputError, printable
 
 _KIB = 1024
 _LONGEST_VALUE = 8000  # that a line of a result has
+# Of a result, lists of sentences of the library, and what a line of them is called.
+_REMARKS = {"notes": "note", "not_run": "not run", "failed": "failed to run"}
 
 
 def say(*lines: str) -> None:
@@ -63,9 +66,13 @@ def settle_stdout() -> None:
 def print_result(result: Mapping[str, Any], as_json: bool, lines: Sequence[tuple[str, str]]) -> None:
     """Print a result: as JSON, or as aligned `name  value` lines."""
     if as_json:
-        say(json.dumps(result))
+        told = {name: [in_flags(line) for line in result[name]] for name in _REMARKS if name in result}
+        say(json.dumps({**result, **told}))
         return
-    shown = [(printable(name), printable(value, _LONGEST_VALUE)) for name, value in lines]
+    shown = [
+        (printable(name), printable(in_flags(value) if name in _REMARKS.values() else value, _LONGEST_VALUE))
+        for name, value in lines
+    ]
     width = max(len(name) for name, _ in shown)
     say(*(f"{name:<{width}}  {value}" for name, value in shown))
 

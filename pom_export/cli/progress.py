@@ -13,6 +13,7 @@ from typing import Final
 import click
 
 from pom_export import interrupts
+from pom_export.cli.flags import in_flags
 from pom_export.cli.output import say_on_stderr
 from pom_export.errors import printable
 
@@ -59,7 +60,7 @@ class Progress:
 
     def line(self, stage: str) -> str:
         """Return the line of a stage that begins now."""
-        return printable(f"[{time.monotonic() - self._started:6.1f}s] {stage}")
+        return printable(f"[{time.monotonic() - self._started:6.1f}s] {in_flags(stage)}")
 
 
 @contextmanager
@@ -111,7 +112,7 @@ def _spinner(lines: Progress, first: str, *, kept: bool) -> Iterator[Callable[[s
         with interrupts.held():
             keep()
             under_way.append(lines.line(stage))
-            display.reset(task, description=printable(stage))
+            display.reset(task, description=printable(in_flags(stage)))
         # A signal is the main thread's; TensorRT tells its stages from another.
         if threading.current_thread() is threading.main_thread():
             interrupts.check()

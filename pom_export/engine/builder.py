@@ -75,7 +75,7 @@ def build_engine(
     loaded = load_backend(backend)
     chosen = resolve_targets(loaded, targets)
     if timing_cache is not None and loaded.is_rtx:
-        raise InputError("TensorRT for RTX keeps no timing cache", "Leave --timing-cache out")
+        raise InputError("TensorRT for RTX keeps no timing cache", "Leave `timing_cache` out")
     library = plugin_library() if use_plugin else None
     plan = Plan(exported, loaded, chosen, profiles, library, embed_plugin, timing_cache, progress)
     manifest = manifest_path(output)

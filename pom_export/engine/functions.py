@@ -28,12 +28,12 @@ def inlined(path: Path) -> bytes:
     refuse_overloads(path, model.functions, "TensorRT")
     unknown = check_functions(path, model)
     if unknown:
-        raise InputError(f"{path}: {unknown[0]}", "Export it again, or build without --no-plugin")
+        raise InputError(f"{path}: {unknown[0]}", "Export it again, or build with `use_plugin=True`")
     model = onnx.inliner.inline_local_functions(model)
     left = sorted({node.op_type for node in all_nodes(model.graph) if node.domain == contract.DOMAIN})
     if left:
         raise InputError(
-            f"{path} lacks the function of {', '.join(left)}", "Export it again, or build without --no-plugin"
+            f"{path} lacks the function of {', '.join(left)}", "Export it again, or build with `use_plugin=True`"
         )
     return model.SerializeToString()
 

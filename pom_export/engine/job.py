@@ -16,13 +16,12 @@ from pom_export.engine.precision import check_precisions, declared_types
 from pom_export.engine.profiles import refused_shapes
 from pom_export.engine.recipe import BuiltEngine
 from pom_export.engine.targets import CURRENT
-from pom_export.errors import EngineError, PomExportError
+from pom_export.errors import SEE_CAUSE, EngineError, PomExportError
 from pom_export.runtime.quiet import quiet_polygraphy
 
 _POLL_SECONDS = 0.1
 _REASON_LENGTH = 400
-_BUILD_HINT = "Run with --debug for the trace"
-_BRANCH_HINT = "TensorRT may not take a plugin in a branch: build with --no-plugin"
+_BRANCH_HINT = "TensorRT may not take a plugin in a branch: build with `use_plugin=False`"
 
 
 @dataclass
@@ -70,7 +69,7 @@ class BuildJob:
         # The parser names the node in its first line and the reason in its last message.
         lines = [logged[0].splitlines()[0], *logged[-1].splitlines()]
         reason = " ".join(dict.fromkeys(line.strip() for line in lines))[:_REASON_LENGTH]
-        hint = refused_shapes(reason, self.plan.model.inputs, self.plan.profiles) or _BUILD_HINT
+        hint = refused_shapes(reason, self.plan.model.inputs, self.plan.profiles) or SEE_CAUSE
         if self.plan.library is not None and self.plan.model.in_branches:
             hint = _BRANCH_HINT
         return EngineError(f"{self.plan.backend.name} {self.plan.backend.version} cannot build: {reason}", hint)

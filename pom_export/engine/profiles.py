@@ -25,8 +25,8 @@ _LARGEST_SIZE, _LARGEST_BYTES = 2**31 - 1, 2**40
 # What TensorRT says where it can't make an engine of the sizes that it was given.
 _ABOUT_SHAPES: Final = re.compile(r"profile|shape|volume|broadcast|dimension", re.IGNORECASE)
 _NO_LIMITS = InputLimits()
-OPTIONS: Final = ("minShapes", "optShapes", "maxShapes")
-"""The command line's options that give the shapes."""
+PARAMETERS: Final = ("min_shapes", "opt_shapes", "max_shapes")
+"""The parameters of `build_engine` that give the shapes."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def make_profiles(
         InputError: a shape names no input, does not fit its axes, has a size below 1 (of past tokens below 0),
             one beyond what the model takes or a GPU holds, or min <= opt <= max does not hold.
     """
-    shapes = zip(OPTIONS, (minimum, optimum, maximum), strict=True)
+    shapes = zip(PARAMETERS, (minimum, optimum, maximum), strict=True)
     bound = [_bind(specs, given, option) for option, given in shapes]
     ranges = {
         axis: _range(axis, spec.name, bound, limits) for spec in specs for axis in spec.axes if isinstance(axis, str)
@@ -99,7 +99,7 @@ def make_profiles(
 
 
 def refused_shapes(reason: str, specs: Sequence[TensorSpec], profiles: Mapping[str, ShapeProfile]) -> str:
-    """Return which shapes TensorRT refused, by option and input; empty where its reason is none of shapes.
+    """Return which shapes TensorRT refused, by parameter and input; empty where its reason is none of shapes.
 
     Args:
         reason: what TensorRT said.
@@ -110,9 +110,9 @@ def refused_shapes(reason: str, specs: Sequence[TensorSpec], profiles: Mapping[s
     if not dynamic or not _ABOUT_SHAPES.search(reason):
         return ""
     shapes = []
-    for option in [option for option in OPTIONS if f"k{option[:3].upper()}" in reason] or OPTIONS:
-        sizes = (f"{name}:{_by_x(profiles[name].to_dict()[option[:3]])}" for name in dynamic)
-        shapes.append(f"--{option} {','.join(sizes)}")
+    for option in [option for option in PARAMETERS if f"k{option[:3].upper()}" in reason] or PARAMETERS:
+        sizes = {name: tuple(profiles[name].to_dict()[option[:3]]) for name in dynamic}
+        shapes.append(f"`{option}={sizes}`")
     return f"Give shapes that the model takes together, instead of {' '.join(shapes)}"
 
 
@@ -124,7 +124,7 @@ def _check_size(spec: TensorSpec, largest: Sequence[int]) -> None:
     if max(largest, default=0) > _LARGEST_SIZE or math.prod(largest) * spec.dtype.itemsize > _LARGEST_BYTES:
         raise InputError(
             f"largest shape {_by_x(largest)} of {spec.name} is beyond what a GPU holds",
-            "Give smaller --maxShapes",
+            "Give smaller `max_shapes`",
         )
 
 
@@ -135,24 +135,24 @@ def _bind(specs: Sequence[TensorSpec], shapes: Shapes, option: str) -> dict[str,
     for name, shape in shapes.items():
         if name not in by_name:
             raise InputError(
-                f"--{option} names {name!r}; the model's inputs are {', '.join(by_name)}",
+                f"`{option}` names {name!r}; the model's inputs are {', '.join(by_name)}",
                 did_you_mean(name, by_name) or "Check the name",
             )
         axes = by_name[name].axes
         if len(shape) != len(axes):
             raise InputError(
-                f"--{option}: {name} has {len(axes)} dimensions, got {len(shape)}", f"It is {by_name[name]}"
+                f"`{option}`: {name} has {len(axes)} dimensions, got {len(shape)}", f"It is {by_name[name]}"
             )
         for axis, size in zip(axes, shape, strict=True):
             if size < (0 if axis == PAST_TOKENS else 1):
-                raise InputError(f"--{option}: {name} has a size of {size}", "Sizes are at least 1")
+                raise InputError(f"`{option}`: {name} has a size of {size}", "Sizes are at least 1")
             expected = sizes.setdefault(axis, size) if isinstance(axis, str) else axis
             if isinstance(axis, str) and (found := root_of(axis, size)):
                 sizes.setdefault(*found)
                 expected = size_of(axis, {found[0]: sizes[found[0]]}) or 0
             if size != expected:
                 raise InputError(
-                    f"--{option}: {name} has {size} where {expected} is expected", f"It is {by_name[name]}"
+                    f"`{option}`: {name} has {size} where {expected} is expected", f"It is {by_name[name]}"
                 )
     return sizes
 
@@ -161,11 +161,11 @@ def _range(axis: str, name: str, bound: Sequence[Mapping[str, int]], limits: Inp
     """Return the smallest, the most frequent and the largest size of a dimension, which an input has."""
     defaults = _DEFAULT_RANGES.get(axis, _DEFAULT_RANGE)
     positions = limits.tokens is not None and axis in TOKEN_DIMENSIONS
-    for option, sizes in zip(OPTIONS, bound, strict=True):
+    for option, sizes in zip(PARAMETERS, bound, strict=True):
         if axis in sizes and (wanted := limits.outside(axis, sizes[axis])):
             raise InputError(
-                f"--{option}: {axis} of {name} is {sizes[axis]}, but the model takes {wanted}",
-                "Give other shapes, or export with --positions" if positions else "Give other shapes",
+                f"`{option}`: {axis} of {name} is {sizes[axis]}, but the model takes {wanted}",
+                "Give other shapes, or export with `positions=True`" if positions else "Give other shapes",
             )
     least, most = limits.bounds(axis)
     low, best, high = (max(size, least) if most is None else min(max(size, least), most) for size in defaults)
@@ -176,7 +176,7 @@ def _range(axis: str, name: str, bound: Sequence[Mapping[str, int]], limits: Inp
     if not low <= best <= high:
         raise InputError(
             f"dimension {axis} of {name}: min {low}, opt {best}, max {high} are not in order",
-            "Need --minShapes <= --optShapes <= --maxShapes",
+            "Need `min_shapes` <= `opt_shapes` <= `max_shapes`",
         )
     return low, best, high
 

@@ -31,7 +31,7 @@ def tensorrt_backend(engine: str | os.PathLike[str]) -> BackendFactory:
     """Load an engine for streams: `StreamingSession(model, backend=tensorrt_backend(engine))`.
 
     Args:
-        engine: a file that `build_engine` wrote, from an export with --stateful.
+        engine: a file that `build_engine` wrote, from an export with `stateful=True`.
 
     Returns:
         What a StreamingSession makes its backend with. Sessions of one call share the engine's weights.
@@ -163,7 +163,7 @@ class TensorRtBackend:
                 raise InputError(
                     f"{name} of a call is {_text(shape)}, the engine of {self._model.name} takes "
                     f"{_text(low)} to {_text(high)}",
-                    "Build it with other --minShapes and --maxShapes",
+                    "Build it with other `min_shapes` and `max_shapes`",
                 )
 
     def _bind(self, name: str, buffer: DeviceBuffer) -> None:

@@ -54,10 +54,10 @@ def resolve_targets(backend: Backend, targets: Sequence[str]) -> tuple[str, ...]
     if not backend.is_rtx:
         if targets:
             raise InputError(
-                f"TensorRT builds for the GPU at hand, not for {', '.join(targets)}", f"Use --backend {TENSORRT_RTX}"
+                f"TensorRT builds for the GPU at hand, not for {', '.join(targets)}", f"Use `backend={TENSORRT_RTX!r}`"
             )
         if not gpu_present():
-            raise EngineError("TensorRT needs a GPU to build, and none is here", f"Use --backend {TENSORRT_RTX}")
+            raise EngineError("TensorRT needs a GPU to build, and none is here", f"Use `backend={TENSORRT_RTX!r}`")
         return (CURRENT,)
     known = sorted(name.lower() for name in dir(backend.module.ComputeCapability) if re.fullmatch(r"SM\d+", name))
     for target in targets:

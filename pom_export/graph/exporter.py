@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from torch.nn.modules import transformer
 from torch.onnx import _flags
 
-from pom_export.errors import InputError
+from pom_export.errors import SEE_CAUSE, InputError
 from pom_export.graph.claims import Bounds
 from pom_export.graph.detached_data import DetachedData
 from pom_export.graph.dynamic_shapes import is_hint, trace_shapes
@@ -157,7 +157,7 @@ def trace(program: Program, opset: int) -> Traced:
         except InputError:
             raise
         except (Exception, SystemExit) as error:  # the tracer runs the user's code, and has errors of its own
-            raise refusal(_REFUSED, error, program.module, "Run with --debug for the trace") from error
+            raise refusal(_REFUSED, error, program.module, SEE_CAUSE) from error
     assert exported is not None
     assert exported.exported_program is not None
     _refuse_random(exported.model)

@@ -78,7 +78,7 @@ def _dimension_sizes(options: GraphOptions, limits: InputLimits) -> dict[str, in
     if limits.tokens is not None and tokens > limits.tokens:
         raise InputError(
             f"static sizes {batch}x{tokens} have more tokens than the mixer has positions for, {limits.tokens}",
-            "Pin fewer tokens, or give --positions",
+            "Pin fewer tokens, or give `positions=True`",
         )
     return {BATCH: batch, TOKENS: tokens, CONTEXT_TOKENS: tokens}
 

@@ -34,7 +34,7 @@ def save_model(model: ir.Model, path: Path) -> None:
         reason = reason_of(error)
         raise InputError(
             f"the model is not valid at opset {model.opset_imports['']}: {reason}",
-            f"Try a newer one, up to --opset {OPSETS.stop - 1}",
+            f"Try a newer one, up to `opset={OPSETS.stop - 1}`",
         ) from error
 
 

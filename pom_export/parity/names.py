@@ -15,7 +15,7 @@ from pom_export.parity.case import Arrays
 _LONGEST_NAME = 80
 _STATE = (PAST_STATE, present_name(PAST_STATE))
 _HALF_KIND = "V"  # numpy's, for types that it does not have
-_HINT = "Export the checkpoint again, or give the file's own inputs and outputs with --inputs"
+_HINT = "Export the checkpoint again, or give the file's own inputs and outputs in `inputs`"
 
 
 @dataclass(frozen=True)

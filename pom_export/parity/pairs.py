@@ -41,7 +41,7 @@ def load_pairs(model: ExportedModel, inputs: Inputs) -> tuple[Recording, list[st
     if not given:
         raise InputError(
             f"inputs {name} hold no output of the model, which gives {printable(names)}",
-            "Give --checkpoint, or put the outputs that are right into the file, by name",
+            "Give `checkpoint`, or put the outputs that are right into the file, by name",
         )
     notes = [f"{printable(spec.name, _LONGEST_NAME)} was not compared: {name} does not hold it"
              for spec in model.outputs if spec.name not in given]  # fmt: skip

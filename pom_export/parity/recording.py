@@ -19,7 +19,7 @@ from pom_export.parity.comparison import spreads
 from pom_export.parity.inputs import fits, typed
 from pom_export.parity.targets import Spread, Target
 
-_HINT = "Export again with --samples, or give --checkpoint"
+_HINT = "Export again with `samples`, or give `checkpoint`"
 _NUMBERS = "biuf"  # kinds of numpy types
 _LONGEST_NAME = 100
 _OWN = "own"
@@ -96,7 +96,7 @@ def load_recording(
     if not path.exists():
         raise InputError(
             f"nothing to compare with: no checkpoint was named and {path} does not exist",
-            "Give --checkpoint, or inputs and outputs with --inputs, or export with --samples",
+            "Give `checkpoint`, or inputs and outputs with `inputs`, or export with `samples`",
         )
     try:
         arrays = read_npz(path, "archive")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pom_export.errors import InputError, printable, reason_of
+from pom_export.errors import SEE_CAUSE, InputError, printable, reason_of
 from pom_export.parity.candidates import Candidate
 from pom_export.parity.case import Arrays, Case, run_case, widened
 from pom_export.parity.comparison import Difference, compare_outputs
@@ -75,7 +75,7 @@ def _told_as_path_error(candidate: Candidate) -> Iterator[None]:
         raise PathError(error.what, error.hint) from error
     except Exception as error:
         reason = reason_of(error)
-        raise PathError(f"{candidate.runner.name} failed: {reason}", "Run with --debug for the trace") from error
+        raise PathError(f"{candidate.runner.name} failed: {reason}", SEE_CAUSE) from error
 
 
 def _wanted(target: Target, candidate: Candidate) -> Target | None:
@@ -108,7 +108,7 @@ def record(module: nn.Module, names: Sequence[str], case: Case) -> dict[str, np.
         except Exception as error:
             raise InputError(
                 f"PyTorch fails on the case {_shown(case.name)} ({_shapes(case.feed)}): {reason_of(error)}",
-                "Run with --debug for the trace",
+                SEE_CAUSE,
             ) from error
 
 

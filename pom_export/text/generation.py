@@ -99,7 +99,7 @@ class Generation:
         if ids and max(ids) >= self._vocabulary:
             raise InputError(
                 f"the tokenizer gives token {max(ids)}, the model has {self._vocabulary}",
-                "Choose the tokenizer that the model was trained with: --tokenizer",
+                "Choose the tokenizer that the model was trained with: `tokenizer`",
             )
         pending = (*self._now.pending, *ids)
         most, after = self._session.model.limits.tokens, self._session.length + len(pending)

@@ -105,7 +105,7 @@ def read_notes(state: State) -> Notes:
     notes = state.notes.get(_NOTES)
     wanted = {field.name for field in fields(Notes)} - {_PENDING, _LOGITS}
     if not isinstance(notes, dict) or notes.keys() != wanted or _PENDING not in state.extras:
-        raise InputError("the state was not saved by a generation", "Save it with --save-state")
+        raise InputError("the state was not saved by a generation", "Save it with `save_state`")
     settings = _settings(notes["settings"])
     held = _text(notes["held"], "held text", _LONGEST_STOPS)
     if held and not any(stop.startswith(held) and stop != held for stop in settings.stop):

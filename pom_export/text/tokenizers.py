@@ -21,7 +21,7 @@ _BYTES_VOCABULARY: Final = 256
 _GPT2_VOCABULARIES: Final = range(50257, 50305)
 # Several times what the largest vocabularies take.
 _LARGEST_FILE: Final = 128 << 20
-_HINT: Final = "Name a tokenizer.json: --tokenizer PATH"
+_HINT: Final = "Name a tokenizer.json: `tokenizer=PATH`"
 _INSTALL_HINT: Final = "Install it: pip install 'pom-export[text]'"
 _PANIC: Final = "PanicException"  # of pyo3, which exports no name for it
 _WHOLE_HINT: Final = "Is it a whole tokenizer.json, and the model's own?"

@@ -259,7 +259,7 @@ def test_without_nodes_too_the_nearest_way_is_taken(name: str, request: pytest.F
 
 
 def test_what_neither_the_checkpoint_nor_the_file_tells_is_asked_for(product: Exported) -> None:
-    with pytest.raises(InputError, match="--degree"):
+    with pytest.raises(InputError, match="`degree`"):
         product.verify(without_metadata, inline)
     assert product.verify(without_metadata, inline, degree=2)
 

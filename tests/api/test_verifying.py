@@ -141,7 +141,7 @@ def test_parity_data_are_judged_by_the_graph_too(mixer: Exported, tmp_path: Path
     shutil.copy(mixer.folder / "m.parity.npz", tmp_path / "m.parity.npz")
     report = pom_export.verify(tmp_path / "m.onnx")
     assert report
-    assert any("without --checkpoint" in note for note in report.notes)
+    assert any("without `checkpoint`" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("row", [20, 1500, 1599])

@@ -59,7 +59,7 @@ def test_recognises_a_hybrid_whose_three_numbers_of_heads_differ() -> None:
 
 def test_the_degree_of_v1_must_be_given_and_fit() -> None:
     tensors = ProductMixer(6, 3, 2).state_dict()
-    assert "--degree 1, 2, 3 or 6" in refusal(tensors)
+    assert "`degree` 1, 2, 3 or 6" in refusal(tensors)
     assert "degree 4 does not fit" in refusal(tensors, Hints(degree=4))
     assert recognise(ProductMixer(6, 1, 1).state_dict()).spec.degree == 1
 
@@ -67,7 +67,7 @@ def test_the_degree_of_v1_must_be_given_and_fit() -> None:
 def test_heads_must_be_given_where_no_buffer_tells_them() -> None:
     tensors = GPT(ONE_NUMBER_OF_HEADS).state_dict()
     tensors = {name: tensor for name, tensor in tensors.items() if "inv_freq" not in name}
-    assert "--heads" in refusal(tensors, Hints(degree=2))
+    assert "`heads`" in refusal(tensors, Hints(degree=2))
     assert recognise(tensors, Hints(degree=2, heads=2)).spec.config == ONE_NUMBER_OF_HEADS
     assert "heads of even width" in refusal(tensors, Hints(degree=2, heads=3))
 
@@ -169,7 +169,7 @@ def test_what_the_user_says_must_be_what_the_shapes_say(tmp_path: Path) -> None:
     ):
         with pytest.raises(CheckpointError, match=message):
             load_model(tmp_path / "m.pt", **hints)
-    with pytest.raises(InputError, match="pom-v1-grouped"):
+    with pytest.raises(InputError, match=r"unknown family 'pom-v9'. Did you mean 'pom-v2' or 'pom-v1'"):
         load_model(tmp_path / "m.pt", family="pom-v9")
 
 
@@ -201,7 +201,7 @@ def test_a_configuration_of_other_software_is_no_hint(tmp_path: Path) -> None:
 
 def test_a_golden_checkpoint_alone_asks_for_its_degree(golden_gpt: Any, tmp_path: Path) -> None:
     shutil.copy(golden_gpt.checkpoint, tmp_path / "last.ckpt")
-    with pytest.raises(CheckpointError, match="--degree"):
+    with pytest.raises(CheckpointError, match="`degree`"):
         load_model(tmp_path / "last.ckpt")
     assert load_model(tmp_path / "last.ckpt", degree=2).spec == load_model(golden_gpt.checkpoint).spec
 

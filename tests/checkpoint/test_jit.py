@@ -83,7 +83,7 @@ def test_a_hint_is_a_number(golden_jit: Any, value: Any) -> None:
 
 
 def test_another_depth_asks_for_it() -> None:
-    assert "--in-context-start, 0 to 1" in refusal(weights(), Hints())
+    assert "`in_context_start`, 0 to 1" in refusal(weights(), Hints())
     assert "in_context_start 2 does not fit: it has 2 blocks" in refusal(weights(), Hints(in_context_start=2))
 
 

@@ -188,7 +188,7 @@ def test_a_list_beside_sorted_names_is_in_the_models_order(image_model: nn.Modul
     content = {"model": dict(sorted(raw.items())), "ema_params": [p.detach() / 2 for p in image_model.parameters()]}
     assert factor_of(load(content, tmp_path, in_context_start=1), raw) == 0.5
     content["ema_params"] = content["ema_params"][::-1]
-    with pytest.raises(CheckpointError, match="--weights model takes the weights that were trained"):
+    with pytest.raises(CheckpointError, match="`weights='model'` takes the weights that were trained"):
         load(content, tmp_path, in_context_start=1)
 
 

@@ -121,7 +121,7 @@ def test_what_is_given_goes_before_a_setting_and_says_so(tmp_path: Path) -> None
 
 def test_settings_that_contradict_each_other_are_not_used(tmp_path: Path) -> None:
     settings = {"hyper_parameters": {"degree": 2, "model": {"degree": 3}}}
-    with pytest.raises(CheckpointError, match=r"--degree .*hyper_parameters\.degree is 2, hyper_parameters\.model"):
+    with pytest.raises(CheckpointError, match=r"`degree` .*hyper_parameters\.degree is 2, hyper_parameters\.model"):
         load(ProductMixer(8, 2, 3).state_dict(), settings, tmp_path)
     assert "contradict" in load(PolynomialMixer(16, 3, 2).state_dict(), settings, tmp_path).notes[0]
 

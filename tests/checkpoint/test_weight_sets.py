@@ -49,7 +49,7 @@ def test_of_two_networks_the_user_chooses(raw: Tensors, tmp_path: Path, names: t
     content: Any = {names[0]: raw, names[1]: scaled(raw)}
     if flat:
         content = {f"{outer}.{name}": t for outer, tensors in content.items() for name, t in tensors.items()}
-    with pytest.raises(CheckpointError, match=r"several sets of weights: .*--weights") as refused:
+    with pytest.raises(CheckpointError, match=r"several sets of weights: .*`weights=NAME`") as refused:
         load(content, tmp_path)
     assert all(name in str(refused.value) for name in names)
     assert [factor_of(load(content, tmp_path, name), raw) for name in names] == [1, FACTOR]
@@ -207,7 +207,7 @@ def test_a_network_beside_its_average_is_one_whatever_it_is_called(raw: Tensors,
     both = {**{f"unet.{n}": t for n, t in raw.items()}, **{f"unet_ema.{n}": t for n, t in scaled(raw).items()}}
     loaded = load({"state_dict": both}, tmp_path)
     assert (factor_of(loaded, raw), len(loaded.other_weights)) == (1, 1)
-    with pytest.raises(CheckpointError, match=r"--weights: state_dict\.unet or ema \(state_dict\.unet_ema\)"):
+    with pytest.raises(CheckpointError, match=r"`weights`: state_dict\.unet or ema \(state_dict\.unet_ema\)"):
         load({"state_dict": {**both, "loss.weight": torch.ones(3)}}, tmp_path)
 
 
@@ -256,7 +256,7 @@ def test_a_network_among_other_things_is_pointed_to(raw: Tensors, tmp_path: Path
         "loss.weight": torch.ones(3),
     }
     with pytest.raises(
-        CheckpointError, match=r"--weights: model \(state_dict\.model\) or ema \(state_dict\.ema_model\)"
+        CheckpointError, match=r"`weights`: model \(state_dict\.model\) or ema \(state_dict\.ema_model\)"
     ):
         load({"state_dict": content}, tmp_path)
     for prefix, factor in (("model", 1), ("ema_model", FACTOR), ("state_dict.model", 1), ("ema", FACTOR)):

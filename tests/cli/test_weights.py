@@ -95,7 +95,7 @@ def test_an_export_says_that_it_changes_the_type(tmp_path: Path) -> None:
     notes = pom_export.export(mixer.bfloat16(), tmp_path / "m.onnx").notes
     assert notes == [
         "the file is written in float32; of the weights' tensors 4 of bfloat16 were converted: "
-        "--dtype bfloat16 keeps that type"
+        "`dtype='bfloat16'` keeps that type"
     ]
     assert not any(
         "converted" in note for note in pom_export.export(mixer, tmp_path / "m.onnx", dtype="bfloat16").notes

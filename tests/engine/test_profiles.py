@@ -60,7 +60,7 @@ def test_tokens_end_where_the_positions_do() -> None:
     assert make_profiles([X], {}, {}, {}, InputLimits(tokens=64))["x"] == ShapeProfile(
         (1, 1, 16), (1, 64, 16), (8, 64, 16)
     )
-    with pytest.raises(InputError, match="--maxShapes: tokens of x is 65, but the model takes at most 64"):
+    with pytest.raises(InputError, match="`max_shapes`: tokens of x is 65, but the model takes at most 64"):
         make_profiles([X], {}, {}, {"x": (1, 65, 16)}, InputLimits(tokens=64))
 
 
@@ -77,9 +77,9 @@ def test_the_past_may_be_empty_and_ends_where_the_positions_do() -> None:
 def test_sizes_stay_within_the_models_limits() -> None:
     limits = InputLimits(sizes={"batch": (0, 3), "tokens": (5, 100)})
     assert make_profiles([X], {}, {}, {}, limits)["x"] == ShapeProfile((1, 5, 16), (1, 100, 16), (3, 100, 16))
-    with pytest.raises(InputError, match="--minShapes: tokens of x is 4, but the model takes at least 5"):
+    with pytest.raises(InputError, match="`min_shapes`: tokens of x is 4, but the model takes at least 5"):
         make_profiles([X], {"x": (1, 4, 16)}, {}, {}, limits)
-    with pytest.raises(InputError, match="--optShapes: batch of x is 4, but the model takes at most 3"):
+    with pytest.raises(InputError, match="`opt_shapes`: batch of x is 4, but the model takes at most 3"):
         make_profiles([X], {}, {"x": (4, 9, 16)}, {}, limits)
 
 
@@ -88,19 +88,19 @@ def test_a_dimension_that_is_computed_of_another_follows_it() -> None:
     profile = make_profiles([X, longer], {}, {}, {"x": (2, 40, 16)})["mask"]
     assert profile == ShapeProfile((1, 2), (1, 41), (2, 41))
     assert make_profiles([X, longer], {}, {}, {"mask": (2, 41)})["x"].maximum == (2, 40, 16)
-    with pytest.raises(InputError, match="--maxShapes: mask has 40 where 41 is expected"):
+    with pytest.raises(InputError, match="`max_shapes`: mask has 40 where 41 is expected"):
         make_profiles([X, longer], {}, {}, {"x": (2, 40, 16), "mask": (2, 40)})
 
 
 @pytest.mark.parametrize(
     ("reason", "options"),
     [
-        ("kOPT values for profile 0 violate shape constraints", ["--optShapes x:1x256x16,mask:1x256"]),
-        ("IShuffleLayer: reshape changes volume", ["--minShapes x:1x1x16", "--maxShapes x:8x4096x16"]),
+        ("kOPT values for profile 0 violate shape constraints", ["`opt_shapes={'x': (1, 256, 16), 'mask': (1, 256)}`"]),
+        ("IShuffleLayer: reshape changes volume", ["`min_shapes={'x': (1, 1, 16)", "`max_shapes={'x': (8, 4096, 16)"]),
         ("no kernel image", []),
     ],
 )
-def test_shapes_that_tensorrt_refuses_are_named_with_their_option(reason: str, options: list[str]) -> None:
+def test_shapes_that_tensorrt_refuses_are_named_by_parameter(reason: str, options: list[str]) -> None:
     fixed = TensorSpec("scale", np.dtype("float32"), (1, 16))
     specs = [X, MASK, fixed]
     hint = refused_shapes(reason, specs, make_profiles(specs, {}, {}, {}))

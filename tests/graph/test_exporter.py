@@ -96,7 +96,7 @@ def test_other_opsets_are_refused(opset: int, tmp_path: Path) -> None:
     ("options", "message"),
     [
         (GraphOptions("triangular"), "unknown mask 'triangular'"),
-        (GraphOptions("causal", cross=True), "--cross"),
+        (GraphOptions("causal", cross=True), "`cross`"),
         (GraphOptions(static=(0, 4)), "0x4"),
     ],
 )

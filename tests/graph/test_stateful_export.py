@@ -212,11 +212,11 @@ def _refused(options: dict[str, Any], model: Any = None) -> str:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stateful": True, "mask": "full"}, "--mask full does not go with this kind of state"),
-        ({"stateful": True, "mask": "none"}, "With --stateful alone, leave --mask out or use --mask padding"),
-        ({"stateful": True, "block_causal": True, "mask": "causal"}, "With --block-causal, leave --mask out"),
-        ({"stateful": True, "cross": True}, "--cross does not go with --stateful"),
-        ({"block_causal": True}, "Give --stateful too"),
+        ({"stateful": True, "mask": "full"}, "`mask='full'` does not go with this kind of state"),
+        ({"stateful": True, "mask": "none"}, "With `stateful` alone, leave `mask` out or use `mask='padding'`"),
+        ({"stateful": True, "block_causal": True, "mask": "causal"}, "With `block_causal`, leave `mask` out"),
+        ({"stateful": True, "cross": True}, "`cross` does not go with `stateful`"),
+        ({"block_causal": True}, "Give `stateful=True` too"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(
@@ -230,7 +230,7 @@ def test_options_that_do_not_go_together_are_refused(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"block_causal": True}, "a language model is causal; --block-causal does not apply"),
+        ({"block_causal": True}, "a language model is causal; `block_causal` does not apply"),
         ({"static": (1, 4)}, "the keys of self-attention grow with every call"),
     ],
 )

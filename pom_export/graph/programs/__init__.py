@@ -25,7 +25,7 @@ def program_of(model: nn.Module, options: GraphOptions) -> Program:
     if options.mask is not None and options.mask not in MASKS:
         raise InputError(f"unknown mask {options.mask!r}", f"Choose one of {', '.join(MASKS)}")
     if options.block_causal and not options.stateful:
-        raise InputError("--block-causal says what the tokens of a stateful call see", "Give --stateful too")
+        raise InputError("`block_causal` says what the tokens of a stateful call see", "Give `stateful=True` too")
     if isinstance(model, (PolynomialMixer, ProductMixer)):
         return (stateful_mixer_program if options.stateful else mixer_program)(model, options)
     if isinstance(model, (LanguageModel, GPT)):

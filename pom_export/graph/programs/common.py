@@ -22,9 +22,11 @@ def rotary_of(mixer: nn.Module, options: GraphOptions) -> RotaryConfig | None:
     """
     rotary = mixer.rotary if isinstance(mixer, RotaryPolynomialMixer) else None
     if options.positions and rotary is None:
-        raise InputError("the mixer has no rotary positions; --positions does not apply", "Leave the option out")
+        raise InputError("the mixer has no rotary positions; `positions` does not apply", "Leave it out")
     if rotary is not None and rotary.blocks > 1 and not options.positions:
-        raise InputError("the mixer's positions are rows and columns, which only the caller knows", "Give --positions")
+        raise InputError(
+            "the mixer's positions are rows and columns, which only the caller knows", "Give `positions=True`"
+        )
     return rotary
 
 

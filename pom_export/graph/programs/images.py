@@ -32,15 +32,15 @@ def image_model_program(model: JiT, options: GraphOptions) -> Program:
     given = [f.name for f in fields(options) if f.name != "static" and getattr(options, f.name)]
     if given:
         raise InputError(
-            f"an image model mixes all patches of an image, in one call; --{given[0].replace('_', '-')} does not apply",
-            "Leave the option out",
+            f"an image model mixes all patches of an image, in one call; `{given[0]}` does not apply",
+            "Leave it out",
         )
     if options.static is not None and options.static[1] != config.side**2:
         batch, tokens = options.static
         raise InputError(
-            f"the image model has {config.side**2} tokens, the patches of an image; --static {batch}x{tokens} pins "
+            f"the image model has {config.side**2} tokens, the patches of an image; `static=({batch}, {tokens})` pins "
             f"{tokens}",
-            f"Give --static {batch}x{config.side**2}",
+            f"Give `static=({batch}, {config.side**2})`",
         )
     size = config.input_size
     axes: Axes = {

@@ -102,11 +102,11 @@ def stateful_mixer_program(mixer: PolynomialMixer | ProductMixer, options: Graph
     default = "none" if options.block_causal else "causal"
     mask = options.mask or default
     if options.cross:
-        raise InputError("--cross does not go with --stateful", "Leave one out")
+        raise InputError("`cross` does not go with `stateful`", "Leave one out")
     if mask not in {default, "padding"}:
-        other = "With --block-causal" if options.block_causal else "With --stateful alone"
+        other = "With `block_causal`" if options.block_causal else "With `stateful` alone"
         raise InputError(
-            f"--mask {mask} does not go with this kind of state", f"{other}, leave --mask out or use --mask padding"
+            f"`mask={mask!r}` does not go with this kind of state", f"{other}, leave `mask` out or use `mask='padding'`"
         )
     rotary = rotary_of(mixer, options)
     axes: Axes = {"x": ((BATCH, TOKENS, mixer.config.dim), mixer.ag_proj.weight.dtype)}
@@ -128,16 +128,16 @@ def stateful_language_model_program(model: LanguageModel | GPT, options: GraphOp
         InputError: an option does not fit.
     """
     mask = options.mask or "causal"
-    asked = {"--cross": options.cross, "--positions": options.positions, "--block-causal": options.block_causal}
-    asked[f"--mask {mask}"] = mask not in {"causal", "padding"}
+    asked = {"`cross`": options.cross, "`positions`": options.positions, "`block_causal`": options.block_causal}
+    asked[f"`mask={mask!r}`"] = mask not in {"causal", "padding"}
     if refused := [name for name, given in asked.items() if given]:
-        raise InputError(f"a language model is causal; {refused[0]} does not apply", "Leave the option out")
+        raise InputError(f"a language model is causal; {refused[0]} does not apply", "Leave it out")
     axes: Axes = {"input_ids": ((BATCH, TOKENS), torch.int64)}
     if mask == "padding":
         axes["mask"] = ((BATCH, TOKENS), torch.bool)
     past = _past_axes(model.empty_state(1))
     if options.static is not None and any(PAST_TOKENS in shape for shape, _ in past.values()):
-        raise InputError("the keys of self-attention grow with every call; --static does not apply", "Leave it out")
+        raise InputError("the keys of self-attention grow with every call; `static` does not apply", "Leave it out")
     limits = InputLimits({"input_ids": (model.config.vocab_size,)})
     outputs = ("logits", *(present_name(name) for name in past))
     program = build_program(

@@ -54,7 +54,7 @@ def mixer_program(mixer: PolynomialMixer | ProductMixer, options: GraphOptions) 
     """Return the program of a bare mixer: inputs x, context (cross), mask and positions; output y."""
     mask = options.mask or "none"
     if mask == "causal" and options.cross:
-        raise InputError("mask causal does not go with --cross", "Use --mask none, padding or full")
+        raise InputError("mask causal does not go with `cross`", "Use `mask` none, padding or full")
     rotary = rotary_of(mixer, options)
     dim, dtype = mixer.config.dim, mixer.ag_proj.weight.dtype
     source = CONTEXT_TOKENS if options.cross else TOKENS
@@ -72,10 +72,10 @@ def mixer_program(mixer: PolynomialMixer | ProductMixer, options: GraphOptions) 
 
 def language_model_program(model: LanguageModel | GPT, options: GraphOptions) -> Program:
     """Return the program of a language model: input input_ids; output logits."""
-    asked = {"--cross": options.cross, "--positions": options.positions}
-    asked[f"--mask {options.mask}"] = options.mask not in {None, "causal"}
+    asked = {"`cross`": options.cross, "`positions`": options.positions}
+    asked[f"`mask={options.mask!r}`"] = options.mask not in {None, "causal"}
     if refused := [name for name, given in asked.items() if given]:
-        raise InputError(f"a language model is causal; {refused[0]} does not apply", "Leave the option out")
+        raise InputError(f"a language model is causal; {refused[0]} does not apply", "Leave it out")
     limits = InputLimits({"input_ids": (model.config.vocab_size,)})
     axes: Axes = {"input_ids": ((BATCH, TOKENS), torch.int64)}
     return build_program(_LanguageModelProgram(model), axes, ("logits",), replace(options, mask="causal"), limits)

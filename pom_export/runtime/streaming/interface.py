@@ -107,7 +107,7 @@ def read_stateful(path: str | os.PathLike[str]) -> StatefulModel:
     """
     file = read_model(path)
     if not file.stateful:
-        raise InputError(f"{file.path.name} keeps no state", "Export it with --stateful")
+        raise InputError(f"{file.path.name} keeps no state", "Export it with `stateful=True`")
     inputs = {spec.name: spec for spec in file.inputs}
     past = tuple(StateTensor(spec, present_name(spec.name)) for spec in file.inputs if is_past(spec.name))
     tokens = inputs.get(IDS) or inputs.get(_VECTORS)

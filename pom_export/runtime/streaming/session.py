@@ -49,7 +49,7 @@ class StreamingSession:
     be pickled; its snapshot can.
 
     Args:
-        model: path of an ONNX file exported with --stateful.
+        model: path of an ONNX file exported with `stateful=True`.
         batch: rows, each a sequence of its own.
         providers: as for `inference_session`.
         session_options: an onnxruntime.SessionOptions to start from.

@@ -81,7 +81,7 @@ def test_it_gives_what_the_module_gives(exported: tuple[JiT, Path], batch: int, 
 def test_sizes_may_be_pinned_to_those_that_it_has(tmp_path: Path) -> None:
     result = pom_export.export(image_model(), tmp_path / "m.onnx", static=(2, 16))
     assert result.inputs[0] == "x float32[2, 3, 8, 8]"
-    with pytest.raises(InputError, match=r"16 tokens.*--static 2x17 pins 17"):
+    with pytest.raises(InputError, match=r"16 tokens.*`static=\(2, 17\)` pins 17"):
         program_of(image_model(), GraphOptions(static=(2, 17)))
 
 
@@ -93,7 +93,7 @@ def test_sizes_may_be_pinned_to_those_that_it_has(tmp_path: Path) -> None:
 def test_options_of_other_models_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(InputError, match="an image model mixes all patches of an image") as caught:
         program_of(image_model(), GraphOptions(**options))
-    assert f"--{next(iter(options))}" in str(caught.value) or "--mask" in str(caught.value)
+    assert f"`{next(iter(options))}`" in str(caught.value) or "`mask`" in str(caught.value)
 
 
 def test_tables_of_large_images_are_stored_once_for_all_blocks(tmp_path: Path) -> None:

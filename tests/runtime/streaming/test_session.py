@@ -303,7 +303,7 @@ def test_bad_masks_are_refused(tmp_path: Path) -> None:
 
 
 def test_models_that_do_not_stream_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"keeps no state. Export it with --stateful"):
+    with pytest.raises(InputError, match=r"keeps no state. Export it with `stateful=True`"):
         StreamingSession(running_sum_model(tmp_path / "m.onnx", kind=None))
     with pytest.raises(InputError, match="does not exist"):
         StreamingSession(tmp_path / "none.onnx")

@@ -1,0 +1,64 @@
+"""Show the command line's options where the library's messages name parameters of its functions."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from pom_export.errors import REPORT, SEE_CAUSE
+
+# Parameters that messages name, whose options are called as they are.
+_ALIKE: Final = (
+    *("atol", "backend", "block_causal", "checkpoint", "cross", "degree", "dtype", "engine", "family", "heads"),
+    *("in_context_start", "inputs", "mask", "opset", "positions", "rtol", "samples", "save_state", "stateful"),
+    *("static", "timing_cache", "tokenizer", "weights"),
+)
+_OTHERS: Final = {
+    "max_shapes": "--maxShapes",
+    "min_shapes": "--minShapes",
+    "opt_shapes": "--optShapes",
+    "use_plugin": "--plugin",
+}
+PARAMETERS: Final[Mapping[str, str]] = {name: f"--{name.replace('_', '-')}" for name in _ALIKE} | _OTHERS
+"""Options by parameter."""
+# `name` or `name=value`, as the library writes them.
+_NAMED: Final = re.compile(r"`([a-z]\w*)(?:=([^`]+))?`")
+_SENTENCES: Final = {
+    SEE_CAUSE: "Run with --debug for the trace",
+    REPORT: "Run with --debug and report it",
+}
+
+
+def in_flags(text: str) -> str:
+    """Return a message of the library with options in place of parameters: `stateful=True` becomes --stateful."""
+    for of_library, of_commands in _SENTENCES.items():
+        text = text.replace(of_library, of_commands)
+    return _NAMED.sub(_option, text)
+
+
+def _option(match: re.Match[str]) -> str:
+    option = PARAMETERS.get(match[1])
+    if option is None:
+        return match[0]
+    value = True if match[2] is None else _value(match[2])
+    if isinstance(value, bool):
+        return option if value else option.replace("--", "--no-", 1)
+    return f"{option} {_as_typed(value)}"
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text  # a word that stands for a value, such as NAME
+
+
+def _as_typed(value: Any) -> str:
+    """Return a value as the command line takes it: sizes as 1x256, shapes by name as x:1x256x16,mask:1x256."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}:{_as_typed(each)}" for name, each in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "x".join(map(str, value))
+    return str(value)
