@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 from pom_export.version import __version__
 
 if TYPE_CHECKING:
-    from pom_export.api import ExportResult, Inspection, export, inspect, verify, write_report
+    from pom_export.api import (
+        CheckpointInspection,
+        EngineInspection,
+        ExportResult,
+        Inspection,
+        ModelInspection,
+        export,
+        inspect,
+        verify,
+        write_report,
+    )
     from pom_export.attention import MultiheadPolynomialMixer, replace_attention, scan
     from pom_export.checkpoint import load_checkpoint
     from pom_export.engine import EngineInfo, build_engine
@@ -26,9 +36,12 @@ if TYPE_CHECKING:
     from pom_export.runtime.tensorrt_provider import tensorrt_provider_options
 
 _HOMES = {
+    "CheckpointInspection": "api",
     "EngineInfo": "engine",
+    "EngineInspection": "api",
     "ExportResult": "api",
     "Inspection": "api",
+    "ModelInspection": "api",
     "MultiheadPolynomialMixer": "attention",
     "ParityReport": "parity.report",
     "PolynomialMixer": "mixer",
@@ -54,9 +67,12 @@ _HOMES = {
 }
 
 __all__ = [
+    "CheckpointInspection",
     "EngineInfo",
+    "EngineInspection",
     "ExportResult",
     "Inspection",
+    "ModelInspection",
     "MultiheadPolynomialMixer",
     "ParityReport",
     "PolynomialMixer",

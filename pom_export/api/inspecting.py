@@ -1,48 +1,29 @@
-"""Inspect: say what a checkpoint holds."""
+"""Inspect: say what a checkpoint, a model or an engine holds. Only checkpoints need torch."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
 
-from pom_export.errors import only_ours
+from pom_export.api.inspections import CheckpointInspection, EngineInspection, Inspection, ModelInspection
+from pom_export.errors import InputError, only_ours, with_article
+from pom_export.files import AnyPath, as_path, sha256_of
+from pom_export.graph.onnx_file import is_ort_format
 
-
-@dataclass(frozen=True)
-class Inspection:
-    """What a checkpoint was recognised as.
-
-    Attributes:
-        checkpoint: its path.
-        architecture: "mixer", "language-model", "nanogpt-pom" or "jit-pom".
-        family: "pom-v1", "pom-v1-grouped" or "pom-v2".
-        summary: one line for a person.
-        config: hyper-parameters by their official names.
-        parameters: number of trained values, tied ones once.
-        dtypes: number of tensors of each floating-point type.
-        weights: the set of weights that was taken, by the name that `weights` takes.
-        other_weights: the sets that the file holds besides.
-        sha256: of the file.
-        notes: what else to know of the weights, a sentence each.
-    """
-
-    checkpoint: str
-    architecture: str
-    family: str
-    summary: str
-    config: Mapping[str, Any]
-    parameters: int
-    dtypes: Mapping[str, int]
-    weights: str
-    other_weights: Sequence[str]
-    sha256: str
-    notes: Sequence[str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-able values."""
-        return asdict(self)
+_MODEL_SUFFIXES: Final = (".onnx", ".ort")
+_ENGINE_SUFFIXES: Final = (".engine", ".plan")
+_HEAD: Final = 12
+# What engines of TensorRT and of TensorRT for RTX begin with.
+_ENGINE_MARKS: Final = (b"ftrt", b"vtrt")
+# The first field of an ONNX file, its IR version, and more than there ever were.
+_IR_VERSION: Final = 8
+_NEWEST_IR: Final = 64
+# Attributes that say nothing of what is computed.
+_PLUGIN_S: Final = ("plugin_version", "plugin_namespace")
 
 
 @only_ours
@@ -55,13 +36,54 @@ def inspect(
     in_context_start: int | None = None,
     weights: str | None = None,
 ) -> Inspection:
-    """Recognise a checkpoint; arguments and errors are those of `load_checkpoint`."""
+    """Say what a file holds: a `CheckpointInspection`, a `ModelInspection` (ONNX) or an `EngineInspection`.
+
+    Args:
+        path: the file, or a checkpoint's folder; which of the three it is, its content tells.
+        family: of a checkpoint; so are the next four, see `load_checkpoint`.
+        degree: of the polynomials.
+        heads: of attention in a hybrid.
+        in_context_start: of an image model.
+        weights: which of several sets of weights.
+
+    Raises:
+        InputError: the file cannot be read, or is of no kind that is known; or an engine is not what its manifest
+            tells of.
+    """
+    hints = {"family": family, "degree": degree, "heads": heads}
+    hints |= {"in_context_start": in_context_start, "weights": weights}
+    kind = _kind_of(as_path(path, "file"))
+    if kind == CheckpointInspection.kind:
+        return _checkpoint(path, hints)
+    for name, value in hints.items():
+        if value is not None:
+            raise InputError(
+                f"`{name}={value!r}` is of a checkpoint, and {os.fspath(path)} is {with_article(kind)}", "Leave it out"
+            )
+    return _model(path) if kind == ModelInspection.kind else _engine(path)
+
+
+def _kind_of(file: Path) -> str:
+    """Return which kind of inspection a file is for; by its name where its content tells nothing."""
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(_HEAD)
+    except OSError:
+        head = b""
+    if head.startswith(_ENGINE_MARKS) or file.suffix in _ENGINE_SUFFIXES:
+        return EngineInspection.kind
+    # The length of a safetensors file's header may begin like an IR version; behind it stands a bracket.
+    versioned = len(head) == _HEAD and head[0] == _IR_VERSION and head[1] < _NEWEST_IR and head[8:9] != b"{"
+    if versioned or file.suffix in _MODEL_SUFFIXES or (file.is_file() and is_ort_format(file)):
+        return ModelInspection.kind
+    return CheckpointInspection.kind
+
+
+def _checkpoint(path: AnyPath, hints: Mapping[str, Any]) -> CheckpointInspection:
     from pom_export.checkpoint import load_model
 
-    loaded = load_model(
-        path, family=family, degree=degree, heads=heads, in_context_start=in_context_start, weights=weights
-    )
-    return Inspection(
+    loaded = load_model(path, **hints)
+    return CheckpointInspection(
         checkpoint=os.fspath(path),
         architecture=loaded.spec.architecture,
         family=loaded.spec.family,
@@ -74,3 +96,52 @@ def inspect(
         sha256=loaded.sha256,
         notes=list(loaded.notes),
     )
+
+
+def _model(path: AnyPath) -> ModelInspection:
+    from pom_export.graph.exported import read_model
+    from pom_export.runtime.ort_format import as_onnx
+
+    with as_onnx(path) as file:
+        model = read_model(file)
+    told = ("spec", "limits", "stateful", "kept_in_float32")
+    return ModelInspection(
+        model=os.fspath(path),
+        architecture=model.spec.get("architecture"),
+        family=model.spec.get("family"),
+        config=dict(model.spec.get("config", {})),
+        aggregations=len(model.aggregations),
+        aggregation_kinds=_by_kind(model.attributes),
+        without_function=list(model.without_function),
+        inputs=[str(spec) for spec in model.inputs],
+        outputs=[str(spec) for spec in model.outputs],
+        state=model.stateful or None,
+        dtype=model.precision,
+        kept_in_float32=dict(model.kept_in_float32),
+        opset=model.opset,
+        limits=asdict(model.limits),
+        metadata={name: value for name, value in model.properties.items() if name not in told},
+        weights=[os.fspath(weights) for weights in model.weights],
+        bytes=sum(each.stat().st_size for each in (as_path(path, "model"), *model.weights)),
+        sha256=sha256_of(as_path(path, "model")),
+    )
+
+
+def _by_kind(attributes: Any) -> list[dict[str, Any]]:
+    """Return the distinct attributes of aggregation nodes, each with its op and how often it is there."""
+    from pom_export import contract
+
+    counts = Counter(
+        tuple((name, value) for name, value in each.items() if name not in _PLUGIN_S) for each in attributes
+    )
+    kinds = []
+    for kind, count in counts.items():
+        gated = any(name == "gate_activation" for name, _ in kind)
+        kinds.append({"op": contract.GATED_OP_NAME if gated else contract.OP_NAME, **dict(kind), "count": count})
+    return kinds
+
+
+def _engine(path: AnyPath) -> EngineInspection:
+    from pom_export.engine.manifest import read_engine
+
+    return EngineInspection(os.fspath(path), dict(read_engine(path)[1]))

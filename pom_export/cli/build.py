@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -14,9 +14,6 @@ from pom_export.cli.parameters import FILE, FOLDER, Choice, Parsed
 from pom_export.cli.progress import stages
 from pom_export.engine.backend import AUTO, BACKENDS
 from pom_export.engine.targets import DEFAULT_TARGETS, parse_targets
-
-if TYPE_CHECKING:
-    from pom_export.engine import EngineInfo
 
 
 @click.command("build")
@@ -65,23 +62,24 @@ def command(
             **options,
             progress=progress,
         )
-    print_result(info.to_dict(), as_json, _lines(info))
+    print_result(info.to_dict(), as_json, engine_lines(info.to_dict()))
 
 
-def _lines(info: EngineInfo) -> Sequence[tuple[str, str]]:
-    shapes = (f"{name} {' / '.join(map(_sizes, profile.values()))}" for name, profile in info.profiles.items())
+def engine_lines(told: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what an engine's manifest tells a person."""
+    shapes = (f"{name} {' / '.join(map(_sizes, profile.values()))}" for name, profile in told["profiles"].items())
     return [
-        ("engine", f"{info.engine} ({human_bytes(info.bytes)})"),
-        ("manifest", info.manifest),
-        ("backend", f"{info.backend} {info.backend_version}"),
-        ("targets", ", ".join(info.targets)),
-        ("plugin layers", f"{info.plugin_layers} of {info.aggregations} aggregations"),
-        ("plugin", _plugin(info)),
-        ("matrix products", _counts(info.matrix_products)),
-        ("layers that compute", _counts(info.precisions)),
+        ("engine", f"{told['engine']} ({human_bytes(told['bytes'])})"),
+        ("manifest", told["manifest"]),
+        ("backend", f"{told['backend']} {told['backend_version']}"),
+        ("targets", ", ".join(told["targets"])),
+        ("plugin layers", f"{told['plugin_layers']} of {told['aggregations']} aggregations"),
+        ("plugin", _plugin(told)),
+        ("matrix products", _counts(told["matrix_products"])),
+        ("layers that compute", _counts(told["precisions"])),
         ("shapes (min / opt / max)", "; ".join(shapes)),
-        ("seconds", f"{info.seconds:.1f}{' (from the cache)' if info.cached else ''}"),
-        ("command line", info.command_line),
+        ("seconds", f"{told['seconds']:.1f}{' (from the cache)' if told['cached'] else ''}"),
+        ("command line", told["command_line"]),
     ]
 
 
@@ -89,10 +87,10 @@ def _sizes(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def _plugin(info: EngineInfo) -> str:
-    if info.plugin_sha256 is None:
+def _plugin(told: Mapping[str, Any]) -> str:
+    if told["plugin_sha256"] is None:
         return "not used: the aggregations are standard ops"
-    return "embedded" if info.plugin_embedded else "to be loaded before the engine"
+    return "embedded" if told["plugin_embedded"] else "to be loaded before the engine"
 
 
 def _counts(by_type: Mapping[str, int]) -> str:

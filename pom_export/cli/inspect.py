@@ -3,48 +3,115 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from pom_export import contract
+from pom_export.cli.build import engine_lines
 from pom_export.cli.options import common_options, recognition_options
-from pom_export.cli.output import print_result
+from pom_export.cli.output import human_bytes, print_result
 from pom_export.cli.parameters import FILE
 from pom_export.cli.progress import stages
 
+if TYPE_CHECKING:
+    from pom_export.api import CheckpointInspection, EngineInspection, ModelInspection
+
+_Lines = list[tuple[str, str]]
+
 
 @click.command("inspect")
-@click.argument("checkpoint", type=FILE)
+@click.argument("file", type=FILE)
 @recognition_options
 @common_options
-def command(checkpoint: str, as_json: bool, verbose: bool, **options: Any) -> None:
-    """Say what CHECKPOINT holds: family, architecture and hyper-parameters, or why it is not recognised."""
-    with stages(f"reading {checkpoint}", shown=verbose, moving=not as_json):
-        from pom_export.api import inspect
+def command(file: str, as_json: bool, verbose: bool, **options: Any) -> None:
+    """Say what FILE holds: a checkpoint, an ONNX model, or an engine with its manifest beside it.
 
-        result = inspect(checkpoint, **options)
-    lines = [
-        ("checkpoint", result.checkpoint),
-        ("recognised as", result.summary),
-        *_settings(result.config),
-        ("parameters", f"{result.parameters:,}"),
-        ("types", ", ".join(f"{count} tensors of {name}" for name, count in result.dtypes.items())),
-        ("weights", result.weights),
-        *([("other weights", ", ".join(result.other_weights))] if result.other_weights else []),
-        ("sha256", result.sha256),
-        *[("note", note) for note in result.notes],
-    ]
+    Of a checkpoint: family, architecture and hyper-parameters, or why it is not recognised; the options are for
+    checkpoints. Of a model: its aggregations, inputs, outputs, state, types and metadata. Of an engine: what it was
+    built from and for.
+    """
+    with stages(f"reading {file}", shown=verbose, moving=not as_json):
+        from pom_export import api
+
+        result = api.inspect(file, **options)
+    if isinstance(result, api.ModelInspection):
+        lines = _model_lines(result)
+    elif isinstance(result, api.EngineInspection):
+        lines = _engine_lines(result)
+    else:
+        assert isinstance(result, api.CheckpointInspection)
+        lines = _checkpoint_lines(result)
     print_result(result.to_dict(), as_json, lines)
 
 
-def _settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the hyper-parameters as a person writes them; what is not there is left out."""
-    lines: list[tuple[str, str]] = []
+def _checkpoint_lines(found: CheckpointInspection) -> _Lines:
+    return [
+        ("checkpoint", found.checkpoint),
+        ("recognised as", found.summary),
+        *_settings(found.config),
+        ("parameters", f"{found.parameters:,}"),
+        ("types", ", ".join(f"{count} tensors of {name}" for name, count in found.dtypes.items())),
+        ("weights", found.weights),
+        *([("other weights", ", ".join(found.other_weights))] if found.other_weights else []),
+        ("sha256", found.sha256),
+        *[("note", note) for note in found.notes],
+    ]
+
+
+def _model_lines(found: ModelInspection) -> _Lines:
+    lines = [
+        ("model", f"{found.model} ({human_bytes(found.bytes)})"),
+        *([("exported from", f"{found.architecture} ({found.family})")] if found.architecture else []),
+        *_settings(found.config),
+        ("aggregations", str(found.aggregations)),
+        *((f"  {kind['count']} x", _kind(kind)) for kind in found.aggregation_kinds),
+        ("inputs", "; ".join(found.inputs)),
+        ("outputs", "; ".join(found.outputs)),
+        ("state", found.state or "none"),
+        ("dtype", found.dtype),
+        *((f"float32: {name}", reason) for name, reason in found.kept_in_float32.items()),
+        ("opset", str(found.opset)),
+        *_settings(found.limits, "limits."),
+        *((f"metadata.{name}", value) for name, value in found.metadata.items()),
+        *(("weights", file) for file in found.weights),
+        ("sha256", found.sha256),
+    ]
+    if found.without_function:
+        lines.append(("note", f"no function is there of {', '.join(found.without_function)}: only our kernels run it"))
+    return lines
+
+
+def _kind(kind: Mapping[str, Any]) -> str:
+    # Form "power" has its degree in the coefficients; the attribute is for the other.
+    hidden = {"op", "count", *(["degree"] if kind.get("form") == contract.POWER else [])}
+    settings = (f"{name} {value}" for name, value in kind.items() if name not in hidden)
+    return f"{kind['op']}: {', '.join(settings)}"
+
+
+def _engine_lines(found: EngineInspection) -> _Lines:
+    told = found.to_dict()
+    packages = {"pom-export": told.get("toolkit_version"), **told.get("packages", {})}
+    return [
+        *engine_lines(told),
+        ("inputs", "; ".join(told.get("inputs", []))),
+        ("outputs", "; ".join(told.get("outputs", []))),
+        ("built with", ", ".join(f"{name} {version}" for name, version in packages.items())),
+        *_settings(told.get("inspected") or {}, "inspector."),
+        ("sha256", str(told.get("sha256"))),
+        ("sha256 of the model", str(told.get("model_sha256"))),
+        *((f"sha256 of {name}", sha256) for name, sha256 in told.get("weights_sha256", {}).items()),
+    ]
+
+
+def _settings(config: Mapping[str, Any], prefix: str = "") -> _Lines:
+    """Return settings as a person writes them; what is not there is left out."""
+    lines: _Lines = []
     for name, value in config.items():
         if isinstance(value, Mapping):
-            lines += [(f"{name}.{inner}", text) for inner, text in _settings(value)]
+            lines += _settings(value, f"{prefix}{name}.")
         elif isinstance(value, (list, tuple)):
-            lines += [(name, ", ".join(map(str, value)) or "none")]
+            lines += [(f"{prefix}{name}", ", ".join(map(str, value)) or "none")]
         elif value is not None:
-            lines.append((name, str(value)))
+            lines.append((f"{prefix}{name}", str(value)))
     return lines

@@ -24,7 +24,7 @@ from pom_export.version import __version__
 # Name, and the line that `pom-export --help` shows; the rest of a command lives in a module of its name.
 _COMMANDS = {
     "export": "Export a checkpoint or a module to ONNX with the custom op.",
-    "inspect": "Say what a checkpoint holds.",
+    "inspect": "Say what a checkpoint, a model or an engine holds.",
     "verify": "Compare an exported model with PyTorch.",
     "build": "Build a TensorRT engine with the plugin inside.",
     "generate": "Continue a text with an exported language model.",

@@ -14,7 +14,7 @@ from pom_export.errors import reason_of
 
 
 @dataclass(frozen=True)
-class Inspection:
+class EngineLayers:
     """The inspector's list of layers, in numbers.
 
     Attributes:
@@ -28,7 +28,7 @@ class Inspection:
     formats: dict[str, int]
 
     @classmethod
-    def of(cls, information: str) -> Inspection:
+    def of(cls, information: str) -> EngineLayers:
         """Read the inspector's JSON."""
         layers: list[dict[str, Any]] = json.loads(information)["Layers"]
         outputs = (output for layer in layers for output in layer.get("Outputs", []))
@@ -45,7 +45,7 @@ class Inspection:
 
 def inspect_engine(
     engine: bytes, backend: Backend, uses_plugin: bool, progress: Callable[[str], None]
-) -> Inspection | None:
+) -> EngineLayers | None:
     """Load an engine and list its layers; None where that cannot be done here, which is no fault of the engine."""
     if not gpu_present():
         return None
@@ -54,7 +54,7 @@ def inspect_engine(
         information = loaded.create_engine_inspector().get_engine_information(
             backend.module.LayerInformationFormat.JSON
         )
-        return Inspection.of(information)
+        return EngineLayers.of(information)
     except Exception as error:  # noqa: BLE001 (an engine for other GPUs, or a list in a form that is not known)
         progress(f"the engine's layers cannot be listed here: {reason_of(error)}")
         return None

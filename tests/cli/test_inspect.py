@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import onnx
+import onnx.parser
 import pytest
 
+import pom_export
 from pom_export.cli.main import run
+from pom_export.engine.manifest import EngineInfo, manifest_path
+from pom_export.files import sha256_of
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
@@ -37,3 +45,84 @@ def test_what_is_missing_is_said_with_the_option_that_gives_it(
     assert "--degree 1, 2, 3 or 6" in capsys.readouterr().err
     assert run(["inspect", str(tmp_path / "m.pt"), "--degree", "3"]) == 0
     assert "degree 3, expand 2" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("inspect") / "m.onnx"
+    pom_export.export(GOLDEN / "v2_base" / "checkpoint.pt", path, mask="causal", stateful=True, dtype="half")
+    return path
+
+
+def test_says_what_a_model_holds(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", str(model), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["kind"], result["model"], result["family"]) == ("model", str(model), "pom-v2")
+    assert result["aggregations"] == 1
+    (kind,) = result["aggregation_kinds"]
+    assert (kind["op"], kind["count"]) == ("GatedPolynomialAggregation", 1)
+    assert (kind["form"], kind["mode"], kind["stateful"]) == ("power", "causal", 1)
+    assert result["inputs"][0] == "x float16[batch, tokens, 32]"
+    assert "past_length int64[batch]" in result["inputs"]
+    assert "present_length int64[batch]" in result["outputs"]
+    assert (result["state"], result["dtype"], result["opset"]) == ("causal", "float16", 20)
+    assert result["metadata"]["mask"] == "causal"
+    assert result["bytes"] == model.stat().st_size
+    assert result["sha256"] == sha256_of(model)
+    assert run(["inspect", str(model)]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"1 x +GatedPolynomialAggregation: form power, mode causal, rotary_blocks 1", out)
+    assert re.search(r"exported from +mixer \(pom-v2\)\n", out)
+
+
+def test_a_model_of_any_name_and_of_other_tools_is_known(model: Path, tmp_path: Path) -> None:
+    shutil.copy(model, tmp_path / "renamed.pt")
+    assert isinstance(pom_export.inspect(tmp_path / "renamed.pt"), pom_export.ModelInspection)
+    other = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 20]> g (float[N] x) => (float[N] y) { y = Relu(x) }'
+    )
+    onnx.save_model(other, tmp_path / "other")
+    found = pom_export.inspect(tmp_path / "other")
+    assert isinstance(found, pom_export.ModelInspection)
+    assert (found.aggregations, found.aggregation_kinds, found.architecture, found.state) == (0, [], None, None)
+    assert isinstance(pom_export.inspect(GOLDEN / "v2_base" / "checkpoint.pt"), pom_export.CheckpointInspection)
+
+
+def test_says_what_an_engine_is_for(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    engine = tmp_path / "m.engine"
+    engine.write_bytes(b"vtrt, an engine")
+    info = EngineInfo(
+        backend="tensorrt-rtx", backend_version="1.7", targets=["sm86"], gpu=None, path="plugin", plugin_embedded=True,
+        plugin_sha256="0", profiles={"x": {"min": [1, 1], "opt": [1, 2], "max": [4, 8]}}, model_sha256=sha256_of(model),
+        weights_sha256={}, toolkit_version="0.1", packages={"onnx": "1.23"}, engine="elsewhere/m.engine",
+        manifest="elsewhere/m.engine.json", aggregations=1, plugin_layers=1, precisions={"float16": 3},
+        matrix_products={"float16": 2}, inspected={"layers": 9, "plugin_layers": 1, "formats": {}},
+        inputs=["x float16[batch, 2]"], outputs=["y float16[batch, 2]"], bytes=engine.stat().st_size, cached=False,
+        seconds=1.0, sha256=sha256_of(engine), command_line="trtexec",
+    )  # fmt: skip
+    manifest_path(engine).write_text(json.dumps(info.to_dict()))
+    assert run(["inspect", str(engine), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["kind"], result["engine"], result["targets"]) == ("engine", str(engine), ["sm86"])
+    assert result["profiles"]["x"]["max"] == [4, 8]
+    assert run(["inspect", str(engine)]) == 0
+    out = capsys.readouterr().out
+    for line in ("backend +tensorrt-rtx 1.7", "plugin layers +1 of 1", "x 1x1 / 1x2 / 4x8", "inspector.layers +9"):
+        assert re.search(line, out)
+    engine.write_bytes(b"vtrt, another one")
+    assert run(["inspect", str(engine)]) == 2
+    assert "not what" in capsys.readouterr().err
+    manifest_path(engine).unlink()
+    assert run(["inspect", str(engine)]) == 2
+    assert "m.engine.json does not exist" in capsys.readouterr().err
+
+
+def test_a_checkpoints_options_are_no_models(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", str(model), "--degree", "3"]) == 2
+    assert f"--degree 3 is of a checkpoint, and {model} is a model" in capsys.readouterr().err
+
+
+def test_only_checkpoints_need_torch(model: Path) -> None:
+    check = f"import sys; from pom_export.cli.main import run; run(['inspect', {str(model)!r}, '-q'])"
+    done = subprocess.run([sys.executable, "-c", f"{check}; sys.exit('torch' in sys.modules)"], capture_output=True)
+    assert done.returncode == 0

@@ -11,7 +11,7 @@ import pytest
 import pom_export
 from pom_export.engine import inspection
 from pom_export.engine.backend import Backend, gpu_present, load_backend
-from pom_export.engine.inspection import Inspection, inspect_engine
+from pom_export.engine.inspection import EngineLayers, inspect_engine
 
 CHECKPOINT = Path(__file__).parents[1] / "data" / "golden" / "v2_base" / "checkpoint.pt"
 
@@ -23,7 +23,7 @@ def test_layers_are_counted() -> None:
         {"Name": "b", "LayerType": "PluginV3", "Outputs": [half, single]},
         {"Name": "c", "LayerType": "NoOp"},
     ]
-    assert Inspection.of(json.dumps({"Layers": layers})) == Inspection(3, 1, {"Half": 2, "Float": 1})
+    assert EngineLayers.of(json.dumps({"Layers": layers})) == EngineLayers(3, 1, {"Half": 2, "Float": 1})
 
 
 class TensorRT:
@@ -52,7 +52,7 @@ class TensorRT:
 def test_an_engine_with_the_plugin_inside_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inspection, "gpu_present", lambda: True)
     said: list[str] = []
-    assert inspect_engine(b"engine", Backend("tensorrt", "10", TensorRT), False, said.append) == Inspection(1, 1, {})
+    assert inspect_engine(b"engine", Backend("tensorrt", "10", TensorRT), False, said.append) == EngineLayers(1, 1, {})
     assert said == []
 
 
