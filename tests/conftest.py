@@ -19,11 +19,12 @@ import torch
 from pom_export import interrupts
 from pom_export.errors import MissingDependencyError
 from pom_export.runtime.library import plugin_library
-from tests import torch_tables
+from tests import kept_traces, torch_tables
 
 # Test tensors are small: on a shared machine threads only wait for each other.
 torch.set_num_threads(1)
 torch_tables.keep()
+kept_traces.keep()
 
 # What may be missing in CI too: a GPU, the full TensorRT, and what depends on the machine or the user.
 MAY_SKIP_IN_CI = {"gpu", "tensorrt", "machine"}

@@ -1,0 +1,76 @@
+"""Keep what torch made of our own architectures: it takes a second or more, and is the same for the same model."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from pom_export.graph import exporter
+from pom_export.graph.exporter import Traced
+from pom_export.graph.program import Program
+
+_MOST = 64
+
+
+def keep() -> None:
+    """Trace a model that is made of our classes alone once a process for each way to export it; exports get copies.
+
+    Modules of other classes are always traced: what these may do while they are is what many tests are about.
+    """
+    trace, kept = exporter.trace, dict[bytes, Traced]()
+
+    def trace_once(program: Program, opset: int) -> Traced:
+        key = _content_of(program, opset)
+        if key is None:
+            return trace(program, opset)
+        if key not in kept:
+            if len(kept) == _MOST:
+                del kept[next(iter(kept))]
+            # What a test does to its model's weights afterwards does not change what is kept.
+            kept[key] = trace(replace(program, module=copy.deepcopy(program.module)), opset)
+        program.module.eval()
+        return replace(kept[key], graph=kept[key].graph.clone())
+
+    exporter.trace = trace_once
+
+
+class _Content(pickle.Pickler):
+    """Writes down what a program is, for equal programs the same; of tensors not where in memory they are."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.tensors: list[Tensor] = []
+
+    def persistent_id(self, obj: Any) -> Any:
+        """Return a tensor's type, shape and values, and which tensor it is: two modules may share one."""
+        if not isinstance(obj, Tensor):
+            return None
+        if not any(obj is tensor for tensor in self.tensors):
+            self.tensors.append(obj)
+        place = next(i for i, tensor in enumerate(self.tensors) if tensor is obj)
+        return place, str(obj.dtype), tuple(obj.shape), obj.detach().numpy().tobytes()
+
+
+def _content_of(program: Program, opset: int) -> bytes | None:
+    """Return what a program is; None where it holds other classes, or what can't be written down."""
+    if not all(_is_ours(module) for module in program.module.modules()):
+        return None
+    written = io.BytesIO()
+    try:
+        shapes = program.dynamic_shapes and {
+            name: {axis: (dimension.__name__, dimension.min, dimension.max) for axis, dimension in axes.items()}
+            for name, axes in program.dynamic_shapes.items()
+        }
+        _Content(written).dump((program.module, dict(program.inputs), shapes, program.outputs, program.prefix, opset))
+    except (AttributeError, TypeError, pickle.PicklingError):
+        return None
+    return written.getvalue()
+
+
+def _is_ours(module: nn.Module) -> bool:
+    return type(module).__module__.startswith(("pom_export.", "torch.nn."))
