@@ -154,6 +154,7 @@ def test_onnxruntimes_operators_in_the_standard_domain_are_taken(mixer: Exported
     assert not mixer.verify(lambda model: normalized(model, 1.0), inputs={"x": x})
 
 
+@pytest.mark.slow
 def test_without_docstrings_everything_runs(mixer: Exported) -> None:
     command = [sys.executable, "-OO", "-m", "pom_export", "verify", "m.onnx", "--checkpoint", "c.pt"]
     done = subprocess.run(command, cwd=mixer.folder, capture_output=True, text=True, check=False)
@@ -358,7 +359,7 @@ def fixed_and_folded(path: Path, sizes: Mapping[str, int], folded: Path) -> None
 
 def test_positions_are_judged_in_the_type_that_a_file_has_folded_them_in(tmp_path: Path) -> None:
     """A graph of dynamic sizes turns by float32 angles, one that is exported with fixed ones by half ones."""
-    module = hybrid()
+    module = hybrid(layers=2)
     fill(module)
     pom_export.export(module, tmp_path / "fixed.onnx", dtype="float16", static=(2, 8))
     pom_export.export(module, tmp_path / "dynamic.onnx", dtype="float16")

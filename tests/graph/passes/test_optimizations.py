@@ -230,11 +230,12 @@ def test_whatever_stands_around_it_the_outputs_stay(kind: str, split: bool, gate
 
     # The export compares itself with PyTorch, with the kernels and with the functions.
     result = pom_export.export(model, tmp_path / "m.onnx", example_inputs=(x,))
-    pom_export.export(model, tmp_path / "plain.onnx", example_inputs=(x,), optimize=False)
 
     assert result.checked == ["onnxruntime kernel", "onnxruntime function"]
-    graph, plain = (onnx.load(tmp_path / name).graph for name in ("m.onnx", "plain.onnx"))
-    assert [output.name for output in graph.output] == [output.name for output in plain.output]
+    graph = onnx.load(tmp_path / "m.onnx").graph
+    names = ["y_0", "y_1"] if len(graph.output) > 1 else ["y"]  # as torch's outputs are named, whatever was rewritten
+    assert [output.name for output in graph.output] == names
+    assert len(graph.output) == len(model(x))
     operators = [node.op_type for node in graph.node]
     assert ("Split" not in operators, GATED in operators) == (split, gated)
 
