@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +23,59 @@ from pom_export.parity.comparison import difference
 from pom_export.parity.tolerances import GOLDEN
 
 GOLDEN_FOLDER = Path(__file__).parent / "data" / "golden"
-# Mask option of the export, name of the expected output, name of the mask among the inputs.
-MASKS = (
-    ("none", "y_none", None),
-    ("causal", "y_causal", None),
-    ("padding", "y_2d", "mask2d"),
-    ("full", "y_3d", "mask3d"),
-)
+# By mask option of the export: name of the expected output, and of the mask among the inputs.
+MASKS = {
+    "none": ("y_none", None),
+    "causal": ("y_causal", None),
+    "padding": ("y_2d", "mask2d"),
+    "full": ("y_3d", "mask3d"),
+}
 
 
-def test_official_outputs_are_reproduced(golden: Any, tmp_path: Path) -> None:
-    io = golden.arrays
-    positions = golden.positions
-    for mask, expected, mask_name in MASKS:
-        if expected not in io:
-            continue
-        model = tmp_path / f"{mask}.onnx"
-        pom_export.export(golden.checkpoint, model, mask=mask, cross="xc" in io, positions=positions is not None)
-        feed = {"x": io["xq"]}
-        feed |= {"context": io["xc"]} if "xc" in io else {}
-        feed |= {"mask": io[mask_name]} if mask_name else {}
-        feed |= {"positions": positions} if positions is not None else {}
-        for kernels in (True, False):
-            (y,) = pom_export.inference_session(model, kernels=kernels).run(None, feed)
-            assert difference(y, io[expected], GOLDEN), (mask, kernels)
+def mixers_by_family() -> dict[str, dict[str, list[str]]]:
+    """Return the masks of every golden mixer, by family."""
+    families: dict[str, dict[str, list[str]]] = {}
+    for folder in sorted(GOLDEN_FOLDER.iterdir()):
+        with np.load(folder / "io.npz") as arrays:
+            masks = [mask for mask, (expected, _) in MASKS.items() if expected in arrays.files]
+        if masks:
+            version, *kinds = folder.name.split("_")
+            families.setdefault(f"{version} {'cross' in kinds}", {})[folder.name] = masks
+    return families
+
+
+def mixers_and_masks() -> Iterator[Any]:
+    """Yield every mixer with every mask that it has; of a family each mixer and each mask once, the rest as slow."""
+    for mixers in mixers_by_family().values():
+        masks = [mask for mask in MASKS if any(mask in its for its in mixers.values())]
+        few = {(list(mixers)[i % len(mixers)], masks[i % len(masks)]) for i in range(max(len(mixers), len(masks)))}
+        for name, its in mixers.items():
+            for mask in its:
+                marks = [] if (name, mask) in few else [pytest.mark.slow]
+                yield pytest.param(GOLDEN_FOLDER / name, mask, id=f"{name}-{mask}", marks=marks)
+
+
+def test_some_case_of_each_family_and_mask_is_always_run() -> None:
+    cases = {case.id for case in mixers_and_masks() if not case.marks}
+    for mixers in mixers_by_family().values():
+        assert all(any(f"{name}-{mask}" in cases for mask in MASKS) for name in mixers)
+        for mask in {mask for masks in mixers.values() for mask in masks}:
+            assert any(f"{name}-{mask}" in cases for name in mixers)
+
+
+@pytest.mark.parametrize(("golden", "mask"), list(mixers_and_masks()), indirect=["golden"])
+def test_official_outputs_are_reproduced(golden: Any, mask: str, tmp_path: Path) -> None:
+    io, positions = golden.arrays, golden.positions
+    expected, mask_name = MASKS[mask]
+    model = tmp_path / "m.onnx"
+    pom_export.export(golden.checkpoint, model, mask=mask, cross="xc" in io, positions=positions is not None)
+    feed = {"x": io["xq"]}
+    feed |= {"context": io["xc"]} if "xc" in io else {}
+    feed |= {"mask": io[mask_name]} if mask_name else {}
+    feed |= {"positions": positions} if positions is not None else {}
+    for kernels in (True, False):
+        (y,) = pom_export.inference_session(model, kernels=kernels).run(None, feed)
+        assert difference(y, io[expected], GOLDEN), kernels
 
 
 def test_the_public_language_models_are_reproduced(golden_gpt: Any, tmp_path: Path) -> None:

@@ -94,8 +94,34 @@ def test_every_pair_of_choices_is_in_the_table() -> None:
         assert {kind.mask for kind in KINDS if kind.family == family} == masks
 
 
+# Among these is every choice at least once; the others are slow together.
+ALWAYS = {
+    "v2_groups_heads-padding-bfloat16",
+    "v2_heads-full-float32",
+    "rope1d-none-bfloat16-static",
+    "rope2d_heads-padding-float16-static",
+    "v1_degree4-full-float32-static",
+    "v1_grouped-causal-bfloat16",
+    "v2_cross-full-float16",
+    "jit-none-float16",
+    "hybrid-causal-float16-static",
+    "rope1d-padding-float32-stateful",
+}
+
+
+def test_every_choice_is_always_built() -> None:
+    always = [kind for kind in KINDS if str(kind) in ALWAYS]
+    assert len(always) == len(ALWAYS)
+    for choice in ("family", "mask", "dtype", "static"):
+        assert {getattr(kind, choice) for kind in always} == {getattr(kind, choice) for kind in KINDS}, choice
+    assert {kind.gated > 0 for kind in always} == {kind.plain > 0 for kind in always} == {True, False}
+
+
 @pytest.mark.usefixtures("tensorrt_rtx")
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=[] if str(kind) in ALWAYS else [pytest.mark.slow], id=str(kind)) for kind in KINDS],
+)
 def test_every_kind_builds_with_the_plugin_and_with_functions(kind: Kind, tmp_path: Path) -> None:
     model, engine = tmp_path / "m.onnx", tmp_path / "m.engine"
     mask = {} if kind.family in {"gpt", "jit"} else {"mask": kind.mask}

@@ -22,7 +22,22 @@ from tests.small_models import VOCABULARY, hybrid
 
 Array = npt.NDArray[Any]
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
-SELF_MIXING = [f for f in sorted(GOLDEN.iterdir()) if not f.name.startswith(("gpt", "jit")) and "cross" not in f.name]
+# One of each kind of state; the others are slow together.
+ALWAYS = {
+    "rope1d_heads",
+    "rope2d",
+    "v1_degree3",
+    "v1_grouped",
+    "v2_degree8",
+    "v2_groups_bias",
+    "v2_heads",
+    "v2_one_token",
+}
+SELF_MIXING = [
+    pytest.param(f, id=f.name, marks=[] if f.name in ALWAYS else [pytest.mark.slow])
+    for f in sorted(GOLDEN.iterdir())
+    if not f.name.startswith(("gpt", "jit")) and "cross" not in f.name
+]
 # The hybrid among them takes long to trace: tests/runtime/streaming/test_exports.py, in rows of different lengths.
 LANGUAGE_MODELS = [f for f in sorted(GOLDEN.iterdir()) if f.name.startswith("gpt") and f.name != "gpt_hybrid"]
 PATHS = [pytest.param(True, id="kernel"), pytest.param(False, id="function")]
@@ -69,7 +84,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("stateful")
 
 
-@pytest.mark.parametrize("golden", SELF_MIXING, ids=lambda folder: folder.name, indirect=True)
+@pytest.mark.parametrize("golden", SELF_MIXING, indirect=True)
 @pytest.mark.parametrize("kernels", PATHS)
 def test_any_split_gives_the_official_causal_outputs(golden: Any, kernels: bool, folder: Path) -> None:
     model, positions = folder / f"{golden.folder.name}.onnx", golden.positions
