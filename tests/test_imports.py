@@ -6,6 +6,8 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Mapping, Set
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,11 @@ LAYERS = (
     "torch_modes", "function_mode", "mixer", "attention", "models", "checkpoint", "graph", "runtime", "text", "images",
     "engine", "parity", "api", "bench", "cli", "__main__",
 )  # fmt: skip
+
+
+# Imports that another change is about to remove.
+UNDONE = {("pom_export.bench.stream.work", "pom_export.bench.worker")}
+Graph = Mapping[str, Set[str]]
 
 
 def imported_layers(file: Path) -> set[str]:
@@ -44,6 +51,61 @@ def test_the_package_does_not_know_the_benchmarks() -> None:
     assert not [
         file for file in PACKAGE.rglob("*.py") if re.search(r"^\s*(from|import) benchmarks\b", file.read_text(), re.M)
     ]
+
+
+def module_graph() -> Graph:
+    """Return what each module imports of the package, lazily and for type checkers too."""
+    files = {".".join((PACKAGE.name, *file.relative_to(PACKAGE).with_suffix("").parts)): file
+             for file in PACKAGE.rglob("*.py")}  # fmt: skip
+    files = {name.removesuffix(".__init__"): file for name, file in files.items()}
+    graph: dict[str, set[str]] = {name: set() for name in files}
+    for name, file in files.items():
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                graph[name] |= {alias.name for alias in node.names} & files.keys()
+            elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == PACKAGE.name:
+                named = {f"{node.module}.{alias.name}": node.module for alias in node.names}
+                graph[name] |= {inner if inner in files else module for inner, module in named.items()}
+        graph[name] -= {other for one, other in UNDONE if one == name}
+    return graph
+
+
+def folder_graph(modules: Graph) -> Graph:
+    """Return which folders import from which, but for those that lie in each other."""
+    graph: dict[str, set[str]] = {}
+    for module, imported in modules.items():
+        one = folder_of(module)
+        others = {folder_of(other) for other in imported}
+        graph.setdefault(one, set()).update(
+            o for o in others if not f"{o}.".startswith(f"{one}.") and not f"{one}.".startswith(f"{o}.")
+        )
+    return graph
+
+
+def folder_of(module: str) -> str:
+    path = PACKAGE.parent.joinpath(*module.split("."))
+    return module if path.is_dir() else module.rpartition(".")[0]
+
+
+def cycle_in(graph: Graph) -> list[str]:
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_two_files_import_each_other() -> None:
+    """Nor more than two in a circle."""
+    assert cycle_in({"a": {"b"}, "b": {"a"}})
+    assert "pom_export.api.exporting" in module_graph()["pom_export.api"]
+    assert not cycle_in(module_graph())
+
+
+def test_no_two_folders_import_each_other() -> None:
+    folders = folder_graph(module_graph())
+    assert "pom_export.graph.masks" in folders["pom_export.graph.passes"]
+    assert not cycle_in(folders)
 
 
 def test_every_module_is_in_a_layer() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import re
+import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,6 @@ import onnxscript
 import torch
 from torch import nn
 
-import pom_export
 from pom_export.errors import InputError, reason_of
 from pom_export.graph.outputs import TensorsOnly
 
@@ -23,7 +23,7 @@ _Node = torch.fx.Node | ir.Node
 # Where code lies that is neither the user's nor what the user's model is written with.
 _LIBRARIES = tuple(
     f"{Path(folder)}/"
-    for package in (pom_export, torch, onnxscript, ir)
+    for package in (sys.modules[__name__.partition(".")[0]], torch, onnxscript, ir)
     for folder in package.__path__
 )  # fmt: skip
 _STANDARD_LIBRARY = f"{Path(sysconfig.get_path('stdlib'))}/"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
-import pom_export
 from pom_export.errors import MissingDependencyError
 
 _FOLDER = "lib"
@@ -18,7 +18,8 @@ def _locate(file_name: str, variable: str, purpose: str) -> Path:
         if Path(named).is_file():
             return Path(named).resolve()
         raise MissingDependencyError(f"{variable}={named} is not a file", f"Point it at {file_name} or unset it")
-    for folder in pom_export.__path__:
+    # Not by an import: the package names this module.
+    for folder in sys.modules[__name__.partition(".")[0]].__path__:
         candidate = Path(folder) / _FOLDER / file_name
         if candidate.is_file():
             return candidate.resolve()
