@@ -7,11 +7,16 @@ import random
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
+
+from pom_export.process_wide import OneAtATime
+from pom_export.torch_patches import FunctionPatch
+
+_ONE_AT_A_TIME: Final = OneAtATime()
 
 
 @dataclass
@@ -31,26 +36,51 @@ def plain_modes() -> Iterator[Modes]:
 
     What is traced under any of them would be another model. Autocast has no effect inside the block either: how
     precise each operator is, the type of a file decides.
+
+    The default type and the choice of deterministic algorithms are all threads': so one thread at a time is in such a
+    block, others that would enter one wait for it, and where they are as they should be, they are not touched.
     """
-    default, deterministic = torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     modes = Modes()
-    with contextlib.ExitStack() as stack:
+    with _ONE_AT_A_TIME.block(), contextlib.ExitStack() as stack:
         stack.enter_context(_disable_current_modes())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autograd.set_detect_anomaly(False))
         for kind in ("cpu", "cuda"):
             stack.enter_context(torch.autocast(kind, dtype=torch.bfloat16, enabled=False))
-        stack.enter_context(_AUTOCAST_OFF.here(modes))
+        stack.enter_context(_autocast_off(modes))
         stack.enter_context(torch.device("cpu"))
-        try:
-            torch.set_default_dtype(torch.float32)
-            torch.use_deterministic_algorithms(False)
-            yield modes
-        finally:
-            torch.set_default_dtype(default)
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        stack.enter_context(default_dtype(torch.float32))
+        stack.enter_context(_any_algorithms())
+        yield modes
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Let torch make new tensors of a type, in all threads."""
+    before = torch.get_default_dtype()
+    if before == dtype:
+        yield
+        return
+    try:
+        torch.set_default_dtype(dtype)
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def _any_algorithms() -> Iterator[None]:
+    """Let torch take algorithms that are not deterministic too, in all threads."""
+    if not torch.are_deterministic_algorithms_enabled():
+        yield
+        return
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        torch.use_deterministic_algorithms(False)
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=warn_only)
 
 
 @contextlib.contextmanager
@@ -63,59 +93,44 @@ def no_transforms_left() -> Iterator[None]:
         torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
 
 
-class _AutocastOff:
-    """Threads in which autocast does nothing.
+# What the threads in `plain_modes` have met, by thread, the innermost block's last.
+_MET: Final[dict[int, list[Modes]]] = {}
 
-    Torch's class is changed by the first of them and put back by the last: were each to put back what it found, two
-    that overlap would leave the change of one for good.
-    """
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.modes: dict[int, Modes] = {}
-        self.enter, self.leave = torch.autocast.__enter__, torch.autocast.__exit__
-
-    @contextlib.contextmanager
-    def here(self, modes: Modes) -> Iterator[None]:
-        """Let autocast do nothing in this thread, and note where it is entered."""
-        thread = threading.get_ident()
-        with self.lock:
-            if not self.modes:
-                self._put_in_place()
-            outer = self.modes.get(thread)
-            self.modes[thread] = modes
+@contextlib.contextmanager
+def _autocast_off(modes: Modes) -> Iterator[None]:
+    """Let autocast do nothing in this thread, and note where it is entered."""
+    thread = threading.get_ident()
+    with autocast_entered.block(), autocast_left.block():
+        blocks = _MET.setdefault(thread, [])
+        blocks.append(modes)
         try:
             yield
         finally:
-            with self.lock:
-                del self.modes[thread]
-                if outer is not None:
-                    self.modes[thread] = outer
-                if not self.modes:
-                    torch.autocast.__enter__, torch.autocast.__exit__ = self.enter, self.leave  # type: ignore[method-assign]
-
-    def _put_in_place(self) -> None:
-        self.enter, self.leave = torch.autocast.__enter__, torch.autocast.__exit__
-
-        def entered(autocast: Any) -> Any:
-            modes = self.modes.get(threading.get_ident())
-            if modes is None:
-                return self.enter(autocast)
-            modes.autocast |= autocast._enabled
-            return autocast
-
-        def left(autocast: Any, *error: Any) -> Any:
-            return False if threading.get_ident() in self.modes else self.leave(autocast, *error)
-
-        torch.autocast.__enter__, torch.autocast.__exit__ = entered, left  # type: ignore[method-assign]
+            blocks.pop()
+            if not blocks:
+                del _MET[thread]
 
 
-_AUTOCAST_OFF = _AutocastOff()
+def _entered(autocast: Any) -> Any:
+    _MET[threading.get_ident()][-1].autocast |= autocast._enabled
+    return autocast
+
+
+def _left(*_: Any) -> bool:
+    return False
+
+
+autocast_entered: Final = FunctionPatch(torch.autocast, "__enter__", ("self",), _entered)
+autocast_left: Final = FunctionPatch(torch.autocast, "__exit__", ("self", "exc_type", "exc_val", "exc_tb"), _left)
 
 
 @contextlib.contextmanager
 def same_generators() -> Iterator[None]:
-    """Leave the generators of random numbers, torch's and others that a model may draw from, as they were."""
+    """Leave the generators of random numbers, torch's and others that a model may draw from, as they were.
+
+    They are all threads': what another thread draws meanwhile, it draws again afterwards.
+    """
     state, of_numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):

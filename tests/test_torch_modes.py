@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import pom_export
-from pom_export.torch_modes import plain_modes
+from pom_export.torch_modes import default_dtype, plain_modes
 
 
 def computed_type() -> torch.dtype:
@@ -37,25 +37,38 @@ def test_autocast_of_another_thread_stays() -> None:
     assert found == [torch.bfloat16]
 
 
-def test_threads_that_overlap_leave_autocast_as_it_was() -> None:
-    entered, done = threading.Event(), threading.Event()
+def test_threads_take_turns_and_leave_torch_as_it_was() -> None:
+    """The default type is all threads': one that traces must not find another's."""
+    started, found = threading.Event(), []
 
     def second() -> None:
+        started.set()
         with plain_modes():
-            entered.set()
-            done.wait(60)
+            found.append((torch.get_default_dtype(), computed_type()))
 
     thread = threading.Thread(target=second)
-    with plain_modes():
+    with plain_modes(), default_dtype(torch.float64):
         thread.start()
-        assert entered.wait(60)
-    try:
-        assert computed_type() == torch.bfloat16
-    finally:
-        done.set()
-        thread.join()
+        assert started.wait(60)
+        thread.join(0.05)
+        assert not found
+    thread.join()
+    assert found == [(torch.float32, torch.float32)]
     assert computed_type() == torch.bfloat16
     assert torch.autocast.__enter__.__module__ == "torch.amp.autocast_mode"
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_what_is_as_it_should_be_is_not_touched() -> None:
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        with plain_modes():
+            assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def test_one_inside_another_keeps_what_the_outer_met() -> None:

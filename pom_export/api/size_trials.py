@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -154,11 +153,11 @@ class SizeTrial:
         from pom_export.graph.control_flow import without_compiler
         from pom_export.graph.copying import copy_module
         from pom_export.graph.exported import nested
-        from pom_export.graph.quiet import quiet_failure
+        from pom_export.quiet import quiet_failure, quiet_warnings
 
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feed.items()}
-        with torch.no_grad(), without_compiler(), quiet_failure(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the mean of too few tokens, say: what comes of it is looked at
+        # Warnings of the mean of too few tokens, say: what comes of it is looked at.
+        with torch.no_grad(), without_compiler(), quiet_failure(), quiet_warnings():
             return _tensors(copy_module(self.module)(**nested(tensors)))
 
     def _together(self, larger: Mapping[str, int]) -> None:

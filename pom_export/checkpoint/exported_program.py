@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +14,7 @@ from pom_export.checkpoint.programs.cost import CostError
 from pom_export.checkpoint.programs.reading import read_program
 from pom_export.errors import CheckpointError, InputError, reason_of
 from pom_export.files import readable_file
+from pom_export.quiet import quiet_warnings
 
 _HINT: Final = "Save it with torch.export.save, or export the module itself with pom_export.export"
 _MODULE_HINT: Final = "Export the module itself with pom_export.export"
@@ -54,8 +54,7 @@ def read_exported_program(path: str | os.PathLike[str]) -> ExportedProgram:
     """
     file = readable_file(path, "program")
     try:
-        with open_archive(file, "program", stored_by="torch.export.save") as archive, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with open_archive(file, "program", stored_by="torch.export.save") as archive, quiet_warnings():
             return read_program(archive)
     except UnsafeError as error:
         raise CheckpointError(

@@ -17,7 +17,7 @@ from pom_export.engine.profiles import refused_shapes
 from pom_export.engine.recipe import BuiltEngine
 from pom_export.engine.targets import CURRENT
 from pom_export.errors import SEE_CAUSE, EngineError, PomExportError
-from pom_export.runtime.quiet import quiet_polygraphy
+from pom_export.quiet import quiet_polygraphy
 
 _POLL_SECONDS = 0.1
 _REASON_LENGTH = 400

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -14,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from pom_export.errors import InputError
 from pom_export.graph.uncopyable import owners, shared_by_copies, uncopyable
 from pom_export.graph.wrappers import copy_without_wrappers, inner_module
+from pom_export.quiet import quiet_warnings
 
 _Module = TypeVar("_Module", bound=nn.Module)
 # Where a module keeps what is asked for by other names.
@@ -45,9 +45,8 @@ def copy_module(module: _Module, dtype: torch.dtype | None = None) -> _Module:
         for parameter in part.parameters(recurse=False):
             converted = _converted(parameter, dtype)
             memo[id(parameter)] = copy.deepcopy(converted) if parameter in changing else converted
-    with warnings.catch_warnings():
-        # Traced modules hold classes that torch itself has deprecated.
-        warnings.simplefilter("ignore", FutureWarning)
+    # Traced modules hold classes that torch itself has deprecated.
+    with quiet_warnings(FutureWarning):
         try:
             return _copied(module, memo)
         except InputError:

@@ -8,15 +8,12 @@ import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
-from unittest import mock
 
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.nn.modules import transformer
-from torch.onnx import _flags
 
 from pom_export.errors import SEE_CAUSE, InputError
 from pom_export.graph.claims import Bounds
@@ -42,7 +39,6 @@ from pom_export.graph.passes import (
 from pom_export.graph.passes.lower_precision import Observe
 from pom_export.graph.pooling import BinnedPooling
 from pom_export.graph.program import Program
-from pom_export.graph.quiet import quiet_torch
 from pom_export.graph.refusals import place_of, refusal
 from pom_export.graph.size_bounds import traced_bounds
 from pom_export.graph.size_branches import branch_sizes
@@ -50,26 +46,15 @@ from pom_export.graph.size_numbers import SizeNumber, size_numbers
 from pom_export.graph.splitting import SlicedSplits
 from pom_export.graph.stand_in import stand_in_paths
 from pom_export.graph.translation import translation_table
+from pom_export.process_wide import Shared
+from pom_export.quiet import quiet_torch
 from pom_export.torch_modes import no_transforms_left
+from pom_export.torch_patches import fixed_sizes, traceable_transformers
 
 _RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )
 _REFUSED = "torch could not export the model"
-
-
-@contextlib.contextmanager
-def _traceable_transformers() -> Iterator[None]:
-    """Let torch's Transformer layers be traced with a mask: they look at its values to find out if it is causal.
-
-    While tracing there are none. The answer no is always right: the mask itself is applied all the same.
-    """
-
-    def as_told(_: Tensor | None, is_causal: bool | None = None, __: int | None = None) -> bool:
-        return bool(is_causal)
-
-    with mock.patch.object(transformer, "_detect_is_causal_mask", as_told):
-        yield
 
 
 @contextlib.contextmanager
@@ -82,6 +67,9 @@ def _without_collector() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+_WITHOUT_COLLECTOR = Shared(_without_collector)
 
 
 @dataclass(frozen=True)
@@ -118,7 +106,7 @@ def _sizes_fixed_where_used(program: Program) -> Iterator[None]:
     """
     given = [hint for axes in (program.dynamic_shapes or {}).values() for hint in axes.values()]
     if all(is_hint(hint) for hint in given):
-        with mock.patch.object(_flags, "PREFER_DEFERRED_RUNTIME_ASSERTS_OVER_GUARDS", False):
+        with fixed_sizes.block():
             yield
     else:
         yield
@@ -132,9 +120,9 @@ def trace(program: Program, opset: int) -> Traced:
     """
     with (
         quiet_torch(),
-        _traceable_transformers(),
+        traceable_transformers.block(),
         _sizes_fixed_where_used(program),
-        _without_collector(),
+        _WITHOUT_COLLECTOR.block(),
         torch.no_grad(),
         no_transforms_left(),
         SlicedSplits(),

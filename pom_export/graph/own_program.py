@@ -18,11 +18,11 @@ from pom_export.graph.control_flow import without_compiler
 from pom_export.graph.copying import copy_module, plain_tensors
 from pom_export.graph.outputs import TensorsOnly, free_name, left_out, named_outputs
 from pom_export.graph.program import Program
-from pom_export.graph.quiet import quiet_failure
 from pom_export.graph.refusals import refusal
 from pom_export.graph.size_bounds import symbol_bounds
 from pom_export.graph.weight_writes import no_weight_changes
 from pom_export.graph.wrappers import forward_signature, has_forward
+from pom_export.quiet import quiet_failure
 
 Examples = Mapping[str, Tensor]
 _TOKENS_RANK, _IMAGE_RANK = 3, 4

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.utils._pytree import tree_map
 
 from pom_export.graph.control_flow import OperatorMode, without_compiler
 from pom_export.graph.copying import copy_module
+from pom_export.torch_modes import default_dtype
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 # What only moves values is widened after it has picked the few that it needs.
@@ -32,23 +32,13 @@ class Float64Module(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module on inputs in float64."""
         # A copy a call: what the module writes to its buffers is forgotten, as it is by an exported graph.
-        with without_compiler(), _wide_by_default():
+        # What a model fills a new tensor with may be the least number of its inputs' type.
+        with without_compiler(), default_dtype(torch.float64):
             try:
                 with Widen():
                     return with_wide_buffers(copy_module(self.module))(*args, **kwargs)
             except (RuntimeError, ValueError):
                 return copy_module(self.module, torch.float64)(*args, **kwargs)
-
-
-@contextlib.contextmanager
-def _wide_by_default() -> Iterator[None]:
-    """Make new tensors float64: what a model fills one with may be the least number of its inputs' type."""
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(default)
 
 
 def with_wide_buffers(module: nn.Module) -> nn.Module:

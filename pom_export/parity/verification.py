@@ -16,7 +16,7 @@ from pom_export.parity.names import SAME_NAMES, Names
 from pom_export.parity.report import CaseResult, Comparison
 from pom_export.parity.targets import Target
 from pom_export.parity.tolerances import Bounds, Tolerance
-from pom_export.runtime.quiet import quiet_polygraphy
+from pom_export.quiet import quiet_polygraphy
 from pom_export.runtime.runners import run_module
 
 if TYPE_CHECKING:

@@ -99,7 +99,7 @@ def run_module(module: nn.Module, feed: Arrays) -> list[npt.NDArray[Any]]:
     import torch
     from torch.utils._pytree import tree_leaves
 
-    from pom_export.graph.quiet import quiet_failure
+    from pom_export.quiet import quiet_failure
     from pom_export.torch_modes import plain_modes
 
     tensors = {}

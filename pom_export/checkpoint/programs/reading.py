@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -19,6 +17,7 @@ from pom_export.checkpoint.programs.structures import Structure
 from pom_export.checkpoint.programs.tensors import Payloads
 from pom_export.errors import reason_of
 from pom_export.json_text import parse_json
+from pom_export.quiet import quiet_logs
 
 _VERSION: Final = b"0"
 _FORMAT: Final = b"pt2"
@@ -64,24 +63,14 @@ def read_program(archive: Archive) -> ExportedProgram:
     )
     examples = parts.examples(f"{root}/data/sample_inputs/model.pt", taken)
     own = list(_own_tensors(description["graph_module"]["signature"], weights, constants))
-    with _without_logs():
+    # In loggers of their own levels, torch logs what is wrong with parts that it refuses: the error says it.
+    with quiet_logs():
         program = _program(description, weights, constants, examples)
         if examples is not None:
             leaves = iter(taken.flatten(examples))
             inputs = [next(leaves) if tensor is None else tensor for tensor in own]
             check_cost(program.graph_module, inputs, archive.file_bytes)
     return program
-
-
-@contextlib.contextmanager
-def _without_logs() -> Iterator[None]:
-    """Silence what torch logs of parts that it refuses, in loggers of their own levels: the error says it."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _root(archive: Archive) -> str:

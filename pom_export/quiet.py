@@ -1,0 +1,186 @@
+"""Keep third parties' words out of ours, in the threads that ask for it; others say what they say.
+
+Where torch fails, our one line says why. What is changed for that in the process is taken back by the last block that
+needs it: `sys.stderr` is one that tells threads apart, a filter is in front of Python's warnings, and one in the
+handlers of logs. Nothing is done to the file descriptor, so what C++ writes to stderr is not held back.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, Final
+
+from pom_export.process_wide import Shared
+
+_LOGGERS: Final = ("torch", "onnxscript", "onnx_ir", "onnx")
+_IGNORED: Final[dict[type[Warning], Shared]] = {}
+# What threads have written to stderr and is kept back, by thread, the innermost block's last.
+_KEPT: Final[dict[int, list[io.StringIO]]] = {}
+
+
+@contextmanager
+def quiet_torch() -> Iterator[None]:
+    """Silence what torch and its exporter log, warn of and print; nothing of it is the user's to mend."""
+    with quiet_logs(), quiet_warnings(), _kept_stderr():
+        yield
+
+
+@contextmanager
+def quiet_failure() -> Iterator[None]:
+    """Keep back what a block prints on stderr: it is given out at its end, and dropped when the block raises.
+
+    A module that was traced by torch.fx prints a trace of its code before it raises.
+    """
+    with _kept_stderr() as kept:
+        yield
+    if kept.getvalue() and sys.stderr is not None:
+        sys.stderr.write(kept.getvalue())
+
+
+@contextmanager
+def quiet_polygraphy() -> Iterator[None]:
+    """Silence Polygraphy, where it is in use: its log goes to stdout; and Python's warnings. Errors still raise.
+
+    Polygraphy's log knows no threads: while one is in such a block, it is silent in all.
+    """
+    with quiet_warnings(), ExitStack() as silence:
+        if "polygraphy.logger" in sys.modules:
+            silence.enter_context(_POLYGRAPHY.block())
+        yield
+
+
+@contextmanager
+def quiet_warnings(category: type[Warning] = Warning) -> Iterator[None]:
+    """Ignore Python's warnings of a kind."""
+    with _ignored(category).block():
+        yield
+
+
+@contextmanager
+def quiet_logs() -> Iterator[None]:
+    """Drop what torch and its exporter log, also by loggers that they make meanwhile."""
+    with _LOGS.block():
+        yield
+
+
+class _InQuietThreads:
+    """Stands where a filter of warnings has a pattern of their text: matches all that is said in threads in a block."""
+
+    def __init__(self, category: type[Warning]) -> None:
+        self._category = category
+
+    def match(self, _: str) -> bool:
+        return _ignored(self._category).here
+
+
+def _ignored(category: type[Warning]) -> Shared:
+    """Return what ignores warnings of a kind, one for all threads."""
+
+    @contextmanager
+    def change() -> Iterator[None]:
+        # Not by `catch_warnings`, which puts another list in place of this one, for all threads.
+        filters: Any = warnings.filters
+        of_ours = ("ignore", _InQuietThreads(category), category, None, 0)
+        filters.insert(0, of_ours)
+        try:
+            yield
+        finally:
+            filters = warnings.filters
+            with suppress(ValueError):  # where another thread's `catch_warnings` has put back an older list
+                filters.remove(of_ours)
+
+    return _IGNORED.get(category) or _IGNORED.setdefault(category, Shared(change))
+
+
+class _OthersLogs(logging.Filter):
+    """Lets through what is not torch's, or said in other threads."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (_LOGS.here and record.name.split(".", 1)[0] in _LOGGERS)
+
+
+@contextmanager
+def _filtered_handlers() -> Iterator[None]:
+    # Handlers, not loggers: torch gives many of its loggers levels of their own, and makes others meanwhile.
+    others, handlers = _OthersLogs(), _handlers()
+    for handler in handlers:
+        handler.addFilter(others)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(others)
+
+
+def _handlers() -> list[logging.Handler]:
+    """Return what may put a log of torch's into words."""
+    names = [name for name in list(logging.root.manager.loggerDict) if name.split(".", 1)[0] in _LOGGERS]
+    handlers = [handler for logger in (logging.root, *map(logging.getLogger, names)) for handler in logger.handlers]
+    return [*dict.fromkeys(handlers), *([logging.lastResort] if logging.lastResort else [])]
+
+
+class _StderrByThread:
+    """A stderr that keeps back what the threads in a block write."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def _of_thread(self) -> Any:
+        kept = _KEPT.get(threading.get_ident())
+        return kept[-1] if kept else self._stream
+
+    def write(self, text: str) -> int:
+        stream = self._of_thread()
+        return len(text) if stream is None else int(stream.write(text))
+
+    def flush(self) -> None:
+        if (stream := self._of_thread()) is not None:
+            stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._of_thread(), name)
+
+
+@contextmanager
+def _stderr_by_thread() -> Iterator[None]:
+    before: Any = sys.stderr
+    ours: Any = _StderrByThread(before)
+    sys.stderr = ours
+    try:
+        yield
+    finally:
+        if sys.stderr is ours:
+            sys.stderr = before
+
+
+@contextmanager
+def _kept_stderr() -> Iterator[io.StringIO]:
+    """Keep back what this thread writes to stderr."""
+    kept = io.StringIO()
+    with _STDERR.block():
+        blocks = _KEPT.setdefault(threading.get_ident(), [])
+        blocks.append(kept)
+        try:
+            yield kept
+        finally:
+            blocks.pop()
+            if not blocks:
+                del _KEPT[threading.get_ident()]
+
+
+@contextmanager
+def _silent_polygraphy() -> Iterator[None]:
+    logger = sys.modules["polygraphy.logger"].G_LOGGER
+    with logger.verbosity(logger.CRITICAL + 1):
+        yield
+
+
+_STDERR: Final = Shared(_stderr_by_thread)
+_LOGS: Final = Shared(_filtered_handlers)
+_POLYGRAPHY: Final = Shared(_silent_polygraphy)

@@ -1,0 +1,139 @@
+"""What of torch is replaced while a model is traced: all of it here, and each part checked to be what is known.
+
+A function is replaced in the threads that are in a block; others find the one of torch. A flag knows no threads.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn.modules import transformer
+from torch.onnx import _flags
+
+from pom_export.errors import InputError
+from pom_export.process_wide import Shared
+
+_LOG = logging.getLogger(__name__)
+OLDEST: Final = (2, 9)
+NEWEST: Final = (2, 13)
+"""The releases of torch that the parts replaced here were looked at in."""
+
+
+class FunctionPatch:
+    """Another function in place of one of torch's.
+
+    Args:
+        owner: the module or the class that has it.
+        name: of the function.
+        parameters: of the function, as it is known.
+        replacement: what is called with the same arguments.
+    """
+
+    def __init__(self, owner: Any, name: str, parameters: Sequence[str], replacement: Callable[..., Any]) -> None:
+        self._owner, self._name = owner, name
+        self._parameters = tuple(parameters)
+        self._replacement = replacement
+        self._shared = Shared(self._in_place)
+
+    @contextmanager
+    def block(self) -> Iterator[None]:
+        """Replace the function in this thread.
+
+        Raises:
+            InputError: this torch has another one, or none.
+        """
+        with self._shared.block():
+            yield
+
+    @contextmanager
+    def _in_place(self) -> Iterator[None]:
+        original = getattr(self._owner, self._name, None)
+        if not inspect.isfunction(original) or tuple(inspect.signature(original).parameters) != self._parameters:
+            raise _unknown(f"function {self._owner.__name__}.{self._name}({', '.join(self._parameters)})")
+        _look_at_version()
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            return (self._replacement if self._shared.here else original)(*args, **kwargs)
+
+        setattr(self._owner, self._name, called)
+        try:
+            yield
+        finally:
+            if getattr(self._owner, self._name) is called:
+                setattr(self._owner, self._name, original)
+
+
+class FlagPatch:
+    """Another value of a flag of torch's, in all threads while one is in a block.
+
+    Args:
+        owner: the module that has it.
+        name: of the flag.
+        value: while a block runs.
+    """
+
+    def __init__(self, owner: Any, name: str, value: bool) -> None:
+        self._owner, self._name, self._value = owner, name, value
+        self._shared = Shared(self._in_place)
+
+    @contextmanager
+    def block(self) -> Iterator[None]:
+        """Set the flag.
+
+        Raises:
+            InputError: this torch has no such flag.
+        """
+        with self._shared.block():
+            yield
+
+    @contextmanager
+    def _in_place(self) -> Iterator[None]:
+        before = getattr(self._owner, self._name, None)
+        if not isinstance(before, bool):
+            raise _unknown(f"flag {self._owner.__name__}.{self._name}")
+        _look_at_version()
+        setattr(self._owner, self._name, self._value)
+        try:
+            yield
+        finally:
+            setattr(self._owner, self._name, before)
+
+
+def _unknown(part: str) -> InputError:
+    oldest, newest = (".".join(map(str, version)) for version in (OLDEST, NEWEST))
+    return InputError(f"torch {torch.__version__} has no {part}", f"Use torch {oldest} to {newest}")
+
+
+@cache
+def _look_at_version() -> None:
+    """Refuse a torch that is too old, and log that one is newer than those that are known."""
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if version < OLDEST:
+        raise InputError(f"torch {torch.__version__} is too old", f"Use {'.'.join(map(str, OLDEST))} or newer")
+    if version > NEWEST:
+        _LOG.warning("torch %s is newer than those that were tried, up to %s.%s", torch.__version__, *NEWEST)
+
+
+def _as_told(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:  # noqa: ARG001
+    return bool(is_causal)
+
+
+traceable_transformers: Final = FunctionPatch(
+    transformer, "_detect_is_causal_mask", ("mask", "is_causal", "size"), _as_told
+)
+"""Lets torch's Transformer layers be traced with a mask: they look at its values to find out if it is causal.
+
+While tracing there are none. The answer no is always right: the mask itself is applied all the same.
+"""
+fixed_sizes: Final = FlagPatch(_flags, "PREFER_DEFERRED_RUNTIME_ASSERTS_OVER_GUARDS", False)
+"""Lets torch make numbers of sizes that a model uses as such.
+
+Otherwise it leaves them dynamic in the graph, and notes that they must be those numbers.
+"""
