@@ -23,6 +23,7 @@ from pom_export.parity import tolerances
 from pom_export.parity.candidates import KERNEL, Candidate, onnxruntime_candidates
 from pom_export.parity.inputs import Inputs
 from pom_export.parity.judging import half_notes, judge
+from pom_export.parity.origin import origin_of
 from pom_export.parity.page import render_page
 from pom_export.parity.recording import recording_path
 from pom_export.parity.report import ParityReport, untold_notes
@@ -132,11 +133,29 @@ def verify(
         notes += untold_notes(found.comparisons)
         not_run += found.unable
         outcome = ParityReport(
-            os.fspath(model), expected.reference, precision, found.comparisons, not_run, notes, found.failed
+            os.fspath(model),
+            expected.reference,
+            precision,
+            found.comparisons,
+            not_run,
+            notes,
+            found.failed,
+            origin_of(_compared(model, exported, checkpoint, engine)),
         )
         if page is not None:
             _write_page(outcome, page)
     return outcome
+
+
+def _compared(
+    model: str | os.PathLike[str],
+    exported: ExportedModel,
+    checkpoint: str | os.PathLike[str] | None,
+    engine: str | os.PathLike[str] | None,
+) -> list[Path]:
+    """Return the files that a report is about."""
+    others = [Path(path) for path in (checkpoint, engine) if path is not None]
+    return [Path(model), *exported.weights, *others]
 
 
 def _add_engine(

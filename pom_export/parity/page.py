@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from html import escape
+from pathlib import Path
 
 from pom_export.parity.comparison import share_of_tolerance
 from pom_export.parity.report import CaseResult, Comparison, ParityReport
-from pom_export.version import __version__
 
 _STYLE = """
 :root { color-scheme: light dark; --ok: #1a7f37; --bad: #c62828; --line: #8884; }
@@ -17,7 +17,9 @@ h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin: 
 h2 .verdict { font-size: .85rem; }
 .verdict { display: inline-block; padding: .15rem .7rem; border-radius: 1rem; color: #fff; font-weight: 600; }
 .ok { background: var(--ok); } .bad { background: var(--bad); }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; } dt { opacity: .7; } dd { margin: 0; }
+dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .15rem 1rem; }
+dt { opacity: .7; } dd { margin: 0; } dt, dd, h2 { overflow-wrap: anywhere; }
+.wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; } td.number { text-align: right; white-space: nowrap; }
@@ -25,12 +27,17 @@ th { font-weight: 600; } td.number { text-align: right; white-space: nowrap; }
   background: var(--line); border-radius: .35rem; overflow: hidden; }
 .bar i { position: absolute; inset: 0 auto 0 0; border-radius: .35rem; }
 .note { opacity: .75; font-size: .9rem; }
+@media (max-width: 40rem) {
+  body { margin: 1rem auto; } dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; }
+  td:first-child, th:first-child { min-width: 9rem; } .bar { width: 4rem; }
+}
 """
 
 
 def render_page(report: ParityReport) -> str:
     """Return the page."""
     verdict = ("ok", "passed") if report else ("bad", "FAILED")
+    origin = report.origin
     facts = [
         ("model", report.model),
         ("reference", report.reference),
@@ -38,7 +45,9 @@ def render_page(report: ParityReport) -> str:
         *(("failed", reason) for reason in report.failed),
         *(("not run", reason) for reason in report.not_run),
         *(("note", note) for note in report.notes),
-        ("made by", f"pom-export {__version__}"),
+        *([("date", origin.date)] if origin.date else []),
+        *([("versions", _versions(origin.versions))] if origin.versions else []),
+        *((f"sha256 of {Path(file).name}", sha256) for file, sha256 in origin.sha256.items()),
     ]
     return "\n".join(
         [
@@ -59,6 +68,10 @@ def render_page(report: ParityReport) -> str:
     )
 
 
+def _versions(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in versions.items())
+
+
 def _section(comparison: Comparison) -> str:
     verdict = ("ok", "passed") if comparison else ("bad", "FAILED")
     title = f"{comparison.backend}, {comparison.path}: output {comparison.output}"
@@ -67,7 +80,7 @@ def _section(comparison: Comparison) -> str:
     )
     return (
         f'<h2>{escape(title)} <span class="verdict {verdict[0]}">{verdict[1]}</span></h2>'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{_rows(comparison.cases)}</tbody></table>"
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{_rows(comparison.cases)}</tbody></table></div>'
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pom_export.parity.comparison import Difference, share_of_tolerance
+from pom_export.parity.origin import Origin
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class ParityReport:
         not_run: backends that could not run here, each with the reason.
         notes: what a reader should know besides, and that fails nothing.
         failed: what should have run here and did not, each with the reason.
+        origin: when, with which versions and of which files it was made.
     """
 
     model: str
@@ -112,6 +114,7 @@ class ParityReport:
     not_run: Sequence[str]
     notes: Sequence[str] = ()
     failed: Sequence[str] = ()
+    origin: Origin = field(default_factory=Origin)
 
     def __bool__(self) -> bool:
         return bool(self.comparisons) and all(self.comparisons) and not self.failed and not self.told_nothing
@@ -132,6 +135,7 @@ class ParityReport:
             "not_run": list(self.not_run),
             "notes": list(self.notes),
             "failed": list(self.failed),
+            **asdict(self.origin),
         }
 
 

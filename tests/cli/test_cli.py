@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from datetime import datetime, timedelta, timezone
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import pom_export
 from pom_export.cli.main import _COMMANDS, run
+from pom_export.files import sha256_of
 
 GOLDEN_FOLDER = Path(__file__).parents[1] / "data" / "golden"
 CHECKPOINT = str(GOLDEN_FOLDER / "v2_base" / "checkpoint.pt")
@@ -60,6 +63,15 @@ def test_verify_passes_and_writes_a_page(model: str, tmp_path: Path, capsys: pyt
     assert "passed" in html
     assert "a fully masked row" in html
     assert not re.search(r"(src|href)=", html), "the page must stand alone"
+    sha256 = {file: sha256_of(Path(file)) for file in (model, CHECKPOINT)}
+    assert result["sha256"] == sha256
+    assert all(value in html for value in sha256.values())
+    assert abs(datetime.now(timezone.utc) - datetime.fromisoformat(result["date"])) < timedelta(hours=1)
+    assert result["date"] in html
+    versions = {"pom-export": pom_export.__version__, "torch": version("torch"), "onnx": version("onnx")}
+    assert versions.items() <= result["versions"].items()
+    assert f"torch {version('torch')}" in html
+    assert '<meta name="viewport" content="width=device-width' in html
 
 
 def test_verify_fails_with_exit_code_1(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
