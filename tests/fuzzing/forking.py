@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 import signal
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
@@ -21,7 +21,6 @@ _CLOCK = 12
 # What a child can't go beyond; more than what it may take, so that what takes too much is seen to.
 _MOST_MEMORY = 4 * 2**30
 _MOST_FILE = 2**28
-_POLL = 0.002
 _KEPT_OUTPUT = 2**20
 
 
@@ -114,15 +113,14 @@ def _set_limits(seconds: int) -> None:
 
 
 def _wait(pid: int, seconds: int) -> tuple[int, resource.struct_rusage, bool]:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found, status, usage = os.wait4(pid, os.WNOHANG)
-        if found:
-            return status, usage, os.WIFSIGNALED(status) and os.WTERMSIG(status) in {signal.SIGXCPU, signal.SIGKILL}
-        time.sleep(_POLL)
-    os.kill(pid, signal.SIGKILL)
+    child = os.pidfd_open(pid)
+    ended, _, _ = select.select([child], [], [], seconds)
+    os.close(child)
+    if not ended:
+        os.kill(pid, signal.SIGKILL)
     _, status, usage = os.wait4(pid, 0)
-    return status, usage, True
+    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) in {signal.SIGXCPU, signal.SIGKILL}
+    return status, usage, killed or not ended
 
 
 def _content(descriptor: int) -> str:
