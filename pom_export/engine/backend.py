@@ -24,6 +24,7 @@ _NAMES = (*contract.OP_NAMES, *contract.GATED_OP_NAMES)
 _LONGEST_NAME = 256
 # Of Python's flag `optimize`.
 _NO_DOCSTRINGS = 2
+_PACKAGES = {TENSORRT: "tensorrt>=10.9", TENSORRT_RTX: "tensorrt-rtx-cu13>=1.4"}
 _MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
 
 
@@ -76,7 +77,7 @@ def load_backend(name: str = AUTO) -> Backend:
             return Backend(candidate, str(module.__version__), module)
     raise MissingDependencyError(
         f"{' and '.join(candidates)} {'are' if len(candidates) > 1 else 'is'} not installed",
-        f"Install one: pip install 'pom-export[{candidates[-1]}]'",
+        f"Install it: pip install '{_PACKAGES[candidates[-1]]}'",
     )
 
 

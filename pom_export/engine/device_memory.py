@@ -90,7 +90,9 @@ def cuda() -> CudaRuntime:
     for place in (_LIBRARY, *_candidates()):
         with contextlib.suppress(OSError):
             return CudaRuntime(ctypes.CDLL(place))
-    raise MissingDependencyError(f"{_LIBRARY}, the CUDA runtime, is not here", "pip install nvidia-cuda-runtime")
+    raise MissingDependencyError(
+        f"{_LIBRARY}, the CUDA runtime, is not here", "Install it: pip install 'nvidia-cuda-runtime'"
+    )
 
 
 def _candidates() -> list[str]:

@@ -24,7 +24,7 @@ _SILENT = 4  # ONNX Runtime's severity "fatal": errors reach the user as excepti
 _WITH_OUR_LIBRARY: Final[WeakSet[Any]] = WeakSet()
 _TWICE: Final = "Domain already set"
 _SHAPES_OUTSIDE: Final = "Cannot parse data from external tensors"
-_INSTALL_HINT = "Install one: pip install 'pom-export[onnxruntime]'"
+_INSTALL_HINT = "Install it: pip install 'onnxruntime>=1.22', or where a GPU is 'onnxruntime-gpu>=1.22'"
 
 
 def import_onnxruntime() -> Any:

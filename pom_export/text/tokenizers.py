@@ -22,7 +22,8 @@ _GPT2_VOCABULARIES: Final = range(50257, 50305)
 # Several times what the largest vocabularies take.
 _LARGEST_FILE: Final = 128 << 20
 _HINT: Final = "Name a tokenizer.json: `tokenizer=PATH`"
-_INSTALL_HINT: Final = "Install it: pip install 'pom-export[text]'"
+_INSTALL_TOKENIZERS: Final = "Install it: pip install 'tokenizers>=0.20'"
+_INSTALL_TIKTOKEN: Final = "Install it: pip install 'tiktoken>=0.7'"
 _PANIC: Final = "PanicException"  # of pyo3, which exports no name for it
 _WHOLE_HINT: Final = "Is it a whole tokenizer.json, and the model's own?"
 
@@ -93,7 +94,9 @@ class FileTokenizer:
         try:
             import tokenizers
         except ImportError as error:
-            raise MissingDependencyError("tokenizers is not installed", _INSTALL_HINT) from error
+            raise MissingDependencyError(
+                "tokenizers is not installed", "Install it: pip install 'tokenizers>=0.20'"
+            ) from error
         file = readable_file(path, "tokenizer")
         if (size := file.stat().st_size) > _LARGEST_FILE:
             raise InputError(f"{file} has {size:,} bytes, which is no tokenizer", "Name a tokenizer.json")
@@ -130,7 +133,9 @@ class Gpt2Tokenizer:
         try:
             import tiktoken
         except ImportError as error:
-            raise MissingDependencyError("tiktoken is not installed", _INSTALL_HINT) from error
+            raise MissingDependencyError(
+                "tiktoken is not installed", "Install it: pip install 'tiktoken>=0.7'"
+            ) from error
         try:
             self._encoding: Any = tiktoken.get_encoding(GPT2)
         except Exception as error:  # of whatever tiktoken fetches it with

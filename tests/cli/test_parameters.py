@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
+import re
 import subprocess
 import sys
 
@@ -15,6 +18,9 @@ from pom_export.engine.targets import DEFAULT_TARGETS
 from pom_export.graph.claims import MASKS
 from pom_export.graph.opsets import OPSETS
 from pom_export.graph.precisions import PRECISIONS
+
+# Options of `export` that others name as such.
+OF_EXPORTS = {"--stateful", "--samples"}
 
 
 def completed(*words: str) -> list[str]:
@@ -105,3 +111,15 @@ def test_the_documented_line_gives_a_shells_script(shell: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert f"_POM_EXPORT_COMPLETE={shell}_complete" in done.stdout
     assert line in subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
+
+
+def test_options_that_a_commands_own_messages_name_are_its_own() -> None:
+    """What a command says of itself, its help included, names no option that it has not."""
+    for name in cli.list_commands(click.Context(cli)):
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        source = inspect.getsource(importlib.import_module(f"pom_export.cli.{name}"))
+        named = set(re.findall(r"(?<![-\w`])--[a-zA-Z][\w-]*", source))
+        others = set(re.findall(r"`?export (--[a-z-]+)", source))
+        assert named - others - OF_EXPORTS <= known, name
