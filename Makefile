@@ -1,5 +1,6 @@
 # make demo   set up, then export, verify, build and run a real checkpoint
 # make test   set up, then pass the tests; `make test-all`: also those that are slow or need other runtimes
+# make docs   the documentation as a site, into site/
 # make wheel  into dist/, for every GPU architecture, to be installed where there is no compiler
 # Each takes PLUGIN=OFF, which leaves the TensorRT plugin out, where there is no CUDA compiler.
 
@@ -26,7 +27,7 @@ ifeq ($(MAKELEVEL),0)
 .NOTPARALLEL:
 endif
 
-.PHONY: setup dev demo test test-all wheel fuzz lint format bench gpu clean
+.PHONY: setup dev demo test test-all wheel docs fuzz lint format bench gpu clean
 
 # The packages are downloaded while the libraries are compiled.
 setup: $(CREATED)
@@ -83,6 +84,11 @@ test-all: setup $(VENV)/.packages-for-test,ray $(OLDEST) $(if $(filter ON,$(PLUG
 wheel: $(VENV)/.packages-for-wheel
 	@$(BIN)/python tools/build_wheel.py --plugin $(PLUGIN)
 
+# Fails on a link or a name that leads nowhere. Commands and Python's reference are read from the code.
+docs: $(PACKAGES) $(VENV)/.packages-for-docs
+	$(BIN)/python tools/docs_pages.py
+	$(BIN)/zensical build --strict --clean
+
 # Hostile files for every reader, others than the tests' own: `make fuzz SECONDS=3600 FORMATS='pt2 onnx'`.
 fuzz: setup $(VENV)/.packages-for-test
 	$(BIN)/python tools/fuzz.py $(if $(SECONDS),--seconds $(SECONDS)) $(addprefix --format ,$(FORMATS))
@@ -115,4 +121,4 @@ gpu: setup $(VENV)/.packages-for-test
 	$(BIN)/python -m benchmarks.cuda_kernels --page docs/gpu.md
 
 clean:
-	rm -rf $(VENV) pom_export/lib build dist out .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) pom_export/lib build dist out site .cache .pytest_cache .ruff_cache .mypy_cache
