@@ -1,9 +1,10 @@
 """How the CUDA kernels should fill a GPU: blocks, registers, occupancy and bytes in flight, for several cards.
 
-    python tools/gpu_arithmetic.py [--page docs/gpu.md]
+    POM_PLUGIN_LIBRARY=... python tools/gpu_arithmetic.py [--page docs/gpu.md]
 
-Needs no GPU: registers come from the built plugin library (cuobjdump), blocks from the launcher's own plan. What a card
-can hold and move is from NVIDIA's data sheets and the CUDA programming guide's table of compute capabilities.
+Needs no GPU: registers come from the plugin library of a release (cuobjdump), which has code for all of these cards,
+blocks from the launcher's own plan. What a card can hold and move is from NVIDIA's data sheets and the CUDA programming
+guide's table of compute capabilities.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "call.h"
+#include "kernels.h"
 
 namespace pom::cuda {
 namespace {
@@ -21,6 +21,17 @@ int32_t choose_width(const Problem& problem, const std::optional<Gate>& gate, co
   const bool fits = run_channels(problem) % width == 0 && gates_fit && aligned(buffers.x) && aligned(buffers.gate) &&
                     aligned(buffers.cos) && aligned(buffers.sin) && aligned(buffers.output);
   return fits ? width : 1;
+}
+
+// For a problem's type and the plan's width.
+const Kernels& kernels_for(DataType type, int32_t width) {
+  if (width == 1) {
+    return kSingleKernels;
+  }
+  if (type == DataType::kFloat32) {
+    return kFloat32Kernels;
+  }
+  return type == DataType::kFloat16 ? kFloat16Kernels : kBFloat16Kernels;
 }
 
 // Of the means that wait for the gate, in front of the sums in the workspace.
@@ -74,21 +85,22 @@ cudaError_t aggregate(const Problem& problem, const std::optional<Gate>& gate, c
   }
   const Plan plan = make_plan(problem, gate.has_value(), choose_width(problem, gate, buffers));
   Call call{problem, gate.value_or(Gate{}), buffers, plan};
+  const Kernels& kernels = kernels_for(problem.data_type, plan.width);
   if (problem.attributes.mode == Mode::kFeatures) {
-    return write_features(call, stream);
+    return kernels.write_features(call, stream);
   }
   if (problem.attributes.mode == Mode::kCausal) {
-    return write_causal(call, stream);
+    return kernels.write_causal(call, stream);
   }
   if (const std::size_t bytes = mean_bytes(problem, gate); bytes > 0) {
     call.means = static_cast<float*>(buffers.workspace);
     call.buffers.workspace = static_cast<char*>(buffers.workspace) + bytes;
   }
-  cudaError_t status = sum_chunks(call, stream);
+  cudaError_t status = kernels.sum_chunks(call, stream);
   if (status == cudaSuccess && plan.chunks != 1) {
     status = write_means(call, stream);
   }
-  return status == cudaSuccess && gate ? gate_means(call, stream) : status;
+  return status == cudaSuccess && gate ? kernels.gate_means(call, stream) : status;
 }
 
 }  // namespace pom::cuda

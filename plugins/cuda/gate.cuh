@@ -26,11 +26,12 @@ template <typename T>
 // counts the tokens of the whole batch.
 template <typename T, int32_t Width>
 [[nodiscard]] __device__ __forceinline__ Pack<T, Width> load_gates(const Call& call, int64_t row, int64_t channel) {
+  const DataType type = call.problem.data_type;
   if (is_one_a_channel(call)) {
     // Written like the index of x and the output, so that nvcc computes it once.
-    return static_cast<const Pack<T, Width>*>(call.buffers.gate)[(row * call.problem.channels + channel) / Width];
+    return read_packed<T, Width>(call.buffers.gate, type, (row * call.problem.channels + channel) / Width);
   }
-  const T gate = static_cast<const T*>(call.buffers.gate)[row * call.gate.gates + gate_of(call, channel)];
+  const T gate = read_value<T>(call.buffers.gate, type, row * call.gate.gates + gate_of(call, channel));
   Pack<T, Width> pack;
   fill(gate, &pack);
   return pack;

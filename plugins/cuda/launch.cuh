@@ -1,8 +1,6 @@
-// The one place that starts kernels, and the choice of a kernel's template arguments.
+// The one place that starts kernels.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
@@ -47,30 +45,6 @@ inline cudaError_t launch(Kernel kernel, const Call& call, int64_t blocks, std::
 #else
   return emulation::launch([&] { kernel(call); }, grid.x, kThreads, shared, stream);
 #endif
-}
-
-template <typename T, int32_t Width>
-struct Element {
-  using Type = T;
-  static constexpr int32_t kWidth = Width;
-};
-
-// Run `start` with the Element of x's type and the plan's width.
-template <typename Start>
-cudaError_t dispatch(const Call& call, Start start) {
-  const bool vector = call.plan.width > 1;
-  switch (call.problem.data_type) {
-    case DataType::kFloat32:
-      return vector ? start(Element<float, 4>{}) : start(Element<float, 1>{});
-    case DataType::kFloat16:
-      return vector ? start(Element<__half, 8>{}) : start(Element<__half, 1>{});
-    case DataType::kBFloat16:
-      return vector ? start(Element<__nv_bfloat16, 8>{}) : start(Element<__nv_bfloat16, 1>{});
-    case DataType::kBool:
-    case DataType::kInt64:
-      break;
-  }
-  return cudaErrorInvalidValue;
 }
 
 }  // namespace pom::cuda

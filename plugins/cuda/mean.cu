@@ -13,7 +13,6 @@ struct GroupTotals {
   CompensatedSum weights[kGroups][kMaxLanes];
 };
 
-template <typename T>
 __global__ void __launch_bounds__(kThreads) mean_kernel(const Call call) {
   auto& totals = *reinterpret_cast<GroupTotals*>(shared_memory());
   const int32_t lane = static_cast<int32_t>(threadIdx.x) % kMaxLanes;
@@ -53,16 +52,14 @@ __global__ void __launch_bounds__(kThreads) mean_kernel(const Call call) {
     sum.add(totals.sums[g][lane]);
     weight.add(totals.weights[g][lane]);
   }
-  store_mean<T>(call, batch, channel, sum, weight);
+  store_mean<AnyValue>(call, batch, channel, sum, weight);
 }
 
 }  // namespace
 
 cudaError_t write_means(const Call& call, cudaStream_t stream) {
   const int64_t blocks = call.problem.batch * ceil_div(call.problem.channels, kMaxLanes);
-  return dispatch(call, [&](auto element) {
-    return launch(mean_kernel<typename decltype(element)::Type>, call, blocks, sizeof(GroupTotals), stream);
-  });
+  return launch(mean_kernel, call, blocks, sizeof(GroupTotals), stream);
 }
 
 }  // namespace pom::cuda

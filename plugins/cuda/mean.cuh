@@ -25,7 +25,7 @@ __device__ __forceinline__ void store_mean(const Call& call, int64_t batch, int6
   if (call.means != nullptr) {
     call.means[index] = mean;
   } else {
-    round_to(mean, static_cast<T*>(call.buffers.output) + index);
+    write_value<T>(mean, call.buffers.output, call.problem.data_type, index);
   }
 }
 

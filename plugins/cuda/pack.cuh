@@ -42,16 +42,17 @@ __device__ __forceinline__ uint32_t pack_pair(float first, float second, __nv_bf
   return halves.x | static_cast<uint32_t>(halves.y) << 16;
 }
 
+// `type`: x's.
 template <typename T, int32_t Width>
-__device__ __forceinline__ void unpack(const Pack<T, Width>& pack, float (&values)[Width]) {
+__device__ __forceinline__ void unpack(const Pack<T, Width>& pack, DataType type, float (&values)[Width]) {
 #pragma unroll
   for (int32_t v = 0; v < Width; ++v) {
-    values[v] = to_float(pack.values[v]);
+    values[v] = to_float(pack.values[v], type);
   }
 }
 
 template <typename T>
-__device__ __forceinline__ void unpack(const Pack<T, 8>& pack, float (&values)[8]) {
+__device__ __forceinline__ void unpack(const Pack<T, 8>& pack, DataType, float (&values)[8]) {
 #pragma unroll
   for (int32_t i = 0; i < 4; ++i) {
     unpack_pair(pack.pairs[i], T{}, values + 2 * i);
@@ -75,6 +76,28 @@ __device__ __forceinline__ void round_to(const float* values, Pack<T, 8>* pack) 
   }
 }
 
+// Pack `index` of a tensor of x's type.
+template <typename T, int32_t Width>
+__device__ __forceinline__ Pack<T, Width> read_packed(const void* tensor, DataType type, int64_t index) {
+  if constexpr (kIsAny<T>) {
+    return {{read_value<T>(tensor, type, index)}};
+  } else {
+    return static_cast<const Pack<T, Width>*>(tensor)[index];
+  }
+}
+
+// `values` starts with those of the pack.
+template <typename T, int32_t Width>
+__device__ __forceinline__ void write_packed(const float* values, void* tensor, DataType type, int64_t index) {
+  if constexpr (kIsAny<T>) {
+    write_value<T>(*values, tensor, type, index);
+  } else {
+    Pack<T, Width> rounded;
+    round_to(values, &rounded);
+    static_cast<Pack<T, Width>*>(tensor)[index] = rounded;
+  }
+}
+
 // A pack of one value over and over.
 template <typename T, int32_t Width>
 __device__ __forceinline__ void fill(T value, Pack<T, Width>* pack) {
@@ -86,7 +109,7 @@ __device__ __forceinline__ void fill(T value, Pack<T, Width>* pack) {
 
 template <typename T>
 __device__ __forceinline__ void fill(T value, Pack<T, 8>* pack) {
-  const float both = to_float(value);
+  const float both = to_float(value, DataType{});
 #pragma unroll
   for (uint32_t& pair : pack->pairs) {
     pair = pack_pair(both, both, T{});
@@ -95,8 +118,8 @@ __device__ __forceinline__ void fill(T value, Pack<T, 8>* pack) {
 
 // clamp(leaky_relu(x)) of a pack.
 template <typename T, int32_t Width>
-__device__ __forceinline__ void activate(const Pack<T, Width>& pack, float (&h)[Width]) {
-  unpack(pack, h);
+__device__ __forceinline__ void activate(const Pack<T, Width>& pack, DataType type, float (&h)[Width]) {
+  unpack(pack, type, h);
 #pragma unroll
   for (int32_t v = 0; v < Width; ++v) {
     h[v] = activate(h[v]);
@@ -118,7 +141,7 @@ __device__ __forceinline__ uint32_t clamp_pair(uint32_t pair, __nv_bfloat16) {
 }
 
 template <typename T>
-__device__ __forceinline__ void activate(const Pack<T, 8>& pack, float (&h)[8]) {
+__device__ __forceinline__ void activate(const Pack<T, 8>& pack, DataType, float (&h)[8]) {
 #pragma unroll
   for (int32_t i = 0; i < 4; ++i) {
     unpack_pair(clamp_pair(pack.pairs[i], T{}), T{}, h + 2 * i);
@@ -140,7 +163,7 @@ __device__ __forceinline__ void read_pack(const void* tensor, DataType type, int
       values[v] = packs[v / kFloats].values[v % kFloats];
     }
   } else {
-    unpack(static_cast<const Pack<T, Width>*>(tensor)[index / Width], values);
+    unpack(read_packed<T, Width>(tensor, type, index / Width), type, values);
   }
 }
 

@@ -43,7 +43,7 @@ class PolynomialTile : public TileBase<T, Width, Packs> {
       float sums[kRows][Width];
 #pragma unroll
       for (int32_t r = 0; r < kRows; ++r) {
-        activate(loaded.packs[r][p], h[r]);
+        activate(loaded.packs[r][p], this->type(), h[r]);
       }
       const auto degree = static_cast<int32_t>(this->call_.problem.degree);
       const float* row =

@@ -56,9 +56,9 @@ class ProductTile : public TileBase<T, Width, 2> {
     }
   }
 
-  __device__ static void multiply(const Pack<T, Width>& factors, float (&product)[Width]) {
+  __device__ void multiply(const Pack<T, Width>& factors, float (&product)[Width]) const {
     float values[Width];
-    unpack(factors, values);
+    unpack(factors, this->type(), values);
 #pragma unroll
     for (int32_t v = 0; v < Width; ++v) {
       product[v] *= gelu(values[v]);

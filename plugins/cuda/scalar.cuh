@@ -12,10 +12,6 @@
 
 namespace pom::cuda {
 
-__device__ __forceinline__ float to_float(float value) { return value; }
-__device__ __forceinline__ float to_float(__half value) { return __half2float(value); }
-__device__ __forceinline__ float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
-
 // The same bits as another type.
 template <typename To, typename From>
 __device__ __forceinline__ To bits_as(From from) {
@@ -25,11 +21,62 @@ __device__ __forceinline__ To bits_as(From from) {
   return to;
 }
 
+// A value of the type that x's DataType names at run time, as its bits. What is templated on x's type and compiled for
+// this one serves all three, where single values are read and written anyway.
+struct AnyValue {
+  uint32_t bits;
+};
+
+template <typename T>
+inline constexpr bool kIsAny = false;
+template <>
+inline constexpr bool kIsAny<AnyValue> = true;
+
+// Of all of these, `type` is x's, or that of a tensor of another type; T says it where it is not AnyValue.
+__device__ __forceinline__ float to_float(float value, DataType) { return value; }
+__device__ __forceinline__ float to_float(__half value, DataType) { return __half2float(value); }
+__device__ __forceinline__ float to_float(__nv_bfloat16 value, DataType) { return __bfloat162float(value); }
+__device__ __forceinline__ float to_float(AnyValue value, DataType type) {
+  if (type == DataType::kFloat32) {
+    return bits_as<float>(value.bits);
+  }
+  if (type == DataType::kFloat16) {
+    __half_raw half;
+    half.x = static_cast<uint16_t>(value.bits);
+    return __half2float(half);
+  }
+  return bits_as<float>(value.bits << 16);  // a bfloat16 is the upper half of its float
+}
+
 __device__ __forceinline__ float not_a_number() { return bits_as<float>(0x7FC00000U); }
 
 __device__ __forceinline__ void round_to(float value, float* rounded) { *rounded = value; }
 __device__ __forceinline__ void round_to(float value, __half* rounded) { *rounded = __float2half_rn(value); }
 __device__ __forceinline__ void round_to(float value, __nv_bfloat16* rounded) { *rounded = __float2bfloat16_rn(value); }
+
+// Element `index` of a tensor of x's type.
+template <typename T>
+__device__ __forceinline__ T read_value(const void* tensor, DataType type, int64_t index) {
+  if constexpr (kIsAny<T>) {
+    return {type == DataType::kFloat32 ? static_cast<const uint32_t*>(tensor)[index]
+                                       : static_cast<const uint16_t*>(tensor)[index]};
+  } else {
+    return static_cast<const T*>(tensor)[index];
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ void write_value(float value, void* tensor, DataType type, int64_t index) {
+  if constexpr (!kIsAny<T>) {
+    round_to(value, static_cast<T*>(tensor) + index);
+  } else if (type == DataType::kFloat32) {
+    static_cast<float*>(tensor)[index] = value;
+  } else if (type == DataType::kFloat16) {
+    round_to(value, static_cast<__half*>(tensor) + index);
+  } else {
+    round_to(value, static_cast<__nv_bfloat16*>(tensor) + index);
+  }
+}
 
 // Element `index` of a tensor whose type the problem names at run time; T is x's type.
 template <typename T>
@@ -40,7 +87,7 @@ __device__ __forceinline__ float read_as_float(const void* tensor, DataType type
   if (type == DataType::kFloat32) {
     return static_cast<const float*>(tensor)[index];
   }
-  return to_float(static_cast<const T*>(tensor)[index]);
+  return to_float(read_value<T>(tensor, type, index), type);
 }
 
 // The larger and the smaller of two; a NaN stays one, where fmaxf and fminf would drop it.

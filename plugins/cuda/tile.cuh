@@ -64,7 +64,7 @@ class TileBase {
         first_column_(position.column_tile * (call.plan.lanes * Width)),
         place_(place_of(column())),
         pack_distance_(has(Packs - 1) ? place_.distance / Width : 0),
-        x_(static_cast<const Pack<T, Width>*>(call.buffers.x) + pack_index(group_ * kRows, has(0) ? channel(0) : 0)) {
+        x_(address_in_x(pack_index(group_ * kRows, has(0) ? channel(0) : 0))) {
     move_to(position.chunk);
   }
 
@@ -131,31 +131,13 @@ class TileBase {
   // This thread's tokens in the step that starts at token `base`.
   [[nodiscard]] __device__ int32_t first_token(int32_t base) const { return base + group_ * kRows; }
 
-  // Load a step. There is no branch between the loads, so that all are in flight at once: a token or a column that is
-  // not there reads another's, and weigh or write drops it.
+  // Load a step.
   [[nodiscard]] __device__ Loaded load(int32_t base) const {
-    Loaded loaded;
-    const Pack<T, Width>* from = x_ + int64_t{base} * row_packs();
-    if (is_full(base)) {
-#pragma unroll
-      for (int32_t r = 0; r < kRows; ++r) {
-#pragma unroll
-        for (int32_t p = 0; p < Packs; ++p) {
-          loaded.packs[r][p] = from[int64_t{r} * row_packs() + p * pack_distance_];
-        }
-      }
-      return loaded;
+    if constexpr (!kIsAny<T>) {
+      return load_stored<Pack<T, Width>>(base);
+    } else {
+      return type() == DataType::kFloat32 ? load_stored<uint32_t>(base) : load_stored<uint16_t>(base);
     }
-    const int32_t last = end_ - 1 - first_token(base);
-#pragma unroll
-    for (int32_t r = 0; r < kRows; ++r) {
-      const int32_t row = r < last ? r : last;  // below 0 where even the first is not there
-#pragma unroll
-      for (int32_t p = 0; p < Packs; ++p) {
-        loaded.packs[r][p] = from[int64_t{row} * row_packs() + p * pack_distance_];
-      }
-    }
-    return loaded;
   }
 
   // A token of the chunk that stands in for one past its end, which is read and then dropped.
@@ -166,14 +148,15 @@ class TileBase {
     if (!has(pack) || token >= end()) {
       return;
     }
-    Pack<T, Width> rounded;
-    round_to(values, &rounded);
-    static_cast<Pack<T, Width>*>(call_.buffers.output)[pack_index(token, channel(pack))] = rounded;
+    write_packed<T, Width>(values, call_.buffers.output, type(), pack_index(token, channel(pack)));
   }
 
  protected:
+  // x's.
+  [[nodiscard]] __device__ DataType type() const { return call_.problem.data_type; }
+
   [[nodiscard]] __device__ Pack<T, Width> load_pack(int32_t token, int32_t first_channel) const {
-    return static_cast<const Pack<T, Width>*>(call_.buffers.x)[pack_index(token, first_channel)];
+    return read_packed<T, Width>(call_.buffers.x, type(), pack_index(token, first_channel));
   }
 
   __device__ void load_weights(int32_t base, Rows* rows) const {
@@ -230,7 +213,43 @@ class TileBase {
  private:
   const int32_t pack_distance_;  // of those that load reads
   // This thread's first pack of chunk 0.
-  const Pack<T, Width>* const x_;
+  const void* const x_;
+
+  // Load a step, of what x's memory holds. There is no branch between the loads, so that all are in flight at once: a
+  // token or a column that is not there reads another's, and weigh or write drops it.
+  template <typename Stored>
+  [[nodiscard]] __device__ Loaded load_stored(int32_t base) const {
+    Loaded loaded;
+    const Stored* from = static_cast<const Stored*>(x_) + int64_t{base} * row_packs();
+    if (is_full(base)) {
+#pragma unroll
+      for (int32_t r = 0; r < kRows; ++r) {
+#pragma unroll
+        for (int32_t p = 0; p < Packs; ++p) {
+          loaded.packs[r][p] = {from[int64_t{r} * row_packs() + p * pack_distance_]};
+        }
+      }
+      return loaded;
+    }
+    const int32_t last = end_ - 1 - first_token(base);
+#pragma unroll
+    for (int32_t r = 0; r < kRows; ++r) {
+      const int32_t row = r < last ? r : last;  // below 0 where even the first is not there
+#pragma unroll
+      for (int32_t p = 0; p < Packs; ++p) {
+        loaded.packs[r][p] = {from[int64_t{row} * row_packs() + p * pack_distance_]};
+      }
+    }
+    return loaded;
+  }
+
+  [[nodiscard]] __device__ const void* address_in_x(int64_t index) const {
+    if constexpr (!kIsAny<T>) {
+      return static_cast<const Pack<T, Width>*>(call_.buffers.x) + index;
+    } else {
+      return static_cast<const char*>(call_.buffers.x) + (type() == DataType::kFloat32 ? 4 : 2) * index;
+    }
+  }
 
   [[nodiscard]] __device__ int32_t row_packs() const { return static_cast<int32_t>(call_.problem.channels) / Width; }
 

@@ -28,19 +28,13 @@ struct Chosen {
   using Tile = T;
 };
 
-// Run `start` with the Chosen tile of the problem's form, for x's type and the plan's width.
-template <typename Start>
+// Run `start` with the Chosen tile of the problem's form.
+template <typename T, int32_t Width, typename Start>
 cudaError_t dispatch_tile(const Call& call, Start start) {
-  return dispatch(call, [&](auto element) {
-    using E = decltype(element);
-    if (call.problem.attributes.form == Form::kProduct) {
-      return start(Chosen<ProductTile<typename E::Type, E::kWidth>>{});
-    }
-    if (call.problem.has_rotation) {
-      return start(Chosen<RotatedTile<typename E::Type, E::kWidth>>{});
-    }
-    return start(Chosen<PowerTile<typename E::Type, E::kWidth>>{});
-  });
+  if (call.problem.attributes.form == Form::kProduct) {
+    return start(Chosen<ProductTile<T, Width>>{});
+  }
+  return call.problem.has_rotation ? start(Chosen<RotatedTile<T, Width>>{}) : start(Chosen<PowerTile<T, Width>>{});
 }
 
 }  // namespace pom::cuda

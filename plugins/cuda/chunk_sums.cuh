@@ -1,9 +1,10 @@
 // First phase of "mean": one block sums one chunk of tokens.
+#pragma once
+
 #include "mean.cuh"
 #include "tiles.cuh"
 
 namespace pom::cuda {
-namespace {
 
 // Leave the sums of a thread's tokens as its group's totals.
 template <typename Tile>
@@ -73,10 +74,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) chunk_sums_kernel(con
   }
 }
 
-}  // namespace
-
+template <typename T, int32_t Width>
 cudaError_t sum_chunks(const Call& call, cudaStream_t stream) {
-  return dispatch_tile(call, [&](auto chosen) {
+  return dispatch_tile<T, Width>(call, [&](auto chosen) {
     return launch(chunk_sums_kernel<typename decltype(chosen)::Tile>, call, call.plan.blocks,
                   static_cast<std::size_t>(shared_bytes(call.problem, call.plan)), stream);
   });

@@ -1,8 +1,9 @@
 // Mode "features": the features of every token, without aggregation.
+#pragma once
+
 #include "tiles.cuh"
 
 namespace pom::cuda {
-namespace {
 
 template <typename Tile>
 __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) features_kernel(const Call call) {
@@ -18,10 +19,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) features_kernel(const
   });
 }
 
-}  // namespace
-
+template <typename T, int32_t Width>
 cudaError_t write_features(const Call& call, cudaStream_t stream) {
-  return dispatch_tile(call, [&](auto chosen) {
+  return dispatch_tile<T, Width>(call, [&](auto chosen) {
     return launch(features_kernel<typename decltype(chosen)::Tile>, call, call.plan.blocks,
                   static_cast<std::size_t>(shared_bytes(call.problem, call.plan)), stream);
   });

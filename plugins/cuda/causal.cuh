@@ -1,14 +1,17 @@
 // Mode "causal" in one pass: a tile's features stay in registers until what comes before it is known, then the running
 // means are written, with the gate over them.
+#pragma once
+
 #include "chain.cuh"
 #include "gate.cuh"
 #include "state.cuh"
 #include "tiles.cuh"
 
 namespace pom::cuda {
-namespace {
 
-// What is done to the means before they are written: nothing, or the gate.
+// What is done to the means before they are written: nothing, or the gate. Packs have a kernel each, since the gates
+// take the registers that the others need; single values leave room for them, and one kernel asks whether there are
+// any.
 template <typename Tile>
 class NoGate {
  public:
@@ -25,6 +28,9 @@ class GateOver {
  public:
   // All threads of the block construct it together, in front of a barrier.
   __device__ GateOver(const Call& call, const Tile& tile) : call_(call), tile_(tile) {
+    if (!is_there()) {
+      return;
+    }
     for (auto index = static_cast<int32_t>(threadIdx.x); index < tile.tile_channels(); index += kThreads) {
       const int32_t channel = tile.channel_of(index);
       tile.bias_of_tile_channel(index) = channel < 0 ? 0.0F : read_bias<Type>(call, channel);
@@ -33,6 +39,9 @@ class GateOver {
 
   // Before the wait for other tiles, so that the two overlap. What is not there is read elsewhere and never written.
   __device__ void load() {
+    if (!is_there()) {
+      return;
+    }
 #pragma unroll
     for (int32_t r = 0; r < Tile::kRows; ++r) {
       const int64_t row = tile_.row(tile_.present(tile_.first_token(tile_.begin()) + r));
@@ -44,8 +53,11 @@ class GateOver {
   }
 
   __device__ void apply(int32_t row, int32_t pack, float (&means)[kWidth]) const {
+    if (!is_there()) {
+      return;
+    }
     float sums[kWidth];
-    unpack(gates_[row][pack], sums);
+    unpack(gates_[row][pack], call_.problem.data_type, sums);
 #pragma unroll
     for (int32_t v = 0; v < kWidth; ++v) {
       sums[v] += tile_.bias(pack * kWidth + v);
@@ -54,6 +66,8 @@ class GateOver {
   }
 
  private:
+  [[nodiscard]] __device__ bool is_there() const { return !kIsAny<Type> || call_.buffers.gate != nullptr; }
+
   const Call& call_;
   const Tile& tile_;
   Pack<Type, kWidth> gates_[Tile::kRows][Tile::kPacks];
@@ -266,8 +280,18 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) causal_kernel(const C
   }
 }
 
+template <typename Tile>
+Kernel causal_kernel_for(const Call& call) {
+  if constexpr (!kIsAny<typename Tile::Type>) {
+    if (call.buffers.gate == nullptr) {
+      return causal_kernel<Tile, NoGate>;
+    }
+  }
+  return causal_kernel<Tile, GateOver>;
+}
+
 // A call of no tokens.
-cudaError_t copy_state(const Call& call, cudaStream_t stream) {
+inline cudaError_t copy_state(const Call& call, cudaStream_t stream) {
   const Buffers& buffers = call.buffers;
   const auto rows = static_cast<std::size_t>(call.problem.batch);
   const std::size_t bytes = rows * kStateRows * static_cast<std::size_t>(call.problem.channels) * sizeof(float);
@@ -278,8 +302,7 @@ cudaError_t copy_state(const Call& call, cudaStream_t stream) {
                                : status;
 }
 
-}  // namespace
-
+template <typename T, int32_t Width>
 cudaError_t write_causal(const Call& call, cudaStream_t stream) {
   if (call.plan.chunks == 0) {
     return copy_state(call, stream);
@@ -290,11 +313,9 @@ cudaError_t write_causal(const Call& call, cudaStream_t stream) {
       return status;
     }
   }
-  return dispatch_tile(call, [&](auto chosen) {
-    using Tile = typename decltype(chosen)::Tile;
-    const Kernel kernel = call.buffers.gate == nullptr ? causal_kernel<Tile, NoGate> : causal_kernel<Tile, GateOver>;
-    return launch(kernel, call, call.plan.blocks, static_cast<std::size_t>(shared_bytes(call.problem, call.plan)),
-                  stream);
+  return dispatch_tile<T, Width>(call, [&](auto chosen) {
+    return launch(causal_kernel_for<typename decltype(chosen)::Tile>(call), call, call.plan.blocks,
+                  static_cast<std::size_t>(shared_bytes(call.problem, call.plan)), stream);
   });
 }
 

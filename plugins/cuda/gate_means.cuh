@@ -1,11 +1,12 @@
 // Last phase of "mean" with a gate: a row's mean serves all of the gate's tokens.
+#pragma once
+
 #include "gate.cuh"
 #include "launch.cuh"
 
 namespace pom::cuda {
-namespace {
 
-constexpr int32_t kRows = kLoads;  // tokens of a thread, all in flight at once
+inline constexpr int32_t kGatedRows = kLoads;  // tokens of a thread, all in flight at once
 
 // A block is one chunk, of one step, see plan.h. Its tokens are dealt to the groups in turn, so that a warp of few
 // lanes still reads contiguous memory.
@@ -23,9 +24,9 @@ __global__ void __launch_bounds__(kThreads) gate_means_kernel(const Call call) {
   if (channel >= channels) {
     return;
   }
-  Pack<T, Width> gates[kRows] = {};
+  Pack<T, Width> gates[kGatedRows] = {};
 #pragma unroll
-  for (int32_t r = 0; r < kRows; ++r) {
+  for (int32_t r = 0; r < kGatedRows; ++r) {
     const int64_t token = first_token + r * call.plan.groups;
     if (token < call.gate.tokens) {
       gates[r] = load_gates<T, Width>(call, batch * call.gate.tokens + token, channel);
@@ -39,12 +40,12 @@ __global__ void __launch_bounds__(kThreads) gate_means_kernel(const Call call) {
   }
   read_pack<T>(call.means, DataType::kFloat32, batch * channels + channel, means);
 #pragma unroll
-  for (int32_t r = 0; r < kRows; ++r) {
+  for (int32_t r = 0; r < kGatedRows; ++r) {
     const int64_t token = first_token + r * call.plan.groups;
     if (token < call.gate.tokens) {
       float sums[Width];
       float gated[Width];
-      unpack(gates[r], sums);
+      unpack(gates[r], call.problem.data_type, sums);
 #pragma unroll
       for (int32_t v = 0; v < Width; ++v) {
         sums[v] += bias[v];
@@ -52,32 +53,26 @@ __global__ void __launch_bounds__(kThreads) gate_means_kernel(const Call call) {
       }
       apply_gate(call.gate.activation, sums, gated);
       const int64_t index = (batch * call.gate.tokens + token) * channels + channel;
-      Pack<T, Width> rounded;
-      round_to(gated, &rounded);
-      static_cast<Pack<T, Width>*>(call.buffers.output)[index / Width] = rounded;
+      write_packed<T, Width>(gated, call.buffers.output, call.problem.data_type, index / Width);
     }
   }
 }
 
 // Many small blocks: each has little to start with, and the last ones leave no multiprocessor idle for long.
-Plan plan_steps(const Call& call) {
+inline Plan plan_steps(const Call& call) {
   Plan plan = call.plan;
   plan.column_tiles = static_cast<int32_t>(ceil_div(call.problem.channels, int64_t{plan.lanes} * plan.width));
-  plan.chunk_tokens = plan.groups * kRows;
+  plan.chunk_tokens = plan.groups * kGatedRows;
   plan.chunks = static_cast<int32_t>(ceil_div(call.gate.tokens, plan.chunk_tokens));
   plan.blocks = call.problem.batch * plan.chunks * plan.column_tiles;
   return plan;
 }
 
-}  // namespace
-
+template <typename T, int32_t Width>
 cudaError_t gate_means(const Call& call, cudaStream_t stream) {
   Call steps = call;
   steps.plan = plan_steps(call);
-  return dispatch(steps, [&](auto element) {
-    using E = decltype(element);
-    return launch(gate_means_kernel<typename E::Type, E::kWidth>, steps, steps.plan.blocks, 0, stream);
-  });
+  return launch(gate_means_kernel<T, Width>, steps, steps.plan.blocks, 0, stream);
 }
 
 }  // namespace pom::cuda
