@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import click
@@ -106,23 +106,25 @@ def _spinner(lines: Progress, first: str, *, kept: bool) -> Iterator[Callable[[s
 
     def keep() -> None:
         if kept:
-            console.print(under_way.pop(), markup=False, highlight=False, soft_wrap=True)
+            console.print(under_way[-1], markup=False, highlight=False, soft_wrap=True)
 
     def tell(stage: str) -> None:
-        with interrupts.held():
+        with interrupts.held(), suppress(OSError):  # a terminal that is gone ends no job
             keep()
-            under_way.append(lines.line(stage))
+            under_way[:] = [lines.line(stage)]
             display.reset(task, description=printable(in_flags(stage)))
         # A signal is the main thread's; TensorRT tells its stages from another.
         if threading.current_thread() is threading.main_thread():
             interrupts.check()
 
-    with interrupts.held():
+    with interrupts.held(), suppress(OSError):
         display.start()
     try:
         interrupts.check()
         yield tell
     finally:
         with interrupts.held():
-            keep()
-            display.stop()
+            with suppress(OSError):
+                keep()
+            with suppress(OSError):
+                display.stop()

@@ -23,12 +23,15 @@ HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 needs_rich = pytest.mark.skipif(importlib.util.find_spec("rich") is None, reason="rich is not installed")
 
 
-def on_terminal(arguments: list[str], interrupt_after: str = "", **environment: str) -> tuple[int, str, str]:
+def on_terminal(
+    arguments: list[str], interrupt_after: str = "", close_after: str = "", **environment: str
+) -> tuple[int, str, str]:
     """Run a command whose stderr is a terminal; return its exit code, stdout, and what the terminal got.
 
     Args:
         arguments: of the command.
         interrupt_after: it gets SIGINT when this has been written.
+        close_after: the terminal is gone when this has been written.
         environment: variables besides those of this process.
     """
     ours, its = pty.openpty()
@@ -49,6 +52,8 @@ def on_terminal(arguments: list[str], interrupt_after: str = "", **environment: 
             break
         seen += piece
         if not piece:
+            break
+        if close_after and close_after.encode() in seen:
             break
         if interrupt_after and interrupt_after.encode() in seen:
             process.send_signal(signal.SIGINT)
@@ -97,6 +102,14 @@ def test_an_interrupted_display_leaves_one_clear_line(tmp_path: Path) -> None:
     assert left_of(seen)[-1] == "pom-export: interrupted"
     assert seen.rfind(SHOW) > seen.rfind(HIDE)
     assert list(tmp_path.iterdir()) == []
+
+
+@needs_rich
+def test_a_terminal_that_is_gone_ends_no_job(tmp_path: Path) -> None:
+    code, out, _ = on_terminal(["export", CHECKPOINT, "-o", str(tmp_path / "m.onnx")], close_after="reading")
+    assert code == 0
+    assert "agrees with PyTorch on" in out
+    assert (tmp_path / "m.onnx").exists()
 
 
 @needs_rich
