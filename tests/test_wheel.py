@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -79,10 +81,25 @@ def test_it_runs_where_no_compiler_is(environment: dict[str, str], tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_it_suits_every_python_and_old_systems(wheel: Path) -> None:
+def test_it_suits_every_python_and_old_systems(request: pytest.FixtureRequest, wheel: Path) -> None:
     name, _, python, abi, system = wheel.stem.split("-")
     assert (name, python, abi) == ("pom_export", "py3", "none")
-    assert system.startswith("manylinux_2_"), system
+    glibc = re.fullmatch(r"manylinux_2_(\d+)_(\w+)", system.split(".")[0])
+    assert glibc, system
+    if "release" in request.node.name and glibc[2] == "x86_64":
+        # ONNX Runtime's own wheels need 2.28.
+        assert int(glibc[1]) <= 28
+
+
+@pytest.mark.slow
+def test_it_holds_our_libraries_alone(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as opened:
+        held = [Path(name) for name in opened.namelist() if not name.endswith("/")]
+    libraries = {path.name for path in held if ".so" in path.suffixes}
+    plugin = {"libpom_tensorrt.so", "libpom_rtx_soname.so"} if has_plugin() else set()
+    assert libraries == {"libpom_onnxruntime.so", *plugin}
+    assert {path.parent.as_posix() for path in held if path.name in libraries} == {"pom_export/lib"}
+    assert {path.suffix for path in held if path.parts[0] == "pom_export"} == {".py", ".so", ".typed"}
 
 
 @pytest.mark.slow
