@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pom_export.cli.main import run
+
 CHECKPOINT = str(Path(__file__).parents[1] / "data" / "golden" / "v2_base" / "checkpoint.pt")
 FULL = Path("/dev/full")
 COMMAND = [sys.executable, "-m", "pom_export"]
@@ -48,15 +50,35 @@ def test_a_reader_that_leaves_does_not_change_the_exit_code() -> None:
 
 @pytest.mark.parametrize("arguments", [["inspect", b"c\xff"], ["export", CHECKPOINT, "-o", b"m\xff"], [b"c\xff"]])
 @pytest.mark.parametrize("as_json", [False, True])
-def test_names_that_are_no_text_are_one_line(arguments: list[str | bytes], as_json: bool, tmp_path: Path) -> None:
-    (tmp_path / os.fsdecode(b"c\xff")).write_bytes(Path(CHECKPOINT).read_bytes())
-    before = list(tmp_path.iterdir())
-    options = ["--json"] if as_json else []
-    done = subprocess.run([*COMMAND, *arguments, *options], capture_output=True, text=True, cwd=tmp_path)
+def test_names_that_are_no_text_are_one_line(
+    arguments: list[str | bytes],
+    as_json: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = spoiled_names(tmp_path)
+    assert run([*map(os.fsdecode, arguments), *(["--json"] if as_json else [])]) == 2
+    errors = capsys.readouterr().err
+    assert r"\udcff" in errors
+    assert "internal" not in errors
+    assert list(tmp_path.iterdir()) == before
+
+
+def test_a_name_that_is_no_text_comes_from_a_shell(tmp_path: Path) -> None:
+    before = spoiled_names(tmp_path)
+    done = subprocess.run([*COMMAND, "inspect", b"c\xff"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert r"\udcff" in done.stderr
     assert "internal" not in done.stderr
     assert list(tmp_path.iterdir()) == before
+
+
+def spoiled_names(folder: Path) -> list[Path]:
+    """Make a checkpoint with a name that is no UTF-8, and return what then is in the folder."""
+    (folder / os.fsdecode(b"c\xff")).write_bytes(Path(CHECKPOINT).read_bytes())
+    return list(folder.iterdir())
 
 
 def test_characters_that_stdout_lacks_are_escaped(tmp_path: Path) -> None:
@@ -72,7 +94,9 @@ def test_characters_that_stdout_lacks_are_escaped(tmp_path: Path) -> None:
     assert r"\u044c.pt" in done.stdout
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_signals_leave_nothing(number: int, code: int, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [*COMMAND, "export", CHECKPOINT, "-o", str(tmp_path / "m.onnx")],
