@@ -16,6 +16,7 @@ from pom_export.graph.exporter import trace
 from pom_export.graph.own_program import module_program
 from pom_export.graph.passes import NameByModulePass, NameDimensionsPass, RecogniseCausalPass
 from pom_export.mixer import PolynomialMixer, ProductMixer
+from pom_export.mixer.aggregation import Polynomial, aggregate
 
 Mask = Callable[[Tensor, Tensor], Tensor]
 NEGATIVE = float("-inf")
@@ -130,16 +131,27 @@ X = torch.randn(2, 7, 4, generator=torch.Generator().manual_seed(0))
 KEEP = torch.tensor([[1.0, 1, 1, 1, 0, 0, 0], [1, 0, 1, 1, 1, 1, 0]])
 
 
+class Aggregate(nn.Module):
+    """What a mixer does with its mask, without its projections and its gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coefficients = nn.Parameter(torch.randn(4, 2))  # those of no two are one for torch's optimizer
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return aggregate(x, Polynomial(self.coefficients), mask, causal=False)[0]
+
+
 def kinds(masks: dict[str, Mask]) -> dict[str, tuple[str, str]]:
     """Return the mode and the type of mask that each mask becomes, or "features" and the reason; traced once."""
 
     class All(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.mixers = nn.ModuleDict({str(i): PolynomialMixer(4, 2, 1) for i in range(len(masks))})
+            self.mixers = nn.ModuleDict({str(i): Aggregate() for i in range(len(masks))})
 
         def forward(self, x: Tensor, keep: Tensor) -> tuple[Tensor, ...]:
-            return tuple(self.mixers[str(i)](x, None, mask(x, keep)) for i, mask in enumerate(masks.values()))
+            return tuple(self.mixers[str(i)](x, mask(x, keep)) for i, mask in enumerate(masks.values()))
 
     program = module_program(All().eval(), {"x": X, "keep": KEEP})
     model = trace(program, 20).graph

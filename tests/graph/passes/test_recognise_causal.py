@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -60,32 +60,47 @@ OTHER: dict[str, Mask] = {
 MIXERS = [PolynomialMixer(8, 2, 2), ProductMixer(8, 2, 2), RotaryPolynomialMixer(8, 2, 2, max_seq_len=64)]
 
 
-def export(module: nn.Module, path: Path) -> set[str]:
-    """Export, check other sizes than the example's, and return the modes of the aggregations."""
+class All(nn.Module):
+    """Modules side by side, which are traced once."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(modules.values())
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(part(x) for part in self.parts)
+
+
+def export(modules: Mapping[str, nn.Module], path: Path) -> dict[str, str]:
+    """Export, check other sizes than the example's, and return the mode of each module's aggregation."""
     torch.manual_seed(0)
-    pom_export.export(module.eval(), path, example_inputs=(torch.randn(2, 9, 8),))
+    module = All(modules).eval()
+    pom_export.export(module, path, example_inputs=(torch.randn(2, 9, 8),))
     x = torch.randn(3, 21, 8)
-    (y,) = pom_export.inference_session(path).run(None, {"x": x.numpy()})
+    outputs = pom_export.inference_session(path).run(None, {"x": x.numpy()})
     with torch.no_grad():
-        assert difference(y, module(x).numpy().astype(np.float64), MODELS["float32"])
-    return modes(path)
+        for name, y, expected in zip(modules, outputs, module(x), strict=True):
+            assert difference(y, expected.numpy().astype(np.float64), MODELS["float32"]), name
+    found = {node.name.split(".")[1].partition("/")[0]: mode for node, mode in modes(path)}
+    assert len(found) == len(modules)
+    return {name: found[str(i)] for i, name in enumerate(modules)}
 
 
-def modes(path: Path) -> set[str]:
+def modes(path: Path) -> list[tuple[onnx.NodeProto, str]]:
     nodes = [node for node in onnx.load(path).graph.node if node.domain == contract.DOMAIN]
-    return {a.s.decode() for node in nodes for a in node.attribute if a.name == "mode"}
+    return [(node, a.s.decode()) for node in nodes for a in node.attribute if a.name == "mode"]
 
 
-@pytest.mark.parametrize("mask", CAUSAL)
-def test_a_lower_triangle_of_ones_is_causal(mask: str, tmp_path: Path) -> None:
-    assert export(Masked(PolynomialMixer(8, 3, 2), CAUSAL[mask]), tmp_path / "m.onnx") == {"causal"}
+def test_a_lower_triangle_of_ones_is_causal(tmp_path: Path) -> None:
+    masked = {name: Masked(PolynomialMixer(8, 3, 2), mask) for name, mask in CAUSAL.items()}
+    assert export(masked, tmp_path / "m.onnx") == dict.fromkeys(CAUSAL, "causal")
     operators = {node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node}
     assert "Trilu" not in operators
 
 
-@pytest.mark.parametrize("mixer", MIXERS, ids=lambda mixer: type(mixer).__name__)
-def test_every_family_is_recognised(mixer: nn.Module, tmp_path: Path) -> None:
-    assert export(Masked(mixer, CAUSAL["tril"]), tmp_path / "m.onnx") == {"causal"}
+def test_every_family_is_recognised(tmp_path: Path) -> None:
+    masked = {type(mixer).__name__: Masked(mixer, CAUSAL["tril"]) for mixer in MIXERS}
+    assert export(masked, tmp_path / "m.onnx") == dict.fromkeys(masked, "causal")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -93,36 +108,36 @@ def test_every_family_is_recognised(mixer: nn.Module, tmp_path: Path) -> None:
 def test_half_precision_is_recognised_too(mixer: nn.Module, dtype: str, tmp_path: Path) -> None:
     model = Masked(mixer, CAUSAL["tril"])
     pom_export.export(model, tmp_path / "m.onnx", example_inputs=(torch.randn(2, 9, 8),), dtype=dtype)
-    assert modes(tmp_path / "m.onnx") == {"causal"}
+    assert {mode for _, mode in modes(tmp_path / "m.onnx")} == {"causal"}
 
 
 class Divided(nn.Module):
     """Features summed under a triangular mask, and divided by something else than the mask's sums."""
 
-    def __init__(self, divisor: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, divisor: Mask) -> None:
         super().__init__()
-        self.mixer = PolynomialMixer(8, 2, 1)
+        self.coefficients = nn.Parameter(torch.randn(8, 2))
         self.divisor = divisor
 
     def forward(self, x: Tensor) -> Tensor:
         mask = torch.tril(ones(x))[None]
-        features = polynomial_aggregation(x, self.mixer.po_coeff, None, "features")
+        features = polynomial_aggregation(x, self.coefficients, None, "features")
         return (mask @ features) / self.divisor(mask)
 
 
-@pytest.mark.parametrize(
-    "divisor",
-    [
-        lambda mask: mask.sum(-1, keepdim=True) + 3,
-        lambda mask: mask.sum(-1, keepdim=True) + mask.sum(-1, keepdim=True),
-        lambda mask: mask.sum(1, keepdim=True).transpose(1, 2),
-        lambda mask: torch.where(mask[..., :1] > 0, 7.0, mask.sum(-1, keepdim=True)),
-    ],
-)
-def test_another_divisor_is_no_mean(divisor: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
-    assert export(Divided(divisor), tmp_path / "m.onnx") == {"features"}
+DIVISORS: dict[str, Mask] = {
+    "3 more": lambda mask: mask.sum(-1, keepdim=True) + 3,
+    "twice as much": lambda mask: mask.sum(-1, keepdim=True) + mask.sum(-1, keepdim=True),
+    "sums of columns": lambda mask: mask.sum(1, keepdim=True).transpose(1, 2),
+    "chosen by the mask": lambda mask: torch.where(mask[..., :1] > 0, 7.0, mask.sum(-1, keepdim=True)),
+}
 
 
-@pytest.mark.parametrize("mask", OTHER)
-def test_another_mask_is_not(mask: str, tmp_path: Path) -> None:
-    assert export(Masked(PolynomialMixer(8, 3, 2), OTHER[mask]), tmp_path / "m.onnx") == {"features"}
+def test_another_divisor_is_no_mean(tmp_path: Path) -> None:
+    divided = {name: Divided(divisor) for name, divisor in DIVISORS.items()}
+    assert export(divided, tmp_path / "m.onnx") == dict.fromkeys(DIVISORS, "features")
+
+
+def test_another_mask_is_not(tmp_path: Path) -> None:
+    masked = {name: Masked(PolynomialMixer(8, 3, 2), mask) for name, mask in OTHER.items()}
+    assert export(masked, tmp_path / "m.onnx") == dict.fromkeys(OTHER, "features")
