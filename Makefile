@@ -106,7 +106,7 @@ format: $(VENV)/.packages-for-lint
 
 # Everything side by side, into docs/benchmarks; on a machine on which nothing else runs. `make bench RUNS=layer-none`.
 bench: setup $(VENV)/.packages-for-bench
-	$(BIN)/python -m benchmarks.project $(RUNS)
+	$(BIN)/python -m benchmarks project $(RUNS)
 
 # What needs a CUDA device: tests, some of them under compute-sanitizer, then times, into docs/gpu.md, which also says
 # what to install for all of these tests to run.

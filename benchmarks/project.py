@@ -1,83 +1,116 @@
-"""Rerun the benchmarks of docs/benchmarks, and hold them to the project's bars.
-
-    python -m benchmarks.project [-o docs/benchmarks] [RUN...]     # or: make bench
-
-Runs: layer-none, layer-causal, layer-8-heads, long-causal, stream, image; default: all, then the instructions of the
-native kernels.
-Use a machine on which nothing else runs. Exit code 1 when a bar fails.
-"""
+"""The runs of docs/benchmarks, and the limits that this project holds itself to."""
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import click
 
+from benchmarks.image.shape import ImageShape
+from benchmarks.image.workload import ImageWorkload
 from benchmarks.instructions import check_instructions
-from pom_export import interrupts
-from pom_export.bench.bars import CAUSAL, HEADS, IMAGE, LONG, MEAN, STREAM, Bar, check_bars
-from pom_export.bench.options import KERNEL, MATMUL, BenchOptions
+from benchmarks.layer.target import find_target
+from benchmarks.layer.workload import LayerWorkload
+from benchmarks.limits import Check, Limit, at_least, at_most, doublings, faster_everywhere, flat
+from benchmarks.names import ATTENTION, KERNEL, MATMUL, PLAIN, TORCH_COMPILE
+from benchmarks.running import SIZES_PLOTS, STREAM_PLOTS, Plots, run_benchmark
+from benchmarks.stream.models import StreamShape
+from benchmarks.stream.workload import StreamWorkload
+from pom_export.bench.options import BenchOptions
 from pom_export.bench.results import BenchResult
-from pom_export.bench.running import bench
-from pom_export.bench.stream.results import StreamResult
-from pom_export.bench.stream.table import step_rows
 from pom_export.bench.table import aligned, latency_rows
-from pom_export.bench.targets import Target, find_target
-from pom_export.bench.writing import results_folder
-from pom_export.errors import InputError, PomExportError
+from pom_export.bench.workload import Workload
+from pom_export.errors import InputError
 
-TOKENS = (256, 1024, 4096, 16384)
-LONG_TOKENS = (8192, 16384, 32768, 65536, 131072)
-RUNS: dict[str, tuple[Target, BenchOptions]] = {
-    MEAN: (find_target("layer", mask="none"), BenchOptions(tokens=TOKENS)),
-    CAUSAL: (find_target("layer", mask="causal"), BenchOptions(tokens=TOKENS)),
-    HEADS: (find_target("layer-8-heads", mask="none"), BenchOptions(tokens=TOKENS)),
-    LONG: (find_target("layer", mask="causal"), BenchOptions(backends=(KERNEL, MATMUL), tokens=LONG_TOKENS)),
-    STREAM: (find_target("stream"), BenchOptions()),
-    IMAGE: (find_target("image"), BenchOptions()),
-}
+TOKENS: Final = (256, 1024, 4096, 16384)
+LONG_TOKENS: Final = (8192, 16384, 32768, 65536, 131072)
 
 
-def run(name: str, folder: Path) -> BenchResult | StreamResult:
-    target, options = RUNS[name]
+def over_floor(limit: float) -> Check:
+    """Return what holds our kernel to so many times its matrix products, at the sizes where those dominate."""
+    return at_most(KERNEL, MATMUL, dict.fromkeys(TOKENS[1:], limit))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        workload: what is timed.
+        options: how.
+        checks: what it is held to.
+        plots: how it is drawn.
+    """
+
+    workload: Workload
+    options: BenchOptions
+    checks: Sequence[Check]
+    plots: Plots = SIZES_PLOTS
+
+
+def project_runs() -> dict[str, Run]:
+    """Return the runs by the names of their folders."""
+    beats_compiler = faster_everywhere(KERNEL, TORCH_COMPILE)
+    mean, causal = (LayerWorkload(find_target("layer", mask=mask)) for mask in ("none", "causal"))
+    options = BenchOptions(tokens=TOKENS)
+    return {
+        "layer-none": Run(mean, options, [over_floor(1.08), beats_compiler]),
+        "layer-causal": Run(
+            causal, options, [over_floor(1.08), at_least(PLAIN, KERNEL, {4096: 5.0, 16384: 15.0}), beats_compiler]
+        ),
+        "layer-8-heads": Run(
+            LayerWorkload(find_target("layer-8-heads", mask="none")), options, [over_floor(0.6), beats_compiler]
+        ),
+        "long-causal": Run(
+            LayerWorkload(find_target("layer", mask="causal")),
+            BenchOptions(backends=(KERNEL, MATMUL), tokens=LONG_TOKENS),
+            [doublings(2.1)],
+        ),
+        "stream": Run(StreamWorkload(StreamShape()), BenchOptions(), [flat(1.05)], STREAM_PLOTS),
+        "image": Run(ImageWorkload(ImageShape()), BenchOptions(), [at_least(ATTENTION, KERNEL, {4096: 2.0})]),
+    }
+
+
+def run_project(names: Sequence[str], folder: Path) -> bool:
+    """Run some of the project's benchmarks into a folder's own folders; return whether all limits were kept.
+
+    Args:
+        names: of runs; none: all of them, then the instructions of the native kernels.
+        folder: made where it is missing.
+
+    Raises:
+        InputError: a name is unknown, or a run failed.
+    """
+    runs = project_runs()
+    if unknown := [name for name in names if name not in runs]:
+        raise InputError(f"unknown run {unknown[0]!r}", f"Choose of {', '.join(runs)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = {name: runs[name] for name in names or runs}
+    limits = [limit for name, run in chosen.items() for limit in _run(name, run, folder)]
+    instructions = [] if names else check_instructions()
+    _report(limits, [line for line, _ in instructions], [folder / name for name in chosen])
+    return all(limit.passed for limit in limits) and all(passed for _, passed in instructions)
+
+
+def _run(name: str, run: Run, folder: Path) -> list[Limit]:
     click.echo(f"\n{name}", err=True)
-    with results_folder(folder / name) as writer:
-        result = bench(target, options, progress=lambda line: click.echo(f"  {line}", err=True))
-        writer.write(result)
-    rows = step_rows(result) if isinstance(result, StreamResult) else latency_rows(result)
-    click.echo(f"\n{name}: {result.target}; milliseconds, medians\n{aligned(rows)}")
-    return result
+    result = run_benchmark(run.workload, run.options, _say, folder / name, run.plots)
+    click.echo(f"\n{name}: {result.target}; {result.labels.unit}\n{aligned(latency_rows(result))}")
+    return check_limits(name, run.checks, result)
 
 
-def report(bars: list[Bar], guard: list[str], folder: Path, names: tuple[str, ...]) -> None:
-    click.echo("\n" + "\n".join(map(str, bars)))
-    click.echo("\n" + "\n".join(guard))
-    click.echo("\nresults: " + ", ".join(str(folder / name) for name in names))
+def check_limits(name: str, checks: Sequence[Check], result: BenchResult) -> list[Limit]:
+    """Return what a run's result is held to."""
+    return [limit for check in checks for limit in check(name, result)]
 
 
-@click.command(help=__doc__)
-@click.argument("names", nargs=-1, metavar="RUN...")
-@click.option("-o", "--output", default="docs/benchmarks", show_default=True, help="Where the folders of the runs go.")
-def main(names: tuple[str, ...], output: str) -> None:
-    interrupts.listen()
-    folder = Path(output)
-    try:
-        if unknown := [name for name in names if name not in RUNS]:
-            raise InputError(f"unknown run {unknown[0]!r}", f"Choose of {', '.join(RUNS)}")
-        folder.mkdir(parents=True, exist_ok=True)
-        chosen = names or tuple(RUNS)
-        bars = check_bars({name: run(name, folder) for name in chosen})
-        guard = [] if names else check_instructions()
-    except PomExportError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
-        sys.exit(130)
-    report(bars, [line for line, _ in guard], folder, chosen)
-    sys.exit(0 if all(bar.passed for bar in bars) and all(passed for _, passed in guard) else 1)
+def _say(line: str) -> None:
+    click.echo(f"  {line}", err=True)
 
 
-if __name__ == "__main__":
-    main()
+def _report(limits: Sequence[Limit], instructions: Sequence[str], folders: Sequence[Path]) -> None:
+    for lines in (map(str, limits), instructions, [f"results: {', '.join(map(str, folders))}"]):
+        click.echo("\n" + "\n".join(lines))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import datetime
+import gc
 import importlib.metadata
 import os
 import platform
@@ -87,6 +88,7 @@ def reset_peak() -> bool:
 
 def give_back_freed_memory() -> None:
     """Give freed memory back to the system, where the C library can: whoever reuses it would seem to need none."""
+    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -30,18 +32,10 @@ class Summary:
         return asdict(self)
 
 
-def quantile(ordered: Sequence[float], share: float) -> float:
-    """Return the value below which `share` of sorted, non-empty values lie, between two of them where need be."""
-    place = share * (len(ordered) - 1)
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
-
-
 def summarise(seconds: Sequence[float]) -> Summary:
     """Summarise the seconds that at least one run took."""
-    ordered = sorted(1e3 * value for value in seconds)
-    return Summary(quantile(ordered, 0.5), quantile(ordered, 0.25), quantile(ordered, 0.75), ordered[0], len(ordered))
+    least, lower, median, upper = (1e3 * np.quantile(seconds, [0, 0.25, 0.5, 0.75])).tolist()
+    return Summary(median, lower, upper, least, len(seconds))
 
 
 def ratios(timings: Mapping[str, Summary], to: str) -> dict[str, float]:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Final
 
-from pom_export.bench.options import ATTENTION, KERNEL, MATMUL, PLAIN
-from pom_export.bench.results import BenchResult, Memory, Point
+from pom_export.bench.results import BenchResult, Point, Rows
 from pom_export.bench.statistics import Summary
 
-_NONE = "-"
-_MIB = 1 << 20
-_GIGA = 1e9
-# Numerator and denominator of the columns behind the timings.
-_RATIOS = ((KERNEL, MATMUL), (PLAIN, KERNEL), (ATTENTION, KERNEL))
-Rows = list[list[str]]
+_NONE: Final = "-"
+_MIB: Final = 1 << 20
 
 
 def latency_rows(result: BenchResult) -> Rows:
     """Return the header, and one row a size: milliseconds of every backend, then ratios."""
-    pairs = [pair for pair in _RATIOS if all(name in result.backends for name in pair)]
-    header = [*_size_header(result), *result.backends, *(f"{name}/{to}" for name, to in pairs)]
-    rows = [header]
+    pairs = [pair for pair in result.labels.ratios if all(name in result.backends for name in pair)]
+    rows = [[*_size_header(result), *result.backends, *(f"{name}/{to}" for name, to in pairs)]]
     for point in result.points:
         times = [point.timings.get(name) for name in result.backends]
         cells = [_NONE if summary is None else milliseconds(summary.median_ms) for summary in times]
@@ -30,14 +24,23 @@ def latency_rows(result: BenchResult) -> Rows:
     return rows
 
 
-def memory_rows(result: BenchResult) -> Rows:
-    """Return the header, and one row a size: MiB by which a backend's peak grows, then MiB of our export's tensors."""
-    rows = [[*_size_header(result), *result.backends, "tensors"]]
+def spread_rows(result: BenchResult) -> Rows:
+    """Return the header, and one row a size: the quartiles of each backend, and how many runs there were."""
+    rows = [[*_size_header(result), *result.backends]]
     for point in result.points:
-        found = [point.memory.get(name) for name in result.backends]
-        tensors = next((memory for name, memory in point.memory.items() if name == KERNEL), None)
-        held = _NONE if tensors is None else mebibytes(tensors.tensor_bytes)
-        rows.append([*_sizes(result, point), *map(_growth, found), held])
+        rows.append([*_sizes(result, point), *(_spread(point.timings.get(name)) for name in result.backends)])
+    return rows
+
+
+def memory_rows(result: BenchResult) -> Rows:
+    """Return the header, and one row a size: MiB by which a backend's process grows, then MiB that it holds."""
+    held = [name for name in result.labels.held if name in result.backends]
+    header = [*(f"{name} grows" for name in result.backends), *(f"{name} holds" for name in held)]
+    rows = [[*_size_header(result), *header]]
+    for point in result.points:
+        growths = [point.memory[name].growth_bytes if name in point.memory else None for name in result.backends]
+        tensors = [point.memory[name].tensor_bytes if name in point.memory else None for name in held]
+        rows.append([*_sizes(result, point), *map(mebibytes, (*growths, *tensors))])
     return rows
 
 
@@ -47,20 +50,11 @@ def milliseconds(value: float) -> str:
     return f"{value:.{decimals}f}"
 
 
-def spreads(backends: Sequence[str], timings: Mapping[str, Summary]) -> list[str]:
-    """Return the quartiles of each backend, and how many runs there were."""
-    found = [timings.get(name) for name in backends]
-    return [
-        _NONE
-        if summary is None
-        else f"{milliseconds(summary.lower_ms)} to {milliseconds(summary.upper_ms)}, {summary.runs}"
-        for summary in found
-    ]
-
-
-def mebibytes(count: int) -> str:
-    """Return a size in MiB."""
-    return f"{count / _MIB:.1f}"
+def mebibytes(count: int | None) -> str:
+    """Return a size in MiB, with more digits where it is small."""
+    if count is None:
+        return _NONE
+    return f"{count / _MIB:.1f}" if count >= _MIB or not count else f"{count / _MIB:.3f}"
 
 
 def aligned(rows: Rows) -> str:
@@ -77,79 +71,48 @@ def markdown(rows: Rows) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def machine_line(machine: Mapping[str, Any], options: Mapping[str, Any]) -> str:
-    """Return what the times depend on besides what was timed."""
-    return (
-        f"{machine['processor']}, {options['threads']} threads; torch {machine['torch']}, "
-        f"ONNX Runtime {machine['onnxruntime']}, kernel {machine['pom_cpu_kernel']}; {machine['date'][:10]}"
-    )
-
-
 def notes(result: BenchResult) -> list[str]:
-    """Return what a reader of the table must know."""
-    options = result.options
-    lines = [
-        f"{result.target}; {options['dtype']}; batch "
-        f"{', '.join(map(str, dict.fromkeys(point.batch for point in result.points)))}",
-        machine_line(result.machine, options),
+    """Return what a reader of the tables must know."""
+    machine, options, tokens = result.machine, result.options, result.labels.tokens
+    batches = ", ".join(map(str, dict.fromkeys(point.batch for point in result.points)))
+    skipped = [(point, name, why) for point in result.points for name, why in point.skipped.items()]
+    return [
+        f"{result.target}; {options['dtype']}; batch {batches}",
+        f"{machine['processor']}, {options['threads']} threads; torch {machine['torch']}, "
+        f"ONNX Runtime {machine['onnxruntime']}, kernel {machine['pom_cpu_kernel']}; {machine['date'][:10]}",
+        *result.notes,
+        *(f"not run: {name}: {why}" for name, why in result.not_run.items()),
+        *(f"not run at batch {point.batch}, {tokens} {point.tokens}: {name}: {why}" for point, name, why in skipped),
     ]
-    if result.roofline is not None:
-        first, last = result.roofline.bandwidths[0], result.roofline.bandwidths[-1]
-        lines.append(
-            f"the machine: {result.roofline.flops_per_s / _GIGA:.0f} GFLOP/s in matrix products; copies "
-            f"{first.copy / _GIGA:.0f} GB/s at {first.bytes // _MIB} MiB, "
-            f"{last.copy / _GIGA:.0f} GB/s at {last.bytes // _MIB} MiB"
-        )
-    lines += [f"not run: {name}: {why}" for name, why in result.not_run.items()]
-    lines += [
-        f"not run at batch {point.batch}, tokens {point.tokens}: {name}: {why}"
-        for point in result.points
-        for name, why in point.skipped.items()
-    ]
-    return lines
 
 
 def as_text(result: BenchResult) -> str:
     """Return the whole result for a terminal."""
-    parts = ["milliseconds, medians", aligned(latency_rows(result))]
-    if has_memory(result):
-        parts += ["", "MiB by which peak memory grows, and MiB of weights, inputs and outputs"]
-        parts.append(aligned(memory_rows(result)))
-    return "\n".join([*parts, "", *notes(result)])
+    parts = [f"{title}\n{aligned(rows)}\n" for title, rows in _tables(result).items()]
+    return "\n".join([*parts, *notes(result)])
 
 
 def as_page(result: BenchResult) -> str:
     """Return the whole result in Markdown."""
-    parts = ["Milliseconds, medians.", markdown(latency_rows(result)), "Spread: lower to upper quartile, runs."]
-    parts.append(markdown(_spread_rows(result)))
-    if has_memory(result):
-        parts.append(
-            "MiB by which the peak of resident memory over two runs exceeds what was resident with the model loaded "
-            "and the inputs made; MiB of weights, inputs and outputs of our export."
-        )
-        parts.append(markdown(memory_rows(result)))
-    parts.append("\n".join(f"- {line}" for line in notes(result)))
-    return "\n\n".join(parts) + "\n"
+    tables = _tables(result)
+    tables["spread: lower to upper quartile, runs"] = spread_rows(result)
+    parts = [f"{title[0].upper()}{title[1:]}.\n\n{markdown(rows)}" for title, rows in tables.items()]
+    return "\n\n".join([*parts, "\n".join(f"- {line}" for line in notes(result))]) + "\n"
 
 
-def has_memory(result: BenchResult) -> bool:
-    """Return whether memory was measured."""
-    return any(point.memory for point in result.points)
+def _tables(result: BenchResult) -> dict[str, Rows]:
+    memory = {result.labels.memory: memory_rows(result)} if result.has_memory() else {}
+    return {result.labels.unit: latency_rows(result), **memory, **result.tables}
 
 
-def _spread_rows(result: BenchResult) -> Rows:
-    rows = [[*_size_header(result), *result.backends]]
-    for point in result.points:
-        rows.append([*_sizes(result, point), *spreads(result.backends, point.timings)])
-    return rows
-
-
-def _growth(memory: Memory | None) -> str:
-    return _NONE if memory is None or memory.growth_bytes is None else mebibytes(memory.growth_bytes)
+def _spread(summary: Summary | None) -> str:
+    if summary is None:
+        return _NONE
+    return f"{milliseconds(summary.lower_ms)} to {milliseconds(summary.upper_ms)}, {summary.runs}"
 
 
 def _size_header(result: BenchResult) -> Sequence[str]:
-    return ("batch", "tokens") if _many_batches(result) else ("tokens",)
+    return ("batch", result.labels.tokens) if _many_batches(result) else (result.labels.tokens,)
 
 
 def _sizes(result: BenchResult, point: Point) -> Sequence[str]:

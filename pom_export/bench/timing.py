@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
+_Name = TypeVar("_Name", bound=Hashable)
 _FEWEST, _MOST = 5, 50
 
 
@@ -26,8 +28,8 @@ class Effort:
 
 
 def time_interleaved(
-    functions: Mapping[str, Callable[[], object]], effort: Effort, *, settled: bool = False
-) -> dict[str, list[float]]:
+    functions: Mapping[_Name, Callable[[], object]], effort: Effort, *, settled: bool = False
+) -> dict[_Name, list[float]]:
     """Return the seconds that each function took, run by run.
 
     One run of each makes a round, and whoever began the last round ends the next: what slows the machine for a while
@@ -40,7 +42,7 @@ def time_interleaved(
             runs so short that what the one before left in the caches would be seen.
     """
     names = list(functions)
-    times: dict[str, list[float]] = {name: [] for name in names}
+    times: dict[_Name, list[float]] = {name: [] for name in names}
     most = _MOST if effort.repeats is None else effort.repeats
     for _ in range(effort.warmup):
         for function in functions.values():

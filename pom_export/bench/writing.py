@@ -10,67 +10,50 @@ from pathlib import Path
 from typing import Final
 
 from pom_export import interrupts
-from pom_export.bench.plots import plot_latency, plot_memory, require_matplotlib
 from pom_export.bench.results import BenchResult
-from pom_export.bench.stream.plots import plot_stream
-from pom_export.bench.stream.results import StreamResult
-from pom_export.bench.stream.table import stream_page
-from pom_export.bench.table import as_page, has_memory
+from pom_export.bench.table import as_page
 from pom_export.errors import InputError
 from pom_export.files import staged_output
 
 RESULTS: Final = "results.json"
 TABLE: Final = "table.md"
-LATENCY: Final = ("latency.png", "latency.svg")
-MEMORY: Final = "memory.png"
-STREAM: Final = ("stream.png", "stream.svg")
 
 
 class Writer:
-    """Takes a benchmark's result and writes it beside the staged results.json."""
+    """Writes into the folder in which a benchmark's files wait until all are there."""
 
-    def __init__(self, staged: Path, plots: bool) -> None:
-        self._staged, self._plots = staged, plots
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
-    def write(self, result: BenchResult | StreamResult) -> None:
-        """Write results.json, table.md and the plots."""
-        self._staged.write_text(json.dumps(result.to_dict(), indent=1) + "\n")
-        page = stream_page(result) if isinstance(result, StreamResult) else as_page(result)
-        self._staged.with_name(TABLE).write_text(page, encoding="utf-8")
-        if not self._plots:
-            return
-        if isinstance(result, StreamResult):
-            plot_stream(result, self._places(STREAM))
-            return
-        plot_latency(result, self._places(LATENCY))
-        if has_memory(result):
-            plot_memory(result, self._places((MEMORY,)))
+    def place(self, name: str) -> Path:
+        """Return where a file waits."""
+        return self._folder / name
 
-    def _places(self, names: Sequence[str]) -> list[Path]:
-        return [self._staged.with_name(name) for name in names]
+    def write(self, result: BenchResult) -> None:
+        """Write results.json and table.md."""
+        self.place(RESULTS).write_text(json.dumps(result.to_dict(), indent=1) + "\n")
+        self.place(TABLE).write_text(as_page(result), encoding="utf-8")
 
 
 @contextmanager
-def results_folder(folder: str | os.PathLike[str], *sources: Path | None, plots: bool = True) -> Iterator[Writer]:
+def results_folder(folder: str | os.PathLike[str], *sources: Path | None, more: Sequence[str] = ()) -> Iterator[Writer]:
     """Yield what writes into a folder, which is made where it is missing; checked before anything is measured.
 
     Args:
         folder: where the files go; old ones of the same names are replaced.
         sources: files that are never replaced.
-        plots: whether to draw.
+        more: names of files besides results.json and table.md; old ones that are not written again are removed.
 
     Raises:
         InputError: the folder cannot be made or written to, or is a file.
-        MissingDependencyError: plots are asked for, and matplotlib is not installed.
     """
-    if plots:
-        require_matplotlib()
     place = Path(folder)
     made = _make(place)
+    more_places = [place / name for name in more]
     try:
-        beside = [place / name for name in (TABLE, *LATENCY, MEMORY, *STREAM)]
-        with staged_output(place / RESULTS, *sources, beside=beside, stale=lambda: [place / MEMORY]) as staged:
-            yield Writer(staged, plots)
+        beside = [place / TABLE, *more_places]
+        with staged_output(place / RESULTS, *sources, beside=beside, stale=lambda: more_places) as staged:
+            yield Writer(staged.parent)
     except BaseException:
         with interrupts.held():
             if made and not any(place.iterdir()):

@@ -28,7 +28,7 @@ _COMMANDS = {
     "verify": "Compare an exported model with PyTorch.",
     "build": "Build a TensorRT engine with the plugin inside.",
     "generate": "Continue a text with an exported language model.",
-    "bench": "Time every backend side by side.",
+    "bench": "Time an exported file on every backend.",
     "scan": "List a model's attention, and what a swap for PoM would save.",
 }
 _EPILOG = """Exit codes: 0 done; 1 a check failed; 2 bad input or usage; 130 interrupted, 143 terminated.

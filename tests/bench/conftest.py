@@ -1,11 +1,15 @@
-"""What the tests of the benchmark share: a result that was not measured."""
+"""What the tests of the benchmark share: a result that was not measured, and a file."""
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import pytest
+import torch
+
+import pom_export
+from pom_export.bench.model_file import LABELS
 from pom_export.bench.results import BenchResult, Memory, Point
-from pom_export.bench.roofline import Bandwidth, Roofline
 from pom_export.bench.statistics import Summary
 
 MIB = 1 << 20
@@ -17,24 +21,28 @@ def timed(milliseconds: float) -> Summary:
 
 @pytest.fixture
 def result() -> BenchResult:
-    """Two sizes on three backends, one of which did not run at the second."""
+    """Two sizes on two backends, one of which did not run at the second."""
     points = [
-        Point(1, 256, {"plain": timed(5), "kernel": timed(2), "matmul": timed(1.6)}, memory_roofline_ms=0.2),
-        Point(1, 1024, {"kernel": timed(8), "matmul": timed(8)}, skipped={"plain": "would need 99.0 GiB"}),
+        Point(1, 256, {"function": timed(5), "kernel": timed(2)}),
+        Point(1, 1024, {"kernel": timed(8)}, skipped={"function": "would need 99.0 GiB"}),
     ]
-    points[0].memory = {"plain": Memory(30 * MIB, 7 * MIB), "kernel": Memory(3 * MIB, 7 * MIB)}
-    return BenchResult(
-        "a layer",
-        ["plain", "kernel", "matmul"],
-        {"tensorrt": "it needs a GPU, and none is here"},
-        points,
-        {
-            "processor": "Some CPU",
-            "torch": "2",
-            "onnxruntime": "1",
-            "pom_cpu_kernel": "avx2",
-            "date": "2026-01-02T03:04:05",
-        },
-        {"threads": 2, "dtype": "float32"},
-        Roofline([Bandwidth(1 * MIB, 4e10, 3e10), Bandwidth(4 * MIB, 2e10, 1e10)], 1e11),
-    )
+    points[0].memory = {"function": Memory(30 * MIB, 7 * MIB), "kernel": Memory(3 * MIB, 7 * MIB)}
+    machine = {
+        "processor": "Some CPU",
+        "torch": "2",
+        "onnxruntime": "1",
+        "pom_cpu_kernel": "avx2",
+        "date": "2026-01-02T03:04:05",
+    }
+    not_run = {"tensorrt": "it needs a GPU, and none is here"}
+    options = {"threads": 2, "dtype": "float32"}
+    return BenchResult("a layer", ["function", "kernel"], not_run, points, machine, options, LABELS)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A causal layer of dim 16."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("bench") / "m.onnx"
+    pom_export.export(pom_export.PolynomialMixer(16, 2, 2).eval(), path, mask="causal")
+    return path

@@ -1,29 +1,30 @@
-"""What is printed, drawn and written of a result."""
+"""What is printed and written of a result."""
 
 from __future__ import annotations
 
 import json
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pom_export.bench.results import BenchResult
-from pom_export.bench.roofline import Bandwidth, Roofline
-from pom_export.bench.table import as_page, as_text, latency_rows, memory_rows, milliseconds
+from pom_export.bench.table import as_page, as_text, latency_rows, mebibytes, memory_rows, milliseconds
 from pom_export.bench.writing import results_folder
-from pom_export.errors import InputError, MissingDependencyError
-
-FILES = ["latency.png", "latency.svg", "memory.png", "results.json", "table.md"]
+from pom_export.errors import InputError
 
 
 def test_the_table_has_milliseconds_and_ratios(result: BenchResult) -> None:
     assert latency_rows(result) == [
-        ["tokens", "plain", "kernel", "matmul", "kernel/matmul", "plain/kernel"],
-        ["256", "5.00", "2.00", "1.60", "1.25x", "2.50x"],
-        ["1024", "-", "8.00", "8.00", "1.00x", "-"],
+        ["tokens", "function", "kernel", "function/kernel"],
+        ["256", "5.00", "2.00", "2.50x"],
+        ["1024", "-", "8.00", "-"],
     ]
-    assert memory_rows(result)[1:] == [["256", "30.0", "3.0", "-", "7.0"], ["1024", "-", "-", "-", "-"]]
+    assert memory_rows(result) == [
+        ["tokens", "function grows", "kernel grows", "kernel holds"],
+        ["256", "30.0", "3.0", "7.0"],
+        ["1024", "-", "-", "-"],
+    ]
 
 
 def test_the_batch_is_a_column_where_there_are_several(result: BenchResult) -> None:
@@ -36,53 +37,62 @@ def test_milliseconds_have_three_digits_or_more(value: float, text: str) -> None
     assert milliseconds(value) == text
 
 
+@pytest.mark.parametrize(
+    ("count", "text"), [(None, "-"), (0, "0.0"), (1 << 16, "0.062"), (3 << 20, "3.0"), (1 << 30, "1024.0")]
+)
+def test_small_sizes_have_more_digits(count: int | None, text: str) -> None:
+    assert mebibytes(count) == text
+
+
 def test_text_and_page_say_what_was_not_run(result: BenchResult) -> None:
+    result.notes.append("a note of the workload's")
+    result.tables["a table of the workload's"] = [["name"], ["cell"]]
     for text in (as_text(result), as_page(result)):
         assert "not run: tensorrt: it needs a GPU" in text
-        assert "not run at batch 1, tokens 1024: plain: would need 99.0 GiB" in text
+        assert "not run at batch 1, tokens 1024: function: would need 99.0 GiB" in text
         assert "Some CPU, 2 threads" in text
+        assert "a note of the workload's" in text
+        assert "cell" in text
     assert "4.50 to 6.00, 5" in as_page(result)
 
 
-def test_json_holds_timings_ratios_and_memory(result: BenchResult) -> None:
+def test_json_holds_timings_ratios_memory_and_the_workloads_facts(result: BenchResult) -> None:
+    result.facts["more"] = 1
+    result.points[0].facts["still more"] = 2
     parsed = json.loads(json.dumps(result.to_dict()))
     first, second = parsed["points"]
     assert first["timings"]["kernel"] == {
         "median_ms": 2, "lower_ms": 1.8, "upper_ms": 2.4, "min_ms": 1.6, "runs": 5,
     }  # fmt: skip
-    assert first["to_matmul"] == {"plain": 3.125, "kernel": 1.25}
-    assert first["to_kernel"] == {"plain": 2.5, "matmul": 0.8}
-    assert first["memory"]["plain"] == {"growth_bytes": 30 << 20, "tensor_bytes": 7 << 20}
-    assert second["skipped"] == {"plain": "would need 99.0 GiB"}
-    assert Roofline.from_dict(parsed["roofline"]) == result.roofline
+    assert first["to_kernel"] == {"function": 2.5}
+    assert first["memory"]["function"] == {"growth_bytes": 30 << 20, "tensor_bytes": 7 << 20}
+    assert second["skipped"] == {"function": "would need 99.0 GiB"}
+    assert (parsed["more"], first["still more"]) == (1, 2)
 
 
-def test_bandwidth_is_interpolated_between_sizes() -> None:
-    roofline = Roofline([Bandwidth(1 << 20, 0, 4e10), Bandwidth(1 << 24, 0, 1e10)], 1e11)
-    assert roofline.copy_at(1) == 4e10
-    assert roofline.copy_at(1 << 22) == pytest.approx(2e10)
-    assert roofline.copy_at(1 << 30) == 1e10
-    assert roofline.memory_ms(1 << 30) == pytest.approx(107.4, rel=1e-3)
+@pytest.mark.parametrize(("last", "growth"), [(8.0, 4.0), (None, None)])
+def test_growth_is_the_last_size_by_the_first(result: BenchResult, last: float | None, growth: float | None) -> None:
+    if last is None:
+        result.points[1].timings = {}
+    assert result.growth("kernel") == growth
+    assert result.growth("function") is None
 
 
-def test_the_folder_holds_images_and_numbers(result: BenchResult, tmp_path: Path) -> None:
-    with results_folder(tmp_path / "new") as writer:
+def test_the_folder_holds_numbers_and_what_else_is_written(result: BenchResult, tmp_path: Path) -> None:
+    with results_folder(tmp_path / "new", more=["plot.png"]) as writer:
         writer.write(result)
-    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == FILES
-    for name in ("latency.png", "memory.png"):
-        assert (tmp_path / "new" / name).read_bytes().startswith(b"\x89PNG")
-    svg = (tmp_path / "new" / "latency.svg").read_text()
-    assert "<svg" in svg
+        writer.place("plot.png").write_bytes(b"a plot")
+    files = ["plot.png", "results.json", "table.md"]
+    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == files
     assert json.loads((tmp_path / "new" / "results.json").read_text()) == result.to_dict()
 
 
-def test_several_batches_are_panels_and_no_memory_is_no_plot(result: BenchResult, tmp_path: Path) -> None:
-    (tmp_path / "memory.png").write_text("of an earlier run")
-    result.points[1].batch = 4
-    result.points[0].memory = {}
-    with results_folder(tmp_path) as writer:
-        writer.write(result)
-    assert sorted(file.name for file in tmp_path.iterdir()) == [name for name in FILES if name != "memory.png"]
+def test_what_an_earlier_run_left_is_removed(result: BenchResult, tmp_path: Path) -> None:
+    for name in ("plot.png", "other"):
+        (tmp_path / name).write_text("of an earlier run")
+    with results_folder(tmp_path, more=["plot.png"]) as writer:
+        writer.write(replace(result, points=result.points[:1]))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["other", "results.json", "table.md"]
 
 
 def test_a_failure_leaves_no_folder(tmp_path: Path) -> None:
@@ -96,14 +106,3 @@ def test_places_that_take_no_folder(tmp_path: Path) -> None:
     for place, message in ((tmp_path / "file", "is a file"), (tmp_path / "no" / "no", "mkdir"), ("/proc/no", "cannot")):
         with pytest.raises(InputError, match=message), results_folder(place):
             pass
-
-
-def test_plots_without_matplotlib_are_one_clear_line(
-    result: BenchResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingDependencyError, match="--no-plots"), results_folder(tmp_path / "new"):
-        pass
-    with results_folder(tmp_path / "new", plots=False) as writer:
-        writer.write(result)
-    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["results.json", "table.md"]

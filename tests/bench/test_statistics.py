@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from pom_export.bench.statistics import Summary, quantile, ratios, summarise
+from pom_export.bench.statistics import Summary, ratios, summarise
 from pom_export.bench.timing import Effort, time_interleaved
 
 
 @pytest.mark.parametrize(
-    ("values", "share", "expected"),
-    [([1.0], 0.25, 1.0), ([1.0, 2.0], 0.5, 1.5), ([1.0, 2.0, 3.0], 0.75, 2.5), ([1.0, 2.0, 3.0], 1.0, 3.0)],
+    ("seconds", "lower", "median", "upper"),
+    [([0.001], 1, 1, 1), ([0.002, 0.001], 1.25, 1.5, 1.75), ([0.001, 0.004, 0.002], 1.5, 2, 3)],
 )
-def test_quantiles_lie_between_values(values: list[float], share: float, expected: float) -> None:
-    assert quantile(values, share) == expected
+def test_quartiles_lie_between_values(seconds: list[float], lower: float, median: float, upper: float) -> None:
+    summary = summarise(seconds)
+    assert (summary.lower_ms, summary.median_ms, summary.upper_ms) == pytest.approx((lower, median, upper))
 
 
 def test_a_summary_is_in_milliseconds_and_in_no_order() -> None:
@@ -22,7 +23,7 @@ def test_a_summary_is_in_milliseconds_and_in_no_order() -> None:
 
 def test_ratios_are_those_of_the_medians() -> None:
     timings = {"matmul": summarise([0.002]), "kernel": summarise([0.003])}
-    assert ratios(timings, "matmul") == {"kernel": 1.5}
+    assert ratios(timings, "matmul") == {"kernel": pytest.approx(1.5)}
     assert ratios(timings, "plain") == {}
 
 

@@ -13,13 +13,11 @@ from pathlib import Path
 import pytest
 
 import pom_export
-from pom_export.bench.options import BACKENDS
+from pom_export.bench.model_file import FileWorkload
 from pom_export.cli.main import run
 
 CHECKPOINT = str(Path(__file__).parents[1] / "data" / "golden" / "v2_base" / "checkpoint.pt")
-QUICK = ["--repeats", "1", "--warmup", "0", "--threads", "1", "--no-memory", "--no-roofline"]
-LAYER = ["layer", "--dim", "16", "--tokens", "8"]
-STREAM_QUICK = ["--repeats", "2", "--warmup", "0", "--threads", "1", "--backends", "kernel,attention-shared"]
+QUICK = ["--repeats", "1", "--threads", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -30,18 +28,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_prints_one_json_object(capsys: pytest.CaptureFixture[str], model: str) -> None:
-    backends = "torch,function,kernel,attention,matmul"
-    assert run(["bench", model, *QUICK, "--tokens", "8,16", "--backends", backends, "--json"]) == 0
+    options = ["--tokens", "8,16", "--backends", "function,kernel,tensorrt", "--no-memory"]
+    assert run(["bench", model, *QUICK, *options, "--json"]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
     result = json.loads(printed.out)
-    assert result["backends"] == ["function", "kernel", "attention", "matmul"]
-    assert result["not_run"].keys() == {"torch"}
+    assert result["backends"] == ["function", "kernel"]
+    assert result["not_run"].keys() == {"tensorrt"}
     assert [(point["batch"], point["tokens"]) for point in result["points"]] == [(1, 8), (1, 16)]
     for point in result["points"]:
         assert point["timings"].keys() == set(result["backends"])
         assert all(timing["runs"] == 1 for timing in point["timings"].values())
-        assert point["to_matmul"]["kernel"] > 0
+        assert point["to_kernel"]["function"] > 0
+        assert point["memory"] == {}
     machine = result["machine"]
     assert machine["pom_cpu_kernel"]
     assert {"processor", "memory_bytes", "torch", "onnxruntime", "date"} <= machine.keys()
@@ -50,73 +49,35 @@ def test_prints_one_json_object(capsys: pytest.CaptureFixture[str], model: str) 
     assert os.uname().nodename not in printed.out
 
 
-def test_speaks_to_people_and_fills_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--repeats", "1", "--threads", "1", "--backends", "kernel,matmul"]
-    assert run(["bench", *LAYER, *options, "-o", str(tmp_path / "new")]) == 0
+def test_speaks_to_people_and_fills_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str) -> None:
+    assert run(["bench", model, *QUICK, "--tokens", "8", "-o", str(tmp_path / "new")]) == 0
     printed = capsys.readouterr()
-    assert "tokens  kernel  matmul  kernel/matmul" in printed.out
-    assert "MiB by which peak memory grows" in printed.out
-    assert "GFLOP/s in matrix products" in printed.out
-    assert "tokens 8: timing kernel, matmul" in printed.err
-    files = ["latency.png", "latency.svg", "memory.png", "results.json", "table.md"]
-    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == files
+    assert "tokens  function  kernel  function/kernel" in printed.out
+    assert "MiB by which the peak of resident memory grows" in printed.out
+    assert "tokens 8: timing function, kernel" in printed.err
+    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["results.json", "table.md"]
     point = json.loads((tmp_path / "new" / "results.json").read_text())["points"][0]
-    assert point["memory"].keys() == {"kernel", "matmul"}
-    assert point["memory_roofline_ms"] > 0
-
-
-def test_streams_into_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--tokens", "1,20", "--dim", "16", "--degree", "2", "--expand", "1", "--heads", "2", *STREAM_QUICK]
-    assert run(["bench", "stream", *options, "-o", str(tmp_path / "new")]) == 0
-    printed = capsys.readouterr()
-    assert "tokens before  kernel  attention-shared  attention-shared/kernel" in printed.out
-    assert "kernel: a token after 20 takes" in printed.out
-    assert "taking in 20 tokens with kernel" in printed.err
-    files = ["results.json", "stream.png", "stream.svg", "table.md"]
-    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == files
-    result = json.loads((tmp_path / "new" / "results.json").read_text())
-    assert [point["tokens"] for point in result["points"]] == [1, 20]
-    for point in result["points"]:
-        assert point["timings"].keys() == point["memory"].keys() == {"kernel", "attention-shared"}
-        assert all(timing["runs"] == 2 for timing in point["timings"].values())
-        # Of 4 layers, a sum of 2 * 16 channels with what rounding takes off it, and the length.
-        assert point["state_bytes"]["kernel"] == 4 * 2 * 32 * 4 + 8
-        assert point["state_bytes"]["attention-shared"] == 4 * 2 * 16 * 4 * point["tokens"] + 8
-    assert result["last_over_first"].keys() == {"kernel", "attention-shared"}
-    assert str(tmp_path) not in json.dumps(result)
+    assert point["memory"].keys() == {"function", "kernel"}
 
 
 BAD_COMMANDS = {
-    "unknown backend": ([*LAYER, "--backends", "torch,trt"], "unknown backend 'trt'"),
-    "backend twice": ([*LAYER, "--backends", "torch,torch"], "twice"),
-    "no tokens": (["layer", "--tokens", "0"], "tokens must be 1 to"),
-    "tokens in words": (["layer", "--tokens", "many"], "no list of sizes"),
-    "tokens left out": (["layer", "--tokens", "16,,32"], "no list of sizes"),
-    "huge tokens": (["layer", "--tokens", "9" * 5000], "no list of sizes"),
-    "negative batch": ([*LAYER, "--batch", "-1"], "no list of sizes"),
-    "too many threads": ([*LAYER, "--threads", "100000"], "threads must be 1 to"),
-    "no repeats": ([*LAYER, "--repeats", "0"], "repeats must be at least 1"),
-    "budget that is no number": ([*LAYER, "--budget", "nan"], "budget must be at least 0, got nan"),
-    "negative seed": ([*LAYER, "--seed", "-1"], "seed must be at least 0"),
-    "unknown mask": ([*LAYER, "--mask", "diagonal"], "unknown mask 'diagonal'"),
-    "family of a layer": ([*LAYER, "--family", "pom-v1"], "--family does not go with a named layer"),
-    "odd layer": (["layer", "--dim", "16", "--heads", "5"], "n_sel_heads must divide"),
-    "degree 99": ([*LAYER, "--degree", "99"], "degree must be 1 to 16"),
-    "mask of a stream": (["stream", "--mask", "causal"], "--mask does not go with a stream"),
-    "batch of a stream": (["stream", "--batch", "2"], "a stream is timed with batch 1"),
-    "stream without mixers": (["stream", "--dim", "16", "--backends", "attention-shared"], "no mixer can run"),
-    "stream of a layer": ([*LAYER, "--backends", "attention-shared"], "no backend can run layer: attention-shared"),
-    "odd stream": (["stream", "--dim", "15"], "heads of even width"),
+    "unknown backend": (["{model}", "--backends", "kernel,trt"], "unknown backend 'trt'"),
+    "backend of a layer": (["{model}", "--backends", "torch"], "Choose of function, kernel, tensorrt"),
+    "backend twice": (["{model}", "--backends", "kernel,kernel"], "twice"),
+    "no tokens": (["{model}", "--tokens", "0"], "tokens must be 1 to"),
+    "tokens in words": (["{model}", "--tokens", "many"], "no list of sizes"),
+    "tokens left out": (["{model}", "--tokens", "16,,32"], "no list of sizes"),
+    "huge tokens": (["{model}", "--tokens", "9" * 5000], "no list of sizes"),
+    "negative batch": (["{model}", "--batch", "-1"], "no list of sizes"),
+    "too many threads": (["{model}", "--threads", "100000"], "threads must be 1 to"),
+    "no repeats": (["{model}", "--repeats", "0"], "repeats must be at least 1"),
+    "no GPU": (["{model}", "--backends", "tensorrt"], "no backend can run: tensorrt: it needs a GPU"),
     "no such file": (["{tmp}/none.onnx"], "does not exist"),
-    "no such checkpoint": (["{tmp}/none.pt"], "Give a file, or one of layer, layer-8-heads, stream"),
-    "text": (["{text}"], "is not a checkpoint"),
+    "checkpoint": ([CHECKPOINT], "Export it: pom-export export"),
     "text as ONNX": (["{text}.onnx"], "not a whole ONNX model"),
-    "dim of a file": (["{model}", "--dim", "8"], "--dim does not go with a file"),
-    "mask of an export": (["{model}", "--mask", "none"], "--mask does not go with an exported file"),
-    "torch of an export": (["{model}", "--backends", "torch"], "give its checkpoint"),
-    "output below nothing": ([*LAYER, "-o", "{tmp}/no/no"], "mkdir -p"),
-    "output is a file": ([*LAYER, "-o", "{text}"], "is a file"),
-    "unwritable": ([*LAYER, "-o", "/proc/no"], "cannot make"),
+    "output below nothing": (["{model}", "-o", "{tmp}/no/no"], "mkdir -p"),
+    "output is a file": (["{model}", "-o", "{text}"], "is a file"),
+    "unwritable": (["{model}", "-o", "/proc/no"], "cannot make"),
 }
 
 
@@ -142,7 +103,7 @@ def test_bad_input_ends_in_one_clear_line(
 def test_help_names_the_backends_and_loads_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", "--help"]) == 0
     printed = capsys.readouterr().out
-    assert all(name in printed for name in BACKENDS)
+    assert all(name in printed for name in FileWorkload.known)
     code = (
         "import sys; from pom_export.cli.main import run; run(['bench', '--help']);"
         "assert not {'torch', 'numpy', 'onnxruntime', 'matplotlib'} & set(sys.modules)"
@@ -159,7 +120,7 @@ def test_an_end_leaves_no_process_and_no_file(number: int, code: int, tmp_path: 
     """Where the command itself is killed its work folder stays, as nobody is left to remove it; its worker ends."""
     scratch, output = tmp_path / "scratch", tmp_path / "out"
     scratch.mkdir()
-    options = ["--tokens", "64", "--repeats", "100000000", "--no-roofline", "-o", str(output)]
+    options = ["--tokens", "64", "--repeats", "100000000", "-o", str(output)]
     process = subprocess.Popen(
         [sys.executable, "-m", "pom_export", "bench", model, *options],
         stderr=subprocess.PIPE,

@@ -13,10 +13,9 @@ import torch
 
 import pom_export
 from pom_export import contract
-from pom_export.bench.contestants import draw_inputs
+from pom_export.bench.model_file import FileWorkload
 from pom_export.bench.options import BenchOptions
-from pom_export.bench.preparing import prepare
-from pom_export.bench.targets import find_target
+from pom_export.bench.workload import Size
 from pom_export.errors import InputError
 from pom_export.graph.exported import read_model
 from pom_export.graph.program import GraphOptions
@@ -110,11 +109,12 @@ def test_tables_of_large_images_are_stored_once_for_all_blocks(tmp_path: Path) -
 
 
 def test_the_benchmark_counts_patches_as_tokens(exported: tuple[JiT, Path], tmp_path: Path) -> None:
-    prepared = prepare(find_target(exported[1]), BenchOptions(batch=[1, 2]), tmp_path, lambda _: None)
-    assert prepared.points == [(1, 16), (2, 16)]
-    feed = draw_inputs(prepared.model, {"batch": 2, "tokens": 16}, seed=0)
+    workload = FileWorkload(exported[1])
+    workload.prepare(BenchOptions(batch=[1, 2]), tmp_path, lambda _: None)
+    assert workload.sizes == [(1, 16), (2, 16)]
+    feed = workload.inputs("kernel", Size(2, 16), seed=0)
     assert feed["x"].shape == (2, 3, SIZE, SIZE)
     assert (feed["t"] >= 0).all()
     assert (feed["t"] <= 1).all()
     with pytest.raises(InputError, match="fixed to tokens 16"):
-        prepare(find_target(exported[1]), BenchOptions(tokens=[3]), tmp_path, lambda _: None)
+        workload.prepare(BenchOptions(tokens=[3]), tmp_path, lambda _: None)

@@ -1,0 +1,1 @@
+"""One call of an image model of PoM beside the same one with self-attention."""

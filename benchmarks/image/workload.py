@@ -1,0 +1,100 @@
+"""The workload of an image model: each size of image is a file of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from benchmarks.attention import attention_bytes, attention_flops, head_count
+from benchmarks.image.shape import ImageShape, image_config
+from benchmarks.names import ATTENTION, FUNCTION, KERNEL
+from benchmarks.time_limit import too_long
+from pom_export.api.exporting import export
+from pom_export.api.progress import Progress
+from pom_export.bench.model_file import DEFAULT_BATCH, DEFAULT_TOKENS, LABELS, OnnxWorkload
+from pom_export.bench.options import BenchOptions
+from pom_export.bench.results import Labels
+from pom_export.bench.workload import Size
+from pom_export.graph.exported import ExportedModel
+from pom_export.runtime.library import custom_ops_library
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pom_export.models import JiTConfig
+
+_MODEL_FILE: Final = "model.onnx"
+_ATTENTION_FILE: Final = "attention.onnx"
+
+
+class ImageWorkload(OnnxWorkload):
+    """An image model with random weights; N tokens are an image of N patches."""
+
+    known: ClassVar[Mapping[str, str]] = {
+        FUNCTION: "our export in ONNX Runtime, without our library",
+        KERNEL: "our export in ONNX Runtime, with our library",
+        ATTENTION: "the same model with self-attention in the mixers' place, ONNX Runtime's fused op",
+    }
+    alike: ClassVar[Sequence[Sequence[str]]] = ((FUNCTION, KERNEL),)
+    labels: ClassVar[Labels] = replace(LABELS, ratios=((ATTENTION, KERNEL),))
+
+    def __init__(self, shape: ImageShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self._exports: dict[int, ExportedModel] = {}
+
+    def prepare(self, options: BenchOptions, folder: Path, progress: Progress) -> None:
+        """Write, for every number of tokens, what the backends load into a folder of its own.
+
+        Raises:
+            InputError: a number of tokens is no square, the shape is not possible, or no backend is there.
+        """
+        from benchmarks.image.attention import random_model
+
+        tokens = options.tokens or DEFAULT_TOKENS
+        configs = {count: image_config(self.shape, count) for count in tokens}
+        for count, config in configs.items():
+            progress(f"exporting the model for images of {config.input_size} pixels, {count} tokens")
+            place = folder / str(count)
+            place.mkdir()
+            model = random_model(config, options.seed)
+            export(model, place / _MODEL_FILE)
+            self._exports[count] = self.take(place / _MODEL_FILE, folder)
+            self.summary = _summary(self.shape, model)
+        self.sizes = [Size(batch, count) for count in tokens for batch in options.batch or DEFAULT_BATCH]
+        self.offer(FUNCTION, options, lambda: None)
+        self.offer(KERNEL, options, custom_ops_library)
+        self.offer(ATTENTION, options, lambda: self._write_attention(configs, options.seed))
+
+    def _write_attention(self, configs: Mapping[int, JiTConfig], seed: int) -> None:
+        from benchmarks.image.attention import write_attention
+
+        for count, config in configs.items():
+            write_attention(config, self.folder / str(count) / _ATTENTION_FILE, seed)
+
+    def export_at(self, size: Size) -> ExportedModel:  # noqa: D102
+        return self._exports[size.tokens]
+
+    def file_of(self, backend: str, size: Size) -> Path:  # noqa: D102
+        exported = super().file_of(backend, size)
+        return exported.with_name(_ATTENTION_FILE) if backend == ATTENTION else exported
+
+    def bytes_needed(self, backend: str, size: Size) -> int:  # noqa: D102
+        scores = attention_bytes(self.shape.dim, *size) if backend == ATTENTION else 0
+        return super().bytes_needed(backend, size) + scores
+
+    def excluded(self, backend: str, size: Size) -> str | None:  # noqa: D102
+        if backend != ATTENTION:
+            return None
+        return too_long(self.shape.layers * attention_flops(self.shape.dim, *size))
+
+
+def _summary(shape: ImageShape, model: nn.Module) -> str:
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    return (
+        f"one call of an image model (JiT): {shape.layers} blocks of dim {shape.dim}, degree {shape.degree}, expand "
+        f"{shape.expand}, {shape.heads} heads, patches of {shape.patch}, {weights / 1e6:.1f} million weights; "
+        f"attention has {head_count(shape.dim)} heads of 64"
+    )

@@ -1,0 +1,196 @@
+"""The workload of a layer, or of a whole checkpoint's model: our exports beside what they replace."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from benchmarks.attention import write_attention
+from benchmarks.layer.estimates import Work
+from benchmarks.layer.source import load_target
+from benchmarks.layer.target import Target
+from benchmarks.names import ATTENTION, FUNCTION, KERNEL, MATMUL, PLAIN, TENSORRT, TORCH, TORCH_COMPILE
+from benchmarks.products import find_products, write_floor
+from benchmarks.roofline import Roofline, measure_roofline
+from benchmarks.time_limit import DEFAULT_FLOPS_PER_S, too_long
+from pom_export.api.exporting import export
+from pom_export.api.progress import Progress
+from pom_export.bench.dimensions import DIMENSIONS
+from pom_export.bench.model_file import LABELS, OnnxWorkload, open_sizes
+from pom_export.bench.options import BenchOptions
+from pom_export.bench.processes import call_in_worker
+from pom_export.bench.results import BenchResult, Labels
+from pom_export.bench.runners import Runner
+from pom_export.bench.statistics import ratios
+from pom_export.bench.workload import Size, refuse
+from pom_export.errors import InputError
+from pom_export.graph.exported import ExportedModel
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pom_export.graph.program import Program
+
+_OPSET: Final = 20
+# What a worker finds in its folder.
+MODEL_FILE: Final = "model.onnx"
+MODULE_FILE: Final = "official.pt"
+FILES: Final = {PLAIN: "plain.onnx", ATTENTION: "attention.onnx", MATMUL: "matmul.onnx"}
+_GIGA: Final = 1e9
+_MIB: Final = 1 << 20
+
+
+class LayerWorkload(OnnxWorkload):
+    """A mixer of random weights, or the model of a checkpoint.
+
+    Args:
+        target: see `benchmarks.layer.target.find_target`.
+        measures_roofline: whether the machine's own limits are measured.
+    """
+
+    known: ClassVar[Mapping[str, str]] = {
+        TORCH: "the published algorithm in eager PyTorch",
+        TORCH_COMPILE: "the same, compiled by torch.compile",
+        PLAIN: "the same, exported by torch.onnx.export to standard ops, in ONNX Runtime",
+        FUNCTION: "our export in ONNX Runtime, without our library",
+        KERNEL: "our export in ONNX Runtime, with our library",
+        ATTENTION: "self-attention of the same width, ONNX Runtime's fused op",
+        MATMUL: "the floor: the model's own matrix products alone, in ONNX Runtime",
+        TENSORRT: "our export as a TensorRT engine",
+    }
+    alike: ClassVar[Sequence[Sequence[str]]] = ((TORCH, TORCH_COMPILE, PLAIN, FUNCTION, KERNEL, TENSORRT),)
+    labels: ClassVar[Labels] = dataclasses.replace(
+        LABELS, ratios=((KERNEL, MATMUL), (PLAIN, KERNEL), (ATTENTION, KERNEL))
+    )
+    work: Work
+
+    def __init__(self, target: Target, *, measures_roofline: bool = True) -> None:
+        super().__init__()
+        self.target = target
+        self.roofline: Roofline | None = None
+        self._measures_roofline = measures_roofline
+
+    def prepare(self, options: BenchOptions, folder: Path, progress: Progress) -> None:  # noqa: D102
+        loaded = load_target(self.target, options.seed, progress)
+        progress("exporting with and without the op")
+        hints: dict[str, Any] = dict(self.target.hints)
+        export(loaded.model, folder / MODEL_FILE, mask=self.target.mask, positions=loaded.positions, **hints)
+        self.take(folder / MODEL_FILE, folder)
+        self.sizes = open_sizes(self.model, options)
+        mask = self.model.properties.get("mask")
+        self.summary = f"{loaded.summary}, mask {mask or 'its own'}"
+        self._prepare_published(loaded.source.program(), mask == "causal", options)
+        self.offer_exports(options, progress)
+        self.offer(ATTENTION, options, lambda: self._write_attention(options.seed))
+        floor = folder / FILES[MATMUL]
+        self.offer(MATMUL, options, lambda: write_floor(self.work.products, floor, options.seed))
+        if self._measures_roofline:
+            progress("measuring the machine: bandwidth and matrix products")
+            threads = options.thread_count
+            self.roofline = call_in_worker(
+                measure_roofline, threads, folder, folder=folder, threads=threads, alone=True
+            )
+
+    def _prepare_published(self, program: Program, causal: bool, options: BenchOptions) -> None:
+        """Have the published way run, in PyTorch and exported; its export's products are the floor."""
+        module, mixers = _official(program.module)
+        floor, failure = self.model.path, "the program holds no mixer that could compute the published way"
+        if mixers:
+            floor, failure = _write_plain(
+                dataclasses.replace(program, module=module), self.folder / FILES[PLAIN], self.model.path
+            )
+        self.work = Work(find_products(floor, DIMENSIONS), mixers, causal, _layer_width(self.model))
+        for name in (TORCH, TORCH_COMPILE):
+            self.offer(name, options, self._saver(module) if mixers else refuse(failure))
+        self.offer(PLAIN, options, refuse(failure) if failure else lambda: None)
+
+    def _saver(self, module: nn.Module) -> Callable[[], None]:
+        def save() -> None:
+            import torch
+
+            torch.save(module, self.folder / MODULE_FILE)
+
+        return save
+
+    def _write_attention(self, seed: int) -> None:
+        if not self.work.dim:
+            raise InputError("it stands beside a single layer whose mask is none or causal")
+        write_attention(self.work.dim, self.work.causal, self.folder / FILES[ATTENTION], seed)
+
+    def file_of(self, backend: str, size: Size) -> Path:  # noqa: D102
+        return self.folder / FILES[backend] if backend in FILES else super().file_of(backend, size)
+
+    def load(self, backend: str, size: Size, threads: int) -> Runner:  # noqa: D102
+        if backend in {TORCH, TORCH_COMPILE}:
+            from benchmarks.layer.runner import TorchRunner
+
+            return TorchRunner(self.folder / MODULE_FILE, threads, compiled=backend == TORCH_COMPILE)
+        return super().load(backend, size, threads)
+
+    def warm_up(self, runner: Runner, backend: str, size: Size, seed: int) -> None:
+        """Run on few tokens; what is compiled for a size runs at that size."""
+        if backend == TORCH_COMPILE:
+            runner.bind(self.inputs(backend, size, seed))
+        else:
+            super().warm_up(runner, backend, size, seed)
+
+    def bytes_needed(self, backend: str, size: Size) -> int:  # noqa: D102
+        return self.work.bytes_needed(backend, size, super().bytes_needed(backend, size))
+
+    def excluded(self, backend: str, size: Size) -> str | None:  # noqa: D102
+        rate = DEFAULT_FLOPS_PER_S if self.roofline is None else self.roofline.flops_per_s
+        return too_long(self.work.flops(backend, size), rate)
+
+    def complete(self, result: BenchResult) -> None:  # noqa: D102
+        result.facts["roofline"] = None if self.roofline is None else self.roofline.to_dict()
+        for point in result.points:
+            point.facts[f"to_{MATMUL}"] = ratios(point.timings, MATMUL)
+            traffic = self.work.traffic_bytes(Size(point.batch, point.tokens))
+            least = self.roofline.memory_ms(traffic) if self.roofline is not None and traffic else None
+            point.facts["memory_roofline_ms"] = least
+        if self.roofline is not None:
+            result.notes.append(_machine_note(self.roofline))
+
+
+def _machine_note(roofline: Roofline) -> str:
+    first, last = roofline.bandwidths[0], roofline.bandwidths[-1]
+    return (
+        f"the machine: {roofline.flops_per_s / _GIGA:.0f} GFLOP/s in matrix products; copies "
+        f"{first.copy / _GIGA:.0f} GB/s at {first.bytes // _MIB} MiB, "
+        f"{last.copy / _GIGA:.0f} GB/s at {last.bytes // _MIB} MiB"
+    )
+
+
+def _write_plain(program: Program, path: Path, instead: Path) -> tuple[Path, str]:
+    """Export the published way; return the file whose products make the floor, and why there is no plain export."""
+    from pom_export.graph.exporter import trace
+    from pom_export.graph.saving import save_model
+
+    try:
+        save_model(trace(program, _OPSET).graph, path)
+    except InputError as error:
+        return instead, error.what
+    return path, ""
+
+
+def _official(module: nn.Module) -> tuple[nn.Module, list[tuple[int, int]]]:
+    """Return a program's module computing the published way, and channels and degree of each of its mixers."""
+    from benchmarks.layer.official import OfficialMixer, with_official_mixers
+    from pom_export.mixer import PolynomialMixer, ProductMixer
+
+    copied = with_official_mixers(module)
+    mixers = [part.mixer for part in copied.modules() if isinstance(part, OfficialMixer)]
+    configs = [mixer.config for mixer in mixers if isinstance(mixer, (PolynomialMixer, ProductMixer))]
+    return copied, [(config.channels, config.degree) for config in configs]
+
+
+def _layer_width(model: ExportedModel) -> int:
+    """Return the width of a single layer of x alone, or 0."""
+    mask = model.properties.get("mask")
+    if len(model.inputs) != 1 or len(model.aggregations) != 1 or mask not in {"none", "causal"}:
+        return 0
+    (spec,) = model.inputs
+    width = spec.axes[-1]
+    return width if len(spec.axes) == 3 and isinstance(width, int) and spec.dtype == "float32" else 0

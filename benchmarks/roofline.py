@@ -1,0 +1,125 @@
+"""What the machine itself can do, measured in the same run: bandwidth by size, and matrix products."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.products import Product, write_floor
+from pom_export.bench.runners import SessionRunner, open_session
+
+_MIB = 1 << 20
+_SIZES_MIB = (1, 4, 16, 64, 256)
+_ROWS, _INNER, _COLUMNS = 2048, 1024, 2048
+# Of every size, as long as it takes to see the machine at its best.
+_STRETCHES, _STRETCH_S = 6, 0.03
+_SECONDS, _FEWEST = 0.15, 5
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """Bytes a second at one working set.
+
+    Attributes:
+        bytes: of all arrays that are touched, together.
+        read: bytes read a second, by the faster of two reductions.
+        copy: bytes read and written a second, by the faster of two element-wise operations.
+    """
+
+    bytes: int
+    read: float
+    copy: float
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """The machine's limits with the benchmark's threads.
+
+    Attributes:
+        bandwidths: from the smallest size to the largest.
+        flops_per_s: of a large float32 matrix product in ONNX Runtime; the best run, as of the bandwidths.
+    """
+
+    bandwidths: Sequence[Bandwidth]
+    flops_per_s: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-able values."""
+        return asdict(self)
+
+    def copy_at(self, size: float) -> float:
+        """Return the copy bandwidth at a working set of `size` bytes, between the sizes that were measured."""
+        known = self.bandwidths
+        if size <= known[0].bytes:
+            return known[0].copy
+        for below, above in itertools.pairwise(known):
+            if size <= above.bytes:
+                share = math.log(size / below.bytes) / math.log(above.bytes / below.bytes)
+                return below.copy ** (1 - share) * above.copy**share
+        return known[-1].copy
+
+    def memory_ms(self, traffic: int) -> float:
+        """Return the milliseconds that moving `traffic` bytes takes at the least."""
+        return 1e3 * traffic / self.copy_at(traffic)
+
+
+def measure_roofline(threads: int, folder: Path) -> Roofline:
+    """Measure this machine, with the threads that this process is pinned to."""
+    bandwidths = [_bandwidth(size * _MIB, threads) for size in _SIZES_MIB]
+    return Roofline(bandwidths, _peak_flops(threads, folder))
+
+
+def _bandwidth(size: int, threads: int) -> Bandwidth:
+    """Measure with threads that never wait for each other, each on arrays of its own, `size` bytes together."""
+    import torch
+
+    numbers = max(2, size // (4 * threads))
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        whole = [torch.ones(numbers) for _ in range(threads)]
+        halves = [(torch.ones(numbers // 2), torch.empty(numbers // 2)) for _ in range(threads)]
+        reads = ([part.sum for part in whole], [partial(torch.dot, part, part) for part in whole])
+        writes = ([partial(torch.add, a, 1.0, out=b) for a, b in halves], [partial(b.copy_, a) for a, b in halves])
+        read, copy = (4 * numbers * max(_best_rate(pool, op) for op in ops) for ops in (reads, writes))
+    return Bandwidth(size, read, copy)
+
+
+def _best_rate(pool: ThreadPoolExecutor, functions: Sequence[Callable[[], object]]) -> float:
+    """Return the most calls a second, of all functions together, in one of a few stretches of time."""
+    return max(sum(pool.map(_rate, functions)) for _ in range(_STRETCHES))
+
+
+def _rate(function: Callable[[], object]) -> float:
+    calls, started = 0, time.perf_counter()
+    while (spent := time.perf_counter() - started) < _STRETCH_S or not calls:
+        function()
+        calls += 1
+    return calls / spent
+
+
+def _peak_flops(threads: int, folder: Path) -> float:
+    import numpy as np
+
+    product = Product((_ROWS,), _INNER, _COLUMNS)
+    path = folder / "peak.onnx"
+    write_floor([product], path, seed=0)
+    bound = SessionRunner(open_session(path, threads)).bind({"left_0": np.ones((_ROWS, _INNER), np.float32)})
+    return product.flops({}) / _best_s(bound.run)
+
+
+def _best_s(function: Callable[[], object]) -> float:
+    function()
+    times: list[float] = []
+    started = time.perf_counter()
+    while len(times) < _FEWEST or time.perf_counter() - started < _SECONDS:
+        before = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - before)
+    # A limit: what others take from the machine meanwhile does not belong to it.
+    return min(times)

@@ -1,0 +1,49 @@
+"""Take in one long text, and keep the state at each context on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.stream.inputs import drawn_tokens, state_file
+from pom_export.bench.machine import resident_bytes
+from pom_export.bench.runners import session_settings
+from pom_export.bench.workload import Conditions
+from pom_export.runtime.streaming.session import CHUNK, StreamingSession
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """How the tokens of a context were taken in.
+
+    Attributes:
+        seconds: from the first one on.
+        resident_bytes: of the process, just after the last one.
+    """
+
+    seconds: float
+    resident_bytes: int
+
+
+def prefill(model: Path, contexts: Sequence[int], conditions: Conditions, kernels: bool) -> dict[int, Prefill]:
+    """Take in as many random bytes as the longest context has; save the state at each beside the model.
+
+    Args:
+        model: a stateful export.
+        contexts: numbers of tokens.
+        conditions: threads, and the seed of the text.
+        kernels: whether to use our library.
+    """
+    stream = StreamingSession(model, session_options=session_settings(conditions.threads), kernels=kernels)
+    text = drawn_tokens(conditions.seed, max(contexts))
+    seconds, found = 0.0, {}
+    for context in sorted(contexts):
+        started = time.perf_counter()
+        for start in range(stream.length, context, CHUNK):
+            stream.prefill_last(text[None, start : min(start + CHUNK, context)].astype("int64"))
+        seconds += time.perf_counter() - started
+        stream.snapshot().save(state_file(model.parent, context))
+        found[context] = Prefill(seconds, resident_bytes())
+    return found

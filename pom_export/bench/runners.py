@@ -1,0 +1,138 @@
+"""The backends at work: each loads its file once, is bound to inputs, and runs. Lives in a worker process."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pom_export.bench.dimensions import resolve_axes
+from pom_export.graph.exported import ExportedModel
+from pom_export.runtime.session import default_session_options, import_onnxruntime, inference_session
+
+Array = npt.NDArray[Any]
+_KEPT_SHARE = 0.9
+
+
+def draw_inputs(model: ExportedModel, sizes: Mapping[str, int], seed: int) -> dict[str, Array]:
+    """Draw a model's inputs; one of the same name, shape and seed is always the same."""
+    feed = {}
+    for spec in model.inputs:
+        random_state = np.random.default_rng([seed, zlib.crc32(spec.name.encode())])
+        shape = resolve_axes(spec.axes, sizes)
+        if spec.dtype == np.bool_:
+            feed[spec.name] = random_state.random(shape) < _KEPT_SHARE
+        elif np.issubdtype(spec.dtype, np.integer):
+            most = model.limits.values.get(spec.name, [2])
+            feed[spec.name] = random_state.integers(0, most, shape).astype(spec.dtype)
+        elif spec.name in model.limits.ranges:
+            low, high = model.limits.ranges[spec.name]
+            feed[spec.name] = random_state.uniform(low, high, shape).astype(spec.dtype)
+        else:
+            feed[spec.name] = random_state.standard_normal(shape, dtype=np.float32).astype(spec.dtype)
+    return feed
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A backend with inputs, which has run once.
+
+    Attributes:
+        outputs: of the first run.
+        run: runs once more.
+        inputs: kept alive, since runs read them.
+    """
+
+    outputs: list[Array]
+    run: Callable[[], object]
+    inputs: Mapping[str, Any]
+
+
+class Runner(ABC):
+    """A backend with its model loaded."""
+
+    @abstractmethod
+    def bind(self, feed: Mapping[str, Array]) -> Bound:
+        """Run once on inputs, and make ready for more runs on them."""
+
+
+class SessionRunner(Runner):
+    """A session of ONNX Runtime: inputs and outputs are bound, so that a run copies nothing.
+
+    Args:
+        session: onnxruntime.InferenceSession.
+        in_place: of outputs whose memory is to be that of an input, the input's name.
+    """
+
+    def __init__(self, session: Any, in_place: Mapping[str, str] | None = None) -> None:
+        self._session, self._in_place = session, in_place or {}
+
+    def bind(self, feed: Mapping[str, Array]) -> Bound:  # noqa: D102
+        binding, names = self._session.io_binding(), [output.name for output in self._session.get_outputs()]
+        make = import_onnxruntime().OrtValue.ortvalue_from_numpy
+        inputs = {name: make(array) for name, array in feed.items()}
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in names:
+            if name in self._in_place:
+                binding.bind_ortvalue_output(name, inputs[self._in_place[name]])
+            else:
+                binding.bind_output(name)
+
+        def run() -> None:
+            self._session.run_with_iobinding(binding)
+
+        run()
+        # Later runs write to the tensors that this one made.
+        values = binding.get_outputs()
+        for name, value in zip(names, values, strict=True):
+            binding.bind_ortvalue_output(name, value)
+        return Bound([value.numpy() for value in values], run, inputs)
+
+
+def session_settings(threads: int) -> Any:
+    """Return the onnxruntime.SessionOptions of a session beside others.
+
+    Threads that wait don't spin: several sessions live in one process and must not take each other's processors.
+    """
+    options = default_session_options()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def open_session(path: Path, threads: int, *, kernels: bool = False) -> Any:
+    """Return an onnxruntime.InferenceSession, with or without our library."""
+    return inference_session(path, kernels=kernels, session_options=session_settings(threads))
+
+
+class EngineRunner(Runner):
+    """A TensorRT engine; a run includes the copies to the GPU and back."""
+
+    def __init__(self, path: Path) -> None:
+        from pom_export.engine.runner import engine_backend, engine_runner
+
+        backend = engine_backend(path)
+        self._runner = engine_runner(path, backend, backend.name)
+        self._runner.__enter__()  # for as long as the process lives
+
+    def bind(self, feed: Mapping[str, Array]) -> Bound:  # noqa: D102
+        inputs = dict(feed)
+        return Bound(list(self._runner.infer(inputs).values()), lambda: self._runner.infer(inputs), inputs)
+
+
+def tensor_bytes(path: Path, feed: Mapping[str, Array], outputs: Sequence[Array]) -> int:
+    """Return the bytes of a model's weights, inputs and outputs."""
+    import onnx
+
+    weights = onnx.load(os.fspath(path), load_external_data=False).graph.initializer
+    types = onnx.helper.tensor_dtype_to_np_dtype
+    held = sum(types(tensor.data_type).itemsize * int(np.prod(tensor.dims)) for tensor in weights)
+    return held + sum(array.nbytes for array in (*feed.values(), *outputs))
