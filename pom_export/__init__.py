@@ -1,14 +1,20 @@
 """Take a trained Polynomial Mixer (PoM) model from PyTorch to ONNX Runtime and TensorRT.
 
 Importing the package is cheap: torch, onnxruntime and TensorRT are imported by the functions that need them.
+
+Stages of a job are logged at INFO by the loggers below "pom_export", besides the calls of `progress`, and what helps to
+find a fault at DEBUG. Nothing of it shows before a handler is set, as by `logging.basicConfig(level="INFO")`.
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from pom_export.version import __version__
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 if TYPE_CHECKING:
     from pom_export.api import (

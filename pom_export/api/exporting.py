@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from pom_export.files import sha256_of, staged_output
 from pom_export.graph.exported import ExportedModel, read_model
 from pom_export.graph.precisions import PRECISIONS, canonical_precision
 from pom_export.parity.recording import recording_path
+from pom_export.stages import logged
 from pom_export.suggestions import did_you_mean
 
 if TYPE_CHECKING:
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from pom_export.api.source import Examples, Source
     from pom_export.graph.lowering import Adapters
     from pom_export.graph.program import Program
+
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ def export(
         weights: which of several sets of weights in a checkpoint to take, see `load_checkpoint`.
         optimize: whether products and gates around the aggregations are rewritten to cost less.
         samples: number of inputs and outputs to save beside the model, for `verify` without the checkpoint.
-        progress: called with one line a stage.
+        progress: called with one line a stage, which is logged at INFO too.
 
     Raises:
         InputError: the checkpoint, an option or the output is not usable, or a weight does not fit the type.
@@ -141,6 +146,7 @@ def export(
     opset = default_opset(dtype) if opset is None else opset
     check_opset(opset)
     checkpoint = model if isinstance(model, (str, os.PathLike)) else None
+    progress = logged(progress, _LOG)
     beside = [recording_path(output)] if samples else []
     staging = staged_output(output, checkpoint, beside=beside, stale=lambda: own_side_files(output))
     with plain_modes() as modes, same_generators(), staging as staged:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Mapping
@@ -29,11 +30,15 @@ from pom_export.parity.recording import recording_path
 from pom_export.parity.report import ParityReport, untold_notes
 from pom_export.parity.tolerances import Tolerance
 from pom_export.runtime.ort_format import as_onnx
+from pom_export.stages import logged
 
 if TYPE_CHECKING:
     from torch import nn
 
     from pom_export.api.source import Examples
+
+
+_LOG = logging.getLogger(__name__)
 
 
 @only_ours
@@ -77,7 +82,7 @@ def verify(
         atol: absolute bound; default: by the model's type.
         seed: of the random inputs.
         report: where the comparison goes as one HTML page; None: nowhere.
-        progress: called with one line a stage.
+        progress: called with one line a stage, which is logged at INFO too.
 
     Returns:
         A report; truthy when every output of every backend is within tolerance.
@@ -87,6 +92,7 @@ def verify(
             model, or the report cannot be written.
     """
     _check_bounds(rtol, atol)
+    progress = logged(progress, _LOG)
     hints = {"weights": weights, "family": family, "degree": degree, "heads": heads}
     hints["in_context_start"] = in_context_start
     with ExitStack() as stack:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ from pom_export.errors import CheckpointError, only_ours
 from pom_export.models.gpt import GPTConfig, Rotary
 from pom_export.models.jit import JiTConfig
 from pom_export.torch_modes import plain_modes
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ def load_model(
     module.load_state_dict(tensors, strict=False, assign=True)  # names have been compared
     _tie(module, tied)
     _fill_frequencies(module)
+    _LOG.debug("%s holds a %s; %s taken of %d sets", path, spec.summary(), found.chosen.name, 1 + len(found.others))
     return LoadedModel(
         module.eval().requires_grad_(requires_grad=False),
         spec,

@@ -15,6 +15,7 @@ import click
 
 from pom_export import interrupts
 from pom_export.cli.flags import in_flags
+from pom_export.cli.logs import logs_on_stderr
 from pom_export.cli.native import mute_libraries, occupy_closed_streams
 from pom_export.cli.output import say, say_on_stderr, settle_stdout
 from pom_export.errors import PomExportError, explained, printable
@@ -96,7 +97,8 @@ def main() -> NoReturn:
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
     try:
-        result = cli.main(arguments, prog_name="pom-export", standalone_mode=False)
+        with logs_on_stderr(debug="--debug" in arguments):
+            result = cli.main(arguments, prog_name="pom-export", standalone_mode=False)
         interrupts.settle()
         interrupts.check()
         return result if isinstance(result, int) else 0

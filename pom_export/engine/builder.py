@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,9 @@ from pom_export.errors import InputError, only_ours
 from pom_export.files import check_writable, sha256_of, staged_output
 from pom_export.graph.exported import read_model
 from pom_export.runtime.library import plugin_library
+from pom_export.stages import logged
+
+_LOG = logging.getLogger(__name__)
 
 
 @only_ours
@@ -59,7 +63,7 @@ def build_engine(
         use_plugin: whether our plugin computes the aggregations; otherwise the standard ops of their functions,
             slower and everywhere.
         embed_plugin: whether the engine carries the plugin library, so that it loads anywhere.
-        progress: called with one line a stage.
+        progress: called with one line a stage, which is logged at INFO too.
 
     Raises:
         InputError: a file or option is not usable.
@@ -67,6 +71,7 @@ def build_engine(
         EngineError: TensorRT refused the model, an aggregation did not become what was asked for, or a precision is
             not the model's.
     """
+    progress = logged(progress, _LOG)
     exported = read_model(model)
     if not exported.aggregations:
         raise InputError(f"{exported.path} holds no PoM aggregation", "Export it with `pom-export export`")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -54,6 +55,7 @@ from pom_export.torch_patches import fixed_sizes, traceable_transformers
 _RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )
+_LOG = logging.getLogger(__name__)
 _REFUSED = "torch could not export the model"
 
 
@@ -147,6 +149,7 @@ def trace(program: Program, opset: int) -> Traced:
         except (Exception, SystemExit) as error:  # the tracer runs the user's code, and has errors of its own
             raise refusal(_REFUSED, error, program.module, SEE_CAUSE) from error
     assert exported is not None
+    _LOG.debug("traced by torch %s, opset %d", torch.__version__, opset)
     assert exported.exported_program is not None
     _refuse_random(exported.model)
     NameDimensionsPass()(exported.model)

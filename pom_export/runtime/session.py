@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from pom_export.runtime.keeping_sizes import keeps_sizes, session_class
 from pom_export.runtime.library import custom_ops_library
 from pom_export.runtime.tensorrt_provider import TENSORRT_PROVIDER, tensorrt_provider_options
 
+_LOG = logging.getLogger(__name__)
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
 # A name, or a name and the provider's options.
 Provider = str | tuple[str, Mapping[str, Any]]
@@ -130,6 +132,7 @@ def inference_session(
             hint = "Save it with small tensors inside, which decide shapes: onnx.save(..., size_threshold=1024)"
         raise InputError(f"ONNX Runtime cannot load {Path(file).name}: {reason}", hint) from error
     keeps_sizes(session)
+    _LOG.debug("session of %s on %s, kernels %s", file, ", ".join(session.get_providers()), "on" if kernels else "off")
     return session
 
 
