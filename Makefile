@@ -22,6 +22,10 @@ CXX_FILES := $(shell find plugins samples tests tools benchmarks -name '*.h' -o 
 PIP := $(BIN)/python tools/progress.py packages $(BIN)/python -m pip install --no-compile --progress-bar off \
     --disable-pip-version-check --constraint constraints.txt
 
+# Into a folder of its own, beside what is installed.
+PIP_ASIDE := $(BIN)/python tools/progress.py runtimes $(BIN)/python -m pip install --no-compile --progress-bar off \
+    --disable-pip-version-check --no-deps --target
+
 # One thing after the other, also with --jobs; but `setup` calls make again for what can be done side by side.
 ifeq ($(MAKELEVEL),0)
 .NOTPARALLEL:
@@ -60,16 +64,15 @@ demo: setup
 
 # TensorRT's lean runtimes, which tests load the plugin into; without them these are skipped, but in CI.
 $(LEAN): | $(CREATED)
-	rm -rf $@ $@.part
-	$(BIN)/python -m pip install --quiet --no-deps --target $@.part \
+	@rm -rf $@ $@.part
+	@$(PIP_ASIDE) $@.part \
 	    tensorrt-lean-cu13-libs==$(@F) tensorrt-lean-cu13-bindings==$(@F) && mv $@.part $@ \
 	    || echo "TensorRT's lean runtime $(@F) could not be fetched: the tests that need it are skipped" >&2
 
 # The oldest ONNX Runtime, beside the one that is installed; without it tests are skipped, but in CI.
 $(OLDEST): | $(CREATED)
-	rm -rf $@ $@.part
-	$(BIN)/python -m pip install --quiet --no-deps --target $@.part \
-	    onnxruntime==$(@F:onnxruntime-%=%) && mv $@.part $@ \
+	@rm -rf $@ $@.part
+	@$(PIP_ASIDE) $@.part onnxruntime==$(@F:onnxruntime-%=%) && mv $@.part $@ \
 	    || echo "$(@F) could not be fetched: the tests that need it are skipped" >&2
 
 # Each process begins with a stretch of files, whose shared fixtures it makes once, and ends with what others have left.
