@@ -80,7 +80,7 @@ def _source(reference: str, example_inputs: str | None, output: str) -> tuple[An
 
     if not names_module(reference):
         if example_inputs is not None:
-            raise InputError(f"--example-inputs are of a module, and {reference} is a path", "Leave the option out")
+            raise InputError(f"--example-inputs are of a module, and {reference} is a path", "Leave them out")
         return reference, None
     named = model_from(reference)
     check_replaceable(Path(output), [named.file, example_inputs])
