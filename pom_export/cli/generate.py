@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from pom_export.runtime.streaming.session import StreamingSession
     from pom_export.text.generation import Generation
     from pom_export.text.notes import Settings
-
-_KIB = 1024
 
 
 @click.command("generate")
@@ -225,6 +222,8 @@ def _save_interrupted(generation: Generation, place: str) -> None:
 
 
 def _result(generation: Generation, text: str, state_bytes: int) -> dict[str, Any]:
+    from pom_export.bench.machine import peak_bytes, resident_bytes
+
     return {
         "prompt_tokens": generation.prompt_tokens,
         "generated_tokens": generation.tokens,
@@ -238,8 +237,8 @@ def _result(generation: Generation, text: str, state_bytes: int) -> dict[str, An
         # The first token is chosen of the prompt's logits.
         "tokens_per_second": _rate(generation.tokens - 1, generation.seconds),
         "state_bytes": state_bytes,
-        "rss_bytes": _own_memory("VmRSS"),
-        "peak_rss_bytes": _own_memory("VmHWM"),
+        "rss_bytes": resident_bytes(),
+        "peak_rss_bytes": peak_bytes(),
     }
 
 
@@ -260,12 +259,3 @@ def _line(result: dict[str, Any]) -> str:
 
 def _rate(count: int, seconds: float) -> float | None:
     return count / seconds if count > 0 and seconds > 0 else None
-
-
-def _own_memory(name: str) -> int | None:
-    """Return a line of Linux's account of this process in bytes; None elsewhere."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * _KIB for line in lines if line.startswith(f"{name}:")), None)
