@@ -46,9 +46,8 @@ OutputFunction output_function_for(const Kernel& kernel, const Problem& problem,
     return nullptr;
   }
   const OutputFunctions& functions = functions_for(kernel, problem.data_type).output;
-  const GatedFunctions& gated = problem.attributes.mode == Mode::kMean ? functions.gated_mean : functions.gated_means;
   const auto activation = static_cast<size_t>(gate->activation);
-  return gate->gates == problem.channels ? gated.by_channel[activation] : gated.by_head[activation];
+  return gate->gates == problem.channels ? functions.by_channel[activation] : functions.by_head[activation];
 }
 
 template <typename T>
@@ -196,6 +195,7 @@ Output Aggregation::output_at(const Layout::Place& place, int64_t token, int64_t
   output.stride = problem_.channels;
   output.part_stride = layout_.width;
   output.scratch_stride = layout_.block_columns;
+  output.means_stride = layout_.scratch();
   output.count = count;
   output.columns = place.columns;
   output.parts = layout_.parts;
@@ -318,6 +318,7 @@ void Aggregation::gate(int64_t task) {
   const Layout::Place place = gate_layout_.place(task);
   Output output = output_at(place, place.token, place.tokens);
   output.means = means_.get() + place.batch * problem_.channels + place.channel;
+  output.means_stride = 0;
   output.scratch_stride = layout_.width;
   output_function_(output);
 }

@@ -8,6 +8,8 @@ namespace {
 
 struct Avx2 {
   static constexpr int kWidth = 8;
+  static constexpr bool kFused = true;
+  static constexpr bool kStreams = true;
   __m256 value;
 
   static Avx2 load(const float* from, AllLanes) { return {_mm256_loadu_ps(from)}; }

@@ -9,6 +9,8 @@ namespace {
 
 struct Avx512 {
   static constexpr int kWidth = 16;
+  static constexpr bool kFused = true;
+  static constexpr bool kStreams = true;
   __m512 value;
 
   static Avx512 load(const float* from, AllLanes) { return {_mm512_loadu_ps(from)}; }

@@ -4,11 +4,12 @@
 // compiled with its own flags (see kernel.h). The same holds for every header that includes this one.
 //
 // The vector type V, which an instruction set's file defines, holds kWidth float32 lanes: load and store (of float,
-// Half or BFloat16; all lanes or the first few); stream, which stores all lanes of one vector or of two neighbours past
-// the caches, at a multiple of their size (of kPadding elements, where that is less), and finish_streams, before others
-// may read them; broadcast, add, subtract, multiply, divide, multiply_add, at_least and at_most, which keep a NaN in
-// their first operand, and multiply_exp2(v, biased), which is v * 2^n where biased is n + kRoundingBias (exp2.h), as
-// far as the result is a normal number.
+// Half or BFloat16; all lanes or the first few); broadcast, add, subtract, multiply, divide, multiply_add, at_least and
+// at_most, which keep a NaN in their first operand, and multiply_exp2(v, biased), which is v * 2^n where biased is
+// n + kRoundingBias (exp2.h), as far as the result is a normal number. kFused says whether multiply_add is one
+// instruction. Where kStreams, there is stream, which stores all lanes of one vector or of two neighbours past the
+// caches, at a multiple of their size (of kPadding elements, where that is less), and finish_streams, before others may
+// read them.
 #pragma once
 
 #include "kernel.h"
@@ -39,7 +40,7 @@ struct Block {
   POM_ALWAYS_INLINE Block(const Rows& all, int64_t first_row) : rows(all), first(first_row) {
     for (int row = 0; row < kRows; ++row) {
       if constexpr (kWeighted) {
-        weights_[row] = rows.weights[first + row];
+        weights_[row] = rows.weights == nullptr ? 1.0F : rows.weights[first + row];
         part_stride_[row] = is_absent(row) ? 0 : rows.part_stride;
       }
       x_[row] = row_of<T>(rows.x, rows.stride, row);

@@ -114,7 +114,7 @@ void Aggregation::write_averages(Tile* tile) const {
     if (gated_) {
       rows.means = tile->means;
       output.means = tile->means;
-      rows_functions_.means(rows);
+      rows_functions_.average(rows);
       output_function_(output);
     } else {
       rows.y = output.y;

@@ -127,10 +127,20 @@ struct Product {
   }
 };
 
-template <typename V, typename Block>
-using Rotated = RotatedPower<V, Block, typename Block::Element>;
-template <typename V, typename Block>
-using RotatedByFloat = RotatedPower<V, Block, float>;
+// The forms, by which a kernel's functions are named: In is the class above.
+struct PowerForm {
+  template <typename V, typename Block>
+  using In = Power<V, Block>;
+};
+template <typename Table>
+struct RotatedForm {
+  template <typename V, typename Block>
+  using In = RotatedPower<V, Block, Table>;
+};
+struct ProductForm {
+  template <typename V, typename Block>
+  using In = Product<V, Block>;
+};
 
 }  // namespace
 }  // namespace pom::cpu

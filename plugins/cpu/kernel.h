@@ -48,7 +48,7 @@ struct Rows {
 
   // Of averages.
   const float* before;  // (parts, scratch_stride), the sum of the rows before that sum does not hold
-  const float* scales;  // (count), 1 / sum of the weights so far, or 0 where that sum is 0
+  const float* scales;  // (count), 1 / sum of the weights so far, or 0 where that sum is 0, as then the averages are
   float* running;       // (2, parts, scratch_stride), for the kernel's own use
   bool streamed;        // y is written past the caches: all kPadding columns of it begin at a multiple of their size
   float* means;         // (count, parts, scratch_stride), instead of y, where a gate follows
@@ -61,7 +61,6 @@ struct RowsFunctions {
   RowsFunction features;    // y = p
   RowsFunction accumulate;  // sum += weights * p
   RowsFunction average;     // the same, and y = (before + sum so far) * scales
-  RowsFunction means;       // the same, but written to means
 };
 
 // For one type of x.
@@ -83,8 +82,9 @@ struct Output {
   int64_t parts;
   bool streamed;  // y is written past the caches: all kPadding columns of it begin at a multiple of their size
 
-  const float* means;  // (count, parts, scratch_stride), or one row for all
-  const void* gate;    // (count, gate_stride), from its first column on; of y's type
+  const float* means;    // (count, parts, scratch_stride), or one row for all
+  int64_t means_stride;  // elements from one row of means to the next, or 0
+  const void* gate;      // (count, gate_stride), from its first column on; of y's type
   const float* gate_bias;
   int64_t gate_stride;
   int64_t channel;     // of the block's first column, in the first part
@@ -93,16 +93,10 @@ struct Output {
 
 using OutputFunction = void (*)(const Output& output);
 
-// In the order of GateActivation.
-struct GatedFunctions {
+// For one type of y, each in the order of GateActivation.
+struct OutputFunctions {
   OutputFunction by_channel[3];  // every channel has its own gate
   OutputFunction by_head[3];
-};
-
-// For one type of y.
-struct OutputFunctions {
-  GatedFunctions gated_means;  // every row has its own
-  GatedFunctions gated_mean;   // all rows have the same
 };
 
 struct TypeFunctions {

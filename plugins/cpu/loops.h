@@ -80,23 +80,35 @@ class Accumulated {
   V total_;
 };
 
-template <typename V, typename T, template <typename, typename> class Features,
-          template <typename, typename> class ModeOf, bool kWeighted>
+// Where a multiply-add is one instruction, a weight of 1 costs nothing, and one loop is enough.
+template <typename V>
+bool counts_weights(const Rows& rows) {
+  return V::kFused || rows.weights != nullptr;
+}
+
+// The last few lanes of a row are often read one by one: rolled up.
+template <typename Lanes, int kRows>
+constexpr int kRowsAtOnce = 1;
+template <int kRows>
+constexpr int kRowsAtOnce<AllLanes, kRows> = kRows < kAtOnce ? kRows : kAtOnce;
+
+template <typename V, typename T, typename Form, template <typename, typename> class ModeOf, bool kWeighted>
 void run(const Rows& rows) {
   for_each_block<kBlockRows>(rows.count, [&](int64_t first, auto size) POM_ALWAYS_INLINE {
     constexpr int kRows = decltype(size)::value;
-    constexpr int kStep = kRows < kAtOnce ? kRows : kAtOnce;
     using RowBlock = Block<T, kRows, kWeighted>;
-    using BlockFeatures = Features<V, RowBlock>;
+    using Features = typename Form::template In<V, RowBlock>;
     const RowBlock block(rows, first);
-    const BlockFeatures features{block};
+    const Features features{block};
     // One part after the other: a part's rows lie apart in memory, and few such streams are read faster than many.
-    typename BlockFeatures::State states[kMaxBlockColumns / V::kWidth];
-    for_each_part<BlockFeatures::kParts>(rows.parts, [&](int64_t part) POM_ALWAYS_INLINE {
+    typename Features::State states[kMaxBlockColumns / V::kWidth];
+    for_each_part<Features::kParts>(rows.parts, [&](int64_t part) POM_ALWAYS_INLINE {
       for_each_vector<V>(rows.columns, [&](int64_t column, auto lanes) POM_ALWAYS_INLINE {
         auto* state = states + column / V::kWidth;
         ModeOf<V, RowBlock> mode(block, part, column);
         block.template prefetch<V, 1>(kRows, part, column);
+        constexpr int kStep = kRowsAtOnce<decltype(lanes), kRows>;
+#pragma GCC unroll 1
         for (int row = 0; row < kRows; row += kStep) {
           V p[kStep];
           features.template compute<Step<V, kStep, 1>>(part, row, column, lanes, state, p);
@@ -110,121 +122,118 @@ void run(const Rows& rows) {
   });
 }
 
-// Where the averages of one row and part go.
+template <typename V, typename T, typename Form>
+void run_features(const Rows& rows) {
+  run<V, T, Form, Written, false>(rows);
+}
 
-template <typename V, typename T, bool kStreamed>
-class ToOutput {
- public:
-  POM_ALWAYS_INLINE ToOutput(const Rows& rows, int64_t row, int64_t part)
-      : y_(static_cast<T*>(rows.y) + row * rows.stride + part * rows.part_stride) {}
-
-  template <int kCount, typename Lanes>
-  POM_ALWAYS_INLINE void write(int64_t column, const V* values, Lanes lanes) const {
-    write_vectors<kStreamed, kCount>(y_ + column, values, lanes);
+template <typename V, typename T, typename Form>
+void run_accumulate(const Rows& rows) {
+  if (counts_weights<V>(rows)) {
+    run<V, T, Form, Accumulated, true>(rows);
+  } else {
+    run<V, T, Form, Accumulated, V::kFused>(rows);
   }
-
- private:
-  T* const y_;
-};
-
-template <typename V>
-class ToMeans {
- public:
-  POM_ALWAYS_INLINE ToMeans(const Rows& rows, int64_t row, int64_t part)
-      : means_(rows.means + (row * rows.parts + part) * rows.scratch_stride) {}
-
-  template <int kCount, typename Lanes>
-  POM_ALWAYS_INLINE void write(int64_t column, const V* values, Lanes) const {
-    write_vectors<false, kCount>(means_ + column, values, AllLanes{});
-  }
-
- private:
-  float* const means_;
-};
+}
 
 // sum += weights * p, and after every row an average: y = (before + sum so far) * scales. Row by row: a row of x and
 // one of y often lie whole pages apart. Loads wait for stores whose addresses only look like theirs, and a processor
 // that writes past its caches can hold but few lines.
-template <typename V, typename T, template <typename, typename> class Features, typename Sink, bool kWeighted>
-void run_averaged(const Rows& all) {
-  const Rows rows = all;  // here, so that no store may change it
-  const int64_t scratch = rows.parts * rows.scratch_stride;
-  float* const base = rows.running;
-  float* const total = rows.running + scratch;
-  for_each_block<kBlockRows>(rows.count, [&](int64_t first, auto size) POM_ALWAYS_INLINE {
-    constexpr int kRows = decltype(size)::value;
-    for (int64_t i = 0; i < scratch; i += V::kWidth) {
-      const V sum = V::add(V::load(rows.sum + i, AllLanes{}), V::load(rows.rest + i, AllLanes{}));
-      V::store(base + i, V::add(V::load(rows.before + i, AllLanes{}), sum), AllLanes{});
-      V::store(total + i, V::broadcast(0.0F), AllLanes{});
-    }
-    for (int64_t row = first; row < first + kRows; ++row) {
-      using RowBlock = Block<T, 1, kWeighted>;
-      using RowFeatures = Features<V, RowBlock>;
-      const RowBlock block(rows, row);
-      const RowFeatures features{block};
-      typename RowFeatures::State states[kMaxBlockColumns / V::kWidth];
-      for_each_part<RowFeatures::kParts>(rows.parts, [&](int64_t part) POM_ALWAYS_INLINE {
-        const Sink sink(rows, row, part);
-        const float scale = rows.scales[row];
-        // Not sum * 0 where the weights sum to 0: the sum may be NaN.
-        const bool none = kWeighted && scale == 0.0F;
-        float* const part_base = base + part * rows.scratch_stride;
-        float* const part_total = total + part * rows.scratch_stride;
-        for_each_vectors<V, kAtOnce>(rows.columns, [&](int64_t column, auto lanes, auto together) POM_ALWAYS_INLINE {
-          using Vectors = Step<V, 1, decltype(together)::value>;
-          block.template prefetch<V, Vectors::kCount>(kBlockRows, part, column);
-          V p[Vectors::kCount];
-          features.template compute<Vectors>(part, 0, column, lanes, states + column / V::kWidth, p);
-          for (int i = 0; i < Vectors::kCount; ++i) {
-            const int64_t at = column + Vectors::column(i);
-            const V so_far = block.add(V::load(part_total + at, AllLanes{}), p[i], 0);
-            V::store(part_total + at, so_far, AllLanes{});
-            const V average = V::multiply(V::add(V::load(part_base + at, AllLanes{}), so_far), V::broadcast(scale));
-            p[i] = none ? V::broadcast(0.0F) : average;
-          }
-          sink.template write<Vectors::kCount>(column, p, lanes);
-        });
-      });
-    }
-    for (int64_t i = 0; i < scratch; i += V::kWidth) {
-      add_compensated(rows.sum + i, rows.rest + i, V::load(total + i, AllLanes{}));
+//
+// running holds a vector of the sum before this block of rows, one of the sum of its own rows so far, and so on in
+// turn.
+template <typename V, typename T, typename Form, bool kStreamed, bool kWeighted, typename To>
+POM_ALWAYS_INLINE inline void average_row(const Rows& rows, int64_t row, To* y, int64_t part_stride) {
+  using RowBlock = Block<T, 1, kWeighted>;
+  using Features = typename Form::template In<V, RowBlock>;
+  const RowBlock block(rows, row);
+  const Features features{block};
+  typename Features::State states[kMaxBlockColumns / V::kWidth];
+  const V scale = V::broadcast(rows.scales[row]);
+  for_each_part<Features::kParts>(rows.parts, [&](int64_t part) POM_ALWAYS_INLINE {
+    To* const to = y + part * part_stride;
+    float* const running = rows.running + 2 * part * rows.scratch_stride;
+    for_each_vectors<V, kAtOnce>(rows.columns, [&](int64_t column, auto lanes, auto together) POM_ALWAYS_INLINE {
+      using Vectors = Step<V, 1, decltype(together)::value>;
+      block.template prefetch<V, Vectors::kCount>(kBlockRows, part, column);
+      V p[Vectors::kCount];
+      features.template compute<Vectors>(part, 0, column, lanes, states + column / V::kWidth, p);
+      for (int i = 0; i < Vectors::kCount; ++i) {
+        float* const base = running + 2 * (column + Vectors::column(i));
+        float* const total = base + V::kWidth;
+        const V so_far = block.add(V::load(total, AllLanes{}), p[i], 0);
+        V::store(total, so_far, AllLanes{});
+        p[i] = V::multiply(V::add(V::load(base, AllLanes{}), so_far), scale);
+      }
+      write_vectors<kStreamed, Vectors::kCount>(to + column, p, lanes);
+    });
+    // Not sum * 0 where the weights sum to 0: the sum may be NaN.
+    if (kWeighted && rows.scales[row] == 0.0F) {
+      if constexpr (kStreamed) {
+        V::finish_streams();  // what was written first must arrive first
+      }
+      __builtin_memset(to, 0, static_cast<size_t>(rows.columns) * sizeof(To));
     }
   });
 }
 
-template <typename V, typename T, template <typename, typename> class Features,
-          template <typename, typename> class ModeOf>
-void run_summed(const Rows& rows) {
-  rows.weights == nullptr ? run<V, T, Features, ModeOf, false>(rows) : run<V, T, Features, ModeOf, true>(rows);
-}
-
-template <typename V, typename T, template <typename, typename> class Features, typename Sink>
-void run_averaged(const Rows& rows) {
-  rows.weights == nullptr ? run_averaged<V, T, Features, Sink, false>(rows)
-                          : run_averaged<V, T, Features, Sink, true>(rows);
-}
-
-template <typename V, typename T, template <typename, typename> class Features>
-void run_average(const Rows& rows) {
-  if (rows.streamed) {
-    run_averaged<V, T, Features, ToOutput<V, T, true>>(rows);
-    V::finish_streams();
-  } else {
-    run_averaged<V, T, Features, ToOutput<V, T, false>>(rows);
+template <typename V, typename T, typename Form, bool kStreamed, bool kWeighted, typename To>
+void average(const Rows& all, To* y, int64_t stride, int64_t part_stride) {
+  const Rows rows = all;  // here, so that no store may change it
+  const int64_t scratch = rows.parts * rows.scratch_stride;
+  // Blocks of kBlockRows, and what remains one by one, as in run().
+  int64_t last = 0;
+  for (int64_t first = 0; first < rows.count; first = last) {
+    last = first + (rows.count - first < kBlockRows ? 1 : kBlockRows);
+    for (int64_t i = 0; i < scratch; i += V::kWidth) {
+      const V sum = V::add(V::load(rows.sum + i, AllLanes{}), V::load(rows.rest + i, AllLanes{}));
+      V::store(rows.running + 2 * i, V::add(V::load(rows.before + i, AllLanes{}), sum), AllLanes{});
+      V::store(rows.running + 2 * i + V::kWidth, V::broadcast(0.0F), AllLanes{});
+    }
+    for (int64_t row = first; row < last; ++row) {
+      average_row<V, T, Form, kStreamed, kWeighted>(rows, row, y + row * stride, part_stride);
+    }
+    for (int64_t i = 0; i < scratch; i += V::kWidth) {
+      add_compensated(rows.sum + i, rows.rest + i, V::load(rows.running + 2 * i + V::kWidth, AllLanes{}));
+    }
   }
 }
 
-template <typename V, typename T, template <typename, typename> class Features>
+template <typename V, typename T, typename Form, bool kStreamed, typename To>
+void run_average(const Rows& rows, To* y, int64_t stride, int64_t part_stride) {
+  if (counts_weights<V>(rows)) {
+    average<V, T, Form, kStreamed, true>(rows, y, stride, part_stride);
+  } else {
+    average<V, T, Form, kStreamed, V::kFused>(rows, y, stride, part_stride);
+  }
+}
+
+template <typename V, typename T, typename Form>
+void run_average(const Rows& rows) {
+  if (rows.means != nullptr) {
+    run_average<V, T, Form, false>(rows, rows.means, rows.parts * rows.scratch_stride, rows.scratch_stride);
+    return;
+  }
+  T* const y = static_cast<T*>(rows.y);
+  if constexpr (V::kStreams) {
+    if (rows.streamed) {
+      run_average<V, T, Form, true>(rows, y, rows.stride, rows.part_stride);
+      V::finish_streams();
+      return;
+    }
+  }
+  run_average<V, T, Form, false>(rows, y, rows.stride, rows.part_stride);
+}
+
+template <typename V, typename T, typename Form>
 constexpr RowsFunctions rows_functions() {
-  return {run<V, T, Features, Written, false>, run_summed<V, T, Features, Accumulated>, run_average<V, T, Features>,
-          run_averaged<V, T, Features, ToMeans<V>>};
+  return {run_features<V, T, Form>, run_accumulate<V, T, Form>, run_average<V, T, Form>};
 }
 
 template <typename V, typename T>
 constexpr FeaturesFunctions features_functions() {
-  return {rows_functions<V, T, Power>(), rows_functions<V, T, Rotated>(), rows_functions<V, T, RotatedByFloat>(),
-          rows_functions<V, T, Product>()};
+  return {rows_functions<V, T, PowerForm>(), rows_functions<V, T, RotatedForm<T>>(),
+          rows_functions<V, T, RotatedForm<float>>(), rows_functions<V, T, ProductForm>()};
 }
 
 }  // namespace

@@ -8,6 +8,8 @@ namespace {
 
 struct Neon {
   static constexpr int kWidth = 4;
+  static constexpr bool kFused = true;
+  static constexpr bool kStreams = false;
   float32x4_t value;
 
   static Neon load(const float* from, AllLanes) { return {vld1q_f32(from)}; }
@@ -47,17 +49,6 @@ struct Neon {
       to[i] = all[i];
     }
   }
-
-  template <typename T>
-  static void stream(T* to, Neon a) {
-    store(to, a, AllLanes{});
-  }
-  template <typename T>
-  static void stream(T* to, Neon a, Neon b) {
-    stream(to, a);
-    stream(to + kWidth, b);
-  }
-  static void finish_streams() {}
 
   static Neon broadcast(float value) { return {vdupq_n_f32(value)}; }
   static Neon add(Neon a, Neon b) { return {vaddq_f32(a.value, b.value)}; }

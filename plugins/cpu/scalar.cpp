@@ -7,6 +7,8 @@ namespace {
 
 struct Scalar {
   static constexpr int kWidth = 1;
+  static constexpr bool kFused = false;
+  static constexpr bool kStreams = false;
   float value;
 
   static Scalar load(const float* from, AllLanes) { return {*from}; }
@@ -15,17 +17,6 @@ struct Scalar {
   static void store(float* to, Scalar a, AllLanes) { *to = a.value; }
   static void store(Half* to, Scalar a, AllLanes) { *to = to_half(a.value); }
   static void store(BFloat16* to, Scalar a, AllLanes) { *to = to_bfloat16(a.value); }
-
-  template <typename T>
-  static void stream(T* to, Scalar a) {
-    store(to, a, AllLanes{});
-  }
-  template <typename T>
-  static void stream(T* to, Scalar a, Scalar b) {
-    stream(to, a);
-    stream(to + kWidth, b);
-  }
-  static void finish_streams() {}
 
   static Scalar broadcast(float value) { return {value}; }
   static Scalar add(Scalar a, Scalar b) { return {a.value + b.value}; }
