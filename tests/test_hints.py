@@ -16,7 +16,7 @@ FILES = sorted(
     path
     for folder in ("pom_export", "samples", "tools")
     for path in (ROOT / folder).rglob("*.py")
-    if "pip install" in path.read_text() and path.name != "plots.py"
+    if "pip install" in path.read_text()
 )
 
 

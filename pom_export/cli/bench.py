@@ -9,18 +9,19 @@ import click
 
 from pom_export.cli.options import common_options
 from pom_export.cli.output import say
+from pom_export.cli.parameters import FILE, FOLDER
 from pom_export.cli.progress import stages
 
 
 @click.command("bench")
-@click.argument("model")
+@click.argument("model", type=FILE)
 @click.option("--backends", help="A list such as function,kernel; default: all that are there.")
 @click.option("--tokens", help="Sequence lengths; default: 256,1024,4096, or what the file is fixed to.")
 @click.option("--batch", help="Batch sizes; default: 1, or what the file is fixed to.")
 @click.option("--threads", type=int, help="Of every backend, pinned; default: the processors that may be used.")
 @click.option("--repeats", type=int, help="Timed rounds; default: 5 to 50, as fit into 10 seconds.")
 @click.option("--memory/--no-memory", default=True, show_default=True, help="Measure peak memory, in more processes.")
-@click.option("-o", "--output", help="A folder for results.json and table.md.")
+@click.option("-o", "--output", type=FOLDER, help="A folder for results.json and table.md.")
 @common_options
 def command(
     model: str,
