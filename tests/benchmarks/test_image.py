@@ -15,7 +15,7 @@ from benchmarks.names import ATTENTION, KERNEL
 from pom_export.bench.options import BenchOptions
 from pom_export.bench.running import bench
 from pom_export.bench.timing import Effort
-from pom_export.bench.workload import Size
+from pom_export.bench.workload import Conditions, Size
 from pom_export.errors import InputError
 from pom_export.models import JiT
 from pom_export.runtime.session import inference_session
@@ -42,11 +42,18 @@ def test_attention_in_the_file_is_that_of_pytorch(tmp_path: Path) -> None:
 
 
 def test_sizes_are_timed_each_with_a_file_of_its_own() -> None:
-    options = BenchOptions(backends=(KERNEL, ATTENTION), tokens=(4, 16), threads=1, effort=Effort(0, 1))
+    options = BenchOptions((KERNEL, ATTENTION), tokens=(4, 16), threads=1, effort=Effort(0, 1), memory=False)
     result = bench(ImageWorkload(SHAPE), options)
     assert result.backends == [KERNEL, ATTENTION]
     assert [(point.batch, point.tokens) for point in result.points] == [(1, 4), (1, 16)]
-    assert all(point.timings.keys() == point.memory.keys() == {KERNEL, ATTENTION} for point in result.points)
+    assert all(point.timings.keys() == {KERNEL, ATTENTION} for point in result.points)
+
+
+def test_memory_is_measured_though_no_file_takes_fewer_tokens(tmp_path: Path) -> None:
+    workload = ImageWorkload(SHAPE)
+    workload.prepare(BenchOptions((KERNEL,), tokens=(16,)), tmp_path, lambda _: None)
+    found = workload.measure_memory(KERNEL, Size(1, 16), Conditions(threads=1, seed=0))
+    assert found.tensor_bytes > 2 * 3 * 8 * 8 * 4
 
 
 def test_refuses_what_is_no_square_of_patches_and_unknown_backends() -> None:

@@ -67,15 +67,12 @@ def test_all_backends_run_from_all_contexts_and_agree(stream: StreamWorkload) ->
 
 
 def test_a_whole_benchmark_in_workers() -> None:
-    options = BenchOptions(("kernel", "attention-shared"), (1, 20), threads=1, effort=Effort(0, None))
+    options = BenchOptions(("kernel", "attention-shared"), (1, 20), threads=1, effort=Effort(0, None), memory=False)
     result = bench(StreamWorkload(SHAPE), options)
     assert [point.tokens for point in result.points] == [1, 20]
     for point in result.points:
-        assert point.timings.keys() == point.memory.keys() == {"kernel", "attention-shared"}
+        assert point.timings.keys() == {"kernel", "attention-shared"}
         assert {timing.runs for timing in point.timings.values()} == {200}
-        # Of 2 layers, a sum of 2 * 16 channels with what rounding takes off it, and the length.
-        assert point.memory["kernel"].tensor_bytes == 2 * 2 * 16 * SHAPE.degree * 4 + 8
-        assert point.memory["attention-shared"].tensor_bytes == CACHE * point.tokens + 8
         assert point.facts["prefill"]["resident_bytes"] > 0
     assert result.facts["last_over_first"].keys() == {"kernel", "attention-shared"}
 
@@ -144,11 +141,11 @@ def test_backends_that_differ_end_the_benchmark(stream: StreamWorkload) -> None:
 
 
 def test_memory_is_measured_against_no_context(stream: StreamWorkload) -> None:
-    for name in ALL:
-        found = stream.measure_memory(name, Size(1, 12), CONDITIONS)
-        assert found.growth_bytes is not None
-        assert found.growth_bytes >= 0
-    assert found.tensor_bytes == 12 * CACHE + 8
+    found = {name: stream.measure_memory(name, Size(1, 12), CONDITIONS) for name in ALL}
+    assert all(each.growth_bytes is not None and each.growth_bytes >= 0 for each in found.values())
+    # Of 2 layers, a sum of 2 * 16 channels with what rounding takes off it, and the length.
+    state, cache = 2 * 2 * 32 * 4 + 8, 12 * CACHE + 8
+    assert [found[name].tensor_bytes for name in ALL] == [state, state, cache, cache]
 
 
 def test_attention_is_not_run_where_it_would_take_too_much(stream: StreamWorkload) -> None:
