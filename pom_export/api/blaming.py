@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from pom_export.runtime.runners import Arrays, run_module
 if TYPE_CHECKING:
     from torch import nn
 
-    from pom_export.api.source import Source
+    from pom_export.api.source import LoweredCopy, Source
 
 _NOT_WRITTEN = "No file was written"
 _NOT_FINITE = (
@@ -48,8 +48,9 @@ def fault_hint(source: Source, feed: Arrays, found: Difference) -> str:
         )
     if not all(np.isfinite(output).any() for output in expected):
         return f"{_NOT_WRITTEN}. {_NOTHING}"
-    if source.replaced:
-        if (wrong := next(_wrong_mixers(source, feed, tolerance), None)) is not None:
+    lowered = source.lowered_copy()
+    if lowered.replaced:
+        if (wrong := next(_wrong_mixers(source, lowered, feed, tolerance), None)) is not None:
             return f"{_NOT_WRITTEN}. {wrong}"
         if not _agree(run_module(source.lowered(), feed), expected, tolerance):
             return (
@@ -58,7 +59,7 @@ def fault_hint(source: Source, feed: Arrays, found: Difference) -> str:
             )
     if not math.isfinite(found.max_abs) and "shape" not in found.reason:
         return f"{_NOT_WRITTEN}. {_NOT_FINITE}"
-    if source.replaced:
+    if lowered.replaced:
         return (
             f"{_NOT_WRITTEN}. In PyTorch, what was traced gives the model's outputs: the fault is in the export or in "
             "the runtime, not in your mixers. Please report it"
@@ -73,17 +74,16 @@ def _agree(outputs: list[Array], expected: list[Array], tolerance: Tolerance) ->
     )
 
 
-def _wrong_mixers(source: Source, feed: Arrays, tolerance: Tolerance) -> Iterator[str]:
+def _wrong_mixers(source: Source, lowered: LoweredCopy, feed: Arrays, tolerance: Tolerance) -> Iterator[str]:
     """Yield what to say of each replaced mixer whose replacement gives something else on the same inputs."""
     import torch
 
     from pom_export.graph.reference import Float64Module
 
-    calls = _recorded_calls(source, feed)
-    lowered = source.lowered_copy()
+    calls = _recorded_calls(source, lowered.replaced, feed)
     for name, (original, args, kwargs, result) in calls.items():
         kind = type(original).__name__
-        replacement = Float64Module(lowered.get_submodule(name) if name else lowered)
+        replacement = Float64Module(lowered.module.get_submodule(name) if name else lowered.module)
         try:
             with torch.no_grad():
                 outputs = _arrays(replacement(*args, **kwargs))
@@ -94,15 +94,15 @@ def _wrong_mixers(source: Source, feed: Arrays, tolerance: Tolerance) -> Iterato
         if not _agree(outputs, expected, tolerance):
             yield (
                 f"In place of {name or kind} stands what the official class computes, and on the same inputs this is "
-                f"something else{_by(outputs, expected)}: {_cause(source, name or kind)}. Or say what it computes with "
-                f"mixers={{{kind}: adapter}}"
+                f"something else{_by(outputs, expected)}: {_cause(lowered, name or kind)}. Or say what it computes "
+                f"with mixers={{{kind}: adapter}}"
             )
 
 
-def _cause(source: Source, name: str) -> str:
+def _cause(lowered: LoweredCopy, name: str) -> str:
     from pom_export.graph.effective_weights import FOLD
 
-    if folded := source.folded.get(name):
+    if folded := lowered.folded.get(name):
         return f"it uses {', '.join(folded)} otherwise than by calling the layer. {FOLD}"
     return "its forward or a method was changed"
 
@@ -121,7 +121,9 @@ def _by(outputs: list[Array], expected: list[Array]) -> str:
     return f" by {most:.3g}" if math.isfinite(most) else ""
 
 
-def _recorded_calls(source: Source, feed: Arrays) -> dict[str, tuple[nn.Module, Any, Any, Any]]:
+def _recorded_calls(
+    source: Source, replaced: Sequence[str], feed: Arrays
+) -> dict[str, tuple[nn.Module, Any, Any, Any]]:
     """Return the first call of each replaced mixer in the user's model: itself, its arguments and its result."""
     from pom_export.graph.copying import copy_module
     from pom_export.graph.reference import Float64Module
@@ -129,7 +131,7 @@ def _recorded_calls(source: Source, feed: Arrays) -> dict[str, tuple[nn.Module, 
     calls: dict[str, tuple[nn.Module, Any, Any, Any]] = {}
     model = copy_module(source.module)
     modules = dict(model.named_modules(remove_duplicate=False))
-    for name in source.replaced:
+    for name in replaced:
         # The model itself goes by its class's name.
         key = name if name in modules else ""
 

@@ -168,13 +168,13 @@ def export(
             progress=progress,
         )
         progress(f"tracing, opset {opset}")
-        program, sizes = _write(source, staged, dtype, opset, optimize)
+        written = _write(source, staged, dtype, opset, optimize, progress)
         exported = read_model(staged)
         for module, reason in exported.kept_in_float32.items():
             progress(f"{module} stays in float32: {reason}")
         progress(f"{len(exported.aggregations)} aggregations; comparing with PyTorch")
-        checked = check(exported, source, program, sizes, samples)
-        notes = [*source.notes, *program.notes, *sizes.notes, *checked.notes, *type_notes(source.module, dtype)]
+        checked = check(exported, source, written.program, written.sizes, samples)
+        notes = [*source.notes, *written.notes, *checked.notes, *type_notes(source.module, dtype)]
         if modes.autocast:
             notes.append(f"the model's torch.autocast has no effect: the file computes in {dtype}, as dtype says")
         return _result(output, exported, source, checked.paths, notes)
@@ -200,8 +200,25 @@ def _result(
     )
 
 
-def _write(source: Source, path: Path, dtype: str, opset: int, optimize: bool) -> tuple[Program, SizePlan]:
+@dataclass(frozen=True)
+class _Written:
+    """What a staged file was made of.
+
+    Attributes:
+        program: what was traced.
+        sizes: at which to compare the file.
+        notes: what to know of it, a line each.
+    """
+
+    program: Program
+    sizes: SizePlan
+    notes: list[str]
+
+
+def _write(source: Source, path: Path, dtype: str, opset: int, optimize: bool, progress: Progress) -> _Written:
     """Trace the source and save the graph, which is let go of before anything is compared."""
+    import torch
+
     from pom_export.graph.exporter import export_graph, trace
     from pom_export.graph.nodes import is_aggregation
     from pom_export.graph.passes.recognise_causal import quadratic_notes
@@ -209,7 +226,10 @@ def _write(source: Source, path: Path, dtype: str, opset: int, optimize: bool) -
     from pom_export.graph.saving import save_model
     from pom_export.parity.peaks import observe_peaks
 
-    program = source.program()
+    lowered = source.lowered_copy(torch.float32)
+    for part, why in lowered.near_misses.items():
+        progress(f"{part} looks like a mixer, but {why.what}; it stays as it is")
+    program = source.program(lowered)
     source.calls_op()  # and is the same every time
     try:
         if source.own_inputs:
@@ -231,11 +251,9 @@ def _write(source: Source, path: Path, dtype: str, opset: int, optimize: bool) -
                 "no output comes from a mixer", "Give inputs for which the model calls one, and return what comes of it"
             )
         save_model(graph, path)
-        source.notes.extend(quadratic_notes(graph))
-        source.notes.extend(idle_notes(graph) if source.own_inputs else ())
     except InputError as error:
-        if not source.near_misses:
+        if not lowered.hint:
             raise
-        # What stayed as it was is likely what torch could not export.
-        raise InputError(error.what, source.near_misses[0]) from error
-    return program, sizes
+        raise InputError(error.what, lowered.hint) from error
+    of_graph = [*quadratic_notes(graph), *(idle_notes(graph) if source.own_inputs else ())]
+    return _Written(program, sizes, [*lowered.notes, *of_graph, *program.notes, *sizes.notes])

@@ -6,7 +6,7 @@ import functools
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pom_export.checkpoint import load_model
 from pom_export.checkpoint.exported_program import is_exported_program, read_exported_program
 from pom_export.checkpoint.spec import spec_of
-from pom_export.errors import InputError, kind_of
+from pom_export.errors import CheckpointError, InputError, kind_of
 from pom_export.files import sha256_of
 from pom_export.graph.claims import WEIGHTS
 from pom_export.graph.copying import copy_module
@@ -35,46 +35,78 @@ Examples = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
+class LoweredCopy:
+    """A copy of a model as it is traced, and what was done to it.
+
+    Attributes:
+        module: the copy.
+        replaced: names of the mixers that stand in place of official-style ones.
+        near_misses: what looked like a mixer and stayed as it was, with the reason, by name.
+        folded: of replaced mixers, by name: the weights that are computed from others.
+    """
+
+    module: nn.Module
+    replaced: Sequence[str] = ()
+    near_misses: Mapping[str, CheckpointError] = field(default_factory=dict)
+    folded: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def hint(self) -> str:
+        """What is likely at fault where the copy can't be exported: what stayed as it was; empty where nothing did."""
+        return next((f"{part} looks like a mixer, but {why}" for part, why in self.near_misses.items()), "")
+
+    @property
+    def notes(self) -> list[str]:
+        """What to know of it, a line each."""
+        return [
+            *(f"{part} stays as it is, a plain graph: {why}" for part, why in self.near_misses.items()),
+            *(f"{part}: {_folded(weights)}" for part, weights in self.folded.items()),
+        ]
+
+
+@dataclass(frozen=True)
 class Source:
     """A model that can be traced in any floating-point type, and run in float64 to compare with.
 
     Attributes:
         module: the model; it is never changed.
         make_program: returns the program of a copy of the model.
-        lower: what to do with a copy before it is traced: the reference is the model as it was given.
+        lower: makes of a copy what is traced: the reference is the model as it was given.
         calls_op: of a user's model: refuses one that gives other outputs each time, and returns whether it calls the
             op of ours by itself.
         properties: metadata for the file.
         own_inputs: whether inputs are the user's, not drawn by us.
-        replaced: names of the mixers that the last program has in place of official-style ones.
-        near_misses: what looked like a mixer and stayed as it was, with the reason.
-        folded: by name of a replaced mixer: its weights that are computed from others.
+        may_lack_mixers: whether it is of a class of the user's, which may hold nothing of ours.
         weights: of a checkpoint: the set of weights that was taken.
         other_weights: the sets that the checkpoint holds besides.
-        notes: what else to know of the weights and of what was lowered, a line each.
+        notes: what else to know of the weights, a line each.
     """
 
     module: nn.Module
     make_program: Callable[[nn.Module], Program]
-    lower: Callable[[nn.Module], nn.Module] = lambda module: module
+    lower: Callable[[nn.Module], LoweredCopy] = LoweredCopy
     calls_op: Callable[[], bool] = lambda: False
     properties: Mapping[str, str] = field(default_factory=dict)
     own_inputs: bool = False
-    replaced: list[str] = field(default_factory=list)
-    near_misses: list[str] = field(default_factory=list)
-    folded: dict[str, list[str]] = field(default_factory=dict)
+    may_lack_mixers: bool = False
     weights: str | None = None
     other_weights: Sequence[str] = ()
-    notes: list[str] = field(default_factory=list)
+    notes: Sequence[str] = ()
 
-    def program(self) -> Program:
+    def program(self, lowered: LoweredCopy | None = None) -> Program:
         """Return what to trace, in float32.
 
+        Args:
+            lowered: what `lowered_copy` returned for float32; None: it is made.
+
         Raises:
-            InputError: the model fails on its example inputs, by itself or as it is traced.
+            InputError: there is nothing of ours in the model, or it fails on its example inputs, by itself or as it is
+                traced.
         """
+        lowered = self.lowered_copy(torch.float32) if lowered is None else lowered
+        self._check_uses_op(lowered)
         try:
-            return self.make_program(self.lower(copy_module(self.module, torch.float32)))
+            return self.make_program(lowered.module)
         except FailsOnExamplesError as error:
             self.calls_op()  # which fails as well where the model itself is to blame
             raise InputError(
@@ -89,15 +121,25 @@ class Source:
 
     def lowered(self) -> nn.Module:
         """Return what is traced, in float64: what stands in place of the user's mixers included."""
-        return Float64Module(self.make_program(self.lowered_copy()).module)
+        return Float64Module(self.make_program(self.lowered_copy().module).module)
 
-    def lowered_copy(self) -> nn.Module:
-        """Return a copy of the model with our mixers in place of the user's, in the model's own types."""
-        return self.lower(copy_module(self.module))
+    def lowered_copy(self, dtype: torch.dtype | None = None) -> LoweredCopy:
+        """Return a copy of the model with our mixers in place of the user's, in a type or the model's own ones."""
+        return self.lower(copy_module(self.module, dtype))
 
     def reference(self) -> nn.Module:
         """Return what the outputs are compared with, in float64."""
         return Float64Module(self.make_program(copy_module(self.module)).module)
+
+    def _check_uses_op(self, lowered: LoweredCopy) -> None:
+        """Raise InputError where a user's model holds no mixer of ours, and does not call the op by itself."""
+        if not self.may_lack_mixers or has_mixers(lowered.module):
+            return
+        if lowered.near_misses or not self.calls_op():
+            raise InputError(
+                f"{type(self.module).__name__} contains no mixer of ours, and none that looks like an official one",
+                lowered.hint or "Nothing of it would use the op; mixers={MyClass: adapter} names your own",
+            )
 
 
 def load_source(
@@ -145,7 +187,7 @@ def load_source(
             properties=properties,
             weights=loaded.weights,
             other_weights=loaded.other_weights,
-            notes=list(loaded.notes),
+            notes=tuple(loaded.notes),
         )
     if not isinstance(model, nn.Module):
         raise InputError(f"the model is {kind_of(model)}", "Give a path or an nn.Module")
@@ -161,8 +203,14 @@ def load_source(
     examples = named_examples(model, example_inputs)
     shapes = None if dynamic_shapes is None else named_shapes(model, example_inputs, examples, dynamic_shapes)
     calls_op = functools.cache(lambda: check_repeats(model, _in_type_of(model, examples)))
-    source = Source(model, _program_maker(examples, shapes), calls_op=calls_op, own_inputs=True)
-    return replace(source, lower=_lowering(source, mixers, progress))
+    return Source(
+        model,
+        _program_maker(examples, shapes),
+        lower=functools.partial(_lowered, mixers=mixers),
+        calls_op=calls_op,
+        own_inputs=True,
+        may_lack_mixers=True,
+    )
 
 
 def _check_adapters(mixers: Adapters | None, model: object, example_inputs: Examples | None) -> None:
@@ -200,36 +248,16 @@ def _refuse(options: Mapping[str, Any], why: str) -> None:
             raise InputError(f"{name} is {why}", "Leave it out")
 
 
-def _lowering(
-    source: Source, mixers: Adapters | None, progress: Callable[[str], None]
-) -> Callable[[nn.Module], nn.Module]:
-    """Return what replaces the mixers in a copy, and notes in the source what it did.
-
-    Where there are none, the model must call the op by itself.
-    """
-
-    def lower(copied: nn.Module) -> nn.Module:
-        name = type(copied).__name__
-        result = lower_mixers(copied, mixers)
-        source.replaced[:] = [part or name for part in result.replaced]
-        misses = [f"{part or name} looks like a mixer, but {why}" for part, why in result.near_misses.items()]
-        if misses != source.near_misses:
-            source.near_misses[:] = misses
-            for part, why in result.near_misses.items():
-                progress(f"{part or name} looks like a mixer, but {why.what}; it stays as it is")
-        source.folded.update({part or name: weights for part, weights in result.folded.items()})
-        source.notes[:] = [
-            *(f"{part or name} stays as it is, a plain graph: {why}" for part, why in result.near_misses.items()),
-            *(f"{part}: {_folded(weights)}" for part, weights in source.folded.items()),
-        ]
-        if not has_mixers(result.module) and (misses or not source.calls_op()):
-            raise InputError(
-                f"{name} contains no mixer of ours, and none that looks like an official one",
-                misses[0] if misses else "Nothing of it would use the op; mixers={MyClass: adapter} names your own",
-            )
-        return result.module
-
-    return lower
+def _lowered(copied: nn.Module, mixers: Adapters | None) -> LoweredCopy:
+    """Replace the mixers in a copy; one that is itself a mixer goes by its class's name."""
+    name = type(copied).__name__
+    result = lower_mixers(copied, mixers)
+    return LoweredCopy(
+        result.module,
+        [part or name for part in result.replaced],
+        {part or name: why for part, why in result.near_misses.items()},
+        {part or name: weights for part, weights in result.folded.items()},
+    )
 
 
 def _folded(weights: Sequence[str]) -> str:

@@ -27,9 +27,7 @@ class Offset(PoM):
 def source_of(*layers: nn.Module) -> Source:
     torch.manual_seed(0)
     model = nn.Sequential(*layers).eval()
-    source = load_source(model, GraphOptions(), example_inputs=(X,), hints={}, progress=lambda _: None)
-    source.program()
-    return source
+    return load_source(model, GraphOptions(), example_inputs=(X,), hints={}, progress=lambda _: None)
 
 
 def hint(source: Source, found: Difference = FAR) -> str:
