@@ -23,8 +23,6 @@ LAYERS = (
 )  # fmt: skip
 
 
-# Imports that another change is about to remove.
-UNDONE = {("pom_export.bench.stream.work", "pom_export.bench.worker")}
 Graph = Mapping[str, Set[str]]
 
 
@@ -66,7 +64,6 @@ def module_graph() -> Graph:
             elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == PACKAGE.name:
                 named = {f"{node.module}.{alias.name}": node.module for alias in node.names}
                 graph[name] |= {inner if inner in files else module for inner, module in named.items()}
-        graph[name] -= {other for one, other in UNDONE if one == name}
     return graph
 
 
