@@ -104,7 +104,7 @@ class ProductPoM(nn.Module):
 
 
 class RotaryPoM(PoM):
-    """v2 with 1-D rotary positions and a gate a channel, by the names of the official class."""
+    """v2 with 1-D rotary positions and one gate per channel, by the names of the official class."""
 
     def __init__(self, dim: int, degree: int, expand: int, max_seq_len: int) -> None:
         super().__init__(dim, degree, expand, 1, 1)

@@ -30,7 +30,7 @@ TAKERS: dict[str, Callable[[Any, Path], Any]] = {
 @pytest.mark.parametrize("value", [b"m.onnx", 3, 1.5, ["m.onnx"]], ids=["bytes", "int", "float", "list"])
 def test_what_is_no_path_is_named_in_one_line(taker: str, value: object, tmp_path: Path) -> None:
     model = running_sum_model(tmp_path / "m.onnx") if "inputs" in taker else tmp_path / "m.onnx"
-    with pytest.raises(InputError, match=f"is named by a value of type {type(value).__name__}. Give its path"):
+    with pytest.raises(InputError, match=f"is given as a value of type {type(value).__name__}. Give its path"):
         TAKERS[taker](value, model)
 
 
@@ -38,5 +38,5 @@ def test_what_is_no_path_is_named_in_one_line(taker: str, value: object, tmp_pat
 def test_an_engines_place_is_looked_at_too(tmp_path: Path) -> None:
     model = tmp_path / "m.onnx"
     pom_export.export(pom_export.PolynomialMixer(8, 2, 2), model)
-    with pytest.raises(InputError, match="engine is named by a value of type int"):
+    with pytest.raises(InputError, match="engine is given as a value of type int"):
         pom_export.build_engine(model, 3)  # type: ignore[arg-type]

@@ -78,5 +78,5 @@ def _random_layer(shape: LayerShape, seed: int) -> nn.Module:
 
 
 def _summary(shape: LayerShape) -> str:
-    heads = f"{shape.heads} heads" if shape.heads > 1 else "a gate a channel"
+    heads = f"{shape.heads} heads" if shape.heads > 1 else "one gate per channel"
     return f"a layer of dim {shape.dim}, degree {shape.degree}, expand {shape.expand}, {heads}"

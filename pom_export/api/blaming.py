@@ -43,8 +43,8 @@ def fault_hint(source: Source, feed: Arrays, found: Difference) -> str:
     expected = run_module(reference, feed)
     if not _agree(run_module(reference, feed), expected, tolerance):
         return (
-            f"{_NOT_WRITTEN}. PyTorch itself gives other outputs each time that the model is run: look for random "
-            "numbers in evaluation mode, or for a state that it keeps between calls"
+            f"{_NOT_WRITTEN}. PyTorch itself gives different outputs each time the model runs: look for random "
+            "numbers in evaluation mode, or for state kept between calls"
         )
     if not all(np.isfinite(output).any() for output in expected):
         return f"{_NOT_WRITTEN}. {_NOTHING}"
@@ -54,14 +54,14 @@ def fault_hint(source: Source, feed: Arrays, found: Difference) -> str:
             return f"{_NOT_WRITTEN}. {wrong}"
         if not _agree(run_module(source.lowered(), feed), expected, tolerance):
             return (
-                f"{_NOT_WRITTEN}. What was traced differs from the model in PyTorch too, though each of its mixers "
-                "alone does not: something depends on the class or the attributes of one of them"
+                f"{_NOT_WRITTEN}. In PyTorch, too, what was traced differs from the model, although each mixer by "
+                "itself does not: something depends on the class or the attributes of a mixer"
             )
     if not math.isfinite(found.max_abs) and "shape" not in found.reason:
         return f"{_NOT_WRITTEN}. {_NOT_FINITE}"
     if lowered.replaced:
         return (
-            f"{_NOT_WRITTEN}. In PyTorch, what was traced gives the model's outputs: the fault is in the export or in "
+            f"{_NOT_WRITTEN}. In PyTorch, what was traced gives the model's outputs: the fault is in the export or "
             "the runtime, not in your mixers. Please report it"
         )
     return _NOT_WRITTEN

@@ -155,7 +155,7 @@ def _as_input(spec: TensorSpec, array: Array) -> Array:
     if array.dtype.kind == "f" and np.isfinite(array).all() and not np.isfinite(narrow.astype(np.float32)).all():
         raise InputError(
             f"example input {spec.name} reaches {np.abs(array).max():.3g}, which is infinite in {spec.dtype}",
-            "Scale it, or export in another type",
+            "Scale it, or export with another dtype",
         )
     return narrow
 

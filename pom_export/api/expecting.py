@@ -83,7 +83,9 @@ def expected_of_recording(model: ExportedModel) -> Expected:
     for target in recorded.targets:
         check_outputs(model, target.outputs)
     count = len(recorded.cases)
-    notes.append(f"without `checkpoint`, only the {count} recorded cases were compared, not the file's own claims")
+    notes.append(
+        f"without `checkpoint`, only the {count} recorded cases were compared, not what the file's metadata claims"
+    )
     told = f"PyTorch in float64, recorded in {file}"
     return Expected(recorded.cases, recorded.targets, told, precision, notes, own=recorded.own)
 

@@ -248,7 +248,8 @@ def _write(source: Source, path: Path, dtype: str, opset: int, optimize: bool, p
         )
         if not any(map(is_aggregation, graph.graph.all_nodes())):
             raise InputError(
-                "no output comes from a mixer", "Give inputs for which the model calls one, and return what comes of it"
+                "no output comes from a mixer",
+                "Give inputs for which the model calls a mixer, and return what depends on it",
             )
         save_model(graph, path)
     except InputError as error:

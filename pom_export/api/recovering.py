@@ -96,7 +96,7 @@ def find_reference(model: ExportedModel, module: nn.Module) -> Reference:
         return next(iter(found.values()))
     taken = min(found.values(), key=lambda reference: _distance(model, reference))
     others = " or".join(told for told in found if told != taken.told)
-    note = f"the file does not say how it was exported; its outputs are nearer to{taken.told} than to{others}"
+    note = f"the file does not say how it was exported; its outputs are closer to{taken.told} than to{others}"
     return replace(taken, notes=[note])
 
 

@@ -35,4 +35,4 @@ def check_recording_place(model: str | os.PathLike[str]) -> None:
     """Raise InputError when a file that is no parity data lies where that of a model would go."""
     place = recording_path(model)
     if place.is_file() and recorded_model(place) is None:
-        raise InputError(f"{place}, where the samples would go, is no parity data", "Move it, or rename the output")
+        raise InputError(f"{place}, where the samples would go, is not parity data", "Move it, or rename the output")

@@ -162,7 +162,7 @@ class SizeTrial:
 
     def _together(self, larger: Mapping[str, int]) -> None:
         if len(larger) > 1 and (reason := self.attempt(larger, "other sizes")):
-            self.plan.notes.append(f"no other sizes of all dimensions at once were compared: {reason}")
+            self.plan.notes.append(f"no other sizes were compared with all dimensions changed at once: {reason}")
 
     def _other_values(self) -> None:
         """Plan a case that holds other values than the example, at other sizes where the model takes some."""
@@ -179,7 +179,7 @@ class SizeTrial:
                 self.plan.cases.append(Case(OTHER_VALUES, given))
                 return
             reason = reason or "an output is not finite"
-        self.plan.notes.append(f"other values than the example's were not compared: {reason}")
+        self.plan.notes.append(f"only the example's own values were compared: {reason}")
 
     def attempt_none(self, dimension: str) -> str:
         """Run the model at a size of 0, and plan a case where it gives numbers; return why it gives none."""
@@ -210,7 +210,7 @@ class SizeTrial:
             else:
                 del self.plan.bounds[axis]
             if size_of(axis, self.sizes) is None:
-                self.plan.notes.append(f"the dimension {axis} was compared at the example's size alone")
+                self.plan.notes.append(f"the dimension {axis} was compared at the example's size only")
 
     def _why(self, axis: str, high: int | None) -> str:
         beyond = "beyond, the model takes another branch or a table ends"

@@ -110,9 +110,10 @@ class Source:
         except FailsOnExamplesError as error:
             self.calls_op()  # which fails as well where the model itself is to blame
             raise InputError(
-                f"with weights in float32 and our mixers in place of yours, {error.what}; as it was given, it does not",
-                "Look for casts to a fixed type, such as x.half() for x.to(self.layer.weight.dtype), and for what "
-                "reaches into a mixer's parameters",
+                f"with weights in float32 and our mixers in place of yours, {error.what}; the model as you gave it "
+                "does not",
+                "Look for casts to a fixed type, such as x.half() for x.to(self.layer.weight.dtype), and for code that "
+                "accesses a mixer's parameters",
             ) from error
 
     def plain(self) -> Program:
@@ -169,7 +170,7 @@ def load_source(
     _check_adapters(mixers, model, example_inputs)
     if isinstance(model, (str, os.PathLike)) and is_exported_program(model):
         _refuse_options(options, hints)
-        progress("recognised a program of torch.export")
+        progress("recognised a torch.export program")
         module, traced_with, traced_sizes = program_module(read_exported_program(model))
         properties = {"source_sha256": sha256_of(Path(model))}
         return Source(module, _program_maker(traced_with, traced_sizes), properties=properties, own_inputs=True)

@@ -117,9 +117,9 @@ def verify(
         tolerance, precision = _tolerance(expected.precision, rtol, atol)
         notes += half_notes(precision, expected.targets)
         if file != Path(model):
-            notes.append("the file is in ONNX Runtime's own format, and was compared as it writes it back to ONNX")
+            notes.append("the file is in ONNX Runtime's own format; ONNX Runtime's conversion of it was compared")
         if not exported.aggregations:
-            notes.append("no node of the file is one of our ops: it computes by standard operators alone")
+            notes.append("no node in the file is one of our ops: it uses only standard operators")
         bounds = tolerances.ROUNDING.get(precision)
         found = judge(
             exported,
@@ -171,14 +171,14 @@ def _add_engine(
     from pom_export.engine.backend import gpu_present
 
     if engine is None:
-        not_run.append("tensorrt: no engine was named (`engine`)")
+        not_run.append("tensorrt: no engine was given (`engine`)")
         return
     from pom_export.engine.runner import engine_backend, engine_runner
 
     backend = engine_backend(engine)
     check_manifest(engine, model)
     if not gpu_present():
-        not_run.append(f"{backend.name}: {Path(engine).name} needs a GPU, and none is here")
+        not_run.append(f"{backend.name}: {Path(engine).name} needs a GPU, and there is none here")
         return
     path = engine_path(engine)
     candidates.append(Candidate(backend.name, path, engine_runner(engine, backend, f"{backend.name} {path}")))
@@ -221,12 +221,12 @@ class _Reference:
     def _check(self) -> None:
         """Raise InputError where two references are given, or what belongs to one that is not."""
         if self.module is not None and self.checkpoint is not None:
-            raise InputError("a checkpoint and a module are given", "Give one of them")
+            raise InputError("both both a checkpoint and a module are given", "Give one of them")
         if self.example_inputs is not None and self.module is None:
-            raise InputError("example_inputs belong to a module, and none is given", "Give module too, or inputs alone")
+            raise InputError("example_inputs need a module, and none was given", "Give module too, or inputs alone")
         for name, value in self.hints.items():
             if value is not None and self.checkpoint is None:
-                raise InputError(f"{name} {value!r} is of a checkpoint, and none is given", "Give `checkpoint`")
+                raise InputError(f"{name} {value!r} is for a checkpoint, and none was given", "Give `checkpoint`")
 
 
 def _is_program(checkpoint: str | os.PathLike[str]) -> bool:

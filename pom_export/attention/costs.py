@@ -58,7 +58,7 @@ class PomShape:
     n_groups: int = 1
 
     def heads_for(self, attention: AttentionShape) -> int:
-        """Return how many gate heads replace attention's: as many, or 1 (a gate a channel) where they don't divide."""
+        """Return how many gate heads replace attention's: as many, or 1 (one per channel) where they don't divide."""
         channels = self.expand * attention.embed_dim
         return attention.heads if attention.heads > 1 and channels % attention.heads == 0 else 1
 

@@ -64,7 +64,9 @@ def context_mask(
 def _check_shape(name: str, mask: Tensor, shapes: list[tuple[int, ...]]) -> None:
     if not any(mask.dim() == len(shape) and tuple(mask.shape) == shape for shape in shapes):
         expected = " or ".join(str(shape) for shape in shapes)
-        raise InputError(f"{name} has shape {tuple(mask.shape)}, expected {expected}", "Shape it like attention's")
+        raise InputError(
+            f"{name} has shape {tuple(mask.shape)}, expected {expected}", "Give it the shape that attention's mask has"
+        )
 
 
 def _keep(name: str, mask: Tensor) -> Tensor:
@@ -78,7 +80,7 @@ def _keep(name: str, mask: Tensor) -> Tensor:
         others = mask[~keep & (mask != -torch.inf)]
         if others.numel():
             raise InputError(
-                f"{name} adds {others[0].item():.4g} to a score, and a PoM has no scores",
+                f"{name} adds {others[0].item():.4g} to a score, and PoM has no scores",
                 "Use a mask of 0 and -inf, or bool; give positions to the tokens instead of a bias",
             )
     return keep
@@ -90,7 +92,9 @@ def _one_for_all_heads(keep: Tensor, heads: int) -> Tensor:
         return keep.unsqueeze(0)
     by_head = keep.unflatten(0, (-1, heads))
     if values_readable() and not by_head.eq(by_head[:, :1]).all():
-        raise InputError("attn_mask differs from head to head", "A PoM has one mask for all its heads; give one")
+        raise InputError(
+            "attn_mask differs from head to head", "PoM has one mask for all its heads; give a single mask"
+        )
     return by_head[:, 0]
 
 
@@ -107,6 +111,6 @@ def _checked_causal(causal: bool, queries: int, tokens: int) -> bool:
     if causal and queries != tokens:
         raise InputError(
             f"is_causal with {queries} query tokens and {tokens} context tokens",
-            "A causal PoM needs as many of each; give an attn_mask instead",
+            "Causal PoM needs as many of one as of the other; give an attn_mask instead",
         )
     return causal

@@ -95,12 +95,10 @@ class MultiheadPolynomialMixer(nn.Module):
             raise InputError(f"dropout must be from 0 to 1, got {self.dropout}")
         for name, value in (("add_bias_kv", add_bias_kv), ("add_zero_attn", add_zero_attn)):
             if value:
-                raise InputError(
-                    f"{name}=True has no meaning for a PoM", "It has neither keys nor scores; leave it out"
-                )
+                raise InputError(f"{name}=True has no meaning for PoM", "PoM has neither keys nor scores; leave it out")
         if self.kdim != self.vdim:
             raise InputError(
-                f"kdim is {self.kdim} and vdim is {self.vdim}; a PoM has one context", "Give both the same width"
+                f"kdim is {self.kdim} and vdim is {self.vdim}; PoM has a single context", "Give both the same width"
             )
 
     @property
@@ -184,12 +182,12 @@ def _one_context(key: Tensor, value: Tensor) -> Tensor:
         return key
     if not values_readable():
         raise InputError(
-            "key and value are two tensors, and their values can't be compared while tracing",
+            "key and value are two different tensors, and their values cannot be compared while tracing",
             "Pass the same tensor as both",
         )
     if key.is_nested or value.is_nested or key.shape != value.shape or not torch.equal(key, value):
         raise InputError(
-            f"key and value differ (shapes {tuple(key.shape)} and {tuple(value.shape)}); a PoM has one context",
+            f"key and value differ (shapes {tuple(key.shape)} and {tuple(value.shape)}); PoM has a single context",
             "Pass the same tensor as both",
         )
     return key

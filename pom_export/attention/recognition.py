@@ -125,7 +125,7 @@ def _torch(module: nn.Module) -> Recognised | None:
     elif module.bias_k is not None or module.add_zero_attn:
         obstacle = "add_bias_kv and add_zero_attn have no meaning for a PoM: train without them"
     elif kdim != vdim:
-        obstacle = f"keys are {kdim} wide and values {vdim}, and a PoM has one context: project one of them first"
+        obstacle = f"keys have width {kdim} and values {vdim}, but PoM has a single context: project one of them first"
     return Recognised(TORCH, AttentionShape(dim, module.num_heads, weights, dim, 2 * dim, bytes_, kdim, bias), obstacle)
 
 

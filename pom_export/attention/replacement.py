@@ -121,7 +121,7 @@ def replace_attention(
     if any(one.module is model and one.what.kind != FUNCTION for one in found):
         raise InputError(
             f"the model is itself attention ({type(model).__name__}), which can't be replaced in place",
-            "Make a MultiheadPolynomialMixer of the same arguments",
+            "Build a MultiheadPolynomialMixer with the same arguments",
         )
     pom, kept, pairs = PomShape(degree, expand, n_groups), [], []
     for index, one in enumerate(found):
@@ -184,11 +184,11 @@ def _swap(one: Found, new: nn.Module, start: str) -> Replaced:
     shape, mixer = one.what.shape, next(part for part in new.modules() if isinstance(part, MultiheadPolynomialMixer))
     assert shape is not None
     if shape.heads != mixer.num_heads:
-        notes.append(f"{shape.heads} heads don't divide the channels: one gate a channel")
+        notes.append(f"{shape.heads} heads don't divide the channels: one gate per channel")
     if start == "values" and not _start(one.module, mixer):
-        notes.append("started fresh: the values don't fit its channels, groups or context")
+        notes.append("started fresh: attention's values do not fit its channels, groups or context")
     if dropped := _norms(one.module):
-        notes.append(f"{', '.join(dropped)} dropped: a PoM has no scores and no values of its own to normalise")
+        notes.append(f"{', '.join(dropped)} dropped: PoM has no scores and no values of its own to normalise")
     for parent, name in one.places:
         parent._modules[name] = new
     if len(one.places) > 1:

@@ -73,7 +73,7 @@ def _blocks(shapes: Shapes, prefix: str) -> list[int]:
     found = {name.split(".", 1)[0] for name in _below(shapes, prefix)}
     indices = sorted({int(index) for index in found if index.isdecimal() and len(index) < _LONGEST_INDEX})
     if len(indices) > _MOST_BLOCKS:
-        raise InputError(f"it has {len(indices):,} blocks, at most {_MOST_BLOCKS:,} are read")
+        raise InputError(f"it has {len(indices):,} blocks, at most {_MOST_BLOCKS:,} are supported")
     return indices
 
 
@@ -103,7 +103,7 @@ def _v2_config(shapes: Shapes, hints: Hints) -> MixerConfig:
     elif "row_cos" in shapes:
         rotary = RotaryConfig(max_h=shapes["row_cos"][0], max_w=shapes["col_cos"][0])
     elif hints.rotary:
-        raise InputError("the configuration speaks of rotary positions, but the file lacks freqs_cos and row_cos")
+        raise InputError("the configuration asks for rotary positions, but the file has neither freqs_cos nor row_cos")
     heads = 1 if gates == channels else gates
     return MixerConfig(dim, degree, expand, groups, heads, _has_bias(shapes, "ag_proj", "po_proj"), rotary)
 
@@ -127,7 +127,7 @@ def _degree_and_expand(factors: int, hints: Hints) -> tuple[int, int]:
     choices = [degree for degree in range(1, min(factors, contract.MAX_DEGREE) + 1) if factors % degree == 0]
     if hints.degree is None and factors > 1:
         raise CheckpointError(
-            f"the degree can't be told from the shapes of a v1 mixer: degree x expand is {factors}",
+            f"the shapes of a v1 mixer do not determine its degree: degree x expand is {factors}",
             f'Give `degree` {_either(choices)}, or a config.json beside the file with "degree"{_doubts(hints)}',
         )
     degree = hints.degree or 1
@@ -173,15 +173,15 @@ def _language_model_config(shapes: Shapes, hints: Hints) -> LanguageModelConfig:
 
 def _gpt_config(shapes: Shapes, hints: Hints) -> GPTConfig:
     if hints.local:
-        raise InputError("its configuration speaks of attention in local windows, which is not supported")
+        raise InputError("its configuration asks for attention in local windows, which is not supported")
     embedding = shapes.get("transformer.wte.weight") or shapes["lm_head.weight"]
     indices = _blocks(shapes, "transformer.h.")
     attention = tuple(i for i in indices if f"transformer.h.{i}.attn.c_attn.weight" in shapes)
     mixers = [i for i in indices if i not in attention]
     if not mixers:
         raise CheckpointError(
-            "it is a language model whose every block holds self-attention: there is no mixer",
-            "See docs/pom.md for the way from attention to PoM",
+            "it is a language model with self-attention in every block: it has no mixer",
+            "See docs/pom.md for how to replace attention by PoM",
         )
     mixer = _derived_below(shapes, f"transformer.h.{mixers[0]}.attn.pom.", _v1_config, hints)
     width = embedding[1]
@@ -208,7 +208,7 @@ def _gpt_heads(shapes: Shapes, buffer: str, width: int, hints: Hints) -> int:
         return _quotient(width, 2 * pairs, f"{buffer}'s {pairs} frequencies don't divide width {width}")
     if hints.heads is None:
         raise CheckpointError(
-            f"the number of heads can't be told from the shapes: the buffer {buffer} is missing",
+            f"the shapes do not determine the number of heads: the buffer {buffer} is missing",
             'Give `heads`, or a config.json beside the file with "n_head"',
         )
     return hints.heads
@@ -217,12 +217,12 @@ def _gpt_heads(shapes: Shapes, buffer: str, width: int, hints: Hints) -> int:
 def _jit_config(shapes: Shapes, hints: Hints) -> JiTConfig:
     if "blocks.0.attn.qkv.weight" in shapes:
         raise CheckpointError(
-            "it is an image model whose every block holds self-attention: there is no mixer",
-            "See docs/pom.md for the way from attention to PoM",
+            "it is an image model with self-attention in every block: it has no mixer",
+            "See docs/pom.md for how to replace attention by PoM",
         )
     if any(name.startswith("blocks.0.attn.pom.") for name in shapes):
         raise CheckpointError(
-            "it is an image model of an earlier kind, which turns the tokens by their positions before its mixers",
+            "it is an earlier version of the image model, which rotates tokens by their positions before its mixers",
             "Load it into its own class and call pom_export.export(module, output, example_inputs=(x, t, y))",
         )
     mixer = _derived_below(shapes, "blocks.0.attn.", _v2_config, hints)
@@ -232,7 +232,7 @@ def _jit_config(shapes: Shapes, hints: Hints) -> JiTConfig:
     tokens, patch = embedding[1], patches[2]
     side = math.isqrt(tokens)
     if side * side != tokens:
-        raise InputError(f"pos_embed has {tokens} patches, and those of a square image are a square number")
+        raise InputError(f"pos_embed has {tokens} patches, which is not a square number, and images are square")
     depth = len(_blocks(shapes, "blocks."))
     in_context = shapes["in_context_posemb"][1] if "in_context_posemb" in shapes else 0
     return JiTConfig(
@@ -261,8 +261,8 @@ def _in_context_start(depth: int, hints: Hints) -> int:
     if start is None:
         published = ", ".join(map(str, IN_CONTEXT_STARTS))
         raise CheckpointError(
-            f"its shapes don't tell before which of its {depth} blocks the in-context tokens are put: only for the "
-            f"published depths, {published}, is that known",
+            f"its shapes do not say before which of its {depth} blocks the in-context tokens go; that is known only "
+            f"for the published depths, {published}",
             f"Give `in_context_start`, 0 to {depth - 1}: the in_context_start of its constructor",
         )
     if start >= depth:

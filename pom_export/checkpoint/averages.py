@@ -46,7 +46,7 @@ def named_values(
         if value.shape != raw[name].shape:
             raise CheckpointError(
                 f"{file}: tensor {number} of {average.label} is {tuple(value.shape)}, but {name}, number {number} "
-                f"of the model, is {tuple(raw[name].shape)}",
+                f"in the model, is {tuple(raw[name].shape)}",
                 "A list without names must be in the order of named_parameters()",
             )
     return {**_not_trained(raw, model), **dict(zip(names, values, strict=True))}

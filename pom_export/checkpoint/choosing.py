@@ -31,7 +31,7 @@ def default_set(file: Path, sets: Sequence[WeightSet]) -> WeightSet:
         named = sorted((one for one in sets if one.values is None), key=_rank)
         if not named:
             raise CheckpointError(
-                f"{file} holds lists of weights without their names: {listed(sets)}", "Save the state dict as well"
+                f"{file} holds lists of weights without names: {listed(sets)}", "Save the state dict as well"
             )
         return named[0]  # whatever it is, it is no model of ours
     least = min(one.depth for one in able)

@@ -58,14 +58,14 @@ def read_exported_program(path: str | os.PathLike[str]) -> ExportedProgram:
             return read_program(archive)
     except UnsafeError as error:
         raise CheckpointError(
-            f"{file} is read as data, and holds {error}: that would have to be run", _MODULE_HINT
+            f"{file} holds {error}, which would have to be executed; the file is only read as data", _MODULE_HINT
         ) from error
     except CostError as error:
-        raise CheckpointError(f"{file} takes too much to run: {error}", _SMALLER_HINT) from error
+        raise CheckpointError(f"{file} needs too much memory or computation: {error}", _SMALLER_HINT) from error
     except CheckpointError:
         raise
     except (MalformedError, InputError) as error:
         what = error.what if isinstance(error, InputError) else error
-        raise CheckpointError(f"{file} is no whole program of torch.export: {what}", _HINT) from error
+        raise CheckpointError(f"{file} is not a complete torch.export program: {what}", _HINT) from error
     except Exception as error:  # whatever damaged bytes make of the parser
-        raise CheckpointError(f"{file} is no whole program of torch.export: {reason_of(error)}", _HINT) from error
+        raise CheckpointError(f"{file} is not a complete torch.export program: {reason_of(error)}", _HINT) from error

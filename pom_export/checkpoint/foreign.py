@@ -21,7 +21,7 @@ _JOIN_DISTRIBUTED: Final = (
 _JOIN_DEEPSPEED: Final = "Join it into one file: python zero_to_fp32.py {folder} OUTPUT, the script that lies beside it"
 _WIDER: Final = "Save the weights in bfloat16 or wider, before they are quantized"
 _TO_TORCH: Final = "Load it with the library that wrote it, and save a PyTorch state dict"
-_NAME_ONE: Final = "Name the folder or file of one model in it"
+_NAME_ONE: Final = "Give the folder or file of one model in it"
 _NUMPY: Final = "a NumPy archive"
 
 
@@ -46,46 +46,46 @@ def _any(*patterns: str) -> Callable[[set[str]], bool]:
 
 
 _FOLDERS: Final = (
-    _Kind("a distributed checkpoint of torch", _JOIN_DISTRIBUTED, _any(r"\.metadata", r".*\.distcp")),
+    _Kind("a torch.distributed checkpoint", _JOIN_DISTRIBUTED, _any(r"\.metadata", r".*\.distcp")),
     _Kind(
-        "a distributed checkpoint of DeepSpeed",
+        "a distributed DeepSpeed checkpoint",
         _JOIN_DEEPSPEED,
         _any(r"zero_to_fp32\.py", r".*_(model|optim)_states\.pt"),
     ),
     _Kind(
-        "a checkpoint of Megatron-LM, one file a rank",
+        "a Megatron-LM checkpoint with one file per rank",
         "Convert it with Megatron-LM's tools/checkpoint/convert.py into one state dict",
         _any(r"latest_checkpointed_iteration\.txt", r"mp_rank_\d+.*"),
     ),
-    _Kind("a checkpoint of Orbax (JAX)", _TO_TORCH, _any(r"_CHECKPOINT_METADATA", r"manifest\.ocdbt", r"_METADATA")),
-    _Kind("a model of TensorFlow", _TO_TORCH, _any(r"saved_model\.pb", r".*\.data-\d{5}-of-\d{5}", r"tf_model\.h5")),
-    _Kind("a model of Flax (JAX)", _TO_TORCH, _any(r"flax_model\.msgpack")),
+    _Kind("an Orbax (JAX) checkpoint", _TO_TORCH, _any(r"_CHECKPOINT_METADATA", r"manifest\.ocdbt", r"_METADATA")),
+    _Kind("a TensorFlow model", _TO_TORCH, _any(r"saved_model\.pb", r".*\.data-\d{5}-of-\d{5}", r"tf_model\.h5")),
+    _Kind("a Flax (JAX) model", _TO_TORCH, _any(r"flax_model\.msgpack")),
     _Kind(
-        "an adapter of peft without the model that it adapts",
-        "Merge them: model.merge_and_unload().save_pretrained(FOLDER)",
+        "a peft adapter without its base model",
+        "Merge the two: model.merge_and_unload().save_pretrained(FOLDER)",
         _any(r"adapter_config\.json"),
     ),
-    _Kind("a pipeline of diffusers, of several models", _NAME_ONE, _any(r"model_index\.json")),
-    _Kind("a model of llama.cpp (GGUF)", _WIDER, _any(r".*\.gguf")),
+    _Kind("a diffusers pipeline of several models", _NAME_ONE, _any(r"model_index\.json")),
+    _Kind("a llama.cpp model (GGUF)", _WIDER, _any(r".*\.gguf")),
 )
 
 _HEADS: Final = (
-    (b"GGUF", "a model of llama.cpp (GGUF)", _WIDER),
-    (b"lmgg", "a model of llama.cpp (GGML)", _WIDER),
-    (b"tjgg", "a model of llama.cpp (GGML)", _WIDER),
+    (b"GGUF", "a llama.cpp model (GGUF)", _WIDER),
+    (b"lmgg", "a llama.cpp model (GGML)", _WIDER),
+    (b"tjgg", "a llama.cpp model (GGML)", _WIDER),
     (b"\x89HDF\r\n", "an HDF5 file, as Keras writes them", _TO_TORCH),
-    (b"\x93NUMPY", "an array of NumPy", _TO_TORCH),
+    (b"\x93NUMPY", "a NumPy array", _TO_TORCH),
 )
 _SUFFIXES: Final = {
-    ".onnx": ("an ONNX model, not a checkpoint", "Name the file it was exported from"),
-    ".engine": ("an engine of TensorRT, not a checkpoint", "Name the file that its model was exported from"),
-    ".plan": ("an engine of TensorRT, not a checkpoint", "Name the file that its model was exported from"),
+    ".onnx": ("an ONNX model, not a checkpoint", "Give the checkpoint that it was exported from"),
+    ".engine": ("a TensorRT engine, not a checkpoint", "Give the checkpoint that its model was exported from"),
+    ".plan": ("a TensorRT engine, not a checkpoint", "Give the checkpoint that its model was exported from"),
     ".npz": (_NUMPY, _TO_TORCH),
-    ".keras": ("a model of Keras", _TO_TORCH),
-    ".msgpack": ("a checkpoint of Flax (JAX)", _TO_TORCH),
-    ".pb": ("a model of TensorFlow", _TO_TORCH),
-    ".tflite": ("a model of TensorFlow Lite", _TO_TORCH),
-    ".pte": ("a program of ExecuTorch", SAFE_FORMAT_HINT),
+    ".keras": ("a Keras model", _TO_TORCH),
+    ".msgpack": ("a Flax (JAX) checkpoint", _TO_TORCH),
+    ".pb": ("a TensorFlow model", _TO_TORCH),
+    ".tflite": ("a TensorFlow Lite model", _TO_TORCH),
+    ".pte": ("an ExecuTorch program", SAFE_FORMAT_HINT),
 }
 _TAR: Final = slice(257, 262)
 _MEMBER: Final = 30  # where the name of an archive's first member begins
@@ -104,13 +104,13 @@ _NAMES: Final = (
     (re.compile(r"\.weight_packed$"), "quantized by compressed-tensors", _WIDER),
     (
         re.compile(r"\.weight_scale(_inv)?$|\.scale_weight$"),
-        "quantized: scales of the weights lie beside them",
+        "quantized: the weights have scales beside them",
         _WIDER,
     ),
     (re.compile(r"\.W_q$"), "quantized by HQQ", _WIDER),
     (
         re.compile(r"(^|\.)_?flat_param(_\d+)?$"),
-        "flattened by FullyShardedDataParallel, one file a rank",
+        "flattened by FullyShardedDataParallel, one file per rank",
         "Save with StateDictType.FULL_STATE_DICT, or torch.distributed.checkpoint and then dcp_to_torch",
     ),
 )
@@ -130,7 +130,7 @@ def check_folder(folder: Path) -> None:
         for kind in _FOLDERS:
             if kind.matches(names):
                 hint = kind.hint.format(folder=place)
-                raise CheckpointError(f"{place} is {kind.what}, which is not read", hint)
+                raise CheckpointError(f"{place} is {kind.what}, which is not supported", hint)
 
 
 def check_file(file: Path, head: bytes) -> None:
@@ -145,7 +145,7 @@ def check_file(file: Path, head: bytes) -> None:
     """
     if file.suffix == ".distcp" or file.name == ".metadata":
         hint = _JOIN_DISTRIBUTED.format(folder=file.parent)
-        raise CheckpointError(f"{file} is one of the files of a distributed checkpoint of torch", hint)
+        raise CheckpointError(f"{file} is one file of a torch.distributed checkpoint", hint)
     kinds = ((what, hint) for start, what, hint in _HEADS if head.startswith(start))
     if found := mistaken_for(head) or next(kinds, None):
         what, hint = found
@@ -179,7 +179,7 @@ def check_trainer(file: Path, content: Mapping[Any, Any]) -> None:
     """
     if {"ds_version", "ds_config"} & content.keys():
         raise CheckpointError(
-            f"{file} is one of the files of a distributed checkpoint of DeepSpeed, without the weights",
+            f"{file} is one file of a distributed DeepSpeed checkpoint, and does not hold the weights",
             _JOIN_DEEPSPEED.format(folder=file.parent),
         )
 
@@ -193,5 +193,6 @@ def check_whole(file: Path) -> None:
     found = _SHARD.search(file.name)
     if found and int(found[1]) > 1:
         raise CheckpointError(
-            f"{file} is one of {int(found[1])} shards", f"Name the folder that has them and their index: {file.parent}"
+            f"{file} is one of {int(found[1])} shards",
+            f"Give the folder that holds the shards and their index: {file.parent}",
         )

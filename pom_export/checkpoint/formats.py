@@ -81,12 +81,12 @@ def files_of_folder(folder: Path) -> list[Path]:
     found = list({place.resolve(): place for place in places}.values())
     if len(found) == 1:
         return found
-    hint = f"Name a file, or a folder with {' or '.join(_FOLDER_FILES)}"
+    hint = f"Give a file, or a folder with {' or '.join(_FOLDER_FILES)}"
     if found:
         listed = ", ".join(file.name for file in found[:_SOME])
         raise CheckpointError(f"folder {folder} holds {len(found)} checkpoints ({listed})", hint)
     if inner:
-        hint = f"Name one of the folders in it that do: {', '.join(inner[:_SOME])}{', ...' * (len(inner) > _SOME)}"
+        hint = f"Give one of the folders in it that do: {', '.join(inner[:_SOME])}{', ...' * (len(inner) > _SOME)}"
     raise CheckpointError(f"folder {folder} holds no weights", hint)
 
 
@@ -109,8 +109,8 @@ def check_index(folder: Path, files: Sequence[Path], parts: Sequence[Mapping[str
     for name, file in named.items():
         if lying.get(name) != file:
             raise CheckpointError(
-                f"{index} has {name} in {file}, but it lies in {lying.get(name, 'none of the files')}",
-                "Files of two models are mixed? Copy or save all of them again",
+                f"{index} lists {name} in {file}, but it is in {lying.get(name, 'none of the files')}",
+                "Files of two models may be mixed: copy or save all of them again",
             )
 
 
@@ -154,11 +154,11 @@ def _shards(index: Path) -> list[Path]:
     content = read_json(index)
     named = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
-        raise CheckpointError(f"{index} is no index of shards: it has no map of weights to files", _COPY_HINT)
+        raise CheckpointError(f"{index} is not an index of shards: it has no map from weights to files", _COPY_HINT)
     names = sorted(set(named.values()))
     files = [index.parent / name for name in names if Path(name).name == name]
     if not files or len(files) < len(names):
-        raise CheckpointError(f"{index} names no files, or files of other folders", _COPY_HINT)
+        raise CheckpointError(f"{index} names no files, or files in other folders", _COPY_HINT)
     if missing := [file.name for file in files if not file.is_file()]:
         raise CheckpointError(f"{index} names {missing[0]}, which is not there", "Copy every shard")
     return files
@@ -199,7 +199,7 @@ def _read_safetensors(file: Path, header: int) -> tuple[Mapping[str, torch.Tenso
     except CheckpointError:
         raise
     except Exception as error:  # the library's, and torch's of types that it does not know
-        raise CheckpointError(f"{file} is not a whole safetensors file: {reason_of(error)}", _COPY_HINT) from error
+        raise CheckpointError(f"{file} is not a complete safetensors file: {reason_of(error)}", _COPY_HINT) from error
 
 
 def _check_types(file: Path, header: Any) -> None:

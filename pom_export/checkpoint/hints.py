@@ -88,7 +88,7 @@ def check_given(hints: Mapping[str, Any]) -> None:
         if value is not None and not is_usable(value, name):
             raise InputError(
                 f"{name} must be a whole number from {_LEAST.get(name, 1)} to {_LARGEST}, got {_shown(value)}",
-                "Leave it out where the shapes tell it",
+                "Leave it out if the shapes determine it",
             )
 
 

@@ -36,8 +36,8 @@ def with_joined_projections(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Te
         _check_bias(tensors, prefix + _CONTEXT_BIAS)
         if prefix + _JOINED_BIAS in tensors:
             raise CheckpointError(
-                f"{prefix}{_GATE_BIAS} and {prefix}{_JOINED_BIAS} are one parameter in two layouts",
-                "Save one of them: which one counts is not told",
+                f"{prefix}{_GATE_BIAS} and {prefix}{_JOINED_BIAS} are the same parameter in two layouts",
+                "Save only one of them, so that it is clear which one to use",
             )
         renamed |= {
             prefix + _CONTEXT: prefix + _JOINED,
@@ -69,6 +69,6 @@ def _is_separate(tensors: Mapping[str, Tensor], prefix: str) -> bool:
 def _check_bias(tensors: Mapping[str, Tensor], name: str) -> None:
     if name in tensors and bool((tensors[name] != 0).any()):
         raise CheckpointError(
-            f"{name} is a bias of the context projection, which v2 with one group has no place for",
+            f"{name} is a bias of the context projection, which a v2 mixer with one group does not have",
             "Load it into your own class and call pom_export.export(module, output, example_inputs=(...))",
         )

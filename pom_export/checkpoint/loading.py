@@ -124,7 +124,7 @@ def _settings_notes(spec: ModelSpec, hints: Hints, tensors: Mapping[str, Tensor]
     ]
     if isinstance(spec.config, JiTConfig) and spec.config.in_context_len and hints.in_context_start is None:
         notes.append(
-            f"in_context_start {spec.config.in_context_start} is that of the published model of {spec.config.depth} "
+            f"in_context_start {spec.config.in_context_start} is the published model's for {spec.config.depth} "
             f"blocks; the file does not say it, and `in_context_start` gives another"
         )
     if "degree" in hints.origins and hints.degree != spec.degree:

@@ -60,17 +60,17 @@ def _root(file: Path, archive: Archive) -> str:
     names = {name.partition("/")[2] for name in archive.members}
     if "archive_format" in names:
         raise CheckpointError(
-            f"{file} is a program of torch.export, not a checkpoint", "`pom-export export` takes it; others don't"
+            f"{file} is a program of torch.export, not a checkpoint", "Only `pom-export export` accepts it"
         )
     if "constants.pkl" in names:
         raise CheckpointError(f"{file} is a TorchScript program, not a checkpoint", SAFE_FORMAT_HINT)
     roots = {name.partition("/")[0] for name in archive.members}
     if len(roots) != 1 or "data.pkl" not in names:
-        raise CheckpointError(f"{file} is no checkpoint: the archive is not torch.save's", SAFE_FORMAT_HINT)
+        raise CheckpointError(f"{file} is not a checkpoint: torch.save did not write this archive", SAFE_FORMAT_HINT)
     (root,) = roots
     archive.check_stored("torch.save")
     if f"{root}/byteorder" in archive.members and archive.read(f"{root}/byteorder", 16) != sys.byteorder.encode():
-        raise CheckpointError(f"{file} was saved on a machine of another byte order", "Save it again on this one")
+        raise CheckpointError(f"{file} was saved on a machine with a different byte order", "Save it again on this one")
     return root
 
 
@@ -103,7 +103,7 @@ def _identified(identifier: Any) -> tuple[Inert, str, int]:
     match identifier:
         case (str() as what, Inert() as kind, str() as key, str(), numel, *_) if what == _STORAGE and is_count(numel):
             return kind, key, numel
-    raise PickleError("it names a storage as torch.save does not")
+    raise PickleError("it names a storage in a way that torch.save does not")
 
 
 def _values(content: mmap.mmap | bytearray, offset: int, size: int, dtype: torch.dtype) -> Tensor:
@@ -129,7 +129,7 @@ def read_legacy(file: Path) -> Any:
             unpickle(head, {}, lambda identifier: _note(named, identifier))
             keys = unpickle(head, {}, lambda _: None)
             if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-                raise PickleError("its list of storages is none")
+                raise PickleError("its list of storages is not a list of names")
             stream.seek(head.tell())
             storages = {key: _read_storage(stream, size, key, *named[key]) for key in keys}
             head.seek(start)
@@ -150,14 +150,14 @@ def _check_legacy(file: Path, head: io.BytesIO) -> None:
         raise CheckpointError(f"{file} is a damaged pickle: {reason_of(error)}", _COPY_HINT) from error
     if first != _LEGACY_MAGIC:
         raise CheckpointError(
-            f"{file} was not written by torch.save; it holds pickled Python objects, which are never run",
+            f"{file} was not written by torch.save; it holds pickled Python objects, which are never executed",
             SAFE_FORMAT_HINT,
         )
     protocol, machine = (unpickle(head, {}, lambda _: None) for _ in range(2))
     if protocol != _LEGACY_PROTOCOL or not isinstance(machine, dict):
         raise PickleError("its protocol is not torch.save's")
     if machine.get("little_endian") is not (sys.byteorder == "little"):
-        raise CheckpointError(f"{file} was saved on a machine of another byte order", "Save it again on this one")
+        raise CheckpointError(f"{file} was saved on a machine with a different byte order", "Save it again on this one")
 
 
 def _module_class(identifier: Any) -> Inert | None:
@@ -178,13 +178,13 @@ def _note(named: dict[str, tuple[torch.dtype | None, int]], identifier: Any) -> 
     except PickleError:
         dtype = None
     if named.setdefault(key, (dtype, numel)) != (dtype, numel):
-        raise PickleError(f"storage {key} is named with two types or sizes")
+        raise PickleError(f"storage {key} is given two types or sizes")
     return kind
 
 
 def _read_storage(stream: Any, size: int, key: str, dtype: torch.dtype | None, numel: int) -> Storage | Inert:
     if dtype is None:
-        raise PickleError(f"storage {key} is of a type that is not supported")
+        raise PickleError(f"storage {key} has a type that is not supported")
     (count,) = _LEGACY_COUNT.unpack(stream.read(_LEGACY_COUNT.size))
     if count != numel or numel * dtype.itemsize > size - stream.tell():
         raise PickleError(f"storage {key} holds {count:,} values, not {numel:,}, or is cut short")

@@ -33,7 +33,8 @@ def without_wrappers(file: Path, tensors: Mapping[str, _Entry]) -> dict[str, _En
     count = Counter(map(_without_front, plain.values()))
     if twice := next((name for name, number in count.items() if number > 1), None):
         raise CheckpointError(
-            f"{file} holds {twice} twice, with prefixes and without", "Save one of them: which one counts is not told"
+            f"{file} holds {twice} twice, with prefixes and without",
+            "Save only one of them, so that it is clear which one to use",
         )
     return {plain[name]: value for name, value in tensors.items()}
 

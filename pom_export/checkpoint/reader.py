@@ -180,7 +180,7 @@ def _kind(value: Any) -> str:
     if isinstance(value, Inert) and value.name.startswith("torch.distributed"):
         return f"piece of a distributed tensor ({value.name})"
     if isinstance(value, Inert):
-        return f"pickled {value.name}, and what is pickled is never run"
+        return f"pickled {value.name}, and pickled objects are never executed"
     return type(value).__name__
 
 

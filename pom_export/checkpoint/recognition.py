@@ -116,15 +116,19 @@ def _check_names_and_shapes(spec: ModelSpec, shapes: Shapes) -> None:
         if any(name in shapes for name in names):
             missing -= set(names)
     if missing:
-        raise CheckpointError(f"missing keys for a {spec.summary()}: {_some(missing)}", "Is the file whole?")
+        raise CheckpointError(
+            f"missing keys for a {spec.summary()}: {_some(missing)}", "Check that the file is complete"
+        )
     if unknown := shapes.keys() - expected.keys():
         raise CheckpointError(
-            f"unknown keys for a {spec.summary()}: {_some(unknown)}", "Is it a model of another kind, or a changed one?"
+            f"unknown keys for a {spec.summary()}: {_some(unknown)}",
+            "Check that it is an unmodified model of this kind",
         )
     for name, shape in expected.items():
         if name in shapes and shapes[name] != shape:
             raise CheckpointError(
-                f"{name} is {tuple(shapes[name])}, expected {tuple(shape)} for a {spec.summary()}", "Is the file whole?"
+                f"{name} is {tuple(shapes[name])}, expected {tuple(shape)} for a {spec.summary()}",
+                "Check that the file is complete",
             )
 
 
@@ -139,7 +143,7 @@ def _unknown(shapes: Shapes, candidates: list[Architecture]) -> CheckpointError:
     if mixers and len(candidates) == len(ARCHITECTURES):
         return CheckpointError(
             f"it holds {len(mixers)} mixer{'s' if len(mixers) > 1 else ''} ({_some(mixers, ordered=True)}) "
-            f"in an architecture that this toolkit has no class for",
+            f"in an architecture that pom-export does not know",
             "Load it into your own class and call pom_export.export(module, output, example_inputs=(...))",
         )
     # A bias tells nothing: most layers may have one or not.
@@ -151,7 +155,7 @@ def _unknown(shapes: Shapes, candidates: list[Architecture]) -> CheckpointError:
     absent = f"; missing: {_some(typical - present)}" if typical - present else ""
     other = f"; unexpected: {_some(present - typical)}" if present - typical else ""
     if not absent and not other:
-        other = f", whose names these are, but not whose shapes: {_shapes_of(shapes)}"
+        other = f", which has these names but other shapes: {_shapes_of(shapes)}"
     return CheckpointError(
         f"no known model; nearest is {nearest.label}{absent}{other}", "Save the whole state dict, or check the model"
     )

@@ -121,7 +121,7 @@ def _agreed(found: Mapping[str, list[_Place]], local: bool, source: str) -> Hint
             origins[hint], values[hint] = f"{source}{places[0][0]}", places[0][1]
         elif places:
             listed = ", ".join(f"{place} is {value}" for place, value in places[:_MOST_NAMED])
-            doubts.append(f"settings contradict each other, and none is used: {source}{listed}")
+            doubts.append(f"settings contradict each other, so none of them is used: {source}{listed}")
     return Hints(**values, local=local, origins=origins, doubts=tuple(doubts))
 
 

@@ -57,7 +57,7 @@ def _traits(config: Config) -> list[str]:
         return traits if config.n_head is None else [*traits, f"n_head {config.n_head}"]
     if config.n_groups > 1:
         traits.append(f"{config.n_groups} groups")
-    traits.append(f"{config.n_sel_heads} heads" if config.n_sel_heads > 1 else "a gate a channel")
+    traits.append(f"{config.n_sel_heads} heads" if config.n_sel_heads > 1 else "one gate per channel")
     if config.rotary is not None:
         traits.append("rotary, positions below " + "x".join(map(str, config.rotary.limits)))
     return traits

@@ -112,7 +112,7 @@ def _strided(storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dty
     if not isinstance(storage, Storage):
         raise PickleError("a tensor in it has no storage")
     if not isinstance(size, tuple) or not isinstance(stride, tuple) or not is_count(offset, *size, *stride):
-        raise PickleError("a tensor's sizes in it are no numbers")
+        raise PickleError("the sizes of a tensor in it are not numbers")
     if len(size) != len(stride) or len(size) > _MOST_DIMENSIONS:
         raise PickleError(f"a tensor in it has {len(size)} sizes and {len(stride)} strides")
     dtype = dtype or storage.dtype
@@ -131,7 +131,7 @@ def _rebuild_v3(storage: Any, offset: Any, size: Any, stride: Any, _: Any, __: A
     name = dtype.name.removeprefix("torch.") if isinstance(dtype, Inert) else ""
     known = getattr(torch, name, None) if name.isidentifier() else None
     if not isinstance(known, torch.dtype):
-        raise PickleError("a tensor's type in it is not known")
+        raise PickleError("the type of a tensor in it is not known")
     return _strided(storage, offset, size, stride, known)
 
 

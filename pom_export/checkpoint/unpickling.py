@@ -108,7 +108,7 @@ class _Machine:
             elif name in steps:
                 steps[name](argument)
             elif name not in _IGNORED:
-                raise PickleError(f"it asks for {name}, which torch.save never does")
+                raise PickleError(f"it refers to {name}, which torch.save never does")
         raise PickleError("it has no end")
 
     def _pop_to_mark(self) -> list[Any]:
@@ -210,7 +210,7 @@ class _Machine:
     def _do_stack_global(self, _: Any) -> None:
         name, module = self._stack.pop(), self._stack.pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise PickleError("a name in it is no text")
+            raise PickleError("a name in it is not text")
         self._stack.append(Inert(f"{module}.{name}"))
 
     def _do_reduce(self, _: Any) -> None:

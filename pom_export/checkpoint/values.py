@@ -44,7 +44,7 @@ def with_room(file: Path, file_bytes: int, entries: Mapping[str, Tensor | OtherT
     claimed = sum(tensor.nbytes for _, tensor in _distinct(tensors.items()))
     if claimed > 2 * file_bytes + _SMALL:
         raise CheckpointError(
-            f"{file} claims {claimed:,} bytes of weights, for which it is too small: they repeat their values",
+            f"{file} claims {claimed:,} bytes of weights, more than it can hold: they repeat their values",
             "Save them contiguous: tensor.clone()",
         )
     return tensors
@@ -61,7 +61,8 @@ def check_values(path: Path, tensors: Mapping[str, Tensor]) -> None:
             raise CheckpointError(f"{path}: {name} is {tensor.dtype}", _type_hint(tensor.dtype))
         if bad := sum(int((~torch.isfinite(part)).sum()) for part in _parts(tensor)):
             raise CheckpointError(
-                f"{path}: {name} holds {bad} NaN or infinite of {tensor.numel()} values", "The training diverged?"
+                f"{path}: {name} holds {bad} NaN or infinite values out of {tensor.numel()}",
+                "Check whether the training diverged",
             )
 
 

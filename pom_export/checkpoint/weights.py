@@ -19,12 +19,12 @@ from pom_export.checkpoint.weight_set import WeightSet
 from pom_export.errors import CheckpointError
 
 _SOME = 4
-_OLDER_LAYOUT = "its mixers are in the older layout, with separate projections of context and gate: they were joined"
+_OLDER_LAYOUT = "its mixers have the older layout, with separate projections of context and gate; these were joined"
 _OLDER_LISTS = (
-    "a list without names that was saved with separate projections is in the order of that layout, which is not read"
+    "a list without names that was saved with separate projections has the order of that layout, which is not supported"
 )
 _TRAINING_POINT = (
-    "the weights were saved while a schedule-free optimizer trained them, and are not those that it evaluates with: "
+    "the weights were saved in the training mode of a schedule-free optimizer, and are not the ones to evaluate with: "
     "call optimizer.eval() before saving"
 )
 
@@ -88,14 +88,14 @@ def find_weights(checkpoint: Checkpoint, weights: str | None, hints: Hints) -> W
     if asked is None and state.sampled_from_average and not state.chosen.average:
         asked = _first_average(checkpoint.sets)
         if asked is not None and asked.values is not None and state.older:
-            notes.append(f"{asked.label} is left out: {_OLDER_LISTS}")
+            notes.append(f"{asked.label} is not used: {_OLDER_LISTS}")
             asked = None
     try:
         found = state.weights() if asked is None else _average(checkpoint, asked, state, hints)
     except CheckpointError as error:
         if weights is not None:
             raise
-        hint = f"{error.hint}. `weights={state.chosen.name!r}` takes the weights that were trained"
+        hint = f"{error.hint}. `weights={state.chosen.name!r}` takes the trained weights"
         raise CheckpointError(error.what, hint) from error
     found.notes.extend(notes)
     return _told(checkpoint, found)
@@ -141,7 +141,7 @@ def _fitting(checkpoint: Checkpoint, asked: WeightSet, sets: Sequence[WeightSet]
     if len(fitting) != 1:
         which = listed([state.chosen for state in fitting]) or f"none of {listed(sets)}"
         raise CheckpointError(
-            f"{checkpoint.path}: {asked.label} has no names, and by its shapes it could be an average of {which}",
+            f"{checkpoint.path}: {asked.label} has no names; judging by its shapes it could be an average of {which}",
             "Save the average as a state dict",
         )
     return fitting[0]
@@ -182,7 +182,7 @@ def _average(checkpoint: Checkpoint, asked: WeightSet, state: _State, hints: Hin
         if len(values[place]) < len(values):
             found.notes.append(
                 f"{asked.label} is an average of more than the model: the tensors {place.start} to {place.stop - 1} of "
-                f"its {len(values)} are the model's, by their shapes"
+                f"its {len(values)} are the model's, judging by their shapes"
             )
         return found
     filled = with_buffers(checkpoint.path, asked, checkpoint.state_dict(asked), state.tensors, model)
@@ -226,18 +226,20 @@ def _told(checkpoint: Checkpoint, found: Weights) -> Weights:
     if outer:
         beside = _beside(checkpoint, outer[0], chosen)
         found.notes.insert(
-            0, f"the weights are those below {chosen.label}{average}; what lies beside is left out{beside}{also}"
+            0, f"the weights are those below {chosen.label}{average}; everything beside them is left out{beside}{also}"
         )
     elif others:
         found.notes.insert(0, f"the weights are {chosen.label}{average}{also}")
     elif average:
-        found.notes.insert(0, "the weights are an average of those that training went through")
+        found.notes.insert(0, "the weights are an average taken over training")
     if checkpoint.beside:
         read = ", ".join(file.name for file in checkpoint.files[:_SOME])
         others_there = ", ".join(checkpoint.beside[:_SOME])
-        found.notes.append(f"the weights are read from {read}; the folder also holds {others_there}: name a file")
+        found.notes.append(
+            f"the weights are read from {read}; the folder also holds {others_there}; give a file to choose"
+        )
     found.notes.extend(
-        f"{key} may be an average of the weights, in a form that is not read" for key in checkpoint.unread
+        f"{key} may be an average of the weights, in a form that is not supported" for key in checkpoint.unread
     )
     if checkpoint.in_training and not chosen.average:
         found.notes.append(_TRAINING_POINT)

@@ -104,7 +104,7 @@ def _saved(file: str, trusted: bool) -> NamedModel:
 
     if not trusted:
         raise InputError(
-            f"{file} is a file: reading a saved module runs code, and a state dict names no layers",
+            f"{file} is a file: loading a saved module executes code, and a state dict does not describe layers",
             f"Name what builds the model, as MODULE:FACTORY, or give --trust if you know who wrote it. {_EXAMPLE}",
         )
     with _current_folder_importable(), contextlib.redirect_stdout(sys.stderr):

@@ -96,7 +96,8 @@ def _tell_polygraphy(name: str) -> None:
     """Select the module that Polygraphy's backend imports; it can do so once a process."""
     if sys.flags.optimize >= _NO_DOCSTRINGS:
         raise EngineError(
-            "Python runs with -OO, without the docstrings that Polygraphy reads", "Leave -OO out, or use -O"
+            "Python runs with -OO, which removes the docstrings that Polygraphy reads",
+            "Run Python without -OO, or with -O",
         )
     use_rtx = name == TENSORRT_RTX
     os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = str(int(use_rtx))

@@ -75,7 +75,7 @@ def open_cache(
     try:
         # These raise for names that no file can have.
         if os.path.realpath(place) in map(os.path.realpath, outputs):
-            raise InputError(f"cache {place} is the output itself", "Name another folder")
+            raise InputError(f"cache {place} is the output itself", "Choose another folder")
         if place.exists() and not place.is_dir():
             raise InputError(f"cache {place} is not a folder", "Name a folder")
         parent = place if place.is_dir() else place.parent

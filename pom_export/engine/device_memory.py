@@ -91,7 +91,7 @@ def cuda() -> CudaRuntime:
         with contextlib.suppress(OSError):
             return CudaRuntime(ctypes.CDLL(place))
     raise MissingDependencyError(
-        f"{_LIBRARY}, the CUDA runtime, is not here", "Install it: pip install 'nvidia-cuda-runtime'"
+        f"{_LIBRARY}, the CUDA runtime, was not found", "Install it: pip install 'nvidia-cuda-runtime'"
     )
 
 

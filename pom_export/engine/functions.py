@@ -33,7 +33,7 @@ def inlined(path: Path) -> bytes:
     left = sorted({node.op_type for node in all_nodes(model.graph) if node.domain == contract.DOMAIN})
     if left:
         raise InputError(
-            f"{path} lacks the function of {', '.join(left)}", "Export it again, or build with `use_plugin=True`"
+            f"{path} lacks the functions of {', '.join(left)}", "Export it again, or build with `use_plugin=True`"
         )
     return model.SerializeToString()
 

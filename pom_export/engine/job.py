@@ -114,7 +114,7 @@ class BuildJob:
         most = len(model.aggregations) if self.plan.library is not None else 0
         if not most - model.in_branches <= found <= most:
             raise EngineError(
-                f"{found} of {len(model.aggregations)} aggregations became plugin layers, not {most}",
+                f"{found} of {len(model.aggregations)} aggregations became plugin layers, instead of {most}",
                 "Report this: the parser preferred another implementation of the op",
             )
         if found < most:

@@ -86,7 +86,7 @@ def read_manifest(engine: str | os.PathLike[str]) -> Mapping[str, Any]:
         raise InputError(f"manifest {file} is not one of ours", "Build the engine again")
     if _SEAL not in values:
         raise InputError(
-            f"manifest {file} has no {_SEAL}, the hash of what it says: an earlier version wrote it, or it was edited",
+            f"manifest {file} has no {_SEAL}, the hash of its contents: an earlier version wrote it, or it was edited",
             "Build the engine again",
         )
     if values[_SEAL] != _sha256_of_values(values):
@@ -112,7 +112,9 @@ def check_manifest_place(engine: str | os.PathLike[str]) -> None:
     """Raise InputError when a file that is no manifest lies where that of an engine would go."""
     place = manifest_path(engine)
     if place.is_file() and _values(place) is None:
-        raise InputError(f"{place}, where the manifest would go, is none of ours", "Move it, or rename the output")
+        raise InputError(
+            f"{place}, where the manifest would go, is not a manifest of ours", "Move it, or rename the output"
+        )
 
 
 def _values(file: Path) -> Mapping[str, Any] | None:
@@ -163,4 +165,4 @@ def check_manifest(engine: str | os.PathLike[str], model: Path) -> None:
 
 def _require(same: bool, what: str, engine: str | os.PathLike[str]) -> None:
     if not same:
-        raise InputError(f"{what} not what {manifest_path(engine)} tells of", "Build the engine again")
+        raise InputError(f"{what} not what {manifest_path(engine)} describes", "Build the engine again")

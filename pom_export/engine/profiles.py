@@ -123,7 +123,7 @@ def _by_x(shape: Sequence[int]) -> str:
 def _check_size(spec: TensorSpec, largest: Sequence[int]) -> None:
     if max(largest, default=0) > _LARGEST_SIZE or math.prod(largest) * spec.dtype.itemsize > _LARGEST_BYTES:
         raise InputError(
-            f"largest shape {_by_x(largest)} of {spec.name} is beyond what a GPU holds",
+            f"largest shape {_by_x(largest)} of {spec.name} is more than a GPU can hold",
             "Give smaller `max_shapes`",
         )
 

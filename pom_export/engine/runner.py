@@ -30,7 +30,9 @@ def told_backend(told: Mapping[str, Any], engine: Path) -> Backend:
     """Return the TensorRT that an engine's manifest names; errors as `engine_backend`'s."""
     name = told["backend"]
     if name not in BACKENDS:
-        raise InputError(f"manifest {manifest_path(engine)} names no TensorRT, but {name!r}", "Build the engine again")
+        raise InputError(
+            f"manifest {manifest_path(engine)} names an unknown backend, {name!r}", "Build the engine again"
+        )
     return load_backend(name)
 
 

@@ -45,7 +45,7 @@ def tensorrt_backend(engine: str | os.PathLike[str]) -> BackendFactory:
     file = readable_file(engine, "engine")
     if not gpu_present():
         raise InputError(
-            f"no CUDA device is here to run {file.name} on", "Leave the engine out: ONNX Runtime runs the model"
+            f"there is no CUDA device here to run {file.name} on", "Leave the engine out: ONNX Runtime runs the model"
         )
     content, told = read_engine(file)
     try:
@@ -199,7 +199,7 @@ class TensorRtBackend:
     def _require(self, done: bool) -> None:
         if not done:
             reason = "; ".join(take_own_errors()) or "it says no reason"
-            raise InputError(f"TensorRT cannot run {self._model.name}: {reason}", "The state is what it was before")
+            raise InputError(f"TensorRT cannot run {self._model.name}: {reason}", "The state is unchanged")
 
 
 def _make_context(engine: Any, *, varied: bool) -> Any:

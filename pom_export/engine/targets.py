@@ -35,7 +35,7 @@ def canonical_targets(targets: Sequence[str]) -> tuple[str, ...]:
     for target in targets:
         match = _CAPABILITY.fullmatch(target)
         if match is None:
-            raise InputError(f"target {target!r} is no compute capability", "Examples: sm86, sm89, sm120")
+            raise InputError(f"target {target!r} is not a compute capability", "Examples: sm86, sm89, sm120")
         name = f"sm{match[1] or match[2] + match[3]}"
         if name in found:
             raise InputError(f"target {name} is given twice", "Name each once")
@@ -54,10 +54,13 @@ def resolve_targets(backend: Backend, targets: Sequence[str]) -> tuple[str, ...]
     if not backend.is_rtx:
         if targets:
             raise InputError(
-                f"TensorRT builds for the GPU at hand, not for {', '.join(targets)}", f"Use `backend={TENSORRT_RTX!r}`"
+                f"TensorRT builds only for the GPU of this machine, not for {', '.join(targets)}",
+                f"Use `backend={TENSORRT_RTX!r}`",
             )
         if not gpu_present():
-            raise EngineError("TensorRT needs a GPU to build, and none is here", f"Use `backend={TENSORRT_RTX!r}`")
+            raise EngineError(
+                "TensorRT needs a GPU to build, and there is none here", f"Use `backend={TENSORRT_RTX!r}`"
+            )
         return (CURRENT,)
     known = sorted(name.lower() for name in dir(backend.module.ComputeCapability) if re.fullmatch(r"SM\d+", name))
     for target in targets:

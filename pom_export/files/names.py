@@ -21,7 +21,7 @@ def as_path(path: AnyPath, kind: str) -> Path:
         return Path(path)
     except TypeError:
         what = type(path).__name__
-        raise InputError(f"{kind} is named by a value of type {what}", "Give its path as str or pathlib.Path") from None
+        raise InputError(f"{kind} is given as a value of type {what}", "Give its path as str or pathlib.Path") from None
 
 
 def check_name(file: Path, kind: str) -> None:
@@ -31,6 +31,6 @@ def check_name(file: Path, kind: str) -> None:
         name.encode()
     except UnicodeEncodeError as error:
         shown = name.encode(errors="backslashreplace").decode()
-        raise InputError(f"{kind} {shown} is not named in UTF-8", "Rename it, or choose another name") from error
+        raise InputError(f"{kind} {shown} has a name that is not UTF-8", "Rename it, or choose another name") from error
     if "\0" in name:
         raise InputError(f"{kind} {name} has a null character in its name", "Choose another name")

@@ -127,13 +127,13 @@ def read_claims(entries: Iterable[tuple[str, str]]) -> Claims:
         if properties.get(name, "") not in words:
             raise ClaimError(f"its property {name!r} is {properties[name][:80]!r}, not one of {', '.join(words[1:])}")
     if "source_sha256" in properties and not _SHA256.fullmatch(properties["source_sha256"]):
-        raise ClaimError("its property 'source_sha256' is no SHA-256")
+        raise ClaimError("its property 'source_sha256' is not a SHA-256")
     kept = _mapping(properties, KEPT_IN_FLOAT32)
     if not all(isinstance(reason, str) for reason in kept.values()):
-        raise ClaimError(f"its property {KEPT_IN_FLOAT32!r} holds more than reasons")
+        raise ClaimError(f"its property {KEPT_IN_FLOAT32!r} holds something other than reasons")
     spec = _mapping(properties, "spec")
     if not isinstance(spec.get("config", {}), dict):
-        raise ClaimError("its property 'spec' has a config that is no mapping")
+        raise ClaimError("its property 'spec' has a config that is not a mapping")
     return Claims(properties, _limits(properties), spec, kept)
 
 
@@ -143,7 +143,7 @@ def _mapping(properties: Mapping[str, str], name: str) -> dict[str, Any]:
     except ValueError as error:
         raise ClaimError(f"its property {name!r} cannot be read: {error}") from error
     if not isinstance(value, dict):
-        raise ClaimError(f"its property {name!r} is no mapping")
+        raise ClaimError(f"its property {name!r} is not a mapping")
     return value
 
 
@@ -156,24 +156,24 @@ def _limits(properties: Mapping[str, str]) -> InputLimits | None:
     if unknown := given.keys() - set(_LIMITS):
         raise ClaimError(f"its limits have the unknown key {min(unknown)[:80]!r}")
     if not isinstance(values, dict) or len(values) > _MOST_INPUTS:
-        raise ClaimError("its limits' values are no mapping of inputs")
+        raise ClaimError("its limits' values are not a mapping of inputs")
     for name, counts in values.items():
         if not isinstance(counts, list) or not 0 < len(counts) <= _MOST_COLUMNS or not all(map(_is_count, counts)):
-            raise ClaimError(f"its limits give {name[:80]!r} no counts of values")
+            raise ClaimError(f"its limits for {name[:80]!r} are not counts of values")
     if tokens is not None and not _is_count(tokens):
-        raise ClaimError("its limits' tokens are no count")
+        raise ClaimError("its limits' tokens are not a count")
     if scale is not None and (type(scale) not in (int, float) or not 0 < scale < _LARGEST):
-        raise ClaimError("its limits' scale is no positive number")
+        raise ClaimError("its limits' scale is not a positive number")
     if not isinstance(ranges, dict) or len(ranges) > _MOST_INPUTS:
-        raise ClaimError("its limits' ranges are no mapping of inputs")
+        raise ClaimError("its limits' ranges are not a mapping of inputs")
     for name, ends in ranges.items():
         if not isinstance(ends, list) or len(ends) != 2 or not all(map(_is_number, ends)) or ends[0] >= ends[1]:
-            raise ClaimError(f"its limits give {name[:80]!r} no smallest and largest value")
+            raise ClaimError(f"its limits for {name[:80]!r} are not a smallest and a largest value")
     if not isinstance(sizes, dict) or len(sizes) > _MOST_INPUTS:
-        raise ClaimError("its limits' sizes are no mapping of dimensions")
+        raise ClaimError("its limits' sizes are not a mapping of dimensions")
     for name, bounds in sizes.items():
         if not _are_bounds(bounds):
-            raise ClaimError(f"its limits give the dimension {name[:80]!r} no smallest and largest size")
+            raise ClaimError(f"its limits for the dimension {name[:80]!r} are not a smallest and a largest size")
     return InputLimits(values, tokens, scale, ranges, {name: (low, high) for name, (low, high) in sizes.items()})
 
 

@@ -93,9 +93,9 @@ def _check_values(module: nn.Module, copies: Mapping[int, Any]) -> None:
             if other is not None and not _same_value(wanted, other):
                 path = next((path for path, one in module.named_modules() if one is part), "")
                 raise InputError(
-                    f"a copy of {path or 'the model'} ({type(part).__name__}) has another {name} than itself, and an "
-                    "export works on copies",
-                    "Copy it too where the class says how it is copied or pickled",
+                    f"a copy of {path or 'the model'} ({type(part).__name__}) has a different {name} from the "
+                    "original, and an export works on copies",
+                    "Copy it too in the class's __deepcopy__ or __reduce__",
                 )
 
 

@@ -68,7 +68,7 @@ def read_tensor(data: Bytes, start: int, end: int, count: Callable[[], None]) ->
             if len(dims) > _MOST_DIMS:
                 raise WireError(f"a tensor has more than {_MOST_DIMS} dimensions")
         elif number in (_TYPE, _LOCATION, _RAW) and number in {*numbers, *held}:
-            raise WireError(f"a tensor has two of field {number}")
+            raise WireError(f"a tensor has field {number} twice")
         elif number == _SEGMENT:
             raise WireError("a tensor is in segments, which are not supported")
         elif wire == VARINT and number in (_TYPE, _LOCATION):
@@ -130,7 +130,7 @@ def _external(data: Bytes, entries: list[tuple[int, int]], size: int) -> Externa
         told[key] = pair.get(2, "")
     length = _number(told, "length", size)
     if length != size:
-        raise WireError(f"external data of {length} bytes is said to be of a tensor of {size}")
+        raise WireError(f"external data of {length} bytes is declared for a tensor of {size}")
     return External(told.get("location", ""), _number(told, "offset", 0), size)
 
 

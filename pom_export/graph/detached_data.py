@@ -25,7 +25,7 @@ class DetachedData(FunctionMode):
         """
         if func == _REPLACE:
             raise InputError(
-                "the model gives a tensor other data (y.data = ...), which can't be traced",
-                "Give what is computed a name of its own, y = ..., or copy it: y.copy_(...)",
+                "the model replaces a tensor's data (y.data = ...), which cannot be traced",
+                "Assign the result to a variable, y = ..., or copy it: y.copy_(...)",
             )
         return args[0].detach() if func == _READ else func(*args, **kwargs)

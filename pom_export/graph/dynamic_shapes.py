@@ -69,7 +69,7 @@ def named_shapes(
         if len(dynamic_shapes) != len(order):
             raise InputError(
                 f"dynamic_shapes has {len(dynamic_shapes)} entries for {len(order)} example inputs",
-                "Give one an input, None where nothing is dynamic, or name them",
+                "Give one per input, None where nothing is dynamic, or a mapping by name",
             )
         by_name = dict(zip(order, dynamic_shapes, strict=True))
     else:
@@ -86,7 +86,7 @@ def _resolved(module: nn.Module, given: Any, collection: ShapesCollection | Addi
         return collection.dynamic_shapes(module, arguments, keywords)
     except Exception as error:
         raise InputError(
-            f"dynamic_shapes does not fit the example inputs: {reason_of(error)}", "Make it of the same tensors"
+            f"dynamic_shapes does not fit the example inputs: {reason_of(error)}", "Build it from the same tensors"
         ) from error
 
 

@@ -130,7 +130,7 @@ def _linear_map(name: str, layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     wide_parts = [part for part in layer.modules() if _width(part)]
     base = next((part for part in wide_parts if isinstance(part, _PLAIN)), next(iter(wide_parts), None))
     if base is None:
-        raise CheckpointError(f"{name} is {kind}, whose width can't be told", FOLD)
+        raise CheckpointError(f"{name} is {kind}, whose width cannot be determined", FOLD)
     dtype = next((p.dtype for p in layer.parameters() if p.is_floating_point()), torch.float32)
     wide, width, convolution = copy_module(layer, torch.float64), _width(base), hasattr(base, "in_channels")
 
@@ -148,7 +148,7 @@ def _linear_map(name: str, layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     except Exception as failure:
         raise CheckpointError(f"{name} is {kind}, which fails by itself: {reason_of(failure)}", FOLD) from failure
     if not error <= _ROUNDING * (1 + y.abs().max()):
-        raise CheckpointError(f"{name} is {kind}, which computes no linear map of its input", FOLD)
+        raise CheckpointError(f"{name} is {kind}, which does not compute a linear map of its input", FOLD)
     if convolution:
         weight = _by_group(name, kind, weight, int(getattr(base, "groups", 1)))[..., None]
     has_bias = isinstance(getattr(base, "bias", None), Tensor) or bool(bias.any())

@@ -20,7 +20,7 @@ def check_external(model: Path, external: External) -> None:
     """
     name = external.location
     if name in ("", ".", "..") or any(sign in name for sign in "/\\\0"):
-        raise InputError(f"model {model} names weights {name!r}, which is no file of its own folder", _HINT)
+        raise InputError(f"model {model} names weights {name!r}, which is not a file in its own folder", _HINT)
     file = model.parent / name
     try:
         place = file.resolve(strict=True)
@@ -31,9 +31,9 @@ def check_external(model: Path, external: External) -> None:
         raise InputError(f"weights {file} cannot be read: {error.strerror}", _HINT) from error
     # A model that is a link, as in the cache of Hugging Face's hub, has its weights beside what it leads to.
     if place.parent not in (model.parent.resolve(), model.resolve().parent):
-        raise InputError(f"weights {file} are a link out of the model's folder", _HINT)
+        raise InputError(f"weights {file} are a link to a place outside the model's folder", _HINT)
     if not place.is_file():
-        raise InputError(f"weights {file} are no regular file", _HINT)
+        raise InputError(f"weights {file} are not a regular file", _HINT)
     if external.offset + external.length > size:
         raise InputError(
             f"weights {file} have {size} bytes, the model needs {external.offset + external.length}", _HINT

@@ -76,7 +76,7 @@ def check_functions(path: Path, proto: onnx.ModelProto | None = None) -> list[st
         function = model.functions.get(node.op_identifier()) if is_aggregation(node) else None
         if function is None:
             continue
-        where = f"{path}: node {node.name} and its function {function.domain}::{function.name} do not fit"
+        where = f"{path}: node {node.name} and its function {function.domain}::{function.name} do not match"
         try:
             _complete(node)
             gated = op_of(node) == contract.GATED_OP_NAME
@@ -152,12 +152,12 @@ def _check_sizes(node: ir.Node, function: ir.Function) -> None:
     coefficients = input_named(node, "coefficients")
     widths = [first(coefficients), *(last(input_named(node, name), 0) for name in ("x", "gate", "gate_bias"))]
     if max(widths) > _WIDEST:
-        raise ValueError(f"an input has {max(widths)} channels, and at most {_WIDEST} are taken")
+        raise ValueError(f"an input has {max(widths)} channels, and at most {_WIDEST} are accepted")
     degree = last(coefficients, contract.MIN_DEGREE)
     if not contract.MIN_DEGREE <= degree <= contract.MAX_DEGREE:
         raise ValueError(f"coefficients have {degree} columns, not {contract.MIN_DEGREE} to {contract.MAX_DEGREE}")
     if any(attribute.type in _GRAPHS for inner in function for attribute in inner.attributes.values()):
-        raise ValueError("it has branches or loops, which no function of an aggregation has")
+        raise ValueError("it has branches or loops, which the function of an aggregation never has")
 
 
 def _difference(node: ir.Node, wanted: onnx.FunctionProto, given: onnx.FunctionProto) -> str:
@@ -169,7 +169,7 @@ def _difference(node: ir.Node, wanted: onnx.FunctionProto, given: onnx.FunctionP
             expected = _run(wanted, feed, node)
         except Exception as error:  # noqa: BLE001 (of types that another tool has changed, some of them)
             types = ", ".join(array.dtype.name for array in feed.values())
-            return f"the node's inputs are of types that the op does not take together, {types}: {reason_of(error)}"
+            return f"the node's inputs have types that the op does not accept together, {types}: {reason_of(error)}"
         try:
             made = _run(given, feed, node)
         except Exception as error:  # noqa: BLE001 (whatever a body of another's makes of the reference)

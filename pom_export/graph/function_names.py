@@ -28,7 +28,7 @@ def refuse_overloads(path: Path, functions: Iterable[FunctionProto], reader: str
     for (domain, name), count in counts.items():
         if count > 1:
             raise InputError(
-                f"{path} holds {count} functions named {domain}::{name}, told apart by their overloads alone, "
-                f"and {reader} would take one of them for all",
+                f"{path} holds {count} functions named {domain}::{name}, distinguished only by their "
+                f"overloads, and {reader} would use one of them for all",
                 "Export it again: each function now has a name of its own",
             )

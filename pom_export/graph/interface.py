@@ -82,7 +82,9 @@ def check_counts(values: Mapping[str, Sequence[int]], inputs: Sequence[TensorSpe
         integers = spec.dtype.kind in "iu"
         if not integers or len(counts) not in (1, *spec.axes[-1:]) or max(counts) - 1 > np.iinfo(spec.dtype).max:
             shown = printable(spec.name, _LONGEST_SHOWN)
-            raise ValueError(f"its limits for {shown} do not fit: only an integer input has them, one or one a column")
+            raise ValueError(
+                f"its limits for {shown} do not fit: only an integer input has them, one, or one per column"
+            )
 
 
 def check_ranges(ranges: Mapping[str, Sequence[float]], inputs: Sequence[TensorSpec]) -> None:
@@ -90,7 +92,7 @@ def check_ranges(ranges: Mapping[str, Sequence[float]], inputs: Sequence[TensorS
     others = {spec.name for spec in inputs if spec.dtype.kind in "biu"}
     if unknown := ranges.keys() & others:
         shown = printable(min(unknown), _LONGEST_SHOWN)
-        raise ValueError(f"its limits for {shown} do not fit: only an input of floats has a range")
+        raise ValueError(f"its limits for {shown} do not fit: only a floating-point input has a range")
 
 
 def standard_opset(model: onnx.ModelProto) -> int:
@@ -102,7 +104,7 @@ def standard_opset(model: onnx.ModelProto) -> int:
     # onnx.compose lists what two models import, once for each.
     versions = {imported.version for imported in model.opset_import if imported.domain in STANDARD_DOMAINS}
     if len(versions) != 1 or not 0 < min(versions) <= _NEWEST_OPSET:
-        raise ValueError(f"it imports the standard ops in versions {sorted(versions)[:3]}")
+        raise ValueError(f"it imports more than one version of the standard operators: {sorted(versions)[:3]}")
     return int(min(versions))
 
 
@@ -122,7 +124,7 @@ def _names(values: Iterable[Any], kind: str) -> dict[str, Any]:
 def _tensor_spec(value: onnx.ValueInfoProto, kind: str, inputs: Sequence[str]) -> TensorSpec:
     name = printable(value.name, _LONGEST_SHOWN)
     if not value.type.HasField("tensor_type"):
-        raise ValueError(f"{kind} {name} is no tensor, and only tensors are supported")
+        raise ValueError(f"{kind} {name} is not a tensor, and only tensors are supported")
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         raise ValueError(f"{kind} {name} has no shape")
@@ -136,7 +138,7 @@ def _tensor_spec(value: onnx.ValueInfoProto, kind: str, inputs: Sequence[str]) -
     dtype = _dtype(tensor.elem_type, f"{kind} {name}")
     fixed = math.prod(axis for axis in axes if isinstance(axis, int) and axis)
     if fixed * dtype.itemsize > _LARGEST_BYTES:
-        raise ValueError(f"{kind} {name} has {fixed} values at least, more than a call can be given")
+        raise ValueError(f"{kind} {name} has {fixed} values at least, more than one call can take")
     return TensorSpec(value.name, dtype, axes)
 
 
@@ -155,5 +157,5 @@ def _dtype(number: int, where: str) -> np.dtype[Any]:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{where} has the unknown element type {number}") from error
     if dtype.kind not in _KINDS and dtype != _BFLOAT16:
-        raise ValueError(f"{where} is {dtype}, no numbers that can be computed with")
+        raise ValueError(f"{where} is {dtype}, not numbers that can be computed with")
     return dtype

@@ -81,7 +81,7 @@ def lower_mixers(module: nn.Module, adapters: Adapters | None = None) -> Lowered
             result.near_misses[name] = error
     if unused:
         raise InputError(
-            f"mixers has an adapter for {_names(unused)}, and the model holds no such module", "Check the class"
+            f"mixers has an adapter for {_names(unused)}, and the model contains no such module", "Check the class"
         )
     result.near_misses.update(_out_of_reach(module))
     _put_in_place(module, replacements)
@@ -121,7 +121,7 @@ def _official(module: nn.Module, result: Lowered, name: str) -> OfficialMixer:
     if "forward" in vars(module):
         hint = f"{_UNHOOK} " if "_hf_hook" in vars(module) else ""
         raise CheckpointError(
-            f"the forward of this {type(module).__name__} was replaced by another",
+            f"the forward of this {type(module).__name__} was replaced",
             hint + ADAPT.format(kind=_kind(module)),
         )
     effective, folded = effective_state(module)
@@ -135,7 +135,7 @@ def _official(module: nn.Module, result: Lowered, name: str) -> OfficialMixer:
         # Hints for checkpoints are none for modules.
         raise CheckpointError(error.what, _remedy(module, hints)) from error
     if recognised.spec.architecture != MIXER or recognised.prefix:
-        raise CheckpointError("it holds a mixer, and is none")
+        raise CheckpointError("it contains a mixer, but is not one itself")
     mixer = empty_model(recognised.spec)
     mixer.load_state_dict(state, strict=True, assign=True)
     replacement = stand_in(mixer, module)
@@ -147,7 +147,7 @@ def _official(module: nn.Module, result: Lowered, name: str) -> OfficialMixer:
 def _remedy(module: nn.Module, hints: Hints) -> str:
     adapt = ADAPT.format(kind=_kind(module))
     if hints.degree is None and not hasattr(module, "po_coeff"):
-        return f"Give it an attribute `order`, the degree, if it is the official class. {adapt}"
+        return f"Give it an attribute `order`, its degree, if it is the official class. {adapt}"
     return adapt
 
 
@@ -162,7 +162,7 @@ def _adapted(module: nn.Module, name: str, adapter: Callable[[Any], nn.Module]) 
     try:
         made = adapter(module)
     except Exception as error:
-        raise InputError(f"{what} fails: {reason_of(error)}", "It is called with one instance") from error
+        raise InputError(f"{what} fails: {reason_of(error)}", "It is called with one argument, the instance") from error
     if not isinstance(made, nn.Module) or not has_mixers(made):
         raise InputError(
             f"{what} returns {kind_of(made)} without a mixer of ours",
@@ -188,7 +188,7 @@ def _out_of_reach(module: nn.Module) -> dict[str, CheckpointError]:
     for name, part, holder in hidden_modules(module):
         if _looks_like_mixer(part):
             hint = "Assign it to the module" if holder == "a function" else "Use nn.ModuleList or nn.ModuleDict"
-            found[name] = CheckpointError(f"it is held by {holder}, where torch does not see it", hint)
+            found[name] = CheckpointError(f"it is stored in {holder}, where torch does not see it", hint)
     return found
 
 

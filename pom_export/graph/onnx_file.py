@@ -100,12 +100,14 @@ def check_onnx_file(path: str | os.PathLike[str]) -> set[str]:
     size = file.stat().st_size
     if is_ort_format(file):
         raise InputError(
-            f"model {file} is in ONNX Runtime's own format", "Give the .onnx that it was made from; verify takes both"
+            f"model {file} is in ONNX Runtime's own format",
+            "Give the .onnx file that it was made from; verify takes either",
         )
     check_is_binary_onnx(file)
     if size > _LARGEST_FILE:
         raise InputError(
-            f"model {file} has {size} bytes; an ONNX file ends at {_LARGEST_FILE}", "Keep its weights in a file beside"
+            f"model {file} has {size} bytes; an ONNX file has at most {_LARGEST_FILE}",
+            "Store its weights in a separate file",
         )
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
         walk = _Walk(content)
@@ -113,7 +115,7 @@ def check_onnx_file(path: str | os.PathLike[str]) -> set[str]:
             walk.message("Model", 0, size, 0, Counter())
             walk.check_calls()
         except WireError as error:
-            raise InputError(f"{file} is not a whole ONNX model: {error}", "Export it again") from error
+            raise InputError(f"{file} is not a complete ONNX model: {error}", "Export it again") from error
     for external in walk.externals:
         check_external(file, external)
     return {external.location for external in walk.externals}
@@ -153,7 +155,7 @@ class _Walk:
                 continue
             part = inner[number]
             if not part.startswith("*") and number in seen:
-                raise WireError(f"its {kind.lower()} has two of field {number}")
+                raise WireError(f"its {kind.lower()} has field {number} twice")
             seen.add(number)
             self.message(part.lstrip("*"), first, last, depth + 1, calls)
         if self.text > _MOST_TEXT:
@@ -179,7 +181,7 @@ class _Walk:
         if kind == _NODE:
             calls[called] += 1
         elif called in self.functions:
-            raise WireError(f"function {called[1]} is there twice")
+            raise WireError(f"function {called[1]} is defined twice")
         else:
             self.functions[called] = calls
 
@@ -202,4 +204,4 @@ class _Walk:
 
         most = max([size_of(self.main), *map(size, self.functions)])
         if most > _MOST_NODES:
-            raise WireError(f"it has {min(most, 2**63)} nodes where functions are unfolded, more than {_MOST_NODES}")
+            raise WireError(f"it has {min(most, 2**63)} nodes once functions are inlined, more than {_MOST_NODES}")

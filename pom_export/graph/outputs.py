@@ -104,9 +104,9 @@ def _is_tensor(leaf: _Leaf) -> bool:
     value, name = leaf.value, leaf.full_name()
     if isinstance(value, Tensor):
         if value.is_nested:
-            raise InputError(f"the output {name} is a nested tensor, which ONNX has not", "Return a padded one")
+            raise InputError(f"the output {name} is a nested tensor, which ONNX does not have", "Return a padded one")
         if value.layout != torch.strided:
-            raise InputError(f"the output {name} is a sparse tensor, which ONNX has not", "Return its to_dense()")
+            raise InputError(f"the output {name} is a sparse tensor, which ONNX does not have", "Return its to_dense()")
         if value.is_quantized:
             raise InputError(f"the output {name} is quantized, and can't be traced", "Return its dequantize()")
         if value.is_floating_point() and value.dtype.itemsize == 1:
@@ -114,18 +114,20 @@ def _is_tensor(leaf: _Leaf) -> bool:
             raise InputError(f"the output {name} is {kind}, which can't be compared", "Return its float()")
         if value.is_complex():
             raise InputError(
-                f"the output {name} is complex, which ONNX Runtime is not", "Return torch.view_as_real of it"
+                f"the output {name} is complex, which ONNX Runtime does not support", "Return torch.view_as_real of it"
             )
         return True
     if isinstance(value, _NO_TENSORS):
         return False
     kind = kind_of(value)
     if isinstance(value, (set, frozenset)) or hasattr(value, "__next__"):
-        raise InputError(f"the output {name} is {kind}, which has no order to name tensors by", "Return a tuple")
+        raise InputError(
+            f"the output {name} is {kind}, which has no order by which to name its tensors", "Return a tuple"
+        )
     if isinstance(value, (ValuesView, ItemsView)):
         raise InputError(f"the output {name} is {kind}, a view of a mapping", "Return the mapping, or a tuple")
     if type(value).__module__ == "numpy":
-        raise InputError(f"the output {name} is of numpy ({kind}), which can't be traced", "Return a tensor")
+        raise InputError(f"the output {name} is a NumPy value ({kind}), which cannot be traced", "Return a tensor")
     if _holds_tensors(value):
         raise InputError(
             f"the output {name} is {kind}, whose tensors have no names",
@@ -148,7 +150,7 @@ def _leaves(value: Any, keys: tuple[str, ...], steps: tuple[str, ...], starts: b
     """Yield the values in a result, in order."""
     parts = _parts(value)
     if len(steps) > _MOST_STEPS:
-        raise InputError(f"the output {'_'.join(('y', *steps[:2]))} holds itself, and has no end", "Return a tuple")
+        raise InputError(f"the output {'_'.join(('y', *steps[:2]))} contains itself, and has no end", "Return a tuple")
     if parts is None:
         yield _Leaf(keys, steps, bool(starts), value)
         return

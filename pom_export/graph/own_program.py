@@ -76,15 +76,17 @@ def _tensor(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         raise InputError(
             f"example input {name} is {kind_of(value)}, not a tensor",
-            "Give tensors; fix other arguments in a module around yours",
+            "Give tensors; fix other arguments in a module that wraps yours",
         )
     if value.layout != torch.strided or value.is_quantized or value.is_nested or value.is_complex():
         kind = f"{value.layout}, {value.dtype}".replace("torch.", "")
-        raise InputError(f"example input {name} is a tensor that ONNX has not ({kind})", "Give a plain, dense one")
+        raise InputError(
+            f"example input {name} is a kind of tensor that ONNX does not have ({kind})", "Give a plain, dense one"
+        )
     if not value.numel():
         shape = "x".join(map(str, value.shape))
         raise InputError(
-            f"example input {name} is empty ({shape}): there is nothing to trace or compare",
+            f"example input {name} is empty ({shape}): there is nothing to trace or to compare",
             "Give at least one row and one token",
         )
     if value.is_meta or isinstance(value, FakeTensor):
@@ -234,8 +236,8 @@ def program_module(program: ExportedProgram) -> tuple[nn.Module, Examples, dict[
     op = torch.ops.pom.polynomial_aggregation.default
     if not any(node.target is op for node in program.graph.nodes):
         raise InputError(
-            "the program holds no pom::polynomial_aggregation; what it was traced from is not recognised any more",
-            "Export the module itself with pom_export.export, or build it of our mixers before torch.export",
+            "the program holds no pom::polynomial_aggregation; its mixers are no longer recognisable",
+            "Export the module itself with pom_export.export, or build it from our mixers before torch.export",
         )
     arguments, keywords = program.example_inputs or ((), {})
     examples = [*arguments, *keywords.values()]

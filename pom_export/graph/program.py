@@ -77,7 +77,7 @@ def _dimension_sizes(options: GraphOptions, limits: InputLimits) -> dict[str, in
         raise InputError(f"static sizes must be at least 1, got {batch}x{tokens}")
     if limits.tokens is not None and tokens > limits.tokens:
         raise InputError(
-            f"static sizes {batch}x{tokens} have more tokens than the mixer has positions for, {limits.tokens}",
+            f"static sizes {batch}x{tokens} have more tokens than the mixer's {limits.tokens} positions",
             "Pin fewer tokens, or give `positions=True`",
         )
     return {BATCH: batch, TOKENS: tokens, CONTEXT_TOKENS: tokens}

@@ -40,18 +40,16 @@ def check_repeats(module: nn.Module, examples: Examples) -> bool:
     if all(_same(first, other) for other in (second, third)):
         return watch.aggregates
     if watch.random:
-        raise InputError(
-            f"the model draws random numbers: {watch.random}", "An exported file draws none: switch it off"
-        )
+        raise InputError(f"the model draws random numbers: {watch.random}", "An exported file cannot: switch that off")
     if _same(first, third):
         kept = f": it keeps {', '.join(changed[:3])} between them" if changed else ""
         raise InputError(
-            f"the model gives other outputs when it is called a second time{kept}",
-            "Make what it keeps an input and an output; a file keeps nothing between calls",
+            f"the model gives different outputs when it is called a second time{kept}",
+            "Make what it keeps an input and an output: a file keeps nothing between calls",
         )
     raise InputError(
-        "PyTorch itself gives other outputs each time that the model is called on the same inputs",
-        "Switch off what is random in it, or depends on the time or on earlier calls",
+        "PyTorch itself gives different outputs each time the model is called on the same inputs",
+        "Switch off whatever in it is random, or depends on the time or on earlier calls",
     )
 
 

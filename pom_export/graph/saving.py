@@ -26,7 +26,7 @@ def save_model(model: ir.Model, path: Path) -> None:
     """
     _check_names(model.graph)
     if path.suffix == ".ort":
-        raise InputError(f"ONNX Runtime takes {path.name} for a file of its own format", "Choose another suffix")
+        raise InputError(f"ONNX Runtime takes {path.name} for a file in its own format", "Choose another suffix")
     save_graph(model, path)
     try:
         onnx.checker.check_model(path, full_check=True)

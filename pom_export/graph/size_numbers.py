@@ -43,8 +43,8 @@ class SizeNumber:
         """Return what a user should know of it."""
         name, axis = self.where
         return (
-            f"the model makes a Python number of dimension {axis} of {name}, which a file holds as it was for the "
-            f"example{self.line}. Whole numbers (//, %) and tensors that are made of a size stay dynamic"
+            f"the model turns dimension {axis} of {name} into a Python number, which the file holds as it was for the "
+            f"example{self.line}. Integer arithmetic (//, %) and tensors made from a size stay dynamic"
         )
 
 

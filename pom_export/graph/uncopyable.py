@@ -67,8 +67,8 @@ def _share(value: Any, name: str, memo: dict[int, Any], shared: dict[int, Any], 
         return
     if hasattr(type(value), "__next__") and not isinstance(value, io.IOBase):
         raise InputError(
-            f"the model's {name} is {kind_of(value)}, which can't be copied and is used up by a run",
-            "Take it off the model before the export",
+            f"the model's {name} is {kind_of(value)}, which cannot be copied, and which a run uses up",
+            "Remove it from the model before the export",
         )
     shared[id(value)] = value
 
@@ -97,6 +97,6 @@ def uncopyable(module: nn.Module, memo: Mapping[int, Any], error: Exception) -> 
         if not _copies(part, {**memo}):
             where = f"{name} ({type(part).__name__})" if name else f"the model ({type(part).__name__})"
             return InputError(
-                f"{where} can't be copied: {reason_of(error)}", "Give a copy that can be, or leave it out"
+                f"{where} can't be copied: {reason_of(error)}", "Give something that can be copied, or leave it out"
             )
     return InputError(f"the model can't be copied: {reason_of(error)}", "Give a copy that can be")

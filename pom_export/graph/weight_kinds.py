@@ -53,11 +53,11 @@ def check_weights(module: nn.Module) -> None:
         where = f"{name} ({_class(part)})" if name else f"the model ({_class(part)})"
         if isinstance(part, torch.jit.ScriptModule):
             raise InputError(
-                f"{where} is a TorchScript module, whose Python code is gone",
-                "Put the module that it was made of in its place",
+                f"{where} is a TorchScript module, whose Python code is no longer there",
+                "Use the module that it was made from instead",
             )
         if package := next((each for each in _QUANTIZED if type(part).__module__.startswith(f"{each}.")), ""):
-            raise InputError(f"{where} holds quantized weights, for kernels of {package} alone", _BEFORE)
+            raise InputError(f"{where} holds quantized weights, which only {package}'s kernels can use", _BEFORE)
         if _is_sharded(part):
             raise InputError(f"{where} holds its weights in pieces (FullyShardedDataParallel)", _GATHER)
     for name, tensor in _weights(module):

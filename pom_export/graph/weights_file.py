@@ -56,7 +56,7 @@ def check_weights(file: Path, sha256: str) -> None:
     digits = _digits(file)
     if digits and not sha256.startswith(digits):
         raise InputError(
-            f"weights {file} are not those of the model: they have the sha256 {sha256[:_DIGITS]}, their name says "
+            f"weights {file} are not the model's: their sha256 begins with {sha256[:_DIGITS]}, but their name says "
             f"{digits}",
             "Export it again",
         )

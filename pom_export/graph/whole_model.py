@@ -37,7 +37,7 @@ def load_whole(file: Path) -> onnx.ModelProto:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{file} is not a whole ONNX model: {reason_of(error)}", "Export it again") from error
+        raise InputError(f"{file} is not a complete ONNX model: {reason_of(error)}", "Export it again") from error
     return model
 
 

@@ -49,7 +49,7 @@ def fields(data: Bytes, start: int, end: int) -> Iterator[tuple[int, int, int, i
         else:
             raise WireError(f"a field has wire type {kind}")
         if length > end - at:
-            raise WireError(f"a field of {length} bytes lies in a part with {end - at} left")
+            raise WireError(f"a field of {length} bytes is in a part with {end - at} bytes left")
         yield number, kind, at, at + length
         at += length
 

@@ -108,7 +108,7 @@ def _check(
         )
     if labels.shape != noise.shape[:1] or labels.dtype.kind not in "iu":
         raise InputError(
-            f"labels are {labels.dtype}{list(labels.shape)} for {len(noise)} images", "Give one integer an image"
+            f"labels are {labels.dtype}{list(labels.shape)} for {len(noise)} images", "Give one integer per image"
         )
     outside = labels[(labels < 0) | (labels > num_classes)]
     if outside.size:

@@ -71,7 +71,7 @@ def onnxruntime_candidates(model: ExportedModel) -> tuple[list[Candidate], list[
             missing.append(f"{ONNXRUNTIME} ({KERNEL}): {error.what}")
         if model.without_function:
             names = printable(", ".join(model.without_function))
-            missing.append(f"{ONNXRUNTIME} ({FUNCTION}): the file has lost the function of {names}")
+            missing.append(f"{ONNXRUNTIME} ({FUNCTION}): the file has lost the functions of {names}")
         else:
             paths.append(FUNCTION)
     if model.precision == "bfloat16":

@@ -94,7 +94,7 @@ class _Planner:
         cases = min(-(-total // places), max(self.reach.tokens // (places * self.reach.row), 1), _MOST_CASES)
         names = " and ".join(spec.name for spec in counted)
         if (seen := cases * places) < total:
-            self.notes.append(f"{seen} of {total} values of {names} were compared, spread over all")
+            self.notes.append(f"{seen} of {total} values of {names} were compared, spread evenly")
         for case in range(cases):
             feed = self._draw(Plan("", batch, tokens, tokens, kept=1.0, past=0))
             for spec in counted:
@@ -145,7 +145,9 @@ class _Planner:
         name = "a long past" if self.limits.tokens is None else "the last positions"
         past = self.limits.tokens or (_LONG_PAST if grows else self.reach.past)
         if self.limits.tokens is not None and TOKENS in self.interface.pinned:
-            self.notes.append("positions were compared at the start and at the end alone: the file fixes its tokens")
+            self.notes.append(
+                "positions were compared only at the start and the end, because the file fixes its number of tokens"
+            )
         for plan in (Plan(name, 3, _CALL, _CALL, past=past), Plan(f"{name}, tiny values", 1, 1, 1, _TINY, past=past)):
             if plan.scale == 1.0 or any(spec.dtype.kind not in "biu" and not is_past(spec.name) for spec in self.specs):
                 yield Case(plan.name, self._draw(plan))

@@ -102,8 +102,8 @@ def draw(specs: Sequence[TensorSpec], plan: Plan, limits: InputLimits, seed: np.
         shape = [axis if isinstance(axis, int) else sizes[axis] for axis in spec.axes]
         if math.prod(shape) > _MOST_VALUES:
             raise InputError(
-                f"input {spec.name} of {'x'.join(map(str, shape))} is larger than a comparison takes",
-                "Export it with dynamic sizes, or smaller ones",
+                f"input {spec.name} of {'x'.join(map(str, shape))} is too large to compare",
+                "Export it with dynamic sizes, or with smaller ones",
             )
         if is_past(spec.name):
             feed[spec.name] = draw_past(spec, shape, lengths, seed)
@@ -180,7 +180,7 @@ def read_arrays(inputs: Inputs) -> tuple[str, Mapping[str, Array]]:
     try:
         return path, read_npz(path, "archive")
     except InputError as error:
-        raise InputError(f"inputs {path} are no .npz archive: {error.what}", error.hint) from error
+        raise InputError(f"inputs {path} are not an .npz archive: {error.what}", error.hint) from error
 
 
 def case_of(
@@ -204,7 +204,7 @@ def case_of(
         if spec.name not in arrays:
             raise InputError(
                 f"inputs {name} lack {spec.name!r}; they hold {printable(str(sorted(arrays)))}",
-                "Name arrays after inputs",
+                "Name the arrays after the model's inputs",
             )
         feed[spec.name] = array = typed(arrays[spec.name], spec)
         if not fits(array, spec):

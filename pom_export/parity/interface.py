@@ -103,7 +103,7 @@ def check_limits(model: ExportedModel, limits: InputLimits, names: Mapping[str, 
         if claimed[name] != known[name]:
             raise InputError(
                 f"model {model.path} says that its inputs' {name} are limited to {claimed[name]}; "
-                f"the reference's are to {known[name]}",
+                f"the reference limits them to {known[name]}",
                 _HINT,
             )
     return []
@@ -165,7 +165,7 @@ def check_pinned(model: ExportedModel, interface: Interface, limits: InputLimits
         raise InputError(
             f"model {model.path} fixes its sizes at {tokens * interface.pinned.get(BATCH, 1)} tokens, more than a "
             "comparison takes",
-            "Export it with dynamic sizes, or smaller ones",
+            "Export it with dynamic sizes, or with smaller ones",
         )
 
 

@@ -68,7 +68,7 @@ def match_names(
         expected: those of the reference.
 
     Raises:
-        InputError: one is missing or there besides, or which is which is not certain.
+        InputError: one is missing or there besides, or it is unclear which belongs to which.
     """
     unknown = [spec for spec in given if spec.name not in {each.name for each in expected}]
     missing = [spec for spec in expected if spec.name not in {each.name for each in given}]
@@ -84,7 +84,7 @@ def match_names(
     if names is None:
         theirs, ours = (printable(", ".join(spec.name for spec in specs)) for specs in (unknown, missing))
         raise InputError(
-            f"model {model.path} has the {kind}s {theirs}, the reference {ours}: which is which is not certain",
+            f"model {model.path} has the {kind}s {theirs}, the reference {ours}: unclear which belongs to which",
             _HINT,
         )
     return names

@@ -40,8 +40,8 @@ def load_pairs(model: ExportedModel, inputs: Inputs) -> tuple[Recording, list[st
     names = ", ".join(spec.name for spec in model.outputs)
     if not given:
         raise InputError(
-            f"inputs {name} hold no output of the model, which gives {printable(names)}",
-            "Give `checkpoint`, or put the outputs that are right into the file, by name",
+            f"inputs {name} hold none of the model's outputs, which are {printable(names)}",
+            "Give `checkpoint`, or add the expected outputs to the file, by name",
         )
     notes = [f"{printable(spec.name, _LONGEST_NAME)} was not compared: {name} does not hold it"
              for spec in model.outputs if spec.name not in given]  # fmt: skip
@@ -62,7 +62,7 @@ def _output(name: str, array: Array, spec: TensorSpec) -> Array:
         raise InputError(
             f"inputs {name}: {printable(spec.name, _LONGEST_NAME)} is {array.dtype}{list(array.shape)}, the model "
             f"gives {spec}",
-            "Save the output that belongs to the inputs",
+            "Save the output that belongs to these inputs",
         )
     # Half precision that numpy has no type for is widened, which changes no value.
     return array.view(spec.dtype).astype(np.float32) if bytes_alone else array

@@ -43,11 +43,11 @@ def judged_precision(model: ExportedModel, matrix_values: int | None = None) -> 
         single = model.weight_types.get("float32", 0) + model.weight_types.get("float64", 0)
         half = sum(model.weight_types.get(precision, 0) for precision in PRECISIONS[1:])
         if 2 * half < matrix_values or 2 * single > matrix_values:
-            notes.append(f"{half} numbers of its weights are in {found}, of the reference's {matrix_values}")
+            notes.append(f"{half} of its weights' numbers are {found}, out of the reference's {matrix_values}")
             found = PRECISIONS[0]
     if claimed and claimed != found:
         stricter = min(claimed, found, key=PRECISIONS.index)
-        notes.append(f"the file says {claimed}, its weights are {found}: judged as {stricter}")
+        notes.append(f"the file says {claimed}, but its weights are {found}: judged as {stricter}")
         return stricter, notes
     return found, notes
 

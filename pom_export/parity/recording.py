@@ -95,7 +95,7 @@ def load_recording(
     """
     if not path.exists():
         raise InputError(
-            f"nothing to compare with: no checkpoint was named and {path} does not exist",
+            f"nothing to compare with: no checkpoint was given and {path} does not exist",
             "Give `checkpoint`, or inputs and outputs with `inputs`, or export with `samples`",
         )
     try:
@@ -132,7 +132,7 @@ def _outputs(arrays: Mapping[str, Array], prefix: str, specs: Sequence[TensorSpe
     found = {spec.name: arrays[prefix + spec.name] for spec in specs}
     for name, array in found.items():
         if array.dtype.kind not in _NUMBERS:
-            raise ValueError(f"{name} is {array.dtype}, no numbers")
+            raise ValueError(f"{name} is {array.dtype}, not numbers")
     return found
 
 
@@ -142,7 +142,7 @@ def _target(arrays: Mapping[str, Array], index: int, case: Case, specs: Sequence
         return Target(outputs)  # float32, or of an older export
     unrounded = _outputs(arrays, f"{index}/unrounded/", specs)
     if any(unrounded[name].shape != array.shape for name, array in outputs.items()):
-        raise ValueError("its outputs without rounding are of other shapes")
+        raise ValueError("its outputs without rounding have other shapes")
     floats = [name for name, array in outputs.items() if array.dtype.kind == "f"]
     rounding = {name: _spread(name, arrays[f"{index}/spread/{name}"]) for name in floats}
     return Target(outputs, rounding, Target(unrounded, spreads(case.feed, unrounded, outputs)))
@@ -150,5 +150,5 @@ def _target(arrays: Mapping[str, Array], index: int, case: Case, specs: Sequence
 
 def _spread(name: str, array: Array) -> tuple[Spread, ...]:
     if array.dtype != np.float64 or array.shape[1:] != (len(Spread._fields),) or not (array >= 0).all():
-        raise ValueError(f"what rounding does to {name} is no pairs of numbers")
+        raise ValueError(f"the rounding errors of {name} are not pairs of numbers")
     return tuple(Spread(*map(float, pair)) for pair in array)

@@ -79,16 +79,18 @@ def is_all_zero(comparisons: Sequence[Comparison]) -> bool:
 def untold_notes(comparisons: Sequence[Comparison]) -> list[str]:
     """Say of which outputs a comparison tells nothing, or not all: those that are one number, or NaN, in PyTorch."""
     if is_all_zero(comparisons):
-        return ["the reference is zero everywhere, in every output and case: nothing was told apart, so it is no pass"]
+        return [
+            "the reference is zero everywhere, in every output and case: it tells nothing apart, so this is not a pass"
+        ]
     notes = {}
     for each in comparisons:
         if each.told_nothing or each.constant is not None:
             number = "zero" if each.told_nothing else f"{each.constant:g}"
             notes[each.output] = (
-                f"the reference of output {each.output} is {number} everywhere in every case: nothing was told apart"
+                f"the reference of output {each.output} is {number} everywhere in every case, so it tells nothing apart"
             )
         elif nan := sum(case.difference.reference_nan for case in each.cases):
-            notes[each.output] = f"the reference of output {each.output} holds {nan} NaN: nothing was compared there"
+            notes[each.output] = f"the reference of output {each.output} holds {nan} NaN, where nothing was compared"
     return list(notes.values())
 
 

@@ -34,7 +34,7 @@ class _Tensor(ctypes.Structure):
         if tensor.dtype not in _TYPES or not 1 <= tensor.ndim <= 3 or tensor.layout != torch.strided:
             raise InputError(
                 f"{name} is {tensor.dtype} with {tensor.ndim} dimensions, {tensor.layout}",
-                "Give float32, float16, bfloat16, bool or int64, with 1 to 3 dimensions, strided",
+                "Give a strided tensor of float32, float16, bfloat16, bool or int64 with 1 to 3 dimensions",
             )
         if not tensor.is_contiguous():
             raise InputError(f"{name} is not contiguous: its strides are {tensor.stride()}", "Call .contiguous() on it")
@@ -70,7 +70,7 @@ def _check_attributes(form: str, mode: str, gate_activation: str | None, **numbe
     for name, number in numbers.items():
         is_number = isinstance(number, int) or (name == "epsilon" and isinstance(number, float))
         if not is_number or (name != "epsilon" and abs(number) >= 2**31):
-            raise InputError(f"{name} is {number!r:.60}", "See docs/op.md for what it may be")
+            raise InputError(f"{name} is {number!r:.60}", "See docs/op.md for the values that it can have")
 
 
 @functools.cache
@@ -83,7 +83,9 @@ def _library() -> ctypes.CDLL:
 
 def _check(error: bytes | None) -> None:
     if error is not None:
-        raise InputError(f"the CUDA kernels refused the call: {error.decode()}", "See docs/op.md for what the op takes")
+        raise InputError(
+            f"the CUDA kernels refused the call: {error.decode()}", "See docs/op.md for what the op accepts"
+        )
 
 
 def _check_memory(name: str, tensor: torch.Tensor, needed: int, device: torch.device) -> None:

@@ -29,7 +29,7 @@ def keeps_sizes(session: Any) -> bool:
     try:
         limits = read_claims(metadata.items()).limits or InputLimits()
     except ClaimError as error:
-        raise InputError(f"the model's metadata are not ours: {error}", "Export it again") from error
+        raise InputError(f"the model's metadata was not written by pom-export: {error}", "Export it again") from error
     if len(names) == len(set(names)) and not any(limits.bounds(name) != (0, None) for name in names):
         return False
     session.keep(axes, limits)

@@ -116,8 +116,8 @@ def inference_session(
             _register(options)
         elif options in _WITH_OUR_LIBRARY:
             raise InputError(
-                "these session options hold our kernels from an earlier call, and kernels=False asks for none",
-                "Give other options",
+                "these session options already hold our kernels from an earlier call, and kernels=False asks for none",
+                "Give new session options",
             )
         chosen = _chosen(providers, options, onnxruntime.get_available_providers() if kernels else ())
         session = session_class()(os.fspath(file), options, providers=chosen)

@@ -50,9 +50,9 @@ def register_creators(library: Path, nvinfer: ctypes.CDLL) -> None:
     """
     major = nvinfer.getInferLibMajorVersion()
     if major != _MAJOR:  # the registry's interface is another
-        raise EngineError(f"this is TensorRT {major}", f"Use TensorRT {_MAJOR} here, or build an engine")
+        raise EngineError(f"TensorRT {major} is installed", f"Use TensorRT {_MAJOR} here, or build an engine")
     nvinfer.getPluginRegistry.restype = ctypes.c_void_p
     register = ctypes.CDLL(os.fspath(library)).pom_register_creators
     register.argtypes, register.restype = [ctypes.c_void_p], ctypes.c_bool
     if not register(nvinfer.getPluginRegistry()):
-        raise EngineError(f"TensorRT did not take the plugins of {library}", "See what it logged")
+        raise EngineError(f"TensorRT did not take the plugins of {library}", "See what TensorRT logged")

@@ -105,7 +105,7 @@ def read_notes(state: State) -> Notes:
     notes = state.notes.get(_NOTES)
     wanted = {field.name for field in fields(Notes)} - {_PENDING, _LOGITS}
     if not isinstance(notes, dict) or notes.keys() != wanted or _PENDING not in state.extras:
-        raise InputError("the state was not saved by a generation", "Save it with `save_state`")
+        raise InputError("the state was not saved by generate", "Save it with `save_state`")
     settings = _settings(notes["settings"])
     held = _text(notes["held"], "held text", _LONGEST_STOPS)
     if held and not any(stop.startswith(held) and stop != held for stop in settings.stop):
@@ -125,7 +125,7 @@ def _settings(given: Any) -> Settings:
     named = given.get("sampling") if isinstance(given, dict) else None
     known = {field.name for field in fields(Sampling)}
     if not isinstance(named, dict) or named.keys() != known or given.keys() != {f.name for f in fields(Settings)}:
-        raise InputError("the state's settings are of another version", "Begin anew")
+        raise InputError("the state's settings have another version", "Begin anew")
     stop = given["stop"]
     # A state that was not saved has a tuple.
     if not isinstance(stop, (list, tuple)) or len(stop) > _MOST_STOPS:

@@ -41,7 +41,7 @@ class Sampling:
     def __post_init__(self) -> None:
         # Comparisons, and no conversions: a whole number may be beyond any float.
         if not (_is_number(self.temperature) and 0 <= self.temperature <= sys.float_info.max):
-            raise InputError(f"temperature must be a number from 0 on, got {self.temperature}", "0 is the likeliest")
+            raise InputError(f"temperature must be 0 or more, got {self.temperature}", "0 is the likeliest")
         if self.top_k is not None and not (_is_whole(self.top_k) and self.top_k >= 1):
             raise InputError(f"top_k must be at least 1, got {self.top_k}", "Leave it out to choose from all tokens")
         if not (_is_number(self.top_p) and 0 < self.top_p <= 1):

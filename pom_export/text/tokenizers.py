@@ -99,7 +99,7 @@ class FileTokenizer:
             ) from error
         file = readable_file(path, "tokenizer")
         if (size := file.stat().st_size) > _LARGEST_FILE:
-            raise InputError(f"{file} has {size:,} bytes, which is no tokenizer", "Name a tokenizer.json")
+            raise InputError(f"{file} has {size:,} bytes, which is not a tokenizer", "Name a tokenizer.json")
         with _refusals(f"{file} is no tokenizer"):
             self._tokenizer: Any = tokenizers.Tokenizer.from_file(os.fspath(file))
         self.name = os.path.abspath(file)  # noqa: PTH100 (a link's own name)
@@ -141,7 +141,7 @@ class Gpt2Tokenizer:
         except Exception as error:  # of whatever tiktoken fetches it with
             raise InputError(
                 f"tiktoken cannot fetch GPT-2's vocabulary: {reason_of(error)}",
-                "Run it once where there is a network, with TIKTOKEN_CACHE_DIR set, and copy that folder",
+                "Run it once on a machine with network access, with TIKTOKEN_CACHE_DIR set, and copy that folder here",
             ) from error
         self.size = int(self._encoding.n_vocab)
 
@@ -187,5 +187,5 @@ def _as_utf8(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError("the prompt is not UTF-8", "Only a tokenizer of bytes takes any bytes") from error
+        raise InputError("the prompt is not UTF-8", "Only a byte tokenizer accepts arbitrary bytes") from error
     return text

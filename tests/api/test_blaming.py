@@ -61,5 +61,5 @@ def test_a_model_that_draws_is_not_blamed_on_its_mixers() -> None:
             return x + torch.randn_like(x)
 
     text = hint(source_of(Offset(8, 2, 2, 1, 1), Noise()))
-    assert "PyTorch itself gives other outputs each time" in text
+    assert "PyTorch itself gives different outputs each time" in text
     assert "In place of" not in text

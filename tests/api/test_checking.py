@@ -63,7 +63,7 @@ def test_an_export_says_of_what_it_compared_nothing(tmp_path: Path) -> None:
     result = pom_export.export(mixer, tmp_path / "m.onnx")
     assert result.checked == []
     assert result.notes == [
-        "the reference is zero everywhere, in every output and case: nothing was told apart, so it is no pass"
+        "the reference is zero everywhere, in every output and case: it tells nothing apart, so this is not a pass"
     ]
 
 

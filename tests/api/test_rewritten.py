@@ -89,7 +89,7 @@ def test_a_file_without_nodes_of_ours_runs_on_standard_operators(mixer: Exported
     report = mixer.verify(inline)
     assert report
     assert [comparison.path for comparison in report.comparisons] == ["standard operators"]
-    assert "no node of the file is one of our ops: it computes by standard operators alone" in report.notes
+    assert "no node in the file is one of our ops: it uses only standard operators" in report.notes
     assert not any("kernel" in line for line in (*report.not_run, *report.notes))
 
 
@@ -97,7 +97,7 @@ def test_a_file_that_lost_its_function_is_compared_on_our_kernel(mixer: Exported
     report = mixer.verify(drop_functions)
     assert report
     assert [comparison.path for comparison in report.comparisons] == ["kernel"]
-    assert any("(function): the file has lost the function of" in line for line in report.not_run)
+    assert any("(function): the file has lost the functions of" in line for line in report.not_run)
 
 
 def test_nodes_in_branches_are_ours_too(mixer: Exported) -> None:
@@ -130,7 +130,7 @@ def test_nodes_in_functions_of_others_are_ours_too(mixer: Exported, name: str) -
     report = mixer.verify(into_function("user", name))
     assert report
     assert {comparison.path for comparison in report.comparisons} == {"kernel", "function"}
-    with pytest.raises(InputError, match=r"its function .* do not fit"):
+    with pytest.raises(InputError, match=r"its function .* do not match"):
         mixer.verify(of_another_mode, into_function("user", name))
 
 
@@ -226,7 +226,7 @@ def test_inputs_and_outputs_of_other_names_are_named(crossed: Exported, edit: Ed
 
 
 def test_names_that_could_be_either_are_refused(crossed: Exported) -> None:
-    with pytest.raises(InputError, match="inputs a, b, the reference x, context: which is which is not certain"):
+    with pytest.raises(InputError, match="inputs a, b, the reference x, context: it is unclear which belongs to which"):
         crossed.verify(renamed(x="a", context="b"))
 
 
@@ -253,7 +253,7 @@ def test_without_nodes_too_the_nearest_way_is_taken(name: str, request: pytest.F
     report = exported.verify(without_metadata, inline)
     assert report
     assert report.reference == exported.verify().reference
-    assert any("does not say how it was exported; its outputs are nearer to" in note for note in report.notes)
+    assert any("does not say how it was exported; its outputs are closer to" in note for note in report.notes)
     spoiled = exported.verify(without_metadata, inline, weight("po_coeff", lambda array: array * 1.01))
     assert not spoiled
     assert spoiled.reference == report.reference

@@ -278,7 +278,7 @@ def test_a_number_made_of_a_size_fixes_it_and_is_named(how: str, tmp_path: Path)
     result = export(Model(SIZED[how]), tmp_path, tokens(9))
     assert result.inputs == [f"x float32[batch, 9, {WIDTH}]"]
     assert any(
-        "a Python number of dimension 1 of x" in note and "test_sizing.py line" in note and "(//, %)" in note
+        "turns dimension 1 of x into a Python number" in note and "test_sizing.py line" in note and "(//, %)" in note
         for note in result.notes
     )
 

@@ -108,7 +108,7 @@ def test_what_has_no_meaning_for_a_pom_is_kept() -> None:
     reasons = {one.name: one.reason for one in report.kept}
     assert all(reason.startswith("found, not replaced: ") for reason in reasons.values())
     for name, words in {
-        "bias": "add_bias_kv", "widths": "keys are 4 wide and values 6", "own": "OwnAttention has a forward",
+        "bias": "add_bias_kv", "widths": "keys have width 4 and values 6", "own": "OwnAttention has a forward",
         "swin": "relative_position_bias_table", "eva": "takes x, rope", "code": "scaled_dot_product_attention",
         "llama": "MultiheadPolynomialMixer(8, 4)",
     }.items():  # fmt: skip

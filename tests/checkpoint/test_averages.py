@@ -84,7 +84,7 @@ def test_a_list_that_does_not_fit_is_refused(raw: Tensors, tmp_path: Path) -> No
         with pytest.raises(CheckpointError) as refused:
             load(content, tmp_path, "ema")
         assert seen in str(refused.value)
-    with pytest.raises(CheckpointError, match="lists of weights without their names"):
+    with pytest.raises(CheckpointError, match="lists of weights without names"):
         load({"ema_params": values}, tmp_path)
 
 

@@ -87,7 +87,7 @@ def test_a_program_that_would_have_to_be_run_is_refused(
 ) -> None:
     rewrite(program[1], tmp_path / "m.pt2", HOSTILE[attack])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match="would have to be run"):
+    with pytest.raises(CheckpointError, match="would have to be executed"):
         read_exported_program(tmp_path / "m.pt2")
     assert not (tmp_path / "RAN").exists()
 
@@ -185,9 +185,9 @@ def test_archives_that_torch_does_not_write_are_refused(
         ({"archive_version": b"1"}, "archive_version"),
         ({"byteorder": b"big"}, "byteorder"),
         ({"archive_format": b"pt3"}, "archive_format"),
-        ({"data/aotinductor/model/x.so": b"ELF"}, "would have to be run"),
-        ({"data/constants/opaque_obj_0": b"cos"}, "would have to be run"),
-        ({"data/weights/model.pt": b"PK"}, "would have to be run"),
+        ({"data/aotinductor/model/x.so": b"ELF"}, "would have to be executed"),
+        ({"data/constants/opaque_obj_0": b"cos"}, "would have to be executed"),
+        ({"data/weights/model.pt": b"PK"}, "would have to be executed"),
     ],
 )
 def test_other_contents_are_refused(

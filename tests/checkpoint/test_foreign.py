@@ -44,7 +44,7 @@ def test_a_distributed_checkpoint_is_named_with_the_command_that_joins_it(mixer:
     (folder / "meta.pt").write_bytes(b"")  # Lightning's, beside the shards
     for path in (folder, tmp_path, folder / "__0_0.distcp", folder / ".metadata"):
         message = refusal(path)
-        assert "distributed checkpoint of torch" in message
+        assert "torch.distributed checkpoint" in message
         assert f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} " in message
 
 

@@ -70,7 +70,7 @@ def test_the_published_depths_tell_it(depth: int) -> None:
 
 def test_what_the_published_depth_tells_is_said(golden_jit: Any, tmp_path: Path) -> None:
     shutil.copy(golden_jit.checkpoint, tmp_path / "last.ckpt")
-    said = "in_context_start 4 is that of the published model of 12 blocks"
+    said = "in_context_start 4 is the published model's for 12 blocks"
     assert any(said in note for note in load_model(tmp_path / "last.ckpt").notes)
     assert not any(said in note for note in load_model(tmp_path / "last.ckpt", in_context_start=4).notes)
 
@@ -106,7 +106,7 @@ def test_what_is_no_such_model_is_refused_in_its_own_terms() -> None:
     mixers = [name for name in tensors if ".attn." in name]
     attention = {name: tensor for name, tensor in tensors.items() if name not in mixers}
     attention |= {f"blocks.{i}.attn.qkv.weight": torch.zeros(24, 8) for i in range(2)}
-    assert "self-attention: there is no mixer" in refusal(attention)
+    assert "self-attention in every block: it has no mixer" in refusal(attention)
     earlier = {name.replace(".attn.", ".attn.pom."): tensor for name, tensor in tensors.items()}
     assert "earlier kind" in refusal(earlier)
     assert "square" in refusal({**tensors, "pos_embed": torch.zeros(1, 15, 8)})

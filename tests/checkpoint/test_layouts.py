@@ -112,5 +112,5 @@ def test_a_bias_of_the_gate_in_both_layouts_is_refused() -> None:
     tensors = PolynomialMixer(8, 3, 2).state_dict()
     separate = older(tensors, len(tensors["se_bias"]))
     for both in ({**separate, "se_bias": tensors["se_bias"] + 1}, {"se_bias": tensors["se_bias"], **separate}):
-        with pytest.raises(CheckpointError, match=r"se_proj\.bias and se_bias are one parameter in two layouts"):
+        with pytest.raises(CheckpointError, match=r"se_proj\.bias and se_bias are the same parameter in two layouts"):
             with_joined_projections(both)

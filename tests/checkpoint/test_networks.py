@@ -121,7 +121,7 @@ def test_a_list_of_all_parameters_holds_those_of_the_model(image_model: nn.Modul
     loaded = load(content, tmp_path, "ema", in_context_start=1)
     assert factor_of(loaded, raw) == 0.5
     last = len(parameters)
-    assert f"the tensors 1 to {last} of its {last + 2} are the model's, by their shapes" in loaded.notes[-1]
+    assert f"the tensors 1 to {last} of its {last + 2} are the model's, judging by their shapes" in loaded.notes[-1]
     content["ema_params"] = content["ema_params"][1:]
     assert factor_of(load(content, tmp_path, "ema", in_context_start=1), raw) == 0.5
     content["ema_params"] = [*[torch.zeros(3)] * 3, *parameters]
@@ -188,7 +188,7 @@ def test_a_list_beside_sorted_names_is_in_the_models_order(image_model: nn.Modul
     content = {"model": dict(sorted(raw.items())), "ema_params": [p.detach() / 2 for p in image_model.parameters()]}
     assert factor_of(load(content, tmp_path, in_context_start=1), raw) == 0.5
     content["ema_params"] = content["ema_params"][::-1]
-    with pytest.raises(CheckpointError, match="`weights='model'` takes the weights that were trained"):
+    with pytest.raises(CheckpointError, match="`weights='model'` takes the trained weights"):
         load(content, tmp_path, in_context_start=1)
 
 

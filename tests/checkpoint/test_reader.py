@@ -187,7 +187,7 @@ def test_refuses_shards_of_which_the_index_says_something_else(tensors: Tensors,
     index = tmp_path / "model.safetensors.index.json"
     for changed, lies in (({first: other, second: one}, one), ({"gone.weight": one}, "none of the files")):
         index.write_text(json.dumps({"weight_map": {**weight_map, **changed}}))
-        assert f"but it lies in {lies}" in refusal(tmp_path)
+        assert f"but it is in {lies}" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
@@ -208,7 +208,7 @@ def test_a_trainers_state_is_no_checkpoint_of_a_folder(tensors: Tensors, tmp_pat
         save_file(tensors, tmp_path / name / "model.safetensors")
     assert read_checkpoint(tmp_path).beside == ["unet_ema"]
     (tmp_path / "last.ckpt").unlink()
-    assert "holds no weights. Name one of the folders in it that do: unet, unet_ema" in refusal(tmp_path)
+    assert "holds no weights. Give one of the folders in it that do: unet, unet_ema" in refusal(tmp_path)
     for name in ("model.pt", "trainer.pt"):
         torch.save(tensors, tmp_path / name)
     assert "holds 2 checkpoints (model.pt, trainer.pt)" in refusal(tmp_path)
@@ -225,7 +225,7 @@ def test_folders_with_checkpoints_in_a_folder_without_are_named(tensors: Tensors
         (tmp_path / name).mkdir()
     for number in (1, 2):
         save_file(tensors, tmp_path / f"checkpoint-{number}" / "model.safetensors")
-    assert "holds no weights. Name one of the folders in it that do: checkpoint-1, checkpoint-2" in refusal(tmp_path)
+    assert "holds no weights. Give one of the folders in it that do: checkpoint-1, checkpoint-2" in refusal(tmp_path)
 
 
 def test_hints_come_from_the_file_before_the_config_beside_it(tensors: Tensors, tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_runs_no_code(tensors: Tensors, tmp_path: Path, save: Callable[..., None
 
     message = refusal(path)
 
-    assert "never run" in message
+    assert "never executed" in message
     assert not marker.exists()
     # The payload is live: a reader that runs pickles would have been caught.
     pickle.loads(pickle.dumps(Payload(marker)))
@@ -335,8 +335,8 @@ def test_traced_programs_are_named_as_what_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bad", "seen"),
     [
-        (torch.tensor([1.0, torch.nan]), "1 NaN or infinite of 2"),
-        (torch.tensor([-torch.inf, torch.inf]), "2 NaN or infinite of 2"),
+        (torch.tensor([1.0, torch.nan]), "1 NaN or infinite values out of 2"),
+        (torch.tensor([-torch.inf, torch.inf]), "2 NaN or infinite values out of 2"),
         (3, "'bad' is an int, not a tensor"),
         ("text", "'bad' is a str, not a tensor"),
         ([torch.ones(1)], "'bad' is a list, not a tensor"),

@@ -262,7 +262,7 @@ def test_a_network_among_other_things_is_pointed_to(raw: Tensors, tmp_path: Path
     for prefix, factor in (("model", 1), ("ema_model", FACTOR), ("state_dict.model", 1), ("ema", FACTOR)):
         loaded = load({"state_dict": content}, tmp_path, prefix)
         assert (factor_of(loaded, raw), len(loaded.other_weights)) == (factor, 1)
-        assert "what lies beside is left out (loss)" in loaded.notes[0]
+        assert "everything beside them is left out (loss)" in loaded.notes[0]
         assert factor_of(load({"state_dict": content}, tmp_path, loaded.weights), raw) == factor
 
 
@@ -286,7 +286,7 @@ def test_averages_in_other_forms_are_said_to_be_left_out(raw: Tensors, tmp_path:
         loaded = load(
             {"model": raw, "model_ema": average, "ema_decay": 0.9, "ema_rng": [torch.ones(2).byte()]}, tmp_path
         )
-        assert loaded.notes == ["model_ema may be an average of the weights, in a form that is not read"]
+        assert loaded.notes == ["model_ema may be an average of the weights, in a form that is not supported"]
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_fsdp_wrapped_module.", "module.module."])

@@ -148,14 +148,14 @@ BAD_COMMANDS = {
     "no prompt file": ("{model} --prompt-file {tmp}/none", "does not exist"),
     "empty prompt file": ("{model} --prompt-file {empty}", "is empty"),
     "no model": ("{tmp}/none.onnx --prompt a", "does not exist"),
-    "no ONNX": ("{text} --prompt a", "not a whole ONNX model"),
+    "no ONNX": ("{text} --prompt a", "not a complete ONNX model"),
     "without a state": ("{stateless} --prompt a", "keeps no state. Export it with --stateful"),
     "a mixer": ("{mixer} --prompt a", "takes no token ids. Only a language model generates text"),
     "unknown vocabulary": ("{large} --prompt a", "no tokenizer is known for 1000 tokens"),
     "no tokenizer file": ("{model} --prompt a --tokenizer {tmp}/none.json", "does not exist"),
     "long prompt": ("{short} --prompt abcd", "the prompt ends at token 4, the model has 3 positions"),
     "negative tokens": ("{model} --prompt a --max-tokens -1", "--max-tokens must be at least 0"),
-    "temperature": ("{model} --prompt a --temperature -1", "temperature must be a number from 0 on"),
+    "temperature": ("{model} --prompt a --temperature -1", "temperature must be 0 or more"),
     "nan temperature": ("{model} --prompt a --temperature nan", "got nan"),
     "top-k": ("{model} --prompt a --top-k 0", "top_k must be at least 1"),
     "top-p": ("{model} --prompt a --top-p 2", "top_p must be above 0"),
@@ -163,10 +163,10 @@ BAD_COMMANDS = {
     "empty stop": ("{model} --prompt a --stop=", "--stop is empty"),
     "no engine": ("{model} --prompt a --engine {tmp}/none", "does not exist"),
     "no state": ("{model} --load-state {tmp}/none", "does not exist"),
-    "cut state": ("{model} --load-state {cut}", "no whole state file"),
-    "text as a state": ("{model} --load-state {text}", "no whole state file"),
-    "another's state": ("{other} --load-state {state}", "the state is of another model"),
-    "a plain state": ("{model} --load-state {plain}", "not saved by a generation"),
+    "cut state": ("{model} --load-state {cut}", "not a complete state file"),
+    "text as a state": ("{model} --load-state {text}", "not a complete state file"),
+    "another's state": ("{other} --load-state {state}", "the state belongs to another model"),
+    "a plain state": ("{model} --load-state {plain}", "not saved by generate"),
     "state over the model": ("{model} --prompt a --save-state {model}", "is the input itself"),
     "state below nothing": ("{model} --prompt a --save-state {tmp}/no/no/state", "mkdir -p"),
     "state is a folder": ("{model} --prompt a --save-state {tmp}", "is a folder"),
@@ -253,7 +253,8 @@ def test_an_engine_needs_a_gpu(
     monkeypatch.setattr("pom_export.engine.streaming.gpu_present", lambda: False)
     assert run(["generate", model, "--prompt", "a", "--engine", bad_places["text"]]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "pom-export: error: no CUDA device is here to run text on. Leave the engine out: ONNX Runtime runs the model"
+        "pom-export: error: there is no CUDA device here to run text on. "
+        "Leave the engine out: ONNX Runtime runs the model"
     ]
 
 

@@ -105,7 +105,7 @@ def test_says_what_to_do_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["zoo_of_models"], "'zoo_of_models' is not MODULE:FACTORY"),
         (["zoo_of_models:"], "'zoo_of_models:' is not MODULE:FACTORY"),
-        (["model.pt"], "model.pt is a file: reading a saved module runs code"),
+        (["model.pt"], "model.pt is a file: loading a saved module executes code"),
         (["not_a_package_at_all:make"], "no module not_a_package_at_all"),
         (["zoo_of_models.py:make"], "Write zoo_of_models, not zoo_of_models.py"),
         (["lacks_a_package:make"], "importing lacks_a_package raised ModuleNotFoundError: No module named 'not_a_p"),

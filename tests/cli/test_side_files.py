@@ -62,7 +62,7 @@ def test_samples_replace_no_other_file(output: Path, tmp_path: Path, capsys: pyt
     np.savez(place, results=np.ones(3))
     before = place.read_bytes()
     assert export(CHECKPOINT, output, "--samples", "1") == 2
-    assert "is no parity data" in capsys.readouterr().err
+    assert "is not parity data" in capsys.readouterr().err
     shutil.copy(CHECKPOINT, place)
     assert export(place, output, "--samples", "1") == 2
     assert "m.parity.npz is the input itself" in capsys.readouterr().err
@@ -103,7 +103,7 @@ def test_a_suffix_that_onnxruntime_takes_for_its_own_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert export(CHECKPOINT, tmp_path / "m.ort") == 2
-    assert "takes m.ort for a file of its own format" in capsys.readouterr().err
+    assert "takes m.ort for a file in its own format" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", ["m.onnx", "m.parity.npz", "c.pt", "in.npz", "none/none/r.html", "m.onnx/r.html"])

@@ -126,8 +126,8 @@ def one_name_for_all(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("rewrite", "reason"),
     [
-        (one_body_for_all, "node second/GatedPolynomialAggregation and its function .* do not fit"),
-        (one_name_for_all, "holds 2 functions named pom::GatedPolynomialAggregation.* TensorRT would take one"),
+        (one_body_for_all, "node second/GatedPolynomialAggregation and its function .* do not match"),
+        (one_name_for_all, "holds 2 functions named pom::GatedPolynomialAggregation.* TensorRT would use one"),
     ],
 )
 def test_without_the_plugin_a_node_needs_its_own_function(
@@ -148,7 +148,7 @@ def test_a_file_without_functions_needs_the_plugin(exported: Path, tmp_path: Pat
     model = onnx.load(exported)
     del model.functions[:]
     onnx.save(model, tmp_path / "m.onnx")
-    with pytest.raises(InputError, match=r"lacks the function of GatedPolynomialAggregation|PolynomialAggregation"):
+    with pytest.raises(InputError, match=r"lacks the functions of GatedPolynomialAggregation|PolynomialAggregation"):
         pom_export.build_engine(
             tmp_path / "m.onnx", tmp_path / "e", backend=TENSORRT_RTX, targets=["sm86"], use_plugin=False
         )
@@ -166,7 +166,7 @@ def test_nodes_in_functions_of_others_and_in_loops_are_plugin_layers(
     assert pom_export.build_engine(tmp_path / "m.onnx", tmp_path / "e", **options).plugin_layers == 1
     model.functions.remove(next(function for function in model.functions if function.domain == "pom"))
     onnx.save(model, tmp_path / "m.onnx")
-    with pytest.raises(InputError, match="lacks the function of"):
+    with pytest.raises(InputError, match="lacks the functions of"):
         pom_export.build_engine(tmp_path / "m.onnx", tmp_path / "e", use_plugin=False, **options)
 
 
@@ -174,7 +174,7 @@ def test_unknown_targets_are_refused(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not build for sm12"):
         pom_export.build_engine(exported, tmp_path / "e", backend=TENSORRT_RTX, targets=["sm12"])
     for text in ("6", "sm", "sm90a", "current", "8.66"):
-        with pytest.raises(InputError, match=f"'{text}' is no compute capability"):
+        with pytest.raises(InputError, match=f"'{text}' is not a compute capability"):
             parse_targets(text)
     with pytest.raises(InputError, match="sm86 is given twice"):
         pom_export.build_engine(exported, tmp_path / "e", backend=TENSORRT_RTX, targets=["8.6", "sm_86"])

@@ -28,7 +28,7 @@ OURS = {"engine": "e", "backend": "tensorrt-rtx", "plugin_layers": 1, "model_sha
         (json.dumps(OURS) + " " * 2**26, "not one of ours"),
         (json.dumps({**OURS, "inputs": [0] * 3_000_000}), "not one of ours"),
         (json.dumps(OURS), "has no manifest_sha256"),
-        (json.dumps(sealed({**OURS, "backend": "tensorflow"})), "names no TensorRT, but 'tensorflow'"),
+        (json.dumps(sealed({**OURS, "backend": "tensorflow"})), "names an unknown backend, 'tensorflow'"),
         (json.dumps(sealed({**OURS, "backend": ["tensorrt"]})), "names no TensorRT"),
     ],
 )

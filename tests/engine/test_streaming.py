@@ -156,7 +156,7 @@ def test_a_call_that_fails_leaves_the_state(kind: str, cuda: HostCuda, tmp_path:
     session.prefill(IDS[:, :4])
     context_of(session).fails = True
     for call in (lambda: session.prefill(IDS[:, 9:20]), lambda: session.step(IDS[:, 9])):
-        with pytest.raises(InputError, match=r"TensorRT cannot run m.onnx: .*The state is what it was before"):
+        with pytest.raises(InputError, match=r"TensorRT cannot run m.onnx: .*The state is unchanged"):
             call()
     context_of(session).fails = False
     np.testing.assert_array_equal(session.prefill(IDS[:, 4:]), expected[:, 4:])
@@ -293,14 +293,14 @@ def test_a_missing_cuda_runtime_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr(device_memory.ctypes, "CDLL", absent)
-    with pytest.raises(MissingDependencyError, match=r"^libcudart.so, the CUDA runtime, is not here. pip install"):
+    with pytest.raises(MissingDependencyError, match=r"^libcudart.so, the CUDA runtime, was not found. pip install"):
         device_memory.cuda.__wrapped__()
 
 
 @pytest.mark.usefixtures("tensorrt_rtx")
 def test_engines_that_cannot_run_are_one_line(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "gpu_present", lambda: False)
-    with pytest.raises(InputError, match=r"^no CUDA device is here to run m.engine on. Leave the engine out"):
+    with pytest.raises(InputError, match=r"^there is no CUDA device here to run m.engine on. Leave the engine out"):
         tensorrt_backend(built / "m.engine")
     with pytest.raises(InputError, match=r"none.engine.*does not exist"):
         tensorrt_backend(built / "none.engine")

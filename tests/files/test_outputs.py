@@ -145,9 +145,9 @@ def test_an_input_that_cannot_be_read_is_not_blamed_on_the_output(tmp_path: Path
 
 def test_names_that_are_no_utf8_are_refused(tmp_path: Path) -> None:
     name = os.fsdecode(b"m\xff")
-    with pytest.raises(InputError, match=r"m\\udcff is not named in UTF-8"):
+    with pytest.raises(InputError, match=r"m\\udcff has a name that is not UTF-8"):
         write(tmp_path / name)
-    with pytest.raises(InputError, match="is not named in UTF-8"):
+    with pytest.raises(InputError, match="has a name that is not UTF-8"):
         readable_file(tmp_path / name, "model")
 
 

@@ -112,7 +112,10 @@ def test_plain_layers_keep_their_tensors() -> None:
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        (nn.Sequential(nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 8)), "ag_proj is a Sequential, which computes no lin"),
+        (
+            nn.Sequential(nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 8)),
+            "ag_proj is a Sequential, which does not compute a lin",
+        ),
         (nn.Identity(), "ag_proj is an Identity, whose width"),
         (nn.Linear(5, 8).requires_grad_(False), "ag_proj"),
     ],

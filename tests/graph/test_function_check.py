@@ -169,7 +169,7 @@ def test_a_function_of_something_else_is_refused(
     with pytest.raises(InputError) as refused:
         check(model)
     assert f"node {module}/" in str(refused.value)
-    assert f"its function pom::{function} do not fit" in str(refused.value)
+    assert f"its function pom::{function} do not match" in str(refused.value)
     assert reason in str(refused.value)
 
 

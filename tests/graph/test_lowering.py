@@ -278,7 +278,9 @@ def test_a_dimension_that_the_model_fixes_is_no_dynamic_one(tmp_path: Path) -> N
 def test_a_near_miss_says_what_is_missing(tmp_path: Path) -> None:
     model = nn.Sequential(ProductPoM(8, 2, 2))
     del model[0].order
-    with pytest.raises(InputError, match=r"0 looks like a mixer, but the degree can't be told"):
+    with pytest.raises(
+        InputError, match=r"0 looks like a mixer, but the shapes of a v1 mixer do not determine its degree"
+    ):
         pom_export.export(model, tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8),))
 
 

@@ -178,8 +178,8 @@ def test_an_axis_that_is_squeezed_has_one_size(rows: int, tmp_path: Path) -> Non
     [
         ((torch.zeros(0, 5, WIDTH),), "example input x is empty"),
         ((torch.zeros(2, 0, WIDTH),), "example input x is empty"),
-        ((example().to_sparse(),), "ONNX has not"),
-        ((example().to(torch.complex64),), "ONNX has not"),
+        ((example().to_sparse(),), "ONNX does not have"),
+        ((example().to(torch.complex64),), "ONNX does not have"),
         ((example().to("meta"),), "has no values"),
         ((np.array([["a"]]),), "is an array of"),
         ((3,), "example input x is an int"),
@@ -226,13 +226,15 @@ class HalfInside(nn.Module):
 
 
 def test_a_model_that_runs_is_not_said_to_fail(tmp_path: Path) -> None:
-    message = "with weights in float32 .* fails .*Half.*; as it was given, it does not. Look for casts to a fixed type"
+    message = (
+        "with weights in float32 .* fails .*Half.*; the model as you gave it does not. Look for casts to a fixed type"
+    )
     with pytest.raises(InputError, match=message):
         pom_export.export(HalfInside(), tmp_path / "m.onnx", example_inputs=(example(),))
 
 
 def test_nested_examples_are_refused() -> None:
-    with pytest.raises(InputError, match="ONNX has not"):
+    with pytest.raises(InputError, match="ONNX does not have"):
         named_examples(Net(same), (torch.nested.as_nested_tensor([*example()]),))
 
 

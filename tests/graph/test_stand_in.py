@@ -169,7 +169,7 @@ def test_an_adapter_that_is_wrong_is_found_out(tmp_path: Path) -> None:
     [
         ({Own: lambda own: own.nothing}, "the adapter for Own .* fails"),
         ({Own: lambda own: own.out}, "returns a Linear without a mixer of ours"),
-        ({nn.GRU: ours}, "an adapter for GRU, and the model holds no such module"),
+        ({nn.GRU: ours}, "an adapter for GRU, and the model contains no such module"),
         ({"Own": ours}, "mixers holds 'Own'"),
         ({Own: 3}, "mixers holds"),
     ],

@@ -81,9 +81,9 @@ class Listed(nn.Module):
 @pytest.mark.parametrize(
     ("hold", "message"),
     [
-        (lambda m: [m], r"held\[0\] looks like a mixer, but it is held by a plain list.*nn\.ModuleList"),
-        (lambda m: {"a": (m,)}, r"held\['a'\]\[0\] looks like a mixer, but it is held by a plain tuple"),
-        (lambda m: lambda x: m(x), r"held\.m looks like a mixer, but it is held by a function"),
+        (lambda m: [m], r"held\[0\] looks like a mixer, but it is stored in a plain list.*nn\.ModuleList"),
+        (lambda m: {"a": (m,)}, r"held\['a'\]\[0\] looks like a mixer, but it is stored in a plain tuple"),
+        (lambda m: lambda x: m(x), r"held\.m looks like a mixer, but it is stored in a function"),
     ],
 )
 def test_a_mixer_that_torch_does_not_see_is_said(hold: Any, message: str, tmp_path: Path) -> None:

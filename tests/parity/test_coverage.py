@@ -46,7 +46,7 @@ def test_ids_beyond_what_is_affordable_are_spread_and_that_is_said() -> None:
     assert len(seen) == 300
     assert seen[0] == 0
     assert seen[-1] == 50_256
-    assert "300 of 50257 values of input_ids were compared, spread over all" in found.notes
+    assert "300 of 50257 values of input_ids were compared, spread evenly" in found.notes
     assert "sequences of more than 1030 tokens were not compared" in found.notes
 
 
@@ -65,7 +65,7 @@ def test_labels_beyond_what_is_affordable_are_spread() -> None:
     found = cover(*LABELS, limits=InputLimits({"y": (1001,)}), reach=Reach(1000, 1, row=256))
     (case,) = found.cases
     assert case.feed["y"].tolist() == [0, 500, 1000]
-    assert found.notes == ["3 of 1001 values of y were compared, spread over all"]
+    assert found.notes == ["3 of 1001 values of y were compared, spread evenly"]
 
 
 def test_every_row_and_column_is_there() -> None:

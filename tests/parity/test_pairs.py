@@ -48,7 +48,7 @@ def test_outputs_beside_the_inputs_are_the_reference(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"y": None}, "hold no output of the model, which gives y"),
+        ({"y": None}, "hold none of the model's outputs, which are y"),
         ({"x": None}, "lack 'x'"),
         ({"x": TOKENS[:, :0], "mask": MASK[:, :0]}, "is empty"),
         ({"x": TOKENS * np.nan}, "NaN or infinity"),

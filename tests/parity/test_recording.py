@@ -67,8 +67,8 @@ def test_bfloat16_is_read_as_such(tmp_path: Path) -> None:
         ({"0/in/x": X.astype(np.float64)}, "x is float64"),
         ({"0/in/x": np.array("text")}, "x is <U4"),
         ({"0/out/y": None}, "lacks '0/out/y'"),
-        ({"0/out/y": np.array("text")}, "y is <U4, no numbers"),
-        ({"0/out/y": Y + 1j}, "y is complex128, no numbers"),
+        ({"0/out/y": np.array("text")}, "y is <U4, not numbers"),
+        ({"0/out/y": Y + 1j}, "y is complex128, not numbers"),
     ],
 )
 def test_damage_is_one_line(changes: dict[str, Any], message: str, path: Path) -> None:

@@ -112,5 +112,5 @@ def test_kernels_run_a_file_of_an_earlier_version(overloaded: Path) -> None:
 
 def test_one_function_for_all_is_refused(overloaded: Path) -> None:
     refused = run(overloaded, "functions")
-    assert f"ONNX Runtime {oldest_version()} would take one of them for all" in refused
+    assert f"ONNX Runtime {oldest_version()} would use one of them for all" in refused
     assert "Export it again" in refused

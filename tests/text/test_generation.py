@@ -162,7 +162,7 @@ def test_bad_use_is_refused(path: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the prompt ends at token 6, the model has 5 positions"):
         start(path).prompt("abcdef")
     session = StreamingSession(path)
-    with pytest.raises(InputError, match="the state was not saved by a generation"):
+    with pytest.raises(InputError, match="the state was not saved by generate"):
         start(path, SETTINGS, session.snapshot())
     with pytest.raises(InputError, match="2 rows"):
         Generation(StreamingSession(path, batch=2), ByteTokenizer(), SETTINGS)

@@ -61,8 +61,8 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any], Any], None], list[Any], str]]
     "no stream": (change("stream"), [{}, {"given": [], "open": []}], "not what a stream of the tokenizer bytes holds"),
     "held": (change("held"), [None, 1, "D", "END", "\ud800", "E" * 70_000], "held text is"),
     "ready": (change("ready"), [None, 1, "\ud800", ["a"]], "text is"),
-    "settings": (change("settings"), [None, {}, [], {"sampling": {}}], "of another version"),
-    "sampling": (change("settings", "sampling"), [None, {"k": 1}, []], "of another version"),
+    "settings": (change("settings"), [None, {}, [], {"sampling": {}}], "have another version"),
+    "sampling": (change("settings", "sampling"), [None, {"k": 1}, []], "have another version"),
     "seed": (change("settings", "sampling", "seed"), [-1, 2**64, "5", None, 1.0, True], "damaged: seed must be"),
     "temperature": (change("settings", "sampling", "temperature"), [-1, "1", None, [], 10**400], "damaged: temp"),
     "top_k": (change("settings", "sampling", "top_k"), [0, "1", 1.5, True], "damaged: top_k must be"),
@@ -72,7 +72,7 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any], Any], None], list[Any], str]]
     "stop": (change("settings", "stop"), [[1], ["a", None], ["\ud800"]], "damaged: the state's stop is"),
     "empty stop": (change("settings", "stop"), [[""]], "damaged: a stop is empty"),
     "long stops": (change("settings", "stop"), [["a" * 40_000, "b" * 40_000]], "damaged: there are 2 stops of 80000"),
-    "more": (change("more"), [1], "not saved by a generation"),
+    "more": (change("more"), [1], "not saved by generate"),
 }
 
 
@@ -93,11 +93,11 @@ def test_what_was_not_written_is_refused_in_one_line(kind: str, state: State, pa
 @pytest.mark.parametrize("name", ["chosen", "stream", "held", "ready", "settings"])
 def test_missing_notes_are_refused(name: str, state: State) -> None:
     notes = {key: value for key, value in state.notes["generate"].items() if key != name}
-    with pytest.raises(InputError, match="not saved by a generation"):
+    with pytest.raises(InputError, match="not saved by generate"):
         read_notes(replace(state, notes={"generate": notes}))
-    with pytest.raises(InputError, match="not saved by a generation"):
+    with pytest.raises(InputError, match="not saved by generate"):
         read_notes(replace(state, extras={}))
-    with pytest.raises(InputError, match="not saved by a generation"):
+    with pytest.raises(InputError, match="not saved by generate"):
         read_notes(replace(state, notes={"generate": [name]}))
 
 

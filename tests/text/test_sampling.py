@@ -91,7 +91,7 @@ def test_logits_that_are_not_finite_are_refused(value: float) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"temperature": -1.0}, "temperature must be a number from 0 on, got -1.0"),
+        ({"temperature": -1.0}, "temperature must be 0 or more, got -1.0"),
         ({"temperature": float("nan")}, "got nan"),
         ({"temperature": float("inf")}, "got inf"),
         ({"top_k": 0}, "top_k must be at least 1, got 0"),

@@ -305,7 +305,7 @@ class ProgramSchema:
 
 def _no_objects(value: Any) -> dict[str, Any]:
     if value:
-        raise UnsafeError("an object of a class of its own")
+        raise UnsafeError("an object of a class of your own")
     return {}
 
 

@@ -113,7 +113,7 @@ class _Parser:
         return term
 
     def _refuse(self) -> NoReturn:
-        raise UnsafeError(f"a size that is no arithmetic of sizes, {shown(self.source)}")
+        raise UnsafeError(f"a size that is not arithmetic on sizes, {shown(self.source)}")
 
     def _refuse_growth(self) -> NoReturn:
         raise MalformedError(f"a size could grow too large: {shown(self.source)}")

@@ -97,7 +97,9 @@ def _check_positions(part: MaskPart) -> None:
             continue
         for operator, values in zip(taken.values(), computed, strict=True):
             if np.unique(values).size > _FEW_VALUES:
-                raise NotComputableError(f"{operator} of positions is in it: where it ends, if it does, can't be told")
+                raise NotComputableError(
+                    f"{operator} of positions is part of it: whether and where it ends cannot be determined"
+                )
         return
 
 
@@ -134,7 +136,9 @@ def _check_large_numbers(part: MaskPart, kind: str) -> None:
     env = part.sizes_at(_BEYOND_SMALLER)
     mask, _ = _computed(part, env, any_values=True, constants=smaller)
     if mask is not None and kind not in _kinds(mask, bool(part.keys)):
-        raise NotComputableError("a number that it is computed with counts more tokens than can be tried")
+        raise NotComputableError(
+            "it is computed with a number that is larger than the numbers of tokens that can be tried"
+        )
 
 
 def _smaller(value: ir.Value) -> Array | None:
@@ -178,12 +182,12 @@ def _telling_sizes(part: MaskPart) -> set[int]:
         array = value.const_value.numpy()
         longest = max(array.shape, default=1)
         if longest > _LARGEST_TABLE:
-            raise NotComputableError(f"its table has {longest} rows, too many to be looked through")
+            raise NotComputableError(f"its table has {longest} rows, too many to search")
         if longest > 1:
             sizes.add(longest)
         for number in _counts(value, array):
             if number > _MOST_TOKENS:
-                raise NotComputableError(f"it is computed with the number {number}, too many tokens to try")
+                raise NotComputableError(f"it is computed with the number {number}, which is too many tokens to try")
             around = {number - 1, number, number + 1, number + 2, 2 * number + 1}
             sizes |= {size for size in around if 0 < size <= _MOST_TOKENS + 2}
     return sizes

@@ -50,9 +50,9 @@ def _named(variants: Mapping[ir.Node, _Variant], names: Sequence[str]) -> dict[_
     if len(distinct) > len(names):
         node = next(node for node, variant in variants.items() if variant == distinct[len(names)])
         raise InputError(
-            f"the model has {len(distinct)} kinds of aggregation, which differ in their degree, mode, mask, rotation, "
-            f"epsilon or gate, and one file takes {len(names)}: {module_of(node)} is the first that is too many",
-            "Export parts of the model as files of their own, or give its mixers fewer different settings",
+            f"the model has {len(distinct)} kinds of aggregation, which differ in degree, mode, mask, rotation, "
+            f"epsilon or gate, and one file can hold {len(names)}: {module_of(node)} is the first one too many",
+            "Export parts of the model as separate files, or give its mixers fewer different settings",
         )
     named = dict(zip(distinct, names, strict=False))
     for node, variant in variants.items():

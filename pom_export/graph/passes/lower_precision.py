@@ -157,12 +157,12 @@ def _lowered(value: ir.Value, dtype: ir.DataType) -> ir.TensorProtocol:
     name = dtype.name.lower()
     if lost.any():
         raise InputError(
-            f"{value.name} holds {array[lost].flat[0]:.6g}, but {name} ends at {largest(dtype):.6g}",
-            "Export in another type",
+            f"{value.name} holds {array[lost].flat[0]:.6g}, but {name} goes up to {largest(dtype):.6g}",
+            "Export with another dtype",
         )
     if array.any() and not lowered.any():
         raise InputError(
             f"{value.name} holds nothing above {np.abs(array).max():.3g}, which is 0 in {name}",
-            "Export in another type",
+            "Export with another dtype",
         )
     return ir.tensor(lowered, dtype)

@@ -25,7 +25,7 @@ def rotary_of(mixer: nn.Module, options: GraphOptions) -> RotaryConfig | None:
         raise InputError("the mixer has no rotary positions; `positions` does not apply", "Leave it out")
     if rotary is not None and rotary.blocks > 1 and not options.positions:
         raise InputError(
-            "the mixer's positions are rows and columns, which only the caller knows", "Give `positions=True`"
+            "the mixer's positions are rows and columns, which only the caller can give", "Give `positions=True`"
         )
     return rotary
 

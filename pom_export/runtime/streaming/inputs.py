@@ -65,7 +65,7 @@ def call_mask(model: StatefulModel, mask: Any, lengths: Any, batch: int, tokens:
         array = array[:, np.newaxis]
     array = checked(model.mask, array, {BATCH: batch, TOKENS: tokens}, InputLimits())
     if model.ordered and (array[:, 1:] > array[:, :-1]).any():
-        raise InputError("mask leaves out tokens in front of others", "Put padding at the end of a row")
+        raise InputError("mask leaves out tokens before others that it keeps", "Put padding at the end of a row")
     return array
 
 
@@ -113,14 +113,14 @@ def fitting_state(model: StatefulModel, given: Mapping[str, Array], batch: int) 
         ]
         if list(array.shape) != wanted:
             raise InputError(
-                f"the state's {name} has the shape {list(array.shape)}, not {wanted}", "Is it another batch's?"
+                f"the state's {name} has the shape {list(array.shape)}, not {wanted}", "It may belong to another batch"
             )
         if not _all_finite(array):
             raise InputError(f"the state's {name} holds a number that is not finite", "Is it damaged?")
         arrays[name] = np.ascontiguousarray(array)
     lengths = arrays[PAST_LENGTH]
     if (lengths < 0).any() or (lengths > model.positions).any():
-        raise InputError(f"the state's lengths {lengths.tolist()} are beyond the model's positions", "Is it damaged?")
+        raise InputError(f"the state's lengths {lengths.tolist()} exceed the model's positions", "Is it damaged?")
     _check_caches(model, arrays)
     return arrays
 

@@ -116,7 +116,7 @@ def read_stateful(path: str | os.PathLike[str]) -> StatefulModel:
     missing = presents - {spec.name for spec in file.outputs}
     if tokens is None or PAST_LENGTH not in inputs or missing or not results:
         lacks = ", ".join(sorted(missing)) or f"{IDS} or {_VECTORS}, {PAST_LENGTH} and an output"
-        raise InputError(f"{file.path.name} is no whole stateful export: it lacks {lacks}", "Export it again")
+        raise InputError(f"{file.path.name} is not a complete stateful export: it lacks {lacks}", "Export it again")
     known = {tokens.name, MASK, *(part.spec.name for part in past)}
     others = {name: spec for name, spec in inputs.items() if name not in known}
     return StatefulModel(file, tokens, inputs.get(MASK), others, past, results[0], file.limits)

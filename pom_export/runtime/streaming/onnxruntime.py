@@ -167,7 +167,7 @@ class OnnxRuntimeBackend:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise InputError(
-                f"ONNX Runtime cannot run {self._model.name}: {reason_of(error)}", "The state is what it was before"
+                f"ONNX Runtime cannot run {self._model.name}: {reason_of(error)}", "The state is unchanged"
             ) from error
 
 

@@ -79,7 +79,9 @@ class StreamingSession:
         backend: BackendFactory | None = None,
     ) -> None:
         if backend is not None and not (providers is None and session_options is None and kernels):
-            raise InputError("providers, session_options and kernels are for ONNX Runtime", "Leave them or backend out")
+            raise InputError(
+                "providers, session_options and kernels are for ONNX Runtime", "Leave out either these or backend"
+            )
         interface = read_stateful(model)
         for part in interface.past:
             pinned = part.spec.axes[0] if isinstance(part.spec.axes[0], int) else batch
@@ -267,14 +269,14 @@ class StreamingSession:
         present = call_mask(self._interface, None, lengths, self.batch, count)
         assert present is not None
         if not present[:, 0].all():
-            raise InputError("a row of no tokens has no last output", "Use prefill, or give every row a token")
+            raise InputError("a row without tokens has no last output", "Use prefill, or give every row a token")
         return present.sum(1)
 
     def _check_positions(self, more: Array) -> None:
         most = self._interface.positions
         after = int((self._now.lengths + more).max())
         if after > most:
-            raise InputError(f"{after} tokens are more than the {most} positions of {self._interface.name}", "Reset it")
+            raise InputError(f"{after} tokens are more than {self._interface.name}'s {most} positions", "Reset it")
 
 
 class Exclusive:

@@ -86,7 +86,9 @@ class State:
         )
         sha256, notes = header.get("model_sha256"), header.get("notes")
         if not isinstance(sha256, str) or not sha256 or not isinstance(notes, dict) or PAST_LENGTH not in past:
-            raise InputError(f"{os.fspath(path)} is no whole state file: its header lacks a part", "Save it again")
+            raise InputError(
+                f"{os.fspath(path)} is not a complete state file: its header lacks a part", "Save it again"
+            )
         return cls(past, ModelFiles(sha256=sha256), notes, extras)
 
 
@@ -128,8 +130,9 @@ class ModelFiles:
         """Raise InputError unless both are the same model."""
         if self is not other and self.sha256 != other.sha256:
             raise InputError(
-                f"the state is of another model (sha256 {self.sha256[:12]}), not of this one ({other.sha256[:12]})",
-                "A state goes with the file that it was made by",
+                f"the state belongs to another model (sha256 {self.sha256[:12]}), not to this one "
+                f"({other.sha256[:12]})",
+                "A state can only be used with the file that it came from",
             )
 
 
@@ -162,7 +165,7 @@ def _read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
     try:
         arrays = read_npz(path, "archive", stored=True)
     except InputError as error:
-        raise InputError(f"{path} is no whole state file: {error.what}", "Save it again") from error
+        raise InputError(f"{path} is not a complete state file: {error.what}", "Save it again") from error
     try:
         header = parse_json(arrays.pop(_HEADER).tobytes())
         if header["format"] != _FORMAT:
@@ -172,7 +175,7 @@ def _read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
     except InputError:
         raise
     except Exception as error:  # whatever a damaged header leads json to, or lacks
-        raise InputError(f"{path} is no whole state file: {reason_of(error)}", "Save it again") from error
+        raise InputError(f"{path} is not a complete state file: {reason_of(error)}", "Save it again") from error
 
 
 def _array(plain: Array, dtype: str, shape: list[int]) -> Array:
@@ -215,7 +218,7 @@ def merge_states(*states: _StateOrPair) -> _StateOrPair:
     given: Sequence[Any] = states
     whole = [state for state in given if isinstance(state, State)]
     if 0 < len(whole) < len(states):
-        raise InputError("merge_states was given States and pairs of arrays", "Give all in one form")
+        raise InputError("merge_states was given both States and pairs of arrays", "Give all in one form")
     merged: Any = _merge_whole(whole) if whole else _merge_pairs([_checked(state) for state in given])
     return cast("_StateOrPair", merged)
 
@@ -226,7 +229,7 @@ def _merge_whole(states: list[State]) -> State:
         others = sorted(state.arrays.keys() - {PAST_STATE, PAST_LENGTH})
         if others or PAST_STATE not in state.arrays:
             what = f"{others[0]}, which is no sum" if others else f"no {PAST_STATE}"
-            raise InputError(f"a state with {what} cannot be merged", "Only states of mixers add up")
+            raise InputError(f"a state with {what} cannot be merged", "Only mixer states can be added")
     merged = _merge_pairs([_checked((state.arrays[PAST_STATE], state.arrays[PAST_LENGTH])) for state in states])
     return State(dict(zip((PAST_STATE, PAST_LENGTH), merged, strict=True)), states[0].model)
 
@@ -240,7 +243,7 @@ def _checked(pair: Any) -> Pair:
     if sums.dtype != np.float32 or sums.ndim < 3 or sums.shape[_PAIR_AXIS] != 2:
         raise InputError(f"{PAST_STATE} is {sums.dtype}{list(sums.shape)}", "It must be float32 (batch, L, 2, C)")
     if lengths.dtype.kind not in "iu" or lengths.shape != sums.shape[:1]:
-        raise InputError(f"{PAST_LENGTH} is {lengths.dtype}{list(lengths.shape)}", "It must hold one a row")
+        raise InputError(f"{PAST_LENGTH} is {lengths.dtype}{list(lengths.shape)}", "It must hold one number per row")
     if (lengths < 0).any():
         raise InputError(f"{PAST_LENGTH} has {lengths.min()}", "It counts tokens: 0 or more")
     return sums, lengths

@@ -86,7 +86,10 @@ OTHER: dict[str, tuple[Mask, str]] = {
     "a window": (lambda x, _: (causal(x) & (distance(x) < 3))[None], "not a lower triangle of ones at 4 tokens"),
     "a long window": (lambda x, _: (causal(x) & (distance(x) < 512))[None], "at 513 tokens"),
     "a window by division": (lambda x, _: (causal(x) & (distance(x) / 700 < 1))[None], "at 701 tokens"),
-    "a longer window": (lambda x, _: (causal(x) & (distance(x) < 4096))[None], "the number 4096, too many tokens"),
+    "a longer window": (
+        lambda x, _: (causal(x) & (distance(x) < 4096))[None],
+        "the number 4096, which is too many tokens",
+    ),
     "a window in a table": (lambda x, _: WINDOW[None, : x.shape[1], : x.shape[1]], "at 600 tokens"),
     "a window by the size": (lambda x, _: (causal(x) & (distance(x) <= x.shape[1] // 2))[None], "not a lower triangle"),
     "a window of blocks": (lambda x, _: (causal(x) & (places(x)[:, None] // 64 - places(x) // 64 < 9))[None], "of pos"),

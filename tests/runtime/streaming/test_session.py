@@ -262,8 +262,8 @@ BAD_CALLS: dict[str, tuple[str, Any, str]] = {
     "no tokens": ("prefill", np.zeros((1, 0), np.int64), r"has the shape \[1, 0\]"),
     "two tokens of a step": ("step", [[1, 2]], r"has the shape \[1, 2\], not \[1, 1\]"),
     "three axes": ("prefill", np.zeros((1, 2, 3), np.int64), r"has the shape \[1, 2, 3\]"),
-    "too many tokens": ("prefill", np.zeros((1, 13), np.int64), "16 tokens are more than the 15 positions"),
-    "too many tokens in parts": ("prefill_last", np.zeros((1, 13), np.int64), "16 tokens are more than the 15"),
+    "too many tokens": ("prefill", np.zeros((1, 13), np.int64), "16 tokens are more than .*15 positions"),
+    "too many tokens in parts": ("prefill_last", np.zeros((1, 13), np.int64), "16 tokens are more than"),
 }
 
 
@@ -285,14 +285,14 @@ def test_bad_masks_are_refused(tmp_path: Path) -> None:
     for given, message in (
         ({"mask": np.ones((2, 4), np.bool_)}, r"mask has the shape \[2, 4\], not \[2, 3\]"),
         ({"mask": np.ones((2, 3))}, "mask is of float64, not of bool"),
-        ({"mask": [[True, False, True]] * 2}, "leaves out tokens in front of others"),
+        ({"mask": [[True, False, True]] * 2}, "leaves out tokens before others"),
         ({"lengths": [4, 1]}, "lengths must be 0 to 3"),
         ({"lengths": [1.0, 1.0]}, "lengths must be 2 whole numbers"),
         ({"lengths": [1, 2], "mask": np.ones((2, 3), np.bool_)}, "both given"),
     ):
         with pytest.raises(InputError, match=message):
             session.prefill(IDS[:, :3], **given)
-    with pytest.raises(InputError, match="a row of no tokens"):
+    with pytest.raises(InputError, match="a row without tokens"):
         session.prefill_last(IDS, lengths=[0, 3])
     with pytest.raises(InputError, match="chunk must be at least 1"):
         session.prefill_last(IDS, chunk=0)

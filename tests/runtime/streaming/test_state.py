@@ -73,7 +73,9 @@ def test_types_that_numpy_lacks_survive(tmp_path: Path) -> None:
 def test_another_model_s_state_is_refused(tmp_path: Path) -> None:
     one = StreamingSession(running_sum_model(tmp_path / "one.onnx"))
     other = StreamingSession(running_sum_model(tmp_path / "other.onnx", seed=1))
-    with pytest.raises(InputError, match=r"the state is of another model \(sha256 [0-9a-f]{12}\), not of this one"):
+    with pytest.raises(
+        InputError, match=r"the state belongs to another model \(sha256 [0-9a-f]{12}\), not to this one"
+    ):
         other.restore(one.snapshot())
     # A copy of the file is the same model.
     (tmp_path / "copy.onnx").write_bytes((tmp_path / "one.onnx").read_bytes())
@@ -138,7 +140,7 @@ KINDS = [
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_whole_state_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
     file = damaged(kind, tmp_path)
-    with pytest.raises(InputError, match=r"no whole state file|is empty|is of format") as caught:
+    with pytest.raises(InputError, match=r"not a complete state file|is empty|is of format") as caught:
         State.load(file)
     assert "\n" not in str(caught.value)
 
@@ -148,7 +150,7 @@ def test_lengths_beyond_the_model_are_refused(tmp_path: Path) -> None:
     arrays = dict(session.snapshot().arrays)
     for length in (11, -1):
         arrays["past_length"] = np.array([length])
-        with pytest.raises(InputError, match="beyond the model's positions"):
+        with pytest.raises(InputError, match="exceed the model's positions"):
             session.restore(State(arrays, session.snapshot().model))
     del arrays["past_length"]
     with pytest.raises(InputError, match="the state has no past_length"):
@@ -166,8 +168,8 @@ def test_lengths_beyond_the_model_are_refused(tmp_path: Path) -> None:
         ("past_key_values.0.key", lambda a: np.concatenate([a, a], 2), "holds 40 tokens, its lengths are 20"),
         ("past_key_values.0.key", lambda a: a[:, :, :, :1], "the state's past_key_values.0.key has the shape"),
         ("past_length", lambda a: a + 1, "holds 20 tokens, its lengths are 21"),
-        ("past_length", lambda a: a + 2**53, "beyond the model's positions"),
-        ("past_length", lambda a: a - 21, "beyond the model's positions"),
+        ("past_length", lambda a: a + 2**53, "exceed the model's positions"),
+        ("past_length", lambda a: a - 21, "exceed the model's positions"),
         ("past_length", lambda a: a.astype(np.float64), "the state has no past_length"),
         ("past_length", lambda a: a[:, np.newaxis], "the state has no past_length"),
     ],
@@ -196,7 +198,7 @@ def test_a_stream_ends_before_it_cannot_count(tmp_path: Path) -> None:
     state = session.snapshot()
     session.restore(State({**state.arrays, "past_length": np.array([2**53 - 3])}, state.model))
     session.prefill(IDS[:, :3])
-    with pytest.raises(InputError, match="9007199254740993 tokens are more than the 9007199254740992 positions"):
+    with pytest.raises(InputError, match=r"9007199254740993 tokens are more than .*9007199254740992 positions"):
         session.step([1])
 
 
@@ -263,7 +265,7 @@ def test_what_does_not_add_up_is_refused(tmp_path: Path) -> None:
         ((), "no states"),
         ((one, wide), r"shapes \[1, 1, 2, 1\] and \[1, 1, 2, 3\]"),
         ((one, plain), "States and pairs"),
-        ((plain, other), "of another model"),
+        ((plain, other), "to another model"),
         ((hybrid, hybrid), "a state with past_conv.0, which is no sum"),
         ((State({"past_length": np.array([1])}, plain.model),), "a state with no past_state"),
         ((one, two[0]), "given a ndarray"),
