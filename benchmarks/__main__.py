@@ -79,7 +79,7 @@ def layer(
     heads: int | None,
     **given: Any,
 ) -> None:
-    """Time TARGET: layer (dim 512, degree 3, expand 2, a gate a channel), layer-8-heads, or a checkpoint.
+    """Time TARGET: layer (dim 512, degree 3, expand 2, one gate per channel), layer-8-heads, or a checkpoint.
 
     Backends: torch (the published algorithm in eager PyTorch), torch-compile, plain (it exported to standard ops),
     function (our export without our library), kernel (with it), attention (of the same width), matmul (the matrix

@@ -14,7 +14,7 @@ _MASKS = ("none", "causal")
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Hyper-parameters of a layer with random weights; `heads` 1: a gate a channel."""
+    """Hyper-parameters of a layer with random weights; `heads` 1: one gate per channel."""
 
     dim: int = 512
     degree: int = 3

@@ -75,7 +75,11 @@ class OnnxWorkload(Workload):
         """Have the backends run that the exported file itself is for."""
         self.offer(FUNCTION, options, lambda: None)
         self.offer(KERNEL, options, custom_ops_library)
-        build = (lambda: self._build_engine(progress)) if gpu_present() else refuse("it needs a GPU, and none is here")
+        build = (
+            (lambda: self._build_engine(progress))
+            if gpu_present()
+            else refuse("it needs a GPU, and there is none here")
+        )
         self.offer(TENSORRT, options, build)
 
     def _build_engine(self, progress: Progress) -> None:

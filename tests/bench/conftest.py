@@ -34,7 +34,7 @@ def result() -> BenchResult:
         "pom_cpu_kernel": "avx2",
         "date": "2026-01-02T03:04:05",
     }
-    not_run = {"tensorrt": "it needs a GPU, and none is here"}
+    not_run = {"tensorrt": "it needs a GPU, and there is none here"}
     options = {"threads": 2, "dtype": "float32"}
     return BenchResult("a layer", ["function", "kernel"], not_run, points, machine, options, LABELS)
 

@@ -13,7 +13,7 @@ from pom_export.mixer import Mixer
 
 BYTE_LM = Path(__file__).parents[2] / "samples" / "checkpoints" / "byte_lm.safetensors"
 MIXERS = {
-    "a gate a channel": lambda: pom_export.PolynomialMixer(8, 3, 2),
+    "one gate per channel": lambda: pom_export.PolynomialMixer(8, 3, 2),
     "heads": lambda: pom_export.PolynomialMixer(8, 4, 2, n_sel_heads=4),
     "groups": lambda: pom_export.PolynomialMixer(8, 2, 2, n_groups=2, bias=True),
     "rotary": lambda: pom_export.RotaryPolynomialMixer(8, 3, 2, max_seq_len=16),

@@ -74,7 +74,7 @@ BAD_COMMANDS = {
     "no GPU": (["{model}", "--backends", "tensorrt"], "no backend can run: tensorrt: it needs a GPU"),
     "no such file": (["{tmp}/none.onnx"], "does not exist"),
     "checkpoint": ([CHECKPOINT], "Export it: pom-export export"),
-    "text as ONNX": (["{text}.onnx"], "not a whole ONNX model"),
+    "text as ONNX": (["{text}.onnx"], "not a complete ONNX model"),
     "output below nothing": (["{model}", "-o", "{tmp}/no/no"], "mkdir -p"),
     "output is a file": (["{model}", "-o", "{text}"], "is a file"),
     "unwritable": (["{model}", "-o", "/proc/no"], "cannot make"),
