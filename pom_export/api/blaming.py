@@ -103,7 +103,7 @@ def _cause(lowered: LoweredCopy, name: str) -> str:
     from pom_export.graph.effective_weights import FOLD
 
     if folded := lowered.folded.get(name):
-        return f"it uses {', '.join(folded)} otherwise than by calling the layer. {FOLD}"
+        return f"it uses {', '.join(folded)} in other ways than by calling the layer. {FOLD}"
     return "its forward or a method was changed"
 
 

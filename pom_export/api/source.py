@@ -138,8 +138,8 @@ class Source:
             return
         if lowered.near_misses or not self.calls_op():
             raise InputError(
-                f"{type(self.module).__name__} contains no mixer of ours, and none that looks like an official one",
-                lowered.hint or "Nothing of it would use the op; mixers={MyClass: adapter} names your own",
+                f"{type(self.module).__name__} contains none of our mixers, and none that looks like an official one",
+                lowered.hint or "Nothing in it would use the op; mixers={MyClass: adapter} declares your own",
             )
 
 

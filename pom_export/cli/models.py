@@ -105,7 +105,7 @@ def _saved(file: str, trusted: bool) -> NamedModel:
     if not trusted:
         raise InputError(
             f"{file} is a file: loading a saved module executes code, and a state dict does not describe layers",
-            f"Name what builds the model, as MODULE:FACTORY, or give --trust if you know who wrote it. {_EXAMPLE}",
+            f"Give what builds the model, as MODULE:FACTORY, or --trust if you know who wrote the file. {_EXAMPLE}",
         )
     with _current_folder_importable(), contextlib.redirect_stdout(sys.stderr):
         # The user vouches for the file.
