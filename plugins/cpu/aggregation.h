@@ -32,6 +32,11 @@ struct Tensors {
   int64_t* present_length = nullptr;
 };
 
+template <typename T>
+std::unique_ptr<T[]> uninitialized(int64_t count) {
+  return std::unique_ptr<T[]>(new T[static_cast<size_t>(count)]);
+}
+
 class Aggregation {
  public:
   // The problem is valid (pom::validate), and so is the gate, if there is one. The coefficients are not read in form
@@ -73,10 +78,14 @@ class Aggregation {
   // Of a sum, for its mean: 0 where there are no weights, NaN where they leave float32's range.
   [[nodiscard]] float scale(double weight) const;
 
+  // What each mode's phases need, and the phases.
+  void prepare_features();
+  void prepare_mean();
+  void prepare_causal();
   void prepare_carries();
   void prepare_sums();
 
-  // The phases' tasks.
+  // The phases' tasks: written.cpp, mean.cpp and causal.cpp.
   void features(int64_t task);    // y of a chunk and block
   void accumulate(int64_t task);  // mean: the sum of a chunk and block; the last of a block averages
   void gate(int64_t task);        // gated mean: z of some tokens and a block

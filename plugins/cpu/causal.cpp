@@ -54,6 +54,27 @@ struct Aggregation::Tile {
   alignas(64) float means[kCausalRows * kCausalChannels];
 };
 
+void Aggregation::prepare_causal() {
+  prepare_carries();
+  add_phase(layout_.tasks(), &Aggregation::causal);
+}
+
+void Aggregation::prepare_carries() {
+  if (layout_.chunks == 1) {
+    return;
+  }
+  const int64_t blocks = layout_.batch * layout_.blocks;
+  carries_.reset(new Carry[static_cast<size_t>(blocks)]);
+  carry_sums_ = uninitialized<float>(blocks * 2 * layout_.scratch());
+  for (int64_t block = 0; block < blocks; ++block) {
+    Carry& carry = carries_[static_cast<size_t>(block)];
+    carry.sum = carry_sums_.get() + block * 2 * layout_.scratch();
+    carry.rest = carry.sum + layout_.scratch();
+    const int64_t first_task = block / layout_.blocks * layout_.chunks * layout_.blocks + block % layout_.blocks;
+    start(layout_.place(first_task), &carry);
+  }
+}
+
 void Aggregation::causal(int64_t task) {
   // Not on the stack, which may be small, and in the cache from one tile to the next.
   static thread_local Tile tile;
