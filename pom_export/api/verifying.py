@@ -221,7 +221,7 @@ class _Reference:
     def _check(self) -> None:
         """Raise InputError where two references are given, or what belongs to one that is not."""
         if self.module is not None and self.checkpoint is not None:
-            raise InputError("both both both both a checkpoint and a module are given", "Give one of them")
+            raise InputError("both a checkpoint and a module are given", "Give one of them")
         if self.example_inputs is not None and self.module is None:
             raise InputError("example_inputs need a module, and none was given", "Give module too, or inputs alone")
         for name, value in self.hints.items():

@@ -111,7 +111,7 @@ def test_inputs_of_the_users_go_through_the_module(own: Own) -> None:
         ({"example_inputs": None}, "Block is not one of our models"),
         ({"example_inputs": (EXAMPLES[0],)}, "missing 1 required positional argument"),
         ({"example_inputs": (EXAMPLES[0][..., :9], EXAMPLES[1])}, "the model fails on the example inputs"),
-        ({"checkpoint": "c.pt"}, "both both both both a checkpoint and a module are given"),
+        ({"checkpoint": "c.pt"}, "both a checkpoint and a module are given"),
         ({"module": None}, "example_inputs need a module"),
         ({"module": "Block"}, "the module is a str"),
         ({"degree": 3}, "degree 3 is of a checkpoint"),
