@@ -8,7 +8,7 @@ import numpy as np
 from onnx import helper, numpy_helper
 
 from benchmarks.products import float_value, save_graph
-from pom_export.graph.exported import BATCH, TOKENS
+from pom_export.graph.exported_model import BATCH, TOKENS
 
 _DOMAIN = "com.microsoft"
 _HEAD_WIDTH = 64

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pom_export.graph import exporter
-from pom_export.graph.exporter import Traced
+from pom_export.graph import tracing
 from pom_export.graph.program import Program
+from pom_export.graph.tracing import Traced
 
 _MOST = 64
 
@@ -22,7 +22,7 @@ def keep() -> None:
 
     Modules of other classes are always traced: what these may do while they are is what many tests are about.
     """
-    trace, kept = exporter.trace, dict[bytes, Traced]()
+    trace, kept = tracing.trace, dict[bytes, Traced]()
 
     def trace_once(program: Program, opset: int) -> Traced:
         key = _content_of(program, opset)
@@ -36,7 +36,7 @@ def keep() -> None:
         program.module.eval()
         return replace(kept[key], graph=kept[key].graph.clone())
 
-    exporter.trace = trace_once
+    tracing.trace = trace_once
 
 
 class _Content(pickle.Pickler):

@@ -165,7 +165,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "lazy": (lambda: Net(lambda m, y, x: m.part(y), part=nn.LazyLinear(4)), "part.weight has no size yet"),
     "sparse weights": (_sparse, "weight is sparse"),
     "no forward": (nn.Module, "Module has no forward"),
-    "no mixer": (lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH)), "contains no mixer"),
+    "no mixer": (lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH)), "contains none of our mixers"),
 }
 
 # What only tracing shows.

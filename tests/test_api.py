@@ -17,7 +17,7 @@ from torch import nn
 
 import pom_export
 from pom_export.errors import InputError, ParityError
-from pom_export.graph.exported import read_model
+from pom_export.graph.exported_model import read_model
 from pom_export.graph.gated_function import build_gated_function
 from pom_export.parity.comparison import difference
 from pom_export.parity.tolerances import GOLDEN
@@ -199,7 +199,7 @@ def test_a_users_own_module_is_exported_and_left_as_it_was(tmp_path: Path) -> No
 
 
 def test_a_module_without_mixers_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="contains no mixer"):
+    with pytest.raises(InputError, match="contains none of our mixers"):
         pom_export.export(nn.Linear(4, 4), tmp_path / "m.onnx", example_inputs=(torch.ones(1, 4),))
     assert list(tmp_path.iterdir()) == []
 

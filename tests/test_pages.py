@@ -12,7 +12,7 @@ PAGES = [page.relative_to(ROOT).as_posix() for page in (*ROOT.glob("*.md"), *(RO
 _LINK = re.compile(r"\]\((?!https?://)([^)#\s]*)(#[^)\s]+)?\)")
 _CODE_BLOCK = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
 _PATH = re.compile(r"`([a-z_][\w./*]*(?:\.(?:py|h|cpp|cu|cuh|md)|/))`")
-# Folders that a page's short paths may be in: `graph/exporter.py` is that of the package.
+# Folders that a page's short paths may be in: `graph/tracing.py` is that of the package.
 _FOLDERS = ("", "pom_export", "plugins", "plugins/include", "plugins/cpu", "plugins/onnxruntime", "plugins/tensorrt")
 
 

@@ -17,7 +17,7 @@ from pom_export.bench.model_file import DEFAULT_BATCH, DEFAULT_TOKENS, LABELS, O
 from pom_export.bench.options import BenchOptions
 from pom_export.bench.results import Labels
 from pom_export.bench.workload import Size
-from pom_export.graph.exported import ExportedModel
+from pom_export.graph.exported_model import ExportedModel
 from pom_export.runtime.library import custom_ops_library
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from pom_export.bench.runners import Runner
 from pom_export.bench.statistics import ratios
 from pom_export.bench.workload import Size, refuse
 from pom_export.errors import InputError
-from pom_export.graph.exported import ExportedModel
+from pom_export.graph.exported_model import ExportedModel
 
 if TYPE_CHECKING:
     from torch import nn
@@ -165,8 +165,8 @@ def _machine_note(roofline: Roofline) -> str:
 
 def _write_plain(program: Program, path: Path, instead: Path) -> tuple[Path, str]:
     """Export the published way; return the file whose products make the floor, and why there is no plain export."""
-    from pom_export.graph.exporter import trace
     from pom_export.graph.saving import save_model
+    from pom_export.graph.tracing import trace
 
     try:
         save_model(trace(program, _OPSET).graph, path)

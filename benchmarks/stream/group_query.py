@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.products import float_value, save_graph
-from pom_export.graph.exported import BATCH, PAST_KEY_VALUES, PAST_LENGTH, present_name
+from pom_export.graph.exported_model import BATCH, PAST_KEY_VALUES, PAST_LENGTH, present_name
 
 if TYPE_CHECKING:
     from torch import Tensor

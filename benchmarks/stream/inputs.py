@@ -12,7 +12,7 @@ import numpy.typing as npt
 from benchmarks.attention import head_count
 from benchmarks.stream.models import StreamShape
 from pom_export.bench.runners import Array
-from pom_export.graph.exported import PAST_KEY_VALUES, is_past
+from pom_export.graph.exported_model import PAST_KEY_VALUES, is_past
 from pom_export.runtime.streaming.interface import read_stateful
 from pom_export.runtime.streaming.state import State
 

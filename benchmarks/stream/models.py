@@ -70,9 +70,9 @@ def write_attention(model: GPT, path: Path) -> None:
     `pom_export.export` takes only what has a mixer, so this is its tracing and its passes alone.
     """
     from pom_export.api.source import load_source
-    from pom_export.graph.exporter import export_graph
     from pom_export.graph.program import GraphOptions
     from pom_export.graph.saving import save_model
+    from pom_export.graph.tracing import export_graph
 
     source = load_source(model, GraphOptions(stateful=True), hints={}, progress=lambda _: None)
     save_model(export_graph(source.program(), _OPSET, {**source.properties, "dtype": "float32"}), path)

@@ -25,7 +25,7 @@ from pom_export.bench.runners import Array, Runner, SessionRunner, open_session
 from pom_export.bench.table import mebibytes
 from pom_export.bench.workload import Conditions, Size, Workload
 from pom_export.errors import InputError
-from pom_export.graph.exported import PAST_LENGTH, present_name
+from pom_export.graph.exported_model import PAST_LENGTH, present_name
 from pom_export.runtime.library import custom_ops_library
 from pom_export.runtime.streaming.interface import IDS
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pom_export.errors import reason_of
-from pom_export.graph.exported import PRECISIONS
+from pom_export.graph.exported_model import PRECISIONS
 from pom_export.parity.case import Array
 from pom_export.parity.comparison import Difference, difference
 from pom_export.parity.tolerances import MODELS, Tolerance
@@ -18,7 +18,7 @@ from pom_export.runtime.runners import Arrays, run_module
 if TYPE_CHECKING:
     from torch import nn
 
-    from pom_export.api.source import LoweredCopy, Source
+    from pom_export.api.source import Source, SubstitutedCopy
 
 _NOT_WRITTEN = "No file was written"
 _NOT_FINITE = (
@@ -48,18 +48,18 @@ def fault_hint(source: Source, feed: Arrays, found: Difference) -> str:
         )
     if not all(np.isfinite(output).any() for output in expected):
         return f"{_NOT_WRITTEN}. {_NOTHING}"
-    lowered = source.lowered_copy()
-    if lowered.replaced:
-        if (wrong := next(_wrong_mixers(source, lowered, feed, tolerance), None)) is not None:
+    copied = source.substituted_copy()
+    if copied.replaced:
+        if (wrong := next(_wrong_mixers(source, copied, feed, tolerance), None)) is not None:
             return f"{_NOT_WRITTEN}. {wrong}"
-        if not _agree(run_module(source.lowered(), feed), expected, tolerance):
+        if not _agree(run_module(source.traced_reference(), feed), expected, tolerance):
             return (
                 f"{_NOT_WRITTEN}. In PyTorch, too, what was traced differs from the model, although each mixer by "
                 "itself does not: something depends on the class or the attributes of a mixer"
             )
     if not math.isfinite(found.max_abs) and "shape" not in found.reason:
         return f"{_NOT_WRITTEN}. {_NOT_FINITE}"
-    if lowered.replaced:
+    if copied.replaced:
         return (
             f"{_NOT_WRITTEN}. In PyTorch, what was traced gives the model's outputs: the fault is in the export or "
             "the runtime, not in your mixers. Please report it"
@@ -74,16 +74,16 @@ def _agree(outputs: list[Array], expected: list[Array], tolerance: Tolerance) ->
     )
 
 
-def _wrong_mixers(source: Source, lowered: LoweredCopy, feed: Arrays, tolerance: Tolerance) -> Iterator[str]:
+def _wrong_mixers(source: Source, copied: SubstitutedCopy, feed: Arrays, tolerance: Tolerance) -> Iterator[str]:
     """Yield what to say of each replaced mixer whose replacement gives something else on the same inputs."""
     import torch
 
     from pom_export.graph.reference import Float64Module
 
-    calls = _recorded_calls(source, lowered.replaced, feed)
+    calls = _recorded_calls(source, copied.replaced, feed)
     for name, (original, args, kwargs, result) in calls.items():
         kind = type(original).__name__
-        replacement = Float64Module(lowered.module.get_submodule(name) if name else lowered.module)
+        replacement = Float64Module(copied.module.get_submodule(name) if name else copied.module)
         try:
             with torch.no_grad():
                 outputs = _arrays(replacement(*args, **kwargs))
@@ -94,15 +94,15 @@ def _wrong_mixers(source: Source, lowered: LoweredCopy, feed: Arrays, tolerance:
         if not _agree(outputs, expected, tolerance):
             yield (
                 f"In place of {name or kind} stands what the official class computes, and on the same inputs this is "
-                f"something else{_by(outputs, expected)}: {_cause(lowered, name or kind)}. Or say what it computes "
+                f"something else{_by(outputs, expected)}: {_cause(copied, name or kind)}. Or say what it computes "
                 f"with mixers={{{kind}: adapter}}"
             )
 
 
-def _cause(lowered: LoweredCopy, name: str) -> str:
+def _cause(copied: SubstitutedCopy, name: str) -> str:
     from pom_export.graph.effective_weights import FOLD
 
-    if folded := lowered.folded.get(name):
+    if folded := copied.folded.get(name):
         return f"it uses {', '.join(folded)} in other ways than by calling the layer. {FOLD}"
     return "its forward or a method was changed"
 

@@ -12,7 +12,7 @@ from pom_export.api.blaming import fault_hint
 from pom_export.api.size_trials import OTHER_VALUES, SizePlan
 from pom_export.errors import SEE_CAUSE, InputError, ParityError
 from pom_export.files import sha256_of
-from pom_export.graph.exported import PAST_STATE, PRECISIONS, ExportedModel, TensorSpec
+from pom_export.graph.exported_model import PAST_STATE, PRECISIONS, ExportedModel, TensorSpec
 from pom_export.parity import tolerances
 from pom_export.parity.candidates import onnxruntime_candidates
 from pom_export.parity.case import Array, Case

@@ -12,7 +12,7 @@ from pom_export.contract import PRODUCT
 from pom_export.errors import CheckpointError, InputError
 from pom_export.files import sha256_of
 from pom_export.graph.claims import WEIGHTS
-from pom_export.graph.exported import PRECISIONS, ExportedModel
+from pom_export.graph.exported_model import PRECISIONS, ExportedModel
 from pom_export.parity.case import Case
 from pom_export.parity.coverage import LONGER, Reach, make_coverage
 from pom_export.parity.inputs import LONGEST, Inputs, case_of, make_cases

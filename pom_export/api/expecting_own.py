@@ -13,7 +13,7 @@ from pom_export.api.expecting import Expected, expected_of_ours, targets_of
 from pom_export.api.progress import silent
 from pom_export.errors import InputError, kind_of
 from pom_export.graph.claims import Bounds
-from pom_export.graph.exported import ExportedModel, TensorSpec
+from pom_export.graph.exported_model import ExportedModel, TensorSpec
 from pom_export.parity.case import Case
 from pom_export.parity.inputs import Inputs, case_of, check_sizes
 from pom_export.parity.names import Names, fits, match_names

@@ -15,7 +15,7 @@ from pom_export.api.size_trials import SizePlan
 from pom_export.api.sizing import settle_sizes
 from pom_export.errors import InputError, only_ours
 from pom_export.files import sha256_of, staged_output
-from pom_export.graph.exported import ExportedModel, read_model
+from pom_export.graph.exported_model import ExportedModel, read_model
 from pom_export.graph.precisions import PRECISIONS, canonical_precision
 from pom_export.parity.recording import recording_path
 from pom_export.stages import logged
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pom_export.api.source import Examples, Source
-    from pom_export.graph.lowering import Adapters
     from pom_export.graph.program import Program
+    from pom_export.graph.replacing import Adapters
 
 
 _LOG = logging.getLogger(__name__)
@@ -219,17 +219,17 @@ def _write(source: Source, path: Path, dtype: str, opset: int, optimize: bool, p
     """Trace the source and save the graph, which is let go of before anything is compared."""
     import torch
 
-    from pom_export.graph.exporter import export_graph, trace
     from pom_export.graph.nodes import is_aggregation
     from pom_export.graph.passes.recognise_causal import quadratic_notes
     from pom_export.graph.reaching import idle_notes
     from pom_export.graph.saving import save_model
+    from pom_export.graph.tracing import export_graph, trace
     from pom_export.parity.peaks import observe_peaks
 
-    lowered = source.lowered_copy(torch.float32)
-    for part, why in lowered.near_misses.items():
+    copied = source.substituted_copy(torch.float32)
+    for part, why in copied.near_misses.items():
         progress(f"{part} looks like a mixer, but {why.what}; it stays as it is")
-    program = source.program(lowered)
+    program = source.program(copied)
     source.calls_op()  # and is the same every time
     try:
         if source.own_inputs:
@@ -253,8 +253,8 @@ def _write(source: Source, path: Path, dtype: str, opset: int, optimize: bool, p
             )
         save_model(graph, path)
     except InputError as error:
-        if not lowered.hint:
+        if not copied.hint:
             raise
-        raise InputError(error.what, lowered.hint) from error
+        raise InputError(error.what, copied.hint) from error
     of_graph = [*quadratic_notes(graph), *(idle_notes(graph) if source.own_inputs else ())]
-    return _Written(program, sizes, [*lowered.notes, *of_graph, *program.notes, *sizes.notes])
+    return _Written(program, sizes, [*copied.notes, *of_graph, *program.notes, *sizes.notes])

@@ -99,7 +99,7 @@ def _checkpoint(path: AnyPath, hints: Mapping[str, Any]) -> CheckpointInspection
 
 
 def _model(path: AnyPath) -> ModelInspection:
-    from pom_export.graph.exported import read_model
+    from pom_export.graph.exported_model import read_model
     from pom_export.runtime.ort_format import as_onnx
 
     with as_onnx(path) as file:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from pom_export.errors import InputError
-from pom_export.graph.exported import BLOCK_CAUSAL, CAUSAL, STATEFUL, ExportedModel, is_past
+from pom_export.graph.exported_model import BLOCK_CAUSAL, CAUSAL, STATEFUL, ExportedModel, is_past
 from pom_export.parity.candidates import onnxruntime_candidates
 from pom_export.parity.inputs import make_cases
 from pom_export.parity.interface import Interface, check_outputs, match_inputs, program_spec

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pom_export.errors import InputError
 from pom_export.files import sha256_of
-from pom_export.graph.exported import read_model
+from pom_export.graph.exported_model import read_model
 from pom_export.graph.weights_file import own_weights
 from pom_export.parity.recording import recorded_model, recording_path
 

@@ -27,8 +27,8 @@ from pom_export.runtime.runners import to_numpy
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pom_export.graph.exporter import Traced
     from pom_export.graph.program import Program
+    from pom_export.graph.tracing import Traced
 
 OTHER_VALUES: Final = "other values"
 """The case of other values than the example's."""
@@ -152,7 +152,7 @@ class SizeTrial:
 
         from pom_export.graph.control_flow import without_compiler
         from pom_export.graph.copying import copy_module
-        from pom_export.graph.exported import nested
+        from pom_export.graph.exported_model import nested
         from pom_export.quiet import quiet_failure, quiet_warnings
 
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feed.items()}

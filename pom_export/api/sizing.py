@@ -13,8 +13,8 @@ from pom_export.parity.resizing import AxesByInput
 
 if TYPE_CHECKING:
     from pom_export.api.source import Source
-    from pom_export.graph.exporter import Traced
     from pom_export.graph.program import Program
+    from pom_export.graph.tracing import Traced
 
 
 def settle_sizes(source: Source, program: Program, opset: int) -> tuple[Program, Traced, SizePlan]:
@@ -26,7 +26,7 @@ def settle_sizes(source: Source, program: Program, opset: int) -> tuple[Program,
     Raises:
         InputError: torch could not trace the model, or a dimension that was asked for by name can't be dynamic.
     """
-    from pom_export.graph.exporter import trace
+    from pom_export.graph.tracing import trace
 
     first, plain = program, source.plain()
     numbers: dict[tuple[str, int], str] = {}
@@ -53,7 +53,7 @@ def plan_sizes(program: Program, axes: AxesByInput, bounds: Mapping[str, Bounds]
     """Return the sizes at which to compare a file with a user's program, and which dimensions that refuses to resize.
 
     Args:
-        program: the program, not lowered.
+        program: the program, without our mixers in it.
         axes: of the file's inputs, by the program's names.
         bounds: the smallest and the largest size that the file says to take, of the dimensions that it limits. The
             largest one is compared: a file may claim more than it holds for.

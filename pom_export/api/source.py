@@ -21,13 +21,13 @@ from pom_export.files import sha256_of
 from pom_export.graph.claims import WEIGHTS
 from pom_export.graph.copying import copy_module
 from pom_export.graph.dynamic_shapes import Shapes, named_shapes
-from pom_export.graph.lowering import Adapters, has_mixers, lower_mixers
 from pom_export.graph.own_program import FailsOnExamplesError, module_program, named_examples, program_module
 from pom_export.graph.precisions import PRECISIONS
 from pom_export.graph.program import GraphOptions, Program
 from pom_export.graph.programs import program_of
 from pom_export.graph.reference import Float64Module
 from pom_export.graph.repeating import check_repeats
+from pom_export.graph.replacing import Adapters, has_mixers, replace_mixers
 from pom_export.graph.weight_kinds import check_weights
 from pom_export.graph.wrappers import unwrapped
 
@@ -35,7 +35,7 @@ Examples = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class LoweredCopy:
+class SubstitutedCopy:
     """A copy of a model as it is traced, and what was done to it.
 
     Attributes:
@@ -71,7 +71,7 @@ class Source:
     Attributes:
         module: the model; it is never changed.
         make_program: returns the program of a copy of the model.
-        lower: makes of a copy what is traced: the reference is the model as it was given.
+        substitute: makes of a copy what is traced: the reference is the model as it was given.
         calls_op: of a user's model: refuses one that gives other outputs each time, and returns whether it calls the
             op of ours by itself.
         properties: metadata for the file.
@@ -84,7 +84,7 @@ class Source:
 
     module: nn.Module
     make_program: Callable[[nn.Module], Program]
-    lower: Callable[[nn.Module], LoweredCopy] = LoweredCopy
+    substitute: Callable[[nn.Module], SubstitutedCopy] = SubstitutedCopy
     calls_op: Callable[[], bool] = lambda: False
     properties: Mapping[str, str] = field(default_factory=dict)
     own_inputs: bool = False
@@ -93,20 +93,20 @@ class Source:
     other_weights: Sequence[str] = ()
     notes: Sequence[str] = ()
 
-    def program(self, lowered: LoweredCopy | None = None) -> Program:
+    def program(self, copied: SubstitutedCopy | None = None) -> Program:
         """Return what to trace, in float32.
 
         Args:
-            lowered: what `lowered_copy` returned for float32; None: it is made.
+            copied: what `substituted_copy` returned for float32; None: it is made.
 
         Raises:
             InputError: there is nothing of ours in the model, or it fails on its example inputs, by itself or as it is
                 traced.
         """
-        lowered = self.lowered_copy(torch.float32) if lowered is None else lowered
-        self._check_uses_op(lowered)
+        copied = self.substituted_copy(torch.float32) if copied is None else copied
+        self._check_uses_op(copied)
         try:
-            return self.make_program(lowered.module)
+            return self.make_program(copied.module)
         except FailsOnExamplesError as error:
             self.calls_op()  # which fails as well where the model itself is to blame
             raise InputError(
@@ -117,29 +117,29 @@ class Source:
             ) from error
 
     def plain(self) -> Program:
-        """Return the program of the model as it was given, not lowered, in float32: which sizes it takes."""
+        """Return the program of the model as it was given, in float32, which tells the sizes that it takes."""
         return self.make_program(copy_module(self.module, torch.float32))
 
-    def lowered(self) -> nn.Module:
+    def traced_reference(self) -> nn.Module:
         """Return what is traced, in float64: what stands in place of the user's mixers included."""
-        return Float64Module(self.make_program(self.lowered_copy().module).module)
+        return Float64Module(self.make_program(self.substituted_copy().module).module)
 
-    def lowered_copy(self, dtype: torch.dtype | None = None) -> LoweredCopy:
+    def substituted_copy(self, dtype: torch.dtype | None = None) -> SubstitutedCopy:
         """Return a copy of the model with our mixers in place of the user's, in a type or the model's own ones."""
-        return self.lower(copy_module(self.module, dtype))
+        return self.substitute(copy_module(self.module, dtype))
 
     def reference(self) -> nn.Module:
         """Return what the outputs are compared with, in float64."""
         return Float64Module(self.make_program(copy_module(self.module)).module)
 
-    def _check_uses_op(self, lowered: LoweredCopy) -> None:
+    def _check_uses_op(self, copied: SubstitutedCopy) -> None:
         """Raise InputError where a user's model holds no mixer of ours, and does not call the op by itself."""
-        if not self.may_lack_mixers or has_mixers(lowered.module):
+        if not self.may_lack_mixers or has_mixers(copied.module):
             return
-        if lowered.near_misses or not self.calls_op():
+        if copied.near_misses or not self.calls_op():
             raise InputError(
                 f"{type(self.module).__name__} contains none of our mixers, and none that looks like an official one",
-                lowered.hint or "Nothing in it would use the op; mixers={MyClass: adapter} declares your own",
+                copied.hint or "Nothing in it would use the op; mixers={MyClass: adapter} declares your own",
             )
 
 
@@ -161,7 +161,7 @@ def load_source(
         example_inputs: for a user's module: what to trace it with, see `named_examples`.
         dynamic_shapes: for a user's module: as torch.export takes them, see `named_shapes`.
         hints: arguments of `load_model` besides the path.
-        mixers: for a user's module: what makes mixers of ours from the user's own classes, see `lower_mixers`.
+        mixers: for a user's module: what makes mixers of ours from the user's own classes, see `replace_mixers`.
         progress: called with one line a stage.
 
     Raises:
@@ -207,7 +207,7 @@ def load_source(
     return Source(
         model,
         _program_maker(examples, shapes),
-        lower=functools.partial(_lowered, mixers=mixers),
+        substitute=functools.partial(_substituted, mixers=mixers),
         calls_op=calls_op,
         own_inputs=True,
         may_lack_mixers=True,
@@ -249,11 +249,11 @@ def _refuse(options: Mapping[str, Any], why: str) -> None:
             raise InputError(f"{name} is {why}", "Leave it out")
 
 
-def _lowered(copied: nn.Module, mixers: Adapters | None) -> LoweredCopy:
+def _substituted(copied: nn.Module, mixers: Adapters | None) -> SubstitutedCopy:
     """Replace the mixers in a copy; one that is itself a mixer goes by its class's name."""
     name = type(copied).__name__
-    result = lower_mixers(copied, mixers)
-    return LoweredCopy(
+    result = replace_mixers(copied, mixers)
+    return SubstitutedCopy(
         result.module,
         [part or name for part in result.replaced],
         {part or name: why for part, why in result.near_misses.items()},

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from pom_export.api.expecting import Expected, expected_of_checkpoint, expected_of_pairs, expected_of_recording
 from pom_export.api.expecting_own import expected_of_module, expected_of_own
 from pom_export.api.progress import Progress, silent
+from pom_export.engine.build_config import FUNCTION
 from pom_export.engine.manifest import check_manifest, engine_path, manifest_path
-from pom_export.engine.recipe import FUNCTION
 from pom_export.errors import InputError, only_ours
 from pom_export.files import staged_output
-from pom_export.graph.exported import ExportedModel, read_model
+from pom_export.graph.exported_model import ExportedModel, read_model
 from pom_export.graph.function_check import check_functions
 from pom_export.parity import tolerances
 from pom_export.parity.candidates import KERNEL, Candidate, onnxruntime_candidates

@@ -37,7 +37,7 @@ _OUTPUT_ELSEWHERE = "its output projection is elsewhere, and a PoM brings its ow
 
 
 @dataclass(frozen=True)
-class Recognised:
+class RecognisedAttention:
     """What one module is.
 
     Attributes:
@@ -65,7 +65,7 @@ class Found:
 
     name: str
     module: nn.Module
-    what: Recognised
+    what: RecognisedAttention
     layer: str
     places: list[tuple[nn.Module, str]] = field(default_factory=list)
 
@@ -96,9 +96,15 @@ def find_attention(model: nn.Module) -> list[Found]:
     return list(found.values())
 
 
-def recognise(module: nn.Module) -> Recognised | None:
+def recognise(module: nn.Module) -> RecognisedAttention | None:
     """Return what attention a module is, or None."""
-    recognisers: tuple[Callable[[nn.Module], Recognised | None], ...] = (_torch, _timm, _separate, _fused, _function)
+    recognisers: tuple[Callable[[nn.Module], RecognisedAttention | None], ...] = (
+        _torch,
+        _timm,
+        _separate,
+        _fused,
+        _function,
+    )
     what = next((what for recogniser in recognisers if (what := recogniser(module)) is not None), None)
     if what is None or what.obstacle or not (own := _added(module)):
         return what
@@ -112,7 +118,7 @@ def _added(module: nn.Module) -> str:
     return "a forward that was assigned to it" if "forward" in vars(module) else ""
 
 
-def _torch(module: nn.Module) -> Recognised | None:
+def _torch(module: nn.Module) -> RecognisedAttention | None:
     if not isinstance(module, nn.MultiheadAttention):
         return None
     dim, kdim, vdim = module.embed_dim, module.kdim, module.vdim
@@ -126,10 +132,12 @@ def _torch(module: nn.Module) -> Recognised | None:
         obstacle = "add_bias_kv and add_zero_attn have no meaning for a PoM: train without them"
     elif kdim != vdim:
         obstacle = f"keys have width {kdim} and values {vdim}, but PoM has a single context: project one of them first"
-    return Recognised(TORCH, AttentionShape(dim, module.num_heads, weights, dim, 2 * dim, bytes_, kdim, bias), obstacle)
+    return RecognisedAttention(
+        TORCH, AttentionShape(dim, module.num_heads, weights, dim, 2 * dim, bytes_, kdim, bias), obstacle
+    )
 
 
-def _timm(module: nn.Module) -> Recognised | None:
+def _timm(module: nn.Module) -> RecognisedAttention | None:
     qkv, proj, heads = getattr(module, "qkv", None), getattr(module, "proj", None), _heads(module)
     packed, output = _sizes(qkv), _sizes(proj)
     if packed is None or output is None or not heads:
@@ -139,7 +147,7 @@ def _timm(module: nn.Module) -> Recognised | None:
         return None
     weights, bias = dim * 3 * inner + inner * dim, getattr(proj, "bias", None) is not None
     shape = AttentionShape(dim, heads, weights, inner, 2 * inner, _bytes(module), dim, bias)
-    return Recognised(TIMM, shape, _timm_obstacle(module))
+    return RecognisedAttention(TIMM, shape, _timm_obstacle(module))
 
 
 def _timm_obstacle(module: nn.Module) -> str:
@@ -159,7 +167,7 @@ def _timm_obstacle(module: nn.Module) -> str:
     return "" if len(required) == 1 else f"its forward takes {', '.join(required)}, not one input: replace it by hand"
 
 
-def _separate(module: nn.Module) -> Recognised | None:
+def _separate(module: nn.Module) -> RecognisedAttention | None:
     for names in _SEPARATE_PROJECTIONS:
         sizes = [_sizes(getattr(module, name, None)) for name in names]
         query, key, value = sizes
@@ -177,7 +185,7 @@ def _separate(module: nn.Module) -> Recognised | None:
     return None
 
 
-def _fused(module: nn.Module) -> Recognised | None:
+def _fused(module: nn.Module) -> RecognisedAttention | None:
     packed, output = _sizes(getattr(module, "c_attn", None)), _sizes(getattr(module, "c_proj", None))
     if packed is None or output is None or packed[1] != 3 * packed[0]:
         return None
@@ -186,16 +194,18 @@ def _fused(module: nn.Module) -> Recognised | None:
     return _by_hand(FUSED, shape)
 
 
-def _function(module: nn.Module) -> Recognised | None:
+def _function(module: nn.Module) -> RecognisedAttention | None:
     # TorchScript's modules have no code of Python's.
     forward = getattr(type(module), "forward", None)
     if forward is None or not _calls_sdpa(forward):
         return None
-    return Recognised(FUNCTION, None, f"its forward calls {_SDPA}; its sizes are not known: replace it by hand")
+    return RecognisedAttention(
+        FUNCTION, None, f"its forward calls {_SDPA}; its sizes are not known: replace it by hand"
+    )
 
 
-def _by_hand(kind: str, shape: AttentionShape) -> Recognised:
-    return Recognised(kind, shape, _BY_HAND.format(dim=shape.embed_dim, heads=shape.heads or "heads"))
+def _by_hand(kind: str, shape: AttentionShape) -> RecognisedAttention:
+    return RecognisedAttention(kind, shape, _BY_HAND.format(dim=shape.embed_dim, heads=shape.heads or "heads"))
 
 
 @cache

@@ -20,7 +20,7 @@ from pom_export.bench.workload import FUNCTION, KERNEL, TENSORRT, Conditions, Si
 from pom_export.engine.backend import gpu_present
 from pom_export.errors import InputError
 from pom_export.files import as_path
-from pom_export.graph.exported import BATCH, TOKENS, ExportedModel, read_model
+from pom_export.graph.exported_model import BATCH, TOKENS, ExportedModel, read_model
 from pom_export.runtime.library import custom_ops_library
 
 DEFAULT_TOKENS: Final = (256, 1024, 4096)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pom_export.bench.dimensions import resolve_axes
-from pom_export.graph.exported import ExportedModel
+from pom_export.graph.exported_model import ExportedModel
 from pom_export.runtime.session import default_session_options, import_onnxruntime, inference_session
 
 Array = npt.NDArray[Any]

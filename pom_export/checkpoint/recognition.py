@@ -24,7 +24,7 @@ _COMPUTED = re.compile(r"(^|\.)(parametrizations\.|lora_|base_layer\.)|(_orig|_m
 
 
 @dataclass(frozen=True)
-class Recognised:
+class RecognisedModel:
     """What a state dict holds.
 
     Attributes:
@@ -38,7 +38,7 @@ class Recognised:
     sampled_from_average: bool = False
 
 
-def recognise(tensors: Mapping[str, Tensor], hints: Hints = _NO_HINTS) -> Recognised:
+def recognise(tensors: Mapping[str, Tensor], hints: Hints = _NO_HINTS) -> RecognisedModel:
     """Return what a state dict holds.
 
     Raises:
@@ -52,7 +52,7 @@ def recognise(tensors: Mapping[str, Tensor], hints: Hints = _NO_HINTS) -> Recogn
         inner = {name.removeprefix(prefix): shape for name, shape in shapes.items()}
         for architecture in candidates:
             if architecture.matches(inner):
-                return Recognised(_spec(architecture, inner, hints), prefix, architecture.sampled_from_average)
+                return RecognisedModel(_spec(architecture, inner, hints), prefix, architecture.sampled_from_average)
     raise _unknown(shapes, candidates)
 
 

@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from pom_export.engine.backend import load_backend, load_plugin
+from pom_export.engine.build_config import BuiltEngine
+from pom_export.engine.build_plan import BuildPlan
 from pom_export.engine.cache import EngineCache, open_cache
 from pom_export.engine.command_line import command_line
 from pom_export.engine.inspection import inspect_engine
 from pom_export.engine.job import BuildJob
 from pom_export.engine.manifest import EngineInfo, check_manifest_place, manifest_path
-from pom_export.engine.plan import Plan
 from pom_export.engine.profiles import Shapes, make_profiles
-from pom_export.engine.recipe import BuiltEngine
 from pom_export.engine.targets import resolve_targets
 from pom_export.errors import InputError, only_ours
 from pom_export.files import check_writable, sha256_of, staged_output
-from pom_export.graph.exported import read_model
+from pom_export.graph.exported_model import read_model
 from pom_export.runtime.library import plugin_library
 from pom_export.stages import logged
 
@@ -82,7 +82,7 @@ def build_engine(
     if timing_cache is not None and loaded.is_rtx:
         raise InputError("TensorRT for RTX keeps no timing cache", "Leave `timing_cache` out")
     library = plugin_library() if use_plugin else None
-    plan = Plan(exported, loaded, chosen, profiles, library, embed_plugin, timing_cache, progress)
+    plan = BuildPlan(exported, loaded, chosen, profiles, library, embed_plugin, timing_cache, progress)
     manifest = manifest_path(output)
     kept = None if cache is None else open_cache(cache, [output, manifest], progress)
     sources = [exported.path, *exported.weights]
@@ -93,16 +93,16 @@ def build_engine(
         return _write(plan, kept, output, staged)
 
 
-def _write(plan: Plan, kept: EngineCache | None, output: str | os.PathLike[str], staged: Path) -> EngineInfo:
+def _write(plan: BuildPlan, kept: EngineCache | None, output: str | os.PathLike[str], staged: Path) -> EngineInfo:
     """Build an engine, or take it from the cache, and write it and its manifest."""
-    recipe = plan.recipe()
+    config = plan.config()
     started = time.monotonic()
-    found = kept.get(recipe.key()) if kept else None
+    found = kept.get(config.key()) if kept else None
     built = found or _build(plan)
     staged.write_bytes(built.engine)
     seconds = time.monotonic() - started
     info = EngineInfo(
-        **vars(recipe),
+        **vars(config),
         **built.facts(),
         **_places(plan, output),
         bytes=len(built.engine),
@@ -113,12 +113,12 @@ def _write(plan: Plan, kept: EngineCache | None, output: str | os.PathLike[str],
     )
     manifest_path(staged).write_text(json.dumps(info.to_dict(), indent=2) + "\n")
     # A file that was replaced meanwhile may have been read before or after: nobody knows what the engine is of.
-    if kept and not found and plan.recipe() == recipe:
-        kept.put(recipe.key(), built)
+    if kept and not found and plan.config() == config:
+        kept.put(config.key(), built)
     return info
 
 
-def _build(plan: Plan) -> BuiltEngine:
+def _build(plan: BuildPlan) -> BuiltEngine:
     if plan.library is not None:
         load_plugin(plan.backend)
     if plan.timing_cache is None:
@@ -132,7 +132,7 @@ def _build(plan: Plan) -> BuiltEngine:
     return built
 
 
-def _inspected(plan: Plan, built: BuiltEngine) -> dict[str, Any] | None:
+def _inspected(plan: BuildPlan, built: BuiltEngine) -> dict[str, Any] | None:
     """Return what TensorRT's inspector says; that it lists other plugin layers than the network had is said."""
     inspection = inspect_engine(built.engine, plan.backend, plan.library is not None, plan.progress)
     if inspection is None:
@@ -142,7 +142,7 @@ def _inspected(plan: Plan, built: BuiltEngine) -> dict[str, Any] | None:
     return inspection.to_dict()
 
 
-def _places(plan: Plan, output: str | os.PathLike[str]) -> dict[str, Any]:
+def _places(plan: BuildPlan, output: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what an engine's record says about the files and their interface."""
     return {
         "engine": os.fspath(output),

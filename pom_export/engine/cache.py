@@ -1,4 +1,4 @@
-"""Engines kept for the next build of the same recipe, in a folder that several builds may share."""
+"""Engines kept for the next build of the same configuration, in a folder that several builds may share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pom_export.engine.recipe import BuiltEngine
+from pom_export.engine.build_config import BuiltEngine
 from pom_export.errors import InputError, reason_of
 from pom_export.files import check_writable, staged_output
 from pom_export.json_text import parse_json

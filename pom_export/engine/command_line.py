@@ -6,11 +6,11 @@ import os
 import shlex
 from collections.abc import Sequence
 
-from pom_export.engine.plan import Plan
+from pom_export.engine.build_plan import BuildPlan
 from pom_export.engine.targets import CURRENT
 
 
-def command_line(plan: Plan, output: str | os.PathLike[str]) -> str:
+def command_line(plan: BuildPlan, output: str | os.PathLike[str]) -> str:
     """Return the line for a shell.
 
     The tools are trtexec, and tensorrt_rtx for TensorRT for RTX.
@@ -34,7 +34,7 @@ def command_line(plan: Plan, output: str | os.PathLike[str]) -> str:
     return shlex.join(["tensorrt_rtx" if backend.is_rtx else "trtexec", *words])
 
 
-def _shapes(names: Sequence[str], plan: Plan) -> list[str]:
+def _shapes(names: Sequence[str], plan: BuildPlan) -> list[str]:
     """Return the options for the inputs of dynamic shape; the tools take no shapes of static models."""
     options = []
     for option, field in (("--minShapes", "minimum"), ("--optShapes", "optimum"), ("--maxShapes", "maximum")):
@@ -43,5 +43,5 @@ def _shapes(names: Sequence[str], plan: Plan) -> list[str]:
     return options
 
 
-def _capabilities(plan: Plan) -> str:
+def _capabilities(plan: BuildPlan) -> str:
     return ",".join(target.removeprefix("sm") for target in plan.targets)

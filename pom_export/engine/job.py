@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pom_export import interrupts
+from pom_export.engine.build_config import BuiltEngine
+from pom_export.engine.build_plan import BuildPlan
 from pom_export.engine.functions import for_plugin, inlined
 from pom_export.engine.logger import take_errors, tensorrt_logger
 from pom_export.engine.monitor import make_monitor
-from pom_export.engine.plan import Plan
 from pom_export.engine.precision import check_precisions, declared_types
 from pom_export.engine.profiles import refused_shapes
-from pom_export.engine.recipe import BuiltEngine
 from pom_export.engine.targets import CURRENT
 from pom_export.errors import SEE_CAUSE, EngineError, PomExportError
 from pom_export.quiet import quiet_polygraphy
@@ -33,7 +33,7 @@ class BuildJob:
         cancelled: set to stop the build.
     """
 
-    plan: Plan
+    plan: BuildPlan
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> BuiltEngine:

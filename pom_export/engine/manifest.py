@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pom_export.engine.recipe import PLUGIN, Recipe, sha256_of_weights
+from pom_export.engine.build_config import PLUGIN, BuildConfig, sha256_of_weights
 from pom_export.errors import InputError
 from pom_export.files import as_path, readable_file, sha256_of
-from pom_export.graph.exported import read_model
+from pom_export.graph.exported_model import read_model
 from pom_export.json_text import parse_json
 
 # What TensorRT's inspector says of each layer is in it.
@@ -24,8 +24,8 @@ _SEAL: Final = "manifest_sha256"
 
 
 @dataclass(frozen=True)
-class EngineInfo(Recipe):
-    """The outcome of a build, as it is written into the manifest: the recipe, and what it became.
+class EngineInfo(BuildConfig):
+    """The outcome of a build, as it is written into the manifest: the build configuration, and what it became.
 
     Attributes:
         engine: path of the engine file.
@@ -100,10 +100,10 @@ def engine_path(engine: str | os.PathLike[str]) -> str:
     Raises:
         InputError: its manifest cannot be read.
     """
-    return told_path(read_manifest(engine))
+    return path_in(read_manifest(engine))
 
 
-def told_path(told: Mapping[str, Any]) -> str:
+def path_in(told: Mapping[str, Any]) -> str:
     """Return which implementation of the ops an engine's manifest tells of, "plugin" or "function"."""
     return str(told.get("path", PLUGIN))
 

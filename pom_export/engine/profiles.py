@@ -10,7 +10,7 @@ from typing import Final
 
 from pom_export.errors import InputError
 from pom_export.graph.claims import TOKEN_DIMENSIONS
-from pom_export.graph.exported import BATCH, PAST_TOKENS, InputLimits, TensorSpec
+from pom_export.graph.exported_model import BATCH, PAST_TOKENS, InputLimits, TensorSpec
 from pom_export.graph.size_expressions import root_of, size_of
 from pom_export.suggestions import did_you_mean
 

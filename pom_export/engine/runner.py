@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pom_export.engine.backend import BACKENDS, Backend, load_backend, load_plugin
+from pom_export.engine.build_config import PLUGIN
 from pom_export.engine.manifest import engine_path, manifest_path, read_manifest
-from pom_export.engine.recipe import PLUGIN
 from pom_export.errors import InputError
 from pom_export.files import readable_file
 from pom_export.runtime.runners import Runner

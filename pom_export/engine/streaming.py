@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pom_export.engine.backend import gpu_present
+from pom_export.engine.build_config import PLUGIN
 from pom_export.engine.device_memory import DeviceBuffer, Stream
 from pom_export.engine.loading import deserialize
 from pom_export.engine.logger import take_own_errors
-from pom_export.engine.manifest import check_model, read_engine, told_path
-from pom_export.engine.recipe import PLUGIN
+from pom_export.engine.manifest import check_model, path_in, read_engine
 from pom_export.engine.runner import told_backend
 from pom_export.errors import EngineError, InputError
 from pom_export.files import readable_file
@@ -49,7 +49,7 @@ def tensorrt_backend(engine: str | os.PathLike[str]) -> BackendFactory:
         )
     content, told = read_engine(file)
     try:
-        loaded = deserialize(content, told_backend(told, file), told_path(told) == PLUGIN)
+        loaded = deserialize(content, told_backend(told, file), path_in(told) == PLUGIN)
     except EngineError as error:
         raise EngineError(f"{file.name} cannot be used: {error}", "Build it again, for this GPU") from error
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pom_export.errors import InputError
-from pom_export.graph.exported import BATCH, CONTEXT_TOKENS, PAST_TOKENS, TOKENS, InputLimits
+from pom_export.graph.exported_model import BATCH, CONTEXT_TOKENS, PAST_TOKENS, TOKENS, InputLimits
 
 _TOKEN_AXES = (TOKENS, CONTEXT_TOKENS)
 # What tracing sees; no two equal and none 1, so that no dimension is taken for another or for a constant.

@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from pom_export.contract import DOMAIN
 from pom_export.graph.control_flow import without_compiler
 from pom_export.graph.copying import copy_module
-from pom_export.graph.exported import PAST_STATE
+from pom_export.graph.exported_model import PAST_STATE
 from pom_export.graph.reference import PICKING, Widen, with_wide_buffers
 
 _HALVES: Final = {"float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -28,7 +28,7 @@ _HOOKS = (
 )
 
 
-class OfficialMixer(nn.Module):
+class MixerStandIn(nn.Module):
     """One of our mixers behind the official signature; attributes of the module that it stands for stay readable."""
 
     def __init__(self, mixer: nn.Module, original: nn.Module) -> None:
@@ -65,7 +65,7 @@ class OfficialMixer(nn.Module):
         return self.mixer(xq, context, mask, positions, ctx_positions)
 
 
-def stand_in(mixer: nn.Module, original: nn.Module) -> OfficialMixer:
+def stand_in(mixer: nn.Module, original: nn.Module) -> MixerStandIn:
     """Return a mixer behind the signature of the module that it stands for, in evaluation mode.
 
     Arguments are told by their names, but for the first, which is the query whatever it is called.
@@ -76,18 +76,18 @@ def stand_in(mixer: nn.Module, original: nn.Module) -> OfficialMixer:
     signature = inspect.signature(original.forward)
     roles = _roles(signature, type(original).__name__)
     if roles is None:
-        return OfficialMixer(mixer, original).eval()
+        return MixerStandIn(mixer, original).eval()
     kind = type(original).__name__
 
-    def forward(self: OfficialMixer, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self: MixerStandIn, *args: Any, **kwargs: Any) -> Tensor:
         given = signature.bind(*args, **kwargs).arguments
-        return OfficialMixer.forward(self, **_translated(given, signature, roles, kind))
+        return MixerStandIn.forward(self, **_translated(given, signature, roles, kind))
 
     this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     parameters = list(signature.parameters.values())
     # torch.export reads an input's name from here.
     forward.__signature__ = signature.replace(parameters=[this, *parameters])  # type: ignore[attr-defined]
-    return type(kind, (OfficialMixer,), {"forward": forward})(mixer, original).eval()
+    return type(kind, (MixerStandIn,), {"forward": forward})(mixer, original).eval()
 
 
 def _roles(signature: inspect.Signature, kind: str) -> dict[str, str] | None:
@@ -152,5 +152,5 @@ def _no_counterpart(kind: str, name: str) -> InputError:
 def stand_in_paths(module: nn.Module) -> dict[str, str]:
     """Return where the mixers inside stand-ins are, and under which names the user knows them."""
     return {
-        f"{name}.mixer".lstrip("."): name for name, part in module.named_modules() if isinstance(part, OfficialMixer)
+        f"{name}.mixer".lstrip("."): name for name, part in module.named_modules() if isinstance(part, MixerStandIn)
     }

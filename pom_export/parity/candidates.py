@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from pom_export import contract
-from pom_export.engine.recipe import FUNCTION
+from pom_export.engine.build_config import FUNCTION
 from pom_export.errors import MissingDependencyError, printable
-from pom_export.graph.exported import ExportedModel
+from pom_export.graph.exported_model import ExportedModel
 from pom_export.parity.emulation import EmulatedRunner
 from pom_export.runtime.library import custom_ops_library
 from pom_export.runtime.runners import OnnxRuntimeRunner, Runner

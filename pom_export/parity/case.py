@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from pom_export.graph.exported import is_past, present_name
+from pom_export.graph.exported_model import is_past, present_name
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]

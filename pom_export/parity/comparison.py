@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pom_export.graph.exported import PAST_STATE, present_name
+from pom_export.graph.exported_model import PAST_STATE, present_name
 from pom_export.parity.measure import Measure, measure, sentinels
 from pom_export.parity.targets import Spread, Target
 from pom_export.parity.tolerances import EXACT, STATE_FEATURES, STATE_ROUNDING, Bounds, Tolerance

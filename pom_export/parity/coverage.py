@@ -9,9 +9,9 @@ from typing import Final
 
 import numpy as np
 
-from pom_export.graph.exported import BATCH, CONTEXT_TOKENS, PAST_TOKENS, TOKENS, InputLimits, TensorSpec, is_past
+from pom_export.graph.exported_model import BATCH, CONTEXT_TOKENS, PAST_TOKENS, TOKENS, InputLimits, TensorSpec, is_past
 from pom_export.parity.case import Array, Case
-from pom_export.parity.inputs import LONGEST, Plan, draw
+from pom_export.parity.inputs import LONGEST, ComparisonPlan, draw
 from pom_export.parity.interface import Interface
 
 LONGER: Final = 4100
@@ -77,7 +77,7 @@ class _Planner:
         self.notes: list[str] = []
         self.longest = reach.common
 
-    def _draw(self, plan: Plan, specs: list[TensorSpec] | None = None) -> dict[str, Array]:
+    def _draw(self, plan: ComparisonPlan, specs: list[TensorSpec] | None = None) -> dict[str, Array]:
         return draw(self.specs if specs is None else specs, plan, self.limits, self.random)
 
     def values(self) -> Iterator[Case]:
@@ -96,7 +96,7 @@ class _Planner:
         if (seen := cases * places) < total:
             self.notes.append(f"{seen} of {total} values of {names} were compared, spread evenly")
         for case in range(cases):
-            feed = self._draw(Plan("", batch, tokens, tokens, kept=1.0, past=0))
+            feed = self._draw(ComparisonPlan("", batch, tokens, tokens, kept=1.0, past=0))
             for spec in counted:
                 counts, like = self.limits.values[spec.name], feed[spec.name]
                 columns = [_share(count, case, cases, like.size // len(counts)) for count in counts]
@@ -117,7 +117,7 @@ class _Planner:
         limit = self.limits.tokens
         tokens = min(LONGER if limit is None else limit, self.reach.tokens)
         if tokens > self.longest:
-            yield Case("the longest", self._draw(Plan("", 1, tokens, tokens, kept=1.0, past=0)))
+            yield Case("the longest", self._draw(ComparisonPlan("", 1, tokens, tokens, kept=1.0, past=0)))
         common = self.reach.common
         if limit is not None and max(tokens, common) < limit:
             self.notes.append(f"positions from {max(tokens, common)} to {limit - 1} were not compared")
@@ -134,7 +134,7 @@ class _Planner:
         masked = {spec.name: masks[spec.axes[:2]] for spec in tokens if spec.axes[:2] in masks}
         if not masked:
             return
-        feed = self._draw(Plan("", 2, 2 * _CALL, _CALL, kept=0.6))
+        feed = self._draw(ComparisonPlan("", 2, 2 * _CALL, _CALL, kept=0.6))
         for name, mask in masked.items():
             feed[name][~feed[mask]] = np.nan
         yield Case("NaN where the mask leaves tokens out", feed, partial=True)
@@ -148,7 +148,10 @@ class _Planner:
             self.notes.append(
                 "positions were compared only at the start and the end, because the file fixes its number of tokens"
             )
-        for plan in (Plan(name, 3, _CALL, _CALL, past=past), Plan(f"{name}, tiny values", 1, 1, 1, _TINY, past=past)):
+        for plan in (
+            ComparisonPlan(name, 3, _CALL, _CALL, past=past),
+            ComparisonPlan(f"{name}, tiny values", 1, 1, 1, _TINY, past=past),
+        ):
             if plan.scale == 1.0 or any(spec.dtype.kind not in "biu" and not is_past(spec.name) for spec in self.specs):
                 yield Case(plan.name, self._draw(plan))
 
@@ -160,7 +163,7 @@ class _Planner:
             return
         specs = self.interface.pinned_specs(but=TOKENS)
         axes = {spec.name: spec.axes.index(TOKENS) for spec in specs if TOKENS in spec.axes}
-        feed = self._draw(Plan("", 2, tokens, tokens, kept=1.0, past=0), specs)
+        feed = self._draw(ComparisonPlan("", 2, tokens, tokens, kept=1.0, past=0), specs)
         yield Case(f"{_CALLS} calls, each with the state of the last", feed, (call, 2 * call), axes, causal)
 
 

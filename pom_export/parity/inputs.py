@@ -13,7 +13,7 @@ import numpy as np
 from pom_export.arrays import read_npz
 from pom_export.errors import InputError, printable
 from pom_export.files import as_path
-from pom_export.graph.exported import BATCH, CONTEXT_TOKENS, PAST_TOKENS, TOKENS, InputLimits, TensorSpec, is_past
+from pom_export.graph.exported_model import BATCH, CONTEXT_TOKENS, PAST_TOKENS, TOKENS, InputLimits, TensorSpec, is_past
 from pom_export.parity.case import Array, Case
 from pom_export.parity.past import draw_past, past_lengths, rows_differ
 
@@ -28,7 +28,7 @@ _MOST_VALUES: Final = 2**27
 
 
 @dataclass(frozen=True)
-class Plan:
+class ComparisonPlan:
     """How a case's inputs are drawn: sizes of dynamic dimensions, scale of the tokens, which count, how many before."""
 
     name: str
@@ -42,24 +42,24 @@ class Plan:
 
 
 _PLANS = (
-    Plan("typical", 2, 24, 17),
-    Plan("one token", 1, 1, 1, kept=1.0, past=530),
-    Plan("odd sizes", 3, 67, 13, past=0),
+    ComparisonPlan("typical", 2, 24, 17),
+    ComparisonPlan("one token", 1, 1, 1, kept=1.0, past=530),
+    ComparisonPlan("odd sizes", 3, 67, 13, past=0),
     # Projections of tokens this large lie beyond both clamps, -10 and 6, almost everywhere.
-    Plan("beyond both clamps", 2, 33, 31, scale=40.0),
-    Plan("tiny values", 2, 9, 5, scale=1e-3),
-    Plan("long", 1, LONGEST, 515),
+    ComparisonPlan("beyond both clamps", 2, 33, 31, scale=40.0),
+    ComparisonPlan("tiny values", 2, 9, 5, scale=1e-3),
+    ComparisonPlan("long", 1, LONGEST, 515),
 )
 # Of models whose tokens have no dimension of their own: images.
 _ROW_PLANS = (
-    Plan("typical", 3, 1, 1),
-    Plan("one row", 1, 1, 1),
-    Plan("beyond both clamps", 2, 1, 1, scale=40.0),
-    Plan("tiny values", 2, 1, 1, scale=1e-3),
+    ComparisonPlan("typical", 3, 1, 1),
+    ComparisonPlan("one row", 1, 1, 1),
+    ComparisonPlan("beyond both clamps", 2, 1, 1, scale=40.0),
+    ComparisonPlan("tiny values", 2, 1, 1, scale=1e-3),
 )
 _MASK_PLANS = (
-    Plan("a fully masked row", 3, 16, 11, masked_rows=True),
-    Plan("nothing masked", 2, 16, 11, kept=1.0),
+    ComparisonPlan("a fully masked row", 3, 16, 11, masked_rows=True),
+    ComparisonPlan("nothing masked", 2, 16, 11, kept=1.0),
 )
 
 
@@ -88,7 +88,9 @@ def _has_tokens(specs: Sequence[TensorSpec]) -> bool:
     return any(len(spec.axes) in {2, 3} for spec in specs)
 
 
-def draw(specs: Sequence[TensorSpec], plan: Plan, limits: InputLimits, seed: np.random.Generator) -> dict[str, Array]:
+def draw(
+    specs: Sequence[TensorSpec], plan: ComparisonPlan, limits: InputLimits, seed: np.random.Generator
+) -> dict[str, Array]:
     """Return the inputs of a case.
 
     Raises:
@@ -120,7 +122,7 @@ def draw(specs: Sequence[TensorSpec], plan: Plan, limits: InputLimits, seed: np.
     return feed
 
 
-def _sizes(specs: Sequence[TensorSpec], plan: Plan, most_tokens: int | None) -> dict[str, int]:
+def _sizes(specs: Sequence[TensorSpec], plan: ComparisonPlan, most_tokens: int | None) -> dict[str, int]:
     """Return the size of each dimension that may be dynamic."""
     most = math.inf if most_tokens is None else most_tokens
     tokens = int(min(plan.tokens, most))
@@ -134,7 +136,7 @@ def _sizes(specs: Sequence[TensorSpec], plan: Plan, most_tokens: int | None) -> 
 
 
 def _draw_input(
-    spec: TensorSpec, shape: list[int], plan: Plan, limits: InputLimits, random_state: np.random.Generator
+    spec: TensorSpec, shape: list[int], plan: ComparisonPlan, limits: InputLimits, random_state: np.random.Generator
 ) -> Array:
     if spec.dtype == np.bool_:
         mask = random_state.random(shape) < plan.kept

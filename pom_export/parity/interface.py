@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pom_export.errors import InputError
-from pom_export.graph.exported import (
+from pom_export.graph.exported_model import (
     BATCH,
     CONTEXT_TOKENS,
     TOKENS,

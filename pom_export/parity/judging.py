@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pom_export.graph.exported import ExportedModel
+from pom_export.graph.exported_model import ExportedModel
 from pom_export.parity import tolerances
 from pom_export.parity.candidates import Candidate, unrounded_candidates
 from pom_export.parity.case import Case

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from pom_export.errors import InputError
-from pom_export.graph.exported import PRECISIONS
+from pom_export.graph.exported_model import PRECISIONS
 from pom_export.parity.case import Case
 from pom_export.parity.comparison import spreads
 from pom_export.parity.targets import Target

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from pom_export.errors import InputError, printable
-from pom_export.graph.exported import PAST_STATE, ExportedModel, TensorSpec, present_name
+from pom_export.graph.exported_model import PAST_STATE, ExportedModel, TensorSpec, present_name
 from pom_export.parity.case import Arrays
 
 _LONGEST_NAME = 80

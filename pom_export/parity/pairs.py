@@ -9,7 +9,7 @@ import numpy as np
 
 from pom_export.errors import InputError, printable
 from pom_export.files import as_path
-from pom_export.graph.exported import ExportedModel, TensorSpec
+from pom_export.graph.exported_model import ExportedModel, TensorSpec
 from pom_export.parity.case import Array
 from pom_export.parity.inputs import Inputs, case_of, read_arrays
 from pom_export.parity.names import fits

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pom_export.graph.exported import PAST_LENGTH, PAST_STATE, PAST_TOKENS, TensorSpec
+from pom_export.graph.exported_model import PAST_LENGTH, PAST_STATE, PAST_TOKENS, TensorSpec
 
 Array = npt.NDArray[Any]
 _HALF_ULP = 2.0**-25

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from pom_export.graph.exported import PRECISIONS, ExportedModel, is_past, present_name
+from pom_export.graph.exported_model import PRECISIONS, ExportedModel, is_past, present_name
 from pom_export.runtime.runners import to_numpy
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pom_export.arrays import read_npz
 from pom_export.errors import InputError, printable
-from pom_export.graph.exported import TensorSpec
+from pom_export.graph.exported_model import TensorSpec
 from pom_export.json_text import parse_json
 from pom_export.parity.case import Array, Case
 from pom_export.parity.comparison import spreads

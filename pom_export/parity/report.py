@@ -39,7 +39,7 @@ class Comparison:
         return bool(self.cases) and all(case.difference for case in self.cases)
 
     @property
-    def told_nothing(self) -> bool:
+    def inconclusive(self) -> bool:
         """Whether the reference was zero everywhere in every case."""
         return all(case.difference.reference_is_zero for case in self.cases)
 
@@ -73,7 +73,7 @@ class Comparison:
 
 def is_all_zero(comparisons: Sequence[Comparison]) -> bool:
     """Return whether the reference was zero everywhere, in every output and case: a wrong file may give the same."""
-    return bool(comparisons) and all(comparison.told_nothing for comparison in comparisons)
+    return bool(comparisons) and all(comparison.inconclusive for comparison in comparisons)
 
 
 def untold_notes(comparisons: Sequence[Comparison]) -> list[str]:
@@ -84,8 +84,8 @@ def untold_notes(comparisons: Sequence[Comparison]) -> list[str]:
         ]
     notes = {}
     for each in comparisons:
-        if each.told_nothing or each.constant is not None:
-            number = "zero" if each.told_nothing else f"{each.constant:g}"
+        if each.inconclusive or each.constant is not None:
+            number = "zero" if each.inconclusive else f"{each.constant:g}"
             notes[each.output] = (
                 f"the reference of output {each.output} is {number} everywhere in every case, so it tells nothing apart"
             )
@@ -119,10 +119,10 @@ class ParityReport:
     origin: Origin = field(default_factory=Origin)
 
     def __bool__(self) -> bool:
-        return bool(self.comparisons) and all(self.comparisons) and not self.failed and not self.told_nothing
+        return bool(self.comparisons) and all(self.comparisons) and not self.failed and not self.inconclusive
 
     @property
-    def told_nothing(self) -> bool:
+    def inconclusive(self) -> bool:
         """Whether the reference was zero everywhere, in every output and case: a wrong file may give the same."""
         return is_all_zero(self.comparisons)
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pom_export.files import scratch_folder
-from pom_export.graph.exported import nested
+from pom_export.graph.exported_model import nested
 from pom_export.runtime.session import default_session_options
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 import pom_export
 from pom_export.errors import InputError, ParityError
-from pom_export.graph.exported import read_model
+from pom_export.graph.exported_model import read_model
 
 WIDTH = 8
 

@@ -19,7 +19,7 @@ from torch import nn
 import pom_export
 from pom_export.checkpoint.exported_program import is_exported_program, read_exported_program
 from pom_export.errors import CheckpointError, InputError
-from pom_export.graph.exported import read_model
+from pom_export.graph.exported_model import read_model
 from tests import pt2_files
 
 

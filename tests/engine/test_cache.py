@@ -17,18 +17,18 @@ import pytest
 import pom_export
 from pom_export.engine import builder
 from pom_export.engine.backend import Backend
+from pom_export.engine.build_config import BuildConfig, BuiltEngine, sha256_of_weights
+from pom_export.engine.build_plan import BuildPlan
 from pom_export.engine.cache import EngineCache, open_cache
-from pom_export.engine.plan import Plan
-from pom_export.engine.recipe import BuiltEngine, Recipe, sha256_of_weights
 from pom_export.errors import InputError
 from pom_export.files import sha256_of
 from pom_export.graph import saving
-from pom_export.graph.exported import ExportedModel, read_model
+from pom_export.graph.exported_model import ExportedModel, read_model
 from pom_export.graph.weights_file import rename_by_content
 
 CHECKPOINT = Path(__file__).parents[1] / "data" / "golden" / "v2_base" / "checkpoint.pt"
 BUILT = BuiltEngine(b"engine\nof several\nlines", 2, {"float16": 5}, {"float16": 3})
-RECIPE = Recipe(
+CONFIG = BuildConfig(
     backend="tensorrt-rtx",
     backend_version="1.7.1.116",
     targets=["sm86"],
@@ -85,10 +85,10 @@ def build(model: Path, **options: Any) -> pom_export.EngineInfo:
 
 
 def test_every_part_of_the_recipe_changes_the_key() -> None:
-    assert OTHERS.keys() == {field.name for field in dataclasses.fields(Recipe)}
-    keys = {dataclasses.replace(RECIPE, **{name: value}).key() for name, value in OTHERS.items()}
-    assert len(keys | {RECIPE.key()}) == len(OTHERS) + 1
-    assert dataclasses.replace(RECIPE).key() == RECIPE.key()
+    assert OTHERS.keys() == {field.name for field in dataclasses.fields(BuildConfig)}
+    keys = {dataclasses.replace(CONFIG, **{name: value}).key() for name, value in OTHERS.items()}
+    assert len(keys | {CONFIG.key()}) == len(OTHERS) + 1
+    assert dataclasses.replace(CONFIG).key() == CONFIG.key()
 
 
 def test_weights_of_one_name_are_told_apart(tmp_path: Path) -> None:
@@ -219,16 +219,16 @@ def test_what_an_interrupted_write_leaves_is_not_read(tmp_path: Path) -> None:
     cache = EngineCache(tmp_path, silent)
     staging = tmp_path / ".pom-export-abc"
     staging.mkdir()
-    (staging / f"{RECIPE.key()}.pom-engine").write_bytes(b"half")
-    assert cache.get(RECIPE.key()) is None
-    cache.put(RECIPE.key(), BUILT)
-    assert cache.get(RECIPE.key()) == BUILT
+    (staging / f"{CONFIG.key()}.pom-engine").write_bytes(b"half")
+    assert cache.get(CONFIG.key()) is None
+    cache.put(CONFIG.key(), BUILT)
+    assert cache.get(CONFIG.key()) == BUILT
 
 
 def test_an_engine_that_cannot_be_kept_fails_no_build(tmp_path: Path) -> None:
     said: list[str] = []
     cache = EngineCache(tmp_path / "none" / "cache", said.append)
-    cache.put(RECIPE.key(), BUILT)
+    cache.put(CONFIG.key(), BUILT)
     assert len(said) == 1
     assert "is not kept" in said[0]
 
@@ -239,8 +239,8 @@ def test_builds_at_the_same_time_see_whole_entries(tmp_path: Path) -> None:
 
     def work(engine: bytes) -> None:
         for _ in range(20):
-            cache.put(RECIPE.key(), dataclasses.replace(BUILT, engine=engine))
-            found = cache.get(RECIPE.key())
+            cache.put(CONFIG.key(), dataclasses.replace(BUILT, engine=engine))
+            found = cache.get(CONFIG.key())
             assert found is not None
             assert found.engine in engines
 
@@ -284,7 +284,7 @@ def test_a_timing_cache_is_replaced_whole(
     class Job:
         """As Polygraphy does it."""
 
-        def __init__(self, plan: Plan) -> None:
+        def __init__(self, plan: BuildPlan) -> None:
             self.cache = plan.timing_cache
 
         def run(self) -> BuiltEngine:
@@ -298,7 +298,7 @@ def test_a_timing_cache_is_replaced_whole(
 
     monkeypatch.setattr(builder, "BuildJob", Job)
     model = ExportedModel(tmp_path / "m.onnx", [], [], {}, 20, [])
-    plan = Plan(model, Backend("tensorrt", "10", None), ["current"], {}, None, False, place, silent)
+    plan = BuildPlan(model, Backend("tensorrt", "10", None), ["current"], {}, None, False, place, silent)
     assert builder._build(plan) == BUILT
     assert seen == [before or b""]
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"timings": b"after"}

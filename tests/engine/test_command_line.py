@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from pom_export.engine.backend import TENSORRT, TENSORRT_RTX, Backend
+from pom_export.engine.build_plan import BuildPlan
 from pom_export.engine.command_line import command_line
-from pom_export.engine.plan import Plan
 from pom_export.engine.profiles import make_profiles
 from pom_export.engine.targets import CURRENT
-from pom_export.graph.exported import ExportedModel, TensorSpec
+from pom_export.graph.exported_model import ExportedModel, TensorSpec
 
 FLOAT, BOOL = np.dtype("float32"), np.dtype("bool")
 DYNAMIC = [TensorSpec("x", FLOAT, ("batch", "tokens", 8)), TensorSpec("mask", BOOL, ("batch", "tokens"))]
@@ -27,7 +27,7 @@ PLUGIN = ["--dynamicPlugins=/a b/p.so", "--setPluginsToSerialize=/a b/p.so"]
 ENDING = ["--profilingVerbosity=detailed", "--skipInference"]
 
 
-def plan(model: Path = Path("m.onnx"), inputs: Sequence[TensorSpec] = DYNAMIC, **changes: Any) -> Plan:
+def plan(model: Path = Path("m.onnx"), inputs: Sequence[TensorSpec] = DYNAMIC, **changes: Any) -> BuildPlan:
     options = {
         "backend": Backend(TENSORRT_RTX, "1.7", None),
         "targets": ["sm86", "sm120"],
@@ -37,10 +37,12 @@ def plan(model: Path = Path("m.onnx"), inputs: Sequence[TensorSpec] = DYNAMIC, *
         "progress": print,
         **changes,
     }
-    return Plan(ExportedModel(model, inputs, [], {}, 20, ["a"]), profiles=make_profiles(inputs, {}, {}, {}), **options)
+    return BuildPlan(
+        ExportedModel(model, inputs, [], {}, 20, ["a"]), profiles=make_profiles(inputs, {}, {}, {}), **options
+    )
 
 
-def words(planned: Plan, output: str = "e") -> list[str]:
+def words(planned: BuildPlan, output: str = "e") -> list[str]:
     return shlex.split(command_line(planned, output))
 
 

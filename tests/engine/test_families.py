@@ -14,7 +14,7 @@ from torch import nn
 import pom_export
 from pom_export import contract
 from pom_export.engine.precision import declared_types
-from pom_export.graph.exported import PRECISIONS
+from pom_export.graph.exported_model import PRECISIONS
 from pom_export.graph.nodes import op_of
 from tests.small_models import hybrid, image_model
 

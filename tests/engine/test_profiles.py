@@ -7,7 +7,7 @@ import pytest
 
 from pom_export.engine.profiles import ShapeProfile, make_profiles, parse_shapes, refused_shapes
 from pom_export.errors import InputError
-from pom_export.graph.exported import InputLimits, TensorSpec
+from pom_export.graph.exported_model import InputLimits, TensorSpec
 
 X = TensorSpec("x", np.dtype("float32"), ("batch", "tokens", 16))
 MASK = TensorSpec("mask", np.dtype("bool"), ("batch", "tokens"))

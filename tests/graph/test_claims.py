@@ -11,7 +11,7 @@ import pytest
 
 from pom_export.errors import InputError
 from pom_export.graph.claims import ClaimError, Claims, InputLimits, read_claims
-from pom_export.graph.exported import read_model
+from pom_export.graph.exported_model import read_model
 
 SHA256 = "0123456789abcdef" * 4
 

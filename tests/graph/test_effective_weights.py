@@ -14,7 +14,7 @@ import pom_export
 from pom_export.errors import CheckpointError
 from pom_export.graph.copying import copy_module
 from pom_export.graph.effective_weights import fold_weights
-from pom_export.graph.lowering import OfficialMixer, lower_mixers
+from pom_export.graph.replacing import MixerStandIn, replace_mixers
 from tests.official_style import PoM, ProductPoM
 
 Change = Callable[[nn.Module], object]
@@ -70,16 +70,16 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Change]] = {
 }
 
 
-def lowered_of(model: nn.Module) -> nn.Module:
-    return lower_mixers(copy_module(model, torch.float64)).module
+def replaced_in(model: nn.Module) -> nn.Module:
+    return replace_mixers(copy_module(model, torch.float64)).module
 
 
 def check_same(model: nn.Module) -> None:
     x = torch.randn(2, 5, 8, dtype=torch.float64)
-    lowered = lowered_of(model)
-    assert any(isinstance(part, OfficialMixer) for part in lowered.modules())
+    replaced = replaced_in(model)
+    assert any(isinstance(part, MixerStandIn) for part in replaced.modules())
     with torch.no_grad():
-        torch.testing.assert_close(copy_module(lowered)(x), copy_module(model, torch.float64)(x))
+        torch.testing.assert_close(copy_module(replaced)(x), copy_module(model, torch.float64)(x))
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
@@ -104,9 +104,9 @@ def test_a_pruned_weight_is_brought_up_to_date() -> None:
 def test_plain_layers_keep_their_tensors() -> None:
     mixer = PoM(8, 2, 2, 1, 1)
     parametrizations.weight_norm(mixer.ag_proj)
-    lowered = lower_mixers(copy_module(nn.Sequential(mixer)))
-    assert lowered.module[0].mixer.qc_proj.weight is mixer.qc_proj.weight
-    assert lowered.folded == {"0": ["ag_proj"]}
+    replaced = replace_mixers(copy_module(nn.Sequential(mixer)))
+    assert replaced.module[0].mixer.qc_proj.weight is mixer.qc_proj.weight
+    assert replaced.folded == {"0": ["ag_proj"]}
 
 
 @pytest.mark.parametrize(
@@ -123,9 +123,9 @@ def test_plain_layers_keep_their_tensors() -> None:
 def test_what_is_no_linear_map_stays_as_it_is(layer: nn.Module, message: str) -> None:
     mixer = PoM(8, 2, 2, 1, 1)
     mixer.ag_proj = layer
-    lowered = lower_mixers(nn.Sequential(mixer))
-    assert lowered.replaced == []
-    assert message in str(lowered.near_misses["0"])
+    replaced = replace_mixers(nn.Sequential(mixer))
+    assert replaced.replaced == []
+    assert message in str(replaced.near_misses["0"])
 
 
 def test_an_adapter_that_mixes_groups_is_said() -> None:
@@ -135,7 +135,7 @@ def test_an_adapter_that_mixes_groups_is_said() -> None:
 
     mixer = PoM(8, 2, 2, 2, 1)
     mixer.po_proj = Whole(mixer.po_proj, 8, 16)
-    assert "mixes the 2 groups" in str(lower_mixers(nn.Sequential(mixer)).near_misses["0"])
+    assert "mixes the 2 groups" in str(replace_mixers(nn.Sequential(mixer)).near_misses["0"])
 
 
 def test_the_width_is_that_of_the_layer_in_an_adapter() -> None:

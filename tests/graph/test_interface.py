@@ -12,7 +12,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from pom_export.errors import InputError
-from pom_export.graph.exported import TensorSpec, read_model
+from pom_export.graph.exported_model import TensorSpec, read_model
 from pom_export.graph.interface import check_counts
 from pom_export.graph.weight_types import precision_of, weight_types
 

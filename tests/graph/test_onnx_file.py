@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pom_export.errors import InputError
 from pom_export.graph import declared_tensor, onnx_file
-from pom_export.graph.exported import read_model
+from pom_export.graph.exported_model import read_model
 from pom_export.graph.onnx_file import MESSAGES, check_onnx_file
 from pom_export.runtime.session import inference_session
 

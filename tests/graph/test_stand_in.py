@@ -14,7 +14,7 @@ from torch.nn import functional
 import pom_export
 from pom_export.errors import InputError, ParityError
 from pom_export.graph.copying import copy_module
-from pom_export.graph.lowering import lower_mixers
+from pom_export.graph.replacing import replace_mixers
 from tests.official_style import PoM
 
 X = torch.randn(2, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -60,29 +60,29 @@ def wide(kind: type[PoM]) -> nn.Module:
 )
 def test_a_signature_of_ones_own_is_kept(kind: type[PoM], call: Callable[[nn.Module], Tensor]) -> None:
     original = wide(kind)
-    lowered = lower_mixers(copy_module(original)).module
-    assert lowered is not original
-    torch.testing.assert_close(call(copy_module(lowered)), call(original))
+    replaced = replace_mixers(copy_module(original)).module
+    assert replaced is not original
+    torch.testing.assert_close(call(copy_module(replaced)), call(original))
 
 
 def test_an_argument_that_ours_does_not_have_is_refused_when_it_is_used() -> None:
-    lowered = lower_mixers(wide(Renamed)).module
+    replaced = replace_mixers(wide(Renamed)).module
     with pytest.raises(InputError, match=r"Renamed is called with scale, .* mixers=\{Renamed: adapter\}"):
-        lowered(X, scale=2.0)
+        replaced(X, scale=2.0)
     with pytest.raises(InputError, match="Keywords is called with other"):
-        lower_mixers(wide(Keywords)).module(X, other=1)
+        replace_mixers(wide(Keywords)).module(X, other=1)
 
 
 def test_an_argument_that_ours_needs_not_is_said() -> None:
-    lowered = lower_mixers(nn.Sequential(wide(Lengths)))
-    assert lowered.replaced == []
-    assert "its forward takes (tokens, lengths), the official one (xq, xc, mask)" in str(lowered.near_misses["0"])
+    result = replace_mixers(nn.Sequential(wide(Lengths)))
+    assert result.replaced == []
+    assert "its forward takes (tokens, lengths), the official one (xq, xc, mask)" in str(result.near_misses["0"])
 
 
 def test_a_forward_that_was_replaced_is_said() -> None:
     mixer = wide(PoM)
     mixer.forward = lambda x: 2 * x  # type: ignore[method-assign]
-    assert "the forward of this PoM was replaced" in str(lower_mixers(nn.Sequential(mixer)).near_misses["0"])
+    assert "the forward of this PoM was replaced" in str(replace_mixers(nn.Sequential(mixer)).near_misses["0"])
 
 
 class Own(nn.Module):

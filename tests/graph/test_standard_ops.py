@@ -11,7 +11,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 import pom_export
-from pom_export.graph.exported import is_past, read_model
+from pom_export.graph.exported_model import is_past, read_model
 from pom_export.graph.function_check import check_functions
 from pom_export.graph.nodes import is_aggregation
 from pom_export.parity.comparison import difference

@@ -15,7 +15,7 @@ import torch
 import pom_export
 from pom_export.api.exporting import ExportResult
 from pom_export.errors import InputError
-from pom_export.graph.exported import ExportedModel, is_past, present_name, read_model
+from pom_export.graph.exported_model import ExportedModel, is_past, present_name, read_model
 from pom_export.mixer import PolynomialMixer, RotaryPolynomialMixer
 from pom_export.parity import tolerances
 from tests.small_models import VOCABULARY, hybrid

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 import pom_export
 from pom_export.errors import InputError
 from pom_export.graph.copying import copy_module
-from pom_export.graph.lowering import lower_mixers
+from pom_export.graph.replacing import replace_mixers
 from pom_export.graph.wrappers import unwrapped
 from tests.official_style import PoM
 
@@ -40,7 +40,7 @@ def test_names_are_those_without_wrappers(wrap: str) -> None:
     before = [name for name, _ in model.named_modules()]
     copied = copy_module(model)
     assert list(copied.state_dict()) == list(nn.Sequential(nn.Linear(8, 8), nn.Sequential(mixer())).state_dict())
-    assert lower_mixers(copied).replaced == ["1.0"]
+    assert replace_mixers(copied).replaced == ["1.0"]
     assert [name for name, _ in model.named_modules()] == before
     assert unwrapped(WRAPPERS[wrap](model)) is model or wrap in {"averaged", "all"}  # these copy
 
@@ -102,7 +102,7 @@ def test_the_mixers_that_torch_sees_are_exported_all_the_same(tmp_path: Path) ->
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_traced_mixer_is_said() -> None:
     traced = torch.jit.trace(mixer().eval(), torch.randn(2, 5, 8))
-    assert "TorchScript" in str(lower_mixers(nn.Sequential(traced)).near_misses["0"])
+    assert "TorchScript" in str(replace_mixers(nn.Sequential(traced)).near_misses["0"])
 
 
 class PassedOn(nn.Module):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from pom_export.graph.exported import InputLimits, TensorSpec
+from pom_export.graph.exported_model import InputLimits, TensorSpec
 from pom_export.parity.case import Case, run_case
 from pom_export.parity.coverage import LONGER, Coverage, Reach, make_coverage
 from pom_export.parity.inputs import make_cases

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pom_export.errors import InputError
-from pom_export.graph.exported import InputLimits, TensorSpec
+from pom_export.graph.exported_model import InputLimits, TensorSpec
 from pom_export.parity.inputs import case_of, make_cases
 
 SPECS = [TensorSpec("x", np.dtype("float32"), ("batch", 4))]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pom_export.errors import InputError
-from pom_export.graph.exported import TensorSpec
+from pom_export.graph.exported_model import TensorSpec
 from pom_export.parity.case import Case
 from pom_export.parity.recording import load_recording, recorded_model, save_recording
 from pom_export.parity.targets import Spread, Target

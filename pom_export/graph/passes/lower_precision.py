@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 
 from pom_export.errors import InputError
-from pom_export.graph.exported import KEPT_IN_FLOAT32, METADATA_PREFIX
+from pom_export.graph.exported_model import KEPT_IN_FLOAT32, METADATA_PREFIX
 from pom_export.graph.nodes import add_constant, cast_node
-from pom_export.graph.precision import Plan, plan_precision
+from pom_export.graph.precision import PrecisionPlan, plan_precision
 from pom_export.graph.precision.rules import is_constant, is_float, largest
 
 Observe = Callable[[ir.Model], Mapping[str, float]]
@@ -52,7 +52,7 @@ class LowerPrecisionPass(ir.passes.InPlacePass):
 class _Lowering:
     """Gives every float value its type, and every user of one the form that it wants."""
 
-    def __init__(self, graph: ir.Graph, plan: Plan) -> None:
+    def __init__(self, graph: ir.Graph, plan: PrecisionPlan) -> None:
         self.graph = graph
         self.plan = plan
         self.forms: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from pom_export.graph.exported import BATCH, TOKENS
+from pom_export.graph.exported_model import BATCH, TOKENS
 
 _NUMBERED = re.compile(r"\bs\d+\b")
 _USUAL = (BATCH, TOKENS)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from pom_export.graph.exported import METADATA_PREFIX
+from pom_export.graph.exported_model import METADATA_PREFIX
 from pom_export.version import __version__
 
 

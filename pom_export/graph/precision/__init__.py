@@ -1,5 +1,5 @@
 """Which nodes of a float32 graph may compute in half precision, and which may not."""
 
-from pom_export.graph.precision.plan import Plan, plan_precision
+from pom_export.graph.precision.plan import PrecisionPlan, plan_precision
 
-__all__ = ["Plan", "plan_precision"]
+__all__ = ["PrecisionPlan", "plan_precision"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from pom_export.graph.exported import PAST_STATE
+from pom_export.graph.exported_model import PAST_STATE
 from pom_export.graph.nodes import aggregation_nodes, gated_nodes, input_named, input_names, is_aggregation
 from pom_export.graph.precision.range import OutOfRange, find_out_of_range
 from pom_export.graph.precision.rules import (
@@ -29,7 +29,7 @@ _GRAPHS = {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}
 
 
 @dataclass
-class Plan:
+class PrecisionPlan:
     """What a half-precision graph computes in float32.
 
     Attributes:
@@ -71,7 +71,7 @@ class Plan:
         return is_constant(value) or value.producer() in self.single
 
 
-def plan_precision(model: ir.Model, dtype: ir.DataType, peaks: Mapping[str, float]) -> Plan:
+def plan_precision(model: ir.Model, dtype: ir.DataType, peaks: Mapping[str, float]) -> PrecisionPlan:
     """Return which nodes of a float32 graph stay in float32 when it is lowered to a half type.
 
     Args:
@@ -79,7 +79,7 @@ def plan_precision(model: ir.Model, dtype: ir.DataType, peaks: Mapping[str, floa
         dtype: FLOAT16 or BFLOAT16.
         peaks: magnitudes of values that were seen, by name.
     """
-    plan = Plan(dtype, model.opset_imports[""], find_out_of_range(model, dtype, peaks))
+    plan = PrecisionPlan(dtype, model.opset_imports[""], find_out_of_range(model, dtype, peaks))
     plan.single.update(_table_nodes(model))
     plan.single.update(_angle_nodes(model))
     plan.state.update(_state_values(model))
@@ -95,7 +95,7 @@ def plan_precision(model: ir.Model, dtype: ir.DataType, peaks: Mapping[str, floa
     return plan
 
 
-def _is_single(node: ir.Node, inputs: list[ir.Value], plan: Plan) -> bool:
+def _is_single(node: ir.Node, inputs: list[ir.Value], plan: PrecisionPlan) -> bool:
     if reads_any(node):
         return False
     outside = plan.out_of_range.values

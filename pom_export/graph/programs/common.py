@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pom_export.errors import InputError
-from pom_export.graph.exported import TOKENS, InputLimits
+from pom_export.graph.exported_model import TOKENS, InputLimits
 from pom_export.graph.program import Axes, GraphOptions
 from pom_export.mixer import ProductMixer, RotaryConfig, RotaryPolynomialMixer
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pom_export.errors import InputError
-from pom_export.graph.exported import BATCH, InputLimits
+from pom_export.graph.exported_model import BATCH, InputLimits
 from pom_export.graph.program import Axes, GraphOptions, Program, build_program
 from pom_export.models import JiT
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pom_export.errors import InputError
-from pom_export.graph.exported import (
+from pom_export.graph.exported_model import (
     BATCH,
     BLOCK_CAUSAL,
     CAUSAL,

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pom_export.errors import InputError
-from pom_export.graph.exported import BATCH, PAST_LENGTH, PAST_TOKENS, TOKENS, InputLimits, TensorSpec
+from pom_export.graph.exported_model import BATCH, PAST_LENGTH, PAST_TOKENS, TOKENS, InputLimits, TensorSpec
 from pom_export.runtime.streaming.interface import MASK, StatefulModel
 
 Array = npt.NDArray[Any]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pom_export.errors import InputError
-from pom_export.graph.exported import (
+from pom_export.graph.exported_model import (
     BATCH,
     PAST_LENGTH,
     PAST_STATE,

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pom_export.errors import InputError, reason_of
-from pom_export.graph.exported import BATCH, TOKENS
+from pom_export.graph.exported_model import BATCH, TOKENS
 from pom_export.runtime.session import import_onnxruntime
 from pom_export.runtime.streaming.backend import locked
 from pom_export.runtime.streaming.interface import StatefulModel

@@ -17,7 +17,7 @@ from pom_export.arrays import read_npz
 from pom_export.contract import MAX_LENGTH
 from pom_export.errors import InputError, kind_of, reason_of
 from pom_export.files import readable_file, sha256_of, staged_output
-from pom_export.graph.exported import PAST_LENGTH, PAST_STATE
+from pom_export.graph.exported_model import PAST_LENGTH, PAST_STATE
 from pom_export.graph.weights_file import check_weights
 from pom_export.json_text import parse_json
 

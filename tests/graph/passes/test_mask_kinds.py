@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import pom_export
 from pom_export import contract
-from pom_export.graph.exporter import trace
 from pom_export.graph.own_program import module_program
 from pom_export.graph.passes import NameByModulePass, NameDimensionsPass, RecogniseCausalPass
+from pom_export.graph.tracing import trace
 from pom_export.mixer import PolynomialMixer, ProductMixer
 from pom_export.mixer.aggregation import Polynomial, aggregate
 

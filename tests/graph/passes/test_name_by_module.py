@@ -9,11 +9,11 @@ import onnx
 import pytest
 import torch
 
-from pom_export.graph.exported import METADATA_PREFIX
-from pom_export.graph.exporter import export_graph
+from pom_export.graph.exported_model import METADATA_PREFIX
 from pom_export.graph.program import GraphOptions
 from pom_export.graph.programs import program_of
 from pom_export.graph.saving import save_model
+from pom_export.graph.tracing import export_graph
 from pom_export.mixer import MixerConfig, PolynomialMixer
 from pom_export.version import __version__
 

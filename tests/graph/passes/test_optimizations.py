@@ -16,10 +16,10 @@ from torch.nn import functional
 
 import pom_export
 from pom_export import contract
-from pom_export.graph.exporter import export_graph
 from pom_export.graph.program import GraphOptions, Program
 from pom_export.graph.programs import program_of
 from pom_export.graph.saving import save_model
+from pom_export.graph.tracing import export_graph
 from pom_export.mixer import PolynomialMixer, ProductMixer, RotaryPolynomialMixer
 from pom_export.parity.comparison import difference
 from pom_export.parity.tolerances import MODELS

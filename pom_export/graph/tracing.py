@@ -20,7 +20,7 @@ from pom_export.errors import SEE_CAUSE, InputError
 from pom_export.graph.claims import Bounds
 from pom_export.graph.detached_data import DetachedData
 from pom_export.graph.dynamic_shapes import is_hint, trace_shapes
-from pom_export.graph.exported import nested
+from pom_export.graph.exported_model import nested
 from pom_export.graph.opsets import check_opset
 from pom_export.graph.passes import (
     AttachFunctionsPass,
@@ -188,7 +188,7 @@ def _optimizations(dtype: str) -> list[ir.passes.InPlacePass]:
     return [SplitProjectionPass(), *factor, FuseGatePass(), common.RemoveUnusedNodesPass()]
 
 
-def _lowering(dtype: str, observe: Observe) -> list[ir.passes.InPlacePass]:
+def _in_precision(dtype: str, observe: Observe) -> list[ir.passes.InPlacePass]:
     """Return the passes that make a graph half precision."""
     if dtype == "float32":
         return []
@@ -234,7 +234,7 @@ def export_graph(
         # Before weights are cut: what is used whole and transposed too stays one.
         ShareTransposedPass(),
         *(_optimizations(dtype) if optimize else ()),
-        *_lowering(dtype, observe),
+        *_in_precision(dtype, observe),
         AttachFunctionsPass(),
         common.RemoveUnusedOpsetsPass(),
         ClaimLeastPass(),

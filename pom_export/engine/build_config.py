@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from pom_export.files import sha256_of
-from pom_export.graph.exported import ExportedModel
+from pom_export.graph.exported_model import ExportedModel
 from pom_export.graph.weights_file import check_weights
 
 # Which implementation of the ops an engine holds.
@@ -18,7 +18,7 @@ FUNCTION: Final = "function"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class BuildConfig:
     """Everything that an engine's bytes depend on, but for what TensorRT measures while it builds.
 
     So a timing cache is left out: it saves measurements, and changes nothing that they are made of.
@@ -52,7 +52,7 @@ class Recipe:
     packages: dict[str, str]
 
     def key(self) -> str:
-        """Return a name for engines of this recipe, which no other recipe has."""
+        """Return a name for engines of this configuration, which no other has."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 

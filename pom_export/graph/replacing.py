@@ -21,7 +21,7 @@ from pom_export.checkpoint.spec import empty_model
 from pom_export.errors import CheckpointError, InputError, kind_of, reason_of
 from pom_export.graph.effective_weights import effective_state, fold_weights
 from pom_export.graph.hidden_modules import hidden_modules
-from pom_export.graph.stand_in import ADAPT, OfficialMixer, stand_in
+from pom_export.graph.stand_in import ADAPT, MixerStandIn, stand_in
 from pom_export.mixer import Mixer
 
 Adapters = Mapping[type[nn.Module], Callable[[Any], nn.Module]]
@@ -30,8 +30,8 @@ _UNHOOK = "accelerate.hooks.remove_hook_from_module(model, recurse=True) gives i
 
 
 @dataclass(frozen=True)
-class Lowered:
-    """What `lower_mixers` did.
+class ReplacedMixers:
+    """What `replace_mixers` did.
 
     Attributes:
         module: the module, or what stands for it where it is itself a mixer.
@@ -46,7 +46,7 @@ class Lowered:
     folded: dict[str, list[str]] = field(default_factory=dict)
 
 
-def lower_mixers(module: nn.Module, adapters: Adapters | None = None) -> Lowered:
+def replace_mixers(module: nn.Module, adapters: Adapters | None = None) -> ReplacedMixers:
     """Replace every official-style mixer in a module, and those that an adapter is given for, in place.
 
     Each replacement shares the weights of what it replaces; a module that is used twice is replaced by one. Elsewhere,
@@ -60,11 +60,11 @@ def lower_mixers(module: nn.Module, adapters: Adapters | None = None) -> Lowered
         InputError: an adapter fails, makes no mixer, or is for a class that is not in the module.
     """
     replacements: dict[int, nn.Module] = {}
-    result = Lowered(module)
+    result = ReplacedMixers(module)
     unused = set(adapters or ())
     inside: set[int] = set()
     for name, part in list(module.named_modules()):
-        if id(part) in inside or isinstance(part, (Mixer, OfficialMixer)):
+        if id(part) in inside or isinstance(part, (Mixer, MixerStandIn)):
             continue
         try:
             adapted_class = next((kind for kind in type(part).__mro__ if kind in (adapters or ())), None)
@@ -85,14 +85,14 @@ def lower_mixers(module: nn.Module, adapters: Adapters | None = None) -> Lowered
         )
     result.near_misses.update(_out_of_reach(module))
     _put_in_place(module, replacements)
-    lowered = replacements.get(id(module), module)
-    fold_weights(lowered)
-    return replace(result, module=lowered)
+    root = replacements.get(id(module), module)
+    fold_weights(root)
+    return replace(result, module=root)
 
 
 def has_mixers(module: nn.Module) -> bool:
-    """Return whether a module holds a mixer of ours, as it does after lowering."""
-    return any(isinstance(part, (Mixer, OfficialMixer)) for part in module.modules())
+    """Return whether a module holds a mixer of ours, as it does once they are replaced."""
+    return any(isinstance(part, (Mixer, MixerStandIn)) for part in module.modules())
 
 
 def _put_in_place(module: nn.Module, replacements: Mapping[int, nn.Module]) -> None:
@@ -110,7 +110,7 @@ def _looks_like_mixer(module: nn.Module) -> bool:
     return _IN_EVERY_MIXER in module._modules
 
 
-def _official(module: nn.Module, result: Lowered, name: str) -> OfficialMixer:
+def _official(module: nn.Module, result: ReplacedMixers, name: str) -> MixerStandIn:
     """Return what stands for an official-style mixer, and note which of its weights were computed.
 
     Raises:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Final
 
 from pom_export.engine.backend import Backend, gpu_name
+from pom_export.engine.build_config import FUNCTION, PLUGIN, BuildConfig, sha256_of_weights
 from pom_export.engine.profiles import ShapeProfile
-from pom_export.engine.recipe import FUNCTION, PLUGIN, Recipe, sha256_of_weights
 from pom_export.engine.targets import CURRENT
 from pom_export.files import sha256_of
-from pom_export.graph.exported import ExportedModel
+from pom_export.graph.exported_model import ExportedModel
 from pom_export.version import __version__
 
 # onnx puts functions in the place of nodes, polygraphy configures TensorRT.
@@ -22,7 +22,7 @@ _PACKAGES: Final = ("onnx", "polygraphy")
 
 
 @dataclass(frozen=True)
-class Plan:
+class BuildPlan:
     """What is to be built.
 
     Attributes:
@@ -50,9 +50,9 @@ class Plan:
         """The library that the engine carries, or None."""
         return self.library if self.embed_plugin else None
 
-    def recipe(self) -> Recipe:
-        """Return the recipe of the engine, of the files as they are now."""
-        return Recipe(
+    def config(self) -> BuildConfig:
+        """Return the build configuration of the engine, of the files as they are now."""
+        return BuildConfig(
             backend=self.backend.name,
             backend_version=self.backend.version,
             targets=list(self.targets),

@@ -16,7 +16,7 @@ import pom_export
 from pom_export.api import checking
 from pom_export.errors import InputError
 from pom_export.graph.copying import copy_module
-from pom_export.graph.lowering import OfficialMixer, lower_mixers
+from pom_export.graph.replacing import MixerStandIn, replace_mixers
 from pom_export.parity.comparison import difference
 from pom_export.parity.tolerances import GOLDEN, MODELS
 
@@ -36,20 +36,20 @@ def official_module(config: dict[str, Any]) -> nn.Module:
     return (SeparatePoM if "layout" in config else PoM)(*(config[name] for name in names))
 
 
-def test_the_style_is_the_official_one_and_lowering_keeps_its_outputs(golden: Any) -> None:
+def test_the_style_is_the_official_one_and_replacing_keeps_its_outputs(golden: Any) -> None:
     rope = golden.config.get("rope", {})
     if rope.get("rope_2d") or (rope and golden.config["n_sel_heads"] > 1):
         return  # the plain module here has neither
     original = official_module(golden.config)
     original.load_state_dict(torch.load(golden.checkpoint, weights_only=True))
-    lowered = lower_mixers(copy_module(original, torch.float64)).module
-    assert isinstance(lowered, OfficialMixer)
+    replaced = replace_mixers(copy_module(original, torch.float64)).module
+    assert isinstance(replaced, MixerStandIn)
     arrays = {name: torch.from_numpy(array) for name, array in golden.arrays.items()}
     keywords = {"positions": arrays["positions"]} if rope else {}
     context = arrays["xc"].double() if "xc" in arrays else None
     for kind in golden.config["masks"]:
         mask = arrays.get(MASKS[kind], MASKS[kind])
-        for module in (copy_module(original, torch.float64), lowered):
+        for module in (copy_module(original, torch.float64), replaced):
             y = module(arrays["xq"].double(), context, mask=mask, **keywords)
             assert difference(y.detach().numpy(), golden.arrays[f"y_{kind}"], GOLDEN), (kind, type(module))
 
@@ -117,9 +117,9 @@ def test_a_foreign_model_is_exported_with_every_mixer_as_the_op(tmp_path: Path) 
 
 def test_weights_are_shared_not_copied() -> None:
     model = Foreign()
-    lowered = lower_mixers(copy_module(model)).module
-    assert lowered.again.pom is lowered.stages[0][0].pom
-    assert lowered.again.pom.mixer.po_coeff is model.again.pom.po_coeff
+    replaced = replace_mixers(copy_module(model)).module
+    assert replaced.again.pom is replaced.stages[0][0].pom
+    assert replaced.again.pom.mixer.po_coeff is model.again.pom.po_coeff
 
 
 def test_a_mixer_alone_is_exported(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_module_that_only_looks_like_a_mixer_is_found_out(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("model", "inputs", "options", "message"),
     [
-        (nn.Linear(4, 4), (torch.ones(1, 4),), {}, "contains no mixer"),
+        (nn.Linear(4, 4), (torch.ones(1, 4),), {}, "contains none of our mixers"),
         (PoM(8, 2, 2, 1, 1), (torch.ones(1, 5, 7),), {}, "fails on the example inputs"),
         (nn.Sequential(PoM(8, 2, 2, 1, 1)), (torch.ones(1, 5, 8),) * 2, {}, "takes 1 inputs, got 2"),
         (PoM(8, 2, 2, 1, 1), (torch.ones(1, 5, 8),), {"mask": "causal"}, "mask is for our own models"),
@@ -376,7 +376,7 @@ def test_what_stayed_as_it_was_is_named_where_torch_fails(tmp_path: Path) -> Non
 def test_a_bias_that_has_no_place_is_told_in_terms_of_modules() -> None:
     model = nn.Sequential(SeparatePoM(8, 2, 2, 1, 1))
     model[0].po_proj = nn.Linear(8, 16)
-    (reason,) = lower_mixers(model).near_misses.values()
+    (reason,) = replace_mixers(model).near_misses.values()
     assert "po_proj.bias is a bias of the context projection" in reason.what
     assert reason.hint is not None
     assert "mixers={SeparatePoM: adapter}" in reason.hint

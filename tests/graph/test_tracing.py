@@ -10,13 +10,13 @@ import torch
 
 from pom_export import contract
 from pom_export.errors import InputError
-from pom_export.graph.exported import read_model
-from pom_export.graph.exporter import export_graph
+from pom_export.graph.exported_model import read_model
 from pom_export.graph.opsets import OPSETS
 from pom_export.graph.program import GraphOptions
 from pom_export.graph.programs import program_of
 from pom_export.graph.saving import save_model
 from pom_export.graph.schema import attributes, register_schema
+from pom_export.graph.tracing import export_graph
 from pom_export.mixer import MixerConfig, PolynomialMixer
 from pom_export.models import LanguageModel, LanguageModelConfig
 from pom_export.runtime.session import inference_session
