@@ -1,4 +1,4 @@
-"""`python -m pom_export` is `pom-export`."""
+"""Run `pom-export` as `python -m pom_export`."""
 
 from pom_export.cli.main import main
 

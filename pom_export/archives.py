@@ -1,8 +1,8 @@
-"""Read zip archives strictly: one directory, no member twice, nothing between or behind, and no more than they declare.
+"""Read zip archives strictly: one directory, unique members, no gaps, and no more data than declared.
 
-Readers of zip files disagree about damaged or ambiguous ones, so that a check by one says nothing of what another
-reads. Here an archive is read by one reader, from one open file, and refused where it holds what no writer of the
-formats that we read leaves in it.
+Zip readers disagree about damaged or ambiguous archives, so a check with one proves nothing about another. Here
+a single reader reads an archive, from one open file, and refuses anything that no writer of the supported formats
+produces.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Read .npz archives without pickles, each array's size known before it is made."""
+"""Read .npz archives without pickles, checking each array's size before allocating it."""
 
 from __future__ import annotations
 

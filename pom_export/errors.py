@@ -1,4 +1,4 @@
-"""The toolkit's exceptions: each says what failed, the value seen and what to do, and carries an exit code.
+"""The package's exceptions: each has what failed, the value seen, what to do, and an exit code.
 
 Messages and notes name the parameters of functions, in backticks: `stateful=True`. The command line shows its options
 in their place, see `pom_export.cli.flags`.

@@ -1,4 +1,4 @@
-"""What the modes share that put other functions in place of some of torch's."""
+"""The common base of modes that replace torch functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals that end a command: each a KeyboardInterrupt, remembered when swallowed, held where it would do harm."""
+"""Turn signals into a KeyboardInterrupt, remembered if swallowed, and deferred where it would do harm."""
 
 from __future__ import annotations
 

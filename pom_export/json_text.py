@@ -1,4 +1,4 @@
-"""Parse JSON of files within bounds: how much, how deep, how long its numbers are, and each name once."""
+"""Parse JSON within bounds on size, depth and length of numbers, and reject duplicate names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Changes of the whole process, such as another stderr, that threads which overlap agree on."""
+"""Make changes to the whole process, such as replacing stderr, consistently across overlapping threads."""
 
 from __future__ import annotations
 

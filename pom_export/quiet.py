@@ -1,8 +1,8 @@
-"""Keep third parties' words out of ours, in the threads that ask for it; others say what they say.
+"""Silence third-party output in the threads that ask for it, and only there.
 
-Where torch fails, our one line says why. What is changed for that in the process is taken back by the last block that
-needs it: `sys.stderr` is one that tells threads apart, a filter is in front of Python's warnings, and one in the
-handlers of logs. Nothing is done to the file descriptor, so what C++ writes to stderr is not held back.
+Where torch fails, our one-line message says why. The changes to the process are undone by the last block that needs
+them: `sys.stderr` is replaced with one that tells threads apart, and filters are added to Python's warnings and to log
+handlers. The file descriptor is left alone, so what C++ writes to stderr is not suppressed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The stages of a job: told to who called, and logged by the package's loggers."""
+"""The stages of a job, reported to the caller and logged by the package's loggers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user likely meant by a name that is not known."""
+"""Suggest what a user likely meant by an unknown name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Torch's modes as they are when a program starts, whatever the caller has switched on."""
+"""Reset torch's modes to their defaults, whatever the caller has switched on."""
 
 from __future__ import annotations
 

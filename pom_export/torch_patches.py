@@ -1,6 +1,6 @@
-"""What of torch is replaced while a model is traced: all of it here, and each part checked to be what is known.
+"""Patch torch functions while a model is traced, after checking that each is the one that is expected.
 
-A function is replaced in the threads that are in a block; others find the one of torch. A flag knows no threads.
+A function is replaced only for threads inside a block; other threads get torch's own. A flag applies to all threads.
 """
 
 from __future__ import annotations

@@ -1,3 +1,3 @@
-"""The toolkit's version: the one place that names it."""
+"""The package's version."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The toolkit's functions, whole jobs each: what `import pom_export` offers and the command line calls."""
+"""The public functions, each a complete job: what `import pom_export` offers and the command line calls."""
 
 from pom_export.api.exporting import ExportResult, export
 from pom_export.api.inspecting import inspect

@@ -1,4 +1,4 @@
-"""Whose fault it is where an exported file differs from PyTorch: found by running what was traced in PyTorch."""
+"""Find the cause when an exported file differs from PyTorch, by running what was traced in PyTorch."""
 
 from __future__ import annotations
 

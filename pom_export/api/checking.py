@@ -1,4 +1,4 @@
-"""What an export must pass before its file appears."""
+"""Check an export before its file appears."""
 
 from __future__ import annotations
 

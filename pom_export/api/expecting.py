@@ -1,4 +1,4 @@
-"""What a model's outputs should be: from its checkpoint, or from the parity data saved at export."""
+"""Compute a model's expected outputs: from its checkpoint, or from the parity data saved at export."""
 
 from __future__ import annotations
 

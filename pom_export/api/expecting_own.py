@@ -1,4 +1,4 @@
-"""What a file's outputs should be by a user's own module, or by a program of torch.export."""
+"""Compute a file's expected outputs with a user's own module or with a torch.export program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Export: from a checkpoint or a module to an ONNX file that was compared with PyTorch."""
+"""Export a checkpoint or a module to an ONNX file that has been compared with PyTorch."""
 
 from __future__ import annotations
 

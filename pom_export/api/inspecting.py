@@ -1,4 +1,4 @@
-"""Inspect: say what a checkpoint, a model or an engine holds. Only checkpoints need torch."""
+"""Inspect a checkpoint, a model or an engine. Only checkpoints need torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a checkpoint, a model or an engine holds, as data."""
+"""The results of inspecting a checkpoint, a model or an engine, as data."""
 
 from __future__ import annotations
 

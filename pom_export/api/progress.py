@@ -1,4 +1,4 @@
-"""How a job tells its stages."""
+"""Callbacks for the stages of a job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a file was exported: what its metadata says, or, where a tool has lost that, its inputs, nodes and outputs."""
+"""Recover how a file was exported: from its metadata or, if a tool lost it, from its inputs, nodes and outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files beside a model: which of them are surely its own, and go when it is replaced."""
+"""Files beside a model that certainly belong to it, and are removed when it is replaced."""
 
 from __future__ import annotations
 

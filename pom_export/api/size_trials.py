@@ -1,4 +1,4 @@
-"""Run a user's own model at other sizes than its example's, one dimension at a time."""
+"""Run a user's own model at sizes other than its example's, one dimension at a time."""
 
 from __future__ import annotations
 

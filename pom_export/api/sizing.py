@@ -1,4 +1,4 @@
-"""Which dimensions of a user's own model are dynamic in its file, and at which sizes that is compared."""
+"""Decide which dimensions of a user's own model are dynamic, and at which sizes the export is compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is exported: a checkpoint's model, one of ours, or a user's own class."""
+"""The source of an export: a checkpoint's model, one of our models, or a user's own class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From attention to PoM: the drop-in layer, finding attention in a model, and replacing it."""
+"""Move from attention to PoM: the drop-in layer, finding attention in a model, and replacing it."""
 
 from pom_export.attention.multihead import MultiheadPolynomialMixer
 from pom_export.attention.replacement import Kept, Replaced, ReplacementReport, replace_attention

@@ -1,20 +1,20 @@
-"""What a layer costs: attention against the PoM that would replace it.
+"""Compare the cost of attention with that of the PoM that would replace it.
 
-Multiply-adds of one layer, one sequence of N tokens, width d, C = expand * d channels, S gate values a token:
+Multiply-adds of one layer, one sequence of N tokens, width d, C = expand * d channels, S gate values per token:
 
     attention   N * (weights of its projections)              query, key, value, output: 4 d^2 where all are d x d
                 + 2 * N^2 * a                                 scores, and weighted values; a: width of all heads
     PoM         N * (d * C / groups + d * S + C * d)          context, gate and output projections
                 + N * C * (degree + 2)                        Horner's rule, the sum, and the gate
-                + N * kdim * d                                only where the context has a width of its own
+                + N * kdim * d                                only where the context has a different width
 
-Bytes that one sequence keeps, to go on after N tokens:
+Bytes that one sequence keeps in order to continue after N tokens:
 
     attention   N * (width of keys + width of values) * bytes of an element        the KV cache
     PoM         2 * C * 4 + 8                         a float32 sum and its rounding compensation; an int64 count
 
-Softmax, biases, norms and memory traffic are left out on both sides, and a causal mask is taken to save nothing:
-these are counts, not times.
+Softmax, biases, norms and memory traffic are left out on both sides, and a causal mask is assumed to save nothing.
+These are counts, not times.
 """
 
 from __future__ import annotations

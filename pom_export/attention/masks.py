@@ -1,4 +1,4 @@
-"""The masks of `nn.MultiheadAttention`, turned into those of a PoM: which context tokens count."""
+"""Convert the masks of `nn.MultiheadAttention` to those of a PoM, which select context tokens."""
 
 from __future__ import annotations
 

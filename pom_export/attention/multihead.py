@@ -1,4 +1,4 @@
-"""A Polynomial Mixer that stands where `nn.MultiheadAttention` stood."""
+"""A Polynomial Mixer as a drop-in replacement for `nn.MultiheadAttention`."""
 
 from __future__ import annotations
 

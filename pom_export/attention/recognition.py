@@ -1,4 +1,4 @@
-"""Which modules of a model are attention, known by class, by shape and names, or by what their code calls."""
+"""Recognise attention modules by class, by shape and names, or by what their code calls."""
 
 from __future__ import annotations
 

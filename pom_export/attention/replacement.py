@@ -1,4 +1,4 @@
-"""Replacing a model's attention by PoM, in place."""
+"""Replace a model's attention with PoM, in place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What attention a model holds, and what replacing it would cost and save."""
+"""Find the attention in a model, and estimate what replacing it would cost and save."""
 
 from __future__ import annotations
 

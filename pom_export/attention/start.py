@@ -1,4 +1,4 @@
-"""Where a PoM that replaces trained attention starts from."""
+"""Initialise a PoM from the trained attention that it replaces."""
 
 from __future__ import annotations
 

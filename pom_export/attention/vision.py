@@ -1,4 +1,4 @@
-"""A Polynomial Mixer that stands where the attention block of a vision transformer stood."""
+"""A Polynomial Mixer in place of a vision transformer's attention block."""
 
 from __future__ import annotations
 

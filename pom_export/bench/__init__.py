@@ -1,1 +1,1 @@
-"""How fast a model runs, and in how much memory: every backend side by side, with the machine's own limits."""
+"""Measure a model's speed and memory on all backends side by side, together with the machine's limits."""

@@ -1,4 +1,4 @@
-"""Whether backends that compute the same do."""
+"""Check that backends that compute the same function agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dynamic dimensions of an exported file at a given size."""
+"""Dynamic dimensions of an exported file at a given size."""
 
 from __future__ import annotations
 

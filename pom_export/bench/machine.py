@@ -1,4 +1,4 @@
-"""The machine that a benchmark runs on: what it is, its memory, which processors a process may use. Linux."""
+"""The machine that a benchmark runs on: its description, memory and available processors. Linux only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker measures: the time of all backends side by side."""
+"""Measure the time of all backends side by side, in a worker."""
 
 from __future__ import annotations
 

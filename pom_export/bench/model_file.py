@@ -1,4 +1,4 @@
-"""A workload of an exported file: with our kernels, without them, and as a TensorRT engine."""
+"""A workload for an exported file: with our kernels, without them, and as a TensorRT engine."""
 
 from __future__ import annotations
 

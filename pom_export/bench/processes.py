@@ -1,4 +1,4 @@
-"""Call functions in worker processes, whose threads don't spin, and which end when this one does and leave nothing."""
+"""Call functions in worker processes whose threads don't spin, and which end with this one and leave nothing behind."""
 
 from __future__ import annotations
 

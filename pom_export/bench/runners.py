@@ -1,4 +1,4 @@
-"""The backends at work: each loads its file once, is bound to inputs, and runs. Lives in a worker process."""
+"""Run the backends: each loads its file once, is bound to inputs, and runs in a worker process."""
 
 from __future__ import annotations
 

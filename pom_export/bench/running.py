@@ -1,4 +1,4 @@
-"""The benchmark: prepare a workload, then one worker after the other."""
+"""Run a benchmark: prepare a workload, then start one worker after another."""
 
 from __future__ import annotations
 

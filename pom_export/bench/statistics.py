@@ -1,4 +1,4 @@
-"""What is said of repeated timings: the median, and how far they spread."""
+"""Summarise repeated timings by their median and spread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A benchmark as a table, for a terminal and for a page."""
+"""Format a benchmark as a table, for a terminal or a page."""
 
 from __future__ import annotations
 

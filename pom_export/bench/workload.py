@@ -1,4 +1,4 @@
-"""A workload: what a benchmark times, on which backends, at which sizes."""
+"""A workload: what a benchmark times, on which backends and at which sizes."""
 
 from __future__ import annotations
 

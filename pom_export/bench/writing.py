@@ -1,4 +1,4 @@
-"""Write a benchmark into a folder: all of its files, or none."""
+"""Write a benchmark to a folder: all of its files, or none."""
 
 from __future__ import annotations
 

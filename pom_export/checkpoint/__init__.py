@@ -1,4 +1,4 @@
-"""Read checkpoints safely, recognise what they hold, build the model."""
+"""Read checkpoints safely, recognise their contents, and build the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The architectures that checkpoints are recognised as: how each is told by its names, and read from its shapes."""
+"""The known architectures: how to recognise each by its names, and how to derive its configuration from shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Averages that are not whole state dicts: lists without names, parameters without buffers, names without dots."""
+"""Averages that are not complete state dicts: lists without names, parameters without buffers, names without dots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choose one of the sets of weights that a file holds; two of equal standing are the user's to choose from."""
+"""Choose one of the sets of weights in a file; the user decides between two of equal standing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read programs of torch.export (.pt2) without running anything in them, and without more memory than they have."""
+"""Read torch.export programs (.pt2) without running their code, in memory bounded by their contents."""
 
 from __future__ import annotations
 

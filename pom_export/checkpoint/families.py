@@ -1,4 +1,4 @@
-"""Names of the architectures and families that checkpoints are recognised as."""
+"""Names of the architectures and families of recognised checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Name the kinds of checkpoints that are not read, with what turns each into one that is."""
+"""Name unsupported kinds of checkpoints, and how to convert each to a supported one."""
 
 from __future__ import annotations
 

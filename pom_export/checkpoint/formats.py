@@ -1,4 +1,4 @@
-"""The file formats of weights. Nothing in a file is ever run."""
+"""Read the file formats of weights. Nothing in a file is ever run."""
 
 from __future__ import annotations
 

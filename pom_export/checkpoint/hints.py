@@ -1,4 +1,4 @@
-"""What a checkpoint's shapes can't tell: from flags, from the file's own metadata, or from a config.json beside it."""
+"""Settings that a checkpoint's shapes cannot determine: from options, the file's metadata, or a nearby config.json."""
 
 from __future__ import annotations
 

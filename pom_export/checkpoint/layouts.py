@@ -1,4 +1,4 @@
-"""Older layouts of the same mathematics, brought into today's."""
+"""Convert older layouts of the same weights to the current one."""
 
 from __future__ import annotations
 

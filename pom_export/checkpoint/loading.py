@@ -1,4 +1,4 @@
-"""From a checkpoint file to a model."""
+"""Load a model from a checkpoint file."""
 
 from __future__ import annotations
 

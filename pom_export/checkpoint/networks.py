@@ -1,4 +1,4 @@
-"""The networks in one state dict: a model and its averages, two models, a model among losses and metrics."""
+"""Find the networks in a state dict: a model and its averages, two models, a model among losses and metrics."""
 
 from __future__ import annotations
 

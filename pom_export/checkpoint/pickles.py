@@ -1,4 +1,4 @@
-"""Read what torch.save writes, archives and the older form, without running anything in them."""
+"""Read files written by torch.save, archives and the older format, without running anything in them."""
 
 from __future__ import annotations
 

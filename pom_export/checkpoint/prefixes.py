@@ -1,4 +1,4 @@
-"""Take off what wrappers of modules put in front of the names of a state dict."""
+"""Strip the prefixes that module wrappers add to the names of a state dict."""
 
 from __future__ import annotations
 

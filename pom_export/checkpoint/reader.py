@@ -1,4 +1,4 @@
-"""Read a checkpoint's sets of weights, and what is known of it besides: from one file or from a folder."""
+"""Read a checkpoint's sets of weights and other information, from a file or a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Say which model a state dict is, and with which hyper-parameters, from its names, its shapes and hints."""
+"""Recognise the model and its hyper-parameters in a state dict, from names, shapes and hints."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Read the model's own settings out of what a trainer saved beside the weights.
+"""Read the model's own settings from what a trainer saved beside the weights.
 
-A trainer's settings have the same names for many things: the order of an interpolation, the degree of a spline. They
-are the model's where they stand in the settings themselves, below a key that names the model or a part of it ("model",
-"model_args", "mixing_layer"), or beside a `_target_` that names a class of mixers. Others say nothing.
+A trainer uses the same names for many things: the order of an interpolation, the degree of a spline. A value counts
+as the model's if it is at the top level of the settings, below a key that names the model or a part of it ("model",
+"model_args", "mixing_layer"), or beside a `_target_` that names a class of mixers. All others are ignored.
 """
 
 from __future__ import annotations

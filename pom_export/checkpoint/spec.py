@@ -1,4 +1,4 @@
-"""What a checkpoint was recognised as."""
+"""The specification of a recognised model."""
 
 from __future__ import annotations
 

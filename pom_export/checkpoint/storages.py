@@ -1,4 +1,4 @@
-"""Build the tensors that `torch.save` has taken apart, each inside the bytes of its storage."""
+"""Rebuild tensors saved by `torch.save`, each within the bytes of its storage."""
 
 from __future__ import annotations
 

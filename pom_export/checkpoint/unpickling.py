@@ -1,8 +1,7 @@
-"""Read a pickle as data: nothing is imported, nothing of the file is called, and what it may build is bounded.
+"""Read a pickle as data: import nothing, call nothing from the file, and limit what it may build.
 
-A pickle is a program for a stack machine. This one knows containers, numbers and text. The few functions that
-`torch.save` names are given to it, and every other name, called or not, becomes an `Inert` that only keeps what the
-file says of it.
+A pickle is a program for a stack machine. This one supports containers, numbers and text, and the few functions that
+`torch.save` names. Every other name, called or not, becomes an `Inert`, which only records what the file says about it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Check that weights have values: as many as the file has room for, finite ones, of a floating-point type."""
+"""Check the values of weights: as many as the file has room for, finite, and of a floating-point type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One set of weights in a file, and what words in its place tell of it."""
+"""A set of weights in a file, and what the words in its path say about it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sets of weights that one file holds: raw and averaged ones, several networks, lists without names."""
+"""Find the sets of weights in a file: raw and averaged ones, several networks, lists without names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the sets of weights in a file to the state dict of one recognised model."""
+"""Select the state dict of one recognised model from the sets of weights in a file."""
 
 from __future__ import annotations
 

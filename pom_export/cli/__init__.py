@@ -1,1 +1,1 @@
-"""The command line: one command a file, nothing but argument handling and printing."""
+"""The command line: one file per command, with only argument handling and printing."""

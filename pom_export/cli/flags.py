@@ -1,4 +1,4 @@
-"""Show the command line's options where the library's messages name parameters of its functions."""
+"""Replace parameters in the library's messages with the command line's options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The package's logs on stderr: warnings, and with --debug all but the stages, which are shown as such."""
+"""Show the package's logs on stderr: warnings, and with --debug everything but the stages, shown separately."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line's entry: commands are imported when they run, errors become one line and an exit code."""
+"""The command line's entry point: commands are imported on use, and errors become one line and an exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model named on the command line: `module:factory`, found from the current folder, or a saved module."""
+"""Load a model named on the command line: `module:factory`, found from the current folder, or a saved module."""
 
 from __future__ import annotations
 

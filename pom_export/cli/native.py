@@ -1,4 +1,4 @@
-"""Keep what libraries write to stderr by themselves apart from what this command says there."""
+"""Separate what native libraries write to stderr from the command's own messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results on stdout, messages on stderr: each made to show only, whatever a file says."""
+"""Print results to stdout and messages to stderr, with text from files made harmless."""
 
 from __future__ import annotations
 

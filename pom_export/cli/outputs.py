@@ -1,4 +1,4 @@
-"""Places of outputs, looked at before a job begins."""
+"""Check the places of outputs before a job begins."""
 
 from __future__ import annotations
 

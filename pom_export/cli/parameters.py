@@ -1,4 +1,4 @@
-"""Types of options: what is refused before any work begins, and what a shell completes."""
+"""Option types: reject bad values before any work begins, and provide shell completion."""
 
 from __future__ import annotations
 

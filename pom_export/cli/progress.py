@@ -1,4 +1,4 @@
-"""Stages of a job on stderr: plain lines, and on a terminal a spinner with the stage that is under way."""
+"""Show the stages of a job on stderr: as plain lines, or on a terminal with a spinner for the current stage."""
 
 from __future__ import annotations
 

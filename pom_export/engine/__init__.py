@@ -1,4 +1,4 @@
-"""TensorRT engines: which TensorRT is here, shape profiles, building, the manifest."""
+"""TensorRT engines: the TensorRT at hand, shape profiles, building, and the manifest."""
 
 from __future__ import annotations
 

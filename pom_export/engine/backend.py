@@ -1,4 +1,4 @@
-"""Which TensorRT is here, and making it ready for our plugin."""
+"""Find the installed TensorRT and prepare it for our plugin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes into an engine, and what comes out of a build."""
+"""The inputs of an engine build and its result."""
 
 from __future__ import annotations
 

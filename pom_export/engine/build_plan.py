@@ -1,4 +1,4 @@
-"""One build with all its options resolved."""
+"""A build with all of its options resolved."""
 
 from __future__ import annotations
 

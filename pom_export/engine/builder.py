@@ -1,4 +1,4 @@
-"""Build a TensorRT engine from an exported model, with our plugin as its aggregation layers, or without it."""
+"""Build a TensorRT engine from an exported model, with or without our plugin for the aggregations."""
 
 from __future__ import annotations
 

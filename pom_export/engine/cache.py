@@ -1,4 +1,4 @@
-"""Engines kept for the next build of the same configuration, in a folder that several builds may share."""
+"""Keep engines for later builds with the same configuration, in a folder that several builds may share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line of NVIDIA's own tool that builds the same engine."""
+"""Write the command with which NVIDIA's own tool builds the same engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory on the GPU, and copies to and from it, by the CUDA runtime.
+"""Allocate GPU memory and copy to and from it, through the CUDA runtime.
 
 Polygraphy's binding of it writes to stdout, and its log cannot be silenced in several threads at once.
 """

@@ -1,4 +1,4 @@
-"""What TensorRT's parser is given where the file itself would not do."""
+"""Rewrite a file for TensorRT's parser where the parser cannot take it as it is."""
 
 from __future__ import annotations
 

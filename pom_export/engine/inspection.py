@@ -1,4 +1,4 @@
-"""What an engine is made of, as TensorRT's inspector tells it where a GPU can load it."""
+"""Describe an engine's layers with TensorRT's inspector, where a GPU can load it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Load a built engine into TensorRT: needs a GPU that it was built for."""
+"""Load a built engine into TensorRT; needs a GPU that it was built for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TensorRT's log: one logger a process, which keeps errors for our own messages."""
+"""Collect TensorRT's log: one logger per process, which keeps errors for our own messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an engine was built from and for: a JSON file beside it, to be checked before loading."""
+"""The manifest beside an engine: a JSON file with what it was built from and for, checked before loading."""
 
 from __future__ import annotations
 

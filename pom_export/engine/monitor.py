@@ -1,4 +1,4 @@
-"""What TensorRT is doing, in few lines; and the way to stop it."""
+"""Report TensorRT's progress in a few lines, and stop a build."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The precision asked for is the precision got: a parsed network's types are those that the ONNX file declares."""
+"""Check that a parsed network has the precision asked for: the types that the ONNX file declares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shape profiles: the smallest, the most frequent and the largest shapes that an engine must take."""
+"""Shape profiles: the smallest, most frequent and largest shapes that an engine must accept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run an engine: needs a GPU that the engine was built for."""
+"""Run an engine; needs a GPU that it was built for."""
 
 from __future__ import annotations
 

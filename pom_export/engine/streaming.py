@@ -1,4 +1,4 @@
-"""Streams through a TensorRT engine: needs a GPU that the engine was built for."""
+"""Run streams through a TensorRT engine; needs a GPU that it was built for."""
 
 from __future__ import annotations
 

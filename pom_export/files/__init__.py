@@ -1,4 +1,4 @@
-"""Files that are read, and outputs that appear whole or not at all, with the files that belong to them."""
+"""Read files, and write outputs completely or not at all, together with the files that belong to them."""
 
 from pom_export.files.mistaken import mistaken_for
 from pom_export.files.names import AnyPath, as_path

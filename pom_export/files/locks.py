@@ -1,4 +1,4 @@
-"""Locks that end with the process that holds them, and leave nothing behind."""
+"""Locks that end with the process that holds them and leave nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What often lies in a file's place, told by its first bytes."""
+"""Recognise, by its first bytes, what was saved in place of the expected file."""
 
 from __future__ import annotations
 

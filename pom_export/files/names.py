@@ -1,4 +1,4 @@
-"""Names that files can have."""
+"""Check the names of files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Places that outputs may be written to."""
+"""Check where outputs may be written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are there to be read."""
+"""Check that files can be read, and hash them."""
 
 from __future__ import annotations
 

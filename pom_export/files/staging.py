@@ -1,4 +1,4 @@
-"""Outputs appear whole or not at all: everything is written to a staging folder and renamed."""
+"""Write outputs to a staging folder and rename them, so that they appear completely or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders in which outputs are written before they are moved into place; those of killed processes are removed."""
+"""Create staging folders, and remove those of killed processes."""
 
 from __future__ import annotations
 

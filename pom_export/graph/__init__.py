@@ -1,1 +1,1 @@
-"""From a module to an ONNX graph: schema, function body, translation, passes."""
+"""Turn a module into an ONNX graph: schema, function body, translation, passes."""

@@ -1,4 +1,4 @@
-"""What an exported file says of itself in its metadata, read strictly: a claim to be compared, not believed."""
+"""Read an exported file's metadata strictly: its claims are compared, not believed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operators that call functions, such as that of torch.cond: run as Python would, with a dispatch mode on inside."""
+"""Run operators that call functions, such as torch.cond's, like Python, with a dispatch mode active inside."""
 
 from __future__ import annotations
 

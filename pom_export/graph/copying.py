@@ -1,4 +1,4 @@
-"""Copies of a module whose weights are of another type, or the same tensors where the type is right already."""
+"""Copy a module with weights of another type, sharing the tensors that already have it."""
 
 from __future__ import annotations
 

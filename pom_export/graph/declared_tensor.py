@@ -1,4 +1,4 @@
-"""What one tensor of an ONNX file declares, and whether its data is as large as that."""
+"""Read what a tensor of an ONNX file declares, and check that its data has that size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tensor's `.data`, traced as `.detach()`: torch.export would take it for a constant, and then refuse that."""
+"""Trace a tensor's `.data` as `.detach()`, since torch.export takes it for a constant and then refuses it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A user's `dynamic_shapes` in any form that torch.export takes, as one mapping: by input, and by axis."""
+"""Convert `dynamic_shapes` in any form that torch.export accepts to one mapping, by input and axis."""
 
 from __future__ import annotations
 

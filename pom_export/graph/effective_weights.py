@@ -1,7 +1,7 @@
-"""The weights that a mixer's layers compute with, however they are made: parametrized, pruned, normalised or adapted.
+"""Find the weights that a mixer's layers compute with: plain, parametrized, pruned, normalised or adapted.
 
-A projection is a linear map. Where it is not a plain layer of torch, the map is read off what the layer computes: of
-zeros the bias, of unit vectors the columns of the weight.
+A projection is a linear map. If it is not a plain torch layer, the map is determined from the layer's outputs: zeros
+give the bias, and unit vectors the columns of the weight.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files of external weights: which of them a model may name."""
+"""Check which files of external weights a model may name."""
 
 from __future__ import annotations
 

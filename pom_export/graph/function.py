@@ -1,7 +1,7 @@
-"""The op as a model-local function of standard ONNX ops: what runs where our kernels are not.
+"""Write the op as a model-local function of standard ONNX ops, for runtimes without our kernels.
 
 A function body cannot branch on the node's attributes or input types, so each combination that a model uses is
-a variant with a body of its own.
+a variant with its own body.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Building blocks of the functions of standard ONNX ops that our ops are defined by."""
+"""Building blocks for the functions of standard ONNX ops that define our ops."""
 
 from __future__ import annotations
 

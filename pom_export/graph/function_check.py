@@ -1,7 +1,7 @@
-"""Whether the function that each aggregation has in a file computes what the node's attributes and inputs say.
+"""Check that each aggregation's function in a file computes what the node's attributes and inputs say.
 
 Other tools rewrite files: they rename values in a body, fold its constants, or put one body in place of another. So a
-body is not read but run, by onnx's reference, on small inputs that show each attribute.
+body is not read but run, with onnx's reference evaluator, on small inputs that reveal each attribute.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Small inputs on which two functions of an aggregation differ wherever they compute something else."""
+"""Small inputs that expose any difference between two functions of an aggregation."""
 
 from __future__ import annotations
 

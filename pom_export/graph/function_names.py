@@ -1,4 +1,4 @@
-"""One name, one function: files in which only overloads tell functions apart are not for every runtime."""
+"""Refuse files in which functions differ only in their overload, which not every runtime reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gated op as a model-local function of standard ONNX ops."""
+"""Write the gated op as a model-local function of standard ONNX ops."""
 
 from __future__ import annotations
 

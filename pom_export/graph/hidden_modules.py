@@ -1,4 +1,4 @@
-"""Modules that torch does not know of: in plain lists and mappings, or only in what a function has captured."""
+"""Find modules that torch does not know about: in plain lists and mappings, or captured by a function."""
 
 from __future__ import annotations
 

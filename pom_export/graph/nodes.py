@@ -1,4 +1,4 @@
-"""The nodes of our ops in a graph, and what passes do with nodes and values."""
+"""Find the nodes of our ops in a graph, and edit nodes and values in passes."""
 
 from __future__ import annotations
 

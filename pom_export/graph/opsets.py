@@ -1,4 +1,4 @@
-"""Which versions of the standard ops an export may use."""
+"""The versions of the standard ops that an export may use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are no ONNX model in its binary format: they are named, not called damaged."""
+"""Recognise files that are not ONNX models in binary format, and name their format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tensors of what a module returns: found in the usual structures, and named after the way to them."""
+"""Find the tensors in what a module returns, and name each after its place in the structure."""
 
 from __future__ import annotations
 

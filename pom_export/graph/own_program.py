@@ -1,4 +1,4 @@
-"""What is traced of a user's own module, or of a program of torch.export."""
+"""Make a program to trace from a user's own module or a torch.export program."""
 
 from __future__ import annotations
 

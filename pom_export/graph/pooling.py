@@ -1,6 +1,6 @@
-"""Adaptive pooling over a dimension whose size is dynamic, traced as a product or a maximum over bins.
+"""Trace adaptive pooling over a dimension of dynamic size as a product or a maximum over bins.
 
-torch.onnx would write the pooling of the example's size; over several bins it has no translation at all.
+torch.onnx would fix the pooling to the example's size; for several bins it has no translation at all.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The floating-point types of a file, and how people write them."""
+"""The floating-point types of a file, and how users may write them."""
 
 from __future__ import annotations
 

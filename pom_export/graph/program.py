@@ -1,4 +1,4 @@
-"""What is traced: a model with named inputs, outputs and dynamic dimensions."""
+"""A program to trace: a model with named inputs, outputs and dynamic dimensions."""
 
 from __future__ import annotations
 

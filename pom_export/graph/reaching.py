@@ -1,4 +1,4 @@
-"""Which inputs a graph's outputs depend on: an output that depends on none is the same whatever is given."""
+"""Find inputs that no output depends on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an exported model is compared with: the same module, computed in float64."""
+"""The reference for an exported model: the same module, computed in float64."""
 
 from __future__ import annotations
 

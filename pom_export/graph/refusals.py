@@ -1,4 +1,4 @@
-"""What torch refuses of a user's model, in one line: torch's reason, the operator, and where in the model it is."""
+"""Explain in one line why torch refuses a user's model: the reason, the operator, and the place in the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a user's model gives the same outputs every time, as an exported file does."""
+"""Check that a user's model gives the same outputs every time, as an exported file does."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Replace official-style mixers inside a user's module by ours, which the exporter turns into the op.
+"""Replace official-style mixers inside a user's module with ours, which are traced as the op.
 
-They are recognised by their parameters and attributes, not by their class: nothing of theirs is imported. What a
-user's own class computes, the user can say with an adapter.
+They are recognised by their parameters and attributes, not by their class, so their code is never imported. For a class
+of their own, users can provide an adapter.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What half precision does to a module's outputs: the module in float64, with the roundings that a half graph makes.
+"""Emulate half precision: run a module in float64 with the roundings of a half-precision graph.
 
-It knows nothing of any exported file but which weights it holds in float32, so a fault of the file is not in it.
+All it knows about an exported file is which of its weights are float32, so it cannot share a fault of the file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which sizes a traced graph holds for: what torch knows of its symbols, and where a table of constants ends."""
+"""Find the sizes that a traced graph is valid for: from torch's symbols, and from the ends of constant tables."""
 
 from __future__ import annotations
 

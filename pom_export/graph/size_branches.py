@@ -1,4 +1,4 @@
-"""At which sizes a model takes another branch than it took when it was traced, beyond what bounds can say."""
+"""Find the sizes at which a model takes another branch than when it was traced, beyond what bounds express."""
 
 from __future__ import annotations
 

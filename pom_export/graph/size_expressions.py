@@ -1,4 +1,4 @@
-"""Dimensions that are computed of others, such as "tokens + 1": what torch calls an input that is one token longer."""
+"""Dimensions that are computed from others, such as "tokens + 1", torch's name for an input one token longer."""
 
 from __future__ import annotations
 

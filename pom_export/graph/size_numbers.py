@@ -1,4 +1,4 @@
-"""Numbers that a model makes of its inputs' sizes, such as `int(n ** 0.5)`: a traced graph holds the example's."""
+"""Find numbers that a model computes from sizes, such as `int(n ** 0.5)`, of which a trace keeps the example's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Splits of a dimension whose size is dynamic, traced as slices: torch.onnx has no translation of them."""
+"""Trace splits of a dimension of dynamic size as slices, which torch.onnx can translate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A mixer of ours behind the signature of the module that it stands for."""
+"""Wrap one of our mixers in the signature of the module that it replaces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a module to an ONNX model with the custom op, through torch.export and torch.onnx."""
+"""Turn a module into an ONNX model with the custom op, through torch.export and torch.onnx."""
 
 from __future__ import annotations
 

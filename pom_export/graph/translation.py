@@ -1,4 +1,4 @@
-"""How torch.onnx turns our torch ops into the custom node, and those of torch's that it gets wrong."""
+"""Translate our torch ops into the custom node, and torch's own ops that torch.onnx gets wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What copy.deepcopy refuses inside a module: shared between copies where that is harmless, named where it is not."""
+"""Handle what copy.deepcopy refuses inside a module: share it where that is harmless, else name it in an error."""
 
 from __future__ import annotations
 

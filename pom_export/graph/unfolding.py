@@ -1,4 +1,4 @@
-"""Functions of others in a file: what they hold is looked at as if it stood where they are called."""
+"""Inline a file's functions, other than our op's, so that their contents can be examined in place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which function a node of our ops needs."""
+"""Determine which function a node of our ops needs."""
 
 from __future__ import annotations
 

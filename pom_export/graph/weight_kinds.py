@@ -1,4 +1,4 @@
-"""Weights that can't be written to a file as they are: refused by name, with what to do."""
+"""Reject weights that cannot be written to a file as they are, by name and with what to do."""
 
 from __future__ import annotations
 

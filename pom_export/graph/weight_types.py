@@ -1,4 +1,4 @@
-"""Which floating-point types a graph's weights have: those that its products multiply by, whatever the file claims."""
+"""Determine the floating-point types of a graph's weights from its products, whatever the file claims."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights that a model's call would change: copies share them with the caller's model, and a trace can't hold that."""
+"""Reject models whose call changes their weights: copies share them with the caller, and a trace cannot hold that."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The file of a model's external weights: named by its content, so that no graph is ever run with another's."""
+"""The file of external weights, named after its contents so that no graph runs with another's weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading a file as an ONNX model that the onnx package has checked."""
+"""Load a file as an ONNX model that the onnx package has checked."""
 
 from __future__ import annotations
 

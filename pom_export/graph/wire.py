@@ -1,4 +1,4 @@
-"""Walk a protocol buffer's bytes field by field, without making anything of them."""
+"""Walk a protocol buffer's bytes field by field, without building objects."""
 
 from __future__ import annotations
 

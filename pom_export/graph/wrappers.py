@@ -1,4 +1,4 @@
-"""Modules that wrap another and compute what it computes, such as those of torch.compile and data parallelism."""
+"""Unwrap modules that compute the same as the one inside, such as those of torch.compile and data parallelism."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images of an exported image model."""
+"""Sample images from an exported image model."""
 
 from pom_export.images.sampling import Predict, sample_images
 

@@ -1,4 +1,4 @@
-"""Sample images: from noise to what the model takes it to be of, step by step. Needs numpy alone."""
+"""Sample images step by step, from noise to the model's estimate. Needs only numpy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every family of mixer has in common: the kinds of mask, and the gate over the aggregate."""
+"""Code shared by all families of mixers: the kinds of mask, and the gate over the aggregate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every layer of mixers is: projections, the aggregate of the context, a gate, a projection back."""
+"""The common base of mixer layers: projections, the aggregate of the context, a gate, a projection back."""
 
 from __future__ import annotations
 

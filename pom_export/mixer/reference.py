@@ -1,4 +1,4 @@
-"""The op's mathematics in plain PyTorch: the definition that every other executor is held to.
+"""The op's mathematics in plain PyTorch: the definition that all implementations are compared with.
 
 Formulas: `pom_export.contract`. Every mode is linear in the number of tokens.
 """

@@ -1,6 +1,6 @@
-"""`torch.ops.pom.stateful_polynomial_aggregation`: the op as one call of several, with what earlier ones have summed.
+"""`torch.ops.pom.stateful_polynomial_aggregation`: the op with the sums of earlier calls as its state.
 
-Formulas: `pom_export.contract`. It is for inference alone and has no gradient.
+Formulas: `pom_export.contract`. It is for inference only and has no gradient.
 """
 
 from __future__ import annotations

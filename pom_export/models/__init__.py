@@ -1,4 +1,4 @@
-"""Whole architectures built of mixers."""
+"""Complete architectures built from mixers."""
 
 from pom_export.models.gpt import GPT, GPTConfig
 from pom_export.models.jit import JiT, JiTConfig

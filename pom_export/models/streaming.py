@@ -1,4 +1,4 @@
-"""What a language model keeps of the tokens so far: sums for its mixers, tokens or keys for its other layers."""
+"""The state that a language model keeps: sums for its mixers, tokens or keys for its other layers."""
 
 from __future__ import annotations
 

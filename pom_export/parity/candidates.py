@@ -1,4 +1,4 @@
-"""The backends that a model is compared on here, and which implementation of the op each of them takes."""
+"""List the backends that a model is compared on here, with the implementation of the op that each uses."""
 
 from __future__ import annotations
 

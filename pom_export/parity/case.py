@@ -1,4 +1,4 @@
-"""One case of a comparison: named inputs, given in one call or in several that go on from each other's state."""
+"""A test case: named inputs, passed in one call or in several that continue from each other's state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compare outputs with the reference's."""
+"""Compare outputs with those of the reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cases that look further than random ones: every id and position, the last rows of tables, long pasts, many calls."""
+"""Cases that random inputs miss: every id and position, the last rows of tables, long pasts, many calls."""
 
 from __future__ import annotations
 

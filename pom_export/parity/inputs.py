@@ -1,4 +1,4 @@
-"""Inputs to compare on: random ones, and those at the edges where executors tend to differ."""
+"""Inputs to compare on: random ones, and edge cases in which implementations tend to differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file's interface beside the reference's: what a file lacks, adds, or pins is said before anything is compared."""
+"""Compare a file's interface with the reference's: report what is missing, added or fixed before comparing outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Judge a file on every path that runs here, and in half precision without its rounding too; for export and verify."""
+"""Judge a file on every path that runs here, and in half precision also without rounding; for export and verify."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far two arrays are from each other, in float64 and in pieces: no copy of a large output is made."""
+"""Measure the difference of two arrays in float64, in pieces, without copying a large output."""
 
 from __future__ import annotations
 

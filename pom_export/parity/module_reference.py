@@ -1,4 +1,4 @@
-"""What PyTorch gives for cases: a module in float64, and how far a half type takes its outputs."""
+"""Reference outputs from PyTorch: a module in float64, and how far a half type moves its outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a file calls its reference's inputs and outputs: other tools rename them, or put something in front of them."""
+"""Match a file's input and output names with the reference's, where other tools renamed or prefixed them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When, with what and of which files a report was made."""
+"""Record when, with which versions and from which files a report was made."""
 
 from __future__ import annotations
 

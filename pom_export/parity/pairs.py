@@ -1,4 +1,4 @@
-"""A user's own inputs with the outputs that they should have."""
+"""A user's own inputs with their expected outputs."""
 
 from __future__ import annotations
 

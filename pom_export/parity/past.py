@@ -1,4 +1,4 @@
-"""Inputs of a stateful model: what earlier calls could have left."""
+"""Past states for a stateful model, as earlier calls could have left them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large a float32 graph's values become on given inputs, name by name."""
+"""Measure the largest magnitude of each value in a float32 graph on given inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which type's tolerance a file is judged by: its graph's, whatever it claims."""
+"""Choose the type whose tolerance applies to a file, from its graph and not from its claims."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parity data saved at export: inputs and PyTorch's outputs, so that verifying later needs no checkpoint."""
+"""Save inputs and PyTorch's outputs at export, so that a later verification needs no checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A user's example inputs at other sizes: repeated and cut, for what values mean to a model only its author knows."""
+"""Resize a user's example inputs by repeating and cutting them, since only the author knows what values mean."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model's outputs should be, case by case, and only as long as they are looked at."""
+"""Expected outputs, case by case, kept only as long as they are needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one table of tolerances: how far outputs may be from PyTorch's float64, and why."""
+"""The table of tolerances: how far outputs may be from PyTorch's in float64, and why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compare an exported model with PyTorch, on every backend that runs here."""
+"""Compare an exported model with PyTorch on every backend that runs here."""
 
 from __future__ import annotations
 

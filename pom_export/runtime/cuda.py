@@ -1,4 +1,4 @@
-"""Call the plugin library's CUDA kernels on torch tensors: the op without TensorRT or ONNX Runtime around it."""
+"""Call the plugin library's CUDA kernels on torch tensors, without TensorRT or ONNX Runtime."""
 
 from __future__ import annotations
 

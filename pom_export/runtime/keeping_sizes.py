@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions that look at what a file says of its inputs' sizes, which ONNX Runtime itself does not."""
+"""ONNX Runtime sessions that check input sizes against what the file declares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of ONNX Runtime's own format, as ONNX Runtime writes them back to ONNX."""
+"""Convert files in ONNX Runtime's own format back to ONNX, using ONNX Runtime."""
 
 from __future__ import annotations
 

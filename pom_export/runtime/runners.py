@@ -1,4 +1,4 @@
-"""Where a model's outputs come from: ONNX Runtime, which says what it ran, and PyTorch."""
+"""Run a model in ONNX Runtime, which reports what it ran, or in PyTorch."""
 
 from __future__ import annotations
 

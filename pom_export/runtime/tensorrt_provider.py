@@ -1,4 +1,4 @@
-"""Our plugin in ONNX Runtime's TensorRT provider."""
+"""Use our plugin in ONNX Runtime's TensorRT execution provider."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Text through a streaming language model: tokenizers, sampling, generation."""
+"""Generate text with a streaming language model: tokenizers, sampling, generation."""

@@ -1,4 +1,4 @@
-"""Text out of tokens as they come: a character that several tokens make up appears whole, with the last of them."""
+"""Decode tokens incrementally: a character made of several tokens appears whole, with the last of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Continue a text with a streaming model, so that any stop can be gone on from as if there had been none."""
+"""Continue a text with a streaming model, such that generation can be stopped and resumed at any point."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a generation's state remembers besides the model's: read strictly, since a file may say anything."""
+"""Read and write what a saved generation stores besides the model's state, strictly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choose the next token of the model's logits."""
+"""Choose the next token from the model's logits."""
 
 from __future__ import annotations
 

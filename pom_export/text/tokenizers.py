@@ -1,4 +1,4 @@
-"""Text to token ids and back: bytes, a Hugging Face `tokenizer.json`, GPT-2's vocabulary."""
+"""Convert text to token ids and back: bytes, a Hugging Face `tokenizer.json`, GPT-2's vocabulary."""
 
 from __future__ import annotations
 

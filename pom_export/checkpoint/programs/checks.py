@@ -1,4 +1,4 @@
-"""Checks of parsed JSON: each takes a value, and returns what was understood of it, made anew."""
+"""Checks of parsed JSON: each takes a value and returns a new one with only what was understood."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a program takes to run: told by one run on tensors without values, before any is made."""
+"""Estimate what a program takes to run, from one run on tensors without values."""
 
 from __future__ import annotations
 

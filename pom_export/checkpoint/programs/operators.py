@@ -1,9 +1,9 @@
-"""Which functions a program may call: those that compute tensors of tensors, and nothing else.
+"""The functions that a program may call: only those that compute tensors from tensors.
 
-A name is on the list because its operator reads its arguments and memory of its own: it opens no file, takes no
-seed, changes nothing but its first argument, gives nothing that it has not computed, and checks that its arguments fit
-together. Some that decompositions call (native_batch_norm, attention's kernels) do not: they read beyond a short
-weight.
+An operator is on the list if it only reads its arguments and its own memory: it opens no file, takes no seed, changes
+nothing but its first argument, returns only what it has computed, and checks that its arguments fit together. Some that
+decompositions call (native_batch_norm, attention's kernels) do not: they read past the end of a weight that is too
+short.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A program of torch.export, built of the parts of its file that were understood."""
+"""Build a torch.export program from the parts of its file that were understood."""
 
 from __future__ import annotations
 

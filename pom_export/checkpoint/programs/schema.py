@@ -1,4 +1,4 @@
-"""What the description of a program may hold, entry by entry: the schema of torch.export, without what it need not."""
+"""The allowed entries of a program's description: torch.export's schema, without the parts that are not needed."""
 
 from __future__ import annotations
 

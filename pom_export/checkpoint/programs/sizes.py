@@ -1,9 +1,9 @@
-"""Expressions of sizes, as sympy writes them: read by a grammar of our own, never evaluated as Python.
+"""Parse size expressions, as written by sympy, with our own grammar; they are never evaluated as Python.
 
     expression: NAME | NAME "(" [argument {"," argument}] ")"
     argument:   expression | INTEGER | TEXT | NAME "=" (INTEGER | NAME)
 
-What one could grow to is bounded as it is read: sympy computes at once what it can.
+The result is bounded while the text is read, because sympy immediately computes whatever it can.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The nesting of a program's inputs and outputs: tuples, lists and mappings by a list, never a type by its name."""
+"""The nesting of a program's inputs and outputs: tuples, lists and mappings from a fixed list, never types by name."""
 
 from __future__ import annotations
 

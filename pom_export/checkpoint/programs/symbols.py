@@ -1,4 +1,4 @@
-"""Sizes of a program's inputs for torch: the only ones that are given to it as expressions."""
+"""Create the size expressions of a program's inputs for torch, the only ones that it receives."""
 
 from __future__ import annotations
 

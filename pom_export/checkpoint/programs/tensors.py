@@ -1,4 +1,4 @@
-"""Weights, constants and example inputs: tensors within the bytes that a file has for them."""
+"""Read weights, constants and example inputs, as tensors within the bytes that the file has for them."""
 
 from __future__ import annotations
 

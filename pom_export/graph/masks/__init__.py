@@ -1,4 +1,4 @@
-"""What a (B, T, N) mask is, found by computing it: causal, the same for every query, or neither."""
+"""Determine what a (B, T, N) mask is by computing it: causal, the same for every query, or neither."""
 
 from pom_export.graph.masks.kinds import CAUSAL, SAME_ROWS, MaskKind, kind_of
 from pom_export.graph.masks.rows import NoRowError, last_row

@@ -1,4 +1,4 @@
-"""Edits of the exported graph, one onnx_ir pass a file."""
+"""Edits of the exported graph, one onnx_ir pass per file."""
 
 from pom_export.graph.passes.attach_functions import AttachFunctionsPass
 from pom_export.graph.passes.claim_least import ClaimLeastPass

@@ -1,4 +1,4 @@
-"""Attach our ops' definitions to the model, so that it runs where no kernel of ours is."""
+"""Attach our ops' definitions to the model, so that it runs without our kernels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claim no newer ONNX than the model needs."""
+"""Declare the oldest ONNX version that the model works with."""
 
 from __future__ import annotations
 

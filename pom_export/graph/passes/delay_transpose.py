@@ -1,4 +1,4 @@
-"""Transpose after a product instead of before it: ONNX Runtime crashes on half-precision files that do it before."""
+"""Transpose after a product, not before it: ONNX Runtime crashes on half-precision files with the other order."""
 
 from __future__ import annotations
 

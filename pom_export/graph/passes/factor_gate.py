@@ -1,4 +1,4 @@
-"""Multiply a gate of heads by each head's part of the output projection, instead of gate, then project."""
+"""Multiply each head's gate by its part of the output projection, instead of gating and then projecting."""
 
 from __future__ import annotations
 

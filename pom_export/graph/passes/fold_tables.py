@@ -1,4 +1,4 @@
-"""Look up the rows of a rotation's tables at export, where the positions are constants."""
+"""Look up the rows of rotation tables at export, where positions are constant."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Make an aggregation and the gate over it one node."""
+"""Fuse an aggregation and its gate into one node."""
 
 from __future__ import annotations
 

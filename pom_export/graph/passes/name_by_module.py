@@ -1,4 +1,4 @@
-"""Name nodes and weights after the modules that they come from."""
+"""Name nodes and weights after the modules they come from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Find where a gate is multiplied over an aggregate."""
+"""Find where a gate multiplies an aggregate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Store a weight once that the graph uses as it is and transposed: tied embeddings and output projections."""
+"""Store a weight once if the graph uses it both as it is and transposed: tied embeddings and output projections."""
 
 from __future__ import annotations
 

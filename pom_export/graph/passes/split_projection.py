@@ -1,4 +1,4 @@
-"""Project context and gate each with its own weight, where one product is made and cut in two."""
+"""Project context and gate with separate weights, instead of splitting the result of one product."""
 
 from __future__ import annotations
 

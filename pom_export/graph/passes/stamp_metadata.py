@@ -1,4 +1,4 @@
-"""Write into the model what it is and where it comes from."""
+"""Record in the model what it is and where it came from."""
 
 from __future__ import annotations
 

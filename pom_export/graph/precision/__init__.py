@@ -1,4 +1,4 @@
-"""Which nodes of a float32 graph may compute in half precision, and which may not."""
+"""Decide which nodes of a float32 graph may compute in half precision."""
 
 from pom_export.graph.precision.plan import PrecisionPlan, plan_precision
 

@@ -1,4 +1,4 @@
-"""How large an aggregate may become, from the weights alone."""
+"""Bound the size of an aggregate from the weights alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which values of a graph may leave a half type's range."""
+"""Find values of a graph that may leave a half type's range."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How each of our models becomes a program."""
+"""Turn each of our models into a program."""
 
 from __future__ import annotations
 

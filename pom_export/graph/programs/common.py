@@ -1,4 +1,4 @@
-"""What the programs of a mixer share."""
+"""Code shared by the programs of a mixer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs of our models of images."""
+"""Programs of our image models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs of our models that are called again and again, each call going on from a state."""
+"""Programs of our models that are called repeatedly, each call continuing from a state."""
 
 from __future__ import annotations
 

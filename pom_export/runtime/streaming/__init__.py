@@ -1,1 +1,1 @@
-"""Streams: a stateful export, run token by token."""
+"""Run a stateful export token by token."""

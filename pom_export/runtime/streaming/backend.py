@@ -1,4 +1,4 @@
-"""What runs a stateful model: the protocol that the bindings of ONNX Runtime and of TensorRT keep, and others may."""
+"""The protocol of streaming backends, implemented for ONNX Runtime and TensorRT."""
 
 from __future__ import annotations
 

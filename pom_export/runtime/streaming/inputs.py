@@ -1,4 +1,4 @@
-"""What a call is given, checked: a state that took something wrong in could not be mended."""
+"""Check the inputs of a streaming call, since invalid ones would corrupt the state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stateful export takes and gives: its tokens, its state, its output."""
+"""The interface of a stateful export: its tokens, state and output."""
 
 from __future__ import annotations
 

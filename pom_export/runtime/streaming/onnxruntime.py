@@ -1,4 +1,4 @@
-"""ONNX Runtime's binding of a stateful model: two sets of buffers that take turns at being the past."""
+"""The streaming backend for ONNX Runtime: two sets of buffers that alternate as past and present."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stream knows of the tokens before: kept, saved, loaded, told from another model's, added up."""
+"""The state of a stream: save and load it, check which model it belongs to, and add it to others."""
 
 from __future__ import annotations
 
