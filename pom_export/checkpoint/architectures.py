@@ -181,7 +181,7 @@ def _gpt_config(shapes: Shapes, hints: Hints) -> GPTConfig:
     if not mixers:
         raise CheckpointError(
             "it is a language model with self-attention in every block: it has no mixer",
-            "See docs/pom.md for how to replace attention by PoM",
+            "See docs/pom.md for how to replace attention with PoM",
         )
     mixer = _derived_below(shapes, f"transformer.h.{mixers[0]}.attn.pom.", _v1_config, hints)
     width = embedding[1]
@@ -218,7 +218,7 @@ def _jit_config(shapes: Shapes, hints: Hints) -> JiTConfig:
     if "blocks.0.attn.qkv.weight" in shapes:
         raise CheckpointError(
             "it is an image model with self-attention in every block: it has no mixer",
-            "See docs/pom.md for how to replace attention by PoM",
+            "See docs/pom.md for how to replace attention with PoM",
         )
     if any(name.startswith("blocks.0.attn.pom.") for name in shapes):
         raise CheckpointError(
