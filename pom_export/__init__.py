@@ -2,8 +2,8 @@
 
 Importing the package is cheap: torch, onnxruntime and TensorRT are imported by the functions that need them.
 
-Stages of a job are logged at INFO by the loggers below "pom_export", besides the calls of `progress`, and what helps to
-find a fault at DEBUG. Nothing of it shows before a handler is set, as by `logging.basicConfig(level="INFO")`.
+The loggers below "pom_export" log the stages of a job at INFO, in addition to calling `progress`, and details for
+debugging at DEBUG. Nothing is shown until a handler is set, for example with `logging.basicConfig(level="INFO")`.
 """
 
 from __future__ import annotations

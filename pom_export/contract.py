@@ -1,7 +1,7 @@
-"""The contract of the custom op `pom::PolynomialAggregation`: the one place where its names and limits live.
+"""The contract of the custom op `pom::PolynomialAggregation`: the single definition of its names and limits.
 
 Every executor (torch op, ONNX function, ONNX Runtime kernel, TensorRT plugin) reads the op from here or, in
-C++, from `plugins/include/pom/contract.h`; a test compares `signature()` with what the compiled libraries say.
+C++, from `plugins/include/pom/contract.h`; a test compares `signature()` with that of the compiled libraries.
 
     form "power" (v2), coefficients (C, K):
     h = clamp(leaky_relu(x, LEAKY_SLOPE), CLAMP_LOW, CLAMP_HIGH)      (B, N, C)
@@ -18,31 +18,31 @@ C++, from `plugins/include/pom/contract.h`; a test compares `signature()` with w
         p                                                             (B, N, C)  mode "features", without mask
 
 Without a mask every m_n is 1 and epsilon is not added. A row whose weights sum to 0 gives 0, and a token of
-weight 0 counts as absent, whatever it holds. Sums are float32 or better whatever x's type.
+weight 0 counts as absent, whatever it contains. Sums are float32 or better, whatever the type of x.
 Sources: arXiv 2604.06129 (power, rotation), arXiv 2411.12663 (product).
 
-`pom::GatedPolynomialAggregation` is the same with the gate over it, for the modes "mean" and "causal":
+`pom::GatedPolynomialAggregation` is the same op with the gate applied, for the modes "mean" and "causal":
     s = activation(gate + gate_bias), gate (B, T, S), gate_bias (S)   T = N in mode "causal"
     z[:, t, c] = s[:, t, c // (C / S)] * y[:, t, c]                   (B, T, C), of x's type; y's one token serves all T
-It is what an optimised export holds, since one kernel for both passes over memory once. A kernel rounds nothing
-between the aggregate and z.
+Optimised exports use it, because a single kernel for both passes over memory only once. Kernels do not round between
+the aggregate and z.
 
-Of either op, with `stateful` 1 and in the modes "mean" and "causal", a call goes on where others have ended:
+For either op, with `stateful` 1 and in the modes "mean" and "causal", a call continues where earlier ones ended:
     y = (S + sum_n m_n p_n) / (epsilon + L + sum_n m_n)               (past_state, past_length) = (S, L)
-past_state (B, 2, C) is S as a sum of two floats: S rounded, and what that rounding has lost, so that S is exact to
-twice float32's digits however long the sequence grows. past_length (B) is how many tokens are in it. present_state
-and present_length are the same with this call's tokens; zeros are the state of no tokens. States of different
-tokens add up. Mode "mean" with a state is block-causal: all tokens of a call see the call and what was before it.
-A mask must then be bool, and a token that it leaves out is not in the state.
+past_state (B, 2, C) is S as a sum of two floats, S rounded and its rounding error, so that S keeps twice the digits of
+float32 however long the sequence grows. past_length (B) is the number of tokens in it. present_state and present_length
+are the same including this call's tokens; zeros are the state of no tokens. The states of disjoint sets of tokens can
+be added. Mode "mean" with a state is block-causal: all tokens of a call see the whole call and everything before it. A
+mask must then be bool, and masked tokens do not enter the state.
 
-Either op also goes by numbered names, `PolynomialAggregation_2` to `PolynomialAggregation_16`, and is the same op by
-each of them: a node's attributes say everything. Nodes of one file that need different functions have different names,
-since most runtimes and tools tell functions apart by domain and name alone.
+Either op is also registered under numbered names, `PolynomialAggregation_2` to `PolynomialAggregation_16`. It is the
+same op under each: a node's attributes define what it computes. Nodes of one file that need different functions have
+different names, since most runtimes and tools identify functions by domain and name alone.
 
-No node leaves an input empty in front of one that it has (TensorRT's parser refuses that). The place of an absent
-one is held by a placeholder: a tensor of rank 1 and size 1, which nobody reads. Every real one has rank 2 or 3, but
-for `gate_bias` and `past_length`, which are always real where the op and `stateful` ask for them. With `stateful` 1
-all inputs and outputs are there, with 0 neither those of the past nor those of the present.
+No node leaves an input empty before one that is present (TensorRT's parser refuses that). The position of an absent
+input is filled by a placeholder: a tensor of rank 1 and size 1 that is never read. Every real input has rank 2 or 3,
+except `gate_bias` and `past_length`, which are always real where the op and `stateful` require them. With `stateful` 1
+all inputs and outputs are present; with 0, those of the past and the present state are not.
 """
 
 from __future__ import annotations

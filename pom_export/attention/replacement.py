@@ -90,7 +90,7 @@ def replace_attention(
     keep_every: int | None = None,
     start: str = "values",
 ) -> ReplacementReport:
-    """Replace a model's attention layers by PoM, in place.
+    """Replace a model's attention layers with PoM, in place.
 
     `nn.MultiheadAttention` becomes a `MultiheadPolynomialMixer` of the same arguments, device and type; a timm-style
     block (`qkv`, `proj`, `num_heads`, `forward(x)`) a `VisionPolynomialMixer`. A layer that stands in several places

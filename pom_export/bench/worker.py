@@ -1,6 +1,6 @@
-"""A process that calls one function and ends: python -m pom_export.bench.worker CALL RESULT THREADS PARENT.
+"""Call one function in a process of its own: python -m pom_export.bench.worker CALL RESULT THREADS PARENT.
 
-A process of its own for each measurement: its threads, its allocators and its peak memory are nobody else's.
+Each measurement has a separate process, so that it does not share threads, allocators or peak memory.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Names of dynamic dimensions: those of an export, and what one is called that has lost its name.
+"""Names of dynamic dimensions: those of an export, and substitutes for names that were lost.
 
-Other tools drop names, or write -1, "?" or "None" for them. An input's dimensions are then known by their places.
+Other tools drop names, or write -1, "?" or "None" instead. An input's dimensions are then identified by position.
 """
 
 from __future__ import annotations

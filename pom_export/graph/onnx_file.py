@@ -1,7 +1,7 @@
-"""What an ONNX file declares, looked at before any parser makes it: sizes, nesting, tensors, calls of functions.
+"""Check what an ONNX file declares before a parser builds it: sizes, nesting, tensors, function calls.
 
 Parsers trust what a file declares: two bytes become a node of a hundred, a tensor's shape is taken for its size, and
-functions are unfolded call by call. So the bytes are walked first, in time and memory that the bounds here limit.
+functions are expanded call by call. The bytes are therefore walked first, with bounds on time and memory.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Run half-precision models in ONNX Runtime on the CPU with the roundings of a device that computes in half.
+"""Run half-precision models in ONNX Runtime on the CPU, with the rounding of a device that computes in half precision.
 
-The CPU's provider has no bfloat16 products, and takes the casts between float16 nodes away: what leaves float16's range
-would not be seen.
+The CPU provider has no bfloat16 products, and removes the casts between float16 nodes, which would hide values outside
+float16's range.
 """
 
 from __future__ import annotations

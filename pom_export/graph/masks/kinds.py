@@ -1,7 +1,8 @@
-"""Whether a mask is causal, or the same for every query: at many numbers of tokens, with any data for the keys.
+"""Determine whether a mask is causal or the same for every query, at many numbers of tokens and with any key data.
 
-A few sizes prove nothing of a window of 512 tokens. So sizes around every number that the mask is computed with are
-tried too, and as many tokens as its tables have; where such a number is too large to try, the mask is not recognised.
+A few sizes prove nothing about a window of 512 tokens. Sizes around every number that the mask is computed with, and
+around the sizes of its tables, are therefore tried too. If such a number is too large to try, the mask is not
+recognised.
 """
 
 from __future__ import annotations

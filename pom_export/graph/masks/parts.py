@@ -1,6 +1,6 @@
-"""The part of a graph that computes a mask, cut loose from the data, so that it can be run at any number of tokens.
+"""Cut out the part of a graph that computes a mask, so that it can be run without data at any number of tokens.
 
-What depends on sizes and constants alone is run as it is. Where data comes in as one value a key token, (..., 1, N),
+What depends only on sizes and constants is run as it is. Where data enters as one value per key token, (..., 1, N),
 such as a padding mask, the graph is cut: any values may come from there.
 """
 

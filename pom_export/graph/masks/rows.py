@@ -1,4 +1,4 @@
-"""The last row of a mask, as nodes that make no N x N values: what its weights are for each key token."""
+"""Build nodes that compute the last row of a mask, the weight of each key token, without N x N values."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What is known of the standard ops: which need float32 in a half-precision graph, which go with their inputs.
+"""Rules for the standard ops: which need float32 in a half-precision graph, and which follow their inputs.
 
-What is in no list (products, convolutions, look-ups, fused norms, which compute in float32 inside) is made in half.
+Ops in neither list (products, convolutions, look-ups, fused norms, which use float32 internally) compute in half.
 """
 
 from __future__ import annotations
