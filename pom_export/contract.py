@@ -24,7 +24,7 @@ Sources: arXiv 2604.06129 (power, rotation), arXiv 2411.12663 (product).
 `pom::GatedPolynomialAggregation` is the same op with the gate applied, for the modes "mean" and "causal":
     s = activation(gate + gate_bias), gate (B, T, S), gate_bias (S)   T = N in mode "causal"
     z[:, t, c] = s[:, t, c // (C / S)] * y[:, t, c]                   (B, T, C), of x's type; y's one token serves all T
-Optimised exports use it, because a single kernel for both passes over memory only once. Kernels do not round between
+Optimised exports use it, because one kernel for both makes a single pass over memory. Kernels do not round between
 the aggregate and z.
 
 For either op, with `stateful` 1 and in the modes "mean" and "causal", a call continues where earlier ones ended:
