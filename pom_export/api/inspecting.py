@@ -58,7 +58,7 @@ def inspect(
     for name, value in hints.items():
         if value is not None:
             raise InputError(
-                f"`{name}={value!r}` is of a checkpoint, and {os.fspath(path)} is {with_article(kind)}", "Leave it out"
+                f"`{name}={value!r}` is for a checkpoint, and {os.fspath(path)} is {with_article(kind)}", "Leave it out"
             )
     return _model(path) if kind == ModelInspection.kind else _engine(path)
 

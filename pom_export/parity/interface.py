@@ -163,8 +163,8 @@ def check_pinned(model: ExportedModel, interface: Interface, limits: InputLimits
         )
     if tokens * interface.pinned.get(BATCH, 1) * width > _MOST_VALUES:
         raise InputError(
-            f"model {model.path} fixes its sizes at {tokens * interface.pinned.get(BATCH, 1)} tokens, more than a "
-            "comparison takes",
+            f"model {model.path} fixes its sizes at {tokens * interface.pinned.get(BATCH, 1)} tokens, too many "
+            "to compare",
             "Export it with dynamic sizes, or with smaller ones",
         )
 

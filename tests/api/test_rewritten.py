@@ -226,7 +226,7 @@ def test_inputs_and_outputs_of_other_names_are_named(crossed: Exported, edit: Ed
 
 
 def test_names_that_could_be_either_are_refused(crossed: Exported) -> None:
-    with pytest.raises(InputError, match="inputs a, b, the reference x, context: it is unclear which belongs to which"):
+    with pytest.raises(InputError, match="inputs a, b, the reference x, context: unclear which belongs to which"):
         crossed.verify(renamed(x="a", context="b"))
 
 

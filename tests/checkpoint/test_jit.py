@@ -108,7 +108,7 @@ def test_what_is_no_such_model_is_refused_in_its_own_terms() -> None:
     attention |= {f"blocks.{i}.attn.qkv.weight": torch.zeros(24, 8) for i in range(2)}
     assert "self-attention in every block: it has no mixer" in refusal(attention)
     earlier = {name.replace(".attn.", ".attn.pom."): tensor for name, tensor in tensors.items()}
-    assert "earlier kind" in refusal(earlier)
+    assert "earlier version" in refusal(earlier)
     assert "square" in refusal({**tensors, "pos_embed": torch.zeros(1, 15, 8)})
     assert "row_cos" in refusal({name: tensor for name, tensor in tensors.items() if "row_" not in name})
     without_block = {name: tensor for name, tensor in tensors.items() if not name.startswith("blocks.0.")}
@@ -149,7 +149,7 @@ def test_averages_in_the_older_order_are_left_out_with_a_word(tmp_path: Path) ->
     torch.save({"state_dict": prefixed, "ema_params1": parameters}, tmp_path / "last.ckpt")
     loaded = load_model(tmp_path / "last.ckpt", in_context_start=1)
     assert (loaded.weights, loaded.other_weights) == ("model", ["ema1 (ema_params1)"])
-    assert any("ema1 (ema_params1) is left out" in note for note in loaded.notes)
+    assert any("ema1 (ema_params1) is not used" in note for note in loaded.notes)
     assert any("older layout" in note for note in loaded.notes)
     state = loaded.module.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in tensors.items() if name in state)

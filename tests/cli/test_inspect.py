@@ -119,7 +119,7 @@ def test_says_what_an_engine_is_for(model: Path, tmp_path: Path, capsys: pytest.
 
 def test_a_checkpoints_options_are_no_models(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["inspect", str(model), "--degree", "3"]) == 2
-    assert f"--degree 3 is of a checkpoint, and {model} is a model" in capsys.readouterr().err
+    assert f"--degree 3 is for a checkpoint, and {model} is a model" in capsys.readouterr().err
 
 
 def test_only_checkpoints_need_torch(model: Path) -> None:

@@ -29,7 +29,7 @@ OURS = {"engine": "e", "backend": "tensorrt-rtx", "plugin_layers": 1, "model_sha
         (json.dumps({**OURS, "inputs": [0] * 3_000_000}), "not one of ours"),
         (json.dumps(OURS), "has no manifest_sha256"),
         (json.dumps(sealed({**OURS, "backend": "tensorflow"})), "names an unknown backend, 'tensorflow'"),
-        (json.dumps(sealed({**OURS, "backend": ["tensorrt"]})), "names no TensorRT"),
+        (json.dumps(sealed({**OURS, "backend": ["tensorrt"]})), "names an unknown backend"),
     ],
 )
 def test_a_manifest_that_is_none_is_named(text: str, message: str, tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def test_what_an_engine_was_not_built_for_is_refused(cuda: HostCuda, tmp_path: P
     with pytest.raises(InputError, match=r"past_key_values.0.key of a call is 1x1x0x8.* takes 1x1x1x8 to"):
         open_session(model, cuda, batch=1, profile=PROFILE | {"past_tokens": (1, 64)})
     session = open_session(model, cuda, batch=1)
-    with pytest.raises(InputError, match=r"input_ids of a call is 1x41, .* takes 1x1 to 2x40.*maxShapes"):
+    with pytest.raises(InputError, match=r"input_ids of a call is 1x41, .* takes 1x1 to 2x40.*max_shapes"):
         session.prefill(np.zeros((1, 41), np.int64))
     assert session.length == 0
 
@@ -293,7 +293,9 @@ def test_a_missing_cuda_runtime_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr(device_memory.ctypes, "CDLL", absent)
-    with pytest.raises(MissingDependencyError, match=r"^libcudart.so, the CUDA runtime, was not found. pip install"):
+    with pytest.raises(
+        MissingDependencyError, match=r"^libcudart.so, the CUDA runtime, was not found. Install it: pip install"
+    ):
         device_memory.cuda.__wrapped__()
 
 
@@ -308,7 +310,7 @@ def test_engines_that_cannot_run_are_one_line(built: Path, monkeypatch: pytest.M
     content, told = (built / "m.engine").read_bytes()[:-100], json.loads((built / "m.engine.json").read_text())
     (built / "cut.engine").write_bytes(content)
     for sha256, message in (
-        (told["sha256"], r"^engine .*cut.engine is not what .*cut.engine.json tells of. Build the engine again"),
+        (told["sha256"], r"^engine .*cut.engine is not what .*cut.engine.json describes. Build the engine again"),
         (hashlib.sha256(content).hexdigest(), r"^cut.engine cannot be used: tensorrt-rtx .* does not load it"),
     ):
         (built / "cut.engine.json").write_text(json.dumps(sealed({**told, "sha256": sha256, "bytes": len(content)})))
@@ -329,7 +331,7 @@ def test_an_engine_of_another_model_is_refused(
     expected = StreamingSession(model, batch=2, kernels=False).prefill(x)
     np.testing.assert_array_equal(StreamingSession(model, batch=2, backend=backend).prefill(x), expected)
     other = running_sum_model(tmp_path / "other.onnx")
-    with pytest.raises(InputError, match=r"other.onnx is not what .*m.engine.json tells of. Build the engine again"):
+    with pytest.raises(InputError, match=r"other.onnx is not what .*m.engine.json describes. Build the engine again"):
         StreamingSession(other, batch=2, backend=backend)
 
 

@@ -96,7 +96,7 @@ class Restored(nn.Module):
 
 @pytest.mark.parametrize(("name", "value"), [("scale", torch.zeros(2)), ("times", 4), ("shift", torch.ones(2))])
 def test_a_copy_of_other_values_is_refused(name: str, value: object) -> None:
-    with pytest.raises(InputError, match=rf"a copy of 0 \(Restored\) has another {name} than itself"):
+    with pytest.raises(InputError, match=rf"a copy of 0 \(Restored\) has a different {name} from the original"):
         copy_module(nn.Sequential(Restored(**{name: value})))
 
 

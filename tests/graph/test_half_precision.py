@@ -182,7 +182,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         large[0].qc_proj.weight[0, 0] = 1e5
         small[0].ag_proj.weight.mul_(1e-9)
     for model, message in (
-        (large, r"qc_proj.weight_transposed.0 holds 100000, but float16 ends at 65504"),
+        (large, r"qc_proj.weight_transposed.0 holds 100000, but float16 goes up to 65504"),
         (small, r"ag_proj.weight_transposed holds nothing above .*, which is 0 in float16"),
     ):
         with pytest.raises(InputError, match=message):

@@ -295,7 +295,7 @@ def test_an_output_that_holds_itself_is_refused() -> None:
         held.append(held)
         return held
 
-    with pytest.raises(InputError, match="the output y_1_1 holds itself"):
+    with pytest.raises(InputError, match="the output y_1_1 contains itself"):
         check_repeats(Net(endless), {"x": example()})
 
 

@@ -132,7 +132,7 @@ HOSTILE: dict[str, tuple[Callable[[], onnx.ModelProto | bytes], str]] = {
     "functions in a circle": (lambda: calls(("f", ["g"]), ("g", ["f"])), "calls itself"),
     "functions that double": (
         lambda: calls(*((f"f{i}", [f"f{i + 1}"] * 2) for i in range(40)), ("f40", [])),
-        "functions are unfolded",
+        "functions are inlined",
     ),
     "a function twice": (lambda: calls(("f", []), ("f", [])), "defined twice"),
     "weights above": (lambda: with_external(location="../w.bin"), "not a file in its own folder"),

@@ -98,9 +98,12 @@ OTHER: dict[str, tuple[Mask, str]] = {
     "a window by decay": (lambda x, _: (causal(x) & (0.99 ** distance(x).abs() > 0.01))[None], "Pow of positions"),
     "a window by scale": (lambda x, _: (causal(x) & (distance(x) * 0.01 < 5))[None], "Mul of positions"),
     "a window by shifts": (lambda x, _: (causal(x) & (distance(x).abs() >> 9 == 0))[None], "of positions"),
-    "a window by subtraction": (lambda x, _: (causal(x) & ((distance(x) - 3000.0).relu() == 0))[None], "counts more"),
-    "a window by a limit": (lambda x, _: (causal(x) & (distance(x).clamp(max=3e3) == distance(x)))[None], "counts"),
-    "a window in a matrix": (lambda x, _: (causal(x) & (distance(x) < 3e3 * ones(x)))[None], "counts more"),
+    "a window by subtraction": (lambda x, _: (causal(x) & ((distance(x) - 3000.0).relu() == 0))[None], "larger than"),
+    "a window by a limit": (
+        lambda x, _: (causal(x) & (distance(x).clamp(max=3e3) == distance(x)))[None],
+        "larger than",
+    ),
+    "a window in a matrix": (lambda x, _: (causal(x) & (distance(x) < 3e3 * ones(x)))[None], "larger than"),
     "keys of the past and of the future": (
         lambda x, keep: torch.where(causal(x), keep[:, None, :], keep.flip(1)[:, None, :]),
         "not a lower triangle, nor the same for all queries",
