@@ -130,6 +130,7 @@ def test_verify_passes_against_checkpoint_and_against_parity_data(language_model
         }
 
 
+@pytest.mark.slow
 def test_verify_fails_when_any_one_weight_changed_by_a_percent(
     language_model: tuple[Path, Path], tmp_path: Path
 ) -> None:

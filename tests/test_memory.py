@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 
 from pom_export.models import GPT, GPTConfig
 
+pytestmark = pytest.mark.slow
+
 # Exports a checkpoint as if its weights were too large for one protocol buffer, and prints the peak of its own
 # memory in KiB: before the export, when everything is imported, and after. Pages of mapped files do not count.
 SCRIPT = """

@@ -14,6 +14,8 @@ import pom_export
 from pom_export.parity.comparison import difference
 from pom_export.parity.tolerances import GOLDEN
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def exported(golden_jit: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:

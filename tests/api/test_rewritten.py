@@ -357,6 +357,7 @@ def fixed_and_folded(path: Path, sizes: Mapping[str, int], folded: Path) -> None
     ir.save(model, folded)
 
 
+@pytest.mark.slow
 def test_positions_are_judged_in_the_type_that_a_file_has_folded_them_in(tmp_path: Path) -> None:
     """A graph of dynamic sizes turns by float32 angles, one that is exported with fixed ones by half ones."""
     module = hybrid(layers=2)

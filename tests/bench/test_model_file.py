@@ -36,6 +36,7 @@ def prepared(model: Path, folder: Path, **options: object) -> FileWorkload:
     return workload
 
 
+@pytest.mark.slow
 def test_all_sizes_run_in_workers_and_agree(model: Path) -> None:
     stages: list[str] = []
     options = BenchOptions(batch=(2,), tokens=(5, 9), threads=1, effort=ONCE)

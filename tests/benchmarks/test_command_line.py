@@ -12,6 +12,8 @@ from benchmarks.image.workload import ImageWorkload
 from benchmarks.layer.workload import LayerWorkload
 from benchmarks.stream.workload import StreamWorkload
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--dim", "16", "--degree", "2", "--expand", "1", "--threads", "1", "--repeats", "1", "--warmup", "0"]
 
 

@@ -9,6 +9,8 @@ from benchmarks.products import Product
 from benchmarks.time_limit import too_long
 from pom_export.bench.workload import Size
 
+pytestmark = pytest.mark.slow
+
 GIB = 1 << 30
 PRODUCTS = [
     Product(("batch", "tokens"), 512, 2048, from_input=True),

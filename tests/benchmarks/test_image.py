@@ -20,6 +20,8 @@ from pom_export.errors import InputError
 from pom_export.models import JiT
 from pom_export.runtime.session import inference_session
 
+pytestmark = pytest.mark.slow
+
 SHAPE = ImageShape(dim=64, degree=2, expand=1, heads=4, layers=3, patch=2)
 SEED = 3
 

@@ -19,6 +19,8 @@ from pom_export.bench.timing import Effort
 from pom_export.bench.workload import Conditions, Size
 from pom_export.errors import InputError, ParityError
 
+pytestmark = pytest.mark.slow
+
 ON_CPU = ["torch", "torch-compile", "plain", "function", "kernel", "attention", "matmul"]
 BYTE_LM = Path(__file__).parents[2] / "samples" / "checkpoints" / "byte_lm.safetensors"
 SIZE = Size(2, 9)

@@ -11,6 +11,8 @@ from benchmarks.project import check_limits, project_runs
 from pom_export.bench.results import BenchResult, Point
 from pom_export.bench.statistics import Summary
 
+pytestmark = pytest.mark.slow
+
 
 def timed(milliseconds: float) -> Summary:
     return Summary(milliseconds, milliseconds, milliseconds, milliseconds, 5)

@@ -11,6 +11,8 @@ import pom_export
 from benchmarks.layer.official import OfficialMixer, with_official_mixers
 from pom_export.mixer import Mixer
 
+pytestmark = pytest.mark.slow
+
 BYTE_LM = Path(__file__).parents[2] / "samples" / "checkpoints" / "byte_lm.safetensors"
 MIXERS = {
     "one gate per channel": lambda: pom_export.PolynomialMixer(8, 3, 2),

@@ -15,6 +15,8 @@ from pom_export.bench.dimensions import sizes_of
 from pom_export.bench.runners import SessionRunner, open_session
 from pom_export.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("batch", "tokens")
 LAYER = [Product(("batch", "tokens"), 8, 12, from_input=True), Product(("batch", "tokens"), 6, 8, to_output=True)]
 GRAPH = """

@@ -24,6 +24,8 @@ from pom_export.bench.table import as_page, as_text, latency_rows, memory_rows
 from pom_export.bench.writing import results_folder
 from pom_export.errors import MissingDependencyError
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 
 

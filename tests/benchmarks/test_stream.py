@@ -22,6 +22,8 @@ from pom_export.bench.workload import Conditions, Size
 from pom_export.errors import InputError, ParityError
 from pom_export.runtime import State, StreamingSession
 
+pytestmark = pytest.mark.slow
+
 SHAPE = StreamShape(dim=16, degree=2, expand=1, heads=2, layers=2)
 ALL = ["function", "kernel", "attention", "attention-shared"]
 CONTEXTS = [1, 5, 12]

@@ -27,6 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_prints_one_json_object(capsys: pytest.CaptureFixture[str], model: str) -> None:
     options = ["--tokens", "8,16", "--backends", "function,kernel,tensorrt", "--no-memory"]
     assert run(["bench", model, *QUICK, *options, "--json"]) == 0
@@ -115,6 +116,7 @@ def children(process_id: int) -> list[int]:
     return [int(text) for text in Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_an_end_leaves_no_process_and_no_file(number: int, code: int, tmp_path: Path, model: str) -> None:
     """Where the command itself is killed its work folder stays, as nobody is left to remove it; its worker ends."""

@@ -341,6 +341,7 @@ def test_an_interrupted_run_can_be_gone_on_from(
     assert sorted(file.name for file in tmp_path.iterdir()) == ["m.onnx", "state"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="needs Linux's small pipes and /proc")
 def test_an_interrupt_while_nobody_reads_ends_it(running: Any, model: str, tmp_path: Path) -> None:
     state = str(tmp_path / "state")

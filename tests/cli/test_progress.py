@@ -93,6 +93,7 @@ def test_a_terminal_shows_a_spinner_and_keeps_the_stages(tmp_path: Path) -> None
     assert seen.rfind(SHOW) > seen.rfind(HIDE)
 
 
+@pytest.mark.slow
 @needs_rich
 def test_an_interrupted_display_leaves_one_clear_line(tmp_path: Path) -> None:
     arguments = ["export", CHECKPOINT, "-o", str(tmp_path / "new" / "m.onnx")]
@@ -104,6 +105,7 @@ def test_an_interrupted_display_leaves_one_clear_line(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @needs_rich
 def test_a_terminal_that_is_gone_ends_no_job(tmp_path: Path) -> None:
     code, out, _ = on_terminal(["export", CHECKPOINT, "-o", str(tmp_path / "m.onnx")], close_after="reading")
@@ -112,6 +114,7 @@ def test_a_terminal_that_is_gone_ends_no_job(tmp_path: Path) -> None:
     assert (tmp_path / "m.onnx").exists()
 
 
+@pytest.mark.slow
 @needs_rich
 def test_an_error_follows_the_display(tmp_path: Path) -> None:
     code, _, seen = on_terminal(["export", str(tmp_path / "none.pt"), "-o", str(tmp_path / "m.onnx")])
@@ -121,6 +124,7 @@ def test_an_error_follows_the_display(tmp_path: Path) -> None:
     assert error.startswith("pom-export: error: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "environment"),
     [([], {"NO_COLOR": "1"}), ([], {"CI": "true"}), ([], {"TERM": "dumb"}), (["-v", "--json"], {}), (["--debug"], {})],

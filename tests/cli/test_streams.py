@@ -18,6 +18,7 @@ FULL = Path("/dev/full")
 COMMAND = [sys.executable, "-m", "pom_export"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FULL.exists(), reason="needs Linux's /dev/full")
 @pytest.mark.parametrize("arguments", [["inspect", CHECKPOINT], ["inspect", CHECKPOINT, "--json"], ["--help"]])
 def test_a_full_stdout_is_one_line(arguments: list[str]) -> None:
@@ -30,6 +31,7 @@ def test_a_full_stdout_is_one_line(arguments: list[str]) -> None:
     assert "internal" not in line
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FULL.exists(), reason="needs Linux's /dev/full")
 def test_a_full_stderr_ends_no_job(tmp_path: Path) -> None:
     with FULL.open("w") as full:
@@ -38,6 +40,7 @@ def test_a_full_stderr_ends_no_job(tmp_path: Path) -> None:
     assert (tmp_path / "m.onnx").exists()
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_does_not_change_the_exit_code() -> None:
     for checkpoint, code in ((CHECKPOINT, 0), (f"{CHECKPOINT}.none", 2)):
         reader, writer = os.pipe()
@@ -66,6 +69,7 @@ def test_names_that_are_no_text_are_one_line(
     assert list(tmp_path.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_name_that_is_no_text_comes_from_a_shell(tmp_path: Path) -> None:
     before = spoiled_names(tmp_path)
     done = subprocess.run([*COMMAND, "inspect", b"c\xff"], capture_output=True, text=True, cwd=tmp_path)
@@ -81,6 +85,7 @@ def spoiled_names(folder: Path) -> list[Path]:
     return list(folder.iterdir())
 
 
+@pytest.mark.slow
 def test_characters_that_stdout_lacks_are_escaped(tmp_path: Path) -> None:
     checkpoint = tmp_path / "модель.pt"
     checkpoint.write_bytes(Path(CHECKPOINT).read_bytes())
@@ -94,6 +99,7 @@ def test_characters_that_stdout_lacks_are_escaped(tmp_path: Path) -> None:
     assert r"\u044c.pt" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )

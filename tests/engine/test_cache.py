@@ -253,6 +253,7 @@ def test_builds_at_the_same_time_see_whole_entries(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tensorrt_rtx")
 def test_processes_share_a_cache(model: Path) -> None:
     folder = model.parent
