@@ -63,9 +63,10 @@ def _model_lines(found: ModelInspection) -> _Lines:
     lines = [
         ("model", f"{found.model} ({human_bytes(found.bytes)})"),
         *([("exported from", f"{found.architecture} ({found.family})")] if found.architecture else []),
-        *_settings(found.config),
+        # A file chooses these names: behind a prefix, none of them is taken for a line of ours.
+        *_settings(found.config, "config."),
         ("aggregations", str(found.aggregations)),
-        *((f"  {kind['count']} x", _kind(kind)) for kind in found.aggregation_kinds),
+        *(("aggregation kind", f"{kind['count']} x {_kind(kind)}") for kind in found.aggregation_kinds),
         ("inputs", "; ".join(found.inputs)),
         ("outputs", "; ".join(found.outputs)),
         ("state", found.state or "none"),

@@ -126,3 +126,15 @@ def test_only_checkpoints_need_torch(model: Path) -> None:
     check = f"import sys; from pom_export.cli.main import run; run(['inspect', {str(model)!r}, '-q'])"
     done = subprocess.run([sys.executable, "-c", f"{check}; sys.exit('torch' in sys.modules)"], capture_output=True)
     assert done.returncode == 0
+
+
+def test_a_models_own_names_forge_no_line(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    forged = onnx.load(model)
+    spec = next(entry for entry in forged.metadata_props if entry.key.endswith("spec"))
+    spec.value = json.dumps({**json.loads(spec.value), "config": {"sha256": "0" * 64, "dim": 8}})
+    onnx.save(forged, tmp_path / "m.onnx")
+
+    assert run(["inspect", str(tmp_path / "m.onnx")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("sha256 ") for line in lines) == 1
+    assert any(line.split() == ["config.sha256", "0" * 64] for line in lines)

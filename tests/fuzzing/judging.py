@@ -18,7 +18,8 @@ _LONGEST_RESULT = 5000
 _PROGRESS = re.compile(r"\[ *\d+\.\ds\] ")
 # What names of results look like. Of a forged line that looks like one, the name is one of `_ONCE`.
 _RESULTS = {
-    "inspect": "checkpoint|recognised as|parameters|types|sha256|[a-z_0-9]+(\\.[a-z_0-9]+)?|[a-z ]+",
+    "inspect": "checkpoint|recognised as|parameters|types|sha256|[a-z_0-9]+(\\.[a-z_0-9]+)?|[a-z ]+"
+    "|(config|limits|metadata)\\..*|float32: .*",
     "export": "agrees with PyTorch on|kept in float32|[a-z ]+",
     "verify": "[a-z-]+( emulating [a-z0-9]+| without rounding)? \\((kernel|function|plugin|standard operators)\\)"
     "|[a-z ]+",
