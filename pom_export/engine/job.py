@@ -7,6 +7,8 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
+import onnx
+
 from pom_export import interrupts
 from pom_export.engine.build_config import BuiltEngine
 from pom_export.engine.build_plan import BuildPlan
@@ -86,9 +88,10 @@ class BuildJob:
             # Networks of TensorRT for RTX are strongly typed without being asked to.
             builder, network = loaders.create_network(strongly_typed=not self.plan.backend.is_rtx)
             parser = trt.OnnxParser(network, tensorrt_logger(trt))
-            trt_util.check_onnx_parser_errors(parser, self._parse(trt, parser))
+            parsed, declared = self._parse(trt, parser)
+            trt_util.check_onnx_parser_errors(parser, parsed)
             plugin_layers = self._count_plugin_layers(trt, network)
-            precisions = check_precisions(network, declared_types(self.plan.model.path))
+            precisions = check_precisions(network, declared)
             if self.cancelled.is_set():
                 raise KeyboardInterrupt
             config = loaders.PostprocessConfig(self._config(trt), func=self._embed)
@@ -98,13 +101,19 @@ class BuildJob:
             )
             return BuiltEngine(bytes(engine), plugin_layers, precisions.layers, precisions.products)
 
-    def _parse(self, trt: Any, parser: Any) -> bool:
-        path = os.fspath(self.plan.model.path)
+    def _parse(self, trt: Any, parser: Any) -> tuple[bool, dict[str, str]]:
+        """Parse the model; return whether TensorRT could, and the types that the file declares."""
+        path = self.plan.model.path
+        model = onnx.load(path, format="protobuf", load_external_data=False)
+        declared = declared_types(model.graph)
         if self.plan.library is not None:
             parser.set_flag(trt.OnnxParserFlag.ENABLE_PLUGIN_OVERRIDE)
-            content = for_plugin(self.plan.model.path)
-            return bool(parser.parse_from_file(path) if content is None else parser.parse(content, path))
-        return bool(parser.parse(inlined(self.plan.model.path), path))
+            content = for_plugin(model)
+        else:
+            content = inlined(path, model)
+        del model  # it may hold large weights
+        name = os.fspath(path)
+        return bool(parser.parse_from_file(name) if content is None else parser.parse(content, name)), declared
 
     def _count_plugin_layers(self, trt: Any, network: Any) -> int:
         """Count plugin layers; a function that shadowed the plugin would be slow without a word."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -24,9 +23,8 @@ _PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION")
 _NAMED = 3
 
 
-def declared_types(path: Path) -> dict[str, str]:
-    """Return the type of every floating-point tensor that an ONNX file declares; the exporter declares each."""
-    graph = onnx.load(path, format="protobuf", load_external_data=False).graph
+def declared_types(graph: onnx.GraphProto) -> dict[str, str]:
+    """Return the type of every floating-point tensor that an ONNX graph declares; the exporter declares each."""
     values = (*graph.input, *graph.output, *graph.value_info)
     types = {value.name: value.type.tensor_type.elem_type for value in values}
     return {name: _DECLARED[kind] for name, kind in types.items() if kind in _DECLARED}
@@ -52,7 +50,7 @@ def check_precisions(network: Any, declared: Mapping[str, str]) -> Precisions:
 
     Args:
         network: TensorRT's.
-        declared: what `declared_types` returned for the file.
+        declared: what `declared_types` returned for its graph.
 
     Raises:
         EngineError: a tensor has another type than the file gives it, or an aggregation's x another one than its y.

@@ -127,11 +127,12 @@ def test_every_kind_builds_with_the_plugin_and_with_functions(kind: Kind, tmp_pa
     mask = {} if kind.family in {"gpt", "jit"} else {"mask": kind.mask}
     static = STATIC if kind.static else None
     pom_export.export(source(kind), model, **mask, dtype=kind.dtype, static=static, **kind.options)
-    nodes = onnx.load(model).graph.node
+    graph = onnx.load(model).graph
+    nodes = graph.node
     ops = [op_of(node) for node in nodes]
     assert (ops.count(contract.GATED_OP_NAME), ops.count(contract.OP_NAME)) == (kind.gated, kind.plain)
 
-    declared = declared_types(model)
+    declared = declared_types(graph)
     products = Counter(declared[node.output[0]] for node in nodes if node.op_type in {"MatMul", "Conv", "Gemm"})
     for use_plugin in (True, False):
         info = pom_export.build_engine(model, engine, backend="tensorrt-rtx", targets=TARGETS, use_plugin=use_plugin)

@@ -36,7 +36,7 @@ def tensors_of(model: Path) -> Iterator[tuple[str, str]]:
 
 
 def test_the_exporter_declares_what_is_compared(model: Path) -> None:
-    declared = declared_types(model)
+    declared = declared_types(onnx.load(model).graph)
     products = [name for operator, name in tensors_of(model) if operator == "MatMul"]
     assert {declared[name] for name in [*products, "x", "y"]} == {"float16"}
     assert products
@@ -48,7 +48,7 @@ def test_a_changed_precision_fails_the_build(
     operator: str, use_plugin: bool, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [name for found, name in tensors_of(model) if found == operator] or [operator]
-    monkeypatch.setattr(job, "declared_types", lambda path: {**declared_types(path), names[0]: "bfloat16"})
+    monkeypatch.setattr(job, "declared_types", lambda graph: {**declared_types(graph), names[0]: "bfloat16"})
     with pytest.raises(EngineError, match=f"precision of 1 tensors: {names[0]} is float16 and not bfloat16"):
         build(model, tmp_path, use_plugin=use_plugin)
     assert list(tmp_path.iterdir()) == []
