@@ -4,7 +4,6 @@
 #include <array>
 #include <cstring>
 #include <iterator>
-#include <optional>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -12,19 +11,9 @@
 
 #include "aggregate_cuda.h"
 #include "enqueue.h"
+#include "pom/call.h"
 
 namespace {
-
-struct Described {
-  pom::Problem problem;
-  std::optional<pom::Gate> gate;
-};
-
-void require(const std::string& error) {
-  if (!error.empty()) {
-    throw std::invalid_argument(error);
-  }
-}
 
 // Not read further than the longest of the contract's words, and so much is there of any string.
 std::string word(const char* name, const char* text) {
@@ -85,20 +74,19 @@ std::vector<pom::TensorInfo> inputs_of(const PomCall& call) {
   return inputs;
 }
 
-Described describe(const PomCall* call) {
+pom::OpCall describe(const PomCall* call) {
   if (call == nullptr) {
     throw std::invalid_argument("the call is a null pointer");
   }
-  const pom::Attributes attributes = attributes_of(*call);
+  pom::OpAttributes attributes{attributes_of(*call), {}};
   const std::vector<pom::TensorInfo> inputs = inputs_of(*call);
-  Described described;
-  if (call->gate_activation == nullptr) {
-    require(pom::describe(attributes, inputs, &described.problem));
-    return described;
+  if (call->gate_activation != nullptr) {
+    attributes.activation = one_of("gate_activation", call->gate_activation, pom::parse_gate_activation);
   }
-  const auto activation = one_of("gate_activation", call->gate_activation, pom::parse_gate_activation);
-  described.gate.emplace();
-  require(pom::describe_gated(attributes, activation, inputs, &described.problem, &*described.gate));
+  pom::OpCall described;
+  if (const std::string error = pom::describe(attributes, inputs, &described); !error.empty()) {
+    throw std::invalid_argument(error);
+  }
   return described;
 }
 
@@ -119,7 +107,7 @@ const char* guard(const Body& body) {
 extern "C" __attribute__((visibility("default"))) const char* pom_cuda_workspace_bytes(const PomCall* call,
                                                                                        int64_t* bytes) {
   return guard([&] {
-    const Described described = describe(call);
+    const pom::OpCall described = describe(call);
     if (bytes == nullptr) {
       throw std::invalid_argument("the place for the workspace's size is a null pointer");
     }
@@ -131,11 +119,10 @@ extern "C" __attribute__((visibility("default"))) const char* pom_cuda_aggregate
                                                                                  void* const* outputs, void* workspace,
                                                                                  void* stream) {
   return guard([&] {
-    const Described described = describe(call);
+    const pom::OpCall described = describe(call);
     std::array<const void*, std::extent_v<decltype(PomCall::inputs)>> inputs{};
     std::transform(call->inputs, call->inputs + call->input_count, inputs.begin(),
                    [](const PomTensor& tensor) { return tensor.data; });
-    pom::cuda::enqueue(described.problem, described.gate, inputs.data(), outputs, workspace,
-                       static_cast<cudaStream_t>(stream));
+    pom::cuda::enqueue(described, inputs.data(), outputs, workspace, static_cast<cudaStream_t>(stream));
   });
 }

@@ -11,7 +11,8 @@ namespace {
 
 constexpr std::uintptr_t kWorkspaceAlignment = 16;
 
-void check_pointers(const Problem& problem, const std::optional<Gate>& gate, const Buffers& buffers) {
+void check_pointers(const OpCall& call, const Buffers& buffers) {
+  const auto& [problem, gate] = call;
   struct Pointer {
     const char* name;
     const void* value;
@@ -48,17 +49,18 @@ void check_pointers(const Problem& problem, const std::optional<Gate>& gate, con
 
 }  // namespace
 
-void enqueue(const Problem& problem, const std::optional<Gate>& gate, const void* const* inputs, void* const* outputs,
-             void* workspace, cudaStream_t stream) {
+void enqueue(const OpCall& call, const void* const* inputs, void* const* outputs, void* workspace,
+             cudaStream_t stream) {
   if (inputs == nullptr || outputs == nullptr) {
     throw std::invalid_argument(std::string(inputs == nullptr ? "the inputs" : "the outputs") + " are a null pointer");
   }
+  const auto& [problem, gate] = call;
   Buffers buffers = bind(problem, gate.has_value(), inputs, outputs);
   buffers.workspace = workspace;
-  if (is_empty(problem, gate)) {
+  if (is_empty(call)) {
     return;
   }
-  check_pointers(problem, gate, buffers);
+  check_pointers(call, buffers);
   if (const cudaError_t status = aggregate(problem, gate, buffers, stream); status != cudaSuccess) {
     throw std::runtime_error(std::string(cudaGetErrorName(status)) + ": " + cudaGetErrorString(status) + ", of x " +
                              written({problem.batch, problem.tokens, problem.channels}));

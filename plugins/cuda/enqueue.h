@@ -3,17 +3,13 @@
 
 #include <cuda_runtime_api.h>
 
-#include <optional>
-
-#include "pom/aggregate.h"
-#include "pom/gate.h"
+#include "pom/call.h"
 
 namespace pom::cuda {
 
 // aggregate() of these inputs and outputs, see bind(). Throws std::invalid_argument for a pointer that the call needs
 // and that is null, for a workspace off its alignment, for sizes that the kernels do not count and for a present over
 // its past, and std::runtime_error with what CUDA says of a status.
-void enqueue(const Problem& problem, const std::optional<Gate>& gate, const void* const* inputs, void* const* outputs,
-             void* workspace, cudaStream_t stream);
+void enqueue(const OpCall& call, const void* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream);
 
 }  // namespace pom::cuda

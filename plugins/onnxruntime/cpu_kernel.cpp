@@ -20,12 +20,12 @@ const cpu::Kernel& dispatched_kernel() {
 }
 
 // A kernel would look at every row of a batch. False where the call is another.
-bool write_mean_of_nothing(const NodeProblem& problem, void* y) {
-  const Problem& call = problem.aggregation;
-  if (call.attributes.mode != Mode::kMean || call.tokens > 0 || call.attributes.stateful || problem.gate) {
+bool write_mean_of_nothing(const OpCall& call, void* y) {
+  const auto& [problem, gate] = call;
+  if (problem.attributes.mode != Mode::kMean || problem.tokens > 0 || problem.attributes.stateful || gate) {
     return false;
   }
-  std::memset(y, 0, static_cast<size_t>(call.batch * call.channels * cpu::element_size(call.data_type)));
+  std::memset(y, 0, static_cast<size_t>(problem.batch * problem.channels * cpu::element_size(problem.data_type)));
   return true;
 }
 
@@ -83,36 +83,36 @@ void CpuKernel::prepare_constants(const Ort::ConstKernelInfo& info) {
 
 void CpuKernel::compute(const Ort::KernelContext& context) const {
   const Inputs inputs(node_.signature(), context);
-  const NodeProblem problem = node_.describe(inputs.infos());
+  const OpCall call = node_.describe(inputs.infos());
+  const auto& [problem, gate] = call;
 
   const auto data = [&](Input input) { return inputs.data(node_.position(input)); };
-  if (problem.aggregation.attributes.stateful) {
-    throw_if(validate_lengths(problem.aggregation, static_cast<const int64_t*>(data(kPastLength))));
+  if (problem.attributes.stateful) {
+    throw_if(validate_lengths(problem, static_cast<const int64_t*>(data(kPastLength))));
   }
-  const auto outputs = problem.make_outputs(context);
-  if (is_empty(problem.aggregation, problem.gate) || write_mean_of_nothing(problem, outputs[kY])) {
+  const auto outputs = make_outputs(call, context);
+  if (is_empty(call) || write_mean_of_nothing(call, outputs[kY])) {
     return;
   }
   cpu::Tensors tensors{data(kX), data(kMask), data(kCos), data(kSin), nullptr, nullptr, nullptr};
   std::unique_ptr<float[]> bias;
-  if (problem.gate) {
+  if (gate) {
     if (gate_bias_ == nullptr) {
-      bias = cpu::as_floats(inputs.data(kGateBias), problem.gate->bias_type, problem.gate->gates);
+      bias = cpu::as_floats(inputs.data(kGateBias), gate->bias_type, gate->gates);
     }
     tensors.gate = inputs.data(kGate);
     tensors.gate_bias = bias ? bias.get() : gate_bias_.get();
   }
   cpu::Coefficients coefficients;
   if (node_.attributes().form == Form::kPower && coefficients_.empty()) {
-    coefficients = cpu::Coefficients(data(kCoefficients), problem.aggregation.coefficient_type,
-                                     problem.aggregation.channels, problem.aggregation.degree);
+    coefficients = cpu::Coefficients(data(kCoefficients), problem.coefficient_type, problem.channels, problem.degree);
   }
   tensors.y = outputs[kY];
   tensors.past_state = static_cast<const float*>(data(kPastState));
   tensors.past_length = static_cast<const int64_t*>(data(kPastLength));
   tensors.present_state = static_cast<float*>(outputs[kPresentState]);
   tensors.present_length = static_cast<int64_t*>(outputs[kPresentLength]);
-  cpu::Aggregation aggregation(kernel_, problem.aggregation, problem.gate ? &*problem.gate : nullptr, tensors,
+  cpu::Aggregation aggregation(kernel_, problem, gate ? &*gate : nullptr, tensors,
                                coefficients_.empty() ? coefficients : coefficients_);
   for (int phase = 0; phase < aggregation.phases(); ++phase) {
     run_phase(&aggregation, phase, context);

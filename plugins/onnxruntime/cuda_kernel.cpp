@@ -59,18 +59,17 @@ class Workspace {
 void CudaKernel::compute(OrtKernelContext* raw) const {
   const Ort::KernelContext context(raw);
   const Inputs inputs(node_.signature(), context);
-  const NodeProblem problem = node_.describe(inputs.infos());
-  const auto outputs = problem.make_outputs(context);
-  if (is_empty(problem.aggregation, problem.gate)) {
+  const OpCall call = node_.describe(inputs.infos());
+  const auto outputs = make_outputs(call, context);
+  if (is_empty(call)) {
     return;
   }
-  const Workspace workspace(context, raw, context.GetInput(kX),
-                            cuda::workspace_bytes(problem.aggregation, problem.gate));
+  const Workspace workspace(context, raw, context.GetInput(kX), cuda::workspace_bytes(call.problem, call.gate));
   std::vector<const void*> pointers;
   for (size_t i = 0; i < node_.signature().inputs; ++i) {
     pointers.push_back(inputs.data(i));
   }
-  cuda::enqueue(problem.aggregation, problem.gate, pointers.data(), outputs.data(), workspace.get(),
+  cuda::enqueue(call, pointers.data(), outputs.data(), workspace.get(),
                 static_cast<cudaStream_t>(context.GetGPUComputeStream()));
 }
 

@@ -35,18 +35,15 @@ std::optional<GateActivation> activation_of(const OpSignature& signature, const 
 
 }  // namespace
 
-std::vector<int64_t> NodeProblem::output_shape() const {
-  return {aggregation.batch, gate ? gate->tokens : aggregation.output_tokens(), aggregation.channels};
-}
-
-std::array<void*, kOutputs.size()> NodeProblem::make_outputs(const Ort::KernelContext& context) const {
+std::array<void*, kOutputs.size()> make_outputs(const OpCall& call, const Ort::KernelContext& context) {
+  const auto& [problem, gate] = call;
   const size_t count = context.GetOutputCount();
   const auto make = [&](size_t position, const std::vector<int64_t>& shape) -> void* {
     Ort::UnownedValue output = position < count ? context.GetOutput(position, shape) : Ort::UnownedValue{};
     return output ? output.GetTensorMutableRawData() : nullptr;
   };
-  return {make(kY, output_shape()), make(kPresentState, {aggregation.batch, kStateRows, aggregation.channels}),
-          make(kPresentLength, {aggregation.batch})};
+  return {make(kY, {problem.batch, output_tokens(problem, gate), problem.channels}),
+          make(kPresentState, {problem.batch, kStateRows, problem.channels}), make(kPresentLength, {problem.batch})};
 }
 
 DataType type_at(const OpSignature& signature, const Ort::ConstKernelInfo& info, size_t position) {
@@ -55,28 +52,21 @@ DataType type_at(const OpSignature& signature, const Ort::ConstKernelInfo& info,
 }
 
 Node::Node(const OpSignature& signature, const Ort::ConstKernelInfo& info)
-    : signature_(signature), attributes_(read_attributes(info)), activation_(activation_of(signature, info)) {
-  if (activation_) {
-    throw_if(validate_gated(attributes_));
-  }
+    : signature_(signature), attributes_{read_attributes(info), activation_of(signature, info)} {
+  throw_if(validate(attributes_));
   check_types(info);
   check_outputs(info);
 }
 
-NodeProblem Node::describe(const std::vector<TensorInfo>& inputs) const {
-  NodeProblem problem;
-  if (!activation_) {
-    throw_if(pom::describe(attributes_, inputs, &problem.aggregation));
-    return problem;
-  }
-  problem.gate.emplace();
-  throw_if(describe_gated(attributes_, *activation_, inputs, &problem.aggregation, &*problem.gate));
-  return problem;
+OpCall Node::describe(const std::vector<TensorInfo>& inputs) const {
+  OpCall call;
+  throw_if(pom::describe(attributes_, inputs, &call));
+  return call;
 }
 
 void Node::check_types(const Ort::ConstKernelInfo& info) const {
   std::vector<TensorInfo> inputs(signature_.inputs);
-  if (activation_) {
+  if (attributes_.activation) {
     inputs[kGate] = {true, type_at(signature_, info, kGate), {1, 1, 1}};
     inputs[kGateBias] = {true, type_at(signature_, info, kGateBias), {1}};
   }
@@ -90,7 +80,7 @@ void Node::check_types(const Ort::ConstKernelInfo& info) const {
     const size_t rank = info.GetInputTypeInfo(at).GetTensorTypeAndShapeInfo().GetDimensionsCount();
     const bool is_table = input == kCos || input == kSin;
     const bool is_given = input < kRequiredInputs || input > kSin || rank > 1;
-    inputs[at] = {is_given, type_at(signature_, info, at), fitting_shape(attributes_, input)};
+    inputs[at] = {is_given, type_at(signature_, info, at), fitting_shape(attributes(), input)};
     tables_are_known = tables_are_known && (!is_table || rank > 0);
   }
   if (!tables_are_known) {  // each is checked against the other
@@ -103,7 +93,7 @@ void Node::check_types(const Ort::ConstKernelInfo& info) const {
 // What nobody uses may be left out.
 void Node::check_outputs(const Ort::ConstKernelInfo& info) const {
   for (size_t i = kPresentState; i < info.GetOutputCount(); ++i) {
-    if (!attributes_.stateful && !info.GetOutputName(i).empty()) {
+    if (!attributes().stateful && !info.GetOutputName(i).empty()) {
       throw InvalidNode("present_state and present_length go with stateful 1");
     }
   }

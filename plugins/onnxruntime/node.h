@@ -5,24 +5,12 @@
 
 #include <array>
 #include <cstdint>
-#include <optional>
 #include <vector>
 
-#include "pom/aggregate.h"
-#include "pom/gate.h"
+#include "pom/call.h"
 #include "signature.h"
 
 namespace pom::onnxruntime {
-
-// One call.
-struct NodeProblem {
-  Problem aggregation;
-  std::optional<Gate> gate;  // of the gated op
-
-  [[nodiscard]] std::vector<int64_t> output_shape() const;
-  // In the order of kOutputs; null for those that the node lacks, or that nobody uses.
-  [[nodiscard]] std::array<void*, kOutputs.size()> make_outputs(const Ort::KernelContext& context) const;
-};
 
 class Node {
  public:
@@ -30,21 +18,23 @@ class Node {
   Node(const OpSignature& signature, const Ort::ConstKernelInfo& info);
 
   [[nodiscard]] const OpSignature& signature() const { return signature_; }
-  [[nodiscard]] const Attributes& attributes() const { return attributes_; }
+  [[nodiscard]] const Attributes& attributes() const { return attributes_.aggregation; }
   // Where the node has an input of the aggregation.
   [[nodiscard]] size_t position(Input input) const { return signature_.position(input); }
 
   // Of inputs in the order of the signature. Throws InvalidNode where they do not fit.
-  [[nodiscard]] NodeProblem describe(const std::vector<TensorInfo>& inputs) const;
+  [[nodiscard]] OpCall describe(const std::vector<TensorInfo>& inputs) const;
 
  private:
   void check_types(const Ort::ConstKernelInfo& info) const;
   void check_outputs(const Ort::ConstKernelInfo& info) const;
 
   const OpSignature& signature_;
-  const Attributes attributes_;
-  const std::optional<GateActivation> activation_;  // of the gated op
+  const OpAttributes attributes_;
 };
+
+// Outputs of a call, in the order of kOutputs; null for those that the node lacks, or that nobody uses.
+[[nodiscard]] std::array<void*, kOutputs.size()> make_outputs(const OpCall& call, const Ort::KernelContext& context);
 
 // Throws InvalidNode for a type that the contract does not know.
 [[nodiscard]] DataType type_at(const OpSignature& signature, const Ort::ConstKernelInfo& info, size_t position);

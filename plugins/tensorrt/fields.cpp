@@ -140,9 +140,7 @@ NodeAttributes read_fields(Op op, const nvinfer1::PluginFieldCollection* fields)
   if (op == Op::kGated && !attributes.activation) {
     throw std::invalid_argument("the attribute gate_activation is missing: it must be " + one_of(kGateActivations));
   }
-  const std::string error =
-      op == Op::kGated ? validate_gated(attributes.aggregation) : validate(attributes.aggregation);
-  if (!error.empty()) {
+  if (const std::string error = validate(attributes); !error.empty()) {
     throw std::invalid_argument(error);
   }
   return attributes;

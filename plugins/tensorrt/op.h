@@ -3,10 +3,8 @@
 
 #include <array>
 #include <cstdint>
-#include <optional>
 
-#include "pom/aggregate.h"
-#include "pom/gate.h"
+#include "pom/call.h"
 
 namespace pom::tensorrt {
 
@@ -22,21 +20,12 @@ enum class Op : int32_t { kAggregation, kGated };
   return op == Op::kGated && input > kX ? input + static_cast<int32_t>(kGateInputs) : input;
 }
 
-struct NodeAttributes {
-  Attributes aggregation;
-  std::optional<GateActivation> activation;  // of the gated op
-
+struct NodeAttributes : OpAttributes {
   [[nodiscard]] Op op() const { return activation ? Op::kGated : Op::kAggregation; }
   [[nodiscard]] int32_t required_inputs() const {
     return position_of(op(), aggregation.stateful ? kPastLength : kCoefficients) + 1;
   }
   [[nodiscard]] int32_t outputs() const { return aggregation.stateful ? static_cast<int32_t>(kOutputs.size()) : 1; }
-};
-
-// One call.
-struct NodeProblem {
-  Problem aggregation;
-  std::optional<Gate> gate;  // of the gated op
 };
 
 }  // namespace pom::tensorrt

@@ -44,7 +44,7 @@ nvinfer1::IPluginCapability* Plugin::getCapabilityInterface(nvinfer1::PluginCapa
 Plugin* Plugin::clone() noexcept {
   return guard<Plugin*>("clone", nullptr, [&] {
     auto* copy = new Plugin(name_, attributes_);
-    copy->problem_ = problem_;
+    copy->call_ = call_;
     return copy;
   });
 }
@@ -52,7 +52,7 @@ Plugin* Plugin::clone() noexcept {
 int32_t Plugin::configurePlugin(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t input_count,
                                 const nvinfer1::DynamicPluginTensorDesc*, int32_t) noexcept {
   return guard("configurePlugin", kFailed, [&] {
-    static_cast<void>(largest_problem_of(attributes_, inputs, input_count));  // which checks it
+    static_cast<void>(largest_call_of(attributes_, inputs, input_count));  // which checks it
     return kDone;
   });
 }
@@ -134,16 +134,16 @@ int32_t Plugin::getOutputShapes(const nvinfer1::DimsExprs* inputs, int32_t input
 std::size_t Plugin::getWorkspaceSize(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t input_count,
                                      const nvinfer1::DynamicPluginTensorDesc*, int32_t) const noexcept {
   return guard<std::size_t>("getWorkspaceSize", kNoWorkspace, [&] {
-    const NodeProblem largest = largest_problem_of(attributes_, inputs, input_count);
-    return cuda::workspace_bytes(largest.aggregation, largest.gate);
+    const OpCall largest = largest_call_of(attributes_, inputs, input_count);
+    return cuda::workspace_bytes(largest.problem, largest.gate);
   });
 }
 
 int32_t Plugin::onShapeChange(const nvinfer1::PluginTensorDesc* inputs, int32_t input_count,
                               const nvinfer1::PluginTensorDesc*, int32_t) noexcept {
-  problem_.reset();
+  call_.reset();
   return guard("onShapeChange", kFailed, [&] {
-    problem_ = problem_of(attributes_, inputs, input_count);
+    call_ = call_of(attributes_, inputs, input_count);
     return kDone;
   });
 }
@@ -151,11 +151,11 @@ int32_t Plugin::onShapeChange(const nvinfer1::PluginTensorDesc* inputs, int32_t 
 int32_t Plugin::enqueue(const nvinfer1::PluginTensorDesc*, const nvinfer1::PluginTensorDesc*, const void* const* inputs,
                         void* const* outputs, void* workspace, cudaStream_t stream) noexcept {
   return guard("enqueue", kFailed, [&] {
-    if (!problem_) {
+    if (!call_) {
       throw std::logic_error("no shapes were set, or they were refused");
     }
     require(outputs, getNbOutputs(), getNbOutputs(), "outputs");
-    cuda::enqueue(problem_->aggregation, problem_->gate, inputs, outputs, workspace, stream);
+    cuda::enqueue(*call_, inputs, outputs, workspace, stream);
     return kDone;
   });
 }

@@ -66,7 +66,7 @@ class Plugin final : public nvinfer1::IPluginV3,
   const char* name_;
   NodeAttributes attributes_;
   SerializedFields fields_;
-  std::optional<NodeProblem> problem_;  // of the last onShapeChange
+  std::optional<OpCall> call_;  // of the last onShapeChange
 };
 
 }  // namespace pom::tensorrt

@@ -46,29 +46,21 @@ bool is_data_type(nvinfer1::DataType type) {
   return type == nvinfer1::DataType::kFLOAT || type == nvinfer1::DataType::kHALF || type == nvinfer1::DataType::kBF16;
 }
 
-NodeProblem problem_of(const NodeAttributes& attributes, const nvinfer1::PluginTensorDesc* inputs, int32_t count) {
+OpCall call_of(const NodeAttributes& attributes, const nvinfer1::PluginTensorDesc* inputs, int32_t count) {
   require(inputs);
   std::vector<TensorInfo> tensors;
   for (int32_t i = 0; i < count; ++i) {
     tensors.push_back({true, data_type(inputs[i].type, i), shape_of(inputs[i].dims, i)});
   }
-  NodeProblem problem;
-  std::string error;
-  if (attributes.activation) {
-    problem.gate.emplace();
-    error =
-        describe_gated(attributes.aggregation, *attributes.activation, tensors, &problem.aggregation, &*problem.gate);
-  } else {
-    error = describe(attributes.aggregation, tensors, &problem.aggregation);
-  }
-  if (!error.empty()) {
+  OpCall call;
+  if (const std::string error = describe(attributes, tensors, &call); !error.empty()) {
     throw std::invalid_argument(error);
   }
-  return problem;
+  return call;
 }
 
-NodeProblem largest_problem_of(const NodeAttributes& attributes, const nvinfer1::DynamicPluginTensorDesc* inputs,
-                               int32_t count) {
+OpCall largest_call_of(const NodeAttributes& attributes, const nvinfer1::DynamicPluginTensorDesc* inputs,
+                       int32_t count) {
   require(inputs);
   const Op op = attributes.op();
   std::vector<nvinfer1::PluginTensorDesc> largest;
@@ -82,7 +74,7 @@ NodeProblem largest_problem_of(const NodeAttributes& attributes, const nvinfer1:
       dims.d[0] = largest[kX].dims.d[0];
     }
   }
-  return problem_of(attributes, largest.data(), count);
+  return call_of(attributes, largest.data(), count);
 }
 
 }  // namespace pom::tensorrt

@@ -1,4 +1,4 @@
-// From TensorRT's tensor descriptions to pom::Problem.
+// From TensorRT's tensor descriptions to pom::OpCall.
 #pragma once
 
 #include <NvInferRuntime.h>
@@ -13,10 +13,9 @@ namespace pom::tensorrt {
 
 // What the op is called with. Each throws std::invalid_argument, with one line that says what is wrong and the value
 // seen, for a call that the op does not define.
-[[nodiscard]] NodeProblem problem_of(const NodeAttributes& attributes, const nvinfer1::PluginTensorDesc* inputs,
-                                     int32_t count);
+[[nodiscard]] OpCall call_of(const NodeAttributes& attributes, const nvinfer1::PluginTensorDesc* inputs, int32_t count);
 // Of the largest shapes; a batch of another input than x that is not fixed counts as x's.
-[[nodiscard]] NodeProblem largest_problem_of(const NodeAttributes& attributes,
-                                             const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t count);
+[[nodiscard]] OpCall largest_call_of(const NodeAttributes& attributes, const nvinfer1::DynamicPluginTensorDesc* inputs,
+                                     int32_t count);
 
 }  // namespace pom::tensorrt
