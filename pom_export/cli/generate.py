@@ -15,7 +15,7 @@ import click
 
 from pom_export import interrupts
 from pom_export.cli.options import common_options
-from pom_export.cli.output import human_bytes, on_terminal, say, settle_stdout, terminal_text
+from pom_export.cli.output import human_bytes, on_terminal, say, settle_stdout, stderr_is_stdout, terminal_text
 from pom_export.cli.outputs import writes
 from pom_export.cli.parameters import FILE, File
 from pom_export.cli.progress import stages, tell_on_stderr
@@ -87,7 +87,7 @@ def command(
     if as_json:
         say(json.dumps(result))
     else:
-        tell_on_stderr(("\n" if on_terminal() else "") + _line(result))
+        tell_on_stderr(("\n" if on_terminal() or stderr_is_stdout() else "") + _line(result))
 
 
 def _generation(

@@ -47,6 +47,16 @@ def on_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
 
 
+def stderr_is_stdout() -> bool:
+    """Return whether stderr leads to the same place as stdout, as after 2>&1; either may be closed."""
+    if sys.stdout is None or sys.stderr is None:
+        return False
+    try:
+        return os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
+    except OSError:  # they are no files
+        return False
+
+
 def terminal_text(text: str) -> str:
     """Return a model's text as it is, but on a terminal with an escape shown in place of what would act on it."""
     if not on_terminal():

@@ -289,6 +289,13 @@ def test_gpt2_s_tokens_are_pieces_of_text(
     assert written(capsys, model, "--prompt", "ab", "--max-tokens", "3").count("<") == 3
 
 
+def test_a_text_and_what_is_said_of_it_share_no_line(model: str) -> None:
+    command = [*COMMAND, model, *OPTIONS, "--max-tokens", "5"]
+    text = subprocess.run(command, capture_output=True, check=True).stdout
+    both = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=True).stdout
+    assert both.startswith(text + b"\n5 tokens, ")
+
+
 def test_a_closed_stdout_is_no_failure(
     model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
