@@ -172,7 +172,8 @@ def export(
         exported = read_model(staged)
         for module, reason in exported.kept_in_float32.items():
             progress(f"{module} stays in float32: {reason}")
-        progress(f"{len(exported.aggregations)} aggregations; comparing with PyTorch")
+        count = len(exported.aggregations)
+        progress(f"{count} aggregation{'s' if count != 1 else ''}; comparing with PyTorch")
         checked = check(exported, source, written.program, written.sizes, samples)
         notes = [*source.notes, *written.notes, *checked.notes, *type_notes(source.module, dtype)]
         if modes.autocast:

@@ -164,7 +164,8 @@ class FileWorkload(OnnxWorkload):
             what = "ONNX Runtime's CPU provider has no bfloat16 matrix product"
             raise InputError(what, "Export in float32 or float16")
         inputs = ", ".join(map(str, self.model.inputs))
-        self.summary = f"{self.path.name}: {inputs}, {len(self.model.aggregations)} aggregations"
+        count = len(self.model.aggregations)
+        self.summary = f"{self.path.name}: {inputs}, {count} aggregation{'s' if count != 1 else ''}"
         self.offer_exports(options, progress)
 
 

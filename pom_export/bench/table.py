@@ -75,10 +75,11 @@ def notes(result: BenchResult) -> list[str]:
     """Return what a reader of the tables must know."""
     machine, options, tokens = result.machine, result.options, result.labels.tokens
     batches = ", ".join(map(str, dict.fromkeys(point.batch for point in result.points)))
+    threads = f"{options['threads']} thread{'s' if options['threads'] != 1 else ''}"
     skipped = [(point, name, why) for point in result.points for name, why in point.skipped.items()]
     return [
         f"{result.target}; {options['dtype']}; batch {batches}",
-        f"{machine['processor']}, {options['threads']} threads; torch {machine['torch']}, "
+        f"{machine['processor']}, {threads}; torch {machine['torch']}, "
         f"ONNX Runtime {machine['onnxruntime']}, kernel {machine['pom_cpu_kernel']}; {machine['date'][:10]}",
         *result.notes,
         *(f"not run: {name}: {why}" for name, why in result.not_run.items()),

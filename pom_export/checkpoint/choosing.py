@@ -92,7 +92,7 @@ def asked_set(file: Path, sets: Sequence[WeightSet], weights: str) -> WeightSet:
         raise CheckpointError(f"{file} holds several weights {weights!r}: {listed(found)}", _CHOOSE)
     known = {name for one in sets for name in (one.path, one.alias, one.name) if name}
     raise CheckpointError(
-        f"{file} holds no weights {weights!r}; there are {listed(sets)}",
+        f"{file} has no weights {weights!r}; it has {listed(sets)}",
         did_you_mean(asked, known) or "Give one of these names, or a prefix of names in the state dict",
     )
 

@@ -62,7 +62,8 @@ def resolve_targets(backend: Backend, targets: Sequence[str]) -> tuple[str, ...]
                 "TensorRT needs a GPU to build, and there is none here", f"Use `backend={TENSORRT_RTX!r}`"
             )
         return (CURRENT,)
-    known = sorted(name.lower() for name in dir(backend.module.ComputeCapability) if re.fullmatch(r"SM\d+", name))
+    names = [name.lower() for name in dir(backend.module.ComputeCapability) if re.fullmatch(r"SM\d+", name)]
+    known = sorted(names, key=lambda name: int(name.removeprefix("sm")))
     for target in targets:
         if target not in known:
             raise InputError(

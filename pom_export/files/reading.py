@@ -22,17 +22,18 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def readable_file(path: AnyPath, kind: str) -> Path:
+def readable_file(path: AnyPath, kind: str, if_missing: str = "Check the path") -> Path:
     """Return `path` when it is a file with something in it.
 
     Raises:
-        InputError: it is missing, a folder, empty or unreadable; `kind` names it in the message.
+        InputError: it is missing, a folder, empty or unreadable; `kind` names it in the message, and `if_missing` is
+            the hint where it is missing.
     """
     file = as_path(path, kind)
     check_name(file, kind)
     try:
         if not file.exists():
-            raise InputError(f"{kind} {file} does not exist", "Check the path")
+            raise InputError(f"{kind} {file} does not exist", if_missing)
         if file.is_dir():
             raise InputError(f"{kind} {file} is a folder", "Name a file")
         if not file.is_file():

@@ -63,7 +63,7 @@ def test_of_two_networks_the_one_with_mixers_is_taken(raw: Tensors, tmp_path: Pa
 
 def test_a_name_that_is_not_there_lists_those_that_are(raw: Tensors, tmp_path: Path) -> None:
     with pytest.raises(
-        CheckpointError, match=r"no weights 'ema3'; there are model \(state_dict\), ema \(ema\.shadow\)"
+        CheckpointError, match=r"has no weights 'ema3'; it has model \(state_dict\), ema \(ema\.shadow\)"
     ):
         load({"state_dict": raw, "ema": {"shadow": scaled(raw), "decay": 0.9}}, tmp_path, "ema3")
 

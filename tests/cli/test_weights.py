@@ -54,7 +54,7 @@ def test_inspect_names_every_set(folder: Path, capsys: pytest.CaptureFixture[str
     assert run(["inspect", str(folder / "both.pt"), "--weights", "emma"]) == 2
     assert "Did you mean 'ema'?" in capsys.readouterr().err
     assert run(["inspect", str(folder / "both.pt"), "--weights", "other"]) == 2
-    assert f"there are {RAW}, {AVERAGE}" in capsys.readouterr().err
+    assert f"it has {RAW}, {AVERAGE}" in capsys.readouterr().err
 
 
 def test_export_writes_the_set_and_says_which(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
