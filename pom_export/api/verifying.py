@@ -109,7 +109,7 @@ def verify(
         candidates, not_run = onnxruntime_candidates(exported)
         if any(candidate.path == FUNCTION for candidate in candidates):
             notes += [f"{why}: its function was compared in the model alone" for why in check_functions(exported.path)]
-        _add_engine(engine, exported.path, candidates, not_run)
+        _add_engine(engine, exported, candidates, not_run)
         if not candidates:
             raise InputError(
                 f"no backend here can run {exported.path}: {'; '.join(not_run)}", "Use a machine with a GPU"
@@ -165,7 +165,7 @@ def _compared(
 
 
 def _add_engine(
-    engine: str | os.PathLike[str] | None, model: Path, candidates: list[Candidate], not_run: list[str]
+    engine: str | os.PathLike[str] | None, model: ExportedModel, candidates: list[Candidate], not_run: list[str]
 ) -> None:
     """Add the engine as a candidate, or say why it is not compared."""
     from pom_export.engine.backend import gpu_present

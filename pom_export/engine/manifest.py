@@ -13,7 +13,7 @@ from typing import Any, Final
 from pom_export.engine.build_config import PLUGIN, BuildConfig, sha256_of_weights
 from pom_export.errors import InputError
 from pom_export.files import as_path, readable_file, sha256_of
-from pom_export.graph.exported_model import read_model
+from pom_export.graph.exported_model import ExportedModel
 from pom_export.json_text import parse_json
 
 # What TensorRT's inspector says of each layer is in it.
@@ -147,14 +147,14 @@ def read_engine(engine: str | os.PathLike[str]) -> tuple[bytes, Mapping[str, Any
     return content, told
 
 
-def check_model(told: Mapping[str, Any], engine: str | os.PathLike[str], model: Path) -> None:
+def check_model(told: Mapping[str, Any], engine: str | os.PathLike[str], model: ExportedModel) -> None:
     """Raise InputError when an engine's manifest tells of another model, or of other weights."""
-    _require(told.get("model_sha256") == sha256_of(model), f"model {model} is", engine)
-    weights = sha256_of_weights(read_model(model))
-    _require(told.get("weights_sha256") == weights, f"the weights of {model} are", engine)
+    _require(told.get("model_sha256") == sha256_of(model.path), f"model {model.path} is", engine)
+    weights = sha256_of_weights(model)
+    _require(told.get("weights_sha256") == weights, f"the weights of {model.path} are", engine)
 
 
-def check_manifest(engine: str | os.PathLike[str], model: Path) -> None:
+def check_manifest(engine: str | os.PathLike[str], model: ExportedModel) -> None:
     """Compare an engine with its manifest, and with the model that it is said to be of.
 
     Raises:

@@ -54,7 +54,7 @@ def tensorrt_backend(engine: str | os.PathLike[str]) -> BackendFactory:
         raise EngineError(f"{file.name} cannot be used: {error}", "Build it again, for this GPU") from error
 
     def factory(model: StatefulModel, batch: int) -> TensorRtBackend:
-        check_model(told, file, model.file.path)
+        check_model(told, file, model.file)
         return TensorRtBackend(loaded, model, batch)
 
     return factory

@@ -13,6 +13,7 @@ from pom_export.engine.manifest import check_manifest, check_manifest_place, eng
 from pom_export.engine.runner import engine_backend
 from pom_export.errors import InputError
 from pom_export.files import sha256_of
+from pom_export.graph.exported_model import read_model
 
 OURS = {"engine": "e", "backend": "tensorrt-rtx", "plugin_layers": 1, "model_sha256": ""}
 
@@ -79,12 +80,12 @@ def engine(tmp_path: Path) -> Path:
 )
 def test_a_file_that_is_not_the_one_of_the_build_is_named(changed: str, message: str, engine: Path) -> None:
     model, file = engine.with_name("m.onnx"), engine.with_name(changed)
-    check_manifest(engine, model)
+    check_manifest(engine, read_model(model))
     content = file.read_bytes()
     # In the model, the graph's name: it stays a model.
     file.write_bytes(content.replace(b"\x01g", b"\x01h") if changed == "m.onnx" else content[:-1] + b"\1")
     with pytest.raises(InputError, match=message):
-        check_manifest(engine, model)
+        check_manifest(engine, read_model(model))
 
 
 @pytest.mark.parametrize(
@@ -104,10 +105,10 @@ def test_a_file_that_is_not_the_one_of_the_build_is_named(changed: str, message:
 def test_an_edited_manifest_is_refused(edit: dict[str, object], engine: Path) -> None:
     told = json.loads(manifest_path(engine).read_text())
     manifest_path(engine).write_text(json.dumps(dict(reversed(told.items())), indent=4))
-    check_manifest(engine, engine.with_name("m.onnx"))  # written in another way, it says the same
+    check_manifest(engine, read_model(engine.with_name("m.onnx")))  # written in another way, it says the same
     manifest_path(engine).write_text(json.dumps({**told, **edit}))
     with pytest.raises(InputError, match="was edited"):
-        check_manifest(engine, engine.with_name("m.onnx"))
+        check_manifest(engine, read_model(engine.with_name("m.onnx")))
 
 
 def test_an_engine_of_another_size_is_not_read(engine: Path) -> None:
@@ -115,4 +116,4 @@ def test_an_engine_of_another_size_is_not_read(engine: Path) -> None:
     with engine.open("r+b") as file:
         file.truncate(2**40)
     with pytest.raises(InputError, match=r"engine .* is not what"):
-        check_manifest(engine, engine.with_name("m.onnx"))
+        check_manifest(engine, read_model(engine.with_name("m.onnx")))
