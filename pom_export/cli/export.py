@@ -81,6 +81,12 @@ def _source(reference: str, example_inputs: str | None, output: str) -> tuple[An
     if not names_module(reference):
         if example_inputs is not None:
             raise InputError(f"--example-inputs are of a module, and {reference} is a path", "Leave them out")
+        if Path(reference).suffix == ".py":
+            example = f"{Path(reference).stem}:make_model"
+            raise InputError(
+                f"{reference} is Python code, not a checkpoint",
+                f"Name the function in it that returns the model, as in {example}",
+            )
         return reference, None
     named = model_from(reference)
     check_replaceable(Path(output), [named.file, example_inputs])

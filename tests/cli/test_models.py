@@ -104,6 +104,11 @@ def test_our_own_models_need_none(capsys: pytest.CaptureFixture[str]) -> None:
         (["export", "zoo_of_mixer:Net", "-o", "m.onnx"], "no module zoo_of_mixer. Did you mean 'zoo_of_mixers'"),
         (["export", "json.decoders:Net", "-o", "m.onnx"], "no module json.decoders. Did you mean 'json.decoder'"),
         (["export", "zoo_of_mixers:with_inputs", "-o", "zoo_of_mixers.py"], "zoo_of_mixers.py is the input itself"),
+        (
+            ["export", "zoo_of_mixers.py", "-o", "m.onnx"],
+            "zoo_of_mixers.py is Python code, not a checkpoint. "
+            "Name the function in it that returns the model, as in zoo_of_mixers:make_model",
+        ),
         (["export", "zoo_of_mixers:with_inputs", "-o", "m.onnx", "--mask", "full"], "mask is for our own models"),
     ],
 )
