@@ -11,7 +11,6 @@ import numpy as np
 from pom_export.api.blaming import fault_hint
 from pom_export.api.size_trials import OTHER_VALUES, SizePlan
 from pom_export.errors import SEE_CAUSE, InputError, ParityError
-from pom_export.files import sha256_of
 from pom_export.graph.exported_model import PAST_STATE, PRECISIONS, ExportedModel, TensorSpec
 from pom_export.parity import tolerances
 from pom_export.parity.candidates import onnxruntime_candidates
@@ -57,10 +56,20 @@ class Checked:
     notes: list[str]
 
 
-def check(exported: ExportedModel, source: Source, program: Program, sizes: SizePlan, samples: int) -> Checked:
+def check(
+    exported: ExportedModel, sha256: str, source: Source, program: Program, sizes: SizePlan, samples: int
+) -> Checked:
     """Compare the staged file with PyTorch, as `verify` does, and write the parity data.
 
     A user's own model is compared on the example, and at every size of the plan.
+
+    Args:
+        exported: the staged file.
+        sha256: of this file.
+        source: what it was exported from.
+        program: what was traced of that.
+        sizes: at which a user's own model is compared.
+        samples: how many cases go into the parity data; 0 writes none.
 
     Raises:
         ParityError: an output differs.
@@ -80,7 +89,7 @@ def check(exported: ExportedModel, source: Source, program: Program, sizes: Size
             recording_path(exported.path),
             cases[:samples],
             targets[:samples],
-            sha256_of(exported.path),
+            sha256,
             own=source.own_inputs,
         )
     candidates, _ = onnxruntime_candidates(exported)

@@ -174,15 +174,21 @@ def export(
             progress(f"{module} stays in float32: {reason}")
         count = len(exported.aggregations)
         progress(f"{count} aggregation{'s' if count != 1 else ''}; comparing with PyTorch")
-        checked = check(exported, source, written.program, written.sizes, samples)
+        sha256 = sha256_of(staged)
+        checked = check(exported, sha256, source, written.program, written.sizes, samples)
         notes = [*source.notes, *written.notes, *checked.notes, *type_notes(source.module, dtype)]
         if modes.autocast:
             notes.append(f"the model's torch.autocast has no effect: the file computes in {dtype}, as dtype says")
-        return _result(output, exported, source, checked.paths, notes)
+        return _result(output, exported, sha256, source, checked.paths, notes)
 
 
 def _result(
-    output: str | os.PathLike[str], exported: ExportedModel, source: Source, checked: list[str], notes: list[str]
+    output: str | os.PathLike[str],
+    exported: ExportedModel,
+    sha256: str,
+    source: Source,
+    checked: list[str],
+    notes: list[str],
 ) -> ExportResult:
     """Describe the staged file, which is going to be `output`."""
     return ExportResult(
@@ -192,7 +198,7 @@ def _result(
         inputs=[str(spec) for spec in exported.inputs],
         outputs=[str(spec) for spec in exported.outputs],
         bytes=sum(file.stat().st_size for file in (exported.path, *exported.weights)),
-        sha256=sha256_of(exported.path),
+        sha256=sha256,
         checked=checked,
         kept_in_float32=dict(exported.kept_in_float32),
         notes=notes,
