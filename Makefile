@@ -6,6 +6,7 @@
 
 comma := ,
 PYTHON ?= python3
+PYTHON_OLDEST ?= python3.10
 VENV := .venv
 BIN := $(VENV)/bin
 PLUGIN ?= ON
@@ -31,7 +32,7 @@ ifeq ($(MAKELEVEL),0)
 .NOTPARALLEL:
 endif
 
-.PHONY: setup dev demo test test-all wheel docs fuzz lint format bench gpu clean
+.PHONY: setup dev demo test test-all test-oldest wheel docs fuzz lint format bench gpu clean
 
 # The packages are downloaded while the libraries are compiled.
 setup: $(CREATED)
@@ -84,6 +85,22 @@ test: setup $(VENV)/.packages-for-test
 test-all: setup $(VENV)/.packages-for-test,ray $(OLDEST) $(if $(filter ON,$(PLUGIN)),$(LEAN))
 	$(PYTEST)
 
+# A part of the tests, with the lowest versions that pyproject.toml accepts in an environment of their own: gigabytes to
+# download, and so no part of CI. What old packages say of each other's future does not fail a test.
+OLDEST_VENV := .venv-oldest
+TESTS_OLDEST := tests/test_api.py tests/test_torch_patches.py tests/graph/test_tracing.py tests/mixer \
+    tests/runtime/streaming/test_state.py tests/engine/test_builder.py tests/checkpoint/test_exported_program.py
+
+$(OLDEST_VENV)/.packages: pyproject.toml constraints-oldest.txt
+	@$(PYTHON_OLDEST) -m venv --clear $(OLDEST_VENV)
+	@$(OLDEST_VENV)/bin/python tools/progress.py oldest-packages $(OLDEST_VENV)/bin/python -m pip install --no-compile \
+	    --progress-bar off --disable-pip-version-check --constraint constraints-oldest.txt \
+	    --editable '.[onnxruntime,tensorrt-rtx,text]' pytest hypothesis
+	@touch $@
+
+test-oldest: $(LIBRARIES) $(OLDEST_VENV)/.packages
+	$(OLDEST_VENV)/bin/python -m pytest -m 'not slow' -W ignore::DeprecationWarning -W ignore::UserWarning $(TESTS_OLDEST)
+
 wheel: $(VENV)/.packages-for-wheel
 	@$(BIN)/python tools/build_wheel.py --plugin $(PLUGIN)
 
@@ -124,4 +141,4 @@ gpu: setup $(VENV)/.packages-for-test
 	$(BIN)/python -m benchmarks.cuda_kernels --page docs/gpu.md
 
 clean:
-	rm -rf $(VENV) pom_export/lib build dist out site .cache .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(OLDEST_VENV) pom_export/lib build dist out site .cache .pytest_cache .ruff_cache .mypy_cache

@@ -21,7 +21,7 @@ from pom_export.errors import InputError
 from pom_export.process_wide import Shared
 
 _LOG = logging.getLogger(__name__)
-OLDEST: Final = (2, 9)
+OLDEST: Final = (2, 11)
 NEWEST: Final = (2, 13)
 """The releases of torch that the parts replaced here were looked at in."""
 

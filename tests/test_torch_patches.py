@@ -56,7 +56,7 @@ def test_what_is_not_known_is_refused() -> None:
     function = FunctionPatch(other, "detect", ("mask",), lambda mask: mask)
     flag = FlagPatch(other, "PREFER", False)
     with (
-        pytest.raises(InputError, match=r"has no function other_torch\.detect\(mask\)\. Use torch 2\.9"),
+        pytest.raises(InputError, match=r"has no function other_torch\.detect\(mask\)\. Use torch 2\.11"),
         function.block(),
     ):
         pass

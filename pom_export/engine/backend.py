@@ -24,7 +24,7 @@ _NAMES = (*contract.OP_NAMES, *contract.GATED_OP_NAMES)
 _LONGEST_NAME = 256
 # Of Python's flag `optimize`.
 _NO_DOCSTRINGS = 2
-_PACKAGES = {TENSORRT: "tensorrt>=10.9", TENSORRT_RTX: "tensorrt-rtx-cu13>=1.4"}
+_PACKAGES = {TENSORRT: "tensorrt>=10.9", TENSORRT_RTX: "tensorrt-rtx-cu13>=1.7"}
 _MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
 
 

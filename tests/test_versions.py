@@ -1,0 +1,52 @@
+"""The oldest versions are the same wherever the repository names them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pom_export.engine import backend
+from pom_export.runtime import session
+from pom_export.torch_patches import OLDEST
+
+ROOT = Path(__file__).parents[1]
+_REQUIREMENT = re.compile(r'"([a-z0-9-]+)>=([0-9.]+)"')
+# What `make test-oldest` installs: the package's requirements and these extras.
+_EXTRAS = ("onnxruntime", "tensorrt-rtx", "text")
+
+
+def accepted() -> dict[str, str]:
+    """Return the lowest version of each package that pyproject.toml names, by package."""
+    text = (ROOT / "pyproject.toml").read_text()
+    lists = [re.search(r"^dependencies = \[.*?^\]", text, re.MULTILINE | re.DOTALL)]
+    lists += [re.search(rf"^{extra} = \[.*\]$", text, re.MULTILINE) for extra in _EXTRAS]
+    return {name: version for found in lists if found for name, version in _REQUIREMENT.findall(found[0])}
+
+
+def pins() -> dict[str, str]:
+    return dict(re.findall(r"^([a-z0-9-]+)==([0-9.]+)$", (ROOT / "constraints-oldest.txt").read_text(), re.MULTILINE))
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
+
+
+def test_the_oldest_are_what_is_accepted() -> None:
+    lowest = accepted()
+    assert len(lowest) > 10
+    assert pins().keys() == lowest.keys()
+    for name, pin in pins().items():
+        # The first release of what is accepted: 1.22 is 1.22.0.
+        assert numbers(pin)[: len(numbers(lowest[name]))] == numbers(lowest[name]), name
+
+
+@pytest.mark.parametrize("package", ["onnxruntime", "tensorrt-rtx-cu13"])
+def test_hints_name_what_is_accepted(package: str) -> None:
+    hints = [session._INSTALL_HINT, *backend._PACKAGES.values()]
+    assert any(f"{package}>={accepted()[package]}" in hint for hint in hints)
+
+
+def test_torch_is_refused_below_what_is_accepted() -> None:
+    assert numbers(accepted()["torch"]) == OLDEST
