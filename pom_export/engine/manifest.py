@@ -80,7 +80,7 @@ def read_manifest(engine: str | os.PathLike[str]) -> Mapping[str, Any]:
     Raises:
         InputError: there is none, a file of another kind has its name, or it is not as the build wrote it.
     """
-    file = readable_file(manifest_path(engine), "manifest", "`build` wrote it beside the engine: copy it too")
+    file = readable_file(manifest_path(engine), "manifest", "The build wrote it beside the engine: copy it too")
     values = _values(file)
     if values is None:
         raise InputError(f"manifest {file} is not one of ours", "Build the engine again")

@@ -114,7 +114,7 @@ def test_says_what_an_engine_is_for(model: Path, tmp_path: Path, capsys: pytest.
     assert "not what" in capsys.readouterr().err
     manifest_path(engine).unlink()
     assert run(["inspect", str(engine)]) == 2
-    assert "m.engine.json does not exist. `build` wrote it beside the engine: copy it too" in capsys.readouterr().err
+    assert "m.engine.json does not exist. The build wrote it beside the engine: copy it too" in capsys.readouterr().err
 
 
 def test_a_checkpoints_options_are_no_models(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
