@@ -19,7 +19,9 @@ LEAN := $(addprefix .deps/tensorrt-lean/,10.15.1.29 11.4.0.106)
 OLDEST := .deps/onnxruntime-$(shell sed -n 's/^onnxruntime = .*>=\([0-9.]*\)".*/\1.0/p' pyproject.toml)
 SOURCES := $(shell find plugins -type f) tools/build_libraries.py tools/fetch_headers.py
 CXX_FILES := $(shell find plugins samples tests tools benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
-# Without .pyc files for all of torch: those of what is imported come by themselves.
+# Without .pyc files for all of torch: those of what is imported are written then, also where the environment forbids it,
+# as container images often do. Every process would compile torch anew, which takes longer than exporting a model.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python tools/progress.py packages $(BIN)/python -m pip install --no-compile --progress-bar off \
     --disable-pip-version-check --constraint constraints.txt
 
