@@ -23,22 +23,23 @@ if TYPE_CHECKING:
 _NOT_WRITTEN = "No file was written"
 _NOT_FINITE = (
     "One output holds NaN or infinity where the other has none: half precision ends at 65504, and the official code "
-    "gives NaN for a row that is masked out, this toolkit 0"
+    "gives NaN for a row that is masked out, where this toolkit gives 0"
 )
 _NOTHING = "PyTorch itself gives no finite number there: give example inputs for which it does"
 
 
 def fault_hint(source: Source, feed: Arrays, found: Difference) -> str:
-    """Return what is the matter where a file's outputs differ from PyTorch's, and what to do.
+    """Explain why a file's outputs differ from PyTorch's, and what to do.
 
-    A user's mixer is blamed only where the model agrees with itself, and differs from what was traced in its place.
+    A user's mixer is blamed only if the model gives the same outputs every time and what was traced in place of the
+    mixer gives others.
 
     Args:
-        source: what was exported.
-        feed: the inputs on which outputs differ, by name.
+        source: the source of the export.
+        feed: inputs by name on which outputs differ.
         found: the difference.
     """
-    tolerance = MODELS[PRECISIONS[0]]  # all of this runs in float64, whatever the file's type is
+    tolerance = MODELS[PRECISIONS[0]]  # everything here runs in float64, whatever the file's type
     reference = source.reference()
     expected = run_module(reference, feed)
     if not _agree(run_module(reference, feed), expected, tolerance):
@@ -75,7 +76,7 @@ def _agree(outputs: list[Array], expected: list[Array], tolerance: Tolerance) ->
 
 
 def _wrong_mixers(source: Source, copied: SubstitutedCopy, feed: Arrays, tolerance: Tolerance) -> Iterator[str]:
-    """Yield what to say of each replaced mixer whose replacement gives something else on the same inputs."""
+    """Yield an explanation for each replaced mixer whose replacement gives other outputs on the same inputs."""
     import torch
 
     from pom_export.graph.reference import Float64Module
@@ -87,8 +88,8 @@ def _wrong_mixers(source: Source, copied: SubstitutedCopy, feed: Arrays, toleran
         try:
             with torch.no_grad():
                 outputs = _arrays(replacement(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001 (whatever is raised, it is the answer)
-            yield f"What stands in place of {name or kind} fails on the same inputs: {reason_of(error)}"
+        except Exception as error:  # noqa: BLE001 (any failure is the answer)
+            yield f"The replacement of {name or kind} fails on the same inputs: {reason_of(error)}"
             continue
         expected = _arrays(result)
         if not _agree(outputs, expected, tolerance):
@@ -124,7 +125,7 @@ def _by(outputs: list[Array], expected: list[Array]) -> str:
 def _recorded_calls(
     source: Source, replaced: Sequence[str], feed: Arrays
 ) -> dict[str, tuple[nn.Module, Any, Any, Any]]:
-    """Return the first call of each replaced mixer in the user's model: itself, its arguments and its result."""
+    """Return the first call of each replaced mixer in the user's model: the module, its arguments and its result."""
     from pom_export.graph.copying import copy_module
     from pom_export.graph.reference import Float64Module
 
@@ -132,7 +133,7 @@ def _recorded_calls(
     model = copy_module(source.module)
     modules = dict(model.named_modules(remove_duplicate=False))
     for name in replaced:
-        # The model itself goes by its class's name.
+        # The model itself is listed under its class's name.
         key = name if name in modules else ""
 
         def record(module: nn.Module, args: Any, kwargs: Any, result: Any, key: str = key) -> None:

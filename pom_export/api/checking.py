@@ -45,11 +45,11 @@ _OTHER_VALUES = (
 
 @dataclass(frozen=True)
 class Checked:
-    """What a file was compared on before it appears.
+    """The outcome of the comparison that precedes a file's appearance.
 
     Attributes:
         paths: the backends whose outputs agree, each with its implementation of the op.
-        notes: what else to know of the comparison, a line each.
+        notes: remarks about the comparison, one line each.
     """
 
     paths: list[str]
@@ -61,15 +61,15 @@ def check(
 ) -> Checked:
     """Compare the staged file with PyTorch, as `verify` does, and write the parity data.
 
-    A user's own model is compared on the example, and at every size of the plan.
+    A user's own model is compared on its example inputs and at every size of the plan.
 
     Args:
         exported: the staged file.
-        sha256: of this file.
-        source: what it was exported from.
-        program: what was traced of that.
-        sizes: at which a user's own model is compared.
-        samples: how many cases go into the parity data; 0 writes none.
+        sha256: its hash.
+        source: the source of the export.
+        program: the program that was traced.
+        sizes: the sizes at which to compare a user's own model.
+        samples: number of cases to store in the parity data; 0 writes none.
 
     Raises:
         ParityError: an output differs.
@@ -115,7 +115,7 @@ def check(
 
 
 def _reference(exported: ExportedModel, source: Source, program: Program) -> ModuleReference:
-    """Return what outputs are compared with: the model as it was given, and what rounding does to it."""
+    """Return the reference for the outputs: the model as it was given, along with what rounding does to it."""
     names = [spec.name for spec in exported.outputs]
     plain = source.plain().module if source.own_inputs else program.module
     exact = kept_in_single(exported, plain) if exported.precision != PRECISIONS[0] else ()
@@ -125,7 +125,7 @@ def _reference(exported: ExportedModel, source: Source, program: Program) -> Mod
 
 
 def _why_elsewhere(comparison: Comparison) -> str:
-    """Return what to look for where outputs agree on the example, which is the first case."""
+    """Return a hint for outputs that agree on the example, which is the first case, but not on other cases."""
     if not comparison.cases[0].difference:
         return ""
     failed = [result.case for result in comparison.cases if not result.difference]
@@ -149,15 +149,15 @@ def _parity_error(comparison: Comparison, hint: str) -> ParityError:
 
 
 def _as_taken(exported: ExportedModel, case: Case) -> Case:
-    """Return a case of a user's inputs in the types that the file takes."""
+    """Convert a case of a user's inputs to the file's input types."""
     return Case(case.name, {spec.name: _as_input(spec, case.feed[spec.name]) for spec in exported.inputs})
 
 
 def _as_input(spec: TensorSpec, array: Array) -> Array:
-    """Return an example as the file takes it.
+    """Convert an example input to the file's type.
 
     Raises:
-        InputError: it holds a number that becomes infinite.
+        InputError: a finite value becomes infinite.
     """
     with np.errstate(over="ignore"):
         narrow = array.astype(spec.dtype)
@@ -170,7 +170,7 @@ def _as_input(spec: TensorSpec, array: Array) -> Array:
 
 
 def trial_inputs(source: Source, program: Program, sizes: SizePlan) -> Iterator[Mapping[str, Array]]:
-    """Yield, by name and in float32, what a float16 file is compared on."""
+    """Yield the inputs that a float16 file is compared on, by name and in float32."""
     if source.own_inputs:
         yield {name: to_numpy(tensor) for name, tensor in program.inputs.items()}
         yield from (case.feed for case in sizes.cases)
@@ -185,7 +185,7 @@ def _widened(array: Array) -> Array:
 
 
 def _spec(program: Program, name: str) -> TensorSpec:
-    """Describe an input of one of our models, whose dynamic dimensions have names, as a float16 file has it."""
+    """Describe an input of one of our models as in a float16 file, with names for the dynamic dimensions."""
     spec = program_spec(program, name)
     half = program.inputs[name].is_floating_point() and name != PAST_STATE
     return replace(spec, dtype=np.dtype(np.float16)) if half else spec

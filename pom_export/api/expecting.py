@@ -35,30 +35,31 @@ if TYPE_CHECKING:
     from pom_export.checkpoint.loading import LoadedModel
     from pom_export.graph.program import Program
 
-# What the longest case may cost: multiplications by weights, numbers of an output, and of attention's scores.
+# Limits for the longest case: multiplications by weights, values in an output, and attention scores.
 _MOST_PRODUCTS = 2**35
 _MOST_OUTPUTS = 2**24
 _MOST_SCORES = 2**24
-# Of an output of any case: 1 GiB of float64.
+# The most values in an output of any case: 1 GiB of float64.
 _MOST_NUMBERS = 2**27
-# Tokens of the longest case of a model with a longer table: beyond them the sums of standard ops lose digits.
+# Tokens in the longest case of a model with a longer table of positions. Beyond this, sums in standard ops lose digits.
 _LONGEST_TABLE = 16_384
-# Positions that are computed lose digits of their angles; where there are none, all that float32 counts.
+# The longest past. The angles of computed positions lose digits as the positions grow; a model without positions is
+# only limited by what float32 can count.
 _PAST, _PAST_WITHOUT_POSITIONS = 100_003, 10_000_003
 _LARGEST_HINT = 2**31
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a model's outputs should be, case by case, and where that comes from.
+    """The expected outputs of a model, case by case, and their origin.
 
     Attributes:
         cases: the inputs.
-        targets: what the reference gives.
-        reference: where they come from.
+        targets: the reference's outputs.
+        reference: a description of the reference.
         precision: the type whose tolerance applies.
-        notes: what a reader should know besides.
-        names: what the model calls the inputs and outputs.
+        notes: further remarks for the reader of a report.
+        names: the model's own names of the inputs and outputs.
         own: whether the reference is a user's own module.
     """
 
@@ -72,10 +73,10 @@ class Expected:
 
 
 def expected_of_recording(model: ExportedModel) -> Expected:
-    """Return what was recorded when a model was exported.
+    """Return the outputs that were recorded when a model was exported.
 
     Raises:
-        InputError: there are no parity data, or they are not of this model.
+        InputError: there is no parity data, or it belongs to another model.
     """
     file = recording_path(model.path)
     recorded = load_recording(file, sha256_of(model.path), model.inputs, model.outputs)
@@ -86,21 +87,21 @@ def expected_of_recording(model: ExportedModel) -> Expected:
     notes.append(
         f"without `checkpoint`, only the {count} recorded cases were compared, not what the file's metadata claims"
     )
-    told = f"PyTorch in float64, recorded in {file}"
-    return Expected(recorded.cases, recorded.targets, told, precision, notes, own=recorded.own)
+    reference = f"PyTorch in float64, recorded in {file}"
+    return Expected(recorded.cases, recorded.targets, reference, precision, notes, own=recorded.own)
 
 
 def expected_of_pairs(model: ExportedModel, inputs: Inputs) -> Expected:
-    """Return what a user says that the outputs of inputs are.
+    """Return the expected outputs that a user supplies along with the inputs.
 
     Raises:
-        InputError: an input is missing, there is no output, or one does not fit.
+        InputError: an input is missing, there is no output, or one does not fit the model.
     """
     given, found = load_pairs(model, inputs)
     precision, notes = judged_precision(model)
-    told = f"the outputs in {'the mapping' if isinstance(inputs, Mapping) else os.fspath(inputs)}"
+    reference = f"the outputs in {'the mapping' if isinstance(inputs, Mapping) else os.fspath(inputs)}"
     notes = [*found, *notes, "only the inputs that were given were compared, not the file's own claims"]
-    return Expected(given.cases, given.targets, told, precision, notes, own=given.own)
+    return Expected(given.cases, given.targets, reference, precision, notes, own=given.own)
 
 
 def expected_of_checkpoint(
@@ -110,17 +111,18 @@ def expected_of_checkpoint(
     seed: int,
     hints: Mapping[str, Any],
 ) -> Expected:
-    """Return what PyTorch computes in float64 of a checkpoint's weights, after comparing the file's interface with it.
+    """Compare the file's interface with a checkpoint's model, and compute that model's outputs in float64.
 
     Args:
-        model: the file; it says how the checkpoint was exported (mask, state, positions) and nothing else.
+        model: the file. Only its record of how the checkpoint was exported (mask, state, positions) is used.
         checkpoint: the reference.
         inputs: a .npz of inputs; None: random and edge cases.
-        seed: of the random inputs.
-        hints: arguments of `load_model` besides the path; None: as the file says, or the one that was exported.
+        seed: seed of the random inputs.
+        hints: arguments of `load_model` other than the path; None: taken from the file, or the set that was exported.
 
     Raises:
-        InputError: the checkpoint is not usable or of another model, or the file's interface or claims are not its.
+        InputError: the checkpoint is unusable or belongs to another model, or the file's interface or claims do not
+            match it.
     """
     loaded, lacking = _load(model, checkpoint, hints)
     notes = [*lacking, *loaded.notes, *_source_notes(model, checkpoint, loaded.sha256)]
@@ -128,20 +130,20 @@ def expected_of_checkpoint(
 
 
 def expected_of_ours(
-    model: ExportedModel, module: nn.Module, told: str, notes: Sequence[str], inputs: Inputs | None, seed: int
+    model: ExportedModel, module: nn.Module, called: str, notes: Sequence[str], inputs: Inputs | None, seed: int
 ) -> Expected:
-    """Return what one of our models computes in float64, after comparing the file's interface with it.
+    """Compare the file's interface with one of our models, and compute the model's outputs in float64.
 
     Args:
-        model: the file; it says how the model was exported (mask, state, positions) and nothing else.
+        model: the file. Only its record of how the model was exported (mask, state, positions) is used.
         module: the model.
-        told: what to call it.
-        notes: what a reader should know of it.
+        called: a description of the model for the report.
+        notes: remarks about the model.
         inputs: a .npz of inputs; None: random and edge cases.
-        seed: of the random inputs.
+        seed: seed of the random inputs.
 
     Raises:
-        InputError: the file's interface or claims are not the model's.
+        InputError: the file's interface or claims do not match the model.
     """
     from pom_export.graph.reference import Float64Module
 
@@ -163,24 +165,27 @@ def expected_of_ours(
     targets, outputs = targets_of(model, program, Float64Module(program.module), precision, cases)
     names = Names(interface.names, outputs)
     return Expected(
-        cases, targets, f"PyTorch in float64, {told}{found.told}", precision, [*names.notes(), *notes], names
+        cases, targets, f"PyTorch in float64, {called}{found.variant}", precision, [*names.notes(), *notes], names
     )
 
 
 def targets_of(
     model: ExportedModel, program: Program, wide: nn.Module, precision: str, cases: Sequence[Case]
 ) -> tuple[Targets, dict[str, str]]:
-    """Return what a program gives for cases, and what the file calls outputs of another name.
+    """Compute a program's outputs for each case, and match the names of its outputs with the file's.
 
     Args:
         model: the file.
         program: the program.
         wide: its module in float64.
-        precision: the type that its outputs are compared in.
+        precision: the type whose tolerance its outputs are compared with.
         cases: the inputs.
 
+    Returns:
+        The targets, and the file's names of those outputs that it names differently.
+
     Raises:
-        InputError: the module fails, or the file does not give its outputs: found before any backend is loaded.
+        InputError: the module fails, or its outputs don't fit the file's. This is found before any backend is loaded.
     """
     exact = kept_in_single(model, program.module) if precision != PRECISIONS[0] else ()
     reference = ModuleReference(
@@ -189,7 +194,7 @@ def targets_of(
 
     def compute(case: Case) -> Target:
         target = reference.target(case)
-        if not case.cuts:  # the outputs of several calls are joined, and longer than the file's
+        if not case.cuts:  # the joined outputs of several calls are longer than the file's
             check_outputs(model, target.outputs)
         return target
 
@@ -198,9 +203,9 @@ def targets_of(
 
 
 def _source_notes(model: ExportedModel, checkpoint: str | os.PathLike[str], sha256: str) -> list[str]:
-    """Say when the weights come from another file than the model's, or this is not known.
+    """Note that the weights come from a file other than the one that was exported, or that this is unknown.
 
-    The same weights may be saved in many ways.
+    It is no error: the same weights may be saved in many ways.
     """
     if not model.properties:
         return ["the file has no metadata of an export: what it was exported from is not known"]
@@ -215,8 +220,8 @@ def _source_notes(model: ExportedModel, checkpoint: str | os.PathLike[str], sha2
 def _load(
     model: ExportedModel, checkpoint: str | os.PathLike[str], given: Mapping[str, Any]
 ) -> tuple[LoadedModel, list[str]]:
-    """Return the checkpoint's model, and what to say where it lacks the set of weights that was exported."""
-    # What a checkpoint's shapes don't tell, the exported file does.
+    """Load the checkpoint's model, with a note if the checkpoint lacks the set of weights that was exported."""
+    # The exported file provides the hyper-parameters that cannot be inferred from the checkpoint's shapes.
     config = model.spec.get("config", {})
     hints: dict[str, Any] = {"heads": _hint(config.get("attention_heads")), "degree": _degree(model)}
     if config.get("in_context_len"):
@@ -243,7 +248,7 @@ def _load(
 def _load_set(
     checkpoint: str | os.PathLike[str], weights: str | None, exported: str | None, hints: dict[str, Any]
 ) -> tuple[LoadedModel, list[str]]:
-    """Load the set that is asked for, else the one that was exported, else the one that the checkpoint holds."""
+    """Load the requested set of weights, else the exported one, else the checkpoint's default."""
     from pom_export.checkpoint import load_model
 
     if weights is not None or exported is None:
@@ -252,11 +257,11 @@ def _load_set(
         return load_model(checkpoint, weights=exported, **hints), []
     except CheckpointError:
         loaded = load_model(checkpoint, **hints)
-        return loaded, [f"the model was exported from weights called {exported}, of which {checkpoint} holds none"]
+        return loaded, [f"the model was exported from weights called {exported}, which {checkpoint} does not contain"]
 
 
 def _degree(model: ExportedModel) -> int | None:
-    """Return the degree of a v1 model, which a checkpoint does not tell: as the file's spec has it, or its nodes."""
+    """Return the degree of a v1 model, which its checkpoint does not contain: from the file's spec, else its nodes."""
     from pom_export.checkpoint.families import V1
 
     if model.spec:
@@ -267,25 +272,28 @@ def _degree(model: ExportedModel) -> int | None:
 
 
 def _hint(value: Any, least: int = 1) -> int | None:
-    """Return a hyper-parameter that the file's spec gives; the loaded model's spec is compared with it afterwards."""
+    """Return a hyper-parameter from the file's spec if it is a usable number.
+
+    The loaded model's spec is compared with the file's afterwards.
+    """
     return value if isinstance(value, int) and not isinstance(value, bool) and least <= value < _LARGEST_HINT else None
 
 
 def _matrix_values(program: Program) -> int:
-    """Return how many numbers the weight matrices have, the polynomials' coefficients left out."""
+    """Count the values of the weight matrices, without the polynomials' coefficients."""
     matrices = (p for name, p in program.module.named_parameters() if p.dim() > 1 and not name.endswith("po_coeff"))
     return sum(matrix.numel() for matrix in matrices)
 
 
 def _width(program: Program) -> int:
-    """Return the largest number of values that there are of a token, in an input or output."""
+    """Return the largest number of values per token in any input or output."""
     vocabularies = [counts[0] for name, counts in program.limits.values.items() if name == "input_ids"]
     widths = [tensor.shape[-1] for tensor in program.inputs.values() if tensor.is_floating_point()]
     return max([*vocabularies, *widths], default=1)
 
 
 def _reach(program: Program) -> Reach:
-    """Return how far cases of a model may go, so that they take seconds and no more memory than others."""
+    """Return limits for the cases, so that each takes seconds and no more memory than the rest of the comparison."""
     from pom_export.models import JiT
     from pom_export.models.gpt import CausalSelfAttention, Rotary
 

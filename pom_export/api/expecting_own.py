@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 def expected_of_module(
     model: ExportedModel, module: nn.Module, examples: Examples | None, inputs: Inputs | None, seed: int
 ) -> Expected:
-    """Return what a module computes in float64: one of ours as a checkpoint's would, another on its examples.
+    """Compute a module's outputs in float64: one of our models as from a checkpoint, any other on its example inputs.
 
     Args:
         model: the file.
         module: the module.
-        examples: inputs of a module of another class; None: those of `inputs`.
+        examples: example inputs for a module that is not one of our models; None: those in `inputs`.
         inputs: a .npz, or arrays by name, to compare on instead.
-        seed: of the random inputs.
+        seed: seed of the random inputs.
 
     Raises:
-        InputError: the module does not take the inputs, or the file has other ones.
+        InputError: the module does not take the inputs, or the file has different ones.
     """
     from pom_export.checkpoint.spec import spec_of
 
@@ -61,17 +61,17 @@ def expected_of_own(
     inputs: Inputs | None,
     hints: Mapping[str, Any] | None = None,
 ) -> Expected:
-    """Return what a module computes in float64 of its example inputs, and of their values at other sizes.
+    """Compute a module's outputs in float64 on its example inputs, and on the same values at other sizes.
 
     Args:
         model: the file.
-        source: the module, or the path of a program of torch.export, which holds its example inputs.
-        examples: for a module: inputs, as `export` takes them; None: those of `inputs`.
+        source: the module, or the path of a torch.export program, which contains its example inputs.
+        examples: example inputs for a module, as `export` takes them; None: those in `inputs`.
         inputs: a .npz, or arrays by name, to compare on instead.
-        hints: what only checkpoints have, and is refused.
+        hints: arguments that only apply to checkpoints, and are refused here.
 
     Raises:
-        InputError: the module does not take the inputs, or the file has other ones.
+        InputError: the module does not take the inputs, or the file has different ones.
     """
     from pom_export.api.source import load_source
     from pom_export.graph.program import GraphOptions
@@ -97,12 +97,12 @@ def expected_of_own(
     targets, output_names = targets_of(model, program, loaded.reference(), precision, cases)
     found = Names(names, output_names)
     called = os.fspath(source) if isinstance(source, (str, os.PathLike)) else type(source).__name__
-    told = f"PyTorch in float64, {called}"
-    return Expected(cases, targets, told, precision, [*found.notes(), *notes], found, own=True)
+    reference = f"PyTorch in float64, {called}"
+    return Expected(cases, targets, reference, precision, [*found.notes(), *notes], found, own=True)
 
 
 def _as_taken(model: ExportedModel, specs: list[TensorSpec], names: Mapping[str, str]) -> list[TensorSpec]:
-    """Return the inputs by the module's names, with the types and axes that the file has.
+    """Describe the inputs by the module's names, with the types and axes of the file.
 
     Raises:
         InputError: an example does not fit the file.
@@ -120,7 +120,7 @@ def _as_taken(model: ExportedModel, specs: list[TensorSpec], names: Mapping[str,
 def _other_sizes(
     program: Program, specs: list[TensorSpec], bounds: Mapping[str, Bounds]
 ) -> tuple[list[Case], list[str]]:
-    """Return the example's values at other sizes that the file takes, and what to say of them."""
+    """Return cases with the example's values at other sizes that the file takes, and notes about them."""
     from pom_export.api.sizing import plan_sizes
 
     plan = plan_sizes(program, {spec.name: spec.axes for spec in specs}, bounds)

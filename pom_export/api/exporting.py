@@ -41,15 +41,15 @@ class ExportResult:
         opset: version of the standard ops.
         aggregations: number of aggregation nodes.
         inputs: name, dtype and axes of each input.
-        outputs: the same of each output.
+        outputs: the same for each output.
         bytes: size of the file (and of its external weights, if any).
-        sha256: of the file.
-        checked: backends on which the outputs were compared with PyTorch's.
-        kept_in_float32: of a half-precision model: what stays in float32 because its values may leave the type's
-            range: reasons by module.
-        weights: of a checkpoint: the set of weights that was taken; see `load_checkpoint`.
-        other_weights: the sets that the checkpoint holds besides.
-        notes: what else to know of the file, a line each, such as sizes that it fixes or paths that are quadratic.
+        sha256: the file's hash.
+        checked: backends whose outputs agree with PyTorch's.
+        kept_in_float32: modules of a half-precision model that stay in float32 because their values may exceed the
+            type's range, each with the reason.
+        weights: name of the exported set of weights, for a checkpoint; see `load_checkpoint`.
+        other_weights: names of the checkpoint's other sets.
+        notes: further remarks about the file, one line each, such as sizes that it fixes or paths with quadratic cost.
     """
 
     model: str
@@ -66,7 +66,7 @@ class ExportResult:
     other_weights: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-able values."""
+        """Return the result as JSON-serialisable values."""
         return asdict(self)
 
 
@@ -98,38 +98,41 @@ def export(
     """Export a checkpoint or a module to ONNX, and compare it with PyTorch before the file appears.
 
     Args:
-        model: a checkpoint's path, one of our models, or any module that contains our mixers or official ones.
-        output: where the ONNX file goes.
-        example_inputs: for a module of another class: what to trace it with: tensors in the order of its `forward`
-            (None leaves one out), or by name.
-        dynamic_shapes: for such a module: which dimensions are dynamic, in any form that torch.export takes: by input
-            or in the order of the inputs; of each input by axis or one entry an axis; of each axis a Dim, its name or
-            a hint such as Dim.AUTO; or a ShapesCollection or AdditionalInputs. Default: the model's rows and tokens.
+        model: path of a checkpoint, one of our models, or any module that contains our mixers or official ones.
+        output: path of the ONNX file.
+        example_inputs: inputs to trace a module of any other class with: tensors in the order of its `forward`'s
+            parameters (None omits one), or by name.
+        dynamic_shapes: which dimensions of such a module are dynamic, in any form that torch.export accepts: by input
+            name or in the order of the inputs; for each input, by axis or with one entry per axis; for each axis, a
+            Dim, its name, or a hint such as Dim.AUTO; or a ShapesCollection or AdditionalInputs. Default: the model's
+            rows and tokens.
         mask: "none", "causal", "padding" or "full"; default: the architecture's own.
-        cross: give the mixer a separate context input.
-        positions: give a rotary mixer its tokens' positions as an input.
-        stateful: take the state of earlier calls as inputs (past_state, past_length and what else the layers keep) and
-            give the next one as outputs: any split of a sequence into calls gives the outputs of one causal pass. With
-            mask "padding" a (B, N) input says how many tokens each row of a call has.
-        block_causal: of a stateful mixer: all tokens of a call see all of it, not only those up to them.
-        static: (batch, tokens) to pin; default: dynamic.
-        dtype: "float32", "float16" or "bfloat16", also as "fp16", "half" or "bf16": the type of weights, activations,
-            inputs and outputs. What needs float32 stays in it: norms, softmax, angles, and aggregates and outputs that
-            may leave the type's range.
+        cross: whether the mixer gets a separate context input.
+        positions: whether a rotary mixer gets its tokens' positions as an input.
+        stateful: take the state of earlier calls as inputs (past_state, past_length and whatever else the layers keep),
+            and return the next state as outputs. However a sequence is split into calls, the outputs are those of one
+            causal pass. With mask "padding", a (B, N) input marks the valid tokens of each row in a call.
+        block_causal: let every token of a call to a stateful mixer see the whole call, not only the tokens up to
+            itself.
+        static: (batch, tokens) to fix; default: both are dynamic.
+        dtype: "float32", "float16" or "bfloat16" ("fp16", "half" and "bf16" work too): the type of weights,
+            activations, inputs and outputs. Operations that need float32 stay in it: norms, softmax, angles, and
+            aggregates and outputs that may exceed the type's range.
         opset: version of the standard ops; default: 20, or 22 for bfloat16.
-        family: of a checkpoint that is not to be recognised by itself, see `load_checkpoint`.
-        degree: of a v1 checkpoint, which its shapes don't tell.
-        heads: of a hybrid checkpoint whose shapes don't tell them.
-        in_context_start: of an image model's checkpoint, see `load_checkpoint`.
-        mixers: of a module with classes of its own that compute what a mixer of ours does: by class, a function that
-            makes our mixer of an instance, with its weights, or a module that holds one and is called as theirs is.
-        weights: which of several sets of weights in a checkpoint to take, see `load_checkpoint`.
-        optimize: whether products and gates around the aggregations are rewritten to cost less.
+        family: the checkpoint's family, if it cannot be recognised; see `load_checkpoint`.
+        degree: degree of a v1 checkpoint, which cannot be inferred from its shapes.
+        heads: number of attention heads of a hybrid checkpoint, if it cannot be inferred.
+        in_context_start: for an image model's checkpoint; see `load_checkpoint`.
+        mixers: adapters for classes of the user's own that compute what one of our mixers does. Maps each class to a
+            function that takes an instance and returns our mixer with its weights, or a module that contains one and is
+            called like the instance.
+        weights: which of several sets of weights in a checkpoint to export; see `load_checkpoint`.
+        optimize: whether to rewrite products and gates around the aggregations so that they cost less.
         samples: number of inputs and outputs to save beside the model, for `verify` without the checkpoint.
-        progress: called with one line a stage, which is logged at INFO too.
+        progress: called with one line per stage; the lines are also logged at level INFO.
 
     Raises:
-        InputError: the checkpoint, an option or the output is not usable, or a weight does not fit the type.
+        InputError: the checkpoint, an option or the output is unusable, or a weight does not fit the type.
         ParityError: outputs differ from PyTorch's; no file is written.
     """
     from pom_export.api.source import load_source, type_notes
@@ -190,7 +193,7 @@ def _result(
     checked: list[str],
     notes: list[str],
 ) -> ExportResult:
-    """Describe the staged file, which is going to be `output`."""
+    """Describe the staged file, which is about to become `output`."""
     return ExportResult(
         model=os.fspath(output),
         opset=exported.opset,
@@ -209,12 +212,12 @@ def _result(
 
 @dataclass(frozen=True)
 class _Written:
-    """What a staged file was made of.
+    """What a staged file was made from.
 
     Attributes:
-        program: what was traced.
-        sizes: at which to compare the file.
-        notes: what to know of it, a line each.
+        program: the program that was traced.
+        sizes: the sizes at which to compare the file.
+        notes: remarks about the file, one line each.
     """
 
     program: Program
@@ -223,7 +226,7 @@ class _Written:
 
 
 def _write(source: Source, path: Path, dtype: str, opset: int, optimize: bool, progress: Progress) -> _Written:
-    """Trace the source and save the graph, which is let go of before anything is compared."""
+    """Trace the source and save the graph, which is freed before anything is compared."""
     import torch
 
     from pom_export.graph.nodes import is_aggregation
@@ -237,7 +240,7 @@ def _write(source: Source, path: Path, dtype: str, opset: int, optimize: bool, p
     for part, why in copied.near_misses.items():
         progress(f"{part} looks like a mixer, but {why.what}; it stays as it is")
     program = source.program(copied)
-    source.calls_op()  # and is the same every time
+    source.calls_op()  # refuses a model whose outputs change from call to call
     try:
         if source.own_inputs:
             program, traced, sizes = settle_sizes(source, program, opset)

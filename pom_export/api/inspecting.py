@@ -17,12 +17,12 @@ from pom_export.graph.onnx_file import is_ort_format
 _MODEL_SUFFIXES: Final = (".onnx", ".ort")
 _ENGINE_SUFFIXES: Final = (".engine", ".plan")
 _HEAD: Final = 12
-# What engines of TensorRT and of TensorRT for RTX begin with.
+# The first bytes of engines of TensorRT and of TensorRT for RTX.
 _ENGINE_MARKS: Final = (b"ftrt", b"vtrt")
-# The first field of an ONNX file, its IR version, and more than there ever were.
+# The tag of an ONNX file's first field, the IR version, and a bound that no IR version has reached.
 _IR_VERSION: Final = 8
 _NEWEST_IR: Final = 64
-# Attributes that say nothing of what is computed.
+# Attributes that do not affect the computation.
 _PLUGIN_S: Final = ("plugin_version", "plugin_namespace")
 
 
@@ -36,19 +36,19 @@ def inspect(
     in_context_start: int | None = None,
     weights: str | None = None,
 ) -> Inspection:
-    """Say what a file holds: a `CheckpointInspection`, a `ModelInspection` (ONNX) or an `EngineInspection`.
+    """Describe a file as a `CheckpointInspection`, a `ModelInspection` (ONNX) or an `EngineInspection`.
 
     Args:
-        path: the file, or a checkpoint's folder; which of the three it is, its content tells.
-        family: of a checkpoint; so are the next four, see `load_checkpoint`.
-        degree: of the polynomials.
-        heads: of attention in a hybrid.
-        in_context_start: of an image model.
-        weights: which of several sets of weights.
+        path: the file, or a checkpoint's folder. Its content determines which of the three it is.
+        family: the checkpoint's family. This and the following parameters only apply to checkpoints; see
+            `load_checkpoint`.
+        degree: degree of the polynomials.
+        heads: number of attention heads of a hybrid.
+        in_context_start: for an image model.
+        weights: which of several sets of weights to describe.
 
     Raises:
-        InputError: the file cannot be read, or is of no kind that is known; or an engine is not what its manifest
-            tells of.
+        InputError: the file cannot be read or its kind is unknown, or an engine does not match its manifest.
     """
     hints = {"family": family, "degree": degree, "heads": heads}
     hints |= {"in_context_start": in_context_start, "weights": weights}
@@ -64,7 +64,7 @@ def inspect(
 
 
 def _kind_of(file: Path) -> str:
-    """Return which kind of inspection a file is for; by its name where its content tells nothing."""
+    """Return the kind of inspection for a file, judged by its content, or by its name if that is inconclusive."""
     try:
         with file.open("rb") as stream:
             head = stream.read(_HEAD)
@@ -72,7 +72,7 @@ def _kind_of(file: Path) -> str:
         head = b""
     if head.startswith(_ENGINE_MARKS) or file.suffix in _ENGINE_SUFFIXES:
         return EngineInspection.kind
-    # The length of a safetensors file's header may begin like an IR version; behind it stands a bracket.
+    # A safetensors file begins with its header's length, which may look like an IR version, but a bracket follows it.
     versioned = len(head) == _HEAD and head[0] == _IR_VERSION and head[1] < _NEWEST_IR and head[8:9] != b"{"
     if versioned or file.suffix in _MODEL_SUFFIXES or (file.is_file() and is_ort_format(file)):
         return ModelInspection.kind
@@ -128,7 +128,7 @@ def _model(path: AnyPath) -> ModelInspection:
 
 
 def _by_kind(attributes: Any) -> list[dict[str, Any]]:
-    """Return the distinct attributes of aggregation nodes, each with its op and how often it is there."""
+    """Return the distinct attributes of the aggregation nodes, each with its op and count."""
     from pom_export import contract
 
     counts = Counter(

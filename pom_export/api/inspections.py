@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a file holds.
+    """The contents of a file.
 
     Attributes:
         kind: "checkpoint", "model" or "engine".
@@ -18,13 +18,13 @@ class Inspection:
     kind: ClassVar[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-able values."""
+        """Return the inspection as JSON-serialisable values."""
         return {"kind": self.kind, **asdict(self)}
 
 
 @dataclass(frozen=True)
 class CheckpointInspection(Inspection):
-    """What a checkpoint was recognised as.
+    """The model that a checkpoint was recognised as.
 
     Attributes:
         checkpoint: its path.
@@ -32,12 +32,12 @@ class CheckpointInspection(Inspection):
         family: "pom-v1", "pom-v1-grouped" or "pom-v2".
         summary: one line for a person.
         config: hyper-parameters by their official names.
-        parameters: number of trained values, tied ones once.
+        parameters: number of trained values; tied ones count once.
         dtypes: number of tensors of each floating-point type.
-        weights: the set of weights that was taken, by the name that `weights` takes.
-        other_weights: the sets that the file holds besides.
+        weights: name of the chosen set of weights, as the `weights` parameter takes it.
+        other_weights: names of the file's other sets.
         sha256: of the file.
-        notes: what else to know of the weights, a sentence each.
+        notes: further remarks about the weights, one sentence each.
     """
 
     kind: ClassVar[str] = "checkpoint"
@@ -57,27 +57,29 @@ class CheckpointInspection(Inspection):
 
 @dataclass(frozen=True)
 class ModelInspection(Inspection):
-    """What an ONNX file declares; its metadata is what it says of itself, which `verify` compares.
+    """What an ONNX file declares. Its metadata is the file's own claim, which `verify` checks.
 
     Attributes:
         model: its path.
-        architecture: of the checkpoint that it was exported from; None: of a user's own class.
-        family: the same.
+        architecture: architecture of the checkpoint that it was exported from; None for a user's own class.
+        family: family of that checkpoint; None for a user's own class.
         config: hyper-parameters by their official names; empty for a user's own class.
         aggregations: number of aggregation nodes.
-        aggregation_kinds: those nodes by kind: the op, the attributes, and how many there are (`count`).
-        without_function: ops among them that the file holds no function of.
+        aggregation_kinds: the distinct kinds among those nodes: the op, its attributes, and how many there are
+            (`count`).
+        without_function: those ops that the file contains no function for.
         inputs: name, dtype and axes of each input.
-        outputs: the same of each output.
-        state: what a token sees of its call, "causal" or "block-causal"; None: the file keeps no state.
+        outputs: the same for each output.
+        state: how much of its call a token sees, "causal" or "block-causal"; None: the file keeps no state.
         dtype: "float32", "float16" or "bfloat16": the type of weights and activations.
-        kept_in_float32: what a half-precision model keeps in float32 because of its values: reasons by module.
+        kept_in_float32: modules of a half-precision model that stay in float32 because of their values, with the
+            reasons.
         opset: version of the standard ops.
-        limits: what the inputs may hold: most tokens, counts and ranges of values, sizes.
-        metadata: what the file says of itself besides.
+        limits: limits on the inputs: the most tokens, counts and ranges of values, sizes.
+        metadata: the file's other metadata.
         weights: paths of its files of external weights.
-        bytes: size of the file and of these.
-        sha256: of the file.
+        bytes: total size of the file and its external weights.
+        sha256: the file's hash.
     """
 
     kind: ClassVar[str] = "model"
@@ -104,11 +106,11 @@ class ModelInspection(Inspection):
 
 @dataclass(frozen=True)
 class EngineInspection(Inspection):
-    """What the manifest says of an engine, which is the file that was built: their hashes agree.
+    """The manifest of an engine, whose hash was found to match.
 
     Attributes:
         engine: its path.
-        manifest: its manifest's values, as `EngineInfo` has them: targets, versions, layers, profiles, hashes.
+        manifest: the manifest's values, as in `EngineInfo`: targets, versions, layers, profiles, hashes.
     """
 
     kind: ClassVar[str] = "engine"
@@ -117,5 +119,5 @@ class EngineInspection(Inspection):
     manifest: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-able values: those of the manifest, with the path that was given."""
+        """Return the manifest's JSON-serialisable values, with the path that was given."""
         return {"kind": self.kind, **self.manifest, "engine": self.engine}

@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 
 _CONTEXT: Final = "context"
 _POSITIONS: Final = "positions"
-# Inputs of an export besides those of the past.
+# Inputs of an exported model other than its past.
 _OURS: Final = {"x", "t", "y", "input_ids", "mask", _CONTEXT, _POSITIONS, "context_positions"}
 _PADDING_RANK: Final = 2
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A program that computes what a file should.
+    """A program that should compute the same as a file.
 
     Attributes:
         program: the program.
-        interface: the file's inputs in its terms.
-        notes: what a reader should know of how it was found.
+        interface: the file's inputs in the program's terms.
+        notes: remarks about how it was found.
     """
 
     program: Program
@@ -48,23 +48,23 @@ class Reference:
 
     @property
     def causal(self) -> bool:
-        """Whether the tokens of a call see those up to them alone, of a model with a state."""
+        """Whether each token of a call to a stateful model sees only the tokens up to itself."""
         return self.program.properties.get(STATEFUL) != BLOCK_CAUSAL
 
     @property
-    def told(self) -> str:
-        """How the model is masked and what its state is, for the report."""
+    def variant(self) -> str:
+        """The model's mask and kind of state, in words for the report."""
         properties = self.program.properties
-        told = [f"mask {properties['mask']}"] if properties.get("mask") else []
-        told += [f"state {properties[STATEFUL]}"] if properties.get(STATEFUL) else []
-        return f" ({', '.join(told)})" if told else ""
+        settings = [f"mask {properties['mask']}"] if properties.get("mask") else []
+        settings += [f"state {properties[STATEFUL]}"] if properties.get(STATEFUL) else []
+        return f" ({', '.join(settings)})" if settings else ""
 
 
 def find_reference(model: ExportedModel, module: nn.Module) -> Reference:
     """Return the program of one of our models that a file was exported from.
 
-    Where the file says too little, every way that its inputs and nodes leave open is tried, and the one whose outputs
-    are nearest to the file's is taken; it is then compared like any other.
+    If the file's metadata is incomplete, every variant that its inputs and nodes allow is tried, and the one whose
+    outputs are closest to the file's is used. It is then compared like any other.
 
     Args:
         model: the file.
@@ -77,7 +77,8 @@ def find_reference(model: ExportedModel, module: nn.Module) -> Reference:
 
     found: dict[str, Reference] = {}
     names = {spec.name for spec in model.inputs}
-    # The one that says most about the file: by what its reference has that the file lacks, then by how many inputs.
+    # The most informative refusal is raised. They are ordered by whether the file lacks an input of the program, then
+    # by how much the numbers of inputs differ.
     refusals: list[tuple[bool, float, InputError]] = []
     for options in possible_options(model):
         lacking, besides = True, math.inf
@@ -89,19 +90,19 @@ def find_reference(model: ExportedModel, module: nn.Module) -> Reference:
             refusals.append((lacking, besides, error))
         else:
             reference = Reference(program, interface)
-            found.setdefault(reference.told, reference)
+            found.setdefault(reference.variant, reference)
     if not found:
         raise min(refusals, key=lambda refusal: refusal[:2])[2]
     if len(found) == 1:
         return next(iter(found.values()))
     taken = min(found.values(), key=lambda reference: _distance(model, reference))
-    others = " or".join(told for told in found if told != taken.told)
-    note = f"the file does not say how it was exported; its outputs are closer to{taken.told} than to{others}"
+    others = " or".join(variant for variant in found if variant != taken.variant)
+    note = f"the file does not say how it was exported; its outputs are closer to{taken.variant} than to{others}"
     return replace(taken, notes=[note])
 
 
 def possible_options(model: ExportedModel) -> Iterator[GraphOptions]:
-    """Yield how a file may have been exported, the likeliest first; one way alone where it says how."""
+    """Yield the ways in which a file may have been exported, the likeliest first; just one if the metadata names it."""
     from pom_export.graph.program import GraphOptions
 
     names = {spec.name for spec in model.inputs}
@@ -112,11 +113,11 @@ def possible_options(model: ExportedModel) -> Iterator[GraphOptions]:
 
 
 def _states(model: ExportedModel, ours: bool) -> list[str]:
-    """Return what the tokens of a call may see of it; "" for a file without a state.
+    """Return the possible kinds of state; "" means that the file keeps no state.
 
     Args:
         model: the file.
-        ours: whether its inputs have the names of an export's.
+        ours: whether its inputs have the names that an export gives them.
     """
     past = any(is_past(spec.name) for spec in model.inputs)
     if STATEFUL in model.properties or (not past and (ours or "mask" in model.properties)):
@@ -127,7 +128,7 @@ def _states(model: ExportedModel, ours: bool) -> list[str]:
 
 
 def _masks(model: ExportedModel) -> list[str | None]:
-    """Return how a model may be masked; None: as it is by default."""
+    """Return the possible masks; None is the model's default."""
     if "mask" in model.properties:
         return [model.properties["mask"] or None]
     for spec in model.inputs:
@@ -143,7 +144,7 @@ def _modes(model: ExportedModel) -> set[str]:
 
 
 def _distance(model: ExportedModel, reference: Reference) -> float:
-    """Return how far the file's outputs are from a program's, relative to the largest; infinite: they don't fit."""
+    """Return how far the file's outputs are from a program's, relative to the largest; infinity if they don't fit."""
     from pom_export.graph.reference import Float64Module
 
     program, interface = reference.program, reference.interface

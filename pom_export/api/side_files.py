@@ -13,10 +13,10 @@ from pom_export.parity.recording import recorded_model, recording_path
 
 
 def own_side_files(model: str | os.PathLike[str]) -> list[Path]:
-    """Return the weights and the parity data of the export that lies at `model`, if any does.
+    """Return the weights and the parity data that belong to the export at `model`, if there is one.
 
-    Weights are its own when they are named after it and their content, or, as earlier versions had them, when it names
-    them and they are named after it; parity data when it was recorded from it.
+    Weights belong to it if their name consists of its name and a hash of their content or, as in earlier versions, if
+    it refers to them and they are named after it. Parity data belongs to it if it was recorded from it.
     """
     file = Path(model)
     weights = own_weights(file)
@@ -32,7 +32,7 @@ def own_side_files(model: str | os.PathLike[str]) -> list[Path]:
 
 
 def check_recording_place(model: str | os.PathLike[str]) -> None:
-    """Raise InputError when a file that is no parity data lies where that of a model would go."""
+    """Raise InputError if the place of a model's parity data is taken by some other file."""
     place = recording_path(model)
     if place.is_file() and recorded_model(place) is None:
         raise InputError(f"{place}, where the samples would go, is not parity data", "Move it, or rename the output")

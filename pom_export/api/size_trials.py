@@ -31,20 +31,20 @@ if TYPE_CHECKING:
     from pom_export.graph.tracing import Traced
 
 OTHER_VALUES: Final = "other values"
-"""The case of other values than the example's."""
+"""Name of the case with values other than the example's."""
 
-# Larger ones would take too long, and too much memory, to compare at.
+# Comparing at larger sizes would take too much time and memory.
 _LARGEST_TRIED = 2048
 
 
 @dataclass
 class SizePlan:
-    """What was found out about the sizes that a model takes.
+    """The sizes that a model was found to take.
 
     Attributes:
-        cases: inputs of other sizes than the example's, which the model takes.
-        bounds: smallest and largest size of dimensions that the file limits, by name.
-        notes: what a user should know of it, a line each.
+        cases: inputs at sizes other than the example's, which the model takes.
+        bounds: smallest and largest size of the dimensions that the file limits, by name.
+        notes: remarks for the user, one line each.
     """
 
     cases: list[Case] = field(default_factory=list)
@@ -67,31 +67,31 @@ class SizeTrial:
         self.feed = {name: to_numpy(tensor) for name, tensor in inputs.items()}
         self.axes = axes
         self.sizes = dimension_sizes(self.feed, axes)
-        # torch takes sizes of 0 and 1 for any others; what matters is where more than one row is needed.
+        # torch assumes that sizes 0 and 1 behave like all others, so a lower bound only matters if it is above 1.
         self.bounds = {name: (low if low > 1 else 0, high) for name, (low, high) in bounds.items()}
         self.branches = branches
-        # What the model says of a size of 0, where it does not take it.
+        # Why the model refuses a size of 0, by dimension.
         self.none: dict[str, str] = {}
         self.plan = SizePlan()
         outputs = self._run(self.feed)
         self.empty, self.finite = _unusable(outputs), _all_finite(outputs)
 
     def drop_idle_bounds(self, traced: Traced, program: Program, asked: Collection[str]) -> None:
-        """Let dimensions be 1 that torch holds to be 2 or more, where nothing depends on it.
+        """Allow a size of 1 where torch requires 2 or more, if nothing depends on it.
 
-        Its own operators ask whether a size is 1, such as for the order of an image's values in memory.
+        torch's own operators check whether a size is 1, for example to choose the memory layout of an image.
 
         Args:
-            traced: what torch made of the program.
+            traced: torch's trace of the program.
             program: the program.
-            asked: the dimensions whose sizes the user has said.
+            asked: the dimensions whose sizes the user has specified.
         """
         for name, (low, high) in self.bounds.items():
             if low == 2 and name not in asked and self._same_at_one(traced, program, name):
                 self.bounds[name] = 0, high
 
     def _same_at_one(self, traced: Traced, program: Program, name: str) -> bool:
-        """Return whether what was traced computes what the model does where a dimension is 1."""
+        """Return whether the traced program gives the model's outputs when a dimension is 1."""
         import torch
 
         feed = resized(self.feed, self.axes, {**self.sizes, name: 1})
@@ -107,12 +107,16 @@ class SizeTrial:
         return all(difference(to_numpy(one), to_numpy(other), MODELS["float32"]) for one, other in pairs)
 
     def depends(self, name: str, axis: int, dimension: str) -> bool:
-        """Return whether an axis of an input has another size when a dimension has."""
+        """Return whether the size of an input's axis changes with a dimension."""
         before = self.axes[name][axis]
         return size_of(before, self.sizes) != size_of(before, {**self.sizes, dimension: self.sizes[dimension] + 1})
 
     def try_all(self) -> dict[str, str]:
-        """Try every dynamic dimension; return those that the model takes at no other size, and what it said."""
+        """Try every dynamic dimension.
+
+        Returns:
+            The dimensions that the model takes at no other size, each with the model's reason.
+        """
         refused, larger = {}, {}
         for dimension, size in self.sizes.items():
             tried = _Dimension(self, dimension, size)
@@ -128,7 +132,7 @@ class SizeTrial:
         return refused
 
     def attempt(self, changes: Mapping[str, int], name: str) -> str:
-        """Run the model at other sizes, and plan a case of them where it takes them; return why it does not."""
+        """Run the model at other sizes. If it takes them, plan a case with them, else return the reason."""
         feed = resized(self.feed, self.axes, {**self.sizes, **changes})
         if feed is None:
             return "an axis would have no size"
@@ -156,7 +160,7 @@ class SizeTrial:
         from pom_export.quiet import quiet_failure, quiet_warnings
 
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feed.items()}
-        # Warnings of the mean of too few tokens, say: what comes of it is looked at.
+        # Silences warnings, for example about the mean of too few tokens, because the outputs are checked anyway.
         with torch.no_grad(), without_compiler(), quiet_failure(), quiet_warnings():
             return _tensors(copy_module(self.module)(**nested(tensors)))
 
@@ -165,7 +169,7 @@ class SizeTrial:
             self.plan.notes.append(f"no other sizes were compared with all dimensions changed at once: {reason}")
 
     def _other_values(self) -> None:
-        """Plan a case that holds other values than the example, at other sizes where the model takes some."""
+        """Plan a case with values other than the example's, at other sizes if the model takes any."""
         feeds = [self.feed, *(case.feed for case in self.plan.cases)]
         feed = next(feed for feed in reversed(feeds) if all(array.size for array in feed.values()) or feed is self.feed)
         reason = ""
@@ -182,7 +186,7 @@ class SizeTrial:
         self.plan.notes.append(f"only the example's own values were compared: {reason}")
 
     def attempt_none(self, dimension: str) -> str:
-        """Run the model at a size of 0, and plan a case where it gives numbers; return why it gives none."""
+        """Run the model at a size of 0. If its outputs are finite, plan a case with it, else return the reason."""
         feed = resized(self.feed, self.axes, {**self.sizes, dimension: 0})
         if feed is None:
             return ""
@@ -200,7 +204,7 @@ class SizeTrial:
         return ""
 
     def _say_rest(self) -> None:
-        """Note the limits, and the dimensions of which nothing says how to change them."""
+        """Note the limits, and the dimensions that could not be varied."""
         dynamic = {str(axis) for axes in self.axes.values() for axis in axes if isinstance(axis, str)}
         for axis in sorted(dynamic):
             low, high = self.plan.bounds[axis] = self.bounds.get(axis, (0, None))
@@ -229,12 +233,12 @@ class _Dimension:
         self.reason = ""
 
     def run(self) -> None:
-        """Try the sizes that tell most, and find where the model ends that takes some of them."""
+        """Try the most telling sizes. If the model takes only some of them, find where it stops."""
         bounds = self.trial.bounds.get(self.name, (0, None))
         for size in sorted({*candidate_sizes(self.size, bounds), *self._branches(bounds)}):
             self._try(size)
         if max(self.taken, default=0) <= self.size and self._open(bounds):
-            for size in (2 * self.size, 3 * self.size):  # a model that takes multiples of something
+            for size in (2 * self.size, 3 * self.size):  # the model may only take multiples of something
                 if size not in self.refused and (bounds[1] is None or size <= bounds[1]):
                     self._try(size)
         if self.taken and self.refused:
@@ -244,7 +248,7 @@ class _Dimension:
             self.trial.none[self.name] = reason
 
     def _branches(self, bounds: Bounds) -> set[int]:
-        """Return the sizes where the model may take another branch; note those that are too large to be tried."""
+        """Return the sizes at which the model may take another branch; note those that are too large to try."""
         low, high = bounds
         sizes = {size for size in self.trial.branches.get(self.name, ()) if low <= size <= (high or size)}
         if large := sorted(size for size in sizes if size > _LARGEST_TRIED):
@@ -265,14 +269,14 @@ class _Dimension:
         return not reason
 
     def _as_large(self) -> list[str]:
-        """Return the other dimensions that are as large in the example: the model may want them to stay so."""
+        """Return the other dimensions with the same size in the example, which the model may require to stay equal."""
         return [name for name, size in self.trial.sizes.items() if size == self.size and name != self.name]
 
     def _try_with(self, other: str, size: int) -> bool:
         return not self.trial.attempt({self.name: size, other: size}, f"{self.name} and {other} {size}")
 
     def _find_end(self, bounds: Bounds) -> None:
-        """Find the largest size where every larger one is refused, and note other refusals."""
+        """Find the size above which every size is refused, and note other refusals."""
         fits = max([self.size, *self.taken])
         beyond = min((size for size in self.refused if size > fits), default=None)
         within = sorted(size for size in self.refused if size < fits)
@@ -300,7 +304,7 @@ def _all_finite(outputs: list[Any]) -> bool:
 
 
 def _unusable(outputs: list[Any]) -> set[int]:
-    """Return which outputs hold nothing that a comparison could say anything about."""
+    """Return the indices of outputs that cannot be compared: empty ones, and those without a finite value."""
     return {
         index
         for index, output in enumerate(outputs)

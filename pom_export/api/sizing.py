@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def settle_sizes(source: Source, program: Program, opset: int) -> tuple[Program, Traced, SizePlan]:
-    """Trace a user's program with those dimensions dynamic that the model takes at other sizes than the example's.
+    """Trace a user's program with those dimensions dynamic at which the model takes other sizes than the example's.
 
     Returns:
-        The program, whose limits are the file's; what torch made of it; and the sizes to compare at.
+        The program, with the file's limits; torch's trace of it; and the sizes to compare at.
 
     Raises:
-        InputError: torch could not trace the model, or a dimension that was asked for by name can't be dynamic.
+        InputError: torch could not trace the model, or a dimension that was requested by name can't be dynamic.
     """
     from pom_export.graph.tracing import trace
 
@@ -50,13 +50,13 @@ def settle_sizes(source: Source, program: Program, opset: int) -> tuple[Program,
 
 
 def plan_sizes(program: Program, axes: AxesByInput, bounds: Mapping[str, Bounds]) -> SizePlan:
-    """Return the sizes at which to compare a file with a user's program, and which dimensions that refuses to resize.
+    """Plan the sizes at which to compare a file with a user's program, noting dimensions that it cannot resize.
 
     Args:
         program: the program, without our mixers in it.
-        axes: of the file's inputs, by the program's names.
-        bounds: the smallest and the largest size that the file says to take, of the dimensions that it limits. The
-            largest one is compared: a file may claim more than it holds for.
+        axes: axes of the file's inputs, by the program's names.
+        bounds: smallest and largest size according to the file, for the dimensions that it limits. The largest is
+            compared too, since a file may claim more than it can do.
     """
     ends = {name: [high] for name, (_, high) in bounds.items() if high is not None}
     trial = SizeTrial(program.module, program.inputs, axes, bounds, ends)
@@ -68,7 +68,7 @@ def plan_sizes(program: Program, axes: AxesByInput, bounds: Mapping[str, Bounds]
 
 
 def _check_asked(program: Program, traced: Traced, numbers: Mapping[tuple[str, int], str]) -> None:
-    """Raise InputError where the user asked for a dynamic dimension and tracing made it a number."""
+    """Raise InputError if tracing fixed a dimension that the user requested to be dynamic."""
     from pom_export.graph.dynamic_shapes import is_automatic
 
     for (name, hints), axes in zip(_hints(program), traced.axes, strict=True):
@@ -87,17 +87,17 @@ def _asked_but_fixed(name: str, axis: int, size: int, why: str = "") -> InputErr
 
 
 def _hints(program: Program) -> list[tuple[str, Mapping[int, Any]]]:
-    """Return what is dynamic of each input, by axis, in their order."""
+    """Return the dynamic dimensions of each input, by axis, in the order of the inputs."""
     return [(name, (program.dynamic_shapes or {}).get(name) or {}) for name in program.inputs]
 
 
 def _without(program: Program, trial: SizeTrial, refused: Mapping[str, str]) -> Program:
-    """Return a program with those dimensions fixed that the model refuses to be given at other sizes.
+    """Return a program with those dimensions fixed whose other sizes the model refuses.
 
     Args:
         program: the program.
-        trial: what was tried.
-        refused: names of the dimensions, and what the model said.
+        trial: the trial that found the refusals.
+        refused: the refused dimensions, each with the model's reason.
     """
     from pom_export.graph.dynamic_shapes import is_automatic
 
@@ -125,7 +125,7 @@ def _fixed_notes(first: Program, traced: Traced) -> list[str]:
 
 
 def _is_asked(program: Program, axes: AxesByInput, dimension: str) -> bool:
-    """Return whether the user says of a dimension, by name, which sizes it has."""
+    """Return whether the user specified the sizes of a dimension by name."""
     from pom_export.graph.dynamic_shapes import is_automatic
 
     return any(

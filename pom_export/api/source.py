@@ -36,13 +36,13 @@ Examples = Tensor | Sequence[Any] | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class SubstitutedCopy:
-    """A copy of a model as it is traced, and what was done to it.
+    """A copy of a model for tracing, with our mixers in place of the user's.
 
     Attributes:
         module: the copy.
-        replaced: names of the mixers that stand in place of official-style ones.
-        near_misses: what looked like a mixer and stayed as it was, with the reason, by name.
-        folded: of replaced mixers, by name: the weights that are computed from others.
+        replaced: names of the mixers that were replaced.
+        near_misses: modules that look like a mixer but were not replaced, by name, with the reason.
+        folded: for each replaced mixer, by name, the weights that are computed from others.
     """
 
     module: nn.Module
@@ -52,12 +52,12 @@ class SubstitutedCopy:
 
     @property
     def hint(self) -> str:
-        """What is likely at fault where the copy can't be exported: what stayed as it was; empty where nothing did."""
+        """The likely reason why the copy can't be exported: a module that was not replaced; empty if there is none."""
         return next((f"{part} looks like a mixer, but {why}" for part, why in self.near_misses.items()), "")
 
     @property
     def notes(self) -> list[str]:
-        """What to know of it, a line each."""
+        """Remarks about the copy, one line each."""
         return [
             *(f"{part} stays as it is, a plain graph: {why}" for part, why in self.near_misses.items()),
             *(f"{part}: {_folded(weights)}" for part, weights in self.folded.items()),
@@ -66,20 +66,20 @@ class SubstitutedCopy:
 
 @dataclass(frozen=True)
 class Source:
-    """A model that can be traced in any floating-point type, and run in float64 to compare with.
+    """A model that can be traced in any floating-point type, and run in float64 as a reference.
 
     Attributes:
         module: the model; it is never changed.
-        make_program: returns the program of a copy of the model.
-        substitute: makes of a copy what is traced: the reference is the model as it was given.
-        calls_op: of a user's model: refuses one that gives other outputs each time, and returns whether it calls the
-            op of ours by itself.
+        make_program: makes a program from a copy of the model.
+        substitute: turns a copy into what is traced. The reference is the model as it was given.
+        calls_op: for a user's model: refuses one whose outputs change from call to call, and returns whether it calls
+            our op by itself.
         properties: metadata for the file.
-        own_inputs: whether inputs are the user's, not drawn by us.
-        may_lack_mixers: whether it is of a class of the user's, which may hold nothing of ours.
-        weights: of a checkpoint: the set of weights that was taken.
-        other_weights: the sets that the checkpoint holds besides.
-        notes: what else to know of the weights, a line each.
+        own_inputs: whether the inputs come from the user instead of being generated.
+        may_lack_mixers: whether the model is of a user's class, which may contain none of our mixers.
+        weights: name of the chosen set of weights, for a checkpoint.
+        other_weights: names of the checkpoint's other sets.
+        notes: further remarks about the weights, one line each.
     """
 
     module: nn.Module
@@ -94,21 +94,21 @@ class Source:
     notes: Sequence[str] = ()
 
     def program(self, copied: SubstitutedCopy | None = None) -> Program:
-        """Return what to trace, in float32.
+        """Return the program to trace, in float32.
 
         Args:
-            copied: what `substituted_copy` returned for float32; None: it is made.
+            copied: what `substituted_copy` returned for float32; None: a new copy.
 
         Raises:
-            InputError: there is nothing of ours in the model, or it fails on its example inputs, by itself or as it is
-                traced.
+            InputError: the model contains none of our mixers, or it fails on its example inputs, either by itself or as
+                it is traced.
         """
         copied = self.substituted_copy(torch.float32) if copied is None else copied
         self._check_uses_op(copied)
         try:
             return self.make_program(copied.module)
         except FailsOnExamplesError as error:
-            self.calls_op()  # which fails as well where the model itself is to blame
+            self.calls_op()  # fails too if the model itself is to blame
             raise InputError(
                 f"with weights in float32 and our mixers in place of yours, {error.what}; the model as you gave it "
                 "does not",
@@ -117,23 +117,23 @@ class Source:
             ) from error
 
     def plain(self) -> Program:
-        """Return the program of the model as it was given, in float32, which tells the sizes that it takes."""
+        """Return the program of the unchanged model in float32, for finding out which sizes it takes."""
         return self.make_program(copy_module(self.module, torch.float32))
 
     def traced_reference(self) -> nn.Module:
-        """Return what is traced, in float64: what stands in place of the user's mixers included."""
+        """Return the module that is traced, including the replacements of the user's mixers, in float64."""
         return Float64Module(self.make_program(self.substituted_copy().module).module)
 
     def substituted_copy(self, dtype: torch.dtype | None = None) -> SubstitutedCopy:
-        """Return a copy of the model with our mixers in place of the user's, in a type or the model's own ones."""
+        """Return a copy of the model with our mixers in place of the user's, converted to `dtype` if given."""
         return self.substitute(copy_module(self.module, dtype))
 
     def reference(self) -> nn.Module:
-        """Return what the outputs are compared with, in float64."""
+        """Return the model that outputs are compared with, in float64."""
         return Float64Module(self.make_program(copy_module(self.module)).module)
 
     def _check_uses_op(self, copied: SubstitutedCopy) -> None:
-        """Raise InputError where a user's model holds no mixer of ours, and does not call the op by itself."""
+        """Raise InputError if a user's model contains none of our mixers and does not call the op by itself."""
         if not self.may_lack_mixers or has_mixers(copied.module):
             return
         if copied.near_misses or not self.calls_op():
@@ -153,19 +153,19 @@ def load_source(
     mixers: Adapters | None = None,
     progress: Callable[[str], None],
 ) -> Source:
-    """Return the source that a path or a module stands for.
+    """Load the model that a path or a module stands for.
 
     Args:
-        model: path of a checkpoint or of a program of torch.export, one of our models, or a user's module.
-        options: how a model of ours becomes a graph.
-        example_inputs: for a user's module: what to trace it with, see `named_examples`.
-        dynamic_shapes: for a user's module: as torch.export takes them, see `named_shapes`.
-        hints: arguments of `load_model` besides the path.
-        mixers: for a user's module: what makes mixers of ours from the user's own classes, see `replace_mixers`.
-        progress: called with one line a stage.
+        model: path of a checkpoint or a torch.export program, one of our models, or a user's module.
+        options: how one of our models becomes a graph.
+        example_inputs: inputs to trace a user's module with; see `named_examples`.
+        dynamic_shapes: dynamic dimensions of a user's module, as torch.export takes them; see `named_shapes`.
+        hints: arguments of `load_model` other than the path.
+        mixers: adapters that make our mixers from a user's own classes; see `replace_mixers`.
+        progress: called with one line per stage.
 
     Raises:
-        InputError: the path is of no known model, or the module has no mixer or lacks example inputs.
+        InputError: the path is not a known model, or the module has no mixer or lacks example inputs.
     """
     _check_adapters(mixers, model, example_inputs)
     if isinstance(model, (str, os.PathLike)) and is_exported_program(model):
@@ -215,7 +215,7 @@ def load_source(
 
 
 def _check_adapters(mixers: Adapters | None, model: object, example_inputs: Examples | None) -> None:
-    """Raise InputError where adapters are not by class, or the model is none that they have a meaning for."""
+    """Raise InputError if adapters are not given by class, or given for a model that takes none."""
     if not mixers:
         return
     if not isinstance(model, nn.Module) or example_inputs is None:
@@ -228,7 +228,7 @@ def _check_adapters(mixers: Adapters | None, model: object, example_inputs: Exam
 
 
 def type_notes(module: nn.Module, dtype: str) -> list[str]:
-    """Say which type weights are written in, where that is not theirs and nobody may have asked for it."""
+    """Note the types of weights that were converted, unless they were float32."""
     found = Counter(str(p.dtype).removeprefix("torch.") for p in module.parameters() if p.is_floating_point())
     others = [f"{count} of {name}" for name, count in found.items() if name not in {dtype, "float32"}]
     if not others:
@@ -239,7 +239,7 @@ def type_notes(module: nn.Module, dtype: str) -> list[str]:
 
 
 def _refuse_options(options: GraphOptions, hints: Mapping[str, Any]) -> None:
-    """Refuse what has no meaning for a module or program with inputs of its own."""
+    """Refuse options that do not apply to a module or program with its own inputs."""
     _refuse({**asdict(options), **hints}, "for our own models; this one has its own inputs")
 
 
@@ -250,7 +250,7 @@ def _refuse(options: Mapping[str, Any], why: str) -> None:
 
 
 def _substituted(copied: nn.Module, mixers: Adapters | None) -> SubstitutedCopy:
-    """Replace the mixers in a copy; one that is itself a mixer goes by its class's name."""
+    """Replace the mixers in a copy. A copy that is itself a mixer is listed under its class's name."""
     name = type(copied).__name__
     result = replace_mixers(copied, mixers)
     return SubstitutedCopy(
@@ -276,6 +276,6 @@ def _program_maker(examples: Mapping[str, Tensor], dynamic_shapes: Shapes | None
 
 
 def _in_type_of(module: nn.Module, examples: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return examples with floats of the type of a module's weights."""
+    """Convert floating-point examples to the type of a module's weights."""
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     return {name: t.to(dtype) if t.is_floating_point() else t for name, t in examples.items()}

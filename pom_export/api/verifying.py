@@ -66,30 +66,30 @@ def verify(
     Args:
         model: the ONNX file.
         checkpoint: the reference; None: the parity data saved at export.
-        weights: which of several sets of weights in the checkpoint; default: the one that was exported.
-        family: of a checkpoint that neither shapes nor the model's metadata tell of; so are the next three, see
-            `load_checkpoint`.
-        degree: of the polynomials.
-        heads: of attention in a hybrid.
-        in_context_start: of an image model.
-        engine: an engine of the model, compared where a GPU is.
-        inputs: a .npz, or arrays by name, to compare on instead of random and edge cases. With the model's outputs
-            among them, by name, no checkpoint is needed: they are the reference.
+        weights: which of several sets of weights in the checkpoint to compare with; default: the one that was exported.
+        family: the checkpoint's family, if it follows neither from shapes nor from the model's metadata. The same holds
+            for the next three parameters; see `load_checkpoint`.
+        degree: degree of the polynomials.
+        heads: number of attention heads of a hybrid.
+        in_context_start: for an image model.
+        engine: an engine of the model, compared if there is a GPU.
+        inputs: a .npz, or arrays by name, to compare on instead of random and edge cases. If they include the model's
+            outputs, by name, these are the reference and no checkpoint is needed.
         module: the reference instead of a checkpoint: one of our models, or any other with example inputs.
-        example_inputs: of a module of another class, as `export` takes them: the module is run in float64 on them, and
-            on their values at other sizes wherever the file's are dynamic.
-        rtol: bound relative to the largest magnitude of the reference output; default: by the model's type.
-        atol: absolute bound; default: by the model's type.
-        seed: of the random inputs.
-        report: where the comparison goes as one HTML page; None: nowhere.
-        progress: called with one line a stage, which is logged at INFO too.
+        example_inputs: inputs for a module of another class, in the form that `export` takes. The module is run in
+            float64 on them, and on their values at other sizes where the file's dimensions are dynamic.
+        rtol: bound relative to the largest magnitude of the reference output; default: depends on the model's type.
+        atol: absolute bound; default: depends on the model's type.
+        seed: seed of the random inputs.
+        report: path of an HTML report; None: no report is written.
+        progress: called with one line per stage; the lines are also logged at level INFO.
 
     Returns:
-        A report; truthy when every output of every backend is within tolerance.
+        A report, which is truthy if every output of every backend is within tolerance.
 
     Raises:
-        InputError: a file is not usable, a function in it is not what its node asks for, the checkpoint is of another
-            model, or the report cannot be written.
+        InputError: a file is unusable, a function in it does not compute what its node asks for, the checkpoint belongs
+            to another model, or the report cannot be written.
     """
     _check_bounds(rtol, atol)
     progress = logged(progress, _LOG)
@@ -101,7 +101,7 @@ def verify(
         sources = [model, *exported.weights, recording_path(exported.path), checkpoint]
         sources += [] if isinstance(inputs, Mapping) else [inputs]
         sources += [] if engine is None else [engine, manifest_path(engine)]
-        # Opened first: a place that takes no report is no reason to find out after the comparison.
+        # Opened first, so that an unwritable report is found before the comparison, not after.
         page = None if report is None else stack.enter_context(staged_output(report, *sources))
         reference = _Reference(checkpoint, module, example_inputs, inputs, seed, hints)
         expected = reference.expected(exported)
@@ -167,7 +167,7 @@ def _compared(
 def _add_engine(
     engine: str | os.PathLike[str] | None, model: ExportedModel, candidates: list[Candidate], not_run: list[str]
 ) -> None:
-    """Add the engine as a candidate, or say why it is not compared."""
+    """Add the engine as a candidate, or note why it is not compared."""
     from pom_export.engine.backend import gpu_present
 
     if engine is None:
@@ -185,18 +185,18 @@ def _add_engine(
 
 
 def _kernels_note(candidate: Candidate, aggregations: int) -> list[str]:
-    """Say where not every aggregation was given to our kernels, or that this is not known."""
+    """Note that some aggregations did not run in our kernels, or that this is unknown."""
     ran = candidate.kernels_run()
     if candidate.path != KERNEL or ran == aggregations:
         return []
     if ran is None:
-        return [f"{candidate.backend}: whether our kernels ran is not known, its profile cannot be read"]
+        return [f"{candidate.backend}: it is not known whether our kernels ran, because its profile cannot be read"]
     return [f"{candidate.backend}: of {aggregations} aggregations, {ran} ran in our kernels"]
 
 
 @dataclass(frozen=True)
 class _Reference:
-    """What a file is compared with, as the arguments of `verify` say it."""
+    """The reference that the arguments of `verify` ask for."""
 
     checkpoint: str | os.PathLike[str] | None
     module: nn.Module | None
@@ -206,7 +206,7 @@ class _Reference:
     hints: Mapping[str, Any]
 
     def expected(self, model: ExportedModel) -> Expected:
-        """Return what the model's outputs should be."""
+        """Return the model's expected outputs."""
         self._check()
         if self.module is not None:
             return expected_of_module(model, self.module, self.example_inputs, self.inputs, self.seed)
@@ -219,7 +219,7 @@ class _Reference:
         return expected_of_recording(model)
 
     def _check(self) -> None:
-        """Raise InputError where two references are given, or what belongs to one that is not."""
+        """Raise InputError if two references are given, or arguments without the reference that they belong to."""
         if self.module is not None and self.checkpoint is not None:
             raise InputError("both a checkpoint and a module are given", "Give one of them")
         if self.example_inputs is not None and self.module is None:
