@@ -15,12 +15,12 @@ from pom_export.cli.progress import stages
 
 @click.command("bench")
 @click.argument("model", type=FILE)
-@click.option("--backends", help="A list such as function,kernel; default: all that are there.")
-@click.option("--tokens", help="Sequence lengths; default: 256,1024,4096, or what the file is fixed to.")
-@click.option("--batch", help="Batch sizes; default: 1, or what the file is fixed to.")
-@click.option("--threads", type=int, help="Of every backend, pinned; default: the processors that may be used.")
-@click.option("--repeats", type=int, help="Timed rounds; default: 5 to 50, as fit into 10 seconds.")
-@click.option("--memory/--no-memory", default=True, show_default=True, help="Measure peak memory, in more processes.")
+@click.option("--backends", help="A list such as function,kernel; default: all available.")
+@click.option("--tokens", help="Sequence lengths; default: 256,1024,4096, or the file's fixed length.")
+@click.option("--batch", help="Batch sizes; default: 1, or the file's fixed size.")
+@click.option("--threads", type=int, help="Threads per backend, pinned; default: the available processors.")
+@click.option("--repeats", type=int, help="Timed rounds; default: 5 to 50, as many as fit into 10 seconds.")
+@click.option("--memory/--no-memory", default=True, show_default=True, help="Measure peak memory, in new processes.")
 @click.option("-o", "--output", type=FOLDER, help="A folder for results.json and table.md.")
 @common_options
 def command(
@@ -37,8 +37,8 @@ def command(
 ) -> None:
     """Time an exported MODEL.onnx on every backend side by side, on random inputs.
 
-    Backends: function (the file in ONNX Runtime without our library), kernel (with it), tensorrt (as an engine, where
-    a GPU is). They are compared before they are timed; exit code 1 when they differ.
+    Backends: function (the file in ONNX Runtime without our library), kernel (with it), tensorrt (as an engine, on a
+    GPU). Their outputs are compared before they are timed; the exit code is 1 if they differ.
     """
     from pom_export.bench.model_file import FileWorkload
     from pom_export.bench.options import BenchOptions, parse_names, parse_sizes

@@ -21,7 +21,7 @@ from pom_export.engine.targets import DEFAULT_TARGETS, parse_targets
 @click.option("-o", "--output", required=True, type=FILE, help="Where the engine goes; its manifest is OUTPUT.json.")
 @click.option(
     "--backend", type=Choice([AUTO, *BACKENDS]), default=AUTO, show_default=True,
-    help="auto: the full TensorRT where installed.",
+    help="auto: the full TensorRT if installed.",
 )  # fmt: skip
 @click.option(
     "--targets", type=Parsed(parse_targets, DEFAULT_TARGETS), default="",
@@ -31,10 +31,10 @@ from pom_export.engine.targets import DEFAULT_TARGETS, parse_targets
 @click.option("--optShapes", "opt_shapes", help="Most frequent shapes.")
 @click.option("--maxShapes", "max_shapes", help="Largest shapes.")
 @click.option("--timing-cache", type=FILE, help="A file to read and update (full TensorRT only).")
-@click.option("--cache", type=FOLDER, help="A folder that keeps engines; what was built before is copied from there.")
+@click.option("--cache", type=FOLDER, help="A folder that keeps engines for reuse.")
 @click.option(
     "--plugin/--no-plugin", "use_plugin", default=True, show_default=True,
-    help="Compute aggregations by the plugin, or by standard ops.",
+    help="Compute aggregations with the plugin, or with standard ops.",
 )  # fmt: skip
 @click.option("--embed-plugin/--no-embed-plugin", default=True, show_default=True, help="Carry the plugin inside.")
 @common_options
@@ -49,7 +49,7 @@ def command(
     verbose: bool,
     **options: Any,
 ) -> None:
-    """Build a TensorRT engine of MODEL. TensorRT for RTX needs no GPU for that."""
+    """Build a TensorRT engine from MODEL. TensorRT for RTX can do this without a GPU."""
     with stages(f"reading {model}", shown=verbose or not as_json, moving=not as_json) as progress:
         from pom_export.engine import build_engine, parse_shapes
 
@@ -66,7 +66,7 @@ def command(
 
 
 def engine_lines(told: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return what an engine's manifest tells a person."""
+    """Return lines that describe an engine, from the values of its manifest."""
     shapes = (f"{name} {' / '.join(map(_sizes, profile.values()))}" for name, profile in told["profiles"].items())
     return [
         ("engine", f"{told['engine']} ({human_bytes(told['bytes'])})"),

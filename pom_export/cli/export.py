@@ -31,22 +31,22 @@ if TYPE_CHECKING:
 )
 @click.option("--cross", is_flag=True, help="Give the mixer a separate context input.")
 @click.option("--positions", is_flag=True, help="Make a rotary mixer's positions an input; 2-D mixers need it.")
-@click.option("--stateful", is_flag=True, help="Take the state of earlier calls and give the next one: for streaming.")
-@click.option("--block-causal", is_flag=True, help="With --stateful: all tokens of a call see all of it.")
+@click.option("--stateful", is_flag=True, help="Take and return the state between calls, for streaming.")
+@click.option("--block-causal", is_flag=True, help="With --stateful: every token sees its whole call.")
 @click.option(
-    "--static", type=Parsed(parse_static), metavar="BATCHxTOKENS", help="Pin batch and tokens; default: dynamic."
+    "--static", type=Parsed(parse_static), metavar="BATCHxTOKENS", help="Fix batch and tokens; default: dynamic."
 )
 @click.option(
     "--dtype",
     type=Choice(PRECISIONS, canonical_precision),
     default=PRECISIONS[0],
     show_default=True,
-    help="Also as fp16, half, bf16; what leaves its range stays float32.",
+    help="Also fp16, half, bf16; values beyond its range stay float32.",
 )
 @click.option("--opset", type=Choice(OPSETS), help="Version of the standard ops; default: 20, or 22 for bfloat16.")
 @click.option("--optimize/--no-optimize", default=True, help="Rewrite products and gates around the aggregations.")
 @recognition_options
-@click.option("--example-inputs", type=FILE, help="Of a module: a .npz of what to trace it with, by forward's names.")
+@click.option("--example-inputs", type=FILE, help="For a module: a .npz of inputs to trace it with, by name.")
 @click.option("--samples", type=click.IntRange(0), default=0, help="Inputs and outputs to save for `verify`.")
 @common_options
 @writes("output")
@@ -55,16 +55,15 @@ def command(
 ) -> None:
     """Export a checkpoint, or a module of your own, to ONNX with the custom op.
 
-    CHECKPOINT is a .safetensors file, a state dict of torch.save (or a trainer's dict around one), a folder in
-    Hugging Face's layout, or a .pt2 program of torch.export that holds our mixers. What its shapes don't tell comes
-    from a config.json beside it, its metadata, or options.
+    CHECKPOINT is a .safetensors file, a state dict saved by torch.save (or a trainer's dict around one), a folder in
+    Hugging Face's layout, or a torch.export program (.pt2) that contains our mixers. What cannot be inferred from its
+    shapes comes from a config.json beside it, its metadata, or options.
 
-    MODULE:FACTORY names an nn.Module, or a callable without arguments that returns one, in a module that Python finds
-    from here; it is imported and called. With a model that is none of ours come the inputs to trace it with: the
-    factory returns (module, example_inputs), such as (model, (x, mask)) or (model, {"x": x}), or --example-inputs
-    names them.
+    MODULE:FACTORY names an nn.Module, or a callable without arguments that returns one, in a module that Python can
+    import from here. A model that is not one of ours needs inputs to trace it with: either the factory returns (module,
+    example_inputs), such as (model, (x, mask)) or (model, {"x": x}), or --example-inputs names a file.
 
-    The file is compared with PyTorch before it appears; exit code 1 when they differ.
+    The file is compared with PyTorch before it appears; the exit code is 1 if they differ.
     """
     with stages(f"reading {checkpoint}", shown=verbose or not as_json, moving=not as_json) as progress:
         from pom_export.api import export
@@ -75,12 +74,12 @@ def command(
 
 
 def _source(reference: str, example_inputs: str | None, output: str) -> tuple[Any, Any]:
-    """Return a checkpoint's path as it is, or the module that is named, with its example inputs."""
+    """Return a checkpoint's path unchanged, or the module that is named, and its example inputs."""
     from pom_export.arrays import read_npz
 
     if not names_module(reference):
         if example_inputs is not None:
-            raise InputError(f"--example-inputs are of a module, and {reference} is a path", "Leave them out")
+            raise InputError(f"--example-inputs is for a module, and {reference} is a path", "Leave it out")
         if Path(reference).suffix == ".py":
             example = f"{Path(reference).stem}:make_model"
             raise InputError(

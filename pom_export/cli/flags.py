@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from pom_export.errors import REPORT, SEE_CAUSE
 
-# Parameters that messages name, whose options are called as they are.
+# Parameters named in messages whose options have the same name.
 _ALIKE: Final = (
     *("atol", "backend", "block_causal", "checkpoint", "cross", "degree", "dtype", "engine", "family", "heads"),
     *("in_context_start", "inputs", "mask", "opset", "positions", "rtol", "samples", "save_state", "stateful"),
@@ -32,7 +32,7 @@ _SENTENCES: Final = {
 
 
 def in_flags(text: str) -> str:
-    """Return a message of the library with options in place of parameters: `stateful=True` becomes --stateful."""
+    """Replace the parameters in a library message by options: `stateful=True` becomes --stateful."""
     for of_library, of_commands in _SENTENCES.items():
         text = text.replace(of_library, of_commands)
     return _NAMED.sub(_option, text)
@@ -52,11 +52,11 @@ def _value(text: str) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return text  # a word that stands for a value, such as NAME
+        return text  # a placeholder such as NAME
 
 
 def _as_typed(value: Any) -> str:
-    """Return a value as the command line takes it: sizes as 1x256, shapes by name as x:1x256x16,mask:1x256."""
+    """Format a value as the command line takes it: sizes as 1x256, shapes by name as x:1x256x16,mask:1x256."""
     if isinstance(value, Mapping):
         return ",".join(f"{name}:{_as_typed(each)}" for name, each in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):

@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 
 @click.command("generate")
 @click.argument("model", type=FILE)
-@click.option("--prompt", help="The text to continue; - reads it from stdin.")
-@click.option("--prompt-file", type=FILE, help="A file that holds it.")
-@click.option("--max-tokens", type=int, default=200, show_default=True, help="0 only reads the prompt.")
-@click.option("--temperature", type=float, help="0 takes the likeliest token; default: 1.")
+@click.option("--prompt", help="Text to continue; - reads it from stdin.")
+@click.option("--prompt-file", type=FILE, help="A file with the text to continue.")
+@click.option("--max-tokens", type=int, default=200, show_default=True, help="0 only processes the prompt.")
+@click.option("--temperature", type=float, help="0 picks the likeliest token; default: 1.")
 @click.option("--top-k", type=int, help="Choose from the likeliest K tokens; default: all.")
-@click.option("--top-p", type=float, help="Choose from the likeliest that together are this probable; default: 1.")
-@click.option("--seed", type=int, help="The same seed writes the same text; default: another one each time.")
+@click.option("--top-p", type=float, help="Choose from the likeliest tokens up to this total probability; default: 1.")
+@click.option("--seed", type=int, help="The same seed gives the same text; default: random.")
 @click.option("--tokenizer", type=File(NAMES), help="auto, bytes, gpt2, or a tokenizer.json; default: auto.")
-@click.option("--stop", multiple=True, help="End before this text; may be given several times.")
-@click.option("--engine", type=FILE, help="Run this engine of the model, where a GPU is.")
+@click.option("--stop", multiple=True, help="Stop before this text; can be given several times.")
+@click.option("--engine", type=FILE, help="Run this engine of the model, on a GPU.")
 @click.option(
-    "--load-state", type=FILE, help="Go on from a file that --save-state wrote; its settings are the defaults."
+    "--load-state", type=FILE, help="Continue from a file that --save-state wrote; its settings are the defaults."
 )
-@click.option("--save-state", type=FILE, help="Write a file to go on from, after Ctrl-C too.")
+@click.option("--save-state", type=FILE, help="Write a file to continue from, also after Ctrl-C.")
 @common_options
 @writes("save_state")
 def command(
@@ -60,11 +60,11 @@ def command(
 ) -> None:
     """Continue a text with MODEL, a language model exported with --stateful.
 
-    The text goes to stdout as it comes, and nothing else does. A run that is gone on from with --load-state writes
-    what one run without a stop would have.
+    Only the text goes to stdout, as it is generated. A run continued with --load-state gives the same text as a single
+    uninterrupted run.
     """
     if max_tokens < 0:
-        raise InputError(f"--max-tokens must be at least 0, got {max_tokens}", "0 only reads the prompt")
+        raise InputError(f"--max-tokens must be at least 0, got {max_tokens}", "0 only processes the prompt")
     text = _prompt(prompt, prompt_file)
     if text is None and load_state is None:
         raise InputError("there is no prompt", "Give --prompt TEXT, --prompt-file FILE or --load-state FILE")
@@ -99,7 +99,7 @@ def _generation(
     stop: Sequence[str],
     **sampling: Any,
 ) -> tuple[StreamingSession, Generation]:
-    """Return a session of the model, or of its engine, and the text that it writes: a new one, or that of a state."""
+    """Return a session of the model or its engine, and a generation that is new or continues from a saved state."""
     from pom_export.engine.streaming import tensorrt_backend
     from pom_export.runtime.streaming.session import StreamingSession
     from pom_export.runtime.streaming.state import State
@@ -117,7 +117,7 @@ def _generation(
 
 
 def _prompt(prompt: str | None, file: str | None) -> str | None:
-    """Return the prompt, bytes that are no UTF-8 as surrogates; None where none is given."""
+    """Return the prompt, with bytes that are not UTF-8 as surrogates; None if there is none."""
     from pom_export.files import readable_file
 
     if prompt is not None and file is not None:
@@ -132,7 +132,7 @@ def _prompt(prompt: str | None, file: str | None) -> str | None:
 
 
 def _settings(before: Settings | None, given: dict[str, Any], tokenizer: str | None, stop: Sequence[str]) -> Settings:
-    """Return the settings: what is given, else those of the state, else the defaults."""
+    """Return the settings: the given ones, else those of the state, else the defaults."""
     import secrets
 
     from pom_export.text.notes import Settings
@@ -151,7 +151,7 @@ def _settings(before: Settings | None, given: dict[str, Any], tokenizer: str | N
 def _check_place(
     place: str, session: StreamingSession, tokenizer: str, prompt_file: str | None, engine: str | None
 ) -> None:
-    """Raise InputError where a state could not be saved, or over a file that is read, before a long text is written."""
+    """Raise InputError, before a long text is written, if the state could not be saved or would overwrite an input."""
     from pom_export.engine.manifest import manifest_path
     from pom_export.files import check_writable
 
@@ -162,13 +162,13 @@ def _check_place(
 
 
 def _write(generation: Generation, most: int, as_json: bool, *, keep: bool) -> str:
-    """Write the text as it comes, and return it.
+    """Write the text as it is generated, and return it.
 
     Args:
-        generation: what writes it.
-        most: tokens.
-        as_json: nothing is written, only returned.
-        keep: what is held back at the end is left out: it is saved, and written by the run that goes on.
+        generation: the generation.
+        most: number of tokens to generate at most.
+        as_json: return the text without writing it.
+        keep: leave out the text that is still held back at the end. It is saved, and the run that continues writes it.
     """
     generation.read()
     text = ""
@@ -184,16 +184,16 @@ def _write(generation: Generation, most: int, as_json: bool, *, keep: bool) -> s
 
 
 def _put(generation: Generation) -> str | None:
-    """Write what is ready; None where there is no reader any more.
+    """Write the text that is ready; return None if the reader is gone.
 
-    Waiting for a reader can be interrupted, and what is not written then is saved. From there on nothing comes between
-    the writing and the note that it was done.
+    Waiting for a reader can be interrupted, and text that is not yet written is then saved. After that, nothing comes
+    between writing the text and recording that it was written.
     """
     _await_reader()
     with interrupts.held():
         piece = generation.take()
         try:
-            # Whole: what it is redirected to gets every character of it.
+            # Not shortened: a file or pipe gets every character of it.
             click.echo(terminal_text(piece), nl=False, color=True)
         except BrokenPipeError:
             settle_stdout()
@@ -205,16 +205,16 @@ def _put(generation: Generation) -> str | None:
 
 def _await_reader() -> None:
     """Wait until a short piece can be written to stdout at once."""
-    # What stands in for stdout may be no file, and where it is closed there is none.
+    # stdout may have been replaced by an object without a descriptor, or be closed.
     with contextlib.suppress(OSError, ValueError, TypeError):
         select.select([], [sys.stdout], [])
 
 
 def _save_interrupted(generation: Generation, place: str) -> None:
-    """Save the state although the command was interrupted; a second signal interrupts this too."""
+    """Save the state even though the command was interrupted; a second signal interrupts this too."""
     number = interrupts.received()
     if number is not None:
-        # Outputs are not put into place once a signal was received: this one is asked for.
+        # No output is put in place after a signal. This output is wanted nevertheless.
         interrupts.listen()
     generation.state().save(place)
     if number is not None:
@@ -234,7 +234,7 @@ def _result(generation: Generation, text: str, state_bytes: int) -> dict[str, An
         "prefill_seconds": generation.prompt_seconds,
         "decode_seconds": generation.seconds,
         "prefill_tokens_per_second": _rate(generation.prompt_tokens, generation.prompt_seconds),
-        # The first token is chosen of the prompt's logits.
+        # The first token is chosen from the prompt's logits.
         "tokens_per_second": _rate(generation.tokens - 1, generation.seconds),
         "state_bytes": state_bytes,
         "rss_bytes": resident_bytes(),
@@ -243,7 +243,7 @@ def _result(generation: Generation, text: str, state_bytes: int) -> dict[str, An
 
 
 def _line(result: dict[str, Any]) -> str:
-    """Return what a person is told when the text has ended."""
+    """Return a summary for a person."""
     parts = [f"{result['generated_tokens']} tokens"]
     if result["tokens_per_second"]:
         parts[0] += f", {result['tokens_per_second']:,.0f} a second"

@@ -25,10 +25,10 @@ _Lines = list[tuple[str, str]]
 @recognition_options
 @common_options
 def command(file: str, as_json: bool, verbose: bool, **options: Any) -> None:
-    """Say what FILE holds: a checkpoint, an ONNX model, or an engine with its manifest beside it.
+    """Describe FILE: a checkpoint, an ONNX model, or an engine with its manifest beside it.
 
-    Of a checkpoint: family, architecture and hyper-parameters, or why it is not recognised; the options are for
-    checkpoints. Of a model: its aggregations, inputs, outputs, state, types and metadata. Of an engine: what it was
+    For a checkpoint: family, architecture and hyper-parameters, or why it is not recognised; the options apply to
+    checkpoints. For a model: its aggregations, inputs, outputs, state, types and metadata. For an engine: what it was
     built from and for.
     """
     with stages(f"reading {file}", shown=verbose, moving=not as_json):
@@ -63,7 +63,7 @@ def _model_lines(found: ModelInspection) -> _Lines:
     lines = [
         ("model", f"{found.model} ({human_bytes(found.bytes)})"),
         *([("exported from", f"{found.architecture} ({found.family})")] if found.architecture else []),
-        # A file chooses these names: behind a prefix, none of them is taken for a line of ours.
+        # The file determines these names. With a prefix, none of them can be mistaken for a line of ours.
         *_settings(found.config, "config."),
         ("aggregations", str(found.aggregations)),
         *(("aggregation kind", f"{kind['count']} x {_kind(kind)}") for kind in found.aggregation_kinds),
@@ -79,12 +79,13 @@ def _model_lines(found: ModelInspection) -> _Lines:
         ("sha256", found.sha256),
     ]
     if found.without_function:
-        lines.append(("note", f"no function is there of {', '.join(found.without_function)}: only our kernels run it"))
+        names = ", ".join(found.without_function)
+        lines.append(("note", f"the file has no function for {names}: only our kernels can run it"))
     return lines
 
 
 def _kind(kind: Mapping[str, Any]) -> str:
-    # Form "power" has its degree in the coefficients; the attribute is for the other.
+    # The form "power" takes its degree from the coefficients; the attribute only applies to the other form.
     hidden = {"op", "count", *(["degree"] if kind.get("form") == contract.POWER else [])}
     settings = (f"{name} {value}" for name, value in kind.items() if name not in hidden)
     return f"{kind['op']}: {', '.join(settings)}"
@@ -106,7 +107,7 @@ def _engine_lines(found: EngineInspection) -> _Lines:
 
 
 def _settings(config: Mapping[str, Any], prefix: str = "") -> _Lines:
-    """Return settings as a person writes them; what is not there is left out."""
+    """Return settings as lines for a person, without those that are None."""
     lines: _Lines = []
     for name, value in config.items():
         if isinstance(value, Mapping):

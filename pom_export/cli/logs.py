@@ -22,7 +22,7 @@ def logs_on_stderr(*, debug: bool) -> Iterator[None]:
     """Show logs while a command runs.
 
     Args:
-        debug: whether to show what is of use to those who look for a fault only.
+        debug: whether to show messages that only help with debugging.
     """
     logger = logging.getLogger(__name__.partition(".")[0])
     handler = _OnStderr(logging.DEBUG if debug else logging.WARNING)

@@ -22,15 +22,15 @@ from pom_export.errors import PomExportError, explained, printable
 from pom_export.suggestions import did_you_mean
 from pom_export.version import __version__
 
-# Name, and the line that `pom-export --help` shows; the rest of a command lives in a module of its name.
+# Each command's name and its line in `pom-export --help`. The rest of a command is in the module of its name.
 _COMMANDS = {
     "export": "Export a checkpoint or a module to ONNX with the custom op.",
-    "inspect": "Say what a checkpoint, a model or an engine holds.",
+    "inspect": "Describe a checkpoint, a model or an engine.",
     "verify": "Compare an exported model with PyTorch.",
     "build": "Build a TensorRT engine with the plugin inside.",
     "generate": "Continue a text with an exported language model.",
     "bench": "Time an exported file on every backend.",
-    "scan": "List a model's attention, and what a swap for PoM would save.",
+    "scan": "List a model's attention, and what replacing it with PoM would save.",
 }
 _EPILOG = """Exit codes: 0 done; 1 a check failed; 2 bad input or usage; 130 interrupted, 143 terminated.
 
@@ -40,12 +40,12 @@ Completion of commands, options and values, in a shell's start-up file:
   zsh (.zshrc)        eval "$(_POM_EXPORT_COMPLETE=zsh_source pom-export)"
   fish (config.fish)  _POM_EXPORT_COMPLETE=fish_source pom-export | source
 """
-# The exit code of a command that a signal ended is this plus the signal's number, as shells have it.
+# A command that was ended by a signal exits with this plus the signal's number, as in shells.
 _SIGNALLED = 128
 
 
 class _LazyGroup(click.Group):
-    """A group that imports a command's module only to run it or to show its own help."""
+    """A group that only imports a command's module to run it or to show that command's help."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
         return list(_COMMANDS)
@@ -83,7 +83,7 @@ def main() -> NoReturn:
     """Run the command line and exit."""
     occupy_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A file's name may hold bytes that the terminal's encoding has no character for.
+        # A file's name may contain characters that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="backslashreplace")
     if "--debug" not in sys.argv:
         mute_libraries()
@@ -110,7 +110,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _report_failure(error: BaseException, arguments: list[str]) -> int:
-    """Say in one line why the command ended, as JSON too where that was asked for; return the exit code."""
+    """Print one line that says why the command ended, and JSON if requested; return the exit code."""
     number = interrupts.received()
     if number is not None or isinstance(error, (click.Abort, KeyboardInterrupt)):
         number = signal.SIGINT if number is None else number
@@ -129,7 +129,7 @@ def _report_failure(error: BaseException, arguments: list[str]) -> int:
             say_on_stderr("".join(traceback.format_exception(error)))
         say_on_stderr(f"pom-export: error: {in_flags(str(known))}")
     if "--json" in arguments:
-        # stdout holds one object, whatever happens; that it takes nothing may be what happened.
+        # stdout gets one JSON object whatever happens, unless stdout itself is what failed.
         with contextlib.suppress(PomExportError):
             say(json.dumps({"error": what, "hint": hint}))
     return code

@@ -25,12 +25,12 @@ _REFERENCE: Final = re.compile(r"[\w.]+:[\w.]+")
 
 @dataclass(frozen=True)
 class NamedModel:
-    """What a reference names.
+    """A model named on the command line.
 
     Attributes:
         module: the model.
-        example_inputs: what came with it, as `pom_export.export` takes them; None: nothing did.
-        file: the file that it was read from, or the source of the module that makes it; None: there is none.
+        example_inputs: the inputs that came with it, as `pom_export.export` takes them; None if there were none.
+        file: the file that it was read from, or the source of the Python module that makes it; None if there is none.
     """
 
     module: nn.Module
@@ -38,11 +38,11 @@ class NamedModel:
     file: str | None = None
 
     def check_has_examples(self, reference: str, option: str) -> None:
-        """Raise InputError for a model that is none of ours and came without example inputs.
+        """Raise InputError if the model is not one of ours and came without example inputs.
 
         Args:
-            reference: names it in the message.
-            option: what gives them otherwise.
+            reference: its name for the message.
+            option: the option that provides the inputs instead.
         """
         from pom_export.checkpoint.spec import spec_of
 
@@ -55,7 +55,7 @@ class NamedModel:
 
 
 def names_module(reference: str) -> bool:
-    """Return whether a text is `module:factory`, and not the path of a file or folder."""
+    """Return whether a text is `module:factory`, as opposed to the path of a file or folder."""
     return _REFERENCE.fullmatch(reference) is not None and not Path(reference).exists()
 
 
@@ -64,12 +64,13 @@ def model_from(reference: str, *, trusted: bool = False) -> NamedModel:
 
     Args:
         reference: `module:name`, where the name (dots allowed) is an `nn.Module`, a pair of one and its example inputs,
-            or a callable without arguments that returns either; or the file of a whole module saved by torch.save.
-            What it prints goes to stderr.
-        trusted: whether a file may run code, which reading a saved module does.
+            or a callable without arguments that returns either; or a file in which torch.save stored a whole module.
+            What the code prints goes to stderr.
+        trusted: whether a file may run code, which loading a saved module does.
 
     Raises:
-        InputError: there is no such module or name, it raises, it gives no `nn.Module`, or a file is not trusted.
+        InputError: there is no such module or name, it raises, it does not return an `nn.Module`, or a file is not
+            trusted.
     """
     from torch import nn
 
@@ -108,7 +109,7 @@ def _saved(file: str, trusted: bool) -> NamedModel:
             f"Give what builds the model, as MODULE:FACTORY, or --trust if you know who wrote the file. {_EXAMPLE}",
         )
     with _current_folder_importable(), contextlib.redirect_stdout(sys.stderr):
-        # The user vouches for the file.
+        # The user trusts the file.
         model = _guarded(lambda: torch.load(file, map_location="cpu", weights_only=False), f"reading {file}")
     if not isinstance(model, torch.nn.Module):
         raise InputError(f"{file} holds {kind_of(model)}, not an nn.Module", "Save the module itself")
@@ -140,7 +141,7 @@ def _imported(name: str) -> ModuleType:
 
 
 def _beside(name: str) -> Iterable[str]:
-    """Return the names of the modules where one was looked for."""
+    """Return the names of the modules found in the place where one is missing."""
     parent, dot, _ = name.rpartition(".")
     folders = list(getattr(sys.modules.get(parent), "__path__", [])) if dot else None
     return (f"{parent}{dot}{found.name}" for found in pkgutil.iter_modules(folders))

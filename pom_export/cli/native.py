@@ -12,22 +12,24 @@ _STDERR: Final = 2
 
 
 def occupy_closed_streams() -> None:
-    """Lead standard streams that are closed nowhere.
+    """Redirect closed standard streams to the null device.
 
-    The next file that is opened, such as an output, would take a closed one's number, and what libraries print there.
+    Otherwise the next file that is opened, such as an output, would get a closed stream's descriptor, and whatever
+    libraries print would go into it.
     """
     for descriptor in range(_STDERR + 1):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor
 
 
 def mute_libraries() -> None:
-    """Have Python's stderr alone lead to where this process's stderr leads; what writes to its descriptor is lost.
+    """Silence native libraries: only Python's stderr still reaches the real stderr.
 
-    So do C++ libraries that warn of a processor's features, or say why they fail before Python raises what we say in
-    one line. A crash still prints where it was.
+    Anything written directly to the descriptor is lost. C++ libraries do that to warn about a processor's features, or
+    to give the reason for a failure before Python raises it as an error that we report in one line. A crash still
+    prints where it happened.
     """
     if not isinstance(sys.stderr, io.TextIOWrapper):
         return  # closed, or not ours
@@ -39,7 +41,7 @@ def mute_libraries() -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
     except OSError:
         return
-    # Nothing is kept: what a full disk does not take would fail once more at the exit, and change its code.
+    # Unbuffered: text left in a buffer because the disk is full would fail again at exit and change the exit code.
     raw = os.fdopen(ours, "wb", buffering=0)
     sys.stderr = io.TextIOWrapper(raw, sys.stderr.encoding, sys.stderr.errors, write_through=True)
     os.dup2(nowhere, _STDERR)

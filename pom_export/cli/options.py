@@ -17,8 +17,8 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 def common_options(function: _Function) -> _Function:
     """Add --json, -q, -v and --debug."""
     for decorator in (
-        click.option("--debug", is_flag=True, expose_value=False, callback=note, help="Show the trace of an error."),
-        click.option("-v", "--verbose", is_flag=True, help="Show every stage, with --json too."),
+        click.option("--debug", is_flag=True, expose_value=False, callback=note, help="Show an error's traceback."),
+        click.option("-v", "--verbose", is_flag=True, help="Show every stage, even with --json."),
         click.option(
             "-q", "--quiet", is_flag=True, expose_value=False, callback=note, help="Print results and errors only."
         ),
@@ -29,24 +29,24 @@ def common_options(function: _Function) -> _Function:
 
 
 weights_option = click.option(
-    "--weights", help="Which of several sets of weights in the checkpoint, such as ema; `inspect` names them."
+    "--weights", help="Which of the checkpoint's sets of weights, such as ema; `inspect` lists them."
 )
 
 
 in_context_start_option = click.option(
     "--in-context-start",
     type=click.IntRange(0),
-    help="Block before which an image model puts its in-context tokens; default: as published for its depth.",
+    help="Block before which an image model inserts its in-context tokens; default: as published for its depth.",
 )
 
 
 def recognition_options(function: _Function) -> _Function:
-    """Add what the shapes of some checkpoints can't tell."""
+    """Add options for what cannot be inferred from some checkpoints' shapes."""
     for decorator in (
         weights_option,
         in_context_start_option,
-        click.option("--heads", type=click.IntRange(1), help="Attention heads of a hybrid, where shapes don't tell."),
-        click.option("--degree", type=click.IntRange(1), help="Degree, where shapes don't tell it (v1, nanogpt-pom)."),
+        click.option("--heads", type=click.IntRange(1), help="Attention heads of a hybrid, if not known from shapes."),
+        click.option("--degree", type=click.IntRange(1), help="Degree, if not known from shapes (v1, nanogpt-pom)."),
         click.option("--family", type=Choice(FAMILIES), help="Family of the checkpoint; default: recognised."),
     ):
         function = decorator(function)

@@ -15,18 +15,18 @@ from pom_export.cli.flags import in_flags
 from pom_export.errors import InputError, printable
 
 _KIB = 1024
-_LONGEST_VALUE = 8000  # that a line of a result has
-# Of a result, lists of sentences of the library, and what a line of them is called.
+_LONGEST_VALUE = 8000  # characters in a line of a result
+# A result's lists of sentences, and the label of their lines.
 _REMARKS = {"notes": "note", "not_run": "not run", "failed": "failed to run"}
 
 
 def say(*lines: str) -> None:
     """Print lines on stdout, each made `printable`.
 
-    A reader that left is no failure: nothing more can be said to it, and the exit code still counts.
+    A reader that has left is not a failure: nothing more can be printed, but the exit code still counts.
 
     Raises:
-        InputError: what stdout leads to takes nothing.
+        InputError: stdout cannot be written.
     """
     try:
         click.echo("\n".join(printable(line, sys.maxsize) for line in lines))
@@ -37,35 +37,35 @@ def say(*lines: str) -> None:
 
 
 def say_on_stderr(text: str) -> None:
-    """Print on stderr; nothing that is said there is worth ending a job for."""
+    """Print on stderr, ignoring failures: no message there is worth ending a job for."""
     with contextlib.suppress(OSError):
         click.echo(text, err=True)
 
 
 def on_terminal() -> bool:
-    """Return whether stdout is a terminal; it may be closed."""
+    """Return whether stdout is a terminal; False if it is closed."""
     return sys.stdout is not None and sys.stdout.isatty()
 
 
 def stderr_is_stdout() -> bool:
-    """Return whether stderr leads to the same place as stdout, as after 2>&1; either may be closed."""
+    """Return whether stderr goes to the same place as stdout, as after 2>&1; False if either is closed."""
     if sys.stdout is None or sys.stderr is None:
         return False
     try:
         return os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
-    except OSError:  # they are no files
+    except OSError:  # not files
         return False
 
 
 def terminal_text(text: str) -> str:
-    """Return a model's text as it is, but on a terminal with an escape shown in place of what would act on it."""
+    """Return a model's text; on a terminal, control characters are shown as escapes."""
     if not on_terminal():
         return text
     return "".join(c if c in "\n\t" else printable(c) for c in text)
 
 
 def settle_stdout() -> None:
-    """Drop what stdout would not take, which Python would try to write again at its exit."""
+    """Discard buffered output that stdout did not accept, which Python would try to write again at exit."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

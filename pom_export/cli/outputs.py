@@ -17,12 +17,12 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def writes(*options: str) -> Callable[[_Function], _Function]:
-    """Have a command find out at once, before torch is imported, that an output cannot be written.
+    """Make a command check its outputs first, before torch is imported.
 
-    A folder that is missing is made where its parent exists, and goes again where the command leaves nothing in it.
+    A missing folder is created if its parent exists, and removed again if the command leaves it empty.
 
     Args:
-        options: the parameters of the command that name outputs; None is none.
+        options: the command's parameters that name outputs; a None value is ignored.
     """
 
     def decorate(function: _Function) -> _Function:
@@ -42,10 +42,10 @@ def writes(*options: str) -> Callable[[_Function], _Function]:
 
 @contextmanager
 def _made_folder(output: str) -> Iterator[None]:
-    """Have the folder of an output there.
+    """Create the folder of an output if it is missing.
 
     Raises:
-        InputError: it is missing, and so is its parent, or it cannot be made.
+        InputError: the folder and its parent are missing, or it cannot be created.
     """
     folder = Path(output).parent
     if output.endswith(os.sep) or folder.exists():
@@ -56,9 +56,9 @@ def _made_folder(output: str) -> Iterator[None]:
     try:
         folder.mkdir()
     except OSError as error:
-        raise InputError(f"cannot make folder {folder}: {error.strerror}", "Choose another one") from error
+        raise InputError(f"cannot create folder {folder}: {error.strerror}", "Choose another one") from error
     try:
         yield
     finally:
-        with interrupts.held(), suppress(OSError):  # not empty: the output is in it
+        with interrupts.held(), suppress(OSError):  # not empty if the output is in it
             folder.rmdir()

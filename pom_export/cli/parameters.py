@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 else:
     _ParamType = click.ParamType
 
-# The export runs the model on inputs of the pinned size; no machine holds more than this.
+# The export runs the model on inputs of the fixed size; no machine can hold more than this.
 _MOST_TOKENS: Final = 2**31 - 1
 
 
@@ -25,8 +25,8 @@ class Choice(_ParamType):
     """One of a fixed set of values.
 
     Args:
-        values: what there is.
-        canonical: what other ways of writing a value stand for.
+        values: the values.
+        canonical: maps other spellings to a value.
     """
 
     name = "choice"
@@ -41,7 +41,7 @@ class Choice(_ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: D102
         name = self._canonical(str(value))
         if name not in self._values:
-            texts = [each for each in self._values.values() if isinstance(each, str)]  # of numbers all are near
+            texts = [each for each in self._values.values() if isinstance(each, str)]  # numbers are all similar
             message = f"{value!r} is not one of {', '.join(self._values)}. {did_you_mean(name, texts)}"
             self.fail(message.rstrip(), param, ctx)
         return self._values[name]
@@ -51,11 +51,11 @@ class Choice(_ParamType):
 
 
 class Parsed(_ParamType):
-    """What a function makes of the text; its InputError is the command's.
+    """A value parsed by a function, whose InputError ends the command.
 
     Args:
         parse: the function.
-        complete: what a shell offers for the last of the items that commas part.
+        complete: completions for the last item of a comma-separated list.
     """
 
     name = "text"
@@ -75,11 +75,11 @@ class Parsed(_ParamType):
 
 
 class File(_ParamType):
-    """A path, which a shell completes; that it is usable is seen when it is read.
+    """A path, completed by the shell. Whether it is usable is found out when it is read.
 
     Args:
-        names: values beside paths that have a meaning.
-        folder: whether it is a folder's.
+        names: special values besides paths.
+        folder: whether it is the path of a folder.
     """
 
     def __init__(self, names: Sequence[str] = (), *, folder: bool = False) -> None:
@@ -100,7 +100,7 @@ def parse_static(text: str) -> tuple[int, int]:
     """Parse `1x256`: batch and tokens.
 
     Raises:
-        InputError: the text has another form, or the product is beyond what a machine holds.
+        InputError: the text has another form, or the product exceeds what a machine can hold.
     """
     match = re.fullmatch(r"(\d{1,19})x(\d{1,19})", text)
     if match is None:

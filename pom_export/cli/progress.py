@@ -18,12 +18,12 @@ from pom_export.cli.output import say_on_stderr
 from pom_export.errors import printable
 
 _QUIET, _DEBUG = "quiet", "debug"
-# What ask a program for plain lines, besides a stream that is no terminal.
+# Environment variables that ask programs for plain lines.
 _PLAIN: Final = ("NO_COLOR", "CI")
 
 
 def note(context: click.Context, flag: click.Parameter, value: bool) -> None:
-    """Remember a flag that is about all that a command says: --quiet, --debug."""
+    """Remember a flag that affects all output of a command: --quiet, --debug."""
     context.meta[f"pom_export.{flag.name}"] = value
 
 
@@ -33,21 +33,21 @@ def _noted(flag: str) -> bool:
 
 
 def is_quiet() -> bool:
-    """Return whether only results and errors are wanted."""
+    """Return whether only results and errors should be printed."""
     return _noted(_QUIET)
 
 
 def tell_on_stderr(text: str) -> None:
-    """Print on stderr what is neither a result nor an error: nothing where that is not wanted."""
+    """Print a message that is neither a result nor an error on stderr, unless --quiet is given."""
     if not is_quiet():
         say_on_stderr(text)
 
 
 class Progress:
-    """Writes stages with the elapsed time to stderr, a line each.
+    """Writes stages with the elapsed time to stderr, one line each.
 
     Args:
-        enabled: False keeps quiet, as `--quiet` does.
+        enabled: False writes nothing, like `--quiet`.
     """
 
     def __init__(self, enabled: bool) -> None:
@@ -59,18 +59,18 @@ class Progress:
             say_on_stderr(self.line(stage))
 
     def line(self, stage: str) -> str:
-        """Return the line of a stage that begins now."""
+        """Return the line for a stage that begins now."""
         return printable(f"[{time.monotonic() - self._started:6.1f}s] {in_flags(stage)}")
 
 
 @contextmanager
 def stages(first: str, *, shown: bool, moving: bool) -> Iterator[Callable[[str], None]]:
-    """Yield what tells the stages of a job; when the block ends, nothing of a moving display is left.
+    """Yield a callback for the stages of a job; no moving display is left when the block ends.
 
     Args:
-        first: the stage that the job begins with.
-        shown: whether each stage is to have a line.
-        moving: whether a terminal may show the stage that is under way by a spinner.
+        first: the job's first stage.
+        shown: whether each stage gets a line.
+        moving: whether a terminal may show the current stage with a spinner.
     """
     lines = Progress(shown)
     if is_quiet() or not moving or not _is_lively(sys.stderr):
@@ -82,7 +82,7 @@ def stages(first: str, *, shown: bool, moving: bool) -> Iterator[Callable[[str],
 
 
 def _is_lively(stream: object) -> bool:
-    """Return whether a stream is a terminal that shows a line anew; what libraries write themselves would break it."""
+    """Return whether a stream is a terminal that can redraw a line, without native output that would disturb it."""
     if any(os.environ.get(name) for name in _PLAIN) or os.environ.get("TERM", "dumb") == "dumb":
         return False
     return bool(getattr(stream, "isatty", bool)()) and not _noted(_DEBUG)
@@ -90,7 +90,7 @@ def _is_lively(stream: object) -> bool:
 
 @contextmanager
 def _spinner(lines: Progress, first: str, *, kept: bool) -> Iterator[Callable[[str], None]]:
-    """Show the stage under way on the terminal's last line; those that are over stay above it where they are kept."""
+    """Show the current stage on the terminal's last line; finished ones stay above it if `kept`."""
     from rich.console import Console
     from rich.progress import Progress as Display
     from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -99,7 +99,7 @@ def _spinner(lines: Progress, first: str, *, kept: bool) -> Iterator[Callable[[s
     console = Console(file=sys.stderr)
     text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
     spinner = SpinnerColumn("line" if console.options.ascii_only else "dots")
-    # stdout is for results, and may be the same terminal: nothing is printed there before the display is gone.
+    # stdout, which may be the same terminal, is for results: nothing is printed there while the display exists.
     display = Display(spinner, text, TimeElapsedColumn(), console=console, transient=True, redirect_stdout=False)
     task = display.add_task(printable(first))
     under_way = [lines.line(first)]
@@ -109,11 +109,11 @@ def _spinner(lines: Progress, first: str, *, kept: bool) -> Iterator[Callable[[s
             console.print(under_way[-1], markup=False, highlight=False, soft_wrap=True)
 
     def tell(stage: str) -> None:
-        with interrupts.held(), suppress(OSError):  # a terminal that is gone ends no job
+        with interrupts.held(), suppress(OSError):  # losing the terminal does not end the job
             keep()
             under_way[:] = [lines.line(stage)]
             display.reset(task, description=printable(in_flags(stage)))
-        # A signal is the main thread's; TensorRT tells its stages from another.
+        # Signals are handled in the main thread; TensorRT reports its stages from another.
         if threading.current_thread() is threading.main_thread():
             interrupts.check()
 

@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 @click.command("scan")
 @click.argument("model", metavar="MODULE:FACTORY")
 @click.option("--tokens", default="1024,4096", show_default=True, help="Sequence lengths to count costs at.")
-@click.option("--degree", default=3, show_default=True, help="Degree of the PoM that would replace attention.")
-@click.option("--expand", default=2, show_default=True, help="Its channels per model dimension.")
-@click.option("--groups", default=1, show_default=True, help="Groups of its context projection.")
-@click.option("--trust", is_flag=True, help="Read a module that torch.save saved, which runs code in the file.")
+@click.option("--degree", default=3, show_default=True, help="Degree of the PoM mixers that would replace attention.")
+@click.option("--expand", default=2, show_default=True, help="Their channels per model dimension.")
+@click.option("--groups", default=1, show_default=True, help="Groups in their context projection.")
+@click.option("--trust", is_flag=True, help="Load a module saved by torch.save, which runs code in the file.")
 @common_options
 def command(
     model: str, tokens: str, degree: int, expand: int, groups: int, trust: bool, as_json: bool, verbose: bool
 ) -> None:
-    """List the attention layers of a model, and what a swap for PoM would cost and save.
+    """List the attention layers of a model, and what replacing them with PoM would cost and save.
 
-    MODULE:FACTORY names an nn.Module, or a callable without arguments that returns one, in a module that Python finds
-    from here; it is imported and called. The file of a saved module does too, with --trust. Costs are multiply-adds
-    of one sequence, and the bytes that it keeps while generating: a KV cache, or a PoM's state. Nothing is changed:
-    pom_export.replace_attention(model) does that.
+    MODULE:FACTORY names an nn.Module, or a callable without arguments that returns one, in a module that Python can
+    import from here. With --trust, it can also be the file of a saved module. Costs are multiply-adds per sequence, and
+    the bytes that a sequence keeps while generating: a KV cache, or PoM's state. Nothing is changed:
+    pom_export.replace_attention(model) replaces the layers.
     """
     counts = _parse_tokens(tokens)
     with stages(f"building {model}", shown=verbose or not as_json, moving=not as_json):
@@ -84,7 +84,7 @@ def _layer_rows(findings: Sequence[Finding]) -> list[tuple[str, ...]]:
 
 
 def _cost_rows(findings: Sequence[Finding]) -> list[tuple[str, ...]]:
-    """Return a row a sequence length, summed over the layers of known size."""
+    """Return one row per sequence length, summed over the layers of known size."""
     rows: list[tuple[str, ...]] = [("tokens", "attention MACs", "PoM MACs", "ratio", "KV cache", "PoM state")]
     for costs in zip(*(finding.costs for finding in findings if finding.costs), strict=True):
         attention, pom = sum(cost.attention_macs for cost in costs), sum(cost.pom_macs for cost in costs)

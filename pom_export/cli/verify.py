@@ -21,25 +21,25 @@ if TYPE_CHECKING:
 @click.argument("model", type=FILE)
 @click.option(
     "--checkpoint", type=FILE, metavar="FILE|MODULE:FACTORY",
-    help="What was exported; default: parity data that `export --samples` saved.",
+    help="The exported checkpoint; default: the parity data saved by `export --samples`.",
 )  # fmt: skip
 @recognition_options
-@click.option("--engine", type=FILE, help="Compare this engine of the model too, where a GPU is.")
+@click.option("--engine", type=FILE, help="Compare this engine of the model too, on a GPU.")
 @click.option(
     "--inputs",
     type=FILE,
-    help="A .npz of inputs to compare on; with their outputs in it, by name, no checkpoint is needed.",
+    help="A .npz of inputs to compare on. If it has the outputs too, by name, no checkpoint is needed.",
 )
 @click.option("--rtol", type=float, help="Bound relative to the largest magnitude of the reference output.")
 @click.option("--atol", type=float, help="Absolute bound.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the random inputs.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the random inputs.")
 @click.option("--report", type=FILE, help="Write the comparison as one HTML page.")
 @common_options
 @writes("report")
 def command(
     model: str, checkpoint: str | None, report: str | None, as_json: bool, verbose: bool, **options: Any
 ) -> int:
-    """Compare MODEL with PyTorch on every backend that runs here; exit code 1 when any output differs."""
+    """Compare MODEL with PyTorch on every backend that runs here; the exit code is 1 if any output differs."""
     with stages(f"reading {model}", shown=verbose or not as_json, moving=not as_json) as progress:
         from pom_export.api import verify
 

@@ -135,7 +135,7 @@ BAD_COMMANDS = {
     "no such folder": (["export", CHECKPOINT, "-o", "{tmp}/none/none/o"], "nor does"),
     "no checkpoint, new folder": (["export", "{tmp}/none.pt", "-o", "{tmp}/new/o"], "does not exist"),
     "no model, new folder": (["build", "{tmp}/none.onnx", "-o", "{tmp}/new/o"], "does not exist"),
-    "folder in a file": (["export", CHECKPOINT, "-o", "{text}/new/o"], "cannot make folder"),
+    "folder in a file": (["export", CHECKPOINT, "-o", "{text}/new/o"], "cannot create folder"),
     "no page": (["verify", "{model}", "--report", "{tmp}/none/none/page.html"], "nor does"),
     "output is a folder": (["export", CHECKPOINT, "-o", "{tmp}"], "is a folder"),
     "unwritable": (["export", CHECKPOINT, "-o", "/proc/o"], "cannot write"),

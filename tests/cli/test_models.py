@@ -95,7 +95,7 @@ def test_our_own_models_need_none(capsys: pytest.CaptureFixture[str]) -> None:
             "(module, example_inputs), or give --example-inputs",
         ),
         (["verify", "ours.onnx", "--checkpoint", "zoo_of_mixers:Net"], "or give --inputs FILE.npz"),
-        (["export", "model.pt", "-o", "m.onnx", "--example-inputs", "in.npz"], "--example-inputs are of a module"),
+        (["export", "model.pt", "-o", "m.onnx", "--example-inputs", "in.npz"], "--example-inputs is for a module"),
         (
             ["export", "zoo_of_mixers:three", "-o", "m.onnx"],
             "returned a tuple, not an nn.Module, nor one and its",
