@@ -20,9 +20,9 @@ EMULATION: Final = "onnxruntime emulating"
 UNROUNDED: Final = "onnxruntime without rounding"
 KERNEL: Final = "kernel"
 STANDARD: Final = "standard operators"
-"""The path of a file without a node of our ops: another tool has put functions in the nodes' place, say."""
+"""The path of a file without a node of our ops, for example because another tool inlined the functions."""
 
-# The types of our nodes, which ONNX Runtime tells without their domain.
+# The op types of our nodes, which ONNX Runtime reports without their domain.
 _OPS: Final = (*contract.OP_NAMES, *contract.GATED_OP_NAMES)
 
 
@@ -32,9 +32,10 @@ class Candidate:
 
     Attributes:
         backend: its name.
-        path: which implementation of the op it takes.
+        path: the implementation of the op that it uses.
         runner: runs the model.
-        rounds: whether it rounds values to the model's type; else a half-precision model's weights alone are rounded.
+        rounds: whether it rounds values to the model's type. If not, only the weights of a half-precision model are
+            rounded.
     """
 
     backend: str
@@ -44,21 +45,21 @@ class Candidate:
 
     @property
     def emulates(self) -> bool:
-        """Whether a graph that we make of the file runs, and not the file."""
+        """Whether a graph derived from the file is run instead of the file."""
         return isinstance(self.runner, EmulatedRunner)
 
     def kernels_run(self) -> int | None:
-        """Return how many nodes the first call gave to our kernels; None: not known."""
+        """Return how many nodes ran in our kernels in the first call; None if unknown."""
         ran = self.runner.ran if isinstance(self.runner, OnnxRuntimeRunner) else None
         return None if ran is None else sum(count for name, count in ran.items() if name in _OPS)
 
     def path_taken(self) -> str:
-        """Return the path, once the model has run: "kernel" only where one of our kernels did."""
+        """Return the path, once the model has run: "kernel" only if one of our kernels ran."""
         return STANDARD if self.path == KERNEL and self.kernels_run() == 0 else self.path
 
 
 def onnxruntime_candidates(model: ExportedModel) -> tuple[list[Candidate], list[str]]:
-    """Return the candidates that ONNX Runtime offers for a model here, and why others are missing."""
+    """Return ONNX Runtime's candidates for a model on this machine, and the reasons why others are missing."""
     paths: list[str] = []
     missing = []
     if not model.aggregations:
@@ -81,11 +82,11 @@ def onnxruntime_candidates(model: ExportedModel) -> tuple[list[Candidate], list[
 
 
 def unrounded_candidates(model: ExportedModel, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Return the same paths of a half-precision model, computed in float32 so that nothing but weights is rounded.
+    """Return the same paths of a half-precision model, computed in float32 so that only the weights are rounded.
 
     Args:
         model: the file.
-        candidates: those that round.
+        candidates: the candidates that round.
     """
     paths = dict.fromkeys(each.path for each in candidates if each.backend.startswith(ONNXRUNTIME))
     return [

@@ -21,16 +21,16 @@ _HALVES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
 @dataclass(frozen=True)
 class Case:
-    """Named inputs, and what is special about them.
+    """Named inputs, and how to use them.
 
     Attributes:
-        name: for the report.
-        feed: the inputs.
-        cuts: where the tokens are cut into calls, each of which is given the state that the last one left; empty: one
-            call.
-        token_axes: of a case in several calls: the axis of the tokens, by input.
-        one_pass: whether calls give what one pass over all of their tokens does, as they do in causal models.
-        partial: whether what the reference makes NaN of it is not compared.
+        name: name of the case in a report.
+        feed: the inputs by name.
+        cuts: positions at which the tokens are split into calls, each of which continues from the state of the previous
+            one; empty: a single call.
+        token_axes: for a case with several calls, the axis of the tokens, by input.
+        one_pass: whether the calls give the same as one pass over all tokens, as in causal models.
+        partial: whether to skip elements that are NaN in the reference.
     """
 
     name: str
@@ -42,13 +42,13 @@ class Case:
 
 
 def widened(case: Case) -> Case:
-    """Return a case whose half inputs are float32, and so is what one call leaves to the next."""
+    """Return the case with half-precision inputs as float32, which also makes the state between calls float32."""
     feed = {name: array.astype(np.float32) if array.dtype in _HALVES else array for name, array in case.feed.items()}
     return replace(case, feed=feed)
 
 
 def run_case(infer: Callable[[Arrays], Arrays], case: Case) -> dict[str, Array]:
-    """Return the outputs of a case; of one in several calls the tokens' outputs joined, and the state of the last."""
+    """Return a case's outputs. For several calls, these are the tokens' outputs joined, and the last state."""
     if not case.cuts:
         return dict(infer(case.feed))
     tokens = next(case.feed[name].shape[axis] for name, axis in case.token_axes.items())
@@ -59,7 +59,7 @@ def run_case(infer: Callable[[Arrays], Arrays], case: Case) -> dict[str, Array]:
     for start, stop in pairwise((0, *case.cuts, tokens)):
         call = {name: case.feed[name].take(range(start, stop), axis) for name, axis in case.token_axes.items()}
         outputs = infer({**case.feed, **past, **call})
-        # A runner may write the next call's outputs where these are.
+        # Copied, since a runner may overwrite these with the next call's outputs.
         past = {
             name: np.array(outputs[present_name(name)]).astype(array.dtype, copy=False) for name, array in past.items()
         }

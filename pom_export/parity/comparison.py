@@ -16,25 +16,25 @@ from pom_export.parity.tolerances import EXACT, STATE_FEATURES, STATE_ROUNDING, 
 
 Array = npt.NDArray[Any]
 _PRESENT_STATE = present_name(PAST_STATE)
-# A state is (batch, mixer, sum and compensation, channel).
+# The axes of a state: batch, mixer, pair (sum and compensation), channel.
 _MIXER_AXIS, _PAIR_AXIS, _STATE_RANK = 1, 2, 4
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one output is from the reference; truthy when within both bounds.
+    """How far an output is from the reference; truthy if it is within both bounds.
 
     Attributes:
-        max_abs: max |a - b|; infinite where the two cannot be compared.
+        max_abs: max |a - b|; infinite if the two cannot be compared.
         max_rel: max_abs over the reference's largest magnitude (0 for 0/0).
         cosine: cosine similarity of the flattened outputs.
         tolerance: the bound on max_abs.
-        reason: why the two cannot be compared; empty where they were.
-        rms: the root of the mean of (a - b)^2.
-        rms_tolerance: the bound on rms; infinite where max_abs alone is bounded.
-        reference_is_zero: whether the reference is zero everywhere, so that many a fault would give the same.
-        reference_constant: the one number that the reference is everywhere, of several; None: it has different ones.
-        reference_nan: how many numbers of the reference are NaN: nothing was compared there.
+        reason: why the two cannot be compared; empty if they were.
+        rms: the root mean square of a - b.
+        rms_tolerance: the bound on rms; infinite if only max_abs is bounded.
+        reference_is_zero: whether the reference is zero everywhere, so that many faults would go unnoticed.
+        reference_constant: the reference's value if all of its elements, at least two, are equal; else None.
+        reference_nan: how many elements of the reference are NaN, and were therefore not compared.
     """
 
     max_abs: float
@@ -53,7 +53,7 @@ class Difference:
 
     @property
     def broken(self) -> str:
-        """Which bound is broken and by how much; empty where none is."""
+        """The bounds that are exceeded, and by how much; empty if none is."""
         if self.reason:
             return self.reason
         names = (("max_abs", self.max_abs, self.tolerance), ("rms", self.rms, self.rms_tolerance))
@@ -75,15 +75,15 @@ def difference(
     *,
     partial: bool = False,
 ) -> Difference:
-    """Measure `actual` against `reference` in float64; numbers that count something must be the same.
+    """Measure `actual` against `reference` in float64; integers and booleans must be equal.
 
     Args:
         actual: the output.
-        reference: what it should be.
+        reference: the expected output, of any shape.
         tolerance: the bound on the largest difference.
-        bounds: how far it may be besides, in terms of `spread`.
-        spread: how far rounding takes the reference.
-        partial: whether an element that the reference has as NaN may be anything.
+        bounds: further bounds, in terms of `spread`.
+        spread: the reference's own rounding error.
+        partial: whether elements that are NaN in the reference may have any value.
     """
     if actual.shape != reference.shape:
         return _incomparable(f"its shape is {list(actual.shape)}, the reference's {list(reference.shape)}", tolerance)
@@ -106,7 +106,7 @@ def difference(
 def _narrowed(
     bound: float, tolerance: Tolerance, bounds: Bounds, spread: Spread, found: Measure
 ) -> tuple[float, float]:
-    """Return the bounds on the largest and on the root mean square difference that follow from a spread."""
+    """Return the bounds on the largest and on the root mean square difference, given a spread."""
     largest = bounds.largest * spread.largest + bounds.least * found.magnitude + tolerance.absolute
     rms = bounds.rms * spread.rms + bounds.least * found.reference_rms + tolerance.absolute
     return min(bounds.most * bound, largest), rms
@@ -117,7 +117,7 @@ def _incomparable(reason: str, tolerance: Tolerance) -> Difference:
 
 
 def share_of_tolerance(difference: Difference) -> float:
-    """Return what is used of the bound that most is used of: above 1 is a failure."""
+    """Return the largest share of a bound that is used up; above 1 is a failure."""
     if difference.reason:
         return float("inf")
     pairs = ((difference.max_abs, difference.tolerance), (difference.rms, difference.rms_tolerance))
@@ -126,13 +126,13 @@ def share_of_tolerance(difference: Difference) -> float:
 
 @dataclass(frozen=True)
 class _Part:
-    """What is compared on a scale of its own: an output, or what a call adds to one mixer's sums.
+    """Values compared on a scale of their own: an output, or what a call adds to one mixer's sums.
 
     Attributes:
-        actual: as it is.
-        reference: as it should be.
-        factor: how much larger its relative error may be than an output's.
-        absolute: what it may be off by besides.
+        actual: the actual values.
+        reference: the expected values.
+        factor: how much larger the relative error may be than an output's.
+        absolute: additional absolute error allowed.
     """
 
     actual: Array
@@ -142,11 +142,11 @@ class _Part:
 
 
 def _parts(name: str, feed: Mapping[str, Array], actual: Array, reference: Array) -> Iterator[_Part]:
-    """Yield the parts of an output.
+    """Split an output into parts with a scale of their own.
 
-    Numbers far beyond all others are one, and those others another. Of a state (B, L, 2, C) each mixer is one. Both
-    floats of a pair are one number. What a call adds to it is an output like another, as exact as the model's type
-    makes it; what was there before is carried on to the precision of two floats.
+    Numbers far beyond all others form one part, and the others another. In a state (B, L, 2, C), each mixer is a part,
+    and the two floats of a pair count as one number. What a call adds to the state is compared like any output, with
+    the precision of the model's type. What was there before is carried over with the precision of two floats.
     """
     is_state = name == _PRESENT_STATE and PAST_STATE in feed and reference.ndim == _STATE_RANK
     if actual.shape == reference.shape and (far := sentinels(reference)) is not None and not is_state:
@@ -168,12 +168,12 @@ def _parts(name: str, feed: Mapping[str, Array], actual: Array, reference: Array
 def spreads(
     feed: Mapping[str, Array], rounded: Mapping[str, Array], reference: Mapping[str, Array]
 ) -> dict[str, tuple[Spread, ...]]:
-    """Return how far rounding took a reference's outputs, part by part.
+    """Measure how far rounding moved a reference's outputs, part by part.
 
     Args:
         feed: the inputs of both.
         rounded: the outputs with rounding.
-        reference: those without.
+        reference: the outputs without.
     """
     found = {}
     for name, expected in reference.items():
@@ -193,15 +193,15 @@ def compare_outputs(
     *,
     partial: bool = False,
 ) -> dict[str, Difference]:
-    """Return how far each of the reference's outputs is from the one of the same name, of its parts the worst.
+    """Compare each output with the reference's output of the same name, and return the difference of its worst part.
 
     Args:
         feed: the inputs of both.
-        target: the outputs as they should be, and how far rounding takes them.
+        target: the expected outputs, and how far rounding moves them.
         actual: the outputs.
-        tolerance: the bound on every output of floats.
-        bounds: how far it may be in terms of what rounding does.
-        partial: whether what the reference has as NaN may be anything.
+        tolerance: the bound on each floating-point output.
+        bounds: further bounds, in terms of the effect of rounding.
+        partial: whether elements that are NaN in the reference may have any value.
     """
     found = {}
     for name, expected in target.outputs.items():

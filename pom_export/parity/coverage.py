@@ -15,9 +15,10 @@ from pom_export.parity.inputs import LONGEST, ComparisonPlan, draw
 from pom_export.parity.interface import Interface
 
 LONGER: Final = 4100
-"""Tokens of the longest case where nothing limits them: beyond the public tables of 4096 positions."""
+"""Tokens in the longest case of a model without a limit: more than the public tables' 4096 positions."""
 
-# A state of so many tokens has a second float that shows: the first rounds at a hundredth of a token's features.
+# After this many tokens, the second float of a state matters: the first one's rounding error is a hundredth of a
+# token's features.
 _LONG_PAST: Final = 5003
 _MOST_CASES: Final = 64
 _CALL: Final = 5
@@ -27,13 +28,13 @@ _TINY: Final = 1e-3
 
 @dataclass(frozen=True)
 class Reach:
-    """How far the cases may go.
+    """Limits on the size of cases.
 
     Attributes:
-        tokens: most tokens of a case that this machine computes in seconds.
-        past: tokens before a call, in a model that keeps nothing of each.
-        common: tokens of the longest of the cases that every export is compared on.
-        row: tokens of one row of the batch, in a model that fixes them.
+        tokens: the most tokens that this machine computes in seconds.
+        past: tokens before a call, for a model that stores nothing per token.
+        common: tokens in the longest of the cases that every export is compared on.
+        row: tokens per row of the batch, for a model that fixes them.
     """
 
     tokens: int
@@ -43,14 +44,14 @@ class Reach:
 
 
 def make_coverage(interface: Interface, limits: InputLimits, reach: Reach, seed: int, *, causal: bool) -> Coverage:
-    """Return the cases for a model's inputs, reproducible from the seed, and what they leave out.
+    """Make the cases for a model's inputs, reproducible from the seed, and note what they leave out.
 
     Args:
         interface: the inputs.
-        limits: what they may hold, as the reference has it.
-        reach: how far the cases may go.
-        seed: of the random generator.
-        causal: of a stateful model: whether calls give what one pass does.
+        limits: the reference's limits on them.
+        reach: limits on the size of cases.
+        seed: seed of the random generator.
+        causal: for a stateful model: whether several calls give the same as one pass.
     """
     planner = _Planner(interface, limits, reach, np.random.default_rng([seed, 1]))
     cases = [*planner.values(), *planner.length(), *planner.absent()]
@@ -61,7 +62,7 @@ def make_coverage(interface: Interface, limits: InputLimits, reach: Reach, seed:
 
 @dataclass(frozen=True)
 class Coverage:
-    """Cases, and what they leave out, each in one line."""
+    """Cases, and notes on what they leave out, one line each."""
 
     cases: list[Case]
     notes: list[str]
@@ -81,12 +82,12 @@ class _Planner:
         return draw(self.specs if specs is None else specs, plan, self.limits, self.random)
 
     def values(self) -> Iterator[Case]:
-        """Yield cases in which every value of the inputs of integers is there, as far as they reach."""
+        """Yield cases that contain every value of the integer inputs, as far as the limits allow."""
         counted = [spec for spec in self.specs if spec.name in self.limits.values]
         if not counted:
             return
         total = max(max(self.limits.values[spec.name]) for spec in counted)
-        # One row of many tokens, or many rows where these have one value each.
+        # One row of many tokens, or many rows if each has a single value.
         a_row = all(spec.axes == (BATCH,) for spec in counted)
         batch = min(total, max(self.reach.tokens // self.reach.row, 1)) if a_row else 1
         tokens = min(total, self.reach.tokens)
@@ -105,7 +106,7 @@ class _Planner:
         self.longest = max(self.longest, tokens if TOKENS not in self.interface.pinned else 0)
 
     def _places(self, spec: TensorSpec, batch: int, tokens: int) -> int:
-        """Return how many values an input has room for, in a case of so many rows and tokens."""
+        """Return how many values an input has room for in a case with this many rows and tokens."""
         sizes = {BATCH: batch, TOKENS: tokens, CONTEXT_TOKENS: tokens}
         shape = [axis if isinstance(axis, int) else sizes[axis] for axis in spec.axes]
         return math.prod(shape) // len(self.limits.values[spec.name])
@@ -125,9 +126,9 @@ class _Planner:
             self.notes.append(f"sequences of more than {common} tokens were not compared")
 
     def absent(self) -> Iterator[Case]:
-        """Yield a case whose masked tokens hold NaN: a token that does not count may hold anything.
+        """Yield a case whose masked tokens are NaN, since a masked token may hold anything.
 
-        What is left of such a token in its own row of the output is not compared.
+        The output in such a token's own position is not compared.
         """
         masks = {spec.axes: spec.name for spec in self.specs if spec.dtype == np.bool_}
         tokens = [spec for spec in self.specs if spec.dtype.kind not in "biu" and not is_past(spec.name)]
@@ -140,7 +141,7 @@ class _Planner:
         yield Case("NaN where the mask leaves tokens out", feed, partial=True)
 
     def past(self) -> Iterator[Case]:
-        """Yield cases that go on from a long past, at the last positions where those end."""
+        """Yield cases that continue from a long past, at the last positions if the positions are limited."""
         grows = any(PAST_TOKENS in spec.axes for spec in self.specs)
         name = "a long past" if self.limits.tokens is None else "the last positions"
         past = self.limits.tokens or (_LONG_PAST if grows else self.reach.past)
@@ -156,7 +157,7 @@ class _Planner:
                 yield Case(plan.name, self._draw(plan))
 
     def calls(self, causal: bool) -> Iterator[Case]:
-        """Yield a case whose tokens come in several calls, each of which is given the state of the last one."""
+        """Yield a case whose tokens come in several calls, each of which gets the state of the previous one."""
         call = self.interface.pinned.get(TOKENS, _CALL)
         tokens = call * _CALLS
         if self.limits.tokens is not None and tokens > self.limits.tokens:
@@ -168,7 +169,7 @@ class _Planner:
 
 
 def _share(count: int, case: int, cases: int, places: int) -> Array:
-    """Return a case's share of the values below a count: all of them in turn, or as many as fit, evenly spread."""
+    """Return a case's share of the values below a count, evenly spread if the cases cannot hold all of them."""
     numbers = np.arange(case, places * cases, cases)
     if places * cases >= count:
         return numbers % count

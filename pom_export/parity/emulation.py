@@ -29,13 +29,14 @@ _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 class EmulatedRunner(OnnxRuntimeRunner):
-    """Runs a half-precision model in float32, with the roundings of half or without, and our kernels or the function.
+    """Runs a half-precision model in float32, with or without rounding to half, in our kernels or in the function.
 
     Args:
-        name: of the runner.
+        name: name of the runner.
         model: path of the file.
-        kernels: whether our library is registered.
-        rounds: whether values are rounded as a device does that computes in half; else only the weights are.
+        kernels: whether to register our library.
+        rounds: whether to round values as a device that computes in half precision does; if not, only the weights are
+            rounded.
     """
 
     def __init__(self, name: str, model: Path, *, kernels: bool, rounds: bool = True) -> None:
@@ -58,10 +59,10 @@ def _session(model: Path, kernels: bool, rounds: bool, options: Any) -> Any:
 
 
 def save_emulation(model: str | os.PathLike[str], path: Path) -> None:
-    """Save a model whose standard ops compute in float32 what they did in half, and round every result to it.
+    """Save a model whose standard ops compute in float32 instead of half precision, rounding every result to half.
 
-    That is what hardware does, whose products sum in float32. Nodes of our ops take half types as they are, and stay.
-    Inputs and outputs are float32, which numpy knows; they hold the half type's values.
+    This is what hardware does, which accumulates products in float32. Nodes of our ops accept half types and are
+    unchanged. Inputs and outputs are float32, which NumPy supports, with values of the half type.
     """
     emulated = loaded_whole(model)
     _unfold(emulated)
@@ -86,17 +87,17 @@ def save_emulation(model: str | os.PathLike[str], path: Path) -> None:
     if any(node.graph is not graph for node in nodes):
         from onnx_ir.passes import common
 
-        common.NameFixPass()(emulated)  # a name in a branch must not be one that is outside of it
+        common.NameFixPass()(emulated)  # a name in a branch must not exist outside of it too
     save_graph(emulated, path)
 
 
 def loaded_whole(path: str | os.PathLike[str]) -> ir.Model:
-    """Return a model with its weights: a file of weights is named relative to the folder that the model is in."""
+    """Load a model with its weights, which are stored relative to the model's folder."""
     return ir.external_data.load_to_model(ir.load(os.fspath(path), format="protobuf"))
 
 
 def _unfold(model: ir.Model) -> None:
-    """Put other functions than our ops' in the place of the nodes that call them: their bodies are standard ops."""
+    """Inline all functions except those of our ops: their bodies are standard ops."""
     from onnx_ir.passes import common
 
     others = {
@@ -108,7 +109,7 @@ def _unfold(model: ir.Model) -> None:
 
 
 def _infer_types(model: ir.Model) -> None:
-    """Give the values in branches their types, which few tools write there."""
+    """Infer the types of values in branches, where few tools store them."""
     from onnx_ir.passes import common
 
     register_schema()
@@ -130,7 +131,7 @@ def _widen(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _put_behind(value: ir.Value, dtype: ir.DataType) -> ir.Node:
-    """Return a Cast of a value that all its users take instead of it."""
+    """Cast a value, and make all of its users take the result of the cast."""
     cast = cast_node(value, dtype)
     ir.convenience.replace_all_uses_with(value, cast.outputs[0], replace_graph_outputs=True)
     cast.replace_input_with(0, value)
@@ -138,9 +139,9 @@ def _put_behind(value: ir.Value, dtype: ir.DataType) -> ir.Node:
 
 
 def save_unrounded(model: str | os.PathLike[str], path: Path) -> None:
-    """Save a half-precision model in float32: its weights hold the half type's numbers, and no value is rounded to it.
+    """Save a half-precision model in float32: the weights have the half type's values, and nothing else is rounded.
 
-    What such a graph computes is as exact as float32, so that a fault in it does not hide behind rounding.
+    Such a graph computes with float32's precision, so that rounding cannot hide a fault.
     """
     wide = loaded_whole(model)
     graphs = [wide.graph, *(function.graph for function in wide.functions.values())]
@@ -165,7 +166,7 @@ def _unround_value(value: ir.Value) -> None:
 
 
 def _unround_attributes(node: ir.Node) -> None:
-    """Make what a node casts to, or is made with, float32 where it is half."""
+    """Change half types in a node's attributes, the target type of a Cast or a constant, to float32."""
     for name, attribute in list(node.attributes.items()):
         if attribute.type == ir.AttributeType.INT and name in {"to", "dtype"} and attribute.as_int() in _HALVES:
             node.attributes[name] = ir.AttrInt64(name, _WIDE)

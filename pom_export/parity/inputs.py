@@ -18,18 +18,18 @@ from pom_export.parity.case import Array, Case
 from pom_export.parity.past import draw_past, past_lengths, rows_differ
 
 Inputs = str | os.PathLike[str] | Mapping[str, Array]
-"""A .npz, or arrays by name."""
+"""The path of a .npz, or arrays by name."""
 
 LONGEST: Final = 1030
-"""Tokens of the longest of the cases that every export is compared on."""
+"""Tokens in the longest of the cases that every export is compared on."""
 
-# Of one input of one case: 512 MiB of float32.
+# The most values in one input of a case: 512 MiB of float32.
 _MOST_VALUES: Final = 2**27
 
 
 @dataclass(frozen=True)
 class ComparisonPlan:
-    """How a case's inputs are drawn: sizes of dynamic dimensions, scale of the tokens, which count, how many before."""
+    """How to draw a case's inputs: dynamic sizes, the tokens' scale, the share of valid ones, and the past's length."""
 
     name: str
     batch: int
@@ -45,12 +45,12 @@ _PLANS = (
     ComparisonPlan("typical", 2, 24, 17),
     ComparisonPlan("one token", 1, 1, 1, kept=1.0, past=530),
     ComparisonPlan("odd sizes", 3, 67, 13, past=0),
-    # Projections of tokens this large lie beyond both clamps, -10 and 6, almost everywhere.
+    # The projections of such large tokens are almost all beyond the clamps, -10 and 6.
     ComparisonPlan("beyond both clamps", 2, 33, 31, scale=40.0),
     ComparisonPlan("tiny values", 2, 9, 5, scale=1e-3),
     ComparisonPlan("long", 1, LONGEST, 515),
 )
-# Of models whose tokens have no dimension of their own: images.
+# For models whose inputs have no token dimension, such as image models.
 _ROW_PLANS = (
     ComparisonPlan("typical", 3, 1, 1),
     ComparisonPlan("one row", 1, 1, 1),
@@ -68,9 +68,9 @@ def make_cases(specs: Sequence[TensorSpec], limits: InputLimits, seed: int, long
 
     Args:
         specs: the inputs.
-        limits: what they may hold.
-        seed: of the random generator.
-        longest: most tokens of a case.
+        limits: limits on their values and sizes.
+        seed: seed of the random generator.
+        longest: the most tokens in a case.
     """
     masked = any(spec.dtype == np.bool_ for spec in specs)
     random_state = np.random.default_rng(seed)
@@ -84,17 +84,17 @@ def make_cases(specs: Sequence[TensorSpec], limits: InputLimits, seed: int, long
 
 
 def _has_tokens(specs: Sequence[TensorSpec]) -> bool:
-    """Return whether an input is one of tokens, be their number fixed: (batch, tokens, ...)."""
+    """Return whether an input has a dimension of tokens, fixed or not: (batch, tokens, ...)."""
     return any(len(spec.axes) in {2, 3} for spec in specs)
 
 
 def draw(
     specs: Sequence[TensorSpec], plan: ComparisonPlan, limits: InputLimits, seed: np.random.Generator
 ) -> dict[str, Array]:
-    """Return the inputs of a case.
+    """Draw the inputs of a case.
 
     Raises:
-        InputError: sizes that the file fixes are larger than a comparison takes.
+        InputError: the file fixes sizes that are too large to compare.
     """
     sizes = _sizes(specs, plan, limits.tokens)
     ragged = any(spec.dtype == np.bool_ for spec in specs)
@@ -113,21 +113,21 @@ def draw(
             feed[spec.name] = _draw_input(spec, shape, plan, limits, seed)
     if not _has_tokens(specs):
         for name in limits.values.keys() & feed.keys():
-            # The last label of an image model is no class, which every guided step asks for.
+            # The last label of an image model stands for "no class"; every step of guided sampling uses it.
             if feed[name].size > 1:
                 feed[name].flat[-1] = limits.values[name][-1] - 1
     if ragged and any(is_past(spec.name) for spec in specs):
-        # Those that don't count are at the end of each row.
+        # Masked tokens are at the end of each row.
         feed |= {spec.name: np.sort(feed[spec.name])[:, ::-1].copy() for spec in specs if spec.dtype == np.bool_}
     return feed
 
 
 def _sizes(specs: Sequence[TensorSpec], plan: ComparisonPlan, most_tokens: int | None) -> dict[str, int]:
-    """Return the size of each dimension that may be dynamic."""
+    """Return a size for each dimension that may be dynamic."""
     most = math.inf if most_tokens is None else most_tokens
     tokens = int(min(plan.tokens, most))
     sizes = {BATCH: plan.batch, TOKENS: tokens, CONTEXT_TOKENS: int(min(plan.context_tokens, most))}
-    # Pinned sizes, as far as those of the past depend on them: the first input is that of the tokens.
+    # Fixed sizes, as far as the past depends on them. The first input is that of the tokens.
     first = next((spec.axes for spec in specs if not is_past(spec.name)), ())
     if len(first) > 1:
         sizes[BATCH] = first[0] if isinstance(first[0], int) else sizes[BATCH]
@@ -154,7 +154,7 @@ def _draw_input(
 
 
 def _in_range(shares: Array, ends: Sequence[float]) -> Array:
-    """Return values between two ends, given as shares of the way; of several values the ends are the outer ones."""
+    """Map shares from 0 to 1 to the range between two ends; of more than two ends, the outer ones count."""
     if shares.size > 1:
         shares.flat[0], shares.flat[-1] = 0, 1
     low, high = ends
@@ -171,10 +171,10 @@ def fits(array: Array, spec: TensorSpec) -> bool:
 
 
 def read_arrays(inputs: Inputs) -> tuple[str, Mapping[str, Array]]:
-    """Return what to call a user's arrays, and the arrays by name.
+    """Return a name for a user's arrays, and the arrays by name.
 
     Raises:
-        InputError: the file is no .npz.
+        InputError: the file is not a .npz.
     """
     if isinstance(inputs, Mapping):
         return "given", {name: np.asarray(array) for name, array in inputs.items()}
@@ -188,16 +188,16 @@ def read_arrays(inputs: Inputs) -> tuple[str, Mapping[str, Array]]:
 def case_of(
     inputs: Inputs, specs: Sequence[TensorSpec], limits: InputLimits, names: Mapping[str, str] | None = None
 ) -> Case:
-    """Return the one case that a user's arrays are, named after the inputs.
+    """Make a case from a user's arrays.
 
     Args:
         inputs: the arrays.
-        specs: the inputs.
-        limits: what they may hold.
-        names: other names that inputs go by.
+        specs: the model's inputs.
+        limits: limits on their values and sizes.
+        names: other names of the inputs, by their own.
 
     Raises:
-        InputError: the file is no .npz, an input is missing or empty, or a dtype, shape or value does not fit.
+        InputError: the file is not a .npz, an input is missing or empty, or a dtype, shape or value does not fit.
     """
     name, arrays = read_arrays(inputs)
     feed: dict[str, Array] = {}
@@ -222,18 +222,18 @@ def case_of(
 
 
 def typed(array: Array, spec: TensorSpec) -> Array:
-    """Return an input with its type, whose name an .npz loses when it is bfloat16."""
+    """Restore an input's bfloat16 type, which a .npz does not store."""
     return array.view(spec.dtype) if array.dtype == np.dtype(f"V{spec.dtype.itemsize}") else array
 
 
 def check_sizes(called: str, arrays: Mapping[str, Array], specs: Sequence[TensorSpec], limits: InputLimits) -> None:
-    """Raise InputError where two inputs disagree on a dimension, or a size is none that the model takes.
+    """Raise InputError if two inputs disagree on a dimension, or the model does not take a size.
 
     Args:
-        called: what the inputs are called in the message.
-        arrays: by name.
+        called: the inputs' name in the message.
+        arrays: the inputs by name.
         specs: the model's inputs.
-        limits: what they may hold.
+        limits: limits on their sizes.
     """
     sizes: dict[str, tuple[int, str]] = {}
     for spec in specs:
@@ -252,7 +252,7 @@ def check_sizes(called: str, arrays: Mapping[str, Array], specs: Sequence[Tensor
 
 
 def _check_values(where: str, array: Array, counts: Sequence[int] | None) -> None:
-    """Raise InputError for values with which no comparison says anything, or that the model has no row for."""
+    """Raise InputError for values that make a comparison meaningless, or that are out of the model's range."""
     if not array.size:
         raise InputError(f"{where} is empty", "Give at least one token")
     if np.issubdtype(array.dtype, np.integer):
@@ -268,7 +268,7 @@ def _check_values(where: str, array: Array, counts: Sequence[int] | None) -> Non
 
 
 def _check_range(where: str, array: Array, ends: Sequence[float] | None) -> None:
-    """Raise InputError for values that the model is not made for."""
+    """Raise InputError for values outside of the range that the model takes."""
     if ends is None:
         return
     outside = array[(array < ends[0]) | (array > ends[1])]

@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from pom_export.graph.program import Program
 
 _HINT = "Export the checkpoint again"
-# Of one output: 512 MiB of float64.
+# The most values in one output: 512 MiB of float64.
 _MOST_VALUES = 2**26
 _KINDS = {"i": "integers", "u": "integers", "b": "truth values"}
 
 
 @dataclass(frozen=True)
 class Interface:
-    """The inputs of a model as its reference has them, with the types that the file has.
+    """A model's inputs, named as in its reference and typed as in the file.
 
     Attributes:
-        specs: the inputs; they and their dynamic dimensions have the reference's names.
-        pinned: sizes of those that the file fixes, by name.
-        names: what the file calls inputs of another name.
+        specs: the inputs; their names and those of their dynamic dimensions are the reference's.
+        pinned: sizes of the dimensions that the file fixes, by name.
+        names: the file's names of inputs that it names differently.
     """
 
     specs: Sequence[TensorSpec]
@@ -44,23 +44,23 @@ class Interface:
     names: Mapping[str, str] = field(default_factory=dict)
 
     def pinned_specs(self, but: str = "") -> list[TensorSpec]:
-        """Return the inputs with the file's fixed sizes, except for one dimension's."""
+        """Return the inputs with the sizes that the file fixes, except for one dimension."""
         sizes: dict[str | int, int] = {name: size for name, size in self.pinned.items() if name != but}
         return [replace(spec, axes=tuple(sizes.get(axis, axis) for axis in spec.axes)) for spec in self.specs]
 
 
 def program_spec(program: Program, name: str) -> TensorSpec:
-    """Describe an input of one of our programs, whose dynamic dimensions have names."""
+    """Describe an input of one of our programs, with names for its dynamic dimensions."""
     tensor, dynamic = program.inputs[name], (program.dynamic_shapes or {}).get(name, {})
     axes = (dynamic[i].__name__ if i in dynamic else size for i, size in enumerate(tensor.shape))
     return TensorSpec(name, to_numpy(tensor).dtype, tuple(axes))
 
 
 def match_inputs(model: ExportedModel, reference: Sequence[TensorSpec]) -> Interface:
-    """Return what a file's inputs are in the reference's terms.
+    """Match a file's inputs with the reference's.
 
     Raises:
-        InputError: an input is missing, there besides, or of another type, rank or size.
+        InputError: an input is missing or unexpected, or has another type, rank or size.
     """
     given = {spec.name: spec for spec in model.inputs}
     names = match_names(model, "input", model.inputs, reference)
@@ -83,15 +83,15 @@ def match_inputs(model: ExportedModel, reference: Sequence[TensorSpec]) -> Inter
 
 
 def check_limits(model: ExportedModel, limits: InputLimits, names: Mapping[str, str]) -> list[str]:
-    """Compare what a file says that its inputs may hold with the reference's; return what is to be noted.
+    """Compare a file's limits on its inputs with the reference's, and return notes.
 
     Args:
         model: the file.
-        limits: the reference's.
-        names: what the file calls inputs of another name; its limits may go by either.
+        limits: the reference's limits.
+        names: the file's names of inputs that it names differently; its limits may use either name.
 
     Raises:
-        InputError: they differ.
+        InputError: the limits differ.
     """
     if model.claims.limits is None:
         return [] if limits == InputLimits() else ["the file does not say what its inputs may hold"]
@@ -117,14 +117,14 @@ def _plain(limits: InputLimits) -> dict[str, Any]:
 
 
 def check_outputs(model: ExportedModel, expected: Mapping[str, npt.NDArray[Any]]) -> dict[str, str]:
-    """Compare the outputs that a file declares with those that the reference gave; return those of another name.
+    """Compare a file's outputs with the reference's, and return the file's names of those that it names differently.
 
     Args:
         model: the file.
-        expected: the reference's outputs of a case.
+        expected: the reference's outputs for one case.
 
     Raises:
-        InputError: an output is missing, there besides, or of another type, rank or fixed size.
+        InputError: an output is missing or unexpected, or has another type, rank or fixed size.
     """
     given = {spec.name: spec for spec in model.outputs}
     reference = [TensorSpec(name, array.dtype, array.shape) for name, array in expected.items()]
@@ -145,16 +145,16 @@ def check_outputs(model: ExportedModel, expected: Mapping[str, npt.NDArray[Any]]
 
 
 def check_pinned(model: ExportedModel, interface: Interface, limits: InputLimits, width: int) -> None:
-    """Compare the sizes that a file fixes with what the reference takes, and a comparison.
+    """Check that the sizes that a file fixes are not too large for the reference, or to be compared.
 
     Args:
         model: the file.
         interface: its inputs.
-        limits: what they may hold.
-        width: the largest number of values that there are of a token, in an input or output.
+        limits: the reference's limits on them.
+        width: the largest number of values per token in any input or output.
 
     Raises:
-        InputError: they are larger.
+        InputError: they are too large.
     """
     tokens = max(interface.pinned.get(name, 1) for name in (TOKENS, CONTEXT_TOKENS))
     if limits.tokens is not None and tokens > limits.tokens:
@@ -170,7 +170,7 @@ def check_pinned(model: ExportedModel, interface: Interface, limits: InputLimits
 
 
 def pinned_note(interface: Interface) -> list[str]:
-    """Return a note of the sizes that a file fixes."""
+    """Return a note about the sizes that a file fixes."""
     if not interface.pinned:
         return []
     fixed = " and ".join(f"{name} at {size}" for name, size in sorted(interface.pinned.items()))

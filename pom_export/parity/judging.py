@@ -16,19 +16,19 @@ from pom_export.parity.tolerances import Bounds, Tolerance
 from pom_export.parity.verification import PathError, compare
 
 _ROUNDING_UNKNOWN = (
-    "what half precision does to the reference's outputs is not known: the bound is the loose one of the type alone"
+    "the effect of half precision on the reference's outputs is not known: the only bound is the type's loose one"
 )
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What was found of a file.
+    """The results of comparing a file.
 
     Attributes:
-        candidates: all that were tried.
-        comparisons: one a backend, path and output.
-        failed: what failed to run, which is the file's fault.
-        unable: what could not be run, which may be ours: a graph that emulates half precision.
+        candidates: all candidates that were tried.
+        comparisons: one per backend, path and output.
+        failed: candidates that failed to run because of the file.
+        unable: candidates that failed for what may be our fault: the graph that emulates half precision.
     """
 
     candidates: list[Candidate]
@@ -38,16 +38,16 @@ class Judgement:
 
     @property
     def paths(self) -> list[str]:
-        """The backends that ran, each with the implementation of the op that it took."""
+        """The backends that ran, each with the implementation of the op that it used."""
         return list(dict.fromkeys(f"{each.backend} {each.path}" for each in self.comparisons))
 
 
 def half_notes(precision: str, targets: Sequence[Target]) -> list[str]:
-    """Say where what half precision does to the reference is not known.
+    """Note that the effect of half precision on the reference is not known, if so.
 
     Args:
         precision: the type that the file is judged by.
-        targets: what the reference gives.
+        targets: the expected outputs.
     """
     return [_ROUNDING_UNKNOWN] if precision in tolerances.ROUNDING and not _rounding_known(targets) else []
 
@@ -72,15 +72,15 @@ def judge(
 
     Args:
         model: the file.
-        candidates: the backends; those of half precision are compared without rounding besides, where it is known
-            what that gives.
+        candidates: the backends. In half precision they are also compared without rounding, if the outputs without
+            rounding are known.
         cases: the inputs.
-        targets: what the reference gives, case by case.
-        tolerance: the bound on every output of floats.
-        bounds: how far they may be in terms of what rounding does, of half precision.
+        targets: the expected outputs, case by case.
+        tolerance: the bound on each floating-point output.
+        bounds: in half precision, further bounds in terms of the effect of rounding.
         own: whether the reference is a user's own module.
-        names: what the file calls inputs and outputs.
-        progress: called with one line a candidate; None: nobody waits for it.
+        names: the file's names of inputs and outputs.
+        progress: called with one line per candidate; None: no progress is reported.
 
     Raises:
         InputError: no candidate can run the model, or the reference fails.

@@ -12,23 +12,24 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 _PIECE: Final = 2**20
-# A number is far beyond the others by this factor, where so many others are not small by chance; and equal to others
-# like it to this share of it: -1e9 is added to logits, or put in their place.
+# A number counts as far beyond the others if it is larger by this factor, provided there are this many others, so that
+# they are not small by chance. Numbers within this relative distance of it count as equal to it: -1e9 is added to
+# logits, or replaces them.
 _FAR, _ENOUGH, _ALIKE = 100.0, 16, 1e-3
 
 
 @dataclass
 class Measure:
-    """What was found where the reference is finite.
+    """Measurements where the reference is finite; a are the actual values, b the reference's.
 
     Attributes:
-        count: how many numbers that are.
-        odd: whether NaN or an infinity is on one side alone, or another one on each.
+        count: number of finite values in the reference.
+        odd: whether NaN or infinity is only in one of the two, or the two have different ones.
         max_abs: the largest |a - b|.
-        magnitude: the largest |b|, b being the reference.
+        magnitude: the largest |b|.
         low: the smallest b.
         high: the largest b.
-        nan: how many numbers are NaN in the reference, and so compared with nothing.
+        nan: number of values that are NaN in the reference, and therefore not compared.
         squares: the sums of squares of a - b, a and b.
         product: the sum of a b.
     """
@@ -45,17 +46,17 @@ class Measure:
 
     @property
     def constant(self) -> float | None:
-        """The one number that the reference is everywhere; None: it has several, or one alone."""
+        """The reference's value if it has at least two, all equal; else None."""
         return self.low if self.low == self.high and self.count > 1 else None
 
     @property
     def rms(self) -> float:
-        """The root of the mean of (a - b)^2."""
+        """The root mean square of a - b."""
         return math.sqrt(self.squares[0] / self.count) if self.count else 0.0
 
     @property
     def reference_rms(self) -> float:
-        """The root of the mean of b^2."""
+        """The root mean square of b."""
         return math.sqrt(self.squares[2] / self.count) if self.count else 0.0
 
     @property
@@ -70,8 +71,8 @@ def measure(actual: Array, reference: Array, *, partial: bool = False) -> Measur
 
     Args:
         actual: the array.
-        reference: what it should be.
-        partial: whether it may be anything where the reference is not finite.
+        reference: the expected array.
+        partial: whether values may be anything where the reference is not finite.
     """
     found = Measure()
     for a, b in _pieces(actual, reference):
@@ -97,15 +98,15 @@ def measure(actual: Array, reference: Array, *, partial: bool = False) -> Measur
 
 
 def sentinels(reference: Array) -> Array | None:
-    """Return where a reference holds a number far beyond all others, such as the -1e9 of masked logits.
+    """Find the numbers in a reference that are far beyond all others, such as the -1e9 of masked logits.
 
-    On the scale of such a number the others have no digits.
+    On the scale of such a number, the others have no significant digits.
 
     Args:
-        reference: the outputs, as they should be.
+        reference: the expected outputs, of any shape.
 
     Returns:
-        A mask of the reference's shape; None: there is no such number.
+        A boolean mask of the reference's shape; None if there is no such number.
     """
     if reference.dtype.kind != "f" or reference.size < _ENOUGH:
         return None
@@ -119,7 +120,7 @@ def sentinels(reference: Array) -> Array | None:
 
 
 def _magnitudes(array: Array) -> Iterator[Array]:
-    """Yield |b| in pieces, 0 where b is not finite."""
+    """Yield |b| in pieces, with 0 where b is not finite."""
     for piece, _ in _pieces(array, array):
         yield np.where(np.isfinite(piece), np.abs(piece), 0.0)
 

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 class ModuleReference:
-    """A module in float64, and for half precision the same with rounding.
+    """A module in float64 and, for half precision, the same module with rounding.
 
     Args:
-        module: the module, as it is.
+        module: the module, unchanged.
         reference: the module in float64.
         outputs: names of the outputs, in order.
-        precision: the type that its outputs are compared in.
-        exact: names of the parameters and buffers that a half-precision file has in float32.
-        sizes_folded: whether that file holds what is computed from sizes alone as weights.
+        precision: the type that the outputs are compared in.
+        exact: names of the parameters and buffers that a half-precision file stores in float32.
+        sizes_folded: whether the file stores what is computed from sizes alone as weights.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class ModuleReference:
             self.rounded = (device, weights)
 
     def target(self, case: Case) -> Target:
-        """Return what a case gives.
+        """Compute the expected outputs of a case.
 
         Raises:
             InputError: the module fails on it.
@@ -66,5 +66,5 @@ class ModuleReference:
         except InputError:
             return Target(
                 outputs
-            )  # layers that insist on inputs of their weights' type: what rounding does is not known
+            )  # layers that require inputs of their weights' type: the effect of rounding is not known
         return Target(outputs, on_device, Target(unrounded, spreads(case.feed, unrounded, outputs)))

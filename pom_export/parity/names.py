@@ -14,24 +14,24 @@ from pom_export.parity.case import Arrays
 
 _LONGEST_NAME = 80
 _STATE = (PAST_STATE, present_name(PAST_STATE))
-_HALF_KIND = "V"  # numpy's, for types that it does not have
+_HALF_KIND = "V"  # NumPy's kind for types that it does not know
 _HINT = "Export the checkpoint again, or give the file's own inputs and outputs in `inputs`"
 
 
 @dataclass(frozen=True)
 class Names:
-    """Names in a file, by those of its reference; what is not there has the same name in both.
+    """A file's names of inputs and outputs, by the reference's names; missing ones are the same in both.
 
     Attributes:
-        inputs: of inputs.
-        outputs: of outputs.
+        inputs: names of inputs.
+        outputs: names of outputs.
     """
 
     inputs: Mapping[str, str] = field(default_factory=dict)
     outputs: Mapping[str, str] = field(default_factory=dict)
 
     def translated(self, infer: Callable[[dict[str, Any]], Arrays]) -> Callable[[Arrays], Arrays]:
-        """Return what runs the file by the reference's names."""
+        """Wrap a function that runs the file, so that it takes and returns the reference's names."""
         known = {name: ours for ours, name in self.outputs.items()}
 
         def run(feed: Arrays) -> Arrays:
@@ -41,7 +41,7 @@ class Names:
         return run
 
     def notes(self) -> list[str]:
-        """Return what a reader should know of them."""
+        """Return notes about the names that differ, for the reader of a report."""
         pairs = [("input", self.inputs), ("output", self.outputs)]
         return [
             f"the file calls the {kind} {printable(name, _LONGEST_NAME)} {printable(given, _LONGEST_NAME)}"
@@ -56,19 +56,19 @@ SAME_NAMES: Final = Names()
 def match_names(
     model: ExportedModel, kind: str, given: Sequence[TensorSpec], expected: Sequence[TensorSpec]
 ) -> dict[str, str]:
-    """Return the names in a file of those inputs or outputs that have other names in its reference.
+    """Return the file's names of those inputs or outputs that its reference names differently.
 
-    Only what is certain is matched: names with the same text in front of or behind all of them, or, where just one of
-    the file's fits each of the reference's in type and shape, those.
+    Names are only matched if the match is certain: either all of them have the same text before or after the
+    reference's names, or exactly one of the file's fits each of the reference's in type and shape.
 
     Args:
         model: the file.
         kind: "input" or "output".
-        given: those of the file.
-        expected: those of the reference.
+        given: the file's inputs or outputs.
+        expected: the reference's.
 
     Raises:
-        InputError: one is missing or there besides, or it is unclear which belongs to which.
+        InputError: one is missing or unexpected, or the match is ambiguous.
     """
     unknown = [spec for spec in given if spec.name not in {each.name for each in expected}]
     missing = [spec for spec in expected if spec.name not in {each.name for each in given}]
@@ -91,7 +91,7 @@ def match_names(
 
 
 def _by_affix(given: Sequence[TensorSpec], expected: Sequence[TensorSpec]) -> dict[str, str] | None:
-    """Return the names where all of them have got the same text in front, or behind."""
+    """Match names that all have the same text before or after the reference's names."""
     for first in given[:1]:
         for like in expected:
             before, found, behind = first.name.partition(like.name)
@@ -102,8 +102,8 @@ def _by_affix(given: Sequence[TensorSpec], expected: Sequence[TensorSpec]) -> di
 
 
 def _by_fit(given: Sequence[TensorSpec], expected: Sequence[TensorSpec]) -> dict[str, str] | None:
-    """Return the names where each of the file's fits just one of the reference's, and the other way around."""
-    if len(given) == len(expected) == 1:  # whoever compares the two says what does not fit
+    """Match each of the file's with the only one of the reference's that it fits, if there is one, and vice versa."""
+    if len(given) == len(expected) == 1:  # the caller compares the two and reports what does not fit
         return {expected[0].name: given[0].name}
     names = {}
     for spec in expected:
@@ -115,7 +115,7 @@ def _by_fit(given: Sequence[TensorSpec], expected: Sequence[TensorSpec]) -> dict
 
 
 def fits(given: TensorSpec, expected: TensorSpec) -> bool:
-    """Return whether a file's input or output has the reference's kind of numbers, rank and sizes."""
+    """Return whether a file's input or output has the same kind of numbers, rank and sizes as the reference's."""
     return (
         same_kind(given, expected)
         and len(given.axes) == len(expected.axes)
@@ -127,7 +127,7 @@ def fits(given: TensorSpec, expected: TensorSpec) -> bool:
 
 
 def same_kind(given: TensorSpec, expected: TensorSpec) -> bool:
-    """Return whether a file's input or output is of the reference's kind: floats of any width, or one other type."""
+    """Return whether a file's input or output is of the reference's kind: both floats of any width, or of one type."""
     if expected.name in _STATE:
         return given.dtype == np.float32
     floats = "f" + _HALF_KIND

@@ -12,7 +12,7 @@ from typing import Final
 from pom_export.files import sha256_of
 from pom_export.version import __version__
 
-# What takes part in a comparison, as far as it is installed.
+# Packages that take part in a comparison, if installed.
 _PACKAGES: Final = (
     "torch",
     "onnx",
@@ -27,12 +27,12 @@ _PACKAGES: Final = (
 
 @dataclass(frozen=True)
 class Origin:
-    """What a report was made of.
+    """When, with what and from what a report was made.
 
     Attributes:
-        date: in UTC, to the second, as ISO 8601 has it; empty: it is not known.
-        versions: of pom-export and of the packages that take part, by name.
-        sha256: of the files that were compared, by path.
+        date: UTC date and time in ISO 8601, to the second; empty if unknown.
+        versions: versions of pom-export and the packages that take part, by name.
+        sha256: hashes of the compared files, by path.
     """
 
     date: str = ""
@@ -41,7 +41,7 @@ class Origin:
 
 
 def origin_of(files: Iterable[Path]) -> Origin:
-    """Return the origin of a report that is made now of these files; folders are left out."""
+    """Return the origin of a report that is made now from these files; folders are left out."""
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return Origin(date, _versions(), {str(file): sha256_of(file) for file in files if file.is_file()})
 

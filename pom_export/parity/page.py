@@ -35,7 +35,7 @@ th { font-weight: 600; } td.number { text-align: right; white-space: nowrap; }
 
 
 def render_page(report: ParityReport) -> str:
-    """Return the page."""
+    """Render a report as an HTML page."""
     verdict = ("ok", "passed") if report else ("bad", "FAILED")
     origin = report.origin
     facts = [

@@ -20,12 +20,12 @@ _LONGEST_NAME = 80
 
 
 def load_pairs(model: ExportedModel, inputs: Inputs) -> tuple[Recording, list[str]]:
-    """Return cases with the outputs that they should have, and what a reader should know of them.
+    """Load a user's inputs with their expected outputs, and notes for the reader of a report.
 
     Args:
         model: the file.
-        inputs: arrays named after its inputs and outputs, or parity data that an export has saved, of this model or
-            of the one that another tool made it from.
+        inputs: arrays named after the model's inputs and outputs, or parity data saved by an export, either of this
+            model or of the one that another tool converted it from.
 
     Raises:
         InputError: an input is missing, there is no output, or one does not fit.
@@ -49,7 +49,7 @@ def load_pairs(model: ExportedModel, inputs: Inputs) -> tuple[Recording, list[st
 
 
 def left_out(model: ExportedModel, inputs: Inputs, but: Mapping[str, object]) -> list[str]:
-    """Return a note of the arrays that are none of the model's inputs and none of some others."""
+    """Note the arrays that are neither inputs of the model nor in `but`."""
     name, arrays = read_arrays(inputs)
     others = sorted(arrays.keys() - {spec.name for spec in model.inputs} - but.keys())
     return [f"of {os.fspath(name)}, {printable(', '.join(others))} was not used"] if others else []
@@ -64,5 +64,5 @@ def _output(name: str, array: Array, spec: TensorSpec) -> Array:
             f"gives {spec}",
             "Save the output that belongs to these inputs",
         )
-    # Half precision that numpy has no type for is widened, which changes no value.
+    # bfloat16, which NumPy lacks, is converted to float32, which changes no value.
     return array.view(spec.dtype).astype(np.float32) if bytes_alone else array

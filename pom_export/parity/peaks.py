@@ -17,10 +17,10 @@ from pom_export.runtime.session import inference_session
 
 
 def observe_peaks(model: ir.Model, feeds: Iterable[Mapping[str, Array]]) -> dict[str, float]:
-    """Run a graph in ONNX Runtime and return the largest finite magnitude of every float32 value.
+    """Run a graph in ONNX Runtime, and return the largest finite magnitude of every float32 value.
 
     Args:
-        model: a float32 graph of the exporter, before functions are attached; it is left as it is.
+        model: the exporter's float32 graph, before functions are attached; it is not changed.
         feeds: inputs by name.
     """
     observed = model.clone()
@@ -39,7 +39,7 @@ def observe_peaks(model: ir.Model, feeds: Iterable[Mapping[str, Array]]) -> dict
 
 
 def _add_peaks(graph: ir.Graph) -> dict[str, str]:
-    """Make the peak of every float32 value an output of the graph; return its name by the value's."""
+    """Add the peak of every float32 value to the graph's outputs; return the outputs' names by the values' names."""
     zero = add_constant(graph, "observed_zero", np.zeros(1, np.float32))
     flat = add_constant(graph, "observed_shape", np.array([-1]))
     made = (value for node in graph for value in node.outputs)
@@ -50,7 +50,7 @@ def _add_peaks(graph: ir.Graph) -> dict[str, str]:
         infinite = ir.node("IsInf", [value])
         finite = ir.node("Where", [infinite.outputs[0], zero, magnitude.outputs[0]])
         line = ir.node("Reshape", [finite.outputs[0], flat])
-        # A value may hold nothing.
+        # A value may be empty.
         with_zero = ir.node("Concat", [line.outputs[0], zero], {"axis": ir.AttrInt64("axis", 0)})
         peak = ir.node("ReduceMax", [with_zero.outputs[0]], {"keepdims": ir.AttrInt64("keepdims", 0)})
         graph.extend((magnitude, infinite, finite, line, with_zero, peak))

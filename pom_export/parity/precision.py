@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 _DTYPE = "dtype"
-# Numbers of a parameter that are looked for among a file's.
+# How many of a parameter's numbers are searched for in a file.
 _SAMPLE = 4096
 _MATRIX_RANK = 2
-# So many numbers are not all in another table by chance; and rows of a table are repeated so often at most.
+# Enough numbers that they are not all in another table by chance; and how often a table's rows are repeated at most.
 _ENOUGH, _MOST_OF_TABLES = 16, 64
 
 
 def judged_precision(model: ExportedModel, matrix_values: int | None = None) -> tuple[str, list[str]]:
-    """Return the type whose tolerance applies, and what is to be noted.
+    """Return the type whose tolerance applies, and notes.
 
-    The graph's weights decide: half precision's bound is for a graph whose products are in half. A claim to the
-    contrary makes it stricter at most.
+    The graph's weights decide: half precision's bound only applies to a graph whose products are in half precision. If
+    the metadata disagrees, the stricter of the two types applies.
 
     Args:
         model: the file.
-        matrix_values: how many numbers the reference's weight matrices have: so many, by half at least, must be in
-            half, and fewer than half of that in float32; None: there is no reference but outputs.
+        matrix_values: number of values in the reference's weight matrices. At least half as many must be in half
+            precision, and at most half as many in float32. None: the reference consists of outputs only.
     """
     found, claimed = model.precision, model.properties.get(_DTYPE, "")
     notes = []
@@ -53,10 +53,10 @@ def judged_precision(model: ExportedModel, matrix_values: int | None = None) -> 
 
 
 def _is_widened(model: ExportedModel, claimed: str, matrix_values: int | None) -> bool:
-    """Return whether a float32 graph is a half-precision one that a tool, such as ONNX Runtime, has widened.
+    """Return whether a float32 graph is a half-precision one that a tool, such as ONNX Runtime, has converted.
 
-    Then its outputs, all of them, are still of the half type, and so are the numbers of most matrices: of as many as
-    the reference has, where that is known, since tables may be in float32.
+    If so, all of its outputs still have the half type, and most of its matrices have values that the half type can
+    represent: at least half as many values as the reference's matrices, if known, since tables may be in float32.
     """
     if claimed not in PRECISIONS[1:]:
         return False
@@ -78,16 +78,16 @@ def _is_matrix(tensor: ir.TensorProtocol | None) -> TypeGuard[ir.TensorProtocol]
 
 
 def kept_in_single(model: ExportedModel, module: nn.Module) -> set[str]:
-    """Return the names of a module's parameters and buffers that a half-precision file holds in float32.
+    """Return the names of a module's parameters and buffers that a half-precision file stores in float32.
 
-    That is all that is looked up in a file to say how far half precision takes its outputs: it may tell exact weights
-    from rounded ones, so no more than a rounding hides here. Parameters are found by their values, since passes and
-    other tools rename, cut and transpose them. A buffer's table, or a part of it, may be there in both types, for two
-    uses: it is then taken to be rounded outside of our op.
+    Nothing else about a file affects how large its rounding errors are taken to be. A file can thus make weights count
+    as exact instead of rounded, but can hide nothing larger than a rounding error. Parameters are found by their
+    values, since passes and other tools rename, split and transpose them. A buffer's table, or part of it, may be
+    stored in both types, for two uses; it then counts as rounded outside of our op.
 
     Args:
         model: the file.
-        module: what it was exported from.
+        module: the module that it was exported from.
     """
     single, half = _constants(model)
     exact = {name for name, tensor in module.named_parameters() if _holds(single, _sample(to_numpy(tensor)))}
@@ -101,7 +101,7 @@ def kept_in_single(model: ExportedModel, module: nn.Module) -> set[str]:
 
 
 def _constants(model: ExportedModel) -> tuple[Array, list[Array]]:
-    """Return the numbers that a file's weights have in float32, sorted, and its weights in half."""
+    """Return the distinct numbers of a file's float32 weights, sorted, and its half-precision weights."""
     single, half = [np.zeros(0, np.float32)], []
     graph = ir.load(model.path, format="protobuf").graph
     tensors = [value.const_value for value in graph.initializers.values()]
@@ -119,7 +119,7 @@ def _constants(model: ExportedModel) -> tuple[Array, list[Array]]:
 
 
 def _is_part(weight: Array, table: Array) -> bool:
-    """Return whether a weight holds columns of a table's first rows, or nothing but numbers of it."""
+    """Return whether a weight consists of columns of a table's first rows, or only of numbers from the table."""
     if weight.ndim == table.ndim == _MATRIX_RANK and 1 < len(weight) <= len(table):
         columns = {column.tobytes() for column in table[: len(weight)].T}
         if all(column.tobytes() in columns for column in weight.T):

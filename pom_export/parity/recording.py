@@ -31,7 +31,7 @@ class Recording:
 
     Attributes:
         cases: the inputs.
-        targets: what the reference gave.
+        targets: the expected outputs.
         own: whether the reference was a user's own module.
     """
 
@@ -41,20 +41,20 @@ class Recording:
 
 
 def recording_path(model: str | os.PathLike[str]) -> Path:
-    """Return where the parity data of a model lies: model.onnx -> model.parity.npz."""
+    """Return the path of a model's parity data: model.onnx -> model.parity.npz."""
     return Path(model).with_suffix(".parity.npz")
 
 
 def save_recording(
     path: Path, cases: Sequence[Case], targets: Sequence[Target], model_sha256: str, *, own: bool = False
 ) -> None:
-    """Write cases and their targets, and which model they are of, into one .npz.
+    """Write cases, their targets and the hash of their model to a .npz.
 
     Args:
-        path: of the file.
+        path: path of the .npz.
         cases: the inputs.
-        targets: what the reference gives, case by case.
-        model_sha256: of the model.
+        targets: the expected outputs, case by case.
+        model_sha256: hash of the model.
         own: whether the reference is a user's own module.
     """
     names = [case.name for case in cases]
@@ -67,11 +67,11 @@ def save_recording(
         if target.unrounded is not None:
             arrays |= {f"{i}/spread/{name}": np.array(spread) for name, spread in target.spreads.items()}
             arrays |= {f"{i}/unrounded/{name}": array for name, array in target.unrounded.outputs.items()}
-    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # numpy's stub takes no mapping
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # NumPy's stub does not accept a mapping
 
 
 def recorded_model(path: Path) -> str | None:
-    """Return the sha256 of the model that parity data is of; None: the file is no parity data."""
+    """Return the hash of the model that parity data belongs to; None if the file is not parity data."""
     try:
         arrays = read_npz(path, "parity data", only={"names", "model_sha256"})
     except InputError:
@@ -82,16 +82,17 @@ def recorded_model(path: Path) -> str | None:
 def load_recording(
     path: Path, model_sha256: str | None, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> Recording:
-    """Read what `save_recording` wrote, for a model of these inputs and outputs.
+    """Read what `save_recording` wrote, for a model with these inputs and outputs.
 
     Args:
-        path: of the file.
-        model_sha256: of the model; None: it may have been recorded from another, such as before a tool rewrote it.
-        inputs: of the model.
-        outputs: of the model.
+        path: path of the .npz.
+        model_sha256: hash of the model; None: it may have been recorded from another file, such as this one before a
+            tool rewrote it.
+        inputs: the model's inputs.
+        outputs: the model's outputs.
 
     Raises:
-        InputError: the file is missing, not parity data, damaged, or of another model.
+        InputError: the file is missing, damaged, not parity data, or belongs to another model.
     """
     if not path.exists():
         raise InputError(
@@ -139,7 +140,7 @@ def _outputs(arrays: Mapping[str, Array], prefix: str, specs: Sequence[TensorSpe
 def _target(arrays: Mapping[str, Array], index: int, case: Case, specs: Sequence[TensorSpec]) -> Target:
     outputs = _outputs(arrays, f"{index}/out/", specs)
     if not any(name.startswith(f"{index}/unrounded/") for name in arrays):
-        return Target(outputs)  # float32, or of an older export
+        return Target(outputs)  # float32, or from an older export
     unrounded = _outputs(arrays, f"{index}/unrounded/", specs)
     if any(unrounded[name].shape != array.shape for name, array in outputs.items()):
         raise ValueError("its outputs without rounding have other shapes")

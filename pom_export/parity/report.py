@@ -21,13 +21,13 @@ class CaseResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One output of one backend against the reference, over all cases; truthy when every case passed.
+    """One output of one backend against the reference, over all cases; truthy if every case passed.
 
     Attributes:
         backend: "onnxruntime", "tensorrt" or "tensorrt-rtx".
         path: "kernel" or "function" (ONNX Runtime), or "plugin" (TensorRT).
-        output: its name.
-        cases: one result a case, in order.
+        output: name of the output.
+        cases: one result per case, in order.
     """
 
     backend: str
@@ -45,17 +45,17 @@ class Comparison:
 
     @property
     def constant(self) -> float | None:
-        """The number that the reference was everywhere, the same in every case; None: there were different ones."""
+        """The reference's value if it was the same everywhere in every case; else None."""
         found = {case.difference.reference_constant for case in self.cases}
         return found.pop() if len(found) == 1 else None
 
     @property
     def worst(self) -> CaseResult:
-        """The case that uses most of its tolerance."""
+        """The case that uses up the largest share of its tolerance."""
         return max(self.cases, key=lambda case: share_of_tolerance(case.difference))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-able values; the numbers are the worst case's."""
+        """Return JSON-serialisable values; the numbers are those of the worst case."""
         worst = self.worst
         return {
             "backend": self.backend,
@@ -72,12 +72,12 @@ class Comparison:
 
 
 def is_all_zero(comparisons: Sequence[Comparison]) -> bool:
-    """Return whether the reference was zero everywhere, in every output and case: a wrong file may give the same."""
+    """Return whether the reference was zero everywhere, in all outputs and cases: a wrong file may give that too."""
     return bool(comparisons) and all(comparison.inconclusive for comparison in comparisons)
 
 
 def untold_notes(comparisons: Sequence[Comparison]) -> list[str]:
-    """Say of which outputs a comparison tells nothing, or not all: those that are one number, or NaN, in PyTorch."""
+    """Note the outputs for which a comparison proves little: those that are a single number, or NaN, in PyTorch."""
     if is_all_zero(comparisons):
         return [
             "the reference is zero everywhere, in every output and case: it tells nothing apart, so this is not a pass"
@@ -96,17 +96,17 @@ def untold_notes(comparisons: Sequence[Comparison]) -> list[str]:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """The outcome of `verify`; truthy when every comparison passed, one of them told something, and none failed to run.
+    """The outcome of `verify`; truthy if every comparison passed, at least one was conclusive, and none failed to run.
 
     Attributes:
         model: path of the ONNX file.
-        reference: where the expected outputs come from.
+        reference: description of where the expected outputs come from.
         precision: the type whose tolerance applied, or "custom".
-        comparisons: one a backend, path and output.
+        comparisons: one per backend, path and output.
         not_run: backends that could not run here, each with the reason.
-        notes: what a reader should know besides, and that fails nothing.
-        failed: what should have run here and did not, each with the reason.
-        origin: when, with which versions and of which files it was made.
+        notes: further remarks, none of them a failure.
+        failed: what should have run here but did not, each with the reason.
+        origin: when, with which versions and from which files the report was made.
     """
 
     model: str
@@ -123,11 +123,11 @@ class ParityReport:
 
     @property
     def inconclusive(self) -> bool:
-        """Whether the reference was zero everywhere, in every output and case: a wrong file may give the same."""
+        """Whether the reference was zero everywhere, in all outputs and cases: a wrong file may give that too."""
         return is_all_zero(self.comparisons)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-able values."""
+        """Return the report as JSON-serialisable values."""
         return {
             "passed": bool(self),
             "model": self.model,
@@ -142,5 +142,5 @@ class ParityReport:
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """Replace infinities, which JSON lacks, by None."""
+    """Replace infinities, which JSON lacks, with None."""
     return {name: None if value in (float("inf"), float("-inf")) else value for name, value in values.items()}

@@ -10,14 +10,14 @@ from pom_export.graph.claims import Bounds
 from pom_export.graph.size_expressions import root_of, size_of
 from pom_export.parity.case import Array
 
-# Names of dynamic dimensions, expressions of them such as "tokens + 1", or sizes; of each input.
+# The axes of each input: names of dynamic dimensions, expressions such as "tokens + 1", or sizes.
 AxesByInput = Mapping[str, Sequence[int | str]]
 
 
 def dimension_sizes(feed: Mapping[str, Array], axes: AxesByInput) -> dict[str, int]:
-    """Return the size of each name that the inputs' dynamic dimensions have, or are computed of.
+    """Return the size of each name that the inputs' dynamic dimensions have or are computed from.
 
-    Names that nothing says the size of are left out.
+    Names whose size cannot be determined are left out.
     """
     given = [(str(axis), size) for name in axes for axis, size in zip(axes[name], feed[name].shape, strict=True)]
     sizes = {axis: size for axis, size in given if axis.isidentifier()}
@@ -30,7 +30,7 @@ def dimension_sizes(feed: Mapping[str, Array], axes: AxesByInput) -> dict[str, i
 def candidate_sizes(size: int, bounds: Bounds) -> list[int]:
     """Return the sizes at which to try a dimension: the smallest, the next one, and one far from the example's.
 
-    Of two neighbours one is no multiple of anything: that a graph was traced for multiples only does not stay hidden.
+    Two neighbouring sizes are not both multiples of a number, so a graph that only works for multiples is found out.
     """
     low, high = max(bounds[0], 1), bounds[1]
     sizes = [low, size + 1, 2 * size + 3]
@@ -42,12 +42,12 @@ def candidate_sizes(size: int, bounds: Bounds) -> list[int]:
 
 
 def resized(feed: Mapping[str, Array], axes: AxesByInput, sizes: Mapping[str, int]) -> dict[str, Array] | None:
-    """Return inputs of other sizes; None where an axis would have a negative one, or one that can't be told.
+    """Return inputs at other sizes; None if an axis would get a negative or an unknown size.
 
     Args:
         feed: the example inputs.
-        axes: of each of them.
-        sizes: of all names of dynamic dimensions.
+        axes: the axes of each input.
+        sizes: the sizes of all names of dynamic dimensions.
     """
     result = {}
     for name, given in feed.items():
@@ -63,15 +63,15 @@ def resized(feed: Mapping[str, Array], axes: AxesByInput, sizes: Mapping[str, in
 
 
 def other_values(feed: Mapping[str, Array], axes: AxesByInput) -> Iterator[dict[str, Array]]:
-    """Yield inputs of the same sizes and kinds that hold other values than given ones, the most different first.
+    """Yield inputs of the same sizes and kinds with values other than the given ones, the most different first.
 
-    An example may be alike in all rows, zero, or mask nothing, and then tells little. Floats are shuffled token by
-    token, each row on a scale of its own; truth values are drawn, so that something is kept and something left out
-    wherever there are two; integers go to other rows, where these are the same as other inputs' rows.
+    An example proves little if all of its rows are the same, it is zero or it masks nothing. Floats are shuffled token
+    by token, and each row gets a scale of its own. Booleans are drawn so that wherever there are two, one is true and
+    one false. Integers are moved to other rows if their rows correspond to those of other inputs.
 
     Args:
         feed: the inputs.
-        axes: of each of them.
+        axes: the axes of each input.
     """
     rows = {axes[name][0] for name, array in feed.items() if array.ndim > 1}
     for first in (True, False, None):
@@ -83,13 +83,13 @@ def other_values(feed: Mapping[str, Array], axes: AxesByInput) -> Iterator[dict[
 
 
 def _other(array: Array, of_rows: bool, first: bool | None, random: np.random.Generator) -> Array:
-    """Return another value of an input.
+    """Return other values for an input.
 
     Args:
-        array: what it was.
-        of_rows: whether its first axis is one of rows.
-        first: of truth values: the first of each line; None: they stay as they are.
-        random: the generator.
+        array: the input's values.
+        of_rows: whether its first axis is that of the rows.
+        first: for booleans: the first value of each line; None: they are not changed.
+        random: the random generator.
     """
     if array.dtype == np.bool_ and array.ndim and first is not None:
         drawn = random.random(array.shape) < 0.6
@@ -107,21 +107,21 @@ def _other(array: Array, of_rows: bool, first: bool | None, random: np.random.Ge
 
 
 def _scales(array: Array) -> Array:
-    """Return a factor for each row, between a half and 1."""
+    """Return a factor for each row, between 0.5 and 1."""
     count = array.shape[0] if array.ndim else 1
     factors = np.linspace(0.75 if count == 1 else 1.0, 0.5, count)
     return factors.reshape(-1, *[1] * (array.ndim - 1)) if array.ndim else factors[0]
 
 
 def _along(array: Array, axis: int, size: int) -> Array:
-    """Return an array repeated or cut along an axis; a row that kept something of its tokens still does."""
+    """Repeat or cut an array along an axis; a mask's row that kept some of its tokens still keeps one."""
     if not array.shape[axis]:
         return np.zeros((*array.shape[:axis], size, *array.shape[axis + 1 :]), array.dtype)
     result = array.take(range(size), axis=axis, mode="wrap")
     kept = _kept(array)
     if kept is not None and size:
         lost = kept.any(axis) & ~kept.take(range(size), axis=axis, mode="wrap").any(axis)
-        # In a mask, float or bool, the first place of such a row is that of what was kept.
+        # In a mask, float or bool, a row that lost all of its kept tokens gets one of them at its first position.
         first = np.take_along_axis(array, kept.argmax(axis, keepdims=True), axis).squeeze(axis)
         place = (slice(None),) * axis + (0,)
         result[place] = np.where(lost, first, result[place])
@@ -129,7 +129,7 @@ def _along(array: Array, axis: int, size: int) -> Array:
 
 
 def _kept(array: Array) -> Array | None:
-    """Return which places of a mask count; None for another array."""
+    """Return which positions a mask keeps; None if the array is not a mask."""
     if array.dtype == np.bool_:
         return array
     if array.dtype.kind == "f" and np.isneginf(array).any():
@@ -138,12 +138,12 @@ def _kept(array: Array) -> Array | None:
 
 
 def meanings(feed: Mapping[str, Array], before: int, after: int) -> Iterator[Mapping[str, Array]]:
-    """Yield resized inputs as they are, then with whole numbers that fit the new size as lengths, and as indices.
+    """Yield resized inputs unchanged, then with integers adapted to the new size as lengths, and as indices.
 
     Args:
         feed: resized inputs.
-        before: the size that was changed.
-        after: what it was changed to.
+        before: the old size.
+        after: the new size.
     """
     yield feed
     whole = {name: array for name, array in feed.items() if array.dtype.kind in "iu"}

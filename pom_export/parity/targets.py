@@ -8,12 +8,13 @@ from typing import Final, NamedTuple, overload
 
 from pom_export.parity.case import Arrays, Case
 
-# Numbers of small targets that are kept for the next backend; what is larger is computed for each. 128 MiB of float64.
+# How many numbers of small targets are kept for the next backend, 128 MiB in float64; larger targets are computed again
+# for each.
 _KEPT: Final = 2**24
 
 
 class Spread(NamedTuple):
-    """How far rounding takes an output, or one mixer's part of a state.
+    """How far rounding moves an output, or one mixer's part of a state.
 
     Attributes:
         rms: the root mean square error.
@@ -26,12 +27,12 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Target:
-    """What the reference gives for one case.
+    """The reference's outputs for one case.
 
     Attributes:
-        outputs: by name, in float64 but for integers.
-        spreads: how far a half type takes the reference's own outputs, part by part; empty: not known.
-        unrounded: of a half-precision model: what its graph gives where nothing but its weights is rounded.
+        outputs: the outputs by name, in float64 except for integers.
+        spreads: how far half precision moves the reference's own outputs, part by part; empty if unknown.
+        unrounded: for a half-precision model: the outputs if only its weights are rounded.
     """
 
     outputs: Arrays
@@ -40,13 +41,13 @@ class Target:
 
     @property
     def size(self) -> int:
-        """How many numbers it holds."""
+        """The number of values in it."""
         own = sum(array.size for array in self.outputs.values())
         return own + (self.unrounded.size if self.unrounded else 0)
 
 
 class Targets(Sequence[Target]):
-    """The targets of cases, computed when they are asked for: no two large ones are held at once.
+    """The targets of cases, computed on demand so that no two large ones are in memory at once.
 
     Args:
         cases: the inputs.

@@ -8,13 +8,13 @@ from typing import Final
 
 @dataclass(frozen=True)
 class Tolerance:
-    """A bound: max |a - b| <= absolute + relative * max |b|, b being the reference.
+    """A bound: max |a - b| <= absolute + relative * max |b|, where b is the reference.
 
     Attributes:
-        relative: to the largest magnitude of the reference output, not element by element: an element near 0 is
-            the difference of large ones and has no digits of its own.
-        absolute: in the output's own unit.
-        reason: why this number.
+        relative: relative to the largest magnitude of the reference output, not element by element: an element near 0
+            is the difference of large ones, and has no significant digits of its own.
+        absolute: in the output's unit.
+        reason: the reason for these numbers.
     """
 
     relative: float
@@ -24,16 +24,17 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Bounds in terms of how far rounding takes the reference on the same inputs, its root mean square and its largest.
+    """Bounds relative to the reference's own rounding errors on the same inputs.
 
-    Each is so many times the reference's, and `least` of the output's root mean square or largest magnitude.
+    Each bound is a multiple of the reference's error, plus `least` times the output's root mean square or largest
+    magnitude.
 
     Attributes:
-        rms: of the root mean square difference.
-        largest: of the largest difference.
-        least: where the reference happens to lose next to nothing.
-        most: of the largest difference, in terms of the type's own tolerance.
-        reason: why these numbers.
+        rms: factor for the root mean square error.
+        largest: factor for the largest error.
+        least: share of the output itself, for outputs on which the reference happens to have almost no rounding error.
+        most: upper limit on the largest error, as a multiple of the type's own tolerance.
+        reason: the reason for these numbers.
     """
 
     rms: float
@@ -57,7 +58,7 @@ MODELS: Final = {
         5e-2, 1e-4, "bfloat16 rounds at 4e-3, 8 times as coarsely as float16; 3.0e-2 was the most seen, as above"
     ),
 }
-"""For a whole model's outputs, by the type that its weights and activations have."""
+"""For a whole model's outputs, by the type of its weights and activations."""
 
 ROUNDING: Final = {
     "float16": Bounds(
@@ -72,7 +73,7 @@ ROUNDING: Final = {
     ),
     "bfloat16": Bounds(4.0, 6.0, 2.0**-8, 2.0, "as float16's; what rounds 8 times as coarsely"),
 }
-"""For a half-precision model as it runs, by its type. UNROUNDED tells what hides behind them."""
+"""For a half-precision model as it runs, by its type. UNROUNDED finds faults that are too small for these."""
 
 UNROUNDED: Final = Bounds(
     0.05,
@@ -83,7 +84,7 @@ UNROUNDED: Final = Bounds(
     "bound was used, over sixteen golden models with one mask each, one or two seeds and both types. One per cent of a "
     "gate's bias makes 0.16 of what rounding the weights does, in bfloat16",
 )
-"""For the graph of a half-precision model computed in float32: in terms of what rounding the weights does."""
+"""For the graph of a half-precision model computed in float32: relative to the effect of rounding the weights."""
 
 UNROUNDED_OWN: Final = Bounds(
     4.0,
@@ -93,7 +94,7 @@ UNROUNDED_OWN: Final = Bounds(
     "a user's weights may be computed of others, and are rounded before in PyTorch and after in the file; and which "
     "numbers of a forward are constants in half is not known for each operator: as ROUNDING, of smaller errors",
 )
-"""For the same of a user's own module."""
+"""The same for a user's own module."""
 
 UNROUNDED_MOST: Final = Tolerance(
     MODELS["bfloat16"].relative, MODELS["float32"].absolute, "no bound of its own: UNROUNDED is narrower"
@@ -106,17 +107,18 @@ STATE_ROUNDING: Final = Tolerance(
     "a state's sum is two floats, 48 bits, which a call's few additions round at 4e-15 of the sum; without the second "
     "float it would be off by 3e-8. What the call itself adds is as exact as any output, so MODELS bounds that part",
 )
-"""For what a call carries on of a state: relative to each mixer's own largest sum."""
+"""For the part of a state that a call carries over: relative to each mixer's own largest sum."""
 
 STATE_FEATURES: Final = 3.0
-"""How much larger the relative error of what a call adds to a state may be than an output's.
+"""How much larger the relative error may be in what a call adds to a state than in an output.
 
-Features are powers and products of up to K activations, each off by its own rounding, and of one token where nothing
-averages: 1.1 of an output's bound was the most seen, in float16 on one token of the hybrid language model.
+Features are powers and products of up to K activations, each with its own rounding error, and for a single token
+nothing averages these out. The largest error seen was 1.1 times an output's bound, in float16 on one token of the
+hybrid language model.
 """
 
 EXACT: Final = Tolerance(0.0, 0.0, "integers and truth values count or choose something: one more is another")
-"""For outputs of integers."""
+"""For integer and boolean outputs."""
 
 GOLDEN: Final = Tolerance(1e-5, 0.0, "the official code's float64 outputs against one float32 layer of ours")
 
@@ -125,7 +127,7 @@ OPS: Final = {
     "float16": Tolerance(6e-4, 1e-7, "computed in float32, rounded once to float16 (5e-4)"),
     "bfloat16": Tolerance(8e-3, 1e-6, "computed in float32, rounded once to bfloat16 (4e-3)"),
 }
-"""For one aggregation, whatever executes it, by the type of its output."""
+"""For a single aggregation, whatever executes it, by the type of its output."""
 
 LONG_CAUSAL: Final = Tolerance(
     1e-6, 0.0, "131072 tokens: what the compensated sums are for; a plain float32 sum of this length errs by 1e-4"
@@ -139,4 +141,4 @@ BENCHMARK: Final = {
     "float16": Tolerance(3e-2, 1e-5, "the same; five times what a whole model's outputs may be off by"),
     "bfloat16": Tolerance(2e-1, 1e-4, "the same, with an eighth of float16's precision"),
 }
-"""For the outputs of backends that are timed side by side, by the model's type."""
+"""For outputs of backends that are timed side by side, by the model's type."""

@@ -27,7 +27,7 @@ Infer = Callable[[Arrays], Arrays]
 
 
 class PathError(InputError):
-    """A backend cannot load or run the model by one path; others may."""
+    """A backend cannot load or run the model on one path; other paths may work."""
 
 
 def compare(
@@ -38,15 +38,15 @@ def compare(
     bounds: Bounds | None = None,
     names: Names = SAME_NAMES,
 ) -> list[Comparison]:
-    """Run a candidate over the cases and compare every output, one case at a time: no two cases' outputs are held.
+    """Run a candidate on the cases and compare every output, holding the outputs of only one case at a time.
 
     Args:
         cases: the inputs.
-        targets: what the reference gives, case by case.
+        targets: the expected outputs, case by case.
         candidate: the backend.
-        tolerance: the bound on every output of floats.
-        bounds: how far it may be in terms of what rounding does to the reference, where that is known.
-        names: what the candidate's model calls inputs and outputs.
+        tolerance: the bound on each floating-point output.
+        bounds: further bounds in terms of the effect of rounding on the reference, if known.
+        names: the candidate's names of inputs and outputs.
 
     Raises:
         PathError: the candidate cannot load or run the model.
@@ -59,7 +59,7 @@ def compare(
         infer = names.translated(runner.infer)
         for index, case in enumerate(cases):
             given = case if candidate.rounds else widened(case)
-            # No name is given to a target here: it may be large, and is let go of before the next is made.
+            # The target is not bound to a name: it may be large, and is freed before the next one is made.
             its = _compare_case(infer, given, _wanted(targets[index], candidate), tolerance, bounds, candidate)
             for name, result in its.items():
                 found.setdefault(name, []).append(CaseResult(_shown(case.name), _shapes(case.feed), result))
@@ -86,14 +86,14 @@ def _compare_case(
     infer: Infer, case: Case, target: Target | None, tolerance: Tolerance, bounds: Bounds | None, candidate: Candidate
 ) -> dict[str, Difference]:
     if target is None:
-        return {}  # what rounding does here is not known
+        return {}  # the effect of rounding is not known here
     with _told_as_path_error(candidate):
         actual = run_case(infer, case)
     return compare_outputs(case.feed, target, actual, tolerance, bounds, partial=case.partial)
 
 
 def record(module: nn.Module, names: Sequence[str], case: Case) -> dict[str, np.ndarray[Any, Any]]:
-    """Return what a module in float64 computes of a case, its outputs by the names given in their order.
+    """Compute a case's outputs with a module in float64, and give them names in their order.
 
     Raises:
         InputError: the module fails on the case.
@@ -117,5 +117,5 @@ def _shapes(feed: Mapping[str, np.ndarray[Any, Any]]) -> str:
 
 
 def _shown(name: str) -> str:
-    """Return a name as a report has it: it may come from a file."""
+    """Return a name as a report shows it; it may come from a file."""
     return printable(name, _LONGEST_NAME)
