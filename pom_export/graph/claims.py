@@ -13,19 +13,19 @@ from pom_export.graph.precisions import PRECISIONS
 from pom_export.json_text import parse_json
 
 METADATA_PREFIX: Final = "pom_export."
-# The property that holds what a half-precision export keeps in float32: reasons by module, as JSON.
+# The property that lists what a half-precision export keeps in float32: reasons by module, as JSON.
 KEPT_IN_FLOAT32: Final = "kept_in_float32"
-# The property that says what a token of a call sees of it: "causal" or "block-causal"; stateless files lack it.
+# The property that says how much of its call a token sees: "causal" or "block-causal"; stateless files lack it.
 STATEFUL: Final = "stateful"
-# Of a file from a checkpoint with several sets of weights: the one that was taken.
+# The property that names the exported set of weights, if the checkpoint has several.
 WEIGHTS: Final = "weights"
 CAUSAL: Final = "causal"
 BLOCK_CAUSAL: Final = "block-causal"
 MASKS: Final = ("none", "causal", "padding", "full")
 
-# Those that a model's positions limit.
+# The dimensions that a model's positions limit.
 TOKEN_DIMENSIONS: Final = (TOKENS, CONTEXT_TOKENS, PAST_TOKENS)
-# Smallest and largest size of a dimension; None: any.
+# Smallest and largest size of a dimension; None: no upper limit.
 Bounds = tuple[int, int | None]
 
 _LIMITS: Final = ("values", "tokens", "scale", "ranges", "sizes")
@@ -43,19 +43,19 @@ _LARGEST: Final = 2**63 - 1
 
 
 class ClaimError(ValueError):
-    """A property does not say what it should; the text says which and why."""
+    """A property is invalid; the text says which one and why."""
 
 
 @dataclass(frozen=True)
 class InputLimits:
-    """What a model's inputs may hold besides what their types say.
+    """Limits on a model's inputs beyond those of their types.
 
     Attributes:
-        values: for inputs of integers: how many values there are, from 0 on; one number, or one a column.
-        tokens: most tokens; None: any number.
-        scale: largest standard deviation of float16 inputs; None: any.
-        ranges: for inputs of floats: the smallest and the largest value.
-        sizes: the smallest and the largest size of dynamic dimensions, by name; None as the largest: any.
+        values: for integer inputs, how many values there are, starting at 0: one number, or one per column.
+        tokens: the most tokens; None: no limit.
+        scale: largest standard deviation of float16 inputs; None: no limit.
+        ranges: for floating-point inputs, the smallest and the largest value.
+        sizes: the smallest and the largest size of dynamic dimensions, by name; a largest size of None means no limit.
     """
 
     values: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -65,22 +65,22 @@ class InputLimits:
     sizes: Mapping[str, Bounds] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """Return one line of JSON, as it is written into exported files."""
+        """Return a line of JSON for an exported file."""
         given = asdict(self)
         for name in ("ranges", "sizes"):
-            if not given[name]:  # which few models have: other files read as they did before there were any
+            if not given[name]:  # few models have these; files of others stay as they were before
                 del given[name]
         return json.dumps(given, separators=(",", ":"))
 
     def bounds(self, dimension: str) -> Bounds:
-        """Return the smallest and the largest size of a dynamic dimension; None: any."""
+        """Return the smallest and the largest size of a dynamic dimension; None: no limit."""
         low, high = self.sizes.get(dimension, (0, None))
         if self.tokens is not None and dimension in TOKEN_DIMENSIONS:
             high = self.tokens if high is None else min(high, self.tokens)
         return low, high
 
     def outside(self, dimension: str, size: int) -> str:
-        """Return what is wrong with a size of a dynamic dimension, as "at most 8"; empty where nothing is."""
+        """Return the limit that a dynamic dimension's size violates, such as "at most 8"; empty if none."""
         low, high = self.bounds(dimension)
         if size < low:
             return f"at least {low}"
@@ -89,11 +89,11 @@ class InputLimits:
 
 @dataclass(frozen=True)
 class Claims:
-    """The properties of a file, by name without the prefix, and what those mean that are JSON.
+    """A file's properties, by name without the prefix, and the parsed values of those that are JSON.
 
     Attributes:
-        properties: their texts: dtype, mask, stateful, limits, spec, source_sha256.
-        limits: what the inputs may hold; None: the file does not say.
+        properties: the properties as text: dtype, mask, stateful, limits, spec, source_sha256.
+        limits: limits on the inputs; None: the file has none.
         spec: the spec of the model that was exported; empty for a user's own class.
         kept_in_float32: what a half-precision model keeps in float32 because of its values: reasons by module.
     """
@@ -105,13 +105,13 @@ class Claims:
 
 
 def read_claims(entries: Iterable[tuple[str, str]]) -> Claims:
-    """Read a file's metadata; properties without our prefix are others' and left out.
+    """Read a file's metadata; properties without our prefix belong to others and are left out.
 
     Args:
         entries: keys and values.
 
     Raises:
-        ClaimError: a property is there twice, too long, or holds anything but what an export writes.
+        ClaimError: a property occurs twice, is too long, or has a value that no export writes.
     """
     properties: dict[str, str] = {}
     for key, value in entries:

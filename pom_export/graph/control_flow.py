@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class OperatorMode(TorchDispatchMode):
-    """A dispatch mode that is given every operator, those in the functions that other operators call included."""
+    """A dispatch mode that sees every operator, including those in functions that other operators call."""
 
     supports_higher_order_operators = True
 
@@ -23,17 +23,17 @@ class OperatorMode(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Call an operator by way of `operate`."""
+        """Call an operator through `operate`."""
         if isinstance(func, HigherOrderOperator):
             return self._called_under(func, args, kwargs or {})
         return self.operate(func, args, kwargs or {})
 
     def operate(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Return what an operator, one that calls no functions, is to give."""
+        """Return the result of an operator that calls no functions."""
         return func(*args, **kwargs)
 
     def _called_under(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Return what an operator that calls functions gives, with this mode on in them."""
+        """Return the result of an operator that calls functions, with this mode active inside them."""
 
         def under(function: Callable[..., Any]) -> Callable[..., Any]:
             @functools.wraps(function, updated=())
@@ -50,5 +50,5 @@ class OperatorMode(TorchDispatchMode):
 
 
 def without_compiler() -> Any:
-    """Return a context in which torch runs what it would compile: torch.cond outside a trace, and compiled modules."""
+    """Return a context in which torch runs eagerly what it would otherwise compile: torch.cond and compiled modules."""
     return torch.compiler.set_stance("force_eager")

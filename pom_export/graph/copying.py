@@ -16,27 +16,27 @@ from pom_export.graph.wrappers import copy_without_wrappers, inner_module
 from pom_export.quiet import quiet_warnings
 
 _Module = TypeVar("_Module", bound=nn.Module)
-# Where a module keeps what is asked for by other names.
+# Attributes of a module whose contents are accessed in other ways.
 _MODULE_FIELDS = ("_parameters", "_buffers", "_modules")
 _PLAIN = (int, float, complex, str, bytes)
 
 
 def copy_module(module: _Module, dtype: torch.dtype | None = None) -> _Module:
-    """Return a copy of a module, in evaluation mode, that shares every parameter that need not change.
+    """Return a copy of a module, in evaluation mode and on the CPU, that shares every parameter that need not change.
 
-    Wrappers inside it are left out, and the copy is on the CPU. The module itself is left as it is, by its copy's calls
-    too: buffers and other tensors are copied. What can't be copied, such as a lock or an open file, is shared.
+    The copy is without the wrappers inside the module. Buffers and other tensors are copied, so that calls of the copy
+    do not change the original. What can't be copied, such as a lock or an open file, is shared.
 
     Args:
-        module: what to copy.
+        module: the module.
         dtype: floating-point type of the copy; None: weights keep their types.
 
     Raises:
-        InputError: a part of it, or what an attribute holds, can't be copied, or is copied with other values.
+        InputError: a part of the module or the value of an attribute can't be copied, or its copy has other values.
     """
     memo: dict[int, Any] = {}
     for tensor in plain_tensors(module):
-        memo[id(tensor)] = tensor.detach().cpu().clone()  # one with a history can't be deep-copied
+        memo[id(tensor)] = tensor.detach().cpu().clone()  # a tensor with a gradient history can't be deep-copied
     changing = _changed_by_eval(module)
     for part in _parts(module):
         memo |= {id(value): value for value in owners(_own_leaves(part))}
@@ -45,7 +45,7 @@ def copy_module(module: _Module, dtype: torch.dtype | None = None) -> _Module:
         for parameter in part.parameters(recurse=False):
             converted = _converted(parameter, dtype)
             memo[id(parameter)] = copy.deepcopy(converted) if parameter in changing else converted
-    # Traced modules hold classes that torch itself has deprecated.
+    # Traced modules contain classes that torch itself has deprecated.
     with quiet_warnings(FutureWarning):
         try:
             return _copied(module, memo)
@@ -69,19 +69,19 @@ def _copied(module: _Module, memo: Mapping[int, Any]) -> _Module:
 
 
 def _changed_by_eval(module: nn.Module) -> set[Tensor]:
-    """Return the parameters that `eval` may change, as that of adapters which are merged then does."""
+    """Return the parameters that `eval` may change, like that of adapters that are merged then."""
     changing = (part for part in _parts(module) if part.training and type(part).train is not nn.Module.train)
     return {parameter for part in changing for parameter in part.parameters()}
 
 
 def _check_values(module: nn.Module, copies: Mapping[int, Any]) -> None:
-    """Raise InputError where a part's copy holds other values, which a class that says how it is copied may make.
+    """Raise InputError if the copy of a part has other values, which a class with its own way of copying may cause.
 
-    What a copy lacks, such as a cache, is no other value: the model makes it again, or fails.
+    Values that a copy lacks, such as a cache, do not count: the model computes them again, or fails.
 
     Args:
-        module: what was copied.
-        copies: the copy of everything in it, by id.
+        module: the module that was copied.
+        copies: the copies of everything in it, by id.
     """
     for part in _parts(module):
         copied = copies.get(id(part))
@@ -120,13 +120,13 @@ def _converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def plain_tensors(module: nn.Module) -> Iterator[Tensor]:
-    """Yield the tensors that are neither parameters nor buffers, such as what a call has kept; in containers too."""
+    """Yield tensors that are neither parameters nor buffers, such as those kept by a call; also those in containers."""
     for part in _parts(module):
         yield from (leaf for leaf in _own_leaves(part) if isinstance(leaf, Tensor))
 
 
 def _parts(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield a module and all in it, those in plain containers, which torch does not know of, too."""
+    """Yield a module and all modules in it, including those in plain containers, which torch does not know about."""
     seen, waiting = set(), [module]
     while waiting:
         for part in waiting.pop().modules():

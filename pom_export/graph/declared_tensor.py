@@ -11,9 +11,9 @@ from pom_export.graph.wire import LENGTH, VARINT, Bytes, WireError, fields, vari
 
 _DIMS, _TYPE, _STRINGS, _RAW, _EXTERNAL, _LOCATION = 1, 2, 6, 9, 13, 14
 _SEGMENT: Final = 3
-# Fields of typed data, and the fewest bytes that one of their numbers takes.
+# Fields of typed data, and the least number of bytes per value in each.
 _TYPED: Final = {4: 4, 5: 1, 7: 1, 10: 8, 11: 1}
-# Bits of an element, by ONNX's number of its type.
+# Bits per element, by ONNX's number for the type.
 _STRING: Final = 8
 _BITS: Final = {
     **dict.fromkeys((2, 3, 9, 17, 18, 19, 20, 24), 8),
@@ -31,12 +31,12 @@ _LONGEST_TEXT: Final = 4096
 
 @dataclass(frozen=True)
 class External:
-    """Data of a tensor that lies in another file.
+    """Tensor data stored in another file.
 
     Attributes:
-        location: the file's name, as the tensor gives it.
-        offset: where the data starts.
-        length: how many bytes it has.
+        location: name of the file, as given by the tensor.
+        offset: where the data starts, in bytes.
+        length: number of bytes.
     """
 
     location: str
@@ -45,16 +45,17 @@ class External:
 
 
 def read_tensor(data: Bytes, start: int, end: int, count: Callable[[], None]) -> tuple[External | None, int]:
-    """Check a tensor's message; return where its data lies, if in another file, and the bytes of its texts.
+    """Check a tensor's message, and return the location of external data and the number of bytes of text.
 
     Args:
         data: the file's bytes.
         start: where the message starts.
         end: where it ends.
-        count: called once a field.
+        count: called once per field.
 
     Raises:
-        WireError: its type is unknown, a size is negative, or its data is not as large as its sizes say.
+        WireError: its type is unknown, a dimension is negative, or its data does not have the size that follows from
+            its shape.
     """
     dims: list[int] = []
     entries: list[tuple[int, int]] = []
@@ -97,7 +98,7 @@ def _packed(data: Bytes, at: int, end: int) -> Iterator[int]:
 
 
 def _declared(dims: list[int], kind: int, held: dict[int, int], external: bool) -> int:
-    """Return the bytes of a tensor's data, after comparing them with what is there."""
+    """Return the size of a tensor's data in bytes, after comparing it with the data that is there."""
     if any(size >= _SIGN for size in dims):
         raise WireError("a tensor has a negative size")
     elements = math.prod(dims)
@@ -120,7 +121,7 @@ def _declared(dims: list[int], kind: int, held: dict[int, int], external: bool) 
 
 
 def _external(data: Bytes, entries: list[tuple[int, int]], size: int) -> External:
-    """Return where the data of a tensor is said to lie."""
+    """Return the declared location of a tensor's data."""
     told: dict[str, str] = {}
     for start, end in entries:
         pair = {number: _text(data, first, last) for number, wire, first, last in fields(data, start, end)}

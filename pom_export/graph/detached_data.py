@@ -15,13 +15,13 @@ _REPLACE: Final = Tensor.data.__set__  # type: ignore[attr-defined]
 
 
 class DetachedData(FunctionMode):
-    """While it is on, `.data` is what `.detach()` gives: the same values in the same memory, without gradients."""
+    """While active, `.data` gives the same as `.detach()`: the same values in the same memory, without gradients."""
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a function of torch, or detach in its place.
+        """Call a torch function, or detach instead of reading `.data`.
 
         Raises:
-            InputError: a tensor is given other data, of which the trace would see nothing.
+            InputError: a tensor's data is replaced, which a trace would miss.
         """
         if func == _REPLACE:
             raise InputError(

@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
-# In the file, and in every shape that a user gives.
+# Used in the file, and in every shape that a user gives.
 BATCH: Final = "batch"
 TOKENS: Final = "tokens"
 CONTEXT_TOKENS: Final = "context_tokens"
 PAST_TOKENS: Final = "past_tokens"
 
 _CONTEXT: Final = "context"
-# What stands for the tokens that a mask or position belongs to: the context's where there is one.
+# Placeholder for the tokens that a mask or position belongs to: the context's if there is a context.
 _SOURCE: Final = "source"
-# Dimensions of inputs by name and rank; those of the past that are not listed begin with the batch.
+# Dimensions of inputs, by name and rank. Inputs of the past that are not listed begin with the batch.
 _PLACES: Final = {
     ("x", 3): (BATCH, TOKENS),
     ("input_ids", 2): (BATCH, TOKENS),
@@ -39,17 +39,17 @@ _NO_NAMES: Final = {"", "?", "*", "-1", "None", "unknown"}
 
 
 def is_name(text: str) -> bool:
-    """Return whether a dimension's text tells it from others."""
+    """Return whether a text identifies a dimension."""
     return text not in _NO_NAMES
 
 
 def name_by_place(value: str, rank: int, axis: int, inputs: Collection[str]) -> str:
-    """Return what a dimension without a name is called: as an export has it where it knows the input, else by place.
+    """Return a name for an unnamed dimension: the export's name if the input is known, else one based on its position.
 
     Args:
         value: name of the input or output.
-        rank: how many dimensions it has.
-        axis: which of them.
+        rank: its number of dimensions.
+        axis: the dimension's position.
         inputs: names of all inputs.
     """
     places = _PLACES.get((value, rank), ())

@@ -19,14 +19,14 @@ _Hint = type(Dim.AUTO)
 
 
 def is_automatic(size: Any) -> bool:
-    """Return whether an entry lets the trace decide if a dimension is dynamic."""
+    """Return whether an entry lets tracing decide if a dimension is dynamic."""
     return isinstance(size, _Hint) and size.type == Dim.AUTO.type
 
 
 def trace_shapes(shapes: Mapping[str, Mapping[int, Any]]) -> dict[str, dict[int, Any]]:
-    """Return what torch is told: Dim.DYNAMIC as Dim.AUTO, since we say ourselves, by name, what the model fixes.
+    """Return the shapes for torch, with Dim.DYNAMIC as Dim.AUTO, since we report fixed dimensions ourselves, by name.
 
-    A mapping of its own: torch writes to it.
+    The result is a new mapping, because torch writes to it.
     """
     return {name: {axis: _relaxed(size) for axis, size in axes.items()} for name, axes in shapes.items()}
 
@@ -36,22 +36,22 @@ def _relaxed(size: Any) -> Any:
 
 
 def is_hint(size: Any) -> bool:
-    """Return whether an entry is Dim.AUTO or Dim.DYNAMIC, not a dimension with a name."""
+    """Return whether an entry is Dim.AUTO or Dim.DYNAMIC, as opposed to a named dimension."""
     return isinstance(size, _Hint)
 
 
 def named_shapes(
     module: nn.Module, given: Any, examples: Mapping[str, Tensor], dynamic_shapes: Any
 ) -> dict[str, dict[int, Any]]:
-    """Return which dimensions a user wants dynamic, by input and axis; what is not named is fixed.
+    """Return the dimensions that a user wants to be dynamic, by input and axis; all others are fixed.
 
     Args:
-        module: whose inputs they are.
+        module: the module that takes the inputs.
         given: the example inputs as the user gave them: a tensor, a sequence by position, or a mapping by name.
-        examples: the same by name.
-        dynamic_shapes: a mapping by input, a sequence by position, or torch's ShapesCollection or AdditionalInputs.
-            Of an input: a mapping by axis, a sequence, or None. Of an axis: a Dim, its name, a hint such as Dim.AUTO,
-            or a number, Dim.STATIC or None for one that is fixed.
+        examples: the example inputs by name.
+        dynamic_shapes: a mapping by input, a sequence by position, or torch's ShapesCollection or AdditionalInputs. For
+            each input: a mapping by axis, a sequence, or None. For each axis: a Dim, its name, a hint such as Dim.AUTO;
+            or a number, Dim.STATIC or None if it is fixed.
 
     Raises:
         InputError: it has another form, or does not fit the examples.
@@ -78,7 +78,7 @@ def named_shapes(
 
 
 def _resolved(module: nn.Module, given: Any, collection: ShapesCollection | AdditionalInputs) -> Any:
-    """Return what a collection of torch's says of the examples: it knows the tensors themselves, or their sizes."""
+    """Resolve a collection of torch's for the examples; it refers to the tensors themselves, or to their sizes."""
     if isinstance(given, (Tensor, np.ndarray)):
         given = (given,)
     arguments, keywords = ((), dict(given)) if isinstance(given, Mapping) else (tuple(given), {})
@@ -116,10 +116,10 @@ def _by_axis(name: str, tensor: Tensor, shape: Any) -> dict[int, Any]:
 
 
 def _is_fixed(where: str, given: int, size: Any) -> bool:
-    """Return whether an entry of an axis fixes it.
+    """Return whether an entry fixes its axis.
 
     Raises:
-        InputError: it is none that torch knows, or says another size than the example has.
+        InputError: torch does not know such an entry, or the example has another size.
     """
     if size is None or (isinstance(size, _Hint) and size.type == Dim.STATIC.type):
         return True

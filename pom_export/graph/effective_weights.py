@@ -24,20 +24,20 @@ FOLD = (
 )
 _LAYERS = ("qc_proj", "po_proj", "se_proj", "ag_proj")
 _PLAIN = (nn.Linear, nn.Conv1d, nn.modules.linear.NonDynamicallyQuantizableLinear)
-# What older reparametrizations and pruning add to the name of a weight; each is a hook that computes the weight.
+# Suffixes of the tensors from which older reparametrizations and pruning, both of them hooks, compute a weight.
 _PARTS = ("_orig", "_mask", "_g", "_v", "_u")
 _Reparametrization = BasePruningMethod | SpectralNorm | WeightNorm
-# Of float64 arithmetic, relative to the largest value.
+# Rounding error of float64 arithmetic, relative to the largest value.
 _ROUNDING = 1e-9
 
 
 def effective_state(mixer: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
-    """Return a mixer's state dict as it would be with plain layers, and the names of what is not plain.
+    """Return a mixer's state dict as if all of its layers were plain, and the names of those that are not.
 
-    Tensors of plain layers are the mixer's own. What belongs to nothing known stays under its name.
+    Tensors of plain layers are the mixer's own. Unrecognised entries keep their names.
 
     Raises:
-        CheckpointError: a layer in place of a projection computes something else than a linear map.
+        CheckpointError: a layer in place of a projection does not compute a linear map.
     """
     state: dict[str, Tensor] = mixer.state_dict(keep_vars=True)
     folded = []
@@ -59,17 +59,17 @@ def effective_state(mixer: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def fold_weights(module: nn.Module) -> None:
-    """Hold every weight of a copy that is computed from others as it comes out: a file needs no more of it.
+    """Replace every weight of a copy that is computed from others by its current value, which is all that a file needs.
 
-    Some of what computes them, such as an orthogonal matrix of its reflections, ONNX has no operators for.
+    ONNX lacks operators for some of these computations, such as that of an orthogonal matrix from its reflections.
     """
     for part in list(module.modules()):
         try:
             values = {name: getattr(part, name).detach() for name in _reparametrized(part)}
-        except Exception:  # noqa: BLE001, S112 (the call of the model says what is the matter)
+        except Exception:  # noqa: BLE001, S112 (calling the model will report the cause)
             continue
         if _is_parametrized(part):
-            # Not remove_parametrizations, which changes a class that the caller's module shares.
+            # remove_parametrizations would change a class that the caller's module shares.
             part.__class__ = parametrize.type_before_parametrizations(part)
             del part._modules["parametrizations"]
         for key in [key for key, hook in part._forward_pre_hooks.items() if is_reparametrization(hook)]:
@@ -83,7 +83,7 @@ def fold_weights(module: nn.Module) -> None:
 
 
 def is_reparametrization(hook: Any) -> bool:
-    """Return whether a hook before a module's forward does nothing but compute one of its weights."""
+    """Return whether a forward pre-hook of a module only computes one of its weights."""
     return isinstance(hook, _Reparametrization)
 
 
@@ -97,19 +97,19 @@ def _is_plain(layer: nn.Module) -> bool:
 
 
 def _is_parametrized(module: nn.Module) -> bool:
-    # Not torch's is_parametrized: what stands in for a mixer passes its question on to it.
+    # torch's is_parametrized does not work here: a mixer's stand-in forwards the attribute lookup to the mixer.
     return "parametrizations" in module._modules
 
 
 def _reparametrized(module: nn.Module) -> list[str]:
-    """Return the names of a module's own tensors that are computed from others, brought up to date."""
+    """Return the names of a module's own tensors that are computed from others, after updating them."""
     names: list[str] = []
     if _is_parametrized(module):
         names += module.get_submodule("parametrizations")._modules
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, _Reparametrization):
-            # What the weights were changed to since the last call is not in it yet.
-            with torch.no_grad():  # what has a history can't be copied
+            # The result is out of date if the weights were changed since the last call.
+            with torch.no_grad():  # a tensor with a gradient history can't be copied
                 hook(module, ())
             names.append(hook._tensor_name if isinstance(hook, BasePruningMethod) else hook.name)
     return names
@@ -120,13 +120,13 @@ def _is_part_of(key: str, name: str) -> bool:
 
 
 def _linear_map(name: str, layer: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Return the weight and the bias of what stands for a projection, shaped as a plain layer's are.
+    """Return the weight and the bias of a module that is used as a projection, shaped as in a plain layer.
 
     Raises:
-        CheckpointError: it computes no linear map, or its width is not known.
+        CheckpointError: it does not compute a linear map, or its width is unknown.
     """
     kind = kind_of(layer)
-    # An adapter has a width of its own, and not always that of the layer in it.
+    # An adapter's own layers may have another width than the layer that it adapts.
     wide_parts = [part for part in layer.modules() if _width(part)]
     base = next((part for part in wide_parts if isinstance(part, _PLAIN)), next(iter(wide_parts), None))
     if base is None:
@@ -156,16 +156,16 @@ def _linear_map(name: str, layer: nn.Module) -> tuple[Tensor, Tensor | None]:
 
 
 def _width(part: nn.Module) -> int:
-    """Return how wide the input of a linear layer or of a convolution is, or 0 for another module."""
+    """Return the input width of a linear layer or convolution; 0 for other modules."""
     width = getattr(part, "in_features", getattr(part, "in_channels", 0))
     return width if isinstance(width, int) else 0
 
 
 def _by_group(name: str, kind: str, weight: Tensor, groups: int) -> Tensor:
-    """Return (C, d / groups) of a weight (C, d) whose groups of rows see their own columns only."""
+    """Return the blocks (C, d / groups) of a weight (C, d) in which each group of rows only uses its own columns."""
     rows, columns = weight.shape[0] // groups, weight.shape[1] // groups
     blocks = [weight[i * rows : (i + 1) * rows, i * columns : (i + 1) * columns] for i in range(groups)]
-    # By norms, for the blocks are all that may be there.
+    # Compares norms: everything outside of the blocks must be 0.
     if not torch.isclose(torch.cat(blocks).norm(), weight.norm(), rtol=_ROUNDING):
         raise CheckpointError(f"{name} is {kind}, which mixes the {groups} groups of its convolution", FOLD)
     return torch.cat(blocks)

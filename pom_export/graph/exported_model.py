@@ -57,7 +57,7 @@ __all__ = [
     "read_model",
 ]
 
-# Inputs of a stateful export, the first two named as the op's; behind the others' dot stands the layer.
+# Inputs of a stateful export. The first two have the op's names; those of the others end in a dot and the layer.
 PAST_STATE, PAST_LENGTH = contract.STATE_INPUTS
 PAST_CONVOLUTION: Final = "past_conv"
 PAST_KEY_VALUES: Final = "past_key_values"
@@ -67,24 +67,24 @@ _TABLE_RANK: Final = 2
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """The interface of an ONNX file of ours.
+    """The interface of one of our ONNX files.
 
     Attributes:
         path: the file.
-        inputs: its inputs, initializers left out.
+        inputs: its inputs, without initializers.
         outputs: its outputs.
         properties: our metadata, without the prefix: dtype, mask, limits, spec, source_sha256.
         opset: version of the standard ops.
-        aggregations: names of the aggregation nodes, gated or not, those in branches, loops and functions of
-            others included.
-        attributes: of these nodes, as far as they are numbers and texts.
-        without_function: types of these nodes that the file holds no function of.
+        aggregations: names of the aggregation nodes, gated or not, including those in branches, loops and other tools'
+            functions.
+        attributes: the attributes of these nodes that are numbers or text.
+        without_function: op types of these nodes for which the file has no function.
         weights: files of external weights, in the model's own folder.
-        weight_types: how many numbers the weights of its products have in each floating-point type.
-        claims: what the properties say, as it was read.
+        weight_types: how many values the weights of its products have in each floating-point type.
+        claims: the parsed properties.
         in_branches: how many of the aggregation nodes are in branches or loops.
-        sizes_folded: whether every size is fixed, and what is computed from sizes alone is there as weights, in a
-            half-precision file as half ones.
+        sizes_folded: whether all sizes are fixed, and everything computed from sizes alone is stored as weights, which
+            are in half precision in a half-precision file.
     """
 
     path: Path
@@ -103,7 +103,7 @@ class ExportedModel:
 
     @property
     def precision(self) -> str:
-        """The type of weights and activations, as the graph has them: "float32", "float16" or "bfloat16"."""
+        """The type of the graph's weights and activations: "float32", "float16" or "bfloat16"."""
         specs = (*self.inputs, *self.outputs)
         floats = [spec.dtype.name for spec in specs if spec.dtype.kind not in "biu" and not is_past(spec.name)]
         return precision_of(self.weight_types, floats)
@@ -115,12 +115,12 @@ class ExportedModel:
 
     @property
     def stateful(self) -> str:
-        """What a token sees of its call: "causal" or "block-causal"; empty for a file without a state."""
+        """How much of its call a token sees: "causal" or "block-causal"; empty for a file without a state."""
         return self.properties.get(STATEFUL, "")
 
     @property
     def limits(self) -> InputLimits:
-        """What the inputs may hold, as the file says."""
+        """The file's limits on its inputs."""
         return self.claims.limits or InputLimits()
 
     @property
@@ -130,19 +130,19 @@ class ExportedModel:
 
 
 def present_name(past: str) -> str:
-    """Return the name of the output that becomes an input of the past in the next call."""
+    """Return the name of the output that becomes the given input of the past in the next call."""
     if past.startswith(f"{PAST_KEY_VALUES}."):
-        return past.replace(PAST_KEY_VALUES, "present", 1)  # as the ecosystem's files have it
+        return past.replace(PAST_KEY_VALUES, "present", 1)  # the name that other exporters use
     return past.replace("past", "present", 1)
 
 
 def is_past(name: str) -> bool:
-    """Return whether an input is a part of the state."""
+    """Return whether an input is part of the state."""
     return name in {PAST_STATE, PAST_LENGTH} or name.startswith((f"{PAST_CONVOLUTION}.", f"{PAST_KEY_VALUES}."))
 
 
 def nested(named: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a module is called with: a name with a dot is an entry of the mapping named before it."""
+    """Turn inputs by name into a module's arguments: a name with a dot is an entry of the mapping before the dot."""
     arguments: dict[str, Any] = {}
     for name, value in named.items():
         group, dot, rest = name.partition(".")
@@ -154,10 +154,10 @@ def nested(named: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_model(path: str | os.PathLike[str]) -> ExportedModel:
-    """Read an ONNX file's interface, not its external weights.
+    """Read an ONNX file's interface, without its external weights.
 
     Raises:
-        InputError: the file cannot be read, is no ONNX model, or declares what no model of ours has.
+        InputError: the file cannot be read, is not an ONNX model, or declares something that none of our models has.
     """
     file = readable_file(path, "model")
     external = check_onnx_file(file)
@@ -170,7 +170,7 @@ def read_model(path: str | os.PathLike[str]) -> ExportedModel:
             check_ranges(claims.limits.ranges, inputs)
         opset = standard_opset(model)
         model = unfolded(model)
-    except (ValueError, RuntimeError) as error:  # the latter of onnx, where functions cannot be unfolded
+    except (ValueError, RuntimeError) as error:  # RuntimeError comes from onnx if functions cannot be inlined
         raise InputError(f"model {file} is not usable: {error}", "Export it again") from error
     nodes = aggregations_of(model.graph)
     functions = {(function.domain, function.name, function.overload) for function in model.functions}
@@ -197,10 +197,10 @@ def _are_sizes_folded(graph: onnx.GraphProto, inputs: Sequence[TensorSpec]) -> b
 
 
 def _meets_wide_tables(graph: onnx.GraphProto) -> bool:
-    """Return whether an activation is widened to meet a float32 table.
+    """Return whether an activation is converted to float32 to be multiplied by a float32 table.
 
-    So it is where another tool has fixed sizes and folded what a half-precision graph of dynamic ones computes in
-    float32. Our export folds before it lowers, and a table becomes half with what it meets.
+    This happens if another tool fixed the sizes of a half-precision graph with dynamic ones, and folded what the graph
+    computes in float32. Our export folds before it lowers the precision, so that a table gets the type of its operand.
     """
     float32 = onnx.TensorProto.FLOAT
     tables = {

@@ -11,12 +11,12 @@ _HINT = "Copy the file of weights that was written with the model beside it"
 
 
 def check_external(model: Path, external: External) -> None:
-    """Check that external data lies whole in a file of the model's own folder.
+    """Check that external data is completely contained in a file in the model's own folder.
 
-    Only a plain name is taken: whoever replaces or deletes a model's own files goes by these names.
+    Only a plain name is accepted, since these names determine which files are replaced or deleted with the model.
 
     Raises:
-        InputError: the name leads elsewhere, the file is missing, no regular file, or too short.
+        InputError: the name leads elsewhere, or the file is missing, not a regular file, or too short.
     """
     name = external.location
     if name in ("", ".", "..") or any(sign in name for sign in "/\\\0"):
@@ -29,7 +29,7 @@ def check_external(model: Path, external: External) -> None:
         raise InputError(f"weights {file} of model {model.name} are missing", _HINT) from error
     except OSError as error:
         raise InputError(f"weights {file} cannot be read: {error.strerror}", _HINT) from error
-    # A model that is a link, as in the cache of Hugging Face's hub, has its weights beside what it leads to.
+    # The weights of a model that is a link, as in the Hugging Face Hub's cache, are beside the link's target.
     if place.parent not in (model.parent.resolve(), model.resolve().parent):
         raise InputError(f"weights {file} are a link to a place outside the model's folder", _HINT)
     if not place.is_file():

@@ -19,18 +19,18 @@ from pom_export.graph.function_streaming import Past, add_streaming
 
 @dataclass(frozen=True)
 class FunctionVariant:
-    """What one function body depends on: the node's attributes and inputs.
+    """The attributes and inputs of a node that a function body depends on.
 
     Attributes:
-        mode: the node's.
-        epsilon: the node's.
+        mode: the node's mode.
+        epsilon: the node's epsilon.
         degree: K.
         x_type: type of x.
         coefficient_type: type of the coefficients; None: form "product".
         mask_type: type of the mask; None: no mask, or a placeholder.
         rotation_type: type of cos and sin; None: no rotation.
-        rotary_blocks: the node's, 1 without a rotation.
-        stateful: the node's.
+        rotary_blocks: the node's number of rotary blocks; 1 without a rotation.
+        stateful: whether the node is stateful.
     """
 
     mode: str
@@ -45,7 +45,7 @@ class FunctionVariant:
 
     @property
     def inputs(self) -> int:
-        """How many inputs the node has: those up to the last present one."""
+        """The number of inputs of the node, up to the last one that is present."""
         if self.stateful:
             return len(contract.INPUTS)
         if self.rotation_type is not None:
@@ -54,18 +54,18 @@ class FunctionVariant:
 
     @property
     def placeholders(self) -> list[int]:
-        """Which of the inputs hold the place of an absent one."""
+        """Indices of the inputs that are placeholders for absent ones."""
         types = (self.x_type, self.coefficient_type, self.mask_type, self.rotation_type, self.rotation_type)
         return [index for index, kind in enumerate(types[: self.inputs]) if kind is None]
 
 
 def add_aggregation(body: Body, variant: FunctionVariant, values: Sequence[ir.Value]) -> list[ir.Value]:
-    """Add the nodes of an aggregation to a body and return its results: y in float32, and the present if it has one.
+    """Add the nodes of an aggregation to a body and return its results: y in float32 and, if stateful, the present.
 
     Args:
-        body: of the function.
-        variant: what is added depends on it.
-        values: the op's inputs; those that the variant lacks are not looked at.
+        body: the function's body.
+        variant: determines what is added.
+        values: the op's inputs; those that the variant lacks are ignored.
     """
     x, coefficients, mask, cos, sin, past_state, past_length = values
     tokens, weights = _counting(body, variant, x, mask)
@@ -91,14 +91,14 @@ def add_aggregation(body: Body, variant: FunctionVariant, values: Sequence[ir.Va
 
 
 def _counting(body: Body, variant: FunctionVariant, x: ir.Value, mask: ir.Value) -> tuple[ir.Value, ir.Value | None]:
-    """Return the tokens in float32, 0 for those left out, and the weights (B or 1, N, 1) of a mask of floats."""
+    """Return the tokens in float32, 0 where masked, and the weights (B or 1, N, 1) of a floating-point mask."""
     tokens = body.as_float(x, variant.x_type)
     if variant.mask_type is None:
         return tokens, None
     zero, axis = body.constant(0.0), body.constant([2], np.int64)
     if variant.mask_type == ir.DataType.BOOL:
         return body.Where(body.Unsqueeze(mask, axis), tokens, zero), None
-    # In front of the Unsqueeze: ONNX Runtime would move a factor behind a product that it is right in front of.
+    # Scaled before the Unsqueeze, because ONNX Runtime would move a factor that directly precedes a product behind it.
     scaled = body.Mul(body.as_float(mask, variant.mask_type), body.constant(contract.WEIGHT_SCALE))
     weights = body.Unsqueeze(scaled, axis)
     return body.Where(body.Equal(weights, zero), zero, tokens), weights
@@ -111,19 +111,19 @@ def make_function(
     outputs: Sequence[ir.Value],
     attributes: Sequence[str],
 ) -> ir.Function:
-    """Return a body as the function of an op of ours; `body.opset` is the model's."""
+    """Make a function for one of our ops from its body; `body.opset` is the model's."""
     graph = ir.Graph(inputs, outputs, nodes=body.nodes, opset_imports={"": body.opset}, name=name)
     declared = [ir.Attr(attribute, ir.AttributeType.UNDEFINED, None) for attribute in attributes]
     return ir.Function(contract.DOMAIN, name, graph=graph, attributes=declared)
 
 
 def build_function(variant: FunctionVariant, opset: int, name: str = contract.OP_NAME) -> ir.Function:
-    """Return the function that computes the op for one variant.
+    """Build the function that computes the op for one variant.
 
     Args:
-        variant: what the body depends on.
+        variant: determines the body.
         opset: version of the standard ops; it must be the model's.
-        name: the name of the op that nodes of this variant have.
+        name: name of the op in nodes of this variant.
     """
     body, inputs = Body(opset), [ir.Value(name=given) for given in contract.INPUTS]
     y, *present = add_aggregation(body, variant, inputs)
@@ -132,7 +132,7 @@ def build_function(variant: FunctionVariant, opset: int, name: str = contract.OP
 
 
 def name_outputs(values: list[ir.Value], names: Sequence[str]) -> list[ir.Value]:
-    """Give a function's outputs the names that the op has for them."""
+    """Name a function's outputs as the op does."""
     for value, name in zip(values, names, strict=False):
         value.name = name
     return values

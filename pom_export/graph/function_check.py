@@ -27,10 +27,10 @@ from pom_export.graph.schema import attributes, register_schema
 from pom_export.graph.unfolding import unfolded
 from pom_export.graph.variants import gated_variant_of, variant_of
 
-# Two bodies of the same formula in float32, of few tokens, differ by rounding alone; half types round their output.
+# For few tokens, two bodies with the same formula in float32 only differ by rounding; half types round their outputs.
 _TOLERANCES = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2}
 _HALVES = ("float16", "bfloat16")
-# What fewer values of a tensor are, a weight, can decide a shape.
+# A weight with at most this many values may determine a shape.
 _SMALL = 64
 _WIDEST = 2**20
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
@@ -38,7 +38,7 @@ _HINT = "Export it again: another tool has changed or mixed up its functions"
 
 
 class CumSum(OpRun):
-    """CumSum that also takes an axis of rank 1, as earlier versions of our functions have it."""
+    """CumSum that also accepts an axis of rank 1, as in earlier versions of our functions."""
 
     def _run(self, x: Array, axis: Array, exclusive: int = 0, reverse: int = 0) -> tuple[Array]:
         along = int(np.reshape(axis, ()))
@@ -49,20 +49,20 @@ class CumSum(OpRun):
 
 
 def check_functions(path: Path, proto: onnx.ModelProto | None = None) -> list[str]:
-    """Compare the function of each aggregation with what the node's attributes and the types of its inputs ask for.
+    """Check that each aggregation's function computes what the node's attributes and input types ask for.
 
-    Nodes that have no function are left out.
+    Nodes that have no function are skipped.
 
     Args:
-        path: of the file.
-        proto: the model in it, where it is loaded; its weights are not needed.
+        path: path of the file.
+        proto: the model in it, if already loaded; its weights are not needed.
 
     Returns:
-        The nodes whose function could not be looked at, each with the reason: nothing may tell which shapes inputs
-        have in a branch.
+        The nodes whose function could not be checked, each with the reason; in a branch, for example, the shapes of
+        inputs may be unknown.
 
     Raises:
-        InputError: a function computes something else; node and function are named.
+        InputError: a function computes something else; the message names the node and the function.
     """
     if proto is None:
         proto = onnx.load(path, format="protobuf", load_external_data=False)
@@ -103,7 +103,7 @@ def check_functions(path: Path, proto: onnx.ModelProto | None = None) -> list[st
 
 
 def _with_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model without its large weights, with the types and shapes that follow from its inputs."""
+    """Return a model without its large weights, with the types and shapes that can be inferred from its inputs."""
     register_schema()
     skeleton = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
     for part in (skeleton, *skeleton.functions):
@@ -123,14 +123,14 @@ def _with_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
     try:
         return onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
     except onnx.shape_inference.InferenceError:
-        return skeleton  # as far as the file says them
+        return skeleton  # with the types and shapes that the file declares
 
 
 def _complete(node: ir.Node) -> None:
-    """Write the attributes that a node leaves out.
+    """Add a node's missing attributes.
 
     Raises:
-        ValueError: the mode is not there, or an attribute is none of the contract's.
+        ValueError: the mode is missing, or an attribute is invalid.
     """
     if "mode" not in node.attributes:
         raise ValueError("the attribute mode is missing")
@@ -148,7 +148,7 @@ def _complete(node: ir.Node) -> None:
 
 
 def _check_sizes(node: ir.Node, function: ir.Function) -> None:
-    """Raise ValueError where a body would take long to make, or to run: a file may declare anything."""
+    """Raise ValueError if a body would take long to build or to run, since a file may declare anything."""
     coefficients = input_named(node, "coefficients")
     widths = [first(coefficients), *(last(input_named(node, name), 0) for name in ("x", "gate", "gate_bias"))]
     if max(widths) > _WIDEST:
@@ -161,18 +161,18 @@ def _check_sizes(node: ir.Node, function: ir.Function) -> None:
 
 
 def _difference(node: ir.Node, wanted: onnx.FunctionProto, given: onnx.FunctionProto) -> str:
-    """Return how a function differs from the one that the node needs, or nothing."""
+    """Return how a function differs from the one that the node needs; empty if it does not."""
     if len(given.input) < len(wanted.input):
         return f"it takes {len(given.input)} inputs, and the node has {len(wanted.input)}"
     for feed in feeds(node):
         try:
             expected = _run(wanted, feed, node)
-        except Exception as error:  # noqa: BLE001 (of types that another tool has changed, some of them)
+        except Exception as error:  # noqa: BLE001 (another tool may have changed some of the types)
             types = ", ".join(array.dtype.name for array in feed.values())
             return f"the node's inputs have types that the op does not accept together, {types}: {reason_of(error)}"
         try:
             made = _run(given, feed, node)
-        except Exception as error:  # noqa: BLE001 (whatever a body of another's makes of the reference)
+        except Exception as error:  # noqa: BLE001 (another tool's body may raise anything)
             return (
                 _left_in_single(node, given, feed) or f"it cannot be run on inputs like the node's: {reason_of(error)}"
             )
@@ -188,20 +188,20 @@ def _difference(node: ir.Node, wanted: onnx.FunctionProto, given: onnx.FunctionP
 
 
 def _left_in_single(node: ir.Node, given: onnx.FunctionProto, feed: Mapping[str, Array]) -> str:
-    """Say where a function takes float32 of what the node is given in half: tools convert graphs, not functions."""
+    """Explain that a function takes float32 where its node has half precision: tools convert graphs, not functions."""
     half = next((array.dtype.name for array in feed.values() if array.dtype.name in _HALVES), None)
     if half is None:
         return ""
     wide = {name: array.astype(np.float32) if array.dtype.name in _HALVES else array for name, array in feed.items()}
     try:
         _run(given, wide, node)
-    except Exception:  # noqa: BLE001 (whatever a body of another's makes of the reference)
+    except Exception:  # noqa: BLE001 (another tool's body may raise anything)
         return ""
     return f"the node is given {half}, and the function computes in float32: dtype {half} exports both in half"
 
 
 def _shown(name: str, one: Array, other: Array, feed: Mapping[str, Array]) -> Iterator[tuple[Array, Array]]:
-    """Yield what is compared of two outputs: they themselves, and of a state, a sum of two floats, what a call adds."""
+    """Yield what to compare of two outputs: themselves and, for a state (a sum of two floats), what the call adds."""
     yield one, other
     if name == contract.STATE_OUTPUTS[0]:
         past = feed[contract.STATE_INPUTS[0]].astype(np.float64)
@@ -209,7 +209,7 @@ def _shown(name: str, one: Array, other: Array, feed: Mapping[str, Array]) -> It
 
 
 def _largest_difference(one: Array, other: Array) -> float:
-    """Return the largest difference over the largest finite magnitude; infinity where one alone is NaN or infinite."""
+    """Return the largest difference over the largest finite magnitude; infinity if only one is finite somewhere."""
     one, other = one.astype(np.float64), other.astype(np.float64)
     finite = np.isfinite(one)
     if not np.array_equal(np.where(finite, 0, one), np.where(np.isfinite(other), 0, other), equal_nan=True):

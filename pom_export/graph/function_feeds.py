@@ -15,20 +15,21 @@ from pom_export.graph.nodes import input_names
 
 Array = npt.NDArray[Any]
 
-# The last row has no token that counts.
+# All tokens of the last row are masked.
 _BATCH, _TOKENS, _GATE_TOKENS, _CHANNELS = 3, 5, 3, 16
-# Of tokens: some beyond both ends of the clamp, and most of them not.
+# Scales of the tokens: most are within the clamp, and some beyond either end.
 _SPREAD, _FAR = 3, 10
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """What inputs are like.
+    """A kind of inputs.
 
     Attributes:
-        weight: scale of floating masks.
-        negative: whether all tokens are: where some are not, what becomes of the others is too small to be seen.
-        past: scale of the past's sums: a call is lost in the rounding of the first float of large ones.
+        weight: scale of floating-point masks.
+        negative: whether all tokens are negative. Next to positive ones, the contribution of negative tokens would be
+            too small to notice.
+        past: scale of the past's sums. If they are large, a call is lost in the rounding of their first float.
     """
 
     weight: float = 1.0
@@ -37,10 +38,10 @@ class _Kind:
 
 
 def feeds(node: ir.Node) -> Iterator[dict[str, Array]]:
-    """Yield inputs of a node by the contract's names: some of their own sizes, few batches and tokens.
+    """Yield inputs for a node by the contract's names, with the node's channels but few rows and tokens.
 
     Args:
-        node: its attributes are complete, and types and shapes of its inputs known.
+        node: a node whose attributes are complete, and whose inputs have known types and shapes.
     """
     values = {name: value for name, value in zip(input_names(node), node.inputs, strict=False) if value is not None}
     mask = values.get("mask")
@@ -72,7 +73,7 @@ def _draw(values: Mapping[str, ir.Value], node: ir.Node, kind: _Kind) -> dict[st
         drawn[name] = numbers.astype(value.dtype.numpy())
     mask = drawn.get("mask")
     if mask is not None and mask.ndim > 1:
-        # What a token that does not count holds reaches nothing.
+        # The values of masked tokens must not affect anything.
         drawn["x"][~mask.astype(bool)] = np.nan
     return drawn
 
@@ -99,19 +100,19 @@ def _is_placeholder(name: str, value: ir.Value) -> bool:
 
 
 def _channels(values: Mapping[str, ir.Value], node: ir.Node) -> int:
-    """Return a number of channels: the node's own, or one that its form and rotation can be given."""
+    """Return a number of channels: the node's own, or one that suits its form and rotation."""
     known = [last(values["x"], 0), first(values.get("coefficients"))]
     fitting = _CHANNELS * max(1, node.attributes["degree"].as_int()) * last(values.get("gate_bias"), 1)
     return next((size for size in known if size > 1), fitting)
 
 
 def last(value: ir.Value | None, default: int) -> int:
-    """Return the last size of a value, or another where it is not known."""
+    """Return the last dimension of a value, or a default if it is unknown."""
     size = default if value is None or not value.shape else value.shape[-1]
     return size if isinstance(size, int) else default
 
 
 def first(value: ir.Value | None) -> int:
-    """Return the first size of a value, or 0 where it is not known."""
+    """Return the first dimension of a value, or 0 if it is unknown."""
     size = value.shape[0] if value is not None and value.shape else 0
     return size if isinstance(size, int) else 0

@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 def refuse_overloads(path: Path, functions: Iterable[FunctionProto], reader: str) -> None:
-    """Refuse a file whose reader would take one function for another; earlier versions of this toolkit wrote such.
+    """Refuse a file with functions that its reader would confuse, such as earlier versions of this toolkit wrote.
 
     Args:
-        path: of the file.
-        functions: of the model in it.
-        reader: who reads it, and goes by domain and name alone.
+        path: path of the file.
+        functions: the functions of the model in it.
+        reader: name of the reader, which only considers domain and name.
 
     Raises:
-        InputError: several functions have one domain and name.
+        InputError: several functions have the same domain and name.
     """
     counts = Counter((function.domain, function.name) for function in functions)
     for (domain, name), count in counts.items():

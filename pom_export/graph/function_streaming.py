@@ -12,7 +12,7 @@ from pom_export.graph.function_body import Body
 
 
 class Past(NamedTuple):
-    """A state as it comes in: (B, 2, C) float32 and (B) int64."""
+    """An incoming state: (B, 2, C) float32 and (B) int64."""
 
     state: ir.Value
     length: ir.Value
@@ -21,19 +21,19 @@ class Past(NamedTuple):
 def add_streaming(
     body: Body, p: ir.Value, x: ir.Value, mask: ir.Value | None, past: Past, mode: str, epsilon: float
 ) -> list[ir.Value]:
-    """Add what follows the features of a stateful call; return y in float32, present_state and present_length.
+    """Add the part of a stateful call after the features; return y in float32, present_state and present_length.
+
+    A function cannot fail. If a length is invalid, or too large for this call's tokens to be added, y and the state are
+    NaN and the length is -1.
 
     Args:
-        body: of the function.
-        p: the features, (B, N, C) float32, 0 for tokens that the mask leaves out.
+        body: the function's body.
+        p: the features, (B, N, C) float32, 0 for masked tokens.
         x: the op's input.
         mask: (B or 1, N) bool, or None.
-        past: the state of the tokens before these.
+        past: the state of the earlier tokens.
         mode: "mean" or "causal".
-        epsilon: added to a masked count of tokens.
-
-    A function cannot refuse: where a length is none, or this call's tokens cannot be added to it, y and the state are
-    NaN, and the length is -1.
+        epsilon: added to the number of tokens if there is a mask.
     """
     is_length = _is_length(body, x, past.length)
     axis = body.constant([1], np.int64)
@@ -52,21 +52,21 @@ def add_streaming(
 
 
 def _is_length(body: Body, x: ir.Value, length: ir.Value) -> ir.Value:
-    """Return whether each length is one that this call's tokens can be added to, bool (B)."""
+    """Return whether each length is valid and small enough for this call's tokens to be added, bool (B)."""
     most = body.Sub(body.constant([contract.MAX_LENGTH], np.int64), body.token_count(x))
     negative = body.Less(length, body.constant(0, np.int64))
     return body.Not(body.Or(negative, body.Greater(length, most)))
 
 
 def _counts(body: Body, x: ir.Value, mask: ir.Value | None, mode: str) -> ir.Value:
-    """Return how many of the call's tokens each mean is over, int64, (N) or (1), or (B or 1, N or 1) with a mask."""
+    """Return how many of the call's tokens go into each mean, int64: (N) or (1), or (B or 1, N or 1) with a mask."""
     if mask is not None:
         return body.kept_counts(mask, mode)
     return body.token_numbers(x) if mode == "causal" else body.token_count(x)
 
 
 def _advance(body: Body, old: ir.Value, lost: ir.Value, added: ir.Value) -> ir.Value:
-    """Return the state with a sum (B, 1, C) added: Knuth's two-sum, then Dekker's of it and all that was lost."""
+    """Add a sum (B, 1, C) to the state: Knuth's two-sum, then Dekker's of its result and all that was lost."""
     updated = body.Add(old, added)
     taken = body.Sub(updated, old)
     error = body.Add(body.Sub(old, body.Sub(updated, taken)), body.Sub(added, taken))

@@ -14,13 +14,13 @@ from pom_export.graph.function_body import Body
 
 @dataclass(frozen=True)
 class GatedVariant:
-    """What one body of the gated op depends on.
+    """What a body of the gated op depends on.
 
     Attributes:
         aggregation: the variant of the aggregation in it.
-        activation: of the gate.
+        activation: the gate's activation.
         bias_type: type of the gate's bias.
-        heads: S where a gate value serves several channels; None: one gate a channel.
+        heads: S, the number of gate values per token, if each serves several channels; None: one gate per channel.
     """
 
     aggregation: FunctionVariant
@@ -30,15 +30,15 @@ class GatedVariant:
 
 
 def build_gated_function(variant: GatedVariant, opset: int, name: str = contract.GATED_OP_NAME) -> ir.Function:
-    """Return the function that computes the gated op for one variant.
+    """Build the function that computes the gated op for one variant.
 
-    It repeats the aggregation's body: a node of the plain op inside would reach no kernel, since neither TensorRT nor
-    ONNX Runtime looks for one there.
+    It repeats the aggregation's body, because a node of the plain op inside a function would not reach a kernel:
+    neither TensorRT nor ONNX Runtime looks for one there.
 
     Args:
-        variant: what the body depends on.
+        variant: determines the body.
         opset: version of the standard ops; it must be the model's.
-        name: the name of the op that nodes of this variant have.
+        name: name of the op in nodes of this variant.
     """
     body, inputs = Body(opset), [ir.Value(name=given) for given in contract.GATED_INPUTS]
     x, gate, gate_bias, *others = inputs
@@ -56,7 +56,7 @@ def build_gated_function(variant: GatedVariant, opset: int, name: str = contract
 
 
 def _select(body: Body, gate: ir.Value, aggregate: ir.Value, heads: int | None) -> ir.Value:
-    """Return the gate (B, T, S) over the aggregate (B, 1 or T, C), (B, T, C)."""
+    """Multiply the aggregate (B, 1 or T, C) by the gate (B, T, S), giving (B, T, C)."""
     if heads is None:
         return body.Mul(gate, aggregate)
     # (B, ., S, C / S) times (B, T, S, 1); a 0 keeps a size.

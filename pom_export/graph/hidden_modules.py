@@ -12,7 +12,7 @@ _DEEPEST = 4
 
 
 def hidden_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """Yield the modules that are held by a module's parts without being registered: where, which, and in what."""
+    """Yield modules that a module's parts hold without registering them: the path, the module, and what holds it."""
     known = {id(part) for part in module.modules()}
     for name, part in module.named_modules():
         prefix = f"{name}." if name else ""
@@ -49,5 +49,5 @@ def _modules_in(value: Any, path: str, holder: str, depth: int) -> Iterator[tupl
 def _contents(cell: Any) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # not filled yet
+    except ValueError:  # an empty cell
         return None

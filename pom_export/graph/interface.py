@@ -15,15 +15,15 @@ from pom_export.errors import printable, with_article
 from pom_export.graph.dimensions import is_name, name_by_place
 from pom_export.graph.opsets import STANDARD_DOMAINS
 
-# Numbers of a type that numpy, and each of the runtimes, can be given.
+# Kinds of NumPy types that each of the runtimes accepts.
 _KINDS: Final = "biuf"
 _BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
-# Of a name as it is shown, and as a file may have it.
+# The longest name that is shown, and the longest that a file may have.
 _LONGEST_SHOWN: Final = 200
 LONGEST_NAME: Final = 1000
-# What tools write that have no names for dimensions.
+# What tools without names for dimensions write.
 _NO_SIZE: Final = -1
-# What one call can be given, fixed sizes alone.
+# The most bytes that a call can take, counting fixed sizes only.
 _LARGEST_BYTES: Final = 2**32
 _MOST_AXES: Final = 16
 _NEWEST_OPSET: Final = 1000
@@ -31,9 +31,10 @@ _NEWEST_OPSET: Final = 1000
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One graph input or output: its name, numpy dtype (ml_dtypes' for bfloat16) and axes.
+    """A graph input or output: its name, NumPy dtype (ml_dtypes' for bfloat16) and axes.
 
-    An axis is a size, or the name of a dynamic dimension; one that the file has no name for is called by its place.
+    An axis is a size, or the name of a dynamic dimension. A dimension without a name in the file is named by its
+    position.
     """
 
     name: str
@@ -45,11 +46,11 @@ class TensorSpec:
 
 
 def read_interface(graph: onnx.GraphProto) -> tuple[list[TensorSpec], list[TensorSpec]]:
-    """Return the inputs of a graph, initializers left out, and its outputs.
+    """Return a graph's inputs, without initializers, and its outputs.
 
     Raises:
-        ValueError: a name is missing or there twice, an input or output is no tensor of numbers, lacks its shape, or
-            is larger than any call could be given; or the graph has no nodes, inputs or outputs.
+        ValueError: a name is missing or occurs twice, an input or output is not a tensor of numbers, lacks its shape,
+            or is larger than any call could take; or the graph has no nodes, inputs or outputs.
     """
     if not graph.node:
         raise ValueError("its graph has no nodes")
@@ -65,15 +66,16 @@ def read_interface(graph: onnx.GraphProto) -> tuple[list[TensorSpec], list[Tenso
 
 
 def check_counts(values: Mapping[str, Sequence[int]], inputs: Sequence[TensorSpec]) -> None:
-    """Compare what is said of the values of inputs with the inputs that there are.
+    """Check that the limits on the inputs' values fit the inputs.
 
     Args:
-        values: how many values there are, by input: one number, or one a column. Inputs that are not there may have
+        values: how many values there are, by input: one number, or one per column. Inputs that do not exist may have
             been renamed since.
-        inputs: of the graph.
+        inputs: the graph's inputs.
 
     Raises:
-        ValueError: an input is none of integers, or numbers are not one a column, or beyond the input's type.
+        ValueError: an input is not of integers, there is not one number per column, or a number exceeds the input's
+            type.
     """
     for spec in inputs:
         counts = values.get(spec.name)
@@ -88,7 +90,7 @@ def check_counts(values: Mapping[str, Sequence[int]], inputs: Sequence[TensorSpe
 
 
 def check_ranges(ranges: Mapping[str, Sequence[float]], inputs: Sequence[TensorSpec]) -> None:
-    """Raise ValueError where a range of values is said of an input of other numbers than floats."""
+    """Raise ValueError if a range of values is given for an input that is not floating-point."""
     others = {spec.name for spec in inputs if spec.dtype.kind in "biu"}
     if unknown := ranges.keys() & others:
         shown = printable(min(unknown), _LONGEST_SHOWN)
@@ -99,9 +101,9 @@ def standard_opset(model: onnx.ModelProto) -> int:
     """Return the version of the standard ops that a model imports.
 
     Raises:
-        ValueError: it imports none, several, or one that nobody has.
+        ValueError: it imports none, several, or one that does not exist.
     """
-    # onnx.compose lists what two models import, once for each.
+    # onnx.compose lists the imports of both models, including duplicates.
     versions = {imported.version for imported in model.opset_import if imported.domain in STANDARD_DOMAINS}
     if len(versions) != 1 or not 0 < min(versions) <= _NEWEST_OPSET:
         raise ValueError(f"it imports more than one version of the standard operators: {sorted(versions)[:3]}")
@@ -143,7 +145,7 @@ def _tensor_spec(value: onnx.ValueInfoProto, kind: str, inputs: Sequence[str]) -
 
 
 def _axis(dim: onnx.TensorShapeProto.Dimension, where: str) -> str | int | None:
-    """Return the size or name of a dimension; None: it has neither."""
+    """Return the size or name of a dimension; None if it has neither."""
     if not dim.HasField("dim_value"):
         return dim.dim_param if is_name(dim.dim_param) else None
     if dim.dim_value < _NO_SIZE:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from pom_export import contract
 
 _MATRIX_RANK = 2
-# Those that are no placeholder where they are of rank 1.
+# Inputs that are not placeholders although they have rank 1.
 _RANK_1_INPUTS = ("gate_bias", "past_length")
 
 
@@ -25,7 +25,7 @@ class AnyNode(Protocol):
 
 
 def op_of(node: AnyNode) -> str | None:
-    """Return which of our ops a node is of, by whichever of the op's names: OP_NAME or GATED_OP_NAME; None: neither."""
+    """Return which of our ops a node has, under any of the op's names: OP_NAME or GATED_OP_NAME; None if neither."""
     if node.domain != contract.DOMAIN:
         return None
     names = {contract.OP_NAME: contract.OP_NAMES, contract.GATED_OP_NAME: contract.GATED_OP_NAMES}
@@ -33,7 +33,7 @@ def op_of(node: AnyNode) -> str | None:
 
 
 def aggregation_nodes(model: ir.Model) -> list[ir.Node]:
-    """Return the model's aggregation nodes, in order; gated ones not among them."""
+    """Return the model's aggregation nodes, without the gated ones, in order."""
     return _nodes(model, contract.OP_NAME)
 
 
@@ -48,30 +48,30 @@ def is_aggregation(node: AnyNode) -> bool:
 
 
 def input_names(node: ir.Node) -> tuple[str, ...]:
-    """Return what the contract calls the inputs of an aggregation."""
+    """Return the contract's names of an aggregation's inputs."""
     return contract.GATED_INPUTS if op_of(node) == contract.GATED_OP_NAME else contract.INPUTS
 
 
 def input_named(node: ir.Node, name: str) -> ir.Value | None:
-    """Return an input of an aggregation by its name; None where the node has none, or a placeholder for it."""
+    """Return an input of an aggregation by its name; None if the node does not have it, or only a placeholder."""
     value = dict(zip(input_names(node), node.inputs, strict=False)).get(name)
     return None if value is None or (name not in _RANK_1_INPUTS and len(value.shape or ()) == 1) else value
 
 
 def module_of(node: ir.Node) -> str:
-    """Return the path of the module that a node comes from, or the node's name where that is the model itself."""
+    """Return the path of the module that a node comes from; the node's name if that is the model itself."""
     name = node.name or node.op_type
     return name.partition("/")[0] or name
 
 
 def only_user(value: ir.Value) -> ir.Node | None:
-    """Return the one node that uses a value, once; None where there are more or it is an output of the graph."""
+    """Return the only node that uses a value; None if it has other uses or is an output of the graph."""
     users = [node for node, _ in value.uses()]
     return users[0] if len(users) == 1 and not value.is_graph_output() else None
 
 
 def own_weight(product: ir.Node) -> npt.NDArray[Any] | None:
-    """Return the constant matrix that a product multiplies by, where nothing else uses it."""
+    """Return the constant matrix that a product multiplies by, if nothing else uses it."""
     weight = product.inputs[1]
     if weight is None or weight.const_value is None or not weight.is_initializer() or only_user(weight) is not product:
         return None
@@ -80,7 +80,7 @@ def own_weight(product: ir.Node) -> npt.NDArray[Any] | None:
 
 
 def add_constant(graph: ir.Graph, name: str, array: npt.NDArray[Any], dtype: ir.DataType | None = None) -> ir.Value:
-    """Add an initializer of that name, or of the next one that is free."""
+    """Add an initializer under the given name, or the next numbered one that is free."""
     taken = graph.initializers.keys() | {value.name for node in graph for value in node.outputs}
     numbered = (f"{name}_{i}" for i in itertools.count(1))
     free = next(text for text in itertools.chain([name], numbered) if text not in taken)
@@ -90,14 +90,14 @@ def add_constant(graph: ir.Graph, name: str, array: npt.NDArray[Any], dtype: ir.
 
 
 def cast_node(value: ir.Value, dtype: ir.DataType) -> ir.Node:
-    """Return a Cast of a value; it is in no graph yet."""
+    """Return a Cast of a value that is not in any graph yet."""
     node = ir.node("Cast", [value], {"to": ir.AttrInt64("to", dtype)})
     node.outputs[0].shape, node.outputs[0].type = value.shape, ir.TensorType(dtype)
     return node
 
 
 def take_place(old: ir.Value, new: ir.Value) -> None:
-    """Use a value wherever another was used, as an output of the graph and by name too."""
+    """Replace a value by another everywhere, including as an output of the graph and in name."""
     new.shape, new.type = old.shape, old.type
     name = old.name
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)

@@ -23,7 +23,7 @@ from pom_export.graph.other_formats import check_is_binary_onnx
 from pom_export.graph.wire import LENGTH, WireError, fields
 
 _TENSOR, _NODE, _FUNCTION, _SPARSE = "Tensor", "Node", "Function", "Sparse"
-# Fields of ONNX's messages that are messages themselves: what they are, by number; after a * they may be repeated.
+# The kinds of the fields in ONNX's messages that are messages themselves, by number; a * marks repeated fields.
 MESSAGES: Final[Mapping[str, Mapping[int, str]]] = {
     "Model": {7: "Graph", 8: "*Opset", 14: "*Entry", 20: "*Training", 25: "*Function", 26: "*Configuration"},
     "Graph": {
@@ -64,37 +64,37 @@ MESSAGES: Final[Mapping[str, Mapping[int, str]]] = {
     "Entry": {},
     "Configuration": {},
 }
-# Protocol buffers end at 2 GiB, and parsers at 100 levels.
+# Protocol buffers are limited to 2 GiB, and parsers to 100 levels.
 _LARGEST_FILE: Final = 2**31 - 1
 _DEEPEST: Final = 100
 # A model of a hundred layers has 200,000 fields, and a few MB of names.
 _MOST_FIELDS: Final = 1_000_000
 _MOST_TEXT: Final = 64 * 2**20
-# Nodes once every call of a function is unfolded.
+# The most nodes once every function call is inlined.
 _MOST_NODES: Final = 200_000
 _NAME_FIELDS: Final = {
     _NODE: {4: "name", 7: "domain", 8: "overload"},
     _FUNCTION: {1: "name", 10: "domain", 13: "overload"},
 }
-# Where ONNX Runtime's own format has its mark.
+# The position of the identifier in ONNX Runtime's own format.
 _ORT_PLACE: Final = slice(4, 8)
 _ORT_MARK: Final = b"ORTM"
-# Domain, name and overload: what a node calls and a function is called.
+# Domain, name and overload, which identify a function.
 _Name = tuple[str, str, str]
 
 
 def is_ort_format(file: Path) -> bool:
-    """Return whether a file is of ONNX Runtime's own format, told by content."""
+    """Return whether a file is in ONNX Runtime's own format, judged by its content."""
     with file.open("rb") as stream:
         return stream.read(_ORT_PLACE.stop)[_ORT_PLACE] == _ORT_MARK
 
 
 def check_onnx_file(path: str | os.PathLike[str]) -> set[str]:
-    """Check what an ONNX file declares; return the names of its files of external weights.
+    """Check what an ONNX file declares, and return the names of its files of external weights.
 
     Raises:
-        InputError: the file cannot be read, is of another kind or no whole ONNX file, declares more than it holds or
-            more than any model needs, or names weights elsewhere than in its own folder.
+        InputError: the file cannot be read, is of another kind, is incomplete, declares more than it contains or than
+            any model needs, or refers to weights outside of its own folder.
     """
     file = readable_file(path, "model")
     size = file.stat().st_size
@@ -123,7 +123,7 @@ def check_onnx_file(path: str | os.PathLike[str]) -> set[str]:
 
 @dataclass
 class _Walk:
-    """What was seen so far of a file."""
+    """What was found in a file so far."""
 
     content: mmap.mmap
     externals: list[External] = field(default_factory=list)
@@ -133,7 +133,7 @@ class _Walk:
     text: int = 0
 
     def message(self, kind: str, start: int, end: int, depth: int, calls: Counter[_Name]) -> None:
-        """Walk a message and what lies in it; nodes are added to the calls of the graph or function around them."""
+        """Walk a message and everything in it, adding its nodes to the calls of the enclosing graph or function."""
         if depth > _DEEPEST:
             raise WireError(f"it is nested deeper than {_DEEPEST} levels")
         if kind == _SPARSE:
@@ -186,7 +186,7 @@ class _Walk:
             self.functions[called] = calls
 
     def check_calls(self) -> None:
-        """Raise WireError where a function calls itself, or unfolding all calls would make too many nodes."""
+        """Raise WireError if a function calls itself, or if inlining all calls would make too many nodes."""
         sizes: dict[_Name, int] = {}
         open_calls: set[_Name] = set()
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pom_export.errors import InputError
 
 STANDARD_DOMAINS = ("", "ai.onnx")
-"""Both names that ONNX has for the domain of the standard ops, the usual one first."""
+"""Both of ONNX's names for the domain of the standard ops, the usual one first."""
 
 OPSETS = range(18, 25)
 _DEFAULT_OPSET = 20
-# HardSigmoid and Conv take bfloat16 from opset 22 on.
+# HardSigmoid and Conv support bfloat16 since opset 22.
 _BFLOAT16_OPSET = 22
 
 
 def default_opset(dtype: str) -> int:
-    """Return the opset to export a type with when none is asked for."""
+    """Return the default opset for exporting a type."""
     return _BFLOAT16_OPSET if dtype == "bfloat16" else _DEFAULT_OPSET
 
 

@@ -10,11 +10,11 @@ from pom_export.errors import InputError
 from pom_export.files import mistaken_for
 
 HEAD: Final = 512
-"""Bytes at a file's beginning that tell what it is."""
+"""How many bytes at the beginning of a file identify its format."""
 
 _TO_BINARY: Final = "Convert it: onnx.save(onnx.load({name!r}, format={format!r}), 'model.onnx')"
 _EXPORT: Final = "Export it first: pom-export export {name} -o model.onnx"
-# Beginnings of files, what they are, what to do, and what onnx calls the format.
+# How files begin, what they are, what to do, and onnx's name for the format.
 _KINDS: Final = (
     (rb"\s*\{", "in JSON, and only ONNX's binary format is read", _TO_BINARY, "json"),
     (rb"\s*<\s*ir_version", "in ONNX's textual syntax, and only its binary format is read", _TO_BINARY, "onnxtxt"),
@@ -30,7 +30,7 @@ _KINDS: Final = (
 
 
 def check_is_binary_onnx(file: Path) -> None:
-    """Raise InputError, with the kind and the remedy, for a file of a known other kind than ONNX's binary one."""
+    """Raise InputError, naming the format and the remedy, for a file in a known format other than binary ONNX."""
     with file.open("rb") as stream:
         head = stream.read(HEAD)
     if found := mistaken_for(head):

@@ -17,16 +17,16 @@ from pom_export.graph.wrappers import forward_signature
 
 _NO_TENSORS = (int, float, complex, str, bytes, bool, type(None), torch.SymInt, torch.SymFloat, torch.SymBool,
                torch.dtype, torch.device, torch.Size)  # fmt: skip
-# How far an object's attributes are followed.
+# How deep an object's attributes are searched.
 _DEEPEST = 4
-# Beyond so many levels a structure holds itself.
+# A structure with more levels than this contains itself.
 _MOST_STEPS = 64
 _ODD = re.compile(r"[^\w.:/\-]+")
 
 
 @dataclass(frozen=True)
 class _Leaf:
-    """One value of a result; `keys` are the names on the way to it, `steps` these and the indices."""
+    """A value in a result; `keys` are the names on the path to it, `steps` the names and indices."""
 
     keys: tuple[str, ...]
     steps: tuple[str, ...]
@@ -38,13 +38,14 @@ class _Leaf:
 
 
 def named_outputs(result: Any) -> dict[str, Tensor]:
-    """Return the tensors of a module's result by name, in order.
+    """Return the tensors in a module's result by name, in order.
 
-    Tuples, lists and mappings, named tuples and dataclasses are looked into. A name is the keys and fields on the way
-    to the tensor; with indices where those alone name several, or there are none.
+    Tuples, lists, mappings, named tuples and dataclasses are searched. A tensor is named after the keys and fields on
+    its path; indices are added if these are not unique, or if there are none.
 
     Raises:
-        InputError: something in the result holds tensors that would be lost, or is a tensor that ONNX has not.
+        InputError: something in the result contains tensors that would be lost, or is a tensor of a kind that ONNX
+            lacks.
     """
     leaves = [leaf for leaf in _leaves(result, (), ()) if _is_tensor(leaf)]
     keys = ["_".join(leaf.keys) for leaf in leaves]
@@ -58,7 +59,7 @@ def named_outputs(result: Any) -> dict[str, Tensor]:
 
 
 def left_out(result: Any) -> list[str]:
-    """Return a line for each value in a result that is no tensor and therefore not in the file; None goes unsaid."""
+    """Return a line for each value in a result that is not a tensor and therefore not in the file; None is ignored."""
     others = [leaf for leaf in _leaves(result, (), ()) if leaf.value is not None and not isinstance(leaf.value, Tensor)]
     return [
         f"the output {leaf.full_name()} is no tensor ({type(leaf.value).__name__}) and is not in the file"
@@ -67,16 +68,16 @@ def left_out(result: Any) -> list[str]:
 
 
 def free_name(name: str, taken: Container[str]) -> str:
-    """Return a name, with as many underscores behind it as keep it apart from those that are taken."""
+    """Return a name that is not taken, by appending underscores."""
     while name in taken:
         name += "_"
     return name
 
 
 class TensorsOnly(nn.Module):
-    """A module that returns a tuple of the tensors that another returns, and nothing else.
+    """A module that returns a tuple of the tensors that another module returns, and nothing else.
 
-    torch.export knows few structures, and torch.onnx no outputs but tensors.
+    torch.export supports few structures, and torch.onnx only outputs that are tensors.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -85,10 +86,10 @@ class TensorsOnly(nn.Module):
 
     @property
     def forward(self) -> Callable[..., tuple[Tensor, ...]]:  # type: ignore[override]
-        """Run the module on inputs by name; torch.export asks for the names, which are those of the module."""
+        """Run the module on inputs by name; the signature, from which torch.export reads the names, is the module's."""
 
         def forward(**inputs: Any) -> tuple[Tensor, ...]:
-            # Parameters among the outputs ask for gradients, which no caller here wants.
+            # Parameters among the outputs require gradients, which no caller here needs.
             return tuple(tensor.detach() for tensor in named_outputs(self.model(**inputs)).values())
 
         forward.__signature__ = forward_signature(self.model)  # type: ignore[attr-defined]
@@ -96,10 +97,10 @@ class TensorsOnly(nn.Module):
 
 
 def _is_tensor(leaf: _Leaf) -> bool:
-    """Return whether a leaf is a tensor that a file can have as an output.
+    """Return whether a leaf is a tensor that can be an output of a file.
 
     Raises:
-        InputError: it is a tensor of another kind, or an object that holds tensors.
+        InputError: it is an unsupported kind of tensor, or an object that contains tensors.
     """
     value, name = leaf.value, leaf.full_name()
     if isinstance(value, Tensor):
@@ -162,7 +163,7 @@ def _leaves(value: Any, keys: tuple[str, ...], steps: tuple[str, ...], starts: b
 
 @dataclass(frozen=True)
 class _Key:
-    """A key or field as a name in the file has it."""
+    """A key or field, as part of a name in the file."""
 
     name: str
 
@@ -172,7 +173,7 @@ def _key(key: Any) -> _Key:
 
 
 def _parts(value: Any) -> list[tuple[int | _Key, Any]] | None:
-    """Return what a structure holds, by index or by key; None of what is no structure."""
+    """Return the contents of a structure, by index or by key; None if it is not a structure."""
     if isinstance(value, Mapping):
         return [(_key(key), part) for key, part in value.items()]
     if is_dataclass(value) and not isinstance(value, type):
@@ -180,12 +181,12 @@ def _parts(value: Any) -> list[tuple[int | _Key, Any]] | None:
     if isinstance(value, torch.Size):
         return None
     if isinstance(value, tuple):
-        # Of a named tuple; torch's own, such as those of max and topk, say theirs otherwise.
+        # Field names of a named tuple; torch's own, such as the results of max and topk, store them differently.
         names: Any = getattr(value, "_fields", None) or getattr(type(value), "__match_args__", ())
         if len(names) == len(value):
             return [(_key(name), part) for name, part in zip(names, value, strict=True)]
     if isinstance(value, (tuple, list, deque)):
         return list(enumerate(value))
-    if type(value) in SUPPORTED_NODES:  # registered by whoever wrote the class
+    if type(value) in SUPPORTED_NODES:  # registered by the class's author
         return list(enumerate(tree_leaves(value, is_leaf=lambda part: part is not value)))
     return None

@@ -31,15 +31,15 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 
 
 def named_examples(module: nn.Module, examples: Tensor | Sequence[Any] | Mapping[str, Any]) -> Examples:
-    """Return example inputs by the names that a module's `forward` has for them.
+    """Return example inputs by the names of the parameters of a module's `forward`.
 
     Args:
-        module: whose inputs they are.
-        examples: one tensor, a sequence by position (None leaves an optional input out), or a mapping by name. Arrays
-            of numpy become tensors.
+        module: the module that takes the inputs.
+        examples: one tensor, a sequence by position (None omits an optional input), or a mapping by name. NumPy arrays
+            become tensors.
 
     Raises:
-        InputError: the forward has other inputs, or an example is no tensor.
+        InputError: the forward has other inputs, or an example is not a tensor.
     """
     if not has_forward(module):
         raise InputError(f"{type(module).__name__} has no forward", "Wrap it in a module that calls it")
@@ -64,9 +64,9 @@ def named_examples(module: nn.Module, examples: Tensor | Sequence[Any] | Mapping
 
 
 def _tensor(name: str, value: Any) -> Tensor:
-    """Return an example as a tensor of its own, its values one behind the other on the CPU.
+    """Return a contiguous copy of an example on the CPU.
 
-    torch.export would take other strides, such as those of a slice, for something that the file depends on.
+    torch.export would assume that the file depends on other strides, such as those of a slice.
     """
     if isinstance(value, np.ndarray):
         try:
@@ -97,15 +97,16 @@ def _tensor(name: str, value: Any) -> Tensor:
 def module_program(module: nn.Module, examples: Examples, dynamic_shapes: Mapping[str, Any] | None = None) -> Program:
     """Return the program of a user's module.
 
-    Outputs are named after the keys of the mapping that it returns, or y, or y_0, y_1 and so on. Unless
-    `dynamic_shapes` says otherwise, dimensions are dynamic where the model allows it: the first two of each input and
-    later ones that are as long as the second of one, such as those of a (B, T, N) mask; of images the first alone.
+    Outputs are named after the keys of the mapping that it returns, or else y, or y_0, y_1 and so on. Unless
+    `dynamic_shapes` is given, dimensions are dynamic where the model allows it: the first two of each input, and later
+    ones that are as long as the second dimension of an input, such as those of a (B, T, N) mask; only the first one of
+    images.
 
     Raises:
         InputError: the module fails on the examples, or returns no tensor.
     """
     automatic = _automatic_shapes(examples)
-    # On a copy: what a module keeps from a call would become a constant of the graph.
+    # Run on a copy: whatever a module keeps from a call would become a constant of the graph.
     result = run_on_examples(copy_module(module), examples)
     outputs = named_outputs(result)
     if not outputs:
@@ -125,9 +126,9 @@ def module_program(module: nn.Module, examples: Examples, dynamic_shapes: Mappin
 def _axes_that_change_ranks(
     module: nn.Module, examples: Examples, dynamic: Mapping[str, Mapping[int, Any]], outputs: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, int]]:
-    """Yield the dimensions whose size decides how many axes outputs have, as `squeeze` makes it: 1, or another.
+    """Yield dimensions where the rank of an output depends on whether the size is 1, for example because of `squeeze`.
 
-    Batch dimensions are tried together, and the others: inputs mostly agree in them.
+    All batch dimensions are tried together, and so are all others, since inputs mostly agree in them.
     """
     ranks = [tensor.dim() for tensor in outputs.values()]
     axes = [(name, axis) for name, own in dynamic.items() for axis in own]
@@ -137,14 +138,14 @@ def _axes_that_change_ranks(
             resized[name] = _repeated(resized[name], axis, 2 if examples[name].shape[axis] == 1 else 1)
         try:
             others = named_outputs(run_on_examples(copy_module(module), resized)) if group else outputs
-        except InputError:  # a size that the model does not take says nothing
+        except InputError:  # a size that the model refuses proves nothing
             continue
         if [tensor.dim() for tensor in others.values()] != ranks:
             yield from group
 
 
 def _repeated(tensor: Tensor, axis: int, size: int) -> Tensor:
-    """Return a tensor of another size, whose values along an axis are those of the tensor over and over."""
+    """Return a tensor with another size along an axis, repeating its values."""
     return tensor.index_select(axis, torch.arange(size) % tensor.shape[axis])
 
 
@@ -152,7 +153,7 @@ def _checked(dynamic_shapes: Mapping[str, Any], pinned: Sequence[tuple[str, int]
     """Return the user's dynamic shapes.
 
     Raises:
-        InputError: they ask for a dimension that can't be dynamic.
+        InputError: they include a dimension that can't be dynamic.
     """
     for name, axis in pinned:
         if axis in (dynamic_shapes.get(name) or {}):
@@ -168,27 +169,27 @@ class FailsOnExamplesError(InputError):
 
 
 def run_on_examples(module: nn.Module, examples: Examples) -> Any:
-    """Return what a module makes of its example inputs.
+    """Run a module on its example inputs and return the result.
 
     Raises:
         FailsOnExamplesError: it raises an exception.
-        InputError: it changes a parameter, or calls a mixer as no mixer of ours can be called.
+        InputError: it changes a parameter, or calls a mixer in a way that our mixers do not support.
     """
     try:
         with torch.no_grad(), without_compiler(), quiet_failure(), no_weight_changes(module):
-            # A model may write to its inputs, as an in-place activation in front does.
+            # A model may write to its inputs, for example with an in-place activation.
             return module(**{name: tensor.clone() for name, tensor in examples.items()})
     except InputError:
-        raise  # what one of ours is not called with, and what to do
+        raise  # explains which call is not supported, and what to do
     except (Exception, SystemExit) as error:
         found = refusal("the model fails on the example inputs", error, module, "Give others")
         raise FailsOnExamplesError(found.what, found.hint) from error
 
 
 def _automatic_shapes(examples: Examples) -> dict[str, dict[int, Any]]:
-    """Return the dimensions that may be dynamic; torch.export fixes those that the model does.
+    """Return the dimensions that may be dynamic; torch.export fixes those that the model requires to be fixed.
 
-    A size of 1 stays where another input is longer along the same axis: it is there to be repeated.
+    A size of 1 stays fixed if another input is longer along the same axis, because it is meant to be broadcast.
     """
     longer = _longest_axes(examples)
     lengths = {tensor.shape[1] for tensor in examples.values() if 1 < tensor.dim() < _IMAGE_RANK}
@@ -204,7 +205,7 @@ def _automatic_shapes(examples: Examples) -> dict[str, dict[int, Any]]:
 
 
 def _longest_axes(examples: Examples) -> dict[int, int]:
-    """Return the largest size of rows and of tokens among the inputs; the second axis of (B, width) is no tokens."""
+    """Return the largest number of rows and of tokens among the inputs; the second axis of (B, width) is not tokens."""
     tokens = [
         t.shape[1] for t in examples.values() if t.dim() == _TOKENS_RANK or (t.dim() == 2 and not t.is_floating_point())
     ]
@@ -212,9 +213,9 @@ def _longest_axes(examples: Examples) -> dict[int, int]:
 
 
 def _forget_sizes(module: nn.Module, examples: Examples, dynamic: Mapping[str, Mapping[int, Any]]) -> None:
-    """Call a module that keeps tensors between calls, such as tables of the last length, with other sizes.
+    """Call a module that keeps tensors between calls, such as tables for the last length, with other sizes.
 
-    Otherwise what an earlier call with the example's sizes has left would become a constant of the graph.
+    Otherwise, tensors left by an earlier call with the example's sizes would become constants of the graph.
     """
     if not any(True for _ in plain_tensors(module)):
         return
@@ -222,16 +223,16 @@ def _forget_sizes(module: nn.Module, examples: Examples, dynamic: Mapping[str, M
     for name, axes in dynamic.items():
         for axis in axes:
             others[name] = _repeated(others[name], axis, others[name].shape[axis] + 1)
-    # Other sizes may be none that the model takes.
+    # The model may refuse other sizes.
     with torch.no_grad(), without_compiler(), contextlib.suppress(Exception), quiet_failure():
         module(**others)
 
 
 def program_module(program: ExportedProgram) -> tuple[nn.Module, Examples, dict[str, Any]]:
-    """Return the module of a program of torch.export, its example inputs, and which sizes are dynamic.
+    """Return the module of a torch.export program, its example inputs, and its dynamic dimensions.
 
     Raises:
-        InputError: it holds no aggregation, or was saved without example inputs, or with others than tensors.
+        InputError: it contains no aggregation, or was saved without example inputs or with some that are not tensors.
     """
     op = torch.ops.pom.polynomial_aggregation.default
     if not any(node.target is op for node in program.graph.nodes):
@@ -254,9 +255,9 @@ def program_module(program: ExportedProgram) -> tuple[nn.Module, Examples, dict[
 
 
 def _bounded(size: torch.SymInt, program: ExportedProgram) -> Any:
-    """Return a dynamic dimension within the bounds that a program was traced for."""
+    """Return a dynamic dimension with the bounds that a program was traced for."""
     low, high = symbol_bounds(size.node.expr, program.range_constraints)
-    # Every trace of torch's takes sizes for 2 or more where nobody says otherwise, and holds for 1 all the same.
+    # Unless told otherwise, torch traces for sizes of at least 2, and the trace is valid for 1 all the same.
     return Dim.AUTO(min=low if low > _SMALLEST_TRACED else None, max=high)
 
 

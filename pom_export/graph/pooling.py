@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from pom_export.function_mode import FunctionMode
 
-# How many axes at the end each of them pools.
+# How many trailing axes each function pools.
 _AVERAGES: Mapping[Any, int] = {
     torch.adaptive_avg_pool1d: 1,
     functional.adaptive_avg_pool2d: 2,
@@ -28,10 +28,10 @@ _MAXIMA: Mapping[Any, int] = {
 
 
 class BinnedPooling(FunctionMode):
-    """While it is on, adaptive pooling over a dynamic dimension is written out; how many bins there are is fixed."""
+    """While active, adaptive pooling over a dynamic dimension is written out; the number of bins is fixed."""
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a function of torch, or pool in its place."""
+        """Call a torch function, or pool in its place."""
         axes = _AVERAGES.get(func, _MAXIMA.get(func))
         if axes is None or kwargs.get("return_indices"):
             return func(*args, **kwargs)
@@ -49,7 +49,7 @@ class BinnedPooling(FunctionMode):
 
 
 def _pool(x: Tensor, axis: int, bins: int, *, average: bool) -> Tensor:
-    """Return a tensor whose values along an axis are those of the bins, which may overlap."""
+    """Reduce an axis to the values of bins, which may overlap."""
     if bins == 1:
         return x.mean(axis, keepdim=True) if average else x.amax(axis, keepdim=True)
     size, index = x.shape[axis], torch.arange(bins, device=x.device)

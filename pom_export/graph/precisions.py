@@ -19,7 +19,7 @@ _SPELLINGS: Final = {
 
 
 def canonical_precision(name: str) -> str:
-    """Return a type's name in `PRECISIONS`, also where it is written as "fp16" or "torch.float16"; others as given."""
+    """Return a type's name in `PRECISIONS`, also for spellings such as "fp16" or "torch.float16"; keep other names."""
     written = name.lower().removeprefix("torch.")
     known = _SPELLINGS.get(written, written)
     return known if known in PRECISIONS else name

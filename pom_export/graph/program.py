@@ -13,7 +13,8 @@ from pom_export.errors import InputError
 from pom_export.graph.exported_model import BATCH, CONTEXT_TOKENS, PAST_TOKENS, TOKENS, InputLimits
 
 _TOKEN_AXES = (TOKENS, CONTEXT_TOKENS)
-# What tracing sees; no two equal and none 1, so that no dimension is taken for another or for a constant.
+# The sizes used in tracing. They are distinct and not 1, so that no dimension is mistaken for another or for a
+# constant.
 _EXAMPLE_SIZES = {BATCH: 2, TOKENS: 7, CONTEXT_TOKENS: 5, PAST_TOKENS: 3}
 
 
@@ -25,10 +26,11 @@ class GraphOptions:
         mask: "none", "causal", "padding" ((B, N) input) or "full" ((B, T, N) input); None: the architecture's own.
         cross: whether the mixer gets a separate context input (B, M, d).
         positions: whether the tokens' positions are an input, (N) or (N, 2) int64; for rotary mixers.
-        static: (batch, tokens) to pin, or None for dynamic dimensions. Context tokens are pinned to `tokens`.
-        stateful: whether a call goes on from a state that is an input, and gives the next one; the mask is then
-            "causal", which is the default, or "padding" to leave tokens out at the end of each row.
-        block_causal: of a stateful mixer: whether all tokens of a call see all of it, instead of those up to them.
+        static: (batch, tokens) to fix, or None for dynamic dimensions. Context tokens are fixed to `tokens`.
+        stateful: whether a call continues from a state that is an input, and returns the next state. The mask is then
+            "causal", which is the default, or "padding" to mask tokens at the end of each row.
+        block_causal: for a stateful mixer: whether all tokens of a call see the whole call, not only the tokens up to
+            themselves.
     """
 
     mask: str | None = None
@@ -44,14 +46,14 @@ class Program:
     """A traceable module, the example inputs to trace it with, and the names in the file.
 
     Attributes:
-        module: takes the inputs by name.
+        module: the module, which takes the inputs by name.
         inputs: example inputs, by name.
-        dynamic_shapes: as torch.export takes them, by input; None pins every dimension.
+        dynamic_shapes: dynamic dimensions by input, as torch.export takes them; None fixes every dimension.
         outputs: names of the outputs.
         properties: metadata for the file.
-        limits: what the inputs may hold.
-        prefix: where the model sits in `module`; taken off names in the file.
-        notes: what to tell the user of the file, a line each.
+        limits: limits on the inputs.
+        prefix: path of the model in `module`, which is removed from names in the file.
+        notes: remarks about the file for the user, one line each.
     """
 
     module: nn.Module
@@ -64,7 +66,7 @@ class Program:
     notes: tuple[str, ...] = ()
 
 
-# Dimension names or sizes, and dtype, of each input.
+# The dimension names or sizes and the dtype of each input.
 Axes = dict[str, tuple[tuple[str | int, ...], torch.dtype]]
 
 
@@ -87,7 +89,7 @@ def build_program(
     module: nn.Module, axes: Axes, outputs: tuple[str, ...], options: GraphOptions, limits: InputLimits
 ) -> Program:
     """Build the program of a wrapper around a model from the axes of its inputs."""
-    if limits.tokens == 1:  # one token is no dynamic dimension
+    if limits.tokens == 1:  # a single token is not a dynamic dimension
         axes = {
             name: (tuple(1 if axis in _TOKEN_AXES else axis for axis in shape), t) for name, (shape, t) in axes.items()
         }

@@ -6,10 +6,10 @@ import onnx_ir as ir
 
 
 def idle_notes(model: ir.Model) -> list[str]:
-    """Say which outputs depend on no input, and which inputs no output depends on.
+    """Note outputs that depend on no input, and inputs that no output depends on.
 
     Args:
-        model: the graph, where a node of a branch may use what is outside of it.
+        model: the graph. Nodes in its branches may use outer values.
     """
     graph = model.graph
     reaching = {value: {value.name} for value in graph.inputs}
@@ -27,7 +27,7 @@ def idle_notes(model: ir.Model) -> list[str]:
 
 
 def _read(node: ir.Node) -> set[ir.Value]:
-    """Return what a node reads, in its branches too."""
+    """Return the values that a node reads, including those that its branches read."""
     found = {value for value in node.inputs if value is not None}
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:

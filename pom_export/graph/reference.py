@@ -14,15 +14,16 @@ from pom_export.graph.copying import copy_module
 from pom_export.torch_modes import default_dtype
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
-# What only moves values is widened after it has picked the few that it needs.
+# Ops that pick values are applied before widening, because only few values are picked.
 PICKING = (torch.ops.aten.embedding.default, torch.ops.aten.index_select.default)
 
 
 class Float64Module(nn.Module):
-    """Computes in float64 what a module computes; the module itself is left as it is, and so is every call's start.
+    """Computes a module in float64, leaving the module unchanged and starting each call from the same buffers.
 
-    Parameters are shared, mapped from a file perhaps, and widened one operator at a time: a large model is never held
-    twice. Layers that insist on inputs of their weights' type (nn.LSTM) don't bear that; for those it is copied.
+    Parameters are shared, possibly mapped from a file, and widened one operator at a time, so that a large model is
+    never in memory twice. Layers that require inputs of their weights' type (nn.LSTM) don't allow this, so the module
+    is then copied.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -31,8 +32,8 @@ class Float64Module(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module on inputs in float64."""
-        # A copy a call: what the module writes to its buffers is forgotten, as it is by an exported graph.
-        # What a model fills a new tensor with may be the least number of its inputs' type.
+        # Each call runs on a copy, so that writes to buffers are forgotten, as in an exported graph. The default type
+        # is changed as well, since a model may fill a new tensor with the least number of the default type.
         with without_compiler(), default_dtype(torch.float64):
             try:
                 with Widen():
@@ -42,7 +43,7 @@ class Float64Module(nn.Module):
 
 
 def with_wide_buffers(module: nn.Module) -> nn.Module:
-    """Widen a copy's buffers for good: what is written to a widened copy of one would be lost."""
+    """Widen a copy's buffers permanently, because writes to a temporary widened copy would be lost."""
     for part in module.modules():
         for name, buffer in part.named_buffers(recurse=False):
             setattr(part, name, _wide(buffer))
@@ -56,11 +57,11 @@ def _wide(value: Any) -> Any:
 
 
 class Widen(OperatorMode):
-    """Computes every operator in float64, and makes every floating-point result one."""
+    """Computes every operator in float64, and converts every floating-point result to float64."""
 
     def operate(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Call an operator on widened tensors."""
-        # What an operator writes to must stay the tensor that it is.
+        """Call an operator with widened tensors."""
+        # A tensor that an operator writes to must not be replaced by a copy.
         writes = func._schema.is_mutable
         widen: Callable[[Any], Any] = (lambda value: value) if writes or func in PICKING else _wide
         result = func(*tree_map(widen, args), **tree_map(widen, dict(kwargs)))

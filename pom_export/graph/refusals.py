@@ -20,7 +20,7 @@ from pom_export.graph.outputs import TensorsOnly
 
 _Node = torch.fx.Node | ir.Node
 
-# Where code lies that is neither the user's nor what the user's model is written with.
+# Folders of code that is neither the user's own nor part of the user's model.
 _LIBRARIES = tuple(
     f"{Path(folder)}/"
     for package in (sys.modules[__name__.partition(".")[0]], torch, onnxscript, ir)
@@ -29,11 +29,11 @@ _LIBRARIES = tuple(
 _STANDARD_LIBRARY = f"{Path(sysconfig.get_path('stdlib'))}/"
 _INSTALLED = ("/site-packages/", "/dist-packages/")
 _LONGEST_LINE = 80
-# Where torch.export puts what belongs to no module.
+# The scope that torch.export assigns to what belongs to no module.
 _NO_MODULE = "_empty_nn_module_stack"
-# What torch adds that helps nobody here: where to look, and symbols of its own.
+# Parts of torch's messages that do not help here: where to look, and torch's own symbols.
 _TAIL = re.compile(r"\s*(See the stack trace|For more information|\(unhinted: |\(Size-like symbols|Error code 12).*")
-# Words in torch's reasons, what they mean for a user, and what to do.
+# Phrases in torch's messages, what they mean for a user, and what to do.
 _KNOWN = (
     (
         ("can't allocate memory", "MemoryError"),
@@ -64,7 +64,7 @@ def refusal(what: str, error: BaseException, module: nn.Module, hint: str) -> In
         what: what could not be done.
         error: the exception.
         module: the model that ran or was traced.
-        hint: what to do where nothing better is known.
+        hint: what to do if no better advice is known.
     """
     errors = list(_causes(error))
     node = next(reversed(list(_nodes(errors))), None)
@@ -76,7 +76,7 @@ def refusal(what: str, error: BaseException, module: nn.Module, hint: str) -> In
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an exception, what it was raised from, and so on."""
+    """Yield an exception, the one that it was raised from, and so on."""
     current: BaseException | None = error
     while current is not None:
         yield current
@@ -84,7 +84,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _reason(errors: list[BaseException], node: _Node | None) -> tuple[str, str]:
-    """Return the reason in a line, and the remedy where one is known."""
+    """Return the reason in one line, and the remedy if one is known."""
     for words, what, remedy in _KNOWN:
         if any(word in f"{type(error).__name__}: {error}" for error in errors for word in words):
             return what, remedy
@@ -113,7 +113,7 @@ def _frames(error: BaseException) -> Iterator[tuple[FrameType, int]]:
 
 
 def _nodes(errors: list[BaseException]) -> Iterator[_Node]:
-    """Yield the operators of graphs that were looked at when the exceptions arose."""
+    """Yield the graph operators that were being processed when the exceptions arose."""
     for error in errors:
         for frame, _ in _frames(error):
             node = frame.f_locals.get("node")
@@ -122,7 +122,7 @@ def _nodes(errors: list[BaseException]) -> Iterator[_Node]:
 
 
 def _place(errors: list[BaseException], node: _Node | None, module: nn.Module) -> str:
-    """Return where in the user's model an exception arose, as far as it can be told."""
+    """Return where in the user's model an exception arose, as far as it can be determined."""
     model = module.model if isinstance(module, TensorsOnly) else module
     parts = {id(part): (name, part) for name, part in model.named_modules() if name}
     inside, line = "", ""
@@ -135,7 +135,7 @@ def _place(errors: list[BaseException], node: _Node | None, module: nn.Module) -
 
 
 def place_of(node: torch.fx.Node | ir.Node) -> str:
-    """Return where an operator was traced from, as a message ends in it: which module, which line of the user's."""
+    """Return where an operator was traced from, for the end of a message: module, and line of the user's code."""
     fx = node if isinstance(node, torch.fx.Node) else node.meta.get("node")
     if fx is None:
         return ""
@@ -150,7 +150,7 @@ def place_of(node: torch.fx.Node | ir.Node) -> str:
 
 
 def line_of(file: str, number: int) -> str:
-    """Return a line of the user's code, as a message ends in it; "" for a library's."""
+    """Return a line of the user's code for the end of a message; "" for a library's code."""
     if file.startswith(_LIBRARIES) or file.startswith("<"):
         return ""
     if file.startswith(_STANDARD_LIBRARY) and not any(folder in file for folder in _INSTALLED):

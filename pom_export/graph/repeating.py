@@ -18,17 +18,18 @@ from pom_export.graph.outputs import named_outputs
 from pom_export.graph.own_program import Examples, run_on_examples
 from pom_export.graph.refusals import line_of
 
-# Threads add in another order from run to run, and a sum of many then differs by a few units in the last place.
+# Threads may add in a different order from run to run, which changes a sum of many numbers by a few units in the last
+# place.
 _UNITS = 32
-# What is tagged as random, and is so only with dropout.
+# Operators with this in their name are tagged as random, but are only so with dropout.
 _ATTENTION = "attention"
 
 
 def check_repeats(module: nn.Module, examples: Examples) -> bool:
-    """Run a model three times on its examples, on copies; return whether it called the op of ours by itself.
+    """Run copies of a model three times on its examples, and return whether it called our op by itself.
 
     Raises:
-        InputError: it fails on the examples, draws random numbers, or gives other outputs when it is called again.
+        InputError: it fails on the examples, draws random numbers, or gives other outputs when called again.
     """
     once, again = copy_module(module), copy_module(module)
     before = _kept(once)
@@ -54,7 +55,7 @@ def check_repeats(module: nn.Module, examples: Examples) -> bool:
 
 
 class _Watch(OperatorMode):
-    """Notes which operators a model calls: the first that draws random numbers, and whether ours is among them."""
+    """Notes the first operator that draws random numbers, and whether our op is called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +70,7 @@ class _Watch(OperatorMode):
 
 
 def _line_of_caller() -> str:
-    """Return the line of the user's code that is running."""
+    """Return the line of the user's code that is currently running."""
     lines = (line_of(frame.f_code.co_filename, number) for frame, number in traceback.walk_stack(sys._getframe(1)))
     return next((line for line in lines if line), "")
 
@@ -90,7 +91,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _kept(module: nn.Module) -> dict[str, Any]:
-    """Return what of a module's own a call may change: buffers, and attributes that are plain values."""
+    """Return a module's values that a call may change: buffers, and attributes with plain values."""
     kept: dict[str, Any] = {name: buffer.clone() for name, buffer in module.named_buffers()}
     for path, part in module.named_modules():
         values = {name: value for name, value in vars(part).items() if isinstance(value, (int, float, str))}

@@ -31,13 +31,13 @@ _UNHOOK = "accelerate.hooks.remove_hook_from_module(model, recurse=True) gives i
 
 @dataclass(frozen=True)
 class ReplacedMixers:
-    """What `replace_mixers` did.
+    """The result of `replace_mixers`.
 
     Attributes:
-        module: the module, or what stands for it where it is itself a mixer.
-        replaced: names of the mixers that were replaced, each once.
-        near_misses: modules that look like mixers and stay as they are, with the reason.
-        folded: of replaced mixers: the weights that are computed from others, which the file holds as they come out.
+        module: the module, or its replacement if it is itself a mixer.
+        replaced: names of the mixers that were replaced, without duplicates.
+        near_misses: modules that look like mixers but were not replaced, with the reason.
+        folded: for replaced mixers, the weights that are computed from others; the file stores their computed values.
     """
 
     module: nn.Module
@@ -47,17 +47,18 @@ class ReplacedMixers:
 
 
 def replace_mixers(module: nn.Module, adapters: Adapters | None = None) -> ReplacedMixers:
-    """Replace every official-style mixer in a module, and those that an adapter is given for, in place.
+    """Replace every official-style mixer in a module, and those that have an adapter, in place.
 
-    Each replacement shares the weights of what it replaces; a module that is used twice is replaced by one. Elsewhere,
-    weights that are computed from others are held as they come out.
+    Each replacement shares the weights of the module that it replaces, and a module that is used twice gets one
+    replacement. Elsewhere, weights that are computed from others are replaced by their computed values.
 
     Args:
         module: a copy that may be changed.
-        adapters: by class: what makes one of our mixers, or a module that holds one, of an instance.
+        adapters: functions by class, which take an instance and return one of our mixers, or a module that contains
+            one.
 
     Raises:
-        InputError: an adapter fails, makes no mixer, or is for a class that is not in the module.
+        InputError: an adapter fails, returns no mixer, or is for a class that does not occur in the module.
     """
     replacements: dict[int, nn.Module] = {}
     result = ReplacedMixers(module)
@@ -91,30 +92,30 @@ def replace_mixers(module: nn.Module, adapters: Adapters | None = None) -> Repla
 
 
 def has_mixers(module: nn.Module) -> bool:
-    """Return whether a module holds a mixer of ours, as it does once they are replaced."""
+    """Return whether a module contains any of our mixers, including replacements."""
     return any(isinstance(part, (Mixer, MixerStandIn)) for part in module.modules())
 
 
 def _put_in_place(module: nn.Module, replacements: Mapping[int, nn.Module]) -> None:
     for parent in list(module.modules()):
-        # Not named_children(), which leaves out the second name of a module.
+        # named_children() would skip the second name of a module.
         for name, child in list(parent._modules.items()):
             if id(child) in replacements:
                 setattr(parent, name, replacements[id(child)])
 
 
 def _looks_like_mixer(module: nn.Module) -> bool:
-    # Not hasattr(), which wrappers forward to what they hold.
+    # hasattr() would not work, because wrappers forward it to the module inside.
     if isinstance(module, torch.jit.ScriptModule):
         return hasattr(module, _IN_EVERY_MIXER)
     return _IN_EVERY_MIXER in module._modules
 
 
 def _official(module: nn.Module, result: ReplacedMixers, name: str) -> MixerStandIn:
-    """Return what stands for an official-style mixer, and note which of its weights were computed.
+    """Return the replacement of an official-style mixer, and note which of its weights were computed.
 
     Raises:
-        CheckpointError: it is none, or its forward is not the official one's.
+        CheckpointError: it is not a mixer, or its forward is not the official one.
     """
     if isinstance(module, torch.jit.ScriptModule):
         raise CheckpointError("it is a TorchScript module", "Export the Python module that it was scripted from")
@@ -125,14 +126,14 @@ def _official(module: nn.Module, result: ReplacedMixers, name: str) -> MixerStan
             hint + ADAPT.format(kind=_kind(module)),
         )
     effective, folded = effective_state(module)
-    # What the official classes call the degree, and what others do.
+    # The official classes call the degree `order`; others call it `degree`.
     degrees = [getattr(module, attribute, None) for attribute in ("order", "degree")]
     hints = Hints(degree=next((degree for degree in degrees if isinstance(degree, int)), None))
     try:
         state, _ = with_joined_projections(effective)
         recognised = recognise(state, hints)
     except CheckpointError as error:
-        # Hints for checkpoints are none for modules.
+        # Hints for checkpoints do not apply to modules.
         raise CheckpointError(error.what, _remedy(module, hints)) from error
     if recognised.spec.architecture != MIXER or recognised.prefix:
         raise CheckpointError("it contains a mixer, but is not one itself")
@@ -152,11 +153,11 @@ def _remedy(module: nn.Module, hints: Hints) -> str:
 
 
 def _adapted(module: nn.Module, name: str, adapter: Callable[[Any], nn.Module]) -> nn.Module:
-    """Return what an adapter makes of a module, of the module's type and device.
+    """Return an adapter's result for a module, with the module's type and device.
 
     Raises:
-        CheckpointError: the module's signature is none that a mixer of ours can stand behind.
-        InputError: the adapter fails, or makes something else than a mixer or a module that holds one.
+        CheckpointError: no mixer of ours can stand in for a module with this signature.
+        InputError: the adapter fails, or its result neither is nor contains one of our mixers.
     """
     what = f"the adapter for {_kind(module)}" + (f" ({name})" if name else "")
     try:
@@ -183,7 +184,7 @@ def _adapted(module: nn.Module, name: str, adapter: Callable[[Any], nn.Module]) 
 
 
 def _out_of_reach(module: nn.Module) -> dict[str, CheckpointError]:
-    """Return the mixers that torch does not know of, with what to do."""
+    """Return the mixers that torch does not know about, with advice."""
     found = {}
     for name, part, holder in hidden_modules(module):
         if _looks_like_mixer(part):
@@ -193,9 +194,9 @@ def _out_of_reach(module: nn.Module) -> dict[str, CheckpointError]:
 
 
 def _kind(module: nn.Module) -> str:
-    """Return the name of a module's class, as the user wrote it."""
+    """Return the name of a module's class as the user wrote it."""
     kind = type(module)
-    # torch derives a class of its own from the one whose weights it parametrizes.
+    # torch derives a new class from the one whose weights it parametrizes.
     return kind.__name__.removeprefix("Parametrized") if hasattr(module, "parametrizations") else kind.__name__
 
 

@@ -21,31 +21,33 @@ from pom_export.graph.exported_model import PAST_STATE
 from pom_export.graph.reference import PICKING, Widen, with_wide_buffers
 
 _HALVES: Final = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-# What a half-precision graph computes in float32, as `graph.precision.rules` has it: what leaves a half type's range or
-# loses its meaning there.
+# The operators that a half-precision graph computes in float32, corresponding to `graph.precision.rules`: their results
+# exceed a half type's range, or lose their meaning in it.
 _SINGLE: Final = frozenset((
     "_log_softmax", "_softmax", "cos", "cumsum", "exp", "log", "mean", "pow", "prod", "reciprocal", "rsqrt", "sin",
     "softplus", "sqrt", "sum", "var", "var_mean",
 ))  # fmt: skip
-# In float32 as soon as one operand is; the others where all are.
+# Operators that compute in float32 as soon as one operand is float32; others do if all are.
 _PROMOTING: Final = frozenset(("div", "mul", "sub"))
-# Products, which a graph makes in half whatever their operands are; other operators follow those.
+# Products, which a graph computes in half precision whatever the types of their operands; other operators follow their
+# operands' types.
 _PRODUCTS: Final = frozenset(("addmm", "baddbmm", "bmm", "convolution", "dot", "embedding", "linear", "mm", "mv"))
-# A number among their arguments is a constant of the graph, of the type of what it is combined with.
+# A number among these operators' arguments is a constant in the graph, with the type of the tensor that it is combined
+# with.
 _WITH_NUMBERS: Final = frozenset(("add", "div", "mul", "sub"))
 
 
 class RoundedModule(nn.Module):
-    """Computes in float64 what a module computes, with weights, and values if asked, rounded to a half type.
+    """Computes a module in float64, with weights and optionally values rounded to a half type.
 
     Args:
-        module: the module; it is left as it is.
+        module: the module; it is not changed.
         precision: "float16" or "bfloat16".
-        exact: the parameters and buffers that are not rounded, by name; what is given to our op never is.
-        values: whether results are rounded too, as a device does that computes in half and sums in float32. Numbers
-            that come from integers alone, such as positions, are not.
-        sizes_folded: whether a graph, of fixed sizes, holds what is computed from them alone, such as the angles of
-            positions, as weights: in half where an activation meets them.
+        exact: names of the parameters and buffers that are not rounded; inputs of our op never are.
+        values: whether to round results too, as a device does that computes in half precision and sums in float32.
+            Numbers that are computed from integers only, such as positions, are not rounded.
+        sizes_folded: whether the graph has fixed sizes, and stores what is computed from sizes alone, such as the
+            angles of positions, as weights, which are rounded when combined with an activation.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class RoundedModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module on inputs in float64."""
-        # Layers that insist on inputs of their weights' type, such as convolutions with a bias, are widened whole.
+        # Layers that require inputs of their weights' type, such as convolutions with a bias, are widened as a whole.
         try:
             return self._run(with_wide_buffers(copy_module(self.module)), args, kwargs)
         except (RuntimeError, ValueError):
@@ -70,38 +72,39 @@ class RoundedModule(nn.Module):
         exact = {parameter.data_ptr() for name, parameter in module.named_parameters() if name in self.exact}
         rounding = _Round(_HALVES[self.precision], exact, self.values, self.sizes_folded)
         remember(rounding.constants, (buffer for name, buffer in module.named_buffers() if name not in self.exact))
-        # A state is kept in float32, in and out.
+        # A state's inputs and outputs are float32.
         inputs = {name: value for name, value in kwargs.items() if name != PAST_STATE}
         remember(rounding.activations, tree_leaves((args, inputs)))
         rounding.remember_given(tree_leaves((args, inputs)))
-        # Attention in its parts, each of which a graph rounds.
+        # Attention is computed step by step, since a graph rounds each step.
         with sdpa_kernel(SDPBackend.MATH), without_compiler(), rounding:
             return module(*args, **kwargs)
 
 
 def remember(known: WeakTensorKeyDictionary, values: Iterable[Any]) -> None:
-    """Add the floating-point tensors among some values."""
+    """Add the floating-point tensors among `values` to `known`."""
     for value in values:
         if isinstance(value, Tensor) and value.is_floating_point():
             known[value] = True
 
 
 def _is_of_integers(name: str, args: Any, kwargs: Any) -> bool:
-    """Return whether an operator counts, or makes integers numbers; of truth values a half type loses nothing."""
+    """Return whether an operator creates or converts integers, not booleans, which are exact in a half type."""
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     counts = [tensor for tensor in tensors if not tensor.is_floating_point() and tensor.dtype != torch.bool]
     return name == "arange" or (bool(counts) and len(counts) == len(tensors))
 
 
 class _Round(Widen):
-    """Computes every operator in float64 of rounded weights, and rounds what activations become.
+    """Computes every operator in float64 with rounded weights, and rounds results that depend on activations.
 
     Attributes:
-        activations: tensors that came from inputs and weights.
-        single: those of them that a graph has in float32.
-        constants: what came from buffers alone: a graph holds it as a weight, in half where an activation meets it.
-        numbers: what integers were computed into, such as positions and their angles: a graph has it in float32.
-        given: inputs that are no floating-point numbers, and such numbers that came from inputs.
+        activations: tensors that depend on inputs or weights.
+        single: those of them that are float32 in a graph.
+        constants: tensors that depend on buffers only: a graph stores them as weights, rounded when combined with an
+            activation.
+        numbers: tensors computed from integers, such as positions and their angles, which are float32 in a graph.
+        given: integer and boolean inputs, and tensors of such types that depend on inputs.
     """
 
     def __init__(self, half: torch.dtype, exact: Collection[int], values: bool, sizes_folded: bool) -> None:
@@ -117,13 +120,13 @@ class _Round(Widen):
         self.given: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
     def remember_given(self, values: Iterable[Any]) -> None:
-        """Add the tensors among some values that hold no floating-point numbers."""
+        """Add the tensors among `values` that are not floating-point."""
         for value in values:
             if isinstance(value, Tensor) and not value.is_floating_point():
                 self.given[value] = True
 
     def operate(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Call an operator on what a half graph gives to it, and round what comes of it."""
+        """Call an operator with the operands that it has in a half-precision graph, and round its result."""
         name = func._schema.name.partition("::")[2]
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
         active = [leaf for leaf in given if isinstance(leaf, nn.Parameter) or leaf in self.activations]
@@ -153,12 +156,12 @@ class _Round(Widen):
         return result
 
     def _is_of_inputs(self, args: Any, kwargs: Any) -> bool:
-        """Return whether an operator's result, no activation, depends on inputs and not on their sizes alone."""
+        """Return whether a result that is not an activation depends on inputs, and not just on their sizes."""
         leaves = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
         return any(leaf in self.given or leaf in self.numbers for leaf in leaves)
 
     def _is_single(self, name: str, given: Sequence[Tensor]) -> bool:
-        """Return whether a graph computes an operator in float32, of some activations and what goes with them."""
+        """Return whether a graph computes an operator with these operands in float32."""
         if name in _SINGLE or name in _PRODUCTS:
             return name in _SINGLE
         wide = [leaf in self.single or leaf in self.numbers for leaf in given if self._has_type(leaf)]
@@ -168,7 +171,7 @@ class _Round(Widen):
         return value in self.activations or value in self.numbers
 
     def _aggregate(self, result: Any) -> Any:
-        """Return what our op gives: an activation, and a state that is kept as it is behind it."""
+        """Process our op's result: an activation and, if stateful, a state, which is not rounded."""
         if not isinstance(result, tuple):
             result = self._value(result)
             remember(self.activations, [result])
@@ -177,7 +180,7 @@ class _Round(Widen):
         return (self._aggregate(y), *state)
 
     def _operand(self, value: Any, active: bool, single: bool, number: Any) -> Any:
-        """Return what a half graph gives to an operator."""
+        """Return an operand as it is in a half-precision graph."""
         if isinstance(value, float) and number is not None:
             return number(value)
         if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -200,7 +203,7 @@ class _Round(Widen):
         return float(self._rounded(torch.tensor(number, dtype=torch.float64)))
 
     def _rounded(self, tensor: Tensor) -> Tensor:
-        """Round to the half type's digits; what lies beyond its range, which a graph keeps in float32, stays finite."""
+        """Round to the half type's precision; values beyond its range, which a graph keeps in float32, stay finite."""
         rounded = tensor.to(self.half).double()
         finite = torch.isfinite(rounded)
         return rounded if bool(finite.all()) else torch.where(finite, rounded, tensor)

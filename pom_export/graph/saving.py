@@ -12,17 +12,17 @@ from pom_export.graph.interface import LONGEST_NAME
 from pom_export.graph.opsets import OPSETS
 from pom_export.graph.weights_file import rename_by_content
 
-# Protocol buffers end at 2 GB; beyond this the weights go to a file of their own.
+# Protocol buffers are limited to 2 GB; above this size, the weights go to a separate file.
 EXTERNAL_DATA_BYTES = 1_500_000_000
 _LONGEST_SHOWN = 60
 
 
 def save_model(model: ir.Model, path: Path) -> None:
-    """Save a model, its weights in a file beside it when they are large, and check it with onnx.checker.
+    """Save a model, with large weights in a file beside it, and check it with onnx.checker.
 
     Raises:
-        InputError: the checker refuses it: an op does not take the model's type at this opset; ONNX Runtime would take
-            the file for one of its own format; or a name is longer than we read.
+        InputError: the checker rejects it because an op does not support the model's type at this opset; ONNX Runtime
+            would mistake the file for one in its own format; or a name is longer than what we read.
     """
     _check_names(model.graph)
     if path.suffix == ".ort":
@@ -39,7 +39,7 @@ def save_model(model: ir.Model, path: Path) -> None:
 
 
 def _check_names(graph: ir.Graph) -> None:
-    """Raise InputError where a name, which a user gave, is longer than is read from a file."""
+    """Raise InputError if a name that a user chose is longer than what is read from a file."""
     kinds = (
         ("output", graph.outputs, "Return it by a shorter key"),
         ("input", graph.inputs, "Give it a shorter name in the model's forward"),
@@ -55,11 +55,11 @@ def _check_names(graph: ir.Graph) -> None:
 
 
 def save_graph(model: ir.Model, path: Path) -> None:
-    """Save a graph as it is, its weights in a file beside it when they are large, see `weights_file`."""
+    """Save a graph without checks, with large weights in a file beside it; see `weights_file`."""
     weights = (value.const_value for value in model.graph.initializers.values())
     size = sum(tensor.nbytes for tensor in weights if tensor is not None)
     external_data = path.with_name(f"{path.name}.data") if size > EXTERNAL_DATA_BYTES else None
-    # Without a format, one would be chosen by the suffix.
+    # Otherwise the file's suffix would determine the format.
     ir.save(model, path, format="protobuf", external_data=external_data and external_data.name)
     if external_data is not None and external_data.exists():
         rename_by_content(path, external_data)

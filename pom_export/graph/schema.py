@@ -26,8 +26,8 @@ _INPUTS = [
             ("mask", "M", "(B or 1, N): token weights"),
             ("cos", "R", "(N, C/2) or (B, N, C/2): cosines of the rotation"),
             ("sin", "R", "of cos's shape: sines of the rotation"),
-            ("past_state", "tensor(float)", "(B, 2, C): sum of the features so far, and what rounding has lost of it"),
-            ("past_length", "tensor(int64)", "(B): how many tokens are in it"),
+            ("past_state", "tensor(float)", "(B, 2, C): sum of the features so far, and what it has lost to rounding"),
+            ("past_length", "tensor(int64)", "(B): number of tokens in the past"),
         )
     ),
 ]
@@ -51,9 +51,9 @@ _ATTRIBUTE_DOCS = {
     "form": 'polynomial: "power", or "product" of the GELU of x\'s chunks',
     "degree": 'number of chunks of form "product", else 0',
     "mode": '"mean", "causal" (prefix mean) or "features" (no aggregation)',
-    "rotary_blocks": "blocks of channels that are rotated each by itself: 1 or 2",
+    "rotary_blocks": "number of channel blocks that are rotated independently: 1 or 2",
     "epsilon": "added to a masked sum of weights",
-    "stateful": "1 where the past goes in and the present comes out",
+    "stateful": "1 if the past is an input and the present an output",
     "plugin_version": "for TensorRT's parser",
     "plugin_namespace": "for TensorRT's parser",
 }
@@ -80,9 +80,9 @@ def attributes(
     rotary_blocks: int = contract.DEFAULT_ROTARY_BLOCKS,
     stateful: bool = False,
 ) -> dict[str, Any]:
-    """Return every attribute of a node, in the contract's order (TensorRT warns about each that is missing).
+    """Return every attribute of a node, in the contract's order; TensorRT warns about each missing one.
 
-    A degree makes it form "product".
+    A nonzero degree selects form "product".
     """
     form = contract.PRODUCT if degree else contract.POWER
     values = {**_DEFAULTS, "form": form, "degree": degree, "mode": mode, "epsilon": float(epsilon)}
@@ -101,7 +101,7 @@ def _fail(text: str) -> NoReturn:
 
 
 def _read_attributes(context: Any) -> dict[str, Any]:
-    """Return a node's attributes, with the defaults of those that it lacks; one of another type is no lack."""
+    """Return a node's attributes, with defaults for missing ones; one of the wrong type does not count as missing."""
     values = dict(_DEFAULTS)
     for name in contract.ATTRIBUTES:
         attribute = context.get_attribute(name)
@@ -117,7 +117,7 @@ def _read_attributes(context: Any) -> dict[str, Any]:
 
 
 def _check_node(context: Any) -> str:
-    """Check a node's attributes and the ranks of its inputs as far as they are known, and return its mode."""
+    """Check a node's attributes and the ranks of its inputs, as far as known, and return its mode."""
     values = _read_attributes(context)
     if "mode" not in values:
         _fail("the attribute mode is missing")
@@ -137,7 +137,7 @@ def _check_node(context: Any) -> str:
 
 
 def _infer(context: Any) -> None:
-    """Give y the type of x, and its shape with one token for mode "mean"; the present is like the past."""
+    """Give y the type of x, and a shape with one token for mode "mean"; the present is like the past."""
     mode = _check_node(context)
     x = context.get_input_type(0)
     if x is None or not x.HasField("tensor_type"):
@@ -172,7 +172,7 @@ def _make_schema(inputs: int, outputs: int) -> OpSchema:
 
 @cache
 def register_schema() -> OpSchema:
-    """Register the op's schema with `onnx.defs` (once a process) and return it."""
+    """Register the op's schema with `onnx.defs`, once per process, and return it."""
     schema = _make_schema(len(_INPUTS), len(_OUTPUTS))
     onnx.defs.register_schema(schema)
     return schema
@@ -180,5 +180,5 @@ def register_schema() -> OpSchema:
 
 @cache
 def stateless_schema() -> OpSchema:
-    """Return the schema of a node without a state, which is not registered: tracing gives a node every output."""
+    """Return the schema of a stateless node. It is not registered; tracing gives a node all outputs of a schema."""
     return _make_schema(len(_INPUTS) - len(contract.STATE_INPUTS), len(_OUTPUTS) - len(contract.STATE_OUTPUTS))

@@ -14,7 +14,7 @@ from torch.fx import Node
 from pom_export.graph.claims import Bounds
 
 _aten = torch.ops.aten
-# What leaves the values of indices as they are, and their largest one.
+# Operators that keep the values of indices.
 _VIEWS = {
     _aten.alias.default,
     _aten.clone.default,
@@ -31,10 +31,10 @@ _VIEWS = {
     _aten._to_copy.default,
     _aten._unsafe_view.default,
 }
-# Positions of the table and of the indices among their arguments.
+# Positions of the table and the indices among each operator's arguments.
 _LOOK_UPS = {_aten.embedding.default: (0, 1), _aten.index_select.default: (0, 2), _aten.index.Tensor: (0, 1)}
 _SLICE_START = 2
-# Which of their arguments is the end.
+# The argument of each operator that is the end.
 _RANGES = {_aten.arange.default: 0, _aten.arange.start: 1, _aten.arange.start_step: 1}
 
 
@@ -43,13 +43,13 @@ def traced_bounds(
 ) -> dict[str, Bounds]:
     """Return the smallest and largest size of each dynamic dimension of a traced program's inputs.
 
-    Outside of them the graph computes something else than the model: a branch on a size was taken the other way, or a
-    table has ended. Dimensions without bounds are left out.
+    Beyond them, the graph computes something other than the model: a branch on a size was taken the other way, or a
+    table is too short. Dimensions without bounds are left out.
 
     Args:
-        program: as torch traced it.
-        axes: of each input, in order: sizes, and the names that dynamic dimensions have in the file.
-        numbers: the sizes, by dimension, for which what the model makes of them is what it was for the example.
+        program: the program as torch traced it.
+        axes: for each input, in order: sizes, and the file's names of dynamic dimensions.
+        numbers: the sizes, by dimension, from which the model computes the same Python numbers as for the example.
     """
     tables = dict(_table_ends(program))
     found: dict[str, Bounds] = {}
@@ -66,7 +66,7 @@ def traced_bounds(
 
 
 def user_inputs(program: ExportedProgram) -> list[Tensor]:
-    """Return the fake tensors that torch traced a program with, of each input of its user."""
+    """Return the fake tensors that torch traced a program with, one for each user input."""
     wanted = set(map(str, program.graph_signature.user_inputs))
     return [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in wanted]
 
@@ -74,12 +74,12 @@ def user_inputs(program: ExportedProgram) -> list[Tensor]:
 def symbol_bounds(
     expression: sympy.Expr, ranges: Mapping[Any, Any], tables: Mapping[sympy.Symbol, int] | None = None
 ) -> Bounds:
-    """Return the bounds of a size: a symbol, or what is computed of one and grows with it.
+    """Return the bounds of a size, which is a symbol or an increasing function of one.
 
     Args:
         expression: the size.
         ranges: a program's `range_constraints`.
-        tables: how large a symbol may be before a table ends.
+        tables: the largest value of each symbol before a table ends.
     """
     if expression.is_Symbol:
         known = ranges.get(expression)
@@ -98,7 +98,7 @@ def _finite(bound: Any) -> int | None:
 
 
 def _table_ends(program: ExportedProgram) -> Iterator[tuple[sympy.Symbol, int]]:
-    """Yield how large a size may be, by its symbol, before a slice or a look-up goes beyond a table of fixed length."""
+    """Yield the largest value of each symbol before a slice or a look-up exceeds a table of fixed length."""
     smallest: dict[sympy.Symbol, int] = {}
     for node in program.graph.nodes:
         if node.op != "call_function":
@@ -111,13 +111,13 @@ def _table_ends(program: ExportedProgram) -> Iterator[tuple[sympy.Symbol, int]]:
 
 
 def _needs(node: Node) -> Iterator[tuple[sympy.Expr, int]]:
-    """Yield how many rows a node needs of a table, and how many that has."""
+    """Yield how many rows of a table a node needs, and how many the table has."""
     if node.target is _aten.slice.Tensor and len(node.args) > _SLICE_START:
         table, axis, start = node.args[: _SLICE_START + 1]
         rows = _shape(table)[axis] if isinstance(axis, int) else None
         end = _expression(node.args[_SLICE_START + 1]) if len(node.args) > _SLICE_START + 1 else None
         from_end = _expression(start)
-        if end is None and from_end is not None:  # the last so many rows
+        if end is None and from_end is not None:  # the last rows, counted from the end
             end = -from_end
     elif node.target in _LOOK_UPS:
         where, by = _LOOK_UPS[node.target]
@@ -136,7 +136,7 @@ def _shape(node: Any) -> Sequence[Any]:
 
 
 def _end_of_range(indices: Any) -> sympy.Expr | None:
-    """Return what an arange ends before, where indices are one seen in another shape; else None."""
+    """Return the end of the arange that indices come from, except for reshaping and added numbers; None if none."""
     offset = 0
     while isinstance(indices, Node) and (indices.target in _VIEWS or _adds_number(indices)):
         offset += int(indices.args[1]) if _adds_number(indices) else 0  # type: ignore[arg-type]
@@ -152,13 +152,13 @@ def _adds_number(node: Node) -> bool:
 
 
 def _expression(value: Any) -> sympy.Expr | None:
-    """Return the expression that a size of the graph is; None for a number."""
+    """Return the expression of a size in the graph; None for a number."""
     value = value.meta.get("val") if isinstance(value, Node) else value
     return value.node.expr if isinstance(value, torch.SymInt) else None
 
 
 def _solved(needed: sympy.Expr, rows: int) -> tuple[sympy.Symbol, int] | None:
-    """Return the symbol in what is needed, and its largest value for which that is no more than the rows."""
+    """Return the symbol that `needed` depends on, and its largest value that needs no more than `rows`."""
     if len(needed.free_symbols) != 1:
         return None
     (symbol,) = needed.free_symbols

@@ -11,21 +11,21 @@ from torch.export import ExportedProgram
 
 from pom_export.graph.size_bounds import user_inputs
 
-# Sizes near which a condition such as `tokens % 4 == 0` changes.
+# Small sizes, among which a condition such as `tokens % 4 == 0` changes.
 _SMALL = range(2, 10)
 _MOST_OF_A_CONDITION = 3
 
 
 def branch_sizes(program: ExportedProgram, axes: Sequence[Sequence[int | str]]) -> dict[str, list[int]]:
-    """Return, by dynamic dimension, sizes at which a condition on sizes is false that held while torch traced.
+    """Return, by dynamic dimension, sizes at which a condition on sizes is false that was true while torch traced.
 
-    A graph has one branch of each condition, so that these sizes are where it may compute something else: for
-    `tokens == 512` that is 512 alone, which no bound tells. Of each condition a few sizes are given, with the other
-    dimensions as they were in the example; dimensions without any are left out.
+    A graph contains one branch of each condition, so it may compute something else at these sizes. For `tokens == 512`,
+    that is every size but 512, which no bound expresses. Each condition contributes a few sizes, with the other
+    dimensions as in the example. Dimensions without such sizes are left out.
 
     Args:
-        program: as torch traced it.
-        axes: of each input, in order: sizes, and the names that dynamic dimensions have in the file.
+        program: the program as torch traced it.
+        axes: for each input, in order: sizes, and the file's names of dynamic dimensions.
     """
     symbols: dict[sympy.Symbol, tuple[str, int]] = {}
     conditions: list[sympy.Basic] = []
@@ -47,17 +47,17 @@ def branch_sizes(program: ExportedProgram, axes: Sequence[Sequence[int | str]]) 
 def _sizes_where_false(
     condition: sympy.Basic, symbol: sympy.Symbol, example: Mapping[sympy.Symbol, int]
 ) -> Iterator[int]:
-    """Yield sizes at which a condition is false, those nearest to where it changes first."""
+    """Yield sizes at which a condition is false, starting with those closest to where it changes."""
     alone = condition.subs({other: size for other, size in example.items() if other != symbol})
     if alone.free_symbols != {symbol}:
-        return  # it depends on a size that is no input's, or on nothing any more
+        return  # it depends on a size that no input has, or on none at all
     for size in dict.fromkeys([*_turning_points(alone, symbol), *_SMALL]):
         if size >= _SMALL.start and alone.subs(symbol, size) == sympy.false:
             yield size
 
 
 def _turning_points(condition: sympy.Basic, symbol: sympy.Symbol) -> Iterator[int]:
-    """Yield the sizes around the numbers that a condition names, and around where its sides are equal."""
+    """Yield sizes around the numbers in a condition, and around the point where its sides are equal."""
     points = [int(number) for number in condition.atoms(sympy.Integer)]
     if isinstance(condition, sympy.core.relational.Relational):
         difference = condition.lhs - condition.rhs

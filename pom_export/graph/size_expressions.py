@@ -5,16 +5,16 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping
 
-# No file of ours has a longer one.
+# None of our files has a longer one.
 _LONGEST = 200
 
 
 def size_of(axis: str | int, sizes: Mapping[str, int]) -> int | None:
-    """Return the size of an axis: a number, a name, or sums and products of them; None where it can't be told.
+    """Return the size of an axis: a number, a name, or sums and products of these; None if it cannot be determined.
 
     Args:
-        axis: as a file has it.
-        sizes: of dimensions, by name.
+        axis: the axis, as in a file.
+        sizes: the sizes of dimensions, by name.
     """
     if isinstance(axis, int) or axis in sizes:
         return axis if isinstance(axis, int) else sizes[axis]
@@ -23,11 +23,11 @@ def size_of(axis: str | int, sizes: Mapping[str, int]) -> int | None:
 
 
 def root_of(axis: str, size: int) -> tuple[str, int] | None:
-    """Return the dimension that another one is computed of, and its size; None where there is none such.
+    """Return the dimension that an axis is computed from, and its size; None if there is none.
 
     Args:
-        axis: as a file has it, such as "tokens + 1".
-        size: of it.
+        axis: the axis, as in a file, such as "tokens + 1".
+        size: the size of the axis.
     """
     names = names_in(axis)
     if axis in names or len(names) != 1:
@@ -39,7 +39,7 @@ def root_of(axis: str, size: int) -> tuple[str, int] | None:
 
 
 def names_in(axis: str) -> list[str]:
-    """Return the names of the dimensions that an axis is computed of."""
+    """Return the names of the dimensions that an axis is computed from."""
     parsed = _parsed(axis)
     return [] if parsed is None else sorted({node.id for node in ast.walk(parsed) if isinstance(node, ast.Name)})
 

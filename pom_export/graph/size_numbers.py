@@ -17,21 +17,22 @@ from pom_export.graph.refusals import line_of
 from pom_export.graph.size_bounds import user_inputs
 
 _AXIS_OF_INPUT = re.compile(r"\['(\w+)'\]\.size\(\)\[(\d+)\]$")
-# In the names of what torch's expressions compute in floating point.
+# Parts of the names of floating-point operations in torch's expressions.
 _FLOATING = ("Float", "TrueDiv", "OpaqueUnaryFn")
-# How far sizes are tried one by one; beyond, numbers of sizes grow, or stay what they are.
+# Sizes up to the first number above the example's are tried one by one. Beyond, up to the second number, a condition is
+# assumed to change at most once.
 _ONE_BY_ONE, _LARGEST = 256, 2**24
 
 
 @dataclass(frozen=True)
 class SizeNumber:
-    """A number that was made of one dimension's size.
+    """A Python number computed from the size of a dimension.
 
     Attributes:
         where: (name, axis) of the input.
-        dimension: name of the dimension in the file; "" where it is fixed.
-        bounds: the smallest and the largest size that make the same number.
-        line: of the user's code, as a message ends in it.
+        dimension: name of the dimension in the file; "" if it is fixed.
+        bounds: the smallest and the largest size that give the same number.
+        line: the line of the user's code, for the end of a message.
     """
 
     where: tuple[str, int]
@@ -40,7 +41,7 @@ class SizeNumber:
     line: str
 
     def note(self) -> str:
-        """Return what a user should know of it."""
+        """Return a note for the user."""
         name, axis = self.where
         return (
             f"the model turns dimension {axis} of {name} into a Python number, which the file holds as it was for the "
@@ -49,11 +50,11 @@ class SizeNumber:
 
 
 def size_numbers(program: ExportedProgram, axes: Mapping[str, Sequence[int | str]]) -> list[SizeNumber]:
-    """Return the numbers that torch held on to while it traced a program.
+    """Return the numbers that torch fixed to the example's values while tracing a program.
 
     Args:
-        program: as torch traced it.
-        axes: by input, in order: sizes, and the names that dynamic dimensions have in the file.
+        program: the program as torch traced it.
+        axes: for each input, in order: sizes, and the file's names of dynamic dimensions.
     """
     inputs = user_inputs(program)
     mode = next((mode for fake in inputs if (mode := getattr(fake, "fake_mode", None)) is not None), None)
@@ -79,10 +80,10 @@ def size_numbers(program: ExportedProgram, axes: Mapping[str, Sequence[int | str
 
 
 def _is_number(condition: sympy.Basic) -> bool:
-    """Return whether a condition says that what was computed of a size is one number.
+    """Return whether a condition fixes what was computed from a size to a single number.
 
-    Of a size that became fixed, the size itself; of another, what floating-point arithmetic made of it: what whole
-    numbers make stays dynamic, and conditions of these are branches.
+    For a size that became fixed, that is the size itself, otherwise a result of floating-point arithmetic. Results of
+    integer arithmetic stay dynamic, so conditions on them are branches.
     """
     if not isinstance(condition, sympy.Eq) or not (condition.rhs.is_number or condition.lhs.is_number):
         return False
@@ -99,7 +100,7 @@ def _line(place: Any) -> str:
 
 
 def _where(env: Any, symbol: sympy.Symbol) -> tuple[str, int] | None:
-    """Return the input and axis that a symbol was the size of before it became a number."""
+    """Return the input and axis whose size was a symbol before it became a number."""
     for source in env.var_to_sources.get(symbol, ()):
         name = source.name if isinstance(source.name, str) else source.name()
         if match := _AXIS_OF_INPUT.search(name):
@@ -115,7 +116,7 @@ def _both(bounds: Bounds, known: SizeNumber | None) -> Bounds:
 
 
 def _bounds(condition: sympy.Basic, symbol: sympy.Symbol, example: int) -> Bounds:
-    """Return the sizes around the example's for which a condition holds; where those are few, the example's alone."""
+    """Return the sizes around the example's for which a condition holds; only the example's if there are few."""
     if len(condition.free_symbols) > 1:
         return example, example
 
@@ -133,5 +134,5 @@ def _bounds(condition: sympy.Basic, symbol: sympy.Symbol, example: int) -> Bound
             fits, beyond = (middle, beyond) if holds(middle) else (fits, middle)
         else:
             high = fits
-    # A few sizes more are of no use to anybody, and all others would be wrong.
+    # Allowing only a few more sizes is of no use, and any others would give wrong results.
     return (low, high) if high is None or high >= 2 * example else (example, example)

@@ -11,7 +11,7 @@ from torch import SymInt, Tensor
 
 from pom_export.function_mode import FunctionMode
 
-# Functions whose results lie one behind the other along one dimension, their third argument.
+# Functions that split a dimension, their third argument, into parts of almost the same size.
 _EVENLY = frozenset({torch.tensor_split, Tensor.tensor_split})
 _SPLITS = _EVENLY | {
     *(torch.chunk, torch.split, torch.split_with_sizes, torch.unsafe_chunk, torch.unsafe_split),
@@ -20,20 +20,21 @@ _SPLITS = _EVENLY | {
 
 
 class SlicedSplits(FunctionMode):
-    """While it is on, chunk and split of a dynamic dimension are slices of the sizes that torch finds for the parts.
+    """While active, chunk and split of a dynamic dimension become slices with the sizes that torch finds for the parts.
 
-    How many parts there are is fixed by the example.
+    The number of parts is fixed by the example.
     """
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a function of torch; what a split returns is made anew."""
+        """Call a torch function; the parts that a split returns are replaced by slices."""
         if func not in _SPLITS:
             return func(*args, **kwargs)
         whole: Any = args[0] if args else kwargs.get("input", kwargs.get("tensor"))
         dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
         parts = args[1] if len(args) > 1 else kwargs.get("indices_or_sections", kwargs.get("sections"))
         if func in _EVENLY and isinstance(parts, int):
-            # Written out, for torch asks whether the parts are all as long, and a trace has one answer.
+            # Computed here, since torch checks whether all parts have the same size, which would fix the answer in a
+            # trace.
             sizes = [(whole.shape[dim] + parts - 1 - index) // parts for index in range(parts)]
         else:
             sizes = [part.shape[dim] for part in func(*args, **kwargs)]

@@ -15,7 +15,7 @@ from pom_export.mixer import RotaryPolynomialMixer
 ADAPT = "Say what it computes with mixers={{{kind}: adapter}}, where the adapter makes a mixer of ours from it"
 
 _OFFICIAL = ("xq", "xc", "mask", "positions", "ctx_positions", "positions_hw", "ctx_positions_hw")
-# What an argument of the official forward may also be called.
+# Other names of the official forward's arguments.
 _ROLES = {
     **dict(zip(_OFFICIAL, _OFFICIAL, strict=True)),
     "query": "xq",
@@ -29,12 +29,12 @@ _HOOKS = (
 
 
 class MixerStandIn(nn.Module):
-    """One of our mixers behind the official signature; attributes of the module that it stands for stay readable."""
+    """One of our mixers with the official signature; attributes of the original module stay readable."""
 
     def __init__(self, mixer: nn.Module, original: nn.Module) -> None:
         super().__init__()
         self.mixer = mixer
-        # In a tuple, so that it is no submodule.
+        # In a tuple, so that it does not become a submodule.
         self._original = (original,)
         for name in _HOOKS:
             kept = {key: hook for key, hook in getattr(original, name).items() if not is_reparametrization(hook)}
@@ -56,7 +56,7 @@ class MixerStandIn(nn.Module):
         positions_hw: Tensor | None = None,
         ctx_positions_hw: Tensor | None = None,
     ) -> Tensor:
-        """Mix as the official module does; arguments are those of its `forward`."""
+        """Mix like the official module; the arguments are those of its `forward`."""
         context = None if xc is xq else xc
         if not isinstance(self.mixer, RotaryPolynomialMixer):
             return self.mixer(xq, context, mask)
@@ -66,12 +66,12 @@ class MixerStandIn(nn.Module):
 
 
 def stand_in(mixer: nn.Module, original: nn.Module) -> MixerStandIn:
-    """Return a mixer behind the signature of the module that it stands for, in evaluation mode.
+    """Return a mixer with the signature of the module that it stands in for, in evaluation mode.
 
-    Arguments are told by their names, but for the first, which is the query whatever it is called.
+    Arguments are matched by name, except for the first, which is the query whatever its name.
 
     Raises:
-        CheckpointError: the module's forward needs an argument that the official one has not.
+        CheckpointError: the module's forward needs an argument that the official one lacks.
     """
     signature = inspect.signature(original.forward)
     roles = _roles(signature, type(original).__name__)
@@ -85,16 +85,16 @@ def stand_in(mixer: nn.Module, original: nn.Module) -> MixerStandIn:
 
     this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     parameters = list(signature.parameters.values())
-    # torch.export reads an input's name from here.
+    # torch.export reads the inputs' names from here.
     forward.__signature__ = signature.replace(parameters=[this, *parameters])  # type: ignore[attr-defined]
     return type(kind, (MixerStandIn,), {"forward": forward})(mixer, original).eval()
 
 
 def _roles(signature: inspect.Signature, kind: str) -> dict[str, str] | None:
-    """Return what each argument of a forward is called in the official one; None where it passes all of them on.
+    """Return the official name of each argument of a forward; None if it forwards all arguments.
 
     Raises:
-        CheckpointError: an argument has no counterpart, and no default.
+        CheckpointError: an argument has neither a counterpart nor a default.
     """
     parameters = list(signature.parameters.values())
     roles: dict[str, str] = {}
@@ -120,7 +120,7 @@ def _translated(
     """Return the official arguments of a call.
 
     Raises:
-        InputError: it has one that has no counterpart, and is not as by default.
+        InputError: an argument without a counterpart differs from its default.
     """
     official: dict[str, Any] = {}
     for name, value in given.items():
@@ -150,7 +150,7 @@ def _no_counterpart(kind: str, name: str) -> InputError:
 
 
 def stand_in_paths(module: nn.Module) -> dict[str, str]:
-    """Return where the mixers inside stand-ins are, and under which names the user knows them."""
+    """Return the names by which the user knows the mixers inside stand-ins, by their paths."""
     return {
         f"{name}.mixer".lstrip("."): name for name, part in module.named_modules() if isinstance(part, MixerStandIn)
     }

@@ -61,7 +61,7 @@ _REFUSED = "torch could not export the model"
 
 @contextlib.contextmanager
 def _without_collector() -> Iterator[None]:
-    """Pause the collector of cycles: it takes a third of the time that tracing takes, and finds next to nothing."""
+    """Pause the cyclic garbage collector, which takes a third of the tracing time and frees almost nothing."""
     enabled = gc.isenabled()
     try:
         gc.disable()
@@ -76,14 +76,14 @@ _WITHOUT_COLLECTOR = Shared(_without_collector)
 
 @dataclass(frozen=True)
 class Traced:
-    """What torch made of a program.
+    """The result of tracing a program.
 
     Attributes:
-        graph: before our passes; dynamic dimensions have the names that they have in the file.
-        bounds: the smallest and the largest size for which it holds, of dynamic dimensions that are bounded.
-        branches: sizes at which the model may take another branch than was traced, of the dimensions that have any.
-        numbers: what the model makes of sizes, and the graph holds as it was for the example.
-        run: computes what torch traced, at any sizes, also beyond those that torch holds it for.
+        graph: the graph before our passes; dynamic dimensions have their names in the file.
+        bounds: the smallest and the largest size for which it is valid, for dynamic dimensions that are bounded.
+        branches: for some dimensions, sizes at which the model may take a branch other than the traced one.
+        numbers: numbers that the model computes from sizes, which the graph fixes to the example's.
+        run: runs what torch traced, at any sizes, including those that torch does not vouch for.
     """
 
     graph: ir.Model
@@ -94,7 +94,7 @@ class Traced:
 
     @property
     def axes(self) -> list[tuple[int | str, ...]]:
-        """Of each input: sizes, and names of dynamic dimensions."""
+        """The sizes and the names of dynamic dimensions of each input."""
         return [
             tuple(s if isinstance(s, int) else str(s) for s in value.shape or ()) for value in self.graph.graph.inputs
         ]
@@ -102,9 +102,9 @@ class Traced:
 
 @contextlib.contextmanager
 def _sizes_fixed_where_used(program: Program) -> Iterator[None]:
-    """Let torch make numbers of sizes that a model uses as such, where nobody asked for dynamic ones by name.
+    """Let torch fix sizes that a model uses as numbers, unless the user asked for dynamic ones by name.
 
-    Otherwise it leaves them dynamic in the graph, and notes that they must be those numbers.
+    Otherwise torch leaves them dynamic in the graph, and just notes that they must have those values.
     """
     given = [hint for axes in (program.dynamic_shapes or {}).values() for hint in axes.values()]
     if all(is_hint(hint) for hint in given):
@@ -115,10 +115,10 @@ def _sizes_fixed_where_used(program: Program) -> Iterator[None]:
 
 
 def trace(program: Program, opset: int) -> Traced:
-    """Run torch.export and torch.onnx over a program.
+    """Trace a program with torch.export and torch.onnx.
 
     Raises:
-        InputError: torch could not trace or translate the model; its reason, and where in the model.
+        InputError: torch could not trace or translate the model; the message says why, and where in the model.
     """
     with (
         quiet_torch(),
@@ -146,7 +146,7 @@ def trace(program: Program, opset: int) -> Traced:
             )
         except InputError:
             raise
-        except (Exception, SystemExit) as error:  # the tracer runs the user's code, and has errors of its own
+        except (Exception, SystemExit) as error:  # the tracer runs the user's code, and may itself fail
             raise refusal(_REFUSED, error, program.module, SEE_CAUSE) from error
     assert exported is not None
     _LOG.debug("traced by torch %s, opset %d", torch.__version__, opset)
@@ -166,12 +166,12 @@ def trace(program: Program, opset: int) -> Traced:
 
 
 def _run_unchecked(program: ExportedProgram, inputs: Mapping[str, Tensor]) -> Any:
-    # Not by calling the module, whose hooks check the sizes.
+    # Calling the module would run hooks that check the sizes.
     return program.module(check_guards=False).forward(**nested(inputs))
 
 
 def _refuse_random(model: ir.Model) -> None:
-    """Raise InputError where a graph draws random numbers, which two runs of the model with one seed don't show."""
+    """Raise InputError if a graph draws random numbers, which two runs of the model with one seed do not reveal."""
     common.RemoveUnusedNodesPass()(model)
     for node in model.graph.all_nodes():
         if node.op_type in _RANDOM:
@@ -182,14 +182,14 @@ def _refuse_random(model: ir.Model) -> None:
 
 
 def _optimizations(dtype: str) -> list[ir.passes.InPlacePass]:
-    """Return the passes that make a graph faster and change no more than rounding."""
-    # What is factored needs no fused gate.
+    """Return the passes that make a graph faster, with no effect beyond rounding."""
+    # A factored gate need not be fused.
     factor = [] if dtype == "float16" else [FactorGatePass()]
     return [SplitProjectionPass(), *factor, FuseGatePass(), common.RemoveUnusedNodesPass()]
 
 
 def _in_precision(dtype: str, observe: Observe) -> list[ir.passes.InPlacePass]:
-    """Return the passes that make a graph half precision."""
+    """Return the passes that convert a graph to half precision."""
     if dtype == "float32":
         return []
     lower = LowerPrecisionPass(ir.DataType[dtype.upper()], observe)
@@ -213,14 +213,14 @@ def export_graph(
     """Trace a program and apply the passes.
 
     Args:
-        program: what to trace, in float32.
+        program: the program to trace, in float32.
         opset: version of the standard ops.
-        properties: metadata to write besides the program's own.
-        optimize: whether products and gates around the aggregations are rewritten to cost less.
+        properties: metadata to write in addition to the program's own.
+        optimize: whether to rewrite products and gates around the aggregations so that they cost less.
         dtype: type of the graph: "float32", "float16" or "bfloat16".
-        observe: returns the magnitudes that a float32 graph's values reach, by name: what a float16 graph keeps in
-            float32. Where it returns nothing, the weights alone decide.
-        traced: what `trace` returned of the program, where it was traced already; the graph is changed.
+        observe: returns the magnitudes that a float32 graph's values reach, by name, which determine what a float16
+            graph keeps in float32. If it returns nothing, only the weights determine that.
+        traced: the result of `trace` for the program, if it has been traced already; its graph is changed.
 
     Raises:
         InputError: the opset is not supported, torch could not export the model, or a weight does not fit the type.
@@ -231,7 +231,7 @@ def export_graph(
         RecogniseCausalPass(),
         FoldTablesPass(),
         common.RemoveUnusedNodesPass(),
-        # Before weights are cut: what is used whole and transposed too stays one.
+        # Before weights are split, so that a weight used whole and transposed stays a single one.
         ShareTransposedPass(),
         *(_optimizations(dtype) if optimize else ()),
         *_in_precision(dtype, observe),

@@ -18,7 +18,7 @@ _POM = Opset(contract.DOMAIN, contract.OP_VERSION)
 
 
 def _placeholder(dtype: type) -> Any:
-    """Return what holds the place of an absent input in front of a present one, see `pom_export.contract`."""
+    """Return a placeholder for an absent input that precedes a present one; see `pom_export.contract`."""
     return opset18.Constant(value=ir.to_proto(ir.tensor(np.ones(1, dtype))))
 
 
@@ -59,25 +59,25 @@ def _stateful_polynomial_aggregation(
 
 
 def _squeeze(x: Any, dim: int) -> Any:
-    """Leave a dimension of another size than 1 alone, as torch does: ONNX refuses it."""
+    """Leave a dimension of a size other than 1 unchanged, as torch does; ONNX refuses it."""
     if not x.shape or (isinstance(x.shape[dim], int) and x.shape[dim] != 1):
         return opset18.Identity(x)
     return opset18.Squeeze(x, cast(Any, opset18.Constant(value_ints=[dim])))
 
 
 def _filled(*inputs: Any) -> list[Any]:
-    """Return the inputs from the coefficients on, with a placeholder for each that is absent."""
+    """Return the inputs from the coefficients on, with placeholders for absent ones."""
     types = (np.float32, np.bool_, np.float32, np.float32)
     return [_placeholder(kind) if value is None else value for value, kind in zip(inputs, types, strict=False)]
 
 
 def _used(epsilon: float, mask: Any) -> float:
-    """Return what is added to a sum of weights: without a mask none are summed."""
+    """Return the epsilon that is added to a sum of weights; without a mask, there is no such sum."""
     return contract.DEFAULT_EPSILON if mask is None else epsilon
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Return `custom_translation_table` for torch.onnx.export; the schema is registered on the way."""
+    """Return the `custom_translation_table` for torch.onnx.export, after registering the schema."""
     register_schema()
     return {
         torch.ops.aten.squeeze.dim: _squeeze,

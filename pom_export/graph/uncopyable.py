@@ -18,9 +18,9 @@ _PLAIN = (str, bytes, int, float, complex, bool, type, FunctionType, ModuleType,
 
 
 def owners(values: Iterable[Any]) -> Iterator[Any]:
-    """Yield what in some values a copy must not have of its own: objects that let something go when they end.
+    """Yield objects in `values` that must be shared with a copy because they release something when they are destroyed.
 
-    The copy of a connection would close the caller's when it is collected.
+    For example, the copy of a connection would close the caller's when it is collected.
     """
     seen: set[int] = set()
     waiting = [(value, _DEEPEST) for value in values]
@@ -29,7 +29,7 @@ def owners(values: Iterable[Any]) -> Iterator[Any]:
         if id(value) in seen or isinstance(value, (*_PLAIN, nn.Module)):
             continue
         seen.add(id(value))
-        # Generators have one of C's, and are named by `shared_by_copies`.
+        # Generators have a finaliser written in C, and are reported by `shared_by_copies`.
         if isinstance(getattr(type(value), "__del__", None), FunctionType):
             yield value
         elif depth:
@@ -37,14 +37,14 @@ def owners(values: Iterable[Any]) -> Iterator[Any]:
 
 
 def shared_by_copies(module: nn.Module, memo: Mapping[int, Any]) -> dict[int, Any]:
-    """Return what in a module can't be copied, and may be shared, as `copy.deepcopy` takes it in its memo.
+    """Return the objects in a module that can't be copied but may be shared, in the form of `copy.deepcopy`'s memo.
 
     Args:
-        module: what is to be copied.
-        memo: what of it has a copy already.
+        module: the module to copy.
+        memo: the copies that exist already.
 
     Raises:
-        InputError: an attribute holds an iterator, which a run of the copy would use up.
+        InputError: an attribute is an iterator, which running the copy would use up.
     """
     shared: dict[int, Any] = {}
     for path, part in module.named_modules():
@@ -82,7 +82,7 @@ def _copies(value: Any, memo: dict[int, Any]) -> bool:
 
 
 def _inside(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the parts of a value, with what stands for each in the value's name."""
+    """Yield the parts of a value, each with its suffix for the value's name."""
     if isinstance(value, Mapping):
         yield from ((f"[{key!r}]", part) for key, part in value.items())
     elif isinstance(value, (list, tuple)):
@@ -92,7 +92,7 @@ def _inside(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def uncopyable(module: nn.Module, memo: Mapping[int, Any], error: Exception) -> InputError:
-    """Return the error to raise where a module can't be copied even so: the innermost part that can't is named."""
+    """Return an error that names the innermost part of a module that can't be copied."""
     for name, part in reversed(list(module.named_modules())):
         if not _copies(part, {**memo}):
             where = f"{name} ({type(part).__name__})" if name else f"the model ({type(part).__name__})"

@@ -14,9 +14,9 @@ _OURS = [(contract.DOMAIN, name) for name in (*contract.OP_NAMES, *contract.GATE
 
 
 def unfolded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model with every function but those of our ops in the place of the nodes that call it.
+    """Return a model in which every function except those of our ops is inlined.
 
-    So do runtimes, and then have our kernels compute the nodes of ours that come out.
+    Runtimes do the same, and then run the resulting nodes of our ops in our kernels.
     """
     if all((function.domain, function.name) in _OURS for function in model.functions):
         return model
@@ -24,7 +24,7 @@ def unfolded(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Yield the nodes of a graph and of the graphs in it."""
+    """Yield the nodes of a graph and of its nested graphs."""
     for node in graph.node:
         yield node
         for inner in graphs_of(node):
@@ -32,7 +32,7 @@ def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def graphs_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """Yield the graphs in a node: its branches, or what it repeats."""
+    """Yield the graphs in a node: branches or loop bodies."""
     for attribute in node.attribute:
         if attribute.HasField("g"):
             yield attribute.g
@@ -40,5 +40,5 @@ def graphs_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 
 def aggregations_of(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """Return the aggregation nodes of a graph and of the graphs in it, in order."""
+    """Return the aggregation nodes of a graph and of its nested graphs, in order."""
     return [node for node in all_nodes(graph) if is_aggregation(node)]

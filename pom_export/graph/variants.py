@@ -12,7 +12,7 @@ from pom_export.graph.function import FunctionVariant
 from pom_export.graph.gated_function import GatedVariant
 from pom_export.graph.nodes import input_named
 
-# Of a known rank, whatever shape inference makes of what it comes from: in a branch it often finds nothing.
+# Inputs that are never placeholders, even if shape inference finds no shape for them, as is common in a branch.
 _NO_PLACEHOLDERS = ("x", "gate", "gate_bias", *contract.STATE_INPUTS)
 
 
@@ -20,11 +20,11 @@ def variant_of(node: ir.Node, inputs: Sequence[str] = contract.INPUTS) -> Functi
     """Return the function variant that an aggregation needs.
 
     Args:
-        node: of the plain op, or of the gated one.
+        node: a node of the plain op, or of the gated one.
         inputs: names of the node's inputs.
 
     Raises:
-        InputError: an input of the node has no known type, or the coefficients no known shape.
+        InputError: the type of an input is unknown, or the shape of the coefficients is.
     """
     types: dict[str, ir.DataType] = {}
     degree: int | object = node.attributes["degree"].as_int()
@@ -35,7 +35,7 @@ def variant_of(node: ir.Node, inputs: Sequence[str] = contract.INPUTS) -> Functi
             types[name] = value.dtype
         elif value.shape is None:
             raise _unknown(node)
-        elif len(value.shape) > 1:  # what is of rank 1 is a placeholder, or of one type always
+        elif len(value.shape) > 1:  # a value of rank 1 is a placeholder, or always has the same type
             types[name] = value.dtype
             degree = value.shape[1] if name == "coefficients" else degree
     if not isinstance(degree, int):
@@ -57,7 +57,7 @@ def gated_variant_of(node: ir.Node) -> GatedVariant:
     """Return the function variant that a gated aggregation needs.
 
     Raises:
-        InputError: as `variant_of`.
+        InputError: as in `variant_of`.
     """
     x, gate, bias, *_ = node.inputs
     gates = _size(bias, 0) or _size(gate, -1)
@@ -73,7 +73,7 @@ def gated_variant_of(node: ir.Node) -> GatedVariant:
 
 
 def _size(value: ir.Value | None, axis: int) -> int | None:
-    """Return a size of a value that is fixed and known."""
+    """Return a size of a value if it is fixed and known."""
     size = value.shape[axis] if value is not None and value.shape else None
     return size if isinstance(size, int) else None
 

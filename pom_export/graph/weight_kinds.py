@@ -13,7 +13,7 @@ from pom_export.errors import InputError
 from pom_export.graph.wrappers import plain_name
 
 _PLAIN_CLASSES = (Tensor, nn.Parameter, nn.Buffer)
-# Modules whose weights are packed for kernels of their own, by where their classes come from.
+# Packages with modules whose weights are packed for special kernels.
 _QUANTIZED = (
     *("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.qat", "torch.ao.nn.intrinsic.qat"),
     *("torch.ao.quantization.fake_quantize", "bitsandbytes", "torchao", "auto_gptq", "optimum.quanto"),
@@ -23,7 +23,7 @@ _GATHER = (
     "Build the model without sharding, and load into it what torch.distributed.checkpoint.state_dict."
     "get_model_state_dict returns with StateDictOptions(full_state_dict=True)"
 )
-# What may be wrong with one tensor, and what to do.
+# What may be wrong with a tensor, and what to do.
 _KINDS: tuple[tuple[Callable[[Tensor], bool], str, str], ...] = (
     (
         lambda tensor: isinstance(tensor, (UninitializedParameter, UninitializedBuffer)),
@@ -47,7 +47,7 @@ _KINDS: tuple[tuple[Callable[[Tensor], bool], str, str], ...] = (
 
 
 def check_weights(module: nn.Module) -> None:
-    """Raise InputError for what a module, with its wrappers, holds that can't be traced, with its name and class."""
+    """Raise InputError if a module contains something that can't be traced, with its name and class."""
     for wrapped_name, part in module.named_modules():
         name = plain_name(wrapped_name)
         where = f"{name} ({_class(part)})" if name else f"the model ({_class(part)})"
@@ -67,7 +67,7 @@ def check_weights(module: nn.Module) -> None:
 
 
 def _is_sharded(part: nn.Module) -> bool:
-    """Return whether a module is a wrapper whose parts have views of its one parameter, or pieces of theirs."""
+    """Return whether a module is a wrapper whose parts only have views or pieces of its parameters."""
     sharded = getattr(vars(part).get("_handle"), "uses_sharded_strategy", False)
     return "_flat_param" in part._parameters or bool(sharded)
 
@@ -78,5 +78,5 @@ def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _class(module: nn.Module) -> str:
-    # TorchScript's wrappers know the name of what they were made of.
+    # TorchScript's wrappers store the name of the original class.
     return str(getattr(module, "original_name", type(module).__name__))

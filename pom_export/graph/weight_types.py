@@ -13,7 +13,7 @@ from pom_export.graph.opsets import STANDARD_DOMAINS
 from pom_export.graph.unfolding import all_nodes, graphs_of
 
 _PRODUCTS: Final = ("MatMul", "Gemm", "Conv", "Einsum")
-# What only moves a weight's numbers, or says them in another type.
+# Ops that only move a weight's values, or convert their type.
 _MOVES: Final = (
     "Cast",
     "Concat",
@@ -39,10 +39,10 @@ _NAMES: Final[Mapping[int, str]] = {
 
 
 def weight_types(model: onnx.ModelProto) -> dict[str, int]:
-    """Return how many numbers the weights of a graph's products have in each type, those alone that reach an output.
+    """Return how many values the weights of a graph's products have in each type, for products that affect an output.
 
-    Matrices inside of nested graphs, functions and attributes are counted too, whatever they are used for: nobody
-    exports weights there, so they are taken for what they could be.
+    Matrices in nested graphs, functions and attributes are counted too, whatever their use: no exporter puts weights
+    there, so they are assumed to be weights in disguise.
     """
     graph = model.graph
     makers = {name: node for node in all_nodes(graph) for name in node.output if name}
@@ -65,11 +65,15 @@ def weight_types(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def precision_of(counts: Mapping[str, int], otherwise: Sequence[str]) -> str:
-    """Return the type that at least half of the weights have or are coarser than: "float32", "float16" or "bfloat16".
+    """Return the coarsest type such that at least half of the weights are at most as precise, or else "float32".
 
     Args:
-        counts: what `weight_types` returns.
-        otherwise: types of inputs and outputs, which decide where there are no weights: all must be half then.
+        counts: the result of `weight_types`.
+        otherwise: types of inputs and outputs, which decide if there are no weights; all of them must then be half
+            types.
+
+    Returns:
+        "float32", "float16" or "bfloat16".
     """
     if not counts:
         counts = Counter(otherwise) if "float32" not in otherwise else {}
@@ -87,7 +91,7 @@ def _count(tensor: onnx.TensorProto, counts: Counter[str]) -> None:
 
 
 def _live_nodes(graph: onnx.GraphProto, makers: dict[str, onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """Yield the nodes that an output depends on, each once."""
+    """Yield the nodes that an output depends on, without duplicates."""
     wanted, seen = [output.name for output in graph.output], set()
     while wanted:
         node = makers.get(wanted.pop())
@@ -107,7 +111,7 @@ def _outer_names(node: onnx.NodeProto) -> Iterator[str]:
 
 
 def _sources(names: Iterable[str], makers: dict[str, onnx.NodeProto]) -> set[str]:
-    """Return the values that some are made of by moving numbers alone."""
+    """Return the values that the given ones are made from by only moving or converting numbers."""
     wanted, seen = list(names), set()
     while wanted:
         name = wanted.pop()

@@ -15,14 +15,15 @@ from pom_export.graph.control_flow import OperatorMode
 
 @contextlib.contextmanager
 def no_weight_changes(module: nn.Module) -> Iterator[None]:
-    """Run a block that calls a module, and leave its parameters as they were.
+    """Run a block that calls a module, and leave the module's parameters unchanged.
 
-    Tracing such a model may end the process: in place of a parameter's data are then values that stand for none.
+    Tracing a model that changes its weights may crash the process, because a parameter's data is then replaced by
+    values that are not real.
 
     Raises:
-        InputError: the block writes to a parameter, or gives it other data.
+        InputError: the block writes to a parameter, or replaces its data.
     """
-    # Classes of others may have no address.
+    # Other classes of parameters may not have an address.
     held = {name: each for name, each in module.named_parameters() if type(each) is nn.Parameter}
     data = {name: parameter.data for name, parameter in held.items()}
     try:
@@ -37,7 +38,7 @@ def no_weight_changes(module: nn.Module) -> Iterator[None]:
 
 
 class _RefuseWrites(OperatorMode):
-    """Stops an operator before it writes to a parameter, `parameter.data` and `parameter.detach()` included."""
+    """Stops an operator before it writes to a parameter, also through `parameter.data` or `parameter.detach()`."""
 
     def __init__(self, parameters: Mapping[int, str]) -> None:
         super().__init__()
@@ -60,10 +61,10 @@ def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Itera
 
 
 def _address(tensor: Tensor) -> int:
-    """Return where the memory begins that a tensor and its views share; 0 where there is no such place."""
+    """Return the address of the memory that a tensor shares with its views; 0 if it has none."""
     try:
         return tensor.untyped_storage().data_ptr()
-    except (NotImplementedError, RuntimeError):  # sparse ones, and those that stand for others
+    except (NotImplementedError, RuntimeError):  # sparse tensors, and those without memory of their own
         return 0
 
 

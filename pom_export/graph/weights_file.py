@@ -17,12 +17,12 @@ _NAME: Final = re.compile(rf".+\.([0-9a-f]{{{_DIGITS}}})\.data", re.DOTALL)
 
 
 def weights_name(model: str, sha256: str) -> str:
-    """Return how the weights of a model are named: model.onnx -> model.onnx.0123456789abcdef.data."""
+    """Return the name of a model's file of weights: model.onnx -> model.onnx.0123456789abcdef.data."""
     return f"{model}.{sha256[:_DIGITS]}.data"
 
 
 def rename_by_content(model: Path, weights: Path) -> None:
-    """Give a model's one file of external weights the name of its content, in the folder and in the graph.
+    """Name a model's single file of external weights after its content, in the folder and in the graph.
 
     Any tool that reads the graph then finds the weights that were saved with it, or none.
     """
@@ -37,7 +37,7 @@ def rename_by_content(model: Path, weights: Path) -> None:
 
 
 def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Yield a graph's initializers and those of the graphs in it, as `onnx_ir.save` moves them out."""
+    """Yield the initializers of a graph and of its nested graphs, which `onnx_ir.save` stores externally."""
     yield from graph.initializer
     for node in graph.node:
         for attribute in node.attribute:
@@ -46,13 +46,13 @@ def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def own_weights(model: Path) -> list[Path]:
-    """Return the files in a model's folder that are named as weights of exports of this name."""
+    """Return the files in a model's folder that are named as weights of exports with this name."""
     files = (file for file in model.parent.iterdir() if file.name.startswith(f"{model.name}."))
     return [file for file in files if _digits(file) and weights_name(model.name, _digits(file)) == file.name]
 
 
 def check_weights(file: Path, sha256: str) -> None:
-    """Raise InputError when a file of weights is not what its name says that it holds; other names say nothing."""
+    """Raise InputError if the name of a file of weights contains a hash that is not its own."""
     digits = _digits(file)
     if digits and not sha256.startswith(digits):
         raise InputError(
@@ -63,6 +63,6 @@ def check_weights(file: Path, sha256: str) -> None:
 
 
 def _digits(file: Path) -> str:
-    """Return which hash a name says; empty: none."""
+    """Return the digits of the hash in a file's name; empty if there is none."""
     match = _NAME.fullmatch(file.name)
     return match[1] if match else ""

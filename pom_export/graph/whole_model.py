@@ -11,7 +11,7 @@ from pom_export.errors import InputError, printable, reason_of
 from pom_export.graph.opsets import STANDARD_DOMAINS
 from pom_export.graph.unfolding import all_nodes
 
-# How onnx refuses an operator that it does not have.
+# How onnx reports an operator that it does not know.
 _UNKNOWN_OP: Final = "No Op registered for"
 _NOT_CHECKED: Final = "unknown"
 _LONGEST_NAME: Final = 80
@@ -23,7 +23,7 @@ def load_whole(file: Path) -> onnx.ModelProto:
     """Return the model in a file, without its external weights.
 
     Raises:
-        InputError: it is no ONNX model.
+        InputError: it is not an ONNX model.
     """
     try:
         model = onnx.load(file, format="protobuf", load_external_data=False)  # whatever the file's suffix
@@ -42,7 +42,7 @@ def load_whole(file: Path) -> onnx.ModelProto:
 
 
 def _check_declared(file: Path, graph: onnx.GraphProto) -> None:
-    """Refuse inputs and outputs that another tool left without types or shapes; onnx's checker does not name them."""
+    """Refuse inputs and outputs without a type or shape, as some tools leave them; onnx's checker doesn't name them."""
     for kind, values in (("input", graph.input), ("output", graph.output)):
         for value in values:
             declared = value.type.WhichOneof("value")
@@ -55,9 +55,10 @@ def _check_declared(file: Path, graph: onnx.GraphProto) -> None:
 
 
 def _without_unknown_ops(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy to be checked, in which operators that onnx does not have are of a domain that it does not check.
+    """Return a copy for checking, in which operators unknown to onnx are moved to a domain that it does not check.
 
-    ONNX Runtime has some of its own in the standard domain, which its optimizers write, and refuses what it lacks.
+    ONNX Runtime has additional operators in the standard domain, which its optimizers use, and refuses any that it does
+    not know.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -67,6 +68,6 @@ def _without_unknown_ops(model: onnx.ModelProto) -> onnx.ModelProto:
     for part in (copy, *copy.functions):
         part.opset_import.add(domain=_NOT_CHECKED, version=1)
     for weight in copy.graph.initializer:
-        if weight.data_location == onnx.TensorProto.EXTERNAL:  # looked at already, by its folder
+        if weight.data_location == onnx.TensorProto.EXTERNAL:  # its location has already been checked
             weight.CopyFrom(onnx.TensorProto(name=weight.name, data_type=weight.data_type, dims=[0]))
     return copy

@@ -15,22 +15,22 @@ _TYPE_MASK: Final = (1 << _TYPE_BITS) - 1
 
 
 class WireError(ValueError):
-    """The bytes are no whole message; the text says why."""
+    """The bytes are not a complete message; the text says why."""
 
 
 class Bytes(Protocol):
-    """What fields are read from: bytes, or a file's in memory."""
+    """A source of fields: bytes, or a memory-mapped file."""
 
     def __getitem__(self, index: int, /) -> int: ...
 
 
 def fields(data: Bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield the fields of a message that lies from `start` to `end`: number, wire type, and two numbers.
+    """Yield the fields of a message from `start` to `end`: number, wire type, and two numbers.
 
-    These are the value and 0 of a VARINT; otherwise where the content starts and ends.
+    For a VARINT, these are the value and 0; otherwise the start and the end of the content.
 
     Raises:
-        WireError: a field is cut short, longer than its message, or of a type that no message has.
+        WireError: a field is cut short, longer than its message, or has an invalid type.
     """
     at = start
     while at < end:
@@ -55,12 +55,12 @@ def fields(data: Bytes, start: int, end: int) -> Iterator[tuple[int, int, int, i
 
 
 def varint(data: Bytes, at: int, end: int) -> tuple[int, int]:
-    """Return a number of variable length, and where it ends.
+    """Return a variable-length integer, and where it ends.
 
     Raises:
-        WireError: it is cut short, or longer than 64 bits are.
+        WireError: it is cut short, or longer than 64 bits.
     """
-    if at < end and data[at] < _CONTINUES:  # as most are
+    if at < end and data[at] < _CONTINUES:  # the most common case
         return data[at], at + 1
     value = 0
     for place in range(_LONGEST_VARINT):

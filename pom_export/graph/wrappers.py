@@ -11,16 +11,16 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 _Module = TypeVar("_Module", bound=nn.Module)
-# Under which name each keeps the module inside: torch.compile, activation checkpointing, FSDP, Lightning Fabric.
+# Attributes in which wrappers keep the inner module: torch.compile, activation checkpointing, FSDP, Lightning Fabric.
 _INNER_NAMES = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module")
 _KEEPS_MODULE = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 
 def inner_module(module: nn.Module) -> nn.Module | None:
-    """Return the module that a wrapper holds, or None where the module is no wrapper."""
+    """Return the module inside a wrapper; None if the module is not a wrapper."""
     if isinstance(module, torch.jit.ScriptModule):
         return None
-    # Not getattr, which many wrappers forward to what they hold.
+    # Many wrappers forward getattr to the module inside.
     children = module._modules
     if isinstance(module, _KEEPS_MODULE):
         return children.get("module")
@@ -28,26 +28,26 @@ def inner_module(module: nn.Module) -> nn.Module | None:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """Return the module inside all wrappers around it."""
+    """Return the module inside all of its wrappers."""
     while (inner := inner_module(module)) is not None:
         module = inner
     return module
 
 
 def plain_name(name: str) -> str:
-    """Return the name of a part without what wrappers add to it."""
+    """Return the name of a part without the components that wrappers add."""
     return ".".join(step for step in name.split(".") if step not in _INNER_NAMES)
 
 
 def has_forward(module: nn.Module) -> bool:
-    """Return whether a module can be called: a container such as nn.ModuleList can't."""
+    """Return whether a module can be called, unlike a container such as nn.ModuleList."""
     return getattr(type(module), "forward", None) is not nn.Module.forward or "forward" in vars(module)
 
 
 def forward_signature(module: nn.Module) -> inspect.Signature:
-    """Return the signature of a module's forward; of one that passes on all that it gets, that of the module inside.
+    """Return the signature of a module's forward; if it just forwards all arguments, that of the only module inside.
 
-    So do peft's models. Which module that is, is plain where there is one alone.
+    The models of peft are such modules.
     """
     signature = inspect.signature(module.forward)
     kinds = {parameter.kind for parameter in signature.parameters.values()}
@@ -58,13 +58,13 @@ def forward_signature(module: nn.Module) -> inspect.Signature:
 
 
 def copy_without_wrappers(module: _Module, memo: dict[int, Any]) -> _Module:
-    """Return a deep copy of a module in which every wrapper, however deep, is replaced by what it holds.
+    """Return a deep copy of a module in which every wrapper, however deep, is replaced by the module inside.
 
     Args:
-        module: what to copy.
-        memo: as `copy.deepcopy` takes it.
+        module: the module to copy.
+        memo: the memo for `copy.deepcopy`.
     """
-    # From the inside out, so that what a wrapper holds finds its own wrappers replaced.
+    # From the inside out, so that wrappers inside a wrapper are already replaced.
     for part in reversed(list(module.modules())):
         if inner_module(part) is not None:
             memo[id(part)] = copy.deepcopy(unwrapped(part), memo)

@@ -18,14 +18,16 @@ from pom_export.graph.masks.parts import Array, MaskPart, NotComputableError, si
 CAUSAL, SAME_ROWS = "causal", "same rows"
 
 _SIZES = (1, 2, 3, 4, 5, 7, 8, 13, 16, 17, 31, 33, 64, 65, 127, 129, 255, 257, 300)
-# Of numbers that the mask is computed with, and of rows of its tables. Windows beyond the last are none in practice.
+# The largest number that the mask may be computed with, the most rows of its tables, and the number from which on none
+# is taken for the size of a window.
 _MOST_TOKENS, _LARGEST_TABLE, _NO_WINDOW = 2100, 8192, 2**20
-# In place of a larger number that is no integer, and a number of tokens beyond it, of many factors.
+# The number that replaces a larger non-integer, and a number of tokens beyond it, which has many divisors.
 _SMALLER, _BEYOND_SMALLER = 1000, 1280
-# Of the numbers in one constant: a table of more is looked through as a table.
+# The most numbers in a constant that are tried one by one; a larger constant is treated as a table.
 _FEW = 64
 _COMPARING = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Range")
-# What leaves positions what they are, or chooses among values: their numbers of tokens are those of the constants.
+# Ops that keep positions as they are or choose among values: the number of tokens where the result changes is then
+# among the constants.
 _TELLING = frozenset((
     *("Abs", "Add", "And", "Cast", "CastLike", "Clip", "Concat", "ConstantOfShape", "Equal", "Expand", "EyeLike"),
     *("Flatten", "Gather", "GatherElements", "GatherND", "Greater", "GreaterOrEqual", "Identity", "IsInf", "IsNaN"),
@@ -34,19 +36,19 @@ _TELLING = frozenset((
     *("Unsqueeze", "Where", "Xor"),
 ))  # fmt: skip
 _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-# At so many tokens, positions have more values than weights have.
+# Numbers of tokens at which positions have more distinct values than weights do.
 _SIZES_OF_POSITIONS, _FEW_VALUES = (64, 40, 32), 24
-# What a sum of weights may be off by rounding, and what may be added to keep it from 0, relative to it.
+# The relative rounding error of a sum of weights, and the largest value that may be added to keep it from being 0.
 _ROUNDING, _EPSILON = 1e-4, 1e-5
 
 
 @dataclass(frozen=True)
 class MaskKind:
-    """What a mask is.
+    """The kind of a mask.
 
     Attributes:
         kind: CAUSAL, SAME_ROWS, or "" for neither.
-        part: how it is computed; None where that is not known.
+        part: the part of the graph that computes it; None if unknown.
         reason: why it is neither.
     """
 
@@ -56,11 +58,11 @@ class MaskKind:
 
 
 def kind_of(mask: ir.Value, divisor: ir.Value, tokens: int | ir.SymbolicDim) -> MaskKind:
-    """Return what a mask (1 or B, T, N) of weights is, whose product with N features is divided by its sums.
+    """Determine the kind of a mask (1 or B, T, N) of weights whose product with N features is divided by its sums.
 
     Args:
         mask: the weights.
-        divisor: (1 or B, T, 1), what the product is divided by.
+        divisor: (1 or B, T, 1), which the product is divided by.
         tokens: N.
     """
     try:
@@ -77,9 +79,10 @@ def kind_of(mask: ir.Value, divisor: ir.Value, tokens: int | ir.SymbolicDim) -> 
 
 
 def _check_positions(part: MaskPart) -> None:
-    """Raise NotComputableError where positions go through more than sums and comparisons.
+    """Raise NotComputableError if positions go through operators other than sums and comparisons.
 
-    A window of `distance ** 0.5 < 64` or `distance // 512 < 8` ends at a number that is nowhere in the graph.
+    For example, the windows of `distance ** 0.5 < 64` and `distance // 512 < 8` end at a number that does not occur in
+    the graph.
     """
     given = part.keys.keys() | part.constants.keys() | part.sizes.keys()
     taken = {
@@ -111,7 +114,7 @@ def _kind_of(part: MaskPart) -> MaskKind:
         n = size_of(part.tokens, env)
         mask, _ = _computed(part, env, any_values=True)
         if mask is None or mask.shape[-1] != n:
-            refused = refused or n  # no number of tokens that the model takes, as beyond a table
+            refused = refused or n  # not a number of tokens that the model takes, for example beyond a table
             continue
         if 1 < refused < n:
             raise NotComputableError(f"it can't be computed at {refused} tokens")
@@ -122,14 +125,15 @@ def _kind_of(part: MaskPart) -> MaskKind:
         _check_divisor(*_computed(part, env, any_values=False))
     if not tried:
         raise NotComputableError("it could not be computed at any number of tokens")
-    # Of one query, both hold.
+    # A mask with a single query is both.
     return MaskKind(CAUSAL if CAUSAL in kinds else SAME_ROWS, part)
 
 
 def _check_large_numbers(part: MaskPart, kind: str) -> None:
-    """Raise NotComputableError where a mask depends on a number that is too large to be tried, and not an integer.
+    """Raise NotComputableError if a mask depends on the size of a non-integer that is too large to be tried.
 
-    What is filled in where a token is masked out, such as -10000, may as well be smaller: a window may not.
+    The value for masked-out tokens, such as -10000, can be replaced by a smaller one without effect, unlike a window's
+    size.
     """
     smaller = {name: array for name, value in part.constants.items() if (array := _smaller(value)) is not None}
     if not smaller:
@@ -143,7 +147,7 @@ def _check_large_numbers(part: MaskPart, kind: str) -> None:
 
 
 def _smaller(value: ir.Value) -> Array | None:
-    """Return a constant with a smaller number for each that is too large to be tried; None where there is none."""
+    """Replace numbers in a constant that are too large to be tried by smaller ones; None if there are none."""
     assert value.const_value is not None
     array = value.const_value.numpy()
     if array.size > _FEW or array.dtype.kind in "biu":
@@ -156,13 +160,13 @@ def _smaller(value: ir.Value) -> Array | None:
 def _computed(
     part: MaskPart, env: Mapping[str, int], any_values: bool, constants: Mapping[str, Array] | None = None
 ) -> tuple[Array, Array] | tuple[None, None]:
-    """Return the mask and the divisor, or nothing where they can't be computed at these sizes.
+    """Compute the mask and the divisor; None for both if they can't be computed at these sizes.
 
     Args:
-        part: how they are computed.
+        part: the part of the graph that computes them.
         env: sizes of the dynamic dimensions.
-        any_values: whether the keys have any values, or weights of 0 or more.
-        constants: other values for constants, by name.
+        any_values: whether the keys get arbitrary values instead of weights of 0 or more.
+        constants: replacements for constants, by name.
     """
     try:
         mask, divisor = part.compute(env, {**_draws(part, env, any_values), **(constants or {})})
@@ -172,10 +176,10 @@ def _computed(
 
 
 def _telling_sizes(part: MaskPart) -> set[int]:
-    """Return the numbers of tokens around the numbers that a mask is computed with, and those of its tables.
+    """Return the numbers of tokens around the numbers that a mask is computed with, and the sizes of its tables.
 
     Raises:
-        NotComputableError: there is one that is too large to try.
+        NotComputableError: one of them is too large to try.
     """
     sizes: set[int] = set()
     for value in part.constants.values():
@@ -195,27 +199,27 @@ def _telling_sizes(part: MaskPart) -> set[int]:
 
 
 def _counts(value: ir.Value, array: Array) -> set[int]:
-    """Return the numbers in a constant that may count tokens, rather than fill a mask in or end a slice."""
+    """Return the numbers in a constant that may be numbers of tokens, as opposed to fill values or ends of slices."""
     if array.size > _FEW or array.dtype.kind == "b":
         return set()
     numbers = np.abs(array.astype(np.float64).ravel())
     numbers = numbers[np.isfinite(numbers) & (numbers > 0) & (numbers < _NO_WINDOW)]
-    # A window may be what distances are divided by.
+    # Distances may be divided by a window's size.
     numbers = np.where(numbers < 1, 1 / np.maximum(numbers, 1 / _NO_WINDOW), numbers).round()
     if array.dtype.kind not in "iu" and not any(node.op_type in _COMPARING for node, _ in value.uses()):
-        # Such as the -10000 that is filled in where a token is masked out.
+        # Larger ones are fill values, such as the -10000 for masked-out tokens.
         numbers = numbers[numbers <= _MOST_TOKENS]
     return {int(number) for number in numbers if number > 1}
 
 
 def _draws(part: MaskPart, env: Mapping[str, int], any_values: bool) -> dict[str, Array]:
-    """Return values for the keys, other ones for each."""
+    """Draw values for the keys, different ones for each."""
     generator = np.random.default_rng(0)
     return {name: _draw(key, part.shape_of(key, env), any_values, generator) for name, key in part.keys.items()}
 
 
 def _draw(value: ir.Value, shape: tuple[int, ...], any_values: bool, generator: np.random.Generator) -> Array:
-    """Return weights of 0 or more, or any values that a mask may be made of."""
+    """Draw weights of 0 or more, or any values that a mask may be made from."""
     dtype = (value.dtype or ir.DataType.FLOAT).numpy()
     if dtype.kind == "b":
         return generator.integers(0, 2, shape).astype(dtype)
@@ -229,13 +233,13 @@ def _draw(value: ir.Value, shape: tuple[int, ...], any_values: bool, generator: 
 
 
 def _kinds(mask: Array, has_data: bool) -> set[str]:
-    """Return what a mask of one size may be; without data every weight must be 1."""
+    """Return the possible kinds of a mask at one size; without data, every weight must be 1."""
     queries, tokens = mask.shape[-2:]
     triangle = np.tri(queries, tokens, dtype=bool)
     if not has_data:
         return {CAUSAL} if queries == tokens and bool((mask == triangle).all()) else set()
     weights = mask[..., -1:, :]
-    # What is not finite is no weight, and any masked product of it is NaN.
+    # A non-finite number is not a weight, and any masked product with it is NaN.
     unknown = ~np.isfinite(weights)
     found = {SAME_ROWS} if bool(((mask == weights) | unknown).all()) else set()
     if queries == tokens and bool(((mask == np.where(triangle, weights, 0)) | unknown).all()):
@@ -251,11 +255,11 @@ def _why_not(mask: Array, tokens: int, has_data: bool) -> str:
 
 
 def _check_divisor(mask: Array | None, divisor: Array | None) -> None:
-    """Raise NotComputableError where the product is not divided by the sums of the mask, which is of weights >= 0."""
+    """Raise NotComputableError if the product is not divided by the sums of the mask, given non-negative weights."""
     if mask is None or divisor is None or divisor.shape[-1] != 1:
         raise NotComputableError("the product is not divided by the sums of the mask")
     sums = mask.sum(-1, keepdims=True, dtype=np.float64)
-    # Where a row sums to 0, so does its product: whatever it is divided by.
+    # If a row sums to 0, its product is 0 whatever the divisor.
     wrong = (np.abs(divisor - sums) > _ROUNDING * sums + _EPSILON) & (sums > 0)
     if bool(wrong.any()):
         raise NotComputableError("the product is not divided by the sums of the mask")

@@ -20,26 +20,26 @@ from pom_export import contract
 Array = npt.NDArray[Any]
 _SIZES = ("Shape", "Size")
 _RANDOM = ("RandomNormal", "RandomUniform", "Multinomial", "Bernoulli")
-# A value has a query axis and a key axis at its end.
+# The last two axes of a value are those of the queries and the keys.
 _PAIR_RANK = 2
 _BATCH = 2
 
 
 class NotComputableError(Exception):
-    """A mask is none that can be computed without data; the text says why."""
+    """A mask cannot be computed without data; the text says why."""
 
 
 @dataclass
 class MaskPart:
-    """The nodes between constants, sizes and keys' data on one side, and the wanted values on the other.
+    """The nodes that compute the wanted values from constants, sizes and the keys' data.
 
     Attributes:
-        wanted: what is computed.
-        tokens: the number of context tokens, as the graph has it.
-        nodes: in order.
-        constants: initializers.
-        sizes: outputs of nodes that ask for a shape.
-        keys: where data comes in, (..., 1, N) or (N).
+        wanted: the values to compute.
+        tokens: the number of context tokens, as in the graph.
+        nodes: the nodes, in order.
+        constants: initializers by name.
+        sizes: outputs of nodes that return a shape or size, by name.
+        keys: values through which data enters, (..., 1, N) or (N), by name.
     """
 
     wanted: tuple[ir.Value, ...]
@@ -58,7 +58,7 @@ class MaskPart:
 
     def depends_on_data(self, value: ir.Value) -> bool:
         """Return whether a value depends on more than constants and sizes."""
-        # Without recursion: masks may be made by hundreds of nodes.
+        # Not recursive, since a mask may be computed by hundreds of nodes.
         waiting = [value]
         while waiting:
             current = waiting[-1]
@@ -78,14 +78,14 @@ class MaskPart:
         return self.data[value]
 
     def compute(self, env: Mapping[str, int], draw: Mapping[str, Array]) -> list[Array]:
-        """Return the wanted values.
+        """Compute the wanted values.
 
         Args:
             env: sizes of the dynamic dimensions.
-            draw: by name: the values of `keys`.
+            draw: the values of `keys`, by name.
 
         Raises:
-            NotComputableError: some node can't be run at this size.
+            NotComputableError: a node can't be run at this size.
         """
         feeds: dict[str, Array] = dict(draw)
         for name, value in self.sizes.items():
@@ -99,14 +99,14 @@ class MaskPart:
             raise NotComputableError(f"it can't be computed: {error}") from error
 
     def sizes_at(self, tokens: int) -> dict[str, int]:
-        """Return sizes of all dynamic dimensions: those that the number of tokens is made of, and others of 2."""
+        """Return sizes for all dynamic dimensions: `tokens` for those in the number of tokens, and 2 for the others."""
         asked = [node.inputs[0] for node in (value.producer() for value in self.sizes.values()) if node is not None]
         values = [value for value in (*asked, *self.keys.values(), *self.wanted) if value is not None]
         sizes = dict.fromkeys(_symbols(size for value in values for size in value.shape or ()), _BATCH)
         return {**sizes, **dict.fromkeys(_symbols([self.tokens]), tokens)}
 
     def shape_of(self, value: ir.Value, env: Mapping[str, int]) -> tuple[int, ...]:
-        """Return a value's shape at the sizes of the dynamic dimensions."""
+        """Return a value's shape, given the sizes of the dynamic dimensions."""
         return tuple(size_of(dimension, env) for dimension in value.shape or ())
 
     def _session(self) -> Any:
@@ -170,7 +170,7 @@ def size_of(dimension: int | ir.SymbolicDim, env: Mapping[str, int]) -> int:
     """Return a dimension's size.
 
     Raises:
-        NotComputableError: it is none that the sizes of the dynamic dimensions tell.
+        NotComputableError: it does not follow from the sizes of the dynamic dimensions.
     """
     if isinstance(dimension, int):
         return dimension
@@ -188,7 +188,7 @@ def _symbols(dimensions: Iterable[int | ir.SymbolicDim]) -> set[str]:
 
 
 def _asked_shape(value: ir.Value, env: Mapping[str, int]) -> Array:
-    """Return what a node computes that asks for a shape, or for the number of elements."""
+    """Compute the result of a node that returns a shape or the number of elements."""
     node = value.producer()
     assert node is not None
     asked = node.inputs[0]

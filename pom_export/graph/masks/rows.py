@@ -12,7 +12,7 @@ from pom_export.graph.nodes import add_constant
 
 _MASK_RANK = len(("batch", "queries", "tokens"))
 _PAIR_RANK = len(("queries", "tokens"))
-# Numbers of tokens at which a row of constants must hold the same one number.
+# Numbers of tokens at which a constant row must consist of a single number, the same for all.
 _SIZES = (2, 3, 5, 64, 300)
 _ELEMENTWISE = (
     *("Cast", "CastLike", "Identity", "And", "Or", "Not", "Xor", "BitwiseAnd", "BitwiseOr", "BitwiseNot", "Where"),
@@ -23,19 +23,19 @@ _Shape = list[int | ir.SymbolicDim]
 
 
 class NoRowError(Exception):
-    """A mask is computed in a way that gives no row by itself."""
+    """The last row of a mask cannot be computed by itself."""
 
 
 def last_row(mask: ir.Value, part: MaskPart, graph: ir.Graph) -> tuple[ir.Value, list[ir.Node]]:
     """Return the weights (1 or B, N) that the last query gives the keys, and the new nodes that compute them, in order.
 
     Args:
-        mask: (1 or B, T, N); of one that was cast from bool, the weights are bool.
-        part: how it is computed.
-        graph: where constants go.
+        mask: the mask, (1 or B, T, N). If it was cast from bool, the weights are bool.
+        part: the part of the graph that computes it.
+        graph: the graph to which constants are added.
 
     Raises:
-        NoRowError: it is computed in a way that gives no row by itself.
+        NoRowError: the last row cannot be computed by itself.
     """
     node = mask.producer()
     if node is not None and node.op_type == "Cast" and mask.name not in part.keys:
@@ -54,7 +54,7 @@ def last_row(mask: ir.Value, part: MaskPart, graph: ir.Graph) -> tuple[ir.Value,
 
 
 class _Rows:
-    """Rows of values, each with the query axis of size 1, or without it."""
+    """The last rows of values, with a query axis of size 1 or without that axis."""
 
     def __init__(self, part: MaskPart, graph: ir.Graph) -> None:
         self.part, self.graph = part, graph
@@ -69,7 +69,7 @@ class _Rows:
     def add(
         self, op: str, inputs: Sequence[ir.Value], like: ir.Value, shape: Sequence[int | ir.SymbolicDim]
     ) -> ir.Value:
-        """Add a node whose output is of the type of another value."""
+        """Add a node whose output has the type of another value."""
         node = ir.node(op, inputs)
         node.outputs[0].shape, node.outputs[0].type = ir.Shape(shape), like.type
         self.nodes.append(node)
@@ -100,7 +100,7 @@ class _Rows:
         raise NoRowError
 
     def _constant_row(self, value: ir.Value) -> ir.Value:
-        """Return the one number in the last row of a value that no data changes, or the value where it is one row."""
+        """Return the only number in the last row of a data-independent value, or the value itself if it is one row."""
         shape = list(value.shape or ())
         if len(shape) < _PAIR_RANK or shape[-2] == 1:
             return value
@@ -126,7 +126,7 @@ class _Rows:
         return output
 
     def _picked(self, node: ir.Node, given: ir.Value, value: ir.Value) -> ir.Value:
-        """Return the row of one entry of a leading axis, which the row has once where it is repeated."""
+        """Return the row of one entry of a leading axis; a row that is repeated along that axis occurs only once."""
         row, axis = self.of(given), node.attributes.get("axis")
         before = list(given.shape or ())
         place = (0 if axis is None else axis.as_int() % len(before)) - len(before)
@@ -142,7 +142,7 @@ class _Rows:
         return gathered.outputs[0]
 
     def _reshaped(self, given: ir.Value, value: ir.Value) -> ir.Value:
-        """Return the row of a value that was given other leading axes of size 1."""
+        """Return the row of a value whose leading axes of size 1 were changed."""
         before, after = list(given.shape or ()), list(value.shape or ())
         if len(before) < _PAIR_RANK or len(after) < _PAIR_RANK or before[-2:] != after[-2:]:
             raise NoRowError
@@ -161,14 +161,14 @@ class _Rows:
 
 
 def _repeats_queries(given: ir.Value, value: ir.Value) -> bool:
-    """Return whether a value is another's, repeated along the query axis, or along axes that it lacks or has one of."""
+    """Return whether a value repeats another along the query axis, or along axes of size 1 or new leading axes."""
     before, after = list(given.shape or ()), list(value.shape or ())
     after = after[len(after) - len(before) :]
     return bool(before) and before[-1] == after[-1] and all(b in {1, a} for b, a in zip(before, after, strict=True))
 
 
 def _picks_of_leading(node: ir.Node, given: ir.Value) -> bool:
-    """Return whether a node takes one entry of an axis in front of the last two, as `mask[:, 0]` does."""
+    """Return whether a node takes one entry of an axis before the last two, as `mask[:, 0]` does."""
     axis, index = node.attributes.get("axis"), node.inputs[1]
     rank = len(given.shape or ())
     place = 0 if axis is None else axis.as_int() % max(rank, 1)

@@ -20,17 +20,18 @@ _Variant = TypeVar("_Variant", FunctionVariant, GatedVariant)
 class AttachFunctionsPass(ir.passes.InPlacePass):
     """Give every node of our ops a model-local function of standard ops.
 
-    Nodes of a further variant get the op's next name, and so a function of that name. Functions of one name that only
-    their overloads tell apart are one and the same to ONNX Runtime up to 1.26, TensorRT's parser and many tools.
+    Nodes of each further variant get the op's next name, and with it a function of that name. ONNX Runtime up to 1.26,
+    TensorRT's parser and many tools do not distinguish functions that have the same name and differ only in their
+    overloads.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Attach one function a variant and point each node at its own.
+        """Attach one function per variant, and point each node at its own.
 
         Raises:
-            InputError: an input of a node has no known type or shape, or there are more variants than names.
+            InputError: the type or shape of a node's input is unknown, or there are more variants than names.
         """
-        nodes = list(model.graph.all_nodes())  # those in branches and loops too
+        nodes = list(model.graph.all_nodes())  # including those in branches and loops
         plain = {node: variant_of(node) for node in nodes if op_of(node) == contract.OP_NAME}
         gated = {node: gated_variant_of(node) for node in nodes if op_of(node) == contract.GATED_OP_NAME}
         opset = model.opset_imports[""]

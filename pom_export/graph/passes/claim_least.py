@@ -9,7 +9,8 @@ import onnx_ir as ir
 class ClaimLeastPass(ir.passes.InPlacePass):
     """Set the lowest IR version that goes with the opsets: 9 at opset 20, which ONNX Runtime 1.17 reads.
 
-    Each opset brings the types that its ops take, and nothing else that a later IR version brought is written.
+    An opset's IR version has all types that its ops support, and the file uses nothing that came with a later IR
+    version.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

@@ -10,12 +10,12 @@ _MATRIX_RANK = 2
 
 
 class DelayTransposePass(ir.passes.InPlacePass):
-    """Turn `MatMul(Transpose(x), W)` into `Transpose(MatMul(x, W))`, where the batch goes behind the other axes.
+    """Turn `MatMul(Transpose(x), W)` into `Transpose(MatMul(x, W))`, where the batch moves behind other axes.
 
-    This is what a layer with its tokens first, such as nn.MultiheadAttention by default, begins with. ONNX Runtime
-    fuses such a pair (MatmulTransposeFusion). In half precision, where a Cast stands between the two on the CPU, it
-    then ends the process with a segmentation fault while it loads the file: seen with 1.32, not with 1.22. A product
-    with a matrix changes the last axis only, so that its order with the Transpose makes no difference to any number.
+    A layer whose tokens come first, which is the default of nn.MultiheadAttention, begins like this. ONNX Runtime fuses
+    such a pair (MatmulTransposeFusion). In half precision, where there is a Cast between the two on the CPU, it then
+    crashes with a segmentation fault while loading the file; this was seen with 1.32, but not with 1.22. A product with
+    a matrix only changes the last axis, so swapping it with the Transpose does not change any number.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -31,7 +31,7 @@ def _is_by_a_matrix(product: ir.Node) -> bool:
 
 
 def _delay(product: ir.Node) -> bool:
-    """Move the Transpose in front of a product behind it; False where there is none of the kind."""
+    """Move the Transpose before a product behind it; return False if there is none of this kind."""
     cast = _producer(product.inputs[0], "Cast")
     transpose = _producer(cast.inputs[0] if cast else product.inputs[0], "Transpose")
     perm = list(transpose.attributes["perm"].as_ints()) if transpose and "perm" in transpose.attributes else []
@@ -60,5 +60,5 @@ def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
 
 
 def _shape_before(shape: ir.Shape | None, perm: list[int]) -> ir.Shape | None:
-    """Return the shape of what a Transpose of this shape is made of."""
+    """Return the shape of a Transpose's input, given the shape of its output."""
     return None if shape is None else ir.Shape([shape[perm.index(axis)] for axis in range(len(perm))])

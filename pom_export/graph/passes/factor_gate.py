@@ -12,11 +12,12 @@ _Shape = list[int | ir.SymbolicDim]
 
 
 class FactorGatePass(ir.passes.InPlacePass):
-    """Turn `W_a (s * a)` into `s V`, where a gate s of S < C heads stands over one aggregate a of a batch entry.
+    """Turn `W_a (s * a)` into `s V`, where a gate s of S < C heads multiplies one aggregate a per batch entry.
 
-    V (S, d) holds for each head its rows of W_a (C, d) applied to its channels of a, so the product of N tokens by
-    (C, d) shrinks to one by (S, d). Exact but for rounding; not for float16, which ends at 65504: V is made before the
-    gate is applied, and one that is almost closed would no longer keep it in range.
+    For each head, V (S, d) contains the product of its rows of W_a (C, d) with its channels of a, so that multiplying N
+    tokens by (C, d) becomes multiplying them by (S, d). The result is the same except for rounding. The pass is not
+    used for float16, whose largest value is 65504: V is computed before the gate is applied, so a gate that is almost
+    closed would no longer keep the product in range.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -29,14 +30,14 @@ class FactorGatePass(ir.passes.InPlacePass):
 
 
 def _is_worth_it(selection: Selection) -> bool:
-    """Return whether there are fewer products to make."""
+    """Return whether the rewritten graph needs fewer multiplications."""
     mean = selection.aggregation.attributes["mode"].as_string() == "mean"
     one_token = selection.gate.shape is not None and selection.gate.shape[1] == 1
     return mean and not one_token and selection.gates < selection.channels
 
 
 def _factor(graph: ir.Graph, selection: Selection, product: ir.Node | None) -> bool:
-    """Replace the product that follows a selection; False where it is none with a constant weight."""
+    """Replace the product that follows a selection; return False if it does not have a constant weight."""
     if product is None or product.op_type != "MatMul" or product.inputs[0] is not selection.selected:
         return False
     array, weight = own_weight(product), product.inputs[1]

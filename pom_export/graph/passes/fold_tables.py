@@ -13,14 +13,15 @@ from onnx.reference import ReferenceEvaluator
 from pom_export.graph.nodes import aggregation_nodes, gated_nodes, input_named
 from pom_export.graph.precision.rules import is_constant, is_float
 
-# What looks rows up, cuts columns and puts tables side by side.
+# Ops that look up rows, cut columns or concatenate tables.
 _MOVING = frozenset(("Concat", "Gather", "GatherElements", "GatherND", "Reshape", "Slice", "Squeeze", "Unsqueeze"))
 
 
 class FoldTablesPass(ir.passes.InPlacePass):
-    """Replace rows that constant positions take of a table by a constant, stored once for all mixers that turn alike.
+    """Replace table rows that are looked up by constant positions with a constant, shared by all equal rotations.
 
-    The exporter folds small ones only. A large image has one table for all of its blocks, not a look-up in each.
+    The exporter only folds small ones. A large image then has one table for all of its blocks instead of a look-up in
+    each.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -32,7 +33,7 @@ class FoldTablesPass(ir.passes.InPlacePass):
 
 
 class _Tables:
-    """The constants that rotations are made of, by content."""
+    """The constants that rotations are computed from, by content."""
 
     def __init__(self, model: ir.Model) -> None:
         self.graph = model.graph
@@ -45,7 +46,7 @@ class _Tables:
             self.known.add(self._shared(value))
 
     def fold(self, node: ir.Node) -> None:
-        """Replace the output of a node that moves values of tables and of nothing else."""
+        """Replace the output of a node that does nothing but move values of tables."""
         inputs = [value for value in node.inputs if value is not None]
         if node.domain or node.op_type not in _MOVING or not all(map(is_constant, inputs)):
             return
@@ -72,7 +73,7 @@ class _Tables:
         return constant
 
     def _shared(self, value: ir.Value) -> ir.Value:
-        """Return the first table of the same content, which takes this one's place."""
+        """Replace a value by the first table with the same content, and return that table."""
         first = self.by_content.setdefault(_content(value), value)
         if first is not value:
             ir.convenience.replace_all_uses_with(value, first)
@@ -82,7 +83,7 @@ class _Tables:
 
 
 def _sources(model: ir.Model) -> Iterator[ir.Value]:
-    """Yield the constants that the tables of the aggregations are taken from, or are."""
+    """Yield the constants that the aggregations' tables are, or are taken from."""
     for node in [*aggregation_nodes(model), *gated_nodes(model)]:
         waiting = [input_named(node, name) for name in ("cos", "sin")]
         while waiting:

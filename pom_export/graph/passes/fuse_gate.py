@@ -15,7 +15,7 @@ _ALPHA_TOLERANCE = 1e-6
 
 
 class _Gate(NamedTuple):
-    """What the gated op does itself: activation(gate + bias)."""
+    """The part of a gate that the gated op computes itself: activation(gate + bias)."""
 
     gate: ir.Value
     bias: ir.Value | None
@@ -23,10 +23,10 @@ class _Gate(NamedTuple):
 
 
 class FuseGatePass(ir.passes.InPlacePass):
-    """Turn `activation(gate + bias) * aggregate` into the gated op, which passes over memory once."""
+    """Turn `activation(gate + bias) * aggregate` into the gated op, which reads and writes memory only once."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Fuse each selection that is left."""
+        """Fuse each remaining selection."""
         selections = find_selections(model)
         for selection in selections:
             _fuse(model.graph, selection)
@@ -56,7 +56,7 @@ def _fuse(graph: ir.Graph, selection: Selection) -> None:
 
 
 def _gate_of(gate: ir.Value) -> _Gate:
-    """Return what the gate is computed from, as far as the gated op can do that, and nothing else needs it."""
+    """Split off the parts of a gate's computation that the gated op can do and nothing else needs."""
     node = gate.producer()
     activation = None if node is None else _activation(node)
     if node is None or activation is None or only_user(gate) is None or node.inputs[0] is None:

@@ -15,19 +15,19 @@ from pom_export.graph.precision import PrecisionPlan, plan_precision
 from pom_export.graph.precision.rules import is_constant, is_float, largest
 
 Observe = Callable[[ir.Model], Mapping[str, float]]
-# A node, which of its inputs a value is, and the type that it wants; None: whichever there is.
+# A node, the index of the input that uses a value, and the type that it requires; None: any type.
 _Use = tuple[ir.Node, int, ir.DataType | None]
 
 
 class LowerPrecisionPass(ir.passes.InPlacePass):
-    """Make weights, values, inputs and outputs half, and cast where a half and a float32 node meet.
+    """Convert weights, values, inputs and outputs to half precision, with casts where half and float32 nodes meet.
 
-    Constants are cast here, once, not when the model runs. An output that may leave the half type's range stays
-    float32. What is kept in float32 beyond the usual is written into the metadata, module by module with its reason.
+    Constants are converted here once, not each time the model runs. An output that may exceed the half type's range
+    stays in float32. Modules that stay in float32 for exceptional reasons are listed in the metadata, with the reasons.
 
     Args:
         dtype: FLOAT16 or BFLOAT16.
-        observe: returns the magnitudes that a graph's values reach, by name; empty: nothing is known but the weights.
+        observe: returns the magnitudes that a graph's values reach, by name; if empty, only the weights are known.
     """
 
     def __init__(self, dtype: ir.DataType, observe: Observe) -> None:
@@ -36,10 +36,10 @@ class LowerPrecisionPass(ir.passes.InPlacePass):
         self.observe = observe
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Lower the graph.
+        """Lower the graph's precision.
 
         Raises:
-            InputError: a weight that a product multiplies by leaves the half type's range, or all of it becomes 0.
+            InputError: a weight that a product multiplies by exceeds the half type's range, or becomes 0 everywhere.
         """
         # bfloat16 has float32's range.
         peaks = self.observe(model) if self.dtype == ir.DataType.FLOAT16 else {}
@@ -50,7 +50,7 @@ class LowerPrecisionPass(ir.passes.InPlacePass):
 
 
 class _Lowering:
-    """Gives every float value its type, and every user of one the form that it wants."""
+    """Assigns a type to every floating-point value, and converts values to the types that their users need."""
 
     def __init__(self, graph: ir.Graph, plan: PrecisionPlan) -> None:
         self.graph = graph
@@ -59,7 +59,7 @@ class _Lowering:
 
     def run(self) -> None:
         """Cast constants, insert Casts, and set the types of all values."""
-        # What everything becomes is decided before anything changes.
+        # All types are decided before anything is changed.
         uses = {value: self._uses(value) for value in self._values()}
         made = {value: self._type_of(value, uses[value]) for value in uses}
         self.forms = {(value, dtype): value for value, dtype in made.items()}
@@ -80,20 +80,20 @@ class _Lowering:
         return [value for value in every if is_float(value)]
 
     def _uses(self, value: ir.Value) -> list[_Use]:
-        # What a nested graph takes from outside stays as it is there.
+        # A nested graph uses outer values in their original type.
         return [
             (node, index, self.plan.wanted(node, index) if node.graph is self.graph else ir.DataType.FLOAT)
             for node, index in value.uses()
         ]
 
     def _type_of(self, value: ir.Value, uses: list[_Use]) -> ir.DataType:
-        """Return the type of a value itself: a constant's is half where any user wants that."""
+        """Return the type of a value itself. A constant is in half precision if any user needs it so."""
         if is_constant(value) and all(wanted != self.plan.dtype for _, _, wanted in uses):
             return ir.DataType.FLOAT
         return self.plan.made(value)
 
     def _form(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """Return a value in a type, made once."""
+        """Return a value converted to a type, creating the conversion only once."""
         if (value, dtype) not in self.forms:
             self.forms[value, dtype] = self._make_form(value, dtype)
         return self.forms[value, dtype]
@@ -142,10 +142,10 @@ def _name_of(value: ir.Value, dtype: ir.DataType) -> str:
 
 
 def _lowered(value: ir.Value, dtype: ir.DataType) -> ir.TensorProtocol:
-    """Return a constant in a type.
+    """Convert a constant to a type.
 
     Raises:
-        InputError: a finite number becomes infinite, or all that is in it 0.
+        InputError: a finite number becomes infinite, or all numbers become 0.
     """
     assert value.const_value is not None
     if dtype == ir.DataType.FLOAT:

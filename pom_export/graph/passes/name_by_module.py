@@ -9,17 +9,17 @@ from collections.abc import Iterable, Mapping
 import onnx_ir as ir
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
-# Where torch.export puts what belongs to no module: sizes of dynamic dimensions.
+# The scope that torch.export assigns to what belongs to no module: sizes of dynamic dimensions.
 _NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
 _TRACE_PREFIXES = ("pkg.torch", "pkg.onnxscript", "namespace")
 
 
 class NameByModulePass(ir.passes.InPlacePass):
-    """Name each node `module.path/OpType` and drop torch's trace metadata, which holds paths of the exporting machine.
+    """Name each node `module.path/OpType`, and drop torch's trace metadata, which has paths of the exporting machine.
 
     Args:
-        prefix: the name of the wrapped model inside the traced module; it is taken off every name.
-        stand_ins: paths of modules that stand for others, and the names of those.
+        prefix: name of the wrapped model inside the traced module, which is removed from every name.
+        stand_ins: the original names of replaced modules, by the paths of their stand-ins.
     """
 
     def __init__(self, prefix: str, stand_ins: Mapping[str, str] | None = None) -> None:
@@ -28,10 +28,10 @@ class NameByModulePass(ir.passes.InPlacePass):
         self.stand_ins = stand_ins or {}
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rename nodes and initializers; values between nodes keep the names that torch gave them."""
+        """Rename nodes and initializers; values between nodes keep torch's names."""
         scope, seen = "", Counter[str]()
         for node in model.graph:
-            # Nodes that the exporter inserted carry no scope: they stand beside the node that they serve.
+            # Nodes that the exporter inserted have no scope, but are next to the node that they serve.
             path = self._module_path(node)
             scope = scope if path is None else path
             name = f"{scope}/{node.op_type}" if scope else node.op_type
@@ -57,7 +57,7 @@ class NameByModulePass(ir.passes.InPlacePass):
         return "" if name == self.prefix else name.removeprefix(f"{self.prefix}.")
 
     def _rename_initializers(self, graph: ir.Graph) -> None:
-        """Give weights their names in the state dict; a weight that torch transposed is named after its module."""
+        """Name weights as in the state dict; a weight that torch transposed is named after its module."""
         taken = {value.name for node in graph for value in node.outputs} | {value.name for value in graph.inputs}
         for value in list(graph.initializers.values()):
             name = self._without_prefix(value.name or "")

@@ -14,9 +14,9 @@ _USUAL = (BATCH, TOKENS)
 
 
 class NameDimensionsPass(ir.passes.InPlacePass):
-    """Name the first dynamic dimension of the inputs `batch`, the second `tokens`, others after input and axis.
+    """Name the inputs' first dynamic dimension `batch`, the second `tokens`, and others after input and axis.
 
-    Dimensions that tracing made numbers become numbers.
+    Dimensions that tracing turned into numbers become numbers.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -48,5 +48,5 @@ def _renamed(size: int | ir.SymbolicDim, names: dict[str, str]) -> int | str | N
     if size.value is None:
         return None
     renamed = _NUMBERED.sub(lambda match: names.get(match[0], match[0]), size.value)
-    # torch leaves the name "8" of a dimension that turned out to be 8.
+    # torch names a dimension that turned out to be 8 "8".
     return int(renamed) if renamed.isdecimal() else renamed

@@ -10,9 +10,9 @@ from pom_export import contract
 from pom_export.graph.masks import CAUSAL, MaskKind, NoRowError, kind_of, last_row
 from pom_export.graph.nodes import aggregation_nodes, gated_nodes, module_of, only_user, take_place
 
-# Where the graph keeps what stays quadratic, in memory alone: reasons by module.
+# Key of the reasons, by module, why aggregations stay quadratic. It only exists in memory, not in the file.
 _QUADRATIC = "pom_export.quadratic"
-# What is added to a sum below this is there to keep it from 0.
+# A number below this that is added to a sum keeps the sum from being 0.
 _EPSILON = 1e-5
 _MASK = contract.INPUTS.index("mask")
 _MASK_RANK = len(("batch", "queries", "tokens"))
@@ -20,13 +20,13 @@ _MASK_RANK = len(("batch", "queries", "tokens"))
 
 @dataclass
 class _Quotient:
-    """Features (B, N, C) under a mask: their product, and what it is divided by.
+    """A masked sum of features (B, N, C), divided by the mask's sums.
 
     Attributes:
         features: the node of mode "features".
         mask: (1 or B, T, N).
-        product: (B, T, C).
-        divisions: of the product by the mask's sums, perhaps.
+        product: the node that multiplies them, giving (B, T, C).
+        divisions: divisions of the product, possibly by the mask's sums.
     """
 
     features: ir.Node
@@ -36,11 +36,11 @@ class _Quotient:
 
 
 class RecogniseCausalPass(ir.passes.InPlacePass):
-    """Turn `mask @ features / sum(mask)` into one node where the mask is causal, or the same for every query.
+    """Turn `mask @ features / sum(mask)` into one node if the mask is causal, or the same for every query.
 
-    What the mask is, is found by computing it at many numbers of tokens, see `pom_export.graph.masks`: it does not
-    matter how it is written. A part of it that depends on data for the keys, such as padding, becomes the op's (B, N)
-    mask. Dead nodes are left for a later pass.
+    The kind of mask is determined by computing it at many numbers of tokens, see `pom_export.graph.masks`, so it does
+    not matter how the mask is written. If it depends on data for the keys, such as padding, that part becomes the op's
+    (B, N) mask. Dead nodes are left to a later pass.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -60,7 +60,7 @@ class RecogniseCausalPass(ir.passes.InPlacePass):
 
 
 def quadratic_notes(model: ir.Model) -> list[str]:
-    """Return what to say of aggregations that take a mask for each pair of tokens, if there are any."""
+    """Return a note about the aggregations that take a mask with a value per pair of tokens, if there are any."""
     by_reason: dict[str, list[str]] = {}
     for module, reason in model.meta.get(_QUADRATIC, {}).items():
         by_reason.setdefault(reason, []).append(module)
@@ -94,13 +94,13 @@ def _rank(value: ir.Value) -> int:
 
 
 def _replace(graph: ir.Graph, quotient: _Quotient, name: str) -> str:
-    """Put one aggregation in place of a quotient; return why not where it can't be."""
+    """Replace a quotient with an aggregation; if that is impossible, return the reason."""
     x, mask = quotient.features.inputs[0], quotient.mask
     divisor = quotient.divisions[0].inputs[1] if len(quotient.divisions) == 1 else None
     if x is None or x.shape is None or mask.shape is None or divisor is None:
         return "the product with the mask is not divided by the mask's sums"
     if mask.shape[0] not in {1, x.shape[0]}:
-        return "the mask has another batch than the tokens"
+        return "the mask and the tokens differ in batch size"
     kind = kind_of(mask, divisor, x.shape[1])
     if not kind.kind or kind.part is None:
         return kind.reason
@@ -109,13 +109,13 @@ def _replace(graph: ir.Graph, quotient: _Quotient, name: str) -> str:
         and mask.shape[1] not in {1, mask.shape[2]}
         and not _is_spread_by_its_user(quotient.divisions[0].outputs[0])
     ):
-        return "what the same rows give has no place for one query"
+        return "the mask's rows are the same, but nothing takes their result as a single query"
     weights: ir.Value | None = None
     if kind.part.keys:
         try:
             weights, nodes = last_row(mask, kind.part, graph)
         except NoRowError:
-            return "what it keeps of the tokens can't be told apart from which query sees which"
+            return "which tokens it keeps cannot be separated from which query sees which token"
         graph.insert_before(quotient.divisions[0], nodes)
     _put(graph, quotient, kind, weights, name)
     return ""
@@ -144,7 +144,7 @@ def _put(graph: ir.Graph, quotient: _Quotient, kind: MaskKind, weights: ir.Value
 
 
 def _is_spread_by_its_user(value: ir.Value) -> bool:
-    """Return whether a value is only multiplied by one that has all its queries, such as a gate."""
+    """Return whether a value is only used in a product with one that has all of its queries, such as a gate."""
     user = only_user(value)
     if user is None or user.op_type != "Mul" or value.shape is None:
         return False
@@ -152,7 +152,7 @@ def _is_spread_by_its_user(value: ir.Value) -> bool:
 
 
 def _aggregation(features: ir.Node, mode: str, weights: ir.Value | None, epsilon: float, name: str) -> ir.Node:
-    """Return a node that computes the mean of features, under weights (1 or B, N) if there are any."""
+    """Return a node that computes the mean of features, with weights (1 or B, N) if given."""
     changed: dict[str, ir.Attr] = {"mode": ir.AttrString("mode", mode)}
     inputs = list(features.inputs)
     if weights is not None:
@@ -163,7 +163,7 @@ def _aggregation(features: ir.Node, mode: str, weights: ir.Value | None, epsilon
 
 
 def _epsilon(divisor: ir.Value | None) -> float:
-    """Return what is added to the sums of a mask to keep them from 0."""
+    """Return the number that is added to a mask's sums to keep them from being 0."""
     waiting, seen = [divisor], set()
     while waiting:
         value = waiting.pop()

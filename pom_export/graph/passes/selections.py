@@ -14,13 +14,13 @@ _RANK = len(("batch", "tokens", "channels"))
 
 @dataclass(frozen=True)
 class Selection:
-    """A gate over an aggregate, each gate value serving C / S neighbouring channels.
+    """A gate multiplying an aggregate, where each gate value applies to C / S neighbouring channels.
 
     Attributes:
         aggregation: the node, of mode "mean" or "causal".
         gate: (B, T, S).
         product: the node that multiplies them.
-        selected: (B, T, C).
+        selected: its result, (B, T, C).
     """
 
     aggregation: ir.Node
@@ -30,17 +30,17 @@ class Selection:
 
     @property
     def gates(self) -> int:
-        """S."""
+        """The number of gate values per token, S."""
         return _size(self.gate, -1)
 
     @property
     def channels(self) -> int:
-        """C."""
+        """The number of channels, C."""
         return _size(self.selected, -1)
 
 
 def find_selections(model: ir.Model) -> list[Selection]:
-    """Return the selections whose aggregate is used for nothing else, in order."""
+    """Return the selections whose aggregate has no other use, in order."""
     candidates = (_selection_of(node) for node in aggregation_nodes(model))
     return [selection for selection in candidates if selection is not None and _is_whole(selection)]
 
@@ -53,7 +53,8 @@ def _selection_of(aggregation: ir.Node) -> Selection | None:
             return Selection(aggregation, gate, user, user.outputs[0])
     if user is None or user.op_type != "Reshape" or user.inputs[0] is not aggregate:
         return None
-    # As (B, ., S, C / S) times (B, T, S, 1), and back: what `pom_export.mixer.aggregation.select` does with heads.
+    # (B, ., S, C / S) times (B, T, S, 1), reshaped back, which is how `pom_export.mixer.aggregation.select` handles
+    # heads.
     product = only_user(user.outputs[0])
     back = None if product is None else only_user(product.outputs[0])
     if product is None or back is None or product.op_type != "Mul" or back.op_type != "Reshape":
@@ -71,7 +72,7 @@ def _others(product: ir.Node, operand: ir.Value) -> Iterator[ir.Value]:
 
 
 def _is_folded(aggregate: ir.Value, folded: ir.Value, unfolded: ir.Value, gate: ir.Value) -> bool:
-    """Return whether (B, T, S) became (B, T, S, 1), and the aggregate's channels (S, C / S)."""
+    """Return whether (B, T, S) was reshaped to (B, T, S, 1), and the aggregate's channels to (S, C / S)."""
     shapes = [value.shape for value in (aggregate, folded, unfolded, gate)]
     if any(shape is None for shape in shapes):
         return False
@@ -82,12 +83,12 @@ def _is_folded(aggregate: ir.Value, folded: ir.Value, unfolded: ir.Value, gate: 
 
 
 def _is_known(*sizes: int | ir.SymbolicDim) -> bool:
-    """Return whether each size has a number or a name: two that have none are not the same."""
+    """Return whether each size has a number or a name: two sizes without either may differ."""
     return all(isinstance(size, int) or size.value is not None for size in sizes)
 
 
 def _is_whole(selection: Selection) -> bool:
-    """Return whether the shapes and types are those of the gated op."""
+    """Return whether the shapes and types are those that the gated op needs."""
     aggregate = selection.aggregation.outputs[0]
     values = (aggregate, selection.gate, selection.selected)
     if any(value.shape is None or len(value.shape) != _RANK or value.dtype != aggregate.dtype for value in values):
@@ -101,5 +102,5 @@ def _is_whole(selection: Selection) -> bool:
 
 def _size(value: ir.Value, axis: int) -> int:
     size = value.shape[axis] if value.shape is not None else None
-    assert isinstance(size, int)  # `_is_whole` has seen it
+    assert isinstance(size, int)  # checked by `_is_whole`
     return size

@@ -6,14 +6,14 @@ import numpy as np
 import onnx_ir as ir
 
 _MATRIX = 2
-# Smaller ones cost less than the node that transposes them.
+# Smaller weights cost less than the node that transposes them.
 _WORTH_BYTES = 4096
 
 
 class ShareTransposedPass(ir.passes.InPlacePass):
-    """Replace a weight that is another one transposed by a Transpose of that one.
+    """Replace a weight that is the transpose of another by a Transpose of that one.
 
-    Runtimes fold the Transpose away when they load the model; the file holds the weight once.
+    Runtimes fold the Transpose when they load the model; the file stores the weight only once.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -52,5 +52,5 @@ def _is_transpose(value: ir.Value, other: ir.Value) -> bool:
     if one is None or two is None or one.dtype != two.dtype or list(one.shape) != list(two.shape)[::-1]:
         return False
     a, b = one.numpy(), two.numpy().T
-    # A row tells most pairs apart, and is cheap where weights are mapped from a file.
+    # A single row distinguishes most pairs, and is cheap to read if the weights are mapped from a file.
     return np.array_equal(a[0], b[0]) and np.array_equal(a, b)

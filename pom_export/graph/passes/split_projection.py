@@ -9,13 +9,13 @@ from pom_export.graph.nodes import add_constant, aggregation_nodes, only_user, o
 
 
 class SplitProjectionPass(ir.passes.InPlacePass):
-    """Turn `Split(x @ W)` in front of an aggregation into one product a part.
+    """Turn `Split(x @ W)` before an aggregation into one product per part.
 
-    The parts of one tensor would be copied apart, two passes over memory; cutting the weight costs nothing.
+    Splitting a tensor copies the parts, which costs two passes over memory; splitting the weight costs nothing.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Cut each such weight."""
+        """Split each such weight."""
         modified = False
         for node in aggregation_nodes(model):
             split = node.inputs[0].producer() if node.inputs[0] is not None else None
@@ -25,7 +25,7 @@ class SplitProjectionPass(ir.passes.InPlacePass):
 
 
 def _cut(graph: ir.Graph, split: ir.Node, product: ir.Node | None) -> bool:
-    """Replace a product and the split of its last axis; False where they are something else."""
+    """Replace a product and the split of its last axis; return False if the nodes are something else."""
     if product is None or product.op_type != "MatMul" or only_user(product.outputs[0]) is not split:
         return False
     array, axis = own_weight(product), split.attributes.get("axis")
@@ -39,7 +39,7 @@ def _cut(graph: ir.Graph, split: ir.Node, product: ir.Node | None) -> bool:
     x, weight = product.inputs
     assert weight is not None
     for index, (output, columns) in enumerate(zip(split.outputs, np.split(array, ends[:-1], axis=1), strict=True)):
-        # A view: nothing is copied before the file is written.
+        # A view, so that nothing is copied before the file is written.
         part = add_constant(graph, f"{weight.name}.{index}", columns, weight.dtype)
         projected = ir.node("MatMul", [x, part], name=f"{product.name}.{index}")
         graph.insert_before(product, projected)

@@ -14,7 +14,7 @@ class StampMetadataPass(ir.passes.InPlacePass):
     """Set the producer and `pom_export.*` metadata properties.
 
     Args:
-        properties: property names without the prefix, and their texts.
+        properties: texts of the properties, by name without the prefix.
     """
 
     def __init__(self, properties: Mapping[str, str]) -> None:

@@ -12,13 +12,13 @@ from pom_export.graph.precision.rules import is_constant
 
 
 def aggregate_bound(node: ir.Node) -> float | None:
-    """Return a bound of an aggregate's magnitude, or None where the weights give none.
+    """Return a bound on an aggregate's magnitude, or None if none follows from the weights.
 
-    In form "power" the features of channel c are at most sum_k |coefficients[c, k]| 6^k, h being at most 6, a rotation
+    In form "power", h is at most 6, so the features of channel c are at most sum_k |coefficients[c, k]| 6^k. A rotation
     adds those of two channels, and a mean is no larger than what it averages. Form "product" clamps nothing.
 
     Args:
-        node: of the plain op, or of the gated one, whose gate's activation is at most 1.
+        node: a node of the plain op, or of the gated one, whose gate's activation is at most 1.
     """
     coefficients = input_named(node, "coefficients")
     if node.attributes["form"].as_string() != contract.POWER or coefficients is None or not is_constant(coefficients):
@@ -32,5 +32,5 @@ def aggregate_bound(node: ir.Node) -> float | None:
 
 
 def _of_pairs(bounds: npt.NDArray[np.float64], blocks: int) -> npt.NDArray[np.float64]:
-    """Return the bounds of rotated channels: channel i of a block is turned with i + W/2."""
+    """Return the bounds of rotated channels, where channel i of a block is rotated together with i + W/2."""
     return bounds.reshape(blocks, 2, -1).sum(1)

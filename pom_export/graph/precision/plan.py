@@ -22,7 +22,8 @@ from pom_export.graph.precision.rules import (
     takes_input,
 )
 
-# Inputs of an aggregation that may be float32 whatever x is, and are where it costs nothing; by groups of one type.
+# Inputs of an aggregation that may be float32 whatever the type of x, and are if it costs nothing; grouped by common
+# type.
 _EXACT_INPUTS = (("coefficients",), ("gate_bias",), ("cos", "sin"))
 
 _GRAPHS = {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}
@@ -35,9 +36,9 @@ class PrecisionPlan:
     Attributes:
         dtype: the half type.
         opset: the graph's version of the standard ops.
+        out_of_range: values that may exceed the half type's range.
         single: the nodes that compute in float32.
-        out_of_range: values that may leave the half type's range.
-        state: values that mixers keep from one call to the next, sums that only float32 can hold.
+        state: values that mixers keep from one call to the next, which are sums that need float32.
     """
 
     dtype: ir.DataType
@@ -47,7 +48,7 @@ class PrecisionPlan:
     state: set[ir.Value] = field(default_factory=set)
 
     def wanted(self, node: ir.Node, index: int) -> ir.DataType | None:
-        """Return the type that a node's float input should have; None: any, the node does not read it."""
+        """Return the type that a node's float input should have; None: any, as the node does not read its values."""
         if reads_any(node):
             return None
         if node in self.single or (not is_aggregation(node) and not takes_input(node, self.opset, index, self.dtype)):
@@ -59,7 +60,7 @@ class PrecisionPlan:
         return self.dtype
 
     def made(self, value: ir.Value) -> ir.DataType:
-        """Return the type in which a float value is made."""
+        """Return the type in which a float value is computed."""
         return ir.DataType.FLOAT if value in self.state or value.producer() in self.single else self.dtype
 
     def _is_exact(self, node: ir.Node, name: str) -> bool:
@@ -72,12 +73,12 @@ class PrecisionPlan:
 
 
 def plan_precision(model: ir.Model, dtype: ir.DataType, peaks: Mapping[str, float]) -> PrecisionPlan:
-    """Return which nodes of a float32 graph stay in float32 when it is lowered to a half type.
+    """Determine which nodes of a float32 graph stay in float32 when it is lowered to a half type.
 
     Args:
-        model: a float32 graph of the exporter, before functions are attached.
+        model: the exporter's float32 graph, before functions are attached.
         dtype: FLOAT16 or BFLOAT16.
-        peaks: magnitudes of values that were seen, by name.
+        peaks: magnitudes of values that were observed, by name.
     """
     plan = PrecisionPlan(dtype, model.opset_imports[""], find_out_of_range(model, dtype, peaks))
     plan.single.update(_table_nodes(model))
@@ -114,7 +115,7 @@ def _is_single(node: ir.Node, inputs: list[ir.Value], plan: PrecisionPlan) -> bo
 
 
 def _is_number(node: ir.Node, inputs: list[ir.Value], numbers: set[ir.Value]) -> bool:
-    """Return whether a node computes with integers as numbers: positions and counts, which a half type rounds."""
+    """Return whether a node computes with integers as numbers, for example positions, which a half type rounds."""
     if not any(is_float(value) for value in node.outputs):
         return False
     if node.op_type == "Cast" and not inputs:
@@ -124,7 +125,7 @@ def _is_number(node: ir.Node, inputs: list[ir.Value], numbers: set[ir.Value]) ->
 
 
 def is_exact_in_half(value: ir.Value) -> bool:
-    """Return whether a value is made as exactly in half: of booleans, or of one constant."""
+    """Return whether a value is exact in half precision too: made from booleans, or a constant."""
     node = value.producer()
     if node is None or node.op_type not in {"Cast", "ConstantOfShape"}:
         return False
@@ -133,7 +134,7 @@ def is_exact_in_half(value: ir.Value) -> bool:
 
 
 def _table_nodes(model: ir.Model) -> set[ir.Node]:
-    """Return what picks the rows of a rotation's tables; they are constants of the file, and stay as they are."""
+    """Return the nodes that select rows of a rotation's tables, which are constants in the file and keep their type."""
     found: set[ir.Node] = set()
     for node in [*aggregation_nodes(model), *gated_nodes(model)]:
         for name, value in zip(input_names(node), node.inputs, strict=False):
@@ -143,7 +144,7 @@ def _table_nodes(model: ir.Model) -> set[ir.Node]:
 
 
 def _angle_nodes(model: ir.Model) -> set[ir.Node]:
-    """Return what computes the angles of sines and cosines, element by element: of times, with their frequencies."""
+    """Return the nodes that compute angles of sines and cosines element by element, from times and frequencies."""
     found: set[ir.Node] = set()
     waiting = [node.inputs[0] for node in model.graph if node.op_type in ANGLES]
     while waiting:
@@ -156,7 +157,7 @@ def _angle_nodes(model: ir.Model) -> set[ir.Node]:
 
 
 def _makers(value: ir.Value) -> set[ir.Node] | None:
-    """Return the nodes that make a value of constants and integers alone; None where it is made of activations."""
+    """Return the nodes that compute a value from constants and integers only; None if it depends on activations."""
     node = value.producer()
     if node is None:
         return set() if is_constant(value) else None
@@ -170,7 +171,7 @@ def _makers(value: ir.Value) -> set[ir.Node] | None:
 
 
 def _state_values(model: ir.Model) -> set[ir.Value]:
-    """Return the floats between the graph's past and each aggregation, and between that and the graph's present."""
+    """Return the floats from the graph's past to each aggregation, and from there to the graph's present."""
     found: set[ir.Value] = set()
     for node in [*aggregation_nodes(model), *gated_nodes(model)]:
         past = input_named(node, PAST_STATE)

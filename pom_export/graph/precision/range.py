@@ -20,7 +20,7 @@ from pom_export.graph.precision.rules import (
     largest,
 )
 
-# Real inputs may be larger than those that the export runs the model on.
+# Real inputs may be larger than those used by the export.
 _MARGIN = 2
 
 
@@ -29,9 +29,9 @@ class OutOfRange:
     """Values that are not safe in a half type.
 
     Attributes:
-        values: the values; whatever makes or takes one computes in float32.
-        reasons: by the name of a module, why some of it is kept in float32. What is in float32 in every half-precision
-            graph has none.
+        values: the values. Whatever computes or reads one does so in float32.
+        reasons: why parts of a module are kept in float32, by the module's name. What is in float32 in every
+            half-precision graph has no reason.
     """
 
     values: set[ir.Value] = field(default_factory=set)
@@ -39,12 +39,12 @@ class OutOfRange:
 
 
 def find_out_of_range(model: ir.Model, dtype: ir.DataType, peaks: Mapping[str, float]) -> OutOfRange:
-    """Return the values that may leave a half type's range.
+    """Return the values that may exceed a half type's range.
 
     Args:
         model: a float32 graph.
         dtype: the half type.
-        peaks: magnitudes that were seen, by value name; empty: nothing is known but the weights.
+        peaks: observed magnitudes, by name of the value; if empty, only the weights are known.
     """
     found, most = OutOfRange(), largest(dtype)
     small = {name for name, peak in peaks.items() if _MARGIN * peak <= most}
@@ -65,10 +65,10 @@ def find_out_of_range(model: ir.Model, dtype: ir.DataType, peaks: Mapping[str, f
 
 
 def _judge_aggregate(found: OutOfRange, node: ir.Node, most: float, peaks: Mapping[str, float]) -> None:
-    """Note an aggregate whose bound, or lack of one, does not keep it in range, and all that is made of it."""
+    """Note an aggregate that is not certain to stay in range, and everything computed from it."""
     bound, output = aggregate_bound(node), node.outputs[0]
     if bound is None and (output.name in peaks or not peaks):
-        return  # what was seen decides
+        return  # the observed values decide
     if bound is not None and bound <= most:
         return
     for mean in _means(node):
@@ -78,14 +78,14 @@ def _judge_aggregate(found: OutOfRange, node: ir.Node, most: float, peaks: Mappi
 
 
 def _means(node: ir.Node) -> Iterator[ir.Value]:
-    """Yield an aggregation's result, or of mode "features" the quotients that a mask's product is divided to."""
+    """Yield an aggregation's result; for mode "features", also the quotients of a mask's product and its divisor."""
     yield node.outputs[0]
     for value in _sums(node):
         yield from (user.outputs[0] for user, _ in value.uses() if user.op_type == "Div")
 
 
 def _sums(node: ir.Node) -> Iterator[ir.Value]:
-    """Yield the features and what a (B, T, N) mask sums of them; sums grow with the number of tokens."""
+    """Yield the features, and their sums under a (B, T, N) mask, which grow with the number of tokens."""
     if node.attributes["mode"].as_string() == "features":
         features = node.outputs[0]
         yield features
@@ -93,7 +93,7 @@ def _sums(node: ir.Node) -> Iterator[ir.Value]:
 
 
 def _spread(value: ir.Value, small: set[str]) -> Iterator[ir.Value]:
-    """Yield a value and those that it makes large too, but for what was seen to be small."""
+    """Yield a value and those that are large because of it, except those that were observed to be small."""
     waiting, seen = [value], {value}
     while waiting:
         current = waiting.pop()

@@ -20,7 +20,7 @@ def program_of(model: nn.Module, options: GraphOptions) -> Program:
     """Return the program of one of our models.
 
     Raises:
-        InputError: an option does not fit the model, or the model is of no known class.
+        InputError: an option does not fit the model, or the model's class is unknown.
     """
     if options.mask is not None and options.mask not in MASKS:
         raise InputError(f"unknown mask {options.mask!r}", f"Choose one of {', '.join(MASKS)}")

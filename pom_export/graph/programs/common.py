@@ -10,12 +10,12 @@ from pom_export.graph.exported_model import TOKENS, InputLimits
 from pom_export.graph.program import Axes, GraphOptions
 from pom_export.mixer import ProductMixer, RotaryConfig, RotaryPolynomialMixer
 
-# No clamp bounds the product form: its products of K factors leave float16's range where its inputs are large.
+# The product form has no clamp: for large inputs, its products of K factors exceed float16's range.
 _PRODUCT_SCALE = 4.0
 
 
 def rotary_of(mixer: nn.Module, options: GraphOptions) -> RotaryConfig | None:
-    """Return the positions of a rotary mixer, or None for another.
+    """Return the positions of a rotary mixer; None for other mixers.
 
     Raises:
         InputError: the options do not fit.
@@ -31,7 +31,7 @@ def rotary_of(mixer: nn.Module, options: GraphOptions) -> RotaryConfig | None:
 
 
 def _add_positions(axes: Axes, rotary: RotaryConfig, source: str) -> InputLimits:
-    """Add the inputs of positions, and return what they may hold."""
+    """Add the position inputs to the axes, and return the limits on them."""
     columns = () if rotary.blocks == 1 else (rotary.blocks,)
     axes["positions"] = ((TOKENS, *columns), torch.int64)
     names = ["positions"]
@@ -44,13 +44,13 @@ def _add_positions(axes: Axes, rotary: RotaryConfig, source: str) -> InputLimits
 def mixer_limits(
     mixer: nn.Module, rotary: RotaryConfig | None, options: GraphOptions, axes: Axes, source: str = TOKENS
 ) -> InputLimits:
-    """Return what the inputs of a mixer may hold; those of positions are added to the axes.
+    """Return the limits on a mixer's inputs, after adding the position inputs to the axes.
 
     Args:
-        mixer: whose inputs they are.
+        mixer: the mixer.
         rotary: its positions.
-        options: whether they are inputs.
-        axes: of the inputs.
+        options: whether the positions are inputs.
+        axes: axes of the inputs.
         source: name of the context's token dimension.
     """
     if rotary is not None and options.positions:

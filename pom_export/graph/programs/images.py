@@ -23,7 +23,7 @@ class _ImageModelProgram(nn.Module):
 
 
 def image_model_program(model: JiT, options: GraphOptions) -> Program:
-    """Return the program of an image model: inputs x, t and y; output image. The batch alone is dynamic.
+    """Return the program of an image model: inputs x, t and y; output image. Only the batch is dynamic.
 
     Raises:
         InputError: an option does not fit.
@@ -48,6 +48,6 @@ def image_model_program(model: JiT, options: GraphOptions) -> Program:
         "t": ((BATCH,), torch.float32),
         "y": ((BATCH,), torch.int64),
     }
-    # The last label is no class.
+    # The last label stands for "no class".
     limits = InputLimits({"y": (config.num_classes + 1,)}, ranges={"t": (0.0, 1.0)})
     return build_program(_ImageModelProgram(model), axes, ("image",), options, limits)

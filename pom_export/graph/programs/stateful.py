@@ -74,7 +74,7 @@ class _LanguageModelProgram(nn.Module):
 
 
 def _named(state: StreamState) -> dict[str, Tensor]:
-    """Return the parts of a state by the names of the inputs that they are."""
+    """Return the parts of a state by the names of the corresponding inputs."""
     named = {PAST_LENGTH: state.length}
     if state.sums is not None:
         named[PAST_STATE] = state.sums
@@ -85,7 +85,7 @@ def _named(state: StreamState) -> dict[str, Tensor]:
 
 
 def _past_axes(state: StreamState) -> Axes:
-    """Return the axes of the inputs that a state is; that of one row of the batch and no tokens."""
+    """Return the axes of a state's inputs, given the state of one row of the batch without tokens."""
     axes: Axes = {}
     for name, value in _named(state).items():
         sizes = (PAST_TOKENS if size == 0 else size for size in value.shape[1:])
@@ -94,7 +94,7 @@ def _past_axes(state: StreamState) -> Axes:
 
 
 def stateful_mixer_program(mixer: PolynomialMixer | ProductMixer, options: GraphOptions) -> Program:
-    """Return the program of a bare mixer: inputs x, mask, positions and the past; outputs y and the present.
+    """Return the program of a single mixer: inputs x, mask, positions and the past; outputs y and the present.
 
     Raises:
         InputError: an option does not fit.

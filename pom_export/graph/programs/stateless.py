@@ -28,7 +28,7 @@ class _MixerProgram(nn.Module):
 
 
 class _RotaryMixerProgram(_MixerProgram):
-    """The same with positions, which may be inputs too."""
+    """A rotary mixer, whose positions may be inputs too."""
 
     def forward(
         self,
@@ -51,7 +51,7 @@ class _LanguageModelProgram(nn.Module):
 
 
 def mixer_program(mixer: PolynomialMixer | ProductMixer, options: GraphOptions) -> Program:
-    """Return the program of a bare mixer: inputs x, context (cross), mask and positions; output y."""
+    """Return the program of a single mixer: inputs x, context (cross), mask and positions; output y."""
     mask = options.mask or "none"
     if mask == "causal" and options.cross:
         raise InputError("mask causal does not go with `cross`", "Use `mask` none, padding or full")
