@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pom_export.engine.profiles import parse_shapes
     from pom_export.engine.targets import parse_targets
 
-# Imported when they are asked for: the command line needs the backends' names, and not onnx.
+# Imported on first use: the command line needs the backends' names, but not onnx.
 _HOMES = {"EngineInfo": "manifest", "build_engine": "builder", "parse_shapes": "profiles", "parse_targets": "targets"}
 
 __all__ = ["EngineInfo", "build_engine", "parse_shapes", "parse_targets"]

@@ -18,11 +18,11 @@ from pom_export.runtime.library import plugin_library, rtx_soname_library
 TENSORRT: Final = "tensorrt"
 TENSORRT_RTX: Final = "tensorrt-rtx"
 BACKENDS: Final = (TENSORRT, TENSORRT_RTX)
-# The full TensorRT where it is installed, else the one for RTX.
+# The full TensorRT if installed, else TensorRT for RTX.
 AUTO: Final = "auto"
 _NAMES = (*contract.OP_NAMES, *contract.GATED_OP_NAMES)
 _LONGEST_NAME = 256
-# Of Python's flag `optimize`.
+# The value of Python's flag `optimize` that removes docstrings.
 _NO_DOCSTRINGS = 2
 _PACKAGES = {TENSORRT: "tensorrt>=10.9", TENSORRT_RTX: "tensorrt-rtx-cu13>=1.7"}
 _MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
@@ -30,7 +30,7 @@ _MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
 
 @dataclass(frozen=True)
 class Backend:
-    """A TensorRT that was imported: its name, version and module."""
+    """An imported TensorRT: its name, version and module."""
 
     name: str
     version: str
@@ -43,12 +43,12 @@ class Backend:
 
 
 def gpu_present() -> bool:
-    """Return whether a CUDA driver with at least one device is here."""
+    """Return whether there is a CUDA driver with at least one device."""
     return gpu_name() is not None
 
 
 def gpu_name() -> str | None:
-    """Return the product name of the first CUDA device; None where there is no driver or no device."""
+    """Return the product name of the first CUDA device; None if there is no driver or no device."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -60,14 +60,14 @@ def gpu_name() -> str | None:
 
 
 def load_backend(name: str = AUTO) -> Backend:
-    """Import a TensorRT and tell Polygraphy which one it is.
+    """Import a TensorRT, and make Polygraphy use it.
 
     Args:
-        name: "tensorrt", "tensorrt-rtx", or "auto": the full TensorRT where installed, else the one for RTX.
+        name: "tensorrt", "tensorrt-rtx", or "auto": the full TensorRT if installed, else TensorRT for RTX.
 
     Raises:
         MissingDependencyError: it is not installed.
-        EngineError: this process already uses the other one, or Python was told to leave docstrings out.
+        EngineError: this process already uses the other one, or Python runs without docstrings.
     """
     candidates = BACKENDS if name == AUTO else (name,)
     for candidate in candidates:
@@ -93,7 +93,7 @@ def _import(name: str) -> Any:
 
 
 def _tell_polygraphy(name: str) -> None:
-    """Select the module that Polygraphy's backend imports; it can do so once a process."""
+    """Select the module that Polygraphy imports, which is only possible once per process."""
     if sys.flags.optimize >= _NO_DOCSTRINGS:
         raise EngineError(
             "Python runs with -OO, which removes the docstrings that Polygraphy reads",
@@ -110,11 +110,11 @@ def _tell_polygraphy(name: str) -> None:
 
 
 def load_plugin(backend: Backend) -> Path:
-    """Register our plugin with TensorRT and return the library's path; loading it again does nothing.
+    """Register our plugin with TensorRT and return the library's path; loading it again has no effect.
 
     Raises:
         MissingDependencyError: the library is not in this installation.
-        EngineError: TensorRT did not take it.
+        EngineError: TensorRT did not accept it.
     """
     library = plugin_library()
     if backend.is_rtx:
@@ -135,9 +135,9 @@ def load_plugin(backend: Backend) -> Path:
 
 
 def _answer_to_unversioned_name() -> None:
-    """Let the parser's dlopen("libtensorrt_rtx.so") succeed, a name that the wheel does not ship.
+    """Make the parser's dlopen("libtensorrt_rtx.so") succeed, a name that the wheel does not provide.
 
-    Without it TensorRT for RTX ends the process as soon as its parser meets a plugin.
+    Otherwise, TensorRT for RTX terminates the process as soon as its parser meets a plugin.
     """
     spec = importlib.util.find_spec("tensorrt_rtx_libs")
     folders = list(spec.submodule_search_locations or []) if spec else []

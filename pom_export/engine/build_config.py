@@ -12,30 +12,30 @@ from pom_export.files import sha256_of
 from pom_export.graph.exported_model import ExportedModel
 from pom_export.graph.weights_file import check_weights
 
-# Which implementation of the ops an engine holds.
+# The implementations of the ops that an engine can contain.
 PLUGIN: Final = "plugin"
 FUNCTION: Final = "function"
 
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """Everything that an engine's bytes depend on, but for what TensorRT measures while it builds.
+    """Everything that an engine's bytes depend on, except for what TensorRT measures during the build.
 
-    So a timing cache is left out: it saves measurements, and changes nothing that they are made of.
+    A timing cache is therefore not part of it: it saves measurements, but does not change their basis.
 
     Attributes:
         backend: "tensorrt" or "tensorrt-rtx".
         backend_version: its version.
         targets: compute capabilities ("sm86"), or ["current"] for this machine's GPU.
-        gpu: this machine's GPU, where it is the target.
+        gpu: name of this machine's GPU, if it is the target.
         path: "plugin", or "function" for an engine of the ops' functions.
-        plugin_embedded: whether the engine carries the plugin library.
-        plugin_sha256: of the plugin library; None for an engine of functions.
+        plugin_embedded: whether the engine contains the plugin library.
+        plugin_sha256: hash of the plugin library; None for an engine of functions.
         profiles: smallest, most frequent and largest shape of each input.
-        model_sha256: of the ONNX file.
-        weights_sha256: what `sha256_of_weights` returns.
-        toolkit_version: of pom-export.
-        packages: versions of the others that take part, by name.
+        model_sha256: hash of the ONNX file.
+        weights_sha256: hashes of its weights; see `sha256_of_weights`.
+        toolkit_version: version of pom-export.
+        packages: versions of the other packages that take part, by name.
     """
 
     backend: str
@@ -52,19 +52,19 @@ class BuildConfig:
     packages: dict[str, str]
 
     def key(self) -> str:
-        """Return a name for engines of this configuration, which no other has."""
+        """Return a name that is unique to engines of this configuration."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """What a build gives.
+    """The result of a build.
 
     Attributes:
         engine: the serialized engine.
         plugin_layers: how many of its layers are our plugin.
         precisions: how many layers compute in each floating-point type.
-        matrix_products: how many matrix products and convolutions do.
+        matrix_products: how many matrix products and convolutions compute in each floating-point type.
     """
 
     engine: bytes
@@ -73,15 +73,15 @@ class BuiltEngine:
     matrix_products: Mapping[str, int]
 
     def facts(self) -> dict[str, Any]:
-        """Return all but the engine, as JSON-able values."""
+        """Return everything except the engine as JSON-serialisable values."""
         return {name: value for name, value in asdict(self).items() if name != "engine"}
 
 
 def sha256_of_weights(model: ExportedModel) -> dict[str, str]:
-    """Return the SHA-256 of each file of external weights, by the location that the ONNX file gives it.
+    """Return the SHA-256 of each file of external weights, by its location in the ONNX file.
 
     Raises:
-        InputError: a file is not what its name says that it holds.
+        InputError: a file does not match the hash in its name.
     """
     hashes = {file: sha256_of(file) for file in model.weights}
     for file, sha256 in hashes.items():

@@ -17,23 +17,23 @@ from pom_export.files import sha256_of
 from pom_export.graph.exported_model import ExportedModel
 from pom_export.version import __version__
 
-# onnx puts functions in the place of nodes, polygraphy configures TensorRT.
+# onnx inlines functions, and polygraphy configures TensorRT.
 _PACKAGES: Final = ("onnx", "polygraphy")
 
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """What is to be built.
+    """The resolved options of a build.
 
     Attributes:
-        model: what the engine is built of.
+        model: the model to build the engine from.
         backend: the TensorRT that builds it.
         targets: architectures, or `CURRENT` for this machine's GPU.
         profiles: shapes of each input.
-        library: the plugin library; None: the ops' functions take its place.
-        embed_plugin: whether the engine carries the library.
+        library: the plugin library; None: the ops' functions are used instead.
+        embed_plugin: whether the engine contains the library.
         timing_cache: a file to read and update, or None.
-        progress: called with one line a stage.
+        progress: called with one line per stage.
     """
 
     model: ExportedModel
@@ -47,11 +47,11 @@ class BuildPlan:
 
     @property
     def embedded(self) -> Path | None:
-        """The library that the engine carries, or None."""
+        """The library that the engine contains, or None."""
         return self.library if self.embed_plugin else None
 
     def config(self) -> BuildConfig:
-        """Return the build configuration of the engine, of the files as they are now."""
+        """Return the engine's build configuration, with the current hashes of the files."""
         return BuildConfig(
             backend=self.backend.name,
             backend_version=self.backend.version,

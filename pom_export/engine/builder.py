@@ -46,30 +46,30 @@ def build_engine(
     embed_plugin: bool = True,
     progress: Callable[[str], None] = lambda _: None,
 ) -> EngineInfo:
-    """Build an engine; TensorRT for RTX needs no GPU for it.
+    """Build an engine. TensorRT for RTX can do this without a GPU.
 
     Args:
-        model: an exported ONNX file.
-        output: where the engine goes; its manifest goes beside it, with ".json" added.
+        model: path of an exported ONNX file.
+        output: path of the engine; its manifest is written beside it, with ".json" added to the name.
         backend: "auto", "tensorrt" or "tensorrt-rtx".
         targets: compute capabilities such as "sm86", "sm_86" or "8.6" (TensorRT for RTX only); default: this machine's
-            GPU, or `DEFAULT_TARGETS` where there is none.
-        min_shapes: smallest shape of each input; dimensions not given take defaults.
-        opt_shapes: most frequent shapes.
-        max_shapes: largest shapes.
+            GPU, or `DEFAULT_TARGETS` if there is none.
+        min_shapes: smallest shape of each input; missing dimensions get defaults.
+        opt_shapes: most frequent shape of each input.
+        max_shapes: largest shape of each input.
         timing_cache: a file to read and update (full TensorRT only).
-        cache: a folder to take the engine from, where it was built before from the same files, versions and
-            options, and to keep it in.
-        use_plugin: whether our plugin computes the aggregations; otherwise the standard ops of their functions,
-            slower and everywhere.
-        embed_plugin: whether the engine carries the plugin library, so that it loads anywhere.
-        progress: called with one line a stage, which is logged at INFO too.
+        cache: a folder that keeps engines, from which an engine is copied if it was built before with the same files,
+            versions and options.
+        use_plugin: whether our plugin computes the aggregations. Otherwise the standard ops of their functions do,
+            which is slower but works everywhere.
+        embed_plugin: whether the engine contains the plugin library, so that it can be loaded anywhere.
+        progress: called with one line per stage; the lines are also logged at level INFO.
 
     Raises:
-        InputError: a file or option is not usable.
+        InputError: a file or option is unusable.
         MissingDependencyError: TensorRT or the plugin library is not installed.
-        EngineError: TensorRT refused the model, an aggregation did not become what was asked for, or a precision is
-            not the model's.
+        EngineError: TensorRT refused the model, an aggregation did not become what was requested, or a precision
+            differs from the model's.
     """
     progress = logged(progress, _LOG)
     exported = read_model(model)
@@ -94,7 +94,7 @@ def build_engine(
 
 
 def _write(plan: BuildPlan, kept: EngineCache | None, output: str | os.PathLike[str], staged: Path) -> EngineInfo:
-    """Build an engine, or take it from the cache, and write it and its manifest."""
+    """Build an engine, or take it from the cache, and write it along with its manifest."""
     config = plan.config()
     started = time.monotonic()
     found = kept.get(config.key()) if kept else None
@@ -112,7 +112,7 @@ def _write(plan: BuildPlan, kept: EngineCache | None, output: str | os.PathLike[
         inspected=_inspected(plan, built),
     )
     manifest_path(staged).write_text(json.dumps(info.to_dict(), indent=2) + "\n")
-    # A file that was replaced meanwhile may have been read before or after: nobody knows what the engine is of.
+    # If a file was replaced in the meantime, it is unknown which version the engine was built from.
     if kept and not found and plan.config() == config:
         kept.put(config.key(), built)
     return info
@@ -123,7 +123,7 @@ def _build(plan: BuildPlan) -> BuiltEngine:
         load_plugin(plan.backend)
     if plan.timing_cache is None:
         return BuildJob(plan).run()
-    # Polygraphy, which reads it, adds to it and writes it in place, leaves a lock beside it: it is given a copy.
+    # Polygraphy reads the file, updates it in place and leaves a lock beside it, so it gets a copy.
     with staged_output(plan.timing_cache, plan.model.path, *plan.model.weights) as staged:
         cache = Path(plan.timing_cache)
         staged.write_bytes(cache.read_bytes() if cache.exists() else b"")
@@ -133,7 +133,7 @@ def _build(plan: BuildPlan) -> BuiltEngine:
 
 
 def _inspected(plan: BuildPlan, built: BuiltEngine) -> dict[str, Any] | None:
-    """Return what TensorRT's inspector says; that it lists other plugin layers than the network had is said."""
+    """Return the results of TensorRT's inspector, and report if it lists another number of plugin layers."""
     inspection = inspect_engine(built.engine, plan.backend, plan.library is not None, plan.progress)
     if inspection is None:
         return None
@@ -143,7 +143,7 @@ def _inspected(plan: BuildPlan, built: BuiltEngine) -> dict[str, Any] | None:
 
 
 def _places(plan: BuildPlan, output: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what an engine's record says about the files and their interface."""
+    """Return the part of an engine's manifest that describes the files and their interface."""
     return {
         "engine": os.fspath(output),
         "manifest": os.fspath(manifest_path(output)),

@@ -20,20 +20,20 @@ _SUFFIX = ".pom-engine"
 
 @dataclass(frozen=True)
 class EngineCache:
-    """A folder of engines, each one file: SHA-256 of the rest, what else the build gave as JSON, the engine.
+    """A folder of engines: files with the SHA-256 of the rest, the build's other results as JSON, and the engine.
 
-    One file appears by one rename, so builds at the same time see whole entries only.
+    A file appears by a single rename, so that concurrent builds only see complete entries.
 
     Attributes:
-        folder: made when something is kept, if it is not there.
-        progress: called with one line about an entry that cannot be used or kept.
+        folder: the folder, which is created when the first engine is stored.
+        progress: called with a line about an entry that cannot be used or stored.
     """
 
     folder: Path
     progress: Callable[[str], None]
 
     def get(self, key: str) -> BuiltEngine | None:
-        """Return what was kept under a key, or None; a damaged entry is as good as none."""
+        """Return the engine stored under a key; None if there is none or the entry is damaged."""
         file = self._file(key)
         try:
             return _unpacked(file.read_bytes())
@@ -44,7 +44,7 @@ class EngineCache:
             return None
 
     def put(self, key: str, built: BuiltEngine) -> None:
-        """Keep an engine; a build does not fail because its engine cannot be kept."""
+        """Store an engine. A build does not fail if its engine cannot be stored."""
         try:
             self.folder.mkdir(exist_ok=True)
             with staged_output(self._file(key)) as staged:
@@ -62,12 +62,12 @@ def open_cache(
     """Return the cache in a folder.
 
     Args:
-        folder: where it is, or will be.
+        folder: the folder, which need not exist yet.
         outputs: files that the build is going to write.
-        progress: called with one line about an entry that cannot be used or kept.
+        progress: called with a line about an entry that cannot be used or stored.
 
     Raises:
-        InputError: it can be none: it is a file, its parent is missing, or it is not writable.
+        InputError: it cannot be a cache: it is a file, its parent is missing, or it is not writable.
     """
     place = Path(folder)
     if not os.fspath(folder):
@@ -93,10 +93,10 @@ def _packed(built: BuiltEngine) -> bytes:
 
 
 def _unpacked(entry: bytes) -> BuiltEngine:
-    """Return what was packed.
+    """Return the engine in an entry.
 
     Raises:
-        ValueError: the entry is not as it was written.
+        ValueError: the entry is damaged.
     """
     digest, _, content = entry.partition(b"\n")
     if hashlib.sha256(content).hexdigest().encode() != digest:

@@ -11,23 +11,25 @@ from pom_export.engine.targets import CURRENT
 
 
 def command_line(plan: BuildPlan, output: str | os.PathLike[str]) -> str:
-    """Return the line for a shell.
+    """Return the command as a line for a shell.
 
-    The tools are trtexec, and tensorrt_rtx for TensorRT for RTX.
+    The tools are trtexec and, for TensorRT for RTX, tensorrt_rtx.
     """
     model, backend = plan.model, plan.backend
     words = [f"--onnx={model.path}", f"--saveEngine={os.fspath(output)}"]
     words += _shapes([spec.name for spec in model.inputs if any(isinstance(axis, str) for axis in spec.axes)], plan)
     if plan.library is not None:
-        # Not --staticPlugins, which waits for the library to register itself; ours is asked for its creators. That the
-        # plugin is taken for the op, and not the function, needs no option: the nodes name its namespace. For
-        # TensorRT for RTX NVIDIA documents no plugins, though its library takes them: tensorrt_rtx may too.
+        # --staticPlugins would expect the library to register itself, but ours has to be asked for its creators. No
+        # option is needed to make TensorRT use the plugin for the op instead of the function, because the nodes name
+        # its namespace. NVIDIA does not document plugins for TensorRT for RTX, but its library supports them, so
+        # tensorrt_rtx may too.
         words.append(f"--dynamicPlugins={plan.library}")
         words += [f"--setPluginsToSerialize={plan.library}"] if plan.embedded else []
     if backend.is_rtx:
         words.append("--useGpu" if CURRENT in plan.targets else f"--computeCapabilities={_capabilities(plan)}")
     else:
-        # TensorRT 11 takes the option too, and knows no other networks. tensorrt_rtx is not documented to.
+        # TensorRT 11 accepts the option too, and all of its networks are strongly typed. For tensorrt_rtx it is not
+        # documented.
         words.append("--stronglyTyped")
         words += [] if plan.timing_cache is None else [f"--timingCacheFile={os.fspath(plan.timing_cache)}"]
     words += ["--profilingVerbosity=detailed", "--skipInference"]
@@ -35,7 +37,7 @@ def command_line(plan: BuildPlan, output: str | os.PathLike[str]) -> str:
 
 
 def _shapes(names: Sequence[str], plan: BuildPlan) -> list[str]:
-    """Return the options for the inputs of dynamic shape; the tools take no shapes of static models."""
+    """Return the options for inputs with dynamic shapes; the tools take no shapes for static models."""
     options = []
     for option, field in (("--minShapes", "minimum"), ("--optShapes", "optimum"), ("--maxShapes", "maximum")):
         shapes = ",".join(f"{name}:{'x'.join(map(str, getattr(plan.profiles[name], field)))}" for name in names)

@@ -25,7 +25,7 @@ _TOOLKIT: Final = Path("/usr/local/cuda/lib64")
 
 
 class CopyKind(IntEnum):
-    """Of cudaMemcpyKind."""
+    """The values of cudaMemcpyKind in use."""
 
     TO_DEVICE = 1
     TO_HOST = 2
@@ -33,7 +33,7 @@ class CopyKind(IntEnum):
 
 
 class CudaRuntime:
-    """The few functions of the CUDA runtime that a stream needs; each raises EngineError where CUDA says no.
+    """The few functions of the CUDA runtime that a stream needs; each raises EngineError if CUDA fails.
 
     Args:
         library: libcudart.
@@ -44,13 +44,13 @@ class CudaRuntime:
         library.cudaGetErrorString.restype = ctypes.c_char_p
 
     def malloc(self, nbytes: int) -> int:
-        """Return the address of so many bytes."""
+        """Allocate memory, and return its address."""
         pointer = ctypes.c_void_p()
         self._call(f"allocate {nbytes} bytes", "cudaMalloc", ctypes.byref(pointer), ctypes.c_size_t(nbytes))
         return pointer.value or 0
 
     def free(self, pointer: int) -> None:
-        """Free what `malloc` returned, once no work is under way."""
+        """Free memory from `malloc`, after all work has finished."""
         self._call("free memory", "cudaFree", ctypes.c_void_p(pointer))
 
     def create_stream(self) -> int:
@@ -60,11 +60,11 @@ class CudaRuntime:
         return stream.value or 0
 
     def destroy_stream(self, stream: int) -> None:
-        """End a stream."""
+        """Destroy a stream."""
         self._call("end a stream", "cudaStreamDestroy", ctypes.c_void_p(stream))
 
     def synchronize(self, stream: int) -> None:
-        """Wait for all that was enqueued."""
+        """Wait for all enqueued work."""
         self._call("finish its work", "cudaStreamSynchronize", ctypes.c_void_p(stream))
 
     def copy(self, target: int, source: int, nbytes: int, kind: CopyKind, stream: int) -> None:
@@ -82,10 +82,10 @@ class CudaRuntime:
 
 @functools.cache
 def cuda() -> CudaRuntime:
-    """Load the CUDA runtime: what the loader finds, a package of NVIDIA's, or the toolkit.
+    """Load the CUDA runtime: the one that the loader finds, or else from an NVIDIA package or the toolkit.
 
     Raises:
-        MissingDependencyError: none is here.
+        MissingDependencyError: there is none.
     """
     for place in (_LIBRARY, *_candidates()):
         with contextlib.suppress(OSError):
@@ -103,13 +103,13 @@ def _candidates() -> list[str]:
 
 
 def _release(function: Callable[[int], None], pointer: int) -> None:
-    """Give something back; where CUDA has failed before, it fails here too, and that has been said."""
+    """Release something, ignoring errors: if CUDA has failed before, it fails here too, and that has been reported."""
     with contextlib.suppress(EngineError):
         function(pointer)
 
 
 class Stream:
-    """A CUDA stream: what is enqueued on it runs in order."""
+    """A CUDA stream: its work runs in order."""
 
     def __init__(self) -> None:
         self.pointer = cuda().create_stream()
@@ -117,7 +117,7 @@ class Stream:
 
     @contextlib.contextmanager
     def finished(self) -> Iterator[None]:
-        """Wait at the end of the block for what it enqueued, also if it is interrupted: then memory may be freed."""
+        """Wait for the block's work when the block ends, even if interrupted, so that its memory may be freed."""
         try:
             yield
         finally:
@@ -134,24 +134,24 @@ class _Allocation:
 
 
 class DeviceBuffer:
-    """Memory on the GPU that holds what is written to it, and becomes larger where it must."""
+    """GPU memory that grows when necessary."""
 
     def __init__(self) -> None:
-        # A tensor of no elements has an address too.
+        # A tensor without elements needs an address too.
         self._memory: _Allocation | None = _Allocation(1)
 
     @property
     def pointer(self) -> int:
-        """Its address, another one after it became larger."""
+        """The memory's address, which changes when it grows."""
         assert self._memory is not None, "the last reservation failed"
         return self._memory.pointer
 
     def reserve(self, nbytes: int, rather: int = 0) -> None:
-        """Make it hold at least so many bytes; what it held is lost where it becomes larger.
+        """Make room for at least `nbytes` bytes; the contents are lost if the memory grows.
 
         Args:
-            nbytes: how many it must hold.
-            rather: how many to allocate, if there are as many.
+            nbytes: the required size.
+            rather: the size to allocate if possible.
         """
         if self._memory is not None and nbytes <= self._memory.nbytes:
             return
@@ -164,17 +164,17 @@ class DeviceBuffer:
             self._memory = _Allocation(nbytes)
 
     def write(self, array: Array, stream: Stream) -> None:
-        """Enqueue a copy of a contiguous array to it."""
+        """Enqueue a copy of a contiguous array to the buffer."""
         self.reserve(array.nbytes)
         self._copy(self.pointer, array.ctypes.data, array.nbytes, CopyKind.TO_DEVICE, stream)
 
     def write_from(self, other: DeviceBuffer, nbytes: int, stream: Stream) -> None:
-        """Enqueue a copy of the beginning of another buffer to it."""
+        """Enqueue a copy of the beginning of another buffer to this one."""
         self.reserve(nbytes)
         self._copy(self.pointer, other.pointer, nbytes, CopyKind.ON_DEVICE, stream)
 
     def read(self, array: Array, stream: Stream) -> None:
-        """Enqueue a copy of its beginning to a contiguous array."""
+        """Enqueue a copy of the beginning of the buffer to a contiguous array."""
         self._copy(array.ctypes.data, self.pointer, array.nbytes, CopyKind.TO_HOST, stream)
 
     @staticmethod

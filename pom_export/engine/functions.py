@@ -16,17 +16,17 @@ from pom_export.graph.unfolding import aggregations_of, all_nodes, unfolded
 
 
 def inlined(path: Path, model: onnx.ModelProto) -> bytes:
-    """Return a model with its functions put in place of the nodes that call them; external weights stay outside.
+    """Return a model with its functions inlined; external weights stay outside.
 
-    TensorRT's parser would not do: it prefers the plugin, wherever that was loaded before.
+    TensorRT's parser cannot do this, as it prefers the plugin if the plugin has been loaded.
 
     Args:
-        path: of the file, for messages.
-        model: what it holds.
+        path: path of the file, for messages.
+        model: its contents.
 
     Raises:
-        InputError: the file lacks the function of an aggregation, holds several of one name, or a function is not what
-            its node asks for.
+        InputError: the file lacks an aggregation's function or has several with the same name, or a function does not
+            compute what its node asks for.
     """
     refuse_overloads(path, model.functions, "TensorRT")
     unknown = check_functions(path, model)
@@ -42,13 +42,13 @@ def inlined(path: Path, model: onnx.ModelProto) -> bytes:
 
 
 def for_plugin(model: onnx.ModelProto) -> bytes | None:
-    """Return a model in which nothing but the plugin can compute an aggregation; None: it is such a model already.
+    """Return a model in which only the plugin can compute aggregations; None if the model already is one.
 
-    The parser looks for plugins in the main graph alone: in functions of others and in branches it takes our function.
-    And it tells functions apart by name alone, whoever's they are.
+    The parser only looks for plugins in the main graph; in other tools' functions and in branches, it uses our
+    function. It also distinguishes functions by name alone, ignoring their domain.
 
     Args:
-        model: what the file holds, which is not used afterwards: its functions may be taken out.
+        model: the file's contents, which must not be used afterwards, as functions may be removed.
     """
     whole = unfolded(model)
     if whole is model and len(aggregations_of(model.graph)) == sum(map(is_aggregation, model.graph.node)):

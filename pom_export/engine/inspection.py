@@ -15,12 +15,12 @@ from pom_export.errors import reason_of
 
 @dataclass(frozen=True)
 class EngineLayers:
-    """The inspector's list of layers, in numbers.
+    """A summary of the inspector's list of layers.
 
     Attributes:
-        layers: how many there are, after TensorRT fused what it could.
+        layers: number of layers after TensorRT's fusions.
         plugin_layers: how many of them are plugins.
-        formats: how many of the layers' outputs have each type and format, in TensorRT's words.
+        formats: how many of the layers' outputs have each type and format, as TensorRT names them.
     """
 
     layers: int
@@ -46,7 +46,7 @@ class EngineLayers:
 def inspect_engine(
     engine: bytes, backend: Backend, uses_plugin: bool, progress: Callable[[str], None]
 ) -> EngineLayers | None:
-    """Load an engine and list its layers; None where that cannot be done here, which is no fault of the engine."""
+    """Load an engine and list its layers; None if this machine cannot do that, which is not the engine's fault."""
     if not gpu_present():
         return None
     try:
@@ -55,6 +55,6 @@ def inspect_engine(
             backend.module.LayerInformationFormat.JSON
         )
         return EngineLayers.of(information)
-    except Exception as error:  # noqa: BLE001 (an engine for other GPUs, or a list in a form that is not known)
+    except Exception as error:  # noqa: BLE001 (an engine for other GPUs, or a list of an unknown form)
         progress(f"the engine's layers cannot be listed here: {reason_of(error)}")
         return None

@@ -28,10 +28,10 @@ _BRANCH_HINT = "TensorRT may not take a plugin in a branch: build with `use_plug
 
 @dataclass
 class BuildJob:
-    """One build, in a thread of its own: TensorRT blocks the calling thread, where Ctrl-C could not arrive.
+    """A build in a separate thread, because TensorRT blocks the thread that calls it, which could not handle Ctrl-C.
 
     Attributes:
-        plan: what is built; its plugin library is loaded.
+        plan: what to build; its plugin library is already loaded.
         cancelled: set to stop the build.
     """
 
@@ -39,7 +39,7 @@ class BuildJob:
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> BuiltEngine:
-        """Return the engine."""
+        """Build the engine and return it."""
         outcome: list[BuiltEngine | BaseException] = []
 
         def work() -> None:
@@ -50,9 +50,9 @@ class BuildJob:
             finally:
                 done.set()
 
-        # An event and not Thread.join: in Python 3.11 an interrupted join takes a running thread for a finished one.
+        # An event, because in Python 3.11 an interrupted Thread.join takes a running thread for a finished one.
         done = threading.Event()
-        # TensorRT must not be left running in a process that ends, however many signals come.
+        # TensorRT must not be left running in a process that exits, however many signals arrive.
         with interrupts.deferred() as interrupted:
             threading.Thread(target=work, name="tensorrt-build", daemon=True).start()
             while not done.wait(_POLL_SECONDS):
@@ -85,7 +85,7 @@ class BuildJob:
         take_errors()
         with quiet_polygraphy():
             self.plan.progress(f"parsing with {self.plan.backend.name} {self.plan.backend.version}")
-            # Networks of TensorRT for RTX are strongly typed without being asked to.
+            # Networks of TensorRT for RTX are always strongly typed.
             builder, network = loaders.create_network(strongly_typed=not self.plan.backend.is_rtx)
             parser = trt.OnnxParser(network, tensorrt_logger(trt))
             parsed, declared = self._parse(trt, parser)
@@ -102,7 +102,7 @@ class BuildJob:
             return BuiltEngine(bytes(engine), plugin_layers, precisions.layers, precisions.products)
 
     def _parse(self, trt: Any, parser: Any) -> tuple[bool, dict[str, str]]:
-        """Parse the model; return whether TensorRT could, and the types that the file declares."""
+        """Parse the model; return whether that succeeded, and the types that the file declares."""
         path = self.plan.model.path
         model = onnx.load(path, format="protobuf", load_external_data=False)
         declared = declared_types(model.graph)
@@ -111,12 +111,12 @@ class BuildJob:
             content = for_plugin(model)
         else:
             content = inlined(path, model)
-        del model  # it may hold large weights
+        del model  # may contain large weights
         name = os.fspath(path)
         return bool(parser.parse_from_file(name) if content is None else parser.parse(content, name)), declared
 
     def _count_plugin_layers(self, trt: Any, network: Any) -> int:
-        """Count plugin layers; a function that shadowed the plugin would be slow without a word."""
+        """Count the plugin layers, since a function used instead of the plugin would be slow without any notice."""
         layers = [network.get_layer(i) for i in range(network.num_layers)]
         found = sum(layer.type == trt.LayerType.PLUGIN_V3 for layer in layers)
         model = self.plan.model
@@ -139,7 +139,7 @@ class BuildJob:
         shared = {
             "profiles": [profile],
             "progress_monitor": make_monitor(trt, self.plan.progress, self.cancelled),
-            # Names and types of layers for the inspector; it makes no engine slower.
+            # Provides names and types of layers to the inspector, without making the engine slower.
             "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,
         }
         if not self.plan.backend.is_rtx:

@@ -10,18 +10,18 @@ from pom_export.errors import EngineError
 
 
 def deserialize(engine: bytes, backend: Backend, uses_plugin: bool) -> Any:
-    """Return a trt.ICudaEngine, our plugin registered where it needs it.
+    """Return a trt.ICudaEngine, after registering our plugin if the engine needs it.
 
     Raises:
-        EngineError: TensorRT does not load it, such as one for other GPUs.
-        MissingDependencyError: the plugin's library is not in this installation.
+        EngineError: TensorRT does not load it, for example because it is for other GPUs.
+        MissingDependencyError: the plugin library is not in this installation.
     """
     trt = backend.module
     if uses_plugin:
         load_plugin(backend)
     take_errors()
     runtime = trt.Runtime(tensorrt_logger(trt))
-    runtime.engine_host_code_allowed = True  # the plugin inside
+    runtime.engine_host_code_allowed = True  # for the embedded plugin
     loaded = runtime.deserialize_cuda_engine(engine)
     if loaded is None:
         reason = "; ".join(take_errors()) or "it gives no reason"

@@ -6,13 +6,13 @@ import threading
 from functools import cache
 from typing import Any
 
-# Each with the thread that TensorRT said it in.
+# Errors, each with the thread in which TensorRT reported it.
 _errors: list[tuple[int, str]] = []
 
 
 @cache
 def tensorrt_logger(trt: Any) -> Any:
-    """Return the process's TensorRT logger; TensorRT goes on using it after a build, so it is never freed."""
+    """Return the process's TensorRT logger, which is never freed because TensorRT uses it beyond a build."""
 
     class ErrorLogger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -26,14 +26,14 @@ def tensorrt_logger(trt: Any) -> Any:
 
 
 def take_errors() -> list[str]:
-    """Return the errors logged since the last call, and forget them."""
+    """Return and forget the errors logged since the last call."""
     taken = [message for _, message in _errors]
     _errors.clear()
     return taken
 
 
 def take_own_errors() -> list[str]:
-    """Return the errors logged in this thread since they were last taken, and forget them."""
+    """Return and forget the errors logged in this thread since they were last taken."""
     own = [error for error in list(_errors) if error[0] == threading.get_ident()]
     for error in own:
         _errors.remove(error)

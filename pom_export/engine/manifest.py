@@ -16,7 +16,7 @@ from pom_export.files import as_path, readable_file, sha256_of
 from pom_export.graph.exported_model import ExportedModel
 from pom_export.json_text import parse_json
 
-# What TensorRT's inspector says of each layer is in it.
+# It contains the inspector's description of each layer.
 _LARGEST: Final = 64 << 20
 _MOST_VALUES: Final = 2_000_000
 # The entry with the hash of all others.
@@ -25,23 +25,23 @@ _SEAL: Final = "manifest_sha256"
 
 @dataclass(frozen=True)
 class EngineInfo(BuildConfig):
-    """The outcome of a build, as it is written into the manifest: the build configuration, and what it became.
+    """The outcome of a build, as written to the manifest: the build configuration, and the result.
 
     Attributes:
         engine: path of the engine file.
         manifest: path of this record as JSON.
-        aggregations: aggregation nodes in the model.
+        aggregations: number of aggregation nodes in the model.
         plugin_layers: how many of them became plugin layers.
         precisions: how many layers compute in each floating-point type.
-        matrix_products: how many matrix products and convolutions do.
-        inspected: what TensorRT's inspector says about the engine's layers; None where no GPU could load it.
+        matrix_products: how many matrix products and convolutions compute in each floating-point type.
+        inspected: the inspector's description of the engine's layers; None if no GPU could load the engine.
         inputs: name, dtype and axes of each input.
-        outputs: the same of each output.
+        outputs: the same for each output.
         bytes: size of the engine.
-        cached: whether the engine was kept from an earlier build.
-        seconds: time that parsing and building took, or the copy of a kept engine.
-        sha256: of the engine.
-        command_line: the line that has NVIDIA's own tool build this engine.
+        cached: whether the engine was taken from the cache.
+        seconds: time taken by parsing and building, or by copying a cached engine.
+        sha256: the engine's hash.
+        command_line: the command with which NVIDIA's own tool builds this engine.
     """
 
     engine: str
@@ -60,25 +60,25 @@ class EngineInfo(BuildConfig):
     command_line: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-able values, and a hash of them that tells an edited manifest from what the build wrote."""
+        """Return JSON-serialisable values and their hash, which reveals edits to a manifest."""
         return sealed(asdict(self))
 
 
 def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a manifest with their own hash among them."""
+    """Return a manifest's values, with their hash added."""
     return {**values, _SEAL: _sha256_of_values(values)}
 
 
 def manifest_path(engine: str | os.PathLike[str]) -> Path:
-    """Return where the manifest of an engine lies."""
+    """Return the path of an engine's manifest."""
     return Path(f"{as_path(engine, 'engine')}.json")
 
 
 def read_manifest(engine: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """Return what the manifest of an engine says.
+    """Return the values of an engine's manifest.
 
     Raises:
-        InputError: there is none, a file of another kind has its name, or it is not as the build wrote it.
+        InputError: there is none, a file of another kind has its name, or it was edited.
     """
     file = readable_file(manifest_path(engine), "manifest", "The build wrote it beside the engine: copy it too")
     values = _values(file)
@@ -95,7 +95,7 @@ def read_manifest(engine: str | os.PathLike[str]) -> Mapping[str, Any]:
 
 
 def engine_path(engine: str | os.PathLike[str]) -> str:
-    """Return which implementation of the ops an engine holds, "plugin" or "function".
+    """Return the implementation of the ops in an engine, "plugin" or "function".
 
     Raises:
         InputError: its manifest cannot be read.
@@ -104,12 +104,12 @@ def engine_path(engine: str | os.PathLike[str]) -> str:
 
 
 def path_in(told: Mapping[str, Any]) -> str:
-    """Return which implementation of the ops an engine's manifest tells of, "plugin" or "function"."""
+    """Return the implementation of the ops according to an engine's manifest, "plugin" or "function"."""
     return str(told.get("path", PLUGIN))
 
 
 def check_manifest_place(engine: str | os.PathLike[str]) -> None:
-    """Raise InputError when a file that is no manifest lies where that of an engine would go."""
+    """Raise InputError if the place of an engine's manifest is taken by some other file."""
     place = manifest_path(engine)
     if place.is_file() and _values(place) is None:
         raise InputError(
@@ -127,20 +127,20 @@ def _values(file: Path) -> Mapping[str, Any] | None:
 
 
 def _sha256_of_values(values: Mapping[str, Any]) -> str:
-    """Return a hash of a manifest's values, whatever their order and spacing in the file."""
+    """Return a hash of a manifest's values that does not depend on their order and spacing in the file."""
     content = json.dumps({name: value for name, value in values.items() if name != _SEAL}, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 def read_engine(engine: str | os.PathLike[str]) -> tuple[bytes, Mapping[str, Any]]:
-    """Return an engine, and what its manifest says of it.
+    """Return an engine and its manifest's values.
 
     Raises:
-        InputError: one of them cannot be read, or the engine is not the file that was built.
+        InputError: either cannot be read, or the engine is not the file that was built.
     """
     told = read_manifest(engine)
     file = readable_file(engine, "engine")
-    # Before so much memory is asked for.
+    # Checked before allocating that much memory.
     _require(told.get("bytes") == file.stat().st_size, f"engine {engine} is", engine)
     content = file.read_bytes()
     _require(told.get("sha256") == hashlib.sha256(content).hexdigest(), f"engine {engine} is", engine)
@@ -148,17 +148,17 @@ def read_engine(engine: str | os.PathLike[str]) -> tuple[bytes, Mapping[str, Any
 
 
 def check_model(told: Mapping[str, Any], engine: str | os.PathLike[str], model: ExportedModel) -> None:
-    """Raise InputError when an engine's manifest tells of another model, or of other weights."""
+    """Raise InputError if an engine's manifest describes another model or other weights."""
     _require(told.get("model_sha256") == sha256_of(model.path), f"model {model.path} is", engine)
     weights = sha256_of_weights(model)
     _require(told.get("weights_sha256") == weights, f"the weights of {model.path} are", engine)
 
 
 def check_manifest(engine: str | os.PathLike[str], model: ExportedModel) -> None:
-    """Compare an engine with its manifest, and with the model that it is said to be of.
+    """Compare an engine with its manifest, and the manifest with the model.
 
     Raises:
-        InputError: the engine is not the file that was built, or was built from another model or other weights.
+        InputError: the engine is not the file that was built, or it was built from another model or other weights.
     """
     check_model(read_engine(engine)[1], engine, model)
 

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# A build of minutes has thousands of steps: besides the outer phases, one line in so many seconds.
+# A build that takes minutes has thousands of steps. Apart from the outer phases, only one line per this many seconds is
+# shown.
 _SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -16,7 +17,7 @@ def make_monitor(trt: Any, progress: Callable[[str], None], cancelled: threading
 
     Args:
         trt: TensorRT's module.
-        progress: called with one line a stage.
+        progress: called with one line per stage.
         cancelled: set to stop the build at its next step.
     """
 

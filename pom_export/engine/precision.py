@@ -24,7 +24,7 @@ _NAMED = 3
 
 
 def declared_types(graph: onnx.GraphProto) -> dict[str, str]:
-    """Return the type of every floating-point tensor that an ONNX graph declares; the exporter declares each."""
+    """Return the declared types of the floating-point tensors in an ONNX graph; the exporter declares all of them."""
     values = (*graph.input, *graph.output, *graph.value_info)
     types = {value.name: value.type.tensor_type.elem_type for value in values}
     return {name: _DECLARED[kind] for name, kind in types.items() if kind in _DECLARED}
@@ -35,7 +35,7 @@ class Precisions:
     """How many layers compute in each floating-point type, the most frequent first.
 
     Attributes:
-        layers: all that compute; those that only move or convert values are left out.
+        layers: all layers that compute, without those that only move or convert values.
         products: matrix products and convolutions.
     """
 
@@ -46,14 +46,14 @@ class Precisions:
 def check_precisions(network: Any, declared: Mapping[str, str]) -> Precisions:
     """Compare a network with the file that it was parsed from, and count its layers by type.
 
-    The networks are strongly typed: no later step of a build changes a type.
+    Since the network is strongly typed, no later step of the build changes a type.
 
     Args:
-        network: TensorRT's.
-        declared: what `declared_types` returned for its graph.
+        network: TensorRT's network.
+        declared: the result of `declared_types` for its graph.
 
     Raises:
-        EngineError: a tensor has another type than the file gives it, or an aggregation's x another one than its y.
+        EngineError: a tensor's type differs from the file's, or the types of an aggregation's x and y differ.
     """
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     wrong = [
@@ -70,7 +70,7 @@ def check_precisions(network: Any, declared: Mapping[str, str]) -> Precisions:
         raise EngineError(
             f"TensorRT changed the precision of {len(wrong)} tensors: {', '.join(wrong[:_NAMED])}", "Report this"
         )
-    # Those that steer branches and loops give nothing.
+    # Layers that control branches and loops have no outputs.
     computing = [layer for layer in layers if layer.num_outputs and layer.type.name not in _MOVERS]
     return Precisions(_count(computing), _count(layer for layer in layers if layer.type.name in _PRODUCTS))
 
@@ -81,7 +81,7 @@ def _count(layers: Iterable[Any]) -> dict[str, int]:
 
 
 def _tensors(network: Any, layers: list[Any]) -> Iterator[Any]:
-    """Yield the inputs of a network, then every output of a layer, its own among them."""
+    """Yield a network's inputs, then the outputs of all layers, including the network's own."""
     yield from (network.get_input(i) for i in range(network.num_inputs))
     for layer in layers:
         yield from (layer.get_output(i) for i in range(layer.num_outputs))

@@ -16,22 +16,22 @@ from pom_export.suggestions import did_you_mean
 
 Shapes = Mapping[str, Sequence[int]]
 Range = tuple[int, int, int]
-# (min, opt, max) of a dynamic dimension that the user says nothing about; widened to hold what the user does say. The
-# first call of a stream has no past.
+# Default (min, opt, max) of dynamic dimensions, widened to include the sizes that the user does specify. The first call
+# of a stream has no past.
 _DEFAULT_RANGES = {BATCH: (1, 1, 8), PAST_TOKENS: (0, 256, 4096)}
 _DEFAULT_RANGE = (1, 256, 4096)
-# What TensorRT checks only in words of its own: its dimensions are 32-bit, and no GPU holds an input of 1 TiB.
+# TensorRT's own messages for these are unclear: its dimensions are 32-bit, and no GPU can hold an input of 1 TiB.
 _LARGEST_SIZE, _LARGEST_BYTES = 2**31 - 1, 2**40
-# What TensorRT says where it can't make an engine of the sizes that it was given.
+# Words in TensorRT's messages if it can't build an engine for the given sizes.
 _ABOUT_SHAPES: Final = re.compile(r"profile|shape|volume|broadcast|dimension", re.IGNORECASE)
 _NO_LIMITS = InputLimits()
 PARAMETERS: Final = ("min_shapes", "opt_shapes", "max_shapes")
-"""The parameters of `build_engine` that give the shapes."""
+"""The parameters of `build_engine` for shapes."""
 
 
 @dataclass(frozen=True)
 class ShapeProfile:
-    """One input's smallest, most frequent and largest shape."""
+    """The smallest, most frequent and largest shape of an input."""
 
     minimum: tuple[int, ...]
     optimum: tuple[int, ...]
@@ -43,10 +43,10 @@ class ShapeProfile:
 
 
 def parse_shapes(text: str | None, option: str) -> dict[str, tuple[int, ...]]:
-    """Parse trtexec's form, `x:1x16x64,mask:1x16`.
+    """Parse shapes in trtexec's form, `x:1x16x64,mask:1x16`.
 
     Raises:
-        InputError: the text has another form, or a name is there twice.
+        InputError: the text has another form, or a name occurs twice.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for item in filter(None, (text or "").split(",")):
@@ -68,18 +68,18 @@ def make_profiles(
 ) -> dict[str, ShapeProfile]:
     """Return a profile for each input.
 
-    A dimension that several inputs share, such as batch, needs to be given for one of them only.
+    A dimension that several inputs share, such as batch, only needs to be given for one of them.
 
     Args:
         specs: the inputs.
         minimum: smallest shapes, by input.
         optimum: most frequent shapes.
         maximum: largest shapes.
-        limits: the smallest and the largest size that the model takes of its dimensions.
+        limits: the model's smallest and largest sizes of its dimensions.
 
     Raises:
-        InputError: a shape names no input, does not fit its axes, has a size below 1 (of past tokens below 0),
-            one beyond what the model takes or a GPU holds, or min <= opt <= max does not hold.
+        InputError: a shape is for an unknown input, does not fit its axes, or has a size that is below 1 (below 0 for
+            past tokens) or beyond what the model takes or a GPU can hold, or min <= opt <= max does not hold.
     """
     shapes = zip(PARAMETERS, (minimum, optimum, maximum), strict=True)
     bound = [_bind(specs, given, option) for option, given in shapes]
@@ -99,10 +99,10 @@ def make_profiles(
 
 
 def refused_shapes(reason: str, specs: Sequence[TensorSpec], profiles: Mapping[str, ShapeProfile]) -> str:
-    """Return which shapes TensorRT refused, by parameter and input; empty where its reason is none of shapes.
+    """Return the shapes that TensorRT refused, by parameter and input; empty if its reason is not about shapes.
 
     Args:
-        reason: what TensorRT said.
+        reason: TensorRT's message.
         specs: the inputs.
         profiles: the shapes that it was given.
     """
@@ -129,7 +129,7 @@ def _check_size(spec: TensorSpec, largest: Sequence[int]) -> None:
 
 
 def _bind(specs: Sequence[TensorSpec], shapes: Shapes, option: str) -> dict[str, int]:
-    """Return the size of each dynamic dimension that the given shapes fix."""
+    """Return the size of each dynamic dimension that the given shapes determine."""
     by_name = {spec.name: spec for spec in specs}
     sizes: dict[str, int] = {}
     for name, shape in shapes.items():
@@ -158,7 +158,7 @@ def _bind(specs: Sequence[TensorSpec], shapes: Shapes, option: str) -> dict[str,
 
 
 def _range(axis: str, name: str, bound: Sequence[Mapping[str, int]], limits: InputLimits) -> Range:
-    """Return the smallest, the most frequent and the largest size of a dimension, which an input has."""
+    """Return the smallest, the most frequent and the largest size of an input's dimension."""
     defaults = _DEFAULT_RANGES.get(axis, _DEFAULT_RANGE)
     positions = limits.tokens is not None and axis in TOKEN_DIMENSIONS
     for option, sizes in zip(PARAMETERS, bound, strict=True):
@@ -182,7 +182,7 @@ def _range(axis: str, name: str, bound: Sequence[Mapping[str, int]], limits: Inp
 
 
 def _computed(axis: str, sizes: Range, ranges: Mapping[str, Range]) -> Range:
-    """Return the sizes of a dimension that is computed of others, such as "tokens + 1"; of others those they have."""
+    """Return the sizes of a dimension, also if it is computed from others, such as "tokens + 1"."""
     others = {name: size for name, size in ranges.items() if name != axis}
     low, best, high = (size_of(axis, {name: size[place] for name, size in others.items()}) for place in range(3))
     return sizes if low is None or best is None or high is None else (low, best, high)

@@ -16,7 +16,7 @@ from pom_export.runtime.runners import Runner
 
 
 def engine_backend(engine: str | os.PathLike[str]) -> Backend:
-    """Return the TensorRT that an engine was built with, as its manifest says.
+    """Return the TensorRT that an engine was built with, according to its manifest.
 
     Raises:
         InputError: the engine or its manifest cannot be read.
@@ -27,7 +27,7 @@ def engine_backend(engine: str | os.PathLike[str]) -> Backend:
 
 
 def told_backend(told: Mapping[str, Any], engine: Path) -> Backend:
-    """Return the TensorRT that an engine's manifest names; errors as `engine_backend`'s."""
+    """Return the TensorRT named in an engine's manifest; raises the same errors as `engine_backend`."""
     name = told["backend"]
     if name not in BACKENDS:
         raise InputError(
@@ -37,7 +37,7 @@ def told_backend(told: Mapping[str, Any], engine: Path) -> Backend:
 
 
 def engine_runner(engine: str | os.PathLike[str], backend: Backend, name: str) -> Runner:
-    """Return a Polygraphy runner of an engine, our plugin registered where it needs it."""
+    """Return a Polygraphy runner for an engine, after registering our plugin if the engine needs it."""
     if engine_path(engine) == PLUGIN:
         load_plugin(backend)
     from polygraphy.backend.trt import EngineFromBytes, TrtRunner

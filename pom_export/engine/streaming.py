@@ -31,14 +31,15 @@ def tensorrt_backend(engine: str | os.PathLike[str]) -> BackendFactory:
     """Load an engine for streams: `StreamingSession(model, backend=tensorrt_backend(engine))`.
 
     Args:
-        engine: a file that `build_engine` wrote, from an export with `stateful=True`.
+        engine: a file written by `build_engine`, from an export with `stateful=True`.
 
     Returns:
-        What a StreamingSession makes its backend with. Sessions of one call share the engine's weights.
+        A function with which a StreamingSession creates its backend. Sessions that use the same function share the
+        engine's weights.
 
     Raises:
-        InputError: the engine or its manifest cannot be read or do not belong together, or no CUDA device is here;
-            and from the session, where the engine was not built from its model, or not for its rows.
+        InputError: the engine or its manifest cannot be read or do not match, or there is no CUDA device. The session
+            raises it if the engine was not built from its model or for its number of rows.
         MissingDependencyError: the TensorRT that the engine was built with is not installed.
         EngineError: TensorRT does not load it.
     """
@@ -62,28 +63,28 @@ def tensorrt_backend(engine: str | os.PathLike[str]) -> BackendFactory:
 
 @dataclass(frozen=True)
 class _Past:
-    """Which set of buffers holds the state, and its shapes, by input."""
+    """The set of buffers that holds the state, and the shapes of its parts, by input."""
 
     turn: int
     shapes: Mapping[str, Shape]
 
 
 class TensorRtBackend:
-    """Runs an engine of a stateful model without a copy of its state between calls.
+    """Runs an engine of a stateful model without copying its state between calls.
 
-    The state lies on the GPU in two sets of buffers: a call reads one and writes the other. Caches that grow are
-    allocated for twice as many tokens when their buffers are full.
+    The state is on the GPU in two sets of buffers: a call reads one and writes the other. Caches that grow get buffers
+    for twice as many tokens when theirs are full.
 
     Args:
         engine: the trt.ICudaEngine.
         model: the interface of the ONNX file that it was built from.
-        batch: rows.
+        batch: number of rows.
 
     Attributes:
-        most_tokens: of a call, as the engine was built.
+        most_tokens: the most tokens in a call, as the engine was built.
 
     Raises:
-        InputError: the engine was not built for so many rows.
+        InputError: the engine was not built for this number of rows.
         EngineError: TensorRT or CUDA cannot prepare it to run.
     """
 
@@ -107,7 +108,7 @@ class TensorRtBackend:
         self._turns = [{part.spec.name: DeviceBuffer() for part in model.past} for _ in range(2)]
         self._inputs = {spec.name: DeviceBuffer() for spec in model.file.inputs if spec.name not in self._turns[0]}
         self._output = DeviceBuffer()
-        # What single tokens' outputs are copied to, by turns.
+        # The arrays that outputs of single tokens are copied to, one for each set of buffers.
         self._landings: dict[int, Array] = {}
 
     def write(self, arrays: Mapping[str, Array], instead_of: _Past | None) -> _Past:  # noqa: D102 (the protocol says it)
@@ -170,17 +171,17 @@ class TensorRtBackend:
         self._require(self._context.set_tensor_address(name, buffer.pointer))
 
     def _bind_present(self, part: StateTensor, turn: int) -> Shape:
-        """Give a part of the new state memory enough, and return its shape."""
+        """Make room for a part of the new state, and return its shape."""
         shape, buffer = self._shape_of(part.present), self._turns[turn][part.spec.name]
         nbytes = _nbytes(shape, part.spec.dtype)
-        # What grows by a token a call shall not be allocated at every call.
+        # A part that grows by one token per call must not be reallocated in every call.
         most = _nbytes(self._ranges[part.spec.name][2], part.spec.dtype)
         buffer.reserve(nbytes, min(2 * nbytes, most) if part.grows else nbytes)
         self._bind(part.present, buffer)
         return shape
 
     def _bind_output(self, turn: int, *, single: bool) -> Array:
-        """Give the output memory enough, and return the array that it goes to: a call's own, or a single token's."""
+        """Make room for the output, and return its array: a new one or, for a single token, one that is reused."""
         spec = self._model.output
         shape = self._shape_of(spec.name)
         self._output.reserve(_nbytes(shape, spec.dtype))
@@ -198,15 +199,15 @@ class TensorRtBackend:
 
     def _require(self, done: bool) -> None:
         if not done:
-            reason = "; ".join(take_own_errors()) or "it says no reason"
+            reason = "; ".join(take_own_errors()) or "it gives no reason"
             raise InputError(f"TensorRT cannot run {self._model.name}: {reason}", "The state is unchanged")
 
 
 def _make_context(engine: Any, *, varied: bool) -> Any:
-    """Return a trt.IExecutionContext, or None, of an engine whose calls have ever new shapes, or few.
+    """Return a trt.IExecutionContext, or None, given whether almost every call has new shapes.
 
-    TensorRT for RTX compiles kernels for each shape that it meets, meanwhile running others: good for steps of one
-    shape, but a cache that grows has another one at every step.
+    TensorRT for RTX compiles kernels for each shape that it meets and runs others in the meantime. That is good for
+    steps with a constant shape, but a growing cache has a new shape at every step.
     """
     strategy = "dynamic_shapes_kernel_specialization_strategy"
     config = engine.create_runtime_config() if varied and hasattr(engine, "create_runtime_config") else None

@@ -9,27 +9,28 @@ from typing import Final
 from pom_export.engine.backend import TENSORRT_RTX, Backend, gpu_present
 from pom_export.errors import EngineError, InputError
 
-# Without a GPU to ask: consumer Ampere, Ada and Blackwell, what TensorRT for RTX is made for.
+# Used without a GPU: consumer Ampere, Ada and Blackwell, which TensorRT for RTX is made for.
 DEFAULT_TARGETS: Final = ("sm86", "sm89", "sm120")
 CURRENT: Final = "current"
-# "sm_86" as compilers write it, "8.6" as NVIDIA's tables do. Not "sm90a": a target that no other GPU runs.
+# "sm_86" is how compilers write it, "8.6" how NVIDIA's tables do. "sm90a" is not accepted, as no other GPU runs such a
+# target.
 _CAPABILITY: Final = re.compile(r"(?:(?:sm|compute)_?)?(\d{2,3})|(\d{1,2})\.(\d)", re.IGNORECASE)
 
 
 def parse_targets(text: str | None) -> tuple[str, ...]:
-    """Parse `sm86,sm120`, also where it is written as `sm_86,8.6`; return canonical names.
+    """Parse `sm86,sm120`, also if written as `sm_86,8.6`, and return canonical names.
 
     Raises:
-        InputError: an item is no compute capability, or is there twice.
+        InputError: an item is not a compute capability, or occurs twice.
     """
     return canonical_targets([item.strip() for item in (text or "").split(",") if item.strip()])
 
 
 def canonical_targets(targets: Sequence[str]) -> tuple[str, ...]:
-    """Return compute capabilities as `sm86`, however they are written: sm_86, SM86, compute_86, 86 or 8.6.
+    """Return compute capabilities in the form `sm86`, also if written as sm_86, SM86, compute_86, 86 or 8.6.
 
     Raises:
-        InputError: one is no compute capability, or is there twice.
+        InputError: one is not a compute capability, or occurs twice.
     """
     found: list[str] = []
     for target in targets:
@@ -44,10 +45,10 @@ def canonical_targets(targets: Sequence[str]) -> tuple[str, ...]:
 
 
 def resolve_targets(backend: Backend, targets: Sequence[str]) -> tuple[str, ...]:
-    """Return what to build for, in canonical names; the full TensorRT builds for this machine's GPU and nothing else.
+    """Return the canonical names of the targets; the full TensorRT only builds for this machine's GPU.
 
     Raises:
-        InputError: a target is no compute capability, is there twice, or is none that this TensorRT builds for.
+        InputError: a target is not a compute capability, occurs twice, or is not supported by this TensorRT.
         EngineError: there is no GPU, and the full TensorRT needs one.
     """
     targets = canonical_targets(targets)

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from pom_export.runtime.streaming.session import StreamingSession
     from pom_export.runtime.streaming.state import State, merge_states
 
-# Imported when they are asked for: a session without a state needs neither them nor onnx.
+# Imported on first use: a session without a state needs neither these modules nor onnx.
 _HOMES = {"State": "streaming.state", "StreamingSession": "streaming.session", "merge_states": "streaming.state"}
 
 __all__ = ["State", "StreamingSession", "merge_states"]

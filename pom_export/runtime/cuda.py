@@ -13,7 +13,7 @@ from pom_export import contract
 from pom_export.errors import InputError, kind_of
 from pom_export.runtime.library import plugin_library
 
-# Numbers of pom::DataType.
+# The numbers of the types in pom::DataType.
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.bool: 3, torch.int64: 4}
 
 
@@ -59,7 +59,7 @@ class _Call(ctypes.Structure):
 
 
 def _check_attributes(form: str, mode: str, gate_activation: str | None, **numbers: float) -> None:
-    """Raise InputError for what would reach the kernels as something else: C cuts texts at a NUL, and numbers too."""
+    """Raise InputError for values that C would change on their way to the kernels: text with a NUL, large numbers."""
     for name, word, words in (
         ("form", form, contract.FORMS),
         ("mode", mode, contract.MODES),
@@ -96,7 +96,7 @@ def _check_memory(name: str, tensor: torch.Tensor, needed: int, device: torch.de
 
 
 def _present(name: str, given: torch.Tensor | None, past: torch.Tensor | None) -> torch.Tensor | None:
-    """Return where a stateful call writes what it makes of the past, and None for another call."""
+    """Return where a stateful call writes its new state; None for other calls."""
     if past is None:
         if given is not None:
             raise InputError(f"{name} without a past", "Give past_state and past_length")
@@ -107,7 +107,7 @@ def _present(name: str, given: torch.Tensor | None, past: torch.Tensor | None) -
 
 
 class CudaCall:
-    """One call of the op, or with `gate` of the gated op, that may be enqueued again and again.
+    """A call of the op or, with `gate`, of the gated op, which may be enqueued any number of times.
 
     Args:
         x: (B, N, C), float32, float16 or bfloat16.
@@ -117,21 +117,21 @@ class CudaCall:
         sin: as cos.
         gate: (B, T, gates), of x's dtype.
         gate_bias: (gates), float32 or of x's dtype.
-        past_state: (B, 2, C) float32, the sum that the call goes on from; makes it stateful.
-        past_length: (B) int64, the tokens in that sum.
+        past_state: (B, 2, C) float32, the sum that the call continues from; makes the call stateful.
+        past_length: (B) int64, the number of tokens in that sum.
         mode: "mean", "causal" or "features".
         form: "power" or "product".
-        degree: of form "product"; 0 otherwise.
+        degree: degree of form "product"; otherwise 0.
         rotary_blocks: 1 or 2.
         epsilon: added to a sum of mask weights.
-        gate_activation: "identity", "sigmoid" or "hardsigmoid", where there is a gate.
-        output: where to write, else a new tensor.
-        present_state: the same of a stateful call's new state; it must not be past_state.
-        present_length: the same, must not be past_length.
-        workspace: bytes to work in, at least as many as `workspace_bytes`, 16-byte aligned; else a new tensor.
+        gate_activation: "identity", "sigmoid" or "hardsigmoid" if there is a gate.
+        output: the tensor to write the output to; None: a new one.
+        present_state: the tensor for a stateful call's new state, which must not be past_state; None: a new one.
+        present_length: the tensor for its new length, which must not be past_length; None: a new one.
+        workspace: working memory, 16-byte aligned, of at least `workspace_bytes` bytes; None: a new tensor.
 
     Raises:
-        InputError: shapes, dtypes, devices or attributes that the op does not take, or too little memory given.
+        InputError: the op does not take these shapes, dtypes, devices or attributes, or a given tensor is too small.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class CudaCall:
             if tensor is not None and tensor.device != x.device:
                 raise InputError(f"{name} is on {tensor.device} and x on {x.device}", "Move all to one device")
         names = contract.INPUTS if gate is None else contract.GATED_INPUTS
-        self._tensors = given  # alive as long as the pointers
+        self._tensors = given  # keeps the pointers valid
         self._call = _Call(
             form.encode(),
             mode.encode(),

@@ -16,7 +16,7 @@ Axes = Mapping[str, Sequence[int | str]]
 
 
 def keeps_sizes(session: Any) -> bool:
-    """Make a session of our kind check the sizes of what `run` is given; return whether there is anything to check.
+    """Make one of our sessions check the sizes of the inputs to `run`; return whether there is anything to check.
 
     Args:
         session: an instance of `session_class()`.
@@ -38,15 +38,15 @@ def keeps_sizes(session: Any) -> bool:
 
 @cache
 def session_class() -> Any:
-    """Return a kind of onnxruntime.InferenceSession whose `run` looks at sizes first.
+    """Return a subclass of onnxruntime.InferenceSession whose `run` checks sizes first.
 
-    What does not go together is refused. Beyond the file's limits ONNX Runtime computes what it will, with a warning:
-    some callers know better, and other runtimes would not refuse either.
+    Inconsistent sizes are refused. Sizes beyond the file's limits only cause a warning, and ONNX Runtime computes
+    whatever it computes: some callers know better, and other runtimes would not refuse them either.
     """
     import onnxruntime
 
     class InferenceSession(onnxruntime.InferenceSession):  # type: ignore[misc]
-        """ONNX Runtime's, with a look at the sizes of inputs before each run."""
+        """ONNX Runtime's session, with a check of the inputs' sizes before each run."""
 
         _kept: tuple[Axes, InputLimits] | None = None
 
@@ -65,7 +65,7 @@ def session_class() -> Any:
 
 
 def outside_limits(feed: Mapping[str, Any], axes: Axes, limits: InputLimits) -> str:
-    """Return one line that names a size beyond the limits, empty where there is none.
+    """Return a line that names a size beyond the limits; empty if there is none.
 
     Args:
         feed: arrays by name.
@@ -79,14 +79,14 @@ def outside_limits(feed: Mapping[str, Any], axes: Axes, limits: InputLimits) -> 
 
 
 def check_sizes(feed: Mapping[str, Any], axes: Axes) -> None:
-    """Check that the sizes of inputs go together.
+    """Check that the sizes of inputs are consistent.
 
     Args:
         feed: arrays by name.
         axes: sizes and names of dimensions of each input.
 
     Raises:
-        InputError: one dimension has two sizes. A single row may stand for all.
+        InputError: a dimension has two different sizes. A single row may stand for all rows.
     """
     known: dict[str, tuple[int, str]] = {}
     for name, axis, size in _sizes(feed, axes):
@@ -105,7 +105,7 @@ def check_sizes(feed: Mapping[str, Any], axes: Axes) -> None:
 
 
 def _sizes(feed: Mapping[str, Any], axes: Axes) -> Iterator[tuple[str, str, int]]:
-    """Yield input, dimension and size; fixed sizes are left to ONNX Runtime, and so is whatever has another rank."""
+    """Yield input, dimension and size; fixed sizes and inputs of another rank are left to ONNX Runtime."""
     for name, value in feed.items():
         named = axes.get(name, ())
         shape = _shape(value) if named else ()

@@ -12,13 +12,13 @@ _FOLDER = "lib"
 
 
 def _locate(file_name: str, variable: str, purpose: str) -> Path:
-    """Return a library's path: from the environment, else from the package (its source or its installed half)."""
+    """Return a library's path, from the environment or else from the package (its source or its installed part)."""
     named = os.environ.get(variable)
     if named:
         if Path(named).is_file():
             return Path(named).resolve()
         raise MissingDependencyError(f"{variable}={named} is not a file", f"Point it at {file_name} or unset it")
-    # Not by an import: the package names this module.
+    # The package is not imported here, because it imports this module.
     for folder in sys.modules[__name__.partition(".")[0]].__path__:
         candidate = Path(folder) / _FOLDER / file_name
         if candidate.is_file():
@@ -57,7 +57,7 @@ def plugin_library() -> Path:
 
 
 def rtx_soname_library() -> Path:
-    """Return the path of the library that answers to TensorRT for RTX's unversioned SONAME.
+    """Return the path of the library that stands in for TensorRT for RTX's unversioned SONAME.
 
     Raises:
         MissingDependencyError: this installation was built without it.

@@ -17,7 +17,7 @@ from pom_export.runtime.session import default_session_options, import_onnxrunti
 
 @contextmanager
 def as_onnx(model: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a model as a file of ONNX: itself, or what ONNX Runtime makes of its own format.
+    """Yield a model as an ONNX file: itself, or ONNX Runtime's conversion of its own format.
 
     Raises:
         InputError: the file cannot be read, or ONNX Runtime refuses it.
@@ -30,7 +30,7 @@ def as_onnx(model: str | os.PathLike[str]) -> Iterator[Path]:
         written = folder / f"{file.stem}.onnx"
         try:
             _write(file, written, kernels=False)
-        except InputError:  # it holds nodes of ours, whose functions the format does not keep
+        except InputError:  # it has nodes of ours, whose functions the format does not store
             _write(file, written, kernels=True)
         yield written
 
@@ -43,5 +43,5 @@ def _write(file: Path, written: Path, *, kernels: bool) -> None:
     options.add_session_config_entry("session.load_model_format", "ORT")
     inference_session(file, kernels=kernels, session_options=options)
     model = onnx.load(written, format="protobuf")
-    model.graph.name = model.graph.name or file.stem  # which the format does not keep, and a whole model has
+    model.graph.name = model.graph.name or file.stem  # a complete model has a name, but the format does not store it
     onnx.save(model, written, format="protobuf")

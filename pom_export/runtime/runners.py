@@ -20,22 +20,22 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Arrays = Mapping[str, npt.NDArray[Any]]
-# Of an onnxruntime.InferenceSession, from the options that it is made with.
+# Creates an onnxruntime.InferenceSession from session options.
 Load = Callable[[Any], Any]
 
 
 class Runner(Protocol):
-    """What computes a model's outputs between its start and its end, as Polygraphy's runners do."""
+    """Computes a model's outputs while it is entered as a context, like Polygraphy's runners."""
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """Name of the runner in messages."""
 
     def __enter__(self) -> Any:
         """Load the model."""
 
     def __exit__(self, *exception: Any) -> None:
-        """Let go of it."""
+        """Unload the model."""
 
     def infer(self, feed: dict[str, Any]) -> Mapping[str, Any]:
         """Return the outputs by name."""
@@ -44,17 +44,17 @@ class Runner(Protocol):
 class OnnxRuntimeRunner:
     """A model in ONNX Runtime.
 
-    The first call is watched by ONNX Runtime's profiler: what a file is made of does not say what ran, since functions
-    are unfolded and nodes are fused or left out when it is loaded.
+    The first call is run with ONNX Runtime's profiler. The nodes in the file do not tell what actually runs, since ONNX
+    Runtime inlines functions and fuses or removes nodes when it loads the file.
 
     Args:
-        name: for messages.
-        load: returns the session.
+        name: name of the runner in messages.
+        load: creates the session.
 
     Attributes:
-        name: the same.
-        ran: how many nodes of each operator the first call took, by the operator's name; None: not known yet, or
-            ONNX Runtime's profile was not readable.
+        name: name of the runner in messages.
+        ran: how many nodes of each operator ran in the first call, by the operator's name; None: unknown, either
+            because there was no call yet or because ONNX Runtime's profile was not readable.
     """
 
     def __init__(self, name: str, load: Load) -> None:
@@ -76,7 +76,7 @@ class OnnxRuntimeRunner:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Let go of it."""
+        """Unload the model."""
         self._watch.close()
         self._session = None
 
@@ -88,14 +88,14 @@ class OnnxRuntimeRunner:
         return outputs
 
     def _read(self, profile: str) -> None:
-        """Count the nodes of a file of ONNX Runtime's profiler."""
+        """Count the nodes in one of the profiler's files."""
         with suppress(OSError, ValueError, LookupError, TypeError):
             events = [event for event in json.loads(Path(profile).read_bytes()) if event["cat"] == "Node"]
             self.ran = Counter(event["args"]["op_name"] for event in events if "op_name" in event["args"])
 
 
 def run_module(module: nn.Module, feed: Arrays) -> list[npt.NDArray[Any]]:
-    """Return the tensors that a module in float64 computes of inputs by name, in order."""
+    """Return the tensors that a module in float64 computes from inputs by name, in order."""
     import torch
     from torch.utils._pytree import tree_leaves
 
@@ -104,7 +104,7 @@ def run_module(module: nn.Module, feed: Arrays) -> list[npt.NDArray[Any]]:
 
     tensors = {}
     for name, array in feed.items():
-        # Neither numpy nor torch.from_numpy knows bfloat16; float64 holds every smaller type's values.
+        # Neither NumPy nor torch.from_numpy supports bfloat16; float64 represents every smaller type's values exactly.
         exact = array if array.dtype.kind in "biu" else array.astype(np.float64)
         tensors[name] = torch.from_numpy(np.ascontiguousarray(exact))
     with plain_modes(), quiet_failure():
@@ -113,7 +113,7 @@ def run_module(module: nn.Module, feed: Arrays) -> list[npt.NDArray[Any]]:
 
 
 def to_numpy(tensor: Tensor) -> npt.NDArray[Any]:
-    """Return a tensor's values as an array of its type; bfloat16 as ml_dtypes'."""
+    """Return a tensor's values as an array of its type; for bfloat16, that of ml_dtypes."""
     import ml_dtypes
     import torch
 

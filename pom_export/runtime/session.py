@@ -18,15 +18,15 @@ from pom_export.runtime.tensorrt_provider import TENSORRT_PROVIDER, tensorrt_pro
 
 _LOG = logging.getLogger(__name__)
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
-# A name, or a name and the provider's options.
+# A provider's name, or its name and options.
 Provider = str | tuple[str, Mapping[str, Any]]
-_READS_OVERLOADS = (1, 27)  # the first ONNX Runtime that tells functions apart by them
+_READS_OVERLOADS = (1, 27)  # the first ONNX Runtime that distinguishes functions by overload
 _SILENT = 4  # ONNX Runtime's severity "fatal": errors reach the user as exceptions, once
-# Session options that our library was registered in: a second time, no session could be made of them.
+# Session options with our library. Registering it a second time would make them unusable.
 _WITH_OUR_LIBRARY: Final[WeakSet[Any]] = WeakSet()
 _TWICE: Final = "Domain already set"
 _SHAPES_OUTSIDE: Final = "Cannot parse data from external tensors"
-_INSTALL_HINT = "Install it: pip install 'onnxruntime>=1.22', or where a GPU is 'onnxruntime-gpu>=1.22'"
+_INSTALL_HINT = "Install it: pip install 'onnxruntime>=1.22', or with a GPU 'onnxruntime-gpu>=1.22'"
 
 
 def import_onnxruntime() -> Any:
@@ -43,20 +43,21 @@ def import_onnxruntime() -> Any:
 
 
 def default_session_options() -> Any:
-    """Return the onnxruntime.SessionOptions of a session that was given none.
+    """Return the onnxruntime.SessionOptions that a session uses by default.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
     """
     options = import_onnxruntime().SessionOptions()
     options.log_severity_level = _SILENT
-    # A pattern is one block for all activations of a size that came before: it doubles the memory, and saves no time.
+    # A memory pattern is a single block for all activations, kept per input size. It doubles the memory and saves no
+    # time.
     options.enable_mem_pattern = False
     return options
 
 
 def _with_plugin(provider: Provider, available: Sequence[str]) -> Provider:
-    """Return a provider, TensorRT's with our plugin where it is here."""
+    """Return the provider, adding our plugin to TensorRT's options if the plugin is installed."""
     name, options = (provider, {}) if isinstance(provider, str) else provider
     if name != TENSORRT_PROVIDER or name not in available:
         return provider
@@ -64,7 +65,7 @@ def _with_plugin(provider: Provider, available: Sequence[str]) -> Provider:
 
 
 def _check_functions(file: Path, version: str) -> None:
-    """Refuse a file in which only overloads tell functions apart where ONNX Runtime does not look at them."""
+    """Refuse a file whose functions only differ in their overloads if ONNX Runtime does not distinguish these."""
     if tuple(int(part) for part in version.split(".")[:2]) >= _READS_OVERLOADS:
         return
     import onnx
@@ -87,19 +88,20 @@ def inference_session(
 
     Args:
         model: path of the ONNX file.
-        providers: execution providers, in order of preference, each a name or a name and its options; default: the
-            CPU. The op library has kernels for the CPU's and CUDA's, and TensorRT's is told of our plugin.
-        kernels: False leaves our library out, so that the op's function of standard ops runs instead.
-        session_options: an onnxruntime.SessionOptions to start from. Our library is registered in it, once, and stays
-            there (ONNX Runtime can't copy options); nothing else of it is changed, and it serves any number of calls.
+        providers: execution providers, in order of preference, each a name or a name and its options; default: the CPU.
+            The op library has kernels for the CPU and CUDA providers, and our plugin is added to the TensorRT
+            provider's options.
+        kernels: False omits our library, so that the op's function of standard ops runs instead.
+        session_options: an onnxruntime.SessionOptions to start from. Our library is registered in it once and stays
+            there, since ONNX Runtime can't copy options. Nothing else is changed, and it can be used for any number of
+            calls.
 
     Returns:
-        An onnxruntime.InferenceSession. Its `run` raises InputError for sizes that do not go together, such as a mask
-        of another length than the tokens, and warns of sizes beyond the file's limits; with IO binding it looks at
-        nothing.
+        An onnxruntime.InferenceSession. Its `run` raises InputError for inconsistent sizes, such as a mask that is
+        longer than the tokens, and warns of sizes beyond the file's limits. With IO binding, sizes are not checked.
 
     Raises:
-        InputError: the file cannot be read, declares more than it holds, or ONNX Runtime refuses it.
+        InputError: the file cannot be read or declares more than it contains, or ONNX Runtime refuses it.
         MissingDependencyError: onnxruntime or our library is not installed.
     """
     onnxruntime = import_onnxruntime()
@@ -123,9 +125,9 @@ def inference_session(
         session = session_class()(os.fspath(file), options, providers=chosen)
     except PomExportError:
         raise
-    except Exception as error:  # onnxruntime's exceptions share no base class of their own
+    except Exception as error:  # onnxruntime's exceptions have no common base class
         reason = reason_of(error)
-        hint = "Is it a whole ONNX file?"
+        hint = "Is it a complete ONNX file?"
         if _TWICE in reason:
             hint = "Don't register our library in the session options: inference_session does"
         elif _SHAPES_OUTSIDE in reason:
@@ -137,15 +139,15 @@ def inference_session(
 
 
 def _register(options: Any) -> None:
-    """Register our library in session options that don't hold it from an earlier call."""
+    """Register our library in session options, unless an earlier call did."""
     if options not in _WITH_OUR_LIBRARY:
         options.register_custom_ops_library(os.fspath(custom_ops_library()))
         _WITH_OUR_LIBRARY.add(options)
 
 
 def _chosen(providers: Sequence[Provider] | None, options: Any, available: Sequence[str]) -> list[Provider] | None:
-    """Return the execution providers of a session; None leaves them to session options that have their own."""
-    if providers is None and getattr(options, "has_providers", bool)():  # not in every ONNX Runtime
+    """Return the execution providers of a session; None leaves them to session options that already have some."""
+    if providers is None and getattr(options, "has_providers", bool)():  # missing in some versions of ONNX Runtime
         return None
     named = [providers] if isinstance(providers, str) else list(providers or DEFAULT_PROVIDERS)
     return [_with_plugin(provider, available) for provider in named]

@@ -11,7 +11,7 @@ from pom_export.errors import EngineError, MissingDependencyError
 from pom_export.runtime.library import plugin_library
 
 TENSORRT_PROVIDER: Final = "TensorrtExecutionProvider"
-# Of the TensorRT that the provider is linked against.
+# Major version of the TensorRT that the provider is linked against.
 _MAJOR = 10
 _NVINFER = f"libnvinfer.so.{_MAJOR}"
 
@@ -19,15 +19,16 @@ _NVINFER = f"libnvinfer.so.{_MAJOR}"
 def tensorrt_provider_options(**options: Any) -> dict[str, Any]:
     """Register our plugin for ONNX Runtime's TensorrtExecutionProvider, and return the provider's options.
 
-    The provider opens the libraries that its options name, and looks into TensorRT's registry, where only a library of
-    TensorRT's older kind puts itself: so this process does it, with the TensorRT that the provider uses.
+    The provider opens the libraries named in its options and looks for plugins in TensorRT's registry, but only
+    libraries with TensorRT's old plugin interface register themselves there. This function therefore registers ours, in
+    the TensorRT that the provider uses.
 
     Args:
-        options: others of the provider's, such as trt_engine_cache_enable.
+        options: other options of the provider, such as trt_engine_cache_enable.
 
     Raises:
-        MissingDependencyError: this installation was built without the plugin, or TensorRT 10 is not found.
-        EngineError: TensorRT did not take it.
+        MissingDependencyError: this installation was built without the plugin, or TensorRT 10 was not found.
+        EngineError: TensorRT did not accept the plugin.
     """
     library = plugin_library()
     try:
@@ -43,13 +44,13 @@ def tensorrt_provider_options(**options: Any) -> dict[str, Any]:
 
 
 def register_creators(library: Path, nvinfer: ctypes.CDLL) -> None:
-    """Put the plugin's creators into a TensorRT's registry; doing it again does nothing.
+    """Add the plugin's creators to a TensorRT's registry; doing it again has no effect.
 
     Raises:
-        EngineError: it is not TensorRT 10, or did not take them.
+        EngineError: it is not TensorRT 10, or did not accept them.
     """
     major = nvinfer.getInferLibMajorVersion()
-    if major != _MAJOR:  # the registry's interface is another
+    if major != _MAJOR:  # the registry's interface differs
         raise EngineError(f"TensorRT {major} is installed", f"Use TensorRT {_MAJOR} here, or build an engine")
     nvinfer.getPluginRegistry.restype = ctypes.c_void_p
     register = ctypes.CDLL(os.fspath(library)).pom_register_creators

@@ -10,52 +10,52 @@ import numpy.typing as npt
 from pom_export.runtime.streaming.interface import StatefulModel
 
 Array = npt.NDArray[Any]
-# What a backend knows a past by. Nobody else looks into it.
+# A backend's handle of a past, which is opaque to everything else.
 Past = Any
 
 
 class StreamingBackend(Protocol):
-    """Buffers of one stream, and calls that lead from a past to the next.
+    """The buffers of a stream, and the calls that lead from one past to the next.
 
-    Buffers are reused: of all the pasts that were handed out, the latest and the one before it are whole, and a call
-    that fails has changed nothing of the latest. Calls come one at a time.
+    Buffers are reused: only the latest past and the one before it are valid, and a call that fails leaves the latest
+    unchanged. There is only one call at a time.
 
     Attributes:
-        most_tokens: that a call can have; None: any number.
+        most_tokens: the most tokens in a call; None: no limit.
     """
 
     most_tokens: int | None
 
     def write(self, arrays: Mapping[str, Array], instead_of: Past | None) -> Past:
-        """Copy arrays, by their input's name, into buffers that `instead_of` does not need; return that past."""
+        """Copy arrays, by their inputs' names, into buffers that `instead_of` does not need; return the new past."""
 
     def read(self, past: Past) -> dict[str, Array]:
-        """Return copies of a past's arrays, by their input's name."""
+        """Return copies of a past's arrays, by their inputs' names."""
 
     def run(self, past: Past, feed: Mapping[str, Array]) -> tuple[Array, Past]:
-        """Run a call's inputs, contiguous and of the model's types, after a past.
+        """Run a call on its inputs, contiguous and of the model's types, continuing from a past.
 
         Returns:
-            The output (batch, tokens, ...), and the past of the next call. The output of one token is read-only, and
-            overwritten by the call after the next.
+            The output (batch, tokens, ...), and the past of the next call. The output of a single token is read-only,
+            and is overwritten by the second call after this one.
 
         Raises:
-            InputError: the model cannot be run on them, or what runs it has failed.
+            InputError: the model cannot be run on these inputs, or the runtime failed.
         """
 
     def fork(self, past: Past) -> tuple[StreamingBackend, Past]:
-        """Return a backend of its own buffers on the same loaded model, and its copy of a past."""
+        """Return a backend with its own buffers on the same loaded model, and its copy of a past."""
 
     def nbytes(self, past: Past) -> int:
-        """Return the bytes of a past's arrays."""
+        """Return the total size of a past's arrays in bytes."""
 
 
-# Makes a model's backend for so many rows.
+# Creates a model's backend for a number of rows.
 BackendFactory: TypeAlias = Callable[[StatefulModel, int], StreamingBackend]
 
 
 def locked(array: Array) -> Array:
-    """Return a view of an array that cannot be written to."""
+    """Return a read-only view of an array."""
     view = array.view()
     view.flags.writeable = False
     return view

@@ -16,15 +16,15 @@ Array = npt.NDArray[Any]
 
 
 def call_tokens(model: StatefulModel, given: Any, batch: int) -> Array:
-    """Return a call's tokens (batch, tokens) or (batch, tokens, d), at least one, of the model's type.
+    """Return a call's tokens (batch, tokens) or (batch, tokens, d), at least one per row, in the model's type.
 
     Args:
         model: the interface.
-        given: the tokens; of one row, also without the axis of rows.
-        batch: rows.
+        given: the tokens; with a single row, the batch axis may be missing.
+        batch: number of rows.
 
     Raises:
-        InputError: they are of another shape or type, or hold ids that the model does not have.
+        InputError: they have another shape or type, or contain ids that the model does not have.
     """
     array = np.asarray(given)
     if batch == 1 and array.ndim == len(model.tokens.axes) - 1:
@@ -33,7 +33,7 @@ def call_tokens(model: StatefulModel, given: Any, batch: int) -> Array:
 
 
 def step_tokens(model: StatefulModel, given: Any, batch: int) -> Array:
-    """Return one token a row, (batch, 1) or (batch, 1, d), as `call_tokens` does; `given` may lack either axis."""
+    """Return one token per row, (batch, 1) or (batch, 1, d), as `call_tokens` does; `given` may lack either axis."""
     array = np.asarray(given)
     rank = len(model.tokens.axes)
     if batch == 1 and array.ndim == rank - 2:
@@ -44,7 +44,7 @@ def step_tokens(model: StatefulModel, given: Any, batch: int) -> Array:
 
 
 def call_mask(model: StatefulModel, mask: Any, lengths: Any, batch: int, tokens: int) -> Array | None:
-    """Return which tokens of a call are there, (batch, tokens) bool; None where all are and the model asks for nothing.
+    """Return which tokens of a call are valid, (batch, tokens) bool; None if all are and the model takes no mask.
 
     Raises:
         InputError: the model has no such input, or the mask or the lengths don't fit.
@@ -79,10 +79,10 @@ def _counts(lengths: Any, batch: int, tokens: int) -> Array:
 
 
 def call_others(model: StatefulModel, given: Mapping[str, Any], batch: int, tokens: int) -> dict[str, Array]:
-    """Return what else a call takes, by name.
+    """Return a call's other inputs, by name.
 
     Raises:
-        InputError: something is missing, unknown, or does not fit.
+        InputError: an input is missing or unknown, or does not fit.
     """
     wrong = given.keys() ^ model.others.keys()
     if wrong:
@@ -97,8 +97,8 @@ def fitting_state(model: StatefulModel, given: Mapping[str, Array], batch: int) 
     """Return the arrays of a state by input.
 
     Raises:
-        InputError: one is missing or of another shape or type, holds a number that is not finite, or does not go with
-            the lengths, or these are more than the model has positions.
+        InputError: an array is missing, has another shape or type, contains a non-finite number or does not fit the
+            lengths, or a length exceeds the model's positions.
     """
     sizes = {BATCH: batch}
     arrays = {}
@@ -128,14 +128,14 @@ def fitting_state(model: StatefulModel, given: Mapping[str, Array], batch: int) 
 def _all_finite(array: Array) -> bool:
     if array.dtype.kind in "iub":
         return True
-    # A sum passes over the array once and makes none; one that overflows is looked at number by number.
+    # A sum reads the array once without allocating another; only if it overflows is each number checked.
     with np.errstate(over="ignore", invalid="ignore"):
         total = array.sum(dtype=np.float64)
     return bool(np.isfinite(total)) or bool(np.isfinite(array).all())
 
 
 def _check_caches(model: StatefulModel, arrays: Mapping[str, Array]) -> None:
-    """Check that what grows with every token holds as many as the longest row has; with a mask there may be more."""
+    """Check that caches that grow with every token have as many entries as the longest row, or more with a mask."""
     longest = int(arrays[PAST_LENGTH].max())
     for part in model.past:
         array = arrays[part.spec.name]
@@ -147,16 +147,16 @@ def _check_caches(model: StatefulModel, arrays: Mapping[str, Array]) -> None:
 
 
 def checked(spec: TensorSpec, array: Array, sizes: Mapping[str, int], limits: InputLimits) -> Array:
-    """Return an array of an input's type, contiguous.
+    """Return an array as an input's type, contiguous.
 
     Args:
         spec: the input.
-        array: what is given.
-        sizes: of dynamic dimensions; others may have any.
-        limits: what the model's inputs may hold.
+        array: the given array.
+        sizes: sizes of dynamic dimensions by name; other dimensions may have any size.
+        limits: limits on the model's inputs.
 
     Raises:
-        InputError: it has another shape, another kind of type, or values beyond the limits.
+        InputError: it has another shape, an incompatible type, or values beyond the limits.
     """
     wanted = [axis if isinstance(axis, int) else sizes.get(axis, axis) for axis in spec.axes]
     fits = array.ndim == len(wanted) and all(
@@ -180,6 +180,6 @@ def checked(spec: TensorSpec, array: Array, sizes: Mapping[str, int], limits: In
 
 
 def _same_kind(given: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
-    """Return whether values of a type may be converted to the other; bfloat16 counts as a float."""
+    """Return whether values of one type may be converted to the other; bfloat16 counts as a float."""
     kinds = [{"i": "integer", "u": "integer", "b": "bool"}.get(kind, "float") for kind in (given.kind, wanted.kind)]
     return kinds[0] == kinds[1] and given.kind not in "OSUcMm"

@@ -26,13 +26,13 @@ from pom_export.graph.exported_model import (
 IDS: Final = "input_ids"
 MASK: Final = "mask"
 _VECTORS: Final = "x"
-# More than any stream takes in, and all that a float64 can count.
+# More tokens than any stream has, and the most that a float64 can count.
 _MOST_TOKENS: Final = 2**53
 
 
 @dataclass(frozen=True)
 class StateTensor:
-    """One part of a state: an input, and the output that is the same input of the next call.
+    """A part of a state: an input, and the output that becomes this input in the next call.
 
     Attributes:
         spec: the input.
@@ -44,11 +44,11 @@ class StateTensor:
 
     @property
     def grows(self) -> bool:
-        """Whether it holds something for every token, as a cache of keys does, and so grows with every call."""
+        """Whether it has an entry for every token, like a cache of keys, and therefore grows with every call."""
         return any(isinstance(axis, str) and axis != BATCH for axis in self.spec.axes)
 
     def empty_shape(self, batch: int) -> tuple[int, ...]:
-        """Return the shape where no tokens came before."""
+        """Return its shape before the first token."""
         return tuple(axis if isinstance(axis, int) else batch if axis == BATCH else 0 for axis in self.spec.axes)
 
 
@@ -57,13 +57,13 @@ class StatefulModel:
     """The interface of a stateful export.
 
     Attributes:
-        file: all of its interface.
-        tokens: the input that a call's tokens are given by: (batch, tokens) ids, or (batch, tokens, d).
-        mask: the input (batch, tokens) bool that says which tokens are there; None: all are.
-        others: what else a call takes, by name.
-        past: the state, `past_length` among it.
-        output: what a call computes of each token, (batch, tokens, ...).
-        limits: what inputs may hold.
+        file: the interface of the whole file.
+        tokens: the input for a call's tokens: (batch, tokens) ids, or (batch, tokens, d).
+        mask: the input (batch, tokens) bool that marks valid tokens; None: all are valid.
+        others: a call's other inputs, by name.
+        past: the parts of the state, including `past_length`.
+        output: the output for each token, (batch, tokens, ...).
+        limits: limits on the inputs.
     """
 
     file: ExportedModel
@@ -81,21 +81,21 @@ class StatefulModel:
 
     @property
     def takes_ids(self) -> bool:
-        """Whether tokens are ids, as a language model's are."""
+        """Whether tokens are ids, as in a language model."""
         return self.tokens.name == IDS
 
     @property
     def positions(self) -> int:
-        """How many tokens a row can have: as the file says, and fewer than a float64 can count."""
+        """The most tokens in a row: the file's limit, but no more than a float64 can count."""
         return _MOST_TOKENS if self.limits.tokens is None else min(self.limits.tokens, _MOST_TOKENS)
 
     @property
     def ordered(self) -> bool:
-        """Whether it matters which tokens are neighbours, so that those left out must come last."""
+        """Whether the tokens' order matters, so that masked tokens must come last."""
         return self.takes_ids or any(part.spec.name not in (PAST_STATE, PAST_LENGTH) for part in self.past)
 
     def empty(self, batch: int) -> dict[str, npt.NDArray[Any]]:
-        """Return the state of no tokens, by input."""
+        """Return the state before the first token, by input."""
         return {part.spec.name: np.zeros(part.empty_shape(batch), part.spec.dtype) for part in self.past}
 
 

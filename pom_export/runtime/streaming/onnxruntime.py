@@ -17,18 +17,18 @@ from pom_export.runtime.streaming.backend import locked
 from pom_export.runtime.streaming.interface import StatefulModel
 
 Array = npt.NDArray[Any]
-# A device by ONNX Runtime's name, and its number.
+# ONNX Runtime's name of a device, and the device's number.
 _Device = tuple[str, int]
 
 _CPU: Final = "cpu"
-# The providers that keep tensors elsewhere, and where.
+# Providers that keep tensors on another device, and its name.
 _DEVICES: Final = {"TensorrtExecutionProvider": "cuda", "CUDAExecutionProvider": "cuda"}
-_BFLOAT16: Final = 16  # onnx.TensorProto.BFLOAT16, a type that numpy does not have
+_BFLOAT16: Final = 16  # onnx.TensorProto.BFLOAT16, which NumPy lacks
 
 
 @dataclass(frozen=True)
 class _Past:
-    """Which set of buffers holds the state, and what grows, which no call writes to again."""
+    """The set of buffers that holds the state, and the parts that grow, which are never written to again."""
 
     turn: int
     grown: Mapping[str, Any]
@@ -36,23 +36,23 @@ class _Past:
 
 @dataclass(frozen=True)
 class _Step:
-    """A call of one token, bound once for all, and where its output lands."""
+    """A call with one token, bound in advance, and the array that its output is written to."""
 
     binding: Any
     output: Array
 
 
 class OnnxRuntimeBackend:
-    """Runs a stateful model without a copy of its state between calls.
+    """Runs a stateful model without copying its state between calls.
 
-    What has one size lies in two sets of buffers: a call reads one and writes the other. Calls of one token are bound
-    beforehand, unless something grows, or tensors are to be brought to a device. Caches that grow are ONNX Runtime's
-    own tensors, handed on as they are.
+    Parts of a fixed size are in two sets of buffers: a call reads one and writes the other. Calls with one token are
+    bound in advance, unless a part grows or tensors must be copied to a device. Caches that grow are ONNX Runtime's own
+    tensors, which are passed on unchanged.
 
     Args:
         session: the onnxruntime.InferenceSession.
         model: its interface.
-        batch: rows.
+        batch: number of rows.
     """
 
     most_tokens: int | None = None
@@ -108,14 +108,14 @@ class OnnxRuntimeBackend:
         return twin, _Past(0, past.grown)
 
     def nbytes(self, past: _Past) -> int:  # noqa: D102
-        # ONNX Runtime 1.22 does not tell the bytes of a value.
+        # ONNX Runtime 1.22 does not provide the size of a value in bytes.
         return sum(
             math.prod(self._value(past, part.spec.name).shape()) * part.spec.dtype.itemsize for part in self._model.past
         )
 
     @property
     def _first(self) -> int:
-        """Where the outputs that grow begin, in the order in which `_bind` binds them."""
+        """Index of the first output that grows, in the order in which `_bind` binds them."""
         return 1 + len(self._fixed)
 
     def _value(self, past: _Past, name: str) -> Any:
@@ -127,14 +127,14 @@ class OnnxRuntimeBackend:
         }
 
     def _output_array(self, tokens: int) -> Array | None:
-        """Return an array for the output; None where the file does not say all of its shape."""
+        """Return an array for the output; None if the file does not declare its full shape."""
         sizes = {BATCH: self._batch, TOKENS: tokens}
         shape = [axis if isinstance(axis, int) else sizes.get(axis) for axis in self._model.output.axes]
         known = [size for size in shape if size is not None]
         return np.zeros(known, self._model.output.dtype) if len(known) == len(shape) else None
 
     def _bind_steps(self) -> None:
-        """Bind a call of one token for either turn, whose inputs are written in place."""
+        """Bind a call with one token for each set of buffers, with inputs that are written in place."""
         first, second = self._outputs
         if first is None or second is None:
             return
@@ -147,9 +147,9 @@ class OnnxRuntimeBackend:
             self._steps.append(_Step(self._bind(_Past(turn, {}), self._inputs, output), locked(output)))
 
     def _bind(self, past: _Past, inputs: Mapping[str, Any], output: Array | None) -> Any:
-        """Bind a call from a past to the other set of buffers.
+        """Bind a call that reads a past and writes to the other set of buffers.
 
-        On a device, binding an input is what copies it there: such a binding serves one call.
+        On a device, an input is copied when it is bound, so such a binding is only valid for one call.
         """
         binding = self._session.io_binding()
         for name, value in inputs.items():
@@ -169,14 +169,14 @@ class OnnxRuntimeBackend:
     def _call(self, binding: Any) -> None:
         try:
             self._session.run_with_iobinding(binding)
-        except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        except Exception as error:  # onnxruntime's exceptions have no common base class
             raise InputError(
                 f"ONNX Runtime cannot run {self._model.name}: {reason_of(error)}", "The state is unchanged"
             ) from error
 
 
 def _device_of(session: Any) -> _Device:
-    """Return where a session keeps its tensors."""
+    """Return the device on which a session keeps its tensors."""
     for provider, settings in session.get_provider_options().items():
         if provider in _DEVICES:
             return _DEVICES[provider], int(settings.get("device_id", 0))
@@ -184,7 +184,7 @@ def _device_of(session: Any) -> _Device:
 
 
 def _empty(shape: Sequence[int], dtype: np.dtype[Any], device: _Device) -> Any:
-    """Return an OrtValue on a device, of zeros if that is the CPU."""
+    """Return a new OrtValue on a device, filled with zeros on the CPU."""
     if device[0] == _CPU:
         return _wrap(np.zeros(shape, dtype))
     kind = _BFLOAT16 if _is_bfloat16(dtype) else dtype
@@ -192,12 +192,12 @@ def _empty(shape: Sequence[int], dtype: np.dtype[Any], device: _Device) -> Any:
 
 
 def _as_known(array: Array) -> Array:
-    """Return an array as one of a type that numpy has."""
+    """Return an array as a type that NumPy has."""
     return array.view(np.uint16) if _is_bfloat16(array.dtype) else array
 
 
 def _wrap(array: Array) -> Any:
-    """Return an OrtValue over a contiguous array's own memory."""
+    """Return an OrtValue that shares a contiguous array's memory."""
     values = import_onnxruntime().OrtValue
     if _is_bfloat16(array.dtype):
         return values.ortvalue_from_numpy_with_onnx_type(_as_known(array), _BFLOAT16)
@@ -205,7 +205,7 @@ def _wrap(array: Array) -> Any:
 
 
 def _copy(value: Any, dtype: np.dtype[Any]) -> Array:
-    """Return an OrtValue's contents, on whatever device, as an array that nobody else holds."""
+    """Return the contents of an OrtValue on any device as a new array."""
     if not _is_bfloat16(dtype):
         return np.array(value.numpy())
     copied = np.empty(value.shape(), dtype)
@@ -214,5 +214,5 @@ def _copy(value: Any, dtype: np.dtype[Any]) -> Array:
 
 
 def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
-    # A type's name is slow to ask for.
+    # Looking up a type's name is slow.
     return dtype.kind == "V" and dtype.name == "bfloat16"

@@ -22,46 +22,46 @@ from pom_export.runtime.streaming.onnxruntime import OnnxRuntimeBackend
 from pom_export.runtime.streaming.state import ModelFiles, State
 
 Array = npt.NDArray[Any]
-# Tokens a call of a long prompt: enough for full speed, few enough for memory.
+# Tokens per call for a long prompt: enough for full speed, few enough to save memory.
 CHUNK: Final = 2048
 
 
 @dataclass(frozen=True)
 class _Now:
-    """Where a stream is: changed as a whole, so that an interrupt leaves it before a call or after it."""
+    """The position of a stream, replaced as a whole so that an interrupt leaves it either before or after a call."""
 
     past: Past
     lengths: Array
 
 
 class StreamingSession:
-    """A stream of tokens through a model whose state has one size however many tokens came.
+    """A stream of tokens through a model whose state has a constant size, however many tokens it has seen.
 
-    A call takes any number of tokens: `prefill` and then `step` give what one pass over all of them gives. Nothing of
-    the state is copied between calls, and a step of one token allocates none of it (but for caches of a hybrid's
-    attention layers, which grow by nature).
+    A call takes any number of tokens: `prefill` and then `step` give the same as one pass over all of them. The state
+    is not copied between calls, and a step with one token allocates none of it, except for the caches of a hybrid's
+    attention layers, which grow with every token.
 
-    A stream is used by one thread at a time; a second one gets an error. `fork` makes streams that run in parallel
-    and share the model's weights. A call that raises, KeyboardInterrupt too, leaves the state as it was.
+    A stream can be used by one thread at a time; a second one gets an error. `fork` creates streams that run in
+    parallel and share the model's weights. A call that raises, even KeyboardInterrupt, leaves the state unchanged.
 
-    In a process that os.fork made, a stream goes on from where it was. If another thread was in a call of the model
-    then, no call can be run there: what `snapshot` returns goes on in a session that is loaded there. A stream cannot
-    be pickled; its snapshot can.
+    In a process created by os.fork, a stream continues from its position. If another thread was running the model at
+    that moment, no call can be made in the new process; load a session there and restore a `snapshot`. A stream cannot
+    be pickled, but its snapshot can.
 
     Args:
         model: path of an ONNX file exported with `stateful=True`.
-        batch: rows, each a sequence of its own.
-        providers: as for `inference_session`.
+        batch: number of rows, each a separate sequence.
+        providers: execution providers, as for `inference_session`.
         session_options: an onnxruntime.SessionOptions to start from.
-        kernels: False leaves our library out.
-        backend: what runs it instead of ONNX Runtime, such as `tensorrt_backend(engine)`.
+        kernels: False omits our library.
+        backend: creates the backend that runs the model instead of ONNX Runtime, such as `tensorrt_backend(engine)`.
 
     Attributes:
         model: the file's interface.
-        batch: rows.
+        batch: number of rows.
 
     Raises:
-        InputError: the file cannot be read or loaded, keeps no state, or the backend does not take it.
+        InputError: the file cannot be read or loaded, has no state, or does not fit the backend.
         MissingDependencyError: onnxruntime or our library is not installed.
     """
 
@@ -122,38 +122,40 @@ class StreamingSession:
 
     @property
     def lengths(self) -> Array:
-        """How many tokens each row has taken in, (batch,) int64."""
+        """The number of tokens each row has seen, (batch,) int64."""
         return self._now.lengths.copy()
 
     @property
     def length(self) -> int:
-        """How many tokens the longest row has taken in."""
+        """The number of tokens the longest row has seen."""
         return int(self._now.lengths.max())
 
     @property
     def most_tokens(self) -> int | None:
-        """How many tokens one call can take, as an engine was built; None: any number."""
+        """The most tokens that a call can take, as the engine was built; None: no limit."""
         return self._backend.most_tokens
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the state, all rows together."""
+        """Size of the state in bytes, for all rows together."""
         return self._backend.nbytes(self._now.past)
 
     def prefill(self, tokens: Any, *, mask: Any = None, lengths: Any = None, **others: Any) -> Array:
-        """Take in any number of tokens at once.
+        """Process any number of tokens in one call.
 
         Args:
-            tokens: ids (batch, tokens), or vectors (batch, tokens, d); of one row, also without the axis of rows.
-            mask: (batch, tokens) bool, where the model has that input: which tokens are there. Padding comes last.
-            lengths: (batch,) instead of a mask: how many of each row's tokens are there.
+            tokens: ids (batch, tokens), or vectors (batch, tokens, d); with a single row, the batch axis may be
+                missing.
+            mask: valid tokens, (batch, tokens) bool, if the model has that input. Padding comes last.
+            lengths: number of valid tokens in each row, (batch,), instead of a mask.
             **others: the model's other inputs by name, such as positions.
 
         Returns:
-            What the model computes of each token, (batch, tokens, V) or (batch, tokens, d); the caller's own.
+            The model's output for each token, (batch, tokens, V) or (batch, tokens, d). The array belongs to the
+            caller.
 
         Raises:
-            InputError: an input does not fit, or the model has fewer positions.
+            InputError: an input does not fit, or there are more tokens than the model has positions.
         """
         with self._exclusive:
             array = call_tokens(self._interface, tokens, self.batch)
@@ -161,21 +163,21 @@ class StreamingSession:
             return output.copy() if array.shape[1] == 1 else output
 
     def prefill_last(self, tokens: Any, *, lengths: Any = None, chunk: int = CHUNK) -> Array:
-        """Take in a long prompt, `chunk` tokens a call, and keep each row's last output only.
+        """Process a long prompt, `chunk` tokens per call, and return only each row's last output.
 
-        When a chunk fails, the chunks before it are in the state. Not for models with other inputs. A block-causal
-        model sees each chunk as a block.
+        If a chunk fails, the state includes the chunks before it. Not available for models with other inputs. A
+        block-causal model sees each chunk as a block.
 
         Args:
             tokens: as for `prefill`.
             lengths: as for `prefill`, each at least 1.
-            chunk: most tokens a call; fewer where the backend takes no more.
+            chunk: the most tokens per call; fewer if the backend takes no more.
 
         Returns:
-            (batch, V) or (batch, d); the caller's own.
+            (batch, V) or (batch, d). The array belongs to the caller.
 
         Raises:
-            InputError: as `prefill`.
+            InputError: as for `prefill`.
         """
         with self._exclusive:
             array = call_tokens(self._interface, tokens, self.batch)
@@ -197,19 +199,20 @@ class StreamingSession:
             return last
 
     def step(self, tokens: Any, *, mask: Any = None, **others: Any) -> Array:
-        """Take in one token a row.
+        """Process one token per row.
 
         Args:
-            tokens: ids (batch,) or (batch, 1), vectors (batch, d) or (batch, 1, d); of one row, also without its axis.
-            mask: (batch,) bool, where the model has that input: rows that wait have False.
+            tokens: ids (batch,) or (batch, 1), vectors (batch, d) or (batch, 1, d); with a single row, the batch axis
+                may be missing.
+            mask: (batch,) bool, if the model has that input: False for rows that wait.
             **others: as for `prefill`.
 
         Returns:
-            (batch, V) or (batch, d), read-only. It is a view of a buffer: whole during the next call, overwritten by
-            the one after it.
+            (batch, V) or (batch, d), read-only. It is a view of a buffer that stays valid during the next call and is
+            overwritten by the one after it.
 
         Raises:
-            InputError: as `prefill`.
+            InputError: as for `prefill`.
         """
         with self._exclusive:
             return self._advance(step_tokens(self._interface, tokens, self.batch), mask, None, others)[:, 0]
@@ -226,10 +229,10 @@ class StreamingSession:
             return State(self._backend.read(self._now.past), self._identity)
 
     def restore(self, state: State) -> None:
-        """Go on from a state that this model had.
+        """Continue from a state of this model.
 
         Raises:
-            InputError: it is another model's, or of another batch.
+            InputError: the state belongs to another model, or has another batch size.
         """
         with self._exclusive:
             state.model.check_same(self._identity)
@@ -238,7 +241,7 @@ class StreamingSession:
             self._now = _Now(past, arrays[PAST_LENGTH].astype(np.int64))
 
     def fork(self) -> StreamingSession:
-        """Return a stream that goes on from here on its own, on the same loaded model."""
+        """Return an independent stream on the same loaded model that continues from here."""
         with self._exclusive:
             self._exclusive.check_runnable()
             backend, past = self._backend.fork(self._now.past)
@@ -248,7 +251,7 @@ class StreamingSession:
             return twin
 
     def _advance(self, tokens: Array, mask: Any, lengths: Any, others: dict[str, Any]) -> Array:
-        """Run checked tokens and go on to the state after them; return the output."""
+        """Run checked tokens, move on to the state after them, and return the output."""
         self._exclusive.check_runnable()
         count = tokens.shape[1]
         present = call_mask(self._interface, mask, lengths, self.batch, count)
@@ -263,7 +266,7 @@ class StreamingSession:
         return output
 
     def _ends(self, lengths: Any, count: int) -> Array:
-        """Return how many tokens of each row are there."""
+        """Return the number of valid tokens in each row."""
         if lengths is None:
             return np.full(self.batch, count)
         present = call_mask(self._interface, None, lengths, self.batch, count)
@@ -280,25 +283,25 @@ class StreamingSession:
 
 
 class Exclusive:
-    """A block that one thread at a time is in; any other gets an error, it does not wait.
+    """A block that one thread at a time can enter; any other thread gets an error instead of waiting.
 
-    No lock: an interrupt between taking a lock and noting that would leave it taken for good. A thread that was
-    interrupted there may go on here.
+    A lock would not do: an interrupt after the lock is taken but before this is recorded would leave it locked forever.
+    Here, the interrupted thread can enter the block again.
 
-    A process that was forked has a copy of what was noted, and of all threads only the one that forked: so each note
-    is a process's own, and one of another process tells of a call that will never end here.
+    A forked process has a copy of the records, but only the thread that forked. Each record therefore belongs to a
+    process, and a record of another process stands for a call that will never end in this one.
 
     Args:
         fellow: the block of another stream of the same loaded model.
     """
 
     def __init__(self, fellow: Exclusive | None = None) -> None:
-        # By process and stream, the thread that is in its block; of all streams of one loaded model.
+        # The thread in the block, by process and stream, for all streams of a loaded model.
         self._users: dict[tuple[int, int], int] = {} if fellow is None else fellow._users
 
     def __enter__(self) -> None:
         thread = threading.get_ident()
-        # One operation, so that of two threads one is told of the other.
+        # A single atomic operation, so that one of two threads sees the other.
         if self._users.setdefault((os.getpid(), id(self)), thread) != thread:
             raise InputError("this StreamingSession is in use by another thread", "Give each thread its own: fork()")
 
@@ -310,8 +313,8 @@ class Exclusive:
     def check_runnable(self) -> None:
         """Raise InputError in a process that was forked while another thread was in a block.
 
-        What that thread held in the runtime is held for good there, and a call that needs it would never end. The
-        state is whole: what a call replaces is left as it is until the call is over.
+        Whatever that thread held in the runtime is held forever there, and a call that needs it would never end. The
+        state is intact, because a call only replaces it when it is finished.
         """
         here = os.getpid()
         if any(process != here for process, _ in list(self._users)):

@@ -22,16 +22,16 @@ from pom_export.graph.weights_file import check_weights
 from pom_export.json_text import parse_json
 
 Array = npt.NDArray[Any]
-# What changes when a file is written to.
+# Properties that change when a file is written to.
 _Stamp = tuple[int, int, int]
 
-# Names in a state's file, which is a .npz without pickles.
+# Names in a state file, which is a .npz without pickles.
 _PAST: Final = "past."
 _EXTRA: Final = "extra."
 _HEADER: Final = "header"
 _ARRAY: Final = "array."
 _FORMAT: Final = "pom-export state 1"
-# What tells them apart is the name, so each is written as the plain integer of its size.
+# Types that NumPy lacks. They are stored by name, with their values as integers of the same size.
 _FOREIGN: Final = {"bfloat16": np.uint16}
 
 
@@ -40,11 +40,11 @@ class State:
     """A model's state after some tokens.
 
     Attributes:
-        arrays: by the model's input: `past_state` (batch, L, 2, C) float32, `past_length` (batch) int64, and what
-            hybrids keep besides.
-        model: whose state it is.
-        notes: JSON values that whoever saves it wants back.
-        extras: arrays of the same kind.
+        arrays: arrays by the model's inputs: `past_state` (batch, L, 2, C) float32, `past_length` (batch) int64, and
+            whatever else hybrids keep.
+        model: the model that the state belongs to.
+        notes: JSON values stored along with the state.
+        extras: arrays stored along with the state.
     """
 
     arrays: Mapping[str, Array]
@@ -54,16 +54,16 @@ class State:
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """How many tokens of each row it holds, (batch,)."""
+        """The number of tokens seen by each row, (batch,)."""
         return self.arrays[PAST_LENGTH]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays."""
+        """Total size of the arrays in bytes."""
         return sum(array.nbytes for array in self.arrays.values())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it to a .npz file, with the model's SHA-256.
+        """Write the state to a .npz file, with the model's SHA-256.
 
         Raises:
             InputError: the file cannot be written, or the model's file has changed since it was loaded.
@@ -74,10 +74,10 @@ class State:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> State:
-        """Read what `save` has written; `StreamingSession.restore` then refuses it for another model.
+        """Read a state written by `save`; `StreamingSession.restore` refuses it for another model.
 
         Raises:
-            InputError: the file is missing, cut off, damaged, or no state.
+            InputError: the file is missing, truncated, damaged, or not a state.
         """
         header, arrays = _read_arrays(path)
         past, extras = (
@@ -93,11 +93,11 @@ class State:
 
 
 class ModelFiles:
-    """A model's files, or only their hash, which is computed once and when it is asked for.
+    """A model's files, or only their hash, which is computed once, on first use.
 
     Args:
-        files: the ONNX file, then those of its external weights.
-        sha256: the hash, where it is known.
+        files: the ONNX file, then the files of its external weights.
+        sha256: the hash, if known.
     """
 
     def __init__(self, files: Sequence[Path] = (), sha256: str = "") -> None:
@@ -106,15 +106,15 @@ class ModelFiles:
         self._sha256 = sha256
 
     def __reduce__(self) -> tuple[type[ModelFiles], tuple[tuple[()], str]]:
-        # Where a pickle goes, the files are others or not there: the hash is what stays true.
+        # Where a pickle is loaded, the files may be different or missing; only the hash remains valid.
         return type(self), ((), self.sha256)
 
     @property
     def sha256(self) -> str:
-        """The hexadecimal SHA-256 of the file; with external weights, of all files' hashes.
+        """The hexadecimal SHA-256 of the file; with external weights, the hash of all files' hashes.
 
         Raises:
-            InputError: a file has changed since the model was loaded, or weights are not what their name says.
+            InputError: a file has changed since the model was loaded, or weights do not match the hash in their name.
         """
         if not self._sha256:
             hashes = [sha256_of(file) for file in self._files]
@@ -142,7 +142,7 @@ def _stamp(file: Path) -> _Stamp:
 
 
 def _write_arrays(path: str | os.PathLike[str], header: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-    """Write arrays by name and a header of JSON values; the file appears whole or not at all.
+    """Write arrays by name and a header of JSON values; the file appears complete or not at all.
 
     Raises:
         InputError: it cannot be written.
@@ -150,16 +150,16 @@ def _write_arrays(path: str | os.PathLike[str], header: Mapping[str, Any], array
     tensors = {name: {"dtype": array.dtype.name, "shape": array.shape} for name, array in arrays.items()}
     text = json.dumps({"format": _FORMAT, "tensors": tensors, **header})
     plain = {_ARRAY + name: array.view(_FOREIGN.get(array.dtype.name, array.dtype)) for name, array in arrays.items()}
-    # By the open file: given a path, numpy would add a suffix to it.
+    # Given a path instead of an open file, NumPy would add a suffix.
     with staged_output(path) as staged, staged.open("wb") as file:
         np.savez(file, **{_HEADER: np.frombuffer(text.encode(), np.uint8)}, **plain)  # type: ignore[arg-type]
 
 
 def _read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Return the header and the arrays of a file that `_write_arrays` has written.
+    """Return the header and the arrays of a file written by `_write_arrays`.
 
     Raises:
-        InputError: it is missing, cut off, damaged, or no such file.
+        InputError: it is missing, truncated, damaged, or not such a file.
     """
     readable_file(path, "state")
     try:
@@ -174,7 +174,7 @@ def _read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
         return header, {name: _array(arrays[_ARRAY + name], **described) for name, described in tensors}
     except InputError:
         raise
-    except Exception as error:  # whatever a damaged header leads json to, or lacks
+    except Exception as error:  # a damaged header may fail in any way
         raise InputError(f"{path} is not a complete state file: {reason_of(error)}", "Save it again") from error
 
 
@@ -195,23 +195,24 @@ _PAIR_AXIS = -2
 
 
 def merge_states(*states: _StateOrPair) -> _StateOrPair:
-    """Return the state of all tokens that the given states hold, each token in one of them.
+    """Return the state of all tokens of the given states, which must not have any tokens in common.
 
-    Sums of polynomials add up, whoever computed them: shards of a sequence, or streams in parallel. This holds for
-    states computed of the inputs that a mixer would get in one pass: for a single mixer, or layer by layer. A deeper
-    layer's inputs depend on the tokens before, so whole states of a deep causal model, each begun from nothing, do
-    not add up to what one pass gives.
+    Sums of polynomials add up, no matter what computed them: shards of a sequence, or parallel streams. This holds for
+    states computed from the inputs that a mixer would get in a single pass, that is, for a single mixer or layer by
+    layer. Since a deeper layer's inputs depend on earlier tokens, complete states of a deep causal model that each
+    started from nothing do not add up to the state of one pass.
 
     Args:
-        *states: at least one: States, or pairs of `past_state` (batch, L, 2, C) float32 (a pair of a sum and what its
-            rounding lost, in the last axis but one) and `past_length` (batch) integers.
+        *states: at least one: States, or pairs of `past_state` (batch, L, 2, C) float32 (whose last axis but one has a
+            sum and its rounding error) and `past_length` (batch) integers.
 
     Returns:
-        Of the same kind, of new arrays; sums as precise as twice float32.
+        The same kind, with new arrays, and sums with twice the precision of float32.
 
     Raises:
-        InputError: shapes or types differ, states are of different models, or hold what is no sum: a cache of keys
-            and values, a convolution's window; a length is negative, or the sum of them more than an int64.
+        InputError: shapes or types differ, the states belong to different models, or they contain something other than
+            sums: a cache of keys and values, or a convolution's window; a length is negative, or the sum of lengths
+            exceeds an int64.
     """
     if not states:
         raise InputError("merge_states was given no states", "Give at least one")
@@ -256,11 +257,11 @@ def _merge_pairs(pairs: list[Pair]) -> Pair:
             raise InputError(
                 f"states have the shapes {list(shape)} and {list(sums.shape)}", "Merge states of one shape"
             )
-    # float64 has more digits than a pair of float32.
+    # float64 is more precise than a pair of float32.
     total = np.sum([sums.astype(np.float64).sum(_PAIR_AXIS) for sums, _ in pairs], axis=0)
     first = total.astype(np.float32)
     rest = np.where(np.isfinite(first), total - first, 0.0).astype(np.float32)
-    # As Python's integers, which do not overflow.
+    # Python's integers do not overflow.
     lengths = np.sum([each.astype(object) for _, each in pairs], axis=0)
     if max(lengths, default=0) > MAX_LENGTH:
         raise InputError(f"states of {max(lengths)} tokens cannot be merged", f"A state holds at most {MAX_LENGTH}")
