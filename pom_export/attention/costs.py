@@ -30,11 +30,11 @@ class AttentionShape:
 
     Attributes:
         embed_dim: width d of the queries, and of the output.
-        heads: number of heads; 0 where it is not known.
-        weights: elements of the weights of all projections, without biases.
+        heads: number of heads; 0 if unknown.
+        weights: number of elements in the weights of all projections, without biases.
         inner: width of all query heads together.
-        cache_width: elements that a token adds to the KV cache.
-        element_bytes: bytes of an element.
+        cache_width: number of elements that each token adds to the KV cache.
+        element_bytes: bytes per element.
         kdim: width of the context.
         bias: whether the output projection has a bias.
     """
@@ -58,14 +58,14 @@ class PomShape:
     n_groups: int = 1
 
     def heads_for(self, attention: AttentionShape) -> int:
-        """Return how many gate heads replace attention's: as many, or 1 (one per channel) where they don't divide."""
+        """Return the number of gate heads: attention's or, if that does not divide C, 1 (one gate per channel)."""
         channels = self.expand * attention.embed_dim
         return attention.heads if attention.heads > 1 and channels % attention.heads == 0 else 1
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Multiply-adds of one layer, and the bytes that it keeps, at a number of tokens; formulas: this module."""
+    """The multiply-adds of a layer, and the bytes that it keeps, for a number of tokens; see the module's docstring."""
 
     tokens: int
     attention_macs: int
@@ -75,7 +75,7 @@ class Cost:
 
 
 def cost(attention: AttentionShape, pom: PomShape, tokens: int) -> Cost:
-    """Return what both layers cost at a number of tokens."""
+    """Return the costs of both layers for a number of tokens."""
     dim, channels, heads = attention.embed_dim, pom.expand * attention.embed_dim, pom.heads_for(attention)
     gates = heads if heads > 1 else channels
     pom_a_token = dim * channels // pom.n_groups + dim * gates + channels * dim + channels * (pom.degree + 2)

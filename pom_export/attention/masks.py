@@ -12,11 +12,11 @@ from pom_export.errors import InputError
 
 @dataclass(frozen=True)
 class ContextMask:
-    """What a mixer is given.
+    """The masking arguments of a mixer.
 
     Attributes:
-        keep: bool, True where a token counts: (B or 1, S), (B or 1, L, S), or None: all do.
-        causal: whether query i sees the context tokens 0..i only.
+        keep: bool, True for tokens that count: (B or 1, S) or (B or 1, L, S); None: all do.
+        causal: whether query i only sees the context tokens 0..i.
     """
 
     keep: Tensor | None
@@ -24,7 +24,7 @@ class ContextMask:
 
 
 def values_readable() -> bool:
-    """Return whether a tensor's values can be looked at: not while torch.export or torch.compile trace."""
+    """Return whether tensors' values can be read, which is not the case while torch.export or torch.compile trace."""
     return not torch.compiler.is_compiling()
 
 
@@ -33,18 +33,18 @@ def context_mask(
 ) -> ContextMask:
     """Turn attention's masks into a mixer's.
 
-    A causal `attn_mask` is recognised by its values, so that the linear causal form runs. Values can't be read while
-    tracing: there `is_causal` is believed, as torch does, and any other mask takes the general form, L x S.
+    A causal `attn_mask` is recognised by its values, so that the linear causal form is used. While tracing, values
+    can't be read: `is_causal` is then trusted, as torch does, and any other mask uses the general form, L x S.
 
     Args:
         key_padding_mask: (B, S), bool with True for tokens to ignore, or floating with 0 and -inf; or None.
         attn_mask: (L, S) or (B * heads, L, S), likewise; or None.
-        is_causal: `attn_mask` is causal, or stands for a causal one that was not given.
+        is_causal: whether `attn_mask` is causal, or a causal mask is meant without giving one.
         sizes: batch B, query tokens L and context tokens S.
-        heads: how many heads a mask of rank 3 has.
+        heads: number of heads in a mask of rank 3.
 
     Raises:
-        InputError: a shape, type or value that a PoM has no meaning for; see the message.
+        InputError: a shape, type or value has no equivalent in PoM; see the message.
     """
     batch, queries, tokens = sizes
     padding = None

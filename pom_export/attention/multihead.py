@@ -14,10 +14,10 @@ from pom_export.mixer import PolynomialMixer
 
 
 class _NoPackedWeights:
-    """Stands for `in_proj_weight`, which a PoM lacks.
+    """Stands in for `in_proj_weight`, which a PoM lacks.
 
     `nn.TransformerEncoder` has a fast path that computes attention from that tensor and packs padded batches into
-    nested tensors. It leaves alone whatever overrides torch's functions.
+    nested tensors. It avoids that path for anything that overrides torch functions.
     """
 
     @classmethod
@@ -26,33 +26,33 @@ class _NoPackedWeights:
 
 
 class MultiheadPolynomialMixer(nn.Module):
-    """A drop-in for `nn.MultiheadAttention`: same constructor, same call, linear in the number of tokens.
+    """A drop-in replacement for `nn.MultiheadAttention`: same constructor, same call, linear in the number of tokens.
 
-    It holds a `PolynomialMixer` as `mixer`, with one gate a head (one a channel when `num_heads` is 1). What has no
-    meaning for a PoM is refused: a bias added to scores, a value other than the key, masks that differ by head.
+    It contains a `PolynomialMixer` as `mixer`, with one gate per head (one per channel if `num_heads` is 1). Whatever
+    has no equivalent in PoM is refused: a bias added to scores, a value other than the key, masks that differ by head.
 
     Args:
         embed_dim: model width d.
-        num_heads: gate values a token; must divide expand * embed_dim.
+        num_heads: gate values per token; must divide expand * embed_dim.
         dropout: in training, each context token is left out of a sequence's mean with this probability. Attention's
             dropout does the same to its weights; a mean needs no rescaling.
         bias: whether the projections have a bias.
         add_bias_kv: must be False.
         add_zero_attn: must be False.
-        kdim: width of the context, if it is not `embed_dim`: a projection to `embed_dim` comes first.
+        kdim: width of the context, if it is not `embed_dim`; the context is then first projected to `embed_dim`.
         vdim: must equal `kdim`.
-        batch_first: whether inputs are (batch, tokens, d) and not (tokens, batch, d).
-        device: where the weights are.
-        dtype: of the weights.
+        batch_first: whether inputs are (batch, tokens, d) instead of (tokens, batch, d).
+        device: device of the weights.
+        dtype: type of the weights.
         degree: polynomial degree K.
         expand: channels per model dimension.
         n_groups: groups of the context projection.
 
     Raises:
-        InputError: a hyper-parameter is out of range, or has no meaning for a PoM.
+        InputError: a hyper-parameter is out of range, or has no equivalent in PoM.
     """
 
-    # What torch's Transformer layers ask of their attention before they choose a fast path. It is never for us.
+    # Attributes that torch's Transformer layers check before they use a fast path, which must never happen here.
     _qkv_same_embed_dim = False
     in_proj_weight = _NoPackedWeights()
     in_proj_bias = None
@@ -125,20 +125,22 @@ class MultiheadPolynomialMixer(nn.Module):
         Args:
             query: (L, B, d), (B, L, d) with `batch_first`, or (L, d).
             key: the context: (S, B, kdim), (B, S, kdim) with `batch_first`, or (S, kdim).
-            value: the key itself, or its equal.
+            value: the key itself, or a tensor equal to it.
             key_padding_mask: (B, S) or (S): True, or -inf, for context tokens to ignore.
-            need_weights: without effect: a PoM has no weights to return.
-            attn_mask: (L, S) or (B * num_heads, L, S): True, or -inf, for what a query must not see. A causal one
-                runs in linear time; its values are compared, except while tracing, where `is_causal` decides.
-            average_attn_weights: without effect.
-            is_causal: `attn_mask` is causal. Without an `attn_mask` it means causal too, and no L x L mask is made.
+            need_weights: has no effect, as a PoM has no weights to return.
+            attn_mask: (L, S) or (B * num_heads, L, S): True, or -inf, for what a query must not see. A causal one runs
+                in linear time. It is recognised by its values, except while tracing, where `is_causal` decides.
+            average_attn_weights: has no effect.
+            is_causal: whether `attn_mask` is causal. Without an `attn_mask`, it also means causal, and no L x L mask is
+                created.
 
         Returns:
             The output, shaped like the query, and None. Where a query may see nothing, the aggregate is 0 and the
             output is the bias of `out_proj`.
 
         Raises:
-            InputError: key and value differ, an input is nested or has another rank, or a mask has no meaning here.
+            InputError: key and value differ, an input is nested or has another rank, or a mask has no equivalent in
+                PoM.
         """
         context = _one_context(key, value)
         itself = query is key
@@ -167,7 +169,7 @@ class MultiheadPolynomialMixer(nn.Module):
         return tokens if self.batch_first else tokens.transpose(0, 1)
 
     def _drop_tokens(self, keep: Tensor | None, context: Tensor) -> Tensor | None:
-        """Return the mask with tokens dropped at random, in training."""
+        """In training, return the mask with tokens dropped at random."""
         if not self.training or self.dropout == 0:
             return keep
         lucky = torch.rand(context.shape[:2], device=context.device) >= self.dropout
@@ -177,7 +179,7 @@ class MultiheadPolynomialMixer(nn.Module):
 
 
 def _one_context(key: Tensor, value: Tensor) -> Tensor:
-    """Return the key, if it is the value as well."""
+    """Return the key if the value is the same."""
     if key is value:
         return key
     if not values_readable():

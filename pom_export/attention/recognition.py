@@ -26,7 +26,7 @@ _SEPARATE_PROJECTIONS = (
 _OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "proj", "dense", "out_lin", "o")
 _HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
 _TIMM_PARTS = {"qkv", "proj", "q_norm", "k_norm", "norm", "attn_drop", "proj_drop"}
-# What computes nothing that a PoM lacks.
+# Modules that a PoM can do without.
 _HARMLESS = (nn.Identity, nn.Softmax, nn.modules.dropout._DropoutNd)
 _SDPA = "scaled_dot_product_attention"
 _BY_HAND = (
@@ -38,12 +38,12 @@ _OUTPUT_ELSEWHERE = "its output projection is elsewhere, and a PoM brings its ow
 
 @dataclass(frozen=True)
 class RecognisedAttention:
-    """What one module is.
+    """What a module was recognised as.
 
     Attributes:
         kind: one of this module's constants.
-        shape: its sizes, or None where only its code was recognised.
-        obstacle: why it can't be replaced, and what to do; "" where it can.
+        shape: its sizes, or None if only its code was recognised.
+        obstacle: why it can't be replaced, and what to do; "" if it can.
     """
 
     kind: str
@@ -53,14 +53,14 @@ class RecognisedAttention:
 
 @dataclass
 class Found:
-    """One attention layer of a model.
+    """An attention layer of a model.
 
     Attributes:
-        name: where it is; the first place of a shared one.
+        name: its path; the first one if it is shared.
         module: the layer.
         what: what it was recognised as.
-        layer: class of the Transformer layer of torch.nn that it is part of, or "".
-        places: every parent that holds it, and under which name.
+        layer: class of the torch.nn Transformer layer that it is part of, or "".
+        places: its parents, each with its name there.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Found:
 
 
 def find_attention(model: nn.Module) -> list[Found]:
-    """Return a model's attention layers, in its order; a shared one once."""
+    """Return a model's attention layers in order; shared ones are listed once."""
     found: dict[nn.Module, Found] = {}
     visited: set[nn.Module] = set()
 
@@ -97,7 +97,7 @@ def find_attention(model: nn.Module) -> list[Found]:
 
 
 def recognise(module: nn.Module) -> RecognisedAttention | None:
-    """Return what attention a module is, or None."""
+    """Return the kind of attention that a module is, or None."""
     recognisers: tuple[Callable[[nn.Module], RecognisedAttention | None], ...] = (
         _torch,
         _timm,
@@ -112,7 +112,7 @@ def recognise(module: nn.Module) -> RecognisedAttention | None:
 
 
 def _added(module: nn.Module) -> str:
-    """Return what was added to one instance, or ""."""
+    """Return what was added to this instance, or ""."""
     if module._forward_hooks or module._forward_pre_hooks:
         return "forward hooks"
     return "a forward that was assigned to it" if "forward" in vars(module) else ""
@@ -151,7 +151,7 @@ def _timm(module: nn.Module) -> RecognisedAttention | None:
 
 
 def _timm_obstacle(module: nn.Module) -> str:
-    """Return what a timm-style block has beyond the plain one, such as a relative position bias."""
+    """Return what distinguishes a timm-style block from the plain one, such as a relative position bias."""
     for name in ("qkv", "proj"):
         if not isinstance(layer := getattr(module, name), nn.Linear):
             fold = "fold it into a plain nn.Linear first, such as with merge_and_unload (peft)"
@@ -195,7 +195,7 @@ def _fused(module: nn.Module) -> RecognisedAttention | None:
 
 
 def _function(module: nn.Module) -> RecognisedAttention | None:
-    # TorchScript's modules have no code of Python's.
+    # TorchScript modules have no Python code.
     forward = getattr(type(module), "forward", None)
     if forward is None or not _calls_sdpa(forward):
         return None
@@ -232,7 +232,7 @@ def _sizes(part: object) -> tuple[int, int] | None:
 
 
 def _heads(module: nn.Module) -> int:
-    """Return the number of heads that a module or its `config` names, or 0."""
+    """Return the number of heads according to a module or its `config`, or 0."""
     for owner in (module, getattr(module, "config", None)):
         for name in _HEAD_COUNTS:
             value = getattr(owner, name, None)

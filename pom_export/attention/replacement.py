@@ -21,15 +21,15 @@ _NORMS = ("q_norm", "k_norm", "norm")
 
 @dataclass(frozen=True)
 class Replaced:
-    """One layer that was replaced.
+    """A layer that was replaced.
 
     Attributes:
-        name: where it is.
+        name: its path.
         old: class of the attention.
-        new: the layer that stands there now.
-        parameters_before: of the attention.
-        parameters_after: of the new layer.
-        notes: what is not as it was asked for, if anything.
+        new: the layer that replaces it.
+        parameters_before: number of parameters of the attention.
+        parameters_after: number of parameters of the new layer.
+        notes: deviations from what was requested, if any.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Replaced:
 
 @dataclass(frozen=True)
 class Kept:
-    """One attention layer that was left alone, and why."""
+    """An attention layer that was not replaced, and the reason."""
 
     name: str
     old: str
@@ -51,19 +51,19 @@ class Kept:
 
 @dataclass(frozen=True)
 class ReplacementReport:
-    """What `replace_attention` did; prints as a summary."""
+    """The result of `replace_attention`; its text is a summary."""
 
     replaced: list[Replaced]
     kept: list[Kept]
 
     @property
     def parameters_before(self) -> int:
-        """Parameters of the layers that were replaced."""
+        """Number of parameters of the layers that were replaced."""
         return sum(one.parameters_before for one in self.replaced)
 
     @property
     def parameters_after(self) -> int:
-        """Parameters of the layers that stand in their places."""
+        """Number of parameters of their replacements."""
         return sum(one.parameters_after for one in self.replaced)
 
     def __str__(self) -> str:
@@ -86,29 +86,29 @@ def replace_attention(
     degree: int = 3,
     expand: int = 2,
     n_groups: int = 1,
-    filter: Callable[[str, nn.Module], bool] | None = None,  # noqa: A002 (what it is called elsewhere)
+    filter: Callable[[str, nn.Module], bool] | None = None,  # noqa: A002 (the usual name)
     keep_every: int | None = None,
     start: str = "values",
 ) -> ReplacementReport:
     """Replace a model's attention layers with PoM, in place.
 
-    `nn.MultiheadAttention` becomes a `MultiheadPolynomialMixer` of the same arguments, device and type; a timm-style
-    block (`qkv`, `proj`, `num_heads`, `forward(x)`) a `VisionPolynomialMixer`. A layer that stands in several places
-    is replaced once and stays shared. Attention of another make is reported with what to do. Nothing is changed if
-    any replacement can't be made. The new layers need training.
+    `nn.MultiheadAttention` becomes a `MultiheadPolynomialMixer` with the same arguments, device and type; a timm-style
+    block (`qkv`, `proj`, `num_heads`, `forward(x)`) becomes a `VisionPolynomialMixer`. A layer used in several places
+    is replaced once and stays shared. Other kinds of attention are reported with advice. Nothing is changed if any
+    replacement can't be made. The new layers need training.
 
     Args:
-        model: the model; not itself an attention layer.
+        model: the model, which must not be an attention layer itself.
         degree: polynomial degree K.
         expand: channels per model dimension.
         n_groups: groups of the context projection.
-        filter: called with the name and the module; False keeps a layer.
-        keep_every: keep every n-th attention layer (a hybrid): of 4 layers, `keep_every=2` keeps the 2nd and 4th.
-        start: "values": from attention's value and output projections, so that the layer starts as attention with
-            uniform weights; "fresh": random.
+        filter: called with a layer's name and module; returning False keeps the layer.
+        keep_every: keep every n-th attention layer, for a hybrid: of 4 layers, `keep_every=2` keeps the 2nd and 4th.
+        start: "values" initialises from attention's value and output projections, so that the layer starts as attention
+            with uniform weights; "fresh" initialises randomly.
 
     Returns:
-        What was replaced, and what was kept and why.
+        The layers that were replaced, and those that were kept with the reasons.
 
     Raises:
         InputError: the model is itself an attention layer, or a hyper-parameter does not fit a layer.
@@ -147,10 +147,10 @@ def _reason_to_keep(
 
 
 def mixer_for(one: Found, pom: PomShape, device: str | None = None) -> MultiheadPolynomialMixer:
-    """Return the layer that would replace a recognised one; its own device is taken unless another is named.
+    """Return the layer that would replace a recognised one, on the same device unless another is given.
 
     Raises:
-        InputError: a hyper-parameter does not fit; the layer is named.
+        InputError: a hyper-parameter does not fit; the message names the layer.
     """
     module, shape = one.module, one.what.shape
     assert shape is not None
@@ -198,13 +198,13 @@ def _swap(one: Found, new: nn.Module, start: str) -> Replaced:
 
 
 def _norms(attention: nn.Module) -> list[str]:
-    """Return the children of attention that have weights and nothing to correspond to."""
+    """Return the children of attention that have weights but no counterpart in PoM."""
     named = attention.named_children()
     return [name for name, child in named if name in _NORMS and any(True for _ in child.parameters())]
 
 
 def _start(attention: Any, new: MultiheadPolynomialMixer) -> bool:
-    """Start a mixer from attention's values, where there is a place for them."""
+    """Initialise a mixer from attention's values if possible, and return whether it was."""
     if new.context_proj is not None:
         return False
     if isinstance(attention, nn.MultiheadAttention):
@@ -215,7 +215,7 @@ def _start(attention: Any, new: MultiheadPolynomialMixer) -> bool:
 
 
 def _leave_nested_tensors(model: nn.Module) -> None:
-    """Stop every `nn.TransformerEncoder` that holds a mixer from packing padded batches into nested tensors."""
+    """Stop every `nn.TransformerEncoder` that contains a mixer from packing padded batches into nested tensors."""
     for part in model.modules():
         if isinstance(part, nn.TransformerEncoder) and any(
             isinstance(layer, MultiheadPolynomialMixer) for layer in part.modules()

@@ -18,20 +18,20 @@ DEFAULT_TOKENS = (1024, 4096)
 
 @dataclass(frozen=True)
 class Finding:
-    """One attention layer.
+    """An attention layer.
 
     Attributes:
-        name: where it is in the model; "" for the model itself.
+        name: its path in the model; "" for the model itself.
         type: its class.
-        kind: as what it was recognised; see `recognition`.
-        layer: class of the layer of torch.nn that it is part of, or "".
-        embed_dim: width, or None where it is not known.
-        heads: number of heads, or None where it is not known.
-        parameters: how many it has.
-        parameters_after: how many the PoM would have, or None.
+        kind: what it was recognised as; see `recognition`.
+        layer: class of the torch.nn layer that it is part of, or "".
+        embed_dim: width, or None if unknown.
+        heads: number of heads, or None if unknown.
+        parameters: number of parameters.
+        parameters_after: number of parameters that the PoM would have, or None.
         replaceable: whether `replace_attention` replaces it.
         note: why not, and what to do.
-        costs: by number of tokens; formulas: `costs`.
+        costs: costs for each number of tokens; see `costs` for the formulas.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Finding:
     costs: tuple[Cost, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-able values."""
+        """Return the finding as JSON-serialisable values."""
         return asdict(self)
 
 
@@ -60,17 +60,17 @@ def scan(
     expand: int = 2,
     n_groups: int = 1,
 ) -> list[Finding]:
-    """List a model's attention layers; nothing is run or changed.
+    """List a model's attention layers, without running or changing anything.
 
     Args:
         model: any module.
-        tokens: sequence lengths to count costs at.
-        degree: of the PoM that would replace each.
-        expand: the same.
-        n_groups: the same.
+        tokens: sequence lengths to compute costs for.
+        degree: polynomial degree of the PoM that would replace each layer.
+        expand: its channels per model dimension.
+        n_groups: groups of its context projection.
 
     Returns:
-        A finding a layer, in the model's order; none is a result too.
+        One finding per layer, in the model's order; the list may be empty.
 
     Raises:
         InputError: a number of tokens is less than 1, or a hyper-parameter does not fit a layer.

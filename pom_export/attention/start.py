@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from pom_export.contract import LEAKY_SLOPE
 from pom_export.mixer import PolynomialMixer
 
-# hardsigmoid(0): what the gate is around before training.
+# hardsigmoid(0): the approximate value of the gate before training.
 _GATE = 0.5
 
 
@@ -17,9 +17,9 @@ def start_from_values(
 ) -> bool:
     """Give a mixer the value and output projections of attention, so that it starts as their mean.
 
-    Attention with uniform weights is W_o mean(W_v x). With channels for W_v x and for -W_v x and a polynomial that is
-    h itself, h(z) - h(-z) = 1.01 z up to the clamp at 6, so that the mixer's output is the same times its gate, which
-    is around 1/2 at first and made up for. Higher powers start at 0 in these channels and are learned.
+    Attention with uniform weights is W_o mean(W_v x). With channels for W_v x and for -W_v x and the polynomial h, h(z)
+    - h(-z) = 1.01 z up to the clamp at 6, so the mixer's output is the same times its gate. The gate is initially
+    around 1/2, which is compensated for. Higher powers start at 0 in these channels and are learned.
 
     Args:
         mixer: the mixer, changed in place.
@@ -28,7 +28,7 @@ def start_from_values(
         output: projection of the heads to the output, (a to d).
 
     Returns:
-        Whether it was done: not where the context projection is grouped, or there are fewer than 2 a channels.
+        Whether it was done: not if the context projection is grouped, or there are fewer than 2 a channels.
     """
     inner, config = value_weight.shape[0], mixer.config
     if config.n_groups > 1 or config.channels < 2 * inner:

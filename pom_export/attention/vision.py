@@ -27,7 +27,7 @@ class VisionPolynomialMixer(nn.Module):
         Args:
             x: (B, N, d).
             attn_mask: must be None.
-            is_causal: whether token i sees the tokens 0..i only.
+            is_causal: whether token i only sees the tokens 0..i.
 
         Returns:
             (B, N, d).

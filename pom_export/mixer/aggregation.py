@@ -15,7 +15,7 @@ Mask = Tensor | Literal["causal"] | None
 
 
 class Rotation(NamedTuple):
-    """Tables (N, C/2) of one position a token, and the blocks of channels that are rotated each by itself."""
+    """Tables (N, C/2) with a row per token, and the number of channel blocks that are rotated independently."""
 
     cos: Tensor
     sin: Tensor
@@ -26,7 +26,7 @@ _UNROTATED = (None, None, 1)
 
 
 class Polynomial(NamedTuple):
-    """The polynomial of a mixer: coefficients (C, K), or the degree of form "product"; what masked sums are added."""
+    """A mixer's polynomial: coefficients (C, K) or the degree of form "product", and the epsilon for masked sums."""
 
     coefficients: Tensor | None
     degree: int = 0
@@ -34,12 +34,12 @@ class Polynomial(NamedTuple):
 
 
 class MixerState(NamedTuple):
-    """What a mixer keeps of the tokens so far, however many they were; zeros for none.
+    """What a mixer keeps of the tokens so far, of constant size; zeros before the first token.
 
     Attributes:
-        sums: (B, 2, C), the sum of their features, and what rounding has lost of it; float32, or float64 for a float64
+        sums: (B, 2, C), the sum of their features and what it has lost to rounding; float32, or float64 for a float64
             mixer.
-        length: (B) int64, how many they were.
+        length: (B) int64, the number of tokens.
     """
 
     sums: Tensor
@@ -54,29 +54,29 @@ def aggregate(
     rotation: Rotation | None = None,
     state: MixerState | None = None,
 ) -> tuple[Tensor, MixerState | None]:
-    """Aggregate the polynomial features of projected tokens, and of those in a state.
+    """Aggregate the polynomial features of projected tokens, and of earlier tokens in a state.
 
     Args:
         projected: (B, N, C).
-        polynomial: of the mixer.
-        mask: None, "causal", (B or 1, N) token weights or (B or 1, T, N) weights for each query token; bool, integer
-            or floating. With a state (B or 1, N) bool or integer: the tokens that count.
-        causal: token i sees tokens 0..i, besides what the (B, N) mask says.
-        rotation: of the features, or None.
-        state: of the tokens before these, or None.
+        polynomial: the mixer's polynomial.
+        mask: None, "causal", (B or 1, N) token weights or (B or 1, T, N) weights for each query token; bool, integer or
+            floating. With a state, (B or 1, N) bool or integer: nonzero for valid tokens.
+        causal: token i only sees tokens 0..i, in addition to the (B, N) mask.
+        rotation: rotation of the features, or None.
+        state: the state of earlier tokens, or None.
 
     Returns:
-        (B, 1, C), or (B, T, C) with a causal or (B, T, N) mask; and the next state where one was given.
+        (B, 1, C), or (B, T, C) with a causal or (B, T, N) mask; and the next state if one was given.
 
     Raises:
-        ValueError: a mask of another kind or rank, or a state of another size.
+        ValueError: the mask's kind or rank is not supported, or the state's size is wrong.
     """
     if isinstance(mask, str):
         if mask != "causal":
             raise ValueError(f'mask must be None, "causal" or a tensor, got {mask!r}')
         mask, causal = None, True
     if mask is not None and not mask.is_floating_point() and mask.dtype != torch.bool:
-        mask = mask.to(projected.dtype if state is None else torch.bool)  # the 0 and 1 of tokenizers
+        mask = mask.to(projected.dtype if state is None else torch.bool)  # tokenizers use 0 and 1
     mode = "causal" if causal else "mean"
     if state is not None:
         return _stream(projected, polynomial, mask, mode, rotation, state)
@@ -116,7 +116,7 @@ def select(gate: Tensor, aggregated: Tensor) -> Tensor:
     """Multiply the aggregate by the gate.
 
     Args:
-        gate: (B, T, S); each value serves C / S neighbouring channels.
+        gate: (B, T, S); each value applies to C / S neighbouring channels.
         aggregated: (B, 1, C) or (B, T, C).
 
     Returns:

@@ -12,7 +12,7 @@ from pom_export.mixer.aggregation import Mask, MixerState, Polynomial, aggregate
 
 
 class Mixer(nn.Module):
-    """y = W_a (s * a): the gate s is the query's, the aggregate a that of the context's polynomial features."""
+    """y = W_a (s * a), with the gate s of the query and the aggregate a of the context's polynomial features."""
 
     ag_proj: nn.Linear
 
@@ -30,17 +30,17 @@ class Mixer(nn.Module):
         Args:
             query: (B, T, d).
             context: (B, N, d), or None for the query itself.
-            mask: None: every token counts; "causal": token i sees tokens 0..i; (B, N): token weights, bool, integer
-                or floating; (B, T, N): weights for each query token. Batch size 1 broadcasts.
-            causal: the same as mask "causal", and goes with a (B, N) mask too.
-            state: of the tokens before these; see `stream`.
+            mask: None: every token counts; "causal": token i sees tokens 0..i; (B, N): token weights, bool, integer or
+                floating; (B, T, N): weights for each query token. A batch size of 1 is broadcast.
+            causal: equivalent to mask "causal", but can be combined with a (B, N) mask.
+            state: the state of earlier tokens; see `stream`.
 
         Returns:
-            (B, T, d), and with a state the next one. Where a row of the mask sums to 0 the aggregate is 0 (the official
-            v2 code gives NaN).
+            (B, T, d), and the next state if one was given. Where a row of the mask sums to 0, the aggregate is 0 (the
+            official v2 code gives NaN).
 
         Raises:
-            ValueError: a mask of another kind or rank, or a state of another size.
+            ValueError: the mask's kind or rank is not supported, or the state's size is wrong.
         """
         projected, gate = self._project(query, context)
         aggregated, present = aggregate(projected, self._polynomial(), mask, causal, state=state)
@@ -50,29 +50,29 @@ class Mixer(nn.Module):
     def stream(
         self, query: Tensor, state: MixerState, mask: Tensor | None = None, *, causal: bool = True
     ) -> tuple[Tensor, MixerState]:
-        """Mix a call's tokens and those before them into every token of the call.
+        """Mix a call's tokens and all earlier ones into every token of the call.
 
-        Calls of any lengths give what one `forward` of all tokens gives, if causal. Otherwise every token of a call
-        sees all of it and what came before: what the official `state_forward` computes, but that it counts each call
-        as one.
+        If causal, calls of any lengths give the same as one `forward` of all tokens. Otherwise every token of a call
+        sees the whole call and everything before it, as in the official `state_forward`, except that the latter counts
+        each call as a single token.
 
         Args:
-            query: (B, T, d), which is the context too.
-            state: of the tokens before these; see `empty_state`.
-            mask: (B or 1, T) bool or integer, the tokens that count, or None. What is left out is not in the state.
-            causal: token i sees tokens 0..i of the call.
+            query: (B, T, d), which is also the context.
+            state: the state of earlier tokens; see `empty_state`.
+            mask: (B or 1, T) bool or integer, nonzero for valid tokens, or None. Masked tokens do not enter the state.
+            causal: token i only sees tokens 0..i of the call.
 
         Returns:
-            (B, T, d), and the state with this call's tokens.
+            (B, T, d), and the state including this call's tokens.
 
         Raises:
-            ValueError: a mask of another kind or shape, or a state of another size.
+            ValueError: the mask's kind or shape is not supported, or the state's size is wrong.
         """
-        # Through __call__, so that what is traced knows the module that it comes from.
+        # Through __call__, so that a trace records the module.
         return cast("tuple[Tensor, MixerState]", self(query, mask=mask, causal=causal, state=state))
 
     def empty_state(self, batch: int) -> MixerState:
-        """Return the state of no tokens."""
+        """Return the state before the first token."""
         weight = self.ag_proj.weight
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         sums = torch.zeros(batch, 2, self.ag_proj.in_features, dtype=dtype, device=weight.device)

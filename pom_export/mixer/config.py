@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pom_export.contract import MAX_DEGREE, MIN_DEGREE
 from pom_export.errors import InputError
 
-# Of the official frequency schedule, and the largest positions that the official classes have tables for.
+# The base of the official frequency schedule, and the numbers of positions that the official classes have tables for.
 ROPE_BASE = 10000.0
 MAX_SEQ_LEN = 4096
 MAX_GRID = 64
@@ -51,12 +51,12 @@ class RotaryConfig:
 
     @property
     def blocks(self) -> int:
-        """Blocks of channels that are rotated each by its own index: 1, or 2 for rows and columns."""
+        """Number of channel blocks, each rotated by an index of its own: 1, or 2 for rows and columns."""
         return 1 if self.max_seq_len else 2
 
     @property
     def limits(self) -> tuple[int, ...]:
-        """How many values each index of a position has."""
+        """The number of values of each index of a position."""
         return (self.max_seq_len,) if self.max_seq_len else (self.max_h, self.max_w)
 
 
@@ -69,7 +69,7 @@ class MixerConfig:
         degree: polynomial degree K, 1 to 16.
         expand: channels per model dimension k; the mixer has C = k * d channels.
         n_groups: groups of the context projection; must divide d.
-        n_sel_heads: gate values a token; 0 or 1 mean one a channel. Otherwise it must divide C.
+        n_sel_heads: gate values per token; 0 or 1 means one per channel. Otherwise it must divide C.
         bias: whether the output (and a grouped context) projection has a bias.
         rotary: positions of a rotary mixer, or None.
 
@@ -111,7 +111,7 @@ class MixerConfig:
 
     @property
     def gate_width(self) -> int:
-        """Number of gate values a token, S: C, or the number of selection heads."""
+        """Number of gate values per token, S: C, or the number of selection heads."""
         return self.n_sel_heads if self.n_sel_heads > 1 else self.channels
 
 
@@ -123,7 +123,7 @@ class ProductMixerConfig:
         dim: model width d.
         degree: number of factors K, 1 to 16.
         expand: channels of one factor per model dimension k; the mixer has C = K * k * d channels.
-        n_head: groups of the grouped context projection, and channels that share a gate value; None: not grouped.
+        n_head: number of groups of the context projection, and of channels that share a gate value; None: not grouped.
         bias: whether the projections have biases.
 
     Raises:
@@ -144,15 +144,15 @@ class ProductMixerConfig:
 
     @property
     def heads(self) -> int:
-        """Number of groups, 1 where the projection is not grouped."""
+        """Number of groups; 1 if the projection is not grouped."""
         return 1 if self.n_head is None else self.n_head
 
     @property
     def channels(self) -> int:
-        """Number of channels C of all factors."""
+        """Number of channels C of all factors together."""
         return self.degree * self.expand * self.dim
 
     @property
     def gate_width(self) -> int:
-        """Number of gate values a token."""
+        """Number of gate values per token."""
         return self.channels // self.heads

@@ -36,7 +36,7 @@ def check(
     sin: Tensor | None,
     rotary_blocks: int,
 ) -> None:
-    """Raise ValueError, with the value seen, where the op's contract is not met."""
+    """Raise ValueError, naming the value, if the op's contract is violated."""
     check_attributes(mode, epsilon, degree, rotary_blocks, PRODUCT if coefficients is None else POWER)
     if x.dim() != 3 or x.shape[2] < 1:
         raise ValueError(f"x must be (batch, tokens, channels) with at least one channel, got shape {tuple(x.shape)}")
@@ -95,14 +95,14 @@ def _check_rotation(x: Tensor, cos: Tensor, sin: Tensor, rotary_blocks: int) -> 
 
 
 def check_sizes(x: Tensor, mask: Tensor | None, cos: Tensor | None) -> None:
-    """Raise ValueError for a batch that is neither 1 nor x's: for sizes that are numbers, which a trace's are not."""
+    """Raise ValueError for a batch size other than 1 and x's, if sizes are numbers, which they are not in a trace."""
     for name, tensor, rank in (("mask", mask, 2), ("cos", cos, 3)):
         if tensor is not None and tensor.dim() == rank and tensor.shape[0] not in {1, x.shape[0]}:
             raise ValueError(f"{name} must have 1 or {x.shape[0]} rows, got {tensor.shape[0]}")
 
 
 def _tie_rows(x: Tensor, mask: Tensor | None, cos: Tensor | None) -> None:
-    """Let a trace know that rows which are as many as x's always are, and that other ones are a single row."""
+    """Tell a trace that tensors with as many rows as x always have as many, and that others always have one row."""
     symbolic = [
         tensor.shape[0]
         for tensor, rank in ((mask, 2), (cos, 3))
@@ -113,7 +113,7 @@ def _tie_rows(x: Tensor, mask: Tensor | None, cos: Tensor | None) -> None:
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
     for rows in symbolic:
-        # A number that the trace itself has to find out can't be compared.
+        # A number that depends on data can't be compared in a trace.
         with contextlib.suppress(GuardOnDataDependentSymNode):
             if rows != x.shape[0]:
                 torch._check(rows == 1)
@@ -134,7 +134,7 @@ def polynomial_aggregation(
     """Aggregate the polynomial of tokens; see `reference.polynomial_aggregation` for shapes and dtypes.
 
     Raises:
-        ValueError: a shape, the mode or the degree breaks the contract; the value seen is named.
+        ValueError: a shape, the mode or the degree violates the contract; the message names the value.
     """
     check(x, coefficients, mask, mode, epsilon, degree, cos, sin, rotary_blocks)
     check_sizes(x, mask, cos)
@@ -220,7 +220,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x_active, weights = reference.token_weights(x.to(dtype), mask, dtype)
     grad_p = _grad_features(grad.to(dtype), x, weights, ctx.mode, ctx.epsilon)
     if cos is not None:
-        # The adjoint of a rotation is the rotation back.
+        # The adjoint of a rotation is its inverse.
         grad_p = reference.rotate(grad_p, cos.to(dtype), -sin.to(dtype), ctx.rotary_blocks)
     grad_coefficients = None
     if coefficients is None:

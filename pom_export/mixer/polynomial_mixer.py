@@ -17,14 +17,14 @@ class PolynomialMixer(Mixer):
     """Mix tokens through the mean of a learned polynomial; linear in the number of tokens.
 
     y = W_a (s * a), with s = hardsigmoid(W_s query + b_s) and a the aggregate of the context's polynomial features.
-    State dict names are those of the official `pom.PoM`, so its checkpoints load as they are.
+    State dict names are those of the official `pom.PoM`, so its checkpoints can be loaded directly.
 
     Args:
         dim: model width d.
         degree: polynomial degree K.
         expand: channels per model dimension k; C = k * d.
         n_groups: groups of the context projection.
-        n_sel_heads: gate values a token; 0 or 1: one a channel.
+        n_sel_heads: gate values per token; 0 or 1: one per channel.
         bias: whether the output (and a grouped context) projection has a bias.
 
     Raises:
@@ -43,7 +43,7 @@ class PolynomialMixer(Mixer):
         else:
             self.po_proj = nn.Conv1d(dim, channels, kernel_size=1, groups=n_groups, bias=bias)
             self.se_proj = nn.Linear(dim, gates)
-        # A truncated exp(h) - 1: every power contributes from the first step on.
+        # A truncated exp(h) - 1, so that every power contributes from the first step on.
         taylor = torch.tensor([1.0 / math.factorial(j) for j in range(1, degree + 1)])
         self.po_coeff = nn.Parameter(taylor.repeat(channels, 1))
         self.ag_proj = nn.Linear(channels, dim, bias=bias)

@@ -11,21 +11,21 @@ from pom_export.mixer.aggregation import Polynomial
 from pom_export.mixer.base import Mixer
 from pom_export.mixer.config import ProductMixerConfig
 
-# What the official code adds to every masked sum of weights.
+# The official code adds this to every masked sum of weights.
 _EPSILON = 1e-7
 
 
 class ProductMixer(Mixer):
     """Mix tokens through the mean of running products of GELU features; linear in the number of tokens.
 
-    y = W_a (s * a), with s = sigmoid(W_s query + b_s) and a the aggregate of the context's features.
-    State dict names are those of the official v1 `PoM`, and with `n_head` of its grouped form.
+    y = W_a (s * a), with s = sigmoid(W_s query + b_s) and a the aggregate of the context's features. State dict names
+    are those of the official v1 `PoM` or, with `n_head`, of its grouped form.
 
     Args:
         dim: model width d.
         degree: number of factors K.
         expand: channels of one factor per model dimension k; C = K * k * d.
-        n_head: groups of the context projection, and channels that share a gate value; None: not grouped.
+        n_head: number of groups of the context projection, and of channels that share a gate value; None: not grouped.
         bias: whether the projections have biases.
 
     Raises:

@@ -45,15 +45,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, blocks: int = 1) -> Tensor:
 
     Args:
         x: (..., N, C).
-        cos: (N, C/2), or with x's leading dimensions.
-        sin: the same.
-        blocks: into how many blocks the channels are cut; channel i of a block of width W is paired with i + W/2.
+        cos: cosines of the angles, (N, C/2), or with x's leading dimensions.
+        sin: sines of the angles, shaped like `cos`.
+        blocks: number of blocks that the channels are split into; channel i of a block of width W is paired with i +
+            W/2.
     """
     return rotate_blocks(x, cos.chunk(blocks, dim=-1), sin.chunk(blocks, dim=-1))
 
 
 def rotate_blocks(x: Tensor, cosines: Sequence[Tensor], sines: Sequence[Tensor]) -> Tensor:
-    """Rotate pairs of channels as `rotate` does, by tables (N, C / 2 / blocks) that are given block by block."""
+    """Rotate pairs of channels as `rotate` does, with tables (N, C / 2 / blocks) for each block."""
     parts = x.chunk(2 * len(cosines), dim=-1)
     rotated = []
     for first, second, cos, sin in zip(parts[::2], parts[1::2], cosines, sines, strict=True):
@@ -62,12 +63,12 @@ def rotate_blocks(x: Tensor, cosines: Sequence[Tensor], sines: Sequence[Tensor])
 
 
 def token_weights(x: Tensor, mask: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Return x with absent tokens zeroed, so that whatever they hold adds nothing, and the mask's weights, scaled.
+    """Return x with masked tokens set to 0, so that their values have no effect, and the mask's weights, scaled.
 
     Args:
         x: (B, N, C).
         mask: (B or 1, N), or None.
-        dtype: of the weights.
+        dtype: type of the weights.
 
     Returns:
         (B, N, C), and WEIGHT_SCALE times the mask as (B or 1, N, 1), or None.
@@ -79,27 +80,27 @@ def token_weights(x: Tensor, mask: Tensor | None, dtype: torch.dtype) -> tuple[T
 
 
 def safe_ratio(total: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """Return total / (weight + epsilon), and 0 where the weight is 0."""
+    """Return total / (weight + epsilon), or 0 where the weight is 0."""
     return total / (weight + epsilon).masked_fill(weight == 0, torch.inf)
 
 
 def weighted_mean(total: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """Return total / (weight + epsilon) of weights that `token_weights` has scaled; see `mean`."""
+    """Return total / (weight + epsilon) for weights that `token_weights` has scaled; see `mean`."""
     return mean(total, weight, epsilon * WEIGHT_SCALE)
 
 
 def mean(total: Tensor, weight: Tensor, epsilon: float = 0.0) -> Tensor:
-    """Return total / (weight + epsilon): 0 where the weight is 0, NaN where the divisor leaves float32's range."""
+    """Return total / (weight + epsilon): 0 where the weight is 0, NaN where the divisor exceeds float32's range."""
     divisor, absent = weight + epsilon, weight == 0
     limit = torch.inf if divisor.dtype == torch.float64 else DIVISOR_LIMIT
     fits = divisor.isfinite() & (divisor.abs() <= limit)
-    # Not divided by 0, whose gradient is NaN; and 0 whatever the sum is.
+    # Dividing by 0 would make the gradient NaN. The result is 0 whatever the sum.
     divisor = divisor.masked_fill(~fits, torch.nan).masked_fill(absent, torch.inf)
     return (total / divisor).masked_fill(absent, 0)
 
 
 def token_counts(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return 1, 2, ..., N as (N, 1)."""
+    """Return 1, 2, ..., N as a tensor of shape (N, 1)."""
     return torch.arange(1, x.shape[1] + 1, dtype=dtype, device=x.device).unsqueeze(-1)
 
 
@@ -119,7 +120,7 @@ def weighted_features(
     sin: Tensor | None,
     rotary_blocks: int,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the features p (B, N, C), rotated if they are, and the scaled weights (B or 1, N, 1), not yet applied."""
+    """Return the features p (B, N, C), rotated if required, and the scaled weights (B or 1, N, 1), not yet applied."""
     dtype = accumulation_dtype(x.dtype)
     x_active, weights = token_weights(x.to(dtype), mask, dtype)
     p = features(x_active, coefficients, degree)
@@ -149,9 +150,9 @@ def polynomial_aggregation(
         mode: "mean", "causal" or "features".
         epsilon: added to a masked sum of weights.
         degree: K of form "product".
-        cos: (N, C/2) or (B, N, C/2), or None: no rotation.
-        sin: the same.
-        rotary_blocks: 1 (one position a token) or 2 (row and column).
+        cos: cosines of the rotation, (N, C/2) or (B, N, C/2); None: no rotation.
+        sin: sines of the rotation, shaped like `cos`.
+        rotary_blocks: 1 (one position per token) or 2 (row and column).
 
     Returns:
         (B, 1, C) for "mean", else (B, N, C), of x's dtype.

@@ -17,7 +17,7 @@ from pom_export.mixer.reference import rotate_blocks
 def frequency_tables(width: int, positions: int, base: float = ROPE_BASE) -> tuple[Tensor, Tensor]:
     """Return the cosines and sines, (positions, width) each, of angle p * base^(-i / width) for pair i at position p.
 
-    In float32, as the official code computes them.
+    Computed in float32, as in the official code.
     """
     frequencies = 1.0 / base ** (torch.arange(width, dtype=torch.float32) / width)
     angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies)
@@ -34,13 +34,13 @@ class RotaryPolynomialMixer(PolynomialMixer):
         degree: polynomial degree K.
         expand: channels per model dimension k; C = k * d.
         n_groups: groups of the context projection.
-        n_sel_heads: gate values a token; 0 or 1: one a channel.
+        n_sel_heads: gate values per token; 0 or 1: one per channel.
         bias: whether the output (and a grouped context) projection has a bias.
         max_seq_len: number of 1-D positions.
         max_h: number of rows of 2-D positions.
         max_w: number of columns of 2-D positions.
         rope_base: base of the frequencies.
-        rope_2d: positions are rows and columns.
+        rope_2d: whether positions are rows and columns.
 
     Raises:
         InputError: a hyper-parameter is out of range.
@@ -91,17 +91,18 @@ class RotaryPolynomialMixer(PolynomialMixer):
             query: (B, T, d).
             context: (B, N, d), or None for the query itself.
             mask: as in `Mixer.forward`.
-            positions: of the query, int64: (T), (B, T), or (T, 2) rows and columns; None: 0..T-1, or from the state's
-                length on, for 1-D mixers only.
-            context_positions: of the context; None: those of the query where it is the context, else 0..N-1.
+            positions: the query's positions, int64: (T), (B, T), or (T, 2) rows and columns; None: 0..T-1, or counted
+                from the state's length, for 1-D mixers only.
+            context_positions: the context's positions; None: those of the query if it is the context, else 0..N-1.
             causal: as in `Mixer.forward`.
             state: as in `Mixer.forward`.
 
         Returns:
-            (B, T, d), and with a state the next one.
+            (B, T, d), and the next state if one was given.
 
         Raises:
-            ValueError: a mask of another kind or rank, a state of another size, or a 2-D mixer without positions.
+            ValueError: the mask's kind or rank is not supported, the state's size is wrong, or a 2-D mixer gets no
+                positions.
         """
         projected, gate = self._project(query, context)
         if positions is None and state is not None and self.rotary.blocks == 1:
@@ -124,8 +125,8 @@ class RotaryPolynomialMixer(PolynomialMixer):
         *,
         causal: bool = True,
     ) -> tuple[Tensor, MixerState]:
-        """Mix as `Mixer.stream` does, at positions that go on from the state's length unless they are given."""
-        # Through __call__, as `Mixer.stream` says.
+        """Mix as `Mixer.stream` does, at the given positions or those that follow the state's tokens."""
+        # Through __call__, as in `Mixer.stream`.
         result = self(query, mask=mask, positions=positions, causal=causal, state=state)
         return cast("tuple[Tensor, MixerState]", result)
 
@@ -133,13 +134,13 @@ class RotaryPolynomialMixer(PolynomialMixer):
     def _positions_after(state: MixerState, tokens: int, mask: Mask) -> Tensor:
         """Return the positions (B, T) of a call's tokens."""
         positions = state.length[:, None] + torch.arange(tokens, device=state.length.device)
-        # What is left out may lie past the last position.
+        # A masked token may be beyond the last position.
         return positions.masked_fill(mask == 0, 0) if isinstance(mask, Tensor) else positions
 
     def _tables(
         self, positions: Tensor | None, tokens: int, stride: int = 1, width: int | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the cosines and the sines of tokens axis by axis, every `stride`-th column, at most `width` each."""
+        """Return the tokens' cosines and sines for each axis: every `stride`-th column, at most `width` of them."""
         if positions is None:
             if self.rotary.blocks > 1:
                 raise ValueError("a mixer of 2-D positions needs them: give positions, (tokens, 2) rows and columns")
@@ -163,7 +164,7 @@ class RotaryPolynomialMixer(PolynomialMixer):
         return tables[0], tables[1]
 
     def _rotate_gate(self, gate: Tensor, positions: Tensor | None) -> Tensor:
-        """Rotate the gate; pair k of a gate of heads turns as fast as the first pair of head k."""
+        """Rotate the gate; if it has heads, pair k is rotated by the same angle as the first pair of head k."""
         blocks, gates, stride = self.rotary.blocks, gate.shape[-1], 1
         if gates != self.config.channels:
             stride = self.config.channels // gates * blocks // 2

@@ -13,7 +13,7 @@ from pom_export.mixer import op, reference
 
 
 def _check(x: Tensor, mask: Tensor | None, past_state: Tensor, past_length: Tensor, mode: str) -> None:
-    """Raise ValueError, with the value seen, where the contract of a state is not met."""
+    """Raise ValueError, naming the value, if the contract of a state is violated."""
     if mode == "features":
         raise ValueError('mode "features" sums nothing and has no state')
     if mask is not None and mask.dtype != torch.bool:
@@ -30,14 +30,14 @@ def _check(x: Tensor, mask: Tensor | None, past_state: Tensor, past_length: Tens
 
 
 def _check_lengths(past_length: Tensor, tokens: int) -> None:
-    """Raise ValueError for a length that is none, or to which the call's tokens cannot be added."""
+    """Raise ValueError for an invalid length, or one to which the call's tokens cannot be added."""
     most = MAX_LENGTH - tokens
     for wrong in past_length[(past_length < 0) | (past_length > most)][:1].tolist():
         raise ValueError(f"past_length must be 0 to {most} where {tokens} tokens are added, got {wrong}")
 
 
 def _counts(x: Tensor, mask: Tensor | None, past_length: Tensor, mode: str) -> Tensor:
-    """Return how many tokens each mean is over, int64 (B, 1 or N): a float32 ends to count at 2^24."""
+    """Return the number of tokens in each mean, (B, 1 or N) int64, since float32 cannot count beyond 2^24."""
     if mask is None:
         steps = x.shape[1] if mode == "mean" else torch.arange(1, x.shape[1] + 1, device=x.device)
     else:
@@ -46,12 +46,12 @@ def _counts(x: Tensor, mask: Tensor | None, past_length: Tensor, mode: str) -> T
 
 
 def _advance(past_state: Tensor, added: Tensor) -> Tensor:
-    """Return the state (B, 2, C) with a sum (B, C) added: the new sum rounded, and what that rounding has lost."""
+    """Add a sum (B, C) to the state (B, 2, C), and return the rounded sum with what it has lost to rounding."""
     if added.dtype == torch.float64:
         total = past_state.sum(1) + added
         rounded = total.float().double()
         return torch.stack([rounded, total - rounded], dim=1).to(past_state.dtype)
-    # Knuth's two-sum, then Dekker's of the result and all that was lost.
+    # Knuth's two-sum, then Dekker's of its result and all that was lost.
     old, lost = past_state.unbind(1)
     updated = old + added
     taken = updated - old
@@ -74,34 +74,34 @@ def stateful_polynomial_aggregation(
     sin: Tensor | None = None,
     rotary_blocks: int = DEFAULT_ROTARY_BLOCKS,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Aggregate the polynomial of a call's tokens and of those before them.
+    """Aggregate the polynomial of a call's tokens and of all earlier ones.
 
     Args:
         x: (B, N, C), projected context tokens of this call.
         coefficients: (C, K), form "power"; None: form "product".
-        mask: (B or 1, N) bool, the tokens that count; None: all.
-        past_state: (B, 2, C), the sum of the features of earlier calls and what rounding has lost of it; float64
-            where x is, else float32.
-        past_length: (B) int64, how many tokens are in it.
-        mode: "causal", or "mean": every token of the call sees all of it (block-causal).
-        epsilon: added to a masked count of tokens.
+        mask: (B or 1, N) bool, True for valid tokens; None: all are valid.
+        past_state: (B, 2, C), the sum of the features of earlier calls and what it has lost to rounding; float64 if x
+            is, else float32.
+        past_length: (B) int64, the number of tokens in that sum.
+        mode: "causal", or "mean" to let every token see the whole call (block-causal).
+        epsilon: added to the number of tokens if there is a mask.
         degree: K of form "product".
         cos: as in `reference.polynomial_aggregation`.
-        sin: the same.
-        rotary_blocks: the same.
+        sin: as in `reference.polynomial_aggregation`.
+        rotary_blocks: as in `reference.polynomial_aggregation`.
 
     Returns:
-        y, (B, 1, C) for "mean", else (B, N, C), of x's dtype; present_state and present_length, as past.
+        y, (B, 1, C) for "mean", else (B, N, C), of x's dtype; present_state and present_length, like the past ones.
 
     Raises:
-        ValueError: a shape, type, length or attribute breaks the contract; the value seen is named.
+        ValueError: a shape, type, length or attribute violates the contract; the message names the value.
     """
     op.check(x, coefficients, mask, mode, epsilon, degree, cos, sin, rotary_blocks)
     op.check_sizes(x, mask, cos)
     _check(x, mask, past_state, past_length, mode)
     _check_lengths(past_length, x.shape[1])
     dtype = reference.accumulation_dtype(x.dtype)
-    # What the mask leaves out has features of 0.
+    # The features of masked tokens are 0.
     p, _ = reference.weighted_features(x, coefficients, mask, degree, cos, sin, rotary_blocks)
     added = p.sum(1)
     sums = p.cumsum(1) if mode == "causal" else added[:, None]

@@ -21,7 +21,7 @@ from pom_export.models.streaming import StreamState, advanced, append_tokens, st
 
 _NORM_EPSILON = 1e-6
 _ROPE_BASE = 10000.0
-# Products of fewer than 2048 steps of 2^-12 up to 1 fit the 24 bits of a float32.
+# The product of an integer below 2048 and a multiple of 2^-12 up to 1 fits into the 24 bits of a float32.
 _STEP, _GRID = 2048, 4096
 
 
@@ -32,14 +32,14 @@ class GPTConfig:
     Attributes:
         vocab_size: number of tokens V.
         n_layer: number of blocks.
-        n_head: heads of the rotation of the embeddings.
+        n_head: number of heads in the rotation of the embeddings.
         n_embd: model width d.
-        mixer_heads: heads of each mixer.
-        attention_heads: heads of self-attention, where there is any.
+        mixer_heads: number of heads of each mixer.
+        attention_heads: number of heads of self-attention, if there is any.
         degree: number of factors K of each mixer.
         expand: channels of one factor per model dimension k.
         mlp_width: hidden width of each block's MLP.
-        attention_layers: indices of the blocks that hold self-attention instead of a mixer.
+        attention_layers: indices of the blocks that have self-attention instead of a mixer.
 
     Raises:
         InputError: a value is out of range.
@@ -87,21 +87,22 @@ class Rotary(nn.Module):
         self.register_buffer("inv_freq", _ROPE_BASE ** -(torch.arange(0, head_dim, 2).float() / head_dim))
 
     def forward(self, x: Tensor, start: Tensor | None = None) -> Tensor:
-        """Return (B, heads, N, head_dim) for x of the same shape, at positions 0 to N - 1, or from a start (B) on."""
+        """Rotate x, (B, heads, N, head_dim), at positions 0 to N - 1, or counted from `start` (B)."""
         positions = torch.arange(x.shape[-2], device=x.device)
         if start is not None:
             positions = start[:, None, None] + positions  # for every head
         cos, sin = _tables(self.get_buffer("inv_freq"), positions)
-        # The public code turns the other way round than the mixers do.
+        # The public code rotates in the opposite direction to the mixers.
         return rotate(x, cos, -sin).to(x.dtype)
 
 
 def _tables(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines (..., F) of positions (...) times frequencies (F), as exact as the frequencies.
+    """Return the cosines and sines (..., F) of positions (...) times frequencies (F), as precise as the frequencies.
 
-    A product of 4096 and a frequency near 1 has an error of 2e-4 in float32. So positions are split into multiples of
-    2048 and the rest, frequencies into multiples of 2^-12 and the rest: products with the former are exact then, those
-    with the latter small, and the angles' sines and cosines follow from those of the parts.
+    In float32, the product of 4096 and a frequency near 1 has an error of 2e-4. Positions are therefore split into
+    multiples of 2048 and a remainder, and frequencies into multiples of 2^-12 and a remainder. Products with the
+    multiples are then exact and those with the remainders small, and the sines and cosines of the angles follow from
+    those of the parts.
     """
     exact, steps, rest = (p.to(frequencies.dtype) for p in (positions, positions // _STEP * _STEP, positions % _STEP))
     coarse = torch.round(frequencies * _GRID) / _GRID
@@ -114,7 +115,7 @@ def _tables(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _split_heads(x: Tensor, n_head: int) -> Tensor:
-    """Return (B, heads, N, head_dim) for x (B, N, d)."""
+    """Reshape x (B, N, d) to (B, heads, N, head_dim)."""
     return x.unflatten(-1, (n_head, -1)).transpose(1, 2)
 
 
@@ -134,7 +135,7 @@ class CausalMixer(nn.Module):
         return cast("Tensor", self.pom(x, causal=True))
 
     def stream(self, x: Tensor, state: MixerState, mask: Tensor | None) -> tuple[Tensor, MixerState]:
-        """Return (B, N, d) for x (B, N, d), and the state with its tokens."""
+        """Return (B, N, d) for x (B, N, d), and the state including its tokens."""
         return self.pom.stream(x, state, mask)
 
 
@@ -159,15 +160,16 @@ class CausalSelfAttention(nn.Module):
 
         Args:
             x: (B, N, d), tokens of this call.
-            past: keys and values (B, heads, P, head_dim) of those before them, or None.
-            length: with a past: (B) int64, how many there were; P without a mask.
-            mask: with a past: (B, N), which of the call's tokens count, those at the end left out; None: all.
+            past: keys and values (B, heads, P, head_dim) of earlier tokens, or None.
+            length: with a past: (B) int64, the number of earlier tokens; P without a mask.
+            mask: with a past: (B, N), True for the call's valid tokens, with masked ones at the end; None: all are
+                valid.
 
         Returns:
-            (B, N, d), and with a past the keys and values with those of this call.
+            (B, N, d) and, with a past, the keys and values including those of this call.
         """
         query, key, value = _split_heads(self.c_attn(x), 3 * self.n_head).chunk(3, dim=1)
-        # Turned together, by one table of sines.
+        # Rotated together, with a single table of sines.
         query, key = self.rotary(torch.cat((query, key), dim=1), length).chunk(2, dim=1)
         if past is None or length is None:
             attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
@@ -211,7 +213,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Token embedding turned by position, blocks, and the embedding again as output projection."""
+    """Token embedding rotated by position, blocks, and the same embedding as output projection."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -242,12 +244,12 @@ class GPT(nn.Module):
         return cast("Tensor", self.lm_head(_norm(x)))
 
     def stream(self, input_ids: Tensor, past: StreamState, mask: Tensor | None = None) -> tuple[Tensor, StreamState]:
-        """Return the logits of each next token, and the state with this call's tokens.
+        """Return the logits of each next token, and the state including this call's tokens.
 
         Args:
             input_ids: (B, N) int64, tokens of this call.
-            past: state of the tokens before them.
-            mask: (B, N) bool, which of them count, those at the end left out; None: all.
+            past: the state of earlier tokens.
+            mask: (B, N) bool, True for valid tokens, with masked ones at the end; None: all are valid.
 
         Returns:
             (B, N, V), and the state.
@@ -269,7 +271,7 @@ class GPT(nn.Module):
         return cast("Tensor", self.lm_head(_norm(x))), StreamState(length, stacked(states), {}, keys, values)
 
     def empty_state(self, batch: int) -> StreamState:
-        """Return the state of no tokens."""
+        """Return the state before the first token."""
         weight, config = self.lm_head.weight, self.config
         blocks = cast("Iterable[Block]", self.transformer["h"])
         states = [block.attn.pom.empty_state(batch) for block in blocks if isinstance(block.attn, CausalMixer)]

@@ -18,7 +18,7 @@ from pom_export.errors import InputError
 from pom_export.mixer import MixerConfig, RotaryConfig, RotaryPolynomialMixer
 
 IN_CONTEXT_STARTS: Final = {12: 4, 24: 8, 32: 10}
-"""Before which block the published models of a depth (JiT-B, -L and -H) put their in-context tokens."""
+"""The block before which the published models (JiT-B, -L and -H) insert their in-context tokens, by depth."""
 
 _NORM_EPSILON = 1e-6
 _FREQUENCIES, _LONGEST_PERIOD = 128, 10000.0
@@ -36,18 +36,18 @@ class JiTConfig:
         patch_size: height and width of a patch; divides H.
         hidden_size: model width d, a multiple of 4.
         depth: number of blocks.
-        num_heads: gate values a token of every mixer.
+        num_heads: gate values per token in every mixer.
         num_classes: number of labels; one more, `num_classes` itself, means "no class".
         bottleneck_dim: width between the two layers that embed a patch.
-        in_context_len: number of tokens L that carry the label; 0: none.
-        in_context_start: index of the block before which they are put in front of the patches.
+        in_context_len: number L of in-context tokens, which carry the label.
+        in_context_start: index of the block before which they are prepended to the patches.
         pom_degree: polynomial degree K of every mixer.
         pom_expand: channels per model dimension k of every mixer.
         pom_n_groups: groups of every mixer's context projection.
-        mlp_width: hidden width of every MLP; 0: that of the authors, two thirds of 4 d.
-        max_h: rows that the mixers have positions for; 0: as many as there are.
-        max_w: columns that they have positions for; 0: as many as there are.
-        channels: of an image.
+        mlp_width: hidden width of every MLP; 0: the authors' choice, two thirds of 4 d.
+        max_h: number of rows that the mixers have positions for; 0: the number of patches.
+        max_w: number of columns that they have positions for; 0: the number of patches.
+        channels: number of channels of an image.
 
     Raises:
         InputError: a value is out of range.
@@ -114,14 +114,14 @@ def _grid(side: int, device: torch.device) -> Tensor:
 
 
 def _sines_and_cosines(dim: int, side: int) -> Tensor:
-    """Return what the patches' embedding starts as, (side * side, dim): half of it tells the column, half the row."""
+    """Return the initial embedding of the patches, (side * side, dim): half encodes the column, half the row."""
     frequencies = _LONGEST_PERIOD ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
     angles = _grid(side, frequencies.device).flip(1)[..., None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1).float()
 
 
 class TimeEmbedder(nn.Module):
-    """An MLP of cosines and sines of the time."""
+    """An MLP that takes cosines and sines of the time."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class TimeEmbedder(nn.Module):
 
 
 class LabelEmbedder(nn.Module):
-    """A table of labels; the last row is that of no class."""
+    """A table of labels; the last row stands for "no class"."""
 
     def __init__(self, num_classes: int, dim: int) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class LabelEmbedder(nn.Module):
 
 
 class PatchEmbedder(nn.Module):
-    """Projects patches to a few numbers, and these to the model's width."""
+    """Projects patches to a bottleneck, and from there to the model's width."""
 
     def __init__(self, config: JiTConfig) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class PatchEmbedder(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """w3(silu(first) * second), the two being halves of w12."""
+    """w3(silu(first) * second), where `first` and `second` are the halves of w12's result."""
 
     def __init__(self, config: JiTConfig) -> None:
         super().__init__()
@@ -176,19 +176,19 @@ class GatedMLP(nn.Module):
 
 
 class Modulation(nn.Sequential):
-    """Vectors of time and label that shift and scale tokens: a layer behind a SiLU, which is applied once for all."""
+    """Computes vectors that shift and scale tokens from time and label: a layer after a SiLU that all blocks share."""
 
     def __init__(self, dim: int, vectors: int) -> None:
         super().__init__(nn.SiLU(), nn.Linear(dim, vectors * dim))
         self.vectors = vectors
 
     def forward(self, activated: Tensor) -> Sequence[Tensor]:
-        """Return the vectors, (B, 1, d) each, for the SiLU (B, 1, d) of time and label."""
+        """Return the vectors, (B, 1, d) each, given the SiLU (B, 1, d) of time and label."""
         return cast("Tensor", self[1](activated)).chunk(self.vectors, dim=-1)
 
 
 class Block(nn.Module):
-    """A mixer and an MLP; time and label shift and scale what goes into each, and scale what comes out."""
+    """A mixer and an MLP; time and label shift and scale the input of each, and scale its output."""
 
     def __init__(self, config: JiTConfig, mixer: nn.Module) -> None:
         super().__init__()
@@ -227,18 +227,18 @@ class FinalLayer(nn.Module):
 class JiT(nn.Module):
     """Predicts a clean image from a noisy one, the time and a label.
 
-    Its attribute `is_polynomial` says whether its mixers are PoM's.
+    The attribute `is_polynomial` tells whether its mixers are PoM's.
 
     Args:
         config: hyper-parameters.
-        make_mixer: returns what mixes the tokens of a block instead of a `RotaryPolynomialMixer`, to compare the two;
-            it is called as `mixer(x, positions=positions)` with x (B, N, d) and positions (N, 2) int64.
+        make_mixer: returns a module that mixes a block's tokens instead of a `RotaryPolynomialMixer`, for comparisons.
+            It is called as `mixer(x, positions=positions)` with x (B, N, d) and positions (N, 2) int64.
     """
 
     def __init__(self, config: JiTConfig, make_mixer: Callable[[JiTConfig], nn.Module] | None = None) -> None:
         super().__init__()
         self.config = config
-        # In the order of the official module: averages of its parameters are saved as lists in that order.
+        # In the order of the official module, since averages of its parameters are saved as lists in that order.
         self.pos_embed = nn.Parameter(torch.zeros(1, config.side**2, config.hidden_size), requires_grad=False)
         if config.in_context_len:
             self.in_context_posemb = nn.Parameter(torch.zeros(1, config.in_context_len, config.hidden_size))
@@ -252,7 +252,7 @@ class JiT(nn.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        """Start as the authors do: every block as the identity, the output as zeros."""
+        """Initialise as the authors do: every block as the identity, and the output as zeros."""
         for part in self.modules():
             if isinstance(part, nn.Linear):
                 init.xavier_uniform_(part.weight)
@@ -275,11 +275,11 @@ class JiT(nn.Module):
             self.pos_embed.copy_(_sines_and_cosines(self.config.hidden_size, self.config.side))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """Return the image that the model takes a noisy one to be of, (B, 3, H, H).
+        """Return the model's estimate of the clean image, (B, 3, H, H).
 
         Args:
             x: (B, 3, H, H), `t` times the image plus `1 - t` times normal noise.
-            t: (B), time: 0 for noise alone, 1 for the image.
+            t: (B), the time: 0 for pure noise, 1 for the image.
             y: (B) int64, labels; `num_classes` for no class.
         """
         config = self.config
@@ -294,7 +294,7 @@ class JiT(nn.Module):
         return self._image(self.final_layer(tokens[:, config.in_context_len :], activated))
 
     def _image(self, patches: Tensor) -> Tensor:
-        """Return (B, 3, H, H) for (B, N, patch * patch * 3), the channels of a pixel side by side."""
+        """Return (B, 3, H, H) for (B, N, patch * patch * 3), where the channels of a pixel are adjacent."""
         side, patch, channels = self.config.side, self.config.patch_size, self.config.channels
         pixels = patches.unflatten(2, (patch, patch, channels)).unflatten(1, (side, side))
         return pixels.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)

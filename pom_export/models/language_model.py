@@ -1,4 +1,4 @@
-"""A small causal language model built of Polynomial Mixers."""
+"""A small causal language model built from Polynomial Mixers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class LanguageModelConfig:
     Attributes:
         vocab_size: number of tokens V; 256 for a model of bytes.
         n_layers: number of blocks.
-        window: tokens that the input convolution sees, the current one included.
+        window: number of tokens that the input convolution sees, including the current one.
         mlp_width: hidden width of each block's MLP.
         mixer: hyper-parameters of every block's mixer; its `dim` is the model width.
 
@@ -42,9 +42,9 @@ class LanguageModelConfig:
 
 
 class CausalConvolution(nn.Conv1d):
-    """A convolution over tokens that sees the current token and those just before it: the sense of local order.
+    """A convolution over the current token and those just before it, which provides local order.
 
-    A mean of polynomials knows which tokens came before, not in which order; this layer adds what it lacks.
+    A mean of polynomials knows which tokens came before, but not in which order.
     """
 
     def __init__(self, dim: int, window: int) -> None:
@@ -60,8 +60,8 @@ class CausalConvolution(nn.Conv1d):
 
         Args:
             x: tokens of this call.
-            past: (B, window - 1, d), the tokens before them; zeros for none.
-            mask: (B, N), which of them count, those at the end left out; None: all.
+            past: (B, window - 1, d), the tokens before them; zeros at the start.
+            mask: (B, N), True for valid tokens, with masked ones at the end; None: all are valid.
         """
         seen = torch.cat([past, x], dim=1)
         return super().forward(seen.transpose(1, 2)).transpose(1, 2), last_tokens(seen, past.shape[1], mask)
@@ -86,7 +86,7 @@ class Block(nn.Module):
         return self._mlp(x + self.mixer(self.mixer_norm(x), mask="causal"))
 
     def stream(self, x: Tensor, state: MixerState, mask: Tensor | None) -> tuple[Tensor, MixerState]:
-        """Return (B, N, d) for x (B, N, d), and the state with its tokens."""
+        """Return (B, N, d) for x (B, N, d), and the state including its tokens."""
         mixed, present = self.mixer.stream(self.mixer_norm(x), state, mask)
         return self._mlp(x + mixed), present
 
@@ -95,7 +95,7 @@ class Block(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Token embedding, causal convolution, PoM blocks, and the embedding again as output projection.
+    """Token embedding, causal convolution, PoM blocks, and the same embedding as output projection.
 
     Every hyper-parameter can be read from the shapes of its state dict.
     """
@@ -126,12 +126,12 @@ class LanguageModel(nn.Module):
         return functional.linear(self.norm(x), self.embedding.weight)
 
     def stream(self, input_ids: Tensor, past: StreamState, mask: Tensor | None = None) -> tuple[Tensor, StreamState]:
-        """Return the logits of each next token, and the state with this call's tokens.
+        """Return the logits of each next token, and the state including this call's tokens.
 
         Args:
             input_ids: (B, N) int64, tokens of this call.
-            past: state of the tokens before them.
-            mask: (B, N) bool, which of them count, those at the end left out; None: all.
+            past: the state of earlier tokens.
+            mask: (B, N) bool, True for valid tokens, with masked ones at the end; None: all are valid.
 
         Returns:
             (B, N, V), and the state.
@@ -140,7 +140,7 @@ class LanguageModel(nn.Module):
         window: dict[str, Tensor] = {}
         if past.convolution:
             convolved, window["0"] = self.convolution.stream(x, past.convolution["0"], mask)
-        else:  # its window is the current token alone
+        else:  # the window only contains the current token
             convolved = self.convolution(x)
         x = x + convolved
         states = []
@@ -152,7 +152,7 @@ class LanguageModel(nn.Module):
         return logits, StreamState(length, stacked(states), convolution=window)
 
     def empty_state(self, batch: int) -> StreamState:
-        """Return the state of no tokens."""
+        """Return the state before the first token."""
         weight, window = self.embedding.weight, self.config.window - 1
         states = [cast("Block", block).mixer.empty_state(batch) for block in self.blocks]
         tokens = weight.new_zeros(batch, window, weight.shape[1])

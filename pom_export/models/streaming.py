@@ -16,11 +16,11 @@ class StreamState:
     """The state of a language model.
 
     Attributes:
-        length: (B) int64, how many tokens are in it.
-        sums: (B, L, 2, C), those of its L mixers, see `MixerState`; None where it has none.
-        convolution: by layer, (B, window - 1, d), the last tokens that a causal convolution has seen.
-        keys: by layer, (B, heads, P, d / heads), what self-attention looks back at; token i of a row is at i.
-        values: the same.
+        length: (B) int64, the number of tokens so far.
+        sums: (B, L, 2, C), the sums of its L mixers, see `MixerState`; None if it has none.
+        convolution: by layer, (B, window - 1, d), the last tokens seen by a causal convolution.
+        keys: by layer, (B, heads, P, d / heads), the keys of self-attention, where token i of a row is at index i.
+        values: the values of self-attention, shaped like `keys`.
     """
 
     length: Tensor
@@ -35,12 +35,12 @@ class StreamState:
 
 
 def stacked(states: Sequence[MixerState]) -> Tensor | None:
-    """Return the sums of mixers as one tensor, (B, L, 2, C); None for no mixers."""
+    """Stack the sums of mixers into one tensor, (B, L, 2, C); None if there are no mixers."""
     return torch.stack([state.sums for state in states], dim=1) if states else None
 
 
 def advanced(length: Tensor, tokens: int, mask: Tensor | None) -> Tensor:
-    """Return how many tokens there are with those of a call, (B) int64."""
+    """Return the number of tokens including those of a call, (B) int64."""
     return length + (tokens if mask is None else mask.to(torch.int64).sum(1))
 
 
@@ -49,8 +49,8 @@ def last_tokens(seen: Tensor, count: int, mask: Tensor | None) -> Tensor:
 
     Args:
         seen: (B, count + N, d), `count` tokens of earlier calls and N of this one.
-        count: how many are kept.
-        mask: (B, N), which of the N count, those at the end left out; None: all.
+        count: number of tokens to keep.
+        mask: (B, N), True for valid tokens among the N, with masked ones at the end; None: all are valid.
     """
     if mask is None:
         return seen[:, seen.shape[1] - count :]
@@ -60,18 +60,18 @@ def last_tokens(seen: Tensor, count: int, mask: Tensor | None) -> Tensor:
 
 
 def append_tokens(past: Tensor, new: Tensor, length: Tensor, mask: Tensor | None) -> Tensor:
-    """Return keys or values with those of a call behind them, token i of each row at i, (B, heads, P + N, e).
+    """Append a call's keys or values, so that token i of each row is at index i, (B, heads, P + N, e).
 
     Args:
         past: (B, heads, P, e).
         new: (B, heads, N, e).
-        length: (B) int64, how many of the P there are in each row, the first ones; P without a mask.
-        mask: (B, N), which of the N count, those at the end left out; None: all.
+        length: (B) int64, how many of the P are in use in each row, starting with the first; P without a mask.
+        mask: (B, N), True for valid tokens among the N, with masked ones at the end; None: all are valid.
     """
     joined = torch.cat([past, new], dim=2)
     if mask is None:
         return joined
-    # Where a row has fewer than P tokens, those of the call follow these at once.
+    # If a row has fewer than P tokens, those of the call follow directly after them.
     slots = torch.arange(joined.shape[2], device=past.device)
     skipped = past.shape[2] - length[:, None]
     index = torch.where(slots < length[:, None], slots, slots + skipped).clamp(max=joined.shape[2] - 1)
