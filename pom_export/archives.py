@@ -20,7 +20,7 @@ from pom_export.errors import InputError, reason_of
 from pom_export.files import AnyPath, readable_file
 
 _HINT: Final = "Copy or save it again"
-# Far more than any checkpoint has storages; each costs memory before anything else is known of the file.
+# Far more than the storages of any checkpoint. Each member takes memory before anything else is known about the file.
 _MOST_MEMBERS: Final = 100_000
 _DIRECTORY_ENTRY: Final = 46
 _LONGEST_NAME: Final = 1024
@@ -33,21 +33,21 @@ _LOCATOR_64: Final = struct.Struct("<4sIQI")
 _LOCAL_SIGNATURE: Final = b"PK\x03\x04"
 _IN_32_BITS: Final = 0xFFFFFFFF
 
-_HAS_DESCRIPTOR: Final = 0x8  # sizes follow the data
-_FLAGS: Final = _HAS_DESCRIPTOR | 0x800 | 0x6  # names in UTF-8; how hard deflate tried
-# Of the sizes behind the data: with a signature or without, of 32 bits or 64.
+_HAS_DESCRIPTOR: Final = 0x8  # the sizes follow the data
+_FLAGS: Final = _HAS_DESCRIPTOR | 0x800 | 0x6  # UTF-8 names; deflate's effort
+# Lengths of the record after the data: with or without a signature, with 32-bit or 64-bit sizes.
 _DESCRIPTOR_SIZES: Final = (12, 16, 20, 24)
 
 
 @dataclass(frozen=True)
 class Member:
-    """One file in an archive.
+    """A file in an archive.
 
     Attributes:
         name: its name, with slashes.
-        size: bytes that it declares to hold; reading it gives exactly so many.
-        stored: whether it lies in the archive as it is, from `offset` on; False: it is compressed.
-        offset: of its first byte in the archive's file.
+        size: its declared size in bytes; reading it returns exactly this many.
+        stored: whether it is uncompressed, so that the bytes from `offset` on are its content.
+        offset: offset of its first byte in the archive's file.
     """
 
     name: str
@@ -60,9 +60,9 @@ class Archive:
     """An open zip archive whose layout was checked.
 
     Attributes:
-        path: of the file, for messages.
-        file: the open file; what is mapped from it is what was checked.
-        members: by name, in the directory's order.
+        path: path of the file, for messages.
+        file: the open file; whatever is mapped from it is what was checked.
+        members: its files by name, in the directory's order.
         file_bytes: size of the file.
     """
 
@@ -80,11 +80,11 @@ class Archive:
 
     @property
     def bytes_inside(self) -> int:
-        """Bytes that all members together declare to hold."""
+        """The declared size of all members together, in bytes."""
         return sum(member.size for member in self.members.values())
 
     def check_stored(self, writer: str) -> None:
-        """Raise InputError where a member is compressed, in an archive whose writer never does that."""
+        """Raise InputError if a member is compressed although the archive's writer never does that."""
         odd = next((member.name for member in self.members.values() if not member.stored), None)
         if odd is not None:
             raise InputError(f"{self.path} is not a whole archive: {odd} is compressed, as {writer} never does", _HINT)
@@ -103,9 +103,9 @@ class Archive:
         try:
             with self._zip.open(name) as stream:
                 content = stream.read(member.size)
-                # What compares the checksum.
+                # Reading to the end compares the checksum.
                 excess = stream.read(1)
-        except Exception as error:  # whatever damaged bytes make of zipfile and zlib
+        except Exception as error:  # zipfile and zlib may raise anything for damaged bytes
             raise InputError(f"{self.path}: {name} is damaged: {reason_of(error)}", _HINT) from error
         if len(content) != member.size or excess:
             raise InputError(f"{self.path}: {name} holds {len(content)} bytes, it declares {member.size}", _HINT)
@@ -114,15 +114,16 @@ class Archive:
 
 @contextmanager
 def open_archive(path: AnyPath, kind: str, *, stored_by: str = "") -> Iterator[Archive]:
-    """Open a zip archive and check its layout; its contents are read by the caller, within bounds of its own.
+    """Open a zip archive and check its layout. The caller reads its contents, with limits of its own.
 
     Args:
-        path: of the file.
-        kind: names the file in messages.
-        stored_by: what writes such archives, none of whose members it compresses; empty: they may be compressed.
+        path: path of the file.
+        kind: what to call the file in messages.
+        stored_by: the writer of such archives, if it never compresses members; empty: they may be compressed.
 
     Raises:
-        InputError: the file cannot be read, is no zip archive, is truncated, or is laid out as no writer does it.
+        InputError: the file cannot be read, is not a zip archive, is truncated, or has a layout that no writer
+            produces.
     """
     file = readable_file(path, kind)
     with file.open("rb") as stream:
@@ -134,19 +135,19 @@ def open_archive(path: AnyPath, kind: str, *, stored_by: str = "") -> Iterator[A
             raise
         except _LayoutError as error:
             raise InputError(f"{kind} {file} is not a whole archive: {error}", _HINT) from error
-        except Exception as error:  # whatever damaged bytes make of zipfile
+        except Exception as error:  # zipfile may raise anything for damaged bytes
             raise InputError(f"{kind} {file} is not a whole archive: {reason_of(error)}", _HINT) from error
         yield archive
 
 
 class _LayoutError(Exception):
-    """What is odd about an archive."""
+    """What is wrong with an archive's layout."""
 
 
 def _read_end(file: IO[bytes], size: int) -> tuple[int, int]:
-    """Return how many entries the directory has, and where it begins.
+    """Return the number of entries in the directory, and where it begins.
 
-    It must end where its end record begins, and that at the file's end.
+    The directory must end where its end record begins, which must be at the end of the file.
     """
     end = size - _END.size
     signature, _, _, _, count, length, offset, comment = _unpack(file, end, _END)
@@ -219,7 +220,7 @@ def _check_entry(entry: zipfile.ZipInfo) -> None:
 
 
 def _data_offset(file: IO[bytes], entry: zipfile.ZipInfo) -> int:
-    """Return where a member's bytes begin: behind its local header, which must say what the directory says."""
+    """Return the offset of a member's bytes, after its local header, which must agree with the directory."""
     header = _unpack(file, entry.header_offset, _LOCAL)
     signature, _, flags, method, _, _, checksum, compressed, size, name_length, extra = header
     name = file.read(name_length)
@@ -234,7 +235,7 @@ def _data_offset(file: IO[bytes], entry: zipfile.ZipInfo) -> int:
 
 
 def _after(file: IO[bytes], entry: zipfile.ZipInfo, end: int, directory: int) -> int:
-    """Return where the next member begins: behind this one's data, and its sizes where these follow."""
+    """Return where the next member begins: after this one's data, and its sizes if they follow the data."""
     if not entry.flag_bits & _HAS_DESCRIPTOR:
         return end
     file.seek(end)

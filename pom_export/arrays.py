@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 _HINT: Final = "Save them with numpy.savez"
 _SUFFIX: Final = ".npy"
-# What arrays may take in memory: so much, or so many times what the file takes on the disk.
+# The most memory for all arrays: this much, or this multiple of the file's size.
 _SMALL: Final = 256 << 20
 _MOST_INFLATED: Final = 8
-# Booleans, numbers, text, and raw bytes for types that numpy does not have.
+# Booleans, numbers, text, and raw bytes for types that NumPy lacks.
 _KINDS: Final = "biufcUSV"
 
 
@@ -32,14 +32,14 @@ def read_npz(
     """Return the arrays of a .npz file by name, in new memory.
 
     Args:
-        path: of the file.
-        kind: names it in messages.
-        only: names of the arrays to read, those of them that are there; default: all.
-        stored: whether arrays must lie in it uncompressed, as `numpy.savez` leaves them.
+        path: path of the file.
+        kind: what to call the file in messages.
+        only: names of the arrays to read, if present; default: all.
+        stored: whether arrays must be uncompressed, as written by `numpy.savez`.
 
     Raises:
-        InputError: it is missing, damaged or no .npz archive, holds Python objects, or would take far more memory
-            than it has bytes.
+        InputError: it is missing, damaged or not a .npz archive, contains Python objects, or would take far more memory
+            than its size.
     """
     with open_archive(path, kind, stored_by="numpy.savez" if stored else "") as archive:
         _check_sizes(archive)
@@ -58,7 +58,7 @@ def _check_sizes(archive: Archive) -> None:
 
 
 def _array(archive: Archive, member: Member) -> Array:
-    """Return an array, which must fill its member to the last byte."""
+    """Return an array, which must fill its member exactly."""
     import numpy as np
 
     content = archive.read(member.name, member.size)
@@ -72,12 +72,12 @@ def _array(archive: Archive, member: Member) -> Array:
             raise ValueError(f"it holds {len(content) - start:,} bytes, not {dtype}{list(shape)}")
         flat = np.frombuffer(content, dtype, count, start).copy()
         return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
-    except Exception as error:  # whatever a damaged header leads numpy to
+    except Exception as error:  # NumPy may raise anything for a damaged header
         raise InputError(f"{archive.path}: array {member.name} is damaged: {reason_of(error)}", _HINT) from error
 
 
 def _header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Return an array's shape, whether it lies in Fortran's order, and its type."""
+    """Return an array's shape, whether it is in Fortran order, and its type."""
     from numpy.lib import format as npy
 
     readers: dict[tuple[int, int], Callable[..., Any]] = {

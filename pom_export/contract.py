@@ -53,22 +53,22 @@ from typing import Final
 DOMAIN: Final = "pom"
 OP_NAME: Final = "PolynomialAggregation"
 OP_VERSION: Final = 1
-# How many names an op has, and so how many functions of it a file can hold.
+# The number of an op's names, and therefore the most functions of it in a file.
 NAME_COUNT: Final = 16
 # The first is the op's own; the others are for further functions in the same file.
 OP_NAMES: Final = (OP_NAME, *(f"{OP_NAME}_{number}" for number in range(2, NAME_COUNT + 1)))
 
-# What TensorRT's parser looks a plugin up by; ONNX Runtime ignores both.
+# TensorRT's parser uses these to find a plugin; ONNX Runtime ignores both.
 PLUGIN_VERSION: Final = "1"
 PLUGIN_NAMESPACE: Final = ""
 
 INPUTS: Final = ("x", "coefficients", "mask", "cos", "sin", "past_state", "past_length")
 REQUIRED_INPUTS: Final = 2
-# Of both ops: there with `stateful` 1.
+# Inputs of both ops, present if `stateful` is 1.
 STATE_INPUTS: Final = ("past_state", "past_length")
 STATE_OUTPUTS: Final = ("present_state", "present_length")
 OUTPUTS: Final = ("y", *STATE_OUTPUTS)
-# In the order in which they are written on every node.
+# In the order in which they are written to every node.
 ATTRIBUTES: Final = (
     "form",
     "degree",
@@ -84,7 +84,7 @@ POWER: Final = "power"
 PRODUCT: Final = "product"
 FORMS: Final = (POWER, PRODUCT)
 MODES: Final = ("mean", "causal", "features")
-# Of form "product"; 0 in form "power", where the coefficients say it.
+# The degree of form "product"; 0 in form "power", whose degree follows from the coefficients.
 DEFAULT_DEGREE: Final = 0
 DEFAULT_ROTARY_BLOCKS: Final = 1
 MAX_ROTARY_BLOCKS: Final = 2
@@ -112,18 +112,18 @@ GATE_ACTIVATIONS: Final = ("identity", "sigmoid", "hardsigmoid")
 
 MIN_DEGREE: Final = 1
 MAX_DEGREE: Final = 16
-# An x without a token may say any size of the others, and its means be as many.
+# Without tokens, x may declare any other sizes, and its means have as many values.
 MAX_MEANS_OF_NOTHING: Final = 2**27
 
 LEAKY_SLOPE: Final = 0.01
 CLAMP_LOW: Final = -0.1
 CLAMP_HIGH: Final = 6.0
 
-# Floating weights, and epsilon with them, count this many times. No mean shows it, but the products of small weights,
-# subnormals too, then keep their digits. A mean whose divisor is then beyond the limit is NaN.
+# Floating-point weights, and epsilon with them, are multiplied by this. It does not affect any mean, but keeps products
+# with small weights, even subnormal ones, precise. If this puts a divisor beyond the limit, the mean is NaN.
 WEIGHT_SCALE: Final = 2.0**24
 DIVISOR_LIMIT: Final = 2.0**126
-# Of a past_length and the tokens that a call adds to it.
+# The largest sum of a past_length and the tokens that a call adds to it.
 MAX_LENGTH: Final = 2**63 - 1
 _MAX_EPSILON: Final = (2 - 2.0**-23) * 2.0**127  # float32's largest
 
@@ -139,7 +139,7 @@ def check_attributes(
     """Check a node's attributes as the kernels do.
 
     Raises:
-        ValueError: one is out of range; the value seen is named.
+        ValueError: one is out of range; the message names the value.
     """
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r:.60}")
@@ -188,7 +188,7 @@ def signature() -> str:
 
 
 def gated_signature() -> str:
-    """Return what the contract adds for the gated op, equal to `pom_gated_contract()` of the compiled libraries."""
+    """Return the contract's additions for the gated op, equal to `pom_gated_contract()` of the compiled libraries."""
     return json.dumps(
         {
             "op": GATED_OP_NAME,

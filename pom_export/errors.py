@@ -16,23 +16,23 @@ _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
 SEE_CAUSE: Final = "See the trace of the exception that caused this one"
-"""The hint where only the cause tells what to do."""
+"""The hint if only the cause tells what to do."""
 REPORT: Final = "Report it, with the trace of the exception that caused this one"
-"""The hint where a fault of ours is the cause."""
+"""The hint for a bug of ours."""
 
-# Characters of a message; what is longer, such as a name of a million letters, is cut in its middle.
+# The most characters in a message; a longer one, for example with a name of a million letters, is cut in the middle.
 _LONGEST: Final = 1000
 _CUT: Final = " [...] "
 
 
 def printable(text: str, limit: int = _LONGEST) -> str:
-    """Return text as one line that a terminal only shows.
+    """Return text as a single line that has no effect on a terminal except being shown.
 
-    Names and reasons come from files: a newline in one would forge a line of ours, an escape would move the cursor.
+    Names and reasons come from files. A newline in one could forge a line of ours, and an escape could move the cursor.
 
     Args:
         text: any text.
-        limit: its most characters; the middle of a longer one is left out.
+        limit: the most characters; a longer text is cut in the middle.
     """
     if len(text) > limit:
         end = (limit - len(_CUT)) // 3
@@ -46,8 +46,8 @@ class PomExportError(Exception):
     """Base of every error that the toolkit raises on purpose.
 
     Args:
-        what: one line: what failed, and the value that was seen; made `printable`, since it may quote a file.
-        hint: one line: what the user can do about it; the same.
+        what: one line: what failed, and the value seen. It is made `printable`, since it may quote a file.
+        hint: one line: what the user can do about it. It is made `printable` too.
     """
 
     exit_code = 2
@@ -58,20 +58,20 @@ class PomExportError(Exception):
         super().__init__(self.what)
 
     def __str__(self) -> str:
-        # What torch says of itself ends in a full stop.
+        # torch's own messages end in a full stop.
         return f"{self.what.removesuffix('.')}. {self.hint}" if self.hint else self.what
 
 
 class InputError(PomExportError):
-    """The user's file, option or environment is not usable."""
+    """The user's file, option or environment is unusable."""
 
 
 class CheckpointError(InputError):
-    """A checkpoint could not be read or is of no known model."""
+    """A checkpoint could not be read, or its model is unknown."""
 
 
 class MissingDependencyError(InputError):
-    """An optional package or one of our compiled libraries is not there."""
+    """An optional package or one of our compiled libraries is missing."""
 
 
 class EngineError(InputError):
@@ -84,25 +84,25 @@ class ParityError(PomExportError):
     exit_code = 1
 
 
-# Letters whose names begin with a vowel's sound, and words that begin with a consonant's all the same.
+# Letters whose names begin with a vowel sound, and words that begin with a consonant sound despite their first letter.
 _VOWEL_NAMES: Final = "AEFHILMNORSX"
 _YOU_OR_WON: Final = re.compile(r"u(int|se|ni(?!n))|one", re.IGNORECASE)
 
 
 def with_article(word: str) -> str:
-    """Return a noun, such as the name of a class, with "a" or "an" in front as it is said: an int, an MLP, a UNet."""
+    """Return a noun, such as the name of a class, with the article that fits its sound: an int, an MLP, a UNet."""
     said_by_letters = word[:2].isupper()
     vowel = word[:1] in _VOWEL_NAMES if said_by_letters else word[:1].lower() in {*"aeiou"}
     return f"an {word}" if vowel and not _YOU_OR_WON.match(word) else f"a {word}"
 
 
 def kind_of(value: object) -> str:
-    """Return what a value is, as a message says it: an int, a list, None."""
+    """Return the type of a value, worded for a message: an int, a list, None."""
     return "None" if value is None else with_article(type(value).__name__)
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the first line of an exception's text, or its class where it has none."""
+    """Return the first line of an exception's text, or its class if it has no text."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -111,7 +111,7 @@ _TORCH_OUT_OF_MEMORY: Final = "can't allocate memory"
 
 
 def explained(error: BaseException) -> PomExportError:
-    """Return what an exception that nobody expected tells a user."""
+    """Return the error that explains an unexpected exception to a user."""
     if isinstance(error, PomExportError):
         return error
     reason = reason_of(error)
@@ -123,9 +123,9 @@ def explained(error: BaseException) -> PomExportError:
 
 
 def only_ours(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Return a function of the toolkit's interface that raises nothing but the toolkit's exceptions.
+    """Wrap a public function so that it raises nothing but the toolkit's exceptions.
 
-    Calls that don't fit its signature stay a TypeError. What was raised first is the cause.
+    Calls that don't fit its signature still raise TypeError. The original exception is chained as the cause.
     """
     signature = inspect.signature(function)
 

@@ -10,11 +10,11 @@ from torch.overrides import TorchFunctionMode
 
 
 class FunctionMode(TorchFunctionMode):
-    """While it is on, `call` is what torch's functions, and tensors' methods and attributes, do."""
+    """While active, `call` replaces torch's functions and the methods and attributes of tensors."""
 
     @abstractmethod
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a function of torch, or do something else in its place."""
+        """Call a torch function, or do something else instead."""
 
     def __torch_function__(
         self,
@@ -23,5 +23,5 @@ class FunctionMode(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Do what torch's protocol asks for."""
+        """Implement torch's protocol."""
         return self.call(func, args, dict(kwargs or {}))

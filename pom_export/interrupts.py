@@ -12,15 +12,15 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Ended(KeyboardInterrupt):
-    """An ending signal came.
+    """A termination signal arrived.
 
-    A class of its own: once a plain KeyboardInterrupt has passed through `exec`, as torch calls it, `python -m` ends
-    the process by SIGINT whatever its exit code.
+    This is a separate class because once a plain KeyboardInterrupt has passed through `exec`, which torch uses, `python
+    -m` ends the process by SIGINT whatever its exit code.
     """
 
 
 class _State:
-    """What the handler knows: signals come to the main thread only, so there is one state."""
+    """The handler's state. There is only one, since signals only arrive in the main thread."""
 
     received: int | None = None
     held: int = 0
@@ -33,9 +33,9 @@ def _handle(number: int, _: FrameType | None) -> None:
 
 
 def listen() -> None:
-    """Turn every ending signal of this process into a KeyboardInterrupt, so that all clean up alike.
+    """Turn every termination signal of this process into a KeyboardInterrupt, so that all of them are handled alike.
 
-    Signals that are ignored, as nohup and shell scripts ask for, stay so.
+    Signals that are ignored, as nohup and shell scripts request, stay ignored.
     """
     _State.received, _State.held = None, 0
     for number in _ENDING:
@@ -45,7 +45,7 @@ def listen() -> None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Let no signal interrupt the block; one that arrives meanwhile is seen by the next `check`."""
+    """Prevent signals from interrupting the block; the next `check` handles one that arrives meanwhile."""
     _State.held += 1
     try:
         yield
@@ -55,13 +55,13 @@ def held() -> Iterator[None]:
 
 @contextmanager
 def deferred() -> Iterator[Callable[[], bool]]:
-    """Let a signal interrupt only when the block is over, in programs other than our command too.
+    """Defer signals until the end of the block, in programs other than our command too.
 
     Yields:
-        What tells whether a signal has come. In a thread other than the main one none ever does.
+        A function that returns whether a signal has arrived. In threads other than the main one, it never has.
 
     Raises:
-        KeyboardInterrupt: at the end, when one has come; or what the program's own handler of SIGINT raises.
+        KeyboardInterrupt: at the end, if a signal has arrived; or whatever the program's own SIGINT handler raises.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
@@ -75,7 +75,7 @@ def deferred() -> Iterator[Callable[[], bool]]:
         return
     with held():
         try:
-            _take()  # of an earlier command in this process
+            _take()  # left by an earlier command in this process
             signal.signal(signal.SIGINT, _handle)
             yield lambda: _State.received is not None
         finally:
@@ -93,25 +93,25 @@ def _take() -> int | None:
 
 
 def settle() -> None:
-    """Let no signal interrupt what follows: the command is over, and says how."""
+    """Prevent signals from interrupting what follows: the command has finished and reports its result."""
     _State.held += 1
 
 
 def ignore() -> None:
-    """Ignore ending signals: a process that exits should do so with its own exit code, not be killed on the way."""
+    """Ignore termination signals, so that a process that is exiting does so with its own exit code."""
     for number in _ENDING:
         signal.signal(number, signal.SIG_IGN)
 
 
 def received() -> int | None:
-    """Return the number of the ending signal that came, also if someone swallowed it.
+    """Return the number of the termination signal that arrived, even if its exception was swallowed.
 
-    Lazy imports of torch, for one, turn a KeyboardInterrupt into errors of other types.
+    For example, lazy imports in torch turn a KeyboardInterrupt into errors of other types.
     """
     return _State.received
 
 
 def check() -> None:
-    """Raise Ended when an ending signal came, before something is done that it was to prevent."""
+    """Raise Ended if a termination signal arrived, before an action that it should prevent."""
     if _State.received is not None:
         raise Ended

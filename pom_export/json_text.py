@@ -7,27 +7,27 @@ import math
 import re
 from typing import Any, Final, NoReturn
 
-# Of configurations, manifests and what else is written by hand or by us.
+# The most values in configurations, manifests and other files written by hand or by us.
 MOST_VALUES: Final = 200_000
 _LONGEST_NUMBER: Final = 40
-# A text, closed or not, so that nothing is looked at twice.
+# A string, terminated or not, so that no character is examined twice.
 _TEXT: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 
 
 def parse_json(content: bytes | str, most_values: int = MOST_VALUES, *, infinite: bool = False) -> Any:
-    """Return what JSON says.
+    """Parse JSON.
 
     Args:
-        content: the text, UTF-8 where it is bytes; the caller bounds its length.
-        most_values: most entries of lists and objects together.
-        infinite: whether numbers may be written NaN, Infinity and -Infinity, as Python writes them.
+        content: the text, in UTF-8 if it is bytes; the caller limits its length.
+        most_values: the most entries of lists and objects together.
+        infinite: whether to accept the numbers NaN, Infinity and -Infinity, as Python writes them.
 
     Raises:
-        ValueError: it is damaged, nested too deeply, has more values, a name twice in one object, or a number that is
-            infinite, NaN or longer than any that we write.
+        ValueError: it is damaged or nested too deeply, has too many values or a duplicate name in an object, or a
+            number is infinite, NaN or longer than any that we write.
     """
     text = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
-    # Counted before any value is made: a list of two characters takes 64 bytes.
+    # Counted before any value is created, since a list of two characters takes 64 bytes.
     values = sum(map(_TEXT.sub(b"", text).count, (b",", b"[", b"{", b":")))
     if values > most_values:
         raise ValueError(f"it holds {values:,} values, at most {most_values:,} are read")

@@ -11,13 +11,13 @@ from weakref import WeakSet
 
 
 class Shared:
-    """A change that blocks in several threads share: the first makes it, the last takes it back.
+    """A change shared by blocks in several threads: the first one makes it, and the last one reverts it.
 
-    Were each to put back what it found, two that overlap would leave the change of one for good. In a process that
-    os.fork made, only the thread that forked is still in its block.
+    If each block restored what it had found, two overlapping ones would leave one's change behind. In a process created
+    by os.fork, only the thread that forked is still in its block.
 
     Args:
-        change: makes the change where it is entered, and takes it back where it is left.
+        change: a context that makes the change when entered, and reverts it when left.
     """
 
     def __init__(self, change: Callable[[], AbstractContextManager[object]]) -> None:
@@ -51,7 +51,7 @@ class Shared:
                     self._made.close()
 
     def forget_other_threads(self) -> None:
-        """Go on in a process that was forked, where no other thread is."""
+        """Forget all other threads in a forked process, where they do not exist."""
         self._lock = threading.Lock()
         thread = threading.get_ident()
         self._depths = Counter({thread: self._depths[thread]} if thread in self._depths else {})
@@ -60,7 +60,7 @@ class Shared:
 
 
 class OneAtATime:
-    """A block that one thread at a time is in: others wait for it. A thread may enter it again inside."""
+    """A block that one thread at a time can enter, while others wait. A thread may enter it again from inside."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -68,12 +68,12 @@ class OneAtATime:
 
     @contextmanager
     def block(self) -> Iterator[None]:
-        """Run a block alone."""
+        """Run a block exclusively."""
         with self._lock:
             yield
 
     def forget_other_threads(self) -> None:
-        """Go on in a process that was forked, where no other thread is."""
+        """Forget all other threads in a forked process, where they do not exist."""
         self._lock = threading.RLock()
 
 

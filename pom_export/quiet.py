@@ -20,22 +20,22 @@ from pom_export.process_wide import Shared
 
 _LOGGERS: Final = ("torch", "onnxscript", "onnx_ir", "onnx")
 _IGNORED: Final[dict[type[Warning], Shared]] = {}
-# What threads have written to stderr and is kept back, by thread, the innermost block's last.
+# Output to stderr that is held back, by thread, with that of the innermost block last.
 _KEPT: Final[dict[int, list[io.StringIO]]] = {}
 
 
 @contextmanager
 def quiet_torch() -> Iterator[None]:
-    """Silence what torch and its exporter log, warn of and print; nothing of it is the user's to mend."""
+    """Silence the logs, warnings and output of torch and its exporter, none of which the user can do anything about."""
     with quiet_logs(), quiet_warnings(), _kept_stderr():
         yield
 
 
 @contextmanager
 def quiet_failure() -> Iterator[None]:
-    """Keep back what a block prints on stderr: it is given out at its end, and dropped when the block raises.
+    """Hold back what a block prints on stderr: it is printed at the end, or dropped if the block raises.
 
-    A module that was traced by torch.fx prints a trace of its code before it raises.
+    A module traced by torch.fx prints a traceback of its code before it raises.
     """
     with _kept_stderr() as kept:
         yield
@@ -45,9 +45,9 @@ def quiet_failure() -> Iterator[None]:
 
 @contextmanager
 def quiet_polygraphy() -> Iterator[None]:
-    """Silence Polygraphy, where it is in use: its log goes to stdout; and Python's warnings. Errors still raise.
+    """Silence Polygraphy, if in use, because its log goes to stdout, and Python's warnings. Errors are still raised.
 
-    Polygraphy's log knows no threads: while one is in such a block, it is silent in all.
+    Polygraphy's log does not distinguish threads: while one is in such a block, it is silent in all of them.
     """
     with quiet_warnings(), ExitStack() as silence:
         if "polygraphy.logger" in sys.modules:
@@ -57,20 +57,20 @@ def quiet_polygraphy() -> Iterator[None]:
 
 @contextmanager
 def quiet_warnings(category: type[Warning] = Warning) -> Iterator[None]:
-    """Ignore Python's warnings of a kind."""
+    """Ignore Python warnings of a category."""
     with _ignored(category).block():
         yield
 
 
 @contextmanager
 def quiet_logs() -> Iterator[None]:
-    """Drop what torch and its exporter log, also by loggers that they make meanwhile."""
+    """Drop the logs of torch and its exporter, including those of loggers created meanwhile."""
     with _LOGS.block():
         yield
 
 
 class _InQuietThreads:
-    """Stands where a filter of warnings has a pattern of their text: matches all that is said in threads in a block."""
+    """Replaces the text pattern in a filter of warnings: matches any warning raised in a thread that is in a block."""
 
     def __init__(self, category: type[Warning]) -> None:
         self._category = category
@@ -80,11 +80,11 @@ class _InQuietThreads:
 
 
 def _ignored(category: type[Warning]) -> Shared:
-    """Return what ignores warnings of a kind, one for all threads."""
+    """Return the change that ignores warnings of a category, shared by all threads."""
 
     @contextmanager
     def change() -> Iterator[None]:
-        # Not by `catch_warnings`, which puts another list in place of this one, for all threads.
+        # `catch_warnings` would replace this list by another, for all threads.
         filters: Any = warnings.filters
         of_ours = ("ignore", _InQuietThreads(category), category, None, 0)
         filters.insert(0, of_ours)
@@ -92,14 +92,14 @@ def _ignored(category: type[Warning]) -> Shared:
             yield
         finally:
             filters = warnings.filters
-            with suppress(ValueError):  # where another thread's `catch_warnings` has put back an older list
+            with suppress(ValueError):  # if another thread's `catch_warnings` has restored an older list
                 filters.remove(of_ours)
 
     return _IGNORED.get(category) or _IGNORED.setdefault(category, Shared(change))
 
 
 class _OthersLogs(logging.Filter):
-    """Lets through what is not torch's, or said in other threads."""
+    """Passes logs that are not torch's, or come from other threads."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not (_LOGS.here and record.name.split(".", 1)[0] in _LOGGERS)
@@ -107,7 +107,8 @@ class _OthersLogs(logging.Filter):
 
 @contextmanager
 def _filtered_handlers() -> Iterator[None]:
-    # Handlers, not loggers: torch gives many of its loggers levels of their own, and makes others meanwhile.
+    # Handlers instead of loggers, since many of torch's loggers have their own levels, and others are created
+    # meanwhile.
     others, handlers = _OthersLogs(), _handlers()
     for handler in handlers:
         handler.addFilter(others)
@@ -119,14 +120,14 @@ def _filtered_handlers() -> Iterator[None]:
 
 
 def _handlers() -> list[logging.Handler]:
-    """Return what may put a log of torch's into words."""
+    """Return the handlers that may print torch's logs."""
     names = [name for name in list(logging.root.manager.loggerDict) if name.split(".", 1)[0] in _LOGGERS]
     handlers = [handler for logger in (logging.root, *map(logging.getLogger, names)) for handler in logger.handlers]
     return [*dict.fromkeys(handlers), *([logging.lastResort] if logging.lastResort else [])]
 
 
 class _StderrByThread:
-    """A stderr that keeps back what the threads in a block write."""
+    """A stderr that holds back the output of threads in a block."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -161,7 +162,7 @@ def _stderr_by_thread() -> Iterator[None]:
 
 @contextmanager
 def _kept_stderr() -> Iterator[io.StringIO]:
-    """Keep back what this thread writes to stderr."""
+    """Hold back this thread's output to stderr."""
     kept = io.StringIO()
     with _STDERR.block():
         blocks = _KEPT.setdefault(threading.get_ident(), [])

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Callable
 
 STAGE = "pom_export_stage"
-"""What a record of a stage has, for those who are told stages another way."""
+"""Attribute of log records of stages, by which handlers can skip them if stages are shown elsewhere."""
 
 
 def logged(progress: Callable[[str], None], log: logging.Logger) -> Callable[[str], None]:
-    """Return what tells a stage and logs it too, at INFO."""
+    """Return a callback that reports a stage and also logs it, at level INFO."""
 
     def tell(stage: str) -> None:
         log.info("%s", stage, extra={STAGE: True})

@@ -9,13 +9,13 @@ _MOST: Final = 3
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a question that offers the nearest of the known names; empty where none is near.
+    """Return a question that suggests the most similar known names; empty if none is similar.
 
     Args:
-        name: what was given.
-        known: what could have been.
+        name: the given name.
+        known: the known names.
     """
-    from difflib import get_close_matches  # only mistakes need it
+    from difflib import get_close_matches  # only needed after mistakes
 
     by_lower = {each.lower(): each for each in known}
     near = [repr(by_lower[match]) for match in get_close_matches(name.lower(), by_lower, _MOST)]

@@ -21,10 +21,10 @@ _ONE_AT_A_TIME: Final = OneAtATime()
 
 @dataclass
 class Modes:
-    """What a block in `plain_modes` met.
+    """What happened in a block of `plain_modes`.
 
     Attributes:
-        autocast: whether code in it entered torch.autocast, which had no effect.
+        autocast: whether code in the block entered torch.autocast, which had no effect.
     """
 
     autocast: bool = False
@@ -32,13 +32,13 @@ class Modes:
 
 @contextlib.contextmanager
 def plain_modes() -> Iterator[Modes]:
-    """Run a block on the CPU, in float32 unless told otherwise, without gradients, autocast, inference or fake mode.
+    """Run a block on the CPU, in float32 by default, without gradients, autocast, inference mode or fake tensors.
 
-    What is traced under any of them would be another model. Autocast has no effect inside the block either: how
-    precise each operator is, the type of a file decides.
+    Tracing in any of these modes would give a different model. Autocast has no effect inside the block either, since
+    the file's type determines the precision of each operator.
 
-    The default type and the choice of deterministic algorithms are all threads': so one thread at a time is in such a
-    block, others that would enter one wait for it, and where they are as they should be, they are not touched.
+    The default type and the use of deterministic algorithms apply to all threads. Therefore only one thread at a time
+    is in such a block, and others wait to enter theirs. Settings that are already as required are not touched.
     """
     modes = Modes()
     with _ONE_AT_A_TIME.block(), contextlib.ExitStack() as stack:
@@ -57,7 +57,7 @@ def plain_modes() -> Iterator[Modes]:
 
 @contextlib.contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Let torch make new tensors of a type, in all threads."""
+    """Make torch create new tensors with a type, in all threads."""
     before = torch.get_default_dtype()
     if before == dtype:
         yield
@@ -71,7 +71,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _any_algorithms() -> Iterator[None]:
-    """Let torch take algorithms that are not deterministic too, in all threads."""
+    """Let torch use nondeterministic algorithms too, in all threads."""
     if not torch.are_deterministic_algorithms_enabled():
         yield
         return
@@ -85,7 +85,7 @@ def _any_algorithms() -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_transforms_left() -> Iterator[None]:
-    """Leave torch.vmap and torch.func as they were: a trace that fails inside one would leave it on for good."""
+    """Restore the state of torch.vmap and torch.func: a trace that fails inside one would leave it active forever."""
     depth = torch._C._functorch.get_dynamic_layer_stack_depth()
     try:
         yield
@@ -93,13 +93,13 @@ def no_transforms_left() -> Iterator[None]:
         torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
 
 
-# What the threads in `plain_modes` have met, by thread, the innermost block's last.
+# The modes met by the threads in `plain_modes`, by thread, with those of the innermost block last.
 _MET: Final[dict[int, list[Modes]]] = {}
 
 
 @contextlib.contextmanager
 def _autocast_off(modes: Modes) -> Iterator[None]:
-    """Let autocast do nothing in this thread, and note where it is entered."""
+    """Disable autocast in this thread, and note if it is entered."""
     thread = threading.get_ident()
     with autocast_entered.block(), autocast_left.block():
         blocks = _MET.setdefault(thread, [])
@@ -127,9 +127,9 @@ autocast_left: Final = FunctionPatch(torch.autocast, "__exit__", ("self", "exc_t
 
 @contextlib.contextmanager
 def same_generators() -> Iterator[None]:
-    """Leave the generators of random numbers, torch's and others that a model may draw from, as they were.
+    """Restore the random number generators of torch, and others that a model may use, after the block.
 
-    They are all threads': what another thread draws meanwhile, it draws again afterwards.
+    They are shared by all threads, so another thread repeats the numbers that it drew meanwhile.
     """
     state, of_numpy = random.getstate(), np.random.get_state()
     try:

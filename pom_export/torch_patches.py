@@ -23,17 +23,17 @@ from pom_export.process_wide import Shared
 _LOG = logging.getLogger(__name__)
 OLDEST: Final = (2, 11)
 NEWEST: Final = (2, 13)
-"""The releases of torch that the parts replaced here were looked at in."""
+"""The range of torch releases in which the replaced parts were checked."""
 
 
 class FunctionPatch:
-    """Another function in place of one of torch's.
+    """A replacement for a function of torch's.
 
     Args:
-        owner: the module or the class that has it.
-        name: of the function.
-        parameters: of the function, as it is known.
-        replacement: what is called with the same arguments.
+        owner: the module or class that has the function.
+        name: the function's name.
+        parameters: the function's expected parameters.
+        replacement: the function to call instead, with the same arguments.
     """
 
     def __init__(self, owner: Any, name: str, parameters: Sequence[str], replacement: Callable[..., Any]) -> None:
@@ -47,7 +47,7 @@ class FunctionPatch:
         """Replace the function in this thread.
 
         Raises:
-            InputError: this torch has another one, or none.
+            InputError: this version of torch does not have it, or with other parameters.
         """
         with self._shared.block():
             yield
@@ -71,12 +71,12 @@ class FunctionPatch:
 
 
 class FlagPatch:
-    """Another value of a flag of torch's, in all threads while one is in a block.
+    """Another value for a flag of torch's, in all threads while any of them is in a block.
 
     Args:
-        owner: the module that has it.
-        name: of the flag.
-        value: while a block runs.
+        owner: the module that has the flag.
+        name: the flag's name.
+        value: its value during a block.
     """
 
     def __init__(self, owner: Any, name: str, value: bool) -> None:
@@ -88,7 +88,7 @@ class FlagPatch:
         """Set the flag.
 
         Raises:
-            InputError: this torch has no such flag.
+            InputError: this version of torch does not have it.
         """
         with self._shared.block():
             yield
@@ -113,7 +113,7 @@ def _unknown(part: str) -> InputError:
 
 @cache
 def _look_at_version() -> None:
-    """Refuse a torch that is too old, and log that one is newer than those that are known."""
+    """Refuse a torch that is too old, and log a warning if it is newer than the known ones."""
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if version < OLDEST:
         raise InputError(f"torch {torch.__version__} is too old", f"Use {'.'.join(map(str, OLDEST))} or newer")
@@ -128,12 +128,12 @@ def _as_told(mask: Tensor | None, is_causal: bool | None = None, size: int | Non
 traceable_transformers: Final = FunctionPatch(
     transformer, "_detect_is_causal_mask", ("mask", "is_causal", "size"), _as_told
 )
-"""Lets torch's Transformer layers be traced with a mask: they look at its values to find out if it is causal.
+"""Allows tracing torch's Transformer layers with a mask, whose values they read to find out whether it is causal.
 
-While tracing there are none. The answer no is always right: the mask itself is applied all the same.
+While tracing, there are no values. The answer "no" is always correct, since the mask is applied in any case.
 """
 fixed_sizes: Final = FlagPatch(_flags, "PREFER_DEFERRED_RUNTIME_ASSERTS_OVER_GUARDS", False)
-"""Lets torch make numbers of sizes that a model uses as such.
+"""Makes torch fix sizes that a model uses as numbers.
 
-Otherwise it leaves them dynamic in the graph, and notes that they must be those numbers.
+Otherwise torch leaves them dynamic in the graph, and just notes that they must have those values.
 """

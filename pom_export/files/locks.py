@@ -14,16 +14,16 @@ from typing import Final
 from pom_export import interrupts
 from pom_export.errors import InputError
 
-# A lock is held while files are renamed, compared or removed: for longer only by a process that hangs.
+# A lock is only held while files are renamed, compared or removed; longer than this only by a process that hangs.
 _PATIENCE_SECONDS: Final = 60.0
 _PAUSE_SECONDS: Final = 0.003
 
 
 def try_lock(descriptor: int) -> bool:
-    """Lock an open file or folder for this process alone; return whether that was possible at once.
+    """Try to lock an open file or folder exclusively, without waiting; return whether that succeeded.
 
     Raises:
-        OSError: the file system has no locks.
+        OSError: the file system does not support locks.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -33,9 +33,9 @@ def try_lock(descriptor: int) -> bool:
 
 
 def unlock(descriptor: int) -> None:
-    """Give up a lock, and close what it was on.
+    """Release a lock, and close the descriptor.
 
-    A process that was forked meanwhile has the same open file: closing it here alone would leave the lock to it.
+    Closing alone would not release the lock if a process was forked in the meantime, as it shares the open file.
     """
     with contextlib.suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_UN)
@@ -43,14 +43,15 @@ def unlock(descriptor: int) -> None:
 
 
 class FolderLock:
-    """A block in which no other process replaces files of some folders through this class, nor does another thread.
+    """A block that prevents other processes and threads that use this class from replacing files in some folders.
 
-    Folders themselves are locked, so that no lock file is left. Where a file system has no such locks, or a folder may
-    not be listed, the block runs without.
+    The folders themselves are locked, so that no lock file is left. If a file system does not support this, or a folder
+    may not be listed, the block runs without a lock.
 
     Args:
-        folders: may be links, and the same one several times.
-        patient: whether to wait for a folder that another process has; otherwise the block runs without.
+        folders: the folders; they may be links, and repeated.
+        patient: whether to wait for a folder that another process has locked; otherwise the block runs without the
+            lock.
 
     Raises:
         InputError: another process has held a folder for a minute.
@@ -64,7 +65,7 @@ class FolderLock:
     def __enter__(self) -> bool:
         """Return whether all folders are locked."""
         try:
-            # All processes take them in one order, so that no two wait for each other.
+            # All processes lock folders in the same order, so that no two wait for each other.
             taken = [self._take(self._folders[identity]) for identity in sorted(self._folders)]
         except BaseException:
             self._release()
@@ -77,7 +78,7 @@ class FolderLock:
         self._release()
 
     def _take(self, folder: Path) -> bool:
-        """Wait for a folder; signals interrupt the waiting, but not between the locking and the note of it."""
+        """Wait for a folder; signals interrupt the waiting, but not between locking the folder and recording that."""
         latest = time.monotonic() + _PATIENCE_SECONDS
         while True:
             with interrupts.held():
@@ -93,7 +94,7 @@ class FolderLock:
             time.sleep(_PAUSE_SECONDS)
 
     def _try(self, folder: Path) -> bool | None:
-        """Return whether a folder is locked; None where another process has it."""
+        """Return whether a folder was locked; None if another process has it."""
         try:
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
@@ -118,5 +119,5 @@ def _identity(folder: Path) -> tuple[int, int]:
     try:
         status = folder.stat()
     except OSError:
-        return (0, 0)  # gone: what is done there says so
+        return (0, 0)  # missing: whatever uses the folder will report it
     return status.st_dev, status.st_ino

@@ -18,10 +18,10 @@ _HEADS: Final = (
 
 
 def mistaken_for(head: bytes) -> tuple[str, str] | None:
-    """Return what a file is that is no file of any kind that we read, and what to do; None: it may be one.
+    """Return what a file is, if it is of no kind that we read, and what to do; None if it may be of a known kind.
 
     Args:
-        head: its first bytes.
+        head: the file's first bytes.
     """
     for start, what, hint in _HEADS:
         if head.lstrip().lower().startswith(start) if start[:1] == b"<" else head.startswith(start):

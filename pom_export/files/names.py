@@ -12,7 +12,7 @@ AnyPath: TypeAlias = str | os.PathLike[str]
 
 
 def as_path(path: AnyPath, kind: str) -> Path:
-    """Return what a caller named a file by as a Path; `kind` names the file in the message.
+    """Convert a caller's file name to a Path; `kind` describes the file in the message.
 
     Raises:
         InputError: it is neither text nor a path.
@@ -25,7 +25,7 @@ def as_path(path: AnyPath, kind: str) -> Path:
 
 
 def check_name(file: Path, kind: str) -> None:
-    """Raise InputError for a name that ONNX and TensorRT, which take UTF-8, could not be given."""
+    """Raise InputError for a name that cannot be passed to ONNX and TensorRT, which require UTF-8."""
     name = os.fspath(file)
     try:
         name.encode()

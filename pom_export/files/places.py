@@ -12,7 +12,7 @@ from pom_export.errors import InputError
 from pom_export.files.names import AnyPath, as_path, check_name
 from pom_export.files.staging_folder import StagingFolder
 
-# What an export writes; anything else in a folder that is a source is taken for a part of the checkpoint.
+# Suffixes of files that an export writes; any other file in a source folder is assumed to belong to the checkpoint.
 _EXPORTED_SUFFIXES: Final = (".onnx", ".data", ".npz")
 _BLOCK: Final = 1 << 16
 _WRITE_HINTS: Final = {
@@ -25,12 +25,12 @@ _WRITE_HINTS: Final = {
 
 
 def check_replaceable(file: Path, sources: Iterable[AnyPath | None], kind: str = "output") -> None:
-    """Raise InputError when `file` must not be written: it is no regular file, or a source of the job.
+    """Raise InputError if `file` must not be written, because it is not a regular file or is a source of the job.
 
     Args:
-        file: where something is to be written.
-        sources: what the job reads; a folder stands for what lies in it, exports left out.
-        kind: names the file in the message.
+        file: the file to be written.
+        sources: files and folders that the job reads; a folder stands for the files in it, except exports.
+        kind: what to call the file in the message.
     """
     check_name(file, kind)
     try:
@@ -53,7 +53,7 @@ def _check_is_no_source(file: Path, source: Path, kind: str) -> None:
         same = file.samefile(source)
         in_folder = source.is_dir() and file.parent.samefile(source)
     except OSError:
-        return  # a source that is not there; reading it will say so
+        return  # the source is missing; reading it will report that
     if same:
         raise InputError(f"{kind} {file} is the input itself", "Choose another name")
     if in_folder and file.suffix not in _EXPORTED_SUFFIXES:
@@ -61,13 +61,13 @@ def _check_is_no_source(file: Path, source: Path, kind: str) -> None:
 
 
 def check_writable(path: AnyPath, sources: Iterable[AnyPath | None], kind: str, nbytes: int = 0) -> None:
-    """Raise InputError when a file could not be written at the end of a long job; nothing is left there.
+    """Raise InputError if a file could not be written at the end of a long job; the check leaves nothing behind.
 
     Args:
-        path: where it will go.
+        path: the file to be written.
         sources: as for `check_replaceable`.
-        kind: names the file in the message.
-        nbytes: about how large it will be: a disk that lacks so much room is full.
+        kind: what to call the file in the message.
+        nbytes: approximate size of the file, to check that the disk has enough space.
     """
     file = as_path(path, kind)
     check_replaceable(file, sources, kind)
@@ -85,6 +85,6 @@ def check_writable(path: AnyPath, sources: Iterable[AnyPath | None], kind: str, 
 
 
 def write_error(target: Path, error: OSError) -> InputError:
-    """Return what a user is told when a file cannot be written."""
+    """Return the error for a file that cannot be written."""
     hint = _WRITE_HINTS.get(error.errno or 0, "Check space and permissions")
     return InputError(f"cannot write {target}: {error.strerror or error}", hint)

@@ -23,11 +23,11 @@ def sha256_of(path: Path) -> str:
 
 
 def readable_file(path: AnyPath, kind: str, if_missing: str = "Check the path") -> Path:
-    """Return `path` when it is a file with something in it.
+    """Return `path` as a Path, if it is a readable file that is not empty.
 
     Raises:
-        InputError: it is missing, a folder, empty or unreadable; `kind` names it in the message, and `if_missing` is
-            the hint where it is missing.
+        InputError: it is missing, a folder, empty or unreadable. `kind` describes it in the message, and `if_missing`
+            is the hint if it is missing.
     """
     file = as_path(path, kind)
     check_name(file, kind)
@@ -39,7 +39,7 @@ def readable_file(path: AnyPath, kind: str, if_missing: str = "Check the path") 
         if not file.is_file():
             raise InputError(f"{kind} {file} is not a regular file", "Name a file")
         with file.open("rb") as stream:
-            # Not read: some of the system's own files, which say that they are empty, wait for something to come.
+            # Not determined by reading: some system files, which claim to be empty, block until data arrives.
             empty = not os.fstat(stream.fileno()).st_size
     except OSError as error:
         hint = "Check the path" if error.errno == errno.ENAMETOOLONG else "Check its permissions"

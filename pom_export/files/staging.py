@@ -28,33 +28,34 @@ def staged_output(
     beside: Iterable[Path] = (),
     stale: Callable[[], Iterable[Path]] = _nothing,
 ) -> Iterator[Path]:
-    """Yield the path to write to, in a staging folder beside `path`; move what lies there into place at the end.
+    """Yield a path in a staging folder beside `path`, and move the file from there into place at the end.
 
-    Files written beside the yielded path (external weights, a manifest) move with it, each by one rename, the
-    named file last; a link in its place is written through. When the block raises, or a move fails, the staging
+    Files written beside the yielded path (external weights, a manifest) are moved with it, each by a single rename, and
+    the main file last. If `path` is a link, its target is replaced. If the block raises or a move fails, the staging
     folder is removed and nothing else has changed.
 
-    Of two commands with one output, one moves its files when the other's are all in place. A process that is killed
-    between two renames leaves the old file with new ones beside it: each of those says, by a content hash, what it
-    belongs to. It leaves the staging folder too, which the next command that writes there removes.
+    If two commands have the same output, one moves its files only after all of the other's are in place. A process that
+    is killed between two renames leaves the old file with new ones beside it, each of which contains a hash of the
+    content that it belongs to. It also leaves the staging folder, which the next command that writes to the same folder
+    removes.
 
     Args:
         path: the file to write.
-        sources: files and folders that the output is made from; none of them is ever replaced.
-        beside: where files beside it will go, if that is known: what forbids them is then said before the block.
-        stale: returns, when the files are about to be moved, those that belong to what is replaced; they are removed
-            unless they are replaced too.
+        sources: files and folders that the output is made from, none of which is ever replaced.
+        beside: paths of files beside it, if known, so that they are checked before the block.
+        stale: returns the files that belong to the file being replaced, when the files are about to be moved. They are
+            removed unless they are replaced too.
 
     Raises:
-        InputError: the output's folder is missing or not writable, or a place is taken by a folder, by something
-            that is no file, or by a source.
+        InputError: the output's folder is missing or not writable, or a place is taken by a folder, by something that
+            is not a file, or by a source.
     """
     target = as_path(path, "output")
     if os.fspath(path).endswith(os.sep):
         raise InputError(f"output {os.fspath(path)} is a folder", "Name a file, such as model.onnx")
     for file in (target, *beside):
         check_replaceable(file, sources)
-    # As for `open`, a write to a link reaches what it leads to.
+    # As with `open`, writing to a link writes to its target.
     place = target.resolve() if target.is_symlink() else target
     staging, near = StagingFolder(place.parent), StagingFolder(target.parent)
     try:
@@ -69,7 +70,7 @@ def staged_output(
                 _move_into_place(staged, place, companions, sources, staging.kept)
                 _remove(obsolete, sources)
     except OSError as error:
-        # What cannot be read is not the output's fault; an error without a name comes from writing.
+        # A read error is not the output's fault. An error without a file name comes from writing.
         if error.filename is not None and not (staging.holds(error.filename) or near.holds(error.filename)):
             raise
         raise write_error(target, error) from error
@@ -79,10 +80,10 @@ def staged_output(
 
 
 def _companions(staged: Path, folder: Path, near: StagingFolder) -> dict[Path, Path]:
-    """Return where each file beside the staged one goes: where `near` is.
+    """Return the destination of each file beside the staged one, in the folder of `near`.
 
-    That is the output's `folder`, or that of a link to it, which may be on another file system: they are brought there
-    first, so that they too are put into place by one rename each.
+    That is the output's folder or, if the output is a link, the folder of the link, which may be on another file
+    system. The files are first moved there, so that each of them is also put into place by a single rename.
     """
     files = [file for file in sorted(staged.parent.iterdir()) if file != staged]
     if files and not near.folder.samefile(folder):
@@ -109,10 +110,10 @@ def _move_into_place(
 
 
 def _same_content(file: Path, other: Path) -> bool:
-    """Return whether a file already lies in a place.
+    """Return whether a file is already in place.
 
-    Weights that are named by their content do when a model is exported again. They are not touched then: the old model
-    needs them as long as it is there.
+    This is common for weights named by their content when a model is exported again. They are then left untouched,
+    since the old model needs them until it is replaced.
     """
     if other.is_symlink() or not other.is_file() or other.stat().st_size != file.stat().st_size:
         return False
@@ -120,20 +121,20 @@ def _same_content(file: Path, other: Path) -> bool:
 
 
 def _keep(file: Path, folder: Path, undo: ExitStack) -> None:
-    """Have `undo` bring back what lies at a place now: nothing, or a file, of which `folder` gets a copy."""
+    """Register with `undo` how to restore a place: remove the new file, or move back the old one from `folder`."""
     if not os.path.lexists(file):
         undo.callback(file.unlink, missing_ok=True)
         return
     kept = folder / file.name
     try:
         os.link(file, kept, follow_symlinks=False)
-    except OSError:  # there are no links here, or not to this file
+    except OSError:  # the file system or this file does not support hard links
         shutil.copy2(file, kept, follow_symlinks=False)
     undo.callback(os.replace, kept, file)
 
 
 def _remove(obsolete: Iterable[Path], sources: Iterable[AnyPath | None]) -> None:
-    """Remove what belonged to the file that was replaced; what cannot be removed is bound to that by its hash."""
+    """Remove what belonged to the file that was replaced; a hash ties whatever cannot be removed to that file."""
     for file in obsolete:
         with suppress(OSError, InputError):
             check_replaceable(file, sources)

@@ -19,7 +19,7 @@ from pom_export.errors import InputError
 from pom_export.files.locks import FolderLock, try_lock, unlock
 
 _PREFIX: Final = ".pom-export-"
-# As tempfile names them.
+# The names that tempfile creates.
 _NAME: Final = re.compile(re.escape(_PREFIX) + r"[a-z0-9_]{8}")
 _LOCK: Final = "lock"
 _TRIES: Final = 10
@@ -27,18 +27,18 @@ _FLAGS: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class StagingFolder:
-    """A folder of this process beside an output, on its file system: only there can a file be renamed into place.
+    """A folder of this process beside an output, on the same file system, as a file can only be renamed within one.
 
-    It holds a file that is locked as long as this process lives, and that names the machine, since other machines that
-    see the folder may not see the lock. Folders of killed processes of this machine are removed by the next that makes
-    one beside them.
+    It contains a file that is locked as long as this process lives and that names the machine, since other machines
+    that see the folder may not see the lock. Folders of killed processes on this machine are removed by the next
+    process that creates one in the same place.
 
     Args:
-        folder: where it is made.
+        folder: the folder in which it is created.
         patient: whether to wait while another process moves files there.
 
     Attributes:
-        folder: the same.
+        folder: the folder in which it is created.
     """
 
     folder: Path
@@ -52,12 +52,12 @@ class StagingFolder:
 
     @property
     def files(self) -> Path:
-        """Where outputs are written."""
+        """The folder that outputs are written to."""
         return self._made / "files"
 
     @property
     def kept(self) -> Path:
-        """Where files that are replaced are kept until all are."""
+        """The folder that keeps replaced files until all files are in place."""
         return self._made / "kept"
 
     @property
@@ -66,14 +66,14 @@ class StagingFolder:
         return self._path
 
     def holds(self, name: object) -> bool:
-        """Return whether a path is in it."""
+        """Return whether a path is in this folder."""
         return self._path is not None and os.fspath(self._path) in str(name)
 
     def make(self) -> None:
-        """Make it.
+        """Create the folder.
 
         Raises:
-            InputError: the folder is missing or takes none.
+            InputError: the parent folder is missing or not writable.
         """
         if not self.folder.exists():
             raise InputError(f"folder {self.folder} does not exist", f"Create it: mkdir -p {self.folder}")
@@ -87,9 +87,9 @@ class StagingFolder:
     def _make(self) -> None:
         try:
             self._path, self._lock = self._make_folder()
-            with suppress(OSError):  # where there are no locks, nobody removes anything
+            with suppress(OSError):  # without locks, no process removes anything
                 try_lock(self._lock)
-            # Signed once it is locked: one that is not signed is left alone.
+            # Signed after it is locked, because unsigned ones are left alone.
             os.write(self._lock, _signature())
             self.files.mkdir()
             self.kept.mkdir()
@@ -99,10 +99,10 @@ class StagingFolder:
             raise InputError(f"cannot write to {self.folder}: {error.strerror}", hint) from error
 
     def _make_folder(self) -> tuple[Path, int]:
-        """Return the folder and its open lock; an empty folder may be taken for a leftover, and then another is made.
+        """Return the folder and its open lock; if another process removes the empty folder as a leftover, make another.
 
         Raises:
-            OSError: none can be made.
+            OSError: it cannot be created.
         """
         for _ in range(_TRIES):
             path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self.folder))
@@ -111,7 +111,7 @@ class StagingFolder:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     def remove(self) -> None:
-        """Remove it and all that is in it, if it was made; a process that was forked leaves it to its parent."""
+        """Remove the folder and its contents, if it was created; a forked process leaves this to its parent."""
         if os.getpid() != self._process:
             return
         with interrupts.held():
@@ -125,10 +125,10 @@ class StagingFolder:
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Yield a folder for files that are needed for a while; what killed processes have left of theirs is removed.
+    """Yield a folder for temporary files, after removing those of killed processes.
 
     Raises:
-        InputError: the system's folder for such files takes none.
+        InputError: the system's folder for temporary files is not writable.
     """
     staging = StagingFolder(Path(tempfile.gettempdir()), patient=False)
     try:
@@ -139,12 +139,12 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def _signature() -> bytes:
-    """Return what the lock of this machine's processes holds; no other file does."""
+    """Return the content of lock files of this machine's processes, which no other file has."""
     return f"pom-export staging folder of {platform.node()}\n".encode(errors="replace")
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove staging folders that no living process holds; the folder is locked."""
+    """Remove staging folders that no living process holds; the parent folder is locked."""
     with suppress(OSError):
         found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
         for path in found:
@@ -153,10 +153,10 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _remove_unless_held(path: Path) -> None:
-    """Remove a staging folder of this user and this machine that nobody holds.
+    """Remove a staging folder of this user and this machine, unless a process holds it.
 
     Raises:
-        OSError: it is none, or it cannot be removed.
+        OSError: it is not a staging folder, or it cannot be removed.
     """
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -165,7 +165,7 @@ def _remove_unless_held(path: Path) -> None:
         try:
             lock = os.open(_LOCK, _FLAGS, dir_fd=folder)
         except FileNotFoundError:
-            path.rmdir()  # killed between its first two steps or its last two; one that holds anything is not ours
+            path.rmdir()  # killed between its first two or last two steps; a non-empty folder is not ours
             return
     finally:
         os.close(folder)
@@ -182,8 +182,8 @@ def _is_signed(lock: int) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Remove a staging folder, its lock last: whoever is killed on the way leaves what the next one knows."""
-    for name in os.listdir(path):  # noqa: PTH208 (names are what is compared)
+    """Remove a staging folder, its lock last, so that if this process is killed, the next one recognises the folder."""
+    for name in os.listdir(path):  # noqa: PTH208 (compares names)
         if name != _LOCK:
             shutil.rmtree(path / name, ignore_errors=True)
     shutil.rmtree(path, ignore_errors=True)

@@ -15,9 +15,9 @@ from pom_export.errors import InputError
 
 Array = npt.NDArray[Any]
 Predict = Callable[[Array, Array, Array], Array]
-"""Returns the clean images (B, C, H, W) for noisy ones of that shape, times (B) and labels (B) int64."""
+"""Predicts clean images (B, C, H, W) from noisy ones of that shape, times (B) and labels (B) int64."""
 
-_LEAST_REST = 0.05  # of the time, by which a velocity is divided
+_LEAST_REST = 0.05  # the smallest remaining time that a velocity is divided by
 _IMAGE_AXES = 4
 
 
@@ -33,24 +33,23 @@ def sample_images(
 ) -> Array:
     """Return images of the given labels.
 
-    The time runs from 0, noise, to 1 in steps of one length: Heun's, which look at both ends, and the last one Euler's.
-    An image moves with the velocity v = (prediction - z) / max(1 - t, 0.05); guidance makes it v_u + w (v_c - v_u), v_c
-    being that of the label and v_u that of no class.
+    The time runs from 0 (noise) to 1 in equal steps: Heun's, which evaluate the velocity at both ends, except for the
+    last, which is Euler's. An image moves with the velocity v = (prediction - z) / max(1 - t, 0.05). With guidance, v =
+    v_u + w (v_c - v_u), where v_c is the velocity for the label and v_u that for no class.
 
     Args:
-        predict: the model: an exported one is `lambda x, t, y: session.run(None, {"x": x, "t": t, "y": y})[0]`. With
-            guidance it is called with 2 B rows, images with their labels and then with no class.
-        noise: (B, C, H, W), normal; its type is the model's. Steps are computed in float32 at least.
+        predict: the model; for an exported one, `lambda x, t, y: session.run(None, {"x": x, "t": t, "y": y})[0]`. With
+            guidance, it is called with 2 B rows: the images with their labels, then with no class.
+        noise: (B, C, H, W), normally distributed, of the model's type. Steps are computed at least in float32.
         labels: (B) integers below `num_classes`, or `num_classes` for no class.
-        num_classes: number of labels the model knows.
+        num_classes: number of labels that the model knows.
         steps: number of steps.
-        guidance: w; 1: none, and half as many rows.
-        interval: of the time in which there is guidance: after the first, or from the start on where that is 0, and
-            before the second.
+        guidance: w; 1 means no guidance, and half as many rows.
+        interval: the times between which guidance is applied, excluding the ends, but including 0 if it starts there.
 
     Returns:
-        (B, C, H, W) in float32, or float64 for noise of that type; the pixels are those that the model was trained on,
-        usually from -1 to 1.
+        (B, C, H, W) in float32, or float64 for noise of that type. The pixels have the range that the model was trained
+        on, usually -1 to 1.
 
     Raises:
         InputError: a shape, a label or a number does not fit.
@@ -59,7 +58,7 @@ def sample_images(
     _check(noise, labels, num_classes, steps, guidance, interval)
     field = _Field(predict, noise.dtype, labels.astype(np.int64), num_classes, float(guidance), interval)
     z = noise.astype(np.result_type(noise.dtype, np.float32))
-    # Python's numbers: numpy's would make all of it float64.
+    # Python floats, since NumPy's would convert everything to float64.
     for start, stop in pairwise(np.linspace(0, 1, steps + 1).tolist()):
         velocity = field(z, start)
         if stop < 1:
@@ -70,7 +69,7 @@ def sample_images(
 
 @dataclass(frozen=True)
 class _Field:
-    """The velocity of images, given where they are and the time."""
+    """The velocity of images, as a function of the images and the time."""
 
     predict: Predict
     dtype: np.dtype[Any]

@@ -6,13 +6,13 @@ import codecs
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
-# What has been taken in and not been given out, or is needed to give out what follows; JSON values.
+# Tokens that have not been output yet, or that are needed for the output that follows; JSON values.
 Held = Mapping[str, list[int]]
 
 _REPLACEMENT: Final = "\ufffd"
-# UTF-8 takes four bytes a character at most: what is no character after as many tokens never becomes one.
+# UTF-8 uses at most four bytes per character: as many bytes that are not a character never become one.
 _MOST_BYTES: Final = 4
-# Tokens before those of a piece: with fewer, a tokenizer may take it for the beginning of a text.
+# Tokens kept before a piece. With fewer, a tokenizer may treat the piece as the beginning of a text.
 _CONTEXT: Final = 8
 
 
@@ -23,18 +23,18 @@ class TextStream(Protocol):
         """Return the text that a token completes; it may be empty."""
 
     def finish(self) -> str:
-        """Return the text of what is left incomplete, U+FFFD for what is no character; it is then no longer held."""
+        """Return and release the remaining text, with U+FFFD for an incomplete character."""
 
     def held(self) -> Held:
-        """Return what a stream that goes on from here needs."""
+        """Return what a stream needs to continue from here."""
 
 
 class BytesStream:
-    """A stream of tokens that stand for bytes of UTF-8.
+    """A stream of tokens that stand for UTF-8 bytes.
 
     Args:
-        bytes_of: the bytes of a token.
-        held: of the stream that this one continues.
+        bytes_of: returns the bytes of a token.
+        held: what the stream that this one continues returned from `held`.
     """
 
     def __init__(self, bytes_of: Callable[[int], bytes], held: Held | None = None) -> None:
@@ -56,12 +56,12 @@ class BytesStream:
 
 
 class WindowStream:
-    """A stream of tokens whose text depends on the tokens around them: what the newest add to the text of a few.
+    """A stream of tokens whose text depends on their neighbours: what the newest token adds to the last few's text.
 
     Args:
-        decode: the text of tokens.
-        context: the tokens before.
-        held: of the stream that this one continues, instead of the tokens before.
+        decode: returns the text of tokens.
+        context: the preceding tokens.
+        held: what the stream that this one continues returned from `held`, instead of the context.
     """
 
     def __init__(
@@ -92,10 +92,10 @@ class WindowStream:
 
 
 class StopStream:
-    """Text up to the first of some strings; what may be the beginning of one is held back.
+    """Text up to the first of several strings; anything that may be the beginning of one is held back.
 
     Args:
-        stops: the strings, none empty.
+        stops: the strings, none of them empty.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -104,7 +104,7 @@ class StopStream:
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """Return what of the text so far may be given out."""
+        """Add text, and return the part that may be output."""
         whole = self.held + text
         ends = [end for stop in self._stops if (end := whole.find(stop)) >= 0]
         if ends:
@@ -115,11 +115,11 @@ class StopStream:
         return whole[: len(whole) - kept]
 
     def finish(self) -> str:
-        """Return what was held back; it is then no longer held."""
+        """Return and release the text that was held back."""
         rest, self.held = self.held, ""
         return rest
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Return how many characters at the end of a text begin `stop`."""
+    """Return how many characters at the end of a text are the beginning of `stop`."""
     return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

@@ -18,24 +18,24 @@ from pom_export.text.decoding import StopStream
 from pom_export.text.notes import Notes, Settings, check_fits, check_held, read_notes
 from pom_export.text.tokenizers import Tokenizer
 
-# What a run ended by, besides by an exception.
+# Reasons for the end of a run, other than exceptions.
 ENOUGH: Final = "max_tokens"
 STOPPED: Final = "stop"
 POSITIONS: Final = "positions"
 
-# Of the logits of one call of a long prompt, of which only the last token's are used.
+# Size of the logits in one call of a long prompt, of which only the last token's are used.
 _LOGITS_BYTES: Final = 64 * 2**20
 _FEWEST: Final = 64
 
 
 @dataclass(frozen=True)
 class _Position:
-    """Where a generation is, besides the model's state.
+    """The position of a generation, apart from the model's state.
 
     Attributes:
-        pending: tokens that the model has not been given.
-        logits: of the token after all that it was given, (1, V); None where some are pending.
-        chosen: how many tokens were chosen.
+        pending: tokens that the model has not processed yet.
+        logits: logits after the last processed token, (1, V); None if tokens are pending.
+        chosen: number of tokens chosen.
     """
 
     pending: tuple[int, ...] = ()
@@ -44,26 +44,27 @@ class _Position:
 
 
 class Generation:
-    """A text that is continued: prompts go in, pieces come out, and at any time its state can be saved.
+    """A text that is being continued. Prompts go in, pieces of text come out, and its state can be saved at any time.
 
-    An ending signal (`pom_export.interrupts`) interrupts it between two calls of the model only. What was generated
-    and not taken yet is in the state, and comes first when it is gone on from.
+    A termination signal (`pom_export.interrupts`) only interrupts it between two calls of the model. Text that was
+    generated but not taken is part of the state, and comes first when the generation continues.
 
     Args:
-        session: a stream of one row of a language model.
-        tokenizer: the model's.
-        settings: how to go on.
-        state: what `state` returned, to go on from; the session is set to it.
+        session: a stream of a language model with one row.
+        tokenizer: the model's tokenizer.
+        settings: how to continue.
+        state: the result of `state`, to continue from; the session is set to it.
 
     Attributes:
-        prompt_tokens: how many were given to the model, those of prompts and those pending in the state.
-        prompt_seconds: how long that took.
-        tokens: how many were generated.
-        seconds: how long it took to give them to the model and choose the next, the first one's prompt left out.
-        ended: "max_tokens", "stop" or "positions" (the model has no more); empty before.
+        prompt_tokens: number of tokens processed from prompts and from the state's pending ones.
+        prompt_seconds: time that took.
+        tokens: number of tokens generated.
+        seconds: time to process them and to choose the next, without the time for the prompt.
+        ended: "max_tokens", "stop" or "positions" (the model has no more); empty if it has not ended.
 
     Raises:
-        InputError: the session is of another kind, or the state is not a generation's or not this model's.
+        InputError: the session is of another kind, or the state was not saved by a generation or belongs to another
+            model.
     """
 
     def __init__(
@@ -86,11 +87,11 @@ class Generation:
 
     @property
     def settings(self) -> Settings:
-        """What the text is continued with."""
+        """The settings that the text is continued with."""
         return self._settings
 
     def prompt(self, text: str) -> None:
-        """Append a text, which the model is given when the next token is asked for.
+        """Append a text, which the model processes when the next token is requested.
 
         Raises:
             InputError: the model lacks one of its tokens, or positions for them.
@@ -112,10 +113,10 @@ class Generation:
             self._now = replace(self._now, pending=pending, logits=None)
 
     def read(self) -> None:
-        """Give the model what is pending, long prompts in parts.
+        """Process the pending tokens, in parts if there are many.
 
         Raises:
-            InputError: there is nothing that a text could go on from, or the model cannot be run.
+            InputError: there is nothing to continue from, or the model cannot be run.
         """
         if not self._now.pending and self._now.logits is None:
             raise InputError("the prompt is empty", "Give at least one character")
@@ -141,13 +142,13 @@ class Generation:
             self.prompt_seconds += time.perf_counter() - started
 
     def advance(self, most: int) -> bool:
-        """Generate one token; return False where the text has ended instead.
+        """Generate a token; return False if the text has ended instead.
 
         Args:
-            most: the text ends when so many tokens have been generated.
+            most: the text ends when this many tokens have been generated.
 
         Raises:
-            InputError: as `read`, or the logits are not finite.
+            InputError: as for `read`, or the logits are not finite.
         """
         if self.tokens >= most or self._stops.stopped:
             self.ended = STOPPED if self._stops.stopped else ENOUGH
@@ -169,16 +170,16 @@ class Generation:
         return True
 
     def take(self) -> str:
-        """Return the text that is complete and was not taken before; it may be empty."""
+        """Return the complete text that has not been taken yet; it may be empty."""
         ready, self._ready = self._ready, ""
         return ready
 
     def finish(self) -> None:
-        """Complete what is held back: the beginning of a character, or of a string that ends the text."""
+        """Release what is held back: the beginning of a character, or of a string that ends the text."""
         self._ready += self._stops.push(self._stream.finish()) + self._stops.finish()
 
     def state(self) -> State:
-        """Return the state, to be saved: the model's, what was not given to it yet, and how to go on."""
+        """Return the state for saving: the model's state, the tokens that it has not processed, and the settings."""
         notes = Notes(
             settings=self._settings,
             pending=self._now.pending,
@@ -197,20 +198,20 @@ class Generation:
         if same_tokenizer:
             check_held(notes.stream, self._tokenizer)
         self._session.restore(state)
-        # A new seed begins anew; the old one goes on.
+        # A new seed starts over; the old one continues.
         chosen = notes.chosen if notes.settings.sampling.seed == self._settings.sampling.seed else 0
         self._now = _Position(notes.pending, notes.logits, chosen)
         if same_tokenizer:
             self._stream = self._tokenizer.stream(held=notes.stream)
-        # Other stops may be in what was held back, or not begin there.
+        # The held text may contain other stops, or no beginning of one.
         self._ready = notes.ready + self._stops.push(notes.held)
 
 
 def vocabulary_of(session: StreamingSession) -> int:
-    """Return how many tokens a streaming language model has.
+    """Return the size of a streaming language model's vocabulary.
 
     Raises:
-        InputError: the model takes no tokens, or the stream has several rows.
+        InputError: the model takes no token ids, or the stream has several rows.
     """
     model = session.model
     if all(spec.name != IDS for spec in model.inputs):

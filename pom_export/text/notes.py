@@ -23,9 +23,9 @@ _PENDING: Final = "pending"
 _MOST_STOPS: Final = 1000
 _LONGEST_STOPS: Final = 65_536
 _LONGEST_NAME: Final = 4096
-# Text that was not taken yet: all of it, where a run that prints JSON was interrupted.
+# The longest text that was not taken yet, which is all of it if a run that prints JSON was interrupted.
 _LONGEST_TEXT: Final = 2**26
-# What a stream of text holds: few tokens, unless they give no text.
+# The most tokens held by a stream of text, which are few unless they produce no text.
 _MOST_HELD: Final = 65_536
 _MOST_PARTS: Final = 2
 _MOST_CHOSEN: Final = 2**63 - 1
@@ -34,15 +34,15 @@ _HINT: Final = "Is the file damaged? Begin anew"
 
 @dataclass(frozen=True)
 class Settings:
-    """What a text is continued with; a saved state remembers it.
+    """The settings of a generation, which are saved in its state.
 
     Attributes:
         sampling: how tokens are chosen.
         tokenizer: its name, for `choose_tokenizer`.
-        stop: strings that end the text, left out of it: at most 1,000, of 65,536 characters together.
+        stop: strings that end the text and are not part of it: at most 1,000, with 65,536 characters in total.
 
     Raises:
-        InputError: a stop is empty, or there are more.
+        InputError: a stop is empty, or there are too many.
     """
 
     sampling: Sampling
@@ -61,13 +61,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Notes:
-    """Where a generation is, besides the model's state.
+    """The position of a generation, apart from the model's state.
 
     Attributes:
-        settings: what it was continued with.
-        pending: tokens that the model has not been given.
-        logits: of the token after all that it was given, (1, V); None where some are pending.
-        chosen: how many tokens were chosen.
+        settings: the settings that it was continued with.
+        pending: tokens that the model has not processed yet.
+        logits: logits after the last processed token, (1, V); None if tokens are pending.
+        chosen: number of tokens chosen.
         stream: what the stream of text holds.
         held: the beginning of a stop.
         ready: text that was not taken.
@@ -82,7 +82,7 @@ class Notes:
     ready: str
 
     def added_to(self, snapshot: State) -> State:
-        """Return a model's state with these notes."""
+        """Return a model's state with these notes added."""
         notes = {
             "chosen": self.chosen,
             "stream": dict(self.stream),
@@ -97,10 +97,10 @@ class Notes:
 
 
 def read_notes(state: State) -> Notes:
-    """Return what `Notes.added_to` wrote.
+    """Return the notes written by `Notes.added_to`.
 
     Raises:
-        InputError: the state is no generation's, or a value is of another type or out of its range.
+        InputError: the state was not saved by a generation, or a value has another type or is out of range.
     """
     notes = state.notes.get(_NOTES)
     wanted = {field.name for field in fields(Notes)} - {_PENDING, _LOGITS}
@@ -127,7 +127,7 @@ def _settings(given: Any) -> Settings:
     if not isinstance(named, dict) or named.keys() != known or given.keys() != {f.name for f in fields(Settings)}:
         raise InputError("the state's settings have another version", "Begin anew")
     stop = given["stop"]
-    # A state that was not saved has a tuple.
+    # It is a tuple in a state that was never saved.
     if not isinstance(stop, (list, tuple)) or len(stop) > _MOST_STOPS:
         _refuse("stops", stop, f"a list of at most {_MOST_STOPS} strings")
     try:
@@ -185,7 +185,7 @@ def _refuse(name: str, value: Any, wanted: str) -> NoReturn:
 
 
 def check_fits(notes: Notes, vocabulary: int) -> None:
-    """Raise InputError when notes hold a token or logits that a model of so many tokens does not have."""
+    """Raise InputError if the notes have a token or logits that do not fit a vocabulary of this size."""
     if notes.pending and max(notes.pending) >= vocabulary:
         _refuse("pending token", max(notes.pending), f"one of the model's {vocabulary}")
     if notes.logits is not None and notes.logits.shape[1] != vocabulary:
@@ -193,7 +193,7 @@ def check_fits(notes: Notes, vocabulary: int) -> None:
 
 
 def check_held(held: Held, tokenizer: Tokenizer) -> None:
-    """Raise InputError when what a stream of text held is none of a tokenizer's, or would be lost."""
+    """Raise InputError if a tokenizer could not have held these tokens, or would lose them."""
     parts = tokenizer.stream().held().keys()
     most = 256 if parts == {"bytes"} else tokenizer.size
     numbers = [number for tokens in held.values() for number in tokens]

@@ -21,13 +21,13 @@ _SEEDS: Final = 2**64
 class Sampling:
     """How tokens are chosen.
 
-    Attributes:
-        seed: the same one gives the same tokens, 0 to 2^64 - 1.
-        temperature: logits are divided by it; 0 takes the likeliest token.
-        top_k: only the k likeliest are chosen from; None: all.
-        top_p: only the fewest likeliest that together are this probable; 1: all.
+    Where logits are equal, lower ids are preferred.
 
-    Where logits are equal, the lower ids are the likelier.
+    Attributes:
+        seed: the same seed gives the same tokens, 0 to 2^64 - 1.
+        temperature: divisor of the logits; 0 picks the likeliest token.
+        top_k: choose only from the k likeliest; None: from all.
+        top_p: choose only from the smallest set of likeliest tokens with at least this total probability; 1: from all.
 
     Raises:
         InputError: a value is out of range.
@@ -39,7 +39,7 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        # Comparisons, and no conversions: a whole number may be beyond any float.
+        # Comparisons instead of conversions, since an integer may be too large for a float.
         if not (_is_number(self.temperature) and 0 <= self.temperature <= sys.float_info.max):
             raise InputError(f"temperature must be 0 or more, got {self.temperature}", "0 is the likeliest")
         if self.top_k is not None and not (_is_whole(self.top_k) and self.top_k >= 1):
@@ -50,12 +50,12 @@ class Sampling:
             raise InputError(f"seed must be 0 to 2^64 - 1, got {self.seed}", "Choose another")
 
     def choose(self, logits: Array, number: int) -> Array:
-        """Return one token a row.
+        """Return one token per row.
 
         Args:
             logits: (batch, V), of any floating-point type.
-            number: how many tokens were chosen of each row before; with the seed it says which random numbers are
-                used, so that nothing else is to be kept.
+            number: how many tokens were chosen for each row before. Together with the seed, it determines the random
+                numbers, so that no generator state need be kept.
 
         Returns:
             (batch,) int64.
@@ -69,7 +69,7 @@ class Sampling:
             raise InputError(f"the model's logits are not finite: {float(largest.flat[0])}", "Verify the model")
         if self.temperature == 0:
             return scores.argmax(-1)
-        with np.errstate(over="ignore"):  # to -inf, which is as improbable as it should be
+        with np.errstate(over="ignore"):  # to -inf, which is what the probability rounds to
             scores = (scores - largest) / float(self.temperature)
         if self.top_k is not None and self.top_k < scores.shape[-1]:
             scores = np.where(_largest(scores, self.top_k), scores, -np.inf)
@@ -88,17 +88,17 @@ def _is_whole(value: Any) -> bool:
 
 
 def _largest(scores: Array, count: int) -> Array:
-    """Return which entries are a row's `count` largest, of equal ones the first."""
+    """Return a mask of each row's `count` largest entries, preferring the first of equal ones."""
     least = np.partition(scores, -count, axis=-1)[:, -count, np.newaxis]
     above, equal = scores > least, scores == least
     return above | (equal & (equal.cumsum(-1) <= count - above.sum(-1, keepdims=True)))
 
 
 def _nucleus(weights: Array, share: float) -> Array:
-    """Return which entries are the fewest largest whose sum is at least a share of the row's."""
+    """Return a mask of the fewest largest entries whose sum is at least a share of the row's."""
     order = np.argsort(-weights, axis=-1, kind="stable")
     running = np.take_along_axis(weights, order, -1).cumsum(-1)
-    # An entry is needed while those before it are not enough; the first always is.
+    # An entry is needed if those before it are not enough; the first one always is.
     needed = np.concatenate([np.zeros_like(running[:, :1]), running[:, :-1]], -1) < share * running[:, -1:]
     needed[:, 0] = True
     kept = np.zeros(weights.shape, np.bool_)
@@ -107,14 +107,14 @@ def _nucleus(weights: Array, share: float) -> Array:
 
 
 def _uniform(seed: int, number: int, rows: int) -> Array:
-    """Return a random number in [0, 1) a row: those of one seed and number are always the same."""
-    # A generator that counts can be set to any place; its lowest word counts on within the rows.
+    """Return a random number in [0, 1) per row, determined by the seed and the number."""
+    # A counter-based generator can be set to any position; the lowest word of its counter advances within the rows.
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, number, 0, 0])).random(rows)
 
 
 def _draw(weights: Array, uniform: Array) -> Array:
     running = weights.cumsum(-1)
     total = running[:, -1:]
-    # Rounded up to the whole sum, a number would be beyond the last token.
+    # If a number were rounded up to the total, it would be beyond the last token.
     target = np.minimum(uniform[:, np.newaxis] * total, np.nextafter(total, 0))
     return (running <= target).sum(-1)

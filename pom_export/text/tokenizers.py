@@ -14,46 +14,46 @@ from pom_export.text.decoding import BytesStream, Held, TextStream, WindowStream
 AUTO: Final = "auto"
 BYTES: Final = "bytes"
 GPT2: Final = "gpt2"
-# Of tokenizers that need no file.
+# Names of tokenizers that need no file.
 NAMES: Final = (AUTO, BYTES, GPT2)
 _BYTES_VOCABULARY: Final = 256
-# GPT-2's own size, and the multiple of 64 that models round it up to.
+# From GPT-2's own size to the multiple of 64 that models round it up to.
 _GPT2_VOCABULARIES: Final = range(50257, 50305)
-# Several times what the largest vocabularies take.
+# Several times the size of the largest vocabularies.
 _LARGEST_FILE: Final = 128 << 20
 _HINT: Final = "Name a tokenizer.json: `tokenizer=PATH`"
 _INSTALL_TOKENIZERS: Final = "Install it: pip install 'tokenizers>=0.20'"
 _INSTALL_TIKTOKEN: Final = "Install it: pip install 'tiktoken>=0.7'"
-_PANIC: Final = "PanicException"  # of pyo3, which exports no name for it
-_WHOLE_HINT: Final = "Is it a whole tokenizer.json, and the model's own?"
+_PANIC: Final = "PanicException"  # an exception of pyo3, which does not export it
+_WHOLE_HINT: Final = "Is it a complete tokenizer.json, and the model's own?"
 
 
 class Tokenizer(Protocol):
     """Turns text into tokens and back.
 
     Attributes:
-        name: what `choose_tokenizer` finds it by.
-        size: its ids are below this.
+        name: name for `choose_tokenizer`.
+        size: an upper bound on its ids, exclusive.
     """
 
     name: str
     size: int
 
     def encode(self, text: str, *, begins: bool = True) -> list[int]:
-        """Return the ids of a text; `begins`: with what a tokenizer puts in front of a text's beginning.
+        """Return the ids of a text; `begins` adds whatever the tokenizer puts at the beginning of a text.
 
-        Bytes that are no UTF-8 come as surrogates, as Python's file names and arguments have them.
+        Bytes that are not UTF-8 are passed as surrogates, like in Python's file names and arguments.
 
         Raises:
             InputError: there are such bytes, and the tokenizer has no tokens for them.
         """
 
     def stream(self, context: Sequence[int] = (), held: Held | None = None) -> TextStream:
-        """Return a stream of text after the tokens of a prompt, or one that continues another."""
+        """Return a stream of text that follows a prompt's tokens, or that continues another."""
 
 
 class ByteTokenizer:
-    """A token a byte of UTF-8."""
+    """One token per byte of UTF-8."""
 
     name = BYTES
     size = _BYTES_VOCABULARY
@@ -67,9 +67,9 @@ class ByteTokenizer:
 
 @contextmanager
 def _refusals(what: str) -> Iterator[None]:
-    """Turn whatever the library `tokenizers` raises into InputError: it knows no narrower class than Exception.
+    """Turn whatever the `tokenizers` library raises into InputError; it has no exception class narrower than Exception.
 
-    Where its Rust code panics, as on an expression that takes too long, that is not even one.
+    A panic in its Rust code, for example because a regular expression takes too long, is not even an Exception.
     """
     try:
         yield
@@ -80,10 +80,10 @@ def _refusals(what: str) -> Iterator[None]:
 
 
 class FileTokenizer:
-    """A tokenizer of Hugging Face's library `tokenizers`.
+    """A tokenizer of Hugging Face's `tokenizers` library.
 
     Args:
-        path: a tokenizer.json.
+        path: path of a tokenizer.json.
 
     Raises:
         InputError: the file cannot be read.
@@ -103,7 +103,7 @@ class FileTokenizer:
         with _refusals(f"{file} is no tokenizer"):
             self._tokenizer: Any = tokenizers.Tokenizer.from_file(os.fspath(file))
         self.name = os.path.abspath(file)  # noqa: PTH100 (a link's own name)
-        # Not their number: some vocabularies have holes.
+        # The number of tokens would not do, since some vocabularies have gaps.
         self.size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
 
     def encode(self, text: str, *, begins: bool = True) -> list[int]:  # noqa: D102
@@ -120,10 +120,10 @@ class FileTokenizer:
 
 
 class Gpt2Tokenizer:
-    """GPT-2's vocabulary, by tiktoken, which fetches it at its first use.
+    """GPT-2's vocabulary, through tiktoken, which downloads it on first use.
 
     Raises:
-        InputError: the vocabulary cannot be had.
+        InputError: the vocabulary is not available.
         MissingDependencyError: tiktoken is not installed.
     """
 
@@ -138,7 +138,7 @@ class Gpt2Tokenizer:
             ) from error
         try:
             self._encoding: Any = tiktoken.get_encoding(GPT2)
-        except Exception as error:  # of whatever tiktoken fetches it with
+        except Exception as error:  # from whatever tiktoken uses to download it
             raise InputError(
                 f"tiktoken cannot fetch GPT-2's vocabulary: {reason_of(error)}",
                 "Run it once on a machine with network access, with TIKTOKEN_CACHE_DIR set, and copy that folder here",
@@ -153,7 +153,7 @@ class Gpt2Tokenizer:
 
 
 def is_file(name: str) -> bool:
-    """Return whether a tokenizer's name is a file's path."""
+    """Return whether a tokenizer's name is the path of a file."""
     return name not in NAMES
 
 
@@ -161,11 +161,11 @@ def choose_tokenizer(name: str, vocabulary: int) -> Tokenizer:
     """Return a tokenizer by name.
 
     Args:
-        name: "bytes", "gpt2", a file's path, or "auto": what the size of the vocabulary tells.
-        vocabulary: ids that the model has.
+        name: "bytes", "gpt2", the path of a file, or "auto" to choose by the size of the vocabulary.
+        vocabulary: number of ids that the model has.
 
     Raises:
-        InputError: the size tells none, or the file or the vocabulary cannot be had.
+        InputError: no tokenizer is known for the size, or the file or the vocabulary is not available.
         MissingDependencyError: a library is not installed.
     """
     if name == AUTO and vocabulary == _BYTES_VOCABULARY:
