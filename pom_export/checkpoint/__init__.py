@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from pom_export.checkpoint.loading import LoadedModel, load_checkpoint, load_model
     from pom_export.checkpoint.spec import ModelSpec
 
-# Imported when they are asked for: the command line needs the families' names, and not torch.
+# Imported on first use: the command line needs the families' names, but not torch.
 _HOMES = {"LoadedModel": "loading", "ModelSpec": "spec", "load_checkpoint": "loading", "load_model": "loading"}
 
 __all__ = ["LoadedModel", "ModelSpec", "load_checkpoint", "load_model"]

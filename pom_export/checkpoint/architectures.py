@@ -28,17 +28,17 @@ _MOST_BLOCKS = 4096
 
 @dataclass(frozen=True)
 class Architecture:
-    """One kind of checkpoint.
+    """A kind of checkpoint.
 
     Attributes:
-        label: what `family` calls it.
-        architecture: that of the spec.
-        family: that of the spec.
-        typical: names that its state dicts have, those of block 0 where it has blocks.
-        matches: whether names and ranks are those of the architecture.
-        derive: the hyper-parameters, from shapes and hints.
-        sampled_from_average: whether its authors use an average of the weights, so that the first one in a file is
-            taken where none is named.
+        label: its value for `family`.
+        architecture: the spec's architecture.
+        family: the spec's family.
+        typical: names in its state dicts; only those of block 0 if it has blocks.
+        matches: returns whether names and ranks fit the architecture.
+        derive: derives the hyper-parameters from shapes and hints.
+        sampled_from_average: whether its authors use an average of the weights, so that a file's first average is the
+            default.
     """
 
     label: str
@@ -57,7 +57,7 @@ def _below(shapes: Shapes, prefix: str) -> dict[str, Size]:
 def _derived_below(
     shapes: Shapes, prefix: str, derive: Callable[[Shapes, Hints], _MixerConfig], hints: Hints
 ) -> _MixerConfig:
-    """Derive a mixer's hyper-parameters from the names below a prefix; a missing one is named in full."""
+    """Derive a mixer's hyper-parameters from the names below a prefix; errors give the full name of a missing one."""
     try:
         return derive(_below(shapes, prefix), hints)
     except KeyError as error:
@@ -65,10 +65,10 @@ def _derived_below(
 
 
 def _blocks(shapes: Shapes, prefix: str) -> list[int]:
-    """Return the indices of blocks. Distinct ones, not all below the largest: an absurd name makes no million.
+    """Return the distinct indices of blocks, not all up to the largest, since an absurd name must not create a million.
 
     Raises:
-        InputError: there are more than any model has, each of which would be built to be compared.
+        InputError: there are more than in any model; each of them would be built for the comparison.
     """
     found = {name.split(".", 1)[0] for name in _below(shapes, prefix)}
     indices = sorted({int(index) for index in found if index.isdecimal() and len(index) < _LONGEST_INDEX})
@@ -109,7 +109,7 @@ def _v2_config(shapes: Shapes, hints: Hints) -> MixerConfig:
 
 
 def _incomplete_separate(shapes: Shapes) -> Exception:
-    """Return what keeps separate projections, the older layout of v2, from being joined."""
+    """Return the reason why separate projections, the older layout of v2, cannot be joined."""
     absent = [name for name in ("se_proj.weight", "se_proj.bias") if name not in shapes]
     if absent:
         return KeyError(absent[0])
@@ -118,12 +118,12 @@ def _incomplete_separate(shapes: Shapes) -> Exception:
 
 
 def _has_bias(shapes: Shapes, *names: str) -> bool:
-    """Return whether any of the layers has a bias: then all must have one."""
+    """Return whether any of the layers has a bias; then all must have one."""
     return any(f"{name}.bias" in shapes for name in names)
 
 
 def _degree_and_expand(factors: int, hints: Hints) -> tuple[int, int]:
-    """Split K * k, of which the shapes of v1 know the product only."""
+    """Split K * k, because the shapes of v1 only determine the product."""
     choices = [degree for degree in range(1, min(factors, contract.MAX_DEGREE) + 1) if factors % degree == 0]
     if hints.degree is None and factors > 1:
         raise CheckpointError(
@@ -202,7 +202,7 @@ def _gpt_config(shapes: Shapes, hints: Hints) -> GPTConfig:
 
 
 def _gpt_heads(shapes: Shapes, buffer: str, width: int, hints: Hints) -> int:
-    """Return the heads of a rotation: its buffer tells the width of one."""
+    """Return the number of heads of a rotation, whose buffer determines the width of a head."""
     if buffer in shapes:
         pairs = shapes[buffer][0]
         return _quotient(width, 2 * pairs, f"{buffer}'s {pairs} frequencies don't divide width {width}")
@@ -256,7 +256,7 @@ def _jit_config(shapes: Shapes, hints: Hints) -> JiTConfig:
 
 
 def _in_context_start(depth: int, hints: Hints) -> int:
-    """Return before which block the in-context tokens are put: hinted, or that of the published models."""
+    """Return the block before which the in-context tokens are inserted: the hint, or that of the published models."""
     start = IN_CONTEXT_STARTS.get(depth) if hints.in_context_start is None else hints.in_context_start
     if start is None:
         published = ", ".join(map(str, IN_CONTEXT_STARTS))

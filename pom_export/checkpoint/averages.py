@@ -19,22 +19,23 @@ def named_values(
 ) -> dict[str, Tensor]:
     """Give the tensors of a list the names of the parameters that they are averages of.
 
-    A list is in the order of `named_parameters()`: that of the state dict with the buffers left out, and of a tied
-    parameter the first name only. Some trainers' lists are of the whole state dict instead, or of the parameters that
-    are trained, which their number tells.
+    A list is in the order of `named_parameters()`, which is the state dict without its buffers and with only the first
+    name of a tied parameter. Some trainers' lists correspond to the whole state dict instead, or to the parameters that
+    are trained; their length tells.
 
     Args:
         file: for messages.
-        average: the set that the list is.
+        average: the set that the list represents.
         values: its tensors.
-        raw: the state dict beside it, prefixes removed.
-        model: what the state dict was recognised as.
+        raw: the state dict beside it, without prefixes.
+        model: the model that the state dict was recognised as.
 
     Returns:
-        A whole state dict: the averages, and what is not trained of the raw one: buffers and frozen parameters.
+        A whole state dict: the averages and, from the raw state dict, what is not trained: buffers and frozen
+        parameters.
 
     Raises:
-        CheckpointError: there are more or fewer than parameters, or one has another shape.
+        CheckpointError: the list has more or fewer tensors than there are parameters, or one has another shape.
     """
     names = _names_of(values, raw, model)
     if len(values) != len(names):
@@ -55,16 +56,16 @@ def named_values(
 def part_of_list(
     values: Sequence[Tensor], raw: Mapping[str, Tensor], model: nn.Module, around: tuple[int, int]
 ) -> slice:
-    """Return where a model's parameters lie in a list that holds those of other modules too.
+    """Find a model's parameters in a list that also contains those of other modules.
 
     Args:
-        values: the list, in the order of `named_parameters()` of what holds the model and the others.
-        raw: the model's state dict, prefixes removed.
-        model: what it was recognised as.
-        around: how many names the whole state dict has in front of the model's, and behind; buffers are among them.
+        values: the list, in the order of `named_parameters()` of a module that contains the model and the others.
+        raw: the model's state dict, without prefixes.
+        model: the model that it was recognised as.
+        around: how many names of the whole state dict, including buffers, come before and after the model's.
 
     Returns:
-        The only place where all shapes fit; the whole list where there is none, or more than one.
+        The only place where all shapes fit; the whole list if there is none, or more than one.
     """
     shapes = [raw[name].shape for name in _parameters(raw, model)]
     given = [value.shape for value in values]
@@ -75,7 +76,7 @@ def part_of_list(
 
 
 def fits(values: Sequence[Tensor], raw: Mapping[str, Tensor], model: nn.Module) -> bool:
-    """Return whether a list may be of a model: as many tensors as there are parameters, of their shapes."""
+    """Return whether a list may belong to a model: it has a tensor for each of the parameters, with their shapes."""
     names = _names_of(values, raw, model)
     return [value.shape for value in values] == [raw[name].shape for name in names]
 
@@ -90,20 +91,20 @@ def _names_of(values: Sequence[Tensor], raw: Mapping[str, Tensor], model: nn.Mod
 def with_buffers(
     file: Path, average: WeightSet, tensors: Mapping[str, Tensor], raw: Mapping[str, Tensor], model: nn.Module
 ) -> dict[str, Tensor] | None:
-    """Return averages of parameters by name as a whole state dict, with what is not trained of the raw one.
+    """Complete averages of parameters by name with what is not trained, from the raw state dict.
 
     Args:
         file: for messages.
-        average: the set that they are.
+        average: the set that contains the averages.
         tensors: the averages; their names may lack the dots.
-        raw: the state dict beside them, prefixes removed.
-        model: what the state dict was recognised as.
+        raw: the state dict beside them, without prefixes.
+        model: the model that the state dict was recognised as.
 
     Returns:
-        None where they are not averages of this model.
+        A whole state dict; None if these are not averages of this model.
 
     Raises:
-        CheckpointError: they lack parameters of the model.
+        CheckpointError: parameters of the model are missing.
     """
     names = _names_in(tensors, raw)
     if names is None or any(tensor.shape != raw[name].shape for name, tensor in names.items()):
@@ -117,7 +118,7 @@ def with_buffers(
 
 
 def _names_in(tensors: Mapping[str, Tensor], raw: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Return tensors by the raw state dict's names, or None where some are not among these."""
+    """Return tensors by the raw state dict's names; None if any of them is not in it."""
     for prefix in common_prefixes(tensors):
         inner = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
         if inner.keys() <= raw.keys():
@@ -125,7 +126,7 @@ def _names_in(tensors: Mapping[str, Tensor], raw: Mapping[str, Tensor]) -> dict[
     dotted = {name.replace(".", ""): name for name in raw}
     if len(dotted) < len(raw):
         return None
-    # In front of every name may stand those of modules around the model, without their dots as well.
+    # The names of modules around the model may precede every name, also without their dots.
     first = min(tensors, default="")
     for prefix in sorted((first.removesuffix(name) for name in dotted if first.endswith(name)), key=len):
         inner = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -141,11 +142,11 @@ def _not_trained(raw: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tenso
 
 
 def _parameters(raw: Mapping[str, Tensor], model: nn.Module, *, trained: bool = False) -> list[str]:
-    """Return the names of parameters in the file's order, where it has one, and the first of tied ones only.
+    """Return the names of parameters, only the first one of tied parameters, in the file's order if it has one.
 
     Args:
         raw: the state dict.
-        model: what it was recognised as.
+        model: the model that it was recognised as.
         trained: whether to leave out those that the model freezes.
     """
     identity = {
@@ -153,7 +154,7 @@ def _parameters(raw: Mapping[str, Tensor], model: nn.Module, *, trained: bool = 
         for name, parameter in model.named_parameters(remove_duplicate=False)
         if parameter.requires_grad or not trained
     }
-    # A file whose names are sorted says nothing of the order; the model's is that of the official module.
+    # If a file's names are sorted, their order means nothing. The model's order is that of the official module.
     order = [name for name in identity if name in raw] if list(raw) == sorted(raw) else raw
     first: dict[int, str] = {}
     for name in order:

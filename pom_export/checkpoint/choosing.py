@@ -12,7 +12,7 @@ from pom_export.checkpoint.weight_sets import set_below
 from pom_export.errors import CheckpointError
 from pom_export.suggestions import did_you_mean
 
-# What trainers call the state dict that they train.
+# Trainers' names for the state dict that is trained.
 _TRAINED: Final = frozenset(
     {"model", "state_dict", "model_state_dict", "model_state", "net", "network", "module", "weights", "params"}
 )
@@ -21,10 +21,10 @@ _CHOOSE: Final = "Choose with `weights=NAME`"
 
 
 def default_set(file: Path, sets: Sequence[WeightSet]) -> WeightSet:
-    """Return the set that is meant where nothing is said: the trained weights, before averages of them.
+    """Return the default set: the trained weights, in preference to averages of them.
 
     Raises:
-        CheckpointError: several are of equal standing, or the only ones are lists without names.
+        CheckpointError: several sets rank equally, or there are only lists without names.
     """
     able = _without_parts([one for one in sets if one.has_mixers])
     if not able:
@@ -33,7 +33,7 @@ def default_set(file: Path, sets: Sequence[WeightSet]) -> WeightSet:
             raise CheckpointError(
                 f"{file} holds lists of weights without names: {listed(sets)}", "Save the state dict as well"
             )
-        return named[0]  # whatever it is, it is no model of ours
+        return named[0]  # not one of our models, whatever it is
     least = min(one.depth for one in able)
     preferred = [one for one in able if one.preferred and one.depth == least]
     raw = [one for one in able if not one.average]
@@ -49,7 +49,7 @@ def default_set(file: Path, sets: Sequence[WeightSet]) -> WeightSet:
 
 
 def _without_parts(able: Sequence[WeightSet]) -> list[WeightSet]:
-    """Return either a state dict with other things beside its networks, or these: where one is a whole model."""
+    """For a state dict that contains networks, keep either the whole or, if one of them is a whole model, these."""
     left_out: list[WeightSet] = []
     for outer in (one for one in able if one.contains):
         inner = [one for one in able if one.lies_in(outer)]
@@ -61,10 +61,10 @@ def _without_parts(able: Sequence[WeightSet]) -> list[WeightSet]:
 
 
 def asked_set(file: Path, sets: Sequence[WeightSet], weights: str) -> WeightSet:
-    """Return the set of a name: its short name, the keys that lead to it, the last of them, or a prefix of names.
+    """Return the set with a name: its short name, the keys that lead to it, the last of these, or a prefix of names.
 
     Raises:
-        CheckpointError: there is none of that name, or there are several.
+        CheckpointError: there is no such set, or there are several.
     """
     asked = weights.rstrip(".")
     for names_of in (
@@ -98,13 +98,13 @@ def asked_set(file: Path, sets: Sequence[WeightSet], weights: str) -> WeightSet:
 
 
 def _only_part(one: WeightSet, sets: Sequence[WeightSet]) -> WeightSet:
-    """Return the only network that lies in a set beside other things; the set itself where there is no such one."""
+    """Return the only network in a set that also contains other things; the set itself if there is no such network."""
     inner = [other for other in sets if other.lies_in(one)]
     return inner[0] if one.contains and len(inner) == 1 else one
 
 
 def _part_or_whole(file: Path, one: WeightSet, asked: str) -> WeightSet:
-    """Return what lies below a prefix that has a set's short name, where that is not all of it."""
+    """Return the part of a set below a prefix that equals the set's short name, unless that is the whole set."""
     part = set_below(file, one, asked)
     return one if part is None or len(part.tensors) == len(one.tensors) else part
 
@@ -114,7 +114,7 @@ def _last_key(one: WeightSet) -> str:
 
 
 def _last_keys(one: WeightSet) -> list[str]:
-    """Return the ends of a path, one key after the other."""
+    """Return all trailing parts of a path."""
     keys = one.path.split(".")
     return [".".join(keys[start:]) for start in range(len(keys))]
 
@@ -124,7 +124,7 @@ def _rank(one: WeightSet) -> tuple[bool, int, bool]:
 
 
 def listed(sets: Sequence[WeightSet]) -> str:
-    """Return what sets are called, the first few."""
+    """Return the names of the first few sets."""
     named = [one.label for one in sets if not one.contains]
     more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
     return ", ".join(named[:_MOST_NAMED]) + more

@@ -25,7 +25,7 @@ _NEAR_THE_END: Final = 1 << 16
 
 
 def is_exported_program(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file is an archive of torch.export, told by content, whole or not."""
+    """Return whether a file is a torch.export archive, complete or not, judged by its content."""
     file = Path(path)
     try:
         with open_archive(file, "file") as archive:
@@ -35,22 +35,23 @@ def is_exported_program(path: str | os.PathLike[str]) -> bool:
 
 
 def _was_one(file: Path) -> bool:
-    """Return whether an archive that cannot be read names the member by which programs are told, near its end."""
+    """Return whether an archive that cannot be read has, near its end, the member name that identifies programs."""
     try:
         with file.open("rb") as stream:
             start = stream.read(len(_LOCAL_HEADER))
             stream.seek(-min(_NEAR_THE_END, file.stat().st_size), os.SEEK_END)
             return start == _LOCAL_HEADER and _FORMAT.encode() in stream.read(_NEAR_THE_END)
     except OSError:
-        return False  # whoever reads it as something else says what is wrong with it
+        return False  # reading it as something else will report what is wrong
 
 
 def read_exported_program(path: str | os.PathLike[str]) -> ExportedProgram:
-    """Return the program in a .pt2 file. Files of the user's beside it in the archive are left out.
+    """Return the program in a .pt2 file, ignoring the user's own files in the archive.
 
     Raises:
         InputError: the file cannot be read.
-        CheckpointError: it is damaged, holds what would have to be run to be read, or claims more than it has.
+        CheckpointError: it is damaged, contains something that would have to be executed to be read, or claims more
+            than it has.
     """
     file = readable_file(path, "program")
     try:
@@ -67,5 +68,5 @@ def read_exported_program(path: str | os.PathLike[str]) -> ExportedProgram:
     except (MalformedError, InputError) as error:
         what = error.what if isinstance(error, InputError) else error
         raise CheckpointError(f"{file} is not a complete torch.export program: {what}", _HINT) from error
-    except Exception as error:  # whatever damaged bytes make of the parser
+    except Exception as error:  # the parser may raise anything for damaged bytes
         raise CheckpointError(f"{file} is not a complete torch.export program: {reason_of(error)}", _HINT) from error

@@ -13,5 +13,5 @@ LANGUAGE_MODEL: Final = "language-model"
 NANOGPT: Final = "nanogpt-pom"
 JIT: Final = "jit-pom"
 
-# What a user may name a checkpoint's kind by: `label` of `ARCHITECTURES`.
+# The values of `family` that a user may give: `label` in `ARCHITECTURES`.
 FAMILIES: Final = (NANOGPT, JIT, LANGUAGE_MODEL, V2, V1, V1_GROUPED)

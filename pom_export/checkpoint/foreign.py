@@ -13,7 +13,7 @@ from pom_export.errors import CheckpointError
 from pom_export.files import mistaken_for
 
 HEAD: Final = 512
-"""Bytes at a file's beginning that tell what it is."""
+"""How many bytes at the beginning of a file identify its format."""
 
 _JOIN_DISTRIBUTED: Final = (
     "Join it into one file: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} checkpoint.pt"
@@ -27,12 +27,12 @@ _NUMPY: Final = "a NumPy archive"
 
 @dataclass(frozen=True)
 class _Kind:
-    """A kind of checkpoint that is not read.
+    """A kind of checkpoint that is not supported.
 
     Attributes:
-        what: what it is.
-        hint: what to do about it; may speak of the {folder}.
-        matches: whether names of a folder's files are of this kind.
+        what: description of the kind.
+        hint: what to do about it; may refer to the {folder}.
+        matches: returns whether the names of a folder's files are of this kind.
     """
 
     what: str
@@ -91,7 +91,7 @@ _TAR: Final = slice(257, 262)
 _MEMBER: Final = 30  # where the name of an archive's first member begins
 _SHARD: Final = re.compile(r"-\d{5}-of-(\d{5})\.")
 
-# What is in names of a state dict whose weights are no weights by themselves.
+# Patterns in the names of a state dict whose weights are incomplete by themselves.
 _NAMES: Final = (
     (re.compile(r"_packed_params"), "quantized by torch.ao.quantization (quantize_dynamic)", _WIDER),
     (
@@ -117,7 +117,7 @@ _NAMES: Final = (
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder of a kind that is not read, it or one of those in it.
+    """Refuse a folder of an unsupported kind, or one that contains such a folder.
 
     Raises:
         CheckpointError: with the kind and the remedy.
@@ -126,7 +126,7 @@ def check_folder(folder: Path) -> None:
         try:
             names = {inner.name for inner in place.iterdir()}
         except OSError:
-            continue  # not ours to look into
+            continue  # not readable
         for kind in _FOLDERS:
             if kind.matches(names):
                 hint = kind.hint.format(folder=place)
@@ -134,10 +134,10 @@ def check_folder(folder: Path) -> None:
 
 
 def check_file(file: Path, head: bytes) -> None:
-    """Refuse a file of a kind that is not read.
+    """Refuse a file of an unsupported kind.
 
     Args:
-        file: its name may tell.
+        file: the file, whose name may indicate the kind.
         head: its first `HEAD` bytes.
 
     Raises:
@@ -160,7 +160,7 @@ def check_file(file: Path, head: bytes) -> None:
 
 
 def check_names(file: Path, names: Iterable[str]) -> None:
-    """Refuse a state dict whose names say that its weights are quantized, or flattened.
+    """Refuse a state dict whose names show that its weights are quantized or flattened.
 
     Raises:
         CheckpointError: with the kind and the remedy.
@@ -172,7 +172,7 @@ def check_names(file: Path, names: Iterable[str]) -> None:
 
 
 def check_trainer(file: Path, content: Mapping[Any, Any]) -> None:
-    """Refuse what a trainer saved of one rank, without the weights.
+    """Refuse a file that a trainer saved for one rank, without the weights.
 
     Raises:
         CheckpointError: with the kind and the remedy.
@@ -185,10 +185,10 @@ def check_trainer(file: Path, content: Mapping[Any, Any]) -> None:
 
 
 def check_whole(file: Path) -> None:
-    """Refuse a file that is one of several that hold a model, told by its name.
+    """Refuse a file whose name shows that it is one of several files of a model.
 
     Raises:
-        CheckpointError: with the folder to name.
+        CheckpointError: with the folder to give instead.
     """
     found = _SHARD.search(file.name)
     if found and int(found[1]) > 1:

@@ -18,18 +18,18 @@ from pom_export.files import readable_file
 from pom_export.json_text import parse_json
 
 _ZIP, _PICKLE, _JSON = b"PK\x03\x04", b"\x80", b"{"
-_LENGTH = 8  # bytes of a safetensors file that say how long its header is
-# Whole files, then indices of shards, in the order in which Hugging Face's loaders prefer them.
+_LENGTH = 8  # bytes at the beginning of a safetensors file that contain its header's length
+# Whole files come before indices of shards, in the order preferred by Hugging Face's loaders.
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
-# Files that trainers save beside the weights.
+# Files other than weights that trainers save.
 _NO_WEIGHTS = re.compile(
     r"(^|[_.-])(optim(izer)?s?|sched(uler)?s?|rng_states?|random_states?|training_args|scaler|sampler|trainer_state)([_.-]|$)"
 )
-_CUSTOM = "custom_checkpoint_*.pkl"  # of accelerate: objects of the user's, averages of the weights among them
+_CUSTOM = "custom_checkpoint_*.pkl"  # accelerate's: the user's objects, which may include averages of the weights
 _SOME = 4
 _COPY_HINT = "Copy or save it again"
-# Far more than a configuration, an index of shards or a header has; what is parsed takes some twenty times as much.
+# Far larger than any configuration, index of shards or header. Parsed JSON takes about twenty times as much memory.
 _MOST_JSON = 4 << 20
 _MOST_HEADER = 16 << 20
 _MOST_IN_HEADER = 4_000_000
@@ -37,13 +37,13 @@ _NARROW = re.compile(r"[FIU][1-6](_|$)")  # F4, F6_E2M3, I4
 
 
 def read_content(file: Path) -> tuple[Any, Mapping[str, str]]:
-    """Return what a file holds, tensors mapped from the disk where the format allows, and its own metadata.
+    """Return the contents of a file, with tensors mapped from the disk if the format allows, and its own metadata.
 
-    The format is told by content, not by the file's name.
+    The content determines the format, not the file's name.
 
     Raises:
         InputError: the file is missing, empty or unreadable.
-        CheckpointError: it is truncated, of another format, or holds more than tensors.
+        CheckpointError: it is truncated, of another format, or contains more than tensors.
     """
     readable_file(file, "checkpoint")
     with file.open("rb") as stream:
@@ -61,10 +61,10 @@ def read_content(file: Path) -> tuple[Any, Mapping[str, str]]:
 
 
 def files_of_folder(folder: Path) -> list[Path]:
-    """Return the files that hold a folder's weights: those of Hugging Face's layout, or its only checkpoint.
+    """Return the files with a folder's weights: those of Hugging Face's layout, or its only checkpoint.
 
     Raises:
-        CheckpointError: the folder holds no weights, or several checkpoints, or an index names a missing shard.
+        CheckpointError: the folder has no weights or several checkpoints, or an index lists a missing shard.
     """
     whole = _whole_file(folder)
     if whole is not None:
@@ -76,7 +76,7 @@ def files_of_folder(folder: Path) -> list[Path]:
     names = _checkpoints_in(folder)
     inner = [place.name for place in sorted(folder.iterdir()) if place.is_dir() and _checkpoints_in(place)]
     models = [name for name in names if not _NO_WEIGHTS.search(name)]
-    # Trainers keep a link to the last one: a file counts once.
+    # A trainer may keep a link to its last checkpoint, so each file only counts once.
     places = [folder / name for name in (models or ([] if inner else names))]
     found = list({place.resolve(): place for place in places}.values())
     if len(found) == 1:
@@ -91,7 +91,7 @@ def files_of_folder(folder: Path) -> list[Path]:
 
 
 def check_index(folder: Path, files: Sequence[Path], parts: Sequence[Mapping[str, Any]]) -> None:
-    """Compare the shards of a folder with their index, where it has one.
+    """Compare the shards of a folder with their index, if there is one.
 
     Args:
         folder: the folder.
@@ -99,7 +99,7 @@ def check_index(folder: Path, files: Sequence[Path], parts: Sequence[Mapping[str
         parts: the weights in each of them, by name.
 
     Raises:
-        CheckpointError: a weight is not in the file that the index names.
+        CheckpointError: a weight is not in the file that the index lists.
     """
     index = None if _whole_file(folder) is not None else _index_of(folder)
     if index is None:
@@ -115,7 +115,7 @@ def check_index(folder: Path, files: Sequence[Path], parts: Sequence[Mapping[str
 
 
 def _whole_file(folder: Path) -> Path | None:
-    """Return the file that Hugging Face's loaders would prefer to an index; None where there is none."""
+    """Return the file that Hugging Face's loaders would prefer to an index; None if there is none."""
     for name in _FOLDER_FILES:
         if (folder / name).is_file():
             return folder / name
@@ -133,17 +133,17 @@ def _index_of(folder: Path) -> Path | None:
 
 
 def _checkpoints_in(folder: Path) -> list[str]:
-    """Return the names of files that may be checkpoints, going by these names."""
+    """Return the names of files that may be checkpoints, judged by these names."""
     try:
         return sorted(file.name for file in folder.iterdir() if file.suffix in _SUFFIXES and file.is_file())
     except OSError:
-        return []  # not ours to look into
+        return []  # not readable
 
 
 def files_beside(folder: Path, read: Sequence[Path]) -> list[str]:
-    """Return the names of other files in a folder that may hold weights: not those of a trainer's state.
+    """Return the names of other files in a folder that may contain weights, without those of a trainer's state.
 
-    Folders whose names say that averages lie in them are among them.
+    They include folders whose names suggest averages.
     """
     names = [*_checkpoints_in(folder), *(file.name for file in folder.glob(_CUSTOM))]
     names += [place.name for place in folder.iterdir() if is_average(place.name) and _checkpoints_in(place)]
@@ -165,10 +165,10 @@ def _shards(index: Path) -> list[Path]:
 
 
 def read_json(file: Path) -> Any:
-    """Return what a small JSON file holds: a configuration, an index of shards.
+    """Return the contents of a small JSON file, such as a configuration or an index of shards.
 
     Raises:
-        CheckpointError: it cannot be read, is larger than any such file, or is no JSON.
+        CheckpointError: it cannot be read, is larger than any such file, or is not JSON.
     """
     readable_file(file, "file")
     try:
@@ -176,7 +176,7 @@ def read_json(file: Path) -> Any:
             content = stream.read(_MOST_JSON + 1)
         if len(content) > _MOST_JSON:
             raise CheckpointError(f"{file} is larger than {_MOST_JSON >> 20} MiB", "Correct it or move it away")
-        # Hugging Face's configurations have infinite limits.
+        # Hugging Face's configurations may contain infinite limits.
         return parse_json(content, infinite=True)
     except (OSError, ValueError) as error:
         raise CheckpointError(
@@ -190,7 +190,7 @@ def _read_safetensors(file: Path, header: int) -> tuple[Mapping[str, torch.Tenso
     try:
         with file.open("rb") as stream:
             stream.seek(_LENGTH)
-            # The library would take the last of two tensors of one name.
+            # Of two tensors with the same name, the library would use the last.
             declared = parse_json(stream.read(header), _MOST_IN_HEADER)
         _check_types(file, declared)
         with safe_open(file, framework="pt") as opened:
@@ -198,12 +198,12 @@ def _read_safetensors(file: Path, header: int) -> tuple[Mapping[str, torch.Tenso
             return tensors, opened.metadata() or {}
     except CheckpointError:
         raise
-    except Exception as error:  # the library's, and torch's of types that it does not know
+    except Exception as error:  # from the library, or from torch for unknown types
         raise CheckpointError(f"{file} is not a complete safetensors file: {reason_of(error)}", _COPY_HINT) from error
 
 
 def _check_types(file: Path, header: Any) -> None:
-    """Refuse types of less than eight bits and others that torch has no tensors of."""
+    """Refuse types of less than eight bits, and others that torch lacks."""
     for name, entry in header.items() if isinstance(header, dict) else ():
         kind = entry.get("dtype") if isinstance(entry, dict) else None
         if isinstance(kind, str) and _NARROW.match(kind):

@@ -9,31 +9,31 @@ from typing import Any
 from pom_export.checkpoint.families import FAMILIES
 from pom_export.errors import CheckpointError, InputError, kind_of
 
-_LARGEST = 2**31 - 1  # of a hint
-# Names under which a hint is found, ours first, then those of the official constructors.
+_LARGEST = 2**31 - 1  # the largest value of a hint
+# The names of each hint, ours first, then those of the official constructors.
 NAMES = {
     "degree": ("degree", "order"),
     "heads": ("heads", "n_head"),
     "in_context_start": ("in_context_start",),
     "family": ("family",),
 }
-_OF_OTHERS_TOO = frozenset({"order"})  # a name that solvers and interpolations have as well
-_LEAST = {"in_context_start": 0}  # of others 1
+_OF_OTHERS_TOO = frozenset({"order"})  # a name that solvers and interpolations use too
+_LEAST = {"in_context_start": 0}  # 1 for the others
 
 
 @dataclass(frozen=True)
 class Hints:
-    """What to know besides names and shapes; None: nothing is said.
+    """Settings beyond names and shapes; None means unknown.
 
     Attributes:
         family: "pom-v1", "pom-v1-grouped", "pom-v2", "language-model", "nanogpt-pom" or "jit-pom".
-        degree: polynomial degree, where the shapes don't tell it (v1).
-        heads: heads of attention, where the shapes don't tell them (a hybrid without its inv_freq buffers).
-        in_context_start: before which block an image model puts its in-context tokens, which no shape tells.
-        rotary: whether a configuration speaks of rotary positions.
-        local: whether a configuration speaks of attention in local windows.
-        origins: where hints were read that may be of something else, by hint; those that were given have none.
-        doubts: what the trainer saved that is of no use, a sentence each.
+        degree: polynomial degree, if it does not follow from the shapes (v1).
+        heads: number of attention heads, if it does not follow from the shapes (a hybrid without its inv_freq buffers).
+        in_context_start: block before which an image model inserts its in-context tokens, which follows from no shape.
+        rotary: whether a configuration mentions rotary positions.
+        local: whether a configuration mentions attention in local windows.
+        origins: for hints that may belong to something else, where they were read; given hints have none.
+        doubts: reasons why settings saved by the trainer were not used, one sentence each.
     """
 
     family: str | None = None
@@ -46,7 +46,7 @@ class Hints:
     doubts: tuple[str, ...] = field(default=(), compare=False)
 
     def over(self, weaker: Hints) -> Hints:
-        """Return these hints, and the weaker ones where these say nothing."""
+        """Return these hints, completed by weaker ones."""
         return Hints(
             self.family if self.family is not None else weaker.family,
             self.degree if self.degree is not None else weaker.degree,
@@ -59,21 +59,21 @@ class Hints:
         )
 
     def origin(self, hint: str) -> str:
-        """Return where a hint was read, to be put behind its value: "" where it was given."""
+        """Return where a hint was read, to be appended to its value; "" if it was given."""
         return f", read from {self.origins[hint]}," if hint in self.origins else ""
 
 
 def hints_from(config: Mapping[str, Any], source: str) -> Hints:
-    """Return the hints in a configuration; names that it has for other purposes are ignored.
+    """Return the hints in a configuration, ignoring names that it uses for other purposes.
 
     Raises:
-        CheckpointError: a value is of no use, with the source named.
+        CheckpointError: a value is unusable; the message names the source.
     """
     found: dict[str, Any] = {}
     origins = {}
     for hint, names in NAMES.items():
         name = next((name for name in names if config.get(name) is not None), None)
-        # A configuration of other software may have a family of its own.
+        # In other software's configurations, `family` may mean something else.
         if name is not None and (hint != "family" or config[name] in FAMILIES):
             found[hint] = _value(config[name], hint, f"{source}: {name}")
             if name in _OF_OTHERS_TOO:
@@ -83,7 +83,7 @@ def hints_from(config: Mapping[str, Any], source: str) -> Hints:
 
 
 def check_given(hints: Mapping[str, Any]) -> None:
-    """Raise InputError where a hint of the caller's is neither None nor a number that it can have."""
+    """Raise InputError if a caller's hint is neither None nor a valid number."""
     for name, value in hints.items():
         if value is not None and not is_usable(value, name):
             raise InputError(
@@ -95,7 +95,7 @@ def check_given(hints: Mapping[str, Any]) -> None:
 def _value(value: Any, hint: str, where: str) -> str | int:
     if hint == "family":
         return str(value)
-    # A safetensors file's metadata is text.
+    # The metadata of a safetensors file is text.
     if isinstance(value, str) and value.isdecimal() and len(value) <= len(str(_LARGEST)):
         value = int(value)
     least = _LEAST.get(hint, 1)
@@ -105,12 +105,12 @@ def _value(value: Any, hint: str, where: str) -> str | int:
 
 
 def is_usable(value: Any, hint: str) -> bool:
-    """Return whether a value is a number that a hint can have."""
+    """Return whether a value is a valid number for a hint."""
     return type(value) is int and _LEAST.get(hint, 1) <= value <= _LARGEST
 
 
 def _shown(value: Any) -> str:
-    """Return a value as a message has it: not every one can be written out."""
+    """Return a value for a message; some are too long to be printed."""
     if isinstance(value, int) and abs(value) > _LARGEST:
         return f"an integer of {value.bit_length()} bits"
     return repr(value) if isinstance(value, (str, int, float)) else kind_of(value)

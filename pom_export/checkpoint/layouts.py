@@ -12,22 +12,22 @@ from pom_export.errors import CheckpointError
 _CONTEXT, _GATE, _GATE_BIAS = "po_proj.weight", "se_proj.weight", "se_proj.bias"
 _CONTEXT_BIAS = "po_proj.bias"
 _JOINED, _JOINED_BIAS = "qc_proj.weight", "se_bias"
-_COEFFICIENTS = "po_coeff"  # what v1, which has the two projections as well, lacks
+_COEFFICIENTS = "po_coeff"  # v1, which has the two projections too, lacks it
 _MATRIX = 2  # the weight of a grouped projection has three dimensions
 
 
 def with_joined_projections(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Join the separate projections of the context and of the gate, as v2 had them before 2026-03-28.
+    """Join the separate projections of context and gate, the layout of v2 before 2026-03-28.
 
     Args:
-        tensors: a state dict, of a mixer or of a model that has some.
+        tensors: the state dict of a mixer, or of a model with mixers.
 
     Returns:
-        The state dict in today's layout, and the prefixes of the mixers that were in the older one.
+        The state dict in the current layout, and the prefixes of the mixers that were in the older one.
 
     Raises:
-        CheckpointError: a context projection has a bias, for which today's layout has no place; or a mixer has the
-            gate's bias in both layouts.
+        CheckpointError: a context projection has a bias, which the current layout lacks; or a mixer has the gate's bias
+            in both layouts.
     """
     prefixes = [name.removesuffix(_GATE) for name in tensors if name.endswith(_GATE)]
     older = [prefix for prefix in prefixes if _is_separate(tensors, prefix)]

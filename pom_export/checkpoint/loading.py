@@ -32,12 +32,12 @@ class LoadedModel:
 
     Attributes:
         module: the model; its weights keep their floating-point type, and may be mapped from the file.
-        spec: what it is.
-        sha256: of the file, see `Checkpoint`.
-        dtypes: how many weights there are of each floating-point type.
-        weights: the set of weights in the file that was taken.
-        other_weights: the sets that the file holds besides.
-        notes: what a person should know of the weights, a sentence each.
+        spec: its specification.
+        sha256: the file's hash, see `Checkpoint`.
+        dtypes: number of weights of each floating-point type.
+        weights: name of the chosen set of weights.
+        other_weights: names of the file's other sets.
+        notes: remarks about the weights for the user, one sentence each.
     """
 
     module: nn.Module
@@ -58,21 +58,22 @@ def load_model(
     in_context_start: int | None = None,
     weights: str | None = None,
 ) -> LoadedModel:
-    """Read, recognise and build.
+    """Read a checkpoint, recognise its model, and build it.
 
     Args:
         path: a file, or a folder in Hugging Face's layout.
         family: "pom-v1", "pom-v1-grouped", "pom-v2", "language-model", "nanogpt-pom" or "jit-pom"; default: recognised.
-        degree: polynomial degree, where shapes can't tell (v1).
-        heads: heads of the hybrid's attention, where shapes can't tell.
-        in_context_start: before which block an image model puts its in-context tokens; default: what a configuration
-            says, or the published model of the same depth has.
-        weights: which of several sets of weights in the file to take: a name that `inspect` lists ("model", "ema"), the
-            keys that lead to it, or a prefix of names in the state dict; default: the trained ones, before averages.
+        degree: polynomial degree, if it does not follow from the shapes (v1).
+        heads: number of attention heads of a hybrid, if it does not follow from the shapes.
+        in_context_start: block before which an image model inserts its in-context tokens; default: from a
+            configuration, or that of the published model with the same depth.
+        weights: which of several sets of weights in the file to load: a name listed by `inspect` ("model", "ema"), the
+            keys that lead to the set, or a prefix of names in the state dict; default: the trained weights, in
+            preference to averages.
 
     Raises:
         InputError: the file cannot be read.
-        CheckpointError: its content is of no known model, or not told by shapes and hints together.
+        CheckpointError: the model is unknown, or shapes and hints together do not determine it.
     """
     check_given({"degree": degree, "heads": heads, "in_context_start": in_context_start})
     checkpoint = read_checkpoint(path)
@@ -103,7 +104,7 @@ def load_model(
 
 
 def _contradictions(given: Hints, settings: Hints) -> list[str]:
-    """Say what a trainer's settings have otherwise than flags, metadata or a configuration."""
+    """Note settings of the trainer that contradict flags, metadata or a configuration."""
     return [
         f"{place} is {getattr(settings, name)}; {name} {getattr(given, name)} was given, or read beside it"
         for name, place in settings.origins.items()
@@ -112,7 +113,7 @@ def _contradictions(given: Hints, settings: Hints) -> list[str]:
 
 
 def _settings_notes(spec: ModelSpec, hints: Hints, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Say which settings of the trainer's were used, and which are not what the shapes say."""
+    """Note which of the trainer's settings were used, and which of them contradict the shapes."""
     notes = list(hints.doubts)
     used = {
         "degree": spec.family in {V1, V1_GROUPED},
@@ -133,7 +134,7 @@ def _settings_notes(spec: ModelSpec, hints: Hints, tensors: Mapping[str, Tensor]
 
 
 def _check_hints(spec: ModelSpec, degree: int | None, heads: int | None, in_context_start: int | None) -> None:
-    """Refuse what the user, or a configuration beside the file, says where the shapes say otherwise."""
+    """Refuse hints from the user, or from a configuration beside the file, that contradict the shapes."""
     if degree is not None and degree != spec.degree:
         raise CheckpointError(
             f"degree {degree}, given or read from a configuration, does not fit: the shapes say {spec.degree}",
@@ -158,7 +159,7 @@ def _check_hints(spec: ModelSpec, degree: int | None, heads: int | None, in_cont
 
 
 def _share(tensors: dict[str, Tensor], tied: Sequence[Sequence[str]], checkpoint: Checkpoint) -> None:
-    """Make the names that the model ties one tensor; writers of safetensors keep only one of them."""
+    """Use one tensor for all names that the model ties; writers of safetensors only keep one of them."""
     for names in tied:
         first = next(name for name in names if name in tensors)
         for name in names:
@@ -168,7 +169,7 @@ def _share(tensors: dict[str, Tensor], tied: Sequence[Sequence[str]], checkpoint
 
 
 def _tie(module: nn.Module, tied: Sequence[Sequence[str]]) -> None:
-    """Loading by assignment makes a parameter a name; make tied ones one again."""
+    """Tie parameters again, because loading by assignment creates one for each name."""
     for first, *others in tied:
         for name in others:
             parent, _, attribute = name.rpartition(".")
@@ -176,7 +177,7 @@ def _tie(module: nn.Module, tied: Sequence[Sequence[str]]) -> None:
 
 
 def _fill_frequencies(module: nn.Module) -> None:
-    """Compute the frequencies of rotations that the file lacks; they follow from the number of heads."""
+    """Compute the frequencies of rotations that the file lacks, which follow from the number of heads."""
     for part in module.modules():
         if isinstance(part, Rotary) and part.get_buffer("inv_freq").is_meta:
             part.inv_freq = Rotary(2 * part.get_buffer("inv_freq").shape[0]).inv_freq
@@ -192,7 +193,7 @@ def load_checkpoint(
     in_context_start: int | None = None,
     weights: str | None = None,
 ) -> nn.Module:
-    """Return the model that a checkpoint holds, in evaluation mode; arguments and errors as `load_model`'s."""
+    """Return a checkpoint's model in evaluation mode; arguments and errors are those of `load_model`."""
     with plain_modes():
         return load_model(
             path, family=family, degree=degree, heads=heads, in_context_start=in_context_start, weights=weights

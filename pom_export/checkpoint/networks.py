@@ -14,7 +14,7 @@ from pom_export.checkpoint.families import MIXER
 from pom_export.checkpoint.prefixes import common_prefixes, without_wrappers
 from pom_export.checkpoint.weight_set import AVERAGES, NOT_AVERAGED, WeightSet, is_average, words
 
-# Of two copies of a network, or two networks, under two prefixes of one state dict.
+# Words in the prefixes of two copies of a network, or of two networks, in a state dict.
 _ROLES: Final = (
     AVERAGES
     | NOT_AVERAGED
@@ -22,7 +22,7 @@ _ROLES: Final = (
     | {"generator", "discriminator", "actor", "critic", "policy"}
 )
 COUNTERS: Final = frozenset({"n_averaged", "initted", "step", "steps", "decay", "num_updates"})
-"""Single numbers that averages count with: torch's AveragedModel, ema-pytorch, and LitEma."""
+"""Names of the counters of averages: torch's AveragedModel, ema-pytorch, and LitEma."""
 _WHOLE_MODELS: Final = tuple(architecture for architecture in ARCHITECTURES if architecture.architecture != MIXER)
 _DEEPEST: Final = 7
 
@@ -30,17 +30,17 @@ _Groups = dict[str, dict[str, Any]]
 
 
 def networks_of(file: Path, path: str, tensors: dict[str, Any]) -> list[WeightSet]:
-    """Return a state dict as one set, or as those that lie in it under prefixes of their own.
+    """Return a state dict as a single set, or as the networks that it contains under separate prefixes.
 
-    Where other things lie beside these, the state dict is a set as well, the first one, which `contains` them.
+    If it also contains other things, the state dict itself is the first set, which `contains` the networks.
 
     Args:
         file: for messages.
-        path: where the state dict lies.
-        tensors: its entries, prefixes of wrappers removed.
+        path: the state dict's place in the file.
+        tensors: its entries, without prefixes of wrappers.
 
     Raises:
-        CheckpointError: a name arises twice in one of them.
+        CheckpointError: two names in one of them become the same.
     """
     plain, counted = _without_counters(file, path, tensors)
     whole = WeightSet(path, plain, average=counted or is_average(path), is_model=_is_one_of(_WHOLE_MODELS, plain))
@@ -54,9 +54,9 @@ def networks_of(file: Path, path: str, tensors: dict[str, Any]) -> list[WeightSe
         for prefix, group in alone.items()
         for one in networks_of(file, _below(path, prefix), without_wrappers(file, group))
     ]
-    if len(alone) == len(groups):  # beside the weights that it is of, an average whose updates are counted is meant
+    if len(alone) == len(groups):  # an average that counts its updates is preferred to the weights beside it
         return [replace(one, preferred=one.preferred or (counted and one.average)) for one in found]
-    if _is_one_of(ARCHITECTURES, plain):  # a model that has its own average as a part
+    if _is_one_of(ARCHITECTURES, plain):  # a model that contains its own average
         rest = {
             f"{prefix}.{name}" if name else prefix: value
             for prefix, group in groups.items()
@@ -71,7 +71,7 @@ def networks_of(file: Path, path: str, tensors: dict[str, Any]) -> list[WeightSe
 
 
 def _networks_deeper(file: Path, path: str, tensors: dict[str, Any], depth: int) -> Iterator[WeightSet]:
-    """Yield the whole models, and the averages, below further prefixes of something that is neither."""
+    """Yield the whole models and the averages below further prefixes of something that is neither."""
     if not depth or not WeightSet(path, tensors).has_mixers:
         return
     for prefix, group in _groups(tensors).items():
@@ -86,7 +86,7 @@ def _below(path: str, prefix: str) -> str:
 
 
 def _groups(tensors: Mapping[str, Any]) -> _Groups:
-    """Return tensors by the first part of their names behind what all share, and by the rest of them."""
+    """Group tensors by the first part of their names after the shared prefix, and by the rest."""
     shared = list(common_prefixes(tensors))[-1] if tensors else ""
     groups: _Groups = {}
     for name, value in tensors.items():
@@ -96,7 +96,7 @@ def _groups(tensors: Mapping[str, Any]) -> _Groups:
 
 
 def _without_counters(file: Path, path: str, tensors: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """Take off the numbers that keep count of an average, and say whether there were any."""
+    """Remove the counters of an average, and return whether there were any."""
     rest = {name: value for name, value in tensors.items() if name not in COUNTERS}
     if len(rest) in {0, len(tensors)}:
         return tensors, False
@@ -107,12 +107,12 @@ def _without_counters(file: Path, path: str, tensors: dict[str, Any]) -> tuple[d
 
 
 def _stands_alone(prefix: str, tensors: Mapping[str, Any], averaged: Collection[frozenset[str]]) -> bool:
-    """Return whether names below a prefix are of a network by itself, not of a part of one.
+    """Return whether the names below a prefix are those of a separate network, as opposed to a part of one.
 
     Args:
-        prefix: of the names.
-        tensors: by the rest of their names.
-        averaged: the words of prefixes beside it that say that averages lie below, but for the word that says so.
+        prefix: the prefix.
+        tensors: tensors by the rest of their names.
+        averaged: for each neighbouring prefix of an average, its words other than the one for "average".
     """
     if not WeightSet(prefix, tensors).has_mixers:
         return False
@@ -125,13 +125,13 @@ def _stands_alone(prefix: str, tensors: Mapping[str, Any], averaged: Collection[
 
 
 def _names_average(prefix: str) -> bool:
-    """Return whether the last part of a prefix, or the one before its number, says that an average lies below."""
+    """Return whether the last part of a prefix, or the part before its number, indicates an average."""
     *outer, last = prefix.split(".")
     return bool(words(outer[-1] if outer and last.isdecimal() else last) & AVERAGES)
 
 
 def _is_one_of(architectures: Sequence[Architecture], tensors: Mapping[str, Any]) -> bool:
-    """Return whether names, behind a prefix that all share, are of one of some architectures."""
+    """Return whether names, apart from a shared prefix, are those of one of the given architectures."""
     shapes: dict[str, Size] = {name: value.shape for name, value in tensors.items() if isinstance(value, Tensor)}
     for common in common_prefixes(shapes) if shapes else ():
         inner = {name.removeprefix(common): shape for name, shape in shapes.items()}

@@ -22,25 +22,27 @@ from pom_export.errors import CheckpointError, InputError, reason_of
 SAFE_FORMAT_HINT: Final = "Save the state dict: torch.save(model.state_dict(), path), or safetensors.torch.save_file"
 _COPY_HINT: Final = "Copy or save it again"
 
-# The pickled part of a file: names, shapes and whatever a trainer adds. Text takes up to four times its bytes.
+# The most bytes in the pickled part of a file: names, shapes and whatever a trainer adds. Text takes up to four times
+# as much memory.
 _MOST_PICKLED: Final = 64 << 20
-# Values are mapped where they lie so that every type may be read in place; torch.save sees to it.
+# Values are mapped in place, which needs this alignment; torch.save provides it.
 _ALIGNMENT: Final = 8
 _STORAGE: Final = "storage"
 
-# torch.serialization: what the older form begins with.
+# The magic number of the older format, from torch.serialization.
 _LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL: Final = 1001
 _LEGACY_COUNT: Final = struct.Struct("<q")
 
 
 def read_archive(file: Path) -> Any:
-    """Return what torch.save wrote as an archive, tensors mapped from the disk.
+    """Return what torch.save wrote as an archive, with tensors mapped from the disk.
 
-    Objects of other classes than torch's and Python's plain ones become `Inert`.
+    Objects of classes other than torch's and Python's plain ones become `Inert`.
 
     Raises:
-        CheckpointError: the file is truncated or damaged, is a program, or holds what torch.save does not write.
+        CheckpointError: the file is truncated or damaged, is a program, or contains something that torch.save does not
+            write.
     """
     try:
         with open_archive(file, "checkpoint") as archive:
@@ -56,7 +58,7 @@ def read_archive(file: Path) -> Any:
 
 
 def _root(file: Path, archive: Archive) -> str:
-    """Return the folder that all members of a checkpoint lie in."""
+    """Return the folder that contains all members of a checkpoint."""
     names = {name.partition("/")[2] for name in archive.members}
     if "archive_format" in names:
         raise CheckpointError(
@@ -75,8 +77,8 @@ def _root(file: Path, archive: Archive) -> str:
 
 
 def _storages_of(archive: Archive, root: str) -> Callable[[Any], Storage | Inert]:
-    """Return what turns an identifier in an archive into a storage, the same one each time."""
-    # A private mapping: what a program writes to a tensor reaches no file.
+    """Return a function that turns an archive's identifier into a storage, always the same one."""
+    # A private mapping, so that writes to a tensor never reach the file.
     mapped = mmap.mmap(archive.file.fileno(), 0, access=mmap.ACCESS_COPY)
     found: dict[str, Storage] = {}
 
@@ -85,7 +87,7 @@ def _storages_of(archive: Archive, root: str) -> Callable[[Any], Storage | Inert
         try:
             dtype = storage_dtype(kind)
         except PickleError:
-            return kind  # of tensors that are not read either
+            return kind  # its tensors are not read either
         member = archive.members.get(f"{root}/data/{key}")
         if member is None or member.size != numel * dtype.itemsize:
             size = 0 if member is None else member.size
@@ -99,7 +101,7 @@ def _storages_of(archive: Archive, root: str) -> Callable[[Any], Storage | Inert
 
 
 def _identified(identifier: Any) -> tuple[Inert, str, int]:
-    """Return the class, the key and the number of values that a storage is named by."""
+    """Return the class, the key and the number of values in a storage's identifier."""
     match identifier:
         case (str() as what, Inert() as kind, str() as key, str(), numel, *_) if what == _STORAGE and is_count(numel):
             return kind, key, numel
@@ -115,9 +117,10 @@ def _values(content: mmap.mmap | bytearray, offset: int, size: int, dtype: torch
 
 
 def read_legacy(file: Path) -> Any:
-    """Return what torch.save wrote before it wrote archives; arguments and errors as `read_archive`'s.
+    """Return what torch.save wrote before it wrote archives; arguments and errors are those of `read_archive`.
 
-    Four pickles (a magic number, a protocol, the machine, the content), the keys of storages, and their values.
+    The file consists of four pickles (a magic number, a protocol, the machine, the content), the keys of storages, and
+    their values.
     """
     size = file.stat().st_size
     try:
@@ -143,7 +146,7 @@ def read_legacy(file: Path) -> Any:
 
 
 def _check_legacy(file: Path, head: io.BytesIO) -> None:
-    """Raise CheckpointError unless a file begins as torch.save's older form does."""
+    """Raise CheckpointError unless a file begins like torch.save's older format."""
     try:
         first = unpickle(head, {}, lambda _: None)
     except Exception as error:
@@ -161,7 +164,7 @@ def _check_legacy(file: Path, head: io.BytesIO) -> None:
 
 
 def _module_class(identifier: Any) -> Inert | None:
-    """Return the class of a module that was saved whole, which the older form names with its source; else None."""
+    """Return the class of a module that was saved whole, which the older format stores with its source; else None."""
     match identifier:
         case ("module", Inert() as kind, *_):
             return kind
@@ -169,7 +172,7 @@ def _module_class(identifier: Any) -> Inert | None:
 
 
 def _note(named: dict[str, tuple[torch.dtype | None, int]], identifier: Any) -> Inert:
-    """Remember the type and the size of a storage, whose values follow behind the pickle that names it."""
+    """Remember the type and the size of a storage, whose values follow after the pickle that refers to it."""
     if (module := _module_class(identifier)) is not None:
         return module
     kind, key, numel = _identified(identifier)

@@ -11,25 +11,25 @@ from pom_export.errors import CheckpointError
 
 _Entry = TypeVar("_Entry")
 
-# torch.compile, FullyShardedDataParallel, checkpoint_wrapper and Lightning Fabric add these wherever they wrap.
+# torch.compile, FullyShardedDataParallel, checkpoint_wrapper and Lightning Fabric add these at any level.
 _ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module.")
-# DataParallel, DistributedDataParallel and AveragedModel add this in front of every name.
+# DataParallel, DistributedDataParallel and AveragedModel add this to the beginning of every name.
 _IN_FRONT = "module."
-_MOST = 8  # prefixes that wrappers put in front of every name
+_MOST = 8  # the most prefixes that wrappers add to the beginning of every name
 
 
 def without_wrappers(file: Path, tensors: Mapping[str, _Entry]) -> dict[str, _Entry]:
-    """Return a state dict by the names of the module that was wrapped.
+    """Return a state dict by the names of the module inside the wrappers.
 
     Raises:
-        CheckpointError: a name arises twice, so that one of two weights would be lost.
+        CheckpointError: two names become the same, so that one of two weights would be lost.
     """
     plain = {name: _unwrapped(name) for name in tensors}
     for _ in range(_MOST):
         if not all(name.startswith(_IN_FRONT) for name in plain.values()):
             break
         plain = {name: inner.removeprefix(_IN_FRONT) for name, inner in plain.items()}
-    # Some names with the prefix and the same ones without are two copies of one model.
+    # If only some names have the prefix, and the same names exist without it, there are two copies of a model.
     count = Counter(map(_without_front, plain.values()))
     if twice := next((name for name, number in count.items() if number > 1), None):
         raise CheckpointError(

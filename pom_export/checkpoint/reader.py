@@ -31,17 +31,18 @@ _TENSORS = (Tensor, OtherTensor)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The sets of weights in a checkpoint, and where they come from.
+    """The sets of weights in a checkpoint, and their origin.
 
     Attributes:
         path: the file or folder.
-        files: those that hold the weights.
+        files: the files that contain the weights.
         sets: at least one; see `WeightSet`.
-        hints: what the file's metadata says, and the config.json beside it.
-        settings: what a trainer saved with the weights says of the model.
-        unread: keys of averages in a form that is not read.
-        beside: of a folder: other files in it that may hold weights, and were not read.
-        in_training: whether the weights are those that a schedule-free optimizer trains with.
+        hints: hints from the file's metadata and the config.json beside it.
+        settings: hints from what a trainer saved with the weights.
+        unread: keys of averages in an unsupported form.
+        beside: for a folder: other files in it that may contain weights, and were not read.
+        in_training: whether a schedule-free optimizer was in training mode, whose weights differ from those for
+            evaluation.
     """
 
     path: Path
@@ -55,21 +56,21 @@ class Checkpoint:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the file's bytes; of several shards, that of their digests, one a line."""
+        """The file's hash; for several shards, the hash of their hashes, one per line."""
         digests = [sha256_of(file) for file in self.files]
         return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The state dict that is meant where no set is named."""
+        """The default set's state dict."""
         return self.state_dict(self.choose())
 
     def choose(self, weights: str | None = None) -> WeightSet:
-        """Return the set of a name, or the one that is meant where none is given.
+        """Return the set with a name, or the default set.
 
         Raises:
-            InputError: the name is no text.
-            CheckpointError: there is none of that name, or several could be meant.
+            InputError: the name is not text.
+            CheckpointError: there is no such set, or the choice is ambiguous.
         """
         if weights is not None and not isinstance(weights, str):
             raise InputError(f"weights must be a name, got {weights!r}", 'Example: weights="ema"')
@@ -78,12 +79,13 @@ class Checkpoint:
         return asked_set(self.path, self.sets, weights)
 
     def state_dict(self, chosen: WeightSet) -> dict[str, Tensor]:
-        """Return a set's tensors by name, after a look at what they are and what they claim.
+        """Return a set's tensors by name, after checking their kinds and sizes.
 
-        Their values are not looked at yet: a file may be refused by names and shapes, however large it is.
+        Their values are not read yet, so that even a huge file can be refused because of names and shapes.
 
         Raises:
-            CheckpointError: an entry is no tensor, or none of plain values, or they claim more than the file has.
+            CheckpointError: an entry is not a tensor or has no plain values, or they claim more bytes than the file
+                has.
         """
         named = chosen.tensors
         check_names(self.path, named)
@@ -95,7 +97,7 @@ class Checkpoint:
         return with_room(self.path, self._bytes, named)
 
     def values(self, chosen: WeightSet) -> list[Tensor]:
-        """Return the tensors of a list without names; errors as `state_dict`'s."""
+        """Return the tensors of a list without names; errors are those of `state_dict`."""
         numbered = {f"{chosen.path}[{number}]": value for number, value in enumerate(chosen.values or ())}
         return list(with_room(self.path, self._bytes, numbered).values())
 
@@ -105,11 +107,11 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read what a .safetensors file, torch.save's formats, or a folder of either, sharded or not, holds.
+    """Read a .safetensors file, a file in one of torch.save's formats, or a folder of either, sharded or not.
 
     Raises:
         InputError: a file is missing, empty or unreadable.
-        CheckpointError: it is truncated, of another format, or holds no weights.
+        CheckpointError: it is truncated, of another format, or has no weights.
     """
     place = as_path(path, "checkpoint")
     if not place.is_dir():
@@ -142,7 +144,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def _joined(files: Sequence[Path], contents: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
-    """Return the state dict of all shards together."""
+    """Return the joined state dict of all shards."""
     tensors: dict[str, Any] = {}
     for file, content in zip(files, contents, strict=True):
         part = content if is_state_dict(content) else _only_set(file, content).tensors
@@ -153,7 +155,7 @@ def _joined(files: Sequence[Path], contents: Sequence[Mapping[Any, Any]]) -> dic
 
 
 def _only_set(file: Path, content: Mapping[Any, Any]) -> WeightSet:
-    """Return the state dict that a shard has under a key."""
+    """Return the state dict that a shard contains under a key."""
     sets = find_sets(file, content)
     if not sets:
         raise _no_weights(file, content)
@@ -176,7 +178,7 @@ def _no_weights(file: Path, content: Mapping[Any, Any]) -> CheckpointError:
 
 
 def _kind(value: Any) -> str:
-    """Return what a value is."""
+    """Describe the kind of a value."""
     if isinstance(value, Inert) and value.name.startswith("torch.distributed"):
         return f"piece of a distributed tensor ({value.name})"
     if isinstance(value, Inert):

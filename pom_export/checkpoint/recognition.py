@@ -19,17 +19,17 @@ from pom_export.suggestions import did_you_mean
 _LABELS = ", ".join(FAMILIES)
 _NO_HINTS = Hints()
 _IN_EVERY_MIXER = "ag_proj.weight"
-# What torch, its pruning and peft leave in the names of weights that are computed from others.
+# Parts of names by which torch, its pruning, and peft mark weights that are computed from others.
 _COMPUTED = re.compile(r"(^|\.)(parametrizations\.|lora_|base_layer\.)|(_orig|_mask|weight_g|weight_v)$")
 
 
 @dataclass(frozen=True)
 class RecognisedModel:
-    """What a state dict holds.
+    """The model in a state dict.
 
     Attributes:
-        spec: the model.
-        prefix: that all names carry.
+        spec: the model's specification.
+        prefix: the prefix of all names.
         sampled_from_average: see `Architecture`.
     """
 
@@ -39,11 +39,11 @@ class RecognisedModel:
 
 
 def recognise(tensors: Mapping[str, Tensor], hints: Hints = _NO_HINTS) -> RecognisedModel:
-    """Return what a state dict holds.
+    """Return the model in a state dict.
 
     Raises:
         InputError: the hinted family does not exist.
-        CheckpointError: its names or shapes are of no known model; the nearest one and the difference are named.
+        CheckpointError: no known model has its names or shapes; the message names the nearest one and the difference.
     """
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     _check_plain(shapes)
@@ -62,7 +62,7 @@ def find_mixers(shapes: Shapes) -> list[str]:
         name.removesuffix(_IN_EVERY_MIXER): {} for name in shapes if name.endswith(_IN_EVERY_MIXER)
     }
     for name, shape in shapes.items():
-        # A parameter of the mixer itself, or of a layer in it.
+        # A parameter of the mixer itself, or of one of its layers.
         *outer, _ = name.rsplit(".", 2)
         for depth in range(len(outer) + 1):
             prefix = "".join(f"{part}." for part in outer[:depth])
@@ -73,7 +73,7 @@ def find_mixers(shapes: Shapes) -> list[str]:
 
 
 def tied_names(model: nn.Module) -> list[list[str]]:
-    """Return the groups of names in a model's state dict that are one parameter."""
+    """Return groups of names in a model's state dict that stand for the same parameter."""
     groups: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         groups.setdefault(id(parameter), []).append(name)
@@ -90,7 +90,7 @@ def _candidates(family: str | None) -> list[Architecture]:
 
 
 def _spec(architecture: Architecture, shapes: Shapes, hints: Hints) -> ModelSpec:
-    """Derive the hyper-parameters; a missing name or an impossible shape becomes one clear line."""
+    """Derive the hyper-parameters; a missing name or an impossible shape gives a one-line error."""
     what = f"a {architecture.label} checkpoint"
     try:
         config = architecture.derive(shapes, hints)
@@ -108,7 +108,7 @@ def _spec(architecture: Architecture, shapes: Shapes, hints: Hints) -> ModelSpec
 
 
 def _check_names_and_shapes(spec: ModelSpec, shapes: Shapes) -> None:
-    """Compare with the state dict that the spec's model has; of names that share a tensor one is enough."""
+    """Compare with the state dict of the spec's model; for tied names, one is enough."""
     model = empty_model(spec)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     missing = {name for name in expected.keys() - shapes.keys() if not _follows(name)}
@@ -133,12 +133,12 @@ def _check_names_and_shapes(spec: ModelSpec, shapes: Shapes) -> None:
 
 
 def _follows(name: str) -> bool:
-    """Return whether values follow from the spec: frequencies of rotations, with the heads given."""
+    """Return whether values follow from the spec: frequencies of rotations, if the heads are known."""
     return name.endswith("rotary.inv_freq")
 
 
 def _unknown(shapes: Shapes, candidates: list[Architecture]) -> CheckpointError:
-    """Return the error that says what the file is not, and what it is nearest to."""
+    """Return an error that names the nearest architecture and the differences."""
     mixers = [name for name in find_mixers(shapes) if name]
     if mixers and len(candidates) == len(ARCHITECTURES):
         return CheckpointError(
@@ -146,7 +146,7 @@ def _unknown(shapes: Shapes, candidates: list[Architecture]) -> CheckpointError:
             f"in an architecture that pom-export does not know",
             "Load it into your own class and call pom_export.export(module, output, example_inputs=(...))",
         )
-    # A bias tells nothing: most layers may have one or not.
+    # Biases are ignored, since they are optional in most layers.
     present = {re.sub(r"\.\d+\.", ".0.", name) for name in shapes if not name.endswith(".bias")}
     nearest = max(candidates, key=lambda a: len(present & set(a.typical)) / len(present | set(a.typical)))
     typical = set(nearest.typical)
@@ -162,7 +162,7 @@ def _unknown(shapes: Shapes, candidates: list[Architecture]) -> CheckpointError:
 
 
 def _check_plain(shapes: Shapes) -> None:
-    """Raise CheckpointError where weights are computed from others, by code that no file holds."""
+    """Raise CheckpointError if weights are computed from others, by code that is not in the file."""
     if computed := [name for name in shapes if _COMPUTED.search(name)]:
         raise CheckpointError(
             f"weights are computed from others: {_some(computed)}",

@@ -21,39 +21,40 @@ from pom_export.errors import CheckpointError, kind_of
 
 _CONFIG: Final = "config.json"
 _WORD: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-# A key leads to settings of the model where each word in it is one of these.
+# A key leads to settings of the model if each of its words is one of these.
 _MODEL_WORDS: Final = frozenset(
     {"hyper", "parameters", "hparams", "config", "configs", "cfg", "conf", "args", "kwargs", "init", "settings"}
     | {"options", "opt", "hp", "meta", "metadata"}
     | {"model", "net", "network", "module", "lit", "arch", "architecture", "backbone", "transformer", "denoiser"}
     | {"gpt", "mixer", "mixing", "pom", "attention", "attn", "layer", "layers", "block", "blocks", "alternate"}
 )
-# What libraries of configurations keep their entries in.
+# Keys in which configuration libraries store their entries.
 _TRANSPARENT: Final = frozenset({"_content", "_fields", "__dict__"})
 _CLASS_KEYS: Final = ("_target_", "class_path")
 _MIXER_CLASS: Final = re.compile(
     r"\w*(pom|polynomial_?mixer)(_?(rope|rotary|1d|2d|mixer|mixing|layer|block|attention|module|net|v?\d+))*",
     re.IGNORECASE,
 )
-# Of a whole model: `degree` beside such a class may be that of its mixers; beside another one it is of that class.
+# Classes of whole models. A `degree` beside such a class may be that of its mixers; beside any other, it belongs to
+# that class.
 _MODEL_CLASS: Final = re.compile(r"model|net|gpt|transformer|lm|[jd]it|denoiser|module|backbone|encoder", re.IGNORECASE)
 _CONFIG_CLASS: Final = re.compile(
     r"conf|cfg|arg|namespace|dict|param|setting|option|node|list|munch|bunch|box", re.IGNORECASE
 )
-_ARGUMENTS: Final = frozenset({"init_args", "kwargs", "args", "params", "dict_kwargs", "_args_"})  # of the class beside
+_ARGUMENTS: Final = frozenset({"init_args", "kwargs", "args", "params", "dict_kwargs", "_args_"})  # of a class
 _LOCAL_CLASS: Final = re.compile(r"local.*att|att.*local", re.IGNORECASE)
 _MOST_NAMED: Final = 3
-# Tables in tables beyond this are nobody's settings: a hostile file may have a million of them.
+# Nothing nested deeper than this is a setting, but a hostile file may nest a million tables.
 _DEEPEST: Final = 100
 
 _Place = tuple[str, Any]
 
 
 def config_beside(folder: Path) -> Hints:
-    """Return the hints of a folder's config.json, or none where there is no such file.
+    """Return the hints in a folder's config.json, if there is one.
 
     Raises:
-        CheckpointError: the file is no JSON object.
+        CheckpointError: the file is not a JSON object.
     """
     file = folder / _CONFIG
     if not file.is_file():
@@ -66,13 +67,13 @@ def config_beside(folder: Path) -> Hints:
 
 
 def settings_in(content: Any, source: str = "the file's ") -> Hints:
-    """Return the hints in what a trainer saved, where they are the model's own.
+    """Return the hints in what a trainer saved, if they are the model's own.
 
-    A value counts where all places that name it agree; those beside the name of a mixer's class go before others.
+    A value is only used if all places that give it agree; those beside a mixer's class take precedence over others.
 
     Args:
-        content: tables in tables, with other things among them.
-        source: what to call the place before its keys.
+        content: nested tables, and other things among them.
+        source: what to put before the keys in messages.
     """
     found: dict[str, list[_Place]] = {hint: [] for hint in NAMES}
     mixers: dict[str, list[_Place]] = {hint: [] for hint in NAMES}
@@ -91,17 +92,17 @@ def settings_in(content: Any, source: str = "the file's ") -> Hints:
 
 
 def _class_in(entries: Mapping[str, Any]) -> str:
-    """Return the name of the class whose settings a table is, without its module; "" where it says none."""
+    """Return the name of the class that a table's settings are for, without its module; "" if it has none."""
     return next((entries[key] for key in _CLASS_KEYS if isinstance(entries.get(key), str)), "").rpartition(".")[2]
 
 
 def _is_of_another(kind: str) -> bool:
-    """Return whether a class is named that is neither a mixer nor a whole model."""
+    """Return whether a class is neither a mixer nor a whole model; "" is no class."""
     return bool(kind) and not _MIXER_CLASS.fullmatch(kind) and not _MODEL_CLASS.search(kind)
 
 
 def _is_object_of_another(value: Any) -> bool:
-    """Return whether an object, or the call that a partial one stands for, is of a class as `_is_of_another` says."""
+    """Return whether an object, or the call that a `partial` stands for, is of a class as in `_is_of_another`."""
     if not isinstance(value, Inert):
         return False
     called = [part for part in value.contents if isinstance(part, Inert)] if "partial" in value.name else []
@@ -126,9 +127,9 @@ def _agreed(found: Mapping[str, list[_Place]], local: bool, source: str) -> Hint
 
 
 def _tables(content: Any) -> Iterator[tuple[str, dict[str, Any], bool]]:
-    """Yield every table of settings: where it lies, its entries, and whether the keys to it are the model's.
+    """Yield every table of settings: its place, its entries, and whether the keys that lead to it are the model's.
 
-    Each is yielded once, or twice where it is reached both ways: the same list may lie in many others, or in itself.
+    Each is yielded once, or twice if it is reached both ways; the same list may be part of many others, or of itself.
     """
     waiting: deque[tuple[str, Any, bool, int]] = deque([("", content, True, 0)])
     seen = {(id(content), True)}
@@ -153,7 +154,7 @@ def _tables(content: Any) -> Iterator[tuple[str, dict[str, Any], bool]]:
 
 
 def _dotted(place: str, entries: Mapping[str, Any], is_model: bool) -> Iterator[tuple[str, dict[str, Any], bool]]:
-    """Yield the tables of entries whose names are whole paths, as in "model.degree"."""
+    """Yield tables for entries whose names are whole paths, such as "model.degree"."""
     for name, value in entries.items():
         *keys, last = name.split(".")
         if keys:
@@ -161,7 +162,7 @@ def _dotted(place: str, entries: Mapping[str, Any], is_model: bool) -> Iterator[
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the entries of a table by name, and what lies in other containers without one."""
+    """Yield the entries of a table by name, and the contents of other containers without names."""
     if isinstance(value, Mapping):
         for key, entry in value.items():
             if isinstance(key, str) and (not key.startswith("_") or key in {*_TRANSPARENT, *_CLASS_KEYS}):
@@ -178,7 +179,7 @@ def _is_models(key: str) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Return what a node of an OmegaConf configuration holds; other values as they are."""
+    """Return the value of an OmegaConf node; other values are unchanged."""
     if isinstance(value, Inert) and isinstance(value.state, Mapping) and "_val" in value.state:
         return value.state["_val"]
     return value

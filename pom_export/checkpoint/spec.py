@@ -28,7 +28,7 @@ class ModelSpec:
     config: Config
 
     def to_json(self) -> str:
-        """Return the spec as one line of JSON, as it is written into exported files."""
+        """Return the spec as a line of JSON for exported files."""
         return json.dumps(asdict(self), separators=(",", ":"))
 
     @property
@@ -38,7 +38,7 @@ class ModelSpec:
         return config.degree if isinstance(config, (MixerConfig, ProductMixerConfig)) else config.mixer.degree
 
     def summary(self) -> str:
-        """Return one line for a person."""
+        """Return a description in one line."""
         return f"{self.architecture} ({self.family}): {', '.join(_traits(self.config))}"
 
 
@@ -84,7 +84,7 @@ def _layers(count: int) -> str:
 
 
 def build_model(spec: ModelSpec) -> nn.Module:
-    """Return the model of a spec, in evaluation mode, with fresh weights."""
+    """Return the model of a spec, in evaluation mode, with newly initialised weights."""
     config = spec.config
     if isinstance(config, LanguageModelConfig):
         return LanguageModel(config).eval()
@@ -104,23 +104,23 @@ def build_model(spec: ModelSpec) -> nn.Module:
 
 
 class _NoInitialization(FunctionMode):
-    """Leave parameters as they are made: torch would import its compiler to fill those that have no memory."""
+    """Skip the initialisation of parameters: for those without memory, torch would import its compiler."""
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a function of torch, or return what it was to fill."""
+        """Call a torch function, or return the tensor that it would fill."""
         if getattr(func, "__module__", None) == init.__name__:
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
         return func(*args, **kwargs)
 
 
 def empty_model(spec: ModelSpec) -> nn.Module:
-    """Return the model of a spec, in evaluation mode, whose parameters have shapes only, on torch's device meta."""
+    """Return the model of a spec, in evaluation mode, with parameters that only have shapes (torch's meta device)."""
     with torch.device("meta"), _NoInitialization():
         return build_model(spec)
 
 
 def spec_of(module: nn.Module) -> ModelSpec | None:
-    """Return the spec of one of our models, or None for another class."""
+    """Return the spec of one of our models; None for other classes."""
     if isinstance(module, PolynomialMixer):
         return ModelSpec(MIXER, V2, module.config)
     if isinstance(module, ProductMixer):

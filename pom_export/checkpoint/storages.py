@@ -28,7 +28,7 @@ _DTYPES: Final = {
     "ComplexFloatStorage": torch.complex64,
     "UntypedStorage": torch.uint8,
 }
-# Of tensors without a storage of plain values: how torch.save names what would rebuild them.
+# Functions, as named by torch.save, that rebuild tensors without a storage of plain values.
 _OWN_CLASS: Final = "of a class of its own"
 _DENSE: Final = "Save it dense, with its values"
 _OTHER_TENSORS: Final = {
@@ -41,7 +41,7 @@ _OTHER_TENSORS: Final = {
     "torch._utils._rebuild_device_tensor_from_cpu_tensor": "of a device that is not here",
     "torch._utils._rebuild_wrapper_subclass": _OWN_CLASS,
 }
-# Of tensors of other classes: what their names tell.
+# Parts of class names of other tensors, what they indicate, and what to do.
 _CLASSES: Final = (
     (
         "torch.distributed",
@@ -56,12 +56,12 @@ _CLASSES: Final = (
 
 @dataclass(frozen=True)
 class Storage:
-    """A run of values in a file.
+    """A sequence of values in a file.
 
     Attributes:
-        dtype: of its values.
-        numel: how many it has.
-        values: returns them, (numel,), mapped from the file where that can be done.
+        dtype: type of its values.
+        numel: number of its values.
+        values: returns them, (numel,), mapped from the file if possible.
     """
 
     dtype: torch.dtype
@@ -70,10 +70,10 @@ class Storage:
 
 
 class OtherTensor(Inert):
-    """A tensor that is kept in another way than as a storage's values.
+    """A tensor that is not stored as a storage's values.
 
     Attributes:
-        kind: which way.
+        kind: how it is stored.
         hint: what to do about it.
     """
 
@@ -94,7 +94,7 @@ def storage_dtype(kind: Any) -> torch.dtype:
     """Return the type of the values in a class of storages.
 
     Raises:
-        PickleError: it is no class of storages that can be read.
+        PickleError: it is not a class of storages that can be read.
     """
     name = kind.name.rpartition(".")[2] if isinstance(kind, Inert) else ""
     if name not in _DTYPES:
@@ -103,12 +103,12 @@ def storage_dtype(kind: Any) -> torch.dtype:
 
 
 def is_count(*values: Any) -> bool:
-    """Return whether values are whole numbers that are not negative, and fit 64 bits."""
+    """Return whether values are non-negative integers that fit into 64 bits."""
     return all(type(value) is int and 0 <= value < 2**63 for value in values)
 
 
 def _strided(storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None = None) -> Tensor:
-    """Return a view of a storage, within it."""
+    """Return a view of a storage, after checking that it is within it."""
     if not isinstance(storage, Storage):
         raise PickleError("a tensor in it has no storage")
     if not isinstance(size, tuple) or not isinstance(stride, tuple) or not is_count(offset, *size, *stride):
@@ -127,7 +127,7 @@ def _strided(storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dty
 
 
 def _rebuild_v3(storage: Any, offset: Any, size: Any, stride: Any, _: Any, __: Any, dtype: Any, *___: Any) -> Tensor:
-    """A tensor of a type that has no class of storages."""
+    """Rebuild a tensor of a type that has no class of storages."""
     name = dtype.name.removeprefix("torch.") if isinstance(dtype, Inert) else ""
     known = getattr(torch, name, None) if name.isidentifier() else None
     if not isinstance(known, torch.dtype):
@@ -136,7 +136,7 @@ def _rebuild_v3(storage: Any, offset: Any, size: Any, stride: Any, _: Any, __: A
 
 
 def _rebuild_from_type(function: Any, kind: Any, arguments: Any, __: Any = None) -> Any:
-    """A tensor with attributes of its own, which are left out; or of a subclass, which is not made."""
+    """Rebuild a tensor with attributes of its own, which are dropped; or return a subclass's without rebuilding it."""
     known = CALLS.get(function.name) if isinstance(function, Inert) else None
     if known is None and isinstance(function, Inert):
         return OtherTensor(function.name, (kind,))
@@ -150,7 +150,7 @@ def _other(name: str) -> Callable[..., OtherTensor]:
 
 
 def _dict(*_: Any) -> dict[Any, Any]:
-    """A mapping, whose items follow."""
+    """Create a mapping, whose items follow."""
     return {}
 
 

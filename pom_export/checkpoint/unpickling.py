@@ -12,11 +12,11 @@ from typing import IO, Any, Final
 
 from pom_export.errors import kind_of
 
-# What is refused beyond: some 4 seconds and 300 MB. A checkpoint of 10,000 weights has half a million opcodes.
+# Limit, at about 4 seconds and 300 MB; a checkpoint with 10,000 weights has half a million opcodes.
 _MOST_OPCODES: Final = 2_000_000
-# Arguments of all calls together: a tuple may be given to many.
+# The most arguments of all calls together, since a tuple may be passed to many calls.
 _MOST_ARGUMENTS: Final = 10_000_000
-# Python's hash of a larger integer is that of a smaller one, so that keys could be made to collide.
+# The hashes of larger integers equal those of smaller ones, so that keys could be made to collide.
 _LARGEST_KEY: Final = 2**61 - 1
 
 # Opcodes that push their argument.
@@ -32,16 +32,16 @@ _IGNORED: Final = frozenset({"PROTO", "FRAME"})
 
 
 class Inert:
-    """Stands for an object or a name that is neither torch's nor one of Python's plain ones, and does nothing.
+    """An inactive stand-in for an object or a name that is neither torch's nor one of Python's plain ones.
 
     Trainers save configurations and paths beside the weights.
 
     Attributes:
-        name: of the class or function, with its module.
-        contents: arguments of the call that would have made it.
-        state: what it would have been given after that.
-        items: what would have been appended to it.
-        entries: what would have been set in it by key.
+        name: name of the class or function, with its module.
+        contents: arguments of the call that would have created it.
+        state: the state that it would have been given after that.
+        items: items that would have been appended to it.
+        entries: entries that would have been set in it.
     """
 
     __slots__ = ("contents", "entries", "items", "name", "state")
@@ -55,23 +55,23 @@ class Inert:
 
 
 class PickleError(Exception):
-    """What is wrong with a pickle, or beyond the bounds."""
+    """What is wrong with a pickle, or the limit that it exceeds."""
 
 
 Calls = Mapping[str, Callable[..., Any]]
 
 
 def unpickle(stream: IO[bytes], calls: Calls, persistent: Callable[[Any], Any]) -> Any:
-    """Return what the pickle at a stream's position describes; the stream is then behind it.
+    """Return what the pickle at a stream's position describes, leaving the stream positioned after it.
 
     Args:
-        stream: in memory: what a pickle declares to hold is asked of it before it is known to be there.
-        calls: what functions do that the file may call, by module and name.
-        persistent: returns what an identifier of `torch.save` stands for.
+        stream: an in-memory stream, since a pickle may declare more data than there is.
+        calls: implementations of functions that the file may call, by module and name.
+        persistent: returns what a persistent identifier of `torch.save` stands for.
 
     Raises:
-        PickleError: it is damaged, or larger than any checkpoint's.
-        Exception: of `calls` and `persistent`, or what damaged bytes make of the parser.
+        PickleError: it is damaged, or larger than in any checkpoint.
+        Exception: from `calls` or `persistent`, or from the parser for damaged bytes.
     """
     return _Machine(calls, persistent).run(stream)
 
@@ -137,7 +137,7 @@ class _Machine:
     def _do_empty_list(self, _: Any) -> None:
         self._stack.append([])
 
-    # A set is only looked through: a list does.
+    # A list is enough for a set, which is only iterated over.
     _do_empty_set = _do_empty_list
 
     def _do_empty_dict(self, _: Any) -> None:
@@ -192,7 +192,7 @@ class _Machine:
         self._set(self._pop_to_mark())
 
     def _set(self, items: list[Any]) -> None:
-        """Set keys and values, which alternate."""
+        """Set alternating keys and values."""
         target = self._stack[-1]
         if isinstance(target, Inert):
             target = target.entries
@@ -244,7 +244,7 @@ class _Machine:
 
     def _do_build(self, _: Any) -> None:
         state = self._stack.pop()
-        # Of other objects it is what torch's modules and tensors remember besides their values.
+        # For other objects, this is what torch's modules and tensors store in addition to their values.
         if isinstance(self._stack[-1], Inert):
             self._stack[-1].state = state
 
@@ -253,7 +253,7 @@ class _Machine:
 
 
 def _key(value: Any) -> Any:
-    """Return a key as it is, where keys of its kind can't be chosen to collide; another one as an object."""
+    """Return a key as it is, if keys of its kind can't be chosen to collide; otherwise, wrap it in an object."""
     if value is None or isinstance(value, (str, bytes, float, Inert)):
         return value
     if isinstance(value, int) and abs(value) < _LARGEST_KEY:

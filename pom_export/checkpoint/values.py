@@ -14,29 +14,29 @@ from pom_export.errors import CheckpointError
 
 _FLOAT_TYPES: Final = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _OF_MIXERS: Final = "ag_proj.weight", "qc_proj.weight", "po_proj.weight"
-_EMPTY_HINT: Final = "Is it whole? Of DeepSpeed's ZeRO stage 3 the weights lie elsewhere: zero_to_fp32.py joins them"
-# Weights of so many bytes may repeat their values whatever the file's size.
+_EMPTY_HINT: Final = "Is it complete? DeepSpeed's ZeRO stage 3 stores weights elsewhere: zero_to_fp32.py joins them"
+# Weights up to this many bytes may repeat their values, whatever the file's size.
 _SMALL: Final = 64 << 20
 _VALUES_AT_ONCE: Final = 1 << 24
 
 
 def with_room(file: Path, file_bytes: int, entries: Mapping[str, Tensor | OtherTensor]) -> dict[str, Tensor]:
-    """Return a file's weights, after a look at their types and shapes.
+    """Return a file's weights, after checking their kinds and shapes.
 
     Args:
         file: for messages.
-        file_bytes: how large it is.
-        entries: by name.
+        file_bytes: size of the file.
+        entries: the weights by name.
 
     Raises:
-        CheckpointError: one is kept in another way than value by value, holds none, or they claim more values than
-            the file has.
+        CheckpointError: one is not stored value by value or is empty, or together they claim more values than the file
+            has.
     """
     tensors: dict[str, Tensor] = {}
     for name, entry in entries.items():
         if isinstance(entry, OtherTensor):
             raise CheckpointError(f"{file}: {name} is {entry.kind}", entry.hint)
-        if name.endswith(_OF_MIXERS) and entry.dtype not in _FLOAT_TYPES:  # before scales beside it are called unknown
+        if name.endswith(_OF_MIXERS) and entry.dtype not in _FLOAT_TYPES:  # before its scales are reported as unknown
             raise CheckpointError(f"{file}: {name} is {entry.dtype}", _type_hint(entry.dtype))
         if not entry.numel():
             raise CheckpointError(f"{file}: {name} of shape {tuple(entry.shape)} holds no values", _EMPTY_HINT)
@@ -51,10 +51,10 @@ def with_room(file: Path, file_bytes: int, entries: Mapping[str, Tensor | OtherT
 
 
 def check_values(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Look at every value of a checkpoint's weights.
+    """Check every value of a checkpoint's weights.
 
     Raises:
-        CheckpointError: one is an integer or complex, of which no recognised model has a weight, or NaN or infinite.
+        CheckpointError: one is an integer or complex, which no recognised model has, or is NaN or infinite.
     """
     for name, tensor in _distinct(tensors.items()):
         if tensor.dtype not in _FLOAT_TYPES:
@@ -75,7 +75,7 @@ def _type_hint(dtype: torch.dtype) -> str:
 
 
 def _distinct(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """Yield tensors with the first of their names: tied weights are one tensor."""
+    """Yield tensors with the first of their names, since tied weights are a single tensor."""
     seen: set[Any] = set()
     for name, tensor in named:
         view = tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
@@ -85,7 +85,7 @@ def _distinct(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor
 
 
 def _parts(tensor: Tensor) -> Iterable[Tensor]:
-    """Return a tensor cut along its first dimension, so that what is computed of a part is small."""
+    """Return a tensor cut along its first dimension, so that intermediate results are small."""
     rows = len(tensor) if tensor.ndim else 1
     most = max(1, _VALUES_AT_ONCE * rows // tensor.numel())
     return tensor.split(most) if rows > most else (tensor,)

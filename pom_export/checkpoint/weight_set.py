@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-# What names tell: a whole word in them, however words are set apart.
+# Matches whole words in names, however the words are separated.
 _WORD: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 AVERAGES: Final = frozenset(
     {
@@ -27,28 +27,28 @@ AVERAGES: Final = frozenset(
         "smoothed",
     }
 )
-"""Words that say that what they name is an average."""
+"""Words that indicate an average."""
 NOT_AVERAGED: Final = frozenset({"online", "raw", "current", "backup", "collected", "stored"})
-"""Words that say that it is none, but the weights themselves, or a copy of them that waits beside an average."""
-# Names that a state dict of a mixer or of a model of mixers has, quantized ones included.
+"""Words that indicate the weights themselves, or a copy of them kept beside an average."""
+# Names in the state dict of a mixer or of a model with mixers, including quantized ones.
 MARKS: Final = ("ag_proj.weight", "ag_proj.qweight", "_packed_params")
 _WITHOUT_DOTS: Final = "ag_projweight"
 
 
 @dataclass(frozen=True)
 class WeightSet:
-    """One set of weights in a file.
+    """A set of weights in a file.
 
     Attributes:
-        path: where it lies: the keys that lead to it, joined by dots; "" for a bare state dict.
-        tensors: by name, prefixes of wrappers removed, and what else lies among them; none of a list.
-        values: those of a list without names, in its order; None of a state dict.
-        average: whether it is an average of the weights that training went through.
-        preferred: whether the file's own layout says that it is the one to use.
-        alias: a short name for it: "model", "ema", "ema1"; "" where there is none.
-        other_paths: where the same tensors lie besides.
-        is_model: whether its names are of a whole architecture, not of a mixer or of something unknown.
-        contains: whether networks lie in it that are sets as well, beside other things.
+        path: the keys that lead to it, joined by dots; "" for a bare state dict.
+        tensors: tensors by name, without prefixes of wrappers, and whatever else is among them; empty for a list.
+        values: the tensors of a list without names, in order; None for a state dict.
+        average: whether it is an average of weights over training.
+        preferred: whether the file's layout shows that it is the one to use.
+        alias: a short name for it: "model", "ema", "ema1"; "" if there is none.
+        other_paths: other places of the same tensors.
+        is_model: whether its names are those of a whole architecture, not of a mixer or something unknown.
+        contains: whether it contains networks that are sets too, among other things.
     """
 
     path: str
@@ -63,36 +63,36 @@ class WeightSet:
 
     @property
     def name(self) -> str:
-        """What it is asked for by."""
+        """The name by which it is chosen."""
         return self.alias or self.path or "model"
 
     @property
     def label(self) -> str:
-        """Its name, and where it lies in the file where that is another."""
+        """Its name, and its path if that is different."""
         return f"{self.name} ({self.path})" if self.path not in {"", self.name} else self.name
 
     @property
     def depth(self) -> int:
-        """How many keys lead to it."""
+        """The number of keys that lead to it."""
         return self.path.count(".")
 
     @property
     def has_mixers(self) -> bool:
-        """Whether its names are of a model that has mixers."""
+        """Whether its names are those of a model with mixers."""
         return any(name.endswith((*MARKS, _WITHOUT_DOTS)) for name in self.tensors)
 
     def lies_in(self, other: WeightSet) -> bool:
-        """Return whether it is a part of another set."""
+        """Return whether it is part of another set."""
         return self is not other and (not other.path or self.path.startswith(f"{other.path}."))
 
 
 def words(text: str) -> set[str]:
-    """Return the words that a name is made of, in lower case."""
+    """Return the words in a name, in lower case."""
     return {word.lower() for word in _WORD.findall(text)}
 
 
 def is_average(path: str) -> bool:
-    """Return whether the keys that lead somewhere say that an average lies there; the last that tells counts."""
+    """Return whether the keys of a path indicate an average; the last conclusive one decides."""
     for key in reversed(path.split(".")):
         found = words(key)
         if found & AVERAGES:

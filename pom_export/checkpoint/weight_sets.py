@@ -19,38 +19,38 @@ from pom_export.checkpoint.weight_set import MARKS, NOT_AVERAGED, WeightSet, is_
 from pom_export.errors import CheckpointError, kind_of
 
 _TENSORS: Final = (Tensor, OtherTensor)
-# Words of a place that say nothing but that there are weights.
+# Words in a path that only indicate weights.
 _PLAIN: Final = NOT_AVERAGED | {"model", "state", "dict", "net", "network", "module", "weights", "params"}
-# "ema2", or "emas.2" of a list; not the decimals of "ema.0.99".
+# "ema2", or "emas.2" for a list, but not the decimals of "ema.0.99".
 _NUMBER: Final = re.compile(r"(?<![\d.])\d{1,2}$|(?<=[A-Za-z_]\.)\d{1,2}(?=\.[A-Za-z_]|$)")
-# Trainers that put the average where the weights were, and the weights where one would look for the average: what
-# their files have, the place of the average, and that of the weights.
+# Trainers that swap the places of the average and the weights: keys in their files, the place of the average, and that
+# of the weights.
 _SWAPPED: Final = (
     (("state_dict", "current_model_state", "averaging_state"), "state_dict", "current_model_state"),  # Lightning
     (("state_dict", "ema_state_dict", "message_hub"), "state_dict", "ema_state_dict"),  # MMEngine
 )
-_COMPOSER: Final = "ema_weights_active"  # says of its EMA that average and weights have changed places
-# Words of places where tensors lie that are no weights.
+_COMPOSER: Final = "ema_weights_active"  # marks that its EMA has swapped average and weights
+# Words in paths of tensors that are not weights.
 _NO_WEIGHTS: Final = frozenset(
     {"optimizer", "optimizers", "optim", "opt", "scheduler", "schedulers", "scaler", "rng", "loops"}
     | {"grad", "grads", "gradients", "momenta"}
 )
-# What optimizers keep of every weight: averages, but of gradients.
+# What optimizers keep for every weight: averages, but of gradients.
 _MOMENTS: Final = re.compile(
     r"(max_)?exp_(avg|avg_sq|avg_diff|inf)(_sq|_row|_col)?|exp_avgs?|exp_avg_sqs?|square_avg|grad_avg|"
     r"acc_delta|momentum_buffer|sum"
 )
-# Weights that an average is to give its place back to (torch_ema, diffusers).
+# Weights set aside while an average is in their place (torch_ema, diffusers).
 _SET_ASIDE: Final = ("collected_params", "temp_stored_params")
-_BARE: Final = "bare"  # weights that no key leads to, where a key "model" leads to others
+_BARE: Final = "bare"  # weights without a key, if a key "model" leads to others
 _DEEPEST, _MOST_SETS, _LONGEST_LIST_OF_SETS = 7, 64, 16
 
 
 def find_sets(file: Path, content: Mapping[Any, Any]) -> list[WeightSet]:
-    """Return the sets of weights in what was loaded, those that lie least deep first.
+    """Return the sets of weights in what was loaded, the least nested first.
 
     Raises:
-        CheckpointError: a name arises twice in one of them, or is no text.
+        CheckpointError: two names in a set become the same, or one is not text.
     """
     found: list[WeightSet] = []
     for path, value in _state_dicts_and_lists(content):
@@ -70,7 +70,7 @@ def find_sets(file: Path, content: Mapping[Any, Any]) -> list[WeightSet]:
 
 
 def _without_lists(path: str, tensors: dict[str, Any]) -> tuple[dict[str, Any], list[WeightSet]]:
-    """Take averages by number out of a state dict: those that a module keeps in a ParameterList of its own."""
+    """Split off averages by number from a state dict, which a module stores in a ParameterList."""
     numbered: dict[str, dict[str, Any]] = {}
     for name, value in tensors.items():
         owner, _, number = name.rpartition(".")
@@ -83,29 +83,29 @@ def _without_lists(path: str, tensors: dict[str, Any]) -> tuple[dict[str, Any], 
 
 
 def _as_list(entries: Mapping[Any, Any]) -> list[Any] | None:
-    """Return weights that are named by their numbers, 0, 1 and so on, as a list; None of other entries."""
+    """Return weights named by consecutive numbers from 0 on as a list; None for other entries."""
     by_number = {str(key): value for key, value in entries.items()}
     values = [by_number[str(number)] for number in range(len(entries)) if str(number) in by_number]
     if len(values) < len(entries) or not all(isinstance(value, _TENSORS) and _is_floating(value) for value in values):
         return None
-    # Averages of losses and norms are numbers and vectors alone.
+    # Averages of losses and norms are only numbers and vectors.
     return values if any(isinstance(value, OtherTensor) or value.ndim > 1 for value in values) else None
 
 
 def is_state_dict(content: Mapping[Any, Any]) -> bool:
-    """Return whether a mapping holds tensors by name, and nothing else."""
+    """Return whether a mapping contains tensors by name, and nothing else."""
     return bool(content) and all(
         isinstance(name, str) and isinstance(value, _TENSORS) for name, value in content.items()
     )
 
 
 def set_below(file: Path, chosen: WeightSet, asked: str) -> WeightSet | None:
-    """Return the part of a set whose names begin with a prefix; None where none does.
+    """Return the part of a set whose names begin with a prefix; None if there are none.
 
     Args:
         file: for messages.
         chosen: the set.
-        asked: the prefix, behind the keys that lead to the set or without them. It is what the part is called.
+        asked: the prefix, with or without the keys that lead to the set. It becomes the part's name.
     """
     prefix = asked.removeprefix(f"{chosen.path}.")
     start = f"{prefix}."
@@ -117,7 +117,7 @@ def set_below(file: Path, chosen: WeightSet, asked: str) -> WeightSet | None:
 
 
 def unread_averages(content: Mapping[Any, Any], found: Sequence[WeightSet]) -> list[str]:
-    """Return the keys of averages in a form that is not read: one tensor, a pickled module."""
+    """Return the keys of averages in an unsupported form: a single tensor, or a pickled module."""
     paths = [path for one in found for path in (one.path, *one.other_paths)]
     return [
         key
@@ -129,9 +129,9 @@ def unread_averages(content: Mapping[Any, Any], found: Sequence[WeightSet]) -> l
 
 
 def saved_in_training(content: Mapping[Any, Any]) -> bool:
-    """Return whether a schedule-free optimizer's state says that its weights are those that it trains with.
+    """Return whether the state of a schedule-free optimizer shows that it was saved in training mode.
 
-    They are others than those that it evaluates with, which such an optimizer averages itself.
+    Its weights then differ from those for evaluation, which such an optimizer averages itself.
     """
     states = [value for key, value in content.items() if isinstance(key, str) and words(key) & _NO_WEIGHTS]
     states += [part for value in states if isinstance(value, (list, tuple)) for part in value]
@@ -153,9 +153,9 @@ def _has_values(value: Any) -> bool:
 
 
 def _state_dicts_and_lists(content: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield state dicts, and lists of tensors, or tensors by number, whose place says that they are averages.
+    """Yield state dicts, and lists of tensors or tensors by number whose place indicates averages.
 
-    A container that lies in several places is looked at in a few of them: it may lie in itself.
+    A container with several places is only visited in a few of them, as it may be part of itself.
     """
     waiting: deque[tuple[tuple[str, ...], Any]] = deque([((), content)])
     seen, again = {id(content)}, 0
@@ -188,7 +188,7 @@ def _state_dicts_and_lists(content: Mapping[Any, Any]) -> Iterator[tuple[str, An
 
 
 def _is_optimizers(path: Sequence[str]) -> bool:
-    """Return whether what lies at a place is an optimizer's or a scheduler's; some keep averages of the weights too."""
+    """Return whether a place belongs to an optimizer or a scheduler; some of them also keep averages of the weights."""
     for key in reversed(path):
         if _MOMENTS.fullmatch(key) or words(key) & _NO_WEIGHTS:
             return True
@@ -202,7 +202,7 @@ def _is_floating(value: Tensor | OtherTensor) -> bool:
 
 
 def _swapped(content: Mapping[Any, Any], found: list[WeightSet]) -> list[WeightSet]:
-    """Tell averages from weights where a trainer has them change places in the file."""
+    """Correct which sets are averages if a trainer has swapped the places of weights and average in the file."""
     places = next((places for keys, *places in _SWAPPED if all(key in content for key in keys)), None)
     if places is None and _is_swapped_by_composer(content):
         places = ["state.model", "state.algorithms"]
@@ -228,7 +228,7 @@ def _is_swapped_by_composer(content: Mapping[Any, Any]) -> bool:
 
 
 def _once(found: list[WeightSet]) -> list[WeightSet]:
-    """Leave out sets whose every tensor is another set's own: one state dict under two keys."""
+    """Drop sets that consist of another set's tensors: the same state dict under two keys."""
     distinct: dict[Any, WeightSet] = {}
     for one in found:
         tensors = one.tensors if one.values is None else {str(i): value for i, value in enumerate(one.values)}
@@ -236,7 +236,7 @@ def _once(found: list[WeightSet]) -> list[WeightSet]:
         key = one.values is None, views
         first = distinct.setdefault(key, one)
         if first is not one:
-            # An average that is the trained weights themselves is none.
+            # If an average consists of the trained weights themselves, it is not an average.
             kept, other = (one, first) if first.average and not one.average else (first, one)
             distinct[key] = replace(kept, other_paths=(*first.other_paths, other.path))
     return list(distinct.values())
@@ -249,21 +249,21 @@ def _view(entry: Any) -> Any:
 
 
 def _with_aliases(found: list[WeightSet]) -> list[WeightSet]:
-    """Give raw weights the name "model" and averages "ema" or "ema1", wherever that is the name of one set only."""
+    """Name raw weights "model" and averages "ema" or "ema1", if that is the name of only one set."""
     raw = [one for one in found if not one.average and not one.contains]
     models = sum(one.is_model for one in raw)
     wanted = ["" if one.contains else _alias(one, len(raw), models) for one in found]
     count, paths = Counter(wanted), {one.path for one in found}
     named = [alias if alias and count[alias] == 1 and alias not in paths else "" for alias in wanted]
-    if "model" in paths:  # which is what weights without keys would be called
+    if "model" in paths:  # otherwise the name of weights without keys
         named = [_BARE if not one.path else alias for one, alias in zip(found, named, strict=True)]
     return [replace(one, alias=alias or one.alias) for one, alias in zip(found, named, strict=True)]
 
 
 def _alias(one: WeightSet, raw: int, models: int) -> str:
-    """Return the short name of a set among so many that are no averages, so many of which are whole models."""
+    """Return the short name of a set, given how many sets are not averages, and how many of these are whole models."""
     if one.average:
         number = _NUMBER.search(one.path)
         return f"ema{number[0]}" if number and is_average(one.path[: number.end()]) else "ema"
-    is_plain = words(one.path) <= _PLAIN or is_average(one.path)  # the latter where they have changed places
+    is_plain = words(one.path) <= _PLAIN or is_average(one.path)  # the latter if they were swapped
     return "model" if (raw == 1 and is_plain) or (one.is_model and models == 1) else ""

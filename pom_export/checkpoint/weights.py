@@ -31,14 +31,14 @@ _TRAINING_POINT = (
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of one model, out of those that a file holds.
+    """The weights of one model in a file.
 
     Attributes:
-        spec: what they were recognised as.
-        tensors: the state dict, in today's layout, prefixes removed.
-        chosen: the set that they are.
-        others: what the other sets in the file are called.
-        notes: what a person should know of them, a sentence each.
+        spec: the model that they were recognised as.
+        tensors: the state dict, in the current layout, without prefixes.
+        chosen: the chosen set.
+        notes: remarks about the weights for the user, one sentence each.
+        others: labels of the file's other sets.
     """
 
     spec: ModelSpec
@@ -50,11 +50,11 @@ class Weights:
 
 @dataclass(frozen=True)
 class _State:
-    """A state dict that was recognised.
+    """A recognised state dict.
 
     Attributes:
-        chosen: the set that it is.
-        tensors: in the file's layout.
+        chosen: its set.
+        tensors: its tensors, in the file's layout.
         older: prefixes of mixers in the older layout.
     """
 
@@ -65,17 +65,17 @@ class _State:
     sampled_from_average: bool
 
     def weights(self, tensors: dict[str, Tensor] | None = None, chosen: WeightSet | None = None) -> Weights:
-        """Return its weights, or others in their place."""
+        """Return its weights, or other weights of the same model."""
         current, older = with_joined_projections(self.tensors if tensors is None else tensors)
         return Weights(self.spec, current, chosen or self.chosen, [_OLDER_LAYOUT] if older else [])
 
 
 def find_weights(checkpoint: Checkpoint, weights: str | None, hints: Hints) -> Weights:
-    """Return the weights that a name stands for, or those that are meant where none is given.
+    """Return the weights with a name, or the default ones.
 
     Raises:
-        CheckpointError: there are none of that name, several could be meant, they are of no known model, or a list
-            without names does not fit the model.
+        CheckpointError: there are none with that name, the choice is ambiguous, the model is unknown, or a list without
+            names does not fit the model.
     """
     asked = None if weights is None else checkpoint.choose(weights)
     if asked is not None and not asked.average:
@@ -102,10 +102,10 @@ def find_weights(checkpoint: Checkpoint, weights: str | None, hints: Hints) -> W
 
 
 def _base(checkpoint: Checkpoint, asked: WeightSet | None, hints: Hints) -> _State | None:
-    """Return what names a list's tensors and has an average's buffers; None where there is no such set."""
+    """Return the state dict with the names for a list and the buffers for an average; None if there is none."""
     if asked is None:
         return _recognised(checkpoint, checkpoint.choose(), hints)
-    if all(asked is not one for one in checkpoint.sets):  # a part of another set
+    if all(asked is not one for one in checkpoint.sets):  # part of another set
         return None
     raw = [one for one in checkpoint.sets if one.has_mixers and not one.average and not one.contains]
     try:
@@ -122,10 +122,10 @@ def _base(checkpoint: Checkpoint, asked: WeightSet | None, hints: Hints) -> _Sta
 
 
 def _fitting(checkpoint: Checkpoint, asked: WeightSet, sets: Sequence[WeightSet], hints: Hints) -> _State:
-    """Return the only one of several sets that a list without names is an average of, by its shapes.
+    """Return the only set whose shapes fit a list without names, which is then an average of it.
 
     Raises:
-        CheckpointError: it could be of none of them, or of several; or the only one is of no known model.
+        CheckpointError: none of the sets fits, or several do; or the only set is of an unknown model.
     """
     states, refused = [], []
     for one in sets:
@@ -167,7 +167,7 @@ def _first_average(sets: Sequence[WeightSet]) -> WeightSet | None:
 
 
 def _average(checkpoint: Checkpoint, asked: WeightSet, state: _State, hints: Hints) -> Weights:
-    """Return an average, with what it lacks of the state dict beside it."""
+    """Return an average, completed from the state dict beside it."""
     model = empty_model(state.spec)
     if asked.values is not None:
         if state.older:
@@ -192,7 +192,7 @@ def _average(checkpoint: Checkpoint, asked: WeightSet, state: _State, hints: Hin
 
 
 def _around(checkpoint: Checkpoint, chosen: WeightSet) -> tuple[int, int]:
-    """Return how many names there are in front of a network's, and behind, in the state dict that it is a part of."""
+    """Return how many names precede and follow a network's in the state dict that contains it."""
     outer = next((one for one in checkpoint.sets if one.contains and chosen.lies_in(one)), None)
     if outer is None:
         return 0, 0
@@ -202,7 +202,7 @@ def _around(checkpoint: Checkpoint, chosen: WeightSet) -> tuple[int, int]:
 
 
 def _with_buffer_note(found: Weights, state: _State, filled: Mapping[str, Tensor]) -> Weights:
-    """Say where an average was given buffers that are kept less precisely than it is."""
+    """Note if an average was completed with buffers that are less precise than itself."""
     buffers = [name for name, tensor in filled.items() if tensor is state.tensors.get(name)]
     precise = max((tensor.dtype.itemsize for name, tensor in filled.items() if name not in buffers), default=0)
     if rounded := [name for name in buffers if filled[name].dtype.itemsize < precise]:
@@ -215,7 +215,7 @@ def _with_buffer_note(found: Weights, state: _State, filled: Mapping[str, Tensor
 
 
 def _told(checkpoint: Checkpoint, found: Weights) -> Weights:
-    """Add which set was taken, and which others there are."""
+    """Note which set was chosen, and which others there are."""
     chosen = found.chosen
     average = ", an average" if chosen.average else ""
     is_set = any(chosen is one for one in checkpoint.sets)
@@ -247,7 +247,7 @@ def _told(checkpoint: Checkpoint, found: Weights) -> Weights:
 
 
 def _beside(checkpoint: Checkpoint, outer: WeightSet, chosen: WeightSet) -> str:
-    """Return how the names begin that are in a state dict, but neither in the chosen part of it nor in another set."""
+    """Return the beginnings of names in a state dict that are neither in the chosen part nor in another set."""
     start = len(outer.path) + 1 if outer.path else 0
     inside = [one for one in (chosen, *checkpoint.sets) if one.lies_in(outer)]
     inner = [f"{path[start:]}." for one in inside for path in (one.path, *one.other_paths)]
@@ -261,7 +261,7 @@ def _beside(checkpoint: Checkpoint, outer: WeightSet, chosen: WeightSet) -> str:
 
 
 def _head(name: str, other: str) -> str:
-    """Return the beginning of a dotted name up to where it differs from another one."""
+    """Return the beginning of a dotted name, up to where it differs from another."""
     parts = name.split(".")
     same = next((i for i, (a, b) in enumerate(zip(parts, other.split("."), strict=False)) if a != b), len(parts))
     return ".".join(parts[: same + 1])

@@ -14,16 +14,16 @@ Check = Callable[[Any], Any]
 
 LARGEST: Final = 2**63 - 1
 _LONGEST_TEXT: Final = 4096
-# What generated code calls, beside Python's keywords: a value of such a name would stand in for it.
+# Names that generated code uses, in addition to Python's keywords; a value with such a name would shadow them.
 _TAKEN: Final = frozenset({"self", "torch", "getattr", "inf", "nan", "pytree", "fx_pytree", "device", "NoneType"})
 
 
 class MalformedError(Exception):
-    """What of a file is not as torch writes it."""
+    """Part of a file is not what torch would write."""
 
 
 class UnsafeError(Exception):
-    """What of a file is more than data: it would have to be run, or to be looked up by name."""
+    """Part of a file is more than data: it would have to be executed, or looked up by name."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Maybe:
     """An entry of a record that older files lack.
 
     Attributes:
-        check: of its value where it is there.
+        check: check of its value, if present.
     """
 
     check: Check
@@ -45,7 +45,7 @@ def shown(value: Any) -> str:
 
 
 def record(what: str, **entries: Check | Maybe) -> Check:
-    """Return the check of a table with these entries and no others."""
+    """Return a check for a table with exactly these entries."""
 
     def check(value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
@@ -64,7 +64,7 @@ def record(what: str, **entries: Check | Maybe) -> Check:
 
 
 def union(what: str, **kinds: Check) -> Check:
-    """Return the check of a table with one of these entries."""
+    """Return a check for a table with one of these entries."""
 
     def check(value: Any) -> dict[str, Any]:
         if not isinstance(value, dict) or len(value) != 1:
@@ -78,7 +78,7 @@ def union(what: str, **kinds: Check) -> Check:
 
 
 def list_of(check: Check, most: int = 100_000) -> Check:
-    """Return the check of a list of at most so many items."""
+    """Return a check for a list with a limited number of items."""
 
     def check_all(value: Any) -> list[Any]:
         if not isinstance(value, list) or len(value) > most:
@@ -89,7 +89,7 @@ def list_of(check: Check, most: int = 100_000) -> Check:
 
 
 def table_of(key: Check, check: Check) -> Check:
-    """Return the check of a table of any entries."""
+    """Return a check for a table with any entries."""
 
     def check_all(value: Any) -> dict[Any, Any]:
         if not isinstance(value, dict):
@@ -100,17 +100,17 @@ def table_of(key: Check, check: Check) -> Check:
 
 
 def nullable(check: Check) -> Check:
-    """Return the check of a value that may be missing."""
+    """Return a check for a value that may be null."""
     return lambda value: None if value is None else check(value)
 
 
 def dropped(instead: Any) -> Check:
-    """Return what puts a value of ours in place of the file's, whatever that is."""
+    """Return a check that replaces any value in the file by one of ours."""
     return lambda _: instead
 
 
 def one_of(what: str, values: Container[Any]) -> Check:
-    """Return the check of a value, or number of an enumeration, from a list."""
+    """Return a check for a value, or the number of an enumeration, from a list."""
 
     def check(value: Any) -> Any:
         if isinstance(value, (bool, dict, list)) or value not in values:
@@ -121,7 +121,7 @@ def one_of(what: str, values: Container[Any]) -> Check:
 
 
 def integer(low: int = -LARGEST - 1, high: int = LARGEST) -> Check:
-    """Return the check of a whole number within bounds, both included."""
+    """Return a check for an integer within bounds, both inclusive."""
 
     def check(value: Any) -> int:
         if type(value) is not int or not low <= value <= high:
@@ -132,14 +132,14 @@ def integer(low: int = -LARGEST - 1, high: int = LARGEST) -> Check:
 
 
 def flag(value: Any) -> bool:
-    """Return a value that must be true or false."""
+    """Check a boolean."""
     if not isinstance(value, bool):
         raise MalformedError(f"a flag is {shown(value)}")
     return value
 
 
 def number(value: Any) -> float:
-    """Return a float; torch writes those without a JSON number as text."""
+    """Check a float; torch writes those that JSON lacks as text."""
     if value in ("Infinity", "-Infinity", "NaN"):
         return float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
@@ -148,14 +148,14 @@ def number(value: Any) -> float:
 
 
 def text(value: Any) -> str:
-    """Return text that is only shown or compared."""
+    """Check text that is only displayed or compared."""
     if not isinstance(value, str) or len(value) > _LONGEST_TEXT or not value.isprintable():
         raise MalformedError(f"a text is {shown(value)}")
     return value
 
 
 def name(value: Any) -> str:
-    """Return the name of a value: it becomes a name in generated code."""
+    """Check the name of a value, which becomes a name in generated code."""
     if not isinstance(value, str) or not value.isascii() or not value.isidentifier() or len(value) > _LONGEST_TEXT:
         raise UnsafeError(f"a value named {shown(value)}")
     if keyword.iskeyword(value) or value in _TAKEN:
@@ -164,7 +164,7 @@ def name(value: Any) -> str:
 
 
 def path(value: Any) -> str:
-    """Return the path of a parameter: it becomes attributes, or texts between quotes, in generated code."""
+    """Check the path of a parameter, which becomes attributes or quoted text in generated code."""
     parts = value.split(".") if isinstance(value, str) and len(value) <= _LONGEST_TEXT else [""]
     if not all(part and all(c.isalnum() or c in "_-" for c in part) and not part.startswith("__") for part in parts):
         raise UnsafeError(f"a parameter named {shown(value)}")

@@ -17,10 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from pom_export.checkpoint.programs.checks import LARGEST, MalformedError
 from pom_export.errors import reason_of
 
-# Beyond what a file's own bytes allow.
+# A base amount, in addition to what the file's size allows.
 _MOST_BYTES: Final = 384 << 20
 _MOST_OPERATIONS: Final = 500_000_000_000
-# Of activations to a weight or input, and operations on it: a convolution uses one at every pixel.
+# Bytes of activations, and operations, per byte of weights and inputs: a convolution uses a weight at every pixel.
 _BYTES_EACH: Final = 64
 _OPERATIONS_EACH: Final = 10_000
 _MOST_PIECES: Final = 4096
@@ -28,19 +28,19 @@ _LARGEST_EXPONENT: Final = 64
 
 
 class CostError(Exception):
-    """What is beyond the bounds."""
+    """The limit that was exceeded."""
 
 
 def check_cost(module: fx.GraphModule, inputs: Sequence[Any], file_bytes: int) -> None:
-    """Check what one run takes.
+    """Check the memory and computation of one run.
 
     Args:
-        module: a flat graph, whose calls are all on the list.
-        inputs: of every placeholder, in order.
-        file_bytes: what the program's file has.
+        module: a flat graph that only calls functions on the list.
+        inputs: values for every placeholder, in order.
+        file_bytes: size of the program's file.
 
     Raises:
-        CostError: it would take far more memory or time than a program of this size has use for.
+        CostError: it would take far more memory or time than a program of this size needs.
         MalformedError: it fails on the inputs.
     """
     fake = FakeTensorMode()
@@ -50,12 +50,12 @@ def check_cost(module: fx.GraphModule, inputs: Sequence[Any], file_bytes: int) -
 
 
 class _Run:
-    """One run.
+    """A run on tensors without values.
 
     Args:
-        most_bytes: of all values at a time.
-        counter: counts multiplications and additions of products of matrices.
-        most_operations: of these.
+        most_bytes: the most memory for all values at a time.
+        counter: counts the multiplications and additions in matrix products.
+        most_operations: the most of these.
     """
 
     def __init__(self, most_bytes: int, counter: FlopCounterMode, most_operations: int) -> None:
@@ -67,7 +67,7 @@ class _Run:
         self._uncounted = 0
 
     def graph(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
-        """Return the outputs of a graph, and forget values when nothing uses them any more."""
+        """Return the outputs of a graph, dropping values after their last use."""
         values: dict[fx.Node, Any] = {}
         last_uses = _last_uses(module.graph)
         given = iter(inputs)
@@ -99,7 +99,7 @@ class _Run:
             raise
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise CostError(f"the sizes of {node.name} depend on values") from error
-        except Exception as error:  # what an operator says of arguments that it does not take
+        except Exception as error:  # raised by operators for unsuitable arguments
             raise MalformedError(f"{node.name} fails on its example inputs: {reason_of(error)}") from error
         return result
 
@@ -128,7 +128,7 @@ class _Run:
 
 
 def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
-    """Return, by node, the values that are not used behind it."""
+    """Return, for each node, the values that are not used after it."""
     last: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         last[node] = node
@@ -141,12 +141,12 @@ def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
 
 
 def _memory(value: Any) -> Iterator[tuple[int, int]]:
-    """Yield an identity and the bytes of each memory that a value keeps; and check numbers."""
+    """Yield an identity and the size of each block of memory that a value keeps alive; check numbers too."""
     for leaf in tree_leaves(value):
         if isinstance(leaf, Tensor):
             storage = leaf.untyped_storage()
             yield storage._cdata, storage.nbytes()
-            # An expanded one counts in full: most operators make it so.
+            # An expanded tensor counts in full, because most operators materialise it.
             if (repeated := leaf.numel() * leaf.element_size() - storage.nbytes()) > 0:
                 yield id(leaf), repeated
         elif isinstance(leaf, int) and not -LARGEST <= leaf <= LARGEST:
@@ -154,9 +154,9 @@ def _memory(value: Any) -> Iterator[tuple[int, int]]:
 
 
 def _check_before(name: str, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> None:
-    """Refuse what would not end, or make too many values, even without memory; and what ends the process."""
+    """Refuse calls that would not end, would create too many values even without memory, or would crash the process."""
     if keywords.get("rounding_mode") == "trunc" and not any(_is_float(value) for value in arguments):
-        # Of the smallest integer by -1: the processor stops the program.
+        # Dividing the smallest integer by -1 is a processor exception.
         raise CostError(f"{name} of whole numbers with rounding_mode='trunc' is not supported")
     kind = name.partition(".")[0]
     pieces = 0
@@ -177,7 +177,7 @@ def _is_float(value: Any) -> bool:
 
 
 def _uncounted(name: str, arguments: Sequence[Any], result: Any) -> int:
-    """Return the products in attention and pooling, which torch's counter leaves out."""
+    """Count the products in attention and pooling, which torch's counter omits."""
     if "scaled_dot_product" in name:
         query, key, value = arguments[:3]
         return int(query.numel() * key.shape[-2] + query.numel() // query.shape[-1] * key.shape[-2] * value.shape[-1])

@@ -69,34 +69,35 @@ _SIZES: Final = """
     sym_storage_offset sym_stride
 """
 _ATEN: Final = frozenset(" ".join((_ELEMENTWISE, _REDUCTIONS, _LAYERS, _SHAPES, _MADE, _SIZES)).split())
-# Those that change their first argument, beside such forms of the ones above.
+# Operators that change their first argument, in addition to in-place forms of the ones above.
 _IN_PLACE: Final = frozenset({"copy_", "fill_", "zero_", "squeeze_", "unsqueeze_", "t_", "transpose_", "detach_"})
 _PRIMS: Final = frozenset({"broadcast_in_dim", "convert_element_type", "view_of"})
 _OURS: Final = frozenset({"polynomial_aggregation"})
 _BY_NAMESPACE: Final = {"aten": _ATEN, "prims": _PRIMS, "pom": _OURS}
 
-# What torch computes sizes by.
+# Functions that torch uses to compute sizes.
 _COMPARED: Final = {"eq", "ne", "le", "ge", "lt", "gt", "and_", "or_"}
 _COMPUTED: Final = {"neg", "pos", "mul", "add", "sub", "floordiv", "mod", "truediv", "pow"}
 _SYMBOLIC: Final = {"sym_not", "sym_int", "sym_float", "sym_ite", "sym_max", "sym_min"}
 _ARITHMETIC: Final = frozenset(
     {f"_operator.{name}" for name in _COMPARED | _COMPUTED} | {f"torch.{name}" for name in _SYMBOLIC} | {"math.trunc"}
 )
-# Blocks of a program under another mode; what is in them is checked as the rest.
+# Blocks of a program in another mode; their contents are checked like the rest.
 _BLOCKS: Final = frozenset(
     f"torch.ops.higher_order.{name}" for name in ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 )
 _DEVICES: Final = ("cpu", "cuda")
-# Arguments that are words.
+# Arguments whose values are text.
 _TEXTS: Final = frozenset(
     {"approximate", "rounding_mode", "mode", "reduction", "equation", "assert_msg", "indexing", "padding", "side"}
 )
-# Others of the same names are TorchScript's for Python's lists and texts.
+# Other overloads of the same names are TorchScript's, for Python lists and text.
 _RETURNED: Final = frozenset({"Tensor", "List[Tensor]"})
 _ONE: Final = frozenset({"as_int", "as_sym_int"})
 _ANY: Final = _ONE | {"as_float", "as_sym_float", "as_bool", "as_sym_bool", "as_complex"}
 _LIST: Final = frozenset({"as_ints", "as_sym_ints"})
-# What an argument of each type may be: torch takes any integer for a type of values, and reads beyond its tables.
+# Kinds of values for each argument type. torch would accept any integer as a type of values, and read beyond its
+# tables.
 _KINDS: Final[dict[str, frozenset[str]]] = {
     "Tensor": _ANY | {"as_tensor", "as_optional_tensor"},
     "List[Tensor]": frozenset({"as_tensors"}),
@@ -123,11 +124,11 @@ def check_call(target: str, arguments: Mapping[str, Mapping[str, Any]]) -> None:
 
     Args:
         target: its name in the file.
-        arguments: by name, each a table of its kind and value.
+        arguments: arguments by name, each a table of its kind and value.
 
     Raises:
         UnsafeError: it is not on the list.
-        MalformedError: it has no such form or argument.
+        MalformedError: it has no such overload or argument.
     """
     if target in _BLOCKS:
         return _check_block(target, list(arguments.values()))
@@ -140,7 +141,7 @@ def check_call(target: str, arguments: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _overload(target: str) -> torch._ops.OpOverload:
-    """Return an operator on the list."""
+    """Return an operator from the list."""
     match target.split("."):
         case ["torch", "ops", ("aten" | "prims" | "pom") as namespace, name, form]:
             pass
@@ -151,7 +152,7 @@ def _overload(target: str) -> torch._ops.OpOverload:
     if name not in _BY_NAMESPACE[namespace] and not (namespace == "aten" and _is_in_place(name)):
         raise UnsafeError(f"the operator {shown(target)}, not on the list of those that only compute")
     packet = getattr(getattr(torch.ops, namespace), name)
-    # Of TorchScript; they take numbers for types, and read beyond a table with a wrong one.
+    # TorchScript's overloads accept numbers as types, and read beyond a table for a wrong one.
     if form not in packet.overloads() or form.startswith("prim_"):
         raise MalformedError(f"{namespace}::{name} has no form {shown(form)}")
     return getattr(packet, form)
@@ -162,7 +163,7 @@ def _is_in_place(name: str) -> bool:
 
 
 def _check_arguments(target: str, op: torch._ops.OpOverload, arguments: Mapping[str, Mapping[str, Any]]) -> None:
-    """Check what the list of names does not say: that this form writes to its first argument at most."""
+    """Check what the list of names does not ensure: that this overload only writes to its first argument, if at all."""
     returned = {str(value.type) for value in op._schema.returns}
     if returned - _RETURNED and op._schema.name.partition("::")[2] not in _SIZES.split():
         raise UnsafeError(f"the operator {target}, which gives no tensors")
@@ -181,7 +182,7 @@ def _check_arguments(target: str, op: torch._ops.OpOverload, arguments: Mapping[
 
 
 def _check_argument(what: str, declared: str, value: Mapping[str, Any]) -> None:
-    """Check that an argument is of its type."""
+    """Check that an argument has its declared type."""
     ((kind, content),) = value.items()
     if optional := declared.startswith("Optional["):
         declared = declared.removeprefix("Optional[").removesuffix("]")

@@ -23,16 +23,16 @@ _VERSION: Final = b"0"
 _FORMAT: Final = b"pt2"
 _WEIGHTS: Final = "data/weights"
 _CONSTANTS: Final = "data/constants"
-# Which tensors a program has of its own, and where they are.
+# The kinds of a program's own tensors.
 _OWN: Final = ("parameter", "buffer", "tensor_constant")
-# What the archive of one program holds, named "model"; files of the user's beside it are not read.
+# Members in the archive of a single program, named "model"; the user's own files in it are not read.
 _MEMBERS: Final = re.compile(
     r"\.data/\w+|\.format_version|\.storage_alignment|archive_format|archive_version|byteorder|models/model\.json"
     r"|data/weights/(weight_\d+|model_weights_config\.json)|data/constants/(tensor_\d+|model_constants_config\.json)"
     r"|data/sample_inputs/model\.pt|extra/.+"
 )
 _SHORT: Final = 64
-# A program of 10,000 nodes has 2.5 million values in 15 MB.
+# The description of a program with 10,000 nodes has 2.5 million values in 15 MB.
 _MOST_BYTES: Final = 64 << 20
 _MOST_VALUES: Final = 4_000_000
 
@@ -41,8 +41,8 @@ def read_program(archive: Archive) -> ExportedProgram:
     """Return the program in an archive.
 
     Raises:
-        MalformedError: it is not as torch writes it.
-        UnsafeError: it holds what would have to be run, or looked up by name.
+        MalformedError: it is not what torch would write.
+        UnsafeError: it contains something that would have to be executed, or looked up by name.
         CostError: it would take far more memory or time than a program of its size.
         InputError: a member is damaged.
     """
@@ -63,7 +63,7 @@ def read_program(archive: Archive) -> ExportedProgram:
     )
     examples = parts.examples(f"{root}/data/sample_inputs/model.pt", taken)
     own = list(_own_tensors(description["graph_module"]["signature"], weights, constants))
-    # In loggers of their own levels, torch logs what is wrong with parts that it refuses: the error says it.
+    # torch logs what is wrong with parts that it refuses, in loggers with their own levels; the error says the same.
     with quiet_logs():
         program = _program(description, weights, constants, examples)
         if examples is not None:
@@ -74,7 +74,7 @@ def read_program(archive: Archive) -> ExportedProgram:
 
 
 def _root(archive: Archive) -> str:
-    """Return the folder that everything in an archive lies in, having checked what does."""
+    """Return the folder that contains everything in an archive, after checking its contents."""
     roots = {name.partition("/")[0] for name in archive.members}
     if len(roots) != 1:
         raise MalformedError(f"its members lie in {len(roots)} folders")
@@ -101,7 +101,7 @@ def _json(archive: Archive, member: str) -> Any:
 
 
 def _check_counts(module: Mapping[str, Any], taken: Structure, given: Structure) -> None:
-    """Check that a program's graph, its signature and its call have as many inputs and outputs."""
+    """Check that a program's graph, signature and call have the same numbers of inputs and outputs."""
     signature, graph = module["signature"], module["graph"]
     inputs = sum(not {*spec} & {*_OWN} for spec in signature["input_specs"])
     outputs = sum("user_output" in spec for spec in signature["output_specs"])
@@ -114,7 +114,7 @@ def _check_counts(module: Mapping[str, Any], taken: Structure, given: Structure)
 def _own_tensors(
     signature: Mapping[str, Any], weights: Mapping[str, Tensor], constants: Mapping[str, Tensor]
 ) -> Iterator[Tensor | None]:
-    """Yield the tensor of each input that is the program's own, None for the others."""
+    """Yield, for each input, the program's own tensor, or None."""
     for spec in signature["input_specs"]:
         ((kind, entry),) = spec.items()
         if kind not in _OWN:
@@ -133,13 +133,13 @@ def _program(
     constants: dict[str, Tensor],
     examples: tuple[Any, Any] | None,
 ) -> ExportedProgram:
-    # The second half of torch.export.load: the first one would read the file again, and trust it. Sizes are sympy's
-    # already, and are kept as they are where torch would evaluate their text.
+    # The second half of torch.export.load, since the first half would read the file again and trust it. Sizes are
+    # already sympy expressions, and are kept where torch would evaluate their text.
     from torch._export.serde import schema
     from torch._export.serde.serialize import ExportedProgramDeserializer, _dict_to_dataclass
 
     try:
         parsed = _dict_to_dataclass(schema.ExportedProgram, description)
         return ExportedProgramDeserializer().deserialize(parsed, weights, constants, examples)
-    except Exception as error:  # what torch says of parts that do not fit together
+    except Exception as error:  # raised by torch for parts that do not fit together
         raise MalformedError(f"its parts do not fit together: {reason_of(error.__cause__ or error)}") from error

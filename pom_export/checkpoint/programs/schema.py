@@ -31,7 +31,7 @@ from pom_export.checkpoint.programs.sizes import parse_size
 from pom_export.checkpoint.programs.structures import parse_structure
 from pom_export.checkpoint.programs.symbols import sympy_size
 
-# torch._export.serde.schema.ScalarType: bytes and whole numbers, floats, complex ones, bool, bfloat16.
+# torch._export.serde.schema.ScalarType: bytes, integers, floats, complex numbers, bool, bfloat16.
 _TYPES: Final = range(1, 14)
 _WEIGHT_TYPES: Final = frozenset(_TYPES) - {9}
 _STRIDED: Final = 7
@@ -39,14 +39,14 @@ _LAYOUT: Final = one_of("a layout", {_STRIDED})
 _MEMORY_FORMATS: Final = range(1, 5)
 _MOST_DIMENSIONS: Final = 32
 _MOST_NODES: Final = 20_000
-# Of no_grad in autocast in no_grad.
+# Nesting such as no_grad in autocast in no_grad.
 _MOST_BLOCKS: Final = 4
 
 _CPU: Final = {"type": "cpu", "index": None}
-# The verifiers of torch._export.verifier: of what torch.export.export gives, and of its decompositions.
+# The verifiers in torch._export.verifier for results of torch.export.export and their decompositions.
 _DIALECTS: Final = frozenset({"TRAINING", "ATEN"})
 _MOST_VERSION: Final = 1000
-# "key,path,type" of each module around a node, by which nodes are named.
+# "key,path,type" for each module around a node, which determine the names of nodes.
 _MODULE: Final = r"[\w.@ <>-]*,[\w.@ -]*,[\w.@ <>-]*"
 _MODULES: Final = re.compile(f"{_MODULE}(;{_MODULE})*")
 _LONGEST_MODULES: Final = 8192
@@ -57,14 +57,14 @@ _SPEC_OF_TENSOR: Final = {"arg": _NAMED}
 
 
 def _device(value: Any) -> dict[str, Any]:
-    """Return the CPU, where a program is read whatever it was saved on."""
+    """Return the CPU, which a program is loaded to whatever device it was saved from."""
     checked = record("a device", type=one_of("a device", {"cpu", "cuda"}), index=Maybe(nullable(integer(0, 1023))))
     checked(value)
     return dict(_CPU)
 
 
 def _metadata(value: Any) -> dict[str, str]:
-    """Return what names a node; the rest of what a node is annotated with says where it was written."""
+    """Return the annotations that determine a node's name; others say where it was written."""
     modules = value.get("nn_module_stack") if isinstance(value, dict) else None
     if isinstance(modules, str) and len(modules) <= _LONGEST_MODULES and _MODULES.fullmatch(modules):
         return {"nn_module_stack": modules}
@@ -78,7 +78,7 @@ def _none(value: Any) -> bool:
 
 
 def _expression(kind: str) -> Check:
-    """Return the check of an expression whose value on the example inputs is of a kind."""
+    """Return a check for an expression whose value on the example inputs is of a kind."""
     hint = union("a size's value", as_int=integer(), as_bool=flag, as_float=number)
 
     def check_hint(value: Any) -> Any:
@@ -91,7 +91,7 @@ def _expression(kind: str) -> Check:
 
 
 def _range_name(value: Any) -> str:
-    """Return what a range is of: a size, or one that is derived from another, whose range is not needed."""
+    """Return the size that a range belongs to; the range of a derived size is not needed."""
     if not isinstance(value, str) or not _DERIVED.fullmatch(value):
         raise UnsafeError(f"a size named {shown(value)}")
     return value
@@ -104,7 +104,7 @@ def _hint(expression: Mapping[str, Any]) -> Any:
 
 
 def _static(what: str, kind: str, check: Check) -> Check:
-    """Return the check of a number, which takes its value on the example inputs for an expression."""
+    """Return a check for a number, replacing an expression by its value on the example inputs."""
     either = union(what, as_expr=_expression(kind), **{kind: check})
 
     def value_of(value: Any) -> dict[str, Any]:
@@ -115,13 +115,13 @@ def _static(what: str, kind: str, check: Check) -> Check:
 
 
 def _condition(value: Any) -> dict[str, bool]:
-    """Return a comparison of sizes, of which the file has no value: it is one that was asserted."""
+    """Return the value of a comparison of sizes, which the file lacks: it was asserted, so it is true."""
     union("a flag", as_expr=_expression("as_bool"), as_bool=flag)(value)
     return {"as_bool": True}
 
 
 def tensor_meta(size: Check) -> Check:
-    """Return the check of what is said of a tensor, whose sizes are checked by `size`."""
+    """Return a check for a tensor's metadata, whose sizes are checked by `size`."""
     sizes = list_of(size, most=_MOST_DIMENSIONS)
     return record(
         "a tensor",
@@ -141,10 +141,10 @@ _TENSOR: Final = tensor_meta(_INTEGER)
 
 
 class ProgramSchema:
-    """The schema of one program.
+    """The schema of a program.
 
-    Sizes of the program's inputs keep their expressions. All others are given to torch as numbers, those of the
-    example inputs: it is traced again, and what torch would find out about expressions takes any time.
+    Sizes of the program's inputs keep their expressions. All others are passed to torch as numbers, for the example
+    inputs. The program is traced again anyway, and torch's simplification of expressions can take unlimited time.
     """
 
     def __init__(self) -> None:
@@ -186,11 +186,11 @@ class ProgramSchema:
         self._argument = union("an argument", **self._values, as_graph=block)
 
     def program(self, value: Any) -> dict[str, Any]:
-        """Return a program's description, made anew of what was understood.
+        """Return a copy of a program's description with only what was understood.
 
         Raises:
-            MalformedError: it is not as torch writes it.
-            UnsafeError: it holds what would have to be run, or looked up by name.
+            MalformedError: it is not what torch would write.
+            UnsafeError: it contains something that would have to be executed, or looked up by name.
         """
         version = record("a version", major=integer(0, _MOST_VERSION), minor=integer(0, _MOST_VERSION))
         constraint = record("a range", min_val=nullable(integer()), max_val=nullable(integer()))
@@ -202,17 +202,17 @@ class ProgramSchema:
             schema_version=version,
             verifiers=Maybe(list_of(one_of("a dialect", _DIALECTS), most=2)),
             torch_version=Maybe(text),
-            guards_code=Maybe(dropped([])),  # Python, which checks of other inputs would run
+            guards_code=Maybe(dropped([])),  # Python code, which checks of other inputs would execute
         )(value)
         ranges = checked["range_constraints"]
         if unknown := sorted(self._symbols - ranges.keys()):
             raise MalformedError(f"it lacks the range of {unknown[0]}")
-        # torch warns of those that no input has.
+        # torch warns about symbols that no input has.
         checked["range_constraints"] = {symbol: ranges[symbol] for symbol in sorted(self._symbols)}
         return checked
 
     def _symbolic(self, value: Any) -> dict[str, Any]:
-        """Return a size of an input."""
+        """Check a size of an input."""
         checked = _expression("as_int")(value)
         self._symbols |= checked["expr_str"].symbols
         return {"expr_str": sympy_size(checked["expr_str"]), "hint": {"as_int": _hint(checked)}}
@@ -251,7 +251,7 @@ class ProgramSchema:
         return checked
 
     def _block(self, value: Any) -> dict[str, Any]:
-        """Return a graph inside another."""
+        """Check a graph inside another."""
         self._blocks += 1
         if self._blocks > _MOST_BLOCKS:
             raise MalformedError(f"it nests blocks more than {_MOST_BLOCKS} times")
@@ -310,7 +310,7 @@ def _no_objects(value: Any) -> dict[str, Any]:
 
 
 def _call(value: Any) -> list[dict[str, Any]]:
-    """Return how the program is called; how the modules inside were is of no use here."""
+    """Return how the program is called; how the modules inside were called is not needed."""
     entries = list_of(lambda entry: entry)(value)
     root = next((e for e in entries if isinstance(e, dict) and e.get("fqn") == ""), None)
     signature: dict[str, Any] = record(
@@ -326,7 +326,7 @@ def _call(value: Any) -> list[dict[str, Any]]:
     if kinds != ["builtins.tuple", "builtins.dict"]:
         raise MalformedError(f"a program is called with {shown(', '.join(map(str, kinds)))}")
     positional, keywords = arguments.children
-    # They become names in generated code.
+    # These become names in generated code.
     called = [*(f"arg_{index}" for index in range(len(positional.children))), *map(name, keywords.keys)]
     names = signature.get("forward_arg_names") or called
     if len(names) != len(called) or len(set(names)) != len(names):
@@ -335,10 +335,10 @@ def _call(value: Any) -> list[dict[str, Any]]:
 
 
 def payloads(prefix: str) -> Check:
-    """Return the check of what is said of the tensors in a folder.
+    """Return a check for the description of a folder's tensors.
 
     Args:
-        prefix: how their members are named, before a number.
+        prefix: the beginning of their members' names, before a number.
     """
     member = re.compile(rf"{prefix}\d{{1,9}}")
 

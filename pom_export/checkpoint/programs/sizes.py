@@ -28,7 +28,7 @@ _TOKEN: Final = re.compile(r"\s*(?:(?P<name>[A-Za-z_]\w*)|(?P<integer>-?\d+)|'(?
 _ASSUMPTIONS: Final = frozenset({"positive", "integer", "nonnegative", "negative", "nonpositive", "real", "zero"})
 
 _MANY: Final = 64
-# Name: the least and most arguments.
+# The smallest and largest number of arguments, by name.
 _OF_NUMBERS: Final = {
     **dict.fromkeys(("Add", "Mul", "Max", "Min"), (2, _MANY)),
     **dict.fromkeys(("Mod", "PythonMod", "FloorDiv", "CleanDiv", "CeilDiv", "IntTrueDiv", "FloatTrueDiv"), (2, 2)),
@@ -50,12 +50,12 @@ class Term:
     """An expression.
 
     Attributes:
-        name: of the function, or of the kind of leaf.
-        arguments: terms; of a leaf its number, or the name of a size.
-        assumptions: about a size.
-        bits: at most so many are in any number that could be made of it.
-        degree: of the polynomial that it is at most.
-        parts: how many it is made of, itself included.
+        name: name of the function, or of the kind of leaf.
+        arguments: terms; for a leaf, its number or the name of a size.
+        assumptions: assumptions about a size.
+        bits: bound on the bits of any number computed from it.
+        degree: bound on its degree as a polynomial.
+        parts: number of terms in it, including itself.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Term:
 
     @property
     def is_condition(self) -> bool:
-        """Whether it is true or false, not a number."""
+        """Whether it is a condition instead of a number."""
         return self.name in _COMPARISONS or self.name in _OF_CONDITIONS or self.name in _TRUTHS
 
     @property
@@ -79,11 +79,11 @@ class Term:
 
 
 def parse_size(value: Any) -> Term:
-    """Return what the text of an expression says.
+    """Parse the text of an expression.
 
     Raises:
         MalformedError: it is too long, or could grow too large.
-        UnsafeError: it is anything but arithmetic of sizes.
+        UnsafeError: it is anything but arithmetic on sizes.
     """
     if not isinstance(value, str) or len(value) > _LONGEST:
         raise MalformedError(f"a size is {shown(value)}")
@@ -131,7 +131,7 @@ class _Parser:
         return self.tokens[self.next - 1][1]
 
     def _sees_another(self) -> bool:
-        """Whether there is a comma, which is taken."""
+        """Consume a comma, and return whether there was one."""
         another = self._sees("mark", ",")
         self.next += another
         return another
@@ -204,7 +204,7 @@ class _Parser:
         return Term(name, tuple(terms), bits=bits, degree=degree, parts=1 + sum(term.parts for term in terms))
 
     def _growth(self, name: str, terms: Sequence[Term]) -> tuple[int, int]:
-        """Return the bits and the degree of what a function makes of terms."""
+        """Return the bits and the degree of a function's result, given its terms."""
         bits, degrees = [term.bits for term in terms], [term.degree for term in terms]
         return (sum(bits), sum(degrees)) if name in _PRODUCTS else (max(bits) + len(terms), max(degrees))
 

@@ -34,8 +34,8 @@ class Structure:
 
     Attributes:
         kind: name of the container's type; None: a leaf.
-        keys: of a mapping.
-        children: what the container holds.
+        keys: keys of a mapping.
+        children: contents of the container.
     """
 
     kind: str | None
@@ -44,14 +44,14 @@ class Structure:
 
     @property
     def leaves(self) -> int:
-        """How many values the whole nesting holds."""
+        """The number of leaves in the whole nesting."""
         return 1 if self.kind is None else sum(child.leaves for child in self.children)
 
     def flatten(self, value: Any) -> list[Any]:
-        """Return the leaves of a value that is nested so.
+        """Return the leaves of a value with this nesting.
 
         Raises:
-            MalformedError: it is nested in another way.
+            MalformedError: its nesting is different.
         """
         if self.kind is None:
             return [value]
@@ -64,14 +64,14 @@ class Structure:
         return [leaf for child, item in zip(self.children, inner, strict=True) for leaf in child.flatten(item)]
 
     def build(self, leaves: Iterator[Any]) -> Any:
-        """Return a value that is nested so, of leaves in order."""
+        """Return a value with this nesting from its leaves in order."""
         if self.kind is None:
             return next(leaves)
         items = [child.build(leaves) for child in self.children]
         return _TYPES[self.kind](zip(self.keys, items, strict=True) if self.kind in _MAPPINGS else items)
 
     def to_text(self) -> str:
-        """Return it as torch writes it."""
+        """Return the nesting in torch's own format."""
         return json.dumps([_VERSION, self._to_json()])
 
     def _to_json(self) -> dict[str, Any]:
@@ -84,11 +84,11 @@ class Structure:
 
 
 def parse_structure(value: Any) -> Structure:
-    """Return what a structure's text says.
+    """Parse the text of a structure.
 
     Raises:
-        MalformedError: it is damaged, or deeper than any.
-        UnsafeError: it names a type that is not Python's own.
+        MalformedError: it is damaged, or too deep.
+        UnsafeError: it contains a type that is not one of Python's own.
     """
     if not isinstance(value, str):
         raise MalformedError(f"a structure is {shown(value)}")

@@ -12,7 +12,7 @@ from pom_export.checkpoint.programs.checks import MalformedError
 from pom_export.checkpoint.programs.sizes import Term
 from pom_export.errors import reason_of, with_article
 
-# Such as that of a mask's side, or of a dimension that is derived from another.
+# Enough for the side of a mask, or a dimension derived from another.
 _MOST_PARTS: Final = 24
 _FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
     "Integer": sympy.Integer,
@@ -30,7 +30,7 @@ _FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
 
 
 def sympy_size(size: Term) -> Any:
-    """Return sympy's expression of a size.
+    """Return the sympy expression of a size.
 
     Raises:
         MalformedError: inputs have no sizes of that kind.

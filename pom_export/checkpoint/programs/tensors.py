@@ -18,7 +18,7 @@ from pom_export.checkpoint.programs.checks import MalformedError, UnsafeError, s
 from pom_export.checkpoint.programs.structures import Structure
 from pom_export.errors import CheckpointError
 
-# torch._export.serde.schema.ScalarType.
+# The types by their numbers in torch._export.serde.schema.ScalarType.
 _DTYPES: Final = {
     1: torch.uint8,
     2: torch.int8,
@@ -34,7 +34,7 @@ _DTYPES: Final = {
     13: torch.bfloat16,
 }
 _BOOL: Final = 12
-# Values beyond those in the file that all expanded tensors together may have.
+# How many more values than in the file all expanded tensors together may have.
 _MOST_EXPANDED: Final = 1 << 24
 
 
@@ -52,14 +52,14 @@ class Payloads:
     _expanded: int = field(default=0, init=False)
 
     def tensors(self, folder: str, config: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Return tensors by name; those of one member share its memory.
+        """Return tensors by name; those of the same member share its memory.
 
         Args:
-            folder: where their members are.
-            config: what the file says of each, checked.
+            folder: the folder of their members.
+            config: the file's checked description of each.
 
         Raises:
-            MalformedError: one is not within the bytes of its member.
+            MalformedError: a tensor exceeds the bytes of its member.
         """
         flat: dict[str, bytearray] = {}
         tensors: dict[str, Tensor] = {}
@@ -69,7 +69,7 @@ class Payloads:
                 size = self.archive.members[member].size if member in self.archive.members else 0
                 flat[member] = bytearray(self.archive.read(member, size))
             tensor = self._tensor(name, flat[member], entry["tensor_meta"])
-            # Not by nn.Parameter(tensor, True): integers take no gradient.
+            # nn.Parameter(tensor, True) would fail for integers.
             trained = entry["tensor_meta"]["requires_grad"]
             tensors[name] = nn.Parameter(tensor, requires_grad=trained) if entry["is_param"] else tensor
         return tensors
@@ -94,16 +94,16 @@ class Payloads:
         return torch.frombuffer(content, dtype=dtype).as_strided(size, stride, offset)
 
     def _check_size(self, name: str, size: list[int], room: int) -> None:
-        """Raise MalformedError for more values than there are in the file, and for zeros of a huge shape."""
+        """Raise MalformedError if there are more values than in the file, or for zeros with a huge shape."""
         self._expanded += max(0, math.prod(max(n, 1) for n in size) - room)
         if self._expanded > _MOST_EXPANDED:
             raise MalformedError(f"{name} of shape {size} claims more values than the file holds")
 
     def examples(self, member: str, structure: Structure) -> tuple[Any, Any] | None:
-        """Return the example inputs, by position and by name; None: there are none.
+        """Return the example inputs, by position and by name; None if there are none.
 
         Raises:
-            MalformedError: they are damaged, or other than what the program takes.
+            MalformedError: they are damaged, or are not what the program takes.
         """
         if member not in self.archive.members or not (size := self.archive.members[member].size):
             return None
