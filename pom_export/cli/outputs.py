@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pom_export import interrupts
-from pom_export.errors import InputError
-from pom_export.files import check_writable
+from pom_export.files import check_writable, made_folder
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -30,35 +28,13 @@ def writes(*options: str) -> Callable[[_Function], _Function]:
         def run(**parameters: Any) -> Any:
             with ExitStack() as folders:
                 for option in options:
-                    if parameters[option] is not None:
-                        folders.enter_context(_made_folder(parameters[option]))
-                        check_writable(parameters[option], (), "output")
+                    output = parameters[option]
+                    if output is not None:
+                        if not output.endswith(os.sep):
+                            folders.enter_context(made_folder(Path(output).parent))
+                        check_writable(output, (), "output")
                 return function(**parameters)
 
         return run  # type: ignore[return-value]
 
     return decorate
-
-
-@contextmanager
-def _made_folder(output: str) -> Iterator[None]:
-    """Create the folder of an output if it is missing.
-
-    Raises:
-        InputError: the folder and its parent are missing, or it cannot be created.
-    """
-    folder = Path(output).parent
-    if output.endswith(os.sep) or folder.exists():
-        yield
-        return
-    if not folder.parent.exists():
-        raise InputError(f"folder {folder} does not exist, nor does {folder.parent}", f"Create it: mkdir -p {folder}")
-    try:
-        folder.mkdir()
-    except OSError as error:
-        raise InputError(f"cannot create folder {folder}: {error.strerror}", "Choose another one") from error
-    try:
-        yield
-    finally:
-        with interrupts.held(), suppress(OSError):  # not empty if the output is in it
-            folder.rmdir()

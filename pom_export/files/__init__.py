@@ -2,7 +2,7 @@
 
 from pom_export.files.mistaken import mistaken_for
 from pom_export.files.names import AnyPath, as_path
-from pom_export.files.places import check_replaceable, check_writable
+from pom_export.files.places import check_replaceable, check_writable, made_folder
 from pom_export.files.reading import readable_file, sha256_of
 from pom_export.files.staging import staged_output
 from pom_export.files.staging_folder import scratch_folder
@@ -12,6 +12,7 @@ __all__ = [
     "as_path",
     "check_replaceable",
     "check_writable",
+    "made_folder",
     "mistaken_for",
     "readable_file",
     "scratch_folder",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from pom_export import interrupts
 from pom_export.errors import InputError
 from pom_export.files.names import AnyPath, as_path, check_name
 from pom_export.files.staging_folder import StagingFolder
@@ -88,3 +90,26 @@ def write_error(target: Path, error: OSError) -> InputError:
     """Return the error for a file that cannot be written."""
     hint = _WRITE_HINTS.get(error.errno or 0, "Check space and permissions")
     return InputError(f"cannot write {target}: {error.strerror or error}", hint)
+
+
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Create a folder if it is missing, and remove it at the end if nothing was put into it.
+
+    Raises:
+        InputError: the folder and its parent are missing, or it cannot be created.
+    """
+    if folder.exists():
+        yield
+        return
+    if not folder.parent.exists():
+        raise InputError(f"folder {folder} does not exist, nor does {folder.parent}", f"Create it: mkdir -p {folder}")
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise InputError(f"cannot create folder {folder}: {error.strerror}", "Choose another one") from error
+    try:
+        yield
+    finally:
+        with interrupts.held(), suppress(OSError):  # not empty if the output is in it
+            folder.rmdir()
