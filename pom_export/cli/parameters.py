@@ -50,6 +50,30 @@ class Choice(_ParamType):
         return [CompletionItem(name) for name in self._values if name.startswith(incomplete)]
 
 
+class Listed(_ParamType):
+    """A comma-separated list of values of another type, each given once.
+
+    Args:
+        item: the type of the values.
+    """
+
+    name = "list"
+
+    def __init__(self, item: _ParamType) -> None:
+        self._item = item
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: D102
+        if not isinstance(value, str):
+            return value
+        items = [self._item.convert(part.strip(), param, ctx) for part in value.split(",")]
+        if len(set(items)) < len(items):
+            self.fail(f"{value!r} names one twice. Name each once", param, ctx)
+        return tuple(items)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: D102
+        return _complete_last(incomplete, [item.value for item in self._item.shell_complete(ctx, param, "")])
+
+
 class Parsed(_ParamType):
     """A value parsed by a function, whose InputError ends the command.
 
@@ -68,10 +92,14 @@ class Parsed(_ParamType):
         return self._parse(value)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002, D102
-        before, comma, item = incomplete.rpartition(",")
-        given = before.split(",")
-        left = (each for each in self._complete if each.startswith(item) and each not in given)
-        return [CompletionItem(f"{before}{comma}{each}") for each in left]
+        return _complete_last(incomplete, self._complete)
+
+
+def _complete_last(incomplete: str, values: Iterable[str]) -> list[CompletionItem]:
+    """Return completions for the last item of a comma-separated list: the values that are not in it yet."""
+    before, comma, item = incomplete.rpartition(",")
+    given = before.split(",")
+    return [CompletionItem(f"{before}{comma}{each}") for each in values if each.startswith(item) and each not in given]
 
 
 class File(_ParamType):
@@ -92,6 +120,7 @@ class File(_ParamType):
         return [*names, CompletionItem(incomplete, type=self._kind)]
 
 
+SIZES: Final = Listed(click.IntRange(1, 2**31 - 1))  # beyond it no machine holds one row of anything
 FILE: Final = File()
 FOLDER: Final = File(folder=True)
 

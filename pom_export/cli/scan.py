@@ -9,8 +9,8 @@ import click
 
 from pom_export.cli.options import common_options
 from pom_export.cli.output import human_bytes, print_result, say
+from pom_export.cli.parameters import SIZES
 from pom_export.cli.progress import stages
-from pom_export.errors import InputError
 
 if TYPE_CHECKING:
     from pom_export.attention import Finding
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @click.command("scan")
 @click.argument("model", metavar="MODULE:FACTORY")
-@click.option("--tokens", default="1024,4096", show_default=True, help="Sequence lengths to count costs at.")
+@click.option("--tokens", type=SIZES, default="1024,4096", show_default=True, help="Sequence lengths to cost.")
 @click.option("--degree", default=3, show_default=True, help="Degree of the PoM mixers that would replace attention.")
 @click.option("--expand", default=2, show_default=True, help="Their channels per model dimension.")
 @click.option("--groups", default=1, show_default=True, help="Groups in their context projection.")
 @click.option("--trust", is_flag=True, help="Load a module saved by torch.save, which runs code in the file.")
 @common_options
 def command(
-    model: str, tokens: str, degree: int, expand: int, groups: int, trust: bool, as_json: bool, verbose: bool
+    model: str, tokens: Sequence[int], degree: int, expand: int, groups: int, trust: bool, as_json: bool, verbose: bool
 ) -> None:
     """List the attention layers of a model, and what replacing them with PoM would cost and save.
 
@@ -34,15 +34,14 @@ def command(
     the bytes that a sequence keeps while generating: a KV cache, or PoM's state. Nothing is changed:
     pom_export.replace_attention(model) replaces the layers.
     """
-    counts = _parse_tokens(tokens)
     with stages(f"building {model}", shown=verbose or not as_json, moving=not as_json):
         from pom_export.attention import scan
         from pom_export.cli.models import model_from
 
         named = model_from(model, trusted=trust)
-        findings = scan(named.module, tokens=counts, degree=degree, expand=expand, n_groups=groups)
+        findings = scan(named.module, tokens=tokens, degree=degree, expand=expand, n_groups=groups)
     if as_json:
-        settings = {"model": model, "tokens": counts, "degree": degree, "expand": expand, "groups": groups}
+        settings = {"model": model, "tokens": tokens, "degree": degree, "expand": expand, "groups": groups}
         print_result({**settings, "attention": [finding.to_dict() for finding in findings]}, as_json, [])
         return
     if not findings:
@@ -56,13 +55,6 @@ def command(
     if any(finding.costs for finding in findings):
         say("")
         _print_table(_cost_rows(findings))
-
-
-def _parse_tokens(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise InputError(f"--tokens {text!r} is not a list of numbers", "Example: --tokens 1024,4096") from error
 
 
 def _layer_rows(findings: Sequence[Finding]) -> list[tuple[str, ...]]:

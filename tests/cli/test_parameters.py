@@ -40,6 +40,8 @@ def completed(*words: str) -> list[str]:
         (["export", "--dtype", "floet32"], "Did you mean 'float32'?"),
         (["export", "--opset", "25"], "'25' is not one of 18, 19, 20, 21, 22, 23, 24."),
         (["inspect", "--family", "PoM-v3"], "Did you mean 'pom-v2' or 'pom-v1'?"),
+        (["scan", "a:b", "--tokens", "many"], "Invalid value for '--tokens': 'many' is not a valid integer range."),
+        (["scan", "a:b", "--tokens", "0"], "Invalid value for '--tokens': 0 is not in the range 1<=x<=2147483647."),
         (["build", "--backend", "tensorrt-rtxx"], "Did you mean 'tensorrt-rtx' or 'tensorrt'?"),
     ],
 )
