@@ -2,56 +2,87 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 
+from benchmarks.image.shape import ImageShape
+from benchmarks.layer.target import MASKS
+from benchmarks.names import IMAGE_BACKENDS, LAYER_BACKENDS, STREAM_BACKENDS
 from benchmarks.running import SIZES_PLOTS, STREAM_PLOTS, Plots, run_benchmark
+from benchmarks.stream.models import STREAM_REPEATS, StreamShape
 from pom_export import interrupts
-from pom_export.bench.options import BenchOptions, parse_names, parse_sizes
+from pom_export.bench.options import BenchOptions
 from pom_export.bench.table import as_text
-from pom_export.bench.timing import Effort
 from pom_export.bench.workload import Workload
+from pom_export.checkpoint.families import FAMILIES
+from pom_export.cli.parameters import FOLDER, SIZES, Choice, Listed
 from pom_export.errors import PomExportError
 
 _INTERRUPTED: Final = 130
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+_SHAPE: Final = {
+    "dim": "Model width",
+    "degree": "Degree of the polynomial",
+    "expand": "Channels of a mixer per model dimension",
+    "heads": "Gate values a token of a mixer",
+}
 
 
-def how(function: _Command) -> _Command:
-    """Add the options that say how to time."""
-    for decorator in (
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
-        click.option("-o", "--output", help="A folder for results.json, table.md and the plots."),
-        click.option("--plots/--no-plots", default=True, show_default=True, help="Draw (needs matplotlib)."),
+def how(
+    backends: Sequence[str], tokens: str, *, batch: bool = True, repeats: int | None = None
+) -> Callable[[_Command], _Command]:
+    """Return what adds the options that say how to time.
+
+    Args:
+        backends: names that --backends takes.
+        tokens: what --tokens are, and their default.
+        batch: whether there may be several rows.
+        repeats: the default of --repeats; None: as many as fit into --budget.
+    """
+    rounds = "Timed rounds." if repeats else "Timed rounds; default: 5 to 50, as many as fit into --budget."
+    budget = click.option(
+        "--budget", "budget_s", type=click.FloatRange(0), default=10.0, show_default=True,
+        help="Seconds to time at each size.",
+    )  # fmt: skip
+    options = [
+        click.option("--backends", type=Listed(Choice(backends)), help="Default: all that apply and are available."),
+        click.option("--tokens", type=SIZES, help=tokens),
+        *([click.option("--batch", type=SIZES, help="Batch sizes; default: 1.")] if batch else []),
+        click.option("--threads", type=int, help="Threads per backend, pinned; default: the available processors."),
+        click.option("--warmup", type=click.IntRange(0), default=2, show_default=True, help="Untimed rounds."),
+        click.option("--repeats", type=click.IntRange(1), default=repeats, show_default=True, help=rounds),
+        *([] if repeats else [budget]),
+        click.option(
+            "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of random weights and inputs."
+        ),
         click.option("--memory/--no-memory", default=True, show_default=True, help="Measure memory too."),
-        click.option("--seed", type=int, default=0, show_default=True, help="Of random weights and inputs."),
-        click.option("--budget", type=float, default=10.0, show_default=True, help="Seconds to time at one size."),
-        click.option("--repeats", type=int, help="Timed rounds; default: 5 to 50, as --budget allows; stream: 200."),
-        click.option("--warmup", type=int, default=2, show_default=True, help="Untimed rounds."),
-        click.option("--threads", type=int, help="Of every backend, pinned; default: the usable processors."),
-        click.option("--batch", help="Batch sizes; default: 1."),
-        click.option("--tokens", help="Sequence lengths; default: 256,1024,4096; stream: 1 to 1048576."),
-        click.option("--backends", help="A list such as kernel,matmul; default: all that apply and are there."),
-    ):
-        function = decorator(function)
-    return function
+        click.option("--plots/--no-plots", default=True, show_default=True, help="Draw into -o (needs matplotlib)."),
+        click.option("-o", "--output", type=FOLDER, help="A folder for results.json, table.md and the plots."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
+    ]
+
+    def decorate(function: _Command) -> _Command:
+        return functools.reduce(lambda decorated, option: option(decorated), reversed(options), function)
+
+    return decorate
 
 
-def model_shape(function: _Command) -> _Command:
-    """Add the hyper-parameters of what has random weights."""
-    for decorator in (
-        click.option("--heads", type=int, help="Gate values a token of a mixer."),
-        click.option("--expand", type=int, help="Channels of a mixer per model dimension."),
-        click.option("--degree", type=int, help="Degree of the polynomial."),
-        click.option("--dim", type=int, help="Model width."),
-    ):
-        function = decorator(function)
-    return function
+def model_shape(shape: ImageShape | StreamShape) -> Callable[[_Command], _Command]:
+    """Return what adds the hyper-parameters of a model with random weights, whose defaults are a shape's."""
+
+    def decorate(function: _Command) -> _Command:
+        for name, text in reversed(_SHAPE.items()):
+            option = click.option(f"--{name}", default=getattr(shape, name), show_default=True, help=f"{text}.")
+            function = option(function)
+        return function
+
+    return decorate
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -61,12 +92,15 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("target", default="layer")
-@click.option("--mask", help="none or causal; default: the model's own, none for a layer.")
-@click.option("--family", help="Family of a checkpoint, such as pom-v1; default: recognised.")
-@click.option("--weights", help="Which of several sets of weights in a checkpoint.")
+@click.option("--mask", type=Choice(MASKS), help="Default: the model's own; none for a layer.")
+@click.option("--family", type=Choice(FAMILIES), help="Family of a checkpoint; default: recognised.")
+@click.option("--weights", help="Which of several sets of weights in a checkpoint, such as ema.")
 @click.option("--roofline/--no-roofline", default=True, show_default=True, help="Measure the machine's own limits.")
-@model_shape
-@how
+@click.option("--dim", type=int, help="Width of a layer; default: 512.")
+@click.option("--degree", type=int, help="Degree of the polynomial; default: 3, or the checkpoint's.")
+@click.option("--expand", type=int, help="Channels of a layer per dimension of its width; default: 2.")
+@click.option("--heads", type=int, help="Gate values a token; default: one a channel, 8 in layer-8-heads.")
+@how(LAYER_BACKENDS, "Sequence lengths; default: 256,1024,4096, or what TARGET is fixed to.")
 def layer(
     target: str,
     mask: str | None,
@@ -79,7 +113,7 @@ def layer(
     heads: int | None,
     **given: Any,
 ) -> None:
-    """Time TARGET: layer (dim 512, degree 3, expand 2, one gate per channel), layer-8-heads, or a checkpoint.
+    """Time TARGET: layer (default; one gate per channel), layer-8-heads, or a checkpoint.
 
     Backends: torch (the published algorithm in eager PyTorch), torch-compile, plain (it exported to standard ops),
     function (our export without our library), kernel (with it), attention (of the same width), matmul (the matrix
@@ -95,34 +129,33 @@ def layer(
 
 
 @cli.command()
-@model_shape
-@how
-def stream(dim: int | None, degree: int | None, expand: int | None, heads: int | None, **given: Any) -> None:
-    """Time a language model of 4 layers token by token, after contexts of --tokens.
+@model_shape(StreamShape())
+@how(
+    STREAM_BACKENDS, "Tokens before the one that is timed; default: 1,128,1024,8192,32768,131072,1048576.",
+    batch=False, repeats=STREAM_REPEATS,
+)  # fmt: skip
+def stream(dim: int, degree: int, expand: int, heads: int, **given: Any) -> None:
+    """Time a language model of 4 layers token by token.
 
     Backends: function and kernel (our stateful export), attention (in the mixers' place, its cache of keys and values
     copied each step), attention-shared (ONNX Runtime's GroupQueryAttention, its cache written in place).
     """
-    from benchmarks.stream.models import StreamShape
     from benchmarks.stream.workload import StreamWorkload
 
-    shape = StreamShape(**_given(dim=dim, degree=degree, expand=expand, heads=heads))
-    _run(StreamWorkload(shape), STREAM_PLOTS, **given)
+    _run(StreamWorkload(StreamShape(dim, degree, expand, heads)), STREAM_PLOTS, **given)
 
 
 @cli.command()
-@model_shape
-@how
-def image(dim: int | None, degree: int | None, expand: int | None, heads: int | None, **given: Any) -> None:
-    """Time one call of an image model (JiT) of 4 blocks, whose images are --tokens patches.
+@model_shape(ImageShape())
+@how(IMAGE_BACKENDS, "Patches of an image, square numbers; default: 256,1024,4096.")
+def image(dim: int, degree: int, expand: int, heads: int, **given: Any) -> None:
+    """Time one call of an image model (JiT) of 4 blocks.
 
     Backends: function and kernel (our export), attention (in the mixers' place).
     """
-    from benchmarks.image.shape import ImageShape
     from benchmarks.image.workload import ImageWorkload
 
-    shape = ImageShape(**_given(dim=dim, degree=degree, expand=expand, heads=heads))
-    _run(ImageWorkload(shape), SIZES_PLOTS, **given)
+    _run(ImageWorkload(ImageShape(dim, degree, expand, heads)), SIZES_PLOTS, **given)
 
 
 @cli.command()
@@ -140,36 +173,8 @@ def project(names: tuple[str, ...], output: str) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _given(**shape: int | None) -> dict[str, int]:
-    return {name: value for name, value in shape.items() if value is not None}
-
-
-def _run(
-    workload: Workload,
-    kind: Plots,
-    *,
-    backends: str | None,
-    tokens: str | None,
-    batch: str | None,
-    threads: int | None,
-    warmup: int,
-    repeats: int | None,
-    budget: float,
-    seed: int,
-    memory: bool,
-    plots: bool,
-    output: str | None,
-    as_json: bool,
-) -> None:
-    options = BenchOptions(
-        backends=parse_names(backends),
-        tokens=parse_sizes(tokens, "--tokens"),
-        batch=parse_sizes(batch, "--batch"),
-        threads=threads,
-        effort=Effort(warmup, repeats, budget),
-        seed=seed,
-        memory=memory,
-    )
+def _run(workload: Workload, kind: Plots, *, plots: bool, output: str | None, as_json: bool, **given: Any) -> None:
+    options = BenchOptions(**{name: value for name, value in given.items() if value is not None})
     result = run_benchmark(workload, options, lambda line: click.echo(line, err=True), output, kind if plots else None)
     click.echo(json.dumps(result.to_dict()) if as_json else as_text(result))
 

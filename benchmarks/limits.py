@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from benchmarks.growth import growth
 from benchmarks.names import KERNEL
 from pom_export.bench.results import BenchResult
 
@@ -81,7 +82,7 @@ def flat(limit: float) -> Check:
 
     def check(name: str, result: BenchResult) -> Iterator[Limit]:
         first, last = result.points[0].tokens, result.points[-1].tokens
-        yield Limit(f"{KERNEL}, {name}, a token after {last} over one after {first}", result.growth(KERNEL), limit)
+        yield Limit(f"{KERNEL}, {name}, a token after {last} over one after {first}", growth(result, KERNEL), limit)
 
     return check
 

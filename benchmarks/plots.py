@@ -19,8 +19,7 @@ from benchmarks.names import (
     TORCH,
     TORCH_COMPILE,
 )
-from pom_export.bench.results import BenchResult, Point
-from pom_export.bench.statistics import Summary
+from pom_export.bench.results import BenchResult, Point, Summary
 from pom_export.errors import MissingDependencyError
 
 MIB: Final = 1 << 20
@@ -51,11 +50,14 @@ _LABELS = {
     TENSORRT: "our export, TensorRT",
 }
 Curve = tuple[Sequence[int], Sequence[float]]
-Place = Callable[[str], Path]
-"""Returns where a file of a name goes."""
 _LATENCY: Final = ("latency.png", "latency.svg")
 _MEMORY: Final = "memory.png"
 SIZES_FILES: Final = (*_LATENCY, _MEMORY)
+
+
+def has_memory(result: BenchResult) -> bool:
+    """Return whether memory was measured."""
+    return any(point.memory for point in result.points)
 
 
 def require_matplotlib() -> None:
@@ -68,13 +70,13 @@ def require_matplotlib() -> None:
         ) from error
 
 
-def draw_sizes(result: BenchResult, place: Place) -> None:
-    """Draw time, and memory where it was measured, over tokens."""
+def draw_sizes(result: BenchResult, folder: Path) -> None:
+    """Draw time, and memory where it was measured, over tokens into a folder."""
     roofline = ("memory roofline of the layer", lambda point: point.facts.get("memory_roofline_ms"))
-    _plot(result, [place(name) for name in _LATENCY], "milliseconds, median", _median, roofline, bands=True)
-    if result.has_memory():
+    _plot(result, [folder / name for name in _LATENCY], "milliseconds, median", _median, roofline, bands=True)
+    if has_memory(result):
         held = ("weights, inputs, outputs", _tensors)
-        _plot(result, [place(_MEMORY)], "MiB of peak memory beyond the loaded model", _growth, held)
+        _plot(result, [folder / _MEMORY], "MiB of peak memory beyond the loaded model", _growth, held)
 
 
 def _plot(

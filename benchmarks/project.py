@@ -17,7 +17,7 @@ from benchmarks.layer.workload import LayerWorkload
 from benchmarks.limits import Check, Limit, at_least, at_most, doublings, faster_everywhere, flat
 from benchmarks.names import ATTENTION, KERNEL, MATMUL, PLAIN, TORCH_COMPILE
 from benchmarks.running import SIZES_PLOTS, STREAM_PLOTS, Plots, run_benchmark
-from benchmarks.stream.models import StreamShape
+from benchmarks.stream.models import STREAM_REPEATS, StreamShape
 from benchmarks.stream.workload import StreamWorkload
 from pom_export.bench.options import BenchOptions
 from pom_export.bench.results import BenchResult
@@ -69,7 +69,7 @@ def project_runs() -> dict[str, Run]:
             BenchOptions(backends=(KERNEL, MATMUL), tokens=LONG_TOKENS),
             [doublings(2.1)],
         ),
-        "stream": Run(StreamWorkload(StreamShape()), BenchOptions(), [flat(1.05)], STREAM_PLOTS),
+        "stream": Run(StreamWorkload(StreamShape()), BenchOptions(repeats=STREAM_REPEATS), [flat(1.05)], STREAM_PLOTS),
         "image": Run(ImageWorkload(ImageShape()), BenchOptions(), [at_least(ATTENTION, KERNEL, {4096: 2.0})]),
     }
 

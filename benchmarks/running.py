@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from benchmarks.plots import SIZES_FILES, Place, draw_sizes, require_matplotlib
+from benchmarks.plots import SIZES_FILES, draw_sizes, require_matplotlib
 from benchmarks.stream.plots import STREAM_FILES, draw_stream
 from pom_export.api.progress import Progress
 from pom_export.bench.options import BenchOptions
 from pom_export.bench.results import BenchResult
 from pom_export.bench.running import bench
 from pom_export.bench.workload import Workload
-from pom_export.bench.writing import Writer, results_folder
+from pom_export.bench.writing import results_folder, write_result
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Plots:
         files: names of what may be drawn.
     """
 
-    draw: Callable[[BenchResult, Place], None]
+    draw: Callable[[BenchResult, Path], None]
     files: Sequence[str]
 
 
@@ -52,21 +51,13 @@ def run_benchmark(
         MissingDependencyError: plots are asked for, and matplotlib is not installed.
         ParityError: backends that compute the same disagree.
     """
-    with _folder(output, plots) as writer:
-        result = bench(workload, options, progress=progress)
-        if writer is not None:
-            writer.write(result)
-            if plots is not None:
-                plots.draw(result, writer.place)
-    return result
-
-
-@contextlib.contextmanager
-def _folder(output: str | Path | None, plots: Plots | None) -> Iterator[Writer | None]:
     if output is None:
-        yield None
-        return
+        return bench(workload, options, progress=progress)
     if plots is not None:
         require_matplotlib()
-    with results_folder(output, more=() if plots is None else plots.files) as writer:
-        yield writer
+    with results_folder(output, more=() if plots is None else plots.files) as folder:
+        result = bench(workload, options, progress=progress)
+        write_result(result, folder)
+        if plots is not None:
+            plots.draw(result, folder)
+    return result

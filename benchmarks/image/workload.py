@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from benchmarks.attention import attention_bytes, attention_flops, head_count
 from benchmarks.image.shape import ImageShape, image_config
-from benchmarks.names import ATTENTION, FUNCTION, KERNEL
+from benchmarks.names import ATTENTION, FUNCTION, IMAGE_BACKENDS, KERNEL
 from benchmarks.time_limit import too_long
 from pom_export.api.exporting import export
 from pom_export.api.progress import Progress
-from pom_export.bench.model_file import DEFAULT_BATCH, DEFAULT_TOKENS, LABELS, OnnxWorkload
+from pom_export.bench.model_file import DEFAULT_BATCH, DEFAULT_TOKENS
 from pom_export.bench.options import BenchOptions
 from pom_export.bench.results import Labels
-from pom_export.bench.workload import Size
-from pom_export.graph.exported_model import ExportedModel
+from pom_export.bench.workload import Size, Workload
+from pom_export.graph.exported_model import ExportedModel, read_model
 from pom_export.runtime.library import custom_ops_library
 
 if TYPE_CHECKING:
@@ -29,16 +28,12 @@ _MODEL_FILE: Final = "model.onnx"
 _ATTENTION_FILE: Final = "attention.onnx"
 
 
-class ImageWorkload(OnnxWorkload):
+class ImageWorkload(Workload):
     """An image model with random weights; N tokens are an image of N patches."""
 
-    known: ClassVar[Mapping[str, str]] = {
-        FUNCTION: "our export in ONNX Runtime, without our library",
-        KERNEL: "our export in ONNX Runtime, with our library",
-        ATTENTION: "the same model with self-attention in the mixers' place, ONNX Runtime's fused op",
-    }
+    known: ClassVar[Sequence[str]] = IMAGE_BACKENDS
     alike: ClassVar[Sequence[Sequence[str]]] = ((FUNCTION, KERNEL),)
-    labels: ClassVar[Labels] = replace(LABELS, ratios=((ATTENTION, KERNEL),))
+    labels: ClassVar[Labels] = Labels(ratios=((ATTENTION, KERNEL),))
 
     def __init__(self, shape: ImageShape) -> None:
         super().__init__()
@@ -74,16 +69,13 @@ class ImageWorkload(OnnxWorkload):
         for count, config in configs.items():
             write_attention(config, self.folder / str(count) / _ATTENTION_FILE, seed)
 
-    def export_at(self, size: Size) -> ExportedModel:  # noqa: D102
-        return self._exports[size.tokens]
-
-    def file_of(self, backend: str, size: Size) -> Path:  # noqa: D102
-        exported = super().file_of(backend, size)
-        return exported.with_name(_ATTENTION_FILE) if backend == ATTENTION else exported
+    def model_of(self, backend: str, size: Size) -> ExportedModel:  # noqa: D102
+        exported = self._exports[size.tokens]
+        return read_model(exported.path.with_name(_ATTENTION_FILE)) if backend == ATTENTION else exported
 
     def bytes_needed(self, backend: str, size: Size) -> int:  # noqa: D102
         scores = attention_bytes(self.shape.dim, *size) if backend == ATTENTION else 0
-        return super().bytes_needed(backend, size) + scores
+        return super().bytes_needed(KERNEL, size) + scores
 
     def excluded(self, backend: str, size: Size) -> str | None:  # noqa: D102
         if backend != ATTENTION:

@@ -9,7 +9,6 @@ from typing import Final
 from benchmarks.attention import attention_bytes, attention_flops
 from benchmarks.names import ATTENTION, MATMUL, PLAIN, TORCH, TORCH_COMPILE
 from benchmarks.products import Product
-from pom_export.bench.dimensions import sizes_of
 from pom_export.bench.workload import Size
 
 _ITEM_BYTES: Final = 4
@@ -58,11 +57,11 @@ class Work:
         """Return about how many multiplications and additions one run takes."""
         if backend == ATTENTION:
             return attention_flops(self.dim, *size)
-        total = sum(product.flops(sizes_of(*size)) for product in self.products)
+        total = sum(product.flops(size.dimensions) for product in self.products)
         if backend in _PUBLISHED and self.causal:
             total += sum(2 * size.batch * channels * size.tokens**2 for channels, _ in self.mixers)
         return total
 
     def traffic_bytes(self, size: Size) -> int:
         """Return what the products read and write."""
-        return sum(product.traffic_bytes(sizes_of(*size)) for product in self.products)
+        return sum(product.traffic_bytes(size.dimensions) for product in self.products)

@@ -9,7 +9,7 @@ from typing import Final
 
 from pom_export.errors import InputError
 
-_MASKS = ("none", "causal")
+MASKS: Final = ("none", "causal")
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,6 @@ def find_target(
     Raises:
         InputError: an option does not go with the target, or nothing is at the path.
     """
-    if mask is not None and mask not in _MASKS:
-        raise InputError(f"unknown mask {mask!r}", f"Choose one of {', '.join(_MASKS)}")
     of_a_checkpoint = {"family": family, "weights": weights}
     if name in LAYERS:
         _refuse(of_a_checkpoint, "a named layer")

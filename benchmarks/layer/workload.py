@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -11,22 +11,30 @@ from benchmarks.attention import write_attention
 from benchmarks.layer.estimates import Work
 from benchmarks.layer.source import load_target
 from benchmarks.layer.target import Target
-from benchmarks.names import ATTENTION, FUNCTION, KERNEL, MATMUL, PLAIN, TENSORRT, TORCH, TORCH_COMPILE
+from benchmarks.names import (
+    ATTENTION,
+    FUNCTION,
+    KERNEL,
+    LAYER_BACKENDS,
+    MATMUL,
+    PLAIN,
+    TENSORRT,
+    TORCH,
+    TORCH_COMPILE,
+)
 from benchmarks.products import find_products, write_floor
 from benchmarks.roofline import Roofline, measure_roofline
 from benchmarks.time_limit import DEFAULT_FLOPS_PER_S, too_long
 from pom_export.api.exporting import export
 from pom_export.api.progress import Progress
-from pom_export.bench.dimensions import DIMENSIONS
-from pom_export.bench.model_file import LABELS, OnnxWorkload, open_sizes
+from pom_export.bench.model_file import open_sizes
 from pom_export.bench.options import BenchOptions
-from pom_export.bench.processes import call_in_worker
-from pom_export.bench.results import BenchResult, Labels
+from pom_export.bench.results import BenchResult, Labels, ratios
 from pom_export.bench.runners import Runner
-from pom_export.bench.statistics import ratios
-from pom_export.bench.workload import Size, refuse
+from pom_export.bench.worker import call_in_worker
+from pom_export.bench.workload import DIMENSIONS, Size, Workload
 from pom_export.errors import InputError
-from pom_export.graph.exported_model import ExportedModel
+from pom_export.graph.exported_model import ExportedModel, read_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,11 +46,19 @@ _OPSET: Final = 20
 MODEL_FILE: Final = "model.onnx"
 MODULE_FILE: Final = "official.pt"
 FILES: Final = {PLAIN: "plain.onnx", ATTENTION: "attention.onnx", MATMUL: "matmul.onnx"}
+# Threads of torch's OpenMP that have nothing to do sleep: they would take processors from the backend that is timed
+# next. The compiler's own processes end with the worker.
+TORCH_ENVIRONMENT: Final = {
+    "OMP_WAIT_POLICY": "passive",
+    "GOMP_SPINCOUNT": "0",
+    "KMP_BLOCKTIME": "0",
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
+}
 _GIGA: Final = 1e9
 _MIB: Final = 1 << 20
 
 
-class LayerWorkload(OnnxWorkload):
+class LayerWorkload(Workload):
     """A mixer of random weights, or the model of a checkpoint.
 
     Args:
@@ -50,20 +66,10 @@ class LayerWorkload(OnnxWorkload):
         measures_roofline: whether the machine's own limits are measured.
     """
 
-    known: ClassVar[Mapping[str, str]] = {
-        TORCH: "the published algorithm in eager PyTorch",
-        TORCH_COMPILE: "the same, compiled by torch.compile",
-        PLAIN: "the same, exported by torch.onnx.export to standard ops, in ONNX Runtime",
-        FUNCTION: "our export in ONNX Runtime, without our library",
-        KERNEL: "our export in ONNX Runtime, with our library",
-        ATTENTION: "self-attention of the same width, ONNX Runtime's fused op",
-        MATMUL: "the floor: the model's own matrix products alone, in ONNX Runtime",
-        TENSORRT: "our export as a TensorRT engine",
-    }
+    known: ClassVar[Sequence[str]] = LAYER_BACKENDS
     alike: ClassVar[Sequence[Sequence[str]]] = ((TORCH, TORCH_COMPILE, PLAIN, FUNCTION, KERNEL, TENSORRT),)
-    labels: ClassVar[Labels] = dataclasses.replace(
-        LABELS, ratios=((KERNEL, MATMUL), (PLAIN, KERNEL), (ATTENTION, KERNEL))
-    )
+    labels: ClassVar[Labels] = Labels(ratios=((KERNEL, MATMUL), (PLAIN, KERNEL), (ATTENTION, KERNEL)))
+    environment: ClassVar[Mapping[str, str]] = TORCH_ENVIRONMENT
     work: Work
 
     def __init__(self, target: Target, *, measures_roofline: bool = True) -> None:
@@ -88,10 +94,8 @@ class LayerWorkload(OnnxWorkload):
         self.offer(MATMUL, options, lambda: write_floor(self.work.products, floor, options.seed))
         if self._measures_roofline:
             progress("measuring the machine: bandwidth and matrix products")
-            threads = options.thread_count
-            self.roofline = call_in_worker(
-                measure_roofline, threads, folder, folder=folder, threads=threads, alone=True
-            )
+            threads = options.threads
+            self.roofline = call_in_worker(measure_roofline, threads, folder, folder=folder, threads=threads)
 
     def _prepare_published(self, program: Program, causal: bool, options: BenchOptions) -> None:
         """Have the published way run, in PyTorch and exported; its export's products are the floor."""
@@ -103,24 +107,27 @@ class LayerWorkload(OnnxWorkload):
             )
         self.work = Work(find_products(floor, DIMENSIONS), mixers, causal, _layer_width(self.model))
         for name in (TORCH, TORCH_COMPILE):
-            self.offer(name, options, self._saver(module) if mixers else refuse(failure))
-        self.offer(PLAIN, options, refuse(failure) if failure else lambda: None)
+            self.offer(name, options, lambda: self._save(module, "" if mixers else failure))
+        self.offer(PLAIN, options, lambda: _refuse(failure))
 
-    def _saver(self, module: nn.Module) -> Callable[[], None]:
-        def save() -> None:
-            import torch
+    def _save(self, module: nn.Module, failure: str) -> None:
+        import torch
 
-            torch.save(module, self.folder / MODULE_FILE)
-
-        return save
+        _refuse(failure)
+        torch.save(module, self.folder / MODULE_FILE)
 
     def _write_attention(self, seed: int) -> None:
         if not self.work.dim:
             raise InputError("it stands beside a single layer whose mask is none or causal")
         write_attention(self.work.dim, self.work.causal, self.folder / FILES[ATTENTION], seed)
 
-    def file_of(self, backend: str, size: Size) -> Path:  # noqa: D102
-        return self.folder / FILES[backend] if backend in FILES else super().file_of(backend, size)
+    def model_of(self, backend: str, size: Size) -> ExportedModel:  # noqa: D102
+        exported = super().model_of(backend, size)
+        if backend not in FILES:
+            return exported
+        path = self.folder / FILES[backend]
+        # The plain export takes what ours does, which knows the limits.
+        return dataclasses.replace(exported, path=path) if backend == PLAIN else read_model(path)
 
     def load(self, backend: str, size: Size, threads: int) -> Runner:  # noqa: D102
         if backend in {TORCH, TORCH_COMPILE}:
@@ -137,7 +144,7 @@ class LayerWorkload(OnnxWorkload):
             super().warm_up(runner, backend, size, seed)
 
     def bytes_needed(self, backend: str, size: Size) -> int:  # noqa: D102
-        return self.work.bytes_needed(backend, size, super().bytes_needed(backend, size))
+        return self.work.bytes_needed(backend, size, super().bytes_needed(KERNEL, size))
 
     def excluded(self, backend: str, size: Size) -> str | None:  # noqa: D102
         rate = DEFAULT_FLOPS_PER_S if self.roofline is None else self.roofline.flops_per_s
@@ -152,6 +159,12 @@ class LayerWorkload(OnnxWorkload):
             point.facts["memory_roofline_ms"] = least
         if self.roofline is not None:
             result.notes.append(_machine_note(self.roofline))
+
+
+def _refuse(reason: str) -> None:
+    """Raise InputError where there is a reason."""
+    if reason:
+        raise InputError(reason)
 
 
 def _machine_note(roofline: Roofline) -> str:

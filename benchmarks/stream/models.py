@@ -11,6 +11,8 @@ from benchmarks.attention import head_count
 if TYPE_CHECKING:
     from pom_export.models import GPT
 
+STREAM_REPEATS: Final = 200
+"""Timed rounds: steps are short."""
 _BYTES: Final = 256
 _MLP_FACTOR: Final = 4
 _OPSET: Final = 20

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.names import ATTENTION, ATTENTION_SHARED, FUNCTION, KERNEL
-from benchmarks.plots import MIB, Place, draw, draw_band, finish, new_figure, save
+from benchmarks.plots import MIB, draw, draw_band, finish, has_memory, new_figure, save
 from pom_export.bench.results import BenchResult
 
 _LABELS: Final = {
@@ -20,9 +21,9 @@ STREAM_FILES: Final = ("stream.png", "stream.svg")
 _UNITS: Final = ((1 << 20, "M"), (1 << 10, "k"))
 
 
-def draw_stream(result: BenchResult, place: Place) -> None:
+def draw_stream(result: BenchResult, folder: Path) -> None:
     """Draw medians, with quartiles as a band, beside the bytes of states and caches where they were measured."""
-    figure, panels = new_figure(1 + result.has_memory())
+    figure, panels = new_figure(1 + has_memory(result))
     times, ticks = panels[0], {point.tokens: _short(point.tokens) for point in result.points}
     for name in result.backends:
         timed = {point.tokens: point.timings[name] for point in result.points if name in point.timings}
@@ -32,7 +33,7 @@ def draw_stream(result: BenchResult, place: Place) -> None:
     for sizes in panels[1:]:
         _draw_sizes(sizes, result)
         finish(sizes, ticks, "MiB that a sequence keeps", "tokens before")
-    save(figure, panels, result, [place(name) for name in STREAM_FILES])
+    save(figure, panels, result, [folder / name for name in STREAM_FILES])
 
 
 def _draw_sizes(panel: Any, result: BenchResult) -> None:

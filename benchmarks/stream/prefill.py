@@ -9,8 +9,8 @@ from pathlib import Path
 
 from benchmarks.stream.inputs import drawn_tokens, state_file
 from pom_export.bench.machine import resident_bytes
+from pom_export.bench.options import BenchOptions
 from pom_export.bench.runners import session_settings
-from pom_export.bench.workload import Conditions
 from pom_export.runtime.streaming.session import CHUNK, StreamingSession
 
 
@@ -27,17 +27,17 @@ class Prefill:
     resident_bytes: int
 
 
-def prefill(model: Path, contexts: Sequence[int], conditions: Conditions, kernels: bool) -> dict[int, Prefill]:
+def prefill(model: Path, contexts: Sequence[int], options: BenchOptions, kernels: bool) -> dict[int, Prefill]:
     """Take in as many random bytes as the longest context has; save the state at each beside the model.
 
     Args:
         model: a stateful export.
         contexts: numbers of tokens.
-        conditions: threads, and the seed of the text.
+        options: threads, and the seed of the text.
         kernels: whether to use our library.
     """
-    stream = StreamingSession(model, session_options=session_settings(conditions.threads), kernels=kernels)
-    text = drawn_tokens(conditions.seed, max(contexts))
+    stream = StreamingSession(model, session_options=session_settings(options.threads), kernels=kernels)
+    text = drawn_tokens(options.seed, max(contexts))
     seconds, found = 0.0, {}
     for context in sorted(contexts):
         started = time.perf_counter()

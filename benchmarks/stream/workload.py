@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import ClassVar, Final
@@ -10,7 +10,8 @@ from typing import ClassVar, Final
 import numpy as np
 
 from benchmarks.attention import head_count
-from benchmarks.names import ATTENTION, ATTENTION_SHARED, FUNCTION, KERNEL
+from benchmarks.growth import growth
+from benchmarks.names import ATTENTION, ATTENTION_SHARED, FUNCTION, KERNEL, STREAM_BACKENDS
 from benchmarks.stream.group_query import write_group_query
 from benchmarks.stream.inputs import cache_names, drawn_cache, drawn_tokens, past_bytes, state_after
 from benchmarks.stream.models import StreamShape, make_model, parameter_count, write_attention
@@ -19,11 +20,11 @@ from pom_export.api.exporting import export
 from pom_export.api.progress import Progress
 from pom_export.bench.machine import give_back_freed_memory, resident_bytes
 from pom_export.bench.options import BenchOptions
-from pom_export.bench.processes import call_in_worker
 from pom_export.bench.results import BenchResult, Labels, Memory, Rows
 from pom_export.bench.runners import Array, Runner, SessionRunner, open_session
 from pom_export.bench.table import mebibytes
-from pom_export.bench.workload import Conditions, Size, Workload
+from pom_export.bench.worker import call_in_worker
+from pom_export.bench.workload import Size, Workload
 from pom_export.errors import InputError
 from pom_export.graph.exported_model import PAST_LENGTH, present_name
 from pom_export.runtime.library import custom_ops_library
@@ -38,6 +39,12 @@ FILES: Final = {
     ATTENTION: "attention.onnx",
     ATTENTION_SHARED: "attention-shared.onnx",
 }
+_DESCRIPTIONS: Final = {
+    FUNCTION: "our stateful export in ONNX Runtime, without our library",
+    KERNEL: "our stateful export in ONNX Runtime, with our library",
+    ATTENTION: "attention in the mixers' place, every step copying its cache into a longer one, as exporters write it",
+    ATTENTION_SHARED: "the same, ONNX Runtime's GroupQueryAttention, its cache written in place",
+}
 _ITEM_BYTES: Final = 4
 # A cache that is copied is there twice while a step runs.
 _CACHES: Final = {ATTENTION: 2, ATTENTION_SHARED: 1}
@@ -47,18 +54,10 @@ _RUNS: Final = 3
 class StreamWorkload(Workload):
     """A language model with random weights, token by token; N are the tokens before the one that is timed."""
 
-    known: ClassVar[Mapping[str, str]] = {
-        FUNCTION: "our stateful export in ONNX Runtime, without our library",
-        KERNEL: "our stateful export in ONNX Runtime, with our library",
-        ATTENTION: "attention in the mixers' place, every step copying its cache into a longer one, as exporters "
-        "write it",
-        ATTENTION_SHARED: "the same, ONNX Runtime's GroupQueryAttention, its cache written in place",
-    }
+    known: ClassVar[Sequence[str]] = STREAM_BACKENDS
     alike: ClassVar[Sequence[Sequence[str]]] = ((FUNCTION, KERNEL), (ATTENTION, ATTENTION_SHARED))
     together: ClassVar[bool] = True
-    rounds: ClassVar[int | None] = 200
     labels: ClassVar[Labels] = Labels(
-        base=KERNEL,
         unit="milliseconds a token, medians",
         tokens="tokens before",
         memory="MiB by which a process that streams grows beyond one that has no context, and MiB that a sequence "
@@ -66,7 +65,6 @@ class StreamWorkload(Workload):
         ratios=((ATTENTION, KERNEL), (ATTENTION_SHARED, KERNEL)),
         held=tuple(FILES),
     )
-    folder: Path
 
     def __init__(self, shape: StreamShape) -> None:
         super().__init__()
@@ -84,11 +82,9 @@ class StreamWorkload(Workload):
         contexts = [size.tokens for size in self.sizes]
         name = KERNEL if KERNEL in self.backends else FUNCTION
         progress(f"taking in {max(contexts)} tokens with {name}")
-        threads = options.thread_count
         self.prefills = call_in_worker(
-            prefill, self.file_of(name), contexts, Conditions(threads, options.seed), name == KERNEL,
-            folder=folder, threads=threads,
-        )  # fmt: skip
+            prefill, self.file_of(name), contexts, options, name == KERNEL, folder=folder, threads=options.threads
+        )
 
     def write_models(self, options: BenchOptions, folder: Path, progress: Progress) -> None:
         """Write the models that stream, and settle backends and contexts."""
@@ -147,14 +143,14 @@ class StreamWorkload(Workload):
         """Return the logits: caches may have spare room."""
         return outputs[:1]
 
-    def measure_memory(self, backend: str, size: Size, conditions: Conditions) -> Memory:
+    def measure_memory(self, backend: str, size: Size, options: BenchOptions) -> Memory:
         """Return by how much a process that streams from a context holds more than one that does so from none."""
-        runner = self.load(backend, size, conditions.threads)
+        runner = self.load(backend, size, options.threads)
         # So that what loads with the first run does not count; it ends before the context is there.
-        runner.bind(self.inputs(backend, Size(1, 0), conditions.seed))
+        runner.bind(self.inputs(backend, Size(1, 0), options.seed))
         give_back_freed_memory()
         before = resident_bytes()
-        feed = self.inputs(backend, size, conditions.seed)
+        feed = self.inputs(backend, size, options.seed)
         bound = runner.bind(feed)
         for _ in range(_RUNS):
             bound.run()
@@ -162,11 +158,11 @@ class StreamWorkload(Workload):
         return Memory(max(0, resident_bytes() - before), past_bytes(feed, size.tokens))
 
     def complete(self, result: BenchResult) -> None:  # noqa: D102
-        result.facts["last_over_first"] = {name: result.growth(name) for name in result.backends}
+        result.facts["last_over_first"] = {name: growth(result, name) for name in result.backends}
         for point in result.points:
             point.facts["prefill"] = asdict(self.prefills[point.tokens])
         result.notes += _growth_notes(result)
-        result.notes += [f"{name}: {self.known[name]}" for name in result.backends]
+        result.notes += [f"{name}: {_DESCRIPTIONS[name]}" for name in result.backends]
         result.tables["taking in the tokens, and what the process held just after"] = self._prefill_rows()
 
     def _prefill_rows(self) -> Rows:
@@ -179,7 +175,7 @@ class StreamWorkload(Workload):
 
 def _growth_notes(result: BenchResult) -> list[str]:
     first, last = result.points[0].tokens, result.points[-1].tokens
-    grown = {name: result.growth(name) for name in result.backends}
+    grown = {name: growth(result, name) for name in result.backends}
     return [
         f"{name}: a token after {last} takes {ratio:.2f} times as long as one after {first}"
         for name, ratio in grown.items()

@@ -9,7 +9,6 @@ import importlib.metadata
 import os
 import platform
 import re
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from pom_export.version import __version__
 
 _PROC = Path("/proc")
 _KIB = 1024
-_PR_SET_PDEATHSIG = 1
 _RESET_PEAK = "5"
 
 
@@ -30,7 +28,7 @@ def describe_machine() -> dict[str, Any]:
         "architecture": platform.machine(),
         "processors": os.cpu_count(),
         "usable_processors": len(usable_processors()),
-        "memory_bytes": _memory_field("MemTotal"),
+        "memory_bytes": _field("meminfo", "MemTotal"),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "torch": _version("torch"),
@@ -57,24 +55,19 @@ def usable_processors() -> list[int]:
     return sorted(os.sched_getaffinity(0))
 
 
-def pin(threads: int) -> None:
-    """Keep this process and its children to `threads` of the processors that it may use."""
-    os.sched_setaffinity(0, usable_processors()[:threads])
-
-
 def available_bytes() -> int:
     """Return the memory that can be had without swapping."""
-    return _memory_field("MemAvailable")
+    return _field("meminfo", "MemAvailable")
 
 
 def resident_bytes() -> int:
     """Return this process's resident memory."""
-    return _status_field("VmRSS")
+    return _field("self/status", "VmRSS")
 
 
 def peak_bytes() -> int:
     """Return the most resident memory that this process had since `reset_peak`."""
-    return _status_field("VmHWM")
+    return _field("self/status", "VmHWM")
 
 
 def reset_peak() -> bool:
@@ -94,13 +87,6 @@ def give_back_freed_memory() -> None:
         trim(0)
 
 
-def end_with_parent(parent: int) -> None:
-    """Have this process killed as soon as its parent, of process id `parent`, ends in whatever way."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        raise SystemExit("the parent process has ended")
-
-
 def _processor_name() -> str:
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", (_PROC / "cpuinfo").read_text(), re.MULTILINE)
@@ -109,16 +95,9 @@ def _processor_name() -> str:
     return found[1].strip() if found else platform.machine()
 
 
-def _memory_field(name: str) -> int:
-    return _field(_PROC / "meminfo", name)
-
-
-def _status_field(name: str) -> int:
-    return _field(_PROC / "self/status", name)
-
-
-def _field(file: Path, name: str) -> int:
-    found = re.search(rf"^{name}:\s*(\d+) kB$", file.read_text(), re.MULTILINE)
+def _field(file: str, name: str) -> int:
+    """Return a size in bytes that a file of /proc has in KiB; 0 where it has none."""
+    found = re.search(rf"^{name}:\s*(\d+) kB$", (_PROC / file).read_text(), re.MULTILINE)
     return _KIB * int(found[1]) if found else 0
 
 

@@ -1,17 +1,27 @@
-"""Measure the time of all backends side by side, in a worker."""
+"""Time backends side by side in a worker, after seeing that those which compute the same agree."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import gc
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
 
-from pom_export.bench.agreement import compare
-from pom_export.bench.runners import Array, Bound
-from pom_export.bench.timing import Effort, time_interleaved
-from pom_export.bench.workload import Conditions, Size, Workload
+import numpy.typing as npt
+
+from pom_export.bench.options import BenchOptions
+from pom_export.bench.runners import Bound
+from pom_export.bench.workload import Size, Workload
 from pom_export.errors import ParityError, reason_of
+from pom_export.parity.comparison import difference
+from pom_export.parity.tolerances import BENCHMARK
 
 Key = tuple[str, Size]
+_Arrays = Sequence[npt.NDArray[Any]]
+_Name = TypeVar("_Name", bound=Hashable)
+_FEWEST: Final = 5
+_MOST: Final = 50
 
 
 @dataclass
@@ -29,62 +39,108 @@ class Times:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def measure_time(
-    workload: Workload, sizes: Mapping[str, Sequence[Size]], conditions: Conditions, effort: Effort
-) -> Times:
+def measure_time(workload: Workload, sizes: Mapping[str, Sequence[Size]], options: BenchOptions) -> Times:
     """Time backends against each other, after seeing that those which compute the same agree.
 
     Args:
         workload: what is timed, prepared.
         sizes: of each backend that runs, where.
-        conditions: threads and seed.
-        effort: how long to time.
+        options: threads, seed, and how long to time.
 
     Raises:
-        ParityError: two backends of a group differ.
+        ParityError: two backends that compute the same differ.
     """
     times = Times()
     bound: dict[Key, Bound] = {}
-    references: dict[tuple[int, Size], tuple[str, list[Array]]] = {}
-    for name in _references_first(workload, sizes):
-        try:
-            found = _bind(workload, name, sizes[name], conditions)
-        except Exception as error:  # noqa: BLE001 (whatever a runtime raises: the others go on)
-            times.failed[name] = f"it failed: {reason_of(error)}"
-            continue
-        for size, one in found.items():
-            bound[name, size] = one
-            group = _group(workload, name)
-            if group is None:
+    for group in _groups(workload, sizes):
+        expected: dict[Size, tuple[str, _Arrays]] = {}
+        for name in group:
+            try:
+                runner = workload.load(name, sizes[name][0], options.threads)
+                found = {size: runner.bind(workload.inputs(name, size, options.seed)) for size in sizes[name]}
+            except Exception as error:  # noqa: BLE001 (whatever a runtime raises: the others go on)
+                times.failed[name] = f"it failed: {reason_of(error)}"
                 continue
-            outputs = workload.compared(one.outputs)
-            if (group, size) in references:
-                times.differences[name, size] = _compare(workload, name, size, outputs, references[group, size])
-            else:
-                references[group, size] = name, [output.copy() for output in outputs]
+            for size, one in found.items():
+                bound[name, size] = one
+                outputs = workload.compared(one.outputs)
+                if size not in expected:
+                    expected[size] = name, [output.copy() for output in outputs]
+                    continue
+                where = f"at {workload.labels.tokens} {size.tokens}: "
+                times.differences[name, size] = compare(name, outputs, *expected[size], workload.precision, where)
     runs = {(name, size): bound[name, size].run for name in sizes for size in sizes[name] if (name, size) in bound}
-    times.seconds = time_interleaved(runs, effort, settled=workload.together)
+    times.seconds = time_interleaved(runs, options, settled=workload.together)
     return times
 
 
-def _group(workload: Workload, name: str) -> int | None:
-    return next((index for index, group in enumerate(workload.alike) if name in group), None)
+def _groups(workload: Workload, names: Mapping[str, object]) -> list[list[str]]:
+    """Return the names of backends, those that compute the same together."""
+    groups = [[name for name in group if name in names] for group in workload.alike]
+    grouped = {name for group in groups for name in group}
+    return groups + [[name] for name in names if name not in grouped]
 
 
-def _references_first(workload: Workload, names: Mapping[str, object]) -> list[str]:
-    order = [name for group in workload.alike for name in group]
-    return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
-
-
-def _bind(workload: Workload, name: str, sizes: Sequence[Size], conditions: Conditions) -> dict[Size, Bound]:
-    runner = workload.load(name, sizes[0], conditions.threads)
-    return {size: runner.bind(workload.inputs(name, size, conditions.seed)) for size in sizes}
-
-
-def _compare(
-    workload: Workload, name: str, size: Size, outputs: Sequence[Array], reference: tuple[str, list[Array]]
+def compare(
+    name: str, outputs: _Arrays, against: str, expected: _Arrays, precision: str = "float32", where: str = ""
 ) -> float:
+    """Return the largest difference between two backends' outputs, relative to the largest magnitude.
+
+    Raises:
+        ParityError: it is too large, or there is nothing to compare: no outputs, or no finite value in one of them.
+    """
+    if not expected or len(outputs) != len(expected):
+        raise ParityError(
+            f"{where}{name} gives {len(outputs)} outputs, {against} {len(expected)}",
+            "Nothing was timed: they do not do the same work",
+        )
+    tolerance = BENCHMARK[precision]
+    found = [difference(output, wanted, tolerance) for output, wanted in zip(outputs, expected, strict=True)]
+    for each in found:
+        if not each:
+            reason = f" ({each.reason})" if each.reason else ""
+            raise ParityError(
+                f"{where}{name} and {against} differ by {each.max_rel:.3g} of the largest output{reason}, tolerance "
+                f"{tolerance.relative:g}",
+                "Nothing was timed: `pom-export verify` says more",
+            )
+    return max(each.max_rel for each in found)
+
+
+def time_interleaved(
+    functions: Mapping[_Name, Callable[[], object]], options: BenchOptions, *, settled: bool = False
+) -> dict[_Name, list[float]]:
+    """Return the seconds that each function took, run by run.
+
+    One run of each makes a round, and whoever began the last round ends the next: what slows the machine for a while
+    slows all alike, and nobody always runs in the same one's wake.
+
+    Args:
+        functions: by name.
+        options: how long to time.
+        settled: each timed run comes right after an untimed one of the same function, as in a loop of its own; for
+            runs so short that what the one before left in the caches would be seen.
+    """
+    names = list(functions)
+    times: dict[_Name, list[float]] = {name: [] for name in names}
+    for _ in range(options.warmup):
+        for function in functions.values():
+            function()
+    gc.collect()
+    gc.disable()
     try:
-        return compare(name, outputs, *reference, workload.precision)
-    except ParityError as error:
-        raise ParityError(f"at {workload.labels.tokens} {size.tokens}: {error.what}", error.hint) from error
+        started = time.perf_counter()
+        for done in range((options.repeats or _MOST) if names else 0):
+            spent = time.perf_counter() - started
+            if options.repeats is None and done >= _FEWEST and spent > options.budget_s:
+                break
+            for name in names:
+                if settled:
+                    functions[name]()
+                before = time.perf_counter()
+                functions[name]()
+                times[name].append(time.perf_counter() - before)
+            names.append(names.pop(0))
+    finally:
+        gc.enable()
+    return times

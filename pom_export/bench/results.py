@@ -6,9 +6,35 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pom_export.bench.statistics import Summary, ratios
+import numpy as np
+
+from pom_export.bench.options import FUNCTION, KERNEL
 
 Rows = list[list[str]]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Repeated timings of one thing, in milliseconds: quartiles, the fastest run, and how many there were."""
+
+    median_ms: float
+    lower_ms: float
+    upper_ms: float
+    min_ms: float
+    runs: int
+
+
+def summarise(seconds: Sequence[float]) -> Summary:
+    """Summarise the seconds that at least one run took."""
+    least, lower, median, upper = (1e3 * np.quantile(seconds, [0, 0.25, 0.5, 0.75])).tolist()
+    return Summary(median, lower, upper, least, len(seconds))
+
+
+def ratios(timings: Mapping[str, Summary], to: str) -> dict[str, float]:
+    """Return how many times as long as `to` each backend takes, by the medians; empty where `to` was not timed."""
+    if to not in timings or not timings[to].median_ms:
+        return {}
+    return {name: summary.median_ms / timings[to].median_ms for name, summary in timings.items() if name != to}
 
 
 @dataclass(frozen=True)
@@ -26,10 +52,9 @@ class Memory:
 
 @dataclass(frozen=True)
 class Labels:
-    """The words of a workload's tables.
+    """The words of a workload's tables; by default those of a file.
 
     Attributes:
-        base: the backend that others are set against.
         unit: what the numbers of the first table are.
         tokens: what the sizes are.
         memory: what the numbers of the memory table are.
@@ -37,12 +62,11 @@ class Labels:
         held: backends whose `tensor_bytes` are shown.
     """
 
-    base: str
-    unit: str
-    tokens: str
-    memory: str
-    ratios: Sequence[tuple[str, str]]
-    held: Sequence[str]
+    unit: str = "milliseconds, medians"
+    tokens: str = "tokens"
+    memory: str = "MiB by which the peak of resident memory grows over two runs, and MiB of weights, inputs and outputs"
+    ratios: Sequence[tuple[str, str]] = ((FUNCTION, KERNEL),)
+    held: Sequence[str] = (KERNEL,)
 
 
 @dataclass
@@ -71,10 +95,10 @@ class Point:
         """Return how many times as long one backend takes as another, or None where one was not timed."""
         return ratios(self.timings, to).get(backend)
 
-    def to_dict(self, base: str) -> dict[str, Any]:
-        """Return JSON-able values, with every backend's ratio to `base`."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-able values, with every backend's ratio to our kernel."""
         values = asdict(self)
-        return {**values.pop("facts"), **values, f"to_{base}": ratios(self.timings, base)}
+        return {**values.pop("facts"), **values, f"to_{KERNEL}": ratios(self.timings, KERNEL)}
 
 
 @dataclass
@@ -100,21 +124,10 @@ class BenchResult:
     points: list[Point]
     machine: Mapping[str, Any]
     options: Mapping[str, Any]
-    labels: Labels
+    labels: Labels = field(default_factory=Labels)
     facts: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     tables: dict[str, Rows] = field(default_factory=dict)
-
-    def growth(self, backend: str) -> float | None:
-        """Return how many times as long a run takes at the last size as at the first; None where one is not timed."""
-        first, last = (self.points[index].timings.get(backend) for index in (0, -1))
-        if first is None or last is None or not first.median_ms:
-            return None
-        return last.median_ms / first.median_ms
-
-    def has_memory(self) -> bool:
-        """Return whether memory was measured."""
-        return any(point.memory for point in self.points)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able values."""
@@ -125,5 +138,5 @@ class BenchResult:
             "backends": list(self.backends),
             "not_run": dict(self.not_run),
             **self.facts,
-            "points": [point.to_dict(self.labels.base) for point in self.points],
+            "points": [point.to_dict() for point in self.points],
         }

@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from pom_export.bench.dimensions import resolve_axes
-from pom_export.graph.exported_model import ExportedModel
 from pom_export.runtime.session import default_session_options, import_onnxruntime, inference_session
 
 Array = npt.NDArray[Any]
-_KEPT_SHARE = 0.9
-
-
-def draw_inputs(model: ExportedModel, sizes: Mapping[str, int], seed: int) -> dict[str, Array]:
-    """Draw a model's inputs; one of the same name, shape and seed is always the same."""
-    feed = {}
-    for spec in model.inputs:
-        random_state = np.random.default_rng([seed, zlib.crc32(spec.name.encode())])
-        shape = resolve_axes(spec.axes, sizes)
-        if spec.dtype == np.bool_:
-            feed[spec.name] = random_state.random(shape) < _KEPT_SHARE
-        elif np.issubdtype(spec.dtype, np.integer):
-            most = model.limits.values.get(spec.name, [2])
-            feed[spec.name] = random_state.integers(0, most, shape).astype(spec.dtype)
-        elif spec.name in model.limits.ranges:
-            low, high = model.limits.ranges[spec.name]
-            feed[spec.name] = random_state.uniform(low, high, shape).astype(spec.dtype)
-        else:
-            feed[spec.name] = random_state.standard_normal(shape, dtype=np.float32).astype(spec.dtype)
-    return feed
 
 
 @dataclass(frozen=True)
@@ -126,13 +101,3 @@ class EngineRunner(Runner):
     def bind(self, feed: Mapping[str, Array]) -> Bound:  # noqa: D102
         inputs = dict(feed)
         return Bound(list(self._runner.infer(inputs).values()), lambda: self._runner.infer(inputs), inputs)
-
-
-def tensor_bytes(path: Path, feed: Mapping[str, Array], outputs: Sequence[Array]) -> int:
-    """Return the bytes of a model's weights, inputs and outputs."""
-    import onnx
-
-    weights = onnx.load(os.fspath(path), load_external_data=False).graph.initializer
-    types = onnx.helper.tensor_dtype_to_np_dtype
-    held = sum(types(tensor.data_type).itemsize * int(np.prod(tensor.dims)) for tensor in weights)
-    return held + sum(array.nbytes for array in (*feed.values(), *outputs))

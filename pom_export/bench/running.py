@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from pom_export.api.progress import Progress, silent
 from pom_export.bench.machine import available_bytes, describe_machine
 from pom_export.bench.measuring import measure_time
-from pom_export.bench.options import BenchOptions
-from pom_export.bench.processes import WorkerError, call_in_worker
-from pom_export.bench.results import BenchResult, Point
-from pom_export.bench.statistics import summarise
-from pom_export.bench.workload import TENSORRT, Conditions, Size, Workload
+from pom_export.bench.options import TENSORRT, BenchOptions
+from pom_export.bench.results import BenchResult, Point, summarise
+from pom_export.bench.worker import WorkerError, call_in_worker
+from pom_export.bench.workload import Size, Workload
 from pom_export.errors import InputError
 
 _FOLDER_PREFIX: Final = "pom-export-bench-"
@@ -36,9 +34,6 @@ def bench(workload: Workload, options: BenchOptions, *, progress: Progress = sil
         ParityError: backends that compute the same disagree; nothing is returned.
         WorkerError: the workload's preparation failed in a process of its own.
     """
-    workload.check_backends(options.backends)
-    if options.effort.repeats is None:
-        options = replace(options, effort=replace(options.effort, repeats=workload.rounds))
     with tempfile.TemporaryDirectory(prefix=_FOLDER_PREFIX) as name:
         workload.prepare(options, Path(name), progress)
         if not workload.backends:
@@ -53,25 +48,19 @@ def bench(workload: Workload, options: BenchOptions, *, progress: Progress = sil
         not_run=workload.not_run,
         points=list(run.points.values()),
         machine=describe_machine(),
-        options=_settings(workload, options),
+        options={
+            "dtype": workload.precision,
+            **{name: getattr(options, name) for name in ("threads", "seed", "warmup", "repeats", "budget_s")},
+            "inputs": "random, bound once",
+            "spinning": False,
+        },
         labels=workload.labels,
     )
     workload.complete(result)
     return result
 
 
-def _settings(workload: Workload, options: BenchOptions) -> dict[str, Any]:
-    return {
-        "dtype": workload.precision,
-        "threads": options.thread_count,
-        "seed": options.seed,
-        **asdict(options.effort),
-        "inputs": "random, bound once",
-        "spinning": False,
-    }
-
-
-def _reasons(reasons: dict[str, str]) -> str:
+def _reasons(reasons: Mapping[str, str]) -> str:
     return "; ".join(f"{name}: {why}" for name, why in reasons.items())
 
 
@@ -81,12 +70,11 @@ class _Run:
     def __init__(self, workload: Workload, options: BenchOptions, folder: Path, progress: Progress) -> None:
         self._workload, self._options, self._folder, self._progress = workload, options, folder, progress
         self.points = {size: Point(*size) for size in workload.sizes}
-        # Sizes that are timed in one process.
-        self._groups = [list(workload.sizes)] if workload.together else [[size] for size in workload.sizes]
-        self._conditions = Conditions(options.thread_count, options.seed)
 
     def time(self) -> None:
-        for group in self._groups:
+        """Time all backends, in one worker a size or in one for all."""
+        sizes = self._workload.sizes
+        for group in [sizes] if self._workload.together else [[size] for size in sizes]:
             self._time(group)
         if not any(point.timings for point in self.points.values()):
             reasons = next((point.skipped for point in self.points.values()), {})
@@ -103,7 +91,7 @@ class _Run:
         if not sizes:
             return
         try:
-            times = self._call(measure_time, self._workload, sizes, self._conditions, self._options.effort)
+            times = self._call(measure_time, self._workload, sizes, self._options)
         except WorkerError as error:
             failed = dict.fromkeys(sizes, error.what)
         else:
@@ -135,12 +123,15 @@ class _Run:
                 if name in point.timings and name != TENSORRT:
                     self._progress(f"{_said([size])}: memory of {name}")
                     try:
-                        point.memory[name] = self._call(self._workload.measure_memory, name, size, self._conditions)
+                        point.memory[name] = self._call(self._workload.measure_memory, name, size, self._options)
                     except WorkerError as error:
                         self._progress(f"memory of {name} was not measured: {error.what}")
 
     def _call(self, function: Callable[..., Any], *arguments: object) -> Any:
-        return call_in_worker(function, *arguments, folder=self._folder, threads=self._conditions.threads)
+        return call_in_worker(
+            function, *arguments,
+            folder=self._folder, threads=self._options.threads, environment=self._workload.environment,
+        )  # fmt: skip
 
 
 def _too_large(need: int, available: int) -> str | None:

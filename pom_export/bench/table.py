@@ -1,12 +1,11 @@
-"""Format a benchmark as a table, for a terminal or a page."""
+"""Format a benchmark as tables, for a terminal or a page."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from pom_export.bench.results import BenchResult, Point, Rows
-from pom_export.bench.statistics import Summary
 
 _NONE: Final = "-"
 _MIB: Final = 1 << 20
@@ -15,32 +14,51 @@ _MIB: Final = 1 << 20
 def latency_rows(result: BenchResult) -> Rows:
     """Return the header, and one row a size: milliseconds of every backend, then ratios."""
     pairs = [pair for pair in result.labels.ratios if all(name in result.backends for name in pair)]
-    rows = [[*_size_header(result), *result.backends, *(f"{name}/{to}" for name, to in pairs)]]
-    for point in result.points:
-        times = [point.timings.get(name) for name in result.backends]
-        cells = [_NONE if summary is None else milliseconds(summary.median_ms) for summary in times]
-        ratios = [point.ratio(name, to) for name, to in pairs]
-        rows.append([*_sizes(result, point), *cells, *(_NONE if r is None else f"{r:.2f}x" for r in ratios)])
-    return rows
+
+    def cells(point: Point) -> Iterator[str]:
+        for name in result.backends:
+            yield milliseconds(point.timings[name].median_ms) if name in point.timings else _NONE
+        for pair in pairs:
+            ratio = point.ratio(*pair)
+            yield _NONE if ratio is None else f"{ratio:.2f}x"
+
+    return _rows(result, [*result.backends, *(f"{name}/{to}" for name, to in pairs)], cells)
 
 
 def spread_rows(result: BenchResult) -> Rows:
     """Return the header, and one row a size: the quartiles of each backend, and how many runs there were."""
-    rows = [[*_size_header(result), *result.backends]]
-    for point in result.points:
-        rows.append([*_sizes(result, point), *(_spread(point.timings.get(name)) for name in result.backends)])
-    return rows
+
+    def cells(point: Point) -> Iterator[str]:
+        for name in result.backends:
+            timed = point.timings.get(name)
+            yield (
+                _NONE
+                if timed is None
+                else (f"{milliseconds(timed.lower_ms)} to {milliseconds(timed.upper_ms)}, {timed.runs}")
+            )
+
+    return _rows(result, result.backends, cells)
 
 
 def memory_rows(result: BenchResult) -> Rows:
     """Return the header, and one row a size: MiB by which a backend's process grows, then MiB that it holds."""
     held = [name for name in result.labels.held if name in result.backends]
-    header = [*(f"{name} grows" for name in result.backends), *(f"{name} holds" for name in held)]
-    rows = [[*_size_header(result), *header]]
+
+    def cells(point: Point) -> Iterator[str]:
+        for name in result.backends:
+            yield mebibytes(point.memory[name].growth_bytes if name in point.memory else None)
+        for name in held:
+            yield mebibytes(point.memory[name].tensor_bytes if name in point.memory else None)
+
+    return _rows(result, [*(f"{name} grows" for name in result.backends), *(f"{name} holds" for name in held)], cells)
+
+
+def _rows(result: BenchResult, header: Sequence[str], cells: Callable[[Point], Iterable[str]]) -> Rows:
+    """Return a header, and one row a size; the batch is a column where there are several."""
+    many = len({point.batch for point in result.points}) > 1
+    rows = [[*(["batch"] if many else []), result.labels.tokens, *header]]
     for point in result.points:
-        growths = [point.memory[name].growth_bytes if name in point.memory else None for name in result.backends]
-        tensors = [point.memory[name].tensor_bytes if name in point.memory else None for name in held]
-        rows.append([*_sizes(result, point), *map(mebibytes, (*growths, *tensors))])
+        rows.append([*([str(point.batch)] if many else []), str(point.tokens), *cells(point)])
     return rows
 
 
@@ -59,19 +77,16 @@ def mebibytes(count: int | None) -> str:
 
 def aligned(rows: Rows) -> str:
     """Return rows as text, numbers right under their names."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(lines)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
-def markdown(rows: Rows) -> str:
-    """Return rows as a Markdown table."""
+def _markdown(rows: Rows) -> str:
     header, *body = rows
-    lines = [header, ["---:"] * len(header), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---:"] * len(header), *body))
 
 
-def notes(result: BenchResult) -> list[str]:
+def _notes(result: BenchResult) -> list[str]:
     """Return what a reader of the tables must know."""
     machine, options, tokens = result.machine, result.options, result.labels.tokens
     batches = ", ".join(map(str, dict.fromkeys(point.batch for point in result.points)))
@@ -90,35 +105,17 @@ def notes(result: BenchResult) -> list[str]:
 def as_text(result: BenchResult) -> str:
     """Return the whole result for a terminal."""
     parts = [f"{title}\n{aligned(rows)}\n" for title, rows in _tables(result).items()]
-    return "\n".join([*parts, *notes(result)])
+    return "\n".join([*parts, *_notes(result)])
 
 
 def as_page(result: BenchResult) -> str:
     """Return the whole result in Markdown."""
-    tables = _tables(result)
-    tables["spread: lower to upper quartile, runs"] = spread_rows(result)
-    parts = [f"{title[0].upper()}{title[1:]}.\n\n{markdown(rows)}" for title, rows in tables.items()]
-    return "\n\n".join([*parts, "\n".join(f"- {line}" for line in notes(result))]) + "\n"
+    tables = {**_tables(result), "spread: lower to upper quartile, runs": spread_rows(result)}
+    parts = [f"{title[0].upper()}{title[1:]}.\n\n{_markdown(rows)}" for title, rows in tables.items()]
+    return "\n\n".join([*parts, "\n".join(f"- {line}" for line in _notes(result))]) + "\n"
 
 
 def _tables(result: BenchResult) -> dict[str, Rows]:
-    memory = {result.labels.memory: memory_rows(result)} if result.has_memory() else {}
+    measured = any(point.memory for point in result.points)
+    memory = {result.labels.memory: memory_rows(result)} if measured else {}
     return {result.labels.unit: latency_rows(result), **memory, **result.tables}
-
-
-def _spread(summary: Summary | None) -> str:
-    if summary is None:
-        return _NONE
-    return f"{milliseconds(summary.lower_ms)} to {milliseconds(summary.upper_ms)}, {summary.runs}"
-
-
-def _size_header(result: BenchResult) -> Sequence[str]:
-    return ("batch", result.labels.tokens) if _many_batches(result) else (result.labels.tokens,)
-
-
-def _sizes(result: BenchResult, point: Point) -> Sequence[str]:
-    return (str(point.batch), str(point.tokens)) if _many_batches(result) else (str(point.tokens),)
-
-
-def _many_batches(result: BenchResult) -> bool:
-    return len({point.batch for point in result.points}) > 1

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
-from pom_export.bench.options import BenchOptions
+import numpy as np
+import onnx
+
+from pom_export.bench.machine import give_back_freed_memory, peak_bytes, reset_peak, resident_bytes
+from pom_export.bench.options import BACKENDS, FUNCTION, KERNEL, TENSORRT, BenchOptions
 from pom_export.bench.results import BenchResult, Labels, Memory
+from pom_export.bench.runners import Array, EngineRunner, Runner, SessionRunner, open_session
+from pom_export.engine.backend import gpu_present
 from pom_export.errors import InputError, PomExportError
+from pom_export.graph.exported_model import BATCH, CONTEXT_TOKENS, TOKENS, ExportedModel, read_model
+from pom_export.parity.inputs import ComparisonPlan, draw_input
+from pom_export.runtime.library import custom_ops_library
 
 if TYPE_CHECKING:
     from pom_export.api.progress import Progress
-    from pom_export.bench.runners import Array, Runner
 
-FUNCTION: Final = "function"
-KERNEL: Final = "kernel"
-TENSORRT: Final = "tensorrt"
+DIMENSIONS: Final = (BATCH, TOKENS, CONTEXT_TOKENS)
+"""Dynamic dimensions that a size settles."""
+_ENGINE_FILE: Final = "model.engine"
+_KEPT_SHARE: Final = 0.9
+_FEW_TOKENS: Final = 8
+# Tensors as large as the largest one that live at the same time: an op's input and output, and room to reuse.
+_LARGE_TENSORS: Final = 4
 
 
 class Size(NamedTuple):
@@ -27,39 +40,44 @@ class Size(NamedTuple):
     batch: int
     tokens: int
 
+    @property
+    def dimensions(self) -> dict[str, int]:
+        """The sizes of the dynamic dimensions; a context is as long as the query."""
+        return dict(zip(DIMENSIONS, (self.batch, self.tokens, self.tokens), strict=True))
 
-@dataclass(frozen=True)
-class Conditions:
-    """What a worker needs to know besides the workload: threads of every backend, and the seed of the inputs."""
-
-    threads: int
-    seed: int
+    def shape_of(self, axes: Sequence[str | int]) -> list[int]:
+        """Return a shape at this size."""
+        return [self.dimensions[axis] if isinstance(axis, str) else axis for axis in axes]
 
 
 class Workload(ABC):
-    """What is timed.
+    """What is timed: ONNX files that `prepare` settles, or what a subclass loads in their place.
 
     One process prepares it; workers, to which it goes as a pickle, load its backends and bind them at its sizes.
 
     Attributes:
-        known: every backend that it may have, in the order of the tables' columns, and what each is.
+        known: names of all backends that it may have, in the order of the tables' columns.
         alike: groups of backends that compute the same; the first that runs is what the others are compared with.
         together: whether all sizes are timed in one process, each run right after an untimed one of its own; for runs
             so short that what the one before left in the caches would be seen. Else each size has its own process.
-        rounds: timed rounds where nobody says how many; None: as many as fit into a budget.
+        environment: variables of the workers.
         labels: the words of its tables.
         summary: one line about what is timed.
         precision: type of weights and activations.
         backends: that run.
         not_run: why others that were asked for don't.
         sizes: to time at.
+        folder: where what the backends load lies.
+        model: the exported file.
     """
 
-    known: ClassVar[Mapping[str, str]]
-    alike: ClassVar[Sequence[Sequence[str]]]
+    known: ClassVar[Sequence[str]] = BACKENDS
+    alike: ClassVar[Sequence[Sequence[str]]] = (BACKENDS,)
     together: ClassVar[bool] = False
-    rounds: ClassVar[int | None] = None
-    labels: ClassVar[Labels]
+    environment: ClassVar[Mapping[str, str]] = {}
+    labels: ClassVar[Labels] = Labels()
+    folder: Path
+    model: ExportedModel
 
     def __init__(self) -> None:
         self.summary = ""
@@ -76,39 +94,6 @@ class Workload(ABC):
             InputError: an option does not fit, or what is timed cannot be read.
         """
 
-    @abstractmethod
-    def load(self, backend: str, size: Size, threads: int) -> Runner:
-        """Load a backend in a worker; where all sizes are timed together it is loaded once, for the first one."""
-
-    @abstractmethod
-    def inputs(self, backend: str, size: Size, seed: int) -> dict[str, Array]:
-        """Return what a backend is given at a size, by the names of its inputs."""
-
-    @abstractmethod
-    def bytes_needed(self, backend: str, size: Size) -> int:
-        """Return about how much memory one run takes at its peak, weights left out."""
-
-    @abstractmethod
-    def measure_memory(self, backend: str, size: Size, conditions: Conditions) -> Memory:
-        """Measure a backend's memory in a worker that does nothing else."""
-
-    def excluded(self, backend: str, size: Size) -> str | None:  # noqa: ARG002
-        """Return why a backend is not timed at a size, whatever memory there is; None where it is."""
-        return None
-
-    def compared(self, outputs: Sequence[Array]) -> Sequence[Array]:
-        """Return those outputs that backends of a group must have alike."""
-        return outputs
-
-    def complete(self, result: BenchResult) -> None:  # noqa: B027 (most have nothing to add)
-        """Put into a result what only this workload knows."""
-
-    def check_backends(self, names: Sequence[str] | None) -> None:
-        """Raise InputError where a name is none of the workload's backends."""
-        for name in names or ():
-            if name not in self.known:
-                raise InputError(f"unknown backend {name!r}", f"Choose of {', '.join(self.known)}")
-
     def offer(self, name: str, options: BenchOptions, make: Callable[[], object]) -> None:
         """Have a backend run, if it was asked for and its files can be made."""
         if options.backends is not None and name not in options.backends:
@@ -121,11 +106,112 @@ class Workload(ABC):
             self.backends.append(name)
             self.backends.sort(key=list(self.known).index)
 
+    def take(self, path: Path, folder: Path) -> ExportedModel:
+        """Take an exported file as the one that is timed.
 
-def refuse(reason: str) -> Callable[[], None]:
-    """Return what says why a backend cannot run."""
+        Raises:
+            InputError: it cannot be read.
+        """
+        self.folder, self.model = folder, read_model(path)
+        self.precision = self.model.precision
+        return self.model
 
-    def say() -> None:
-        raise InputError(reason)
+    def offer_exports(self, options: BenchOptions, progress: Progress) -> None:
+        """Have the backends run that an exported file is for, at the sizes that are known by now."""
+        self.offer(FUNCTION, options, lambda: None)
+        self.offer(KERNEL, options, custom_ops_library)
+        self.offer(TENSORRT, options, lambda: self._build_engine(progress))
 
-    return say
+    def _build_engine(self, progress: Progress) -> None:
+        if not gpu_present():
+            raise InputError("it needs a GPU, and there is none here")
+        from pom_export.engine import build_engine
+
+        most = Size(max(size.batch for size in self.sizes), max(size.tokens for size in self.sizes))
+        shapes = {spec.name: most.shape_of(spec.axes) for spec in self.model.inputs}
+        engine = self.folder / _ENGINE_FILE
+        build_engine(self.model.path, engine, opt_shapes=shapes, max_shapes=shapes, progress=progress)
+
+    def model_of(self, backend: str, size: Size) -> ExportedModel:  # noqa: ARG002
+        """Return the file that a backend loads; where it loads none, the one with its inputs and weights."""
+        return self.model
+
+    def load(self, backend: str, size: Size, threads: int) -> Runner:
+        """Load a backend in a worker; where all sizes are timed together it is loaded once, for the first one."""
+        if backend == TENSORRT:
+            return EngineRunner(self.folder / _ENGINE_FILE)
+        return SessionRunner(open_session(self.model_of(backend, size).path, threads, kernels=backend == KERNEL))
+
+    def inputs(self, backend: str, size: Size, seed: int) -> dict[str, Array]:
+        """Return what a backend is given at a size, by the names of its inputs: the same for the same seed."""
+        model, random_state = self.model_of(backend, size), np.random.default_rng(seed)
+        plan = ComparisonPlan("timed", size.batch, size.tokens, size.tokens, kept=_KEPT_SHARE)
+        return {
+            spec.name: draw_input(spec, size.shape_of(spec.axes), plan, model.limits, random_state)
+            for spec in model.inputs
+        }
+
+    def bytes_needed(self, backend: str, size: Size) -> int:
+        """Return about how much memory one run takes at its peak, weights left out."""
+        activations = _activations(self.model_of(backend, size).path)
+        return _LARGE_TENSORS * max(width * math.prod(size.shape_of(axes)) for axes, width in activations)
+
+    def excluded(self, backend: str, size: Size) -> str | None:  # noqa: ARG002
+        """Return why a backend is not timed at a size, whatever memory there is; None where it is."""
+        return None
+
+    def compared(self, outputs: Sequence[Array]) -> Sequence[Array]:
+        """Return those outputs that backends of a group must have alike."""
+        return outputs
+
+    def warm_up(self, runner: Runner, backend: str, size: Size, seed: int) -> None:
+        """Run on few tokens, so that what loads with the first run is not taken for a run's own memory.
+
+        Where sizes are fixed nothing is run: that would itself take the memory that is measured.
+        """
+        few = size._replace(tokens=min(_FEW_TOKENS, size.tokens))
+        axes = [spec.axes for spec in self.model_of(backend, size).inputs]
+        if any(few.shape_of(each) != size.shape_of(each) for each in axes):
+            runner.bind(self.inputs(backend, few, seed))
+
+    def measure_memory(self, backend: str, size: Size, options: BenchOptions) -> Memory:
+        """Return how far resident memory grows over what it was with the model loaded, while a backend runs twice.
+
+        It is called in a worker that does nothing else.
+        """
+        runner = self.load(backend, size, options.threads)
+        self.warm_up(runner, backend, size, options.seed)
+        feed = self.inputs(backend, size, options.seed)
+        give_back_freed_memory()
+        reset = reset_peak()
+        before = resident_bytes()
+        bound = runner.bind(feed)
+        bound.run()
+        grown = max(0, peak_bytes() - before)
+        held = sum(array.nbytes for array in (*feed.values(), *bound.outputs))
+        return Memory(grown if reset else None, held + _weight_bytes(self.model_of(backend, size).path))
+
+    def complete(self, result: BenchResult) -> None:  # noqa: B027 (most have nothing to add)
+        """Put into a result what only this workload knows."""
+
+
+@functools.cache
+def _activations(path: Path) -> list[tuple[list[str | int], int]]:
+    """Return axes and bytes of an element of every activation whose size a benchmark knows."""
+    graph = onnx.load(path, load_external_data=False).graph
+    found: list[tuple[list[str | int], int]] = []
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        kind = value.type.tensor_type
+        axes = [dim.dim_param or int(dim.dim_value) for dim in kind.shape.dim]
+        if kind.elem_type and all(isinstance(axis, int) or axis in DIMENSIONS for axis in axes):
+            found.append((axes, _width(kind.elem_type)))
+    return found
+
+
+def _weight_bytes(path: Path) -> int:
+    weights = onnx.load(path, load_external_data=False).graph.initializer
+    return sum(_width(tensor.data_type) * math.prod(tensor.dims) for tensor in weights)
+
+
+def _width(kind: int) -> int:
+    return int(onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize)

@@ -110,7 +110,7 @@ def draw(
         if is_past(spec.name):
             feed[spec.name] = draw_past(spec, shape, lengths, seed)
         else:
-            feed[spec.name] = _draw_input(spec, shape, plan, limits, seed)
+            feed[spec.name] = draw_input(spec, shape, plan, limits, seed)
     if not _has_tokens(specs):
         for name in limits.values.keys() & feed.keys():
             # The last label of an image model stands for "no class"; every step of guided sampling uses it.
@@ -135,9 +135,18 @@ def _sizes(specs: Sequence[TensorSpec], plan: ComparisonPlan, most_tokens: int |
     return {**sizes, PAST_TOKENS: int(min(plan.past, most - tokens))}
 
 
-def _draw_input(
+def draw_input(
     spec: TensorSpec, shape: list[int], plan: ComparisonPlan, limits: InputLimits, random_state: np.random.Generator
 ) -> Array:
+    """Return random values of an input that is none of the past.
+
+    Args:
+        spec: the input.
+        shape: its shape at the plan's sizes.
+        plan: scale of numbers, and which tokens a mask keeps.
+        limits: what the inputs may hold.
+        random_state: the random generator.
+    """
     if spec.dtype == np.bool_:
         mask = random_state.random(shape) < plan.kept
         if plan.masked_rows:

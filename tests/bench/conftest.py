@@ -8,9 +8,7 @@ import pytest
 import torch
 
 import pom_export
-from pom_export.bench.model_file import LABELS
-from pom_export.bench.results import BenchResult, Memory, Point
-from pom_export.bench.statistics import Summary
+from pom_export.bench.results import BenchResult, Memory, Point, Summary
 
 MIB = 1 << 20
 
@@ -36,7 +34,7 @@ def result() -> BenchResult:
     }
     not_run = {"tensorrt": "it needs a GPU, and there is none here"}
     options = {"threads": 2, "dtype": "float32"}
-    return BenchResult("a layer", ["function", "kernel"], not_run, points, machine, options, LABELS)
+    return BenchResult("a layer", ["function", "kernel"], not_run, points, machine, options)
 
 
 @pytest.fixture(scope="module")

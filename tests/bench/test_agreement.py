@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pom_export.bench.agreement import compare
+from pom_export.bench.measuring import compare
 from pom_export.errors import ParityError
 
 GOOD = np.array([[1.0, -2.0]], np.float32)

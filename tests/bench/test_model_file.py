@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,13 @@ from pom_export.bench import machine
 from pom_export.bench.measuring import measure_time
 from pom_export.bench.model_file import FileWorkload
 from pom_export.bench.options import BenchOptions
-from pom_export.bench.processes import WorkerError, call_in_worker
 from pom_export.bench.running import bench
-from pom_export.bench.timing import Effort
-from pom_export.bench.workload import Conditions, Size
+from pom_export.bench.worker import WorkerError, call_in_worker
+from pom_export.bench.workload import Size
 from pom_export.errors import InputError, ParityError
 
 BOTH = ["function", "kernel"]
-ONCE = Effort(warmup=0, repeats=1)
-ALONE = Conditions(threads=1, seed=0)
+ONCE = BenchOptions(threads=1, warmup=0, repeats=1)
 BYTE_LM = Path(__file__).parents[2] / "samples" / "checkpoints" / "byte_lm.safetensors"
 
 
@@ -39,7 +38,7 @@ def prepared(model: Path, folder: Path, **options: object) -> FileWorkload:
 @pytest.mark.slow
 def test_all_sizes_run_in_workers_and_agree(model: Path) -> None:
     stages: list[str] = []
-    options = BenchOptions(batch=(2,), tokens=(5, 9), threads=1, effort=ONCE)
+    options = replace(ONCE, batch=(2,), tokens=(5, 9))
     workload = FileWorkload(model)
     result = bench(workload, options, progress=stages.append)
     assert result.backends == BOTH
@@ -59,19 +58,19 @@ def test_backends_that_differ_end_the_benchmark(model: Path, tmp_path: Path) -> 
     workload = Wrong(model)
     workload.prepare(BenchOptions(), tmp_path, silent)
     with pytest.raises(ParityError, match="at tokens 9: kernel and function differ by"):
-        measure_time(workload, {name: [Size(1, 9)] for name in BOTH}, ALONE, ONCE)
+        measure_time(workload, {name: [Size(1, 9)] for name in BOTH}, ONCE)
 
 
 def test_a_backend_that_fails_stops_no_other(model: Path, tmp_path: Path) -> None:
     workload = prepared(model, tmp_path)
     sizes = {"tensorrt": [Size(1, 9)], "kernel": [Size(1, 9)]}
-    times = measure_time(workload, sizes, ALONE, ONCE)
+    times = measure_time(workload, sizes, ONCE)
     assert list(times.seconds) == [("kernel", Size(1, 9))]
     assert "it failed" in times.failed["tensorrt"]
 
 
 def test_memory_counts_what_a_run_needs(model: Path, tmp_path: Path) -> None:
-    found = prepared(model, tmp_path).measure_memory("kernel", Size(2, 400000), ALONE)
+    found = prepared(model, tmp_path).measure_memory("kernel", Size(2, 400000), ONCE)
     inputs = 2 * 400000 * 16 * 4  # more than an allocator keeps when it is freed
     assert found.tensor_bytes > 2 * inputs
     if found.growth_bytes is not None:
@@ -83,7 +82,7 @@ def test_memory_is_foreseen(model: Path, tmp_path: Path, monkeypatch: pytest.Mon
     # The layer's widest activation has 32 channels.
     assert workload.bytes_needed("kernel", Size(3, 1000)) == 4 * 4 * 3 * 1000 * 32
     monkeypatch.setattr("pom_export.bench.running.available_bytes", lambda: 1 << 28)
-    options = BenchOptions(tokens=(8, 1 << 20), threads=1, effort=ONCE, memory=False)
+    options = replace(ONCE, tokens=(8, 1 << 20), memory=False)
     small, large = bench(FileWorkload(model), options).points
     assert small.skipped == {}
     assert "would need about 0.5 GiB of memory, 0.2 GiB are left" in large.skipped["kernel"]
@@ -124,7 +123,7 @@ def test_a_worker_says_what_went_wrong(tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pom_export.bench.processes._command", lambda *_: ["/bin/sh", "-c", "kill -9 $$"])
+    monkeypatch.setattr("pom_export.bench.worker._command", lambda *_: ["/bin/sh", "-c", "kill -9 $$"])
     with pytest.raises(WorkerError, match="ended by SIGKILL"):
         call_in_worker(len, "abc", folder=tmp_path, threads=1)
 

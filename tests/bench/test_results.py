@@ -10,7 +10,7 @@ import pytest
 
 from pom_export.bench.results import BenchResult
 from pom_export.bench.table import as_page, as_text, latency_rows, mebibytes, memory_rows, milliseconds
-from pom_export.bench.writing import results_folder
+from pom_export.bench.writing import results_folder, write_result
 from pom_export.errors import InputError
 
 
@@ -70,18 +70,10 @@ def test_json_holds_timings_ratios_memory_and_the_workloads_facts(result: BenchR
     assert (parsed["more"], first["still more"]) == (1, 2)
 
 
-@pytest.mark.parametrize(("last", "growth"), [(8.0, 4.0), (None, None)])
-def test_growth_is_the_last_size_by_the_first(result: BenchResult, last: float | None, growth: float | None) -> None:
-    if last is None:
-        result.points[1].timings = {}
-    assert result.growth("kernel") == growth
-    assert result.growth("function") is None
-
-
 def test_the_folder_holds_numbers_and_what_else_is_written(result: BenchResult, tmp_path: Path) -> None:
-    with results_folder(tmp_path / "new", more=["plot.png"]) as writer:
-        writer.write(result)
-        writer.place("plot.png").write_bytes(b"a plot")
+    with results_folder(tmp_path / "new", more=["plot.png"]) as folder:
+        write_result(result, folder)
+        (folder / "plot.png").write_bytes(b"a plot")
     files = ["plot.png", "results.json", "table.md"]
     assert sorted(file.name for file in (tmp_path / "new").iterdir()) == files
     assert json.loads((tmp_path / "new" / "results.json").read_text()) == result.to_dict()
@@ -90,8 +82,8 @@ def test_the_folder_holds_numbers_and_what_else_is_written(result: BenchResult, 
 def test_what_an_earlier_run_left_is_removed(result: BenchResult, tmp_path: Path) -> None:
     for name in ("plot.png", "other"):
         (tmp_path / name).write_text("of an earlier run")
-    with results_folder(tmp_path, more=["plot.png"]) as writer:
-        writer.write(replace(result, points=result.points[:1]))
+    with results_folder(tmp_path, more=["plot.png"]) as folder:
+        write_result(replace(result, points=result.points[:1]), folder)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["other", "results.json", "table.md"]
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pom_export.bench.statistics import Summary, ratios, summarise
-from pom_export.bench.timing import Effort, time_interleaved
+from pom_export.bench.measuring import time_interleaved
+from pom_export.bench.options import BenchOptions
+from pom_export.bench.results import Summary, ratios, summarise
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,7 @@ def test_ratios_are_those_of_the_medians() -> None:
 def test_runs_take_turns() -> None:
     calls: list[str] = []
     functions = {name: lambda name=name: calls.append(name) for name in "abc"}
-    times = time_interleaved(functions, Effort(warmup=1, repeats=3))
+    times = time_interleaved(functions, BenchOptions(warmup=1, repeats=3))
     assert "".join(calls) == "abc" + "abc" + "bca" + "cab"
     assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3, "c": 3}
 
@@ -38,11 +39,11 @@ def test_runs_take_turns() -> None:
 def test_a_settled_run_follows_one_of_its_own() -> None:
     calls: list[str] = []
     functions = {name: lambda name=name: calls.append(name) for name in "ab"}
-    times = time_interleaved(functions, Effort(warmup=0, repeats=2), settled=True)
+    times = time_interleaved(functions, BenchOptions(warmup=0, repeats=2), settled=True)
     assert "".join(calls) == "aabb" + "bbaa"
     assert {name: len(values) for name, values in times.items()} == {"a": 2, "b": 2}
 
 
 def test_without_a_budget_there_are_five_rounds_and_at_most_fifty() -> None:
-    assert len(time_interleaved({"a": lambda: None}, Effort(budget_s=0.0))["a"]) == 5
-    assert len(time_interleaved({"a": lambda: None}, Effort(budget_s=1e9))["a"]) == 50
+    assert len(time_interleaved({"a": lambda: None}, BenchOptions(budget_s=0.0))["a"]) == 5
+    assert len(time_interleaved({"a": lambda: None}, BenchOptions(budget_s=1e9))["a"]) == 50

@@ -6,8 +6,7 @@ import pytest
 
 from benchmarks.layer.workload import LayerWorkload
 from benchmarks.stream.workload import StreamWorkload
-from pom_export.bench.results import BenchResult, Memory, Point
-from pom_export.bench.statistics import Summary
+from pom_export.bench.results import BenchResult, Memory, Point, Summary
 
 MIB = 1 << 20
 MACHINE = {

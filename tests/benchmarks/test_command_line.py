@@ -14,11 +14,11 @@ from benchmarks.stream.workload import StreamWorkload
 
 pytestmark = pytest.mark.slow
 
-SMALL = ["--dim", "16", "--degree", "2", "--expand", "1", "--threads", "1", "--repeats", "1", "--warmup", "0"]
+SMALL = ["--dim", "16", "--degree", "2", "--expand", "1", "--threads", "1", "--warmup", "0"]
 
 
 def test_a_layer_fills_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = [*SMALL, "--tokens", "8", "--backends", "kernel,matmul", "-o", str(tmp_path / "new")]
+    options = [*SMALL, "--repeats", "1", "--tokens", "8", "--backends", "kernel,matmul", "-o", str(tmp_path / "new")]
     assert main(["layer", *options, "--mask", "causal"]) == 0
     printed = capsys.readouterr()
     assert "tokens  kernel  matmul  kernel/matmul" in printed.out
@@ -36,17 +36,21 @@ def test_a_stream_without_a_folder_prints_json(capsys: pytest.CaptureFixture[str
     assert main(["stream", *options]) == 0
     result = json.loads(capsys.readouterr().out)
     assert [point["tokens"] for point in result["points"]] == [1, 20]
+    assert result["options"]["repeats"] == 200
+    assert {point["timings"]["kernel"]["runs"] for point in result["points"]} == {200}
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["layer", "--backends", "attention-shared"], "unknown backend 'attention-shared'"),
-        (["stream", "--batch", "2"], "a stream is timed with batch 1"),
+        (["layer", "--backends", "attention-shared"], "Did you mean 'attention'?"),
+        (["stream", "--backends", "kernel,torch"], "'torch' is not one of function, kernel, attention"),
+        (["layer", "--mask", "diagonal"], "'diagonal' is not one of none, causal"),
+        (["stream", "--batch", "2"], "No such option"),
         (["image", "--tokens", "250", "--dim", "64"], "250 tokens are no square"),
         (["project", "layer-odd"], "unknown run 'layer-odd'"),
-        (["layer", "--budget", "nan"], "budget must be at least 0, got nan"),
-        (["layer", "--seed", "-1"], "seed must be at least 0"),
+        (["layer", "--budget", "-1"], "-1.0 is not in the range x>=0"),
+        (["layer", "--seed", "-1"], "-1 is not in the range x>=0"),
         (["layer", "--what"], "No such option"),
     ],
 )

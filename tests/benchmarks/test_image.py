@@ -14,8 +14,7 @@ from benchmarks.image.workload import ImageWorkload
 from benchmarks.names import ATTENTION, KERNEL
 from pom_export.bench.options import BenchOptions
 from pom_export.bench.running import bench
-from pom_export.bench.timing import Effort
-from pom_export.bench.workload import Conditions, Size
+from pom_export.bench.workload import Size
 from pom_export.errors import InputError
 from pom_export.models import JiT
 from pom_export.runtime.session import inference_session
@@ -44,7 +43,7 @@ def test_attention_in_the_file_is_that_of_pytorch(tmp_path: Path) -> None:
 
 
 def test_sizes_are_timed_each_with_a_file_of_its_own() -> None:
-    options = BenchOptions((KERNEL, ATTENTION), tokens=(4, 16), threads=1, effort=Effort(0, 1), memory=False)
+    options = BenchOptions((KERNEL, ATTENTION), tokens=(4, 16), threads=1, warmup=0, repeats=1, memory=False)
     result = bench(ImageWorkload(SHAPE), options)
     assert result.backends == [KERNEL, ATTENTION]
     assert [(point.batch, point.tokens) for point in result.points] == [(1, 4), (1, 16)]
@@ -54,15 +53,13 @@ def test_sizes_are_timed_each_with_a_file_of_its_own() -> None:
 def test_memory_is_measured_though_no_file_takes_fewer_tokens(tmp_path: Path) -> None:
     workload = ImageWorkload(SHAPE)
     workload.prepare(BenchOptions((KERNEL,), tokens=(16,)), tmp_path, lambda _: None)
-    found = workload.measure_memory(KERNEL, Size(1, 16), Conditions(threads=1, seed=0))
+    found = workload.measure_memory(KERNEL, Size(1, 16), BenchOptions(threads=1))
     assert found.tensor_bytes > 2 * 3 * 8 * 8 * 4
 
 
-def test_refuses_what_is_no_square_of_patches_and_unknown_backends() -> None:
+def test_refuses_what_is_no_square_of_patches() -> None:
     with pytest.raises(InputError, match="250 tokens are no square"):
         bench(ImageWorkload(SHAPE), BenchOptions(tokens=(250,)))
-    with pytest.raises(InputError, match="unknown backend 'plain'"):
-        bench(ImageWorkload(SHAPE), BenchOptions(backends=("plain",)))
 
 
 def test_attention_that_would_take_too_long_is_left_out() -> None:

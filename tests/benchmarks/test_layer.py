@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,7 @@ from pom_export.bench.measuring import measure_time
 from pom_export.bench.options import BenchOptions
 from pom_export.bench.runners import Bound, Runner
 from pom_export.bench.running import bench
-from pom_export.bench.timing import Effort
-from pom_export.bench.workload import Conditions, Size
+from pom_export.bench.workload import Size
 from pom_export.errors import InputError, ParityError
 
 pytestmark = pytest.mark.slow
@@ -24,8 +24,7 @@ pytestmark = pytest.mark.slow
 ON_CPU = ["torch", "torch-compile", "plain", "function", "kernel", "attention", "matmul"]
 BYTE_LM = Path(__file__).parents[2] / "samples" / "checkpoints" / "byte_lm.safetensors"
 SIZE = Size(2, 9)
-ALONE = Conditions(threads=1, seed=0)
-ONCE = Effort(warmup=0, repeats=1)
+ONCE = BenchOptions(threads=1, warmup=0, repeats=1)
 
 
 def silent(_: str) -> None:
@@ -50,7 +49,7 @@ def test_all_backends_run_and_agree(layer: LayerWorkload, monkeypatch: pytest.Mo
     monkeypatch.setattr(torch, "compile", lambda module, dynamic: compiled.append(dynamic) or module)
     assert layer.backends == ON_CPU
     assert set(layer.not_run) == {"tensorrt"}
-    found = measure_time(layer, {name: [SIZE] for name in ON_CPU}, ALONE, ONCE)
+    found = measure_time(layer, {name: [SIZE] for name in ON_CPU}, ONCE)
     assert found.failed == {}
     assert {key: len(times) for key, times in found.seconds.items()} == {(name, SIZE): 1 for name in ON_CPU}
     assert set(found.differences) == {(name, SIZE) for name in ("torch-compile", "plain", "function", "kernel")}
@@ -74,7 +73,7 @@ def test_backends_that_differ_end_the_benchmark(layer: LayerWorkload) -> None:
     try:
         torch.save(module, file)
         with pytest.raises(ParityError, match="kernel and torch differ by"):
-            measure_time(layer, {name: [SIZE] for name in ("torch", "kernel", "matmul")}, ALONE, ONCE)
+            measure_time(layer, {name: [SIZE] for name in ("torch", "kernel", "matmul")}, ONCE)
     finally:
         file.write_bytes(saved)
 
@@ -93,7 +92,7 @@ def test_what_is_compiled_for_a_size_warms_up_at_that_size(layer: LayerWorkload)
 
 def test_a_worker_times_what_this_process_prepared() -> None:
     target = find_target("layer", dim=16, degree=2)
-    options = BenchOptions(backends=("plain", "kernel", "matmul"), tokens=(8,), threads=1, effort=ONCE)
+    options = replace(ONCE, backends=("plain", "kernel", "matmul"), tokens=(8,))
     result = bench(LayerWorkload(target, measures_roofline=False), options)
     (point,) = result.points
     assert point.timings.keys() == point.memory.keys() == {"plain", "kernel", "matmul"}
@@ -111,14 +110,13 @@ def test_a_language_model_runs_on_what_applies(tmp_path: Path) -> None:
     # Two products of each of four mixers and four MLPs, and the one that gives the logits.
     assert len(workload.work.products) == 17
     assert workload.work.mixers == [(256, 3)] * 4
-    found = measure_time(workload, {name: [SIZE] for name in workload.backends}, ALONE, ONCE)
+    found = measure_time(workload, {name: [SIZE] for name in workload.backends}, ONCE)
     assert max(found.differences.values()) < 1e-4
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("layer", {"mask": "diagonal"}, "unknown mask 'diagonal'"),
         ("layer", {"family": "pom-v1"}, "--family does not go with a named layer"),
         ("none.pt", {}, "Give a checkpoint, or one of layer, layer-8-heads"),
         (str(BYTE_LM), {"dim": 8}, "--dim does not go with a file"),

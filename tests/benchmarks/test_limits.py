@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.growth import growth
 from benchmarks.limits import Limit, faster_everywhere, flat
 from benchmarks.project import check_limits, project_runs
-from pom_export.bench.results import BenchResult, Point
-from pom_export.bench.statistics import Summary
+from pom_export.bench.results import BenchResult, Point, Summary
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +59,16 @@ def test_the_compiler_is_beaten_at_every_size(layer_result: BenchResult) -> None
 def test_doublings(layer_result: BenchResult) -> None:
     run = some_run(layer_result, kernel={8192: 1.0, 16384: 2.0, 32768: 5.0})
     assert list(verdicts("long-causal", run).values()) == [True, False]
+
+
+@pytest.mark.parametrize(("last", "expected"), [(8.0, 4.0), (None, None)])
+def test_growth_is_the_last_size_by_the_first(
+    layer_result: BenchResult, last: float | None, expected: float | None
+) -> None:
+    if last is None:
+        layer_result.points[1].timings = {}
+    assert growth(layer_result, "kernel") == expected
+    assert growth(layer_result, "plain") is None
 
 
 @pytest.mark.parametrize(("last", "passed"), [(1.05, True), (1.06, False), (0.9, True), (None, False)])

@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks.attention import head_count, write_attention
 from benchmarks.products import Product, find_products, write_floor
-from pom_export.bench.dimensions import sizes_of
 from pom_export.bench.runners import SessionRunner, open_session
+from pom_export.bench.workload import Size
 from pom_export.errors import InputError
 
 pytestmark = pytest.mark.slow
@@ -45,7 +45,7 @@ def test_products_with_constant_weights_are_found(tmp_path: Path) -> None:
 
 
 def test_traffic_counts_what_the_layer_reads_and_writes() -> None:
-    sizes = sizes_of(1, 10)
+    sizes = Size(1, 10).dimensions
     numbers = 10 * 8 + 8 * 12 + 2 * 10 * 12 + 2 * 10 * 6 + 6 * 8 + 10 * 8
     assert sum(product.traffic_bytes(sizes) for product in LAYER) == 4 * numbers
     assert sum(product.flops(sizes) for product in LAYER) == 2 * 10 * (8 * 12 + 6 * 8)

@@ -21,7 +21,7 @@ from benchmarks.stream.prefill import Prefill
 from benchmarks.stream.workload import StreamWorkload
 from pom_export.bench.results import BenchResult
 from pom_export.bench.table import as_page, as_text, latency_rows, memory_rows
-from pom_export.bench.writing import results_folder
+from pom_export.bench.writing import results_folder, write_result
 from pom_export.errors import MissingDependencyError
 
 pytestmark = pytest.mark.slow
@@ -98,9 +98,9 @@ def test_bandwidth_is_interpolated_between_sizes() -> None:
 
 
 def test_a_layer_is_drawn(layer_result: BenchResult, tmp_path: Path) -> None:
-    with results_folder(tmp_path / "new", more=SIZES_FILES) as writer:
-        writer.write(layer_result)
-        draw_sizes(layer_result, writer.place)
+    with results_folder(tmp_path / "new", more=SIZES_FILES) as folder:
+        write_result(layer_result, folder)
+        draw_sizes(layer_result, folder)
     files = ["latency.png", "latency.svg", "memory.png", "results.json", "table.md"]
     assert sorted(file.name for file in (tmp_path / "new").iterdir()) == files
     for name in ("latency.png", "memory.png"):
@@ -111,7 +111,7 @@ def test_a_layer_is_drawn(layer_result: BenchResult, tmp_path: Path) -> None:
 def test_several_batches_are_panels_and_no_memory_is_no_plot(layer_result: BenchResult, tmp_path: Path) -> None:
     layer_result.points[1].batch = 4
     layer_result.points[0].memory = {}
-    draw_sizes(layer_result, lambda name: tmp_path / name)
+    draw_sizes(layer_result, tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["latency.png", "latency.svg"]
     assert "batch 4" in (tmp_path / "latency.svg").read_text()
 
@@ -120,7 +120,7 @@ def test_several_batches_are_panels_and_no_memory_is_no_plot(layer_result: Bench
 def test_a_stream_is_drawn(memory: bool, stream_result: BenchResult, tmp_path: Path) -> None:
     if not memory:
         stream_result = replace(stream_result, points=[replace(point, memory={}) for point in stream_result.points])
-    draw_stream(stream_result, lambda name: tmp_path / name)
+    draw_stream(stream_result, tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == list(STREAM_FILES)
     assert (tmp_path / "stream.png").read_bytes().startswith(b"\x89PNG")
     assert ("MiB that a sequence keeps" in (tmp_path / "stream.svg").read_text()) is memory

@@ -20,7 +20,7 @@ COMMANDS = [
     for name in ("export", "inspect", "verify", "build", "generate", "scan")
 ]
 # Folders whose texts are of the command line, and what writes other programs' options.
-OF_COMMANDS = {"cli", "bench"}
+OF_COMMANDS = {"cli"}
 OTHER_PROGRAMS = {"engine/command_line.py", "parity/page.py"}
 # In backticks, and no parameters.
 OTHER_WORDS = {"order", "num_classes", "inspect"}

@@ -13,6 +13,7 @@ import click
 import pytest
 from click.shell_completion import BashComplete
 
+from pom_export.bench.options import BACKENDS
 from pom_export.cli.main import cli, run
 from pom_export.engine.targets import DEFAULT_TARGETS
 from pom_export.graph.claims import MASKS
@@ -40,6 +41,7 @@ def completed(*words: str) -> list[str]:
         (["export", "--dtype", "floet32"], "Did you mean 'float32'?"),
         (["export", "--opset", "25"], "'25' is not one of 18, 19, 20, 21, 22, 23, 24."),
         (["inspect", "--family", "PoM-v3"], "Did you mean 'pom-v2' or 'pom-v1'?"),
+        (["bench", "m.onnx", "--backends", "kernel,funtion"], "Did you mean 'function'?"),
         (["scan", "a:b", "--tokens", "many"], "Invalid value for '--tokens': 'many' is not a valid integer range."),
         (["scan", "a:b", "--tokens", "0"], "Invalid value for '--tokens': 0 is not in the range 1<=x<=2147483647."),
         (["build", "--backend", "tensorrt-rtxx"], "Did you mean 'tensorrt-rtx' or 'tensorrt'?"),
@@ -72,6 +74,9 @@ def test_a_shell_completes_values() -> None:
     assert completed("build", "--backend", "tensorrt") == ["tensorrt", "tensorrt-rtx"]
     assert completed("build", "--targets", "") == list(DEFAULT_TARGETS)
     assert completed("build", "--targets", "sm86,sm8") == ["sm86,sm89"]
+    assert completed("bench", "m.onnx", "--backends", "") == list(BACKENDS)
+    assert completed("bench", "m.onnx", "--backends", "kernel,") == ["kernel,function", "kernel,tensorrt"]
+    assert completed("bench", "m.onnx", "--tokens", "25") == []
     assert "--weights" in completed("export", "--we")
 
 
