@@ -224,12 +224,12 @@ def _data_offset(file: IO[bytes], entry: zipfile.ZipInfo) -> int:
     header = _unpack(file, entry.header_offset, _LOCAL)
     signature, _, flags, method, _, _, checksum, compressed, size, name_length, extra = header
     name = file.read(name_length)
-    told = (flags, method) == (entry.flag_bits, entry.compress_type)
+    agrees = (flags, method) == (entry.flag_bits, entry.compress_type)
     if not flags & _HAS_DESCRIPTOR:
-        told = told and checksum == entry.CRC
-        told = told and compressed in {entry.compress_size, _IN_32_BITS} and size in {entry.file_size, _IN_32_BITS}
+        agrees = agrees and checksum == entry.CRC
+        agrees = agrees and compressed in {entry.compress_size, _IN_32_BITS} and size in {entry.file_size, _IN_32_BITS}
     encoding = "utf-8" if flags & 0x800 else "cp437"
-    if signature != _LOCAL_SIGNATURE or not told or name != entry.orig_filename.encode(encoding, "surrogateescape"):
+    if signature != _LOCAL_SIGNATURE or not agrees or name != entry.orig_filename.encode(encoding, "surrogateescape"):
         raise _LayoutError(f"the directory and the header of {entry.filename} do not agree")
     return entry.header_offset + _LOCAL.size + name_length + extra
 

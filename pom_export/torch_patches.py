@@ -121,12 +121,12 @@ def _look_at_version() -> None:
         _LOG.warning("torch %s is newer than those that were tried, up to %s.%s", torch.__version__, *NEWEST)
 
 
-def _as_told(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:  # noqa: ARG001
+def _trust_is_causal(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:  # noqa: ARG001
     return bool(is_causal)
 
 
 traceable_transformers: Final = FunctionPatch(
-    transformer, "_detect_is_causal_mask", ("mask", "is_causal", "size"), _as_told
+    transformer, "_detect_is_causal_mask", ("mask", "is_causal", "size"), _trust_is_causal
 )
 """Allows tracing torch's Transformer layers with a mask, whose values they read to find out whether it is causal.
 

@@ -21,7 +21,7 @@ from pom_export.parity.judging import half_notes, judge
 from pom_export.parity.module_reference import ModuleReference
 from pom_export.parity.precision import kept_in_single
 from pom_export.parity.recording import recording_path, save_recording
-from pom_export.parity.report import Comparison, is_all_zero, untold_notes
+from pom_export.parity.report import Comparison, inconclusive_notes, is_all_zero
 from pom_export.parity.targets import Targets
 from pom_export.parity.verification import PathError
 from pom_export.runtime.runners import to_numpy
@@ -109,7 +109,7 @@ def check(
             raise _parity_error(comparison, why + (_why_elsewhere(comparison) if source.own_inputs else ""))
     if found.failed:
         raise InputError(found.failed[0], hint)
-    notes = [*untold_notes(found.comparisons), *half_notes(exported.precision, targets)]
+    notes = [*inconclusive_notes(found.comparisons), *half_notes(exported.precision, targets)]
     notes += [f"not compared: {reason}" for reason in found.unable]
     return Checked([] if is_all_zero(found.comparisons) else found.paths, notes)
 

@@ -104,7 +104,7 @@ def _model(path: AnyPath) -> ModelInspection:
 
     with as_onnx(path) as file:
         model = read_model(file)
-    told = ("spec", "limits", "stateful", "kept_in_float32")
+    shown_elsewhere = ("spec", "limits", "stateful", "kept_in_float32")
     return ModelInspection(
         model=os.fspath(path),
         architecture=model.spec.get("architecture"),
@@ -120,7 +120,7 @@ def _model(path: AnyPath) -> ModelInspection:
         kept_in_float32=dict(model.kept_in_float32),
         opset=model.opset,
         limits=asdict(model.limits),
-        metadata={name: value for name, value in model.properties.items() if name not in told},
+        metadata={name: value for name, value in model.properties.items() if name not in shown_elsewhere},
         weights=[os.fspath(weights) for weights in model.weights],
         bytes=sum(each.stat().st_size for each in (as_path(path, "model"), *model.weights)),
         sha256=sha256_of(as_path(path, "model")),

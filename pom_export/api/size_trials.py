@@ -71,7 +71,7 @@ class SizeTrial:
         self.bounds = {name: (low if low > 1 else 0, high) for name, (low, high) in bounds.items()}
         self.branches = branches
         # Why the model refuses a size of 0, by dimension.
-        self.none: dict[str, str] = {}
+        self.zero_refusals: dict[str, str] = {}
         self.plan = SizePlan()
         outputs = self._run(self.feed)
         self.empty, self.finite = _unusable(outputs), _all_finite(outputs)
@@ -128,7 +128,7 @@ class SizeTrial:
         if not refused:
             self._together(larger)
             self._other_values()
-            self._say_rest()
+            self._note_limits()
         return refused
 
     def attempt(self, changes: Mapping[str, int], name: str) -> str:
@@ -185,7 +185,7 @@ class SizeTrial:
             reason = reason or "an output is not finite"
         self.plan.notes.append(f"only the example's own values were compared: {reason}")
 
-    def attempt_none(self, dimension: str) -> str:
+    def attempt_zero(self, dimension: str) -> str:
         """Run the model at a size of 0. If its outputs are finite, plan a case with it, else return the reason."""
         feed = resized(self.feed, self.axes, {**self.sizes, dimension: 0})
         if feed is None:
@@ -203,7 +203,7 @@ class SizeTrial:
             self.plan.notes.append(f"{dimension} 0 was not compared: an output is empty there")
         return ""
 
-    def _say_rest(self) -> None:
+    def _note_limits(self) -> None:
         """Note the limits, and the dimensions that could not be varied."""
         dynamic = {str(axis) for axes in self.axes.values() for axis in axes if isinstance(axis, str)}
         for axis in sorted(dynamic):
@@ -218,9 +218,9 @@ class SizeTrial:
 
     def _why(self, axis: str, high: int | None) -> str:
         beyond = "beyond, the model takes another branch or a table ends"
-        if axis not in self.none:
+        if axis not in self.zero_refusals:
             return beyond
-        return f"at 0 PyTorch fails or gives no numbers ({self.none[axis]})" + (f"; {beyond}" if high else "")
+        return f"at 0 PyTorch fails or gives no numbers ({self.zero_refusals[axis]})" + (f"; {beyond}" if high else "")
 
 
 class _Dimension:
@@ -243,9 +243,9 @@ class _Dimension:
                     self._try(size)
         if self.taken and self.refused:
             self._find_end(bounds)
-        if self.taken and not bounds[0] and (reason := self.trial.attempt_none(self.name)):
+        if self.taken and not bounds[0] and (reason := self.trial.attempt_zero(self.name)):
             self.trial.bounds[self.name] = 1, self.trial.bounds.get(self.name, bounds)[1]
-            self.trial.none[self.name] = reason
+            self.trial.zero_refusals[self.name] = reason
 
     def _branches(self, bounds: Bounds) -> set[int]:
         """Return the sizes at which the model may take another branch; note those that are too large to try."""

@@ -27,7 +27,7 @@ from pom_export.parity.judging import half_notes, judge
 from pom_export.parity.origin import origin_of
 from pom_export.parity.page import render_page
 from pom_export.parity.recording import recording_path
-from pom_export.parity.report import ParityReport, untold_notes
+from pom_export.parity.report import ParityReport, inconclusive_notes
 from pom_export.parity.tolerances import Tolerance
 from pom_export.runtime.ort_format import as_onnx
 from pom_export.stages import logged
@@ -136,7 +136,7 @@ def verify(
         for candidate in found.candidates:
             if (candidate.backend, candidate.path_taken()) in ran:
                 notes += _kernels_note(candidate, len(exported.aggregations))
-        notes += untold_notes(found.comparisons)
+        notes += inconclusive_notes(found.comparisons)
         not_run += found.unable
         outcome = ParityReport(
             os.fspath(model),

@@ -53,7 +53,7 @@ def read_archive(file: Path) -> Any:
         raise
     except InputError as error:
         raise CheckpointError(error.what, error.hint) from error
-    except Exception as error:  # whatever damaged bytes make of the parser
+    except Exception as error:  # the parser may raise anything for damaged bytes
         raise CheckpointError(f"{file} is truncated or damaged: {reason_of(error)}", _COPY_HINT) from error
 
 
@@ -141,7 +141,7 @@ def read_legacy(file: Path) -> Any:
             )
     except CheckpointError:
         raise
-    except Exception as error:  # whatever damaged bytes make of the parser
+    except Exception as error:  # the parser may raise anything for damaged bytes
         raise CheckpointError(f"{file} is truncated or damaged: {reason_of(error)}", _COPY_HINT) from error
 
 

@@ -209,15 +209,15 @@ def _swapped(content: Mapping[Any, Any], found: list[WeightSet]) -> list[WeightS
     if places is None:
         return found
     average, raw = (f"{place}." for place in places)
-    told = []
+    corrected = []
     for one in found:
         if f"{one.path}.".startswith(average):
-            told.append(replace(one, average=True, preferred=True))
+            corrected.append(replace(one, average=True, preferred=True))
         elif f"{one.path}.".startswith(raw):
-            told.append(replace(one, average=False, preferred=False))
+            corrected.append(replace(one, average=False, preferred=False))
         elif one.path != "averaging_state":
-            told.append(one)
-    return told
+            corrected.append(one)
+    return corrected
 
 
 def _is_swapped_by_composer(content: Mapping[Any, Any]) -> bool:

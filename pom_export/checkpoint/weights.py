@@ -79,11 +79,11 @@ def find_weights(checkpoint: Checkpoint, weights: str | None, hints: Hints) -> W
     """
     asked = None if weights is None else checkpoint.choose(weights)
     if asked is not None and not asked.average:
-        return _told(checkpoint, _recognised(checkpoint, asked, hints).weights())
+        return _with_choice_notes(checkpoint, _recognised(checkpoint, asked, hints).weights())
     state = _base(checkpoint, asked, hints)
     if state is None:
         assert asked is not None
-        return _told(checkpoint, _recognised(checkpoint, asked, hints).weights())
+        return _with_choice_notes(checkpoint, _recognised(checkpoint, asked, hints).weights())
     notes = []
     if asked is None and state.sampled_from_average and not state.chosen.average:
         asked = _first_average(checkpoint.sets)
@@ -98,7 +98,7 @@ def find_weights(checkpoint: Checkpoint, weights: str | None, hints: Hints) -> W
         hint = f"{error.hint}. `weights={state.chosen.name!r}` takes the trained weights"
         raise CheckpointError(error.what, hint) from error
     found.notes.extend(notes)
-    return _told(checkpoint, found)
+    return _with_choice_notes(checkpoint, found)
 
 
 def _base(checkpoint: Checkpoint, asked: WeightSet | None, hints: Hints) -> _State | None:
@@ -214,7 +214,7 @@ def _with_buffer_note(found: Weights, state: _State, filled: Mapping[str, Tensor
     return found
 
 
-def _told(checkpoint: Checkpoint, found: Weights) -> Weights:
+def _with_choice_notes(checkpoint: Checkpoint, found: Weights) -> Weights:
     """Note which set was chosen, and which others there are."""
     chosen = found.chosen
     average = ", an average" if chosen.average else ""

@@ -65,21 +65,21 @@ def command(
     print_result(info.to_dict(), as_json, engine_lines(info.to_dict()))
 
 
-def engine_lines(told: Mapping[str, Any]) -> list[tuple[str, str]]:
+def engine_lines(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return lines that describe an engine, from the values of its manifest."""
-    shapes = (f"{name} {' / '.join(map(_sizes, profile.values()))}" for name, profile in told["profiles"].items())
+    shapes = (f"{name} {' / '.join(map(_sizes, profile.values()))}" for name, profile in manifest["profiles"].items())
     return [
-        ("engine", f"{told['engine']} ({human_bytes(told['bytes'])})"),
-        ("manifest", told["manifest"]),
-        ("backend", f"{told['backend']} {told['backend_version']}"),
-        ("targets", ", ".join(told["targets"])),
-        ("plugin layers", f"{told['plugin_layers']} of {told['aggregations']} aggregations"),
-        ("plugin", _plugin(told)),
-        ("matrix products", _counts(told["matrix_products"])),
-        ("layers that compute", _counts(told["precisions"])),
+        ("engine", f"{manifest['engine']} ({human_bytes(manifest['bytes'])})"),
+        ("manifest", manifest["manifest"]),
+        ("backend", f"{manifest['backend']} {manifest['backend_version']}"),
+        ("targets", ", ".join(manifest["targets"])),
+        ("plugin layers", f"{manifest['plugin_layers']} of {manifest['aggregations']} aggregations"),
+        ("plugin", _plugin(manifest)),
+        ("matrix products", _counts(manifest["matrix_products"])),
+        ("layers that compute", _counts(manifest["precisions"])),
         ("shapes (min / opt / max)", "; ".join(shapes)),
-        ("seconds", f"{told['seconds']:.1f}{' (from the cache)' if told['cached'] else ''}"),
-        ("command line", told["command_line"]),
+        ("seconds", f"{manifest['seconds']:.1f}{' (from the cache)' if manifest['cached'] else ''}"),
+        ("command line", manifest["command_line"]),
     ]
 
 
@@ -87,10 +87,10 @@ def _sizes(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def _plugin(told: Mapping[str, Any]) -> str:
-    if told["plugin_sha256"] is None:
+def _plugin(manifest: Mapping[str, Any]) -> str:
+    if manifest["plugin_sha256"] is None:
         return "not used: the aggregations are standard ops"
-    return "embedded" if told["plugin_embedded"] else "to be loaded before the engine"
+    return "embedded" if manifest["plugin_embedded"] else "to be loaded before the engine"
 
 
 def _counts(by_type: Mapping[str, int]) -> str:

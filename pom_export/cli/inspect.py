@@ -92,17 +92,17 @@ def _kind(kind: Mapping[str, Any]) -> str:
 
 
 def _engine_lines(found: EngineInspection) -> _Lines:
-    told = found.to_dict()
-    packages = {"pom-export": told.get("toolkit_version"), **told.get("packages", {})}
+    manifest = found.to_dict()
+    packages = {"pom-export": manifest.get("toolkit_version"), **manifest.get("packages", {})}
     return [
-        *engine_lines(told),
-        ("inputs", "; ".join(told.get("inputs", []))),
-        ("outputs", "; ".join(told.get("outputs", []))),
+        *engine_lines(manifest),
+        ("inputs", "; ".join(manifest.get("inputs", []))),
+        ("outputs", "; ".join(manifest.get("outputs", []))),
         ("built with", ", ".join(f"{name} {version}" for name, version in packages.items())),
-        *_settings(told.get("inspected") or {}, "inspector."),
-        ("sha256", str(told.get("sha256"))),
-        ("sha256 of the model", str(told.get("model_sha256"))),
-        *((f"sha256 of {name}", sha256) for name, sha256 in told.get("weights_sha256", {}).items()),
+        *_settings(manifest.get("inspected") or {}, "inspector."),
+        ("sha256", str(manifest.get("sha256"))),
+        ("sha256 of the model", str(manifest.get("model_sha256"))),
+        *((f"sha256 of {name}", sha256) for name, sha256 in manifest.get("weights_sha256", {}).items()),
     ]
 
 

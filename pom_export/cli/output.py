@@ -76,8 +76,8 @@ def settle_stdout() -> None:
 def print_result(result: Mapping[str, Any], as_json: bool, lines: Sequence[tuple[str, str]]) -> None:
     """Print a result: as JSON, or as aligned `name  value` lines."""
     if as_json:
-        told = {name: [in_flags(line) for line in result[name]] for name in _REMARKS if name in result}
-        say(json.dumps({**result, **told}))
+        remarks = {name: [in_flags(line) for line in result[name]] for name in _REMARKS if name in result}
+        say(json.dumps({**result, **remarks}))
         return
     shown = [
         (printable(name), printable(in_flags(value) if name in _REMARKS.values() else value, _LONGEST_VALUE))

@@ -146,20 +146,20 @@ class DeviceBuffer:
         assert self._memory is not None, "the last reservation failed"
         return self._memory.pointer
 
-    def reserve(self, nbytes: int, rather: int = 0) -> None:
+    def reserve(self, nbytes: int, preferred: int = 0) -> None:
         """Make room for at least `nbytes` bytes; the contents are lost if the memory grows.
 
         Args:
             nbytes: the required size.
-            rather: the size to allocate if possible.
+            preferred: the size to allocate if possible.
         """
         if self._memory is not None and nbytes <= self._memory.nbytes:
             return
         self._memory = None
         try:
-            self._memory = _Allocation(max(nbytes, rather))
+            self._memory = _Allocation(max(nbytes, preferred))
         except EngineError:
-            if rather <= nbytes:
+            if preferred <= nbytes:
                 raise
             self._memory = _Allocation(nbytes)
 

@@ -103,9 +103,9 @@ def engine_path(engine: str | os.PathLike[str]) -> str:
     return path_in(read_manifest(engine))
 
 
-def path_in(told: Mapping[str, Any]) -> str:
+def path_in(manifest: Mapping[str, Any]) -> str:
     """Return the implementation of the ops according to an engine's manifest, "plugin" or "function"."""
-    return str(told.get("path", PLUGIN))
+    return str(manifest.get("path", PLUGIN))
 
 
 def check_manifest_place(engine: str | os.PathLike[str]) -> None:
@@ -138,20 +138,20 @@ def read_engine(engine: str | os.PathLike[str]) -> tuple[bytes, Mapping[str, Any
     Raises:
         InputError: either cannot be read, or the engine is not the file that was built.
     """
-    told = read_manifest(engine)
+    manifest = read_manifest(engine)
     file = readable_file(engine, "engine")
     # Checked before allocating that much memory.
-    _require(told.get("bytes") == file.stat().st_size, f"engine {engine} is", engine)
+    _require(manifest.get("bytes") == file.stat().st_size, f"engine {engine} is", engine)
     content = file.read_bytes()
-    _require(told.get("sha256") == hashlib.sha256(content).hexdigest(), f"engine {engine} is", engine)
-    return content, told
+    _require(manifest.get("sha256") == hashlib.sha256(content).hexdigest(), f"engine {engine} is", engine)
+    return content, manifest
 
 
-def check_model(told: Mapping[str, Any], engine: str | os.PathLike[str], model: ExportedModel) -> None:
+def check_model(manifest: Mapping[str, Any], engine: str | os.PathLike[str], model: ExportedModel) -> None:
     """Raise InputError if an engine's manifest describes another model or other weights."""
-    _require(told.get("model_sha256") == sha256_of(model.path), f"model {model.path} is", engine)
+    _require(manifest.get("model_sha256") == sha256_of(model.path), f"model {model.path} is", engine)
     weights = sha256_of_weights(model)
-    _require(told.get("weights_sha256") == weights, f"the weights of {model.path} are", engine)
+    _require(manifest.get("weights_sha256") == weights, f"the weights of {model.path} are", engine)
 
 
 def check_manifest(engine: str | os.PathLike[str], model: ExportedModel) -> None:

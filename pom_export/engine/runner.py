@@ -23,12 +23,12 @@ def engine_backend(engine: str | os.PathLike[str]) -> Backend:
         MissingDependencyError: that TensorRT is not installed.
     """
     file = readable_file(engine, "engine")
-    return told_backend(read_manifest(file), file)
+    return backend_in(read_manifest(file), file)
 
 
-def told_backend(told: Mapping[str, Any], engine: Path) -> Backend:
+def backend_in(manifest: Mapping[str, Any], engine: Path) -> Backend:
     """Return the TensorRT named in an engine's manifest; raises the same errors as `engine_backend`."""
-    name = told["backend"]
+    name = manifest["backend"]
     if name not in BACKENDS:
         raise InputError(
             f"manifest {manifest_path(engine)} names an unknown backend, {name!r}", "Build the engine again"

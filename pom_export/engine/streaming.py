@@ -17,7 +17,7 @@ from pom_export.engine.device_memory import DeviceBuffer, Stream
 from pom_export.engine.loading import deserialize
 from pom_export.engine.logger import take_own_errors
 from pom_export.engine.manifest import check_model, path_in, read_engine
-from pom_export.engine.runner import told_backend
+from pom_export.engine.runner import backend_in
 from pom_export.errors import EngineError, InputError
 from pom_export.files import readable_file
 from pom_export.runtime.streaming.backend import BackendFactory, locked
@@ -48,14 +48,14 @@ def tensorrt_backend(engine: str | os.PathLike[str]) -> BackendFactory:
         raise InputError(
             f"there is no CUDA device here to run {file.name} on", "Leave the engine out: ONNX Runtime runs the model"
         )
-    content, told = read_engine(file)
+    content, manifest = read_engine(file)
     try:
-        loaded = deserialize(content, told_backend(told, file), path_in(told) == PLUGIN)
+        loaded = deserialize(content, backend_in(manifest, file), path_in(manifest) == PLUGIN)
     except EngineError as error:
         raise EngineError(f"{file.name} cannot be used: {error}", "Build it again, for this GPU") from error
 
     def factory(model: StatefulModel, batch: int) -> TensorRtBackend:
-        check_model(told, file, model.file)
+        check_model(manifest, file, model.file)
         return TensorRtBackend(loaded, model, batch)
 
     return factory

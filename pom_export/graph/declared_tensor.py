@@ -122,21 +122,21 @@ def _declared(dims: list[int], kind: int, held: dict[int, int], external: bool) 
 
 def _external(data: Bytes, entries: list[tuple[int, int]], size: int) -> External:
     """Return the declared location of a tensor's data."""
-    told: dict[str, str] = {}
+    declared: dict[str, str] = {}
     for start, end in entries:
         pair = {number: _text(data, first, last) for number, wire, first, last in fields(data, start, end)}
         key = pair.get(1, "")
-        if key in told:
+        if key in declared:
             raise WireError(f"external data gives its {key!r} twice")
-        told[key] = pair.get(2, "")
-    length = _number(told, "length", size)
+        declared[key] = pair.get(2, "")
+    length = _number(declared, "length", size)
     if length != size:
         raise WireError(f"external data of {length} bytes is declared for a tensor of {size}")
-    return External(told.get("location", ""), _number(told, "offset", 0), size)
+    return External(declared.get("location", ""), _number(declared, "offset", 0), size)
 
 
-def _number(told: dict[str, str], key: str, default: int) -> int:
-    text = told.get(key, str(default))
+def _number(declared: dict[str, str], key: str, default: int) -> int:
+    text = declared.get(key, str(default))
     if not (text.isascii() and text.isdecimal() and len(text) < len(str(_SIGN))):
         raise WireError(f"external data has the {key} {text[:80]!r}")
     return int(text)

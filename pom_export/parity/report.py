@@ -76,7 +76,7 @@ def is_all_zero(comparisons: Sequence[Comparison]) -> bool:
     return bool(comparisons) and all(comparison.inconclusive for comparison in comparisons)
 
 
-def untold_notes(comparisons: Sequence[Comparison]) -> list[str]:
+def inconclusive_notes(comparisons: Sequence[Comparison]) -> list[str]:
     """Note the outputs for which a comparison proves little: those that are a single number, or NaN, in PyTorch."""
     if is_all_zero(comparisons):
         return [

@@ -54,7 +54,7 @@ def compare(
     """
     found: dict[str, list[CaseResult]] = {}
     with quiet_polygraphy(), ExitStack() as loaded:
-        with _told_as_path_error(candidate):
+        with _as_path_error(candidate):
             runner = loaded.enter_context(candidate.runner)
         infer = names.translated(runner.infer)
         for index, case in enumerate(cases):
@@ -68,7 +68,7 @@ def compare(
 
 
 @contextmanager
-def _told_as_path_error(candidate: Candidate) -> Iterator[None]:
+def _as_path_error(candidate: Candidate) -> Iterator[None]:
     try:
         yield
     except InputError as error:
@@ -87,7 +87,7 @@ def _compare_case(
 ) -> dict[str, Difference]:
     if target is None:
         return {}  # the effect of rounding is not known here
-    with _told_as_path_error(candidate):
+    with _as_path_error(candidate):
         actual = run_case(infer, case)
     return compare_outputs(case.feed, target, actual, tolerance, bounds, partial=case.partial)
 

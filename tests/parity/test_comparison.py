@@ -10,7 +10,7 @@ import pytest
 
 from pom_export.parity.comparison import compare_outputs, difference, share_of_tolerance, spreads
 from pom_export.parity.page import render_page
-from pom_export.parity.report import CaseResult, Comparison, ParityReport, untold_notes
+from pom_export.parity.report import CaseResult, Comparison, ParityReport, inconclusive_notes
 from pom_export.parity.targets import Spread, Target
 from pom_export.parity.tolerances import Bounds, Tolerance
 
@@ -72,7 +72,7 @@ def test_what_is_masked_by_a_number_hides_nothing_of_the_rest(masked: float) -> 
 )
 def test_what_a_reference_does_not_tell_is_said(values: list[float], note: str) -> None:
     found = difference(np.array(values), np.array(values), TOLERANCE)
-    notes = untold_notes([Comparison("onnxruntime", "kernel", "y", (CaseResult("a", "", found),) * 2)])
+    notes = inconclusive_notes([Comparison("onnxruntime", "kernel", "y", (CaseResult("a", "", found),) * 2)])
     assert [text[: len(note)] for text in notes] == ([note] if note else [])
 
 
