@@ -21,7 +21,7 @@ bool parse(const std::string& text, const std::array<const char*, Size>& words, 
   return false;
 }
 
-// An x without a token may say any size of the others, and its means be as many.
+// Without tokens, x may declare any other sizes, and its means have as many values.
 constexpr int64_t kMaxMeansOfNothing = int64_t{1} << 27;
 constexpr std::array<const char*, 5> kTypeNames{"float32", "float16", "bfloat16", "bool", "int64"};
 
@@ -40,7 +40,7 @@ bool is_float(DataType type) {
 bool has_degree(int64_t degree) { return degree >= kMinDegree && degree <= kMaxDegree; }
 std::string degree_range() { return number(kMinDegree) + " to " + number(kMaxDegree); }
 
-// float32, or the type of x.
+// Checks that an input is float32 or of x's type.
 std::string check_float(Input input, DataType type, DataType x_type) {
   if (type == DataType::kFloat32 || type == x_type) {
     return {};
@@ -103,7 +103,7 @@ std::string validate_rotation(const Problem& problem) {
   return check_rows(kCos, problem.rotation_batch, problem.batch);
 }
 
-// The checks of inputs that no problem can say; they throw what describe() returns.
+// The checks of inputs that a Problem cannot express; they throw what describe() returns.
 class Description {
  public:
   Description(const Attributes& attributes, const std::vector<TensorInfo>& inputs) : inputs_(inputs) {
@@ -283,7 +283,7 @@ std::string validate_columns(int64_t columns) {
 }
 
 std::string validate_size(const char* tensor, const std::vector<int64_t>& shape) {
-  // Bytes, and a few times as many for what a call works in, still are an int64.
+  // So that the size in bytes, and a few times as much for a call's workspace, still fits an int64.
   constexpr int64_t kMost = int64_t{1} << 56;
   int64_t elements = 1;
   for (const int64_t size : shape) {
@@ -315,7 +315,7 @@ std::string validate(const Problem& problem) {
     return "x must be (batch, tokens, channels) with at least one channel, got " +
            written({problem.batch, problem.tokens, problem.channels});
   }
-  // A mean has a row where there are no tokens, and a state two.
+  // Without tokens, a mean still has one row, and a state two.
   const int64_t rows = std::max(problem.tokens, problem.attributes.stateful ? kStateRows : 1);
   if (std::string error = validate_size("x", {problem.batch, rows, problem.channels}); !error.empty()) {
     return error;

@@ -1,4 +1,4 @@
-// libstdc++ 11 calls this function of its own where a size overflows; older ones do not have it, but have what it
+// libstdc++ 11 calls this internal function if a size overflows. Older versions lack it, but have the exception that it
 // throws.
 #include <new>
 

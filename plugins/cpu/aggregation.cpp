@@ -11,11 +11,11 @@ namespace pom::cpu {
 namespace {
 
 constexpr int64_t kMaxThreads = 256;
-// An output of this size is written past the caches: they would not hold it until it is read, and reading what is about
-// to be overwritten is a third of the traffic.
+// An output of this size is written past the caches. They would not hold it until it is read, and reading memory that
+// is about to be overwritten would be a third of the traffic.
 constexpr int64_t kStreamedBytes = int64_t{32} << 20;
 constexpr uintptr_t kStreamedAlignment = 64;
-constexpr int64_t kSerialWork = 32768;  // multiply-adds, about: below, a thread costs more than it does
+constexpr int64_t kSerialWork = 32768;  // multiply-adds, roughly: for less, starting a thread costs more than it saves
 
 const TypeFunctions& functions_for(const Kernel& kernel, DataType type) {
   switch (type) {
@@ -48,7 +48,7 @@ OutputFunction output_function_for(const Kernel& kernel, const Problem& problem,
   return gate->gates == problem.channels ? functions.by_channel[activation] : functions.by_head[activation];
 }
 
-// Rows and parts of y then begin at whole vectors, since blocks of columns are whole paddings.
+// Rows and parts of y then begin at whole vectors, since blocks of columns are multiples of the padding.
 bool is_streamed(const Problem& problem, int64_t tokens, int64_t width, const void* y) {
   const int64_t size = element_size(problem.data_type);
   return problem.batch * tokens * problem.channels * size >= kStreamedBytes &&

@@ -1,7 +1,8 @@
-// One call of the op on the CPU, cut into phases of tasks. The caller brings the threads.
+// One call of the op on the CPU, split into phases of tasks. The caller provides the threads.
 //
-// The cut depends on the problem's shape alone, and every sum is made in a fixed order: neither the number of threads
-// nor the order of the tasks changes a bit of the result. Nor does the memory that a call needs grow with its tokens.
+// The split depends on the problem's shape alone, and every sum is computed in a fixed order, so neither the number of
+// threads nor the order of the tasks changes a bit of the result. The memory that a call needs does not grow with its
+// tokens.
 #pragma once
 
 #include <array>
@@ -19,13 +20,13 @@ namespace pom::cpu {
 
 struct Tensors {
   const void* x;
-  const void* mask;  // not read without one
-  const void* cos;   // nor these without a rotation
+  const void* mask;  // ignored without a mask
+  const void* cos;   // ignored without a rotation
   const void* sin;
-  const void* gate;  // nor these without a gate
+  const void* gate;  // ignored without a gate
   const float* gate_bias;
   void* y;
-  // Of a stateful call. The present may lie over the past, and be null where nobody asks for it.
+  // For a stateful call. The present may overwrite the past, and may be null if nobody needs it.
   const float* past_state = nullptr;
   const int64_t* past_length = nullptr;
   float* present_state = nullptr;
@@ -39,19 +40,19 @@ std::unique_ptr<T[]> uninitialized(int64_t count) {
 
 class Aggregation {
  public:
-  // The problem is valid (pom::validate), and so is the gate, if there is one. The coefficients are not read in form
-  // product. Throws std::bad_alloc where there is no memory for the partial sums.
+  // The problem and the gate, if any, must be valid (pom::validate). The coefficients are not read in form product.
+  // Throws std::bad_alloc if there is no memory for the partial sums.
   Aggregation(const Kernel& kernel, const Problem& problem, const Gate* gate, const Tensors& tensors,
               const Coefficients& coefficients);
 
-  // A phase may start when the one before it has ended.
+  // A phase may start when the previous one has ended.
   [[nodiscard]] int phases() const { return phase_count_; }
 
-  // How many threads are of use in a phase.
+  // The number of threads that a phase can use.
   [[nodiscard]] int64_t threads(int phase) const;
 
-  // Does tasks of a phase until none is left; any number of threads may do so at once. Tasks are begun in order, so
-  // that one may wait for those before it. Never throws.
+  // Runs tasks of a phase until none is left; any number of threads may do so at once. Tasks start in order, so that
+  // one may wait for earlier ones. Never throws.
   void run(int phase) noexcept;
 
  private:
@@ -61,24 +62,24 @@ class Aggregation {
     std::atomic<int64_t> next{0};
   };
 
-  // What a causal block has summed before the tile whose turn it is. Only the task of that tile reads and writes it.
+  // The sums of a causal block before the current tile. Only that tile's task reads and writes them.
   struct alignas(64) Carry {
     std::atomic<int64_t> tile{0};
-    double weight = 0.0;    // of this call
+    double weight = 0.0;    // of this call only
     float* sum = nullptr;   // (parts, block columns)
-    float* rest = nullptr;  // what rounding has lost of it
+    float* rest = nullptr;  // what sum has lost to rounding
   };
-  struct Tile;  // what the task of one tile holds
+  struct Tile;  // the data of one tile's task
 
   void add_phase(int64_t tasks, void (Aggregation::*task)(int64_t));
   [[nodiscard]] Rows rows_at(const Layout::Place& place, int64_t token, int64_t count) const;
   [[nodiscard]] Output output_at(const Layout::Place& place, int64_t token, int64_t count) const;
-  // Weights of some tokens, from the mask; floating ones kWeightScale times. Returns their sum.
+  // Reads weights of some tokens from the mask, floating-point ones multiplied by kWeightScale, and returns their sum.
   double read_weights(int64_t batch, int64_t token, int64_t count, float* weights) const;
-  // Of a sum, for its mean: 0 where there are no weights, NaN where they leave float32's range.
+  // The factor that turns a sum into its mean: 0 if there are no weights, NaN if they exceed float32's range.
   [[nodiscard]] float scale(double weight) const;
 
-  // What each mode's phases need, and the phases.
+  // Each prepares a mode's phases and what they need.
   void prepare_features();
   void prepare_mean();
   void prepare_causal();
@@ -87,16 +88,16 @@ class Aggregation {
 
   // The phases' tasks: written.cpp, mean.cpp and causal.cpp.
   void features(int64_t task);    // y of a chunk and block
-  void accumulate(int64_t task);  // mean: the sum of a chunk and block; the last of a block averages
+  void accumulate(int64_t task);  // mean: the sum of a chunk and block; a block's last chunk also averages
   void gate(int64_t task);        // gated mean: z of some tokens and a block
   void causal(int64_t task);      // y of a chunk and block, which is a tile
 
-  // A chunk's and block's weighted features into sum and rest; returns the sum of the weights.
+  // Adds a chunk's and block's weighted features to sum and rest; returns the sum of the weights.
   double add_up(const Layout::Place& place, float* sum) const;
-  // The mean of a block whose chunks have left sums, each `stride` further, and weights.
+  // Computes the mean of a block from its chunks' sums, which are `stride` apart, and the sum of the weights.
   void average(const Layout::Place& place, const float* sums, int64_t stride, double weight);
 
-  // What a stateful call has seen before, and what it leaves.
+  // The past and the present of a stateful call.
   [[nodiscard]] double past_weight(int64_t batch) const;
   [[nodiscard]] int64_t state_at(const Layout::Place& place, int64_t part) const;
   void start(const Layout::Place& place, Carry* carry) const;
@@ -124,18 +125,18 @@ class Aggregation {
   Layout gate_layout_;
   const bool streamed_;  // y is written past the caches
   const float weight_scale_;
-  const double epsilon_;  // as scaled
+  const double epsilon_;  // scaled like the weights
   std::array<Phase, 2> phases_;
   int phase_count_ = 0;
 
-  // What chunks of one block hand to each other, where there are several: a batch of many short rows takes no memory.
+  // Data passed between a block's chunks, if there are several: a batch of many short rows needs no memory for it.
   std::unique_ptr<Carry[]> carries_;                 // causal: (batch, blocks)
   std::unique_ptr<float[]> carry_sums_;              // causal: (batch, blocks, 2, scratch)
   std::unique_ptr<float[]> sums_;                    // mean: (tasks, 2, scratch): sum and rest
   std::unique_ptr<double[]> weights_;                // mean: (tasks)
-  std::unique_ptr<std::atomic<int64_t>[]> pending_;  // mean: (batch, blocks), chunks that are not done
+  std::unique_ptr<std::atomic<int64_t>[]> pending_;  // mean: (batch, blocks), chunks that are not finished
   std::unique_ptr<float[]> means_;                   // gated mean: (batch, channels)
-  std::unique_ptr<int64_t[]> lengths_;               // stateful: (batch), of the past, which the present may lie over
+  std::unique_ptr<int64_t[]> lengths_;               // stateful: (batch), of the past, which the present may overwrite
 };
 
 }  // namespace pom::cpu

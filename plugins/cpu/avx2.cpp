@@ -58,7 +58,7 @@ struct Avx2 {
   static Avx2 multiply(Avx2 a, Avx2 b) { return {_mm256_mul_ps(a.value, b.value)}; }
   static Avx2 divide(Avx2 a, Avx2 b) { return {_mm256_div_ps(a.value, b.value)}; }
   static Avx2 multiply_add(Avx2 a, Avx2 b, Avx2 c) { return {_mm256_fmadd_ps(a.value, b.value, c.value)}; }
-  // The instructions give their second operand where either is NaN.
+  // The instructions return their second operand if either is NaN.
   static Avx2 at_least(Avx2 a, Avx2 bound) { return {_mm256_max_ps(bound.value, a.value)}; }
   static Avx2 at_most(Avx2 a, Avx2 bound) { return {_mm256_min_ps(bound.value, a.value)}; }
   static Avx2 multiply_exp2(Avx2 a, Avx2 biased) {
@@ -67,7 +67,7 @@ struct Avx2 {
   }
 
  private:
-  // One instruction for both: half as many of 16 bytes take longer.
+  // A single instruction for both, since two of 16 bytes take longer.
   static void stream(void* to, __m128i a, __m128i b) {
     _mm256_stream_si256(static_cast<__m256i*>(to), _mm256_set_m128i(b, a));
   }

@@ -49,7 +49,7 @@ struct Avx512 {
   static Avx512 multiply(Avx512 a, Avx512 b) { return {_mm512_mul_ps(a.value, b.value)}; }
   static Avx512 divide(Avx512 a, Avx512 b) { return {_mm512_div_ps(a.value, b.value)}; }
   static Avx512 multiply_add(Avx512 a, Avx512 b, Avx512 c) { return {_mm512_fmadd_ps(a.value, b.value, c.value)}; }
-  // The instructions give their second operand where either is NaN.
+  // The instructions return their second operand if either is NaN.
   static Avx512 at_least(Avx512 a, Avx512 bound) { return {_mm512_max_ps(bound.value, a.value)}; }
   static Avx512 at_most(Avx512 a, Avx512 bound) { return {_mm512_min_ps(bound.value, a.value)}; }
   static Avx512 multiply_exp2(Avx512 a, Avx512 biased) {
@@ -58,7 +58,7 @@ struct Avx512 {
   }
 
  private:
-  // Where the upper half of each lane lies, twice.
+  // The positions of the lanes' upper halves, twice.
   static __m512i upper_halves() {
     return _mm512_set4_epi64(0x001F001D001B0019, 0x0017001500130011, 0x000F000D000B0009, 0x0007000500030001);
   }

@@ -1,17 +1,17 @@
-// How fast the kernels are, alone: built with -DPOM_BUILD_BENCHMARK=ON, never installed.
+// Measures the speed of the kernels alone. Built with -DPOM_BUILD_BENCHMARK=ON, never installed.
 //
 //   pom_cpu_benchmark                   every case, as one JSON object on one line
 //   pom_cpu_benchmark --case CASE       one case. CASE is mean, causal, gated-mean or gated-causal, a hyphen, and
 //                                       float32, float16 or bfloat16
-//     --once                            do it once, on one thread, and print its size: for counting instructions with
+//     --once                            run it once, on one thread, and print its size: for counting instructions with
 //                                       valgrind --tool=callgrind --toggle-collect=measured_call
 //     --threads T (2), --batch B (1), --tokens N, --channels C (1024), --degree K (3), --runs R (21)
 //
-// "cold": inputs beyond the caches, against a plain loop that reads (mean) or reads and writes (causal) the same bytes;
-// before each run the caches are filled with other data.
-// "hot": inputs in the caches, against the same kernel functions on one row in the first cache. Runs of the two are
-// interleaved, times are medians (and the best) in milliseconds, and ratio is the other's time by ours. POM_CPU_KERNEL
-// chooses the kernel, as in the library.
+// "cold": inputs larger than the caches, compared with a plain loop that reads (mean) or reads and writes (causal) the
+// same bytes; before each run, the caches are filled with other data.
+// "hot": inputs in the caches, compared with the same kernel functions on one row in the first-level cache. Runs of the
+// two are interleaved, times are medians (and minima) in milliseconds, and ratio is the other's time divided by ours.
+// POM_CPU_KERNEL selects the kernel, as in the library.
 #include <algorithm>
 #include <cstdio>
 #include <ctime>
@@ -37,7 +37,7 @@ constexpr int64_t kColdTokens = 32768;
 constexpr int64_t kHotTokens = 1024;
 constexpr size_t kFlushedLines = size_t{1} << 20;  // 64 MiB
 
-// Reads every word of x and, where `writes`, writes as many, as wide as the compiler knows how.
+// Reads every word of x and, if `writes`, writes as many, as wide as the compiler can.
 void plain(Case* run, Pool* pool) {
   constexpr size_t kLanes = 32;
   const size_t blocks = run->x.size() * sizeof(Line) / sizeof(uint64_t) / kLanes;
@@ -63,7 +63,7 @@ void plain(Case* run, Pool* pool) {
   });
 }
 
-// The kernel functions over as many rows, all of which are the first one.
+// The kernel functions on as many rows, all of which are the first one.
 void floor_of(Case* run, Pool* pool) {
   pool->run([&](int index) {
     constexpr int64_t kColumns = 256;
@@ -100,7 +100,7 @@ void floor_of(Case* run, Pool* pool) {
   });
 }
 
-// With one thread, the time that it ran: on a busy machine, waiting for a processor is not the kernel's either.
+// With one thread, its CPU time: on a busy machine, waiting for a processor does not count against the kernel.
 double now(const Pool& pool) {
   timespec time{};
   clock_gettime(pool.size() == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &time);
@@ -118,7 +118,7 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-// Leaves nothing in the caches that a run needs, nor anything that is yet to be written.
+// Empties the caches of everything that a run needs, and of pending writes.
 void flush(Pool* pool) {
   static std::vector<Line> other(kFlushedLines);
   pool->run([&](int index) {

@@ -19,7 +19,7 @@ extern "C" __attribute__((noinline)) inline void measured_call(pom::cpu::Aggrega
 
 namespace pom::cpu {
 
-// As frameworks align their tensors.
+// Aligned as frameworks align their tensors.
 struct alignas(64) Line {
   uint64_t words[8];
 };

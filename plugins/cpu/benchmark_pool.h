@@ -8,7 +8,7 @@
 
 namespace pom::cpu {
 
-// Threads that spin between calls: what waking a sleeping one costs is not the kernel's.
+// Threads that spin between calls, since the cost of waking a sleeping thread is not the kernel's.
 class Pool {
  public:
   explicit Pool(int threads) : size_(threads) {

@@ -1,15 +1,15 @@
-// What the features and the loops share: a block of rows, and how they see the vector type.
+// What features and loops share: a block of rows, and the interface of the vector type.
 //
-// All in an anonymous namespace, and without the standard library: each file that includes this gets its own copy,
-// compiled with its own flags (see kernel.h). The same holds for every header that includes this one.
+// Everything is in an anonymous namespace and does without the standard library: each file that includes this gets its
+// own copy, compiled with its own flags (see kernel.h). The same holds for every header that includes this one.
 //
-// The vector type V, which an instruction set's file defines, holds kWidth float32 lanes: load and store (of float,
-// Half or BFloat16; all lanes or the first few); broadcast, add, subtract, multiply, divide, multiply_add, at_least and
-// at_most, which keep a NaN in their first operand, and multiply_exp2(v, biased), which is v * 2^n where biased is
-// n + kRoundingBias (exp2.h), as far as the result is a normal number. kFused says whether multiply_add is one
-// instruction. Where kStreams, there is stream, which stores all lanes of one vector or of two neighbours past the
-// caches, at a multiple of their size (of kPadding elements, where that is less), and finish_streams, before others may
-// read them.
+// The vector type V, defined in an instruction set's file, has kWidth float32 lanes and these operations: load and
+// store (float, Half or BFloat16; all lanes or the first few); broadcast, add, subtract, multiply, divide,
+// multiply_add; at_least and at_most, which keep a NaN in their first operand; and multiply_exp2(v, biased), which is v
+// * 2^n if biased is n + kRoundingBias (exp2.h) and the result is a normal number. kFused says whether multiply_add is
+// a single instruction. If kStreams, there are also stream, which stores all lanes of one vector or of two adjacent
+// ones past the caches, at a multiple of their size (of kPadding elements, if that is smaller), and finish_streams,
+// which must be called before others may read them.
 #pragma once
 
 #include "kernel.h"
@@ -24,11 +24,11 @@ struct FirstLanes {
   int64_t count;
 };
 
-// What a token of weight 0 is read from, in every part: its features are 0, whatever the token itself holds.
+// Replaces the data of a token with weight 0, in every part, so that its features are 0 whatever the token contains.
 template <typename T>
 alignas(64) const T kAbsentRow[kMaxBlockColumns] = {};
 
-// kSize rows from `first` on, and what their features count.
+// kSize rows from `first` on, and the weights of their features.
 template <typename T, int kSize, bool kWeighted>
 struct Block {
   using Element = T;
@@ -47,13 +47,13 @@ struct Block {
     }
   }
 
-  // A row of x in one part.
+  // A row of x, in one part.
   [[nodiscard]] POM_ALWAYS_INLINE const T* x(int64_t part, int row) const {
     return x_[row] + part * (kWeighted ? part_stride_[row] : rows.part_stride);
   }
 
-  // Asks for what rows further down have at some vectors of columns. The processor's own prefetching ends with every
-  // page, and a row is often one.
+  // Prefetches some vectors of columns of later rows. The processor's own prefetching ends with every page, and a row
+  // is often one page.
   template <typename V, int kVectors>
   POM_ALWAYS_INLINE void prefetch(int64_t further, int64_t part, int64_t column) const {
     constexpr int64_t kLine = 64 / sizeof(T);
@@ -69,7 +69,7 @@ struct Block {
     }
   }
 
-  // The same token's row of a tensor, in its first part.
+  // The row of the same token in another tensor, in its first part.
   template <typename Other>
   [[nodiscard]] POM_ALWAYS_INLINE const Other* row_of(const void* tensor, int64_t stride, int row) const {
     return is_absent(row) ? kAbsentRow<Other> : static_cast<const Other*>(tensor) + (first + row) * stride;

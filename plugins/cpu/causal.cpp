@@ -1,9 +1,9 @@
-// The causal mode: tiles of some tokens and one block of columns, in one pass over memory.
+// The causal mode: tiles of some tokens and one block of columns, in a single pass over memory.
 //
-// A tile sums its own tokens and adds what the tiles before it have summed: the carry, which goes from tile to tile of
-// a block. Where the carry is there when a tile begins, it writes averages as it sums. Otherwise it sums alone, waits,
-// hands the carry on at once and then sums again and writes. The numbers are the same both ways. A tile waits only for
-// tiles that were begun before it, so none waits for ever.
+// A tile sums its own tokens and adds the sums of earlier tiles: the carry, which is passed from tile to tile of a
+// block. If the carry is available when a tile begins, it writes averages while it sums. Otherwise it first sums,
+// waits, passes the carry on at once, and then sums again and writes. The numbers are the same both ways. A tile only
+// waits for tiles that started before it, so none waits forever.
 #include <algorithm>
 #include <thread>
 
@@ -19,7 +19,7 @@ namespace pom::cpu {
 namespace {
 
 static_assert(kMaxDegree * kPadding <= kStreamedCausalChannels, "a padding of every part");
-constexpr int kPauses = 1000;  // before a waiting thread lets others run
+constexpr int kPauses = 1000;  // before a waiting thread yields
 
 void pause() {
 #if defined(__x86_64__)
@@ -34,22 +34,22 @@ void pause() {
 struct Aggregation::Tile {
   Layout::Place place;
   Carry* carry;
-  // Of a block's only tile.
+  // For a block with a single tile.
   Carry alone;
   alignas(64) float alone_sums[2 * kCausalChannels];
 
-  // Of its own tokens.
+  // The weight of its own tokens.
   double weight;
   alignas(64) float sum[kCausalChannels];
   alignas(64) float rest[kCausalChannels];
   float weights[kMaxCausalTokens];
-  // Of the tokens before it.
+  // The weight of the tokens before it.
   double weight_before;
   alignas(64) float sum_before[kCausalChannels];
   alignas(64) float rest_before[kCausalChannels];
   alignas(64) float before[kCausalChannels];
   alignas(64) float running[2 * kCausalChannels];
-  // Of all of them.
+  // For each token, the factor for the mean of all tokens so far.
   float scales[kMaxCausalTokens];
   alignas(64) float means[kCausalRows * kCausalChannels];
 };
@@ -154,7 +154,7 @@ void Aggregation::take_over(Tile* tile) const {
   }
 }
 
-// The carry with the tile's own sums, added as in the kernels (Knuth's two-sum).
+// Passes on the carry, with the tile's own sums added as in the kernels (Knuth's two-sum).
 void Aggregation::hand_on(const Tile& tile) const {
   Carry& carry = *tile.carry;
   for (int64_t i = 0; i < layout_.scratch(); ++i) {

@@ -1,4 +1,4 @@
-// Small tensors in the shape in which the kernels read them: float32, made once where they are constant.
+// Small tensors in the layout that the kernels read: float32, converted only once if they are constant.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace pom::cpu {
 
-// (channels, degree) as (degree, stride), with as much space behind the last channel as a kernel may read.
+// (channels, degree) as (degree, stride), padded after the last channel as far as a kernel may read.
 class Coefficients {
  public:
   Coefficients() = default;
@@ -20,7 +20,7 @@ class Coefficients {
   [[nodiscard]] int64_t stride() const { return stride_; }
 
  private:
-  // So that no vector of them lies in two cache lines.
+  // Aligned so that no vector spans two cache lines.
   struct alignas(64) Line {
     float values[kPadding];
   };

@@ -10,8 +10,8 @@ struct Candidate {
   bool (*supported)();
 };
 
-// Fastest first. The processor is asked here, not in the kernel's own file, which it may be unable to run; the answer
-// counts the operating system in, which has to save the wide registers.
+// Fastest first. The processor's features are checked here, not in a kernel's own file, which the processor may be
+// unable to run. The check takes the operating system into account, which has to save the wide registers.
 constexpr Candidate kCandidates[] = {
 #ifdef POM_CPU_AVX512
     {&kAvx512Kernel,

@@ -1,4 +1,4 @@
-// Which kernel this machine runs.
+// The choice of the kernel for this machine.
 #pragma once
 
 #include <string>
@@ -9,10 +9,10 @@ namespace pom::cpu {
 
 struct Dispatch {
   const Kernel* kernel = nullptr;
-  std::string error;  // empty, or one line and kernel is null
+  std::string error;  // empty, or one line if kernel is null
 };
 
-// The fastest kernel that the processor can run, or the one that the environment variable POM_CPU_KERNEL names.
+// Returns the fastest kernel that the processor can run, or the one named in the environment variable POM_CPU_KERNEL.
 [[nodiscard]] Dispatch dispatch();
 
 }  // namespace pom::cpu

@@ -1,4 +1,4 @@
-// Elements of tensors whose type is known when the call is. Not for the files compiled with instruction-set flags (see
+// Elements of tensors whose type is only known at run time. Not for the files compiled with instruction-set flags (see
 // kernel.h).
 #pragma once
 

@@ -1,8 +1,8 @@
-// The features p of each form, for a block of rows: one class each, made once a block.
+// The features p of each form, for a block of rows: one class per form, with one instance per block.
 //
-// kParts is how many parts a column has, or 0 where the call says it. compute() is called for all columns of a part and
-// then for those of the next, some vectors of a few rows at a time, a row's vectors being neighbours; State is what a
-// vector hands on to the next part.
+// kParts is the number of parts of a column, or 0 if it depends on the call. compute() is called for all columns of a
+// part, and then for those of the next part, for some vectors of a few rows at a time, where a row's vectors are
+// adjacent. State is what a vector passes on to the next part.
 #pragma once
 
 #include "block.h"
@@ -18,7 +18,7 @@ POM_ALWAYS_INLINE inline V activation(V x) {
   return V::at_most(V::at_least(leaky, V::broadcast(kClampLow)), V::broadcast(kClampHigh));
 }
 
-// Some vectors of some rows: which is the i-th.
+// Some vectors of some rows, and the position of the i-th.
 template <typename V, int kStepRows, int kStepVectors>
 struct Step {
   static constexpr int kVectors = kStepVectors;
@@ -28,7 +28,7 @@ struct Step {
   static constexpr int column(int i) { return vector(i) * V::kWidth; }
 };
 
-// p = sum of coefficients[k] * h^(k + 1), by Horner's rule, for the step at a row and a column.
+// p = sum of coefficients[k] * h^(k + 1), by Horner's rule, for the vectors of a step.
 template <typename V, typename Step, typename Block, typename Lanes>
 POM_ALWAYS_INLINE inline void polynomial(const Block& block, int64_t part, int row, int64_t column, Lanes lanes, V* p) {
   const Rows& rows = block.rows;
@@ -63,7 +63,7 @@ struct Power {
   }
 };
 
-// Form power, its channels rotated in pairs: one in each part.
+// Form power with channels rotated in pairs, one channel in each part.
 template <typename V, typename Block, typename Table>
 struct RotatedPower {
   static constexpr int kParts = 2;
@@ -103,7 +103,7 @@ struct RotatedPower {
   }
 };
 
-// Form product: a part for every factor, each multiplied by the product of those before it.
+// Form product: a part for every factor, each multiplied by the product of the preceding ones.
 template <typename V, typename Block>
 struct Product {
   static constexpr int kParts = 0;
@@ -127,7 +127,7 @@ struct Product {
   }
 };
 
-// The forms, by which a kernel's functions are named: In is the class above.
+// The forms, which select a kernel's functions; In is the class above.
 struct PowerForm {
   template <typename V, typename Block>
   using In = Power<V, Block>;

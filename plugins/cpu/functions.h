@@ -1,4 +1,4 @@
-// All that an instruction set provides, made of its vector type.
+// All functions of an instruction set, instantiated for its vector type.
 #pragma once
 
 #include "loops.h"

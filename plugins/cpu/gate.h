@@ -1,4 +1,4 @@
-// The gate over an average: its activations, and how the gates of a few rows are read.
+// The gate that multiplies an average: its activations, and how the gates of a few rows are read.
 #pragma once
 
 #include "exp2.h"
@@ -7,7 +7,7 @@
 namespace pom::cpu {
 namespace {
 
-// Each activation changes kCount vectors. A NaN stays one.
+// Each activation is applied to kCount vectors. NaNs are preserved.
 
 struct Identity {
   template <typename V, int kCount>
@@ -28,10 +28,10 @@ struct HardSigmoid {
 struct Sigmoid {
   template <typename V, int kCount>
   POM_ALWAYS_INLINE static void apply(V* z) {
-    // Beyond it 2^n is not a normal number. Below, the sigmoid stays as it is there: 1e-38.
+    // Beyond this, 2^n is not a normal number, so the sigmoid stays at its value here, 1e-38.
     constexpr float kLimit = 87.0F;
     constexpr float kLog2E = 1.44269504F;
-    // ln 2 in two, the first of so few digits that its product with n is exact.
+    // ln 2 as the sum of two numbers; the first has so few digits that its product with n is exact.
     constexpr float kLn2 = 0.693359375F;
     constexpr float kLn2Rest = -2.12194440e-4F;
     V biased[kCount];
@@ -41,20 +41,20 @@ struct Sigmoid {
       z[i] = V::at_most(V::at_least(z[i], V::broadcast(-kLimit)), V::broadcast(kLimit));
       biased[i] = biased_integer(V::multiply(z[i], V::broadcast(-kLog2E)));
       const V n = V::subtract(biased[i], V::broadcast(kRoundingBias));
-      // n ln 2 + z, the remainder of -z with its sign turned.
+      // n ln 2 + z, which is the negated remainder of -z.
       const V turned = V::multiply_add(n, V::broadcast(kLn2Rest), V::multiply_add(n, V::broadcast(kLn2), z[i]));
       fraction[i] = V::multiply(turned, V::broadcast(-kLog2E));
     }
     exp2<V, kCount>(biased, fraction, power);
     for (int i = 0; i < kCount; ++i) {
       const V one = V::broadcast(1.0F);
-      // The last term only keeps a NaN, which the power may have lost.
+      // The last term only preserves a NaN, which the power may have lost.
       z[i] = V::multiply_add(z[i], V::broadcast(0.0F), V::divide(one, V::add(one, power[i])));
     }
   }
 };
 
-// kRows rows from `first` on, in one part: activated gates of a vector of columns.
+// The activated gates of kRows rows from `first` on, in one part, for a vector of columns.
 
 template <typename Activation>
 struct ByChannel {
@@ -87,7 +87,7 @@ struct ByChannel {
 
 template <typename Activation>
 struct ByHead {
-  // The gates of a row's heads are activated first, and then repeated.
+  // The gates of a row's heads are activated first, then repeated.
   template <typename V, typename T, int kRows>
   class In {
    public:
@@ -115,7 +115,7 @@ struct ByHead {
     }
 
    private:
-    // The first head ends at column `end`. What is written beyond a head's end is then written over.
+    // The first head ends at column `end`. Values written beyond a head's end are overwritten by the next head.
     POM_ALWAYS_INLINE static void repeat(const float* head, int64_t end, const Output& output, float* gates) {
       for (int64_t column = 0; column < output.columns; end += output.head_width, ++head) {
         const int64_t stop = end < output.columns ? end : output.columns;

@@ -28,7 +28,7 @@ inline float to_float(Half half) {
   if (magnitude < 0x0400U) {  // subnormal: a multiple of 2^-24
     return float_from_bits(sign | float_bits(static_cast<float>(magnitude) * 0x1p-24F));
   }
-  const uint32_t infinite = magnitude >= 0x7C00U ? kRebias : 0U;  // the exponent of infinity and NaN moves twice
+  const uint32_t infinite = magnitude >= 0x7C00U ? kRebias : 0U;  // infinity and NaN need the exponent shifted twice
   return float_from_bits(sign | ((magnitude << 13) + kRebias + infinite));
 }
 
@@ -42,7 +42,7 @@ inline Half to_half(float value) {
     half = 0x7E00U;
   } else if (magnitude >= 0x47800000U) {  // 65536
     half = 0x7C00U;
-  } else if (magnitude < 0x38800000U) {  // 2^-14; 0.5's last place is 2^-24, so the addition rounds as needed
+  } else if (magnitude < 0x38800000U) {  // 2^-14; the last digit of 0.5 is 2^-24, so that the addition rounds correctly
     half = float_bits(float_from_bits(magnitude) + 0.5F) - float_bits(0.5F);
   } else {
     half = (magnitude + 0x0FFFU + ((magnitude >> 13) & 1U) - kRebias) >> 13;
@@ -56,7 +56,7 @@ inline float to_float(BFloat16 value) { return float_from_bits(uint32_t{value.bi
 inline BFloat16 to_bfloat16(float value) {
   const uint32_t bits = float_bits(value);
   if ((bits & 0x7FFFFFFFU) > 0x7F800000U) {
-    return {static_cast<uint16_t>((bits >> 16) | 0x0040U)};  // a NaN whose payload is not lost
+    return {static_cast<uint16_t>((bits >> 16) | 0x0040U)};  // a quiet NaN with its payload
   }
   return {static_cast<uint16_t>((bits + 0x7FFFU + ((bits >> 16) & 1U)) >> 16)};
 }

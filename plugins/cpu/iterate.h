@@ -1,4 +1,4 @@
-// How rows and columns are walked, and written.
+// Iteration over rows and columns, and stores.
 #pragma once
 
 #include "block.h"
@@ -6,13 +6,13 @@
 namespace pom::cpu {
 namespace {
 
-// A number that is known when the code is compiled.
+// A compile-time number.
 template <int kValue>
 struct Constant {
   static constexpr int value = kValue;
 };
 
-// Vectors kTogether at a time, and what remains one by one.
+// Vectors, kTogether at a time, then the remaining ones one by one.
 template <typename V, int kTogether, typename Body>
 POM_ALWAYS_INLINE inline void for_each_vectors(int64_t columns, const Body& body) {
   int64_t column = 0;
@@ -36,7 +36,7 @@ POM_ALWAYS_INLINE inline void for_each_vector(int64_t columns, const Body& body)
   for_each_vectors<V, 1>(columns, [&](int64_t column, auto lanes, auto) POM_ALWAYS_INLINE { body(column, lanes); });
 }
 
-// Rows in blocks of kBlock, and what remains one by one.
+// Rows in blocks of kBlock, then the remaining ones one by one.
 template <int kBlock, typename Body>
 POM_ALWAYS_INLINE inline void for_each_block(int64_t rows, const Body& body) {
   int64_t row = 0;
@@ -48,7 +48,7 @@ POM_ALWAYS_INLINE inline void for_each_block(int64_t rows, const Body& body) {
   }
 }
 
-// Neighbours: all lanes of kCount vectors, or the first few of one.
+// Stores adjacent vectors: all lanes of kCount vectors, or the first few lanes of one.
 template <bool kStreamed, int kCount, typename V, typename T>
 POM_ALWAYS_INLINE inline void write_vectors(T* to, const V* values, AllLanes lanes) {
   if constexpr (kStreamed && kCount % 2 == 0) {

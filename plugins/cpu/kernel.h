@@ -1,7 +1,7 @@
-// What an instruction set provides: loops over the rows of one block of columns. Plain data only.
+// The interface of an instruction set: loops over the rows of one block of columns. Plain data only.
 //
-// The files compiled with instruction-set flags include this header, so it holds no inline function: the linker may
-// keep their copy of one, and then the fallback would run instructions that the processor lacks.
+// The files compiled with instruction-set flags include this header, so it must not have inline functions: the linker
+// may keep such a file's copy, and the fallback would then run instructions that the processor lacks.
 #pragma once
 
 #include <cstdint>
@@ -17,22 +17,23 @@ struct BFloat16 {
 };
 
 inline constexpr int64_t kMaxBlockColumns = 1024;
-inline constexpr int kBlockRows = 8;     // rows that are read together and summed apart from others
+inline constexpr int kBlockRows = 8;     // rows that are read together and have a sum of their own
 inline constexpr int64_t kPadding = 16;  // float32 scratch is padded to a multiple of this many columns
 
-// Some consecutive tokens of one batch entry, in one block of columns. A column is the channels that are computed
-// together, one in each part: 1 part without a rotation, 2 with one, and as many as degree in form product.
+// Some consecutive tokens of one batch entry, in one block of columns. A column is a group of channels that are
+// computed together, one in each part: 1 part without a rotation, 2 with one, and as many as the degree in form
+// product.
 //
-// Every pointer points at the block's first column, in the first part. sum, rest, before and means are padded; x, y,
-// cos and sin are not, and coefficients may be read kPadding columns beyond the last one.
+// Every pointer points to the block's first column in the first part. sum, rest, before and means are padded; x, y, cos
+// and sin are not, and coefficients may be read kPadding columns beyond the last one.
 struct Rows {
   const void* x;
   void* y;                 // features, or averages
   int64_t stride;          // elements from one row of x (and y) to the next
   int64_t part_stride;     // elements from one part of x, y and coefficients to the next
-  int64_t scratch_stride;  // the same for sum, rest and before
+  int64_t scratch_stride;  // as part_stride, for sum, rest and before
   int64_t count;           // rows
-  int64_t columns;         // of the block, at most kMaxBlockColumns
+  int64_t columns;         // columns of the block, at most kMaxBlockColumns
   int64_t parts;
 
   const float* coefficients;  // (degree, coefficient_stride), form power
@@ -44,26 +45,26 @@ struct Rows {
 
   const float* weights;  // (count), or null: all 1
   float* sum;            // (parts, scratch_stride), the running sum of the weighted features
-  float* rest;           // (parts, scratch_stride), what rounding has lost of it
+  float* rest;           // (parts, scratch_stride), what sum has lost to rounding
 
-  // Of averages.
-  const float* before;  // (parts, scratch_stride), the sum of the rows before that sum does not hold
-  const float* scales;  // (count), 1 / sum of the weights so far, or 0 where that sum is 0, as then the averages are
+  // For averages.
+  const float* before;  // (parts, scratch_stride), the sum of earlier rows, which sum does not include
+  const float* scales;  // (count), 1 / sum of the weights so far, or 0 if that is 0, which makes the averages 0
   float* running;       // (2, parts, scratch_stride), for the kernel's own use
   bool streamed;        // y is written past the caches: all kPadding columns of it begin at a multiple of their size
-  float* means;         // (count, parts, scratch_stride), instead of y, where a gate follows
+  float* means;         // (count, parts, scratch_stride), instead of y if a gate follows
 };
 
 using RowsFunction = void (*)(const Rows& rows);
 
-// p being the features of a row.
+// p are the features of a row.
 struct RowsFunctions {
   RowsFunction features;    // y = p
   RowsFunction accumulate;  // sum += weights * p
-  RowsFunction average;     // the same, and y = (before + sum so far) * scales
+  RowsFunction average;     // as accumulate, and y = (before + sum so far) * scales
 };
 
-// For one type of x.
+// The functions for one type of x.
 struct FeaturesFunctions {
   RowsFunctions power;
   RowsFunctions rotated;           // form power, cos and sin of x's type
@@ -71,9 +72,9 @@ struct FeaturesFunctions {
   RowsFunctions product;
 };
 
-// Some consecutive tokens of the output, in one block of columns: averages of features, and the gate over them.
+// Some consecutive tokens of the output, in one block of columns: averages of features, and the gate to apply.
 struct Output {
-  void* y;  // in all of these the strides are those of Rows
+  void* y;  // strides are as in Rows
   int64_t stride;
   int64_t part_stride;
   int64_t scratch_stride;
@@ -82,9 +83,9 @@ struct Output {
   int64_t parts;
   bool streamed;  // y is written past the caches: all kPadding columns of it begin at a multiple of their size
 
-  const float* means;    // (count, parts, scratch_stride), or one row for all
+  const float* means;    // (count, parts, scratch_stride), or a single row for all
   int64_t means_stride;  // elements from one row of means to the next, or 0
-  const void* gate;      // (count, gate_stride), from its first column on; of y's type
+  const void* gate;      // (count, gate_stride), from the tensor's first column on; of y's type
   const float* gate_bias;
   int64_t gate_stride;
   int64_t channel;     // of the block's first column, in the first part
@@ -93,7 +94,7 @@ struct Output {
 
 using OutputFunction = void (*)(const Output& output);
 
-// For one type of y, each in the order of GateActivation.
+// The functions for one type of y, each in the order of GateActivation.
 struct OutputFunctions {
   OutputFunction by_channel[3];  // every channel has its own gate
   OutputFunction by_head[3];
@@ -111,7 +112,7 @@ struct Kernel {
   TypeFunctions bfloat16;
 };
 
-// One a file; dispatch.cpp says which of them this machine can run.
+// One per file; dispatch.cpp determines which of them this machine can run.
 extern const Kernel kScalarKernel;
 extern const Kernel kAvx2Kernel;
 extern const Kernel kAvx512Kernel;

@@ -3,8 +3,8 @@
 namespace pom::cpu {
 namespace {
 
-// Tokens of one task where the tokens can be cut without reading them twice. A task has at least so many; the number of
-// tasks, and with it that of partial sums, does not grow with the tokens.
+// The least number of tokens per task if the tokens can be split without reading them twice. The number of tasks, and
+// with it that of partial sums, does not grow with the tokens.
 constexpr int64_t kChunkTokens = 128;
 constexpr int64_t kMaxMeanTasks = 256;
 constexpr int64_t kMaxMeanChunks = 64;
@@ -24,7 +24,7 @@ Layout::Layout(const Problem& problem)
       runs(problem.has_rotation ? problem.attributes.rotary_blocks : 1),
       parts(parts_of(problem)),
       width(problem.channels / (runs * parts)) {
-  // With more than one part the kernels keep something of every column from one to the next.
+  // With several parts, the kernels keep some data of every column from one part to the next.
   const int64_t most_columns = parts == 1 ? kMaxBlockColumns : kMaxBlockColumns / 2;
   switch (problem.attributes.mode) {
     case Mode::kFeatures:

@@ -1,4 +1,4 @@
-// The loops of every mode over the features of every form.
+// The loops of each mode over the features of each form.
 #pragma once
 
 #include "features.h"
@@ -7,11 +7,11 @@
 namespace pom::cpu {
 namespace {
 
-// Rows are read in blocks, so that the running sum is touched once a block, and vectors computed a few at a time, so
-// that their multiply-adds overlap and still fit the registers.
+// Rows are read in blocks, so that the running sum is only accessed once per block. Vectors are computed a few at a
+// time, so that their multiply-adds overlap but still fit into the registers.
 constexpr int kAtOnce = 4;
 
-// Unrolled where kParts is known, so that each part's code is its own.
+// Unrolled if kParts is known, so that each part has code of its own.
 template <int kParts, typename Body>
 POM_ALWAYS_INLINE inline void for_each_part(int64_t parts, const Body& body) {
   if constexpr (kParts == 0) {
@@ -26,7 +26,7 @@ POM_ALWAYS_INLINE inline void for_each_part(int64_t parts, const Body& body) {
   }
 }
 
-// sum += term, with the rounding error added to rest (Knuth's two-sum): long sums stay at float32's own precision.
+// sum += term, adding the rounding error to rest (Knuth's two-sum), so that long sums keep float32's precision.
 template <typename V>
 POM_ALWAYS_INLINE inline void add_compensated(float* sum, float* rest, V term) {
   const V old = V::load(sum, AllLanes{});
@@ -80,13 +80,13 @@ class Accumulated {
   V total_;
 };
 
-// Where a multiply-add is one instruction, a weight of 1 costs nothing, and one loop is enough.
+// If multiply-add is a single instruction, a weight of 1 costs nothing, and one loop is enough.
 template <typename V>
 bool counts_weights(const Rows& rows) {
   return V::kFused || rows.weights != nullptr;
 }
 
-// The last few lanes of a row are often read one by one: rolled up.
+// Not unrolled, since the last few lanes of a row are often read one by one.
 template <typename Lanes, int kRows>
 constexpr int kRowsAtOnce = 1;
 template <int kRows>
@@ -100,7 +100,7 @@ void run(const Rows& rows) {
     using Features = typename Form::template In<V, RowBlock>;
     const RowBlock block(rows, first);
     const Features features{block};
-    // One part after the other: a part's rows lie apart in memory, and few such streams are read faster than many.
+    // One part after the other: a part's rows are apart in memory, and a few such streams are read faster than many.
     typename Features::State states[kMaxBlockColumns / V::kWidth];
     for_each_part<Features::kParts>(rows.parts, [&](int64_t part) POM_ALWAYS_INLINE {
       for_each_vector<V>(rows.columns, [&](int64_t column, auto lanes) POM_ALWAYS_INLINE {
@@ -136,12 +136,11 @@ void run_accumulate(const Rows& rows) {
   }
 }
 
-// sum += weights * p, and after every row an average: y = (before + sum so far) * scales. Row by row: a row of x and
-// one of y often lie whole pages apart. Loads wait for stores whose addresses only look like theirs, and a processor
-// that writes past its caches can hold but few lines.
+// sum += weights * p, and after every row an average: y = (before + sum so far) * scales. Row by row, because a row of
+// x and one of y are often whole pages apart: loads wait for stores whose addresses only look like theirs, and a
+// processor that writes past its caches can only hold few lines.
 //
-// running holds a vector of the sum before this block of rows, one of the sum of its own rows so far, and so on in
-// turn.
+// running contains, in turn, a vector of the sum before this block of rows and one of the sum of its own rows so far.
 template <typename V, typename T, typename Form, bool kStreamed, bool kWeighted, typename To>
 POM_ALWAYS_INLINE inline void average_row(const Rows& rows, int64_t row, To* y, int64_t part_stride) {
   using RowBlock = Block<T, 1, kWeighted>;
@@ -167,10 +166,10 @@ POM_ALWAYS_INLINE inline void average_row(const Rows& rows, int64_t row, To* y, 
       }
       write_vectors<kStreamed, Vectors::kCount>(to + column, p, lanes);
     });
-    // Not sum * 0 where the weights sum to 0: the sum may be NaN.
+    // If the weights sum to 0, the result is not sum * 0, because the sum may be NaN.
     if (kWeighted && rows.scales[row] == 0.0F) {
       if constexpr (kStreamed) {
-        V::finish_streams();  // what was written first must arrive first
+        V::finish_streams();  // earlier writes must arrive first
       }
       __builtin_memset(to, 0, static_cast<size_t>(rows.columns) * sizeof(To));
     }
@@ -179,9 +178,9 @@ POM_ALWAYS_INLINE inline void average_row(const Rows& rows, int64_t row, To* y, 
 
 template <typename V, typename T, typename Form, bool kStreamed, bool kWeighted, typename To>
 void average(const Rows& all, To* y, int64_t stride, int64_t part_stride) {
-  const Rows rows = all;  // here, so that no store may change it
+  const Rows rows = all;  // a local copy, which no store can change
   const int64_t scratch = rows.parts * rows.scratch_stride;
-  // Blocks of kBlockRows, and what remains one by one, as in run().
+  // Blocks of kBlockRows, then the remaining rows one by one, as in run().
   int64_t last = 0;
   for (int64_t first = 0; first < rows.count; first = last) {
     last = first + (rows.count - first < kBlockRows ? 1 : kBlockRows);

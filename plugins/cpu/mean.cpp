@@ -1,5 +1,5 @@
-// The mean mode: sums of chunks, the mean of each block by whoever ends its last chunk, and then the gate, if there is
-// one.
+// The mean mode: sums of chunks, the mean of each block, computed by the task that finishes its last chunk, and then
+// the gate, if there is one.
 #include <algorithm>
 
 #include "aggregation.h"
@@ -8,8 +8,8 @@
 namespace pom::cpu {
 namespace {
 
-constexpr int64_t kWeightRows = 256;  // weights that are read at a time
-constexpr int64_t kGateTokens = 64;   // of one task
+constexpr int64_t kWeightRows = 256;  // weights read at a time
+constexpr int64_t kGateTokens = 64;   // per task
 
 }  // namespace
 
@@ -38,7 +38,7 @@ void Aggregation::prepare_sums() {
 }
 
 void Aggregation::accumulate(int64_t task) {
-  // Of a block's only chunk, whose sums nobody else adds.
+  // For a block with a single chunk, whose sums no other task adds to.
   static thread_local float alone[2 * kMaxScratch];
   const Layout::Place place = layout_.place(task);
   const bool is_alone = layout_.chunks == 1;
@@ -49,7 +49,7 @@ void Aggregation::accumulate(int64_t task) {
     return;
   }
   weights_[static_cast<size_t>(task)] = weight;
-  // Whoever finishes a block's last chunk sees what the others have written.
+  // The task that finishes a block's last chunk sees what the others have written.
   auto& pending = pending_[static_cast<size_t>(place.batch * layout_.blocks + place.block)];
   if (pending.fetch_sub(1, std::memory_order_acq_rel) == 1) {
     const int64_t first = place.batch * layout_.chunks * layout_.blocks + place.block;

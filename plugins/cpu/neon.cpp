@@ -1,4 +1,4 @@
-// AArch64: every one of these processors has these instructions.
+// AArch64: all of these processors have these instructions.
 #include <arm_neon.h>
 
 #include "functions.h"
@@ -56,7 +56,7 @@ struct Neon {
   static Neon multiply(Neon a, Neon b) { return {vmulq_f32(a.value, b.value)}; }
   static Neon divide(Neon a, Neon b) { return {vdivq_f32(a.value, b.value)}; }
   static Neon multiply_add(Neon a, Neon b, Neon c) { return {vfmaq_f32(c.value, a.value, b.value)}; }
-  // The instructions give NaN where either operand is one.
+  // The instructions return NaN if either operand is NaN.
   static Neon at_least(Neon a, Neon bound) { return {vmaxq_f32(a.value, bound.value)}; }
   static Neon at_most(Neon a, Neon bound) { return {vminq_f32(a.value, bound.value)}; }
   static Neon multiply_exp2(Neon a, Neon biased) {

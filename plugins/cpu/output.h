@@ -1,4 +1,4 @@
-// The loops that write averages with a gate over them.
+// The loops that multiply averages by a gate and write them.
 #pragma once
 
 #include "gate.h"
@@ -6,8 +6,8 @@
 namespace pom::cpu {
 namespace {
 
-// Rows at a time. Past the caches one, whose bytes are then written in order: lines of several rows, a page apart, are
-// too many for the processor to hold.
+// Rows at a time. Only one if y is written past the caches, so that its bytes are written in order: lines of several
+// rows, a page apart, are too many for the processor to hold.
 constexpr int kOutputRowsAtOnce = 4;
 
 template <typename V, typename T, typename Gate, bool kStreamed, int kRows>
@@ -29,7 +29,7 @@ void write_rows(const Output& output, int64_t first) {
 
 template <typename V, typename T, typename Gate>
 void write(const Output& all) {
-  const Output output = all;  // here, so that no store may change it
+  const Output output = all;  // a local copy, which no store can change
   int64_t row = 0;
   if constexpr (V::kStreams) {
     for (; output.streamed && row < output.count; ++row) {

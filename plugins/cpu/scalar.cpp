@@ -1,4 +1,4 @@
-// The fallback: one lane, plain C++, any processor.
+// The fallback: one lane, in plain C++, for any processor.
 #include "functions.h"
 #include "half.h"
 

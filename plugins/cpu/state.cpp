@@ -1,4 +1,4 @@
-// What a stateful call has seen before, and what it leaves.
+// The past and the present of a stateful call.
 #include <algorithm>
 
 #include "aggregation.h"
@@ -9,7 +9,7 @@ double Aggregation::past_weight(int64_t batch) const {
   return problem_.attributes.stateful ? static_cast<double>(lengths_[static_cast<size_t>(batch)]) : 0.0;
 }
 
-// Where a block's first column is in a state, in one part; the same column of the next of its rows is channels further.
+// The position of a block's first column in a state, in one part; in the state's next row, it is `channels` further.
 int64_t Aggregation::state_at(const Layout::Place& place, int64_t part) const {
   return place.batch * kStateRows * problem_.channels + place.channel + part * layout_.width;
 }
@@ -61,7 +61,8 @@ void Aggregation::write_present(const Layout::Place& place, const Carry& carry) 
   write_length(place, carry.weight);
 }
 
-// Weights are whole numbers here: every block of a batch entry counts the same tokens, and the first one says so.
+// Weights are integers here. Every block of a batch entry counts the same tokens, so only the first one writes the
+// length.
 void Aggregation::write_length(const Layout::Place& place, double weight) const {
   if (tensors_.present_length != nullptr && place.block == 0) {
     tensors_.present_length[place.batch] = lengths_[static_cast<size_t>(place.batch)] + static_cast<int64_t>(weight);

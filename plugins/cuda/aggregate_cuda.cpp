@@ -13,17 +13,17 @@ constexpr std::size_t kVectorBytes = 16;
 
 bool aligned(const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer) % kVectorBytes == 0; }
 
-// Channels of one access: 16 bytes of x where runs of channels and pointers allow, else one.
+// The channels per access: 16 bytes of x if runs of channels and pointers allow it, else a single one.
 int32_t choose_width(const Problem& problem, const std::optional<Gate>& gate, const Buffers& buffers) {
   const int32_t width = problem.data_type == DataType::kFloat32 ? 4 : 8;
-  // A pack has as many gates as channels, or one.
+  // A pack has as many gates as channels, or a single one.
   const bool gates_fit = !gate || gate->gates == problem.channels || problem.channels / gate->gates % width == 0;
   const bool fits = run_channels(problem) % width == 0 && gates_fit && aligned(buffers.x) && aligned(buffers.gate) &&
                     aligned(buffers.cos) && aligned(buffers.sin) && aligned(buffers.output);
   return fits ? width : 1;
 }
 
-// For a problem's type and the plan's width.
+// The kernels for a problem's type and a plan's width.
 const Kernels& kernels_for(DataType type, int32_t width) {
   if (width == 1) {
     return kSingleKernels;
@@ -34,7 +34,7 @@ const Kernels& kernels_for(DataType type, int32_t width) {
   return type == DataType::kFloat16 ? kFloat16Kernels : kBFloat16Kernels;
 }
 
-// Of the means that wait for the gate, in front of the sums in the workspace.
+// The size of the means that wait for the gate, which precede the sums in the workspace.
 std::size_t mean_bytes(const Problem& problem, const std::optional<Gate>& gate) {
   if (!gate || problem.attributes.mode != Mode::kMean) {
     return 0;

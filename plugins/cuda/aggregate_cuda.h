@@ -1,4 +1,4 @@
-// The ops' CUDA implementation: raw device pointers and a stream in, a status out.
+// The ops' CUDA implementation: takes raw device pointers and a stream, and returns a status.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -12,8 +12,8 @@
 
 namespace pom::cuda {
 
-// Device pointers of one call; those of inputs that the problem does not have are null. `workspace` holds
-// workspace_bytes() and is aligned to 16 bytes.
+// Device pointers of one call; null for inputs that the problem does not have. `workspace` has workspace_bytes() bytes,
+// aligned to 16.
 struct Buffers {
   const void* x = nullptr;
   const void* gate = nullptr;
@@ -24,23 +24,23 @@ struct Buffers {
   const void* sin = nullptr;
   const float* past_state = nullptr;
   const int64_t* past_length = nullptr;
-  void* output = nullptr;  // y, or with a gate z
+  void* output = nullptr;  // y, or z with a gate
   float* present_state = nullptr;
   int64_t* present_length = nullptr;
   void* workspace = nullptr;
 };
 
-// Those of a call's inputs and outputs, which lie in the order of kInputs, or with a gate of kGatedInputs, and of
-// kOutputs; what the problem does not have is not looked at.
+// The buffers of a call, whose inputs are in the order of kInputs, or kGatedInputs with a gate, and whose outputs are
+// in the order of kOutputs. Pointers that the problem does not have are ignored.
 [[nodiscard]] Buffers bind(const Problem& problem, bool has_gate, const void* const* inputs, void* const* outputs);
 
-// An upper bound that shrinks with no dimension: the workspace of the largest shapes serves all smaller ones. Throws
-// std::invalid_argument for sizes that the kernels do not count.
+// An upper bound that does not shrink when a dimension grows, so that the workspace of the largest shapes is enough for
+// all smaller ones. Throws std::invalid_argument for sizes that the kernels cannot count.
 [[nodiscard]] std::size_t workspace_bytes(const Problem& problem, const std::optional<Gate>& gate);
 
-// Enqueue the op for a problem that pom::validate accepts, or that pom::describe_gated does with its gate. Same inputs,
-// same bits: sums have a fixed order. No output may share memory with an input: many blocks read the past, and one
-// writes the present without waiting for the others.
+// Enqueues the op for a problem that pom::validate accepts, or pom::describe_gated with its gate. The same inputs give
+// the same bits, since sums have a fixed order. No output may share memory with an input: many blocks read the past,
+// and one writes the present without waiting for the others.
 [[nodiscard]] cudaError_t aggregate(const Problem& problem, const std::optional<Gate>& gate, const Buffers& buffers,
                                     cudaStream_t stream);
 

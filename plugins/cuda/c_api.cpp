@@ -15,7 +15,7 @@
 
 namespace {
 
-// Not read further than the longest of the contract's words, and so much is there of any string.
+// Reads a bit further than the longest of the contract's words at most, in case a text has no end.
 std::string word(const char* name, const char* text) {
   constexpr std::size_t kMost = 32;
   if (text == nullptr) {
@@ -24,7 +24,7 @@ std::string word(const char* name, const char* text) {
   return {text, strnlen(text, kMost)};
 }
 
-// `parse`d into one of the contract's words.
+// Parses text with `parse` into one of the contract's words.
 template <typename Value>
 Value one_of(const char* name, const char* text, bool (*parse)(const std::string&, Value*)) {
   Value value{};

@@ -1,12 +1,12 @@
-// The CUDA kernels behind functions of C linkage, for callers that have device pointers and no framework: tests,
-// benchmarks, other languages. The plugin library exports it.
+// C functions for the CUDA kernels, for callers that have device pointers but no framework: tests, benchmarks, other
+// languages. The plugin library exports them.
 #pragma once
 
 #include <cstdint>
 
 extern "C" {
 
-// A contiguous tensor in device memory. `type` is a pom::DataType; rank 0: not given.
+// A contiguous tensor in device memory. `type` is a pom::DataType; rank 0 means not given.
 struct PomTensor {
   const void* data;
   int32_t type;
@@ -14,8 +14,8 @@ struct PomTensor {
   int64_t shape[3];
 };
 
-// One call of pom::PolynomialAggregation, or with `gate_activation` of pom::GatedPolynomialAggregation: attributes as
-// in the contract, inputs in the order of kInputs or kGatedInputs.
+// A call of pom::PolynomialAggregation or, with `gate_activation`, of pom::GatedPolynomialAggregation: attributes as in
+// the contract, and inputs in the order of kInputs or kGatedInputs.
 struct PomCall {
   const char* form;
   const char* mode;
@@ -28,11 +28,11 @@ struct PomCall {
   PomTensor inputs[9];
 };
 
-// Null, or one line that says what is wrong; valid until the thread's next call.
+// Both return null, or one line that says what is wrong, which is valid until the thread's next call.
 const char* pom_cuda_workspace_bytes(const PomCall* call, int64_t* bytes);
 
-// Enqueue on `stream`. `outputs`: in the order of kOutputs, those of the present only where the call is stateful;
-// `workspace`: of that many bytes, 16-byte aligned.
+// Enqueues a call on `stream`. `outputs` are in the order of kOutputs, including those of the present only if the call
+// is stateful; `workspace` has that many bytes and is 16-byte aligned.
 const char* pom_cuda_aggregate(const PomCall* call, void* const* outputs, void* workspace, void* stream);
 
 }  // extern "C"

@@ -1,4 +1,4 @@
-// What every kernel takes, and the launcher of the one that serves all types of x.
+// The arguments of every kernel, and the launcher of the kernel for all types of x.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -11,12 +11,13 @@ namespace pom::cuda {
 struct Call {
   Problem problem;
   Gate gate;
-  Buffers buffers;  // that of gate is null where there is none
+  Buffers buffers;  // that of the gate is null if there is none
   Plan plan;
-  float* means = nullptr;  // mode mean with a gate: (batch, channels), not rounded before the gate is applied
+  float* means = nullptr;  // mode mean with a gate: (batch, channels), unrounded until the gate is applied
 };
 
-// The means, from what Kernels::sum_chunks left in the workspace: to the output, or to `means` where there is a gate.
+// Writes the means from the sums that Kernels::sum_chunks left in the workspace: to the output, or to `means` if there
+// is a gate.
 [[nodiscard]] cudaError_t write_means(const Call& call, cudaStream_t stream);
 
 }  // namespace pom::cuda

@@ -1,5 +1,5 @@
-// Mode "causal" in one pass: a tile's features stay in registers until what comes before it is known, then the running
-// means are written, with the gate over them.
+// Mode "causal" in a single pass: a tile's features stay in registers until the sum before it is known; then the
+// running means are written, multiplied by the gate if there is one.
 #pragma once
 
 #include "chain.cuh"
@@ -9,9 +9,9 @@
 
 namespace pom::cuda {
 
-// What is done to the means before they are written: nothing, or the gate. Packs have a kernel each, since the gates
-// take the registers that the others need; single values leave room for them, and one kernel asks whether there are
-// any.
+// What is applied to the means before they are written: nothing, or the gate. Packs have a separate kernel for each,
+// since gates take the registers that the other needs. Single values leave enough registers, and one kernel checks
+// whether there are gates.
 template <typename Tile>
 class NoGate {
  public:
@@ -26,7 +26,7 @@ class GateOver {
   static constexpr int32_t kWidth = Tile::kWidth;
 
  public:
-  // All threads of the block construct it together, in front of a barrier.
+  // All threads of the block construct it together, before a barrier.
   __device__ GateOver(const Call& call, const Tile& tile) : call_(call), tile_(tile) {
     if (!is_there()) {
       return;
@@ -37,7 +37,8 @@ class GateOver {
     }
   }
 
-  // Before the wait for other tiles, so that the two overlap. What is not there is read elsewhere and never written.
+  // Called before the wait for other tiles, so that the two overlap. Values that do not exist are read elsewhere and
+  // never written.
   __device__ void load() {
     if (!is_there()) {
       return;
@@ -73,7 +74,7 @@ class GateOver {
   Pack<Type, kWidth> gates_[Tile::kRows][Tile::kPacks];
 };
 
-// Turn a thread's rows into their inclusive sums and publish the last as its group's total.
+// Turns a thread's rows into their inclusive sums, and publishes the last as its group's total.
 template <typename Tile>
 __device__ void accumulate(const Tile& tile, typename Tile::Rows* rows) {
 #pragma unroll
@@ -96,8 +97,8 @@ __device__ void accumulate(const Tile& tile, typename Tile::Rows* rows) {
   }
 }
 
-// Replace the groups' totals of one channel, which lie `stride` apart, by what comes before each group in the tile, and
-// return their sum.
+// Replaces the groups' totals of one channel, which are `stride` apart, by the sum before each group in the tile, and
+// returns the total sum.
 __device__ __forceinline__ float scan_groups(float* totals, int32_t groups, int32_t stride) {
   constexpr int32_t kAtOnce = 8;
   static_assert(kThreads / kMaxSingleCausalLanes % kAtOnce == 0, "a divisor of the fewest groups");
@@ -118,7 +119,7 @@ __device__ __forceinline__ float scan_groups(float* totals, int32_t groups, int3
   return sum;
 }
 
-// One thread a channel of the tile, and the last for the weights, each with its link to other tiles.
+// One thread per channel of the tile, and the last for the weights, each with its link to other tiles.
 template <typename Tile>
 class Linking {
   static_assert(kMaxCausalLanes * Tile::kValues < kThreads && kMaxSingleCausalLanes * Tile::kPacks < kThreads,
@@ -132,7 +133,7 @@ class Linking {
         channel_(index_ < tile.tile_channels() ? tile.channel_of(index_) : -1),
         link_(call, tile.position().batch, channel_ < 0 ? 0 : channel_) {}
 
-  // What comes before each group in the tile, and before the tile, for all threads behind the next barrier.
+  // Provides the sums before each group in the tile, and before the tile, to all threads after the next barrier.
   __device__ void pass() const {
     if (channel_ >= 0) {
       pass_sums();
@@ -146,7 +147,7 @@ class Linking {
   __device__ void pass_sums() const {
     const Passed passed = pass(link_, &tile_.total_of_tile_channel(0, index_));
     float before = passed.before.sum + passed.before.lost;
-    if (call_.problem.attributes.stateful) {  // behind the wait, where more registers are free
+    if (call_.problem.attributes.stateful) {  // after the wait, where more registers are free
       const int32_t batch = tile_.position().batch;
       CompensatedSum total = read_past(call_, batch, channel_);
       before = total.sum + (total.lost + before);
@@ -199,7 +200,7 @@ template <typename Tile, typename Epilogue>
 __device__ void write_rows(const Call& call, const Tile& tile, const Epilogue& epilogue,
                            const typename Tile::Rows& rows) {
   constexpr int32_t kWidth = Tile::kWidth;
-  float front[Tile::kValues];  // what comes before this thread's tokens
+  float front[Tile::kValues];  // the sum before this thread's tokens
 #pragma unroll
   for (int32_t v = 0; v < Tile::kValues; ++v) {
     front[v] = tile.total(tile.before(), v) + tile.total(tile.group(), v);
@@ -220,7 +221,7 @@ __device__ void write_rows(const Call& call, const Tile& tile, const Epilogue& e
       for (int32_t v = 0; v < kWidth; ++v) {
         means[v] = (front[p * kWidth + v] + rows.features[r][p * kWidth + v]) * scale;
       }
-      if (scale == 0.0F) {  // one branch for all, where a choice would be one a channel
+      if (scale == 0.0F) {  // one branch for all channels, instead of one select per channel
 #pragma unroll
         for (int32_t v = 0; v < kWidth; ++v) {
           means[v] = none(front_weight + weight);
@@ -232,15 +233,15 @@ __device__ void write_rows(const Call& call, const Tile& tile, const Epilogue& e
   }
 }
 
-// A block computes chunks of its stream until none is left. While it waits for others, its next chunk is being loaded.
+// A block computes chunks of its stream until none is left. While it waits for others, it loads its next chunk.
 template <typename Tile, template <typename> class Epilogue>
 __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) causal_kernel(const Call call) {
-  // Two, so that one is still read while the next is written.
+  // Two, so that one can still be read while the next is written.
   auto* const next_chunks = reinterpret_cast<int32_t*>(shared_memory());
   const uint32_t stream = blockIdx.x % static_cast<uint32_t>(call.problem.batch * call.plan.column_tiles);
   const bool takes = threadIdx.x == 0;
   Tile tile(call, stream_position(call.plan, stream), tile_memory());
-  const bool is_alone = call.plan.chunks == 1;  // and has no ticket
+  const bool is_alone = call.plan.chunks == 1;  // without a ticket
   if (takes) {
     next_chunks[1] = is_alone ? 0 : take_chunk(call, stream);
   }
@@ -290,7 +291,7 @@ Kernel causal_kernel_for(const Call& call) {
   return causal_kernel<Tile, GateOver>;
 }
 
-// A call of no tokens.
+// A call without tokens.
 inline cudaError_t copy_state(const Call& call, cudaStream_t stream) {
   const Buffers& buffers = call.buffers;
   const auto rows = static_cast<std::size_t>(call.problem.batch);

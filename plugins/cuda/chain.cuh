@@ -1,8 +1,8 @@
-// How the tiles of mode "causal" follow each other: see chain.h for what lies where.
+// How the tiles of mode "causal" follow each other; chain.h describes the layout.
 //
-// Blocks take the chunks of a stream from its ticket, in the order of the tokens, so that a tile waits only for tiles
-// that are being computed. What comes before it is a prefix, a few spans and a few sums, added in the order of the
-// tokens: the same bits whenever they arrive.
+// Blocks take the chunks of a stream with its ticket, in the order of the tokens, so that a tile only waits for tiles
+// that are being computed. The sum before it consists of a prefix, a few spans and a few sums, added in the order of
+// the tokens, so that the bits are the same whenever they arrive.
 #pragma once
 
 #include "chain.h"
@@ -20,7 +20,7 @@ __device__ __forceinline__ Word load_word(const Word* word) {
 __device__ __forceinline__ void store_word(Word* word, Word value) {
   asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
 }
-__device__ __forceinline__ void wait_a_little() {}  // a load takes long enough
+__device__ __forceinline__ void wait_a_little() {}  // the load itself takes long enough
 #else
 using emulation::load_word;
 using emulation::store_word;
@@ -45,13 +45,13 @@ __device__ __forceinline__ float wait_for(const Word* word, Word loaded) {
   return value_of(loaded);
 }
 
-// The stream of a block. Those that start together are neighbours along the channels.
+// The stream of a block. Streams that start together are adjacent along the channels.
 __device__ __forceinline__ Position stream_position(const Plan& plan, uint32_t stream) {
   const auto column_tiles = static_cast<uint32_t>(plan.column_tiles);
   return {static_cast<int32_t>(stream / column_tiles), 0, static_cast<int32_t>(stream % column_tiles)};
 }
 
-// The next chunk of a stream that nobody has taken, perhaps past the last.
+// Takes the next chunk of a stream, which may be past the last.
 __device__ __forceinline__ int32_t take_chunk(const Call& call, uint32_t stream) {
   return static_cast<int32_t>(atomicAdd(static_cast<uint32_t*>(call.buffers.workspace) + stream, 1U));
 }
@@ -73,8 +73,8 @@ class Link {
     prefixes_ += (int64_t{batch} * long_spans * columns_ + column) * 2;
   }
 
-  // Publish a chunk's sum, and return that of all tokens before it, as the two summands that the result is rounded
-  // from.
+  // Publishes a chunk's sum, and returns that of all tokens before it, as the two summands from which the result is
+  // rounded.
   __device__ CompensatedSum pass(int32_t chunk, float own_sum) const {
     Word* const own = sums_ + int64_t{chunk} * columns_;
     publish(own, own_sum);
@@ -107,7 +107,7 @@ class Link {
     return prefixes_ + int64_t{number} * 2 * columns_;
   }
 
-  // -1: that of no tokens.
+  // -1 stands for the prefix before the first token.
   [[nodiscard]] __device__ Prefix load_prefix(int32_t number) const {
     if (number < 0) {
       return {kIsThere, kIsThere};
@@ -119,7 +119,7 @@ class Link {
     return {wait_for(prefix_word(number), loaded.sum), wait_for(prefix_word(number) + 1, loaded.lost)};
   }
 
-  // The sum of the `count` words in front of this one, in their order.
+  // The sum of the `count` words before this one, in order.
   [[nodiscard]] __device__ float sum_before(const Word* word, int32_t count) const {
     const Word* const first = word - int64_t{count} * columns_;
     Word loaded[kRadix - 1];

@@ -1,13 +1,13 @@
-// What the tiles of mode "causal" hand to each other through the workspace.
+// What the tiles of mode "causal" pass to each other through the workspace.
 //
-// A stream is the tiles of one column tile and one row of the batch: they wait for each other, and for no other's. A
-// column here is a channel, or behind the channels the weights, as each column tile adds them up:
-//   tickets   [batch][column tile]          chunks of a stream that have been taken, of 32 bits
-//   sums      [batch][chunk][column]        of one chunk
-//   spans     [batch][span][column]         of kRadix chunks
-//   prefixes  [batch][long span][column][2] of all tokens up to the end of kRadix spans, and its rounding error
-// A word of the last three holds a float and, in its upper half, whether it is there: one access reads both, so that no
-// fence is needed. All of it is zero at first.
+// A stream consists of the tiles of one column tile and one row of the batch, which only wait for each other. Here, a
+// column is a channel or, after the channels, the weights, which each column tile adds up:
+//   tickets   [batch][column tile]          number of chunks of a stream that have been taken, 32 bits
+//   sums      [batch][chunk][column]        sum of one chunk
+//   spans     [batch][span][column]         sum of kRadix chunks
+//   prefixes  [batch][long span][column][2] sum of all tokens up to the end of kRadix spans, and its rounding error
+// Each word of the last three contains a float and, in its upper half, whether the float is valid. A single access
+// reads both, so that no fence is needed. Everything is initially zero.
 #pragma once
 
 #include <cstddef>
@@ -19,11 +19,11 @@ namespace pom::cuda {
 
 using Word = unsigned long long;  // NOLINT: CUDA's atomics are declared for it
 
-// In words, so that what follows is aligned.
+// In words, so that whatever follows is aligned.
 [[nodiscard]] constexpr int64_t ticket_words(int64_t streams) { return ceil_div(streams, 2); }
 
-// A chunk waits for fewer than kRadix sums, as many spans and a prefix, all of which it can ask for at once; and the
-// prefixes, which follow from each other, are kRadix * kRadix chunks apart.
+// A chunk waits for fewer than kRadix sums, as many spans and a prefix, all of which it can load at once. The prefixes,
+// which follow from each other, are kRadix * kRadix chunks apart.
 inline constexpr int32_t kRadix = 8;
 
 [[nodiscard]] constexpr std::size_t chain_bytes(const Problem& problem, int64_t column_tiles, int64_t chunks) {

@@ -6,7 +6,7 @@
 
 namespace pom::cuda {
 
-// Leave the sums of a thread's tokens as its group's totals.
+// Stores the sums of a thread's tokens as its group's totals.
 template <typename Tile>
 __device__ __forceinline__ void sum_steps(const Call& call, const Tile& tile) {
   float sums[Tile::kValues] = {};
@@ -28,7 +28,7 @@ __device__ __forceinline__ void sum_steps(const Call& call, const Tile& tile) {
   tile.total_weight(tile.group()) = weight;
 }
 
-// What one thread per channel of the tile does with its sum.
+// One thread per channel of the tile passes its sum to `store`.
 template <typename Tile, typename Store>
 __device__ void for_each_sum(const Call& call, const Tile& tile, Store store) {
   for (auto index = static_cast<int32_t>(threadIdx.x); index < tile.tile_channels(); index += kThreads) {

@@ -1,4 +1,4 @@
-// One call for those whose callers understand exceptions: the plugin and the C interface.
+// A call for adapters whose callers handle exceptions: the plugin and the C interface.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -7,9 +7,9 @@
 
 namespace pom::cuda {
 
-// aggregate() of these inputs and outputs, see bind(). Throws std::invalid_argument for a pointer that the call needs
-// and that is null, for a workspace off its alignment, for sizes that the kernels do not count and for a present over
-// its past, and std::runtime_error with what CUDA says of a status.
+// Calls aggregate() with these inputs and outputs, see bind(). Throws std::invalid_argument for a required pointer that
+// is null, a misaligned workspace, sizes that the kernels cannot count, and a present that overwrites its past; and
+// std::runtime_error with CUDA's description of a failed status.
 void enqueue(const OpCall& call, const void* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream);
 
 }  // namespace pom::cuda

@@ -1,4 +1,4 @@
-// The gate over a pack of channels.
+// The gate for a pack of channels.
 #pragma once
 
 #include <cmath>
@@ -12,7 +12,7 @@ namespace pom::cuda {
   return call.gate.gates == call.problem.channels;
 }
 
-// The gate over a channel.
+// The index of a channel's gate.
 [[nodiscard]] __device__ __forceinline__ int64_t gate_of(const Call& call, int64_t channel) {
   return is_one_a_channel(call) ? channel : channel / (call.problem.channels / call.gate.gates);
 }
@@ -22,13 +22,13 @@ template <typename T>
   return read_as_float<T>(call.buffers.gate_bias, call.gate.bias_type, gate_of(call, channel));
 }
 
-// The gates over a pack of channels: side by side where there is one a channel, else one for the whole pack. `row`
+// The gates for a pack of channels: adjacent ones if there is one per channel, else one for the whole pack. `row`
 // counts the tokens of the whole batch.
 template <typename T, int32_t Width>
 [[nodiscard]] __device__ __forceinline__ Pack<T, Width> load_gates(const Call& call, int64_t row, int64_t channel) {
   const DataType type = call.problem.data_type;
   if (is_one_a_channel(call)) {
-    // Written like the index of x and the output, so that nvcc computes it once.
+    // Written like the index of x and the output, so that nvcc only computes it once.
     return read_packed<T, Width>(call.buffers.gate, type, (row * call.problem.channels + channel) / Width);
   }
   const T gate = read_value<T>(call.buffers.gate, type, row * call.gate.gates + gate_of(call, channel));

@@ -1,4 +1,4 @@
-// Last phase of "mean" with a gate: a row's mean serves all of the gate's tokens.
+// Last phase of "mean" with a gate: a row's mean is used for all of the gate's tokens.
 #pragma once
 
 #include "gate.cuh"
@@ -6,10 +6,10 @@
 
 namespace pom::cuda {
 
-inline constexpr int32_t kGatedRows = kLoads;  // tokens of a thread, all in flight at once
+inline constexpr int32_t kGatedRows = kLoads;  // tokens per thread, all loaded at once
 
-// A block is one chunk, of one step, see plan.h. Its tokens are dealt to the groups in turn, so that a warp of few
-// lanes still reads contiguous memory.
+// A block has one chunk with one step, see plan.h. Its tokens are distributed to the groups in turn, so that a warp
+// with few lanes still reads contiguous memory.
 template <typename T, int32_t Width>
 __global__ void __launch_bounds__(kThreads) gate_means_kernel(const Call call) {
   const int32_t lane = static_cast<int32_t>(threadIdx.x) % call.plan.lanes;
@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kThreads) gate_means_kernel(const Call call) {
   float bias[Width];
   float means[Width];
 #pragma unroll
-  for (int32_t v = 0; v < Width; ++v) {  // few bytes, from a cache
+  for (int32_t v = 0; v < Width; ++v) {  // only a few bytes, from a cache
     bias[v] = read_bias<T>(call, channel + v);
   }
   read_pack<T>(call.means, DataType::kFloat32, batch * channels + channel, means);
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kThreads) gate_means_kernel(const Call call) {
   }
 }
 
-// Many small blocks: each has little to start with, and the last ones leave no multiprocessor idle for long.
+// Many small blocks: each has little to set up, and the last ones leave no multiprocessor idle for long.
 inline Plan plan_steps(const Call& call) {
   Plan plan = call.plan;
   plan.column_tiles = static_cast<int32_t>(ceil_div(call.problem.channels, int64_t{plan.lanes} * plan.width));

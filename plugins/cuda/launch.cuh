@@ -1,4 +1,4 @@
-// The one place that starts kernels.
+// The only place that launches kernels.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -27,7 +27,7 @@ __device__ __forceinline__ float* shared_memory() {
 #endif
 }
 
-// Of a tile, behind the tickets.
+// The shared memory of a tile, after the tickets.
 __device__ __forceinline__ float* tile_memory() { return shared_memory() + kTicketFloats; }
 
 inline cudaError_t launch(Kernel kernel, const Call& call, int64_t blocks, std::size_t shared, cudaStream_t stream) {

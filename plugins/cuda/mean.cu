@@ -1,4 +1,4 @@
-// Second phase of "mean": the sums of all chunks, in a fixed order, over the sum of weights.
+// Second phase of "mean": adds the sums of all chunks in a fixed order, and divides by the sum of weights.
 #include "launch.cuh"
 #include "mean.cuh"
 
@@ -6,7 +6,7 @@ namespace pom::cuda {
 namespace {
 
 constexpr int32_t kGroups = kThreads / kMaxLanes;
-constexpr int32_t kAtOnce = 8;  // chunks whose sums a thread asks for before it needs the first
+constexpr int32_t kAtOnce = 8;  // chunks whose sums a thread loads before it needs the first
 
 struct GroupTotals {
   CompensatedSum sums[kGroups][kMaxLanes];

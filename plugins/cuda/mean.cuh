@@ -1,4 +1,4 @@
-// Where a mean goes, and where a state is added to it.
+// Adds the state to a mean, and writes the mean.
 #pragma once
 
 #include "call.h"
@@ -6,7 +6,7 @@
 
 namespace pom::cuda {
 
-// `weight`: that of all tokens.
+// `weight` is the total weight of all tokens.
 template <typename T>
 __device__ __forceinline__ void store_mean(const Call& call, int64_t batch, int64_t channel, CompensatedSum sum,
                                            CompensatedSum weight) {

@@ -1,4 +1,4 @@
-// Packs of values that move as one access, and their way to float and back.
+// Packs of values that are read and written in one access, and their conversion to float and back.
 #pragma once
 
 #include "scalar.cuh"
@@ -10,7 +10,7 @@ struct alignas(sizeof(T) * Width) Pack {
   T values[Width];
 };
 
-// Half types by two in a register: as single values, nvcc would move each to a register of its own as soon as the pack
+// Half types in pairs, one register each: nvcc would move single values to registers of their own as soon as the pack
 // is loaded, and wait for the load.
 template <typename T>
 struct alignas(16) Pack<T, 8> {
@@ -42,7 +42,7 @@ __device__ __forceinline__ uint32_t pack_pair(float first, float second, __nv_bf
   return halves.x | static_cast<uint32_t>(halves.y) << 16;
 }
 
-// `type`: x's.
+// `type` is x's type.
 template <typename T, int32_t Width>
 __device__ __forceinline__ void unpack(const Pack<T, Width>& pack, DataType type, float (&values)[Width]) {
 #pragma unroll
@@ -98,7 +98,7 @@ __device__ __forceinline__ void write_packed(const float* values, void* tensor, 
   }
 }
 
-// A pack of one value over and over.
+// A pack that repeats one value.
 template <typename T, int32_t Width>
 __device__ __forceinline__ void fill(T value, Pack<T, Width>* pack) {
 #pragma unroll
@@ -127,7 +127,7 @@ __device__ __forceinline__ void activate(const Pack<T, Width>& pack, DataType ty
 }
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-// Two at a time: from -10, where the slope reaches the lower bound (to one ulp), to 6.
+// Two at a time: from -10, where the slope reaches the lower bound (within one ulp), to 6.
 static_assert(kClampLow == -0.1F && kLeakySlope == 0.01F && kClampHigh == 6.0F, "the constants below are theirs");
 
 __device__ __forceinline__ uint32_t clamp_pair(uint32_t pair, __half) {
@@ -151,8 +151,8 @@ __device__ __forceinline__ void activate(const Pack<T, 8>& pack, DataType, float
 }
 #endif
 
-// The Width elements from `index` on of a tensor whose type the problem names, 16 bytes an access; 16-byte aligned
-// where Width is not 1.
+// The Width elements from `index` on of a tensor whose type is known at run time, with 16 bytes per access; 16-byte
+// aligned unless Width is 1.
 template <typename T, int32_t Width>
 __device__ __forceinline__ void read_pack(const void* tensor, DataType type, int64_t index, float (&values)[Width]) {
   constexpr int32_t kFloats = Width < 4 ? Width : 4;

@@ -8,12 +8,12 @@
 namespace pom::cuda {
 namespace {
 
-// A rotation's halves, and the factors of form product, are computed two at a time.
+// The halves of a rotation, and the factors of form product, are computed in pairs.
 int32_t packs_of(const Problem& problem) {
   return problem.has_rotation || problem.attributes.form == Form::kProduct ? 2 : 1;
 }
 
-// Blocks of mode "causal" share the chunks of their columns.
+// In mode "causal", blocks share the chunks of their columns.
 int64_t blocks_of(const Problem& problem, const Plan& plan) {
   const int64_t streams = problem.batch * plan.column_tiles;
   const bool causal = problem.attributes.mode == Mode::kCausal;
@@ -22,7 +22,7 @@ int64_t blocks_of(const Problem& problem, const Plan& plan) {
 
 int64_t mean_steps(const Problem& problem, const Plan& plan) {
   const int64_t step = int64_t{plan.groups} * rows_at_once(plan.packs);
-  // As many blocks as run at once, and not one more: it would run alone.
+  // As many blocks as run at once: one more would run alone.
   const int64_t blocks = kMultiprocessors * kBlocksAtOnce;
   const int64_t wanted_chunks = std::max(blocks / (problem.batch * plan.column_tiles), int64_t{1});
   const bool few = problem.attributes.mode == Mode::kMean && problem.tokens <= kMinSteps * step;
@@ -52,7 +52,7 @@ int64_t run_channels(const Problem& problem) {
 }
 
 std::string check_sizes(const Problem& problem, int64_t output_tokens) {
-  // A device counts a tile's end, and a weight behind each column tile's channels.
+  // The device also counts up to a tile's end, and a weight after each column tile's channels.
   constexpr int64_t kMostTokens = std::numeric_limits<int32_t>::max() - kMaxChunkTokens;
   constexpr int64_t kMostChannels = int64_t{1} << 30;
   constexpr int64_t kMostElements = int64_t{1} << 48;
@@ -75,14 +75,14 @@ Plan make_plan(const Problem& problem, bool has_gate, int32_t width) {
   plan.weight_scale = problem.has_mask && problem.mask_type != DataType::kBool ? kWeightScale : 1.0F;
   plan.epsilon = problem.has_mask ? problem.attributes.epsilon * plan.weight_scale : 0.0F;
   plan.holds_bias = has_gate && problem.attributes.mode == Mode::kCausal;
-  // The last factor of an odd degree stands alone.
+  // The last factor of an odd degree has no pair.
   const int64_t columns = plan.run * ceil_div(problem.channels / plan.run, plan.packs);
   const int64_t vectors = ceil_div(columns, width);
   while (plan.lanes < max_lanes(problem, plan) && plan.lanes < vectors) {
     plan.lanes *= 2;
   }
   plan.groups = kThreads / plan.lanes;
-  if (shared_bytes(problem, plan) > kMaxSharedBytes) {  // the widest tile, rotated, of a high degree
+  if (shared_bytes(problem, plan) > kMaxSharedBytes) {  // the widest tile, with a rotation and a high degree
     plan.lanes /= 2;
     plan.groups *= 2;
   }
@@ -96,12 +96,12 @@ Plan make_plan(const Problem& problem, bool has_gate, int32_t width) {
   return plan;
 }
 
-// Mode "mean": make_plan gives at most max(wanted_chunks, tokens / kMaxChunkTokens rounded up) chunks, whatever the
-// width, and batch * wanted_chunks is at most the blocks at once / column_tiles + batch. Each chunk has a sum a channel
-// and one of the weights. The widest tile has 16 bytes of a half type a pack.
+// Mode "mean": make_plan creates at most max(wanted_chunks, tokens / kMaxChunkTokens rounded up) chunks, whatever the
+// width, and batch * wanted_chunks is at most the concurrent blocks / column_tiles + batch. Each chunk has one sum per
+// channel and one of the weights. The widest tile has packs of 16 bytes in a half type.
 //
-// Mode "causal": the shortest chunk is that of the most lanes, and a column tile has at least kMaxCausalLanes channels,
-// but for the last.
+// Mode "causal": the shortest chunk is the one with the most lanes, and a column tile has at least kMaxCausalLanes
+// channels, except for the last.
 std::size_t sum_bytes(const Problem& problem) {
   if (problem.attributes.mode == Mode::kFeatures || problem.tokens == 0) {
     return 0;

@@ -5,7 +5,7 @@
 
 namespace pom::cuda {
 
-// What both have: the tile's coefficients in shared memory, in front of the totals.
+// What both share: the tile's coefficients in shared memory, before the totals.
 template <typename T, int32_t Width, int32_t Packs>
 class PolynomialTile : public TileBase<T, Width, Packs> {
   using Base = TileBase<T, Width, Packs>;
@@ -34,8 +34,8 @@ class PolynomialTile : public TileBase<T, Width, Packs> {
   }
 
  protected:
-  // Unweighted features, pack by pack. Horner's rule on all tokens at once, so that one coefficient from shared memory
-  // serves kRows products.
+  // Computes unweighted features, pack by pack. Horner's rule is applied to all tokens at once, so that one coefficient
+  // from shared memory is used for kRows products.
   __device__ void evaluate(const Loaded& loaded, Rows* rows) const {
 #pragma unroll
     for (int32_t p = 0; p < Packs; ++p) {
@@ -51,7 +51,7 @@ class PolynomialTile : public TileBase<T, Width, Packs> {
       if (degree == 1) {
         add_coefficients(row, [&](int32_t r, int32_t v, float coefficient) { sums[r][v] = coefficient; });
       } else {
-        // The first product has no sum to add to, and the highest coefficient needs no copy a token.
+        // The first product is not added to anything, and the highest coefficient needs no copy per token.
         const float* const highest = row;
         row -= this->tile_floats();
         add_coefficients(
@@ -73,7 +73,7 @@ class PolynomialTile : public TileBase<T, Width, Packs> {
   }
 
  private:
-  // add(row, value, coefficient) with a row of a pack's coefficients.
+  // Calls add(row, value, coefficient) with a row of a pack's coefficients.
   template <typename Add>
   __device__ static void add_coefficients(const float* coefficients, Add add) {
 #pragma unroll
@@ -108,7 +108,7 @@ class PowerTile : public PolynomialTile<T, Width, 1> {
   }
 };
 
-// A column is a pair of channels, and its number that of the tables' column.
+// A column is a pair of channels, numbered like the columns of the tables.
 template <typename T, int32_t Width>
 class RotatedTile : public PolynomialTile<T, Width, 2> {
   using Base = PolynomialTile<T, Width, 2>;
@@ -141,7 +141,7 @@ class RotatedTile : public PolynomialTile<T, Width, 2> {
   }
 
  private:
-  // As load: what is not there reads another's.
+  // As in load, values that do not exist are read elsewhere.
   __device__ void load_tables(int32_t base, float (&cos)[kRows][Width], float (&sin)[kRows][Width]) const {
     const Problem& problem = this->call_.problem;
     const int64_t first = problem.rotation_batch == 1 ? 0 : this->position_.batch * problem.tokens;

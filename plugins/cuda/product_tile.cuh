@@ -5,9 +5,9 @@
 
 namespace pom::cuda {
 
-// A thread has two factors that follow each other, and computes those before them again. So degrees 1 and 2 read and
-// evaluate every channel once, degree 3 5/3 times, degree 4 3/2 times and degree 16 9/2 times. With more factors a
-// thread, the causal kernel would not fit its registers.
+// A thread has two consecutive factors, and computes the preceding ones again. Degrees 1 and 2 thus read and evaluate
+// every channel once, degree 3 5/3 times, degree 4 3/2 times and degree 16 9/2 times. With more factors per thread, the
+// causal kernel would not fit into its registers.
 template <typename T, int32_t Width>
 class ProductTile : public TileBase<T, Width, 2> {
   using Base = TileBase<T, Width, 2>;

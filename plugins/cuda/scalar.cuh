@@ -21,8 +21,8 @@ __device__ __forceinline__ To bits_as(From from) {
   return to;
 }
 
-// A value of the type that x's DataType names at run time, as its bits. What is templated on x's type and compiled for
-// this one serves all three, where single values are read and written anyway.
+// A value whose type x's DataType determines at run time, as its bits. A template instantiated for this type handles
+// all three types, where single values are read and written anyway.
 struct AnyValue {
   uint32_t bits;
 };
@@ -32,7 +32,7 @@ inline constexpr bool kIsAny = false;
 template <>
 inline constexpr bool kIsAny<AnyValue> = true;
 
-// Of all of these, `type` is x's, or that of a tensor of another type; T says it where it is not AnyValue.
+// In all of these, `type` is x's type, or that of a tensor of another type; it is only used if T is AnyValue.
 __device__ __forceinline__ float to_float(float value, DataType) { return value; }
 __device__ __forceinline__ float to_float(__half value, DataType) { return __half2float(value); }
 __device__ __forceinline__ float to_float(__nv_bfloat16 value, DataType) { return __bfloat162float(value); }
@@ -78,7 +78,7 @@ __device__ __forceinline__ void write_value(float value, void* tensor, DataType 
   }
 }
 
-// Element `index` of a tensor whose type the problem names at run time; T is x's type.
+// Element `index` of a tensor whose type is only known at run time; T is x's type.
 template <typename T>
 __device__ __forceinline__ float read_as_float(const void* tensor, DataType type, int64_t index) {
   if (type == DataType::kBool) {
@@ -90,7 +90,7 @@ __device__ __forceinline__ float read_as_float(const void* tensor, DataType type
   return to_float(read_value<T>(tensor, type, index), type);
 }
 
-// The larger and the smaller of two; a NaN stays one, where fmaxf and fminf would drop it.
+// The larger and the smaller of two values, preserving NaNs, which fmaxf and fminf would drop.
 __device__ __forceinline__ float larger(float a, float b) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   float result;
@@ -111,18 +111,18 @@ __device__ __forceinline__ float smaller(float a, float b) {
 #endif
 }
 
-// clamp(leaky_relu(x)): below 0, the multiple is the larger.
+// clamp(leaky_relu(x)): below 0, the scaled value is the larger one.
 __device__ __forceinline__ float activate(float x) {
   return smaller(larger(larger(x, kLeakySlope * x), kClampLow), kClampHigh);
 }
 
-// With erf, as PyTorch's default.
+// With erf, like PyTorch's default.
 __device__ __forceinline__ float gelu(float x) {
   constexpr float kRootOfHalf = 0.70710678118654752F;
   return 0.5F * x * (1.0F + erff(x * kRootOfHalf));
 }
 
-// Within 2 ulp, and without the code for denormals that 1 / x brings; 0 above kDivisorLimit.
+// Accurate to 2 ulp, without the code for subnormals that 1 / x entails; 0 above kDivisorLimit.
 __device__ __forceinline__ float reciprocal(float value) {
 #if defined(__CUDACC__)
   return __fdividef(1.0F, value);
@@ -131,7 +131,7 @@ __device__ __forceinline__ float reciprocal(float value) {
 #endif
 }
 
-// What a sum is multiplied with for its mean; 0 where the mean is none(weight), whatever the sum.
+// The factor that turns a sum into its mean; 0 if the mean is none(weight), whatever the sum.
 __device__ __forceinline__ float mean_scale(float weight, float epsilon) {
   return weight == 0.0F ? 0.0F : reciprocal(epsilon + weight);
 }
@@ -139,7 +139,7 @@ __device__ __forceinline__ float mean_scale(float weight, float epsilon) {
 // The mean of a masked-out row, whose weights sum to 0, is 0. The reciprocal of too large a divisor is 0 as well.
 __device__ __forceinline__ float none(float weight) { return weight == 0.0F ? 0.0F : not_a_number(); }
 
-// A sum that carries the rounding errors of its additions along (Knuth's two-sum).
+// A sum together with the rounding errors of its additions (Knuth's two-sum).
 struct CompensatedSum {
   float sum = 0.0F;
   float lost = 0.0F;
@@ -154,7 +154,7 @@ struct CompensatedSum {
     add(other.sum);
     lost += other.lost;
   }
-  // An infinite sum leaves a NaN as its error. A NaN that came in as the error of a finite one stays.
+  // The error of an infinite sum is NaN, which is replaced by 0. A NaN that was the error of a finite sum is kept.
   [[nodiscard]] __device__ __forceinline__ float error() const { return sum - sum == 0.0F ? lost : 0.0F; }
   [[nodiscard]] __device__ __forceinline__ float value() const { return sum + error(); }
 };

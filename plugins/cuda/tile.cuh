@@ -1,4 +1,4 @@
-// One block's tile: which tokens and channels its threads have, and where their sums meet.
+// A block's tile: the tokens and channels of its threads, and where their sums are combined.
 #pragma once
 
 #include "call.h"
@@ -6,14 +6,14 @@
 
 namespace pom::cuda {
 
-// Which tile a block computes.
+// The tile that a block computes.
 struct Position {
   int32_t batch;
   int32_t chunk;
   int32_t column_tile;
 };
 
-// Neighbours along the channels come first, then along the tokens.
+// Adjacent blocks first follow the channels, then the tokens.
 __device__ __forceinline__ Position position_by_chunk(const Plan& plan, uint32_t block) {
   const auto chunks = static_cast<uint32_t>(plan.chunks);
   const auto column_tiles = static_cast<uint32_t>(plan.column_tiles);
@@ -22,14 +22,14 @@ __device__ __forceinline__ Position position_by_chunk(const Plan& plan, uint32_t
           static_cast<int32_t>(block % column_tiles)};
 }
 
-// The channels of a column: `packs` of them, 0 or less for a column past the last. See plan.h.
+// The channels of a column: `packs` of them, or 0 or less for a column past the last. See plan.h.
 struct Place {
   int32_t channel;
   int32_t distance;
   int32_t packs;
 };
 
-// What the tiles of all forms share. Each derives from it and adds
+// What the tiles of all forms share. Each form derives from it and adds
 //   prepare()                what all threads of the block do together once, with a barrier at its end
 //   features(base, loaded)   the weighted features of the step that starts at token `base`
 template <typename T, int32_t Width, int32_t Packs>
@@ -38,22 +38,22 @@ class TileBase {
   using Type = T;
   static constexpr int32_t kWidth = Width;
   static constexpr int32_t kPacks = Packs;
-  static constexpr int32_t kRows = rows_at_once(Packs);  // consecutive tokens of a thread at once
-  static constexpr int32_t kValues = Packs * Width;      // channels of a thread
+  static constexpr int32_t kRows = rows_at_once(Packs);  // consecutive tokens that a thread processes at once
+  static constexpr int32_t kValues = Packs * Width;      // channels per thread
   static constexpr int32_t kLaneFloats = lane_floats(kValues);
 
-  // What a thread has of a step. A token of weight 0, or past the chunk's end, holds zeros.
+  // A thread's values in a step; zeros for a token of weight 0, or past the chunk's end.
   struct Rows {
     float features[kRows][kValues];
     float weights[kRows];
   };
 
-  // The packs of x of a step.
+  // The packs of x in a step.
   struct Loaded {
     Pack<T, Width> packs[kRows][Packs];
   };
 
-  // `totals`: shared memory, behind what the derived tile keeps there.
+  // `totals` points to shared memory after that of the derived tile.
   __device__ TileBase(const Call& call, Position position, float* totals)
       : call_(call),
         position_(position),
@@ -68,7 +68,7 @@ class TileBase {
     move_to(position.chunk);
   }
 
-  // Another chunk of the same columns.
+  // Moves to another chunk of the same columns.
   __device__ void move_to(int32_t chunk) {
     const auto tokens = static_cast<int32_t>(call_.problem.tokens);
     position_.chunk = chunk;
@@ -81,22 +81,23 @@ class TileBase {
   [[nodiscard]] __device__ int32_t tile_channels() const { return call_.plan.lanes * kValues; }
   [[nodiscard]] __device__ int32_t begin() const { return begin_; }
   [[nodiscard]] __device__ int32_t end() const { return end_; }
-  // Where a step's tokens start.
+  // The number of tokens in a step.
   [[nodiscard]] __device__ int32_t step_tokens() const { return call_.plan.groups * kRows; }
   [[nodiscard]] __device__ int32_t base_of(int32_t step) const { return begin_ + step * step_tokens(); }
   [[nodiscard]] __device__ bool has_mask() const { return call_.problem.has_mask; }
-  // Of mode "causal": whether the weights are summed like the features. Else a token's number says what they sum to.
+  // For mode "causal": whether the weights are summed like the features. Otherwise their sum follows from a token's
+  // number.
   [[nodiscard]] __device__ bool sums_weights() const { return call_.plan.sums_weights; }
   [[nodiscard]] __device__ bool is_first() const { return position_.column_tile == 0; }
   [[nodiscard]] __device__ bool has(int32_t pack) const { return pack < place_.packs; }
   [[nodiscard]] __device__ int32_t channel(int32_t pack) const { return place_.channel + pack * place_.distance; }
 
-  // From one group's totals to the next one's: a tile's channels, padded, and the weights.
+  // The distance from one group's totals to the next one's: a tile's channels, padded, and the weights.
   [[nodiscard]] __device__ int32_t tile_floats() const { return call_.plan.lanes * kLaneFloats; }
   [[nodiscard]] __device__ int32_t row_floats() const { return tile_floats() + 1; }
 
-  // Where a group's total of one of this lane's channels, or of its weights, waits in shared memory. Behind the groups
-  // is a row for what comes before the tile.
+  // A group's total of one of this lane's channels, or of its weights, in shared memory. After the groups, there is a
+  // row for what precedes the tile.
   [[nodiscard]] __device__ float& total(int32_t group, int32_t value) const {
     return totals_[group * row_floats() + lane_ * kLaneFloats + value];
   }
@@ -108,16 +109,16 @@ class TileBase {
   }
   [[nodiscard]] __device__ int32_t before() const { return call_.plan.groups; }
 
-  // Mode "causal" has two sets of totals, so that one chunk's are still read while the next one's are written.
+  // Mode "causal" has two sets of totals, so that one chunk's can still be read while the next one's are written.
   __device__ void use_totals(int32_t set) { totals_ = all_totals_ + set * totals_floats(); }
 
-  // Behind the totals, where the plan has it: the bias of the gates over this lane's channels.
+  // The bias of the gates for this lane's channels, after the totals, if the plan has it.
   [[nodiscard]] __device__ float& bias(int32_t value) const { return biases()[lane_ * kLaneFloats + value]; }
   [[nodiscard]] __device__ float& bias_of_tile_channel(int32_t tile_channel) const {
     return biases()[slot(tile_channel)];
   }
 
-  // The channel that a tile's channel is, -1 for none: a tile may be wider than what is left.
+  // The channel that corresponds to a tile's channel; -1 if there is none, since a tile may be wider than the rest.
   [[nodiscard]] __device__ int32_t channel_of(int32_t tile_channel) const {
     const int32_t value = tile_channel % kValues;
     const Place place = place_of(first_column_ + tile_channel / kValues * Width + value % Width);
@@ -125,13 +126,13 @@ class TileBase {
     return pack < place.packs ? place.channel + pack * place.distance : -1;
   }
 
-  // Number of a token among those of the whole batch.
+  // The number of a token among those of the whole batch.
   [[nodiscard]] __device__ int64_t row(int32_t token) const { return position_.batch * call_.problem.tokens + token; }
 
   // This thread's tokens in the step that starts at token `base`.
   [[nodiscard]] __device__ int32_t first_token(int32_t base) const { return base + group_ * kRows; }
 
-  // Load a step.
+  // Loads a step.
   [[nodiscard]] __device__ Loaded load(int32_t base) const {
     if constexpr (!kIsAny<T>) {
       return load_stored<Pack<T, Width>>(base);
@@ -140,7 +141,7 @@ class TileBase {
     }
   }
 
-  // A token of the chunk that stands in for one past its end, which is read and then dropped.
+  // A token of the chunk to read instead of one past its end, whose values are then dropped.
   [[nodiscard]] __device__ int32_t present(int32_t token) const { return token < end_ ? token : end_ - 1; }
 
   // `values` starts with those of the pack.
@@ -152,7 +153,7 @@ class TileBase {
   }
 
  protected:
-  // x's.
+  // The type of x.
   [[nodiscard]] __device__ DataType type() const { return call_.problem.data_type; }
 
   [[nodiscard]] __device__ Pack<T, Width> load_pack(int32_t token, int32_t first_channel) const {
@@ -172,11 +173,11 @@ class TileBase {
     }
   }
 
-  // Whether all tokens of a step are there, and whether all have weight 1: the same for all threads of the block.
+  // Whether all tokens of a step exist, and whether all have weight 1: the same for all threads of the block.
   [[nodiscard]] __device__ bool is_full(int32_t base) const { return end_ - base >= step_tokens(); }
   [[nodiscard]] __device__ bool is_unweighted(int32_t base) const { return !has_mask() && is_full(base); }
 
-  // A choice, not a product: a token of weight 0 is absent even where it holds a NaN.
+  // A select instead of a product, because a token of weight 0 is absent even if it contains a NaN.
   __device__ void weigh(int32_t base, Rows* rows) const {
     if (is_unweighted(base)) {
       return;
@@ -211,12 +212,12 @@ class TileBase {
   const Place place_;
 
  private:
-  const int32_t pack_distance_;  // of those that load reads
+  const int32_t pack_distance_;  // the distance between the packs that load reads
   // This thread's first pack of chunk 0.
   const void* const x_;
 
-  // Load a step, of what x's memory holds. There is no branch between the loads, so that all are in flight at once: a
-  // token or a column that is not there reads another's, and weigh or write drops it.
+  // Loads a step, in the type of x's memory. There is no branch between the loads, so that all are in flight at once: a
+  // token or a column that does not exist reads another's, and weigh or write drops it.
   template <typename Stored>
   [[nodiscard]] __device__ Loaded load_stored(int32_t base) const {
     Loaded loaded;
@@ -234,7 +235,7 @@ class TileBase {
     const int32_t last = end_ - 1 - first_token(base);
 #pragma unroll
     for (int32_t r = 0; r < kRows; ++r) {
-      const int32_t row = r < last ? r : last;  // below 0 where even the first is not there
+      const int32_t row = r < last ? r : last;  // below 0 if not even the first exists
 #pragma unroll
       for (int32_t p = 0; p < Packs; ++p) {
         loaded.packs[r][p] = {from[int64_t{row} * row_packs() + p * pack_distance_]};
@@ -265,8 +266,8 @@ class TileBase {
     }
   }
 
-  // Index of a token's pack, in x and in the output. Rows are whole packs, and an index of packs rather than of values
-  // lets nvcc see that an access is aligned: it splits a 16-byte store otherwise.
+  // The index of a token's pack, in x and in the output. Rows consist of whole packs, and indexing packs instead of
+  // values lets nvcc see that an access is aligned; it would otherwise split a 16-byte store.
   [[nodiscard]] __device__ int64_t pack_index(int32_t token, int32_t first_channel) const {
     return row(token) * row_packs() + first_channel / Width;
   }

@@ -7,8 +7,8 @@
 
 namespace pom::cuda {
 
-// Compute the tile step by step: take(base, rows). All threads of the block call it together. The next step is loaded
-// before this one is computed, where a thread has registers for both.
+// Computes the tile step by step, calling take(base, rows). All threads of the block call it together. The next step is
+// loaded before this one is computed, if a thread has registers for both.
 template <typename Tile, typename Take>
 __device__ __forceinline__ void for_each_step(const Call& call, const Tile& tile, Take take) {
   constexpr bool kLoadsAhead = Tile::kPacks == 1;
@@ -28,7 +28,7 @@ struct Chosen {
   using Tile = T;
 };
 
-// Run `start` with the Chosen tile of the problem's form.
+// Calls `start` with the Chosen tile for the problem's form.
 template <typename T, int32_t Width, typename Start>
 cudaError_t dispatch_tile(const Call& call, Start start) {
   if (call.problem.attributes.form == Form::kProduct) {

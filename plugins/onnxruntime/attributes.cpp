@@ -8,7 +8,7 @@
 namespace pom::onnxruntime {
 namespace {
 
-// Empty where there is one of this name and type, else what ONNX Runtime says.
+// Returns an empty text if there is an attribute with this name and type, else ONNX Runtime's message.
 template <typename Value>
 std::string read(const Ort::ConstKernelInfo& info, const std::string& name, Value* value) {
   try {
@@ -19,8 +19,8 @@ std::string read(const Ort::ConstKernelInfo& info, const std::string& name, Valu
   }
 }
 
-// Leave the contract's default where the node lacks the attribute. One of another type is an error, not a lack: ONNX
-// Runtime has no question for it, but says something else of it than of a name that no node has.
+// Keeps the contract's default if the node lacks the attribute. One of another type is an error, not a missing
+// attribute. ONNX Runtime has no query for this, but its message differs from the one for a name that no node has.
 template <typename Value>
 bool read_attribute(const Ort::ConstKernelInfo& info, const std::string& name, const char* type, Value* value) {
   const std::string error = read(info, name, value);
@@ -39,7 +39,7 @@ bool read_attribute(const Ort::ConstKernelInfo& info, const std::string& name, c
   return false;
 }
 
-// Leave the contract's default, too, where the node lacks the attribute.
+// Also keeps the contract's default if the node lacks the attribute.
 void read_integer(const Ort::ConstKernelInfo& info, const char* name, int32_t* value) {
   int64_t wide = *value;
   read_attribute(info, name, "an integer", &wide);

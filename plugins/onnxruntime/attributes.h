@@ -8,7 +8,7 @@
 
 namespace pom::onnxruntime {
 
-// Both throw InvalidNode where they are not the contract's.
+// Both throw InvalidNode if attributes violate the contract.
 [[nodiscard]] Attributes read_attributes(const Ort::ConstKernelInfo& info);
 
 [[nodiscard]] GateActivation read_gate_activation(const Ort::ConstKernelInfo& info);

@@ -19,7 +19,8 @@ const cpu::Kernel& dispatched_kernel() {
   return *dispatch.kernel;
 }
 
-// A kernel would look at every row of a batch. False where the call is another.
+// Writes the means of a call without tokens, for which a kernel would visit every row of the batch. Returns false for
+// any other call.
 bool write_mean_of_nothing(const OpCall& call, void* y) {
   const auto& [problem, gate] = call;
   if (problem.attributes.mode != Mode::kMean || problem.tokens > 0 || problem.attributes.stateful || gate) {
@@ -41,7 +42,7 @@ void run_phase(cpu::Aggregation* aggregation, int phase, const Ort::KernelContex
     return;
   }
   PhaseRun run{*aggregation, phase};
-  // Whatever thread comes first takes what is next: the index says nothing.
+  // Each thread takes the next task, whatever its index.
   const auto work = [](void* phase_run, size_t) {
     const auto& each = *static_cast<const PhaseRun*>(phase_run);
     each.aggregation.run(each.phase);

@@ -1,4 +1,4 @@
-// One node's kernel on the CPU.
+// A node's kernel on the CPU.
 #pragma once
 
 #include <onnxruntime_cxx_api.h>
@@ -15,12 +15,12 @@ class CpuKernel {
  public:
   static constexpr const char* kProvider = nullptr;  // ONNX Runtime's default, the CPU
 
-  // Throws InvalidNode where the node is not one of the contract's, or no kernel can run.
+  // Throws InvalidNode if the node violates the contract, or no kernel can run.
   CpuKernel(const OpSignature& signature, const Ort::ConstKernelInfo& info);
 
   void compute(const Ort::KernelContext& context) const;
 
-  // What Ort::CustomOpBase calls.
+  // Called by Ort::CustomOpBase.
   OrtStatus* ComputeV2(OrtKernelContext* context) const noexcept;
 
  private:
@@ -28,7 +28,7 @@ class CpuKernel {
 
   const Node node_;
   const cpu::Kernel& kernel_;
-  // Made once where the node's input is constant; otherwise empty.
+  // Created once if the node's input is constant; otherwise empty.
   cpu::Coefficients coefficients_;
   std::unique_ptr<float[]> gate_bias_;
 };

@@ -15,8 +15,8 @@
 namespace pom::onnxruntime {
 namespace {
 
-// Memory where a tensor lies, of ONNX Runtime's own. Asked for on the call's stream, so that it goes to no other stream
-// while kernels of this one still use it.
+// Memory from ONNX Runtime, on a tensor's device. It is requested for the call's stream, so that no other stream gets
+// it while kernels of this one still use it.
 class Workspace {
  public:
   Workspace(const Ort::KernelContext& context, const OrtKernelContext* raw, const Ort::ConstValue& tensor,
@@ -26,7 +26,7 @@ class Workspace {
     }
     const Ort::ConstMemoryInfo place = tensor.GetTensorMemoryInfo();
     allocator_.reset(context.GetAllocator(*place));
-    // Without a stream, there is none to ask on.
+    // Without a stream, there is none to request it for.
     if (context.GetGPUComputeStream() == nullptr) {
       memory_ = allocator_->Alloc(allocator_.get(), bytes);
     } else {

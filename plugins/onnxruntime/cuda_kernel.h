@@ -1,4 +1,4 @@
-// One node's kernel for CUDAExecutionProvider: the launcher that the TensorRT plugin has too.
+// A node's kernel for CUDAExecutionProvider, with the same launcher as the TensorRT plugin.
 #pragma once
 
 #include <onnxruntime_cxx_api.h>
@@ -11,13 +11,13 @@ class CudaKernel {
  public:
   static constexpr const char* kProvider = "CUDAExecutionProvider";
 
-  // Throws InvalidNode where the node is not one of the contract's.
+  // Throws InvalidNode if the node violates the contract.
   CudaKernel(const OpSignature& signature, const Ort::ConstKernelInfo& info) : node_(signature, info) {}
 
   // Enqueues on the session's stream.
   void compute(OrtKernelContext* raw) const;
 
-  // What Ort::CustomOpBase calls.
+  // Called by Ort::CustomOpBase.
   OrtStatus* ComputeV2(OrtKernelContext* context) const noexcept;
 
  private:

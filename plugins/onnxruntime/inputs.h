@@ -1,4 +1,4 @@
-// A call's inputs, as ONNX Runtime has them and as their validation wants them.
+// A call's inputs, as ONNX Runtime provides them and as validation needs them.
 #pragma once
 
 #include <onnxruntime_cxx_api.h>
@@ -18,7 +18,7 @@ class Inputs {
  public:
   Inputs(const OpSignature& signature, const Ort::KernelContext& context);
 
-  // By position in the node; those that the node lacks are not given, and have no data.
+  // By position in the node; inputs that the node lacks count as not given, and have no data.
   [[nodiscard]] const std::vector<TensorInfo>& infos() const { return infos_; }
   [[nodiscard]] const void* data(size_t position) const;
 

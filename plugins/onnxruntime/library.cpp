@@ -1,5 +1,5 @@
-// What the library exports: the function that ONNX Runtime looks for, and what a caller may ask about the CPU kernel.
-// pom_contract() and pom_gated_contract() are in contract.cpp.
+// What the library exports: the function that ONNX Runtime looks for, and queries about the CPU kernel. pom_contract()
+// and pom_gated_contract() are in contract.cpp.
 #include <onnxruntime_cxx_api.h>
 
 #include <algorithm>
@@ -19,7 +19,8 @@ namespace {
 
 using pom::onnxruntime::AggregationOp;
 
-// Of version 1. Those before 22 take no op with several inputs of any type; pyproject.toml names it too.
+// Minor version of ONNX Runtime 1. Those before 22 do not support an op with several inputs of any type; pyproject.toml
+// has this number too.
 constexpr int kOldestMinor = std::max(22, ORT_API_VERSION);
 
 bool is_too_old(const OrtApiBase& base) {
@@ -36,7 +37,7 @@ OrtStatus* too_old(const OrtApiBase& base) {
   return oldest == nullptr ? nullptr : oldest->CreateStatus(ORT_NOT_IMPLEMENTED, message.c_str());
 }
 
-// Both ops, by all their names.
+// Both ops, under all their names.
 template <typename Kernel>
 void add(Ort::CustomOpDomain* domain) {
   static std::deque<AggregationOp<Kernel>> ops;
@@ -74,13 +75,14 @@ __attribute__((visibility("default"))) OrtStatus* ORT_API_CALL RegisterCustomOps
   return pom::onnxruntime::status_of(*api, "RegisterCustomOps", [&] { register_ops(options); });
 }
 
-// The kernel that a session created now would run; empty where there is none, and pom_cpu_kernel_error() says why.
+// The kernel that a session created now would run; empty if there is none, in which case pom_cpu_kernel_error() says
+// why.
 __attribute__((visibility("default"))) const char* pom_cpu_kernel() {
   const pom::cpu::Kernel* kernel = pom::cpu::dispatch().kernel;
   return kernel == nullptr ? "" : kernel->name;
 }
 
-// One line, empty where there is a kernel. Valid until the calling thread calls it again.
+// One line, or empty if there is a kernel. Valid until the calling thread's next call.
 __attribute__((visibility("default"))) const char* pom_cpu_kernel_error() {
   static thread_local std::string error;
   error = pom::cpu::dispatch().error;

@@ -9,7 +9,7 @@
 namespace pom::onnxruntime {
 namespace {
 
-// A shape that fits each input: what is checked when the session is created are the types, since sizes are not known.
+// A valid shape for each input: when a session is created, only the types are checked, since sizes are unknown.
 std::vector<int64_t> fitting_shape(const Attributes& attributes, size_t input) {
   const bool product = attributes.form == Form::kProduct;
   const int64_t channels = product ? attributes.degree : int64_t{2} * attributes.rotary_blocks;
@@ -74,23 +74,24 @@ void Node::check_types(const Ort::ConstKernelInfo& info) const {
   for (size_t input = 0; input < kInputs.size(); ++input) {
     const size_t at = signature_.position(input);
     if (at >= info.GetInputCount() || info.GetInputName(at).empty()) {
-      continue;  // not given, and of no type
+      continue;  // not given, and without a type
     }
-    // A placeholder is known by its rank; what is of unknown rank, which reads as 0, is left to the run.
+    // A placeholder is identified by its rank. An input of unknown rank, which is reported as 0, is checked in the
+    // call.
     const size_t rank = info.GetInputTypeInfo(at).GetTensorTypeAndShapeInfo().GetDimensionsCount();
     const bool is_table = input == kCos || input == kSin;
     const bool is_given = input < kRequiredInputs || input > kSin || rank > 1;
     inputs[at] = {is_given, type_at(signature_, info, at), fitting_shape(attributes(), input)};
     tables_are_known = tables_are_known && (!is_table || rank > 0);
   }
-  if (!tables_are_known) {  // each is checked against the other
+  if (!tables_are_known) {  // they are checked against each other
     inputs[signature_.position(kCos)].given = false;
     inputs[signature_.position(kSin)].given = false;
   }
   static_cast<void>(describe(inputs));
 }
 
-// What nobody uses may be left out.
+// Outputs that nobody uses may be omitted.
 void Node::check_outputs(const Ort::ConstKernelInfo& info) const {
   for (size_t i = kPresentState; i < info.GetOutputCount(); ++i) {
     if (!attributes().stateful && !info.GetOutputName(i).empty()) {

@@ -1,4 +1,4 @@
-// A node as every kernel sees it: which op it is, its attributes, and what its inputs must be.
+// A node as every kernel sees it: its op, its attributes, and the requirements on its inputs.
 #pragma once
 
 #include <onnxruntime_cxx_api.h>
@@ -14,15 +14,15 @@ namespace pom::onnxruntime {
 
 class Node {
  public:
-  // Throws InvalidNode where attributes or the types of inputs are not the contract's.
+  // Throws InvalidNode if attributes or the types of inputs violate the contract.
   Node(const OpSignature& signature, const Ort::ConstKernelInfo& info);
 
   [[nodiscard]] const OpSignature& signature() const { return signature_; }
   [[nodiscard]] const Attributes& attributes() const { return attributes_.aggregation; }
-  // Where the node has an input of the aggregation.
+  // The position of an input of the aggregation in the node.
   [[nodiscard]] size_t position(Input input) const { return signature_.position(input); }
 
-  // Of inputs in the order of the signature. Throws InvalidNode where they do not fit.
+  // Describes a call, with inputs in the order of the signature. Throws InvalidNode if they do not fit.
   [[nodiscard]] OpCall describe(const std::vector<TensorInfo>& inputs) const;
 
  private:
@@ -33,7 +33,7 @@ class Node {
   const OpAttributes attributes_;
 };
 
-// Outputs of a call, in the order of kOutputs; null for those that the node lacks, or that nobody uses.
+// Creates the outputs of a call, in the order of kOutputs; null for those that the node lacks or nobody uses.
 [[nodiscard]] std::array<void*, kOutputs.size()> make_outputs(const OpCall& call, const Ort::KernelContext& context);
 
 // Throws InvalidNode for a type that the contract does not know.

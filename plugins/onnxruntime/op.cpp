@@ -15,15 +15,15 @@ std::string mode_of(const OrtApi& api, OrtShapeInferContext* context) {
   const OrtOpAttr* attribute = nullptr;
   Ort::ThrowOnError(api.ShapeInferContext_GetAttribute(context, "mode", &attribute));
   size_t size = 0;
-  // The first call only asks for the size; where the text is empty it succeeds.
+  // The first call only returns the size; if the text is empty, it succeeds.
   Ort::Status(api.ReadOpAttr(attribute, ORT_OP_ATTR_STRING, nullptr, 0, &size));
   std::string text(size, '\0');
   Ort::ThrowOnError(api.ReadOpAttr(attribute, ORT_OP_ATTR_STRING, text.data(), size, &size));
   return text.c_str();  // up to the terminating zero
 }
 
-// A name for a size that nothing is known of. Unlike any other: ONNX Runtime takes sizes of one name for equal, and
-// a nameless unknown size for the number -1.
+// A unique name for an unknown size, since ONNX Runtime assumes that sizes with the same name are equal, and takes a
+// nameless unknown size for the number -1.
 std::string unknown_size() {
   static std::atomic<uint64_t> count{0};
   return "pom_unknown_" + std::to_string(count++);
@@ -35,7 +35,7 @@ struct Sizes {
     std::vector<const char*> symbols(sizes.size(), "");
     tensor.GetSymbolicDimensions(symbols.data(), symbols.size());
     names.assign(symbols.begin(), symbols.end());
-    sizes.resize(3, -1);  // what an output has, even where an input's rank is unknown
+    sizes.resize(3, -1);  // the rank of an output, even if an input's rank is unknown
     names.resize(3);
   }
   void take(const Sizes& other, size_t dimension) {
@@ -55,8 +55,8 @@ Ort::ConstTensorTypeAndShapeInfo input_at(const OrtApi& api, OrtShapeInferContex
 
 }  // namespace
 
-// The output is like x, with the tokens of the gate, or one where a mean has none. Of the present, nothing: a node may
-// leave it out, and ONNX Runtime would write the shape of an output that is not there into memory that is not its own.
+// The output is like x, with the gate's tokens, or a single token for a mean without a gate. Nothing is inferred for
+// the present: a node may omit it, and ONNX Runtime would write the shape of a missing output out of bounds.
 void infer_shape(const OpSignature& signature, const OrtApi& api, OrtShapeInferContext* context) {
   const Ort::ConstTensorTypeAndShapeInfo x = input_at(api, context, kX);
   Sizes shape(x);

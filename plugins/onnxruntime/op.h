@@ -1,4 +1,4 @@
-// What ONNX Runtime asks about an op: its name, inputs, outputs and shape inference.
+// What ONNX Runtime needs to know about an op: its name, inputs, outputs and shape inference.
 #pragma once
 
 #include <onnxruntime_cxx_api.h>
@@ -10,18 +10,18 @@
 
 namespace pom::onnxruntime {
 
-// Writes what is known of the output's type and shape.
+// Sets the output's type and shape, as far as they are known.
 void infer_shape(const OpSignature& signature, const OrtApi& api, OrtShapeInferContext* context);
 
-// Every input, and y, is of undefined type, which ONNX Runtime takes for any tensor type: the kernel checks them, with
-// an error that says which types are meant.
+// All inputs, and y, have an undefined type, which ONNX Runtime treats as any tensor type: the kernel checks them, with
+// an error that lists the supported types.
 //
-// Kernel: CpuKernel or CudaKernel, which names the execution provider that it is for. ONNX Runtime has one op of a name
-// and takes a kernel of it from each provider. It keeps pointers: an op stays where it was made.
+// Kernel is CpuKernel or CudaKernel, which names its execution provider. ONNX Runtime has a single op of each name,
+// with a kernel from each provider. It keeps pointers to an op, which must not move.
 template <typename Kernel>
 struct AggregationOp : Ort::CustomOpBase<AggregationOp<Kernel>, Kernel, true> {
   explicit AggregationOp(const OpSignature& op_signature) : signature(op_signature) {
-    // In place of CustomOpBase's, which lets exceptions pass through C.
+    // Replaces CustomOpBase's function, which lets exceptions pass through C.
     OrtCustomOp::InferOutputShapeFn = [](const OrtCustomOp* op, OrtShapeInferContext* context) {
       const OpSignature& inferred = static_cast<const AggregationOp*>(op)->signature;
       const OrtApi& api = Ort::GetApi();

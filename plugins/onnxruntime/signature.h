@@ -1,4 +1,4 @@
-// The two ops by all their names, as far as their nodes differ.
+// The two ops under all their names, as far as their nodes differ.
 #pragma once
 
 #include <cstddef>
@@ -16,7 +16,7 @@ struct OpSignature {
   size_t required_inputs;
   bool gated;
 
-  // Where the node has an input of the aggregation.
+  // The position of an input of the aggregation in the node.
   [[nodiscard]] constexpr size_t position(size_t input) const {
     return gated && input > kX ? input + kGateInputs : input;
   }

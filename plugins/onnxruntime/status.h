@@ -1,4 +1,4 @@
-// The border between our exceptions and ONNX Runtime's C interface.
+// The boundary between our exceptions and ONNX Runtime's C interface.
 #pragma once
 
 #include <onnxruntime_cxx_api.h>
@@ -17,14 +17,14 @@ class InvalidNode : public std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
-// The error texts of pom::validate and the like: empty where all is well.
+// Takes the error text of pom::validate or a similar function, which is empty on success.
 inline void throw_if(const std::string& error) {
   if (!error.empty()) {
     throw InvalidNode(error);
   }
 }
 
-// Runs a function and turns whatever it throws into a status, for ONNX Runtime to release; null where it succeeded.
+// Runs a function and turns whatever it throws into a status, for ONNX Runtime to release; null on success.
 template <typename Function>
 OrtStatus* status_of(const OrtApi& api, const char* op, const Function& function) noexcept {
   try {

@@ -1,4 +1,4 @@
-// Makes plugins of one name from an ONNX node's attributes (build) or a serialized engine's fields (runtime).
+// Creates plugins of one name from an ONNX node's attributes (build) or a serialized engine's fields (runtime).
 #pragma once
 
 #include <NvInferRuntime.h>
@@ -11,7 +11,7 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
  public:
   Creator(Op op, const char* name) : op_(op), name_(name) {}
 
-  // Null, and one logged line, for fields that the op does not define.
+  // Returns null, and logs one line, for fields that the op does not define.
   nvinfer1::IPluginV3* createPlugin(const char* name, const nvinfer1::PluginFieldCollection* fields,
                                     nvinfer1::TensorRTPhase phase) noexcept override;
   const nvinfer1::PluginFieldCollection* getFieldNames() noexcept override;

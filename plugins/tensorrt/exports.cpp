@@ -29,7 +29,7 @@ extern "C" POM_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) {
 }
 
 extern "C" POM_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
-  // Arrays, which need no memory: nobody above could catch that there is none.
+  // Arrays, which need no allocation, because nobody above could catch a failed one.
   static auto plain = creators_of(Op::kAggregation, std::make_index_sequence<pom::kNameCount>());
   static auto gated = creators_of(Op::kGated, std::make_index_sequence<pom::kNameCount>());
   static const auto creators = [] {
@@ -43,8 +43,8 @@ extern "C" POM_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int3
   return creators.data();
 }
 
-// For hosts that only open a plugin library, such as ONNX Runtime's TensorRT provider: puts the creators into the
-// registry of the TensorRT 10 that the process uses. False where it did not take one.
+// For hosts that only open a plugin library, such as ONNX Runtime's TensorRT provider: adds the creators to the
+// registry of the TensorRT 10 that the process uses. Returns false if it did not accept one.
 extern "C" POM_EXPORT bool pom_register_creators(nvinfer1::IPluginRegistry* registry) {
   int32_t count = 0;
   nvinfer1::IPluginCreatorInterface* const* creators = getCreators(count);

@@ -60,7 +60,7 @@ void check_type(const PluginField& field, const KnownField& expected) {
   }
 }
 
-// A text field may or may not count a terminating NUL in its length.
+// The length of a text field may or may not include a terminating NUL.
 std::string text_of(const PluginField& field) {
   if (field.data == nullptr) {
     return {};

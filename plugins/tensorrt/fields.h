@@ -1,4 +1,4 @@
-// The op's attributes as TensorRT's plugin fields: what a node or a serialized engine holds, by name.
+// The op's attributes as TensorRT's plugin fields, as in a node or a serialized engine, by name.
 #pragma once
 
 #include <NvInferRuntime.h>
@@ -10,14 +10,14 @@
 
 namespace pom::tensorrt {
 
-// Attributes from fields; what is not named keeps its default, but mode and gate_activation have none. Throws
-// std::invalid_argument with one line that says what is wrong and the value seen.
+// Reads attributes from fields. Missing ones get their defaults, except for mode and gate_activation, which have none.
+// Throws std::invalid_argument with one line that says what is wrong and names the value.
 [[nodiscard]] NodeAttributes read_fields(Op op, const nvinfer1::PluginFieldCollection* fields);
 
 // The names and types that a creator announces, in the contract's order.
 [[nodiscard]] const nvinfer1::PluginFieldCollection* field_names(Op op);
 
-// Fields that hold a copy of the attributes. TensorRT reads them through pointers, so they stay where they are.
+// Fields with a copy of the attributes. TensorRT reads them through pointers, so they must not move.
 class SerializedFields {
  public:
   explicit SerializedFields(const NodeAttributes& attributes);

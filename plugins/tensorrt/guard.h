@@ -1,4 +1,4 @@
-// TensorRT's entries are noexcept: an exception that left one would end the process.
+// TensorRT's entry points are noexcept: an exception that left one would terminate the process.
 #pragma once
 
 #include <exception>
@@ -8,7 +8,7 @@
 
 namespace pom::tensorrt {
 
-// The result of `body`, or `failure` and one logged line where it throws.
+// Returns the result of `body`; if it throws, logs one line and returns `failure`.
 template <typename Result, typename Body>
 Result guarded(const char* op, const char* entry, Result failure, Body&& body) noexcept {
   try {

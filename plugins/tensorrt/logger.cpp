@@ -14,7 +14,7 @@ std::atomic<nvinfer1::ILoggerFinder*> logger_finder{nullptr};
 void set_logger_finder(nvinfer1::ILoggerFinder* finder) noexcept { logger_finder = finder; }
 
 void log_error(const char* op, const char* entry, const char* text) noexcept {
-  // Not a string: memory may be what there is none of.
+  // Not a std::string, since the failure may be a lack of memory.
   char line[1024];
   std::snprintf(line, sizeof line, "%s: %s: %s", op, entry, text);
   nvinfer1::ILogger* logger = nullptr;
@@ -22,7 +22,7 @@ void log_error(const char* op, const char* entry, const char* text) noexcept {
     nvinfer1::ILoggerFinder* finder = logger_finder;
     logger = finder == nullptr ? nullptr : finder->findLogger();
   } catch (const std::exception&) {
-    // Then stderr will do.
+    // Falls back to stderr.
   }
   if (logger != nullptr) {
     logger->log(nvinfer1::ILogger::Severity::kERROR, line);

@@ -1,4 +1,4 @@
-// The two ops that the library has, and what is set when a node is made.
+// The library's two ops, and what is fixed when a node is created.
 #pragma once
 
 #include <array>
@@ -10,12 +10,12 @@ namespace pom::tensorrt {
 
 enum class Op : int32_t { kAggregation, kGated };
 
-// What an op's plugins are called.
+// The names of an op's plugins.
 [[nodiscard]] constexpr const std::array<const char*, kNameCount>& names_of(Op op) {
   return op == Op::kGated ? kGatedOpNames : kOpNames;
 }
 
-// Where the node has an input of the aggregation: the gated op's own stand behind x.
+// The position of an input of the aggregation in the node; the gated op's own inputs follow x.
 [[nodiscard]] constexpr int32_t position_of(Op op, Input input) {
   return op == Op::kGated && input > kX ? input + static_cast<int32_t>(kGateInputs) : input;
 }

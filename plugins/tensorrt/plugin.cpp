@@ -12,10 +12,10 @@ namespace {
 
 constexpr int32_t kDone = 0;
 constexpr int32_t kFailed = 1;
-// A workspace that no device has: getWorkspaceSize has no other way to say that it failed.
+// A workspace larger than any device's memory: getWorkspaceSize has no other way to report a failure.
 constexpr std::size_t kNoWorkspace = std::size_t{1} << 60;
 
-// Throw where an array that TensorRT hands over is missing or too short.
+// Throws if an array passed by TensorRT is missing or too short.
 template <typename Item>
 void require(const Item* items, int32_t count, int32_t needed, const char* what) {
   if (items == nullptr || count < needed) {
@@ -52,7 +52,7 @@ Plugin* Plugin::clone() noexcept {
 int32_t Plugin::configurePlugin(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t input_count,
                                 const nvinfer1::DynamicPluginTensorDesc*, int32_t) noexcept {
   return guard("configurePlugin", kFailed, [&] {
-    static_cast<void>(largest_call_of(attributes_, inputs, input_count));  // which checks it
+    static_cast<void>(largest_call_of(attributes_, inputs, input_count));  // checks it
     return kDone;
   });
 }
@@ -78,7 +78,7 @@ bool Plugin::supportsFormatCombination(int32_t position, const nvinfer1::Dynamic
   if (output == kPresentLength || position == this->position(kPastLength)) {
     return type == nvinfer1::DataType::kINT64;
   }
-  // Placeholders take what their inputs take.
+  // Placeholders accept the same types as their inputs.
   if (position == kX) {
     return is_data_type(type);
   }

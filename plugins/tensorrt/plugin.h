@@ -1,4 +1,4 @@
-// Both ops as TensorRT plugins: the interface only; the maths is in plugins/cuda.
+// Both ops as TensorRT plugins: only the interface; the computation is in plugins/cuda.
 #pragma once
 
 #include <NvInferRuntime.h>
@@ -19,7 +19,7 @@ class Plugin final : public nvinfer1::IPluginV3,
                      public nvinfer1::IPluginV3OneBuild,
                      public nvinfer1::IPluginV3OneRuntime {
  public:
-  // name: one of names_of(attributes.op()); an engine finds the creator by it.
+  // name is one of names_of(attributes.op()), by which an engine finds the creator.
   Plugin(const char* name, const NodeAttributes& attributes);
 
   // IPluginV3
@@ -66,7 +66,7 @@ class Plugin final : public nvinfer1::IPluginV3,
   const char* name_;
   NodeAttributes attributes_;
   SerializedFields fields_;
-  std::optional<OpCall> call_;  // of the last onShapeChange
+  std::optional<OpCall> call_;  // from the last onShapeChange
 };
 
 }  // namespace pom::tensorrt

@@ -68,7 +68,7 @@ OpCall largest_call_of(const NodeAttributes& attributes, const nvinfer1::Dynamic
     largest.push_back(inputs[i].desc);
     nvinfer1::Dims& dims = largest.back().dims;
     dims = inputs[i].max;
-    // A table without a batch has rank 2, a placeholder 1.
+    // A table without a batch axis has rank 2, and a placeholder rank 1.
     const int32_t batched_rank = i == position_of(op, kMask) ? 2 : i == position_of(op, kPastLength) ? 1 : 3;
     if (dims.nbDims == batched_rank && inputs[i].desc.dims.d[0] < 0) {
       dims.d[0] = largest[kX].dims.d[0];

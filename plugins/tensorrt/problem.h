@@ -1,4 +1,4 @@
-// From TensorRT's tensor descriptions to pom::OpCall.
+// Converts TensorRT's tensor descriptions to pom::OpCall.
 #pragma once
 
 #include <NvInferRuntime.h>
@@ -9,12 +9,12 @@
 
 namespace pom::tensorrt {
 
-[[nodiscard]] bool is_data_type(nvinfer1::DataType type);  // of x
+[[nodiscard]] bool is_data_type(nvinfer1::DataType type);  // whether x may have this type
 
-// What the op is called with. Each throws std::invalid_argument, with one line that says what is wrong and the value
-// seen, for a call that the op does not define.
+// The arguments of a call. Each throws std::invalid_argument, with one line that says what is wrong and names the
+// value, for a call that the op does not define.
 [[nodiscard]] OpCall call_of(const NodeAttributes& attributes, const nvinfer1::PluginTensorDesc* inputs, int32_t count);
-// Of the largest shapes; a batch of another input than x that is not fixed counts as x's.
+// For the largest shapes; if the batch of an input other than x is not fixed, it counts as x's.
 [[nodiscard]] OpCall largest_call_of(const NodeAttributes& attributes, const nvinfer1::DynamicPluginTensorDesc* inputs,
                                      int32_t count);
 

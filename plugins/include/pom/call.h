@@ -1,5 +1,5 @@
-// One call of either op, as every adapter (ONNX Runtime, TensorRT, the C interface) describes it: the aggregation, and
-// the gate over it where the op is the gated one.
+// A call of either op, as every adapter (ONNX Runtime, TensorRT, the C interface) describes it: the aggregation and,
+// for the gated op, the gate.
 #pragma once
 
 #include <optional>
@@ -11,28 +11,28 @@
 
 namespace pom {
 
-// What is set when a node is made.
+// What is fixed when a node is created.
 struct OpAttributes {
   Attributes aggregation;
-  std::optional<GateActivation> activation;  // of the gated op
+  std::optional<GateActivation> activation;  // for the gated op
 };
 
-// Attributes, shapes and types of one call; its tensors' pointers come as arrays in the order of kInputs, or with a
-// gate of kGatedInputs, and of kOutputs.
+// Attributes, shapes and types of one call. The pointers to its tensors are passed as arrays in the order of kInputs,
+// or kGatedInputs with a gate, and of kOutputs.
 struct OpCall {
   Problem problem;
-  std::optional<Gate> gate;  // of the gated op
+  std::optional<Gate> gate;  // for the gated op
 };
 
 [[nodiscard]] inline bool is_empty(const OpCall& call) { return is_empty(call.problem, call.gate); }
 
-// Check the attributes alone, at node creation. Empty text: valid.
+// Checks the attributes alone, at node creation. An empty text means valid.
 [[nodiscard]] inline std::string validate(const OpAttributes& attributes) {
   return attributes.activation ? validate_gated(attributes.aggregation) : validate(attributes.aggregation);
 }
 
-// Fill a call from its inputs, in the order of kInputs, or with an activation of kGatedInputs (those at the end may be
-// left out), and validate it. Empty text: done.
+// Fills a call from its inputs, in the order of kInputs, or kGatedInputs with an activation (trailing ones may be
+// omitted), and validates it. An empty text means success.
 [[nodiscard]] inline std::string describe(const OpAttributes& attributes, const std::vector<TensorInfo>& inputs,
                                           OpCall* call) {
   if (!attributes.activation) {

@@ -1,7 +1,7 @@
 // The contract of the custom op pom::PolynomialAggregation, for C++.
 //
-// Twin of pom_export/contract.py: a test compares that module's signature() with pom_contract(), which
-// each of our libraries exports. Change both or neither.
+// The counterpart of pom_export/contract.py: a test compares that module's signature() with pom_contract(), which each
+// of our libraries exports. Change both or neither.
 #pragma once
 
 #include <array>
@@ -17,8 +17,8 @@ namespace pom {
 
 inline constexpr char kDomain[] = "pom";
 inline constexpr char kOpName[] = "PolynomialAggregation";
-// The op by all its names: one op, whose attributes say everything. A file's functions differ by name, since many
-// runtimes and tools tell them apart by nothing else.
+// All names of the op. It is the same op under each, and its attributes define what it computes. The functions in a
+// file have different names, since many runtimes and tools distinguish them by nothing else.
 inline constexpr std::size_t kNameCount = 16;
 inline constexpr std::array<const char*, kNameCount> kOpNames{POM_NAMES("PolynomialAggregation")};
 inline constexpr int32_t kOpVersion = 1;
@@ -47,8 +47,8 @@ inline constexpr float kLeakySlope = 0.01F;
 inline constexpr float kClampLow = -0.1F;
 inline constexpr float kClampHigh = 6.0F;
 
-// Floating weights, and epsilon with them, count this many times. No mean shows it, but the products of small weights,
-// subnormals too, then keep their digits. A mean whose divisor is then beyond the limit is NaN.
+// Floating-point weights, and epsilon with them, are multiplied by this. It does not affect any mean, but keeps
+// products with small weights, even subnormal ones, precise. If this puts a divisor beyond the limit, the mean is NaN.
 inline constexpr float kWeightScale = 0x1p24F;
 inline constexpr float kDivisorLimit = 0x1p126F;
 

@@ -1,5 +1,5 @@
-// The gate of one call of pom::GatedPolynomialAggregation, and its validation, which every adapter calls beside that of
-// the aggregation. Integers only, like aggregate.h.
+// The gate of a call of pom::GatedPolynomialAggregation, and its validation, which every adapter calls in addition to
+// that of the aggregation. Integers only, like aggregate.h.
 #pragma once
 
 #include <cstddef>
@@ -13,32 +13,32 @@
 
 namespace pom {
 
-// Positions in kGatedInputs; behind them come the inputs of the aggregation, without x.
+// Positions in kGatedInputs; they are followed by the inputs of the aggregation, without x.
 inline constexpr std::size_t kGate = 1;
 inline constexpr std::size_t kGateBias = 2;
 inline constexpr std::size_t kGateInputs = 2;
 
 //   gate       (batch, tokens, gates), of x's type
 //   gate_bias  (gates)
-//   z          (batch, tokens, channels); gate c / (channels / gates) is over channel c
+//   z          (batch, tokens, channels); gate c / (channels / gates) applies to channel c
 struct Gate {
   GateActivation activation = GateActivation::kIdentity;
-  int64_t tokens = 0;  // the problem's in mode "causal"
+  int64_t tokens = 0;  // as many as the problem's in mode "causal"
   int64_t gates = 0;
   DataType bias_type = DataType::kFloat32;  // kFloat32 or the problem's data_type
 };
 
-// Of y, or with a gate of z.
+// The number of tokens in y, or in z with a gate.
 [[nodiscard]] inline int64_t output_tokens(const Problem& problem, const std::optional<Gate>& gate) {
   return gate ? gate->tokens : problem.output_tokens();
 }
 
-// Whether a call has no output, and so nothing to do. One without tokens hands its state on.
+// Whether a call has no output, and therefore nothing to do. A stateful call without tokens still passes its state on.
 [[nodiscard]] inline bool is_empty(const Problem& problem, const std::optional<Gate>& gate) {
   return problem.batch == 0 || (output_tokens(problem, gate) == 0 && !problem.attributes.stateful);
 }
 
-// False when the text is not one of kGateActivations.
+// Returns false if the text is not one of kGateActivations.
 inline bool parse_gate_activation(const std::string& text, GateActivation* activation) {
   for (std::size_t i = 0; i < kGateActivations.size(); ++i) {
     if (text == kGateActivations[i]) {
@@ -51,7 +51,7 @@ inline bool parse_gate_activation(const std::string& text, GateActivation* activ
 
 namespace gate_detail {
 
-// Empty text, or what is wrong with a gate over a valid problem.
+// Returns an empty text, or what is wrong with the gate of a valid problem.
 inline std::string check(const Problem& problem, const TensorInfo& gate, const TensorInfo& bias) {
   const std::string batch = std::to_string(problem.batch);
   const bool causal = problem.attributes.mode == Mode::kCausal;
@@ -85,13 +85,13 @@ inline std::string check(const Problem& problem, const TensorInfo& gate, const T
 
 }  // namespace gate_detail
 
-// Of the attributes alone, at node creation. Empty text: valid.
+// Checks the attributes alone, at node creation. An empty text means valid.
 [[nodiscard]] inline std::string validate_gated(const Attributes& attributes) {
   return attributes.mode == Mode::kFeatures ? "mode \"features\" takes no gate" : validate(attributes);
 }
 
-// Fill a problem and its gate from the inputs, in the order of kGatedInputs (those at the end may be left out), and
-// validate both. Empty text: done.
+// Fills a problem and its gate from the inputs, in the order of kGatedInputs (trailing ones may be omitted), and
+// validates both. An empty text means success.
 [[nodiscard]] inline std::string describe_gated(const Attributes& attributes, GateActivation activation,
                                                 const std::vector<TensorInfo>& inputs, Problem* problem, Gate* gate) {
   if (inputs.size() < kGatedRequiredInputs || inputs.size() > kGatedInputs.size()) {

@@ -1,7 +1,7 @@
-// The contract of the custom op pom::GatedPolynomialAggregation, for C++: the aggregation and the gate over it as one.
+// The contract of the custom op pom::GatedPolynomialAggregation, for C++: the aggregation and its gate in one op.
 //
-// Twin of what pom_export/contract.py says of it: a test compares that module's gated_signature() with
-// pom_gated_contract(), which each of our libraries exports. Change both or neither.
+// The counterpart of pom_export/contract.py: a test compares that module's gated_signature() with pom_gated_contract(),
+// which each of our libraries exports. Change both or neither.
 #pragma once
 
 #include <array>
