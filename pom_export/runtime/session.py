@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 from weakref import WeakSet
@@ -14,12 +14,9 @@ from pom_export.files import readable_file
 from pom_export.graph.onnx_file import check_onnx_file, is_ort_format
 from pom_export.runtime.keeping_sizes import keeps_sizes, session_class
 from pom_export.runtime.library import custom_ops_library
-from pom_export.runtime.tensorrt_provider import TENSORRT_PROVIDER, tensorrt_provider_options
+from pom_export.runtime.providers import Provider, chosen_providers
 
 _LOG = logging.getLogger(__name__)
-DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
-# A provider's name, or its name and options.
-Provider = str | tuple[str, Mapping[str, Any]]
 _READS_OVERLOADS = (1, 27)  # the first ONNX Runtime that distinguishes functions by overload
 _SILENT = 4  # ONNX Runtime's severity "fatal": errors reach the user as exceptions, once
 # Session options with our library. Registering it a second time would make them unusable.
@@ -54,14 +51,6 @@ def default_session_options() -> Any:
     # time.
     options.enable_mem_pattern = False
     return options
-
-
-def _with_plugin(provider: Provider, available: Sequence[str]) -> Provider:
-    """Return the provider, adding our plugin to TensorRT's options if the plugin is installed."""
-    name, options = (provider, {}) if isinstance(provider, str) else provider
-    if name != TENSORRT_PROVIDER or name not in available:
-        return provider
-    return name, tensorrt_provider_options(**options)
 
 
 def _check_functions(file: Path, version: str) -> None:
@@ -121,7 +110,7 @@ def inference_session(
                 "these session options already hold our kernels from an earlier call, and kernels=False asks for none",
                 "Give new session options",
             )
-        chosen = _chosen(providers, options, onnxruntime.get_available_providers() if kernels else ())
+        chosen = chosen_providers(providers, options, onnxruntime.get_available_providers() if kernels else ())
         session = session_class()(os.fspath(file), options, providers=chosen)
     except PomExportError:
         raise
@@ -143,11 +132,3 @@ def _register(options: Any) -> None:
     if options not in _WITH_OUR_LIBRARY:
         options.register_custom_ops_library(os.fspath(custom_ops_library()))
         _WITH_OUR_LIBRARY.add(options)
-
-
-def _chosen(providers: Sequence[Provider] | None, options: Any, available: Sequence[str]) -> list[Provider] | None:
-    """Return the execution providers of a session; None leaves them to session options that already have some."""
-    if providers is None and getattr(options, "has_providers", bool)():  # missing in some versions of ONNX Runtime
-        return None
-    named = [providers] if isinstance(providers, str) else list(providers or DEFAULT_PROVIDERS)
-    return [_with_plugin(provider, available) for provider in named]

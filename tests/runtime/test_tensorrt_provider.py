@@ -10,7 +10,7 @@ import pytest
 import pom_export
 from pom_export.errors import MissingDependencyError
 from pom_export.runtime import tensorrt_provider
-from pom_export.runtime.session import _with_plugin
+from pom_export.runtime.providers import with_plugin
 from tests.lean_runtimes import TENSORRT_10, TENSORRT_11, lean_library, run_python
 
 SCRIPT = """
@@ -70,11 +70,11 @@ def test_options_name_our_library_beside_others(library: Path, monkeypatch: pyte
     given = pom_export.tensorrt_provider_options(device_id=1, trt_extra_plugin_lib_paths="a.so")
     assert given == {"device_id": 1, "trt_extra_plugin_lib_paths": f"a.so;{library}"}
     assert pom_export.tensorrt_provider_options(**given) == given
-    assert _with_plugin(("TensorrtExecutionProvider", {"device_id": 1}), ["TensorrtExecutionProvider"]) == (
+    assert with_plugin(("TensorrtExecutionProvider", {"device_id": 1}), ["TensorrtExecutionProvider"]) == (
         "TensorrtExecutionProvider",
         {"device_id": 1, "trt_extra_plugin_lib_paths": str(library)},
     )
 
 
 def test_a_provider_that_is_not_here_stays_as_it_is() -> None:
-    assert _with_plugin("TensorrtExecutionProvider", ["CPUExecutionProvider"]) == "TensorrtExecutionProvider"
+    assert with_plugin("TensorrtExecutionProvider", ["CPUExecutionProvider"]) == "TensorrtExecutionProvider"

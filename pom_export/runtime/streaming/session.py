@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from pom_export.errors import InputError
 from pom_export.graph.exported_model import PAST_LENGTH, ExportedModel
-from pom_export.runtime.session import Provider, inference_session
+from pom_export.runtime.providers import Provider
+from pom_export.runtime.session import inference_session
 from pom_export.runtime.streaming.backend import BackendFactory, Past, StreamingBackend
 from pom_export.runtime.streaming.inputs import call_mask, call_others, call_tokens, fitting_state, step_tokens
 from pom_export.runtime.streaming.interface import MASK, StatefulModel, read_stateful
