@@ -14,7 +14,7 @@ from pom_export.files import readable_file
 from pom_export.graph.onnx_file import check_onnx_file, is_ort_format
 from pom_export.runtime.keeping_sizes import keeps_sizes, session_class
 from pom_export.runtime.library import custom_ops_library
-from pom_export.runtime.providers import Provider, chosen_providers
+from pom_export.runtime.providers import Provider, check_providers, chosen_providers
 
 _LOG = logging.getLogger(__name__)
 _READS_OVERLOADS = (1, 27)  # the first ONNX Runtime that distinguishes functions by overload
@@ -77,9 +77,9 @@ def inference_session(
 
     Args:
         model: path of the ONNX file.
-        providers: execution providers, in order of preference, each a name or a name and its options; default: the CPU.
-            The op library has kernels for the CPU and CUDA providers, and our plugin is added to the TensorRT
-            provider's options.
+        providers: execution providers, each a name or a name and its options; default: the CPU. A node runs on the
+            first that supports it. The op library has kernels for the CPU and CUDA providers, and our plugin is added
+            to the TensorRT provider's options.
         kernels: False omits our library, so that the op's function of standard ops runs instead.
         session_options: an onnxruntime.SessionOptions to start from. Our library is registered in it once and stays
             there, since ONNX Runtime can't copy options. Nothing else is changed, and it can be used for any number of
@@ -90,8 +90,9 @@ def inference_session(
         longer than the tokens, and warns of sizes beyond the file's limits. With IO binding, sizes are not checked.
 
     Raises:
-        InputError: the file cannot be read or declares more than it contains, or ONNX Runtime refuses it.
-        MissingDependencyError: onnxruntime or our library is not installed.
+        InputError: the file cannot be read or declares more than it contains, or ONNX Runtime refuses it or does not
+            have one of the providers.
+        MissingDependencyError: onnxruntime or our library is not installed, or a provider could not be loaded.
     """
     onnxruntime = import_onnxruntime()
     file = readable_file(model, "model")
@@ -102,6 +103,7 @@ def inference_session(
     options = default_session_options() if session_options is None else session_options
     if not isinstance(options, onnxruntime.SessionOptions):
         raise InputError(f"session_options is {kind_of(options)}", "Give an onnxruntime.SessionOptions")
+    chosen = chosen_providers(onnxruntime, providers, options, plugin=kernels)
     try:
         if kernels:
             _register(options)
@@ -110,8 +112,9 @@ def inference_session(
                 "these session options already hold our kernels from an earlier call, and kernels=False asks for none",
                 "Give new session options",
             )
-        chosen = chosen_providers(providers, options, onnxruntime.get_available_providers() if kernels else ())
-        session = session_class()(os.fspath(file), options, providers=chosen)
+        # The fallback would run the model on the CPU if a provider fails, now or in a later call.
+        session = session_class()(os.fspath(file), options, providers=chosen, enable_fallback=0)
+        session.disable_fallback()  # ONNX Runtime 1.22 ignores the argument
     except PomExportError:
         raise
     except Exception as error:  # onnxruntime's exceptions have no common base class
@@ -122,6 +125,7 @@ def inference_session(
         elif _SHAPES_OUTSIDE in reason:
             hint = "Save it with small tensors inside, which decide shapes: onnx.save(..., size_threshold=1024)"
         raise InputError(f"ONNX Runtime cannot load {Path(file).name}: {reason}", hint) from error
+    check_providers(session, chosen)
     keeps_sizes(session)
     _LOG.debug("session of %s on %s, kernels %s", file, ", ".join(session.get_providers()), "on" if kernels else "off")
     return session
