@@ -159,9 +159,10 @@ class Call:
         """Return its outputs in float64."""
         return exact(self.feeds(), self.case.attributes())
 
-    def check(self, outputs: Sequence[Array], tolerance: Tolerance | None = None) -> None:
-        """Compare every element of its outputs with float64."""
-        check(outputs, self.feeds(), self.case.attributes(), tolerance or OPS[self.case.dtype], self.case)
+    def check(self, outputs: Sequence[Array], tolerance: Tolerance | None = None, by: str = "") -> None:
+        """Compare every element of its outputs, which `by` computed, with float64."""
+        what = f"{by} {self.case}".lstrip()
+        check(outputs, self.feeds(), self.case.attributes(), tolerance or OPS[self.case.dtype], what)
 
 
 def _draw_x(case: Case, rng: np.random.Generator) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from pom_export.parity.tolerances import Tolerance
 from pom_export.runtime.library import custom_ops_library, rtx_soname_library
 from tests import op_calls
 from tests.op_calls import BFLOAT16, Array, Arrays, Call
+from tests.plugins.cpu_kernels import VECTOR_KERNELS
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,7 @@ class OnnxRuntimeOp:
     @staticmethod
     def outputs(session: Any, feeds: Arrays) -> list[Array]:
         """Return what a session of a model makes of `feeds`, y being of x's type."""
-        wide = {name: array.astype(np.float32) if array.dtype == BFLOAT16 else array for name, array in feeds.items()}
-        y, *present = session.run(None, wide)
+        y, *present = session.run(None, wide(feeds))
         if feeds["x"].dtype == BFLOAT16:
             assert np.array_equal(y, y.astype(BFLOAT16).astype(np.float32), equal_nan=True)
             return [y.astype(BFLOAT16), *present]
@@ -81,14 +81,43 @@ class OnnxRuntimeOp:
         return [y, *present]
 
 
-@functools.lru_cache(maxsize=64)
+def wide(feeds: Arrays) -> Arrays:
+    """Return what a model of `feeds` takes: no bfloat16, which it reads as float32."""
+    return {name: array.astype(np.float32) if array.dtype == BFLOAT16 else array for name, array in feeds.items()}
+
+
+@dataclass(frozen=True)
+class EveryKernel:
+    """The op by each kernel that this machine can run: what a call is, and what it is in float64, is found once."""
+
+    op: OnnxRuntimeOp
+    kernels: tuple[str, ...]
+    monkeypatch: pytest.MonkeyPatch
+
+    def each(self) -> Iterator[str]:
+        """Have one kernel after another be the one that runs."""
+        for kernel in self.kernels:
+            self.monkeypatch.setenv("POM_CPU_KERNEL", kernel)
+            yield kernel
+
+    def check(self, call: Call, tolerance: Tolerance | None = None) -> None:
+        """Run a call and compare it with float64."""
+        for kernel in self.each():
+            try:
+                outputs = self.op.outputs_of(call)
+            except Exception as error:
+                raise AssertionError(f"{kernel} does not compute {call.case}") from error
+            call.check(outputs, tolerance, by=kernel)
+
+
+@functools.cache
 def _model_of(kinds: tuple[tuple[str, np.dtype[Any], int], ...], attributes: tuple[tuple[str, Any], ...]) -> bytes:
     """Return the model of calls whose inputs have these names, types and ranks: of all sizes it is the same."""
     feeds = {name: np.empty((1,) * rank, dtype) for name, dtype, rank in kinds}
     return op_calls.model(feeds, dict(attributes)).SerializeToString()
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache
 def _shared_session(op: OnnxRuntimeOp, kernel: str | None, model: bytes, threads: int) -> Any:  # noqa: ARG001
     return op.session(model, threads)
 
@@ -115,6 +144,20 @@ def cpu_kernel(
     if not onnxruntime_symbols.pom_cpu_kernel():
         pytest.skip(onnxruntime_symbols.pom_cpu_kernel_error().decode())
     return request.param
+
+
+@pytest.fixture
+def on_every_kernel(
+    onnxruntime_op: OnnxRuntimeOp, monkeypatch: pytest.MonkeyPatch, onnxruntime_symbols: ctypes.CDLL
+) -> EveryKernel:
+    """Which of them this machine lacks is told by `test_the_named_kernel_runs`."""
+    found = []
+    for kernel in ("scalar", *VECTOR_KERNELS):
+        monkeypatch.setenv("POM_CPU_KERNEL", kernel)
+        if onnxruntime_symbols.pom_cpu_kernel():
+            found.append(kernel)
+    assert "scalar" in found
+    return EveryKernel(onnxruntime_op, tuple(found), monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from pom_export.graph.schema import attributes
 from pom_export.parity.tolerances import LONG_CAUSAL
 from tests.op_calls import BFLOAT16, FLOATS, Call, Case
 from tests.op_reference import exact
+from tests.plugins.conftest import wide
 from tests.plugins.cpu_kernels import every_kernel
 
 PLACEHOLDER = np.full(1, np.nan, np.float32)
@@ -36,54 +38,44 @@ def sized(form: Case, mode: str, batch: int, tokens: int, width: int, **changes:
     return replace(form, mode=mode, shape=(batch, tokens, width * form.unit), **changes)
 
 
-@every_kernel
 @every_form
-@every_type
-@pytest.mark.parametrize(
-    ("mask", "rows"), [("none", None), ("bool", None), ("same", None), ("bool", 1), ("same", 1)], ids=str
-)
 @aggregating
-def test_masks(onnxruntime_op: Any, mode: str, mask: str, rows: int | None, dtype: str, form: Case) -> None:
-    onnxruntime_op.check(Call(sized(form, mode, 3, 65, 5, dtype=dtype, mask=mask, mask_rows=rows)))
+def test_masks(on_every_kernel: Any, mode: str, form: Case) -> None:
+    masks = [("none", None), ("bool", None), ("same", None), ("bool", 1), ("same", 1)]
+    for dtype, (mask, rows) in itertools.product(FLOATS, masks):
+        on_every_kernel.check(Call(sized(form, mode, 3, 65, 5, dtype=dtype, mask=mask, mask_rows=rows)))
 
 
-@every_kernel
 @every_form
 @every_mode
-@pytest.mark.parametrize("width", [1, 3, 7, 8, 17, 64, 130])
-def test_widths(onnxruntime_op: Any, mode: str, width: int, form: Case) -> None:
-    for dtype in FLOATS:
-        onnxruntime_op.check(Call(sized(form, mode, 2, 21, width, dtype=dtype)))
+def test_widths(on_every_kernel: Any, mode: str, form: Case) -> None:
+    for dtype, width in itertools.product(FLOATS, (1, 3, 7, 8, 17, 64, 130)):
+        on_every_kernel.check(Call(sized(form, mode, 2, 21, width, dtype=dtype)))
 
 
-@every_kernel
 @every_form
 @every_mode
-@pytest.mark.parametrize("tokens", [0, 1, 2, 63, 64, 65, 1000, 2500])
-def test_tokens(onnxruntime_op: Any, mode: str, tokens: int, form: Case) -> None:
-    for batch in (0, 1, 3):
-        onnxruntime_op.check(Call(sized(form, mode, batch, tokens, 3)))
+def test_tokens(on_every_kernel: Any, mode: str, form: Case) -> None:
+    for tokens, batch in itertools.product((0, 1, 2, 63, 64, 65, 1000, 2500), (0, 1, 3)):
+        on_every_kernel.check(Call(sized(form, mode, batch, tokens, 3)))
 
 
-@every_kernel
 @every_form
 @every_mode
-def test_many_channels(onnxruntime_op: Any, mode: str, form: Case) -> None:
+def test_many_channels(on_every_kernel: Any, mode: str, form: Case) -> None:
     """More channels than one task takes."""
-    onnxruntime_op.check(Call(sized(form, mode, 1, 140, 1100 // form.unit)))
+    on_every_kernel.check(Call(sized(form, mode, 1, 140, 1100 // form.unit)))
 
 
-@every_kernel
 @every_mode
 @pytest.mark.parametrize("form", [FORMS[name] for name in ("power", "rotated", "product")], ids=str)
-@pytest.mark.parametrize("degree", range(contract.MIN_DEGREE, contract.MAX_DEGREE + 1))
-def test_degrees(onnxruntime_op: Any, degree: int, form: Case, mode: str) -> None:
-    onnxruntime_op.check(Call(sized(replace(form, degree=degree), mode, 1, 20, 11)))
+def test_degrees(on_every_kernel: Any, form: Case, mode: str) -> None:
+    for degree in range(contract.MIN_DEGREE, contract.MAX_DEGREE + 1):
+        on_every_kernel.check(Call(sized(replace(form, degree=degree), mode, 1, 20, 11)))
 
 
-@every_kernel
-def test_coefficients_of_half_precision(onnxruntime_op: Any) -> None:
-    onnxruntime_op.check(Call(Case("mean", "float16", (2, 30, 12), coefficients="float16")))
+def test_coefficients_of_half_precision(on_every_kernel: Any) -> None:
+    on_every_kernel.check(Call(Case("mean", "float16", (2, 30, 12), coefficients="float16")))
 
 
 @every_kernel
@@ -179,16 +171,15 @@ def test_rows_without_weight_give_zero(onnxruntime_op: Any, mode: str, form: Cas
     assert mode == "mean" or not y[0, :40].any()
 
 
-@every_kernel
 @every_form
-@pytest.mark.parametrize("shape", [(1, 20000, 24), (1, 700, 600), (3, 300, 60), (1, 90, 4800)])
 @every_mode
-def test_threads_change_no_bit(onnxruntime_op: Any, mode: str, shape: tuple[int, int, int], form: Case) -> None:
-    batch, tokens, channels = shape
+def test_threads_change_no_bit(on_every_kernel: Any, mode: str, form: Case) -> None:
     mask = "none" if mode == "features" else "bool"
-    call = Call(sized(form, mode, batch, tokens, channels // form.unit, mask=mask))
-    (one,), *others = (onnxruntime_op.outputs_of(call, threads) for threads in (1, 2, 2, 5))
-    assert all(one.tobytes() == other.tobytes() for (other,) in others)
+    for batch, tokens, channels in ((1, 20000, 24), (1, 700, 600), (3, 300, 60), (1, 90, 4800)):
+        call = Call(sized(form, mode, batch, tokens, channels // form.unit, mask=mask))
+        for kernel in on_every_kernel.each():
+            (one,), *others = (on_every_kernel.op.outputs_of(call, threads) for threads in (1, 2, 2, 5))
+            assert all(one.tobytes() == other.tobytes() for (other,) in others), (kernel, call.case)
 
 
 @every_kernel
@@ -212,11 +203,17 @@ def test_long_causal_sums_keep_their_precision(onnxruntime_op: Any, channels: in
 def test_an_output_beyond_the_caches_has_the_bits_of_a_small_one(onnxruntime_op: Any, form: Case, dtype: str) -> None:
     """From 32 MiB on, it is written past the caches."""
     call = Call(sized(form, "causal", 1, 333, 512 // form.unit, dtype=dtype))
-    (small,) = onnxruntime_op.outputs_of(call)
-    call.x = np.repeat(call.x, 2**25 // call.x.nbytes + 1, axis=0)
-    (large,) = onnxruntime_op.outputs_of(call, threads=2)
-    assert large.nbytes >= 2**25
-    assert (large.view(np.uint8) == small.view(np.uint8)).all()
+    session = onnxruntime_op.shared_session(onnxruntime_op.model(call.feeds(), call.case.attributes()), threads=2)
+    feeds, rows = wide(call.feeds()), rows_beyond_the_caches(call)
+    (small,), (large,) = (
+        session.run(None, each) for each in (feeds, feeds | {"x": np.repeat(feeds["x"], rows, axis=0)})
+    )
+    assert large.shape == (rows, *small.shape[1:])
+    assert (large.view(np.int64) == small.view(np.int64)).all()
+
+
+def rows_beyond_the_caches(call: Call) -> int:
+    return 2**25 // call.x.nbytes + 1
 
 
 @every_kernel
