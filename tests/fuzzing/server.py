@@ -15,6 +15,7 @@ import pkgutil
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from tests.fuzzing.client import Outcome
 from tests.fuzzing.comparing import difference
 from tests.fuzzing.formats import FORMATS
 from tests.fuzzing.judging import contents, faults
-from tests.fuzzing.seeds import Seeds, make_seeds
+from tests.fuzzing.seeds import WIDTH, Seeds, make_seeds
 from tests.fuzzing.watching import Watch
 
 _KEPT_WORDS = 400
@@ -123,17 +124,44 @@ def _import_what_it_imports(seeds: Seeds) -> None:
         names.write_text(json.dumps(list(sys.modules)))
         return 0
 
+    with contextlib.suppress(MissingDependencyError):
+        load_backend()  # says which TensorRT Polygraphy's modules are to import
+    # What is known beforehand, so that the child does not have to import it too.
+    _export_something()
+    own = (module.name for module in pkgutil.iter_modules(pom_export.cli.__path__, "pom_export.cli."))
+    _import(["onnxruntime", "pom_export.engine.builder", *own])
     ended = forking.fork(work, 0, seconds=600)
     if ended.code != 0:
         raise RuntimeError(f"the seeds were not made: {ended}")
-    with contextlib.suppress(MissingDependencyError):
-        load_backend()  # says which TensorRT Polygraphy's modules are to import
-    own = (module.name for module in pkgutil.iter_modules(pom_export.cli.__path__, "pom_export.cli."))
-    for name in [*json.loads(names.read_text()), *own]:
-        with contextlib.suppress(Exception):  # made by its parent, not by an import
-            importlib.import_module(name)
+    _import(json.loads(names.read_text()))
     gc.collect()
     gc.freeze()
+
+
+def _import(names: Iterable[str]) -> None:
+    for name in names:
+        with contextlib.suppress(Exception):  # made by its parent, not by an import
+            importlib.import_module(name)
+
+
+def _export_something() -> None:
+    """Have torch make here, once, what it makes for a process's first export: half a second of every child's."""
+    import torch
+    import tqdm
+
+    from pom_export import PolynomialMixer
+    from pom_export.graph.exported_model import BATCH, TOKENS, InputLimits
+    from pom_export.graph.opsets import default_opset
+    from pom_export.graph.program import GraphOptions, build_program
+    from pom_export.graph.tracing import trace
+    from tests import torch_tables
+
+    torch_tables.keep()
+    tqdm.tqdm.monitor_interval = 0  # no thread that looks after torch's progress bars
+    axes = {"query": ((BATCH, TOKENS, WIDTH), torch.float32)}
+    program = build_program(PolynomialMixer(WIDTH, 2, 2), axes, ("y",), GraphOptions(), InputLimits())
+    # Not through `export`, whose check starts threads of ONNX Runtime, which children of a fork do not have.
+    trace(program, default_opset("float32"))
 
 
 def main() -> None:

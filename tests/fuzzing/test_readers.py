@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -41,9 +42,10 @@ def client() -> Iterator[Client]:
 
 def test_good_files_are_taken(client: Client) -> None:
     # So what is refused below is refused for what was done to it.
-    outcomes = [client.run("valid", seed) for seed in range(valid.COUNT)]
+    outcomes = [client.run("valid", seed) for seed in valid.SEEDS]
     assert _bad(outcomes) == ""
     assert {outcome.arguments[0] for outcome in outcomes if outcome.code == 0} >= {"inspect", "export", "verify"}
+    assert len({tuple(Path(word).name for word in outcome.arguments) for outcome in outcomes}) == len(valid.SEEDS)
 
 
 @pytest.mark.parametrize("name", COUNTS)
