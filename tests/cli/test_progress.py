@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import pty
@@ -9,6 +10,8 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -80,9 +83,41 @@ def left_of(seen: str) -> list[str]:
     return [line.rstrip() for line in lines if line.strip()]
 
 
+@contextlib.contextmanager
+def terminal_as_stderr(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Have Python's stderr be a terminal; yield what will hold all that the terminal got."""
+    for name in ("CI", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    ours, its = pty.openpty()
+    seen: list[str] = []
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(all_of, ours)
+        try:
+            with open(its, "w") as stderr, monkeypatch.context() as patch:  # noqa: PTH123 (a descriptor)
+                patch.setattr(sys, "stderr", stderr)
+                yield seen
+        finally:
+            seen.append(reading.result().decode())
+            os.close(ours)
+
+
+def all_of(terminal: int) -> bytes:
+    """Return what is written to a terminal until its other end is closed."""
+    seen = b""
+    with contextlib.suppress(OSError):  # Linux's way to say so
+        while piece := os.read(terminal, 1 << 16):
+            seen += piece
+    return seen
+
+
 @needs_rich
-def test_a_terminal_shows_a_spinner_and_keeps_the_stages(tmp_path: Path) -> None:
-    code, out, seen = on_terminal(["export", CHECKPOINT, "-o", str(tmp_path / "m.onnx")])
+def test_a_terminal_shows_a_spinner_and_keeps_the_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with terminal_as_stderr(monkeypatch) as terminal:
+        code = run(["export", CHECKPOINT, "-o", str(tmp_path / "m.onnx")])
+    (seen,), out = terminal, capsys.readouterr().out
     assert code == 0
     assert "agrees with PyTorch on" in out
     assert "\x1b" not in out
