@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from functools import cache
 from typing import Any, NoReturn
 
@@ -175,6 +176,8 @@ def register_schema() -> OpSchema:
     """Register the op's schema with `onnx.defs`, once per process, and return it."""
     schema = _make_schema(len(_INPUTS), len(_OUTPUTS))
     onnx.defs.register_schema(schema)
+    # onnx 1.19 would release the inference function after Python's end, which crashes the process or never returns.
+    atexit.register(onnx.defs.deregister_schema, contract.OP_NAME, contract.OP_VERSION, contract.DOMAIN)
     return schema
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import onnx
@@ -130,3 +132,10 @@ def test_an_unknown_attribute_is_no_valid_model() -> None:
     register_schema()
     with pytest.raises(onnx.checker.ValidationError, match="power"):
         onnx.checker.check_model(model)
+
+
+def test_a_process_that_registered_it_ends() -> None:
+    """onnx 1.19 released the inference function after Python's end: a crash, or a process that never ended."""
+    script = "from pom_export.graph.schema import register_schema; register_schema()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
