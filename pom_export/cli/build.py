@@ -27,9 +27,11 @@ from pom_export.engine.targets import DEFAULT_TARGETS, parse_targets
     "--targets", type=Parsed(parse_targets, DEFAULT_TARGETS), default="",
     help="GPU architectures, such as sm86,sm120, also as sm_86 or 8.6 (tensorrt-rtx); default: the GPU here.",
 )  # fmt: skip
-@click.option("--minShapes", "min_shapes", help="Smallest shapes, such as x:1x1x64.")
-@click.option("--optShapes", "opt_shapes", help="Most frequent shapes.")
-@click.option("--maxShapes", "max_shapes", help="Largest shapes.")
+@click.option(
+    "--minShapes", "min_shapes", help="Smallest shapes, such as x:1x1x64; default: 1 for each dynamic dimension."
+)
+@click.option("--optShapes", "opt_shapes", help="Most frequent shapes; default: batch 1, 256 tokens.")
+@click.option("--maxShapes", "max_shapes", help="Largest shapes; default: batch 8, 4096 tokens.")
 @click.option("--timing-cache", type=FILE, help="A file to read and update (full TensorRT only).")
 @click.option("--cache", type=FOLDER, help="A folder that keeps engines for reuse.")
 @click.option(

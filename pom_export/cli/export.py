@@ -44,10 +44,16 @@ if TYPE_CHECKING:
     help="Also fp16, half, bf16; values beyond its range stay float32.",
 )
 @click.option("--opset", type=Choice(OPSETS), help="Version of the standard ops; default: 20, or 22 for bfloat16.")
-@click.option("--optimize/--no-optimize", default=True, help="Rewrite products and gates around the aggregations.")
+@click.option(
+    "--optimize/--no-optimize", default=True, show_default=True,
+    help="Rewrite products and gates around the aggregations.",
+)  # fmt: skip
 @recognition_options
 @click.option("--example-inputs", type=FILE, help="For a module: a .npz of inputs to trace it with, by name.")
-@click.option("--samples", type=click.IntRange(0), default=0, help="Inputs and outputs to save for `verify`.")
+@click.option(
+    "--samples", type=click.IntRange(0), default=0, show_default=True,
+    help="How many inputs to save with their outputs, for `verify`.",
+)  # fmt: skip
 @common_options
 @writes("output")
 def command(

@@ -32,7 +32,13 @@ if TYPE_CHECKING:
 @click.argument("model", type=FILE)
 @click.option("--prompt", help="Text to continue; - reads it from stdin.")
 @click.option("--prompt-file", type=FILE, help="A file with the text to continue.")
-@click.option("--max-tokens", type=int, default=200, show_default=True, help="0 only processes the prompt.")
+@click.option(
+    "--max-tokens",
+    type=int,
+    default=200,
+    show_default=True,
+    help="Most tokens to generate; 0 only processes the prompt.",
+)
 @click.option("--temperature", type=float, help="0 picks the likeliest token; default: 1.")
 @click.option("--top-k", type=int, help="Choose from the likeliest K tokens; default: all.")
 @click.option("--top-p", type=float, help="Choose from the likeliest tokens up to this total probability; default: 1.")

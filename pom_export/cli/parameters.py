@@ -62,6 +62,9 @@ class Listed(_ParamType):
     def __init__(self, item: _ParamType) -> None:
         self._item = item
 
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # noqa: D102
+        return f"{self._item.get_metavar(param, ctx) if isinstance(self._item, Choice) else 'INTEGER'},..."
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: D102
         if not isinstance(value, str):
             return value

@@ -28,10 +28,14 @@ if TYPE_CHECKING:
 @click.option(
     "--inputs",
     type=FILE,
-    help="A .npz of inputs to compare on. If it has the outputs too, by name, no checkpoint is needed.",
+    help="A .npz of inputs to compare on; default: random ones. If it has the outputs too, by name, no checkpoint is "
+    "needed.",
 )
-@click.option("--rtol", type=float, help="Bound relative to the largest magnitude of the reference output.")
-@click.option("--atol", type=float, help="Absolute bound.")
+@click.option(
+    "--rtol", type=float,
+    help="Bound relative to the largest magnitude of the reference output; default: by dtype, 1e-5 for float32.",
+)  # fmt: skip
+@click.option("--atol", type=float, help="Absolute bound; default: by dtype, 1e-7 for float32.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the random inputs.")
 @click.option("--report", type=FILE, help="Write the comparison as one HTML page.")
 @common_options
