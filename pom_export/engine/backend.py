@@ -22,6 +22,8 @@ BACKENDS: Final = (TENSORRT, TENSORRT_RTX)
 AUTO: Final = "auto"
 _NAMES = (*contract.OP_NAMES, *contract.GATED_OP_NAMES)
 _LONGEST_NAME = 256
+# CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR.
+_CAPABILITY: Final = (75, 76)
 # The value of Python's flag `optimize` that removes docstrings.
 _NO_DOCSTRINGS = 2
 _PACKAGES = {TENSORRT: "tensorrt>=10.9", TENSORRT_RTX: "tensorrt-rtx-cu13>=1.7"}
@@ -57,6 +59,18 @@ def gpu_name() -> str | None:
     if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0) or cuda.cuDeviceGetName(name, len(name), device):
         return None
     return name.value.decode(errors="replace")
+
+
+def gpu_capability() -> int | None:
+    """Return the compute capability of the first CUDA device, such as 86; None if it is unknown."""
+    if not gpu_present():
+        return None
+    cuda = ctypes.CDLL("libcuda.so.1")
+    parts = [ctypes.c_int() for _ in _CAPABILITY]
+    failed = [
+        cuda.cuDeviceGetAttribute(ctypes.byref(part), name, 0) for part, name in zip(parts, _CAPABILITY, strict=True)
+    ]
+    return None if any(failed) else 10 * parts[0].value + parts[1].value
 
 
 def load_backend(name: str = AUTO) -> Backend:

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from pom_export.engine.backend import Backend, gpu_name
+from pom_export.engine.backend import Backend, gpu_capability, gpu_name
 from pom_export.engine.build_config import FUNCTION, PLUGIN, BuildConfig, sha256_of_weights
 from pom_export.engine.profiles import ShapeProfile
 from pom_export.engine.targets import CURRENT
@@ -49,6 +49,12 @@ class BuildPlan:
     def embedded(self) -> Path | None:
         """The library that the engine contains, or None."""
         return self.library if self.embed_plugin else None
+
+    @property
+    def chips(self) -> list[int]:
+        """The compute capabilities of the targets, such as 86; that of this machine's GPU only if it is known."""
+        found = (gpu_capability() if name == CURRENT else int(name.removeprefix("sm")) for name in self.targets)
+        return [chip for chip in found if chip is not None]
 
     def config(self) -> BuildConfig:
         """Return the engine's build configuration, with the current hashes of the files."""

@@ -16,6 +16,7 @@ from pom_export.engine.build_config import BuiltEngine
 from pom_export.engine.build_plan import BuildPlan
 from pom_export.engine.cache import EngineCache, open_cache
 from pom_export.engine.command_line import command_line
+from pom_export.engine.gpu_code import check_gpu_code
 from pom_export.engine.inspection import inspect_engine
 from pom_export.engine.job import BuildJob
 from pom_export.engine.manifest import EngineInfo, check_manifest_place, manifest_path
@@ -66,7 +67,8 @@ def build_engine(
         progress: called with one line per stage; the lines are also logged at level INFO.
 
     Raises:
-        InputError: a file or option is unusable.
+        InputError: a file or option is unusable, or the plugin library that the engine would contain has no code for
+            a target.
         MissingDependencyError: TensorRT or the plugin library is not installed.
         EngineError: TensorRT refused the model, an aggregation did not become what was requested, or a precision
             differs from the model's.
@@ -83,6 +85,8 @@ def build_engine(
         raise InputError("TensorRT for RTX keeps no timing cache", "Leave `timing_cache` out")
     library = plugin_library() if use_plugin else None
     plan = BuildPlan(exported, loaded, chosen, profiles, library, embed_plugin, timing_cache, progress)
+    if plan.embedded is not None:
+        check_gpu_code(plan.embedded, plan.chips, progress)
     manifest = manifest_path(output)
     kept = None if cache is None else open_cache(cache, [output, manifest], progress)
     sources = [exported.path, *exported.weights]
