@@ -70,7 +70,7 @@ class RotaryAttention(nn.Module):
 
 def write_attention(config: JiTConfig, path: Path, seed: int) -> None:
     """Write the model with attention; `pom_export.export` takes only what has a mixer, so this is its tracing alone."""
-    from pom_export.graph.program import GraphOptions
+    from pom_export.graph.options import GraphOptions
     from pom_export.graph.programs.images import image_model_program
     from pom_export.graph.saving import save_model
     from pom_export.graph.tracing import export_graph

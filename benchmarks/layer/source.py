@@ -40,7 +40,7 @@ def load_target(target: Target, seed: int, progress: Progress) -> LoadedTarget:
         InputError: the file cannot be read or is of no known model, or a hyper-parameter is out of range.
     """
     from pom_export.api.source import load_source
-    from pom_export.graph.program import GraphOptions
+    from pom_export.graph.options import GraphOptions
     from pom_export.graph.programs import program_of
     from pom_export.mixer import RotaryPolynomialMixer
 

@@ -72,7 +72,7 @@ def write_attention(model: GPT, path: Path) -> None:
     `pom_export.export` takes only what has a mixer, so this is its tracing and its passes alone.
     """
     from pom_export.api.source import load_source
-    from pom_export.graph.program import GraphOptions
+    from pom_export.graph.options import GraphOptions
     from pom_export.graph.saving import save_model
     from pom_export.graph.tracing import export_graph
 

@@ -74,7 +74,7 @@ def expected_of_own(
         InputError: the module does not take the inputs, or the file has different ones.
     """
     from pom_export.api.source import load_source
-    from pom_export.graph.program import GraphOptions
+    from pom_export.graph.options import GraphOptions
 
     if examples is None and inputs is not None and not isinstance(source, (str, os.PathLike)):
         examples = _as_examples(case_of(inputs, model.inputs, model.limits))

@@ -137,7 +137,7 @@ def export(
     """
     from pom_export.api.source import load_source, type_notes
     from pom_export.graph.opsets import check_opset, default_opset
-    from pom_export.graph.program import GraphOptions
+    from pom_export.graph.options import GraphOptions
     from pom_export.torch_modes import plain_modes, same_generators
 
     dtype = canonical_precision(dtype)

@@ -23,7 +23,8 @@ from pom_export.parity.verification import compare, record
 if TYPE_CHECKING:
     from torch import nn
 
-    from pom_export.graph.program import GraphOptions, Program
+    from pom_export.graph.options import GraphOptions
+    from pom_export.graph.program import Program
 
 _CONTEXT: Final = "context"
 _POSITIONS: Final = "positions"
@@ -103,7 +104,7 @@ def find_reference(model: ExportedModel, module: nn.Module) -> Reference:
 
 def possible_options(model: ExportedModel) -> Iterator[GraphOptions]:
     """Yield the ways in which a file may have been exported, the likeliest first; just one if the metadata names it."""
-    from pom_export.graph.program import GraphOptions
+    from pom_export.graph.options import GraphOptions
 
     names = {spec.name for spec in model.inputs}
     ours = all(name in _OURS or is_past(name) for name in names)

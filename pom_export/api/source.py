@@ -21,9 +21,10 @@ from pom_export.files import sha256_of
 from pom_export.graph.claims import WEIGHTS
 from pom_export.graph.copying import copy_module
 from pom_export.graph.dynamic_shapes import Shapes, named_shapes
+from pom_export.graph.options import GraphOptions
 from pom_export.graph.own_program import FailsOnExamplesError, module_program, named_examples, program_module
 from pom_export.graph.precisions import PRECISIONS
-from pom_export.graph.program import GraphOptions, Program
+from pom_export.graph.program import Program
 from pom_export.graph.programs import program_of
 from pom_export.graph.reference import Float64Module
 from pom_export.graph.repeating import check_repeats

@@ -11,34 +11,12 @@ from torch import Tensor, nn
 
 from pom_export.errors import InputError
 from pom_export.graph.exported_model import BATCH, CONTEXT_TOKENS, PAST_TOKENS, TOKENS, InputLimits
+from pom_export.graph.options import GraphOptions
 
 _TOKEN_AXES = (TOKENS, CONTEXT_TOKENS)
 # The sizes used in tracing. They are distinct and not 1, so that no dimension is mistaken for another or for a
 # constant.
 _EXAMPLE_SIZES = {BATCH: 2, TOKENS: 7, CONTEXT_TOKENS: 5, PAST_TOKENS: 3}
-
-
-@dataclass(frozen=True)
-class GraphOptions:
-    """How a model becomes a graph.
-
-    Attributes:
-        mask: "none", "causal", "padding" ((B, N) input) or "full" ((B, T, N) input); None: the architecture's own.
-        cross: whether the mixer gets a separate context input (B, M, d).
-        positions: whether the tokens' positions are an input, (N) or (N, 2) int64; for rotary mixers.
-        static: (batch, tokens) to fix, or None for dynamic dimensions. Context tokens are fixed to `tokens`.
-        stateful: whether a call continues from a state that is an input, and returns the next state. The mask is then
-            "causal", which is the default, or "padding" to mask tokens at the end of each row.
-        block_causal: for a stateful mixer: whether all tokens of a call see the whole call, not only the tokens up to
-            themselves.
-    """
-
-    mask: str | None = None
-    cross: bool = False
-    positions: bool = False
-    static: tuple[int, int] | None = None
-    stateful: bool = False
-    block_causal: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,8 +53,6 @@ def _dimension_sizes(options: GraphOptions, limits: InputLimits) -> dict[str, in
         most = limits.tokens or max(_EXAMPLE_SIZES.values())
         return {name: size if name == BATCH else min(size, most) for name, size in _EXAMPLE_SIZES.items()}
     batch, tokens = options.static
-    if min(batch, tokens) < 1:
-        raise InputError(f"static sizes must be at least 1, got {batch}x{tokens}")
     if limits.tokens is not None and tokens > limits.tokens:
         raise InputError(
             f"static sizes {batch}x{tokens} have more tokens than the mixer's {limits.tokens} positions",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pom_export.api.blaming import fault_hint
 from pom_export.api.source import Source, load_source
-from pom_export.graph.program import GraphOptions
+from pom_export.graph.options import GraphOptions
 from pom_export.parity.comparison import Difference
 from tests.official_style import PoM
 

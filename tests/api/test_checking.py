@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import pom_export
 from pom_export.api.checking import CASES_AT_EXPORT
 from pom_export.errors import ParityError
-from pom_export.graph.program import GraphOptions
+from pom_export.graph.options import GraphOptions
 from pom_export.graph.programs import program_of
 from pom_export.mixer import MixerConfig, PolynomialMixer, ProductMixer, RotaryPolynomialMixer
 from pom_export.models import LanguageModel, LanguageModelConfig

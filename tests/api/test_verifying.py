@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, inliner, numpy_helper
 import pom_export
 from pom_export.api.expecting import _reach
 from pom_export.errors import InputError
-from pom_export.graph.program import GraphOptions
+from pom_export.graph.options import GraphOptions
 from pom_export.graph.programs import program_of
 from pom_export.mixer import MixerConfig, RotaryPolynomialMixer
 from pom_export.models import LanguageModel, LanguageModelConfig

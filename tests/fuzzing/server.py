@@ -152,7 +152,8 @@ def _export_something() -> None:
     from pom_export import PolynomialMixer
     from pom_export.graph.exported_model import BATCH, TOKENS, InputLimits
     from pom_export.graph.opsets import default_opset
-    from pom_export.graph.program import GraphOptions, build_program
+    from pom_export.graph.options import GraphOptions
+    from pom_export.graph.program import build_program
     from pom_export.graph.tracing import trace
     from tests import torch_tables
 

@@ -13,7 +13,7 @@ from pom_export import contract
 from pom_export.errors import InputError
 from pom_export.graph.exported_model import read_model
 from pom_export.graph.opsets import OPSETS
-from pom_export.graph.program import GraphOptions
+from pom_export.graph.options import GraphOptions
 from pom_export.graph.programs import program_of
 from pom_export.graph.saving import save_model
 from pom_export.graph.schema import attributes, register_schema

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
+from pom_export.checkpoint.families import JIT, LANGUAGE_MODEL, MIXER
 from pom_export.errors import InputError
-from pom_export.graph.claims import MASKS
-from pom_export.graph.program import GraphOptions, Program
+from pom_export.graph.options import GraphOptions, check_options
+from pom_export.graph.program import Program
 from pom_export.graph.programs.images import image_model_program
 from pom_export.graph.programs.stateful import stateful_language_model_program, stateful_mixer_program
 from pom_export.graph.programs.stateless import language_model_program, mixer_program
@@ -22,14 +23,13 @@ def program_of(model: nn.Module, options: GraphOptions) -> Program:
     Raises:
         InputError: an option does not fit the model, or the model's class is unknown.
     """
-    if options.mask is not None and options.mask not in MASKS:
-        raise InputError(f"unknown mask {options.mask!r}", f"Choose one of {', '.join(MASKS)}")
-    if options.block_causal and not options.stateful:
-        raise InputError("`block_causal` says what the tokens of a stateful call see", "Give `stateful=True` too")
     if isinstance(model, (PolynomialMixer, ProductMixer)):
+        check_options(options, MIXER)
         return (stateful_mixer_program if options.stateful else mixer_program)(model, options)
     if isinstance(model, (LanguageModel, GPT)):
+        check_options(options, LANGUAGE_MODEL)
         return (stateful_language_model_program if options.stateful else language_model_program)(model, options)
     if isinstance(model, JiT) and model.is_polynomial:
+        check_options(options, JIT)
         return image_model_program(model, options)
     raise InputError(f"{type(model).__name__} is not one of our models", "Give example_inputs to export it")

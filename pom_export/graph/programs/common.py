@@ -7,7 +7,8 @@ from torch import nn
 
 from pom_export.errors import InputError
 from pom_export.graph.exported_model import TOKENS, InputLimits
-from pom_export.graph.program import Axes, GraphOptions
+from pom_export.graph.options import GraphOptions
+from pom_export.graph.program import Axes
 from pom_export.mixer import ProductMixer, RotaryConfig, RotaryPolynomialMixer
 
 # The product form has no clamp: for large inputs, its products of K factors exceed float16's range.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import torch
 from torch import Tensor, nn
 
 from pom_export.errors import InputError
 from pom_export.graph.exported_model import BATCH, InputLimits
-from pom_export.graph.program import Axes, GraphOptions, Program, build_program
+from pom_export.graph.options import GraphOptions
+from pom_export.graph.program import Axes, Program, build_program
 from pom_export.models import JiT
 
 
@@ -29,12 +28,6 @@ def image_model_program(model: JiT, options: GraphOptions) -> Program:
         InputError: an option does not fit.
     """
     config = model.config
-    given = [f.name for f in fields(options) if f.name != "static" and getattr(options, f.name)]
-    if given:
-        raise InputError(
-            f"an image model mixes all patches of an image, in one call; `{given[0]}` does not apply",
-            "Leave it out",
-        )
     if options.static is not None and options.static[1] != config.side**2:
         batch, tokens = options.static
         raise InputError(

@@ -23,7 +23,8 @@ from pom_export.graph.exported_model import (
     InputLimits,
     present_name,
 )
-from pom_export.graph.program import Axes, GraphOptions, Program, build_program
+from pom_export.graph.options import GraphOptions
+from pom_export.graph.program import Axes, Program, build_program
 from pom_export.graph.programs.common import mixer_limits, rotary_of
 from pom_export.mixer import MixerState, PolynomialMixer, ProductMixer
 from pom_export.models import GPT, LanguageModel, StreamState
@@ -99,15 +100,7 @@ def stateful_mixer_program(mixer: PolynomialMixer | ProductMixer, options: Graph
     Raises:
         InputError: an option does not fit.
     """
-    default = "none" if options.block_causal else "causal"
-    mask = options.mask or default
-    if options.cross:
-        raise InputError("`cross` does not go with `stateful`", "Leave one out")
-    if mask not in {default, "padding"}:
-        other = "With `block_causal`" if options.block_causal else "With `stateful` alone"
-        raise InputError(
-            f"`mask={mask!r}` does not go with this kind of state", f"{other}, leave `mask` out or use `mask='padding'`"
-        )
+    mask = options.mask or options.default_mask
     rotary = rotary_of(mixer, options)
     axes: Axes = {"x": ((BATCH, TOKENS, mixer.config.dim), mixer.ag_proj.weight.dtype)}
     if mask == "padding":
@@ -128,10 +121,6 @@ def stateful_language_model_program(model: LanguageModel | GPT, options: GraphOp
         InputError: an option does not fit.
     """
     mask = options.mask or "causal"
-    asked = {"`cross`": options.cross, "`positions`": options.positions, "`block_causal`": options.block_causal}
-    asked[f"`mask={mask!r}`"] = mask not in {"causal", "padding"}
-    if refused := [name for name, given in asked.items() if given]:
-        raise InputError(f"a language model is causal; {refused[0]} does not apply", "Leave it out")
     axes: Axes = {"input_ids": ((BATCH, TOKENS), torch.int64)}
     if mask == "padding":
         axes["mask"] = ((BATCH, TOKENS), torch.bool)

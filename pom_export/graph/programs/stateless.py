@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from pom_export.errors import InputError
 from pom_export.graph.exported_model import BATCH, CONTEXT_TOKENS, TOKENS, InputLimits
-from pom_export.graph.program import Axes, GraphOptions, Program, build_program
+from pom_export.graph.options import GraphOptions
+from pom_export.graph.program import Axes, Program, build_program
 from pom_export.graph.programs.common import mixer_limits, rotary_of
 from pom_export.mixer import PolynomialMixer, ProductMixer
 from pom_export.models import GPT, LanguageModel
@@ -52,9 +52,7 @@ class _LanguageModelProgram(nn.Module):
 
 def mixer_program(mixer: PolynomialMixer | ProductMixer, options: GraphOptions) -> Program:
     """Return the program of a single mixer: inputs x, context (cross), mask and positions; output y."""
-    mask = options.mask or "none"
-    if mask == "causal" and options.cross:
-        raise InputError("mask causal does not go with `cross`", "Use `mask` none, padding or full")
+    mask = options.mask or options.default_mask
     rotary = rotary_of(mixer, options)
     dim, dtype = mixer.config.dim, mixer.ag_proj.weight.dtype
     source = CONTEXT_TOKENS if options.cross else TOKENS
@@ -72,10 +70,6 @@ def mixer_program(mixer: PolynomialMixer | ProductMixer, options: GraphOptions) 
 
 def language_model_program(model: LanguageModel | GPT, options: GraphOptions) -> Program:
     """Return the program of a language model: input input_ids; output logits."""
-    asked = {"`cross`": options.cross, "`positions`": options.positions}
-    asked[f"`mask={options.mask!r}`"] = options.mask not in {None, "causal"}
-    if refused := [name for name, given in asked.items() if given]:
-        raise InputError(f"a language model is causal; {refused[0]} does not apply", "Leave it out")
     limits = InputLimits({"input_ids": (model.config.vocab_size,)})
     axes: Axes = {"input_ids": ((BATCH, TOKENS), torch.int64)}
     return build_program(_LanguageModelProgram(model), axes, ("logits",), replace(options, mask="causal"), limits)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from pom_export import contract
 from pom_export.errors import InputError
 from pom_export.graph.nodes import aggregation_nodes, gated_nodes, is_aggregation, op_of
+from pom_export.graph.options import GraphOptions
 from pom_export.graph.own_program import module_program, named_examples
 from pom_export.graph.passes.attach_functions import AttachFunctionsPass
-from pom_export.graph.program import GraphOptions
 from pom_export.graph.programs import program_of
 from pom_export.graph.saving import save_model
 from pom_export.graph.schema import attributes

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pom_export.graph.exported_model import METADATA_PREFIX
-from pom_export.graph.program import GraphOptions
+from pom_export.graph.options import GraphOptions
 from pom_export.graph.programs import program_of
 from pom_export.graph.saving import save_model
 from pom_export.graph.tracing import export_graph

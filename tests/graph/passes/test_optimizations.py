@@ -16,7 +16,8 @@ from torch.nn import functional
 
 import pom_export
 from pom_export import contract
-from pom_export.graph.program import GraphOptions, Program
+from pom_export.graph.options import GraphOptions
+from pom_export.graph.program import Program
 from pom_export.graph.programs import program_of
 from pom_export.graph.saving import save_model
 from pom_export.graph.tracing import export_graph

@@ -18,7 +18,7 @@ from pom_export.bench.options import BenchOptions
 from pom_export.bench.workload import Size
 from pom_export.errors import InputError
 from pom_export.graph.exported_model import read_model
-from pom_export.graph.program import GraphOptions
+from pom_export.graph.options import GraphOptions
 from pom_export.graph.programs import program_of
 from pom_export.models import JiT
 from tests.small_models import TINY_JIT, fill, image_model
