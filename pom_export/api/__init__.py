@@ -1,9 +1,28 @@
 """The public functions, each a complete job: what `import pom_export` offers and the command line calls."""
 
-from pom_export.api.exporting import ExportResult, export
-from pom_export.api.inspecting import inspect
-from pom_export.api.inspections import CheckpointInspection, EngineInspection, Inspection, ModelInspection
-from pom_export.api.verifying import verify, write_report
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pom_export.api.exporting import ExportResult, export
+    from pom_export.api.inspecting import inspect
+    from pom_export.api.inspections import CheckpointInspection, EngineInspection, Inspection, ModelInspection
+    from pom_export.api.verifying import verify, write_report
+
+# Imported on first use: the command line checks arguments before anything slow is imported.
+_HOMES = {
+    "CheckpointInspection": "inspections",
+    "EngineInspection": "inspections",
+    "ExportResult": "exporting",
+    "Inspection": "inspections",
+    "ModelInspection": "inspections",
+    "export": "exporting",
+    "inspect": "inspecting",
+    "verify": "verifying",
+    "write_report": "verifying",
+}
 
 __all__ = [
     "CheckpointInspection",
@@ -16,3 +35,9 @@ __all__ = [
     "verify",
     "write_report",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -6,13 +6,14 @@ import functools
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pom_export.api.arguments import check_for_checkpoint, check_for_module, check_for_own_inputs
 from pom_export.checkpoint import load_model
 from pom_export.checkpoint.exported_program import is_exported_program, read_exported_program
 from pom_export.checkpoint.spec import spec_of
@@ -170,12 +171,13 @@ def load_source(
     """
     _check_adapters(mixers, model, example_inputs)
     if isinstance(model, (str, os.PathLike)) and is_exported_program(model):
-        _refuse_options(options, hints)
+        check_for_own_inputs(options, hints)
         progress("recognised a torch.export program")
         module, traced_with, traced_sizes = program_module(read_exported_program(model))
         properties = {"source_sha256": sha256_of(Path(model))}
         return Source(module, _program_maker(traced_with, traced_sizes), properties=properties, own_inputs=True)
     if isinstance(model, (str, os.PathLike)):
+        check_for_checkpoint(options, hints)
         loaded = load_model(model, **hints)
         progress(f"recognised a {loaded.spec.summary()}")
         for note in loaded.notes:
@@ -194,12 +196,12 @@ def load_source(
     if not isinstance(model, nn.Module):
         raise InputError(f"the model is {kind_of(model)}", "Give a path or an nn.Module")
     if example_inputs is None:
-        _refuse(hints, "for checkpoints, and this is a module")
+        check_for_module(hints)
         check_weights(model)
         spec = spec_of(model)
         properties = {"spec": spec.to_json()} if spec else {}
         return Source(model, lambda module: program_of(module, options), properties=properties)
-    _refuse_options(options, hints)
+    check_for_own_inputs(options, hints)
     check_weights(model)
     model = unwrapped(model)
     examples = named_examples(model, example_inputs)
@@ -237,17 +239,6 @@ def type_notes(module: nn.Module, dtype: str) -> list[str]:
     keep = [name for name in found if name in PRECISIONS and name != dtype]
     hint = f": `dtype={keep[0]!r}` keeps that type" if len(found) == 1 and keep else ""
     return [f"the file is written in {dtype}; of the weights' tensors {' and '.join(others)} were converted{hint}"]
-
-
-def _refuse_options(options: GraphOptions, hints: Mapping[str, Any]) -> None:
-    """Refuse options that do not apply to a module or program with its own inputs."""
-    _refuse({**asdict(options), **hints}, "for our own models; this one has its own inputs")
-
-
-def _refuse(options: Mapping[str, Any], why: str) -> None:
-    for name, value in options.items():
-        if value is not None and value is not False:
-            raise InputError(f"{name} is {why}", "Leave it out")
 
 
 def _substituted(copied: nn.Module, mixers: Adapters | None) -> SubstitutedCopy:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pom_export.api.arguments import check_bounds, check_reference
 from pom_export.api.expecting import Expected, expected_of_checkpoint, expected_of_pairs, expected_of_recording
 from pom_export.api.expecting_own import expected_of_module, expected_of_own
 from pom_export.api.progress import Progress, silent
@@ -91,10 +91,12 @@ def verify(
         InputError: a file is unusable, a function in it does not compute what its node asks for, the checkpoint belongs
             to another model, or the report cannot be written.
     """
-    _check_bounds(rtol, atol)
-    progress = logged(progress, _LOG)
     hints = {"weights": weights, "family": family, "degree": degree, "heads": heads}
     hints["in_context_start"] = in_context_start
+    check_bounds(rtol, atol)
+    given = {"has_module": module is not None, "has_examples": example_inputs is not None}
+    check_reference(checkpoint, **given, hints=hints)
+    progress = logged(progress, _LOG)
     with ExitStack() as stack:
         file = stack.enter_context(as_onnx(model))
         exported = read_model(file)
@@ -207,7 +209,6 @@ class _Reference:
 
     def expected(self, model: ExportedModel) -> Expected:
         """Return the model's expected outputs."""
-        self._check()
         if self.module is not None:
             return expected_of_module(model, self.module, self.example_inputs, self.inputs, self.seed)
         if self.checkpoint is not None and _is_program(self.checkpoint):
@@ -218,27 +219,11 @@ class _Reference:
             return expected_of_pairs(model, self.inputs)
         return expected_of_recording(model)
 
-    def _check(self) -> None:
-        """Raise InputError if two references are given, or arguments without the reference that they belong to."""
-        if self.module is not None and self.checkpoint is not None:
-            raise InputError("both a checkpoint and a module are given", "Give one of them")
-        if self.example_inputs is not None and self.module is None:
-            raise InputError("example_inputs need a module, and none was given", "Give module too, or inputs alone")
-        for name, value in self.hints.items():
-            if value is not None and self.checkpoint is None:
-                raise InputError(f"{name} {value!r} is for a checkpoint, and none was given", "Give `checkpoint`")
-
 
 def _is_program(checkpoint: str | os.PathLike[str]) -> bool:
     from pom_export.checkpoint.exported_program import is_exported_program
 
     return is_exported_program(checkpoint)
-
-
-def _check_bounds(rtol: float | None, atol: float | None) -> None:
-    for name, bound in (("rtol", rtol), ("atol", atol)):
-        if bound is not None and not 0 <= bound < math.inf:
-            raise InputError(f"{name} must be finite and not negative, got {bound}", f"Example: `{name}=1e-4`")
 
 
 def _tolerance(precision: str, rtol: float | None, atol: float | None) -> tuple[Tolerance, str]:

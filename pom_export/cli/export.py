@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from pom_export.cli.models import model_from, names_module
+from pom_export.cli.models import check_is_checkpoint, model_from, names_module
 from pom_export.cli.options import common_options, recognition_options
 from pom_export.cli.output import human_bytes, print_result
 from pom_export.cli.outputs import writes
@@ -21,6 +23,9 @@ from pom_export.graph.precisions import PRECISIONS, canonical_precision
 
 if TYPE_CHECKING:
     from pom_export.api import ExportResult
+
+# The suffix of torch.export programs, which have inputs of their own.
+_PROGRAM: Final = ".pt2"
 
 
 @click.command("export")
@@ -71,6 +76,7 @@ def command(
 
     The file is compared with PyTorch before it appears; the exit code is 1 if they differ.
     """
+    _check(checkpoint, example_inputs, options)
     with stages(f"reading {checkpoint}", shown=verbose or not as_json, moving=not as_json) as progress:
         from pom_export.api import export
 
@@ -79,19 +85,30 @@ def command(
     print_result(result.to_dict(), as_json, _lines(result))
 
 
+def _check(reference: str, example_inputs: str | None, options: Mapping[str, Any]) -> None:
+    """Refuse arguments that do not fit together, before torch is imported, which takes seconds."""
+    from pom_export.api import arguments
+    from pom_export.graph.options import GraphOptions
+
+    graph = GraphOptions(**{each.name: options[each.name] for each in fields(GraphOptions)})
+    hints = {name: options[name] for name in arguments.HINTS}
+    if names_module(reference):
+        arguments.check_for_module(hints)
+        if example_inputs is not None:
+            arguments.check_for_own_inputs(graph, hints)
+        return
+    if example_inputs is not None:
+        raise InputError(f"--example-inputs is for a module, and {reference} is a path", "Leave it out")
+    check_is_checkpoint(reference)
+    if Path(reference).suffix != _PROGRAM:
+        arguments.check_for_checkpoint(graph, hints)
+
+
 def _source(reference: str, example_inputs: str | None, output: str) -> tuple[Any, Any]:
     """Return a checkpoint's path unchanged, or the module that is named, and its example inputs."""
     from pom_export.arrays import read_npz
 
     if not names_module(reference):
-        if example_inputs is not None:
-            raise InputError(f"--example-inputs is for a module, and {reference} is a path", "Leave it out")
-        if Path(reference).suffix == ".py":
-            example = f"{Path(reference).stem}:make_model"
-            raise InputError(
-                f"{reference} is Python code, not a checkpoint",
-                f"Name the function in it that returns the model, as in {example}",
-            )
         return reference, None
     named = model_from(reference)
     check_replaceable(Path(output), [named.file, example_inputs])

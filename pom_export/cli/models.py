@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import pkgutil
 import re
 import sys
@@ -14,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from pom_export.errors import InputError, kind_of, reason_of
+from pom_export.files import readable_file
 from pom_export.suggestions import did_you_mean
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 _EXAMPLE: Final = "Example: my_package.models:make_model"
 _REFERENCE: Final = re.compile(r"[\w.]+:[\w.]+")
+_MODULE: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,34 @@ def names_module(reference: str) -> bool:
     return _REFERENCE.fullmatch(reference) is not None and not Path(reference).exists()
 
 
+def check_is_checkpoint(path: str) -> None:
+    """Raise InputError if a path leads nowhere or to Python code. The file itself is not read."""
+    file = Path(path)
+    if file.suffix == ".py":
+        hint = f"Name the function in it that returns the model, as in {file.stem}:make_model"
+        raise InputError(f"{path} is Python code, not a checkpoint", hint)
+    if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises for what is too long)
+        return
+    package, dot, _ = path.partition(".")
+    is_module = _MODULE.fullmatch(path) and (not dot or Path(package).is_dir())
+    as_module = f", or name what makes the model as MODULE:FACTORY, as in {path}:make_model" if is_module else ""
+    readable_file(path, "checkpoint", f"Check the path{as_module}")
+
+
+def check_names_model(reference: str, *, trusted: bool) -> None:
+    """Raise InputError for a text that is neither `module:name` nor a file that may run code. Does not need torch."""
+    if Path(reference).is_file():
+        if trusted:
+            return
+        raise InputError(
+            f"{reference} is a file: loading a saved module executes code, and a state dict does not describe layers",
+            f"Give what builds the model, as MODULE:FACTORY, or --trust if you know who wrote the file. {_EXAMPLE}",
+        )
+    module_name, colon, path = reference.partition(":")
+    if not colon or not module_name or not path:
+        raise InputError(f"{reference!r} is not MODULE:FACTORY", _EXAMPLE)
+
+
 def model_from(reference: str, *, trusted: bool = False) -> NamedModel:
     """Return the model that a reference names.
 
@@ -72,13 +103,12 @@ def model_from(reference: str, *, trusted: bool = False) -> NamedModel:
         InputError: there is no such module or name, it raises, it does not return an `nn.Module`, or a file is not
             trusted.
     """
+    check_names_model(reference, trusted=trusted)
     from torch import nn
 
     if Path(reference).is_file():
-        return _saved(reference, trusted)
-    module_name, colon, path = reference.partition(":")
-    if not colon or not module_name or not path:
-        raise InputError(f"{reference!r} is not MODULE:FACTORY", _EXAMPLE)
+        return _saved(reference)
+    module_name, _, path = reference.partition(":")
     with _current_folder_importable(), contextlib.redirect_stdout(sys.stderr):
         module = _imported(module_name)
         target = _attribute(module, path, reference)
@@ -100,14 +130,9 @@ def _named(value: object, what: str, source: ModuleType) -> NamedModel:
     raise InputError(f"{what} {kind_of(value)}, not an nn.Module, nor one and its example inputs", _EXAMPLE)
 
 
-def _saved(file: str, trusted: bool) -> NamedModel:
+def _saved(file: str) -> NamedModel:
     import torch
 
-    if not trusted:
-        raise InputError(
-            f"{file} is a file: loading a saved module executes code, and a state dict does not describe layers",
-            f"Give what builds the model, as MODULE:FACTORY, or --trust if you know who wrote the file. {_EXAMPLE}",
-        )
     with _current_folder_importable(), contextlib.redirect_stdout(sys.stderr):
         # The user trusts the file.
         model = _guarded(lambda: torch.load(file, map_location="cpu", weights_only=False), f"reading {file}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pom_export.cli.models import check_names_model, model_from
 from pom_export.cli.options import common_options
 from pom_export.cli.output import human_bytes, print_result, say
 from pom_export.cli.parameters import SIZES
@@ -34,9 +35,9 @@ def command(
     the bytes that a sequence keeps while generating: a KV cache, or PoM's state. Nothing is changed:
     pom_export.replace_attention(model) replaces the layers.
     """
+    check_names_model(model, trusted=trust)
     with stages(f"building {model}", shown=verbose or not as_json, moving=not as_json):
         from pom_export.attention import scan
-        from pom_export.cli.models import model_from
 
         named = model_from(model, trusted=trust)
         findings = scan(named.module, tokens=tokens, degree=degree, expand=expand, n_groups=groups)

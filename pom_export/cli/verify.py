@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pom_export.cli.models import model_from, names_module
+from pom_export.cli.models import check_is_checkpoint, model_from, names_module
 from pom_export.cli.options import common_options, recognition_options
 from pom_export.cli.output import print_result
 from pom_export.cli.outputs import writes
@@ -44,6 +45,7 @@ def command(
     model: str, checkpoint: str | None, report: str | None, as_json: bool, verbose: bool, **options: Any
 ) -> int:
     """Compare MODEL with PyTorch on every backend that runs here; the exit code is 1 if any output differs."""
+    _check(checkpoint, options)
     with stages(f"reading {model}", shown=verbose or not as_json, moving=not as_json) as progress:
         from pom_export.api import verify
 
@@ -56,6 +58,19 @@ def command(
         outcome = verify(model, **reference, report=report, **options, progress=progress)
     print_result(outcome.to_dict(), as_json, _lines(outcome, report))
     return 0 if outcome else 1
+
+
+def _check(checkpoint: str | None, options: Mapping[str, Any]) -> None:
+    """Refuse arguments that do not fit together, before anything that takes seconds to import."""
+    from pom_export.api import arguments
+
+    hints = {name: options[name] for name in arguments.HINTS}
+    has_module = checkpoint is not None and names_module(checkpoint)
+    path = None if has_module else checkpoint
+    arguments.check_bounds(options["rtol"], options["atol"])
+    arguments.check_reference(path, has_module=has_module, has_examples=False, hints=hints)
+    if path is not None:
+        check_is_checkpoint(path)
 
 
 def _lines(outcome: ParityReport, report: str | None) -> list[tuple[str, str]]:

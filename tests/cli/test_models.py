@@ -109,7 +109,7 @@ def test_our_own_models_need_none(capsys: pytest.CaptureFixture[str]) -> None:
             "zoo_of_mixers.py is Python code, not a checkpoint. "
             "Name the function in it that returns the model, as in zoo_of_mixers:make_model",
         ),
-        (["export", "zoo_of_mixers:with_inputs", "-o", "m.onnx", "--mask", "full"], "mask is for our own models"),
+        (["export", "zoo_of_mixers:with_inputs", "-o", "m.onnx", "--mask", "full"], "--mask is for our own models"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -62,6 +63,53 @@ def test_a_mistake_is_refused_before_torch_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[2, 2] []"
+
+
+CHECKPOINT = "tests/data/golden/v2_base/checkpoint.pt"
+# What follows `export`, and what is said of it although nothing is read.
+EXPORTS = {
+    f"{CHECKPOINT} --block-causal": "--block-causal says what the tokens of a stateful call see. Give --stateful too",
+    f"{CHECKPOINT} --stateful --mask full": "--mask full does not go with this kind of state",
+    f"{CHECKPOINT} --stateful --cross": "--cross does not go with --stateful",
+    f"{CHECKPOINT} --cross --mask causal": "--mask causal does not go with --cross",
+    f"{CHECKPOINT} --static 0x5": "static sizes must be at least 1, got 0x5",
+    f"{CHECKPOINT} --family nanogpt-pom --mask full": "a language model is causal; --mask full does not apply",
+    f"{CHECKPOINT} --family language-model --cross": "a language model is causal; --cross does not apply",
+    f"{CHECKPOINT} --family jit-pom --stateful": "in one call; --stateful does not apply",
+    f"{CHECKPOINT} --example-inputs x.npz": "--example-inputs is for a module",
+    "models:make --degree 3": "--degree is for checkpoints, and this is a module",
+    "models:make --example-inputs x.npz --mask full": "--mask is for our own models; this one has its own inputs",
+    "models.py": "Name the function in it that returns the model, as in models:make_model",
+    "my_model": "Check the path, or name what makes the model as MODULE:FACTORY, as in my_model:make_model",
+    "tests.small_models": "as in tests.small_models:make_model",
+    "none.pt": "checkpoint none.pt does not exist. Check the path\n",
+}
+OTHERS = {
+    "verify m.onnx --degree 3": "--degree 3 is for a checkpoint, and none was given. Give --checkpoint",
+    "verify m.onnx --checkpoint models:make --heads 3": "--heads 3 is for a checkpoint",
+    "verify m.onnx --checkpoint none.pt": "none.pt does not exist",
+    "verify m.onnx --rtol -1": "--rtol must be finite and not negative, got -1.0. Example: --rtol 0.0001",
+    "scan my_model": "'my_model' is not MODULE:FACTORY",
+    f"scan {CHECKPOINT}": "--trust if you know who wrote the file",
+}
+AT_ONCE = {f"export {given} -o {{folder}}/m.onnx": message for given, message in EXPORTS.items()} | OTHERS
+
+
+def test_what_the_options_alone_tell_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    commands = [command.format(folder=tmp_path).split() for command in AT_ONCE]
+    check = (
+        "import sys; from pom_export.cli.main import run\n"
+        f"for command in {commands}: print(run(command), file=sys.stderr)\n"
+        "print([m for m in ('torch', 'onnx', 'numpy') if m in sys.modules])"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=root)
+    answers = re.findall(r"pom-export: error: (.*\n)2\n", done.stderr)
+    assert len(answers) == len(AT_ONCE), done.stderr
+    for command, answer, message in zip(AT_ONCE, answers, AT_ONCE.values(), strict=True):
+        assert message in answer, command
+    assert done.stdout.strip() == "[]"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_shell_completes_values() -> None:

@@ -152,8 +152,8 @@ def test_a_module_that_only_looks_like_a_mixer_is_found_out(tmp_path: Path) -> N
         (nn.Linear(4, 4), (torch.ones(1, 4),), {}, "contains none of our mixers"),
         (PoM(8, 2, 2, 1, 1), (torch.ones(1, 5, 7),), {}, "fails on the example inputs"),
         (nn.Sequential(PoM(8, 2, 2, 1, 1)), (torch.ones(1, 5, 8),) * 2, {}, "takes 1 inputs, got 2"),
-        (PoM(8, 2, 2, 1, 1), (torch.ones(1, 5, 8),), {"mask": "causal"}, "mask is for our own models"),
-        (PoM(8, 2, 2, 1, 1), (torch.ones(1, 5, 8),), {"degree": 2}, "degree is for our own models"),
+        (PoM(8, 2, 2, 1, 1), (torch.ones(1, 5, 8),), {"mask": "causal"}, "`mask` is for our own models"),
+        (PoM(8, 2, 2, 1, 1), (torch.ones(1, 5, 8),), {"degree": 2}, "`degree` is for our own models"),
         (PoM(8, 2, 2, 1, 1), None, {}, "example_inputs"),
     ],
 )

@@ -1,0 +1,56 @@
+"""Refuse arguments of `export` and `verify` that do not fit together. Does not need torch."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Final
+
+from pom_export.errors import InputError
+from pom_export.graph.options import GraphOptions, check_options
+
+HINTS: Final = ("family", "degree", "heads", "in_context_start", "weights")
+"""Arguments of `load_model` besides the path: what a checkpoint may not say itself."""
+
+
+def check_for_checkpoint(options: GraphOptions, hints: Mapping[str, Any]) -> None:
+    """Raise InputError for options that contradict each other or do not fit the given family."""
+    check_options(options, hints.get("family"))
+
+
+def check_for_module(hints: Mapping[str, Any]) -> None:
+    """Raise InputError if an argument for checkpoints is given with a module."""
+    _refuse(hints, "for checkpoints, and this is a module")
+
+
+def check_for_own_inputs(options: GraphOptions, hints: Mapping[str, Any]) -> None:
+    """Raise InputError for options that do not apply to a module or program with its own inputs."""
+    _refuse({**asdict(options), **hints}, "for our own models; this one has its own inputs")
+
+
+def _refuse(options: Mapping[str, Any], why: str) -> None:
+    for name, value in options.items():
+        if value is not None and value is not False:
+            raise InputError(f"`{name}` is {why}", "Leave it out")
+
+
+def check_reference(
+    checkpoint: str | os.PathLike[str] | None, *, has_module: bool, has_examples: bool, hints: Mapping[str, Any]
+) -> None:
+    """Raise InputError if two references are given, or arguments without the reference that they belong to."""
+    if has_module and checkpoint is not None:
+        raise InputError("both a checkpoint and a module are given", "Give one of them")
+    if has_examples and not has_module:
+        raise InputError("example_inputs need a module, and none was given", "Give module too, or inputs alone")
+    for name, value in hints.items():
+        if value is not None and checkpoint is None:
+            raise InputError(f"`{name}={value!r}` is for a checkpoint, and none was given", "Give `checkpoint`")
+
+
+def check_bounds(rtol: float | None, atol: float | None) -> None:
+    """Raise InputError for a bound that is negative, infinite or NaN."""
+    for name, bound in (("rtol", rtol), ("atol", atol)):
+        if bound is not None and not 0 <= bound < math.inf:
+            raise InputError(f"`{name}` must be finite and not negative, got {bound}", f"Example: `{name}=1e-4`")
