@@ -56,6 +56,22 @@ class _LazyGroup(click.Group):
         command: click.Command = importlib.import_module(f"pom_export.cli.{cmd_name}").command
         return command
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            named = next((each for each in given if each in _COMMANDS), None)
+            option = error.option_name
+            if not any(option in self._options_of(ctx, name) for name in ([named] if named else _COMMANDS)):
+                raise
+            place = f"It goes after the command: {ctx.info_name} {named or 'COMMAND'} {option}"
+            raise click.NoSuchOption(option, f"{error.message.rstrip('.')}. {place}", ctx=ctx) from error
+
+    def _options_of(self, ctx: click.Context, command: str) -> set[str]:
+        found = self.get_command(ctx, command)
+        return {option for each in found.params for option in (*each.opts, *each.secondary_opts)} if found else set()
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
