@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
+from typing import Final
 
 from pom_export.parity.comparison import share_of_tolerance
 from pom_export.parity.report import CaseResult, Comparison, ParityReport
@@ -32,6 +34,8 @@ th { font-weight: 600; } td.number { text-align: right; white-space: nowrap; }
   td:first-child, th:first-child { min-width: 9rem; } .bar { width: 4rem; }
 }
 """
+# As the library's messages name parameters.
+_CODE: Final = re.compile("`([^`]+)`")
 
 
 def render_page(report: ParityReport) -> str:
@@ -57,7 +61,7 @@ def render_page(report: ParityReport) -> str:
             f"<title>Parity of {escape(report.model)}</title><style>{_STYLE}</style></head><body>",
             f'<h1>Parity with PyTorch</h1><p><span class="verdict {verdict[0]}">{verdict[1]}</span></p>',
             "<dl>",
-            *(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts),
+            *(f"<dt>{escape(name)}</dt><dd>{_sentence(value)}</dd>" for name, value in facts),
             "</dl>",
             *(_section(comparison) for comparison in report.comparisons),
             '<p class="note">max abs: largest absolute difference from the reference. max rel: the same over the '
@@ -66,6 +70,11 @@ def render_page(report: ParityReport) -> str:
             "",
         ]
     )
+
+
+def _sentence(text: str) -> str:
+    """Return a sentence of the library's, the names in it as code."""
+    return _CODE.sub(r"<code>\1</code>", escape(text))
 
 
 def _versions(versions: Mapping[str, str]) -> str:
@@ -97,5 +106,5 @@ def _rows(cases: Iterable[CaseResult]) -> str:
 def _bar(case: CaseResult) -> str:
     share = share_of_tolerance(case.difference)
     colour = "ok" if case.difference else "bad"
-    label = f"{share:.1%}" if share < math.inf else escape(case.difference.reason) or "beyond any bound"
+    label = f"{share:.1%}" if share < math.inf else _sentence(case.difference.reason) or "beyond any bound"
     return f'<div class="bar"><i class="{colour}" style="width:{min(1.0, share):.1%}"></i></div>{label}'

@@ -72,6 +72,8 @@ def test_verify_passes_and_writes_a_page(model: str, tmp_path: Path, capsys: pyt
     assert versions.items() <= result["versions"].items()
     assert f"torch {version('torch')}" in html
     assert '<meta name="viewport" content="width=device-width' in html
+    assert "no engine was given (<code>engine</code>)" in html
+    assert "tensorrt: no engine was given (--engine)" in result["not_run"]
 
 
 def test_verify_fails_with_exit_code_1(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,7 +79,11 @@ def test_what_a_reference_does_not_tell_is_said(values: list[float], note: str) 
 def report_of(actual: np.ndarray) -> ParityReport:
     case = CaseResult("a <case>", "x 1x3", difference(actual, REFERENCE, TOLERANCE))
     return ParityReport(
-        "m.onnx", "PyTorch", "float32", [Comparison("onnxruntime", "kernel", "y", (case,))], ["trt: no"]
+        "m.onnx",
+        "PyTorch",
+        "float32",
+        [Comparison("onnxruntime", "kernel", "y", (case,))],
+        ["trt: no `engine` <of> it"],
     )
 
 
@@ -94,6 +98,7 @@ def test_infinite_differences_stay_json_and_the_page_escapes() -> None:
     assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["comparisons"][0]["max_abs"] is None
     page = render_page(report)
     assert "a &lt;case&gt;" in page
+    assert "trt: no <code>engine</code> &lt;of&gt; it" in page
     assert "FAILED" in page
 
 
