@@ -15,7 +15,7 @@ from pom_export.api.expecting import Expected, expected_of_checkpoint, expected_
 from pom_export.api.expecting_own import expected_of_module, expected_of_own
 from pom_export.api.progress import Progress, silent
 from pom_export.engine.build_config import FUNCTION
-from pom_export.engine.manifest import check_manifest, engine_path, manifest_path
+from pom_export.engine.manifest import check_model, manifest_path, path_in, read_engine
 from pom_export.errors import InputError, only_ours
 from pom_export.files import staged_output
 from pom_export.graph.exported_model import ExportedModel, read_model
@@ -110,6 +110,7 @@ def verify(
         notes = list(expected.notes)
         candidates, not_run = onnxruntime_candidates(exported)
         if any(candidate.path == FUNCTION for candidate in candidates):
+            # Reads the file again: otherwise the graph and its weights would stay in memory during the comparison.
             notes += [f"{why}: its function was compared in the model alone" for why in check_functions(exported.path)]
         _add_engine(engine, exported, candidates, not_run)
         if not candidates:
@@ -175,15 +176,18 @@ def _add_engine(
     if engine is None:
         not_run.append("tensorrt: no engine was given (`engine`)")
         return
-    from pom_export.engine.runner import engine_backend, engine_runner
+    from pom_export.engine.runner import backend_in, engine_runner
 
-    backend = engine_backend(engine)
-    check_manifest(engine, model)
+    # Both are read once, so that the engine that runs is the one that was checked.
+    content, manifest = read_engine(engine)
+    backend = backend_in(manifest, engine)
+    check_model(manifest, engine, model)
     if not gpu_present():
         not_run.append(f"{backend.name}: {Path(engine).name} needs a GPU, and there is none here")
         return
-    path = engine_path(engine)
-    candidates.append(Candidate(backend.name, path, engine_runner(engine, backend, f"{backend.name} {path}")))
+    path = path_in(manifest)
+    runner = engine_runner(content, manifest, backend, f"{backend.name} {path}")
+    candidates.append(Candidate(backend.name, path, runner))
 
 
 def _kernels_note(candidate: Candidate, aggregations: int) -> list[str]:

@@ -92,10 +92,12 @@ class EngineRunner(Runner):
     """A TensorRT engine; a run includes the copies to the GPU and back."""
 
     def __init__(self, path: Path) -> None:
-        from pom_export.engine.runner import engine_backend, engine_runner
+        from pom_export.engine.manifest import read_engine
+        from pom_export.engine.runner import backend_in, engine_runner
 
-        backend = engine_backend(path)
-        self._runner = engine_runner(path, backend, backend.name)
+        content, manifest = read_engine(path)
+        backend = backend_in(manifest, path)
+        self._runner = engine_runner(content, manifest, backend, backend.name)
         self._runner.__enter__()  # for as long as the process lives
 
     def bind(self, feed: Mapping[str, Array]) -> Bound:  # noqa: D102

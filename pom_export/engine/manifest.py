@@ -94,15 +94,6 @@ def read_manifest(engine: str | os.PathLike[str]) -> Mapping[str, Any]:
     return values
 
 
-def engine_path(engine: str | os.PathLike[str]) -> str:
-    """Return the implementation of the ops in an engine, "plugin" or "function".
-
-    Raises:
-        InputError: its manifest cannot be read.
-    """
-    return path_in(read_manifest(engine))
-
-
 def path_in(manifest: Mapping[str, Any]) -> str:
     """Return the implementation of the ops according to an engine's manifest, "plugin" or "function"."""
     return str(manifest.get("path", PLUGIN))
@@ -152,15 +143,6 @@ def check_model(manifest: Mapping[str, Any], engine: str | os.PathLike[str], mod
     _require(manifest.get("model_sha256") == sha256_of(model.path), f"model {model.path} is", engine)
     weights = sha256_of_weights(model)
     _require(manifest.get("weights_sha256") == weights, f"the weights of {model.path} are", engine)
-
-
-def check_manifest(engine: str | os.PathLike[str], model: ExportedModel) -> None:
-    """Compare an engine with its manifest, and the manifest with the model.
-
-    Raises:
-        InputError: the engine is not the file that was built, or it was built from another model or other weights.
-    """
-    check_model(read_engine(engine)[1], engine, model)
 
 
 def _require(same: bool, what: str, engine: str | os.PathLike[str]) -> None:

@@ -9,8 +9,16 @@ import numpy as np
 import onnx
 import pytest
 
-from pom_export.engine.manifest import check_manifest, check_manifest_place, engine_path, manifest_path, sealed
-from pom_export.engine.runner import engine_backend
+from pom_export.engine.manifest import (
+    check_manifest_place,
+    check_model,
+    manifest_path,
+    path_in,
+    read_engine,
+    read_manifest,
+    sealed,
+)
+from pom_export.engine.runner import backend_in
 from pom_export.errors import InputError
 from pom_export.files import sha256_of
 from pom_export.graph.exported_model import read_model
@@ -38,7 +46,7 @@ def test_a_manifest_that_is_none_is_named(text: str, message: str, tmp_path: Pat
     engine.write_bytes(b"engine")
     manifest_path(engine).write_text(text)
     with pytest.raises(InputError, match=message):
-        engine_backend(engine)
+        backend_in(read_manifest(engine), engine)
 
 
 def test_only_a_manifest_of_ours_may_be_replaced(tmp_path: Path) -> None:
@@ -54,7 +62,12 @@ def test_only_a_manifest_of_ours_may_be_replaced(tmp_path: Path) -> None:
 def test_an_engine_without_a_word_about_it_holds_the_plugin(tmp_path: Path) -> None:
     for path, values in (("plugin", OURS), ("function", {**OURS, "path": "function"})):
         manifest_path(tmp_path / "e").write_text(json.dumps(sealed(values)))
-        assert engine_path(tmp_path / "e") == path
+        assert path_in(read_manifest(tmp_path / "e")) == path
+
+
+def check(engine: Path) -> None:
+    """Compare an engine with its manifest, and the manifest with the model beside it."""
+    check_model(read_engine(engine)[1], engine, read_model(engine.with_name("m.onnx")))
 
 
 @pytest.fixture
@@ -79,13 +92,13 @@ def engine(tmp_path: Path) -> Path:
     [("e", "engine .* is not what"), ("m.onnx", "model .* is not what"), ("w.bin", "the weights of .* are not what")],
 )
 def test_a_file_that_is_not_the_one_of_the_build_is_named(changed: str, message: str, engine: Path) -> None:
-    model, file = engine.with_name("m.onnx"), engine.with_name(changed)
-    check_manifest(engine, read_model(model))
+    file = engine.with_name(changed)
+    check(engine)
     content = file.read_bytes()
     # In the model, the graph's name: it stays a model.
     file.write_bytes(content.replace(b"\x01g", b"\x01h") if changed == "m.onnx" else content[:-1] + b"\1")
     with pytest.raises(InputError, match=message):
-        check_manifest(engine, read_model(model))
+        check(engine)
 
 
 @pytest.mark.parametrize(
@@ -105,10 +118,10 @@ def test_a_file_that_is_not_the_one_of_the_build_is_named(changed: str, message:
 def test_an_edited_manifest_is_refused(edit: dict[str, object], engine: Path) -> None:
     told = json.loads(manifest_path(engine).read_text())
     manifest_path(engine).write_text(json.dumps(dict(reversed(told.items())), indent=4))
-    check_manifest(engine, read_model(engine.with_name("m.onnx")))  # written in another way, it says the same
+    check(engine)  # written in another way, it says the same
     manifest_path(engine).write_text(json.dumps({**told, **edit}))
     with pytest.raises(InputError, match="was edited"):
-        check_manifest(engine, read_model(engine.with_name("m.onnx")))
+        check(engine)
 
 
 def test_an_engine_of_another_size_is_not_read(engine: Path) -> None:
@@ -116,4 +129,4 @@ def test_an_engine_of_another_size_is_not_read(engine: Path) -> None:
     with engine.open("r+b") as file:
         file.truncate(2**40)
     with pytest.raises(InputError, match=r"engine .* is not what"):
-        check_manifest(engine, read_model(engine.with_name("m.onnx")))
+        check(engine)
