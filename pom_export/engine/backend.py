@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from pom_export import contract
 from pom_export.errors import EngineError, MissingDependencyError
+from pom_export.process_wide import OneAtATime
 from pom_export.runtime.library import plugin_library, rtx_soname_library
 
 TENSORRT: Final = "tensorrt"
@@ -24,6 +25,8 @@ _NAMES = (*contract.OP_NAMES, *contract.GATED_OP_NAMES)
 _LONGEST_NAME = 256
 # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR.
 _CAPABILITY: Final = (75, 76)
+_POLYGRAPHY: Final = OneAtATime()
+_REGISTRY: Final = OneAtATime()
 # The value of Python's flag `optimize` that removes docstrings.
 _NO_DOCSTRINGS = 2
 _PACKAGES = {TENSORRT: "tensorrt>=10.9", TENSORRT_RTX: "tensorrt-rtx-cu13>=1.7"}
@@ -74,20 +77,18 @@ def gpu_capability() -> int | None:
 
 
 def load_backend(name: str = AUTO) -> Backend:
-    """Import a TensorRT, and make Polygraphy use it.
+    """Import a TensorRT.
 
     Args:
         name: "tensorrt", "tensorrt-rtx", or "auto": the full TensorRT if installed, else TensorRT for RTX.
 
     Raises:
         MissingDependencyError: it is not installed.
-        EngineError: this process already uses the other one, or Python runs without docstrings.
     """
     candidates = BACKENDS if name == AUTO else (name,)
     for candidate in candidates:
         module = _import(candidate)
         if module is not None:
-            _tell_polygraphy(candidate)
             return Backend(candidate, str(module.__version__), module)
     raise MissingDependencyError(
         f"{' and '.join(candidates)} {'are' if len(candidates) > 1 else 'is'} not installed",
@@ -106,21 +107,27 @@ def _import(name: str) -> Any:
     return module if hasattr(module, "Builder") else None
 
 
-def _tell_polygraphy(name: str) -> None:
-    """Select the module that Polygraphy imports, which is only possible once per process."""
+def polygraphy_trt(backend: Backend) -> Any:
+    """Return `polygraphy.backend.trt`, imported for a backend.
+
+    The TensorRT that it uses is selected once per process, at its first import, and cannot be changed afterwards.
+
+    Raises:
+        EngineError: it uses the other TensorRT already, or Python runs without docstrings.
+    """
     if sys.flags.optimize >= _NO_DOCSTRINGS:
         raise EngineError(
             "Python runs with -OO, which removes the docstrings that Polygraphy reads",
             "Run Python without -OO, or with -O",
         )
-    use_rtx = name == TENSORRT_RTX
-    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = str(int(use_rtx))
-    from polygraphy import config
+    with _POLYGRAPHY.block():
+        from polygraphy import config
 
-    if use_rtx != config.USE_TENSORRT_RTX:
-        if "polygraphy.backend.trt" in sys.modules:
+        if "polygraphy.backend.trt" not in sys.modules:
+            config.USE_TENSORRT_RTX = backend.is_rtx
+        elif backend.is_rtx != config.USE_TENSORRT_RTX:
             raise EngineError("this process already uses another TensorRT", "Start a new one")
-        config.USE_TENSORRT_RTX = use_rtx
+        return importlib.import_module("polygraphy.backend.trt")
 
 
 def load_plugin(backend: Backend) -> Path:
@@ -139,8 +146,9 @@ def load_plugin(backend: Backend) -> Path:
         key = (contract.PLUGIN_VERSION, contract.PLUGIN_NAMESPACE)
         return all(registry.get_creator(name, *key) is not None for name in _NAMES)
 
-    if not is_loaded():
-        registry.load_library(os.fspath(library))
+    with _REGISTRY.block():
+        if not is_loaded():
+            registry.load_library(os.fspath(library))
     if not is_loaded():
         raise EngineError(
             f"{backend.name} {backend.version} did not load {library}", "Build it again with `make setup`"

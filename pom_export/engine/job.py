@@ -10,10 +10,11 @@ from typing import Any
 import onnx
 
 from pom_export import interrupts
+from pom_export.engine.backend import polygraphy_trt
 from pom_export.engine.build_config import BuiltEngine
 from pom_export.engine.build_plan import BuildPlan
 from pom_export.engine.functions import for_plugin, inlined
-from pom_export.engine.logger import take_errors, tensorrt_logger
+from pom_export.engine.logger import collected_errors, tensorrt_logger
 from pom_export.engine.monitor import make_monitor
 from pom_export.engine.precision import check_precisions, declared_types
 from pom_export.engine.profiles import refused_shapes
@@ -41,10 +42,12 @@ class BuildJob:
     def run(self) -> BuiltEngine:
         """Build the engine and return it."""
         outcome: list[BuiltEngine | BaseException] = []
+        logged: list[str] = []
 
         def work() -> None:
             try:
-                outcome.append(self._build())
+                with collected_errors(logged):
+                    outcome.append(self._build())
             except BaseException as error:  # noqa: BLE001 (raised again in the calling thread)
                 outcome.append(error)
             finally:
@@ -63,11 +66,11 @@ class BuildJob:
         if isinstance(result, PomExportError):
             raise result
         if isinstance(result, BaseException):
-            raise self._failure(result) from result
+            raise self._failure(logged, result) from result
         return result
 
-    def _failure(self, error: BaseException) -> EngineError:
-        logged = take_errors() or [str(error).strip() or type(error).__name__]
+    def _failure(self, logged: list[str], error: BaseException) -> EngineError:
+        logged = logged or [str(error).strip() or type(error).__name__]
         # The parser names the node in its first line and the reason in its last message.
         lines = [logged[0].splitlines()[0], *logged[-1].splitlines()]
         reason = " ".join(dict.fromkeys(line.strip() for line in lines))[:_REASON_LENGTH]
@@ -77,19 +80,16 @@ class BuildJob:
         return EngineError(f"{self.plan.backend.name} {self.plan.backend.version} cannot build: {reason}", hint)
 
     def _build(self) -> BuiltEngine:
-        from polygraphy.backend import trt as loaders
-        from polygraphy.backend.trt import util as trt_util
-
         trt = self.plan.backend.module
-        trt_util.TRT_LOGGER = tensorrt_logger(trt)
-        take_errors()
+        loaders = polygraphy_trt(self.plan.backend)
         with quiet_polygraphy():
             self.plan.progress(f"parsing with {self.plan.backend.name} {self.plan.backend.version}")
-            # Networks of TensorRT for RTX are always strongly typed.
-            builder, network = loaders.create_network(strongly_typed=not self.plan.backend.is_rtx)
+            # Not with Polygraphy's loader, which uses a logger that all of its users share.
+            builder = trt.Builder(tensorrt_logger(trt))
+            network = builder.create_network(self._network_flags(trt))
             parser = trt.OnnxParser(network, tensorrt_logger(trt))
             parsed, declared = self._parse(trt, parser)
-            trt_util.check_onnx_parser_errors(parser, parsed)
+            loaders.util.check_onnx_parser_errors(parser, parsed)
             plugin_layers = self._count_plugin_layers(trt, network)
             precisions = check_precisions(network, declared)
             if self.cancelled.is_set():
@@ -100,6 +100,10 @@ class BuildJob:
                 (builder, network, parser), config=config, save_timing_cache=self.plan.timing_cache
             )
             return BuiltEngine(bytes(engine), plugin_layers, precisions.layers, precisions.products)
+
+    def _network_flags(self, trt: Any) -> int:
+        """Return the flags of a strongly typed network. Networks of TensorRT for RTX always are."""
+        return 0 if self.plan.backend.is_rtx else 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
     def _parse(self, trt: Any, parser: Any) -> tuple[bool, dict[str, str]]:
         """Parse the model; return whether that succeeded, and the types that the file declares."""
@@ -131,9 +135,8 @@ class BuildJob:
         return found
 
     def _config(self, trt: Any) -> Any:
-        from polygraphy.backend.trt import CreateConfig, Profile
-
-        profile = Profile()
+        loaders = polygraphy_trt(self.plan.backend)
+        profile = loaders.Profile()
         for name, shapes in self.plan.profiles.items():
             profile.add(name, min=shapes.minimum, opt=shapes.optimum, max=shapes.maximum)
         shared = {
@@ -143,7 +146,7 @@ class BuildJob:
             "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,
         }
         if not self.plan.backend.is_rtx:
-            return CreateConfig(**shared, load_timing_cache=self.plan.timing_cache)
+            return loaders.CreateConfig(**shared, load_timing_cache=self.plan.timing_cache)
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 
         capabilities = [(int(t[2:-1]), int(t[-1])) for t in self.plan.targets if t != CURRENT]

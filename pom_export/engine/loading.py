@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pom_export.engine.backend import Backend, load_plugin
-from pom_export.engine.logger import take_errors, tensorrt_logger
+from pom_export.engine.logger import collected_errors, tensorrt_logger
 from pom_export.errors import EngineError
 
 
@@ -19,11 +19,11 @@ def deserialize(engine: bytes, backend: Backend, uses_plugin: bool) -> Any:
     trt = backend.module
     if uses_plugin:
         load_plugin(backend)
-    take_errors()
-    runtime = trt.Runtime(tensorrt_logger(trt))
-    runtime.engine_host_code_allowed = True  # for the embedded plugin
-    loaded = runtime.deserialize_cuda_engine(engine)
+    with collected_errors() as errors:
+        runtime = trt.Runtime(tensorrt_logger(trt))
+        runtime.engine_host_code_allowed = True  # for the embedded plugin
+        loaded = runtime.deserialize_cuda_engine(engine)
     if loaded is None:
-        reason = "; ".join(take_errors()) or "it gives no reason"
+        reason = "; ".join(errors) or "it gives no reason"
         raise EngineError(f"{backend.name} {backend.version} does not load it: {reason}")
     return loaded

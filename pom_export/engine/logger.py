@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
-# Errors, each with the thread in which TensorRT reported it.
-_errors: list[tuple[int, str]] = []
+# The lists of all blocks that collect errors, by id, each with the thread that its block runs in.
+_COLLECTED: Final[dict[int, tuple[int, list[str]]]] = {}
 
 
 @cache
@@ -20,21 +22,38 @@ def tensorrt_logger(trt: Any) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             if severity in {trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR}:
-                _errors.append((threading.get_ident(), message))
+                for errors in _listening():
+                    errors.append(message)
 
     return ErrorLogger()
 
 
-def take_errors() -> list[str]:
-    """Return and forget the errors logged since the last call."""
-    taken = [message for _, message in _errors]
-    _errors.clear()
-    return taken
+@contextmanager
+def collected_errors(errors: list[str] | None = None) -> Iterator[list[str]]:
+    """Collect the errors that TensorRT logs in this thread during a block.
+
+    An error from a thread without a block, such as one of TensorRT's own, may belong to any: every block gets it.
+
+    Args:
+        errors: the list to append to; None: a new one.
+    """
+    errors = [] if errors is None else errors
+    _COLLECTED[id(errors)] = threading.get_ident(), errors
+    try:
+        yield errors
+    finally:
+        del _COLLECTED[id(errors)]
 
 
-def take_own_errors() -> list[str]:
-    """Return and forget the errors logged in this thread since they were last taken."""
-    own = [error for error in list(_errors) if error[0] == threading.get_ident()]
-    for error in own:
-        _errors.remove(error)
-    return [message for _, message in own]
+def errors_here() -> list[str]:
+    """Return the errors collected so far by this thread's block, or by the outermost of several."""
+    return next(iter(_of_this_thread()), [])
+
+
+def _of_this_thread() -> list[list[str]]:
+    return [errors for thread, errors in list(_COLLECTED.values()) if thread == threading.get_ident()]
+
+
+def _listening() -> list[list[str]]:
+    """Return the lists that an error logged now belongs to."""
+    return _of_this_thread() or [errors for _, errors in list(_COLLECTED.values())]

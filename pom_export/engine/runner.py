@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from pom_export.engine.backend import BACKENDS, Backend, load_backend, load_plugin
+from pom_export.engine.backend import BACKENDS, Backend, load_backend, load_plugin, polygraphy_trt
 from pom_export.engine.build_config import PLUGIN
 from pom_export.engine.manifest import manifest_path, path_in
 from pom_export.errors import InputError
@@ -32,7 +32,6 @@ def engine_runner(engine: bytes, manifest: Mapping[str, Any], backend: Backend, 
     """Return a Polygraphy runner for an engine, after registering our plugin if its manifest says that it needs it."""
     if path_in(manifest) == PLUGIN:
         load_plugin(backend)
-    from polygraphy.backend.trt import EngineFromBytes, TrtRunner
-
-    runner: Runner = TrtRunner(EngineFromBytes(engine), name=name)
+    loaders = polygraphy_trt(backend)
+    runner: Runner = loaders.TrtRunner(loaders.EngineFromBytes(engine), name=name)
     return runner

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from pom_export.engine.backend import gpu_present
 from pom_export.engine.build_config import PLUGIN
 from pom_export.engine.device_memory import DeviceBuffer, Stream
 from pom_export.engine.loading import deserialize
-from pom_export.engine.logger import take_own_errors
+from pom_export.engine.logger import collected_errors, errors_here
 from pom_export.engine.manifest import check_model, path_in, read_engine
 from pom_export.engine.runner import backend_in
 from pom_export.errors import EngineError, InputError
@@ -25,6 +25,7 @@ from pom_export.runtime.streaming.interface import StatefulModel, StateTensor
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
+_NO_REASON: Final = "it gives no reason"
 
 
 def tensorrt_backend(engine: str | os.PathLike[str]) -> BackendFactory:
@@ -100,10 +101,10 @@ class TensorRtBackend:
         }
         self.most_tokens = self._ranges[model.tokens.name][2][1]
         self._check_shapes({part.spec.name: part.empty_shape(batch) for part in model.past})
-        take_own_errors()
-        self._context = _make_context(engine, varied=any(part.grows for part in model.past))
+        with collected_errors() as errors:
+            self._context = _make_context(engine, varied=any(part.grows for part in model.past))
         if self._context is None:
-            raise EngineError(f"TensorRT cannot prepare {model.name} to run: {'; '.join(take_own_errors())}")
+            raise EngineError(f"TensorRT cannot prepare {model.name} to run: {'; '.join(errors) or _NO_REASON}")
         self._stream = Stream()
         self._turns = [{part.spec.name: DeviceBuffer() for part in model.past} for _ in range(2)]
         self._inputs = {spec.name: DeviceBuffer() for spec in model.file.inputs if spec.name not in self._turns[0]}
@@ -130,10 +131,9 @@ class TensorRtBackend:
         shapes = {name: array.shape for name, array in feed.items()} | dict(past.shapes)
         single = feed[self._model.tokens.name].shape[1] == 1
         self._check_shapes(shapes)
-        take_own_errors()
-        for name, shape in shapes.items():
-            self._require(self._context.set_input_shape(name, shape))
-        with self._stream.finished():
+        with collected_errors(), self._stream.finished():
+            for name, shape in shapes.items():
+                self._require(self._context.set_input_shape(name, shape))
             for name, array in feed.items():
                 self._inputs[name].write(array, self._stream)
                 self._bind(name, self._inputs[name])
@@ -199,7 +199,7 @@ class TensorRtBackend:
 
     def _require(self, done: bool) -> None:
         if not done:
-            reason = "; ".join(take_own_errors()) or "it gives no reason"
+            reason = "; ".join(errors_here()) or _NO_REASON
             raise InputError(f"TensorRT cannot run {self._model.name}: {reason}", "The state is unchanged")
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import pom_export
 from pom_export.engine import parse_targets
-from pom_export.engine.backend import TENSORRT_RTX
+from pom_export.engine.backend import TENSORRT_RTX, load_backend, polygraphy_trt
 from pom_export.engine.functions import inlined
 from pom_export.errors import EngineError, InputError, MissingDependencyError
 from pom_export.files import sha256_of
@@ -67,6 +67,28 @@ def test_the_manifest_tells_of_the_engine(exported: Path, tmp_path: Path) -> Non
     assert json.loads((tmp_path / "m.engine.json").read_text()) == info.to_dict()
     assert info.sha256 == sha256_of(tmp_path / "m.engine")
     assert info.matrix_products.keys() == info.precisions.keys() == {"float32"}
+
+
+def test_a_build_leaves_the_process_as_it_was(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    util = polygraphy_trt(load_backend(TENSORRT_RTX)).util
+    theirs = util.get_trt_logger()
+    monkeypatch.setattr(util, "TRT_LOGGER", theirs)
+    environment = dict(os.environ)
+
+    pom_export.build_engine(exported, tmp_path / "e", backend=TENSORRT_RTX, targets=["sm86"])
+
+    assert util.TRT_LOGGER is theirs
+    assert dict(os.environ) == environment
+
+
+def test_a_process_whose_polygraphy_uses_another_tensorrt_is_told(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    polygraphy_trt(load_backend(TENSORRT_RTX))
+    monkeypatch.setattr("polygraphy.config.USE_TENSORRT_RTX", False)
+    with pytest.raises(EngineError, match="this process already uses another TensorRT"):
+        pom_export.build_engine(exported, tmp_path / "e", backend=TENSORRT_RTX, targets=["sm86"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_embedding_the_engine_is_smaller(exported: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from random import Random
 
 import pom_export.cli
-from pom_export.engine.backend import load_backend
+from pom_export.engine.backend import load_backend, polygraphy_trt
 from pom_export.errors import MissingDependencyError
 from tests.fuzzing import forking
 from tests.fuzzing.cases import Case, Place
@@ -125,7 +125,7 @@ def _import_what_it_imports(seeds: Seeds) -> None:
         return 0
 
     with contextlib.suppress(MissingDependencyError):
-        load_backend()  # says which TensorRT Polygraphy's modules are to import
+        polygraphy_trt(load_backend())
     # What is known beforehand, so that the child does not have to import it too.
     _export_something()
     own = (module.name for module in pkgutil.iter_modules(pom_export.cli.__path__, "pom_export.cli."))
