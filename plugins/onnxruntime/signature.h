@@ -3,9 +3,8 @@
 
 #include <cstddef>
 
-#include "pom/aggregate.h"
+#include "pom/call.h"
 #include "pom/contract.h"
-#include "pom/gate.h"
 
 namespace pom::onnxruntime {
 
@@ -17,9 +16,7 @@ struct OpSignature {
   bool gated;
 
   // The position of an input of the aggregation in the node.
-  [[nodiscard]] constexpr size_t position(size_t input) const {
-    return gated && input > kX ? input + kGateInputs : input;
-  }
+  [[nodiscard]] constexpr size_t position(size_t input) const { return position_of(gated, input); }
 };
 
 [[nodiscard]] constexpr OpSignature plain_signature(const char* name) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 
 #include "pom/call.h"
@@ -15,9 +16,9 @@ enum class Op : int32_t { kAggregation, kGated };
   return op == Op::kGated ? kGatedOpNames : kOpNames;
 }
 
-// The position of an input of the aggregation in the node; the gated op's own inputs follow x.
+// The position of an input of the aggregation in the node.
 [[nodiscard]] constexpr int32_t position_of(Op op, Input input) {
-  return op == Op::kGated && input > kX ? input + static_cast<int32_t>(kGateInputs) : input;
+  return static_cast<int32_t>(pom::position_of(op == Op::kGated, static_cast<std::size_t>(input)));
 }
 
 struct NodeAttributes : OpAttributes {

@@ -2,6 +2,7 @@
 // for the gated op, the gate.
 #pragma once
 
+#include <cstddef>
 #include <optional>
 #include <string>
 #include <vector>
@@ -10,6 +11,11 @@
 #include "pom/gate.h"
 
 namespace pom {
+
+// The position of an input of the aggregation in a node of either op; the gated op's own inputs follow x.
+[[nodiscard]] constexpr std::size_t position_of(bool gated, std::size_t input) {
+  return gated && input > kX ? input + kGateInputs : input;
+}
 
 // What is fixed when a node is created.
 struct OpAttributes {
