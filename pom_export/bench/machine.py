@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import datetime
 import gc
-import importlib.metadata
 import os
 import platform
 import re
@@ -14,7 +13,7 @@ from typing import Any
 
 from pom_export.errors import MissingDependencyError
 from pom_export.runtime.library import custom_ops_library
-from pom_export.version import __version__
+from pom_export.version import __version__, version_of
 
 _PROC = Path("/proc")
 _KIB = 1024
@@ -31,8 +30,8 @@ def describe_machine() -> dict[str, Any]:
         "memory_bytes": _field("meminfo", "MemTotal"),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "torch": _version("torch"),
-        "onnxruntime": _version("onnxruntime") or _version("onnxruntime-gpu"),
+        "torch": version_of("torch"),
+        "onnxruntime": version_of("onnxruntime") or version_of("onnxruntime-gpu"),
         "pom_export": __version__,
         "pom_cpu_kernel": cpu_kernel(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -99,10 +98,3 @@ def _field(file: str, name: str) -> int:
     """Return a size in bytes that a file of /proc has in KiB; 0 where it has none."""
     found = re.search(rf"^{name}:\s*(\d+) kB$", (_PROC / file).read_text(), re.MULTILINE)
     return _KIB * int(found[1]) if found else 0
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
 from pom_export.files import sha256_of
-from pom_export.version import __version__
+from pom_export.version import __version__, version_of
 
 # Packages that take part in a comparison, if installed.
 _PACKAGES: Final = (
@@ -47,10 +46,5 @@ def origin_of(files: Iterable[Path]) -> Origin:
 
 
 def _versions() -> dict[str, str]:
-    found = {"pom-export": __version__}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    installed = {name: version_of(name) for name in _PACKAGES}
+    return {"pom-export": __version__} | {name: version for name, version in installed.items() if version is not None}
