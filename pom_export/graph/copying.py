@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +20,8 @@ _Module = TypeVar("_Module", bound=nn.Module)
 # Attributes of a module whose contents are accessed in other ways.
 _MODULE_FIELDS = ("_parameters", "_buffers", "_modules")
 _PLAIN = (int, float, complex, str, bytes)
+# Modules, each with the values that its attributes hold.
+_Parts = dict[nn.Module, list[Any]]
 
 
 def copy_module(module: _Module, dtype: torch.dtype | None = None) -> _Module:
@@ -35,11 +38,12 @@ def copy_module(module: _Module, dtype: torch.dtype | None = None) -> _Module:
         InputError: a part of the module or the value of an attribute can't be copied, or its copy has other values.
     """
     memo: dict[int, Any] = {}
-    for tensor in plain_tensors(module):
+    parts = _parts(module)
+    for tensor in _tensors(parts):
         memo[id(tensor)] = tensor.detach().cpu().clone()  # a tensor with a gradient history can't be deep-copied
-    changing = _changed_by_eval(module)
-    for part in _parts(module):
-        memo |= {id(value): value for value in owners(_own_leaves(part))}
+    changing = _changed_by_eval(parts)
+    for part, leaves in parts.items():
+        memo |= {id(value): value for value in owners(leaves)}
         for buffer in part.buffers(recurse=False):
             memo[id(buffer)] = _converted(buffer, dtype).clone()
         for parameter in part.parameters(recurse=False):
@@ -68,9 +72,9 @@ def _copied(module: _Module, memo: Mapping[int, Any]) -> _Module:
     return copied.eval()
 
 
-def _changed_by_eval(module: nn.Module) -> set[Tensor]:
+def _changed_by_eval(parts: Iterable[nn.Module]) -> set[Tensor]:
     """Return the parameters that `eval` may change, like that of adapters that are merged then."""
-    changing = (part for part in _parts(module) if part.training and type(part).train is not nn.Module.train)
+    changing = (part for part in parts if part.training and type(part).train is not nn.Module.train)
     return {parameter for part in changing for parameter in part.parameters()}
 
 
@@ -120,21 +124,31 @@ def _converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def plain_tensors(module: nn.Module) -> Iterator[Tensor]:
-    """Yield tensors that are neither parameters nor buffers, such as those kept by a call; also those in containers."""
-    for part in _parts(module):
-        yield from (leaf for leaf in _own_leaves(part) if isinstance(leaf, Tensor))
+    """Yield tensors that are neither parameters nor buffers, such as those kept by a call, also those in containers."""
+    return _tensors(_parts(module))
 
 
-def _parts(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield a module and all modules in it, including those in plain containers, which torch does not know about."""
-    seen, waiting = set(), [module]
+def _tensors(parts: _Parts) -> Iterator[Tensor]:
+    return (leaf for leaves in parts.values() for leaf in leaves if isinstance(leaf, Tensor))
+
+
+def _parts(module: nn.Module) -> _Parts:
+    """Return a module and all modules in it, including those in plain containers, which torch does not know about."""
+    parts: _Parts = {}
+    waiting = [module]
     while waiting:
         for part in waiting.pop().modules():
-            if part not in seen:
-                seen.add(part)
-                yield part
-                waiting.extend(leaf for leaf in _own_leaves(part) if isinstance(leaf, nn.Module))
+            if part not in parts:
+                parts[part] = _own_leaves(part)
+                waiting.extend(leaf for leaf in parts[part] if isinstance(leaf, nn.Module))
+    return parts
+
+
+def _is_empty(value: object) -> bool:
+    return type(value) in {dict, OrderedDict} and not value
 
 
 def _own_leaves(part: nn.Module) -> list[Any]:
-    return tree_leaves({name: value for name, value in vars(part).items() if name not in _MODULE_FIELDS})
+    # Most of a module's attributes are empty dicts of hooks.
+    own = [value for name, value in vars(part).items() if name not in _MODULE_FIELDS and not _is_empty(value)]
+    return tree_leaves(own)
