@@ -13,9 +13,9 @@ from benchmarks.time_limit import too_long
 from pom_export.api.exporting import export
 from pom_export.api.progress import Progress
 from pom_export.bench.model_file import DEFAULT_BATCH, DEFAULT_TOKENS
-from pom_export.bench.options import BenchOptions
+from pom_export.bench.options import BenchOptions, Size
 from pom_export.bench.results import Labels
-from pom_export.bench.workload import Size, Workload
+from pom_export.bench.workload import Workload
 from pom_export.graph.exported_model import ExportedModel, read_model
 from pom_export.runtime.library import custom_ops_library
 

@@ -9,7 +9,7 @@ from typing import Final
 from benchmarks.attention import attention_bytes, attention_flops
 from benchmarks.names import ATTENTION, MATMUL, PLAIN, TORCH, TORCH_COMPILE
 from benchmarks.products import Product
-from pom_export.bench.workload import Size
+from pom_export.bench.options import Size
 
 _ITEM_BYTES: Final = 4
 _PUBLISHED: Final = (TORCH, TORCH_COMPILE, PLAIN)

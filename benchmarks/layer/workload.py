@@ -28,11 +28,11 @@ from benchmarks.time_limit import DEFAULT_FLOPS_PER_S, too_long
 from pom_export.api.exporting import export
 from pom_export.api.progress import Progress
 from pom_export.bench.model_file import open_sizes
-from pom_export.bench.options import BenchOptions
+from pom_export.bench.options import DIMENSIONS, BenchOptions, Size
 from pom_export.bench.results import BenchResult, Labels, ratios
 from pom_export.bench.runners import Runner
 from pom_export.bench.worker import call_in_worker
-from pom_export.bench.workload import DIMENSIONS, Size, Workload
+from pom_export.bench.workload import Workload
 from pom_export.errors import InputError
 from pom_export.graph.exported_model import ExportedModel, read_model
 

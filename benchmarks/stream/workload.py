@@ -19,12 +19,12 @@ from benchmarks.stream.prefill import Prefill, prefill
 from pom_export.api.exporting import export
 from pom_export.api.progress import Progress
 from pom_export.bench.machine import give_back_freed_memory, resident_bytes
-from pom_export.bench.options import BenchOptions
+from pom_export.bench.options import BenchOptions, Size
 from pom_export.bench.results import BenchResult, Labels, Memory, Rows
 from pom_export.bench.runners import Array, Runner, SessionRunner, open_session
 from pom_export.bench.table import mebibytes
 from pom_export.bench.worker import call_in_worker
-from pom_export.bench.workload import Size, Workload
+from pom_export.bench.workload import Workload
 from pom_export.errors import InputError
 from pom_export.graph.exported_model import PAST_LENGTH, present_name
 from pom_export.runtime.library import custom_ops_library

@@ -5,80 +5,73 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import numpy.typing as npt
 
-from pom_export.bench.options import BenchOptions
+from pom_export.bench.options import BenchOptions, Size
+from pom_export.bench.results import Point, summarise
 from pom_export.bench.runners import Bound
-from pom_export.bench.workload import Size, Workload
+from pom_export.bench.workload import Workload
 from pom_export.errors import ParityError, reason_of
 from pom_export.parity.comparison import difference
 from pom_export.parity.tolerances import BENCHMARK
 
-Key = tuple[str, Size]
 _Arrays = Sequence[npt.NDArray[Any]]
 _Name = TypeVar("_Name", bound=Hashable)
 _FEWEST: Final = 5
 _MOST: Final = 50
 
 
-@dataclass
-class Times:
-    """What was timed.
-
-    Attributes:
-        seconds: of each run, by backend and size.
-        differences: of a backend's outputs from those that it is compared with.
-        failed: why a backend could not be loaded or run.
-    """
-
-    seconds: dict[Key, list[float]] = field(default_factory=dict)
-    differences: dict[Key, float] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-
-
-def measure_time(workload: Workload, sizes: Mapping[str, Sequence[Size]], options: BenchOptions) -> Times:
+def measure_time(
+    workload: Workload, backends: Sequence[str], points: Sequence[Point], options: BenchOptions
+) -> Sequence[Point]:
     """Time backends against each other, after seeing that those which compute the same agree.
 
     Args:
         workload: what is timed, prepared.
-        sizes: of each backend that runs, where.
+        backends: names of those that are timed, in the order of the first round.
+        points: where; a backend is left out where it is skipped.
         options: threads, seed, and how long to time.
+
+    Returns:
+        The points with timings, differences, and backends skipped because they could not be loaded or run.
 
     Raises:
         ParityError: two backends that compute the same differ.
     """
-    times = Times()
-    bound: dict[Key, Bound] = {}
-    for group in _groups(workload, sizes):
+    bound: dict[tuple[str, Size], Bound] = {}
+    for group in _groups(workload, backends):
         expected: dict[Size, tuple[str, _Arrays]] = {}
         for name in group:
+            where = [point for point in points if name not in point.skipped]
             try:
-                runner = workload.load(name, sizes[name][0], options.threads)
-                found = {size: runner.bind(workload.inputs(name, size, options.seed)) for size in sizes[name]}
+                runner = workload.load(name, where[0].size, options.threads)
+                found = [runner.bind(workload.inputs(name, point.size, options.seed)) for point in where]
             except Exception as error:  # noqa: BLE001 (whatever a runtime raises: the others go on)
-                times.failed[name] = f"it failed: {reason_of(error)}"
+                for point in where:
+                    point.skipped[name] = f"it failed: {reason_of(error)}"
                 continue
-            for size, one in found.items():
-                bound[name, size] = one
+            for point, one in zip(where, found, strict=True):
+                bound[name, point.size] = one
                 outputs = workload.compared(one.outputs)
-                if size not in expected:
-                    expected[size] = name, [output.copy() for output in outputs]
+                if point.size not in expected:
+                    expected[point.size] = name, [output.copy() for output in outputs]
                     continue
-                where = f"at {workload.labels.tokens} {size.tokens}: "
-                times.differences[name, size] = compare(name, outputs, *expected[size], workload.precision, where)
-    runs = {(name, size): bound[name, size].run for name in sizes for size in sizes[name] if (name, size) in bound}
-    times.seconds = time_interleaved(runs, options, settled=workload.together)
-    return times
+                at = f"at {workload.labels.tokens} {point.tokens}: "
+                point.differences[name] = compare(name, outputs, *expected[point.size], workload.precision, at)
+    keys = [(name, point.size) for name in backends for point in points if (name, point.size) in bound]
+    times = time_interleaved({key: bound[key].run for key in keys}, options, settled=workload.together)
+    for point in points:
+        point.timings = {name: summarise(seconds) for (name, size), seconds in times.items() if size == point.size}
+    return points
 
 
-def _groups(workload: Workload, names: Mapping[str, object]) -> list[list[str]]:
+def _groups(workload: Workload, backends: Sequence[str]) -> list[list[str]]:
     """Return the names of backends, those that compute the same together."""
-    groups = [[name for name in group if name in names] for group in workload.alike]
+    groups = [[name for name in group if name in backends] for group in workload.alike]
     grouped = {name for group in groups for name in group}
-    return groups + [[name] for name in names if name not in grouped]
+    return groups + [[name] for name in backends if name not in grouped]
 
 
 def compare(

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from pom_export.api.progress import Progress
-from pom_export.bench.options import BenchOptions
-from pom_export.bench.workload import DIMENSIONS, Size, Workload
+from pom_export.bench.options import DIMENSIONS, BenchOptions, Size
+from pom_export.bench.workload import Workload
 from pom_export.errors import InputError
 from pom_export.files import AnyPath, as_path
 from pom_export.graph.exported_model import BATCH, TOKENS, ExportedModel

@@ -1,18 +1,37 @@
-"""Backends of an exported file, and how a benchmark is run."""
+"""Backends of an exported file, sizes, and how a benchmark is run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from pom_export.bench.machine import usable_processors
 from pom_export.errors import InputError
+from pom_export.graph.dimensions import BATCH, CONTEXT_TOKENS, TOKENS
 
 FUNCTION: Final = "function"
 KERNEL: Final = "kernel"
 TENSORRT: Final = "tensorrt"
 BACKENDS: Final = (FUNCTION, KERNEL, TENSORRT)
+DIMENSIONS: Final = (BATCH, TOKENS, CONTEXT_TOKENS)
+"""Dynamic dimensions that a size settles."""
+
+
+class Size(NamedTuple):
+    """Where a workload is timed: B and N."""
+
+    batch: int
+    tokens: int
+
+    @property
+    def dimensions(self) -> dict[str, int]:
+        """The sizes of the dynamic dimensions; a context is as long as the query."""
+        return dict(zip(DIMENSIONS, (self.batch, self.tokens, self.tokens), strict=True))
+
+    def shape_of(self, axes: Sequence[str | int]) -> list[int]:
+        """Return a shape at this size."""
+        return [self.dimensions[axis] if isinstance(axis, str) else axis for axis in axes]
 
 
 @dataclass(frozen=True)

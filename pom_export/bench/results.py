@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pom_export.bench.options import FUNCTION, KERNEL
+from pom_export.bench.options import FUNCTION, KERNEL, Size
 
 Rows = list[list[str]]
 
@@ -90,6 +90,11 @@ class Point:
     skipped: dict[str, str] = field(default_factory=dict)
     differences: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def size(self) -> Size:
+        """B and N."""
+        return Size(self.batch, self.tokens)
 
     def ratio(self, backend: str, to: str) -> float | None:
         """Return how many times as long one backend takes as another, or None where one was not timed."""

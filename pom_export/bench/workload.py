@@ -7,47 +7,29 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import numpy as np
 import onnx
 
 from pom_export.bench.machine import give_back_freed_memory, peak_bytes, reset_peak, resident_bytes
-from pom_export.bench.options import BACKENDS, FUNCTION, KERNEL, TENSORRT, BenchOptions
+from pom_export.bench.options import BACKENDS, DIMENSIONS, FUNCTION, KERNEL, TENSORRT, BenchOptions, Size
 from pom_export.bench.results import BenchResult, Labels, Memory
 from pom_export.bench.runners import Array, EngineRunner, Runner, SessionRunner, open_session
 from pom_export.engine.backend import gpu_present
 from pom_export.errors import InputError, PomExportError
-from pom_export.graph.exported_model import BATCH, CONTEXT_TOKENS, TOKENS, ExportedModel, read_model
+from pom_export.graph.exported_model import ExportedModel, read_model
 from pom_export.parity.inputs import ComparisonPlan, draw_input
 from pom_export.runtime.library import custom_ops_library
 
 if TYPE_CHECKING:
     from pom_export.api.progress import Progress
 
-DIMENSIONS: Final = (BATCH, TOKENS, CONTEXT_TOKENS)
-"""Dynamic dimensions that a size settles."""
 _ENGINE_FILE: Final = "model.engine"
 _KEPT_SHARE: Final = 0.9
 _FEW_TOKENS: Final = 8
 # Tensors as large as the largest one that live at the same time: an op's input and output, and room to reuse.
 _LARGE_TENSORS: Final = 4
-
-
-class Size(NamedTuple):
-    """Where a workload is timed: B and N."""
-
-    batch: int
-    tokens: int
-
-    @property
-    def dimensions(self) -> dict[str, int]:
-        """The sizes of the dynamic dimensions; a context is as long as the query."""
-        return dict(zip(DIMENSIONS, (self.batch, self.tokens, self.tokens), strict=True))
-
-    def shape_of(self, axes: Sequence[str | int]) -> list[int]:
-        """Return a shape at this size."""
-        return [self.dimensions[axis] if isinstance(axis, str) else axis for axis in axes]
 
 
 class Workload(ABC):

@@ -14,10 +14,10 @@ import pom_export
 from pom_export.bench import machine
 from pom_export.bench.measuring import measure_time
 from pom_export.bench.model_file import FileWorkload
-from pom_export.bench.options import BenchOptions
+from pom_export.bench.options import BenchOptions, Size
+from pom_export.bench.results import Point
 from pom_export.bench.running import bench
 from pom_export.bench.worker import WorkerError, call_in_worker
-from pom_export.bench.workload import Size
 from pom_export.errors import InputError, ParityError
 
 BOTH = ["function", "kernel"]
@@ -58,15 +58,23 @@ def test_backends_that_differ_end_the_benchmark(model: Path, tmp_path: Path) -> 
     workload = Wrong(model)
     workload.prepare(BenchOptions(), tmp_path, silent)
     with pytest.raises(ParityError, match="at tokens 9: kernel and function differ by"):
-        measure_time(workload, {name: [Size(1, 9)] for name in BOTH}, ONCE)
+        measure_time(workload, BOTH, [Point(1, 9)], ONCE)
 
 
 def test_a_backend_that_fails_stops_no_other(model: Path, tmp_path: Path) -> None:
     workload = prepared(model, tmp_path)
-    sizes = {"tensorrt": [Size(1, 9)], "kernel": [Size(1, 9)]}
-    times = measure_time(workload, sizes, ONCE)
-    assert list(times.seconds) == [("kernel", Size(1, 9))]
-    assert "it failed" in times.failed["tensorrt"]
+    (found,) = measure_time(workload, ["tensorrt", "kernel"], [Point(1, 9)], ONCE)
+    assert found.timings.keys() == {"kernel"}
+    assert "it failed" in found.skipped["tensorrt"]
+
+
+def test_a_backend_is_timed_only_where_it_is_not_skipped(model: Path, tmp_path: Path) -> None:
+    points = [Point(1, 9, skipped={"function": "too large"}), Point(1, 5)]
+    first, second = measure_time(prepared(model, tmp_path), BOTH, points, ONCE)
+    assert first.timings.keys() == {"kernel"}
+    assert first.differences == {}
+    assert second.timings.keys() == set(BOTH)
+    assert second.differences.keys() == {"kernel"}
 
 
 def test_memory_counts_what_a_run_needs(model: Path, tmp_path: Path) -> None:

@@ -8,10 +8,29 @@ from pathlib import Path
 
 import pytest
 
-from pom_export.bench.results import BenchResult
+from pom_export.bench.results import BenchResult, Summary, ratios, summarise
 from pom_export.bench.table import as_page, as_text, latency_rows, mebibytes, memory_rows, milliseconds
 from pom_export.bench.writing import results_folder, write_result
 from pom_export.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("seconds", "lower", "median", "upper"),
+    [([0.001], 1, 1, 1), ([0.002, 0.001], 1.25, 1.5, 1.75), ([0.001, 0.004, 0.002], 1.5, 2, 3)],
+)
+def test_quartiles_lie_between_values(seconds: list[float], lower: float, median: float, upper: float) -> None:
+    summary = summarise(seconds)
+    assert (summary.lower_ms, summary.median_ms, summary.upper_ms) == pytest.approx((lower, median, upper))
+
+
+def test_a_summary_is_in_milliseconds_and_in_no_order() -> None:
+    assert summarise([0.004, 0.001, 0.002, 0.003, 0.005]) == Summary(3.0, 2.0, 4.0, 1.0, 5)
+
+
+def test_ratios_are_those_of_the_medians() -> None:
+    timings = {"matmul": summarise([0.002]), "kernel": summarise([0.003])}
+    assert ratios(timings, "matmul") == {"kernel": pytest.approx(1.5)}
+    assert ratios(timings, "plain") == {}
 
 
 def test_the_table_has_milliseconds_and_ratios(result: BenchResult) -> None:

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.layer.estimates import Work
 from benchmarks.products import Product
 from benchmarks.time_limit import too_long
-from pom_export.bench.workload import Size
+from pom_export.bench.options import Size
 
 pytestmark = pytest.mark.slow
 

@@ -12,9 +12,8 @@ from benchmarks.image.attention import RotaryAttention, write_attention
 from benchmarks.image.shape import ImageShape, image_config
 from benchmarks.image.workload import ImageWorkload
 from benchmarks.names import ATTENTION, KERNEL
-from pom_export.bench.options import BenchOptions
+from pom_export.bench.options import BenchOptions, Size
 from pom_export.bench.running import bench
-from pom_export.bench.workload import Size
 from pom_export.errors import InputError
 from pom_export.models import JiT
 from pom_export.runtime.session import inference_session

@@ -13,10 +13,10 @@ import torch
 from benchmarks.layer.target import Target, find_target
 from benchmarks.layer.workload import MODULE_FILE, LayerWorkload
 from pom_export.bench.measuring import measure_time
-from pom_export.bench.options import BenchOptions
+from pom_export.bench.options import BenchOptions, Size
+from pom_export.bench.results import Point
 from pom_export.bench.runners import Bound, Runner
 from pom_export.bench.running import bench
-from pom_export.bench.workload import Size
 from pom_export.errors import InputError, ParityError
 
 pytestmark = pytest.mark.slow
@@ -49,10 +49,10 @@ def test_all_backends_run_and_agree(layer: LayerWorkload, monkeypatch: pytest.Mo
     monkeypatch.setattr(torch, "compile", lambda module, dynamic: compiled.append(dynamic) or module)
     assert layer.backends == ON_CPU
     assert set(layer.not_run) == {"tensorrt"}
-    found = measure_time(layer, {name: [SIZE] for name in ON_CPU}, ONCE)
-    assert found.failed == {}
-    assert {key: len(times) for key, times in found.seconds.items()} == {(name, SIZE): 1 for name in ON_CPU}
-    assert set(found.differences) == {(name, SIZE) for name in ("torch-compile", "plain", "function", "kernel")}
+    (found,) = measure_time(layer, ON_CPU, [Point(*SIZE)], ONCE)
+    assert found.skipped == {}
+    assert {name: timed.runs for name, timed in found.timings.items()} == dict.fromkeys(ON_CPU, 1)
+    assert found.differences.keys() == {"torch-compile", "plain", "function", "kernel"}
     assert max(found.differences.values()) < 1e-5
     assert compiled == [False]
 
@@ -73,7 +73,7 @@ def test_backends_that_differ_end_the_benchmark(layer: LayerWorkload) -> None:
     try:
         torch.save(module, file)
         with pytest.raises(ParityError, match="kernel and torch differ by"):
-            measure_time(layer, {name: [SIZE] for name in ("torch", "kernel", "matmul")}, ONCE)
+            measure_time(layer, ["torch", "kernel", "matmul"], [Point(*SIZE)], ONCE)
     finally:
         file.write_bytes(saved)
 
@@ -110,7 +110,7 @@ def test_a_language_model_runs_on_what_applies(tmp_path: Path) -> None:
     # Two products of each of four mixers and four MLPs, and the one that gives the logits.
     assert len(workload.work.products) == 17
     assert workload.work.mixers == [(256, 3)] * 4
-    found = measure_time(workload, {name: [SIZE] for name in workload.backends}, ONCE)
+    (found,) = measure_time(workload, workload.backends, [Point(*SIZE)], ONCE)
     assert max(found.differences.values()) < 1e-4
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks.attention import head_count, write_attention
 from benchmarks.products import Product, find_products, write_floor
+from pom_export.bench.options import Size
 from pom_export.bench.runners import SessionRunner, open_session
-from pom_export.bench.workload import Size
 from pom_export.errors import InputError
 
 pytestmark = pytest.mark.slow

@@ -15,9 +15,9 @@ from benchmarks.stream.models import StreamShape, make_model
 from benchmarks.stream.prefill import prefill
 from benchmarks.stream.workload import StreamWorkload
 from pom_export.bench.measuring import measure_time
-from pom_export.bench.options import BenchOptions
+from pom_export.bench.options import BenchOptions, Size
+from pom_export.bench.results import Point
 from pom_export.bench.running import bench
-from pom_export.bench.workload import Size
 from pom_export.errors import InputError, ParityError
 from pom_export.runtime import State, StreamingSession
 
@@ -58,12 +58,11 @@ def test_all_backends_run_from_all_contexts_and_agree(stream: StreamWorkload) ->
     assert stream.backends == ALL
     assert stream.not_run == {}
     assert stream.sizes == SIZES
-    found = measure_time(stream, dict.fromkeys(ALL, SIZES), TWICE)
-    assert found.failed == {}
-    assert list(found.seconds) == [(name, size) for name in ALL for size in SIZES]
-    assert {len(seconds) for seconds in found.seconds.values()} == {2}
-    assert set(found.differences) == {(name, size) for name in ("kernel", "attention-shared") for size in SIZES}
-    assert max(found.differences.values()) < 1e-5
+    for found in measure_time(stream, ALL, [Point(*size) for size in SIZES], TWICE):
+        assert found.skipped == {}
+        assert {name: timed.runs for name, timed in found.timings.items()} == dict.fromkeys(ALL, 2)
+        assert found.differences.keys() == {"kernel", "attention-shared"}
+        assert max(found.differences.values()) < 1e-5
 
 
 def test_a_whole_benchmark_in_workers() -> None:
@@ -135,7 +134,7 @@ def test_backends_that_differ_end_the_benchmark(stream: StreamWorkload) -> None:
     try:
         write_group_query(make_model(SHAPE, SEED + 1, attention=True), 13, file)
         with pytest.raises(ParityError, match="at tokens before 1: attention-shared and attention differ by"):
-            measure_time(stream, dict.fromkeys(ALL, SIZES), TWICE)
+            measure_time(stream, ALL, [Point(*size) for size in SIZES], TWICE)
     finally:
         file.write_bytes(saved)
 

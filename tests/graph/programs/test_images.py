@@ -14,8 +14,7 @@ import torch
 import pom_export
 from pom_export import contract
 from pom_export.bench.model_file import FileWorkload
-from pom_export.bench.options import BenchOptions
-from pom_export.bench.workload import Size
+from pom_export.bench.options import BenchOptions, Size
 from pom_export.errors import InputError
 from pom_export.graph.exported_model import read_model
 from pom_export.graph.options import GraphOptions
