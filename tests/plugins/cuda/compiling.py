@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import subprocess
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +28,15 @@ class Compiler:
     flags: tuple[str, ...]
     compile_flags: tuple[str, ...]
 
-    def compile(self, sources: Collection[Path]) -> dict[Path, Path]:
-        """Return the object of each source."""
-        largest_first = sorted(sources, key=lambda source: (source.suffix != ".cu", -source.stat().st_size))
+    def compile(self, units: Mapping[str, Sequence[Path]]) -> dict[str, Path]:
+        """Return an object of each unit, whose files are compiled as one: what they all include, and what several make
+        of the same templates, takes more time than they do.
+
+        Args:
+            units: by name, those that take longest first.
+        """
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            return dict(zip(largest_first, pool.map(self._compiled, largest_first), strict=True))
+            return dict(zip(units, pool.map(self._compiled, units, units.values()), strict=True))
 
     def link(self, objects: Sequence[Path], made: Path, *flags: str) -> None:
         """Make a program of objects, or another product with flags of its own; it appears whole."""
@@ -45,9 +49,10 @@ class Compiler:
         part.replace(made)
         record.write(objects)
 
-    def _compiled(self, source: Path) -> Path:
-        made = self.folder / f"{source.parent.name}_{source.name}.o"
-        command = ["g++", *self.flags, *self.compile_flags, "-x", "c++", "-c", str(source)]
+    def _compiled(self, unit: str, files: Sequence[Path]) -> Path:
+        source, made = (self.folder / f"{unit}.{suffix}" for suffix in ("cpp", "o"))
+        source.write_text("".join(f'#include "{file}"\n' for file in files))
+        command = ["g++", *self.flags, *self.compile_flags, "-c", str(source)]
         record = _Record(made.with_suffix(".json"), command)
         if not (made.is_file() and record.holds()):
             record.path.unlink(missing_ok=True)

@@ -127,27 +127,29 @@ class Emulation(Executor):
             self._build(headers)
 
     def _build(self, headers: Headers) -> None:
-        kernels = [source for source in (*CUDA.glob("*.cu"), *CUDA.glob("*.cpp")) if source.name != "c_api.cpp"]
-        shared = [*kernels, PLUGINS / "aggregate.cpp", DOUBLE / "cuda_emulation.cpp"]
-        own = {
-            "run_aggregate": [DOUBLE / "call.cpp", DOUBLE / "run_aggregate.cpp"],
-            "run_plugin": [
-                *TENSORRT.glob("*.cpp"),
-                *(DOUBLE / f"{name}.cpp" for name in ("call", "faults", "misuse", "run_plugin", "tensorrt_double")),
+        launcher = [source for source in sorted(CUDA.glob("*.cpp")) if source.name != "c_api.cpp"]
+        units = {
+            "kernels": sorted(CUDA.glob("*.cu")),
+            "plugin": [
+                *sorted(TENSORRT.glob("*.cpp")),
+                *(DOUBLE / f"{name}.cpp" for name in ("faults", "misuse", "run_plugin", "tensorrt_double")),
             ],
-            self.op_library.name: [
+            "op": [
                 DOUBLE / "onnxruntime_double.cpp",
                 *(ONNXRUNTIME / f"{name}.cpp" for name in ("attributes", "cuda_kernel", "inputs", "node", "op")),
             ],
+            "launcher": [*launcher, PLUGINS / "aggregate.cpp", DOUBLE / "cuda_emulation.cpp", DOUBLE / "call.cpp"],
+            "aggregate": [DOUBLE / "run_aggregate.cpp"],
         }
+        own = {"run_aggregate": "aggregate", "run_plugin": "plugin", self.op_library.name: "op"}
         includes = [f"-I{folder}" for folder in (CUDA, TENSORRT, PLUGINS, PLUGINS / "include", DOUBLE)]
         includes += [option for folder in astuple(headers) for option in ("-isystem", str(folder))]
 
         compiler = Compiler(self.folder, tuple(SANITIZERS), (*FLAGS, *includes))
-        made = compiler.compile({*shared, *itertools.chain(*own.values())})
-        for product, files in own.items():
+        made = compiler.compile(units)
+        for product, unit in own.items():
             kind = ["-shared"] if product == self.op_library.name else []
-            compiler.link([made[source] for source in (*shared, *files)], self.folder / product, *kind)
+            compiler.link([made[name] for name in ("kernels", "launcher", unit)], self.folder / product, *kind)
 
     def outputs(self, *calls: Call) -> list[list[Array]]:
         """Run each call in both orders of blocks and threads, which must agree bit by bit."""
