@@ -1,4 +1,4 @@
-"""The machine that a benchmark runs on: its description, memory and available processors. Linux only."""
+"""Describe the machine, and measure the memory of this process. Linux only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _RESET_PEAK = "5"
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return what a reader needs to judge the numbers; nothing that tells whose machine it is."""
+    """Return what a reader needs to judge the numbers, and nothing that identifies the owner."""
     return {
         "processor": _processor_name(),
         "architecture": platform.machine(),
@@ -39,7 +39,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def cpu_kernel() -> str | None:
-    """Return the name of the kernel that our ONNX Runtime library runs here, or None without the library."""
+    """Return the name of the kernel that our ONNX Runtime library uses here, or None if the library is missing."""
     try:
         library = ctypes.CDLL(os.fspath(custom_ops_library()))
     except (MissingDependencyError, OSError):
@@ -55,22 +55,22 @@ def usable_processors() -> list[int]:
 
 
 def available_bytes() -> int:
-    """Return the memory that can be had without swapping."""
+    """Return the memory that is available without swapping."""
     return _field("meminfo", "MemAvailable")
 
 
 def resident_bytes() -> int:
-    """Return this process's resident memory."""
+    """Return the resident memory of this process."""
     return _field("self/status", "VmRSS")
 
 
 def peak_bytes() -> int:
-    """Return the most resident memory that this process had since `reset_peak`."""
+    """Return the peak of this process's resident memory since `reset_peak`."""
     return _field("self/status", "VmHWM")
 
 
 def reset_peak() -> bool:
-    """Let the peak start anew from what is resident now; return whether the system allows it."""
+    """Reset the peak to the current resident memory; return whether the system allows it."""
     try:
         (_PROC / "self/clear_refs").write_text(_RESET_PEAK)
     except OSError:
@@ -79,7 +79,7 @@ def reset_peak() -> bool:
 
 
 def give_back_freed_memory() -> None:
-    """Give freed memory back to the system, where the C library can: whoever reuses it would seem to need none."""
+    """Return freed memory to the system if the C library can: code that reuses it would seem to need none."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
@@ -95,6 +95,6 @@ def _processor_name() -> str:
 
 
 def _field(file: str, name: str) -> int:
-    """Return a size in bytes that a file of /proc has in KiB; 0 where it has none."""
+    """Return in bytes a field that a file in /proc gives in KiB; 0 if it is missing."""
     found = re.search(rf"^{name}:\s*(\d+) kB$", (_PROC / file).read_text(), re.MULTILINE)
     return _KIB * int(found[1]) if found else 0

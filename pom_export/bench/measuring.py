@@ -1,4 +1,4 @@
-"""Time backends side by side in a worker, after seeing that those which compute the same agree."""
+"""Time backends side by side in a worker, after checking that those that compute the same agree."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _MOST: Final = 50
 def measure_time(
     workload: Workload, backends: Sequence[str], points: Sequence[Point], options: BenchOptions
 ) -> Sequence[Point]:
-    """Time backends against each other, after seeing that those which compute the same agree.
+    """Time backends side by side, after checking that those that compute the same agree.
 
     Args:
-        workload: what is timed, prepared.
-        backends: names of those that are timed, in the order of the first round.
-        points: where; a backend is left out where it is skipped.
-        options: threads, seed, and how long to time.
+        workload: what to time, prepared.
+        backends: their names, in the order of the first round.
+        points: the sizes; a backend that a point skips is not timed there.
+        options: threads, seed, and number of rounds.
 
     Returns:
-        The points with timings, differences, and backends skipped because they could not be loaded or run.
+        The points with timings, differences, and as skipped the backends that could not be loaded or run.
 
     Raises:
         ParityError: two backends that compute the same differ.
@@ -48,7 +48,7 @@ def measure_time(
             try:
                 runner = workload.load(name, where[0].size, options.threads)
                 found = [runner.bind(workload.inputs(name, point.size, options.seed)) for point in where]
-            except Exception as error:  # noqa: BLE001 (whatever a runtime raises: the others go on)
+            except Exception as error:  # noqa: BLE001 (whatever a runtime raises, the other backends continue)
                 for point in where:
                     point.skipped[name] = f"it failed: {reason_of(error)}"
                 continue
@@ -68,7 +68,7 @@ def measure_time(
 
 
 def _groups(workload: Workload, backends: Sequence[str]) -> list[list[str]]:
-    """Return the names of backends, those that compute the same together."""
+    """Return the backends in groups that compute the same."""
     groups = [[name for name in group if name in backends] for group in workload.alike]
     grouped = {name for group in groups for name in group}
     return groups + [[name] for name in backends if name not in grouped]
@@ -80,12 +80,12 @@ def compare(
     """Return the largest difference between two backends' outputs, relative to the largest magnitude.
 
     Raises:
-        ParityError: it is too large, or there is nothing to compare: no outputs, or no finite value in one of them.
+        ParityError: it is too large, or there is nothing to compare: no outputs, or an output without finite values.
     """
     if not expected or len(outputs) != len(expected):
         raise ParityError(
             f"{where}{name} gives {len(outputs)} outputs, {against} {len(expected)}",
-            "Nothing was timed: they do not do the same work",
+            "Nothing was timed, since they do not do the same work",
         )
     tolerance = BENCHMARK[precision]
     found = [difference(output, wanted, tolerance) for output, wanted in zip(outputs, expected, strict=True)]
@@ -95,7 +95,7 @@ def compare(
             raise ParityError(
                 f"{where}{name} and {against} differ by {each.max_rel:.3g} of the largest output{reason}, tolerance "
                 f"{tolerance.relative:g}",
-                "Nothing was timed: `pom-export verify` says more",
+                "Nothing was timed. Run `pom-export verify` for details",
             )
     return max(each.max_rel for each in found)
 
@@ -103,16 +103,16 @@ def compare(
 def time_interleaved(
     functions: Mapping[_Name, Callable[[], object]], options: BenchOptions, *, settled: bool = False
 ) -> dict[_Name, list[float]]:
-    """Return the seconds that each function took, run by run.
+    """Return the seconds of each run of each function.
 
-    One run of each makes a round, and whoever began the last round ends the next: what slows the machine for a while
-    slows all alike, and nobody always runs in the same one's wake.
+    A round runs each function once, and the first function of a round is the last of the next. Whatever slows the
+    machine for a while slows all functions alike, and none always follows the same other.
 
     Args:
         functions: by name.
-        options: how long to time.
-        settled: each timed run comes right after an untimed one of the same function, as in a loop of its own; for
-            runs so short that what the one before left in the caches would be seen.
+        options: number of rounds, or the time budget.
+        settled: precede each timed run by an untimed one of the same function, as if it ran in a loop; for runs so
+            short that the caches' contents matter.
     """
     names = list(functions)
     times: dict[_Name, list[float]] = {name: [] for name in names}

@@ -1,4 +1,4 @@
-"""The workload of a user's exported file."""
+"""The workload of an exported file."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _RANK_OF_TOKENS: Final = 3
 
 
 class FileWorkload(Workload):
-    """A user's exported file, with our kernels, without them, and as a TensorRT engine.
+    """An exported file, with our kernels, without them, and as a TensorRT engine.
 
     Args:
-        path: of the ONNX file.
+        path: the ONNX file.
     """
 
     def __init__(self, path: AnyPath) -> None:
@@ -31,7 +31,9 @@ class FileWorkload(Workload):
 
     def prepare(self, options: BenchOptions, folder: Path, progress: Progress) -> None:  # noqa: D102
         if self.path.exists() and self.path.suffix != ".onnx":
-            raise InputError(f"{self.path} is no .onnx file", f"Export it: pom-export export {self.path} -o model.onnx")
+            raise InputError(
+                f"{self.path} is not an .onnx file", f"Export it: pom-export export {self.path} -o model.onnx"
+            )
         self.take(self.path, folder)
         self.sizes = open_sizes(self.model, options)
         if not self.model.aggregations:
@@ -46,15 +48,15 @@ class FileWorkload(Workload):
 
 
 def open_sizes(model: ExportedModel, options: BenchOptions) -> list[Size]:
-    """Return the sizes to run at: what was asked for, as far as the model leaves it open.
+    """Return the sizes to time: those in the options, or the defaults that fit the model.
 
     Raises:
-        InputError: the model has another size, or fewer positions, or a dimension of its own.
+        InputError: the model is fixed to another size, has fewer positions, or has an unknown dynamic dimension.
     """
     axes = [axis for spec in model.inputs for axis in spec.axes]
     if unknown := [axis for axis in axes if isinstance(axis, str) and axis not in DIMENSIONS]:
         raise InputError(
-            f"the model has a dimension {unknown[0]!r}, which a benchmark has no size for", "Export it with that fixed"
+            f"the benchmark has no size for the model's dimension {unknown[0]!r}", "Export it with that dimension fixed"
         )
     first = model.inputs[0].axes
     batch = _sizes("batch", options.batch, DEFAULT_BATCH, first[0] if first else BATCH)
@@ -63,19 +65,19 @@ def open_sizes(model: ExportedModel, options: BenchOptions) -> list[Size]:
     if most is not None and options.tokens is None:
         tokens = [size for size in tokens if size <= most] or [most]
     if most is not None and max(tokens) > most:
-        raise InputError(f"{max(tokens)} tokens are more than the model has positions for, {most}", "Choose fewer")
+        raise InputError(f"{max(tokens)} tokens are more than the model's {most} positions", "Choose fewer")
     return [Size(b, n) for b in batch for n in tokens]
 
 
 def _tokens_axis(model: ExportedModel) -> str | int:
-    """Return the tokens of a row: a dimension's name, a fixed size, or the patches of an image."""
+    """Return the tokens per row: the name of a dimension, a fixed size, or the number of an image's patches."""
     first = model.inputs[0].axes
     if len(first) <= _RANK_OF_TOKENS:
         return first[1] if len(first) > 1 else TOKENS
     config = model.spec.get("config", {})
     size, patch = config.get("input_size"), config.get("patch_size")
     if type(size) is not int or type(patch) is not int or not 0 < patch <= size:
-        return 1  # the file does not say what a token of it is
+        return 1  # the file does not define its tokens
     return (size // patch) ** 2
 
 

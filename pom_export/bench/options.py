@@ -1,4 +1,4 @@
-"""Backends of an exported file, sizes, and how a benchmark is run."""
+"""Backends, sizes and options of a benchmark."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ KERNEL: Final = "kernel"
 TENSORRT: Final = "tensorrt"
 BACKENDS: Final = (FUNCTION, KERNEL, TENSORRT)
 DIMENSIONS: Final = (BATCH, TOKENS, CONTEXT_TOKENS)
-"""Dynamic dimensions that a size settles."""
+"""The dynamic dimensions that a size determines."""
 
 
 class Size(NamedTuple):
-    """Where a workload is timed: B and N."""
+    """A size at which a workload is timed: B and N."""
 
     batch: int
     tokens: int
@@ -36,18 +36,18 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """How a benchmark is run.
+    """Options of a benchmark.
 
     Attributes:
-        backends: names; None: all that apply and are available.
-        tokens: sequence lengths N; None: the workload's own.
-        batch: batch sizes B; None: the workload's own.
-        threads: of every backend, each pinned to a processor of its own; default: all that the process may use.
+        backends: their names; None: all that apply and are available.
+        tokens: sequence lengths N; None: the workload's defaults.
+        batch: batch sizes B; None: the workload's defaults.
+        threads: threads per backend, pinned to as many processors; default: all that the process may use.
         warmup: untimed rounds, besides each backend's first run.
         repeats: timed rounds; None: 5 to 50, as many as fit into the budget.
-        budget_s: seconds after which no round beyond the fifth starts.
-        seed: of random weights and inputs.
-        memory: whether the memory of every backend is measured, each in a process of its own.
+        budget_s: seconds after which no round after the fifth starts.
+        seed: seed of random weights and inputs.
+        memory: whether to measure the memory of each backend, in separate processes.
 
     Raises:
         InputError: there are fewer processors than threads.
@@ -67,5 +67,5 @@ class BenchOptions:
         most = len(usable_processors())
         if not 1 <= self.threads <= most:
             raise InputError(
-                f"threads must be 1 to {most}, got {self.threads}", "More than processors only wait for each other"
+                f"threads must be 1 to {most}, got {self.threads}", "More threads than processors wait for each other"
             )

@@ -15,7 +15,7 @@ Rows = list[list[str]]
 
 @dataclass(frozen=True)
 class Summary:
-    """Repeated timings of one thing, in milliseconds: quartiles, the fastest run, and how many there were."""
+    """Summary of repeated timings in milliseconds: quartiles, the fastest run, and the number of runs."""
 
     median_ms: float
     lower_ms: float
@@ -25,13 +25,13 @@ class Summary:
 
 
 def summarise(seconds: Sequence[float]) -> Summary:
-    """Summarise the seconds that at least one run took."""
+    """Summarise the seconds of at least one run."""
     least, lower, median, upper = (1e3 * np.quantile(seconds, [0, 0.25, 0.5, 0.75])).tolist()
     return Summary(median, lower, upper, least, len(seconds))
 
 
 def ratios(timings: Mapping[str, Summary], to: str) -> dict[str, float]:
-    """Return how many times as long as `to` each backend takes, by the medians; empty where `to` was not timed."""
+    """Return each backend's median time divided by that of `to`; empty if `to` was not timed."""
     if to not in timings or not timings[to].median_ms:
         return {}
     return {name: summary.median_ms / timings[to].median_ms for name, summary in timings.items() if name != to}
@@ -39,11 +39,11 @@ def ratios(timings: Mapping[str, Summary], to: str) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory of one backend at one size.
+    """Memory of a backend at a size.
 
     Attributes:
-        growth_bytes: by how much its process grows with the runs; None where the system does not tell.
-        tensor_bytes: of what it holds: weights, inputs and outputs, or, of a stream, what a sequence keeps.
+        growth_bytes: growth of its process over the runs; None if the system does not report it.
+        tensor_bytes: size of weights, inputs and outputs or, for a stream, of what a sequence keeps.
     """
 
     growth_bytes: int | None
@@ -52,13 +52,13 @@ class Memory:
 
 @dataclass(frozen=True)
 class Labels:
-    """The words of a workload's tables; by default those of a file.
+    """Texts and columns of a workload's tables; by default those of a file.
 
     Attributes:
-        unit: what the numbers of the first table are.
-        tokens: what the sizes are.
-        memory: what the numbers of the memory table are.
-        ratios: numerators and denominators of the columns behind the timings.
+        unit: what the first table shows.
+        tokens: header of the column of sizes.
+        memory: what the memory table shows.
+        ratios: numerators and denominators of the columns of ratios.
         held: backends whose `tensor_bytes` are shown.
     """
 
@@ -71,16 +71,16 @@ class Labels:
 
 @dataclass
 class Point:
-    """What was measured at one size.
+    """Measurements at one size.
 
     Attributes:
         batch: B.
-        tokens: N; of a stream, how many came before the one that is timed.
+        tokens: N; for a stream, the number of tokens before the timed one.
         timings: by backend.
         memory: by backend.
-        skipped: why a backend was not run at this size.
-        differences: of a backend's outputs from those that it is compared with, relative to the largest magnitude.
-        facts: what else the workload knows of this size, JSON-able.
+        skipped: the reason, for each backend that was not run at this size.
+        differences: difference of a backend's outputs from the reference's, relative to the largest magnitude.
+        facts: further values of the workload for this size, JSON-able.
     """
 
     batch: int
@@ -97,7 +97,7 @@ class Point:
         return Size(self.batch, self.tokens)
 
     def ratio(self, backend: str, to: str) -> float | None:
-        """Return how many times as long one backend takes as another, or None where one was not timed."""
+        """Return a backend's median time divided by another's, or None if one was not timed."""
         return ratios(self.timings, to).get(backend)
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,19 +108,19 @@ class Point:
 
 @dataclass
 class BenchResult:
-    """A whole benchmark.
+    """Results of a whole benchmark.
 
     Attributes:
-        target: one line about what was timed.
-        backends: that were run, in the order of the columns.
-        not_run: why other backends were not.
-        points: one a size.
+        target: one line that says what was timed.
+        backends: the backends that were run, in the order of the columns.
+        not_run: the reason, for each backend that was not run at all.
+        points: measurements, one per size.
         machine: see `pom_export.bench.machine.describe_machine`.
         options: the settings that the numbers depend on.
-        labels: the words of the tables.
-        facts: what else the workload knows, JSON-able.
-        notes: what else a reader of the tables must know, a line each.
-        tables: more tables, by their titles.
+        labels: texts of the tables.
+        facts: further values of the workload, JSON-able.
+        notes: further lines below the tables.
+        tables: further tables, by title.
     """
 
     target: str

@@ -1,4 +1,4 @@
-"""Run the backends: each loads its file once, is bound to inputs, and runs in a worker process."""
+"""Run backends in a worker: each loads its file once and is then bound to inputs."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Bound:
-    """A backend with inputs, which has run once.
+    """A backend bound to inputs, on which it has run once.
 
     Attributes:
-        outputs: of the first run.
-        run: runs once more.
+        outputs: outputs of the first run.
+        run: runs it again.
         inputs: kept alive, since runs read them.
     """
 
@@ -31,19 +31,19 @@ class Bound:
 
 
 class Runner(ABC):
-    """A backend with its model loaded."""
+    """A backend whose model is loaded."""
 
     @abstractmethod
     def bind(self, feed: Mapping[str, Array]) -> Bound:
-        """Run once on inputs, and make ready for more runs on them."""
+        """Run once on inputs, and prepare further runs on them."""
 
 
 class SessionRunner(Runner):
-    """A session of ONNX Runtime: inputs and outputs are bound, so that a run copies nothing.
+    """An ONNX Runtime session with bound inputs and outputs, so that a run copies nothing.
 
     Args:
-        session: onnxruntime.InferenceSession.
-        in_place: of outputs whose memory is to be that of an input, the input's name.
+        session: an onnxruntime.InferenceSession.
+        in_place: for outputs that share the memory of an input, the name of that input.
     """
 
     def __init__(self, session: Any, in_place: Mapping[str, str] | None = None) -> None:
@@ -65,7 +65,7 @@ class SessionRunner(Runner):
             self._session.run_with_iobinding(binding)
 
         run()
-        # Later runs write to the tensors that this one made.
+        # Later runs write to the tensors that this one allocated.
         values = binding.get_outputs()
         for name, value in zip(names, values, strict=True):
             binding.bind_ortvalue_output(name, value)
@@ -73,9 +73,9 @@ class SessionRunner(Runner):
 
 
 def session_settings(threads: int) -> Any:
-    """Return the onnxruntime.SessionOptions of a session beside others.
+    """Return onnxruntime.SessionOptions for several sessions in a process.
 
-    Threads that wait don't spin: several sessions live in one process and must not take each other's processors.
+    Waiting threads do not spin, so that sessions do not take processor time from each other.
     """
     options = default_session_options()
     options.intra_op_num_threads = threads
@@ -98,7 +98,7 @@ class EngineRunner(Runner):
         content, manifest = read_engine(path)
         backend = backend_in(manifest, path)
         self._runner = engine_runner(content, manifest, backend, backend.name)
-        self._runner.__enter__()  # for as long as the process lives
+        self._runner.__enter__()  # until the process ends
 
     def bind(self, feed: Mapping[str, Array]) -> Bound:  # noqa: D102
         inputs = dict(feed)

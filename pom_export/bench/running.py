@@ -1,4 +1,4 @@
-"""Run a benchmark: prepare a workload, then start one worker after another."""
+"""Run a benchmark: prepare a workload, then time it in one worker after another."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def bench(workload: Workload, options: BenchOptions, *, progress: Progress = sil
 
     Args:
         workload: what to time.
-        options: how.
-        progress: called with one line a stage.
+        options: how to time it.
+        progress: called with one line per stage.
 
     Raises:
-        InputError: the workload cannot be prepared, a size does not fit, or nothing could be timed at all.
+        InputError: the workload cannot be prepared, a size does not fit, or nothing could be timed.
         ParityError: backends that compute the same disagree; nothing is returned.
-        WorkerError: the workload's preparation failed in a process of its own.
+        WorkerError: a process that prepares the workload failed.
     """
     with tempfile.TemporaryDirectory(prefix=_FOLDER_PREFIX) as name:
         workload.prepare(options, Path(name), progress)
@@ -73,7 +73,7 @@ class _Run:
         self.points: list[Point] = []
 
     def time(self) -> None:
-        """Time all backends, in one worker a size or in one for all."""
+        """Time all backends, in one worker per size or in one for all sizes."""
         points = [Point(*size) for size in self._workload.sizes]
         for group in [points] if self._workload.together else [[point] for point in points]:
             self.points += self._time(group)
@@ -94,7 +94,7 @@ class _Run:
         return points
 
     def _skip(self, points: Sequence[Point]) -> None:
-        """Leave out what would take too long or bring the machine down; ONNX Runtime keeps what a run has taken."""
+        """Skip what would take too long or exhaust the memory; ONNX Runtime keeps the memory that a run has taken."""
         available = available_bytes()
         for point in points:
             for name in self._workload.backends:
@@ -125,7 +125,7 @@ class _Run:
 def _too_large(need: int, available: int) -> str | None:
     if need <= _USABLE_SHARE * available:
         return None
-    return f"would need about {need / _GIB:.1f} GiB of memory, {max(available, 0) / _GIB:.1f} GiB are left"
+    return f"would need about {need / _GIB:.1f} GiB of memory, {max(available, 0) / _GIB:.1f} GiB are available"
 
 
 def _said(points: Sequence[Point]) -> str:

@@ -12,7 +12,7 @@ _MIB: Final = 1 << 20
 
 
 def latency_rows(result: BenchResult) -> Rows:
-    """Return the header, and one row a size: milliseconds of every backend, then ratios."""
+    """Return a header and one row per size: milliseconds of each backend, then ratios."""
     pairs = [pair for pair in result.labels.ratios if all(name in result.backends for name in pair)]
 
     def cells(point: Point) -> Iterator[str]:
@@ -26,7 +26,7 @@ def latency_rows(result: BenchResult) -> Rows:
 
 
 def spread_rows(result: BenchResult) -> Rows:
-    """Return the header, and one row a size: the quartiles of each backend, and how many runs there were."""
+    """Return a header and one row per size: the quartiles of each backend, and the number of runs."""
 
     def cells(point: Point) -> Iterator[str]:
         for name in result.backends:
@@ -41,7 +41,7 @@ def spread_rows(result: BenchResult) -> Rows:
 
 
 def memory_rows(result: BenchResult) -> Rows:
-    """Return the header, and one row a size: MiB by which a backend's process grows, then MiB that it holds."""
+    """Return a header and one row per size: MiB by which each backend's process grows, then MiB of its tensors."""
     held = [name for name in result.labels.held if name in result.backends]
 
     def cells(point: Point) -> Iterator[str]:
@@ -54,7 +54,7 @@ def memory_rows(result: BenchResult) -> Rows:
 
 
 def _rows(result: BenchResult, header: Sequence[str], cells: Callable[[Point], Iterable[str]]) -> Rows:
-    """Return a header, and one row a size; the batch is a column where there are several."""
+    """Return a header and one row per size; the batch is a column if there are several."""
     many = len({point.batch for point in result.points}) > 1
     rows = [[*(["batch"] if many else []), result.labels.tokens, *header]]
     for point in result.points:
@@ -63,20 +63,20 @@ def _rows(result: BenchResult, header: Sequence[str], cells: Callable[[Point], I
 
 
 def milliseconds(value: float) -> str:
-    """Return three digits or more, and never an exponent."""
+    """Format with at least three digits and no exponent."""
     decimals = next(places for limit, places in ((1, 3), (10, 2), (100, 1), (float("inf"), 0)) if value < limit)
     return f"{value:.{decimals}f}"
 
 
 def mebibytes(count: int | None) -> str:
-    """Return a size in MiB, with more digits where it is small."""
+    """Format a size in MiB, with more digits if it is small."""
     if count is None:
         return _NONE
     return f"{count / _MIB:.1f}" if count >= _MIB or not count else f"{count / _MIB:.3f}"
 
 
 def aligned(rows: Rows) -> str:
-    """Return rows as text, numbers right under their names."""
+    """Return rows as text with right-aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
@@ -87,7 +87,7 @@ def _markdown(rows: Rows) -> str:
 
 
 def _notes(result: BenchResult) -> list[str]:
-    """Return what a reader of the tables must know."""
+    """Return the lines below the tables."""
     machine, options, tokens = result.machine, result.options, result.labels.tokens
     batches = ", ".join(map(str, dict.fromkeys(point.batch for point in result.points)))
     threads = f"{options['threads']} thread{'s' if options['threads'] != 1 else ''}"

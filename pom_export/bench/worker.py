@@ -1,4 +1,4 @@
-"""Call a function in a process of its own: measurements must not share threads, allocators or peak memory.
+"""Call a function in a separate process: measurements must not share threads, allocators or peak memory.
 
 `python -m pom_export.bench.worker CALL RESULT THREADS PARENT` is that process. It ends with its parent.
 """
@@ -37,14 +37,14 @@ def call_in_worker(
     threads: int,
     environment: Mapping[str, str] | None = None,
 ) -> _Result:
-    """Call a function in a process of its own.
+    """Call a function in a separate process.
 
     Args:
-        function: of a module; it, its arguments and what it returns go through pickle.
-        arguments: positional ones.
-        folder: for the files of the call, and temporary ones.
-        threads: how many processors the process may use.
-        environment: variables that it has besides this process's.
+        function: a function of a module; it, its arguments and its result are pickled.
+        arguments: its positional arguments.
+        folder: where the files of the call and temporary files go.
+        threads: the number of processors that the process may use.
+        environment: variables added to those of this process.
 
     Raises:
         ParityError: the function raised it.
@@ -52,14 +52,14 @@ def call_in_worker(
     """
     with tempfile.TemporaryDirectory(dir=folder) as name:
         call, result, log = (Path(name) / file for file in ("call", "result", "log"))
-        # The path first: what the call is made of may lie in a folder that only this process knows.
+        # The path comes first: the function may be in a folder that only this process has in its path.
         call.write_bytes(pickle.dumps(sys.path) + pickle.dumps((function, arguments)))
         variables = {**os.environ, **(environment or {}), "TMPDIR": os.fspath(folder)}
         with log.open("wb") as output:
             code = _run(_command(call, result, threads), variables, output)
         if code or not result.exists():
             raise WorkerError(_reason(code, log.read_text(errors="replace")))
-        found: Any = pickle.loads(result.read_bytes())  # noqa: S301 (of our own process)
+        found: Any = pickle.loads(result.read_bytes())  # noqa: S301 (written by our own process)
     if isinstance(found, ParityError):
         raise found
     if isinstance(found, PomExportError):
@@ -73,7 +73,7 @@ def _command(call: Path, result: Path, threads: int) -> list[str]:
 
 
 def _run(command: list[str], environment: Mapping[str, str], output: Any) -> int:
-    """Run a command in a process group of its own, which does not outlive this call; return its exit code."""
+    """Run a command in its own process group, which ends with this call; return the exit code."""
     process = None
     try:
         with interrupts.held():
@@ -85,7 +85,7 @@ def _run(command: list[str], environment: Mapping[str, str], output: Any) -> int
     finally:
         with interrupts.held():
             if process is not None:
-                # With what it started; a process that is done leaves no group.
+                # With the processes that it started; a process that has ended leaves no group.
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
@@ -100,26 +100,26 @@ def _reason(code: int, log: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Make the call in the first file; write what it returned, or the error that ended it, to the second."""
+    """Make the call in the first file, and write its result or its error to the second."""
     call, result, threads, parent = arguments
     _end_with_parent(int(parent))
     os.sched_setaffinity(0, usable_processors()[: int(threads)])
     try:
-        # Both files are this benchmark's own, in a folder that nobody else may write to.
+        # Both files were written by this benchmark, in a folder that nobody else can write to.
         with Path(call).open("rb") as file:
             sys.path[:] = pickle.load(file)  # noqa: S301
             function, given = pickle.load(file)  # noqa: S301
         found = function(*given)
     except PomExportError as error:
         found = error
-    except Exception as error:  # noqa: BLE001 (the parent says it)
+    except Exception as error:  # noqa: BLE001 (the parent reports it)
         found = PomExportError(f"{type(error).__name__}: {reason_of(error)}")
     Path(result).write_bytes(pickle.dumps(found))
     return 0
 
 
 def _end_with_parent(parent: int) -> None:
-    """Have this process killed as soon as its parent, of process id `parent`, ends in whatever way."""
+    """Have this process killed when its parent, with process ID `parent`, ends in any way."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         raise SystemExit("the parent process has ended")

@@ -1,4 +1,4 @@
-"""A workload: what a benchmark times, on which backends and at which sizes."""
+"""Workloads: what a benchmark times, on which backends and at which sizes."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ if TYPE_CHECKING:
 _ENGINE_FILE: Final = "model.engine"
 _KEPT_SHARE: Final = 0.9
 _FEW_TOKENS: Final = 8
-# Tensors as large as the largest one that live at the same time: an op's input and output, and room to reuse.
+# The number of tensors as large as the largest that exist at the same time: an op's input and output, and reuse.
 _LARGE_TENSORS: Final = 4
 
 
 class Workload(ABC):
-    """What is timed: ONNX files that `prepare` settles, or what a subclass loads in their place.
+    """What to time: ONNX files in ONNX Runtime and TensorRT, unless a subclass overrides how they are loaded.
 
-    One process prepares it; workers, to which it goes as a pickle, load its backends and bind them at its sizes.
+    One process prepares it. It is then pickled for the workers, which load its backends and bind them at its sizes.
 
     Attributes:
-        known: names of all backends that it may have, in the order of the tables' columns.
-        alike: groups of backends that compute the same; the first that runs is what the others are compared with.
-        together: whether all sizes are timed in one process, each run right after an untimed one of its own; for runs
-            so short that what the one before left in the caches would be seen. Else each size has its own process.
-        environment: variables of the workers.
-        labels: the words of its tables.
-        summary: one line about what is timed.
-        precision: type of weights and activations.
-        backends: that run.
-        not_run: why others that were asked for don't.
-        sizes: to time at.
-        folder: where what the backends load lies.
+        known: names of all backends that it can have, in the order of the tables' columns.
+        alike: groups of backends that compute the same; the others are compared with the first one that runs.
+        together: whether all sizes are timed in one process, with an untimed run before each timed one; for runs so
+            short that the caches' contents matter. Otherwise, each size has its own process.
+        environment: environment variables of the workers.
+        labels: texts of its tables.
+        summary: one line that says what is timed.
+        precision: the type of weights and activations.
+        backends: the backends that run.
+        not_run: the reason, for each requested backend that does not run.
+        sizes: the sizes to time.
+        folder: where the files that backends load are.
         model: the exported file.
     """
 
@@ -70,14 +70,14 @@ class Workload(ABC):
 
     @abstractmethod
     def prepare(self, options: BenchOptions, folder: Path, progress: Progress) -> None:
-        """Write into `folder` whatever the backends load, and settle backends and sizes.
+        """Write the files that backends load into `folder`, and determine the backends and sizes.
 
         Raises:
-            InputError: an option does not fit, or what is timed cannot be read.
+            InputError: an option does not fit, or a file cannot be read.
         """
 
     def offer(self, name: str, options: BenchOptions, make: Callable[[], object]) -> None:
-        """Have a backend run, if it was asked for and its files can be made."""
+        """Add a backend if it was requested and its files can be made."""
         if options.backends is not None and name not in options.backends:
             return
         try:
@@ -89,7 +89,7 @@ class Workload(ABC):
             self.backends.sort(key=list(self.known).index)
 
     def take(self, path: Path, folder: Path) -> ExportedModel:
-        """Take an exported file as the one that is timed.
+        """Make an exported file the one to time.
 
         Raises:
             InputError: it cannot be read.
@@ -99,7 +99,7 @@ class Workload(ABC):
         return self.model
 
     def offer_exports(self, options: BenchOptions, progress: Progress) -> None:
-        """Have the backends run that an exported file is for, at the sizes that are known by now."""
+        """Add the backends of an exported file, for the sizes determined so far."""
         self.offer(FUNCTION, options, lambda: None)
         self.offer(KERNEL, options, custom_ops_library)
         self.offer(TENSORRT, options, lambda: self._build_engine(progress))
@@ -115,17 +115,17 @@ class Workload(ABC):
         build_engine(self.model.path, engine, opt_shapes=shapes, max_shapes=shapes, progress=progress)
 
     def model_of(self, backend: str, size: Size) -> ExportedModel:  # noqa: ARG002
-        """Return the file that a backend loads; where it loads none, the one with its inputs and weights."""
+        """Return the file that a backend loads or, if it loads none, the one with the same inputs and weights."""
         return self.model
 
     def load(self, backend: str, size: Size, threads: int) -> Runner:
-        """Load a backend in a worker; where all sizes are timed together it is loaded once, for the first one."""
+        """Load a backend in a worker; if all sizes are timed together, only for the first."""
         if backend == TENSORRT:
             return EngineRunner(self.folder / _ENGINE_FILE)
         return SessionRunner(open_session(self.model_of(backend, size).path, threads, kernels=backend == KERNEL))
 
     def inputs(self, backend: str, size: Size, seed: int) -> dict[str, Array]:
-        """Return what a backend is given at a size, by the names of its inputs: the same for the same seed."""
+        """Return a backend's inputs at a size, by name; the same seed gives the same values."""
         model, random_state = self.model_of(backend, size), np.random.default_rng(seed)
         plan = ComparisonPlan("timed", size.batch, size.tokens, size.tokens, kept=_KEPT_SHARE)
         return {
@@ -134,22 +134,22 @@ class Workload(ABC):
         }
 
     def bytes_needed(self, backend: str, size: Size) -> int:
-        """Return about how much memory one run takes at its peak, weights left out."""
+        """Return the approximate peak memory of a run, without weights."""
         activations = _activations(self.model_of(backend, size).path)
         return _LARGE_TENSORS * max(width * math.prod(size.shape_of(axes)) for axes, width in activations)
 
     def excluded(self, backend: str, size: Size) -> str | None:  # noqa: ARG002
-        """Return why a backend is not timed at a size, whatever memory there is; None where it is."""
+        """Return why a backend is not timed at a size even if the memory suffices, or None if it is."""
         return None
 
     def compared(self, outputs: Sequence[Array]) -> Sequence[Array]:
-        """Return those outputs that backends of a group must have alike."""
+        """Return the outputs on which the backends of a group must agree."""
         return outputs
 
     def warm_up(self, runner: Runner, backend: str, size: Size, seed: int) -> None:
-        """Run on few tokens, so that what loads with the first run is not taken for a run's own memory.
+        """Run on a few tokens, so that what the first run loads does not count as memory of a run.
 
-        Where sizes are fixed nothing is run: that would itself take the memory that is measured.
+        If sizes are fixed, nothing is run, since the run itself would take the memory to be measured.
         """
         few = size._replace(tokens=min(_FEW_TOKENS, size.tokens))
         axes = [spec.axes for spec in self.model_of(backend, size).inputs]
@@ -157,7 +157,7 @@ class Workload(ABC):
             runner.bind(self.inputs(backend, few, seed))
 
     def measure_memory(self, backend: str, size: Size, options: BenchOptions) -> Memory:
-        """Return how far resident memory grows over what it was with the model loaded, while a backend runs twice.
+        """Return how much resident memory grows during two runs, from the state with the model loaded.
 
         It is called in a worker that does nothing else.
         """
@@ -174,12 +174,12 @@ class Workload(ABC):
         return Memory(grown if reset else None, held + _weight_bytes(self.model_of(backend, size).path))
 
     def complete(self, result: BenchResult) -> None:  # noqa: B027 (most have nothing to add)
-        """Put into a result what only this workload knows."""
+        """Add to a result what only this workload knows."""
 
 
 @functools.cache
 def _activations(path: Path) -> list[tuple[list[str | int], int]]:
-    """Return axes and bytes of an element of every activation whose size a benchmark knows."""
+    """Return the axes and bytes per element of every activation whose dynamic dimensions are known."""
     graph = onnx.load(path, load_external_data=False).graph
     found: list[tuple[list[str | int], int]] = []
     for value in (*graph.input, *graph.value_info, *graph.output):

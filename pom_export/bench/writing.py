@@ -1,4 +1,4 @@
-"""Write a benchmark to a folder: all of its files, or none."""
+"""Write a benchmark's files to a folder: all of them, or none."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _TABLE: Final = "table.md"
 
 @contextmanager
 def results_folder(folder: AnyPath, *sources: AnyPath | None, more: Sequence[str] = ()) -> Iterator[Path]:
-    """Yield where files wait that go into `folder` when all are there; checked before anything is measured.
+    """Yield a staging folder whose files move to `folder` at the end; check beforehand that they can.
 
     Args:
-        folder: where the files go, made where it is missing; old ones of the same names are replaced.
-        sources: files that are never replaced.
+        folder: where the files go, created if it is missing; files of the same names are replaced.
+        sources: files that must not be replaced.
         more: names of files besides those of `write_result`; old ones that are not written again are removed.
 
     Raises:
-        InputError: the folder cannot be made or written to, or is a file.
+        InputError: the folder cannot be created or written to, or is a file.
     """
     place = Path(folder)
     if place.exists() and not place.is_dir():

@@ -93,7 +93,7 @@ def test_memory_is_foreseen(model: Path, tmp_path: Path, monkeypatch: pytest.Mon
     options = replace(ONCE, tokens=(8, 1 << 20), memory=False)
     small, large = bench(FileWorkload(model), options).points
     assert small.skipped == {}
-    assert "would need about 0.5 GiB of memory, 0.2 GiB are left" in large.skipped["kernel"]
+    assert "would need about 0.5 GiB of memory, 0.2 GiB are available" in large.skipped["kernel"]
     with pytest.raises(InputError, match="nothing could be timed: function: would need"):
         bench(FileWorkload(model), BenchOptions(tokens=(1 << 20,), threads=1))
 
