@@ -170,38 +170,59 @@ def load_source(
         InputError: the path is not a known model, or the module has no mixer or lacks example inputs.
     """
     _check_adapters(mixers, model, example_inputs)
-    if isinstance(model, (str, os.PathLike)) and is_exported_program(model):
-        check_for_own_inputs(options, hints)
-        progress("recognised a torch.export program")
-        module, traced_with, traced_sizes = program_module(read_exported_program(model))
-        properties = {"source_sha256": sha256_of(Path(model))}
-        return Source(module, _program_maker(traced_with, traced_sizes), properties=properties, own_inputs=True)
     if isinstance(model, (str, os.PathLike)):
-        check_for_checkpoint(options, hints)
-        loaded = load_model(model, **hints)
-        progress(f"recognised a {loaded.spec.summary()}")
-        for note in loaded.notes:
-            progress(note)
-        properties = {"spec": loaded.spec.to_json(), "source_sha256": loaded.sha256}
-        if loaded.other_weights or hints.get("weights") is not None:
-            properties[WEIGHTS] = loaded.weights
-        return Source(
-            loaded.module,
-            lambda module: program_of(module, options),
-            properties=properties,
-            weights=loaded.weights,
-            other_weights=loaded.other_weights,
-            notes=tuple(loaded.notes),
-        )
+        load = _load_program if is_exported_program(model) else _load_checkpoint
+        return load(model, options, hints, progress)
     if not isinstance(model, nn.Module):
         raise InputError(f"the model is {kind_of(model)}", "Give a path or an nn.Module")
     if example_inputs is None:
-        check_for_module(hints)
-        check_weights(model)
-        spec = spec_of(model)
-        properties = {"spec": spec.to_json()} if spec else {}
-        return Source(model, lambda module: program_of(module, options), properties=properties)
+        return _source_of_ours(model, options, hints)
     check_for_own_inputs(options, hints)
+    return _source_of_own(model, example_inputs, dynamic_shapes, mixers)
+
+
+def _load_program(
+    path: str | os.PathLike[str], options: GraphOptions, hints: Mapping[str, Any], progress: Callable[[str], None]
+) -> Source:
+    check_for_own_inputs(options, hints)
+    progress("recognised a torch.export program")
+    module, traced_with, traced_sizes = program_module(read_exported_program(path))
+    properties = {"source_sha256": sha256_of(Path(path))}
+    return Source(module, _program_maker(traced_with, traced_sizes), properties=properties, own_inputs=True)
+
+
+def _load_checkpoint(
+    path: str | os.PathLike[str], options: GraphOptions, hints: Mapping[str, Any], progress: Callable[[str], None]
+) -> Source:
+    check_for_checkpoint(options, hints)
+    loaded = load_model(path, **hints)
+    progress(f"recognised a {loaded.spec.summary()}")
+    for note in loaded.notes:
+        progress(note)
+    properties = {"spec": loaded.spec.to_json(), "source_sha256": loaded.sha256}
+    if loaded.other_weights or hints.get("weights") is not None:
+        properties[WEIGHTS] = loaded.weights
+    return Source(
+        loaded.module,
+        lambda module: program_of(module, options),
+        properties=properties,
+        weights=loaded.weights,
+        other_weights=loaded.other_weights,
+        notes=tuple(loaded.notes),
+    )
+
+
+def _source_of_ours(model: nn.Module, options: GraphOptions, hints: Mapping[str, Any]) -> Source:
+    """Return the source of a module of one of our classes."""
+    check_for_module(hints)
+    check_weights(model)
+    spec = spec_of(model)
+    properties = {"spec": spec.to_json()} if spec else {}
+    return Source(model, lambda module: program_of(module, options), properties=properties)
+
+
+def _source_of_own(model: nn.Module, example_inputs: Examples, dynamic_shapes: Any, mixers: Adapters | None) -> Source:
+    """Return the source of a module of a user's class."""
     check_weights(model)
     model = unwrapped(model)
     examples = named_examples(model, example_inputs)
