@@ -169,7 +169,7 @@ def load_source(
     Raises:
         InputError: the path is not a known model, or the module has no mixer or lacks example inputs.
     """
-    _check_adapters(mixers, model, example_inputs)
+    _check_module_arguments(model, example_inputs, dynamic_shapes, mixers)
     if isinstance(model, (str, os.PathLike)):
         load = _load_program if is_exported_program(model) else _load_checkpoint
         return load(model, options, hints, progress)
@@ -238,13 +238,16 @@ def _source_of_own(model: nn.Module, example_inputs: Examples, dynamic_shapes: A
     )
 
 
-def _check_adapters(mixers: Adapters | None, model: object, example_inputs: Examples | None) -> None:
-    """Raise InputError if adapters are not given by class, or given for a model that takes none."""
-    if not mixers:
-        return
-    if not isinstance(model, nn.Module) or example_inputs is None:
-        raise InputError("mixers is for a module with example_inputs", "Leave it out, or give both")
-    for kind, adapter in mixers.items():
+def _check_module_arguments(
+    model: object, example_inputs: Examples | None, dynamic_shapes: Any, mixers: Adapters | None
+) -> None:
+    """Raise InputError for arguments that a model does not use, or for adapters that are not given by class."""
+    if example_inputs is not None and isinstance(model, (str, os.PathLike)):
+        raise InputError(f"example_inputs is for a module, and {os.fspath(model)} is a path", "Leave it out")
+    for name, given in (("mixers", bool(mixers)), ("dynamic_shapes", dynamic_shapes is not None)):
+        if given and (not isinstance(model, nn.Module) or example_inputs is None):
+            raise InputError(f"{name} is for a module with example_inputs", "Leave it out, or give both")
+    for kind, adapter in (mixers or {}).items():
         if not (isinstance(kind, type) and issubclass(kind, nn.Module) and callable(adapter)):
             raise InputError(
                 f"mixers holds {kind!r}: {adapter!r}", "Give {MyClass: adapter}, a module's class and a function"

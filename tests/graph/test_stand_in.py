@@ -181,11 +181,6 @@ def test_adapters_of_no_use_are_said(mixers: Any, message: str, tmp_path: Path) 
         )
 
 
-def test_adapters_are_for_modules(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="mixers is for a module with example_inputs"):
-        pom_export.export(pom_export.PolynomialMixer(8, 2, 2), tmp_path / "m.onnx", mixers={Own: ours})
-
-
 class Mine(nn.Module):
     """The class of the example in docs/own-modules.md."""
 
