@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,66 +105,76 @@ def verify(
         sources += [] if engine is None else [engine, manifest_path(engine)]
         # Opened first, so that an unwritable report is found before the comparison, not after.
         page = None if report is None else stack.enter_context(staged_output(report, *sources))
-        reference = _Reference(checkpoint, module, example_inputs, inputs, seed, hints)
-        expected = reference.expected(exported)
-        notes = list(expected.notes)
-        candidates, not_run = onnxruntime_candidates(exported)
-        if any(candidate.path == FUNCTION for candidate in candidates):
-            # Reads the file again: otherwise the graph and its weights would stay in memory during the comparison.
-            notes += [f"{why}: its function was compared in the model alone" for why in check_functions(exported.path)]
-        _add_engine(engine, exported, candidates, not_run)
-        if not candidates:
-            raise InputError(
-                f"no backend here can run {exported.path}: {'; '.join(not_run)}", "Use a machine with a GPU"
-            )
-        tolerance, precision = _tolerance(expected.precision, rtol, atol)
-        notes += half_notes(precision, expected.targets)
+        expected = _Reference(checkpoint, module, example_inputs, inputs, seed, hints).expected(exported)
+        compared = [model, *exported.weights, *(path for path in (checkpoint, engine) if path is not None)]
+        outcome = _compare(exported, expected, engine, (rtol, atol), progress)
+        outcome = replace(outcome, model=os.fspath(model), origin=origin_of(map(Path, compared)))
         if file != Path(model):
-            notes.append("the file is in ONNX Runtime's own format; ONNX Runtime's conversion of it was compared")
-        if not exported.aggregations:
-            notes.append("no node in the file is one of our ops: it uses only standard operators")
-        bounds = tolerances.ROUNDING.get(precision)
-        found = judge(
-            exported,
-            candidates,
-            expected.cases,
-            expected.targets,
-            tolerance,
-            bounds,
-            own=expected.own,
-            names=expected.names,
-            progress=progress,
-        )
-        ran = {(each.backend, each.path) for each in found.comparisons}
-        for candidate in found.candidates:
-            if (candidate.backend, candidate.path_taken()) in ran:
-                notes += _kernels_note(candidate, len(exported.aggregations))
-        notes += inconclusive_notes(found.comparisons)
-        not_run += found.unable
-        outcome = ParityReport(
-            os.fspath(model),
-            expected.reference,
-            precision,
-            found.comparisons,
-            not_run,
-            notes,
-            found.failed,
-            origin_of(_compared(model, exported, checkpoint, engine)),
-        )
+            note = "the file is in ONNX Runtime's own format; ONNX Runtime's conversion of it was compared"
+            outcome = replace(outcome, notes=[*outcome.notes, note])
         if page is not None:
             _write_page(outcome, page)
     return outcome
 
 
-def _compared(
-    model: str | os.PathLike[str],
-    exported: ExportedModel,
-    checkpoint: str | os.PathLike[str] | None,
+def _compare(
+    model: ExportedModel,
+    expected: Expected,
     engine: str | os.PathLike[str] | None,
-) -> list[Path]:
-    """Return the files that a report is about."""
-    others = [Path(path) for path in (checkpoint, engine) if path is not None]
-    return [Path(model), *exported.weights, *others]
+    bounds: tuple[float | None, float | None],
+    progress: Progress,
+) -> ParityReport:
+    """Compare a model's outputs with the expected ones on every backend, and return the report without its origin.
+
+    Args:
+        model: the ONNX file.
+        expected: the cases, and their outputs in the reference.
+        engine: an engine of the model to compare too, or None.
+        bounds: rtol and atol as the user gave them.
+        progress: called with one line per stage.
+    """
+    candidates, not_run = onnxruntime_candidates(model)
+    notes = [*expected.notes, *_function_notes(model, candidates)]
+    _add_engine(engine, model, candidates, not_run)
+    if not candidates:
+        raise InputError(f"no backend here can run {model.path}: {'; '.join(not_run)}", "Use a machine with a GPU")
+    tolerance, precision = _tolerance(expected.precision, *bounds)
+    notes += half_notes(precision, expected.targets)
+    if not model.aggregations:
+        notes.append("no node in the file is one of our ops: it uses only standard operators")
+    found = judge(
+        model,
+        candidates,
+        expected.cases,
+        expected.targets,
+        tolerance,
+        tolerances.ROUNDING.get(precision),
+        own=expected.own,
+        names=expected.names,
+        progress=progress,
+    )
+    ran = {(each.backend, each.path) for each in found.comparisons}
+    for candidate in found.candidates:
+        if (candidate.backend, candidate.path_taken()) in ran:
+            notes += _kernels_note(candidate, len(model.aggregations))
+    notes += inconclusive_notes(found.comparisons)
+    return ParityReport(
+        os.fspath(model.path),
+        expected.reference,
+        precision,
+        found.comparisons,
+        [*not_run, *found.unable],
+        notes,
+        found.failed,
+    )
+
+
+def _function_notes(model: ExportedModel, candidates: Sequence[Candidate]) -> list[str]:
+    """Check the functions in the file if a candidate runs them, and note those that cannot be checked alone."""
+    if not any(candidate.path == FUNCTION for candidate in candidates):
+        return []
+    # Reads the file again: otherwise the graph and its weights would stay in memory during the comparison.
+    return [f"{why}: its function was compared in the model alone" for why in check_functions(model.path)]
 
 
 def _add_engine(
