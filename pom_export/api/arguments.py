@@ -9,10 +9,28 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from pom_export.errors import InputError
+from pom_export.graph.opsets import check_opset, default_opset
 from pom_export.graph.options import GraphOptions, check_options
+from pom_export.graph.precisions import PRECISIONS, canonical_precision
+from pom_export.suggestions import did_you_mean
 
 HINTS: Final = ("family", "degree", "heads", "in_context_start", "weights")
 """Arguments of `load_model` besides the path: what a checkpoint may not say itself."""
+
+
+def file_settings(dtype: str, opset: int | None) -> tuple[str, int]:
+    """Return the canonical name of a type, and the opset to export it with.
+
+    Raises:
+        InputError: the type is unknown, or the opset is not supported.
+    """
+    dtype = canonical_precision(dtype)
+    if dtype not in PRECISIONS:
+        hint = did_you_mean(dtype, PRECISIONS) or f"Choose one of {', '.join(PRECISIONS)}"
+        raise InputError(f"unknown dtype {dtype!r}", hint)
+    opset = default_opset(dtype) if opset is None else opset
+    check_opset(opset)
+    return dtype, opset
 
 
 def check_for_checkpoint(options: GraphOptions, hints: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pom_export.api.arguments import file_settings
 from pom_export.api.checking import check, trial_inputs
 from pom_export.api.progress import Progress, silent
 from pom_export.api.side_files import check_recording_place, own_side_files
@@ -16,10 +17,8 @@ from pom_export.api.sizing import settle_sizes
 from pom_export.errors import InputError, only_ours
 from pom_export.files import sha256_of, staged_output
 from pom_export.graph.exported_model import ExportedModel, read_model
-from pom_export.graph.precisions import PRECISIONS, canonical_precision
 from pom_export.parity.recording import recording_path
 from pom_export.stages import logged
-from pom_export.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
@@ -136,18 +135,12 @@ def export(
         ParityError: outputs differ from PyTorch's; no file is written.
     """
     from pom_export.api.source import load_source, type_notes
-    from pom_export.graph.opsets import check_opset, default_opset
     from pom_export.graph.options import GraphOptions
     from pom_export.torch_modes import plain_modes, same_generators
 
-    dtype = canonical_precision(dtype)
-    if dtype not in PRECISIONS:
-        hint = did_you_mean(dtype, PRECISIONS) or f"Choose one of {', '.join(PRECISIONS)}"
-        raise InputError(f"unknown dtype {dtype!r}", hint)
+    dtype, opset = file_settings(dtype, opset)
     if samples < 0:
         raise InputError(f"samples must not be negative, got {samples}", "0 saves none")
-    opset = default_opset(dtype) if opset is None else opset
-    check_opset(opset)
     checkpoint = model if isinstance(model, (str, os.PathLike)) else None
     progress = logged(progress, _LOG)
     beside = [recording_path(output)] if samples else []
