@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,7 +14,121 @@ from onnx import TensorProto, helper, numpy_helper
 VOCABULARY = 256
 CHANNELS = 8
 WINDOW = 3
-_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
+FLOAT, FLOAT16, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
+
+
+@dataclass
+class _Graph:
+    """The parts of a graph, as they are added."""
+
+    channels: int
+    inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
+    outputs: list[onnx.ValueInfoProto] = field(default_factory=list)
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    weights: dict[str, Any] = field(default_factory=dict)
+
+    def node(self, operator: str, inputs: str, output: str, **attributes: Any) -> None:
+        self.nodes.append(helper.make_node(operator, inputs.split(), [output], **attributes))
+
+    def input(self, name: str, dtype: int, *axes: str | int) -> None:
+        self.inputs.append(helper.make_tensor_value_info(name, dtype, axes))
+
+    def output(self, name: str, dtype: int, *axes: str | int) -> None:
+        self.outputs.append(helper.make_tensor_value_info(name, dtype, axes))
+
+    def embed(self, ids: bool) -> None:
+        """Make `embedded` of ids, or of x as it is."""
+        if ids:
+            self.input("input_ids", INT64, "batch", "tokens")
+            self.node("Gather", "table input_ids", "embedded")
+        else:
+            self.input("x", FLOAT, "batch", "tokens", self.channels)
+            self.node("Identity", "x", "embedded")
+
+    def place(self, positions: bool) -> None:
+        """Make `placed` of the embedded tokens: times their positions, where those are an input."""
+        if positions:
+            self.input("positions", INT64, "tokens")
+            self.node("Cast", "positions", "places", to=FLOAT)
+            self.node("Unsqueeze", "places one", "column")
+            self.node("Mul", "embedded column", "placed")
+        else:
+            self.node("Identity", "embedded", "placed")
+
+    def count(self, mask: bool) -> None:
+        """Make `present_tokens` of the placed ones, without those that a mask leaves out, and `counted`: 1 for each."""
+        self.weights["minus"] = np.array([2])
+        if mask:
+            self.input("mask", TensorProto.BOOL, "batch", "tokens")
+            self.node("Cast", "mask", "counted", to=INT64)
+            self.node("Cast", "mask", "weight", to=FLOAT)
+            self.node("Unsqueeze", "weight minus", "weights")
+            self.node("Mul", "placed weights", "present_tokens")
+        else:
+            self.node("Identity", "placed", "present_tokens")
+            self.node("ReduceSum", "placed minus", "flat", keepdims=0)
+            self.node("Mul", "flat nothing", "zeros")
+            self.node("Add", "zeros unit", "ones")
+            self.node("Cast", "ones", "counted", to=INT64)
+            self.weights |= {"nothing": np.float32(0), "unit": np.float32(1)}
+
+    def add_up(self) -> None:
+        """Make `sums`, of all tokens up to each, and the state that the next call goes on from."""
+        self.input("past_state", FLOAT, "batch", 1, 2, self.channels)
+        self.input("past_length", INT64, "batch")
+        self.node("ReduceSum", "counted one", "count", keepdims=0)
+        self.node("Add", "past_length count", "present_length")
+        self.node("Slice", "past_state zero one two", "before")
+        self.node("Squeeze", "before one", "start")
+        self.node("CumSum", "present_tokens axis1", "within")
+        self.node("Add", "start within", "sums")
+        self.node("ReduceSum", "present_tokens one", "call", keepdims=1)
+        self.node("Add", "start call", "total")
+        self.node("Mul", "total nought", "rest")
+        self.node("Concat", "total rest", "pair", axis=1)
+        self.node("Unsqueeze", "pair one", "present_state")
+        self.weights |= {"two": np.array([2]), "nought": np.float32(0)}
+        self.output("present_state", FLOAT, "batch", 1, 2, self.channels)
+        self.output("present_length", INT64, "batch")
+
+    def attend(self) -> None:
+        """Make `mixed` of the sums, a window of past tokens and a cache that grows."""
+        self.input("past_conv.0", FLOAT, "batch", WINDOW - 1, self.channels)
+        self.input("past_key_values.0.key", FLOAT16, "batch", 1, "past_tokens", self.channels)
+        self.output("present_conv.0", FLOAT, "batch", WINDOW - 1, self.channels)
+        self.output("present.0.key", FLOAT16, "batch", 1, "all_tokens", self.channels)
+        self.node("Concat", "past_conv.0 placed", "windowed", axis=1)
+        self.node("Slice", "windowed keep end one", "present_conv.0")
+        # Token n sees token n - 2, the first of its window.
+        self.node("Shape", "placed", "shape")
+        self.node("Slice", "shape one two", "count_of_tokens")
+        self.node("Slice", "windowed zero count_of_tokens one", "earlier")
+        self.node("Cast", "placed", "half", to=FLOAT16)
+        self.node("Unsqueeze", "half one", "key")
+        self.node("Concat", "past_key_values.0.key key", "present.0.key", axis=2)
+        self.node("Cast", "past_key_values.0.key", "keys", to=FLOAT)
+        self.node("ReduceSum", "keys two", "of_keys", keepdims=0)
+        self.node("Add", "of_keys within", "attended")
+        self.node("Add", "sums earlier", "some")
+        self.node("Add", "some attended", "mixed")
+
+    def model(self) -> onnx.ModelProto:
+        weights = [numpy_helper.from_array(np.asarray(array), name) for name, array in self.weights.items()]
+        graph = helper.make_graph(self.nodes, "running_sum", self.inputs, self.outputs, weights)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def _numbers(vocabulary: int, channels: int, seed: int) -> dict[str, Any]:
+    random_state = np.random.default_rng(seed)
+    return {
+        "table": random_state.integers(-3, 4, (vocabulary, channels)).astype(np.float32),
+        "W": random_state.integers(-2, 3, (channels, vocabulary)).astype(np.float32),
+        "one": np.array([1]),
+        "zero": np.array([0]),
+        "axis1": np.array(1),
+        "keep": np.array([-(WINDOW - 1)]),
+        "end": np.array([2**62]),
+    }
 
 
 def running_sum_model(
@@ -32,103 +148,17 @@ def running_sum_model(
 
     With `attention` it has a window of past tokens and a float16 cache that grows too, and adds what they hold.
     """
-    random_state = np.random.default_rng(seed)
-    weights = {
-        "table": random_state.integers(-3, 4, (vocabulary, channels)).astype(np.float32),
-        "W": random_state.integers(-2, 3, (channels, vocabulary)).astype(np.float32),
-        "one": np.array([1]),
-        "zero": np.array([0]),
-        "axis1": np.array(1),
-        "keep": np.array([-(WINDOW - 1)]),
-        "end": np.array([2**62]),
-    }
-    make, value = helper.make_node, helper.make_tensor_value_info
-    FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64  # noqa: N806 (ONNX's names)
-    if ids:
-        inputs = [value("input_ids", INT64, ["batch", "tokens"])]
-        nodes = [make("Gather", ["table", "input_ids"], ["embedded"])]
-    else:
-        inputs = [value("x", FLOAT, ["batch", "tokens", channels])]
-        nodes = [make("Identity", ["x"], ["embedded"])]
-    if positions:
-        inputs.append(value("positions", INT64, ["tokens"]))
-        nodes += [
-            make("Cast", ["positions"], ["places"], to=FLOAT),
-            make("Unsqueeze", ["places", "one"], ["column"]),
-            make("Mul", ["embedded", "column"], ["placed"]),
-        ]
-    else:
-        nodes.append(make("Identity", ["embedded"], ["placed"]))
-    if mask:
-        inputs.append(value("mask", TensorProto.BOOL, ["batch", "tokens"]))
-        nodes += [
-            make("Cast", ["mask"], ["counted"], to=INT64),
-            make("Cast", ["mask"], ["weight"], to=FLOAT),
-            make("Unsqueeze", ["weight", "minus"], ["weights"]),
-            make("Mul", ["placed", "weights"], ["present_tokens"]),
-        ]
-        weights["minus"] = np.array([2])
-    else:
-        nodes += [
-            make("Identity", ["placed"], ["present_tokens"]),
-            make("ReduceSum", ["placed", "minus"], ["flat"], keepdims=0),
-            make("Mul", ["flat", "nothing"], ["zeros"]),
-            make("Add", ["zeros", "unit"], ["ones"]),
-            make("Cast", ["ones"], ["counted"], to=INT64),
-        ]
-        weights |= {"minus": np.array([2]), "nothing": np.float32(0), "unit": np.float32(1)}
-    inputs += [value("past_state", FLOAT, ["batch", 1, 2, channels]), value("past_length", INT64, ["batch"])]
-    nodes += [
-        make("ReduceSum", ["counted", "one"], ["count"], keepdims=0),
-        make("Add", ["past_length", "count"], ["present_length"]),
-        make("Slice", ["past_state", "zero", "one", "two"], ["before"]),
-        make("Squeeze", ["before", "one"], ["start"]),
-        make("CumSum", ["present_tokens", "axis1"], ["within"]),
-        make("Add", ["start", "within"], ["sums"]),
-        make("ReduceSum", ["present_tokens", "one"], ["call"], keepdims=1),
-        make("Add", ["start", "call"], ["total"]),
-        make("Mul", ["total", "nought"], ["rest"]),
-        make("Concat", ["total", "rest"], ["pair"], axis=1),
-        make("Unsqueeze", ["pair", "one"], ["present_state"]),
-    ]
-    weights |= {"two": np.array([2]), "nought": np.float32(0)}
-    outputs = [
-        value("present_state", FLOAT, ["batch", 1, 2, channels]),
-        value("present_length", INT64, ["batch"]),
-    ]
-    summed = "sums"
-    if attention:
-        inputs += [
-            value("past_conv.0", FLOAT, ["batch", WINDOW - 1, channels]),
-            value("past_key_values.0.key", TensorProto.FLOAT16, ["batch", 1, "past_tokens", channels]),
-        ]
-        outputs += [
-            value("present_conv.0", FLOAT, ["batch", WINDOW - 1, channels]),
-            value("present.0.key", TensorProto.FLOAT16, ["batch", 1, "all_tokens", channels]),
-        ]
-        nodes += [
-            make("Concat", ["past_conv.0", "placed"], ["windowed"], axis=1),
-            make("Slice", ["windowed", "keep", "end", "one"], ["present_conv.0"]),
-            # Token n sees token n - 2, the first of its window.
-            make("Shape", ["placed"], ["shape"]),
-            make("Slice", ["shape", "one", "two"], ["count_of_tokens"]),
-            make("Slice", ["windowed", "zero", "count_of_tokens", "one"], ["earlier"]),
-            make("Cast", ["placed"], ["half"], to=TensorProto.FLOAT16),
-            make("Unsqueeze", ["half", "one"], ["key"]),
-            make("Concat", ["past_key_values.0.key", "key"], ["present.0.key"], axis=2),
-            make("Cast", ["past_key_values.0.key"], ["keys"], to=FLOAT),
-            make("ReduceSum", ["keys", "two"], ["of_keys"], keepdims=0),
-            make("Add", ["of_keys", "within"], ["attended"]),
-            make("Add", ["sums", "earlier"], ["some"]),
-            make("Add", ["some", "attended"], ["mixed"]),
-        ]
-        summed = "mixed"
+    graph = _Graph(channels, weights=_numbers(vocabulary, channels, seed))
     name = "logits" if ids else "y"
-    nodes.append(make("MatMul", [summed, "W"], [name]))
-    outputs.insert(0, value(name, FLOAT, ["batch", "tokens", vocabulary]))
-    initializers = [numpy_helper.from_array(np.asarray(array), key) for key, array in weights.items()]
-    graph = helper.make_graph(nodes, "running_sum", inputs, outputs, initializers)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    graph.output(name, FLOAT, "batch", "tokens", vocabulary)
+    graph.embed(ids)
+    graph.place(positions)
+    graph.count(mask)
+    graph.add_up()
+    if attention:
+        graph.attend()
+    graph.node("MatMul", "mixed W" if attention else "sums W", name)
+    model = graph.model()
     limits = {"values": {"input_ids": [vocabulary]} if ids else {}, "tokens": tokens}
     properties = {"limits": json.dumps(limits), **({} if kind is None else {"stateful": kind})}
     helper.set_model_props(model, {f"pom_export.{key}": text for key, text in properties.items()})
