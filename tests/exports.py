@@ -114,3 +114,25 @@ def into_loop(model: onnx.ModelProto) -> None:
     graph.node.append(helper.make_node("Loop", ["one", "true"], ["rounds"], body=body))
     graph.node.append(helper.make_node("Squeeze", ["rounds", "first"], ["whole"]))
     graph.output[0].name = "whole"
+
+
+def copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def prefixed(model: onnx.ModelProto) -> None:
+    model.CopyFrom(onnx.compose.add_prefix(model, "net/"))
+
+
+def without_types(model: onnx.ModelProto) -> None:
+    """Leave a branch's values without types and shapes, as most tools do."""
+    whole = copied(model)
+    whole.graph.ClearField("value_info")
+    names = [output.name for output in model.graph.output]
+    branch = onnx.helper.make_graph(list(whole.graph.node), "branch", [], list(whole.graph.output))
+    model.graph.ClearField("node")
+    model.graph.ClearField("value_info")
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "always"))
+    model.graph.node.append(onnx.helper.make_node("If", ["always"], names, then_branch=branch, else_branch=branch))

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import onnxruntime
-import onnxscript.optimizer
 import pytest
 from onnx import inliner, numpy_helper
-from onnx_ir.passes import common
 
 import pom_export
 from pom_export.errors import InputError
-from pom_export.graph.schema import register_schema
 from pom_export.mixer import MixerConfig
 from pom_export.models import LanguageModel, LanguageModelConfig
-from tests.exports import Edit, Exported, claim, into_function, weight
-from tests.small_models import fill, hybrid
+from tests.exports import Edit, Exported, claim, copied, into_function, prefixed, weight, without_types
 
 VOCABULARY = 61
 
@@ -77,12 +71,6 @@ def into_branches(model: onnx.ModelProto, *, taken: onnx.ModelProto, other: onnx
     graph.initializer.extend(weight for weight in taken.graph.initializer if weight not in graph.initializer)
     graph.initializer.append(numpy_helper.from_array(np.array(True), "always"))
     graph.node.append(onnx.helper.make_node("If", ["always"], ["y"], then_branch=then, else_branch=orelse))
-
-
-def copied(model: onnx.ModelProto) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return copy
 
 
 def test_a_file_without_nodes_of_ours_runs_on_standard_operators(mixer: Exported) -> None:
@@ -163,10 +151,6 @@ def test_without_docstrings_everything_runs(mixer: Exported) -> None:
 
 def without_metadata(model: onnx.ModelProto) -> None:
     model.ClearField("metadata_props")
-
-
-def prefixed(model: onnx.ModelProto) -> None:
-    model.CopyFrom(onnx.compose.add_prefix(model, "net/"))
 
 
 def renamed(**names: str) -> Edit:
@@ -282,96 +266,11 @@ def test_a_file_of_onnxruntimes_own_format_is_compared(mixer: Exported, kernels:
         pom_export.build_engine(mixer.folder / "m.ort", mixer.folder / "e")
 
 
-def test_half_precision_is_emulated_of_rewritten_files_too(tmp_path: Path) -> None:
-    half = Exported(tmp_path, pom_export.PolynomialMixer(16, 2, 2), mask="causal", dtype="float16")
-    assert half.verify(prefixed)
-    model = onnx.load(tmp_path / "m.onnx")
-    onnx.save(model, tmp_path / "ext.onnx", save_as_external_data=True, location="ext.bin", size_threshold=0)
-    report = pom_export.verify(tmp_path / "ext.onnx", checkpoint=half.checkpoint)
-    assert report
-    assert any("emulating" in comparison.backend for comparison in report.comparisons)
-
-
-def without_types(model: onnx.ModelProto) -> None:
-    """Leave a branch's values without types and shapes, as most tools do."""
-    whole = copied(model)
-    whole.graph.ClearField("value_info")
-    names = [output.name for output in model.graph.output]
-    branch = onnx.helper.make_graph(list(whole.graph.node), "branch", [], list(whole.graph.output))
-    model.graph.ClearField("node")
-    model.graph.ClearField("value_info")
-    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "always"))
-    model.graph.node.append(onnx.helper.make_node("If", ["always"], names, then_branch=branch, else_branch=branch))
-
-
 def test_branches_without_types_are_compared(language_model: Exported) -> None:
     report = language_model.verify(without_types)
     assert report
     assert {comparison.path for comparison in report.comparisons} == {"kernel", "function"}
     assert not language_model.verify(weight("ag_proj.weight", lambda array: array * 1.01), without_types)
-
-
-@pytest.fixture(scope="module")
-def half(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    module = pom_export.RotaryPolynomialMixer(16, 2, 2, max_seq_len=64)
-    return Exported(tmp_path_factory.mktemp("half"), module, mask="causal", dtype="float16")
-
-
-def test_half_precision_in_branches_is_judged_as_such(half: Exported) -> None:
-    report = half.verify(without_types)
-    assert report
-    assert report.precision == "float16"
-    assert not report.failed
-    assert {"onnxruntime without rounding", "onnxruntime emulating float16"} < {c.backend for c in report.comparisons}
-    assert not half.verify(weight("ag_proj.weight", lambda array: array * 1.05), without_types)
-
-
-@pytest.mark.parametrize(("factor", "passes"), [(1.0, True), (1.05, False)])
-def test_half_precision_that_onnxruntime_has_widened_is_judged_as_half(
-    half: Exported, factor: float, passes: bool
-) -> None:
-    half.verify(weight("ag_proj.weight", lambda array: array * factor), file="changed.onnx")
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(half.folder / "widened.onnx")
-    pom_export.inference_session(half.folder / "changed.onnx", session_options=options)
-    report = pom_export.verify(half.folder / "widened.onnx", checkpoint=half.checkpoint)
-    assert bool(report) is passes
-    assert report.precision == "float16"
-    assert any("another tool has its weights in float32" in note for note in report.notes)
-
-
-def fixed_and_folded(path: Path, sizes: Mapping[str, int], folded: Path) -> None:
-    """Write a file of these sizes, which holds as weights what is computed from them alone."""
-    model = ir.load(path)
-    for value in model.graph.inputs:
-        assert value.shape is not None
-        value.shape = ir.Shape([sizes.get(str(size), size) for size in value.shape])
-    for node in model.graph:
-        for value in node.outputs:
-            value.shape = None
-    register_schema()
-    common.ShapeInferencePass(data_prop=True)(model)
-    onnxscript.optimizer.fold_constants(model, onnx_shape_inference=True)
-    common.RemoveUnusedNodesPass()(model)
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    ir.save(model, folded)
-
-
-@pytest.mark.slow
-def test_positions_are_judged_in_the_type_that_a_file_has_folded_them_in(tmp_path: Path) -> None:
-    """A graph of dynamic sizes turns by float32 angles, one that is exported with fixed ones by half ones."""
-    module = hybrid(layers=2)
-    fill(module)
-    pom_export.export(module, tmp_path / "fixed.onnx", dtype="float16", static=(2, 8))
-    pom_export.export(module, tmp_path / "dynamic.onnx", dtype="float16")
-    fixed_and_folded(tmp_path / "dynamic.onnx", {"batch": 2, "tokens": 8}, tmp_path / "folded.onnx")
-    for name in ("fixed", "folded"):
-        model = onnx.load(tmp_path / f"{name}.onnx")
-        assert not any(node.op_type == "Cos" for node in model.graph.node)
-        assert pom_export.verify(tmp_path / f"{name}.onnx", module=module)
-        weight("mlp.c_fc.weight", lambda array: array * 1.02)(model)
-        onnx.save(model, tmp_path / "spoiled.onnx")
-        assert not pom_export.verify(tmp_path / "spoiled.onnx", module=module)
 
 
 def test_a_float32_file_does_not_become_half_by_saying_so(mixer: Exported) -> None:
