@@ -75,7 +75,9 @@ class Archive:
         count, directory = _read_end(file, self.file_bytes)
         self._zip = zipfile.ZipFile(file)
         if len(self._zip.infolist()) != count:
-            raise _LayoutError(f"its directory has {len(self._zip.infolist()):,} entries, its end says {count:,}")
+            raise _LayoutError(
+                f"its directory has {len(self._zip.infolist()):,} entries, but its end record says {count:,}"
+            )
         self.members = _members(file, self._zip.infolist(), directory)
 
     @property
@@ -87,7 +89,9 @@ class Archive:
         """Raise InputError if a member is compressed although the archive's writer never does that."""
         odd = next((member.name for member in self.members.values() if not member.stored), None)
         if odd is not None:
-            raise InputError(f"{self.path} is not a whole archive: {odd} is compressed, as {writer} never does", _HINT)
+            raise InputError(
+                f"{self.path} is not a complete archive: {odd} is compressed, as {writer} never does", _HINT
+            )
 
     def read(self, name: str, most: int) -> bytes:
         """Return a member's bytes.
@@ -99,7 +103,9 @@ class Archive:
         if member is None:
             raise InputError(f"{self.path} lacks {name}", _HINT)
         if member.size > most:
-            raise InputError(f"{self.path}: {name} declares {member.size:,} bytes, at most {most:,} are read", _HINT)
+            raise InputError(
+                f"{self.path}: {name} declares {member.size:,} bytes, but at most {most:,} are read", _HINT
+            )
         try:
             with self._zip.open(name) as stream:
                 content = stream.read(member.size)
@@ -108,7 +114,7 @@ class Archive:
         except Exception as error:  # zipfile and zlib may raise anything for damaged bytes
             raise InputError(f"{self.path}: {name} is damaged: {reason_of(error)}", _HINT) from error
         if len(content) != member.size or excess:
-            raise InputError(f"{self.path}: {name} holds {len(content)} bytes, it declares {member.size}", _HINT)
+            raise InputError(f"{self.path}: {name} has {len(content)} bytes, but declares {member.size}", _HINT)
         return content
 
 
@@ -134,9 +140,9 @@ def open_archive(path: AnyPath, kind: str, *, stored_by: str = "") -> Iterator[A
         except InputError:
             raise
         except _LayoutError as error:
-            raise InputError(f"{kind} {file} is not a whole archive: {error}", _HINT) from error
+            raise InputError(f"{kind} {file} is not a complete archive: {error}", _HINT) from error
         except Exception as error:  # zipfile may raise anything for damaged bytes
-            raise InputError(f"{kind} {file} is not a whole archive: {reason_of(error)}", _HINT) from error
+            raise InputError(f"{kind} {file} is not a complete archive: {reason_of(error)}", _HINT) from error
         yield archive
 
 
@@ -152,20 +158,20 @@ def _read_end(file: IO[bytes], size: int) -> tuple[int, int]:
     end = size - _END.size
     signature, _, _, _, count, length, offset, comment = _unpack(file, end, _END)
     if signature != b"PK\x05\x06" or comment:
-        raise _LayoutError("it does not end with the end of its directory")
+        raise _LayoutError("it does not end with its directory's end record")
     locator = end - _LOCATOR_64.size
     if locator >= 0 and (found := _unpack(file, locator, _LOCATOR_64))[0] == b"PK\x06\x07":
         end = locator - _END_64.size
         signature, rest, *_, count_64, length_64, offset_64 = _unpack(file, end, _END_64)
         if signature != b"PK\x06\x06" or found[2] != end or rest != _END_64.size - 12:
-            raise _LayoutError("its directory has two ends that do not agree")
+            raise _LayoutError("its directory has two end records that disagree")
         for short, long, unsaid in (
             (count, count_64, 0xFFFF),
             (length, length_64, _IN_32_BITS),
             (offset, offset_64, _IN_32_BITS),
         ):
             if short not in {long, unsaid}:
-                raise _LayoutError("its directory has two ends that do not agree")
+                raise _LayoutError("its directory has two end records that disagree")
         count, length, offset = count_64, length_64, offset_64
     if offset + length != end:
         raise _LayoutError("its directory does not end where it should")
@@ -194,12 +200,12 @@ def _members(file: IO[bytes], entries: list[zipfile.ZipInfo], directory: int) ->
         if name in members:
             raise _LayoutError(f"it holds {name} twice")
         if entry.header_offset != position:
-            raise _LayoutError(f"there are bytes of no member in front of {name}")
+            raise _LayoutError(f"there are unlisted bytes before {name}")
         offset = _data_offset(file, entry)
         position = _after(file, entry, offset + entry.compress_size, directory)
         members[name] = Member(name, entry.file_size, entry.compress_type == zipfile.ZIP_STORED, offset)
     if position != directory:
-        raise _LayoutError("there are bytes of no member in front of its directory")
+        raise _LayoutError("there are unlisted bytes before its directory")
     return {entry.filename: members[entry.filename] for entry in entries}
 
 
@@ -209,14 +215,14 @@ def _check_entry(entry: zipfile.ZipInfo) -> None:
     if name != entry.orig_filename or not name.isprintable() or "\\" in name or {"", ".", ".."} & set(parts):
         raise _LayoutError(f"a member is named {entry.orig_filename!r}")
     if entry.flag_bits & ~_FLAGS:
-        raise _LayoutError(f"{name} is encrypted, or kept in a way that is not supported")
+        raise _LayoutError(f"{name} is encrypted, or stored in an unsupported way")
     if entry.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
         raise _LayoutError(f"{name} is compressed by a method that is not supported")
     if entry.compress_type == zipfile.ZIP_STORED and entry.compress_size != entry.file_size:
         raise _LayoutError(f"{name} has two sizes")
     mode = entry.external_attr >> 16
     if stat.S_IFMT(mode) not in {0, stat.S_IFREG}:
-        raise _LayoutError(f"{name} is a link, or no regular file")
+        raise _LayoutError(f"{name} is a link, or not a regular file")
 
 
 def _data_offset(file: IO[bytes], entry: zipfile.ZipInfo) -> int:
@@ -230,7 +236,7 @@ def _data_offset(file: IO[bytes], entry: zipfile.ZipInfo) -> int:
         agrees = agrees and compressed in {entry.compress_size, _IN_32_BITS} and size in {entry.file_size, _IN_32_BITS}
     encoding = "utf-8" if flags & 0x800 else "cp437"
     if signature != _LOCAL_SIGNATURE or not agrees or name != entry.orig_filename.encode(encoding, "surrogateescape"):
-        raise _LayoutError(f"the directory and the header of {entry.filename} do not agree")
+        raise _LayoutError(f"the directory and the header of {entry.filename} disagree")
     return entry.header_offset + _LOCAL.size + name_length + extra
 
 
@@ -243,4 +249,4 @@ def _after(file: IO[bytes], entry: zipfile.ZipInfo, end: int, directory: int) ->
     for size in _DESCRIPTOR_SIZES:
         if end + size == directory or behind[size : size + 4] == _LOCAL_SIGNATURE:
             return end + size
-    raise _LayoutError(f"there are bytes of no member behind {entry.filename}")
+    raise _LayoutError(f"there are unlisted bytes after {entry.filename}")

@@ -51,7 +51,7 @@ def read_npz(
 def _check_sizes(archive: Archive) -> None:
     for member in archive.members.values():
         if not member.name.endswith(_SUFFIX):
-            raise InputError(f"{archive.path} holds {member.name}, which is no array of numpy", _HINT)
+            raise InputError(f"{archive.path} holds {member.name}, which is not a NumPy array", _HINT)
     inside, room = archive.bytes_inside, max(_SMALL, _MOST_INFLATED * archive.file_bytes)
     if inside > room:
         raise InputError(f"{archive.path} has {archive.file_bytes:,} bytes and would take {inside:,} in memory", _HINT)
@@ -67,7 +67,7 @@ def _array(archive: Archive, member: Member) -> Array:
         shape, fortran, dtype = _header(stream)
         count, start = math.prod(shape), stream.tell()
         if dtype.kind not in _KINDS or dtype.fields or dtype.subdtype or not dtype.itemsize:
-            raise ValueError(f"its type is {dtype}, which is not read: it must be a plain one")
+            raise ValueError(f"its type is {dtype}, and only plain types are supported")
         if min(shape, default=0) < 0 or count * dtype.itemsize != len(content) - start:
             raise ValueError(f"it holds {len(content) - start:,} bytes, not {dtype}{list(shape)}")
         flat = np.frombuffer(content, dtype, count, start).copy()

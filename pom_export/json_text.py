@@ -30,7 +30,7 @@ def parse_json(content: bytes | str, most_values: int = MOST_VALUES, *, infinite
     # Counted before any value is created, since a list of two characters takes 64 bytes.
     values = sum(map(_TEXT.sub(b"", text).count, (b",", b"[", b"{", b":")))
     if values > most_values:
-        raise ValueError(f"it holds {values:,} values, at most {most_values:,} are read")
+        raise ValueError(f"it holds {values:,} values, but at most {most_values:,} are read")
     try:
         return json.loads(
             text.decode(),
@@ -46,7 +46,7 @@ def parse_json(content: bytes | str, most_values: int = MOST_VALUES, *, infinite
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
-        raise ValueError("an object in it has a name twice")
+        raise ValueError("an object in it has a duplicate name")
     return table
 
 

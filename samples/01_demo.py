@@ -25,11 +25,12 @@ SAMPLING = ["--max-tokens", "240", "--temperature", "0.6", "--seed", "0"]
 
 
 def run(*arguments: str, writes_text: bool = False) -> None:
-    """Show a command, run it, and stop the demo when it fails.
+    """Show a command, run it, and end the demo if it fails.
 
     Args:
-        *arguments: of pom-export.
-        writes_text: its stdout is a text that ends anywhere; what it says on stderr is shown below that.
+        *arguments: the arguments of pom-export.
+        writes_text: stdout is a text that may end without a newline; what the command prints on stderr is shown below
+            it.
     """
     click.secho(f"\n$ pom-export {shlex.join(arguments)}", bold=True)
     stderr = subprocess.PIPE if writes_text else None
@@ -41,7 +42,7 @@ def run(*arguments: str, writes_text: bool = False) -> None:
 
 
 def build(model: Path, engine: Path) -> list[str]:
-    """Build an engine and return the options that name it; none where this installation has no TensorRT plugin."""
+    """Build an engine and return the options that name it; no options if this installation has no TensorRT plugin."""
     try:
         pom_export.plugin_library()
     except MissingDependencyError:
@@ -51,8 +52,8 @@ def build(model: Path, engine: Path) -> list[str]:
     return ["--engine", str(engine)]
 
 
-def say_how_to_go_on(report: Path, stateful: Path) -> None:
-    """Print what to look at and what to type next."""
+def show_next_steps(report: Path, stateful: Path) -> None:
+    """Print what to look at and which commands to try next."""
     steps = {
         f"xdg-open {report}": "how far each backend's outputs are from PyTorch's, in a browser",
         f"pom-export generate {stateful} --prompt 'The for statement '": "more text",
@@ -77,14 +78,14 @@ def main(output: Path) -> None:
     run("export", checkpoint, "-o", str(model))
     engine_options = build(model, engine)
     run("verify", str(model), "--checkpoint", checkpoint, *engine_options, "--report", str(report))
-    # The same weights once more: a program that goes on from a state, so that a new byte costs no pass over all before.
+    # The same weights again, as a program that continues from a state: a new byte needs no pass over all previous ones.
     run("export", checkpoint, "-o", str(stateful), "--stateful")
     run("generate", str(stateful), "--prompt", PROMPT, *SAMPLING, writes_text=True)
     click.secho("\nFiles", bold=True)
     for file in (model, report, engine, Path(f"{engine}.json"), stateful):
         if file.exists():
             click.echo(f"  {file}  {file.stat().st_size:,} bytes")
-    say_how_to_go_on(report, stateful)
+    show_next_steps(report, stateful)
 
 
 if __name__ == "__main__":

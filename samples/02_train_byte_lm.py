@@ -48,12 +48,12 @@ def batch_of(data: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def loss_of(model: LanguageModel, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy, in nats a byte."""
+    """Return the mean cross-entropy, in nats per byte."""
     return functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
 
 
 def validation_bits(model: LanguageModel, data: Tensor) -> float:
-    """Return the loss in bits a byte over consecutive windows of `data`."""
+    """Return the loss in bits per byte over consecutive windows of `data`."""
     count = (len(data) - 1) // CONTEXT
     inputs = data[: count * CONTEXT].view(count, CONTEXT)
     targets = data[1 : count * CONTEXT + 1].view(count, CONTEXT)
@@ -66,7 +66,7 @@ def validation_bits(model: LanguageModel, data: Tensor) -> float:
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Return a linear warm-up followed by a cosine decay to a hundredth."""
+    """Return the learning rate of a step: a linear warm-up, then a cosine decay to a hundredth of the peak."""
     if step < WARMUP:
         return PEAK_RATE * (step + 1) / WARMUP
     progress = (step - WARMUP) / max(1, steps - WARMUP)
@@ -74,7 +74,7 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 def train(model: LanguageModel, data: Tensor, steps: int) -> float:
-    """Train in place; return the mean loss in bits a byte over the last hundred steps."""
+    """Train in place; return the mean loss in bits per byte over the last hundred steps."""
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.05)
     recent: list[float] = []

@@ -60,7 +60,7 @@ def load_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def train(model: nn.Module, patches: Tensor, labels: Tensor, epochs: int) -> float:
-    """Train a model and return the seconds that it took."""
+    """Train a model and return how long it took, in seconds."""
     started = time.perf_counter()
     steps = epochs * -(-len(labels) // BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
@@ -83,7 +83,7 @@ def accuracy(model: nn.Module, patches: Tensor, labels: Tensor) -> float:
 
 @torch.no_grad()
 def time_layers(tokens: list[int], repeats: int) -> dict[str, list[float]]:
-    """Return milliseconds of one attention and one PoM layer at each sequence length."""
+    """Return the time in milliseconds of one attention layer and one PoM layer at each sequence length."""
     layers = {
         "attention": nn.MultiheadAttention(TIMED_DIM, HEADS, batch_first=True).eval(),
         "PoM": pom_export.MultiheadPolynomialMixer(TIMED_DIM, HEADS, batch_first=True).eval(),
@@ -139,7 +139,7 @@ def compare_speed(lengths: list[int], repeats: int) -> dict[str, list[float]]:
 
 
 def retrain(report: Callable[[str, float, float], None], epochs: int, start: str) -> nn.Module:
-    """Train with attention, swap, fine-tune; report the accuracy of each, and of attention trained on as long."""
+    """Train with attention, swap, and fine-tune; report the accuracy of each, and of attention trained for as long."""
     patches, labels, test_patches, test_labels = load_digits()
     model = build_model()
     seconds = train(model, patches, labels, epochs)
@@ -155,7 +155,7 @@ def retrain(report: Callable[[str, float, float], None], epochs: int, start: str
 
 
 def export(model: nn.Module, path: Path) -> None:
-    """Export the model, and run the file on the held-out digits."""
+    """Export the model, and run the exported file on the held-out digits."""
     _, _, patches, _ = load_digits()
     result = pom_export.export(model, path, example_inputs=(patches[:2],))
     (logits,) = pom_export.inference_session(path).run(None, {"patches": patches.numpy()})
@@ -168,8 +168,8 @@ def export(model: nn.Module, path: Path) -> None:
 
 @click.command(help=__doc__)
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("out"), show_default=True)
-@click.option("--epochs", default=15, show_default=True, help="Of training, and of fine-tuning.")
-@click.option("--start", default="values", show_default=True, help="Of the new layers: values or fresh.")
+@click.option("--epochs", default=15, show_default=True, help="Epochs of training, and of fine-tuning.")
+@click.option("--start", default="values", show_default=True, help="New layers' weights: values or fresh.")
 @click.option("--tokens", default="64,256,1024,4096", show_default=True, help="Sequence lengths to time.")
 @click.option("--quick", is_flag=True, help="One epoch and short sequences: shows that it runs, not how well.")
 def main(output: Path, epochs: int, start: str, tokens: str, quick: bool) -> None:

@@ -47,12 +47,12 @@ QUESTION = b"What does a generator do?"
 MOST = 1e-6
 
 Array = npt.NDArray[Any]
-# Calls a function on workers, once for each tuple of arguments, and returns the results in order.
+# Calls a function on the workers, once per tuple of arguments, and returns the results in order.
 Run = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]
 
 
 def export_layers(folder: Path) -> tuple[Path, list[Path]]:
-    """Export a mixer whose calls see all of themselves and of what came before, and the causal layers."""
+    """Export a mixer whose calls see all of their own tokens and all earlier ones, and the causal layers."""
     import torch
 
     torch.manual_seed(0)
@@ -79,7 +79,7 @@ def open_session(model: Path) -> pom_export.StreamingSession:
 
 
 def take_part(document: Path, start: int, end: int, vectors: Path) -> None:
-    """Embed the bytes from `start` to `end` into a file, which the layers then work on."""
+    """Embed the bytes from `start` to `end` and write the vectors to a file, which the layers then update in place."""
     with document.open("rb") as file:
         file.seek(start)
         np.save(vectors, embed(file.read(end - start)))
@@ -89,10 +89,10 @@ def read(model: Path, vectors: Path, past: pom_export.State | None, write: bool)
     """Run a layer over a file of vectors and return the state after them.
 
     Args:
-        model: the layer.
-        vectors: the file.
-        past: the state before them; None for that of no tokens.
-        write: add the layer's outputs to the vectors.
+        model: the layer's ONNX file.
+        vectors: the file of vectors, (tokens, DIM).
+        past: the state before these tokens; None for the empty state.
+        write: add the layer's outputs to the vectors in the file.
     """
     session = open_session(model)
     if past is not None:
@@ -107,14 +107,14 @@ def read(model: Path, vectors: Path, past: pom_export.State | None, write: bool)
 
 
 def ask(model: Path, past: pom_export.State) -> Array:
-    """Return what the question's tokens get to know, after a state; the state is left as it was."""
+    """Return the outputs for the question's tokens after a state, which is left unchanged."""
     session = open_session(model)
     session.restore(past)
     return session.prefill(embed(QUESTION))
 
 
 def read_causally(run: Run, layers: list[Path], parts: list[Path]) -> int:
-    """Run all layers over all parts; return how many bytes of states went to and fro."""
+    """Run all layers over all parts; return how many bytes of states were exchanged."""
     exchanged = 0
     for layer in layers:
         added = run(read, [(layer, part, None, False) for part in parts])
@@ -130,7 +130,7 @@ def difference(actual: Array, expected: Array) -> float:
 
 
 def sums(state: pom_export.State) -> Array:
-    """Return a state's sums, each of which is a pair of float32."""
+    """Return a state's sums in float64; the state stores each as a pair of float32 values."""
     pairs = state.arrays["past_state"].astype(np.float64)
     return pairs[..., 0, :] + pairs[..., 1, :]
 
@@ -143,7 +143,7 @@ def processes(count: int) -> Iterator[Run]:
 
 @contextmanager
 def ray_workers(count: int) -> Iterator[Run]:
-    """Start Ray on this machine. On a cluster `ray.init()` joins it, and files go to a folder that all can see."""
+    """Start Ray on this machine. On a cluster, `ray.init()` joins it, and files need a folder that all machines see."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
@@ -160,12 +160,12 @@ def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
 
 
 def report(name: str, parts: float, whole: float, differences: dict[str, float]) -> None:
-    said = ", ".join(f"{what} {value:.1e}" for what, value in differences.items())
-    click.echo(f"{name:8}{parts:8.1f} s{whole:12.1f} s    {said}")
+    listed = ", ".join(f"{what} {value:.1e}" for what, value in differences.items())
+    click.echo(f"{name:8}{parts:8.1f} s{whole:12.1f} s    {listed}")
 
 
 def compare(run: Run, folder: Path, document: Path, bounds: list[int]) -> tuple[list[float], int]:
-    """Read a document in parts and as a whole; return the differences, and the bytes of states exchanged."""
+    """Read a document in parts and as a whole; return the differences, and how many bytes of states were exchanged."""
     mean, layers = export_layers(folder)
     parts, whole = [folder / f"part-{number}.npy" for number in range(len(bounds) - 1)], folder / "whole.npy"
     run(take_part, [(document, *ends, part) for ends, part in zip(itertools.pairwise(bounds), parts, strict=True)])
@@ -196,20 +196,20 @@ def compare(run: Run, folder: Path, document: Path, bounds: list[int]) -> tuple[
 @click.option("--tokens", type=click.IntRange(16), default=1_000_000, show_default=True)
 @click.option("--parts", type=click.IntRange(1, 16), default=4, show_default=True)
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True)
-@click.option("--ray", "on_ray", is_flag=True, help="Workers of Ray instead of processes.")
+@click.option("--ray", "on_ray", is_flag=True, help="Use Ray workers instead of processes.")
 def main(tokens: int, parts: int, workers: int, on_ray: bool) -> None:
     if on_ray and importlib.util.find_spec("ray") is None:
         click.echo("--ray needs Ray, which is not installed: pip install 'ray>=2.40'", err=True)
         sys.exit(2)
     bounds = [tokens * number // parts for number in range(parts + 1)]
-    click.echo(f"{tokens:,} tokens in {parts} parts, on {workers} {'workers of Ray' if on_ray else 'processes'}")
+    click.echo(f"{tokens:,} tokens in {parts} parts, on {workers} {'Ray workers' if on_ray else 'processes'}")
     with tempfile.TemporaryDirectory() as name, (ray_workers if on_ray else processes)(workers) as run:
         text = "\n\n".join(topics.topics[topic] for topic in sorted(topics.topics)).encode()
         document = Path(name) / "document.txt"
         document.write_bytes((text * -(-tokens // len(text)))[:tokens])
         differences, exchanged = compare(run, Path(name), document, bounds)
 
-    # A part would get a key and a value of each token before it, of each layer, in float32.
+    # With attention, a part would receive a key and a value of each earlier token, per layer, in float32.
     keys_and_values = LAYERS * sum(bounds[:-1]) * 2 * DIM * 4
     click.echo(f"\nsent for the causal layers   {exchanged:,} bytes of states")
     click.echo(f"attention would have sent    {keys_and_values:,} bytes of keys and values")

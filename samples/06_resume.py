@@ -1,8 +1,8 @@
-"""Stop a text half way, keep its state in a file, and go on from it in another process: nothing changes.
+"""Stop a text halfway, keep its state in a file, and continue it in another process: nothing changes.
 
     python samples/06_resume.py
 
-Uses the stateful model that the demo leaves in out/, and exports it where it is not there. A state has one size however
+Uses the stateful model that the demo leaves in out/, and exports it if it is missing. A state has the same size however
 long the text was. In Python: `session.snapshot().save(path)`, then `session.restore(pom_export.State.load(path))`.
 """
 
@@ -23,7 +23,7 @@ PROMPT = 'The "if" statement is used for '
 
 
 def run(*arguments: str) -> str:
-    """Show a command, run it in a process of its own, and return what it writes; stop where it fails."""
+    """Show a command, run it in a separate process, and return what it writes to stdout; exit if it fails."""
     click.secho(f"\n$ pom-export {shlex.join(arguments)}", bold=True)
     done = subprocess.run([sys.executable, "-m", "pom_export", *arguments], capture_output=True, check=False)
     if done.returncode:
@@ -33,7 +33,7 @@ def run(*arguments: str) -> str:
 
 
 def same(one: pom_export.State, other: pom_export.State) -> bool:
-    """Return whether two states are equal to the last bit, and what is left to do with them too."""
+    """Return whether two states are equal to the last bit, including the unprocessed input that they carry."""
     return (
         one.notes == other.notes
         and one.arrays.keys() == other.arrays.keys()

@@ -40,7 +40,8 @@ CONFIG = JiTConfig(
 )
 MARGIN = 3
 BATCH, PEAK_RATE, WARMUP, DECAY = 64, 2e-3, 100, 0.995
-# Of the authors: how times are drawn, how often a label is left out, and the least time that is left to the image.
+# The authors' values: the distribution of times, how often a label is left out, and the smallest 1 - t that is divided
+# by.
 TIME_MEAN, TIME_DEVIATION, NO_LABEL, LEAST_LEFT = -0.8, 0.8, 0.1, 0.05
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "digits_jit.safetensors"
 
@@ -57,7 +58,7 @@ def load_images() -> tuple[Tensor, Tensor]:
 
 
 def loss_of(model: JiT, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the mean squared error of the velocity at a random time of each image."""
+    """Return the mean squared error of the velocity, at a random time for each image."""
     noise = torch.randn(images.shape, generator=generator)
     t = torch.sigmoid(TIME_MEAN + TIME_DEVIATION * torch.randn(len(images), generator=generator))
     left_out = torch.rand(len(images), generator=generator) < NO_LABEL
@@ -68,7 +69,7 @@ def loss_of(model: JiT, images: Tensor, labels: Tensor, generator: torch.Generat
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Return a linear warm-up followed by a cosine decay to a hundredth."""
+    """Return the learning rate of a step: a linear warm-up, then a cosine decay to a hundredth of the peak."""
     if step < WARMUP:
         return PEAK_RATE * (step + 1) / WARMUP
     progress = (step - WARMUP) / max(1, steps - WARMUP)

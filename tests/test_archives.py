@@ -76,9 +76,9 @@ GOOD = zipped(("a", b"first"), ("b", b"second"))
     ("make", "reason"),
     [
         (lambda: b"PK\x03\x04", "cut short"),
-        (lambda: GOOD[:-1], "does not end with the end of its directory"),
-        (lambda: GOOD + b"\n", "does not end with the end of its directory"),
-        (lambda: GOOD[:-2] + b"\x03\x00abc", "does not end with the end of its directory"),
+        (lambda: GOOD[:-1], "does not end with its directory's end record"),
+        (lambda: GOOD + b"\n", "does not end with its directory's end record"),
+        (lambda: GOOD[:-2] + b"\x03\x00abc", "does not end with its directory's end record"),
         (two_directories, "does not end where it should"),
         (two_directories_in_one, "does not end where it should"),
         (lambda: zipped(("a", b"1"), ("a", b"2")), "holds a twice"),
@@ -87,13 +87,13 @@ GOOD = zipped(("a", b"first"), ("b", b"second"))
         (lambda: zipped(("/a", b"")), "a member is named '/a'"),
         (lambda: zipped(("a\nb", b"")), r"a member is named 'a\nb'"),
         (lambda: zipped(("a", b"1"), method=zipfile.ZIP_BZIP2), "a method that is not supported"),
-        (lambda: patched(GOOD, GOOD.index(b"b") , b"c"), "do not agree"),
-        (lambda: patched(GOOD, 14, b"\x00" * 4), "do not agree"),
+        (lambda: patched(GOOD, GOOD.index(b"b") , b"c"), "disagree"),
+        (lambda: patched(GOOD, 14, b"\x00" * 4), "disagree"),
         (lambda: patched(GOOD, GOOD.index(b"first"), b"FIRST"), "a is damaged"),
-        (lambda: patched(GOOD, GOOD.rindex(END) + 8, b"\xff\xff\xff\xff"), "not a whole archive"),
-        (lambda: patched(GOOD, GOOD.rindex(END) + 12, b"\xff\xff\xff\x7f"), "not a whole archive"),
+        (lambda: patched(GOOD, GOOD.rindex(END) + 8, b"\xff\xff\xff\xff"), "not a complete archive"),
+        (lambda: patched(GOOD, GOOD.rindex(END) + 12, b"\xff\xff\xff\x7f"), "not a complete archive"),
         (lying_about_its_size, "is damaged"),
-        (lambda: zipped(("a", bytes(1001))), "declares 1,001 bytes, at most 1,000 are read"),
+        (lambda: zipped(("a", bytes(1001))), "declares 1,001 bytes, but at most 1,000 are read"),
     ],
 )  # fmt: skip
 def test_refused(tmp_path: Path, make: Callable[[], bytes], reason: str) -> None:
@@ -109,7 +109,7 @@ def test_a_hidden_member_is_seen(tmp_path: Path) -> None:
     end[8:10] = end[10:12] = struct.pack("<H", 2)
     end[12:16] = struct.pack("<I", len(first + third))
     hidden = content[: content.index(b"PK\x01\x02")] + first + third + bytes(end)
-    assert "bytes of no member in front of c" in refusal(tmp_path, hidden)
+    assert "unlisted bytes before c" in refusal(tmp_path, hidden)
     assert second
 
 

@@ -24,7 +24,7 @@ def test_parses_what_json_does() -> None:
         ("[" * 10_000 + "]" * 10_000, "nested too deeply"),
         ('{"a":' * 10_000 + "1" + "}" * 10_000, "nested too deeply"),
         ("[" + "[]," * 200_000 + "[]]", "200,000 are read"),
-        ('{"a": 1, "a": 2}', "a name twice"),
+        ('{"a": 1, "a": 2}', "a duplicate name"),
         ("[NaN]", "the number NaN"),
         ("-Infinity", "the number -Infinity"),
         ("1e999", "the number 1e999"),

@@ -31,7 +31,7 @@ OLDEST_NVCC = (12, 8)
 
 
 def version_of(program: str, pattern: str) -> tuple[int, int] | None:
-    """Return the version that a program prints of itself, or None when it is not there or does not say."""
+    """Return the version that a program reports, or None if it is missing or reports none."""
     try:
         said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
     except OSError:
@@ -41,12 +41,12 @@ def version_of(program: str, pattern: str) -> tuple[int, int] | None:
 
 
 def find_nvcc() -> str | None:
-    """Return the CUDA compiler that CMake will take, or None."""
+    """Return the CUDA compiler that CMake will use, or None."""
     return os.environ.get("CUDACXX") or shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 
 
 def missing_compiler(plugin: bool) -> str | None:
-    """Return what to install when a compiler is missing or too old, else None."""
+    """Return what to install if a compiler is missing or too old, else None."""
     if not (os.environ.get("CXX") or any(map(shutil.which, ("c++", "g++", "clang++")))):
         return "no C++ compiler is on the PATH: install one, for instance with `apt install g++`"
     if not plugin:
@@ -63,7 +63,7 @@ def missing_compiler(plugin: bool) -> str | None:
 
 
 def build_tools(show: progress.Progress) -> tuple[str, str]:
-    """Return the paths of CMake and ninja, installed into this environment where the PATH has none or too old ones."""
+    """Return the paths of CMake and ninja; install those that the PATH lacks or has in too old a version."""
     scripts = sysconfig.get_path("scripts")
     path = os.pathsep.join((scripts, os.environ.get("PATH", os.defpath)))
     cmake, ninja = shutil.which("cmake", path=path), shutil.which("ninja", path=path)
@@ -80,7 +80,7 @@ def build_tools(show: progress.Progress) -> tuple[str, str]:
 
 
 def compile_libraries(plugin: bool, options: list[str]) -> None:
-    """Configure, compile, and replace what is in `pom_export/lib`."""
+    """Configure and compile, and replace the contents of `pom_export/lib`."""
     show = progress.Progress("libraries")
     cmake, ninja = build_tools(show)
     configure = [
@@ -89,7 +89,8 @@ def compile_libraries(plugin: bool, options: list[str]) -> None:
     ]
     progress.run(configure, show)
     progress.run([cmake, "--build", str(BUILD)], show)
-    # Removed first: a program that has a library open keeps the old one, and one that is no longer made goes.
+    # Removed first: a program that has a library open keeps the old file, and a library that is no longer built
+    # disappears.
     shutil.rmtree(LIBRARIES, ignore_errors=True)
     progress.run([cmake, "--install", str(BUILD), "--prefix", str(ROOT)], show)
     show.show(f"done: {', '.join(sorted(file.name for file in LIBRARIES.iterdir()))} in {LIBRARIES.relative_to(ROOT)}")

@@ -28,11 +28,11 @@ FOREIGN = ("libtensorrt_rtx.so.1",)
 
 
 def build(folder: Path, local: bool, plugin: bool, show: progress.Progress) -> None:
-    """Put a wheel into `folder`, which is for this system alone; of a release the source archive too."""
+    """Write a wheel for this system into `folder`; for a release, the source archive too."""
     options = {"cmake.define.POM_BUILD_TENSORRT": "ON" if plugin else "OFF"}
     if not local:
         options["cmake.define.POM_CUDA_ARCHITECTURES"] = "release"
-        # The stand-ins name versions that glibc has on this architecture alone.
+        # The stand-ins name symbol versions that glibc has on this architecture only.
         options["cmake.define.POM_OLD_SYMBOLS"] = "ON" if platform.machine() == "x86_64" else "OFF"
     settings = [f"--config-setting={name}={value}" for name, value in options.items()]
     kind = ["--wheel"] if local else []
@@ -42,7 +42,7 @@ def build(folder: Path, local: bool, plugin: bool, show: progress.Progress) -> N
 
 
 def repair(folder: Path, output: Path, show: progress.Progress) -> list[Path]:
-    """Move what `folder` holds to `output`, the wheel with its final name, and return the paths."""
+    """Move the contents of `folder` to `output`, the wheel under its final name, and return the paths."""
     (wheel,) = folder.glob("*.whl")
     excluded = [f"--exclude={library}" for library in FOREIGN]
     repaired = folder / "repaired"
@@ -63,11 +63,11 @@ def main() -> int:
         sys.exit(f"pom-export cannot be compiled: {problem}")
     if not fetch_headers.provide([] if plugin else ["onnxruntime"]):
         return 1
-    # The source archive is unpacked and compiled elsewhere.
+    # The source archive is unpacked and compiled in another folder, so the paths must be absolute.
     located = {headers.variable: headers.locate() for headers in fetch_headers.HEADER_SETS}
     os.environ.update({variable: str(folder) for variable, folder in located.items() if folder})
     show = progress.Progress("wheel")
-    # auditwheel calls patchelf, and scikit-build-core CMake and ninja, by name.
+    # auditwheel calls patchelf by name, and scikit-build-core CMake and ninja.
     build_libraries.build_tools(show)
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
     with tempfile.TemporaryDirectory() as folder:

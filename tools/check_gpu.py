@@ -12,7 +12,7 @@ import torch
 
 
 def missing() -> list[str]:
-    """Return what is not here, each with its remedy."""
+    """Return what is missing here, each with its remedy."""
     found = []
     if torch.version.cuda is None:
         found.append(f"torch {torch.__version__} is not built for CUDA (install a build that is, into .venv)")

@@ -10,17 +10,17 @@ from pathlib import Path
 
 
 def find() -> str | None:
-    """Return its path, or None."""
+    """Return the program's path, or None if it is not installed."""
     folder = Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "bin"
     return shutil.which("cuobjdump", path=str(folder)) or shutil.which("cuobjdump")
 
 
 def dump(library: Path, *options: str) -> str:
-    """Return what it says of a library.
+    """Return what cuobjdump prints about a library.
 
     Raises:
-        FileNotFoundError: it is not installed.
-        subprocess.CalledProcessError: it refused the library or the options.
+        FileNotFoundError: cuobjdump is not installed.
+        subprocess.CalledProcessError: cuobjdump rejected the library or the options.
     """
     tool = find()
     if tool is None:
@@ -29,10 +29,10 @@ def dump(library: Path, *options: str) -> str:
 
 
 def chips(library: Path) -> set[str]:
-    """Return the GPUs that a library has machine code for, such as sm_86."""
+    """Return the GPU architectures that a library has machine code for, such as sm_86."""
     return set(re.findall(r"\.(sm_\d+)\.cubin", dump(library, "--list-elf")))
 
 
 def ptx(library: Path) -> set[str]:
-    """Return the oldest GPUs that a library has PTX for, such as sm_75: newer ones can run it too."""
+    """Return the oldest GPU architectures that a library has PTX for, such as sm_75; newer GPUs can run it too."""
     return set(re.findall(r"\.(sm_\d+)\.ptx", dump(library, "--list-ptx")))

@@ -16,17 +16,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 GATHERED = ROOT / "build" / "docs"
-# Pages of the root, by their name on the site.
+# Pages in the repository's root, by their name on the site.
 ROOT_PAGES = {"contributing.md": "CONTRIBUTING.md", "security.md": "SECURITY.md", "changelog.md": "CHANGELOG.md"}
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def page_on_site(markdown: str, folder: Path) -> str:
-    """Return a page with links as the site needs them.
+    """Return a page with its links as the site needs them.
 
     Args:
         markdown: the page's text.
-        folder: of the repository, from which its links lead.
+        folder: the folder that the page's links are relative to.
     """
     return _LINK.sub(lambda link: _link_on_site(link, folder), markdown)
 
@@ -37,7 +37,7 @@ def _link_on_site(link: re.Match[str], folder: Path) -> str:
     for name, root_page in ROOT_PAGES.items():
         if target == ROOT / root_page:
             return f"{image}[{text}]({name}{fragment})"
-    if target.is_relative_to(DOCS) or not target.exists():  # the generator fails on one that is not there
+    if target.is_relative_to(DOCS) or not target.exists():  # the generator reports a missing target
         inside = target.relative_to(DOCS).as_posix() if target.is_relative_to(DOCS) else path
         return f"{image}[{text}]({inside}{fragment})"
     shown = f"`{target.relative_to(ROOT).as_posix()}`"
@@ -45,7 +45,7 @@ def _link_on_site(link: re.Match[str], folder: Path) -> str:
 
 
 def main() -> None:
-    """Write build/docs anew."""
+    """Write build/docs from scratch."""
     shutil.rmtree(GATHERED, ignore_errors=True)
     shutil.copytree(DOCS, GATHERED, ignore=shutil.ignore_patterns("*.json"))
     for page in DOCS.glob("*.md"):

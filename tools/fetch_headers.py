@@ -5,15 +5,15 @@
     python tools/fetch_headers.py onnxruntime    # of one set
     python tools/fetch_headers.py --check        # only say what is there
 
-ONNX Runtime's wheels and TensorRT's wheels ship no headers, and headers of third parties are not kept in
-this repository. Each set is taken from the first place that has it:
+ONNX Runtime's wheels and TensorRT's wheels ship no headers, and headers of third parties are not kept in this
+repository. Each set is taken from the first place that has it:
 
     ONNX Runtime  ONNXRUNTIME_INCLUDE_DIR, the system (Debian's libonnxruntime-dev), else that very package,
                   downloaded with apt-get and unpacked without installing it
     TensorRT      TENSORRT_INCLUDE_DIR, the system (NVIDIA's libnvinfer-headers-dev), else the
                   Apache-licensed copy inside the wheel kernel-lens, downloaded with pip
 
-Needs no root. Exit code 1, and one line that says what to do, when a set cannot be had.
+Needs no root. Exits with code 1, and one line that says what to do, if a set cannot be obtained.
 """
 
 from __future__ import annotations
@@ -40,15 +40,23 @@ KERNEL_LENS = "kernel-lens==2.0.1"
 
 
 class FetchError(Exception):
-    """A set of headers could not be had; the text says what to do about it."""
+    """A set of headers could not be obtained; the text says what to do about it."""
 
 
 @dataclass(frozen=True)
 class HeaderSet:
-    """One library's headers: where they may already be, and how to get them otherwise."""
+    """One library's headers: where they may already be, and how to get them otherwise.
+
+    Attributes:
+        name: the library's name in messages.
+        probe: the file that identifies the right folder, relative to it.
+        variable: the environment variable that may name the folder.
+        system: the folders where a system package puts the headers.
+        fetch: downloads the headers into a folder.
+    """
 
     name: str
-    probe: str  # the file that proves that a folder is the right one
+    probe: str
     variable: str
     system: tuple[str, ...]
     fetch: Callable[[Path], None]
@@ -71,14 +79,14 @@ def run(command: list[str], cwd: Path) -> None:
     try:
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
-        raise FetchError(f"{command[0]} is not on this machine") from error
+        raise FetchError(f"{command[0]} is not installed") from error
     if done.returncode:
         tail = " / ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
         raise FetchError(f"`{' '.join(command[:4])} ...` failed: {tail}")
 
 
 def apt_mirrors() -> Iterator[str]:
-    """Yield the Debian mirrors that this machine's apt is set up for."""
+    """Yield the Debian mirrors that this machine's apt uses."""
     for file in [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]:
         if not file.is_file() or file.suffix not in {".list", ".sources"}:
             continue
@@ -89,13 +97,13 @@ def apt_mirrors() -> Iterator[str]:
 
 
 def apt_download(package: str, work: Path) -> Path:
-    """Download a .deb: from the suites that apt knows, else from Debian 13 on the same mirror."""
+    """Download a .deb from the suites that apt knows, else from Debian 13 on the same mirrors."""
     try:
         run(["apt-get", "download", package], work)
     except FetchError:
         mirror = next(apt_mirrors(), None)
         if mirror is None:
-            raise FetchError("apt has no Debian mirror set up") from None
+            raise FetchError("apt has no Debian mirror configured") from None
         lists = work / "lists"
         (lists / "partial").mkdir(parents=True)
         sources = work / "sources.list"
@@ -113,7 +121,7 @@ def apt_download(package: str, work: Path) -> Path:
 
 
 def copy_headers(files: Iterable[Path], target: Path) -> None:
-    """Copy headers into `target`, which appears complete or not at all."""
+    """Copy headers into `target`, which appears only once it is complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=target.parent))
     for file in files:
@@ -163,11 +171,11 @@ def provide(names: Sequence[str] = (), only_check: bool = False) -> bool:
     """Find or fetch sets of headers, and print where each is or how to get it.
 
     Args:
-        names: of the sets; none means all.
+        names: the sets' names; empty for all.
         only_check: fetch nothing.
 
     Returns:
-        Whether all are there.
+        Whether all are available.
     """
 
     def find(headers: HeaderSet) -> Path | str:

@@ -1,7 +1,7 @@
-"""Feed hostile files to every reader, for as long as wanted; see tests/fuzzing.
+"""Feed hostile files to every reader, for as long as you like; see tests/fuzzing.
 
 `make fuzz SECONDS=3600`, or `python tools/fuzz.py --format pt2 --seconds 600 --start 1000`. A finding is printed with
-the line that makes it again, and its files are kept.
+the line that reproduces it, and its files are kept.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 _ROOT = Path(__file__).parents[1]
-_TELL = 60  # seconds between two lines that say how far it is
+_REPORT_EVERY = 60  # seconds between two lines of progress
 sys.path.insert(0, str(_ROOT))
 
 from tests.fuzzing.client import Client, Outcome  # noqa: E402
@@ -23,9 +23,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--format", action="append", choices=sorted(FORMATS), help="default: all, in turn")
     parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--start", type=int, default=100_000, help="first seed; tests run those from 0 on")
-    parser.add_argument("--seed", type=int, help="run this one alone, and say how it ended")
-    parser.add_argument("--findings", type=Path, default=_ROOT / "out" / "fuzz", help="where files are kept")
+    parser.add_argument("--start", type=int, default=100_000, help="first seed; the tests run the seeds from 0 on")
+    parser.add_argument("--seed", type=int, help="run only this seed, and print the outcome")
+    parser.add_argument("--findings", type=Path, default=_ROOT / "out" / "fuzz", help="where findings' files are kept")
     given = parser.parse_args()
     with Client(given.findings) as client:
         if given.seed is not None:
@@ -37,8 +37,8 @@ def main() -> int:
 
 
 def _run(client: Client, formats: list[str], seconds: float, seed: int) -> list[Outcome]:
-    """Run formats in turn until the time is over; return the findings."""
-    start = told = time.monotonic()
+    """Run the formats in turn until the time is up; return the findings."""
+    start = reported = time.monotonic()
     findings, first = [], seed
     while time.monotonic() < start + seconds:
         for name in formats:
@@ -47,10 +47,10 @@ def _run(client: Client, formats: list[str], seconds: float, seed: int) -> list[
                 findings.append(outcome)
                 print(outcome, flush=True)
         seed += 1
-        if time.monotonic() > min(told + _TELL, start + seconds):
-            told = time.monotonic()
+        if time.monotonic() > min(reported + _REPORT_EVERY, start + seconds):
+            reported = time.monotonic()
             cases = len(formats) * (seed - first)
-            print(f"[{told - start:6.0f}s] {cases} cases, before seed {seed}: {len(findings)} findings", flush=True)
+            print(f"[{reported - start:6.0f}s] {cases} cases, before seed {seed}: {len(findings)} findings", flush=True)
     return findings
 
 

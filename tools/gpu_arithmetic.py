@@ -3,7 +3,7 @@
     POM_PLUGIN_LIBRARY=... python tools/gpu_arithmetic.py [--page docs/gpu.md]
 
 Needs no GPU: registers come from the plugin library of a release (cuobjdump), which has code for all of these cards,
-blocks from the launcher's own plan. What a card can hold and move is from NVIDIA's data sheets and the CUDA programming
+blocks come from the launcher's own plan. The cards' limits come from NVIDIA's data sheets and the CUDA programming
 guide's table of compute capabilities.
 """
 
@@ -26,16 +26,16 @@ from pom_export.runtime.library import plugin_library
 ROOT = Path(__file__).resolve().parents[1]
 TOKENS, CHANNELS = 16384, 2048
 THREADS = 256
-REGISTERS = 65536  # of a multiprocessor
-REGISTERS_AT_ONCE = 256  # a warp's are given out in such pieces
-SHARED_OF_A_BLOCK = 1024  # that the system takes
-LOADS, LOAD_BYTES = 4, 16  # of a thread, all in flight
-LATENCY = 700e-9  # of device memory, in seconds: on the safe side for all of these cards
+REGISTERS = 65536  # per multiprocessor
+REGISTERS_AT_ONCE = 256  # a warp's registers are allocated in units of this many
+SHARED_OF_A_BLOCK = 1024  # bytes of each block that CUDA reserves
+LOADS, LOAD_BYTES = 4, 16  # per thread, all in flight
+LATENCY = 700e-9  # of device memory, in seconds: a safe upper bound for all of these cards
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a card has: `bandwidth` in bytes a second, `threads` and `shared` bytes of a multiprocessor."""
+    """A GPU's limits: `bandwidth` in bytes per second, `threads` and `shared` (bytes) per multiprocessor."""
 
     name: str
     architecture: str
@@ -56,7 +56,7 @@ CARDS = (
 
 @dataclass(frozen=True)
 class Kernel:
-    """One of the kernels: `pattern` finds its instance in the library. One pack has the next loads in flight too."""
+    """A kernel, which `pattern` finds in the library. With one pack per thread, the next loads are in flight too."""
 
     name: str
     mode: str
@@ -66,7 +66,7 @@ class Kernel:
 
 
 def kernels() -> list[Kernel]:
-    """Return a kernel of each mode for float16 and float32, and rotated ones, whose threads have two packs."""
+    """Return a kernel of each mode for float16 and float32, and a rotated one, whose threads have two packs."""
     functions = {"mean": "chunk_sums", "causal": "causal", "features": "features"}
     kinds = (("float16", "6__half", 8, 1), ("float32", "f", 4, 1), ("float16", "6__half", 8, 2))
     return [
@@ -84,13 +84,13 @@ def kernels() -> list[Kernel]:
 
 @functools.cache
 def usage(architecture: str) -> dict[str, int]:
-    """Return the registers of a thread of each kernel of the library, by its mangled name."""
-    said = dump(plugin_library(), "--dump-resource-usage", "--gpu-architecture", architecture)
-    return {name: int(registers) for name, registers in re.findall(r"Function (\S+):\s*REG:(\d+)", said)}
+    """Return the registers per thread of each kernel in the library, by its mangled name."""
+    listing = dump(plugin_library(), "--dump-resource-usage", "--gpu-architecture", architecture)
+    return {name: int(registers) for name, registers in re.findall(r"Function (\S+):\s*REG:(\d+)", listing)}
 
 
 def registers_of(kernel: Kernel, architecture: str) -> int:
-    """Return the most that an instance of a kernel has; gated ones are others."""
+    """Return the most registers per thread that an instance of a kernel has, not counting gated instances."""
     found = [
         registers
         for name, registers in usage(architecture).items()
@@ -102,7 +102,7 @@ def registers_of(kernel: Kernel, architecture: str) -> int:
 
 
 def compile_planner(folder: Path) -> Path:
-    """Compile print_plan.cpp with the launcher's own plan."""
+    """Compile print_plan.cpp together with the launcher's own plan."""
     program = folder / "print_plan"
     plugins = ROOT / "plugins"
     sources = [ROOT / "tools" / "print_plan.cpp", plugins / "cuda" / "plan.cpp", plugins / "aggregate.cpp"]
@@ -140,8 +140,8 @@ def row(card: Card, kernel: Kernel, planner: Path) -> str:
 
 
 def table() -> str:
-    """Return all as Markdown."""
-    heads = ["card", "kernel", "blocks x tokens", "registers", "shared KiB", "blocks a multiprocessor", "occupancy"]
+    """Return the whole table as Markdown."""
+    heads = ["card", "kernel", "blocks x tokens", "registers", "shared KiB", "blocks per multiprocessor", "occupancy"]
     heads += ["rounds", "KiB in flight", "KiB needed"]
     lines = [f"| {' | '.join(heads)} |", f"| {' | '.join('---' for _ in heads)} |"]
     with tempfile.TemporaryDirectory() as folder:
@@ -151,7 +151,7 @@ def table() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--page", type=Path, help="write the table into this page, between its marks")
+    parser.add_argument("--page", type=Path, help="write the table into this page, between its markers")
     page = parser.parse_args().page
     text = table()
     print(text)

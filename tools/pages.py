@@ -1,4 +1,4 @@
-"""Parts of documentation pages that tools write: what stands between two marks."""
+"""Parts of documentation pages that tools write: the text between two markers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_part(page: Path, name: str, text: str) -> None:
-    """Replace what stands between the marks of a part, `<!-- NAME: begin -->` and `<!-- NAME: end -->`."""
+    """Replace the text between a part's markers, `<!-- NAME: begin -->` and `<!-- NAME: end -->`."""
     begin, end = (f"<!-- {name}: {which} -->" for which in ("begin", "end"))
     before, _, rest = page.read_text().partition(begin)
     _, found, after = rest.partition(end)

@@ -1,5 +1,5 @@
-// Prints how plugins/cuda cuts one call into blocks: MODE PACKS(1 or 2, by a rotation) FLOAT_WIDTH TOKENS CHANNELS ->
-// blocks, chunk tokens, dynamic shared bytes. gpu_arithmetic.py compiles it.
+// Prints how plugins/cuda divides a call into blocks. Arguments: MODE PACKS FLOAT_WIDTH TOKENS CHANNELS, where PACKS is
+// 2 with a rotation, else 1. Output: blocks, tokens per chunk, dynamic shared bytes. gpu_arithmetic.py compiles it.
 #include <cstdlib>
 #include <iostream>
 #include <string>

@@ -28,7 +28,7 @@ _NINJA = re.compile(r"\[(\d+)/(\d+)\] (Building|Linking) .* (\S+)$")
 _WHEEL = re.compile(
     r"\s*(?:Downloading|Using cached|Processing) (?:\S*/)?([^-\s]+-[^-\s]+)-\S+\.whl\S*(?: (\([\d.]+ [kMG]B\)))?"
 )
-# What to do about output that says so.
+# What to do when the output contains one of these patterns.
 _HINTS = {
     r"Failed to establish a new connection|Name or service not known|name resolution|Read timed out|ProxyError": (
         "The package index was not reached: is the network up? pip's own settings are used, such as PIP_INDEX_URL."
@@ -42,7 +42,7 @@ _INSTALLING = re.compile(r"Installing collected packages: (.*)")
 
 
 def step_of(line: str) -> str | None:
-    """Return what a line of ninja's or pip's output says in short, or None when it reports no step."""
+    """Return a line of ninja's or pip's output in short, or None if it reports no step."""
     if match := _NINJA.match(line):
         done, total, action, target = match.groups()
         source = re.sub(r"CMakeFiles/[^/]*\.dir/|\.o$", "", target)
@@ -56,7 +56,7 @@ def step_of(line: str) -> str | None:
 
 
 class Progress:
-    """Lines of one job: its name, the seconds since its start, and what happened."""
+    """The lines printed about one job: its name, the seconds since its start, and what happened."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -67,7 +67,7 @@ class Progress:
         self.show(f"started; the log is {self.log.relative_to(ROOT)}")
 
     def seconds(self) -> float:
-        """Return the time since the start."""
+        """Return the seconds since the start."""
         return time.monotonic() - self._start
 
     def show(self, text: str) -> None:
@@ -76,17 +76,17 @@ class Progress:
         print(f"{self.name:<11} {self.seconds():4.0f} s  {text}", flush=True)
 
     def remind(self, ended: threading.Event) -> None:
-        """Print a line whenever none was printed for a while, until `ended` is set."""
+        """Print a line whenever none has been printed for a while, until `ended` is set."""
         while not ended.wait(1):
             if time.monotonic() - self._last >= _QUIET_SECONDS:
                 self.show("still working")
 
 
 def run(command: Sequence[str], progress: Progress) -> None:
-    """Run a command of a job in the project's folder.
+    """Run a job's command in the project's folder.
 
     Raises:
-        SystemExit: the command failed, which has been printed; or was interrupted.
+        SystemExit: the command failed, which has been printed, or was interrupted.
     """
     ended = threading.Event()
     with progress.log.open("a") as file:
@@ -123,7 +123,7 @@ def _fail(progress: Progress, lines: list[str], code: int) -> None:
     hints = [f"{hint}\n" for pattern, hint in _HINTS.items() if re.search(pattern, text)]
     print(
         f"\n{progress.name}: failed with exit code {code}. The end of its output:\n\n{text}\n\n"
-        f"{''.join(hints)}All of it is in {progress.log.relative_to(ROOT)}. Once that is mended, run the same command "
+        f"{''.join(hints)}All of it is in {progress.log.relative_to(ROOT)}. Once that is fixed, run the same command "
         "again: what has been compiled is kept.",
         file=sys.stderr,
     )

@@ -94,9 +94,9 @@ def _wrong_mixers(source: Source, copied: SubstitutedCopy, feed: Arrays, toleran
         expected = _arrays(result)
         if not _agree(outputs, expected, tolerance):
             yield (
-                f"In place of {name or kind} stands what the official class computes, and on the same inputs this is "
-                f"something else{_by(outputs, expected)}: {_cause(copied, name or kind)}. Or say what it computes "
-                f"with mixers={{{kind}: adapter}}"
+                f"{name or kind} was replaced by what the official class computes, whose outputs on the same inputs "
+                f"differ{_by(outputs, expected)}: {_cause(copied, name or kind)}. Or declare what it computes with "
+                f"mixers={{{kind}: adapter}}"
             )
 
 
@@ -104,7 +104,7 @@ def _cause(copied: SubstitutedCopy, name: str) -> str:
     from pom_export.graph.effective_weights import FOLD
 
     if folded := copied.folded.get(name):
-        return f"it uses {', '.join(folded)} in other ways than by calling the layer. {FOLD}"
+        return f"it uses {', '.join(folded)} without calling the layer. {FOLD}"
     return "its forward or a method was changed"
 
 
@@ -117,7 +117,7 @@ def _arrays(result: Any) -> list[Array]:
 
 def _by(outputs: list[Array], expected: list[Array]) -> str:
     if len(outputs) != len(expected) or any(a.shape != b.shape for a, b in zip(outputs, expected, strict=True)):
-        return ", of another shape"
+        return " in shape"
     most = max((float(np.abs(a - b).max()) for a, b in zip(outputs, expected, strict=True) if a.size), default=0.0)
     return f" by {most:.3g}" if math.isfinite(most) else ""
 

@@ -135,7 +135,7 @@ class SizeTrial:
         """Run the model at other sizes. If it takes them, plan a case with them, else return the reason."""
         feed = resized(self.feed, self.axes, {**self.sizes, **changes})
         if feed is None:
-            return "an axis would have no size"
+            return "an axis would get an invalid size"
         reason = ""
         before, after = (max(sizes) for sizes in zip(*((self.sizes[d], n) for d, n in changes.items()), strict=True))
         for given in meanings(feed, before, after):
@@ -166,7 +166,7 @@ class SizeTrial:
 
     def _together(self, larger: Mapping[str, int]) -> None:
         if len(larger) > 1 and (reason := self.attempt(larger, "other sizes")):
-            self.plan.notes.append(f"no other sizes were compared with all dimensions changed at once: {reason}")
+            self.plan.notes.append(f"sizes were not compared with all dimensions changed at once: {reason}")
 
     def _other_values(self) -> None:
         """Plan a case with values other than the example's, at other sizes if the model takes any."""

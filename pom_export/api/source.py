@@ -61,7 +61,7 @@ class SubstitutedCopy:
     def notes(self) -> list[str]:
         """Remarks about the copy, one line each."""
         return [
-            *(f"{part} stays as it is, a plain graph: {why}" for part, why in self.near_misses.items()),
+            *(f"{part} is exported as it is, as a plain graph: {why}" for part, why in self.near_misses.items()),
             *(f"{part}: {_folded(weights)}" for part, weights in self.folded.items()),
         ]
 
@@ -278,10 +278,8 @@ def _substituted(copied: nn.Module, mixers: Adapters | None) -> SubstitutedCopy:
 
 
 def _folded(weights: Sequence[str]) -> str:
-    verb = "is computed from other weights; the file holds it as it comes" if len(weights) == 1 else (
-        "are computed from other weights; the file holds them as they come"
-    )  # fmt: skip
-    return f"{', '.join(weights)} {verb} out"
+    verb = "is" if len(weights) == 1 else "are"
+    return f"{', '.join(weights)} {verb} computed from other weights; the file stores the result"
 
 
 def _program_maker(examples: Mapping[str, Tensor], dynamic_shapes: Shapes | None) -> Callable[[nn.Module], Program]:

@@ -95,13 +95,17 @@ def _spec(architecture: Architecture, shapes: Shapes, hints: Hints) -> ModelSpec
     try:
         config = architecture.derive(shapes, hints)
     except KeyError as error:
-        raise CheckpointError(f"it looks like {what}, but key {error.args[0]} is missing", "Is it whole?") from error
+        raise CheckpointError(f"it looks like {what}, but key {error.args[0]} is missing", "Is it complete?") from error
     except IndexError as error:
-        raise CheckpointError(f"it looks like {what}, but a weight has too few dimensions", "Is it whole?") from error
+        raise CheckpointError(
+            f"it looks like {what}, but a weight has too few dimensions", "Is it complete?"
+        ) from error
     except InputError as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"it looks like {what}, but its shapes fit none: {error.what}", "Is it whole?") from error
+        raise CheckpointError(
+            f"it looks like {what}, but its shapes fit no configuration: {error.what}", "Is it complete?"
+        ) from error
     spec = ModelSpec(architecture.architecture, architecture.family, config)
     _check_names_and_shapes(spec, shapes)
     return spec

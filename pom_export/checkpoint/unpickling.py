@@ -108,7 +108,7 @@ class _Machine:
                 steps[name](argument)
             elif name not in _IGNORED:
                 raise PickleError(f"it refers to {name}, which torch.save never does")
-        raise PickleError("it has no end")
+        raise PickleError("it does not end")
 
     def _pop_to_mark(self) -> list[Any]:
         start = self._marks.pop()

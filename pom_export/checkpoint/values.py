@@ -68,9 +68,9 @@ def check_values(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _type_hint(dtype: torch.dtype) -> str:
     if "float" in str(dtype):
-        return "Save the weights in bfloat16 or wider: the scales of such narrow types lie elsewhere"
+        return "Save the weights in bfloat16 or wider: the scales of such narrow types are stored elsewhere"
     if dtype in {torch.int8, torch.uint8}:
-        return "Quantized weights are not read: save them in bfloat16 or wider"
+        return "Quantized weights are not supported: save them in bfloat16 or wider"
     return "Weights must be floating point"
 
 

@@ -172,7 +172,7 @@ def _average(checkpoint: Checkpoint, asked: WeightSet, state: _State, hints: Hin
     if asked.values is not None:
         if state.older:
             raise CheckpointError(
-                f"{checkpoint.path}: {asked.label} is not read: {_OLDER_LISTS}",
+                f"{checkpoint.path}: {asked.label} cannot be used: {_OLDER_LISTS}",
                 f"Leave `weights` out, or give {state.chosen.name or 'model'}",
             )
         values = checkpoint.values(asked)

@@ -52,8 +52,8 @@ class NamedModel:
         if self.example_inputs is None and spec_of(self.module) is None:
             kind = type(self.module).__name__
             raise InputError(
-                f"{reference} comes without example inputs, and {kind} is none of our models",
-                f"Let it be (module, example_inputs), or give {option} FILE.npz",
+                f"{reference} comes without example inputs, and {kind} is not one of our models",
+                f"Make it (module, example_inputs), or give {option} FILE.npz",
             )
 
 

@@ -140,7 +140,7 @@ def _tensor_spec(value: onnx.ValueInfoProto, kind: str, inputs: Sequence[str]) -
     dtype = _dtype(tensor.elem_type, f"{kind} {name}")
     fixed = math.prod(axis for axis in axes if isinstance(axis, int) and axis)
     if fixed * dtype.itemsize > _LARGEST_BYTES:
-        raise ValueError(f"{kind} {name} has {fixed} values at least, more than one call can take")
+        raise ValueError(f"{kind} {name} has at least {fixed} values, more than a call can take")
     return TensorSpec(value.name, dtype, axes)
 
 

@@ -123,7 +123,7 @@ def _is_tensor(leaf: _Leaf) -> bool:
     kind = kind_of(value)
     if isinstance(value, (set, frozenset)) or hasattr(value, "__next__"):
         raise InputError(
-            f"the output {name} is {kind}, which has no order by which to name its tensors", "Return a tuple"
+            f"the output {name} is {kind}, which has no order in which to name its tensors", "Return a tuple"
         )
     if isinstance(value, (ValuesView, ItemsView)):
         raise InputError(f"the output {name} is {kind}, a view of a mapping", "Return the mapping, or a tuple")
@@ -151,7 +151,7 @@ def _leaves(value: Any, keys: tuple[str, ...], steps: tuple[str, ...], starts: b
     """Yield the values in a result, in order."""
     parts = _parts(value)
     if len(steps) > _MOST_STEPS:
-        raise InputError(f"the output {'_'.join(('y', *steps[:2]))} contains itself, and has no end", "Return a tuple")
+        raise InputError(f"the output {'_'.join(('y', *steps[:2]))} contains itself", "Return a tuple")
     if parts is None:
         yield _Leaf(keys, steps, bool(starts), value)
         return

@@ -56,7 +56,7 @@ def named_examples(module: nn.Module, examples: Tensor | Sequence[Any] | Mapping
         raise InputError(f"example_inputs is {kind_of(examples)}", "Give a tuple of tensors, or a mapping by name")
     if not isinstance(examples, Mapping):
         if len(examples) > len(names):
-            raise InputError(f"forward takes {len(names)} inputs, got {len(examples)} examples", "Give one each")
+            raise InputError(f"forward takes {len(names)} inputs, got {len(examples)} examples", "Give one per input")
         examples = dict(zip(names, examples, strict=False))
     if unknown := [name for name in examples if name not in names]:
         raise InputError(f"forward has no input {unknown[0]!r}; it has {', '.join(names)}", "Check the name")

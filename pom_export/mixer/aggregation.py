@@ -83,7 +83,7 @@ def aggregate(
     weights = mask
     if mask is not None and mask.dim() == 3:
         if causal:
-            raise ValueError("a (B, T, N) mask says itself which tokens are seen; causal does not go with it")
+            raise ValueError("a (B, T, N) mask determines which tokens are seen, and cannot be combined with causal")
         mode, weights = "features", None
     elif mask is not None and mask.dim() != 2:
         raise ValueError(f"mask must be (B, N) or (B, T, N), got shape {tuple(mask.shape)}")

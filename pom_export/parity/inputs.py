@@ -254,7 +254,8 @@ def check_sizes(called: str, arrays: Mapping[str, Array], specs: Sequence[Tensor
                 raise InputError(f"{called}: {axis} is {known} in {other}, but {size} in {spec.name}", "Reshape one")
             if limits.tokens is not None and axis in {TOKENS, CONTEXT_TOKENS} and size > limits.tokens:
                 raise InputError(
-                    f"{called}: {spec.name} has {size} tokens, the model positions for {limits.tokens}", "Cut it"
+                    f"{called}: {spec.name} has {size} tokens, but the model has positions for {limits.tokens}",
+                    "Cut it",
                 )
             if wanted := limits.outside(axis, size):
                 raise InputError(f"{called}: {axis} is {size} in {spec.name}, the model takes {wanted}", "Give others")
@@ -271,7 +272,7 @@ def _check_values(where: str, array: Array, counts: Sequence[int] | None) -> Non
             raise InputError(f"{where} holds {outside.flat[0]}, the model has 0 to {most}", "Use values in range")
     elif array.dtype == np.bool_:
         if not array.any():
-            raise InputError(f"{where} leaves everything out", "Keep at least one token")
+            raise InputError(f"{where} masks everything", "Keep at least one token")
     elif not np.isfinite(array.astype(np.float64)).all():
         raise InputError(f"{where} holds NaN or infinity", "Compare on finite values")
 

@@ -79,15 +79,13 @@ def is_all_zero(comparisons: Sequence[Comparison]) -> bool:
 def inconclusive_notes(comparisons: Sequence[Comparison]) -> list[str]:
     """Note the outputs for which a comparison proves little: those that are a single number, or NaN, in PyTorch."""
     if is_all_zero(comparisons):
-        return [
-            "the reference is zero everywhere, in every output and case: it tells nothing apart, so this is not a pass"
-        ]
+        return ["the reference is zero everywhere, in every output and case, which proves nothing: this is not a pass"]
     notes = {}
     for each in comparisons:
         if each.inconclusive or each.constant is not None:
             number = "zero" if each.inconclusive else f"{each.constant:g}"
             notes[each.output] = (
-                f"the reference of output {each.output} is {number} everywhere in every case, so it tells nothing apart"
+                f"the reference of output {each.output} is {number} everywhere in every case, which proves nothing"
             )
         elif nan := sum(case.difference.reference_nan for case in each.cases):
             notes[each.output] = f"the reference of output {each.output} holds {nan} NaN, where nothing was compared"

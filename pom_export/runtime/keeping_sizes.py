@@ -96,12 +96,12 @@ def check_sizes(feed: Mapping[str, Any], axes: Axes) -> None:
             continue
         known[axis] = before, other
         if size != before:
-            raise InputError(f"{axis} is {before} in {other}, but {size} in {name}", "Give inputs that go together")
+            raise InputError(f"{axis} is {before} in {other}, but {size} in {name}", "Give inputs of consistent sizes")
     sizes = {axis: size for axis, (size, _) in known.items()}
     for axis, (size, name) in known.items():
         expected = size_of(axis, {other: n for other, n in sizes.items() if other != axis})
         if expected is not None and expected != size:
-            raise InputError(f"{axis} is {size} in {name}, and should be {expected}", "Give inputs that go together")
+            raise InputError(f"{axis} is {size} in {name}, and should be {expected}", "Give inputs of consistent sizes")
 
 
 def _sizes(feed: Mapping[str, Any], axes: Axes) -> Iterator[tuple[str, str, int]]:

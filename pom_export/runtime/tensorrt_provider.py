@@ -56,4 +56,4 @@ def register_creators(library: Path, nvinfer: ctypes.CDLL) -> None:
     register = ctypes.CDLL(os.fspath(library)).pom_register_creators
     register.argtypes, register.restype = [ctypes.c_void_p], ctypes.c_bool
     if not register(nvinfer.getPluginRegistry()):
-        raise EngineError(f"TensorRT did not take the plugins of {library}", "See what TensorRT logged")
+        raise EngineError(f"TensorRT did not accept the plugins of {library}", "See what TensorRT logged")

@@ -29,7 +29,7 @@ _LONGEST_TEXT: Final = 2**26
 _MOST_HELD: Final = 65_536
 _MOST_PARTS: Final = 2
 _MOST_CHOSEN: Final = 2**63 - 1
-_HINT: Final = "Is the file damaged? Begin anew"
+_HINT: Final = "Is the file damaged? Start over"
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _settings(given: Any) -> Settings:
     named = given.get("sampling") if isinstance(given, dict) else None
     known = {field.name for field in fields(Sampling)}
     if not isinstance(named, dict) or named.keys() != known or given.keys() != {f.name for f in fields(Settings)}:
-        raise InputError("the state's settings have another version", "Begin anew")
+        raise InputError("the state's settings have another version", "Start over")
     stop = given["stop"]
     # It is a tuple in a state that was never saved.
     if not isinstance(stop, (list, tuple)) or len(stop) > _MOST_STOPS:

@@ -48,7 +48,7 @@ void check(cudaError_t status) {
 template <typename T>
 std::unique_ptr<T> checked(T* made, const char* what) {
   if (made == nullptr) {
-    throw std::runtime_error(std::string("TensorRT gave no ") + what);
+    throw std::runtime_error(std::string("TensorRT returned no ") + what);
   }
   return std::unique_ptr<T>(made);
 }
@@ -60,7 +60,7 @@ std::vector<char> read_file(const std::string& path) {
   }
   try {
     return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-  } catch (const std::ios_base::failure&) {  // of a folder, which opens
+  } catch (const std::ios_base::failure&) {  // a folder can be opened, but not read
     throw BadInput("cannot read " + path);
   }
 }
@@ -151,7 +151,7 @@ class DeviceBuffer {
   void* data_ = nullptr;
 };
 
-// A tensor of the context, and where its values are.
+// An input or output of the context, and the device memory that holds its values.
 struct Tensor {
   std::string name;
   nvinfer1::DataType type;
@@ -163,7 +163,7 @@ Tensor bind(nvinfer1::IExecutionContext* context, const std::string& name, nvinf
   const nvinfer1::Dims shape = context->getTensorShape(name.c_str());
   Tensor tensor{name, type, shape, DeviceBuffer(bytes_of(shape, type))};
   if (!context->setTensorAddress(name.c_str(), tensor.device.get())) {
-    throw std::runtime_error("TensorRT does not take an address for " + name);
+    throw std::runtime_error("TensorRT did not accept an address for " + name);
   }
   return tensor;
 }
@@ -190,7 +190,7 @@ Tensor bind_input(nvinfer1::IExecutionContext* context, const std::string& name,
   const auto found = given.find(name);
   const Given input = found == given.end() ? Given{} : found->second;
   if (found != given.end() && !context->setInputShape(name.c_str(), input.shape)) {
-    throw BadInput("the engine does not take " + name + " of shape " + written(input.shape));
+    throw BadInput("the engine does not accept " + name + " of shape " + written(input.shape));
   }
   for (int32_t axis = 0; axis < context->getTensorShape(name.c_str()).nbDims; ++axis) {
     if (context->getTensorShape(name.c_str()).d[axis] < 0) {
@@ -223,14 +223,14 @@ void write_output(const Tensor& tensor) {
 void run(const std::string& path, const std::map<std::string, Given>& given) {
   const std::vector<char> file = read_file(path);
   if (getInferLibMajorVersion() != NV_TENSORRT_MAJOR) {
-    throw std::runtime_error("compiled with headers of TensorRT " + std::to_string(NV_TENSORRT_MAJOR) +
-                             ", but the library is of " + std::to_string(getInferLibMajorVersion()) +
-                             ": compile with its own");
+    throw std::runtime_error("compiled with the headers of TensorRT " + std::to_string(NV_TENSORRT_MAJOR) +
+                             ", but the library is version " + std::to_string(getInferLibMajorVersion()) +
+                             ": compile with the library's own headers");
   }
-  check(cudaFree(nullptr));  // starts CUDA: where that fails, TensorRT would end the process
+  check(cudaFree(nullptr));  // initializes CUDA: if that failed later, TensorRT would abort
   Logger logger;
   const auto runtime = checked(nvinfer1::createInferRuntime(logger), "runtime");
-  runtime->setEngineHostCodeAllowed(true);  // the plugin inside
+  runtime->setEngineHostCodeAllowed(true);  // the engine contains the plugin
   const auto engine = checked(runtime->deserializeCudaEngine(file.data(), file.size()), "engine");
   check_names(*engine, given);
   const auto context = checked(engine->createExecutionContext(), "context");

@@ -251,7 +251,7 @@ def test_a_name_that_comes_twice_is_an_error(tmp_path: Path) -> None:
     entry = b'"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
     header = b"{" + entry + b"," + entry + b"}"
     (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
-    assert "a name twice" in refusal(tmp_path / "a.safetensors")
+    assert "a duplicate name" in refusal(tmp_path / "a.safetensors")
 
 
 def test_other_types_of_safetensors_are_named(tmp_path: Path) -> None:

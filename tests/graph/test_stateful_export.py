@@ -227,10 +227,10 @@ def _refused(options: dict[str, Any], model: Any = None) -> str:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stateful": True, "mask": "full"}, "`mask='full'` does not go with this kind of state"),
+        ({"stateful": True, "mask": "full"}, "`mask='full'` cannot be combined with this kind of state"),
         ({"stateful": True, "mask": "none"}, "With `stateful` alone, leave `mask` out or use `mask='padding'`"),
         ({"stateful": True, "block_causal": True, "mask": "causal"}, "With `block_causal`, leave `mask` out"),
-        ({"stateful": True, "cross": True}, "`cross` does not go with `stateful`"),
+        ({"stateful": True, "cross": True}, "`cross` cannot be combined with `stateful`"),
         ({"block_causal": True}, "Give `stateful=True` too"),
     ],
 )

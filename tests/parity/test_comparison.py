@@ -64,7 +64,7 @@ def test_what_is_masked_by_a_number_hides_nothing_of_the_rest(masked: float) -> 
     ("values", "note"),
     [
         ([0.0, 0.0], "the reference is zero everywhere, in every output and case"),
-        ([0.5, 0.5], "the reference of output y is 0.5 everywhere in every case, so it tells nothing apart"),
+        ([0.5, 0.5], "the reference of output y is 0.5 everywhere in every case, which proves nothing"),
         ([0.5, np.nan], "the reference of output y holds 2 NaN, where nothing was compared"),
         ([0.5, 0.25], ""),
         ([0.5], ""),

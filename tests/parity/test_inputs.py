@@ -100,7 +100,10 @@ def test_cases_keep_to_the_limits() -> None:
 
 @pytest.mark.parametrize(
     ("x", "mask", "message"),
-    [((2, 3), (1, 3), "batch is 2 in x, but 1 in mask"), ((2, 9), (2, 9), "x has 9 tokens, the model positions for 8")],
+    [
+        ((2, 3), (1, 3), "batch is 2 in x, but 1 in mask"),
+        ((2, 9), (2, 9), "x has 9 tokens, but the model has positions for 8"),
+    ],
 )
 def test_sizes_that_do_not_go_together_are_named(
     x: tuple[int, ...], mask: tuple[int, ...], message: str, tmp_path: Path

@@ -88,7 +88,7 @@ class Payloads:
             raise MalformedError(f"{name} has {len(size)} sizes and {len(stride)} strides")
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if last >= room or len(content) % dtype.itemsize:
-            raise MalformedError(f"{name} reaches value {last:,}, the file holds {room:,}")
+            raise MalformedError(f"{name} reaches value {last:,}, but the file has {room:,}")
         if meta["dtype"] == _BOOL and content.translate(None, b"\0\1"):
             raise MalformedError(f"{name} holds truth values that are neither 0 nor 1")
         return torch.frombuffer(content, dtype=dtype).as_strided(size, stride, offset)

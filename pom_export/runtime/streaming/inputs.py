@@ -72,7 +72,7 @@ def call_mask(model: StatefulModel, mask: Any, lengths: Any, batch: int, tokens:
 def _counts(lengths: Any, batch: int, tokens: int) -> Array:
     counts = np.asarray(lengths)
     if counts.shape != (batch,) or counts.dtype.kind not in "iu":
-        raise InputError(f"lengths must be {batch} whole numbers, got {lengths!r}", "Give one a row")
+        raise InputError(f"lengths must be {batch} whole numbers, got {lengths!r}", "Give one per row")
     if (counts < 0).any() or (counts > tokens).any():
         raise InputError(f"lengths must be 0 to {tokens}, got {counts.tolist()}", "Count the tokens before the padding")
     return counts
