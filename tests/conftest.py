@@ -1,4 +1,4 @@
-"""What tests share."""
+"""Fixtures and hooks that all tests share."""
 
 from __future__ import annotations
 
@@ -24,30 +24,32 @@ from pom_export.errors import MissingDependencyError
 from pom_export.runtime.library import plugin_library
 from tests import kept_traces, torch_tables
 
-# Test tensors are small: on a shared machine threads only wait for each other.
+# Test tensors are small: on a shared machine, several threads would only wait for each other.
 torch.set_num_threads(1)
 torch_tables.keep()
 kept_traces.keep()
 
-# What may be missing in CI too: a GPU, the full TensorRT, and what depends on the machine or the user.
+# Reasons to skip in CI too: no GPU, no full TensorRT, and whatever depends on the machine or the user.
 MAY_SKIP_IN_CI = {"gpu", "tensorrt", "machine"}
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Bytes are named by their parameter: what a compressor or a pickler wrote may differ between two processes,
-    and pytest-xdist refuses tests whose names do."""
+    """Name bytes by their parameter, for pytest-xdist refuses tests whose names differ between processes.
+
+    The output of a compressor or a pickler may.
+    """
     return argname if isinstance(val, bytes) else None
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """What a test draws does not depend on the tests that ran before it in its process."""
+    """Seed the random generators, so that a test's numbers do not depend on the tests before it."""
     torch.manual_seed(0)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Fail in CI instead of skipping: a part that CI lacks is an undeclared install step."""
+    """Fail in CI instead of skipping: whatever CI lacks is an undeclared install step."""
     report = yield
     if os.environ.get("CI") and report.skipped and not MAY_SKIP_IN_CI & {mark.name for mark in item.iter_markers()}:
         report.outcome = "failed"
@@ -66,7 +68,7 @@ def library() -> Path:
 
 @pytest.fixture(scope="session")
 def tensorrt_rtx(request: pytest.FixtureRequest) -> None:
-    """Need TensorRT for RTX and our plugin."""
+    """Require TensorRT for RTX and our plugin."""
     if importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip("tensorrt_rtx is not installed")
     request.getfixturevalue("library")
@@ -77,7 +79,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @pytest.fixture
 def listening() -> Iterator[None]:
-    """Signals end a command as they do on the command line."""
+    """Let signals end a command as they do on the command line."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     interrupts.listen()
     yield
@@ -100,7 +102,7 @@ class GoldenCase:
 
     @property
     def positions(self) -> npt.NDArray[Any] | None:
-        """Positions (N), or (N, 2) rows and columns, of a rotary mixer."""
+        """Positions (N) of a rotary mixer, or its rows and columns (N, 2)."""
         return self.arrays.get("positions", self.arrays.get("positions_hw"))
 
 

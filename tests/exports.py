@@ -1,4 +1,4 @@
-"""Exports that tests change as other tools and people do, or spoil."""
+"""Exports, and edits with which tests spoil them or change them as other tools do."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ class Exported:
         return pom_export.verify(self.spoil(*edits, file=file), checkpoint=self.checkpoint, **options)
 
     def recorded(self) -> dict[str, np.ndarray]:
-        """Return the inputs of the first case of its parity data: faults of weights show on any."""
+        """Return the inputs of the first case of its parity data: any case reveals faults of weights."""
         prefix = "0/in/"
         with np.load(self.folder / "m.parity.npz") as arrays:
             return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def weight(name: str, change: Callable[[np.ndarray], Any]) -> Edit:
-    """Return an edit of the first initializer whose name holds this one."""
+    """Return an edit of the first initializer whose name contains `name`."""
 
     def edit(model: onnx.ModelProto) -> None:
         tensor = next(tensor for tensor in model.graph.initializer if name in tensor.name)
@@ -62,7 +62,7 @@ def weight(name: str, change: Callable[[np.ndarray], Any]) -> Edit:
 
 
 def claim(name: str, text: str | None) -> Edit:
-    """Return an edit of a property; None removes it."""
+    """Return an edit of a metadata property; None removes it."""
 
     def edit(model: onnx.ModelProto) -> None:
         kept = [prop for prop in model.metadata_props if prop.key != f"pom_export.{name}"]
@@ -76,7 +76,7 @@ def claim(name: str, text: str | None) -> Edit:
 
 
 def into_function(domain: str, name: str) -> Edit:
-    """Return an edit that makes the whole graph a function of somebody's, called once."""
+    """Return an edit that makes the whole graph a function, in a foreign domain, that is called once."""
 
     def edit(model: onnx.ModelProto) -> None:
         graph = model.graph
@@ -93,7 +93,7 @@ def into_function(domain: str, name: str) -> Edit:
 
 
 def into_loop(model: onnx.ModelProto) -> None:
-    """Make the whole graph, of one output, the body of a loop of one round."""
+    """Make the whole graph, which has one output, the body of a loop that runs once."""
     graph = model.graph
     output = onnx.ValueInfoProto()
     output.CopyFrom(graph.output[0])

@@ -1,4 +1,4 @@
-"""Keep what torch made of our own architectures: it takes a second or more, and is the same for the same model."""
+"""Keeps torch's traces of our own architectures: tracing takes a second or more, with the same result each time."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _MOST = 64
 
 
 def keep() -> None:
-    """Trace a model that is made of our classes alone once a process for each way to export it; exports get copies.
+    """Trace a model that consists of our classes only once per process for each way to export it; exports get copies.
 
-    Modules of other classes are always traced: what these may do while they are is what many tests are about.
+    Modules with other classes are always traced: what they may do while being traced is what many tests are about.
     """
     trace, kept = tracing.trace, dict[bytes, Traced]()
 
@@ -31,7 +31,7 @@ def keep() -> None:
         if key not in kept:
             if len(kept) == _MOST:
                 del kept[next(iter(kept))]
-            # What a test does to its model's weights afterwards does not change what is kept.
+            # A test that later changes its model's weights does not change what is kept.
             kept[key] = trace(replace(program, module=copy.deepcopy(program.module)), opset)
         program.module.eval()
         return replace(kept[key], graph=kept[key].graph.clone())
@@ -40,7 +40,7 @@ def keep() -> None:
 
 
 class _Content(pickle.Pickler):
-    """Writes down what a program is, for equal programs the same; of tensors not where in memory they are."""
+    """Serializes a program so that equal programs give equal bytes, wherever their tensors are in memory."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
@@ -57,7 +57,7 @@ class _Content(pickle.Pickler):
 
 
 def _content_of(program: Program, opset: int) -> bytes | None:
-    """Return what a program is; None where it holds other classes, or what can't be written down."""
+    """Return a program's bytes; None if it holds other classes, or something that cannot be serialized."""
     if not all(_is_ours(module) for module in program.module.modules()):
         return None
     written = io.BytesIO()

@@ -1,4 +1,4 @@
-"""TensorRT's lean runtimes, which `make test-all` fetches into a folder each: they share a module's name."""
+"""TensorRT's lean runtimes, which `make test-all` fetches into separate folders: they share a module's name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULE = "tensorrt_lean_bindings"
-# One of each major version.
+# One release of each major version.
 TENSORRT_10, TENSORRT_11 = "10.15.1.29", "11.4.0.106"
 
 
@@ -25,7 +25,7 @@ def lean_library(version: str) -> Path:
 
 
 def run_python(version: str, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run Python with a runtime's module, in a process of its own: a process has one TensorRT."""
+    """Run Python with a runtime's module in a separate process, since a process can load one TensorRT."""
     folders = (lean_library(version).parents[1], ROOT)
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(map(str, folders)),

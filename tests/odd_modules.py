@@ -1,4 +1,4 @@
-"""Modules as people have them, each with what is odd about it, and what an export says of it."""
+"""Unusual modules, what is unusual about each, and what an export says about it."""
 
 # ruff: noqa: ARG005 (one signature for what is made of a mixer)
 
@@ -23,12 +23,12 @@ WIDTH = 8
 
 
 def example() -> Tensor:
-    """Two rows of five tokens."""
+    """Return two rows of five tokens."""
     return torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(0))
 
 
 class Net(nn.Module):
-    """A mixer, and what a function makes of its output: called with the module, that output and the input."""
+    """A mixer, and a function of its output, which is called with the module, that output and the input."""
 
     def __init__(self, make: Callable[[Any, Tensor, Tensor], Any], **attributes: Any) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def same(_: Any, y: Tensor, __: Tensor) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What people return instead of a tuple."""
+    """A result that people return instead of a tuple."""
 
     logits: Tensor
     hidden: Any = None
@@ -60,7 +60,7 @@ Pair = namedtuple("Pair", "left right")
 
 
 class Fields(NamedTuple):
-    """The same with types."""
+    """The same with field types."""
 
     first: Tensor
     second: Tensor
@@ -74,7 +74,7 @@ class Mapped(OrderedDict[str, Any]):
 
 
 class Holder:
-    """An object of somebody's own."""
+    """An object of a class that torch does not know."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -123,7 +123,7 @@ def _sparse() -> nn.Module:
 
 _times = itertools.count()
 
-# What is refused before torch traces anything: how the module is made, and words of the line that says so.
+# What is refused before torch traces anything: how the module is made, and words of the error.
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "no tensor": (lambda: Net(lambda m, y, x: x.shape[1]), "returns no tensor"),
     "a set": (lambda: Net(lambda m, y, x: {y, 2 * y}), "output y is a set"),
@@ -168,7 +168,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "no mixer": (lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH)), "contains none of our mixers"),
 }
 
-# What only tracing shows.
+# What only tracing reveals.
 REFUSED_BY_TORCH: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "branch on values": (
         lambda: Net(lambda m, y, x: y * 2 if y.sum() > 0 else y),
@@ -191,7 +191,7 @@ REFUSED_BY_TORCH: dict[str, tuple[Callable[[], nn.Module], str]] = {
 
 
 class Everything(nn.Module):
-    """Much at once that is exported all the same."""
+    """Many unusual things at once, exported nevertheless."""
 
     def __init__(self) -> None:
         super().__init__()

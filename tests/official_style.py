@@ -1,4 +1,4 @@
-"""Modules as users have them: the official layers' parameters, attributes and signatures, written plainly.
+"""Modules as users have them: with the official layers' parameters, attributes and signatures, plainly written.
 
 They share no code with the toolkit; the arithmetic is checked against the golden cases.
 """
@@ -24,7 +24,7 @@ def _aggregate(p: Tensor, mask: Any, epsilon: float) -> Tensor:
 
 
 class PoM(nn.Module):
-    """v2, by the names of the official class."""
+    """v2, with the names of the official class."""
 
     def __init__(self, dim: int, degree: int, expand: int, n_groups: int, n_sel_heads: int, bias: bool = False) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class PoM(nn.Module):
 
 
 class SeparatePoM(nn.Module):
-    """v2 with one projection of the context and one of the gate, by the names of the official class of early 2026."""
+    """v2 with separate projections of context and gate, with the names of the official class of early 2026."""
 
     def __init__(self, dim: int, degree: int, expand: int, n_groups: int, n_sel_heads: int, bias: bool = False) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class SeparatePoM(nn.Module):
 
 
 class ProductPoM(nn.Module):
-    """v1, plain (n_head None) and grouped, by the names of the official classes."""
+    """v1, plain (n_head None) or grouped, with the names of the official classes."""
 
     def __init__(self, dim: int, degree: int, expand: int, n_head: int | None = None, bias: bool = True) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class ProductPoM(nn.Module):
 
 
 class RotaryPoM(PoM):
-    """v2 with 1-D rotary positions and one gate per channel, by the names of the official class."""
+    """v2 with 1-D rotary positions and one gate per channel, with the names of the official class."""
 
     def __init__(self, dim: int, degree: int, expand: int, max_seq_len: int) -> None:
         super().__init__(dim, degree, expand, 1, 1)

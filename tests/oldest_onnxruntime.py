@@ -14,14 +14,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def oldest_version() -> str:
-    """Return the lowest version that pyproject.toml allows, the first of its releases."""
+    """Return the lowest version that pyproject.toml allows, as its first release."""
     found = re.search(r'^onnxruntime = \["onnxruntime>=([0-9.]+)"\]$', (ROOT / "pyproject.toml").read_text(), re.M)
     assert found is not None
     return f"{found[1]}.0"
 
 
 def run_python(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run Python with that ONNX Runtime, in a process of its own, or skip the test."""
+    """Run Python with that ONNX Runtime in a separate process, or skip the test."""
     folder = ROOT / ".deps" / f"onnxruntime-{oldest_version()}"
     if not folder.is_dir():
         pytest.skip(f"{folder.name} is not in {folder.parent}: `make test-all` fetches it")

@@ -1,4 +1,4 @@
-"""One call of the op as tests make it: a case, its tensors, its node, and whether outputs are right."""
+"""One call of the op as the tests make it: a case, its tensors, its node, and the check of its outputs."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ _REMEMBERED = 8
 
 @dataclass(frozen=True)
 class Case:
-    """One call. `shift`, `table_shift`: the bytes that x, gate and output, cos and sin lie off alignment.
+    """One call.
 
-    The mask "ragged" is that of rows padded on the right, the last one of several from its first token on.
+    `shift` and `table_shift` are how many bytes x, gate and output, or cos and sin, are off alignment. The mask
+    "ragged" is that of rows padded on the right; the last of several rows is padded from its first token on.
     """
 
     mode: str
@@ -43,21 +44,21 @@ class Case:
     shape: tuple[int, int, int] = (2, 37, 5)
     degree: int = 3
     mask: str = "none"
-    mask_rows: int | None = None  # None: one a row of the batch
+    mask_rows: int | None = None  # None: one per row of the batch
     coefficients: str = "float32"
     epsilon: float = 0.5
     form: str = contract.POWER
-    rotation: str = "none"  # else the tables' type, or "same": x's
-    rotation_rows: int | None = None  # as mask_rows
+    rotation: str = "none"  # else the tables' type; "same" is x's type
+    rotation_rows: int | None = None  # like mask_rows
     rotary_blocks: int = 1
     shift: int = 0
     table_shift: int = 0
     skipped_barrier: int = -1  # see cuda_emulation.h
-    gate: str = "none"  # else its activation
-    gate_tokens: int | None = None  # None: x's
-    gates: int | None = None  # None: one a channel
+    gate: str = "none"  # else the gate's activation
+    gate_tokens: int | None = None  # None: as many as x has
+    gates: int | None = None  # None: one per channel
     bias: str = "float32"
-    past: int | None = None  # tokens that the state of a stateful call has, and one more each row
+    past: int | None = None  # tokens in the state of a stateful call's first row; each further row has one more
     seed: int = 7
 
     @property
@@ -70,13 +71,13 @@ class Case:
 
     @property
     def unit(self) -> int:
-        """Return how many channels come together in it."""
+        """Return how many channels are computed together."""
         if self.form == contract.PRODUCT:
             return self.degree
         return 1 if self.rotation == "none" else 2 * self.rotary_blocks
 
     def attributes(self) -> dict[str, Any]:
-        """Return those of its node that its inputs do not tell."""
+        """Return the node's attributes, except those that follow from its inputs."""
         values = {"mode": self.mode, "form": self.form, "epsilon": self.epsilon, "rotary_blocks": self.rotary_blocks}
         values |= {
             "degree": self.degree if self.form == contract.PRODUCT else 0,
@@ -87,7 +88,7 @@ class Case:
 
 @dataclass
 class Call:
-    """A case and its tensors: x beyond both clamps, absent tokens in front, a causal row starts with an empty sum."""
+    """A case and its tensors: x exceeds both clamps, and the first tokens are masked, so causal sums start empty."""
 
     case: Case
 
@@ -97,7 +98,7 @@ class Call:
         self.x: Array = _draw_x(case, rng).astype(DTYPES[case.dtype])
         self.coefficients: Array | None = None
         if case.form == contract.POWER:
-            # Every power contributes about as much at the upper clamp.
+            # Scaled so that every power contributes about as much at the upper clamp.
             scale = contract.CLAMP_HIGH ** -np.arange(1.0, case.degree + 1)
             coefficients = rng.normal(0.3, 1.0, (channels, case.degree)) * scale
             self.coefficients = coefficients.astype(DTYPES[case.coefficients])
@@ -129,7 +130,7 @@ class Call:
             self.past = np.stack([first, (total - first).astype(np.float32)], axis=1), length
 
     def feeds(self) -> Arrays:
-        """Return a node's inputs, with placeholders in the place of absent ones; one row of tables has no batch."""
+        """Return a node's inputs, with placeholders for absent ones; tables of a single row have no batch axis."""
         placeholder = np.full(1, np.nan, np.float32)
         given = {"x": self.x, "gate": self.gate, "gate_bias": self.gate_bias, "mask": self.mask}
         given["coefficients"] = placeholder if self.coefficients is None else self.coefficients
@@ -152,15 +153,15 @@ class Call:
 
     @property
     def outputs(self) -> list[Array]:
-        """Arrays of the outputs' shapes and types."""
+        """Empty arrays of the outputs' shapes and types."""
         return [np.empty(self.output_shape, self.x.dtype), *map(np.empty_like, self.past or ())]
 
     def exact(self) -> Exact:
-        """Return its outputs in float64."""
+        """Return the outputs in float64."""
         return exact(self.feeds(), self.case.attributes())
 
     def check(self, outputs: Sequence[Array], tolerance: Tolerance | None = None, by: str = "") -> None:
-        """Compare every element of its outputs, which `by` computed, with float64."""
+        """Compare every element of the outputs, which `by` computed, with float64."""
         what = f"{by} {self.case}".lstrip()
         check(outputs, self.feeds(), self.case.attributes(), tolerance or OPS[self.case.dtype], what)
 
@@ -170,7 +171,7 @@ def _draw_x(case: Case, rng: np.random.Generator) -> Array:
         x = rng.normal(0.5, 3.0, case.shape)
         x[..., ::3] *= 8
         return x
-    # Of 16 factors, those of a half type must not overflow.
+    # The product of 16 factors must not overflow a half type.
     return rng.normal(1.0, 2.0 if case.degree <= 3 else 0.7, case.shape)
 
 
@@ -181,15 +182,15 @@ def check(
     tolerance: Tolerance | None = None,
     what: object = "",
 ) -> None:
-    """Compare every element with float64, by the size of its own terms and not of the largest output.
+    """Compare every element with float64, relative to the size of its own terms, not to the largest output.
 
-    A state is as exact as this call's sum, and two floats hold no more digits than they do.
+    A state is as exact as this call's sum, within the digits that two floats hold.
     """
     want = _exact(given, attributes)
     y, *present = outputs
     bound = tolerance or OPS[str(y.dtype)]
     assert y.shape == want.y.shape, what
-    errors = abs(y.astype(np.float64) - want.y)  # a NaN is in no bound
+    errors = abs(y.astype(np.float64) - want.y)  # a NaN is within no bound
     assert (errors <= bound.absolute + bound.relative * want.size).all(), (what, errors.max())
     if present:
         state, length = present
@@ -205,7 +206,7 @@ _found: OrderedDict[bytes, Exact] = OrderedDict()
 
 
 def _exact(given: Mapping[str, Array], attributes: Mapping[str, Any]) -> Exact:
-    """Compute a call that several kernels make, one after another, once."""
+    """Return a call's exact outputs, computed once for several kernels in a row."""
     key = hashlib.blake2b(repr(sorted(attributes.items())).encode())
     for name, array in sorted(given.items()):
         key.update(f"{name} {array.dtype} {array.shape}".encode())
@@ -218,7 +219,7 @@ def _exact(given: Mapping[str, Array], attributes: Mapping[str, Any]) -> Exact:
 
 
 def tokens_of(given: Mapping[str, Array], begin: int, end: int) -> Arrays:
-    """Return the inputs of some of the tokens."""
+    """Return the inputs of a range of tokens."""
     return {
         name: array.take(range(begin, end), axis=TOKEN_AXES[name]) if name in TOKEN_AXES and array.ndim > 1 else array
         for name, array in given.items()
@@ -233,8 +234,8 @@ def model(
 ) -> onnx.ModelProto:
     """Return a model that takes `feeds`; its node has those inputs, and empty names for the ones in between.
 
-    The node is the gated op's where the feeds have a gate. Bfloat16 goes in and out as float32, since numpy has
-    no bfloat16 of its own.
+    The node is the gated op's if the feeds contain a gate. Bfloat16 goes in and out as float32, since NumPy has no
+    bfloat16 of its own.
     """
     gated = "gate" in feeds
     signature = contract.GATED_INPUTS if gated else contract.INPUTS

@@ -1,6 +1,6 @@
-"""The op in float64, in NumPy: what the numbers of every executor are compared with.
+"""The op in float64, in NumPy, with which the outputs of every executor are compared.
 
-It is written from docs/op.md, and uses nothing of the package, its constants neither: a mistake there is none here.
+It is written from docs/op.md and uses nothing of the package, not even constants, so it does not share its mistakes.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy.typing as npt
 import torch
 
 Array = npt.NDArray[Any]
-# A value, and its size: the same with every term made positive, which rounding errors are in proportion to.
+# A value, and its size: the same sum with every term made positive, to which rounding errors are proportional.
 Sized = tuple[Array, Array]
 
 SLOPE, LOW, HIGH = 0.01, -0.1, 6.0
-# The steepest that a gate's activation is.
+# The largest slope of each gate activation.
 STEEPEST = {"identity": 1.0, "sigmoid": 1 / 4, "hardsigmoid": 1 / 6}
 ALWAYS_REAL = {"gate_bias", "past_length"}
 
@@ -28,12 +28,12 @@ class Exact:
     """A call's outputs in float64.
 
     Attributes:
-        y: (B, T, C), the gated op's z too.
-        size: of y.
-        state: (B, C), the sum that a stateful call leaves, else of no meaning.
-        state_size: of what the call has added to it.
-        past_size: of what was there before.
-        length: (B), how many tokens are in it.
+        y: (B, T, C); for the gated op, z.
+        size: the size of y, see `Sized`.
+        state: (B, C), the sum that a stateful call leaves; meaningless for other calls.
+        state_size: the size of what the call has added to the state.
+        past_size: the size of the past state.
+        length: (B), the number of tokens in the state.
     """
 
     y: Array
@@ -48,15 +48,15 @@ def exact(given: Mapping[str, Array], attributes: Mapping[str, Any]) -> Exact:
     """Compute a call.
 
     Args:
-        given: inputs by their names in the contract; those of rank 1 are placeholders and count as absent.
-        attributes: of the node; those that are missing are 0.
+        given: the inputs by their names in the contract; those of rank 1 are placeholders and count as absent.
+        attributes: the node's attributes; missing ones are 0.
     """
     inputs = {
         name: array if array.dtype in (np.bool_, np.int64) else array.astype(np.float64)
         for name, array in given.items()
         if array.ndim > 1 or name in ALWAYS_REAL
     }
-    with np.errstate(all="ignore"):  # of what is not finite
+    with np.errstate(all="ignore"):  # from values that are not finite
         return _exact(inputs, attributes)
 
 
@@ -82,7 +82,7 @@ def _exact(inputs: dict[str, Array], attributes: Mapping[str, Any]) -> Exact:
 
 
 def features(inputs: Mapping[str, Array], attributes: Mapping[str, Any]) -> Sized:
-    """Return p and its size, (B, N, C), of inputs in float64."""
+    """Return p (B, N, C) and its size, of inputs in float64."""
     if attributes.get("degree"):
         return _product(inputs["x"], attributes["degree"])
     p = _polynomial(inputs["x"], inputs["coefficients"])

@@ -1,4 +1,4 @@
-"""Files of programs, and the same with something else in them."""
+"""Reads and writes files of exported programs, with edits."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ MODEL, WEIGHTS = "models/model.json", "data/weights/model_weights_config.json"
 
 
 def members(path: Path) -> dict[str, bytes]:
-    """Return an archive's members by name, without the folder that they lie in."""
+    """Return an archive's members by name, without the archive's folder."""
     with zipfile.ZipFile(path) as archive:
         return {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
 
 
 def write(path: Path, content: Mapping[str, bytes]) -> Path:
-    """Write members, in a folder as torch does."""
+    """Write members into an archive, in a folder as torch does."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in content.items():
             archive.writestr(f"model/{name}", data)
@@ -41,12 +41,12 @@ def argument(name: str, **value: Any) -> dict[str, Any]:
 
 
 def tensor(name: str) -> dict[str, Any]:
-    """Return an argument that is another node's value."""
+    """Return an argument that is the value of another node."""
     return {"name": name}
 
 
 def with_node(target: str, *arguments: dict[str, Any], name: str = "first") -> Edit:
-    """Return an edit that calls a function before anything else."""
+    """Return an edit that inserts a call before everything else."""
 
     def edit(description: dict[str, Any]) -> None:
         graph = description["graph_module"]["graph"]
@@ -68,12 +68,12 @@ def with_node(target: str, *arguments: dict[str, Any], name: str = "first") -> E
 
 
 def own_input(description: dict[str, Any]) -> str:
-    """Return the name of the first weight's value."""
+    """Return the name of the value of the first weight."""
     return description["graph_module"]["graph"]["inputs"][0]["as_tensor"]["name"]
 
 
 def replaced(old: str, new: str) -> Edit:
-    """Replace text wherever it is."""
+    """Replace text wherever it occurs."""
 
     def edit(description: dict[str, Any]) -> None:
         changed = json.dumps(description).replace(old, new)

@@ -1,4 +1,4 @@
-"""Models of few layers, where the golden ones take long to trace."""
+"""Models of few layers, for tests in which tracing the golden ones would take long."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ VOCABULARY = 61
 
 
 def hybrid(vocabulary: int = VOCABULARY, layers: int = 3) -> GPT:
-    """Return a language model whose second layer is one of attention, and the others of mixers."""
+    """Return a language model whose second layer is attention, and whose others are mixers."""
     torch.manual_seed(0)
     sizes = {"vocab_size": vocabulary, "n_layer": layers, "n_head": 2, "n_embd": 16, "mlp_width": 32}
     mixers = {"mixer_heads": 2, "attention_heads": 4, "degree": 2, "expand": 2, "attention_layers": (1,)}
@@ -34,7 +34,7 @@ TINY_JIT = JiTConfig(
 
 
 def fill(model: nn.Module) -> None:
-    """Give every parameter a value: the output of a fresh image model is zero, whatever is wrong."""
+    """Give every parameter a value: a fresh image model outputs zero, whatever is wrong."""
     random = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -42,7 +42,7 @@ def fill(model: nn.Module) -> None:
 
 
 def image_model() -> JiT:
-    """Return an image model of two blocks, with tokens in context before the second."""
+    """Return an image model of two blocks, which inserts in-context tokens before the second."""
     model = JiT(TINY_JIT).eval().requires_grad_(requires_grad=False)
     fill(model)
     return model

@@ -1,4 +1,4 @@
-"""Small stateful models in standard ops, with the interface that an export has."""
+"""Small stateful models in standard ops, with the interface of an export."""
 
 from __future__ import annotations
 
@@ -144,9 +144,9 @@ def running_sum_model(
     tokens: int | None = None,
     seed: int = 0,
 ) -> Path:
-    """Write a model whose output is W (sum of all tokens so far); with whole numbers, so that no order rounds.
+    """Write a model whose output is W (sum of all tokens so far), in whole numbers, which no order rounds.
 
-    With `attention` it has a window of past tokens and a float16 cache that grows too, and adds what they hold.
+    With `attention` it also has a window of past tokens and a growing float16 cache, and adds what they hold.
     """
     graph = _Graph(channels, weights=_numbers(vocabulary, channels, seed))
     name = "logits" if ids else "y"

@@ -1,4 +1,4 @@
-"""Golden cases of the official code, from checkpoint file to ONNX Runtime, with and without our library."""
+"""Golden cases of the official code, from checkpoint file to ONNX Runtime, with our library and without it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pom_export.parity.comparison import difference
 from pom_export.parity.tolerances import GOLDEN
 
 GOLDEN_FOLDER = Path(__file__).parent / "data" / "golden"
-# By mask option of the export: name of the expected output, and of the mask among the inputs.
+# By the export's mask option: the name of the expected output, and of the mask among the inputs.
 MASKS = {
     "none": ("y_none", None),
     "causal": ("y_causal", None),
@@ -45,7 +45,7 @@ def mixers_by_family() -> dict[str, dict[str, list[str]]]:
 
 
 def mixers_and_masks() -> Iterator[Any]:
-    """Yield every mixer with every mask that it has; of a family each mixer and each mask once, the rest as slow."""
+    """Yield every mixer with each of its masks; for a family, each mixer and each mask once, the others marked slow."""
     for mixers in mixers_by_family().values():
         masks = [mask for mask in MASKS if any(mask in its for its in mixers.values())]
         few = {(list(mixers)[i % len(mixers)], masks[i % len(masks)]) for i in range(max(len(mixers), len(masks)))}
@@ -142,7 +142,7 @@ def test_verify_fails_when_any_one_weight_changed_by_a_percent(
     for name in weights:
         changed = {**weights, name: weights[name] * 1.01}
         save_file(changed, tmp_path / "changed.safetensors")
-        # All of the cases take long: most weights show in one.
+        # All cases together take long, and most weights affect every case.
         if all(
             pom_export.verify(model, checkpoint=tmp_path / "changed.safetensors", inputs=inputs)
             for inputs in (tmp_path / "one.npz", None)
@@ -169,7 +169,7 @@ def test_float16_export_agrees(tmp_path: Path) -> None:
 
 
 class Classifier(nn.Module):
-    """Somebody's own model, with mixers under two masks."""
+    """A user's own model, with mixers under two masks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -206,7 +206,7 @@ def test_a_module_without_mixers_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_wrong_graph_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check at export is real: a body that computes something else stops the export with exit code 1."""
+    """The check at export is real: a function body that computes something else stops the export with exit code 1."""
 
     def wrong(variant: Any, opset: int, name: str) -> Any:
         body = build_gated_function(variant, opset, name)

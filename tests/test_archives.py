@@ -1,4 +1,4 @@
-"""Zip archives are read by one reader, and refused where readers could disagree."""
+"""Zip archives are read by one reader, and refused if readers could disagree."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def link() -> zipfile.ZipInfo:
 
 
 def two_directories() -> bytes:
-    """An archive that is followed by another one's members and directory."""
+    """An archive that is followed by the members and the directory of another."""
     return zipped(("a", b"harmless")) + zipped(("a", b"hostile!"))
 
 
 def two_directories_in_one() -> bytes:
-    """A directory that its end places elsewhere than in front of itself, as `zipfile` forgives."""
+    """A directory that its end record places elsewhere than right before itself, which `zipfile` accepts."""
     content = zipped(("a", b"harmless"))
     return b"in front" + content
 
@@ -101,7 +101,7 @@ def test_refused(tmp_path: Path, make: Callable[[], bytes], reason: str) -> None
 
 
 def test_a_hidden_member_is_seen(tmp_path: Path) -> None:
-    """Bytes between members that the directory does not name."""
+    """Bytes between members that the directory does not list."""
     content = zipped(("a", b"first"), ("b", b"hidden"), ("c", b"third"))
     entries = content[content.index(b"PK\x01\x02") : content.rindex(END)]
     first, second, third = (b"PK\x01\x02" + entry for entry in entries.split(b"PK\x01\x02")[1:])
@@ -123,7 +123,7 @@ def test_what_writers_write_is_read(tmp_path: Path) -> None:
         assert member.offset % 64 == 0
         assert archive.bytes_inside == sum(member.size for member in archive.members.values())
     for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        # To a stream that cannot go back, sizes are written behind the data.
+        # In a stream that cannot seek, sizes are written after the data.
         stream = io.BytesIO()
         stream.seekable = lambda: False  # type: ignore[method-assign]
         with zipfile.ZipFile(stream, "w", method) as written:

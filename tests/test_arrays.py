@@ -1,4 +1,4 @@
-"""Arrays are read from .npz archives within bounds that are checked before they are made."""
+"""Arrays are read from .npz archives within bounds that are checked before anything is allocated."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_refuses_what_is_no_archive_of_arrays(tmp_path: Path) -> None:
 
 
 def test_refuses_to_inflate_far_beyond_the_file(tmp_path: Path) -> None:
-    """300 MB of zeros in 300 KB: refused by what the directory declares, before a byte is inflated."""
+    """300 MB of zeros in 300 KB: refused by the size that the directory declares, before a byte is inflated."""
     stream = io.BytesIO()
     deflated = zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1)
     with deflated as written, written.open("a.npy", "w") as member:

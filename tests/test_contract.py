@@ -1,4 +1,4 @@
-"""The contract in Python and the contract in the compiled libraries are one."""
+"""The contract in Python and the contract in the compiled libraries are the same."""
 
 from __future__ import annotations
 

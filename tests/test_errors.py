@@ -1,4 +1,4 @@
-"""How messages say what a value is."""
+"""How messages describe a value."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ _A = ("str", "list", "Linear", "GPT", "UNet", "UserDict", "uint8", "OneHot")
 
 
 @pytest.mark.parametrize("word", [*_AN, *_A])
-def test_an_article_is_the_one_that_is_said(word: str) -> None:
+def test_an_article_follows_the_pronunciation(word: str) -> None:
     assert with_article(word) == f"{'an' if word in _AN else 'a'} {word}"
 
 
@@ -23,7 +23,7 @@ def test_a_value_is_called_by_its_class_and_nothing_by_its_name() -> None:
 
 
 def test_no_message_writes_an_article_before_the_name_of_a_class() -> None:
-    """Every class may be met there: `is a {type(x).__name__}` says "a int"."""
+    """Any class may occur there: `is a {type(x).__name__}` says "a int"."""
     written = re.compile(r"\ban? \{[^}]*(__name__|kind)")
     files = Path(pom_export.__file__).parent.rglob("*.py")
     found = [f"{file}: {match[0]}" for file in files for match in written.finditer(file.read_text(encoding="utf-8"))]

@@ -1,4 +1,4 @@
-"""What messages tell a user to install is what this project asks for, by names that an index has."""
+"""Messages tell users to install what this project requires, under the names of a package index."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FILES = sorted(
 
 
 def texts_of(file: Path) -> Iterator[str]:
-    """Yield the texts in a file, those with values in them in pieces."""
+    """Yield the texts in a file; f-strings in pieces."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and "pip install" in node.value:
             yield node.value

@@ -1,4 +1,4 @@
-"""Who may import whom, and what an import may cost."""
+"""Which modules may import which, and what an import may cost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import pom_export
 
 PACKAGE = Path(pom_export.__file__).parent
-# From the bottom up: each imports only from itself and those before it.
+# From the bottom up: each layer imports only from itself and from those before it.
 LAYERS = (
     "version", "contract", "errors", "suggestions", "stages", "json_text", "interrupts", "process_wide", "quiet",
     "files", "archives", "arrays", "torch_patches", "torch_modes", "function_mode", "mixer", "attention", "models",
@@ -27,7 +27,7 @@ Graph = Mapping[str, Set[str]]
 
 
 def imported_layers(file: Path) -> set[str]:
-    """Return the layers that a file imports from, lazily or not."""
+    """Return the layers that a file imports from, at the top or lazily."""
     layers = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("pom_export."):
@@ -52,7 +52,7 @@ def test_the_package_does_not_know_the_benchmarks() -> None:
 
 
 def module_graph() -> Graph:
-    """Return what each module imports of the package, lazily and for type checkers too."""
+    """Return which modules of the package each module imports, including lazy imports and those for type checkers."""
     files = {".".join((PACKAGE.name, *file.relative_to(PACKAGE).with_suffix("").parts)): file
              for file in PACKAGE.rglob("*.py")}  # fmt: skip
     files = {name.removesuffix(".__init__"): file for name, file in files.items()}
@@ -68,7 +68,7 @@ def module_graph() -> Graph:
 
 
 def folder_graph(modules: Graph) -> Graph:
-    """Return which folders import from which, but for those that lie in each other."""
+    """Return which folders import from which, except from folders inside each other."""
     graph: dict[str, set[str]] = {}
     for module, imported in modules.items():
         one = folder_of(module)
@@ -93,7 +93,7 @@ def cycle_in(graph: Graph) -> list[str]:
 
 
 def test_no_two_files_import_each_other() -> None:
-    """Nor more than two in a circle."""
+    """Nor do several in a circle."""
     assert cycle_in({"a": {"b"}, "b": {"a"}})
     assert "pom_export.api.exporting" in module_graph()["pom_export.api"]
     assert not cycle_in(module_graph())

@@ -1,4 +1,4 @@
-"""Signals end a command in one way, wherever they arrive."""
+"""Signals end a command in the same way wherever they arrive."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ main()
 
 
 def test_python_does_not_end_the_process_by_another_signal(tmp_path: Path) -> None:
-    """It does so with `python -m`, after a plain KeyboardInterrupt that passed through `exec`."""
+    """With `python -m`, it does so after a plain KeyboardInterrupt that passed through `exec`."""
     (tmp_path / "command.py").write_text(COMMAND)
     done = subprocess.run([sys.executable, "-m", "command"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (143, "pom-export: terminated\n")
@@ -90,7 +90,7 @@ def test_signals_that_the_process_is_to_ignore_stay_ignored() -> None:
 
 
 def raising(*_: object) -> None:
-    """Interrupt as the handler of a program, such as asyncio's, may."""
+    """Interrupt as a program's own handler may, for example asyncio's."""
     raise KeyboardInterrupt
 
 
@@ -99,18 +99,18 @@ def test_deferred_signals_interrupt_once_and_at_the_end(handler: Any) -> None:
     if handler is not None:
         signal.signal(signal.SIGINT, handler)
     before = signal.getsignal(signal.SIGINT)
-    told = []
+    pending = []
 
     def work() -> None:
         with interrupts.deferred() as interrupted:
-            told.append(interrupted())
+            pending.append(interrupted())
             for _ in range(100):
                 os.kill(os.getpid(), signal.SIGINT)
-            told.append(interrupted())
+            pending.append(interrupted())
 
     with pytest.raises(KeyboardInterrupt):
         work()
-    assert told == [False, True]
+    assert pending == [False, True]
     assert signal.getsignal(signal.SIGINT) is before
     assert interrupts.received() == (signal.SIGINT if handler is None else None)
 

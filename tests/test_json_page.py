@@ -1,4 +1,4 @@
-"""docs/json.md lists the keys that results have, and no others."""
+"""docs/json.md lists exactly the keys that results have."""
 
 from __future__ import annotations
 

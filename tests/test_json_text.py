@@ -1,4 +1,4 @@
-"""JSON of files is parsed within bounds."""
+"""JSON in files is parsed within bounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `make` hands on to what it runs."""
+"""What `make` passes on to the commands that it runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_bytecode_is_written_also_where_the_environment_forbids_it() -> None:
-    """Packages are installed without it, so that no process would have any otherwise."""
+    """Packages are installed without bytecode, so every process would compile them again."""
     shown = subprocess.run(
         ["make", "--eval", 'shown: ; @echo "[$$PYTHONDONTWRITEBYTECODE]"', "shown"],
         env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},

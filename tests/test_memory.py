@@ -15,8 +15,8 @@ from pom_export.models import GPT, GPTConfig
 
 pytestmark = pytest.mark.slow
 
-# Exports a checkpoint as if its weights were too large for one protocol buffer, and prints the peak of its own
-# memory in KiB: before the export, when everything is imported, and after. Pages of mapped files do not count.
+# Exports a checkpoint as if its weights were too large for one protocol buffer, and prints the peak memory of the
+# process in KiB: before the export, with everything imported, and after it. Pages of mapped files do not count.
 SCRIPT = """
 import sys, threading
 import pom_export
@@ -69,6 +69,6 @@ def test_an_export_takes_little_more_memory_than_the_weights(tmp_path: Path) -> 
     before, peak = (1024 * int(number) for number in re.findall(r"\d+", done.stdout))
     (weights,) = tmp_path.glob("m.onnx.*.data")
     assert weights.stat().st_size > 0.99 * sizes["large"]
-    # One copy: the matrices are transposed for the graph. Work space is another 0.3 to 0.4 of it, by the machine, and a
-    # second copy would make 2 and more.
+    # One copy, since the matrices are transposed for the graph. Work space takes another 0.3 to 0.4 of it, depending on
+    # the machine; a second copy would make it 2 or more.
     assert peak - before < 1.7 * sizes["large"]

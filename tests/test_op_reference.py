@@ -1,4 +1,4 @@
-"""The tests' float64 reference of the op: the package's own is the same, and what is wrong is not taken for right."""
+"""The tests' float64 reference of the op: it agrees with the package's own, and wrong outputs are found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pages say of the repository is there."""
+"""The paths and links on the pages exist."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ PAGES = [page.relative_to(ROOT).as_posix() for page in (*ROOT.glob("*.md"), *(RO
 _LINK = re.compile(r"\]\((?!https?://)([^)#\s]*)(#[^)\s]+)?\)")
 _CODE_BLOCK = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
 _PATH = re.compile(r"`([a-z_][\w./*]*(?:\.(?:py|h|cpp|cu|cuh|md)|/))`")
-# Folders that a page's short paths may be in: `graph/tracing.py` is that of the package.
+# Folders that the short paths on a page may be relative to: `graph/tracing.py` is in the package.
 _FOLDERS = ("", "pom_export", "plugins", "plugins/include", "plugins/cpu", "plugins/onnxruntime", "plugins/tensorrt")
 
 
 def anchor(heading: str) -> str:
-    """Return what a heading is linked as."""
+    """Return the anchor of a heading."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 

@@ -1,4 +1,4 @@
-"""What is given in place of a path is named in one line, whichever function of the interface it is given to."""
+"""An argument that is not a path is named in one line, whichever public function gets it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Changes of the whole process: made once, taken back by the last, also in a fork."""
+"""Changes to the whole process: made once, and undone by the last user, also in a fork."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SECONDS = 60
 
 
 class Lamp:
-    """Something of the process that is on or off."""
+    """Some process-wide setting that is on or off."""
 
     def __init__(self) -> None:
         self.switched: list[bool] = []

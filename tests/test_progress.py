@@ -1,4 +1,4 @@
-"""What `make` shows of the commands that set up the project."""
+"""What `make` shows while it runs the commands that set up the project."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
         ("Requirement already satisfied: numpy", None),
     ],
 )
-def test_steps_are_told_in_short(line: str, step: str | None) -> None:
+def test_steps_are_shown_in_short(line: str, step: str | None) -> None:
     assert step_of(line) == step
 
 

@@ -1,4 +1,4 @@
-"""What torch says of itself does not come before our one line."""
+"""Messages of torch are not printed before our one line."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_what_a_block_prints_is_given_out_unless_it_fails(capsys: pytest.Capture
 
 
 def test_other_threads_say_what_they_say(capsys: pytest.CaptureFixture[str]) -> None:
-    """While one thread is silent, and after it: texts, warnings and logs."""
+    """Texts, warnings and logs of other threads are kept, while one thread is silent and after it."""
     inside, leave, heard = threading.Event(), threading.Event(), []
     logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     handler = logging.StreamHandler(io.StringIO())

@@ -1,4 +1,4 @@
-"""Stages are told to who called, and logged."""
+"""Stages are reported to the caller, and logged."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from pom_export import PolynomialMixer
 from pom_export.stages import STAGE, logged
 
 
-def test_a_stage_is_told_and_logged(caplog: pytest.LogCaptureFixture) -> None:
-    told: list[str] = []
+def test_a_stage_is_reported_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    shown: list[str] = []
     with caplog.at_level(logging.INFO, "pom_export"):
-        logged(told.append, logging.getLogger("pom_export.api.exporting"))("100 % done")
-    assert told == ["100 % done"]
+        logged(shown.append, logging.getLogger("pom_export.api.exporting"))("100 % done")
+    assert shown == ["100 % done"]
     (record,) = caplog.records
     assert (record.name, record.levelname, record.getMessage()) == ("pom_export.api.exporting", "INFO", "100 % done")
     assert hasattr(record, STAGE)
 
 
 def test_an_export_logs_its_stages(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    told: list[str] = []
+    shown: list[str] = []
     with caplog.at_level(logging.DEBUG, "pom_export"):
-        pom_export.export(PolynomialMixer(8, 2, 1), tmp_path / "m.onnx", progress=told.append)
-    assert told
-    assert [record.getMessage() for record in caplog.records if record.levelno == logging.INFO] == told
+        pom_export.export(PolynomialMixer(8, 2, 1), tmp_path / "m.onnx", progress=shown.append)
+    assert shown
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.INFO] == shown
     loggers = {record.name for record in caplog.records if record.levelno == logging.DEBUG}
     assert "pom_export.runtime.session" in loggers
 

@@ -1,4 +1,4 @@
-"""What a user likely meant."""
+"""Suggestions of what a user likely meant."""
 
 from __future__ import annotations
 

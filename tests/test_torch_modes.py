@@ -1,4 +1,4 @@
-"""What callers and models switch on in torch has no effect on what is traced."""
+"""Modes of torch that callers and models switch on do not affect the trace."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_autocast_of_another_thread_stays() -> None:
 
 
 def test_threads_take_turns_and_leave_torch_as_it_was() -> None:
-    """The default type is all threads': one that traces must not find another's."""
+    """The default dtype belongs to all threads: one that traces must not see another's."""
     started, found = threading.Event(), []
 
     def second() -> None:
@@ -81,7 +81,7 @@ def test_one_inside_another_keeps_what_the_outer_met() -> None:
 
 
 class Head(nn.Module):
-    """A mixer, and a head in another precision."""
+    """A mixer, and a head with another precision."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Head(nn.Module):
         return y.float()
 
 
-def test_autocast_in_a_part_of_a_model_is_said(tmp_path: Path) -> None:
+def test_autocast_in_a_part_of_a_model_is_reported(tmp_path: Path) -> None:
     model, x = Head().eval(), torch.randn(2, 5, 8)
     result = pom_export.export(model, tmp_path / "m.onnx", example_inputs=(x,))
     assert result.notes == ["the model's torch.autocast has no effect: the file computes in float32, as dtype says"]

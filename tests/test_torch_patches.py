@@ -1,4 +1,4 @@
-"""What of torch is replaced: checked to be what is known, in the threads that ask for it, and put back."""
+"""Replaced parts of torch: only known versions of them, only in the threads that ask for it, and restored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pom_export.torch_patches import NEWEST, OLDEST, FlagPatch, FunctionPatch, f
 
 
 def test_this_torch_is_known() -> None:
-    """A newer one needs a look at what is replaced, and a new `NEWEST`."""
+    """A newer one needs a review of what is replaced, and a new `NEWEST`."""
     assert OLDEST <= tuple(int(part) for part in torch.__version__.split(".")[:2]) <= NEWEST
     for patch in (fixed_sizes, traceable_transformers, autocast_entered, autocast_left):
         with patch.block():

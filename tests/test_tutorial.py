@@ -1,4 +1,4 @@
-"""docs/tutorial.md does what it says: its programs and commands run in order, as they are."""
+"""docs/tutorial.md works: its programs and commands run in order, unchanged."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def serving(program: Path) -> Iterator[str]:
 
 
 def ask(address: str, conversation: str, prompt: bytes) -> bytes:
-    """Return the 20 bytes that go on from a prompt."""
+    """Return the 20 bytes that continue a prompt."""
     request = {"conversation": conversation, "prompt": prompt.decode(), "max_tokens": 20}
     with urllib.request.urlopen(address, json.dumps(request).encode()) as answer:
         return answer.read()

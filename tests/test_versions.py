@@ -13,12 +13,12 @@ from pom_export.torch_patches import OLDEST
 
 ROOT = Path(__file__).parents[1]
 _REQUIREMENT = re.compile(r'"([a-z0-9-]+)>=([0-9.]+)"')
-# What `make test-oldest` installs: the package's requirements and these extras.
+# What `make test-oldest` installs: the package's requirements, and these extras.
 _EXTRAS = ("onnxruntime", "tensorrt-rtx", "text")
 
 
 def accepted() -> dict[str, str]:
-    """Return the lowest version of each package that pyproject.toml names, by package."""
+    """Return the lowest version that pyproject.toml allows for each package."""
     text = (ROOT / "pyproject.toml").read_text()
     lists = [re.search(r"^dependencies = \[.*?^\]", text, re.MULTILINE | re.DOTALL)]
     lists += [re.search(rf"^{extra} = \[.*\]$", text, re.MULTILINE) for extra in _EXTRAS]
@@ -38,7 +38,7 @@ def test_the_oldest_are_what_is_accepted() -> None:
     assert len(lowest) > 10
     assert pins().keys() == lowest.keys()
     for name, pin in pins().items():
-        # The first release of what is accepted: 1.22 is 1.22.0.
+        # The first release that is accepted: 1.22 is 1.22.0.
         assert numbers(pin)[: len(numbers(lowest[name]))] == numbers(lowest[name]), name
 
 

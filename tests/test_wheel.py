@@ -1,4 +1,4 @@
-"""A wheel, installed where there is no compiler and no source, does the main job; the source archive is complete."""
+"""A wheel does the main job where there is no compiler and no source; the source archive is complete."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def call(command: list[str | Path], **options: object) -> str:
 
 @pytest.fixture(scope="module", params=["here", pytest.param("release", marks=pytest.mark.machine)])
 def wheel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel of what is compiled here, and where one is named, that of a release."""
+    """A wheel of the libraries that are compiled here, and that of a release if one is named."""
     if request.param == "release":
         if "POM_RELEASE_WHEEL" not in os.environ:
             pytest.skip("POM_RELEASE_WHEEL names no wheel")
@@ -48,12 +48,12 @@ def has_plugin() -> bool:
 
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Variables of a shell in a new virtual environment that has this one's packages, but not its pom-export."""
+    """Environment variables of a new virtual environment with this one's packages, but without its pom-export."""
     folder = tmp_path_factory.mktemp("elsewhere") / "a folder"
     call([sys.executable, "-m", "venv", "--without-pip", folder])
     python = folder / "bin" / "python"
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
-    # A folder on the path alone: what .pth files in it name, such as an editable installation, is not.
+    # A folder on the path only: the .pth files in it, such as an editable installation's, are not read.
     (packages / "packages.pth").write_text(sysconfig.get_path("purelib"))
     call([sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel])
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("POM_", "PYTHON"))}

@@ -1,4 +1,4 @@
-"""Files with several sets of weights, and which of them was loaded."""
+"""Files with several sets of weights, and a check of which one was loaded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def load(content: Any, folder: Path, weights: str | None = None, **hints: Any) -
 
 
 def factor_of(loaded: LoadedModel, raw: Tensors) -> float:
-    """Return how many times the raw weights a model's are."""
+    """Return how many times as large as the raw ones a model's weights are."""
     state = loaded.module.state_dict()
     name = next(name for name in raw if name.endswith("ag_proj.weight"))
     factor = float((state[name] / raw[name]).mean())

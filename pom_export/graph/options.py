@@ -84,12 +84,12 @@ def _check_mixer(options: GraphOptions) -> None:
     if options.block_causal and not options.stateful:
         raise InputError("`block_causal` says what the tokens of a stateful call see", "Give `stateful=True` too")
     if options.cross and options.stateful:
-        raise InputError("`cross` does not go with `stateful`", "Leave one out")
+        raise InputError("`cross` cannot be combined with `stateful`", "Leave one out")
     if options.cross and options.mask == "causal":
-        raise InputError("`mask='causal'` does not go with `cross`", "Use `mask` none, padding or full")
+        raise InputError("`mask='causal'` cannot be combined with `cross`", "Use `mask` none, padding or full")
     if options.stateful and options.mask not in {None, options.default_mask, "padding"}:
         other = "With `block_causal`" if options.block_causal else "With `stateful` alone"
         raise InputError(
-            f"`mask={options.mask!r}` does not go with this kind of state",
+            f"`mask={options.mask!r}` cannot be combined with this kind of state",
             f"{other}, leave `mask` out or use `mask='padding'`",
         )

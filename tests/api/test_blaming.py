@@ -1,4 +1,4 @@
-"""Whose fault it is where outputs differ: the model's, the mixer's in its place, or that of what comes after."""
+"""What an error blames if outputs differ: the model, a replaced mixer, or what comes after the mixers."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def test_a_mixer_that_computes_something_else_is_named() -> None:
     assert "mixers={Offset: adapter}" in text
 
 
-def test_nobodys_mixer_is_blamed_for_what_comes_after() -> None:
+def test_no_mixer_is_blamed_for_what_comes_after() -> None:
     text = hint(source_of(mixer()))
     assert "not in your mixers" in text
     assert "was replaced by" not in text
 
 
-def test_infinities_are_of_half_precision_or_of_masked_rows() -> None:
+def test_infinities_come_from_half_precision_or_masked_rows() -> None:
     assert "half precision ends" in hint(source_of(mixer()), Difference(math.inf, math.inf, 0.0, 1e-6))
 
 

@@ -1,4 +1,4 @@
-"""What our own models are compared on before their file appears: every dynamic dimension at two sizes."""
+"""What an export compares before the file appears: for our own models, every dynamic dimension at two sizes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_every_dynamic_dimension_has_two_sizes_one_of_them_1(model: str, options
         assert 1 in tried or name == "past_tokens", (name, tried)
 
 
-def test_an_export_says_of_what_it_compared_nothing(tmp_path: Path) -> None:
+def test_an_export_reports_what_it_could_not_compare(tmp_path: Path) -> None:
     mixer = PolynomialMixer(8, 2, 2)
     nn.init.zeros_(mixer.ag_proj.weight)
     result = pom_export.export(mixer, tmp_path / "m.onnx")
@@ -81,14 +81,14 @@ class Gated(nn.Module):
 
 
 def adapted(module: Gated) -> nn.Module:
-    """Return what computes the same, or with other coefficients."""
+    """Return an adapter's mixer that computes the same, or one with other coefficients."""
     other = copy.deepcopy(module)
     other.mixer.po_coeff = nn.Parameter(module.mixer.po_coeff * (0.98 if module.forgets else 1.0))
     return other
 
 
-def test_a_users_half_file_is_told_from_a_coarse_one(tmp_path: Path) -> None:
-    """Two per cent of the coefficients hide in the tolerance of the type alone."""
+def test_a_wrong_half_file_is_distinguished_from_a_coarse_one(tmp_path: Path) -> None:
+    """An error of two per cent in the coefficients would hide in the type's tolerance alone."""
     torch.manual_seed(0)
     options = {"example_inputs": (torch.randn(2, 5, 16),), "mixers": {Gated: adapted}, "dtype": "bfloat16"}
     result = pom_export.export(nn.Sequential(Gated(False)), tmp_path / "m.onnx", **options)

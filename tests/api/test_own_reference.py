@@ -30,7 +30,7 @@ EXAMPLES = (torch.randn(2, 6, 16), torch.ones(2, 6, dtype=torch.bool))
 
 
 class Own:
-    """A block, and its export, which tests change."""
+    """A block and its export, which tests modify."""
 
     def __init__(self, folder: Path) -> None:
         torch.manual_seed(0)
@@ -117,7 +117,7 @@ def test_inputs_of_the_users_go_through_the_module(own: Own) -> None:
         ({"degree": 3}, "`degree=3` is for a checkpoint"),
     ],
 )
-def test_what_does_not_go_together_is_one_line(own: Own, options: dict[str, object], message: str) -> None:
+def test_inconsistent_arguments_are_one_line(own: Own, options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message) as raised:
         own.verify(**options)
     assert "\n" not in str(raised.value)
@@ -159,7 +159,7 @@ def test_parity_data_of_a_half_module_know_what_rounding_does(dtype: str, own: O
 
 
 class Scaled(nn.Module):
-    """A mixer whose outputs are doubled beyond some number of tokens, which a file can't do."""
+    """A mixer whose outputs are doubled beyond some number of tokens, which a file cannot express."""
 
     def __init__(self, longest: int) -> None:
         super().__init__()

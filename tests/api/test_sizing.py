@@ -1,4 +1,4 @@
-"""A user's own model is compared at other sizes, one dimension at a time; what it refuses is fixed, and said."""
+"""A user's own model is compared at other sizes, one dimension at a time; sizes that it refuses become limits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WIDTH = 8
 
 
 class Model(nn.Module):
-    """A mixer, and what a test does around it."""
+    """A mixer, and whatever a test does around it."""
 
     def __init__(self, around: Callable[[Model, Tensor], Tensor], rows: int = 8) -> None:
         super().__init__()
@@ -215,7 +215,7 @@ def test_the_user_says_for_which_sizes_a_branch_is_not_taken(tmp_path: Path) -> 
 
 
 class Image(nn.Module):
-    """A mixer of patches, and a convolution over the image that they are put together to."""
+    """A mixer of patches, and a convolution over the image that they are assembled into."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -290,7 +290,7 @@ def test_a_number_that_many_sizes_make_is_a_limit(tmp_path: Path) -> None:
 
 
 def test_no_tokens_are_compared_or_beyond_the_limits(tmp_path: Path) -> None:
-    """PyTorch's mean of no tokens is NaN, ONNX Runtime's 0."""
+    """The mean of no tokens is NaN in PyTorch, and 0 in ONNX Runtime."""
     result = export(Model(lambda model, x: model.mixer(x).mean(1)), tmp_path, tokens(5))
     assert "tokens must be at least 1: at 0 PyTorch fails or gives no numbers (an output is not finite)" in result.notes
     assert dict(read_model(tmp_path / "m.onnx").limits.sizes) == {"tokens": (1, None)}
@@ -299,7 +299,7 @@ def test_no_tokens_are_compared_or_beyond_the_limits(tmp_path: Path) -> None:
 
 
 class OfFirstRow(Masked):
-    """Forgets a mask where it is traced with one that leaves nothing out, and rows but the first."""
+    """Forgets a mask if it is traced with one that masks nothing, and all rows but the first."""
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         if torch.compiler.is_exporting():
@@ -308,7 +308,7 @@ class OfFirstRow(Masked):
 
 
 def test_what_depends_on_a_size_is_not_said_to_depend_on_values(tmp_path: Path) -> None:
-    """The case of other values is of another size, and may be the one that differs most."""
+    """The case of other values has another size, and may be the one that differs most."""
 
     def around(model: Model, x: Tensor) -> Tensor:
         return model.linear(model.mixer(x)) if x.shape[0] % 2 else model.mixer(x)

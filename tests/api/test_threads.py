@@ -1,4 +1,4 @@
-"""Calls of one process in several threads: each right, and the process as it was."""
+"""Calls from several threads of a process: each gives the right result, and the process is left as it was."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pom_export import PolynomialMixer
 
 
 def process() -> dict[str, Any]:
-    """Return what an export changes in the process."""
+    """Return the process-wide state that an export changes while it runs."""
     return {
         "stderr": sys.stderr,
         "filters": list(warnings.filters),
@@ -52,7 +52,7 @@ def test_two_threads_export_and_run(tmp_path: Path) -> None:
         with torch.no_grad():
             return y, model(torch.from_numpy(x), causal=True).numpy()
 
-    pom_export.export(models[0], tmp_path / "first.onnx")  # what torch makes once a process
+    pom_export.export(models[0], tmp_path / "first.onnx")  # what torch creates once per process
     before = process()
     with ThreadPoolExecutor(2) as pool:
         for actual, expected in pool.map(export_and_run, range(2)):

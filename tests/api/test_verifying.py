@@ -1,4 +1,4 @@
-"""Verify judges by the reference and the graph: what a file says of itself loosens nothing and hides nothing."""
+"""Verify judges by the reference and the graph: a file's claims about itself loosen nothing and hide nothing."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def idle_half_weights(model: onnx.ModelProto) -> None:
 
 
 def a_cast_to_bfloat16(model: onnx.ModelProto) -> None:
-    """Round an activation to bfloat16 and back on its way into the last product."""
+    """Round an activation to bfloat16 and back, just before the last product."""
     node = next(node for node in model.graph.node if any(name.startswith("ag_proj.weight") for name in node.input))
     narrow = helper.make_node("Cast", [node.input[0]], ["narrow"], to=TensorProto.BFLOAT16)
     wide = helper.make_node("Cast", ["narrow"], ["wide"], to=TensorProto.FLOAT)
@@ -75,7 +75,7 @@ def a_cast_to_bfloat16(model: onnx.ModelProto) -> None:
 
 
 def half_products_of_nothing(model: onnx.ModelProto) -> None:
-    """Add a large product in half precision, times 0, to the output."""
+    """Add a large half-precision product, times 0, to the output."""
     model.graph.initializer.extend(
         numpy_helper.from_array(array, name)
         for name, array in (
@@ -128,7 +128,7 @@ def test_a_claim_that_the_graph_contradicts_is_noted(mixer: Exported) -> None:
     assert "the file says float16, but its weights are float32: judged as float32" in report.notes
 
 
-def test_half_precision_is_told_by_the_graph_and_a_stricter_claim_counts(half: Exported) -> None:
+def test_the_graph_shows_half_precision_and_a_stricter_claim_counts(half: Exported) -> None:
     assert half.verify().precision == "float16"
     assert half.verify(claim("dtype", None)).precision == "float16"
     strict = half.verify(claim("dtype", "float32"))
@@ -168,7 +168,7 @@ def test_every_row_and_column_is_compared(grid: Exported, table: str, row: int) 
 @pytest.mark.parametrize("row", [0, 171, 299])
 def test_every_row_of_an_embedding_is_compared(language_model: Exported, row: int) -> None:
     def one_input_row(model: onnx.ModelProto) -> None:
-        """Give the lookup a table of its own, so that the output's product does not show it."""
+        """Give the lookup a table of its own, so that the output projection does not reveal the change."""
         node = next(node for node in model.graph.node if node.op_type == "Gather" and "input_ids" in node.input)
         table = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[0])
         array = numpy_helper.to_array(table).copy()
@@ -207,7 +207,7 @@ def pin(name: str, axis: int, size: int) -> Edit:
     return edit
 
 
-def test_a_dimension_that_the_file_pins_is_said(rotary: Exported) -> None:
+def test_a_dimension_that_the_file_pins_is_reported(rotary: Exported) -> None:
     report = rotary.verify(pin("x", 1, 1))
     assert "the file fixes tokens at 1, which the reference leaves open: no other sizes were compared" in report.notes
 
@@ -240,14 +240,14 @@ def drop_output(name: str) -> Edit:
 
 
 @pytest.mark.parametrize("name", ["present_length", "present_state", "y"])
-def test_a_missing_output_is_said(stateful: Exported, name: str) -> None:
+def test_a_missing_output_is_reported(stateful: Exported, name: str) -> None:
     with pytest.raises(InputError, match=f"lacks the output {name}; the reference has y, present_state"):
         stateful.verify(drop_output(name))
 
 
 @pytest.mark.parametrize(("axis", "size"), [(0, 1), (1, 3), (2, 5)])
-def test_a_size_that_an_output_does_not_have_is_said(mixer: Exported, axis: int, size: int) -> None:
-    """Whoever reads the interface would make room for it; ONNX Runtime only warns."""
+def test_a_size_that_an_output_does_not_have_is_reported(mixer: Exported, axis: int, size: int) -> None:
+    """A caller who trusts the interface would allocate by it; ONNX Runtime only warns."""
 
     def edit(model: onnx.ModelProto) -> None:
         declared = model.graph.output[0].type.tensor_type.shape.dim[axis]
@@ -259,7 +259,7 @@ def test_a_size_that_an_output_does_not_have_is_said(mixer: Exported, axis: int,
 
 
 def before_output(name: str, *operators: tuple[str, np.ndarray]) -> Edit:
-    """Return an edit that puts operators with a constant each in front of an output."""
+    """Return an edit that inserts operators, with a constant each, before an output."""
 
     def edit(model: onnx.ModelProto) -> None:
         node = next(node for node in model.graph.node if name in node.output)
@@ -318,7 +318,7 @@ def test_the_longest_case_is_as_long_as_the_table(positions: int, tokens: int) -
 
 
 def the_first_rows_length(model: onnx.ModelProto) -> None:
-    """Give every row of a batch the number of tokens that the first one has seen."""
+    """Give every row of a batch the first row's number of tokens."""
     for node in model.graph.node:
         for place, name in enumerate(node.input):
             if name == "past_length":
@@ -333,12 +333,12 @@ def the_first_rows_length(model: onnx.ModelProto) -> None:
         model.graph.node.insert(0, node)
 
 
-def test_rows_of_a_batch_are_streams_of_their_own(stateful: Exported) -> None:
+def test_rows_of_a_batch_are_independent_streams(stateful: Exported) -> None:
     assert not stateful.verify(the_first_rows_length)
 
 
 def a_mask_by_multiplication(model: onnx.ModelProto) -> None:
-    """What a token that is left out holds then reaches the others where it is NaN."""
+    """A masked token's values then reach the others if they are NaN."""
     (function,) = model.functions
     where = next(node for node in function.node if node.op_type == "Where")
     weights = helper.make_node("Cast", [where.input[0]], ["weights"], to=TensorProto.FLOAT)
@@ -358,7 +358,7 @@ def test_a_function_that_its_node_does_not_ask_for_is_refused(mixer: Exported, e
 
 
 def a_mask_that_multiplies(model: onnx.ModelProto) -> None:
-    """Weigh what a mask leaves out by 0 instead of leaving it out, in a file of standard operators."""
+    """Weigh masked tokens by 0 instead of leaving them out, in a file of standard operators."""
     model.CopyFrom(inliner.inline_local_functions(model))
     node = next(node for node in model.graph.node if node.op_type == "Where")
     counts, tokens, _ = node.input

@@ -1,4 +1,4 @@
-"""In half precision a wrong file is told from a coarse one: faults smaller than what rounding does fail."""
+"""In half precision, a wrong file is distinguished from a coarse one: faults smaller than rounding errors fail."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_rotation_that_is_two_percent_off_fails(rotary: Exported, table: str) 
     assert not rotary.verify(weight(f"freqs_{table}", lambda array: array * 1.02), inputs=rotary.recorded())
 
 
-def test_bounds_of_ones_own_replace_those_of_rounding(half: Exported) -> None:
+def test_the_users_own_bounds_replace_those_of_rounding(half: Exported) -> None:
     report = half.verify(weight("blocks.0.mixer.se_bias", lambda array: array * 0), rtol=0.9, inputs=half.recorded())
     assert report
     assert report.precision == "custom"
@@ -71,7 +71,7 @@ def test_bounds_of_ones_own_replace_those_of_rounding(half: Exported) -> None:
 
 
 def test_parity_data_know_what_rounding_does(half: Exported) -> None:
-    """They tell a file that was spoiled after it was recorded, too."""
+    """Parity data also reveal that a file was changed after they were recorded."""
     recorded = half.folder / "m.parity.npz"
     assert pom_export.verify(half.folder / "m.onnx")
     assert pom_export.verify(half.folder / "m.onnx", inputs=recorded)
@@ -82,7 +82,7 @@ def test_parity_data_know_what_rounding_does(half: Exported) -> None:
 @pytest.mark.parametrize("heads", [0, 4])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_tables_that_a_file_holds_in_both_types_are_known(dtype: str, heads: int, tmp_path: Path) -> None:
-    """Features are turned by float32 tables, a gate of heads by columns of them in half."""
+    """Features are rotated by float32 tables, and a gate of heads by columns of them in half precision."""
     mixer = pom_export.RotaryPolynomialMixer(16, 2, 2, n_sel_heads=heads, max_h=8, max_w=8, rope_2d=True)
     exported = Exported(tmp_path, mixer, positions=True, dtype=dtype, samples=1)
     report = exported.verify(inputs=exported.recorded())

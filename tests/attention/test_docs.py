@@ -1,4 +1,4 @@
-"""docs/pom.md says what is so: its Python runs, and `pom-export scan` prints what it shows."""
+"""docs/pom.md is right: its Python code runs, and `pom-export scan` prints what the page shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The drop-in layer: it is called like attention, means the same by masks, and refuses what it has no meaning for."""
+"""The drop-in layer: it is called like attention, takes the same masks, and refuses what has no meaning for it."""
 
 from __future__ import annotations
 

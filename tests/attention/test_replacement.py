@@ -143,7 +143,7 @@ def test_a_vision_block_starts_as_uniform_attention_too() -> None:
     torch.testing.assert_close(model["attn"](x), block(x))
 
 
-def test_heads_that_do_not_divide_become_a_gate_a_channel() -> None:
+def test_heads_that_do_not_divide_become_a_gate_per_channel() -> None:
     model = nn.ModuleDict({"attn": zoo.TimmAttention(heads=3, inner=6)})
     report = replace_attention(model)
     assert model["attn"].mixer.mixer.config.gate_width == 2 * DIM
@@ -188,7 +188,7 @@ def test_a_refusal_changes_nothing(arguments: dict[str, Any], message: str) -> N
 
 
 class Gate(nn.Module):
-    """A gate that training starts at 0, so that its one weight is falsy."""
+    """A gate whose one weight starts at 0 in training, and is therefore falsy."""
 
     def __init__(self) -> None:
         super().__init__()

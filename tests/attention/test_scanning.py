@@ -1,4 +1,4 @@
-"""`scan`: what is attention and what is not, and costs against counts made by other means."""
+"""`scan`: what counts as attention, and costs compared with counts made by other means."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def test_names_the_layers_of_a_transformer() -> None:
 
 
 def multiply_adds(layer: nn.Module, tokens: int) -> int:
-    """Return the multiply-adds of the matrix products in one call, as torch counts them."""
+    """Return the multiply-adds of a call's matrix products, as torch counts them."""
     x = torch.zeros(1, tokens, DIM)
     with FlopCounterMode(display=False) as counter:
-        layer(x, x, x)  # with weights to return, the scores are matrix products that torch counts
+        layer(x, x, x)  # if weights are returned, the scores are matrix products that torch counts
     return counter.get_total_flops() // 2
 
 

@@ -1,4 +1,4 @@
-"""Swapped models on their way out of PyTorch: torch.compile, and this toolkit's export."""
+"""Models with replaced attention, compiled by torch.compile and exported by this toolkit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DIM, HEADS = 8, 2
 
 
 class Encoder(nn.Module):
-    """A causal encoder with a padding mask, as users write them."""
+    """A causal encoder with a padding mask, as users write one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def test_compiles_whole(model: Encoder) -> None:
 
 
 @torch.no_grad()
-def test_exports_to_one_node_a_layer(model: Encoder, tmp_path: Path) -> None:
+def test_exports_to_one_node_per_layer(model: Encoder, tmp_path: Path) -> None:
     result = pom_export.export(model, tmp_path / "m.onnx", example_inputs=inputs(2, 5))
     assert result.aggregations == 2
     assert len(result.checked) == 2

@@ -13,7 +13,7 @@ from pom_export.attention import MultiheadPolynomialMixer, replace_attention
 from pom_export.errors import InputError
 
 DIM, HEADS, BATCH, TOKENS = 8, 2, 3, 5
-# Left-aligned padding: what nn.TransformerEncoder would pack into a nested tensor.
+# Padding on the right: nn.TransformerEncoder would pack the rest into a nested tensor.
 PADDING = torch.tensor([[0, 0, 0, 0, 0], [0, 0, 0, 1, 1], [0, 0, 0, 0, 1]], dtype=torch.bool)
 CAUSAL = nn.Transformer.generate_square_subsequent_mask(TOKENS)
 FLOAT_PADDING = torch.zeros(PADDING.shape).masked_fill(PADDING, -torch.inf)
@@ -36,7 +36,7 @@ def encoder(batch_first: bool = True, norm_first: bool = False, nested: bool = F
 
 
 def both_modes(model: nn.Module, *inputs: Tensor, **masks: Any) -> Tensor:
-    """Return the output, the same in training and in evaluation (with and without gradients)."""
+    """Return the output, which is the same in training and in evaluation (with and without gradients)."""
     trained = model.train()(*inputs, **masks)
     model.eval()
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test_encoder(batch_first: bool, norm_first: bool, masks: dict[str, Tensor]) 
     changed = x.clone()
     changed[1, 3:] += torch.randn(
         2, DIM
-    )  # padding where there is a padding mask, and the future of tokens 0..2 of a causal one
+    )  # the padding, if there is a padding mask, and with a causal mask the future of tokens 0 to 2
     other = model(changed if batch_first else changed.transpose(0, 1), **masks)
     other = other if batch_first else other.transpose(0, 1)
     same = torch.allclose(other[1, :3], y[1, :3], atol=1e-6)
@@ -92,7 +92,7 @@ def test_a_layer_put_in_by_hand_is_safe_too() -> None:
 def test_nested_tensors_are_refused() -> None:
     layer = MultiheadPolynomialMixer(DIM, HEADS, batch_first=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the API of nested tensors is a prototype
+        warnings.simplefilter("ignore")  # the API of nested tensors is a prototype, and warns
         x = torch.nested.nested_tensor([torch.zeros(2, DIM), torch.zeros(3, DIM)])
     with pytest.raises(InputError, match="enable_nested_tensor=False"):
         layer(x, x, x)

@@ -1,4 +1,4 @@
-"""Attention blocks of the common makes, as small as they go."""
+"""Attention blocks of common libraries, as small as possible."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DIM, HEADS = 8, 2
 
 
 class TimmAttention(nn.Module):
-    """As in timm's vision transformers."""
+    """Like timm's vision transformers."""
 
     def __init__(self, dim: int = DIM, heads: int = HEADS, inner: int | None = None, bias: bool = True) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class TimmAttention(nn.Module):
 
 
 class Adapted(nn.Module):
-    """As peft's low-rank adapters."""
+    """Like peft's low-rank adapters."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Adapted(nn.Module):
 
 
 class WindowAttention(TimmAttention):
-    """As in Swin: a bias by relative position."""
+    """Like Swin: with a bias by relative position."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,14 +54,14 @@ class WindowAttention(TimmAttention):
 
 
 class RotaryAttention(TimmAttention):
-    """As in EVA: needs a second input."""
+    """Like EVA: needs a second input."""
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(x + rope)
 
 
 class LlamaAttention(nn.Module):
-    """As in transformers' Llama: grouped keys and values, heads in a config."""
+    """Like transformers' Llama: grouped keys and values, and the heads in a config."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class LlamaAttention(nn.Module):
 
 
 class BertSelfAttention(nn.Module):
-    """As in transformers' BERT: the output projection is elsewhere."""
+    """Like transformers' BERT: the output projection is elsewhere."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class BertSelfAttention(nn.Module):
 
 
 class GPTAttention(nn.Module):
-    """As in nanoGPT."""
+    """Like nanoGPT."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class GPTAttention(nn.Module):
 
 
 class Conv1D(nn.Module):
-    """As in transformers' GPT-2: a linear layer under another name."""
+    """Like transformers' GPT-2: a linear layer under another name."""
 
     def __init__(self, outputs: int, inputs: int) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class Conv1D(nn.Module):
 
 
 class GPT2Attention(nn.Module):
-    """As in transformers' GPT-2."""
+    """Like transformers' GPT-2."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class GPT2Attention(nn.Module):
 
 
 class FunctionalAttention(nn.Module):
-    """Attention that only its code gives away."""
+    """Attention that only its code reveals."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class FunctionalAttention(nn.Module):
 
 
 class Outer(FunctionalAttention):
-    """Its own forward is attention, and it holds another."""
+    """Its forward is attention, and it also holds another attention module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class OwnAttention(nn.MultiheadAttention):
 
 
 class Lookalikes(nn.Module):
-    """No attention: names and shapes that only remind of it."""
+    """No attention, only names and shapes that resemble it."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -43,7 +43,7 @@ def test_runs_take_turns() -> None:
     assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3, "c": 3}
 
 
-def test_a_settled_run_follows_one_of_its_own() -> None:
+def test_a_settled_run_follows_one_of_the_same_backend() -> None:
     calls: list[str] = []
     functions = {name: lambda name=name: calls.append(name) for name in "ab"}
     times = time_interleaved(functions, BenchOptions(warmup=0, repeats=2), settled=True)

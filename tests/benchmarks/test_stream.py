@@ -164,7 +164,7 @@ def test_attention_is_not_run_where_it_would_take_too_much(stream: StreamWorkloa
         ({"backends": ["attention-shared"]}, "no mixer can run"),
     ],
 )
-def test_what_no_stream_can_do(options: dict[str, Any], message: str) -> None:
+def test_what_no_stream_supports_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         bench(StreamWorkload(SHAPE), BenchOptions(**options))
 

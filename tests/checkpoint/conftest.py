@@ -1,4 +1,4 @@
-"""What tests of checkpoints share."""
+"""Fixtures of the checkpoint tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.weight_files import Tensors
 
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
-    """A model of two mixers, and the file of its program."""
+    """A model of two mixers, and the file with its exported program."""
     torch.manual_seed(0)
     model = nn.Sequential(PolynomialMixer(8, 2, 2), ProductMixer(8, 3, 1)).eval()
     batch, tokens = torch.export.Dim("batch", min=1), torch.export.Dim("tokens", min=1)

@@ -1,4 +1,4 @@
-"""Averages that are less than a state dict: lists without names, parameters alone, names that lost their dots."""
+"""Averages that lack parts of a state dict: lists without names, parameters only, names without their dots."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GPT_CONFIG = GPTConfig(19, 2, 2, 8, 4, 1, 2, 3, mlp_width=20, attention_layers=(
 
 @pytest.mark.parametrize("place", ["ema_params", "ema.shadow_params", "ema_state_dict.shadow_params"])
 def test_a_list_has_the_names_of_the_state_dict(tmp_path: Path, place: str) -> None:
-    """A rotary mixer's tables are buffers, and not among the parameters that are averaged."""
+    """A rotary mixer's tables are buffers, which are not among the averaged parameters."""
     mixer = RotaryPolynomialMixer(8, 2, 3, n_groups=2, n_sel_heads=4, bias=True, max_seq_len=9)
     values: Any = [p * FACTOR for p in mixer.parameters()]
     for key in reversed(place.split(".")[1:]):
@@ -33,7 +33,7 @@ def test_a_list_has_the_names_of_the_state_dict(tmp_path: Path, place: str) -> N
         assert torch.equal(loaded.module.get_buffer(name), buffer)
 
 
-def test_a_list_of_a_whole_state_dict_is_told_by_its_number(tmp_path: Path) -> None:
+def test_a_list_of_a_whole_state_dict_is_recognised_by_its_length(tmp_path: Path) -> None:
     mixer = RotaryPolynomialMixer(8, 2, 3, max_seq_len=9)
     values = [tensor * FACTOR for tensor in mixer.state_dict().values()]
     content = {"state_dict": mixer.state_dict(), "callbacks": {"EMA": {"ema_weights": values, "cur_step": 3}}}
@@ -47,8 +47,8 @@ def test_weights_that_were_set_aside_are_no_average(raw: Tensors, tmp_path: Path
     assert factor_of(load({"model": raw, "ema": ema}, tmp_path, "ema"), raw) == FACTOR
 
 
-def test_a_backup_beside_an_average_is_none(raw: Tensors, tmp_path: Path) -> None:
-    """While the average is in the model's place, it keeps the trained weights."""
+def test_a_backup_beside_an_average_is_not_an_average(raw: Tensors, tmp_path: Path) -> None:
+    """While the average is in the model, the backup keeps the trained weights."""
     average = scaled(raw)
     loaded = load({"model": average, "ema": {"decay": 0.9, "shadow": scaled(raw), "backup": raw}}, tmp_path, "backup")
     assert (factor_of(loaded, raw), loaded.weights) == (1, "ema.backup")
@@ -102,7 +102,7 @@ def test_an_average_of_parameters_by_name_has_the_buffers_of_the_weights(tmp_pat
 
 
 def test_an_average_whose_names_lost_their_dots(raw: Tensors, tmp_path: Path) -> None:
-    """As LitEma of the latent diffusion models registers its buffers."""
+    """As LitEma of the latent diffusion models names its buffers."""
     content = {
         **{f"model.{name}": tensor for name, tensor in raw.items()},
         **{f"model_ema.{name.replace('.', '')}": tensor for name, tensor in scaled(raw).items()},
@@ -118,7 +118,7 @@ def test_an_average_whose_names_lost_their_dots(raw: Tensors, tmp_path: Path) ->
 def test_an_average_whose_names_lost_their_dots_and_begin_with_a_module(
     raw: Tensors, tmp_path: Path, beside: Tensors
 ) -> None:
-    """As LitEma has them of a DiffusionWrapper, alone or beside an autoencoder."""
+    """As LitEma names the buffers of a DiffusionWrapper, alone or beside an autoencoder."""
     content = {
         **{f"model.diffusion_model.{name}": tensor for name, tensor in raw.items()},
         **{f"model_ema.diffusion_model{name.replace('.', '')}": tensor for name, tensor in scaled(raw).items()},
@@ -139,7 +139,7 @@ def test_averages_by_number_are_a_list(raw: Tensors, tmp_path: Path, key: Callab
 
 @pytest.mark.parametrize("front", ["", "module.", "denoiser."])
 def test_lists_of_parameters_among_the_weights(raw: Tensors, tmp_path: Path, front: str) -> None:
-    """As a module saves a ParameterList of averages that it keeps itself."""
+    """As a module saves a ParameterList in which it keeps averages itself."""
     content = {f"{front}net.{name}": tensor for name, tensor in raw.items()}
     for list_number, factor in ((1, FACTOR), (2, 0.25)):
         values = scaled(raw, factor).values()

@@ -1,4 +1,4 @@
-"""Programs of torch.export: exported as they are, and never run where the file asks for more than a program."""
+"""Programs of torch.export: they are exported as they are; a file that would run anything else is refused."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_program_of_plain_operators_is_refused(tmp_path: Path) -> None:
 def rewrite(
     source: Path, target: Path, edit: Callable[[str, bytes], bytes], more: dict[str, bytes] | None = None
 ) -> None:
-    """Copy an archive with its members edited, and more of them."""
+    """Copy an archive with its members edited, and further members added."""
     content = {name: edit(name, data) for name, data in pt2_files.members(source).items()}
     pt2_files.write(target, {**content, **(more or {})})
 
@@ -143,7 +143,7 @@ def test_a_directory_of_a_sparse_file_is_not_read(tmp_path: Path) -> None:
 
 
 def layouts(path: Path) -> dict[str, bytes]:
-    """Archives that readers of zip files do not agree about, or that hold more than their size."""
+    """Archives that zip readers disagree about, or that hold more than their size."""
     content = path.read_bytes()
     end = content.rindex(b"PK\x05\x06")
     size, offset = struct.unpack("<II", content[end + 12 : end + 20])

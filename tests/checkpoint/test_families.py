@@ -1,4 +1,4 @@
-"""What shapes don't tell, and how each family's checkpoints are told apart."""
+"""What shapes don't show, and how the families' checkpoints are distinguished."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_degree_of_v1_must_be_given_and_fit() -> None:
     assert recognise(ProductMixer(6, 1, 1).state_dict()).spec.degree == 1
 
 
-def test_heads_must_be_given_where_no_buffer_tells_them() -> None:
+def test_heads_must_be_given_where_no_buffer_shows_them() -> None:
     tensors = GPT(ONE_NUMBER_OF_HEADS).state_dict()
     tensors = {name: tensor for name, tensor in tensors.items() if "inv_freq" not in name}
     assert "`heads`" in refusal(tensors, Hints(degree=2))
@@ -139,7 +139,7 @@ def test_mixers_in_an_unknown_architecture_are_listed() -> None:
     assert "example_inputs" in message
 
 
-def test_another_model_is_said_to_be_none_of_ours() -> None:
+def test_another_model_is_reported_as_not_ours() -> None:
     message = refusal(nn.TransformerEncoderLayer(8, 2).state_dict())
     assert "no known model" in message
     assert all(family in message for family in FAMILIES)
@@ -174,7 +174,7 @@ def test_what_the_user_says_must_be_what_the_shapes_say(tmp_path: Path) -> None:
 
 
 class Setting:
-    """Stands for an object of a configuration library."""
+    """A double of a configuration library's object."""
 
     def __init__(self, **values: Any) -> None:
         self.__dict__.update(values)

@@ -1,4 +1,4 @@
-"""Checkpoints of other kinds are named for what they are, with the remedy; none is called damaged."""
+"""Checkpoints of other kinds are named as what they are, with the remedy; none is called damaged."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_distributed_checkpoint_is_named_with_the_command_that_joins_it(mixer:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dcp.save({"model": mixer}, checkpoint_id=folder, no_dist=True)
-    (folder / "meta.pt").write_bytes(b"")  # Lightning's, beside the shards
+    (folder / "meta.pt").write_bytes(b"")  # Lightning's metadata, beside the shards
     for path in (folder, tmp_path, folder / "__0_0.distcp", folder / ".metadata"):
         message = refusal(path)
         assert "torch.distributed checkpoint" in message
@@ -134,7 +134,7 @@ def test_types_that_torch_has_no_tensors_of(tmp_path: Path) -> None:
         ({"po_coeff": torch.ones(0)}, "zero_to_fp32.py"),
     ],
 )
-def test_weights_that_are_none_by_themselves(mixer: Any, added: Any, seen: str, tmp_path: Path) -> None:
+def test_weights_that_are_not_usable_by_themselves(mixer: Any, added: Any, seen: str, tmp_path: Path) -> None:
     mixer |= added
     torch.save({name: tensor for name, tensor in mixer.items() if tensor is not None}, tmp_path / "m.pt")
     assert seen in refusal(tmp_path / "m.pt")
@@ -149,7 +149,7 @@ def test_dynamically_quantized_modules_are_named(tmp_path: Path) -> None:
 
 
 class Piece:
-    """Stands for a tensor of which this file has one rank's part."""
+    """A double of a tensor of which this file holds one rank's part."""
 
     def __reduce__(self) -> Any:
         return nn.Linear, (1, 1)
@@ -169,7 +169,7 @@ def test_pieces_of_tensors_and_of_trainers_are_named(mixer: Any, tmp_path: Path)
     assert "piece of a distributed tensor" in refusal(tmp_path / "m.pt")
 
 
-def test_one_of_several_shards_is_no_model(mixer: Any, tmp_path: Path) -> None:
+def test_one_of_several_shards_is_not_a_model(mixer: Any, tmp_path: Path) -> None:
     save_file(mixer, tmp_path / "model-00001-of-00002.safetensors")
     assert "is one of 2 shards" in refusal(tmp_path / "model-00001-of-00002.safetensors")
     save_file(mixer, tmp_path / "model-00001-of-00001.safetensors")
@@ -177,7 +177,7 @@ def test_one_of_several_shards_is_no_model(mixer: Any, tmp_path: Path) -> None:
 
 
 def test_a_program_of_torchscript_is_named(tmp_path: Path) -> None:
-    """Its code is compressed, as no checkpoint's members are: it is not damaged for that."""
+    """Its code is compressed, unlike members of a checkpoint, but that does not mean damage."""
     with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
         for name in ("data.pkl", "constants.pkl", "version"):
             archive.writestr(f"m/{name}", b"x")

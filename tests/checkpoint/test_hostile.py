@@ -1,4 +1,4 @@
-"""Checkpoints that claim more than they hold, or ask for what is no data: refused by a line, at once."""
+"""Checkpoints that claim more than they hold, or hold more than data, are refused quickly with one line."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def number(value: int) -> bytes:
 
 
 def tensor(size: tuple[int, ...], stride: tuple[int, ...], numel: int = 4, offset: int = 0) -> bytes:
-    """A pickled tensor over storage 0."""
+    """Return opcodes that push a tensor over storage 0."""
     storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + number(numel) + b"tQ"
     shape = b"".join(b"(" + b"".join(map(number, values)) + b"t" for values in (size, stride))
     hooks = b"ccollections\nOrderedDict\n)R"
@@ -108,14 +108,14 @@ def test_pickles_without_an_end(tmp_path: Path) -> None:
 
 
 def test_one_tuple_is_not_handed_out_without_end(tmp_path: Path) -> None:
-    """A thousand calls with one tuple of 20,000: in memory it would be copied for each."""
+    """A thousand calls with the same tuple of 20,000, which each call would copy in memory."""
     arguments = b"(" + b"N" * 20_000 + b"t" + b"q\x00" + b"0"
     calls = b"cmodule\nname\nh\x00R0" * 1000
     assert "more than 10,000,000 arguments" in refusal(save(tmp_path / "a.pt", b"\x80\x02" + arguments + calls + b"N."))
 
 
 def test_many_views_of_one_storage(tmp_path: Path) -> None:
-    """A thousand weights, each all but a few values of 1 MB."""
+    """A thousand weights, each of which covers all but a few values of the same 1 MB."""
     values = (1 << 18) - 1000
     entries = b"".join(text(f"w{i}") + tensor((values,), (1,), numel=1 << 18, offset=i) + b"s" for i in range(1000))
     file = save(tmp_path / "a.pt", b"\x80\x02}" + entries + STOP, storage=bytes(1 << 20))
@@ -132,7 +132,7 @@ def test_lists_in_lists_are_looked_at_once() -> None:
 
 
 def test_settings_of_other_types_say_nothing() -> None:
-    """Python writes out no integer of 5,000 digits."""
+    """Python does not convert an integer of 5,000 digits to text."""
     assert settings_in({"_target_": 10**5000, "degree": 10**5000, "n_head": [], "order": 3}) == Hints(degree=3)
 
 
@@ -153,7 +153,7 @@ def test_an_archive_is_as_torch_leaves_it(tmp_path: Path) -> None:
 
 
 class Config(SimpleNamespace):
-    """What a trainer may save beside the weights."""
+    """An object that a trainer may save beside the weights."""
 
 
 @pytest.mark.parametrize("write", [torch.save, save_legacy])
@@ -225,7 +225,7 @@ def test_a_plain_pickle_is_named(tmp_path: Path) -> None:
 
 
 def test_recognition_is_bounded_by_the_file(tmp_path: Path) -> None:
-    """Names and sizes that would make a search or a model without end, each from a small file."""
+    """Names and sizes in a small file that would lead to an endless search or an endless model."""
     one = torch.ones(1)
     for name, tensors, reason in (
         ("depth", {"module." * 20_000 + "w": one}, "no known model"),
@@ -279,7 +279,7 @@ def test_json_beside_the_weights_is_bounded(tmp_path: Path) -> None:
 
 
 def test_values_are_looked_at_after_names_and_shapes(tmp_path: Path) -> None:
-    """A file of 4 GiB without blocks on the disk: what tells it is its first bytes."""
+    """A sparse file of 4 GiB, which is recognised by its first bytes."""
     header = b'{"w": {"dtype": "F32", "shape": [1073741824], "data_offsets": [0, 4294967296]}}'
     with (tmp_path / "a.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
@@ -302,7 +302,7 @@ def test_values_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 @pytest.mark.parametrize("place", range(5))
 def test_the_older_form_holds_what_it_should(tmp_path: Path, place: int) -> None:
-    """In turn one of its five pickles is a tuple that could be neither compared, hashed nor shown in a lifetime."""
+    """Each of its five pickles in turn is a tuple that could not be compared, hashed or shown in a lifetime."""
     nested: Any = ()
     for _ in range(11):
         nested = (nested,) * 30

@@ -1,4 +1,4 @@
-"""The public image model's checkpoints: what shapes tell, what they don't, and what is refused."""
+"""The public image model's checkpoints: what shapes show, what they don't, and what is refused."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def refusal(tensors: dict[str, Tensor], hints: Hints = Hints(in_context_start=1)
 
 
 def test_the_trainers_file_is_recognised(golden_jit: Any, tmp_path: Path) -> None:
-    shutil.copy(golden_jit.checkpoint, tmp_path / "last.ckpt")  # without the configuration beside it
+    shutil.copy(golden_jit.checkpoint, tmp_path / "last.ckpt")  # without the configuration file beside it
     loaded = load_model(tmp_path / "last.ckpt")
     assert loaded.spec.architecture == JIT
-    told = asdict(loaded.spec.config)
-    assert told == told | {name: value for name, value in golden_jit.config.items() if name != "family"}
+    config = asdict(loaded.spec.config)
+    assert config == config | {name: value for name, value in golden_jit.config.items() if name != "family"}
     assert "4 in-context tokens from layer 4 on" in loaded.spec.summary()
 
 
@@ -54,7 +54,7 @@ def test_the_trainers_file_is_recognised(golden_jit: Any, tmp_path: Path) -> Non
     ],
     ids=lambda changed: "-".join(changed),
 )
-def test_shapes_tell_everything_but_where_the_tokens_are_put(changed: dict[str, int]) -> None:
+def test_shapes_show_everything_but_where_the_tokens_are_inserted(changed: dict[str, int]) -> None:
     config = replace(TINY_JIT, **{"max_h": 0, "max_w": 0, **changed})
     hints = Hints(in_context_start=1) if config.in_context_len else Hints()
     model = JiT(config)
@@ -62,13 +62,13 @@ def test_shapes_tell_everything_but_where_the_tokens_are_put(changed: dict[str, 
 
 
 @pytest.mark.parametrize("depth", IN_CONTEXT_STARTS)
-def test_the_published_depths_tell_it(depth: int) -> None:
+def test_the_published_depths_imply_it(depth: int) -> None:
     tensors = weights(replace(TINY_JIT, depth=depth, in_context_start=0))
     assert recognise(tensors).spec.config.in_context_start == IN_CONTEXT_STARTS[depth]
     assert recognise(tensors, Hints(in_context_start=0)).spec.config.in_context_start == 0
 
 
-def test_what_the_published_depth_tells_is_said(golden_jit: Any, tmp_path: Path) -> None:
+def test_what_the_published_depth_implies_is_reported(golden_jit: Any, tmp_path: Path) -> None:
     shutil.copy(golden_jit.checkpoint, tmp_path / "last.ckpt")
     said = "in_context_start 4 is the published model's for 12 blocks"
     assert any(said in note for note in load_model(tmp_path / "last.ckpt").notes)
@@ -87,7 +87,7 @@ def test_another_depth_asks_for_it() -> None:
     assert "in_context_start 2 does not fit: it has 2 blocks" in refusal(weights(), Hints(in_context_start=2))
 
 
-def test_the_trainers_settings_tell_it_and_the_user_overrules_them(tmp_path: Path) -> None:
+def test_the_trainers_settings_give_it_and_the_user_overrides_them(tmp_path: Path) -> None:
     tensors = {f"denoiser.net.{name}": tensor for name, tensor in weights().items()}
     settings = {"cfg": {"model": {"in_context_start": 0}}}
     torch.save({"epoch": 1, "state_dict": tensors, "hyper_parameters": settings}, tmp_path / "last.ckpt")
@@ -135,7 +135,7 @@ def test_the_first_average_is_taken_and_the_others_can_be(golden_jit: Any) -> No
         assert difference < 1e-5 * arrays[expected].abs().max()
 
 
-def test_averages_in_the_older_order_are_left_out_with_a_word(tmp_path: Path) -> None:
+def test_averages_in_the_older_order_are_left_out_with_a_note(tmp_path: Path) -> None:
     tensors: dict[str, Tensor] = {}
     for name, tensor in weights().items():
         if name.endswith("qc_proj.weight"):

@@ -1,4 +1,4 @@
-"""The older layout, with separate projections of context and gate, is read as today's."""
+"""The older layout, with separate projections of context and gate, is read like today's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Tensors = dict[str, Tensor]
 
 
 def older(tensors: Tensors, gates: int) -> Tensors:
-    """Return a state dict as it was before the projections were joined."""
+    """Return a state dict in the layout from before the projections were merged."""
     result: Tensors = {}
     for name, tensor in tensors.items():
         if name.endswith("qc_proj.weight"):

@@ -1,4 +1,4 @@
-"""State dicts with several networks in them, and with other things beside: every one can be asked for and is named."""
+"""State dicts that hold several networks, and other things: each network is named, and can be asked for."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def others_beside(prefix: str = "") -> Tensors:
 
 
 def post_hoc(tensors: Tensors) -> Tensors:
-    """As ema-pytorch's PostHocEMA saves averages of two lengths, half and a quarter of the weights here."""
+    """Save averages as ema-pytorch's PostHocEMA does, of two lengths: here half and a quarter of the weights."""
     both = {}
     for number, factor in enumerate((0.5, 0.25)):
         counters = {"initted": torch.tensor(data=True), "step": torch.tensor(3)}
@@ -44,7 +44,7 @@ def post_hoc(tensors: Tensors) -> Tensors:
 
 
 def factor_of(loaded: LoadedModel, raw: Tensors) -> float:
-    """Return how many times the raw parameters a model's are."""
+    """Return how many times as large as the raw ones a model's parameters are."""
     parameters = dict(loaded.module.named_parameters())
     name = next(name for name in parameters if name.endswith("ag_proj.weight"))
     factor = float((parameters[name] / raw[name]).median())
@@ -104,13 +104,13 @@ def test_counters_beside_an_average_among_other_things_prefer_nothing(image_mode
         "ema_state_dict": {**below("module", scaled(of_text, 0.5)), "steps": torch.tensor(3)},
     }
     assert load(content, tmp_path, degree=2).weights == "model"
-    content = {"state_dict": state, "ema_state_dict": average, "message_hub": {}}  # MMEngine's: they change places
+    content = {"state_dict": state, "ema_state_dict": average, "message_hub": {}}  # MMEngine swaps the two
     loaded = load(content, tmp_path, in_context_start=1)
     assert (factor_of(loaded, raw), loaded.weights) == (1, "ema")
 
 
 def test_a_list_of_all_parameters_holds_those_of_the_model(image_model: nn.Module, tmp_path: Path) -> None:
-    """As of `self.parameters()` of a module that has a loss with weights; statistics are not among them."""
+    """As from `self.parameters()` of a module whose loss has weights; statistics are not among them."""
     raw = image_model.state_dict()
     parameters = [p.detach() / 2 for p in image_model.parameters()]
     front = {"norm.weight": torch.ones(3), "norm.running_mean": torch.ones(3)}
@@ -161,7 +161,7 @@ def test_a_model_that_has_its_average_as_a_part(image_model: nn.Module, tmp_path
 
 
 def test_an_average_of_what_was_trained_lacks_what_was_frozen(image_model: nn.Module, tmp_path: Path) -> None:
-    """As torch_ema's, given `[p for p in parameters if p.requires_grad]`: the embedding of positions is not in it."""
+    """As with torch_ema, given `[p for p in parameters if p.requires_grad]`: the position embedding is not in it."""
     raw = image_model.state_dict()
     trained = {name: p.detach() / 2 for name, p in image_model.named_parameters() if p.requires_grad}
     for average in ({"shadow_params": list(trained.values())}, {"shadow": trained}):
@@ -171,7 +171,7 @@ def test_an_average_of_what_was_trained_lacks_what_was_frozen(image_model: nn.Mo
         assert all(torch.equal(value, trained[name]) for name, value in parameters.items())
 
 
-# Bare weights are called model, where nothing else is.
+# Bare weights are called `model` if that name is free.
 @pytest.mark.parametrize(("key", "names"), [("net", ("model", "net")), ("model", ("bare", "model"))])
 def test_the_bare_weights_beside_a_network_are_asked_for_as_they_are_listed(
     key: str, names: tuple[str, str], tmp_path: Path

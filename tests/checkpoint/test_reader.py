@@ -1,4 +1,4 @@
-"""Files that are read, and files that are refused with one clear line."""
+"""Which files are read, and which are refused with one clear line."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def read_whole(path: Path) -> None:
 
 
 def refusal(path: Path) -> str:
-    """Return the message that reading `path` ends in: one line, with a hint."""
+    """Return the error message of reading `path`: one line, with a hint."""
     with pytest.raises(InputError) as caught:
         read_whole(path)
     message = str(caught.value)
@@ -60,7 +60,7 @@ def save_legacy(tensors: Tensors, path: Path) -> None:
 
 
 @pytest.mark.parametrize("save", [torch.save, save_legacy, save_file])
-# The content tells the format, not the file's name.
+# The format is recognised by the content, not by the file's name.
 @pytest.mark.parametrize("name", ["checkpoint.pt", "checkpoint.safetensors", "checkpoint"])
 def test_reads_every_format(tensors: Tensors, tmp_path: Path, save: Callable[..., None], name: str) -> None:
     path = tmp_path / name
@@ -125,7 +125,7 @@ def test_reads_a_folder_with_one_file(tensors: Tensors, tmp_path: Path, name: st
 
 
 def write_shards(tensors: Tensors, folder: Path) -> dict[str, str]:
-    """Save every tensor as a shard, and return the index's map."""
+    """Save every tensor as a shard of its own, and return the index's map."""
     weight_map = {}
     for i, (name, tensor) in enumerate(tensors.items()):
         weight_map[name] = f"model-{i:05}-of-{len(tensors):05}.safetensors"
@@ -164,7 +164,7 @@ def test_other_weights_in_a_folder_are_named(tmp_path: Path) -> None:
     for name in ("optimizer.pt", "scheduler.pt", "rng_state_0.pth", "training_args.bin", "custom_checkpoint_0.pkl"):
         (tmp_path / name).write_bytes(b"x")
     (note,) = load_model(tmp_path).notes
-    others = "custom_checkpoint_0.pkl, ema.safetensors, model_best.safetensors"  # the first is accelerate's
+    others = "custom_checkpoint_0.pkl, ema.safetensors, model_best.safetensors"  # the first name is accelerate's
     assert f"read from model.safetensors; the folder also holds {others}" in note
 
 
@@ -181,7 +181,7 @@ def test_refuses_shards_that_are_missing_damaged_or_elsewhere(tensors: Tensors, 
         assert "index.json" in refusal(tmp_path)
 
 
-def test_refuses_shards_of_which_the_index_says_something_else(tensors: Tensors, tmp_path: Path) -> None:
+def test_refuses_shards_that_differ_from_the_index(tensors: Tensors, tmp_path: Path) -> None:
     weight_map = write_shards(tensors, tmp_path)
     (first, one), (second, other) = list(weight_map.items())[:2]
     index = tmp_path / "model.safetensors.index.json"
@@ -268,7 +268,7 @@ def test_refuses_other_content(tmp_path: Path, content: bytes) -> None:
 
 
 class Payload:
-    """A pickle of this writes a file when it is unpickled."""
+    """An object whose pickle writes a file when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -290,13 +290,13 @@ def test_runs_no_code(tensors: Tensors, tmp_path: Path, save: Callable[..., None
 
     assert "never executed" in message
     assert not marker.exists()
-    # The payload is live: a reader that runs pickles would have been caught.
+    # The payload works: a reader that runs pickles would have been caught.
     pickle.loads(pickle.dumps(Payload(marker)))
     assert marker.exists()
 
 
 class Elsewhere(Payload):
-    """One whose function is not on torch's list of modules to refuse."""
+    """An object whose function is not in torch's list of modules to refuse."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return shutil.copyfile, (__file__, self.marker)

@@ -21,7 +21,7 @@ Tensors = dict[str, Tensor]
 
 
 def test_recognises_every_golden_case(golden: Any) -> None:
-    # The shapes don't tell the degree of v1; the case's config.json beside the file does.
+    # The shapes don't show the degree of v1; the case's config.json beside the file does.
     loaded = load_model(golden.checkpoint)
 
     assert (loaded.spec.architecture, loaded.spec.family) == (MIXER, golden.config["family"])
@@ -39,7 +39,7 @@ def official_config(config: dict[str, Any]) -> MixerConfig | ProductMixerConfig:
     rope = config.get("rope", {})
     grid = {"max_h": rope["max_h"], "max_w": rope["max_w"]} if rope.get("rope_2d") else None
     rotary = RotaryConfig(**grid) if grid else RotaryConfig(rope["max_seq_len"]) if rope else None
-    # 0 and 1 selection heads are one model.
+    # 0 and 1 selection heads give the same model.
     heads = max(config["n_sel_heads"], 1)
     names = ("dim", "degree", "expand", "n_groups", "bias")
     return MixerConfig(**{name: config[name] for name in names}, n_sel_heads=heads, rotary=rotary)

@@ -1,4 +1,4 @@
-"""Which of a trainer's settings are the model's, and which are of something else."""
+"""Which of a trainer's settings belong to the model, and which to something else."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ def test_settings_of_something_else_say_nothing(content: Any) -> None:
 
 
 class Spline:
-    """Some class of the user's."""
+    """A class of the user's."""
 
     def __init__(self, degree: int) -> None:
         self.degree = degree
 
 
 class SomeConfig(Spline):
-    """A configuration by its name."""
+    """A configuration, as its name says."""
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_an_objects_settings_are_those_of_its_class(settings: Any, degree: int |
     assert settings_in(read_archive(tmp_path / "m.pt")).degree == degree
 
 
-def test_attention_in_local_windows_is_told_by_its_class() -> None:
+def test_attention_in_local_windows_is_recognised_by_its_class() -> None:
     for target, local in (("models.CausalLocalSelfAttention", True), ("my.local.models.Attention", False)):
         assert settings_in({"config": {"model": {"mixing_layer": {"_target_": target}}}}).local is local
     assert not settings_in({"config": {"data": {"_target_": "project.LocalAttentionDataset"}}}).local
@@ -94,7 +94,7 @@ def load(weights: Any, settings: Any, folder: Path) -> LoadedModel:
     return load_model(folder / "m.ckpt")
 
 
-def test_a_setting_that_is_used_is_said(tmp_path: Path) -> None:
+def test_a_setting_that_is_used_is_reported(tmp_path: Path) -> None:
     loaded = load(ProductMixer(8, 2, 3).state_dict(), {"hyper_parameters": {"order": 2}}, tmp_path)
     assert loaded.spec.degree == 2
     assert loaded.notes == ["degree 2 is read from the file's hyper_parameters.order"]
@@ -102,7 +102,7 @@ def test_a_setting_that_is_used_is_said(tmp_path: Path) -> None:
         load(ProductMixer(8, 2, 3).state_dict(), {"hyper_parameters": {"order": 4}}, tmp_path)
 
 
-def test_a_setting_that_the_shapes_contradict_is_said_and_not_used(tmp_path: Path) -> None:
+def test_a_setting_that_the_shapes_contradict_is_reported_and_not_used(tmp_path: Path) -> None:
     mixer = PolynomialMixer(16, 3, 2).state_dict()
     loaded = load(mixer, {"hyper_parameters": {"order": 1}}, tmp_path)
     assert loaded.spec.degree == 3
@@ -111,7 +111,7 @@ def test_a_setting_that_the_shapes_contradict_is_said_and_not_used(tmp_path: Pat
     assert load(mixer, {"hyper_parameters": {"augment": {"order": 1}}}, tmp_path).notes == []
 
 
-def test_what_is_given_goes_before_a_setting_and_says_so(tmp_path: Path) -> None:
+def test_what_is_given_takes_precedence_over_a_setting_and_that_is_reported(tmp_path: Path) -> None:
     torch.save({"state_dict": ProductMixer(8, 2, 3).state_dict(), "degree": 3}, tmp_path / "m.pt")
     loaded = load_model(tmp_path / "m.pt", degree=2)
     assert loaded.spec.degree == 2
@@ -155,12 +155,12 @@ def test_the_name_of_a_data_set_is_no_attention(tmp_path: Path) -> None:
         ("schedules.PoMLR", None),
     ],
 )
-def test_a_class_of_mixers_is_told_by_its_whole_name(target: str, degree: int | None) -> None:
+def test_a_class_of_mixers_is_recognised_by_its_whole_name(target: str, degree: int | None) -> None:
     assert settings_in({"cfg": {"part": {"_target_": target, "degree": 2}}}).degree == degree
 
 
 @pytest.mark.parametrize(("levels", "degree"), [(50, 3), (1000, None)])
-def test_settings_lie_no_deeper_than_people_nest_them(levels: int, degree: int | None) -> None:
+def test_settings_are_not_looked_for_deeper_than_people_nest_them(levels: int, degree: int | None) -> None:
     content: Any = {"degree": 3}
     for _ in range(levels):
         content = {"model": content}

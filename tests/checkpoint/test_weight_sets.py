@@ -1,4 +1,4 @@
-"""Files with several sets of weights: which one is taken is said, and another can be asked for."""
+"""Files with several sets of weights: the chosen one is reported, and another can be asked for."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_averages_of_gradients_are_no_weights(raw: Tensors, tmp_path: Path, key:
                 load({"model": raw, **content}, tmp_path, "ema")
 
 
-def test_weights_saved_while_a_schedule_free_optimizer_trains_are_said(raw: Tensors, tmp_path: Path) -> None:
+def test_weights_saved_while_a_schedule_free_optimizer_trains_are_reported(raw: Tensors, tmp_path: Path) -> None:
     for training in (True, False):
         state = {"state": {0: {"z": torch.ones(2)}}, "param_groups": [{"train_mode": training, "params": [0]}]}
         for content in ({"optimizer": state}, {"optimizer_states": [state]}):
@@ -191,7 +191,7 @@ def test_averages_of_other_libraries(raw: Tensors, tmp_path: Path) -> None:
         assert factor_of(load(content, tmp_path, "ema"), raw) == FACTOR
 
 
-def test_an_average_that_is_the_weights_themselves_is_none(raw: Tensors, tmp_path: Path) -> None:
+def test_an_average_that_is_the_weights_themselves_is_not_a_set(raw: Tensors, tmp_path: Path) -> None:
     for content in ({"ema": raw, "model": raw}, {"model": raw, "ema": raw}):
         for name in (None, "model", "ema"):
             loaded = load(content, tmp_path, name)
@@ -212,7 +212,7 @@ def test_a_network_beside_its_average_is_one_whatever_it_is_called(raw: Tensors,
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_buffers_that_are_rounded_are_said(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_buffers_that_are_rounded_are_reported(tmp_path: Path, dtype: torch.dtype) -> None:
     mixer = RotaryPolynomialMixer(8, 2, 3, max_seq_len=9)
     average = [p.detach().clone() for p in mixer.parameters()]
     content = {"state_dict": mixer.to(dtype).state_dict(), "ema_params": average}

@@ -133,7 +133,7 @@ def children(process_id: int) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_an_end_leaves_no_process_and_no_file(number: int, code: int, tmp_path: Path, model: str) -> None:
-    """Where the command itself is killed its work folder stays, as nobody is left to remove it; its worker ends."""
+    """If the command itself is killed, its work folder stays, since nobody is left to remove it; its worker ends."""
     scratch, output = tmp_path / "scratch", tmp_path / "out"
     scratch.mkdir()
     options = ["--tokens", "64", "--repeats", "100000000", "-o", str(output)]
@@ -150,7 +150,7 @@ def test_an_end_leaves_no_process_and_no_file(number: int, code: int, tmp_path: 
             break
     while not (workers := children(process.pid)):
         time.sleep(0.01)
-    # Long enough for the worker to say that it is to end with its parent.
+    # Long enough for the worker to arrange that it ends with its parent.
     time.sleep(2)
     process.send_signal(number)
     process.communicate(timeout=60)

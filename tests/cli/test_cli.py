@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what it prints, its exit codes, and what it leaves behind."""
+"""The command line as a user sees it: what it prints, its exit codes, and what it leaves behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options in place of the parameters that the library's messages name."""
+"""Messages of the command line name options where the library's messages name parameters."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ COMMANDS = [
     importlib.import_module(f"pom_export.cli.{name}").command
     for name in ("export", "inspect", "verify", "build", "generate", "scan")
 ]
-# Folders whose texts are of the command line, and what writes other programs' options.
+# Folders whose texts are about the command line, and files that write other programs' options.
 OF_COMMANDS = {"cli"}
 OTHER_PROGRAMS = {"engine/command_line.py", "parity/page.py"}
-# In backticks, and no parameters.
+# Names in backticks that are not parameters.
 OTHER_WORDS = {"order", "num_classes", "inspect"}
 
 
@@ -62,7 +62,7 @@ def test_options_are_those_of_the_commands() -> None:
 
 
 def texts_of(file: Path) -> list[str]:
-    """Return the texts in a file, those that document something left out."""
+    """Return the texts in a file, without docstrings."""
     tree = ast.parse(file.read_text())
     alone = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     texts = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and node not in alone)
@@ -70,7 +70,7 @@ def texts_of(file: Path) -> list[str]:
 
 
 def test_the_library_names_parameters() -> None:
-    """No text of it names an option, and each parameter that one names has an option."""
+    """None of its texts names an option, and each parameter that one names has an option."""
     for file in PACKAGE.rglob("*.py"):
         place = file.relative_to(PACKAGE)
         if place.parts[0] in OF_COMMANDS or place.as_posix() in OTHER_PROGRAMS:

@@ -37,7 +37,7 @@ def test_json_holds_the_configuration(capsys: pytest.CaptureFixture[str]) -> Non
     assert len(result["sha256"]) == 64
 
 
-def test_what_is_missing_is_said_with_the_option_that_gives_it(
+def test_what_is_missing_is_reported_with_the_option_that_gives_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(GOLDEN / "v1_degree3" / "checkpoint.pt", tmp_path / "m.pt")

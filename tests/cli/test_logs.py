@@ -1,4 +1,4 @@
-"""Logs beside the stages that a command shows: each line once."""
+"""Logs are shown beside a command's stages: each line once."""
 
 from __future__ import annotations
 

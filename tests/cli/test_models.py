@@ -1,4 +1,4 @@
-"""`module:factory` where a checkpoint may stand: its example inputs, and what is said of mistakes."""
+"""`module:factory` in place of a checkpoint: its example inputs, and the errors about mistakes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What libraries write to stderr by themselves is not what the command says."""
+"""What libraries write to stderr by themselves is not part of the command's output."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_libraries_are_heard_with_debug_only(options: list[str]) -> None:
     assert done.stderr == ("of a library\n" if options else "") + "of Python\n"
 
 
-def test_a_crash_is_still_told() -> None:
+def test_a_crash_is_still_reported() -> None:
     script = SCRIPT.replace("os.write(1", "os.abort(); os.write(1")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode < 0

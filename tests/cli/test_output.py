@@ -1,4 +1,4 @@
-"""What files say reaches the terminal as text that only shows, one line each."""
+"""Text from files reaches the terminal as printable text, one line each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Places of outputs: what cannot be written is found before torch is imported; a missing folder is made."""
+"""Paths of outputs: one that cannot be written is refused before torch is imported; missing folders are created."""
 
 from __future__ import annotations
 

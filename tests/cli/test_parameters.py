@@ -74,9 +74,9 @@ CHECKPOINT = "tests/data/golden/v2_base/checkpoint.pt"
 # What follows `export`, and what is said of it although nothing is read.
 EXPORTS = {
     f"{CHECKPOINT} --block-causal": "--block-causal says what the tokens of a stateful call see. Give --stateful too",
-    f"{CHECKPOINT} --stateful --mask full": "--mask full does not go with this kind of state",
-    f"{CHECKPOINT} --stateful --cross": "--cross does not go with --stateful",
-    f"{CHECKPOINT} --cross --mask causal": "--mask causal does not go with --cross",
+    f"{CHECKPOINT} --stateful --mask full": "--mask full cannot be combined with this kind of state",
+    f"{CHECKPOINT} --stateful --cross": "--cross cannot be combined with --stateful",
+    f"{CHECKPOINT} --cross --mask causal": "--mask causal cannot be combined with --cross",
     f"{CHECKPOINT} --static 0x5": "static sizes must be at least 1, got 0x5",
     f"{CHECKPOINT} --family nanogpt-pom --mask full": "a language model is causal; --mask full does not apply",
     f"{CHECKPOINT} --family language-model --cross": "a language model is causal; --cross does not apply",
@@ -100,7 +100,7 @@ OTHERS = {
 AT_ONCE = {f"export {given} -o {{folder}}/m.onnx": message for given, message in EXPORTS.items()} | OTHERS
 
 
-def test_what_the_options_alone_tell_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
+def test_options_that_are_wrong_by_themselves_are_refused_before_torch_is_imported(tmp_path: Path) -> None:
     commands = [command.format(folder=tmp_path).split() for command in AT_ONCE]
     check = (
         "import sys; from pom_export.cli.main import run\n"

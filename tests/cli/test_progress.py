@@ -1,4 +1,4 @@
-"""What is told of a job under way: a spinner on a terminal, plain lines elsewhere, nothing under --quiet."""
+"""What is shown of a running job: a spinner on a terminal, plain lines elsewhere, nothing with --quiet."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def on_terminal(
 
 
 def left_of(seen: str) -> list[str]:
-    """Return what a terminal shows in the end, control sequences that erase a line obeyed."""
+    """Return what a terminal finally shows: control sequences that erase a line are applied."""
     lines = [""]
     for part in re.split(r"(\r\n|\r|\n|\x1b\[2K|\x1b\[1A)", seen):
         if part in {"\r\n", "\n"}:

@@ -1,4 +1,4 @@
-"""Files beside an output: ours are kept in step with it, others and sources are never replaced."""
+"""Files beside an output: our own are kept consistent with it; other files and sources are never replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of the streams: full, left, or without a character for what is said."""
+"""Standard streams that are full, closed by their reader, or lack a character of the text."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_name_that_is_no_text_comes_from_a_shell(tmp_path: Path) -> None:
 
 
 def spoiled_names(folder: Path) -> list[Path]:
-    """Make a checkpoint with a name that is no UTF-8, and return what then is in the folder."""
+    """Create a checkpoint whose name is not valid UTF-8, and return the folder's contents."""
     (folder / os.fsdecode(b"c\xff")).write_bytes(Path(CHECKPOINT).read_bytes())
     return list(folder.iterdir())
 

@@ -36,16 +36,16 @@ def averaged(raw: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor * 0.5 for name, tensor in raw.items()}
 
 
-def told(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int = 0) -> Any:
+def result_of(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int = 0) -> Any:
     capsys.readouterr()
     assert run([*arguments, "--json"]) == code
     return json.loads(capsys.readouterr().out)
 
 
 def test_inspect_names_every_set(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = told(["inspect", str(folder / "both.pt")], capsys)
+    result = result_of(["inspect", str(folder / "both.pt")], capsys)
     assert (result["weights"], result["other_weights"]) == ("model", [AVERAGE])
-    result = told(["inspect", str(folder / "both.pt"), "--weights", "ema_state_dict"], capsys)
+    result = result_of(["inspect", str(folder / "both.pt"), "--weights", "ema_state_dict"], capsys)
     assert (result["weights"], result["other_weights"]) == ("ema", [RAW])
     assert run(["inspect", str(folder / "both.pt")]) == 0
     shown = capsys.readouterr().out
@@ -72,11 +72,11 @@ def test_export_writes_the_set_and_says_which(folder: Path, capsys: pytest.Captu
 
 def test_verify_takes_the_set_that_was_exported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     verify = ["verify", str(folder / "m.onnx"), "--checkpoint"]
-    result = told([*verify, str(folder / "both.pt")], capsys)
+    result = result_of([*verify, str(folder / "both.pt")], capsys)
     assert result["passed"]
     assert any(note.startswith(f"the weights are {AVERAGE}, an average") for note in result["notes"])
-    assert not told([*verify, str(folder / "both.pt"), "--weights", "model"], capsys, code=1)["passed"]
-    result = told([*verify, str(folder / "average.pt")], capsys)
+    assert not result_of([*verify, str(folder / "both.pt"), "--weights", "model"], capsys, code=1)["passed"]
+    result = result_of([*verify, str(folder / "average.pt")], capsys)
     assert result["passed"]
     assert "exported from weights called ema" in result["notes"][0]
     assert run(["verify", str(folder / "m.onnx"), "--weights", "ema"]) == 2

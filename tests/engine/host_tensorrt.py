@@ -1,7 +1,7 @@
-"""TensorRT and the CUDA runtime over memory of the host, computed by ONNX Runtime: what a stream asks of them.
+"""Doubles of the parts of TensorRT and the CUDA runtime that a stream uses, in host memory and with ONNX Runtime.
 
-Like the real ones, nothing that is enqueued on a stream happens before the stream is waited for. Unlike them it says
-so when a tensor or a copy does not lie within an allocation, and when an output lies over an input.
+Work enqueued on a stream happens only when the stream is waited for, which the real ones allow too. Unlike the real
+ones, the doubles fail if a tensor or a copy exceeds its allocation, or if an output overlaps an input.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from pom_export.engine.device_memory import CopyKind
 
 
 class HostCuda:
-    """A CudaRuntime."""
+    """A double of CudaRuntime."""
 
     def __init__(self) -> None:
         self.blocks: dict[int, Any] = {}
         self.allocated = 0
-        # What waits on each stream, and the memory that it needs.
+        # The pending work of each stream, and the memory that it uses.
         self.streams: dict[int, list[tuple[set[int], Callable[[], Any]]]] = {}
         self._numbers = itertools.count(7)
 
     def malloc(self, nbytes: int) -> int:
-        block = ctypes.create_string_buffer(b"\xff" * nbytes, nbytes)  # as undefined as new memory is
+        block = ctypes.create_string_buffer(b"\xff" * nbytes, nbytes)  # undefined, like new memory
         self.blocks[ctypes.addressof(block)] = block
         self.allocated += 1
         return ctypes.addressof(block)
@@ -71,18 +71,18 @@ class HostCuda:
 
 
 class Specialization(Enum):
-    """trt.DynamicShapesKernelSpecializationStrategy."""
+    """A double of trt.DynamicShapesKernelSpecializationStrategy."""
 
     LAZY = 0
     NONE = 2
 
 
 class HostEngine:
-    """A trt.ICudaEngine of an ONNX file.
+    """A double of trt.ICudaEngine, made from an ONNX file.
 
     Args:
-        model: the file.
-        cuda: whose memory tensors lie in.
+        model: the ONNX file.
+        cuda: the runtime whose memory the tensors lie in.
         profile: (min, max) of each dynamic dimension.
     """
 
@@ -117,7 +117,7 @@ class HostEngine:
 
 
 class HostContext:
-    """A trt.IExecutionContext."""
+    """A double of trt.IExecutionContext."""
 
     def __init__(self, engine: HostEngine, config: SimpleNamespace) -> None:
         self.engine = engine

@@ -59,7 +59,7 @@ def causal_and_mean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model
 
 
-def test_the_manifest_tells_of_the_engine(exported: Path, tmp_path: Path) -> None:
+def test_the_manifest_describes_the_engine(exported: Path, tmp_path: Path) -> None:
     info = pom_export.build_engine(exported, tmp_path / "m.engine", backend=TENSORRT_RTX, targets=["sm86"])
 
     assert (info.path, info.plugin_layers, info.aggregations, info.plugin_embedded) == ("plugin", 1, 1, True)
@@ -81,7 +81,7 @@ def test_a_build_leaves_the_process_as_it_was(exported: Path, tmp_path: Path, mo
     assert dict(os.environ) == environment
 
 
-def test_a_process_whose_polygraphy_uses_another_tensorrt_is_told(
+def test_a_process_whose_polygraphy_uses_another_tensorrt_gets_an_error(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     polygraphy_trt(load_backend(TENSORRT_RTX))
@@ -121,7 +121,7 @@ def test_each_node_is_built_of_its_own_function(causal_and_mean: Path, tmp_path:
         causal_and_mean, tmp_path / "e", backend=TENSORRT_RTX, targets=["sm86"], use_plugin=False
     )
 
-    # One product more than the layers have: that of the mean, which TensorRT by itself would build as a second causal.
+    # One product more than the layers have, for the mean, which TensorRT by itself would build as a second causal one.
     assert operators.count("CumSum") == 1
     assert info.matrix_products == {"float32": operators.count("MatMul")} == {"float32": 7}
     assert info.command_line.startswith("tensorrt_rtx --onnx=")
@@ -129,7 +129,7 @@ def test_each_node_is_built_of_its_own_function(causal_and_mean: Path, tmp_path:
 
 
 def one_body_for_all(model: onnx.ModelProto) -> None:
-    """What a tool leaves that drops what tells functions apart."""
+    """What a tool leaves if it drops what distinguishes the functions."""
     for node in filter(is_aggregation, model.graph.node):
         node.op_type = model.functions[0].name
     del model.functions[1:]
@@ -220,7 +220,7 @@ def test_a_model_that_tensorrt_refuses_leaves_nothing(exported: Path, tmp_path: 
 def test_an_aggregation_that_is_no_plugin_layer_fails_the_build(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the override flag the parser would take the function; the builder must notice."""
+    """Without the override flag, the parser would use the function, which the builder must notice."""
     from pom_export.engine import builder
 
     original = builder.read_model

@@ -1,4 +1,4 @@
-"""The engine cache: what is taken from it, what is not, and what may happen to it."""
+"""The engine cache: what is taken from it, what is not, and how it survives damage."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def silent(_: str) -> None:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with its weights in a file of their own."""
+    """A model whose weights are in a separate file."""
     model = tmp_path_factory.mktemp("model") / "m.onnx"
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(saving, "EXTERNAL_DATA_BYTES", 0)
@@ -91,7 +91,7 @@ def test_every_part_of_the_recipe_changes_the_key() -> None:
     assert dataclasses.replace(CONFIG).key() == CONFIG.key()
 
 
-def test_weights_of_one_name_are_told_apart(tmp_path: Path) -> None:
+def test_weights_of_one_name_are_distinguished(tmp_path: Path) -> None:
     files = [tmp_path / folder / "w.bin" for folder in "ab"]
     for number, file in enumerate(files):
         file.parent.mkdir()
@@ -210,7 +210,7 @@ def test_a_damaged_entry_is_built_again(how: str, model: Path) -> None:
     second = build(model, progress=said.append)
     assert (second.cached, second.sha256) == (False, first.sha256)
     assert any(f"{entry.name} is damaged" in line for line in said)
-    # Nothing but a folder in its place keeps the new engine out, which is said.
+    # Only a folder in its place keeps the new engine out, which is reported.
     assert build(model).cached == (how != "a folder")
     assert any("is not kept" in line for line in said) == (how == "a folder")
 
@@ -283,7 +283,7 @@ def test_a_timing_cache_is_replaced_whole(
         place.write_bytes(before)
 
     class Job:
-        """As Polygraphy does it."""
+        """A double that writes as Polygraphy does."""
 
         def __init__(self, plan: BuildPlan) -> None:
             self.cache = plan.timing_cache

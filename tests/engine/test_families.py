@@ -1,4 +1,4 @@
-"""Engines of every kind of model, for four architectures, with the plugin and with the functions in its place."""
+"""Engines of every kind of model, for four architectures, with the plugin and with functions instead."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STATIC = (2, 16)
 
 
 class Kind(NamedTuple):
-    """A model, how it is exported, and how many gated and plain aggregations it then has."""
+    """A model, how it is exported, and how many gated and plain aggregations the export has."""
 
     family: str
     case: str
@@ -44,7 +44,7 @@ POSITIONS = {"positions": True}
 CROSS = {"cross": True}
 STATEFUL = {"stateful": True}
 BLOCK_CAUSAL = {**STATEFUL, "block_causal": True}
-# Every family with every mask that it takes, and every pair of mask, type and shapes.
+# Every family with every mask that it takes, and every pair of a mask, a type and shapes.
 KINDS = [
     Kind("v2", "v2_bias", "none", "float16"),
     Kind("v2", "v2_base", "causal", "float32", static=True, options={"optimize": False}, gated=0, plain=1),
@@ -94,7 +94,7 @@ def test_every_pair_of_choices_is_in_the_table() -> None:
         assert {kind.mask for kind in KINDS if kind.family == family} == masks
 
 
-# Among these is every choice at least once; the others are slow together.
+# These contain every choice at least once; all others together are slow.
 ALWAYS = {
     "v2_groups_heads-padding-bfloat16",
     "v2_heads-full-float32",
@@ -140,7 +140,7 @@ def test_every_kind_builds_with_the_plugin_and_with_functions(kind: Kind, tmp_pa
         assert info.targets == TARGETS
         assert info.aggregations == kind.gated + kind.plain
         assert info.plugin_layers == (info.aggregations if use_plugin else 0)
-        # A function's mean is one more product, in float32 whatever the model's type is.
+        # A function's mean is one more product, in float32 whatever the model's type.
         assert (Counter(info.matrix_products) - products).keys() <= (set() if use_plugin else {"float32"})
         assert not products - Counter(info.matrix_products)
         sizes = {shapes["min"] == shapes["max"] for shapes in info.profiles.values()}

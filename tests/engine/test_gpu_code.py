@@ -52,7 +52,7 @@ def test_the_plugin_library_holds_what_cuobjdump_lists(library: Path) -> None:
 
 @pytest.mark.machine
 @pytest.mark.parametrize("specific", ["", "a", "f"])
-def test_code_for_a_chip_or_a_family_alone_is_told_apart(tmp_path: Path, specific: str) -> None:
+def test_code_for_a_chip_or_a_family_alone_is_distinguished(tmp_path: Path, specific: str) -> None:
     nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
     if nvcc is None:
         pytest.skip("nvcc is not installed")
@@ -102,7 +102,7 @@ def test_an_engine_for_a_gpu_that_the_plugin_has_no_code_for(
     assert info.plugin_sha256 is None
 
 
-def test_of_ptx_it_is_said_that_the_driver_compiles_it(library: Path) -> None:
+def test_ptx_is_reported_as_compiled_by_the_driver(library: Path) -> None:
     said: list[str] = []
     check_gpu_code(library, [code.chip for code in read_gpu_code(library) if not code.is_ptx], said.append)
     assert said == []

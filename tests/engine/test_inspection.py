@@ -1,4 +1,4 @@
-"""What TensorRT's inspector says, where there is a GPU and where there is none."""
+"""What TensorRT's inspector reports, with a GPU and without one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_layers_are_counted() -> None:
 
 
 class TensorRT:
-    """A double that, like TensorRT, loads an engine with a plugin inside only when it is told that it may."""
+    """A double that, like TensorRT, loads an engine with an embedded plugin only if that is allowed."""
 
     class ILogger:
         pass

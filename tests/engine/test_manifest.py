@@ -1,4 +1,4 @@
-"""The record beside an engine, as a user may have damaged it."""
+"""The manifest beside an engine, and ways in which a user may have damaged it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ OURS = {"engine": "e", "backend": "tensorrt-rtx", "plugin_layers": 1, "model_sha
         (json.dumps(sealed({**OURS, "backend": ["tensorrt"]})), "names an unknown backend"),
     ],
 )
-def test_a_manifest_that_is_none_is_named(text: str, message: str, tmp_path: Path) -> None:
+def test_what_is_not_a_manifest_is_named(text: str, message: str, tmp_path: Path) -> None:
     engine = tmp_path / "e"
     engine.write_bytes(b"engine")
     manifest_path(engine).write_text(text)
@@ -59,7 +59,7 @@ def test_only_a_manifest_of_ours_may_be_replaced(tmp_path: Path) -> None:
         check_manifest_place(engine)
 
 
-def test_an_engine_without_a_word_about_it_holds_the_plugin(tmp_path: Path) -> None:
+def test_an_engine_whose_manifest_does_not_say_so_holds_the_plugin(tmp_path: Path) -> None:
     for path, values in (("plugin", OURS), ("function", {**OURS, "path": "function"})):
         manifest_path(tmp_path / "e").write_text(json.dumps(sealed(values)))
         assert path_in(read_manifest(tmp_path / "e")) == path
@@ -82,8 +82,8 @@ def engine(tmp_path: Path) -> Path:
     onnx.save(model, tmp_path / "m.onnx", **options)
     (tmp_path / "e").write_bytes(b"engine")
     hashes = {"sha256": sha256_of(tmp_path / "e"), "model_sha256": sha256_of(tmp_path / "m.onnx")}
-    told = {**OURS, **hashes, "bytes": len(b"engine"), "weights_sha256": {"w.bin": sha256_of(tmp_path / "w.bin")}}
-    manifest_path(tmp_path / "e").write_text(json.dumps(sealed(told)))
+    manifest = {**OURS, **hashes, "bytes": len(b"engine"), "weights_sha256": {"w.bin": sha256_of(tmp_path / "w.bin")}}
+    manifest_path(tmp_path / "e").write_text(json.dumps(sealed(manifest)))
     return tmp_path / "e"
 
 
@@ -95,7 +95,7 @@ def test_a_file_that_is_not_the_one_of_the_build_is_named(changed: str, message:
     file = engine.with_name(changed)
     check(engine)
     content = file.read_bytes()
-    # In the model, the graph's name: it stays a model.
+    # In the model, this changes the graph's name: it stays a valid model.
     file.write_bytes(content.replace(b"\x01g", b"\x01h") if changed == "m.onnx" else content[:-1] + b"\1")
     with pytest.raises(InputError, match=message):
         check(engine)
@@ -116,10 +116,10 @@ def test_a_file_that_is_not_the_one_of_the_build_is_named(changed: str, message:
     ids=str,
 )
 def test_an_edited_manifest_is_refused(edit: dict[str, object], engine: Path) -> None:
-    told = json.loads(manifest_path(engine).read_text())
-    manifest_path(engine).write_text(json.dumps(dict(reversed(told.items())), indent=4))
-    check(engine)  # written in another way, it says the same
-    manifest_path(engine).write_text(json.dumps({**told, **edit}))
+    manifest = json.loads(manifest_path(engine).read_text())
+    manifest_path(engine).write_text(json.dumps(dict(reversed(manifest.items())), indent=4))
+    check(engine)  # written differently, with the same contents
+    manifest_path(engine).write_text(json.dumps({**manifest, **edit}))
     with pytest.raises(InputError, match="was edited"):
         check(engine)
 

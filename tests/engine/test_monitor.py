@@ -1,4 +1,4 @@
-"""What a build says while it runs."""
+"""What a build reports while it runs."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def run_phases(observer: Any) -> bool:
     return goes_on
 
 
-def test_outer_phases_are_said_and_steps_are_not(observer: Any, said: list[str]) -> None:
+def test_outer_phases_are_reported_and_steps_are_not(observer: Any, said: list[str]) -> None:
     assert run_phases(observer)
     assert said == ["Building (2 steps)", "Cloning (1000 steps)"]
 
 
-def test_a_long_phase_says_how_far_it_is(observer: Any, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_phase_reports_its_progress(observer: Any, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitor, "_SECONDS_BETWEEN_LINES", 0)
     run_phases(observer)
     assert said[2] == "Cloning: step 1 of 1000"

@@ -1,4 +1,4 @@
-"""What only a GPU can show: an engine, with our plugin or without, runs and agrees with PyTorch."""
+"""What only a GPU can show: an engine, with our plugin or without it, runs and agrees with PyTorch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Types of a parsed network against those of the file, and how layers are counted."""
+"""A parsed network's types compared with the file's, and how layers are counted."""
 
 from __future__ import annotations
 
@@ -58,5 +58,5 @@ def test_layers_are_counted_by_type(model: Path, tmp_path: Path) -> None:
     products = sum(operator == "MatMul" for operator, _ in tensors_of(model))
     plugin, functions = (build(model, tmp_path, use_plugin=use_plugin) for use_plugin in (True, False))
     assert plugin.matrix_products == functions.matrix_products == {"float16": products}
-    # Functions compute in float32 whatever the model's type is.
+    # Functions compute in float32 whatever the model's type.
     assert functions.precisions["float32"] > plugin.precisions.get("float32", 0)

@@ -1,4 +1,4 @@
-"""Streams through an engine: what lies where, here over host memory; the numbers, where a GPU is."""
+"""Streams through an engine: memory management, tested in host memory, and the numbers, if there is a GPU."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_a_full_gpu_is_one_line(cuda: HostCuda, tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_nearly_full_gpu_is_filled(cuda: HostCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a cache cannot be allocated for twice its tokens, it still can for the tokens that there are."""
+    """If a cache cannot be allocated for twice its tokens, it still can for the current number."""
     model = running_sum_model(tmp_path / "m.onnx", attention=True)
     expected = StreamingSession(model, batch=1).prefill(IDS[:1])
     session = open_session(model, cuda, batch=1)
@@ -307,13 +307,15 @@ def test_engines_that_cannot_run_are_one_line(built: Path, monkeypatch: pytest.M
     with pytest.raises(InputError, match=r"none.engine.*does not exist"):
         tensorrt_backend(built / "none.engine")
     monkeypatch.setattr(streaming, "gpu_present", lambda: True)
-    content, told = (built / "m.engine").read_bytes()[:-100], json.loads((built / "m.engine.json").read_text())
+    content, manifest = (built / "m.engine").read_bytes()[:-100], json.loads((built / "m.engine.json").read_text())
     (built / "cut.engine").write_bytes(content)
     for sha256, message in (
-        (told["sha256"], r"^engine .*cut.engine is not what .*cut.engine.json describes. Build the engine again"),
+        (manifest["sha256"], r"^engine .*cut.engine is not what .*cut.engine.json describes. Build the engine again"),
         (hashlib.sha256(content).hexdigest(), r"^cut.engine cannot be used: tensorrt-rtx .* does not load it"),
     ):
-        (built / "cut.engine.json").write_text(json.dumps(sealed({**told, "sha256": sha256, "bytes": len(content)})))
+        (built / "cut.engine.json").write_text(
+            json.dumps(sealed({**manifest, "sha256": sha256, "bytes": len(content)}))
+        )
         with pytest.raises(InputError, match=message) as caught:
             tensorrt_backend(built / "cut.engine")
         assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Processes that are killed in the middle of their work."""
+"""Kills processes in the middle of their work."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# What Python says it is about to do to a folder.
+# The audit events of what Python is about to do in a folder.
 _EVENTS = {"os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir", "shutil.rmtree"}
 
 
 def killed_at_every_moment(work: Callable[[], None]) -> Iterator[int]:
-    """Run something in processes of which the first is killed before its first step in a folder, and so on.
+    """Call a function in one process after another, killing the n-th process before its n-th step in a folder.
 
     Yields:
-        After each process, the number of the step; 0 after the last, which came to its end.
+        After each process, the number of the step; 0 after the last process, which completed.
     """
     moment = 1
     while not _completed(work, moment):

@@ -1,4 +1,4 @@
-"""Signals while files are locked, staged or moved: nothing half-written stays, and no lock."""
+"""Signals while files are locked, staged or moved leave nothing half-written, and no lock."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("listening")
 
 
 def is_free(folder: Path) -> bool:
-    """Return whether another open file of a folder could be locked."""
+    """Return whether the folder could be locked through another file descriptor."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         return locks.try_lock(descriptor)

@@ -1,4 +1,4 @@
-"""Staging folders of killed processes go with the next command; nothing else does."""
+"""Staging folders of killed processes are removed by the next command; nothing else is."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def names(folder: Path) -> list[str]:
 
 
 def leave(folder: Path) -> Path:
-    """Kill a process that has a staging folder, and return it."""
+    """Kill a process that has a staging folder, and return the folder."""
     process = os.fork()
     if not process:
         staging = StagingFolder(folder)
@@ -103,7 +103,7 @@ def test_what_only_has_such_a_name_stays(kind: str, tmp_path: Path) -> None:
 
 
 def test_another_machine_s_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a network's file system its lock may not be seen."""
+    """A lock that another machine holds on a network file system may not be visible here."""
     left = leave(tmp_path)
     monkeypatch.setattr(platform, "node", lambda: "another")
     write(tmp_path / "m")
@@ -144,12 +144,12 @@ def test_a_place_is_tried_without_a_trace(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux's /proc, where nobody can make a file")
-def test_a_folder_that_takes_no_file_is_told_before_the_work() -> None:
+def test_a_folder_that_takes_no_file_is_found_before_the_work() -> None:
     with pytest.raises(InputError, match="cannot write to /proc"):
         check_writable("/proc/state", [], "state")
 
 
-def test_a_size_that_may_not_be_written_is_told_before_the_work(tmp_path: Path) -> None:
+def test_a_size_that_may_not_be_written_is_found_before_the_work(tmp_path: Path) -> None:
     process = os.fork()
     if not process:
         import resource
@@ -169,7 +169,7 @@ def test_what_is_only_needed_for_a_while_goes_too(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     leave(tmp_path)
     with FolderLock([tmp_path]), scratch_folder() as scratch:
-        # Nobody waits for the lock of a folder that all use.
+        # Nobody waits for the lock of a folder that everybody uses.
         assert len(names(tmp_path)) == 2
         (scratch / "m").write_text("new")
     with scratch_folder() as scratch:

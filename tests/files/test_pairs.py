@@ -1,4 +1,4 @@
-"""A file and those beside it are of one command, whoever else writes there and whenever one is killed."""
+"""A file and those beside it always come from one command, whoever else writes there or is killed."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def test_a_kill_leaves_the_old_file_or_the_new_pair(
         (tmp_path / name).write_text("old")
     for moment in killed_at_every_moment(lambda: write_pair(tmp_path, "new")):
         found = contents(tmp_path)
-        # What goes with the old file is there as long as that is.
+        # The old file's companions are there as long as the old file is.
         assert found["m"] == "new" or (found.keys() == old.keys() and found["m.old"] == "old")
         assert found["m"] == "old" or found["m.json"] == "new"
         seen.add((found["m"], found["m.json"]))
-        # The next command leaves what one alone would.
+        # The next command leaves what it would have left if run alone.
         write_pair(tmp_path, "next")
         assert contents(tmp_path) == {"m": "next", "m.json": "next"}
         assert len(list(tmp_path.iterdir())) == 2, moment

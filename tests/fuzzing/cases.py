@@ -9,10 +9,10 @@ from random import Random
 
 from tests.fuzzing.seeds import Seeds
 
-# Text that files carry where text may be run, imported or opened: whoever does is seen by `watching`.
+# Text that hostile files carry in places where text may be run, imported or opened; `watching` sees it if that happens.
 CANARY = "pom_canary"
 CALL = f"__import__('{CANARY}')"
-# Modules that no run of ours imports by itself; the first lies in the current folder.
+# Modules that our code never imports by itself; the first one lies in the current folder.
 HOSTILE_MODULES = (CANARY, "lib2to3.__main__", "antigravity", "this", "idlelib.idle", "turtledemo.__main__")
 
 
@@ -28,12 +28,12 @@ class Place:
 
     @property
     def inputs(self) -> Path:
-        """Where the hostile files lie."""
+        """The folder of the hostile files."""
         return self.root / "inputs"
 
     @property
     def outputs(self) -> Path:
-        """Where the command may write."""
+        """The folder that the command may write to."""
         return self.root / "outputs"
 
     @property
@@ -48,11 +48,11 @@ class Place:
 
     @property
     def precious(self) -> Path:
-        """A user's other files, which hostile files name, and no command has a reason to open."""
+        """A user's other files: hostile files name them, and no command has a reason to open them."""
         return self.root / "precious"
 
     def make(self) -> None:
-        """Make the folders, and what is always in them."""
+        """Create the folders and their fixed contents."""
         for folder in (self.inputs, self.outputs, self.temporary, self.current, self.precious):
             folder.mkdir(parents=True)
         (self.current / f"{CANARY}.py").write_text("open('imported', 'w').close()\n\ndef f(*_): return f\n")
@@ -64,10 +64,10 @@ class Case:
     """One hostile input.
 
     Attributes:
-        arguments: of the command line.
-        what: what was done to a good file, for a person.
-        refuse: whether a command that ends with exit code 0 is wrong.
-        checkpoint: what `comparing` looks at, where the command ends with exit code 0.
+        arguments: the command line's arguments.
+        what: what was changed in a valid file, for a person to read.
+        refuse: whether it is a fault if the command ends with exit code 0.
+        checkpoint: the file that `comparing` reads if the command ends with exit code 0.
     """
 
     arguments: tuple[str, ...]
@@ -80,19 +80,19 @@ Make = Callable[[Random, Seeds, Place], Case]
 
 
 @dataclass
-class Told:
-    """What a mutator did: collected while it goes along.
+class Changes:
+    """The changes that a mutator makes to a valid file, noted as they are made.
 
     Attributes:
-        done: in a few words each.
-        refuse: whether some of it makes the file one that no reader may accept.
+        done: a few words about each change.
+        refuse: whether a change makes the file one that no reader may accept.
     """
 
     done: list[str] = field(default_factory=list)
     refuse: bool = False
 
     def note(self, what: str, *, refuse: bool = False) -> None:
-        """Add one."""
+        """Add a change."""
         self.done.append(what)
         self.refuse |= refuse
 

@@ -15,19 +15,19 @@ _ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one case gave.
+    """The outcome of one case.
 
     Attributes:
-        format: of the case.
-        seed: of the case; both make it again.
-        what: what was done to a good file.
-        arguments: of the command.
-        faults: what is wrong; empty: all is right.
-        code: the exit code; None: a signal ended the command.
-        seconds: of a processor.
-        megabytes: beyond the import.
+        format: the case's format.
+        seed: the case's seed; with the format, it reproduces the case.
+        what: what was changed in a valid file.
+        arguments: the command's arguments.
+        faults: what is wrong; empty if nothing is.
+        code: the exit code; None if a signal ended the command.
+        seconds: CPU time.
+        megabytes: memory beyond that of the imports.
         said: the last line of stderr.
-        folder: where its files are kept; empty where they are not.
+        folder: where the case's files are kept; empty if they are not.
     """
 
     format: str
@@ -54,12 +54,12 @@ class Client:
     """A server, for as long as the context lasts.
 
     Args:
-        findings: where the files of cases that end badly go; None: nowhere.
+        findings: where the files of cases with faults go; None to keep none.
     """
 
     def __init__(self, findings: Path | None = None) -> None:
         command = [sys.executable, "-m", "tests.fuzzing.server", *([] if findings is None else [os.fspath(findings)])]
-        # Children share the machine with other tests: threads would wait for each other.
+        # Other tests share the machine: with several threads, a child's threads would wait for each other.
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=_ROOT, env=environment
@@ -86,5 +86,5 @@ class Client:
         answer = self._process.stdout.readline()
         if not answer:
             raise RuntimeError(f"the server ended at {name} {seed}; what it said is above")
-        told = json.loads(answer)
-        return Outcome(**{**told, "arguments": tuple(told["arguments"])})
+        reply = json.loads(answer)
+        return Outcome(**{**reply, "arguments": tuple(reply["arguments"])})

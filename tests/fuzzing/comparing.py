@@ -1,4 +1,4 @@
-"""What a checkpoint that is taken holds: the same to us as to the readers of the libraries that wrote it."""
+"""Compares our reading of an accepted checkpoint with that of the libraries that write the format."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 
 def difference(file: Path) -> str:
-    """Return how our reading of a checkpoint differs from another's, nothing where it does not.
+    """Return how our reading of a checkpoint differs from that of torch or safetensors; empty if it does not.
 
-    Where the other refuses the file, ours is judged by nothing: it keeps apart, and never runs, what torch.load
-    would have to run.
+    If the other reader refuses the file, there is nothing to compare with: our reader sets aside, and never runs, what
+    torch.load would have to run.
     """
     import torch
 
@@ -26,7 +26,7 @@ def difference(file: Path) -> str:
     for name, tensor in ours.items():
         other = others.get(name)
         if other is None:
-            continue  # without its prefix; the names themselves are for other tests
+            continue  # our reader has removed a prefix; other tests check the names
         if other.shape != tensor.shape or other.dtype != tensor.dtype:
             return f"{name[:60]!r} is {tuple(tensor.shape)} {tensor.dtype}, not {tuple(other.shape)} {other.dtype}"
         if not torch.equal(other, tensor):
@@ -35,7 +35,7 @@ def difference(file: Path) -> str:
 
 
 def _others(file: Path) -> Mapping[str, Any] | None:
-    """Return the tensors that torch or safetensors reads, of dicts in the dict too; None where they refuse."""
+    """Return the tensors that torch or safetensors reads, also from nested dicts; None if the file is refused."""
     import torch
     from safetensors.torch import load_file
 

@@ -1,4 +1,4 @@
-"""Commands that misbehave, each in one way: what is judged of them shows that the judge sees it. Prints JSON."""
+"""Commands that each misbehave in one way, to show that `judging` notices. Prints the faults found as JSON."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _take(_: Place) -> int:
 
 
 def _write_past_python(place: Place) -> None:
-    """Write as a library does, which no audit hook sees."""
+    """Write as a C library does, unseen by audit hooks."""
     c = ctypes.CDLL(None)
     file = c.open(os.fsencode(place.precious / "file"), os.O_WRONLY)
     c.write(file, b"gone", 4)
@@ -80,13 +80,13 @@ FAULTY: dict[str, Callable[[Place], int]] = {
     "accepts": lambda _: 0,
 }
 
-# Of a processor, after which these are killed: soon where that is what is judged, never where a slow machine's
-# memory takes time.
+# CPU seconds after which these are killed: few where that is the fault, and enough elsewhere for a slow machine's
+# memory.
 _SECONDS = {"time": 1, "memory": 60}
 
 
 def judged(name: str, folder: Path) -> list[str]:
-    """Return what is found of one of them."""
+    """Return the faults found in one of these commands."""
     place = Place(folder / name)
     place.make()
     before = contents(place)

@@ -1,4 +1,4 @@
-"""Run a command in a child of this process, within limits, and say how it ended."""
+"""Runs a command in a child of this process, within limits, and reports how it ended."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import NoReturn
 
 from pom_export.cli.native import mute_libraries
 
-# Of one command: seconds of a processor, bytes of memory.
+# The limits of one command: CPU seconds, and bytes of memory.
 SECONDS = 10
 MEMORY = 10**9
-# Seconds on the clock for one of a processor, on a machine that others use too; what waits for ever ends then.
+# Wall-clock seconds per CPU second, since the machine is shared; a command that waits forever ends after these.
 _CLOCK = 12
-# What a child can't go beyond; more than what it may take, so that what takes too much is seen to.
+# Hard limits of a child, higher than those above, so that exceeding the limits above is noticed.
 _MOST_MEMORY = 4 * 2**30
 _MOST_FILE = 2**28
 _KEPT_OUTPUT = 2**20
@@ -29,14 +29,14 @@ class Ended:
     """How a child ended.
 
     Attributes:
-        code: its exit code; None: a signal ended it.
-        signal: that signal.
-        seconds: of a processor.
-        memory: bytes beyond what the parent holds, at its peak.
+        code: its exit code; None if a signal ended it.
+        signal: the signal that ended it, or None.
+        seconds: its CPU time.
+        memory: its peak memory in bytes, beyond what an idle child of the parent takes.
         stdout: what it printed, at most 1 MiB.
-        stderr: the same.
-        report: lines of what it must not do.
-        late: whether it was ended because it took no end.
+        stderr: the same for stderr.
+        report: what it did that it must not do, one line each.
+        late: whether it was killed because it did not end in time.
     """
 
     code: int | None
@@ -50,12 +50,12 @@ class Ended:
 
 
 def fork(work: Callable[[int], int], own_memory: int, seconds: int = SECONDS + 1) -> Ended:
-    """Call `work` in a child, with a file descriptor for its report; what it returns is the exit code.
+    """Call `work` in a child, with a file descriptor for its report; `work` returns the child's exit code.
 
     Args:
-        work: is called where stdout and stderr are files of the child's own, and stdin is empty.
-        own_memory: bytes that a child takes that does nothing, see `idle_memory`.
-        seconds: of a processor, after which it is killed.
+        work: the function to call, with files of the child's own as stdout and stderr, and an empty stdin.
+        own_memory: the bytes that an idle child takes, see `idle_memory`.
+        seconds: the CPU time after which the child is killed.
     """
     out, err, report = (os.memfd_create(name) for name in ("out", "err", "report"))
     sys.stdout.flush()
@@ -79,7 +79,7 @@ def fork(work: Callable[[int], int], own_memory: int, seconds: int = SECONDS + 1
 
 
 def idle_memory() -> int:
-    """Return the bytes that a child of this process holds that does nothing."""
+    """Return how many bytes a child of this process takes that does nothing."""
     return fork(lambda _: 0, 0).memory
 
 

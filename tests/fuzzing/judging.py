@@ -1,4 +1,4 @@
-"""What must hold of every command on every input, however hostile."""
+"""Finds faults in how a command ended: what must hold for every command and input, however hostile."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 from tests.fuzzing.cases import Case, Place
 from tests.fuzzing.forking import MEMORY, SECONDS, Ended
 
-# An error's longest line: what and hint, each cut at 1,000 characters, and what is around them.
+# The longest line of an error: message and hint, each cut at 1,000 characters, and what surrounds them.
 _LONGEST = 2100
 _LONGEST_RESULT = 5000
 _PROGRESS = re.compile(r"\[ *\d+\.\ds\] ")
-# What names of results look like. Of a forged line that looks like one, the name is one of `_ONCE`.
+# Patterns of the names of results. A forged line that matches them would repeat a name of `_ONCE`.
 _RESULTS = {
     "inspect": "checkpoint|recognised as|parameters|types|sha256|[a-z_0-9]+(\\.[a-z_0-9]+)?|[a-z ]+"
     "|(config|limits|metadata)\\..*|float32: .*",
@@ -29,13 +29,13 @@ _ONCE = ("result", "sha256", "checkpoint", "recognised as", "model", "engine", "
 
 
 def faults(case: Case, place: Place, ended: Ended, before: Mapping[str, str]) -> list[str]:
-    """Return what is wrong with how a command ended, nothing if all is right.
+    """Return what is wrong with how a command ended; empty if nothing is.
 
     Args:
-        case: what was run.
-        place: its folders.
-        ended: how.
-        before: `contents` of the case's folders before it.
+        case: the case that was run.
+        place: the case's folders.
+        ended: how the command ended.
+        before: the `contents` of the case's folders before the run.
     """
     return [
         *_ending(case, ended),
@@ -77,7 +77,7 @@ def _said(ended: Ended) -> Iterator[str]:
 
 
 def _results(case: Case, ended: Ended) -> Iterator[str]:
-    """Find lines on stdout that are no results, or are there twice: a file's text forged them."""
+    """Find lines on stdout that are not results, or that occur twice: a file's text forged them."""
     if not ended.stdout:
         return
     lines = ended.stdout.rstrip("\n").split("\n")
@@ -98,7 +98,7 @@ def _results(case: Case, ended: Ended) -> Iterator[str]:
 
 
 def contents(place: Place) -> dict[str, str]:
-    """Return what lies in a case's folders, each file with a hash, large ones with their size."""
+    """Return the contents of a case's folders: a hash of each file, or the size if it is large."""
     found = {}
     for folder, folders, files in os.walk(place.root):
         for name in (*folders, *files):
@@ -117,13 +117,13 @@ def _content(path: Path) -> str:
 
 
 def _left(place: Place, ended: Ended, before: Mapping[str, str]) -> Iterator[str]:
-    """Find files that were changed, or are left where a command that failed has nothing to leave."""
+    """Find files that were changed, or that were left behind by a command that failed."""
     after = contents(place)
     for name in sorted(before.keys() | after.keys()):
         if before.get(name) == after.get(name):
             continue
         own = name.split("/")[0] in {place.outputs.name, place.temporary.name}
         if own and ended.late:
-            continue  # it was killed
+            continue  # a killed command cannot clean up
         if not own or ended.code != 0 or ".pom-export-" in name:
             yield f"{'changes' if name in before else 'leaves'} {name}"

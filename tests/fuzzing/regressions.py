@@ -1,11 +1,11 @@
-"""Seeds that once ended badly, and why; a mutator that is changed changes what the numbers of its format make."""
+"""Seeds that once revealed a fault, and which; if a mutator changes, its format's seeds make other files."""
 
 from __future__ import annotations
 
-# By format; each runs in the tests besides those from 0 on.
+# By format; the tests run each of them besides the seeds from 0 on.
 REGRESSIONS: dict[str, tuple[int, ...]] = {
-    "pt2": (2027,),  # a size that is "true": torch logged a traceback before our line
-    "legacy": (60,),  # a tuple of tuples, nested and shared, in place of the protocol's number: no end
-    # its vocabulary lacks what it falls back to: an internal error; an expression that makes the library panic
+    "pt2": (2027,),  # a size that is "true": torch logged a traceback before our error
+    "legacy": (60,),  # a tuple of tuples, nested and shared, in place of the protocol's number: it never ended
+    # a vocabulary without its own unknown token: an internal error; a regular expression that makes the library panic
     "tokenizer": (18, 136),
 }

@@ -1,4 +1,4 @@
-"""Small valid files of every kind that a command reads: what hostile ones are made of."""
+"""Small valid files of every kind that a command reads, from which the hostile ones are made."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pom_export.engine.manifest import sealed
 
 WIDTH = 8
 ENGINE = "mixer.engine"
-# What the language model's vocabulary is: one of bytes, so that texts need no tokenizer's file.
+# The size of the language model's vocabulary: bytes, so that texts need no tokenizer file.
 VOCABULARY = 256
-# Where there is no TensorRT to build one, and so none that could read an engine.
+# The manifest used if TensorRT is missing, and can therefore neither build nor read an engine.
 _MANIFEST = {"engine": ENGINE, "backend": "tensorrt-rtx", "plugin_layers": 1, "model_sha256": "", "sha256": ""}
 
 
@@ -24,7 +24,7 @@ class Seeds:
     """A folder of valid files.
 
     Attributes:
-        folder: where they are.
+        folder: the folder.
     """
 
     folder: Path
@@ -33,12 +33,12 @@ class Seeds:
         return self.folder / name
 
     def copy(self, name: str, folder: Path, new: str | None = None) -> Path:
-        """Copy one into a folder, and return where it is then."""
+        """Copy a file into a folder, and return the copy's path."""
         return Path(shutil.copy(self.folder / name, folder / (new or name)))
 
 
 def make_seeds(folder: Path) -> Seeds:
-    """Write all of them; what the names mean is told by the functions below."""
+    """Write all seeds; the functions below say what each name means."""
     import torch
 
     torch.manual_seed(0)
@@ -68,7 +68,7 @@ def _checkpoints(folder: Path) -> None:
 
 
 def _programs(folder: Path) -> None:
-    """Write programs of torch.export, of fixed and of dynamic sizes."""
+    """Write programs of torch.export, with fixed and with dynamic sizes."""
     import torch
 
     from pom_export import PolynomialMixer
@@ -81,7 +81,7 @@ def _programs(folder: Path) -> None:
 
 
 def _models(folder: Path) -> None:
-    """Write exports, parity data, inputs, a state, and an engine with its manifest where TensorRT is here."""
+    """Write exports, parity data, inputs, a state, and an engine with its manifest if TensorRT is installed."""
     from pom_export import build_engine, export
     from pom_export.cli.main import run
     from pom_export.errors import MissingDependencyError

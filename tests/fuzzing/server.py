@@ -1,7 +1,7 @@
-"""Imports once what commands import, then runs one hostile input after another, each in a child of its own.
+"""Imports once what commands import, then runs hostile inputs one after another, each in its own child process.
 
-Reads one line a case from stdin, `{"format": ..., "seed": ...}`, and answers with one, `Outcome` as JSON. An argument
-names a folder for the files of cases that end badly.
+Reads one line per case from stdin, `{"format": ..., "seed": ...}`, and answers each with a line, an `Outcome` as JSON.
+An optional argument names the folder that keeps the files of cases with faults.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Server:
     """Runs cases.
 
     Args:
-        folder: for the seeds and, one after another, the cases.
-        findings: where the files of cases that end badly go; None: nowhere.
+        folder: holds the seeds and, one after another, the cases.
+        findings: where the files of cases with faults go; None to keep none.
     """
 
     def __init__(self, folder: Path, findings: Path | None = None) -> None:
@@ -53,7 +53,7 @@ class Server:
         self._memory = forking.idle_memory()
 
     def run(self, name: str, seed: int) -> Outcome:
-        """Make a case, run it and judge it."""
+        """Create a case, run it and judge it."""
         place = Place(self._folder / f"{name}-{seed}")
         place.make()
         try:
@@ -82,7 +82,7 @@ class Server:
         )
 
     def _put_away(self, place: Place, *, keep: bool) -> str:
-        """Remove a case's files, or keep them among the findings; return where they are then."""
+        """Remove a case's files, or move them to the findings; return where they are kept."""
         if not keep or self._findings is None:
             shutil.rmtree(place.root)
             return ""
@@ -93,7 +93,7 @@ class Server:
 
 
 def _run(case: Case, place: Place, report: int) -> int:
-    """Run a case's command in this process, which is a child's."""
+    """Run a case's command in this process, a child of the server."""
     import torch
 
     from pom_export.cli.main import run
@@ -107,13 +107,13 @@ def _run(case: Case, place: Place, report: int) -> int:
 
 
 def _compare(checkpoint: Path, report: int) -> int:
-    """Report where others read another checkpoint than we do."""
+    """Report how other readers' reading of a checkpoint differs from ours."""
     os.write(report, difference(checkpoint).encode(errors="replace"))
     return 0
 
 
 def _import_what_it_imports(seeds: Seeds) -> None:
-    """Make the seeds in a child, and import here what it has imported: threads of ONNX Runtime stay there."""
+    """Make the seeds in a child and import its modules here, so that the threads of ONNX Runtime stay in the child."""
     import torch
 
     torch.set_num_threads(1)
@@ -126,7 +126,7 @@ def _import_what_it_imports(seeds: Seeds) -> None:
 
     with contextlib.suppress(MissingDependencyError):
         polygraphy_trt(load_backend())
-    # What is known beforehand, so that the child does not have to import it too.
+    # Import what is known beforehand, so that the child need not import it too.
     _export_something()
     own = (module.name for module in pkgutil.iter_modules(pom_export.cli.__path__, "pom_export.cli."))
     _import(["onnxruntime", "pom_export.engine.builder", *own])
@@ -140,12 +140,12 @@ def _import_what_it_imports(seeds: Seeds) -> None:
 
 def _import(names: Iterable[str]) -> None:
     for name in names:
-        with contextlib.suppress(Exception):  # made by its parent, not by an import
+        with contextlib.suppress(Exception):  # created by its parent module, not by an import
             importlib.import_module(name)
 
 
 def _export_something() -> None:
-    """Have torch make here, once, what it makes for a process's first export: half a second of every child's."""
+    """Have torch prepare here, once, what a process prepares for its first export: half a second in each child."""
     import torch
     import tqdm
 
@@ -158,10 +158,10 @@ def _export_something() -> None:
     from tests import torch_tables
 
     torch_tables.keep()
-    tqdm.tqdm.monitor_interval = 0  # no thread that looks after torch's progress bars
+    tqdm.tqdm.monitor_interval = 0  # no thread that monitors torch's progress bars
     axes = {"query": ((BATCH, TOKENS, WIDTH), torch.float32)}
     program = build_program(PolynomialMixer(WIDTH, 2, 2), axes, ("y",), GraphOptions(), InputLimits())
-    # Not through `export`, whose check starts threads of ONNX Runtime, which children of a fork do not have.
+    # Not through `export`, whose check starts threads of ONNX Runtime: a forked child would lack them.
     trace(program, default_opset("float32"))
 
 

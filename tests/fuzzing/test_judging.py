@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-# How one of the faults begins that are found of a command of `faulty`.
+# The beginning of a fault that each command of `faulty` has.
 EXPECTED = {
     "no word": "is refused without a word",
     "two lines": "says 2 lines on stderr",
@@ -36,7 +36,7 @@ EXPECTED = {
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, list[str]]:
-    """What is found of each command that misbehaves: in a process without threads, which forks."""
+    """The faults of each misbehaving command, found in a process without threads, which can fork."""
     command = [sys.executable, "-m", "tests.fuzzing.faulty"]
     root = Path(__file__).parents[2]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout)

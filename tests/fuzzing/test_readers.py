@@ -1,4 +1,4 @@
-"""Hostile files for every reader, the same ones each time; `make fuzz` goes on with others.
+"""Hostile files for every reader, the same ones each time; `make fuzz` continues with others.
 
 `make test` reads the first ones of each format, `make test-all` the rest too.
 """
@@ -15,7 +15,7 @@ from tests.fuzzing.client import Client, Outcome
 from tests.fuzzing.formats import FORMATS, valid
 from tests.fuzzing.regressions import REGRESSIONS
 
-# How many of each format, in all more than a thousand; those that are slow are fewer.
+# The number of files of each format, in all more than a thousand; slow formats get fewer.
 COUNTS = {
     "averages": 120,
     "checkpoint": 240,
@@ -30,7 +30,7 @@ COUNTS = {
     "state": 90,
     "tokenizer": 60,
 }
-# The share of them that comes first.
+# The share of them that `make test` runs.
 ONE_IN = 10
 
 
@@ -41,7 +41,7 @@ def client() -> Iterator[Client]:
 
 
 def test_good_files_are_taken(client: Client) -> None:
-    # So what is refused below is refused for what was done to it.
+    # So whatever is refused below is refused because of what was changed.
     outcomes = [client.run("valid", seed) for seed in valid.SEEDS]
     assert _bad(outcomes) == ""
     assert {outcome.arguments[0] for outcome in outcomes if outcome.code == 0} >= {"inspect", "export", "verify"}
@@ -69,7 +69,7 @@ def test_every_format_has_its_cases() -> None:
 def _check(client: Client, name: str, seeds: Iterable[int], least_reasons: int) -> None:
     outcomes = [client.run(name, seed) for seed in dict.fromkeys(seeds)]
     assert _bad(outcomes) == ""
-    # They get past the first check: what is wrong with them is told in many ways.
+    # These pass the first check, and are refused for many different reasons.
     reasons = {re.sub(r"\d+|/\S+", "", outcome.said)[:60] for outcome in outcomes if outcome.code}
     assert len(reasons) >= least_reasons
 

@@ -1,4 +1,4 @@
-"""Sees what a command does besides its work: runs, imports, writes; reports each as one line, at once."""
+"""Reports at once, one line each, what a command must not do: run programs, import modules, write elsewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _STARTS = {"os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn"}
 _STARTS |= {"subprocess.Popen", "os.startfile", "webbrowser.open", "pickle.find_class"}
 _NETWORK = ("socket.connect", "socket.bind", "socket.send", "socket.getaddrinfo", "urllib.", "http.", "ftplib.")
-# Events by how many of their arguments, from the first on, are paths that change.
+# How many of an event's first arguments are paths that it changes.
 _CHANGES = {
     **{f"os.{name}": 1 for name in ("remove", "mkdir", "rmdir", "chmod", "chown", "truncate", "utime", "setxattr")},
     "os.rename": 2,
@@ -28,11 +28,11 @@ _DEVICES = ("/dev/null/", "/dev/shm/")
 
 
 class Watch:
-    """An audit hook and an import finder of one process, for as long as it lives.
+    """An audit hook and import finder, which stay active as long as the process lives.
 
     Args:
-        place: the folders of the case; what may be written lies in its outputs and its temporary folder.
-        report: a file descriptor; each thing that must not be is a line there.
+        place: the case's folders; only its outputs and its temporary folder may be written to.
+        report: a file descriptor, to which each thing that must not happen is written as a line.
     """
 
     def __init__(self, place: Place, report: int) -> None:
@@ -43,12 +43,12 @@ class Watch:
         self._busy = False
 
     def start(self) -> None:
-        """Watch from here on; there is no way back."""
+        """Start watching, which cannot be undone."""
         sys.meta_path.insert(0, self)  # type: ignore[arg-type]  # as much of a finder as is asked for
         sys.addaudithook(self._hook)
 
     def find_spec(self, name: str, *_: Any) -> ModuleSpec | ModuleType | None:
-        """Report the import of a module that only a hostile file names; find nothing."""
+        """Report the import of a module that only hostile files name; never find a module."""
         if any(name == hostile or name.startswith(f"{hostile}.") for hostile in HOSTILE_MODULES):
             self._say(f"imports {name}")
         return None
@@ -78,14 +78,14 @@ class Watch:
         if not isinstance(path, (str, bytes)):
             return  # a file descriptor
         real = _real(path)
-        # A nameless file is opened by its folder.
+        # The path of a nameless temporary file is its folder.
         if flags & _WRITING and not f"{real}/".startswith((*self._allowed, *_DEVICES)):
             self._say(f"writes {real}")
         elif real.startswith(self._precious):
             self._say(f"opens {real}")
 
     def _changed(self, event: str, paths: Sequence[Any], rest: Sequence[Any]) -> None:
-        # Paths may be relative to open folders, which are the arguments after them, backwards.
+        # Paths may be relative to open folders, whose descriptors follow as arguments, in reverse order.
         folders = [number for number in rest if isinstance(number, int) and number >= 0]
         base = f"/proc/self/fd/{folders[-1]}/" if folders else ""
         for path in map(os.fsdecode, paths):
@@ -102,7 +102,7 @@ def _real(path: Any) -> str:
 
 
 def _holds_canary(code: Any) -> bool:
-    """Return whether code names what hostile files name."""
+    """Return whether code contains the name that hostile files carry."""
     if not isinstance(code, CodeType):
         return False
     texts = [*code.co_names, *(constant for constant in code.co_consts if isinstance(constant, str))]

@@ -1,4 +1,4 @@
-"""Copies that share what need not change."""
+"""Copies of modules share whatever need not change."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_change_of_weights_in_evaluation_is_the_copys_alone() -> None:
 
 
 class Restored(nn.Module):
-    """Says itself how it is copied."""
+    """Defines itself how it is copied."""
 
     def __init__(self, **restored: object) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ def test_a_copy_may_lack_what_the_model_makes_again() -> None:
 
 def test_what_closes_something_at_its_end_is_not_copied() -> None:
     class Connection:
-        """As multiprocessing's: copy.deepcopy copies its handle."""
+        """Like multiprocessing's, whose handle copy.deepcopy copies."""
 
         closed: ClassVar[list[int]] = []
 

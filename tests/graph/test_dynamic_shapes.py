@@ -19,7 +19,7 @@ X, SCALE = torch.randn(2, 5, 8), torch.randn(2, 3)
 
 
 class Scaled(nn.Module):
-    """A mixer, scaled by a vector a row."""
+    """A mixer whose rows are scaled by one value each."""
 
     def __init__(self) -> None:
         super().__init__()

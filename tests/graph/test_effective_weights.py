@@ -21,7 +21,7 @@ Change = Callable[[nn.Module], object]
 
 
 class Adapted(nn.Module):
-    """As peft's low-rank adapters."""
+    """Like peft's low-rank adapters."""
 
     def __init__(self, base: nn.Module, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ def test_what_is_no_linear_map_stays_as_it_is(layer: nn.Module, message: str) ->
     assert message in str(replaced.near_misses["0"])
 
 
-def test_an_adapter_that_mixes_groups_is_said() -> None:
+def test_an_adapter_that_mixes_groups_is_reported() -> None:
     class Whole(Adapted):
         def forward(self, x: Tensor) -> Tensor:
             return self.base_layer(x) + self.lora_B(self.lora_A(x.mT)).mT

@@ -59,7 +59,7 @@ def run_variant(variant: FunctionVariant, values: dict[str, Any], feed: dict[str
 
 def draw(batch: int, tokens: int, degree: int, mask: str | None, dtype: str) -> dict[str, np.ndarray[Any, Any]]:
     generator = np.random.default_rng(tokens + degree)
-    # Beyond both clamps for low degrees; the powers of 6 leave float16 from degree 7 on.
+    # Beyond both clamps for low degrees; powers of 6 leave float16's range from degree 7 on.
     scale = 6 if degree <= 4 else 0.5
     feed = {
         "x": (scale * generator.standard_normal((batch, tokens, 5))).astype(dtype),

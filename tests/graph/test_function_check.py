@@ -1,4 +1,4 @@
-"""A function that computes something else than its node says is found, whatever another tool has done to the file."""
+"""A function that computes something other than its node says is found, however the file was rewritten."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def node_of(model: onnx.ModelProto, module: str) -> onnx.NodeProto:
 
 
 def one_name(model: onnx.ModelProto) -> None:
-    """What a tool does that drops overloads, or numbers."""
+    """What a tool does if it drops overloads or numbers."""
     for node in model.graph.node:
         if is_aggregation(node):
             node.op_type = FIRST
@@ -83,7 +83,7 @@ def changed(name: str, value: object) -> Callable[[onnx.ModelProto], None]:
 
 
 def masked_by_a_product(model: onnx.ModelProto) -> None:
-    """Of a token that is left out, NaN times 0 is NaN."""
+    """A masked token's NaN times 0 is NaN."""
     function = function_named(model, THIRD)
     where = next(node for node in function.node if node.op_type == "Where")
     index = list(function.node).index(where)
@@ -99,14 +99,14 @@ def made(function: onnx.FunctionProto, value: str) -> onnx.NodeProto:
 
 
 def clamped_elsewhere(model: onnx.ModelProto) -> None:
-    """Few tokens are so low."""
+    """Few tokens have such low values."""
     function = function_named(model, FIRST)
     clip = next(node for node in function.node if node.op_type == "Clip")
     made(function, clip.input[1]).attribute[0].t.CopyFrom(numpy_helper.from_array(np.array(-0.2, np.float32)))
 
 
 def without_empty_rows(model: onnx.ModelProto) -> None:
-    """A mean over no token is 0, not 0 / 0."""
+    """A mean over no tokens is 0, not 0 / 0."""
     function = function_named(model, THIRD)
     divisions = {node.output[0] for node in function.node if node.op_type == "Div"}
     where = next(node for node in function.node if node.op_type == "Where" and node.input[2] in divisions)
@@ -130,7 +130,7 @@ def of_another_type(model: onnx.ModelProto) -> None:
 
 
 def with_a_graph_in_half(model: onnx.ModelProto) -> None:
-    """Convert the graph, and not its functions, as converters of others do."""
+    """Convert the graph but not its functions, as other tools' converters do."""
     graph = model.graph
     graph.ClearField("value_info")
     for value in (*graph.input, *graph.output):
@@ -199,7 +199,7 @@ def renamed(model: onnx.ModelProto) -> None:
 
 
 def reordered(model: onnx.ModelProto) -> None:
-    """Sums of another order differ by rounding."""
+    """Sums in another order differ by rounding."""
     for function in model.functions:
         for node in function.node:
             if node.op_type in {"Add", "Mul"}:

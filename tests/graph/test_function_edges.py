@@ -1,4 +1,4 @@
-"""The op's function body at the ends of its numbers: it cannot refuse, so it is right or NaN."""
+"""The op's function body at the limits of its number types: it cannot refuse, so it is right or NaN."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_means_of_weights_at_the_ends_of_float32(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_tokens_of_a_mask_are_counted_beyond_what_float32_counts(mode: str) -> None:
-    """Only the first token has features, so that the sums are exact and the counts alone decide."""
+    """Only the first token has features, so the sums are exact and only the counts matter."""
     tokens = 2**24 + 2**22
     feed = {"x": np.zeros((1, tokens, 1), np.float32), "coefficients": np.ones((1, 1), np.float32)}
     feed["x"][0, 0] = 1
@@ -61,7 +61,7 @@ def test_what_is_not_finite_is_what_the_formula_gives(mode: str, value: float) -
 
 
 def stream(mode: str, masked: bool, lengths: list[int], state: float = 2.0) -> list[Any]:
-    """Return the outputs of 5 tokens whose features are 2, of which a mask leaves out one, and a past."""
+    """Return the outputs of 5 tokens with features of 2, one of them masked, after a past."""
     mask = np.array([[True, False, True, True, True]]) if masked else np.ones(1, bool)
     one, past = np.ones(1, np.float32), np.zeros((len(lengths), 2, 4), np.float32)
     past[:, 0] = state

@@ -27,7 +27,7 @@ def types(node: ir.Node) -> dict[str, ir.DataType | None]:
 
 
 def assert_no_cast_pairs(path: Path) -> None:
-    """Assert that no cast follows a cast, and none is of a constant."""
+    """Assert that no cast follows another cast, and that no constant is cast."""
     for node in ir.load(path).graph:
         if node.op_type == "Cast":
             source = node.inputs[0]
@@ -38,7 +38,7 @@ def assert_no_cast_pairs(path: Path) -> None:
 
 
 def large_coefficients(dim: int = 16) -> nn.Sequential:
-    """A mixer of degree 8 whose aggregate leaves float16's range, between layers that keep to it."""
+    """A mixer of degree 8 whose aggregate leaves float16's range, between layers that stay within it."""
     torch.manual_seed(0)
     mixer = pom_export.PolynomialMixer(dim, degree=8, expand=2)
     nn.init.normal_(mixer.po_coeff, mean=1.0, std=0.1)
@@ -72,7 +72,7 @@ def test_large_powers_stay_in_float32_and_are_named(tmp_path: Path) -> None:
 
 
 def test_what_torch_computes_in_float16_is_not_finite() -> None:
-    """What the float32 aggregation is for."""
+    """The reason for aggregating in float32."""
     with torch.no_grad():
         assert not large_coefficients().half()(X.half()).isfinite().all()
 
@@ -88,7 +88,7 @@ def test_what_costs_nothing_stays_exact(dtype: str, tmp_path: Path) -> None:
     assert_no_cast_pairs(tmp_path / "m.onnx")
 
 
-# One case a family, with the mask and the inputs that it is exported with.
+# One case per family, with the mask and the inputs of its export.
 FAMILIES = {
     "v2_heads": {"mask": "padding"},
     "v2_degree8": {"mask": "full"},
@@ -119,7 +119,7 @@ def test_golden_families_agree(case: str, dtype: str, tmp_path: Path) -> None:
 
 
 class Norms(nn.Module):
-    """Large activations in front of norms of every kind, and a mixer behind them."""
+    """Large activations before norms of every kind, and a mixer after them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -221,7 +221,7 @@ def test_outputs_beyond_the_range_are_float32(tmp_path: Path) -> None:
 
 
 class LargeProduct(nn.Module):
-    """A product beyond float16's range, which its bias brings back; then a quotient by a number of tokens."""
+    """A product beyond float16's range, which its bias brings back; then a quotient by the number of tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -237,7 +237,7 @@ class LargeProduct(nn.Module):
 
 
 def test_products_that_their_bias_brings_back_and_counts_stay_in_float32(tmp_path: Path) -> None:
-    """ONNX Runtime takes casts between float16 nodes away, so that only the emulation shows what a device computes."""
+    """ONNX Runtime removes casts between float16 nodes, so only the emulation shows what a device computes."""
     x = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(1))
     result = pom_export.export(
         LargeProduct().eval(),
@@ -256,7 +256,7 @@ def test_products_that_their_bias_brings_back_and_counts_stay_in_float32(tmp_pat
 
 
 def test_a_file_that_overflows_on_a_device_fails_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ONNX Runtime's CPU provider computes right, since it computes it in float32."""
+    """ONNX Runtime's CPU provider computes it correctly, because it uses float32."""
     monkeypatch.setattr("pom_export.parity.peaks.observe_peaks", lambda *_: {})
     x = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(1))
     with pytest.raises(ParityError, match="emulating float16"):
@@ -270,7 +270,7 @@ def test_any_suffix_will_do(suffix: str, tmp_path: Path) -> None:
 
 
 class Timed(nn.Module):
-    """Tokens to which sines of a time are added; its frequencies make more of the rounding of an angle."""
+    """Tokens with added sines of a time, whose frequencies enlarge the rounding error of an angle."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -284,9 +284,9 @@ class Timed(nn.Module):
 @pytest.mark.parametrize("dtype", HALVES)
 def test_angles_of_times_are_computed_in_float32(dtype: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    times = torch.tensor([0.0, 0.734375, 1.0])  # which both types have
+    times = torch.tensor([0.0, 0.734375, 1.0])  # values that both types represent
     inputs = (torch.randn(3, 5, 16), times)
-    # Rounded to half, 300 times the second is off by 0.06 or more; the export would be refused.
+    # Rounded to half precision, 300 times the second would be off by 0.06 or more, and the export would be refused.
     result = pom_export.export(Timed(), tmp_path / "m.onnx", example_inputs=inputs, dtype=dtype)
     assert f"t {dtype}[batch]" in result.inputs
     (sine,) = [node for node in ir.load(tmp_path / "m.onnx").graph if node.op_type == "Sin"]

@@ -1,4 +1,4 @@
-"""Inputs and outputs as files declare them, and the types of weights whatever files claim."""
+"""The inputs and outputs that files declare, and the types of their weights, whatever files claim."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GOOD = "g (float[N] x) => (float[N] y) { y = Relu(x) }"
 
 
 def changed(**changes: object) -> onnx.ModelProto:
-    """Return a whole model with changes of its input's type, or of parts of it."""
+    """Return a whole model, with changes to its input's type or to other parts."""
     model = parse(GOOD)
     tensor = model.graph.input[0].type.tensor_type
     if "elem_type" in changes:
@@ -143,7 +143,7 @@ def test_a_long_name_with_escapes_is_shown_short_and_printable() -> None:
 
 
 def weighted(body: str, **arrays: np.ndarray) -> dict[str, int]:
-    """Return the types of the weights of a graph that has `w` in float32, and others as given."""
+    """Return the types of the weights of a graph with `w` in float32, and others as given."""
     model = parse(f"g (float[N,64] x) => (float[N,64] y) {{ {body} }}")
     for name, array in {"w": np.ones((64, 64), np.float32), **arrays}.items():
         model.graph.initializer.append(numpy_helper.from_array(array, name))
@@ -198,14 +198,14 @@ def test_most_of_the_weights_decide_the_precision(counts: dict[str, int], otherw
 
 
 @pytest.mark.parametrize(
-    ("part", "shapeless", "told"),
+    ("part", "shapeless", "message"),
     [
         ("output", True, "its output y has no shape. Save what onnx.shape_inference.infer_shapes makes of it"),
         ("output", False, "its output y has no type. Declare it"),
         ("input", True, "its input x has no shape. Declare it"),
     ],
 )
-def test_what_another_tool_left_undeclared_is_named(part: str, shapeless: bool, told: str, tmp_path: Path) -> None:
+def test_what_another_tool_left_undeclared_is_named(part: str, shapeless: bool, message: str, tmp_path: Path) -> None:
     model = parse(GOOD)
     value = getattr(model.graph, part)[0]
     if shapeless:
@@ -213,5 +213,5 @@ def test_what_another_tool_left_undeclared_is_named(part: str, shapeless: bool, 
     else:
         value.ClearField("type")
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         read_model(tmp_path / "m.onnx")

@@ -1,4 +1,4 @@
-"""Modules as people have them: exported, or refused in a line that names what is odd; and left as they were."""
+"""Unusual modules: exported, or refused in a line that names what is unusual; and left unchanged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pom_export.parity.tolerances import MODELS
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from odd_modules import REFUSED, REFUSED_BY_TORCH, WIDTH, Everything, Fields, Net, Result, example, same
 
-# What torch says of parts of its own that are old.
+# Deprecation warnings of torch about its own code.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
@@ -56,7 +56,7 @@ def test_much_at_once_is_exported_and_nothing_of_the_callers_changes(tmp_path: P
     random.seed(5)
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
 
-    # Whatever the caller has switched on.
+    # Modes that the caller may have switched on.
     torch.set_default_dtype(torch.float64)
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode(), torch.device("meta"):
@@ -119,7 +119,7 @@ def test_a_trace_that_fails_under_vmap_leaves_vmap_off(tmp_path: Path) -> None:
 
 
 class Wordy(nn.Module):
-    """A mixer below a name, whose output has another."""
+    """A mixer with one name, whose output has another."""
 
     def __init__(self, path: str, key: str) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ def test_a_name_that_no_file_may_have_is_named(path: str, key: str, message: str
 
 
 class Direct(nn.Module):
-    """Calls the documented op, with no mixer around it."""
+    """Calls the documented op directly, without a mixer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class Direct(nn.Module):
 
 
 def test_a_module_that_calls_the_op_itself_is_exported(tmp_path: Path) -> None:
-    # One token of several, whose values are not one behind the other.
+    # One token of several, whose values are not contiguous.
     result = pom_export.export(Direct(), tmp_path / "m.onnx", example_inputs=(example()[:, :1],))
     assert result.aggregations == 1
     assert result.inputs == [f"x float32[batch, tokens, {WIDTH}]"]
@@ -188,7 +188,7 @@ def test_an_axis_that_is_squeezed_has_one_size(rows: int, tmp_path: Path) -> Non
         ({3: example()}, "forward has no input 3"),
     ],
 )
-def test_examples_that_are_none_are_refused(inputs: Any, message: str, tmp_path: Path) -> None:
+def test_invalid_examples_are_refused(inputs: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         pom_export.export(Net(same), tmp_path / "m.onnx", example_inputs=inputs)
 
@@ -214,7 +214,7 @@ def test_outputs_of_other_kinds_are_refused(make: Callable[[Tensor], Any], messa
 
 
 class HalfInside(nn.Module):
-    """A mixer in half precision, whatever is around it."""
+    """A mixer in half precision, whatever the modules around it use."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Hostile ONNX files: each is refused by one line, before a parser makes what it declares."""
+"""Hostile ONNX files: each is refused with one line, before a parser allocates what it declares."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPSETS = [helper.make_opsetid("", 20)]
 
 
 def field(number: int, content: bytes) -> bytes:
-    """Return a field of the wire format that holds a message or bytes."""
+    """Return a wire-format field that holds a message or bytes."""
     return varint(number << 3 | 2) + varint(len(content)) + content
 
 
@@ -62,7 +62,7 @@ def with_external(*entries: tuple[str, str], location: str = "w.bin") -> onnx.Mo
 
 
 def calls(*bodies: tuple[str, list[str]]) -> onnx.ModelProto:
-    """Return a model that calls the first of its functions; each calls others by name."""
+    """Return a model that calls the first of its functions, each of which calls others by name."""
     functions = []
     for name, called in bodies:
         nodes = [helper.make_node(other, ["a"], [f"v{i}"], domain="d") for i, other in enumerate(called)]
@@ -73,7 +73,7 @@ def calls(*bodies: tuple[str, list[str]]) -> onnx.ModelProto:
 
 
 def nested(levels: int) -> bytes:
-    """Return a file whose graph holds a node with a graph that holds a node, and so on."""
+    """Return a file whose graph contains a node with a graph that contains a node, and so on."""
     graph = b""
     for _ in range(levels):
         graph = field(1, field(5, field(6, graph)))
@@ -90,7 +90,7 @@ def sparse() -> onnx.ModelProto:
 
 
 def deep_in(part: Callable[[onnx.TensorProto], Any]) -> onnx.ModelProto:
-    """Return a model with a tensor of /etc/passwd's data in some part of it."""
+    """Return a model with a tensor that reads /etc/passwd in some part of it."""
     tensor = with_external(location="../elsewhere").graph.initializer[0]
     made = part(tensor)
     return made if isinstance(made, onnx.ModelProto) else model(made)
@@ -202,7 +202,7 @@ def test_a_sparse_file_beyond_what_onnx_can_be_is_not_read(tmp_path: Path) -> No
 
 
 def test_weights_beside_a_model_are_found_through_links_of_both(tmp_path: Path) -> None:
-    """As in the cache of Hugging Face's hub, where a snapshot's files are links to blobs."""
+    """As in the cache of Hugging Face's hub, where the files of a snapshot are links to blobs."""
     (tmp_path / "blobs").mkdir()
     (tmp_path / "snapshot").mkdir()
     (tmp_path / "blobs" / "a").write_bytes(with_external(("offset", "0"), ("length", "16")).SerializeToString())
@@ -227,7 +227,7 @@ def test_whole_tensors_pass(dtype: type, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("json", r"is in JSON, .*onnx\.load\('m\.onnx', format='json'\)"),
         ("onnxtxt", "is in ONNX's textual syntax, .* format='onnxtxt'"),
@@ -238,19 +238,19 @@ def test_whole_tensors_pass(dtype: type, tmp_path: Path) -> None:
     ],
     ids=["json", "text", "protobuf text", "zip", "safetensors", "pointer"],
 )
-def test_other_formats_are_named(content: str | bytes, told: str, tmp_path: Path) -> None:
+def test_other_formats_are_named(content: str | bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
         onnx.save(model(), path, format=content)
     for read in (read_model, inference_session):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             read(path)
 
 
 def test_the_walk_knows_every_message_of_onnx() -> None:
-    """A part that it takes for text would be walked past, whatever it declares."""
+    """A message that the walk took for text would be skipped, whatever it declares."""
     seen = set()
     wanted = [("Model", onnx.ModelProto.DESCRIPTOR)]
     while wanted:
@@ -268,6 +268,6 @@ def test_the_walk_knows_every_message_of_onnx() -> None:
 
 def test_the_walk_knows_every_type_of_onnx() -> None:
     known = {*declared_tensor._BITS, declared_tensor._STRING, 0}
-    # Those that came last have no runtime yet.
+    # No runtime supports the newest ones yet.
     assert set(TensorProto.DataType.values()) - known <= {TensorProto.FLOAT6E2M3, TensorProto.FLOAT6E3M2}
     assert onnx_file.MESSAGES["Tensor"] == {}

@@ -1,4 +1,4 @@
-"""What depends on no input, and what nothing depends on, is said."""
+"""Outputs that depend on no input, and inputs that no output depends on, are reported."""
 
 from __future__ import annotations
 

@@ -20,12 +20,12 @@ def test_reproduces_the_official_float64_outputs(golden_gpt: Any) -> None:
     logits = module(torch.from_numpy(golden_gpt.arrays["input_ids"])).numpy()
     assert logits.dtype == np.float64
     wanted = golden_gpt.arrays["logits"]
-    # The angles of the official run were rounded to float32, the rest was not.
+    # The official run rounded its angles to float32, and nothing else.
     assert np.abs(logits - wanted).max() < 1e-6 * np.abs(wanted).max()
 
 
 class Awkward(nn.Module):
-    """What users do with types and places: fresh tensors, conversions, writes, half weights."""
+    """What users do with types and devices: new tensors, conversions, writes, half-precision weights."""
 
     def __init__(self) -> None:
         super().__init__()

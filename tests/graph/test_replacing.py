@@ -1,4 +1,4 @@
-"""Official-style mixers in somebody else's model: found, replaced, exported; the model itself left alone."""
+"""Official-style mixers in a user's model are found, replaced and exported; the model itself is left unchanged."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def official_module(config: dict[str, Any]) -> nn.Module:
 def test_the_style_is_the_official_one_and_replacing_keeps_its_outputs(golden: Any) -> None:
     rope = golden.config.get("rope", {})
     if rope.get("rope_2d") or (rope and golden.config["n_sel_heads"] > 1):
-        return  # the plain module here has neither
+        return  # the plain module has neither
     original = official_module(golden.config)
     original.load_state_dict(torch.load(golden.checkpoint, weights_only=True))
     replaced = replace_mixers(copy_module(original, torch.float64)).module
@@ -65,7 +65,7 @@ class Block(nn.Module):
 
 
 class Foreign(nn.Module):
-    """Nested, repeated and shared mixers of several families, with names read from a mixer."""
+    """Nested, repeated and shared mixers of several families, with some names read from a mixer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ def test_a_mixer_alone_is_exported(tmp_path: Path) -> None:
 
 
 class NotQuite(PoM):
-    """The parameters of a mixer, another computation."""
+    """A mixer's parameters with another computation."""
 
     def forward(self, xq: Tensor, xc: Tensor | None = None, mask: Any = None) -> Tensor:
         return super().forward(xq, xc, mask) + 0.1
@@ -157,7 +157,7 @@ def test_a_module_that_only_looks_like_a_mixer_is_found_out(tmp_path: Path) -> N
         (PoM(8, 2, 2, 1, 1), None, {}, "example_inputs"),
     ],
 )
-def test_what_cannot_be_exported_is_said(
+def test_what_cannot_be_exported_is_reported(
     model: nn.Module, inputs: Any, options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=message):
@@ -214,7 +214,7 @@ def test_masks_of_integers_are_taken_as_the_official_code_takes_them(dtype: torc
 
 
 class Caching(nn.Module):
-    """Keeps tables of the last length, as the public language model does."""
+    """Keeps tables for the last length, as the public language model does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -285,7 +285,7 @@ def test_a_near_miss_says_what_is_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("norm_first", [True, False])
-def test_transformer_layers_are_traced_with_a_mask_whose_kind_is_not_told(norm_first: bool, tmp_path: Path) -> None:
+def test_transformer_layers_are_traced_with_a_mask_of_unknown_kind(norm_first: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=norm_first)
     encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
@@ -296,7 +296,7 @@ def test_transformer_layers_are_traced_with_a_mask_whose_kind_is_not_told(norm_f
 
 
 class Outputs(nn.Module):
-    """Returns what a function makes of a mixer's result."""
+    """Returns whatever a function makes of a mixer's result."""
 
     def __init__(self, make: Any) -> None:
         super().__init__()
@@ -342,7 +342,7 @@ def test_the_mask_of_each_query_is_dynamic_in_both_directions(tmp_path: Path) ->
     [lambda _, x: 2 * x, lambda _, x: x, lambda pom, _: pom.po_coeff, lambda pom, x: (pom(x, x), x)[1]],
     ids=["idle", "input", "weight", "unused"],
 )
-def test_a_mixer_that_no_output_comes_from_is_said(output: Callable[..., Tensor], tmp_path: Path) -> None:
+def test_a_mixer_that_no_output_comes_from_is_reported(output: Callable[..., Tensor], tmp_path: Path) -> None:
     class Idle(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -357,14 +357,14 @@ def test_a_mixer_that_no_output_comes_from_is_said(output: Callable[..., Tensor]
 
 
 class Widened(PoM):
-    """An official mixer with a parameter more."""
+    """An official mixer with an additional parameter."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim, 2, 2, 1, 1)
         self.temperature = nn.Parameter(torch.ones(1))
 
     def forward(self, xq: Tensor, xc: Tensor | None = None, mask: Any = None) -> Tensor:
-        return torch.clamp(super().forward(xq, xc, mask), -0.1, 6)  # the bounds that torch.onnx does not take
+        return torch.clamp(super().forward(xq, xc, mask), -0.1, 6)  # bounds that torch.onnx does not support
 
 
 def test_what_stayed_as_it_was_is_named_where_torch_fails(tmp_path: Path) -> None:
@@ -373,7 +373,7 @@ def test_what_stayed_as_it_was_is_named_where_torch_fails(tmp_path: Path) -> Non
         pom_export.export(model, tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8),))
 
 
-def test_a_bias_that_has_no_place_is_told_in_terms_of_modules() -> None:
+def test_a_bias_that_has_no_place_is_reported_in_terms_of_modules() -> None:
     model = nn.Sequential(SeparatePoM(8, 2, 2, 1, 1))
     model[0].po_proj = nn.Linear(8, 16)
     (reason,) = replace_mixers(model).near_misses.values()

@@ -1,4 +1,4 @@
-"""What half precision does to a module is known from the module alone."""
+"""The rounding errors of half precision are computed from the module alone."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_weights_alone_are_rounded() -> None:
 
 @torch.no_grad()
 def test_positions_are_not_rounded_and_values_are() -> None:
-    """A position of 10,001 has no place in bfloat16's 8 bits."""
+    """bfloat16's 8 bits cannot represent a position of 10,001."""
     module = Positions()
     found = RoundedModule(module, "bfloat16", (), values=True)(X)
     torch.testing.assert_close(found, rounded(found), rtol=0, atol=0)
@@ -74,7 +74,7 @@ def test_a_convolution_with_a_bias_is_rounded_as_others_are() -> None:
 
 
 class Turned(nn.Module):
-    """Turns tokens by the cosine of their positions, which a graph computes in float32, and scales them."""
+    """Scales tokens, and rotates them by the cosine of their positions, which a graph computes in float32."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.arange(x.shape[1])[:, None].double().cos() * 0.3
@@ -87,7 +87,7 @@ def test_what_meets_positions_is_computed_in_float32() -> None:
 
 @torch.no_grad()
 def test_what_is_made_of_sizes_alone_is_rounded_where_a_graph_holds_it() -> None:
-    """Positions that are given are computed with when the graph runs, whatever is folded."""
+    """Given positions are used when the graph runs, whatever is folded."""
     angles = torch.arange(3)[:, None].double().cos()
     folded = RoundedModule(Turned(), "bfloat16", (), values=False, sizes_folded=True)
     factor = torch.tensor(0.3, dtype=torch.float64)

@@ -20,7 +20,7 @@ MASK_TYPES = (TensorProto.BOOL, TensorProto.FLOAT)
 def one_node_model(
     mode: str, x_shape: Sequence[int | str] | None, x_type: int, mask_type: int | None
 ) -> onnx.ModelProto:
-    """Return a model whose output's type and shape are for inference to find."""
+    """Return a model whose output's type and shape must be inferred."""
     inputs = [
         helper.make_tensor_value_info("x", x_type, x_shape),
         helper.make_tensor_value_info("coefficients", TensorProto.FLOAT, [8, 3]),
@@ -79,7 +79,7 @@ def test_the_schema_states_the_contract() -> None:
     assert schema.min_input == contract.REQUIRED_INPUTS
     assert tuple(value.name for value in schema.outputs) == contract.OUTPUTS
     assert schema.attributes.keys() == set(contract.ATTRIBUTES)
-    # Only the mode must be given; what a node leaves out is what `attributes` would write.
+    # Only the mode is required; the other defaults are those that `attributes` would write.
     assert [name for name, attribute in schema.attributes.items() if attribute.required] == ["mode"]
     for name, value in attributes("mean").items():
         if name != "mode":

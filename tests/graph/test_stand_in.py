@@ -1,4 +1,4 @@
-"""Mixers with signatures of their own, and what users say with adapters."""
+"""Mixers with custom signatures, and adapters that users declare."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def wide(kind: type[PoM]) -> nn.Module:
         (Keywords, lambda m: m(X, mask="causal", xc=3 * X)),
     ],
 )
-def test_a_signature_of_ones_own_is_kept(kind: type[PoM], call: Callable[[nn.Module], Tensor]) -> None:
+def test_a_custom_signature_is_kept(kind: type[PoM], call: Callable[[nn.Module], Tensor]) -> None:
     original = wide(kind)
     replaced = replace_mixers(copy_module(original)).module
     assert replaced is not original
@@ -73,20 +73,20 @@ def test_an_argument_that_ours_does_not_have_is_refused_when_it_is_used() -> Non
         replace_mixers(wide(Keywords)).module(X, other=1)
 
 
-def test_an_argument_that_ours_needs_not_is_said() -> None:
+def test_an_argument_that_ours_does_not_need_is_reported() -> None:
     result = replace_mixers(nn.Sequential(wide(Lengths)))
     assert result.replaced == []
     assert "its forward takes (tokens, lengths), the official one (xq, xc, mask)" in str(result.near_misses["0"])
 
 
-def test_a_forward_that_was_replaced_is_said() -> None:
+def test_a_forward_that_was_replaced_is_reported() -> None:
     mixer = wide(PoM)
     mixer.forward = lambda x: 2 * x  # type: ignore[method-assign]
     assert "the forward of this PoM was replaced" in str(replace_mixers(nn.Sequential(mixer)).near_misses["0"])
 
 
 class Own(nn.Module):
-    """What a user may have written: a polynomial of degree 2 under other names."""
+    """What a user may have written: a polynomial of degree 2, with other names."""
 
     def __init__(self, width: int, channels: int) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ def ours(own: Own) -> pom_export.PolynomialMixer:
 
 
 class Kept(nn.Module):
-    """A mixer behind the signature of the user's class."""
+    """A mixer behind the signature of a user's class."""
 
     def __init__(self, mixer: nn.Module) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ def test_an_adapter_that_is_wrong_is_found_out(tmp_path: Path) -> None:
         ({Own: 3}, "mixers holds"),
     ],
 )
-def test_adapters_of_no_use_are_said(mixers: Any, message: str, tmp_path: Path) -> None:
+def test_unused_adapters_are_reported(mixers: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         pom_export.export(
             Stack(False), tmp_path / "m.onnx", example_inputs=(X.float(), torch.ones(2, 5)), mixers=mixers
@@ -182,7 +182,7 @@ def test_adapters_of_no_use_are_said(mixers: Any, message: str, tmp_path: Path) 
 
 
 class Mine(nn.Module):
-    """The class of the example in docs/own-modules.md."""
+    """The example class of docs/own-modules.md."""
 
     def __init__(self) -> None:
         super().__init__()

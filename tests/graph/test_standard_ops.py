@@ -1,4 +1,4 @@
-"""The functions in exported files are standard to the letter: onnx's own reference runs every kind, and so do tools."""
+"""The functions in exported files are standard ONNX: onnx's reference evaluator and other tools run every kind."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from tests.small_models import VOCABULARY, hybrid
 
 Array = npt.NDArray[Any]
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
-# One of each kind of state; the others are slow together.
+# One of each kind of state; all others together are slow.
 ALWAYS = {
     "rope1d_heads",
     "rope2d",
@@ -44,7 +44,7 @@ PATHS = [pytest.param(True, id="kernel"), pytest.param(False, id="function")]
 
 
 class Calls:
-    """A file in ONNX Runtime, and the state that the last call left."""
+    """A file in ONNX Runtime, and the state left by the last call."""
 
     def __init__(self, model: Path, batch: int, kernels: bool) -> None:
         self.exported: ExportedModel = read_model(model)
@@ -64,7 +64,7 @@ class Calls:
 
 
 def split(tokens: int, seed: int) -> Iterator[slice]:
-    """Yield slices of random lengths that make up so many tokens; one token among them more often than not."""
+    """Yield slices of random lengths that add up to `tokens`; about half of them hold a single token."""
     random, begin = np.random.default_rng(seed), 0
     while begin < tokens:
         end = min(tokens, begin + (1 if random.random() < 0.5 else int(random.integers(2, 12))))
@@ -92,7 +92,7 @@ def test_any_split_gives_the_official_causal_outputs(golden: Any, kernels: bool,
         pom_export.export(golden.checkpoint, model, stateful=True, positions=positions is not None)
     x = golden.arrays["xq"].astype(np.float32)
     expected = golden.arrays.get("y_causal")
-    if expected is None:  # the official code has none for positions of rows and columns
+    if expected is None:  # the official code gives none for positions of rows and columns
         mixer = pom_export.load_checkpoint(golden.checkpoint).double()
         with torch.no_grad():
             expected = mixer(torch.from_numpy(x).double(), None, None, torch.from_numpy(positions), causal=True).numpy()
@@ -127,7 +127,7 @@ def test_block_causal_calls_give_the_official_state_forward(case: str, kernels: 
     arrays = dict(np.load(golden / "io.npz"))
     x = arrays["xq"].astype(np.float32)
     calls = Calls(model, len(x), kernels)
-    # The official code counts calls: as many tokens in each make it the mean over tokens.
+    # The official code counts calls: with equally many tokens per call, that is the mean over tokens.
     outputs = [calls(x=frame) for frame in np.split(x, frames, axis=1)]
     assert_close(np.concatenate(outputs, axis=1), arrays["y_state"])
     assert calls.exported.stateful == "block-causal"
@@ -202,8 +202,8 @@ def test_verify_compares_with_the_checkpoint(tmp_path: Path) -> None:
     assert {comparison.output for comparison in report.comparisons} == {"y", "present_state", "present_length"}
 
 
-def test_positions_past_the_last_one_are_no_ones_but_paddings(tmp_path: Path) -> None:
-    """A row of a rotary mixer may fill its positions while another, shorter one is padded beyond them."""
+def test_only_padding_is_at_positions_past_the_last_one(tmp_path: Path) -> None:
+    """A row of a rotary mixer may fill its positions while a shorter row is padded beyond them."""
     torch.manual_seed(0)
     mixer = RotaryPolynomialMixer(8, 2, 2, max_seq_len=8).eval()
     pom_export.export(mixer, tmp_path / "m.onnx", stateful=True, mask="padding")
@@ -249,7 +249,7 @@ def test_options_that_do_not_go_together_are_refused(
         ({"static": (1, 4)}, "the keys of self-attention grow with every call"),
     ],
 )
-def test_what_a_hybrid_cannot_is_refused(options: dict[str, Any], message: str) -> None:
+def test_what_a_hybrid_does_not_support_is_refused(options: dict[str, Any], message: str) -> None:
     assert message in _refused({"stateful": True, **options}, hybrid())
 
 

@@ -1,4 +1,4 @@
-"""Exported graphs: names, shapes, what must be in them and what must not."""
+"""Exported graphs: names, shapes, and what must or must not be in them."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_names_come_from_the_modules_and_nothing_of_the_machine_is_left(tmp_path
 
 
 def newest_opset() -> int:
-    """Return the newest opset that an export may use and this ONNX Runtime knows: 1.22 knows 22."""
+    """Return the newest opset that an export may use and that this ONNX Runtime knows: 1.22 knows 22."""
     return min(OPSETS.stop - 1, max(op.since_version for op in get_all_operator_schema() if op.domain == ""))
 
 

@@ -26,7 +26,7 @@ def _large(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def model(value: float) -> ir.Model:
-    """Return a graph that gives its weights, all of one value, from both branches of a condition."""
+    """Return a graph that outputs its weights, all of one value, from both branches of a condition."""
     weights = np.full(SIZE, value, np.float32)
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [SIZE])
     branches = [
@@ -46,7 +46,7 @@ def save(value: float, path: Path) -> None:
 
 
 def values(path: Path) -> set[float]:
-    """Return what plain ONNX Runtime makes of a model."""
+    """Return what plain ONNX Runtime computes with a model."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return {float(y) for first in (True, False) for y in session.run(None, {"first": np.array(first)})[0]}
 

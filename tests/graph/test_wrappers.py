@@ -1,4 +1,4 @@
-"""Wrappers anywhere in a model are looked through, and mixers that torch does not see are said."""
+"""Wrappers anywhere in a model are seen through, and mixers that torch does not register are reported."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Listed(nn.Module):
         (lambda m: lambda x: m(x), r"held\.m looks like a mixer, but it is stored in a function"),
     ],
 )
-def test_a_mixer_that_torch_does_not_see_is_said(hold: Any, message: str, tmp_path: Path) -> None:
+def test_a_mixer_that_torch_does_not_see_is_reported(hold: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         pom_export.export(Listed(hold, nn.Identity()), tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8),))
 
@@ -100,13 +100,13 @@ def test_the_mixers_that_torch_sees_are_exported_all_the_same(tmp_path: Path) ->
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_traced_mixer_is_said() -> None:
+def test_a_traced_mixer_is_reported() -> None:
     traced = torch.jit.trace(mixer().eval(), torch.randn(2, 5, 8))
     assert "TorchScript" in str(replace_mixers(nn.Sequential(traced)).near_misses["0"])
 
 
 class PassedOn(nn.Module):
-    """As peft's models: what it gets, the one module inside gets."""
+    """Like peft's models: passes its arguments on to the one module inside."""
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ def test_inputs_are_named_as_the_module_inside_names_them(tmp_path: Path) -> Non
         pom_export.export(two, tmp_path / "n.onnx", example_inputs=(torch.randn(2, 5, 8),))
 
 
-def test_weights_in_one_flat_piece_are_said(tmp_path: Path) -> None:
+def test_weights_in_one_flat_piece_are_reported(tmp_path: Path) -> None:
     sharded = nn.Module()
     sharded._fsdp_wrapped_module = mixer()
     sharded.register_parameter("_flat_param", nn.Parameter(torch.zeros(3)))

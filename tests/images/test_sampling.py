@@ -17,7 +17,7 @@ LABELS = np.array([0, 3, 1])
 
 
 def predict(z: np.ndarray, t: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Stand for a model: curved in the image, the time and the label."""
+    """A double of a model, curved in the image, the time and the label."""
     shift = (t + y)[:, None, None, None].astype(z.dtype)
     return np.sin(z + shift) + z * t[:, None, None, None].astype(z.dtype)
 
@@ -27,7 +27,7 @@ def velocity(z: np.ndarray, t: float, y: int) -> np.ndarray:
 
 
 def by_a_plain_loop(steps: int, w: float, low: float, high: float) -> np.ndarray:
-    """Follow each image by itself, with both predictions at every time, as the authors write it."""
+    """Integrate each image by itself, with both predictions at every time, as the authors write it."""
 
     def guided(z: np.ndarray, t: float, y: int) -> np.ndarray:
         weight = w if t < high and (low == 0 or t > low) else 1.0

@@ -23,7 +23,7 @@ MODES_AND_MASKS = [
 ]
 OP = torch.ops.pom.polynomial_aggregation.default
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
-# This one compiles, and takes as long as all others.
+# This one compiles, and takes as long as all the others.
 COMPILED = "test_aot_dispatch_dynamic"
 KINKS = (-10.0, 0.0, 6.0)  # where leaky_relu and the clamp have no derivative
 
@@ -34,12 +34,12 @@ def _seed() -> None:
 
 
 def checks(mode: str, mask: str | None) -> tuple[str, ...]:
-    """Return opcheck's tests of another form than the first, compiled in one mode only."""
+    """Return opcheck's tests for a form other than the first, compiled in one mode only."""
     return (*CHECKS, COMPILED) if (mode, mask) == ("causal", "bool") else CHECKS
 
 
 def draw_x(spread: float = 6.0) -> Tensor:
-    """Return tokens (2, 5, 3), by default on every side of the kinks, none near one."""
+    """Return tokens (2, 5, 3), by default on every side of the kinks and not close to any."""
     x = spread * torch.randn(2, 5, 3, dtype=torch.float64)
     for kink in KINKS:
         x = torch.where((x - kink).abs() < 0.05, kink + 0.1, x)
@@ -69,7 +69,7 @@ def test_is_registered_correctly(mode: str, mask: str | None) -> None:
     torch.library.opcheck(OP, arguments)
 
 
-# Finite differences of 6^16 have no digits left: the highest degree gets small tokens.
+# Finite differences of 6^16 have no correct digits left: the highest degree gets small tokens.
 @pytest.mark.parametrize(("degree", "spread"), [(1, 6.0), (3, 6.0), (16, 0.5)])
 @pytest.mark.parametrize(("mode", "mask"), MODES_AND_MASKS)
 def test_gradients(mode: str, mask: str | None, degree: int, spread: float) -> None:

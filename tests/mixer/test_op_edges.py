@@ -1,4 +1,4 @@
-"""The torch ops at the ends of their numbers: right, NaN, or refused with the value seen."""
+"""The torch ops at the limits of their number types: right, NaN, or refused with the value that was given."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_length_that_cannot_be_counted_is_refused(length: int) -> None:
 
 
 def test_what_counts_nothing_is_zero_whatever_a_state_holds() -> None:
-    """As the kernels have it; and a NaN that counts is seen."""
+    """Like the kernels; and a NaN that does count is visible."""
     nothing = torch.zeros(1, 5, dtype=torch.bool)
     assert not stream([0], mask=nothing, state=torch.nan)[0].any()
     assert stream([1], mask=nothing, state=torch.nan)[0].isnan().all()

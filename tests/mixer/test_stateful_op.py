@@ -1,4 +1,4 @@
-"""The stateful torch op: registered soundly, equal to one pass over all tokens, and exact however long it runs."""
+"""The stateful torch op: correctly registered, equal to one pass over all tokens, and exact however long it runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHANNELS = 8
 
 
 def make_inputs(form: str, batch: int, tokens: int, dtype: torch.dtype, rotated: bool = False) -> dict[str, Any]:
-    """Return the arguments of the op that have tokens, and those that don't."""
+    """Return the op's arguments that have a token axis, and those that don't."""
     generator = torch.Generator().manual_seed(tokens)
 
     def normal(*shape: int) -> Tensor:
@@ -48,7 +48,7 @@ def run(inputs: dict[str, Any], state: Tensor, length: Tensor, mode: str, **othe
 
 
 def part(inputs: dict[str, Any], begin: int, end: int) -> dict[str, Any]:
-    """Return the arguments for some of the tokens."""
+    """Return the arguments for a range of tokens."""
     tables = {name: None if inputs[name] is None else inputs[name][begin:end] for name in ("cos", "sin")}
     return {**inputs, **tables, "x": inputs["x"][:, begin:end]}
 
@@ -131,7 +131,7 @@ def test_nothing_seen_gives_zero() -> None:
 
 
 def test_sums_keep_twice_float32s_digits() -> None:
-    """A long past and one small token: the plain sum does not change at all."""
+    """A long past and one small token: a plain float32 sum would not change at all."""
     inputs = make_inputs("power", 1, 1, torch.float32)
     big = torch.full((1, CHANNELS), 1e9)
     state = torch.stack([big, torch.zeros_like(big)], dim=1)

@@ -1,4 +1,4 @@
-"""The public image model: the official outputs, what it is made of, and that it learns."""
+"""The public image model: the official outputs, its initial weights and parts, and that it learns."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def test_starts_as_the_authors_do() -> None:
     model = JiT(TINY_JIT)
     assert torch.equal(model(*images()), torch.zeros(2, 3, 8, 8))
     assert not model.pos_embed.requires_grad
-    # Column 0 first: patches below each other have one half of their embedding in common, and those beside the other.
+    # Column 0 first: patches below each other share one half of their embedding, those beside each other the other
+    # half.
     grid = model.pos_embed.unflatten(1, (4, 4))[0]
     assert torch.equal(grid[0, :, :4], grid[3, :, :4])
     assert torch.equal(grid[:, 0, 4:], grid[:, 3, 4:])
@@ -77,7 +78,7 @@ def test_time_label_and_place_make_a_difference() -> None:
         base = model(x, t, y)
         assert not torch.allclose(base, model(x, 1 - t, y))
         assert not torch.allclose(base, model(x, t, torch.full_like(y, TINY_JIT.num_classes)))
-        # Turned by 90 degrees it is another image, not the same one turned.
+        # Rotated by 90 degrees, it is another image, not the same one rotated.
         assert not torch.allclose(base.rot90(1, (2, 3)), model(x.rot90(1, (2, 3)), t, y))
         assert torch.allclose(base[1:], model(x[1:], t[1:], y[1:]), atol=1e-6)
 
@@ -89,7 +90,7 @@ def test_a_model_without_tokens_in_context_has_no_weight_of_them() -> None:
 
 
 class Averaging(nn.Module):
-    """Stands for what else may mix tokens."""
+    """A double of another module that mixes tokens."""
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         assert positions.shape == (x.shape[1], 2)

@@ -1,4 +1,4 @@
-"""The language model: shapes, causality, and a state dict that says everything."""
+"""The language model: shapes, causality, and a state dict that determines all hyper-parameters."""
 
 from __future__ import annotations
 

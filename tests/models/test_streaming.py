@@ -1,4 +1,4 @@
-"""Language models that go on from a state: any split into calls, ragged or not, gives what one pass gives."""
+"""Language models that continue from a state: any split into calls, ragged or not, gives what one pass gives."""
 
 from __future__ import annotations
 

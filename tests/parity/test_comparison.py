@@ -70,7 +70,7 @@ def test_what_is_masked_by_a_number_hides_nothing_of_the_rest(masked: float) -> 
         ([0.5], ""),
     ],
 )
-def test_what_a_reference_does_not_tell_is_said(values: list[float], note: str) -> None:
+def test_what_a_reference_cannot_show_is_reported(values: list[float], note: str) -> None:
     found = difference(np.array(values), np.array(values), TOLERANCE)
     notes = inconclusive_notes([Comparison("onnxruntime", "kernel", "y", (CaseResult("a", "", found),) * 2)])
     assert [text[: len(note)] for text in notes] == ([note] if note else [])
@@ -133,7 +133,7 @@ def test_an_output_that_is_missing_fails() -> None:
 
 
 def state(sums: np.ndarray) -> np.ndarray:
-    """Return sums (L, C) as pairs of floats (1, L, 2, C), in float64."""
+    """Return sums (L, C) in float64 as pairs of floats (1, L, 2, C)."""
     first = sums.astype(np.float32).astype(np.float64)
     return np.stack([first, sums - first], axis=1)[None]
 
@@ -153,7 +153,7 @@ def compared(actual: np.ndarray) -> bool:
 def test_the_two_floats_of_a_state_are_one_number() -> None:
     expected = state(PAST + ADDED)
     assert compared(expected)
-    # Another split of the same sums, and sums as float32 makes them of what a call adds.
+    # Another split of the same sums, and sums as float32 arithmetic adds them.
     moved = np.spacing(expected[:, :, 0].astype(np.float32))
     assert compared(expected + np.stack([moved, -moved], axis=2))
     assert compared(state(PAST + ADDED.astype(np.float32) * np.float32(1 + 1e-6)))

@@ -1,4 +1,4 @@
-"""What a comparison looks at: every id and position, the end of every table, long pasts, and several calls."""
+"""What a comparison covers: every id and position, the end of every table, long pasts, and several calls."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_every_id_is_there(pinned: Mapping[str, int]) -> None:
     assert not [note for note in found.notes if "values" in note]
 
 
-def test_ids_beyond_what_is_affordable_are_spread_and_that_is_said() -> None:
+def test_ids_beyond_what_is_affordable_are_spread_and_that_is_reported() -> None:
     found = cover(IDS, limits=InputLimits({"input_ids": (50_257,)}), reach=Reach(300, 1))
     seen = np.unique(next(case for case in found.cases if case.name.startswith("values")).feed["input_ids"])
     assert len(seen) == 300
@@ -82,7 +82,7 @@ def test_the_longest_case_ends_where_the_table_does(tokens: int | None, expected
     assert found.notes == []
 
 
-def test_a_table_whose_end_is_out_of_reach_is_said() -> None:
+def test_a_table_whose_end_is_out_of_reach_is_reported() -> None:
     found = cover(TOKENS, limits=InputLimits(tokens=100_000), reach=Reach(3000, 1))
     assert found.notes == ["positions from 3000 to 99999 were not compared"]
 
@@ -104,7 +104,7 @@ def test_a_state_goes_on_from_a_long_past(limits: InputLimits, specs: tuple[Tens
 
 
 def running_sum(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the sums of the tokens so far, and the state after them."""
+    """Return the running sums of the tokens, and the state after them."""
     sums = feed["past_state"].sum((1, 2))[:, None, :4] + feed["x"].cumsum(1)
     state = np.zeros_like(feed["past_state"])
     state[:, 0, 0, :4] = sums[:, -1]
@@ -157,7 +157,7 @@ def test_rows_of_a_batch_are_of_different_age(specs: tuple[TensorSpec, ...]) -> 
 
 
 def test_rows_are_of_one_age_where_keys_fill_the_past() -> None:
-    """Without a mask, what a row has seen is as long as its keys."""
+    """Without a mask, a row has seen as many tokens as it has keys."""
     for case in cover(TOKENS, KEYS, LENGTH, limits=InputLimits()).cases:
         assert set(case.feed["past_length"].tolist()) == {case.feed["past_key_values.0.key"].shape[2]}
 

@@ -1,4 +1,4 @@
-"""A user's own inputs: whatever is wrong with the file is said in one line."""
+"""A user's own inputs: whatever is wrong with the file is reported in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A user's own inputs and outputs are a reference: they need no checkpoint, and say nothing where they are empty."""
+"""A user's own inputs and outputs are a reference: they need no checkpoint, and empty ones prove nothing."""
 
 from __future__ import annotations
 

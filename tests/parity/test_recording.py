@@ -1,4 +1,4 @@
-"""Parity data as it is written, and as it may be damaged."""
+"""Parity data: what is written is read, and damage is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is expected is computed when it is looked at, and no two large ones are held."""
+"""Expected outputs are computed when they are needed, and no two large ones are held at once."""
 
 from __future__ import annotations
 

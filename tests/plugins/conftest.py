@@ -1,4 +1,4 @@
-"""What tests of the compiled libraries share: one node of the op, run by ONNX Runtime."""
+"""Fixtures of the compiled libraries' tests: one node of the op, run by ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class OnnxRuntimeOp:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4
-        # On a shared machine a thread that waits by spinning takes the time of one that works.
+        # On a shared machine, a thread that spins while it waits takes time from one that works.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.register_custom_ops_library(str(self.library))
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     def shared_session(self, model: bytes, threads: int = 1) -> Any:
-        """Return a session of the kernel that the environment names, the same whenever it is asked for again."""
+        """Return a session of the kernel that the environment names, cached for later calls."""
         return _shared_session(self, os.environ.get("POM_CPU_KERNEL"), model, threads)
 
     def run(
@@ -60,7 +60,7 @@ class OnnxRuntimeOp:
         return y
 
     def outputs_of(self, call: Call, threads: int = 1) -> list[Array]:
-        """Run a call; of a stateful one the present comes too."""
+        """Run a call; a stateful one also returns the present."""
         feeds = call.feeds()
         kinds = tuple((name, array.dtype, array.ndim) for name, array in feeds.items())
         model = _model_of(kinds, tuple(call.case.attributes().items()))
@@ -72,7 +72,7 @@ class OnnxRuntimeOp:
 
     @staticmethod
     def outputs(session: Any, feeds: Arrays) -> list[Array]:
-        """Return what a session of a model makes of `feeds`, y being of x's type."""
+        """Return what a session of a model computes with `feeds`; y has x's type."""
         y, *present = session.run(None, wide(feeds))
         if feeds["x"].dtype == BFLOAT16:
             assert np.array_equal(y, y.astype(BFLOAT16).astype(np.float32), equal_nan=True)
@@ -139,7 +139,7 @@ def onnxruntime_symbols(onnxruntime_op: OnnxRuntimeOp) -> ctypes.CDLL:
 def cpu_kernel(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, onnxruntime_symbols: ctypes.CDLL
 ) -> str:
-    """One of the kernels that this machine can run; see `every_kernel`."""
+    """One of the kernels that this machine can run, see `every_kernel`."""
     monkeypatch.setenv("POM_CPU_KERNEL", request.param)
     if not onnxruntime_symbols.pom_cpu_kernel():
         pytest.skip(onnxruntime_symbols.pom_cpu_kernel_error().decode())

@@ -1,4 +1,4 @@
-"""The CPU kernels that tests run one after another."""
+"""Runs a test with each of the CPU kernels."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ KERNELS = ["scalar", *(pytest.param(name, marks=pytest.mark.machine) for name in
 
 
 def every_kernel(test: Callable[..., Any]) -> Any:
-    """Run a test with each kernel that this machine can run: above its other parameters, a case's follow each other."""
+    """Run a test with each kernel that this machine can run; a case's runs on all kernels follow each other."""
     used = pytest.mark.usefixtures("cpu_kernel")(test)
     return pytest.mark.parametrize("cpu_kernel", KERNELS, indirect=True)(used)

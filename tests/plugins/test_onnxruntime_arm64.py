@@ -1,4 +1,4 @@
-"""The CPU kernels of AArch64, compiled for it and run by an emulator: no such machine is needed."""
+"""The AArch64 CPU kernels, cross-compiled and run by an emulator: no such machine is needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The op in ONNX Runtime at the ends of its numbers: weights, lengths, sizes, and attributes of another type."""
+"""The op in ONNX Runtime at the limits of its number types: weights, lengths, sizes, and attributes of a wrong type."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_mean_of_no_tokens_keeps_nothing_of_a_large_batch(onnxruntime_op: Any)
 
 
 def test_rows_of_one_token_are_means_of_themselves(onnxruntime_op: Any) -> None:
-    """A batch of rows that are one chunk each, beside rows that are several."""
+    """A batch with rows of one chunk each, and with rows of several."""
     for mode, tokens in itertools.product(MODES, (1, 3, 700)):
         x = np.random.default_rng(1).random((3, tokens, 20)).astype(np.float32)
         y = onnxruntime_op.run({"x": x, "coefficients": one(20, 1)}, attributes(mode), threads=2)

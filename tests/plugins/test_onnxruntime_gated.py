@@ -59,7 +59,7 @@ def test_empty_calls(onnxruntime_op: Any, mode: str) -> None:
 @every_kernel
 @every_activation
 def test_every_size_of_gate(onnxruntime_op: Any, activation: str) -> None:
-    """Where the mean is 1, the output is the activation alone: to float32's precision, NaN and infinity too."""
+    """If the mean is 1, the output is the activation alone: exact to float32's precision, NaN and infinity included."""
     gate = np.concatenate([np.linspace(-120, 120, 99_996), [-3e38, 3e38, -np.inf, np.nan]]).astype(np.float32)
     feeds = {
         "x": np.ones((1, 1, 4), np.float32),
@@ -73,7 +73,8 @@ def test_every_size_of_gate(onnxruntime_op: Any, activation: str) -> None:
     assert np.array_equal(np.isnan(z), np.isnan(expected))
     finite = np.isfinite(expected)
     assert np.array_equal(z[~finite], expected[~finite].astype(np.float32), equal_nan=True)
-    # Half a place of float32 is 6e-8. The line of a hardsigmoid cancels near its foot; a sigmoid ends at exp(-87).
+    # Half a unit in the last place of float32 is 6e-8. A hardsigmoid's line cancels near its foot; a sigmoid ends at
+    # exp(-87).
     relative, absolute = {"identity": (0, 0), "sigmoid": (3e-7, 2e-38), "hardsigmoid": (1.2e-7, 6e-8)}[activation]
     error = abs(z[finite] - expected[finite])
     assert np.all(error <= relative * abs(expected[finite]) + absolute)
@@ -160,7 +161,7 @@ def test_invalid_types_fail_the_session(onnxruntime_op: Any, name: str, kind: ty
 
 @pytest.mark.parametrize("heads", [1, 6])
 def test_an_absent_input_is_a_placeholder_or_empty(onnxruntime_op: Any, heads: int) -> None:
-    """A bias of size 1 is none."""
+    """A bias of size 1 is not a placeholder."""
     feeds, attributes = feeds_of(heads), node("causal", "identity")
     placeholders = feeds | dict.fromkeys(("mask", "cos", "sin"), PLACEHOLDER)
     plain = onnxruntime_op.run(feeds, attributes)

@@ -1,4 +1,4 @@
-"""What the ONNX Runtime op library takes for a node of the contract, and what it says of one that is none."""
+"""Which nodes the ONNX Runtime op library accepts, and how it refuses those that break the contract."""
 
 from __future__ import annotations
 

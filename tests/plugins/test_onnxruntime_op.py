@@ -80,20 +80,20 @@ def test_coefficients_of_half_precision(on_every_kernel: Any) -> None:
 
 @every_kernel
 def test_every_half_value(onnxruntime_op: Any) -> None:
-    """Subnormals, infinities and NaNs too."""
+    """Including subnormals, infinities and NaNs."""
     x = np.arange(65536, dtype=np.uint16).view(np.float16).reshape(1, -1, 64)
     feeds, node = {"x": x, "coefficients": np.ones((64, 1), np.float32)}, attributes("features")
     y = onnxruntime_op.run(feeds, node)
     expected = exact(feeds, node).y.astype(np.float16)
     assert np.array_equal(np.isnan(y), np.isnan(expected))
-    # The kernel multiplies by the slope in float32: the last place of float16 may differ where that is a tie.
+    # The kernel multiplies by the slope in float32, so at a tie the last place of float16 may differ.
     places = [(array + 0).view(np.int16).astype(int)[~np.isnan(expected)] for array in (y, expected)]
     assert abs(places[0] - places[1]).max() <= 1
 
 
 @every_kernel
 def test_every_bfloat16_value(onnxruntime_op: Any) -> None:
-    """Rounded to nearest, ties to even; subnormals, infinities and NaNs too."""
+    """Rounded to nearest, ties to even; including subnormals, infinities and NaNs."""
     x = np.arange(65536, dtype=np.uint16).view(BFLOAT16).reshape(1, -1, 64)
     feeds, node = {"x": x, "coefficients": np.full((64, 1), 0.7, np.float32)}, attributes("features")
     y = onnxruntime_op.run(feeds, node).astype(np.float32)
@@ -106,11 +106,12 @@ def test_every_bfloat16_value(onnxruntime_op: Any) -> None:
 
 @every_kernel
 def test_gelu(onnxruntime_op: Any) -> None:
-    """Its largest error, over its whole range, and its value where it has no digits of its own."""
+    """Its largest error over its whole range, and its values at NaN and infinity."""
     x = np.concatenate([np.linspace(-8, 8, 400_001), [-3e38, -100, -0.0, 0, 100, 3e38]]).astype(np.float32)
     feeds, node = {"x": x.reshape(1, -1, 1), "coefficients": PLACEHOLDER}, attributes("features", degree=1)
     y, expected = onnxruntime_op.run(feeds, node).ravel(), exact(feeds, node).y.ravel()
-    # Of erf: 1.3e-7 (gelu.h), in units of x / 2. A place of float32 is at most 1.2e-7 of the value.
+    # The error of erf is 1.3e-7 (gelu.h), in units of x / 2. A unit in the last place of float32 is at most 1.2e-7 of
+    # the value.
     assert np.all(abs(y - expected) <= 1.3e-7 * np.minimum(abs(x), 1) / 2 + 1.2e-7 * abs(expected) + 1e-12)
     special = np.array([np.nan, np.inf], np.float32).reshape(1, 2, 1)
     y = onnxruntime_op.run(feeds | {"x": special}, node).ravel()
@@ -141,7 +142,7 @@ def test_a_masked_token_is_absent_whatever_it_holds(
 @every_kernel
 @every_mode
 def test_nan_in_an_active_token_propagates(onnxruntime_op: Any, mode: str) -> None:
-    """Into all channels that come together, of its own token and of the sums that have it."""
+    """To all channels that are computed together, of its own token and of the sums that include it."""
     for form, bad, reached in (
         (FORMS["power"], [2, 9], [2, 9]),
         (FORMS["rotated"], [2], [2, 12]),
@@ -237,5 +238,5 @@ def test_the_named_kernel_runs(
             pytest.skip(onnxruntime_symbols.pom_cpu_kernel_error().decode())
         assert onnxruntime_symbols.pom_cpu_kernel().decode() == kernel
         outputs[kernel] = onnxruntime_op.outputs_of(call)[0]
-    # Only vectors fuse a multiply and an add, so that some last bits differ.
+    # Only the vector kernels fuse multiply and add, so some last bits differ.
     assert outputs["scalar"].tobytes() != outputs[name].tobytes()

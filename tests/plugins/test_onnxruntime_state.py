@@ -12,7 +12,7 @@ from pom_export.graph.schema import attributes
 from tests.op_calls import Array, Arrays, Call, Case, check, tokens_of
 from tests.op_reference import exact
 
-# Past a chunk of the kernel's, which has at most 512 tokens.
+# More than one of the kernel's chunks, which hold at most 512 tokens.
 SPLITS = [[1], [1] * 7, [0, 3, 0, 1], [600], [511, 2, 600, 1, 513], [1, 1, 1025]]
 FORMS = {
     "power": Case("causal"),
@@ -22,11 +22,11 @@ FORMS = {
 
 
 class Stream:
-    """A node in a session, fed call by call, from no tokens on.
+    """A node in a session, fed call by call, starting without tokens.
 
     Attributes:
-        call: of all tokens.
-        feeds: its inputs, which share its memory, and the past as it is now.
+        call: a call with all tokens.
+        feeds: its inputs, which share its memory, and the current past.
     """
 
     def __init__(self, op: Any, case: Case, threads: int = 1) -> None:
@@ -46,7 +46,7 @@ class Stream:
         return result
 
     def check(self, y: Array, end: int) -> None:
-        """Compare outputs of the last tokens up to one with those of a call of all, and the state with its state."""
+        """Compare the outputs of the last tokens before `end`, and the state, with those of a single call."""
         whole = tokens_of(self.call.feeds(), 0, end)
         tokens = 1 if self.node["mode"] == "mean" and "gate" not in whole else end
         before = self.call.exact().y[:, : tokens - y.shape[1]]
@@ -107,7 +107,7 @@ def test_a_call_of_no_tokens_changes_nothing(onnxruntime_op: Any, mode: str, bat
 
 
 def test_a_million_tokens_lose_no_digit(onnxruntime_op: Any) -> None:
-    """Fed one by one and in large calls: the state is float64's, where a plain float32 sum has lost three digits."""
+    """Fed one by one and in large calls: the state is that of float64, while a float32 sum has lost three digits."""
     random, channels, block = np.random.default_rng(0), 8, 10_000
     stream = Stream(onnxruntime_op, Case("causal", shape=(1, block, channels), degree=2))
     stream.feeds["coefficients"][...] = random.random((channels, 2))

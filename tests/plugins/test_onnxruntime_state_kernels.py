@@ -30,7 +30,7 @@ GATES = ("none", "channel", "head")
 
 
 def case_of(form: Case, mode: str, shape: tuple[int, int, int], mask: str = "none", gate: str = "none") -> Case:
-    """Return a case of shape[2] times `form.unit` channels, whose rows go on from 3, 4, ... tokens."""
+    """Return a case of shape[2] times `form.unit` channels, whose rows continue from 3, 4, ... tokens."""
     case = sized(form, mode, *shape, past=3)
     if mask != "none":
         case = replace(case, mask="ragged", mask_rows=1 if mask == "broadcast" else None)
@@ -38,7 +38,7 @@ def case_of(form: Case, mode: str, shape: tuple[int, int, int], mask: str = "non
 
 
 def call_of(case: Case) -> Call:
-    """Return its call; the second row goes on from no tokens, the third from more than a float32 counts."""
+    """Return its call; the second row continues from no tokens, the third from more than a float32 counts."""
     call = Call(case)
     assert call.past is not None
     length = np.resize(np.array((3, 0, 2**40), np.int64), len(call.x))
@@ -52,7 +52,7 @@ def call_of(case: Case) -> Call:
 @every_type
 @aggregating
 def test_a_call(on_every_kernel: Any, mode: str, dtype: str, form: Case) -> None:
-    """No tokens and few and more than a chunk of them, over an odd number of channels a part."""
+    """No tokens, few, and more than one chunk, with an odd number of channels per part."""
     shapes = ((1, 1, 7), (3, 2, 5), (3, 37, 9), (1, 600, 3), (2, 0, 5), (0, 4, 5))
     for gate, mask, shape in itertools.product(GATES, MASKS, shapes):
         on_every_kernel.check(call_of(replace(case_of(form, mode, shape, mask, gate), dtype=dtype)))
@@ -62,7 +62,7 @@ def test_a_call(on_every_kernel: Any, mode: str, dtype: str, form: Case) -> None
 @aggregating
 @pytest.mark.parametrize("gate", GATES)
 def test_calls_that_follow_each_other(on_every_kernel: Any, gate: str, mode: str, form: Case) -> None:
-    """Each is right, and all together leave the state of one call."""
+    """Each is right, and together they leave the state of a single call."""
     tokens = 1500
     call = call_of(case_of(form, mode, (3, tokens, 3), "ragged", gate))
     feeds, node = call.feeds(), call.case.attributes()
@@ -84,7 +84,7 @@ def test_calls_that_follow_each_other(on_every_kernel: Any, gate: str, mode: str
 @aggregating
 @pytest.mark.parametrize("gate", ["none", "channel"])
 def test_many_channels(on_every_kernel: Any, gate: str, mode: str, form: Case) -> None:
-    """More than one task takes, and several chunks; threads change no bit of the state either."""
+    """More channels than one task takes, and several chunks; threads change no bit of the state either."""
     call = call_of(case_of(form, mode, (2, 400, 1300 // form.unit), "ragged", gate))
     for kernel in on_every_kernel.each():
         one, *others = (on_every_kernel.op.outputs_of(call, threads) for threads in (1, 2, 5))
@@ -113,7 +113,7 @@ def test_an_output_beyond_the_caches_leaves_the_state_of_a_small_one(
 @every_form
 @aggregating
 def test_a_token_that_does_not_count_leaves_no_trace(onnxruntime_op: Any, mode: str, form: Case) -> None:
-    """Whatever it holds; and a row that never had one that counts gives zeros."""
+    """Whatever its values; and a row without any token that counts gives zeros."""
     call = call_of(replace(case_of(form, mode, (3, 30, 5), "ragged"), epsilon=0.0))
     assert call.past is not None
     assert call.mask is not None

@@ -1,4 +1,4 @@
-"""Plugins from fields, under the real TensorRT for RTX, and under others: see test_tensorrt_runtimes.py."""
+"""Plugins created from fields, in the real TensorRT for RTX, and in others: see test_tensorrt_runtimes.py."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def create(trt: Any, op_name: str = contract.OP_NAME, **values: Any) -> Any:
     "fields",
     [
         {"mode": b"mean"},
-        {"mode": b"causal\0"},  # its length counts the NUL
+        {"mode": b"causal\0"},  # its length includes the NUL
         {"form": b"power", "mode": b"features", "rotary_blocks": np.int32(1), "epsilon": np.float32(0)},
         {"mode": b"mean", "epsilon": np.float32(1e-6), "plugin_version": b"1", "plugin_namespace": b"\0"},
         {"form": b"product", "degree": np.int32(16), "mode": b"mean"},

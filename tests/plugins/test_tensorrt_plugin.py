@@ -39,12 +39,12 @@ def logger(trt: Any) -> Any:
 
 
 def node(mode: str, dtype: str = "float32", mask: str = "none", **changes: Any) -> Case:
-    """Return a case of `CHANNELS` channels. Of form product, `coefficients` is the type of their placeholder."""
+    """Return a case of `CHANNELS` channels. For form "product", `coefficients` is the type of their placeholder."""
     return Case(mode, dtype, (2, 64, CHANNELS), mask=mask, **changes)
 
 
 def name_of(case: Case) -> str:
-    """Return what differs from the plainest case."""
+    """Return how a case differs from the plainest one."""
     values = ((field.name, getattr(case, field.name)) for field in fields(case) if field.name not in {"mode", "shape"})
     plain = node(case.mode)
     return "-".join([case.mode, *(f"{name}_{value}" for name, value in values if value != getattr(plain, name))])
@@ -64,7 +64,7 @@ def attributes_of(case: Case) -> dict[str, Any]:
 
 
 def inputs_of(case: Case) -> dict[str, tuple[int, list[str | int]]]:
-    """Return the element types and shapes of what a caller feeds, by name."""
+    """Return the element types and shapes of the inputs that a caller feeds, by name."""
     element = ELEMENT_TYPES[case.dtype]
     inputs: dict[str, tuple[int, list[str | int]]] = {"x": (element, ["batch", "tokens", CHANNELS])}
     if case.gate != "none":
@@ -80,13 +80,13 @@ def inputs_of(case: Case) -> dict[str, tuple[int, list[str | int]]]:
 
 
 def outputs_of(case: Case) -> dict[str, tuple[int, list[str | int]]]:
-    """Return the same of what the node gives."""
+    """Return the element types and shapes of the node's outputs, by name."""
     outputs = {"y": (ELEMENT_TYPES[case.dtype], ["batch", output_tokens(case), CHANNELS])}
     return outputs if case.past is None else outputs | dict(zip(contract.STATE_OUTPUTS, STATE, strict=True))
 
 
 def constants_of(case: Case) -> list[TensorProto]:
-    """Return coefficients, and the placeholders of absent inputs that others follow."""
+    """Return the coefficients, and placeholders for absent inputs that other inputs follow."""
     product = case.form == contract.PRODUCT
     shape = [1] if product else [CHANNELS, case.degree]
     kind = ELEMENT_TYPES[case.coefficients if product else case.dtype]
@@ -150,7 +150,7 @@ NODES = [
 
 
 class Parsed:
-    """A model in a TensorRT network. It keeps the builder and the parser, whose memory the network uses."""
+    """A model in a TensorRT network, with the builder and the parser, whose memory the network uses."""
 
     def __init__(self, trt: Any, logger: Any, model: bytes) -> None:
         self.builder = trt.Builder(logger)

@@ -16,7 +16,7 @@ CREATORS = Path(__file__).with_name("test_tensorrt_creators.py")
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("version", [TENSORRT_10, TENSORRT_11])
 def test_the_creators_work_under_another_tensorrt(version: str) -> None:
-    """The tests of the creators, with that TensorRT."""
+    """Run the creators' tests with that TensorRT."""
     assert printed(version, "-c", f"import {MODULE}; print({MODULE}.__version__)").strip() == version
 
     said = printed(version, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(CREATORS))

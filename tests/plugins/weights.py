@@ -1,4 +1,4 @@
-"""Masks whose weights are at the ends of float32, and what every executor makes of them."""
+"""Masks whose weights are at the limits of float32, and what every executor computes with them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _row(rest: float, **places: float) -> Array:
     return weights
 
 
-# Rows whose means are right.
+# Rows whose means must be right.
 RIGHT = {
     "subnormal": _row(1e-40),
     "smallest": _row(SMALLEST),
@@ -46,7 +46,7 @@ NOT_A_NUMBER = {
 
 
 def feeds(row: Array) -> dict[str, Array]:
-    """Return x, coefficients and a mask of a row of the batch, with another of ones beside it."""
+    """Return x, coefficients, and a batch's mask: the given row and one of ones."""
     random = np.random.default_rng(3)
     return {
         "x": random.standard_normal((2, TOKENS, CHANNELS)).astype(np.float32),
@@ -56,7 +56,7 @@ def feeds(row: Array) -> dict[str, Array]:
 
 
 def check_right(y: Array, given: dict[str, Array], mode: str, epsilon: float) -> None:
-    """Compare with float64, which has room for every sum of float32's."""
+    """Compare with float64, whose range holds every sum of float32 values."""
     expected = exact(given, {"mode": mode, "epsilon": epsilon}).y
     tolerance = OPS["float32"]
     assert np.isfinite(expected).all()
@@ -64,7 +64,7 @@ def check_right(y: Array, given: dict[str, Array], mode: str, epsilon: float) ->
 
 
 def check_not_a_number(y: Array, first: int, mode: str) -> None:
-    """What the row's means from that token on are, and nothing else."""
+    """Check that the row's means are NaN from the token `first` on, and that nothing else is."""
     expected = np.zeros(y.shape, bool)
     expected[0, 0 if mode == "mean" else first :] = True
     assert np.array_equal(np.isnan(y), expected)

@@ -31,7 +31,7 @@ EXAMPLES = settings(max_examples=60, deadline=None, derandomize=True)
 
 @st.composite
 def cases(draw: st.DrawFn, **fixed: Any) -> Case:
-    """Draw a valid call without a state, which has tests of its own; `fixed` pins some of its fields."""
+    """Draw a valid call without a state, which has separate tests; `fixed` pins some of its fields."""
     form = draw(st.sampled_from(contract.FORMS))
     mode = fixed.get("mode") or draw(st.sampled_from(contract.MODES))
     rotated = form == contract.POWER and draw(st.booleans())
@@ -57,7 +57,7 @@ def cases(draw: st.DrawFn, **fixed: Any) -> Case:
 
 
 class Executors:
-    """The op in torch and in ONNX Runtime, by our kernels and by the function that its file has."""
+    """The op in torch and in ONNX Runtime, by our kernels and by the function in the file."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -84,10 +84,10 @@ class Executors:
         return result
 
     def _file(self, feeds: Arrays, attributes: dict[str, Any]) -> Path:
-        """Write the model where it is not there yet: of calls of other sizes it is the same."""
+        """Write the model if it does not exist yet: calls of other sizes use the same one."""
         model = op_calls.model(feeds, attributes)
         coefficients = next(value for value in model.graph.input if value.name == "coefficients")
-        # A function is for one degree.
+        # A function serves one degree.
         coefficients.type.tensor_type.shape.dim[-1].dim_value = feeds["coefficients"].shape[-1]
         path = self.folder / f"{hashlib.sha256(model.SerializeToString()).hexdigest()}.onnx"
         if not path.is_file():

@@ -1,4 +1,4 @@
-"""Sessions look at sizes that a file's graph is not made for: ONNX Runtime would compute something without a word."""
+"""Sessions refuse sizes that a file's graph was not made for: ONNX Runtime would silently compute something."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_sizes_that_do_not_go_together_are_refused(given: dict[str, object], mes
 
 
 class Branching(nn.Module):
-    """Another function of more than eight tokens."""
+    """Computes another function for more than eight tokens."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ from tests.oldest_onnxruntime import oldest_version, run_python
 
 pytestmark = pytest.mark.slow
 
-# Prints the largest error of each way to run a file, or the line that refuses it.
+# Prints the largest error of each way to run a file, or the error that refuses it.
 SCRIPT = """
 import sys
 import numpy as np
@@ -72,7 +72,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def overloaded(model: Path) -> Path:
-    """The same as earlier versions wrote it: all functions of an op have its name, and an overload each."""
+    """The same, as earlier versions wrote it: all functions of an op have the op's name, and different overloads."""
     path = model.with_name("overloaded.onnx")
     proto = onnx.load(model)
     for function in proto.functions:

@@ -1,4 +1,4 @@
-"""Our plugin in the registry of a TensorRT that only opens it, as ONNX Runtime's TensorRT provider does."""
+"""Our plugin in the registry of a TensorRT that only opens the library, as ONNX Runtime's TensorRT provider does."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_creators_are_in_the_registry_afterwards(library: Path) -> None:
 
 @pytest.mark.slow
 def test_another_tensorrt_is_refused(library: Path) -> None:
-    """Its registry has other entries: a call would end the process."""
+    """Its registry has other entries, and a call would crash the process."""
     done = register(TENSORRT_11, library)
 
     assert done.returncode == 1

@@ -28,7 +28,7 @@ def build(folder: Path, *options: str) -> Path:
 
 
 def pip_tensorrt() -> list[str]:
-    """Return the option that names pip's TensorRT, if it is here: find_library() finds no libnvinfer.so.10."""
+    """Return the option that names pip's TensorRT, if it is installed: find_library() finds no libnvinfer.so.10."""
     spec = importlib.util.find_spec("tensorrt_libs")
     folders = list(spec.submodule_search_locations or []) if spec else []
     found = sorted(file for folder in folders for file in Path(folder).glob("libnvinfer.so*"))
@@ -48,7 +48,7 @@ def test_pips_tensorrt_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("cmake") is None:
         pytest.skip("needs cmake")
-    # TensorRT 10's, which is enough to link against and to start.
+    # The library of TensorRT 10, which is enough to link and to start.
     return build(tmp_path_factory.mktemp("cpp"), f"-DTENSORRT_LIBRARY={lean_library(TENSORRT_10)}")
 
 
@@ -91,7 +91,7 @@ def test_without_a_gpu_it_says_so(program: Path, tmp_path: Path) -> None:
 @pytest.mark.tensorrt
 @pytest.mark.skipif(not gpu_present(), reason="no CUDA device is here")
 def test_an_engine_runs_from_cpp(tmp_path: Path) -> None:
-    """The same numbers as ONNX Runtime's."""
+    """It computes the same numbers as ONNX Runtime."""
     import numpy as np
 
     pytest.importorskip("tensorrt")

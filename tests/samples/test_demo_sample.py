@@ -1,4 +1,4 @@
-"""The demo, and the sample that goes on from a saved state with the demo's model, run as a user would."""
+"""The demo, and the sample that continues a saved state with the demo's model, run as a user would."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def test_the_demo_does_the_main_job(out: Path) -> None:
 
 
 def test_a_text_goes_on_from_a_file_as_if_never_stopped(out: Path) -> None:
-    """With the demo's model, where its test has run before."""
+    """With the demo's model, if the demo's test has run before."""
     done = run("06_resume.py", "-o", out, "--tokens", "61")
     assert done.returncode == 0, done.stderr
     assert "stopped after 30 tokens" in done.stdout
     assert done.stdout.endswith("the text and the state after it are the same to the last bit\n")
     lengths = [int(pom_export.State.load(out / f"{name}.npz").lengths[0]) for name in ("half", "resumed", "whole")]
-    # The prompt's bytes, and all tokens but the last, which the model was not given yet.
+    # The prompt's bytes, and all tokens but the last, which the model has not read yet.
     assert lengths == [31 + 29, 31 + 60, 31 + 60]
 
 

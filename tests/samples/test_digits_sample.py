@@ -55,7 +55,7 @@ def test_what_it_draws_are_the_digits_asked_for(drawn: tuple[Path, str]) -> None
         num_classes=10, steps=10, guidance=2.5,
     )  # fmt: skip
     assert np.abs(images).max() < 2
-    # Back to the 8 x 8 pixels of the data, without the margin.
+    # Downsampled to the data's 8 x 8 pixels, without the margin.
     inner = images.mean(1)[:, 3:29, 3:29]
     edges = np.linspace(0, 26, 9).round().astype(int)
     small = np.stack([

@@ -1,4 +1,4 @@
-"""The sample that splits a document over machines, on two processes, and on two workers of Ray."""
+"""The sample that splits a document over machines, run on two processes and on two Ray workers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "05_split_document.py"
-# Parts of unequal lengths, none a multiple of what a call takes.
+# Parts of unequal lengths, none a multiple of a call's length.
 SMALL = ["--tokens", "20003", "--parts", "3"]
 
 
@@ -26,7 +26,7 @@ def check(done: subprocess.CompletedProcess[str], workers: str) -> None:
     assert len(differences) == 3  # of states, answers and outputs
     assert max(differences) <= 1e-6
     assert done.stdout.endswith("parts and whole agree within 1e-06\n")
-    # For each of 2 layers, 3 states one way and 2 back, each 2 x 64 float32 and an int64.
+    # For each of 2 layers, 3 states in one direction and 2 back, each 2 x 64 float32 and an int64.
     assert "sent for the causal layers   5,200 bytes of states" in done.stdout
     before = 6667 + 13335
     assert f"attention would have sent    {before * 2 * 2 * 32 * 4:,} bytes of keys and values" in done.stdout
@@ -51,7 +51,7 @@ def test_parts_in_processes_give_what_one_process_gives() -> None:
 @pytest.mark.slow
 def test_parts_on_ray_give_what_one_process_gives(tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    # Ray's sockets need a short path, and it writes to the user's home.
+    # Ray's sockets need a short path, and Ray writes to the user's home.
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"HOME": str(tmp_path), "RAY_TMPDIR": folder}
         command = [sys.executable, SAMPLE, *SMALL, "--ray"]

@@ -1,4 +1,4 @@
-"""Text out of tokens, whole characters only."""
+"""Text from tokens, in whole characters only."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_bytes_of_arguments_come_through() -> None:
     assert tokenizer.encode("é\udcff") == [0xC3, 0xA9, 0xFF]
 
 
-# As tokenizers of words have it: a space in front of every word but the first.
+# As word tokenizers do: a space before every word but the first.
 WORDS = ["Hello", "world", "again", *(f"<{byte:02x}>" for byte in "€".encode()), "<ff>"]
 
 
@@ -106,7 +106,7 @@ def test_pieces_change_nothing(pieces: list[str], stops: list[str]) -> None:
     whole = "".join(pieces)
     if stream.stopped:
         seen = [end for stop in stops if (end := whole.find(stop)) >= 0]
-        # A stop that begins earlier may need letters that had not come.
+        # A stop text that begins earlier may need letters that have not arrived.
         assert text == whole[: len(text)]
         assert min(seen) <= len(text)
     else:

@@ -1,4 +1,4 @@
-"""Texts that are continued, stopped anywhere and gone on with."""
+"""Texts that are generated, stopped anywhere, and continued."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pom_export.text.tokenizers import ByteTokenizer
 from tests.streaming_graphs import running_sum_model
 
 PROMPT = "Once upon a time"
-# Warm enough that any bytes come, so that many are no whole characters.
+# Warm enough that any bytes occur, so that many are incomplete characters.
 SETTINGS = Settings(Sampling(seed=5, temperature=60.0), "bytes")
 
 
@@ -67,7 +67,7 @@ def test_a_stop_anywhere_changes_nothing(cut: int, attention: bool, path: Path, 
 
 
 def test_an_interrupt_anywhere_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A signal comes at any call of the model; what was not held back is checked for between two of them."""
+    """A signal arrives during any call of the model; the interrupt is checked for between two calls."""
     monkeypatch.setattr(module, "CHUNK", 3)
     monkeypatch.setattr(module, "_FEWEST", 3)
     expected = whole_run(path, 20)
@@ -113,7 +113,7 @@ def test_a_stop_s_beginning_is_held_in_the_state(path: Path) -> None:
     assert not continued.advance(200)
 
 
-def test_a_saved_prompt_is_gone_on_from_many_times(path: Path) -> None:
+def test_a_saved_prompt_can_be_continued_many_times(path: Path) -> None:
     generation = start(path)
     generation.prompt(PROMPT)
     generation.read()
@@ -138,7 +138,7 @@ def test_counts_and_ends(path: Path) -> None:
     run(generation, 3)
     assert (generation.tokens, generation.prompt_tokens, generation.ended) == (3, len(PROMPT), "max_tokens")
     run(generation, 100)
-    # The last one was chosen of the last position's logits, and there is none for itself.
+    # The last token was chosen from the last position's logits, and has none of its own.
     assert (generation.tokens, generation.ended) == (5, "positions")
     assert generation.seconds > 0
     assert generation.prompt_seconds > 0

@@ -1,4 +1,4 @@
-"""Notes of a state: what was written is read, and nothing else is."""
+"""A state's notes: what was written is read, and nothing else is accepted."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_arrays_that_are_no_generation_s_are_refused(
 
 
 def test_text_that_was_held_meets_other_stops(path: Path) -> None:
-    """What was the beginning of one stop may hold another, or begin none."""
+    """The beginning of one stop text may contain another, or begin none."""
     session = StreamingSession(path)
     generation = Generation(session, ByteTokenizer(), SETTINGS)
     generation.prompt("Once")

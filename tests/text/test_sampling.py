@@ -1,4 +1,4 @@
-"""How tokens are chosen."""
+"""How tokens are sampled."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ def test_ties_at_the_border_go_to_the_lowest_ids() -> None:
     assert np.flatnonzero(frequencies(Sampling(top_p=0.5), even, 500)).tolist() == [0, 1]
 
 
-def test_top_p_chooses_from_the_fewest_that_are_so_probable() -> None:
+def test_top_p_chooses_from_the_fewest_that_reach_the_probability() -> None:
     logits = np.log(np.array([[0.1, 0.5, 0.15, 0.25]]))
     for share, kept in ((0.01, [1]), (0.49, [1]), (0.74, [1, 3]), (0.76, [1, 2, 3]), (1.0, [0, 1, 2, 3])):
         found = frequencies(Sampling(top_p=share), logits, 2000)
         assert np.flatnonzero(found).tolist() == kept
-    # Together: first the likeliest, then those of them that are enough.
+    # Together: first the k likeliest, then the fewest of them that reach the probability.
     assert np.flatnonzero(frequencies(Sampling(top_k=2, top_p=0.9), logits, 500)).tolist() == [1, 3]
 
 
-def test_rows_are_chosen_of_alone_and_alike() -> None:
+def test_rows_are_sampled_independently_and_alike() -> None:
     logits = np.random.default_rng(1).normal(size=(5, 300))
     for sampling in (Sampling(7), Sampling(7, top_k=20), Sampling(7, top_p=0.7), Sampling(7, 0.3, 50, 0.9)):
         chosen = sampling.choose(logits, 3)

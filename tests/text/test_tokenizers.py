@@ -1,4 +1,4 @@
-"""Tokenizers: which one is taken, and what they make of text."""
+"""Tokenizers: which one is used, and how they encode text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEXT = "Grüße, 😀 world"
 
 @pytest.fixture(scope="module")
 def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer of single bytes that puts a token in front of a text."""
+    """A tokenizer of single bytes that adds a token before a text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -122,7 +122,7 @@ def test_a_tokenizer_whose_vocabulary_lacks_its_own_token_for_unknown_ones(tmp_p
 
 
 def test_a_tokenizer_whose_expression_takes_too_long_for_its_library(tmp_path: Path) -> None:
-    """The library's Rust code panics, which Python sees as an exception that is no Exception."""
+    """The library's Rust code panics, which Python sees as an exception that is not an Exception."""
     file = tmp_path / "tokenizer.json"
     split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
     model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}

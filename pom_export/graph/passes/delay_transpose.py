@@ -31,7 +31,7 @@ def _is_by_a_matrix(product: ir.Node) -> bool:
 
 
 def _delay(product: ir.Node) -> bool:
-    """Move the Transpose before a product behind it; return False if there is none of this kind."""
+    """Move a Transpose from before a product to after it; return False if there is none of this kind."""
     cast = _producer(product.inputs[0], "Cast")
     transpose = _producer(cast.inputs[0] if cast else product.inputs[0], "Transpose")
     perm = list(transpose.attributes["perm"].as_ints()) if transpose and "perm" in transpose.attributes else []

@@ -1,4 +1,4 @@
-"""Programs claim no more than they hold: sizes, work, weights and example inputs."""
+"""Programs that claim more than they hold are refused: sizes, work, weights and example inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Descriptions of programs: what would be run is refused, what is not needed is left out."""
+"""Descriptions of programs: whatever would be run is refused, and whatever is not needed is left out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def signature_of(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def hostile_edits() -> dict[str, pt2_files.Edit]:
-    """What a description can say that torch would run, look up or write, each with "evil" in it."""
+    """Parts of a description that torch would run, look up or write; each contains "evil"."""
     code = "__import__('evil')"
     leaf = {"type": None, "context": None, "children_spec": []}
 
@@ -82,7 +82,7 @@ def test_what_would_be_run_is_refused(program: tuple[nn.Module, Path], attack: s
 
 
 def harmless_edits() -> dict[str, pt2_files.Edit]:
-    """What torch would run too, and what is left out."""
+    """Parts that torch would run too, but that are left out."""
     metadata = {
         "stack_trace": "'''\nimport evil\n",
         "source_fn_stack": "x,torch.hub.evil",

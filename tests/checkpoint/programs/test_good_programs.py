@@ -18,7 +18,7 @@ from tests.pt2_files import edited, replaced
 
 
 class Various(nn.Module):
-    """A mixer, and much that users' models have around one."""
+    """A mixer, and much of what users' models have around one."""
 
     def __init__(self) -> None:
         super().__init__()

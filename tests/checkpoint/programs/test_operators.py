@@ -1,4 +1,4 @@
-"""Which functions a program may call, and with what."""
+"""Which functions a program may call, and with which arguments."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_anything_else_is_refused(target: str, arguments: dict[str, Any]) -> Non
         (aten("relu.missing"), {"self": X}),
         (aten("relu.default"), {"other": X}),
         (aten("relu.default"), {"self": {"as_tensors": []}}),
-        # torch takes any number for a type of values, and reads beyond its tables.
+        # torch accepts any number as a dtype, and reads beyond its tables.
         (aten("sum.default"), {"self": X, "dtype": {"as_int": 10**9}}),
         (aten("view.dtype"), {"self": X, "dtype": {"as_int": 100}}),
         (aten("to.prim_dtype"), {"self": X, "dtype": {"as_int": -7}}),

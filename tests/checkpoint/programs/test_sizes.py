@@ -1,4 +1,4 @@
-"""Expressions of sizes: arithmetic is read, anything else is refused, and so is what could grow."""
+"""Expressions of sizes: arithmetic is read; anything else, and anything that could grow, is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The nesting of inputs and outputs: Python's own containers, and no type by its name."""
+"""The nesting of inputs and outputs: Python's own containers, and no types that are looked up by name."""
 
 from __future__ import annotations
 

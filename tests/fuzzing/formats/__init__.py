@@ -1,4 +1,4 @@
-"""One module a kind of file: `make` writes a hostile one and names the command that reads it."""
+"""One module per kind of file: `make` writes a hostile file and names the command that reads it."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from tests.fuzzing.cases import Case, Place, Told
+from tests.fuzzing.cases import Case, Changes, Place
 from tests.fuzzing.formats.checkpoint import good, packed
 from tests.fuzzing.mutations import pickles, values
 from tests.fuzzing.seeds import Seeds
@@ -15,14 +15,14 @@ _Items = list[tuple[bytes, bytes]]
 
 
 def make(random: Random, _: Seeds, place: Place) -> Case:
-    """Return `inspect` of a file with a good state dict and others, mostly asking for one of these."""
-    told = Told()
+    """Return `inspect` of a file with a valid state dict and others, mostly asking for one of the others."""
+    changes = Changes()
     items, storages = good()
     outer: _Items = [(pickles.text("state_dict"), pickles.dict_(*items))]
     for _ in range(random.choice((1, 1, 2, 3))):
         key = random.choice((*_KEYS, *_KEYS, values.name(random)))
         content, what = _others(random, items, place)
-        told.note(f"{key[:40]!r} is {what}")
+        changes.note(f"{key[:40]!r} is {what}")
         outer.append((pickles.text(key), content))
     random.shuffle(outer)
     file = place.inputs / "trainer.ckpt"
@@ -30,11 +30,11 @@ def make(random: Random, _: Seeds, place: Place) -> Case:
     asked = random.choice((*_ASKED, values.name(random)))
     asked = "".join(c for c in asked if c.isprintable())[:1000]
     arguments = ("inspect", str(file), *(("--weights", asked) if random.random() < 0.7 else ()))
-    return Case(arguments, str(told))
+    return Case(arguments, str(changes))
 
 
 def _others(random: Random, items: _Items, place: Place) -> tuple[bytes, str]:
-    """Return what stands for a set of weights: a state dict or a list, changed, nested, or something else."""
+    """Return something in place of a set of weights: a state dict or a list, changed, nested, or something else."""
     hostile, what = pickles.hostile(random, place)
     changed = list(items)
     changed[random.randrange(len(changed))] = random.choice(items)
@@ -57,5 +57,5 @@ def _others(random: Random, items: _Items, place: Place) -> tuple[bytes, str]:
 
 
 def _names(items: _Items) -> list[tuple[str, bytes]]:
-    """Return the names in items, which are pickled, as text."""
+    """Return the names in pickled items, as text."""
     return [(name[5:].decode(), value) for name, value in items]

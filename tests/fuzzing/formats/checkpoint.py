@@ -1,4 +1,4 @@
-"""Checkpoints in torch's archives (.pt) and in its older files of pickles one after another."""
+"""Checkpoints in torch's archives (.pt), and in its older format of consecutive pickles."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from tests.fuzzing.cases import Case, Place, Told
+from tests.fuzzing.cases import Case, Changes, Place
 from tests.fuzzing.mutations import pickles, raw, values, zips
 from tests.fuzzing.seeds import WIDTH, Seeds
 
 _FLOAT = 4
-# A mixer's state dict, as the seeds hold it.
+# A mixer's state dict, the same as in the seeds.
 _SHAPES = {
     "po_coeff": (2 * WIDTH, 2),
     "ag_proj.weight": (WIDTH, 2 * WIDTH),
@@ -23,21 +23,21 @@ _Items = list[tuple[bytes, bytes]]
 
 
 def make(random: Random, seeds: Seeds, place: Place) -> Case:
-    """Return `inspect` of an archive, or `export`, which reads the same way, for some."""
-    told = Told()
+    """Return `inspect`, or sometimes `export`, which reads the same way, of an archive."""
+    changes = Changes()
     way = random.choice((_archive, _archive, _entries, _entries, _entries, _tensors, _tensors, _opcodes, _bytes))
-    content = way(random, seeds, place, told)
-    return written(random, place, content, told, ".pt")
+    content = way(random, seeds, place, changes)
+    return written(random, place, content, changes, ".pt")
 
 
 def make_legacy(random: Random, seeds: Seeds, place: Place) -> Case:
-    """Return `inspect` of a file of pickles."""
-    told = Told()
-    content = random.choice((_legacy_bytes, _legacy_opcodes, _legacy_entries))(random, seeds, place, told)
-    return written(random, place, content, told, random.choice((".pt", ".bin", ".ckpt")))
+    """Return `inspect` of a file in the older format."""
+    changes = Changes()
+    content = random.choice((_legacy_bytes, _legacy_opcodes, _legacy_entries))(random, seeds, place, changes)
+    return written(random, place, content, changes, random.choice((".pt", ".bin", ".ckpt")))
 
 
-def written(random: Random, place: Place, content: bytes, told: Told, suffix: str) -> Case:
+def written(random: Random, place: Place, content: bytes, changes: Changes, suffix: str) -> Case:
     """Write a checkpoint, and return the command that reads it."""
     file = place.inputs / f"checkpoint{suffix}"
     file.write_bytes(content)
@@ -45,29 +45,29 @@ def written(random: Random, place: Place, content: bytes, told: Told, suffix: st
         arguments = ("export", str(file), "-o", str(place.outputs / "model.onnx"))
     else:
         arguments = ("inspect", str(file), *(("--json",) if random.random() < 0.2 else ()))
-    return Case(arguments, str(told), told.refuse, checkpoint=file)
+    return Case(arguments, str(changes), changes.refuse, checkpoint=file)
 
 
-def _archive(random: Random, seeds: Seeds, _: Place, told: Told) -> bytes:
-    return zips.spoil(random, zips.members_of(seeds["mixer.pt"]), told)
+def _archive(random: Random, seeds: Seeds, _: Place, changes: Changes) -> bytes:
+    return zips.spoil(random, zips.members_of(seeds["mixer.pt"]), changes)
 
 
-def _bytes(random: Random, seeds: Seeds, _: Place, told: Told) -> bytes:
+def _bytes(random: Random, seeds: Seeds, _: Place, changes: Changes) -> bytes:
     content, what = raw.spoil(random, seeds[random.choice(("mixer.pt", "trainer.pt"))].read_bytes())
-    told.note(what)
+    changes.note(what)
     return content
 
 
-def _opcodes(random: Random, seeds: Seeds, place: Place, told: Told) -> bytes:
+def _opcodes(random: Random, seeds: Seeds, place: Place, changes: Changes) -> bytes:
     members = dict(zips.members_of(seeds["mixer.pt"]))
     name = next(name for name in members if name.endswith("data.pkl"))
     members[name], what = pickles.spoil(random, members[name], place)
-    told.note(what)
+    changes.note(what)
     return zips.honest(list(members.items()))
 
 
 def good() -> tuple[_Items, list[bytes]]:
-    """Return the items of a mixer's state dict, and the bytes of its storages."""
+    """Return the items of a mixer's state dict, and its storages' bytes."""
     items, storages = [], []
     for i, (name, shape) in enumerate(_SHAPES.items()):
         elements = 1
@@ -79,7 +79,7 @@ def good() -> tuple[_Items, list[bytes]]:
 
 
 def packed(pickle: bytes, storages: list[bytes]) -> bytes:
-    """Return an archive of torch.save's with a pickle and the bytes of its storages."""
+    """Return an archive as torch.save writes it, with a pickle and its storages' bytes."""
     members = [("archive/data.pkl", pickle), ("archive/byteorder", b"little")]
     members += [(f"archive/data/{i}", data) for i, data in enumerate(storages)]
     return zips.honest([*members, ("archive/version", b"3\n")])
@@ -93,12 +93,12 @@ def _whole(random: Random, items: _Items) -> bytes:
     return pickles.START + inner + pickles.END
 
 
-def _entries(random: Random, _: Seeds, place: Place, told: Told) -> bytes:
-    """Put what is no weight among the weights, beside them, or in the place of a name."""
+def _entries(random: Random, _: Seeds, place: Place, changes: Changes) -> bytes:
+    """Put something other than a weight among the weights, beside them, or in the place of a name."""
     items, storages = good()
     value, what = pickles.hostile(random, place)
     where = random.choice(("entry", "entry", "beside", "beside", "name", "all"))
-    told.note(f"{what} as {where}")
+    changes.note(f"{what} as {where}")
     if where == "entry":
         items.insert(random.randrange(5), (pickles.text(random.choice(("x", "po_coeff", values.name(random)))), value))
     elif where == "name":
@@ -112,14 +112,14 @@ def _entries(random: Random, _: Seeds, place: Place, told: Told) -> bytes:
     return packed(_whole(random, items), storages)
 
 
-def _tensors(random: Random, _: Seeds, __: Place, told: Told) -> bytes:
-    """Describe weights that are not what the archive holds, or too many."""
+def _tensors(random: Random, _: Seeds, __: Place, changes: Changes) -> bytes:
+    """Describe weights that differ from what the archive holds, or too many of them."""
     items, storages = good()
-    _TENSOR_WAYS[random.randrange(len(_TENSOR_WAYS))](random, items, storages, told)
+    _TENSOR_WAYS[random.randrange(len(_TENSOR_WAYS))](random, items, storages, changes)
     return packed(_whole(random, items), storages)
 
 
-def _extents(random: Random, items: _Items, _: list[bytes], told: Told) -> None:
+def _extents(random: Random, items: _Items, _: list[bytes], changes: Changes) -> None:
     at = random.randrange(len(items))
     size = values.shape(random) if random.random() < 0.7 else list(_SHAPES.values())[at]
     stride = tuple(random.choice((0, 0, 1, -1, 2, 2**31, 2**62, values.integer(random))) for _ in size)
@@ -128,74 +128,74 @@ def _extents(random: Random, items: _Items, _: list[bytes], told: Told) -> None:
     elements = random.choice((1, 32, 0, values.integer(random)))
     stored = pickles.storage(str(at), elements, random.choice(pickles.STORAGES))
     items[at] = (items[at][0], pickles.tensor(stored, size, random.choice(strides), offset))
-    told.note(f"size {size}, stride {stride}, offset {offset}, {elements} elements"[:300])
+    changes.note(f"size {size}, stride {stride}, offset {offset}, {elements} elements"[:300])
 
 
-def _broadcast(random: Random, items: _Items, storages: list[bytes], told: Told) -> None:
-    """Claim far more values than there are: all of them the first."""
+def _broadcast(random: Random, items: _Items, storages: list[bytes], changes: Changes) -> None:
+    """Claim far more values than the storage has, by repeating the first one."""
     factor = random.choice((2**20, 2**26, 2**30, 2**36))
     storages[0] = storages[0][:_FLOAT]
     items[0] = (items[0][0], pickles.tensor(pickles.storage("0", 1), (factor, 2), (0, 0)))
-    told.note(f"{2 * factor} values of stride 0", refuse=True)
+    changes.note(f"{2 * factor} values of stride 0", refuse=True)
 
 
-def _views(random: Random, items: _Items, _: list[bytes], told: Told) -> None:
+def _views(random: Random, items: _Items, _: list[bytes], changes: Changes) -> None:
     count = random.choice((1000, 20_000))
     view = pickles.tensor(pickles.storage("0", 32), (16, 2))
     items += [(pickles.text(f"blocks.{i}.x"), view) for i in range(count)]
-    told.note(f"{count} views of one storage", refuse=True)
+    changes.note(f"{count} views of one storage", refuse=True)
 
 
-def _names(random: Random, items: _Items, _: list[bytes], told: Told) -> None:
+def _names(random: Random, items: _Items, _: list[bytes], changes: Changes) -> None:
     new = values.name(random)
     at = random.randrange(len(items))
     key = random.choice(
         (pickles.text(new), pickles.number(7), pickles.NONE, pickles.numbers(1, 2), pickles.text(f"module.{new}"))
     )
     items[at] = (key, items[at][1])
-    told.note(f"a weight is named {new[:40]!r}", refuse=True)
+    changes.note(f"a weight is named {new[:40]!r}", refuse=True)
 
 
-def _collision(random: Random, items: _Items, _: list[bytes], told: Told) -> None:
-    """Give two weights names that are one when a trainer's prefixes are gone."""
+def _collision(random: Random, items: _Items, _: list[bytes], changes: Changes) -> None:
+    """Give two weights names that become the same once a trainer's prefixes are removed."""
     name = random.choice(list(_SHAPES))
     alias = random.choice((f"_orig_mod.{name}", name.replace(".", "._orig_mod."), f"_orig_mod._orig_mod.{name}"))
     shape = _SHAPES[name]
     items.append((pickles.text(alias), pickles.tensor(pickles.storage("0", 1), shape, (0,) * len(shape))))
-    told.note(f"{name} and {alias}", refuse=alias != name)
+    changes.note(f"{name} and {alias}", refuse=alias != name)
 
 
-def _storages(random: Random, items: _Items, storages: list[bytes], told: Told) -> None:
+def _storages(random: Random, items: _Items, storages: list[bytes], changes: Changes) -> None:
     at = random.randrange(len(storages))
     storages[at] = random.choice((b"", storages[at][:-1], storages[at] * 2, b"\xff" * len(storages[at]), b"\0" * 10**7))
-    told.note(f"storage {at} is of {len(storages[at])} bytes")
-    del items  # as they were
+    changes.note(f"storage {at} is of {len(storages[at])} bytes")
+    del items  # unchanged
 
 
-def _huge_model(random: Random, items: _Items, _: list[bytes], told: Told) -> None:
-    """Describe a model of any size, of weights that hold nothing."""
+def _huge_model(random: Random, items: _Items, _: list[bytes], changes: Changes) -> None:
+    """Describe a model of any size, whose weights hold nothing."""
     size = random.choice((10**6, 10**9, 2**31, 2**62))
     shapes = {"po_coeff": (2 * size, 2, 0), "ag_proj.weight": (size, 0), "qc_proj.weight": (0,), "se_bias": (2 * size,)}
     items.clear()
     for name, shape in shapes.items():
         given = random.choice((shape, (*shape, 0)))
         items.append((pickles.text(name), pickles.tensor(pickles.storage("0", 0), given)))
-    told.note(f"a model of width {size}", refuse=True)
+    changes.note(f"a model of width {size}", refuse=True)
 
 
-_TENSOR_WAYS: tuple[Callable[[Random, _Items, list[bytes], Told], None], ...] = (
+_TENSOR_WAYS: tuple[Callable[[Random, _Items, list[bytes], Changes], None], ...] = (
     *(_extents, _extents, _extents, _broadcast, _views, _names, _collision, _storages, _huge_model),
 )
 
 
-def _legacy_bytes(random: Random, seeds: Seeds, _: Place, told: Told) -> bytes:
+def _legacy_bytes(random: Random, seeds: Seeds, _: Place, changes: Changes) -> bytes:
     content, what = raw.spoil(random, seeds["legacy.pt"].read_bytes())
-    told.note(what)
+    changes.note(what)
     return content
 
 
 def _legacy_pickles(file: Path) -> tuple[list[bytes], bytes]:
-    """Return the five pickles at the start of a file, and the storages behind them."""
+    """Return the five pickles at the start of a file, and the storages that follow."""
     import pickletools
 
     content, parts, start = file.read_bytes(), [], 0
@@ -207,20 +207,20 @@ def _legacy_pickles(file: Path) -> tuple[list[bytes], bytes]:
     return parts, content[start:]
 
 
-def _legacy_opcodes(random: Random, seeds: Seeds, place: Place, told: Told) -> bytes:
+def _legacy_opcodes(random: Random, seeds: Seeds, place: Place, changes: Changes) -> bytes:
     parts, storages = _legacy_pickles(seeds["legacy.pt"])
     at = random.choice((0, 1, 2, 3, 3, 3, 4))
     parts[at], what = pickles.spoil(random, parts[at], place)
-    told.note(f"pickle {at}: {what}")
+    changes.note(f"pickle {at}: {what}")
     return b"".join(parts) + storages
 
 
-def _legacy_entries(random: Random, seeds: Seeds, place: Place, told: Told) -> bytes:
+def _legacy_entries(random: Random, seeds: Seeds, place: Place, changes: Changes) -> bytes:
     """Put a hostile value in the place of one of the pickles, or beside the state dict."""
     parts, storages = _legacy_pickles(seeds["legacy.pt"])
     at = random.choice((0, 1, 2, 3, 3, 3, 4))
     value, what = pickles.hostile(random, place)
-    told.note(f"pickle {at} is {what}")
+    changes.note(f"pickle {at} is {what}")
     if at == 3 and random.random() < 0.7:
         value = pickles.dict_((pickles.text("model"), parts[3][2:-1]), (pickles.text("x"), value))
     parts[at] = pickles.START + value + pickles.END

@@ -1,4 +1,4 @@
-"""Exported models (.onnx): protocol buffers with claims, sizes and nodes that are not what they were."""
+"""Exported models (.onnx): protocol buffers with changed claims, sizes and nodes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.fuzzing.cases import Case, Place, Told
+from tests.fuzzing.cases import Case, Changes, Place
 from tests.fuzzing.mutations import jsons, raw, values
 from tests.fuzzing.seeds import Seeds
 
@@ -21,44 +21,46 @@ _CLAIMED = (
     *('{"tokens": 1}', '{"tokens": -1}', '{"tokens": 1e9}', '{"values": {"x": [0]}}', '{"scale": 0}', '{"x": 1}'),
     *('{"values": 3, "tokens": null, "scale": null}', '{"values":{},"tokens":9999999999999,"scale":null}', "[" * 3000),
 )
-# Weights whose values are small change no output by this, which is far more than any tolerance.
+# Adding this to a weight changes an output by far more than any tolerance, unless the weight's values are small.
 _CHANGE = 0.25
 
 
 def make(random: Random, seeds: Seeds, place: Place) -> Case:
     """Return `verify`, `build`, `generate` or `inspect` of a spoilt model."""
-    told = Told()
+    changes = Changes()
     command = random.choice(("verify",) * 6 + ("build", "generate", "generate", "inspect"))
     seed = "stream.onnx" if command == "generate" else random.choice(("mixer.onnx", "state.onnx"))
     file = place.inputs / "model.onnx"
-    file.write_bytes(_content(random, seeds[seed].read_bytes(), place, told))
+    file.write_bytes(_content(random, seeds[seed].read_bytes(), place, changes))
     if command == "verify":
-        return Case(("verify", str(file), "--checkpoint", str(seeds["mixer.pt"])), str(told), told.refuse)
+        return Case(("verify", str(file), "--checkpoint", str(seeds["mixer.pt"])), str(changes), changes.refuse)
     if command == "build":
         arguments = ("build", str(file), "-o", str(place.outputs / "model.engine"), "--targets", "sm86")
-        return Case((*arguments, "--no-embed-plugin"), str(told))
+        return Case((*arguments, "--no-embed-plugin"), str(changes))
     if command == "generate":
-        return Case(("generate", str(file), "--prompt", "a", "--max-tokens", "2", "--seed", "1", "--json"), str(told))
-    return Case(("inspect", str(file)), str(told), refuse=False)
+        return Case(
+            ("generate", str(file), "--prompt", "a", "--max-tokens", "2", "--seed", "1", "--json"), str(changes)
+        )
+    return Case(("inspect", str(file)), str(changes), refuse=False)
 
 
-def _content(random: Random, content: bytes, place: Place, told: Told) -> bytes:
+def _content(random: Random, content: bytes, place: Place, changes: Changes) -> bytes:
     if random.random() < 0.15:
         content, what = raw.spoil(random, content)
-        told.note(what)
+        changes.note(what)
         return content
     if random.random() < 0.05:
         depth = random.choice((10, 40, 100, 10_000))
-        told.note(f"branches in branches, {depth} of them")
+        changes.note(f"branches in branches, {depth} of them")
         return content + _nested(depth)
     model = onnx.ModelProto.FromString(content)
     for _ in range(random.choice((1, 1, 2))):
-        random.choice(_WAYS)(random, model, place, told)
+        random.choice(_WAYS)(random, model, place, changes)
     return model.SerializeToString()
 
 
-def _claim(random: Random, model: onnx.ModelProto, _: Place, told: Told) -> None:
-    """Let the file say something else about itself."""
+def _claim(random: Random, model: onnx.ModelProto, _: Place, changes: Changes) -> None:
+    """Change what the file claims about itself."""
     key = random.choice((*_CLAIMS, *_CLAIMS, values.name(random)[:5000]))
     known = [entry for entry in model.metadata_props if entry.key == _PREFIX + key]
     entry = known[0] if known and random.random() < 0.9 else model.metadata_props.add(key=_PREFIX + key)
@@ -68,27 +70,27 @@ def _claim(random: Random, model: onnx.ModelProto, _: Place, told: Told) -> None
     elif random.random() < 0.2:
         value = random.choice((values.name(random), "9" * 5000))
     entry.value = value
-    told.note(f"{key[:30]!r} is {value[:60]!r}")
+    changes.note(f"{key[:30]!r} is {value[:60]!r}")
 
 
-def _loosened(random: Random, model: onnx.ModelProto, place: Place, told: Told) -> None:
-    """Change a weight, and let the file say that it is of a type of few digits, or of few tokens."""
-    _weight(random, model, place, told)
+def _loosened(random: Random, model: onnx.ModelProto, place: Place, changes: Changes) -> None:
+    """Change a weight, and let the file claim a type of few digits, or few tokens."""
+    _weight(random, model, place, changes)
     for entry in model.metadata_props:
         if entry.key == f"{_PREFIX}dtype":
             entry.value = random.choice(("bfloat16", "float16"))
-    told.note("and a type of few digits")
+    changes.note("and a type of few digits")
 
 
 def _floats(model: onnx.ModelProto) -> list[TensorProto]:
-    """Return the weights: tensors of floats that are no constants of a body."""
+    """Return the weights: float tensors that are not constants of a function's body."""
     return [
         w for w in model.graph.initializer if w.data_type == TensorProto.FLOAT and len(w.dims) and np.prod(w.dims) > 8
     ]
 
 
-def _weight(random: Random, model: onnx.ModelProto, _: Place, told: Told) -> None:
-    """Change the numbers, which `verify` has to find."""
+def _weight(random: Random, model: onnx.ModelProto, _: Place, changes: Changes) -> None:
+    """Change a weight's values, which `verify` has to notice."""
     weight = random.choice(_floats(model))
     array = numpy_helper.to_array(weight).copy()
     change = random.choice(("all", "sign", "NaN"))
@@ -99,11 +101,11 @@ def _weight(random: Random, model: onnx.ModelProto, _: Place, told: Told) -> Non
     else:
         array.flat[0] = np.nan
     weight.CopyFrom(numpy_helper.from_array(array, weight.name))
-    told.note(f"{weight.name} changed: {change}", refuse=True)
+    changes.note(f"{weight.name} changed: {change}", refuse=True)
 
 
-def _tensor(random: Random, model: onnx.ModelProto, _: Place, told: Told) -> None:
-    """Describe a weight by sizes, a type or bytes that are not its own."""
+def _tensor(random: Random, model: onnx.ModelProto, _: Place, changes: Changes) -> None:
+    """Describe a weight by wrong sizes, a wrong type or wrong bytes."""
     weight = random.choice(list(model.graph.initializer))
     action = random.randrange(4)
     if action == 0:
@@ -116,11 +118,11 @@ def _tensor(random: Random, model: onnx.ModelProto, _: Place, told: Told) -> Non
     else:
         weight.int32_data.extend([1, 2, 3])
         weight.string_data.append(b"x")
-    told.note(f"{weight.name}: dims {list(weight.dims)[:6]}, type {weight.data_type}, {len(weight.raw_data)} bytes")
+    changes.note(f"{weight.name}: dims {list(weight.dims)[:6]}, type {weight.data_type}, {len(weight.raw_data)} bytes")
 
 
-def _external(random: Random, model: onnx.ModelProto, place: Place, told: Told) -> None:
-    """Let a weight lie in a file that is none of the model's."""
+def _external(random: Random, model: onnx.ModelProto, place: Place, changes: Changes) -> None:
+    """Move a weight to a file that does not belong to the model."""
     weight = random.choice(list(model.graph.initializer))
     weight.ClearField("raw_data")
     weight.data_location = TensorProto.EXTERNAL
@@ -133,11 +135,11 @@ def _external(random: Random, model: onnx.ModelProto, place: Place, told: Told) 
         }
     for key, value in entries.items():
         weight.external_data.add(key=key, value=value)
-    told.note(f"external {str(entries)[:150]}", refuse=True)
+    changes.note(f"external {str(entries)[:150]}", refuse=True)
 
 
-def _interface(random: Random, model: onnx.ModelProto, _: Place, told: Told) -> None:
-    """Declare inputs and outputs otherwise."""
+def _interface(random: Random, model: onnx.ModelProto, _: Place, changes: Changes) -> None:
+    """Declare the inputs and outputs differently."""
     ports = random.choice((model.graph.input, model.graph.output))
     port = random.choice(list(ports))
     action = random.randrange(8)
@@ -159,10 +161,10 @@ def _interface(random: Random, model: onnx.ModelProto, _: Place, told: Told) -> 
         ports.remove(port)
     else:
         ports.add().CopyFrom(port)
-    told.note(f"port {action} {port.name[:40]!r} {str(port.type)[:60]!r}")
+    changes.note(f"port {action} {port.name[:40]!r} {str(port.type)[:60]!r}")
 
 
-def _node(random: Random, model: onnx.ModelProto, _: Place, told: Told) -> None:
+def _node(random: Random, model: onnx.ModelProto, _: Place, changes: Changes) -> None:
     node = random.choice(list(model.graph.node))
     action = random.randrange(7)
     if action == 0:
@@ -181,10 +183,10 @@ def _node(random: Random, model: onnx.ModelProto, _: Place, told: Told) -> None:
         model.graph.node.remove(node)
     else:
         model.graph.node.add().CopyFrom(node)
-    told.note(f"node {action} {node.op_type[:30]!r}")
+    changes.note(f"node {action} {node.op_type[:30]!r}")
 
 
-def _attribute(random: Random, model: onnx.ModelProto, _: Place, told: Told) -> None:
+def _attribute(random: Random, model: onnx.ModelProto, _: Place, changes: Changes) -> None:
     """Change an attribute of one of our nodes."""
     node = random.choice([node for node in model.graph.node if node.domain] or list(model.graph.node))
     name = random.choice(("form", "mode", "degree", "epsilon", "rotary_blocks", "stateful", "plugin_version", "new"))
@@ -195,13 +197,13 @@ def _attribute(random: Random, model: onnx.ModelProto, _: Place, told: Told) -> 
     )
     del node.attribute[:]
     node.attribute.extend([*kept, helper.make_attribute(name, value)])
-    told.note(f"{name} is {str(value)[:40]!r}")
+    changes.note(f"{name} is {str(value)[:40]!r}")
 
 
-def _function(random: Random, model: onnx.ModelProto, _: Place, told: Told) -> None:
-    """Change the functions that define our op."""
+def _function(random: Random, model: onnx.ModelProto, _: Place, changes: Changes) -> None:
+    """Change the functions that define the op."""
     if not model.functions:
-        told.note("nothing")
+        changes.note("nothing")
         return
     function = random.choice(list(model.functions))
     action = random.randrange(6)
@@ -219,10 +221,10 @@ def _function(random: Random, model: onnx.ModelProto, _: Place, told: Told) -> N
         function.name = values.name(random)[:5000]
     else:
         del function.input[:1]
-    told.note(f"function {action}")
+    changes.note(f"function {action}")
 
 
-def _whole(random: Random, model: onnx.ModelProto, _: Place, told: Told) -> None:
+def _whole(random: Random, model: onnx.ModelProto, _: Place, changes: Changes) -> None:
     action = random.randrange(8)
     if action == 0:
         model.ir_version = random.choice((0, 1, 3, 99, 2**40))
@@ -242,11 +244,11 @@ def _whole(random: Random, model: onnx.ModelProto, _: Place, told: Told) -> None
         model.graph.node.extend(helper.make_node("Identity", ["x"], [f"copy_{i}"]) for i in range(5000))
     else:
         model.graph.sparse_initializer.add().dims.extend([2**62, 2**62])
-    told.note(f"whole {action}")
+    changes.note(f"whole {action}")
 
 
 def _nested(depth: int) -> bytes:
-    """Return what puts branches into branches, where it is appended to a model: the two graphs become one."""
+    """Return bytes that nest branches in branches when appended to a model: parsers merge the two graphs into one."""
     graph = b""
     for _ in range(depth):
         graph = _field(1, _field(4, b"If") + _field(5, _field(1, b"then_branch") + _field(6, graph)))
@@ -262,7 +264,7 @@ def _field(number: int, content: bytes) -> bytes:
     return bytes([number << 3 | 2, *length, size]) + content
 
 
-_Way = Callable[[Random, onnx.ModelProto, Place, Told], None]
+_Way = Callable[[Random, onnx.ModelProto, Place, Changes], None]
 _WAYS: Sequence[_Way] = (
     *(_claim, _claim, _claim, _loosened, _weight, _tensor, _tensor, _external, _interface, _interface),
     *(_node, _attribute, _attribute, _function, _whole),

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from tests.fuzzing.cases import CALL, CANARY, HOSTILE_MODULES, Case, Place, Told
+from tests.fuzzing.cases import CALL, CANARY, HOSTILE_MODULES, Case, Changes, Place
 from tests.fuzzing.mutations import jsons, pickles, raw, values, zips
 from tests.fuzzing.seeds import Seeds
 
 _Json = dict[str, Any]
-# Texts that stand where a size is evaluated.
+# Texts in the place of a size, which torch evaluates.
 _EXPRESSIONS = (
     "9**9**9**9",
     "Mod(9**9**9, 7)",
@@ -50,7 +50,7 @@ _EXPRESSIONS = (
     "Symbol('s5\\nresult  passed')",
     "Rational(1, 0)",
 )
-# Operators with effects, of sizes of their own, or that are none.
+# Operators that have side effects or sizes of their own, and names that are not operators.
 _TARGETS = (
     *("aten.from_file.default", "aten.set_.source_Tensor", "aten.resize_.default", "aten.fill_.Scalar"),
     *("aten.set_.source_Storage_storage_offset", "aten.as_strided.default", "aten.empty_strided.default"),
@@ -90,45 +90,45 @@ _SIZED = ("full", "zeros", "ones", "empty.memory_format", "arange", "eye", "rand
 
 
 def make(random: Random, seeds: Seeds, place: Place) -> Case:
-    """Return `export` of a spoilt program, or `inspect`, which refuses each."""
-    told = Told()
+    """Return `export` of a spoilt program, or `inspect`, which refuses every program."""
+    changes = Changes()
     file = place.inputs / "program.pt2"
-    file.write_bytes(_content(random, seeds, place, told))
+    file.write_bytes(_content(random, seeds, place, changes))
     if random.random() < 0.05:
-        return Case(("inspect", str(file)), str(told), refuse=True)
-    return Case(("export", str(file), "-o", str(place.outputs / "model.onnx")), str(told), told.refuse)
+        return Case(("inspect", str(file)), str(changes), refuse=True)
+    return Case(("export", str(file), "-o", str(place.outputs / "model.onnx")), str(changes), changes.refuse)
 
 
-def _content(random: Random, seeds: Seeds, place: Place, told: Told) -> bytes:
+def _content(random: Random, seeds: Seeds, place: Place, changes: Changes) -> bytes:
     seed = seeds[random.choice(("fixed.pt2", "dynamic.pt2"))]
     action = random.randrange(12)
     if action == 0:
         content, what = raw.spoil(random, seed.read_bytes())
-        told.note(what)
+        changes.note(what)
         return content
     members = zips.members_of(seed)
     if action < 3:
-        return zips.spoil(random, members, told)
+        return zips.spoil(random, members, changes)
     if action == 3:
-        return _other_member(random, members, place, told)
+        return _other_member(random, members, place, changes)
     if action == 4:
-        return _added_member(random, members, place, told)
+        return _added_member(random, members, place, changes)
     at = next(i for i, (name, _) in enumerate(members) if name.endswith("models/model.json"))
     program = json.loads(members[at][1])
     for _ in range(random.choice((1, 1, 2))):
-        random.choice(_WAYS)(random, program, place, told)
+        random.choice(_WAYS)(random, program, place, changes)
     text = jsons.written(program)
     if action == 5:
         spoilt, what = jsons.spoil(random, program)
-        told.note(what)
+        changes.note(what)
         members[at] = (members[at][0], spoilt)
     else:
         members[at] = (members[at][0], text.encode("utf-8", "surrogatepass"))
     return zips.honest(members)
 
 
-def _other_member(random: Random, members: list[tuple[str, bytes]], place: Place, told: Told) -> bytes:
-    """Spoil one of the members that are not the program."""
+def _other_member(random: Random, members: list[tuple[str, bytes]], place: Place, changes: Changes) -> bytes:
+    """Spoil one of the members other than the program."""
     at = random.choice([i for i, (name, _) in enumerate(members) if not name.endswith("models/model.json")])
     name, data = members[at]
     if name.endswith(".json"):
@@ -138,20 +138,20 @@ def _other_member(random: Random, members: list[tuple[str, bytes]], place: Place
         data, what = zips.honest([("archive/data.pkl", inner), ("archive/version", b"3\n")]), "a hostile pickle"
     else:
         data, what = raw.spoil(random, data)
-    told.note(f"{name}: {what}")
+    changes.note(f"{name}: {what}")
     members[at] = (name, data)
     return zips.honest(members)
 
 
 class _Runs:
-    """Runs when it is unpickled."""
+    """Runs a command when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return __import__, (CANARY,)
 
 
-def _added_member(random: Random, members: list[tuple[str, bytes]], place: Place, told: Told) -> bytes:
-    """Add what torch.export.load unpickles, compiles or loads as a library."""
+def _added_member(random: Random, members: list[tuple[str, bytes]], place: Place, changes: Changes) -> bytes:
+    """Add a member that torch.export.load would unpickle, compile, or load as a library."""
     root = members[0][0].split("/")[0]
     name = random.choice(
         (
@@ -169,7 +169,7 @@ def _added_member(random: Random, members: list[tuple[str, bytes]], place: Place
     )
     content = random.choice((pickle.dumps(_Runs(), 2), b"\x7fELF", b"{}", zips.honest([("archive/data.pkl", b"N.")])))
     members.append((f"{root}/{name}", content))
-    told.note(f"a member {name}")
+    changes.note(f"a member {name}")
     entry: _Json = {"path_name": name.split("/")[-1], "is_param": False, "use_pickle": random.random() < 0.5}
     entry["tensor_meta"] = None
     if random.random() < 0.2:
@@ -177,7 +177,7 @@ def _added_member(random: Random, members: list[tuple[str, bytes]], place: Place
     config = random.choice(("model_constants_config.json", "model_weights_config.json"))
     for i, (other, data) in enumerate(members):
         if other.endswith(config):
-            told.note(f"{config} names {str(entry['path_name'])[:40]!r}, pickled: {entry['use_pickle']}")
+            changes.note(f"{config} names {str(entry['path_name'])[:40]!r}, pickled: {entry['use_pickle']}")
             told_of = json.loads(data)
             told_of["config"]["c"] = entry
             members[i] = (other, json.dumps(told_of).encode())
@@ -189,21 +189,21 @@ def _nodes(program: _Json) -> list[_Json]:
     return nodes
 
 
-def _expression(random: Random, program: _Json, _: Place, told: Told) -> None:
-    """Put text where a size is."""
+def _expression(random: Random, program: _Json, _: Place, changes: Changes) -> None:
+    """Put text in the place of a size."""
     text = random.choice(_EXPRESSIONS)
     sized = [value for value in program["graph_module"]["graph"]["tensor_values"].values() if value["sizes"]]
     value = random.choice(sized)
     at = random.randrange(len(value["sizes"]))
     value["sizes"][at] = {"as_expr": {"expr_str": text, "hint": {"as_int": 2}}}
-    told.note(f"a size is {text[:50]!r}")
+    changes.note(f"a size is {text[:50]!r}")
 
 
-def _target(random: Random, program: _Json, _: Place, told: Told) -> None:
+def _target(random: Random, program: _Json, _: Place, changes: Changes) -> None:
     node = random.choice(_nodes(program))
     target = random.choice((*_NAMES, f"torch.ops.aten.{values.name(random)[:2000]}"))
     node["target"] = target
-    told.note(f"operator {target[:60]!r}")
+    changes.note(f"operator {target[:60]!r}")
 
 
 def _argument(name: str, value: _Json, kind: int = 1) -> _Json:
@@ -211,7 +211,7 @@ def _argument(name: str, value: _Json, kind: int = 1) -> _Json:
 
 
 def _added(program: _Json, at: int, target: str, inputs: list[_Json], size: int = 4) -> _Json:
-    """Put a node somewhere among the others, and return its output."""
+    """Insert a node somewhere, and return its output."""
     output = f"new_{at}"
     node = {"target": target, "inputs": inputs, "outputs": [{"as_tensor": {"name": output}}], "metadata": {}}
     _nodes(program).insert(at, {**node, "is_hop_single_tensor_return": None, "name": output})
@@ -221,8 +221,8 @@ def _added(program: _Json, at: int, target: str, inputs: list[_Json], size: int 
     return {"as_tensor": {"name": output}}
 
 
-def _from_file(random: Random, program: _Json, place: Place, told: Told) -> None:
-    """Map one of the user's files, and write to it."""
+def _from_file(random: Random, program: _Json, place: Place, changes: Changes) -> None:
+    """Map one of the user's files into memory, and write to it."""
     name = random.choice(("file", "new"))
     inputs = [
         _argument("filename", {"as_string": str(place.precious / name)}),
@@ -233,11 +233,11 @@ def _from_file(random: Random, program: _Json, place: Place, told: Told) -> None
     mapped = _added(program, 0, "torch.ops.aten.from_file.default", inputs)
     filled = [_argument("self", mapped), _argument("value", {"as_float": 1.0})]
     _added(program, 1, "torch.ops.aten.fill_.Scalar", filled)
-    told.note(f"maps {name}", refuse=True)
+    changes.note(f"maps {name}", refuse=True)
 
 
-def _giant(random: Random, program: _Json, _: Place, told: Told) -> None:
-    """Make a tensor of any size that nothing uses."""
+def _giant(random: Random, program: _Json, _: Place, changes: Changes) -> None:
+    """Create a tensor of any size, which nothing uses."""
     size = random.choice((10**9, 10**10, 10**12, 2**40, 2**62))
     kind = random.choice(_SIZED)
     if kind in {"arange", "eye"}:
@@ -247,20 +247,20 @@ def _giant(random: Random, program: _Json, _: Place, told: Told) -> None:
         inputs += [_argument("fill_value", {"as_float": 1.0})] if kind == "full" else []
     overload = "memory_format" if "." in kind else "default"
     _added(program, 0, f"torch.ops.aten.{kind.split('.')[0]}.{overload}", inputs, size)
-    told.note(f"{kind} of {size}")
+    changes.note(f"{kind} of {size}")
 
 
-def _grown(random: Random, program: _Json, _: Place, told: Told) -> None:
-    """Double a tensor again and again."""
+def _grown(random: Random, program: _Json, _: Place, changes: Changes) -> None:
+    """Double a tensor's size again and again."""
     last = {"as_tensor": {"name": "query"}}
     for i in range(random.choice((20, 40, 64))):
         twice = _argument("tensors", {"as_tensors": [last["as_tensor"]] * 2})
         last = _added(program, i, "torch.ops.aten.cat.default", [twice])
-    told.note("a tensor doubled many times")
+    changes.note("a tensor doubled many times")
 
 
-def _module(random: Random, program: _Json, _: Place, told: Told) -> None:
-    """Name a module where a type is named."""
+def _module(random: Random, program: _Json, _: Place, changes: Changes) -> None:
+    """Name a module where a type is expected."""
     module = random.choice(HOSTILE_MODULES)
     call = program["graph_module"]["module_call_graph"][0]["signature"]
     where = random.choice(("in_spec", "out_spec", "fields", "metadata", "enum", "verifiers", "guards"))
@@ -280,33 +280,33 @@ def _module(random: Random, program: _Json, _: Place, told: Told) -> None:
         program["verifiers"] = [random.choice((module, f"{module}.f"))]
     else:
         program["guards_code"] = [random.choice((CALL, f"L['x'].size()[0] == {CALL}"))]
-    told.note(f"{where} names {module}")
+    changes.note(f"{where} names {module}")
 
 
-def _anything(random: Random, program: _Json, _: Place, told: Told) -> None:
+def _anything(random: Random, program: _Json, _: Place, changes: Changes) -> None:
     spoilt, what = jsons.spoil_value(random, program)
     program.clear()
     program |= spoilt if isinstance(spoilt, dict) else {"all": spoilt}
-    told.note(what)
+    changes.note(what)
 
 
-def _renamed(random: Random, program: _Json, _: Place, told: Told) -> None:
-    """Give a tensor another name wherever it is named: torch writes Python of it."""
+def _renamed(random: Random, program: _Json, _: Place, changes: Changes) -> None:
+    """Rename a tensor wherever it is named: torch generates Python code from the name."""
     old = random.choice(list(program["graph_module"]["graph"]["tensor_values"]))
     new = random.choice((values.name(random)[:3000], "import os", "self", "lambda", f"x=({CALL})", "é", "getitem"))
     text = json.dumps(program).replace(json.dumps(old), json.dumps(new))
     program.clear()
     program |= json.loads(text)
-    told.note(f"{old} is named {new[:40]!r}")
+    changes.note(f"{old} is named {new[:40]!r}")
 
 
-def _range(random: Random, program: _Json, _: Place, told: Told) -> None:
+def _range(random: Random, program: _Json, _: Place, changes: Changes) -> None:
     bounds = {"min_val": random.choice((None, 0, -1, 2, 10**30, 1.5, "x")), "max_val": random.choice((None, 0, 3, -5))}
     program["range_constraints"][random.choice((*program["range_constraints"], "s5", "x"))] = bounds
-    told.note(f"range {bounds}")
+    changes.note(f"range {bounds}")
 
 
-_WAYS: tuple[Callable[[Random, _Json, Place, Told], None], ...] = (
+_WAYS: tuple[Callable[[Random, _Json, Place, Changes], None], ...] = (
     *(_expression, _expression, _target, _target, _from_file, _giant, _grown, _module, _module),
     *(_anything, _anything, _anything, _renamed, _range),
 )

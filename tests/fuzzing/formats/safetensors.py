@@ -7,7 +7,7 @@ import struct
 from random import Random
 from typing import Any
 
-from tests.fuzzing.cases import Case, Place, Told
+from tests.fuzzing.cases import Case, Changes, Place
 from tests.fuzzing.formats.checkpoint import written
 from tests.fuzzing.mutations import jsons, raw, values
 from tests.fuzzing.seeds import Seeds
@@ -21,46 +21,46 @@ _TYPES = (
 
 def make(random: Random, seeds: Seeds, place: Place) -> Case:
     """Return `inspect` of a spoilt file."""
-    told = Told()
+    changes = Changes()
     content = seeds[random.choice(_SEEDS)].read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
     action = random.randrange(10)
     if action == 0:
         content, what = raw.spoil(random, content)
-        told.note(what)
+        changes.note(what)
     elif action < 4:
         text, what = jsons.spoil(random, header)
-        told.note(what)
+        changes.note(what)
         content = _joined(text, data)
     elif action == 4:
         lie = random.choice((0, 1, 2, length - 1, length + 1, len(content), 2**31, 10**8, 10**8 + 1, 2**63, 2**64 - 1))
-        told.note(f"a header of {lie} bytes")
+        changes.note(f"a header of {lie} bytes")
         content = struct.pack("<Q", lie) + content[8:]
     elif action == 5:
-        header["__metadata__"] = _metadata(random, told)
+        header["__metadata__"] = _metadata(random, changes)
         content = _joined(jsons.written(header).encode("utf-8", "surrogatepass"), data)
     else:
-        data = _entry(random, header, data, told)
+        data = _entry(random, header, data, changes)
         content = _joined(jsons.written(header).encode("utf-8", "surrogatepass"), data)
-    return written(random, place, content, told, random.choice((".safetensors", ".safetensors", ".pt", "")))
+    return written(random, place, content, changes, random.choice((".safetensors", ".safetensors", ".pt", "")))
 
 
 def _joined(header: bytes, data: bytes) -> bytes:
     return struct.pack("<Q", len(header)) + header + data
 
 
-def _metadata(random: Random, told: Told) -> dict[str, Any]:
+def _metadata(random: Random, changes: Changes) -> dict[str, Any]:
     key = random.choice(("degree", "order", "heads", "family", "n_head", "rotary", "config", values.name(random)))
     value: Any = random.choice(
         ("3", "2", "-1", "1e9", "9" * 5000, "NaN", "pom-v1", "٣", "0x10", values.name(random), 3, None, {}, ["a"])
     )
-    told.note(f"metadata {key[:30]!r}: {str(value)[:30]!r}")
+    changes.note(f"metadata {key[:30]!r}: {str(value)[:30]!r}")
     return {key: value}
 
 
-def _entry(random: Random, header: dict[str, Any], data: bytes, told: Told) -> bytes:
-    """Spoil the description of one tensor; return the data, which may be longer then."""
+def _entry(random: Random, header: dict[str, Any], data: bytes, changes: Changes) -> bytes:
+    """Spoil the description of one tensor; return the data, which may have grown."""
     name = random.choice([name for name in header if name != "__metadata__"])
     entry = header[name]
     action = random.randrange(6)
@@ -81,11 +81,11 @@ def _entry(random: Random, header: dict[str, Any], data: bytes, told: Told) -> b
     elif action == 4:
         new = values.name(random)
         header[new] = header.pop(name)
-        told.note(f"{name} is named {new[:40]!r}", refuse=True)
+        changes.note(f"{name} is named {new[:40]!r}", refuse=True)
         return data
     else:
         extent = random.choice((1000, 2**20))
         entry |= {"shape": [extent], "data_offsets": [len(data), len(data) + 4 * extent]}
         data += b"\0" * 4 * extent
-    told.note(f"{name}: {str(entry)[:150]}")
+    changes.note(f"{name}: {str(entry)[:150]}")
     return data

@@ -23,12 +23,12 @@ _TOKENIZER: dict[str, Any] = {
     "decoder": {"type": "ByteFallback"},
     "model": {"type": "BPE", "unk_token": "[UNK]", "vocab": _WORDS, "merges": [["a", "b"]]},
 }
-# Expressions on which a search by trial takes longer than anyone waits.
+# Regular expressions on which a backtracking search takes longer than anyone waits.
 _EXPRESSIONS = ("(a+)+$", "(a|a)*b", "(?=(a+))*", "a{1000000}", "(" * 5000, "\\", "(?<!a{1,100})b", "[", "(.*)*\\1")
 
 
 def make(random: Random, seeds: Seeds, place: Place) -> Case:
-    """Return `generate --tokenizer`."""
+    """Return `generate --tokenizer` of a spoilt tokenizer."""
     file = place.inputs / "tokenizer.json"
     tokenizer: dict[str, Any] = json.loads(json.dumps(_TOKENIZER))
     if random.random() < 0.2:

@@ -1,4 +1,4 @@
-"""The seeds themselves, which every command takes: nothing that it does with them may look like a fault."""
+"""The seeds themselves, which every command accepts: nothing that it does with them may look like a fault."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from random import Random
 from tests.fuzzing.cases import Case, Place
 from tests.fuzzing.seeds import ENGINE, Seeds
 
-# Seeds of which each gives another command, and together all of them.
+# Each of these seeds gives another command, and together they give all.
 SEEDS = (0, 1, 2, 3, 6, 8, 10, 12, 13, 17, 18, 20, 21)
 
 
 def make(random: Random, seeds: Seeds, place: Place) -> Case:
-    """Return one of the commands."""
+    """Return one of the commands of a seed."""
     known = commands(seeds, place)
     if len(known) != len(SEEDS):
         raise AssertionError(f"{len(SEEDS)} seeds for {len(known)} commands")
@@ -20,7 +20,7 @@ def make(random: Random, seeds: Seeds, place: Place) -> Case:
 
 
 def commands(seeds: Seeds, place: Place) -> list[tuple[str, ...]]:
-    """Return a command for each way to read a seed."""
+    """Return a command for each way to read a seed file."""
     at = {file.name: str(file) for file in seeds.folder.iterdir()}
     out = str(place.outputs / "out")
     mixer, stream = at["mixer.onnx"], at["stream.onnx"]

@@ -1,1 +1,1 @@
-"""Ways to spoil a good file, by layer: bytes, archives, pickles, JSON, arrays, protocol buffers."""
+"""Ways to spoil a valid file, by layer: bytes, archives, pickles, JSON, arrays."""

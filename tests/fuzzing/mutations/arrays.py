@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tests.fuzzing.cases import CALL, Told
+from tests.fuzzing.cases import CALL, Changes
 from tests.fuzzing.mutations import raw, values, zips
 
 Array = npt.NDArray[Any]
@@ -53,7 +53,7 @@ _TYPES = (
     ),
     *("(1000000000,)<f4", "(0,)<f4", "<f4,<f4", "V", "object", "\n", "|O8", "<m8[1000000Y]"),
 )
-# What stands for a header where it is no dict of the three entries.
+# Headers that are not a dict with the three entries.
 _HEADERS = (
     "{}",
     "[]",
@@ -81,49 +81,49 @@ _HEADERS = (
 
 
 def written(array: Array) -> bytes:
-    """Return an honest .npy file."""
+    """Return a valid .npy file."""
     stream = io.BytesIO()
     np.lib.format.write_array(stream, array, allow_pickle=False)
     return stream.getvalue()
 
 
 def headed(header: str, data: bytes, version: tuple[int, int] = (1, 0), length: int | None = None) -> bytes:
-    """Return an .npy file of this header, padded as numpy does, whose length may be a lie."""
+    """Return an .npy file with this header, padded as NumPy does; `length` may declare a wrong length."""
     encoded = header.encode("utf-8", "surrogatepass")
     wide = version != (1, 0) or len(encoded) > 60_000
     start = len(_MAGIC) + 2 + (4 if wide else 2)
     encoded += b" " * (-(start + len(encoded) + 1) % 64) + b"\n"
-    told = len(encoded) if length is None else length
-    packed = struct.pack("<I", told & (2**32 - 1)) if wide else struct.pack("<H", told & (2**16 - 1))
+    declared = len(encoded) if length is None else length
+    packed = struct.pack("<I", declared & (2**32 - 1)) if wide else struct.pack("<H", declared & (2**16 - 1))
     return _MAGIC + bytes(version if not wide or version != (1, 0) else (2, 0)) + packed + encoded + data
 
 
 def described(kind: str, shape: tuple[int, ...], fortran: bool = False) -> str:
-    """Return a header."""
+    """Return a header as text."""
     return repr({"descr": kind, "fortran_order": fortran, "shape": shape})
 
 
-def spoil(random: Random, array: Array, told: Told) -> bytes:
+def spoil(random: Random, array: Array, changes: Changes) -> bytes:
     """Return a spoilt .npy file of an array."""
     data = array.tobytes()
     action = random.randrange(10)
     if action == 0:
         content, what = raw.spoil(random, written(array))
-        told.note(what)
+        changes.note(what)
         return content
     if action == 1:
         header = random.choice(_HEADERS)
-        told.note(f"header {header[:60]!r}", refuse=True)
+        changes.note(f"header {header[:60]!r}", refuse=True)
         return headed(header, data)
     if action == 2:
         version, length = (
             random.choice(((1, 0), (2, 0), (3, 0), (9, 9), (0, 0))),
             random.choice((None, 0, 10, 65535, 2**32 - 1)),
         )
-        told.note(f"version {version}, header of {length} bytes")
+        changes.note(f"version {version}, header of {length} bytes")
         return headed(described(array.dtype.str, array.shape), data, version, length)
     if action == 3:
-        told.note("values that are no numbers")
+        changes.note("values that are no numbers")
         spoilt = bytearray(data or b"\0")
         for _ in range(4):
             at = random.randrange(len(spoilt)) & ~3
@@ -136,60 +136,60 @@ def spoil(random: Random, array: Array, told: Told) -> bytes:
         kind = random.choice(_TYPES)
     if action == 9:
         data = random.choice((data[:-1], data + b"x", b"", data * 2))
-    told.note(f"{kind!r} {shape} of {len(data)} bytes{', in columns' if fortran else ''}"[:300])
+    changes.note(f"{kind!r} {shape} of {len(data)} bytes{', in columns' if fortran else ''}"[:300])
     return headed(described(kind, shape, fortran), data)
 
 
-def spoil_archive(random: Random, arrays: Mapping[str, Array], told: Told) -> bytes:
-    """Return a spoilt .npz of some arrays."""
+def spoil_archive(random: Random, arrays: Mapping[str, Array], changes: Changes) -> bytes:
+    """Return a spoilt .npz file of some arrays."""
     members = [(f"{name}.npy", written(array)) for name, array in arrays.items()]
     action = random.randrange(10)
     if action == 0:
         content, what = raw.spoil(random, zips.honest(members))
-        told.note(what)
+        changes.note(what)
         return content
     if action < 3:
-        return zips.spoil(random, members, told)
+        return zips.spoil(random, members, changes)
     at = random.randrange(len(members))
     name = list(arrays)[at]
-    told.note(name[:40])
+    changes.note(name[:40])
     if action == 3:
-        return random.choice(_SHORTCUTS)(random, members, at, told)
-    members[at] = (members[at][0], spoil(random, arrays[name], told))
+        return random.choice(_SHORTCUTS)(random, members, at, changes)
+    members[at] = (members[at][0], spoil(random, arrays[name], changes))
     return zips.honest(members)
 
 
-def _large(random: Random, members: list[tuple[str, bytes]], at: int, told: Told) -> bytes:
-    """Let an array be of two GiB of zeros, and its header say so."""
+def _large(random: Random, members: list[tuple[str, bytes]], at: int, changes: Changes) -> bytes:
+    """Make an array 2 GiB of zeros, with a header that says so."""
     shape = random.choice(((2**31,), (2, 2**28), (2**31, 1)))
     kind = "|u1" if shape[0] > 2 else "<f4"
     head = headed(described(kind, shape), b"")
-    told.note(f"{kind} {shape}, deflated", refuse=True)
+    changes.note(f"{kind} {shape}, deflated", refuse=True)
     archive = zips.Archive([zips.stored(name, data) for name, data in members])
     archive.members[at] = zips.bomb(members[at][0], head)
     return zips.written(archive)
 
 
-def _renamed(random: Random, members: list[tuple[str, bytes]], at: int, told: Told) -> bytes:
+def _renamed(random: Random, members: list[tuple[str, bytes]], at: int, changes: Changes) -> bytes:
     new = random.choice((values.name(random)[:60_000], members[at][0].removesuffix(".npy"), f"{members[at][0]}.npy"))
-    told.note(f"is named {new[:40]!r}")
+    changes.note(f"is named {new[:40]!r}")
     members[at] = (new.replace("\0", "0") or "x", members[at][1])
     return zips.honest(members)
 
 
-def _missing(_: Random, members: list[tuple[str, bytes]], at: int, told: Told) -> bytes:
-    told.note("is missing")
+def _missing(_: Random, members: list[tuple[str, bytes]], at: int, changes: Changes) -> bytes:
+    changes.note("is missing")
     del members[at]
     return zips.honest(members)
 
 
-def _many(random: Random, members: list[tuple[str, bytes]], at: int, told: Told) -> bytes:
+def _many(random: Random, members: list[tuple[str, bytes]], at: int, changes: Changes) -> bytes:
     count = random.choice((5000, 40_000))
-    told.note(f"{count} more arrays")
+    changes.note(f"{count} more arrays")
     return zips.honest([*members, *((f"{i}/in/{members[at][0]}", b"") for i in range(count))])
 
 
-_SHORTCUTS: Sequence[Callable[[Random, list[tuple[str, bytes]], int, Told], bytes]] = (
+_SHORTCUTS: Sequence[Callable[[Random, list[tuple[str, bytes]], int, Changes], bytes]] = (
     _large,
     _renamed,
     _missing,

@@ -15,12 +15,12 @@ _DIGITS = 5000
 
 
 class Verbatim(str):
-    """Text that goes into JSON as it is: what `json.dumps` would not write."""
+    """Text that is inserted into JSON as it is, where `json.dumps` would not write it."""
 
     __slots__ = ()
 
 
-# What no value of JSON is, or one that is far too much.
+# Texts that are not JSON values, or far too large ones.
 TEXTS = (
     "NaN",
     "-Infinity",
@@ -42,7 +42,7 @@ TEXTS = (
 
 
 def spoil_value(random: Random, value: Any) -> tuple[Any, str]:
-    """Return a copy of a JSON value with one part in it changed, and what was done; `written` makes it text."""
+    """Return a copy of a JSON value with one part of it changed, and what was done; `written` makes text of it."""
     spoilt = copy.deepcopy(value)
     places = list(_places(spoilt))
     if not places:
@@ -68,7 +68,7 @@ def spoil_value(random: Random, value: Any) -> tuple[Any, str]:
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield every container of a value with every key in it."""
+    """Yield every container in a value, with each of its keys."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield value, key
@@ -80,7 +80,7 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _other(random: Random, value: Any) -> Any:
-    """Return another value: of the same type as often as of any."""
+    """Return another value, of the same type about half of the time."""
     if isinstance(value, bool):
         return random.choice((not value, None, "true", 2))
     if isinstance(value, int) and random.random() < 0.7:
@@ -94,7 +94,7 @@ def _other(random: Random, value: Any) -> Any:
 
 
 def written(value: Any) -> str:
-    """Return JSON, and `Verbatim` texts in it as they are; a value in itself is cut off."""
+    """Return a value as JSON with its `Verbatim` texts as they are; a value that contains itself is cut off."""
     if isinstance(value, Verbatim):
         return value
     if isinstance(value, dict):

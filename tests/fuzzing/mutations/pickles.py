@@ -1,4 +1,4 @@
-"""Writes pickles opcode by opcode, as no pickler would, and spoils those of others."""
+"""Writes pickles opcode by opcode, as no pickler would, and spoils existing ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.fuzzing.mutations import raw, values
 START, END = b"\x80\x02", b"."
 NONE, TRUE, FALSE = b"N", b"\x88", b"\x89"
 EMPTY_DICT, EMPTY_LIST = b"}", b"]"
-# What torch's own reader calls.
+# The functions that torch's own reader calls.
 STORAGES = tuple(
     f"{name}Storage"
     for name in ("Float", "Double", "Half", "BFloat16", "Long", "Byte", "Bool", "ComplexFloat", "QInt8", "Untyped")
@@ -22,13 +22,13 @@ _BIG = 10**10
 
 
 def text(value: str) -> bytes:
-    """Return what pushes a text."""
+    """Return the opcodes that push a text."""
     encoded = value.encode("utf-8", "surrogatepass")
     return b"X" + struct.pack("<I", len(encoded)) + encoded
 
 
 def number(value: int) -> bytes:
-    """Return what pushes a number of any size."""
+    """Return the opcodes that push a number of any size."""
     if -(2**31) <= value < 2**31:
         return b"J" + struct.pack("<i", value)
     width = value.bit_length() // 8 + 1
@@ -36,42 +36,42 @@ def number(value: int) -> bytes:
 
 
 def numbers(*several: int) -> bytes:
-    """Return what pushes a tuple of numbers."""
+    """Return the opcodes that push a tuple of numbers."""
     return tuple_(*map(number, several))
 
 
 def tuple_(*items: bytes) -> bytes:
-    """Return what pushes a tuple."""
+    """Return the opcodes that push a tuple."""
     return b"(" + b"".join(items) + b"t"
 
 
 def list_(*items: bytes) -> bytes:
-    """Return what pushes a list."""
+    """Return the opcodes that push a list."""
     return b"](" + b"".join(items) + b"e"
 
 
 def dict_(*items: tuple[bytes, bytes]) -> bytes:
-    """Return what pushes a dict."""
+    """Return the opcodes that push a dict."""
     return b"}(" + b"".join(key + value for key, value in items) + b"u"
 
 
 def name(module: str, attribute: str) -> bytes:
-    """Return what pushes the thing of a name."""
+    """Return the opcodes that push the object with this name."""
     return f"c{module}\n{attribute}\n".encode("utf-8", "surrogatepass")
 
 
 def call(function: bytes, *arguments: bytes) -> bytes:
-    """Return what pushes the outcome of a call."""
+    """Return the opcodes that push the result of a call."""
     return function + tuple_(*arguments) + b"R"
 
 
 def storage(key: str, elements: int, kind: str = "FloatStorage", location: str = "cpu") -> bytes:
-    """Return what pushes a storage of torch's archives."""
+    """Return the opcodes that push a storage of a torch archive."""
     return tuple_(text("storage"), name("torch", kind), text(key), text(location), number(elements)) + b"Q"
 
 
 def tensor(stored: bytes, size: tuple[int, ...], stride: tuple[int, ...] | None = None, offset: int = 0) -> bytes:
-    """Return what pushes a tensor over a storage."""
+    """Return the opcodes that push a tensor over a storage."""
     if stride is None:
         steps, step = [], 1
         for extent in reversed(size):
@@ -91,13 +91,13 @@ def tensor(stored: bytes, size: tuple[int, ...], stride: tuple[int, ...] | None 
 
 
 def hostile(random: Random, place: Place) -> tuple[bytes, str]:
-    """Return opcodes that push one value that no state dict needs, and what it is."""
+    """Return opcodes that push a value that no state dict needs, and what the value is."""
     what, make = random.choice(_HOSTILE)
     return make(random, place), what
 
 
 def _runs(random: Random, place: Place) -> bytes:
-    """Call something of Python's that a pickle has no business with."""
+    """Call a Python function that a pickle has no business calling."""
     touch = text(f"touch {place.precious / 'new'}")
     return random.choice(
         (
@@ -126,7 +126,7 @@ def _runs(random: Random, place: Place) -> bytes:
 
 
 def _large(random: Random, _: Place) -> bytes:
-    """Call what is allowed with sizes that no memory has."""
+    """Call an allowed function with sizes that no memory holds."""
     size, digits = number(_BIG), text("x" * 100)
     return random.choice(
         (
@@ -148,7 +148,7 @@ def _large(random: Random, _: Place) -> bytes:
 
 
 def _rebuilt(random: Random, _: Place) -> bytes:
-    """Call torch's makers of other kinds of tensors."""
+    """Call torch's constructors of other kinds of tensors."""
     float32 = name("torch", "float32")
     size = numbers(*values.shape(random))
     strides = numbers(*(values.integer(random) for _ in range(2)))
@@ -188,7 +188,7 @@ def _deep(random: Random, _: Place) -> bytes:
 
 
 def _shared(random: Random, _: Place) -> bytes:
-    """Nest lists each of which holds the one before many times, or one that holds itself."""
+    """Nest lists, each of which holds the previous one many times, or one that holds itself."""
     if random.random() < 0.3:
         return EMPTY_LIST + b"q\7" + b"(" + b"h\7" * 50 + b"e"
     kind = random.choice((b"l", b"t"))
@@ -223,7 +223,7 @@ def _lengths(random: Random, _: Place) -> bytes:
 
 
 def _built(random: Random, _: Place) -> bytes:
-    """Give a state to what takes one."""
+    """Set the state of an object that takes one."""
     states = (
         dict_((text("__class__"), name("os", "system"))),
         dict_((text("__dict__"), NONE)),
@@ -272,7 +272,7 @@ _HOSTILE: tuple[tuple[str, Callable[[Random, Place], bytes]], ...] = (
 
 
 def spoil(random: Random, content: bytes, place: Place) -> tuple[bytes, str]:
-    """Return a pickle with opcodes left out, doubled, swapped or put in, and what was done."""
+    """Return a pickle with opcodes removed, doubled, swapped or inserted, and what was done."""
     opcodes = [(position, opcode.name) for opcode, _, position in pickletools.genops(content)]
     ends = [position for position, _ in opcodes[1:]] + [len(content)]
     pieces = [content[start:end] for (start, _), end in zip(opcodes, ends, strict=True)]

@@ -1,4 +1,4 @@
-"""Spoils bytes, whatever they mean."""
+"""Spoils bytes regardless of their meaning."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def spoil(random: Random, content: bytes) -> tuple[bytes, str]:
 
 
 def _place(random: Random, content: bytes) -> int:
-    """Return a place: formats have much of what matters at their ends."""
+    """Return a position, often near an end, where formats keep much of what matters."""
     ends = min(len(content), 300)
     at = random.choice((random.randrange(ends), len(content) - 1 - random.randrange(ends), random.randrange(10**9)))
     return at % len(content)

@@ -7,7 +7,7 @@ from random import Random
 from tests.fuzzing.cases import CALL, CANARY, Place
 
 _LONG = 10**6
-# Names that forge lines, move the cursor, or are not what a name is.
+# Names that forge lines, move the cursor, or are not valid names.
 NAMES = (
     "",
     " ",
@@ -36,7 +36,7 @@ NAMES = (
     "\\x1b[0m\\n",
     "&<script>alert(1)</script>",
 )
-# Half of a surrogate pair is a text of JSON's and Python's, but not of UTF-8.
+# Half of a surrogate pair is valid in the text of JSON and Python, but not in UTF-8.
 LONE_SURROGATE = "\ud800"
 INTEGERS = (
     *(0, 1, -1, 2, 3, 7, 255, 256, 4096, 65535, 65536),
@@ -44,7 +44,7 @@ INTEGERS = (
     *(10**9, 10**12, 10**30, -(10**12), 10**4299),
 )
 FLOATS = (0.0, -0.0, 1e-45, 1e-320, 0.5, 3.0, 1e30, -1e30, 1e308, float("inf"), float("-inf"), float("nan"))
-# Sizes of tensors that hold nothing, or far more than a file may.
+# Sizes of tensors that hold nothing, or far more than a file can.
 SHAPES = (
     (),
     (0,),
@@ -72,7 +72,7 @@ def name(random: Random) -> str:
 
 
 def integer(random: Random) -> int:
-    """Return a number at an edge, or any small one."""
+    """Return a number at the edge of a range, or any small one."""
     return random.choice(INTEGERS) if random.random() < 0.7 else random.randrange(-100, 10_000)
 
 
@@ -84,7 +84,7 @@ def shape(random: Random) -> tuple[int, ...]:
 
 
 def path(random: Random, place: Place) -> str:
-    """Return a path that a file has no business with."""
+    """Return a path that a file has no business naming."""
     return random.choice(
         (
             str(place.precious / "file"),

@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.fuzzing.cases import Told
+from tests.fuzzing.cases import Changes
 from tests.fuzzing.mutations import raw, values
 
 _LOCAL, _ENTRY, _END = b"PK\3\4", b"PK\1\2", b"PK\5\6"
@@ -26,21 +26,21 @@ _ALL32, _ALL16 = 2**32 - 1, 2**16 - 1
 
 @dataclass(frozen=True)
 class Member:
-    """One member, and what its two headers say where it is not what it is.
+    """A member of an archive, and what its two headers declare.
 
     Attributes:
-        name: in bytes.
-        data: as it lies in the file, compressed or not.
-        size: what it is when it is inflated, as the headers say.
-        method: of compression.
-        crc: what the headers say.
-        packed: size of `data`, as the headers say; None: the true one.
-        flags: general purpose bits.
-        attributes: external ones; a mode in the upper half.
-        extra: extra field of the directory.
-        local_name: in the local header; None: the same.
-        version: needed to extract.
-        offset: added to where the directory says that it is.
+        name: its name, in bytes.
+        data: the bytes in the file, compressed or not.
+        size: the uncompressed size that the headers declare.
+        method: the compression method.
+        crc: the checksum that the headers declare.
+        packed: the compressed size that the headers declare; None for the true one.
+        flags: the general-purpose bits.
+        attributes: the external attributes, with a file mode in the upper half.
+        extra: the extra field in the directory.
+        local_name: the name in the local header; None for the same name.
+        version: the version needed to extract.
+        offset: what is added to the position that the directory declares.
     """
 
     name: bytes
@@ -62,13 +62,13 @@ class Archive:
     """A whole archive.
 
     Attributes:
-        members: what lies in it.
-        entries: what the directory lists; None: the members.
-        prefix: bytes before it.
-        trailing: bytes after it.
-        comment: of the end of the directory.
-        count: members that the end tells of; None: the true number.
-        zip64: whether the end is a 64-bit one too, as Python never writes for small archives.
+        members: the members in the file.
+        entries: the members that the directory lists; None for all.
+        prefix: bytes before the archive.
+        trailing: bytes after the archive.
+        comment: the comment of the end record.
+        count: the number of members that the end record declares; None for the true one.
+        zip64: whether there is a 64-bit end record too, which Python never writes for small archives.
         gap: bytes between members.
     """
 
@@ -83,19 +83,19 @@ class Archive:
 
 
 def stored(name: str | bytes, data: bytes) -> Member:
-    """Return an honest member."""
+    """Return a valid uncompressed member."""
     encoded = name if isinstance(name, bytes) else name.encode("utf-8", "surrogatepass")
     return Member(encoded, data, len(data), zlib.crc32(data))
 
 
 def members_of(file: Path) -> list[tuple[str, bytes]]:
-    """Return names and contents of a good archive."""
+    """Return the names and contents of a valid archive."""
     with zipfile.ZipFile(file) as archive:
         return [(name, archive.read(name)) for name in archive.namelist()]
 
 
 def honest(members: Sequence[tuple[str, bytes]]) -> bytes:
-    """Return an archive that zipfile writes."""
+    """Return an archive as zipfile writes it."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         for name, data in members:
@@ -150,7 +150,7 @@ def _entry(member: Member, offset: int) -> bytes:
 
 @lru_cache(maxsize=4)
 def _zeros(mebibytes: int, fill: bytes) -> tuple[bytes, int]:
-    """Return a block of so many MiB deflated, and its checksum; nothing of that size is ever made."""
+    """Return a deflated block of so many MiB of zeros, and its checksum; nothing of that size is ever created."""
     block = fill * _MIB
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     piece = packer.compress(block) + packer.flush(zlib.Z_FULL_FLUSH)
@@ -161,10 +161,10 @@ def _zeros(mebibytes: int, fill: bytes) -> tuple[bytes, int]:
 
 
 def bomb(name: str, head: bytes, mebibytes: int = 2048, fill: bytes = b"\0", tail: bytes = b"") -> Member:
-    """Return a member of a few MiB that inflates to `head`, so many MiB of a byte, and `tail`."""
+    """Return a member of a few MiB that inflates to `head`, many MiB of one byte, and `tail`."""
     packed, crc = _zeros(mebibytes, fill)
     if head or tail:
-        crc = 0  # what checks it has read it all
+        crc = 0  # whoever checks this has already inflated everything
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     start = packer.compress(head) + packer.flush(zlib.Z_FULL_FLUSH) if head else b""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
@@ -177,18 +177,18 @@ def _deflated(member: Member) -> Member:
     return replace(member, data=packer.compress(member.data) + packer.flush(), method=_DEFLATED)
 
 
-def spoil(random: Random, members: Sequence[tuple[str, bytes]], told: Told) -> bytes:
-    """Return an archive of these members that is spoilt in one or two ways."""
+def spoil(random: Random, members: Sequence[tuple[str, bytes]], changes: Changes) -> bytes:
+    """Return an archive of these members, spoilt in one or two ways."""
     archive = Archive([stored(name, data) for name, data in members])
     if random.random() < 0.1:
         archive.members = [_deflated(member) for member in archive.members]
-        told.note("deflated")
+        changes.note("deflated")
     for _ in range(random.choice((1, 1, 2))):
-        random.choice(_WAYS)(random, archive, told)
+        random.choice(_WAYS)(random, archive, changes)
     content = written(archive)
     if random.random() < 0.1:
         content, what = raw.spoil(random, content)
-        told.note(what)
+        changes.note(what)
     return content
 
 
@@ -196,67 +196,67 @@ def _any(random: Random, archive: Archive) -> int:
     return random.randrange(len(archive.members))
 
 
-def _duplicate(random: Random, archive: Archive, told: Told) -> None:
+def _duplicate(random: Random, archive: Archive, changes: Changes) -> None:
     at = _any(random, archive)
     other = random.choice((archive.members[at].data, b"", b"{}", b"\x80\x02}."))
     archive.members.insert(random.choice((0, at + 1)), stored(archive.members[at].name, other))
-    told.note(f"two members {archive.members[at].name[:40]!r}", refuse=True)
+    changes.note(f"two members {archive.members[at].name[:40]!r}", refuse=True)
 
 
-def _listed_twice(random: Random, archive: Archive, told: Told) -> None:
+def _listed_twice(random: Random, archive: Archive, changes: Changes) -> None:
     archive.entries = [*archive.members, archive.members[_any(random, archive)]]
-    told.note("a member listed twice", refuse=True)
+    changes.note("a member listed twice", refuse=True)
 
 
-def _unlisted(random: Random, archive: Archive, told: Told) -> None:
+def _unlisted(random: Random, archive: Archive, changes: Changes) -> None:
     archive.entries = [*archive.members]
     del archive.entries[_any(random, archive)]
-    told.note("a member that is not listed")
+    changes.note("a member that is not listed")
 
 
-def _two_directories(random: Random, archive: Archive, told: Told) -> None:
-    """Hide a second archive where some readers look: before this one, after it, or in its comment."""
+def _two_directories(random: Random, archive: Archive, changes: Changes) -> None:
+    """Hide a second archive where some readers look for one: before this one, after it, or in its comment."""
     other = written(Archive([stored(member.name, b"") for member in archive.members]))
     where = random.choice(("prefix", "trailing", "comment", "gap"))
     setattr(archive, where, other)
-    told.note(f"a second directory, as {where}", refuse=True)
+    changes.note(f"a second directory, as {where}", refuse=True)
 
 
-def _garbage(random: Random, archive: Archive, told: Told) -> None:
+def _garbage(random: Random, archive: Archive, changes: Changes) -> None:
     where = random.choice(("prefix", "trailing", "comment", "gap"))
     setattr(archive, where, random.choice((b"\0", b"garbage", _END, b"\0" * 70_000)))
-    told.note(f"bytes as {where}")
+    changes.note(f"bytes as {where}")
 
 
-def _bomb(random: Random, archive: Archive, told: Told) -> None:
+def _bomb(random: Random, archive: Archive, changes: Changes) -> None:
     at = _any(random, archive)
     member = archive.members[at]
     fill = random.choice((b"\0", b" ", b"["))
     archive.members[at] = bomb(member.name.decode(), random.choice((b"", member.data)), fill=fill)
-    told.note(f"{member.name[:40]!r} inflates to 2 GiB", refuse=True)
+    changes.note(f"{member.name[:40]!r} inflates to 2 GiB", refuse=True)
 
 
-def _size(random: Random, archive: Archive, told: Told) -> None:
+def _size(random: Random, archive: Archive, changes: Changes) -> None:
     at = _any(random, archive)
     which = random.choice(("size", "packed", "both"))
     lie = random.choice((0, 1, 2**31, 2**32 - 1, 2**40, archive.members[at].size + 1))
     member = archive.members[at]
     size, packed = member.size if which == "packed" else lie, None if which == "size" else lie
     archive.members[at] = replace(member, size=size, packed=packed)
-    told.note(f"{which} of a member said to be {lie}")
+    changes.note(f"{which} of a member said to be {lie}")
 
 
-def _size64(random: Random, archive: Archive, told: Told) -> None:
+def _size64(random: Random, archive: Archive, changes: Changes) -> None:
     at = _any(random, archive)
     sizes = [random.choice((0, 2**40, 2**62, 2**63, 2**64 - 1)) for _ in range(3)]
     extra = struct.pack("<HHQQQ", 1, random.choice((24, 8, 0, 65535)), *sizes)
     archive.members[at] = replace(archive.members[at], size=_ALL32, packed=_ALL32, extra=extra)
-    told.note(f"64-bit sizes {sizes}", refuse=True)
+    changes.note(f"64-bit sizes {sizes}", refuse=True)
 
 
-def _headers(random: Random, archive: Archive, told: Told) -> None:
+def _headers(random: Random, archive: Archive, changes: Changes) -> None:
     at = _any(random, archive)
-    changes: tuple[dict[str, Any], ...] = (
+    variants: tuple[dict[str, Any], ...] = (
         {"method": random.choice((1, 9, 12, 14, 93, 99, 65535))},
         {"flags": random.choice((1, 8, 0x20, 0x40, 0x800, 0x2000, 65535))},
         {"version": random.choice((0, 63, 99, 65535))},
@@ -265,19 +265,19 @@ def _headers(random: Random, archive: Archive, told: Told) -> None:
         {"local_name": random.choice((b"", b"other", b"archive/data.pkl", b"n" * 60_000))},
         {"extra": random.randbytes(random.choice((1, 4, 60_000)))},
     )
-    change = random.choice(changes)
+    change = random.choice(variants)
     archive.members[at] = replace(archive.members[at], **change)
-    told.note(f"of a member {str(change)[:60]}", refuse="offset" in change)
+    changes.note(f"of a member {str(change)[:60]}", refuse="offset" in change)
 
 
-def _link(random: Random, archive: Archive, told: Told) -> None:
+def _link(random: Random, archive: Archive, changes: Changes) -> None:
     at = _any(random, archive)
     mode = random.choice((stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFDIR))
     archive.members[at] = replace(archive.members[at], attributes=(mode | 0o777) << 16)
-    told.note(f"a member of mode {mode:o}", refuse=mode == stat.S_IFLNK)
+    changes.note(f"a member of mode {mode:o}", refuse=mode == stat.S_IFLNK)
 
 
-def _name(random: Random, archive: Archive, told: Told) -> None:
+def _name(random: Random, archive: Archive, changes: Changes) -> None:
     at = _any(random, archive)
     old = archive.members[at].name
     new = random.choice(
@@ -293,41 +293,41 @@ def _name(random: Random, archive: Archive, told: Told) -> None:
         )
     )
     archive.members[at] = replace(archive.members[at], name=new)
-    told.note(f"{old[:40]!r} is named {new[:40]!r}")
+    changes.note(f"{old[:40]!r} is named {new[:40]!r}")
 
 
-def _beside(random: Random, archive: Archive, told: Told) -> None:
+def _beside(random: Random, archive: Archive, changes: Changes) -> None:
     root = archive.members[0].name.partition(b"/")[0]
     name = random.choice((values.name(random).encode()[:_ALL16], b"code/__torch__.py", b"constants.pkl", b"x/data.pkl"))
     archive.members.insert(_any(random, archive), stored(root + b"/" + name[:60_000], b"\x80\x02}."))
-    told.note(f"a member {name[:40]!r} too many")
+    changes.note(f"a member {name[:40]!r} too many")
 
 
-def _many(random: Random, archive: Archive, told: Told) -> None:
+def _many(random: Random, archive: Archive, changes: Changes) -> None:
     count = random.choice((10_000, 65_536))
     archive.members += [stored(f"archive/data/{i}x", b"") for i in range(count)]
-    told.note(f"{count} members too many")
+    changes.note(f"{count} members too many")
 
 
-def _fewer(random: Random, archive: Archive, told: Told) -> None:
+def _fewer(random: Random, archive: Archive, changes: Changes) -> None:
     at = _any(random, archive)
-    told.note(f"{archive.members[at].name[:40]!r} left out")
+    changes.note(f"{archive.members[at].name[:40]!r} left out")
     del archive.members[at]
 
 
-def _empty(random: Random, archive: Archive, told: Told) -> None:
+def _empty(random: Random, archive: Archive, changes: Changes) -> None:
     at = _any(random, archive)
     archive.members[at] = stored(archive.members[at].name, b"")
-    told.note(f"{archive.members[at].name[:40]!r} is empty")
+    changes.note(f"{archive.members[at].name[:40]!r} is empty")
 
 
-def _end(random: Random, archive: Archive, told: Told) -> None:
+def _end(random: Random, archive: Archive, changes: Changes) -> None:
     archive.zip64 = random.random() < 0.5
     archive.count = random.choice((None, 0, 1, 60_000, len(archive.members) + 1))
-    told.note(f"the directory's end: {archive.count} members, 64-bit {archive.zip64}")
+    changes.note(f"the directory's end: {archive.count} members, 64-bit {archive.zip64}")
 
 
-_WAYS: tuple[Callable[[Random, Archive, Told], None], ...] = (
+_WAYS: tuple[Callable[[Random, Archive, Changes], None], ...] = (
     *(_duplicate, _listed_twice, _unlisted, _two_directories, _garbage, _bomb, _size, _size64, _headers, _headers),
     *(_link, _name, _name, _beside, _many, _fewer, _empty, _end),
 )

@@ -1,4 +1,4 @@
-"""Functions of standard ops in exported models: present, valid, linear in the tokens, one a variant."""
+"""Functions of standard ops in exported models: present, valid, linear in the tokens, one per variant."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_every_variant_runs(two_mixers: Path, kernels: bool) -> None:
 
 @pytest.mark.parametrize("mask", ["causal", "padding"])
 def test_no_value_is_tokens_by_tokens(mask: str, tmp_path: Path) -> None:
-    tokens = 37  # no other dimension of the model
+    tokens = 37  # a size that no other dimension has
     program = program_of(PolynomialMixer(dim=8, degree=3, expand=2), GraphOptions(mask, static=(2, tokens)))
     save_model(export_graph(program, 20, {}), tmp_path / "m.onnx")
     inlined = onnx.inliner.inline_local_functions(onnx.load(tmp_path / "m.onnx"))
@@ -93,7 +93,7 @@ def test_no_value_is_tokens_by_tokens(mask: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mask", ["causal", "full"])
 def test_no_node_leaves_an_input_empty(mask: str, tmp_path: Path) -> None:
-    # TensorRT's parser reads an empty name as an input that is there.
+    # TensorRT's parser takes an empty name for an input that exists.
     program = program_of(PolynomialMixer(dim=8, degree=3, expand=2), GraphOptions(mask))
     save_model(export_graph(program, 20, {}), tmp_path / "m.onnx")
     model = onnx.load(tmp_path / "m.onnx")
@@ -134,7 +134,7 @@ def test_names_the_node_whose_variant_is_unknown(shape: ir.Shape | None, x_type:
 
 
 def make_variants(count: int) -> ir.Model:
-    """A graph of nodes that differ in epsilon, whose functions so do."""
+    """Return a graph of nodes that differ in epsilon, and whose functions therefore differ."""
     x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([2, 5, 8]))
     c = ir.Value(name="c", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([8, 3]))
     mask = ir.Value(name="mask", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([2, 5]))

@@ -1,4 +1,4 @@
-"""A half-precision file has no batch transposed in front of a product, on which ONNX Runtime crashes."""
+"""A half-precision file transposes no batch before a product, which would crash ONNX Runtime."""
 
 from __future__ import annotations
 

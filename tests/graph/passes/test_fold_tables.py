@@ -1,4 +1,4 @@
-"""Tables of rotations are constants of the file where the positions are, and are stored once."""
+"""Rotation tables are constants of the file if the positions are, and are stored once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def constant(graph: list[ir.Value], name: str, array: np.ndarray) -> ir.Value:
 
 
 def graph_of(rows: Callable[[list[ir.Value], int], ir.Value], mixers: int = 2, tables: int = 1) -> ir.Model:
-    """Return a graph of mixers, each with tables of its own that have the values of one of a few."""
+    """Return a graph of mixers with a table each; the tables have `tables` different values."""
     x = ir.val("x", ir.DataType.FLOAT, ["batch", TOKENS, 2 * WIDTH])
     weights: list[ir.Value] = []
     coefficients = constant(weights, "coefficients", np.ones((2 * WIDTH, 2), np.float32))
@@ -75,7 +75,7 @@ def test_rows_of_an_inputs_positions_are_looked_up_when_the_model_runs() -> None
     model = graph_of(lambda *_: positions)
     FoldTablesPass()(model)
     assert len([node for node in model.graph if node.op_type == "Gather"]) == 4
-    # Tables of equal content are one all the same.
+    # Tables of equal contents are stored once nevertheless.
     assert len({id(node.inputs[0]) for node in model.graph if node.op_type == "Gather"}) == 2
 
 

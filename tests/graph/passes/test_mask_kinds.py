@@ -1,4 +1,4 @@
-"""Masks as users spell them: what is causal, with padding or not, becomes the op's mode; everything else stays."""
+"""Masks as users write them: causal ones, with or without padding, become the op's mode; all others stay."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ KEEP = torch.tensor([[1.0, 1, 1, 1, 0, 0, 0], [1, 0, 1, 1, 1, 1, 0]])
 
 
 class Aggregate(nn.Module):
-    """What a mixer does with its mask, without its projections and its gate."""
+    """What a mixer does with its mask, without projections and gate."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class Aggregate(nn.Module):
 
 
 def kinds(masks: dict[str, Mask]) -> dict[str, tuple[str, str]]:
-    """Return the mode and the type of mask that each mask becomes, or "features" and the reason; traced once."""
+    """Return the mode and the mask type that each mask becomes, or "features" and the reason; traced once."""
 
     class All(nn.Module):
         def __init__(self) -> None:

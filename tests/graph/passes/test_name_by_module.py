@@ -1,4 +1,4 @@
-"""Names in the file are those of the state dict, and nothing of the tracing machine is left."""
+"""Names in the file are those of the state dict, and nothing in it is about the machine that traced it."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def test_weights_keep_their_names_and_values(config: MixerConfig, cross: bool, t
         if name in weights:
             assert torch.equal(tensor, weights[name]), name
         elif "_transposed" in name:
-            # The fused projection is cut: ".0" is the context's part, ".1" the gate's.
+            # The fused projection is split: ".0" is the context's part, ".1" the gate's.
             whole, _, part = name.partition("_transposed")
             sizes = [config.channels, config.gate_width]
             pieces = weights[whole].split(sizes) if part else [weights[whole]]
-            # The output projection of heads is cut along its rows.
+            # The output projection of heads is split along its rows.
             assert torch.equal(tensor.flatten(0, -2).mT, pieces[int(part[1:] or 0)]), name
         elif tensor.dim() > 1:
             pytest.fail(f"{name} is a weight of no name in the state dict")

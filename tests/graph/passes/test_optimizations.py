@@ -95,7 +95,7 @@ ROTARY: dict[str, tuple[Callable[[], nn.Module], dict[str, object], list[str]]] 
 
 @pytest.fixture(scope="module")
 def traced_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Program, Path]]:
-    """Return a case's program and its file; exported once."""
+    """Return a case's program and its file, exported only once."""
 
     @functools.cache
     def make_case(case: str) -> tuple[Program, Path]:
@@ -169,7 +169,7 @@ def test_the_weights_are_cut_and_not_kept_twice(tmp_path: Path) -> None:
 
 
 class Surroundings(nn.Module):
-    """A mixer's parts in surroundings that the rewrites must see."""
+    """A mixer's parts in surroundings that the rewrites must take into account."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -242,7 +242,7 @@ def test_whatever_stands_around_it_the_outputs_stay(kind: str, split: bool, gate
 
 
 class Shared(nn.Module):
-    """One mixer called twice, and weights that are used in both directions."""
+    """One mixer that is called twice, and weights that are used in both directions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -267,7 +267,7 @@ def test_weights_with_several_users_are_stored_no_more_often(tmp_path: Path) -> 
 
 
 def test_float16_is_not_factored(tmp_path: Path) -> None:
-    # A gate that is almost closed would no longer keep what it is multiplied with in float16's range.
+    # Factored, a product that an almost closed gate keeps within float16's range would overflow.
     mixer = PolynomialMixer(8, 3, 2, n_sel_heads=4)
     pom_export.export(mixer, tmp_path / "m.onnx", dtype="float16")
     assert op_types(ir.load(tmp_path / "m.onnx")) == ["MatMul", "MatMul", GATED, "MatMul"]

@@ -51,7 +51,7 @@ OTHER: dict[str, Mask] = {
     "upper": lambda x: torch.triu(ones(x))[None],
     "a window": lambda x: (torch.tril(ones(x)) * torch.triu(ones(x), diagonal=-2))[None],
     "halves": lambda x: torch.tril(0.5 * ones(x))[None],
-    # Positive weights: a sum of them that is close to 0 would be divided by.
+    # Positive weights, since a sum close to 0 would be divided by.
     "of the tokens": lambda x: torch.tril((x @ x.transpose(1, 2)).abs()),
     "all ones, spread": lambda x: torch.ones(1, 1, 1).expand(x.shape[0], x.shape[1], x.shape[1]),
     "all ones": lambda x: ones(x)[None],
@@ -61,7 +61,7 @@ MIXERS = [PolynomialMixer(8, 2, 2), ProductMixer(8, 2, 2), RotaryPolynomialMixer
 
 
 class All(nn.Module):
-    """Modules side by side, which are traced once."""
+    """Modules side by side, so that all are traced at once."""
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ def test_half_precision_is_recognised_too(mixer: nn.Module, dtype: str, tmp_path
 
 
 class Divided(nn.Module):
-    """Features summed under a triangular mask, and divided by something else than the mask's sums."""
+    """Features summed under a triangular mask, and divided by something other than the mask's sums."""
 
     def __init__(self, divisor: Mask) -> None:
         super().__init__()

@@ -52,12 +52,12 @@ def test_the_graph_has_one_aggregation_a_block_and_constant_tables(exported: tup
     assert len(mixers) == TINY_JIT.depth
     patches, width = TINY_JIT.side**2, TINY_JIT.mixer.channels // 2
     tables = [[weights[name] for name in node.input[3:5]] for node in mixers]
-    # The second block has the tokens in context too.
+    # The second block has the in-context tokens too.
     assert tables == [[(patches, width)] * 2, [(patches + TINY_JIT.in_context_len, width)] * 2]
     counts = collections.Counter(node.op_type for node in graph.node)
     assert counts["Gather"] == 1  # of the label
     assert not counts.keys() & {"Shape", "ConstantOfShape", "Expand", "Range", "Where", "GatherND", "Softmax", "Cast"}
-    assert counts["Slice"] == 1  # of the tokens in context, at the end
+    assert counts["Slice"] == 1  # of the in-context tokens, at the end
     assert patches**2 not in {np.prod(shape, dtype=int) for shape in weights.values()}
 
 

@@ -1,4 +1,4 @@
-"""Objects and programs that g++ made once, kept for the runs that follow until something they were made of changes."""
+"""Compiles with g++, and keeps objects and programs for later runs until something that they are made from changes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ AT_ONCE = 2
 
 @dataclass(frozen=True)
 class Compiler:
-    """g++ and a folder for what it makes, which one process at a time may use.
+    """g++, and a folder for its products, which one process at a time may use.
 
     Attributes:
-        folder: holds an object or a program, and beside each a record of what it was made of.
+        folder: holds the objects and programs, each with a record of what it was made from.
         flags: of every compilation and every link.
         compile_flags: of every compilation.
     """
@@ -39,7 +39,7 @@ class Compiler:
             return dict(zip(units, pool.map(self._compiled, units, units.values()), strict=True))
 
     def link(self, objects: Sequence[Path], made: Path, *flags: str) -> None:
-        """Make a program of objects, or another product with flags of its own; it appears whole."""
+        """Link objects into a program, or into another product with additional flags; it appears only when complete."""
         command = ["g++", *self.flags, *flags, *map(str, objects)]
         record = _Record(made.with_name(f"{made.name}.json"), command)
         if made.is_file() and record.holds():
@@ -64,17 +64,17 @@ class Compiler:
 
 @dataclass(frozen=True)
 class _Record:
-    """The files that something was made of, and a hash of them, of the command and of the compiler."""
+    """The files that a product was made from, and a hash of them, the command and the compiler."""
 
     path: Path
     command: list[str]
 
     def holds(self) -> bool:
-        """Whether making it again would make the same."""
+        """Return whether making the product again would give the same."""
         if not self.path.is_file():
             return False
-        told = json.loads(self.path.read_text())
-        return told["sha256"] == self._hash(told["files"])
+        record = json.loads(self.path.read_text())
+        return record["sha256"] == self._hash(record["files"])
 
     def write(self, files: Sequence[Path]) -> None:
         names = [str(file) for file in files]
@@ -92,12 +92,12 @@ def _version() -> str:
 
 @functools.cache
 def _content(name: str) -> str:
-    """Return a hash of a file, "" where there is none."""
+    """Return the hash of a file, "" if there is none."""
     path = Path(name)
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def _prerequisites(rule: Path) -> list[Path]:
-    """Return the files that a rule for make, as g++ writes it, says an object depends on."""
+    """Return the files that an object depends on, from a make rule as g++ writes it."""
     text = rule.read_text().replace("\\\n", " ").replace("\\ ", "\0")
     return [Path(name.replace("\0", " ")) for name in text.partition(": ")[2].split()]

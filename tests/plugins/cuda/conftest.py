@@ -1,4 +1,4 @@
-"""The kernels' executors, and the comparison with float64."""
+"""Fixtures: the kernels' executors, and the comparison with float64."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.plugins.cuda.executors import BUILT, Device, Emulation, Executor, Hea
 
 @pytest.fixture(scope="session")
 def emulation() -> Emulation:
-    """Built where it is not there as it would be built now, and kept for later runs."""
+    """The emulation, built if it is missing or out of date, and kept for later runs."""
     headers = Headers.find()
     if headers is None or shutil.which("g++") is None:
         pytest.skip("needs g++ and the headers of CUDA, TensorRT and ONNX Runtime: set CUDA_HOME, run `make setup`")
@@ -26,7 +26,7 @@ def emulation() -> Emulation:
 
 @pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
 def kernels(request: pytest.FixtureRequest) -> Executor:
-    """Both executors in turn."""
+    """Each of the two executors in turn."""
     if request.param == "emulated":
         return request.getfixturevalue("emulation")
     if not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Where the kernels run: g++'s build of them on the CPU, or the plugin library's on a GPU."""
+"""Where the kernels run: compiled by g++ on the CPU, or in the plugin library on a GPU."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ GUARD = 0x5A
 POISON = 0xFF  # a NaN in every float type
 
 
-# Numbers of pom::DataType.
+# The numbers of pom::DataType.
 TYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "bool": 3}
 
 
 class Executor(ABC):
     @abstractmethod
     def outputs(self, *calls: Call) -> list[list[Array]]:
-        """Return each call's outputs, the same bit by bit however often and in whatever order they are made."""
+        """Return each call's outputs, the same bit for bit however often and in whatever order they are computed."""
 
     def run(self, *calls: Call) -> list[Array]:
         """Return each call's first output, y or z."""
@@ -55,7 +55,7 @@ def assert_matches(kernels: Executor, *calls: Call) -> None:
 
 
 def message_of(call: Call) -> bytes:
-    """Return a call as run_aggregate and run_plugin read it: see emulation/call.h."""
+    """Return a call in the form that run_aggregate and run_plugin read, see emulation/call.h."""
     case = call.case
     mask_rows = -1 if call.mask is None else call.mask.shape[0]
     rotation_rows = call.tables[0].shape[0] if call.tables else -1
@@ -74,7 +74,7 @@ def message_of(call: Call) -> bytes:
 
 
 def cuda_headers() -> Path | None:
-    """Return the folder of cuda_fp16.h, or None."""
+    """Return the folder that holds cuda_fp16.h, or None."""
     homes = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     nvcc = shutil.which("nvcc")
     homes += [Path(nvcc).resolve().parents[1]] if nvcc else []
@@ -92,7 +92,7 @@ class Headers:
 
     @classmethod
     def find(cls) -> Headers | None:
-        """Return them where all are here."""
+        """Return the folders if all headers are available, else None."""
         fetched = {headers.name: headers.locate() for headers in HEADER_SETS}
         cuda, tensorrt, onnxruntime = cuda_headers(), fetched["tensorrt"], fetched["onnxruntime"]
         return cls(cuda, tensorrt, onnxruntime) if cuda and tensorrt and onnxruntime else None
@@ -100,11 +100,11 @@ class Headers:
 
 @dataclass(frozen=True)
 class Emulation(Executor):
-    """The kernels and the plugin over a double of CUDA's runtime, under the address and undefined-behaviour sanitizers.
+    """The kernels and the plugin over a double of the CUDA runtime, with address and undefined-behaviour sanitizers.
 
     Attributes:
-        folder: of what was built.
-        program: "run_aggregate", which calls the kernels' launcher, or "run_plugin", a plugin's whole life.
+        folder: the build's folder.
+        program: "run_aggregate", which calls the kernels' launcher, or "run_plugin", which runs a plugin's whole life.
     """
 
     folder: Path
@@ -112,16 +112,16 @@ class Emulation(Executor):
 
     @property
     def plugin(self) -> Emulation:
-        """The same build's other program."""
+        """The other program of the same build."""
         return replace(self, program="run_plugin")
 
     @property
     def op_library(self) -> Path:
-        """The same build's library for ONNX Runtime."""
+        """The library for ONNX Runtime of the same build."""
         return self.folder / "libpom_emulated.so"
 
     def build(self, headers: Headers) -> None:
-        """Build with g++ what is not there or is older than its sources; one process at a time."""
+        """Build with g++ whatever is missing or older than its sources; one process at a time."""
         with (self.folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self._build(headers)
@@ -152,7 +152,7 @@ class Emulation(Executor):
             compiler.link([made[name] for name in ("kernels", "launcher", unit)], self.folder / product, *kind)
 
     def outputs(self, *calls: Call) -> list[list[Array]]:
-        """Run each call in both orders of blocks and threads, which must agree bit by bit."""
+        """Run each call with both orders of blocks and threads, which must agree bit for bit."""
         sent = self.send(*calls)
         made = [call.outputs for call in calls]
         offset = 0
@@ -163,8 +163,9 @@ class Emulation(Executor):
         return made
 
     def send(self, *calls: Call, option: str = "") -> bytes:
-        """Send calls to the program and return what it writes."""
-        environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}  # it needs ptrace; run_plugin counts by itself
+        """Send calls to the program and return its output."""
+        # Leak detection would need ptrace; run_plugin counts allocations itself.
+        environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}
         command = [self.folder / self.program, *([option] if option else [])]
         message = b"".join(map(message_of, calls))
         done = subprocess.run(command, input=message, capture_output=True, check=False, env=environment)
@@ -173,10 +174,10 @@ class Emulation(Executor):
 
 
 class Device(Executor):
-    """The kernels that the plugin library has, on the CUDA device."""
+    """The kernels of the plugin library, on the CUDA device."""
 
     def outputs(self, *calls: Call) -> list[list[Array]]:
-        """Run each call twice, into poisoned memory between guards; both must agree bit by bit."""
+        """Run each call twice, in poisoned memory between guards; both runs must agree bit for bit."""
         return [self._run(call) for call in calls]
 
     def _run(self, call: Call) -> list[Array]:
@@ -218,7 +219,7 @@ def _made(tensors: dict[str, torch.Tensor | None], attributes: dict[str, object]
 
 
 class GuardedBytes:
-    """Device memory that is NaN in every type, between bytes that nothing may change."""
+    """Device memory that is NaN in every type, between guard bytes that nothing may change."""
 
     def __init__(self, size: int, shift: int) -> None:
         self._all = torch.full((2 * GUARD_BYTES + shift + size,), GUARD, dtype=torch.uint8, device="cuda")

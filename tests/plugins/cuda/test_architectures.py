@@ -13,7 +13,7 @@ import pytest
 from pom_export.engine.targets import DEFAULT_TARGETS
 from tests.plugins.cuda.executors import CUDA
 
-# CMake may be only where pip builds the package.
+# CMake may exist only where pip builds the package.
 pytestmark = pytest.mark.machine
 KNOWN = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120"]
 BROKEN = "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 580.159"
@@ -25,7 +25,7 @@ message("${{options}}")
 
 
 def chosen(folder: Path, architectures: str, smi: str | None) -> dict[str, set[str]]:
-    """Return what is made of each front end's PTX, on a machine whose nvidia-smi writes `smi`, or which has none."""
+    """Return the architectures for each front-end run's PTX; `smi` is what the machine's nvidia-smi prints, if any."""
     cmake = shutil.which("cmake")
     if cmake is None:
         pytest.skip("cmake is not installed")
@@ -36,7 +36,7 @@ def chosen(folder: Path, architectures: str, smi: str | None) -> dict[str, set[s
     script = folder / "options.cmake"
     script.write_text(SCRIPT)
     variables = [f"-DPOM_CUDA_ARCHITECTURES={architectures}", f"-DCMAKE_CUDA_COMPILER={folder / 'nvcc'}"]
-    # Of the system's programs `cat` is needed, and `nvidia-smi` must not be found.
+    # Of the system's programs, `cat` is needed, and `nvidia-smi` must not be found.
     (folder / "cat").symlink_to(shutil.which("cat") or "/bin/cat")
     environment = os.environ | {"PATH": str(folder)}
     command = [cmake, *variables, "-P", script]
@@ -52,7 +52,7 @@ def chosen(folder: Path, architectures: str, smi: str | None) -> dict[str, set[s
         ("7.5", {"compute_75": {"compute_75", "sm_75"}}),
         ("12.0\n9.0", {"compute_75": {"compute_75"}, "compute_90": {"sm_90"}, "compute_100": {"sm_120"}}),
         ("8.6\n8.0", {"compute_75": {"compute_75"}, "compute_80": {"sm_80", "sm_86"}}),
-        # Newer than this nvcc: PTX of the newest generation.
+        # Newer than this nvcc knows: PTX of the newest generation.
         ("13.0", {"compute_75": {"compute_75"}, "compute_100": {"compute_100"}}),
     ],
 )

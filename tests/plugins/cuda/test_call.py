@@ -1,4 +1,4 @@
-"""The kernels' interface for torch tensors, as far as a machine without a GPU can see it."""
+"""The kernels' interface for torch tensors, as far as it can be tested without a GPU."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_sizes_that_the_kernels_do_not_count_are_refused(shape: tuple[int, ...],
 
 
 def c_call(tensors: list[tuple[int, tuple[int, ...]]], **changes: Any) -> _Call:
-    """Return a call of the C interface without memory behind it: (type, shape) of each input."""
+    """Return a call of the C interface without memory behind it, given the (type, shape) of each input."""
     inputs = [
         _Tensor(None, kind, len(shape), (ctypes.c_int64 * 3)(*shape[:3], *[0] * max(3 - len(shape), 0)))
         for kind, shape in tensors

@@ -1,4 +1,4 @@
-"""The CUDA kernels at the ends of their numbers: they cannot refuse, so they are right or NaN, on both executors."""
+"""The CUDA kernels at the limits of their number types: they cannot refuse, so they are right or NaN."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_what_has_no_element_takes_no_time(kernels: Executor) -> None:
 
 
 def empty(case: Case) -> Call:
-    """Return a call whose x has no element, made without one of each of its sizes."""
+    """Return a call whose x has no elements, made without allocating one for each of its sizes."""
     call = Call(Case(case.mode, case.dtype, (0, 0, 4), form=case.form, degree=case.degree))
     call.case, call.x = case, np.zeros(case.shape, np.float32)
     return call

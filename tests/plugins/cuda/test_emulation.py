@@ -1,4 +1,4 @@
-"""The test double itself: what it must find."""
+"""What the emulation of CUDA itself must find."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize(
     ("mode", "barrier", "tokens"),
-    # Those of mode "causal" are around the ticket, the coefficients, and in turns the totals of groups and of tiles.
+    # In mode "causal", they are around the ticket, the coefficients, and alternately the totals of groups and of tiles.
     [("features", 0, 40), ("mean", 0, 40), ("mean", 1, 40), *(("causal", barrier, 700) for barrier in range(4))],
 )
 def test_a_missing_barrier_would_be_seen(emulation: Emulation, mode: str, barrier: int, tokens: int) -> None:
-    """The double itself: it finds the absence of each __syncthreads() that the kernels have."""
+    """The emulation notices the absence of each __syncthreads() in the kernels."""
     with pytest.raises(AssertionError):
         assert_matches(emulation, Call(Case(mode, "float32", (3, tokens, 130), skipped_barrier=barrier)))

@@ -1,6 +1,6 @@
-"""The CUDA kernels against float64: compiled with g++ and run on the CPU under sanitizers, and on a GPU where one is.
+"""The CUDA kernels against float64: compiled with g++ and run on the CPU with sanitizers, and on a GPU if there is one.
 
-What only a GPU can show: timing, memory ordering between blocks, what nvcc makes of the code.
+Only a GPU can show timing, memory ordering between blocks, and what nvcc makes of the code.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(("mode", "mask"), MASKED_MODES)
 def test_modes_masks_and_types(check: Callable[..., None], mode: str, mask: str, dtype: str) -> None:
-    """One channel and one pack at a time, one mask a row and one for the whole batch."""
+    """One channel and one pack at a time, one mask per row and one for the whole batch."""
     case = Case(mode, dtype, mask=mask)
     shapes = [(3, 65, 17), (3, 130, 64), (1, 2500, 24)]
     cases = [replace(case, shape=shape, mask_rows=rows) for shape in shapes for rows in (None, 1)]
@@ -67,7 +67,7 @@ def test_blocks_that_have_several_steps(check: Callable[..., None], dtype: str) 
 @pytest.mark.parametrize("rotation", ["none", "float16"])
 @pytest.mark.parametrize("mask", ["none", "bool"])
 def test_prefixes_that_follow_from_each_other(check: Callable[..., None], mask: str, rotation: str) -> None:
-    """More chunks than two prefixes have, of packs and, at twice the tokens of a chunk, of pairs of them."""
+    """More chunks than two prefixes cover, of packs and, at twice the tokens per chunk, of pairs of packs."""
     check(
         Case("causal", "float16", (1, 4300, 34), mask=mask, rotation=rotation),
         Case("causal", "float16", (1, 1030, 9), degree=9, form=contract.PRODUCT, mask=mask),
@@ -114,7 +114,7 @@ def test_rotation(check: Callable[..., None], mode: str, mask: str, dtype: str) 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("mode", contract.MODES)
 def test_rotation_of_every_degree_and_alignment(check: Callable[..., None], mode: str, dtype: str) -> None:
-    """Half a tile where the coefficients of a whole one do not fit shared memory; x and tables off alignment."""
+    """Half tiles where a whole one's coefficients do not fit in shared memory; x and tables off alignment."""
     case = Case(mode, dtype, (2, 40, 544), rotation=dtype)
     degrees = (1, 14, contract.MAX_DEGREE)
     off = np.dtype(DTYPES[dtype]).itemsize
@@ -129,7 +129,7 @@ def test_rotation_of_every_degree_and_alignment(check: Callable[..., None], mode
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(("mode", "mask"), MASKED_MODES)
 def test_product(check: Callable[..., None], mode: str, mask: str, dtype: str) -> None:
-    """Even and odd degrees, factors of single channels and of packs, one mask a row and one for the whole batch."""
+    """Even and odd degrees, factors of single channels and of packs, one mask per row and one for the whole batch."""
     case = Case(mode, dtype, mask=mask, form=contract.PRODUCT)
     factors = {1: 24, 2: 33, 3: 16, 4: 5, 5: 8}
     cases = [replace(case, degree=degree, shape=(3, 66, degree * factor)) for degree, factor in factors.items()]
@@ -171,7 +171,7 @@ def test_every_form_over_several_blocks(
 
 
 def test_the_workspace_of_one_full_tile_is_enough(check: Callable[..., None]) -> None:
-    """As many chunks as there can be, each with the sums of all of the widest tile's channels."""
+    """As many chunks as there can be, each with the sums of all channels of the widest tile."""
     check(Case("mean", "float16", (1, 264 * 16, 512), degree=1, rotation="float16"))
 
 

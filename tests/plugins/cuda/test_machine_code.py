@@ -1,7 +1,7 @@
-"""What nvcc made of the kernels, read from the plugin library: registers, spills and the width of accesses.
+"""The kernels' machine code in the plugin library: registers, spills and the width of accesses.
 
-The code for a chip is the same in every library that holds it (plugins/cuda/architectures.cmake), so a library for this
-machine shows what it has, and a release library, which POM_RELEASE_PLUGIN_LIBRARY names, shows all.
+The code for a chip is the same in every library that holds it (plugins/cuda/architectures.cmake). A library for this
+machine is therefore checked for its chips, and a release library, which POM_RELEASE_PLUGIN_LIBRARY names, for all.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import pytest
 from tools import cuobjdump
 
 RELEASE = {"sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"}
-# Two blocks of 256 threads a multiprocessor, see plugins/cuda/plan.h.
+# Two blocks of 256 threads per multiprocessor, see plugins/cuda/plan.h.
 MAX_REGISTERS = 128
-# Of the kernels with two packs of halves or a gate: a few values that live across the loop, not the loads.
+# For kernels with two half-precision packs or a gate: a few values that live across the loop, not the loads.
 MAX_SPILLED_BYTES = 64
 USAGE = re.compile(r"Function (\S+):\s*REG:(\d+) STACK:(\d+)")
 # For packs of three types, and for single values of any: sums, features and causal of three forms, causal with a gate
@@ -29,7 +29,7 @@ PACKED = ("6__halfLi8", "13__nv_bfloat16Li8", "IfLi4")
 
 @pytest.fixture(params=["here", pytest.param("release", marks=pytest.mark.machine)])
 def compiled(request: pytest.FixtureRequest) -> Path:
-    """The library at hand, and where one is named, that of a release."""
+    """The library of this machine, and the library of a release if one is named."""
     if cuobjdump.find() is None:
         pytest.skip("cuobjdump is not installed")
     if request.param == "here":

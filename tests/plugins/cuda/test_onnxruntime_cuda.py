@@ -1,6 +1,6 @@
 """ONNX Runtime's CUDA kernels.
 
-The real ONNX Runtime runs the very adapter, as a kernel of its CPU provider and over emulated CUDA kernels.
+The real ONNX Runtime runs the same adapter, as a kernel of its CPU provider, over emulated CUDA kernels.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 
 
 class EmulatedSessions(Executor):
-    """A session a call, in a process that has the address sanitizer from its start."""
+    """One session per call, in a process that has the address sanitizer from its start."""
 
     def __init__(self, library: Path, folder: Path) -> None:
         self.library, self.folder = library, folder

@@ -1,8 +1,8 @@
-"""The plugin class from its first entry to its last, over the emulated kernels.
+"""The plugin class from creation to destruction, over the emulated kernels.
 
 The double of TensorRT (emulation/tensorrt_double.cpp) creates a plugin from fields, clones it, asks it for types,
 shapes and formats, configures it, serializes it, makes another from the serialized fields, attaches that to two
-contexts, and enqueues; it frees each object as soon as TensorRT may. Then everything is done wrong.
+contexts, and enqueues; it frees each object as soon as TensorRT may. Then it makes every mistake.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def test_modes_masks_and_types(plugin: Emulation, mode: str, mask: str, dtype: s
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("mode", contract.MODES)
 def test_forms_and_rotations(plugin: Emulation, mode: str, dtype: str) -> None:
-    """Absent inputs are placeholders, tables have a batch or none."""
+    """Absent inputs are placeholders; tables have a batch axis or none."""
     case = Case(mode, dtype, (2, 66, 48), mask="none" if mode == "features" else "bool")
     rotated = [replace(case, rotation=kind, rotation_rows=rows) for kind in {"float32", dtype} for rows in (None, 1)]
     others = [replace(rotated[0], mask="none", rotary_blocks=2), replace(case, form=contract.PRODUCT)]
@@ -58,7 +58,7 @@ def test_gates(plugin: Emulation, mode: str, dtype: str) -> None:
 @pytest.mark.parametrize("gate", ["none", "sigmoid"])
 @pytest.mark.parametrize("mode", GATED_MODES)
 def test_states(plugin: Emulation, mode: str, gate: str) -> None:
-    """A past of one row, whose length looks like a placeholder, and of several; absent inputs in front of it."""
+    """A past of one row, whose length looks like a placeholder, and of several; with absent inputs before it."""
     case = Case(mode, "float16", (3, 70, 24), gate=gate, past=7)
     cases = [replace(case, shape=shape, mask=mask) for shape in [(1, 1, 8), (3, 300, 24)] for mask in ("none", "bool")]
     cases += [replace(case, rotation="float32"), replace(case, form=contract.PRODUCT, mask="ragged")]
@@ -69,7 +69,7 @@ def test_states(plugin: Emulation, mode: str, gate: str) -> None:
 @pytest.mark.parametrize("shape", [(1, 40000, 4), (7, 700, 136), (0, 5, 8)], ids=str)
 @pytest.mark.parametrize("mode", GATED_MODES)
 def test_workspaces_of_larger_shapes(plugin: Emulation, mode: str, shape: tuple[int, int, int]) -> None:
-    """Every call also runs in an engine that was built for three times its batch and tokens."""
+    """Every call also runs in an engine built for three times its batch and tokens."""
     assert_matches(plugin, Call(Case(mode, "float16", shape, mask="bool")))
 
 
@@ -80,8 +80,8 @@ ALLOCATING = {
 
 @pytest.mark.parametrize(("gate", "past"), [("none", None), ("sigmoid", None), ("sigmoid", 3)])
 @pytest.mark.parametrize("mode", GATED_MODES)
-def test_what_fails_is_said_and_nothing_leaks(plugin: Emulation, mode: str, gate: str, past: int | None) -> None:
-    """Each allocation of the plugin's entries, then each CUDA call."""
+def test_a_failure_is_reported_and_nothing_leaks(plugin: Emulation, mode: str, gate: str, past: int | None) -> None:
+    """Each allocation in the plugin's functions fails in turn, then each CUDA call."""
     case = Case(mode, shape=(2, 2500, 8), mask="bool", gate=gate, rotation="float32", past=past)
     lines = plugin.send(Call(case), option="--faults").decode().splitlines()
 

@@ -29,7 +29,7 @@ MANY = 2**40
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("mode", STATEFUL_MODES)
 def test_modes_masks_and_types(check: Callable[..., None], mode: str, mask: str, dtype: str) -> None:
-    """No tokens, one, and one chunk and several of them; one channel and one pack at a time."""
+    """No tokens, one, one chunk and several; one channel and one pack at a time."""
     case = Case(mode, dtype, mask=mask, past=5)
     shapes = [(batch, tokens, 17) for batch in (1, 3) for tokens in (0, 1, 37)]
     shapes += [(0, 5, 8), (3, 1, 64), (3, 130, 64), (1, 2500, 24)]
@@ -63,7 +63,7 @@ def test_every_form(check: Callable[..., None], mode: str) -> None:
 @pytest.mark.parametrize("mask", ["none", "bool"])
 @pytest.mark.parametrize("mode", STATEFUL_MODES)
 def test_a_state_over_many_chunks(check: Callable[..., None], mode: str, mask: str) -> None:
-    """Prefixes that follow from each other, behind more tokens than a float32 counts, and several column tiles."""
+    """Prefixes that follow from each other, after more tokens than a float32 counts, and several column tiles."""
     case = Case(mode, mask=mask, past=MANY)
     check(replace(case, shape=(1, 8700, 17)), replace(case, shape=(2, 700, 136), dtype="float16", past=1))
 
@@ -101,7 +101,7 @@ def part_of(whole: Call, begin: int, end: int, past: tuple[Array, Array] | None)
 
 @pytest.mark.parametrize("mode", STATEFUL_MODES)
 def test_a_state_drifts_less_than_a_float_would(kernels: Executor, mode: str) -> None:
-    """One token a call: a float32 sum of a million stays where it is, since none reaches half of its last digit."""
+    """One token per call: a float32 sum of a million would not change, as a token is below half of its last digit."""
     call = Call(Case(mode, "float32", (1, 1, 8), past=1))
     assert call.past is not None
     assert call.coefficients is not None
@@ -117,7 +117,7 @@ def test_a_state_drifts_less_than_a_float_would(kernels: Executor, mode: str) ->
 
 @pytest.mark.parametrize("mode", STATEFUL_MODES)
 def test_what_is_not_finite_stays_in_the_state(kernels: Executor, mode: str) -> None:
-    """Of an infinity and a NaN, in the past and in a chunk of this call that others follow."""
+    """An infinity and a NaN, in the past and in a chunk of this call that others follow."""
     call = Call(Case(mode, "float32", (1, 2500, 17), form=contract.PRODUCT, degree=1, past=5))
     assert call.past is not None
     call.x[0, 100, 3], call.x[0, 100, 5] = np.inf, np.nan

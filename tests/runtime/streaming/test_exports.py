@@ -34,8 +34,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("kernels", PATHS)
-def test_rows_of_a_hybrid_go_their_own_ways(exported: dict[str, Path], kernels: bool, tmp_path: Path) -> None:
-    """Of either row the next tokens come, however many the other has had, in any split and after any detour."""
+def test_rows_of_a_hybrid_are_independent(exported: dict[str, Path], kernels: bool, tmp_path: Path) -> None:
+    """Each row continues with its own next tokens, however many the other had, in any split and after any detour."""
     arrays = np.load(GOLDEN / "gpt_hybrid" / "io.npz")
     ids, expected = arrays["input_ids"], arrays["logits"]
     session = StreamingSession(exported["gpt_hybrid"], batch=2, kernels=kernels)

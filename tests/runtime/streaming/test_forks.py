@@ -1,4 +1,4 @@
-"""Streams in processes that were forked, and streams that are sent to others."""
+"""Streams in forked processes, and snapshots that are sent to other processes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def session(request: pytest.FixtureRequest, tmp_path: Path) -> StreamingSession:
 
 
 def in_a_fork(check: Callable[[], None]) -> None:
-    """Check something in a forked process, which shall not wait for ever."""
+    """Run a check in a forked process, which must not hang."""
     process = os.fork()
     if not process:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -47,7 +47,7 @@ def in_a_fork(check: Callable[[], None]) -> None:
 
 @contextmanager
 def in_a_call(session: StreamingSession, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have another thread be in a call of a stream."""
+    """Keep a stream in the middle of a call, in another thread."""
     inside, go_on = threading.Event(), threading.Event()
     run = session._backend.run
 

@@ -1,4 +1,4 @@
-"""A stream's outputs, its state, and what may go wrong in the middle."""
+"""A stream's outputs, its state, and what may go wrong during a call."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def session(tmp_path: Path) -> StreamingSession:
 
 
 def whole(session: StreamingSession, tokens: Any) -> Any:
-    """Return what one pass over all tokens gives."""
+    """Return the outputs of one pass over all tokens."""
     session.reset()
     outputs = session.prefill(tokens)
     session.reset()
@@ -66,7 +66,7 @@ def test_rows_have_lengths_of_their_own(tmp_path: Path) -> None:
     expected = whole(session, IDS)
     np.testing.assert_array_equal(session.prefill(IDS[:, :9], lengths=[4, 9])[0, :4], expected[0, :4])
     assert session.lengths.tolist() == [4, 9]
-    # The first row catches up while the second waits.
+    # The first row catches up while the second one waits.
     for place in range(4, 9):
         session.step(IDS[:, place], mask=[True, False])
     np.testing.assert_array_equal(session.step(IDS[:, 9]), expected[:, 9])
@@ -82,7 +82,7 @@ def test_vectors_and_other_inputs(tmp_path: Path) -> None:
     places = np.arange(6)
     expected = session.prefill(x.astype(np.float64), positions=places)
     session.reset()
-    # One row may come without its axis.
+    # A single row may be given without its axis.
     session.prefill(x[0, :4].astype(np.float16), positions=places[:4])
     for place in (4, 5):
         given = x[0, place].astype(np.float32)
@@ -157,7 +157,7 @@ def test_an_output_of_a_step_is_read_only_and_lives_through_the_next_call(sessio
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_forks_and_snapshots_go_their_own_ways(kind: str, tmp_path: Path) -> None:
+def test_forks_and_snapshots_are_independent(kind: str, tmp_path: Path) -> None:
     session = StreamingSession(running_sum_model(tmp_path / "m.onnx", **KINDS[kind]))
     expected = whole(session, IDS[:1])
     session.prefill(IDS[:1, :9])

@@ -1,4 +1,4 @@
-"""States in files, and states that are added up."""
+"""States in files, and merged states."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_saved_state_goes_on_in_another_process_of_the_same_model(attention: b
 
 
 def test_a_pickled_state_goes_on_on_another_machine(tmp_path: Path) -> None:
-    """There the model's file is a copy, and may be anywhere."""
+    """There, the model's file is a copy and may be anywhere."""
     path = running_sum_model(tmp_path / "m.onnx")
     session = StreamingSession(path)
     session.prefill(IDS)
@@ -96,7 +96,7 @@ def test_a_model_s_hash_is_taken_once_and_only_of_what_was_loaded(tmp_path: Path
 
 
 def damaged(kind: str, folder: Path) -> Path:
-    """Write a file that is no whole state."""
+    """Write a file that is not a complete state."""
     session = StreamingSession(running_sum_model(folder / "m.onnx"))
     session.prefill(IDS)
     file = folder / "state.npz"
@@ -105,7 +105,7 @@ def damaged(kind: str, folder: Path) -> Path:
     if kind == "cut off":
         file.write_bytes(whole[: len(whole) // 2])
     elif kind == "a byte":
-        # Of the last array's values, in front of the archive's table.
+        # In the last array's values, before the archive's directory.
         place = whole.index(b"PK\x01\x02") - 1
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
     elif kind == "text":
@@ -242,7 +242,7 @@ def test_merged_sums_have_twice_the_digits_of_a_float(numbers: list[float]) -> N
     exact = sum((Fraction(float(value)) for sums, _ in pairs for value in sums.flat), Fraction(0))
     scale = sum(abs(Fraction(float(value))) for sums, _ in pairs for value in sums.flat)
     assert abs(Fraction(float(merged[0, 0, 0, 0])) + Fraction(float(merged[0, 0, 1, 0])) - exact) <= scale / 2**47
-    # The second is what the first has lost, not more.
+    # The second float is the first one's rounding error, not more.
     assert merged[0, 0, 0, 0] == np.float32(merged[0, 0].astype(np.float64).sum())
     assert lengths == [len(numbers)]
 

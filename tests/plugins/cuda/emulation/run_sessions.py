@@ -1,6 +1,6 @@
 """Run models of one node in ONNX Runtime: run_sessions.py LIBRARY FOLDER reads N.onnx and N.npz, and writes N.made.npz.
 
-It imports nothing else: the address sanitizer is loaded before Python, and slows down what is.
+It imports nothing else, since the address sanitizer, loaded before Python, slows down every import.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import onnxruntime
 
 
 def main(library: str, folder: Path) -> None:
-    """Run every model of the folder."""
+    """Run every model in the folder."""
     for model in sorted(folder.glob("*.onnx")):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
