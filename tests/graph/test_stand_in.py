@@ -157,7 +157,7 @@ def test_an_adapter_that_is_wrong_is_found_out(tmp_path: Path) -> None:
             mixer.po_coeff[:, 1] += 0.1
         return mixer
 
-    with pytest.raises(ParityError, match=r"In place of layers\.0 stands .* something else by"):
+    with pytest.raises(ParityError, match=r"layers\.0 was replaced by .* differ by"):
         pom_export.export(
             Stack(False), tmp_path / "m.onnx", example_inputs=(X.float(), torch.ones(2, 5)), mixers={Own: wrong}
         )

@@ -75,7 +75,7 @@ def test_sizes_beyond_64_bits_are_refused(program: tuple[nn.Module, Path], tmp_p
         ({"storage_offset": {"as_int": -1}}, "a number is -1"),
         ({"strides": [{"as_int": -1}]}, "a number is -1"),
         ({"strides": []}, "strides"),
-        ({"dtype": 8}, "the file holds"),
+        ({"dtype": 8}, "but the file has"),
         ({"dtype": 99}, "a type is 99"),
         ({"layout": 1}, "a layout is 1"),
         ({"device": {"type": "meta", "index": None}}, "a device is 'meta'"),
