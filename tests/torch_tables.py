@@ -1,4 +1,4 @@
-"""Keep what torch's exporter makes anew for every export: most of a small one's time."""
+"""Keeps what torch's exporter creates again for every export, which takes most of a small export's time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Table = dict[Any, Callable[..., Any]]
 
 
 def keep() -> None:
-    """Make it once a process; each export gets copies."""
+    """Create it once per process; each export gets copies."""
     _keep_torchlib()
     _keep_composites()
     _keep_overrides()

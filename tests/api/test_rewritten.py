@@ -1,4 +1,4 @@
-"""Verify compares what other tools have made of an export on every path that is left, and names what is gone."""
+"""Verify compares an export that other tools have rewritten on every path that is left, and names what is gone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def mixer(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 @pytest.fixture(scope="module")
 def crossed(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """With inputs x and context, of the same kind and shape, and a mask."""
+    """An export whose inputs x and context have the same type and shape, with a mask."""
     module = pom_export.PolynomialMixer(16, 2, 2)
     return Exported(tmp_path_factory.mktemp("crossed"), module, mask="padding", cross=True)
 
@@ -59,7 +59,7 @@ def drop_functions(model: onnx.ModelProto) -> None:
 
 
 def into_branches(model: onnx.ModelProto, *, taken: onnx.ModelProto, other: onnx.ModelProto) -> None:
-    """Put the nodes of two files into the branches of an If, of which one is always taken."""
+    """Move the nodes of two files into the branches of an If, one of which is always taken."""
     graph = model.graph
     then, orelse = (
         onnx.helper.make_graph(
@@ -136,7 +136,7 @@ def test_onnxruntimes_operators_in_the_standard_domain_are_taken(mixer: Exported
             0, make("SimplifiedLayerNormalization", ["x", "ones"], ["normalized"], axis=-1, epsilon=epsilon)
         )
 
-    # Of root mean squares that are 1 already.
+    # The input's root mean square is 1 already.
     x = np.sign(np.random.default_rng(0).standard_normal((2, 5, 16))).astype(np.float32)
     assert mixer.verify(lambda model: normalized(model, 0.0), inputs={"x": x})
     assert not mixer.verify(lambda model: normalized(model, 1.0), inputs={"x": x})
@@ -243,7 +243,7 @@ def test_without_nodes_too_the_nearest_way_is_taken(name: str, request: pytest.F
     assert spoiled.reference == report.reference
 
 
-def test_what_neither_the_checkpoint_nor_the_file_tells_is_asked_for(product: Exported) -> None:
+def test_what_neither_the_checkpoint_nor_the_file_shows_is_asked_for(product: Exported) -> None:
     with pytest.raises(InputError, match="`degree`"):
         product.verify(without_metadata, inline)
     assert product.verify(without_metadata, inline, degree=2)
@@ -280,7 +280,7 @@ def test_a_float32_file_does_not_become_half_by_saying_so(mixer: Exported) -> No
 
 
 def with_an_op_that_onnxruntime_lacks(model: onnx.ModelProto) -> None:
-    """Add a zero to a function's result, made by an operator that has no kernel of its type."""
+    """Add a zero to a function's result, computed by an operator that has no kernel for its type."""
     (function,) = model.functions
     make, result = onnx.helper.make_node, function.output[0]
     last = next(node for node in function.node if result in node.output)
@@ -306,7 +306,7 @@ def test_a_path_that_cannot_be_loaded_fails_and_the_others_are_compared(mixer: E
     assert report.to_dict()["failed"] == [reason]
 
 
-def test_zeros_everywhere_are_no_pass(mixer: Exported) -> None:
+def test_zeros_everywhere_do_not_pass(mixer: Exported) -> None:
     shape = (2, 3, 16)
     report = mixer.verify(inputs={"x": np.zeros(shape, np.float32)})
     assert not report

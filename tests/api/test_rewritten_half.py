@@ -58,7 +58,7 @@ def test_half_precision_that_onnxruntime_has_widened_is_judged_as_half(
 
 
 def fixed_and_folded(path: Path, sizes: Mapping[str, int], folded: Path) -> None:
-    """Write a file of these sizes, which holds as weights what is computed from them alone."""
+    """Write a file with fixed sizes, in which whatever depends on them alone is stored as weights."""
     model = ir.load(path)
     for value in model.graph.inputs:
         assert value.shape is not None
@@ -76,7 +76,7 @@ def fixed_and_folded(path: Path, sizes: Mapping[str, int], folded: Path) -> None
 
 @pytest.mark.slow
 def test_positions_are_judged_in_the_type_that_a_file_has_folded_them_in(tmp_path: Path) -> None:
-    """A graph of dynamic sizes turns by float32 angles, one that is exported with fixed ones by half ones."""
+    """A graph of dynamic sizes rotates by float32 angles; one exported with fixed sizes, by half-precision ones."""
     module = hybrid(layers=2)
     fill(module)
     pom_export.export(module, tmp_path / "fixed.onnx", dtype="float16", static=(2, 8))

@@ -12,7 +12,7 @@ from pom_export.errors import ParityError
 GOOD = np.array([[1.0, -2.0]], np.float32)
 
 
-def test_the_largest_difference_is_told() -> None:
+def test_the_largest_difference_is_reported() -> None:
     assert compare("a", [GOOD, GOOD + 1e-3], "b", [GOOD, GOOD]) == pytest.approx(5e-4, rel=1e-3)
 
 
@@ -28,7 +28,7 @@ def test_the_largest_difference_is_told() -> None:
         ([GOOD * np.inf], [GOOD * np.inf], "no finite value"),
     ],
 )
-def test_what_does_not_agree_or_says_nothing_is_not_timed(
+def test_what_does_not_agree_or_cannot_show_it_is_not_timed(
     outputs: list[np.ndarray], expected: list[np.ndarray], message: str
 ) -> None:
     with pytest.raises(ParityError, match=message):

@@ -21,7 +21,7 @@ from pom_export.engine.backend import gpu_present
 from tests.small_models import hybrid
 from tests.streaming_graphs import running_sum_model
 
-# As warm as it takes for any bytes to come.
+# Warm enough that any bytes occur.
 OPTIONS = ["--prompt", "Once upon", "--temperature", "60", "--seed", "3"]
 COMMAND = [sys.executable, "-m", "pom_export", "generate"]
 
@@ -32,7 +32,7 @@ def model(tmp_path: Path) -> str:
 
 
 def written(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Run the command and return its stdout."""
+    """Run the command and return what it writes to stdout."""
     assert run(["generate", *arguments]) == 0
     return capsys.readouterr().out
 
@@ -91,9 +91,9 @@ def test_a_resumed_run_writes_what_one_run_would(
     for parts in ([60], [0, 60], [1, 59], [20, 1, 39], [7] * 8 + [4]):
         text = written(capsys, model, *OPTIONS, "--max-tokens", str(parts[0]), "--save-state", state)
         for part in parts[1:]:
-            # The settings are the state's.
+            # The settings are those of the state.
             text += written(capsys, model, "--load-state", state, "--save-state", state, "--max-tokens", str(part))
-        # What is no whole character yet is in the state.
+        # The bytes of an incomplete character are in the state.
         text += written(capsys, model, "--load-state", state, "--max-tokens", "0")
         assert text == expected
     assert sorted(file.name for file in tmp_path.iterdir()) == ["m.onnx", "state"]
@@ -200,7 +200,7 @@ def test_a_state_s_place_is_tried_before_any_text(
 
 
 def rename_tokenizer(state: Path, name: str) -> str:
-    """Have a state name another tokenizer; return its place."""
+    """Let a state name another tokenizer; return the state's path."""
     loaded = pom_export.State.load(state)
     notes = copy.deepcopy(dict(loaded.notes))
     notes["generate"]["settings"]["tokenizer"] = name
@@ -208,7 +208,7 @@ def rename_tokenizer(state: Path, name: str) -> str:
     return str(state)
 
 
-def test_a_tokenizer_that_a_state_names_is_said(
+def test_a_tokenizer_that_a_state_names_is_reported(
     model: str, bad_places: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--prompt", "a", "--max-tokens", "1", "--tokenizer", bad_places["json"]]

@@ -50,7 +50,7 @@ def test_a_run_needs_no_torch(by_a_process: tuple[str, subprocess.CompletedProce
     assert done.returncode == 0, done.stdout
 
 
-def test_a_text_and_what_is_said_of_it_share_no_line(
+def test_a_text_and_the_messages_about_it_share_no_line(
     by_a_process: tuple[str, subprocess.CompletedProcess[bytes]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, done = by_a_process
@@ -76,7 +76,7 @@ def test_a_closed_stdout_is_no_failure(
 
 @pytest.fixture
 def running(model: str) -> Iterator[Any]:
-    """Start a long run in a process of its own; its stdout is a pipe."""
+    """Start a long run in a separate process, whose stdout is a pipe."""
     processes = []
 
     def start(*options: str) -> Any:
@@ -98,7 +98,7 @@ def running(model: str) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_can_be_gone_on_from(
+def test_an_interrupted_run_can_be_continued(
     number: int, code: int, running: Any, model: str, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     state = str(tmp_path / "state")
@@ -125,7 +125,7 @@ def test_an_interrupt_while_nobody_reads_ends_it(running: Any, model: str, tmp_p
     process = running("--save-state", state)
     fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 8192)
     text = process.stdout.read(1)
-    # The pipe is full when the process has nothing to do but wait.
+    # When the process only waits, the pipe is full.
     while not asleep(process.pid):
         pass
     process.send_signal(signal.SIGINT)
@@ -142,7 +142,7 @@ def test_an_interrupt_while_nobody_reads_ends_it(running: Any, model: str, tmp_p
 
 
 def asleep(process_id: int) -> bool:
-    """Return whether a process has not run for some tenths of a second."""
+    """Return whether a process has used no CPU time for a few tenths of a second."""
 
     def used() -> list[str]:
         return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[11:13]

@@ -25,9 +25,9 @@ GATED_MODES = ("mean", "causal")
 @pytest.mark.parametrize("activation", contract.GATE_ACTIVATIONS)
 @pytest.mark.parametrize("mode", GATED_MODES)
 def test_gate(check: Callable[..., None], mode: str, activation: str, dtype: str) -> None:
-    """Packs and single channels, both types of the bias, one gate a channel, a head and all channels.
+    """Packs and single channels, both types of the bias, one gate per channel, per head and for all channels.
 
-    Several blocks and tiles with one activation: the others differ in what they do to an element.
+    Several blocks and tiles are only tested with one activation: the others differ in what they do to an element.
     """
     case = Case(mode, dtype, mask="same", gate=activation)
     sizes = [(17, None), (17, 1), (24, None), (24, 3), (24, 6), (24, 1), (64, 8), (64, 64)]
@@ -40,7 +40,7 @@ def test_gate(check: Callable[..., None], mode: str, activation: str, dtype: str
 
 @pytest.mark.parametrize("tokens", [0, 1, 31, 33, 700])
 def test_a_mean_serves_any_number_of_tokens(check: Callable[..., None], tokens: int) -> None:
-    """As in cross-attention, where gate and context have tokens of their own."""
+    """As in cross-attention, where gate and context have different tokens."""
     shapes = [(3, 9, 5), (2, 40, 520), (2, 0, 8), (0, 5, 8)]
     check(*(Case("mean", dtype, shape, gate="sigmoid", gate_tokens=tokens) for dtype in FLOATS for shape in shapes))
 
@@ -48,7 +48,7 @@ def test_a_mean_serves_any_number_of_tokens(check: Callable[..., None], tokens: 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("mode", GATED_MODES)
 def test_every_form_with_a_gate(check: Callable[..., None], mode: str, dtype: str) -> None:
-    """Two packs a thread, half a tile where the coefficients of a whole one do not fit shared memory, odd degrees."""
+    """Two packs per thread, half tiles where a whole one's coefficients do not fit in shared memory, odd degrees."""
     rotated = Case(mode, dtype, (2, 40, 544), rotation=dtype, gate="hardsigmoid", mask="bool")
     product = Case(mode, dtype, (3, 66, 48), form=contract.PRODUCT, gate="sigmoid", mask="bool")
     check(
@@ -75,7 +75,7 @@ def test_a_gate_off_alignment(check: Callable[..., None], mode: str) -> None:
 
 @pytest.mark.parametrize("mode", GATED_MODES)
 def test_nothing_is_rounded_between_the_aggregate_and_the_output(kernels: Executor, mode: str) -> None:
-    """A gate that brings the mean of a half type's sums back into range: y alone would be infinite."""
+    """A gate that brings a half-precision mean back into range: y alone would be infinite."""
     call = Call(Case(mode, "float16", (1, 40, 16), gate="identity"))
     assert call.coefficients is not None
     assert call.gate is not None
