@@ -30,20 +30,20 @@ _SHAPE: Final = {
     "dim": "Model width",
     "degree": "Degree of the polynomial",
     "expand": "Channels of a mixer per model dimension",
-    "heads": "Gate values a token of a mixer",
+    "heads": "Gate values per token of a mixer",
 }
 
 
 def how(
     backends: Sequence[str], tokens: str, *, batch: bool = True, repeats: int | None = None
 ) -> Callable[[_Command], _Command]:
-    """Return what adds the options that say how to time.
+    """Return a decorator that adds the options for timing.
 
     Args:
-        backends: names that --backends takes.
-        tokens: what --tokens are, and their default.
-        batch: whether there may be several rows.
-        repeats: the default of --repeats; None: as many as fit into --budget.
+        backends: choices of --backends.
+        tokens: help of --tokens, with the default.
+        batch: whether to add --batch.
+        repeats: default of --repeats; None: as many as fit into --budget, which is added.
     """
     rounds = "Timed rounds." if repeats else "Timed rounds; default: 5 to 50, as many as fit into --budget."
     budget = click.option(
@@ -59,10 +59,12 @@ def how(
         click.option("--repeats", type=click.IntRange(1), default=repeats, show_default=True, help=rounds),
         *([] if repeats else [budget]),
         click.option(
-            "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of random weights and inputs."
+            "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of random weights and inputs."
         ),
-        click.option("--memory/--no-memory", default=True, show_default=True, help="Measure memory too."),
-        click.option("--plots/--no-plots", default=True, show_default=True, help="Draw into -o (needs matplotlib)."),
+        click.option(
+            "--memory/--no-memory", default=True, show_default=True, help="Also measure memory, in new processes."
+        ),
+        click.option("--plots/--no-plots", default=True, show_default=True, help="Write plots to -o, with matplotlib."),
         click.option("-o", "--output", type=FOLDER, help="A folder for results.json, table.md and the plots."),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
     ]
@@ -74,7 +76,7 @@ def how(
 
 
 def model_shape(shape: ImageShape | StreamShape) -> Callable[[_Command], _Command]:
-    """Return what adds the hyper-parameters of a model with random weights, whose defaults are a shape's."""
+    """Return a decorator that adds options for the hyper-parameters of a model, with a shape's defaults."""
 
     def decorate(function: _Command) -> _Command:
         for name, text in reversed(_SHAPE.items()):
@@ -94,13 +96,13 @@ def cli() -> None:
 @click.argument("target", default="layer")
 @click.option("--mask", type=Choice(MASKS), help="Default: the model's own; none for a layer.")
 @click.option("--family", type=Choice(FAMILIES), help="Family of a checkpoint; default: recognised.")
-@click.option("--weights", help="Which of several sets of weights in a checkpoint, such as ema.")
-@click.option("--roofline/--no-roofline", default=True, show_default=True, help="Measure the machine's own limits.")
+@click.option("--weights", help="Which of a checkpoint's sets of weights, such as ema.")
+@click.option("--roofline/--no-roofline", default=True, show_default=True, help="Also measure the machine's limits.")
 @click.option("--dim", type=int, help="Width of a layer; default: 512.")
 @click.option("--degree", type=int, help="Degree of the polynomial; default: 3, or the checkpoint's.")
-@click.option("--expand", type=int, help="Channels of a layer per dimension of its width; default: 2.")
-@click.option("--heads", type=int, help="Gate values a token; default: one a channel, 8 in layer-8-heads.")
-@how(LAYER_BACKENDS, "Sequence lengths; default: 256,1024,4096, or what TARGET is fixed to.")
+@click.option("--expand", type=int, help="Channels of a layer per model dimension; default: 2.")
+@click.option("--heads", type=int, help="Gate values per token; default: one per channel, 8 for layer-8-heads.")
+@how(LAYER_BACKENDS, "Sequence lengths; default: 256,1024,4096, or TARGET's fixed length.")
 def layer(
     target: str,
     mask: str | None,
@@ -115,9 +117,9 @@ def layer(
 ) -> None:
     """Time TARGET: layer (default; one gate per channel), layer-8-heads, or a checkpoint.
 
-    Backends: torch (the published algorithm in eager PyTorch), torch-compile, plain (it exported to standard ops),
-    function (our export without our library), kernel (with it), attention (of the same width), matmul (the matrix
-    products alone: the floor), tensorrt (where a GPU is).
+    Backends: torch (the published algorithm in eager PyTorch), torch-compile, plain (exported to standard ops),
+    function (our export without our library), kernel (with it), attention (of the same width), matmul (only the matrix
+    products: the lower bound), tensorrt (on a GPU).
     """
     from benchmarks.layer.target import find_target
     from benchmarks.layer.workload import LayerWorkload
@@ -131,14 +133,14 @@ def layer(
 @cli.command()
 @model_shape(StreamShape())
 @how(
-    STREAM_BACKENDS, "Tokens before the one that is timed; default: 1,128,1024,8192,32768,131072,1048576.",
+    STREAM_BACKENDS, "Numbers of tokens before the timed one; default: 1,128,1024,8192,32768,131072,1048576.",
     batch=False, repeats=STREAM_REPEATS,
 )  # fmt: skip
 def stream(dim: int, degree: int, expand: int, heads: int, **given: Any) -> None:
     """Time a language model of 4 layers token by token.
 
-    Backends: function and kernel (our stateful export), attention (in the mixers' place, its cache of keys and values
-    copied each step), attention-shared (ONNX Runtime's GroupQueryAttention, its cache written in place).
+    Backends: function and kernel (our stateful export), attention (instead of mixers; each step copies its cache of
+    keys and values), attention-shared (ONNX Runtime's GroupQueryAttention, which writes its cache in place).
     """
     from benchmarks.stream.workload import StreamWorkload
 
@@ -147,11 +149,11 @@ def stream(dim: int, degree: int, expand: int, heads: int, **given: Any) -> None
 
 @cli.command()
 @model_shape(ImageShape())
-@how(IMAGE_BACKENDS, "Patches of an image, square numbers; default: 256,1024,4096.")
+@how(IMAGE_BACKENDS, "Numbers of patches, which must be squares; default: 256,1024,4096.")
 def image(dim: int, degree: int, expand: int, heads: int, **given: Any) -> None:
     """Time one call of an image model (JiT) of 4 blocks.
 
-    Backends: function and kernel (our export), attention (in the mixers' place).
+    Backends: function and kernel (our export), attention (instead of mixers).
     """
     from benchmarks.image.workload import ImageWorkload
 
@@ -162,10 +164,11 @@ def image(dim: int, degree: int, expand: int, heads: int, **given: Any) -> None:
 @click.argument("names", nargs=-1, metavar="RUN...")
 @click.option("-o", "--output", default="docs/benchmarks", show_default=True, help="Where the folders of the runs go.")
 def project(names: tuple[str, ...], output: str) -> None:
-    """Rerun docs/benchmarks, and hold the results to the project's limits (`make bench`).
+    """Rerun docs/benchmarks, and check the results against the project's limits (`make bench`).
 
-    Runs: layer-none, layer-causal, layer-8-heads, long-causal, stream, image; default: all, then the instructions of
-    the native kernels. Use a machine on which nothing else runs. Exit code 1 when a limit is exceeded.
+    Runs: layer-none, layer-causal, layer-8-heads, long-causal, stream, image; default: all, and then the instruction
+    counts of the native kernels. Use a machine on which nothing else is running. The exit code is 1 if a limit is
+    exceeded.
     """
     from benchmarks.project import run_project
 

@@ -1,4 +1,4 @@
-"""A layer of self-attention as wide as the one that is timed, with ONNX Runtime's fused op."""
+"""A self-attention layer of the same width as the timed layer, with ONNX Runtime's fused op."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _ITEM_BYTES = 4
 
 
 def head_count(dim: int) -> int:
-    """Return how many heads the layer has: of 64 channels where that divides the width, else one."""
+    """Return the number of heads: of 64 channels each if that divides the width, otherwise one."""
     return dim // _HEAD_WIDTH if dim % _HEAD_WIDTH == 0 else 1
 
 
 def attention_bytes(dim: int, batch: int, tokens: int) -> int:
-    """Return the bytes of one layer's scores."""
+    """Return the size of a layer's scores in bytes."""
     return _ITEM_BYTES * batch * head_count(dim) * tokens**2
 
 
 def attention_flops(dim: int, batch: int, tokens: int) -> int:
-    """Return the multiplications and additions of one layer: its projections, scores and weighted values."""
+    """Return the multiplications and additions of a layer: projections, scores and weighted values."""
     return 4 * batch * tokens * dim * (2 * dim + tokens)
 
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.cuda_kernels [--quick] [--output FILE.json] [--page docs/gpu.md]
 
-Every time is a median over replays of a CUDA graph whose calls go round inputs that together are several times the L2
-cache, so that each call finds its input in device memory. "of copy": the bytes that must be moved (inputs read once,
-outputs written once) a second, over those of a device-to-device copy that moves as many.
+Every time is a median over replays of a CUDA graph. Its calls cycle through inputs that together are several times the
+size of the L2 cache, so that each call reads its input from device memory. "of copy" is the bandwidth (inputs read
+once, outputs written once) divided by that of a device-to-device copy that moves as many bytes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 @dataclass(frozen=True)
 class Case:
-    """What is timed. `kind`: "plain", "masked", "gated", "rotary" or "product"."""
+    """A call to time. `kind`: "plain", "masked", "gated", "rotary" or "product"."""
 
     mode: str
     dtype: str
@@ -51,7 +51,7 @@ class Case:
 
     @property
     def is_compared(self) -> bool:
-        """Whether others are timed too: that takes minutes."""
+        """Whether other implementations are timed too, which takes minutes."""
         return self.kind == "plain" and self.dtype != "bfloat16" and self.size in SIZES[:2]
 
 
@@ -68,7 +68,7 @@ CASES += [Case(mode, "float16", 1, 1, 2048) for mode in ("mean", "causal")]
 
 
 def tensors_of(case: Case) -> dict[str, Any]:
-    """Return what a CudaCall takes: fresh random inputs of a case."""
+    """Return random inputs of a case, as the arguments of a CudaCall."""
     dtype = DTYPES[case.dtype]
     shape = (case.batch, case.tokens, case.channels)
 
@@ -91,7 +91,7 @@ def tensors_of(case: Case) -> dict[str, Any]:
 
 
 def seconds_a_call(calls: Sequence[Callable[[], Any]]) -> float:
-    """Return the median time of one of the calls, which are captured into one graph."""
+    """Return the median time per call; the calls are captured into one graph."""
     for call in calls[:2]:
         call()
     torch.cuda.synchronize()
@@ -160,7 +160,7 @@ def measure(case: Case, compare: bool) -> dict[str, Any]:
     moved = sum(tensor.nbytes for tensor in (*first.values(), call.output) if isinstance(tensor, torch.Tensor))
     count = max(4, min(MAX_SETS, CACHES * cache_bytes() // moved + 1))
     sets = [first] + [tensors_of(case) for _ in range(count - 1)]
-    # Outputs go round too; the workspace is one, as in an engine.
+    # The calls cycle through outputs too; they share a workspace, as in an engine.
     workspace = torch.empty(call.workspace_bytes, dtype=torch.uint8, device="cuda")
     result: dict[str, Any] = {"case": vars(case), "bytes": moved, "copy_s": copy_seconds(moved, count)}
     result["kernel_s"] = seconds_a_call([CudaCall(**given, workspace=workspace).enqueue for given in sets])
@@ -184,7 +184,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def description() -> str:
-    """Return one line that says where this runs."""
+    """Return one line that describes the device and the method."""
     return f"{torch.cuda.get_device_name(0)}, torch {torch.__version__}: medians of {REPLAYS} replays."
 
 

@@ -1,10 +1,10 @@
-"""Hold the native kernels to the instructions that they took when the numbers beside this project were written down.
+"""Check that the native kernels need no more instructions than recorded in docs/benchmarks.
 
     python -m benchmarks.instructions            # compare with docs/benchmarks/instructions.json
-    python -m benchmarks.instructions --update   # write the numbers of this tree down
+    python -m benchmarks.instructions --update   # record the numbers of this tree
 
-Counted by callgrind around the kernels' calls alone, which every machine with AVX2 and valgrind answers alike: no
-timing, and nothing of what starts the program.
+callgrind counts only the kernels' calls, not the program's start. Unlike times, the counts are the same on every
+machine with AVX2 and valgrind.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ MARGIN = 1.10
 
 
 class NotRun(Exception):  # noqa: N818 (it is no error)
-    """Why nothing was counted."""
+    """Nothing was counted; the message says why."""
 
 
 def build() -> Path:
-    """Return the compiled program."""
+    """Compile the program and return its path."""
     if not SOURCE.exists():
-        raise NotRun(f"{SOURCE.relative_to(ROOT)} is not there")
+        raise NotRun(f"{SOURCE.relative_to(ROOT)} is missing")
     for tool in ("valgrind", "cmake"):
         if shutil.which(tool) is None:
             raise NotRun(f"{tool} is not installed")
@@ -50,7 +50,7 @@ def build() -> Path:
 
 
 def quietly(*command: str) -> tuple[str, str]:
-    """Run a command and return what it printed on stdout and stderr; NotRun with its last line where it fails."""
+    """Run a command and return its stdout and stderr; raise NotRun with its last line if it fails."""
     environment = {**os.environ, "POM_CPU_KERNEL": KERNEL}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
@@ -60,7 +60,7 @@ def quietly(*command: str) -> tuple[str, str]:
 
 
 def count(program: Path) -> dict[str, float]:
-    """Return the instructions that each case takes an element."""
+    """Return each case's number of instructions per element."""
     return {case: _instructions(program, case) for case in CASES}
 
 
@@ -72,17 +72,17 @@ def _instructions(program: Path, case: str) -> float:
     run = json.loads(printed)
     found = re.search(r"Collected\s*:\s*(\d+)", log)
     if found is None or not int(found[1]):
-        raise NotRun("callgrind told no number")
+        raise NotRun("callgrind reported no number")
     if run["kernel"] != KERNEL:
         raise NotRun(f"kernel {run['kernel']} ran, not {KERNEL}")
     return int(found[1]) / run["elements"]
 
 
 def check_instructions() -> list[tuple[str, bool]]:
-    """Return one line a case, and whether it passed; what cannot be counted here passes and says why."""
+    """Return one line per case and whether it passed; a case that cannot be counted here passes, with the reason."""
     try:
         if not NUMBERS.exists():
-            raise NotRun(f"{NUMBERS.relative_to(ROOT)} is not there; write it with --update")
+            raise NotRun(f"{NUMBERS.relative_to(ROOT)} is missing; record it with --update")
         expected: dict[str, float] = json.loads(NUMBERS.read_text())["instructions_per_element"]
         seen = count(build())
     except NotRun as reason:
@@ -90,17 +90,17 @@ def check_instructions() -> list[tuple[str, bool]]:
     lines = []
     for case, number in seen.items():
         if case not in expected:
-            lines.append((f"not run: {case} has no number; write it with --update", True))
+            lines.append((f"not run: {case} has no number; record it with --update", True))
             continue
         limit = MARGIN * expected[case]
         passed = number <= limit
         verdict = f"{'pass' if passed else 'FAIL':<5} {number:>12.3f}  at most {limit:.3f}"
-        lines.append((f"{verdict} instructions an element, {case}, {KERNEL}", passed))
+        lines.append((f"{verdict} instructions per element, {case}, {KERNEL}", passed))
     return lines
 
 
 def update() -> None:
-    """Write the numbers of this tree down."""
+    """Record the numbers of this tree."""
     counted = {case: round(number, 4) for case, number in count(build()).items()}
     numbers = {"kernel": KERNEL, "tokens": TOKENS, "instructions_per_element": counted}
     NUMBERS.write_text(json.dumps(numbers, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""What this project promises of its speed: each a ratio inside one run, with a limit."""
+"""The project's limits for its speed, each for a ratio within one run."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pom_export.bench.results import BenchResult
 
 @dataclass(frozen=True)
 class Limit:
-    """One promise.
+    """A ratio and its limit.
 
     Attributes:
-        what: the ratio, and where.
-        seen: its value; None where it was not measured.
-        limit: what it is held to.
-        at_most: whether the limit is the largest value that passes, else the smallest.
+        what: the ratio, the run and the size.
+        seen: the value; None if it was not measured.
+        limit: the limit.
+        at_most: whether the limit is the largest value that passes; otherwise, it is the smallest.
     """
 
     what: str
@@ -28,7 +28,7 @@ class Limit:
 
     @property
     def passed(self) -> bool:
-        """Whether it was measured and holds."""
+        """Whether it was measured and is within the limit."""
         if self.seen is None:
             return False
         return self.seen <= self.limit if self.at_most else self.seen >= self.limit
@@ -40,21 +40,21 @@ class Limit:
 
 
 Check = Callable[[str, BenchResult], Iterator[Limit]]
-"""Takes the name of a run and its result; yields what it is held to."""
+"""A function of the name of a run and its result, which yields the limits with their values."""
 
 
 def at_most(backend: str, baseline: str, limits: dict[int, float]) -> Check:
-    """Return what holds a backend's time by a baseline's to a limit, by numbers of tokens."""
+    """Return a check that a backend's time divided by a baseline's is at most a limit, by number of tokens."""
     return lambda name, result: _ratios(name, result, backend, baseline, limits, at_most=True)
 
 
 def at_least(backend: str, baseline: str, limits: dict[int, float]) -> Check:
-    """Return what holds a backend's time by a baseline's to the least that passes, by numbers of tokens."""
+    """Return a check that a backend's time divided by a baseline's is at least a limit, by number of tokens."""
     return lambda name, result: _ratios(name, result, backend, baseline, limits, at_most=False)
 
 
 def faster_everywhere(backend: str, baseline: str) -> Check:
-    """Return what holds a backend to be at least as fast as a baseline, at every size."""
+    """Return a check that a backend is at least as fast as a baseline at every size."""
 
     def check(name: str, result: BenchResult) -> Iterator[Limit]:
         limits = dict.fromkeys((point.tokens for point in result.points), 1.0)
@@ -64,7 +64,7 @@ def faster_everywhere(backend: str, baseline: str) -> Check:
 
 
 def doublings(limit: float) -> Check:
-    """Return what holds twice as many tokens to at most so many times as long, of our kernel."""
+    """Return a check that our kernel takes at most `limit` times as long for twice as many tokens."""
 
     def check(name: str, result: BenchResult) -> Iterator[Limit]:
         sizes = {point.tokens: point.timings.get(KERNEL) for point in result.points}
@@ -78,7 +78,7 @@ def doublings(limit: float) -> Check:
 
 
 def flat(limit: float) -> Check:
-    """Return what holds a token after the longest context to at most so many times one after the shortest."""
+    """Return a check that a token after the longest context takes at most `limit` times one after the shortest."""
 
     def check(name: str, result: BenchResult) -> Iterator[Limit]:
         first, last = result.points[0].tokens, result.points[-1].tokens

@@ -1,4 +1,4 @@
-"""Names of the backends that stand beside our exports."""
+"""Names of the backends."""
 
 from __future__ import annotations
 

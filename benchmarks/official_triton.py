@@ -1,7 +1,8 @@
-"""The algorithm of PoM's own Triton kernels, written anew for the benchmark, with their launch shape.
+"""The algorithm of PoM's published Triton kernels, rewritten for the benchmark, with their launch shape.
 
-One program a row of the batch and block of at most 256 channels walks all tokens one by one, as in pom/pom_triton.py
-and pom/pom_triton_causal.py of github.com/davidpicard/pom: float32 out, a cast behind it for half types.
+One program per row of the batch and block of at most 256 channels processes all tokens in sequence, as in
+pom/pom_triton.py and pom/pom_triton_causal.py of github.com/davidpicard/pom. The output is float32, and is then cast
+for half-precision types.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def _walk(  # noqa: ANN202
     here = channel < channels
     row = x_ptr + batch.to(tl.int64) * tokens * channels + channel
     out = y_ptr + batch.to(tl.int64) * (tokens if CAUSAL else 1) * channels + channel
-    # Of degree 3, in registers for the whole walk.
+    # The coefficients of degree 3 stay in registers.
     c1 = tl.load(coefficients_ptr + channel * 3, mask=here, other=0.0)
     c2 = tl.load(coefficients_ptr + channel * 3 + 1, mask=here, other=0.0)
     c3 = tl.load(coefficients_ptr + channel * 3 + 2, mask=here, other=0.0)

@@ -1,4 +1,4 @@
-"""A benchmark as plots: latency and memory over tokens, on logarithmic axes; and what plots of a stream share."""
+"""Plot latency and memory over tokens on logarithmic axes; helpers that plots of a stream share."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from pom_export.bench.results import BenchResult, Point, Summary
 from pom_export.errors import MissingDependencyError
 
 MIB: Final = 1 << 20
-# Neither the drawing program nor the time: the title says when, and the same results give the same file.
+# No program and no time, so that the same results give the same file; the title has the date.
 _NO_METADATA = {".png": {"Software": None}, ".svg": dict.fromkeys(("Creator", "Date", "Format", "Type"))}
 _TITLE_WIDTH = 110
 _GRAY = "#555555"
-# Of Okabe and Ito, who chose colours that colour-blind readers can tell apart; markers tell them apart in gray.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; the markers are for printing in gray.
 _STYLES = {
     TORCH: ("#E69F00", "o"),
     TORCH_COMPILE: ("#CC79A7", "s"),
@@ -61,7 +61,7 @@ def has_memory(result: BenchResult) -> bool:
 
 
 def require_matplotlib() -> None:
-    """Raise MissingDependencyError where plots cannot be drawn."""
+    """Raise MissingDependencyError if plots cannot be drawn."""
     try:
         import matplotlib  # noqa: F401 (only whether it is there)
     except ImportError as error:
@@ -71,7 +71,7 @@ def require_matplotlib() -> None:
 
 
 def draw_sizes(result: BenchResult, folder: Path) -> None:
-    """Draw time, and memory where it was measured, over tokens into a folder."""
+    """Draw time and, if it was measured, memory over tokens into files in a folder."""
     roofline = ("memory roofline of the layer", lambda point: point.facts.get("memory_roofline_ms"))
     _plot(result, [folder / name for name in _LATENCY], "milliseconds, median", _median, roofline, bands=True)
     if has_memory(result):
@@ -88,7 +88,7 @@ def _plot(
     *,
     bands: bool = False,
 ) -> None:
-    """Draw a panel for each batch size: a line a backend, and a dotted one."""
+    """Draw a panel for each batch size: a line per backend, and a dotted line for a limit."""
     batches = list(dict.fromkeys(point.batch for point in result.points))
     figure, panels = new_figure(len(batches))
     for panel, batch in zip(panels, batches, strict=True):
@@ -111,14 +111,14 @@ def new_figure(count: int) -> tuple[Any, Sequence[Any]]:
     require_matplotlib()
     from matplotlib.figure import Figure
 
-    # Without pyplot there is no window and no state to leave behind.
+    # Without pyplot, there is no window and no global state.
     figure = Figure(figsize=(5.2 * count + 3.0, 4.6), layout="constrained")
     return figure, figure.subplots(1, count, squeeze=False)[0]
 
 
 def _curve(points: Sequence[Point], value: Callable[[Point], float | None]) -> Curve:
     found = [(point.tokens, value(point)) for point in sorted(points, key=lambda point: point.tokens)]
-    # A logarithmic axis has no place for 0.
+    # A logarithmic axis cannot show 0.
     known = [(tokens, number) for tokens, number in found if number]
     return [tokens for tokens, _ in known], [number for _, number in known]
 
@@ -137,7 +137,7 @@ def _tensors(point: Point) -> float | None:
 
 
 def draw(panel: Any, name: str, curve: Curve, label: str | None = None) -> None:
-    """Draw a backend's line, under the label that it has everywhere if none is given."""
+    """Draw a backend's line; the label defaults to the backend's usual one."""
     if not curve[0]:
         return
     color, marker = _STYLES[name]
@@ -155,14 +155,14 @@ def draw(panel: Any, name: str, curve: Curve, label: str | None = None) -> None:
 
 
 def draw_band(panel: Any, name: str, timed: Mapping[int, Summary]) -> None:
-    """Draw a backend's quartiles, by tokens."""
+    """Draw a backend's quartiles over tokens as a band."""
     tokens = sorted(timed)
     lower, upper = ([getattr(timed[count], side) for count in tokens] for side in ("lower_ms", "upper_ms"))
     panel.fill_between(tokens, lower, upper, color=_STYLES[name][0], alpha=0.18, linewidth=0)
 
 
 def finish(panel: Any, ticks: Mapping[int, str], label: str, across: str = "tokens") -> None:
-    """Give a panel its axes: what is written at which number of tokens, and what the axes say."""
+    """Set up a panel's axes: the ticks at numbers of tokens, and the labels."""
     from matplotlib.ticker import FuncFormatter, NullLocator
 
     panel.set_xscale("log", base=2)

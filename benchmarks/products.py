@@ -1,4 +1,4 @@
-"""The floor under a model's time: its own matrix products, alone in a graph, and the bytes that they must move."""
+"""The lower bound of a model's time: its matrix products in a graph of their own, and the bytes that they move."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Product:
     Attributes:
         rows: leading axes of the left side: sizes, or names of dynamic dimensions.
         inner: columns of the left side.
-        columns: of the weight.
-        from_input: the left side is an input of the graph, which somebody else has written.
-        to_output: the result is an output of the graph, which somebody else will read.
+        columns: columns of the weight.
+        from_input: whether the left side is an input of the graph, which the graph does not write.
+        to_output: whether the result is an output of the graph, which the graph does not read.
     """
 
     rows: Axes
@@ -50,9 +50,9 @@ class Product:
         return 2 * self.row_count(sizes) * self.inner * self.columns
 
     def traffic_bytes(self, sizes: Sizes) -> int:
-        """Return what is read and written: the weight, and both sides, twice where the graph itself makes or uses it.
+        """Return the bytes read and written: the weight and both sides, which count twice within the graph.
 
-        So the products of a layer also count what its aggregation and its gate must read and write.
+        The products of a layer thus also account for what its aggregation and its gate read and write.
         """
         rows = self.row_count(sizes)
         left = rows * self.inner * (1 if self.from_input else 2)
@@ -61,11 +61,11 @@ class Product:
 
 
 def find_products(model: str | os.PathLike[str], names: Iterable[str]) -> list[Product]:
-    """Return the products with a constant weight in an ONNX file, those left out whose size is not known.
+    """Return the products with a constant weight in an ONNX file, except those of unknown size.
 
     Args:
         model: the file; external weights are not read.
-        names: of the dynamic dimensions whose size a benchmark sets.
+        names: names of the dynamic dimensions whose size is known.
     """
     graph = onnx.load(model, load_external_data=False).graph
     weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
@@ -94,10 +94,10 @@ def _axes(value: onnx.ValueInfoProto) -> Axes:
 
 
 def write_floor(products: Sequence[Product], path: Path, seed: int) -> None:
-    """Write a graph of the products alone, each on an input of its own, with random weights.
+    """Write a graph of only the products, each with a separate input and random weights.
 
     Raises:
-        InputError: there is none.
+        InputError: there are no products.
     """
     if not products:
         raise InputError("the model has no matrix product with a constant weight", "Leave matmul out")
@@ -118,7 +118,7 @@ def float_value(name: str, axes: Sequence[str | int]) -> onnx.ValueInfoProto:
 
 
 def save_graph(graph: onnx.GraphProto, path: Path, domains: Sequence[str] = ()) -> None:
-    """Save a graph of standard ops, and of other domains' at version 1."""
+    """Save a graph of standard ops and of ops of other domains, at version 1."""
     imports = [helper.make_opsetid("", _OPSET), *(helper.make_opsetid(domain, 1) for domain in domains)]
     model = helper.make_model(graph, opset_imports=imports, ir_version=_IR_VERSION)
     large = sum(len(tensor.raw_data) for tensor in graph.initializer) > EXTERNAL_DATA_BYTES

@@ -1,4 +1,4 @@
-"""The runs of docs/benchmarks, and the limits that this project holds itself to."""
+"""The runs of docs/benchmarks, and their limits."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ LONG_TOKENS: Final = (8192, 16384, 32768, 65536, 131072)
 
 
 def over_floor(limit: float) -> Check:
-    """Return what holds our kernel to so many times its matrix products, at the sizes where those dominate."""
+    """Return a check of our kernel's time divided by the matrix products', at the sizes where those dominate."""
     return at_most(KERNEL, MATMUL, dict.fromkeys(TOKENS[1:], limit))
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run.
+    """A run.
 
     Attributes:
-        workload: what is timed.
-        options: how.
-        checks: what it is held to.
-        plots: how it is drawn.
+        workload: what to time.
+        options: how to time it.
+        checks: its limits.
+        plots: how to draw it.
     """
 
     workload: Workload
@@ -75,18 +75,18 @@ def project_runs() -> dict[str, Run]:
 
 
 def run_project(names: Sequence[str], folder: Path) -> bool:
-    """Run some of the project's benchmarks into a folder's own folders; return whether all limits were kept.
+    """Run benchmarks of the project, each into a subfolder; return whether all results are within the limits.
 
     Args:
-        names: of runs; none: all of them, then the instructions of the native kernels.
-        folder: made where it is missing.
+        names: names of runs; if empty, all runs and then the instruction counts of the native kernels.
+        folder: where the subfolders go; created if it is missing.
 
     Raises:
         InputError: a name is unknown, or a run failed.
     """
     runs = project_runs()
     if unknown := [name for name in names if name not in runs]:
-        raise InputError(f"unknown run {unknown[0]!r}", f"Choose of {', '.join(runs)}")
+        raise InputError(f"unknown run {unknown[0]!r}", f"Choose from {', '.join(runs)}")
     folder.mkdir(parents=True, exist_ok=True)
     chosen = {name: runs[name] for name in names or runs}
     limits = [limit for name, run in chosen.items() for limit in _run(name, run, folder)]
@@ -103,7 +103,7 @@ def _run(name: str, run: Run, folder: Path) -> list[Limit]:
 
 
 def check_limits(name: str, checks: Sequence[Check], result: BenchResult) -> list[Limit]:
-    """Return what a run's result is held to."""
+    """Return a run's limits with the values in its result."""
     return [limit for check in checks for limit in check(name, result)]
 
 

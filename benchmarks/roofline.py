@@ -1,4 +1,4 @@
-"""What the machine itself can do, measured in the same run: bandwidth by size, and matrix products."""
+"""Measure the machine's limits in the same run: bandwidth by size, and matrix products."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from pom_export.bench.runners import SessionRunner, open_session
 _MIB = 1 << 20
 _SIZES_MIB = (1, 4, 16, 64, 256)
 _ROWS, _INNER, _COLUMNS = 2048, 1024, 2048
-# Of every size, as long as it takes to see the machine at its best.
+# For each size; long enough to see the machine at its best.
 _STRETCHES, _STRETCH_S = 6, 0.03
 _SECONDS, _FEWEST = 0.15, 5
 
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """Bytes a second at one working set.
+    """Bandwidth at one size of the working set, in bytes per second.
 
     Attributes:
-        bytes: of all arrays that are touched, together.
-        read: bytes read a second, by the faster of two reductions.
-        copy: bytes read and written a second, by the faster of two element-wise operations.
+        bytes: total size of the arrays.
+        read: bytes read per second, by the faster of two reductions.
+        copy: bytes read and written per second, by the faster of two element-wise operations.
     """
 
     bytes: int
@@ -43,8 +43,8 @@ class Roofline:
     """The machine's limits with the benchmark's threads.
 
     Attributes:
-        bandwidths: from the smallest size to the largest.
-        flops_per_s: of a large float32 matrix product in ONNX Runtime; the best run, as of the bandwidths.
+        bandwidths: by increasing size.
+        flops_per_s: of the fastest run of a large float32 matrix product in ONNX Runtime.
     """
 
     bandwidths: Sequence[Bandwidth]
@@ -55,7 +55,7 @@ class Roofline:
         return asdict(self)
 
     def copy_at(self, size: float) -> float:
-        """Return the copy bandwidth at a working set of `size` bytes, between the sizes that were measured."""
+        """Return the copy bandwidth for a working set of `size` bytes, interpolated between the measured sizes."""
         known = self.bandwidths
         if size <= known[0].bytes:
             return known[0].copy
@@ -66,18 +66,18 @@ class Roofline:
         return known[-1].copy
 
     def memory_ms(self, traffic: int) -> float:
-        """Return the milliseconds that moving `traffic` bytes takes at the least."""
+        """Return the least time in milliseconds to move `traffic` bytes."""
         return 1e3 * traffic / self.copy_at(traffic)
 
 
 def measure_roofline(threads: int, folder: Path) -> Roofline:
-    """Measure this machine, with the threads that this process is pinned to."""
+    """Measure this machine with as many threads as this process is pinned to."""
     bandwidths = [_bandwidth(size * _MIB, threads) for size in _SIZES_MIB]
     return Roofline(bandwidths, _peak_flops(threads, folder))
 
 
 def _bandwidth(size: int, threads: int) -> Bandwidth:
-    """Measure with threads that never wait for each other, each on arrays of its own, `size` bytes together."""
+    """Measure with threads that never wait for each other, each on its own arrays; `size` is their total in bytes."""
     import torch
 
     numbers = max(2, size // (4 * threads))
@@ -91,7 +91,7 @@ def _bandwidth(size: int, threads: int) -> Bandwidth:
 
 
 def _best_rate(pool: ThreadPoolExecutor, functions: Sequence[Callable[[], object]]) -> float:
-    """Return the most calls a second, of all functions together, in one of a few stretches of time."""
+    """Return the maximum number of calls per second, of all functions together, over several stretches of time."""
     return max(sum(pool.map(_rate, functions)) for _ in range(_STRETCHES))
 
 
@@ -121,5 +121,5 @@ def _best_s(function: Callable[[], object]) -> float:
         before = time.perf_counter()
         function()
         times.append(time.perf_counter() - before)
-    # A limit: what others take from the machine meanwhile does not belong to it.
+    # The minimum, since it is a limit: time that other processes take does not count.
     return min(times)

@@ -1,4 +1,4 @@
-"""Run a benchmark into a folder: numbers, table and plots."""
+"""Run a benchmark and write numbers, table and plots to a folder."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from pom_export.bench.writing import results_folder, write_result
 
 @dataclass(frozen=True)
 class Plots:
-    """How results of a kind are drawn.
+    """How to draw the results of a kind of workload.
 
     Attributes:
-        draw: draws them.
-        files: names of what may be drawn.
+        draw: draws results into a folder.
+        files: names of the files that it can write.
     """
 
     draw: Callable[[BenchResult, Path], None]
@@ -37,18 +37,18 @@ STREAM_PLOTS: Final = Plots(draw_stream, STREAM_FILES)
 def run_benchmark(
     workload: Workload, options: BenchOptions, progress: Progress, output: str | Path | None, plots: Plots | None
 ) -> BenchResult:
-    """Time a workload, and fill a folder if one is given.
+    """Time a workload, and write its files to a folder if one is given.
 
     Args:
         workload: what to time.
-        options: how.
-        progress: called with one line a stage.
-        output: the folder.
-        plots: what is drawn into it; None: nothing.
+        options: how to time it.
+        progress: called with one line per stage.
+        output: the folder, or None.
+        plots: how to draw the result; None: not at all.
 
     Raises:
         InputError: see `pom_export.bench.running.bench`, and `results_folder`.
-        MissingDependencyError: plots are asked for, and matplotlib is not installed.
+        MissingDependencyError: plots were requested, and matplotlib is not installed.
         ParityError: backends that compute the same disagree.
     """
     if output is None:

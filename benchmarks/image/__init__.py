@@ -1,1 +1,1 @@
-"""One call of an image model of PoM beside the same one with self-attention."""
+"""Time one call of an image model with PoM, beside the same model with self-attention."""

@@ -1,4 +1,4 @@
-"""The image model with self-attention in its mixers' place."""
+"""The image model with self-attention instead of mixers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RotaryAttention(nn.Module):
     """Self-attention with 2-D rotary positions, on ONNX Runtime's fused op; heads of 64 channels.
 
     Args:
-        config: of the model around it.
+        config: configuration of the whole model.
         fused: whether to emit the fused op, which PyTorch cannot run; otherwise PyTorch computes the same.
     """
 
@@ -69,7 +69,7 @@ class RotaryAttention(nn.Module):
 
 
 def write_attention(config: JiTConfig, path: Path, seed: int) -> None:
-    """Write the model with attention; `pom_export.export` takes only what has a mixer, so this is its tracing alone."""
+    """Write the model with attention; `pom_export.export` requires a mixer, so this only traces it."""
     from pom_export.graph.options import GraphOptions
     from pom_export.graph.programs.images import image_model_program
     from pom_export.graph.saving import save_model
@@ -80,7 +80,7 @@ def write_attention(config: JiTConfig, path: Path, seed: int) -> None:
 
 
 def random_model(config: JiTConfig, seed: int, make_mixer: Callable[[JiTConfig], nn.Module] | None = None) -> JiT:
-    """Return a model with random weights, those too that training starts as zeros: outputs must tell something."""
+    """Return a model with random weights, also where training starts from zeros, so that outputs are not trivial."""
     from pom_export.models import JiT
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():

@@ -1,4 +1,4 @@
-"""The image model's hyper-parameters."""
+"""Hyper-parameters of the image model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _CLASSES: Final = 1000
 _BOTTLENECK: Final = 128
-# Of the published models: tokens of the label, put in front after a third of the blocks.
+# As in the published models: tokens of the label, inserted in front after a third of the blocks.
 _LABEL_TOKENS: Final = 32
 
 
@@ -23,11 +23,11 @@ class ImageShape:
 
     Attributes:
         dim: model width.
-        degree: of its mixers.
+        degree: degree of its mixers.
         expand: channels per model dimension.
-        heads: gate values a token of each mixer.
+        heads: gate values per token of each mixer.
         layers: number of blocks.
-        patch: height and width of a patch; N tokens are an image of sqrt(N) * patch pixels a side.
+        patch: height and width of a patch; the image of N tokens has sqrt(N) * patch pixels per side.
     """
 
     dim: int = 512
@@ -39,16 +39,16 @@ class ImageShape:
 
 
 def image_config(shape: ImageShape, tokens: int) -> JiTConfig:
-    """Return the hyper-parameters of the model whose images are `tokens` patches.
+    """Return the configuration of the model whose images have `tokens` patches.
 
     Raises:
-        InputError: the tokens are no square, or a hyper-parameter is out of range.
+        InputError: `tokens` is not a square, or a hyper-parameter is out of range.
     """
     from pom_export.models import JiTConfig
 
     side = math.isqrt(tokens)
     if side * side != tokens:
-        raise InputError(f"{tokens} tokens are no square of patches", "Give squares, such as --tokens 256,1024,4096")
+        raise InputError(f"{tokens} tokens are not a square of patches", "Give squares, such as --tokens 256,1024,4096")
     return JiTConfig(
         input_size=side * shape.patch,
         patch_size=shape.patch,

@@ -1,4 +1,4 @@
-"""The workload of an image model: each size of image is a file of its own."""
+"""The workload of an image model, with a separate file for each size of image."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ATTENTION_FILE: Final = "attention.onnx"
 
 
 class ImageWorkload(Workload):
-    """An image model with random weights; N tokens are an image of N patches."""
+    """An image model with random weights; N tokens are the patches of an image."""
 
     known: ClassVar[Sequence[str]] = IMAGE_BACKENDS
     alike: ClassVar[Sequence[Sequence[str]]] = ((FUNCTION, KERNEL),)
@@ -41,10 +41,10 @@ class ImageWorkload(Workload):
         self._exports: dict[int, ExportedModel] = {}
 
     def prepare(self, options: BenchOptions, folder: Path, progress: Progress) -> None:
-        """Write, for every number of tokens, what the backends load into a folder of its own.
+        """Write the files that backends load, for each number of tokens into a separate folder.
 
         Raises:
-            InputError: a number of tokens is no square, the shape is not possible, or no backend is there.
+            InputError: a number of tokens is not a square, or the shape is not possible.
         """
         from benchmarks.image.attention import random_model
 

@@ -1,1 +1,1 @@
-"""A layer, or a whole model of a checkpoint: our exports beside the published code, attention and the floor."""
+"""Time a layer or the model of a checkpoint: our exports beside the published code, attention and the lower bound."""

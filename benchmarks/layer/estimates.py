@@ -1,4 +1,4 @@
-"""What a layer's backends would cost, before they are tried: an N x N matrix must not bring a machine down."""
+"""Estimate the cost of a layer's backends before they run: an N x N matrix could exhaust the memory."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from pom_export.bench.options import Size
 
 _ITEM_BYTES: Final = 4
 _PUBLISHED: Final = (TORCH, TORCH_COMPILE, PLAIN)
-# The mask, what it is made of, and its product's copy.
+# N x N matrices: the mask, what it is made of, and a copy in its product.
 _SQUARES: Final = 3
-# Beside the stacked powers and their weighted copy: projections, features, gate, product.
+# Besides the stacked powers and their weighted copy: projections, features, gate, product.
 _ROWS: Final = 6
 
 
 @dataclass(frozen=True)
 class Work:
-    """What the estimates are made of.
+    """What the estimates are based on.
 
     Attributes:
         products: the model's matrix products with constant weights.
         mixers: channels and degree of each mixer.
         causal: whether the mixers' masks are causal.
-        dim: width of the layer, where attention is timed beside it.
+        dim: width of the layer, if attention is timed beside it.
     """
 
     products: Sequence[Product]
@@ -36,12 +36,12 @@ class Work:
     dim: int = 0
 
     def bytes_needed(self, backend: str, size: Size, exported: int) -> int:
-        """Return about how much memory one run takes at its peak, weights left out.
+        """Return the approximate peak memory of a run, without weights.
 
         Args:
             backend: its name.
             size: B and N.
-            exported: what our export takes.
+            exported: the memory that our export needs.
         """
         if backend == MATMUL:
             return self.traffic_bytes(size)
@@ -54,7 +54,7 @@ class Work:
         return exported + _ITEM_BYTES * size.batch * size.tokens * (widest + squares)
 
     def flops(self, backend: str, size: Size) -> int:
-        """Return about how many multiplications and additions one run takes."""
+        """Return the approximate number of multiplications and additions of a run."""
         if backend == ATTENTION:
             return attention_flops(self.dim, *size)
         total = sum(product.flops(size.dimensions) for product in self.products)
@@ -63,5 +63,5 @@ class Work:
         return total
 
     def traffic_bytes(self, size: Size) -> int:
-        """Return what the products read and write."""
+        """Return the bytes that the products read and write."""
         return sum(product.traffic_bytes(size.dimensions) for product in self.products)

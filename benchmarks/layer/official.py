@@ -1,7 +1,7 @@
-"""The published algorithm in eager PyTorch, as users have it: what the other backends are compared with.
+"""The published algorithm in eager PyTorch, with which the other backends are compared.
 
 Written from the formulas: every power of the polynomial is kept until they are summed, and a causal mask is an N x N
-matrix. The parameters and projections are those of a mixer of ours.
+matrix. The parameters and projections are those of one of our mixers.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def official_aggregate(features: Tensor, mask: Tensor | None, causal: bool, epsi
         epsilon: added to a sum of weights.
 
     Raises:
-        ValueError: causal goes with no other mask here.
+        ValueError: there is a mask besides the causal one.
     """
     if causal:
         if mask is not None:
@@ -63,7 +63,7 @@ def official_aggregate(features: Tensor, mask: Tensor | None, causal: bool, epsi
 
 
 class OfficialMixer(nn.Module):
-    """A mixer of ours whose features and aggregate are computed the published way; the call is the mixer's."""
+    """One of our mixers with features and aggregate computed as in the published code; called like the mixer."""
 
     def __init__(self, mixer: Mixer) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class OfficialMixer(nn.Module):
 
 
 def with_official_mixers(module: _Module) -> _Module:
-    """Return a copy of a module in which every mixer of ours computes the published way."""
+    """Return a copy of a module in which our mixers compute as the published code does."""
     copied = copy.deepcopy(module)
     for parent in list(copied.modules()):
         for name, child in list(parent.named_children()):

@@ -1,4 +1,4 @@
-"""A PyTorch module at work."""
+"""Run a PyTorch module."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pom_export.bench.runners import Array, Bound, Runner
 
 
 class TorchRunner(Runner):
-    """A module as it is, or compiled for the size that it first sees."""
+    """A module in eager mode, or compiled for the size of its first call."""
 
     def __init__(self, path: Path, threads: int, *, compiled: bool) -> None:
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Load what a target names."""
+"""Load the model of a target."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedTarget:
-    """A target that PyTorch runs.
+    """A loaded target.
 
     Attributes:
-        model: what `pom_export.export` takes.
-        source: the same, loaded.
+        model: the argument of `pom_export.export`.
+        source: the loaded model.
         summary: one line, without the folders of a file.
-        positions: whether the tokens' positions must be an input, as mixers of rows and columns have it.
+        positions: whether the tokens' positions must be an input, as for mixers of rows and columns.
     """
 
     model: Path | nn.Module
@@ -37,7 +37,7 @@ def load_target(target: Target, seed: int, progress: Progress) -> LoadedTarget:
     """Load a checkpoint or make a layer.
 
     Raises:
-        InputError: the file cannot be read or is of no known model, or a hyper-parameter is out of range.
+        InputError: the file cannot be read or its model is unknown, or a hyper-parameter is out of range.
     """
     from pom_export.api.source import load_source
     from pom_export.graph.options import GraphOptions

@@ -1,4 +1,4 @@
-"""What a layer's benchmark times: a checkpoint, or one of a few named layers with random weights."""
+"""Targets of the layer benchmark: checkpoints, and a few named layers with random weights."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ LAYERS: Final = {"layer": LayerShape(), "layer-8-heads": LayerShape(heads=8)}
 
 @dataclass(frozen=True)
 class Target:
-    """What is timed.
+    """A layer or checkpoint to time.
 
     Attributes:
-        name: for people: that of the layer, or the file's own without its folders.
-        path: of the checkpoint, or None for what has random weights.
-        layer: of a named layer, or None.
+        name: for people: the layer's name, or the file's without folders.
+        path: path of the checkpoint, or None for a named layer.
+        layer: hyper-parameters of a named layer, or None.
         mask: "none", "causal", or None for the model's own.
-        hints: what a checkpoint's shapes don't tell: family, degree, heads.
+        hints: what cannot be derived from a checkpoint's shapes: family, degree, heads.
     """
 
     name: str
@@ -55,17 +55,17 @@ def find_target(
     family: str | None = None,
     weights: str | None = None,
 ) -> Target:
-    """Return what a name or path stands for; a named layer goes before a file of its name.
+    """Return the target of a name or path; a layer's name takes precedence over a file's.
 
     Args:
-        name: of a layer in `LAYERS`, or the path of a checkpoint.
+        name: name of a layer in `LAYERS`, or path of a checkpoint.
         mask: "none" or "causal"; None: the model's own, none for a layer.
         dim: width of a layer.
-        degree: of a layer; or what a checkpoint's shapes don't tell.
+        degree: degree of a layer, or of a checkpoint if its shapes do not determine it.
         expand: channels of a layer per model dimension.
-        heads: gates a token of a layer; or what a hybrid's shapes don't tell.
-        family: of a checkpoint, where it is not to be recognised by itself.
-        weights: which of several sets of weights in a checkpoint.
+        heads: gate values per token of a layer, or attention heads of a hybrid checkpoint.
+        family: family of a checkpoint; None: recognised.
+        weights: which of a checkpoint's sets of weights.
 
     Raises:
         InputError: an option does not go with the target, or nothing is at the path.

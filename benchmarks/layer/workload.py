@@ -1,4 +1,4 @@
-"""The workload of a layer, or of a whole checkpoint's model: our exports beside what they replace."""
+"""The workload of a layer or of a checkpoint's model: our exports beside what they replace."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
     from pom_export.graph.program import Program
 
 _OPSET: Final = 20
-# What a worker finds in its folder.
+# Files in a worker's folder.
 MODEL_FILE: Final = "model.onnx"
 MODULE_FILE: Final = "official.pt"
 FILES: Final = {PLAIN: "plain.onnx", ATTENTION: "attention.onnx", MATMUL: "matmul.onnx"}
-# Threads of torch's OpenMP that have nothing to do sleep: they would take processors from the backend that is timed
-# next. The compiler's own processes end with the worker.
+# Idle threads of torch's OpenMP sleep, so that they take no processor time from the backend that is timed next. The
+# compiler starts no processes that could outlive the worker.
 TORCH_ENVIRONMENT: Final = {
     "OMP_WAIT_POLICY": "passive",
     "GOMP_SPINCOUNT": "0",
@@ -59,11 +59,11 @@ _MIB: Final = 1 << 20
 
 
 class LayerWorkload(Workload):
-    """A mixer of random weights, or the model of a checkpoint.
+    """A mixer with random weights, or the model of a checkpoint.
 
     Args:
         target: see `benchmarks.layer.target.find_target`.
-        measures_roofline: whether the machine's own limits are measured.
+        measures_roofline: whether to measure the machine's limits.
     """
 
     known: ClassVar[Sequence[str]] = LAYER_BACKENDS
@@ -98,9 +98,9 @@ class LayerWorkload(Workload):
             self.roofline = call_in_worker(measure_roofline, threads, folder, folder=folder, threads=threads)
 
     def _prepare_published(self, program: Program, causal: bool, options: BenchOptions) -> None:
-        """Have the published way run, in PyTorch and exported; its export's products are the floor."""
+        """Add the backends of the published algorithm; the products of its export are the lower bound."""
         module, mixers = _official(program.module)
-        floor, failure = self.model.path, "the program holds no mixer that could compute the published way"
+        floor, failure = self.model.path, "the model has no mixer for which there is published code"
         if mixers:
             floor, failure = _write_plain(
                 dataclasses.replace(program, module=module), self.folder / FILES[PLAIN], self.model.path
@@ -118,7 +118,7 @@ class LayerWorkload(Workload):
 
     def _write_attention(self, seed: int) -> None:
         if not self.work.dim:
-            raise InputError("it stands beside a single layer whose mask is none or causal")
+            raise InputError("it is only timed beside a single layer whose mask is none or causal")
         write_attention(self.work.dim, self.work.causal, self.folder / FILES[ATTENTION], seed)
 
     def model_of(self, backend: str, size: Size) -> ExportedModel:  # noqa: D102
@@ -126,7 +126,7 @@ class LayerWorkload(Workload):
         if backend not in FILES:
             return exported
         path = self.folder / FILES[backend]
-        # The plain export takes what ours does, which knows the limits.
+        # The plain export has the inputs of ours, and only ours knows their limits.
         return dataclasses.replace(exported, path=path) if backend == PLAIN else read_model(path)
 
     def load(self, backend: str, size: Size, threads: int) -> Runner:  # noqa: D102
@@ -137,7 +137,7 @@ class LayerWorkload(Workload):
         return super().load(backend, size, threads)
 
     def warm_up(self, runner: Runner, backend: str, size: Size, seed: int) -> None:
-        """Run on few tokens; what is compiled for a size runs at that size."""
+        """Run on a few tokens, but at the actual size what is compiled for a size."""
         if backend == TORCH_COMPILE:
             runner.bind(self.inputs(backend, size, seed))
         else:
@@ -162,7 +162,7 @@ class LayerWorkload(Workload):
 
 
 def _refuse(reason: str) -> None:
-    """Raise InputError where there is a reason."""
+    """Raise InputError if there is a reason."""
     if reason:
         raise InputError(reason)
 
@@ -177,7 +177,7 @@ def _machine_note(roofline: Roofline) -> str:
 
 
 def _write_plain(program: Program, path: Path, instead: Path) -> tuple[Path, str]:
-    """Export the published way; return the file whose products make the floor, and why there is no plain export."""
+    """Export the published algorithm; return the file whose products are the lower bound, and why the export failed."""
     from pom_export.graph.saving import save_model
     from pom_export.graph.tracing import trace
 
@@ -189,7 +189,7 @@ def _write_plain(program: Program, path: Path, instead: Path) -> tuple[Path, str
 
 
 def _official(module: nn.Module) -> tuple[nn.Module, list[tuple[int, int]]]:
-    """Return a program's module computing the published way, and channels and degree of each of its mixers."""
+    """Return a program's module with the published algorithm, and the channels and degree of each of its mixers."""
     from benchmarks.layer.official import OfficialMixer, with_official_mixers
     from pom_export.mixer import PolynomialMixer, ProductMixer
 
@@ -200,7 +200,7 @@ def _official(module: nn.Module) -> tuple[nn.Module, list[tuple[int, int]]]:
 
 
 def _layer_width(model: ExportedModel) -> int:
-    """Return the width of a single layer of x alone, or 0."""
+    """Return the width of a single layer whose only input is x, or 0."""
     mask = model.properties.get("mask")
     if len(model.inputs) != 1 or len(model.aggregations) != 1 or mask not in {"none", "causal"}:
         return 0

@@ -1,1 +1,1 @@
-"""One token after contexts of any length, on a language model of PoM and on ones of self-attention."""
+"""Time one token after contexts of any length, in a language model with PoM and in ones with self-attention."""

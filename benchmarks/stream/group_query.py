@@ -1,7 +1,7 @@
-"""A model of self-attention whose cache lies in one buffer that every step writes one row of.
+"""A self-attention model whose cache is one buffer, into which each step writes one row.
 
-ONNX Runtime's GroupQueryAttention is the fused op of its own language models: where the memory of the cache that comes
-in is that of the cache that goes out, nothing is copied.
+GroupQueryAttention is the fused op of ONNX Runtime's own language models. If the input cache and the output cache share
+their memory, it copies nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.products import float_value, save_graph
+from benchmarks.stream.inputs import cache_names
 from pom_export.graph.exported_model import BATCH, PAST_KEY_VALUES, PAST_LENGTH, present_name
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from pom_export.models.gpt import Block
 
 _DOMAIN = "com.microsoft"
-# Of both, past and present: the buffer is one.
+# The same for past and present, which share a buffer.
 _CACHE_TOKENS = "cache_tokens"
 _EPSILON = 1e-6
 
@@ -49,13 +50,13 @@ class _Writer:
 
 
 def write_group_query(model: GPT, most: int, path: Path) -> None:
-    """Write a model of self-attention alone, for one token a call.
+    """Write a model of only self-attention, for one token per call.
 
-    Inputs and outputs have the names of a stateful export; `past_length` tells where in the buffer the token goes.
+    Inputs and outputs are named as in a stateful export; `past_length` is the token's position in the buffer.
 
     Args:
-        model: what is written; every layer is attention.
-        most: positions that the file knows.
+        model: the model, whose layers are all attention.
+        most: the number of positions in the file.
         path: where the file goes.
     """
     writer, config = _Writer(), model.config
@@ -70,7 +71,7 @@ def write_group_query(model: GPT, most: int, path: Path) -> None:
         x, normed = _write_block(writer, block, index, x, normed, config.attention_heads)
     head = writer.weight("lm_head", _array(model.lm_head.weight).T)
     writer.node("MatMul", [normed, head], ["logits"])
-    caches = _cache_names(len(blocks))
+    caches = cache_names(len(blocks))
     axes = (BATCH, config.attention_heads, _CACHE_TOKENS, config.n_embd // config.attention_heads)
     inputs = [
         helper.make_tensor_value_info("input_ids", TensorProto.INT64, [BATCH, 1]),
@@ -85,16 +86,12 @@ def write_group_query(model: GPT, most: int, path: Path) -> None:
     save_graph(graph, path, [_DOMAIN])
 
 
-def _cache_names(layers: int) -> list[str]:
-    return [f"{PAST_KEY_VALUES}.{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
-
-
 def _write_positions(writer: _Writer, model: GPT, most: int) -> None:
-    """Write the rotation's tables, and what the ops ask for of the number of tokens: all rows have the same."""
+    """Write the rotation's tables, and the number of tokens as the ops take it, which is the same for all rows."""
     frequencies = _array(model.rotary.get_buffer("inv_freq")).astype(np.float64)
     angles = np.arange(most)[:, None] * frequencies
     writer.weight("cos", np.cos(angles).astype(np.float32))
-    # The model turns the other way round than the ops do.
+    # The model rotates in the opposite direction of the ops.
     writer.weight("sin", -np.sin(angles).astype(np.float32))
     one = writer.weight("one", np.array([1], np.int64))
     writer.node("Unsqueeze", [PAST_LENGTH, one], ["positions"])
@@ -104,7 +101,7 @@ def _write_positions(writer: _Writer, model: GPT, most: int) -> None:
 
 
 def _write_block(writer: _Writer, block: Block, index: int, x: str, normed: str, heads: int) -> tuple[str, str]:
-    """Write a block on x and its norm; return the same of what comes out."""
+    """Write a block for x and its norm; return the output and its norm."""
 
     def product(left: str, kind: str, weight: npt.NDArray[Any]) -> str:
         return writer.node("MatMul", [left, writer.weight(f"{kind}_{index}", weight.T)], [f"{kind}_{index}.y"])

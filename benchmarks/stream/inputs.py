@@ -1,4 +1,4 @@
-"""What a step of a stream is given: a token, and a state or a cache of any length before it."""
+"""Inputs of a step in a stream: a token, and a state or a cache for any number of tokens before it."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from pom_export.runtime.streaming.state import State
 
 
 def drawn_tokens(seed: int, count: int) -> npt.NDArray[np.uint8]:
-    """Draw a text of so many bytes; a shorter one is the beginning of a longer one."""
+    """Draw a text of `count` bytes; a shorter text is the beginning of a longer one."""
     return np.frombuffer(np.random.default_rng(seed).bytes(count), np.uint8)
 
 
 def state_file(folder: Path, context: int) -> Path:
-    """Return where the state after so many tokens lies."""
+    """Return the file of the state after `context` tokens."""
     return folder / f"state-{context}.npz"
 
 
 def state_after(model: Path, context: int) -> dict[str, Array]:
-    """Return the state after so many real tokens; the empty one where there are none."""
+    """Return the state after `context` real tokens, the empty state for 0."""
     if context:
         return dict(State.load(state_file(model.parent, context)).arrays)
     return read_stateful(str(model)).empty(1)
@@ -43,10 +43,10 @@ def drawn_cache(shape: StreamShape, context: int, spare: int, seed: int) -> dict
     """Draw keys and values of a context, by input; the time of a step does not depend on them.
 
     Args:
-        shape: of the model.
-        context: tokens.
-        spare: more of them, zeros, where the next are to be written in place.
-        seed: the same one gives the same values, whatever is spare.
+        shape: shape of the model.
+        context: the number of tokens.
+        spare: further tokens, of zeros, for the next ones to be written in place.
+        seed: the same seed gives the same values, whatever `spare` is.
     """
     heads = head_count(shape.dim)
     width = shape.dim // heads
@@ -61,7 +61,7 @@ def drawn_cache(shape: StreamShape, context: int, spare: int, seed: int) -> dict
 
 
 def past_bytes(feed: Mapping[str, npt.NDArray[Any]], context: int) -> int:
-    """Return the bytes of the state or of the cache's tokens among a step's inputs, without spare room."""
+    """Return the bytes of the state, or of the cache without spare tokens, in a step's inputs."""
     held = 0
     for name, array in feed.items():
         if name.startswith(f"{PAST_KEY_VALUES}."):

@@ -1,4 +1,4 @@
-"""The models that stream: a language model of PoM, and the same one with self-attention in place of its mixers."""
+"""The models that stream: a language model with PoM, and the same model with self-attention instead of mixers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pom_export.models import GPT
 
 STREAM_REPEATS: Final = 200
-"""Timed rounds: steps are short."""
+"""Timed rounds; more than for other workloads, since steps are short."""
 _BYTES: Final = 256
 _MLP_FACTOR: Final = 4
 _OPSET: Final = 20
@@ -20,13 +20,13 @@ _OPSET: Final = 20
 
 @dataclass(frozen=True)
 class StreamShape:
-    """Hyper-parameters of a language model with random weights, of the family of the public one.
+    """Hyper-parameters of a language model with random weights, of the public model's family.
 
     Attributes:
         dim: model width.
-        degree: of its mixers.
+        degree: degree of its mixers.
         expand: channels of one factor per model dimension.
-        heads: of each mixer.
+        heads: heads of each mixer.
         layers: number of blocks.
     """
 
@@ -38,7 +38,7 @@ class StreamShape:
 
 
 def make_model(shape: StreamShape, seed: int, *, attention: bool = False) -> GPT:
-    """Return a model of bytes with random weights, every layer a mixer or every layer self-attention."""
+    """Return a model of bytes with random weights, whose layers are all mixers or all self-attention."""
     import torch
 
     from pom_export.models import GPT, GPTConfig
@@ -62,14 +62,14 @@ def make_model(shape: StreamShape, seed: int, *, attention: bool = False) -> GPT
 
 
 def parameter_count(model: GPT) -> int:
-    """Return how many weights a model has."""
+    """Return the number of a model's weights."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def write_attention(model: GPT, path: Path) -> None:
-    """Write attention as exporters do: keys and values of the tokens before come in, and go out with one more.
+    """Write attention as exporters do: past keys and values are inputs, and are outputs with one token more.
 
-    `pom_export.export` takes only what has a mixer, so this is its tracing and its passes alone.
+    `pom_export.export` requires a mixer, so this only traces the model and applies the passes.
     """
     from pom_export.api.source import load_source
     from pom_export.graph.options import GraphOptions

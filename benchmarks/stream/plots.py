@@ -1,4 +1,4 @@
-"""A benchmark of a stream as a plot: time a token and what a sequence keeps, over the tokens before."""
+"""Plot a stream: time per token, and what a sequence keeps, over the number of tokens before."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ _LABELS: Final = {
     ATTENTION: "attention, cache copied",
     ATTENTION_SHARED: "attention, cache in place",
 }
-# Which of a kind is drawn, and what it keeps.
+# Backends that keep the same, of which the first is drawn, and what they keep.
 _KEPT: Final = (((KERNEL, FUNCTION), "sums of PoM"), ((ATTENTION, ATTENTION_SHARED), "keys and values"))
 STREAM_FILES: Final = ("stream.png", "stream.svg")
 _UNITS: Final = ((1 << 20, "M"), (1 << 10, "k"))
 
 
 def draw_stream(result: BenchResult, folder: Path) -> None:
-    """Draw medians, with quartiles as a band, beside the bytes of states and caches where they were measured."""
+    """Draw medians with quartiles as a band and, if they were measured, the sizes of states and caches."""
     figure, panels = new_figure(1 + has_memory(result))
     times, ticks = panels[0], {point.tokens: _short(point.tokens) for point in result.points}
     for name in result.backends:
         timed = {point.tokens: point.timings[name] for point in result.points if name in point.timings}
         draw(times, name, (list(timed), [summary.median_ms for summary in timed.values()]), _LABELS[name])
         draw_band(times, name, timed)
-    finish(times, ticks, "milliseconds a token, median", "tokens before")
+    finish(times, ticks, "milliseconds per token, median", "tokens before")
     for sizes in panels[1:]:
         _draw_sizes(sizes, result)
         finish(sizes, ticks, "MiB that a sequence keeps", "tokens before")
@@ -37,7 +37,7 @@ def draw_stream(result: BenchResult, folder: Path) -> None:
 
 
 def _draw_sizes(panel: Any, result: BenchResult) -> None:
-    """Draw what a sequence keeps, once for backends that keep the same, and write beside the last point what it is."""
+    """Draw what a sequence keeps, once for backends that keep the same, with a label at the last point."""
     for names, what in _KEPT:
         memory = [
             (point.tokens, point.memory[name]) for name in names for point in result.points if name in point.memory
@@ -52,7 +52,7 @@ def _draw_sizes(panel: Any, result: BenchResult) -> None:
 
 
 def _short(count: int) -> str:
-    """Return a number of tokens with a suffix where that is exact."""
+    """Format a number of tokens, with a suffix if that is exact."""
     for size, suffix in _UNITS:
         if count >= size and count % size == 0:
             return f"{count // size}{suffix}"

@@ -1,4 +1,4 @@
-"""Take in one long text, and keep the state at each context on the way."""
+"""Process one long text, and save the state at each context along the way."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pom_export.runtime.streaming.session import CHUNK, StreamingSession
 
 @dataclass(frozen=True)
 class Prefill:
-    """How the tokens of a context were taken in.
+    """How long the tokens of a context took, and the memory after them.
 
     Attributes:
-        seconds: from the first one on.
-        resident_bytes: of the process, just after the last one.
+        seconds: since the first token.
+        resident_bytes: resident memory of the process just after the last token.
     """
 
     seconds: float
@@ -28,7 +28,7 @@ class Prefill:
 
 
 def prefill(model: Path, contexts: Sequence[int], options: BenchOptions, kernels: bool) -> dict[int, Prefill]:
-    """Take in as many random bytes as the longest context has; save the state at each beside the model.
+    """Process as many random bytes as the longest context has, and save the state at each context beside the model.
 
     Args:
         model: a stateful export.

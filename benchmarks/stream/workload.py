@@ -31,7 +31,7 @@ from pom_export.runtime.library import custom_ops_library
 from pom_export.runtime.streaming.interface import IDS
 
 DEFAULT_CONTEXTS: Final = (1, 128, 1024, 8192, 32768, 131072, 1048576)
-# Beyond it attention is not timed: its steps would take most of the time of the benchmark.
+# Attention is not timed beyond it, since its steps would take most of the benchmark's time.
 LONGEST_ATTENTION: Final = 32768
 FILES: Final = {
     FUNCTION: "model.onnx",
@@ -42,23 +42,23 @@ FILES: Final = {
 _DESCRIPTIONS: Final = {
     FUNCTION: "our stateful export in ONNX Runtime, without our library",
     KERNEL: "our stateful export in ONNX Runtime, with our library",
-    ATTENTION: "attention in the mixers' place, every step copying its cache into a longer one, as exporters write it",
-    ATTENTION_SHARED: "the same, ONNX Runtime's GroupQueryAttention, its cache written in place",
+    ATTENTION: "attention instead of mixers; each step copies its cache into a longer one, as exporters write it",
+    ATTENTION_SHARED: "the same with ONNX Runtime's GroupQueryAttention, whose cache is written in place",
 }
 _ITEM_BYTES: Final = 4
-# A cache that is copied is there twice while a step runs.
+# The number of copies of a cache during a step.
 _CACHES: Final = {ATTENTION: 2, ATTENTION_SHARED: 1}
 _RUNS: Final = 3
 
 
 class StreamWorkload(Workload):
-    """A language model with random weights, token by token; N are the tokens before the one that is timed."""
+    """A language model with random weights, token by token; N is the number of tokens before the timed one."""
 
     known: ClassVar[Sequence[str]] = STREAM_BACKENDS
     alike: ClassVar[Sequence[Sequence[str]]] = ((FUNCTION, KERNEL), (ATTENTION, ATTENTION_SHARED))
     together: ClassVar[bool] = True
     labels: ClassVar[Labels] = Labels(
-        unit="milliseconds a token, medians",
+        unit="milliseconds per token, medians",
         tokens="tokens before",
         memory="MiB by which a process that streams grows beyond one that has no context, and MiB that a sequence "
         "keeps",
@@ -72,26 +72,26 @@ class StreamWorkload(Workload):
         self.prefills: dict[int, Prefill] = {}
 
     def prepare(self, options: BenchOptions, folder: Path, progress: Progress) -> None:
-        """Write the models that stream, and take in the contexts.
+        """Write the models that stream, and process the contexts.
 
         Raises:
             InputError: an option does not fit a stream, or no mixer can run.
-            WorkerError: the tokens could not be taken in.
+            WorkerError: the contexts could not be processed.
         """
         self.write_models(options, folder, progress)
         contexts = [size.tokens for size in self.sizes]
         name = KERNEL if KERNEL in self.backends else FUNCTION
-        progress(f"taking in {max(contexts)} tokens with {name}")
+        progress(f"processing {max(contexts)} tokens with {name}")
         self.prefills = call_in_worker(
             prefill, self.file_of(name), contexts, options, name == KERNEL, folder=folder, threads=options.threads
         )
 
     def write_models(self, options: BenchOptions, folder: Path, progress: Progress) -> None:
-        """Write the models that stream, and settle backends and contexts."""
+        """Write the models that stream, and determine backends and contexts."""
         if options.batch is not None and list(options.batch) != [1]:
-            raise InputError("a stream is timed with batch 1", "Leave --batch out")
+            raise InputError("a stream is timed with batch 1", "Leave `batch` out")
         if options.backends is not None and not {FUNCTION, KERNEL} & set(options.backends):
-            raise InputError("no mixer can run: none was asked for", f"Name {KERNEL} or {FUNCTION}")
+            raise InputError("no mixer can run: none was requested", f"Name {KERNEL} or {FUNCTION}")
         self.folder = folder
         self.sizes = [Size(1, tokens) for tokens in sorted(options.tokens or DEFAULT_CONTEXTS)]
         model = make_model(self.shape, options.seed)
@@ -105,7 +105,7 @@ class StreamWorkload(Workload):
             raise InputError(f"no mixer can run: {self.not_run[KERNEL]}", f"Name {FUNCTION}")
         longest = max((size.tokens for size in self.sizes if size.tokens <= LONGEST_ATTENTION), default=0)
         self.offer(ATTENTION, options, lambda: write_attention(peer, self.file_of(ATTENTION)))
-        # One position more, for the token that is timed.
+        # One more position, for the timed token.
         shared = self.file_of(ATTENTION_SHARED)
         self.offer(ATTENTION_SHARED, options, lambda: write_group_query(peer, longest + 1, shared))
 
@@ -119,7 +119,7 @@ class StreamWorkload(Workload):
         return SessionRunner(session, {present_name(name): name for name in names})
 
     def inputs(self, backend: str, size: Size, seed: int) -> dict[str, Array]:
-        """Return the token, and a mixer's state after so many real ones, or random keys and values of as many."""
+        """Return the token, and a mixer's state after that many real tokens, or random keys and values."""
         context = size.tokens
         if backend in _CACHES:
             past = drawn_cache(self.shape, context, int(backend == ATTENTION_SHARED), seed)
@@ -140,13 +140,13 @@ class StreamWorkload(Workload):
         return 2 * self.shape.layers * self.shape.dim * _ITEM_BYTES * size.tokens
 
     def compared(self, outputs: Sequence[Array]) -> Sequence[Array]:
-        """Return the logits: caches may have spare room."""
+        """Return the logits, since caches can have spare tokens."""
         return outputs[:1]
 
     def measure_memory(self, backend: str, size: Size, options: BenchOptions) -> Memory:
-        """Return by how much a process that streams from a context holds more than one that does so from none."""
+        """Return how much more memory a process holds that streams from a context than one that starts without."""
         runner = self.load(backend, size, options.threads)
-        # So that what loads with the first run does not count; it ends before the context is there.
+        # What the first run loads does not count.
         runner.bind(self.inputs(backend, Size(1, 0), options.seed))
         give_back_freed_memory()
         before = resident_bytes()
@@ -163,7 +163,7 @@ class StreamWorkload(Workload):
             point.facts["prefill"] = asdict(self.prefills[point.tokens])
         result.notes += _growth_notes(result)
         result.notes += [f"{name}: {_DESCRIPTIONS[name]}" for name in result.backends]
-        result.tables["taking in the tokens, and what the process held just after"] = self._prefill_rows()
+        result.tables["processing the context, and resident memory just after"] = self._prefill_rows()
 
     def _prefill_rows(self) -> Rows:
         rows = [["tokens", "seconds", "tokens/s", "process MiB"]]
@@ -185,7 +185,7 @@ def _growth_notes(result: BenchResult) -> list[str]:
 
 def _summary(shape: StreamShape, parameters: int, peer_parameters: int) -> str:
     return (
-        f"one token a step of a language model of bytes: {shape.layers} layers of dim {shape.dim}, degree "
+        f"one token per step of a language model of bytes: {shape.layers} layers of dim {shape.dim}, degree "
         f"{shape.degree}, expand {shape.expand}, {shape.heads} heads, MLPs of {4 * shape.dim}, "
         f"{parameters / 1e6:.1f} million weights; attention has {head_count(shape.dim)} heads, "
         f"{peer_parameters / 1e6:.1f} million"

@@ -47,7 +47,7 @@ def test_a_stream_without_a_folder_prints_json(capsys: pytest.CaptureFixture[str
         (["stream", "--backends", "kernel,torch"], "'torch' is not one of function, kernel, attention"),
         (["layer", "--mask", "diagonal"], "'diagonal' is not one of none, causal"),
         (["stream", "--batch", "2"], "No such option"),
-        (["image", "--tokens", "250", "--dim", "64"], "250 tokens are no square"),
+        (["image", "--tokens", "250", "--dim", "64"], "250 tokens are not a square"),
         (["project", "layer-odd"], "unknown run 'layer-odd'"),
         (["layer", "--budget", "-1"], "-1.0 is not in the range x>=0"),
         (["layer", "--seed", "-1"], "-1 is not in the range x>=0"),

@@ -57,7 +57,7 @@ def test_memory_is_measured_though_no_file_takes_fewer_tokens(tmp_path: Path) ->
 
 
 def test_refuses_what_is_no_square_of_patches() -> None:
-    with pytest.raises(InputError, match="250 tokens are no square"):
+    with pytest.raises(InputError, match="250 tokens are not a square"):
         bench(ImageWorkload(SHAPE), BenchOptions(tokens=(250,)))
 
 

@@ -66,7 +66,7 @@ def test_a_stream_says_how_flat_it_is_and_what_was_not_run(stream_result: BenchR
         assert "kernel: a token after 1048576 takes 1.01 times as long as one after 1" in text
         assert "attention: a token after" not in text
         assert "not run at batch 1, tokens before 1048576: attention: its cache is 16.0 GiB" in text
-        assert "what the process held" in text.lower()
+        assert "resident memory just after" in text.lower()
 
 
 def test_the_json_of_a_stream_holds_all(stream_result: BenchResult) -> None:
