@@ -129,8 +129,8 @@ def read_engine(engine: str | os.PathLike[str]) -> tuple[bytes, Mapping[str, Any
     Raises:
         InputError: either cannot be read, or the engine is not the file that was built.
     """
-    manifest = read_manifest(engine)
     file = readable_file(engine, "engine")
+    manifest = read_manifest(engine)
     # Checked before allocating that much memory.
     _require(manifest.get("bytes") == file.stat().st_size, f"engine {engine} is", engine)
     content = file.read_bytes()

@@ -124,6 +124,11 @@ def test_an_edited_manifest_is_refused(edit: dict[str, object], engine: Path) ->
         check(engine)
 
 
+def test_a_missing_engine_is_named_before_its_manifest(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^engine .*none does not exist"):
+        read_engine(tmp_path / "none")
+
+
 def test_an_engine_of_another_size_is_not_read(engine: Path) -> None:
     """Its file may be larger than memory."""
     with engine.open("r+b") as file:
