@@ -17,9 +17,9 @@ import pom_export
 PACKAGE = Path(pom_export.__file__).parent
 # From the bottom up: each layer imports only from itself and from those before it.
 LAYERS = (
-    "version", "contract", "errors", "suggestions", "stages", "json_text", "interrupts", "process_wide", "quiet",
-    "files", "archives", "arrays", "torch_patches", "torch_modes", "function_mode", "mixer", "attention", "models",
-    "checkpoint", "graph", "runtime", "text", "images", "engine", "parity", "api", "bench", "cli", "__main__",
+    "version", "contract", "errors", "suggestions", "values", "stages", "json_text", "interrupts", "process_wide",
+    "quiet", "files", "archives", "arrays", "torch_patches", "torch_modes", "function_mode", "mixer", "attention",
+    "models", "checkpoint", "graph", "runtime", "text", "images", "engine", "parity", "api", "bench", "cli", "__main__",
 )  # fmt: skip
 
 

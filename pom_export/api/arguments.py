@@ -13,6 +13,7 @@ from pom_export.graph.opsets import check_opset, default_opset
 from pom_export.graph.options import GraphOptions, check_options
 from pom_export.graph.precisions import PRECISIONS, canonical_precision
 from pom_export.suggestions import did_you_mean
+from pom_export.values import is_number, is_whole
 
 HINTS: Final = ("family", "degree", "heads", "in_context_start", "weights")
 """Arguments of `load_model` besides the path: what a checkpoint may not say itself."""
@@ -24,7 +25,7 @@ def file_settings(dtype: str, opset: int | None) -> tuple[str, int]:
     Raises:
         InputError: the type is unknown, or the opset is not supported.
     """
-    dtype = canonical_precision(dtype)
+    dtype = canonical_precision(str(dtype))  # torch.float16 too
     if dtype not in PRECISIONS:
         hint = did_you_mean(dtype, PRECISIONS) or f"Choose one of {', '.join(PRECISIONS)}"
         raise InputError(f"unknown dtype {dtype!r}", hint)
@@ -70,5 +71,11 @@ def check_reference(
 def check_bounds(rtol: float | None, atol: float | None) -> None:
     """Raise InputError for a bound that is negative, infinite or NaN."""
     for name, bound in (("rtol", rtol), ("atol", atol)):
-        if bound is not None and not 0 <= bound < math.inf:
-            raise InputError(f"`{name}` must be finite and not negative, got {bound}", f"Example: `{name}=1e-4`")
+        if bound is not None and not (is_number(bound) and 0 <= bound < math.inf):
+            raise InputError(f"`{name}` must be finite and not negative, got {bound!r}", f"Example: `{name}=1e-4`")
+
+
+def check_count(name: str, value: int, if_zero: str) -> None:
+    """Raise InputError for a value that is not a whole number of at least 0; the hint says what 0 does."""
+    if not (is_whole(value) and value >= 0):
+        raise InputError(f"{name} must be a whole number of at least 0, got {value!r}", if_zero)

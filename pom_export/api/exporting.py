@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pom_export.api.arguments import file_settings
+from pom_export.api.arguments import check_count, file_settings
 from pom_export.api.checking import check, trial_inputs
 from pom_export.api.progress import Progress, silent
 from pom_export.api.side_files import check_recording_place, own_side_files
@@ -139,8 +139,7 @@ def export(
     from pom_export.torch_modes import plain_modes, same_generators
 
     dtype, opset = file_settings(dtype, opset)
-    if samples < 0:
-        raise InputError(f"samples must not be negative, got {samples}", "0 saves none")
+    check_count("samples", samples, "0 saves none")
     checkpoint = model if isinstance(model, (str, os.PathLike)) else None
     progress = logged(progress, _LOG)
     beside = [recording_path(output)] if samples else []

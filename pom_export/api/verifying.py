@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pom_export.api.arguments import check_bounds, check_reference
+from pom_export.api.arguments import check_bounds, check_count, check_reference
 from pom_export.api.expecting import Expected, expected_of_checkpoint, expected_of_pairs, expected_of_recording
 from pom_export.api.expecting_own import expected_of_module, expected_of_own
 from pom_export.api.progress import Progress, silent
@@ -94,6 +94,7 @@ def verify(
     hints = {"weights": weights, "family": family, "degree": degree, "heads": heads}
     hints["in_context_start"] = in_context_start
     check_bounds(rtol, atol)
+    check_count("seed", seed, "The same seed draws the same inputs")
     given = {"has_module": module is not None, "has_examples": example_inputs is not None}
     check_reference(checkpoint, **given, hints=hints)
     progress = logged(progress, _LOG)

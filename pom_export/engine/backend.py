@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from pom_export import contract
-from pom_export.errors import EngineError, MissingDependencyError
+from pom_export.errors import EngineError, InputError, MissingDependencyError
 from pom_export.process_wide import OneAtATime
 from pom_export.runtime.library import plugin_library, rtx_soname_library
+from pom_export.suggestions import did_you_mean
 
 TENSORRT: Final = "tensorrt"
 TENSORRT_RTX: Final = "tensorrt-rtx"
@@ -83,8 +84,13 @@ def load_backend(name: str = AUTO) -> Backend:
         name: "tensorrt", "tensorrt-rtx", or "auto": the full TensorRT if installed, else TensorRT for RTX.
 
     Raises:
+        InputError: there is no backend of this name.
         MissingDependencyError: it is not installed.
     """
+    names = (AUTO, *BACKENDS)
+    if name not in names:
+        hint = did_you_mean(str(name), names) or f"Choose one of {', '.join(names)}"
+        raise InputError(f"unknown backend {name!r}", hint)
     candidates = BACKENDS if name == AUTO else (name,)
     for candidate in candidates:
         module = _import(candidate)

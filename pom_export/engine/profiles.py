@@ -13,6 +13,7 @@ from pom_export.graph.claims import TOKEN_DIMENSIONS
 from pom_export.graph.exported_model import BATCH, PAST_TOKENS, InputLimits, TensorSpec
 from pom_export.graph.size_expressions import root_of, size_of
 from pom_export.suggestions import did_you_mean
+from pom_export.values import is_whole
 
 Shapes = Mapping[str, Sequence[int]]
 Range = tuple[int, int, int]
@@ -128,10 +129,20 @@ def _check_size(spec: TensorSpec, largest: Sequence[int]) -> None:
         )
 
 
+def _check_form(shapes: Shapes, option: str, specs: Sequence[TensorSpec]) -> None:
+    """Raise InputError if shapes are not lists of whole numbers by name."""
+    by_name = isinstance(shapes, Mapping)
+    if by_name and all(isinstance(shape, Sequence) and all(map(is_whole, shape)) for shape in shapes.values()):
+        return
+    example = {spec.name: tuple(1 if isinstance(axis, str) else axis for axis in spec.axes) for spec in specs[:1]}
+    raise InputError(f"`{option}` must have whole numbers by input, got {shapes!r}", f"Example: `{option}={example}`")
+
+
 def _bind(specs: Sequence[TensorSpec], shapes: Shapes, option: str) -> dict[str, int]:
     """Return the size of each dynamic dimension that the given shapes determine."""
     by_name = {spec.name: spec for spec in specs}
     sizes: dict[str, int] = {}
+    _check_form(shapes, option, specs)
     for name, shape in shapes.items():
         if name not in by_name:
             raise InputError(

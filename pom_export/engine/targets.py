@@ -34,7 +34,7 @@ def canonical_targets(targets: Sequence[str]) -> tuple[str, ...]:
     """
     found: list[str] = []
     for target in targets:
-        match = _CAPABILITY.fullmatch(target)
+        match = _CAPABILITY.fullmatch(str(target))
         if match is None:
             raise InputError(f"target {target!r} is not a compute capability", "Examples: sm86, sm89, sm120")
         name = f"sm{match[1] or match[2] + match[3]}"
@@ -51,7 +51,7 @@ def resolve_targets(backend: Backend, targets: Sequence[str]) -> tuple[str, ...]
         InputError: a target is not a compute capability, occurs twice, or is not supported by this TensorRT.
         EngineError: there is no GPU, and the full TensorRT needs one.
     """
-    targets = canonical_targets(targets)
+    targets = parse_targets(targets) if isinstance(targets, str) else canonical_targets(targets)
     if not backend.is_rtx:
         if targets:
             raise InputError(

@@ -21,4 +21,4 @@ def default_opset(dtype: str) -> int:
 def check_opset(opset: int) -> None:
     """Raise InputError for an opset that the function body or torch.onnx does not support."""
     if opset not in OPSETS:
-        raise InputError(f"opset {opset} is not supported", f"Choose {OPSETS.start} to {OPSETS.stop - 1}")
+        raise InputError(f"opset {opset!r} is not supported", f"Choose {OPSETS.start} to {OPSETS.stop - 1}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Final
+from typing import Any, Final
 
 from pom_export.checkpoint.families import JIT, LANGUAGE_MODEL, NANOGPT
 from pom_export.errors import InputError
 from pom_export.graph.claims import MASKS
+from pom_export.values import is_whole
 
 _LANGUAGE_MODELS: Final = (LANGUAGE_MODEL, NANOGPT)
 
@@ -52,15 +54,24 @@ def check_options(options: GraphOptions, kind: str | None = None) -> None:
     """
     if options.mask is not None and options.mask not in MASKS:
         raise InputError(f"unknown mask {options.mask!r}", f"Choose one of {', '.join(MASKS)}")
-    if options.static is not None and min(options.static) < 1:
-        batch, tokens = options.static
-        raise InputError(f"static sizes must be at least 1, got {batch}x{tokens}", "Example: `static=(1, 256)`")
+    _check_static(options.static)
     if kind in _LANGUAGE_MODELS:
         _check_language_model(options)
     elif kind == JIT:
         _check_image_model(options)
     else:
         _check_mixer(options)
+
+
+def _check_static(static: Any) -> None:
+    """Raise InputError for sizes that are not two whole numbers of at least 1."""
+    if static is None:
+        return
+    hint = "Example: `static=(1, 256)`"
+    if not isinstance(static, Sequence) or len(static) != 2 or not all(map(is_whole, static)):
+        raise InputError(f"static must be two whole numbers, batch and tokens, got {static!r}", hint)
+    if min(static) < 1:
+        raise InputError(f"static sizes must be at least 1, got {static[0]}x{static[1]}", hint)
 
 
 def _check_language_model(options: GraphOptions) -> None:

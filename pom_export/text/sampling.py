@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from pom_export.errors import InputError
+from pom_export.values import is_number, is_whole
 
 Array = npt.NDArray[Any]
 
@@ -40,13 +40,13 @@ class Sampling:
 
     def __post_init__(self) -> None:
         # Comparisons instead of conversions, since an integer may be too large for a float.
-        if not (_is_number(self.temperature) and 0 <= self.temperature <= sys.float_info.max):
+        if not (is_number(self.temperature) and 0 <= self.temperature <= sys.float_info.max):
             raise InputError(f"temperature must be 0 or more, got {self.temperature}", "0 is the likeliest")
-        if self.top_k is not None and not (_is_whole(self.top_k) and self.top_k >= 1):
+        if self.top_k is not None and not (is_whole(self.top_k) and self.top_k >= 1):
             raise InputError(f"top_k must be at least 1, got {self.top_k}", "Leave it out to choose from all tokens")
-        if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
+        if not (is_number(self.top_p) and 0 < self.top_p <= 1):
             raise InputError(f"top_p must be above 0 and at most 1, got {self.top_p}", "1 chooses from all tokens")
-        if not (_is_whole(self.seed) and 0 <= self.seed < _SEEDS):
+        if not (is_whole(self.seed) and 0 <= self.seed < _SEEDS):
             raise InputError(f"seed must be 0 to 2^64 - 1, got {self.seed}", "Choose another")
 
     def choose(self, logits: Array, number: int) -> Array:
@@ -77,14 +77,6 @@ class Sampling:
         if self.top_p < 1:
             weights = np.where(_nucleus(weights, self.top_p), weights, 0.0)
         return _draw(weights, _uniform(self.seed, number, len(weights)))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _largest(scores: Array, count: int) -> Array:

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -200,6 +201,18 @@ def test_unknown_targets_are_refused(exported: Path, tmp_path: Path) -> None:
             parse_targets(text)
     with pytest.raises(InputError, match="sm86 is given twice"):
         pom_export.build_engine(exported, tmp_path / "e", backend=TENSORRT_RTX, targets=["8.6", "sm_86"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_arguments_of_another_type_are_named(exported: Path, tmp_path: Path) -> None:
+    build: Any = pom_export.build_engine
+    with pytest.raises(InputError, match=r"^unknown backend 'tensorrt-rtxx'\. Did you mean 'tensorrt-rtx'"):
+        build(exported, tmp_path / "e", backend="tensorrt-rtxx")
+    with pytest.raises(InputError, match="does not build for sm12"):  # one text, as on the command line
+        build(exported, tmp_path / "e", backend=TENSORRT_RTX, targets="sm86,sm_12")
+    for shapes in ([1], "x:1x16x8", {"x": "1x16x8"}, {"x": (1, 2.5, 8)}):
+        with pytest.raises(InputError, match=r"^`opt_shapes` must have whole numbers by input, got .* Example"):
+            build(exported, tmp_path / "e", backend=TENSORRT_RTX, opt_shapes=shapes)
     assert list(tmp_path.iterdir()) == []
 
 
