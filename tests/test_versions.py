@@ -50,3 +50,17 @@ def test_hints_name_what_is_accepted(package: str) -> None:
 
 def test_torch_is_refused_below_what_is_accepted() -> None:
     assert numbers(accepted()["torch"]) == OLDEST
+
+
+@pytest.mark.parametrize(("end", "column"), [("OLDEST", 0), ("NEWEST", 1)])
+def test_both_ends_of_python_are_tested(end: str, column: int) -> None:
+    page = (ROOT / "docs" / "versions.md").read_text()
+    (row,) = re.findall(r"^\| Python \| ([0-9.]+) \| ([0-9.]+) \|$", page, re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.findall(rf"^PYTHON_{end} \?= .* ([0-9.]+)$", makefile, re.MULTILINE) == [row[column]]
+    assert f"make test-{end.lower()}\n" in (ROOT / ".ci/run").read_text()
+
+
+def test_the_oldest_python_is_what_is_accepted() -> None:
+    (lowest,) = re.findall(r'^requires-python = ">=([0-9.]+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert f"PYTHON_OLDEST ?= $(PYTHON) tools/find_python.py {lowest}\n" in (ROOT / "Makefile").read_text()
