@@ -84,7 +84,7 @@ def test_verify_takes_the_set_that_was_exported(folder: Path, capsys: pytest.Cap
 
 
 def test_a_module_has_one_set(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="weights is for checkpoints"):
+    with pytest.raises(InputError, match="`weights` is for checkpoints"):
         pom_export.export(PolynomialMixer(8, 2, 1), tmp_path / "m.onnx", weights="ema")
 
 
