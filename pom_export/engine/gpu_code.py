@@ -103,7 +103,7 @@ def _section(content: bytes, name: bytes) -> bytes:
     """Return the content of an ELF file's section; empty if there is no section of that name."""
     magic, is_64_bit, is_little_endian, table, size, count, of_names = _ELF.unpack_from(content)
     if (magic, is_64_bit, is_little_endian) != (b"\x7fELF", 2, 1):
-        raise ValueError("it is not a shared library of a 64-bit Linux")
+        raise ValueError("it is not a shared library for 64-bit Linux")
     sections = [_SECTION.unpack_from(content, table + i * size) for i in range(count)]
     names = sections[of_names][1]
     for at, offset, length in sections:

@@ -34,7 +34,7 @@ th { font-weight: 600; } td.number { text-align: right; white-space: nowrap; }
   td:first-child, th:first-child { min-width: 9rem; } .bar { width: 4rem; }
 }
 """
-# As the library's messages name parameters.
+# The names of parameters, as the library's messages write them.
 _CODE: Final = re.compile("`([^`]+)`")
 
 
@@ -73,7 +73,7 @@ def render_page(report: ParityReport) -> str:
 
 
 def _sentence(text: str) -> str:
-    """Return a sentence of the library's, the names in it as code."""
+    """Return one of the library's sentences as HTML, with names as code."""
     return _CODE.sub(r"<code>\1</code>", escape(text))
 
 

@@ -1,6 +1,6 @@
 // Compares the dispatched CPU kernel with the same arithmetic in double, for every mode, form and type, with and
-// without mask, gate and state, and one thread with three. Prints the kernel's name and the number of calls; fails at
-// the first error.
+// without mask, gate and state, and one thread with three threads. Prints the kernel's name and the number of calls;
+// fails at the first error.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -21,7 +21,7 @@ using pom::Form;
 using pom::GateActivation;
 using pom::Mode;
 
-// A tensor of some type, and the values that it holds.
+// A tensor of any type, and its values in double.
 struct Tensor {
   Tensor(DataType data_type, const std::vector<double>& wanted)
       : type(data_type), bytes(wanted.size() * static_cast<size_t>(pom::cpu::element_size(data_type)) + 1) {
@@ -59,7 +59,7 @@ struct Inputs {
         past_state(DataType::kFloat32, random(call.problem.batch * pom::kStateRows * call.problem.channels, 1.0)),
         past_length(static_cast<size_t>(call.problem.batch), 5) {}
 
-  // The sum that a stateful call goes on from.
+  // The sum that a stateful call continues from.
   [[nodiscard]] double past_sum(const pom::Problem& problem, int64_t batch, int64_t channel) const {
     const int64_t first = batch * pom::kStateRows * problem.channels + channel;
     return past_state.values[static_cast<size_t>(first)] +
@@ -124,7 +124,7 @@ double activated(GateActivation activation, double z) {
   }
 }
 
-// What a call makes: y, and of a stateful one the sums and lengths that it leaves.
+// The expected results of a call: y, and for a stateful one the sums and lengths that it leaves.
 struct Expected {
   std::vector<double> y;
   std::vector<double> sums;
@@ -216,7 +216,7 @@ Outputs run(const Call& call, const Inputs& inputs, int threads) {
   return outputs;
 }
 
-// What the errors of a call are relative to is the largest of what it should make.
+// The errors of a call, relative to its largest expected value.
 class Errors {
  public:
   void add(double value, double expected) {
@@ -267,7 +267,7 @@ void check(const Call& call) {
     errors.add(static_cast<double>(pom::cpu::element(made.y.data(), call.problem.data_type, static_cast<int64_t>(i))),
                expected.y[i]);
   }
-  // What one rounding to the type costs, and a few of float32.
+  // The error of one rounding to the type, and of a few roundings to float32.
   const double places[] = {0.0, 0x1p-11, 0x1p-8};
   errors.check(2e-6 + places[static_cast<size_t>(call.problem.data_type)], call, "output");
   if (call.problem.attributes.stateful) {
@@ -275,7 +275,7 @@ void check(const Call& call) {
   }
 }
 
-// Form 0 is the plain power, 1 and 2 are rotated in as many blocks, 3 is the product.
+// Form 0 is the plain power, 1 and 2 are rotated in that many blocks, and 3 is the product.
 Call call_of(Mode mode, int form, DataType type, bool masked, int64_t tokens, int64_t channels) {
   Call call{};
   pom::Problem& problem = call.problem;

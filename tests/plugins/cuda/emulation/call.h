@@ -14,8 +14,8 @@
 
 namespace pom::test {
 
-// A tensor, and behind its last byte a guard: a step into it stops the address sanitizer, and without that is seen
-// afterwards where it changed the guard. It starts as NaN of every float type.
+// A tensor, followed by a guard. An access to the guard stops the address sanitizer; without the sanitizer, a changed
+// guard is found afterwards. The tensor starts as NaN in every float type.
 class Buffer {
  public:
   Buffer(std::size_t bytes, std::size_t shift);
@@ -23,8 +23,8 @@ class Buffer {
   [[nodiscard]] char* data() const { return memory_.get() + shift_; }
   [[nodiscard]] std::string text() const { return {data(), bytes_}; }
 
-  void read(std::istream* in) const;  // throws where that ends too early
-  void check_guard() const;           // throws where it was changed
+  void read(std::istream* in) const;  // throws if the input is too short
+  void check_guard() const;           // throws if the guard was changed
 
  private:
   [[nodiscard]] char* guard() const { return data() + bytes_; }
@@ -42,40 +42,39 @@ class Buffer {
 struct Call {
   Problem problem;
   std::optional<Gate> gate;
-  std::size_t shift = 0;        // bytes that x, gate and the output lie off alignment
-  std::size_t table_shift = 0;  // the same of cos and sin
+  std::size_t shift = 0;        // how many bytes x, gate and the output are off alignment
+  std::size_t table_shift = 0;  // the same for cos and sin
   int32_t skipped_barrier = -1;
-  std::vector<Buffer> inputs;  // in the order of kInputs or kGatedInputs; what the problem has not is empty
+  std::vector<Buffer> inputs;  // in the order of kInputs or kGatedInputs; absent ones are empty
 
   [[nodiscard]] std::vector<const void*> pointers() const;
   void check_guards() const;
 };
 
-// Where a call writes.
+// The memory that a call writes to.
 class Outputs {
  public:
   explicit Outputs(const Call& call);
 
   [[nodiscard]] std::vector<void*> pointers() const;  // in the order of kOutputs
-  [[nodiscard]] std::string text() const;             // of all, one after the other
+  [[nodiscard]] std::string text() const;             // all of them, one after the other
   void check_guards() const;
 
  private:
   std::vector<Buffer> buffers_;
 };
 
-// A call is a line
+// Reads a call: a line
 //   FORM MODE ROTARY_BLOCKS EPSILON BATCH TOKENS CHANNELS DEGREE MASK_BATCH ROTATION_BATCH
 //   X_TYPE COEFFICIENT_TYPE MASK_TYPE ROTATION_TYPE SHIFT TABLE_SHIFT SKIPPED_BARRIER
 //   GATE_ACTIVATION GATE_TOKENS GATES BIAS_TYPE STATEFUL
-// (without the breaks) and then the bytes of x, gate, gate_bias, coefficients (form power), mask, cos, sin, past_state
-// and past_length.
-// MASK_BATCH -1: no mask; ROTATION_BATCH -1: no cos and sin; GATE_TOKENS -1: no gate. Types are DataType's numbers.
-// Throws std::runtime_error for what is none.
+// (without the line breaks), then the bytes of x, gate, gate_bias, coefficients (form power), mask, cos, sin,
+// past_state and past_length. MASK_BATCH -1: no mask; ROTATION_BATCH -1: no cos and sin; GATE_TOKENS -1: no gate. Types
+// are DataType's numbers. Throws std::runtime_error for anything else.
 [[nodiscard]] Call read_call(const std::string& line, std::istream* in);
 
-// Read calls from stdin and write what `run` makes of each to stdout. The first failure ends the program, and the last
-// line of a call on stderr is the one that failed.
+// Reads calls from stdin, and writes the result of `run` for each to stdout. The first failure ends the program; the
+// last call printed on stderr is the one that failed.
 int serve_calls(std::string (*run)(const Call& call));
 
 }  // namespace pom::test

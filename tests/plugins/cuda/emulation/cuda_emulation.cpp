@@ -17,17 +17,17 @@ namespace pom::cuda::emulation {
 namespace {
 
 constexpr std::size_t kStackBytes = 64 * 1024;
-constexpr std::size_t kMaxSharedBytes = 48 * 1024;  // what a kernel may have without asking for more
+constexpr std::size_t kMaxSharedBytes = 48 * 1024;  // what a kernel gets without asking for more
 constexpr uint32_t kMaxThreads = 1024;
 constexpr uint32_t kBlocksAtOnce = 3;
 constexpr int32_t kMaxIdleTurns = 1000;
 
 enum class State { kUnused, kReady, kAtBarrier, kWaiting, kEnded };
 
-// Where a stack stopped, as __builtin_setjmp keeps it: swapcontext would ask the system for a mask of signals as well.
+// Where a stack stopped, as saved by __builtin_setjmp: swapcontext would also make a system call for the signal mask.
 using Place = std::array<void*, 5>;
 
-// The address sanitizer follows fibers only where it is told of each change of stack.
+// The address sanitizer follows fibers only if it is notified of each switch of stacks.
 struct Fiber {
   Place place{};
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
@@ -41,7 +41,7 @@ struct Free {
 
 struct Block {
   uint32_t number = 0;
-  std::vector<Fiber> fibers;  // kept, since new stacks for every launch would cost more than the kernels
+  std::vector<Fiber> fibers;  // kept, since new stacks for every launch would take longer than the kernels
   std::unique_ptr<float[], Free> shared;
 };
 
@@ -76,7 +76,7 @@ __attribute__((noinline, no_sanitize("address"))) void jump(Place* from, const u
   }
 }
 
-// The running fiber stops in this state, and goes on when it is resumed.
+// Stops the running fiber in this state; it continues when it is resumed.
 void stop(State state) {
   Fiber* fiber = scheduler.fiber;
   const uint3 thread = threadIdx;
@@ -90,7 +90,8 @@ void stop(State state) {
   blockIdx = block;
 }
 
-// One thread of a kernel after another; each begins where the last one left threadIdx and blockIdx to be set anew.
+// Runs one thread of a kernel after another, each starting when the previous one has ended and threadIdx and blockIdx
+// are set again.
 void fiber_main() {
   __sanitizer_finish_switch_fiber(nullptr, &scheduler.stack, &scheduler.stack_bytes);
   for (;;) {
@@ -103,7 +104,7 @@ void fiber_main() {
   }
 }
 
-// A context at the foot of the fiber's stack, whatever ran there before.
+// Returns a context at the bottom of the fiber's stack, whatever ran there before.
 ucontext_t anew(const Fiber& fiber) {
   ucontext_t context;
   getcontext(&context);
@@ -114,7 +115,7 @@ ucontext_t anew(const Fiber& fiber) {
   return context;
 }
 
-// Run a fiber up to where it stops.
+// Runs a fiber until it stops.
 void resume(Fiber* fiber) {
   void* fake_stack = nullptr;
   const bool unused = fiber->state == State::kUnused;
@@ -128,7 +129,7 @@ void resume(Fiber* fiber) {
   __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
 }
 
-// A fiber that was stopped within a kernel, one that failed, can't go on to the next.
+// A fiber that was stopped in the middle of a kernel that failed cannot continue with the next one.
 void start(Fiber* fiber) {
   fiber->state = fiber->state == State::kEnded ? State::kReady : State::kUnused;
   fiber->barriers = 0;
@@ -146,7 +147,7 @@ std::vector<uint32_t> ordered(std::size_t count) {
 void start(Block* block, uint32_t number, uint32_t threads, std::size_t shared_bytes) {
   block->number = number;
   block->fibers.resize(threads);
-  block->shared.reset(static_cast<float*>(std::malloc(shared_bytes)));  // not counted among what lives
+  block->shared.reset(static_cast<float*>(std::malloc(shared_bytes)));  // not counted as a live allocation
   std::fill_n(block->shared.get(), shared_bytes / sizeof(float), std::numeric_limits<float>::quiet_NaN());
   std::for_each(block->fibers.begin(), block->fibers.end(), [](Fiber& fiber) { start(&fiber); });
 }
@@ -156,7 +157,7 @@ bool all_are(const Block& block, State state) {
                      [&](const Fiber& fiber) { return fiber.state == state; });
 }
 
-// One turn of a block's threads, each up to where it stops. False: some wait at a barrier, and others have ended.
+// Runs each of a block's threads until it stops. False: some wait at a barrier, and others have ended.
 bool take_turn(Block* block, bool* moved) {
   scheduler.block = block;
   blockIdx = {block->number, 0, 0};

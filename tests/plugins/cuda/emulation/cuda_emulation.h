@@ -1,5 +1,5 @@
-// A test double for what the kernels in plugins/cuda use of CUDA, so that g++ compiles those very sources and a CPU
-// runs them: a few blocks at a time, the threads of all as fibers that change at __syncthreads() and where one waits
+// A test double of the parts of CUDA that the kernels in plugins/cuda use, so that g++ compiles the same sources and a
+// CPU runs them: a few blocks at a time, with all threads as fibers that switch at __syncthreads() and when one waits
 // for another block.
 #pragma once
 
@@ -24,30 +24,31 @@ inline uint32_t atomicAdd(uint32_t* address, uint32_t value) {
 
 namespace pom::cuda::emulation {
 
-// The order in which blocks, and a block's threads between two barriers, run. A kernel that is right gives the same
-// bits in both. kShuffled: another order at every turn, so that a block may be ahead of one that started before it.
+// The order in which blocks run, and a block's threads between two barriers. A correct kernel gives the same bits in
+// both. kShuffled uses another order each time, so that a block may be ahead of one that started before it.
 enum class Order { kForward, kShuffled };
 void set_order(Order order);
 
-// Let the threads run past the barrier of this number in every kernel, as if it had been forgotten; -1: none.
+// Lets the threads run past the barrier with this number in every kernel, as if it were missing; -1: none.
 void skip_barrier(int32_t barrier);
 
-// Let the CUDA call of this number, of those made from now on, fail with cudaErrorLaunchOutOfResources; -1: none.
+// Lets the CUDA call with this number, counted from now on, fail with cudaErrorLaunchOutOfResources; -1: none.
 void fail_call(int32_t number);
 [[nodiscard]] bool call_failed();
 
-// Whether a kernel runs: what is allocated then is the double's own.
+// Whether a kernel is running: allocations made then are the double's own.
 [[nodiscard]] bool is_running();
 
-// cudaErrorLaunchFailure where some threads of a block wait at a barrier and others have ended, cudaErrorLaunchTimeout
-// where all wait for each other, cudaErrorInvalidValue for more threads or shared memory than a GPU gives.
+// Returns cudaErrorLaunchFailure if some threads of a block wait at a barrier and others have ended,
+// cudaErrorLaunchTimeout if all wait for each other, and cudaErrorInvalidValue for more threads or shared memory than a
+// GPU has.
 cudaError_t launch(const std::function<void()>& kernel, uint32_t blocks, uint32_t threads, std::size_t shared_bytes,
                    cudaStream_t stream);
 
-// The running block's dynamic shared memory. It starts as NaN, and ends where the launch said.
+// The running block's dynamic shared memory, which starts as NaN and has exactly the size given at the launch.
 float* shared_memory();
 
-// Words that blocks hand to each other.
+// Access to words that blocks pass to each other.
 inline unsigned long long load_word(const unsigned long long* word) { return *word; }
 inline void store_word(unsigned long long* word, unsigned long long value) { *word = value; }
 void wait_a_little();

@@ -24,7 +24,7 @@ using nvinfer1::PluginTensorDesc;
 using nvinfer1::TensorRTPhase;
 using Plugin = std::unique_ptr<IPluginV3>;
 
-// A mean over masked tokens, which the tests below break one thing of.
+// A mean over masked tokens; each test below breaks one part of it.
 Call good_call() {
   Call call;
   call.problem.batch = 2;
@@ -46,7 +46,7 @@ Plugin created(Node* node) {
   return Plugin(creator_of(node->op)->createPlugin("node", node->fields.collection(), TensorRTPhase::kBUILD));
 }
 
-// The builder's view of a node with these tensors: the creator, the plugin's interfaces, and descriptions to damage.
+// The builder's view of a node with these tensors: creator, plugin interfaces, and descriptions to damage.
 struct Build {
   Node node;
   Plugin plugin = created(&node);
@@ -73,7 +73,7 @@ struct StatefulBuild : Build {
   StatefulBuild() : Build(stateful_call()) {}
 };
 
-// The runtime's view of the same.
+// The runtime's view of the same node.
 struct Run {
   Node node;
   Plugin plugin = created(&node);
@@ -113,7 +113,7 @@ bool create(const nvinfer1::PluginFieldCollection* fields) {
   return Plugin(creator_of(kOpName)->createPlugin(nullptr, fields, TensorRTPhase::kBUILD)) != nullptr;
 }
 
-// Whether what `damage` leaves of a good state is accepted by `use`.
+// Returns a function that damages a good state and returns whether `use` accepts it.
 template <typename State>
 std::function<bool()> damaged(void (*damage)(State*), bool (*use)(const State&)) {
   return [=] {

@@ -1,9 +1,9 @@
-// What a plugin must refuse, in lines "NAME: LOG" on stdout, one for each way to misuse it.
+// Misuses a plugin in every way that it must refuse, and prints a line "NAME: LOG" for each.
 #pragma once
 
 namespace pom::test {
 
-// EXIT_FAILURE where something was not refused.
+// Returns EXIT_FAILURE if anything was not refused.
 int try_misuse();
 
 }  // namespace pom::test

@@ -1,4 +1,4 @@
-// The ops' CUDA kernels as ONNX Runtime's CPU provider takes them: the real ONNX Runtime over emulated kernels.
+// The ops' CUDA kernels as kernels of ONNX Runtime's CPU provider: the real ONNX Runtime over emulated kernels.
 #include <onnxruntime_cxx_api.h>
 
 #include "onnxruntime/cuda_kernel.h"

@@ -1,5 +1,5 @@
-// Runs calls of pom::cuda::aggregate, with a gate or without, on the CPU: see call.h. Each runs with both orders of
-// blocks and threads, which must agree; outputs and workspace are NaN at first.
+// Runs calls of pom::cuda::aggregate, with and without a gate, on the CPU: see call.h. Each runs with both orders of
+// blocks and threads, which must agree; outputs and workspace start as NaN.
 #include <cuda_runtime_api.h>
 
 #include <stdexcept>

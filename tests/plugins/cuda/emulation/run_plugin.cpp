@@ -1,10 +1,11 @@
-// Runs calls through the whole life of a TensorRT plugin on the CPU: from the attributes of a node over an engine to
-// contexts that run. See call.h.
+// Runs calls through the whole life of a TensorRT plugin on the CPU: from a node's attributes to an engine, and from
+// there to running contexts. See call.h.
 //
 // run_plugin: the outputs of all calls, each with both orders of blocks and threads, which must agree.
 //
-// run_plugin --faults: instead of outputs, what happens when each allocation of the plugin's entries fails in turn with
-// all that follow, and then each of its CUDA calls: lines "KIND ENTRY: LOG", ENTRY being the one that refused.
+// run_plugin --faults: instead of outputs, what happens if each allocation in the plugin's functions fails in turn,
+// with all that follow it, and then if each of its CUDA calls fails: lines "KIND FUNCTION: LOG", for the function that
+// failed.
 //
 // run_plugin --misuse: no calls, see misuse.h.
 #include <cuda_runtime_api.h>
@@ -33,7 +34,7 @@ using pom::test::Outputs;
 
 constexpr int64_t kGrowth = 3;
 
-// The shapes of a call with a batch of nothing.
+// The shapes of a call with an empty batch.
 Node without_batch(const Call& call) {
   Call nothing;
   nothing.problem = call.problem;
@@ -56,7 +57,7 @@ std::string run_engine(const Call& call, int64_t growth) {
   const Buffer workspace(engine.workspace_bytes, 0);
   const std::string untouched = outputs.text();
   context.set_shapes(node);
-  // A second context has shapes of its own.
+  // A second context has different shapes.
   other.set_shapes(without_batch(call));
   other.enqueue(call.pointers(), outputs.pointers(), workspace.data());
   if (outputs.text() != untouched) {
@@ -79,7 +80,7 @@ std::string run(const Call& call) {
   return exact;
 }
 
-// Which entry refused, and what the plugin logged; both empty where all went well.
+// The function of the plugin that failed, and what the plugin logged; both empty if all went well.
 struct Outcome {
   std::array<char, 64> entry{};
   std::array<char, 1024> log{};
@@ -100,7 +101,7 @@ Outcome run_to_the_fault(const Call& call) {
   return outcome;
 }
 
-// Let one more thing go right each time, until nothing fails any more.
+// Lets one more operation succeed each time, until nothing fails any more.
 std::string run_with_each_fault(const Call& call, const std::string& kind, const std::function<void(int32_t)>& fail,
                                 const std::function<bool()>& failed) {
   std::string lines;
@@ -122,7 +123,7 @@ std::string run_with_each_fault(const Call& call, const std::string& kind, const
 std::string run_with_faults(const Call& call) {
   namespace faults = pom::test::faults;
   namespace emulation = pom::cuda::emulation;
-  run(call);  // so that what is made once and kept is there
+  run(call);  // so that whatever is created only once exists
   return run_with_each_fault(call, "allocation", faults::fail_allocation, faults::allocation_failed) +
          run_with_each_fault(call, "cuda", emulation::fail_call, emulation::call_failed);
 }

@@ -23,7 +23,7 @@ using nvinfer1::PluginField;
 using nvinfer1::PluginFieldType;
 using nvinfer1::PluginTensorDesc;
 
-// What a device has at most.
+// An upper bound on a device's memory.
 constexpr std::size_t kMemory = std::size_t{1} << 40;
 
 class Log : public nvinfer1::ILogger, public nvinfer1::ILoggerFinder {
@@ -33,7 +33,7 @@ class Log : public nvinfer1::ILogger, public nvinfer1::ILoggerFinder {
   }
   nvinfer1::ILogger* findLogger() override { return this; }
 
-  std::array<char, 1024> line{};  // no string: what is allocated here would look like the plugin's
+  std::array<char, 1024> line{};  // not a string, whose allocation would look like the plugin's
 };
 
 Log* the_log() {
@@ -41,7 +41,7 @@ Log* the_log() {
   return &log;
 }
 
-// A dimension of the network, by its number: an input's where it is not negative, else a constant's.
+// A dimension of the network: a constant, or an input's dynamic size.
 class Expression : public nvinfer1::IDimensionExpr, public nvinfer1::apiv::VDimensionExpr {
  public:
   explicit Expression(std::optional<int64_t> constant) : constant_(constant) { mImpl = this; }
@@ -58,7 +58,7 @@ class Expression : public nvinfer1::IDimensionExpr, public nvinfer1::apiv::VDime
 class ExpressionBuilder : public nvinfer1::IExprBuilder, public nvinfer1::apiv::VExprBuilder {
  public:
   ExpressionBuilder() { mImpl = this; }
-  // Allocates nothing: it would look like the plugin's.
+  // Does not allocate, which would look like the plugin's allocation.
   const nvinfer1::IDimensionExpr* constant(int64_t value) override { return value == 1 ? &one_ : nullptr; }
   const nvinfer1::IDimensionExpr* variable() { return &made_.emplace_back(std::nullopt); }
   const nvinfer1::IDimensionExpr* operation(nvinfer1::DimensionOperation, const nvinfer1::IDimensionExpr&,
@@ -80,7 +80,7 @@ DataType type_of(pom::DataType type) {
   return kTypes[static_cast<std::size_t>(type)];
 }
 
-// A tensor as the builder shows it: any size of a dynamic axis up to `growth` times this one.
+// A tensor as the builder describes it: dynamic axes have any size up to `growth` times the given one.
 DynamicPluginTensorDesc dynamic(const PluginTensorDesc& tensor, const std::vector<int32_t>& axes, int64_t growth) {
   DynamicPluginTensorDesc wide{tensor, tensor.dims, tensor.dims, tensor.dims};
   for (const int32_t axis : axes) {
@@ -99,7 +99,7 @@ std::unique_ptr<nvinfer1::IPluginV3> create(nvinfer1::IPluginCreatorV3One* creat
       entry("createPlugin", [&] { return creator->createPlugin("node", given, phase); }));
 }
 
-// What the plugin says of its outputs before any size is known.
+// Checks what the plugin declares about its outputs before any size is known.
 void check_outputs(nvinfer1::IPluginV3OneBuild* builder, const Node& node) {
   const int32_t inputs = node.input_count();
   const auto first = static_cast<std::size_t>(inputs);
@@ -197,7 +197,7 @@ Node node_of(const Call& call) {
     node.tensors.push_back(describe(type_of(type), sizes));
     node.dynamic_axes.push_back(axes);
   };
-  // A placeholder takes the place of what is absent, of one of its types.
+  // An absent input is replaced by a placeholder, which has one of its types.
   const auto add_if = [&](bool given, pom::DataType type, const std::vector<int64_t>& sizes,
                           const std::vector<int32_t>& axes) {
     add(type, given ? sizes : std::vector<int64_t>{1}, given ? axes : std::vector<int32_t>{});
@@ -265,7 +265,7 @@ Engine build(Node node, int64_t growth) {
   entry("getFieldNames", [&] { return creator->getFieldNames(); });
   auto parsed = create(creator, &node.fields, nvinfer1::TensorRTPhase::kBUILD);
   node.fields = {};
-  // A network holds a copy.
+  // A network keeps a copy.
   const std::unique_ptr<nvinfer1::IPluginV3> plugin(entry("clone", [&] { return parsed->clone(); }));
   parsed.reset();
   capability_of<nvinfer1::IPluginV3OneCore>(plugin.get(), PluginCapabilityType::kCORE);

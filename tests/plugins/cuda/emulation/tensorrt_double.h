@@ -1,6 +1,5 @@
-// What TensorRT does with a plugin, without TensorRT: from the attributes of an ONNX node to an engine, and from an
-// engine to contexts that run. It keeps what it gives a plugin, and what it gets from one, no longer than TensorRT
-// does.
+// Does what TensorRT does with a plugin: from an ONNX node's attributes to an engine, and from an engine to running
+// contexts. It keeps what it passes to a plugin, and what it gets from one, no longer than TensorRT does.
 #pragma once
 
 #include <NvInferRuntime.h>
@@ -18,19 +17,20 @@
 
 namespace pom::test {
 
-// An entry of the plugin that said that it failed.
+// A function of the plugin reported failure.
 struct Refused : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// The line that the plugin logged since the last call, or "".
+// Returns the line that the plugin has logged since the last call, or "".
 [[nodiscard]] const char* take_log();
 
 inline bool is_done(const void* result) { return result != nullptr; }
 inline bool is_done(bool result) { return result; }
 inline bool is_done(int32_t status) { return status == 0; }
 
-// Run a plugin's entry, within which allocations may fail; throws Refused where its result says that it failed.
+// Calls a function of the plugin, in which allocations may be made to fail; throws Refused if its result reports
+// failure.
 template <typename Body>
 auto entry(const char* name, Body&& body) {
   const auto result = [&] {
@@ -43,7 +43,7 @@ auto entry(const char* name, Body&& body) {
   return result;
 }
 
-// Plugin fields that hold copies of their values.
+// Plugin fields with copies of their values.
 class Fields {
  public:
   Fields() = default;
@@ -66,8 +66,8 @@ class Fields {
   nvinfer1::PluginFieldCollection collection_{};
 };
 
-// A node of the graph: its tensors are the inputs and behind them the outputs, and those of their axes that are dynamic
-// in the network.
+// A node of the graph: `tensors` are its inputs followed by its outputs, and `dynamic_axes` which of their axes are
+// dynamic in the network.
 struct Node {
   std::string op;
   Fields fields;
@@ -90,17 +90,17 @@ Capability* capability_of(nvinfer1::IPluginV3* plugin, nvinfer1::PluginCapabilit
       entry("getCapabilityInterface", [&] { return plugin->getCapabilityInterface(type); }));
 }
 
-// What is left of a plugin in a file.
+// What a file keeps of a plugin.
 struct Engine {
   std::string op;
   Fields fields;
   std::size_t workspace_bytes = 0;
 };
 
-// For shapes up to `growth` times the node's batch and tokens. Throws Refused.
+// Builds an engine for shapes up to `growth` times the node's batch and tokens. Throws Refused.
 [[nodiscard]] Engine build(Node node, int64_t growth);
 
-// A plugin of an engine that was loaded, for shapes that change.
+// The plugin of a loaded engine, for changing shapes.
 class Context {
  public:
   explicit Context(nvinfer1::IPluginV3* loaded);
