@@ -1,4 +1,4 @@
-"""What the tests of the benchmark share: a result that was not measured, and a file."""
+"""Fixtures of the benchmark's tests: a result that was not measured, and an exported file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An exported file on every backend; nothing here asks how long it took."""
+"""An exported file on every backend; no test depends on how long anything takes."""
 
 from __future__ import annotations
 

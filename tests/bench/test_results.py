@@ -1,4 +1,4 @@
-"""What is printed and written of a result."""
+"""How a result is printed and written."""
 
 from __future__ import annotations
 

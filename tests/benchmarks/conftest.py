@@ -1,4 +1,4 @@
-"""What the tests of the benchmarks share: results that were not measured."""
+"""Fixtures of the benchmarks' tests: results that were not measured."""
 
 from __future__ import annotations
 

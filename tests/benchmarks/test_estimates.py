@@ -1,4 +1,4 @@
-"""What is left out before it brings a machine down."""
+"""Runs that would bring a machine down are left out."""
 
 from __future__ import annotations
 

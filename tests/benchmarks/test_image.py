@@ -1,4 +1,4 @@
-"""Image models side by side, on ones small enough for a test; nothing here asks how long it took."""
+"""The image benchmark, on models small enough for a test; no test depends on how long anything takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every backend of a layer at work, on one small enough for a test; nothing here asks how long it took."""
+"""The layer benchmark on every backend, small enough for a test; no test depends on how long anything takes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def layer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def test_all_backends_run_and_agree(layer: LayerWorkload, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = []
-    # The compiler takes longer than all tests of this folder together.
+    # The compiler takes longer than all other tests in this folder together.
     monkeypatch.setattr(torch, "compile", lambda module, dynamic: compiled.append(dynamic) or module)
     assert layer.backends == ON_CPU
     assert set(layer.not_run) == {"tensorrt"}

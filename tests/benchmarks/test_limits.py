@@ -1,4 +1,4 @@
-"""What the project promises of its speed, checked on numbers that were not measured."""
+"""The project's promises about its speed, checked on numbers that were not measured."""
 
 from __future__ import annotations
 

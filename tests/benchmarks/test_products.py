@@ -1,4 +1,4 @@
-"""What is found of a model's matrix products, and the graph of them alone."""
+"""A model's matrix products are found, and put into a graph of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is printed, drawn and written of the benchmarks' results."""
+"""How the benchmarks' results are printed, drawn and written."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MIB = 1 << 20
 
 
 def completed(result: BenchResult) -> BenchResult:
-    """Add what the workload of a stream knows."""
+    """Add the facts that a stream's workload adds."""
     workload = StreamWorkload(StreamShape())
     workload.prefills = {1: Prefill(0.5, 100 * MIB), 1 << 20: Prefill(100, 101 * MIB)}
     workload.complete(result)

@@ -1,4 +1,4 @@
-"""A stream at work, on models small enough for a test; nothing here asks how long it took."""
+"""The stream benchmark, on models small enough for a test; no test depends on how long anything takes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONTEXTS = [1, 5, 12]
 SIZES = [Size(1, context) for context in CONTEXTS]
 SEED = 3
 TWICE = BenchOptions(threads=1, seed=SEED, warmup=0, repeats=2)
-CACHE = 2 * SHAPE.layers * SHAPE.dim * 4  # bytes of a token
+CACHE = 2 * SHAPE.layers * SHAPE.dim * 4  # bytes per token
 
 
 def silent(_: str) -> None:
@@ -99,7 +99,7 @@ def test_a_step_is_the_model_on_the_next_token(stream: StreamWorkload) -> None:
 
 @pytest.mark.parametrize("name", ["attention", "attention-shared"])
 def test_attention_is_that_of_the_model(name: str, stream: StreamWorkload) -> None:
-    """From no context on, token by token: each step's cache goes into the next one."""
+    """Starting without a context, token by token: each step's cache goes into the next one."""
     text = drawn_tokens(SEED, 6).astype(np.int64)
     with torch.inference_mode():
         expected = make_model(SHAPE, SEED, attention=True)(torch.from_numpy(text)[None]).numpy()
@@ -142,7 +142,7 @@ def test_backends_that_differ_end_the_benchmark(stream: StreamWorkload) -> None:
 def test_memory_is_measured_against_no_context(stream: StreamWorkload) -> None:
     found = {name: stream.measure_memory(name, Size(1, 12), TWICE) for name in ALL}
     assert all(each.growth_bytes is not None and each.growth_bytes >= 0 for each in found.values())
-    # Of 2 layers, a sum of 2 * 16 channels with what rounding takes off it, and the length.
+    # The sums of 2 layers, 2 * 16 channels each with their rounding errors, and one length.
     state, cache = 2 * 2 * 32 * 4 + 8, 12 * CACHE + 8
     assert [found[name].tensor_bytes for name in ALL] == [state, state, cache, cache]
 
