@@ -85,18 +85,20 @@ class Executors:
 
     def _file(self, feeds: Arrays, attributes: dict[str, Any]) -> Path:
         """Write the model if it does not exist yet: calls of other sizes use the same one."""
-        model = op_calls.model(feeds, attributes)
-        coefficients = next(value for value in model.graph.input if value.name == "coefficients")
-        # A function serves one degree.
-        coefficients.type.tensor_type.shape.dim[-1].dim_value = feeds["coefficients"].shape[-1]
-        path = self.folder / f"{hashlib.sha256(model.SerializeToString()).hexdigest()}.onnx"
+        degree = feeds["coefficients"].shape[-1]
+        kinds = [(name, array.dtype, array.ndim) for name, array in feeds.items()]
+        path = self.folder / f"{hashlib.sha256(repr((kinds, degree, attributes)).encode()).hexdigest()}.onnx"
         if not path.is_file():
+            model = op_calls.model(feeds, attributes)
+            coefficients = next(value for value in model.graph.input if value.name == "coefficients")
+            # A function serves one degree.
+            coefficients.type.tensor_type.shape.dim[-1].dim_value = degree
             register_schema()
             ir.save(AttachFunctionsPass()(ir.from_proto(model)).model, path)
         return path
 
 
-@functools.lru_cache(maxsize=32)
+@functools.cache
 def _session(path: Path, kernels: bool) -> Any:
     return inference_session(path, kernels=kernels)
 
