@@ -22,10 +22,11 @@ import torch
 from pom_export import interrupts
 from pom_export.errors import MissingDependencyError
 from pom_export.runtime.library import plugin_library
-from tests import kept_traces, torch_tables
+from tests import kept_traces, session_threads, torch_tables
 
 # Test tensors are small: on a shared machine, several threads would only wait for each other.
 torch.set_num_threads(1)
+session_threads.keep_to_one()
 torch_tables.keep()
 kept_traces.keep()
 

@@ -24,6 +24,7 @@ from random import Random
 import pom_export.cli
 from pom_export.engine.backend import load_backend, polygraphy_trt
 from pom_export.errors import MissingDependencyError
+from tests import session_threads
 from tests.fuzzing import forking
 from tests.fuzzing.cases import Case, Place
 from tests.fuzzing.client import Outcome
@@ -117,6 +118,7 @@ def _import_what_it_imports(seeds: Seeds) -> None:
     import torch
 
     torch.set_num_threads(1)
+    session_threads.keep_to_one()
     names = seeds.folder.parent / "modules.json"
 
     def work(_: int) -> int:
