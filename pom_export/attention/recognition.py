@@ -12,7 +12,7 @@ from functools import cache
 from torch import nn
 
 from pom_export.attention.costs import AttentionShape
-from pom_export.errors import kind_of
+from pom_export.errors import InputError, kind_of
 
 TORCH, TIMM, HUGGING_FACE, FUSED, FUNCTION = "torch", "timm-style", "hugging-face-style", "fused c_attn", "function"
 
@@ -71,7 +71,13 @@ class Found:
 
 
 def find_attention(model: nn.Module) -> list[Found]:
-    """Return a model's attention layers in order; shared ones are listed once."""
+    """Return a model's attention layers in order; shared ones are listed once.
+
+    Raises:
+        InputError: the model is not a module.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model is {kind_of(model)}", "Give an nn.Module")
     found: dict[nn.Module, Found] = {}
     visited: set[nn.Module] = set()
 

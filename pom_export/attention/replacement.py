@@ -14,6 +14,7 @@ from pom_export.attention.recognition import FUNCTION, TIMM, Found, find_attenti
 from pom_export.attention.start import start_from_values
 from pom_export.attention.vision import VisionPolynomialMixer
 from pom_export.errors import InputError, only_ours
+from pom_export.values import is_whole
 
 STARTS = ("values", "fresh")
 _NORMS = ("q_norm", "k_norm", "norm")
@@ -115,8 +116,9 @@ def replace_attention(
     """
     if start not in STARTS:
         raise InputError(f"unknown start {start!r}", f"Choose one of {', '.join(STARTS)}")
-    if keep_every is not None and keep_every < 1:
-        raise InputError(f"keep_every must be at least 1, got {keep_every}", "Leave it out to replace every layer")
+    if keep_every is not None and not (is_whole(keep_every) and keep_every >= 1):
+        what = f"keep_every must be a whole number of at least 1, got {keep_every!r}"
+        raise InputError(what, "Leave it out to replace every layer")
     found = find_attention(model)
     if any(one.module is model and one.what.kind != FUNCTION for one in found):
         raise InputError(

@@ -12,6 +12,7 @@ from pom_export.attention.costs import Cost, PomShape, cost
 from pom_export.attention.recognition import Found, find_attention
 from pom_export.attention.replacement import mixer_for
 from pom_export.errors import InputError, only_ours
+from pom_export.values import is_whole
 
 DEFAULT_TOKENS = (1024, 4096)
 
@@ -75,8 +76,8 @@ def scan(
     Raises:
         InputError: a number of tokens is less than 1, or a hyper-parameter does not fit a layer.
     """
-    if any(count < 1 for count in tokens):
-        raise InputError(f"tokens must be at least 1, got {min(tokens)}")
+    if not isinstance(tokens, Sequence) or not all(is_whole(count) and count >= 1 for count in tokens):
+        raise InputError(f"tokens must be whole numbers of at least 1, got {tokens!r}", "Example: tokens=(1024, 4096)")
     pom = PomShape(degree, expand, n_groups)
     return [_finding(one, pom, tokens) for one in find_attention(model)]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -111,8 +113,18 @@ def test_attention_grows_with_the_square_and_pom_does_not() -> None:
     assert (second.cache_bytes, second.state_bytes) == (2 * first.cache_bytes, first.state_bytes)
 
 
+@pytest.mark.parametrize("tokens", [5, "5", [1.5], [True], [5, 0]])
+def test_token_counts_are_whole_numbers(tokens: Any) -> None:
+    with pytest.raises(InputError, match="tokens must be whole numbers of at least 1, got"):
+        scan(zoo.transformer(), tokens=tokens)
+
+
+@pytest.mark.parametrize("function", [scan, replace_attention])
+def test_what_is_no_module_is_named(function: Any) -> None:
+    with pytest.raises(InputError, match=r"the model is None\. Give an nn\.Module"):
+        function(None)
+
+
 def test_refuses() -> None:
-    with pytest.raises(InputError, match="got 0"):
-        scan(zoo.transformer(), tokens=[5, 0])
     with pytest.raises(InputError, match=r"encoder.layers.0.self_attn: n_groups must divide dim, got 3 and 8"):
         scan(zoo.transformer(), n_groups=3)

@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from pom_export.errors import InputError
+from pom_export.errors import InputError, kind_of
 from pom_export.graph.exported_model import PAST_LENGTH, ExportedModel
 from pom_export.runtime.providers import Provider
 from pom_export.runtime.session import inference_session
@@ -21,6 +21,7 @@ from pom_export.runtime.streaming.inputs import call_mask, call_others, call_tok
 from pom_export.runtime.streaming.interface import MASK, StatefulModel, read_stateful
 from pom_export.runtime.streaming.onnxruntime import OnnxRuntimeBackend
 from pom_export.runtime.streaming.state import ModelFiles, State
+from pom_export.values import is_whole
 
 Array = npt.NDArray[Any]
 # Tokens per call for a long prompt: enough for full speed, few enough to save memory.
@@ -83,13 +84,10 @@ class StreamingSession:
             raise InputError(
                 "providers, session_options and kernels are for ONNX Runtime", "Leave out either these or backend"
             )
+        if backend is not None and not callable(backend):
+            raise InputError(f"backend is {kind_of(backend)}", "Give what pom_export.tensorrt_backend(engine) returns")
         interface = read_stateful(model)
-        for part in interface.past:
-            pinned = part.spec.axes[0] if isinstance(part.spec.axes[0], int) else batch
-            if batch < 1 or pinned != batch:
-                raise InputError(
-                    f"batch is {batch}, {interface.name} takes {max(pinned, 1)} rows", "Choose another batch"
-                )
+        _check_batch(interface, batch)
         identity = ModelFiles((interface.file.path, *interface.file.weights))
         if backend is None:
             session = inference_session(model, providers, kernels=kernels, session_options=session_options)
@@ -281,6 +279,16 @@ class StreamingSession:
         after = int((self._now.lengths + more).max())
         if after > most:
             raise InputError(f"{after} tokens are more than {self._interface.name}'s {most} positions", "Reset it")
+
+
+def _check_batch(model: StatefulModel, batch: int) -> None:
+    """Raise InputError for a number of rows that a model does not take."""
+    if not (is_whole(batch) and batch >= 1):
+        raise InputError(f"batch is {batch!r}, not a whole number of at least 1", "Give the number of rows")
+    for part in model.past:
+        pinned = part.spec.axes[0]
+        if isinstance(pinned, int) and pinned != batch:
+            raise InputError(f"batch is {batch}, {model.name} takes {pinned} rows", "Choose another batch")
 
 
 class Exclusive:

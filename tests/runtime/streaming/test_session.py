@@ -308,8 +308,11 @@ def test_models_that_do_not_stream_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         StreamingSession(tmp_path / "none.onnx")
     path = running_sum_model(tmp_path / "m.onnx")
-    with pytest.raises(InputError, match="batch is 0"):
-        StreamingSession(path, batch=0)
+    for batch in (0, 1.5, "2", True):
+        with pytest.raises(InputError, match=f"batch is {batch!r}, not a whole number of at least 1"):
+            StreamingSession(path, batch=batch)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="backend is a str"):
+        StreamingSession(path, backend="m.engine")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"provider|execution"):
         StreamingSession(path, providers=["NoSuchExecutionProvider"])
 
