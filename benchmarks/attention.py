@@ -20,6 +20,12 @@ def head_count(dim: int) -> int:
     return dim // _HEAD_WIDTH if dim % _HEAD_WIDTH == 0 else 1
 
 
+def heads_in_words(dim: int) -> str:
+    """Return the number of heads as a noun phrase."""
+    count = head_count(dim)
+    return f"{count} head{'s' if count != 1 else ''}"
+
+
 def attention_bytes(dim: int, batch: int, tokens: int) -> int:
     """Return the size of a layer's scores in bytes."""
     return _ITEM_BYTES * batch * head_count(dim) * tokens**2

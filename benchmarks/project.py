@@ -112,5 +112,6 @@ def _say(line: str) -> None:
 
 
 def _report(limits: Sequence[Limit], instructions: Sequence[str], folders: Sequence[Path]) -> None:
-    for lines in (map(str, limits), instructions, [f"results: {', '.join(map(str, folders))}"]):
-        click.echo("\n" + "\n".join(lines))
+    for lines in ([str(limit) for limit in limits], instructions, [f"results: {', '.join(map(str, folders))}"]):
+        if lines:
+            click.echo("\n" + "\n".join(lines))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from benchmarks.attention import attention_bytes, attention_flops, head_count
+from benchmarks.attention import attention_bytes, attention_flops, heads_in_words
 from benchmarks.image.shape import ImageShape, image_config
 from benchmarks.names import ATTENTION, FUNCTION, IMAGE_BACKENDS, KERNEL
 from benchmarks.time_limit import too_long
@@ -88,5 +88,5 @@ def _summary(shape: ImageShape, model: nn.Module) -> str:
     return (
         f"one call of an image model (JiT): {shape.layers} blocks of dim {shape.dim}, degree {shape.degree}, expand "
         f"{shape.expand}, {shape.heads} heads, patches of {shape.patch}, {weights / 1e6:.1f} million weights; "
-        f"attention has {head_count(shape.dim)} heads of 64"
+        f"attention has {heads_in_words(shape.dim)}"
     )

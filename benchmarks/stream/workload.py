@@ -9,7 +9,7 @@ from typing import ClassVar, Final
 
 import numpy as np
 
-from benchmarks.attention import head_count
+from benchmarks.attention import heads_in_words
 from benchmarks.growth import growth
 from benchmarks.names import ATTENTION, ATTENTION_SHARED, FUNCTION, KERNEL, STREAM_BACKENDS
 from benchmarks.stream.group_query import write_group_query
@@ -187,6 +187,6 @@ def _summary(shape: StreamShape, parameters: int, peer_parameters: int) -> str:
     return (
         f"one token per step of a language model of bytes: {shape.layers} layers of dim {shape.dim}, degree "
         f"{shape.degree}, expand {shape.expand}, {shape.heads} heads, MLPs of {4 * shape.dim}, "
-        f"{parameters / 1e6:.1f} million weights; attention has {head_count(shape.dim)} heads, "
+        f"{parameters / 1e6:.1f} million weights; attention has {heads_in_words(shape.dim)}, "
         f"{peer_parameters / 1e6:.1f} million"
     )
