@@ -78,4 +78,4 @@ def check_bounds(rtol: float | None, atol: float | None) -> None:
 def check_count(name: str, value: int, if_zero: str) -> None:
     """Raise InputError for a value that is not a whole number of at least 0; the hint says what 0 does."""
     if not (is_whole(value) and value >= 0):
-        raise InputError(f"{name} must be a whole number of at least 0, got {value!r}", if_zero)
+        raise InputError(f"`{name}` must be a whole number of at least 0, got {value!r}", if_zero)

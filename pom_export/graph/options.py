@@ -69,9 +69,9 @@ def _check_static(static: Any) -> None:
         return
     hint = "Example: `static=(1, 256)`"
     if not isinstance(static, Sequence) or len(static) != 2 or not all(map(is_whole, static)):
-        raise InputError(f"static must be two whole numbers, batch and tokens, got {static!r}", hint)
+        raise InputError(f"`static` must be two whole numbers, batch and tokens, got {static!r}", hint)
     if min(static) < 1:
-        raise InputError(f"static sizes must be at least 1, got {static[0]}x{static[1]}", hint)
+        raise InputError(f"the sizes of `static` must be at least 1, got {static[0]}x{static[1]}", hint)
 
 
 def _check_language_model(options: GraphOptions) -> None:

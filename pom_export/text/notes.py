@@ -135,7 +135,7 @@ def _settings(given: Any) -> Settings:
         stops = tuple(_text(text, "stop", _LONGEST_STOPS) for text in stop)
         return Settings(sampling, _text(given["tokenizer"], "tokenizer", _LONGEST_NAME), stops)
     except InputError as error:
-        raise InputError(f"the state's settings are damaged: {error.what}", _HINT) from error
+        raise InputError(f"the state's settings are damaged: {error.what.replace('`', '')}", _HINT) from error
 
 
 def _stream(given: Any) -> Held:

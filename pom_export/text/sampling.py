@@ -15,6 +15,7 @@ from pom_export.values import is_number, is_whole
 Array = npt.NDArray[Any]
 
 _SEEDS: Final = 2**64
+_GREEDY: Final = "0 always chooses the likeliest token"
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,13 @@ class Sampling:
     def __post_init__(self) -> None:
         # Comparisons instead of conversions, since an integer may be too large for a float.
         if not (is_number(self.temperature) and 0 <= self.temperature <= sys.float_info.max):
-            raise InputError(f"temperature must be 0 or more, got {self.temperature}", "0 is the likeliest")
+            raise InputError(f"`temperature` must be 0 or more, got {self.temperature}", _GREEDY)
         if self.top_k is not None and not (is_whole(self.top_k) and self.top_k >= 1):
-            raise InputError(f"top_k must be at least 1, got {self.top_k}", "Leave it out to choose from all tokens")
+            raise InputError(f"`top_k` must be at least 1, got {self.top_k}", "Leave it out to choose from all tokens")
         if not (is_number(self.top_p) and 0 < self.top_p <= 1):
-            raise InputError(f"top_p must be above 0 and at most 1, got {self.top_p}", "1 chooses from all tokens")
+            raise InputError(f"`top_p` must be above 0 and at most 1, got {self.top_p}", "1 chooses from all tokens")
         if not (is_whole(self.seed) and 0 <= self.seed < _SEEDS):
-            raise InputError(f"seed must be 0 to 2^64 - 1, got {self.seed}", "Choose another")
+            raise InputError(f"`seed` must be 0 to 2^64 - 1, got {self.seed}", "Choose another")
 
     def choose(self, logits: Array, number: int) -> Array:
         """Return one token per row.

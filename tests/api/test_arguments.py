@@ -15,7 +15,7 @@ from pom_export.engine.targets import canonical_targets
 from pom_export.errors import InputError
 from pom_export.graph.options import GraphOptions, check_options
 
-STATIC = r"^static must be two whole numbers, batch and tokens, got "
+STATIC = r"^`static` must be two whole numbers, batch and tokens, got "
 
 
 @pytest.mark.parametrize(
@@ -26,12 +26,12 @@ STATIC = r"^static must be two whole numbers, batch and tokens, got "
         ({"static": (1, 2.5)}, STATIC + r"\(1, 2.5\)"),
         ({"static": (True, 5)}, STATIC),
         ({"static": 4}, STATIC + "4"),
-        ({"static": (2, -1)}, "^static sizes must be at least 1, got 2x-1"),
+        ({"static": (2, -1)}, "^the sizes of `static` must be at least 1, got 2x-1"),
         ({"dtype": None}, "^unknown dtype 'None'. Choose one of float32"),
         ({"dtype": torch.int8}, "^unknown dtype 'torch.int8'"),
         ({"opset": "20"}, "^opset '20' is not supported. Choose 18 to 24"),
-        ({"samples": "2"}, "^samples must be a whole number of at least 0, got '2'"),
-        ({"samples": 1.5}, "^samples must be a whole number of at least 0, got 1.5"),
+        ({"samples": "2"}, "^`samples` must be a whole number of at least 0, got '2'"),
+        ({"samples": 1.5}, "^`samples` must be a whole number of at least 0, got 1.5"),
     ],
     ids=str,
 )
@@ -46,8 +46,8 @@ def test_of_an_export(options: dict[str, Any], message: str, tmp_path: Path) -> 
     [
         ({"rtol": "1e-3"}, "^`rtol` must be finite and not negative, got '1e-3'"),
         ({"atol": float("nan")}, "^`atol` must be finite and not negative, got nan"),
-        ({"seed": "a"}, "^seed must be a whole number of at least 0, got 'a'"),
-        ({"seed": -1}, "^seed must be a whole number of at least 0, got -1"),
+        ({"seed": "a"}, "^`seed` must be a whole number of at least 0, got 'a'"),
+        ({"seed": -1}, "^`seed` must be a whole number of at least 0, got -1"),
     ],
     ids=str,
 )

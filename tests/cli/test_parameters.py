@@ -77,7 +77,7 @@ EXPORTS = {
     f"{CHECKPOINT} --stateful --mask full": "--mask full cannot be combined with this kind of state",
     f"{CHECKPOINT} --stateful --cross": "--cross cannot be combined with --stateful",
     f"{CHECKPOINT} --cross --mask causal": "--mask causal cannot be combined with --cross",
-    f"{CHECKPOINT} --static 0x5": "static sizes must be at least 1, got 0x5",
+    f"{CHECKPOINT} --static 0x5": "the sizes of --static must be at least 1, got 0x5",
     f"{CHECKPOINT} --family nanogpt-pom --mask full": "a language model is causal; --mask full does not apply",
     f"{CHECKPOINT} --family language-model --cross": "a language model is causal; --cross does not apply",
     f"{CHECKPOINT} --family jit-pom --stateful": "in one call; --stateful does not apply",

@@ -91,15 +91,15 @@ def test_logits_that_are_not_finite_are_refused(value: float) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"temperature": -1.0}, "temperature must be 0 or more, got -1.0"),
+        ({"temperature": -1.0}, "`temperature` must be 0 or more, got -1.0"),
         ({"temperature": float("nan")}, "got nan"),
         ({"temperature": float("inf")}, "got inf"),
-        ({"top_k": 0}, "top_k must be at least 1, got 0"),
-        ({"top_p": 0.0}, "top_p must be above 0"),
-        ({"top_p": 1.1}, "top_p must be above 0 and at most 1, got 1.1"),
+        ({"top_k": 0}, "`top_k` must be at least 1, got 0"),
+        ({"top_p": 0.0}, "`top_p` must be above 0"),
+        ({"top_p": 1.1}, "`top_p` must be above 0 and at most 1, got 1.1"),
         ({"top_p": float("nan")}, "got nan"),
-        ({"seed": -1}, "seed must be 0 to"),
-        ({"seed": 2**64}, "seed must be 0 to"),
+        ({"seed": -1}, "`seed` must be 0 to"),
+        ({"seed": 2**64}, "`seed` must be 0 to"),
     ],
 )
 def test_invalid_settings_are_refused(settings: dict[str, Any], message: str) -> None:
