@@ -55,26 +55,34 @@ def gpu_present() -> bool:
 
 def gpu_name() -> str | None:
     """Return the product name of the first CUDA device; None if there is no driver or no device."""
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    device, name = ctypes.c_int(0), ctypes.create_string_buffer(_LONGEST_NAME)
-    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0) or cuda.cuDeviceGetName(name, len(name), device):
+    found = _first_gpu()
+    name = ctypes.create_string_buffer(_LONGEST_NAME)
+    if found is None or found[0].cuDeviceGetName(name, len(name), found[1]):
         return None
     return name.value.decode(errors="replace")
 
 
 def gpu_capability() -> int | None:
     """Return the compute capability of the first CUDA device, such as 86; None if it is unknown."""
-    if not gpu_present():
+    found = _first_gpu()
+    if found is None:
         return None
-    cuda = ctypes.CDLL("libcuda.so.1")
-    parts = [ctypes.c_int() for _ in _CAPABILITY]
-    failed = [
-        cuda.cuDeviceGetAttribute(ctypes.byref(part), name, 0) for part, name in zip(parts, _CAPABILITY, strict=True)
-    ]
-    return None if any(failed) else 10 * parts[0].value + parts[1].value
+    cuda, device = found
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    for part, attribute in zip((major, minor), _CAPABILITY, strict=True):
+        if cuda.cuDeviceGetAttribute(ctypes.byref(part), attribute, device):
+            return None
+    return 10 * major.value + minor.value
+
+
+def _first_gpu() -> tuple[ctypes.CDLL, ctypes.c_int] | None:
+    """Return the CUDA driver and the handle of its first device; None if there is no driver or no device."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device = ctypes.c_int()
+    return None if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0) else (cuda, device)
 
 
 def load_backend(name: str = AUTO) -> Backend:

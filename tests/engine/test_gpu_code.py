@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import pom_export
+from pom_export.engine import build_plan, targets
 from pom_export.engine.backend import TENSORRT_RTX
 from pom_export.engine.gpu_code import GpuCode, check_gpu_code, read_gpu_code
 from pom_export.errors import InputError
@@ -98,6 +99,10 @@ def test_an_engine_for_a_gpu_that_the_plugin_has_no_code_for(
     with pytest.raises(InputError, match=expected):
         pom_export.build_engine(tmp_path / "m.onnx", tmp_path / "e", **options)
     assert {path.name for path in tmp_path.iterdir()} == {"m.onnx", "few.so"}
+    monkeypatch.setattr(targets, "gpu_present", lambda: True)
+    monkeypatch.setattr(build_plan, "gpu_capability", lambda: 75)
+    with pytest.raises(InputError, match=r"few\.so has no code for sm75, only"):
+        pom_export.build_engine(tmp_path / "m.onnx", tmp_path / "e", backend=TENSORRT_RTX)
     info = pom_export.build_engine(tmp_path / "m.onnx", tmp_path / "e", use_plugin=False, **options)
     assert info.plugin_sha256 is None
 
