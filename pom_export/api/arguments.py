@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Final
 
+from pom_export.checkpoint.families import FAMILIES
+from pom_export.checkpoint.hints import check_kind
 from pom_export.errors import InputError
 from pom_export.graph.opsets import check_opset, default_opset
 from pom_export.graph.options import GraphOptions, check_options
@@ -35,8 +37,11 @@ def file_settings(dtype: str, opset: int | None) -> tuple[str, int]:
 
 
 def check_for_checkpoint(options: GraphOptions, hints: Mapping[str, Any]) -> None:
-    """Raise InputError for options that contradict each other or do not fit the given family."""
-    check_options(options, hints.get("family"))
+    """Raise InputError for options that contradict each other, or that do not fit the given family."""
+    family = hints.get("family")
+    check_options(options, family)
+    if family in FAMILIES:  # an unknown one is named when the checkpoint is read
+        check_kind(family, hints.get("heads"), hints.get("in_context_start"))
 
 
 def check_for_module(hints: Mapping[str, Any]) -> None:

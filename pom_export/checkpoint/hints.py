@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pom_export.checkpoint.families import FAMILIES
+from pom_export.checkpoint.families import FAMILIES, JIT, NANOGPT
 from pom_export.errors import CheckpointError, InputError, kind_of
 
 _LARGEST = 2**31 - 1  # the largest value of a hint
@@ -90,6 +90,22 @@ def check_given(hints: Mapping[str, Any]) -> None:
                 f"{name} must be a whole number from {_LEAST.get(name, 1)} to {_LARGEST}, got {_shown(value)}",
                 "Leave it out if the shapes determine it",
             )
+
+
+def check_kind(kind: str, heads: int | None, in_context_start: int | None) -> None:
+    """Raise CheckpointError for a hint that does not apply to an architecture, or to a family that was named."""
+    if in_context_start is not None and kind != JIT:
+        raise no_context_error(kind, in_context_start)
+    if heads is not None and kind != NANOGPT:
+        raise CheckpointError(f"{heads} attention heads don't fit: a {kind} has no attention", "Leave `heads` out")
+
+
+def no_context_error(kind: str, in_context_start: int) -> CheckpointError:
+    """Return the error for a model that has no in-context tokens."""
+    return CheckpointError(
+        f"in_context_start {in_context_start} does not fit: this {kind} has no in-context tokens",
+        "Leave `in_context_start` out",
+    )
 
 
 def _value(value: Any, hint: str, where: str) -> str | int:

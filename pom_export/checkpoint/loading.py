@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pom_export.checkpoint.families import V1, V1_GROUPED
-from pom_export.checkpoint.hints import Hints, check_given
+from pom_export.checkpoint.hints import Hints, check_given, check_kind, no_context_error
 from pom_export.checkpoint.reader import Checkpoint, read_checkpoint
 from pom_export.checkpoint.recognition import tied_names
 from pom_export.checkpoint.spec import ModelSpec, empty_model
@@ -140,18 +140,12 @@ def _check_hints(spec: ModelSpec, degree: int | None, heads: int | None, in_cont
             f"degree {degree}, given or read from a configuration, does not fit: the shapes say {spec.degree}",
             "Leave it out, or correct the configuration",
         )
-    in_context = isinstance(spec.config, JiTConfig) and spec.config.in_context_len > 0
-    if in_context_start is not None and not in_context:
-        raise CheckpointError(
-            f"in_context_start {in_context_start} does not fit: this {spec.architecture} has no in-context tokens",
-            "Leave `in_context_start` out",
-        )
-    if heads is None:
+    without_context = isinstance(spec.config, JiTConfig) and not spec.config.in_context_len
+    if in_context_start is not None and without_context:
+        raise no_context_error(spec.architecture, in_context_start)
+    check_kind(spec.architecture, heads, in_context_start)
+    if heads is None or not isinstance(spec.config, GPTConfig):
         return
-    if not isinstance(spec.config, GPTConfig):
-        raise CheckpointError(
-            f"{heads} attention heads don't fit: a {spec.architecture} has no attention", "Leave `heads` out"
-        )
     if heads not in {spec.config.n_head, spec.config.attention_heads}:
         raise CheckpointError(
             f"{heads} attention heads don't fit: its shapes say {spec.config.attention_heads}", "Leave `heads` out"
