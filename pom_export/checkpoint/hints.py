@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pom_export.checkpoint.families import FAMILIES, JIT, NANOGPT
-from pom_export.errors import CheckpointError, InputError, kind_of
+from pom_export.errors import CheckpointError, InputError, kind_of, with_article
 
 _LARGEST = 2**31 - 1  # the largest value of a hint
 # The names of each hint, ours first, then those of the official constructors.
@@ -97,7 +97,9 @@ def check_kind(kind: str, heads: int | None, in_context_start: int | None) -> No
     if in_context_start is not None and kind != JIT:
         raise no_context_error(kind, in_context_start)
     if heads is not None and kind != NANOGPT:
-        raise CheckpointError(f"{heads} attention heads don't fit: a {kind} has no attention", "Leave `heads` out")
+        raise CheckpointError(
+            f"{heads} attention heads don't fit: {with_article(kind)} has no attention", "Leave `heads` out"
+        )
 
 
 def no_context_error(kind: str, in_context_start: int) -> CheckpointError:
