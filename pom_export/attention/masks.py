@@ -65,7 +65,7 @@ def _check_shape(name: str, mask: Tensor, shapes: list[tuple[int, ...]]) -> None
     if not any(mask.dim() == len(shape) and tuple(mask.shape) == shape for shape in shapes):
         expected = " or ".join(str(shape) for shape in shapes)
         raise InputError(
-            f"{name} has shape {tuple(mask.shape)}, expected {expected}", "Give it the shape that attention's mask has"
+            f"{name} has shape {tuple(mask.shape)}, expected {expected}", "Give it the shape of an attention mask"
         )
 
 
@@ -111,6 +111,6 @@ def _checked_causal(causal: bool, queries: int, tokens: int) -> bool:
     if causal and queries != tokens:
         raise InputError(
             f"is_causal with {queries} query tokens and {tokens} context tokens",
-            "Causal PoM needs as many of one as of the other; give an attn_mask instead",
+            "Causal PoM needs equally many of both; give an attn_mask instead",
         )
     return causal

@@ -161,9 +161,11 @@ class MultiheadPolynomialMixer(nn.Module):
     def _batch_major(self, tokens: Tensor) -> Tensor:
         """Return (B, N, d)."""
         if tokens.is_nested:
-            raise InputError("a nested tensor", "Build nn.TransformerEncoder with enable_nested_tensor=False")
+            raise InputError(
+                "nested tensors are not supported", "Build nn.TransformerEncoder with enable_nested_tensor=False"
+            )
         if tokens.dim() not in {2, 3}:
-            raise InputError(f"an input of shape {tuple(tokens.shape)}", "Give (tokens, d), or a batch of those")
+            raise InputError(f"an input has shape {tuple(tokens.shape)}", "Give (tokens, d), or a batch of those")
         if tokens.dim() == 2:
             return tokens.unsqueeze(0)
         return tokens if self.batch_first else tokens.transpose(0, 1)

@@ -37,7 +37,7 @@ class VisionPolynomialMixer(nn.Module):
         """
         if attn_mask is not None:
             raise InputError(
-                f"a mask of shape {tuple(attn_mask.shape)} for a replaced block",
+                f"a replaced block was given a mask of shape {tuple(attn_mask.shape)}",
                 "Use MultiheadPolynomialMixer, which takes masks",
             )
         return self.proj_drop(self.mixer(x, x, x, is_causal=is_causal)[0])

@@ -73,7 +73,7 @@ def _blocks(shapes: Shapes, prefix: str) -> list[int]:
     found = {name.split(".", 1)[0] for name in _below(shapes, prefix)}
     indices = sorted({int(index) for index in found if index.isdecimal() and len(index) < _LONGEST_INDEX})
     if len(indices) > _MOST_BLOCKS:
-        raise InputError(f"it has {len(indices):,} blocks, at most {_MOST_BLOCKS:,} are supported")
+        raise InputError(f"it has {len(indices):,} blocks, but at most {_MOST_BLOCKS:,} are supported")
     return indices
 
 

@@ -40,7 +40,7 @@ def named_values(
     names = _names_of(values, raw, model)
     if len(values) != len(names):
         raise CheckpointError(
-            f"{file}: {average.label} has {len(values)} tensors, the model has {len(names)} parameters",
+            f"{file}: {average.label} has {len(values)} tensors, but the model has {len(names)} parameters",
             "A list without names must hold every parameter, in the order of named_parameters()",
         )
     for number, (name, value) in enumerate(zip(names, values, strict=True)):

@@ -186,7 +186,9 @@ def read_json(file: Path) -> Any:
 
 def _read_safetensors(file: Path, header: int) -> tuple[Mapping[str, torch.Tensor], Mapping[str, str]]:
     if header > _MOST_HEADER:
-        raise CheckpointError(f"{file} declares a header of {header:,} bytes, at most {_MOST_HEADER:,}", _COPY_HINT)
+        raise CheckpointError(
+            f"{file} declares a header of {header:,} bytes, but at most {_MOST_HEADER:,} are read", _COPY_HINT
+        )
     try:
         with file.open("rb") as stream:
             stream.seek(_LENGTH)

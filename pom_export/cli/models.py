@@ -127,7 +127,7 @@ def _named(value: object, what: str, source: ModuleType) -> NamedModel:
         return NamedModel(value, file=file)
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], nn.Module):
         return NamedModel(*value, file=file)
-    raise InputError(f"{what} {kind_of(value)}, not an nn.Module, nor one and its example inputs", _EXAMPLE)
+    raise InputError(f"{what} {kind_of(value)}, not an nn.Module, alone or with example inputs", _EXAMPLE)
 
 
 def _saved(file: str) -> NamedModel:

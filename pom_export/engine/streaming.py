@@ -162,7 +162,7 @@ class TensorRtBackend:
             low, _, high = self._ranges[name]
             if not all(least <= size <= most for least, size, most in zip(low, shape, high, strict=True)):
                 raise InputError(
-                    f"{name} of a call is {_text(shape)}, the engine of {self._model.name} takes "
+                    f"{name} of a call is {_text(shape)}, but the engine of {self._model.name} takes "
                     f"{_text(low)} to {_text(high)}",
                     "Build it with other `min_shapes` and `max_shapes`",
                 )

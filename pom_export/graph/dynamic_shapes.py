@@ -125,7 +125,9 @@ def _is_fixed(where: str, given: int, size: Any) -> bool:
         return True
     if type(size) is int:
         if size != given:
-            raise InputError(f"dynamic_shapes fixes {where} at {size}; the example has {given}", "Give another example")
+            raise InputError(
+                f"dynamic_shapes fixes {where} at {size}, but the example has {given}", "Give another example"
+            )
         return True
     if isinstance(size, str):
         if not size.isidentifier():

@@ -36,5 +36,5 @@ def check_external(model: Path, external: External) -> None:
         raise InputError(f"weights {file} are not a regular file", _HINT)
     if external.offset + external.length > size:
         raise InputError(
-            f"weights {file} have {size} bytes, the model needs {external.offset + external.length}", _HINT
+            f"weights {file} have {size} bytes, but the model needs {external.offset + external.length}", _HINT
         )

@@ -223,7 +223,7 @@ def case_of(
         if not fits(array, spec):
             raise InputError(
                 f"inputs {name}: {spec.name} is {array.dtype}{list(array.shape)}, "
-                f"the model takes {spec.dtype}{list(spec.axes)}",
+                f"but the model takes {spec.dtype}{list(spec.axes)}",
                 "Convert or reshape it",
             )
         _check_values(f"inputs {name}: {spec.name}", array, limits.values.get(spec.name))
@@ -260,7 +260,9 @@ def check_sizes(called: str, arrays: Mapping[str, Array], specs: Sequence[Tensor
                     "Cut it",
                 )
             if wanted := limits.outside(axis, size):
-                raise InputError(f"{called}: {axis} is {size} in {spec.name}, the model takes {wanted}", "Give others")
+                raise InputError(
+                    f"{called}: {axis} is {size} in {spec.name}, but the model takes {wanted}", "Give others"
+                )
 
 
 def _check_values(where: str, array: Array, counts: Sequence[int] | None) -> None:
@@ -271,7 +273,7 @@ def _check_values(where: str, array: Array, counts: Sequence[int] | None) -> Non
         outside = None if counts is None else array[(array < 0) | (array >= np.array(counts))]
         if outside is not None and outside.size:
             most = " and ".join(str(count - 1) for count in counts or ())
-            raise InputError(f"{where} holds {outside.flat[0]}, the model has 0 to {most}", "Use values in range")
+            raise InputError(f"{where} holds {outside.flat[0]}, but the model has 0 to {most}", "Use values in range")
     elif array.dtype == np.bool_:
         if not array.any():
             raise InputError(f"{where} masks everything", "Keep at least one token")
@@ -285,4 +287,6 @@ def _check_range(where: str, array: Array, ends: Sequence[float] | None) -> None
         return
     outside = array[(array < ends[0]) | (array > ends[1])]
     if outside.size:
-        raise InputError(f"{where} holds {outside.flat[0]:g}, the model takes {ends[0]:g} to {ends[1]:g}", "Scale it")
+        raise InputError(
+            f"{where} holds {outside.flat[0]:g}, but the model takes {ends[0]:g} to {ends[1]:g}", "Scale it"
+        )

@@ -60,7 +60,7 @@ def _output(name: str, array: Array, spec: TensorSpec) -> Array:
     bytes_alone = array.dtype.kind == "V"
     if not fits(spec, wanted) or (bytes_alone and array.dtype.itemsize != spec.dtype.itemsize):
         raise InputError(
-            f"inputs {name}: {printable(spec.name, _LONGEST_NAME)} is {array.dtype}{list(array.shape)}, the model "
+            f"inputs {name}: {printable(spec.name, _LONGEST_NAME)} is {array.dtype}{list(array.shape)}, but the model "
             f"gives {spec}",
             "Save the output that belongs to these inputs",
         )

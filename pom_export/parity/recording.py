@@ -125,7 +125,7 @@ def _inputs(arrays: Mapping[str, Array], prefix: str, specs: Sequence[TensorSpec
     for spec in specs:
         array = found[spec.name]
         if not fits(array, spec) or not array.size:
-            raise ValueError(f"{spec.name} is {array.dtype}{list(array.shape)}, the model takes {spec}")
+            raise ValueError(f"{spec.name} is {array.dtype}{list(array.shape)}, but the model takes {spec}")
     return found
 
 

@@ -99,7 +99,7 @@ def _present(name: str, given: torch.Tensor | None, past: torch.Tensor | None) -
     """Return where a stateful call writes its new state; None for other calls."""
     if past is None:
         if given is not None:
-            raise InputError(f"{name} without a past", "Give past_state and past_length")
+            raise InputError(f"{name} was given without a past", "Give past_state and past_length")
         return None
     present = torch.empty_like(past) if given is None else given
     _check_memory(name, present, past.nbytes, past.device)
@@ -160,9 +160,9 @@ class CudaCall:
         given = {"x": x, "gate": gate, "gate_bias": gate_bias, "coefficients": coefficients}
         given |= {"mask": mask, "cos": cos, "sin": sin, "past_state": past_state, "past_length": past_length}
         if gate is None and (gate_bias is not None or gate_activation is not None):
-            raise InputError("gate_bias or gate_activation without gate", "Give all three, or none")
+            raise InputError("gate_bias or gate_activation was given without gate", "Give all three, or none")
         if gate is not None and gate_activation is None:
-            raise InputError("gate without gate_activation", "Give all three, or none")
+            raise InputError("gate was given without gate_activation", "Give all three, or none")
         _check_attributes(form, mode, gate_activation, degree=degree, rotary_blocks=rotary_blocks, epsilon=epsilon)
         for name, tensor in given.items():
             if not isinstance(tensor, torch.Tensor) and (tensor is not None or name == "x"):

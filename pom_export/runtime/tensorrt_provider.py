@@ -35,7 +35,7 @@ def tensorrt_provider_options(**options: Any) -> dict[str, Any]:
         nvinfer = ctypes.CDLL(_NVINFER)
     except OSError as error:
         raise MissingDependencyError(
-            f"{_NVINFER} is not found, which {TENSORRT_PROVIDER} uses", "Put its folder into LD_LIBRARY_PATH"
+            f"{_NVINFER}, which {TENSORRT_PROVIDER} uses, was not found", "Put its folder into LD_LIBRARY_PATH"
         ) from error
     register_creators(library, nvinfer)
     key = "trt_extra_plugin_lib_paths"

@@ -99,13 +99,13 @@ class Generation:
         ids = self._tokenizer.encode(text, begins=not self._begun)
         if ids and max(ids) >= self._vocabulary:
             raise InputError(
-                f"the tokenizer gives token {max(ids)}, the model has {self._vocabulary}",
+                f"the tokenizer gives token {max(ids)}, but the model has {self._vocabulary}",
                 "Choose the tokenizer that the model was trained with: `tokenizer`",
             )
         pending = (*self._now.pending, *ids)
         most, after = self._session.model.limits.tokens, self._session.length + len(pending)
         if most is not None and after > most:
-            raise InputError(f"the prompt ends at token {after}, the model has {most} positions", "Shorten it")
+            raise InputError(f"the prompt ends at token {after}, but the model has {most} positions", "Shorten it")
         if ids:
             self._begun = True
             self._stream = self._tokenizer.stream(ids)

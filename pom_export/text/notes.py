@@ -42,7 +42,7 @@ class Settings:
         stop: strings that end the text and are not part of it: at most 1,000, with 65,536 characters in total.
 
     Raises:
-        InputError: a stop is empty, or there are too many.
+        InputError: a stop text is empty, or there are too many.
     """
 
     sampling: Sampling
@@ -51,11 +51,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         if "" in self.stop:
-            raise InputError("a stop is empty", "Give at least one character")
+            raise InputError("a stop text is empty", "Give at least one character")
         if len(self.stop) > _MOST_STOPS or sum(map(len, self.stop)) > _LONGEST_STOPS:
             raise InputError(
-                f"there are {len(self.stop)} stops of {sum(map(len, self.stop))} characters",
-                f"Give at most {_MOST_STOPS} of {_LONGEST_STOPS} together",
+                f"there are {len(self.stop)} stop texts of {sum(map(len, self.stop))} characters",
+                f"Give at most {_MOST_STOPS}, of {_LONGEST_STOPS} in total",
             )
 
 

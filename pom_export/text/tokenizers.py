@@ -179,7 +179,9 @@ def choose_tokenizer(name: str, vocabulary: int) -> Tokenizer:
     if is_file(name):
         return FileTokenizer(name)
     if vocabulary < _GPT2_VOCABULARIES.start:
-        raise InputError(f"GPT-2's tokenizer has {_GPT2_VOCABULARIES.start} tokens, the model {vocabulary}", _HINT)
+        raise InputError(
+            f"GPT-2's tokenizer has {_GPT2_VOCABULARIES.start} tokens, but the model has {vocabulary}", _HINT
+        )
     return Gpt2Tokenizer()
 
 

@@ -60,5 +60,5 @@ def test_verify_takes_a_users_own_inputs(exported: Path, golden_jit: Any, tmp_pa
     np.savez(tmp_path / "i.npz", **feed)
     assert pom_export.verify(exported, checkpoint=golden_jit.checkpoint, inputs=tmp_path / "i.npz")
     np.savez(tmp_path / "i.npz", **{**feed, "y": np.full(3, golden_jit.config["num_classes"] + 1)})
-    with pytest.raises(pom_export.PomExportError, match="y holds 11, the model has 0 to 10"):
+    with pytest.raises(pom_export.PomExportError, match="y holds 11, but the model has 0 to 10"):
         pom_export.verify(exported, checkpoint=golden_jit.checkpoint, inputs=tmp_path / "i.npz")

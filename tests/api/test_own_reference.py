@@ -191,5 +191,5 @@ def test_a_file_that_takes_more_than_the_module_computes_alike_is_found(scaled: 
 
 
 def test_examples_beyond_the_files_sizes_are_refused(scaled: Path) -> None:
-    with pytest.raises(InputError, match="example inputs: tokens is 9 in x, the model takes at most 8"):
+    with pytest.raises(InputError, match="example inputs: tokens is 9 in x, but the model takes at most 8"):
         pom_export.verify(scaled, module=Scaled(8), example_inputs=(torch.randn(2, 9, 16),))

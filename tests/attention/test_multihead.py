@@ -186,7 +186,7 @@ def test_refuses_arguments(arguments: dict[str, Any], message: str) -> None:
         ({"key": torch.zeros(BATCH, TOKENS, DIM)}, "key and value differ"),
         ({"value": torch.zeros(BATCH, CONTEXT, DIM)}, r"shapes \(3, 5, 8\) and \(3, 4, 8\)"),
         ({"key": torch.zeros(3, 4, DIM), "value": torch.zeros(3, 4, DIM), "is_causal": True}, "5 query tokens and 4"),
-        ({"query": torch.zeros(1, BATCH, TOKENS, DIM)}, "an input of shape"),
+        ({"query": torch.zeros(1, BATCH, TOKENS, DIM)}, "an input has shape"),
     ],
 )
 def test_refuses_inputs(layer: MultiheadPolynomialMixer, x: Tensor, arguments: dict[str, Any], message: str) -> None:

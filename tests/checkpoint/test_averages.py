@@ -74,7 +74,7 @@ def test_a_tied_parameter_is_in_a_list_once(tmp_path: Path) -> None:
 def test_a_list_that_does_not_fit_is_refused(raw: Tensors, tmp_path: Path) -> None:
     values = list(raw.values())
     for changed, seen in (
-        (values[:-1], "ema (ema_params) has 3 tensors, the model has 4 parameters"),
+        (values[:-1], "ema (ema_params) has 3 tensors, but the model has 4 parameters"),
         ([*values, values[0]], "has 5 tensors"),
         (values[::-1], "tensor 0 of ema (ema_params) is (8, 16), but"),
         ([*values[:-1], torch.ones(0)], "holds no values"),

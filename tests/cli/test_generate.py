@@ -148,7 +148,7 @@ BAD_COMMANDS = {
     "a mixer": ("{mixer} --prompt a", "takes no token ids. Only a language model generates text"),
     "unknown vocabulary": ("{large} --prompt a", "no tokenizer is known for 1000 tokens"),
     "no tokenizer file": ("{model} --prompt a --tokenizer {tmp}/none.json", "does not exist"),
-    "long prompt": ("{short} --prompt abcd", "the prompt ends at token 4, the model has 3 positions"),
+    "long prompt": ("{short} --prompt abcd", "the prompt ends at token 4, but the model has 3 positions"),
     "negative tokens": ("{model} --prompt a --max-tokens -1", "--max-tokens must be at least 0"),
     "temperature": ("{model} --prompt a --temperature -1", "--temperature must be 0 or more"),
     "nan temperature": ("{model} --prompt a --temperature nan", "got nan"),

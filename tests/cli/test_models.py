@@ -98,7 +98,7 @@ def test_our_own_models_need_none(capsys: pytest.CaptureFixture[str]) -> None:
         (["export", "model.pt", "-o", "m.onnx", "--example-inputs", "in.npz"], "--example-inputs is for a module"),
         (
             ["export", "zoo_of_mixers:three", "-o", "m.onnx"],
-            "returned a tuple, not an nn.Module, nor one and its",
+            "returned a tuple, not an nn.Module, alone or with",
         ),
         (["export", "zoo_of_mixers:with_input", "-o", "m.onnx"], "has no 'with_input'. Did you mean 'with_inputs'"),
         (["export", "zoo_of_mixer:Net", "-o", "m.onnx"], "no module zoo_of_mixer. Did you mean 'zoo_of_mixers'"),

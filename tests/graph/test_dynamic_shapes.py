@@ -79,7 +79,7 @@ def test_what_is_not_named_is_fixed() -> None:
         ({"x": {True: Dim.AUTO}}, "the axes .True.; its shape is"),
         ({"x": (Dim.AUTO,)}, "1 entries; its shape is"),
         ({"x": Dim.AUTO}, "dynamic_shapes of x is a"),
-        ({"x": {0: 3}}, "fixes dimension 0 of x at 3; the example has 2"),
+        ({"x": {0: 3}}, "fixes dimension 0 of x at 3, but the example has 2"),
         ({"x": {0: 1.5}}, "gives a float for dimension 0 of x"),
         ({"x": {0: "a batch"}}, "names dimension 0 of x 'a batch'"),
         (3, "dynamic_shapes is an int"),

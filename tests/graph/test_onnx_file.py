@@ -142,7 +142,7 @@ HOSTILE: dict[str, tuple[Callable[[], onnx.ModelProto | bytes], str]] = {
     "weights behind a link": (lambda: with_external(location="link"), "outside the model's folder"),
     "weights that are a folder": (lambda: with_external(location="folder"), "not a regular file"),
     "weights that are missing": (lambda: with_external(location="none"), "are missing"),
-    "weights too short": (lambda: with_external(("offset", "8")), "have 16 bytes, the model needs 24"),
+    "weights too short": (lambda: with_external(("offset", "8")), "have 16 bytes, but the model needs 24"),
     "an offset of 5,000 digits": (lambda: with_external(("offset", "9" * 5000)), "text of 5000 bytes"),
     "a negative offset": (lambda: with_external(("offset", "-8")), "offset '-8'"),
     "another length": (lambda: with_external(("length", "1")), "of 1 bytes"),

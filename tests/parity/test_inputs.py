@@ -74,7 +74,7 @@ def test_values_of_a_range_reach_its_ends_and_no_further() -> None:
 def test_values_outside_a_range_are_refused(t: float, tmp_path: Path) -> None:
     x, y = np.zeros((1, 3, 4, 4), np.float32), np.array([3])
     np.savez(tmp_path / "i.npz", x=x, y=y, t=np.array([t], np.float32))
-    with pytest.raises(InputError, match=f"t holds {t}, the model takes 0 to 0.5"):
+    with pytest.raises(InputError, match=f"t holds {t}, but the model takes 0 to 0.5"):
         case_of(tmp_path / "i.npz", IMAGES, OF_IMAGES)
 
 

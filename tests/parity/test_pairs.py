@@ -53,7 +53,7 @@ def test_outputs_beside_the_inputs_are_the_reference(
         ({"x": TOKENS[:, :0], "mask": MASK[:, :0]}, "is empty"),
         ({"x": TOKENS * np.nan}, "NaN or infinity"),
         ({"mask": ~MASK}, "masks everything"),
-        ({"y": TOKENS[..., :3]}, r"y is float32\[2, 5, 3\], the model gives"),
+        ({"y": TOKENS[..., :3]}, r"y is float32\[2, 5, 3\], but the model gives"),
         ({"y": MASK}, r"y is bool\[2, 5\]"),
         ({"y": TOKENS.astype(ml_dtypes.bfloat16)}, "the model gives"),
     ],

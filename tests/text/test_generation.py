@@ -156,10 +156,10 @@ def test_bad_use_is_refused(path: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the prompt is empty"):
         start(path).advance(1)
     running_sum_model(path, vocabulary=100)
-    with pytest.raises(InputError, match="the tokenizer gives token 116, the model has 100"):
+    with pytest.raises(InputError, match="the tokenizer gives token 116, but the model has 100"):
         start(path).prompt("art")
     running_sum_model(path, tokens=5)
-    with pytest.raises(InputError, match="the prompt ends at token 6, the model has 5 positions"):
+    with pytest.raises(InputError, match="the prompt ends at token 6, but the model has 5 positions"):
         start(path).prompt("abcdef")
     session = StreamingSession(path)
     with pytest.raises(InputError, match="the state was not saved by generate"):

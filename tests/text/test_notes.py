@@ -70,8 +70,12 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any], Any], None], list[Any], str]]
     "tokenizer": (change("settings", "tokenizer"), [None, 5, "t" * 5000, "\udcff"], "damaged: the state's tokenizer"),
     "stops": (change("settings", "stop"), [None, "END", {}, ["a"] * 1001], "stops is"),
     "stop": (change("settings", "stop"), [[1], ["a", None], ["\ud800"]], "damaged: the state's stop is"),
-    "empty stop": (change("settings", "stop"), [[""]], "damaged: a stop is empty"),
-    "long stops": (change("settings", "stop"), [["a" * 40_000, "b" * 40_000]], "damaged: there are 2 stops of 80000"),
+    "empty stop": (change("settings", "stop"), [[""]], "damaged: a stop text is empty"),
+    "long stops": (
+        change("settings", "stop"),
+        [["a" * 40_000, "b" * 40_000]],
+        "damaged: there are 2 stop texts of 80000",
+    ),
     "more": (change("more"), [1], "not saved by generate"),
 }
 

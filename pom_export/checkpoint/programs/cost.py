@@ -169,7 +169,7 @@ def _check_before(name: str, arguments: Sequence[Any], keywords: Mapping[str, An
     elif kind == "chunk":
         pieces = arguments[1]
     if pieces > _MOST_PIECES:
-        raise CostError(f"{name} makes more than {_MOST_PIECES:,} values of one")
+        raise CostError(f"{name} turns one value into more than {_MOST_PIECES:,}")
 
 
 def _is_float(value: Any) -> bool:

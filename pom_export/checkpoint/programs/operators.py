@@ -146,7 +146,7 @@ def _overload(target: str) -> torch._ops.OpOverload:
         case ["torch", "ops", ("aten" | "prims" | "pom") as namespace, name, form]:
             pass
         case _:
-            raise UnsafeError(f"the function {shown(target)}, no operator of tensors")
+            raise UnsafeError(f"the function {shown(target)}, which is not a tensor operator")
     if namespace == "pom" and name not in _OURS:
         raise MalformedError(f"there is no operator pom::{printable(name, 80)}")
     if name not in _BY_NAMESPACE[namespace] and not (namespace == "aten" and _is_in_place(name)):

@@ -89,7 +89,7 @@ def _root(archive: Archive) -> str:
         if f"{root}/{name}" not in archive.members and name == "byteorder":
             continue
         if (found := archive.read(f"{root}/{name}", _SHORT)) != wanted:
-            raise MalformedError(f"its {name} is {found!r}, {wanted!r} is read")
+            raise MalformedError(f"its {name} is {found!r}, but only {wanted!r} is supported")
     return root
 
 
@@ -106,9 +106,9 @@ def _check_counts(module: Mapping[str, Any], taken: Structure, given: Structure)
     inputs = sum(not {*spec} & {*_OWN} for spec in signature["input_specs"])
     outputs = sum("user_output" in spec for spec in signature["output_specs"])
     if inputs != taken.leaves or len(signature["input_specs"]) != len(graph["inputs"]):
-        raise MalformedError(f"it takes {inputs} inputs of {taken.leaves}")
+        raise MalformedError(f"it has {inputs} inputs in a structure of {taken.leaves}")
     if outputs != given.leaves or len(signature["output_specs"]) != len(graph["outputs"]):
-        raise MalformedError(f"it gives {outputs} outputs of {given.leaves}")
+        raise MalformedError(f"it has {outputs} outputs in a structure of {given.leaves}")
 
 
 def _own_tensors(

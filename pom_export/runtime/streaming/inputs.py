@@ -142,7 +142,7 @@ def _check_caches(model: StatefulModel, arrays: Mapping[str, Array]) -> None:
         sizes = [n for axis, n in zip(part.spec.axes, array.shape, strict=True) if axis == PAST_TOKENS]
         if any(size < longest or (size > longest and model.mask is None) for size in sizes):
             raise InputError(
-                f"the state's {part.spec.name} holds {sizes[0]} tokens, its lengths are {longest}", "Is it damaged?"
+                f"the state's {part.spec.name} holds {sizes[0]} tokens, but its lengths are {longest}", "Is it damaged?"
             )
 
 
@@ -169,7 +169,7 @@ def checked(spec: TensorSpec, array: Array, sizes: Mapping[str, int], limits: In
         if axis in limits.sizes and (allowed := limits.outside(str(axis), size)):
             raise InputError(f"{axis} is {size} in {spec.name}, but the model takes {allowed}", "Give other sizes")
     if not _same_kind(array.dtype, spec.dtype):
-        raise InputError(f"{spec.name} is of {array.dtype}, not of {spec.dtype}", "Convert it")
+        raise InputError(f"{spec.name} is {array.dtype}, not {spec.dtype}", "Convert it")
     if spec.name in limits.values and array.dtype.kind in "iu":
         most = np.array(limits.values[spec.name])
         outside = (array < 0) | (array >= most)

@@ -256,8 +256,8 @@ def test_a_failed_reset_leaves_the_state(session: StreamingSession, monkeypatch:
 BAD_CALLS: dict[str, tuple[str, Any, str]] = {
     "id too large": ("step", [256], "input_ids holds 256, beyond the model's 256 values"),
     "negative id": ("prefill", [[3, -1]], "input_ids holds -1"),
-    "floats as ids": ("step", [1.0], "input_ids is of float64, not of int64"),
-    "text": ("step", "a", "not of int64"),
+    "floats as ids": ("step", [1.0], "input_ids is float64, not int64"),
+    "text": ("step", "a", "not int64"),
     "two rows": ("step", [1, 2], r"input_ids has the shape \[2, 1\], not \[1, 1\]"),
     "no tokens": ("prefill", np.zeros((1, 0), np.int64), r"has the shape \[1, 0\]"),
     "two tokens of a step": ("step", [[1, 2]], r"has the shape \[1, 2\], not \[1, 1\]"),
@@ -284,7 +284,7 @@ def test_bad_masks_are_refused(tmp_path: Path) -> None:
     session = StreamingSession(running_sum_model(tmp_path / "m.onnx", mask=True), batch=2)
     for given, message in (
         ({"mask": np.ones((2, 4), np.bool_)}, r"mask has the shape \[2, 4\], not \[2, 3\]"),
-        ({"mask": np.ones((2, 3))}, "mask is of float64, not of bool"),
+        ({"mask": np.ones((2, 3))}, "mask is float64, not bool"),
         ({"mask": [[True, False, True]] * 2}, "leaves out tokens before others"),
         ({"lengths": [4, 1]}, "lengths must be 0 to 3"),
         ({"lengths": [1.0, 1.0]}, "lengths must be 2 whole numbers"),
