@@ -1,4 +1,4 @@
-"""Have sessions of ONNX Runtime that nobody gave options use one thread: the models of tests are small."""
+"""Makes ONNX Runtime sessions that get no options use one thread: the models of tests are small."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pom_export.runtime import session
 
 
 def keep_to_one() -> None:
-    """Leave out a second thread, which spins after each of a session's runs."""
+    """Do without a second thread, which would spin after each run of a session."""
     default = session.default_session_options
 
     def of_one_thread() -> Any:

@@ -1,4 +1,4 @@
-"""What the CUDA driver says of the first device, asked by a process that finds a stand-in for the driver."""
+"""What the CUDA driver reports about the first device, asked by a process that loads a stand-in for the driver."""
 
 from __future__ import annotations
 

@@ -288,7 +288,7 @@ def _check_batch(model: StatefulModel, batch: int) -> None:
     for part in model.past:
         pinned = part.spec.axes[0]
         if isinstance(pinned, int) and pinned != batch:
-            raise InputError(f"batch is {batch}, {model.name} takes {pinned} rows", "Choose another batch")
+            raise InputError(f"batch is {batch}, but {model.name} takes {pinned} rows", "Choose another batch")
 
 
 class Exclusive:
