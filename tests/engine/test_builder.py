@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +230,31 @@ def test_a_model_that_tensorrt_refuses_leaves_nothing(exported: Path, tmp_path: 
                 tmp_path / "bad.onnx", tmp_path / "e", backend=TENSORRT_RTX, targets=["sm86"], use_plugin=use_plugin
             )
     assert [path.name for path in tmp_path.iterdir()] == ["bad.onnx"]
+
+
+def test_builds_in_two_threads_name_their_own_faults(exported: Path, tmp_path: Path) -> None:
+    both = threading.Barrier(2)
+
+    def wait_for_the_other(stage: str) -> None:
+        if stage.startswith("parsing"):
+            both.wait(60)
+
+    def refused(operator: str) -> str:
+        model = onnx.load(exported)
+        node = next(node for node in model.graph.node if node.op_type == "MatMul")
+        node.op_type, node.domain = operator, "of"
+        model.opset_import.append(onnx.helper.make_opsetid("of", 1))
+        onnx.save(model, tmp_path / f"{operator}.onnx")
+        options: Any = {"backend": TENSORRT_RTX, "targets": ["sm86"], "progress": wait_for_the_other}
+        with pytest.raises(EngineError) as error:
+            pom_export.build_engine(tmp_path / f"{operator}.onnx", tmp_path / f"{operator}.engine", **options)
+        return str(error.value)
+
+    operators = ["Unheard", "Unseen"]
+    with ThreadPoolExecutor(2) as pool:
+        for own, other, said in zip(operators, reversed(operators), pool.map(refused, operators), strict=True):
+            assert own in said
+            assert other not in said
 
 
 def test_an_aggregation_that_is_no_plugin_layer_fails_the_build(
