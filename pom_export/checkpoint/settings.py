@@ -179,7 +179,7 @@ def _is_models(key: str) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Return the value of an OmegaConf node; other values are unchanged."""
+    """Return the value of an OmegaConf node; other values are returned unchanged."""
     if isinstance(value, Inert) and isinstance(value.state, Mapping) and "_val" in value.state:
         return value.state["_val"]
     return value

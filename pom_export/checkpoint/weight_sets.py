@@ -70,7 +70,7 @@ def find_sets(file: Path, content: Mapping[Any, Any]) -> list[WeightSet]:
 
 
 def _without_lists(path: str, tensors: dict[str, Any]) -> tuple[dict[str, Any], list[WeightSet]]:
-    """Split off averages by number from a state dict, which a module stores in a ParameterList."""
+    """Split off from a state dict the averages that are stored by number, as in a module's ParameterList."""
     numbered: dict[str, dict[str, Any]] = {}
     for name, value in tensors.items():
         owner, _, number = name.rpartition(".")

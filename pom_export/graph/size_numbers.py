@@ -1,4 +1,4 @@
-"""Find numbers that a model computes from sizes, such as `int(n ** 0.5)`, of which a trace keeps the example's."""
+"""Find numbers that a model computes from sizes, such as `int(n ** 0.5)`: a trace fixes them at the example's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reject models whose call changes their weights: copies share them with the caller, and a trace cannot hold that."""
+"""Reject models whose call changes their weights: copies share them with the caller, and a file cannot change them."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ _SPEC_OF_TENSOR: Final = {"arg": _NAMED}
 
 
 def _device(value: Any) -> dict[str, Any]:
-    """Return the CPU, which a program is loaded to whatever device it was saved from."""
+    """Return the CPU: a program is loaded there, whatever device it was saved from."""
     checked = record("a device", type=one_of("a device", {"cpu", "cuda"}), index=Maybe(nullable(integer(0, 1023))))
     checked(value)
     return dict(_CPU)

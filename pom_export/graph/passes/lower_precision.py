@@ -1,4 +1,4 @@
-"""Lower a float32 graph to float16 or bfloat16, but for what needs float32."""
+"""Lower a float32 graph to float16 or bfloat16, except where it needs float32."""
 
 from __future__ import annotations
 
