@@ -49,7 +49,7 @@ def default_set(file: Path, sets: Sequence[WeightSet]) -> WeightSet:
 
 
 def _without_parts(able: Sequence[WeightSet]) -> list[WeightSet]:
-    """For a state dict that contains networks, keep either the whole or, if one of them is a whole model, these."""
+    """For a state dict that contains networks, keep only those that are whole models, or else only the whole."""
     left_out: list[WeightSet] = []
     for outer in (one for one in able if one.contains):
         inner = [one for one in able if one.lies_in(outer)]
