@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
@@ -40,6 +41,12 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     The output of a compressor or a pickler may.
     """
     return argname if isinstance(val, bytes) else None
+
+
+def pytest_collection_finish() -> None:
+    """Let the collector leave alone what is imported and collected: it would look at a million objects each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -51,6 +52,7 @@ def test_the_package_does_not_know_the_benchmarks() -> None:
     ]
 
 
+@functools.cache
 def module_graph() -> Graph:
     """Return which modules of the package each module imports, including lazy imports and those for type checkers."""
     files = {".".join((PACKAGE.name, *file.relative_to(PACKAGE).with_suffix("").parts)): file

@@ -82,7 +82,8 @@ def test_gradients(mode: str, mask: str | None, degree: int, spread: float) -> N
 
     inputs = (draw_x(spread), draw_coefficients(degree))
     assert torch.autograd.gradcheck(op, inputs)
-    assert torch.autograd.gradgradcheck(op, inputs)
+    # Every element once; otherwise along random directions.
+    assert torch.autograd.gradgradcheck(op, inputs, fast_mode=degree != 3)
 
 
 def product_arguments(degree: int, mask: str | None, mode: str) -> tuple[Any, ...]:
