@@ -93,9 +93,9 @@ test-all: setup $(VENV)/.packages-for-test,ray $(OLDEST) $(if $(filter ON,$(PLUG
 # A part of the tests at both ends of the supported versions: the lowest that pyproject.toml accepts, and those of
 # constraints.txt with the newest Python. Each has an environment of its own: about 3 GB to download and 5 GB of disk,
 # since an index has torch for these only with CUDA. What old packages say of each other's future does not fail a test.
-TESTS_OF_ENDS := tests/test_api.py tests/test_torch_patches.py tests/graph/test_schema.py tests/graph/test_tracing.py \
-    tests/mixer tests/runtime/test_providers.py tests/runtime/streaming tests/engine/test_builder.py \
-    tests/checkpoint/test_exported_program.py
+TESTS_OF_ENDS := tests/test_api.py tests/test_torch_modes.py tests/test_torch_patches.py tests/graph/test_schema.py \
+    tests/graph/test_tracing.py tests/mixer tests/runtime/test_providers.py tests/runtime/test_session.py \
+    tests/runtime/streaming tests/engine/test_builder.py tests/checkpoint/test_exported_program.py
 INSTALL_END = $(@D)/bin/python tools/progress.py $(@D:.venv-%=%) $(@D)/bin/python -m pip install --no-compile \
     --progress-bar off --disable-pip-version-check --editable '.[onnxruntime,tensorrt-rtx,text]' \
     hypothesis pytest pytest-xdist --constraint

@@ -90,7 +90,17 @@ def no_transforms_left() -> Iterator[None]:
     try:
         yield
     finally:
-        torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
+        _leave_transforms(depth)
+
+
+def _leave_transforms(depth: int) -> None:
+    functorch = torch._C._functorch
+    while (before := functorch.get_dynamic_layer_stack_depth()) > depth:
+        try:
+            functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
+        except RuntimeError:  # torch 2.11 fails after leaving torch.vmap
+            if functorch.get_dynamic_layer_stack_depth() >= before:
+                raise
 
 
 # The modes met by the threads in `plain_modes`, by thread, with those of the innermost block last.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import pom_export
-from pom_export.torch_modes import default_dtype, plain_modes
+from pom_export.torch_modes import default_dtype, no_transforms_left, plain_modes
 
 
 def computed_type() -> torch.dtype:
@@ -101,3 +103,15 @@ def test_autocast_in_a_part_of_a_model_is_reported(tmp_path: Path) -> None:
     result = pom_export.export(model, tmp_path / "m.onnx", example_inputs=(x,))
     assert result.notes == ["the model's torch.autocast has no effect: the file computes in float32, as dtype says"]
     assert result.checked
+
+
+@pytest.mark.parametrize("layers", [["vmap"], ["grad"], ["vmap", "vmap"], ["vmap", "grad"], ["grad", "vmap"]])
+def test_transforms_that_a_failure_left_are_ended(layers: list[str]) -> None:
+    functorch = torch._C._functorch
+    enter = {"vmap": lambda: functorch._vmap_increment_nesting(3, "error"), "grad": functorch._grad_increment_nesting}
+    with contextlib.suppress(ValueError), no_transforms_left():
+        for layer in layers:
+            enter[layer]()
+        raise ValueError("in the model")
+    assert functorch.get_dynamic_layer_stack_depth() == 0
+    assert torch.vmap(torch.func.grad(lambda x: x * x))(torch.ones(3)).tolist() == [2, 2, 2]
