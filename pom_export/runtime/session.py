@@ -18,6 +18,7 @@ from pom_export.runtime.providers import Provider, check_providers, chosen_provi
 
 _LOG = logging.getLogger(__name__)
 _READS_OVERLOADS = (1, 27)  # the first ONNX Runtime that distinguishes functions by overload
+_TAKES_EMPTY_INPUTS = (1, 24)  # the first that does not crash on an empty input of a custom op
 _SILENT = 4  # ONNX Runtime's severity "fatal": errors reach the user as exceptions, once
 # Session options with our library. Registering it a second time would make them unusable.
 _WITH_OUR_LIBRARY: Final[WeakSet[Any]] = WeakSet()
@@ -53,16 +54,26 @@ def default_session_options() -> Any:
     return options
 
 
-def _check_functions(file: Path, version: str) -> None:
-    """Refuse a file whose functions only differ in their overloads if ONNX Runtime does not distinguish these."""
-    if tuple(int(part) for part in version.split(".")[:2]) >= _READS_OVERLOADS:
+def _check_version(file: Path, version: str, kernels: bool) -> None:
+    """Refuse a file that this version of ONNX Runtime would compute wrongly or crash on."""
+    if tuple(int(part) for part in version.split(".")[:2]) >= (_TAKES_EMPTY_INPUTS if kernels else _READS_OVERLOADS):
         return
     import onnx
 
     from pom_export.graph.function_names import refuse_overloads
+    from pom_export.graph.unfolding import aggregations_of, unfolded
 
     model = onnx.load(file, format="protobuf", load_external_data=False)
-    refuse_overloads(file, model.functions, f"ONNX Runtime {version}")
+    if not kernels:
+        refuse_overloads(file, model.functions, f"ONNX Runtime {version}")
+        return
+    for node in aggregations_of(unfolded(model).graph):
+        if not all(node.input):
+            raise InputError(
+                f"input {list(node.input).index('')} of {node.op_type} {node.name!r} is empty, and ONNX Runtime "
+                f"{version} would crash on it",
+                "Export it again, which puts a placeholder there, or use ONNX Runtime 1.24 or newer",
+            )
 
 
 @only_ours
@@ -98,8 +109,7 @@ def inference_session(
     file = readable_file(model, "model")
     if not is_ort_format(file):
         check_onnx_file(file)
-        if not kernels:
-            _check_functions(file, onnxruntime.__version__)
+        _check_version(file, onnxruntime.__version__, kernels)
     options = default_session_options() if session_options is None else session_options
     if not isinstance(options, onnxruntime.SessionOptions):
         raise InputError(f"session_options is {kind_of(options)}", "Give an onnxruntime.SessionOptions")

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
 import pom_export
 from pom_export.errors import InputError
+from pom_export.graph.schema import attributes
+from tests import op_calls
 
 CHECKPOINT = Path(__file__).parents[1] / "data" / "golden" / "v2_heads" / "checkpoint.pt"
 
@@ -38,3 +41,21 @@ def test_options_of_another_kind_are_refused(tmp_path: Path) -> None:
     pom_export.export(CHECKPOINT, tmp_path / "m.onnx", mask="causal")
     with pytest.raises(InputError, match="session_options is a dict"):
         pom_export.inference_session(tmp_path / "m.onnx", session_options={})
+
+
+@pytest.mark.parametrize("version", ["1.22.0", "1.23.2"])
+def test_an_empty_input_is_refused_where_onnxruntime_crashes_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    feeds = {"x": np.ones((1, 3, 4), np.float32), "coefficients": np.ones((4, 2), np.float32)}
+    rotation = {name: np.ones((3, 2), np.float32) for name in ("cos", "sin")}
+    for name, given in (("whole", feeds), ("gap", feeds | rotation)):
+        onnx.save(op_calls.model(given, attributes("mean")), tmp_path / f"{name}.onnx")
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+
+    with pytest.raises(
+        InputError,
+        match=rf"input 2 of PolynomialAggregation '' is empty, and ONNX Runtime {version} would crash on it",
+    ):
+        pom_export.inference_session(tmp_path / "gap.onnx")
+    assert pom_export.inference_session(tmp_path / "whole.onnx").run(None, feeds)
