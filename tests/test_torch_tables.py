@@ -10,21 +10,33 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import exported_program
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-HARDSIGMOID = torch.ops.aten.hardsigmoid.default
+LAYOUTS = {
+    "plain": torch.ones(3, 4, 5),
+    "transposed": torch.ones(3, 4, 5).mT,
+    "a slice, permuted": torch.ones(3, 4, 6, 5)[:, :, ::2].permute(3, 0, 1, 2),
+}
+ATEN = torch.ops.aten
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(
-    "x", [torch.ones(3, 4, 5), torch.ones(3, 4, 5).mT, torch.ones(3, 4, 6, 5)[:, :, ::2].permute(3, 0, 1, 2)]
-)
-def test_a_gates_activation_is_shaped_as_its_decomposition_is(x: Tensor, dtype: torch.dtype) -> None:
+def symbolic(mode: FakeTensorMode, x: Tensor) -> Tensor:
+    fake = mode.from_tensor(x, symbolic_context=StatelessSymbolicContext([DimDynamic.DYNAMIC] * x.dim()))
+    assert isinstance(fake.shape[0], torch.SymInt)
+    return fake
+
+
+def layout(x: Tensor) -> tuple[object, ...]:
+    return x.dtype, x.shape, x.stride()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_shapes_are_those_of_the_decompositions(name: str, dtype: torch.dtype) -> None:
     mode = FakeTensorMode(shape_env=ShapeEnv())
-    context = StatelessSymbolicContext([DimDynamic.DYNAMIC] * x.dim())
-    fake = mode.from_tensor(x.to(dtype), symbolic_context=context)
-    with mode:
-        found, wanted = HARDSIGMOID(fake), decomposition_table[HARDSIGMOID](fake)
-    assert isinstance(found.shape[0], torch.SymInt)
-    assert (found.dtype, found.shape, found.stride()) == (wanted.dtype, wanted.shape, wanted.stride())
+    x = symbolic(mode, LAYOUTS[name].to(dtype))
+    unary = (ATEN.tril.default, ATEN.triu.default, *(() if dtype == torch.bool else (ATEN.hardsigmoid.default,)))
+    for operator in unary:
+        with mode:
+            assert layout(operator(x)) == layout(decomposition_table[operator](x)), operator
 
 
 def test_operators_have_their_own_kernels_after_each_decomposition() -> None:

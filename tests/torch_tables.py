@@ -23,7 +23,7 @@ def keep() -> None:
     _keep_torchlib()
     _keep_composites()
     _keep_overrides()
-    _shape_hardsigmoid()
+    _shape_elementwise()
 
 
 def _keep_torchlib() -> None:
@@ -107,10 +107,17 @@ def _keep_overrides() -> None:
     exported_program._override_composite_implicit_decomp = override_once
 
 
-def _shape_hardsigmoid() -> None:
-    """Give a gate's activation the shape of its input; torch finds that out by decomposing it, 4 times an export."""
+def _shape_elementwise() -> None:
+    """Tell the shapes of operators that torch decomposes to find them out, 4 times an export."""
+    aten = torch.ops.aten
 
-    @fake_impls.register_fast_op_impl(torch.ops.aten.hardsigmoid.default)
-    def shaped(mode: FakeTensorMode, x: Tensor) -> Tensor:
+    @fake_impls.register_fast_op_impl(aten.hardsigmoid.default)
+    def as_it_lies(mode: FakeTensorMode, x: Tensor) -> Tensor:
         with mode:
             return torch.empty_like(x)
+
+    @fake_impls.register_fast_op_impl(aten.tril.default)
+    @fake_impls.register_fast_op_impl(aten.triu.default)
+    def in_rows(mode: FakeTensorMode, x: Tensor, *_: int) -> Tensor:
+        with mode:
+            return x.new_empty(x.shape)
