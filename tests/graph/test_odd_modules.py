@@ -90,24 +90,28 @@ def test_much_at_once_is_exported_and_nothing_of_the_callers_changes(tmp_path: P
         assert difference(one, other.detach().double().numpy(), MODELS["float32"])
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        pytest.param(lambda _, y, __: y.data, id="alone"),
-        pytest.param(lambda m, y, _: (y.data + 1, m.linear(y)), id="among others"),
-        pytest.param(lambda m, y, _: y @ m.linear.weight.data, id="of a weight"),
-        pytest.param(lambda _, y, __: (y.data.clamp_(-0.1, 0.1), y)[1], id="written in place"),
-    ],
-)
-def test_data_of_a_tensor_is_traced(make: Callable[..., Any], tmp_path: Path) -> None:
-    model = Net(make, linear=nn.Linear(WIDTH, WIDTH)).eval()
+# Each of a tensor of its own: the last is written to.
+OF_DATA: dict[str, Callable[[Net, Tensor], Any]] = {
+    "alone": lambda _, y: y.data,
+    "among others": lambda m, y: (y.data + 1, m.linear(y)),
+    "of a weight": lambda m, y: y @ m.linear.weight.data,
+    "written in place": lambda _, y: (y.data.clamp_(-0.1, 0.1), y)[1],
+}
+
+
+def test_data_of_a_tensor_is_traced(tmp_path: Path) -> None:
+    def every(m: Net, y: Tensor, _: Tensor) -> dict[str, Any]:
+        return {name: make(m, y * (2 + i)) for i, (name, make) in enumerate(OF_DATA.items())}
+
+    model = Net(every, linear=nn.Linear(WIDTH, WIDTH)).eval()
     pom_export.export(model, tmp_path / "m.onnx", example_inputs=(example(),))
     x = torch.randn(3, 4, WIDTH)
     found = pom_export.inference_session(tmp_path / "m.onnx").run(None, {"x": x.numpy()})
     with torch.no_grad():
         wanted = named_outputs(model(x))
-    for one, other in zip(found, wanted.values(), strict=True):
-        assert difference(one, other.double().numpy(), MODELS["float32"])
+    assert len(wanted) == len(OF_DATA) + 1
+    for (name, other), one in zip(wanted.items(), found, strict=True):
+        assert difference(one, other.double().numpy(), MODELS["float32"]), name
 
 
 def test_a_trace_that_fails_under_vmap_leaves_vmap_off(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pom_export
 from pom_export.api import checking
 from pom_export.errors import InputError
 from pom_export.graph.copying import copy_module
+from pom_export.graph.own_program import module_program, named_examples
 from pom_export.graph.replacing import MixerStandIn, replace_mixers
 from pom_export.parity.comparison import difference
 from pom_export.parity.tolerances import GOLDEN, MODELS
@@ -203,14 +204,27 @@ def test_a_mixer_with_several_names_is_replaced_under_each(tmp_path: Path) -> No
     assert result.aggregations == 6
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
-def test_masks_of_integers_are_taken_as_the_official_code_takes_them(dtype: torch.dtype, tmp_path: Path) -> None:
+class MaskedThrice(nn.Module):
+    """Blocks side by side, each with a mask of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(PoM(16, 2, 2, 1, 4)) for _ in range(3))
+
+    def forward(self, x: Tensor, long: Tensor, byte: Tensor, flag: Tensor) -> tuple[Tensor, ...]:
+        return tuple(block(x, keep) for block, keep in zip(self.blocks, (long, byte, flag), strict=True))
+
+
+def test_masks_of_integers_are_taken_as_the_official_code_takes_them(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = Block(PoM(16, 2, 2, 1, 4)).eval()
-    x, keep = torch.randn(2, 5, 16), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]).to(dtype)
-    pom_export.export(model, tmp_path / "m.onnx", example_inputs=(x, keep))
-    (y,) = pom_export.inference_session(tmp_path / "m.onnx").run(None, {"x": x.numpy(), "keep": keep.numpy()})
-    assert difference(y, model(x, keep).detach().double().numpy(), MODELS["float32"])
+    model = MaskedThrice().eval()
+    x, keep = torch.randn(2, 5, 16), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    masks = {"long": keep.long(), "byte": keep.byte(), "flag": keep.bool()}
+    pom_export.export(model, tmp_path / "m.onnx", example_inputs={"x": x, **masks})
+    feed = {"x": x.numpy(), **{name: mask.numpy() for name, mask in masks.items()}}
+    found = pom_export.inference_session(tmp_path / "m.onnx").run(None, feed)
+    for name, y, wanted in zip(masks, found, model(x, **masks), strict=True):
+        assert difference(y, wanted.detach().double().numpy(), MODELS["float32"]), name
 
 
 class Caching(nn.Module):
@@ -247,8 +261,12 @@ def test_inputs_may_be_named_left_out_or_arrays(tmp_path: Path) -> None:
     model = PoM(8, 2, 2, 1, 1).eval()
     x, mask = torch.randn(2, 5, 8, requires_grad=True), torch.ones(2, 5, dtype=torch.bool)
     for examples in ({"xq": x, "mask": mask}, (x, None, mask), (x.detach().numpy(), None, mask.numpy())):
-        result = pom_export.export(model, tmp_path / "m.onnx", example_inputs=examples)
-        assert [text.split()[0] for text in result.inputs] == ["xq", "mask"]
+        named = named_examples(model, examples)
+        assert list(named) == ["xq", "mask"]
+        assert torch.equal(named["xq"], x)
+        assert torch.equal(named["mask"], mask)
+    result = pom_export.export(model, tmp_path / "m.onnx", example_inputs=(x, None, mask))
+    assert [text.split()[0] for text in result.inputs] == ["xq", "mask"]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on the way to its compiler
@@ -259,13 +277,13 @@ def test_wrappers_are_looked_through(wrap: Any, tmp_path: Path) -> None:
     assert result.aggregations == 1
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_foreign_module_is_exported_in_half_precision(dtype: str, tmp_path: Path) -> None:
+def test_a_foreign_module_is_exported_in_half_precision(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(PoM(8, 2, 2, 1, 1))
     inputs = (torch.randn(2, 5, 8),)
-    result = pom_export.export(model, tmp_path / "m.onnx", example_inputs=inputs, dtype=dtype, samples=1)
-    assert result.inputs == [f"input {dtype}[batch, tokens, 8]"]
+    for dtype in ("float16", "bfloat16"):
+        result = pom_export.export(model, tmp_path / "m.onnx", example_inputs=inputs, dtype=dtype, samples=1)
+        assert result.inputs == [f"input {dtype}[batch, tokens, 8]"]
 
 
 def test_a_dimension_that_the_model_fixes_is_no_dynamic_one(tmp_path: Path) -> None:
@@ -284,14 +302,26 @@ def test_a_near_miss_says_what_is_missing(tmp_path: Path) -> None:
         pom_export.export(model, tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8),))
 
 
-@pytest.mark.parametrize("norm_first", [True, False])
-def test_transformer_layers_are_traced_with_a_mask_of_unknown_kind(norm_first: bool, tmp_path: Path) -> None:
+class Encoders(nn.Module):
+    """Layers of torch's encoder, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=first) for first in (True, False))
+        self.encoders = nn.ModuleList(nn.TransformerEncoder(layer, 1, enable_nested_tensor=False) for layer in layers)
+
+    def forward(self, src: Tensor, mask: Tensor) -> Tensor:
+        for encoder in self.encoders:
+            src = encoder(src, mask)
+        return src
+
+
+def test_transformer_layers_are_traced_with_a_mask_of_unknown_kind(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=norm_first)
-    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-    pom_export.replace_attention(encoder)
+    encoders = Encoders()
+    pom_export.replace_attention(encoders)
     mask = nn.Transformer.generate_square_subsequent_mask(5)
-    result = pom_export.export(encoder, tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8), mask))
+    result = pom_export.export(encoders, tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8), mask))
     assert result.aggregations == 2
 
 
@@ -318,16 +348,21 @@ class Outputs(nn.Module):
         (lambda y: {"x": y, "x_out": 2 * y}, ["x_out_", "x_out"]),
     ],
 )
-def test_outputs_are_named_after_the_way_to_them(make: Any, names: list[str], tmp_path: Path) -> None:
+def test_outputs_are_named_after_the_way_to_them(make: Any, names: list[str]) -> None:
+    program = module_program(Outputs(make).eval(), {"x": torch.randn(2, 5, 8)})
+    assert list(program.outputs) == names
+
+
+def test_a_file_has_the_outputs_under_their_names(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = Outputs(make).eval()
+    model = Outputs(lambda y: {"h": [y, 2 * y], "z": (y.sum(), None), "x": 3 * y, "x_out": 4 * y}).eval()
     result = pom_export.export(model, tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8),))
-    assert [output.split()[0] for output in result.outputs] == names
+    assert [output.split()[0] for output in result.outputs] == ["h_0", "h_1", "z", "x_out_", "x_out"]
     x = torch.randn(1, 4, 8)
     found = pom_export.inference_session(tmp_path / "m.onnx").run(None, {"x": x.numpy()})
     wanted = [leaf for leaf in torch.utils._pytree.tree_leaves(model(x)) if isinstance(leaf, Tensor)]
-    for one, other in zip(found, wanted, strict=True):
-        assert difference(one, other.detach().double().numpy(), MODELS["float32"])
+    for name, one, other in zip(result.outputs, found, wanted, strict=True):
+        assert difference(one, other.detach().double().numpy(), MODELS["float32"]), name
 
 
 def test_the_mask_of_each_query_is_dynamic_in_both_directions(tmp_path: Path) -> None:

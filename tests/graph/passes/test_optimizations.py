@@ -173,7 +173,6 @@ class Surroundings(nn.Module):
 
     def __init__(self, kind: str) -> None:
         super().__init__()
-        torch.manual_seed(0)
         self.kind = kind
         self.mixer = PolynomialMixer(8, 3, 2, n_sel_heads=4 if "heads" in kind else 1)
 
@@ -209,24 +208,32 @@ class Surroundings(nn.Module):
         return mixer.ag_proj(folded), folded @ torch.ones(16, 3)
 
 
-@pytest.mark.parametrize(
-    ("kind", "split", "gated"),
-    [
-        ("the gate is tanh", True, True),
-        ("the gate is an output", True, True),
-        ("the aggregate is an output", True, False),
-        ("the projection is an output", False, True),
-        ("the context's part is an output", True, True),
-        ("weights are used transposed too", False, True),
-        ("one gate for the sequence", True, True),
-        ("a gate over features", True, False),
-        ("heads, an output", True, True),
-        ("heads, interleaved", True, False),
-        ("heads, two products", True, True),
-    ],
-)
-def test_whatever_stands_around_it_the_outputs_stay(kind: str, split: bool, gated: bool, tmp_path: Path) -> None:
-    model = Surroundings(kind).eval()
+# Of each kind: whether the projection's weights are split, and whether the gate is part of the aggregation.
+REWRITTEN = {
+    "the gate is tanh": (True, True),
+    "the gate is an output": (True, True),
+    "the aggregate is an output": (True, False),
+    "the projection is an output": (False, True),
+    "the context's part is an output": (True, True),
+    "weights are used transposed too": (False, True),
+    "one gate for the sequence": (True, True),
+    "a gate over features": (True, False),
+    "heads, an output": (True, True),
+    "heads, interleaved": (True, False),
+    "heads, two products": (True, True),
+}
+
+
+def test_whatever_stands_around_it_the_outputs_stay(tmp_path: Path) -> None:
+    class All(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kinds = nn.ModuleList(map(Surroundings, REWRITTEN))  # of other weights each: equal ones are shared
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [output for kind in self.kinds for output in kind(x)]
+
+    model = All().eval()
     x = torch.randn(2, 9, 8, generator=torch.Generator().manual_seed(2))
 
     # The export compares itself with PyTorch, with the kernels and with the functions.
@@ -234,11 +241,17 @@ def test_whatever_stands_around_it_the_outputs_stay(kind: str, split: bool, gate
 
     assert result.checked == ["onnxruntime kernel", "onnxruntime function"]
     graph = onnx.load(tmp_path / "m.onnx").graph
-    names = ["y_0", "y_1"] if len(graph.output) > 1 else ["y"]  # as torch's outputs are named, whatever was rewritten
-    assert [output.name for output in graph.output] == names
-    assert len(graph.output) == len(model(x))
-    operators = [node.op_type for node in graph.node]
-    assert ("Split" not in operators, GATED in operators) == (split, gated)
+    # As torch's outputs are named, whatever was rewritten.
+    assert [output.name for output in graph.output] == [f"y_{i}" for i in range(len(model(x)))]
+    # A node of ours is of the variant that its name ends with.
+    operators = [(node.name, node.op_type.partition("_")[0]) for node in graph.node]
+    for i, (kind, wanted) in enumerate(REWRITTEN.items()):
+        its = [operator for name, operator in operators if name.startswith((f"kinds.{i}.", f"kinds.{i}/"))]
+        assert {PLAIN, GATED} & {*its}, kind
+        assert ("Split" not in its, GATED in its) == wanted, kind
+    assert [operator for _, operator in operators].count("Split") == [split for split, _ in REWRITTEN.values()].count(
+        False
+    )
 
 
 class Shared(nn.Module):
