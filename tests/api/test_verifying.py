@@ -36,12 +36,16 @@ def rotary(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     module = pom_export.RotaryPolynomialMixer(16, 2, 2, max_h=40, max_w=30, rope_2d=True)
-    return Exported(tmp_path_factory.mktemp("grid"), module, positions=True)
+    exported = Exported(tmp_path_factory.mktemp("grid"), module, positions=True)
+    assert exported.verify()
+    return exported
 
 
 @pytest.fixture(scope="module")
 def stateful(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return Exported(tmp_path_factory.mktemp("stateful"), pom_export.PolynomialMixer(16, 2, 2), stateful=True)
+    exported = Exported(tmp_path_factory.mktemp("stateful"), pom_export.PolynomialMixer(16, 2, 2), stateful=True)
+    assert exported.verify()
+    return exported
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +165,6 @@ def test_every_row_and_column_is_compared(grid: Exported, table: str, row: int) 
             array[row] = 0
             tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
 
-    assert grid.verify()
     assert not grid.verify(edit)
 
 
@@ -285,7 +288,6 @@ def before_output(name: str, *operators: tuple[str, np.ndarray]) -> Edit:
     ids=["no second float", "second float of the other sign", "one token more", "no tokens"],
 )
 def test_a_wrong_state_fails(stateful: Exported, name: str, operator: str, constant: np.ndarray) -> None:
-    assert stateful.verify()
     report = stateful.verify(before_output(name, (operator, constant)))
     assert {c.output for c in report.comparisons if not c} >= {name}
 

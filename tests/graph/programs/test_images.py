@@ -96,14 +96,14 @@ def test_options_of_other_models_are_refused(options: dict[str, object]) -> None
 
 def test_tables_of_large_images_are_stored_once_for_all_blocks(tmp_path: Path) -> None:
     # The exporter itself folds no more than 512 x 512 values.
-    model = JiT(replace(TINY_JIT, input_size=128, max_h=64, max_w=64, pom_expand=32, in_context_len=0)).eval()
+    model = JiT(replace(TINY_JIT, input_size=96, max_h=48, max_w=48, pom_expand=32, in_context_len=0)).eval()
     fill(model)
     pom_export.export(model, tmp_path / "m.onnx")
     graph = onnx.load(tmp_path / "m.onnx").graph
     mixers = [node for node in graph.node if node.op_type == contract.OP_NAME]
     assert len({tuple(node.input[3:5]) for node in mixers}) == 1
     weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    assert weights[mixers[0].input[3]] == (64 * 64, 128)
+    assert weights[mixers[0].input[3]] == (48 * 48, 128)
     assert not [name for name, shape in weights.items() if "row_" in name or "col_" in name]
 
 
