@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from tests.plugins.cuda.executors import BUILT, Device, Emulation, Executor, Hea
 
 
 @pytest.fixture(scope="session")
-def emulation() -> Emulation:
+def emulation() -> Iterator[Emulation]:
     """The emulation, built if it is missing or out of date, and kept for later runs."""
     headers = Headers.find()
     if headers is None or shutil.which("g++") is None:
@@ -21,7 +21,8 @@ def emulation() -> Emulation:
     BUILT.mkdir(parents=True, exist_ok=True)
     emulation = Emulation(BUILT)
     emulation.build(headers)
-    return emulation
+    yield emulation
+    emulation.close()
 
 
 @pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import fcntl
-import itertools
 import os
 import shutil
 import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from pom_export import contract
 from pom_export.runtime.cuda import CudaCall
 from tests.op_calls import Array, Call
 from tests.plugins.cuda.compiling import Compiler
+from tests.plugins.cuda.serving import Server
 from tools.fetch_headers import HEADER_SETS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -109,6 +109,7 @@ class Emulation(Executor):
 
     folder: Path
     program: str = "run_aggregate"
+    _servers: dict[str, Server] = field(default_factory=dict)
 
     @property
     def plugin(self) -> Emulation:
@@ -153,22 +154,29 @@ class Emulation(Executor):
 
     def outputs(self, *calls: Call) -> list[list[Array]]:
         """Run each call with both orders of blocks and threads, which must agree bit for bit."""
-        sent = self.send(*calls)
+        server = self._servers.setdefault(self.program, Server(self.folder / self.program, self._environment()))
         made = [call.outputs for call in calls]
-        offset = 0
-        for output in itertools.chain(*made):
-            output[...] = np.frombuffer(sent, output.dtype, output.size, offset).reshape(output.shape)
-            offset += output.nbytes
-        assert offset == len(sent)
+        for call, outputs in zip(calls, made, strict=True):
+            sent, offset = server.run(message_of(call), sum(output.nbytes for output in outputs)), 0
+            for output in outputs:
+                output[...] = np.frombuffer(sent, output.dtype, output.size, offset).reshape(output.shape)
+                offset += output.nbytes
         return made
 
-    def send(self, *calls: Call, option: str = "") -> bytes:
-        """Send calls to the program and return its output."""
+    @staticmethod
+    def _environment() -> dict[str, str]:
         # Leak detection would need ptrace; run_plugin counts allocations itself.
-        environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}
-        command = [self.folder / self.program, *([option] if option else [])]
-        message = b"".join(map(message_of, calls))
-        done = subprocess.run(command, input=message, capture_output=True, check=False, env=environment)
+        return os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}
+
+    def close(self) -> None:
+        """End the programs that run calls."""
+        for server in self._servers.values():
+            server.close()
+
+    def send(self, *calls: Call, option: str) -> bytes:
+        """Send calls to a process of its own, with an option of the program's, and return its output."""
+        command, message = [self.folder / self.program, option], b"".join(map(message_of, calls))
+        done = subprocess.run(command, input=message, capture_output=True, check=False, env=self._environment())
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout
 

@@ -154,12 +154,12 @@ Call read_call(const std::string& line, std::istream* in) {
   return call;
 }
 
-int serve_calls(std::string (*run)(const Call& call)) {
+int serve_calls(std::string (*run)(const Call& call), const std::string& after) {
   try {
     for (std::string line; std::getline(std::cin, line);) {
       std::cerr << line << std::endl;
-      const std::string y = run(read_call(line, &std::cin));
-      if (!std::cout.write(y.data(), static_cast<std::streamsize>(y.size()))) {
+      const std::string y = run(read_call(line, &std::cin)) + after;
+      if (!std::cout.write(y.data(), static_cast<std::streamsize>(y.size())).flush()) {
         throw std::runtime_error("stdout is closed");
       }
     }

@@ -73,8 +73,8 @@ class Outputs {
 // are DataType's numbers. Throws std::runtime_error for anything else.
 [[nodiscard]] Call read_call(const std::string& line, std::istream* in);
 
-// Reads calls from stdin, and writes the result of `run` for each to stdout. The first failure ends the program; the
-// last call printed on stderr is the one that failed.
-int serve_calls(std::string (*run)(const Call& call));
+// Reads calls from stdin, and writes the result of `run` and then `after` for each to stdout, at once. The first
+// failure ends the program; the last call printed on stderr is the one that failed.
+int serve_calls(std::string (*run)(const Call& call), const std::string& after);
 
 }  // namespace pom::test

@@ -44,4 +44,4 @@ std::string run(const Call& call) {
 
 }  // namespace
 
-int main() { return pom::test::serve_calls(run); }
+int main() { return pom::test::serve_calls(run, "\n"); }

@@ -135,5 +135,5 @@ int main(int count, char** arguments) {
   if (mode == "--misuse") {
     return pom::test::try_misuse();
   }
-  return pom::test::serve_calls(mode == "--faults" ? run_with_faults : run);
+  return mode == "--faults" ? pom::test::serve_calls(run_with_faults, "") : pom::test::serve_calls(run, "\n");
 }
