@@ -105,7 +105,7 @@ def check_kind(kind: str, heads: int | None, in_context_start: int | None) -> No
 def no_context_error(kind: str, in_context_start: int) -> CheckpointError:
     """Return the error for a model that has no in-context tokens."""
     return CheckpointError(
-        f"in_context_start {in_context_start} does not fit: this {kind} has no in-context tokens",
+        f"`in_context_start={in_context_start}` does not fit: this {kind} has no in-context tokens",
         "Leave `in_context_start` out",
     )
 

@@ -82,7 +82,7 @@ EXPORTS = {
     f"{CHECKPOINT} --family language-model --cross": "a language model is causal; --cross does not apply",
     f"{CHECKPOINT} --family jit-pom --stateful": "in one call; --stateful does not apply",
     f"{CHECKPOINT} --family pom-v2 --heads 4": "4 attention heads don't fit: a pom-v2 has no attention",
-    f"{CHECKPOINT} --family nanogpt-pom --in-context-start 1": "this nanogpt-pom has no in-context tokens",
+    f"{CHECKPOINT} --family nanogpt-pom --in-context-start 1": "--in-context-start 1 does not fit: this nanogpt-pom",
     f"{CHECKPOINT} --example-inputs x.npz": "--example-inputs is for a module",
     "models:make --degree 3": "--degree is for checkpoints, and this is a module",
     "models:make --example-inputs x.npz --mask full": "--mask is for our own models; this one has its own inputs",
