@@ -68,6 +68,9 @@ def check_reference(
         raise InputError("both a checkpoint and a module are given", "Give one of them")
     if has_examples and not has_module:
         raise InputError("example_inputs need a module, and none was given", "Give module too, or inputs alone")
+    if has_module:
+        check_for_module(hints)
+        return
     for name, value in hints.items():
         if value is not None and checkpoint is None:
             raise InputError(f"`{name}={value!r}` is for a checkpoint, and none was given", "Give `checkpoint`")

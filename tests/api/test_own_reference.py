@@ -114,7 +114,7 @@ def test_inputs_of_the_users_go_through_the_module(own: Own) -> None:
         ({"checkpoint": "c.pt"}, "both a checkpoint and a module are given"),
         ({"module": None}, "example_inputs need a module"),
         ({"module": "Block"}, "the module is a str"),
-        ({"degree": 3}, "`degree=3` is for a checkpoint"),
+        ({"degree": 3}, "`degree` is for checkpoints, and this is a module"),
     ],
 )
 def test_inconsistent_arguments_are_one_line(own: Own, options: dict[str, object], message: str) -> None:

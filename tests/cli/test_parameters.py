@@ -93,7 +93,7 @@ EXPORTS = {
 }
 OTHERS = {
     "verify m.onnx --degree 3": "--degree 3 is for a checkpoint, and none was given. Give --checkpoint",
-    "verify m.onnx --checkpoint models:make --heads 3": "--heads 3 is for a checkpoint",
+    "verify m.onnx --checkpoint models:make --heads 3": "--heads is for checkpoints, and this is a module",
     "verify m.onnx --checkpoint none.pt": "none.pt does not exist",
     "verify m.onnx --rtol -1": "--rtol must be finite and not negative, got -1.0. Example: --rtol 0.0001",
     "scan my_model": "'my_model' is not MODULE:FACTORY",
