@@ -16,7 +16,7 @@ from pom_export.cli.outputs import writes
 from pom_export.cli.parameters import FILE, Choice, Parsed, parse_static
 from pom_export.cli.progress import stages
 from pom_export.errors import InputError
-from pom_export.files import check_replaceable
+from pom_export.files import check_replaceable, readable_file
 from pom_export.graph.claims import MASKS
 from pom_export.graph.opsets import OPSETS
 from pom_export.graph.precisions import PRECISIONS, canonical_precision
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # The suffix of torch.export programs, which have inputs of their own.
 _PROGRAM: Final = ".pt2"
+# What messages call the file that --example-inputs names.
+_EXAMPLES: Final = "file of example inputs"
 
 
 @click.command("export")
@@ -96,6 +98,7 @@ def _check(reference: str, example_inputs: str | None, options: Mapping[str, Any
         arguments.check_for_module(hints)
         if example_inputs is not None:
             arguments.check_for_own_inputs(graph, hints)
+            readable_file(example_inputs, _EXAMPLES)
         return
     if example_inputs is not None:
         raise InputError(f"--example-inputs is for a module, and {reference} is a path", "Leave it out")
@@ -113,7 +116,7 @@ def _source(reference: str, example_inputs: str | None, output: str) -> tuple[An
     named = model_from(reference)
     check_replaceable(Path(output), [named.file, example_inputs])
     if example_inputs is not None:
-        return named.module, read_npz(example_inputs, "example inputs")
+        return named.module, read_npz(example_inputs, _EXAMPLES)
     named.check_has_examples(reference, "--example-inputs")
     return named.module, named.example_inputs
 

@@ -13,6 +13,7 @@ from pom_export.cli.output import print_result
 from pom_export.cli.outputs import writes
 from pom_export.cli.parameters import FILE
 from pom_export.cli.progress import stages
+from pom_export.files import readable_file
 
 if TYPE_CHECKING:
     from pom_export.parity.report import Comparison, ParityReport
@@ -71,6 +72,8 @@ def _check(checkpoint: str | None, options: Mapping[str, Any]) -> None:
     arguments.check_reference(path, has_module=has_module, has_examples=False, hints=hints)
     if path is not None:
         check_is_checkpoint(path)
+    if options["inputs"] is not None:
+        readable_file(options["inputs"], "file of inputs")
 
 
 def _lines(outcome: ParityReport, report: str | None) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pom_export.arrays import read_npz
 from pom_export.errors import InputError, printable
-from pom_export.files import as_path
+from pom_export.files import readable_file
 from pom_export.graph.exported_model import BATCH, CONTEXT_TOKENS, PAST_TOKENS, TOKENS, InputLimits, TensorSpec, is_past
 from pom_export.parity.case import Array, Case
 from pom_export.parity.past import draw_past, past_lengths, rows_differ
@@ -189,7 +189,7 @@ def read_arrays(inputs: Inputs) -> tuple[str, Mapping[str, Array]]:
     """
     if isinstance(inputs, Mapping):
         return "given", {name: np.asarray(array) for name, array in inputs.items()}
-    path = os.fspath(as_path(inputs, "file of inputs"))
+    path = os.fspath(readable_file(inputs, "file of inputs"))
     try:
         return path, read_npz(path, "archive")
     except InputError as error:
