@@ -11,7 +11,7 @@ import click
 from pom_export.bench.options import BACKENDS, BenchOptions
 from pom_export.cli.options import common_options
 from pom_export.cli.output import say
-from pom_export.cli.parameters import FILE, FOLDER, SIZES, Choice, Listed
+from pom_export.cli.parameters import FILE, FOLDER, SIZES, Choice, Listed, Whole
 from pom_export.cli.progress import stages
 
 
@@ -21,9 +21,7 @@ from pom_export.cli.progress import stages
 @click.option("--tokens", type=SIZES, help="Sequence lengths; default: 256,1024,4096, or the file's fixed length.")
 @click.option("--batch", type=SIZES, help="Batch sizes; default: 1, or the file's fixed size.")
 @click.option("--threads", type=int, help="Threads per backend, pinned; default: the available processors.")
-@click.option(
-    "--repeats", type=click.IntRange(1), help="Timed rounds; default: 5 to 50, as many as fit into 10 seconds."
-)
+@click.option("--repeats", type=Whole(1), help="Timed rounds; default: 5 to 50, as many as fit into 10 seconds.")
 @click.option("--memory/--no-memory", default=True, show_default=True, help="Measure peak memory, in new processes.")
 @click.option("-o", "--output", type=FOLDER, help="A folder for results.json and table.md.")
 @common_options

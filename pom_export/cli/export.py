@@ -13,7 +13,7 @@ from pom_export.cli.models import check_is_checkpoint, model_from, names_module
 from pom_export.cli.options import common_options, recognition_options
 from pom_export.cli.output import human_bytes, print_result
 from pom_export.cli.outputs import writes
-from pom_export.cli.parameters import FILE, Choice, Parsed, parse_static
+from pom_export.cli.parameters import FILE, Choice, Parsed, Whole, parse_static
 from pom_export.cli.progress import stages
 from pom_export.errors import InputError
 from pom_export.files import check_replaceable, readable_file
@@ -58,7 +58,7 @@ _EXAMPLES: Final = "file of example inputs"
 @recognition_options
 @click.option("--example-inputs", type=FILE, help="For a module: a .npz of inputs to trace it with, by name.")
 @click.option(
-    "--samples", type=click.IntRange(0), default=0, show_default=True,
+    "--samples", type=Whole(0), default=0, show_default=True,
     help="How many inputs to save with their outputs, for `verify`.",
 )  # fmt: skip
 @common_options

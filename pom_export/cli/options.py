@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from pom_export.checkpoint.families import FAMILIES
-from pom_export.cli.parameters import Choice
+from pom_export.cli.parameters import Choice, Whole
 from pom_export.cli.progress import note
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -35,7 +35,7 @@ weights_option = click.option(
 
 in_context_start_option = click.option(
     "--in-context-start",
-    type=click.IntRange(0),
+    type=Whole(0),
     help="Block before which an image model inserts its in-context tokens; default: as published for its depth.",
 )
 
@@ -45,8 +45,8 @@ def recognition_options(function: _Function) -> _Function:
     for decorator in (
         weights_option,
         in_context_start_option,
-        click.option("--heads", type=click.IntRange(1), help="Attention heads of a hybrid, if not known from shapes."),
-        click.option("--degree", type=click.IntRange(1), help="Degree, if not known from shapes (v1, nanogpt-pom)."),
+        click.option("--heads", type=Whole(1), help="Attention heads of a hybrid, if not known from shapes."),
+        click.option("--degree", type=Whole(1), help="Degree, if not known from shapes (v1, nanogpt-pom)."),
         click.option("--family", type=Choice(FAMILIES), help="Family of the checkpoint; default: recognised."),
     ):
         function = decorator(function)

@@ -123,7 +123,13 @@ class File(_ParamType):
         return [*names, CompletionItem(incomplete, type=self._kind)]
 
 
-SIZES: Final = Listed(click.IntRange(1, 2**31 - 1))  # beyond it no machine holds one row of anything
+class Whole(click.IntRange):
+    """A whole number in a range, which messages call an integer."""
+
+    name = "integer"
+
+
+SIZES: Final = Listed(Whole(1, 2**31 - 1))  # beyond it no machine holds one row of anything
 FILE: Final = File()
 FOLDER: Final = File(folder=True)
 

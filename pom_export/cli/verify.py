@@ -11,7 +11,7 @@ from pom_export.cli.models import check_is_checkpoint, model_from, names_module
 from pom_export.cli.options import common_options, recognition_options
 from pom_export.cli.output import print_result
 from pom_export.cli.outputs import writes
-from pom_export.cli.parameters import FILE
+from pom_export.cli.parameters import FILE, Whole
 from pom_export.cli.progress import stages
 from pom_export.files import readable_file
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     help="Bound relative to the largest magnitude of the reference output; default: by dtype, 1e-5 for float32.",
 )  # fmt: skip
 @click.option("--atol", type=float, help="Absolute bound; default: by dtype, 1e-7 for float32.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the random inputs.")
+@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Seed of the random inputs.")
 @click.option("--report", type=FILE, help="Write the comparison as one HTML page.")
 @common_options
 @writes("report")
