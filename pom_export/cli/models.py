@@ -166,10 +166,11 @@ def _imported(name: str) -> ModuleType:
 
 
 def _beside(name: str) -> Iterable[str]:
-    """Return the names of the modules found in the place where one is missing."""
+    """Return the names of the public modules found in the place where one is missing."""
     parent, dot, _ = name.rpartition(".")
     folders = list(getattr(sys.modules.get(parent), "__path__", [])) if dot else None
-    return (f"{parent}{dot}{found.name}" for found in pkgutil.iter_modules(folders))
+    found = (each.name for each in pkgutil.iter_modules(folders))
+    return (f"{parent}{dot}{each}" for each in found if not each.startswith("_"))
 
 
 def _attribute(module: ModuleType, path: str, reference: str) -> Any:
