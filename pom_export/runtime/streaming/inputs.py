@@ -164,7 +164,8 @@ def checked(spec: TensorSpec, array: Array, sizes: Mapping[str, int], limits: In
     )
     if not fits or 0 in array.shape:
         shape = ", ".join(map(str, wanted))
-        raise InputError(f"{spec.name} has the shape {list(array.shape)}, not [{shape}]", "No axis may be empty")
+        hint = "No axis may be empty" if 0 in array.shape else "Give it that shape"
+        raise InputError(f"{spec.name} has the shape {list(array.shape)}, not [{shape}]", hint)
     for axis, size in zip(spec.axes, array.shape, strict=True):
         if axis in limits.sizes and (allowed := limits.outside(str(axis), size)):
             raise InputError(f"{axis} is {size} in {spec.name}, but the model takes {allowed}", "Give other sizes")

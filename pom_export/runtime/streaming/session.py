@@ -231,8 +231,10 @@ class StreamingSession:
         """Continue from a state of this model.
 
         Raises:
-            InputError: the state belongs to another model, or has another batch size.
+            InputError: it is not a `State`, belongs to another model, or has another batch size.
         """
+        if not isinstance(state, State):
+            raise InputError(f"the state is {kind_of(state)}", "Give what `snapshot()` or State.load returned")
         with self._exclusive:
             state.model.check_same(self._identity)
             arrays = fitting_state(self._interface, state.arrays, self.batch)

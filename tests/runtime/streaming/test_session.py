@@ -258,8 +258,8 @@ BAD_CALLS: dict[str, tuple[str, Any, str]] = {
     "negative id": ("prefill", [[3, -1]], "input_ids holds -1"),
     "floats as ids": ("step", [1.0], "input_ids is float64, not int64"),
     "text": ("step", "a", "not int64"),
-    "two rows": ("step", [1, 2], r"input_ids has the shape \[2, 1\], not \[1, 1\]"),
-    "no tokens": ("prefill", np.zeros((1, 0), np.int64), r"has the shape \[1, 0\]"),
+    "two rows": ("step", [1, 2], r"input_ids has the shape \[2, 1\], not \[1, 1\]. Give it that shape"),
+    "no tokens": ("prefill", np.zeros((1, 0), np.int64), r"has the shape \[1, 0\].*No axis may be empty"),
     "two tokens of a step": ("step", [[1, 2]], r"has the shape \[1, 2\], not \[1, 1\]"),
     "three axes": ("prefill", np.zeros((1, 2, 3), np.int64), r"has the shape \[1, 2, 3\]"),
     "too many tokens": ("prefill", np.zeros((1, 13), np.int64), "16 tokens are more than .*15 positions"),
@@ -278,6 +278,11 @@ def test_bad_input_is_refused_before_it_is_in_the_state(kind: str, tmp_path: Pat
     assert session.length == 3
     for name, array in session.snapshot().arrays.items():
         np.testing.assert_array_equal(array, before[name])
+
+
+def test_what_is_no_state_is_not_restored(session: StreamingSession) -> None:
+    with pytest.raises(InputError, match="the state is a bytes"):
+        session.restore(b"a state")  # type: ignore[arg-type]
 
 
 def test_bad_masks_are_refused(tmp_path: Path) -> None:
