@@ -85,5 +85,5 @@ def _sizes(name: str, asked: Sequence[int] | None, default: Sequence[int], axis:
     if isinstance(axis, str):
         return list(default if asked is None else asked)
     if asked is not None and list(asked) != [axis]:
-        raise InputError(f"the model is fixed to {name} {axis}", f"Leave `{name}` out, or export without `static`")
+        raise InputError(f"the model is fixed to {name} {axis}", f"Leave `{name}` out")
     return [axis]

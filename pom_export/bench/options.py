@@ -67,5 +67,5 @@ class BenchOptions:
         most = len(usable_processors())
         if not 1 <= self.threads <= most:
             raise InputError(
-                f"threads must be 1 to {most}, got {self.threads}", "More threads than processors wait for each other"
+                f"`threads` must be 1 to {most}, got {self.threads}", "More threads than processors wait for each other"
             )

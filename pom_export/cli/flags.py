@@ -14,6 +14,7 @@ _ALIKE: Final = (
     *("atol", "backend", "block_causal", "checkpoint", "cross", "degree", "dtype", "engine", "family", "heads"),
     *("in_context_start", "inputs", "mask", "opset", "positions", "rtol", "samples", "save_state", "seed", "stateful"),
     *("static", "temperature", "timing_cache", "tokenizer", "top_k", "top_p", "weights"),
+    *("batch", "threads", "tokens"),
 )
 _OTHERS: Final = {
     "max_shapes": "--maxShapes",

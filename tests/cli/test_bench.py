@@ -85,7 +85,7 @@ def test_bad_options_are_refused_before_the_file_is_read(
 
 
 BAD_COMMANDS = {
-    "too many threads": (["{model}", "--threads", "100000"], "threads must be 1 to"),
+    "too many threads": (["{model}", "--threads", "100000"], "--threads must be 1 to"),
     "no GPU": (["{model}", "--backends", "tensorrt"], "no backend can run: tensorrt: it needs a GPU"),
     "no such file": (["{tmp}/none.onnx"], "does not exist"),
     "checkpoint": ([CHECKPOINT], "Export it: pom-export export"),
