@@ -92,10 +92,11 @@ def _notes(result: BenchResult) -> list[str]:
     batches = ", ".join(map(str, dict.fromkeys(point.batch for point in result.points)))
     threads = f"{options['threads']} thread{'s' if options['threads'] != 1 else ''}"
     skipped = [(point, name, why) for point in result.points for name, why in point.skipped.items()]
+    kernel = f", kernel {machine['pom_cpu_kernel']}" if machine["pom_cpu_kernel"] else ""  # None: no library
     return [
         f"{result.target}; {options['dtype']}; batch {batches}",
         f"{machine['processor']}, {threads}; torch {machine['torch']}, "
-        f"ONNX Runtime {machine['onnxruntime']}, kernel {machine['pom_cpu_kernel']}; {machine['date'][:10]}",
+        f"ONNX Runtime {machine['onnxruntime']}{kernel}; {machine['date'][:10]}",
         *result.notes,
         *(f"not run: {name}: {why}" for name, why in result.not_run.items()),
         *(f"not run at batch {point.batch}, {tokens} {point.tokens}: {name}: {why}" for point, name, why in skipped),

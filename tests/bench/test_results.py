@@ -75,6 +75,12 @@ def test_text_and_page_say_what_was_not_run(result: BenchResult) -> None:
     assert "4.50 to 6.00, 5" in as_page(result)
 
 
+def test_a_kernel_is_named_where_there_is_one(result: BenchResult) -> None:
+    assert "ONNX Runtime 1, kernel avx2; 2026-01-02" in as_text(result)
+    result.machine["pom_cpu_kernel"] = None
+    assert "ONNX Runtime 1; 2026-01-02" in as_text(result)
+
+
 def test_json_holds_timings_ratios_memory_and_the_workloads_facts(result: BenchResult) -> None:
     result.facts["more"] = 1
     result.points[0].facts["still more"] = 2
