@@ -86,6 +86,8 @@ def check_names_model(reference: str, *, trusted: bool) -> None:
             f"Give what builds the model, as MODULE:FACTORY, or --trust if you know who wrote the file. {_EXAMPLE}",
         )
     module_name, colon, path = reference.partition(":")
+    if trusted and not colon:
+        readable_file(reference, "saved module")
     if not colon or not module_name or not path:
         raise InputError(f"{reference!r} is not MODULE:FACTORY", _EXAMPLE)
 

@@ -10,8 +10,9 @@ import click
 from pom_export.cli.models import check_names_model, model_from
 from pom_export.cli.options import common_options
 from pom_export.cli.output import human_bytes, print_result, say
-from pom_export.cli.parameters import SIZES
+from pom_export.cli.parameters import SIZES, Whole
 from pom_export.cli.progress import stages
+from pom_export.contract import MAX_DEGREE, MIN_DEGREE
 
 if TYPE_CHECKING:
     from pom_export.attention import Finding
@@ -20,9 +21,12 @@ if TYPE_CHECKING:
 @click.command("scan")
 @click.argument("model", metavar="MODULE:FACTORY")
 @click.option("--tokens", type=SIZES, default="1024,4096", show_default=True, help="Sequence lengths to cost.")
-@click.option("--degree", default=3, show_default=True, help="Degree of the PoM mixers that would replace attention.")
-@click.option("--expand", default=2, show_default=True, help="Their channels per model dimension.")
-@click.option("--groups", default=1, show_default=True, help="Groups in their context projection.")
+@click.option(
+    "--degree", type=Whole(MIN_DEGREE, MAX_DEGREE), default=3, show_default=True,
+    help="Degree of the PoM mixers that would replace attention.",
+)  # fmt: skip
+@click.option("--expand", type=Whole(1), default=2, show_default=True, help="Their channels per model dimension.")
+@click.option("--groups", type=Whole(1), default=1, show_default=True, help="Groups in their context projection.")
 @click.option("--trust", is_flag=True, help="Load a module saved by torch.save, which runs code in the file.")
 @common_options
 def command(

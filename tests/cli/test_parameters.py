@@ -50,6 +50,8 @@ def completed(*words: str) -> list[str]:
         (["bench", "m.onnx", "--backends", "kernel,funtion"], "Did you mean 'function'?"),
         (["scan", "a:b", "--tokens", "many"], "Invalid value for '--tokens': 'many' is not a valid integer."),
         (["export", "m.pt", "--samples", "few"], "Invalid value for '--samples': 'few' is not a valid integer."),
+        (["scan", "a:b", "--degree", "17"], "Invalid value for '--degree': 17 is not in the range 1<=x<=16."),
+        (["scan", "a:b", "--groups", "0"], "Invalid value for '--groups': 0 is not in the range x>=1."),
         (["scan", "a:b", "--tokens", "0"], "Invalid value for '--tokens': 0 is not in the range 1<=x<=2147483647."),
         (["build", "--backend", "tensorrt-rtxx"], "Did you mean 'tensorrt-rtx' or 'tensorrt'?"),
     ],
@@ -99,6 +101,7 @@ OTHERS = {
     "verify m.onnx --checkpoint none.pt": "none.pt does not exist",
     "verify m.onnx --inputs none.npz": "file of inputs none.npz does not exist. Check the path",
     "verify m.onnx --rtol -1": "--rtol must be finite and not negative, got -1.0. Example: --rtol 0.0001",
+    "scan none.pt --trust": "saved module none.pt does not exist. Check the path",
     "scan my_model": "'my_model' is not MODULE:FACTORY",
     f"scan {CHECKPOINT}": "--trust if you know who wrote the file",
 }
