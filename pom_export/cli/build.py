@@ -25,7 +25,8 @@ from pom_export.engine.targets import DEFAULT_TARGETS, parse_targets
 )  # fmt: skip
 @click.option(
     "--targets", type=Parsed(parse_targets, DEFAULT_TARGETS), default="",
-    help="GPU architectures, such as sm86,sm120, also as sm_86 or 8.6 (tensorrt-rtx); default: the GPU here.",
+    help="GPU architectures, such as sm86,sm120, also as sm_86 or 8.6 (tensorrt-rtx); default: the GPU here, or "
+    f"without one {','.join(DEFAULT_TARGETS)}.",
 )  # fmt: skip
 @click.option(
     "--minShapes", "min_shapes", help="Smallest shapes, such as x:1x1x64; default: 1 for each dynamic dimension."
