@@ -92,7 +92,6 @@ def _line(comparison: Comparison) -> str:
     worst = comparison.worst
     found = worst.difference
     numbers = found.broken or f"max_abs {found.max_abs:.2e}, tolerance {found.tolerance:.2e}"
-    return (
-        f"{'pass' if comparison else 'FAIL'}  {comparison.output}: {numbers}, "
-        f"worst of {len(comparison.cases)} cases: {worst.case}"
-    )
+    count = len(comparison.cases)
+    which = f"worst of {count} cases" if count > 1 else "one case"
+    return f"{'pass' if comparison else 'FAIL'}  {comparison.output}: {numbers}, {which}: {worst.case}"

@@ -221,9 +221,10 @@ def case_of(
             )
         feed[spec.name] = array = typed(arrays[spec.name], spec)
         if not fits(array, spec):
+            axes = ", ".join(map(str, spec.axes))
             raise InputError(
                 f"inputs {name}: {spec.name} is {array.dtype}{list(array.shape)}, "
-                f"but the model takes {spec.dtype}{list(spec.axes)}",
+                f"but the model takes {spec.dtype}[{axes}]",
                 "Convert or reshape it",
             )
         _check_values(f"inputs {name}: {spec.name}", array, limits.values.get(spec.name))

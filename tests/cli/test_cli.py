@@ -91,9 +91,11 @@ def test_verify_takes_inputs_of_the_users(model: str, tmp_path: Path, capsys: py
     np.savez(inputs, x=np.ones((2, 3, 32), np.float32), mask=np.ones((2, 3), bool))
     assert run(["verify", model, "--checkpoint", CHECKPOINT, "--inputs", str(inputs), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["comparisons"][0]["cases"][0]["shapes"] == "x 2x3x32, mask 2x3"
+    assert run(["verify", model, "--checkpoint", CHECKPOINT, "--inputs", str(inputs)]) == 0
+    assert f", one case: {inputs}\n" in capsys.readouterr().out
     np.savez(inputs, x=np.ones((2, 3, 31), np.float32), mask=np.ones((2, 3), bool))
     assert run(["verify", model, "--checkpoint", CHECKPOINT, "--inputs", str(inputs)]) == 2
-    assert "float32[2, 3, 31]" in capsys.readouterr().err
+    assert "x is float32[2, 3, 31], but the model takes float32[batch, tokens, 32]" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("tensorrt_rtx")
