@@ -83,7 +83,7 @@ def files_of_folder(folder: Path) -> list[Path]:
         return found
     hint = f"Give a file, or a folder with {' or '.join(_FOLDER_FILES)}"
     if found:
-        listed = ", ".join(file.name for file in found[:_SOME])
+        listed = ", ".join(file.name for file in found[:_SOME]) + ", ..." * (len(found) > _SOME)
         raise CheckpointError(f"folder {folder} holds {len(found)} checkpoints ({listed})", hint)
     if inner:
         hint = f"Give one of the folders in it that do: {', '.join(inner[:_SOME])}{', ...' * (len(inner) > _SOME)}"

@@ -113,6 +113,9 @@ def test_refuses_a_folder_without_one_clear_checkpoint(tensors: Tensors, tmp_pat
     for name in ("a.pt", "b.safetensors"):
         torch.save(tensors, tmp_path / name)
     assert "holds 2 checkpoints (a.pt, b.safetensors)" in refusal(tmp_path)
+    for name in ("c.pt", "d.pt", "e.pt"):
+        torch.save(tensors, tmp_path / name)
+    assert "holds 5 checkpoints (a.pt, b.safetensors, c.pt, d.pt, ...)" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "last.ckpt"])
