@@ -24,7 +24,7 @@ from pom_export.engine.targets import DEFAULT_TARGETS, parse_targets
     help="auto: the full TensorRT if installed.",
 )  # fmt: skip
 @click.option(
-    "--targets", type=Parsed(parse_targets, DEFAULT_TARGETS), default="",
+    "--targets", type=Parsed(parse_targets, DEFAULT_TARGETS),
     help="GPU architectures, such as sm86,sm120, also as sm_86 or 8.6 (tensorrt-rtx); default: the GPU here, or "
     f"without one {','.join(DEFAULT_TARGETS)}.",
 )  # fmt: skip
@@ -45,6 +45,7 @@ from pom_export.engine.targets import DEFAULT_TARGETS, parse_targets
 def command(
     model: str,
     output: str,
+    targets: tuple[str, ...] | None,
     min_shapes: str | None,
     opt_shapes: str | None,
     max_shapes: str | None,
@@ -59,6 +60,7 @@ def command(
         info = build_engine(
             model,
             output,
+            targets=targets or (),
             min_shapes=parse_shapes(min_shapes, "--minShapes"),
             opt_shapes=parse_shapes(opt_shapes, "--optShapes"),
             max_shapes=parse_shapes(max_shapes, "--maxShapes"),

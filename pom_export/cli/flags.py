@@ -13,7 +13,7 @@ from pom_export.errors import REPORT, SEE_CAUSE
 _ALIKE: Final = (
     *("atol", "backend", "block_causal", "checkpoint", "cross", "degree", "dtype", "engine", "family", "heads"),
     *("in_context_start", "inputs", "mask", "opset", "positions", "rtol", "samples", "save_state", "seed", "stateful"),
-    *("static", "temperature", "timing_cache", "tokenizer", "top_k", "top_p", "weights"),
+    *("static", "targets", "temperature", "timing_cache", "tokenizer", "top_k", "top_p", "weights"),
     *("batch", "threads", "tokens"),
 )
 _OTHERS: Final = {

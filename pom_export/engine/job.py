@@ -25,6 +25,8 @@ from pom_export.quiet import quiet_polygraphy
 _POLL_SECONDS = 0.1
 _REASON_LENGTH = 400
 _BRANCH_HINT = "TensorRT may not take a plugin in a branch: build with `use_plugin=False`"
+# It has no matrix products in float32 in TensorRT for RTX.
+_TURING = "sm75"
 
 
 @dataclass
@@ -77,6 +79,8 @@ class BuildJob:
         hint = refused_shapes(reason, self.plan.model.inputs, self.plan.profiles) or SEE_CAUSE
         if self.plan.library is not None and self.plan.model.in_branches:
             hint = _BRANCH_HINT
+        if _TURING in self.plan.targets and "FP32 GEMM is not supported" in reason:
+            hint = f"Leave {_TURING} out, or export the model with `dtype='float16'`"
         return EngineError(f"{self.plan.backend.name} {self.plan.backend.version} cannot build: {reason}", hint)
 
     def _build(self) -> BuiltEngine:

@@ -80,7 +80,12 @@ def read_manifest(engine: str | os.PathLike[str]) -> Mapping[str, Any]:
     Raises:
         InputError: there is none, a file of another kind has its name, or it was edited.
     """
-    file = readable_file(manifest_path(engine), "manifest", "The build wrote it beside the engine: copy it too")
+    file = manifest_path(engine)
+    if not file.exists() and Path(engine).suffix == ".onnx":
+        raise InputError(
+            f"{os.fspath(engine)} is no engine: by its name it is an ONNX model", "Build an engine from it"
+        )
+    file = readable_file(file, "manifest", "The build wrote it beside the engine: copy it too")
     values = _values(file)
     if values is None:
         raise InputError(f"manifest {file} is not one of ours", "Build the engine again")

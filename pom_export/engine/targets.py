@@ -17,13 +17,18 @@ CURRENT: Final = "current"
 _CAPABILITY: Final = re.compile(r"(?:(?:sm|compute)_?)?(\d{2,3})|(\d{1,2})\.(\d)", re.IGNORECASE)
 
 
-def parse_targets(text: str | None) -> tuple[str, ...]:
+def parse_targets(text: str) -> tuple[str, ...]:
     """Parse `sm86,sm120`, also if written as `sm_86,8.6`, and return canonical names.
 
     Raises:
-        InputError: an item is not a compute capability, or occurs twice.
+        InputError: there is no item, or one is not a compute capability or occurs twice.
     """
-    return canonical_targets([item.strip() for item in (text or "").split(",") if item.strip()])
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if not items:
+        raise InputError(
+            f"`targets` names no GPU architecture, got {text!r}", "Name one, such as sm86, or leave it out"
+        )
+    return canonical_targets(items)
 
 
 def canonical_targets(targets: Sequence[str]) -> tuple[str, ...]:

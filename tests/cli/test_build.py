@@ -81,6 +81,7 @@ def test_a_second_build_takes_the_engine_from_the_cache(
         (["--cache", "c" * 300], "cannot be used: "),
         (["--timing-cache", "t"], "keeps no timing cache"),
         (["--no-plugin", "--targets", "sm10"], "does not build for sm10"),
+        (["--targets", ""], "--targets names no GPU architecture, got ''"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(

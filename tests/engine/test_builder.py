@@ -201,8 +201,18 @@ def test_unknown_targets_are_refused(exported: Path, tmp_path: Path) -> None:
     for text in ("6", "sm", "sm90a", "current", "8.66"):
         with pytest.raises(InputError, match=f"'{text}' is not a compute capability"):
             parse_targets(text)
+    for text in ("", ","):
+        with pytest.raises(InputError, match=f"^`targets` names no GPU architecture, got '{text}'"):
+            parse_targets(text)
     with pytest.raises(InputError, match="sm86 is given twice"):
         pom_export.build_engine(exported, tmp_path / "e", backend=TENSORRT_RTX, targets=["8.6", "sm_86"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_to_do_where_an_architecture_lacks_float32(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="FP32 GEMM is not supported") as caught:
+        pom_export.build_engine(exported, tmp_path / "e", backend=TENSORRT_RTX, targets=["sm75", "sm86"])
+    assert caught.value.hint == "Leave sm75 out, or export the model with `dtype='float16'`"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -129,6 +129,13 @@ def test_a_missing_engine_is_named_before_its_manifest(tmp_path: Path) -> None:
         read_engine(tmp_path / "none")
 
 
+def test_a_model_in_place_of_an_engine_is_named(tmp_path: Path) -> None:
+    model = tmp_path / "m.onnx"
+    model.write_bytes(b"model")
+    with pytest.raises(InputError, match=r"m\.onnx is no engine: by its name it is an ONNX model"):
+        read_engine(model)
+
+
 def test_an_engine_of_another_size_is_not_read(engine: Path) -> None:
     """Its file may be larger than memory."""
     with engine.open("r+b") as file:
