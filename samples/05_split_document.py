@@ -1,7 +1,7 @@
 """Read a document that no single machine holds: split it, and exchange states of a few hundred bytes.
 
     python samples/05_split_document.py           # a million tokens over two processes, some fifteen seconds
-    python samples/05_split_document.py --ray     # the same over workers of Ray: pip install 'ray>=2.40'
+    python samples/05_split_document.py --ray     # the same over Ray workers: pip install 'ray>=2.40'
 
 What a mixer keeps of its tokens is a sum, so the states of parts add up to that of the whole.
 

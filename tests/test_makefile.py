@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_bytecode_is_written_also_where_the_environment_forbids_it() -> None:
     """Packages are installed without bytecode, so every process would compile them again."""
     shown = subprocess.run(
-        ["make", "--eval", 'shown: ; @echo "[$$PYTHONDONTWRITEBYTECODE]"', "shown"],
+        ["make", "--no-print-directory", "--eval", 'shown: ; @echo "[$$PYTHONDONTWRITEBYTECODE]"', "shown"],
         env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
         cwd=ROOT,
         capture_output=True,

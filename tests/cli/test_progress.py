@@ -152,7 +152,8 @@ def test_a_terminal_that_is_gone_ends_no_job(tmp_path: Path) -> None:
 @pytest.mark.slow
 @needs_rich
 def test_an_error_follows_the_display(tmp_path: Path) -> None:
-    code, _, seen = on_terminal(["export", str(tmp_path / "none.pt"), "-o", str(tmp_path / "m.onnx")])
+    (tmp_path / "m.pt").write_text("not a checkpoint")
+    code, _, seen = on_terminal(["export", str(tmp_path / "m.pt"), "-o", str(tmp_path / "m.onnx")])
     assert code == 2
     reading, error = left_of(seen)
     assert "reading" in reading

@@ -55,7 +55,7 @@ def test_parts_on_ray_give_what_one_process_gives(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"HOME": str(tmp_path), "RAY_TMPDIR": folder}
         command = [sys.executable, SAMPLE, *SMALL, "--ray"]
-        check(subprocess.run(command, capture_output=True, text=True, check=False, env=environment), "workers of Ray")
+        check(subprocess.run(command, capture_output=True, text=True, check=False, env=environment), "Ray workers")
 
 
 def test_without_ray_it_says_so_in_one_line() -> None:
