@@ -28,6 +28,7 @@ from pom_export.parity.pairs import left_out, load_pairs
 from pom_export.parity.precision import judged_precision, kept_in_single
 from pom_export.parity.recording import load_recording, recording_path
 from pom_export.parity.targets import Target, Targets
+from pom_export.values import is_whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -276,7 +277,7 @@ def _hint(value: Any, least: int = 1) -> int | None:
 
     The loaded model's spec is compared with the file's afterwards.
     """
-    return value if isinstance(value, int) and not isinstance(value, bool) and least <= value < _LARGEST_HINT else None
+    return value if is_whole(value) and least <= value < _LARGEST_HINT else None
 
 
 def _matrix_values(program: Program) -> int:

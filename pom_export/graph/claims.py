@@ -11,6 +11,7 @@ from typing import Any, Final
 from pom_export.graph.dimensions import CONTEXT_TOKENS, PAST_TOKENS, TOKENS
 from pom_export.graph.precisions import PRECISIONS
 from pom_export.json_text import parse_json
+from pom_export.values import is_number, is_whole
 
 METADATA_PREFIX: Final = "pom_export."
 # The property that lists what a half-precision export keeps in float32: reasons by module, as JSON.
@@ -185,9 +186,9 @@ def _are_bounds(bounds: object) -> bool:
     return smallest and (high is None or (_is_count(high) and low <= high))
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST
+def _is_number(value: Any) -> bool:
+    return is_number(value) and -_LARGEST < value < _LARGEST
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LARGEST
+def _is_count(value: Any) -> bool:
+    return is_whole(value) and 0 < value <= _LARGEST

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pom_export.errors import printable
+from pom_export.values import is_number
 
 Check = Callable[[Any], Any]
 
@@ -142,7 +143,7 @@ def number(value: Any) -> float:
     """Check a float; torch writes those that JSON lacks as text."""
     if value in ("Infinity", "-Infinity", "NaN"):
         return float(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if not is_number(value) or not math.isfinite(value):
         raise MalformedError(f"a number is {shown(value)}")
     return float(value)
 
