@@ -107,7 +107,7 @@ def _section(content: bytes, name: bytes) -> bytes:
     sections = [_SECTION.unpack_from(content, table + i * size) for i in range(count)]
     names = sections[of_names][1]
     for at, offset, length in sections:
-        if content[names + at :].startswith(name + b"\0"):
+        if content.startswith(name + b"\0", names + at):
             return content[offset : offset + length]
     return b""
 
@@ -120,6 +120,7 @@ def _fat_binaries(section: bytes) -> Iterator[Sequence[GpuCode]]:
         if magic != _MAGIC:
             at += 8
             continue
+        _check_header(header, _FAT_BINARY)
         yield list(_parts(section[at + header : at + header + length]))
         at += -(-(header + length) // 8) * 8
 
@@ -128,6 +129,13 @@ def _parts(binary: bytes) -> Iterator[GpuCode]:
     at = 0
     while at < len(binary):
         kind, header, length, chip, flags = _PART.unpack_from(binary, at)
+        _check_header(header, _PART)
         specific = "a" if flags & _THIS_CHIP else "f" if flags & _THIS_FAMILY else ""
         yield GpuCode(chip, kind == _PTX, specific)
         at += header + length
+
+
+def _check_header(size: int, least: struct.Struct) -> None:
+    """Refuse a header that is smaller than what was read of it: with size 0, the search would never end."""
+    if size < least.size:
+        raise ValueError(f"a header has a size of {size} bytes")

@@ -76,6 +76,16 @@ def test_a_file_without_gpu_code_is_refused(tmp_path: Path, library: Path) -> No
         check_gpu_code(rtx_soname_library(), [86], progress=print)
 
 
+@pytest.mark.parametrize(("at", "length"), [(6, 10), (20, 12)], ids=["binary", "part"])
+def test_a_header_without_a_size_does_not_hang(at: int, length: int, tmp_path: Path, library: Path) -> None:
+    content = bytearray(library.read_bytes())
+    sizes = content.rindex(b"\x50\xed\x55\xba") + at
+    content[sizes : sizes + length] = bytes(length)
+    (tmp_path / "damaged.so").write_bytes(content)
+    with pytest.raises(InputError, match="cannot be read: a header has a size of 0 bytes"):
+        read_gpu_code(tmp_path / "damaged.so")
+
+
 def relabelled(library: Path, chips: Mapping[int, int], copy: Path) -> Path:
     """Write a library whose code for some chips says that it is for others."""
 
