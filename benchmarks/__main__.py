@@ -21,7 +21,7 @@ from pom_export.bench.options import BenchOptions
 from pom_export.bench.table import as_text
 from pom_export.bench.workload import Workload
 from pom_export.checkpoint.families import FAMILIES
-from pom_export.cli.parameters import FOLDER, SIZES, Choice, Listed
+from pom_export.cli.parameters import FOLDER, SIZES, Choice, Listed, Whole
 from pom_export.errors import PomExportError
 
 _INTERRUPTED: Final = 130
@@ -55,12 +55,10 @@ def how(
         click.option("--tokens", type=SIZES, help=tokens),
         *([click.option("--batch", type=SIZES, help="Batch sizes; default: 1.")] if batch else []),
         click.option("--threads", type=int, help="Threads per backend, pinned; default: the available processors."),
-        click.option("--warmup", type=click.IntRange(0), default=2, show_default=True, help="Untimed rounds."),
-        click.option("--repeats", type=click.IntRange(1), default=repeats, show_default=True, help=rounds),
+        click.option("--warmup", type=Whole(0), default=2, show_default=True, help="Untimed rounds."),
+        click.option("--repeats", type=Whole(1), default=repeats, show_default=True, help=rounds),
         *([] if repeats else [budget]),
-        click.option(
-            "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of random weights and inputs."
-        ),
+        click.option("--seed", type=Whole(0), default=0, show_default=True, help="Seed of random weights and inputs."),
         click.option(
             "--memory/--no-memory", default=True, show_default=True, help="Also measure memory, in new processes."
         ),
