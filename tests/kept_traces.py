@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -22,19 +23,22 @@ def keep() -> None:
 
     Modules with other classes are always traced: what they may do while being traced is what many tests are about.
     """
-    trace, kept = tracing.trace, dict[bytes, Traced]()
+    trace, kept, lock = tracing.trace, dict[bytes, Traced](), threading.Lock()
 
     def trace_once(program: Program, opset: int) -> Traced:
         key = _content_of(program, opset)
         if key is None:
             return trace(program, opset)
-        if key not in kept:
-            if len(kept) == _MOST:
-                del kept[next(iter(kept))]
+        traced = kept.get(key)
+        if traced is None:
             # A test that later changes its model's weights does not change what is kept.
-            kept[key] = trace(replace(program, module=copy.deepcopy(program.module)), opset)
+            traced = trace(replace(program, module=copy.deepcopy(program.module)), opset)
+            with lock:  # tests export from several threads
+                if len(kept) >= _MOST:
+                    del kept[next(iter(kept))]
+                kept[key] = traced
         program.module.eval()
-        return replace(kept[key], graph=kept[key].graph.clone())
+        return replace(traced, graph=traced.graph.clone())
 
     tracing.trace = trace_once
 

@@ -22,7 +22,10 @@ def zipped(*members: tuple[str | zipfile.ZipInfo, bytes], method: int = zipfile.
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", method) as archive:
         for name, content in members:
-            archive.writestr(name, content)
+            # Of a fixed date: the time of day would put any byte into the headers.
+            info = name if isinstance(name, zipfile.ZipInfo) else zipfile.ZipInfo(name)
+            info.compress_type = method
+            archive.writestr(info, content)
     return stream.getvalue()
 
 

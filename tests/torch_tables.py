@@ -51,10 +51,12 @@ def _keep_composites() -> None:
     def split_once(table: _Table) -> tuple[_Table, _Table]:
         registered = torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd")
         key = frozenset(table.items()), frozenset(registered), frozenset(torch.ops._dir)
-        if key not in kept:
+        tables = kept.get(key)
+        if tables is None:
+            tables = split(table)
             kept.clear()
-            kept[key] = split(table)
-        composites, others = kept[key]
+            kept[key] = tables
+        composites, others = tables
         return dict(composites), dict(others)
 
     exported_program._split_decomp_table_to_cia_and_python_decomp = split_once
@@ -83,7 +85,8 @@ def _keep_overrides() -> None:
     @contextlib.contextmanager
     def override_once(composites: Mapping[Any, Callable[..., Any]]) -> Iterator[None]:
         key = frozenset(composites.items())
-        if key not in kept or any(each.operator.py_kernels != each.before for each in kept[key]):
+        overridden = kept.get(key)
+        if overridden is None or any(each.operator.py_kernels != each.before for each in overridden):
             before = {operator: dict(operator.py_kernels) for operator in composites}
             with override(composites):
                 kept.clear()
@@ -93,7 +96,6 @@ def _keep_overrides() -> None:
                 ]
                 yield
             return
-        overridden = kept[key]
         try:
             for each in overridden:
                 each.put(each.during)
