@@ -78,6 +78,7 @@ def test_official_outputs_are_reproduced(golden: Any, mask: str, tmp_path: Path)
         assert difference(y, io[expected], GOLDEN), kernels
 
 
+@pytest.mark.slow
 def test_the_public_language_models_are_reproduced(golden_gpt: Any, tmp_path: Path) -> None:
     io = golden_gpt.arrays
     result = pom_export.export(golden_gpt.checkpoint, tmp_path / "m.onnx")

@@ -17,7 +17,7 @@ from tests.exports import Edit, Exported, weight
 CONFIG = LanguageModelConfig(61, n_layers=2, window=2, mlp_width=16, mixer=MixerConfig(16, 3, 2))
 
 
-@pytest.fixture(scope="module", params=["bfloat16", "float16"])
+@pytest.fixture(scope="module", params=["float16", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def half(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return Exported(
         tmp_path_factory.mktemp(request.param), LanguageModel(CONFIG), dtype=request.param, stateful=True, samples=2
@@ -80,7 +80,7 @@ def test_parity_data_know_what_rounding_does(half: Exported) -> None:
     assert not pom_export.verify(spoiled, inputs=recorded)
 
 
-@pytest.mark.parametrize("heads", [0, 4])
+@pytest.mark.parametrize("heads", [4, pytest.param(0, marks=pytest.mark.slow)])
 def test_tables_that_a_file_holds_in_both_types_are_known(heads: int, tmp_path: Path) -> None:
     """Features are rotated by float32 tables, and a gate of heads by columns of them in half precision."""
     mixer = pom_export.RotaryPolynomialMixer(16, 2, 2, n_sel_heads=heads, max_h=8, max_w=8, rope_2d=True)

@@ -94,7 +94,7 @@ def test_every_pair_of_choices_is_in_the_table() -> None:
         assert {kind.mask for kind in KINDS if kind.family == family} == masks
 
 
-# These contain every choice at least once; all others together are slow.
+# These contain every choice at least once, but for the image model, which takes long to trace; all others are slow.
 ALWAYS = {
     "v2_groups_heads-padding-bfloat16",
     "v2_heads-full-float32",
@@ -103,7 +103,6 @@ ALWAYS = {
     "v1_degree4-full-float32-static",
     "v1_grouped-causal-bfloat16",
     "v2_cross-full-float16",
-    "jit-none-float16",
     "hybrid-causal-float16-static",
     "rope1d-padding-float32-stateful",
 }
@@ -113,7 +112,8 @@ def test_every_choice_is_always_built() -> None:
     always = [kind for kind in KINDS if str(kind) in ALWAYS]
     assert len(always) == len(ALWAYS)
     for choice in ("family", "mask", "dtype", "static"):
-        assert {getattr(kind, choice) for kind in always} == {getattr(kind, choice) for kind in KINDS}, choice
+        missing = {getattr(kind, choice) for kind in KINDS} - {getattr(kind, choice) for kind in always}
+        assert missing == ({"jit"} if choice == "family" else set())
     assert {kind.gated > 0 for kind in always} == {kind.plain > 0 for kind in always} == {True, False}
 
 

@@ -34,6 +34,9 @@ EXPECTED = {
 }
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def found() -> dict[str, list[str]]:
     """The faults of each misbehaving command, found in a process without threads, which can fork."""

@@ -1,7 +1,4 @@
-"""Hostile files for every reader, the same ones each time; `make fuzz` continues with others.
-
-`make test` reads the first ones of each format, `make test-all` the rest too.
-"""
+"""Hostile files for every reader, the same ones each time; `make fuzz` continues with others."""
 
 from __future__ import annotations
 
@@ -30,8 +27,7 @@ COUNTS = {
     "state": 90,
     "tokenizer": 60,
 }
-# The share of them that `make test` runs.
-ONE_IN = 10
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -48,20 +44,10 @@ def test_good_files_are_taken(client: Client) -> None:
     assert len({tuple(Path(word).name for word in outcome.arguments) for outcome in outcomes}) == len(valid.SEEDS)
 
 
-def test_the_first_hostile_files_are_refused_or_computed(client: Client) -> None:
-    """One test, so that two processes do not start a server each."""
-    found = []
-    for name, count in COUNTS.items():
-        first = count // ONE_IN
-        found += _faults(client, name, (*range(first), *REGRESSIONS.get(name, ())), least_reasons=first // 4)
-    assert "\n".join(found) == ""
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", COUNTS)
-def test_the_other_hostile_files_are_refused_or_computed(client: Client, name: str) -> None:
-    count = COUNTS[name]
-    assert "\n".join(_faults(client, name, range(count // ONE_IN, count), least_reasons=count // 20 + 1)) == ""
+def test_hostile_files_are_refused_or_computed(client: Client, name: str) -> None:
+    seeds = (*range(COUNTS[name]), *REGRESSIONS.get(name, ()))
+    assert "\n".join(_faults(client, name, seeds, least_reasons=COUNTS[name] // 20 + 1)) == ""
 
 
 def test_every_format_has_its_cases() -> None:

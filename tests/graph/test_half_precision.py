@@ -106,7 +106,7 @@ FAMILIES = {
 IN_BFLOAT16 = ("v2_degree8", "rope1d_heads", "v1_cross", "gpt_pom")
 
 
-@pytest.mark.parametrize("case", FAMILIES)
+@pytest.mark.parametrize("case", [*list(FAMILIES)[:-1], pytest.param("gpt_pom", marks=pytest.mark.slow)])
 def test_golden_families_agree(case: str, tmp_path: Path) -> None:
     checkpoint = Path(__file__).parents[1] / "data" / "golden" / case / "checkpoint.pt"
     for dtype in HALVES if case in IN_BFLOAT16 else ("float16",):

@@ -198,6 +198,7 @@ def test_long_causal_sums_keep_their_precision(onnxruntime_op: Any, channels: in
     few.check([y[..., :used]], LONG_CAUSAL)
 
 
+@pytest.mark.slow
 @every_kernel
 @every_type
 @pytest.mark.parametrize("form", [FORMS["power"], FORMS["rotated"]], ids=["power", "rotated"])

@@ -93,6 +93,7 @@ def test_many_channels(on_every_kernel: Any, gate: str, mode: str, form: Case) -
             assert [array.tobytes() for array in other] == [array.tobytes() for array in one], kernel
 
 
+@pytest.mark.slow
 @every_kernel
 @every_type
 @pytest.mark.parametrize("form", [FORMS["power"], FORMS["rotated"]], ids=["power", "rotated"])

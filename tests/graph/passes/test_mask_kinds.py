@@ -215,14 +215,15 @@ def test_whatever_is_not_causal_stays_and_says_why() -> None:
             ],
             "float32",
         ),
-        (
+        pytest.param(
             [
                 (PolynomialMixer(4, 2, 2), CAUSAL_WITH_KEYS["filled"]),
                 (ProductMixer(4, 2, 2), SAME_ROWS["times ones"]),
             ],
             "float16",
+            marks=pytest.mark.slow,
         ),
-        ([(PolynomialMixer(4, 2, 2), CAUSAL_WITH_KEYS["and"])], "bfloat16"),
+        pytest.param([(PolynomialMixer(4, 2, 2), CAUSAL_WITH_KEYS["and"])], "bfloat16", marks=pytest.mark.slow),
     ],
     ids=["float32", "float16", "bfloat16"],
 )

@@ -12,6 +12,16 @@ from tests.op_calls import Call
 from tests.plugins.cuda.executors import BUILT, Device, Emulation, Executor, Headers, assert_matches
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the emulation to `make test-all`: it has to be compiled first, and sanitizers slow each call down."""
+    for item in items:
+        if isinstance(item, pytest.Function):
+            given = item.callspec.params.get("kernels") if hasattr(item, "callspec") else None
+            if given == "emulated" or (given is None and "emulation" in item.fixturenames):
+                item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def emulation() -> Iterator[Emulation]:
     """The emulation, built if it is missing or out of date, and kept for later runs."""

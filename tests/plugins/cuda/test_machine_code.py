@@ -67,6 +67,7 @@ def is_plain(name: str) -> bool:
     return "PowerTile" in name and "GateOver" not in name
 
 
+@pytest.mark.slow
 def test_packs_move_as_16_bytes(compiled: Path) -> None:
     for chip in cuobjdump.chips(compiled):
         code = cuobjdump.dump(compiled, "--dump-sass", "--gpu-architecture", chip)
