@@ -222,6 +222,7 @@ def test_a_wrong_graph_is_not_written(tmp_path: Path, monkeypatch: pytest.Monkey
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_verify_takes_from_the_model_what_the_checkpoint_lacks(tmp_path: Path) -> None:
     tensors = torch.load(GOLDEN_FOLDER / "gpt_hybrid" / "checkpoint.pt", weights_only=True)["model"]
     torch.save({name: t for name, t in tensors.items() if "inv_freq" not in name}, tmp_path / "m.pt")

@@ -51,6 +51,7 @@ def test_the_plugin_library_holds_what_cuobjdump_lists(library: Path) -> None:
     assert {f"sm_{code.chip}" for code in held if code.is_ptx} == cuobjdump.ptx(library) != set()
 
 
+@pytest.mark.slow
 @pytest.mark.machine
 @pytest.mark.parametrize("specific", ["", "a", "f"])
 def test_code_for_a_chip_or_a_family_alone_is_distinguished(tmp_path: Path, specific: str) -> None:

@@ -33,6 +33,7 @@ def test_means_of_weights_at_the_ends_of_float32(mode: str) -> None:
     assert np.isnan(beyond).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_tokens_of_a_mask_are_counted_beyond_what_float32_counts(mode: str) -> None:
     """Only the first token has features, so the sums are exact and only the counts matter."""

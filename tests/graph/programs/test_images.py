@@ -76,6 +76,7 @@ def test_it_gives_what_the_module_gives(exported: tuple[JiT, Path], batch: int, 
     np.testing.assert_allclose(image, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
+@pytest.mark.slow
 def test_sizes_may_be_pinned_to_those_that_it_has(tmp_path: Path) -> None:
     result = pom_export.export(image_model(), tmp_path / "m.onnx", static=(2, 16))
     assert result.inputs[0] == "x float32[2, 3, 8, 8]"
@@ -94,6 +95,7 @@ def test_options_of_other_models_are_refused(options: dict[str, object]) -> None
     assert f"`{next(iter(options))}`" in str(caught.value) or "`mask`" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_tables_of_large_images_are_stored_once_for_all_blocks(tmp_path: Path) -> None:
     # The exporter itself folds no more than 512 x 512 values.
     model = JiT(replace(TINY_JIT, input_size=96, max_h=48, max_w=48, pom_expand=32, in_context_len=0)).eval()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +22,26 @@ def close(actual: Any, expected: Any) -> bool:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A hybrid with a mask, and a rotary mixer with positions."""
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Export a golden case with a state, once for all tests."""
     folder = tmp_path_factory.mktemp("exported")
-    options: dict[str, dict[str, Any]] = {
-        "gpt_hybrid": {"mask": "padding"},
-        "rope1d": {"positions": True},
-        "v2_heads": {},
-    }
-    for name, given in options.items():
-        pom_export.export(GOLDEN / name / "checkpoint.pt", folder / f"{name}.onnx", stateful=True, **given)
-    return {name: folder / f"{name}.onnx" for name in options}
+
+    @functools.cache
+    def export(name: str, **options: Any) -> Path:
+        model = folder / f"{name}.onnx"
+        pom_export.export(GOLDEN / name / "checkpoint.pt", model, stateful=True, **options)
+        return model
+
+    return export
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernels", PATHS)
-def test_rows_of_a_hybrid_are_independent(exported: dict[str, Path], kernels: bool, tmp_path: Path) -> None:
+def test_rows_of_a_hybrid_are_independent(exported: Callable[..., Path], kernels: bool, tmp_path: Path) -> None:
     """Each row continues with its own next tokens, however many the other had, in any split and after any detour."""
     arrays = np.load(GOLDEN / "gpt_hybrid" / "io.npz")
     ids, expected = arrays["input_ids"], arrays["logits"]
-    session = StreamingSession(exported["gpt_hybrid"], batch=2, kernels=kernels)
+    session = StreamingSession(exported("gpt_hybrid", mask="padding"), batch=2, kernels=kernels)
     random_state = np.random.default_rng(0)
     while session.lengths.min() < ids.shape[1]:
         before = session.lengths
@@ -64,10 +67,10 @@ def test_rows_of_a_hybrid_are_independent(exported: dict[str, Path], kernels: bo
 
 
 @pytest.mark.parametrize("kernels", PATHS)
-def test_positions_go_with_the_tokens(exported: dict[str, Path], kernels: bool) -> None:
+def test_positions_go_with_the_tokens(exported: Callable[..., Path], kernels: bool) -> None:
     arrays = np.load(GOLDEN / "rope1d" / "io.npz")
     x, places, expected = arrays["xq"], arrays["positions"], arrays["y_causal"]
-    session = StreamingSession(exported["rope1d"], batch=len(x), kernels=kernels)
+    session = StreamingSession(exported("rope1d", positions=True), batch=len(x), kernels=kernels)
     outputs = [session.prefill(x[:, :7], positions=places[:7])]
     outputs += [session.step(x[:, n], positions=places[n : n + 1])[:, np.newaxis].copy() for n in range(7, 12)]
     outputs += [session.prefill(x[:, 12:], positions=places[12:])]
@@ -77,15 +80,15 @@ def test_positions_go_with_the_tokens(exported: dict[str, Path], kernels: bool) 
 
 
 @pytest.mark.parametrize("kernels", PATHS)
-def test_a_mixer_s_merged_state_is_that_of_all_tokens(exported: dict[str, Path], kernels: bool) -> None:
+def test_a_mixer_s_merged_state_is_that_of_all_tokens(exported: Callable[..., Path], kernels: bool) -> None:
     arrays = np.load(GOLDEN / "v2_heads" / "io.npz")
     x, expected = arrays["xq"], arrays["y_causal"]
     parts = []
     for part in np.array_split(x[:, :-1], 3, axis=1):
-        shard = StreamingSession(exported["v2_heads"], batch=len(x), kernels=kernels)
+        shard = StreamingSession(exported("v2_heads"), batch=len(x), kernels=kernels)
         shard.prefill(part)
         parts.append(shard.snapshot())
-    merged = StreamingSession(exported["v2_heads"], batch=len(x), kernels=kernels)
+    merged = StreamingSession(exported("v2_heads"), batch=len(x), kernels=kernels)
     merged.restore(merge_states(*parts))
     assert close(merged.step(x[:, -1]), expected[:, -1])
     assert merged.length == x.shape[1]
