@@ -24,8 +24,7 @@ def zipped(*members: tuple[str | zipfile.ZipInfo, bytes], method: int = zipfile.
         for name, content in members:
             # Of a fixed date: the time of day would put any byte into the headers.
             info = name if isinstance(name, zipfile.ZipInfo) else zipfile.ZipInfo(name)
-            info.compress_type = method
-            archive.writestr(info, content)
+            archive.writestr(info, content, method)
     return stream.getvalue()
 
 

@@ -16,6 +16,7 @@ from pom_export import contract
 from pom_export.engine.precision import declared_types
 from pom_export.graph.exported_model import PRECISIONS
 from pom_export.graph.nodes import op_of
+from tests.slow_cases import slow_cases
 from tests.small_models import hybrid, image_model
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -113,14 +114,14 @@ def test_every_choice_is_always_built() -> None:
     assert len(always) == len(ALWAYS)
     for choice in ("family", "mask", "dtype", "static"):
         missing = {getattr(kind, choice) for kind in KINDS} - {getattr(kind, choice) for kind in always}
-        assert missing == ({"jit"} if choice == "family" else set())
+        assert missing == ({"jit"} if choice == "family" else set()), choice
     assert {kind.gated > 0 for kind in always} == {kind.plain > 0 for kind in always} == {True, False}
 
 
 @pytest.mark.usefixtures("tensorrt_rtx")
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param(kind, marks=[] if str(kind) in ALWAYS else [pytest.mark.slow], id=str(kind)) for kind in KINDS],
+    slow_cases(KINDS, lambda name: name not in ALWAYS),
 )
 def test_every_kind_builds_with_the_plugin_and_with_functions(kind: Kind, tmp_path: Path) -> None:
     model, engine = tmp_path / "m.onnx", tmp_path / "m.engine"

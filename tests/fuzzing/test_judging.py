@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 # The beginning of a fault that each command of `faulty` has.
 EXPECTED = {
     "no word": "is refused without a word",
@@ -32,9 +34,6 @@ EXPECTED = {
     "leaves staging": "leaves outputs/.pom-export-x",
     "accepts": "is accepted",
 }
-
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import pom_export
 from pom_export.errors import InputError, ParityError
 from pom_export.graph.nodes import input_names, is_aggregation
+from tests.slow_cases import slow_cases
 
 HALVES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 FLOAT = ir.DataType.FLOAT
@@ -106,7 +107,7 @@ FAMILIES = {
 IN_BFLOAT16 = ("v2_degree8", "rope1d_heads", "v1_cross", "gpt_pom")
 
 
-@pytest.mark.parametrize("case", [*list(FAMILIES)[:-1], pytest.param("gpt_pom", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", slow_cases(FAMILIES, lambda name: name == "gpt_pom"))
 def test_golden_families_agree(case: str, tmp_path: Path) -> None:
     checkpoint = Path(__file__).parents[1] / "data" / "golden" / case / "checkpoint.pt"
     for dtype in HALVES if case in IN_BFLOAT16 else ("float16",):

@@ -16,6 +16,7 @@ from pom_export.graph.function_check import check_functions
 from pom_export.graph.nodes import is_aggregation
 from pom_export.parity.comparison import difference
 from pom_export.parity.tolerances import MODELS
+from tests.slow_cases import slow_cases
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 BATCH, TOKENS = 2, 6
@@ -46,7 +47,7 @@ KINDS = [
 ]
 
 
-@pytest.fixture(scope="module", params=[*KINDS[:-1], pytest.param(KINDS[-1], marks=pytest.mark.slow)], ids=str)
+@pytest.fixture(scope="module", params=slow_cases(KINDS, lambda name: name == "gpt_pom"))
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("kind") / "m.onnx"
     pom_export.export(GOLDEN / request.param.case, path, **request.param.options)

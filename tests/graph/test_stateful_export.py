@@ -18,6 +18,7 @@ from pom_export.errors import InputError
 from pom_export.graph.exported_model import ExportedModel, is_past, present_name, read_model
 from pom_export.mixer import PolynomialMixer, RotaryPolynomialMixer
 from pom_export.parity import tolerances
+from tests.slow_cases import slow_cases
 from tests.small_models import VOCABULARY, hybrid
 
 Array = npt.NDArray[Any]
@@ -33,16 +34,18 @@ ALWAYS = {
     "v2_heads",
     "v2_one_token",
 }
-SELF_MIXING = [
-    pytest.param(f, id=f.name, marks=[] if f.name in ALWAYS else [pytest.mark.slow])
-    for f in sorted(GOLDEN.iterdir())
-    if not f.name.startswith(("gpt", "jit")) and "cross" not in f.name
-]
+CASES = sorted(GOLDEN.iterdir())
+SELF_MIXING = slow_cases(
+    (f for f in CASES if not f.name.startswith(("gpt", "jit")) and "cross" not in f.name),
+    lambda name: name not in ALWAYS,
+    name=lambda folder: folder.name,
+)
 # The hybrid among them takes long to trace: tests/runtime/streaming/test_exports.py, in rows of different lengths.
-LANGUAGE_MODELS = [
-    pytest.param(GOLDEN / "gpt_pom", id="gpt_pom"),
-    pytest.param(GOLDEN / "gpt_pom_heads", id="gpt_pom_heads", marks=pytest.mark.slow),
-]
+LANGUAGE_MODELS = slow_cases(
+    (f for f in CASES if f.name.startswith("gpt") and f.name != "gpt_hybrid"),
+    lambda name: name != "gpt_pom",
+    name=lambda folder: folder.name,
+)
 PATHS = [pytest.param(True, id="kernel"), pytest.param(False, id="function")]
 
 

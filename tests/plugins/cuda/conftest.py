@@ -16,10 +16,8 @@ from tests.plugins.cuda.executors import BUILT, Device, Emulation, Executor, Hea
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave the emulation to `make test-all`: it has to be compiled first, and sanitizers slow each call down."""
     for item in items:
-        if isinstance(item, pytest.Function):
-            given = item.callspec.params.get("kernels") if hasattr(item, "callspec") else None
-            if given == "emulated" or (given is None and "emulation" in item.fixturenames):
-                item.add_marker(pytest.mark.slow)
+        if isinstance(item, pytest.Function) and "emulation" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +33,7 @@ def emulation() -> Iterator[Emulation]:
     emulation.close()
 
 
-@pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
+@pytest.fixture(params=[pytest.param("emulated", marks=pytest.mark.slow), pytest.param("gpu", marks=pytest.mark.gpu)])
 def kernels(request: pytest.FixtureRequest) -> Executor:
     """Each of the two executors in turn."""
     if request.param == "emulated":
