@@ -6,7 +6,7 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from pom_export import CheckpointInspection, EngineInfo, ExportResult, ModelInspection
+from pom_export import CheckpointInspection, EngineInfo, ExportResult, InlineResult, ModelInspection
 from pom_export.parity.comparison import Difference
 from pom_export.parity.report import CaseResult, Comparison, ParityReport
 
@@ -23,6 +23,10 @@ def keys_of(section: str) -> list[set[str]]:
 
 def test_an_export() -> None:
     assert keys_of("`export`") == [{field.name for field in fields(ExportResult)}]
+
+
+def test_an_inlining() -> None:
+    assert keys_of("`inline`") == [{field.name for field in fields(InlineResult)}]
 
 
 def test_inspections() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pom_export.api.exporting import ExportResult, export
+    from pom_export.api.inlining import InlineResult, inline
     from pom_export.api.inspecting import inspect
     from pom_export.api.inspections import CheckpointInspection, EngineInspection, Inspection, ModelInspection
     from pom_export.api.verifying import verify, write_report
@@ -16,9 +17,11 @@ _HOMES = {
     "CheckpointInspection": "inspections",
     "EngineInspection": "inspections",
     "ExportResult": "exporting",
+    "InlineResult": "inlining",
     "Inspection": "inspections",
     "ModelInspection": "inspections",
     "export": "exporting",
+    "inline": "inlining",
     "inspect": "inspecting",
     "verify": "verifying",
     "write_report": "verifying",
@@ -28,9 +31,11 @@ __all__ = [
     "CheckpointInspection",
     "EngineInspection",
     "ExportResult",
+    "InlineResult",
     "Inspection",
     "ModelInspection",
     "export",
+    "inline",
     "inspect",
     "verify",
     "write_report",

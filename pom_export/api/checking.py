@@ -10,14 +10,14 @@ import numpy as np
 
 from pom_export.api.blaming import fault_hint
 from pom_export.api.size_trials import OTHER_VALUES, SizePlan
-from pom_export.errors import SEE_CAUSE, InputError, ParityError
+from pom_export.errors import SEE_CAUSE, InputError
 from pom_export.graph.exported_model import PAST_STATE, PRECISIONS, ExportedModel, TensorSpec
 from pom_export.parity import tolerances
 from pom_export.parity.candidates import onnxruntime_candidates
 from pom_export.parity.case import Array, Case
 from pom_export.parity.inputs import make_cases
 from pom_export.parity.interface import program_spec
-from pom_export.parity.judging import half_notes, judge
+from pom_export.parity.judging import half_notes, judge, parity_error
 from pom_export.parity.module_reference import ModuleReference
 from pom_export.parity.precision import kept_in_single
 from pom_export.parity.recording import recording_path, save_recording
@@ -106,7 +106,7 @@ def check(
         if not comparison:
             (worst,) = (case for case in few if case.name == comparison.worst.case)
             why = fault_hint(source, worst.feed, comparison.worst.difference)
-            raise _parity_error(comparison, why + (_why_elsewhere(comparison) if source.own_inputs else ""))
+            raise parity_error(comparison, why + (_why_elsewhere(comparison) if source.own_inputs else ""))
     if found.failed:
         raise InputError(found.failed[0], hint)
     notes = [*inconclusive_notes(found.comparisons), *half_notes(exported.precision, targets)]
@@ -133,19 +133,6 @@ def _why_elsewhere(comparison: Comparison) -> str:
         return _OTHER_VALUES
     sizes = [case for case in failed if case != OTHER_VALUES]
     return _OTHER_SIZES.format(sizes=", ".join(sizes[:_MOST_NAMED]))
-
-
-def _parity_error(comparison: Comparison, hint: str) -> ParityError:
-    worst = comparison.worst
-    found = worst.difference
-    why = f" ({found.reason})" if found.reason else ""
-    if found.reason or found.max_abs > found.tolerance:
-        by = f"{found.max_abs:.3g}{why} on {worst.case}, tolerance {found.tolerance:.3g}"
-    else:
-        by = f"{found.rms:.3g} (root mean square) on {worst.case}, tolerance {found.rms_tolerance:.3g}"
-    return ParityError(
-        f"{comparison.output} of {comparison.backend} ({comparison.path}) differs from PyTorch by {by}", hint
-    )
 
 
 def _as_taken(exported: ExportedModel, case: Case) -> Case:

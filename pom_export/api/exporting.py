@@ -38,7 +38,8 @@ class ExportResult:
     Attributes:
         model: path of the ONNX file.
         opset: version of the standard ops.
-        aggregations: number of aggregation nodes.
+        aggregations: number of aggregation nodes; 0 for an inlined file.
+        inlined: number of aggregations that standard operators compute instead, if `inline` was given.
         inputs: name, dtype and axes of each input.
         outputs: the same for each output.
         bytes: size of the file (and of its external weights, if any).
@@ -54,6 +55,7 @@ class ExportResult:
     model: str
     opset: int
     aggregations: int
+    inlined: int
     inputs: list[str]
     outputs: list[str]
     bytes: int
@@ -91,6 +93,7 @@ def export(
     mixers: Adapters | None = None,
     weights: str | None = None,
     optimize: bool = True,
+    inline: bool = False,
     samples: int = 0,
     progress: Progress = silent,
 ) -> ExportResult:
@@ -127,6 +130,8 @@ def export(
             called like the instance.
         weights: which of several sets of weights in a checkpoint to export; see `load_checkpoint`.
         optimize: whether to rewrite products and gates around the aggregations so that they cost less.
+        inline: write only standard operators, without functions and without the custom op, for runtimes that do not
+            expand functions. No kernel of ours runs such a file.
         samples: number of inputs and outputs to save beside the model, for `verify` without the checkpoint.
         progress: called with one line per stage; the lines are also logged at level INFO.
 
@@ -163,11 +168,11 @@ def export(
             progress=progress,
         )
         progress(f"tracing, opset {opset}")
-        written = _write(source, staged, dtype, opset, optimize, progress)
+        written = _write(source, staged, dtype, opset, progress, optimize=optimize, inline=inline)
         exported = read_model(staged)
         for module, reason in exported.kept_in_float32.items():
             progress(f"{module} stays in float32: {reason}")
-        count = len(exported.aggregations)
+        count = exported.inlined or len(exported.aggregations)
         progress(f"{count} aggregation{'s' if count != 1 else ''}; comparing with PyTorch")
         sha256 = sha256_of(staged)
         checked = check(exported, sha256, source, written.program, written.sizes, samples)
@@ -190,6 +195,7 @@ def _result(
         model=os.fspath(output),
         opset=exported.opset,
         aggregations=len(exported.aggregations),
+        inlined=exported.inlined,
         inputs=[str(spec) for spec in exported.inputs],
         outputs=[str(spec) for spec in exported.outputs],
         bytes=sum(file.stat().st_size for file in (exported.path, *exported.weights)),
@@ -217,10 +223,13 @@ class _Written:
     notes: list[str]
 
 
-def _write(source: Source, path: Path, dtype: str, opset: int, optimize: bool, progress: Progress) -> _Written:
+def _write(
+    source: Source, path: Path, dtype: str, opset: int, progress: Progress, *, optimize: bool, inline: bool
+) -> _Written:
     """Trace the source and save the graph, which is freed before anything is compared."""
     import torch
 
+    from pom_export.graph.inlining import inline_functions
     from pom_export.graph.nodes import is_aggregation
     from pom_export.graph.passes.recognise_causal import quadratic_notes
     from pom_export.graph.reaching import idle_notes
@@ -253,10 +262,12 @@ def _write(source: Source, path: Path, dtype: str, opset: int, optimize: bool, p
                 "no output comes from a mixer",
                 "Give inputs for which the model calls a mixer, and return what depends on it",
             )
+        of_graph = [*quadratic_notes(graph), *(idle_notes(graph) if source.own_inputs else ())]
+        if inline:
+            inline_functions(graph)
         save_model(graph, path)
     except InputError as error:
         if not copied.hint:
             raise
         raise InputError(error.what, copied.hint) from error
-    of_graph = [*quadratic_notes(graph), *(idle_notes(graph) if source.own_inputs else ())]
     return _Written(program, sizes, [*copied.notes, *of_graph, *program.notes, *sizes.notes])

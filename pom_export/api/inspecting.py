@@ -104,13 +104,14 @@ def _model(path: AnyPath) -> ModelInspection:
 
     with as_onnx(path) as file:
         model = read_model(file)
-    shown_elsewhere = ("spec", "limits", "stateful", "kept_in_float32")
+    shown_elsewhere = ("spec", "limits", "stateful", "kept_in_float32", "inlined")
     return ModelInspection(
         model=os.fspath(path),
         architecture=model.spec.get("architecture"),
         family=model.spec.get("family"),
         config=dict(model.spec.get("config", {})),
         aggregations=len(model.aggregations),
+        inlined=model.inlined,
         aggregation_kinds=_by_kind(model.attributes),
         without_function=list(model.without_function),
         inputs=[str(spec) for spec in model.inputs],

@@ -65,6 +65,7 @@ class ModelInspection(Inspection):
         family: family of that checkpoint; None for a user's own class.
         config: hyper-parameters by their official names; empty for a user's own class.
         aggregations: number of aggregation nodes.
+        inlined: number of aggregations that standard operators compute instead, by the file's own account.
         aggregation_kinds: the distinct kinds among those nodes: the op, its attributes, and how many there are
             (`count`).
         without_function: those ops that the file contains no function for.
@@ -89,6 +90,7 @@ class ModelInspection(Inspection):
     family: str | None
     config: Mapping[str, Any]
     aggregations: int
+    inlined: int
     aggregation_kinds: Sequence[Mapping[str, Any]]
     without_function: Sequence[str]
     inputs: Sequence[str]

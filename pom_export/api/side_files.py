@@ -24,7 +24,7 @@ def own_side_files(model: str | os.PathLike[str]) -> list[Path]:
         exported = read_model(file)
     except InputError:
         return weights
-    if not exported.aggregations:
+    if not exported.aggregations and not exported.inlined:
         return weights
     weights += [path for path in exported.weights if path.name == f"{file.name}.data"]
     recording = recording_path(file)

@@ -36,14 +36,16 @@ class FileWorkload(Workload):
             )
         self.take(self.path, folder)
         self.sizes = open_sizes(self.model, options)
-        if not self.model.aggregations:
+        inlined = 0 if self.model.aggregations else self.model.inlined
+        if not self.model.aggregations and not inlined:
             raise InputError(f"model {self.path} holds no PoM aggregation", "Export it with `pom-export export`")
         if self.precision == "bfloat16":
             what = "ONNX Runtime's CPU provider has no bfloat16 matrix product"
             raise InputError(what, "Export in float32 or float16")
         inputs = ", ".join(map(str, self.model.inputs))
-        count = len(self.model.aggregations)
-        self.summary = f"{self.path.name}: {inputs}, {count} aggregation{'s' if count != 1 else ''}"
+        count = inlined or len(self.model.aggregations)
+        kind = "inlined aggregation" if inlined else "aggregation"
+        self.summary = f"{self.path.name}: {inputs}, {count} {kind}{'s' if count != 1 else ''}"
         self.offer_exports(options, progress)
 
 

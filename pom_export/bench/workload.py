@@ -101,8 +101,13 @@ class Workload(ABC):
     def offer_exports(self, options: BenchOptions, progress: Progress) -> None:
         """Add the backends of an exported file, for the sizes determined so far."""
         self.offer(FUNCTION, options, lambda: None)
-        self.offer(KERNEL, options, custom_ops_library)
+        self.offer(KERNEL, options, self._find_kernels)
         self.offer(TENSORRT, options, lambda: self._build_engine(progress))
+
+    def _find_kernels(self) -> None:
+        if not self.model.aggregations:
+            raise InputError("the file is inlined: it holds no node that our kernels could compute")
+        custom_ops_library()
 
     def _build_engine(self, progress: Progress) -> None:
         if not gpu_present():

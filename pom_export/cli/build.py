@@ -78,7 +78,7 @@ def engine_lines(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("manifest", manifest["manifest"]),
         ("backend", f"{manifest['backend']} {manifest['backend_version']}"),
         ("targets", ", ".join(manifest["targets"])),
-        ("plugin layers", f"{manifest['plugin_layers']} of {manifest['aggregations']} aggregations"),
+        ("plugin layers", _plugin_layers(manifest)),
         ("plugin", _plugin(manifest)),
         ("matrix products", _counts(manifest["matrix_products"])),
         ("layers that compute", _counts(manifest["precisions"])),
@@ -90,6 +90,12 @@ def engine_lines(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _sizes(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
+
+
+def _plugin_layers(manifest: Mapping[str, Any]) -> str:
+    if not manifest["aggregations"]:
+        return "0: the model is inlined, and has nothing for the plugin to compute"
+    return f"{manifest['plugin_layers']} of {manifest['aggregations']} aggregations"
 
 
 def _plugin(manifest: Mapping[str, Any]) -> str:

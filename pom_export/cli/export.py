@@ -11,7 +11,7 @@ import click
 
 from pom_export.cli.models import check_is_checkpoint, model_from, names_module
 from pom_export.cli.options import common_options, recognition_options
-from pom_export.cli.output import human_bytes, print_result
+from pom_export.cli.output import aggregations_line, human_bytes, print_result
 from pom_export.cli.outputs import writes
 from pom_export.cli.parameters import FILE, Choice, Parsed, Whole, parse_static
 from pom_export.cli.progress import stages
@@ -55,6 +55,7 @@ _EXAMPLES: Final = "file of example inputs"
     "--optimize/--no-optimize", default=True, show_default=True,
     help="Rewrite products and gates around the aggregations.",
 )  # fmt: skip
+@click.option("--inline", is_flag=True, help="Write standard operators only, for runtimes that expand no functions.")
 @recognition_options
 @click.option("--example-inputs", type=FILE, help="For a module: a .npz of inputs to trace it with, by name.")
 @click.option(
@@ -125,7 +126,7 @@ def _lines(result: ExportResult) -> list[tuple[str, str]]:
     return [
         ("model", f"{result.model} ({human_bytes(result.bytes)})"),
         ("opset", str(result.opset)),
-        ("aggregations", str(result.aggregations)),
+        ("aggregations", aggregations_line(result.aggregations, result.inlined)),
         ("inputs", "; ".join(result.inputs)),
         ("outputs", "; ".join(result.outputs)),
         *([("kept in float32", ", ".join(result.kept_in_float32))] if result.kept_in_float32 else []),

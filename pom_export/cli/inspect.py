@@ -10,7 +10,7 @@ import click
 from pom_export import contract
 from pom_export.cli.build import engine_lines
 from pom_export.cli.options import common_options, recognition_options
-from pom_export.cli.output import human_bytes, print_result
+from pom_export.cli.output import aggregations_line, human_bytes, print_result
 from pom_export.cli.parameters import FILE
 from pom_export.cli.progress import stages
 
@@ -65,7 +65,7 @@ def _model_lines(found: ModelInspection) -> _Lines:
         *([("exported from", f"{found.architecture} ({found.family})")] if found.architecture else []),
         # The file determines these names. With a prefix, none of them can be mistaken for a line of ours.
         *_settings(found.config, "config."),
-        ("aggregations", str(found.aggregations)),
+        ("aggregations", aggregations_line(found.aggregations, found.inlined)),
         *(("aggregation kind", f"{kind['count']} x {_kind(kind)}") for kind in found.aggregation_kinds),
         ("inputs", "; ".join(found.inputs)),
         ("outputs", "; ".join(found.outputs)),

@@ -87,6 +87,13 @@ def print_result(result: Mapping[str, Any], as_json: bool, lines: Sequence[tuple
     say(*(f"{name:<{width}}  {value}" for name, value in shown))
 
 
+def aggregations_line(aggregations: int, inlined: int) -> str:
+    """Return the number of a file's aggregations, and of those that are standard operators in it."""
+    if inlined and not aggregations:
+        return f"0: standard operators compute the {inlined} of the original"
+    return str(aggregations)
+
+
 def human_bytes(count: int) -> str:
     """Return a size with a binary unit."""
     size, unit = float(count), "B"

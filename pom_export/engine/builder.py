@@ -62,7 +62,7 @@ def build_engine(
         cache: a folder that keeps engines, from which an engine is copied if it was built before with the same files,
             versions and options.
         use_plugin: whether our plugin computes the aggregations. Otherwise the standard ops of their functions do,
-            which is slower but works everywhere.
+            which is slower but works everywhere. An inlined model has nothing for the plugin to compute.
         embed_plugin: whether the engine contains the plugin library, so that it can be loaded anywhere.
         progress: called with one line per stage; the lines are also logged at level INFO.
 
@@ -75,8 +75,11 @@ def build_engine(
     """
     progress = logged(progress, _LOG)
     exported = read_model(model)
-    if not exported.aggregations:
+    if not exported.aggregations and not exported.inlined:
         raise InputError(f"{exported.path} holds no PoM aggregation", "Export it with `pom-export export`")
+    if not exported.aggregations and use_plugin:
+        progress("the model is inlined: standard operators compute its aggregations, not the plugin")
+        use_plugin = False
     shapes = (min_shapes or {}, opt_shapes or {}, max_shapes or {})
     profiles = make_profiles(exported.inputs, *shapes, exported.limits)
     loaded = load_backend(backend)

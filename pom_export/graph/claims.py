@@ -18,6 +18,8 @@ METADATA_PREFIX: Final = "pom_export."
 KEPT_IN_FLOAT32: Final = "kept_in_float32"
 # The property that says how much of its call a token sees: "causal" or "block-causal"; stateless files lack it.
 STATEFUL: Final = "stateful"
+# The property that says how many aggregations were replaced by standard operators; files with our op lack it.
+INLINED: Final = "inlined"
 # The property that names the exported set of weights, if the checkpoint has several.
 WEIGHTS: Final = "weights"
 CAUSAL: Final = "causal"
@@ -36,6 +38,7 @@ _WORDS: Final = {
     STATEFUL: ("", CAUSAL, BLOCK_CAUSAL),
 }
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_INLINED: Final = re.compile(r"[1-9][0-9]{0,5}")
 _LONGEST: Final = 1 << 20
 _MOST_INPUTS: Final = 1000
 _MOST_COLUMNS: Final = 8
@@ -129,6 +132,8 @@ def read_claims(entries: Iterable[tuple[str, str]]) -> Claims:
             raise ClaimError(f"its property {name!r} is {properties[name][:80]!r}, not one of {', '.join(words[1:])}")
     if "source_sha256" in properties and not _SHA256.fullmatch(properties["source_sha256"]):
         raise ClaimError("its property 'source_sha256' is not a SHA-256")
+    if INLINED in properties and not _INLINED.fullmatch(properties[INLINED]):
+        raise ClaimError(f"its property {INLINED!r} is {properties[INLINED][:80]!r}, not a number of aggregations")
     kept = _mapping(properties, KEPT_IN_FLOAT32)
     if not all(isinstance(reason, str) for reason in kept.values()):
         raise ClaimError(f"its property {KEPT_IN_FLOAT32!r} holds something other than reasons")

@@ -16,6 +16,7 @@ from pom_export.files import readable_file
 from pom_export.graph.claims import (
     BLOCK_CAUSAL,
     CAUSAL,
+    INLINED,
     KEPT_IN_FLOAT32,
     METADATA_PREFIX,
     STATEFUL,
@@ -117,6 +118,11 @@ class ExportedModel:
     def stateful(self) -> str:
         """How much of its call a token sees: "causal" or "block-causal"; empty for a file without a state."""
         return self.properties.get(STATEFUL, "")
+
+    @property
+    def inlined(self) -> int:
+        """How many aggregations of the original file are standard operators in this one, by its own account."""
+        return int(self.properties.get(INLINED, "0"))
 
     @property
     def limits(self) -> InputLimits:

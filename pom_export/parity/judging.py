@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pom_export.errors import ParityError
 from pom_export.graph.exported_model import ExportedModel
 from pom_export.parity import tolerances
 from pom_export.parity.candidates import Candidate, unrounded_candidates
@@ -50,6 +51,26 @@ def half_notes(precision: str, targets: Sequence[Target]) -> list[str]:
         targets: the expected outputs.
     """
     return [_ROUNDING_UNKNOWN] if precision in tolerances.ROUNDING and not _rounding_known(targets) else []
+
+
+def parity_error(comparison: Comparison, hint: str, reference: str = "PyTorch") -> ParityError:
+    """Return the error for a comparison that failed, which names its worst case.
+
+    Args:
+        comparison: the comparison.
+        hint: what to do.
+        reference: what the outputs were compared with.
+    """
+    worst = comparison.worst
+    found = worst.difference
+    why = f" ({found.reason})" if found.reason else ""
+    if found.reason or found.max_abs > found.tolerance:
+        by = f"{found.max_abs:.3g}{why} on {worst.case}, tolerance {found.tolerance:.3g}"
+    else:
+        by = f"{found.rms:.3g} (root mean square) on {worst.case}, tolerance {found.rms_tolerance:.3g}"
+    return ParityError(
+        f"{comparison.output} of {comparison.backend} ({comparison.path}) differs from {reference} by {by}", hint
+    )
 
 
 def _rounding_known(targets: Sequence[Target]) -> bool:

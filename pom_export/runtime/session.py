@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 from weakref import WeakSet
 
+from pom_export import contract
 from pom_export.errors import InputError, MissingDependencyError, PomExportError, kind_of, only_ours, reason_of
 from pom_export.files import readable_file
 from pom_export.graph.onnx_file import check_onnx_file, is_ort_format
@@ -115,9 +116,9 @@ def inference_session(
         raise InputError(f"session_options is {kind_of(options)}", "Give an onnxruntime.SessionOptions")
     chosen = chosen_providers(onnxruntime, providers, options, plugin=kernels)
     try:
-        if kernels:
+        if kernels and _needs_library(file):
             _register(options)
-        elif options in _WITH_OUR_LIBRARY:
+        elif not kernels and options in _WITH_OUR_LIBRARY:
             raise InputError(
                 "these session options already hold our kernels from an earlier call, and kernels=False asks for none",
                 "Give new session options",
@@ -139,6 +140,30 @@ def inference_session(
     keeps_sizes(session)
     _LOG.debug("session of %s on %s, kernels %s", file, ", ".join(session.get_providers()), "on" if kernels else "off")
     return session
+
+
+def _needs_library(file: Path) -> bool:
+    """Return whether to register our library: always if it is there, else unless the file has none of our ops.
+
+    Raises:
+        MissingDependencyError: it is not installed, and the file needs it.
+    """
+    try:
+        custom_ops_library()
+    except MissingDependencyError:
+        if is_ort_format(file) or _imports_our_ops(file):
+            raise
+        return False
+    return True
+
+
+def _imports_our_ops(file: Path) -> bool:
+    import onnx
+
+    model = onnx.load(file, format="protobuf", load_external_data=False)
+    return any(
+        imported.domain == contract.DOMAIN for part in (model, *model.functions) for imported in part.opset_import
+    )
 
 
 def _register(options: Any) -> None:

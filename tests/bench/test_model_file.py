@@ -50,6 +50,14 @@ def test_all_sizes_run_in_workers_and_agree(model: Path) -> None:
     assert "batch 2, tokens 9: timing function, kernel" in stages
 
 
+def test_an_inlined_file_is_timed_without_our_kernels(model: Path, tmp_path: Path) -> None:
+    pom_export.inline(model, tmp_path / "in.onnx")
+    workload = prepared(tmp_path / "in.onnx", tmp_path, tokens=(5,))
+    assert workload.backends == ["function"]
+    assert workload.not_run["kernel"] == "the file is inlined: it holds no node that our kernels could compute"
+    assert "1 inlined aggregation;" in f"{workload.summary};"
+
+
 def test_backends_that_differ_end_the_benchmark(model: Path, tmp_path: Path) -> None:
     class Wrong(FileWorkload):
         def inputs(self, backend: str, size: Size, seed: int) -> dict[str, np.ndarray]:

@@ -72,6 +72,17 @@ def test_the_manifest_describes_the_engine(exported: Path, tmp_path: Path) -> No
     assert info.matrix_products.keys() == info.precisions.keys() == {"float32"}
 
 
+def test_an_inlined_model_has_no_plugin_layers(exported: Path, tmp_path: Path) -> None:
+    pom_export.inline(exported, tmp_path / "in.onnx")
+    stages: list[str] = []
+    info = pom_export.build_engine(
+        tmp_path / "in.onnx", tmp_path / "m.engine", backend=TENSORRT_RTX, targets=["sm86"], progress=stages.append
+    )
+    assert (info.path, info.plugin_layers, info.aggregations, info.plugin_embedded) == ("function", 0, 0, False)
+    assert info.plugin_sha256 is None
+    assert stages[0] == "the model is inlined: standard operators compute its aggregations, not the plugin"
+
+
 def test_a_build_leaves_the_process_as_it_was(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     util = polygraphy_trt(load_backend(TENSORRT_RTX)).util
     theirs = util.get_trt_logger()

@@ -6,11 +6,13 @@ from pom_export.graph.passes.delay_transpose import DelayTransposePass
 from pom_export.graph.passes.factor_gate import FactorGatePass
 from pom_export.graph.passes.fold_tables import FoldTablesPass
 from pom_export.graph.passes.fuse_gate import FuseGatePass
+from pom_export.graph.passes.inline_functions import InlineFunctionsPass
 from pom_export.graph.passes.lower_precision import LowerPrecisionPass
 from pom_export.graph.passes.name_by_module import NameByModulePass
 from pom_export.graph.passes.name_dimensions import NameDimensionsPass
 from pom_export.graph.passes.recognise_causal import RecogniseCausalPass
 from pom_export.graph.passes.share_transposed import ShareTransposedPass
+from pom_export.graph.passes.spell_out import SpellOutPass
 from pom_export.graph.passes.split_projection import SplitProjectionPass
 from pom_export.graph.passes.stamp_metadata import StampMetadataPass
 
@@ -21,11 +23,13 @@ __all__ = [
     "FactorGatePass",
     "FoldTablesPass",
     "FuseGatePass",
+    "InlineFunctionsPass",
     "LowerPrecisionPass",
     "NameByModulePass",
     "NameDimensionsPass",
     "RecogniseCausalPass",
     "ShareTransposedPass",
+    "SpellOutPass",
     "SplitProjectionPass",
     "StampMetadataPass",
 ]
