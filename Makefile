@@ -19,6 +19,9 @@ EXTRAS := onnxruntime$(if $(filter ON,$(PLUGIN)),$(comma)tensorrt-rtx)
 LEAN := $(addprefix .deps/tensorrt-lean/,10.15.1.29 11.4.0.106)
 # The lowest version that pyproject.toml allows.
 OLDEST := .deps/onnxruntime-$(shell sed -n 's/^onnxruntime = .*>=\([0-9.]*\)".*/\1.0/p' pyproject.toml)
+# Other runtimes that files are verified on: of the version in constraints.txt, and a package for JavaScript.
+OPENVINO := .deps/openvino-$(shell sed -n 's/^openvino==//p' constraints.txt)
+JAVASCRIPT := .deps/onnxruntime-web-1.30.0
 SOURCES := $(shell find plugins -type f) tools/build_libraries.py tools/fetch_headers.py
 CXX_FILES := $(shell find plugins samples tests tools benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 # Without .pyc files for all of torch: those of what is imported are written then, also where the environment forbids it,
@@ -36,7 +39,7 @@ ifeq ($(MAKELEVEL),0)
 .NOTPARALLEL:
 endif
 
-.PHONY: setup dev demo test test-all test-oldest test-newest wheel docs fuzz lint format bench gpu clean
+.PHONY: setup dev demo browser test test-all test-oldest test-newest wheel docs fuzz lint format bench gpu clean
 
 # The packages are downloaded while the libraries are compiled.
 setup: $(CREATED)
@@ -67,6 +70,10 @@ dev: setup $(VENV)/.packages-for-test $(VENV)/.packages-for-lint
 demo: setup
 	@$(BIN)/python samples/01_demo.py
 
+# The demo's model in a browser: serves the page, and prints its address.
+browser: setup $(JAVASCRIPT)
+	@$(BIN)/python samples/10_browser/serve.py --packages $(JAVASCRIPT)
+
 # TensorRT's lean runtimes, which tests load the plugin into; without them these are skipped, but in CI.
 $(LEAN): | $(CREATED)
 	@rm -rf $@ $@.part
@@ -80,6 +87,17 @@ $(OLDEST): | $(CREATED)
 	@$(PIP_ASIDE) $@.part onnxruntime==$(@F:onnxruntime-%=%) && mv $@.part $@ \
 	    || echo "$(@F) could not be fetched: the tests that need it are skipped" >&2
 
+$(OPENVINO): | $(CREATED)
+	@rm -rf $@ $@.part
+	@$(PIP_ASIDE) $@.part openvino==$(@F:openvino-%=%) && mv $@.part $@ \
+	    || echo "$(@F) could not be fetched: the tests that need it are skipped" >&2
+
+$(JAVASCRIPT):
+	@rm -rf $@ $@.part && mkdir -p $@.part
+	@npm install --silent --no-audit --no-fund --ignore-scripts --prefix $@.part \
+	    onnxruntime-web@$(@F:onnxruntime-web-%=%) >/dev/null && mv $@.part $@ \
+	    || echo "$(@F) could not be fetched by npm: the tests that need it are skipped" >&2
+
 # Each process begins with a stretch of files, whose shared fixtures it makes once, and ends with what others have left.
 IN_PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 PYTEST := $(BIN)/python -m pytest $(IN_PARALLEL)
@@ -87,7 +105,7 @@ PYTEST := $(BIN)/python -m pytest $(IN_PARALLEL)
 test: setup $(VENV)/.packages-for-test
 	$(PYTEST) -m 'not slow'
 
-test-all: setup $(VENV)/.packages-for-test,ray $(OLDEST) $(if $(filter ON,$(PLUGIN)),$(LEAN))
+test-all: setup $(VENV)/.packages-for-test,ray $(OLDEST) $(OPENVINO) $(JAVASCRIPT) $(if $(filter ON,$(PLUGIN)),$(LEAN))
 	$(PYTEST)
 
 # A part of the tests at both ends of the supported versions: the lowest that pyproject.toml accepts, and those of

@@ -21,10 +21,12 @@ from pom_export.files import staged_output
 from pom_export.graph.exported_model import ExportedModel, read_model
 from pom_export.graph.function_check import check_functions
 from pom_export.parity import tolerances
-from pom_export.parity.candidates import KERNEL, Candidate, onnxruntime_candidates
+from pom_export.parity.backends import check_backends, offered
+from pom_export.parity.candidates import KERNEL, Candidate
 from pom_export.parity.inputs import Inputs
 from pom_export.parity.judging import half_notes, judge
 from pom_export.parity.origin import origin_of
+from pom_export.parity.own_precision import openvino_note
 from pom_export.parity.page import render_page
 from pom_export.parity.recording import recording_path
 from pom_export.parity.report import ParityReport, inconclusive_notes
@@ -57,6 +59,7 @@ def verify(
     example_inputs: Examples | None = None,
     rtol: float | None = None,
     atol: float | None = None,
+    backends: Sequence[str] | None = None,
     seed: int = 0,
     report: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
@@ -80,6 +83,8 @@ def verify(
             float64 on them, and on their values at other sizes where the file's dimensions are dynamic.
         rtol: bound relative to the largest magnitude of the reference output; default: depends on the model's type.
         atol: absolute bound; default: depends on the model's type.
+        backends: names of the backends to compare on, besides the engine: "onnxruntime", "openvino", "onnxruntime-web"
+            and "onnxruntime-node"; None: all that are installed.
         seed: seed of the random inputs.
         report: path of an HTML report; None: no report is written.
         progress: called with one line per stage; the lines are also logged at level INFO.
@@ -94,6 +99,7 @@ def verify(
     hints = {"weights": weights, "family": family, "degree": degree, "heads": heads}
     hints["in_context_start"] = in_context_start
     check_bounds(rtol, atol)
+    check_backends(backends)
     check_count("seed", seed, "The same seed draws the same inputs")
     given = {"has_module": module is not None, "has_examples": example_inputs is not None}
     check_reference(checkpoint, **given, hints=hints)
@@ -108,7 +114,7 @@ def verify(
         page = None if report is None else stack.enter_context(staged_output(report, *sources))
         expected = _Reference(checkpoint, module, example_inputs, inputs, seed, hints).expected(exported)
         compared = [model, *exported.weights, *(path for path in (checkpoint, engine) if path is not None)]
-        outcome = _compare(exported, expected, engine, (rtol, atol), progress)
+        outcome = _compare(exported, expected, engine, backends, (rtol, atol), progress)
         outcome = replace(outcome, model=os.fspath(model), origin=origin_of(map(Path, compared)))
         if file != Path(model):
             note = "the file is in ONNX Runtime's own format; ONNX Runtime's conversion of it was compared"
@@ -122,6 +128,7 @@ def _compare(
     model: ExportedModel,
     expected: Expected,
     engine: str | os.PathLike[str] | None,
+    backends: Sequence[str] | None,
     bounds: tuple[float | None, float | None],
     progress: Progress,
 ) -> ParityReport:
@@ -131,11 +138,12 @@ def _compare(
         model: the ONNX file.
         expected: the cases, and their outputs in the reference.
         engine: an engine of the model to compare too, or None.
+        backends: the other backends' names; None: all that are installed.
         bounds: rtol and atol as the user gave them.
         progress: called with one line per stage.
     """
-    candidates, not_run = onnxruntime_candidates(model)
-    notes = [*expected.notes, *_function_notes(model, candidates)]
+    candidates, how, not_run = offered(model, backends)
+    notes = [*expected.notes, *_function_notes(model, candidates), *how]
     _add_engine(engine, model, candidates, not_run)
     if not candidates:
         raise InputError(f"no backend here can run {model.path}: {'; '.join(not_run)}", "Use a machine with a GPU")
@@ -145,13 +153,14 @@ def _compare(
         notes.append("the file is inlined: standard operators compute its aggregations, and no kernel of ours")
     elif not model.aggregations:
         notes.append("no node in the file is one of our ops: it uses only standard operators")
+    rounding = tolerances.ROUNDING.get(precision)
     found = judge(
         model,
         candidates,
         expected.cases,
         expected.targets,
         tolerance,
-        tolerances.ROUNDING.get(precision),
+        rounding,
         own=expected.own,
         names=expected.names,
         progress=progress,
@@ -160,6 +169,7 @@ def _compare(
     for candidate in found.candidates:
         if (candidate.backend, candidate.path_taken()) in ran:
             notes += _kernels_note(candidate, len(model.aggregations))
+    notes += openvino_note(model, candidates, expected.cases, expected.targets, tolerance, rounding, expected.names)
     notes += inconclusive_notes(found.comparisons)
     return ParityReport(
         os.fspath(model.path),

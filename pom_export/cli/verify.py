@@ -11,9 +11,10 @@ from pom_export.cli.models import check_is_checkpoint, model_from, names_module
 from pom_export.cli.options import common_options, recognition_options
 from pom_export.cli.output import print_result
 from pom_export.cli.outputs import writes
-from pom_export.cli.parameters import FILE, Whole
+from pom_export.cli.parameters import FILE, Choice, Listed, Whole
 from pom_export.cli.progress import stages
 from pom_export.files import readable_file
+from pom_export.runtime.backend_names import BACKENDS
 
 if TYPE_CHECKING:
     from pom_export.parity.report import Comparison, ParityReport
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
     help="Bound relative to the largest magnitude of the reference output; default: by dtype, 1e-5 for float32.",
 )  # fmt: skip
 @click.option("--atol", type=float, help="Absolute bound; default: by dtype, 1e-7 for float32.")
+@click.option(
+    "--backends", type=Listed(Choice(BACKENDS)),
+    help="Compare on these, separated by commas, besides the engine; default: all that are installed.",
+)  # fmt: skip
 @click.option("--seed", type=Whole(0), default=0, show_default=True, help="Seed of the random inputs.")
 @click.option("--report", type=FILE, help="Write the comparison as one HTML page.")
 @common_options

@@ -59,6 +59,8 @@ def save_graph(model: ir.Model, path: Path) -> None:
     weights = (value.const_value for value in model.graph.initializers.values())
     size = sum(tensor.nbytes for tensor in weights if tensor is not None)
     external_data = path.with_name(f"{path.name}.data") if size > EXTERNAL_DATA_BYTES else None
+    if external_data is None:
+        ir.external_data.load_to_model(model)  # a weight in another file would be looked for beside this one
     # Otherwise the file's suffix would determine the format.
     ir.save(model, path, format="protobuf", external_data=external_data and external_data.name)
     if external_data is not None and external_data.exists():

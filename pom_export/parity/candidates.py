@@ -11,16 +11,18 @@ from pom_export.engine.build_config import FUNCTION
 from pom_export.errors import MissingDependencyError, printable
 from pom_export.graph.exported_model import ExportedModel
 from pom_export.parity.emulation import EmulatedRunner
+from pom_export.runtime.backend_names import ONNXRUNTIME
 from pom_export.runtime.library import custom_ops_library
 from pom_export.runtime.runners import OnnxRuntimeRunner, Runner
 from pom_export.runtime.session import inference_session
 
-ONNXRUNTIME: Final = "onnxruntime"
 EMULATION: Final = "onnxruntime emulating"
 UNROUNDED: Final = "onnxruntime without rounding"
 KERNEL: Final = "kernel"
 STANDARD: Final = "standard operators"
 """The path of a file without a node of our ops, for example because another tool inlined the functions."""
+INLINED: Final = "inlined"
+"""The path of a backend that got an inlined copy of a file, because it does not expand functions."""
 
 # The op types of our nodes, which ONNX Runtime reports without their domain.
 _OPS: Final = (*contract.OP_NAMES, *contract.GATED_OP_NAMES)
@@ -47,6 +49,11 @@ class Candidate:
     def emulates(self) -> bool:
         """Whether a graph derived from the file is run instead of the file."""
         return isinstance(self.runner, EmulatedRunner)
+
+    @property
+    def by_onnxruntime(self) -> bool:
+        """Whether ONNX Runtime runs it in this process, rather than a package for JavaScript or another runtime."""
+        return isinstance(self.runner, OnnxRuntimeRunner)
 
     def kernels_run(self) -> int | None:
         """Return how many nodes ran in our kernels in the first call; None if unknown."""
@@ -88,7 +95,7 @@ def unrounded_candidates(model: ExportedModel, candidates: Sequence[Candidate]) 
         model: the file.
         candidates: the candidates that round.
     """
-    paths = dict.fromkeys(each.path for each in candidates if each.backend.startswith(ONNXRUNTIME))
+    paths = dict.fromkeys(each.path for each in candidates if each.by_onnxruntime)
     return [
         Candidate(
             UNROUNDED,

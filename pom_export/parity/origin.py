@@ -17,6 +17,7 @@ _PACKAGES: Final = (
     "onnx",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "polygraphy",
     "tensorrt",
     "tensorrt-rtx-cu12",

@@ -185,6 +185,14 @@ def test_large_weights_go_beside_the_new_file(tmp_path: Path, monkeypatch: pytes
     assert not weights.exists()
 
 
+def test_small_weights_beside_the_file_go_into_the_new_one(exported: Path, tmp_path: Path) -> None:
+    onnx.save(onnx.load(exported), tmp_path / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=64)
+    result = pom_export.inline(tmp_path / "m.onnx", tmp_path / "in.onnx")
+    (tmp_path / "w.bin").unlink()
+    assert pom_export.verify(tmp_path / "in.onnx", checkpoint=GOLDEN / "v2_heads")
+    assert result.bytes == (tmp_path / "in.onnx").stat().st_size
+
+
 def test_a_wrong_rewriting_is_found_and_leaves_no_file(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
