@@ -11,7 +11,19 @@ from pom_export.errors import REPORT, SEE_CAUSE
 
 # Parameters named in messages whose options have the same name.
 _ALIKE: Final = (
-    *("atol", "backend", "block_causal", "checkpoint", "cross", "degree", "dtype", "engine", "family", "heads"),
+    *(
+        "atol",
+        "backend",
+        "backends",
+        "block_causal",
+        "checkpoint",
+        "cross",
+        "degree",
+        "dtype",
+        "engine",
+        "family",
+        "heads",
+    ),
     *("in_context_start", "inputs", "mask", "opset", "positions", "rtol", "samples", "save_state", "seed", "stateful"),
     *("static", "targets", "temperature", "timing_cache", "tokenizer", "top_k", "top_p", "weights"),
     *("batch", "threads", "tokens"),

@@ -65,7 +65,7 @@ def _openvino(model: ExportedModel) -> _Offer:
     path = INLINED if model.aggregations else STANDARD
     notes = [f"{OPENVINO} {openvino_version()} computed in float32, by {HINT} {SINGLE}"]
     if model.aggregations:
-        notes.append(f"{OPENVINO} does not expand functions: it ran an inlined copy of the file, as `inline` writes it")
+        notes.append(f"{OPENVINO} does not expand functions: it ran an inlined copy of the file")
     return [Candidate(OPENVINO, path, OpenVinoRunner(model))], notes, []
 
 

@@ -107,7 +107,9 @@ class NodeRunner:
             raise InputError(f"Node ended with code {self._process.wait()} while it ran {self.name}", "Try less data")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer and not isinstance(answer["error"], dict):
-            raise InputError(f"{self.name} cannot run {self._model.path.name}: {answer['error']}", "Inline the file first")
+            raise InputError(
+                f"{self.name} cannot run {self._model.path.name}: {answer['error']}", "Inline the file first"
+            )
         return answer
 
 
