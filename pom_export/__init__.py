@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         write_report,
     )
     from pom_export.attention import MultiheadPolynomialMixer, replace_attention, scan
+    from pom_export.batches.running import RunResult, run, run_files
     from pom_export.checkpoint import load_checkpoint
     from pom_export.engine import EngineInfo, build_engine
     from pom_export.engine.streaming import tensorrt_backend
@@ -57,6 +58,7 @@ _HOMES = {
     "PomExportError": "errors",
     "ProductMixer": "mixer",
     "RotaryPolynomialMixer": "mixer",
+    "RunResult": "batches.running",
     "State": "runtime.streaming.state",
     "StreamingSession": "runtime.streaming.session",
     "build_engine": "engine",
@@ -69,6 +71,8 @@ _HOMES = {
     "merge_states": "runtime.streaming.state",
     "plugin_library": "runtime.library",
     "replace_attention": "attention",
+    "run": "batches.running",
+    "run_files": "batches.running",
     "scan": "attention",
     "tensorrt_backend": "engine.streaming",
     "tensorrt_provider_options": "runtime.tensorrt_provider",
@@ -90,6 +94,7 @@ __all__ = [
     "PomExportError",
     "ProductMixer",
     "RotaryPolynomialMixer",
+    "RunResult",
     "State",
     "StreamingSession",
     "__version__",
@@ -103,6 +108,8 @@ __all__ = [
     "merge_states",
     "plugin_library",
     "replace_attention",
+    "run",
+    "run_files",
     "scan",
     "tensorrt_backend",
     "tensorrt_provider_options",

@@ -93,6 +93,18 @@ class Archive:
                 f"{self.path} is not a complete archive: {odd} is compressed, as {writer} never does", _HINT
             )
 
+    def head(self, name: str, count: int) -> bytes:
+        """Return the first bytes of a member, whose checksum is not compared.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        try:
+            with self._zip.open(name) as stream:
+                return stream.read(count)
+        except Exception as error:  # zipfile and zlib may raise anything for damaged bytes
+            raise InputError(f"{self.path}: {name} is damaged: {reason_of(error)}", _HINT) from error
+
     def read(self, name: str, most: int) -> bytes:
         """Return a member's bytes.
 

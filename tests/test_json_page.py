@@ -6,7 +6,7 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from pom_export import CheckpointInspection, EngineInfo, ExportResult, InlineResult, ModelInspection
+from pom_export import CheckpointInspection, EngineInfo, ExportResult, InlineResult, ModelInspection, RunResult
 from pom_export.parity.comparison import Difference
 from pom_export.parity.report import CaseResult, Comparison, ParityReport
 
@@ -32,6 +32,11 @@ def test_an_inlining() -> None:
 def test_inspections() -> None:
     kinds = (ModelInspection, CheckpointInspection)
     assert keys_of("`inspect`") == [{field.name for field in fields(kind)} for kind in kinds]
+
+
+def test_a_run() -> None:
+    result = RunResult("m.onnx", "in.npz", "out.npz", 1, 1, 1, [], 1.0)
+    assert keys_of("`run`") == [set(result.to_dict())]
 
 
 def test_the_manifest() -> None:

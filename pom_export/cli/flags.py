@@ -26,7 +26,7 @@ _ALIKE: Final = (
     ),
     *("in_context_start", "inputs", "mask", "opset", "positions", "rtol", "samples", "save_state", "seed", "stateful"),
     *("static", "targets", "temperature", "timing_cache", "tokenizer", "top_k", "top_p", "weights"),
-    *("batch", "threads", "tokens"),
+    *("batch", "max_tokens", "ray", "threads", "tokens"),
 )
 _OTHERS: Final = {
     "max_shapes": "--maxShapes",

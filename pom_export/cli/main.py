@@ -29,6 +29,7 @@ _COMMANDS = {
     "inspect": "Describe a checkpoint, a model or an engine.",
     "verify": "Compare an exported model with PyTorch.",
     "build": "Build a TensorRT engine with the plugin inside.",
+    "run": "Run many sequences through a file, in batches.",
     "generate": "Continue a text with an exported language model.",
     "bench": "Time an exported file on every backend.",
     "scan": "List a model's attention, and what replacing it with PoM would save.",
