@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pom_export.api.exporting import ExportResult, export
+    from pom_export.api.fusing import FuseResult, fuse
     from pom_export.api.inlining import InlineResult, inline
     from pom_export.api.inspecting import inspect
     from pom_export.api.inspections import CheckpointInspection, EngineInspection, Inspection, ModelInspection
@@ -17,10 +18,12 @@ _HOMES = {
     "CheckpointInspection": "inspections",
     "EngineInspection": "inspections",
     "ExportResult": "exporting",
+    "FuseResult": "fusing",
     "InlineResult": "inlining",
     "Inspection": "inspections",
     "ModelInspection": "inspections",
     "export": "exporting",
+    "fuse": "fusing",
     "inline": "inlining",
     "inspect": "inspecting",
     "verify": "verifying",
@@ -31,10 +34,12 @@ __all__ = [
     "CheckpointInspection",
     "EngineInspection",
     "ExportResult",
+    "FuseResult",
     "InlineResult",
     "Inspection",
     "ModelInspection",
     "export",
+    "fuse",
     "inline",
     "inspect",
     "verify",

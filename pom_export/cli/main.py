@@ -25,6 +25,7 @@ from pom_export.version import __version__
 # Each command's name and its line in `pom-export --help`. The rest of a command is in the module of its name.
 _COMMANDS = {
     "export": "Export a checkpoint or a module to ONNX with the custom op.",
+    "fuse": "Put the custom op into a plain ONNX export.",
     "inline": "Rewrite a model in standard operators, for runtimes without functions.",
     "inspect": "Describe a checkpoint, a model or an engine.",
     "verify": "Compare an exported model with PyTorch.",

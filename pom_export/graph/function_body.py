@@ -11,6 +11,7 @@ from onnx_ir.tape import Tape
 from pom_export import contract
 
 _SQRT_HALF = 0.5**0.5
+_SPLIT_NAMES_PARTS = 18
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -48,8 +49,9 @@ class Body(Tape):
         """Split an axis, by default the last, into equal parts."""
         if parts == 1:
             return [value]
-        outputs = self.op_multi_out("Split", [value], {"axis": axis, "num_outputs": parts}, num_outputs=parts)
-        return list(outputs)
+        # Before this opset, the parts are equal if nothing is said.
+        equal = {"num_outputs": parts} if self.opset >= _SPLIT_NAMES_PARTS else {}
+        return list(self.op_multi_out("Split", [value], {"axis": axis, **equal}, num_outputs=parts))
 
     def cumulative(self, value: ir.Value) -> ir.Value:
         """Return the running sums over the tokens of a (B, N) or (B, N, C) value."""

@@ -7,7 +7,7 @@ recognised.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from pom_export.graph.masks.parts import Array, MaskPart, NotComputableError, si
 
 CAUSAL, SAME_ROWS = "causal", "same rows"
 
-_SIZES = (1, 2, 3, 4, 5, 7, 8, 13, 16, 17, 31, 33, 64, 65, 127, 129, 255, 257, 300)
+SIZES = (1, 2, 3, 4, 5, 7, 8, 13, 16, 17, 31, 33, 64, 65, 127, 129, 255, 257, 300)
 # The largest number that the mask may be computed with, the most rows of its tables, and the number from which on none
 # is taken for the size of a window.
 _MOST_TOKENS, _LARGEST_TABLE, _NO_WINDOW = 2100, 8192, 2**20
@@ -28,7 +28,7 @@ _FEW = 64
 _COMPARING = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Range")
 # Ops that keep positions as they are or choose among values: the number of tokens where the result changes is then
 # among the constants.
-_TELLING = frozenset((
+TELLING = frozenset((
     *("Abs", "Add", "And", "Cast", "CastLike", "Clip", "Concat", "ConstantOfShape", "Equal", "Expand", "EyeLike"),
     *("Flatten", "Gather", "GatherElements", "GatherND", "Greater", "GreaterOrEqual", "Identity", "IsInf", "IsNaN"),
     *("Less", "LessOrEqual", "Max", "Min", "Neg", "Not", "Or", "Pad", "Range", "ReduceMax", "ReduceMin", "ReduceSum"),
@@ -37,7 +37,7 @@ _TELLING = frozenset((
 ))  # fmt: skip
 _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 # Numbers of tokens at which positions have more distinct values than weights do.
-_SIZES_OF_POSITIONS, _FEW_VALUES = (64, 40, 32), 24
+_SIZES_OF_POSITIONS, FEW_VALUES = (64, 40, 32), 24
 # The relative rounding error of a sum of weights, and the largest value that may be added to keep it from being 0.
 _ROUNDING, _EPSILON = 1e-4, 1e-5
 
@@ -88,7 +88,7 @@ def _check_positions(part: MaskPart) -> None:
     taken = {
         value: node.op_type
         for node in part.nodes
-        if node.op_type not in _TELLING or (node.op_type == "Cast" and node.outputs[0].dtype in _NARROW)
+        if node.op_type not in TELLING or (node.op_type == "Cast" and node.outputs[0].dtype in _NARROW)
         for value in node.inputs
         if value is not None and value.name not in given
     }
@@ -100,7 +100,7 @@ def _check_positions(part: MaskPart) -> None:
         except NotComputableError:
             continue
         for operator, values in zip(taken.values(), computed, strict=True):
-            if np.unique(values).size > _FEW_VALUES:
+            if np.unique(values).size > FEW_VALUES:
                 raise NotComputableError(
                     f"{operator} of positions is part of it: whether and where it ends cannot be determined"
                 )
@@ -109,7 +109,7 @@ def _check_positions(part: MaskPart) -> None:
 
 def _kind_of(part: MaskPart) -> MaskKind:
     kinds, tried, refused = {CAUSAL, SAME_ROWS}, 0, 0
-    for size in sorted({*_SIZES, *_telling_sizes(part)}):
+    for size in sorted({*SIZES, *telling_sizes(part.constants.values())}):
         env = part.sizes_at(size)
         n = size_of(part.tokens, env)
         mask, _ = _computed(part, env, any_values=True)
@@ -175,16 +175,17 @@ def _computed(
     return np.asarray(mask), np.asarray(divisor)
 
 
-def _telling_sizes(part: MaskPart) -> set[int]:
+def telling_sizes(constants: Iterable[ir.Value]) -> set[int]:
     """Return the numbers of tokens around the numbers that a mask is computed with, and the sizes of its tables.
 
     Raises:
         NotComputableError: one of them is too large to try.
     """
     sizes: set[int] = set()
-    for value in part.constants.values():
-        assert value.const_value is not None
-        array = value.const_value.numpy()
+    for value in constants:
+        tensor = ir.convenience.get_const_tensor(value)
+        assert tensor is not None
+        array = tensor.numpy()
         longest = max(array.shape, default=1)
         if longest > _LARGEST_TABLE:
             raise NotComputableError(f"its table has {longest} rows, too many to search")

@@ -89,7 +89,7 @@ class MaskPart:
         """
         feeds: dict[str, Array] = dict(draw)
         for name, value in self.sizes.items():
-            feeds[name] = _asked_shape(value, env)
+            feeds[name] = asked_shape(value, env)
         try:
             with np.errstate(all="ignore"):
                 return list(self._session().run(None, feeds))
@@ -187,7 +187,7 @@ def _symbols(dimensions: Iterable[int | ir.SymbolicDim]) -> set[str]:
     return {name for size in dimensions if not isinstance(size, int) for name in size.free_symbols()}
 
 
-def _asked_shape(value: ir.Value, env: Mapping[str, int]) -> Array:
+def asked_shape(value: ir.Value, env: Mapping[str, int]) -> Array:
     """Compute the result of a node that returns a shape or the number of elements."""
     node = value.producer()
     assert node is not None

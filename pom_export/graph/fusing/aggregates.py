@@ -1,0 +1,320 @@
+"""Recognise what is done with features: a mean over all tokens, over the earlier ones, or over those that a mask keeps.
+
+A candidate is run on random features and masks at many numbers of tokens and compared with the op's own definition, so
+that it does not matter how it is written: as a mean, a product with a triangle of ones, a cumulative sum, or an Einsum.
+As for masks (see `pom_export.graph.masks`), a few sizes prove nothing about a window of 512 tokens: sizes around every
+number that occurs in it are tried too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+
+from pom_export.graph.fusing.evaluation import Array, Evaluator
+from pom_export.graph.fusing.features import NotFusedError
+from pom_export.graph.fusing.sources import PAIRS, Source, sources_of
+from pom_export.graph.fusing.tokens import TOKEN_RANK, Layout, layout_of, named, nodes_after
+from pom_export.graph.masks.kinds import FEW_VALUES, SIZES, TELLING, telling_sizes
+from pom_export.graph.masks.parts import NotComputableError
+
+MEAN, CAUSAL, FEATURES = "mean", "causal", "features"
+# The most nodes from the features to their mean.
+_LONGEST: Final = 60
+# What keeps a sum of weights from being 0, such as 1e-6, is found after this.
+_AGREES: Final = 2e-5
+# Few channels are enough, where the graph allows any number.
+_FEW_CHANNELS: Final = 3
+_FIRST_SIZE: Final = 6
+# A weight that is smaller than what usually keeps a sum of weights from being 0.
+_SMALL: Final = 1e-9
+_LEAST: Final = "sums of weights are divided by as they are; in the file given, small ones are replaced by a larger number"
+# Inputs of nodes that are sizes or axes: their numbers don't tell where tokens end.
+_AXES: Final = {
+    "Expand": 1, "Reshape": 1, "ReduceMax": 1, "ReduceMean": 1, "ReduceMin": 1, "ReduceSum": 1, "Split": 1,
+    "Squeeze": 1, "Tile": 1, "Unsqueeze": 1,
+}  # fmt: skip
+# Operators of positions that have no part in where a window ends, unless what they compute is compared or rounded.
+_COMPARING: Final = frozenset((
+    *("BitwiseAnd", "Cast", "Ceil", "Clip", "Equal", "Floor", "Gather", "GatherElements", "GatherND", "Greater"),
+    *("GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mod", "Relu", "Round", "Sign", "Slice", "Trilu", "Where"),
+))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """A mean of features.
+
+    Attributes:
+        value: the mean; for mode "features", the features themselves.
+        mode: of the op.
+        mask: where the weights of the tokens come from; None: all count.
+        epsilon: added to the sum of the weights.
+        spread: whether the value repeats the mean for every token.
+        empty: what a row without tokens gives: "NaN", "0" or "other"; empty if there is no mask.
+    """
+
+    value: ir.Value
+    mode: str
+    mask: Source | None = None
+    epsilon: float = 0.0
+    spread: bool = False
+    empty: str = ""
+    notes: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class _Reached:
+    """A value computed from features.
+
+    Attributes:
+        value: the value.
+        data: what else it depends on that is neither a constant nor a size.
+        fixed: what enters without depending on data, other than sizes and axes.
+    """
+
+    value: ir.Value
+    data: tuple[ir.Value, ...]
+    fixed: tuple[ir.Value, ...]
+
+
+def match_aggregate(evaluator: Evaluator, features: ir.Value) -> Aggregate:
+    """Return the mean of features.
+
+    Raises:
+        NotFusedError: there is none that the op computes; the text says why.
+    """
+    layout = layout_of(features)
+    if layout is None:
+        raise NotFusedError("the shape of its features is not known")
+    reached = list(_reached(evaluator, features, layout))
+    found = None
+    for each in reached:
+        found = _match(evaluator, features, layout, each) or found
+    if found is None:
+        raise NotFusedError(_why_not(evaluator, features, layout, reached))
+    return found
+
+
+def _reached(evaluator: Evaluator, features: ir.Value, layout: Layout) -> Iterator[_Reached]:
+    """Yield the values computed from features and, at most, the weights of tokens, in order."""
+    known = {features: _Reached(features, (), ())}
+    for node in nodes_after(evaluator, features, _LONGEST):
+        inner = [known[each] for each in node.inputs if each is not None and each in known]
+        outer = [each for each in node.inputs if each is not None and each not in known]
+        data = [each for each in outer if evaluator.depends_on_data(each)]
+        if not inner or any(not sources_of(evaluator, each, layout) for each in data):
+            continue
+        axes = _AXES.get(node.op_type)
+        fixed = [
+            each
+            for index, each in enumerate(node.inputs)
+            if each in outer and each not in data and index != axes and each is not None
+        ]
+        for output in node.outputs:
+            known[output] = _Reached(
+                output,
+                tuple(dict.fromkeys([*(each for one in inner for each in one.data), *data])),
+                tuple(dict.fromkeys([*(each for one in inner for each in one.fixed), *fixed])),
+            )
+            yield known[output]
+
+
+def _match(evaluator: Evaluator, features: ir.Value, layout: Layout, reached: _Reached) -> Aggregate | None:
+    trial = _Trial(evaluator, features, layout, reached)
+    for source in _sources(evaluator, layout, reached):
+        for mode in (FEATURES,) if source is not None and source.kind == PAIRS else (MEAN, CAUSAL):
+            first = trial.compare(mode, source, _FIRST_SIZE)
+            if not first:
+                continue
+            trial.confirm(mode, source)
+            value = features if mode == FEATURES else reached.value
+            found = Aggregate(value, mode, source, 0.0, mode == MEAN and trial.spread)
+            return found if source is None or mode == FEATURES else trial.with_divisor(found)
+    return None
+
+
+def _sources(evaluator: Evaluator, layout: Layout, reached: _Reached) -> list[Source | None]:
+    """Return where all of the data beside the features may come from, the nearest first."""
+    if not reached.data:
+        return [None]
+    first, *others = (sources_of(evaluator, each, layout) for each in reached.data)
+    shared = [each for each in first if all(each.value in {one.value for one in other} for other in others)]
+    return sorted(shared, key=lambda each: (each.kind == PAIRS, each.changes, not each.is_bool))
+
+
+class _Trial:
+    """Compares a value with means of random features."""
+
+    def __init__(self, evaluator: Evaluator, features: ir.Value, layout: Layout, reached: _Reached) -> None:
+        self.evaluator, self.features, self.layout, self.reached = evaluator, features, layout, reached
+        self.spread = False
+        self._few = True
+
+    def compare(self, mode: str, source: Source | None, tokens: int, batch: int = 2) -> bool:
+        """Return whether the value is the mean, at a number of tokens."""
+        return self._differs(mode, source, tokens, batch) is False
+
+    def confirm(self, mode: str, source: Source | None) -> None:
+        """Compare at all sizes that may tell the difference.
+
+        Raises:
+            NotFusedError: it is something else at one of them, or may be.
+        """
+        if self.layout.tokens is not None:
+            return
+        try:
+            sizes = self._sizes()
+        except NotComputableError as error:
+            raise NotFusedError(f"how its tokens are weighted is not certain: {error}") from error
+        self._check_positions()
+        refused = 0
+        for size in sorted(sizes):
+            for batch in (1, 3) if size < _FIRST_SIZE else (2,):
+                differs = self._differs(mode, source, size, batch)
+                if differs:
+                    name = "a mean of the earlier tokens" if mode == CAUSAL else "a mean"
+                    raise NotFusedError(f"it is {name} at {_FIRST_SIZE} tokens, but not at {size}")
+                refused = size if differs is None and not refused else refused
+            if 1 < refused < size and differs is False:
+                raise NotFusedError(f"what it computes at {refused} tokens is not known")
+
+    def with_divisor(self, found: Aggregate) -> Aggregate:
+        """Return an aggregate with what is added to its sum of weights, and what it gives without tokens."""
+        assert found.mask is not None
+        tokens = self.layout.tokens or 1
+        value = self._row(found.mask, 1.0)
+        epsilon = 0.0 if value is None else _added(value, tokens)
+        empty = self._row(found.mask, 0.0)
+        kind = "other" if empty is None or empty else "0"
+        kind = "NaN" if empty is not None and np.isnan(empty) else kind
+        small = None if found.mask.counts else self._row(found.mask, _SMALL)
+        exact = small is None or abs(small * (_SMALL * tokens + epsilon) - _SMALL * tokens) <= _AGREES * _SMALL * tokens
+        return Aggregate(found.value, found.mode, found.mask, epsilon, found.spread, kind, () if exact else (_LEAST,))
+
+    def _row(self, source: Source, weight: float) -> float | None:
+        """Return the mean of tokens that are all 1, each with one weight."""
+        shape = (self.layout.batch or 1, self.layout.tokens or 1)
+        weights = np.full(shape, weight)
+        made = self._run(np.ones((*shape, *self.layout.channels)), source, weights)
+        return None if made is None else float(made.reshape(-1)[0])
+
+    def _sizes(self) -> set[int]:
+        constants, _ = self.evaluator.constants_behind(self.reached.fixed)
+        return {*SIZES, *telling_sizes(constants)}
+
+    def _check_positions(self) -> None:
+        """Raise NotFusedError if something that ends at an unknown number of tokens is computed from positions."""
+        _, nodes = self.evaluator.constants_behind(self.reached.fixed)
+        suspects = [node for node in nodes if node.op_type not in TELLING and _is_compared(node, set(nodes))]
+        inputs = [each for node in suspects for each in node.inputs if each is not None]
+        computed = self.evaluator.run(inputs, {}, named(self.layout.sizes(2, 64), self.evaluator.graph))
+        for node in suspects:
+            for each in node.inputs:
+                if each is not None and each in computed and np.unique(computed[each]).size > FEW_VALUES:
+                    raise NotFusedError(
+                        f"{node.op_type} of positions is part of its weights: where they end is not certain"
+                    )
+
+    def _differs(self, mode: str, source: Source | None, tokens: int, batch: int) -> bool | None:
+        """Return whether the value differs from the mean; None if it cannot be computed."""
+        generator = np.random.default_rng(tokens)
+        rows, length = self.layout.batch or batch, self.layout.tokens or tokens
+        p = generator.uniform(0.5, 2, (rows, length, *self._channels()))
+        weights = None if source is None else source.draw(generator, rows, length)
+        made = self._run(p, source, weights)
+        if made is None and self._few:
+            self._few = False
+            return self._differs(mode, source, tokens, batch)
+        if made is None:
+            return None
+        return not self._is_mean(made, p, mode, weights)
+
+    def _channels(self) -> tuple[int, ...]:
+        return (*self.layout.channels[:-1], _FEW_CHANNELS) if self._few else self.layout.channels
+
+    def _run(self, p: Array, source: Source | None, weights: Array | None) -> Array | None:
+        given: dict[ir.Value, Array] = {self.features: p}
+        sizes = self.layout.sizes(p.shape[0], p.shape[1])
+        if source is not None and weights is not None:
+            given[source.value] = source.shaped(weights)
+            sizes |= source.sizes(weights)
+        value = self.reached.value
+        return self.evaluator.run([value], given, named(sizes, self.evaluator.graph)).get(value)
+
+    def _is_mean(self, made: Array, p: Array, mode: str, weights: Array | None) -> bool:
+        wanted = _wanted(p, mode, weights)
+        shapes = [wanted.shape] if mode != MEAN else [wanted.shape, (wanted.shape[0], *wanted.shape[2:]), p.shape]
+        if made.shape not in shapes:
+            return False
+        if mode == MEAN and made.shape == p.shape:
+            self.spread = self.spread or p.shape[1] > 1
+            wanted = np.broadcast_to(wanted, p.shape)
+        return bool(np.allclose(made.reshape(wanted.shape), wanted, rtol=_AGREES, atol=0))
+
+
+def _wanted(p: Array, mode: str, weights: Array | None) -> Array:
+    """Return what the op computes of features (B, N, ...), with weights (B, N), or (B, T, N) of mode "features"."""
+    flat = p.reshape(*p.shape[:2], -1)
+    if mode == FEATURES:
+        assert weights is not None
+        means = weights @ flat / weights.sum(-1, keepdims=True)
+        result: Array = means.reshape(*means.shape[:2], *p.shape[2:])
+        return result
+    weights = np.ones(p.shape[:2]) if weights is None else weights
+    column = weights.reshape(*weights.shape, *[1] * (p.ndim - 2))
+    if mode == CAUSAL:
+        result = np.cumsum(p * column, 1) / np.cumsum(column, 1)
+    else:
+        result = (p * column).sum(1, keepdims=True) / column.sum(1, keepdims=True)
+    return result
+
+
+def _added(mean: float, weight: float) -> float:
+    """Return what was added to a sum of weights, given the mean of ones."""
+    added = weight / mean - weight
+    return float(f"{added:.6g}") if added > 1e-13 else 0.0  # noqa: PLR2004 (float64's own rounding)
+
+
+def _is_compared(node: ir.Node, among: set[ir.Node]) -> bool:
+    waiting, seen = [node], set()
+    while waiting:
+        for output in waiting.pop().outputs:
+            for user, _ in output.uses():
+                if user in among and user not in seen:
+                    seen.add(user)
+                    waiting.append(user)
+    return any(user.op_type in _COMPARING for user in seen)
+
+
+def _why_not(evaluator: Evaluator, features: ir.Value, layout: Layout, reached: Sequence[_Reached]) -> str:
+    """Return why nothing that is computed from features is a mean over tokens."""
+    generator = np.random.default_rng(0)
+    rows, length = layout.batch or 2, layout.tokens or _FIRST_SIZE
+    p = generator.uniform(0.5, 2, (rows, length, *layout.channels))
+    values = [each.value for each in reached if not each.data]
+    made = evaluator.run(values, {features: p}, named(layout.sizes(rows, length), evaluator.graph))
+    known: Mapping[str, Array] = {
+        "the mean over its channels, not over its tokens": p.mean(-1),
+        "the mean over the batch, not over its tokens": p.mean(0),
+        "the sum over its tokens, not the mean": p.sum(1),
+        "the largest of its tokens, not the mean": p.max(1),
+        "the sum over the earlier tokens, not divided by their number": np.cumsum(p, 1),
+        "the mean over both batch and tokens": p.mean((0, 1)),
+    }
+    reasons = [
+        reason
+        for each in values
+        if each in made
+        for reason, array in known.items()
+        if array.size == made[each].size and np.allclose(made[each].reshape(-1), array.reshape(-1), rtol=_AGREES)
+    ]
+    if reasons:
+        return f"it takes {reasons[-1]}"
+    if len(layout.channels) + 2 < TOKEN_RANK or not reached:
+        return "nothing that is known follows its features"
+    return "what follows its features is not a mean over tokens that is recognised"

@@ -1,0 +1,171 @@
+"""Fuse the graph in a file: read it, complete its shapes, rewrite it, and optimise what is around the new nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from pom_export import contract
+from pom_export.errors import InputError
+from pom_export.graph.fusing.evaluation import SHAPES
+from pom_export.graph.fusing.finding import Findings, find_aggregations
+from pom_export.graph.fusing.gates import PlainReshapesPass, SlicesToSplitPass
+from pom_export.graph.fusing.rewriting import put_aggregation
+from pom_export.graph.fusing.shapes import Seen, complete_shapes, inferred
+from pom_export.graph.fusing.sources import Source
+from pom_export.graph.interface import TensorSpec
+from pom_export.graph.nodes import aggregation_nodes, gated_nodes
+from pom_export.graph.opsets import OPSETS, STANDARD_DOMAINS
+from pom_export.graph.passes import AttachFunctionsPass, FactorGatePass, FuseGatePass, SplitProjectionPass
+from pom_export.graph.saving import EXTERNAL_DATA_BYTES
+from pom_export.graph.unfolding import unfolded
+
+# The oldest opset that the op's function can be written in, one before that of exports.
+OLDEST_OPSET: Final = OPSETS.start - 1
+# Functions came with this version of the format.
+_IR_VERSION: Final = 8
+
+Observe = Callable[[onnx.ModelProto], Sequence[Seen]]
+
+
+@dataclass
+class Fused:
+    """A rewritten graph.
+
+    Attributes:
+        model: the graph.
+        findings: what was found in it.
+        kept: how many nodes of the op it held before.
+        notes: remarks about it, one line each.
+        masks: the inputs that say which tokens count.
+    """
+
+    model: ir.Model
+    findings: Findings
+    kept: int
+    notes: list[str] = field(default_factory=list)
+    masks: frozenset[str] = frozenset()
+
+
+def fused_graph(file: Path, inputs: Sequence[TensorSpec], observe: Observe, *, optimize: bool = True) -> Fused:
+    """Return a file's graph with the op in place of aggregations in standard operators.
+
+    Args:
+        file: the file.
+        inputs: its inputs, with a name for each dynamic dimension.
+        observe: runs a graph at several sizes, and returns the shapes of its values.
+        optimize: whether to rewrite products and gates around the new nodes so that they cost less.
+
+    Raises:
+        InputError: the graph's opset is not supported, or there are too many kinds of aggregation.
+    """
+    proto = unfolded(onnx.load(file, format="protobuf", load_external_data=False))
+    _check_opset(file, proto)
+    _name_dimensions(proto, inputs)
+    proto = inferred(proto)
+    model = ir.from_proto(proto)
+    ir.external_data.set_base_dir(model.graph, file.parent)
+    complete_shapes(model.graph, observe(proto))
+    kept = len(aggregation_nodes(model)) + len(gated_nodes(model))
+    findings = find_aggregations(model.graph)
+    masks = frozenset(name for found in findings.found for name in _inputs_behind(found.aggregate.mask))
+    nodes = [put_aggregation(model.graph, found) for found in findings.found]
+    fused = Fused(model, findings, kept, _notes(findings), masks)
+    if nodes:
+        _finish(model, optimize)
+        _load_weights(model)
+    return fused
+
+
+def _check_opset(file: Path, proto: onnx.ModelProto) -> None:
+    opset = next(each.version for each in proto.opset_import if each.domain in STANDARD_DOMAINS)
+    if not OLDEST_OPSET <= opset < OPSETS.stop:
+        raise InputError(
+            f"{file} uses opset {opset}, and files of opset {OLDEST_OPSET} to {OPSETS.stop - 1} can be fused",
+            "Export it with one of these, or convert it with onnx.version_converter",
+        )
+
+
+def _name_dimensions(proto: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> None:
+    """Give each dynamic dimension of the inputs a name, so that shapes can be told apart."""
+    specs = {spec.name: spec for spec in inputs}
+    for value in proto.graph.input:
+        if value.name in specs:
+            for dim, axis in zip(value.type.tensor_type.shape.dim, specs[value.name].axes, strict=True):
+                if isinstance(axis, str):
+                    dim.dim_param = axis
+
+
+def _finish(model: ir.Model, optimize: bool) -> None:
+    passes: list[ir.passes.InPlacePass] = [common.RemoveUnusedNodesPass()]
+    if optimize:
+        half = any(value.dtype == ir.DataType.FLOAT16 for value in model.graph.inputs)
+        passes += [PlainReshapesPass(), common.RemoveUnusedNodesPass(), SlicesToSplitPass(), SplitProjectionPass()]
+        passes += [*([] if half else [FactorGatePass()]), FuseGatePass(), common.RemoveUnusedNodesPass()]
+    passes += [AttachFunctionsPass(), common.RemoveUnusedFunctionsPass()]
+    try:
+        ir.passes.Sequential(*passes)(model)
+    except ir.passes.PassError as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from error
+        raise
+    model.ir_version = max(model.ir_version, _IR_VERSION)
+    model.opset_imports[contract.DOMAIN] = contract.OP_VERSION
+    model.graph.opset_imports.update(model.opset_imports)
+
+
+def _load_weights(model: ir.Model) -> None:
+    """Load weights from other files, unless they are so large that the new file has another one as well."""
+    graphs = [model.graph, *(graph for node in model.graph.all_nodes() for graph in _graphs_in(node))]
+    weights = [value for graph in graphs for value in graph.initializers.values()]
+    if sum(value.const_value.nbytes for value in weights if value.const_value is not None) > EXTERNAL_DATA_BYTES:
+        return
+    for value in weights:
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            value.const_value = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=tensor.name)
+
+
+def _graphs_in(node: ir.Node) -> Iterator[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def _inputs_behind(mask: Source | None) -> Iterator[str]:
+    """Yield the graph inputs that a mask is computed from."""
+    waiting = [] if mask is None else [mask.value]
+    seen = set()
+    while waiting:
+        value = waiting.pop()
+        if value.is_graph_input():
+            yield value.name or ""
+        node = value.producer()
+        if node is not None and node not in seen and node.op_type not in SHAPES:
+            seen.add(node)
+            waiting.extend(each for each in node.inputs if each is not None)
+
+
+def _notes(findings: Findings) -> list[str]:
+    notes = {}
+    for found in findings.found:
+        aggregate = found.aggregate
+        if aggregate.empty == "NaN":
+            notes["empty"] = (
+                "a row whose mask keeps no token gives 0; in the file given it is NaN, 0 divided by 0"
+            )
+        elif aggregate.empty == "other":
+            notes["other"] = "a row whose mask keeps no token gives 0; in the file given it is another number"
+        notes |= {note: note for note in aggregate.notes}
+        if aggregate.mode == "features":
+            notes["full"] = "a (B, T, N) mask is multiplied as before: quadratic in tokens, and NaN where it is empty"
+    return list(notes.values())

@@ -1,0 +1,117 @@
+"""Find the aggregations in a graph of standard operators, and what is almost one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import onnx_ir as ir
+
+from pom_export.graph.fusing.aggregates import Aggregate, match_aggregate
+from pom_export.graph.fusing.evaluation import Evaluator
+from pom_export.graph.fusing.features import Features, NotFusedError
+from pom_export.graph.fusing.power import match_power, near_power
+from pom_export.graph.fusing.product import match_product
+from pom_export.graph.fusing.rotation import match_rotation
+from pom_export.graph.nodes import is_aggregation
+
+# Operators of which activations consist, as exporters and optimizers write them.
+_CLAMPS: Final = frozenset(("Clip", "LeakyRelu", "Max", "Min", "PRelu", "Relu", "Where"))
+_GELUS: Final = frozenset(("BiasGelu", "Erf", "FastGelu", "Gelu", "QuickGelu", "Sigmoid", "Silu", "Swish", "Tanh"))
+# Where a projection ends: what is before is not part of an activation.
+_PROJECTIONS: Final = frozenset(("Conv", "Einsum", "FusedMatMul", "Gemm", "MatMul"))
+_FARTHEST: Final = 6
+
+
+@dataclass(frozen=True)
+class Found:
+    """An aggregation in standard operators.
+
+    Attributes:
+        features: the features of each token.
+        aggregate: what is done with them.
+    """
+
+    features: Features
+    aggregate: Aggregate
+
+
+@dataclass
+class Findings:
+    """What was found in a graph.
+
+    Attributes:
+        found: the aggregations, in order.
+        left: what is almost one: reasons by the name of a node.
+    """
+
+    found: list[Found] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+
+
+def find_aggregations(graph: ir.Graph) -> Findings:
+    """Return the aggregations that are written in standard operators, and what is almost one, with the reason."""
+    findings, tried = Findings(), set()
+    evaluator = Evaluator(graph)
+    used: set[ir.Value] = set()
+    for node in graph:
+        if node.op_type not in _CLAMPS | _GELUS or is_aggregation(node):
+            continue
+        for x in _projected(evaluator, node):
+            if (x, node.op_type in _GELUS) in tried:
+                continue
+            tried.add((x, node.op_type in _GELUS))
+            try:
+                features = match_power(evaluator, x) if node.op_type in _CLAMPS else match_product(evaluator, x, node)
+                if features is None or features.value in used:
+                    continue
+                if features.degree == 1 and not _is_gated(features):
+                    continue
+                used.add(features.value)
+                if not features.degree:
+                    features = replace(features, rotation=match_rotation(evaluator, features.value))
+                aggregate = match_aggregate(evaluator, features.last)
+            except NotFusedError as error:
+                findings.left.setdefault(node.name or node.outputs[0].name or node.op_type, str(error))
+                continue
+            findings.found.append(Found(features, aggregate))
+    _add_near(evaluator, findings, used)
+    return findings
+
+
+def _projected(evaluator: Evaluator, node: ir.Node) -> Iterator[ir.Value]:
+    """Yield the values that an activation may be applied to, the nearest first."""
+    data = evaluator.data_inputs(node)
+    for _ in range(_FARTHEST):
+        if len(data) != 1:
+            return
+        (value,) = data
+        yield value
+        producer = value.producer()
+        if producer is None or producer.op_type in _PROJECTIONS:
+            return
+        data = evaluator.data_inputs(producer)
+
+
+def _is_gated(features: Features) -> bool:
+    """Return whether a product follows features: a GELU that is only averaged is no mixer."""
+    waiting = [features.value]
+    for _ in range(_FARTHEST):
+        waiting = [output for value in waiting for node, _ in value.uses() for output in node.outputs]
+        if any((node := value.producer()) is not None and node.op_type == "Mul" for value in waiting):
+            return True
+    return False
+
+
+def _add_near(evaluator: Evaluator, findings: Findings, used: set[ir.Value]) -> None:
+    """Add polynomials of other activations that are averaged."""
+    for node in evaluator.graph:
+        if node.op_type not in _CLAMPS or not evaluator.depends_on_data(node.outputs[0]):
+            continue
+        inputs = list(_projected(evaluator, node))
+        near = next((found for x in reversed(inputs) if (found := near_power(evaluator, node.outputs[0], x))), None)
+        if near is None or near[0] in used:
+            continue
+        used.add(near[0])
+        findings.left.setdefault(node.name or node.outputs[0].name or node.op_type, near[1])

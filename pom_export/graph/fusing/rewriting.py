@@ -1,0 +1,202 @@
+"""Put the op in place of an aggregation in standard operators."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+
+from pom_export import contract
+from pom_export.graph.fusing.aggregates import FEATURES, MEAN, Aggregate
+from pom_export.graph.fusing.evaluation import SHAPES, Array
+from pom_export.graph.fusing.features import Features
+from pom_export.graph.fusing.finding import Found
+from pom_export.graph.fusing.sources import Source
+from pom_export.graph.nodes import add_constant, cast_node, take_place
+from pom_export.graph.schema import attributes
+
+_RANK: Final = len(("batch", "tokens", "channels"))
+# Where torch's exporter writes the modules that a node comes from, the innermost last but one.
+_SCOPES: Final = "pkg.torch.onnx.name_scopes"
+
+
+def put_aggregation(graph: ir.Graph, found: Found) -> ir.Node:
+    """Replace an aggregation by a node of the op, and return it."""
+    old = found.aggregate.value
+    place = old.producer()
+    assert place is not None
+    builder = _Builder(graph, place, _scope(found.features.x, place))
+    node, made = builder.aggregation(found.features, found.aggregate)
+    take_place(old, builder.shaped(made, old, found))
+    _free_shapes(found.features.x, place)
+    return node
+
+
+def _scope(x: ir.Value, place: ir.Node) -> str:
+    """Return the path of the module that a node comes from, as far as its exporter tells."""
+    scopes = ast.literal_eval(place.metadata_props.get(_SCOPES, "[]"))
+    if len(scopes) > 1:
+        return str(scopes[-2])
+    users = [node for node, _ in x.uses()]
+    name = (place.name or (users[0].name if users else "")) or ""
+    return name.rpartition("/")[0].strip("/").replace("/", ".")
+
+
+class _Builder:
+    """Adds nodes before another node of a graph."""
+
+    def __init__(self, graph: ir.Graph, place: ir.Node, scope: str) -> None:
+        self.graph, self.place, self.scope = graph, place, scope
+        self.taken = {node.name for node in graph}
+
+    def aggregation(self, features: Features, aggregate: Aggregate) -> tuple[ir.Node, ir.Value]:
+        """Add the node; return it and its result, (B, 1 or N, C)."""
+        dtype = aggregate.value.dtype
+        x = self._tokens(features.x, dtype)
+        degree, epsilon = features.degree, aggregate.epsilon
+        blocks = 1 if features.rotation is None else features.rotation.blocks
+        epsilon = epsilon if aggregate.mask is not None else contract.DEFAULT_EPSILON
+        values = attributes(aggregate.mode, epsilon, degree=degree, rotary_blocks=blocks)
+        inputs = [x, self._coefficients(features)]
+        if aggregate.mask is not None and aggregate.mode != FEATURES:
+            inputs.append(self._mask(aggregate.mask, dtype))
+        elif features.rotation is not None:
+            inputs.append(self._constant("placeholder", np.ones(1, np.bool_)))
+        if features.rotation is not None:
+            inputs += [self._table(tables, dtype) for tables in (features.rotation.cos, features.rotation.sin)]
+        node = ir.Node(
+            contract.DOMAIN,
+            contract.OP_NAME,
+            inputs,
+            [ir.convenience.convert_attribute(name, value) for name, value in values.items()],
+            name=self._name(contract.OP_NAME),
+        )
+        batch, tokens, channels = x.shape or ()
+        result = node.outputs[0]
+        result.shape = ir.Shape([batch, 1 if aggregate.mode == MEAN else tokens, channels])
+        result.type, result.name = aggregate.value.type, f"{node.name}/y"
+        self.graph.insert_before(self.place, node)
+        return node, result
+
+    def shaped(self, made: ir.Value, old: ir.Value, found: Found) -> ir.Value:
+        """Return the result in the shape of the value that it replaces."""
+        if found.aggregate.spread:
+            sizes = self._add("Shape", [found.features.x], None, ir.DataType.INT64)
+            return self._add("Expand", [made, sizes], old.shape, old.dtype)
+        shape = list(old.shape or made.shape or ())
+        if shape == list(made.shape or ()):
+            return made
+        if len(shape) == _RANK - 1 and shape[1:] == list((made.shape or ())[2:]):
+            return self._add("Squeeze", [made, self._integers([1])], old.shape, old.dtype)
+        leading = [0, 1] if found.aggregate.mode == MEAN and shape[1] == 1 else [0, 0]
+        leading = [0] if found.aggregate.mode == MEAN and shape[1] != 1 else leading
+        sizes = [*leading, *(int(str(size)) for size in shape[len(leading) :])]
+        return self._add("Reshape", [made, self._integers(sizes)], old.shape, old.dtype)
+
+    def _tokens(self, x: ir.Value, dtype: ir.DataType | None) -> ir.Value:
+        shape = x.shape or ()
+        if len(shape) > _RANK:
+            channels = int(np.prod([int(str(size)) for size in shape[2:]]))
+            flat = ir.Shape([shape[0], shape[1], channels])
+            x = self._add("Reshape", [x, self._integers([0, 0, channels])], flat, x.dtype)
+        return x if dtype is None or x.dtype == dtype else self._cast(x, dtype)
+
+    def _coefficients(self, features: Features) -> ir.Value:
+        known = features.coefficients
+        if known is None:
+            return self._constant("placeholder", np.ones(1, np.float32))
+        if known.value is not None and known.value.is_initializer():
+            return known.value
+        return self._constant(known.name or "coefficients", known.array)
+
+    def _mask(self, source: Source, dtype: ir.DataType | None) -> ir.Value:
+        """Return a mask as the op takes it, (B or 1, N), bool or of the tokens' type."""
+        mask, shape = source.value, list(source.value.shape or ())
+        if len(shape) != len(source.axes) or len(shape) == 1:
+            kept = [shape[axis] for axis in source.axes]
+            if source.batched:
+                axes = [axis for axis in range(len(shape)) if axis not in source.axes]
+                mask = self._add("Squeeze", [mask, self._integers(axes)], ir.Shape(kept), mask.dtype)
+            elif len(shape) != 2 or shape[0] != 1:  # noqa: PLR2004 (a row of weights)
+                mask = self._add("Reshape", [mask, self._integers([1, -1])], ir.Shape([1, kept[-1]]), mask.dtype)
+        if mask.dtype == ir.DataType.BOOL or dtype is None or mask.dtype == dtype:
+            return mask
+        return self._cast(mask, dtype)
+
+    def _table(self, tables: Sequence[ir.Value], dtype: ir.DataType | None) -> ir.Value:
+        """Return tables (N, columns) side by side."""
+        flat = []
+        for table in tables:
+            shape = list(table.shape or ())
+            axes = list(range(len(shape) - 2))
+            flat.append(
+                self._add("Squeeze", [table, self._integers(axes)], ir.Shape(shape[-2:]), table.dtype) if axes else table
+            )
+        (tokens, columns), (first, *others) = list(flat[0].shape or ()), flat
+        if others:
+            shape = ir.Shape([tokens, len(flat) * int(str(columns))])
+            first = self._add("Concat", flat, shape, first.dtype, axis=-1)
+        return first if first.dtype in {ir.DataType.FLOAT, dtype} or dtype is None else self._cast(first, dtype)
+
+    def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        node = cast_node(value, dtype)
+        node.name = self._name("Cast")
+        node.outputs[0].name = f"{node.name}/y"
+        self.graph.insert_before(self.place, node)
+        return node.outputs[0]
+
+    def _add(
+        self,
+        op: str,
+        inputs: Sequence[ir.Value],
+        shape: ir.Shape | None,
+        dtype: ir.DataType | None,
+        **attributes: int,
+    ) -> ir.Value:
+        node = ir.node(op, inputs, attributes, name=self._name(op))
+        output = node.outputs[0]
+        output.shape, output.name = shape, f"{node.name}/y"
+        output.type = None if dtype is None else ir.TensorType(dtype)
+        self.graph.insert_before(self.place, node)
+        return output
+
+    def _integers(self, numbers: Sequence[int]) -> ir.Value:
+        return self._constant("axes", np.array(numbers, np.int64))
+
+    def _constant(self, name: str, array: Array) -> ir.Value:
+        return add_constant(self.graph, f"{self.scope}.{name}".lstrip("."), array)
+
+    def _name(self, op: str) -> str:
+        base = f"{self.scope}/{op}".lstrip("/")
+        name = next(text for text in self._numbered(base) if text not in self.taken)
+        self.taken.add(name)
+        return name
+
+    @staticmethod
+    def _numbered(base: str) -> Iterator[str]:
+        yield base
+        number = 1
+        while True:
+            yield f"{base}_{number}"
+            number += 1
+
+
+def _free_shapes(x: ir.Value, last: ir.Node) -> None:
+    """Let nodes that ask for the shape of a replaced value ask for that of the tokens, if it is the same."""
+    if x.shape is None or not all(isinstance(size, int) or size.value is not None for size in x.shape):
+        return
+    waiting, seen = [value for value in last.inputs if value is not None], {x}
+    while waiting:
+        value = waiting.pop()
+        node = value.producer()
+        if value in seen or node is None:
+            continue
+        seen.add(value)
+        if value.shape is not None and list(value.shape) == list(x.shape):
+            for user, index in list(value.uses()):
+                if user.op_type in SHAPES:
+                    user.replace_input_with(index, x)
+        waiting.extend(each for each in node.inputs if each is not None)

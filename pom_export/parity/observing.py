@@ -1,0 +1,48 @@
+"""Run a graph in ONNX Runtime, and see what its values are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import onnx
+
+from pom_export.parity.case import Array
+from pom_export.runtime.library import custom_ops_library
+from pom_export.runtime.session import default_session_options, import_onnxruntime
+
+_FOLDER: Final = "session.model_external_initializers_file_folder_path"
+
+
+class Observer:
+    """Runs a graph whose every value is an output.
+
+    Args:
+        model: the graph; its large weights may be in other files.
+        folder: the folder of these.
+        kernels: whether to register our library, for a graph that has nodes of our ops.
+    """
+
+    def __init__(self, model: onnx.ModelProto, folder: Path, *, kernels: bool) -> None:
+        runtime = import_onnxruntime()
+        whole = onnx.ModelProto()
+        whole.CopyFrom(model)
+        del whole.graph.value_info[:]
+        known = {value.name for value in whole.graph.output}
+        made = [name for node in whole.graph.node for name in node.output if name and name not in known]
+        whole.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)
+        options = default_session_options()
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry(_FOLDER, str(folder))
+        if kernels:
+            options.register_custom_ops_library(str(custom_ops_library()))
+        self._session: Any = runtime.InferenceSession(
+            whole.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        self._names = [output.name for output in self._session.get_outputs()]
+
+    def shapes(self, feed: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of all values."""
+        made = self._session.run(self._names, dict(feed))
+        return {name: array.shape for name, array in zip(self._names, made, strict=True) if hasattr(array, "shape")}

@@ -1,0 +1,170 @@
+"""Inputs for files that anybody has made: whatever their names, and with what their inputs seem to be for."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import onnx
+
+from pom_export.errors import InputError
+from pom_export.graph.interface import TensorSpec
+from pom_export.graph.unfolding import all_nodes
+from pom_export.parity.case import Array, Case
+
+# Rows and tokens, tried in this order until two work.
+_SIZES: Final = ((2, 5), (3, 7), (1, 16), (2, 32), (1, 64), (2, 128), (1, 224))
+# For each kind of case: rows, tokens, and what the numbers are.
+_PLANS: Final = (
+    ("typical", 2, 24, "normal"),
+    ("one token", 1, 1, "normal"),
+    ("odd sizes", 3, 67, "normal"),
+    ("beyond both clamps", 2, 33, "large"),
+    ("tiny values", 2, 9, "tiny"),
+    ("negative", 2, 11, "negative"),
+    ("all alike", 2, 10, "constant"),
+    ("zeros", 1, 6, "zero"),
+    ("long", 1, 515, "normal"),
+)
+_MASKED: Final = (
+    ("nothing masked", 2, 16, "ones"),
+    ("a fully masked row", 3, 13, "empty"),
+    ("fractional weights", 2, 14, "fractions"),
+)
+# Operators that pass ids on to the table that they are looked up in.
+_PASSING: Final = ("Cast", "Clip", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+_FEW_IDS: Final = 2
+
+
+@dataclass(frozen=True)
+class PlainInputs:
+    """How to draw the inputs of a file.
+
+    Attributes:
+        specs: the inputs.
+        rows: for integer inputs, how many values they may have.
+        masks: the inputs that say which tokens count.
+        shared: whether all dimensions other than the first have one size.
+    """
+
+    specs: Sequence[TensorSpec]
+    rows: Mapping[str, int]
+    masks: Collection[str]
+    shared: bool = False
+
+    def sizes(self, rows: int, tokens: int) -> dict[str, int]:
+        """Return a size for each dynamic dimension."""
+        first = {spec.axes[0] for spec in self.specs if spec.axes}
+        found: dict[str, int] = {}
+        others = itertools.count()
+        for axis in dict.fromkeys(axis for spec in self.specs for axis in spec.axes if isinstance(axis, str)):
+            if axis in first:
+                found[axis] = rows
+            else:
+                found[axis] = tokens if self.shared else tokens + 2 * next(others)
+        return found
+
+    def draw(self, rows: int, tokens: int, kind: str, generator: np.random.Generator) -> dict[str, Array]:
+        """Draw inputs of a kind."""
+        sizes = self.sizes(rows, tokens)
+        feed = {}
+        for spec in self.specs:
+            shape = [axis if isinstance(axis, int) else sizes[axis] for axis in spec.axes]
+            feed[spec.name] = self._values(spec, shape, kind, generator)
+        return feed
+
+    def cases(self, seed: int = 0) -> Iterator[Case]:
+        """Yield random and edge cases."""
+        generator = np.random.default_rng(seed)
+        for name, rows, tokens, kind in (*_PLANS, *(_MASKED if self.masks else ())):
+            yield Case(name, self.draw(rows, tokens, kind, generator), partial=bool(self.masks))
+
+    def _values(self, spec: TensorSpec, shape: list[int], kind: str, generator: np.random.Generator) -> Array:
+        if spec.name in self.masks or spec.dtype == np.bool_:
+            return _mask(spec, shape, kind, generator)
+        if spec.dtype.kind in "iu":
+            return generator.integers(0, self.rows.get(spec.name, _FEW_IDS), shape).astype(spec.dtype)
+        values = generator.standard_normal(shape)
+        if kind == "large":
+            values *= 40
+        elif kind == "tiny":
+            values *= 1e-3
+        elif kind == "negative":
+            values = -np.abs(values) * 3
+        elif kind == "constant":
+            values = np.full(shape, 0.7)
+        elif kind == "zero":
+            values = np.zeros(shape)
+        return values.astype(spec.dtype)
+
+
+def _mask(spec: TensorSpec, shape: list[int], kind: str, generator: np.random.Generator) -> Array:
+    mask = generator.random(shape) < 0.7  # noqa: PLR2004 (the share of tokens that count)
+    if shape:
+        mask[..., :1] = True
+    if kind == "ones":
+        mask[...] = True
+    elif kind == "empty" and shape:
+        mask[:1] = False
+    if kind == "fractions" and spec.dtype.kind not in "biu":
+        return (mask * generator.choice(np.array([0.25, 0.5, 1.5]), shape)).astype(spec.dtype)
+    return mask.astype(spec.dtype)
+
+
+def plain_inputs(
+    specs: Sequence[TensorSpec], graph: onnx.GraphProto, run: Callable[[Mapping[str, Array]], Any]
+) -> tuple[PlainInputs, list[tuple[int, int]]]:
+    """Return how to draw the inputs of a file, and two sizes, in rows and tokens, that it takes.
+
+    Args:
+        specs: the inputs.
+        graph: the file's graph.
+        run: runs it, and raises an exception for sizes that it does not take.
+
+    Raises:
+        InputError: it takes none of the sizes that were tried.
+    """
+    known = PlainInputs(specs, _table_rows(specs, graph), ())
+    first: Exception | None = None
+    for shared in (False, True):
+        inputs, taken = PlainInputs(specs, known.rows, (), shared), []
+        for rows, tokens in _SIZES:
+            try:
+                run(inputs.draw(rows, tokens, "normal", np.random.default_rng(0)))
+            except Exception as error:  # noqa: BLE001 (whatever ONNX Runtime raises for sizes that do not fit)
+                first = first or error
+                continue
+            taken.append((rows, tokens))
+            if len(taken) == 2:  # noqa: PLR2004
+                break
+        if taken:
+            return inputs, taken
+    raise InputError("the file takes none of the inputs that were tried", "See the exception that caused this") from first
+
+
+def _table_rows(specs: Sequence[TensorSpec], graph: onnx.GraphProto) -> dict[str, int]:
+    """Return how many rows the tables have that integer inputs are looked up in."""
+    weights = {weight.name: weight.dims[0] for weight in graph.initializer if weight.dims}
+    users: dict[str, list[onnx.NodeProto]] = {}
+    for node in all_nodes(graph):
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    found = {}
+    for spec in specs:
+        waiting, seen, rows = [spec.name], set(), []
+        while waiting and spec.dtype.kind in "iu":
+            name = waiting.pop()
+            if name in seen:
+                continue
+            seen.add(name)
+            for node in users.get(name, []):
+                if node.op_type == "Gather" and node.input[1] == name and node.input[0] in weights:
+                    rows.append(weights[node.input[0]])
+                elif node.op_type in _PASSING:
+                    waiting.extend(node.output)
+        if rows:
+            found[spec.name] = min(rows)
+    return found
