@@ -6,7 +6,7 @@ two formulas that only differ by rounding agree to twelve digits, so what differ
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -25,6 +25,7 @@ _FLOATS: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _RANDOM: Final = ("RandomNormal", "RandomUniform", "Multinomial", "Bernoulli", "Dropout")
 # Nothing that is recognised needs larger arrays.
 _MOST_VALUES: Final = 2**26
+_MOST_INPUTS: Final = 3
 
 
 def constant_of(value: ir.Value | None) -> ir.TensorProtocol | None:
@@ -78,6 +79,35 @@ class Evaluator:
     def data_inputs(self, node: ir.Node) -> list[ir.Value]:
         """Return the inputs of a node that depend on data, each once."""
         return list(dict.fromkeys(each for each in node.inputs if each is not None and self.depends_on_data(each)))
+
+    def sources(self, value: ir.Value, farthest: int, stop: Collection[str] = ()) -> list[ir.Value]:
+        """Return a value and those before it, the nearest first, as far as each is computed from the one before alone.
+
+        Args:
+            value: the value.
+            farthest: how many to return at most, after the value itself.
+            stop: operators that are not looked behind.
+        """
+        found = [value]
+        while len(found) <= farthest:
+            before = self._source(found[-1], farthest, stop)
+            if before is None:
+                break
+            found.append(before)
+        return found
+
+    def _source(self, value: ir.Value, farthest: int, stop: Collection[str]) -> ir.Value | None:
+        """Return the nearest value that another is computed from, beside constants and sizes."""
+        node = value.producer()
+        if node is None or node.op_type in stop or farthest <= 0:
+            return None
+        data = self.data_inputs(node)
+        if len(data) <= 1:
+            return data[0] if data else None
+        if len(data) > _MOST_INPUTS:
+            return None
+        first, *others = (self.sources(each, farthest - 1, stop) for each in data)
+        return next((each for each in first if all(each in other for other in others)), None)
 
     def constants_behind(self, values: Iterable[ir.Value]) -> tuple[list[ir.Value], list[ir.Node]]:
         """Return the constants and the nodes that values without data are computed from."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -62,6 +61,7 @@ def find_aggregations(graph: ir.Graph) -> Findings:
             if (x, node.op_type in _GELUS) in tried:
                 continue
             tried.add((x, node.op_type in _GELUS))
+            features: Features | None = None
             try:
                 features = match_power(evaluator, x) if node.op_type in _CLAMPS else match_product(evaluator, x, node)
                 if features is None or features.value in used:
@@ -73,6 +73,8 @@ def find_aggregations(graph: ir.Graph) -> Findings:
                     features = replace(features, rotation=match_rotation(evaluator, features.value))
                 aggregate = match_aggregate(evaluator, features.last)
             except NotFusedError as error:
+                if features is not None and features.degree == 1:
+                    continue  # a GELU like many
                 findings.left.setdefault(node.name or node.outputs[0].name or node.op_type, str(error))
                 continue
             findings.found.append(Found(features, aggregate))
@@ -80,18 +82,9 @@ def find_aggregations(graph: ir.Graph) -> Findings:
     return findings
 
 
-def _projected(evaluator: Evaluator, node: ir.Node) -> Iterator[ir.Value]:
-    """Yield the values that an activation may be applied to, the nearest first."""
-    data = evaluator.data_inputs(node)
-    for _ in range(_FARTHEST):
-        if len(data) != 1:
-            return
-        (value,) = data
-        yield value
-        producer = value.producer()
-        if producer is None or producer.op_type in _PROJECTIONS:
-            return
-        data = evaluator.data_inputs(producer)
+def _projected(evaluator: Evaluator, node: ir.Node) -> list[ir.Value]:
+    """Return the values that an activation may be applied to, the nearest first."""
+    return evaluator.sources(node.outputs[0], _FARTHEST, _PROJECTIONS)[1:]
 
 
 def _is_gated(features: Features) -> bool:
@@ -109,7 +102,7 @@ def _add_near(evaluator: Evaluator, findings: Findings, used: set[ir.Value]) -> 
     for node in evaluator.graph:
         if node.op_type not in _CLAMPS or not evaluator.depends_on_data(node.outputs[0]):
             continue
-        inputs = list(_projected(evaluator, node))
+        inputs = _projected(evaluator, node)
         near = next((found for x in reversed(inputs) if (found := near_power(evaluator, node.outputs[0], x))), None)
         if near is None or near[0] in used:
             continue

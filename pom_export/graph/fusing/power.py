@@ -171,12 +171,16 @@ def _why_not(values: Array) -> str:
     wanted = activation(_BENDS)
     of = dict(zip(_BENDS.tolist(), values.tolist(), strict=True))
     if abs(of[1000.0] - contract.CLAMP_HIGH) > _AGREES:
-        limit = f"clamps at {of[1000.0]:.6g}" if of[100.0] == of[1000.0] else "has no upper clamp"
-        return f"its activation {limit}, not at {contract.CLAMP_HIGH:g}"
-    if abs(of[-1.0] - wanted[_BENDS.tolist().index(-1.0)]) > _AGREES:
+        return _clamp(of[1000.0], of[100.0], "upper", contract.CLAMP_HIGH)
+    if abs(of[-1.0] + contract.LEAKY_SLOPE) > _AGREES:
         return f"its activation of -1 is {of[-1.0]:.6g}, not {-contract.LEAKY_SLOPE:g}: the leaky slope differs"
     if abs(of[-1000.0] - contract.CLAMP_LOW) > _AGREES:
-        limit = f"clamps at {of[-1000.0]:.6g}" if of[-100.0] == of[-1000.0] else "has no lower clamp"
-        return f"its activation {limit}, not at {contract.CLAMP_LOW:g}"
+        return _clamp(of[-1000.0], of[-100.0], "lower", contract.CLAMP_LOW)
     worst = int(np.abs(values - wanted).argmax())
     return f"its activation of {_BENDS[worst]:g} is {values[worst]:.6g}, not {wanted[worst]:.6g}"
+
+
+def _clamp(value: float, before: float, name: str, limit: float) -> str:
+    if value != before:
+        return f"its activation has no {name} clamp, which must be at {limit:g}"
+    return f"its activation clamps at {value:.6g}, not at {limit:g}"

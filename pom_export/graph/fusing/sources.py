@@ -92,17 +92,8 @@ class Source:
 
 def sources_of(evaluator: Evaluator, value: ir.Value, layout: Layout) -> list[Source]:
     """Return the values from which the weights in a value may come, the nearest first; empty if it holds no weights."""
-    found = []
-    for _ in range(_FARTHEST):
-        source = _source(value, layout)
-        if source is not None:
-            found.append(source)
-        node = value.producer()
-        data = [] if node is None else evaluator.data_inputs(node)
-        if len(data) != 1:
-            break
-        (value,) = data
-    return found
+    found = (_source(each, layout) for each in evaluator.sources(value, _FARTHEST))
+    return [source for source in found if source is not None]
 
 
 def _source(value: ir.Value, layout: Layout) -> Source | None:
