@@ -159,7 +159,9 @@ def _written(
     count = len(fused.findings.found)
     rewritten = read_model(staged)
     cases = list(inputs.cases())
-    progress(f"{count} aggregation{'s' if count != 1 else ''}; comparing with {original.path.name} on {len(cases)} cases")
+    progress(
+        f"{count} aggregation{'s' if count != 1 else ''}; comparing with {original.path.name} on {len(cases)} cases"
+    )
     found = compare_rewritten(original, rewritten, cases)
     for comparison in found.comparisons:
         if not comparison:

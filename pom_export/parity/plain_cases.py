@@ -102,7 +102,7 @@ class PlainInputs:
 
 
 def _mask(spec: TensorSpec, shape: list[int], kind: str, generator: np.random.Generator) -> Array:
-    mask = generator.random(shape) < 0.7  # noqa: PLR2004 (the share of tokens that count)
+    mask = generator.random(shape) < 0.7
     if shape:
         mask[..., :1] = True
     if kind == "ones":
@@ -138,11 +138,13 @@ def plain_inputs(
                 first = first or error
                 continue
             taken.append((rows, tokens))
-            if len(taken) == 2:  # noqa: PLR2004
+            if len(taken) == 2:
                 break
         if taken:
             return inputs, taken
-    raise InputError("the file takes none of the inputs that were tried", "See the exception that caused this") from first
+    raise InputError(
+        "the file takes none of the inputs that were tried", "See the exception that caused this"
+    ) from first
 
 
 def _table_rows(specs: Sequence[TensorSpec], graph: onnx.GraphProto) -> dict[str, int]:

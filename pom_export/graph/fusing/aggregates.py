@@ -32,7 +32,9 @@ _FEW_CHANNELS: Final = 3
 _FIRST_SIZE: Final = 6
 # A weight that is smaller than what usually keeps a sum of weights from being 0.
 _SMALL: Final = 1e-9
-_LEAST: Final = "sums of weights are divided by as they are; in the file given, small ones are replaced by a larger number"
+_LEAST: Final = (
+    "sums of weights are divided by as they are; in the file given, small ones are replaced by a larger number"
+)
 # Inputs of nodes that are sizes or axes: their numbers don't tell where tokens end.
 _AXES: Final = {
     "Expand": 1, "Reshape": 1, "ReduceMax": 1, "ReduceMean": 1, "ReduceMin": 1, "ReduceSum": 1, "Split": 1,
@@ -277,7 +279,7 @@ def _wanted(p: Array, mode: str, weights: Array | None) -> Array:
 def _added(mean: float, weight: float) -> float:
     """Return what was added to a sum of weights, given the mean of ones."""
     added = weight / mean - weight
-    return float(f"{added:.6g}") if added > 1e-13 else 0.0  # noqa: PLR2004 (float64's own rounding)
+    return float(f"{added:.6g}") if added > 1e-13 else 0.0
 
 
 def _is_compared(node: ir.Node, among: set[ir.Node]) -> bool:

@@ -160,9 +160,7 @@ def _notes(findings: Findings) -> list[str]:
     for found in findings.found:
         aggregate = found.aggregate
         if aggregate.empty == "NaN":
-            notes["empty"] = (
-                "a row whose mask keeps no token gives 0; in the file given it is NaN, 0 divided by 0"
-            )
+            notes["empty"] = "a row whose mask keeps no token gives 0; in the file given it is NaN, 0 divided by 0"
         elif aggregate.empty == "other":
             notes["other"] = "a row whose mask keeps no token gives 0; in the file given it is another number"
         notes |= {note: note for note in aggregate.notes}

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 import onnx_ir as ir
 
 from pom_export.graph.nodes import add_constant, aggregation_nodes, only_user
-
 
 
 class PlainReshapesPass(ir.passes.InPlacePass):
@@ -21,7 +18,7 @@ class PlainReshapesPass(ir.passes.InPlacePass):
         """Change each such node."""
         modified = False
         for node in list(model.graph):
-            if node.op_type != "Reshape" or node.domain or len(node.inputs) < 2 or node.inputs[0] is None:  # noqa: PLR2004
+            if node.op_type != "Reshape" or node.domain or len(node.inputs) < 2 or node.inputs[0] is None:
                 continue
             before, after = node.inputs[0].shape, node.outputs[0].shape
             if before is None or after is None or not _is_known(before) or not _is_known(after):
@@ -66,7 +63,9 @@ def _split(graph: ir.Graph, projected: ir.Value) -> bool:
     shape, users = projected.shape, [node for node, _ in projected.uses()]
     if shape is None or projected.is_graph_output() or not isinstance(shape[-1], int):
         return False
-    parts = sorted((part for part in (_part(node, shape) for node in users) if part is not None), key=lambda each: each[:2])
+    parts = sorted(
+        (part for part in (_part(node, shape) for node in users) if part is not None), key=lambda each: each[:2]
+    )
     ends = [part[1] for part in parts]
     if len(parts) != len(users) or [part[0] for part in parts] != [0, *ends[:-1]] or ends[-1] != shape[-1]:
         return False
@@ -94,7 +93,7 @@ def _part(node: ir.Node, shape: ir.Shape) -> tuple[int, int, ir.Node] | None:
     if node.op_type != "Slice" or not isinstance(shape[-1], int):
         return None
     given = [None if each is None else ir.convenience.get_const_tensor(each) for each in node.inputs[1:]]
-    if len(given) < 3 or any(each is None or each.size != 1 for each in given):  # noqa: PLR2004 (starts, ends, axes)
+    if len(given) < 3 or any(each is None or each.size != 1 for each in given):
         return None
     start, end, axis, *step = (int(each.numpy().ravel()[0]) for each in given if each is not None)
     if axis % len(shape) != len(shape) - 1 or step not in ([], [1]):
@@ -108,7 +107,7 @@ def _bypass(node: ir.Node) -> bool:
     """Let users of a node's output use its input."""
     output, source = node.outputs[0], node.inputs[0]
     assert source is not None
-    if output.is_graph_output() or only_user(source) is None and not list(source.uses()):
+    if output.is_graph_output() or (only_user(source) is None and not list(source.uses())):
         return False
     ir.convenience.replace_all_uses_with(output, source)
     return True

@@ -120,7 +120,7 @@ class _Builder:
             if source.batched:
                 axes = [axis for axis in range(len(shape)) if axis not in source.axes]
                 mask = self._add("Squeeze", [mask, self._integers(axes)], ir.Shape(kept), mask.dtype)
-            elif len(shape) != 2 or shape[0] != 1:  # noqa: PLR2004 (a row of weights)
+            elif len(shape) != 2 or shape[0] != 1:
                 mask = self._add("Reshape", [mask, self._integers([1, -1])], ir.Shape([1, kept[-1]]), mask.dtype)
         if mask.dtype == ir.DataType.BOOL or dtype is None or mask.dtype == dtype:
             return mask
@@ -133,7 +133,9 @@ class _Builder:
             shape = list(table.shape or ())
             axes = list(range(len(shape) - 2))
             flat.append(
-                self._add("Squeeze", [table, self._integers(axes)], ir.Shape(shape[-2:]), table.dtype) if axes else table
+                self._add("Squeeze", [table, self._integers(axes)], ir.Shape(shape[-2:]), table.dtype)
+                if axes
+                else table
             )
         (tokens, columns), (first, *others) = list(flat[0].shape or ()), flat
         if others:
