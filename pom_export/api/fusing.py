@@ -120,11 +120,11 @@ def _fused(original: ExportedModel, optimize: bool) -> tuple[Fused, PlainInputs]
 
     def observe(proto: onnx.ModelProto) -> list[Seen]:
         observer = Observer(proto, original.path.parent, kernels=bool(original.aggregations))
-        inputs, sizes = plain_inputs(original.inputs, proto.graph, observer.shapes)
+        inputs, sizes = plain_inputs(original.inputs, proto.graph, observer.values)
         drawn.append(inputs)
         random = np.random.default_rng(0)
         feeds = [(size, inputs.draw(*size, "normal", random)) for size in sizes]
-        return [Seen(inputs.sizes(*size), observer.shapes(feed)) for size, feed in feeds]
+        return [Seen(inputs.sizes(*size), observer.values(feed)) for size, feed in feeds]
 
     fused = fused_graph(original.path, original.inputs, observe, optimize=optimize)
     return fused, replace(drawn[0], masks=fused.masks)

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import onnx
 
+from pom_export.graph.fusing.shapes import SeenValue
 from pom_export.parity.case import Array
 from pom_export.runtime.library import custom_ops_library
 from pom_export.runtime.session import default_session_options, import_onnxruntime
@@ -42,7 +44,7 @@ class Observer:
         )
         self._names = [output.name for output in self._session.get_outputs()]
 
-    def shapes(self, feed: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of all values."""
-        made = self._session.run(self._names, dict(feed))
-        return {name: array.shape for name, array in zip(self._names, made, strict=True) if hasattr(array, "shape")}
+    def values(self, feed: Mapping[str, Array]) -> dict[str, SeenValue]:
+        """Return the shapes and types of all values."""
+        made = zip(self._names, self._session.run(self._names, dict(feed)), strict=True)
+        return {name: SeenValue(array.shape, array.dtype) for name, array in made if isinstance(array, np.ndarray)}

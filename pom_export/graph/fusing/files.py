@@ -20,6 +20,7 @@ from pom_export.graph.fusing.gates import PlainReshapesPass, SlicesToSplitPass
 from pom_export.graph.fusing.rewriting import put_aggregation
 from pom_export.graph.fusing.shapes import Seen, complete_shapes, inferred
 from pom_export.graph.fusing.sources import Source
+from pom_export.graph.fusing.splitting import SplitOperators
 from pom_export.graph.interface import TensorSpec
 from pom_export.graph.nodes import aggregation_nodes, gated_nodes
 from pom_export.graph.opsets import OPSETS, STANDARD_DOMAINS
@@ -74,11 +75,14 @@ def fused_graph(file: Path, inputs: Sequence[TensorSpec], observe: Observe, *, o
     ir.external_data.set_base_dir(model.graph, file.parent)
     complete_shapes(model.graph, observe(proto))
     kept = len(aggregation_nodes(model)) + len(gated_nodes(model))
+    split = SplitOperators(model.graph)
     findings = find_aggregations(model.graph)
     masks = frozenset(name for found in findings.found for name in _inputs_behind(found.aggregate.mask))
     nodes = [put_aggregation(model.graph, found) for found in findings.found]
     fused = Fused(model, findings, kept, _notes(findings), masks)
     if nodes:
+        common.RemoveUnusedNodesPass()(model)
+        split.put_back()
         _finish(model, optimize)
         _load_weights(model)
     return fused
@@ -104,7 +108,7 @@ def _name_dimensions(proto: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> No
 
 
 def _finish(model: ir.Model, optimize: bool) -> None:
-    passes: list[ir.passes.InPlacePass] = [common.RemoveUnusedNodesPass()]
+    passes: list[ir.passes.InPlacePass] = []
     if optimize:
         half = any(value.dtype == ir.DataType.FLOAT16 for value in model.graph.inputs)
         passes += [PlainReshapesPass(), common.RemoveUnusedNodesPass(), SlicesToSplitPass(), SplitProjectionPass()]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -13,16 +14,23 @@ from pom_export.graph.schema import register_schema
 _UNKNOWN: Final = "unk__"
 
 
+class SeenValue(NamedTuple):
+    """The shape and the type of an array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
 class Seen(NamedTuple):
     """One run of a graph.
 
     Attributes:
         sizes: the sizes of the dynamic dimensions of its inputs, by name.
-        shapes: the shapes of its values, by name.
+        values: the shapes and types of its values, by name.
     """
 
     sizes: Mapping[str, int]
-    shapes: Mapping[str, tuple[int, ...]]
+    values: Mapping[str, SeenValue]
 
 
 def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -35,15 +43,17 @@ def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def complete_shapes(graph: ir.Graph, runs: Sequence[Seen]) -> None:
-    """Set the shapes of values from several runs, where onnx does not know them.
+    """Set the shapes and types of values from several runs, where onnx does not know them.
 
     A size that was the same in all runs is fixed, and one that followed a dimension of the inputs has its name.
     """
     names = {size for value in graph.inputs for size in _names(value)}
     for node in graph:
         for value in node.outputs:
-            seen = [run.shapes.get(value.name or "") for run in runs]
-            known = [shape for shape in seen if shape is not None]
+            seen = [run.values.get(value.name or "") for run in runs]
+            known = [each.shape for each in seen if each is not None]
+            if value.type is None and seen and seen[0] is not None:
+                value.type = ir.TensorType(ir.DataType.from_numpy(seen[0].dtype))
             if len(known) == len(runs) and len({len(shape) for shape in known}) == 1:
                 own = list(value.shape) if value.shape is not None and len(value.shape) == len(known[0]) else []
                 sizes = [_size(axis, known, runs) for axis in range(len(known[0]))]
