@@ -127,6 +127,9 @@ def _reached(evaluator: Evaluator, features: ir.Value, layout: Layout) -> Iterat
 
 
 def _match(evaluator: Evaluator, features: ir.Value, layout: Layout, reached: _Reached) -> Aggregate | None:
+    shape = reached.value.shape
+    if shape is not None and tuple(shape)[-len(layout.channels) :] != layout.channels:
+        return None
     trial = _Trial(evaluator, features, layout, reached)
     for source in _sources(evaluator, layout, reached):
         for mode in (FEATURES,) if source is not None and source.kind == PAIRS else (MEAN, CAUSAL):
@@ -156,6 +159,8 @@ class _Trial:
         self.evaluator, self.features, self.layout, self.reached = evaluator, features, layout, reached
         self.spread = False
         self._few = True
+        self._last: object = None
+        self._made: tuple[Array, Array | None, Array | None] = (np.empty(0), None, None)
 
     def compare(self, mode: str, source: Source | None, tokens: int, batch: int = 2) -> bool:
         """Return whether the value is the mean, at a number of tokens."""
@@ -224,6 +229,14 @@ class _Trial:
 
     def _differs(self, mode: str, source: Source | None, tokens: int, batch: int) -> bool | None:
         """Return whether the value differs from the mean; None if it cannot be computed."""
+        key = (None if source is None else source.value, tokens, batch)
+        if key != self._last:
+            self._made, self._last = self._draw(source, tokens, batch), key
+        p, weights, made = self._made
+        return None if made is None else not self._is_mean(made, p, mode, weights)
+
+    def _draw(self, source: Source | None, tokens: int, batch: int) -> tuple[Array, Array | None, Array | None]:
+        """Return random features and weights, and the value computed of them."""
         generator = np.random.default_rng(tokens)
         rows, length = self.layout.batch or batch, self.layout.tokens or tokens
         p = generator.uniform(0.5, 2, (rows, length, *self._channels()))
@@ -231,10 +244,8 @@ class _Trial:
         made = self._run(p, source, weights)
         if made is None and self._few:
             self._few = False
-            return self._differs(mode, source, tokens, batch)
-        if made is None:
-            return None
-        return not self._is_mean(made, p, mode, weights)
+            return self._draw(source, tokens, batch)
+        return p, weights, made
 
     def _channels(self) -> tuple[int, ...]:
         return (*self.layout.channels[:-1], _FEW_CHANNELS) if self._few else self.layout.channels

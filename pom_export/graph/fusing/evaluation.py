@@ -6,8 +6,9 @@ two formulas that only differ by rounding agree to twelve digits, so what differ
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,6 @@ _FLOATS: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _RANDOM: Final = ("RandomNormal", "RandomUniform", "Multinomial", "Bernoulli", "Dropout")
 # Nothing that is recognised needs larger arrays.
 _MOST_VALUES: Final = 2**26
-_MOST_INPUTS: Final = 3
 
 
 def constant_of(value: ir.Value | None) -> ir.TensorProtocol | None:
@@ -44,13 +44,15 @@ class Evaluator:
         self.graph = graph
         self._data: dict[ir.Value, bool] = {}
         self._kernels: dict[ir.Node, Any] = {}
-        self._constants: dict[ir.Value, Array] = {}
+        self._constants: dict[ir.Value, Array | None] = {}
         self._positions: dict[ir.Node, int] = {}
+        self._before: dict[ir.Value, _Before | None] = {}
 
     def forget(self) -> None:
         """Forget what was derived from the graph, after it was changed."""
         self._data.clear()
         self._positions.clear()
+        self._before.clear()
 
     def position(self, node: ir.Node) -> int:
         """Return the place of a node in the graph's order."""
@@ -88,26 +90,29 @@ class Evaluator:
             farthest: how many to return at most, after the value itself.
             stop: operators that are not looked behind.
         """
+        if not self._before:
+            self._before = self._all_before()
         found = [value]
         while len(found) <= farthest:
-            before = self._source(found[-1], farthest, stop)
+            node = found[-1].producer()
+            before = None if node is None or node.op_type in stop else self._before.get(found[-1])
             if before is None:
                 break
-            found.append(before)
+            found.append(before.value)
         return found
 
-    def _source(self, value: ir.Value, farthest: int, stop: Collection[str]) -> ir.Value | None:
-        """Return the nearest value that another is computed from, beside constants and sizes."""
-        node = value.producer()
-        if node is None or node.op_type in stop or farthest <= 0:
-            return None
-        data = self.data_inputs(node)
-        if len(data) <= 1:
-            return data[0] if data else None
-        if len(data) > _MOST_INPUTS:
-            return None
-        first, *others = (self.sources(each, farthest - 1, stop) for each in data)
-        return next((each for each in first if all(each in other for other in others)), None)
+    def _all_before(self) -> dict[ir.Value, _Before | None]:
+        """Return for each value the nearest one that all of its data goes through: its dominator."""
+        found: dict[ir.Value, _Before | None] = {}
+        for node in self.graph:
+            data = self.data_inputs(node)
+            before = (
+                functools.reduce(lambda one, other: _common(found, one, other), (_at(found, each) for each in data))
+                if data
+                else None
+            )
+            found |= dict.fromkeys(node.outputs, before)
+        return found
 
     def constants_behind(self, values: Iterable[ir.Value]) -> tuple[list[ir.Value], list[ir.Node]]:
         """Return the constants and the nodes that values without data are computed from."""
@@ -146,8 +151,8 @@ class Evaluator:
             node = current.producer()
             if current in known:
                 waiting.pop()
-            elif constant_of(current) is not None:
-                known[current] = self._constant(current)
+            elif (array := self._constant(current)) is not None:
+                known[current] = array
             elif node is None or _has_graphs(node) or node.op_type.startswith(_RANDOM):
                 known[current] = None
             elif node.op_type in SHAPES and node.inputs[0] not in known:
@@ -193,11 +198,10 @@ class Evaluator:
             waiting.extend(each for each in node.inputs if each is not None)
         return True
 
-    def _constant(self, value: ir.Value) -> Array:
+    def _constant(self, value: ir.Value) -> Array | None:
         if value not in self._constants:
             tensor = constant_of(value)
-            assert tensor is not None
-            self._constants[value] = widened(tensor.numpy())
+            self._constants[value] = None if tensor is None else widened(tensor.numpy())
         return self._constants[value]
 
     def _run_node(self, node: ir.Node, known: dict[ir.Value, Array | None]) -> None:
@@ -229,6 +233,28 @@ class Evaluator:
 
     def _opsets(self) -> Mapping[str, int]:
         return {"": 20, **self.graph.opset_imports}
+
+
+class _Before(NamedTuple):
+    """A value that other values go through, and how many it goes through itself."""
+
+    value: ir.Value
+    depth: int
+
+
+def _at(found: Mapping[ir.Value, _Before | None], value: ir.Value) -> _Before | None:
+    before = found.get(value)
+    return _Before(value, 0 if before is None else before.depth + 1)
+
+
+def _common(found: Mapping[ir.Value, _Before | None], one: _Before | None, other: _Before | None) -> _Before | None:
+    """Return the nearest value that two values both go through, themselves included."""
+    while one is not None and other is not None and one.value is not other.value:
+        if one.depth >= other.depth:
+            one = found.get(one.value)
+        else:
+            other = found.get(other.value)
+    return None if other is None else one
 
 
 def widened(array: Array) -> Array:

@@ -43,7 +43,10 @@ def match_product(evaluator: Evaluator, x: ir.Value, activation: ir.Node) -> Fea
             if _is_product(gelu(random), made[value], degree, tolerance_of(x)):
                 _check_activation(evaluator, x, layout, value, degree)
                 return Features(x, value, activation.name or "", degree=degree)
+    alike = run_tokens(evaluator, x, layout, np.repeat(random[:, :1], layout.width, 1), list(made), batch=2)
     for value, degree in itertools.product(reversed(made), degrees[:-1]):
+        if value not in alike or not _are_powers(alike[value], degree):
+            continue
         activated = _activated(evaluator, x, layout, value, random, degree)
         if _is_product(activated, made[value], degree, _AGREES):
             _check_activation(evaluator, x, layout, value, degree)
@@ -61,6 +64,12 @@ def _is_product(activated: Array | None, features: Array, degree: int, close: fl
     chunks = activated.reshape(len(activated), degree, -1)
     wanted = np.cumprod(chunks, 1).reshape(features.shape)
     return bool(np.allclose(features, wanted, rtol=degree * close, atol=1e-12))
+
+
+def _are_powers(features: Array, degree: int) -> bool:
+    """Return whether the features of tokens with equal channels are the powers of a number."""
+    first, *others = np.split(features, degree, axis=1)
+    return all(np.allclose(part, first ** (j + 2), rtol=_AGREES, atol=1e-12) for j, part in enumerate(others))
 
 
 def _activated(
