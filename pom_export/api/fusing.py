@@ -111,20 +111,21 @@ def _fused(original: ExportedModel, optimize: bool) -> tuple[Fused, PlainInputs]
     import numpy as np
     import onnx
 
-    from pom_export.graph.fusing.files import fused_graph
+    from pom_export.graph.fusing.files import Observation, fused_graph
     from pom_export.graph.fusing.shapes import Seen
     from pom_export.parity.observing import Observer
     from pom_export.parity.plain_cases import plain_inputs
 
     drawn: list[PlainInputs] = []
 
-    def observe(proto: onnx.ModelProto) -> list[Seen]:
+    def observe(proto: onnx.ModelProto) -> Observation:
         observer = Observer(proto, original.path.parent, kernels=bool(original.aggregations))
         inputs, sizes = plain_inputs(original.inputs, proto.graph, observer.values)
         drawn.append(inputs)
         random = np.random.default_rng(0)
         feeds = [(size, inputs.draw(*size, "normal", random)) for size in sizes]
-        return [Seen(inputs.sizes(*size), observer.values(feed)) for size, feed in feeds]
+        runs = [Seen(inputs.sizes(*size), observer.values(feed)) for size, feed in feeds]
+        return Observation(runs, inputs.same)
 
     fused = fused_graph(original.path, original.inputs, observe, optimize=optimize)
     return fused, replace(drawn[0], masks=fused.masks)
@@ -162,7 +163,7 @@ def _written(
     progress(
         f"{count} aggregation{'s' if count != 1 else ''}; comparing with {original.path.name} on {len(cases)} cases"
     )
-    found = compare_rewritten(original, rewritten, cases)
+    found = compare_rewritten(original, rewritten, cases, unrounded=False)
     for comparison in found.comparisons:
         if not comparison:
             raise parity_error(comparison, _HINT, str(original.path))

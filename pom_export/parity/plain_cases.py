@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 import onnx
 
-from pom_export.errors import InputError
+from pom_export.errors import SEE_CAUSE, InputError
 from pom_export.graph.interface import TensorSpec
 from pom_export.graph.unfolding import all_nodes
 from pom_export.parity.case import Array, Case
@@ -37,6 +37,7 @@ _MASKED: Final = (
 # Operators that pass ids on to the table that they are looked up in.
 _PASSING: Final = ("Cast", "Clip", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 _FEW_IDS: Final = 2
+_ENOUGH: Final = 2
 
 
 @dataclass(frozen=True)
@@ -47,25 +48,23 @@ class PlainInputs:
         specs: the inputs.
         rows: for integer inputs, how many values they may have.
         masks: the inputs that say which tokens count.
-        shared: whether all dimensions other than the first have one size.
+        same: dimensions that must have the same size as another one, by name.
     """
 
     specs: Sequence[TensorSpec]
     rows: Mapping[str, int]
     masks: Collection[str]
-    shared: bool = False
+    same: Mapping[str, str] = field(default_factory=dict)
 
     def sizes(self, rows: int, tokens: int) -> dict[str, int]:
-        """Return a size for each dynamic dimension."""
-        first = {spec.axes[0] for spec in self.specs if spec.axes}
+        """Return a size for each dynamic dimension: one for the first of each input, others for the rest."""
+        first = _first_axes(self.specs)
         found: dict[str, int] = {}
         others = itertools.count()
-        for axis in dict.fromkeys(axis for spec in self.specs for axis in spec.axes if isinstance(axis, str)):
-            if axis in first:
-                found[axis] = rows
-            else:
-                found[axis] = tokens if self.shared else tokens + 2 * next(others)
-        return found
+        for axis in _dynamic_axes(self.specs):
+            if axis not in self.same:
+                found[axis] = rows if axis in first else tokens + 2 * next(others)
+        return {**found, **{axis: found[other] for axis, other in self.same.items()}}
 
     def draw(self, rows: int, tokens: int, kind: str, generator: np.random.Generator) -> dict[str, Array]:
         """Draw inputs of a kind."""
@@ -127,24 +126,53 @@ def plain_inputs(
     Raises:
         InputError: it takes none of the sizes that were tried.
     """
-    known = PlainInputs(specs, _table_rows(specs, graph), ())
+    rows = _table_rows(specs, graph)
+    first = _first_axes(specs)
+    free = [axis for axis in _dynamic_axes(specs) if axis not in first]
+    all_rows = dict.fromkeys(first[1:], first[0]) if first else {}
+    separate = PlainInputs(specs, rows, (), all_rows)
+    taken, error = _taken(separate, run)
+    if taken:
+        return separate, taken
+    # Dimensions without names may have to be of one size; those that need not be are told apart again.
+    together = {**all_rows, **(dict.fromkeys(free[1:], free[0]) if free else {})}
+    taken, _ = _taken(PlainInputs(specs, rows, (), together), run)
+    if not taken:
+        raise InputError("the file takes none of the inputs that were tried", SEE_CAUSE) from error
+    for axis in free[1:]:
+        less = {name: other for name, other in together.items() if name != axis}
+        if _taken(PlainInputs(specs, rows, (), less), run)[0]:
+            together = less
+    inputs = PlainInputs(specs, rows, (), together)
+    return inputs, _taken(inputs, run)[0]
+
+
+def _taken(
+    inputs: PlainInputs, run: Callable[[Mapping[str, Array]], Any]
+) -> tuple[list[tuple[int, int]], Exception | None]:
+    """Return two of the sizes that a file takes, as far as there are, and the first exception that it raised."""
+    taken: list[tuple[int, int]] = []
     first: Exception | None = None
-    for shared in (False, True):
-        inputs, taken = PlainInputs(specs, known.rows, (), shared), []
-        for rows, tokens in _SIZES:
-            try:
-                run(inputs.draw(rows, tokens, "normal", np.random.default_rng(0)))
-            except Exception as error:  # noqa: BLE001 (whatever ONNX Runtime raises for sizes that do not fit)
-                first = first or error
-                continue
+    for rows, tokens in _SIZES:
+        try:
+            run(inputs.draw(rows, tokens, "normal", np.random.default_rng(0)))
             taken.append((rows, tokens))
-            if len(taken) == 2:
-                break
-        if taken:
-            return inputs, taken
-    raise InputError(
-        "the file takes none of the inputs that were tried", "See the exception that caused this"
-    ) from first
+        except Exception as error:  # noqa: BLE001 (whatever ONNX Runtime raises for sizes that do not fit)
+            first = first or error
+        if len(taken) == _ENOUGH:
+            break
+    return taken, first
+
+
+def _first_axes(specs: Sequence[TensorSpec]) -> list[str]:
+    """Return the dimensions of rows: those that come first wherever they occur, but for lists of positions."""
+    later = {axis for spec in specs for axis in spec.axes[1:]}
+    first = [spec.axes[0] for spec in specs if len(spec.axes) > 1]
+    return list(dict.fromkeys(axis for axis in first if isinstance(axis, str) and axis not in later))
+
+
+def _dynamic_axes(specs: Sequence[TensorSpec]) -> list[str]:
+    return list(dict.fromkeys(axis for spec in specs for axis in spec.axes if isinstance(axis, str)))
 
 
 def _table_rows(specs: Sequence[TensorSpec], graph: onnx.GraphProto) -> dict[str, int]:

@@ -35,7 +35,9 @@ class Rewriting:
     notes: Sequence[str]
 
 
-def compare_rewritten(original: ExportedModel, rewritten: ExportedModel, cases: Sequence[Case]) -> Rewriting:
+def compare_rewritten(
+    original: ExportedModel, rewritten: ExportedModel, cases: Sequence[Case], *, unrounded: bool = True
+) -> Rewriting:
     """Run both files on the same inputs, on every path of the rewritten one, and compare all outputs.
 
     The original runs without our kernels if it can. In half precision both are also computed without rounding, so that
@@ -45,6 +47,7 @@ def compare_rewritten(original: ExportedModel, rewritten: ExportedModel, cases: 
         original: the file.
         rewritten: the file made from it, with the same inputs and outputs.
         cases: the inputs. Those that the original refuses, or on which it gives no numbers, are left out.
+        unrounded: False for a half-precision original whose constants are rounded too, and those of the other are not.
 
     Raises:
         InputError: no case could be compared, or the rewritten file cannot be run.
@@ -52,6 +55,7 @@ def compare_rewritten(original: ExportedModel, rewritten: ExportedModel, cases: 
     """
     runs, _ = onnxruntime_candidates(rewritten)
     rounds, exact = _reference(original)
+    exact = exact if unrounded else None
     comparisons: list[Comparison] = []
     with quiet_polygraphy(), ExitStack() as loaded:
         for candidate in filter(None, (rounds, exact)):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import onnx
@@ -33,7 +33,20 @@ OLDEST_OPSET: Final = OPSETS.start - 1
 # Functions came with this version of the format.
 _IR_VERSION: Final = 8
 
-Observe = Callable[[onnx.ModelProto], Sequence[Seen]]
+
+class Observation(NamedTuple):
+    """What was seen when a graph ran.
+
+    Attributes:
+        runs: several runs, at different sizes.
+        same: dimensions that must have the same size as another one, by name.
+    """
+
+    runs: Sequence[Seen]
+    same: Mapping[str, str]
+
+
+Observe = Callable[[onnx.ModelProto], Observation]
 
 
 @dataclass
@@ -61,7 +74,7 @@ def fused_graph(file: Path, inputs: Sequence[TensorSpec], observe: Observe, *, o
     Args:
         file: the file.
         inputs: its inputs, with a name for each dynamic dimension.
-        observe: runs a graph at several sizes, and returns the shapes of its values.
+        observe: runs a graph at several sizes.
         optimize: whether to rewrite products and gates around the new nodes so that they cost less.
 
     Raises:
@@ -69,11 +82,13 @@ def fused_graph(file: Path, inputs: Sequence[TensorSpec], observe: Observe, *, o
     """
     proto = unfolded(onnx.load(file, format="protobuf", load_external_data=False))
     _check_opset(file, proto)
-    _name_dimensions(proto, inputs)
-    proto = inferred(proto)
-    model = ir.from_proto(proto)
+    declared = {value.name: _shape_of(value) for value in (*proto.graph.input, *proto.graph.output)}
+    _name_dimensions(proto, inputs, {})
+    observation = observe(proto)
+    _name_dimensions(proto, inputs, observation.same)
+    model = ir.from_proto(inferred(proto))
     ir.external_data.set_base_dir(model.graph, file.parent)
-    complete_shapes(model.graph, observe(proto))
+    complete_shapes(model.graph, observation.runs)
     kept = len(aggregation_nodes(model)) + len(gated_nodes(model))
     split = SplitOperators(model.graph)
     findings = find_aggregations(model.graph)
@@ -85,6 +100,8 @@ def fused_graph(file: Path, inputs: Sequence[TensorSpec], observe: Observe, *, o
         split.put_back()
         _finish(model, optimize)
         _load_weights(model)
+        for value in (*model.graph.inputs, *model.graph.outputs):
+            value.shape = declared[value.name or ""]
     return fused
 
 
@@ -97,14 +114,20 @@ def _check_opset(file: Path, proto: onnx.ModelProto) -> None:
         )
 
 
-def _name_dimensions(proto: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> None:
+def _shape_of(value: onnx.ValueInfoProto) -> ir.Shape:
+    """Return the shape that an input or output declares."""
+    dims = value.type.tensor_type.shape.dim
+    return ir.Shape([dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in dims])
+
+
+def _name_dimensions(proto: onnx.ModelProto, inputs: Sequence[TensorSpec], same: Mapping[str, str]) -> None:
     """Give each dynamic dimension of the inputs a name, so that shapes can be told apart."""
     specs = {spec.name: spec for spec in inputs}
     for value in proto.graph.input:
         if value.name in specs:
             for dim, axis in zip(value.type.tensor_type.shape.dim, specs[value.name].axes, strict=True):
                 if isinstance(axis, str):
-                    dim.dim_param = axis
+                    dim.dim_param = same.get(axis, axis)
 
 
 def _finish(model: ir.Model, optimize: bool) -> None:
