@@ -6,7 +6,15 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from pom_export import CheckpointInspection, EngineInfo, ExportResult, InlineResult, ModelInspection, RunResult
+from pom_export import (
+    CheckpointInspection,
+    EngineInfo,
+    ExportResult,
+    FuseResult,
+    InlineResult,
+    ModelInspection,
+    RunResult,
+)
 from pom_export.parity.comparison import Difference
 from pom_export.parity.report import CaseResult, Comparison, ParityReport
 
@@ -27,6 +35,10 @@ def test_an_export() -> None:
 
 def test_an_inlining() -> None:
     assert keys_of("`inline`") == [{field.name for field in fields(InlineResult)}]
+
+
+def test_a_fusion() -> None:
+    assert keys_of("`fuse`") == [{field.name for field in fields(FuseResult)}]
 
 
 def test_inspections() -> None:

@@ -17,7 +17,7 @@ from pom_export.errors import explained
 PACKAGE = Path(pom_export.__file__).parent
 COMMANDS = [
     importlib.import_module(f"pom_export.cli.{name}").command
-    for name in ("export", "inline", "inspect", "verify", "build", "generate", "scan", "bench", "run")
+    for name in ("export", "fuse", "inline", "inspect", "verify", "build", "generate", "scan", "bench", "run")
 ]
 # Folders whose texts are about the command line, and files that write other programs' options.
 OF_COMMANDS = {"cli"}

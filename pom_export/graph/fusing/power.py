@@ -79,7 +79,8 @@ def polynomial_of(evaluator: Evaluator, h: ir.Value, layout: Layout) -> Polynomi
     values = after(evaluator, h, _LONGEST)
     nodes = np.cos(np.pi * (np.arange(_POINTS) + 0.5) / _POINTS)
     computed = run_tokens(evaluator, h, own, np.repeat(nodes[:, None], own.width, 1), values)
-    random = np.random.default_rng(0).uniform(contract.CLAMP_LOW, contract.CLAMP_HIGH, (14, own.width))
+    # Far beyond both clamps, so that nothing is clamped after h.
+    random = np.random.default_rng(0).uniform(5 * contract.CLAMP_LOW, 2 * contract.CLAMP_HIGH, (14, own.width))
     checked = run_tokens(evaluator, h, own, random, values, batch=2)
     found = None
     for value in values:

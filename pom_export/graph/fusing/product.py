@@ -41,7 +41,11 @@ def match_product(evaluator: Evaluator, x: ir.Value, activation: ir.Node) -> Fea
     for value in reversed(made):
         for degree in degrees:
             if _is_product(gelu(random), made[value], degree, tolerance_of(x)):
-                _check_activation(evaluator, x, layout, value, degree)
+                why = _why_not(evaluator, x, layout, value, degree)
+                if why and degree == 1:
+                    continue  # one of many functions
+                if why:
+                    raise NotFusedError(why)
                 return Features(x, value, activation.name or "", degree=degree)
     alike = run_tokens(evaluator, x, layout, np.repeat(random[:, :1], layout.width, 1), list(made), batch=2)
     for value, degree in itertools.product(reversed(made), degrees[:-1]):
@@ -49,7 +53,9 @@ def match_product(evaluator: Evaluator, x: ir.Value, activation: ir.Node) -> Fea
             continue
         activated = _activated(evaluator, x, layout, value, random, degree)
         if _is_product(activated, made[value], degree, _AGREES):
-            _check_activation(evaluator, x, layout, value, degree)
+            why = _why_not(evaluator, x, layout, value, degree)
+            if why:
+                raise NotFusedError(why)
     return None
 
 
@@ -88,20 +94,19 @@ def _activated(
     return activated if np.ptp(activated) > _AGREES and not np.allclose(activated, tokens) else None
 
 
-def _check_activation(evaluator: Evaluator, x: ir.Value, layout: Layout, features: ir.Value, degree: int) -> None:
-    """Raise NotFusedError if the activation is not GELU with erf."""
+def _why_not(evaluator: Evaluator, x: ir.Value, layout: Layout, features: ir.Value, degree: int) -> str:
+    """Return how the activation differs from GELU with erf; empty if it does not."""
     width = layout.width // degree
     tokens = np.repeat(_POINTS[:, None], layout.width, 1)
     made = run_tokens(evaluator, x, layout, tokens, [features]).get(features)
     if made is None:
-        raise NotFusedError("its activation cannot be computed by itself")
+        return "its activation cannot be computed by itself"
     found, wanted = made[:, :width][:, 0], gelu(_POINTS)
     close = tolerance_of(x)
     if np.allclose(found, wanted, rtol=close, atol=close):
-        return
+        return ""
     if np.allclose(found, gelu_by_tanh(_POINTS), rtol=1e-4, atol=1e-6):
-        raise NotFusedError("its activation is GELU by tanh, not with erf")
+        return "its activation is GELU by tanh, not with erf"
     worst = int(np.abs(found - wanted).argmax())
-    raise NotFusedError(
-        f"its activation is not GELU with erf: of {_POINTS[worst]:g} it is {found[worst]:.6g}, not {wanted[worst]:.6g}"
-    )
+    of = f"of {_POINTS[worst]:g} it is {found[worst]:.6g}, not {wanted[worst]:.6g}"
+    return f"its activation is not GELU with erf: {of}"

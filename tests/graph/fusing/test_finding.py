@@ -1,0 +1,216 @@
+"""Aggregations are found however they are written, with the weights of the graph; what is almost one is named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pom_export.graph.fusing import Findings, find_aggregations
+from tests.plain_graphs import (
+    ACTIVATIONS,
+    AGGREGATES,
+    CAUSAL,
+    MASKED,
+    POLYNOMIALS,
+    as_graph,
+    parsed,
+    plain_graph,
+    weights,
+)
+
+
+def check_is_mean(findings: Findings, mode: str = "mean") -> None:
+    """Check that there is one aggregation of the mode, with exactly the coefficients of the graph."""
+    (found,) = findings.found
+    assert not findings.left
+    assert (found.aggregate.mode, found.features.x.name) == (mode, "u")
+    assert found.features.coefficients is not None
+    assert found.features.coefficients.array.tobytes() == weights()["coefficients"].tobytes()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_activation(activation: str) -> None:
+    check_is_mean(find_aggregations(as_graph(plain_graph(ACTIVATIONS[activation]))))
+
+
+@pytest.mark.parametrize("polynomial", POLYNOMIALS)
+def test_the_polynomial(polynomial: str) -> None:
+    check_is_mean(find_aggregations(as_graph(plain_graph(polynomial=POLYNOMIALS[polynomial]))))
+
+
+@pytest.mark.parametrize("aggregate", AGGREGATES)
+def test_the_aggregate(aggregate: str) -> None:
+    mode = "causal" if aggregate in CAUSAL else "mean"
+    check_is_mean(find_aggregations(as_graph(plain_graph(aggregate=AGGREGATES[aggregate]))), mode)
+
+
+@pytest.mark.parametrize("kind", MASKED)
+def test_a_mask(kind: str) -> None:
+    dtype, nodes = MASKED[kind]
+
+    findings = find_aggregations(as_graph(plain_graph(aggregate=nodes, mask=dtype)))
+
+    check_is_mean(findings)
+    aggregate = findings.found[0].aggregate
+    assert aggregate.mask is not None
+    # The mask itself, not what was made of it, unless that is another one.
+    assert aggregate.mask.value.name == ("k_" if kind == "inverted" else "mask")
+    assert aggregate.epsilon == pytest.approx(1e-6 if kind == "epsilon" else 0)
+    assert aggregate.empty == ("0" if kind in {"integers", "epsilon"} else "NaN")
+
+
+def test_earlier_tokens_that_a_mask_keeps() -> None:
+    nodes = """
+        e_ = Unsqueeze(mask, last) m_ = Cast<to = 1>(e_) w = Mul(p, m_) q = CumSum(w, one) d = CumSum(m_, one)
+        k = Clip(d, small) y = Div(q, k)"""
+
+    findings = find_aggregations(as_graph(plain_graph(aggregate=nodes, mask="bool")))
+
+    check_is_mean(findings, "causal")
+    assert findings.found[0].aggregate.mask is not None
+
+
+def test_a_mask_for_each_pair_leaves_the_product() -> None:
+    model = parsed(
+        "float[batch, tokens, 4] x, float[batch, queries, tokens] mask",
+        "float[batch, queries, 6] y",
+        f"""u = MatMul(x, context) {ACTIVATIONS["leaky_relu"]} {POLYNOMIALS["horner"]} q = MatMul(mask, p)
+        d_ = ReduceSum<keepdims = 1>(mask, last) y = Div(q, d_)""",
+    )
+
+    (found,) = find_aggregations(as_graph(model)).found
+
+    assert (found.aggregate.mode, found.aggregate.value.name) == ("features", "p")
+
+
+@pytest.mark.parametrize(
+    ("degree", "nodes"),
+    [
+        (3, "g = Gelu(u) a, b, c = Split<axis = -1, num_outputs = 3>(g) ab = Mul(a, b) abc = Mul(ab, c)"
+            " p = Concat<axis = -1>(a, ab, abc)"),
+        (2, "a0, b0 = Split<axis = -1, num_outputs = 2>(u) a = Gelu(a0) b = Gelu(b0) ab = Mul(b, a)"
+            " p = Concat<axis = 2>(a, ab)"),
+        (3, "t = Mul(u, root) f = Erf(t) k = Add(f, one_float) v = Mul(u, k) g = Mul(v, half)"
+            " a, b, c = Split<axis = 2, num_outputs = 3>(g) ab = Mul(a, b) abc = Mul(ab, c)"
+            " p = Concat<axis = -1>(a, ab, abc)"),
+    ],
+    ids=["activated first", "in chunks", "by erf"],
+)  # fmt: skip
+def test_products(degree: int, nodes: str) -> None:
+    nodes = nodes.replace("root", "r_").replace("half", "h_")
+    constants = "r_ = Constant<value_float = 0.70710678>() h_ = Constant<value_float = 0.5>()"
+
+    (found,) = find_aggregations(as_graph(plain_graph(constants, nodes))).found
+
+    assert (found.features.degree, found.features.coefficients, found.features.x.name) == (degree, None, "u")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reason"),
+    [
+        ("l = LeakyRelu<alpha = 0.01>(u) h = Clip(l, low, five)", "its activation clamps at 5, not at 6"),
+        ("h = Clip(u, low, high)", "its activation of -1 is -0.1, not -0.01: the leaky slope differs"),
+        (
+            "l = LeakyRelu<alpha = 0.02>(u) h = Clip(l, low, high)",
+            "its activation of -1 is -0.02, not -0.01: the leaky",
+        ),
+        ("l = LeakyRelu<alpha = 0.01>(u) h = Min(l, high)", "its activation has no lower clamp, which must be at -0.1"),
+        ("h = LeakyRelu<alpha = 0.01>(u)", "its activation has no upper clamp, which must be at 6"),
+    ],
+)
+def test_almost_the_activation(nodes: str, reason: str) -> None:
+    findings = find_aggregations(as_graph(plain_graph(nodes)))
+
+    assert not findings.found
+    ((node, found),) = findings.left.items()
+    assert found.startswith(reason)
+    assert node in {"Clip_2", "Clip_1", "LeakyRelu_1", "Min_2"}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reason"),
+    [
+        ("y = ReduceMean<keepdims = 1>(p, last)", "it takes the mean over its channels, not over its tokens"),
+        ("y = ReduceMean<keepdims = 1>(p, first)", "it takes the mean over the batch, not over its tokens"),
+        ("y = ReduceSum<keepdims = 1>(p, at1)", "it takes the sum over its tokens, not the mean"),
+        ("y = ReduceMax<keepdims = 1>(p, at1)", "it takes the largest of its tokens, not the mean"),
+        ("y = CumSum(p, one)", "it takes the sum over the earlier tokens, not divided by their number"),
+        (
+            """shape = Shape(p) n = Gather(shape, one) range = Range(zero_int, n, one) i = Unsqueeze(range, at1)
+            j = Unsqueeze(range, first) sofar = GreaterOrEqual(i, j) far = Sub(i, j) near = Less(far, window)
+            keep = And(sofar, near) w = Cast<to = 1>(keep) q = MatMul(w, p) d = ReduceSum<keepdims = 1>(w, last)
+            y = Div(q, d)""",
+            "it is a mean of the earlier tokens at 6 tokens, but not at 513",
+        ),
+        (
+            """shape = Shape(p) n = Gather(shape, one) range = Range(zero_int, n, one) i = Unsqueeze(range, at1)
+            j = Unsqueeze(range, first) sofar = GreaterOrEqual(i, j) far = Sub(i, j) f = Cast<to = 1>(far)
+            root = Sqrt(f) near = Less(root, r60) keep = And(sofar, near) w = Cast<to = 1>(keep) q = MatMul(w, p)
+            d = ReduceSum<keepdims = 1>(w, last) y = Div(q, d)""",
+            "Sqrt of positions is part of its weights: where they end is not certain",
+        ),
+    ],
+)
+def test_almost_a_mean(nodes: str, reason: str) -> None:
+    nodes = nodes.replace("r60", "r_")
+    constant = "r_ = Constant<value_float = 60.0>()" if "r_" in nodes else ""
+
+    findings = find_aggregations(as_graph(plain_graph(aggregate=f"{constant} {nodes}")))
+
+    assert (findings.found, list(findings.left.values())) == ([], [reason])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reason"),
+    [
+        (
+            "a = Mul(h, c1) b = Mul(h, h) c = Mul(b, c2) d_ = Add(a, c) p = Add(d_, one_float)",
+            "a constant term, up to 1",
+        ),
+        ("e = Pow(h, power17) a = Mul(e, c1) b = Mul(h, c2) p = Add(a, b)", "of degree 17, and the op takes up to 16"),
+    ],
+)
+def test_almost_a_polynomial(nodes: str, reason: str) -> None:
+    constant = "power17 = Constant<value_float = 17.0>()" if "17" in nodes else ""
+
+    findings = find_aggregations(as_graph(plain_graph(polynomial=f"{constant} {nodes}")))
+
+    assert not findings.found
+    assert reason in next(iter(findings.left.values()))
+
+
+def test_almost_a_product() -> None:
+    nodes = """
+        g = Gelu<approximate = "tanh">(u) a, b = Split<axis = -1, num_outputs = 2>(g) ab = Mul(a, b)
+        p = Concat<axis = -1>(a, ab)"""
+
+    findings = find_aggregations(as_graph(plain_graph("", nodes)))
+
+    assert (findings.found, list(findings.left.values())) == ([], ["its activation is GELU by tanh, not with erf"])
+
+
+def test_an_ordinary_network_has_none() -> None:
+    nodes = """
+        u = MatMul(x, context) g = Gelu(u) r = Relu(g) c = Clip(r, low, high) m = ReduceMean<keepdims = 1>(c, at1)
+        y = MatMul(m, out)"""
+
+    findings = find_aggregations(as_graph(parsed("float[batch, tokens, 4] x", "float[batch, 1, 4] y", nodes)))
+
+    assert (findings.found, findings.left) == ([], {})
+
+
+def test_fixed_sizes() -> None:
+    model = plain_graph(aggregate="y = MatMul(triangle, p)")
+    lower = np.tri(5, dtype=np.float32)
+    model.graph.initializer.append(_named(lower / lower.sum(-1, keepdims=True), "triangle"))
+    for dim, size in zip(model.graph.input[0].type.tensor_type.shape.dim, (2, 5, 4), strict=True):
+        dim.dim_value = size
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+
+    check_is_mean(find_aggregations(as_graph(model)), "causal")
+
+
+def _named(array: np.ndarray[tuple[int, ...], np.dtype[np.float32]], name: str) -> object:
+    from onnx import numpy_helper
+
+    return numpy_helper.from_array(array, name)
