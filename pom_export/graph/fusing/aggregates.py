@@ -149,7 +149,7 @@ def _sources(evaluator: Evaluator, layout: Layout, reached: _Reached) -> list[So
         return [None]
     first, *others = (sources_of(evaluator, each, layout) for each in reached.data)
     shared = [each for each in first if all(each.value in {one.value for one in other} for other in others)]
-    return sorted(shared, key=lambda each: (each.kind == PAIRS, each.changes, not each.is_bool, not each.counts))
+    return [*sorted(shared, key=lambda each: (each.kind == PAIRS, each.changes, not each.is_bool, not each.counts))]
 
 
 class _Trial:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from pom_export.graph.fusing.evaluation import constant_of
 from pom_export.graph.nodes import add_constant, aggregation_nodes, only_user
 
 
@@ -25,7 +26,7 @@ class PlainReshapesPass(ir.passes.InPlacePass):
                 continue
             if list(before) == list(after):
                 modified |= _bypass(node)
-            elif ir.convenience.get_const_tensor(node.inputs[1]) is None:
+            elif constant_of(node.inputs[1]) is None:
                 modified |= self._fix(model.graph, node, before, after)
         return ir.passes.PassResult(model, modified=modified)
 
@@ -92,7 +93,7 @@ def _part(node: ir.Node, shape: ir.Shape) -> tuple[int, int, ir.Node] | None:
     """Return the channels that a Slice of the last axis takes."""
     if node.op_type != "Slice" or not isinstance(shape[-1], int):
         return None
-    given = [None if each is None else ir.convenience.get_const_tensor(each) for each in node.inputs[1:]]
+    given = [constant_of(each) for each in node.inputs[1:]]
     if len(given) < 3 or any(each is None or each.size != 1 for each in given):
         return None
     start, end, axis, *step = (int(each.numpy().ravel()[0]) for each in given if each is not None)

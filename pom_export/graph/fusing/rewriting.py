@@ -74,9 +74,8 @@ class _Builder:
             [ir.convenience.convert_attribute(name, value) for name, value in values.items()],
             name=self._name(contract.OP_NAME),
         )
-        batch, tokens, channels = x.shape or ()
-        result = node.outputs[0]
-        result.shape = ir.Shape([batch, 1 if aggregate.mode == MEAN else tokens, channels])
+        result, shape = node.outputs[0], list(x.shape or ())
+        result.shape = ir.Shape([shape[0], 1 if aggregate.mode == MEAN else shape[1], shape[2]])
         result.type, result.name = aggregate.value.type, f"{node.name}/y"
         self.graph.insert_before(self.place, node)
         return node, result
@@ -84,8 +83,8 @@ class _Builder:
     def shaped(self, made: ir.Value, old: ir.Value, found: Found) -> ir.Value:
         """Return the result in the shape of the value that it replaces."""
         if found.aggregate.spread:
-            sizes = self._add("Shape", [found.features.x], None, ir.DataType.INT64)
-            return self._add("Expand", [made, sizes], old.shape, old.dtype)
+            whole = self._add("Shape", [found.features.x], None, ir.DataType.INT64)
+            return self._add("Expand", [made, whole], old.shape, old.dtype)
         shape = list(old.shape or made.shape or ())
         if shape == list(made.shape or ()):
             return made
@@ -97,7 +96,7 @@ class _Builder:
         return self._add("Reshape", [made, self._integers(sizes)], old.shape, old.dtype)
 
     def _tokens(self, x: ir.Value, dtype: ir.DataType | None) -> ir.Value:
-        shape = x.shape or ()
+        shape = list(x.shape or ())
         if len(shape) > _RANK:
             channels = int(np.prod([int(str(size)) for size in shape[2:]]))
             flat = ir.Shape([shape[0], shape[1], channels])
@@ -137,10 +136,11 @@ class _Builder:
                 if axes
                 else table
             )
-        (tokens, columns), (first, *others) = list(flat[0].shape or ()), flat
+        first, *others = flat
         if others:
-            shape = ir.Shape([tokens, len(flat) * int(str(columns))])
-            first = self._add("Concat", flat, shape, first.dtype, axis=-1)
+            tokens, columns = list(first.shape or ())
+            whole = ir.Shape([tokens, len(flat) * int(str(columns))])
+            first = self._add("Concat", flat, whole, first.dtype, axis=-1)
         return first if first.dtype in {ir.DataType.FLOAT, dtype} or dtype is None else self._cast(first, dtype)
 
     def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
