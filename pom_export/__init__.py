@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         InlineResult,
         Inspection,
         ModelInspection,
+        debug,
         export,
         fuse,
         inline,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from pom_export.engine.streaming import tensorrt_backend
     from pom_export.errors import PomExportError
     from pom_export.mixer import PolynomialMixer, ProductMixer, RotaryPolynomialMixer
+    from pom_export.parity.modules import DebugReport
     from pom_export.parity.report import ParityReport
     from pom_export.runtime.library import custom_ops_library, plugin_library
     from pom_export.runtime.session import inference_session
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CheckpointInspection": "api",
+    "DebugReport": "parity.modules",
     "EngineInfo": "engine",
     "EngineInspection": "api",
     "ExportResult": "api",
@@ -66,6 +69,7 @@ _HOMES = {
     "StreamingSession": "runtime.streaming.session",
     "build_engine": "engine",
     "custom_ops_library": "runtime.library",
+    "debug": "api",
     "export": "api",
     "inference_session": "runtime.session",
     "fuse": "api",
@@ -86,6 +90,7 @@ _HOMES = {
 
 __all__ = [
     "CheckpointInspection",
+    "DebugReport",
     "EngineInfo",
     "EngineInspection",
     "ExportResult",
@@ -105,6 +110,7 @@ __all__ = [
     "__version__",
     "build_engine",
     "custom_ops_library",
+    "debug",
     "export",
     "fuse",
     "inference_session",

@@ -16,6 +16,7 @@ from pom_export import (
     RunResult,
 )
 from pom_export.parity.comparison import Difference
+from pom_export.parity.modules import DebugReport, ModuleResult, ModuleRun
 from pom_export.parity.report import CaseResult, Comparison, ParityReport
 
 PAGE = (Path(__file__).parents[1] / "docs" / "json.md").read_text()
@@ -62,3 +63,12 @@ def test_a_report() -> None:
     of_report, of_comparison = keys_of("`verify`")
     assert of_report == set(report)
     assert of_comparison == set(report["comparisons"][0])
+
+
+def test_a_report_of_modules() -> None:
+    module = ModuleResult("blocks.0", "Block", 0, None, 0.0, 0.0, 1.0)
+    run = ModuleRun("onnxruntime", "kernel", [module])
+    report = DebugReport("m.onnx", "PyTorch", None, "", [run]).to_dict()
+    of_report, of_module = keys_of("`debug`")
+    assert of_report == set(report)
+    assert of_module == set(report["modules"][0])

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pom_export.api.debugging import debug
     from pom_export.api.exporting import ExportResult, export
     from pom_export.api.fusing import FuseResult, fuse
     from pom_export.api.inlining import InlineResult, inline
@@ -22,6 +23,7 @@ _HOMES = {
     "InlineResult": "inlining",
     "Inspection": "inspections",
     "ModelInspection": "inspections",
+    "debug": "debugging",
     "export": "exporting",
     "fuse": "fusing",
     "inline": "inlining",
@@ -38,6 +40,7 @@ __all__ = [
     "InlineResult",
     "Inspection",
     "ModelInspection",
+    "debug",
     "export",
     "fuse",
     "inline",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pom_export.api.recovering import find_reference
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from pom_export.checkpoint.loading import LoadedModel
     from pom_export.graph.program import Program
+    from pom_export.graph.tracing import Traced
 
 # Limits for the longest case: multiplications by weights, values in an output, and attention scores.
 _MOST_PRODUCTS = 2**35
@@ -62,6 +64,8 @@ class Expected:
         notes: further remarks for the reader of a report.
         names: the model's own names of the inputs and outputs.
         own: whether the reference is a user's own module.
+        program: the program that computes the outputs, of the model as it was given; None for recorded ones.
+        trace: traces that program again as for an export with the given opset, with our mixers in place of the user's.
     """
 
     cases: Sequence[Case]
@@ -71,6 +75,8 @@ class Expected:
     notes: Sequence[str] = ()
     names: Names = SAME_NAMES
     own: bool = False
+    program: Program | None = None
+    trace: Callable[[int], tuple[Program, Traced]] | None = None
 
 
 def expected_of_recording(model: ExportedModel) -> Expected:
@@ -166,8 +172,25 @@ def expected_of_ours(
     targets, outputs = targets_of(model, program, Float64Module(program.module), precision, cases)
     names = Names(interface.names, outputs)
     return Expected(
-        cases, targets, f"PyTorch in float64, {called}{found.variant}", precision, [*names.notes(), *notes], names
+        cases,
+        targets,
+        f"PyTorch in float64, {called}{found.variant}",
+        precision,
+        [*names.notes(), *notes],
+        names,
+        program=program,
+        trace=functools.partial(_trace, program),
     )
+
+
+def _trace(program: Program, opset: int) -> tuple[Program, Traced]:
+    import torch
+
+    from pom_export.graph.copying import copy_module
+    from pom_export.graph.tracing import trace
+
+    single = replace(program, module=copy_module(program.module, torch.float32))
+    return single, trace(single, opset)
 
 
 def targets_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,8 +25,9 @@ from pom_export.runtime.runners import to_numpy
 if TYPE_CHECKING:
     from torch import nn
 
-    from pom_export.api.source import Examples
+    from pom_export.api.source import Examples, Source
     from pom_export.graph.program import Program
+    from pom_export.graph.tracing import Traced
 
 
 def expected_of_module(
@@ -98,7 +100,24 @@ def expected_of_own(
     found = Names(names, output_names)
     called = os.fspath(source) if isinstance(source, (str, os.PathLike)) else type(source).__name__
     reference = f"PyTorch in float64, {called}"
-    return Expected(cases, targets, reference, precision, [*found.notes(), *notes], found, own=True)
+    return Expected(
+        cases,
+        targets,
+        reference,
+        precision,
+        [*found.notes(), *notes],
+        found,
+        own=True,
+        program=program,
+        trace=functools.partial(_trace, loaded),
+    )
+
+
+def _trace(source: Source, opset: int) -> tuple[Program, Traced]:
+    from pom_export.api.sizing import settle_sizes
+
+    program, traced, _ = settle_sizes(source, source.program(), opset)
+    return program, traced
 
 
 def _as_taken(model: ExportedModel, specs: list[TensorSpec], names: Mapping[str, str]) -> list[TensorSpec]:

@@ -6,14 +6,14 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pom_export.api.arguments import check_bounds, check_count, check_reference
-from pom_export.api.expecting import Expected, expected_of_checkpoint, expected_of_pairs, expected_of_recording
-from pom_export.api.expecting_own import expected_of_module, expected_of_own
+from pom_export.api.expecting import Expected
 from pom_export.api.progress import Progress, silent
+from pom_export.api.references import Reference
 from pom_export.engine.build_config import FUNCTION
 from pom_export.engine.manifest import check_model, manifest_path, path_in, read_engine
 from pom_export.errors import InputError, only_ours
@@ -62,6 +62,7 @@ def verify(
     backends: Sequence[str] | None = None,
     seed: int = 0,
     report: str | os.PathLike[str] | None = None,
+    locate: bool = False,
     progress: Progress = silent,
 ) -> ParityReport:
     """Compare an exported model with PyTorch on every backend that runs here.
@@ -87,6 +88,7 @@ def verify(
             and "onnxruntime-node"; None: all that are installed.
         seed: seed of the random inputs.
         report: path of an HTML report; None: no report is written.
+        locate: whether to compare every module too, and name the first that is out of tolerance; see `debug`.
         progress: called with one line per stage; the lines are also logged at level INFO.
 
     Returns:
@@ -112,9 +114,13 @@ def verify(
         sources += [] if engine is None else [engine, manifest_path(engine)]
         # Opened first, so that an unwritable report is found before the comparison, not after.
         page = None if report is None else stack.enter_context(staged_output(report, *sources))
-        expected = _Reference(checkpoint, module, example_inputs, inputs, seed, hints).expected(exported)
+        expected = Reference(checkpoint, module, example_inputs, inputs, seed, hints).expected(exported)
         compared = [model, *exported.weights, *(path for path in (checkpoint, engine) if path is not None)]
         outcome = _compare(exported, expected, engine, backends, (rtol, atol), progress)
+        if locate:
+            from pom_export.api.debugging import locate as locate_module
+
+            outcome = replace(outcome, located=locate_module(exported, expected, None, progress))
         outcome = replace(outcome, model=os.fspath(model), origin=origin_of(map(Path, compared)))
         if file != Path(model):
             note = "the file is in ONNX Runtime's own format; ONNX Runtime's conversion of it was compared"
@@ -221,36 +227,6 @@ def _kernels_note(candidate: Candidate, aggregations: int) -> list[str]:
     if ran is None:
         return [f"{candidate.backend}: it is not known whether our kernels ran, because its profile cannot be read"]
     return [f"{candidate.backend}: of {aggregations} aggregations, {ran} ran in our kernels"]
-
-
-@dataclass(frozen=True)
-class _Reference:
-    """The reference that the arguments of `verify` ask for."""
-
-    checkpoint: str | os.PathLike[str] | None
-    module: nn.Module | None
-    example_inputs: Examples | None
-    inputs: Inputs | None
-    seed: int
-    hints: Mapping[str, Any]
-
-    def expected(self, model: ExportedModel) -> Expected:
-        """Return the model's expected outputs."""
-        if self.module is not None:
-            return expected_of_module(model, self.module, self.example_inputs, self.inputs, self.seed)
-        if self.checkpoint is not None and _is_program(self.checkpoint):
-            return expected_of_own(model, self.checkpoint, None, self.inputs, self.hints)
-        if self.checkpoint is not None:
-            return expected_of_checkpoint(model, self.checkpoint, self.inputs, self.seed, self.hints)
-        if self.inputs is not None:
-            return expected_of_pairs(model, self.inputs)
-        return expected_of_recording(model)
-
-
-def _is_program(checkpoint: str | os.PathLike[str]) -> bool:
-    from pom_export.checkpoint.exported_program import is_exported_program
-
-    return is_exported_program(checkpoint)
 
 
 def _tolerance(precision: str, rtol: float | None, atol: float | None) -> tuple[Tolerance, str]:

@@ -12,6 +12,7 @@ from pom_export.errors import REPORT, SEE_CAUSE
 # Parameters named in messages whose options have the same name.
 _ALIKE: Final = (
     *(
+        "against",
         "atol",
         "backend",
         "backends",

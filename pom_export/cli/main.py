@@ -29,6 +29,7 @@ _COMMANDS = {
     "inline": "Rewrite a model in standard operators, for runtimes without functions.",
     "inspect": "Describe a checkpoint, a model or an engine.",
     "verify": "Compare an exported model with PyTorch.",
+    "debug": "Find the module of an exported model that differs, and why.",
     "build": "Build a TensorRT engine with the plugin inside.",
     "run": "Run many sequences through a file, in batches.",
     "generate": "Continue a text with an exported language model.",

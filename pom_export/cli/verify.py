@@ -13,6 +13,7 @@ from pom_export.cli.output import print_result
 from pom_export.cli.outputs import writes
 from pom_export.cli.parameters import FILE, Choice, Listed, Whole
 from pom_export.cli.progress import stages
+from pom_export.errors import InputError
 from pom_export.files import readable_file
 from pom_export.runtime.backend_names import BACKENDS
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--seed", type=Whole(0), default=0, show_default=True, help="Seed of the random inputs.")
 @click.option("--report", type=FILE, help="Write the comparison as one HTML page.")
+@click.option("--locate", is_flag=True, help="Compare every module too, and name the first that is out of tolerance.")
 @common_options
 @writes("report")
 def command(
@@ -74,6 +76,8 @@ def _check(checkpoint: str | None, options: Mapping[str, Any]) -> None:
     has_module = checkpoint is not None and names_module(checkpoint)
     path = None if has_module else checkpoint
     arguments.check_bounds(options["rtol"], options["atol"])
+    if options["locate"] and checkpoint is None:
+        raise InputError("--locate compares modules, and only outputs are known", "Give --checkpoint")
     arguments.check_reference(path, has_module=has_module, has_examples=False, hints=hints)
     if path is not None:
         check_is_checkpoint(path)
@@ -89,7 +93,18 @@ def _lines(outcome: ParityReport, report: str | None) -> list[tuple[str, str]]:
         *(("not run", reason) for reason in outcome.not_run),
         *(("note", note) for note in outcome.notes),
         *([("report", report)] if report is not None else []),
+        *_located(outcome),
         ("result", "passed" if outcome else "FAILED"),
+    ]
+
+
+def _located(outcome: ParityReport) -> list[tuple[str, str]]:
+    if outcome.located is None:
+        return []
+    cause = outcome.located.cause
+    return [
+        ("first module", outcome.located.first or "none is out of tolerance"),
+        *([("cause", cause)] if cause else []),
     ]
 
 

@@ -124,6 +124,11 @@ def share_of_tolerance(difference: Difference) -> float:
     return max(found / bound if bound else (float("inf") if found else 0.0) for found, bound in pairs)
 
 
+def finite(values: dict[str, Any]) -> dict[str, Any]:
+    """Replace infinities, which JSON lacks, with None."""
+    return {name: None if value in (float("inf"), float("-inf")) else value for name, value in values.items()}
+
+
 @dataclass(frozen=True)
 class _Part:
     """Values compared on a scale of their own: an output, or what a call adds to one mixer's sums.

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pom_export.parity.comparison import Difference, share_of_tolerance
+from pom_export.parity.comparison import Difference, finite, share_of_tolerance
+from pom_export.parity.modules import DebugReport
 from pom_export.parity.origin import Origin
 
 
@@ -61,11 +62,11 @@ class Comparison:
             "backend": self.backend,
             "path": self.path,
             "output": self.output,
-            **_finite(asdict(worst.difference)),
+            **finite(asdict(worst.difference)),
             "passed": bool(self),
             "worst_case": worst.case,
             "cases": [
-                {"case": c.case, "shapes": c.shapes, **_finite(asdict(c.difference)), "passed": bool(c.difference)}
+                {"case": c.case, "shapes": c.shapes, **finite(asdict(c.difference)), "passed": bool(c.difference)}
                 for c in self.cases
             ],
         }
@@ -104,6 +105,7 @@ class ParityReport:
         not_run: backends that could not run here, each with the reason.
         notes: further remarks, none of them a failure.
         failed: what should have run here but did not, each with the reason.
+        located: the comparison of the model's modules, if it was asked for.
         origin: when, with which versions and from which files the report was made.
     """
 
@@ -115,9 +117,11 @@ class ParityReport:
     notes: Sequence[str] = ()
     failed: Sequence[str] = ()
     origin: Origin = field(default_factory=Origin)
+    located: DebugReport | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.comparisons) and all(self.comparisons) and not self.failed and not self.inconclusive
+        within = bool(self.comparisons) and all(self.comparisons) and not self.failed and not self.inconclusive
+        return within and (self.located is None or bool(self.located))
 
     @property
     def inconclusive(self) -> bool:
@@ -136,9 +140,10 @@ class ParityReport:
             "notes": list(self.notes),
             "failed": list(self.failed),
             **asdict(self.origin),
+            **({} if self.located is None else self._of_modules(self.located)),
         }
 
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """Replace infinities, which JSON lacks, with None."""
-    return {name: None if value in (float("inf"), float("-inf")) else value for name, value in values.items()}
+    @staticmethod
+    def _of_modules(located: DebugReport) -> dict[str, Any]:
+        found = located.to_dict()
+        return {name: found[name] for name in ("first", "cause", "modules", "runs", "differences")}

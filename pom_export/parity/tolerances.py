@@ -117,6 +117,32 @@ nothing averages these out. The largest error seen was 1.1 times an output's bou
 hybrid language model.
 """
 
+MODULES: Final = {
+    "float32": Tolerance(
+        4e-6, 0.0, "2e-6 was the most seen, on inputs beyond both clamps, over four models of six layers"
+    ),
+    "float16": Tolerance(4e-3, 0.0, "eight roundings of 5e-4; 1.9e-3 was the most seen, in a product"),
+    "bfloat16": Tolerance(3.2e-2, 0.0, "as float16's; what rounds 8 times as coarsely"),
+}
+"""For the outputs that one module gives for its own inputs in the file, by the type that it computes in.
+
+For modules of more than `MODULE_NODES` nodes it grows like the square root of their number, up to the bound in MODELS.
+"""
+
+MODULE_NODES: Final = 8
+
+MODULE_NOISE: Final = 8.0
+"""How many times the effect of rounding a module's inputs its outputs may be off by, where MODULES is narrower."""
+
+MODULES_OWN_UNROUNDED: Final = 2.0
+"""For a user's own half-precision module without rounding, in roundings of the half type: see UNROUNDED_OWN."""
+
+MODULES_QUANTIZED: Final = {
+    8: Tolerance(5e-2, 0.0, "weights of 8 bits round at 4e-3, and activations of one scale for a whole tensor worse"),
+    4: Tolerance(3e-1, 0.0, "weights of 4 bits round at 7e-2"),
+}
+"""The same for modules with quantized weights, by the bits of the coarsest."""
+
 EXACT: Final = Tolerance(0.0, 0.0, "integers and truth values count or choose something: one more is another")
 """For integer and boolean outputs."""
 

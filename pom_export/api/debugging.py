@@ -1,0 +1,271 @@
+"""Debug: find the first module of an exported model whose outputs differ from PyTorch's, and why."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import onnx_ir as ir
+
+from pom_export.api.arguments import check_bounds, check_count, check_reference
+from pom_export.api.expecting import Expected
+from pom_export.api.progress import Progress, silent
+from pom_export.api.references import Reference
+from pom_export.debugging.causes import cause_of, first_run, innermost
+from pom_export.debugging.differences import differences
+from pom_export.debugging.locate import Located, few, walk_file
+from pom_export.debugging.reference import WatchedReference
+from pom_export.debugging.two_files import walk_files
+from pom_export.errors import InputError, PomExportError, only_ours
+from pom_export.files import staged_output
+from pom_export.graph.exported_model import PRECISIONS, ExportedModel, read_model
+from pom_export.graph.function_check import check_functions
+from pom_export.graph.module_values import ModuleValues
+from pom_export.parity.candidates import onnxruntime_candidates
+from pom_export.parity.case import Case, widened
+from pom_export.parity.inputs import Inputs, case_of, make_cases
+from pom_export.parity.modules import DebugReport, FileDifference
+from pom_export.parity.modules_page import render_debug
+from pom_export.parity.names import match_names
+from pom_export.parity.precision import judged_precision
+from pom_export.runtime.ort_format import as_onnx
+from pom_export.stages import logged
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pom_export.api.source import Examples
+    from pom_export.graph.program import Program
+    from pom_export.graph.tracing import Traced
+
+_LOG = logging.getLogger(__name__)
+_REWRITTEN: Final = "another tool has rewritten the graph: only values were compared, not the nodes"
+
+
+@only_ours
+def debug(
+    model: str | os.PathLike[str],
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    weights: str | None = None,
+    family: str | None = None,
+    degree: int | None = None,
+    heads: int | None = None,
+    in_context_start: int | None = None,
+    module: nn.Module | None = None,
+    example_inputs: Examples | None = None,
+    against: str | os.PathLike[str] | None = None,
+    inputs: Inputs | None = None,
+    rtol: float | None = None,
+    seed: int = 0,
+    report: str | os.PathLike[str] | None = None,
+    progress: Progress = silent,
+) -> DebugReport:
+    """Find the first module of an exported model whose outputs differ from the reference's, and the likely cause.
+
+    Every module is compared by the name that the user gave it, in one run of the file, on the inputs that it has in the
+    file: an error that it only passes on does not count as its own.
+
+    Args:
+        model: the ONNX file.
+        checkpoint: the reference.
+        weights: which of several sets of weights in the checkpoint to compare with; see `verify`.
+        family: the checkpoint's family, if it cannot be recognised. The same holds for the next three parameters; see
+            `load_checkpoint`.
+        degree: degree of the polynomials.
+        heads: number of attention heads of a hybrid.
+        in_context_start: for an image model.
+        module: the reference instead of a checkpoint: one of our models, or any other with example inputs.
+        example_inputs: inputs for a module of another class, in the form that `export` takes.
+        against: the reference instead of a checkpoint: another ONNX file of the same model. This needs no torch.
+        inputs: a .npz, or arrays by name, to compare on instead of random inputs.
+        rtol: bound on each module's own error, relative to the largest magnitude of its outputs; default: depends on
+            the types that it computes in.
+        seed: seed of the random inputs.
+        report: path of an HTML report; None: no report is written.
+        progress: called with one line per stage; the lines are also logged at level INFO.
+
+    Returns:
+        A report, which is truthy if modules were compared and nothing differs.
+
+    Raises:
+        InputError: a file is unusable, there is no reference, or the checkpoint belongs to another model.
+    """
+    hints = {"weights": weights, "family": family, "degree": degree, "heads": heads}
+    hints["in_context_start"] = in_context_start
+    check_bounds(rtol, None)
+    check_count("seed", seed, "The same seed draws the same inputs")
+    given = {"has_module": module is not None, "has_examples": example_inputs is not None}
+    check_reference(checkpoint, **given, hints=hints)
+    references = [each for each in (checkpoint, module, against) if each is not None]
+    if len(references) != 1:
+        raise InputError(
+            f"{'no' if not references else 'more than one'} reference is given to compare {os.fspath(model)} with",
+            "Give one of `checkpoint` and `against`",
+        )
+    progress = logged(progress, _LOG)
+    with ExitStack() as stack:
+        exported = read_model(stack.enter_context(as_onnx(model)))
+        sources = [model, *exported.weights, checkpoint, against]
+        sources += [] if isinstance(inputs, Mapping) else [inputs]
+        page = None if report is None else stack.enter_context(staged_output(report, *sources))
+        if against is not None:
+            other = read_model(stack.enter_context(as_onnx(against)))
+            outcome = _two_files(exported, other, inputs, rtol, seed, progress)
+        else:
+            expected = Reference(checkpoint, module, example_inputs, inputs, seed, hints).expected(exported)
+            outcome = locate(exported, expected, rtol, progress)
+        outcome = replace(outcome, model=os.fspath(model))
+        if page is not None:
+            page.write_text(render_debug(outcome), encoding="utf-8", errors="backslashreplace")
+    return outcome
+
+
+def locate(model: ExportedModel, expected: Expected, rtol: float | None, progress: Progress) -> DebugReport:
+    """Compare every module of a file with PyTorch's.
+
+    Args:
+        model: the file.
+        expected: its reference, which must be a model.
+        rtol: the bound on each module's own error; None: from the table of tolerances.
+        progress: called with one line per stage.
+
+    Raises:
+        InputError: the reference is no model but recorded outputs, or no backend runs the file.
+    """
+    if expected.program is None:
+        raise InputError(f"only outputs are known for {model.path}, not the model", "Give `checkpoint`")
+    reference = WatchedReference(model, expected.program, expected.precision)
+    located = walk_file(
+        model, reference, expected.cases, expected.names, expected.precision,
+        own=expected.own, rtol=rtol, progress=progress,
+    )  # fmt: skip
+    graph = ModuleValues(ir.load(model.path, format="protobuf"), set(reference.names.values()))
+    progress("exporting the model again, to compare nodes and weights")
+    differing, notes = _differences(model, graph, expected)
+    notes = [*expected.notes, *notes]
+    return _report(model, expected.reference, graph, located, differing, notes, reference.kinds[""], expected.cases)
+
+
+def _report(
+    model: ExportedModel,
+    reference: str,
+    graph: ModuleValues,
+    located: Located,
+    differing: Sequence[FileDifference],
+    notes: Sequence[str],
+    root: str,
+    cases: Sequence[Case],
+) -> DebugReport:
+    """Name the first module that is wrong, and the cause.
+
+    Args:
+        model: the file.
+        reference: description of what it was compared with.
+        graph: its modules.
+        located: the comparisons.
+        differing: nodes and weights that differ.
+        notes: remarks.
+        root: what the model itself is called.
+        cases: the inputs.
+    """
+    run = first_run(located.runs)
+    wrong = run.modules[run.first or 0].name if run is not None else None
+    module = None if wrong is None else innermost("" if wrong == root else wrong, differing)
+    if module is None and differing:
+        module = differing[0].module
+    fault, fault_notes = _function_fault(model)
+    cause = ""
+    if module is not None:
+        candidates, _ = onnxruntime_candidates(model)
+        case = next(iter(few(cases)), None)
+        cause = cause_of(model, graph, located.runs, differing, module, case, candidates, fault)
+    return DebugReport(
+        os.fspath(model.path),
+        reference,
+        None if module is None else module or root,
+        cause,
+        located.runs,
+        differing,
+        located.not_run,
+        [*notes, *fault_notes],
+        [*located.failed, *([fault] if fault and module is None else [])],
+    )
+
+
+def _differences(
+    model: ExportedModel, graph: ModuleValues, expected: Expected
+) -> tuple[list[FileDifference], list[str]]:
+    """Compare a file's nodes and weights with those of a fresh export of its reference, and return notes too."""
+    if expected.trace is None:
+        return [], []
+    try:
+        program, traced = expected.trace(model.opset)
+        found: list[list[FileDifference]] = []
+        for optimize in (True, False):
+            # The passes change the graph.
+            copied = replace(traced, graph=traced.graph.clone())
+            wanted = _exported(model, program, copied, expected.cases, optimize=optimize)
+            differing = differences(graph, ModuleValues(wanted, graph.modules))
+            if differing is not None:
+                found.append(differing)
+                if not any(each.kind == "operator" for each in differing):
+                    break
+    except PomExportError as error:
+        return [], [f"nodes and weights were not compared: the model can't be exported again: {error.what}"]
+    return (min(found, key=len), []) if found else ([], [_REWRITTEN])
+
+
+def _exported(
+    model: ExportedModel, program: Program, traced: Traced, cases: Sequence[Case], *, optimize: bool
+) -> ir.Model:
+    from pom_export.graph.tracing import export_graph
+    from pom_export.parity.peaks import observe_peaks
+
+    feeds = [widened(case).feed for case in few(cases)]
+    return export_graph(
+        program,
+        model.opset,
+        {},
+        optimize=optimize,
+        dtype=model.precision,
+        observe=lambda graph: observe_peaks(graph, feeds),
+        traced=traced,
+    )
+
+
+def _function_fault(model: ExportedModel) -> tuple[str, list[str]]:
+    """Return what is wrong with a function in the file, and notes on those that can't be checked."""
+    try:
+        return "", [f"{why}: its function was compared in the model alone" for why in check_functions(model.path)]
+    except InputError as error:
+        return error.what, []
+
+
+def _two_files(
+    model: ExportedModel, other: ExportedModel, inputs: Inputs | None, rtol: float | None, seed: int, progress: Progress
+) -> DebugReport:
+    """Compare the modules of a file with those of another file."""
+    names = match_names(other, "input", other.inputs, model.inputs)
+    precisions = [judged_precision(each)[0] for each in (model, other)]
+    precision = max(precisions, key=PRECISIONS.index)
+    if inputs is None:
+        cases = list(make_cases(model.inputs, model.limits, seed))
+    else:
+        cases = [case_of(inputs, model.inputs, model.limits)]
+    located = walk_files(model, other, cases, names, precision, rtol=rtol, progress=progress)
+    graphs = [ModuleValues(ir.load(each.path, format="protobuf")) for each in (model, other)]
+    graph = ModuleValues(ir.load(model.path, format="protobuf"), graphs[0].modules & graphs[1].modules)
+    notes, differing = [], None
+    if precisions[0] != precisions[1]:
+        notes.append(f"nodes and weights were not compared: one file is {precisions[0]}, the other {precisions[1]}")
+    else:
+        differing = differences(graph, ModuleValues(ir.load(other.path, format="protobuf"), graph.modules))
+        notes += [] if differing is not None else [_REWRITTEN]
+    found = differing or []
+    root = located.runs[0].modules[-1].name
+    return _report(model, f"the file {other.path}", graph, located, found, notes, root, cases)

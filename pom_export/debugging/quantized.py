@@ -1,0 +1,31 @@
+"""Recognise quantized operators, whose errors are larger by design."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+import onnx_ir as ir
+
+_EIGHT_BITS: Final = frozenset((
+    "ConvInteger", "DequantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeLinear", "DynamicQuantizeMatMul",
+    "MatMulInteger", "MatMulIntegerToFloat", "QAttention", "QGemm", "QLinearConv", "QLinearMatMul", "QuantizeLinear",
+))  # fmt: skip
+_ANY_BITS: Final = ("GatherBlockQuantized", "MatMulBnb4", "MatMulNBits")
+_FOUR_BIT_TYPES: Final = (ir.DataType.INT4, ir.DataType.UINT4)
+EIGHT, FOUR = 8, 4
+
+
+def bits_of(nodes: Iterable[ir.Node]) -> int | None:
+    """Return the bits of the coarsest quantized values that nodes compute with, 8 or 4; None if there are none."""
+    found = [_bits(node) for node in nodes]
+    return min((bits for bits in found if bits is not None), default=None)
+
+
+def _bits(node: ir.Node) -> int | None:
+    if node.op_type in _ANY_BITS:
+        bits = node.attributes.get("bits")
+        return EIGHT if bits is not None and bits.as_int() >= EIGHT else FOUR
+    if node.op_type not in _EIGHT_BITS:
+        return None
+    return FOUR if any(value is not None and value.dtype in _FOUR_BIT_TYPES for value in node.inputs) else EIGHT

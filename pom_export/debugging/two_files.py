@@ -1,0 +1,248 @@
+"""Compare the modules of a file with those of another file of the same model."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from pom_export.debugging.bounds import UNITS, bound_for
+from pom_export.debugging.calls import Call
+from pom_export.debugging.locate import Located, few, run_of
+from pom_export.debugging.matching import closest, moved_axes, relative_error
+from pom_export.debugging.tapping import TappedModel
+from pom_export.debugging.walk import Found
+from pom_export.errors import SEE_CAUSE, InputError, PomExportError, reason_of
+from pom_export.files import scratch_folder
+from pom_export.graph.exported_model import ExportedModel
+from pom_export.graph.module_values import CallValues, ModuleValues
+from pom_export.graph.saving import save_graph
+from pom_export.parity.candidates import KERNEL, Candidate, onnxruntime_candidates
+from pom_export.parity.case import Array, Arrays, Case
+from pom_export.parity.emulation import loaded_whole
+from pom_export.parity.modules import NOT_IN_GRAPH
+from pom_export.parity.tolerances import MODULE_NOISE
+from pom_export.runtime.session import inference_session
+
+# How many modules are compared at once: the values of these are in memory together.
+_TOGETHER = 128
+
+
+@dataclass(frozen=True)
+class OtherFile:
+    """A file to compare with.
+
+    Attributes:
+        model: the file.
+        graph: its modules.
+        candidate: how it is run.
+        inputs: its names of inputs, by those of the file that is compared, where they differ.
+    """
+
+    model: ExportedModel
+    graph: ModuleValues
+    candidate: Candidate
+    inputs: Mapping[str, str]
+
+
+def walk_files(
+    model: ExportedModel,
+    other: ExportedModel,
+    cases: Sequence[Case],
+    inputs: Mapping[str, str],
+    precision: str,
+    *,
+    rtol: float | None,
+    progress: Callable[[str], None],
+) -> Located:
+    """Compare a file's modules with another's on each backend.
+
+    Args:
+        model: the file.
+        other: the file that it is compared with.
+        cases: inputs to choose from, by the file's names.
+        inputs: the other's names of inputs, where they differ.
+        precision: the coarser type of the two.
+        rtol: the bound on each module's own error; None: from the table of tolerances.
+        progress: called with one line per backend.
+
+    Raises:
+        InputError: the files have no modules in common, or one can't be run.
+    """
+    graphs = [ModuleValues(ir.load(each.path, format="protobuf")) for each in (model, other)]
+    modules = sorted(graphs[0].modules & graphs[1].modules)
+    if len(modules) < 2:
+        raise InputError(
+            f"no node of {model.path} and {other.path} is named after the same module",
+            "Compare files that an export wrote, before another tool renames their nodes",
+        )
+    candidates, not_run = onnxruntime_candidates(model)
+    others, _ = onnxruntime_candidates(other)
+    if not candidates or not others:
+        raise InputError(f"no backend here can run {(model if others else other).path}", "; ".join(not_run))
+    compared = OtherFile(other, ModuleValues(ir.load(other.path, format="protobuf"), modules), others[0], inputs)
+    graph = ModuleValues(ir.load(model.path, format="protobuf"), modules)
+    runs, failed = [], []
+    for candidate in candidates:
+        progress(f"{candidate.backend} ({candidate.path}): {len(modules)} modules")
+        bound = bound_for(precision, rounds=True, own=False, rtol=rtol)
+        try:
+            found = [_walk(model, graph, candidate, compared, case, bound, UNITS[precision]) for case in few(cases)]
+        except InputError as error:
+            failed.append(f"{candidate.backend} ({candidate.path}): {error.what}")
+            continue
+        runs.append(run_of(candidate, found, {"": "the model"}))
+    if not runs:
+        raise InputError(failed[0], "Check that ONNX Runtime runs both files")
+    return Located(runs, failed, not_run)
+
+
+def _walk(
+    model: ExportedModel,
+    graph: ModuleValues,
+    candidate: Candidate,
+    other: OtherFile,
+    case: Case,
+    bound: Callable[[CallValues], float],
+    unit: float,
+) -> dict[Call, Found]:
+    """Compare all modules on one case, in the order in which they end in the other file."""
+    pairs = {
+        module: (ours[0], theirs[0])
+        for module in sorted(other.graph.modules, key=lambda module: _end(other.graph, module))
+        if (ours := graph.calls(module)) and (theirs := other.graph.calls(module))
+    }
+    found = {
+        Call(module, 0): Found(reason=NOT_IN_GRAPH)
+        for module in sorted(other.graph.modules, key=lambda module: _end(other.graph, module))
+        if other.graph.calls(module)
+    }
+    feeds = (_typed(case.feed, model, {}), _typed(case.feed, other.model, other.inputs))
+    names = [{name for pair in pairs.values() for name in (*pair[i].entering, *pair[i].leaving)} for i in (0, 1)]
+    with (
+        TappedModel(model.path, names[0], candidate) as ours_tapped,
+        TappedModel(other.model.path, names[1], other.candidate) as theirs_tapped,
+    ):
+        for chunk in _chunks(pairs):
+            values = [
+                tapped.run((name for pair in chunk.values() for name in (*pair[i].entering, *pair[i].leaving)), feed)
+                for i, (tapped, feed) in enumerate(zip((ours_tapped, theirs_tapped), feeds, strict=True))
+            ]
+            for module, pair in chunk.items():
+                compared = _Pair(*pair, values[0], values[1], feeds[1], other)
+                found[Call(module, 0)] = compared.found(bound(pair[0]), unit, case.name)
+    return found
+
+
+def _end(graph: ModuleValues, module: str) -> tuple[int, int]:
+    calls = graph.calls(module)
+    last = max((graph.position(node) for call in calls for node in call.nodes), default=-1)
+    return last, -module.count(".") - bool(module)
+
+
+def _chunks(
+    pairs: Mapping[str, tuple[CallValues, CallValues]],
+) -> Iterator[dict[str, tuple[CallValues, CallValues]]]:
+    items = iter(pairs.items())
+    while chunk := dict(itertools.islice(items, _TOGETHER)):
+        yield chunk
+
+
+def _typed(feed: Arrays, model: ExportedModel, names: Mapping[str, str]) -> dict[str, Array]:
+    """Return inputs by a file's names and in its types."""
+    types = {spec.name: spec.dtype for spec in model.inputs}
+    renamed = {names.get(name, name): array for name, array in feed.items()}
+    return {name: array.astype(types[name]) for name, array in renamed.items()}
+
+
+@dataclass
+class _Pair:
+    """One module in both files."""
+
+    ours: CallValues
+    theirs: CallValues
+    values: Mapping[str, Array]
+    others: Mapping[str, Array]
+    feed: Arrays
+    other: OtherFile
+
+    def found(self, bound: float, unit: float, case: str) -> Found:
+        entering = {name: closest(self._arrays(self.ours.entering), self.others[name]) for name in self.theirs.entering}
+        given = {name: array for name, array in entering.items() if array is not None}
+        certain = len(given) == len(entering)
+        error_in = max((relative_error(array, self.others[name]) for name, array in given.items()), default=None)
+        pairs = [
+            (array, name)
+            for name in self.theirs.leaving
+            if (array := closest(self._arrays(self.ours.leaving), self.others[name])) is not None
+        ]
+        if not pairs:
+            return Found(error_in, reason=NOT_IN_GRAPH)
+        error_out = max(relative_error(array, self.others[name]) for array, name in pairs)
+        own: Mapping[str, Array] = self.others
+        if error_in and error_out > bound:
+            try:
+                kept = {name: self.others[name] for name in self.theirs.entering}
+                own = _run_part(self.other, self.theirs, {**kept, **given}, self.feed)
+            except PomExportError:
+                certain = False
+        error = max(relative_error(array, own[name]) for array, name in pairs)
+        axes = ""
+        if error > bound:
+            bound = max(bound, MODULE_NOISE * self._noise(given, own, unit))
+            axes = next((text for array, name in pairs if (text := moved_axes(array, own[name], bound))), "")
+        return Found(error_in, error_out, error, bound, certain, case, axes=axes)
+
+    def _noise(self, given: Mapping[str, Array], own: Mapping[str, Array], unit: float) -> float:
+        random = np.random.default_rng(0)
+        moved = {
+            name: (array * (1 + unit * random.choice((-1.0, 1.0), array.shape))).astype(array.dtype)
+            for name, array in given.items()
+        }
+        try:
+            outputs = _run_part(self.other, self.theirs, moved, self.feed)
+        except PomExportError:
+            return 0.0
+        errors = (relative_error(outputs[name], own[name]) for name in self.theirs.leaving if name in outputs)
+        return max((error for error in errors if np.isfinite(error)), default=0.0)
+
+    def _arrays(self, names: Sequence[str]) -> list[Array]:
+        return [self.values[name] for name in names if name in self.values]
+
+
+def _run_part(other: OtherFile, part: CallValues, given: Mapping[str, Array], feed: Arrays) -> dict[str, Array]:
+    """Return what leaves a part of a file's graph, for other values that enter it.
+
+    Raises:
+        InputError: ONNX Runtime can't run the part.
+    """
+    whole = loaded_whole(other.model.path)
+    made = {value.name: value for node in whole.graph for value in node.outputs if value.name}
+    inputs = dict(feed)
+    for name, array in given.items():
+        old = made.get(name)
+        if old is None:  # an input of the model
+            inputs[name] = array.astype(inputs[name].dtype)
+            continue
+        kind = old.dtype if old.dtype is not None else ir.DataType.from_numpy(array.dtype)
+        new = ir.Value(name=f"{name}_given", shape=ir.Shape(array.shape), type=ir.TensorType(kind))
+        whole.graph.inputs.append(new)
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        inputs[f"{name}_given"] = array.astype(kind.numpy())
+    whole.graph.outputs.clear()
+    whole.graph.outputs.extend(made[name] for name in part.leaving)
+    common.RemoveUnusedNodesPass()(whole)
+    with scratch_folder() as folder:
+        path = folder / "part.onnx"
+        save_graph(whole, path)
+        session = inference_session(path, kernels=other.candidate.path == KERNEL)
+        names = list(part.leaving)
+        try:
+            outputs = session.run(names, inputs)
+        except Exception as error:
+            raise InputError(f"a part of {other.model.path} fails: {reason_of(error)}", SEE_CAUSE) from error
+    return dict(zip(names, outputs, strict=True))
