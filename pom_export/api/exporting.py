@@ -229,6 +229,7 @@ def _write(
     """Trace the source and save the graph, which is freed before anything is compared."""
     import torch
 
+    from pom_export.graph.fusing.programs import fuse_program
     from pom_export.graph.inlining import inline_functions
     from pom_export.graph.nodes import is_aggregation
     from pom_export.graph.passes.recognise_causal import quadratic_notes
@@ -247,6 +248,7 @@ def _write(
             program, traced, sizes = settle_sizes(source, program, opset)
         else:
             traced, sizes = trace(program, opset), SizePlan()
+        fused = fuse_program(traced.graph) if source.is_program else []
         properties = {**source.properties, "dtype": dtype}
         graph = export_graph(
             program,
@@ -270,4 +272,4 @@ def _write(
         if not copied.hint:
             raise
         raise InputError(error.what, copied.hint) from error
-    return _Written(program, sizes, [*copied.notes, *of_graph, *program.notes, *sizes.notes])
+    return _Written(program, sizes, [*copied.notes, *fused, *of_graph, *program.notes, *sizes.notes])

@@ -79,6 +79,7 @@ class Source:
         properties: metadata for the file.
         own_inputs: whether the inputs come from the user instead of being generated.
         may_lack_mixers: whether the model is of a user's class, which may contain none of our mixers.
+        is_program: whether it is a torch.export program, whose mixers may be plain operators.
         weights: name of the chosen set of weights, for a checkpoint.
         other_weights: names of the checkpoint's other sets.
         notes: further remarks about the weights, one line each.
@@ -91,6 +92,7 @@ class Source:
     properties: Mapping[str, str] = field(default_factory=dict)
     own_inputs: bool = False
     may_lack_mixers: bool = False
+    is_program: bool = False
     weights: str | None = None
     other_weights: Sequence[str] = ()
     notes: Sequence[str] = ()
@@ -188,7 +190,8 @@ def _load_program(
     progress("recognised a torch.export program")
     module, traced_with, traced_sizes = program_module(read_exported_program(path))
     properties = {"source_sha256": sha256_of(Path(path))}
-    return Source(module, _program_maker(traced_with, traced_sizes), properties=properties, own_inputs=True)
+    make_program = _program_maker(traced_with, traced_sizes)
+    return Source(module, make_program, properties=properties, own_inputs=True, is_program=True)
 
 
 def _load_checkpoint(

@@ -232,14 +232,8 @@ def program_module(program: ExportedProgram) -> tuple[nn.Module, Examples, dict[
     """Return the module of a torch.export program, its example inputs, and its dynamic dimensions.
 
     Raises:
-        InputError: it contains no aggregation, or was saved without example inputs or with some that are not tensors.
+        InputError: it was saved without example inputs or with some that are not tensors.
     """
-    op = torch.ops.pom.polynomial_aggregation.default
-    if not any(node.target is op for node in program.graph.nodes):
-        raise InputError(
-            "the program holds no pom::polynomial_aggregation; its mixers are no longer recognisable",
-            "Export the module itself with pom_export.export, or build it from our mixers before torch.export",
-        )
     arguments, keywords = program.example_inputs or ((), {})
     examples = [*arguments, *keywords.values()]
     if not examples or not all(isinstance(value, Tensor) for value in examples):

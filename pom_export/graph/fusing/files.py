@@ -94,7 +94,7 @@ def fused_graph(file: Path, inputs: Sequence[TensorSpec], observe: Observe, *, o
     findings = find_aggregations(model.graph)
     masks = frozenset(name for found in findings.found for name in _inputs_behind(found.aggregate.mask))
     nodes = [put_aggregation(model.graph, found) for found in findings.found]
-    fused = Fused(model, findings, kept, _notes(findings), masks)
+    fused = Fused(model, findings, kept, notes_of(findings), masks)
     if nodes:
         common.RemoveUnusedNodesPass()(model)
         split.put_back()
@@ -182,7 +182,8 @@ def _inputs_behind(mask: Source | None) -> Iterator[str]:
             waiting.extend(each for each in node.inputs if each is not None)
 
 
-def _notes(findings: Findings) -> list[str]:
+def notes_of(findings: Findings) -> list[str]:
+    """Return remarks about what was found, one line each."""
     notes = {}
     for found in findings.found:
         aggregate = found.aggregate
