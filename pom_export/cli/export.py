@@ -70,8 +70,8 @@ def command(
     """Export a checkpoint, or a module of your own, to ONNX with the custom op.
 
     CHECKPOINT is a .safetensors file, a state dict saved by torch.save (or a trainer's dict around one), a folder in
-    Hugging Face's layout, or a torch.export program (.pt2) that contains our mixers or the plain operators of some. What
-    cannot be inferred from its shapes comes from a config.json beside it, its metadata, or options.
+    Hugging Face's layout, or a torch.export program (.pt2) that contains our mixers, or the plain operators of some.
+    What cannot be inferred from its shapes comes from a config.json beside it, its metadata, or options.
 
     MODULE:FACTORY names an nn.Module, or a callable without arguments that returns one, in a module that Python can
     import from here. A model that is not one of ours needs inputs to trace it with: either the factory returns (module,
