@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from pom_export.attention import MultiheadPolynomialMixer, replace_attention, scan
     from pom_export.batches.running import RunResult, run, run_files
     from pom_export.checkpoint import load_checkpoint
+    from pom_export.checkup.doctor import doctor
+    from pom_export.checkup.findings import DoctorReport
     from pom_export.engine import EngineInfo, build_engine
     from pom_export.engine.streaming import tensorrt_backend
     from pom_export.errors import PomExportError
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "CheckpointInspection": "api",
     "DebugReport": "parity.modules",
+    "DoctorReport": "checkup.findings",
     "EngineInfo": "engine",
     "EngineInspection": "api",
     "ExportResult": "api",
@@ -70,6 +73,7 @@ _HOMES = {
     "build_engine": "engine",
     "custom_ops_library": "runtime.library",
     "debug": "api",
+    "doctor": "checkup.doctor",
     "export": "api",
     "inference_session": "runtime.session",
     "fuse": "api",
@@ -91,6 +95,7 @@ _HOMES = {
 __all__ = [
     "CheckpointInspection",
     "DebugReport",
+    "DoctorReport",
     "EngineInfo",
     "EngineInspection",
     "ExportResult",
@@ -111,6 +116,7 @@ __all__ = [
     "build_engine",
     "custom_ops_library",
     "debug",
+    "doctor",
     "export",
     "fuse",
     "inference_session",

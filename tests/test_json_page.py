@@ -15,6 +15,7 @@ from pom_export import (
     ModelInspection,
     RunResult,
 )
+from pom_export.checkup.findings import DoctorReport, Finding
 from pom_export.parity.comparison import Difference
 from pom_export.parity.modules import DebugReport, ModuleResult, ModuleRun
 from pom_export.parity.report import CaseResult, Comparison, ParityReport
@@ -45,6 +46,11 @@ def test_a_fusion() -> None:
 def test_inspections() -> None:
     kinds = (ModelInspection, CheckpointInspection)
     assert keys_of("`inspect`") == [{field.name for field in fields(kind)} for kind in kinds]
+
+
+def test_a_checkup() -> None:
+    report = DoctorReport([Finding("op", "ok", "1.0")]).to_dict()
+    assert keys_of("`doctor`") == [set(report), set(report["findings"][0])]
 
 
 def test_a_run() -> None:

@@ -44,7 +44,7 @@ def test_the_oldest_are_what_is_accepted() -> None:
 
 @pytest.mark.parametrize("package", ["onnxruntime", "tensorrt-rtx-cu13"])
 def test_hints_name_what_is_accepted(package: str) -> None:
-    hints = [session._INSTALL_HINT, *backend._PACKAGES.values()]
+    hints = [session._INSTALL_HINT, *backend.PACKAGES.values()]
     assert any(f"{package}>={accepted()[package]}" in hint for hint in hints)
 
 

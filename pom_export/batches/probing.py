@@ -49,6 +49,35 @@ def probe(caller: Caller, interface: Interface) -> Behaviour:
     return _Probe(caller, interface).behaviour()
 
 
+def small_sizes(interface: Interface) -> dict[str, int]:
+    """Return a small size for each dimension, all different if the file's limits allow it."""
+    sizes = {}
+    for place, axis in enumerate(interface.dimensions):
+        low, high = interface.limits.bounds(axis)
+        sizes[axis] = max(low, min(_SMALLEST + place, high or _SMALLEST + place))
+    return sizes
+
+
+def draw_row(interface: Interface, sizes: Sizes, random: np.random.Generator) -> Row:
+    """Return a random sequence for a file; its masks keep at least the first token.
+
+    Args:
+        interface: the file's inputs.
+        sizes: sizes of its dimensions.
+        random: the random generator.
+    """
+
+    def draw(spec: TensorSpec) -> Array:
+        shape = list(interface.shape(spec, sizes))
+        if interface.is_mask(spec.name):
+            mask = random.random(shape) < _PLAN.kept
+            mask[..., 0] = True
+            return mask.astype(spec.dtype)
+        return draw_input(spec, shape, _PLAN, interface.limits, random)
+
+    return Row("random inputs", {name: draw(spec) for name, spec in interface.inputs.items()}, sizes)
+
+
 class _Probe:
     def __init__(self, caller: Caller, interface: Interface) -> None:
         self._caller = caller
@@ -81,24 +110,10 @@ class _Probe:
         return {name: array for name, array in row.arrays.items() if not self._has_rows(inputs[name])}
 
     def _sizes(self) -> dict[str, int]:
-        """Return a small size for each dimension, all different."""
-        sizes = {}
-        for place, axis in enumerate(self._interface.dimensions):
-            low, high = self._interface.limits.bounds(axis)
-            sizes[axis] = max(low, min(_SMALLEST + place, high or _SMALLEST + place))
-        return sizes
+        return small_sizes(self._interface)
 
     def _row(self, sizes: Sizes) -> Row:
-        arrays = {name: self._draw(spec, sizes) for name, spec in self._interface.inputs.items()}
-        return Row("the probe", arrays, sizes)
-
-    def _draw(self, spec: TensorSpec, sizes: Sizes) -> Array:
-        shape = list(self._interface.shape(spec, sizes))
-        if self._interface.is_mask(spec.name):
-            mask = self._random.random(shape) < _PLAN.kept
-            mask[..., 0] = True
-            return mask.astype(spec.dtype)
-        return draw_input(spec, shape, _PLAN, self._interface.limits, self._random)
+        return draw_row(self._interface, sizes, self._random)
 
     def _takes_padding(self, axis: str) -> bool:
         """Return whether a row gives the same with tokens of any content behind its own, which its masks leave out."""
@@ -111,7 +126,7 @@ class _Probe:
             row, other = self._row(small), self._row(large)
             whole = {name: self._behind(name, array, other.arrays[name]) for name, array in row.arrays.items()}
             shared = {name: whole[name] for name in self._shared(row)}
-            rows = [Row("the probe", {**each, **shared}, large) for each in (whole, other.arrays)]
+            rows = [Row("random inputs", {**each, **shared}, large) for each in (whole, other.arrays)]
             padded = self._caller.call(rows)[0]
             axes = {name: self._interface.axes(spec) for name, spec in self._interface.outputs.items()}
             cut = {name: array[tuple(slice(size_of(each, small)) for each in axes[name])]
@@ -130,16 +145,15 @@ class _Probe:
         """Return whether other inputs give clearly other outputs; if not, equal outputs prove nothing."""
         other = self._caller.call([self._row(row.sizes)])[0]
         return any(
-            outputs[name].dtype.kind == "f" and _distance(other[name], array) > _CLEAR
-            for name, array in outputs.items()
+            outputs[name].dtype.kind == "f" and distance(other[name], array) > _CLEAR for name, array in outputs.items()
         )
 
 
 def _same(outputs: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
-    return all(_distance(outputs[name], array) <= 1 for name, array in expected.items())
+    return all(distance(outputs[name], array) <= 1 for name, array in expected.items())
 
 
-def _distance(array: Array, expected: Array) -> float:
+def distance(array: Array, expected: Array) -> float:
     """Return the largest difference, as a multiple of the type's tolerance; infinite where it cannot be measured."""
     if expected.dtype.kind != "f":
         return 0.0 if np.array_equal(array, expected) else np.inf

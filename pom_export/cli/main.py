@@ -34,6 +34,7 @@ _COMMANDS = {
     "run": "Run many sequences through a file, in batches.",
     "generate": "Continue a text with an exported language model.",
     "bench": "Time an exported file on every backend.",
+    "doctor": "Find out what is installed and what works here.",
     "scan": "List a model's attention, and what replacing it with PoM would save.",
 }
 _EPILOG = """Exit codes: 0 done; 1 a check failed; 2 bad input or usage; 130 interrupted, 143 terminated.

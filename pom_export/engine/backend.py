@@ -30,8 +30,8 @@ _POLYGRAPHY: Final = OneAtATime()
 _REGISTRY: Final = OneAtATime()
 # The value of Python's flag `optimize` that removes docstrings.
 _NO_DOCSTRINGS = 2
-_PACKAGES = {TENSORRT: "tensorrt>=10.9", TENSORRT_RTX: "tensorrt-rtx-cu13>=1.7"}
-_MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
+PACKAGES: Final = {TENSORRT: "tensorrt>=10.9", TENSORRT_RTX: "tensorrt-rtx-cu13>=1.7"}
+MODULES: Final = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
 
 
 @dataclass(frozen=True)
@@ -106,16 +106,16 @@ def load_backend(name: str = AUTO) -> Backend:
             return Backend(candidate, str(module.__version__), module)
     raise MissingDependencyError(
         f"{' and '.join(candidates)} {'are' if len(candidates) > 1 else 'is'} not installed",
-        f"Install it: pip install '{_PACKAGES[candidates[-1]]}'",
+        f"Install it: pip install '{PACKAGES[candidates[-1]]}'",
     )
 
 
 def _import(name: str) -> Any:
     """Return the backend's module, or None; a stub package without bindings counts as missing."""
-    if importlib.util.find_spec(_MODULES[name]) is None:
+    if importlib.util.find_spec(MODULES[name]) is None:
         return None
     try:
-        module = importlib.import_module(_MODULES[name])
+        module = importlib.import_module(MODULES[name])
     except (ImportError, OSError):
         return None
     return module if hasattr(module, "Builder") else None

@@ -17,11 +17,30 @@ from pom_export.errors import explained
 PACKAGE = Path(pom_export.__file__).parent
 COMMANDS = [
     importlib.import_module(f"pom_export.cli.{name}").command
-    for name in ("export", "fuse", "inline", "inspect", "verify", "debug", "build", "generate", "scan", "bench", "run")
+    for name in (
+        "export",
+        "fuse",
+        "inline",
+        "inspect",
+        "verify",
+        "debug",
+        "build",
+        "generate",
+        "scan",
+        "bench",
+        "run",
+        "doctor",
+    )
 ]
 # Folders whose texts are about the command line, and files that write other programs' options.
 OF_COMMANDS = {"cli"}
-OTHER_PROGRAMS = {"engine/command_line.py", "parity/depth_plot.py", "parity/html.py"}
+OTHER_PROGRAMS = {
+    "checkup/probes.py",
+    "checkup/programs.py",
+    "engine/command_line.py",
+    "parity/depth_plot.py",
+    "parity/html.py",
+}
 # Names in backticks that are not parameters.
 OTHER_WORDS = {"order", "num_classes", "inspect"}
 

@@ -1,0 +1,1 @@
+"""What is installed and what works here, each found out by trying it."""
