@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import onnx_ir as ir
+from onnx_ir.passes.common import NameFixPass
 
 from pom_export.errors import InputError
 from pom_export.graph.exported_model import ExportedModel
@@ -16,7 +17,8 @@ def inline_functions(model: ir.Model) -> None:
     Raises:
         InputError: a node is neither a standard operator nor a call of a function in the model.
     """
-    passes = ir.passes.Sequential(InlineFunctionsPass(), SpellOutPass(), ClaimLeastPass())
+    # No two values may have one name, in branches either.
+    passes = ir.passes.Sequential(InlineFunctionsPass(), SpellOutPass(), NameFixPass(), ClaimLeastPass())
     try:
         passes(model)
     except ir.passes.PassError as error:

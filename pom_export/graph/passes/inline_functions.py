@@ -46,8 +46,6 @@ class InlineFunctionsPass(ir.passes.InPlacePass):
         _name_by_call(model)
         common.RemoveUnusedNodesPass()(model)
         common.RemoveUnusedOpsetsPass()(model)
-        if any(node.graph is not model.graph for node in model.graph.all_nodes()):
-            common.NameFixPass()(model)  # a value in a branch must not have the name of one outside
         _infer_shapes(model)
         if aggregations:
             model.metadata_props[METADATA_PREFIX + INLINED] = str(aggregations)

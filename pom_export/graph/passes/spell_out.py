@@ -17,9 +17,10 @@ _FLAGS: Final = ("exclusive", "reverse")
 class SpellOutPass(ir.passes.InPlacePass):
     """Replace operators that some runtimes compute in another way than the standard says by ones that they get right.
 
-    Gelu becomes x (1 + erf(x / sqrt 2)) / 2, in float32: it is newer than most converters, and MNN computes it with an
-    approximation. CumSum gets an axis of rank 0, which onnx's reference evaluator requires, and both flags, which
-    onnx2torch takes for 1 if they are missing.
+    Gelu becomes x / 2 (1 + erf(x / sqrt 2)), in float32: it is newer than most converters, and MNN computes it with an
+    approximation. In this order MNN computes what it says, and ONNX Runtime makes it a single node again. CumSum gets
+    an axis of rank 0, which onnx's reference evaluator requires, and both flags, which onnx2torch takes for 1 if they
+    are missing.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -89,8 +90,8 @@ def _spell_gelu(node: ir.Node, constants: _Constants) -> None:
 
     wide = x if kind == given else add("Cast", x)
     error = add("Erf", add("Div", wide, constants.get("sqrt_2", 2**0.5, kind)))
-    doubled = add("Mul", wide, add("Add", error, constants.get("one", 1.0, kind)))
-    result = add("Mul", doubled, constants.get("half", 0.5, kind))
+    halved = add("Mul", wide, constants.get("half", 0.5, kind))
+    result = add("Mul", halved, add("Add", error, constants.get("one", 1.0, kind)))
     result = result if kind == given else add("Cast", result)
     graph.insert_before(node, nodes)
     take_place(y, result)
