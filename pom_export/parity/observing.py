@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 import onnx
 
+from pom_export.errors import InputError, reason_of
 from pom_export.graph.fusing.shapes import SeenValue
 from pom_export.parity.case import Array
 from pom_export.runtime.library import custom_ops_library
@@ -24,6 +25,9 @@ class Observer:
         model: the graph; its large weights may be in other files.
         folder: the folder of these.
         kernels: whether to register our library, for a graph that has nodes of our ops.
+
+    Raises:
+        InputError: ONNX Runtime cannot load the graph.
     """
 
     def __init__(self, model: onnx.ModelProto, folder: Path, *, kernels: bool) -> None:
@@ -39,9 +43,15 @@ class Observer:
         options.add_session_config_entry(_FOLDER, str(folder))
         if kernels:
             options.register_custom_ops_library(str(custom_ops_library()))
-        self._session: Any = runtime.InferenceSession(
-            whole.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        try:
+            self._session: Any = runtime.InferenceSession(
+                whole.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's exceptions have no common base class
+            raise InputError(
+                f"ONNX Runtime cannot load the file, and nothing else runs it here: {reason_of(error)}",
+                "Export it in float32, if its CPU provider lacks an operator in the file's type",
+            ) from error
         self._names = [output.name for output in self._session.get_outputs()]
 
     def values(self, feed: Mapping[str, Array]) -> dict[str, SeenValue]:

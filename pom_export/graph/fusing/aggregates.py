@@ -127,8 +127,7 @@ def _reached(evaluator: Evaluator, features: ir.Value, layout: Layout) -> Iterat
 
 
 def _match(evaluator: Evaluator, features: ir.Value, layout: Layout, reached: _Reached) -> Aggregate | None:
-    shape = reached.value.shape
-    if shape is not None and tuple(shape)[-len(layout.channels) :] != layout.channels:
+    if not _has_channels(reached.value, layout):
         return None
     trial = _Trial(evaluator, features, layout, reached)
     for source in _sources(evaluator, layout, reached):
@@ -150,6 +149,15 @@ def _sources(evaluator: Evaluator, layout: Layout, reached: _Reached) -> list[So
     first, *others = (sources_of(evaluator, each, layout) for each in reached.data)
     shared = [each for each in first if all(each.value in {one.value for one in other} for other in others)]
     return [*sorted(shared, key=lambda each: (each.kind == PAIRS, each.changes, not each.is_bool, not each.counts))]
+
+
+def _has_channels(value: ir.Value, layout: Layout) -> bool:
+    """Return whether a value may be a mean of features, judged by its shape."""
+    shape = value.shape
+    if shape is None:
+        return True
+    axes = {0, layout.axis} if len(shape) == len(layout.channels) + 2 else {0}
+    return tuple(size for axis, size in enumerate(shape) if axis not in axes) == layout.channels
 
 
 class _Trial:
@@ -251,13 +259,14 @@ class _Trial:
         return (*self.layout.channels[:-1], _FEW_CHANNELS) if self._few else self.layout.channels
 
     def _run(self, p: Array, source: Source | None, weights: Array | None) -> Array | None:
-        given: dict[ir.Value, Array] = {self.features: p}
+        given: dict[ir.Value, Array] = {self.features: self.layout.placed(p)}
         sizes = self.layout.sizes(p.shape[0], p.shape[1])
         if source is not None and weights is not None:
             given[source.value] = source.shaped(weights)
             sizes |= source.sizes(weights)
         value = self.reached.value
-        return self.evaluator.run([value], given, named(sizes, self.evaluator.graph)).get(value)
+        made = self.evaluator.run([value], given, named(sizes, self.evaluator.graph)).get(value)
+        return None if made is None else self.layout.ordered(made)
 
     def _is_mean(self, made: Array, p: Array, mode: str, weights: Array | None) -> bool:
         wanted = _wanted(p, mode, weights)
@@ -310,7 +319,7 @@ def _why_not(evaluator: Evaluator, features: ir.Value, layout: Layout, reached: 
     rows, length = layout.batch or 2, layout.tokens or _FIRST_SIZE
     p = generator.uniform(0.5, 2, (rows, length, *layout.channels))
     values = [each.value for each in reached if not each.data]
-    made = evaluator.run(values, {features: p}, named(layout.sizes(rows, length), evaluator.graph))
+    made = evaluator.run(values, {features: layout.placed(p)}, named(layout.sizes(rows, length), evaluator.graph))
     known: Mapping[str, Array] = {
         "the mean over its channels, not over its tokens": p.mean(-1),
         "the mean over the batch, not over its tokens": p.mean(0),
@@ -324,7 +333,8 @@ def _why_not(evaluator: Evaluator, features: ir.Value, layout: Layout, reached: 
         for each in values
         if each in made
         for reason, array in known.items()
-        if array.size == made[each].size and np.allclose(made[each].reshape(-1), array.reshape(-1), rtol=_AGREES)
+        if array.size == made[each].size
+        and np.allclose(layout.ordered(made[each]).reshape(-1), array.reshape(-1), rtol=_AGREES)
     ]
     if reasons:
         return f"it takes {reasons[-1]}"

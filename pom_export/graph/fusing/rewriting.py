@@ -15,10 +15,10 @@ from pom_export.graph.fusing.evaluation import SHAPES, Array
 from pom_export.graph.fusing.features import Features
 from pom_export.graph.fusing.finding import Found
 from pom_export.graph.fusing.sources import Source
+from pom_export.graph.fusing.tokens import layout_of
 from pom_export.graph.nodes import add_constant, cast_node, take_place
 from pom_export.graph.schema import attributes
 
-_RANK: Final = len(("batch", "tokens", "channels"))
 # Where torch's exporter writes the modules that a node comes from, the innermost last but one.
 _SCOPES: Final = "pkg.torch.onnx.name_scopes"
 
@@ -81,26 +81,34 @@ class _Builder:
         return node, result
 
     def shaped(self, made: ir.Value, old: ir.Value, found: Found) -> ir.Value:
-        """Return the result in the shape of the value that it replaces."""
-        if found.aggregate.spread:
-            whole = self._add("Shape", [found.features.x], None, ir.DataType.INT64)
-            return self._add("Expand", [made, whole], old.shape, old.dtype)
-        shape = list(old.shape or made.shape or ())
-        if shape == list(made.shape or ()):
-            return made
-        if len(shape) == _RANK - 1 and shape[1:] == list((made.shape or ())[2:]):
+        """Return the result, (B, 1 or N, C), in the shape of the value that it replaces."""
+        layout = layout_of(found.features.last)
+        assert layout is not None
+        batch, tokens, _ = list(made.shape or ())
+        if len(layout.channels) > 1:
+            whole = ir.Shape([batch, tokens, *layout.channels])
+            made = self._add("Reshape", [made, self._integers([0, 0, *layout.channels])], whole, made.dtype)
+        if old.shape is not None and len(old.shape) == len(layout.channels) + 1:
             return self._add("Squeeze", [made, self._integers([1])], old.shape, old.dtype)
-        leading = [0, 1] if found.aggregate.mode == MEAN and shape[1] == 1 else [0, 0]
-        leading = [0] if found.aggregate.mode == MEAN and shape[1] != 1 else leading
-        sizes = [*leading, *(int(str(size)) for size in shape[len(leading) :])]
-        return self._add("Reshape", [made, self._integers(sizes)], old.shape, old.dtype)
+        if layout.axis != 1:
+            back = [int(axis) for axis in np.argsort(layout.order)]
+            sizes = list(made.shape or ())
+            made = self._add("Transpose", [made], ir.Shape([sizes[axis] for axis in back]), made.dtype, perm=back)
+        if found.aggregate.spread:
+            whole_shape = self._add("Shape", [found.features.last], None, ir.DataType.INT64)
+            made = self._add("Expand", [made, whole_shape], old.shape, old.dtype)
+        return made
 
     def _tokens(self, x: ir.Value, dtype: ir.DataType | None) -> ir.Value:
-        shape = list(x.shape or ())
-        if len(shape) > _RANK:
-            channels = int(np.prod([int(str(size)) for size in shape[2:]]))
-            flat = ir.Shape([shape[0], shape[1], channels])
-            x = self._add("Reshape", [x, self._integers([0, 0, channels])], flat, x.dtype)
+        """Return the tokens as (B, N, C)."""
+        layout, shape = layout_of(x), list(x.shape or ())
+        assert layout is not None
+        if layout.axis != 1:
+            shape = [shape[axis] for axis in layout.order]
+            x = self._add("Transpose", [x], ir.Shape(shape), x.dtype, perm=layout.order)
+        if len(layout.channels) > 1:
+            flat = ir.Shape([*shape[:2], layout.width])
+            x = self._add("Reshape", [x, self._integers([0, 0, layout.width])], flat, x.dtype)
         return x if dtype is None or x.dtype == dtype else self._cast(x, dtype)
 
     def _coefficients(self, features: Features) -> ir.Value:
@@ -156,7 +164,7 @@ class _Builder:
         inputs: Sequence[ir.Value],
         shape: ir.Shape | None,
         dtype: ir.DataType | None,
-        **attributes: int,
+        **attributes: int | list[int],
     ) -> ir.Value:
         node = ir.node(op, inputs, attributes, name=self._name(op))
         output = node.outputs[0]

@@ -42,7 +42,7 @@ class Rotation:
 def match_rotation(evaluator: Evaluator, features: ir.Value) -> Rotation | None:
     """Return the rotation of features, or None."""
     layout = layout_of(features)
-    if layout is None or len(layout.channels) != 1 or layout.width % 2:
+    if layout is None or layout.axis != 1 or len(layout.channels) != 1 or layout.width % 2:
         return None
     for value, tables in after_tables(evaluator, features, layout):
         blocks = next((count for count, number in _KINDS.items() if number == len(tables)), 0)

@@ -23,24 +23,42 @@ _LONGEST: Final = 60
 
 @dataclass(frozen=True)
 class Layout:
-    """The shape of a value of tokens, (B, N, ...).
+    """The shape of a value of tokens: (B, N, ...) or, with the tokens on a later axis, such as (B, ..., N).
+
+    "Ordered" arrays are (B, N, ...) in any case.
 
     Attributes:
         batch: B in the graph; None: of any size.
         tokens: N in the graph; None: of any size.
-        channels: the sizes of the axes after them.
+        channels: the sizes of the other axes.
         names: the names of the two dimensions, where they have some.
+        axis: that of the tokens.
     """
 
     batch: int | None
     tokens: int | None
     channels: tuple[int, ...]
     names: tuple[str | None, str | None]
+    axis: int = 1
 
     @property
     def width(self) -> int:
         """The number of values of a token."""
         return prod(self.channels)
+
+    @property
+    def order(self) -> list[int]:
+        """The axes of an ordered array in the value."""
+        rank = len(self.channels) + 2
+        return [0, self.axis, *(axis for axis in range(1, rank) if axis != self.axis)]
+
+    def placed(self, array: Array) -> Array:
+        """Return an ordered array as the value holds it."""
+        return np.moveaxis(array, 1, self.axis)
+
+    def ordered(self, array: Array) -> Array:
+        """Return an array as the value holds it, or with other sizes, in order."""
+        return np.moveaxis(array, self.axis, 1) if array.ndim == len(self.channels) + 2 else array
 
     def sizes(self, batch: int, tokens: int) -> dict[str, int]:
         """Return the sizes of the named dimensions."""
@@ -52,12 +70,16 @@ def layout_of(value: ir.Value) -> Layout | None:
     shape = value.shape
     if shape is None or len(shape) < TOKEN_RANK:
         return None
-    batch, tokens, *channels = shape
+    dynamic = [axis for axis, size in enumerate(shape) if axis and not isinstance(size, int)]
+    if len(dynamic) > 1:
+        return None
+    axis = dynamic[0] if dynamic else 1
+    batch, tokens, channels = shape[0], shape[axis], [size for at, size in enumerate(shape) if at not in {0, axis}]
     if not all(isinstance(size, int) and size > 0 for size in channels):
         return None
     fixed = tuple(size if isinstance(size, int) else None for size in (batch, tokens))
     names = tuple(None if isinstance(size, int) else size.value for size in (batch, tokens))
-    return Layout(fixed[0], fixed[1], tuple(int(str(size)) for size in channels), (names[0], names[1]))
+    return Layout(fixed[0], fixed[1], tuple(int(str(size)) for size in channels), (names[0], names[1]), axis)
 
 
 def dynamic_sizes(graph: ir.Graph) -> dict[str, int]:
@@ -85,10 +107,11 @@ def run_tokens(
     for first in range(0, len(tokens), rows * length):
         part = tokens[first : first + rows * length]
         filled = np.concatenate([part, np.repeat(part[-1:], rows * length - len(part), 0)])
-        given = {start: filled.reshape(rows, length, *layout.channels)}
+        given = {start: layout.placed(filled.reshape(rows, length, *layout.channels))}
         computed = evaluator.run(wanted, given, {**dynamic_sizes(evaluator.graph), **layout.sizes(rows, length)})
         for value, parts in found.items():
-            array = computed.get(value)
+            array, own = computed.get(value), layout_of(value)
+            array = array if array is None or own is None else own.ordered(array)
             if array is not None and array.shape[:2] == (rows, length):
                 parts.append(np.asarray(array, np.float64).reshape(rows * length, -1)[: len(part)])
     count = -(-len(tokens) // (rows * length))
