@@ -211,6 +211,53 @@ def test_after_onnx_runtimes_optimizer(tmp_path: Path) -> None:
     assert (attribute(ours(tmp_path / "out.onnx")[0], "form"), result.checked) == ("product", _PATHS)
 
 
+class TokensLast(nn.Module):
+    """A mixer that never leaves the layout of its convolutions, (B, C, N)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.context, self.gate, self.last = (nn.Conv1d(a, b, 1) for a, b in ((8, 12), (8, 12), (12, 8)))
+        self.coefficients = nn.Parameter(torch.randn(2, 12, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = nn.functional.leaky_relu(self.context(x.transpose(1, 2)), 0.01).clamp(-0.1, 6.0)
+        p = self.coefficients[0] * h + self.coefficients[1] * h * h
+        y: Tensor = self.last(torch.sigmoid(self.gate(x.transpose(1, 2))) * p.mean(2, keepdim=True))
+        return y.transpose(1, 2)
+
+
+class HeadsFirst(nn.Module):
+    """A causal mixer whose channels are heads before the tokens, (B, H, N, C / H)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.context, self.gate, self.last = nn.Linear(8, 12), nn.Linear(8, 3), nn.Linear(12, 8)
+        self.coefficients = nn.Parameter(torch.randn(2, 3, 1, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.shape[1]
+        u = self.context(x).unflatten(-1, (3, 4)).transpose(1, 2)
+        h = nn.functional.leaky_relu(u, 0.01).clamp(-0.1, 6.0)
+        p = self.coefficients[0] * h + self.coefficients[1] * h * h
+        a = torch.tril(torch.ones(tokens, tokens)) @ p / torch.arange(1, tokens + 1)[:, None]
+        gated = torch.sigmoid(self.gate(x)).transpose(1, 2).unsqueeze(-1) * a
+        y: Tensor = self.last(gated.transpose(1, 2).flatten(2))
+        return y
+
+
+@pytest.mark.parametrize(("module", "mode"), [(TokensLast, "mean"), (HeadsFirst, "causal")])
+def test_other_layouts(module: Callable[[], nn.Module], mode: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        by_torchscript(module().eval(), {"x": torch.randn(2, 5, 8)}, tmp_path / "plain.onnx")
+
+    result = pom_export.fuse(tmp_path / "plain.onnx", tmp_path / "out.onnx")
+
+    assert (result.fused, result.left, result.checked) == (1, [], _PATHS)
+    assert [attribute(node, "mode") for node in ours(tmp_path / "out.onnx")] == [mode]
+
+
 class Masked(nn.Module):
     """A mixer with a fixed kind of mask, or with one that is given."""
 

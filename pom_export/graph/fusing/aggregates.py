@@ -8,7 +8,7 @@ number that occurs in it are tried too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -69,8 +69,11 @@ class Aggregate:
     notes: tuple[str, ...] = field(default=())
 
 
+Transform = Callable[[Array], Array]
+
+
 @dataclass(frozen=True)
-class _Reached:
+class Reached:
     """A value computed from features.
 
     Attributes:
@@ -93,18 +96,18 @@ def match_aggregate(evaluator: Evaluator, features: ir.Value) -> Aggregate:
     layout = layout_of(features)
     if layout is None:
         raise NotFusedError("the shape of its features is not known")
-    reached = list(_reached(evaluator, features, layout))
+    reached = list(values_of_tokens(evaluator, features, layout))
     found = None
     for each in reached:
-        found = _match(evaluator, features, layout, each) or found
+        found = match_mean(evaluator, features, layout, each) or found
     if found is None:
         raise NotFusedError(_why_not(evaluator, features, layout, reached))
     return found
 
 
-def _reached(evaluator: Evaluator, features: ir.Value, layout: Layout) -> Iterator[_Reached]:
+def values_of_tokens(evaluator: Evaluator, features: ir.Value, layout: Layout) -> Iterator[Reached]:
     """Yield the values computed from features and, at most, the weights of tokens, in order."""
-    known = {features: _Reached(features, (), ())}
+    known = {features: Reached(features, (), ())}
     for node in nodes_after(evaluator, features, _LONGEST):
         inner = [known[each] for each in node.inputs if each is not None and each in known]
         outer = [each for each in node.inputs if each is not None and each not in known]
@@ -118,7 +121,7 @@ def _reached(evaluator: Evaluator, features: ir.Value, layout: Layout) -> Iterat
             if each in outer and each not in data and index != axes and each is not None
         ]
         for output in node.outputs:
-            known[output] = _Reached(
+            known[output] = Reached(
                 output,
                 tuple(dict.fromkeys([*(each for one in inner for each in one.data), *data])),
                 tuple(dict.fromkeys([*(each for one in inner for each in one.fixed), *fixed])),
@@ -126,11 +129,29 @@ def _reached(evaluator: Evaluator, features: ir.Value, layout: Layout) -> Iterat
             yield known[output]
 
 
-def _match(evaluator: Evaluator, features: ir.Value, layout: Layout, reached: _Reached) -> Aggregate | None:
+def match_mean(
+    evaluator: Evaluator,
+    features: ir.Value,
+    layout: Layout,
+    reached: Reached,
+    transform: Transform | None = None,
+) -> Aggregate | None:
+    """Return what a value is a mean of features for, or None.
+
+    Args:
+        evaluator: of the graph.
+        features: the features.
+        layout: their layout.
+        reached: the value.
+        transform: None, or what becomes of the features (B, N, ...) before they are averaged.
+
+    Raises:
+        NotFusedError: it is one for some numbers of tokens, or may be.
+    """
     if not _has_channels(reached.value, layout):
         return None
-    trial = _Trial(evaluator, features, layout, reached)
-    for source in _sources(evaluator, layout, reached):
+    trial = _Trial(evaluator, features, layout, reached, transform)
+    for source in shared_sources(evaluator, layout, reached):
         for mode in (FEATURES,) if source is not None and source.kind == PAIRS else (MEAN, CAUSAL):
             first = trial.compare(mode, source, _FIRST_SIZE)
             if not first:
@@ -142,7 +163,7 @@ def _match(evaluator: Evaluator, features: ir.Value, layout: Layout, reached: _R
     return None
 
 
-def _sources(evaluator: Evaluator, layout: Layout, reached: _Reached) -> list[Source | None]:
+def shared_sources(evaluator: Evaluator, layout: Layout, reached: Reached) -> list[Source | None]:
     """Return where all of the data beside the features may come from, the nearest first."""
     if not reached.data:
         return [None]
@@ -163,10 +184,18 @@ def _has_channels(value: ir.Value, layout: Layout) -> bool:
 class _Trial:
     """Compares a value with means of random features."""
 
-    def __init__(self, evaluator: Evaluator, features: ir.Value, layout: Layout, reached: _Reached) -> None:
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        features: ir.Value,
+        layout: Layout,
+        reached: Reached,
+        transform: Transform | None,
+    ) -> None:
         self.evaluator, self.features, self.layout, self.reached = evaluator, features, layout, reached
         self.spread = False
-        self._few = True
+        self._transform = transform
+        self._few = transform is None
         self._last: object = None
         self._made: tuple[Array, Array | None, Array | None] = (np.empty(0), None, None)
 
@@ -215,8 +244,10 @@ class _Trial:
         """Return the mean of tokens that are all 1, each with one weight."""
         shape = (self.layout.batch or 1, self.layout.tokens or 1)
         weights = np.full(shape, weight)
-        made = self._run(np.ones((*shape, *self.layout.channels)), source, weights)
-        return None if made is None else float(made.reshape(-1)[0])
+        ones = np.ones((*shape, *self.layout.channels))
+        made = self._run(ones, source, weights)
+        own = 1.0 if self._transform is None else float(self._transform(ones).reshape(-1)[0])
+        return None if made is None else float(made.reshape(-1)[0]) / own
 
     def _sizes(self) -> set[int]:
         constants, _ = self.evaluator.constants_behind(self.reached.fixed)
@@ -269,14 +300,15 @@ class _Trial:
         return None if made is None else self.layout.ordered(made)
 
     def _is_mean(self, made: Array, p: Array, mode: str, weights: Array | None) -> bool:
-        wanted = _wanted(p, mode, weights)
+        wanted = _wanted(p if self._transform is None else self._transform(p), mode, weights)
         shapes = [wanted.shape] if mode != MEAN else [wanted.shape, (wanted.shape[0], *wanted.shape[2:]), p.shape]
         if made.shape not in shapes:
             return False
         if mode == MEAN and made.shape == p.shape:
             self.spread = self.spread or p.shape[1] > 1
             wanted = np.broadcast_to(wanted, p.shape)
-        return bool(np.allclose(made.reshape(wanted.shape), wanted, rtol=_AGREES, atol=0))
+        far = np.abs(made.reshape(wanted.shape) - wanted)
+        return bool((far <= _AGREES * (np.abs(wanted) if self._transform is None else np.abs(wanted).max())).all())
 
 
 def _wanted(p: Array, mode: str, weights: Array | None) -> Array:
@@ -313,7 +345,7 @@ def _is_compared(node: ir.Node, among: set[ir.Node]) -> bool:
     return any(user.op_type in _COMPARING for user in seen)
 
 
-def _why_not(evaluator: Evaluator, features: ir.Value, layout: Layout, reached: Sequence[_Reached]) -> str:
+def _why_not(evaluator: Evaluator, features: ir.Value, layout: Layout, reached: Sequence[Reached]) -> str:
     """Return why nothing that is computed from features is a mean over tokens."""
     generator = np.random.default_rng(0)
     rows, length = layout.batch or 2, layout.tokens or _FIRST_SIZE

@@ -45,6 +45,7 @@ class Features:
         coefficients: of form "power"; None: form "product".
         degree: of form "product"; 0: form "power".
         rotation: how they are rotated afterwards, or None.
+        activated: of form "power": the activation of x that they are a polynomial of.
     """
 
     x: ir.Value
@@ -53,6 +54,7 @@ class Features:
     coefficients: Coefficients | None = None
     degree: int = 0
     rotation: Rotation | None = None
+    activated: ir.Value | None = None
 
     @property
     def last(self) -> ir.Value:

@@ -13,6 +13,7 @@ from pom_export.graph.fusing.features import Features, NotFusedError
 from pom_export.graph.fusing.power import match_power, near_power
 from pom_export.graph.fusing.product import match_product
 from pom_export.graph.fusing.rotation import match_rotation
+from pom_export.graph.fusing.separate import are_a_part, match_separate_powers, match_separate_products
 from pom_export.graph.nodes import is_aggregation
 
 # Operators of which activations consist, as exporters and optimizers write them.
@@ -61,25 +62,48 @@ def find_aggregations(graph: ir.Graph) -> Findings:
             if (x, node.op_type in _GELUS) in tried:
                 continue
             tried.add((x, node.op_type in _GELUS))
-            features: Features | None = None
             try:
-                features = match_power(evaluator, x) if node.op_type in _CLAMPS else match_product(evaluator, x, node)
-                if features is None or features.value in used:
-                    continue
-                if features.degree == 1 and not _is_gated(features):
-                    continue
-                used.add(features.value)
-                if not features.degree:
-                    features = replace(features, rotation=match_rotation(evaluator, features.value))
-                aggregate = match_aggregate(evaluator, features.last)
+                found = _power(evaluator, x, used) if node.op_type in _CLAMPS else _product(evaluator, x, node, used)
             except NotFusedError as error:
-                if features is not None and features.degree == 1:
-                    continue  # a GELU like many
                 findings.left.setdefault(node.name or node.outputs[0].name or node.op_type, str(error))
                 continue
-            findings.found.append(Found(features, aggregate))
+            if found is not None:
+                findings.found.append(found)
     _add_near(evaluator, findings, used)
     return findings
+
+
+def _power(evaluator: Evaluator, x: ir.Value, used: set[ir.Value]) -> Found | None:
+    """Return the aggregation of form "power" of a value, unless its features are in use already."""
+    features = match_power(evaluator, x)
+    if features is None or features.value in used:
+        return None
+    used.add(features.value)
+    separate = match_separate_powers(evaluator, features) if are_a_part(features) else None
+    if separate is not None:
+        return Found(*separate)
+    features = replace(features, rotation=match_rotation(evaluator, features.value))
+    return Found(features, match_aggregate(evaluator, features.last))
+
+
+def _product(evaluator: Evaluator, x: ir.Value, node: ir.Node, used: set[ir.Value]) -> Found | None:
+    """Return the aggregation of form "product" of a value, unless its features are in use already."""
+    features = match_product(evaluator, x, node)
+    if features is not None and features.value in used:
+        return None
+    if features is None or features.degree == 1:
+        separate = match_separate_products(evaluator, x, node.name or "")
+        if separate is not None:
+            return Found(*separate)
+        if features is None or not _is_gated(features):
+            return None
+    used.add(features.value)
+    try:
+        return Found(features, match_aggregate(evaluator, features.last))
+    except NotFusedError:
+        if features.degree == 1:
+            return None  # a GELU like many
+        raise
 
 
 def _projected(evaluator: Evaluator, node: ir.Node) -> list[ir.Value]:

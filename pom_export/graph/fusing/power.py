@@ -68,6 +68,12 @@ def match_power(evaluator: Evaluator, x: ir.Value) -> Features | None:
     return None
 
 
+def probes() -> Array:
+    """Return the numbers on which polynomials are told from other functions."""
+    nodes: Array = np.cos(np.pi * (np.arange(_POINTS) + 0.5) / _POINTS)
+    return nodes
+
+
 def polynomial_of(evaluator: Evaluator, h: ir.Value, layout: Layout) -> Polynomial | None:
     """Return the last value after h that is a polynomial of each of its channels; None if there is none.
 
@@ -78,7 +84,7 @@ def polynomial_of(evaluator: Evaluator, h: ir.Value, layout: Layout) -> Polynomi
     if own is None or own.width != layout.width:
         return None
     values = after(evaluator, h, _LONGEST)
-    nodes = np.cos(np.pi * (np.arange(_POINTS) + 0.5) / _POINTS)
+    nodes = probes()
     computed = run_tokens(evaluator, h, own, np.repeat(nodes[:, None], own.width, 1), values)
     # Far beyond both clamps, so that nothing is clamped after h.
     random = np.random.default_rng(0).uniform(5 * contract.CLAMP_LOW, 2 * contract.CLAMP_HIGH, (14, own.width))
@@ -87,7 +93,7 @@ def polynomial_of(evaluator: Evaluator, h: ir.Value, layout: Layout) -> Polynomi
     for value in values:
         if value not in computed or value not in checked or computed[value].shape[1] != own.width:
             continue
-        coefficients = _fitted(nodes, computed[value])
+        coefficients = fitted(nodes, computed[value])
         if coefficients is not None and _agrees(coefficients, random, checked[value]):
             found = (value, coefficients)
     if found is None:
@@ -103,16 +109,16 @@ def polynomial_of(evaluator: Evaluator, h: ir.Value, layout: Layout) -> Polynomi
     return Polynomial(value, np.ascontiguousarray(rest.T))
 
 
-def _fitted(nodes: Array, values: Array) -> Array | None:
+def fitted(nodes: Array, values: Array) -> Array | None:
     """Return the coefficients of the powers 0 to K, (K + 1, C); None if the values are not a polynomial's."""
     if not np.isfinite(values).all():
         return None
-    fitted = chebyshev.chebfit(nodes, values, _LARGEST_DEGREE + 4)
-    scale = np.maximum(np.abs(fitted).max(0), 1e-300)
-    degrees = np.flatnonzero((np.abs(fitted) > _NEGLIGIBLE * scale).any(1))
+    series = chebyshev.chebfit(nodes, values, _LARGEST_DEGREE + 4)
+    scale = np.maximum(np.abs(series).max(0), 1e-300)
+    degrees = np.flatnonzero((np.abs(series) > _NEGLIGIBLE * scale).any(1))
     if not len(degrees) or degrees[-1] > _LARGEST_DEGREE:
         return None
-    kept = fitted[: degrees[-1] + 1]
+    kept = series[: degrees[-1] + 1]
     matrix = np.zeros((len(kept), len(kept)))
     for degree in range(len(kept)):
         powers = chebyshev.cheb2poly(np.eye(len(kept))[degree])
@@ -132,7 +138,8 @@ def _features(evaluator: Evaluator, x: ir.Value, h: ir.Value, found: Polynomial)
     if coefficients.array.shape[1] > contract.MAX_DEGREE:
         raise NotFusedError(f"it has coefficients of {coefficients.array.shape[1]} powers, and the op takes up to 16")
     node = h.producer()
-    return Features(x, found.value, (node.name if node is not None else None) or "", coefficients)
+    name = (node.name if node is not None else None) or ""
+    return Features(x, found.value, name, coefficients, activated=h)
 
 
 def near_power(evaluator: Evaluator, h: ir.Value, x: ir.Value) -> tuple[ir.Value, str] | None:

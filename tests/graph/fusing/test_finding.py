@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
 
 from pom_export.graph.fusing import Findings, find_aggregations
 from tests.plain_graphs import (
@@ -202,7 +203,7 @@ def test_an_ordinary_network_has_none() -> None:
 def test_fixed_sizes() -> None:
     model = plain_graph(aggregate="y = MatMul(triangle, p)")
     lower = np.tri(5, dtype=np.float32)
-    model.graph.initializer.append(_named(lower / lower.sum(-1, keepdims=True), "triangle"))
+    model.graph.initializer.append(numpy_helper.from_array(lower / lower.sum(-1, keepdims=True), "triangle"))
     for dim, size in zip(model.graph.input[0].type.tensor_type.shape.dim, (2, 5, 4), strict=True):
         dim.dim_value = size
     del model.graph.output[0].type.tensor_type.shape.dim[:]
@@ -210,7 +211,64 @@ def test_fixed_sizes() -> None:
     check_is_mean(find_aggregations(as_graph(model)), "causal")
 
 
-def _named(array: np.ndarray[tuple[int, ...], np.dtype[np.float32]], name: str) -> object:
-    from onnx import numpy_helper
+def test_tokens_on_the_last_axis() -> None:
+    nodes = f"""
+        uc = MatMul(x, context) u = Transpose<perm = [0, 2, 1]>(uc) {ACTIVATIONS["leaky_relu"]}
+        a = Mul(h, column) b = Mul(h, h) p = Add(a, b) y = ReduceMean<keepdims = 1>(p, at2)"""
+    model = parsed("float[batch, tokens, 4] x", "float[batch, 6, 1] y", nodes)
+    model.graph.initializer.append(numpy_helper.from_array(weights()["coefficients"][:, :1].copy(), "column"))
 
-    return numpy_helper.from_array(array, name)
+    (found,) = find_aggregations(as_graph(model)).found
+
+    assert found.features.coefficients is not None
+    assert (found.aggregate.mode, found.features.x.name) == ("mean", "u")
+    np.testing.assert_array_equal(found.features.coefficients.array[:, 0], weights()["coefficients"][:, 0])
+    np.testing.assert_array_equal(found.features.coefficients.array[:, 1], 1)
+
+
+def test_powers_that_are_averaged_one_by_one() -> None:
+    nodes = """
+        h2 = Mul(h, h) h3 = Mul(h2, h) m1 = ReduceMean<keepdims = 1>(h, at1) m2 = ReduceMean<keepdims = 1>(h2, at1)
+        m3 = ReduceMean<keepdims = 1>(h3, at1) a = Mul(m1, c1) b = Mul(m2, c2) c = Mul(m3, c3) ab = Add(a, b)
+        y = Add(ab, c)"""
+
+    check_is_mean(find_aggregations(as_graph(plain_graph(polynomial="", aggregate=nodes))))
+
+
+def test_products_that_are_averaged_one_by_one() -> None:
+    nodes = """
+        g = Gelu(u) a, b = Split<axis = -1, num_outputs = 2>(g) ab = Mul(a, b) d = ReduceMean<keepdims = 1>(a, at1)
+        e = ReduceMean<keepdims = 1>(ab, at1) y = Concat<axis = -1>(d, e)"""
+
+    findings = find_aggregations(as_graph(plain_graph("", "", nodes)))
+
+    assert [(found.features.degree, found.aggregate.mode) for found in findings.found] == [(2, "mean")]
+    assert not findings.left
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_rotations(blocks: int) -> None:
+    pairs = "abcd"[: 2 * blocks]
+    rotated = "".join(
+        f"{a}c = Mul({a}, cos{a}) {b}s = Mul({b}, sin{a}) {a}r = Sub({a}c, {b}s)"
+        f" {b}c = Mul({b}, cos{a}) {a}s = Mul({a}, sin{a}) {b}r = Add({b}c, {a}s) "
+        for a, b in zip(pairs[::2], pairs[1::2], strict=True)
+    )
+    tables = ", ".join(f"float[tokens, {6 // 2 // blocks}] {name}{a}" for a in pairs[::2] for name in ("cos", "sin"))
+    splits = f"{', '.join(pairs)} = Split<axis = -1, num_outputs = {2 * blocks}>(p)"
+    nodes = f"""
+        u = MatMul(x, context) {ACTIVATIONS["leaky_relu"]} h2 = Mul(h, h) e2 = Mul(h2, c2) e1 = Mul(h, c1)
+        p = Add(e1, e2) {splits} {rotated} r = Concat<axis = -1>({", ".join(f"{name}r" for name in pairs)})
+        y = ReduceMean<keepdims = 1>(r, at1)"""
+    if blocks == 2:
+        nodes = nodes.replace("context", "context8").replace("c1)", "one_float)").replace("c2)", "two)")
+        tables = tables.replace("[tokens, 1]", "[tokens, 2]")
+    model = parsed(f"float[batch, tokens, 4] x, {tables}", f"float[batch, 1, {8 if blocks == 2 else 6}] y", nodes)
+    if blocks == 2:
+        model.graph.initializer.append(numpy_helper.from_array(np.ones((4, 8), np.float32), "context8"))
+
+    (found,) = find_aggregations(as_graph(model)).found
+
+    assert found.features.rotation is not None
+    assert [value.name for value in found.features.rotation.cos] == [f"cos{a}" for a in pairs[::2]]
+    assert [value.name for value in found.features.rotation.sin] == [f"sin{a}" for a in pairs[::2]]
