@@ -90,7 +90,9 @@ def match_separate_products(evaluator: Evaluator, x: ir.Value, node: str) -> tup
     found = None
     for reached in values_of_tokens(evaluator, x, layout):
         made = _of_single_tokens(evaluator, x, layout, reached, tokens)
-        for degree in range(2, contract.MAX_DEGREE + 1) if made is not None else ():
+        if made is None:
+            continue
+        for degree in range(2, contract.MAX_DEGREE + 1):
             if layout.width % degree or not np.allclose(made, _products(tokens, degree), rtol=_AGREES, atol=1e-9):
                 continue
 
