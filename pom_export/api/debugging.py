@@ -212,7 +212,7 @@ def _differences(
             wanted = _exported(model, program, copied, expected.cases, optimize=optimize)
             differing = differences(graph, ModuleValues(wanted, graph.modules))
             if differing is not None:
-                found.append(differing)
+                found.append(list(dict.fromkeys(differing)))  # a weight may be used by several nodes
                 if not any(each.kind == "operator" for each in differing):
                     break
     except PomExportError as error:
@@ -223,11 +223,12 @@ def _differences(
 def _exported(
     model: ExportedModel, program: Program, traced: Traced, cases: Sequence[Case], *, optimize: bool
 ) -> ir.Model:
+    from pom_export.graph.inlining import inline_functions
     from pom_export.graph.tracing import export_graph
     from pom_export.parity.peaks import observe_peaks
 
     feeds = [widened(case).feed for case in few(cases)]
-    return export_graph(
+    graph = export_graph(
         program,
         model.opset,
         {},
@@ -236,6 +237,9 @@ def _exported(
         observe=lambda graph: observe_peaks(graph, feeds),
         traced=traced,
     )
+    if model.inlined and not model.aggregations:
+        inline_functions(graph)
+    return graph
 
 
 def _function_fault(model: ExportedModel) -> tuple[str, list[str]]:

@@ -12,7 +12,7 @@ from pom_export.api.progress import Progress, silent
 from pom_export.api.side_files import own_side_files
 from pom_export.errors import InputError, only_ours
 from pom_export.files import check_replaceable, sha256_of, staged_output
-from pom_export.graph.exported_model import ExportedModel, read_model
+from pom_export.graph.exported_model import INLINED, METADATA_PREFIX, ExportedModel, read_model
 from pom_export.parity.judging import parity_error
 from pom_export.parity.report import is_all_zero
 from pom_export.stages import logged
@@ -156,6 +156,7 @@ def _written(
     from pom_export.graph.saving import save_model
     from pom_export.parity.rewritten import compare_rewritten
 
+    fused.model.metadata_props.pop(METADATA_PREFIX + INLINED, None)
     save_model(fused.model, staged)
     count = len(fused.findings.found)
     rewritten = read_model(staged)

@@ -24,7 +24,9 @@ def model(path: str) -> str:
     version = onnx.load(path, format="protobuf", load_external_data=False).ir_version
     unknown = check_functions(file.path)
     about = f"opset {file.opset}, IR {version}, {len(file.aggregations)} aggregations"
-    ways = [True] if has_custom_ops_library() else []
+    if not file.aggregations and file.inlined:
+        about = f"opset {file.opset}, IR {version}, {file.inlined} aggregations, inlined"
+    ways = [True] if file.aggregations and has_custom_ops_library() else []
     ways += [] if file.without_function else [False]
     if not ways:
         raise BrokenError(f"{about}: only our kernels can run it, and they are not here", "make setup")
@@ -41,7 +43,8 @@ def model(path: str) -> str:
         far = [name for name, array in results[0].items() if not distance(array, results[1][name]) <= 2]
         if far:
             raise BrokenError(f"{about}: kernels and function differ in {far[0]}", "pom-export verify")
-    by = " as ".join("by our kernels" if kernels else "by its function" for kernels in ways)
+    alone = "by its function" if file.aggregations else "by standard operators"
+    by = " as ".join("by our kernels" if kernels else alone for kernels in ways)
     skipped = f"; the function of {unknown[0]} was not compared" if unknown else ""
     return f"{about}, computed {by}{skipped}"
 

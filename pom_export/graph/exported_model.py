@@ -38,6 +38,7 @@ __all__ = [
     "BLOCK_CAUSAL",
     "CAUSAL",
     "CONTEXT_TOKENS",
+    "INLINED",
     "KEPT_IN_FLOAT32",
     "METADATA_PREFIX",
     "PAST_CONVOLUTION",

@@ -77,6 +77,29 @@ def test_everything_reads_an_inlined_file(exported: Path, tmp_path: Path) -> Non
         assert any("the file is inlined" in note for note in report.notes)
 
 
+def test_fusing_makes_the_op_of_an_inlined_file_again(tmp_path: Path) -> None:
+    original, inlined, fused = (tmp_path / f"{name}.onnx" for name in ("m", "in", "fused"))
+    pom_export.export(GOLDEN / "v2_heads", original, mask="causal")
+    pom_export.inline(original, inlined)
+    assert pom_export.fuse(inlined, fused).fused == 1
+    model = read_model(fused)
+    assert (len(model.aggregations), model.inlined) == (1, 0)
+
+
+def test_a_fault_in_an_inlined_file_is_named(tmp_path: Path) -> None:
+    pom_export.export(GOLDEN / "v2_heads", tmp_path / "in.onnx", mask="causal", inline=True)
+    report = pom_export.debug(tmp_path / "in.onnx", checkpoint=GOLDEN / "v2_heads")
+    assert report
+    assert not report.notes
+    model = onnx.load(tmp_path / "in.onnx")
+    (relu,) = (node for node in model.graph.node if node.op_type == "LeakyRelu")
+    relu.attribute[0].f = 0.2
+    onnx.save(model, tmp_path / "in.onnx")
+    report = pom_export.debug(tmp_path / "in.onnx", checkpoint=GOLDEN / "v2_heads")
+    assert not report
+    assert "alpha is 0.2, not 0.01" in report.cause
+
+
 def test_a_stream_of_an_inlined_file_needs_no_library(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

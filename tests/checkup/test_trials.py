@@ -162,6 +162,9 @@ def test_a_model_file(tmp_path: Path) -> None:
     pom_export.export(CHECKPOINT, model, mask="padding")
     found = tried("model", str(model))
     assert (found.state, "by our kernels as by its function" in found.detail) == (OK, True)
+    pom_export.inline(model, tmp_path / "in.onnx")
+    found = tried("model", str(tmp_path / "in.onnx"))
+    assert (found.state, "1 aggregations, inlined, computed by standard operators" in found.detail) == (OK, True)
     content = model.read_bytes()
     model.write_bytes(content[:-1000])
     assert tried("model", str(model)).state == BROKEN
