@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from pom_export.batches.budget import Budget
 from pom_export.batches.interface import Interface
@@ -12,11 +14,14 @@ from pom_export.batches.probing import Behaviour, probe
 from pom_export.batches.sinks import Sink
 from pom_export.batches.worker import Worker
 
+_KNOWN: Final[WeakKeyDictionary[Any, Behaviour]] = WeakKeyDictionary()
+
 
 class Job:
     """Sequences and the file that they are run through.
 
     Args:
+        session: the onnxruntime.InferenceSession, whose behaviour is found out once.
         worker: runs batches of them.
         interface: the file's inputs and outputs.
         count: the number of sequences.
@@ -27,13 +32,16 @@ class Job:
 
     behaviour: Behaviour
 
-    def __init__(self, worker: Worker, interface: Interface, count: int) -> None:
+    def __init__(self, session: Any, worker: Worker, interface: Interface, count: int) -> None:
         self._worker = worker
         self._interface = interface
         self._kinds = [worker.kind(index) for index in range(count)]
         self._sizes = worker.sizes
         self._tokens = [tokens_of(interface, sizes) for sizes in self._sizes]
-        self.behaviour = probe(worker.caller, interface) if count > 1 else Behaviour(rows=False)
+        self.behaviour = Behaviour(rows=False)
+        if count > 1:
+            known = _KNOWN.get(session)
+            self.behaviour = _KNOWN[session] = probe(worker.caller, interface) if known is None else known
 
     @property
     def tokens(self) -> int:

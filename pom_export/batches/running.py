@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pom_export.batches.budget import MOST_ROWS, MOST_TOKENS, Budget
+from pom_export.batches.budget import MOST_ROWS, Budget
 from pom_export.batches.calling import Outputs
 from pom_export.batches.interface import read_interface
 from pom_export.batches.job import Job
@@ -75,7 +75,7 @@ def run(
     sequences: Any,
     *,
     batch: int = MOST_ROWS,
-    max_tokens: int = MOST_TOKENS,
+    max_tokens: int | None = None,
     providers: Sequence[Provider] | None = None,
     progress: Progress | None = None,
 ) -> list[Outputs]:
@@ -91,7 +91,8 @@ def run(
             the shapes of the file's inputs without the batch: (tokens, d) or (tokens,) ids. An input named mask may be
             left out; it then keeps every token.
         batch: the most sequences in a call.
-        max_tokens: the most tokens in a call, padding included. A longer sequence is a call by itself.
+        max_tokens: the most tokens in a call, padding included; default: 1,024 on the CPU, 16,384 on other devices. A
+            longer sequence is a call by itself.
         providers: execution providers, as for `inference_session`, if the model is a path.
         progress: called with a line from time to time.
 
@@ -103,12 +104,12 @@ def run(
         InputError: a sequence does not fit the file, which names the sequence; or the file cannot be loaded or run.
         MissingDependencyError: onnxruntime or our library is not installed.
     """
-    budget = Budget(batch, max_tokens)
     session = _loaded(model, providers)
     interface = read_interface(session)
+    budget = Budget.for_session(session, batch, max_tokens)
     source = from_memory(sequences, interface)
     sink = Collected(len(source.keys))
-    job = Job(Worker(session, interface, source), interface, len(source.keys))
+    job = Job(session, Worker(session, interface, source), interface, len(source.keys))
     job.run(job.batches(budget), sink, logged(progress or _silent, _LOG))
     return sink.outputs
 
@@ -120,7 +121,7 @@ def run_files(
     output: AnyPath,
     *,
     batch: int = MOST_ROWS,
-    max_tokens: int = MOST_TOKENS,
+    max_tokens: int | None = None,
     providers: Sequence[Provider] | None = None,
     ray: bool = False,
     progress: Progress | None = None,
@@ -136,7 +137,7 @@ def run_files(
         output: an .npz archive, an .npy file, or a folder, for outputs in the inputs' form: stacked with the given
             lengths, named OUTPUT/SEQUENCE, or files of the same names. It appears complete or not at all.
         batch: the most sequences in a call.
-        max_tokens: the most tokens in a call, padding included.
+        max_tokens: the most tokens in a call, as for `run`.
         providers: execution providers, as for `inference_session`, if the model is a path.
         ray: spread the calls over a Ray cluster, or over this machine's processors, by Ray Data. The model and the
             inputs must be paths that every node can read.
@@ -146,15 +147,16 @@ def run_files(
         InputError: a file cannot be read or written; or as for `run`.
         MissingDependencyError: onnxruntime, our library or Ray is not installed.
     """
-    budget, tell = Budget(batch, max_tokens), logged(progress or _silent, _LOG)
+    tell = logged(progress or _silent, _LOG)
     session = _loaded(model, providers)
     interface = read_interface(session)
+    budget = Budget.for_session(session, batch, max_tokens)
     source = read_source(inputs, interface)
     with ExitStack() as stack:
         sink = stack.enter_context(file_sink(output, source, interface))
         folder = as_path(output, "output")
         room = disk_room(folder if folder.is_dir() else folder.parent)
-        job = Job(Worker(session, interface, source, room), interface, len(source.keys))
+        job = Job(session, Worker(session, interface, source, room), interface, len(source.keys))
         batches = job.batches(budget)
         if ray:
             from pom_export.batches.spreading import spread

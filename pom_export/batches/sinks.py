@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import tempfile
@@ -19,7 +20,7 @@ from pom_export.batches.sources import LENGTHS, NPY, NPZ, SEPARATOR, Source
 from pom_export.errors import InputError, printable
 from pom_export.files import AnyPath, as_path, check_replaceable, made_folder, staged_output
 
-# Outputs of more bytes that come in pieces are kept on the disk.
+# Arrays of more bytes are written in parts, and kept on the disk until then if they come in pieces.
 _LARGE: Final = 1 << 26
 # Archives of the same arrays are equal, byte by byte.
 _DATE: Final = (1980, 1, 1, 0, 0, 0)
@@ -97,11 +98,22 @@ class _Archive:
     def write(self, name: str, array: Array, place: tuple[int, int]) -> None:
         member = zipfile.ZipInfo(name + NPY, _DATE)
         self._places[member.filename] = place
+        if array.nbytes <= _LARGE:
+            self._file.writestr(member, _content(array))  # ten times as fast for a small one
+            return
         with self._file.open(member, "w", force_zip64=True) as stream:
             np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
 
     def sort(self) -> None:
         self._file.filelist.sort(key=lambda member: self._places[member.filename])
+
+
+def _content(array: Array) -> bytes:
+    """Return an array as the bytes of an .npy file."""
+    whole = np.asarray(array, order="C")
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(whole))
+    return header.getvalue() + whole.tobytes()
 
 
 @contextmanager

@@ -21,9 +21,8 @@ from pom_export.cli.progress import stages
     "--batch", type=Whole(1), default=MOST_ROWS, show_default=True, help="Most sequences in a call."
 )  # fmt: skip
 @click.option(
-    "--max-tokens", type=Whole(1), default=MOST_TOKENS, show_default=True,
-    help="Most tokens in a call, padding included; a longer sequence is a call by itself.",
-)  # fmt: skip
+    "--max-tokens", type=Whole(1), help=f"Most tokens in a call, padding included; default: {MOST_TOKENS} on the CPU."
+)
 @click.option("--ray", is_flag=True, help="Spread the calls over a Ray cluster, or over this machine's processors.")
 @common_options
 def command(model: str, inputs: str, output: str, as_json: bool, verbose: bool, **options: Any) -> None:

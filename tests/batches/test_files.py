@@ -227,7 +227,7 @@ def test_ids_beyond_the_vocabulary_are_named(tmp_path: Path) -> None:
 def test_arguments_that_do_not_fit(given: dict[str, Any], message: str, model: Path) -> None:
     with pytest.raises(InputError, match=message):
         pom_export.run(**{"model": model, **given})
-    assert Budget() == Budget(256, 8192)
+    assert Budget() == Budget(256, 1024)
 
 
 def test_an_engine_is_named(tmp_path: Path) -> None:
