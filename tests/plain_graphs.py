@@ -112,13 +112,14 @@ def _constants() -> dict[str, npt.NDArray[np.generic]]:
         "low": -0.1, "high": 6.0, "five": 5.0, "slope": 0.01, "zero": 0.0, "one_float": 1.0, "two": 2.0, "three": 3.0,
         "minus_ten": -10.0, "small": 1e-6,
     }  # fmt: skip
-    integers = {"at1": [1], "at2": [2], "first": [0], "last": [-1], "one": 1, "zero_int": 0, "window": 512}
+    integers = {"at1": [1], "at2": [2], "first": [0], "last": [-1], "one": 1, "zero_int": 0, "window": 512, "six": 6}
     return {
         **{name: np.array(number, np.float32) for name, number in floats.items()},
         **{name: np.array(number, np.int64) for name, number in integers.items()},
         **weights(),
         **{f"c{j + 1}": coefficients[:, j].copy() for j in range(DEGREE)},
         "coefficients4": coefficients[None, None],
+        "gate_of_heads": weights()["gate"][:, :2].copy(),
         "coefficients_kc": coefficients.T.copy()[:, None, None],
         "one_two_three": np.array([1, 2, 3], np.float32),
         "powers_first": np.array([1, 2, 3], np.float32).reshape(3, 1, 1, 1),
@@ -131,6 +132,7 @@ def plain_graph(
     aggregate: str = AGGREGATES["mean"],
     mask: str = "",
     opset: int = 20,
+    gate: str = "s = MatMul(x, gate) g_ = HardSigmoid<alpha = 0.16666667>(s)",
 ) -> onnx.ModelProto:
     """Return a mixer of standard operators: x (batch, tokens, WIDTH) to out of the same shape.
 
@@ -140,11 +142,12 @@ def plain_graph(
         aggregate: those that compute y of p, and of the mask.
         mask: the type of the input `mask`, (batch, tokens); empty: there is none.
         opset: version of the standard operators.
+        gate: the nodes that compute g_ of x.
     """
     masked = f", {mask}[batch, tokens] mask" if mask else ""
     nodes = f"""
         u = MatMul(x, context) {activation} {polynomial} {aggregate}
-        s = MatMul(x, gate) g_ = HardSigmoid<alpha = 0.16666667>(s) z = Mul(g_, y) result = MatMul(z, out)"""
+        {gate} z = Mul(g_, y) result = MatMul(z, out)"""
     return parsed(f"float[batch, tokens, {WIDTH}] x{masked}", f"float[batch, tokens, {WIDTH}] result", nodes, opset)
 
 

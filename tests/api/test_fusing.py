@@ -211,6 +211,29 @@ def test_after_onnx_runtimes_optimizer(tmp_path: Path) -> None:
     assert (attribute(ours(tmp_path / "out.onnx")[0], "form"), result.checked) == ("product", _PATHS)
 
 
+_HEADS = """
+    s = MatMul(x, gate_of_heads) a_ = Sigmoid(s) b_ = Unsqueeze(a_, last) three_ = Constant<value_ints = [1, 1, 1, 3]>()
+    c_ = Tile(b_, three_) size_ = Constant<value_ints = [0, 0, 6]>() g_ = Reshape(c_, size_)"""
+
+
+@pytest.mark.parametrize(
+    ("gate", "aggregate", "activation"),
+    [
+        ("s = MatMul(x, gate) t_ = Add(s, three) g_ = Clip(t_, zero, high)", "triangle", "identity"),
+        ("s = MatMul(x, gate) t_ = Add(s, three) k_ = Clip(t_, zero, high) g_ = Div(k_, high)", "mean", "hardsigmoid"),
+        (_HEADS, "triangle", "sigmoid"),
+    ],
+    ids=["another", "clamped", "repeated for heads"],
+)
+def test_gates_are_fused(gate: str, aggregate: str, activation: str, tmp_path: Path) -> None:
+    plain = saved(plain_graph(aggregate=AGGREGATES[aggregate], gate=gate), tmp_path)
+
+    pom_export.fuse(plain, tmp_path / "out.onnx")
+
+    (node,) = ours(tmp_path / "out.onnx")
+    assert (node.op_type, attribute(node, "gate_activation")) == (contract.GATED_OP_NAME, activation)
+
+
 class TokensLast(nn.Module):
     """A mixer that never leaves the layout of its convolutions, (B, C, N)."""
 

@@ -18,6 +18,7 @@ from pom_export.graph.fusing.evaluation import SHAPES
 from pom_export.graph.fusing.finding import Findings, find_aggregations
 from pom_export.graph.fusing.gates import PlainReshapesPass, SlicesToSplitPass
 from pom_export.graph.fusing.rewriting import put_aggregation
+from pom_export.graph.fusing.selecting import PlainGatesPass
 from pom_export.graph.fusing.shapes import Seen, complete_shapes, inferred
 from pom_export.graph.fusing.sources import Source
 from pom_export.graph.fusing.splitting import SplitOperators
@@ -134,7 +135,13 @@ def _finish(model: ir.Model, optimize: bool) -> None:
     passes: list[ir.passes.InPlacePass] = []
     if optimize:
         half = any(value.dtype == ir.DataType.FLOAT16 for value in model.graph.inputs)
-        passes += [PlainReshapesPass(), common.RemoveUnusedNodesPass(), SlicesToSplitPass(), SplitProjectionPass()]
+        passes += [
+            PlainReshapesPass(),
+            common.RemoveUnusedNodesPass(),
+            PlainGatesPass(),
+            common.RemoveUnusedNodesPass(),
+        ]
+        passes += [SlicesToSplitPass(), SplitProjectionPass()]
         passes += [*([] if half else [FactorGatePass()]), FuseGatePass(), common.RemoveUnusedNodesPass()]
     passes += [AttachFunctionsPass(), common.RemoveUnusedFunctionsPass()]
     try:
