@@ -26,6 +26,8 @@ _FLOATS: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _RANDOM: Final = ("RandomNormal", "RandomUniform", "Multinomial", "Bernoulli", "Dropout")
 # Nothing that is recognised needs larger arrays.
 _MOST_VALUES: Final = 2**26
+# Larger constants, such as the weights of a projection, are converted again for each use.
+_MOST_KEPT: Final = 2**16
 
 
 def constant_of(value: ir.Value | None) -> ir.TensorProtocol | None:
@@ -199,10 +201,13 @@ class Evaluator:
         return True
 
     def _constant(self, value: ir.Value) -> Array | None:
-        if value not in self._constants:
-            tensor = constant_of(value)
-            self._constants[value] = None if tensor is None else widened(tensor.numpy())
-        return self._constants[value]
+        if value in self._constants:
+            return self._constants[value]
+        tensor = constant_of(value)
+        array = None if tensor is None else widened(tensor.numpy())
+        if array is None or array.size <= _MOST_KEPT:
+            self._constants[value] = array
+        return array
 
     def _run_node(self, node: ir.Node, known: dict[ir.Value, Array | None]) -> None:
         arrays = [None if each is None else known[each] for each in node.inputs]
