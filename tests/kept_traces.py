@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pom_export.graph import tracing
 from pom_export.graph.program import Program
+from pom_export.graph.stateful.module import StatefulModule
 from pom_export.graph.tracing import Traced
 
 _MOST = 64
@@ -62,7 +63,7 @@ class _Content(pickle.Pickler):
 
 def _content_of(program: Program, opset: int) -> bytes | None:
     """Return a program's bytes; None if it holds other classes, or something that cannot be serialized."""
-    if not all(_is_ours(module) for module in program.module.modules()):
+    if isinstance(program.module, StatefulModule) or not all(map(_is_ours, program.module.modules())):
         return None
     written = io.BytesIO()
     try:

@@ -41,8 +41,10 @@ __all__ = [
     "INLINED",
     "KEPT_IN_FLOAT32",
     "METADATA_PREFIX",
+    "PAST_CONTEXT",
     "PAST_CONVOLUTION",
     "PAST_KEY_VALUES",
+    "PAST_LAYER",
     "PAST_LENGTH",
     "PAST_STATE",
     "PAST_TOKENS",
@@ -59,10 +61,15 @@ __all__ = [
     "read_model",
 ]
 
-# Inputs of a stateful export. The first two have the op's names; those of the others end in a dot and the layer.
+# Inputs of a stateful export. The first two have the op's names; those of the others end in a dot and the layer, as the
+# first does if mixers are of different widths.
 PAST_STATE, PAST_LENGTH = contract.STATE_INPUTS
 PAST_CONVOLUTION: Final = "past_conv"
 PAST_KEY_VALUES: Final = "past_key_values"
+# What a user's own model computed from a context, and what its own stateful layers keep.
+PAST_CONTEXT: Final = "past_context"
+PAST_LAYER: Final = "past_layer"
+_LAYERS: Final = (PAST_STATE, PAST_CONVOLUTION, PAST_KEY_VALUES, PAST_CONTEXT, PAST_LAYER)
 
 _TABLE_RANK: Final = 2
 
@@ -145,7 +152,7 @@ def present_name(past: str) -> str:
 
 def is_past(name: str) -> bool:
     """Return whether an input is part of the state."""
-    return name in {PAST_STATE, PAST_LENGTH} or name.startswith((f"{PAST_CONVOLUTION}.", f"{PAST_KEY_VALUES}."))
+    return name in {PAST_STATE, PAST_LENGTH} or name.startswith(tuple(f"{group}." for group in _LAYERS))
 
 
 def nested(named: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class Program:
         limits: limits on the inputs.
         prefix: path of the model in `module`, which is removed from names in the file.
         notes: remarks about the file for the user, one line each.
+        stand_ins: the user's names of replaced mixers, by their paths; None: those in the module.
     """
 
     module: nn.Module
@@ -42,6 +43,7 @@ class Program:
     limits: InputLimits = field(default_factory=InputLimits)
     prefix: str = "model"
     notes: tuple[str, ...] = ()
+    stand_ins: Mapping[str, str] | None = None
 
 
 # The dimension names or sizes and the dtype of each input.

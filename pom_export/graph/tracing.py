@@ -114,16 +114,12 @@ def _sizes_fixed_where_used(program: Program) -> Iterator[None]:
         yield
 
 
-def trace(program: Program, opset: int) -> Traced:
-    """Trace a program with torch.export and torch.onnx.
-
-    Raises:
-        InputError: torch could not trace or translate the model; the message says why, and where in the model.
-    """
+@contextlib.contextmanager
+def tracing_modes() -> Iterator[None]:
+    """Set up everything that tracing needs: torch is quiet, and what it can't trace is replaced."""
     with (
         quiet_torch(),
         traceable_transformers.block(),
-        _sizes_fixed_where_used(program),
         _WITHOUT_COLLECTOR.block(),
         torch.no_grad(),
         no_transforms_left(),
@@ -131,6 +127,16 @@ def trace(program: Program, opset: int) -> Traced:
         BinnedPooling(),
         DetachedData(),
     ):
+        yield
+
+
+def trace(program: Program, opset: int) -> Traced:
+    """Trace a program with torch.export and torch.onnx.
+
+    Raises:
+        InputError: torch could not trace or translate the model; the message says why, and where in the model.
+    """
+    with tracing_modes(), _sizes_fixed_where_used(program):
         try:
             exported = torch.onnx.export(
                 program.module.eval(),
@@ -227,7 +233,9 @@ def export_graph(
     """
     check_opset(opset)
     passes = ir.passes.Sequential(
-        NameByModulePass(program.prefix, stand_in_paths(program.module)),
+        NameByModulePass(
+            program.prefix, stand_in_paths(program.module) if program.stand_ins is None else program.stand_ins
+        ),
         RecogniseCausalPass(),
         FoldTablesPass(),
         common.RemoveUnusedNodesPass(),

@@ -1,0 +1,205 @@
+"""Plan how a stateful model computes each value: token by token, from positions, or with a state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx
+
+from pom_export.errors import InputError
+from pom_export.graph.refusals import place_of
+from pom_export.graph.stateful.attention import AttentionFinder
+from pom_export.graph.stateful.context import Contexts, find_contexts
+from pom_export.graph.stateful.kinds import Kind, belongs_to, find_kinds
+from pom_export.graph.stateful.layers import PAST, PRESENT, LayerPast, LayerPresent
+from pom_export.graph.stateful.locality import Axes, Locality, clean_axes
+from pom_export.graph.stateful.mixing import AGGREGATION, aggregation
+from pom_export.graph.stateful.positions import Positions, in_rows
+from pom_export.graph.stateful.roles import Roles
+from pom_export.graph.stateful.run import StatePart, Step, broadcast_shape, no_place
+from pom_export.graph.stateful.trace import CausalTrace
+from pom_export.graph.stateful.values import Values
+from pom_export.graph.stateful.windows import WindowFinder
+
+_MORE = 5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How each value is computed.
+
+    Attributes:
+        trace: the traced model.
+        roles: what each input is.
+        kinds: what each value depends on.
+        positions: computes functions of the position.
+        steps: what depends on earlier tokens.
+        skipped: operators that a step includes.
+        most: the largest number of tokens that tables of positions allow; None: no limit.
+        contexts: what depends on a context alone.
+    """
+
+    trace: CausalTrace
+    roles: Roles
+    kinds: Mapping[fx.Node, Kind]
+    positions: Positions
+    steps: dict[fx.Node, Step] = field(default_factory=dict)
+    skipped: set[fx.Node] = field(default_factory=set)
+    most: int | None = None
+    contexts: Contexts = field(default_factory=Contexts)
+
+    @property
+    def parts(self) -> list[StatePart]:
+        """The parts of the state, in order."""
+        parts = [part for step in self.steps.values() for part in step.parts()]
+        return [*parts, *(value.part() for value in self.contexts.values)]
+
+
+def make_plan(trace: CausalTrace, roles: Roles, layers: Sequence[str] = ()) -> Plan:
+    """Plan the stateful form of a causal model.
+
+    Args:
+        trace: the traced model.
+        roles: what each input is.
+        layers: names of the user's own stateful layers.
+
+    Raises:
+        InputError: something in it mixes tokens in a way that has no state of constant size, or is not causal.
+    """
+    planner = _Planner(trace, roles, layers)
+    for node in trace.nodes:
+        planner.visit(node)
+    planner.check_outputs()
+    return Plan(
+        trace,
+        roles,
+        planner.kinds,
+        planner.positions,
+        planner.steps,
+        planner.skipped,
+        planner.most_positions(),
+        find_contexts(trace, planner.kinds, roles),
+    )
+
+
+class _Planner:
+    def __init__(self, trace: CausalTrace, roles: Roles, layers: Sequence[str]) -> None:
+        self.layers = layers
+        self.trace, self.symbols = trace, trace.symbols
+        self.kinds = kinds = find_kinds(trace, roles, layers)
+        self.values = values = Values(trace, kinds, roles)
+        more = Values(trace, kinds, roles, values.tokens + _MORE)
+        self.positions = Positions(kinds, self.symbols, values, more)
+        self.locality = Locality(self.symbols, kinds, values)
+        self.attention = AttentionFinder(trace.nodes, kinds, self.symbols, values)
+        self.windows = WindowFinder(trace.nodes, kinds, self.symbols, values)
+        self.steps: dict[fx.Node, Step] = {}
+        self.skipped: set[fx.Node] = set()
+        self.axes: dict[fx.Node, Axes] = {}
+        self.counts = {"mixers": 0, "windows": 0, "attention": 0}
+        self.used_positions: dict[fx.Node, None] = {}
+
+    def visit(self, node: fx.Node) -> None:
+        """Decide how a value that depends on tokens is computed."""
+        if self.kinds.get(node) is not Kind.TOKENS or node in self.axes or node in self.skipped:
+            return
+        if node.op == "placeholder":
+            axes: Axes | None = clean_axes(node, self.symbols)
+        elif belongs_to(node, self.layers):
+            axes = self._in_layer(node)
+        elif node.target is AGGREGATION and node.args[3] != "features":
+            axes = self._mixer(node)
+        else:
+            axes = self.locality.axes(node, self.axes)
+            if axes is not None:
+                self._check_positions(node)
+            elif not self._stateful(node):
+                raise self._mixes(node)
+        if axes is not None:
+            self.axes[node] = axes
+
+    def _in_layer(self, node: fx.Node) -> Axes | None:
+        """Take what a stateful layer of the user's computes as it is: the layer vouches for it."""
+        if node.target is PAST:
+            self.steps[node] = LayerPast(node)
+        elif node.target is PRESENT:
+            self.steps[node] = LayerPresent(node)
+        else:
+            self._check_positions(node)
+        return clean_axes(node, self.symbols)
+
+    def _mixer(self, node: fx.Node) -> Axes | None:
+        step = aggregation(node, self.counts["mixers"], self.kinds)
+        self.counts["mixers"] += 1
+        self.steps[node] = step
+        for each in node.all_input_nodes:
+            if self.kinds[each] is Kind.POSITION:
+                self._use_position(each)
+        return clean_axes(node, self.symbols)
+
+    def _stateful(self, node: fx.Node) -> bool:
+        attention = self.attention.find(node, self.counts["attention"])
+        if attention is not None:
+            self.counts["attention"] += 1
+            self._add(attention, [attention.node] if hasattr(attention, "node") else list(attention.nodes))
+            return True
+        window = self.windows.find(node, self.counts["windows"])
+        if window is None:
+            return False
+        self.counts["windows"] += bool(window.past)
+        self._add(window, list(window.nodes))
+        return True
+
+    def _add(self, step: Step, nodes: list[fx.Node]) -> None:
+        """Add a step that computes the last of some nodes, after everything that it takes."""
+        last = nodes[-1]
+        inside = set(nodes)
+        self.skipped |= inside - {last}
+        for each in dict.fromkeys(each for node in nodes for each in node.all_input_nodes):
+            if each not in inside:
+                self.visit(each)
+        self.steps[last] = step
+        axes = clean_axes(last, self.symbols)
+        assert axes is not None
+        self.axes[last] = axes
+
+    def _check_positions(self, node: fx.Node) -> None:
+        for each in node.all_input_nodes:
+            if self.kinds[each] is Kind.POSITION:
+                self._use_position(each)
+                value = self.positions.evaluate(each, torch.arange(6), self.values.__getitem__)
+                if in_rows(value, each, broadcast_shape(node), self.symbols, 2, 3) is None:
+                    raise no_place(each, node)
+
+    def _use_position(self, node: fx.Node) -> None:
+        if node not in self.used_positions and clean_axes(node, self.symbols) is not None:
+            self.positions.check(node)
+            self.used_positions[node] = None
+
+    def most_positions(self) -> int | None:
+        """Return how many positions the tables have."""
+        found = [self.positions.most(node) for node in self.used_positions]
+        limits = [most for most in (*found, self.trace.most_tokens) if most is not None]
+        return min(limits, default=None)
+
+    def check_outputs(self) -> None:
+        """Raise InputError unless every output has an entry for each token along its second axis."""
+        for node in self.trace.outputs:
+            axes = self.axes.get(node)
+            shape = node.meta["val"].shape
+            if axes is None or axes[0].index != 1 or axes[0].is_merged or len(shape) < 2:
+                raise InputError(
+                    f"with `stateful`, every output must be (batch, tokens, ...), and one is "
+                    f"{'x'.join(map(str, shape))}{place_of(node)}",
+                    "Return what has an entry for each token",
+                )
+
+    def _mixes(self, node: fx.Node) -> InputError:
+        operator = str(node.target).removesuffix(".default")
+        return InputError(
+            f"with `stateful`, a token's result may depend on others only through causal mixers, causal attention and "
+            f"causal convolutions, but {operator} makes it depend on other tokens, or on their number{place_of(node)}",
+            "Export without `stateful`, or give the module a state: see pom_export.StatefulLayer",
+        )

@@ -1,0 +1,186 @@
+"""Determine what each input of a user's causal model is: tokens, their positions, a mask, a context, or fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from pom_export.errors import InputError
+from pom_export.graph.outputs import named_outputs
+
+STREAM: Final = "tokens"
+POSITIONS: Final = "positions"
+VALID: Final = "valid"
+CONTEXT: Final = "context"
+FIXED: Final = "fixed"
+
+_MASKS: Final = ("mask",)
+_POSITIONS: Final = ("position", "pos")
+# Inputs whose nonzero values mark tokens to leave out, as torch names them.
+_INVERTED: Final = ("padding",)
+_LEAST_RANK: Final = 2
+
+Run = Callable[[Mapping[str, Tensor]], Any]
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What each input is.
+
+    Attributes:
+        of: for each input by name, STREAM for what has an entry for each token, POSITIONS for positions that count from
+            0, VALID for a mask in which every token counts, CONTEXT for another sequence, which does not change, and
+            FIXED for what has no sequence.
+        main: the input of the tokens.
+        rows: rows of the example.
+        count: tokens of the example.
+        fills: for each mask, the value that every token has.
+        flat: inputs whose first axis is that of the tokens.
+    """
+
+    of: Mapping[str, str]
+    main: str
+    rows: int
+    count: int
+    fills: Mapping[str, Any]
+    flat: frozenset[str] = frozenset()
+
+    def __getitem__(self, name: str) -> str:
+        return self.of[name]
+
+    def is_flat(self, name: str) -> bool:
+        """Return whether an input has no axis of rows."""
+        return name in self.flat
+
+    def is_positions(self, name: str) -> bool:
+        """Return whether an input holds positions."""
+        return self.of[name] == POSITIONS
+
+    def sizes(self, name: str, tensor: Tensor) -> list[tuple[int, int]]:
+        """Return which axes of the tokens' input an input's axes are as long as: pairs of that axis and its own."""
+        if self.is_flat(name):
+            return [(1, 0)]
+        rows = [(0, 0)] if self.of[name] != FIXED and tensor.shape[0] == self.rows else []
+        if self.of[name] == FIXED and tensor.dim() and self.rows > 1 and tensor.shape[0] == self.rows:
+            rows = [(0, 0)]
+        return [*rows, (1, 1)] if self.of[name] in {STREAM, POSITIONS, VALID} else rows
+
+    @property
+    def streamed(self) -> list[str]:
+        """The inputs that a call takes an entry of for each of its tokens."""
+        return [name for name, role in self.of.items() if role == STREAM]
+
+
+def find_roles(examples: Mapping[str, Tensor], run: Run) -> Roles:
+    """Determine what each input is.
+
+    Args:
+        examples: the inputs by name.
+        run: runs the model on inputs by name.
+
+    Raises:
+        InputError: no input holds tokens, or a mask leaves some out.
+    """
+    count = _output_length(run(examples))
+    sequences = [name for name, tensor in examples.items() if _is_sequence(name, tensor) and tensor.shape[1] == count]
+    if not sequences:
+        shapes = ", ".join(f"{name} {'x'.join(map(str, tensor.shape))}" for name, tensor in examples.items())
+        raise InputError(
+            f"with `stateful`, an input must hold the tokens, (batch, tokens) or (batch, tokens, width), and the first "
+            f"output one entry for each; the outputs have {count} tokens, the inputs are {shapes}",
+            "Return an output (batch, tokens, ...)",
+        )
+    main = _main(examples, sequences, count, run)
+    rows = examples[main].shape[0]
+    found: dict[str, str] = {}
+    fills: dict[str, Any] = {}
+    flat = set()
+    others = _alone(examples, sequences, count, run)
+    for name, tensor in examples.items():
+        if name == main:
+            found[name] = STREAM
+        elif _are_positions(name, tensor, count):
+            found[name] = POSITIONS
+            flat |= {name} if tensor.dim() == 1 else set()
+        elif _is_mask(name, tensor, count):
+            found[name] = VALID
+            fills[name] = _fill(name, tensor)
+        elif _is_sequence(name, tensor):
+            found[name] = STREAM if tensor.shape[1] == count and main not in others else CONTEXT
+        else:
+            found[name] = FIXED
+    return Roles(found, main, rows, count, fills, frozenset(flat))
+
+
+def _output_length(result: Any) -> int:
+    outputs = list(named_outputs(result).values())
+    if not outputs or outputs[0].dim() < _LEAST_RANK:
+        raise InputError(
+            "with `stateful`, the first output must have an entry for each token, (batch, tokens, ...)",
+            "Return the logits of every token",
+        )
+    return outputs[0].shape[1]
+
+
+def _is_sequence(name: str, tensor: Tensor) -> bool:
+    """Return whether an input may be ids (batch, tokens) or vectors (batch, tokens, width)."""
+    if any(word in name for word in _MASKS):
+        return False
+    ids = tensor.dim() == _LEAST_RANK and not tensor.is_floating_point() and tensor.dtype != torch.bool
+    return ids or tensor.dim() == 3
+
+
+def _main(examples: Mapping[str, Tensor], sequences: list[str], count: int, run: Run) -> str:
+    """Return the input of the tokens: of several sequences, the one that determines the output's length by itself."""
+    candidates = [name for name in sequences if not _are_positions(name, examples[name], count)] or sequences
+    alone = _alone(examples, candidates, count, run)
+    return alone[0] if alone else candidates[0]
+
+
+def _alone(examples: Mapping[str, Tensor], candidates: list[str], count: int, run: Run) -> list[str]:
+    """Return which of several sequences determine the output's length by themselves."""
+    if len(candidates) < 2:
+        return []
+    found = []
+    for name in candidates:
+        tensor = examples[name]
+        longer = tensor.index_select(1, torch.arange(count + 1) % count)
+        try:
+            length = _output_length(run({**examples, name: longer}))
+        except InputError:
+            continue
+        if length == count + 1:
+            found.append(name)
+    return found
+
+
+def _are_positions(name: str, tensor: Tensor, count: int) -> bool:
+    """Return whether an input holds the positions 0, 1 and so on of the tokens."""
+    if tensor.is_floating_point() or tensor.dtype == torch.bool or not any(word in name for word in _POSITIONS):
+        return False
+    expected = torch.arange(count, dtype=tensor.dtype)
+    return tensor.dim() in {1, 2} and tensor.shape[-1] == count and bool((tensor == expected).all())
+
+
+def _is_mask(name: str, tensor: Tensor, count: int) -> bool:
+    return any(word in name for word in _MASKS) and tensor.dim() == _LEAST_RANK and tensor.shape[1] == count
+
+
+def _fill(name: str, tensor: Tensor) -> Any:
+    """Return the value of a mask at every token.
+
+    Raises:
+        InputError: it leaves some out.
+    """
+    first = tensor.flatten()[0].item()
+    inverted = any(word in name for word in _INVERTED)
+    if bool((tensor != first).any()) or bool(first) == inverted:
+        raise InputError(
+            f"with `stateful`, every token of a call counts, but the example of {name} leaves some out",
+            f"Give one of {'zeros' if inverted else 'ones'}",
+        )
+    return first

@@ -1,0 +1,163 @@
+"""Trace a user's causal model over all tokens, as the starting point of its stateful form."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim
+
+from pom_export.errors import SEE_CAUSE, InputError
+from pom_export.graph.outputs import TensorsOnly
+from pom_export.graph.refusals import refusal
+from pom_export.graph.stand_in import stand_in_paths
+from pom_export.graph.stateful.roles import FIXED, Roles
+from pom_export.graph.stateful.shapes import Symbols, expression
+from pom_export.graph.tracing import tracing_modes
+
+_ROWS, _TOKENS = 3, 6
+
+
+@dataclass(frozen=True)
+class CausalTrace:
+    """The operators of a model in order, each with the symbolic shapes of its results.
+
+    Attributes:
+        nodes: the operators, functional: none writes to its inputs.
+        weights: the tensors that `get_attr` nodes name.
+        symbols: the symbols for rows and tokens.
+        inputs: the inputs that it was traced with, by name.
+        most_tokens: the largest number of tokens that torch found the model to take; None: no limit.
+        stand_ins: the user's names of replaced mixers, by their paths.
+    """
+
+    nodes: Sequence[fx.Node]
+    weights: nn.Module
+    symbols: Symbols
+    inputs: Mapping[str, Tensor]
+    most_tokens: int | None
+    stand_ins: Mapping[str, str]
+
+    @property
+    def outputs(self) -> list[Any]:
+        """The nodes of the outputs."""
+        (node,) = (each for each in self.nodes if each.op == "output")
+        return list(node.args[0])  # type: ignore[arg-type]
+
+    def weight(self, name: str) -> Tensor:
+        """Return the tensor that a `get_attr` node names."""
+        part, _, leaf = name.rpartition(".")
+        return getattr(self.weights.get_submodule(part), leaf)
+
+
+class _Tied(TensorsOnly):
+    """A model whose inputs are known to agree in rows and tokens, which torch does not find out by itself."""
+
+    def __init__(self, model: nn.Module, examples: Mapping[str, Tensor], roles: Roles) -> None:
+        super().__init__(model)
+        self._main = roles.main
+        self._sizes = {name: roles.sizes(name, tensor) for name, tensor in examples.items()}
+
+    @property
+    def forward(self) -> Callable[..., tuple[Tensor, ...]]:  # type: ignore[override]
+        """Run the model."""
+        run = super().forward
+
+        def forward(**inputs: Any) -> tuple[Tensor, ...]:
+            main = inputs[self._main]
+            for name, sizes in self._sizes.items():
+                for size, axis in sizes if name != self._main else ():
+                    torch._check(inputs[name].shape[axis] == main.shape[size])
+            return run(**inputs)
+
+        forward.__signature__ = inspect.signature(run)  # type: ignore[attr-defined]
+        return forward
+
+
+def trace_causal(module: nn.Module, examples: Mapping[str, Tensor], roles: Roles) -> CausalTrace:
+    """Trace a module over all tokens.
+
+    Args:
+        module: the module.
+        examples: its inputs by name.
+        roles: what each input is.
+
+    Raises:
+        InputError: torch can't trace it, or the model fixes the number of rows or tokens.
+    """
+    inputs = {name: _resized(tensor, roles, name) for name, tensor in examples.items()}
+    dynamic = {
+        name: dict.fromkeys(range(1 if roles[name] == FIXED else min(tensor.dim(), 2)), Dim.AUTO)
+        for name, tensor in inputs.items()
+    }
+    tied = _Tied(module, examples, roles)
+    with tracing_modes():
+        try:
+            exported = torch.export.export(tied, (), dict(inputs), dynamic_shapes=dynamic)
+            exported = exported.run_decompositions({})
+        except InputError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise refusal("torch could not trace the model", error, tied, SEE_CAUSE) from error
+    graph = exported.module(check_guards=False)
+    nodes = list(graph.graph.nodes)
+    symbols = _symbols(nodes, roles)
+    bounds = exported.range_constraints.get(symbols.tokens)
+    most = None if bounds is None or not bounds.upper.is_finite or bounds.upper > 2**40 else int(bounds.upper)
+    return CausalTrace(nodes, _weights(graph, nodes), symbols, inputs, most, stand_in_paths(tied))
+
+
+def _resized(tensor: Tensor, roles: Roles, name: str) -> Tensor:
+    """Return an example with at least 2 rows and 3 tokens, which torch would otherwise take for constants."""
+    rows = max(tensor.shape[0], _ROWS) if roles.rows == 1 else tensor.shape[0]
+    if tensor.dim() and tensor.shape[0] == roles.rows and rows != tensor.shape[0] and not roles.is_flat(name):
+        tensor = tensor.index_select(0, torch.arange(rows) % tensor.shape[0])
+    if roles[name] != FIXED and roles.count < 3:
+        axis = 0 if roles.is_flat(name) else 1
+        length = tensor.shape[axis] + _TOKENS
+        if roles.is_positions(name):
+            shape = [*tensor.shape]
+            shape[axis] = length
+            return torch.arange(length, dtype=tensor.dtype).expand(shape).contiguous()
+        tensor = tensor.index_select(axis, torch.arange(length) % tensor.shape[axis])
+    return tensor
+
+
+def _symbols(nodes: Sequence[fx.Node], roles: Roles) -> Symbols:
+    (node,) = (each for each in nodes if each.op == "placeholder" and each.target == roles.main)
+    sizes = [expression(size) for size in node.meta["val"].shape[:2]]
+    for size, kind in zip(sizes, ("rows", "tokens"), strict=True):
+        if not isinstance(size, sympy.Symbol):
+            raise InputError(
+                f"with `stateful`, the number of {kind} must be dynamic, but the model fixes it to {size}",
+                "Look for code that uses a size as a number, such as int(x.shape[1]), and for layers that torch.export "
+                "fixes it in, such as nn.GRU",
+            )
+    return Symbols(*sizes)
+
+
+def _weights(graph: fx.GraphModule, nodes: Sequence[fx.Node]) -> nn.Module:
+    """Return a module of plain modules with the tensors of a graph, which share their storage."""
+    root = nn.Module()
+    for name in dict.fromkeys(str(node.target) for node in nodes if node.op == "get_attr"):
+        value: Any = graph
+        holder = root
+        *path, leaf = name.split(".")
+        for step in path:
+            value = getattr(value, step)
+            if step not in holder._modules:
+                holder.add_module(step, nn.Module())
+            holder = holder.get_submodule(step)
+        value = getattr(value, leaf)
+        if isinstance(value, nn.Parameter):
+            holder.register_parameter(leaf, value)
+        elif isinstance(value, Tensor):
+            holder.register_buffer(leaf, value)
+        else:
+            setattr(holder, leaf, value)
+    return root

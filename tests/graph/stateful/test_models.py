@@ -1,0 +1,66 @@
+"""Users' causal models give the same in any number of calls as in one pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pom_export.graph.stateful.module import MASK
+from tests.causal_models import MODELS, TABLE
+from tests.graph.stateful.streaming import difference, one_pass, program_of, streamed
+from tests.slow_cases import slow_cases
+
+# Those that between them have every kind of state; the others run in `make test-all`.
+QUICK = ("learned positions", "hybrid", "cross attention", "own layer")
+# Sums in another order, in float32.
+SAME = 2e-6
+
+
+@pytest.mark.parametrize("name", slow_cases(list(MODELS), lambda name: name not in QUICK, str))
+def test_calls_give_what_one_pass_gives(name: str) -> None:
+    torch.manual_seed(0)
+    make, examples = MODELS[name]
+    model, feed = make().eval(), examples()
+    program = program_of(model, feed)
+    expected = one_pass(model, feed)
+    for cuts in ((), (4,), tuple(range(1, expected.shape[1]))):
+        assert difference(streamed(program, feed, cuts), expected) < SAME
+    # At other sizes than those of the example, and one row.
+    long = {key: torch.cat([tensor[:1]] * 2, dim=1) for key, tensor in feed.items()}
+    assert difference(streamed(program, long, (1, 2, 11)), one_pass(model, long)) < SAME
+
+
+STATES = {
+    "learned positions": ["past_state", "past_length"],
+    "own layer": ["past_state", "past_layer.average.average", "past_length"],
+    "cross attention": ["past_state.0", "past_state.1", "past_context.0", "past_context.1", "past_length"],
+    "encoder-decoder": ["past_state", "past_context.0", "past_length"],
+}
+
+
+@pytest.mark.parametrize("name", slow_cases(list(STATES), lambda name: name == "encoder-decoder", str))
+def test_state_holds_what_the_model_needs(name: str) -> None:
+    make, examples = MODELS[name]
+    program = program_of(make().eval(), examples())
+    assert [each for each in program.inputs if each.startswith("past_")] == STATES[name]
+
+
+def test_limits_are_those_of_tables_and_vocabularies() -> None:
+    make, examples = MODELS["learned positions"]
+    limits = program_of(make().eval(), examples()).limits
+    assert (limits.tokens, limits.values) == (TABLE, {"idx": (50,)})
+
+
+def test_rows_of_different_lengths() -> None:
+    torch.manual_seed(0)
+    make, examples = MODELS["hybrid"]
+    model, feed = make().eval(), examples()
+    program = program_of(model, feed, masked=True)
+    ids = feed["input_ids"]
+    # Of 9 places in two calls, the first row keeps 3 and 2, the second all.
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    mask[0, [3, 4, 7, 8]] = False
+    found = streamed(program, {"input_ids": ids, MASK: mask}, (5,))
+    short = one_pass(model, {"input_ids": ids[:1, mask[0]]})
+    assert difference(found[:1, mask[0]], short) < SAME
+    assert difference(found[1:], one_pass(model, {"input_ids": ids[1:]})) < SAME

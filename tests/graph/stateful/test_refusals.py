@@ -1,0 +1,118 @@
+"""Models that no state makes right are refused, with the name of the part that is to blame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pom_export import PolynomialMixer
+from pom_export.errors import InputError
+from tests.graph.stateful.streaming import difference, one_pass, program_of, streamed
+from tests.official_style import PoM
+from tests.slow_cases import slow_cases
+
+WIDTH, TABLE = 8, 32
+Part = Callable[[nn.Module, Tensor], Tensor]
+
+
+class Model(nn.Module):
+    """A causal mixer after a part that a test chooses."""
+
+    def __init__(self, part: Part, layer: nn.Module | None) -> None:
+        super().__init__()
+        self.tokens, self.part, self.layer = nn.Embedding(11, WIDTH), part, layer
+        self.mixer = PolynomialMixer(WIDTH, 2, 2)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.mixer(self.part(self, self.tokens(input_ids)), mask="causal")
+
+
+def _attend(mask: Tensor | None) -> Part:
+    def part(_: nn.Module, x: Tensor) -> Tensor:
+        count = x.shape[1]
+        own = None if mask is None else mask[:count, :count]
+        return functional.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None], attn_mask=own)[:, 0]
+
+    return part
+
+
+def _channels(model: nn.Module, x: Tensor) -> Tensor:
+    return model.layer(x.transpose(1, 2)).transpose(1, 2)
+
+
+_LOWER = torch.ones(TABLE, TABLE, dtype=torch.bool).tril()
+_DISTANCE = torch.where(_LOWER, torch.arange(TABLE) - torch.arange(TABLE)[:, None], -torch.inf).float()
+
+REFUSED: dict[str, tuple[Part, Callable[[], nn.Module | None], str]] = {
+    "a mixer of all tokens": (lambda m, x: m.layer(x), lambda: PoM(WIDTH, 2, 2, 1, 1), "in layer"),
+    "pooling": (lambda _, x: x + x.mean(1, keepdim=True), lambda: None, "aten.mean.dim"),
+    "batch statistics": (_channels, lambda: nn.BatchNorm1d(WIDTH, track_running_stats=False), "in layer (BatchNorm1d)"),
+    "a flip": (lambda _, x: x.flip(1), lambda: None, "aten.flip"),
+    "a convolution that looks ahead": (_channels, lambda: nn.Conv1d(WIDTH, WIDTH, 3, padding=1), "in layer (Conv1d)"),
+    "a convolution that reflects": (
+        lambda m, x: m.layer(functional.pad(x.transpose(1, 2), (2, 0), "reflect")).transpose(1, 2),
+        lambda: nn.Conv1d(WIDTH, WIDTH, 3),
+        "aten.pad",
+    ),
+    "relative positions": (
+        lambda _, x: x + (torch.arange(x.shape[1]) / x.shape[1])[:, None],
+        lambda: None,
+        "positions",
+    ),
+    "a size as a number": (lambda _, x: x / x.shape[1], lambda: None, "aten.div.Tensor"),
+    "attention to all": (_attend(None), lambda: None, "not causal"),
+    "a bias by distance": (_attend(_DISTANCE), lambda: None, "not causal"),
+    "a sliding window": (_attend(_LOWER & ~_LOWER.roll(3, 0)), lambda: None, "not causal"),
+    "a sum over tokens": (lambda _, x: x.cumsum(1), lambda: None, "aten.cumsum"),
+}
+QUICK = ("a mixer of all tokens", "pooling", "a convolution that looks ahead", "a sliding window", "a size as a number")
+
+
+def _examples() -> dict[str, Tensor]:
+    return {"input_ids": torch.randint(0, 11, (2, 9), generator=torch.Generator().manual_seed(0))}
+
+
+@pytest.mark.parametrize("name", slow_cases(list(REFUSED), lambda name: name not in QUICK, str))
+def test_refused_with_the_name_of_the_part(name: str) -> None:
+    part, layer, blamed = REFUSED[name]
+    with pytest.raises(InputError, match="with `stateful`") as error:
+        program_of(Model(part, layer()), _examples())
+    assert blamed in str(error.value)
+
+
+def _table(count: int) -> nn.Module:
+    holder = nn.Embedding(TABLE, WIDTH)
+    holder.register_buffer("ids", torch.arange(count)[None])
+    return holder
+
+
+TAKEN: dict[str, tuple[Part, Callable[[], nn.Module | None], int | None]] = {
+    "kept statistics": (_channels, lambda: nn.BatchNorm1d(WIDTH), None),
+    "positions from 2": (lambda m, x: x + m.layer(torch.arange(x.shape[1]) + 2), lambda: _table(3), TABLE - 2),
+    "positions of a buffer": (lambda m, x: x + m.layer(m.layer.ids[:, : x.shape[1]]), lambda: _table(17), 17),
+    "positions beside tokens": (
+        lambda m, x: x * torch.cat([x, m.layer.weight[: x.shape[1]].expand(x.shape[0], -1, -1)], -1).mean(-1, True),
+        lambda: _table(3),
+        TABLE,
+    ),
+    "a shift by padding": (lambda _, x: x + nn.ZeroPad2d((0, 0, 1, -1))(x), lambda: None, None),
+    "rows merged with tokens": (
+        lambda m, x: m.layer(x.reshape(-1, WIDTH)).view(x.shape),
+        lambda: nn.Linear(WIDTH, WIDTH),
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", slow_cases(list(TAKEN), lambda name: name != "positions of a buffer", str))
+def test_taken(name: str) -> None:
+    torch.manual_seed(0)
+    part, layer, most = TAKEN[name]
+    model, feed = Model(part, layer()).eval(), _examples()
+    program = program_of(model, feed)
+    assert program.limits.tokens == most
+    assert difference(streamed(program, feed, (1, 5)), one_pass(model, feed)) < 2e-6
