@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pom_export.engine import EngineInfo, build_engine
     from pom_export.engine.streaming import tensorrt_backend
     from pom_export.errors import PomExportError
+    from pom_export.graph.stateful.layers import StatefulLayer
     from pom_export.mixer import PolynomialMixer, ProductMixer, RotaryPolynomialMixer
     from pom_export.parity.modules import DebugReport
     from pom_export.parity.report import ParityReport
@@ -69,6 +70,7 @@ _HOMES = {
     "RotaryPolynomialMixer": "mixer",
     "RunResult": "batches.running",
     "State": "runtime.streaming.state",
+    "StatefulLayer": "graph.stateful.layers",
     "StreamingSession": "runtime.streaming.session",
     "build_engine": "engine",
     "custom_ops_library": "runtime.library",
@@ -111,6 +113,7 @@ __all__ = [
     "RotaryPolynomialMixer",
     "RunResult",
     "State",
+    "StatefulLayer",
     "StreamingSession",
     "__version__",
     "build_engine",

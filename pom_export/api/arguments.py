@@ -49,9 +49,21 @@ def check_for_module(hints: Mapping[str, Any]) -> None:
     _refuse(hints, "for checkpoints, and this is a module")
 
 
-def check_for_own_inputs(options: GraphOptions, hints: Mapping[str, Any]) -> None:
-    """Raise InputError for options that do not apply to a module or program with its own inputs."""
-    _refuse({**asdict(options), **hints}, "for our own models; this one has its own inputs")
+def check_for_own_inputs(options: GraphOptions, hints: Mapping[str, Any], *, module: bool = False) -> None:
+    """Raise InputError for options that do not apply to a module or program with its own inputs.
+
+    Args:
+        options: how the model becomes a graph.
+        hints: arguments for checkpoints.
+        module: whether it is a module, which can be given a state.
+    """
+    given = asdict(options)
+    if module and options.stateful:
+        check_options(options)
+        del given["stateful"]
+        if options.mask in {"causal", "padding"}:
+            del given["mask"]
+    _refuse({**given, **hints}, "for our own models; this one has its own inputs")
 
 
 def _refuse(options: Mapping[str, Any], why: str) -> None:

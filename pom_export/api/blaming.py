@@ -140,5 +140,5 @@ def _recorded_calls(
             calls.setdefault(key, (module, args, kwargs, result))
 
         modules[key].register_forward_hook(record, with_kwargs=True)
-    run_module(Float64Module(source.make_program(model).module), feed)
+    run_module(Float64Module(source.reference_program(model).module), feed)
     return calls

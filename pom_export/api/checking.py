@@ -11,7 +11,7 @@ import numpy as np
 from pom_export.api.blaming import fault_hint
 from pom_export.api.size_trials import OTHER_VALUES, SizePlan
 from pom_export.errors import SEE_CAUSE, InputError
-from pom_export.graph.exported_model import PAST_STATE, PRECISIONS, ExportedModel, TensorSpec
+from pom_export.graph.exported_model import PAST_STATE, PRECISIONS, ExportedModel, TensorSpec, present_name
 from pom_export.parity import tolerances
 from pom_export.parity.candidates import onnxruntime_candidates
 from pom_export.parity.case import Array, Case
@@ -22,6 +22,7 @@ from pom_export.parity.module_reference import ModuleReference
 from pom_export.parity.precision import kept_in_single
 from pom_export.parity.recording import recording_path, save_recording
 from pom_export.parity.report import Comparison, inconclusive_notes, is_all_zero
+from pom_export.parity.splits import split_cases
 from pom_export.parity.targets import Targets
 from pom_export.parity.verification import PathError
 from pom_export.runtime.runners import to_numpy
@@ -77,7 +78,9 @@ def check(
     """
     if source.own_inputs:
         example = Case("example inputs", {name: to_numpy(tensor) for name, tensor in program.inputs.items()})
-        cases = [_as_taken(exported, case) for case in (example, *sizes.cases)]
+        # Without its past, the example of a stateful model is no call.
+        every = sizes.cases if source.own_state else [example, *sizes.cases]
+        cases = [_as_taken(exported, case) for case in every]
         compared = len(cases)
     else:
         compared = CASES_AT_EXPORT
@@ -116,7 +119,9 @@ def check(
 
 def _reference(exported: ExportedModel, source: Source, program: Program) -> ModuleReference:
     """Return the reference for the outputs: the model as it was given, along with what rounding does to it."""
-    names = [spec.name for spec in exported.outputs]
+    # One pass has no state: what it gives to the calls that follow shows in their outputs.
+    presents = {present_name(spec.name) for spec in exported.inputs} if source.own_state else set()
+    names = [spec.name for spec in exported.outputs if spec.name not in presents]
     plain = source.plain().module if source.own_inputs else program.module
     exact = kept_in_single(exported, plain) if exported.precision != PRECISIONS[0] else ()
     return ModuleReference(
@@ -137,7 +142,15 @@ def _why_elsewhere(comparison: Comparison) -> str:
 
 def _as_taken(exported: ExportedModel, case: Case) -> Case:
     """Convert a case of a user's inputs to the file's input types."""
-    return Case(case.name, {spec.name: _as_input(spec, case.feed[spec.name]) for spec in exported.inputs})
+    return replace(case, feed={spec.name: _as_input(spec, case.feed[spec.name]) for spec in exported.inputs})
+
+
+def cases_of_calls(program: Program) -> list[Case]:
+    """Return the calls on which the file of a user's stateful model is compared with one pass."""
+    from pom_export.graph.programs.own_stateful import context_inputs, empty_inputs, token_inputs
+
+    inputs = {name: to_numpy(tensor) for name, tensor in empty_inputs(program).items()}
+    return split_cases(inputs, token_inputs(program), context_inputs(program), program.limits)
 
 
 def _as_input(spec: TensorSpec, array: Array) -> Array:
@@ -159,7 +172,8 @@ def _as_input(spec: TensorSpec, array: Array) -> Array:
 def trial_inputs(source: Source, program: Program, sizes: SizePlan) -> Iterator[Mapping[str, Array]]:
     """Yield the inputs that a float16 file is compared on, by name and in float32."""
     if source.own_inputs:
-        yield {name: to_numpy(tensor) for name, tensor in program.inputs.items()}
+        if not source.own_state:
+            yield {name: to_numpy(tensor) for name, tensor in program.inputs.items()}
         yield from (case.feed for case in sizes.cases)
         return
     specs = [_spec(program, name) for name in program.inputs]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pom_export.api.expecting import Expected, expected_of_ours, targets_of
+from pom_export.api.expecting_stateful import expected_of_stateful
 from pom_export.api.progress import silent
 from pom_export.errors import InputError, kind_of
 from pom_export.graph.claims import Bounds
@@ -53,6 +54,8 @@ def expected_of_module(
         return expected_of_ours(model, module, type(module).__name__, [], inputs, seed)
     if examples is None and inputs is None:
         raise InputError(f"{type(module).__name__} is not one of our models", "Give example_inputs to compare on")
+    if model.stateful:
+        return expected_of_stateful(model, module, examples, inputs, seed)
     return expected_of_own(model, module, examples, inputs)
 
 

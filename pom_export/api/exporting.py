@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pom_export.api.arguments import check_count, file_settings
-from pom_export.api.checking import check, trial_inputs
+from pom_export.api.checking import cases_of_calls, check, trial_inputs
 from pom_export.api.progress import Progress, silent
 from pom_export.api.side_files import check_recording_place, own_side_files
 from pom_export.api.size_trials import SizePlan
@@ -244,7 +244,9 @@ def _write(
     program = source.program(copied)
     source.calls_op()  # refuses a model whose outputs change from call to call
     try:
-        if source.own_inputs:
+        if source.own_state:
+            traced, sizes = trace(program, opset), SizePlan(cases_of_calls(program))
+        elif source.own_inputs:
             program, traced, sizes = settle_sizes(source, program, opset)
         else:
             traced, sizes = trace(program, opset), SizePlan()

@@ -27,6 +27,7 @@ from pom_export.graph.own_program import FailsOnExamplesError, module_program, n
 from pom_export.graph.precisions import PRECISIONS
 from pom_export.graph.program import Program
 from pom_export.graph.programs import program_of
+from pom_export.graph.programs.own_stateful import one_pass_program, stateful_program
 from pom_export.graph.reference import Float64Module
 from pom_export.graph.repeating import check_repeats
 from pom_export.graph.replacing import Adapters, has_mixers, replace_mixers
@@ -73,6 +74,8 @@ class Source:
     Attributes:
         module: the model; it is never changed.
         make_program: makes a program from a copy of the model.
+        make_reference: makes the program that a file is compared with; None: the same one. That of a user's stateful
+            model takes all tokens at once.
         substitute: turns a copy into what is traced. The reference is the model as it was given.
         calls_op: for a user's model: refuses one whose outputs change from call to call, and returns whether it calls
             our op by itself.
@@ -87,6 +90,7 @@ class Source:
 
     module: nn.Module
     make_program: Callable[[nn.Module], Program]
+    make_reference: Callable[[nn.Module], Program] | None = None
     substitute: Callable[[nn.Module], SubstitutedCopy] = SubstitutedCopy
     calls_op: Callable[[], bool] = lambda: False
     properties: Mapping[str, str] = field(default_factory=dict)
@@ -122,11 +126,20 @@ class Source:
 
     def plain(self) -> Program:
         """Return the program of the unchanged model in float32, for finding out which sizes it takes."""
-        return self.make_program(copy_module(self.module, torch.float32))
+        return self.reference_program(copy_module(self.module, torch.float32))
 
     def traced_reference(self) -> nn.Module:
         """Return the module that is traced, including the replacements of the user's mixers, in float64."""
-        return Float64Module(self.make_program(self.substituted_copy().module).module)
+        return Float64Module(self.reference_program(self.substituted_copy().module).module)
+
+    def reference_program(self, module: nn.Module) -> Program:
+        """Return the program of a copy of the model that a file is compared with."""
+        return (self.make_reference or self.make_program)(module)
+
+    @property
+    def own_state(self) -> bool:
+        """Whether it is a user's model that was given a state, and is compared with one pass over all tokens."""
+        return self.make_reference is not None
 
     def substituted_copy(self, dtype: torch.dtype | None = None) -> SubstitutedCopy:
         """Return a copy of the model with our mixers in place of the user's, converted to `dtype` if given."""
@@ -134,7 +147,7 @@ class Source:
 
     def reference(self) -> nn.Module:
         """Return the model that outputs are compared with, in float64."""
-        return Float64Module(self.make_program(copy_module(self.module)).module)
+        return Float64Module(self.reference_program(copy_module(self.module)).module)
 
     def _check_uses_op(self, copied: SubstitutedCopy) -> None:
         """Raise InputError if a user's model contains none of our mixers and does not call the op by itself."""
@@ -179,8 +192,8 @@ def load_source(
         raise InputError(f"the model is {kind_of(model)}", "Give a path or an nn.Module")
     if example_inputs is None:
         return _source_of_ours(model, options, hints)
-    check_for_own_inputs(options, hints)
-    return _source_of_own(model, example_inputs, dynamic_shapes, mixers)
+    check_for_own_inputs(options, hints, module=True)
+    return _source_of_own(model, options, example_inputs, dynamic_shapes, mixers)
 
 
 def _load_program(
@@ -224,16 +237,25 @@ def _source_of_ours(model: nn.Module, options: GraphOptions, hints: Mapping[str,
     return Source(model, lambda module: program_of(module, options), properties=properties)
 
 
-def _source_of_own(model: nn.Module, example_inputs: Examples, dynamic_shapes: Any, mixers: Adapters | None) -> Source:
+def _source_of_own(
+    model: nn.Module, options: GraphOptions, example_inputs: Examples, dynamic_shapes: Any, mixers: Adapters | None
+) -> Source:
     """Return the source of a module of a user's class."""
     check_weights(model)
     model = unwrapped(model)
     examples = named_examples(model, example_inputs)
     shapes = None if dynamic_shapes is None else named_shapes(model, example_inputs, examples, dynamic_shapes)
     calls_op = functools.cache(lambda: check_repeats(model, _in_type_of(model, examples)))
+    make_program, make_reference = _program_maker(examples, shapes), None
+    if options.stateful:
+        if shapes is not None:
+            raise InputError("dynamic_shapes does not apply to a model with a state", "Leave it out")
+        make_program = _state_maker(examples, masked=options.mask == "padding")
+        make_reference = _one_pass_maker(examples)
     return Source(
         model,
-        _program_maker(examples, shapes),
+        make_program,
+        make_reference,
         substitute=functools.partial(_substituted, mixers=mixers),
         calls_op=calls_op,
         own_inputs=True,
@@ -288,6 +310,20 @@ def _folded(weights: Sequence[str]) -> str:
 def _program_maker(examples: Mapping[str, Tensor], dynamic_shapes: Shapes | None) -> Callable[[nn.Module], Program]:
     def make_program(module: nn.Module) -> Program:
         return module_program(module, _in_type_of(module, examples), dynamic_shapes)
+
+    return make_program
+
+
+def _state_maker(examples: Mapping[str, Tensor], *, masked: bool) -> Callable[[nn.Module], Program]:
+    def make_program(module: nn.Module) -> Program:
+        return stateful_program(module, _in_type_of(module, examples), masked=masked)
+
+    return make_program
+
+
+def _one_pass_maker(examples: Mapping[str, Tensor]) -> Callable[[nn.Module], Program]:
+    def make_program(module: nn.Module) -> Program:
+        return one_pass_program(module, _in_type_of(module, examples))
 
     return make_program
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 @click.option("--tokenizer", type=File(NAMES), help="auto, bytes, gpt2, or a tokenizer.json; default: auto.")
 @click.option("--stop", multiple=True, help="Stop before this text; can be given several times.")
 @click.option("--engine", type=FILE, help="Run this engine of the model, on a GPU.")
+@click.option("--inputs", type=FILE, help="A .npz with the model's other inputs, such as a context.")
 @click.option(
     "--load-state", type=FILE, help="Continue from a file that --save-state wrote; its settings are the defaults."
 )
@@ -58,6 +59,7 @@ def command(
     prompt_file: str | None,
     max_tokens: int,
     engine: str | None,
+    inputs: str | None,
     load_state: str | None,
     save_state: str | None,
     as_json: bool,
@@ -75,7 +77,7 @@ def command(
     if text is None and load_state is None:
         raise InputError("there is no prompt", "Give --prompt TEXT, --prompt-file FILE or --load-state FILE")
     with stages(f"loading {engine or model}", shown=verbose, moving=not as_json) as progress:
-        session, generation = _generation(model, engine, load_state, **options)
+        session, generation = _generation(model, engine, inputs, load_state, **options)
         if save_state is not None:
             _check_place(save_state, session, generation.settings.tokenizer, prompt_file, engine)
         if text is not None:
@@ -99,6 +101,7 @@ def command(
 def _generation(
     model: str,
     engine: str | None,
+    inputs: str | None,
     load_state: str | None,
     *,
     tokenizer: str | None,
@@ -107,6 +110,7 @@ def _generation(
 ) -> tuple[StreamingSession, Generation]:
     """Return a session of the model or its engine, and a generation that is new or continues from a saved state."""
     from pom_export.engine.streaming import tensorrt_backend
+    from pom_export.parity.inputs import read_arrays
     from pom_export.runtime.streaming.session import StreamingSession
     from pom_export.runtime.streaming.state import State
     from pom_export.text.generation import Generation, vocabulary_of
@@ -119,7 +123,8 @@ def _generation(
     known = choose_tokenizer(settings.tokenizer, vocabulary_of(session))
     if tokenizer is None and before is not None and is_file(before.tokenizer):
         tell_on_stderr(f"pom-export: the state names the tokenizer {printable(before.tokenizer)}")
-    return session, Generation(session, known, replace(settings, tokenizer=known.name), state)
+    others = {} if inputs is None else read_arrays(inputs)[1]
+    return session, Generation(session, known, replace(settings, tokenizer=known.name), state, others)
 
 
 def _prompt(prompt: str | None, file: str | None) -> str | None:

@@ -31,6 +31,7 @@ class Case:
         token_axes: for a case with several calls, the axis of the tokens, by input.
         one_pass: whether the calls give the same as one pass over all tokens, as in causal models.
         partial: whether to skip elements that are NaN in the reference.
+        once: inputs that only the first call gets, with the axis that is empty in the others.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Case:
     token_axes: Mapping[str, int] = field(default_factory=dict)
     one_pass: bool = True
     partial: bool = False
+    once: Mapping[str, int] = field(default_factory=dict)
 
 
 def widened(case: Case) -> Case:
@@ -58,6 +60,8 @@ def run_case(infer: Callable[[Arrays], Arrays], case: Case) -> dict[str, Array]:
     outputs: Arrays = {}
     for start, stop in pairwise((0, *case.cuts, tokens)):
         call = {name: case.feed[name].take(range(start, stop), axis) for name, axis in case.token_axes.items()}
+        if start:
+            call |= {name: case.feed[name].take(range(0), axis) for name, axis in case.once.items()}
         outputs = infer({**case.feed, **past, **call})
         # Copied, since a runner may overwrite these with the next call's outputs.
         past = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -11,7 +12,6 @@ import numpy.typing as npt
 
 from pom_export import interrupts
 from pom_export.errors import InputError
-from pom_export.runtime.streaming.interface import IDS
 from pom_export.runtime.streaming.session import CHUNK, StreamingSession
 from pom_export.runtime.streaming.state import State
 from pom_export.text.decoding import StopStream
@@ -54,6 +54,8 @@ class Generation:
         tokenizer: the model's tokenizer.
         settings: how to continue.
         state: the result of `state`, to continue from; the session is set to it.
+        inputs: the model's other inputs by name, such as the context of an encoder-decoder, which a stream gets in its
+            first call.
 
     Attributes:
         prompt_tokens: number of tokens processed from prompts and from the state's pending ones.
@@ -68,9 +70,15 @@ class Generation:
     """
 
     def __init__(
-        self, session: StreamingSession, tokenizer: Tokenizer, settings: Settings, state: State | None = None
+        self,
+        session: StreamingSession,
+        tokenizer: Tokenizer,
+        settings: Settings,
+        state: State | None = None,
+        inputs: Mapping[str, Any] | None = None,
     ) -> None:
         self._session = session
+        self._inputs = dict(inputs or {})
         self._tokenizer = tokenizer
         self._settings = settings
         self._vocabulary = vocabulary_of(session)
@@ -133,7 +141,9 @@ class Generation:
         # The stream and the position change together.
         with interrupts.held():
             ids = np.array([part], dtype=np.int64)
-            logits = self._session.step(ids) if len(part) == 1 else self._session.prefill(ids)[:, -1].copy()
+            its = self._session.inputs_of_call(self._inputs)
+            one = len(part) == 1
+            logits = self._session.step(ids, **its) if one else self._session.prefill(ids, **its)[:, -1].copy()
             self._now = replace(self._now, pending=rest, logits=None if rest else logits)
         if self.tokens:
             self.seconds += time.perf_counter() - started
@@ -213,11 +223,11 @@ def vocabulary_of(session: StreamingSession) -> int:
     Raises:
         InputError: the model takes no token ids, or the stream has several rows.
     """
-    model = session.model
-    if all(spec.name != IDS for spec in model.inputs):
+    model, ids = session.model, session.tokens
+    if not session.takes_ids:
         raise InputError(f"{model.path.name} takes no token ids", "Only a language model generates text")
     if session.batch != 1:
         raise InputError(f"the stream has {session.batch} rows", "A text is one row")
-    if IDS not in model.limits.values:
+    if ids.name not in model.limits.values:
         raise InputError(f"{model.path.name} does not say how many tokens it has", "Export it again")
-    return int(model.limits.values[IDS][0])
+    return int(model.limits.values[ids.name][0])

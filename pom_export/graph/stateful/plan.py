@@ -23,7 +23,7 @@ from pom_export.graph.stateful.trace import CausalTrace
 from pom_export.graph.stateful.values import Values
 from pom_export.graph.stateful.windows import WindowFinder
 
-_MORE = 5
+_FEWER = 2
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ class _Planner:
         self.trace, self.symbols = trace, trace.symbols
         self.kinds = kinds = find_kinds(trace, roles, layers)
         self.values = values = Values(trace, kinds, roles)
-        more = Values(trace, kinds, roles, values.tokens + _MORE)
-        self.positions = Positions(kinds, self.symbols, values, more)
+        fewer = Values(trace, kinds, roles, values.tokens - _FEWER)
+        self.positions = Positions(kinds, self.symbols, values, fewer)
         self.locality = Locality(self.symbols, kinds, values)
         self.attention = AttentionFinder(trace.nodes, kinds, self.symbols, values)
         self.windows = WindowFinder(trace.nodes, kinds, self.symbols, values)

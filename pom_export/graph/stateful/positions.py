@@ -54,7 +54,7 @@ class Positions:
         kinds: what each value depends on.
         symbols: torch's symbols for the sizes.
         values: values of the nodes for some number of tokens.
-        more: the same for more tokens.
+        fewer: the same for fewer tokens.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class Positions:
         kinds: Mapping[fx.Node, Kind],
         symbols: Symbols,
         values: Values,
-        more: Values,
+        fewer: Values,
     ) -> None:
         self.kinds, self.symbols = kinds, symbols
-        self._values, self._more = values, more
+        self._values, self._fewer = values, fewer
         self._leaves: dict[fx.Node, Leaf | None] = {}
 
     def leaf(self, node: fx.Node) -> Leaf | None:
@@ -84,7 +84,7 @@ class Positions:
             if isinstance(start, int) and isinstance(axis, int) and start >= 0 and axes[0].index == axis:
                 return TableSlice(node.args[0], axis, start)  # type: ignore[arg-type]
             return None
-        few, many = (_affine(each[node], axes[0].index) for each in (self._values, self._more))
+        few, many = (_affine(each[node], axes[0].index) for each in (self._values, self._fewer))
         return few if few == many else None
 
     def evaluate(self, node: fx.Node, positions: Tensor, constant: Callable[[fx.Node], Any]) -> Tensor:
@@ -142,11 +142,11 @@ class Positions:
             InputError: it is not.
         """
         axes = clean_axes(node, self.symbols)
-        expected = self._more[node]
+        expected = self._values[node]
         # Fewer than there are, so that what depends on their number differs.
-        index = torch.arange(self._more.tokens).flip(0)[: self._more.tokens // 2]
+        index = torch.arange(self._values.tokens).flip(0)[: self._values.tokens // 2]
         try:
-            found = self.evaluate(node, index, self._more.__getitem__)
+            found = self.evaluate(node, index, self._values.__getitem__)
             wanted = _one_row(expected, next(shapes_of(node)), self.symbols).index_select(axes[0].index, index)  # type: ignore[index]
             same = found.shape == wanted.shape and torch.allclose(
                 found.double(), wanted.double(), rtol=1e-5, atol=1e-6, equal_nan=True
@@ -175,7 +175,7 @@ class Positions:
     def _works(self, node: fx.Node, position: int) -> bool:
         try:
             with torch.no_grad():
-                self.evaluate(node, torch.tensor([position]), self._more.__getitem__)
+                self.evaluate(node, torch.tensor([position]), self._values.__getitem__)
         except Exception:  # noqa: BLE001 (an index beyond a table)
             return False
         return True

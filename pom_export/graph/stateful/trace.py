@@ -16,11 +16,13 @@ from pom_export.errors import SEE_CAUSE, InputError
 from pom_export.graph.outputs import TensorsOnly
 from pom_export.graph.refusals import refusal
 from pom_export.graph.stand_in import stand_in_paths
-from pom_export.graph.stateful.roles import FIXED, Roles
+from pom_export.graph.stateful.roles import CONTEXT, FIXED, Roles
 from pom_export.graph.stateful.shapes import Symbols, expression
 from pom_export.graph.tracing import tracing_modes
 
-_ROWS, _TOKENS = 3, 6
+# Sizes to trace with: distinct, so that torch takes none for another, and small, since every value is kept. Sizes of 1
+# would be constants to torch.
+_ROWS, _TOKENS, _CONTEXT_TOKENS = 3, 8, 5
 
 
 @dataclass(frozen=True)
@@ -113,19 +115,21 @@ def trace_causal(module: nn.Module, examples: Mapping[str, Tensor], roles: Roles
 
 
 def _resized(tensor: Tensor, roles: Roles, name: str) -> Tensor:
-    """Return an example with at least 2 rows and 3 tokens, which torch would otherwise take for constants."""
-    rows = max(tensor.shape[0], _ROWS) if roles.rows == 1 else tensor.shape[0]
-    if tensor.dim() and tensor.shape[0] == roles.rows and rows != tensor.shape[0] and not roles.is_flat(name):
-        tensor = tensor.index_select(0, torch.arange(rows) % tensor.shape[0])
-    if roles[name] != FIXED and roles.count < 3:
-        axis = 0 if roles.is_flat(name) else 1
-        length = tensor.shape[axis] + _TOKENS
-        if roles.is_positions(name):
-            shape = [*tensor.shape]
-            shape[axis] = length
-            return torch.arange(length, dtype=tensor.dtype).expand(shape).contiguous()
-        tensor = tensor.index_select(axis, torch.arange(length) % tensor.shape[axis])
-    return tensor
+    """Return an example at the sizes to trace with, repeating or cutting its rows and tokens."""
+    if not roles.is_flat(name) and tensor.dim() and tensor.shape[0] == roles.rows:
+        tensor = _repeated(tensor, 0, _ROWS)
+    if roles[name] == FIXED:
+        return tensor
+    axis = 0 if roles.is_flat(name) else 1
+    if roles.is_positions(name):
+        shape = [*tensor.shape]
+        shape[axis] = _TOKENS
+        return torch.arange(_TOKENS, dtype=tensor.dtype).expand(shape).contiguous()
+    return _repeated(tensor, axis, _CONTEXT_TOKENS if roles[name] == CONTEXT else _TOKENS)
+
+
+def _repeated(tensor: Tensor, axis: int, size: int) -> Tensor:
+    return tensor.index_select(axis, torch.arange(size) % tensor.shape[axis])
 
 
 def _symbols(nodes: Sequence[fx.Node], roles: Roles) -> Symbols:

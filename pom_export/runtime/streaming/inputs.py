@@ -78,19 +78,54 @@ def _counts(lengths: Any, batch: int, tokens: int) -> Array:
     return counts
 
 
-def call_others(model: StatefulModel, given: Mapping[str, Any], batch: int, tokens: int) -> dict[str, Array]:
+def call_others(
+    model: StatefulModel, given: Mapping[str, Any], batch: int, tokens: int, *, begun: bool
+) -> dict[str, Array]:
     """Return a call's other inputs, by name.
+
+    Args:
+        model: the interface.
+        given: the inputs that the caller gives.
+        batch: number of rows.
+        tokens: number of tokens in the call.
+        begun: whether there was an earlier call, which got the context.
 
     Raises:
         InputError: an input is missing or unknown, or does not fit.
     """
-    wrong = given.keys() ^ model.others.keys()
+    if begun and (again := sorted(model.contexts & given.keys())):
+        raise InputError(f"{again[0]} was given in the first call, and what it gave is kept", "Leave it out, or reset")
+    needed = model.others.keys() - (model.contexts if begun else frozenset())
+    wrong = given.keys() ^ needed
     if wrong:
         names = ", ".join([model.tokens.name, *([MASK] if model.mask else []), *model.others])
         verb = "is missing" if wrong & model.others.keys() else "is no input"
         raise InputError(f"{sorted(wrong)[0]} {verb} of a call of {model.name}", f"It takes {names}")
     sizes = {BATCH: batch, TOKENS: tokens}
-    return {name: checked(spec, np.asarray(given[name]), sizes, model.limits) for name, spec in model.others.items()}
+    return {
+        name: checked(spec, np.asarray(given[name]), sizes, model.limits) if name in given else _absent(spec, batch)
+        for name, spec in model.others.items()
+    }
+
+
+def _absent(spec: TensorSpec, batch: int) -> Array:
+    """Return a context without tokens."""
+    shape = [axis if isinstance(axis, int) else batch if axis == BATCH else 0 for axis in spec.axes]
+    return np.zeros(shape, spec.dtype)
+
+
+def call_part(model: StatefulModel, given: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
+    """Return the other inputs of one of several calls, for the tokens from `start` to `stop`.
+
+    What has an entry for each token is cut, and a context is for the first call alone.
+    """
+    part = {}
+    for name, value in given.items():
+        axes = model.others[name].axes if name in model.others else ()
+        if start and name in model.contexts:
+            continue
+        part[name] = np.asarray(value).take(range(start, stop), axes.index(TOKENS)) if TOKENS in axes else value
+    return part
 
 
 def fitting_state(model: StatefulModel, given: Mapping[str, Array], batch: int) -> dict[str, Array]:

@@ -13,8 +13,10 @@ import numpy.typing as npt
 from pom_export.errors import InputError
 from pom_export.graph.exported_model import (
     BATCH,
+    PAST_CONTEXT,
     PAST_LENGTH,
     PAST_STATE,
+    TOKENS,
     ExportedModel,
     InputLimits,
     TensorSpec,
@@ -26,6 +28,7 @@ from pom_export.graph.exported_model import (
 IDS: Final = "input_ids"
 MASK: Final = "mask"
 _VECTORS: Final = "x"
+_IDS_RANK: Final = 2
 # More tokens than any stream has, and the most that a float64 can count.
 _MOST_TOKENS: Final = 2**53
 
@@ -61,6 +64,7 @@ class StatefulModel:
         tokens: the input for a call's tokens: (batch, tokens) ids, or (batch, tokens, d).
         mask: the input (batch, tokens) bool that marks valid tokens; None: all are valid.
         others: a call's other inputs, by name.
+        contexts: those of them that only the first call gets.
         past: the parts of the state, including `past_length`.
         output: the output for each token, (batch, tokens, ...).
         limits: limits on the inputs.
@@ -70,6 +74,7 @@ class StatefulModel:
     tokens: TensorSpec
     mask: TensorSpec | None
     others: Mapping[str, TensorSpec]
+    contexts: frozenset[str]
     past: tuple[StateTensor, ...]
     output: TensorSpec
     limits: InputLimits
@@ -82,7 +87,7 @@ class StatefulModel:
     @property
     def takes_ids(self) -> bool:
         """Whether tokens are ids, as in a language model."""
-        return self.tokens.name == IDS
+        return len(self.tokens.axes) == _IDS_RANK
 
     @property
     def positions(self) -> int:
@@ -99,18 +104,32 @@ class StatefulModel:
         return {part.spec.name: np.zeros(part.empty_shape(batch), part.spec.dtype) for part in self.past}
 
 
+def _first_of_tokens(file: ExportedModel) -> TensorSpec | None:
+    """Return the first input of a user's own model with an entry for each token: (batch, tokens, ...)."""
+    tokens = [spec for spec in file.inputs if spec.axes[:2] == (BATCH, TOKENS) and spec.name != MASK]
+    return tokens[0] if tokens else None
+
+
 def read_stateful(path: str | os.PathLike[str]) -> StatefulModel:
     """Read a stateful export's interface.
 
     Raises:
         InputError: the file cannot be read, keeps no state, or lacks a part of its interface.
     """
-    file = read_model(path)
+    return stateful_interface(read_model(path))
+
+
+def stateful_interface(file: ExportedModel) -> StatefulModel:
+    """Return the interface of a stateful export.
+
+    Raises:
+        InputError: the file keeps no state, or lacks a part of its interface.
+    """
     if not file.stateful:
         raise InputError(f"{file.path.name} keeps no state", "Export it with `stateful=True`")
     inputs = {spec.name: spec for spec in file.inputs}
     past = tuple(StateTensor(spec, present_name(spec.name)) for spec in file.inputs if is_past(spec.name))
-    tokens = inputs.get(IDS) or inputs.get(_VECTORS)
+    tokens = inputs.get(IDS) or inputs.get(_VECTORS) or _first_of_tokens(file)
     presents = {part.present for part in past}
     results = [spec for spec in file.outputs if spec.name not in presents]
     missing = presents - {spec.name for spec in file.outputs}
@@ -119,4 +138,11 @@ def read_stateful(path: str | os.PathLike[str]) -> StatefulModel:
         raise InputError(f"{file.path.name} is not a complete stateful export: it lacks {lacks}", "Export it again")
     known = {tokens.name, MASK, *(part.spec.name for part in past)}
     others = {name: spec for name, spec in inputs.items() if name not in known}
-    return StatefulModel(file, tokens, inputs.get(MASK), others, past, results[0], file.limits)
+    keeps = any(part.spec.name.startswith(f"{PAST_CONTEXT}.") for part in past)
+    contexts = frozenset(name for name, spec in others.items() if keeps and _is_context(spec))
+    return StatefulModel(file, tokens, inputs.get(MASK), others, contexts, past, results[0], file.limits)
+
+
+def _is_context(spec: TensorSpec) -> bool:
+    """Return whether an input is a sequence other than that of the tokens: (batch, its own number of tokens, ...)."""
+    return len(spec.axes) > 1 and isinstance(spec.axes[1], str) and spec.axes[1] != TOKENS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, NoReturn
@@ -13,11 +13,18 @@ import numpy as np
 import numpy.typing as npt
 
 from pom_export.errors import InputError, kind_of
-from pom_export.graph.exported_model import PAST_LENGTH, ExportedModel
+from pom_export.graph.exported_model import PAST_LENGTH, ExportedModel, TensorSpec
 from pom_export.runtime.providers import Provider
 from pom_export.runtime.session import inference_session
 from pom_export.runtime.streaming.backend import BackendFactory, Past, StreamingBackend
-from pom_export.runtime.streaming.inputs import call_mask, call_others, call_tokens, fitting_state, step_tokens
+from pom_export.runtime.streaming.inputs import (
+    call_mask,
+    call_others,
+    call_part,
+    call_tokens,
+    fitting_state,
+    step_tokens,
+)
 from pom_export.runtime.streaming.interface import MASK, StatefulModel, read_stateful
 from pom_export.runtime.streaming.onnxruntime import OnnxRuntimeBackend
 from pom_export.runtime.streaming.state import ModelFiles, State
@@ -120,6 +127,21 @@ class StreamingSession:
         )
 
     @property
+    def tokens(self) -> TensorSpec:
+        """The input that takes the tokens."""
+        return self._interface.tokens
+
+    @property
+    def takes_ids(self) -> bool:
+        """Whether tokens are ids, as in a language model."""
+        return self._interface.takes_ids
+
+    def inputs_of_call(self, others: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those of the model's other inputs that the next call gets: a context only if it is the first."""
+        begun = bool(self._now.lengths.any())
+        return {name: value for name, value in others.items() if not (begun and name in self._interface.contexts)}
+
+    @property
     def lengths(self) -> Array:
         """The number of tokens each row has seen, (batch,) int64."""
         return self._now.lengths.copy()
@@ -147,7 +169,8 @@ class StreamingSession:
                 missing.
             mask: valid tokens, (batch, tokens) bool, if the model has that input. Padding comes last.
             lengths: number of valid tokens in each row, (batch,), instead of a mask.
-            **others: the model's other inputs by name, such as positions.
+            **others: the model's other inputs by name, such as positions. A context, which an encoder reads, is given
+                in the first call only.
 
         Returns:
             The model's output for each token, (batch, tokens, V) or (batch, tokens, d). The array belongs to the
@@ -161,16 +184,16 @@ class StreamingSession:
             output = self._advance(array, mask, lengths, others)
             return output.copy() if array.shape[1] == 1 else output
 
-    def prefill_last(self, tokens: Any, *, lengths: Any = None, chunk: int = CHUNK) -> Array:
+    def prefill_last(self, tokens: Any, *, lengths: Any = None, chunk: int = CHUNK, **others: Any) -> Array:
         """Process a long prompt, `chunk` tokens per call, and return only each row's last output.
 
-        If a chunk fails, the state includes the chunks before it. Not available for models with other inputs. A
-        block-causal model sees each chunk as a block.
+        If a chunk fails, the state includes the chunks before it. A block-causal model sees each chunk as a block.
 
         Args:
             tokens: as for `prefill`.
             lengths: as for `prefill`, each at least 1.
             chunk: the most tokens per call; fewer if the backend takes no more.
+            **others: as for `prefill`.
 
         Returns:
             (batch, V) or (batch, d). The array belongs to the caller.
@@ -190,7 +213,8 @@ class StreamingSession:
             for start in range(0, count, chunk):
                 part = array[:, start : start + chunk]
                 here = None if lengths is None else np.clip(ends - start, 0, part.shape[1])
-                output = self._advance(np.ascontiguousarray(part), None, here, {})
+                its = call_part(self._interface, others, start, start + part.shape[1])
+                output = self._advance(np.ascontiguousarray(part), None, here, its)
                 last = np.zeros((self.batch, *output.shape[2:]), output.dtype) if last is None else last
                 rows = np.flatnonzero((ends > start) & (ends <= start + part.shape[1]))
                 last[rows] = output[rows, ends[rows] - start - 1]
@@ -261,7 +285,7 @@ class StreamingSession:
         feed = {self._interface.tokens.name: tokens}
         if present is not None:
             feed[MASK] = present
-        feed |= call_others(self._interface, others, self.batch, count)
+        feed |= call_others(self._interface, others, self.batch, count, begun=bool(self._now.lengths.any()))
         output, past = self._backend.run(self._now.past, feed)
         self._now = _Now(past, after)
         return output

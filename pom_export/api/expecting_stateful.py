@@ -1,0 +1,115 @@
+"""Compute the expected outputs of a user's own stateful model: those of one pass over all tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pom_export.api.expecting import Expected
+from pom_export.api.progress import silent
+from pom_export.errors import InputError
+from pom_export.graph.exported_model import ExportedModel, TensorSpec, is_past, present_name
+from pom_export.parity.inputs import Inputs, case_of
+from pom_export.parity.module_reference import ModuleReference
+from pom_export.parity.names import Names, fits, match_names
+from pom_export.parity.precision import judged_precision, kept_in_single
+from pom_export.parity.splits import cuts_of, split_cases
+from pom_export.parity.targets import Targets
+from pom_export.runtime.runners import to_numpy
+from pom_export.runtime.streaming.interface import MASK, StatefulModel, stateful_interface
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pom_export.api.source import Examples
+
+
+def expected_of_stateful(
+    model: ExportedModel, module: nn.Module, examples: Examples | None, inputs: Inputs | None, seed: int
+) -> Expected:
+    """Compute a causal module's outputs in float64 in one pass, for sequences that the file gets in several calls.
+
+    Args:
+        model: the file, which keeps a state.
+        module: the module.
+        examples: its example inputs, as `export` takes them; None: those in `inputs`.
+        inputs: a .npz, or arrays by name, to compare on instead: whole sequences, which are split into calls.
+        seed: seed of the random values and of the calls' lengths.
+
+    Raises:
+        InputError: the module does not take the inputs, or the file has different ones.
+    """
+    import torch
+
+    from pom_export.api.source import load_source
+    from pom_export.graph.options import GraphOptions
+
+    interface = stateful_interface(model)
+    taken = [spec for spec in model.inputs if not is_past(spec.name) and spec.name != MASK]
+    if examples is None:
+        assert inputs is not None
+        arrays = case_of(inputs, taken, model.limits).feed
+        examples = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+    options = GraphOptions(stateful=True)
+    loaded = load_source(module, options, example_inputs=examples, hints={}, progress=silent)
+    program = loaded.plain()
+    specs = [TensorSpec(name, to_numpy(tensor).dtype, tuple(tensor.shape)) for name, tensor in program.inputs.items()]
+    names = match_names(model, "input", taken, specs)
+    given = {spec.name: spec for spec in taken}
+    for spec in specs:
+        found = given[names.get(spec.name, spec.name)]
+        if not fits(found, spec):
+            raise InputError(f"model {model.path} takes {found}, the example is {spec}", "Give inputs that it takes")
+    feed = _feed(interface, {name: to_numpy(tensor) for name, tensor in program.inputs.items()}, names)
+    streamed, contexts = _streamed(interface, feed, names)
+    limits = _renamed(model, names)
+    if inputs is None:
+        cases = split_cases(feed, streamed, contexts, limits, seed)
+    else:
+        case = case_of(
+            inputs, [replace(given[names.get(spec.name, spec.name)], name=spec.name) for spec in specs], limits
+        )
+        tokens = case.feed[streamed[0]].shape[1]
+        axes = dict.fromkeys(streamed, 1)
+        whole = {**_feed(interface, case.feed, names)}
+        once = dict.fromkeys(contexts, 1)
+        cases = [replace(case, feed=whole, cuts=cuts_of(tokens, seed), token_axes=axes, once=once)]
+    presents = {present_name(part.spec.name) for part in interface.past}
+    outputs = [spec.name for spec in model.outputs if spec.name not in presents]
+    precision, notes = judged_precision(model)
+    exact = kept_in_single(model, program.module) if precision != "float32" else ()
+    reference = ModuleReference(program.module, loaded.reference(), outputs, precision, exact)
+    found_names = Names(names)
+    notes = [*found_names.notes(), *notes, "each call was compared with one pass over all tokens"]
+    called = f"PyTorch in float64, {type(module).__name__} in one pass"
+    return Expected(cases, Targets(cases, reference.target), called, precision, notes, found_names, own=True)
+
+
+def _feed(interface: StatefulModel, arrays: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Return a call's inputs in the file's types: the given ones, a mask that keeps all tokens, and an empty state."""
+    types = {spec.name: spec.dtype for spec in interface.file.inputs}
+    feed = {name: array.astype(types[names.get(name, name)]) for name, array in arrays.items()}
+    ids = next(feed[name] for name in feed if names.get(name, name) == interface.tokens.name)
+    if interface.mask is not None:
+        feed[MASK] = np.ones(ids.shape[:2], np.bool_)
+    return {**feed, **interface.empty(ids.shape[0])}
+
+
+def _streamed(
+    interface: StatefulModel, feed: Mapping[str, Any], names: Mapping[str, str]
+) -> tuple[list[str], list[str]]:
+    """Return the inputs with an entry for each token, and those that only the first call gets."""
+    axes = {spec.name: spec.axes for spec in interface.file.inputs}
+    token_axis = interface.tokens.axes[1]
+    mine = {name: names.get(name, name) for name in feed if not is_past(name)}
+    streamed = [name for name, own in mine.items() if len(axes[own]) > 1 and axes[own][1] == token_axis]
+    return streamed, [name for name, own in mine.items() if own in interface.contexts]
+
+
+def _renamed(model: ExportedModel, names: Mapping[str, str]) -> Any:
+    """Return the file's limits by the module's names."""
+    ours = {own: name for name, own in names.items()}
+    return replace(model.limits, values={ours.get(name, name): counts for name, counts in model.limits.values.items()})

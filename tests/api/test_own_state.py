@@ -1,0 +1,228 @@
+"""A user's own causal model with a state: export, stream, generate, verify."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pom_export
+from pom_export.api.exporting import ExportResult
+from pom_export.errors import InputError, ParityError
+from pom_export.graph.exported_model import read_model
+from pom_export.graph.outputs import named_outputs
+from pom_export.text.generation import Generation
+from pom_export.text.notes import Settings
+from pom_export.text.sampling import Sampling
+from pom_export.text.tokenizers import choose_tokenizer
+from tests.causal_models import MODELS, TABLE, WIDTH, MovingAverage
+from tests.slow_cases import slow_cases
+
+# One without and one with a context; the others are exported in `make test-all`.
+QUICK = ("learned positions", "encoder-decoder")
+SAME = 1e-5
+SETTINGS = Settings(Sampling(), "bytes")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model with its file, example inputs, and its own outputs for them."""
+
+    model: nn.Module
+    file: Path
+    feed: Mapping[str, Tensor]
+    expected: np.ndarray[Any, Any]
+    result: ExportResult
+
+
+Exports = Callable[[str], Exported]
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    """Export models by name, each once."""
+    folder = tmp_path_factory.mktemp("own_state")
+
+    @functools.cache
+    def export(name: str) -> Exported:
+        torch.manual_seed(0)
+        make, examples = MODELS[name]
+        model, feed = make().eval(), examples()
+        file = folder / f"{name.replace(' ', '_')}.onnx"
+        result = pom_export.export(model, file, example_inputs=feed, stateful=True)
+        with torch.no_grad():
+            expected = next(iter(named_outputs(model(**feed)).values())).numpy()
+        return Exported(model, file, feed, expected, result)
+
+    return export
+
+
+@pytest.fixture(scope="module", params=slow_cases(list(MODELS), lambda name: name not in QUICK, str))
+def exported(request: pytest.FixtureRequest, exports: Exports) -> Exported:
+    return exports(request.param)
+
+
+@pytest.fixture(scope="module")
+def learned(exports: Exports) -> Exported:
+    return exports("learned positions")
+
+
+def _arrays(feed: Mapping[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:
+    return {name: tensor.numpy() for name, tensor in feed.items()}
+
+
+def test_a_session_gives_what_one_pass_gives(exported: Exported) -> None:
+    assert exported.result.checked == ["onnxruntime kernel", "onnxruntime function"]
+    session = pom_export.StreamingSession(exported.file, batch=2)
+    tokens = exported.feed[session.tokens.name].numpy()
+    file = {spec.name for spec in session.model.inputs}
+    others = {name: array for name, array in _arrays(exported.feed).items() if name in file - {session.tokens.name}}
+    parts = [session.prefill(tokens[:, :3], **others)]
+    parts += [session.step(tokens[:, at], **session.inputs_of_call(others))[:, None].copy() for at in range(3, 9)]
+    found = np.concatenate(parts, axis=1)
+    assert np.abs(found - exported.expected).max() < SAME * np.abs(exported.expected).max()
+    session.reset()
+    last = session.prefill_last(tokens, chunk=4, **others)
+    assert np.abs(last - exported.expected[:, -1]).max() < SAME * np.abs(exported.expected).max()
+
+
+def test_verify_compares_calls_with_one_pass(exported: Exported) -> None:
+    report = pom_export.verify(exported.file, module=exported.model, example_inputs=exported.feed)
+    assert report
+    assert {(each.backend, each.path) for each in report.comparisons} == {
+        ("onnxruntime", "kernel"),
+        ("onnxruntime", "function"),
+    }
+    assert all(len(each.cases) >= 5 for each in report.comparisons)
+    changed = _with_other_weight(exported.model)
+    assert not pom_export.verify(exported.file, module=changed, example_inputs=exported.feed)
+
+
+def _with_other_weight(model: nn.Module) -> nn.Module:
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        next(changed.parameters()).mul_(1.05)
+    return changed
+
+
+def test_verify_compares_the_sequences_that_are_given(learned: Exported) -> None:
+    inputs = _arrays(learned.feed)
+    assert pom_export.verify(learned.file, module=learned.model, inputs=inputs)
+    with pytest.raises(InputError, match="idx has 65 tokens"):
+        pom_export.verify(learned.file, module=learned.model, inputs={"idx": np.zeros((1, TABLE + 1), np.int64)})
+
+
+def test_a_session_keeps_to_the_table_of_positions(learned: Exported) -> None:
+    assert read_model(learned.file).limits.tokens == TABLE
+    session = pom_export.StreamingSession(learned.file)
+    session.prefill(np.zeros((1, TABLE), np.int64))
+    with pytest.raises(InputError, match=f"{TABLE + 1} tokens are more than .* {TABLE} positions"):
+        session.step(1)
+    session.reset()
+    with pytest.raises(InputError, match="idx holds 50"):
+        session.step(50)
+
+
+def test_a_text_is_generated_up_to_the_last_position(learned: Exported) -> None:
+    session = pom_export.StreamingSession(learned.file)
+    generation = Generation(session, choose_tokenizer("bytes", 50), SETTINGS)
+    generation.prompt("!")
+    while generation.advance(2 * TABLE):
+        pass
+    assert (generation.ended, session.length) == ("positions", TABLE)
+
+
+def test_a_context_is_given_once(exports: Exports) -> None:
+    file = exports("encoder-decoder").file
+    session = pom_export.StreamingSession(file)
+    source = np.arange(6)[None]
+    with pytest.raises(InputError, match="src is missing"):
+        session.step(1)
+    session.step(1, src=source)
+    with pytest.raises(InputError, match="src was given in the first call"):
+        session.step(1, src=source)
+    resumed = pom_export.StreamingSession(file)
+    resumed.restore(session.snapshot())
+    np.testing.assert_array_equal(resumed.step(2), session.step(2))
+    generation = Generation(resumed, choose_tokenizer("bytes", 50), SETTINGS, inputs={"src": source})
+    resumed.reset()
+    generation.prompt("!#")
+    assert [generation.advance(3) for _ in range(3)] == [True] * 3
+
+
+class _Wrong(MovingAverage):
+    def stream(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        y, present = super().stream(x, state)
+        return y, {"average": 0.9 * present["average"]}
+
+
+class _WithoutState(MovingAverage):
+    def stream(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return super().stream(x, state)[0], {}
+
+
+@pytest.mark.parametrize(
+    ("layer", "error", "message"),
+    [
+        (_Wrong, ParityError, "differs from PyTorch"),
+        (_WithoutState, InputError, r"stream\(\) of average \(_WithoutState\) returns a state of"),
+    ],
+)
+def test_a_layer_that_streams_wrong_is_refused(
+    tmp_path: Path, layer: type[nn.Module], error: type[Exception], message: str
+) -> None:
+    make, examples = MODELS["own layer"]
+    model = make().eval()
+    model.average = layer()
+    assert isinstance(model.average, pom_export.StatefulLayer)
+    with pytest.raises(error, match=message):
+        pom_export.export(model, tmp_path / "m.onnx", example_inputs=examples(), stateful=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision(tmp_path: Path, dtype: str) -> None:
+    make, examples = MODELS["hybrid"]
+    torch.manual_seed(0)
+    model, file = make().eval(), tmp_path / "m.onnx"
+    result = pom_export.export(model, file, example_inputs=examples(), stateful=True, dtype=dtype)
+    assert result.aggregations == 1
+    if dtype == "float16":
+        assert "onnxruntime without rounding function" in result.checked
+        assert pom_export.verify(file, module=model, example_inputs=examples())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dynamic_shapes": {"idx": {0: "batch"}}}, "dynamic_shapes does not apply to a model with a state"),
+        ({"mask": "full"}, "`mask='full'` cannot be combined"),
+        ({"block_causal": True}, "`block_causal` is for our own models"),
+        ({"static": (1, 4)}, "`static` is for our own models"),
+    ],
+)
+def test_options_that_do_not_apply(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    make, examples = MODELS["learned positions"]
+    with pytest.raises(InputError, match=message):
+        pom_export.export(make(), tmp_path / "m.onnx", example_inputs=examples(), stateful=True, **options)
+
+
+def test_the_model_is_left_as_it_was(learned: Exported) -> None:
+    model = learned.model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    hooks = [len(part._forward_pre_hooks) for part in model.modules()]
+    with torch.no_grad():
+        again = model(**learned.feed).numpy()
+    np.testing.assert_array_equal(again, learned.expected)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert hooks == [0] * len(hooks)
+    assert model.tokens.weight.shape[1] == WIDTH
