@@ -37,8 +37,10 @@ def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     trained = subprocess.run([sys.executable, "train.py"], capture_output=True, text=True, check=True)
     assert re.fullmatch(r"loss \d\.\d\d after 60 steps\n", trained.stdout)
 
-    assert [command.split()[0] for command in COMMANDS] == ["inspect", "export", "verify", "generate"] + [
-        *("export", "verify", "generate")
+    assert [command.split()[0] for command in COMMANDS] == [
+        "inspect",
+        *("export", "verify", "generate"),
+        *("export", "verify", "generate"),
     ]
     for command in COMMANDS:
         assert run(shlex.split(command)) == 0, command
