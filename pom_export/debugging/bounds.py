@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
+import onnx_ir as ir
+
 from pom_export.debugging.quantized import bits_of
-from pom_export.graph.module_values import CallValues
 from pom_export.graph.precisions import PRECISIONS
 from pom_export.parity import tolerances
 
+Bound = Callable[[Sequence[ir.Node]], float]
 UNITS: Final = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 """The relative rounding error of a value, by type."""
 
 
-def bound_for(precision: str, *, rounds: bool, own: bool, rtol: float | None) -> Callable[[CallValues], float]:
-    """Return a function that gives the bound for the part of a graph that a module became.
+def bound_for(precision: str, *, rounds: bool, own: bool, rtol: float | None) -> Bound:
+    """Return a function that gives the bound for the nodes that a module's outputs are computed by.
 
     Args:
         precision: the type that the file is judged by.
@@ -29,12 +31,12 @@ def bound_for(precision: str, *, rounds: bool, own: bool, rtol: float | None) ->
     # A user's weights may be rounded at another point than in PyTorch.
     least = tolerances.MODULES_OWN_UNROUNDED * UNITS[precision] if own and not rounds and precision != single else 0.0
 
-    def bound(part: CallValues) -> float:
+    def bound(nodes: Sequence[ir.Node]) -> float:
         if rtol is not None:
             return rtol
-        if (bits := bits_of(part.nodes)) is not None:
+        if (bits := bits_of(nodes)) is not None:
             return tolerances.MODULES_QUANTIZED[bits].relative
-        grown = math.sqrt(max(1.0, len(part.nodes) / tolerances.MODULE_NODES))
+        grown = math.sqrt(max(1.0, len(nodes) / tolerances.MODULE_NODES))
         return max(least, min(tolerances.MODULES[computed].relative * grown, tolerances.MODELS[computed].relative))
 
     return bound

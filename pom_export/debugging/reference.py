@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pom_export.debugging.calls import Call, Watcher, watched
+from pom_export.debugging.calls import Again, Call, Watcher, watched
 from pom_export.parity.case import Case
 from pom_export.parity.verification import record
 
@@ -65,8 +65,8 @@ class _Relay:
 
     watcher: Watcher
 
-    def enter(self, call: Call, given: list[Tensor]) -> None:
-        self.watcher.enter(call, given)
+    def enter(self, call: Call, given: list[Tensor]) -> list[Tensor | None]:
+        return self.watcher.enter(call, given)
 
-    def leave(self, call: Call, run: Callable[[list[Tensor]], list[Tensor]], made: list[Tensor]) -> None:
-        self.watcher.leave(call, run, made)
+    def leave(self, call: Call, again: Again, made: list[Tensor]) -> list[Tensor | None] | None:
+        return self.watcher.leave(call, again, made)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from pom_export.debugging.bounds import UNITS, bound_for
+from pom_export.debugging.bounds import UNITS, Bound, bound_for
 from pom_export.debugging.calls import Call
 from pom_export.debugging.locate import Located, few, run_of
 from pom_export.debugging.matching import closest, moved_axes, relative_error
@@ -107,7 +107,7 @@ def _walk(
     candidate: Candidate,
     other: OtherFile,
     case: Case,
-    bound: Callable[[CallValues], float],
+    bound: Bound,
     unit: float,
 ) -> dict[Call, Found]:
     """Compare all modules on one case, in the order in which they end in the other file."""
@@ -121,6 +121,10 @@ def _walk(
         for module in sorted(other.graph.modules, key=lambda module: _end(other.graph, module))
         if other.graph.calls(module)
     }
+    children: dict[str, list[str]] = {}
+    for module in pairs:
+        if module:
+            children.setdefault(_around(module, pairs), []).append(module)
     feeds = (_typed(case.feed, model, {}), _typed(case.feed, other.model, other.inputs))
     names = [{name for pair in pairs.values() for name in (*pair[i].entering, *pair[i].leaving)} for i in (0, 1)]
     with (
@@ -134,8 +138,40 @@ def _walk(
             ]
             for module, pair in chunk.items():
                 compared = _Pair(*pair, values[0], values[1], feeds[1], other)
-                found[Call(module, 0)] = compared.found(bound(pair[0]), unit, case.name)
+                inner = [pairs[child] for child in children.get(module, ())]
+                inside, complete = _known(inner, *values, entering=False)
+                passed, _ = _known(inner, *values, entering=True)
+                limit = bound(pair[0].own if complete else pair[0].nodes)
+                found[Call(module, 0)] = compared.found(inside, passed, limit, unit, case.name)
     return found
+
+
+def _around(module: str, modules: Collection[str]) -> str:
+    """Return the innermost of the modules that contains a module."""
+    path = module.rpartition(".")[0]
+    while path and path not in modules:
+        path = path.rpartition(".")[0]
+    return path
+
+
+def _known(
+    pairs: Sequence[tuple[CallValues, CallValues]],
+    values: Mapping[str, Array],
+    others: Mapping[str, Array],
+    *,
+    entering: bool,
+) -> tuple[dict[str, Array], bool]:
+    """Return what enters or leaves modules in the first file, by the second's names, and whether all is known."""
+    found, complete = {}, True
+    for pair in pairs:
+        ours, theirs = (part.entering if entering else part.leaving for part in pair)
+        made = [values[name] for name in ours if name in values]
+        for name in theirs:
+            array = closest(made, others[name]) if name in others else None
+            complete = complete and array is not None
+            if array is not None:
+                found[name] = array
+    return found, complete
 
 
 def _end(graph: ModuleValues, module: str) -> tuple[int, int]:
@@ -170,7 +206,18 @@ class _Pair:
     feed: Arrays
     other: OtherFile
 
-    def found(self, bound: float, unit: float, case: str) -> Found:
+    def found(
+        self, inside: Mapping[str, Array], passed: Mapping[str, Array], bound: float, unit: float, case: str
+    ) -> Found:
+        """Compare the module.
+
+        Args:
+            inside: what leaves the modules in it in the first file, by the second's names: these are judged alone.
+            passed: what enters them, in the same form.
+            bound: on its own error.
+            unit: the relative rounding error of a value.
+            case: name of the case.
+        """
         entering = {name: closest(self._arrays(self.ours.entering), self.others[name]) for name in self.theirs.entering}
         given = {name: array for name, array in entering.items() if array is not None}
         certain = len(given) == len(entering)
@@ -184,38 +231,44 @@ class _Pair:
             return Found(error_in, reason=NOT_IN_GRAPH)
         error_out = max(relative_error(array, self.others[name]) for array, name in pairs)
         own: Mapping[str, Array] = self.others
-        if error_in and error_out > bound:
+        made = {name for node in self.theirs.own for value in node.outputs if (name := value.name)}
+        judged = [(array, name) for array, name in pairs if name not in inside]
+        judged += [(array, name) for name, array in passed.items() if name in made]
+        given |= inside
+        names = [name for _, name in judged]
+        error = max((relative_error(array, own[name]) for array, name in judged), default=0.0)
+        if error > bound:
             try:
                 kept = {name: self.others[name] for name in self.theirs.entering}
-                own = _run_part(self.other, self.theirs, {**kept, **given}, self.feed)
+                own = _run_part(self.other, names, {**kept, **given}, self.feed)
             except PomExportError:
                 certain = False
-        error = max(relative_error(array, own[name]) for array, name in pairs)
+            error = max((relative_error(array, own[name]) for array, name in judged), default=0.0)
         axes = ""
         if error > bound:
-            bound = max(bound, MODULE_NOISE * self._noise(given, own, unit))
-            axes = next((text for array, name in pairs if (text := moved_axes(array, own[name], bound))), "")
+            bound = max(bound, MODULE_NOISE * self._noise(names, given, own, unit))
+            axes = next((text for array, name in judged if (text := moved_axes(array, own[name], bound))), "")
         return Found(error_in, error_out, error, bound, certain, case, axes=axes)
 
-    def _noise(self, given: Mapping[str, Array], own: Mapping[str, Array], unit: float) -> float:
+    def _noise(self, names: Sequence[str], given: Mapping[str, Array], own: Mapping[str, Array], unit: float) -> float:
         random = np.random.default_rng(0)
         moved = {
             name: (array * (1 + unit * random.choice((-1.0, 1.0), array.shape))).astype(array.dtype)
             for name, array in given.items()
         }
         try:
-            outputs = _run_part(self.other, self.theirs, moved, self.feed)
+            outputs = _run_part(self.other, names, moved, self.feed)
         except PomExportError:
             return 0.0
-        errors = (relative_error(outputs[name], own[name]) for name in self.theirs.leaving if name in outputs)
+        errors = (relative_error(outputs[name], own[name]) for name in names if name in outputs)
         return max((error for error in errors if np.isfinite(error)), default=0.0)
 
     def _arrays(self, names: Sequence[str]) -> list[Array]:
         return [self.values[name] for name in names if name in self.values]
 
 
-def _run_part(other: OtherFile, part: CallValues, given: Mapping[str, Array], feed: Arrays) -> dict[str, Array]:
-    """Return what leaves a part of a file's graph, for other values that enter it.
+def _run_part(other: OtherFile, names: Sequence[str], given: Mapping[str, Array], feed: Arrays) -> dict[str, Array]:
+    """Return values of a file's graph, for other values before them.
 
     Raises:
         InputError: ONNX Runtime can't run the part.
@@ -234,15 +287,14 @@ def _run_part(other: OtherFile, part: CallValues, given: Mapping[str, Array], fe
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
         inputs[f"{name}_given"] = array.astype(kind.numpy())
     whole.graph.outputs.clear()
-    whole.graph.outputs.extend(made[name] for name in part.leaving)
+    whole.graph.outputs.extend(made[name] for name in dict.fromkeys(names))
     common.RemoveUnusedNodesPass()(whole)
     with scratch_folder() as folder:
         path = folder / "part.onnx"
         save_graph(whole, path)
         session = inference_session(path, kernels=other.candidate.path == KERNEL)
-        names = list(part.leaving)
         try:
-            outputs = session.run(names, inputs)
+            outputs = session.run(list(names), inputs)
         except Exception as error:
             raise InputError(f"a part of {other.model.path} fails: {reason_of(error)}", SEE_CAUSE) from error
     return dict(zip(names, outputs, strict=True))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from pom_export.debugging.calls import Call
+from pom_export.debugging.bounds import Bound
+from pom_export.debugging.calls import Again, Call, Repeat
 from pom_export.debugging.matching import closest, moved_axes, nearer, relative_error
 from pom_export.debugging.reference import WatchedReference
 from pom_export.debugging.tapping import TappedModel
@@ -62,12 +63,12 @@ class Precision:
     """How exactly modules are computed.
 
     Attributes:
-        bound: returns the bound for a module, given the part of the graph that it became.
+        bound: returns the bound for a module, given the nodes that compute its outputs.
         unit: the relative rounding error of a value.
         rounded: whether the reference's weights are rounded to half precision too.
     """
 
-    bound: Callable[[CallValues], float]
+    bound: Bound
     unit: float
     rounded: bool
 
@@ -97,9 +98,10 @@ def walk(
     reference.run(case, listing, rounded=precision.rounded)
     feed = {names.get(name, name): array for name, array in case.feed.items()}
     found: dict[Call, Found] = {call: Found(reason=NOT_IN_GRAPH) for call in listing.sizes}
-    for wanted in _groups(listing.sizes, _parts(graph, listing.sizes)):
+    parts = _parts(graph, listing.sizes)
+    for wanted in _groups(listing.sizes, parts):
         values = tapped.run((name for part in wanted.values() for name in (*part.entering, *part.leaving)), feed)
-        comparing = _Comparing(wanted, values, precision, case.name)
+        comparing = _Comparing(wanted, parts.keys(), values, precision, case.name)
         reference.run(case, comparing, rounded=precision.rounded)
         found |= comparing.found
     return found
@@ -145,12 +147,13 @@ class _Listing:
         self.sizes: dict[Call, int] = {}
         self._given: dict[Call, int] = {}
 
-    def enter(self, call: Call, given: list[Tensor]) -> None:
+    def enter(self, call: Call, given: list[Tensor]) -> list[Tensor | None]:
         if call == Call("", 0):
             self.sizes.clear()
         self._given[call] = sum(tensor.numel() for tensor in given)
+        return [None] * len(given)
 
-    def leave(self, call: Call, run: object, made: list[Tensor]) -> None:  # noqa: ARG002 (not run again)
+    def leave(self, call: Call, again: Again, made: list[Tensor]) -> None:  # noqa: ARG002 (not called again)
         self.sizes[call] = 4 * (self._given[call] + sum(tensor.numel() for tensor in made))
 
 
@@ -159,6 +162,7 @@ class _Given:
     """A call's inputs: the file's, where they were found."""
 
     tensors: list[Tensor]
+    found: list[Tensor | None]
     error: float | None
     certain: bool
 
@@ -168,58 +172,95 @@ class _Comparing:
     """Compares the calls of a run with a file's values, as they happen."""
 
     wanted: Mapping[Call, CallValues]
+    in_graph: Collection[Call]
     values: Mapping[str, Array]
     precision: Precision
     case: str
     found: dict[Call, Found] = field(default_factory=dict)
     _open: dict[Call, _Given] = field(default_factory=dict)
+    _around: list[Call] = field(default_factory=list)
+    # How far what each open call has passed on to modules in it is from PyTorch's.
+    _passed: dict[Call, float] = field(default_factory=dict)
 
-    def enter(self, call: Call, given: list[Tensor]) -> None:
-        if call in self.wanted:
-            self._open[call] = self._given(self.wanted[call], given)
+    def enter(self, call: Call, given: list[Tensor]) -> list[Tensor | None]:
+        if call not in self.wanted:
+            return [None] * len(given)
+        self._open[call] = found = self._given(self.wanted[call], given)
+        if self._around:
+            self._passed[self._around[-1]] = max(self._passed[self._around[-1]], found.error or 0.0)
+        self._around.append(call)
+        self._passed[call] = 0.0
+        return found.found
 
-    def leave(self, call: Call, run: Callable[[list[Tensor]], list[Tensor]], made: list[Tensor]) -> None:
-        if call in self.wanted:
-            self.found[call] = self._compared(self.wanted[call], self._open.pop(call), run, made)
+    def leave(self, call: Call, again: Again, made: list[Tensor]) -> list[Tensor | None] | None:
+        if call not in self.wanted:
+            return [None] * len(made) if call in self.in_graph else None
+        import torch
+
+        self._around.pop()
+        given, passed = self._open.pop(call), self._passed.pop(call)
+        self.found[call], pairs = self._compared(self.wanted[call], given, again, made, passed)
+        known: list[Tensor | None] = [None] * len(made)
+        for array, index in pairs:
+            known[index] = torch.from_numpy(array.astype(np.float64))
+        return known
 
     def _given(self, part: CallValues, given: list[Tensor]) -> _Given:
         import torch
 
-        tensors, errors, certain = [], [], True
+        tensors, found, errors, certain = [], [], [], True
         for tensor in given:
             wanted = tensor.detach().numpy()
             array = closest(self._arrays(part.entering), wanted)
             if array is None:
                 tensors.append(tensor.detach().clone())
+                found.append(None)
                 certain = certain and isinstance(tensor, torch.nn.Parameter)
             else:
                 tensors.append(torch.from_numpy(array.astype(np.float64)))
+                found.append(tensors[-1])
                 errors.append(relative_error(array, wanted))
-        return _Given(tensors, max(errors, default=None), certain)
+        return _Given(tensors, found, max(errors, default=None), certain)
 
     def _compared(
-        self, part: CallValues, given: _Given, run: Callable[[list[Tensor]], list[Tensor]], made: list[Tensor]
-    ) -> Found:
+        self, part: CallValues, given: _Given, again: Again, made: list[Tensor], passed: float
+    ) -> tuple[Found, list[tuple[Array, int]]]:
+        """Compare a call's outputs, and what it passes to the modules in it.
+
+        Args:
+            part: the part of the graph that the call became.
+            given: its inputs.
+            again: calls the module again.
+            made: its outputs.
+            passed: how far the inputs of the modules in it are from PyTorch's.
+
+        Returns:
+            What was found, and the file's value for each output, with its place in the result.
+        """
         expected = [tensor.detach().numpy() for tensor in made]
-        own, certain = expected, given.certain
-        bound = self.precision.bound(part)
+        certain, axes = given.certain, ""
+        bound = self.precision.bound(part.own if again.complete else part.nodes)
         pairs = self._pairs(part, expected)
         error = error_out = _worst(pairs, expected)
-        # The outputs are PyTorch's: whatever entered the module, it adds no error that matters.
-        if error_out is not None and error_out > bound and given.error:
+        if error is None:
+            return Found(given.error, reason=NOT_IN_GRAPH), []
+        # If all of these are PyTorch's, then whatever entered the module, it adds no error that matters.
+        if max(error, passed) > bound:
             try:
-                own = [tensor.detach().numpy() for tensor in run([tensor.clone() for tensor in given.tensors])]
+                repeat = again(given.tensors)
             except Exception:  # noqa: BLE001 (a module may keep something from its first call)
                 certain = False
-            pairs = self._pairs(part, own)
-            error, error_out = _worst(pairs, own), _worst(pairs, expected)
-        if error is None:
-            return Found(given.error, reason=NOT_IN_GRAPH)
-        axes = ""
-        if error > bound:
-            bound = max(bound, MODULE_NOISE * self._noise(given, run, own))
-            axes = next((text for array, index in pairs if (text := moved_axes(array, own[index], bound))), "")
-        return Found(given.error, error_out, error, bound, certain, self.case, axes=axes)
+            else:
+                own = [tensor.detach().numpy() for tensor in repeat.made]
+                pairs = self._pairs(part, own)
+                error_out = _worst(pairs, expected)
+                both = [(array, own[index]) for array, index in pairs]
+                both += [(known.numpy(), tensor.detach().numpy()) for tensor, known in repeat.passed]
+                error = max((relative_error(*each) for each in both), default=0.0)
+                if error > bound:
+                    bound = max(bound, MODULE_NOISE * self._noise(given, again, repeat))
+                    axes = next((text for each in both if (text := moved_axes(*each, bound))), "")
+        return Found(given.error, error_out, error, bound, certain, self.case, axes=axes), pairs
 
     def _pairs(self, part: CallValues, wanted: Sequence[Array]) -> list[tuple[Array, int]]:
         """Return the file's value for each tensor of a result that is in the graph, and the tensor's place."""
@@ -230,20 +271,23 @@ class _Comparing:
             found = [nearer(one, closest(biased, each), each) for one, each in zip(found, wanted, strict=True)]
         return [(array, index) for index, array in enumerate(found) if array is not None]
 
-    def _noise(self, given: _Given, run: Callable[[list[Tensor]], list[Tensor]], own: list[Array]) -> float:
-        """Return how far rounding the inputs moves the outputs."""
+    def _noise(self, given: _Given, again: Again, repeat: Repeat) -> float:
+        """Return how far rounding the inputs, and what the modules inside return, moves what a module computes."""
         import torch
 
         generator = torch.Generator().manual_seed(_SEED)
-        moved = []
-        for tensor in given.tensors:
+
+        def moved(tensor: Tensor) -> Tensor:
             signs = torch.randint(0, 2, tensor.shape, generator=generator).mul(2).sub(1)
-            moved.append(tensor * (1 + self.precision.unit * signs))
+            return tensor * (1 + self.precision.unit * signs)
+
         try:
-            outputs = [tensor.detach().numpy() for tensor in run(moved)]
+            other = again([moved(tensor) for tensor in given.tensors], moved)
         except Exception:  # noqa: BLE001 (as above)
             return 0.0
-        errors = (relative_error(one, other) for one, other in zip(outputs, own, strict=True))
+        pairs = [*zip(other.made, repeat.made, strict=True)]
+        pairs += [(one, two) for (one, _), (two, _) in zip(other.passed, repeat.passed, strict=False)]
+        errors = (relative_error(one.detach().numpy(), two.detach().numpy()) for one, two in pairs)
         return max((error for error in errors if np.isfinite(error)), default=0.0)
 
     def _arrays(self, names: Sequence[str]) -> list[Array]:

@@ -24,12 +24,14 @@ class CallValues:
 
     Attributes:
         nodes: its nodes, in order.
+        own: those of them that are in no module inside it.
         entering: names of the floating-point values that it reads from elsewhere, in order; no weights.
         leaving: names of the floating-point values that it makes and that are used elsewhere, in order.
         biases: the bias that a gated aggregation adds to some of those, which may belong to the module.
     """
 
     nodes: Sequence[ir.Node]
+    own: Sequence[ir.Node]
     entering: Sequence[str]
     leaving: Sequence[str]
     biases: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
@@ -64,11 +66,11 @@ class ModuleValues:
         if not own or count < 1:
             return []
         if count == 1 or not module:
-            return [self._call(own)]
+            return [self._call(module, own)]
         size, rest = divmod(len(own), count)
         parts = [own[start : start + size] for start in range(0, len(own) - rest, size)] if size else []
         kinds = {tuple((self.scopes[node], node.op_type) for node in part) for part in parts}
-        return [self._call(part) for part in parts] if not rest and len(kinds) == 1 else []
+        return [self._call(module, part) for part in parts] if not rest and len(kinds) == 1 else []
 
     def innermost(self, nodes: Iterable[ir.Node]) -> str:
         """Return the name of the innermost module that contains all of the nodes."""
@@ -92,7 +94,7 @@ class ModuleValues:
             path = path.rpartition(".")[0]
         return path
 
-    def _call(self, nodes: Sequence[ir.Node]) -> CallValues:
+    def _call(self, module: str, nodes: Sequence[ir.Node]) -> CallValues:
         inside = set(nodes)
         entering = {
             value.name: None
@@ -108,7 +110,8 @@ class ModuleValues:
             and (value.is_graph_output() or any(user not in inside for user, _ in value.uses()))
         }
         biases = {name: bias for name, value in leaving.items() if name and (bias := _gate_bias(value)) is not None}
-        return CallValues(nodes, [name for name in entering if name], [name for name in leaving if name], biases)
+        own = [node for node in nodes if self.scopes[node] == module]
+        return CallValues(nodes, own, [name for name in entering if name], [name for name in leaving if name], biases)
 
     def _scope(self, node: ir.Node, operators: Collection[str]) -> str:
         """Return the module that a node belongs to. One that another tool added belongs to the node before it."""

@@ -93,10 +93,10 @@ def test_a_file_is_like_itself(plain: Path) -> None:
     assert {module.error for module in report.modules if module.compared} == {0.0}
 
 
-def test_only_the_faulty_module_and_those_around_it_fail(plain: Path, tmp_path: Path) -> None:
+def test_only_the_faulty_module_fails(plain: Path, tmp_path: Path) -> None:
     made = _in_place(plain, tmp_path / "faulty.onnx", "blocks.2.mlp_up", lambda array: array * 1.5)
     report = pom_export.debug(tmp_path / "faulty.onnx", module=model_named(FAST[0]))
-    assert [module.name for module in report.modules if not module.passed] == [made.module, "blocks.2", "LanguageModel"]
+    assert [module.name for module in report.modules if not module.passed] == [made.module]
     behind = next(module for module in report.modules if module.name == "blocks.3.mixer")
     assert behind.error_in is not None
     assert behind.error_in > 1e-3
@@ -109,9 +109,8 @@ def test_two_faults_are_both_found(plain: Path, tmp_path: Path) -> None:
     _in_place(tmp_path / "one.onnx", tmp_path / "two.onnx", "blocks.1.mlp_up", lambda array: array * 1.5)
     report = pom_export.debug(tmp_path / "two.onnx", against=plain)
     assert report.first == "blocks.1.mlp_up"
-    wrong = {module.name for module in report.modules if not module.passed}
-    assert {"blocks.1.mlp_up", "blocks.4.mlp_down"} <= wrong
-    assert not wrong & {"blocks.2", "blocks.3", "blocks.5"}
+    wrong = [module.name for module in report.modules if not module.passed]
+    assert wrong == ["blocks.1.mlp_up", "blocks.4.mlp_down"]
 
 
 def test_a_fault_too_small_for_any_tolerance_is_found(plain: Path, tmp_path: Path) -> None:
