@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import onnx_ir as ir
@@ -16,7 +16,7 @@ from pom_export.api.expecting import Expected
 from pom_export.api.progress import Progress, silent
 from pom_export.api.references import Reference
 from pom_export.debugging.causes import cause_of, first_run, innermost
-from pom_export.debugging.differences import differences
+from pom_export.debugging.differences import common_differences, differences
 from pom_export.debugging.locate import Located, few, walk_file
 from pom_export.debugging.reference import WatchedReference
 from pom_export.debugging.two_files import walk_files
@@ -146,8 +146,8 @@ def locate(model: ExportedModel, expected: Expected, rtol: float | None, progres
     )  # fmt: skip
     graph = ModuleValues(ir.load(model.path, format="protobuf"), set(reference.names.values()))
     progress("exporting the model again, to compare nodes and weights")
-    differing, notes = _differences(model, graph, expected)
-    notes = [*expected.notes, *notes]
+    differing = _differences(model, graph, expected)
+    notes = [*expected.notes, *differing.notes]
     return _report(model, expected.reference, graph, located, differing, notes, reference.kinds[""], expected.cases)
 
 
@@ -156,7 +156,7 @@ def _report(
     reference: str,
     graph: ModuleValues,
     located: Located,
-    differing: Sequence[FileDifference],
+    differing: _Differences,
     notes: Sequence[str],
     root: str,
     cases: Sequence[Case],
@@ -175,49 +175,71 @@ def _report(
     """
     run = first_run(located.runs)
     wrong = run.modules[run.first or 0].name if run is not None else None
-    module = None if wrong is None else innermost("" if wrong == root else wrong, differing)
-    if module is None and differing:
-        module = differing[0].module
+    evidence = differing.found or differing.hints
+    module = None if wrong is None else innermost("" if wrong == root else wrong, evidence)
+    if module is None and differing.found:
+        module = differing.found[0].module
     fault, fault_notes = _function_fault(model)
     cause = ""
     if module is not None:
         candidates, _ = onnxruntime_candidates(model)
         case = next(iter(few(cases)), None)
-        cause = cause_of(model, graph, located.runs, differing, module, case, candidates, fault)
+        cause = cause_of(model, graph, located.runs, evidence, module, case, candidates, fault)
     return DebugReport(
         os.fspath(model.path),
         reference,
         None if module is None else module or root,
         cause,
         located.runs,
-        differing,
+        differing.found,
         located.not_run,
         [*notes, *fault_notes],
         [*located.failed, *([fault] if fault and module is None else [])],
     )
 
 
-def _differences(
-    model: ExportedModel, graph: ModuleValues, expected: Expected
-) -> tuple[list[FileDifference], list[str]]:
-    """Compare a file's nodes and weights with those of a fresh export of its reference, and return notes too."""
+@dataclass(frozen=True)
+class _Differences:
+    """How the nodes and weights of a file differ.
+
+    Attributes:
+        found: what differs, which counts as a failure.
+        hints: what differs in a graph that another tool has rewritten, which only explains errors.
+        notes: remarks.
+    """
+
+    found: Sequence[FileDifference] = ()
+    hints: Sequence[FileDifference] = ()
+    notes: Sequence[str] = ()
+
+
+def _differences(model: ExportedModel, graph: ModuleValues, expected: Expected) -> _Differences:
+    """Compare a file's nodes and weights with those of a fresh export of its reference."""
     if expected.trace is None:
-        return [], []
+        return _Differences()
     try:
         program, traced = expected.trace(model.opset)
         found: list[list[FileDifference]] = []
+        hints: list[tuple[int, list[FileDifference]]] = []
         for optimize in (True, False):
             # The passes change the graph.
             copied = replace(traced, graph=traced.graph.clone())
-            wanted = _exported(model, program, copied, expected.cases, optimize=optimize)
-            differing = differences(graph, ModuleValues(wanted, graph.modules))
-            if differing is not None:
-                found.append(list(dict.fromkeys(differing)))  # a weight may be used by several nodes
-                if not any(each.kind == "operator" for each in differing):
-                    break
+            wanted = ModuleValues(_exported(model, program, copied, expected.cases, optimize=optimize), graph.modules)
+            differing = differences(graph, wanted)
+            if differing is None:
+                hints.append((len(graph.names & wanted.names), common_differences(graph, wanted)))
+                continue
+            found.append(list(dict.fromkeys(differing)))  # a weight may be used by several nodes
+            if not any(each.kind == "operator" for each in differing):
+                break
     except PomExportError as error:
-        return [], [f"nodes and weights were not compared: the model can't be exported again: {error.what}"]
-    return (min(found, key=len), []) if found else ([], [_REWRITTEN])
+        return _Differences(
+            notes=[f"nodes and weights were not compared: the model can't be exported again: {error.what}"]
+        )
+    if found:
+        return _Differences(min(found, key=len))
+    _, closest = max(hints, key=lambda each: each[0])
+    return _Differences(hints=closest, notes=[_REWRITTEN])
 
 
 def _exported(
@@ -264,12 +286,16 @@ def _two_files(
     located = walk_files(model, other, cases, names, precision, rtol=rtol, progress=progress)
     graphs = [ModuleValues(ir.load(each.path, format="protobuf")) for each in (model, other)]
     graph = ModuleValues(ir.load(model.path, format="protobuf"), graphs[0].modules & graphs[1].modules)
-    notes, differing = [], None
+    differing = _Differences()
     if precisions[0] != precisions[1]:
-        notes.append(f"nodes and weights were not compared: one file is {precisions[0]}, the other {precisions[1]}")
+        note = f"nodes and weights were not compared: one file is {precisions[0]}, the other {precisions[1]}"
+        differing = _Differences(notes=[note])
     else:
-        differing = differences(graph, ModuleValues(ir.load(other.path, format="protobuf"), graph.modules))
-        notes += [] if differing is not None else [_REWRITTEN]
-    found = differing or []
+        wanted = ModuleValues(ir.load(other.path, format="protobuf"), graph.modules)
+        found = differences(graph, wanted)
+        if found is None:
+            differing = _Differences(hints=common_differences(graph, wanted), notes=[_REWRITTEN])
+        else:
+            differing = _Differences(found)
     root = located.runs[0].modules[-1].name
-    return _report(model, f"the file {other.path}", graph, located, found, notes, root, cases)
+    return _report(model, f"the file {other.path}", graph, located, differing, differing.notes, root, cases)

@@ -22,6 +22,7 @@ _NUMBERS: Final = (ir.AttributeType.FLOAT, ir.AttributeType.INT, ir.AttributeTyp
 _LONGEST: Final = 80
 # A weight that torch has transposed, and perhaps the number of a part that the export has cut it into.
 _TRANSPOSED: Final = re.compile(r"_transposed(\.\d+)*$")
+_TYPES: Final = "its type is"
 _TORCHS: Final = "val_"
 _SHOWN: Final = 4
 
@@ -55,6 +56,21 @@ def differences(given: ModuleValues, wanted: ModuleValues) -> list[FileDifferenc
             place = wanted.position(node)
             found += [Placed(place, each) for each in _compared(ours[name], node, wanted, ours, theirs)]
     return [each.difference for each in sorted(found, key=lambda each: each.place)]
+
+
+def common_differences(given: ModuleValues, wanted: ModuleValues) -> list[FileDifference]:
+    """Return what differs in the nodes that two graphs have in common, where another tool has rewritten the rest.
+
+    This explains an error, but proves none: what a tool has changed in one node it may have made up for in another.
+    """
+    ours, theirs = _by_name(given), _by_name(wanted)
+    return [
+        each
+        for name, node in theirs.items()
+        if name in ours and ours[name].op_type == node.op_type
+        for each in _compared(ours[name], node, wanted, ours, theirs)
+        if each.kind in {"weight", "attribute", "constant"} and _TYPES not in each.what
+    ]
 
 
 def _by_name(graph: ModuleValues) -> dict[str, ir.Node]:
@@ -211,7 +227,7 @@ def _constants_differ(one: Array, other: Array) -> str:
     if one.shape != other.shape:
         return f"its shape is {list(one.shape)}, not {list(other.shape)}"
     if one.dtype != other.dtype:
-        return f"its type is {one.dtype.name}, not {other.dtype.name}"
+        return f"{_TYPES} {one.dtype.name}, not {other.dtype.name}"
     if np.array_equal(one.view(f"u{one.itemsize}"), other.view(f"u{other.itemsize}")):
         return ""
     if one.size <= _SHOWN:

@@ -208,7 +208,9 @@ class _Comparing:
     def _given(self, part: CallValues, given: list[Tensor]) -> _Given:
         import torch
 
-        tensors, found, errors, certain = [], [], [], True
+        tensors: list[Tensor] = []
+        found: list[Tensor | None] = []
+        errors, certain = [], True
         for tensor in given:
             wanted = tensor.detach().numpy()
             array = closest(self._arrays(part.entering), wanted)

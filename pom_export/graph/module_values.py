@@ -17,6 +17,9 @@ _FLOATS: Final = (None, *(kind for kind in ir.DataType if kind.is_floating_point
 # What the exporter calls a node that no submodule contains: its operator, and a number if there are several.
 _NUMBER: Final = re.compile(r"_\d+$")
 
+_QUANTIZE: Final = ("DynamicQuantizeLinear", "QuantizeLinear")
+_LAYERS_BIAS: Final = re.compile(r"\.bias(_|$)")
+
 
 @dataclass(frozen=True)
 class CallValues:
@@ -53,6 +56,9 @@ class ModuleValues:
         self.scopes: dict[ir.Node, str] = {}
         for node in self.nodes:
             self.scopes[node] = self._scope(node, operators)
+        for node in self.nodes:
+            if node.op_type in _QUANTIZE:
+                self.scopes[node] = self._of_users(node)
 
     def calls(self, module: str, count: int = 1) -> list[CallValues]:
         """Return the parts that a module's calls became; empty if the graph has none, or they can't be told apart.
@@ -72,21 +78,20 @@ class ModuleValues:
         kinds = {tuple((self.scopes[node], node.op_type) for node in part) for part in parts}
         return [self._call(module, part) for part in parts] if not rest and len(kinds) == 1 else []
 
-    def innermost(self, nodes: Iterable[ir.Node]) -> str:
-        """Return the name of the innermost module that contains all of the nodes."""
-        paths = [self.scopes[node].split(".") for node in nodes if node in self.scopes]
-        common = []
-        for steps in zip(*paths, strict=False):
-            if len(set(steps)) > 1:
-                break
-            common.append(steps[0])
-        while common and ".".join(common) not in self.modules:
-            common.pop()
-        return ".".join(common)
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of the nodes."""
+        return frozenset(node.name for node in self.nodes if node.name)
 
     def position(self, node: ir.Node) -> int:
         """Return a node's place in the graph."""
         return self._position[node]
+
+    def _of_users(self, node: ir.Node) -> str:
+        """Return the module whose input a node quantizes, if it is one module; else the node's own."""
+        users = {self.scopes[user] for value in node.outputs for user, _ in value.uses() if user in self.scopes}
+        users.discard(self.scopes[node])
+        return users.pop() if len(users) == 1 else self.scopes[node]
 
     def _known(self, path: str) -> str:
         """Return the innermost known module on a path; "" if there is none. A stand-in has parts that it replaces."""
@@ -140,10 +145,14 @@ def _is_computed(value: ir.Value) -> bool:
 
 
 def _gate_bias(value: ir.Value) -> npt.NDArray[Any] | None:
-    """Return the constant that the gated op adds to a value; None if the value is no gate."""
+    """Return a linear layer's bias that the gated op adds to its output; None if the value is no such output.
+
+    The bias of a mixer's own, se_bias, belongs to no layer.
+    """
     for user, index in value.uses():
         if op_of(user) == contract.GATED_OP_NAME and contract.GATED_INPUTS[index] == "gate":
             bias = input_named(user, "gate_bias")
-            if bias is not None and bias.const_value is not None:
+            is_layers = bias is not None and _LAYERS_BIAS.search(bias.name or "")
+            if is_layers and bias is not None and bias.const_value is not None:
                 return bias.const_value.numpy()
     return None

@@ -75,5 +75,5 @@ def _dot(index: int, each: ModuleResult, place: Place) -> str:
         return ""
     x, y = place(index, each.error)
     kind = "own" if each.passed else "wrong"
-    text = f"{each.name}: {each.error:.2e} on its own inputs, bound {each.tolerance:.2e}, {each.error_out:.2e} in all"
+    text = f"{each.name}: {each.error:.2e} by itself, bound {each.tolerance:.2e}, {each.error_out:.2e} in all"
     return f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{escape(text)}</title></circle>'

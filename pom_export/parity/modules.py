@@ -22,7 +22,8 @@ class ModuleResult:
         call: how many calls of the same module came before this one.
         error_in: how far the module's inputs in the file are from the reference's.
         error_out: how far its outputs in the file are from the reference's.
-        error: how far its outputs are from the reference's on the file's own inputs: the module's own error.
+        error: how far what it computes is from the reference's, for the inputs that it has in the file and the outputs
+            that the modules in it have there: the module's own error.
         tolerance: the bound on `error`. All four are relative to the largest magnitude in the reference's tensor.
         case: the inputs on which the module's own error is the largest share of its bound.
         reason: why it was not compared, or why it can't be; empty otherwise.

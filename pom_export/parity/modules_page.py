@@ -34,8 +34,8 @@ def module_sections(report: DebugReport) -> list[str]:
     note = (
         '<p class="note">Errors are relative to the largest magnitude in the reference\'s tensor. Error in and error '
         "out (line): how far the inputs and outputs in the file are from the reference's. Own error (dots): how far "
-        "the outputs are from what the reference's module gives for the file's own inputs; the dashed line is its "
-        "bound.</p>"
+        "what it computes is from what the reference's module gives for the file's own values; the dashed line is "
+        "its bound.</p>"
     )
     return [*(_section(run) for run in report.runs), note]
 

@@ -208,6 +208,26 @@ def test_a_stateful_file(tmp_path: Path) -> None:
     assert report.first == made.module
 
 
+@pytest.mark.slow
+def test_quantized_weights_do_not_hide_a_fault_beside_them(plain: Path, tmp_path: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(plain, tmp_path / "q.onnx", weight_type=QuantType.QInt8)
+    assert pom_export.debug(tmp_path / "q.onnx", module=model_named(FAST[0]))
+    made = put("gate", tmp_path / "q.onnx", tmp_path / "faulty.onnx", seed=0)
+    report = pom_export.debug(tmp_path / "faulty.onnx", module=model_named(FAST[0]))
+    assert report.first == made.module
+    assert "gate_activation" in report.cause
+
+
+@pytest.mark.slow
+def test_an_inlined_file(plain: Path, tmp_path: Path) -> None:
+    pom_export.inline(plain, tmp_path / "inlined.onnx")
+    assert pom_export.debug(tmp_path / "inlined.onnx", module=model_named(FAST[0]))
+    made = put("weight", tmp_path / "inlined.onnx", tmp_path / "faulty.onnx", seed=3)
+    assert pom_export.debug(tmp_path / "faulty.onnx", module=model_named(FAST[0])).first == made.module
+
+
 def test_references_that_do_not_fit(plain: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no reference"):
         pom_export.debug(plain)
