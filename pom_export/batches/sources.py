@@ -100,6 +100,9 @@ class Stacked(Source):
         if len(set(counts.values())) != 1:
             shown = ", ".join(f"{count} in {printable(name)}" for name, count in counts.items()) or "none"
             raise InputError(f"{path} has different numbers of sequences: {shown}", _NPZ_HINT)
+        if not any(counts.values()):
+            shown = ", ".join(f"{printable(name)} has the shape {list(arrays[name].shape)}" for name in counts)
+            raise InputError(f"{path} holds no sequences: {shown}", _NPZ_HINT)
         self.keys = [str(index) for index in range(next(iter(counts.values())))]
         self.lengths = given
         for name, array in given.items():

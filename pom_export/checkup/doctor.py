@@ -26,9 +26,9 @@ _Trial = Callable[[], Finding]
 
 @only_ours
 def doctor(
-    files: Sequence[AnyPath] = (),
+    files: AnyPath | Sequence[AnyPath] = (),
     *,
-    need: Sequence[str] = (),
+    need: str | Sequence[str] = (),
     triton_environment: AnyPath | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> DoctorReport:
@@ -37,7 +37,7 @@ def doctor(
     Whatever may crash is tried in a process of its own.
 
     Args:
-        files: ONNX files and engines to try as well; an engine's manifest must be beside it.
+        files: an ONNX file or an engine to try as well, or several; an engine's manifest must be beside it.
         need: parts that must be there, by name; otherwise a part that is not installed is no fault.
         triton_environment: the folder of an environment for Triton's Python backend, to check its NumPy.
         progress: called with a line about each part as it is done.
@@ -48,6 +48,8 @@ def doctor(
     Raises:
         InputError: there is no part of a name in `need`.
     """
+    files = [files] if isinstance(files, (str, os.PathLike)) else files
+    need = [need] if isinstance(need, str) else need
     for name in need:
         if name not in PARTS:
             hint = did_you_mean(str(name), PARTS) or f"Choose among {', '.join(PARTS)}"

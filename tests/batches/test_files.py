@@ -176,6 +176,8 @@ def pickled(folder: Path) -> dict[str, Any]:
         (archive(x=GOOD[None], lengths=np.array([0])), "sequence 0 is empty"),
         (archive(x=GOOD[None], lengths=np.array([1.0])), r"lengths is float64\[1\]"),
         (archive(), "holds no arrays"),
+        (archive(x=GOOD[None][:0]), r"holds no sequences: x has the shape \[0, 3, 32\]"),
+        (archive(x=np.float32(1)), r"holds no sequences: x has the shape \[\]"),
         (folder_of(), "holds no .npy or .npz"),
         (folder_of(a=GOOD, b=GOOD[:, :5]), r"b.npy: x has the shape \[3, 5\]"),
         (folder_of("in", a=GOOD), "is the input folder"),
