@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pom_export.checkup.findings import BrokenError, about_to
+from pom_export.checkup.probes import loaded
 
 _CURRENT = "current"
 
@@ -18,7 +19,6 @@ def model(path: str) -> str:
     from pom_export.graph.exported_model import read_model
     from pom_export.graph.function_check import check_functions
     from pom_export.runtime.library import has_custom_ops_library
-    from pom_export.runtime.session import inference_session
 
     file = read_model(path)
     version = onnx.load(path, format="protobuf", load_external_data=False).ir_version
@@ -32,7 +32,7 @@ def model(path: str) -> str:
         raise BrokenError(f"{about}: only our kernels can run it, and they are not here", "make setup")
     results = []
     for kernels in ways:
-        session = inference_session(path, kernels=kernels)
+        session = loaded(path, kernels=kernels)
         interface = read_interface(session)
         row = draw_row(interface, small_sizes(interface), np.random.default_rng(0))
         results.append(Caller(session, interface).call([row])[0])

@@ -15,7 +15,7 @@ from typing import Any, Final
 from pom_export import contract
 from pom_export.checkup.findings import BrokenError, NotInstalledError, about_to
 from pom_export.checkup.versions import is_older, oldest, requirement
-from pom_export.errors import MissingDependencyError, reason_of
+from pom_export.errors import InputError, MissingDependencyError, reason_of
 
 # Modules whose names are not those of their packages.
 _MODULES: Final = {"onnx-ir": "onnx_ir", "scikit-learn": "sklearn"}
@@ -114,7 +114,6 @@ def op(provider: str = "") -> str:
     from pom_export.engine.backend import gpu_present
     from pom_export.files import scratch_folder
     from pom_export.runtime.library import custom_ops_library
-    from pom_export.runtime.session import inference_session
 
     if not _is_there("onnxruntime"):
         raise NotInstalledError("ONNX Runtime is not there to try it", f"pip install {requirement('onnxruntime')}")
@@ -132,12 +131,26 @@ def op(provider: str = "") -> str:
         for mode, wanted in expected.items():
             file = folder / f"{mode}.onnx"
             file.write_bytes(_model_of(mode))
-            session = inference_session(file, [provider, "CPUExecutionProvider"] if provider else None)
+            session = loaded(file, [provider, "CPUExecutionProvider"] if provider else None)
             (found,) = session.run(None, {"x": x, "coefficients": coefficients})
             error = float(np.abs(found - wanted).max() / np.abs(wanted).max())
             if not error <= _TOLERANCE:
                 raise BrokenError(f"{library} gives wrong numbers in the mode {mode}: off by {error:.1e}", "make setup")
     return f"computes right in ONNX Runtime: {library}"
+
+
+def loaded(file: str | Path, providers: list[str] | None = None, *, kernels: bool = True) -> Any:
+    """Return a session of a file. If an ONNX Runtime that is too old refuses it, the remedy is a newer one."""
+    from pom_export.runtime.session import import_onnxruntime, inference_session
+
+    try:
+        return inference_session(file, providers, kernels=kernels)
+    except MissingDependencyError:
+        raise
+    except InputError as error:
+        if is_older(import_onnxruntime().__version__, oldest("onnxruntime")):
+            raise BrokenError(error.what, f"pip install {requirement('onnxruntime')}") from error
+        raise
 
 
 def _our_library(locate: Any) -> Path:
