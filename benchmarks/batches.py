@@ -25,7 +25,7 @@ from pom_export.models import GPT, GPTConfig
 
 VOCABULARY = 256
 # Layers and width of a causal language model, and the range of its sequences' lengths.
-CASES = ((2, 32, (1, 16)), (4, 128, (1, 16)), (4, 128, (50, 300)), (6, 768, (1, 16)))
+CASES = ((2, 32, (1, 16)), (4, 128, (1, 16)), (4, 128, (50, 300)), (6, 768, (1, 16)), (6, 768, (1, 2)))
 # Outputs of a batch and of one sequence are rounded differently.
 TOLERANCE = 1e-4
 
