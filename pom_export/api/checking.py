@@ -11,7 +11,7 @@ import numpy as np
 from pom_export.api.blaming import fault_hint
 from pom_export.api.size_trials import OTHER_VALUES, SizePlan
 from pom_export.errors import SEE_CAUSE, InputError
-from pom_export.graph.exported_model import PAST_STATE, PRECISIONS, ExportedModel, TensorSpec, present_name
+from pom_export.graph.exported_model import PAST_STATE, PRECISIONS, ExportedModel, TensorSpec, presents
 from pom_export.parity import tolerances
 from pom_export.parity.candidates import onnxruntime_candidates
 from pom_export.parity.case import Array, Case
@@ -120,8 +120,8 @@ def check(
 def _reference(exported: ExportedModel, source: Source, program: Program) -> ModuleReference:
     """Return the reference for the outputs: the model as it was given, along with what rounding does to it."""
     # One pass has no state: what it gives to the calls that follow shows in their outputs.
-    presents = {present_name(spec.name) for spec in exported.inputs} if source.own_state else set()
-    names = [spec.name for spec in exported.outputs if spec.name not in presents]
+    kept = presents(exported.inputs) if source.own_state else set()
+    names = [spec.name for spec in exported.outputs if spec.name not in kept]
     plain = source.plain().module if source.own_inputs else program.module
     exact = kept_in_single(exported, plain) if exported.precision != PRECISIONS[0] else ()
     return ModuleReference(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import numpy as np
 from pom_export.api.expecting import Expected
 from pom_export.api.progress import silent
 from pom_export.errors import InputError
-from pom_export.graph.exported_model import ExportedModel, TensorSpec, is_past, present_name
+from pom_export.graph.exported_model import ExportedModel, TensorSpec, is_past, presents
 from pom_export.parity.inputs import Inputs, case_of
 from pom_export.parity.module_reference import ModuleReference
 from pom_export.parity.names import Names, fits, match_names
@@ -24,7 +25,9 @@ from pom_export.runtime.streaming.interface import MASK, StatefulModel, stateful
 if TYPE_CHECKING:
     from torch import nn
 
-    from pom_export.api.source import Examples
+    from pom_export.api.source import Examples, Source
+    from pom_export.graph.program import Program
+    from pom_export.graph.tracing import Traced
 
 
 def expected_of_stateful(
@@ -77,15 +80,31 @@ def expected_of_stateful(
         whole = {**_feed(interface, case.feed, names)}
         once = dict.fromkeys(contexts, 1)
         cases = [replace(case, feed=whole, cuts=cuts_of(tokens, seed), token_axes=axes, once=once)]
-    presents = {present_name(part.spec.name) for part in interface.past}
-    outputs = [spec.name for spec in model.outputs if spec.name not in presents]
+    outputs = [spec.name for spec in model.outputs if spec.name not in presents(model.inputs)]
     precision, notes = judged_precision(model)
     exact = kept_in_single(model, program.module) if precision != "float32" else ()
     reference = ModuleReference(program.module, loaded.reference(), outputs, precision, exact)
     found_names = Names(names)
     notes = [*found_names.notes(), *notes, "each call was compared with one pass over all tokens"]
     called = f"PyTorch in float64, {type(module).__name__} in one pass"
-    return Expected(cases, Targets(cases, reference.target), called, precision, notes, found_names, own=True)
+    return Expected(
+        cases,
+        Targets(cases, reference.target),
+        called,
+        precision,
+        notes,
+        found_names,
+        own=True,
+        program=program,
+        trace=functools.partial(_trace, loaded),
+    )
+
+
+def _trace(source: Source, opset: int) -> tuple[Program, Traced]:
+    from pom_export.graph.tracing import trace
+
+    program = source.program()
+    return program, trace(program, opset)
 
 
 def _feed(interface: StatefulModel, arrays: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

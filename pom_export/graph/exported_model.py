@@ -58,6 +58,7 @@ __all__ = [
     "is_past",
     "nested",
     "present_name",
+    "presents",
     "read_model",
 ]
 
@@ -153,6 +154,11 @@ def present_name(past: str) -> str:
 def is_past(name: str) -> bool:
     """Return whether an input is part of the state."""
     return name in {PAST_STATE, PAST_LENGTH} or name.startswith(tuple(f"{group}." for group in _LAYERS))
+
+
+def presents(inputs: Sequence[TensorSpec]) -> set[str]:
+    """Return the names of the outputs that become inputs of the past in the next call."""
+    return {present_name(spec.name) for spec in inputs if is_past(spec.name)}
 
 
 def nested(named: Mapping[str, Any]) -> dict[str, Any]:

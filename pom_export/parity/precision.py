@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from pom_export.graph.exported_model import PRECISIONS, ExportedModel, is_past, present_name
+from pom_export.graph.exported_model import PRECISIONS, ExportedModel, presents
 from pom_export.runtime.runners import to_numpy
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ def _is_widened(model: ExportedModel, claimed: str, matrix_values: int | None) -
     """
     if claimed not in PRECISIONS[1:]:
         return False
-    presents = {present_name(spec.name) for spec in model.inputs if is_past(spec.name)}
-    floats = [spec for spec in model.outputs if spec.dtype.kind not in "biu" and spec.name not in presents]
+    kept = presents(model.inputs)
+    floats = [spec for spec in model.outputs if spec.dtype.kind not in "biu" and spec.name not in kept]
     outputs = {spec.dtype.name for spec in floats}
     if outputs != {claimed}:
         return False

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pom_export.arrays import read_npz
 from pom_export.errors import InputError, printable
-from pom_export.graph.exported_model import TensorSpec
+from pom_export.graph.exported_model import TensorSpec, is_past, presents
 from pom_export.json_text import parse_json
 from pom_export.parity.case import Array, Case
 from pom_export.parity.comparison import spreads
 from pom_export.parity.inputs import fits, typed
 from pom_export.parity.targets import Spread, Target
+from pom_export.values import is_whole
 
 _HINT = "Export again with `samples`, or give `checkpoint`"
 _NUMBERS = "biuf"  # kinds of numpy types
@@ -64,6 +67,9 @@ def save_recording(
     for i, (case, target) in enumerate(zip(cases, targets, strict=True)):
         arrays |= {f"{i}/in/{name}": array for name, array in case.feed.items()}
         arrays |= {f"{i}/out/{name}": array for name, array in target.outputs.items()}
+        if case.cuts:
+            calls = {"cuts": case.cuts, "axes": case.token_axes, "once": case.once, "partial": case.partial}
+            arrays[f"{i}/calls"] = np.array(json.dumps(calls))
         if target.unrounded is not None:
             arrays |= {f"{i}/spread/{name}": np.array(spread) for name, spread in target.spreads.items()}
             arrays |= {f"{i}/unrounded/{name}": array for name, array in target.unrounded.outputs.items()}
@@ -107,24 +113,54 @@ def load_recording(
             raise ValueError("it was recorded from another file of this name")
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             raise ValueError("it names no cases")
+        own = _OWN in arrays
         cases = [
-            Case(printable(name, _LONGEST_NAME), _inputs(arrays, f"{i}/in/", inputs)) for i, name in enumerate(names)
+            _case(arrays, i, Case(printable(name, _LONGEST_NAME), _inputs(arrays, f"{i}/in/", inputs)))
+            for i, name in enumerate(names)
         ]
-        targets = [_target(arrays, i, case, outputs) for i, case in enumerate(cases)]
+        # One pass of a user's own model gives no state.
+        lacking = {name for name in presents(inputs) if own and f"0/out/{name}" not in arrays}
+        wanted = [spec for spec in outputs if spec.name not in lacking]
+        targets = [_target(arrays, i, case, wanted) for i, case in enumerate(cases)]
     except InputError as error:
         raise InputError(f"{path} is not parity data of this model: {error.what}", _HINT) from error
     except KeyError as error:
         raise InputError(f"{path} is not parity data of this model: it lacks {error}", _HINT) from error
     except ValueError as error:
         raise InputError(f"{path} is not parity data of this model: {error}", _HINT) from error
-    return Recording(cases, targets, own=_OWN in arrays)
+    return Recording(cases, targets, own=own)
+
+
+def _case(arrays: Mapping[str, Array], index: int, case: Case) -> Case:
+    """Return a case with the calls that its tokens were split into.
+
+    Raises:
+        ValueError: the calls do not fit the inputs.
+    """
+    if f"{index}/calls" not in arrays:
+        return case
+    given = parse_json(str(arrays[f"{index}/calls"]))
+    axes, once = (given[name] for name in ("axes", "once"))
+    if not all(_are_axes(each, case) for each in (axes, once)) or not axes:
+        raise ValueError("its calls do not fit its inputs")
+    tokens = {case.feed[name].shape[axis] for name, axis in axes.items()}
+    places = [0, *given["cuts"], max(tokens)]
+    if len(tokens) != 1 or not all(map(is_whole, places)) or any(a >= b for a, b in pairwise(places)):
+        raise ValueError("its calls do not fit its tokens")
+    return replace(case, cuts=tuple(given["cuts"]), token_axes=axes, once=once, partial=given["partial"] is True)
+
+
+def _are_axes(axes: Any, case: Case) -> bool:
+    return isinstance(axes, dict) and all(
+        name in case.feed and is_whole(axis) and 0 <= axis < case.feed[name].ndim for name, axis in axes.items()
+    )
 
 
 def _inputs(arrays: Mapping[str, Array], prefix: str, specs: Sequence[TensorSpec]) -> dict[str, Array]:
     found = {spec.name: typed(arrays[prefix + spec.name], spec) for spec in specs}
     for spec in specs:
         array = found[spec.name]
-        if not fits(array, spec) or not array.size:
+        if not fits(array, spec) or not (array.size or is_past(spec.name)):
             raise ValueError(f"{spec.name} is {array.dtype}{list(array.shape)}, but the model takes {spec}")
     return found
 

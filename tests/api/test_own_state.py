@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 
 import pom_export
@@ -118,6 +120,25 @@ def test_verify_compares_the_sequences_that_are_given(learned: Exported) -> None
     assert pom_export.verify(learned.file, module=learned.model, inputs=inputs)
     with pytest.raises(InputError, match="idx has 65 tokens"):
         pom_export.verify(learned.file, module=learned.model, inputs={"idx": np.zeros((1, TABLE + 1), np.int64)})
+
+
+def test_recorded_calls_are_compared_again(learned: Exported, tmp_path: Path) -> None:
+    file = tmp_path / "m.onnx"
+    pom_export.export(learned.model, file, example_inputs=learned.feed, stateful=True, samples=3)
+    report = pom_export.verify(file)
+    assert report
+    assert [len(each.cases) for each in report.comparisons] == [3, 3]
+    assert "in 13 calls" in report.comparisons[0].cases[1].case
+
+
+def test_debug_names_the_module(learned: Exported, tmp_path: Path) -> None:
+    model, file = onnx.load(learned.file), tmp_path / "changed.onnx"
+    (weight,) = (each for each in model.graph.initializer if each.name == "blocks.1.mixer.se_bias")
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) + np.float32(0.1), weight.name))
+    onnx.save(model, file)
+    assert pom_export.debug(learned.file, module=learned.model, example_inputs=learned.feed)
+    report = pom_export.debug(file, module=learned.model, example_inputs=learned.feed)
+    assert (bool(report), report.first) == (False, "blocks.1.mixer")
 
 
 def test_a_session_keeps_to_the_table_of_positions(learned: Exported) -> None:

@@ -206,7 +206,7 @@ def one_pass_program(module: nn.Module, examples: Examples) -> Program:
     names = tuple(named_outputs(run_on_examples(copy_module(module), examples)))
     free = tuple(free_name(f"{name}_out", {*examples, *names}) if name in examples else name for name in names)
     streamed = {name: tensor for name, tensor in examples.items() if roles[name] in {STREAM, CONTEXT, FIXED}}
-    return Program(OnePass(module, examples, roles), streamed, None, free)
+    return Program(OnePass(module, examples, roles), streamed, None, free, prefix="model.model")
 
 
 def empty_inputs(program: Program) -> dict[str, Tensor]:

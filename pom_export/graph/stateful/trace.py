@@ -23,6 +23,8 @@ from pom_export.graph.tracing import tracing_modes
 # Sizes to trace with: distinct, so that torch takes none for another, and small, since every value is kept. Sizes of 1
 # would be constants to torch.
 _ROWS, _TOKENS, _CONTEXT_TOKENS = 3, 8, 5
+# Where the user's model is in the module that is traced.
+_WRAPPER = "model."
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class CausalTrace:
 
     def weight(self, name: str) -> Tensor:
         """Return the tensor that a `get_attr` node names."""
-        part, _, leaf = name.rpartition(".")
+        part, _, leaf = name.removeprefix(_WRAPPER).rpartition(".")
         return getattr(self.weights.get_submodule(part), leaf)
 
 
@@ -149,9 +151,11 @@ def _weights(graph: fx.GraphModule, nodes: Sequence[fx.Node]) -> nn.Module:
     """Return a module of plain modules with the tensors of a graph, which share their storage."""
     root = nn.Module()
     for name in dict.fromkeys(str(node.target) for node in nodes if node.op == "get_attr"):
-        value: Any = graph
+        value: Any
         holder = root
-        *path, leaf = name.split(".")
+        # The wrapper is no part of the user's names.
+        *path, leaf = name.removeprefix(_WRAPPER).split(".")
+        value = graph.get_submodule(_WRAPPER.rstrip(".")) if name.startswith(_WRAPPER) else graph
         for step in path:
             value = getattr(value, step)
             if step not in holder._modules:

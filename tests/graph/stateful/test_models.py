@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pom_export.graph.stateful.module import MASK
+from pom_export.graph.tracing import export_graph
 from tests.causal_models import MODELS, TABLE
 from tests.graph.stateful.streaming import difference, one_pass, program_of, streamed
 from tests.slow_cases import slow_cases
@@ -64,3 +65,11 @@ def test_rows_of_different_lengths() -> None:
     short = one_pass(model, {"input_ids": ids[:1, mask[0]]})
     assert difference(found[:1, mask[0]], short) < SAME
     assert difference(found[1:], one_pass(model, {"input_ids": ids[1:]})) < SAME
+
+
+def test_weights_and_nodes_have_the_names_of_the_model() -> None:
+    make, examples = MODELS["learned positions"]
+    graph = export_graph(program_of(make().eval(), examples()), 20, {}).graph
+    assert {"positions.weight", "blocks.1.mixer.po_coeff", "blocks.0.norm.bias"} <= set(graph.initializers)
+    names = {(node.name or "").split("/")[0] for node in graph}
+    assert {"tokens", "blocks.0.mixer", "blocks.1.mixer.ag_proj", "blocks.1.mlp.0", "head"} <= names
