@@ -244,7 +244,7 @@ class _Trial:
         """Return the mean of tokens that are all 1, each with one weight."""
         shape = (self.layout.batch or 1, self.layout.tokens or 1)
         weights = np.full(shape, weight)
-        ones = np.ones((*shape, *self.layout.channels))
+        ones = np.ones((*shape, *self._channels()))
         made = self._run(ones, source, weights)
         own = 1.0 if self._transform is None else float(self._transform(ones).reshape(-1)[0])
         return None if made is None else float(made.reshape(-1)[0]) / own
@@ -278,7 +278,10 @@ class _Trial:
         """Return random features and weights, and the value computed of them."""
         generator = np.random.default_rng(tokens)
         rows, length = self.layout.batch or batch, self.layout.tokens or tokens
-        p = generator.uniform(0.5, 2, (rows, length, *self._channels()))
+        p = generator.uniform(-1, 2, (rows, length, *self._channels()))
+        if self._transform is None and tokens == _FIRST_SIZE:
+            # Of all magnitudes, so that nothing is clamped before or after the mean.
+            p *= 10.0 ** np.resize([0, 6, -3], p.shape[-1])
         weights = None if source is None else source.draw(generator, rows, length)
         made = self._run(p, source, weights)
         if made is None and self._few:
@@ -308,7 +311,8 @@ class _Trial:
             self.spread = self.spread or p.shape[1] > 1
             wanted = np.broadcast_to(wanted, p.shape)
         far = np.abs(made.reshape(wanted.shape) - wanted)
-        return bool((far <= _AGREES * (np.abs(wanted) if self._transform is None else np.abs(wanted).max())).all())
+        scale = np.abs(wanted).max((0, 1))
+        return bool((far <= _AGREES * scale).all())
 
 
 def _wanted(p: Array, mode: str, weights: Array | None) -> Array:

@@ -36,7 +36,9 @@ def match_product(evaluator: Evaluator, x: ir.Value, activation: ir.Node) -> Fea
     values = after(evaluator, x, _LONGEST)
     random = np.random.default_rng(0).uniform(0.25, 2.5, (14, layout.width))
     computed = run_tokens(evaluator, x, layout, random, values, batch=2)
-    made = {value: array for value, array in computed.items() if array.shape == random.shape}
+    wide = np.random.default_rng(1).normal(0, 4, (14, layout.width))
+    wider = run_tokens(evaluator, x, layout, wide, values)
+    made = {value: array for value, array in computed.items() if array.shape == random.shape and value in wider}
     degrees = _degrees(layout.width)
     for value in reversed(made):
         for degree in degrees:
@@ -46,6 +48,8 @@ def match_product(evaluator: Evaluator, x: ir.Value, activation: ir.Node) -> Fea
                     continue  # one of many functions
                 if why:
                     raise NotFusedError(why)
+                if not _is_product(gelu(wide), wider[value], degree, tolerance_of(x)):
+                    continue
                 return Features(x, value, activation.name or "", degree=degree)
     alike = run_tokens(evaluator, x, layout, np.repeat(random[:, :1], layout.width, 1), list(made), batch=2)
     for value, degree in itertools.product(reversed(made), degrees[:-1]):
@@ -69,7 +73,7 @@ def _is_product(activated: Array | None, features: Array, degree: int, close: fl
         return False
     chunks = activated.reshape(len(activated), degree, -1)
     wanted = np.cumprod(chunks, 1).reshape(features.shape)
-    return bool(np.allclose(features, wanted, rtol=degree * close, atol=1e-12))
+    return bool(np.allclose(features, wanted, rtol=degree * close, atol=1e-9))
 
 
 def _are_powers(features: Array, degree: int) -> bool:

@@ -135,6 +135,11 @@ def test_almost_the_activation(nodes: str, reason: str) -> None:
         ("y = ReduceMean<keepdims = 1>(p, first)", "it takes the mean over the batch, not over its tokens"),
         ("y = ReduceSum<keepdims = 1>(p, at1)", "it takes the sum over its tokens, not the mean"),
         ("y = ReduceMax<keepdims = 1>(p, at1)", "it takes the largest of its tokens, not the mean"),
+        ("r = Relu(p) y = ReduceMean<keepdims = 1>(r, at1)", "what follows its features is not a mean over tokens"),
+        (
+            "r = Clip(p, minus_ten, high) y = ReduceMean<keepdims = 1>(r, at1)",
+            "what follows its features is not a mean over tokens",
+        ),
         ("y = CumSum(p, one)", "it takes the sum over the earlier tokens, not divided by their number"),
         (
             """shape = Shape(p) n = Gather(shape, one) range = Range(zero_int, n, one) i = Unsqueeze(range, at1)
@@ -158,7 +163,9 @@ def test_almost_a_mean(nodes: str, reason: str) -> None:
 
     findings = find_aggregations(as_graph(plain_graph(aggregate=f"{constant} {nodes}")))
 
-    assert (findings.found, list(findings.left.values())) == ([], [reason])
+    assert not findings.found
+    (found,) = findings.left.values()
+    assert found.startswith(reason)
 
 
 @pytest.mark.parametrize(
