@@ -59,12 +59,14 @@ AGGREGATES: Final = {
     "triangle_of_means": f"{_LOWER} d = ReduceSum<keepdims = 1>(tril, last) w = Div(tril, d) y = MatMul(w, p)",
     "triangle_einsum": f"""{_LOWER} d = ReduceSum<keepdims = 1>(tril, last) w = Div(tril, d)
         y = Einsum<equation = "bnc,tn->btc">(p, w)""",
+    "broadcast": f"""{_LOWER} w3 = Unsqueeze(tril, first) w4 = Unsqueeze(w3, last) p4 = Unsqueeze(p, at1)
+        v = Mul(w4, p4) q = ReduceSum<keepdims = 0>(v, at2) d = ReduceSum<keepdims = 1>(tril, last) y = Div(q, d)""",
     "compared": """
         shape = Shape(p) n = Gather(shape, one) range = Range(zero_int, n, one) i = Unsqueeze(range, at1)
         j = Unsqueeze(range, first) keep = GreaterOrEqual(i, j) w = Cast<to = 1>(keep) q = MatMul(w, p)
         d = ReduceSum<keepdims = 1>(w, last) y = Div(q, d)""",
 }
-CAUSAL: Final = ("cumulative", "triangle", "triangle_of_means", "triangle_einsum", "compared")
+CAUSAL: Final = ("broadcast", "cumulative", "triangle", "triangle_of_means", "triangle_einsum", "compared")
 # With a mask: its type, and the nodes.
 MASKED: Final = {
     "weights": ("float", """

@@ -45,6 +45,7 @@ class Features:
         coefficients: of form "power"; None: form "product".
         degree: of form "product"; 0: form "power".
         rotation: how they are rotated afterwards, or None.
+        others: other values that hold the features, for example in another shape.
         activated: of form "power": the activation of x that they are a polynomial of.
     """
 
@@ -54,6 +55,7 @@ class Features:
     coefficients: Coefficients | None = None
     degree: int = 0
     rotation: Rotation | None = None
+    others: tuple[ir.Value, ...] = ()
     activated: ir.Value | None = None
 
     @property

@@ -82,8 +82,25 @@ def _power(evaluator: Evaluator, x: ir.Value, used: set[ir.Value]) -> Found | No
     separate = match_separate_powers(evaluator, features) if are_a_part(features) else None
     if separate is not None:
         return Found(*separate)
-    features = replace(features, rotation=match_rotation(evaluator, features.value))
-    return Found(features, match_aggregate(evaluator, features.last))
+    return _aggregated(evaluator, features)
+
+
+def _aggregated(evaluator: Evaluator, features: Features) -> Found:
+    """Return features with their mean, taken of any of the values that hold them.
+
+    Raises:
+        NotFusedError: none has a mean that the op computes.
+    """
+    first: NotFusedError | None = None
+    for value in (features.value, *features.others):
+        rotation = None if features.degree else match_rotation(evaluator, value)
+        each = replace(features, value=value, rotation=rotation)
+        try:
+            return Found(each, match_aggregate(evaluator, each.last))
+        except NotFusedError as error:
+            first = first or error
+    assert first is not None
+    raise first
 
 
 def _product(evaluator: Evaluator, x: ir.Value, node: ir.Node, used: set[ir.Value]) -> Found | None:
@@ -99,7 +116,7 @@ def _product(evaluator: Evaluator, x: ir.Value, node: ir.Node, used: set[ir.Valu
             return None
     used.add(features.value)
     try:
-        return Found(features, match_aggregate(evaluator, features.last))
+        return _aggregated(evaluator, features)
     except NotFusedError:
         if features.degree == 1:
             return None  # a GELU like many

@@ -35,10 +35,12 @@ class Polynomial:
     Attributes:
         value: the value that holds it.
         coefficients: (C, K), in float64.
+        others: other values that hold it, the last one first.
     """
 
     value: ir.Value
     coefficients: Array
+    others: tuple[ir.Value, ...] = ()
 
 
 def activation(x: Array) -> Array:
@@ -89,12 +91,15 @@ def polynomial_of(evaluator: Evaluator, h: ir.Value, layout: Layout) -> Polynomi
     # Far beyond both clamps, so that nothing is clamped after h.
     random = np.random.default_rng(0).uniform(5 * contract.CLAMP_LOW, 2 * contract.CLAMP_HIGH, (14, own.width))
     checked = run_tokens(evaluator, h, own, random, values, batch=2)
-    found = None
+    found: tuple[ir.Value, Array] | None = None
+    others: tuple[ir.Value, ...] = ()
     for value in values:
         if value not in computed or value not in checked or computed[value].shape[1] != own.width:
             continue
         coefficients = fitted(nodes, computed[value])
         if coefficients is not None and _agrees(coefficients, random, checked[value]):
+            same = found is not None and np.array_equal(computed[found[0]], computed[value])
+            others = (found[0], *others) if found is not None and same else ()
             found = (value, coefficients)
     if found is None:
         return None
@@ -106,7 +111,7 @@ def polynomial_of(evaluator: Evaluator, h: ir.Value, layout: Layout) -> Polynomi
         raise NotFusedError(f"its polynomial has a constant term, up to {np.abs(constant).max():.3g}")
     if len(rest) > contract.MAX_DEGREE:
         raise NotFusedError(f"its polynomial is of degree {len(rest)}, and the op takes up to {contract.MAX_DEGREE}")
-    return Polynomial(value, np.ascontiguousarray(rest.T))
+    return Polynomial(value, np.ascontiguousarray(rest.T), others)
 
 
 def fitted(nodes: Array, values: Array) -> Array | None:
@@ -139,7 +144,7 @@ def _features(evaluator: Evaluator, x: ir.Value, h: ir.Value, found: Polynomial)
         raise NotFusedError(f"it has coefficients of {coefficients.array.shape[1]} powers, and the op takes up to 16")
     node = h.producer()
     name = (node.name if node is not None else None) or ""
-    return Features(x, found.value, name, coefficients, activated=h)
+    return Features(x, found.value, name, coefficients, others=found.others, activated=h)
 
 
 def near_power(evaluator: Evaluator, h: ir.Value, x: ir.Value) -> tuple[ir.Value, str] | None:

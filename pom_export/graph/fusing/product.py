@@ -50,7 +50,8 @@ def match_product(evaluator: Evaluator, x: ir.Value, activation: ir.Node) -> Fea
                     raise NotFusedError(why)
                 if not _is_product(gelu(wide), wider[value], degree, tolerance_of(x)):
                     continue
-                return Features(x, value, activation.name or "", degree=degree)
+                others = tuple(each for each in reversed(made) if np.array_equal(made[each], made[value]))
+                return Features(x, value, activation.name or "", degree=degree, others=others[1:])
     alike = run_tokens(evaluator, x, layout, np.repeat(random[:, :1], layout.width, 1), list(made), batch=2)
     for value, degree in itertools.product(reversed(made), degrees[:-1]):
         if value not in alike or not _are_powers(alike[value], degree):
@@ -73,7 +74,8 @@ def _is_product(activated: Array | None, features: Array, degree: int, close: fl
         return False
     chunks = activated.reshape(len(activated), degree, -1)
     wanted = np.cumprod(chunks, 1).reshape(features.shape)
-    return bool(np.allclose(features, wanted, rtol=degree * close, atol=1e-9))
+    scale = np.abs(wanted).max()
+    return bool(np.allclose(features, wanted, rtol=degree * close, atol=min(close * scale, degree * close)))
 
 
 def _are_powers(features: Array, degree: int) -> bool:
