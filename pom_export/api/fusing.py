@@ -132,7 +132,8 @@ def _fused(original: ExportedModel, optimize: bool) -> tuple[Fused, PlainInputs]
 
 
 def _nothing(original: ExportedModel, fused: Fused) -> FuseResult:
-    notes = [] if fused.findings.left else [f"nothing was fused: {_NOTHING}"]
+    already = f"its {fused.kept} aggregation{'s are nodes' if fused.kept > 1 else ' is a node'} of the op already"
+    notes = [] if fused.findings.left else [f"nothing was fused: {already if fused.kept else _NOTHING}"]
     return FuseResult(
         model=None,
         fused=0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -9,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import onnx
 
-from pom_export.errors import InputError, reason_of
+from pom_export.errors import InputError, MissingDependencyError, reason_of
 from pom_export.graph.fusing.shapes import SeenValue
 from pom_export.parity.case import Array
 from pom_export.runtime.library import custom_ops_library
@@ -24,7 +25,7 @@ class Observer:
     Args:
         model: the graph; its large weights may be in other files.
         folder: the folder of these.
-        kernels: whether to register our library, for a graph that has nodes of our ops.
+        kernels: whether to register our library, if there is one, for a graph that has nodes of our ops.
 
     Raises:
         InputError: ONNX Runtime cannot load the graph.
@@ -42,7 +43,8 @@ class Observer:
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry(_FOLDER, str(folder))
         if kernels:
-            options.register_custom_ops_library(str(custom_ops_library()))
+            with contextlib.suppress(MissingDependencyError):  # the file's functions do it too
+                options.register_custom_ops_library(str(custom_ops_library()))
         try:
             self._session: Any = runtime.InferenceSession(
                 whole.SerializeToString(), options, providers=["CPUExecutionProvider"]

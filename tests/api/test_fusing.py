@@ -147,9 +147,11 @@ def test_a_file_that_has_the_op_already(tmp_path: Path) -> None:
 
     assert (again.fused, again.kept) == (1, 1)
     assert [attribute(node, "mode") for node in ours(twice)] == ["mean", "causal"]
-    assert (pom_export.fuse(once, tmp_path / "no.onnx").fused, pom_export.fuse(once, tmp_path / "no.onnx").kept) == (
+    none = pom_export.fuse(once, tmp_path / "no.onnx")
+    assert (none.fused, none.kept, none.notes) == (
         0,
         1,
+        ["nothing was fused: its 1 aggregation is a node of the op already"],
     )
 
 

@@ -33,7 +33,11 @@ def saved(module: nn.Module, path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("mixer", "dtype"), [(PoM(8, 3, 2, 1, 4), "float32"), (ProductPoM(8, 2, 1), "float16")], ids=["v2", "v1"]
+    ("mixer", "dtype"),
+    [
+        pytest.param(PoM(8, 3, 2, 1, 4), "float32", id="v2"),
+        pytest.param(ProductPoM(8, 2, 1), "float16", id="v1", marks=pytest.mark.slow),
+    ],
 )
 def test_a_plain_program(mixer: nn.Module, dtype: str, tmp_path: Path) -> None:
     program = saved(Causal(mixer), tmp_path / "plain.pt2")
