@@ -286,6 +286,23 @@ class CrossAttention(nn.Module):
         return self.wide(x)
 
 
+class LastToken(LearnedPositions):
+    """nanoGPT's habit: without targets, only the last token's logits, and no loss."""
+
+    def __init__(self, select: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.select = select
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        x = self.tokens(idx) + self.positions(torch.arange(idx.shape[1]))
+        for block in self.blocks:
+            x = block(x)
+        if targets is None:
+            return self.head(self.select(x)), None
+        logits = self.head(x)
+        return logits, functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
 def _ids(*shape: int) -> Tensor:
     return torch.randint(0, VOCABULARY, shape, generator=torch.Generator().manual_seed(0))
 
@@ -307,3 +324,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], dict[str, Any]]]] 
     "time first": (TimeFirst, lambda: {"input_ids": _ids(2, 9)}),
 }
 """Models and example inputs by name."""
+
+LAST_TOKEN: dict[str, Callable[[Tensor], Tensor]] = {
+    "list": lambda x: x[:, [-1], :],
+    "slice": lambda x: x[:, -1:],
+    "index": lambda x: x[:, -1],
+}
+"""Ways to select the last token."""

@@ -147,10 +147,17 @@ def _as_taken(exported: ExportedModel, case: Case) -> Case:
 
 def cases_of_calls(program: Program) -> list[Case]:
     """Return the calls on which the file of a user's stateful model is compared with one pass."""
-    from pom_export.graph.programs.own_stateful import context_inputs, empty_inputs, token_inputs
+    from pom_export.graph.programs.own_stateful import (
+        context_inputs,
+        empty_inputs,
+        last_token_only,
+        token_inputs,
+    )
 
     inputs = {name: to_numpy(tensor) for name, tensor in empty_inputs(program).items()}
-    return split_cases(inputs, token_inputs(program), context_inputs(program), program.limits)
+    cases = split_cases(inputs, token_inputs(program), context_inputs(program), program.limits)
+    # A model that returns only its last token's output gives NaN for the tokens that are not compared.
+    return [replace(case, partial=True) for case in cases] if last_token_only(program) else cases
 
 
 def _as_input(spec: TensorSpec, array: Array) -> Array:

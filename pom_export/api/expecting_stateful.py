@@ -49,6 +49,7 @@ def expected_of_stateful(
 
     from pom_export.api.source import load_source
     from pom_export.graph.options import GraphOptions
+    from pom_export.graph.programs.own_stateful import last_token_only
 
     interface = stateful_interface(model)
     taken = [spec for spec in model.inputs if not is_past(spec.name) and spec.name != MASK]
@@ -80,6 +81,8 @@ def expected_of_stateful(
         whole = {**_feed(interface, case.feed, names)}
         once = dict.fromkeys(contexts, 1)
         cases = [replace(case, feed=whole, cuts=cuts_of(tokens, seed), token_axes=axes, once=once)]
+    if last_token_only(program):
+        cases = [replace(case, partial=True) for case in cases]
     outputs = [spec.name for spec in model.outputs if spec.name not in presents(model.inputs)]
     precision, notes = judged_precision(model)
     exact = kept_in_single(model, program.module) if precision != "float32" else ()

@@ -25,7 +25,7 @@ from pom_export.text.generation import Generation
 from pom_export.text.notes import Settings
 from pom_export.text.sampling import Sampling
 from pom_export.text.tokenizers import choose_tokenizer
-from tests.causal_models import MODELS, TABLE, WIDTH, MovingAverage
+from tests.causal_models import LAST_TOKEN, MODELS, TABLE, WIDTH, LastToken, MovingAverage
 from tests.slow_cases import slow_cases
 
 # One without and one with a context; the others are exported in `make test-all`.
@@ -120,6 +120,19 @@ def test_verify_compares_the_sequences_that_are_given(learned: Exported) -> None
     assert pom_export.verify(learned.file, module=learned.model, inputs=inputs)
     with pytest.raises(InputError, match="idx has 65 tokens"):
         pom_export.verify(learned.file, module=learned.model, inputs={"idx": np.zeros((1, TABLE + 1), np.int64)})
+
+
+@pytest.mark.slow
+def test_a_model_of_the_last_token(tmp_path: Path) -> None:
+    model, file, feed = LastToken(LAST_TOKEN["index"]).eval(), tmp_path / "m.onnx", MODELS["learned positions"][1]()
+    result = pom_export.export(model, file, example_inputs=feed, stateful=True)
+    assert result.notes == ["the file gives every token's output, the model only the last token's"]
+    assert pom_export.verify(file, module=model, example_inputs=feed)
+    assert not pom_export.verify(file, module=_with_other_weight(model), example_inputs=feed)
+    with torch.no_grad():
+        expected = model(**feed)[0].numpy()
+    session = pom_export.StreamingSession(file, batch=2)
+    np.testing.assert_allclose(session.prefill_last(feed["idx"].numpy(), chunk=4), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_recorded_calls_are_compared_again(learned: Exported, tmp_path: Path) -> None:

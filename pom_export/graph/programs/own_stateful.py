@@ -24,6 +24,7 @@ from pom_export.graph.exported_model import (
 from pom_export.graph.outputs import TensorsOnly, free_name, left_out, named_outputs
 from pom_export.graph.own_program import Examples, run_on_examples
 from pom_export.graph.program import Program
+from pom_export.graph.stateful.last_token import each_prefix
 from pom_export.graph.stateful.layers import record_layers
 from pom_export.graph.stateful.masks import make_causal, watch_masks
 from pom_export.graph.stateful.module import MASK, StatefulModule
@@ -34,6 +35,8 @@ from pom_export.graph.stateful.values import placeholder_at
 from pom_export.mixer import Mixer
 
 _TRACED_PAST = 3
+# How many prefixes are compared of a model that returns only its last token's output.
+_PREFIXES = 32
 _PICKS_ROWS = torch.ops.aten.embedding.default
 
 
@@ -132,7 +135,7 @@ def _vocabularies(plan: Plan) -> dict[str, tuple[int, ...]]:
 
 
 def _role_notes(roles: Roles, *, kept: bool) -> list[str]:
-    notes = []
+    notes = ["the file gives every token's output, the model only the last token's"] if roles.last else []
     context = (
         "is an input of the first call; what depends on it alone is kept"
         if kept
@@ -161,14 +164,25 @@ class OnePass(nn.Module):
         super().__init__()
         self.model = TensorsOnly(module)
         self._examples, self._roles = examples, roles
+        self.last_token_only = roles.last
 
     def forward(self, **inputs: Any) -> tuple[Tensor, ...]:
         """Return the model's outputs; those of masked tokens are NaN."""
         mask = inputs.get(MASK)
         if mask is None or bool(mask.all()):
-            return self._run(inputs)
+            return self._prefixes(inputs) if self._roles.last else self._run(inputs)
         rows = [self._row(inputs, row, valid) for row, valid in enumerate(mask)]
         return tuple(map(torch.cat, zip(*rows, strict=True)))
+
+    def _prefixes(self, inputs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """Return the last token's outputs of many prefixes, in their places."""
+        count = inputs[self._roles.main].shape[1]
+        lengths = sorted({*range(1, min(count, _PREFIXES) + 1), *range(count, 0, -(count // _PREFIXES + 1))})
+
+        def run(length: int) -> tuple[Tensor, ...]:
+            return self._run({**inputs, **{name: inputs[name][:, :length] for name in self._roles.streamed}})
+
+        return each_prefix(iter(lengths), run, count)
 
     def _row(self, inputs: Mapping[str, Any], row: int, valid: Tensor) -> tuple[Tensor, ...]:
         """Run one row without its masked tokens."""
@@ -180,7 +194,7 @@ class OnePass(nn.Module):
         }
         its |= {name: its[name][:, valid] for name in self._roles.streamed}
         outputs = []
-        for output in self._run(its):
+        for output in self._prefixes(its) if self._roles.last else self._run(its):
             whole = output.new_full((1, len(valid), *output.shape[2:]), torch.nan)
             whole[:, valid] = output
             outputs.append(whole)
@@ -217,6 +231,11 @@ def empty_inputs(program: Program) -> dict[str, Tensor]:
         grows = [axis for axis in shapes.get(name, {}) if axis > 0] if is_past(name) else []
         found[name] = tensor[tuple(slice(0) if axis in grows else slice(None) for axis in range(tensor.dim()))]
     return found
+
+
+def last_token_only(program: Program) -> bool:
+    """Return whether the model of a program, stateful or in one pass, returns only its last token's output."""
+    return bool(getattr(program.module, "last_token_only", False))
 
 
 def context_inputs(program: Program) -> list[str]:

@@ -36,6 +36,7 @@ class StatefulModule(nn.Module):
         self._plan = plan
         self._names = names
         self._masked = masked
+        self.last_token_only = plan.roles.last
         sums = [part for part in plan.parts if part.name.startswith(f"{PAST_STATE}.")]
         self._stacked = [part.name for part in sums] if len({part.shape for part in sums}) == 1 else []
 

@@ -40,6 +40,7 @@ class Roles:
         count: tokens of the example.
         fills: for each mask, the value that every token has.
         flat: inputs whose first axis is that of the tokens.
+        last: whether the model returns only the last token's output.
     """
 
     of: Mapping[str, str]
@@ -48,6 +49,7 @@ class Roles:
     count: int
     fills: Mapping[str, Any]
     flat: frozenset[str] = frozenset()
+    last: bool = False
 
     def __getitem__(self, name: str) -> str:
         return self.of[name]
@@ -85,7 +87,9 @@ def find_roles(examples: Mapping[str, Tensor], run: Run) -> Roles:
     Raises:
         InputError: no input holds tokens, or a mask leaves some out.
     """
-    count = _output_length(run(examples))
+    result = run(examples)
+    last = _last_of(examples, result)
+    count = _output_length(result) if last is None else examples[last].shape[1]
     sequences = [name for name, tensor in examples.items() if _is_sequence(name, tensor) and tensor.shape[1] == count]
     if not sequences:
         shapes = ", ".join(f"{name} {'x'.join(map(str, tensor.shape))}" for name, tensor in examples.items())
@@ -94,12 +98,12 @@ def find_roles(examples: Mapping[str, Tensor], run: Run) -> Roles:
             f"output one entry for each; the outputs have {count} tokens, the inputs are {shapes}",
             "Return an output (batch, tokens, ...)",
         )
-    main = _main(examples, sequences, count, run)
+    main = last or _main(examples, sequences, count, run)
     rows = examples[main].shape[0]
     found: dict[str, str] = {}
     fills: dict[str, Any] = {}
     flat = set()
-    others = _alone(examples, sequences, count, run)
+    others = _alone(examples, sequences, count, run) if last is None else []
     for name, tensor in examples.items():
         if name == main:
             found[name] = STREAM
@@ -113,7 +117,24 @@ def find_roles(examples: Mapping[str, Tensor], run: Run) -> Roles:
             found[name] = STREAM if tensor.shape[1] == count and main not in others else CONTEXT
         else:
             found[name] = FIXED
-    return Roles(found, main, rows, count, fills, frozenset(flat))
+    return Roles(found, main, rows, count, fills, frozenset(flat), last is not None)
+
+
+def _last_of(examples: Mapping[str, Tensor], result: Any) -> str | None:
+    """Return the only sequence among the inputs if a model returns nothing but the output of its last token."""
+    outputs = list(named_outputs(result).values())
+    sequences = [name for name, tensor in examples.items() if _is_sequence(name, tensor)]
+    sequences = [name for name in sequences if not _are_positions(name, examples[name], examples[name].shape[1])]
+    if len(sequences) != 1 or not outputs or examples[sequences[0]].shape[1] < 2:
+        return None
+    rows, count = examples[sequences[0]].shape[:2]
+    shapes = [tuple(output.shape) for output in outputs]
+    whole = any(len(shape) > 2 and shape[1] == count for shape in shapes)
+    single = all(
+        shape[:1] == (rows,) and (len(shape) == _LEAST_RANK or (len(shape) > _LEAST_RANK and shape[1] == 1))
+        for shape in shapes
+    )
+    return sequences[0] if single and not whole else None
 
 
 def _output_length(result: Any) -> int:

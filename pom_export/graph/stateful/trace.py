@@ -10,12 +10,13 @@ from typing import Any
 import sympy
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 
 from pom_export.errors import SEE_CAUSE, InputError
 from pom_export.graph.outputs import TensorsOnly
 from pom_export.graph.refusals import refusal
 from pom_export.graph.stand_in import stand_in_paths
+from pom_export.graph.stateful.last_token import keep_every_token
 from pom_export.graph.stateful.roles import CONTEXT, FIXED, Roles
 from pom_export.graph.stateful.shapes import Symbols, expression
 from pom_export.graph.tracing import tracing_modes
@@ -100,20 +101,28 @@ def trace_causal(module: nn.Module, examples: Mapping[str, Tensor], roles: Roles
         for name, tensor in inputs.items()
     }
     tied = _Tied(module, examples, roles)
-    with tracing_modes():
-        try:
-            exported = torch.export.export(tied, (), dict(inputs), dynamic_shapes=dynamic)
-            exported = exported.run_decompositions({})
-        except InputError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise refusal("torch could not trace the model", error, tied, SEE_CAUSE) from error
+    exported = _exported(tied, inputs, dynamic)
     graph = exported.module(check_guards=False)
+    if roles.last:
+        every = keep_every_token(graph, _symbols(list(graph.graph.nodes), roles).tokens)
+        exported = _exported(every, inputs, dynamic)
+        graph = exported.module(check_guards=False)
     nodes = list(graph.graph.nodes)
     symbols = _symbols(nodes, roles)
     bounds = exported.range_constraints.get(symbols.tokens)
     most = None if bounds is None or not bounds.upper.is_finite or bounds.upper > 2**40 else int(bounds.upper)
     return CausalTrace(nodes, _weights(graph, nodes), symbols, inputs, most, stand_in_paths(tied))
+
+
+def _exported(module: nn.Module, inputs: Mapping[str, Tensor], dynamic: Mapping[str, Any]) -> ExportedProgram:
+    with tracing_modes():
+        try:
+            exported = torch.export.export(module, (), dict(inputs), dynamic_shapes=dict(dynamic))
+            return exported.run_decompositions({})
+        except InputError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise refusal("torch could not trace the model", error, module, SEE_CAUSE) from error
 
 
 def _resized(tensor: Tensor, roles: Roles, name: str) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 
 from pom_export.graph.stateful.module import MASK
 from pom_export.graph.tracing import export_graph
-from tests.causal_models import MODELS, TABLE
+from tests.causal_models import LAST_TOKEN, MODELS, TABLE, LastToken
 from tests.graph.stateful.streaming import difference, one_pass, program_of, streamed
 from tests.slow_cases import slow_cases
 
@@ -29,6 +29,17 @@ def test_calls_give_what_one_pass_gives(name: str) -> None:
     # At other sizes than those of the example, and one row.
     long = {key: torch.cat([tensor[:1]] * 2, dim=1) for key, tensor in feed.items()}
     assert difference(streamed(program, long, (1, 2, 11)), one_pass(model, long)) < SAME
+
+
+@pytest.mark.parametrize("way", slow_cases(list(LAST_TOKEN), lambda name: name != "list", str))
+def test_a_model_of_the_last_token_gives_every_token(way: str) -> None:
+    torch.manual_seed(0)
+    model, feed = LastToken(LAST_TOKEN[way]).eval(), MODELS["learned positions"][1]()
+    program = program_of(model, feed)
+    found = streamed(program, feed, (2, 7))
+    for length in (1, 5, 9):
+        expected = one_pass(model, {"idx": feed["idx"][:, :length]})
+        assert difference(found[:, length - 1], expected.reshape(2, -1)) < SAME
 
 
 STATES = {

@@ -84,6 +84,15 @@ def test_refused_with_the_name_of_the_part(name: str) -> None:
     assert blamed in str(error.value)
 
 
+def test_a_pooled_output_is_refused() -> None:
+    class Classifier(Model):
+        def forward(self, input_ids: Tensor) -> Tensor:
+            return super().forward(input_ids).mean(1)
+
+    with pytest.raises(InputError, match="or be that of the last token"):
+        program_of(Classifier(lambda _, x: x, None), _examples())
+
+
 def _table(count: int) -> nn.Module:
     holder = nn.Embedding(TABLE, WIDTH)
     holder.register_buffer("ids", torch.arange(count)[None])

@@ -55,6 +55,12 @@ def test_masks_that_leave_tokens_out_are_refused(name: str, values: list[int], a
         find_roles({"input_ids": IDS, name: torch.tensor([values, values])}, _as_long_as("input_ids"))
 
 
+@pytest.mark.parametrize("shape", [(2, 7), (2, 1, 7)])
+def test_an_output_of_the_last_token(shape: tuple[int, ...]) -> None:
+    roles = find_roles({"idx": IDS, "label": torch.zeros(2)}, lambda _: torch.zeros(shape))
+    assert (roles.last, roles.main, roles.count) == (True, "idx", 5)
+
+
 def test_an_output_without_tokens_is_refused() -> None:
     with pytest.raises(InputError, match="the outputs have 7 tokens, the inputs are input_ids 2x5"):
-        find_roles({"input_ids": IDS}, lambda _: torch.zeros(2, 7))
+        find_roles({"input_ids": IDS}, lambda _: torch.zeros(2, 7, 3))
