@@ -28,7 +28,7 @@ from pom_export.graph.module_values import ModuleValues
 from pom_export.parity.candidates import onnxruntime_candidates
 from pom_export.parity.case import Case, widened
 from pom_export.parity.inputs import Inputs, case_of, make_cases
-from pom_export.parity.modules import DebugReport, FileDifference
+from pom_export.parity.modules import DebugReport, FileDifference, ModuleRun
 from pom_export.parity.modules_page import render_debug
 from pom_export.parity.names import match_names
 from pom_export.parity.precision import judged_precision
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from pom_export.graph.tracing import Traced
 
 _LOG = logging.getLogger(__name__)
+_ONLY_THE_WHOLE: Final = (
+    "no module inside the model was compared, only the model itself: the file's nodes are not named after its modules"
+)
 _REWRITTEN: Final = "another tool has rewritten the graph: only values were compared, not the nodes"
 
 
@@ -193,9 +196,14 @@ def _report(
         located.runs,
         differing.found,
         located.not_run,
-        [*notes, *fault_notes],
+        [*notes, *fault_notes, *([] if any(map(_has_inner, located.runs)) else [_ONLY_THE_WHOLE])],
         [*located.failed, *([fault] if fault and module is None else [])],
     )
+
+
+def _has_inner(run: ModuleRun) -> bool:
+    """Return whether a module other than the model itself was compared; the model's call is the last to end."""
+    return any(each.compared for each in run.modules[:-1])
 
 
 @dataclass(frozen=True)

@@ -226,6 +226,7 @@ class _Pair:
             (array, name)
             for name in self.theirs.leaving
             if (array := closest(self._arrays(self.ours.leaving), self.others[name])) is not None
+            and np.isfinite(self.others[name]).any()
         ]
         if not pairs:
             return Found(error_in, reason=NOT_IN_GRAPH)

@@ -271,7 +271,8 @@ class _Comparing:
         if part.biases:  # which the export has moved from the module into the aggregation
             biased = [self.values[name] + part.biases.get(name, 0) for name in part.leaving if name in self.values]
             found = [nearer(one, closest(biased, each), each) for one, each in zip(found, wanted, strict=True)]
-        return [(array, index) for index, array in enumerate(found) if array is not None]
+        pairs = ((array, index) for index, array in enumerate(found) if array is not None)
+        return [(array, index) for array, index in pairs if np.isfinite(wanted[index]).any()]
 
     def _noise(self, given: _Given, again: Again, repeat: Repeat) -> float:
         """Return how far rounding the inputs, and what the modules inside return, moves what a module computes."""

@@ -228,6 +228,30 @@ def test_an_inlined_file(plain: Path, tmp_path: Path) -> None:
     assert pom_export.debug(tmp_path / "faulty.onnx", module=model_named(FAST[0])).first == made.module
 
 
+def test_a_module_that_gives_no_number_is_not_compared(tmp_path: Path) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = PolynomialMixer(8, 2, 2)
+            self.log = nn.LogSigmoid()
+            self.root = Root()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.mix(x)
+            return torch.where(torch.isnan(self.root(x)), self.log(x), self.log(x) * 2)
+
+    class Root(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sqrt(-1 - x * x)
+
+    torch.manual_seed(0)
+    model, example = Odd().eval(), torch.randn(2, 5, 8)
+    pom_export.export(model, tmp_path / "m.onnx", example_inputs=(example,))
+    report = pom_export.debug(tmp_path / "m.onnx", module=model, example_inputs=(example,))
+    assert report
+    assert {module.name: module.compared for module in report.modules}["root"] is False
+
+
 def test_references_that_do_not_fit(plain: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no reference"):
         pom_export.debug(plain)
@@ -239,6 +263,9 @@ def test_references_that_do_not_fit(plain: Path, tmp_path: Path) -> None:
     onnx.save(proto, tmp_path / "renamed.onnx")
     with pytest.raises(InputError, match="named after the same module"):
         pom_export.debug(tmp_path / "renamed.onnx", against=plain)
+    report = pom_export.debug(tmp_path / "renamed.onnx", module=model_named(FAST[0]))
+    assert [module.name for module in report.modules if module.compared] == ["LanguageModel"]
+    assert any("no module inside the model was compared" in note for note in report.notes)
 
 
 def test_verify_locates(plain: Path, tmp_path: Path) -> None:
