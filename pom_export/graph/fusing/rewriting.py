@@ -66,7 +66,8 @@ class _Builder:
         elif features.rotation is not None:
             inputs.append(self._constant("placeholder", np.ones(1, np.bool_)))
         if features.rotation is not None:
-            inputs += [self._table(tables, dtype) for tables in (features.rotation.cos, features.rotation.sin)]
+            twice = features.rotation.twice
+            inputs += [self._table(tables, dtype, twice) for tables in (features.rotation.cos, features.rotation.sin)]
         node = ir.Node(
             contract.DOMAIN,
             contract.OP_NAME,
@@ -133,8 +134,8 @@ class _Builder:
             return mask
         return self._cast(mask, dtype)
 
-    def _table(self, tables: Sequence[ir.Value], dtype: ir.DataType | None) -> ir.Value:
-        """Return tables (N, columns) side by side."""
+    def _table(self, tables: Sequence[ir.Value], dtype: ir.DataType | None, twice: bool) -> ir.Value:
+        """Return tables (N, columns) side by side, without columns that they hold twice."""
         flat = []
         for table in tables:
             shape = list(table.shape or ())
@@ -149,6 +150,11 @@ class _Builder:
             tokens, columns = list(first.shape or ())
             whole = ir.Shape([tokens, len(flat) * int(str(columns))])
             first = self._add("Concat", flat, whole, first.dtype, axis=-1)
+        if twice:
+            tokens, columns = list(first.shape or ())
+            half = int(str(columns)) // 2
+            ends = [self._integers([end]) for end in (0, half, -1)]
+            first = self._add("Slice", [first, *ends], ir.Shape([tokens, half]), first.dtype)
         return first if first.dtype in {ir.DataType.FLOAT, dtype} or dtype is None else self._cast(first, dtype)
 
     def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:

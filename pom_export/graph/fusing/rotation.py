@@ -15,6 +15,8 @@ from pom_export.graph.fusing.tokens import Layout, after_tables, layout_of, name
 
 _TOKENS: Final = 5
 _AGREES: Final = 1e-9
+_FARTHEST: Final = 6
+_MATRIX: Final = 2
 # The tables of cosines and sines for one number a position, and for two.
 _KINDS: Final = {1: 2, 2: 4}
 
@@ -27,11 +29,13 @@ class Rotation:
         value: the rotated features.
         cos: the tables of cosines, one for each block of channels.
         sin: the same of sines.
+        twice: whether each table holds its columns twice.
     """
 
     value: ir.Value
     cos: tuple[ir.Value, ...]
     sin: tuple[ir.Value, ...]
+    twice: bool = False
 
     @property
     def blocks(self) -> int:
@@ -49,8 +53,11 @@ def match_rotation(evaluator: Evaluator, features: ir.Value) -> Rotation | None:
         own = layout_of(value)
         if not blocks or own is None or own.channels != layout.channels or layout.width % (2 * blocks):
             continue
+        twice = all(_columns(table) == layout.width for table in tables) and blocks == 1
+        if twice and not all(_holds_twice(evaluator, table, layout) for table in tables):
+            continue
         for order in itertools.permutations(tables):
-            found = Rotation(value, order[:blocks], order[blocks:])
+            found = Rotation(value, order[:blocks], order[blocks:], twice)
             if all(_agrees(evaluator, features, layout, found, batch) for batch in (1, 2)):
                 return found
     return None
@@ -63,12 +70,40 @@ def _agrees(evaluator: Evaluator, features: ir.Value, layout: Layout, found: Rot
     p = generator.standard_normal((rows, tokens, layout.width))
     half = layout.width // (2 * found.blocks)
     tables = {table: generator.standard_normal((tokens, half)) for table in (*found.cos, *found.sin)}
-    given = {features: p, **{table: array.reshape(_shape(table, array)) for table, array in tables.items()}}
+    held = {table: np.tile(array, (1, 1 + found.twice)) for table, array in tables.items()}
+    given = {features: p, **{table: array.reshape(_shape(table, array)) for table, array in held.items()}}
     made = evaluator.run([found.value], given, named(layout.sizes(rows, tokens), evaluator.graph)).get(found.value)
     if made is None or made.shape != p.shape:
         return False
     wanted = rotated(p, [tables[table] for table in found.cos], [tables[table] for table in found.sin])
     return bool(np.allclose(made, wanted, rtol=_AGREES, atol=_AGREES))
+
+
+def _columns(table: ir.Value) -> int:
+    return int(str((table.shape or [0])[-1]))
+
+
+def _holds_twice(evaluator: Evaluator, table: ir.Value, layout: Layout) -> bool:
+    """Return whether the second half of a table's columns always equals the first."""
+    tokens = layout.tokens or _TOKENS
+    sizes = named(layout.sizes(layout.batch or 1, tokens), evaluator.graph)
+    if not evaluator.depends_on_data(table):
+        made = evaluator.run([table], {}, sizes).get(table)
+        return made is not None and _are_equal_halves(made)
+    for source in evaluator.sources(table, _FARTHEST)[1:]:
+        shape = [tokens if not isinstance(size, int) else size for size in source.shape or ()]
+        if source.dtype is None or not source.dtype.is_floating_point() or len(shape) < _MATRIX:
+            return False
+        drawn = np.random.default_rng(0).standard_normal(shape)
+        made = evaluator.run([table], {source: drawn}, sizes).get(table)
+        if made is not None and _are_equal_halves(made):
+            return True
+    return False
+
+
+def _are_equal_halves(array: Array) -> bool:
+    first, second = np.split(array, 2, -1)
+    return bool(np.array_equal(first, second))
 
 
 def _shape(table: ir.Value, array: Array) -> tuple[int, ...]:

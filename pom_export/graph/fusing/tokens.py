@@ -156,13 +156,13 @@ def after_tables(
 
 
 def _is_table(value: ir.Value, layout: Layout) -> bool:
-    """Return whether a value has a row of fewer columns than channels for each token."""
+    """Return whether a value has a row of at most as many columns as channels for each token."""
     shape = value.shape
     if shape is None or len(shape) < _TABLE_RANK or any(size != 1 for size in shape[:-2]):
         return False
     tokens, columns = shape[-2:]
     same = tokens == layout.tokens if isinstance(tokens, int) else tokens.value == layout.names[1]
-    return bool(same) and isinstance(columns, int) and 1 < columns <= layout.width // 2
+    return bool(same) and isinstance(columns, int) and 1 < columns <= layout.width
 
 
 def nodes_after(evaluator: Evaluator, start: ir.Value, limit: int) -> list[ir.Node]:

@@ -279,3 +279,20 @@ def test_rotations(blocks: int) -> None:
     assert found.features.rotation is not None
     assert [value.name for value in found.features.rotation.cos] == [f"cos{a}" for a in pairs[::2]]
     assert [value.name for value in found.features.rotation.sin] == [f"sin{a}" for a in pairs[::2]]
+
+
+@pytest.mark.parametrize("twice", [True, False])
+def test_a_rotation_by_tables_of_all_channels(twice: bool) -> None:
+    doubled = "cc = Concat<axis = -1>(cos, cos) ss = Concat<axis = -1>(sin, {})".format("sin" if twice else "cos")
+    nodes = f"""
+        u = MatMul(x, context) {ACTIVATIONS["leaky_relu"]} h2 = Mul(h, h) e2 = Mul(h2, c2) e1 = Mul(h, c1)
+        p = Add(e1, e2) {doubled} a, b = Split<axis = -1, num_outputs = 2>(p) n = Neg(b) t = Concat<axis = -1>(n, a)
+        pc = Mul(p, cc) ts = Mul(t, ss) r = Add(pc, ts) y = ReduceMean<keepdims = 1>(r, at1)"""
+    inputs = "float[batch, tokens, 4] x, float[tokens, 3] cos, float[tokens, 3] sin"
+
+    findings = find_aggregations(as_graph(parsed(inputs, "float[batch, 1, 6] y", nodes)))
+
+    assert [found.features.rotation is not None and found.features.rotation.twice for found in findings.found] == (
+        [True] if twice else []
+    )
+    assert len(findings.left) == (0 if twice else 1)
