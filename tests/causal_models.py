@@ -115,6 +115,42 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).contiguous().view(batch, count, width))
 
 
+class GroupedQuery(nn.Module):
+    """Attention as Llama's classes write it: cached rotary tables, fewer keys than queries, a softmax in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.q, self.kv = (
+            nn.Embedding(VOCABULARY, WIDTH),
+            nn.Linear(WIDTH, WIDTH),
+            nn.Linear(WIDTH, WIDTH),
+        )
+        angles = torch.outer(torch.arange(TABLE).float(), 100.0 ** -torch.arange(0, 1, 0.5)).repeat(1, 2)
+        self.register_buffer("cos", angles.cos()[None, None], persistent=False)
+        self.register_buffer("sin", angles.sin()[None, None], persistent=False)
+        self.block = Block(PoM(WIDTH, 2, 2, 1, 1), _causal)
+
+    def _turned(self, x: Tensor) -> Tensor:
+        count = x.shape[2]
+        first, second = x.chunk(2, dim=-1)
+        return x * self.cos[:, :, :count] + torch.cat([-second, first], dim=-1) * self.sin[:, :, :count]
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor | None]:
+        batch, count = input_ids.shape
+        x = self.tokens(input_ids)
+        least = torch.finfo(x.dtype).min
+        mask = torch.full((count, count), least).triu(1)[None, None].expand(batch, 1, count, count)
+        if attention_mask is not None:
+            mask = mask.masked_fill(attention_mask[:, None, None, :] == 0, least)
+        q = self._turned(self.q(x).view(batch, count, 4, 4).transpose(1, 2))
+        k, v = (part.view(batch, count, 2, 4).transpose(1, 2) for part in self.kv(x).chunk(2, dim=-1))
+        k, v = (part[:, :, None].expand(-1, -1, 2, -1, -1).reshape(batch, 4, count, 4) for part in (self._turned(k), v))
+        scores = q @ k.transpose(2, 3) / 2 + mask
+        weights = functional.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+        x = x + (weights @ v).transpose(1, 2).reshape(batch, count, WIDTH)
+        return {"logits": self.block(x), "past_key_values": None}
+
+
 class Hybrid(nn.Module):
     """Mixers, attention of three kinds, causal convolutions of three kinds, and a shift of tokens."""
 
@@ -313,6 +349,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], dict[str, Any]]]] 
     "sliced table": (SlicedTable, lambda: {"x": torch.randn(2, 9, WIDTH)}),
     "rotary by hand": (RotaryByHand, lambda: {"input_ids": _ids(2, 9)}),
     "hybrid": (Hybrid, lambda: {"input_ids": _ids(2, 9)}),
+    "grouped query": (
+        GroupedQuery,
+        lambda: {"input_ids": _ids(2, 9), "attention_mask": torch.ones(2, 9, dtype=torch.int64)},
+    ),
     "hugging face": (
         HuggingFaceStyle,
         lambda: {"input_ids": _ids(2, 9), "attention_mask": torch.ones(2, 9, dtype=torch.int64)},

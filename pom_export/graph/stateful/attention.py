@@ -28,7 +28,10 @@ _SDPA_NAMES: Final = ("query", "key", "value", "attn_mask", "dropout_p", "is_cau
 # For each product of matrices, the place of the second one.
 _PRODUCTS: Final = {_ATEN.matmul.default: 1, _ATEN.bmm.default: 1, _ATEN.baddbmm.default: 2}
 _SOFTMAX: Final = (_ATEN.softmax.int, _ATEN._softmax.default, _ATEN._safe_softmax.default)
-_COPIES: Final = (_ATEN.clone.default, _ATEN.alias.default, _ATEN.detach.default)
+_COPIES: Final = (
+    *(_ATEN.clone.default, _ATEN.alias.default, _ATEN.detach.default),
+    *(_ATEN._to_copy.default, _ATEN.to.dtype, _ATEN.type_as.default),
+)
 _MOST_NODES: Final = 16
 # A score that is lower than others by this much has no weight in float32.
 _MASKING: Final = 1e3
@@ -232,9 +235,11 @@ class AttentionFinder:
         masks: dict[fx.Node, Triangle] = {}
         while len(nodes) < _MOST_NODES:
             masks.update(self._masks_of(nodes[-1]))
-            (following, *others) = (*sorted(nodes[-1].users, key=self._order.__getitem__), None)
-            if following is None or others != [None]:
+            # torch's own checks of a type use a value too, and compute nothing.
+            users = [user for user in nodes[-1].users if user in self._kinds]
+            if len(users) != 1:
                 return None
+            (following,) = users
             nodes.append(following)
             if following.target in _PRODUCTS and any(each.target in _SOFTMAX for each in nodes):
                 break

@@ -176,7 +176,7 @@ class WindowFinder:
         inside = set(region)
         if axes is None or len(axes) != 1 or axes[0].is_merged:
             return None
-        if any(user not in inside for node in region[:-1] for user in node.users):
+        if any(user not in inside and user in self._kinds for node in region[:-1] for user in node.users):
             return None
         taken = dict.fromkeys(each for node in region for each in node.all_input_nodes if each not in inside)
         entries = [each for each in taken if self._kinds[each] is Kind.TOKENS]
