@@ -138,8 +138,10 @@ def _walk(
             ]
             for module, pair in chunk.items():
                 compared = _Pair(*pair, values[0], values[1], feeds[1], other)
-                inner = [pairs[child] for child in children.get(module, ())]
+                named = children.get(module, ())
+                inner = [pairs[child] for child in named if found[Call(child, 0)].certain]
                 inside, complete = _known(inner, *values, entering=False)
+                complete = complete and len(inner) == len(named)
                 passed, _ = _known(inner, *values, entering=True)
                 limit = bound(pair[0].own if complete else pair[0].nodes)
                 found[Call(module, 0)] = compared.found(inside, passed, limit, unit, case.name)

@@ -201,6 +201,8 @@ class _Comparing:
         given, passed = self._open.pop(call), self._passed.pop(call)
         self.found[call], pairs = self._compared(self.wanted[call], given, again, made, passed)
         known: list[Tensor | None] = [None] * len(made)
+        if not self.found[call].certain:
+            return known  # its error may be that of what computes its inputs, which the module around it answers for
         for array, index in pairs:
             known[index] = torch.from_numpy(array.astype(np.float64))
         return known

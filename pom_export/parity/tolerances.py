@@ -121,8 +121,8 @@ MODULES: Final = {
     "float32": Tolerance(
         4e-6, 0.0, "2e-6 was the most seen, on inputs beyond both clamps, over four models of six layers"
     ),
-    "float16": Tolerance(4e-3, 0.0, "eight roundings of 5e-4; 1.9e-3 was the most seen, in a product"),
-    "bfloat16": Tolerance(3.2e-2, 0.0, "as float16's; what rounds 8 times as coarsely"),
+    "float16": Tolerance(6e-3, 0.0, "as MODELS; 3.4e-3 was the most seen. Faults below are found without rounding"),
+    "bfloat16": Tolerance(5e-2, 0.0, "as float16's; what rounds 8 times as coarsely"),
 }
 """For what one module computes from the values that it has in the file, by the type that it computes in.
 
