@@ -91,6 +91,9 @@ class Generation:
         self.tokens, self.seconds = 0, 0.0
         self.ended = ""
         if state is not None:
+            if self._inputs.keys() & session.contexts:
+                name = min(self._inputs.keys() & session.contexts)
+                raise InputError(f"the state has taken in {name} already", "Leave it out, or start a new text")
             self._continue(state)
 
     @property

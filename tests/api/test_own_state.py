@@ -190,6 +190,8 @@ def test_a_context_is_given_once(exports: Exports) -> None:
     resumed.reset()
     generation.prompt("!#")
     assert [generation.advance(3) for _ in range(3)] == [True] * 3
+    with pytest.raises(InputError, match="the state has taken in src already"):
+        Generation(resumed, choose_tokenizer("bytes", 50), SETTINGS, generation.state(), inputs={"src": source})
 
 
 class _Wrong(MovingAverage):

@@ -17,7 +17,7 @@ from pom_export.graph.refusals import place_of
 from pom_export.graph.stateful.caches import Cache, make_cache
 from pom_export.graph.stateful.kinds import Kind
 from pom_export.graph.stateful.locality import clean_axes
-from pom_export.graph.stateful.positions import is_pointwise
+from pom_export.graph.stateful.positions import Positions, is_pointwise
 from pom_export.graph.stateful.run import Run, StatePart
 from pom_export.graph.stateful.shapes import Symbols, shape_at, shapes_of, size_at
 from pom_export.graph.stateful.values import Values, call
@@ -33,6 +33,9 @@ _COPIES: Final = (
     *(_ATEN._to_copy.default, _ATEN.to.dtype, _ATEN.type_as.default),
 )
 _MOST_NODES: Final = 16
+# For how many tokens a mask is looked at, and at which positions.
+_MANY_TOKENS: Final = (40, 700, 5000)
+_FAR: Final = (0, 1, 7, 100, 1000, 5000, 20_000, 100_000, 1_000_000)
 # A score that is lower than others by this much has no weight in float32.
 _MASKING: Final = 1e3
 
@@ -61,6 +64,29 @@ def triangle(value: Tensor) -> Triangle | None:
     if bool((seen != seen.flatten()[0]).any()) or bool((hidden != hidden.flatten()[0]).any()):
         return None
     return Triangle(seen.flatten()[0].item(), hidden.flatten()[0].item())
+
+
+def far_triangle(mask: fx.Node, positions: Positions, values: Values) -> Triangle | None:
+    """Return a mask as a causal one if it is that for far tokens too; None if it is another.
+
+    A window is a triangle as long as there are fewer tokens. The mask is computed for many tokens, as it is for a long
+    sequence, and for tokens at far positions, which is what comparisons of positions see.
+    """
+    found = triangle(values[mask])
+    if found is None:
+        return None
+    for tokens in _MANY_TOKENS:
+        try:
+            many = positions.among(tokens)[mask]
+        except Exception:  # noqa: BLE001 (a table that ends before)
+            break
+        if many.shape[-1] != tokens or triangle(many[:1]) != found:
+            return None if many.shape[-1] == tokens else found
+    try:
+        far = positions.at(mask, torch.tensor(_FAR))
+    except Exception:  # noqa: BLE001 (a table that ends before, or a matrix that was made for its size)
+        return found
+    return found if far.shape[-1] != len(_FAR) or triangle(far) == found else None
 
 
 def seen_tokens(run: Run, total: int) -> Tensor:
@@ -172,16 +198,20 @@ class AttentionFinder:
     """Finds causal self-attention.
 
     Args:
-        order: the traced nodes in order.
         kinds: what each value depends on.
         symbols: torch's symbols for the sizes.
         values: values of the nodes on the example.
+        positions: computes functions of the position.
     """
 
     def __init__(
-        self, order: Sequence[fx.Node], kinds: Mapping[fx.Node, Kind], symbols: Symbols, values: Values
+        self,
+        kinds: Mapping[fx.Node, Kind],
+        symbols: Symbols,
+        values: Values,
+        positions: Positions,
     ) -> None:
-        self._order = {node: index for index, node in enumerate(order)}
+        self._positions = positions
         self._kinds, self._symbols, self._values = kinds, symbols, values
         self._generator = torch.Generator().manual_seed(2)
 
@@ -215,7 +245,7 @@ class AttentionFinder:
                     "Leave padding out of the examples",
                 )
             raise _not_causal(node)
-        found = triangle(self._values[mask])
+        found = far_triangle(mask, self._positions, self._values)
         if found is None:
             raise InputError(
                 f"with `stateful`, attention must see all earlier tokens alike, but its mask is not causal"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from enum import Enum
 
+import sympy
 import torch
 from torch import fx
 
 from pom_export.graph.stateful.roles import POSITIONS, STREAM, VALID, Roles
-from pom_export.graph.stateful.shapes import depends_on
+from pom_export.graph.stateful.shapes import depends_on, shapes_of, token_axis
 from pom_export.graph.stateful.trace import CausalTrace
 
 
@@ -33,6 +34,18 @@ def belongs_to(node: fx.Node, modules: Sequence[str]) -> bool:
     paths = [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
     plain = [path.removeprefix("model").removeprefix(".") for path in paths]
     return any(path == name or path.startswith(f"{name}.") for path in plain for name in modules)
+
+
+_ATEN = torch.ops.aten
+# Tensors of one value, with the shape of another.
+FILLED = frozenset(
+    getattr(_ATEN, name).default
+    for name in ("ones_like", "zeros_like", "full_like", "new_ones", "new_zeros", "new_full")
+)
+
+
+def _has_all_tokens(node: fx.Node, tokens: sympy.Symbol) -> bool:
+    return all(token_axis(shape, tokens) is not None for shape in shapes_of(node))
 
 
 _OF_ROLE = {STREAM: Kind.TOKENS, POSITIONS: Kind.POSITION, VALID: Kind.POSITION}
@@ -62,7 +75,9 @@ def find_kinds(trace: CausalTrace, roles: Roles, layers: Sequence[str] = ()) -> 
             inputs = [each for each in node.all_input_nodes if each in kinds]
             its = {kinds[each] for each in inputs}
             grows = any(kinds[each] is Kind.SIZE and depends_on(each.meta["val"], tokens) for each in inputs)
-            if Kind.TOKENS in its or ((Kind.POSITION in its or grows) and belongs_to(node, layers)):
+            if node.target in FILLED and _has_all_tokens(node, tokens) and not belongs_to(node, layers):
+                kinds[node] = Kind.POSITION
+            elif Kind.TOKENS in its or ((Kind.POSITION in its or grows) and belongs_to(node, layers)):
                 kinds[node] = Kind.TOKENS
             elif Kind.POSITION in its or grows:
                 # What differs from row to row is no function of the position alone.

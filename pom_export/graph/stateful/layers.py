@@ -96,8 +96,13 @@ def _shapes(layer: Any, name: str) -> dict[str, tuple[int, ...]]:
     where = f"state_shapes() of {_called(layer, name)}"
     given = layer.state_shapes()
     if not isinstance(given, Mapping) or not given:
-        raise InputError(f"{where} returns {kind_of(given)}", 'Return a mapping, such as {"last": (1, 64)}')
-    shapes = {str(key): tuple(shape) for key, shape in given.items()}
+        what = kind_of(given) if not isinstance(given, Mapping) else "an empty mapping"
+        raise InputError(f"{where} returns {what}", 'Return a mapping, such as {"last": (1, 64)}')
+    shapes: dict[str, tuple[int, ...]] = {}
+    for key, shape in given.items():
+        shapes[str(key)] = tuple(shape) if isinstance(shape, Sequence) else ()
+        if not isinstance(shape, Sequence):
+            raise InputError(f"{where} says {key!r}: {shape!r}", f"Give a tuple of sizes, such as ({shape!r},)")
     for key, shape in shapes.items():
         if not key.isidentifier() or not all(isinstance(size, int) and size > 0 for size in shape):
             raise InputError(
@@ -143,17 +148,18 @@ class LayerPast:
     node: fx.Node
 
     @property
-    def _name(self) -> str:
+    def name(self) -> str:
+        """The name of the part in the file."""
         return f"{PAST_LAYER}.{self.node.args[1]}"
 
     def parts(self) -> Sequence[StatePart]:
         """Return the part."""
         shape = tuple(int(size) for size in self.node.meta["val"].shape[1:])
-        return [StatePart(self._name, shape, self.node.meta["val"].dtype)]
+        return [StatePart(self.name, shape, self.node.meta["val"].dtype)]
 
     def run(self, run: Run) -> Tensor:
         """Return the state after the tokens of earlier calls."""
-        return run.past[self._name]
+        return run.past[self.name]
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,23 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from pom_export.graph.stateful.kinds import Kind
-from pom_export.graph.stateful.shapes import ORDERS, Symbols, TokenAxis, selected, shape_at, shapes_of, token_axis
+from pom_export.graph.stateful.shapes import (
+    ORDERS,
+    Symbols,
+    TokenAxis,
+    depends_on,
+    selected,
+    shape_at,
+    shapes_of,
+    size_at,
+    token_axis,
+)
 from pom_export.graph.stateful.values import Values, call, random_like
 
 # The share of the largest value by which results may differ, since some are float32.
 _TOLERANCE: Final = 1e-5
+# Types of operators' parameters that are numbers to compute with.
+_NUMBERS: Final = ("Tensor", "number", "Scalar", "float", "Optional[number]", "Optional[float]")
 Axes = Sequence[TokenAxis]
 
 
@@ -75,16 +87,38 @@ class Locality:
         return None
 
     def _is_local(self, node: fx.Node, taken: Mapping[fx.Node, Axes], axes: Axes) -> bool:
+        if self._computes_with_count(node):
+            return False
+        # Small integers may be beyond what an operator picks from.
+        return bool(self._try(node, taken, axes, few=False)) and self._try(node, taken, axes, few=True) is not False
+
+    def _computes_with_count(self, node: fx.Node) -> bool:
+        """Return whether an operator takes the number of tokens as a number, and not as a size."""
+        schema = getattr(node.target, "_schema", None)
+        if schema is None:
+            return False
+        given = {argument.name: value for argument, value in zip(schema.arguments, node.args, strict=False)}
+        kinds = {argument.name: str(argument.type) for argument in schema.arguments}
+        for name, value in {**given, **node.kwargs}.items():
+            if not isinstance(value, fx.Node) or self._kinds.get(value) is not Kind.SIZE:
+                continue
+            if kinds.get(name) in _NUMBERS and depends_on(value.meta["val"], self._symbols.tokens):
+                return True
+        return False
+
+    def _try(self, node: fx.Node, taken: Mapping[fx.Node, Axes], axes: Axes, *, few: bool) -> bool | None:
+        """Return whether a selection of tokens gives that selection of the result; None if the operator fails."""
         whole, some = {}, {}
         for each, its in taken.items():
             value = self._values[each]
-            whole[each] = random_like(value, self._generator) if self._kinds[each] is Kind.TOKENS else value
+            tokens = self._kinds[each] is Kind.TOKENS
+            whole[each] = random_like(value, self._generator, few=few) if tokens else value
             some[each] = self._select(whole[each], its)
         try:
             first = self._run(node, whole, self._values.sizes)
             second = self._run(node, some, self._fewer)
-        except Exception:  # noqa: BLE001 (whatever an operator raises for other sizes)
-            return False
+        except Exception:  # noqa: BLE001 (whatever an operator raises for other sizes or values)
+            return None
         expected = tree_leaves(self._select(first, axes))
         actual = tree_leaves(second)
         return len(actual) == len(expected) and all(map(_agree, actual, expected))
@@ -94,8 +128,6 @@ class Locality:
             if each in given:
                 return given[each]
             if self._kinds[each] is Kind.SIZE:
-                from pom_export.graph.stateful.shapes import size_at
-
                 return size_at(each.meta["val"], sizes)
             return self._values[each]
 

@@ -30,13 +30,29 @@ def watch_masks(module: nn.Module) -> Iterator[dict[Mixer, bool]]:
 
 
 def make_causal(mixer: Mixer) -> None:
-    """Make every call of a mixer causal, whatever the mask, which is then not part of a trace."""
+    """Make every call of a mixer causal; a trace shows the mask that it was called with."""
     mixer.register_forward_pre_hook(_as_causal, with_kwargs=True)
+
+
+@torch.library.custom_op("pom::masked_by", mutates_args=())
+def _masked_by(query: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG001 (read from the trace)
+    """Return a copy of a query; in a trace, this says which mask its mixer was called with."""
+    return query.clone()
+
+
+@_masked_by.register_fake
+def _(query: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG001
+    return torch.empty_like(query)
+
+
+MASKED = torch.ops.pom.masked_by.default
 
 
 def _as_causal(mixer: nn.Module, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     given = inspect.signature(mixer.forward).bind(*args, **kwargs).arguments
-    query = given.pop("query")
+    query, mask = given.pop("query"), given.get("mask")
+    if isinstance(mask, Tensor):
+        query = _masked_by(query, mask)
     return (query,), {**given, "context": None, "mask": None, "causal": True}
 
 

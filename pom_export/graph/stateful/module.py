@@ -12,6 +12,7 @@ from torch.fx import traceback
 
 from pom_export.graph.exported_model import PAST_LENGTH, PAST_STATE, present_name
 from pom_export.graph.stateful.kinds import Kind
+from pom_export.graph.stateful.masks import MASKED
 from pom_export.graph.stateful.plan import Plan
 from pom_export.graph.stateful.roles import POSITIONS, VALID
 from pom_export.graph.stateful.run import Run
@@ -98,6 +99,8 @@ class StatefulModule(nn.Module):
             return inputs[str(node.target)]
         if node.op == "get_attr":
             return self._plan.trace.weight(str(node.target))
+        if node.target is MASKED:
+            return run.values[node.args[0]]  # type: ignore[index]
         if node in self._plan.steps:
             return self._plan.steps[node].run(run)
         return call(node, lambda each: run.operand(each, node))

@@ -10,11 +10,12 @@ from torch import fx
 
 from pom_export.errors import InputError
 from pom_export.graph.refusals import place_of
-from pom_export.graph.stateful.attention import AttentionFinder
+from pom_export.graph.stateful.attention import AttentionFinder, far_triangle
 from pom_export.graph.stateful.context import Contexts, find_contexts
 from pom_export.graph.stateful.kinds import Kind, belongs_to, find_kinds
 from pom_export.graph.stateful.layers import PAST, PRESENT, LayerPast, LayerPresent
 from pom_export.graph.stateful.locality import Axes, Locality, clean_axes
+from pom_export.graph.stateful.masks import MASKED
 from pom_export.graph.stateful.mixing import AGGREGATION, aggregation
 from pom_export.graph.stateful.positions import Positions, in_rows
 from pom_export.graph.stateful.roles import Roles
@@ -93,7 +94,7 @@ class _Planner:
         fewer = Values(trace, kinds, roles, values.tokens - _FEWER)
         self.positions = Positions(kinds, self.symbols, values, fewer)
         self.locality = Locality(self.symbols, kinds, values)
-        self.attention = AttentionFinder(trace.nodes, kinds, self.symbols, values)
+        self.attention = AttentionFinder(kinds, self.symbols, values, self.positions)
         self.windows = WindowFinder(trace.nodes, kinds, self.symbols, values)
         self.steps: dict[fx.Node, Step] = {}
         self.skipped: set[fx.Node] = set()
@@ -109,6 +110,9 @@ class _Planner:
             axes: Axes | None = clean_axes(node, self.symbols)
         elif belongs_to(node, self.layers):
             axes = self._in_layer(node)
+        elif node.target is MASKED:
+            self._check_mask(node)
+            axes = clean_axes(node, self.symbols)
         elif node.target is AGGREGATION and node.args[3] != "features":
             axes = self._mixer(node)
         else:
@@ -123,6 +127,12 @@ class _Planner:
     def _in_layer(self, node: fx.Node) -> Axes | None:
         """Take what a stateful layer of the user's computes as it is: the layer vouches for it."""
         if node.target is PAST:
+            if any(isinstance(step, LayerPast) and step.name == LayerPast(node).name for step in self.steps.values()):
+                raise InputError(
+                    f"with `stateful`, a layer with a state of its own may be called once, and {node.args[1]} is the "
+                    f"state of one that is called again{place_of(node)}",
+                    "Use a second layer with the same weights",
+                )
             self.steps[node] = LayerPast(node)
         elif node.target is PRESENT:
             self.steps[node] = LayerPresent(node)
@@ -138,6 +148,22 @@ class _Planner:
             if self.kinds[each] is Kind.POSITION:
                 self._use_position(each)
         return clean_axes(node, self.symbols)
+
+    def _check_mask(self, node: fx.Node) -> None:
+        """Raise InputError unless the mask that a mixer was called with is causal, and depends on positions alone."""
+        mask = node.args[1]
+        assert isinstance(mask, fx.Node)
+        if self.kinds[mask] is Kind.TOKENS:
+            raise InputError(
+                f"with `stateful`, which tokens a mixer sees may not depend on their values{place_of(node)}",
+                "Call it with mask \"causal\", and leave padding to `mask='padding'`",
+            )
+        matrix = self.kinds[mask] is Kind.POSITION and clean_axes(mask, self.symbols) is None
+        if matrix and far_triangle(mask, self.positions, self.values) is None:
+            raise InputError(
+                f"with `stateful`, a mixer must see all earlier tokens, but its mask leaves some out{place_of(node)}",
+                'Call it with mask "causal"',
+            )
 
     def _stateful(self, node: fx.Node) -> bool:
         attention = self.attention.find(node, self.counts["attention"])

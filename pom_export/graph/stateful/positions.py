@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from pom_export.errors import InputError
 from pom_export.graph.refusals import place_of
-from pom_export.graph.stateful.kinds import Kind
+from pom_export.graph.stateful.kinds import FILLED, Kind
 from pom_export.graph.stateful.locality import clean_axes
 from pom_export.graph.stateful.shapes import Shape, Symbols, shape_at, shapes_of, size_at, token_axis
 from pom_export.graph.stateful.values import Values, call
@@ -24,6 +24,9 @@ from pom_export.graph.stateful.values import Values, call
 _SLICES: Final = (torch.ops.aten.slice.Tensor, torch.ops.aten.narrow.default)
 # Positions beyond this are more than any table holds.
 _MOST: Final = 2**31
+# How many tokens, and values of a function, it is tried among, to see whether their number changes it.
+_MANY: Final = 20_000
+_MANY_VALUES: Final = 2**24
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,21 @@ class Positions:
             if isinstance(start, int) and isinstance(axis, int) and start >= 0 and axes[0].index == axis:
                 return TableSlice(node.args[0], axis, start)  # type: ignore[arg-type]
             return None
+        if not self._is_source(node):
+            return None
         few, many = (_affine(each[node], axes[0].index) for each in (self._values, self._fewer))
         return few if few == many else None
+
+    def _is_source(self, node: fx.Node) -> bool:
+        """Return whether a node makes positions or constants, rather than computing something from them.
+
+        A function of the position may look like a straight line at the first ones alone.
+        """
+        if node.target is torch.ops.aten.cumsum.default:
+            counted = self.leaf(node.args[0])  # type: ignore[arg-type]
+            return isinstance(counted, Affine) and not counted.step
+        computed_from = [each for each in node.all_input_nodes if self.kinds.get(each) is Kind.POSITION]
+        return node.op == "placeholder" or node.target in FILLED or not computed_from
 
     def evaluate(self, node: fx.Node, positions: Tensor, constant: Callable[[fx.Node], Any]) -> Tensor:
         """Return a function of the position at the given ones, as if they were those of a single row.
@@ -148,9 +164,7 @@ class Positions:
         try:
             found = self.evaluate(node, index, self._values.__getitem__)
             wanted = _one_row(expected, next(shapes_of(node)), self.symbols).index_select(axes[0].index, index)  # type: ignore[index]
-            same = found.shape == wanted.shape and torch.allclose(
-                found.double(), wanted.double(), rtol=1e-5, atol=1e-6, equal_nan=True
-            )
+            same = _agree(found, wanted) and self._ignores_number(node, found, index)
         except InputError:
             raise
         except Exception:  # noqa: BLE001 (whatever the operators raise at other sizes)
@@ -161,6 +175,25 @@ class Positions:
                 f"but {_operator(node)} does{place_of(node)}",
                 "Compute it from the position alone",
             )
+
+    def _ignores_number(self, node: fx.Node, found: Tensor, index: Tensor) -> bool:
+        """Return whether a function gives the same among many more tokens, at all positions that it has."""
+        axes = clean_axes(node, self.symbols)
+        assert axes is not None
+        count = min(_MANY, _MANY_VALUES // max(found.numel() // max(len(index), 1), 1))
+        others = torch.arange(max(count, len(index))) % (self.most(node) or _MOST)
+        many = torch.cat([index, others])
+        among = self.evaluate(node, many, self._values.__getitem__)
+        return _agree(among.narrow(axes[0].index, 0, len(index)), found)
+
+    def at(self, node: fx.Node, positions: Tensor) -> Tensor:
+        """Return a value of the example's weights at other positions, in ascending order."""
+        with torch.no_grad():
+            return self.evaluate(node, positions, self._values.__getitem__)
+
+    def among(self, tokens: int) -> Values:
+        """Return the values of the nodes for a number of tokens."""
+        return self._values.at(tokens)
 
     def most(self, node: fx.Node) -> int | None:
         """Return how many positions a function has, such as the rows of a table; None: no limit below 2^31."""
@@ -179,6 +212,12 @@ class Positions:
         except Exception:  # noqa: BLE001 (an index beyond a table)
             return False
         return True
+
+
+def _agree(found: Tensor, wanted: Tensor) -> bool:
+    return found.shape == wanted.shape and torch.allclose(
+        found.double(), wanted.double(), rtol=1e-5, atol=1e-6, equal_nan=True
+    )
 
 
 def _operator(node: fx.Node) -> str:

@@ -15,6 +15,8 @@ from pom_export.graph.stateful.roles import POSITIONS, VALID, Roles
 from pom_export.graph.stateful.shapes import size_at
 from pom_export.graph.stateful.trace import CausalTrace
 
+# The share of True among truth values, of which too many would hide what one alone changes.
+_SPARSE = 0.15
 Argument = Callable[[fx.Node], Any]
 
 
@@ -74,6 +76,10 @@ class Values:
             if node.op == "placeholder":
                 self._note_sizes(node)
 
+    def at(self, tokens: int) -> Values:
+        """Return the values for another number of tokens."""
+        return Values(self._trace, self._kinds, self._roles, tokens)
+
     def _note_sizes(self, node: fx.Node) -> None:
         """Note the values of the symbols of other inputs, such as a context's tokens."""
         example = self._trace.inputs[str(node.target)]
@@ -128,8 +134,14 @@ class Values:
         return example
 
 
-def random_like(value: Any, generator: torch.Generator) -> Any:
-    """Return random numbers and truth values in place of those of tensors; integers, which may be indices, stay."""
+def random_like(value: Any, generator: torch.Generator, *, few: bool = False) -> Any:
+    """Return random numbers and truth values in place of those of tensors.
+
+    Args:
+        value: a tensor, or several.
+        generator: the random generator.
+        few: draw small integers, and truth values that are mostly False; else, integers, which may be indices, stay.
+    """
 
     def draw(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -137,7 +149,7 @@ def random_like(value: Any, generator: torch.Generator) -> Any:
         if leaf.is_floating_point():
             return torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf.dtype)
         if leaf.dtype == torch.bool:
-            return torch.rand(leaf.shape, generator=generator) < 0.5
-        return leaf
+            return torch.rand(leaf.shape, generator=generator) < (_SPARSE if few else 0.5)
+        return torch.randint(0, 3, leaf.shape, generator=generator).to(leaf.dtype) if few else leaf
 
     return tree_map(draw, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor, fx
 
 from pom_export.graph.exported_model import PAST_CONVOLUTION
-from pom_export.graph.stateful.kinds import Kind
+from pom_export.graph.stateful.kinds import FILLED, Kind
 from pom_export.graph.stateful.locality import clean_axes
+from pom_export.graph.stateful.positions import is_pointwise
 from pom_export.graph.stateful.run import Run, StatePart
 from pom_export.graph.stateful.shapes import Symbols, shape_at, shapes_of, size_at, token_axis
 from pom_export.graph.stateful.values import Values, call
@@ -21,6 +23,22 @@ from pom_export.models.streaming import last_tokens
 TRIED: Final = 256
 _MOST_NODES: Final = 16
 _WHOLE: Final = 2**62
+_ATEN = torch.ops.aten
+_SHIFTING: Final = frozenset(
+    {
+        *(_ATEN.pad.default, _ATEN.constant_pad_nd.default, _ATEN.slice.Tensor, _ATEN.narrow.default),
+        *(_ATEN.cat.default, _ATEN.stack.default, _ATEN.roll.default, _ATEN.unfold.default, _ATEN.select.int),
+        *(_ATEN.slice_scatter.default, _ATEN.select_scatter.default, _ATEN.copy.default),
+        *(_ATEN.conv1d.default, _ATEN.conv1d.padding, _ATEN.conv2d.default, _ATEN.conv2d.padding),
+        *(_ATEN.convolution.default, _ATEN.avg_pool1d.default, _ATEN.max_pool1d.default),
+        *(_ATEN.view.default, _ATEN.reshape.default, _ATEN.unsqueeze.default, _ATEN.squeeze.dim),
+        *(_ATEN.permute.default, _ATEN.transpose.int, _ATEN.expand.default, _ATEN.clone.default, _ATEN.alias.default),
+        *(_ATEN.linear.default, _ATEN._unsafe_view.default, _ATEN.split.Tensor, _ATEN.split_with_sizes.default),
+        *(_ATEN.chunk.default, operator.getitem, *FILLED),
+        # With the statistics of training, this is a product and a sum.
+        _ATEN._native_batch_norm_legit_no_training.default,
+    }
+)
 _TOLERANCE: Final = 1e-5
 
 
@@ -74,6 +92,14 @@ class Window:
         axes = clean_axes(self.nodes[-1], run.symbols)
         assert axes is not None
         return result.narrow(axes[0].index, self.past, run.tokens)
+
+
+def _has_reach(node: fx.Node) -> bool:
+    """Return whether an operator's reach over tokens shows on random values.
+
+    A sum, a count or an any() over tokens reaches all of them, but may not change where it is large already.
+    """
+    return is_pointwise(node) or node.target in _SHIFTING
 
 
 def _keeps_all(node: fx.Node) -> bool:
@@ -174,6 +200,8 @@ class WindowFinder:
         last = region[-1]
         axes = clean_axes(last, self._symbols)
         inside = set(region)
+        if not all(_has_reach(node) for node in region):
+            return None
         if axes is None or len(axes) != 1 or axes[0].is_merged:
             return None
         if any(user not in inside and user in self._kinds for node in region[:-1] for user in node.users):

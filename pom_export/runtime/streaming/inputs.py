@@ -9,7 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from pom_export.errors import InputError
-from pom_export.graph.exported_model import BATCH, PAST_LENGTH, PAST_TOKENS, TOKENS, InputLimits, TensorSpec
+from pom_export.graph.exported_model import (
+    BATCH,
+    PAST_CONTEXT,
+    PAST_LENGTH,
+    PAST_TOKENS,
+    TOKENS,
+    InputLimits,
+    TensorSpec,
+)
 from pom_export.runtime.streaming.interface import MASK, StatefulModel
 
 Array = npt.NDArray[Any]
@@ -150,7 +158,9 @@ def fitting_state(model: StatefulModel, given: Mapping[str, Array], batch: int) 
             raise InputError(
                 f"the state's {name} has the shape {list(array.shape)}, not {wanted}", "It may belong to another batch"
             )
-        if not _all_finite(array):
+        # What is kept of a context may be a mask of -inf.
+        kept = name.startswith(f"{PAST_CONTEXT}.") and array.dtype.kind == "f"
+        if not _all_finite(np.where(np.isneginf(array), 0, array) if kept else array):
             raise InputError(f"the state's {name} holds a number that is not finite", "Is it damaged?")
         arrays[name] = np.ascontiguousarray(array)
     lengths = arrays[PAST_LENGTH]

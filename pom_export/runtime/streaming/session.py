@@ -136,6 +136,11 @@ class StreamingSession:
         """Whether tokens are ids, as in a language model."""
         return self._interface.takes_ids
 
+    @property
+    def contexts(self) -> frozenset[str]:
+        """The inputs that only the first call gets."""
+        return self._interface.contexts
+
     def inputs_of_call(self, others: Mapping[str, Any]) -> dict[str, Any]:
         """Return those of the model's other inputs that the next call gets: a context only if it is the first."""
         begun = bool(self._now.lengths.any())

@@ -44,6 +44,12 @@ def _channels(model: nn.Module, x: Tensor) -> Tensor:
     return model.layer(x.transpose(1, 2)).transpose(1, 2)
 
 
+def _distances(count: int) -> Tensor:
+    steps = torch.arange(count)
+    away = steps[:, None] - steps
+    return torch.where(away < 0, 1 << 40, away)
+
+
 _LOWER = torch.ones(TABLE, TABLE, dtype=torch.bool).tril()
 _DISTANCE = torch.where(_LOWER, torch.arange(TABLE) - torch.arange(TABLE)[:, None], -torch.inf).float()
 
@@ -68,8 +74,41 @@ REFUSED: dict[str, tuple[Part, Callable[[], nn.Module | None], str]] = {
     "a bias by distance": (_attend(_DISTANCE), lambda: None, "not causal"),
     "a sliding window": (_attend(_LOWER & ~_LOWER.roll(3, 0)), lambda: None, "not causal"),
     "a sum over tokens": (lambda _, x: x.cumsum(1), lambda: None, "aten.cumsum"),
+    # What these do shows only on values or sizes that a short random example does not have.
+    "a value that some token has": (lambda _, x: x + (x > 50).any(1, keepdim=True), lambda: None, "aten.any"),
+    "all after a value": (lambda _, x: x * ((x > 50).cumsum(1) == 0), lambda: None, "aten.cumsum"),
+    "a long window": (
+        lambda _, x: functional.scaled_dot_product_attention(
+            x[:, None], x[:, None], x[:, None], attn_mask=_distances(x.shape[1]) < 3000
+        )[:, 0],
+        lambda: None,
+        "not causal",
+    ),
+    "a mixer's long window": (
+        lambda m, x: m.layer(x, mask=((_distances(x.shape[1]) >= 0) & (_distances(x.shape[1]) < 3000))[None]),
+        lambda: PoM(WIDTH, 2, 2, 1, 1),
+        "leaves some out",
+    ),
+    "a mixer's mask of values": (
+        lambda m, x: m.layer(x, mask=_LOWER[: x.shape[1], : x.shape[1]] & (x[..., 0] < 50)[:, None]),
+        lambda: PoM(WIDTH, 2, 2, 1, 1),
+        "may",
+    ),
+    "positions rescaled by their number": (
+        lambda _, x: x + (torch.arange(x.shape[1]) * (1000 / torch.arange(x.shape[1]).max()).clamp(max=1.0))[:, None],
+        lambda: None,
+        "positions",
+    ),
 }
-QUICK = ("a mixer of all tokens", "pooling", "a convolution that looks ahead", "a sliding window", "a size as a number")
+QUICK = (
+    "a value that some token has",
+    "a mixer's long window",
+    "a mixer of all tokens",
+    "pooling",
+    "a convolution that looks ahead",
+    "a sliding window",
+    "a size as a number",
+)
 
 
 def _examples() -> dict[str, Tensor]:
@@ -108,6 +147,8 @@ TAKEN: dict[str, tuple[Part, Callable[[], nn.Module | None], int | None]] = {
         lambda: _table(3),
         TABLE,
     ),
+    "positions that end": (lambda _, x: x + torch.arange(x.shape[1]).clamp(max=5)[:, None], lambda: None, None),
+    "segments": (lambda m, x: x + m.layer(torch.arange(x.shape[1]) // 1000), lambda: _table(3), 1000 * TABLE),
     "a shift by padding": (lambda _, x: x + nn.ZeroPad2d((0, 0, 1, -1))(x), lambda: None, None),
     "rows merged with tokens": (
         lambda m, x: m.layer(x.reshape(-1, WIDTH)).view(x.shape),
