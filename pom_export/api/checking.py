@@ -36,6 +36,10 @@ _DEPENDS = (
     "Look for what depends on a size, such as padding to a multiple. With dynamic_shapes, Dim('tokens', min=2) says "
     "for which sizes the graph must hold; what is left out is fixed"
 )
+_OF_CALLS = (
+    "Each call is compared with one pass over all tokens: look for what depends on how many tokens there are, or on "
+    "values that few tokens have, and for a layer of your own whose stream gives something else than its forward"
+)
 _OTHER_SIZES = f". At the example's own sizes they agree, not at {{sizes}}. {_DEPENDS}"
 _MOST_NAMED = 3
 _OTHER_VALUES = (
@@ -100,7 +104,8 @@ def check(
         return Checked([], [])
     tolerance, bounds = tolerances.MODELS[exported.precision], tolerances.ROUNDING.get(exported.precision)
     few = cases[:compared]
-    hint = f"No file was written. {_DEPENDS if source.own_inputs else SEE_CAUSE}"
+    own = _OF_CALLS if source.own_state else _DEPENDS
+    hint = f"No file was written. {own if source.own_inputs else SEE_CAUSE}"
     try:
         found = judge(exported, candidates, few, targets, tolerance, bounds, own=source.own_inputs)
     except PathError as error:
@@ -109,7 +114,8 @@ def check(
         if not comparison:
             (worst,) = (case for case in few if case.name == comparison.worst.case)
             why = fault_hint(source, worst.feed, comparison.worst.difference)
-            raise parity_error(comparison, why + (_why_elsewhere(comparison) if source.own_inputs else ""))
+            elsewhere = _why_elsewhere(comparison) if source.own_inputs and not source.own_state else ""
+            raise parity_error(comparison, why + (f". {_OF_CALLS}" if source.own_state else elsewhere))
     if found.failed:
         raise InputError(found.failed[0], hint)
     notes = [*inconclusive_notes(found.comparisons), *half_notes(exported.precision, targets)]

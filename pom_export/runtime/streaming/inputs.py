@@ -104,11 +104,11 @@ def call_others(
     if begun and (again := sorted(model.contexts & given.keys())):
         raise InputError(f"{again[0]} was given in the first call, and what it gave is kept", "Leave it out, or reset")
     needed = model.others.keys() - (model.contexts if begun else frozenset())
-    wrong = given.keys() ^ needed
-    if wrong:
+    unknown, missing = sorted(given.keys() - needed), sorted(needed - given.keys())
+    if unknown or missing:
         names = ", ".join([model.tokens.name, *([MASK] if model.mask else []), *model.others])
-        verb = "is missing" if wrong & model.others.keys() else "is no input"
-        raise InputError(f"{sorted(wrong)[0]} {verb} of a call of {model.name}", f"It takes {names}")
+        what = f"{unknown[0]} is no input of" if unknown else f"{missing[0]} is missing from"
+        raise InputError(f"{what} a call of {model.name}", f"It takes {names}")
     sizes = {BATCH: batch, TOKENS: tokens}
     return {
         name: checked(spec, np.asarray(given[name]), sizes, model.limits) if name in given else _absent(spec, batch)

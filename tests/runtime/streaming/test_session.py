@@ -88,7 +88,7 @@ def test_vectors_and_other_inputs(tmp_path: Path) -> None:
         given = x[0, place].astype(np.float32)
         output = session.step(given, positions=places[place : place + 1])
         np.testing.assert_array_equal(output, expected[:, place])
-    with pytest.raises(InputError, match="positions is missing of a call"):
+    with pytest.raises(InputError, match="positions is missing from a call"):
         session.step(x[:, 0].astype(np.float32))
     with pytest.raises(InputError, match=r"place is no input of a call.*It takes x, positions"):
         session.step(x[:, 0].astype(np.float32), positions=places[:1], place=places)
