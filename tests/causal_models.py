@@ -252,6 +252,23 @@ class EncoderDecoder(nn.Module):
         return self.head(x + self.cross(x, context))
 
 
+class MaskedSource(nn.Module):
+    """An encoder-decoder that leaves the source's padding out, in cross attention and in cross mixing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(VOCABULARY, WIDTH)
+        self.block = Block(PolynomialMixer(WIDTH, 2, 2), _causal)
+        self.cross = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+        self.mixer = PolynomialMixer(WIDTH, 2, 2)
+
+    def forward(self, tgt: Tensor, src: Tensor, src_mask: Tensor) -> Tensor:
+        x = self.block(self.tokens(tgt))
+        source = self.tokens(src)
+        x = x + self.cross(x, source, source, key_padding_mask=src_mask == 0, need_weights=False)[0]
+        return x + self.mixer(x, source, src_mask)
+
+
 class TimeFirst(nn.Module):
     """A stack of torch's encoder layers with mixers, tokens first."""
 
@@ -361,6 +378,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], dict[str, Any]]]] 
     "encoder-decoder": (EncoderDecoder, lambda: {"src": _ids(2, 9), "tgt": _ids(2, 9)}),
     "own layer": (WithOwnLayer, lambda: {"input_ids": _ids(2, 9)}),
     "cross attention": (CrossAttention, lambda: {"tgt": _ids(2, 9), "memory": torch.randn(2, 5, WIDTH)}),
+    "masked source": (
+        MaskedSource,
+        lambda: {"tgt": _ids(2, 9), "src": _ids(2, 5), "src_mask": torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])},
+    ),
     "time first": (TimeFirst, lambda: {"input_ids": _ids(2, 9)}),
 }
 """Models and example inputs by name."""

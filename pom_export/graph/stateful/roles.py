@@ -22,6 +22,7 @@ _MASKS: Final = ("mask",)
 _POSITIONS: Final = ("position", "pos")
 # Inputs whose nonzero values mark tokens to leave out, as torch names them.
 _INVERTED: Final = ("padding",)
+_OF_CONTEXTS: Final = ("src", "source", "memory", "encoder", "context", "cross")
 _LEAST_RANK: Final = 2
 
 Run = Callable[[Mapping[str, Tensor]], Any]
@@ -71,6 +72,19 @@ class Roles:
             rows = [(0, 0)]
         return [*rows, (1, 1)] if self.of[name] in {STREAM, POSITIONS, VALID} else rows
 
+    def same_lengths(self, examples: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+        """Return pairs of a context and a mask over it: inputs that are equally long along their second axis."""
+        contexts = [name for name, role in self.of.items() if role == CONTEXT]
+        masks = [name for name in contexts if any(word in name for word in _MASKS)]
+        pairs = []
+        for mask in masks:
+            lengths = [
+                name for name in contexts if name not in masks and _length(examples, name) == _length(examples, mask)
+            ]
+            if len(lengths) == 1:
+                pairs.append((lengths[0], mask))
+        return pairs
+
     @property
     def streamed(self) -> list[str]:
         """The inputs that a call takes an entry of for each of its tokens."""
@@ -110,6 +124,8 @@ def find_roles(examples: Mapping[str, Tensor], run: Run) -> Roles:
         elif _are_positions(name, tensor, count):
             found[name] = POSITIONS
             flat |= {name} if tensor.dim() == 1 else set()
+        elif _is_mask_of_context(name, tensor):
+            found[name] = CONTEXT
         elif _is_mask(name, tensor, count):
             found[name] = VALID
             fills[name] = _fill(name, tensor)
@@ -135,6 +151,10 @@ def _last_of(examples: Mapping[str, Tensor], result: Any) -> str | None:
         for shape in shapes
     )
     return sequences[0] if single and not whole else None
+
+
+def _length(examples: Mapping[str, Tensor], name: str) -> int:
+    return examples[name].shape[1]
 
 
 def _output_length(result: Any) -> int:
@@ -189,6 +209,15 @@ def _are_positions(name: str, tensor: Tensor, count: int) -> bool:
 
 def _is_mask(name: str, tensor: Tensor, count: int) -> bool:
     return any(word in name for word in _MASKS) and tensor.dim() == _LEAST_RANK and tensor.shape[1] == count
+
+
+def _is_mask_of_context(name: str, tensor: Tensor) -> bool:
+    """Return whether an input is a mask over the tokens of another sequence, by the names that torch and others use."""
+    return (
+        any(word in name for word in _MASKS)
+        and any(word in name for word in _OF_CONTEXTS)
+        and tensor.dim() == _LEAST_RANK
+    )
 
 
 def _fill(name: str, tensor: Tensor) -> Any:

@@ -66,6 +66,7 @@ class _Tied(TensorsOnly):
     def __init__(self, model: nn.Module, examples: Mapping[str, Tensor], roles: Roles) -> None:
         super().__init__(model)
         self._main = roles.main
+        self._same = roles.same_lengths(examples)
         self._sizes = {name: roles.sizes(name, tensor) for name, tensor in examples.items()}
 
     @property
@@ -78,6 +79,8 @@ class _Tied(TensorsOnly):
             for name, sizes in self._sizes.items():
                 for size, axis in sizes if name != self._main else ():
                     torch._check(inputs[name].shape[axis] == main.shape[size])
+            for one, other in self._same:
+                torch._check(inputs[other].shape[1] == inputs[one].shape[1])
             return run(**inputs)
 
         forward.__signature__ = inspect.signature(run)  # type: ignore[attr-defined]

@@ -17,7 +17,11 @@ QUICK = ("learned positions", "hybrid", "cross attention", "own layer")
 SAME = 2e-6
 
 
-@pytest.mark.parametrize("name", slow_cases(list(MODELS), lambda name: name not in QUICK, str))
+# PyTorch can't split the heads of an empty source, as a file does in all calls but the first.
+ONLY_AS_FILES = ("masked source",)
+
+
+@pytest.mark.parametrize("name", slow_cases(sorted(MODELS.keys() - ONLY_AS_FILES), lambda name: name not in QUICK, str))
 def test_calls_give_what_one_pass_gives(name: str) -> None:
     torch.manual_seed(0)
     make, examples = MODELS[name]
