@@ -1,7 +1,7 @@
 """Read a document that no single machine holds: split it, and exchange states of a few hundred bytes.
 
     python samples/05_split_document.py           # a million tokens over two processes, some fifteen seconds
-    python samples/05_split_document.py --ray     # the same over Ray workers: pip install 'ray>=2.40'
+    python samples/05_split_document.py --ray     # the same over Ray workers: pip install 'ray[data]>=2.40'
 
 What a mixer keeps of its tokens is a sum, so the states of parts add up to that of the whole.
 
@@ -199,7 +199,7 @@ def compare(run: Run, folder: Path, document: Path, bounds: list[int]) -> tuple[
 @click.option("--ray", "on_ray", is_flag=True, help="Use Ray workers instead of processes.")
 def main(tokens: int, parts: int, workers: int, on_ray: bool) -> None:
     if on_ray and importlib.util.find_spec("ray") is None:
-        click.echo("--ray needs Ray, which is not installed: pip install 'ray>=2.40'", err=True)
+        click.echo("--ray needs Ray, which is not installed: pip install 'ray[data]>=2.40'", err=True)
         sys.exit(2)
     bounds = [tokens * number // parts for number in range(parts + 1)]
     click.echo(f"{tokens:,} tokens in {parts} parts, on {workers} {'Ray workers' if on_ray else 'processes'}")

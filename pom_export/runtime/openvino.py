@@ -27,7 +27,7 @@ _DEVICE: Final = "CPU"
 def check_openvino() -> None:
     """Raise MissingDependencyError if OpenVINO is not installed."""
     if importlib.util.find_spec(OPENVINO) is None:
-        raise MissingDependencyError("OpenVINO is not installed", "Install it: pip install 'pom-export[openvino]'")
+        raise MissingDependencyError("OpenVINO is not installed", "Install it: pip install 'openvino>=2026.4'")
 
 
 def openvino_version() -> str:

@@ -129,7 +129,8 @@ def result_of_page(server: Server, browser: str) -> dict[str, Any]:
     Raises:
         InputError: the page failed, or did not answer in time.
     """
-    with tempfile.TemporaryDirectory() as profile:
+    # Some of the browser's processes write to its profile for a moment after it has ended.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         # Without its sandbox, which needs rights that containers do not give; it only opens our own page.
         options = [
             "--headless",

@@ -103,6 +103,7 @@ def test_openvino_finds_a_changed_weight(spoiled: Path) -> None:
     assert not report["comparisons"][0]["passed"]
 
 
+@pytest.mark.machine
 @pytest.mark.slow
 def test_onnxruntime_web_runs_files_with_functions_and_inlined_ones(
     model: Path, spoiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -121,6 +122,7 @@ def test_onnxruntime_web_runs_files_with_functions_and_inlined_ones(
     assert not pom_export.verify(spoiled, checkpoint=CHECKPOINT, backends=["onnxruntime-web"])
 
 
+@pytest.mark.machine
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_on_other_runtimes(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +140,7 @@ def test_half_precision_on_other_runtimes(dtype: str, tmp_path: Path, monkeypatc
         assert any(each["backend"] == "onnxruntime-web" for each in report["comparisons"])
 
 
+@pytest.mark.machine
 @pytest.mark.slow
 def test_weights_in_a_file_of_their_own(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     proto = onnx.load(model)

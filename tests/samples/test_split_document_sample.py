@@ -63,7 +63,7 @@ def test_without_ray_it_says_so_in_one_line() -> None:
     done = subprocess.run([sys.executable, "-c", hidden, SAMPLE, "--ray"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == "--ray needs Ray, which is not installed: pip install 'ray>=2.40'\n"
+    assert done.stderr == "--ray needs Ray, which is not installed: pip install 'ray[data]>=2.40'\n"
 
 
 @pytest.mark.parametrize("differences", [[1e-8, 2e-6], [1e-8, float("nan")]])
