@@ -120,7 +120,7 @@ def _ray() -> Iterator[Any]:
         raise MissingDependencyError(f"Ray Data is not installed ({reason_of(error)})", _INSTALL) from error
     ours = not ray.is_initialized()
     if ours:
-        ray.init(log_to_driver=False, logging_level="ERROR")
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
     context = ray.data.DataContext.get_current()
     shown, context.enable_progress_bars = context.enable_progress_bars, False
     log = logging.getLogger("ray.data")
