@@ -50,7 +50,7 @@ def test_what_is_not_installed_is_named_only_if_asked_for(
     report = pom_export.verify(model, checkpoint=CHECKPOINT, backends=asked)
     assert report
     openvino, web = (line for line in report.not_run if "tensorrt" not in line)
-    assert openvino == "openvino: OpenVINO is not installed. Install it: pip install 'pom-export[openvino]'"
+    assert openvino == "openvino: OpenVINO is not installed. Install it: pip install 'openvino>=2026.4'"
     assert web.startswith("onnxruntime-web: onnxruntime-web ")
     with pytest.raises(InputError, match=r"no backend here can run .*: openvino: OpenVINO is not installed"):
         pom_export.verify(model, checkpoint=CHECKPOINT, backends=["openvino"])
