@@ -5,20 +5,18 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from pom_export.api.expecting import Expected, expected_of_ours, targets_of
 from pom_export.api.expecting_stateful import expected_of_stateful
+from pom_export.api.own_inputs import as_examples, as_taken, specs_of
 from pom_export.api.progress import silent
 from pom_export.errors import InputError, kind_of
 from pom_export.graph.claims import Bounds
 from pom_export.graph.exported_model import ExportedModel, TensorSpec
 from pom_export.parity.case import Case
 from pom_export.parity.inputs import Inputs, case_of, check_sizes
-from pom_export.parity.names import Names, fits, match_names
+from pom_export.parity.names import Names, match_names
 from pom_export.parity.pairs import left_out
 from pom_export.parity.precision import judged_precision
 from pom_export.runtime.runners import to_numpy
@@ -82,12 +80,12 @@ def expected_of_own(
     from pom_export.graph.options import GraphOptions
 
     if examples is None and inputs is not None and not isinstance(source, (str, os.PathLike)):
-        examples = _as_examples(case_of(inputs, model.inputs, model.limits))
+        examples = as_examples(case_of(inputs, model.inputs, model.limits))
     loaded = load_source(source, GraphOptions(), example_inputs=examples, hints=hints or {}, progress=silent)
     program = loaded.plain()
-    specs = [TensorSpec(name, to_numpy(tensor).dtype, tuple(tensor.shape)) for name, tensor in program.inputs.items()]
+    specs = specs_of(program)
     names = match_names(model, "input", model.inputs, specs)
-    taken = _as_taken(model, specs, names)
+    taken = as_taken(model, specs, names)
     example = {spec.name: to_numpy(program.inputs[spec.name]).astype(spec.dtype) for spec in taken}
     precision, notes = judged_precision(model)
     if inputs is not None:
@@ -123,22 +121,6 @@ def _trace(source: Source, opset: int) -> tuple[Program, Traced]:
     return program, traced
 
 
-def _as_taken(model: ExportedModel, specs: list[TensorSpec], names: Mapping[str, str]) -> list[TensorSpec]:
-    """Describe the inputs by the module's names, with the types and axes of the file.
-
-    Raises:
-        InputError: an example does not fit the file.
-    """
-    given = {spec.name: spec for spec in model.inputs}
-    taken = []
-    for spec in specs:
-        found = given[names.get(spec.name, spec.name)]
-        if not fits(found, spec):
-            raise InputError(f"model {model.path} takes {found}, the example is {spec}", "Give inputs that it takes")
-        taken.append(replace(found, name=spec.name))
-    return taken
-
-
 def _other_sizes(
     program: Program, specs: list[TensorSpec], bounds: Mapping[str, Bounds]
 ) -> tuple[list[Case], list[str]]:
@@ -151,9 +133,3 @@ def _other_sizes(
         Case(case.name, {name: array.astype(types[name]) for name, array in case.feed.items()}) for case in plan.cases
     ]
     return cases, plan.notes
-
-
-def _as_examples(case: Case) -> Examples:
-    import torch
-
-    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in case.feed.items()}

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pom_export.api.expecting import Expected
+from pom_export.api.own_inputs import as_examples, as_taken, specs_of
 from pom_export.api.progress import silent
-from pom_export.errors import InputError
-from pom_export.graph.exported_model import ExportedModel, TensorSpec, is_past, presents
+from pom_export.graph.exported_model import PRECISIONS, ExportedModel, TensorSpec, is_past, presents
+from pom_export.parity.case import Case
 from pom_export.parity.inputs import Inputs, case_of
 from pom_export.parity.module_reference import ModuleReference
-from pom_export.parity.names import Names, fits, match_names
+from pom_export.parity.names import Names, match_names
 from pom_export.parity.precision import judged_precision, kept_in_single
 from pom_export.parity.splits import cuts_of, split_cases
 from pom_export.parity.targets import Targets
@@ -45,8 +46,6 @@ def expected_of_stateful(
     Raises:
         InputError: the module does not take the inputs, or the file has different ones.
     """
-    import torch
-
     from pom_export.api.source import load_source
     from pom_export.graph.options import GraphOptions
     from pom_export.graph.programs.own_stateful import last_token_only
@@ -55,52 +54,50 @@ def expected_of_stateful(
     taken = [spec for spec in model.inputs if not is_past(spec.name) and spec.name != MASK]
     if examples is None:
         assert inputs is not None
-        arrays = case_of(inputs, taken, model.limits).feed
-        examples = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        examples = as_examples(case_of(inputs, taken, model.limits))
     options = GraphOptions(stateful=True)
     loaded = load_source(module, options, example_inputs=examples, hints={}, progress=silent)
     program = loaded.plain()
-    specs = [TensorSpec(name, to_numpy(tensor).dtype, tuple(tensor.shape)) for name, tensor in program.inputs.items()]
-    names = match_names(model, "input", taken, specs)
-    given = {spec.name: spec for spec in taken}
-    for spec in specs:
-        found = given[names.get(spec.name, spec.name)]
-        if not fits(found, spec):
-            raise InputError(f"model {model.path} takes {found}, the example is {spec}", "Give inputs that it takes")
-    feed = _feed(interface, {name: to_numpy(tensor) for name, tensor in program.inputs.items()}, names)
-    streamed, contexts = _streamed(interface, feed, names)
-    limits = _renamed(model, names)
-    if inputs is None:
-        cases = split_cases(feed, streamed, contexts, limits, seed)
-    else:
-        case = case_of(
-            inputs, [replace(given[names.get(spec.name, spec.name)], name=spec.name) for spec in specs], limits
-        )
-        tokens = case.feed[streamed[0]].shape[1]
-        axes = dict.fromkeys(streamed, 1)
-        whole = {**_feed(interface, case.feed, names)}
-        once = dict.fromkeys(contexts, 1)
-        cases = [replace(case, feed=whole, cuts=cuts_of(tokens, seed), token_axes=axes, once=once)]
+    specs = specs_of(program)
+    names = Names(match_names(model, "input", taken, specs))
+    cases = _cases(interface, program, as_taken(model, specs, names.inputs), names.inputs, inputs, seed)
     if last_token_only(program):
         cases = [replace(case, partial=True) for case in cases]
     outputs = [spec.name for spec in model.outputs if spec.name not in presents(model.inputs)]
     precision, notes = judged_precision(model)
-    exact = kept_in_single(model, program.module) if precision != "float32" else ()
+    exact = kept_in_single(model, program.module) if precision != PRECISIONS[0] else ()
     reference = ModuleReference(program.module, loaded.reference(), outputs, precision, exact)
-    found_names = Names(names)
-    notes = [*found_names.notes(), *notes, "each call was compared with one pass over all tokens"]
-    called = f"PyTorch in float64, {type(module).__name__} in one pass"
     return Expected(
         cases,
         Targets(cases, reference.target),
-        called,
+        f"PyTorch in float64, {type(module).__name__} in one pass",
         precision,
-        notes,
-        found_names,
+        [*names.notes(), *notes, "each call was compared with one pass over all tokens"],
+        names,
         own=True,
         program=program,
         trace=functools.partial(_trace, loaded),
     )
+
+
+def _cases(
+    interface: StatefulModel,
+    program: Program,
+    specs: Sequence[TensorSpec],
+    names: Mapping[str, str],
+    inputs: Inputs | None,
+    seed: int,
+) -> list[Case]:
+    """Return the sequences to compare on: random ones, or the given ones, in calls of random lengths."""
+    feed = _feed(interface, {name: to_numpy(tensor) for name, tensor in program.inputs.items()}, names)
+    streamed, contexts = _streamed(interface, feed, names)
+    limits = _renamed(interface.file, names)
+    if inputs is None:
+        return split_cases(feed, streamed, contexts, limits, seed)
+    case = case_of(inputs, specs, limits)
+    cuts = cuts_of(case.feed[streamed[0]].shape[1], seed)
+    axes, once = dict.fromkeys(streamed, 1), dict.fromkeys(contexts, 1)
+    return [replace(case, feed=_feed(interface, case.feed, names), cuts=cuts, token_axes=axes, once=once)]
 
 
 def _trace(source: Source, opset: int) -> tuple[Program, Traced]:

@@ -21,21 +21,8 @@ def about_to(step: str) -> None:
     os.write(1, f"\n{STEP}{step}\n".encode())
 
 
-class NotInstalledError(Exception):
-    """A part is not there, which is a fault only if it is needed.
-
-    Args:
-        what: what is missing.
-        remedy: what mends it.
-    """
-
-    def __init__(self, what: str, remedy: str = "") -> None:
-        self.remedy = remedy
-        super().__init__(what)
-
-
-class BrokenError(Exception):
-    """A part does not work.
+class _FaultError(Exception):
+    """Something is wrong with a part.
 
     Args:
         what: what is wrong.
@@ -45,6 +32,14 @@ class BrokenError(Exception):
     def __init__(self, what: str, remedy: str = "") -> None:
         self.remedy = remedy
         super().__init__(what)
+
+
+class NotInstalledError(_FaultError):
+    """A part is not there, which is a fault only if it is needed."""
+
+
+class BrokenError(_FaultError):
+    """A part does not work."""
 
 
 @dataclass(frozen=True)

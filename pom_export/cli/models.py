@@ -121,6 +121,24 @@ def model_from(reference: str, *, trusted: bool = False) -> NamedModel:
         return _named(_guarded(target, f"{reference}()"), f"{reference}() returned", module)
 
 
+def reference_of(checkpoint: str | None, inputs: str | None) -> dict[str, Any]:
+    """Return the arguments of `verify` and `debug` that name the reference: a checkpoint, or a module with examples.
+
+    Args:
+        checkpoint: what the user gave: a file, or MODULE:FACTORY.
+        inputs: the file of inputs, without which a module needs examples of its own.
+
+    Raises:
+        InputError: the factory can't be used, or gives no example inputs.
+    """
+    if checkpoint is None or not names_module(checkpoint):
+        return {"checkpoint": checkpoint}
+    named = model_from(checkpoint)
+    if inputs is None:
+        named.check_has_examples(checkpoint, "--inputs")
+    return {"module": named.module, "example_inputs": named.example_inputs}
+
+
 def _named(value: object, what: str, source: ModuleType) -> NamedModel:
     from torch import nn
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pom_export.cli.models import check_is_checkpoint, model_from, names_module
+from pom_export.cli.models import check_is_checkpoint, names_module, reference_of
 from pom_export.cli.options import common_options, recognition_options
 from pom_export.cli.output import print_result
 from pom_export.cli.outputs import writes
@@ -57,12 +57,7 @@ def command(
     with stages(f"reading {model}", shown=verbose or not as_json, moving=not as_json) as progress:
         from pom_export.api import verify
 
-        reference: dict[str, Any] = {"checkpoint": checkpoint}
-        if checkpoint is not None and names_module(checkpoint):
-            named = model_from(checkpoint)
-            if options["inputs"] is None:
-                named.check_has_examples(checkpoint, "--inputs")
-            reference = {"module": named.module, "example_inputs": named.example_inputs}
+        reference = reference_of(checkpoint, options["inputs"])
         outcome = verify(model, **reference, report=report, **options, progress=progress)
     print_result(outcome.to_dict(), as_json, _lines(outcome, report))
     return 0 if outcome else 1

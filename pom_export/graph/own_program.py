@@ -135,7 +135,7 @@ def _axes_that_change_ranks(
     for group in ([one for one in axes if one[1] == 0], [one for one in axes if one[1] > 0]):
         resized = dict(examples)
         for name, axis in group:
-            resized[name] = _repeated(resized[name], axis, 2 if examples[name].shape[axis] == 1 else 1)
+            resized[name] = repeated(resized[name], axis, 2 if examples[name].shape[axis] == 1 else 1)
         try:
             others = named_outputs(run_on_examples(copy_module(module), resized)) if group else outputs
         except InputError:  # a size that the model refuses proves nothing
@@ -144,7 +144,7 @@ def _axes_that_change_ranks(
             yield from group
 
 
-def _repeated(tensor: Tensor, axis: int, size: int) -> Tensor:
+def repeated(tensor: Tensor, axis: int, size: int) -> Tensor:
     """Return a tensor with another size along an axis, repeating its values."""
     return tensor.index_select(axis, torch.arange(size) % tensor.shape[axis])
 
@@ -222,7 +222,7 @@ def _forget_sizes(module: nn.Module, examples: Examples, dynamic: Mapping[str, M
     others = dict(examples)
     for name, axes in dynamic.items():
         for axis in axes:
-            others[name] = _repeated(others[name], axis, others[name].shape[axis] + 1)
+            others[name] = repeated(others[name], axis, others[name].shape[axis] + 1)
     # The model may refuse other sizes.
     with torch.no_grad(), without_compiler(), contextlib.suppress(Exception), quiet_failure():
         module(**others)

@@ -16,7 +16,7 @@ from pom_export.graph.exported_model import PAST_KEY_VALUES
 from pom_export.graph.refusals import place_of
 from pom_export.graph.stateful.caches import Cache, make_cache
 from pom_export.graph.stateful.kinds import Kind
-from pom_export.graph.stateful.locality import clean_axes
+from pom_export.graph.stateful.locality import axis_of
 from pom_export.graph.stateful.positions import Positions, is_pointwise
 from pom_export.graph.stateful.run import Run, StatePart
 from pom_export.graph.stateful.shapes import Symbols, shape_at, shapes_of, size_at
@@ -110,6 +110,11 @@ class ScaledDotProduct:
     node: fx.Node
     key: Cache
     value: Cache
+
+    @property
+    def nodes(self) -> Sequence[fx.Node]:
+        """Its operator."""
+        return (self.node,)
 
     def parts(self) -> Sequence[StatePart]:
         """Return the keys and values of earlier tokens."""
@@ -310,14 +315,12 @@ class AttentionFinder:
         }
         changed = dict(given)
         for each in (key, value):
-            axes = clean_axes(each, self._symbols)
-            assert axes is not None
+            axis = axis_of(each, self._symbols)
             other = given[each].clone()
-            other.narrow(axes[0].index, half + 1, self._values.tokens - half - 1).add_(1.5)
+            other.narrow(axis, half + 1, self._values.tokens - half - 1).add_(1.5)
             changed[each] = other
-        axes = clean_axes(nodes[-1], self._symbols)
-        assert axes is not None
-        first, second = (self._compute(nodes, each).narrow(axes[0].index, 0, half + 1) for each in (given, changed))
+        axis = axis_of(nodes[-1], self._symbols)
+        first, second = (self._compute(nodes, each).narrow(axis, 0, half + 1) for each in (given, changed))
         return not torch.allclose(first, second, rtol=1e-5, atol=1e-6)
 
     def _compute(self, nodes: Sequence[fx.Node], given: Mapping[fx.Node, Tensor]) -> Tensor:

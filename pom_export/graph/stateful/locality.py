@@ -37,6 +37,13 @@ def clean_axes(node: fx.Node, symbols: Symbols) -> Axes | None:
     return [axis for axis in found if axis is not None] if found and all(found) else None
 
 
+def axis_of(node: fx.Node, symbols: Symbols) -> int:
+    """Return the axis of the tokens of a value that is one tensor with all of them."""
+    axes = clean_axes(node, symbols)
+    assert axes is not None
+    return axes[0].index
+
+
 class Locality:
     """Tells whether an operator's result for a token depends on that token alone.
 

@@ -169,16 +169,16 @@ class _Planner:
         attention = self.attention.find(node, self.counts["attention"])
         if attention is not None:
             self.counts["attention"] += 1
-            self._add(attention, [attention.node] if hasattr(attention, "node") else list(attention.nodes))
+            self._add(attention, attention.nodes)
             return True
         window = self.windows.find(node, self.counts["windows"])
         if window is None:
             return False
         self.counts["windows"] += bool(window.past)
-        self._add(window, list(window.nodes))
+        self._add(window, window.nodes)
         return True
 
-    def _add(self, step: Step, nodes: list[fx.Node]) -> None:
+    def _add(self, step: Step, nodes: Sequence[fx.Node]) -> None:
         """Add a step that computes the last of some nodes, after everything that it takes."""
         last = nodes[-1]
         inside = set(nodes)

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from pom_export.errors import InputError
 from pom_export.graph.refusals import place_of
 from pom_export.graph.stateful.kinds import FILLED, Kind
-from pom_export.graph.stateful.locality import clean_axes
+from pom_export.graph.stateful.locality import axis_of, clean_axes
 from pom_export.graph.stateful.shapes import Shape, Symbols, shape_at, shapes_of, size_at, token_axis
 from pom_export.graph.stateful.values import Values, call
 
@@ -178,13 +178,11 @@ class Positions:
 
     def _ignores_number(self, node: fx.Node, found: Tensor, index: Tensor) -> bool:
         """Return whether a function gives the same among many more tokens, at all positions that it has."""
-        axes = clean_axes(node, self.symbols)
-        assert axes is not None
         count = min(_MANY, _MANY_VALUES // max(found.numel() // max(len(index), 1), 1))
         others = torch.arange(max(count, len(index))) % (self.most(node) or _MOST)
         many = torch.cat([index, others])
         among = self.evaluate(node, many, self._values.__getitem__)
-        return _agree(among.narrow(axes[0].index, 0, len(index)), found)
+        return _agree(among.narrow(axis_of(node, self.symbols), 0, len(index)), found)
 
     def at(self, node: fx.Node, positions: Tensor) -> Tensor:
         """Return a value of the example's weights at other positions, in ascending order."""

@@ -14,6 +14,7 @@ from torch.export import Dim, ExportedProgram
 
 from pom_export.errors import SEE_CAUSE, InputError
 from pom_export.graph.outputs import TensorsOnly
+from pom_export.graph.own_program import repeated
 from pom_export.graph.refusals import refusal
 from pom_export.graph.stand_in import stand_in_paths
 from pom_export.graph.stateful.last_token import keep_every_token
@@ -131,7 +132,7 @@ def _exported(module: nn.Module, inputs: Mapping[str, Tensor], dynamic: Mapping[
 def _resized(tensor: Tensor, roles: Roles, name: str) -> Tensor:
     """Return an example at the sizes to trace with, repeating or cutting its rows and tokens."""
     if not roles.is_flat(name) and tensor.dim() and tensor.shape[0] == roles.rows:
-        tensor = _repeated(tensor, 0, _ROWS)
+        tensor = repeated(tensor, 0, _ROWS)
     if roles[name] == FIXED:
         return tensor
     axis = 0 if roles.is_flat(name) else 1
@@ -139,11 +140,7 @@ def _resized(tensor: Tensor, roles: Roles, name: str) -> Tensor:
         shape = [*tensor.shape]
         shape[axis] = _TOKENS
         return torch.arange(_TOKENS, dtype=tensor.dtype).expand(shape).contiguous()
-    return _repeated(tensor, axis, _CONTEXT_TOKENS if roles[name] == CONTEXT else _TOKENS)
-
-
-def _repeated(tensor: Tensor, axis: int, size: int) -> Tensor:
-    return tensor.index_select(axis, torch.arange(size) % tensor.shape[axis])
+    return repeated(tensor, axis, _CONTEXT_TOKENS if roles[name] == CONTEXT else _TOKENS)
 
 
 def _symbols(nodes: Sequence[fx.Node], roles: Roles) -> Symbols:

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from pom_export.graph.exported_model import PAST_CONVOLUTION
 from pom_export.graph.stateful.kinds import FILLED, Kind
-from pom_export.graph.stateful.locality import clean_axes
+from pom_export.graph.stateful.locality import axis_of, clean_axes
 from pom_export.graph.stateful.positions import is_pointwise
 from pom_export.graph.stateful.run import Run, StatePart
 from pom_export.graph.stateful.shapes import Symbols, shape_at, shapes_of, size_at, token_axis
@@ -89,9 +89,7 @@ class Window:
                 value = _tokens_back(joined, entry, run.symbols, sizes)
             seen[entry] = value
         result = _compute(self.nodes, seen, run.kinds, run.constant, sizes)
-        axes = clean_axes(self.nodes[-1], run.symbols)
-        assert axes is not None
-        return result.narrow(axes[0].index, self.past, run.tokens)
+        return result.narrow(axis_of(self.nodes[-1], run.symbols), self.past, run.tokens)
 
 
 def _has_reach(node: fx.Node) -> bool:
@@ -244,16 +242,15 @@ class WindowFinder:
     def _past(self, region: Sequence[fx.Node], entries: Sequence[fx.Node]) -> int | None:
         """Return how many earlier tokens each token sees; None if it sees later ones, or too many."""
         given = {entry: self._draw(entry, TRIED) for entry in entries}
-        axes = clean_axes(region[-1], self._symbols)
-        assert axes is not None
+        axis = axis_of(region[-1], self._symbols)
         most = 0
         try:
             before = self._compute(region, given, TRIED)
-            if before.shape[axes[0].index] != TRIED:
+            if before.shape[axis] != TRIED:
                 return None
             for changed in (0, TRIED // 3, TRIED - 1):
                 others = {entry: self._with_other(value, entry, changed) for entry, value in given.items()}
-                differs = (self._compute(region, others, TRIED) != before).movedim(axes[0].index, 0)
+                differs = (self._compute(region, others, TRIED) != before).movedim(axis, 0)
                 where = differs.reshape(TRIED, -1).any(1).nonzero().flatten()
                 if where.numel() and int(where[0]) < changed:
                     return None
@@ -264,7 +261,7 @@ class WindowFinder:
 
     def _with_other(self, value: Tensor, entry: fx.Node, token: int) -> Tensor:
         other = value.clone()
-        place = other.narrow(self._axis(entry), token, 1)
+        place = other.narrow(axis_of(entry, self._symbols), token, 1)
         if place.dtype == torch.bool:
             place.logical_not_()
         else:
@@ -279,22 +276,16 @@ class WindowFinder:
         given = {entry: self._draw(entry, TRIED) for entry in window.entries}
         longer = {}
         for entry, value in given.items():
-            axis = self._axis(entry)
+            axis = axis_of(entry, self._symbols)
             zeros = torch.zeros_like(value.narrow(axis, 0, window.past))
             longer[entry] = torch.cat([zeros, value], axis)
-        last = clean_axes(window.nodes[-1], self._symbols)
-        assert last is not None
+        last = axis_of(window.nodes[-1], self._symbols)
         expected = self._compute(window.nodes, given, TRIED)
-        found = self._compute(window.nodes, longer, TRIED + window.past).narrow(last[0].index, window.past, TRIED)
+        found = self._compute(window.nodes, longer, TRIED + window.past).narrow(last, window.past, TRIED)
         bound = _TOLERANCE * float(expected.abs().max()) if expected.is_floating_point() else 0.0
         if not torch.allclose(found, expected, rtol=_TOLERANCE, atol=bound):
             return False
         half = TRIED // 2
-        fewer = {entry: value.narrow(self._axis(entry), 0, half) for entry, value in given.items()}
-        first = expected.narrow(last[0].index, 0, half)
+        fewer = {entry: value.narrow(axis_of(entry, self._symbols), 0, half) for entry, value in given.items()}
+        first = expected.narrow(last, 0, half)
         return torch.allclose(self._compute(window.nodes, fewer, half), first, rtol=_TOLERANCE, atol=bound)
-
-    def _axis(self, node: fx.Node) -> int:
-        axes = clean_axes(node, self._symbols)
-        assert axes is not None
-        return axes[0].index
