@@ -50,7 +50,7 @@ class BenchOptions:
         memory: whether to measure the memory of each backend, in separate processes.
 
     Raises:
-        InputError: there are fewer processors than threads.
+        InputError: there are fewer processors than threads, or the budget is not a number of seconds.
     """
 
     backends: Sequence[str] | None = None
@@ -69,3 +69,5 @@ class BenchOptions:
             raise InputError(
                 f"`threads` must be 1 to {most}, got {self.threads}", "More threads than processors wait for each other"
             )
+        if not self.budget_s >= 0:  # NaN as well: no round would ever exceed it
+            raise InputError(f"the time budget must be a number of seconds, 0 or more, got {self.budget_s}")

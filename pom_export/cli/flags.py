@@ -32,6 +32,7 @@ _ALIKE: Final = (
 _OTHERS: Final = {
     "max_shapes": "--maxShapes",
     "min_shapes": "--minShapes",
+    "n_groups": "--groups",
     "opt_shapes": "--optShapes",
     "use_plugin": "--plugin",
 }

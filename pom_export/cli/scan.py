@@ -26,11 +26,20 @@ if TYPE_CHECKING:
     help="Degree of the PoM mixers that would replace attention.",
 )  # fmt: skip
 @click.option("--expand", type=Whole(1), default=2, show_default=True, help="Their channels per model dimension.")
-@click.option("--groups", type=Whole(1), default=1, show_default=True, help="Groups in their context projection.")
+@click.option(
+    "--groups", "n_groups", type=Whole(1), default=1, show_default=True, help="Groups in their context projection."
+)
 @click.option("--trust", is_flag=True, help="Load a module saved by torch.save, which runs code in the file.")
 @common_options
 def command(
-    model: str, tokens: Sequence[int], degree: int, expand: int, groups: int, trust: bool, as_json: bool, verbose: bool
+    model: str,
+    tokens: Sequence[int],
+    degree: int,
+    expand: int,
+    n_groups: int,
+    trust: bool,
+    as_json: bool,
+    verbose: bool,
 ) -> None:
     """List the attention layers of a model, and what replacing them with PoM would cost and save.
 
@@ -44,9 +53,9 @@ def command(
         from pom_export.attention import scan
 
         named = model_from(model, trusted=trust)
-        findings = scan(named.module, tokens=tokens, degree=degree, expand=expand, n_groups=groups)
+        findings = scan(named.module, tokens=tokens, degree=degree, expand=expand, n_groups=n_groups)
     if as_json:
-        settings = {"model": model, "tokens": tokens, "degree": degree, "expand": expand, "groups": groups}
+        settings = {"model": model, "tokens": tokens, "degree": degree, "expand": expand, "groups": n_groups}
         print_result({**settings, "attention": [finding.to_dict() for finding in findings]}, as_json, [])
         return
     if not findings:

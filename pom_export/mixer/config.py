@@ -89,7 +89,7 @@ class MixerConfig:
         _check_positive(dim=self.dim, expand=self.expand, n_groups=self.n_groups)
         _check_degree(self.degree)
         if self.dim % self.n_groups:
-            raise InputError(f"n_groups must divide dim, got {self.n_groups} and {self.dim}")
+            raise InputError(f"`n_groups` must divide dim, got {self.n_groups} and {self.dim}")
         if self.n_sel_heads < 0 or (self.n_sel_heads > 1 and self.channels % self.n_sel_heads):
             raise InputError(f"n_sel_heads must divide expand * dim = {self.channels}, got {self.n_sel_heads}")
         if self.rotary is not None:

@@ -178,7 +178,7 @@ def test_refuses_a_model_that_is_itself_attention(model: nn.Module) -> None:
         ({"start": "warm"}, "unknown start 'warm'"),
         ({"keep_every": 0}, "got 0"),
         ({"keep_every": "2"}, "got '2'"),
-        ({"n_groups": 3}, "1: n_groups must divide dim, got 3 and 8"),
+        ({"n_groups": 3}, "1: `n_groups` must divide dim, got 3 and 8"),
     ],
 )
 def test_a_refusal_changes_nothing(arguments: dict[str, Any], message: str) -> None:

@@ -50,6 +50,7 @@ def test_a_stream_without_a_folder_prints_json(capsys: pytest.CaptureFixture[str
         (["image", "--tokens", "250", "--dim", "64"], "250 tokens are not a square"),
         (["project", "layer-odd"], "unknown run 'layer-odd'"),
         (["layer", "--budget", "-1"], "-1.0 is not in the range x>=0"),
+        (["layer", "--budget", "nan"], "the time budget must be a number of seconds, 0 or more, got nan"),
         (["layer", "--seed", "-1"], "-1 is not in the range x>=0"),
         (["layer", "--what"], "No such option"),
     ],

@@ -116,7 +116,7 @@ def test_says_what_to_do_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
         (["zoo_of_models:text"], "zoo_of_models:text() returned a str, not an nn.Module"),
         (["zoo_of_models:fail"], "zoo_of_models:fail() raised RuntimeError: no weights."),
         (["zoo_of_models:leave"], "zoo_of_models:leave() raised SystemExit: bye"),
-        (["zoo_of_models:make", "--groups", "3"], "encoder.layers.0.self_attn: n_groups must divide dim, got 3 and 8"),
+        (["zoo_of_models:make", "--groups", "3"], "encoder.layers.0.self_attn: --groups must divide dim, got 3 and 8"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
