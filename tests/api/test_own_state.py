@@ -28,8 +28,8 @@ from pom_export.text.tokenizers import choose_tokenizer
 from tests.causal_models import LAST_TOKEN, MODELS, TABLE, WIDTH, LastToken, MovingAverage
 from tests.slow_cases import slow_cases
 
-# One without and one with a context; the others are exported in `make test-all`.
-QUICK = ("learned positions", "encoder-decoder")
+# The others are exported in `make test-all`, but for one with a context, of which one test is quick.
+QUICK = ("learned positions",)
 SAME = 1e-5
 SETTINGS = Settings(Sampling(), "bytes")
 
@@ -59,7 +59,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
         make, examples = MODELS[name]
         model, feed = make().eval(), examples()
         file = folder / f"{name.replace(' ', '_')}.onnx"
-        result = pom_export.export(model, file, example_inputs=feed, stateful=True)
+        result = pom_export.export(model, file, example_inputs=feed, stateful=True, samples=3)
         with torch.no_grad():
             expected = next(iter(named_outputs(model(**feed)).values())).numpy()
         return Exported(model, file, feed, expected, result)
@@ -135,10 +135,8 @@ def test_a_model_of_the_last_token(tmp_path: Path) -> None:
     np.testing.assert_allclose(session.prefill_last(feed["idx"].numpy(), chunk=4), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_recorded_calls_are_compared_again(learned: Exported, tmp_path: Path) -> None:
-    file = tmp_path / "m.onnx"
-    pom_export.export(learned.model, file, example_inputs=learned.feed, stateful=True, samples=3)
-    report = pom_export.verify(file)
+def test_recorded_calls_are_compared_again(learned: Exported) -> None:
+    report = pom_export.verify(learned.file)
     assert report
     assert [len(each.cases) for each in report.comparisons] == [3, 3]
     assert "in 13 calls" in report.comparisons[0].cases[1].case
@@ -149,9 +147,21 @@ def test_debug_names_the_module(learned: Exported, tmp_path: Path) -> None:
     (weight,) = (each for each in model.graph.initializer if each.name == "blocks.1.mixer.se_bias")
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) + np.float32(0.1), weight.name))
     onnx.save(model, file)
-    assert pom_export.debug(learned.file, module=learned.model, example_inputs=learned.feed)
     report = pom_export.debug(file, module=learned.model, example_inputs=learned.feed)
     assert (bool(report), report.first) == (False, "blocks.1.mixer")
+
+
+@pytest.mark.slow
+def test_debug_names_none_in_a_right_file(learned: Exported) -> None:
+    assert pom_export.debug(learned.file, module=learned.model, example_inputs=learned.feed)
+
+
+def test_weights_and_nodes_have_the_names_of_the_model(learned: Exported) -> None:
+    graph = onnx.load(learned.file).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    assert {"positions.weight", "blocks.1.mixer.po_coeff", "blocks.0.norm.bias"} <= weights
+    names = {node.name.split("/")[0] for node in graph.node}
+    assert {"tokens", "blocks.0.mixer", "blocks.1.mixer.ag_proj", "blocks.1.mlp.0", "head"} <= names
 
 
 def test_a_session_keeps_to_the_table_of_positions(learned: Exported) -> None:

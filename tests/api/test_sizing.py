@@ -15,6 +15,7 @@ from torch.nn import functional
 import pom_export
 from pom_export.errors import InputError, ParityError
 from pom_export.graph.exported_model import read_model
+from tests.slow_cases import slow_cases
 
 WIDTH = 8
 
@@ -122,7 +123,7 @@ ENDS: dict[str, tuple[Callable[[Model, Tensor], Tensor], int, tuple[int, int | N
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("end", slow_cases(ENDS, lambda name: name in {"a table", "an embedding", "a branch below"}))
 def test_where_the_graph_ends_is_a_limit_of_the_file(end: str, tmp_path: Path) -> None:
     around, count, bounds = ENDS[end]
     result = export(Model(around), tmp_path, tokens(count))
@@ -163,7 +164,7 @@ def test_sizes_that_the_model_wants_equal_are_changed_together(tmp_path: Path) -
     assert all("at 0 PyTorch fails" in note for note in result.notes)
 
 
-@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("rows", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_axes_of_a_mask_are_those_of_the_tokens(rows: int, tmp_path: Path) -> None:
     mask = torch.tensor([[True, True, False, True, True]])
     result = export(Masked(), tmp_path, tokens(5), mask.repeat(rows, 1))
@@ -185,7 +186,7 @@ def test_sizes_at_which_the_model_itself_gives_no_numbers_are_named(tmp_path: Pa
     assert result.notes == ["tokens 1 was not compared: an output is empty there, or not finite"]
 
 
-@pytest.mark.parametrize("asked", [Dim("width"), "width", Dim.DYNAMIC], ids=str)
+@pytest.mark.parametrize("asked", slow_cases([Dim("width"), "width", Dim.DYNAMIC], lambda name: name != "width"))
 def test_a_dimension_that_was_asked_for_and_is_fixed_is_named(asked: object, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"dimension 2 of x was asked .* fixes it to 8"):
         export(
@@ -245,18 +246,20 @@ def test_one_is_too_few_where_the_model_then_takes_another_branch(tmp_path: Path
     assert any(note.startswith("tokens must be at least 2") for note in result.notes)
 
 
+@pytest.mark.slow
 def test_half_precision_is_compared_at_the_same_sizes(tmp_path: Path) -> None:
     result = export(Conditioned(), tmp_path, tokens(6), torch.randn(2, 12), dtype="float16")
     assert result.inputs == [f"x float16[batch, tokens, {WIDTH}]", "c float16[batch, 12]"]
 
 
-@pytest.mark.parametrize("special", [(64,), (11, 17)])
+@pytest.mark.parametrize("special", [pytest.param((64,), marks=pytest.mark.slow), (11, 17)])
 def test_a_branch_for_one_size_far_from_the_examples_is_compared(special: tuple[int, ...], tmp_path: Path) -> None:
     model = Model(lambda m, x: m.mixer(x) * (2 if x.shape[1] in special else 1))
     with pytest.raises(ParityError, match=rf"on tokens {special[-1]},"):
         export(model, tmp_path, tokens(6))
 
 
+@pytest.mark.slow
 def test_a_branch_for_a_size_that_changes_nothing_is_exported(tmp_path: Path) -> None:
     model = Model(lambda m, x: m.mixer(x) if x.shape[1] == 64 else m.mixer(x * 1))
     assert export(model, tmp_path, tokens(6)).inputs == [f"x float32[batch, tokens, {WIDTH}]"]
@@ -273,7 +276,7 @@ SIZED = {
 }
 
 
-@pytest.mark.parametrize("how", SIZED)
+@pytest.mark.parametrize("how", slow_cases(SIZED, lambda name: name != "rounded"))
 def test_a_number_made_of_a_size_fixes_it_and_is_named(how: str, tmp_path: Path) -> None:
     result = export(Model(SIZED[how]), tmp_path, tokens(9))
     assert result.inputs == [f"x float32[batch, 9, {WIDTH}]"]

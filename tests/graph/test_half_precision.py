@@ -105,9 +105,11 @@ FAMILIES = {
 
 # Every family in float16, and in bfloat16 one of each way that constants and tables reach the op.
 IN_BFLOAT16 = ("v2_degree8", "rope1d_heads", "v1_cross", "gpt_pom")
+# Rotations are in a test above; the others run in `make test-all`.
+QUICK = ("v2_degree8", "v2_groups_bias", "v1_cross")
 
 
-@pytest.mark.parametrize("case", slow_cases(FAMILIES, lambda name: name == "gpt_pom"))
+@pytest.mark.parametrize("case", slow_cases(FAMILIES, lambda name: name not in QUICK))
 def test_golden_families_agree(case: str, tmp_path: Path) -> None:
     checkpoint = Path(__file__).parents[1] / "data" / "golden" / case / "checkpoint.pt"
     for dtype in HALVES if case in IN_BFLOAT16 else ("float16",):
@@ -139,7 +141,7 @@ class Norms(nn.Module):
         return y * scores.softmax(-1).unsqueeze(-1)
 
 
-@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("dtype", slow_cases(HALVES, lambda name: name == "bfloat16"))
 def test_norms_of_large_activations_and_masked_softmax(dtype: str, tmp_path: Path) -> None:
     x = 20000 * torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(1)).clamp(-3, 3)
     keep = torch.ones(2, 9, dtype=torch.int64)
@@ -265,7 +267,7 @@ def test_a_file_that_overflows_on_a_device_fails_the_export(tmp_path: Path, monk
         pom_export.export(LargeProduct().eval(), tmp_path / "m.onnx", example_inputs=(x,), dtype="float16")
 
 
-@pytest.mark.parametrize("suffix", ["json", "textproto", "onnxtxt"])
+@pytest.mark.parametrize("suffix", slow_cases(["json", "textproto", "onnxtxt"], lambda name: name != "json"))
 def test_any_suffix_will_do(suffix: str, tmp_path: Path) -> None:
     mixer = pom_export.PolynomialMixer(8, 2, 1)
     assert len(pom_export.export(mixer, tmp_path / f"m.{suffix}", dtype="bfloat16").checked) == 4
@@ -283,7 +285,7 @@ class Timed(nn.Module):
         return x + self.mixer(x) + angles.sin()
 
 
-@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("dtype", slow_cases(HALVES, lambda name: name == "bfloat16"))
 def test_angles_of_times_are_computed_in_float32(dtype: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     times = torch.tensor([0.0, 0.734375, 1.0])  # values that both types represent

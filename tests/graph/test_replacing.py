@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +198,7 @@ class Twice(nn.Module):
         return self.chain(x)
 
 
+@pytest.mark.slow
 def test_a_mixer_with_several_names_is_replaced_under_each(tmp_path: Path) -> None:
     torch.manual_seed(0)
     result = pom_export.export(Twice(), tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8),))
@@ -243,7 +244,7 @@ class Caching(nn.Module):
         return {"x": self.pom(x + self.tables["ramp"][:, None]), "loss": None}
 
 
-@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("used", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_what_a_module_keeps_from_a_call_does_not_become_a_constant(used: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Caching().eval()
@@ -270,20 +271,20 @@ def test_inputs_may_be_named_left_out_or_arrays(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on the way to its compiler
-@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+@pytest.mark.parametrize("wrap", [pytest.param(torch.compile, marks=pytest.mark.slow), nn.DataParallel])
 def test_wrappers_are_looked_through(wrap: Any, tmp_path: Path) -> None:
     model = nn.Sequential(PoM(8, 2, 2, 1, 1))
     result = pom_export.export(wrap(model), tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8),))
     assert result.aggregations == 1
 
 
-def test_a_foreign_module_is_exported_in_half_precision(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)])
+def test_a_foreign_module_is_exported_in_half_precision(dtype: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(PoM(8, 2, 2, 1, 1))
     inputs = (torch.randn(2, 5, 8),)
-    for dtype in ("float16", "bfloat16"):
-        result = pom_export.export(model, tmp_path / "m.onnx", example_inputs=inputs, dtype=dtype, samples=1)
-        assert result.inputs == [f"input {dtype}[batch, tokens, 8]"]
+    result = pom_export.export(model, tmp_path / "m.onnx", example_inputs=inputs, dtype=dtype, samples=1)
+    assert result.inputs == [f"input {dtype}[batch, tokens, 8]"]
 
 
 def test_a_dimension_that_the_model_fixes_is_no_dynamic_one(tmp_path: Path) -> None:
@@ -305,9 +306,9 @@ def test_a_near_miss_says_what_is_missing(tmp_path: Path) -> None:
 class Encoders(nn.Module):
     """Layers of torch's encoder, one after the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, norm_first: Sequence[bool]) -> None:
         super().__init__()
-        layers = (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=first) for first in (True, False))
+        layers = (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=first) for first in norm_first)
         self.encoders = nn.ModuleList(nn.TransformerEncoder(layer, 1, enable_nested_tensor=False) for layer in layers)
 
     def forward(self, src: Tensor, mask: Tensor) -> Tensor:
@@ -316,13 +317,14 @@ class Encoders(nn.Module):
         return src
 
 
-def test_transformer_layers_are_traced_with_a_mask_of_unknown_kind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("norm_first", [[False], pytest.param([True, False], marks=pytest.mark.slow)])
+def test_transformer_layers_are_traced_with_a_mask_of_unknown_kind(norm_first: list[bool], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    encoders = Encoders()
+    encoders = Encoders(norm_first)
     pom_export.replace_attention(encoders)
     mask = nn.Transformer.generate_square_subsequent_mask(5)
     result = pom_export.export(encoders, tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 8), mask))
-    assert result.aggregations == 2
+    assert result.aggregations == len(norm_first)
 
 
 class Outputs(nn.Module):
