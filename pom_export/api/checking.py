@@ -11,7 +11,7 @@ import numpy as np
 from pom_export.api.blaming import fault_hint
 from pom_export.api.size_trials import OTHER_VALUES, SizePlan
 from pom_export.errors import SEE_CAUSE, InputError
-from pom_export.graph.exported_model import PAST_STATE, PRECISIONS, ExportedModel, TensorSpec, presents
+from pom_export.graph.exported_model import PAST_STATE, ExportedModel, TensorSpec, presents
 from pom_export.parity import tolerances
 from pom_export.parity.candidates import onnxruntime_candidates
 from pom_export.parity.case import Array, Case
@@ -19,7 +19,7 @@ from pom_export.parity.inputs import make_cases
 from pom_export.parity.interface import program_spec
 from pom_export.parity.judging import half_notes, judge, parity_error
 from pom_export.parity.module_reference import ModuleReference
-from pom_export.parity.precision import kept_in_single
+from pom_export.parity.precision import rounding_of
 from pom_export.parity.recording import recording_path, save_recording
 from pom_export.parity.report import Comparison, inconclusive_notes, is_all_zero
 from pom_export.parity.splits import split_cases
@@ -129,10 +129,7 @@ def _reference(exported: ExportedModel, source: Source, program: Program) -> Mod
     kept = presents(exported.inputs) if source.own_state else set()
     names = [spec.name for spec in exported.outputs if spec.name not in kept]
     plain = source.plain().module if source.own_inputs else program.module
-    exact = kept_in_single(exported, plain) if exported.precision != PRECISIONS[0] else ()
-    return ModuleReference(
-        plain, source.reference(), names, exported.precision, exact, sizes_folded=exported.sizes_folded
-    )
+    return ModuleReference(plain, source.reference(), names, rounding_of(exported, plain, exported.precision))
 
 
 def _why_elsewhere(comparison: Comparison) -> str:

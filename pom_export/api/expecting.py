@@ -13,7 +13,7 @@ from pom_export.contract import PRODUCT
 from pom_export.errors import CheckpointError, InputError
 from pom_export.files import sha256_of
 from pom_export.graph.claims import WEIGHTS
-from pom_export.graph.exported_model import PRECISIONS, ExportedModel, presents
+from pom_export.graph.exported_model import ExportedModel, presents
 from pom_export.parity.case import Case
 from pom_export.parity.coverage import LONGER, Reach, make_coverage
 from pom_export.parity.inputs import LONGEST, Inputs, case_of, make_cases
@@ -26,7 +26,7 @@ from pom_export.parity.interface import (
 from pom_export.parity.module_reference import ModuleReference
 from pom_export.parity.names import SAME_NAMES, Names
 from pom_export.parity.pairs import left_out, load_pairs
-from pom_export.parity.precision import judged_precision, kept_in_single
+from pom_export.parity.precision import judged_precision, rounding_of
 from pom_export.parity.recording import load_recording, recording_path
 from pom_export.parity.targets import Target, Targets
 from pom_export.values import is_whole
@@ -214,10 +214,8 @@ def targets_of(
     Raises:
         InputError: the module fails, or its outputs don't fit the file's. This is found before any backend is loaded.
     """
-    exact = kept_in_single(model, program.module) if precision != PRECISIONS[0] else ()
-    reference = ModuleReference(
-        program.module, wide, program.outputs, precision, exact, sizes_folded=model.sizes_folded
-    )
+    rounding = rounding_of(model, program.module, precision)
+    reference = ModuleReference(program.module, wide, program.outputs, rounding)
 
     def compute(case: Case) -> Target:
         target = reference.target(case)

@@ -12,12 +12,12 @@ import numpy as np
 from pom_export.api.expecting import Expected
 from pom_export.api.own_inputs import as_examples, as_taken, specs_of
 from pom_export.api.progress import silent
-from pom_export.graph.exported_model import PRECISIONS, ExportedModel, TensorSpec, is_past, presents
+from pom_export.graph.exported_model import ExportedModel, TensorSpec, is_past, presents
 from pom_export.parity.case import Case
 from pom_export.parity.inputs import Inputs, case_of
 from pom_export.parity.module_reference import ModuleReference
 from pom_export.parity.names import Names, match_names
-from pom_export.parity.precision import judged_precision, kept_in_single
+from pom_export.parity.precision import judged_precision, rounding_of
 from pom_export.parity.splits import cuts_of, split_cases
 from pom_export.parity.targets import Targets
 from pom_export.runtime.runners import to_numpy
@@ -65,8 +65,8 @@ def expected_of_stateful(
         cases = [replace(case, partial=True) for case in cases]
     outputs = [spec.name for spec in model.outputs if spec.name not in presents(model.inputs)]
     precision, notes = judged_precision(model)
-    exact = kept_in_single(model, program.module) if precision != PRECISIONS[0] else ()
-    reference = ModuleReference(program.module, loaded.reference(), outputs, precision, exact)
+    rounding = rounding_of(model, program.module, precision)
+    reference = ModuleReference(program.module, loaded.reference(), outputs, rounding)
     return Expected(
         cases,
         Targets(cases, reference.target),

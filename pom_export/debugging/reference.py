@@ -52,12 +52,12 @@ class WatchedReference:
     def _wide(self, rounded: bool) -> nn.Module:
         from pom_export.graph.reference import Float64Module
         from pom_export.graph.rounding import RoundedModule
-        from pom_export.parity.precision import kept_in_single
+        from pom_export.parity.precision import rounding_of
 
-        if not rounded:
+        rounding = rounding_of(self._model, self._program.module, self._precision) if rounded else None
+        if rounding is None:
             return Float64Module(self._module)
-        exact = kept_in_single(self._model, self._program.module)
-        return RoundedModule(self._module, self._precision, exact, values=False, sizes_folded=self._model.sizes_folded)
+        return RoundedModule(self._module, rounding, values=False)
 
 
 class _Relay:

@@ -6,6 +6,7 @@ All it knows about an exported file is which of its weights are float32, so it c
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -37,28 +38,37 @@ _PRODUCTS: Final = frozenset(("addmm", "baddbmm", "bmm", "convolution", "dot", "
 _WITH_NUMBERS: Final = frozenset(("add", "div", "mul", "sub"))
 
 
+@dataclass(frozen=True)
+class Rounding:
+    """What a half-precision graph rounds of a module.
+
+    Attributes:
+        precision: "float16" or "bfloat16".
+        exact: names of the parameters and buffers that are not rounded; inputs of our op never are.
+        sizes_folded: whether the graph has fixed sizes, and stores what is computed from sizes alone, such as the
+            angles of positions, as weights, which are rounded when combined with an activation.
+    """
+
+    precision: str
+    exact: Collection[str] = ()
+    sizes_folded: bool = False
+
+
 class RoundedModule(nn.Module):
     """Computes a module in float64, with weights and optionally values rounded to a half type.
 
     Args:
         module: the module; it is not changed.
-        precision: "float16" or "bfloat16".
-        exact: names of the parameters and buffers that are not rounded; inputs of our op never are.
+        rounding: what is rounded.
         values: whether to round results too, as a device does that computes in half precision and sums in float32.
             Numbers that are computed from integers only, such as positions, are not rounded.
-        sizes_folded: whether the graph has fixed sizes, and stores what is computed from sizes alone, such as the
-            angles of positions, as weights, which are rounded when combined with an activation.
     """
 
-    def __init__(
-        self, module: nn.Module, precision: str, exact: Collection[str], *, values: bool, sizes_folded: bool = False
-    ) -> None:
+    def __init__(self, module: nn.Module, rounding: Rounding, *, values: bool) -> None:
         super().__init__()
         self.module = copy_module(module)
-        self.precision = precision
-        self.exact = exact
+        self.rounding = rounding
         self.values = values
-        self.sizes_folded = sizes_folded
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module on inputs in float64."""
@@ -69,9 +79,10 @@ class RoundedModule(nn.Module):
             return self._run(copy_module(self.module, torch.float64), args, kwargs)
 
     def _run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        exact = {parameter.data_ptr() for name, parameter in module.named_parameters() if name in self.exact}
-        rounding = _Round(_HALVES[self.precision], exact, self.values, self.sizes_folded)
-        remember(rounding.constants, (buffer for name, buffer in module.named_buffers() if name not in self.exact))
+        exact = {parameter.data_ptr() for name, parameter in module.named_parameters() if name in self.rounding.exact}
+        rounding = _Round(_HALVES[self.rounding.precision], exact, self.values, self.rounding.sizes_folded)
+        buffers = (buffer for name, buffer in module.named_buffers() if name not in self.rounding.exact)
+        remember(rounding.constants, buffers)
         # A state's inputs and outputs are float32.
         inputs = {name: value for name, value in kwargs.items() if name != PAST_STATE}
         remember(rounding.activations, tree_leaves((args, inputs)))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pom_export.errors import InputError
-from pom_export.graph.exported_model import PRECISIONS
 from pom_export.parity.case import Case
 from pom_export.parity.comparison import spreads
 from pom_export.parity.targets import Target
@@ -14,6 +13,8 @@ from pom_export.parity.verification import record
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from pom_export.graph.rounding import Rounding
 
 
 class ModuleReference:
@@ -23,31 +24,19 @@ class ModuleReference:
         module: the module, unchanged.
         reference: the module in float64.
         outputs: names of the outputs, in order.
-        precision: the type that the outputs are compared in.
-        exact: names of the parameters and buffers that a half-precision file stores in float32.
-        sizes_folded: whether the file stores what is computed from sizes alone as weights.
+        rounding: what a half-precision file rounds; None: the outputs are compared in float32.
     """
 
     def __init__(
-        self,
-        module: nn.Module,
-        reference: nn.Module,
-        outputs: Sequence[str],
-        precision: str,
-        exact: Collection[str] = (),
-        *,
-        sizes_folded: bool = False,
+        self, module: nn.Module, reference: nn.Module, outputs: Sequence[str], rounding: Rounding | None = None
     ) -> None:
         from pom_export.graph.rounding import RoundedModule
 
         self.reference = reference
         self.outputs = outputs
         self.rounded: tuple[nn.Module, nn.Module] | None = None
-        if precision != PRECISIONS[0]:
-            device, weights = (
-                RoundedModule(module, precision, exact, values=values, sizes_folded=sizes_folded)
-                for values in (True, False)
-            )
+        if rounding is not None:
+            device, weights = (RoundedModule(module, rounding, values=values) for values in (True, False))
             self.rounded = (device, weights)
 
     def target(self, case: Case) -> Target:

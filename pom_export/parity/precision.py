@@ -15,6 +15,8 @@ from pom_export.runtime.runners import to_numpy
 if TYPE_CHECKING:
     from torch import nn
 
+    from pom_export.graph.rounding import Rounding
+
 Array = npt.NDArray[Any]
 _DTYPE = "dtype"
 # How many of a parameter's numbers are searched for in a file.
@@ -77,7 +79,22 @@ def _is_matrix(tensor: ir.TensorProtocol | None) -> TypeGuard[ir.TensorProtocol]
     return tensor is not None and tensor.dtype == ir.DataType.FLOAT and len(tensor.shape) >= _MATRIX_RANK
 
 
-def kept_in_single(model: ExportedModel, module: nn.Module) -> set[str]:
+def rounding_of(model: ExportedModel, module: nn.Module, precision: str) -> Rounding | None:
+    """Return what a file rounds of the module that it was exported from; None if it is judged as float32.
+
+    Args:
+        model: the file.
+        module: the module.
+        precision: the type that the file is judged by.
+    """
+    if precision == PRECISIONS[0]:
+        return None
+    from pom_export.graph.rounding import Rounding
+
+    return Rounding(precision, _kept_in_single(model, module), model.sizes_folded)
+
+
+def _kept_in_single(model: ExportedModel, module: nn.Module) -> set[str]:
     """Return the names of a module's parameters and buffers that a half-precision file stores in float32.
 
     Nothing else about a file affects how large its rounding errors are taken to be. A file can thus make weights count

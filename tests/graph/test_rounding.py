@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import pom_export
-from pom_export.graph.rounding import RoundedModule
+from pom_export.graph.rounding import RoundedModule, Rounding
 
 X = torch.linspace(-2, 2, 48, dtype=torch.float64).reshape(1, 3, 16)
 
@@ -32,7 +32,7 @@ def rounded(tensor: Tensor) -> Tensor:
 @torch.no_grad()
 def test_weights_alone_are_rounded() -> None:
     module = Positions()
-    found = RoundedModule(module, "bfloat16", {"linear.bias"}, values=False)(X)
+    found = RoundedModule(module, Rounding("bfloat16", {"linear.bias"}), values=False)(X)
     angles = (torch.arange(3).double()[:, None] + 10_001) * 0.37
     product = (X * rounded(module.table)) @ rounded(module.linear.weight).T
     torch.testing.assert_close(found, product + module.linear.bias.double() + angles.cos(), rtol=1e-12, atol=1e-12)
@@ -43,7 +43,7 @@ def test_weights_alone_are_rounded() -> None:
 def test_positions_are_not_rounded_and_values_are() -> None:
     """bfloat16's 8 bits cannot represent a position of 10,001."""
     module = Positions()
-    found = RoundedModule(module, "bfloat16", (), values=True)(X)
+    found = RoundedModule(module, Rounding("bfloat16"), values=True)(X)
     torch.testing.assert_close(found, rounded(found), rtol=0, atol=0)
     exact = module.double()(X)
     assert 0 < (found - exact).abs().max() < 0.05
@@ -54,7 +54,7 @@ def test_positions_are_not_rounded_and_values_are() -> None:
 def test_a_mixers_polynomial_and_state_are_exact(precision: str) -> None:
     mixer = pom_export.PolynomialMixer(16, 3, 2).eval()
     every = {name for name, _ in mixer.named_parameters()} - {"po_coeff"}
-    found = RoundedModule(mixer, precision, every, values=False)(X)
+    found = RoundedModule(mixer, Rounding(precision, every), values=False)(X)
     torch.testing.assert_close(found, mixer.double()(X), rtol=1e-12, atol=1e-12)
 
 
@@ -62,13 +62,13 @@ def test_a_mixers_polynomial_and_state_are_exact(precision: str) -> None:
 def test_what_leaves_the_range_stays_finite() -> None:
     linear = nn.Linear(16, 1, bias=False)
     linear.weight.fill_(1e4)
-    assert RoundedModule(linear, "float16", (), values=True)(10 * X.abs()).isfinite().all()
+    assert RoundedModule(linear, Rounding("float16"), values=True)(10 * X.abs()).isfinite().all()
 
 
 @torch.no_grad()
 def test_a_convolution_with_a_bias_is_rounded_as_others_are() -> None:
     conv = nn.Conv1d(16, 4, 1)
-    found = RoundedModule(conv, "bfloat16", {"bias"}, values=False)(X.mT)
+    found = RoundedModule(conv, Rounding("bfloat16", {"bias"}), values=False)(X.mT)
     expected = nn.functional.conv1d(X.mT, rounded(conv.weight), conv.bias.double())
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
@@ -82,14 +82,16 @@ class Turned(nn.Module):
 
 @torch.no_grad()
 def test_what_meets_positions_is_computed_in_float32() -> None:
-    torch.testing.assert_close(RoundedModule(Turned(), "bfloat16", (), values=True)(X), Turned()(X), rtol=0, atol=0)
+    torch.testing.assert_close(
+        RoundedModule(Turned(), Rounding("bfloat16"), values=True)(X), Turned()(X), rtol=0, atol=0
+    )
 
 
 @torch.no_grad()
 def test_what_is_made_of_sizes_alone_is_rounded_where_a_graph_holds_it() -> None:
     """Given positions are used when the graph runs, whatever is folded."""
     angles = torch.arange(3)[:, None].double().cos()
-    folded = RoundedModule(Turned(), "bfloat16", (), values=False, sizes_folded=True)
+    folded = RoundedModule(Turned(), Rounding("bfloat16", sizes_folded=True), values=False)
     factor = torch.tensor(0.3, dtype=torch.float64)
     torch.testing.assert_close(folded(X), X * rounded(angles) * rounded(factor), rtol=0, atol=0)
 
@@ -97,5 +99,5 @@ def test_what_is_made_of_sizes_alone_is_rounded_where_a_graph_holds_it() -> None
         def forward(self, x: Tensor, positions: Tensor) -> Tensor:
             return x * positions[:, None].double().cos()
 
-    given = RoundedModule(Given(), "bfloat16", (), values=False, sizes_folded=True)
+    given = RoundedModule(Given(), Rounding("bfloat16", sizes_folded=True), values=False)
     torch.testing.assert_close(given(X, torch.arange(3)), X * angles, rtol=0, atol=0)
