@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -34,6 +34,21 @@ def file_settings(dtype: str, opset: int | None) -> tuple[str, int]:
     opset = default_opset(dtype) if opset is None else opset
     check_opset(opset)
     return dtype, opset
+
+
+def check_keep(keep_float32: Sequence[str], dtype: str) -> None:
+    """Raise InputError unless `keep_float32` is a list of names, which is empty for a float32 file."""
+    is_list = isinstance(keep_float32, Sequence) and not isinstance(keep_float32, str)
+    if not is_list or not all(isinstance(name, str) and name for name in keep_float32):
+        raise InputError(
+            f"`keep_float32` must be a list of modules' names, got {keep_float32!r}",
+            "Example: `keep_float32=['head']`",
+        )
+    if keep_float32 and dtype == PRECISIONS[0]:
+        raise InputError(
+            "`keep_float32` is for a file in half precision, and this one is float32",
+            "Give `dtype='float16'` too, or leave it out",
+        )
 
 
 def check_for_checkpoint(options: GraphOptions, hints: Mapping[str, Any]) -> None:

@@ -128,8 +128,8 @@ def _reference(exported: ExportedModel, source: Source, program: Program) -> Mod
     # One pass has no state: what it gives to the calls that follow shows in their outputs.
     kept = presents(exported.inputs) if source.own_state else set()
     names = [spec.name for spec in exported.outputs if spec.name not in kept]
-    plain = source.plain().module if source.own_inputs else program.module
-    return ModuleReference(plain, source.reference(), names, rounding_of(exported, plain, exported.precision))
+    plain = source.plain() if source.own_inputs else program
+    return ModuleReference(plain.module, source.reference(), names, rounding_of(exported, plain, exported.precision))
 
 
 def _why_elsewhere(comparison: Comparison) -> str:

@@ -264,6 +264,7 @@ def _exported(
         {},
         optimize=optimize,
         dtype=model.precision,
+        keep_float32=model.keep_float32,
         observe=lambda graph: observe_peaks(graph, feeds),
         traced=traced,
     )

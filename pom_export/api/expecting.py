@@ -14,6 +14,7 @@ from pom_export.errors import CheckpointError, InputError
 from pom_export.files import sha256_of
 from pom_export.graph.claims import WEIGHTS
 from pom_export.graph.exported_model import ExportedModel, presents
+from pom_export.graph.module_names import is_inside
 from pom_export.parity.case import Case
 from pom_export.parity.coverage import LONGER, Reach, make_coverage
 from pom_export.parity.inputs import LONGEST, Inputs, case_of, make_cases
@@ -160,7 +161,7 @@ def expected_of_ours(
     found = find_reference(model, module)
     program, interface = found.program, found.interface
     check_pinned(model, interface, program.limits, _width(program))
-    precision, judged = judged_precision(model, _matrix_values(program))
+    precision, judged = judged_precision(model, _matrix_values(program, model.keep_float32))
     notes = [*notes, *found.notes, *judged]
     notes += [*check_limits(model, program.limits, interface.names), *pinned_note(interface)]
     if inputs is None:
@@ -214,7 +215,7 @@ def targets_of(
     Raises:
         InputError: the module fails, or its outputs don't fit the file's. This is found before any backend is loaded.
     """
-    rounding = rounding_of(model, program.module, precision)
+    rounding = rounding_of(model, program, precision)
     reference = ModuleReference(program.module, wide, program.outputs, rounding)
 
     def compute(case: Case) -> Target:
@@ -304,10 +305,19 @@ def _hint(value: Any, least: int = 1) -> int | None:
     return value if is_whole(value) and least <= value < _LARGEST_HINT else None
 
 
-def _matrix_values(program: Program) -> int:
-    """Count the values of the weight matrices, without the polynomials' coefficients."""
-    matrices = (p for name, p in program.module.named_parameters() if p.dim() > 1 and not name.endswith("po_coeff"))
-    return sum(matrix.numel() for matrix in matrices)
+def _matrix_values(program: Program, without: Sequence[str] = ()) -> int:
+    """Count the values of the weight matrices, without the polynomials' coefficients.
+
+    Args:
+        program: the program.
+        without: names of modules whose weights are not counted.
+    """
+    left_out = [f"{program.prefix}.{name}" for name in without]
+    return sum(
+        matrix.numel()
+        for name, matrix in program.module.named_parameters()
+        if matrix.dim() > 1 and not name.endswith("po_coeff") and not is_inside(name, left_out)
+    )
 
 
 def _width(program: Program) -> int:

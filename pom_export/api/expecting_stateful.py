@@ -65,7 +65,7 @@ def expected_of_stateful(
         cases = [replace(case, partial=True) for case in cases]
     outputs = [spec.name for spec in model.outputs if spec.name not in presents(model.inputs)]
     precision, notes = judged_precision(model)
-    rounding = rounding_of(model, program.module, precision)
+    rounding = rounding_of(model, program, precision)
     reference = ModuleReference(program.module, loaded.reference(), outputs, rounding)
     return Expected(
         cases,

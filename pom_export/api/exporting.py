@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pom_export.api.arguments import check_count, file_settings
+from pom_export.api.arguments import check_count, check_keep, file_settings
 from pom_export.api.checking import cases_of_calls, check, trial_inputs
 from pom_export.api.progress import Progress, silent
 from pom_export.api.side_files import check_recording_place, own_side_files
@@ -46,7 +47,7 @@ class ExportResult:
         sha256: the file's hash.
         checked: backends whose outputs agree with PyTorch's.
         kept_in_float32: modules of a half-precision model that stay in float32 because their values may exceed the
-            type's range, each with the reason.
+            type's range, or because `keep_float32` chose them; each with the reason.
         weights: name of the exported set of weights, for a checkpoint; see `load_checkpoint`.
         other_weights: names of the checkpoint's other sets.
         notes: further remarks about the file, one line each, such as sizes that it fixes or paths with quadratic cost.
@@ -85,6 +86,7 @@ def export(
     block_causal: bool = False,
     static: tuple[int, int] | None = None,
     dtype: str = "float32",
+    keep_float32: Sequence[str] = (),
     opset: int | None = None,
     family: str | None = None,
     degree: int | None = None,
@@ -120,6 +122,8 @@ def export(
         dtype: "float32", "float16" or "bfloat16" ("fp16", "half" and "bf16" work too): the type of weights,
             activations, inputs and outputs. Operations that need float32 stay in it: norms, softmax, angles, and
             aggregates and outputs that may exceed the type's range.
+        keep_float32: modules of a half-precision model to compute in float32, with all that is inside them: their names
+            in the model, or patterns such as "blocks.*.mixer". Outputs that they compute are float32.
         opset: version of the standard ops; default: 20, or 22 for bfloat16.
         family: the checkpoint's family, if it cannot be recognised; see `load_checkpoint`.
         degree: degree of a v1 checkpoint, which cannot be inferred from its shapes.
@@ -136,7 +140,8 @@ def export(
         progress: called with one line per stage; the lines are also logged at level INFO.
 
     Raises:
-        InputError: the checkpoint, an option or the output is unusable, or a weight does not fit the type.
+        InputError: the checkpoint, an option or the output is unusable, a weight does not fit the type, or no module
+            has a name in `keep_float32`.
         ParityError: outputs differ from PyTorch's; no file is written.
     """
     from pom_export.api.source import load_source, type_notes
@@ -144,6 +149,7 @@ def export(
     from pom_export.torch_modes import plain_modes, same_generators
 
     dtype, opset = file_settings(dtype, opset)
+    check_keep(keep_float32, dtype)
     check_count("samples", samples, "0 saves none")
     checkpoint = model if isinstance(model, (str, os.PathLike)) else None
     progress = logged(progress, _LOG)
@@ -168,7 +174,7 @@ def export(
             progress=progress,
         )
         progress(f"tracing, opset {opset}")
-        written = _write(source, staged, dtype, opset, progress, optimize=optimize, inline=inline)
+        written = _write(source, staged, dtype, keep_float32, opset, progress, optimize=optimize, inline=inline)
         exported = read_model(staged)
         for module, reason in exported.kept_in_float32.items():
             progress(f"{module} stays in float32: {reason}")
@@ -224,7 +230,15 @@ class _Written:
 
 
 def _write(
-    source: Source, path: Path, dtype: str, opset: int, progress: Progress, *, optimize: bool, inline: bool
+    source: Source,
+    path: Path,
+    dtype: str,
+    keep_float32: Sequence[str],
+    opset: int,
+    progress: Progress,
+    *,
+    optimize: bool,
+    inline: bool,
 ) -> _Written:
     """Trace the source and save the graph, which is freed before anything is compared."""
     import torch
@@ -258,6 +272,7 @@ def _write(
             properties,
             optimize=optimize,
             dtype=dtype,
+            keep_float32=keep_float32,
             observe=lambda graph: observe_peaks(graph, trial_inputs(source, program, sizes)),
             traced=traced,
         )

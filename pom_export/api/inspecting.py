@@ -104,7 +104,7 @@ def _model(path: AnyPath) -> ModelInspection:
 
     with as_onnx(path) as file:
         model = read_model(file)
-    shown_elsewhere = ("spec", "limits", "stateful", "kept_in_float32", "inlined")
+    shown_elsewhere = ("spec", "limits", "stateful", "kept_in_float32", "keep_float32", "inlined")
     return ModelInspection(
         model=os.fspath(path),
         architecture=model.spec.get("architecture"),

@@ -73,7 +73,7 @@ class ModelInspection(Inspection):
         outputs: the same for each output.
         state: how much of its call a token sees, "causal" or "block-causal"; None: the file keeps no state.
         dtype: "float32", "float16" or "bfloat16": the type of weights and activations.
-        kept_in_float32: modules of a half-precision model that stay in float32 because of their values, with the
+        kept_in_float32: modules of a half-precision model that stay in float32 for exceptional reasons, with the
             reasons.
         opset: version of the standard ops.
         limits: limits on the inputs: the most tokens, counts and ranges of values, sizes.

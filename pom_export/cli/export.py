@@ -50,6 +50,10 @@ _EXAMPLES: Final = "file of example inputs"
     show_default=True,
     help="Also fp16, half, bf16; values beyond its range stay float32.",
 )
+@click.option(
+    "--keep-float32", multiple=True, metavar="NAME",
+    help="In half precision, compute this module in float32; several times, or a pattern such as 'blocks.*.mixer'.",
+)  # fmt: skip
 @click.option("--opset", type=Choice(OPSETS), help="Version of the standard ops; default: 20, or 22 for bfloat16.")
 @click.option(
     "--optimize/--no-optimize", default=True, show_default=True,
@@ -93,6 +97,7 @@ def _check(reference: str, example_inputs: str | None, options: Mapping[str, Any
     from pom_export.api import arguments
     from pom_export.graph.options import GraphOptions
 
+    arguments.check_keep(options["keep_float32"], options["dtype"])
     graph = GraphOptions(**{each.name: options[each.name] for each in fields(GraphOptions)})
     hints = {name: options[name] for name in arguments.HINTS}
     if names_module(reference):

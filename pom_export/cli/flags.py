@@ -11,23 +11,10 @@ from pom_export.errors import REPORT, SEE_CAUSE
 
 # Parameters named in messages whose options have the same name.
 _ALIKE: Final = (
-    *(
-        "against",
-        "atol",
-        "backend",
-        "backends",
-        "block_causal",
-        "checkpoint",
-        "cross",
-        "degree",
-        "dtype",
-        "engine",
-        "family",
-        "heads",
-    ),
-    *("in_context_start", "inputs", "mask", "opset", "positions", "rtol", "samples", "save_state", "seed", "stateful"),
-    *("static", "targets", "temperature", "timing_cache", "tokenizer", "top_k", "top_p", "weights"),
-    *("batch", "max_tokens", "ray", "threads", "tokens"),
+    *("against", "atol", "backend", "backends", "batch", "block_causal", "checkpoint", "cross", "degree", "dtype"),
+    *("engine", "family", "heads", "in_context_start", "inputs", "keep_float32", "mask", "max_tokens", "opset"),
+    *("positions", "ray", "rtol", "samples", "save_state", "seed", "stateful", "static", "targets", "temperature"),
+    *("threads", "timing_cache", "tokenizer", "tokens", "top_k", "top_p", "weights"),
 )
 _OTHERS: Final = {
     "max_shapes": "--maxShapes",

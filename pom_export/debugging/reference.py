@@ -54,7 +54,7 @@ class WatchedReference:
         from pom_export.graph.rounding import RoundedModule
         from pom_export.parity.precision import rounding_of
 
-        rounding = rounding_of(self._model, self._program.module, self._precision) if rounded else None
+        rounding = rounding_of(self._model, self._program, self._precision) if rounded else None
         if rounding is None:
             return Float64Module(self._module)
         return RoundedModule(self._module, rounding, values=False)

@@ -16,6 +16,8 @@ from pom_export.values import is_number, is_whole
 METADATA_PREFIX: Final = "pom_export."
 # The property that lists what a half-precision export keeps in float32: reasons by module, as JSON.
 KEPT_IN_FLOAT32: Final = "kept_in_float32"
+# The property that lists the modules among them that the user asked for, as JSON; other files lack it.
+KEEP_FLOAT32: Final = "keep_float32"
 # The property that says how much of its call a token sees: "causal" or "block-causal"; stateless files lack it.
 STATEFUL: Final = "stateful"
 # The property that says how many aggregations were replaced by standard operators; files with our op lack it.
@@ -99,13 +101,15 @@ class Claims:
         properties: the properties as text: dtype, mask, stateful, limits, spec, source_sha256.
         limits: limits on the inputs; None: the file has none.
         spec: the spec of the model that was exported; empty for a user's own class.
-        kept_in_float32: what a half-precision model keeps in float32 because of its values: reasons by module.
+        kept_in_float32: what a half-precision model keeps in float32 for exceptional reasons: reasons by module.
+        keep_float32: the modules among them that the user asked for.
     """
 
     properties: Mapping[str, str] = field(default_factory=dict)
     limits: InputLimits | None = None
     spec: Mapping[str, Any] = field(default_factory=dict)
     kept_in_float32: Mapping[str, str] = field(default_factory=dict)
+    keep_float32: Sequence[str] = ()
 
 
 def read_claims(entries: Iterable[tuple[str, str]]) -> Claims:
@@ -140,17 +144,28 @@ def read_claims(entries: Iterable[tuple[str, str]]) -> Claims:
     spec = _mapping(properties, "spec")
     if not isinstance(spec.get("config", {}), dict):
         raise ClaimError("its property 'spec' has a config that is not a mapping")
-    return Claims(properties, _limits(properties), spec, kept)
+    return Claims(properties, _limits(properties), spec, kept, _names(properties, KEEP_FLOAT32))
+
+
+def _names(properties: Mapping[str, str], name: str) -> tuple[str, ...]:
+    value = _parsed(properties, name, "[]")
+    if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
+        raise ClaimError(f"its property {name!r} is not a list of names")
+    return tuple(value)
 
 
 def _mapping(properties: Mapping[str, str], name: str) -> dict[str, Any]:
-    try:
-        value = parse_json(properties.get(name, "{}"))
-    except ValueError as error:
-        raise ClaimError(f"its property {name!r} cannot be read: {error}") from error
+    value = _parsed(properties, name, "{}")
     if not isinstance(value, dict):
         raise ClaimError(f"its property {name!r} is not a mapping")
     return value
+
+
+def _parsed(properties: Mapping[str, str], name: str, otherwise: str) -> Any:
+    try:
+        return parse_json(properties.get(name, otherwise))
+    except ValueError as error:
+        raise ClaimError(f"its property {name!r} cannot be read: {error}") from error
 
 
 def _limits(properties: Mapping[str, str]) -> InputLimits | None:

@@ -17,6 +17,7 @@ from pom_export.graph.claims import (
     BLOCK_CAUSAL,
     CAUSAL,
     INLINED,
+    KEEP_FLOAT32,
     KEPT_IN_FLOAT32,
     METADATA_PREFIX,
     STATEFUL,
@@ -39,6 +40,7 @@ __all__ = [
     "CAUSAL",
     "CONTEXT_TOKENS",
     "INLINED",
+    "KEEP_FLOAT32",
     "KEPT_IN_FLOAT32",
     "METADATA_PREFIX",
     "PAST_CONTEXT",
@@ -90,7 +92,8 @@ class ExportedModel:
         attributes: the attributes of these nodes that are numbers or text.
         without_function: op types of these nodes for which the file has no function.
         weights: files of external weights, in the model's own folder.
-        weight_types: how many values the weights of its products have in each floating-point type.
+        weight_types: how many values the weights of its products have in each floating-point type, without those in
+            `keep_float32`.
         claims: the parsed properties.
         in_branches: how many of the aggregation nodes are in branches or loops.
         sizes_folded: whether all sizes are fixed, and everything computed from sizes alone is stored as weights, which
@@ -113,15 +116,25 @@ class ExportedModel:
 
     @property
     def precision(self) -> str:
-        """The type of the graph's weights and activations: "float32", "float16" or "bfloat16"."""
+        """The type of the graph's weights and activations: "float32", "float16" or "bfloat16".
+
+        What the user asked to keep in float32 has no say. If that holds all weights, the file's own word decides.
+        """
+        if self.keep_float32 and not self.weight_types:
+            return self.properties.get("dtype") or PRECISIONS[0]
         specs = (*self.inputs, *self.outputs)
         floats = [spec.dtype.name for spec in specs if spec.dtype.kind not in "biu" and not is_past(spec.name)]
         return precision_of(self.weight_types, floats)
 
     @property
     def kept_in_float32(self) -> Mapping[str, str]:
-        """What a half-precision model keeps in float32 because of its values: reasons by module."""
+        """What a half-precision model keeps in float32 for exceptional reasons: reasons by module."""
         return self.claims.kept_in_float32
+
+    @property
+    def keep_float32(self) -> Sequence[str]:
+        """The modules of a half-precision model that the user asked to be computed in float32."""
+        return self.claims.keep_float32
 
     @property
     def stateful(self) -> str:
@@ -204,7 +217,7 @@ def read_model(path: str | os.PathLike[str]) -> ExportedModel:
         attributes=[_attributes(node) for node in nodes],
         without_function=sorted({node.op_type for node in nodes if _called(node) not in functions}),
         weights=[file.parent / name for name in sorted(external)],
-        weight_types=weight_types(model),
+        weight_types=weight_types(model, claims.keep_float32),
         claims=claims,
         in_branches=len(nodes) - sum(map(is_aggregation, model.graph.node)),
         sizes_folded=_are_sizes_folded(model.graph, inputs),

@@ -19,6 +19,7 @@ from pom_export.contract import DOMAIN
 from pom_export.graph.control_flow import without_compiler
 from pom_export.graph.copying import copy_module
 from pom_export.graph.exported_model import PAST_STATE
+from pom_export.graph.module_names import is_inside
 from pom_export.graph.reference import PICKING, Widen, with_wide_buffers
 
 _HALVES: Final = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -45,12 +46,14 @@ class Rounding:
     Attributes:
         precision: "float16" or "bfloat16".
         exact: names of the parameters and buffers that are not rounded; inputs of our op never are.
+        single: names of modules in which nothing is rounded, nor in what is inside them.
         sizes_folded: whether the graph has fixed sizes, and stores what is computed from sizes alone, such as the
             angles of positions, as weights, which are rounded when combined with an activation.
     """
 
     precision: str
     exact: Collection[str] = ()
+    single: Collection[str] = ()
     sizes_folded: bool = False
 
 
@@ -87,6 +90,9 @@ class RoundedModule(nn.Module):
         inputs = {name: value for name, value in kwargs.items() if name != PAST_STATE}
         remember(rounding.activations, tree_leaves((args, inputs)))
         rounding.remember_given(tree_leaves((args, inputs)))
+        for name, part in module.named_modules(remove_duplicate=False):
+            if is_inside(name, self.rounding.single) and not isinstance(part, torch.jit.ScriptModule):
+                rounding.pause_in(part)
         # Attention is computed step by step, since a graph rounds each step.
         with sdpa_kernel(SDPBackend.MATH), without_compiler(), rounding:
             return module(*args, **kwargs)
@@ -129,6 +135,19 @@ class _Round(Widen):
         self.constants: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.numbers: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.given: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self.paused = 0
+
+    def pause_in(self, module: nn.Module) -> None:
+        """Round nothing during the calls of a module."""
+
+        def enter(*_: Any) -> None:
+            self.paused += 1
+
+        def leave(*_: Any) -> None:
+            self.paused -= 1
+
+        module.register_forward_pre_hook(enter)
+        module.register_forward_hook(leave, always_call=True)
 
     def remember_given(self, values: Iterable[Any]) -> None:
         """Add the tensors among `values` that are not floating-point."""
@@ -138,6 +157,8 @@ class _Round(Widen):
 
     def operate(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Call an operator with the operands that it has in a half-precision graph, and round its result."""
+        if self.paused:
+            return self._exactly(func, args, kwargs)
         name = func._schema.name.partition("::")[2]
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
         active = [leaf for leaf in given if isinstance(leaf, nn.Parameter) or leaf in self.activations]
@@ -164,6 +185,14 @@ class _Round(Widen):
             remember(self.constants if is_folded else self.numbers, tree_leaves(result))
         if active or self._is_of_inputs(args, kwargs):
             self.remember_given(tree_leaves(result))
+        return result
+
+    def _exactly(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Call an operator of a module that a graph computes in float32."""
+        result = super().operate(func, args, kwargs)
+        for known in (self.activations, self.single):
+            remember(known, tree_leaves(result))
+        self.remember_given(tree_leaves(result))
         return result
 
     def _is_of_inputs(self, args: Any, kwargs: Any) -> bool:

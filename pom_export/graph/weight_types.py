@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import onnx
 
+from pom_export.graph.module_names import is_inside
 from pom_export.graph.opsets import STANDARD_DOMAINS
 from pom_export.graph.unfolding import all_nodes, graphs_of
 
@@ -38,11 +39,15 @@ _NAMES: Final[Mapping[int, str]] = {
 }
 
 
-def weight_types(model: onnx.ModelProto) -> dict[str, int]:
+def weight_types(model: onnx.ModelProto, without: Collection[str] = ()) -> dict[str, int]:
     """Return how many values the weights of a graph's products have in each type, for products that affect an output.
 
     Matrices in nested graphs, functions and attributes are counted too, whatever their use: no exporter puts weights
     there, so they are assumed to be weights in disguise.
+
+    Args:
+        model: the model.
+        without: names of modules whose own products are not counted.
     """
     graph = model.graph
     makers = {name: node for node in all_nodes(graph) for name in node.output if name}
@@ -50,6 +55,8 @@ def weight_types(model: onnx.ModelProto) -> dict[str, int]:
     counts: Counter[str] = Counter()
     multiplied: list[str] = []
     for node in _live_nodes(graph, makers):
+        if is_inside(node.name.partition("/")[0], without):
+            continue
         for each in (node, *(inner for branch in graphs_of(node) for inner in all_nodes(branch))):
             if each.op_type in _PRODUCTS and each.domain in STANDARD_DOMAINS:
                 multiplied += each.input

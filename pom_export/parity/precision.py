@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import ml_dtypes
@@ -10,11 +11,13 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from pom_export.graph.exported_model import PRECISIONS, ExportedModel, presents
+from pom_export.graph.module_names import is_inside
 from pom_export.runtime.runners import to_numpy
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from pom_export.graph.program import Program
     from pom_export.graph.rounding import Rounding
 
 Array = npt.NDArray[Any]
@@ -79,35 +82,42 @@ def _is_matrix(tensor: ir.TensorProtocol | None) -> TypeGuard[ir.TensorProtocol]
     return tensor is not None and tensor.dtype == ir.DataType.FLOAT and len(tensor.shape) >= _MATRIX_RANK
 
 
-def rounding_of(model: ExportedModel, module: nn.Module, precision: str) -> Rounding | None:
-    """Return what a file rounds of the module that it was exported from; None if it is judged as float32.
+def rounding_of(model: ExportedModel, program: Program, precision: str) -> Rounding | None:
+    """Return what a file rounds of the program that it was exported from; None if it is judged as float32.
+
+    The file names the modules that it computes in float32. If it does not do so, then it rounds more than the program,
+    and differs from it.
 
     Args:
         model: the file.
-        module: the module.
+        program: the program.
         precision: the type that the file is judged by.
     """
     if precision == PRECISIONS[0]:
         return None
     from pom_export.graph.rounding import Rounding
 
-    return Rounding(precision, _kept_in_single(model, module), model.sizes_folded)
+    kept = [f"{program.prefix}.{name}" for name in model.keep_float32]
+    return Rounding(precision, _kept_in_single(model, program.module, kept), kept, model.sizes_folded)
 
 
-def _kept_in_single(model: ExportedModel, module: nn.Module) -> set[str]:
+def _kept_in_single(model: ExportedModel, module: nn.Module, kept: Sequence[str]) -> set[str]:
     """Return the names of a module's parameters and buffers that a half-precision file stores in float32.
 
-    Nothing else about a file affects how large its rounding errors are taken to be. A file can thus make weights count
-    as exact instead of rounded, but can hide nothing larger than a rounding error. Parameters are found by their
-    values, since passes and other tools rename, split and transpose them. A buffer's table, or part of it, may be
-    stored in both types, for two uses; it then counts as rounded outside of our op.
+    Beside the modules that it keeps in float32, nothing else about a file affects how large its rounding errors are
+    taken to be. A file can thus make weights count as exact instead of rounded, but can hide nothing larger than a
+    rounding error. Parameters are found by their values, since passes and other tools rename, split and transpose them.
+    A buffer's table, or part of it, may be stored in both types, for two uses; it then counts as rounded outside of our
+    op. So does a parameter of a module kept in float32 outside of that module.
 
     Args:
         model: the file.
         module: the module that it was exported from.
+        kept: names of modules that the file computes in float32.
     """
     single, half = _constants(model)
     exact = {name for name, tensor in module.named_parameters() if _holds(single, _sample(to_numpy(tensor)))}
+    exact.difference_update(_used_outside(module, kept, half))
     for name, tensor in module.named_buffers():
         array = to_numpy(tensor)
         if array.dtype.kind == "f" and _holds(single, _sample(array)):
@@ -115,6 +125,24 @@ def _kept_in_single(model: ExportedModel, module: nn.Module) -> set[str]:
             if not any(_is_part(each.astype(np.float32), rounded.astype(np.float32)) for each in half):
                 exact.add(name)
     return exact
+
+
+def _used_outside(module: nn.Module, kept: Sequence[str], half: Sequence[Array]) -> Iterator[str]:
+    """Yield the names of parameters inside of some modules that a file stores in half precision too.
+
+    Args:
+        module: the module that the file was exported from.
+        kept: names of the modules, which a file computes in float32.
+        half: the file's half-precision weights.
+    """
+    inside = {id(each) for name, each in module.named_parameters(remove_duplicate=False) if is_inside(name, kept)}
+    numbers = np.unique(np.concatenate([each.reshape(-1).astype(np.float32) for each in half])) if half else None
+    for name, parameter in module.named_parameters():
+        if id(parameter) in inside and numbers is not None:
+            with np.errstate(over="ignore"):
+                rounded = _sample(to_numpy(parameter)).astype(half[0].dtype).astype(np.float32)
+            if _holds(numbers, rounded):
+                yield name
 
 
 def _constants(model: ExportedModel) -> tuple[Array, list[Array]]:

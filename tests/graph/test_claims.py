@@ -29,6 +29,7 @@ def test_what_an_export_writes_is_read() -> None:
     assert "ranges" not in InputLimits(tokens=40).to_json()
     assert found.spec["config"]["dim"] == 4
     assert claims(kept_in_float32='{"a.b":"large"}').kept_in_float32 == {"a.b": "large"}
+    assert claims(keep_float32='["a.b","c"]').keep_float32 == ("a.b", "c")
     assert claims() == Claims()
 
 
@@ -52,6 +53,9 @@ def test_properties_of_others_are_left_out() -> None:
         ("spec", '{"a":1,"a":2}'),
         ("spec", '{"a":"' + "a" * (1 << 20) + '"}'),
         ("kept_in_float32", '{"a":1}'),
+        ("keep_float32", '{"a":"b"}'),
+        ("keep_float32", '["a",1]'),
+        ("keep_float32", '[""]'),
         ("limits", "null"),
         ("limits", '{"rows":1}'),
         ("limits", '{"values":[]}'),

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import onnx_ir as ir
 
 from pom_export.errors import InputError
-from pom_export.graph.exported_model import KEPT_IN_FLOAT32, METADATA_PREFIX
-from pom_export.graph.nodes import add_constant, cast_node
+from pom_export.graph.exported_model import KEEP_FLOAT32, KEPT_IN_FLOAT32, METADATA_PREFIX
+from pom_export.graph.module_names import is_inside, matching
+from pom_export.graph.module_values import ModuleValues
+from pom_export.graph.nodes import add_constant, cast_node, module_of
 from pom_export.graph.precision import PrecisionPlan, plan_precision
 from pom_export.graph.precision.rules import is_constant, is_float, largest
 
 Observe = Callable[[ir.Model], Mapping[str, float]]
 # A node, the index of the input that uses a value, and the type that it requires; None: any type.
 _Use = tuple[ir.Node, int, ir.DataType | None]
+_ASKED: Final = "it was asked for"
 
 
 class LowerPrecisionPass(ir.passes.InPlacePass):
@@ -28,24 +32,34 @@ class LowerPrecisionPass(ir.passes.InPlacePass):
     Args:
         dtype: FLOAT16 or BFLOAT16.
         observe: returns the magnitudes that a graph's values reach, by name; if empty, only the weights are known.
+        keep: names of modules, or patterns of names, that are computed in float32 with all that is inside them.
     """
 
-    def __init__(self, dtype: ir.DataType, observe: Observe) -> None:
+    def __init__(self, dtype: ir.DataType, observe: Observe, keep: Sequence[str] = ()) -> None:
         super().__init__()
         self.dtype = dtype
         self.observe = observe
+        self.keep = keep
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Lower the graph's precision.
 
         Raises:
-            InputError: a weight that a product multiplies by exceeds the half type's range, or becomes 0 everywhere.
+            InputError: a weight that a product multiplies by exceeds the half type's range, or becomes 0 everywhere; or
+                no module has a name that is to be kept.
         """
+        values = ModuleValues(model)
+        kept = matching(self.keep, values.modules - {""})
+        nodes = {node for node, scope in values.scopes.items() if is_inside(scope, kept)}
         # bfloat16 has float32's range.
         peaks = self.observe(model) if self.dtype == ir.DataType.FLOAT16 else {}
-        plan = plan_precision(model, self.dtype, peaks)
+        plan = plan_precision(model, self.dtype, peaks, nodes)
         _Lowering(model.graph, plan).run()
-        model.metadata_props[METADATA_PREFIX + KEPT_IN_FLOAT32] = json.dumps(plan.out_of_range.reasons)
+        reasons = {name: why for name, why in plan.out_of_range.reasons.items() if not is_inside(name, kept)}
+        reasons |= dict.fromkeys(kept, _ASKED)
+        model.metadata_props[METADATA_PREFIX + KEPT_IN_FLOAT32] = json.dumps(reasons)
+        if kept:
+            model.metadata_props[METADATA_PREFIX + KEEP_FLOAT32] = json.dumps(kept)
         return ir.passes.PassResult(model, modified=True)
 
 
@@ -71,8 +85,13 @@ class _Lowering:
             self._give_output(value)
         for value, dtype in made.items():
             if is_constant(value):
-                value.const_value = _lowered(value, dtype)
+                value.const_value = _lowered(value, dtype, self._module_of(value))
             value.type = ir.TensorType(dtype)
+
+    def _module_of(self, value: ir.Value) -> str:
+        """Return the module that uses a constant in half precision; empty if that is the model itself."""
+        users = [node for node, _ in value.uses() if "/" in (node.name or "")]
+        return next((module_of(node) for node in users), "")
 
     def _values(self) -> list[ir.Value]:
         made = (value for node in self.graph for value in node.outputs)
@@ -123,8 +142,7 @@ class _Lowering:
         return made.outputs[0]
 
     def _give_output(self, value: ir.Value) -> None:
-        single = value in self.plan.state or value in self.plan.out_of_range.values
-        form = self._form(value, ir.DataType.FLOAT if single else self.plan.dtype)
+        form = self._form(value, ir.DataType.FLOAT if self.plan.is_single_output(value) else self.plan.dtype)
         if form is value:
             return
         name, form.name, value.name = value.name, None, f"{value.name}_float32"
@@ -141,8 +159,13 @@ def _name_of(value: ir.Value, dtype: ir.DataType) -> str:
     return f"{node.name}/{suffix}" if len(node.outputs) == 1 else f"{node.name}/{value.index()}/{suffix}"
 
 
-def _lowered(value: ir.Value, dtype: ir.DataType) -> ir.TensorProtocol:
+def _lowered(value: ir.Value, dtype: ir.DataType, module: str) -> ir.TensorProtocol:
     """Convert a constant to a type.
+
+    Args:
+        value: the constant.
+        dtype: the type.
+        module: the module that it belongs to, for messages.
 
     Raises:
         InputError: a finite number becomes infinite, or all numbers become 0.
@@ -155,14 +178,16 @@ def _lowered(value: ir.Value, dtype: ir.DataType) -> ir.TensorProtocol:
         lowered = array.astype(dtype.numpy())
     lost = np.isfinite(array) & ~np.isfinite(lowered.astype(np.float32))
     name = dtype.name.lower()
+    hint = "Export with another dtype"
+    hint += f", or keep its module in float32: `keep_float32=[{module!r}]`" if module else ""
     if lost.any():
         raise InputError(
             f"{value.name} holds {array[lost].flat[0]:.6g}, but {name} goes up to {largest(dtype):.6g}",
-            "Export with another dtype",
+            hint,
         )
     if array.any() and not lowered.any():
         raise InputError(
             f"{value.name} holds nothing above {np.abs(array).max():.3g}, which is 0 in {name}",
-            "Export with another dtype",
+            hint,
         )
     return ir.tensor(lowered, dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -37,13 +37,15 @@ class PrecisionPlan:
         dtype: the half type.
         opset: the graph's version of the standard ops.
         out_of_range: values that may exceed the half type's range.
-        single: the nodes that compute in float32.
+        kept: the nodes of modules that are kept in float32 as a whole, because the user asked for it.
+        single: the nodes that compute in float32, those among them.
         state: values that mixers keep from one call to the next, which are sums that need float32.
     """
 
     dtype: ir.DataType
     opset: int
     out_of_range: OutOfRange
+    kept: Collection[ir.Node] = ()
     single: set[ir.Node] = field(default_factory=set)
     state: set[ir.Value] = field(default_factory=set)
 
@@ -63,6 +65,10 @@ class PrecisionPlan:
         """Return the type in which a float value is computed."""
         return ir.DataType.FLOAT if value in self.state or value.producer() in self.single else self.dtype
 
+    def is_single_output(self, value: ir.Value) -> bool:
+        """Return whether an output of the graph is float32, so that nothing of it is lost."""
+        return value in self.state or value in self.out_of_range.values or value.producer() in self.kept
+
     def _is_exact(self, node: ir.Node, name: str) -> bool:
         group = next((group for group in _EXACT_INPUTS if name in group), ())
         values = [value for key, value in zip(input_names(node), node.inputs, strict=False) if key in group]
@@ -72,15 +78,18 @@ class PrecisionPlan:
         return is_constant(value) or value.producer() in self.single
 
 
-def plan_precision(model: ir.Model, dtype: ir.DataType, peaks: Mapping[str, float]) -> PrecisionPlan:
+def plan_precision(
+    model: ir.Model, dtype: ir.DataType, peaks: Mapping[str, float], kept: Collection[ir.Node] = ()
+) -> PrecisionPlan:
     """Determine which nodes of a float32 graph stay in float32 when it is lowered to a half type.
 
     Args:
         model: the exporter's float32 graph, before functions are attached.
         dtype: FLOAT16 or BFLOAT16.
         peaks: magnitudes of values that were observed, by name.
+        kept: nodes that are to stay in float32 in any case.
     """
-    plan = PrecisionPlan(dtype, model.opset_imports[""], find_out_of_range(model, dtype, peaks))
+    plan = PrecisionPlan(dtype, model.opset_imports[""], find_out_of_range(model, dtype, peaks), kept)
     plan.single.update(_table_nodes(model))
     plan.single.update(_angle_nodes(model))
     plan.state.update(_state_values(model))
@@ -99,6 +108,8 @@ def plan_precision(model: ir.Model, dtype: ir.DataType, peaks: Mapping[str, floa
 def _is_single(node: ir.Node, inputs: list[ir.Value], plan: PrecisionPlan) -> bool:
     if reads_any(node):
         return False
+    if node in plan.kept:
+        return True
     outside = plan.out_of_range.values
     if any(value in outside for value in (*inputs, *node.outputs)):
         return True

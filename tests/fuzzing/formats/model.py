@@ -15,7 +15,7 @@ from tests.fuzzing.mutations import jsons, raw, values
 from tests.fuzzing.seeds import Seeds
 
 _PREFIX = "pom_export."
-_CLAIMS = ("dtype", "limits", "spec", "mask", "stateful", "source_sha256", "kept_in_float32")
+_CLAIMS = ("dtype", "limits", "spec", "mask", "stateful", "source_sha256", "kept_in_float32", "keep_float32")
 _CLAIMED = (
     *("bfloat16", "float16", "float32", "float64", "none", "causal", "full", "block-causal", "", "null", "[]", "{}"),
     *('{"tokens": 1}', '{"tokens": -1}', '{"tokens": 1e9}', '{"values": {"x": [0]}}', '{"scale": 0}', '{"x": 1}'),

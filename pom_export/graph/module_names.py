@@ -1,0 +1,48 @@
+"""Names of a model's modules, with dots between a module and those inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from fnmatch import fnmatchcase
+from typing import Final
+
+from pom_export.errors import InputError
+from pom_export.suggestions import did_you_mean
+
+# The most names in a message.
+_MOST: Final = 24
+
+
+def is_inside(name: str, modules: Collection[str]) -> bool:
+    """Return whether a name is that of one of the modules, or of something inside one."""
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def outermost(names: Collection[str]) -> list[str]:
+    """Return the names without those of modules that are inside another one, in the same order."""
+    return [name for name in names if not is_inside(name.rpartition(".")[0], names)]
+
+
+def matching(patterns: Sequence[str], names: Collection[str]) -> list[str]:
+    """Return the modules that patterns choose, without those inside another one, in alphabetical order.
+
+    Args:
+        patterns: names, or patterns as in a shell, such as "blocks.*.mixer"; a "*" stands for dots too.
+        names: the names of all modules.
+
+    Raises:
+        InputError: a pattern matches no name.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        matches = {name for name in names if fnmatchcase(name, pattern)}
+        if not matches:
+            raise InputError(f"no module in the graph is called {pattern!r}", _known(pattern, names))
+        found |= matches
+    return outermost(sorted(found))
+
+
+def _known(pattern: str, names: Collection[str]) -> str:
+    outer_first = sorted(names, key=lambda name: (name.count("."), name))
+    more = f" and {len(names) - _MOST} inside them" if len(names) > _MOST else ""
+    return f"{did_you_mean(pattern, names)} The modules are {', '.join(outer_first[:_MOST])}{more}".strip()
