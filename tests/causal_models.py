@@ -269,6 +269,23 @@ class MaskedSource(nn.Module):
         return x + self.mixer(x, source, src_mask)
 
 
+class PickedSource(nn.Module):
+    """A decoder whose every token gets a summary of the source: its first, last, largest and some other tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(VOCABULARY, WIDTH)
+        self.encoder = Block(PolynomialMixer(WIDTH, 2, 2), lambda mixer, x: mixer(x))
+        self.block = Block(PolynomialMixer(WIDTH, 2, 2), _causal)
+
+    def forward(self, tgt: Tensor, src: Tensor) -> Tensor:
+        encoded = self.encoder(self.tokens(src))
+        # As CLIP's text encoder finds the last token of a text: it has the largest id.
+        end = encoded[torch.arange(src.shape[0]), src.argmax(dim=1)]
+        summary = encoded[:, :1] + encoded[:, -1].unsqueeze(1) + encoded.max(dim=1, keepdim=True).values + end[:, None]
+        return self.block(self.tokens(tgt) + summary)
+
+
 class TimeFirst(nn.Module):
     """A stack of torch's encoder layers with mixers, tokens first."""
 
@@ -382,6 +399,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], dict[str, Any]]]] 
         MaskedSource,
         lambda: {"tgt": _ids(2, 9), "src": _ids(2, 5), "src_mask": torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])},
     ),
+    "picked source": (PickedSource, lambda: {"tgt": _ids(2, 9), "src": _ids(2, 6)}),
     "time first": (TimeFirst, lambda: {"input_ids": _ids(2, 9)}),
 }
 """Models and example inputs by name."""

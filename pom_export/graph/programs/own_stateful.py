@@ -67,7 +67,9 @@ def stateful_program(module: nn.Module, examples: Examples, *, masked: bool = Fa
             f"{layers[0]} keeps a state of its own, which must not take in masked tokens, and can't know them",
             "Leave out `mask='padding'`, and give rows of one length",
         )
-    plan = make_plan(trace_causal(module, examples, roles), roles, layers)
+    trace = trace_causal(module, examples, roles)
+    roles = trace.roles
+    plan = make_plan(trace, layers)
     taken = {*examples, *outputs}
     names = tuple(free_name(f"{name}_out", taken) if name in examples else name for name in outputs)
     traced = StatefulModule(plan, names, masked=masked)
@@ -83,7 +85,7 @@ def stateful_program(module: nn.Module, examples: Examples, *, masked: bool = Fa
         traced.output_names,
         properties,
         limits,
-        notes=(*left_out(result), *_role_notes(roles, kept=bool(plan.contexts.values))),
+        notes=(*left_out(result), *_role_notes(roles, examples, kept=bool(plan.contexts.values))),
         stand_ins=plan.trace.stand_ins,
     )
 
@@ -134,20 +136,17 @@ def _vocabularies(plan: Plan) -> dict[str, tuple[int, ...]]:
     return {name: (rows,) for name, rows in found.items()}
 
 
-def _role_notes(roles: Roles, *, kept: bool) -> list[str]:
+def _role_notes(roles: Roles, examples: Examples, *, kept: bool) -> list[str]:
     notes = ["the file gives every token's output, the model only the last token's"] if roles.last else []
-    context = (
-        "is an input of the first call; what depends on it alone is kept"
-        if kept
-        else "is given to every call, and what depends on it alone is computed again in each"
-    )
+    again = "is given to every call, and what depends on it alone is computed again in each"
+    context = "is an input of the first call; what depends on it alone is kept" if kept else again
     for name, role in roles.of.items():
         if role == POSITIONS:
             notes.append(f"{name} is no input of the file: positions count on from past_length")
         elif role == VALID:
             notes.append(f"{name} is no input of the file: every token of a call counts")
-        elif role == CONTEXT:
-            notes.append(f"{name} {context}")
+        elif role == CONTEXT or (role == FIXED and examples[name].dim() > 1):
+            notes.append(f"{name} {context if role == CONTEXT else again}")
     return notes
 
 

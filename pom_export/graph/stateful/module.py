@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -84,15 +84,18 @@ class StatefulModule(nn.Module):
             self._past(inputs),
         )
         self._note_sizes(run, inputs)
+        later = plan.contexts.later
         with traceback.preserve_node_meta():
-            for kind in (Kind.CONSTANT, Kind.TOKENS):
-                for node in plan.trace.nodes:
-                    if plan.kinds.get(node) is kind and node not in plan.skipped:
-                        with traceback.set_current_meta(node):
-                            run.values[node] = self._value(node, run, inputs)
-                if kind is Kind.CONSTANT:
-                    self._keep_contexts(run, inputs)
+            self._compute(run, inputs, lambda node: plan.kinds.get(node) is Kind.CONSTANT and node not in later)
+            self._keep_contexts(run, inputs)
+            self._compute(run, inputs, later.__contains__)
+            self._compute(run, inputs, lambda node: plan.kinds.get(node) is Kind.TOKENS and node not in plan.skipped)
         return tuple(run.values[node] for node in plan.trace.outputs) + self._present(run)
+
+    def _compute(self, run: Run, inputs: Mapping[str, Any], wanted: Callable[[fx.Node], bool]) -> None:
+        for node in filter(wanted, self._plan.trace.nodes):
+            with traceback.set_current_meta(node):
+                run.values[node] = self._value(node, run, inputs)
 
     def _value(self, node: fx.Node, run: Run, inputs: Mapping[str, Any]) -> Any:
         if node.op == "placeholder":
@@ -103,6 +106,9 @@ class StatefulModule(nn.Module):
             return run.values[node.args[0]]  # type: ignore[index]
         if node in self._plan.steps:
             return self._plan.steps[node].run(run)
+        pick = self._plan.contexts.picks.get(node)
+        if pick is not None:
+            return call(node, lambda each: pick.widened(run.operand(each, node)))
         return call(node, lambda each: run.operand(each, node))
 
     def _keep_contexts(self, run: Run, inputs: Mapping[str, Any]) -> None:

@@ -58,17 +58,17 @@ class Plan:
         return [*parts, *(value.part() for value in self.contexts.values)]
 
 
-def make_plan(trace: CausalTrace, roles: Roles, layers: Sequence[str] = ()) -> Plan:
+def make_plan(trace: CausalTrace, layers: Sequence[str] = ()) -> Plan:
     """Plan the stateful form of a causal model.
 
     Args:
         trace: the traced model.
-        roles: what each input is.
         layers: names of the user's own stateful layers.
 
     Raises:
         InputError: something in it mixes tokens in a way that has no state of constant size, or is not causal.
     """
+    roles = trace.roles
     planner = _Planner(trace, roles, layers)
     for node in trace.nodes:
         planner.visit(node)

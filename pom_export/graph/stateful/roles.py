@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -11,12 +11,16 @@ from torch import Tensor
 
 from pom_export.errors import InputError
 from pom_export.graph.outputs import named_outputs
+from pom_export.graph.own_program import repeated
 
 STREAM: Final = "tokens"
 POSITIONS: Final = "positions"
 VALID: Final = "valid"
 CONTEXT: Final = "context"
 FIXED: Final = "fixed"
+
+CONTEXT_TOKENS: Final = 5
+"""How many tokens of a context a model is traced with; see `trace.py`."""
 
 _MASKS: Final = ("mask",)
 _POSITIONS: Final = ("position", "pos")
@@ -35,7 +39,7 @@ class Roles:
     Attributes:
         of: for each input by name, STREAM for what has an entry for each token, POSITIONS for positions that count from
             0, VALID for a mask in which every token counts, CONTEXT for another sequence, which does not change, and
-            FIXED for what has no sequence.
+            FIXED for what has no sequence, or one of a size that the model fixes.
         main: the input of the tokens.
         rows: rows of the example.
         count: tokens of the example.
@@ -85,6 +89,16 @@ class Roles:
                 pairs.append((lengths[0], mask))
         return pairs
 
+    def contexts(self, examples: Mapping[str, Tensor]) -> list[list[str]]:
+        """Return the contexts, each with the masks over it."""
+        masks = {mask: context for context, mask in self.same_lengths(examples)}
+        names = [name for name, role in self.of.items() if role == CONTEXT and name not in masks]
+        return [[name, *(mask for mask, context in masks.items() if context == name)] for name in names]
+
+    def with_fixed(self, names: Collection[str]) -> Roles:
+        """Return the roles if some inputs are fixed in size."""
+        return replace(self, of={name: FIXED if name in names else role for name, role in self.of.items()})
+
     @property
     def streamed(self) -> list[str]:
         """The inputs that a call takes an entry of for each of its tokens."""
@@ -133,7 +147,20 @@ def find_roles(examples: Mapping[str, Tensor], run: Run) -> Roles:
             found[name] = STREAM if tensor.shape[1] == count and main not in others else CONTEXT
         else:
             found[name] = FIXED
-    return Roles(found, main, rows, count, fills, frozenset(flat), last is not None)
+    roles = Roles(found, main, rows, count, fills, frozenset(flat), last is not None)
+    return roles.with_fixed(_fixed_contexts(examples, roles, run))
+
+
+def _fixed_contexts(examples: Mapping[str, Tensor], roles: Roles, run: Run) -> set[str]:
+    """Return the contexts that have a size other than which the model refuses, such as that of a table."""
+    fixed: set[str] = set()
+    for names in roles.contexts(examples):
+        resized = {name: repeated(examples[name], 1, CONTEXT_TOKENS) for name in names}
+        try:
+            run({**examples, **resized})
+        except InputError:
+            fixed |= set(names)
+    return fixed
 
 
 def _last_of(examples: Mapping[str, Tensor], result: Any) -> str | None:

@@ -18,13 +18,13 @@ from pom_export.graph.own_program import repeated
 from pom_export.graph.refusals import refusal
 from pom_export.graph.stand_in import stand_in_paths
 from pom_export.graph.stateful.last_token import keep_every_token
-from pom_export.graph.stateful.roles import CONTEXT, FIXED, Roles
+from pom_export.graph.stateful.roles import CONTEXT, CONTEXT_TOKENS, FIXED, Roles
 from pom_export.graph.stateful.shapes import Symbols, expression
 from pom_export.graph.tracing import tracing_modes
 
 # Sizes to trace with: distinct, so that torch takes none for another, and small, since every value is kept. Sizes of 1
 # would be constants to torch.
-_ROWS, _TOKENS, _CONTEXT_TOKENS = 3, 8, 5
+_ROWS, _TOKENS = 3, 8
 # Where the user's model is in the module that is traced.
 _WRAPPER = "model."
 
@@ -37,6 +37,7 @@ class CausalTrace:
         nodes: the operators, functional: none writes to its inputs.
         weights: the tensors that `get_attr` nodes name.
         symbols: the symbols for rows and tokens.
+        roles: what each input is, as far as torch traced it.
         inputs: the inputs that it was traced with, by name.
         most_tokens: the largest number of tokens that torch found the model to take; None: no limit.
         stand_ins: the user's names of replaced mixers, by their paths.
@@ -45,6 +46,7 @@ class CausalTrace:
     nodes: Sequence[fx.Node]
     weights: nn.Module
     symbols: Symbols
+    roles: Roles
     inputs: Mapping[str, Tensor]
     most_tokens: int | None
     stand_ins: Mapping[str, str]
@@ -112,10 +114,18 @@ def trace_causal(module: nn.Module, examples: Mapping[str, Tensor], roles: Roles
         exported = _exported(every, inputs, dynamic)
         graph = exported.module(check_guards=False)
     nodes = list(graph.graph.nodes)
+    if fixed := _fixed_by_trace(nodes, roles):
+        return trace_causal(module, examples, roles.with_fixed(fixed))
     symbols = _symbols(nodes, roles)
     bounds = exported.range_constraints.get(symbols.tokens)
     most = None if bounds is None or not bounds.upper.is_finite or bounds.upper > 2**40 else int(bounds.upper)
-    return CausalTrace(nodes, _weights(graph, nodes), symbols, inputs, most, stand_in_paths(tied))
+    return CausalTrace(nodes, _weights(graph, nodes), symbols, roles, inputs, most, stand_in_paths(tied))
+
+
+def _fixed_by_trace(nodes: Sequence[fx.Node], roles: Roles) -> list[str]:
+    """Return the contexts whose number of tokens torch fixed in the trace, as it does for recurrent layers."""
+    placeholders = [node for node in nodes if node.op == "placeholder" and roles[str(node.target)] == CONTEXT]
+    return [str(node.target) for node in placeholders if expression(node.meta["val"].shape[1]).is_number]
 
 
 def _exported(module: nn.Module, inputs: Mapping[str, Tensor], dynamic: Mapping[str, Any]) -> ExportedProgram:
@@ -140,7 +150,7 @@ def _resized(tensor: Tensor, roles: Roles, name: str) -> Tensor:
         shape = [*tensor.shape]
         shape[axis] = _TOKENS
         return torch.arange(_TOKENS, dtype=tensor.dtype).expand(shape).contiguous()
-    return repeated(tensor, axis, _CONTEXT_TOKENS if roles[name] == CONTEXT else _TOKENS)
+    return repeated(tensor, axis, CONTEXT_TOKENS if roles[name] == CONTEXT else _TOKENS)
 
 
 def _symbols(nodes: Sequence[fx.Node], roles: Roles) -> Symbols:
