@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pom_export.errors import InputError, reason_of
 from pom_export.graph.exported_model import BATCH, TOKENS
-from pom_export.runtime.session import import_onnxruntime
+from pom_export.runtime.ort_values import CPU, as_known, copied, device_of, empty_value, wrapped
 from pom_export.runtime.streaming.backend import locked
 from pom_export.runtime.streaming.interface import StatefulModel
 
 Array = npt.NDArray[Any]
-# ONNX Runtime's name of a device, and the device's number.
-_Device = tuple[str, int]
-
-_CPU: Final = "cpu"
-# Providers that keep tensors on another device, and its name.
-_DEVICES: Final = {"TensorrtExecutionProvider": "cuda", "CUDAExecutionProvider": "cuda"}
-_BFLOAT16: Final = 16  # onnx.TensorProto.BFLOAT16, which NumPy lacks
 
 
 @dataclass(frozen=True)
@@ -61,40 +54,40 @@ class OnnxRuntimeBackend:
         self._session = session
         self._model = model
         self._batch = batch
-        self._device = _device_of(session)
+        self._device = device_of(session)
         self._fixed = [part for part in model.past if not part.grows]
         self._growing = [part for part in model.past if part.grows]
         self._turns = [self._new_buffers(), self._new_buffers()]
         self._outputs = [self._output_array(1), self._output_array(1)]
         self._inputs: dict[str, Any] = {}
         self._steps: list[_Step] = []
-        if self._device[0] == _CPU and not self._growing and not model.others:
+        if self._device[0] == CPU and not self._growing and not model.others:
             self._bind_steps()
 
     def write(self, arrays: Mapping[str, Array], instead_of: _Past | None) -> _Past:  # noqa: D102 (the protocol says it)
         turn = 0 if instead_of is None else 1 - instead_of.turn
         for part in self._fixed:
-            self._turns[turn][part.spec.name].update_inplace(_as_known(arrays[part.spec.name]))
+            self._turns[turn][part.spec.name].update_inplace(as_known(arrays[part.spec.name]))
         names = [part.spec.name for part in self._growing]
-        return _Past(turn, {name: _wrap(arrays[name].copy(order="C")) for name in names})
+        return _Past(turn, {name: wrapped(arrays[name].copy(order="C")) for name in names})
 
     def read(self, past: _Past) -> dict[str, Array]:  # noqa: D102
-        return {part.spec.name: _copy(self._value(past, part.spec.name), part.spec.dtype) for part in self._model.past}
+        return {part.spec.name: copied(self._value(past, part.spec.name), part.spec.dtype) for part in self._model.past}
 
     def run(self, past: _Past, feed: Mapping[str, Array]) -> tuple[Array, _Past]:  # noqa: D102
         tokens = feed[self._model.tokens.name].shape[1]
         if self._steps and tokens == 1:
             step = self._steps[past.turn]
             for name, value in self._inputs.items():
-                value.update_inplace(_as_known(feed[name]))
+                value.update_inplace(as_known(feed[name]))
             self._call(step.binding)
             return step.output, _Past(1 - past.turn, {})
         output = self._outputs[past.turn] if tokens == 1 else self._output_array(tokens)
-        binding = self._bind(past, {name: _wrap(array) for name, array in feed.items()}, output)
+        binding = self._bind(past, {name: wrapped(array) for name, array in feed.items()}, output)
         self._call(binding)
         values = binding.get_outputs()
         if output is None:
-            output = _copy(values[0], self._model.output.dtype)
+            output = copied(values[0], self._model.output.dtype)
         present = _Past(
             1 - past.turn, dict(zip((p.spec.name for p in self._growing), values[self._first :], strict=True))
         )
@@ -104,7 +97,7 @@ class OnnxRuntimeBackend:
         twin = OnnxRuntimeBackend(self._session, self._model, self._batch)
         for part in self._fixed:
             name = part.spec.name
-            twin._turns[0][name].update_inplace(_as_known(_copy(self._turns[past.turn][name], part.spec.dtype)))
+            twin._turns[0][name].update_inplace(as_known(copied(self._turns[past.turn][name], part.spec.dtype)))
         return twin, _Past(0, past.grown)
 
     def nbytes(self, past: _Past) -> int:  # noqa: D102
@@ -123,7 +116,8 @@ class OnnxRuntimeBackend:
 
     def _new_buffers(self) -> dict[str, Any]:
         return {
-            part.spec.name: _empty(part.empty_shape(self._batch), part.spec.dtype, self._device) for part in self._fixed
+            part.spec.name: empty_value(part.empty_shape(self._batch), part.spec.dtype, self._device)
+            for part in self._fixed
         }
 
     def _output_array(self, tokens: int) -> Array | None:
@@ -142,7 +136,7 @@ class OnnxRuntimeBackend:
         sizes = {BATCH: self._batch, TOKENS: 1}
         for spec in specs:
             shape = tuple(axis if isinstance(axis, int) else sizes[axis] for axis in spec.axes)
-            self._inputs[spec.name] = _wrap(np.zeros(shape, spec.dtype))
+            self._inputs[spec.name] = wrapped(np.zeros(shape, spec.dtype))
         for turn, output in enumerate((first, second)):
             self._steps.append(_Step(self._bind(_Past(turn, {}), self._inputs, output), locked(output)))
 
@@ -159,7 +153,7 @@ class OnnxRuntimeBackend:
         if output is None:
             binding.bind_output(self._model.output.name)
         else:
-            binding.bind_ortvalue_output(self._model.output.name, _wrap(output))
+            binding.bind_ortvalue_output(self._model.output.name, wrapped(output))
         for part in self._fixed:
             binding.bind_ortvalue_output(part.present, self._turns[1 - past.turn][part.spec.name])
         for part in self._growing:
@@ -173,46 +167,3 @@ class OnnxRuntimeBackend:
             raise InputError(
                 f"ONNX Runtime cannot run {self._model.name}: {reason_of(error)}", "The state is unchanged"
             ) from error
-
-
-def _device_of(session: Any) -> _Device:
-    """Return the device on which a session keeps its tensors."""
-    for provider, settings in session.get_provider_options().items():
-        if provider in _DEVICES:
-            return _DEVICES[provider], int(settings.get("device_id", 0))
-    return _CPU, 0
-
-
-def _empty(shape: Sequence[int], dtype: np.dtype[Any], device: _Device) -> Any:
-    """Return a new OrtValue on a device, filled with zeros on the CPU."""
-    if device[0] == _CPU:
-        return _wrap(np.zeros(shape, dtype))
-    kind = _BFLOAT16 if _is_bfloat16(dtype) else dtype
-    return import_onnxruntime().OrtValue.ortvalue_from_shape_and_type(shape, kind, *device)
-
-
-def _as_known(array: Array) -> Array:
-    """Return an array as a type that NumPy has."""
-    return array.view(np.uint16) if _is_bfloat16(array.dtype) else array
-
-
-def _wrap(array: Array) -> Any:
-    """Return an OrtValue that shares a contiguous array's memory."""
-    values = import_onnxruntime().OrtValue
-    if _is_bfloat16(array.dtype):
-        return values.ortvalue_from_numpy_with_onnx_type(_as_known(array), _BFLOAT16)
-    return values.ortvalue_from_numpy(array)
-
-
-def _copy(value: Any, dtype: np.dtype[Any]) -> Array:
-    """Return the contents of an OrtValue on any device as a new array."""
-    if not _is_bfloat16(dtype):
-        return np.array(value.numpy())
-    copied = np.empty(value.shape(), dtype)
-    _wrap(copied).update_inplace(value)
-    return copied
-
-
-def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
-    # Looking up a type's name is slow.
-    return dtype.kind == "V" and dtype.name == "bfloat16"
