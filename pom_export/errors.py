@@ -74,6 +74,10 @@ class MissingDependencyError(InputError):
     """An optional package or one of our compiled libraries is missing."""
 
 
+class PoolFullError(InputError):
+    """A pool of streams takes nothing more for now; it will once streams have ended, or their tokens have been read."""
+
+
 class EngineError(InputError):
     """TensorRT refused the model or the build."""
 

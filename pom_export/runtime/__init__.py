@@ -6,13 +6,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pom_export.runtime.pool.pool import StreamPool
+    from pom_export.runtime.pool.stream import PoolStream
     from pom_export.runtime.streaming.session import StreamingSession
     from pom_export.runtime.streaming.state import State, merge_states
 
 # Imported on first use: a session without a state needs neither these modules nor onnx.
-_HOMES = {"State": "streaming.state", "StreamingSession": "streaming.session", "merge_states": "streaming.state"}
+_HOMES = {
+    "PoolStream": "pool.stream",
+    "State": "streaming.state",
+    "StreamPool": "pool.pool",
+    "StreamingSession": "streaming.session",
+    "merge_states": "streaming.state",
+}
 
-__all__ = ["State", "StreamingSession", "merge_states"]
+__all__ = ["PoolStream", "State", "StreamPool", "StreamingSession", "merge_states"]
 
 
 def __getattr__(name: str) -> Any:

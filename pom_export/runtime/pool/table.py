@@ -1,0 +1,330 @@
+"""The streams of a pool: their states, what each waits for, and which of them share the next call."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from pom_export import interrupts
+from pom_export.errors import InputError, PoolFullError
+from pom_export.graph.exported_model import PAST_LENGTH
+from pom_export.runtime.pool.prefixes import GRAIN, History, Prefix, PrefixCache
+from pom_export.runtime.pool.slots import Slots
+from pom_export.runtime.pool.stream import Given, PoolStream
+from pom_export.runtime.streaming.inputs import call_tokens, step_tokens
+from pom_export.runtime.streaming.interface import StatefulModel
+from pom_export.runtime.streaming.state import ModelFiles, State
+
+Array = npt.NDArray[Any]
+
+# The most tokens that a stream reads in a call. More would hardly be faster, and the state after each is kept.
+_PIECE: Final = 512
+
+
+class Finished:
+    """What the calls of a tick have finished.
+
+    Attributes:
+        streams: those whose tokens, given at once, have all been read.
+        outputs: the last token's outputs, an array (streams, ...) for each of several groups of them.
+        every: (tokens, ...) by stream, where every token's output is wanted.
+    """
+
+    def __init__(self) -> None:
+        self.streams: list[PoolStream] = []
+        self.outputs: list[Array] = []
+        self.every: dict[PoolStream, Array] = {}
+
+    def add(self, streams: Sequence[PoolStream], outputs: Array) -> None:
+        """Add streams, and their last tokens' outputs (streams, ...), an array of its own."""
+        self.streams += streams
+        self.outputs.append(outputs)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a call computes: the next `count` tokens of each of some streams.
+
+    Attributes:
+        streams: the streams.
+        count: how many tokens of each.
+        epochs: the streams' epochs when it was planned.
+        tokens: the tokens, (streams, count, ...).
+        past: the states before them, by input.
+        present: where the states after them are written to, by output.
+        awaited: those of the streams whose state after them others wait for.
+    """
+
+    streams: Sequence[PoolStream]
+    count: int
+    epochs: Sequence[int]
+    tokens: Array
+    past: Mapping[str, Array]
+    present: Mapping[str, Array]
+    awaited: Set[PoolStream] = frozenset()
+
+
+class StreamTable:
+    """The streams of a pool. Every method may be called from any thread.
+
+    One `Work` at a time is under way: what `steps` or `prompts` returned is passed to `finish` before the next.
+
+    Args:
+        model: the interface.
+        identity: the model's files.
+        streams: the most streams.
+        prefix_bytes: memory for kept beginnings.
+        most_waiting: the most tokens that may wait.
+    """
+
+    def __init__(
+        self, model: StatefulModel, identity: ModelFiles, streams: int, prefix_bytes: int, most_waiting: int
+    ) -> None:
+        self._model = model
+        self._identity = identity
+        self._slots = Slots(model, streams)
+        self._free = list(range(streams))[::-1]
+        self._most_waiting = most_waiting
+        # Streams with tokens to read, those that were served least recently first.
+        self._queue: dict[PoolStream, None] = {}
+        self._lock = threading.RLock()
+        self.prefixes = PrefixCache(prefix_bytes)
+        self.most_streams = streams
+        self.waiting = self.tokens = self.calls = self.rows = self.spared = 0
+
+    @property
+    def streams(self) -> int:
+        """Number of open streams."""
+        return self.most_streams - len(self._free)
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of one stream's state in bytes."""
+        return self._slots.row_bytes
+
+    def open(self, state: Mapping[str, Array] | None) -> PoolStream:
+        """Return a new stream that begins with a state, or with the first token."""
+        with interrupts.held(), self._lock:
+            stream = self._new_stream(History() if state is None and self.prefixes.keeps else None)
+            if state is None:
+                self._slots.clear(stream.row)
+            else:
+                self._slots.write(stream.row, state)
+                stream.length = int(state[PAST_LENGTH][0])
+            return stream
+
+    def give(self, stream: PoolStream, tokens: Any, *, every: bool) -> None:
+        """Do what `PoolStream.give` says."""
+        # A copy, since the caller may change what it gave before it is read.
+        array = call_tokens(self._model, tokens, 1)[0].copy()
+        with interrupts.held(), self._lock:
+            self._check_takes(stream, len(array))
+            self._check_waiting(len(array))
+            self._append(stream, Given(array, every))
+
+    def give_one(self, streams: Sequence[PoolStream], tokens: Any) -> None:
+        """Do what `StreamPool.step` says."""
+        array = step_tokens(self._model, tokens, len(streams)).copy()
+        with interrupts.held(), self._lock:
+            for stream in streams:
+                self._check_takes(stream, 1)
+            self._check_waiting(len(streams))
+            for stream, token in zip(streams, array, strict=True):
+                self._append(stream, Given(token, every=False))
+
+    def close(self, stream: PoolStream) -> None:
+        """Do what `PoolStream.close` says."""
+        with interrupts.held(), self._lock:
+            if stream.closed:
+                return
+            stream.closed = True
+            stream.epoch += 1
+            self._keep(stream, None)
+            self._queue.pop(stream, None)
+            self.waiting -= stream.waiting
+            stream.given.clear()
+            self._free.append(stream.row)
+
+    def fork(self, stream: PoolStream) -> PoolStream:
+        """Do what `PoolStream.fork` says."""
+        with interrupts.held(), self._lock:
+            self._check_open(stream)
+            self._check_waiting(stream.waiting)
+            twin = self._new_stream(None if stream.history is None else History(stream.history))
+            self._slots.copy(stream.row, twin.row)
+            twin.length = stream.length
+            for given in stream.given:
+                self._append(twin, given.copy())
+            return twin
+
+    def snapshot(self, stream: PoolStream) -> State:
+        """Do what `PoolStream.snapshot` says."""
+        with self._lock:
+            self._check_open(stream)
+            return State(self._slots.read(stream.row), self._identity)
+
+    def steps(self) -> Work | None:
+        """Return the call for all streams that wait for a single token; None if there are none."""
+        with self._lock:
+            return self._work([stream for stream in self._queue if stream.given[0].left == 1], 1)
+
+    def prompts(self, most: int, finished: Finished) -> Work | None:
+        """Return the next call for streams that wait for more than one token; None if there are none.
+
+        Streams whose next tokens are known from others skip them, and one that would read the same as another in this
+        call waits for it.
+
+        Args:
+            most: the most tokens in the call, of all its rows together.
+            finished: gets the streams that skipped all their tokens.
+        """
+        with interrupts.held(), self._lock:
+            waiting = [stream for stream in self._queue if stream.given[0].left > 1]
+            chosen: list[PoolStream] = []
+            readers: dict[bytes, PoolStream] = {}
+            awaited: set[PoolStream] = set()
+            count = 0
+            for stream in waiting:
+                if not self._skip_known(stream, finished):
+                    continue
+                if not chosen:
+                    count = _piece_of(stream, most, alone=len(waiting) == 1)
+                if (len(chosen) + 1) * count > most or stream.given[0].left < count:
+                    continue
+                if stream.history is not None:
+                    key = stream.history.after(stream.given[0].piece(count)).key
+                    if readers.setdefault(key, stream) is not stream:
+                        awaited.add(readers[key])
+                        stream.given[0].compared = False
+                        continue
+                chosen.append(stream)
+            return self._work(chosen, count, awaited)
+
+    def finish(self, work: Work, outputs: Array, finished: Finished) -> None:
+        """Record a call.
+
+        Args:
+            work: what was computed; its `present` holds the states after it.
+            outputs: the model's outputs, (streams, count, ...).
+            finished: gets the streams whose tokens, given at once, have all been read.
+        """
+        with interrupts.held(), self._lock:
+            streams = work.streams
+            # Others were closed meanwhile, and their rows may be another stream's.
+            places = np.array([p for p, s in enumerate(streams) if s.epoch == work.epochs[p]], np.intp)
+            rows = np.array([streams[place].row for place in places], np.intp)
+            self._slots.scatter(work.present, places, rows)
+            done = [place for place in places if self._read(work, place, outputs[place], finished)]
+            if done:
+                finished.add([streams[place] for place in done], outputs[done, -1])
+            self.calls += 1
+            self.rows += len(streams)
+            self.tokens += len(places) * work.count
+
+    def _new_stream(self, history: History | None) -> PoolStream:
+        if not self._free:
+            raise PoolFullError(f"all {self.most_streams} streams of the pool are in use", "Close one, or wait")
+        return PoolStream(self, self._free.pop(), history)
+
+    def _check_open(self, stream: PoolStream) -> None:
+        if stream.closed or stream.table is not self:
+            what = "the stream is closed" if stream.closed else "the stream belongs to another pool"
+            raise InputError(what, "Open another")
+
+    def _check_takes(self, stream: PoolStream, count: int) -> None:
+        """Raise InputError unless a stream is open and has positions for more tokens."""
+        self._check_open(stream)
+        after, most = stream.length + stream.waiting + count, self._model.positions
+        if after > most:
+            raise InputError(f"{after} tokens are more than {self._model.name}'s {most} positions", "Close it")
+
+    def _check_waiting(self, count: int) -> None:
+        if self.waiting + count > self._most_waiting:
+            raise PoolFullError(
+                f"{self.waiting} tokens wait in the pool, which takes {self._most_waiting}: {count} more are too many",
+                "Give them later",
+            )
+
+    def _append(self, stream: PoolStream, given: Given) -> None:
+        stream.given.append(given)
+        self.waiting += given.left
+        self._queue.setdefault(stream)
+
+    def _skip_known(self, stream: PoolStream, finished: Finished) -> bool:
+        """Continue a stream from a state that was kept, if there is one; return whether it still has a prompt."""
+        given = stream.given[0]
+        if stream.history is None or given.compared or given.every:
+            return True
+        given.compared = True
+        known = self.prefixes.look_up(stream.history, given.piece(given.left))
+        given.shared = given.taken + known.shared
+        if known.prefix is None:
+            return True
+        self._slots.write(stream.row, known.prefix.state)
+        self.spared += known.count
+        if self._advance(stream, known.count):
+            assert known.prefix.output is not None
+            finished.add([stream], known.prefix.output)
+            return False
+        return given.left > 1
+
+    def _read(self, work: Work, place: int, outputs: Array, finished: Finished) -> bool:
+        """Record that a stream has read tokens; return whether they were the last of those given at once."""
+        stream = work.streams[place]
+        given = stream.given[0]
+        if given.every:
+            given.outputs.append(outputs.copy())
+        last = self._advance(stream, work.count)
+        if last and given.every:
+            finished.every[stream] = np.concatenate(given.outputs)
+        if len(given.tokens) > 1 and (last or stream.length % GRAIN == 0 or stream in work.awaited):
+            self._keep(stream, outputs[-1:].copy() if last else None)
+        return last
+
+    def _advance(self, stream: PoolStream, count: int) -> bool:
+        """Move a stream past tokens; return whether they were the last of those given at once."""
+        given = stream.given[0]
+        if stream.history is not None:
+            stream.history.append(given.piece(count))
+        given.taken += count
+        stream.length += count
+        self.waiting -= count
+        del self._queue[stream]
+        if not given.left:
+            stream.given.popleft()
+        if stream.given:
+            self._queue[stream] = None  # behind those that were not served
+        return not given.left
+
+    def _keep(self, stream: PoolStream, output: Array | None) -> None:
+        """Keep a stream's state for those that begin alike."""
+        if stream.history is not None and stream.length:
+            prefix = Prefix(stream.length, self._slots.read(stream.row), output)
+            self.prefixes.put(stream.history.key, prefix)
+
+    def _work(self, streams: Sequence[PoolStream], count: int, awaited: Set[PoolStream] = frozenset()) -> Work | None:
+        if not streams:
+            return None
+        past, present = self._slots.gather(np.array([stream.row for stream in streams]))
+        tokens = np.stack([stream.given[0].piece(count) for stream in streams])
+        return Work(streams, count, [stream.epoch for stream in streams], tokens, past, present, awaited)
+
+
+def _piece_of(stream: PoolStream, most: int, *, alone: bool) -> int:
+    """Return how many tokens of a prompt to read in the next call.
+
+    If others wait too, it is a power of two, so that some of them can read as many. Where a prompt is not read to its
+    end, it is read to a place where its state is kept for others.
+    """
+    given = stream.given[0]
+    end = given.shared - given.taken if given.shared > given.taken else given.left
+    count = min(end, most, _PIECE)
+    if not alone:
+        count = 1 << (count.bit_length() - 1)
+    aligned = (stream.length + count) // GRAIN * GRAIN - stream.length
+    return aligned if count < given.left and aligned > 0 else count
