@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from pom_export.errors import InputError, reason_of
 from pom_export.graph.exported_model import BATCH, TOKENS
-from pom_export.runtime.ort_values import copied, wrapped
+from pom_export.runtime.ort_values import CPU, copied, device_of, wrapped
 from pom_export.runtime.streaming.interface import MASK, StatefulModel
 
 Array = npt.NDArray[Any]
+_MOST_BINDINGS: Final = 32
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A bound call, and the arrays that it reads tokens from and writes its output to; None: ONNX Runtime's own."""
+
+    binding: Any
+    tokens: Array
+    output: Array | None
 
 
 class Calls:
     """Runs a model on arrays of the caller's, without a copy where they are on the session's device.
+
+    Calls with one token are bound once for each number of rows, as the arrays of the states stay the same.
 
     Args:
         session: the onnxruntime.InferenceSession.
@@ -29,52 +42,79 @@ class Calls:
         self._session = session
         self._model = model
         self._scratch = np.empty(0, model.output.dtype)
+        self._steps: dict[int, _Bound] = {}
 
     def run(self, tokens: Array, past: Mapping[str, Array], present: Mapping[str, Array]) -> Array:
         """Run a call.
 
         Args:
-            tokens: (batch, tokens) or (batch, tokens, d), of the model's type.
-            past: the states before it, by input.
-            present: where the states after it are written to, by output.
+            tokens: (batch, tokens) or (batch, tokens, d), of the model's type, contiguous.
+            past: the states before it, by input: for one number of rows, always in the same memory.
+            present: where the states after it are written to, by output; likewise.
 
         Returns:
-            The output (batch, tokens, ...), in a buffer that the next call overwrites.
+            The output (batch, tokens, ...), in a buffer that a later call overwrites.
 
         Raises:
             InputError: ONNX Runtime failed. `present` may have been written to.
         """
+        batch, count = tokens.shape[:2]
+        # On a device, an input is copied when it is bound, so that such a binding is only valid for one call.
+        if count > 1 or device_of(self._session)[0] != CPU:
+            return self._call(self._bind(tokens, past, present, self._long_output(batch, count)))
+        if batch not in self._steps:
+            if len(self._steps) >= _MOST_BINDINGS:
+                self._steps.clear()
+            self._steps[batch] = self._bind(tokens.copy(), past, present, self._output(batch, 1))
+        bound = self._steps[batch]
+        np.copyto(bound.tokens, tokens)
+        return self._call(bound)
+
+    def _bind(
+        self, tokens: Array, past: Mapping[str, Array], present: Mapping[str, Array], output: Array | None
+    ) -> _Bound:
         binding = self._session.io_binding()
-        tokens = np.ascontiguousarray(tokens)
         binding.bind_ortvalue_input(self._model.tokens.name, wrapped(tokens))
         if self._model.mask is not None:
-            every = np.ones(tokens.shape[:2], np.bool_)
-            binding.bind_ortvalue_input(MASK, wrapped(every))
+            binding.bind_ortvalue_input(MASK, wrapped(np.ones(tokens.shape[:2], np.bool_)))
         for name, array in past.items():
             binding.bind_ortvalue_input(name, wrapped(array))
-        output = self._buffer(*tokens.shape[:2])
         if output is None:
             binding.bind_output(self._model.output.name)
         else:
             binding.bind_ortvalue_output(self._model.output.name, wrapped(output))
         for name, array in present.items():
             binding.bind_ortvalue_output(name, wrapped(array))
+        return _Bound(binding, tokens, output)
+
+    def _call(self, bound: _Bound) -> Array:
         try:
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(bound.binding)
         except Exception as error:  # onnxruntime's exceptions have no common base class
             raise InputError(
                 f"ONNX Runtime cannot run {self._model.name}: {reason_of(error)}", "The states are unchanged"
             ) from error
-        return copied(binding.get_outputs()[0], self._model.output.dtype) if output is None else output
+        if bound.output is None:
+            return copied(bound.binding.get_outputs()[0], self._model.output.dtype)
+        return bound.output
 
-    def _buffer(self, batch: int, tokens: int) -> Array | None:
-        """Return an array for the output; None if the file does not declare its full shape."""
+    def _shape(self, batch: int, tokens: int) -> list[int] | None:
+        """Return the output's shape; None if the file does not declare all of it."""
         sizes = {BATCH: batch, TOKENS: tokens}
         shape = [axis if isinstance(axis, int) else sizes.get(axis) for axis in self._model.output.axes]
         known = [size for size in shape if size is not None]
-        if len(known) < len(shape):
+        return known if len(known) == len(shape) else None
+
+    def _output(self, batch: int, tokens: int) -> Array | None:
+        shape = self._shape(batch, tokens)
+        return None if shape is None else np.empty(shape, self._model.output.dtype)
+
+    def _long_output(self, batch: int, tokens: int) -> Array | None:
+        """Return a part of the buffer that all prompts' outputs are written to, which may be large."""
+        shape = self._shape(batch, tokens)
+        if shape is None:
             return None
-        size = math.prod(known)
+        size = math.prod(shape)
         if size > self._scratch.size:
             self._scratch = np.empty(size, self._model.output.dtype)
-        return self._scratch[:size].reshape(known)
+        return self._scratch[:size].reshape(shape)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -18,30 +17,31 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 
-@dataclass
 class Given:
     """Tokens that were given to a stream at once, and are answered at once.
 
-    Attributes:
+    Args:
         tokens: (count, ...).
         every: whether the answer has an output for every token, instead of the last one's.
+
+    Attributes:
         taken: how many of them the model has read.
-        outputs: the outputs of those, if every token's is wanted.
+        left: how many it has not.
+        outputs: the outputs of those it has, if every token's is wanted.
         compared: whether these tokens were looked up among those that others began with.
         shared: how many of them another stream began with: the state there is worth keeping.
     """
 
-    tokens: Array
-    every: bool
-    taken: int = 0
-    outputs: list[Array] = field(default_factory=list)
-    compared: bool = False
-    shared: int = 0
+    __slots__ = ("compared", "every", "left", "outputs", "shared", "taken", "tokens")
 
-    @property
-    def left(self) -> int:
-        """How many tokens the model has not read."""
-        return len(self.tokens) - self.taken
+    def __init__(self, tokens: Array, *, every: bool) -> None:
+        self.tokens = tokens
+        self.every = every
+        self.taken = 0
+        self.left = len(tokens)
+        self.outputs: list[Array] = []
+        self.compared = False
+        self.shared = 0
 
     def piece(self, count: int) -> Array:
         """Return the next tokens to read."""
@@ -49,7 +49,9 @@ class Given:
 
     def copy(self) -> Given:
         """Return the same for another stream."""
-        return replace(self, outputs=list(self.outputs))
+        twin = Given(self.tokens, every=self.every)
+        twin.taken, twin.left, twin.outputs = self.taken, self.left, list(self.outputs)
+        return twin
 
 
 class PoolStream:
@@ -57,10 +59,12 @@ class PoolStream:
 
     Attributes:
         length: number of tokens that the model has read.
-        closed: whether it has ended.
+        waiting: number of tokens that were given and that it has not read.
+        closed: whether the stream has ended.
     """
 
     length: int
+    waiting: int
     closed: bool
 
     def __init__(self, table: StreamTable, row: int, history: History | None) -> None:
@@ -69,6 +73,7 @@ class PoolStream:
         self.history = history
         self.given: deque[Given] = deque()
         self.length = 0
+        self.waiting = 0
         self.closed = False
         # Changes when the stream's state is replaced, so that a call that is running does not overwrite the new one.
         self.epoch = 0
@@ -80,11 +85,6 @@ class PoolStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    @property
-    def waiting(self) -> int:
-        """Number of tokens that were given and that the model has not read."""
-        return sum(given.left for given in self.given)
 
     def give(self, tokens: Any, *, every: bool = False) -> None:
         """Add tokens, which the next ticks read. They are answered once, when all have been read.

@@ -125,17 +125,22 @@ class StreamTable:
         with interrupts.held(), self._lock:
             self._check_takes(stream, len(array))
             self._check_waiting(len(array))
-            self._append(stream, Given(array, every))
+            self._append(stream, Given(array, every=every))
 
     def give_one(self, streams: Sequence[PoolStream], tokens: Any) -> None:
         """Do what `StreamPool.step` says."""
         array = step_tokens(self._model, tokens, len(streams)).copy()
         with interrupts.held(), self._lock:
+            most = self._model.positions
             for stream in streams:
-                self._check_takes(stream, 1)
+                if stream.closed or stream.table is not self or stream.length + stream.waiting >= most:
+                    self._check_takes(stream, 1)
             self._check_waiting(len(streams))
+            self.waiting += len(streams)
             for stream, token in zip(streams, array, strict=True):
-                self._append(stream, Given(token, every=False))
+                stream.given.append(Given(token, every=False))
+                stream.waiting += 1
+                self._queue.setdefault(stream)
 
     def close(self, stream: PoolStream) -> None:
         """Do what `PoolStream.close` says."""
@@ -147,6 +152,7 @@ class StreamTable:
             self._keep(stream, None)
             self._queue.pop(stream, None)
             self.waiting -= stream.waiting
+            stream.waiting = 0
             stream.given.clear()
             self._free.append(stream.row)
 
@@ -216,10 +222,12 @@ class StreamTable:
         with interrupts.held(), self._lock:
             streams = work.streams
             # Others were closed meanwhile, and their rows may be another stream's.
-            places = np.array([p for p, s in enumerate(streams) if s.epoch == work.epochs[p]], np.intp)
-            rows = np.array([streams[place].row for place in places], np.intp)
-            self._slots.scatter(work.present, places, rows)
-            done = [place for place in places if self._read(work, place, outputs[place], finished)]
+            places = [place for place, stream in enumerate(streams) if stream.epoch == work.epochs[place]]
+            self._slots.scatter(
+                work.present, np.array(places, np.intp), np.array([streams[p].row for p in places], np.intp)
+            )
+            read = self._read_one if work.count == 1 else self._read
+            done = [place for place in places if read(work, place, outputs, finished)]
             if done:
                 finished.add([streams[place] for place in done], outputs[done, -1])
             self.calls += 1
@@ -252,6 +260,7 @@ class StreamTable:
 
     def _append(self, stream: PoolStream, given: Given) -> None:
         stream.given.append(given)
+        stream.waiting += given.left
         self.waiting += given.left
         self._queue.setdefault(stream)
 
@@ -273,17 +282,31 @@ class StreamTable:
             return False
         return given.left > 1
 
+    def _read_one(self, work: Work, place: int, outputs: Array, finished: Finished) -> bool:
+        """Do what `_read` does, faster in the usual case: a stream was given a single token and waits for nothing."""
+        stream = work.streams[place]
+        if stream.waiting > 1 or stream.given[0].every or stream.given[0].taken:
+            return self._read(work, place, outputs, finished)
+        stream.given.popleft()
+        stream.waiting = 0
+        stream.length += 1
+        self.waiting -= 1
+        del self._queue[stream]
+        if stream.history is not None:
+            stream.history.append(work.tokens[place])
+        return True
+
     def _read(self, work: Work, place: int, outputs: Array, finished: Finished) -> bool:
         """Record that a stream has read tokens; return whether they were the last of those given at once."""
         stream = work.streams[place]
         given = stream.given[0]
         if given.every:
-            given.outputs.append(outputs.copy())
+            given.outputs.append(outputs[place].copy())
         last = self._advance(stream, work.count)
         if last and given.every:
             finished.every[stream] = np.concatenate(given.outputs)
         if len(given.tokens) > 1 and (last or stream.length % GRAIN == 0 or stream in work.awaited):
-            self._keep(stream, outputs[-1:].copy() if last else None)
+            self._keep(stream, outputs[place, -1:].copy() if last else None)
         return last
 
     def _advance(self, stream: PoolStream, count: int) -> bool:
@@ -292,7 +315,9 @@ class StreamTable:
         if stream.history is not None:
             stream.history.append(given.piece(count))
         given.taken += count
+        given.left -= count
         stream.length += count
+        stream.waiting -= count
         self.waiting -= count
         del self._queue[stream]
         if not given.left:
