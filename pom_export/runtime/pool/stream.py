@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy.typing as npt
 
 from pom_export.runtime.pool.prefixes import History
 from pom_export.runtime.streaming.state import State
-
-if TYPE_CHECKING:
-    from pom_export.runtime.pool.table import StreamTable
 
 Array = npt.NDArray[Any]
 
@@ -54,6 +51,15 @@ class Given:
         return twin
 
 
+class Owner(Protocol):
+    """What keeps a stream's state. Each method does what the stream's of the same name says."""
+
+    def give(self, stream: PoolStream, tokens: Any, *, every: bool) -> None: ...  # noqa: D102
+    def close(self, stream: PoolStream) -> None: ...  # noqa: D102
+    def fork(self, stream: PoolStream) -> PoolStream: ...  # noqa: D102
+    def snapshot(self, stream: PoolStream) -> State: ...  # noqa: D102
+
+
 class PoolStream:
     """A stream of a `StreamPool`, which creates it: see there. A `with` block closes it.
 
@@ -67,7 +73,7 @@ class PoolStream:
     waiting: int
     closed: bool
 
-    def __init__(self, table: StreamTable, row: int, history: History | None) -> None:
+    def __init__(self, table: Owner, row: int, history: History | None) -> None:
         self.table = table
         self.row = row
         self.history = history
