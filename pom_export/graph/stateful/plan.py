@@ -18,7 +18,7 @@ from pom_export.graph.stateful.locality import Axes, Locality, clean_axes
 from pom_export.graph.stateful.masks import MASKED
 from pom_export.graph.stateful.mixing import AGGREGATION, aggregation
 from pom_export.graph.stateful.positions import Positions, in_rows
-from pom_export.graph.stateful.roles import Roles
+from pom_export.graph.stateful.roles import Roles, mixes_rows
 from pom_export.graph.stateful.run import StatePart, Step, broadcast_shape, no_place
 from pom_export.graph.stateful.trace import CausalTrace
 from pom_export.graph.stateful.values import Values
@@ -87,7 +87,7 @@ def make_plan(trace: CausalTrace, layers: Sequence[str] = ()) -> Plan:
 
 class _Planner:
     def __init__(self, trace: CausalTrace, roles: Roles, layers: Sequence[str]) -> None:
-        self.layers = layers
+        self.layers, self.roles = layers, roles
         self.trace, self.symbols = trace, trace.symbols
         self.kinds = kinds = find_kinds(trace, roles, layers)
         self.values = values = Values(trace, kinds, roles)
@@ -141,6 +141,9 @@ class _Planner:
         return clean_axes(node, self.symbols)
 
     def _mixer(self, node: fx.Node) -> Axes | None:
+        axes = clean_axes(node.args[0], self.symbols)  # type: ignore[arg-type]
+        if axes is not None and axes[0].index != 1:
+            raise mixes_rows(self.roles.main, place_of(node))
         step = aggregation(node, self.counts["mixers"], self.kinds)
         self.counts["mixers"] += 1
         self.steps[node] = step

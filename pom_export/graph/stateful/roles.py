@@ -124,7 +124,7 @@ def find_roles(examples: Mapping[str, Tensor], run: Run) -> Roles:
         raise InputError(
             f"with `stateful`, an input must hold the tokens, (batch, tokens) or (batch, tokens, width), and the first "
             f"output one entry for each; the outputs have {count} tokens, the inputs are {shapes}",
-            "Return an output (batch, tokens, ...)",
+            _hint(examples, count),
         )
     main = last or _main(examples, sequences, count, run)
     rows = examples[main].shape[0]
@@ -148,7 +148,31 @@ def find_roles(examples: Mapping[str, Tensor], run: Run) -> Roles:
         else:
             found[name] = FIXED
     roles = Roles(found, main, rows, count, fills, frozenset(flat), last is not None)
+    _check_rows(examples, roles, run)
     return roles.with_fixed(_fixed_contexts(examples, roles, run))
+
+
+def _check_rows(examples: Mapping[str, Tensor], roles: Roles, run: Run) -> None:
+    """Raise InputError if what a row gives changes with the tokens of another."""
+    rows = {name: repeated(tensor, 0, 2) for name, tensor in examples.items() if roles[name] in {STREAM, CONTEXT}}
+    several = {**examples, **(rows if roles.rows == 1 else {})}
+    changed = {name: torch.cat([several[name][:1].flip(1), several[name][1:]]) for name in roles.streamed}
+    try:
+        found = [list(named_outputs(run(feed)).values()) for feed in (several, {**several, **changed})]
+    except InputError:
+        return  # a model of one row
+    for one, other in zip(*found, strict=True):
+        if one.dim() and one.is_floating_point() and not torch.allclose(one[1:], other[1:], rtol=1e-3, atol=1e-5):
+            raise mixes_rows(roles.main)
+
+
+def mixes_rows(name: str, place: str = "") -> InputError:
+    """Return the error for a model in which a row's outputs depend on other rows, given the input of the tokens."""
+    return InputError(
+        f"with `stateful`, each row of {name} is a sequence by itself, but here the outputs of a row depend on "
+        f"others{place}",
+        "Let the model take (batch, tokens), not (tokens, batch), and mix nothing across the batch",
+    )
 
 
 def _fixed_contexts(examples: Mapping[str, Tensor], roles: Roles, run: Run) -> set[str]:
@@ -161,6 +185,18 @@ def _fixed_contexts(examples: Mapping[str, Tensor], roles: Roles, run: Run) -> s
         except InputError:
             fixed |= set(names)
     return fixed
+
+
+def _hint(examples: Mapping[str, Tensor], count: int) -> str:
+    """Return what to do if no input has as many tokens as the output."""
+    sequences = {name: tensor for name, tensor in examples.items() if _is_sequence(name, tensor)}
+    for name, tensor in sequences.items():
+        if tensor.shape[0] == count:
+            return f"If {name} is (tokens, batch), let the model take (batch, tokens) and transpose it"
+    longest = max((tensor.shape[1] for tensor in sequences.values()), default=0)
+    if 1 < count < longest:
+        return f"If the model keeps only the last {count} tokens, give an example of no more"
+    return "Return an output (batch, tokens, ...)"
 
 
 def _last_of(examples: Mapping[str, Tensor], result: Any) -> str | None:

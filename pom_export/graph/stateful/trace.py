@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from pom_export.errors import SEE_CAUSE, InputError
+from pom_export.graph.copying import copy_module
 from pom_export.graph.outputs import TensorsOnly
 from pom_export.graph.own_program import repeated
 from pom_export.graph.refusals import refusal
@@ -25,6 +26,8 @@ from pom_export.graph.tracing import tracing_modes
 # Sizes to trace with: distinct, so that torch takes none for another, and small, since every value is kept. Sizes of 1
 # would be constants to torch.
 _ROWS, _TOKENS = 3, 8
+# With how many tokens a model is tried to see whether torch's limit is one too low.
+_LONGEST_TRIED = 5000
 # Where the user's model is in the module that is traced.
 _WRAPPER = "model."
 
@@ -119,7 +122,24 @@ def trace_causal(module: nn.Module, examples: Mapping[str, Tensor], roles: Roles
     symbols = _symbols(nodes, roles)
     bounds = exported.range_constraints.get(symbols.tokens)
     most = None if bounds is None or not bounds.upper.is_finite or bounds.upper > 2**40 else int(bounds.upper)
+    if most is not None and most < _LONGEST_TRIED and not roles.last:
+        # Torch leaves out the size at which x[:, -40:] just keeps everything.
+        longer = {name: _resized(tensor, roles, name, most + 1) for name, tensor in examples.items()}
+        most += _gives_the_same(graph, _Tied(copy_module(module), examples, roles), longer)
     return CausalTrace(nodes, _weights(graph, nodes), symbols, roles, inputs, most, stand_in_paths(tied))
+
+
+def _gives_the_same(graph: nn.Module, module: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
+    """Return whether a trace gives what its module does."""
+    try:
+        with torch.no_grad():
+            # Calling the graph would run hooks that check the sizes.
+            found, expected = graph.forward(**inputs), module(**inputs)
+    except Exception:  # noqa: BLE001 (whatever either raises at this size)
+        return False
+    return all(
+        one.shape == other.shape and torch.allclose(one, other) for one, other in zip(found, expected, strict=True)
+    )
 
 
 def _fixed_by_trace(nodes: Sequence[fx.Node], roles: Roles) -> list[str]:
@@ -139,7 +159,7 @@ def _exported(module: nn.Module, inputs: Mapping[str, Tensor], dynamic: Mapping[
             raise refusal("torch could not trace the model", error, module, SEE_CAUSE) from error
 
 
-def _resized(tensor: Tensor, roles: Roles, name: str) -> Tensor:
+def _resized(tensor: Tensor, roles: Roles, name: str, tokens: int = _TOKENS) -> Tensor:
     """Return an example at the sizes to trace with, repeating or cutting its rows and tokens."""
     if not roles.is_flat(name) and tensor.dim() and tensor.shape[0] == roles.rows:
         tensor = repeated(tensor, 0, _ROWS)
@@ -148,9 +168,9 @@ def _resized(tensor: Tensor, roles: Roles, name: str) -> Tensor:
     axis = 0 if roles.is_flat(name) else 1
     if roles.is_positions(name):
         shape = [*tensor.shape]
-        shape[axis] = _TOKENS
-        return torch.arange(_TOKENS, dtype=tensor.dtype).expand(shape).contiguous()
-    return repeated(tensor, axis, CONTEXT_TOKENS if roles[name] == CONTEXT else _TOKENS)
+        shape[axis] = tokens
+        return torch.arange(tokens, dtype=tensor.dtype).expand(shape).contiguous()
+    return repeated(tensor, axis, CONTEXT_TOKENS if roles[name] == CONTEXT else tokens)
 
 
 def _symbols(nodes: Sequence[fx.Node], roles: Roles) -> Symbols:

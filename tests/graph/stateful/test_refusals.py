@@ -149,6 +149,7 @@ TAKEN: dict[str, tuple[Part, Callable[[], nn.Module | None], int | None]] = {
     ),
     "positions that end": (lambda _, x: x + torch.arange(x.shape[1]).clamp(max=5)[:, None], lambda: None, None),
     "segments": (lambda m, x: x + m.layer(torch.arange(x.shape[1]) // 1000), lambda: _table(3), 1000 * TABLE),
+    "the last tokens alone": (lambda _, x: x[:, -20:], lambda: None, 20),
     "a shift by padding": (lambda _, x: x + nn.ZeroPad2d((0, 0, 1, -1))(x), lambda: None, None),
     "rows merged with tokens": (
         lambda m, x: m.layer(x.reshape(-1, WIDTH)).view(x.shape),

@@ -64,3 +64,22 @@ def test_an_output_of_the_last_token(shape: tuple[int, ...]) -> None:
 def test_an_output_without_tokens_is_refused() -> None:
     with pytest.raises(InputError, match="the outputs have 7 tokens, the inputs are input_ids 2x5"):
         find_roles({"input_ids": IDS}, lambda _: torch.zeros(2, 7, 3))
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_rows_that_depend_on_each_other_are_refused(rows: int) -> None:
+    def run(feed: Mapping[str, Tensor]) -> Tensor:
+        return feed["ids"].float().cumsum(0)[..., None]
+
+    with pytest.raises(
+        InputError, match=r"the outputs of a row depend on others\. Let the model take \(batch, tokens\)"
+    ):
+        find_roles({"ids": torch.arange(rows * 5).view(rows, 5)}, run)
+
+
+@pytest.mark.parametrize(
+    ("count", "advice"), [(2, "the last 2 tokens, give an example of no more"), (3, r"If ids is \(tokens, batch\)")]
+)
+def test_advice_on_an_output_of_another_length(count: int, advice: str) -> None:
+    with pytest.raises(InputError, match=advice):
+        find_roles({"ids": torch.zeros(3, 5, dtype=torch.int64)}, lambda _: torch.zeros(3, count, 7))
