@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import common
 
 from pom_export.debugging.bounds import UNITS, Bound, bound_for
 from pom_export.debugging.calls import Call
 from pom_export.debugging.locate import Located, few, run_of
 from pom_export.debugging.matching import closest, moved_axes, relative_error
+from pom_export.debugging.parts import FileParts
 from pom_export.debugging.tapping import TappedModel
 from pom_export.debugging.walk import Found
-from pom_export.errors import SEE_CAUSE, InputError, PomExportError, reason_of
-from pom_export.files import scratch_folder
+from pom_export.errors import InputError, PomExportError
 from pom_export.graph.exported_model import ExportedModel
 from pom_export.graph.module_values import CallValues, ModuleValues
-from pom_export.graph.saving import save_graph
 from pom_export.parity.candidates import KERNEL, Candidate, onnxruntime_candidates
 from pom_export.parity.case import Array, Arrays, Case
-from pom_export.parity.emulation import loaded_whole
 from pom_export.parity.modules import NOT_IN_GRAPH
 from pom_export.parity.tolerances import MODULE_NOISE
-from pom_export.runtime.session import inference_session
 
 # How many modules are compared at once: the values of these are in memory together.
 _TOGETHER = 128
@@ -47,6 +44,11 @@ class OtherFile:
     graph: ModuleValues
     candidate: Candidate
     inputs: Mapping[str, str]
+
+    @functools.cached_property
+    def parts(self) -> FileParts:
+        """The file, loaded to run its modules alone."""
+        return FileParts(self.model.path, kernels=self.candidate.path == KERNEL)
 
 
 def walk_files(
@@ -86,66 +88,76 @@ def walk_files(
         raise InputError(f"no backend here can run {(model if others else other).path}", "; ".join(not_run))
     compared = OtherFile(other, ModuleValues(ir.load(other.path, format="protobuf"), modules), others[0], inputs)
     graph = ModuleValues(ir.load(model.path, format="protobuf"), modules)
+    shared = _Shared(graph, compared.graph)
+    bound = bound_for(precision, rounds=True, own=False, rtol=rtol)
     runs, failed = [], []
-    for candidate in candidates:
-        progress(f"{candidate.backend} ({candidate.path}): {len(modules)} modules")
-        bound = bound_for(precision, rounds=True, own=False, rtol=rtol)
-        try:
-            found = [_walk(model, graph, candidate, compared, case, bound, UNITS[precision]) for case in few(cases)]
-        except InputError as error:
-            failed.append(f"{candidate.backend} ({candidate.path}): {error.what}")
-            continue
-        runs.append(run_of(candidate, found, {"": "the model"}))
+    with TappedModel(other.path, shared.values(1), compared.candidate) as theirs:
+        for candidate in candidates:
+            progress(f"{candidate.backend} ({candidate.path}): {len(modules)} modules")
+            try:
+                with TappedModel(model.path, shared.values(0), candidate) as ours:
+                    walk = _Walk(model, compared, shared, ours, theirs, bound, UNITS[precision])
+                    found = [walk.found(case) for case in few(cases)]
+            except InputError as error:
+                failed.append(f"{candidate.backend} ({candidate.path}): {error.what}")
+                continue
+            runs.append(run_of(candidate, found, {"": "the model"}))
     if not runs:
         raise InputError(failed[0], "Check that ONNX Runtime runs both files")
     return Located(runs, failed, not_run)
 
 
-def _walk(
-    model: ExportedModel,
-    graph: ModuleValues,
-    candidate: Candidate,
-    other: OtherFile,
-    case: Case,
-    bound: Bound,
-    unit: float,
-) -> dict[Call, Found]:
-    """Compare all modules on one case, in the order in which they end in the other file."""
-    pairs = {
-        module: (ours[0], theirs[0])
-        for module in sorted(other.graph.modules, key=lambda module: _end(other.graph, module))
-        if (ours := graph.calls(module)) and (theirs := other.graph.calls(module))
-    }
-    found = {
-        Call(module, 0): Found(reason=NOT_IN_GRAPH)
-        for module in sorted(other.graph.modules, key=lambda module: _end(other.graph, module))
-        if other.graph.calls(module)
-    }
-    children: dict[str, list[str]] = {}
-    for module in pairs:
-        if module:
-            children.setdefault(_around(module, pairs), []).append(module)
-    feeds = (_typed(case.feed, model, {}), _typed(case.feed, other.model, other.inputs))
-    names = [{name for pair in pairs.values() for name in (*pair[i].entering, *pair[i].leaving)} for i in (0, 1)]
-    with (
-        TappedModel(model.path, names[0], candidate) as ours_tapped,
-        TappedModel(other.model.path, names[1], other.candidate) as theirs_tapped,
-    ):
+class _Shared:
+    """The modules that both files have, by name, in the order in which they end in the other file."""
+
+    def __init__(self, graph: ModuleValues, other: ModuleValues) -> None:
+        order = sorted(other.modules, key=lambda module: _end(other, module))
+        self.called = [module for module in order if other.calls(module)]
+        self.pairs = {
+            module: (ours[0], other.calls(module)[0]) for module in self.called if (ours := graph.calls(module))
+        }
+        self.children: dict[str, list[str]] = {}
+        for module in self.pairs:
+            if module:
+                self.children.setdefault(_around(module, self.pairs), []).append(module)
+
+    def values(self, file: int) -> set[str]:
+        """Return the names of all values that enter and leave the modules in one of the files."""
+        return {name for pair in self.pairs.values() for name in (*pair[file].entering, *pair[file].leaving)}
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """A comparison of all modules, with both files loaded."""
+
+    model: ExportedModel
+    other: OtherFile
+    shared: _Shared
+    ours: TappedModel
+    theirs: TappedModel
+    bound: Bound
+    unit: float
+
+    def found(self, case: Case) -> dict[Call, Found]:
+        """Compare all modules on one case, in the order in which they end in the other file."""
+        pairs, children = self.shared.pairs, self.shared.children
+        found = {Call(module, 0): Found(reason=NOT_IN_GRAPH) for module in self.shared.called}
+        feeds = (_typed(case.feed, self.model, {}), _typed(case.feed, self.other.model, self.other.inputs))
         for chunk in _chunks(pairs):
             values = [
                 tapped.run((name for pair in chunk.values() for name in (*pair[i].entering, *pair[i].leaving)), feed)
-                for i, (tapped, feed) in enumerate(zip((ours_tapped, theirs_tapped), feeds, strict=True))
+                for i, (tapped, feed) in enumerate(zip((self.ours, self.theirs), feeds, strict=True))
             ]
             for module, pair in chunk.items():
-                compared = _Pair(*pair, values[0], values[1], feeds[1], other)
+                compared = _Pair(*pair, values[0], values[1], feeds[1], self.other)
                 named = children.get(module, ())
                 inner = [pairs[child] for child in named if found[Call(child, 0)].certain]
                 inside, complete = _known(inner, *values, entering=False)
                 complete = complete and len(inner) == len(named)
                 passed, _ = _known(inner, *values, entering=True)
-                limit = bound(pair[0].own if complete else pair[0].nodes)
-                found[Call(module, 0)] = compared.found(inside, passed, limit, unit, case.name)
-    return found
+                limit = self.bound(pair[0].own if complete else pair[0].nodes)
+                found[Call(module, 0)] = compared.found(inside, passed, limit, self.unit, case.name)
+        return found
 
 
 def _around(module: str, modules: Collection[str]) -> str:
@@ -243,7 +255,7 @@ class _Pair:
         if error > bound:
             try:
                 kept = {name: self.others[name] for name in self.theirs.entering}
-                own = _run_part(self.other, names, {**kept, **given}, self.feed)
+                own = self.other.parts.run(names, {**kept, **given}, self.feed)
             except PomExportError:
                 certain = False
             error = max((relative_error(array, own[name]) for array, name in judged), default=0.0)
@@ -260,7 +272,7 @@ class _Pair:
             for name, array in given.items()
         }
         try:
-            outputs = _run_part(self.other, names, moved, self.feed)
+            outputs = self.other.parts.run(names, moved, self.feed)
         except PomExportError:
             return 0.0
         errors = (relative_error(outputs[name], own[name]) for name in names if name in outputs)
@@ -268,36 +280,3 @@ class _Pair:
 
     def _arrays(self, names: Sequence[str]) -> list[Array]:
         return [self.values[name] for name in names if name in self.values]
-
-
-def _run_part(other: OtherFile, names: Sequence[str], given: Mapping[str, Array], feed: Arrays) -> dict[str, Array]:
-    """Return values of a file's graph, for other values before them.
-
-    Raises:
-        InputError: ONNX Runtime can't run the part.
-    """
-    whole = loaded_whole(other.model.path)
-    made = {value.name: value for node in whole.graph for value in node.outputs if value.name}
-    inputs = dict(feed)
-    for name, array in given.items():
-        old = made.get(name)
-        if old is None:  # an input of the model
-            inputs[name] = array.astype(inputs[name].dtype)
-            continue
-        kind = old.dtype if old.dtype is not None else ir.DataType.from_numpy(array.dtype)
-        new = ir.Value(name=f"{name}_given", shape=ir.Shape(array.shape), type=ir.TensorType(kind))
-        whole.graph.inputs.append(new)
-        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-        inputs[f"{name}_given"] = array.astype(kind.numpy())
-    whole.graph.outputs.clear()
-    whole.graph.outputs.extend(made[name] for name in dict.fromkeys(names))
-    common.RemoveUnusedNodesPass()(whole)
-    with scratch_folder() as folder:
-        path = folder / "part.onnx"
-        save_graph(whole, path)
-        session = inference_session(path, kernels=other.candidate.path == KERNEL)
-        try:
-            outputs = session.run(list(names), inputs)
-        except Exception as error:
-            raise InputError(f"a part of {other.model.path} fails: {reason_of(error)}", SEE_CAUSE) from error
-    return dict(zip(names, outputs, strict=True))
