@@ -25,7 +25,7 @@ from pom_export.graph.outputs import TensorsOnly, free_name, left_out, named_out
 from pom_export.graph.own_program import Examples, run_on_examples
 from pom_export.graph.program import Program
 from pom_export.graph.stateful.last_token import each_prefix
-from pom_export.graph.stateful.layers import record_layers
+from pom_export.graph.stateful.layers import record_layers, watch_layers
 from pom_export.graph.stateful.masks import make_causal, watch_masks
 from pom_export.graph.stateful.module import MASK, StatefulModule
 from pom_export.graph.stateful.plan import Plan, make_plan
@@ -55,18 +55,18 @@ def stateful_program(module: nn.Module, examples: Examples, *, masked: bool = Fa
     roles = roles_of(module, examples)
     # Run on a copy: whatever a module keeps from a call, such as tables for this length, would be part of the trace.
     tried = copy_module(module)
-    with watch_masks(tried) as causal:
+    with watch_masks(tried) as causal, watch_layers(tried) as layers:
         result = run_on_examples(tried, examples)
     outputs = named_outputs(result)
     for name, part in tried.named_modules():
         if isinstance(part, Mixer) and causal.get(part):
             make_causal(cast("Mixer", module.get_submodule(name)))
-    layers = record_layers(module)
     if layers and masked:
         raise InputError(
             f"{layers[0]} keeps a state of its own, which must not take in masked tokens, and can't know them",
             "Leave out `mask='padding'`, and give rows of one length",
         )
+    record_layers(module, layers)
     trace = trace_causal(module, examples, roles)
     roles = trace.roles
     plan = make_plan(trace, layers)

@@ -127,12 +127,6 @@ class _Planner:
     def _in_layer(self, node: fx.Node) -> Axes | None:
         """Take what a stateful layer of the user's computes as it is: the layer vouches for it."""
         if node.target is PAST:
-            if any(isinstance(step, LayerPast) and step.name == LayerPast(node).name for step in self.steps.values()):
-                raise InputError(
-                    f"with `stateful`, a layer with a state of its own may be called once, and {node.args[1]} is the "
-                    f"state of one that is called again{place_of(node)}",
-                    "Use a second layer with the same weights",
-                )
             self.steps[node] = LayerPast(node)
         elif node.target is PRESENT:
             self.steps[node] = LayerPresent(node)
