@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 from onnx import numpy_helper
+
+from pom_export import contract
 
 WIDTH, CHANNELS, DEGREE = 4, 6, 3
 
@@ -179,3 +182,14 @@ def run(model: onnx.ModelProto, feed: Mapping[str, npt.NDArray[np.generic]]) -> 
 
     (result,) = ReferenceEvaluator(model).run(None, dict(feed))
     return np.asarray(result, np.float32)
+
+
+def ours(path: Path) -> list[onnx.NodeProto]:
+    """Return the nodes of our ops in a file."""
+    return [node for node in onnx.load(path).graph.node if node.domain == contract.DOMAIN]
+
+
+def attribute(node: onnx.NodeProto, name: str) -> Any:
+    """Return an attribute of a node."""
+    value = next(onnx.helper.get_attribute_value(each) for each in node.attribute if each.name == name)
+    return value.decode() if isinstance(value, bytes) else value

@@ -128,7 +128,7 @@ def _fused(original: ExportedModel, optimize: bool) -> tuple[Fused, PlainInputs]
         return Observation(runs, inputs.same)
 
     fused = fused_graph(original.path, original.inputs, observe, optimize=optimize)
-    return fused, replace(drawn[0], masks=fused.masks)
+    return fused, replace(drawn[0], masks=fused.masks, padding=fused.padding)
 
 
 def _nothing(original: ExportedModel, fused: Fused) -> FuseResult:

@@ -48,6 +48,7 @@ class PlainInputs:
         specs: the inputs.
         rows: for integer inputs, how many values they may have.
         masks: the inputs that say which tokens count.
+        padding: those of them whose ones say which do not.
         same: dimensions that must have the same size as another one, by name.
     """
 
@@ -55,6 +56,7 @@ class PlainInputs:
     rows: Mapping[str, int]
     masks: Collection[str]
     same: Mapping[str, str] = field(default_factory=dict)
+    padding: Collection[str] = ()
 
     def sizes(self, rows: int, tokens: int) -> dict[str, int]:
         """Return a size for each dynamic dimension: one for the first of each input, others for the rest."""
@@ -83,7 +85,9 @@ class PlainInputs:
 
     def _values(self, spec: TensorSpec, shape: list[int], kind: str, generator: np.random.Generator) -> Array:
         if spec.name in self.masks or spec.dtype == np.bool_:
-            return _mask(spec, shape, kind, generator)
+            mask = _mask(spec, shape, kind, generator)
+            padding = ~mask if spec.dtype == np.bool_ else 1 - mask
+            return padding if spec.name in self.padding else mask
         if spec.dtype.kind in "iu":
             return generator.integers(0, self.rows.get(spec.name, _FEW_IDS), shape).astype(spec.dtype)
         values = generator.standard_normal(shape)

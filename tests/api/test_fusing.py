@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import numpy_helper
-from torch import Tensor, nn
 
 import pom_export
 from pom_export import contract
 from pom_export.errors import InputError, ParityError
 from pom_export.graph.fusing import rewriting
-from tests.official_style import PoM, ProductPoM, RotaryPoM, SeparatePoM
-from tests.plain_graphs import ACTIVATIONS, AGGREGATES, MASKED, WIDTH, parsed, plain_graph, run
+from tests.plain_graphs import ACTIVATIONS, AGGREGATES, MASKED, WIDTH, attribute, ours, parsed, plain_graph, run
 
 _PATHS = ["onnxruntime kernel", "onnxruntime function"]
 
@@ -28,16 +23,6 @@ def saved(model: onnx.ModelProto, folder: Path) -> Path:
     path = folder / "plain.onnx"
     onnx.save(model, path)
     return path
-
-
-def ours(path: Path) -> list[onnx.NodeProto]:
-    """Return the nodes of our ops in a file."""
-    return [node for node in onnx.load(path).graph.node if node.domain == contract.DOMAIN]
-
-
-def attribute(node: onnx.NodeProto, name: str) -> Any:
-    value = next(onnx.helper.get_attribute_value(each) for each in node.attribute if each.name == name)
-    return value.decode() if isinstance(value, bytes) else value
 
 
 def test_a_fused_file(tmp_path: Path) -> None:
@@ -213,6 +198,53 @@ def test_after_onnx_runtimes_optimizer(tmp_path: Path) -> None:
     assert (attribute(ours(tmp_path / "out.onnx")[0], "form"), result.checked) == ("product", _PATHS)
 
 
+def test_a_convolution_that_onnx_runtimes_optimizer_joined_with_its_activation(tmp_path: Path) -> None:
+    import onnxruntime
+
+    nodes = """
+        t = Transpose<perm = [0, 2, 1]>(x) c = Conv<kernel_shape = [1]>(t, kernel) l = LeakyRelu<alpha = 0.01>(c)
+        h = Clip(l, low, high) h2 = Mul(h, h) p = Add(h, h2) m = ReduceMean<keepdims = 1>(p, at2)
+        o = Conv<kernel_shape = [1]>(t, other) r = Relu(o) z = Mul(m, r) y = Transpose<perm = [0, 2, 1]>(z)"""
+    model = parsed("float[batch, tokens, 4] x", "float[batch, tokens, 6] y", nodes)
+    for name, number in (("kernel", 1), ("other", 2)):
+        model.graph.initializer.append(numpy_helper.from_array(np.full((6, 4, 1), number, np.float32), name))
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(saved(model, tmp_path), options)
+    assert [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node].count("FusedConv") == 2
+
+    result = pom_export.fuse(tmp_path / "optimized.onnx", tmp_path / "out.onnx")
+
+    assert (result.fused, result.left) == (1, [])
+    # The other convolution is as it was.
+    assert [node.op_type for node in onnx.load(tmp_path / "out.onnx").graph.node].count("FusedConv") == 1
+
+
+def test_a_shape_that_is_asked_for_before_the_tokens_are_projected(tmp_path: Path) -> None:
+    nodes = """
+        shape = Shape(v) r = Relu(v) u = Mul(r, two) l = LeakyRelu<alpha = 0.01>(u) h = Clip(l, low, high)"""
+    aggregate = """
+        q = CumSum(p, one) n = Gather(shape, one) range = Range(zero_int, n, one) f = Cast<to = 1>(range)
+        k = Add(f, one_float) d = Unsqueeze(k, at1) y = Div(q, d)"""
+    model = plain_graph(nodes, aggregate=aggregate)
+    model.graph.node[0].output[0] = "v"
+
+    result = pom_export.fuse(saved(model, tmp_path), tmp_path / "out.onnx")
+
+    assert (result.fused, attribute(ours(tmp_path / "out.onnx")[0], "mode")) == (1, "causal")
+
+
+def test_a_mask_of_padding_is_compared_where_tokens_are_left(tmp_path: Path) -> None:
+    dtype, nodes = MASKED["inverted"]
+
+    result = pom_export.fuse(saved(plain_graph(aggregate=nodes, mask=dtype), tmp_path), tmp_path / "out.onnx")
+
+    assert not any("not compared" in note for note in result.notes)
+    assert {"one token", "nothing masked", "a fully masked row"} <= set(result.cases)
+
+
 _HEADS = """
     s = MatMul(x, gate_of_heads) a_ = Sigmoid(s) b_ = Unsqueeze(a_, last) three_ = Constant<value_ints = [1, 1, 1, 3]>()
     c_ = Tile(b_, three_) size_ = Constant<value_ints = [0, 0, 6]>() g_ = Reshape(c_, size_)"""
@@ -234,140 +266,3 @@ def test_gates_are_fused(gate: str, aggregate: str, activation: str, tmp_path: P
 
     (node,) = ours(tmp_path / "out.onnx")
     assert (node.op_type, attribute(node, "gate_activation")) == (contract.GATED_OP_NAME, activation)
-
-
-class TokensLast(nn.Module):
-    """A mixer that never leaves the layout of its convolutions, (B, C, N)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.context, self.gate, self.last = (nn.Conv1d(a, b, 1) for a, b in ((8, 12), (8, 12), (12, 8)))
-        self.coefficients = nn.Parameter(torch.randn(2, 12, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = nn.functional.leaky_relu(self.context(x.transpose(1, 2)), 0.01).clamp(-0.1, 6.0)
-        p = self.coefficients[0] * h + self.coefficients[1] * h * h
-        y: Tensor = self.last(torch.sigmoid(self.gate(x.transpose(1, 2))) * p.mean(2, keepdim=True))
-        return y.transpose(1, 2)
-
-
-class HeadsFirst(nn.Module):
-    """A causal mixer whose channels are heads before the tokens, (B, H, N, C / H)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.context, self.gate, self.last = nn.Linear(8, 12), nn.Linear(8, 3), nn.Linear(12, 8)
-        self.coefficients = nn.Parameter(torch.randn(2, 3, 1, 4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = x.shape[1]
-        u = self.context(x).unflatten(-1, (3, 4)).transpose(1, 2)
-        h = nn.functional.leaky_relu(u, 0.01).clamp(-0.1, 6.0)
-        p = self.coefficients[0] * h + self.coefficients[1] * h * h
-        a = torch.tril(torch.ones(tokens, tokens)) @ p / torch.arange(1, tokens + 1)[:, None]
-        gated = torch.sigmoid(self.gate(x)).transpose(1, 2).unsqueeze(-1) * a
-        y: Tensor = self.last(gated.transpose(1, 2).flatten(2))
-        return y
-
-
-@pytest.mark.parametrize(("module", "mode"), [(TokensLast, "mean"), (HeadsFirst, "causal")])
-def test_other_layouts(module: Callable[[], nn.Module], mode: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        by_torchscript(module().eval(), {"x": torch.randn(2, 5, 8)}, tmp_path / "plain.onnx")
-
-    result = pom_export.fuse(tmp_path / "plain.onnx", tmp_path / "out.onnx")
-
-    assert (result.fused, result.left, result.checked) == (1, [], _PATHS)
-    assert [attribute(node, "mode") for node in ours(tmp_path / "out.onnx")] == [mode]
-
-
-class Masked(nn.Module):
-    """A mixer with a fixed kind of mask, or with one that is given."""
-
-    def __init__(self, mixer: nn.Module, mask: str | None) -> None:
-        super().__init__()
-        self.mixer, self.mask = mixer, mask
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        found: Tensor = self.mixer(x, mask=self.mask if mask is None else mask)
-        return found
-
-
-def by_dynamo(module: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> None:
-    sizes = [torch.export.Dim("batch"), torch.export.Dim("tokens"), torch.export.Dim("tokens")]
-    torch.onnx.export(
-        module,
-        kwargs=dict(inputs),
-        f=path,
-        dynamo=True,
-        verbose=False,
-        dynamic_shapes={
-            name: {axis: sizes[axis] for axis in range(x.dim() - (name == "x"))} for name, x in inputs.items()
-        },
-    )
-
-
-def by_torchscript(module: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> None:
-    axes = {
-        name: dict(enumerate(["batch", "tokens", "tokens"][: x.dim() - (name == "x")])) for name, x in inputs.items()
-    }
-    torch.onnx.export(
-        module,
-        tuple(inputs.values()),
-        path,
-        dynamo=False,
-        opset_version=17,
-        input_names=list(inputs),
-        output_names=["y"],
-        dynamic_axes={**axes, "y": {0: "batch", 1: "tokens"}},
-    )
-
-
-_EXPORTERS: Mapping[str, Callable[..., None]] = {"dynamo": by_dynamo, "torchscript": by_torchscript}
-_MIXERS: Mapping[str, Callable[[], nn.Module]] = {
-    "v2": lambda: PoM(8, 3, 2, 1, 1),
-    "heads": lambda: PoM(8, 2, 2, 1, 4),
-    "groups": lambda: PoM(8, 3, 2, 2, 1, bias=True),
-    "separate": lambda: SeparatePoM(8, 4, 1, 1, 1),
-    "v1": lambda: ProductPoM(8, 3, 1),
-    "grouped v1": lambda: ProductPoM(8, 2, 1, 2),
-    "rotary": lambda: RotaryPoM(8, 2, 2, 1200),
-}
-_MASKS: Mapping[str, tuple[str | None, Tensor | None]] = {
-    "none": (None, None),
-    "causal": ("causal", None),
-    "padding": (None, torch.ones(2, 5, dtype=torch.bool)),
-    "weights": (None, torch.ones(2, 5)),
-    "full": (None, torch.ones(2, 5, 5, dtype=torch.bool)),
-}
-_MODES = {"none": "mean", "causal": "causal", "padding": "mean", "weights": "mean", "full": "features"}
-_FEW = {("v2", "causal", "torchscript"), ("heads", "padding", "torchscript"), ("grouped v1", "none", "torchscript"),
-        ("v2", "none", "dynamo"), ("rotary", "causal", "torchscript"), ("v1", "full", "torchscript")}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("mixer", "mask", "exporter"),
-    [
-        pytest.param(*case, marks=[] if case in _FEW else [pytest.mark.slow])
-        for case in [(mixer, mask, exporter) for mixer in _MIXERS for mask in _MASKS for exporter in _EXPORTERS]
-    ],
-)
-def test_what_torch_exports(mixer: str, mask: str, exporter: str, tmp_path: Path) -> None:
-    kind, given = _MASKS[mask]
-    torch.manual_seed(0)
-    module = Masked(_MIXERS[mixer](), kind).eval()
-    inputs = {"x": torch.randn(2, 5, 8), **({} if given is None else {"mask": given})}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        _EXPORTERS[exporter](module, inputs, tmp_path / "plain.onnx")
-
-    result = pom_export.fuse(tmp_path / "plain.onnx", tmp_path / "out.onnx")
-
-    assert (result.fused, result.left, result.checked) == (1, [], _PATHS)
-    (node,) = ours(tmp_path / "out.onnx")
-    assert attribute(node, "mode") == _MODES[mask]
-    feed = {name: tensor.numpy() for name, tensor in inputs.items()}
-    (made,) = pom_export.inference_session(tmp_path / "out.onnx").run(None, feed)
-    np.testing.assert_allclose(made, module(**inputs).detach().numpy(), rtol=1e-4, atol=1e-5)

@@ -9,7 +9,8 @@ number that occurs in it are tried too.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Final
 
 import numpy as np
@@ -30,6 +31,7 @@ _AGREES: Final = 2e-5
 # Few channels are enough, where the graph allows any number.
 _FEW_CHANNELS: Final = 3
 _FIRST_SIZE: Final = 6
+_FEW_TOKENS: Final = 2
 # A weight that is smaller than what usually keeps a sum of weights from being 0.
 _SMALL: Final = 1e-9
 _LEAST: Final = (
@@ -93,7 +95,7 @@ def match_aggregate(evaluator: Evaluator, features: ir.Value) -> Aggregate:
     Raises:
         NotFusedError: there is none that the op computes; the text says why.
     """
-    layout = layout_of(features)
+    layout = layout_of(features, evaluator.axes)
     if layout is None:
         raise NotFusedError("the shape of its features is not known")
     reached = list(values_of_tokens(evaluator, features, layout))
@@ -169,7 +171,8 @@ def shared_sources(evaluator: Evaluator, layout: Layout, reached: Reached) -> li
         return [None]
     first, *others = (sources_of(evaluator, each, layout) for each in reached.data)
     shared = [each for each in first if all(each.value in {one.value for one in other} for other in others)]
-    return [*sorted(shared, key=lambda each: (each.kind == PAIRS, each.changes, not each.is_bool, not each.counts))]
+    shared.sort(key=lambda each: (each.kind == PAIRS, each.changes, not each.is_bool, not each.counts))
+    return [*shared, *(replace(each, inverted=True) for each in shared if each.is_bool)]
 
 
 def _has_channels(value: ir.Value, layout: Layout) -> bool:
@@ -177,7 +180,7 @@ def _has_channels(value: ir.Value, layout: Layout) -> bool:
     shape = value.shape
     if shape is None:
         return True
-    axes = {0, layout.axis} if len(shape) == len(layout.channels) + 2 else {0}
+    axes = {layout.rows, layout.axis} if len(shape) == len(layout.channels) + 2 else {0}
     return tuple(size for axis, size in enumerate(shape) if axis not in axes) == layout.channels
 
 
@@ -230,24 +233,24 @@ class _Trial:
     def with_divisor(self, found: Aggregate) -> Aggregate:
         """Return an aggregate with what is added to its sum of weights, and what it gives without tokens."""
         assert found.mask is not None
-        tokens = self.layout.tokens or 1
-        value = self._row(found.mask, 1.0)
-        epsilon = 0.0 if value is None else _added(value, tokens)
-        empty = self._row(found.mask, 0.0)
+        tokens = self.layout.tokens or _FEW_TOKENS
+        epsilon = _added(
+            self._row(found.mask, [1.0] * tokens), self._row(found.mask, [1.0] + [0.0] * (tokens - 1)), tokens
+        )
+        empty = self._row(found.mask, [0.0] * tokens)
         kind = "other" if empty is None or empty else "0"
         kind = "NaN" if empty is not None and np.isnan(empty) else kind
-        small = None if found.mask.counts else self._row(found.mask, _SMALL)
+        small = None if found.mask.counts else self._row(found.mask, [_SMALL] * tokens)
         exact = small is None or abs(small * (_SMALL * tokens + epsilon) - _SMALL * tokens) <= _AGREES * _SMALL * tokens
         return Aggregate(found.value, found.mode, found.mask, epsilon, found.spread, kind, () if exact else (_LEAST,))
 
-    def _row(self, source: Source, weight: float) -> float | None:
-        """Return the mean of tokens that are all 1, each with one weight."""
-        shape = (self.layout.batch or 1, self.layout.tokens or 1)
-        weights = np.full(shape, weight)
-        ones = np.ones((*shape, *self._channels()))
-        made = self._run(ones, source, weights)
+    def _row(self, source: Source, weights: Sequence[float]) -> float | None:
+        """Return the mean of tokens that are all 1, with their weights."""
+        rows, channels = self.layout.batch or 1, self._channels()
+        ones = np.ones((rows, len(weights), *channels))
+        made = self._run(ones, source, np.tile(weights, (rows, 1)))
         own = 1.0 if self._transform is None else float(self._transform(ones).reshape(-1)[0])
-        return None if made is None else float(made.reshape(-1)[0]) / own
+        return None if made is None else float(made.reshape(rows, -1, prod(channels))[0, -1, 0]) / own
 
     def _sizes(self) -> set[int]:
         constants, _ = self.evaluator.constants_behind(self.reached.fixed)
@@ -268,7 +271,7 @@ class _Trial:
 
     def _differs(self, mode: str, source: Source | None, tokens: int, batch: int) -> bool | None:
         """Return whether the value differs from the mean; None if it cannot be computed."""
-        key = (None if source is None else source.value, tokens, batch)
+        key = (source, tokens, batch)
         if key != self._last:
             self._made, self._last = self._draw(source, tokens, batch), key
         p, weights, made = self._made
@@ -332,9 +335,16 @@ def _wanted(p: Array, mode: str, weights: Array | None) -> Array:
     return result
 
 
-def _added(mean: float, weight: float) -> float:
-    """Return what was added to a sum of weights, given the mean of ones."""
-    added = weight / mean - weight
+def _added(mean: float | None, of_one: float | None, tokens: int) -> float:
+    """Return what is added to sums of weights, given the mean of ones over tokens, and over only one of them.
+
+    Both are off by the same factor where constants of the features are rounded.
+    """
+    if mean is None or of_one is None or tokens == 1:
+        added = 0.0 if mean is None else 1 / mean - 1
+    else:
+        ratio = mean / of_one
+        added = tokens * (ratio - 1) / (tokens - ratio)
     return float(f"{added:.6g}") if added > 1e-13 else 0.0
 
 

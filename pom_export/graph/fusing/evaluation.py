@@ -35,15 +35,31 @@ def constant_of(value: ir.Value | None) -> ir.TensorProtocol | None:
     return None if value is None else ir.convenience.get_const_tensor(value)
 
 
+class Axes(NamedTuple):
+    """Which axes of values are the batch and the tokens.
+
+    Attributes:
+        batch: the axis of the batch.
+        tokens: that of the tokens; None: the other one without a fixed size, or else the second.
+    """
+
+    batch: int = 0
+    tokens: int | None = None
+
+
+USUAL_AXES: Final = Axes()
+
+
 class Evaluator:
     """Computes values of a graph from given ones.
 
     Args:
         graph: the graph; nothing in it is changed.
+        axes: which axes are those of tokens.
     """
 
-    def __init__(self, graph: ir.Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: ir.Graph, axes: Axes = USUAL_AXES) -> None:
+        self.graph, self.axes = graph, axes
         self._data: dict[ir.Value, bool] = {}
         self._kernels: dict[ir.Node, Any] = {}
         self._constants: dict[ir.Value, Array | None] = {}

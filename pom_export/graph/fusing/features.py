@@ -7,7 +7,7 @@ from typing import Final
 
 import onnx_ir as ir
 
-from pom_export.graph.fusing.evaluation import Array
+from pom_export.graph.fusing.evaluation import USUAL_AXES, Array, Axes
 from pom_export.graph.fusing.rotation import Rotation
 
 # Constants in half precision, such as 0.01, are off by as much.
@@ -47,6 +47,7 @@ class Features:
         rotation: how they are rotated afterwards, or None.
         others: other values that hold the features, for example in another shape.
         activated: of form "power": the activation of x that they are a polynomial of.
+        axes: which axes of the values are those of tokens.
     """
 
     x: ir.Value
@@ -57,6 +58,7 @@ class Features:
     rotation: Rotation | None = None
     others: tuple[ir.Value, ...] = ()
     activated: ir.Value | None = None
+    axes: Axes = USUAL_AXES
 
     @property
     def last(self) -> ir.Value:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -14,14 +14,15 @@ from onnx_ir.passes import common
 
 from pom_export import contract
 from pom_export.errors import InputError
-from pom_export.graph.fusing.evaluation import SHAPES
+from pom_export.graph.fusing.evaluation import SHAPES, Evaluator
 from pom_export.graph.fusing.finding import Findings, find_aggregations
 from pom_export.graph.fusing.gates import PlainReshapesPass, SlicesToSplitPass
+from pom_export.graph.fusing.preparing import Prepared
 from pom_export.graph.fusing.rewriting import put_aggregation
 from pom_export.graph.fusing.selecting import PlainGatesPass
 from pom_export.graph.fusing.shapes import Seen, complete_shapes, inferred
 from pom_export.graph.fusing.sources import Source
-from pom_export.graph.fusing.splitting import SplitOperators
+from pom_export.graph.fusing.tokens import named
 from pom_export.graph.interface import TensorSpec
 from pom_export.graph.nodes import aggregation_nodes, gated_nodes
 from pom_export.graph.opsets import OPSETS, STANDARD_DOMAINS
@@ -33,6 +34,7 @@ from pom_export.graph.unfolding import unfolded
 OLDEST_OPSET: Final = OPSETS.start - 1
 # Functions came with this version of the format.
 _IR_VERSION: Final = 8
+_ROWS: Final = 2
 
 
 class Observation(NamedTuple):
@@ -60,6 +62,7 @@ class Fused:
         kept: how many nodes of the op it held before.
         notes: remarks about it, one line each.
         masks: the inputs that say which tokens count.
+        padding: those of them whose ones say which do not.
     """
 
     model: ir.Model
@@ -67,6 +70,7 @@ class Fused:
     kept: int
     notes: list[str] = field(default_factory=list)
     masks: frozenset[str] = frozenset()
+    padding: frozenset[str] = frozenset()
 
 
 def fused_graph(file: Path, inputs: Sequence[TensorSpec], observe: Observe, *, optimize: bool = True) -> Fused:
@@ -91,14 +95,15 @@ def fused_graph(file: Path, inputs: Sequence[TensorSpec], observe: Observe, *, o
     ir.external_data.set_base_dir(model.graph, file.parent)
     complete_shapes(model.graph, observation.runs)
     kept = len(aggregation_nodes(model)) + len(gated_nodes(model))
-    split = SplitOperators(model.graph)
+    prepared = Prepared(model.graph)
     findings = find_aggregations(model.graph)
-    masks = frozenset(name for found in findings.found for name in _inputs_behind(found.aggregate.mask))
+    masks = [(found.aggregate.mask, _inputs_behind(found.aggregate.mask)) for found in findings.found]
+    padding = [inputs for mask, inputs in masks if mask is not None and _means_padding(model.graph, mask, inputs)]
     nodes = [put_aggregation(model.graph, found) for found in findings.found]
-    fused = Fused(model, findings, kept, notes_of(findings), masks)
+    fused = Fused(model, findings, kept, notes_of(findings), _names(inputs for _, inputs in masks), _names(padding))
     if nodes:
         common.RemoveUnusedNodesPass()(model)
-        split.put_back()
+        prepared.put_back()
         _finish(model, optimize)
         _load_weights(model)
         for value in (*model.graph.inputs, *model.graph.outputs):
@@ -175,18 +180,32 @@ def _graphs_in(node: ir.Node) -> Iterator[ir.Graph]:
             yield from attribute.as_graphs()
 
 
-def _inputs_behind(mask: Source | None) -> Iterator[str]:
-    """Yield the graph inputs that a mask is computed from."""
+def _names(groups: Iterable[Iterable[ir.Value]]) -> frozenset[str]:
+    return frozenset(value.name or "" for group in groups for value in group)
+
+
+def _means_padding(graph: ir.Graph, mask: Source, inputs: Sequence[ir.Value]) -> bool:
+    """Return whether a mask keeps no token where its input is 1 everywhere."""
+    shapes = [[size if isinstance(size, int) else _ROWS for size in each.shape or ()] for each in inputs]
+    ones = {each: np.ones(shape) for each, shape in zip(inputs, shapes, strict=True)}
+    given = {each: array.astype(np.bool_) if each.dtype == ir.DataType.BOOL else array for each, array in ones.items()}
+    made = Evaluator(graph).run([mask.value], given, named({}, graph)).get(mask.value)
+    return made is not None and bool(np.all(made) if mask.inverted else not np.any(made))
+
+
+def _inputs_behind(mask: Source | None) -> list[ir.Value]:
+    """Return the graph inputs that a mask is computed from."""
     waiting = [] if mask is None else [mask.value]
-    seen = set()
+    seen, found = set(), []
     while waiting:
         value = waiting.pop()
-        if value.is_graph_input():
-            yield value.name or ""
+        if value.is_graph_input() and value not in found:
+            found.append(value)
         node = value.producer()
         if node is not None and node not in seen and node.op_type not in SHAPES:
             seen.add(node)
             waiting.extend(each for each in node.inputs if each is not None)
+    return found
 
 
 def notes_of(findings: Findings) -> list[str]:

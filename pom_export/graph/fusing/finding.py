@@ -7,21 +7,22 @@ from typing import Final
 
 import onnx_ir as ir
 
+from pom_export.graph.fusing.activations import CLAMPS, FARTHEST, GELUS, projected
 from pom_export.graph.fusing.aggregates import Aggregate, match_aggregate
-from pom_export.graph.fusing.evaluation import Evaluator
+from pom_export.graph.fusing.evaluation import USUAL_AXES, Axes, Evaluator
 from pom_export.graph.fusing.features import Features, NotFusedError
 from pom_export.graph.fusing.power import match_power, near_power
 from pom_export.graph.fusing.product import match_product
 from pom_export.graph.fusing.rotation import match_rotation
 from pom_export.graph.fusing.separate import are_a_part, match_separate_powers, match_separate_products
+from pom_export.graph.fusing.tokens import Layout, layout_of
 from pom_export.graph.nodes import is_aggregation
 
-# Operators of which activations consist, as exporters and optimizers write them.
-_CLAMPS: Final = frozenset(("Clip", "LeakyRelu", "Max", "Min", "PRelu", "Relu", "Where"))
-_GELUS: Final = frozenset(("BiasGelu", "Erf", "FastGelu", "Gelu", "QuickGelu", "Sigmoid", "Silu", "Swish", "Tanh"))
-# Where a projection ends: what is before is not part of an activation.
-_PROJECTIONS: Final = frozenset(("Conv", "Einsum", "FusedMatMul", "Gemm", "MatMul"))
-_FARTHEST: Final = 6
+# Operators that take one chunk of several.
+_PARTS: Final = frozenset(("Gather", "Slice", "Split"))
+_BATCH: Final = "batch"
+# Where rows and tokens may be, the usual place first.
+_AXES: Final = (USUAL_AXES, Axes(tokens=2), Axes(tokens=3), Axes(batch=1, tokens=0))
 
 
 @dataclass(frozen=True)
@@ -52,25 +53,77 @@ class Findings:
 
 def find_aggregations(graph: ir.Graph) -> Findings:
     """Return the aggregations that are written in standard operators, and what is almost one, with the reason."""
-    findings, tried = Findings(), set()
-    evaluator = Evaluator(graph)
-    used: set[ir.Value] = set()
-    for node in graph:
-        if node.op_type not in _CLAMPS | _GELUS or is_aggregation(node):
-            continue
-        for x in _projected(evaluator, node):
-            if (x, node.op_type in _GELUS) in tried:
+    search = _Search(Evaluator(graph))
+    for axes in _AXES:
+        search.over(axes)
+    search.evaluator.axes = _AXES[0]
+    _add_near(search.evaluator, search.findings, search.used)
+    return search.findings
+
+
+class _Search:
+    """Looks at every activation in a graph.
+
+    Args:
+        evaluator: of the graph.
+    """
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self.evaluator, self.findings = evaluator, Findings()
+        self.used: set[ir.Value] = set()
+        self._settled: set[tuple[ir.Value, bool]] = set()
+        # Which values have no features, over which axes.
+        self._plain: set[tuple[ir.Value, bool, frozenset[int]]] = set()
+
+    def over(self, axes: Axes) -> None:
+        """Add the aggregations over some axes that were not found over others."""
+        self.evaluator.axes = axes
+        used = {found.features.value for found in self.findings.found}
+        tried: set[tuple[ir.Value, bool]] = set()
+        for node in self.evaluator.graph:
+            if node.op_type not in CLAMPS | GELUS or is_aggregation(node):
                 continue
-            tried.add((x, node.op_type in _GELUS))
-            try:
-                found = _power(evaluator, x, used) if node.op_type in _CLAMPS else _product(evaluator, x, node, used)
-            except NotFusedError as error:
-                findings.left.setdefault(node.name or node.outputs[0].name or node.op_type, str(error))
+            inputs, is_gelu = projected(self.evaluator, node), node.op_type in GELUS
+            if any((x, is_gelu) in self._settled for x in inputs):
                 continue
-            if found is not None:
-                findings.found.append(found)
-    _add_near(evaluator, findings, used)
-    return findings
+            for x in sorted(inputs, key=_is_part):
+                layout, key = layout_of(x, axes), (x, is_gelu)
+                if layout is None or key in tried or _is_called_batch(layout):
+                    continue
+                tried.add(key)
+                if self._has_found(node, x, layout, used):
+                    self._settled |= {(each, is_gelu) for each in inputs[: inputs.index(x) + 1]}
+                    break
+        self.used |= used
+
+    def _has_found(self, node: ir.Node, x: ir.Value, layout: Layout, used: set[ir.Value]) -> bool:
+        """Add the aggregation of a value, if it has one; otherwise the reason, if it almost has."""
+        is_gelu, name = node.op_type in GELUS, node.name or node.outputs[0].name or node.op_type
+        key = (x, is_gelu, frozenset((layout.rows, layout.axis)))
+        if key in self._plain:
+            return False
+        try:
+            found = _product(self.evaluator, x, node, used) if is_gelu else _power(self.evaluator, x, used)
+        except NotFusedError as error:
+            self.findings.left.setdefault(name, str(error))
+            return False
+        if found is None:
+            self._plain.add(key)
+            return False
+        self.findings.found.append(found)
+        self.findings.left.pop(name, None)
+        return True
+
+
+def _is_part(value: ir.Value) -> bool:
+    """Return whether a value is a chunk of another one, of which a product may have several."""
+    node = value.producer()
+    return node is not None and node.op_type in _PARTS
+
+
+def _is_called_batch(layout: Layout) -> bool:
+    """Return whether what would be tokens is named as rows are."""
+    return layout.rows > layout.axis and _BATCH in (layout.names[1] or "").lower()
 
 
 def _power(evaluator: Evaluator, x: ir.Value, used: set[ir.Value]) -> Found | None:
@@ -123,15 +176,10 @@ def _product(evaluator: Evaluator, x: ir.Value, node: ir.Node, used: set[ir.Valu
         raise
 
 
-def _projected(evaluator: Evaluator, node: ir.Node) -> list[ir.Value]:
-    """Return the values that an activation may be applied to, the nearest first."""
-    return evaluator.sources(node.outputs[0], _FARTHEST, _PROJECTIONS)[1:]
-
-
 def _is_gated(features: Features) -> bool:
     """Return whether a product follows features: a GELU that is only averaged is no mixer."""
     waiting = [features.value]
-    for _ in range(_FARTHEST):
+    for _ in range(FARTHEST):
         waiting = [output for value in waiting for node, _ in value.uses() for output in node.outputs]
         if any((node := value.producer()) is not None and node.op_type == "Mul" for value in waiting):
             return True
@@ -141,9 +189,9 @@ def _is_gated(features: Features) -> bool:
 def _add_near(evaluator: Evaluator, findings: Findings, used: set[ir.Value]) -> None:
     """Add polynomials of other activations that are averaged."""
     for node in evaluator.graph:
-        if node.op_type not in _CLAMPS or not evaluator.depends_on_data(node.outputs[0]):
+        if node.op_type not in CLAMPS or not evaluator.depends_on_data(node.outputs[0]):
             continue
-        inputs = _projected(evaluator, node)
+        inputs = projected(evaluator, node)
         near = next((found for x in reversed(inputs) if (found := near_power(evaluator, node.outputs[0], x))), None)
         if near is None or near[0] in used:
             continue

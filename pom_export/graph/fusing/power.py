@@ -54,7 +54,7 @@ def match_power(evaluator: Evaluator, x: ir.Value) -> Features | None:
     Raises:
         NotFusedError: it is almost that; the text says what is missing.
     """
-    layout = layout_of(x)
+    layout = layout_of(x, evaluator.axes)
     if layout is None:
         return None
     values = after(evaluator, x, _LONGEST)
@@ -82,7 +82,7 @@ def polynomial_of(evaluator: Evaluator, h: ir.Value, layout: Layout) -> Polynomi
     Raises:
         NotFusedError: it has a constant term, or too high a degree.
     """
-    own = layout_of(h)
+    own = layout_of(h, evaluator.axes)
     if own is None or own.width != layout.width:
         return None
     values = after(evaluator, h, _LONGEST)
@@ -144,7 +144,7 @@ def _features(evaluator: Evaluator, x: ir.Value, h: ir.Value, found: Polynomial)
         raise NotFusedError(f"it has coefficients of {coefficients.array.shape[1]} powers, and the op takes up to 16")
     node = h.producer()
     name = (node.name if node is not None else None) or ""
-    return Features(x, found.value, name, coefficients, others=found.others, activated=h)
+    return Features(x, found.value, name, coefficients, others=found.others, activated=h, axes=evaluator.axes)
 
 
 def near_power(evaluator: Evaluator, h: ir.Value, x: ir.Value) -> tuple[ir.Value, str] | None:
@@ -155,7 +155,7 @@ def near_power(evaluator: Evaluator, h: ir.Value, x: ir.Value) -> tuple[ir.Value
         h: the result of an activation.
         x: what it is applied to.
     """
-    layout = layout_of(x)
+    layout = layout_of(x, evaluator.axes)
     if layout is None:
         return None
     try:

@@ -30,7 +30,7 @@ def match_product(evaluator: Evaluator, x: ir.Value, activation: ir.Node) -> Fea
     Raises:
         NotFusedError: it is almost that: the activation is another one.
     """
-    layout = layout_of(x)
+    layout = layout_of(x, evaluator.axes)
     if layout is None:
         return None
     values = after(evaluator, x, _LONGEST)
@@ -51,7 +51,7 @@ def match_product(evaluator: Evaluator, x: ir.Value, activation: ir.Node) -> Fea
                 if not _is_product(gelu(wide), wider[value], degree, tolerance_of(x)):
                     continue
                 others = tuple(each for each in reversed(made) if np.array_equal(made[each], made[value]))
-                return Features(x, value, activation.name or "", degree=degree, others=others[1:])
+                return Features(x, value, activation.name or "", degree=degree, others=others[1:], axes=evaluator.axes)
     alike = run_tokens(evaluator, x, layout, np.repeat(random[:, :1], layout.width, 1), list(made), batch=2)
     for value, degree in itertools.product(reversed(made), degrees[:-1]):
         if value not in alike or not _are_powers(alike[value], degree):

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from pom_export import contract
 from pom_export.graph.fusing.aggregates import FEATURES, MEAN, Aggregate
-from pom_export.graph.fusing.evaluation import SHAPES, Array
+from pom_export.graph.fusing.evaluation import SHAPES, Array, Axes
 from pom_export.graph.fusing.features import Features
 from pom_export.graph.fusing.finding import Found
 from pom_export.graph.fusing.sources import Source
@@ -55,7 +55,7 @@ class _Builder:
     def aggregation(self, features: Features, aggregate: Aggregate) -> tuple[ir.Node, ir.Value]:
         """Add the node; return it and its result, (B, 1 or N, C)."""
         dtype = aggregate.value.dtype
-        x = self._tokens(features.x, dtype)
+        x = self._tokens(features.x, features.axes, dtype)
         degree, epsilon = features.degree, aggregate.epsilon
         blocks = 1 if features.rotation is None else features.rotation.blocks
         epsilon = epsilon if aggregate.mask is not None else contract.DEFAULT_EPSILON
@@ -83,7 +83,7 @@ class _Builder:
 
     def shaped(self, made: ir.Value, old: ir.Value, found: Found) -> ir.Value:
         """Return the result, (B, 1 or N, C), in the shape of the value that it replaces."""
-        layout = layout_of(found.features.last)
+        layout = layout_of(found.features.last, found.features.axes)
         assert layout is not None
         batch, tokens, _ = list(made.shape or ())
         if len(layout.channels) > 1:
@@ -91,20 +91,20 @@ class _Builder:
             made = self._add("Reshape", [made, self._integers([0, 0, *layout.channels])], whole, made.dtype)
         if old.shape is not None and len(old.shape) == len(layout.channels) + 1:
             return self._add("Squeeze", [made, self._integers([1])], old.shape, old.dtype)
-        if layout.axis != 1:
-            back = [int(axis) for axis in np.argsort(layout.order)]
+        if not layout.is_ordered:
             sizes = list(made.shape or ())
-            made = self._add("Transpose", [made], ir.Shape([sizes[axis] for axis in back]), made.dtype, perm=back)
+            shape = ir.Shape([sizes[axis] for axis in layout.back])
+            made = self._add("Transpose", [made], shape, made.dtype, perm=layout.back)
         if found.aggregate.spread:
             whole_shape = self._add("Shape", [found.features.last], None, ir.DataType.INT64)
             made = self._add("Expand", [made, whole_shape], old.shape, old.dtype)
         return made
 
-    def _tokens(self, x: ir.Value, dtype: ir.DataType | None) -> ir.Value:
+    def _tokens(self, x: ir.Value, axes: Axes, dtype: ir.DataType | None) -> ir.Value:
         """Return the tokens as (B, N, C)."""
-        layout, shape = layout_of(x), list(x.shape or ())
+        layout, shape = layout_of(x, axes), list(x.shape or ())
         assert layout is not None
-        if layout.axis != 1:
+        if not layout.is_ordered:
             shape = [shape[axis] for axis in layout.order]
             x = self._add("Transpose", [x], ir.Shape(shape), x.dtype, perm=layout.order)
         if len(layout.channels) > 1:
@@ -123,13 +123,18 @@ class _Builder:
     def _mask(self, source: Source, dtype: ir.DataType | None) -> ir.Value:
         """Return a mask as the op takes it, (B or 1, N), bool or of the tokens' type."""
         mask, shape = source.value, list(source.value.shape or ())
+        if source.inverted:
+            mask = self._add("Not", [mask], source.value.shape, mask.dtype)
         if len(shape) != len(source.axes) or len(shape) == 1:
-            kept = [shape[axis] for axis in source.axes]
+            kept = [shape[axis] for axis in sorted(source.axes)]
             if source.batched:
                 axes = [axis for axis in range(len(shape)) if axis not in source.axes]
                 mask = self._add("Squeeze", [mask, self._integers(axes)], ir.Shape(kept), mask.dtype)
             elif len(shape) != 2 or shape[0] != 1:
                 mask = self._add("Reshape", [mask, self._integers([1, -1])], ir.Shape([1, kept[-1]]), mask.dtype)
+        if list(source.axes) != sorted(source.axes):
+            turned = ir.Shape(list(mask.shape or ())[::-1])
+            mask = self._add("Transpose", [mask], turned, mask.dtype, perm=[1, 0])
         if mask.dtype == ir.DataType.BOOL or dtype is None or mask.dtype == dtype:
             return mask
         return self._cast(mask, dtype)
@@ -204,6 +209,9 @@ def _free_shapes(x: ir.Value, last: ir.Node) -> None:
     """Let nodes that ask for the shape of a replaced value ask for that of the tokens, if it is the same."""
     if x.shape is None or not all(isinstance(size, int) or size.value is not None for size in x.shape):
         return
+    places = {node: place for place, node in enumerate(last.graph or ())}
+    first = x.producer()
+    start = -1 if first is None else places[first]
     waiting, seen = [value for value in last.inputs if value is not None], {x}
     while waiting:
         value = waiting.pop()
@@ -213,6 +221,6 @@ def _free_shapes(x: ir.Value, last: ir.Node) -> None:
         seen.add(value)
         if value.shape is not None and list(value.shape) == list(x.shape):
             for user, index in list(value.uses()):
-                if user.op_type in SHAPES:
+                if user.op_type in SHAPES and places[user] > start:
                     user.replace_input_with(index, x)
         waiting.extend(each for each in node.inputs if each is not None)

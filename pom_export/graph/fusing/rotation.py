@@ -45,12 +45,12 @@ class Rotation:
 
 def match_rotation(evaluator: Evaluator, features: ir.Value) -> Rotation | None:
     """Return the rotation of features, or None."""
-    layout = layout_of(features)
-    if layout is None or layout.axis != 1 or len(layout.channels) != 1 or layout.width % 2:
+    layout = layout_of(features, evaluator.axes)
+    if layout is None or not layout.is_ordered or len(layout.channels) != 1 or layout.width % 2:
         return None
     for value, tables in after_tables(evaluator, features, layout):
         blocks = next((count for count, number in _KINDS.items() if number == len(tables)), 0)
-        own = layout_of(value)
+        own = layout_of(value, evaluator.axes)
         if not blocks or own is None or own.channels != layout.channels or layout.width % (2 * blocks):
             continue
         twice = all(_columns(table) == layout.width for table in tables) and blocks == 1

@@ -70,11 +70,11 @@ def _simplify(evaluator: Evaluator, aggregate: ir.Value, product: ir.Node, gate:
 
 def _values_of(evaluator: Evaluator, gate: ir.Value) -> ir.Value:
     """Return the value that a gate repeats for neighbouring channels, the farthest one; the gate itself if none."""
-    layout, found = layout_of(gate), gate
+    layout, found = layout_of(gate, evaluator.axes), gate
     if layout is None or layout.axis != 1 or len(layout.channels) != 1:
         return gate
     for value in evaluator.sources(gate, _FARTHEST)[1:]:
-        own = layout_of(value)
+        own = layout_of(value, evaluator.axes)
         if own is None or len(own.channels) != 1 or own.axis != 1 or layout.width % own.width:
             continue
         if list(value.shape or ())[:2] != list(gate.shape or ())[:2] or value.dtype != gate.dtype:
@@ -88,7 +88,7 @@ def _values_of(evaluator: Evaluator, gate: ir.Value) -> ir.Value:
 
 def _as_hardsigmoid(evaluator: Evaluator, gate: ir.Value) -> ir.Value:
     """Return a gate as the output of a HardSigmoid, if it is one in other operators; else the gate itself."""
-    layout, node = layout_of(gate), gate.producer()
+    layout, node = layout_of(gate, evaluator.axes), gate.producer()
     if layout is None or node is None or node.op_type in {"HardSigmoid", "Sigmoid"}:
         return gate
     for value in evaluator.sources(gate, _FARTHEST)[1:]:

@@ -52,8 +52,8 @@ def match_separate_powers(evaluator: Evaluator, part: Features) -> tuple[Feature
         NotFusedError: it is a mean for some numbers of tokens only.
     """
     h = part.activated
-    layout = None if h is None else layout_of(h)
-    if h is None or layout is None or layout.tokens is not None:
+    layout = None if h is None else layout_of(h, evaluator.axes)
+    if h is None or layout is None:
         return None
     nodes = probes()
     found = None
@@ -73,7 +73,7 @@ def match_separate_powers(evaluator: Evaluator, part: Features) -> tuple[Feature
             return result
 
         mean = match_mean(evaluator, h, layout, reached, transform)
-        found = found if mean is None else (Features(part.x, h, part.node, exact, activated=h), mean)
+        found = found if mean is None else (Features(part.x, h, part.node, exact, activated=h, axes=part.axes), mean)
     return found
 
 
@@ -83,8 +83,8 @@ def match_separate_products(evaluator: Evaluator, x: ir.Value, node: str) -> tup
     Raises:
         NotFusedError: it is a mean for some numbers of tokens only.
     """
-    layout = layout_of(x)
-    if layout is None or layout.tokens is not None:
+    layout = layout_of(x, evaluator.axes)
+    if layout is None:
         return None
     tokens = np.random.default_rng(0).uniform(-2, 2.5, (14, layout.width))
     found = None
@@ -100,7 +100,7 @@ def match_separate_products(evaluator: Evaluator, x: ir.Value, node: str) -> tup
                 return _products(p.reshape(-1, p.shape[-1]), degree).reshape(p.shape)
 
             mean = match_mean(evaluator, x, layout, reached, transform) if len(layout.channels) == 1 else None
-            found = found if mean is None else (Features(x, x, node, degree=degree), mean)
+            found = found if mean is None else (Features(x, x, node, degree=degree, axes=evaluator.axes), mean)
     return found
 
 
@@ -112,24 +112,32 @@ def _products(tokens: Array, degree: int) -> Array:
 def _of_single_tokens(
     evaluator: Evaluator, start: ir.Value, layout: Layout, reached: Reached, tokens: Array
 ) -> Array | None:
-    """Return a value for each token by itself, (P, values of a token); None if it has others, or cannot be computed."""
+    """Return a value for each token by itself, or among its likes where there must be several: (P, values of a token).
+
+    It is None if it is not one for each token, or cannot be computed.
+    """
     sources = shared_sources(evaluator, layout, reached)
     if not sources:
         return None
-    rows = layout.batch or len(tokens)
+    rows, length = layout.batch or len(tokens), layout.tokens or 1
     parts = []
     for first in range(0, len(tokens), rows):
         part = tokens[first : first + rows]
         filled = np.concatenate([part, np.repeat(part[-1:], rows - len(part), 0)])
-        given = {start: layout.placed(filled.reshape(rows, 1, *layout.channels))}
-        sizes = layout.sizes(rows, 1)
+        alike = np.repeat(filled[:, None], length, 1).reshape(rows, length, *layout.channels)
+        given = {start: layout.placed(alike)}
+        sizes = layout.sizes(rows, length)
         if (source := sources[0]) is not None:
-            ones = np.ones((rows, 1) if source.kind == KEYS else (rows, 1, 1))
+            ones = np.ones((rows, length) if source.kind == KEYS else (rows, length, length))
             given[source.value] = source.shaped(ones)
             sizes |= source.sizes(ones)
         sizes = named(sizes, evaluator.graph)
         made = evaluator.run([reached.value], given, sizes).get(reached.value)
-        if made is None or made.size != filled.size or len(made) != rows:
+        made = None if made is None else layout.ordered(made)
+        if made is None or len(made) != rows or made.size not in {filled.size, alike.size}:
             return None
-        parts.append(layout.ordered(made).reshape(rows, -1)[: len(part)])
+        each = made.reshape(rows, -1, filled.shape[1])
+        if not np.allclose(each, each[:, :1], rtol=_AGREES, atol=0):
+            return None
+        parts.append(each[: len(part), 0])
     return np.concatenate(parts)

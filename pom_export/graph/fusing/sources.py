@@ -24,14 +24,17 @@ class Source:
     Attributes:
         value: the value.
         kind: KEYS: one weight a token, (B or 1, N); PAIRS: one for each query and token, (B or 1, T, N).
-        axes: its axes that are more than 1, or may be, in order; those left out have size 1.
+        axes: its axes that are more than 1, or may be: those of the batch, the queries and the tokens; those left out
+            have size 1.
         batched: whether the first of these is the batch.
+        inverted: whether it says which tokens do not count; only if it is bool.
     """
 
     value: ir.Value
     kind: str
     axes: tuple[int, ...]
     batched: bool
+    inverted: bool = False
 
     @property
     def is_bool(self) -> bool:
@@ -64,11 +67,12 @@ class Source:
 
     def shaped(self, weights: Array) -> Array:
         """Return weights in the value's shape and type."""
-        given = weights if self.batched else weights[:1]
-        sizes = given.shape if self.batched else given.shape[1:]
+        given = weights if self.batched else weights[0]
+        given = given == 0 if self.inverted else given
         shape = [1] * len(self.value.shape or ())
-        for axis, size in zip(self.axes, sizes, strict=True):
+        for axis, size in zip(self.axes, given.shape, strict=True):
             shape[axis] = size
+        given = given.transpose(np.argsort(self.axes))
         dtype = self.value.dtype
         kind = np.float64 if dtype is None or dtype.is_floating_point() else dtype.numpy()
         return given.reshape(shape).astype(kind)
@@ -102,6 +106,10 @@ def _source(value: ir.Value, layout: Layout) -> Source | None:
     if shape is None or not len(shape):
         return None
     axes = [axis for axis, size in enumerate(shape) if size != 1]
+    if layout.rows > layout.axis and len(axes) == _PAIR:
+        sizes = [shape[axis] for axis in axes]
+        if _is(sizes[0], layout.tokens, layout.names[1]) and _is(sizes[1], layout.batch, layout.names[0]):
+            return Source(value, KEYS, (axes[1], axes[0]), batched=True)
     if not axes or not _is(shape[axes[-1]], layout.tokens, layout.names[1]):
         # A single token of a fixed shape.
         return None

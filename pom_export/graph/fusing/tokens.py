@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
-from pom_export.graph.fusing.evaluation import Array, Evaluator
+from pom_export.graph.fusing.evaluation import Array, Axes, Evaluator
 
 # The axes of a value of tokens: batch, tokens, and those of the channels.
 TOKEN_RANK: Final = 3
@@ -23,7 +23,7 @@ _LONGEST: Final = 60
 
 @dataclass(frozen=True)
 class Layout:
-    """The shape of a value of tokens: (B, N, ...) or, with the tokens on a later axis, such as (B, ..., N).
+    """The shape of a value of tokens: (B, N, ...), or with rows and tokens on other axes, such as (B, ..., N).
 
     "Ordered" arrays are (B, N, ...) in any case.
 
@@ -33,6 +33,7 @@ class Layout:
         channels: the sizes of the other axes.
         names: the names of the two dimensions, where they have some.
         axis: that of the tokens.
+        rows: that of the batch.
     """
 
     batch: int | None
@@ -40,6 +41,7 @@ class Layout:
     channels: tuple[int, ...]
     names: tuple[str | None, str | None]
     axis: int = 1
+    rows: int = 0
 
     @property
     def width(self) -> int:
@@ -49,37 +51,52 @@ class Layout:
     @property
     def order(self) -> list[int]:
         """The axes of an ordered array in the value."""
-        rank = len(self.channels) + 2
-        return [0, self.axis, *(axis for axis in range(1, rank) if axis != self.axis)]
+        others = (axis for axis in range(len(self.channels) + 2) if axis not in {self.axis, self.rows})
+        return [self.rows, self.axis, *others]
+
+    @property
+    def back(self) -> list[int]:
+        """The axes of the value in an ordered array."""
+        return [int(axis) for axis in np.argsort(self.order)]
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether the value is (B, N, ...)."""
+        return (self.rows, self.axis) == (0, 1)
 
     def placed(self, array: Array) -> Array:
         """Return an ordered array as the value holds it."""
-        return np.moveaxis(array, 1, self.axis)
+        return array.transpose(self.back)
 
     def ordered(self, array: Array) -> Array:
         """Return an array as the value holds it, or with other sizes, in order."""
-        return np.moveaxis(array, self.axis, 1) if array.ndim == len(self.channels) + 2 else array
+        return array.transpose(self.order) if array.ndim == len(self.channels) + 2 else array
 
     def sizes(self, batch: int, tokens: int) -> dict[str, int]:
         """Return the sizes of the named dimensions."""
         return {name: size for name, size in zip(self.names, (batch, tokens), strict=True) if name is not None}
 
 
-def layout_of(value: ir.Value) -> Layout | None:
+def layout_of(value: ir.Value, axes: Axes) -> Layout | None:
     """Return the layout of a value; None if it has none of tokens, or an unknown one."""
     shape = value.shape
-    if shape is None or len(shape) < TOKEN_RANK:
+    if shape is None or len(shape) < max(TOKEN_RANK, 1 + (axes.tokens or 0)):
         return None
-    dynamic = [axis for axis, size in enumerate(shape) if axis and not isinstance(size, int)]
-    if len(dynamic) > 1:
+    rows = axes.batch
+    dynamic = [axis for axis, size in enumerate(shape) if axis != rows and not isinstance(size, int)]
+    axis = axes.tokens if axes.tokens is not None else next(iter(dynamic), 1)
+    if dynamic not in ([], [axis]):
         return None
-    axis = dynamic[0] if dynamic else 1
-    batch, tokens, channels = shape[0], shape[axis], [size for at, size in enumerate(shape) if at not in {0, axis}]
+    batch, tokens, channels = (
+        shape[rows],
+        shape[axis],
+        [size for at, size in enumerate(shape) if at not in {rows, axis}],
+    )
     if not all(isinstance(size, int) and size > 0 for size in channels):
         return None
     fixed = tuple(size if isinstance(size, int) else None for size in (batch, tokens))
     names = tuple(None if isinstance(size, int) else size.value for size in (batch, tokens))
-    return Layout(fixed[0], fixed[1], tuple(int(str(size)) for size in channels), (names[0], names[1]), axis)
+    return Layout(fixed[0], fixed[1], tuple(int(str(size)) for size in channels), (names[0], names[1]), axis, rows)
 
 
 def dynamic_sizes(graph: ir.Graph) -> dict[str, int]:
@@ -110,7 +127,7 @@ def run_tokens(
         given = {start: layout.placed(filled.reshape(rows, length, *layout.channels))}
         computed = evaluator.run(wanted, given, {**dynamic_sizes(evaluator.graph), **layout.sizes(rows, length)})
         for value, parts in found.items():
-            array, own = computed.get(value), layout_of(value)
+            array, own = computed.get(value), layout_of(value, evaluator.axes)
             array = array if array is None or own is None else own.ordered(array)
             if array is not None and array.shape[:2] == (rows, length):
                 parts.append(np.asarray(array, np.float64).reshape(rows * length, -1)[: len(part)])

@@ -60,6 +60,38 @@ def test_a_mask(kind: str) -> None:
     assert aggregate.empty == ("0" if kind in {"integers", "epsilon"} else "NaN")
 
 
+def test_a_mask_of_padding_that_is_not_inverted() -> None:
+    nodes = """
+        e_ = Unsqueeze(mask, last) w_ = Where(e_, zero, p) q_ = ReduceSum<keepdims = 1>(w_, at1) k_ = Not(mask)
+        m_ = Cast<to = 1>(k_) s_ = ReduceSum<keepdims = 1>(m_, last) d_ = Unsqueeze(s_, last) y = Div(q_, d_)"""
+
+    findings = find_aggregations(as_graph(plain_graph(aggregate=nodes, mask="bool")))
+
+    check_is_mean(findings)
+    mask = findings.found[0].aggregate.mask
+    assert mask is not None
+    assert (mask.value.name, mask.inverted) == ("mask", True)
+
+
+@pytest.mark.parametrize(("mode", "mask"), [("mean", "float"), ("causal", "bool")])
+def test_what_is_added_to_the_weights_of_a_fixed_number_of_tokens(mode: str, mask: str) -> None:
+    operator = "CumSum({}, one)" if mode == "causal" else "ReduceSum<keepdims = 1>({}, at1)"
+    cast = "m_ = Cast<to = 1>(mask)" if mask == "bool" else "m_ = Identity(mask)"
+    nodes = f"""
+        {cast} e_ = Unsqueeze(m_, last) w_ = Mul(p, e_) q_ = {operator.format("w_")} s_ = {operator.format("e_")}
+        d_ = Add(s_, small) y = Div(q_, d_)"""
+    model = plain_graph(aggregate=nodes, mask=mask)
+    for given, sizes in zip(model.graph.input, [(2, 5, 4), (2, 5)], strict=True):
+        for dim, size in zip(given.type.tensor_type.shape.dim, sizes, strict=True):
+            dim.dim_value = size
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+
+    findings = find_aggregations(as_graph(model))
+
+    check_is_mean(findings, mode)
+    assert findings.found[0].aggregate.epsilon == pytest.approx(1e-6)
+
+
 def test_earlier_tokens_that_a_mask_keeps() -> None:
     nodes = """
         e_ = Unsqueeze(mask, last) m_ = Cast<to = 1>(e_) w = Mul(p, m_) q = CumSum(w, one) d = CumSum(m_, one)
@@ -218,11 +250,12 @@ def test_fixed_sizes() -> None:
     check_is_mean(find_aggregations(as_graph(model)), "causal")
 
 
-def test_tokens_on_the_last_axis() -> None:
+@pytest.mark.parametrize("sizes", ["batch, tokens", "2, 5"], ids=["dynamic", "fixed"])
+def test_tokens_on_the_last_axis(sizes: str) -> None:
     nodes = f"""
         uc = MatMul(x, context) u = Transpose<perm = [0, 2, 1]>(uc) {ACTIVATIONS["leaky_relu"]}
         a = Mul(h, column) b = Mul(h, h) p = Add(a, b) y = ReduceMean<keepdims = 1>(p, at2)"""
-    model = parsed("float[batch, tokens, 4] x", "float[batch, 6, 1] y", nodes)
+    model = parsed(f"float[{sizes}, 4] x", "y", nodes)
     model.graph.initializer.append(numpy_helper.from_array(weights()["coefficients"][:, :1].copy(), "column"))
 
     (found,) = find_aggregations(as_graph(model)).found
@@ -231,6 +264,21 @@ def test_tokens_on_the_last_axis() -> None:
     assert (found.aggregate.mode, found.features.x.name) == ("mean", "u")
     np.testing.assert_array_equal(found.features.coefficients.array[:, 0], weights()["coefficients"][:, 0])
     np.testing.assert_array_equal(found.features.coefficients.array[:, 1], 1)
+
+
+@pytest.mark.parametrize("sizes", [("tokens", "rows"), (5, 2)], ids=["dynamic", "fixed"])
+@pytest.mark.parametrize(("mode", "nodes"), [("mean", "y = ReduceMean<keepdims = 1>(p, first)"), ("causal", """
+    q = CumSum(p, zero_int) shape = Shape(p) n = Gather(shape, zero_int) k = Range(one, n1, one) d_ = Cast<to = 1>(k)
+    d = Unsqueeze(d_, at12) y = Div(q, d)""".replace("k = ", "n1 = Add(n, one) k = "))])  # fmt: skip
+def test_tokens_first(mode: str, nodes: str, sizes: tuple[str, str]) -> None:
+    model = plain_graph(aggregate=nodes.replace("at12", "axes_"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 2]), "axes_"))
+    for dim, size in zip(model.graph.input[0].type.tensor_type.shape.dim, sizes, strict=False):
+        dim.Clear()
+        setattr(dim, "dim_param" if isinstance(size, str) else "dim_value", size)
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+
+    check_is_mean(find_aggregations(as_graph(model)), mode)
 
 
 def test_powers_that_are_averaged_one_by_one() -> None:
