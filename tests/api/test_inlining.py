@@ -179,7 +179,11 @@ def test_a_module_of_ones_own_is_compared_at_several_sizes(tmp_path: Path) -> No
     assert pom_export.verify(tmp_path / "in.onnx")
 
 
-@pytest.mark.parametrize("edit", [into_function("other", "Whole"), without_types, into_loop], ids=["f", "if", "loop"])
+@pytest.mark.parametrize(
+    "edit",
+    [pytest.param(into_function("other", "Whole"), marks=pytest.mark.slow), without_types, into_loop],
+    ids=["f", "if", "loop"],
+)
 def test_calls_in_functions_branches_and_loops_are_inlined(edit: Edit, tmp_path: Path) -> None:
     pom_export.export(GOLDEN / "v2_no_heads", tmp_path / "m.onnx", mask="causal")
     model = onnx.load(tmp_path / "m.onnx")

@@ -143,7 +143,7 @@ def test_a_program_of_torch_export_is_a_checkpoint(own: Own, tmp_path: Path) -> 
     assert pom_export.verify(tmp_path / "p.onnx", checkpoint=tmp_path / "p.pt2")
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "float16"])
 def test_parity_data_of_a_half_module_know_what_rounding_does(dtype: str, own: Own, tmp_path: Path) -> None:
     file, recorded = tmp_path / "m.onnx", tmp_path / "m.parity.npz"
     pom_export.export(own.module, file, example_inputs=EXAMPLES, dtype=dtype, samples=2)

@@ -17,6 +17,7 @@ from pom_export.errors import InputError
 from pom_export.mixer import MixerConfig
 from pom_export.models import LanguageModel, LanguageModelConfig
 from tests.exports import Edit, Exported, claim, copied, into_function, prefixed, weight, without_types
+from tests.slow_cases import slow_cases
 
 VOCABULARY = 61
 
@@ -190,7 +191,13 @@ def default_domain(model: onnx.ModelProto) -> None:
     next(imported for imported in model.opset_import if not imported.domain).domain = "ai.onnx"
 
 
-@pytest.mark.parametrize("edit", [*UNNAMED.values(), default_domain], ids=[*UNNAMED, "ai.onnx"])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        pytest.param(edit, id=name, marks=[pytest.mark.slow] if name in {"-1", "?"} else [])
+        for name, edit in {**UNNAMED, "ai.onnx": default_domain}.items()
+    ],
+)
 def test_what_only_has_other_names_is_compared(mixer: Exported, edit: Edit) -> None:
     assert mixer.verify(edit)
     assert not mixer.verify(edit, weight("ag_proj.weight", lambda array: array * 1.01))
@@ -221,7 +228,10 @@ def test_limits_of_a_renamed_input_are_still_its_own(language_model: Exported) -
         language_model.verify(renamed(input_ids="ids"), limits)
 
 
-@pytest.mark.parametrize("name", ["mixer", "crossed", "language_model", "block_causal", "product"])
+@pytest.mark.parametrize(
+    "name",
+    slow_cases(["mixer", "crossed", "language_model", "block_causal", "product"], {"mixer", "product"}.__contains__),
+)
 def test_without_metadata_nodes_and_inputs_say_how_it_was_exported(name: str, request: pytest.FixtureRequest) -> None:
     exported: Exported = request.getfixturevalue(name)
     report = exported.verify(without_metadata)

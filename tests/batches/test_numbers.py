@@ -129,7 +129,7 @@ CASES: dict[str, Case] = {
     "own, mingled": (lambda path: own(Mingled, path), lambda random, n: mixed(random, n, 16), set()),
 }  # fmt: skip
 
-SLOW = {"padding", "cross", "streaming hybrid", "image model"}
+SLOW = {"no mask", "padding", "full", "cross", "streaming hybrid", "image model", "own, careful"}
 
 
 def alone(session: Any, sequence: Any) -> list[np.ndarray]:

@@ -23,7 +23,7 @@ from pom_export.graph.exported_model import read_model
 from tests import pt2_files
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=pytest.mark.slow)])
 def test_a_program_is_exported(program: tuple[nn.Module, Path], dtype: str, tmp_path: Path) -> None:
     model, path = program
     result = pom_export.export(path, tmp_path / "m.onnx", dtype=dtype)

@@ -34,6 +34,9 @@ INTERFACES = {
 }
 
 
+FEW = [("causal", False), ("full", False), ("padding", True)]
+
+
 def export(tmp_path: Path, options: GraphOptions, opset: int = 20) -> Path:
     path = tmp_path / "m.onnx"
     program = program_of(PolynomialMixer(8, 3, 2, n_sel_heads=4), options)
@@ -41,7 +44,10 @@ def export(tmp_path: Path, options: GraphOptions, opset: int = 20) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("mask", "cross"), INTERFACES)
+@pytest.mark.parametrize(
+    ("mask", "cross"),
+    [pytest.param(*case, marks=[] if case in FEW else [pytest.mark.slow]) for case in INTERFACES],
+)
 def test_the_interface_is_the_documented_one(mask: str, cross: bool, tmp_path: Path) -> None:
     exported = read_model(export(tmp_path, GraphOptions(mask, cross)))
     assert {spec.name: spec.axes for spec in exported.inputs} == INTERFACES[mask, cross]

@@ -25,6 +25,7 @@ from pom_export.mixer import PolynomialMixer, ProductMixer, RotaryPolynomialMixe
 from pom_export.parity.comparison import difference
 from pom_export.parity.tolerances import MODELS
 from pom_export.runtime.session import inference_session
+from tests.slow_cases import slow_cases
 
 GATED = contract.GATED_OP_NAME
 PLAIN = contract.OP_NAME
@@ -87,6 +88,8 @@ CASES = {
 }
 
 
+SLOW = {"causal", "padding", "cross", "heads, padding, bias", "groups", "v1", "rotary heads"}
+
 ROTARY: dict[str, tuple[Callable[[], nn.Module], dict[str, object], list[str]]] = {
     "rotary": (lambda: RotaryPolynomialMixer(8, 3, 2), {"mask": "causal"}, []),
     "rotary heads": (lambda: RotaryPolynomialMixer(8, 3, 2, n_sel_heads=4), {"mask": "causal"}, []),
@@ -107,13 +110,13 @@ def traced_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tup
     return make_case
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_cases(CASES, SLOW.__contains__))
 def test_the_graph_is_what_was_meant(case: str, traced_case: Callable[[str], tuple[Program, Path]]) -> None:
     assert op_types(ir.load(traced_case(case)[1])) == CASES[case][2]
 
 
 @pytest.mark.parametrize("kernels", [False, True], ids=["functions", "kernels"])
-@pytest.mark.parametrize("case", [*CASES, *ROTARY])
+@pytest.mark.parametrize("case", slow_cases([*CASES, *ROTARY], SLOW.__contains__))
 def test_the_outputs_are_those_of_pytorch(
     case: str, kernels: bool, traced_case: Callable[[str], tuple[Program, Path]]
 ) -> None:
@@ -136,14 +139,14 @@ def test_the_outputs_are_those_of_pytorch(
     assert found, found
 
 
-def test_rotated_gates_are_applied_as_they_are(traced_case: Callable[[str], tuple[Program, Path]]) -> None:
-    for case in ROTARY:
-        model = ir.load(traced_case(case)[1])
-        (node,) = [node for node in model.graph if node.op_type == GATED]
-        assert node.attributes["gate_activation"].as_string() == "identity"
-        bias = node.inputs[2]
-        assert bias is not None
-        assert not bias.const_value.numpy().any()
+@pytest.mark.parametrize("case", slow_cases(ROTARY, SLOW.__contains__))
+def test_rotated_gates_are_applied_as_they_are(case: str, traced_case: Callable[[str], tuple[Program, Path]]) -> None:
+    model = ir.load(traced_case(case)[1])
+    (node,) = [node for node in model.graph if node.op_type == GATED]
+    assert node.attributes["gate_activation"].as_string() == "identity"
+    bias = node.inputs[2]
+    assert bias is not None
+    assert not bias.const_value.numpy().any()
 
 
 def test_without_optimisation_the_graph_stays_as_it_was_traced(tmp_path: Path) -> None:
@@ -224,11 +227,15 @@ REWRITTEN = {
 }
 
 
-def test_whatever_stands_around_it_the_outputs_stay(tmp_path: Path) -> None:
+FEW = ["the gate is an output", "the aggregate is an output", "the projection is an output", "heads, two products"]
+
+
+@pytest.mark.parametrize("kinds", [FEW, pytest.param(list(REWRITTEN), marks=pytest.mark.slow)], ids=["few", "all"])
+def test_whatever_stands_around_it_the_outputs_stay(kinds: list[str], tmp_path: Path) -> None:
     class All(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.kinds = nn.ModuleList(map(Surroundings, REWRITTEN))  # of other weights each: equal ones are shared
+            self.kinds = nn.ModuleList(map(Surroundings, kinds))  # of other weights each: equal ones are shared
 
         def forward(self, x: Tensor) -> list[Tensor]:
             return [output for kind in self.kinds for output in kind(x)]
@@ -245,13 +252,12 @@ def test_whatever_stands_around_it_the_outputs_stay(tmp_path: Path) -> None:
     assert [output.name for output in graph.output] == [f"y_{i}" for i in range(len(model(x)))]
     # A node of ours is of the variant that its name ends with.
     operators = [(node.name, node.op_type.partition("_")[0]) for node in graph.node]
-    for i, (kind, wanted) in enumerate(REWRITTEN.items()):
+    for i, kind in enumerate(kinds):
         its = [operator for name, operator in operators if name.startswith((f"kinds.{i}.", f"kinds.{i}/"))]
         assert {PLAIN, GATED} & {*its}, kind
-        assert ("Split" not in its, GATED in its) == wanted, kind
-    assert [operator for _, operator in operators].count("Split") == [split for split, _ in REWRITTEN.values()].count(
-        False
-    )
+        assert ("Split" not in its, GATED in its) == REWRITTEN[kind], kind
+    split = [kind for kind in kinds if not REWRITTEN[kind][0]]
+    assert [operator for _, operator in operators].count("Split") == len(split)
 
 
 class Shared(nn.Module):
