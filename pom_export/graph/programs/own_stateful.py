@@ -29,7 +29,16 @@ from pom_export.graph.stateful.layers import record_layers, watch_layers
 from pom_export.graph.stateful.masks import make_causal, watch_masks
 from pom_export.graph.stateful.module import MASK, StatefulModule
 from pom_export.graph.stateful.plan import Plan, make_plan
-from pom_export.graph.stateful.roles import CONTEXT, FIXED, POSITIONS, STREAM, VALID, Roles, find_roles
+from pom_export.graph.stateful.roles import (
+    CONTEXT,
+    FIXED,
+    POSITIONS,
+    STREAM,
+    TRIANGLE,
+    VALID,
+    Roles,
+    find_roles,
+)
 from pom_export.graph.stateful.trace import trace_causal
 from pom_export.graph.stateful.values import placeholder_at
 from pom_export.mixer import Mixer
@@ -143,6 +152,8 @@ def _role_notes(roles: Roles, examples: Examples, *, kept: bool) -> list[str]:
     for name, role in roles.of.items():
         if role == POSITIONS:
             notes.append(f"{name} is no input of the file: positions count on from past_length")
+        elif role == TRIANGLE:
+            notes.append(f"{name} is no input of the file: a token sees itself and all before it")
         elif role == VALID:
             notes.append(f"{name} is no input of the file: every token of a call counts")
         elif role == CONTEXT or (role == FIXED and examples[name].dim() > 1):
@@ -204,7 +215,9 @@ class OnePass(nn.Module):
         rows, count = inputs[roles.main].shape[:2]
         feed = {}
         for name, example in self._examples.items():
-            if roles[name] in {POSITIONS, VALID}:
+            if roles[name] == TRIANGLE:
+                feed[name] = roles.triangle(name, example, rows, count)
+            elif roles[name] in {POSITIONS, VALID}:
                 fill, flat = roles.fills.get(name), roles.is_flat(name)
                 feed[name] = placeholder_at(roles[name], example, rows, count, fill, flat=flat)
             else:

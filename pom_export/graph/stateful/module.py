@@ -14,7 +14,7 @@ from pom_export.graph.exported_model import PAST_LENGTH, PAST_STATE, present_nam
 from pom_export.graph.stateful.kinds import Kind
 from pom_export.graph.stateful.masks import MASKED
 from pom_export.graph.stateful.plan import Plan
-from pom_export.graph.stateful.roles import POSITIONS, VALID
+from pom_export.graph.stateful.roles import POSITIONS, TRIANGLE, VALID
 from pom_export.graph.stateful.run import Run
 from pom_export.graph.stateful.values import call
 from pom_export.models.streaming import advanced
@@ -68,7 +68,7 @@ class StatefulModule(nn.Module):
     def inputs(self) -> list[str]:
         """The model's inputs that are still inputs: neither positions nor masks."""
         roles = self._plan.roles.of
-        return [name for name in roles if roles[name] not in {POSITIONS, VALID}]
+        return [name for name in roles if roles[name] not in {POSITIONS, VALID, TRIANGLE}]
 
     def _run(self, inputs: Mapping[str, Any]) -> tuple[Tensor, ...]:
         plan = self._plan

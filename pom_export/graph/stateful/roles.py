@@ -16,6 +16,7 @@ from pom_export.graph.own_program import repeated
 STREAM: Final = "tokens"
 POSITIONS: Final = "positions"
 VALID: Final = "valid"
+TRIANGLE: Final = "triangle"
 CONTEXT: Final = "context"
 FIXED: Final = "fixed"
 
@@ -38,12 +39,14 @@ class Roles:
 
     Attributes:
         of: for each input by name, STREAM for what has an entry for each token, POSITIONS for positions that count from
-            0, VALID for a mask in which every token counts, CONTEXT for another sequence, which does not change, and
+            0, VALID for a mask in which every token counts, TRIANGLE for a causal mask (..., tokens, tokens), CONTEXT
+            for another sequence, which does not change, and
             FIXED for what has no sequence, or one of a size that the model fixes.
         main: the input of the tokens.
         rows: rows of the example.
         count: tokens of the example.
-        fills: for each mask, the value that every token has.
+        fills: for each mask, the value that every token has; for a causal one, its value where a token sees another,
+            and elsewhere.
         flat: inputs whose first axis is that of the tokens.
         last: whether the model returns only the last token's output.
     """
@@ -99,6 +102,12 @@ class Roles:
         """Return the roles if some inputs are fixed in size."""
         return replace(self, of={name: FIXED if name in names else role for name, role in self.of.items()})
 
+    def triangle(self, name: str, like: Tensor, rows: Any, tokens: Any) -> Tensor:
+        """Return a causal mask like an example of it, for any number of rows and tokens."""
+        seen, hidden = (torch.tensor(value, dtype=like.dtype) for value in self.fills[name])
+        mask = torch.where(torch.ones(tokens, tokens, dtype=torch.bool).tril(), seen, hidden)
+        return mask.expand(*(rows if size > 1 else 1 for size in like.shape[:-2]), tokens, tokens)
+
     @property
     def streamed(self) -> list[str]:
         """The inputs that a call takes an entry of for each of its tokens."""
@@ -113,7 +122,7 @@ def find_roles(examples: Mapping[str, Tensor], run: Run) -> Roles:
         run: runs the model on inputs by name.
 
     Raises:
-        InputError: no input holds tokens, or a mask leaves some out.
+        InputError: no input holds tokens, a mask leaves some out, or rows depend on each other.
     """
     result = run(examples)
     last = _last_of(examples, result)
@@ -138,6 +147,9 @@ def find_roles(examples: Mapping[str, Tensor], run: Run) -> Roles:
         elif _are_positions(name, tensor, count):
             found[name] = POSITIONS
             flat |= {name} if tensor.dim() == 1 else set()
+        elif _is_of_pairs(name, tensor, count):
+            found[name] = TRIANGLE
+            fills[name] = _triangle(name, tensor, rows)
         elif _is_mask_of_context(name, tensor):
             found[name] = CONTEXT
         elif _is_mask(name, tensor, count):
@@ -281,6 +293,35 @@ def _is_mask_of_context(name: str, tensor: Tensor) -> bool:
         and any(word in name for word in _OF_CONTEXTS)
         and tensor.dim() == _LEAST_RANK
     )
+
+
+def _is_of_pairs(name: str, tensor: Tensor, count: int) -> bool:
+    """Return whether an input is a mask that has an entry for each pair of tokens, (..., tokens, tokens)."""
+    named = any(word in name for word in _MASKS)
+    return named and tensor.shape[-2:] == (count, count) and (tensor.dim() > _LEAST_RANK or not _is_even(tensor))
+
+
+def _is_even(tensor: Tensor) -> bool:
+    return bool((tensor == tensor.flatten()[0]).all())
+
+
+def _triangle(name: str, tensor: Tensor, rows: int) -> tuple[Any, Any]:
+    """Return a causal mask's value where a token sees another, and where it does not.
+
+    Raises:
+        InputError: it is another mask.
+    """
+    lower = torch.ones(tensor.shape[-2:], dtype=torch.bool).tril()
+    seen, hidden = tensor[..., lower], tensor[..., ~lower]
+    leading = tensor.shape[:-2]
+    shared = all(size == 1 for size in leading[1:]) and leading[:1] in {(), (1,), (rows,)}
+    if not (shared and hidden.numel() and _is_even(seen) and _is_even(hidden)):
+        raise InputError(
+            f"with `stateful`, an input that says which tokens see which must be a causal mask, the same for all rows "
+            f"and heads, and the example of {name} is another one, {'x'.join(map(str, tensor.shape))}",
+            "Give the lower triangle, (tokens, tokens) or (1, tokens, tokens), or let the model make its mask",
+        )
+    return seen.flatten()[0].item(), hidden.flatten()[0].item()
 
 
 def _fill(name: str, tensor: Tensor) -> Any:

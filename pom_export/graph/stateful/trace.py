@@ -19,7 +19,7 @@ from pom_export.graph.own_program import repeated
 from pom_export.graph.refusals import refusal
 from pom_export.graph.stand_in import stand_in_paths
 from pom_export.graph.stateful.last_token import keep_every_token
-from pom_export.graph.stateful.roles import CONTEXT, CONTEXT_TOKENS, FIXED, Roles
+from pom_export.graph.stateful.roles import CONTEXT, CONTEXT_TOKENS, FIXED, TRIANGLE, Roles
 from pom_export.graph.stateful.shapes import Symbols, expression
 from pom_export.graph.tracing import tracing_modes
 
@@ -67,13 +67,18 @@ class CausalTrace:
 
 
 class _Tied(TensorsOnly):
-    """A model whose inputs are known to agree in rows and tokens, which torch does not find out by itself."""
+    """A model whose inputs are known to agree in rows and tokens, which torch does not find out by itself.
+
+    It makes causal masks by itself, so that a trace shows what they are.
+    """
 
     def __init__(self, model: nn.Module, examples: Mapping[str, Tensor], roles: Roles) -> None:
         super().__init__(model)
         self._main = roles.main
         self._same = roles.same_lengths(examples)
-        self._sizes = {name: roles.sizes(name, tensor) for name, tensor in examples.items()}
+        self._masks = {name: tensor for name, tensor in examples.items() if roles[name] == TRIANGLE}
+        self._sizes = {name: roles.sizes(name, examples[name]) for name in examples if name not in self._masks}
+        self._roles = roles
 
     @property
     def forward(self) -> Callable[..., tuple[Tensor, ...]]:  # type: ignore[override]
@@ -87,9 +92,13 @@ class _Tied(TensorsOnly):
                     torch._check(inputs[name].shape[axis] == main.shape[size])
             for one, other in self._same:
                 torch._check(inputs[other].shape[1] == inputs[one].shape[1])
-            return run(**inputs)
+            rows, tokens = main.shape[:2]
+            masks = {name: self._roles.triangle(name, like, rows, tokens) for name, like in self._masks.items()}
+            return run(**inputs, **masks)
 
-        forward.__signature__ = inspect.signature(run)  # type: ignore[attr-defined]
+        given = inspect.signature(run)
+        parameters = [each for each in given.parameters.values() if each.name not in self._masks]
+        forward.__signature__ = given.replace(parameters=parameters)  # type: ignore[attr-defined]
         return forward
 
 
@@ -104,7 +113,7 @@ def trace_causal(module: nn.Module, examples: Mapping[str, Tensor], roles: Roles
     Raises:
         InputError: torch can't trace it, or the model fixes the number of rows or tokens.
     """
-    inputs = {name: _resized(tensor, roles, name) for name, tensor in examples.items()}
+    inputs = _resized_all(examples, roles, _TOKENS)
     dynamic = {
         name: dict.fromkeys(range(1 if roles[name] == FIXED else min(tensor.dim(), 2)), Dim.AUTO)
         for name, tensor in inputs.items()
@@ -124,7 +133,7 @@ def trace_causal(module: nn.Module, examples: Mapping[str, Tensor], roles: Roles
     most = None if bounds is None or not bounds.upper.is_finite or bounds.upper > 2**40 else int(bounds.upper)
     if most is not None and most < _LONGEST_TRIED and not roles.last:
         # Torch leaves out the size at which x[:, -40:] just keeps everything.
-        longer = {name: _resized(tensor, roles, name, most + 1) for name, tensor in examples.items()}
+        longer = _resized_all(examples, roles, most + 1)
         most += _gives_the_same(graph, _Tied(copy_module(module), examples, roles), longer)
     return CausalTrace(nodes, _weights(graph, nodes), symbols, roles, inputs, most, stand_in_paths(tied))
 
@@ -159,7 +168,12 @@ def _exported(module: nn.Module, inputs: Mapping[str, Tensor], dynamic: Mapping[
             raise refusal("torch could not trace the model", error, module, SEE_CAUSE) from error
 
 
-def _resized(tensor: Tensor, roles: Roles, name: str, tokens: int = _TOKENS) -> Tensor:
+def _resized_all(examples: Mapping[str, Tensor], roles: Roles, tokens: int) -> dict[str, Tensor]:
+    """Return the inputs to trace with; causal masks are made in the trace."""
+    return {name: _resized(tensor, roles, name, tokens) for name, tensor in examples.items() if roles[name] != TRIANGLE}
+
+
+def _resized(tensor: Tensor, roles: Roles, name: str, tokens: int) -> Tensor:
     """Return an example at the sizes to trace with, repeating or cutting its rows and tokens."""
     if not roles.is_flat(name) and tensor.dim() and tensor.shape[0] == roles.rows:
         tensor = repeated(tensor, 0, _ROWS)
