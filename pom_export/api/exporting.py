@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pom_export.api.arguments import check_count, check_keep, file_settings
-from pom_export.api.checking import cases_of_calls, check, trial_inputs
+from pom_export.api.checking import check
 from pom_export.api.progress import Progress, silent
 from pom_export.api.side_files import check_recording_place, own_side_files
-from pom_export.api.size_trials import SizePlan
-from pom_export.api.sizing import settle_sizes
-from pom_export.errors import InputError, only_ours
+from pom_export.errors import only_ours
 from pom_export.files import sha256_of, staged_output
 from pom_export.graph.exported_model import ExportedModel, read_model
 from pom_export.parity.recording import recording_path
@@ -24,6 +22,7 @@ from pom_export.stages import logged
 if TYPE_CHECKING:
     from torch import nn
 
+    from pom_export.api.size_trials import SizePlan
     from pom_export.api.source import Examples, Source
     from pom_export.graph.program import Program
     from pom_export.graph.replacing import Adapters
@@ -173,7 +172,6 @@ def export(
             mixers=mixers,
             progress=progress,
         )
-        progress(f"tracing, opset {opset}")
         written = _write(source, staged, dtype, keep_float32, opset, progress, optimize=optimize, inline=inline)
         exported = read_model(staged)
         for module, reason in exported.kept_in_float32.items():
@@ -240,53 +238,15 @@ def _write(
     optimize: bool,
     inline: bool,
 ) -> _Written:
-    """Trace the source and save the graph, which is freed before anything is compared."""
-    import torch
-
-    from pom_export.graph.fusing.programs import fuse_program
+    """Trace the source and save the graph. Both graphs are freed before anything is compared."""
+    from pom_export.api.traced_source import trace_source
     from pom_export.graph.inlining import inline_functions
-    from pom_export.graph.nodes import is_aggregation
-    from pom_export.graph.passes.recognise_causal import quadratic_notes
-    from pom_export.graph.reaching import idle_notes
     from pom_export.graph.saving import save_model
-    from pom_export.graph.tracing import export_graph, trace
-    from pom_export.parity.peaks import observe_peaks
 
-    copied = source.substituted_copy(torch.float32)
-    for part, why in copied.near_misses.items():
-        progress(f"{part} looks like a mixer, but {why.what}; it stays as it is")
-    program = source.program(copied)
-    source.calls_op()  # refuses a model whose outputs change from call to call
-    try:
-        if source.own_state:
-            traced, sizes = trace(program, opset), SizePlan(cases_of_calls(program))
-        elif source.own_inputs:
-            program, traced, sizes = settle_sizes(source, program, opset)
-        else:
-            traced, sizes = trace(program, opset), SizePlan()
-        fused = fuse_program(traced.graph) if source.is_program else []
-        properties = {**source.properties, "dtype": dtype}
-        graph = export_graph(
-            program,
-            opset,
-            properties,
-            optimize=optimize,
-            dtype=dtype,
-            keep_float32=keep_float32,
-            observe=lambda graph: observe_peaks(graph, trial_inputs(source, program, sizes)),
-            traced=traced,
-        )
-        if not any(map(is_aggregation, graph.graph.all_nodes())):
-            raise InputError(
-                "no output comes from a mixer",
-                "Give inputs for which the model calls a mixer, and return what depends on it",
-            )
-        of_graph = [*quadratic_notes(graph), *(idle_notes(graph) if source.own_inputs else ())]
-        if inline:
-            inline_functions(graph)
-        save_model(graph, path)
-    except InputError as error:
-        if not copied.hint:
-            raise
-        raise InputError(error.what, copied.hint) from error
-    return _Written(program, sizes, [*copied.notes, *fused, *of_graph, *program.notes, *sizes.notes])
+    traced = trace_source(source, opset, progress)
+    graph = traced.graph(dtype, keep_float32, optimize=optimize)
+    notes = [*traced.notes, *traced.notes_on(graph)]
+    if inline:
+        inline_functions(graph)
+    save_model(graph, path)
+    return _Written(traced.program, traced.sizes, notes)

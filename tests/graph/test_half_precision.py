@@ -200,7 +200,7 @@ def test_an_example_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_output_that_is_not_finite_fails_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pom_export.parity.peaks.observe_peaks", lambda *_: {"y": 0.0})
+    monkeypatch.setattr("pom_export.api.traced_source.observe_peaks", lambda *_: {"y": 0.0})
     monkeypatch.setattr("pom_export.graph.precision.range.aggregate_bound", lambda _: 1.0)
     with pytest.raises(ParityError, match="differs from PyTorch by"):
         pom_export.export(large_coefficients(), tmp_path / "m.onnx", example_inputs=(X,), dtype="float16")
@@ -261,7 +261,7 @@ def test_products_that_their_bias_brings_back_and_counts_stay_in_float32(tmp_pat
 
 def test_a_file_that_overflows_on_a_device_fails_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime's CPU provider computes it correctly, because it uses float32."""
-    monkeypatch.setattr("pom_export.parity.peaks.observe_peaks", lambda *_: {})
+    monkeypatch.setattr("pom_export.api.traced_source.observe_peaks", lambda *_: {})
     x = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(1))
     with pytest.raises(ParityError, match="emulating float16"):
         pom_export.export(LargeProduct().eval(), tmp_path / "m.onnx", example_inputs=(x,), dtype="float16")
