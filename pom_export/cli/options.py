@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 import click
 
 from pom_export.checkpoint.families import FAMILIES
-from pom_export.cli.parameters import Choice, Whole
+from pom_export.cli.parameters import FILE, Choice, Parsed, Whole, parse_static
 from pom_export.cli.progress import note
+from pom_export.graph.claims import MASKS
+from pom_export.graph.opsets import OPSETS
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -26,6 +28,38 @@ def common_options(function: _Function) -> _Function:
     ):
         function = decorator(function)
     return function
+
+
+def graph_options(function: _Function) -> _Function:
+    """Add options for how a model becomes a graph; see `GraphOptions`."""
+    static = "Fix batch and tokens; default: dynamic."
+    mask = "padding is a (B, N) input, full a (B, T, N) input; default: the model's own."
+    for decorator in (
+        click.option("--static", type=Parsed(parse_static), metavar="BATCHxTOKENS", help=static),
+        click.option("--block-causal", is_flag=True, help="With --stateful: every token sees its whole call."),
+        click.option("--stateful", is_flag=True, help="Take and return the state between calls, for streaming."),
+        click.option("--positions", is_flag=True, help="Make a rotary mixer's positions an input; 2-D mixers need it."),
+        click.option("--cross", is_flag=True, help="Give the mixer a separate context input."),
+        click.option("--mask", type=Choice(MASKS), help=mask),
+    ):
+        function = decorator(function)
+    return function
+
+
+opset_option = click.option(
+    "--opset", type=Choice(OPSETS), help="Version of the standard ops; default: 20, or 22 for bfloat16."
+)
+
+
+optimize_option = click.option(
+    "--optimize/--no-optimize", default=True, show_default=True,
+    help="Rewrite products and gates around the aggregations.",
+)  # fmt: skip
+
+
+example_inputs_option = click.option(
+    "--example-inputs", type=FILE, help="For a module: a .npz of inputs to trace it with, by name."
+)
 
 
 weights_option = click.option(
