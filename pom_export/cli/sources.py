@@ -27,7 +27,7 @@ def check_source(reference: str, example_inputs: str | None, options: Mapping[st
     if names_module(reference):
         arguments.check_for_module(hints)
         if example_inputs is not None:
-            arguments.check_for_own_inputs(graph, hints)
+            arguments.check_for_own_inputs(graph, hints, module=True)
             readable_file(example_inputs, _EXAMPLES)
         return
     if example_inputs is not None:
