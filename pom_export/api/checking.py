@@ -80,17 +80,10 @@ def check(
         ParityError: an output differs.
         InputError: a backend fails to run the file.
     """
-    if source.own_inputs:
-        example = Case("example inputs", {name: to_numpy(tensor) for name, tensor in program.inputs.items()})
-        # Without its past, the example of a stateful model is no call.
-        every = sizes.cases if source.own_state else [example, *sizes.cases]
-        cases = [_as_taken(exported, case) for case in every]
-        compared = len(cases)
-    else:
-        compared = CASES_AT_EXPORT
-        cases = list(make_cases(exported.inputs, exported.limits, seed=0))[: max(samples, compared)]
-
-    targets = Targets(cases, _reference(exported, source, program).target)
+    cases = cases_for(exported, source, program, sizes)
+    compared = len(cases) if source.own_inputs else CASES_AT_EXPORT
+    cases = cases[: max(samples, compared)]
+    targets = Targets(cases, reference_for(exported, source, program).target)
     if samples:
         save_recording(
             recording_path(exported.path),
@@ -123,13 +116,41 @@ def check(
     return Checked([] if is_all_zero(found.comparisons) else found.paths, notes)
 
 
-def _reference(exported: ExportedModel, source: Source, program: Program) -> ModuleReference:
-    """Return the reference for the outputs: the model as it was given, along with what rounding does to it."""
+def cases_for(exported: ExportedModel, source: Source, program: Program, sizes: SizePlan, seed: int = 0) -> list[Case]:
+    """Return the inputs to compare an export on: a user's own, at several sizes, or random and edge cases.
+
+    Args:
+        exported: the file.
+        source: the source of the export.
+        program: the program that was traced.
+        sizes: the sizes at which to compare a user's own model.
+        seed: seed of the random inputs.
+    """
+    if not source.own_inputs:
+        return list(make_cases(exported.inputs, exported.limits, seed))
+    example = Case("example inputs", {name: to_numpy(tensor) for name, tensor in program.inputs.items()})
+    # Without its past, the example of a stateful model is no call.
+    every = sizes.cases if source.own_state else [example, *sizes.cases]
+    return [_as_taken(exported, case) for case in every]
+
+
+def reference_for(
+    exported: ExportedModel, source: Source, program: Program, *, rounded: bool = True
+) -> ModuleReference:
+    """Return the reference for an export's outputs: the model as it was given.
+
+    Args:
+        exported: the file.
+        source: the source of the export.
+        program: the program that was traced.
+        rounded: whether it also computes what rounding does to the outputs.
+    """
     # One pass has no state: what it gives to the calls that follow shows in their outputs.
     kept = presents(exported.inputs) if source.own_state else set()
     names = [spec.name for spec in exported.outputs if spec.name not in kept]
     plain = source.plain() if source.own_inputs else program
-    return ModuleReference(plain.module, source.reference(), names, rounding_of(exported, plain, exported.precision))
+    rounding = rounding_of(exported, plain, exported.precision) if rounded else None
+    return ModuleReference(plain.module, source.reference(), names, rounding)
 
 
 def _why_elsewhere(comparison: Comparison) -> str:

@@ -30,7 +30,6 @@ from pom_export.parity.own_precision import openvino_note
 from pom_export.parity.page import render_page
 from pom_export.parity.recording import recording_path
 from pom_export.parity.report import ParityReport, inconclusive_notes
-from pom_export.parity.tolerances import Tolerance
 from pom_export.runtime.ort_format import as_onnx
 from pom_export.stages import logged
 
@@ -153,7 +152,8 @@ def _compare(
     _add_engine(engine, model, candidates, not_run)
     if not candidates:
         raise InputError(f"no backend here can run {model.path}: {'; '.join(not_run)}", "Use a machine with a GPU")
-    tolerance, precision = _tolerance(expected.precision, *bounds)
+    tolerance = tolerances.bounded(expected.precision, *bounds)
+    precision = expected.precision if bounds == (None, None) else "custom"
     notes += half_notes(precision, expected.targets)
     if model.inlined and not model.aggregations:
         notes.append("the file is inlined: standard operators compute its aggregations, and no kernel of ours")
@@ -227,15 +227,6 @@ def _kernels_note(candidate: Candidate, aggregations: int) -> list[str]:
     if ran is None:
         return [f"{candidate.backend}: it is not known whether our kernels ran, because its profile cannot be read"]
     return [f"{candidate.backend}: of {aggregations} aggregations, {ran} ran in our kernels"]
-
-
-def _tolerance(precision: str, rtol: float | None, atol: float | None) -> tuple[Tolerance, str]:
-    default = tolerances.MODELS[precision]
-    if rtol is None and atol is None:
-        return default, precision
-    return Tolerance(
-        default.relative if rtol is None else rtol, default.absolute if atol is None else atol, "given by the user"
-    ), "custom"
 
 
 @only_ours

@@ -60,6 +60,17 @@ MODELS: Final = {
 }
 """For a whole model's outputs, by the type of its weights and activations."""
 
+
+def bounded(precision: str, rtol: float | None, atol: float | None) -> Tolerance:
+    """Return the tolerance of a whole model's outputs: that of its type, but for the bounds that a user gave."""
+    default = MODELS[precision]
+    if rtol is None and atol is None:
+        return default
+    return Tolerance(
+        default.relative if rtol is None else rtol, default.absolute if atol is None else atol, "given by the user"
+    )
+
+
 ROUNDING: Final = {
     "float16": Bounds(
         4.0,
