@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Inspection,
         ModelInspection,
         debug,
+        debug_precision,
         export,
         fuse,
         inline,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from pom_export.checkpoint import load_checkpoint
     from pom_export.checkup.doctor import doctor
     from pom_export.checkup.findings import DoctorReport
+    from pom_export.debugging.precision import PrecisionReport, PrecisionTrial
     from pom_export.engine import EngineInfo, build_engine
     from pom_export.engine.streaming import tensorrt_backend
     from pom_export.errors import PomExportError
@@ -66,6 +68,8 @@ _HOMES = {
     "ParityReport": "parity.report",
     "PolynomialMixer": "mixer",
     "PomExportError": "errors",
+    "PrecisionReport": "debugging.precision",
+    "PrecisionTrial": "debugging.precision",
     "ProductMixer": "mixer",
     "RotaryPolynomialMixer": "mixer",
     "RunResult": "batches.running",
@@ -75,6 +79,7 @@ _HOMES = {
     "build_engine": "engine",
     "custom_ops_library": "runtime.library",
     "debug": "api",
+    "debug_precision": "api",
     "doctor": "checkup.doctor",
     "export": "api",
     "inference_session": "runtime.session",
@@ -109,6 +114,8 @@ __all__ = [
     "ParityReport",
     "PolynomialMixer",
     "PomExportError",
+    "PrecisionReport",
+    "PrecisionTrial",
     "ProductMixer",
     "RotaryPolynomialMixer",
     "RunResult",
@@ -119,6 +126,7 @@ __all__ = [
     "build_engine",
     "custom_ops_library",
     "debug",
+    "debug_precision",
     "doctor",
     "export",
     "fuse",

@@ -13,6 +13,8 @@ from pom_export import (
     FuseResult,
     InlineResult,
     ModelInspection,
+    PrecisionReport,
+    PrecisionTrial,
     RunResult,
 )
 from pom_export.checkup.findings import DoctorReport, Finding
@@ -33,6 +35,12 @@ def keys_of(section: str) -> list[set[str]]:
 
 def test_an_export() -> None:
     assert keys_of("`export`") == [{field.name for field in fields(ExportResult)}]
+
+
+def test_a_search_for_precision() -> None:
+    trial = PrecisionTrial([], passed=True)
+    report = PrecisionReport("float16", 1.0, 0.0, [], [], [trial])
+    assert keys_of("`debug precision`") == [{*report.to_dict(), "command"}, set(trial.to_dict())]
 
 
 def test_an_inlining() -> None:

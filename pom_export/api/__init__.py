@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pom_export.api.debugging import debug
+    from pom_export.api.debugging_precision import debug_precision
     from pom_export.api.exporting import ExportResult, export
     from pom_export.api.fusing import FuseResult, fuse
     from pom_export.api.inlining import InlineResult, inline
@@ -24,6 +25,7 @@ _HOMES = {
     "Inspection": "inspections",
     "ModelInspection": "inspections",
     "debug": "debugging",
+    "debug_precision": "debugging_precision",
     "export": "exporting",
     "fuse": "fusing",
     "inline": "inlining",
@@ -41,6 +43,7 @@ __all__ = [
     "Inspection",
     "ModelInspection",
     "debug",
+    "debug_precision",
     "export",
     "fuse",
     "inline",

@@ -51,6 +51,15 @@ def check_keep(keep_float32: Sequence[str], dtype: str) -> None:
         )
 
 
+def check_half(dtype: str) -> None:
+    """Raise InputError unless a type is a half-precision one."""
+    if dtype == PRECISIONS[0]:
+        raise InputError(
+            f"`dtype={dtype!r}` is no half precision, and nothing has to be kept",
+            f"Choose {' or '.join(PRECISIONS[1:])}",
+        )
+
+
 def check_for_checkpoint(options: GraphOptions, hints: Mapping[str, Any]) -> None:
     """Raise InputError for options that contradict each other, or that do not fit the given family."""
     family = hints.get("family")

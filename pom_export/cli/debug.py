@@ -20,7 +20,20 @@ if TYPE_CHECKING:
 _MOST_LINES = 40
 
 
-@click.command("debug")
+class _Debug(click.Command):
+    """The command, whose first argument may also be the name of another: `debug precision`."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if args[:1] == ["precision"]:
+            from pom_export.cli.debug_precision import command as precision
+
+            return precision.make_context(f"{info_name} precision", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
+@click.command("debug", cls=_Debug)
 @click.argument("model", type=FILE)
 @click.option("--checkpoint", type=FILE, metavar="FILE|MODULE:FACTORY", help="The exported checkpoint.")
 @click.option("--against", type=FILE, help="Another ONNX file of the same model to compare with, instead.")
@@ -37,7 +50,10 @@ _MOST_LINES = 40
 def command(
     model: str, checkpoint: str | None, report: str | None, as_json: bool, verbose: bool, **options: Any
 ) -> int:
-    """Name the first module of MODEL whose outputs differ from PyTorch's; the exit code is 1 if there is one."""
+    """Name the first module of MODEL whose outputs differ from PyTorch's; the exit code is 1 if there is one.
+
+    `pom-export debug precision CHECKPOINT` finds the modules that must stay in float32 in a half-precision file.
+    """
     _check(checkpoint, options)
     with stages(f"reading {model}", shown=verbose or not as_json, moving=not as_json) as progress:
         from pom_export.api import debug

@@ -47,7 +47,7 @@ def _option(match: re.Match[str]) -> str:
     value = True if match[2] is None else _value(match[2])
     if isinstance(value, bool):
         return option if value else option.replace("--", "--no-", 1)
-    return f"{option} {_as_typed(value)}"
+    return f"{option} {as_typed(value)}"
 
 
 def _value(text: str) -> Any:
@@ -57,10 +57,10 @@ def _value(text: str) -> Any:
         return text  # a placeholder such as NAME
 
 
-def _as_typed(value: Any) -> str:
+def as_typed(value: Any) -> str:
     """Format a value as the command line takes it: sizes as 1x256, shapes by name as x:1x256x16,mask:1x256."""
     if isinstance(value, Mapping):
-        return ",".join(f"{name}:{_as_typed(each)}" for name, each in value.items())
+        return ",".join(f"{name}:{as_typed(each)}" for name, each in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "x".join(map(str, value))
     return str(value)
