@@ -139,8 +139,10 @@ def check_values(called: list[str], spec: TensorSpec, rows: Array, interface: In
         interface: the file's limits.
 
     Raises:
-        InputError: a value is beyond the file's.
+        InputError: a value is beyond the file's, or NaN.
     """
+    if spec.dtype.kind not in "biu" and (lost := np.isnan(rows)).any():
+        raise InputError(f"{called[int(np.argwhere(lost)[0][0])]}: {spec.name} holds NaN", "Leave it out, or mend it")
     counts, ends = interface.limits.values.get(spec.name), interface.limits.ranges.get(spec.name)
     if counts is not None and spec.dtype.kind in "iu":
         low: Any = 0

@@ -169,6 +169,7 @@ def pickled(folder: Path) -> dict[str, Any]:
         (archive(x__a=GOOD, x__b=GOOD[:0]), "sequence b is empty"),
         (archive(x__a=GOOD, x__b=GOOD.astype(np.int64)), "sequence b: x is int64, not float32"),
         (archive(x__a=GOOD, x__b=np.full((3, 32), 1e300)), "sequence b: x holds a number that float32 cannot hold"),
+        (archive(x__a=GOOD, x__b=np.where(np.arange(32) == 3, np.nan, GOOD)), "sequence b: x holds NaN"),
         (archive(x__a=GOOD, mask__a=np.ones(4, bool)), "sequence a: tokens is 3 in x, but 4 in mask"),
         (archive(x__a=GOOD, x=GOOD[None]), "both stacked and separate"),
         (archive(x=GOOD[None], mask=np.ones((2, 3), bool)), "different numbers of sequences: 1 in x, 2 in mask"),

@@ -158,9 +158,7 @@ def fitting_state(model: StatefulModel, given: Mapping[str, Array], batch: int) 
             raise InputError(
                 f"the state's {name} has the shape {list(array.shape)}, not {wanted}", "It may belong to another batch"
             )
-        # What is kept of a context may be a mask of -inf.
-        kept = name.startswith(f"{PAST_CONTEXT}.") and array.dtype.kind == "f"
-        if not _all_finite(np.where(np.isneginf(array), 0, array) if kept else array):
+        if not _all_finite(array, masked=name.startswith(f"{PAST_CONTEXT}.")):
             raise InputError(f"the state's {name} holds a number that is not finite", "Is it damaged?")
         arrays[name] = np.ascontiguousarray(array)
     lengths = arrays[PAST_LENGTH]
@@ -170,13 +168,14 @@ def fitting_state(model: StatefulModel, given: Mapping[str, Array], batch: int) 
     return arrays
 
 
-def _all_finite(array: Array) -> bool:
+def _all_finite(array: Array, *, masked: bool) -> bool:
+    """Return whether all numbers are finite; if it may be a mask, -inf counts as finite."""
     if array.dtype.kind in "iub":
         return True
     # A sum reads the array once without allocating another; only if it overflows is each number checked.
     with np.errstate(over="ignore", invalid="ignore"):
         total = array.sum(dtype=np.float64)
-    return bool(np.isfinite(total)) or bool(np.isfinite(array).all())
+    return bool(np.isfinite(total)) or bool((np.isfinite(array) | (masked & np.isneginf(array))).all())
 
 
 def _check_caches(model: StatefulModel, arrays: Mapping[str, Array]) -> None:
@@ -201,7 +200,7 @@ def checked(spec: TensorSpec, array: Array, sizes: Mapping[str, int], limits: In
         limits: limits on the model's inputs.
 
     Raises:
-        InputError: it has another shape, an incompatible type, or values beyond the limits.
+        InputError: it has another shape, an incompatible type, values beyond the limits, or NaN or infinity.
     """
     wanted = [axis if isinstance(axis, int) else sizes.get(axis, axis) for axis in spec.axes]
     fits = array.ndim == len(wanted) and all(
@@ -222,7 +221,13 @@ def checked(spec: TensorSpec, array: Array, sizes: Mapping[str, int], limits: In
         if outside.any():
             value, counts = array[outside][0], "x".join(map(str, most.tolist()))
             raise InputError(f"{spec.name} holds {value}, beyond the model's {counts} values", "They count from 0")
-    return np.ascontiguousarray(array, spec.dtype)
+    with np.errstate(over="ignore"):
+        typed = np.ascontiguousarray(array, spec.dtype)
+    if not _all_finite(typed, masked=spec.axes[1:2] != (TOKENS,)):
+        raise InputError(
+            f"{spec.name} holds a number that is not finite in {spec.dtype}", "Give others: a state would keep it"
+        )
+    return typed
 
 
 def _same_kind(given: np.dtype[Any], wanted: np.dtype[Any]) -> bool:

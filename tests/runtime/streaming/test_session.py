@@ -92,6 +92,9 @@ def test_vectors_and_other_inputs(tmp_path: Path) -> None:
         session.step(x[:, 0].astype(np.float32))
     with pytest.raises(InputError, match=r"place is no input of a call.*It takes x, positions"):
         session.step(x[:, 0].astype(np.float32), positions=places[:1], place=places)
+    for lost in (np.nan, np.inf, -np.inf, 1e300):
+        with pytest.raises(InputError, match="x holds a number that is not finite in float32"):
+            session.step(np.where(np.arange(CHANNELS) == 1, lost, x[:, 0]), positions=places[:1])
 
 
 def test_steps_write_to_two_sets_of_buffers_by_turns(session: StreamingSession) -> None:
