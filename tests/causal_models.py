@@ -219,6 +219,36 @@ class HuggingFaceStyle(nn.Module):
         return Output(self.lm_head(x))
 
 
+class PackedMask(nn.Module):
+    """A decoder whose mask is indexed by every row and position, and separates sequences that were packed together.
+
+    The mask is made as in Hugging Face's transformers 5 (masking_utils.py).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(VOCABULARY, WIDTH)
+        self.heads = nn.Linear(WIDTH, 3 * WIDTH)
+        self.mixer = PolynomialMixer(WIDTH, 2, 2)
+        self.lm_head = nn.Linear(WIDTH, VOCABULARY, bias=False)
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Output:
+        rows, count = input_ids.shape
+        ids = input_ids.view(-1, count)
+        if position_ids is None:
+            position_ids = torch.arange(count)[None]
+        places = position_ids.expand(rows, -1)
+        packed = (torch.diff(places, prepend=places[:, :1] - 1, dim=-1) != 1).cumsum(-1)
+        row = torch.arange(rows)[:, None, None, None]
+        query, key = torch.arange(count)[None, None, :, None], torch.arange(count)[None, None, None, :]
+        causal = places[row, key] <= places[row, query]
+        mask = causal & (packed[row, query] == packed[row, key])
+        x = self.embed_tokens(ids)
+        q, k, v = (part.unflatten(-1, (2, -1)).transpose(1, 2) for part in self.heads(x).chunk(3, -1))
+        x = x + nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        return Output(self.lm_head(x + self.mixer(x, mask="causal")))
+
+
 class TransformersDecoder(nn.Module):
     """torch's own Transformer decoder with causal mixers in place of its self-attention, and a memory."""
 
@@ -391,6 +421,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], dict[str, Any]]]] 
         HuggingFaceStyle,
         lambda: {"input_ids": _ids(2, 9), "attention_mask": torch.ones(2, 9, dtype=torch.int64)},
     ),
+    "packed mask": (PackedMask, lambda: {"input_ids": _ids(2, 9)}),
     "transformers decoder": (TransformersDecoder, lambda: {"tgt": _ids(2, 9), "memory": torch.randn(2, 5, WIDTH)}),
     "encoder-decoder": (EncoderDecoder, lambda: {"src": _ids(2, 9), "tgt": _ids(2, 9)}),
     "own layer": (WithOwnLayer, lambda: {"input_ids": _ids(2, 9)}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sympy
@@ -119,12 +120,8 @@ def _needs(node: Node) -> Iterator[tuple[sympy.Expr, int]]:
         from_end = _expression(start)
         if end is None and from_end is not None:  # the last rows, counted from the end
             end = -from_end
-    elif node.target in _LOOK_UPS:
-        where, by = _LOOK_UPS[node.target]
-        axis = node.args[1] if node.target is _aten.index_select.default else 0
-        rows = _shape(node.args[where])[axis] if isinstance(axis, int) else None
-        indices = node.args[by]
-        end = _end_of_range(indices[0] if isinstance(indices, (list, tuple)) else indices)
+    elif (found := look_up(node)) is not None:
+        rows, end = found.rows, found.end_of_range()
     else:
         return
     if end is not None and isinstance(rows, int):
@@ -135,16 +132,41 @@ def _shape(node: Any) -> Sequence[Any]:
     return node.meta["val"].shape if isinstance(node, Node) else ()
 
 
-def _end_of_range(indices: Any) -> sympy.Expr | None:
-    """Return the end of the arange that indices come from, except for reshaping and added numbers; None if none."""
-    offset = 0
-    while isinstance(indices, Node) and (indices.target in _VIEWS or _adds_number(indices)):
-        offset += int(indices.args[1]) if _adds_number(indices) else 0  # type: ignore[arg-type]
-        indices = indices.args[0]
-    if not isinstance(indices, Node) or indices.target not in _RANGES:
+@dataclass(frozen=True)
+class LookUp:
+    """Rows of a table that are picked by numbers.
+
+    Attributes:
+        rows: how many rows the table has; a symbol if that depends on a size.
+        source: where the numbers come from, before reshaping.
+        added: what is added to them.
+    """
+
+    rows: Any
+    source: Any
+    added: int
+
+    def end_of_range(self) -> sympy.Expr | None:
+        """Return one more than the largest number if they are an arange; None if they are not."""
+        if not isinstance(self.source, Node) or self.source.target not in _RANGES:
+            return None
+        end = _expression(self.source.args[_RANGES[self.source.target]])
+        return None if end is None else end + self.added
+
+
+def look_up(node: Node) -> LookUp | None:
+    """Return what a node picks from a table; None for other operators."""
+    if node.target not in _LOOK_UPS:
         return None
-    end = _expression(indices.args[_RANGES[indices.target]])
-    return None if end is None else end + offset
+    where, by = _LOOK_UPS[node.target]
+    axis = node.args[1] if node.target is _aten.index_select.default else 0
+    rows = _shape(node.args[where])[axis] if isinstance(axis, int) else None
+    given = node.args[by]
+    source, added = given[0] if isinstance(given, (list, tuple)) else given, 0
+    while isinstance(source, Node) and (source.target in _VIEWS or _adds_number(source)):
+        added += int(source.args[1]) if _adds_number(source) else 0  # type: ignore[arg-type]
+        source = source.args[0]
+    return LookUp(rows, source, added)
 
 
 def _adds_number(node: Node) -> bool:

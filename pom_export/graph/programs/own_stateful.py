@@ -24,6 +24,7 @@ from pom_export.graph.exported_model import (
 from pom_export.graph.outputs import TensorsOnly, free_name, left_out, named_outputs
 from pom_export.graph.own_program import Examples, run_on_examples
 from pom_export.graph.program import Program
+from pom_export.graph.size_bounds import look_up
 from pom_export.graph.stateful.last_token import each_prefix
 from pom_export.graph.stateful.layers import record_layers, watch_layers
 from pom_export.graph.stateful.masks import make_causal, watch_masks
@@ -46,7 +47,6 @@ from pom_export.mixer import Mixer
 _TRACED_PAST = 3
 # How many prefixes are compared of a model that returns only its last token's output.
 _PREFIXES = 32
-_PICKS_ROWS = torch.ops.aten.embedding.default
 
 
 def stateful_program(module: nn.Module, examples: Examples, *, masked: bool = False) -> Program:
@@ -136,12 +136,12 @@ def _vocabularies(plan: Plan) -> dict[str, tuple[int, ...]]:
     """Return how many values each input of ids has: the rows of the table that they pick from."""
     found: dict[str, int] = {}
     for node in plan.trace.nodes:
-        if node.target is not _PICKS_ROWS:
+        picked = look_up(node)
+        if picked is None or not isinstance(picked.source, fx.Node) or not isinstance(picked.rows, int):
             continue
-        table, ids = node.args[:2]
-        if isinstance(ids, fx.Node) and isinstance(table, fx.Node) and ids.op == "placeholder":
-            rows = int(table.meta["val"].shape[0])
-            found[str(ids.target)] = min(rows, found.get(str(ids.target), rows))
+        name, rows = str(picked.source.target), picked.rows - picked.added
+        if picked.source.op == "placeholder" and plan.roles[name] not in {POSITIONS, VALID}:
+            found[name] = min(rows, found.get(name, rows))
     return {name: (rows,) for name, rows in found.items()}
 
 

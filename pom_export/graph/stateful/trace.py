@@ -21,6 +21,7 @@ from pom_export.graph.stand_in import stand_in_paths
 from pom_export.graph.stateful.last_token import keep_every_token
 from pom_export.graph.stateful.roles import CONTEXT, CONTEXT_TOKENS, FIXED, TRIANGLE, Roles
 from pom_export.graph.stateful.shapes import Symbols, expression
+from pom_export.graph.stateful.straight_lines import simplify
 from pom_export.graph.tracing import tracing_modes
 
 # Sizes to trace with: distinct, so that torch takes none for another, and small, since every value is kept. Sizes of 1
@@ -125,6 +126,7 @@ def trace_causal(module: nn.Module, examples: Mapping[str, Tensor], roles: Roles
         every = keep_every_token(graph, _symbols(list(graph.graph.nodes), roles).tokens)
         exported = _exported(every, inputs, dynamic)
         graph = exported.module(check_guards=False)
+    simplify(graph.graph, [name for name in examples if roles.is_positions(name)])
     nodes = list(graph.graph.nodes)
     if fixed := _fixed_by_trace(nodes, roles):
         return trace_causal(module, examples, roles.with_fixed(fixed))

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from pom_export.graph.program import Program
 from pom_export.graph.stateful.module import MASK
-from tests.causal_models import LAST_TOKEN, MODELS, TABLE, LastToken
+from tests.causal_models import LAST_TOKEN, MODELS, TABLE, VOCABULARY, LastToken
 from tests.graph.stateful.streaming import difference, one_pass, program_of, streamed
 from tests.slow_cases import slow_cases
 
 # Those that between them have every kind of state, with the hybrid, whose rows below have different lengths; the others
 # run in `make test-all`.
-QUICK = ("learned positions", "cross attention", "own layer")
+QUICK = ("learned positions", "cross attention", "own layer", "packed mask")
 # Sums in another order, in float32.
 SAME = 2e-6
 
@@ -43,6 +43,21 @@ def test_calls_give_what_one_pass_gives(name: str) -> None:
     # At other sizes than those of the example, and one row.
     long = {key: torch.cat([tensor[:1]] * 2, dim=1) for key, tensor in feed.items()}
     assert difference(streamed(program, long, (1, 2, 11)), one_pass(model, long)) < SAME
+
+
+def test_ids_that_are_reshaped_have_a_vocabulary() -> None:
+    limits = _made("packed mask")[2].limits
+    assert limits is not None
+    assert limits.values == {"input_ids": (VOCABULARY,)}
+
+
+@pytest.mark.slow
+def test_given_positions_are_those_that_count() -> None:
+    model, feed = MODELS["packed mask"][0]().eval(), MODELS["packed mask"][1]()
+    feed["position_ids"] = torch.arange(9).repeat(2, 1)
+    found = streamed(program_of(model, feed), feed, (1, 2, 7))
+    assert difference(found, one_pass(model, feed)) < SAME
+    assert difference(found, one_pass(model, {"input_ids": feed["input_ids"]})) < SAME
 
 
 @pytest.mark.parametrize("way", slow_cases(list(LAST_TOKEN), lambda name: name != "list", str))
