@@ -216,8 +216,8 @@ class _Trials:
         found = compare(cases, targets, Candidate(f"{EMULATION} {self.dtype}", way, runner), self.tolerance)
         comparison = max(found, key=lambda each: share_of_tolerance(each.worst.difference))
         worst = comparison.worst
-        size = sum(file.stat().st_size for file in (path, *exported.weights))
-        return PrecisionTrial(keep, all(found), worst.difference.max_rel, comparison.output, worst.case, size)
+        off = worst.difference.max_rel
+        return PrecisionTrial(keep, all(found), off, comparison.output, worst.case, exported.bytes)
 
     def _cases_and_targets(self, exported: ExportedModel) -> tuple[list[Case], Targets]:
         """Return the inputs and PyTorch's outputs, which are the same for all trials: so are the files' inputs."""

@@ -197,12 +197,9 @@ def _result(
     """Describe the staged file, which is about to become `output`."""
     return ExportResult(
         model=os.fspath(output),
-        opset=exported.opset,
+        **exported.facts(),
         aggregations=len(exported.aggregations),
         inlined=exported.inlined,
-        inputs=[str(spec) for spec in exported.inputs],
-        outputs=[str(spec) for spec in exported.outputs],
-        bytes=sum(file.stat().st_size for file in (exported.path, *exported.weights)),
         sha256=sha256,
         checked=checked,
         kept_in_float32=dict(exported.kept_in_float32),

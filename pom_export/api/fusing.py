@@ -13,7 +13,6 @@ from pom_export.api.side_files import own_side_files
 from pom_export.errors import InputError, only_ours
 from pom_export.files import check_replaceable, sha256_of, staged_output
 from pom_export.graph.exported_model import INLINED, METADATA_PREFIX, ExportedModel, read_model
-from pom_export.parity.judging import parity_error
 from pom_export.parity.report import is_all_zero
 from pom_export.stages import logged
 
@@ -139,9 +138,7 @@ def _nothing(original: ExportedModel, fused: Fused) -> FuseResult:
         fused=0,
         kept=fused.kept,
         left=_left(fused),
-        opset=original.opset,
-        inputs=[str(spec) for spec in original.inputs],
-        outputs=[str(spec) for spec in original.outputs],
+        **original.facts() | {"bytes": None},
         notes=notes,
     )
 
@@ -166,9 +163,7 @@ def _written(
         f"{count} aggregation{'s' if count != 1 else ''}; comparing with {original.path.name} on {len(cases)} cases"
     )
     found = compare_rewritten(original, rewritten, cases, unrounded=False)
-    for comparison in found.comparisons:
-        if not comparison:
-            raise parity_error(comparison, _HINT, str(original.path))
+    found.check(original.path, _HINT)
     if is_all_zero(found.comparisons):
         raise InputError(f"{original.path} gives 0 on all inputs that were tried, which proves nothing", _HINT)
     return FuseResult(
@@ -176,12 +171,9 @@ def _written(
         fused=count,
         kept=fused.kept,
         left=_left(fused),
-        opset=rewritten.opset,
-        inputs=[str(spec) for spec in rewritten.inputs],
-        outputs=[str(spec) for spec in rewritten.outputs],
-        bytes=sum(file.stat().st_size for file in (staged, *rewritten.weights)),
+        **rewritten.facts(),
         sha256=sha256_of(staged),
-        checked=list(dict.fromkeys(f"{each.backend} {each.path}" for each in found.comparisons)),
+        checked=found.paths,
         cases=list(found.cases),
         notes=[*fused.notes, *found.notes],
     )

@@ -15,7 +15,6 @@ from pom_export.errors import InputError, only_ours
 from pom_export.files import sha256_of, staged_output
 from pom_export.graph.exported_model import ExportedModel, read_model
 from pom_export.parity.inputs import Inputs
-from pom_export.parity.judging import parity_error
 from pom_export.parity.recording import Recording, load_recording, recorded_model, recording_path, save_recording
 from pom_export.parity.report import is_all_zero
 from pom_export.stages import logged
@@ -83,10 +82,6 @@ def inline(
         ParityError: the outputs differ; no file is written.
         MissingDependencyError: ONNX Runtime is not installed.
     """
-    from pom_export.graph.inlining import inlined_graph
-    from pom_export.graph.saving import save_model
-    from pom_export.parity.rewritten import compare_rewritten
-
     progress = logged(progress, _LOG)
     original = read_model(model)
     recording = _recording_of(original)
@@ -96,39 +91,50 @@ def inline(
     with staged_output(output, *sources, beside=beside, stale=lambda: own_side_files(output)) as staged:
         if recording:
             check_recording_place(output)
-        progress("inlining")
-        graph, unknown = inlined_graph(original)
-        save_model(graph, staged)
-        del graph  # may hold large weights
-        rewritten = read_model(staged)
-        _check_interface(original, rewritten)
-        recorded = [replace(case, name=f"{case.name} (recorded)") for case in (recording.cases if recording else ())]
-        cases = [*recorded, *_cases(original, inputs)]
-        progress(f"comparing with {original.path.name} on {len(cases)} cases")
-        found = compare_rewritten(original, rewritten, cases)
-        for comparison in found.comparisons:
-            if not comparison:
-                raise parity_error(comparison, _HINT, str(original.path))
-        sha256 = sha256_of(staged)
+        result = _written(original, recording, inputs, staged, os.fspath(output), progress)
         if recording:
-            save_recording(recording_path(staged), recording.cases, recording.targets, sha256, own=recording.own)
-        zero = is_all_zero(found.comparisons)
-        return InlineResult(
-            model=os.fspath(output),
-            opset=rewritten.opset,
-            inlined=rewritten.inlined,
-            inputs=[str(spec) for spec in rewritten.inputs],
-            outputs=[str(spec) for spec in rewritten.outputs],
-            bytes=sum(file.stat().st_size for file in (staged, *rewritten.weights)),
-            sha256=sha256,
-            checked=[] if zero else list(dict.fromkeys(f"{each.backend} {each.path}" for each in found.comparisons)),
-            cases=list(found.cases),
-            notes=[
-                *(f"{why}: its function was compared in the model alone" for why in unknown),
-                *found.notes,
-                *(["the outputs are zero everywhere, which proves nothing"] if zero else []),
-            ],
-        )
+            save_recording(recording_path(staged), recording.cases, recording.targets, result.sha256, own=recording.own)
+        return result
+
+
+def _written(
+    original: ExportedModel,
+    recording: Recording | None,
+    inputs: Inputs | None,
+    staged: Path,
+    output: str,
+    progress: Progress,
+) -> InlineResult:
+    """Save an inlined file, compare it with the original, and describe it."""
+    from pom_export.graph.inlining import inlined_graph
+    from pom_export.graph.saving import save_model
+    from pom_export.parity.rewritten import compare_rewritten
+
+    progress("inlining")
+    graph, unknown = inlined_graph(original)
+    save_model(graph, staged)
+    del graph  # may hold large weights
+    rewritten = read_model(staged)
+    _check_interface(original, rewritten)
+    recorded = [replace(case, name=f"{case.name} (recorded)") for case in (recording.cases if recording else ())]
+    cases = [*recorded, *_cases(original, inputs)]
+    progress(f"comparing with {original.path.name} on {len(cases)} cases")
+    found = compare_rewritten(original, rewritten, cases)
+    found.check(original.path, _HINT)
+    zero = is_all_zero(found.comparisons)
+    return InlineResult(
+        model=output,
+        **rewritten.facts(),
+        inlined=rewritten.inlined,
+        sha256=sha256_of(staged),
+        checked=[] if zero else found.paths,
+        cases=list(found.cases),
+        notes=[
+            *(f"{why}: its function was compared in the model alone" for why in unknown),
+            *found.notes,
+            *(["the outputs are zero everywhere, which proves nothing"] if zero else []),
+        ],
+    )
 
 
 def _recording_of(model: ExportedModel) -> Recording | None:

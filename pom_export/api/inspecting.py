@@ -114,16 +114,13 @@ def _model(path: AnyPath) -> ModelInspection:
         inlined=model.inlined,
         aggregation_kinds=_by_kind(model.attributes),
         without_function=list(model.without_function),
-        inputs=[str(spec) for spec in model.inputs],
-        outputs=[str(spec) for spec in model.outputs],
+        **model.facts(),
         state=model.stateful or None,
         dtype=model.precision,
         kept_in_float32=dict(model.kept_in_float32),
-        opset=model.opset,
         limits=asdict(model.limits),
         metadata={name: value for name, value in model.properties.items() if name not in shown_elsewhere},
         weights=[os.fspath(weights) for weights in model.weights],
-        bytes=sum(each.stat().st_size for each in (as_path(path, "model"), *model.weights)),
         sha256=sha256_of(as_path(path, "model")),
     )
 

@@ -127,6 +127,20 @@ class ExportedModel:
         return precision_of(self.weight_types, floats)
 
     @property
+    def bytes(self) -> int:
+        """The size of the file and of its external weights."""
+        return sum(file.stat().st_size for file in (self.path, *self.weights))
+
+    def facts(self) -> dict[str, Any]:
+        """Return what results say of a file: its opset, inputs and outputs as text, and size."""
+        return {
+            "opset": self.opset,
+            "inputs": [str(spec) for spec in self.inputs],
+            "outputs": [str(spec) for spec in self.outputs],
+            "bytes": self.bytes,
+        }
+
+    @property
     def kept_in_float32(self) -> Mapping[str, str]:
         """What a half-precision model keeps in float32 for exceptional reasons: reasons by module."""
         return self.claims.kept_in_float32

@@ -11,7 +11,7 @@ from pom_export.parity import tolerances
 from pom_export.parity.candidates import Candidate, unrounded_candidates
 from pom_export.parity.case import Case
 from pom_export.parity.names import SAME_NAMES, Names
-from pom_export.parity.report import Comparison
+from pom_export.parity.report import Comparison, paths_of
 from pom_export.parity.targets import Target
 from pom_export.parity.tolerances import Bounds, Tolerance
 from pom_export.parity.verification import PathError, compare
@@ -40,7 +40,7 @@ class Judgement:
     @property
     def paths(self) -> list[str]:
         """The backends that ran, each with the implementation of the op that it used."""
-        return list(dict.fromkeys(f"{each.backend} {each.path}" for each in self.comparisons))
+        return paths_of(self.comparisons)
 
 
 def half_notes(precision: str, targets: Sequence[Target]) -> list[str]:

@@ -72,6 +72,11 @@ class Comparison:
         }
 
 
+def paths_of(comparisons: Sequence[Comparison]) -> list[str]:
+    """Return the backends of comparisons, each with the implementation of the op that it used."""
+    return list(dict.fromkeys(f"{each.backend} {each.path}" for each in comparisons))
+
+
 def is_all_zero(comparisons: Sequence[Comparison]) -> bool:
     """Return whether the reference was zero everywhere, in all outputs and cases: a wrong file may give that too."""
     return bool(comparisons) and all(comparison.inconclusive for comparison in comparisons)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -13,8 +14,9 @@ from pom_export.graph.exported_model import PRECISIONS, ExportedModel
 from pom_export.parity import tolerances
 from pom_export.parity.candidates import KERNEL, Candidate, onnxruntime_candidates, unrounded_candidates
 from pom_export.parity.case import Array, Case, run_case, widened
+from pom_export.parity.judging import parity_error
 from pom_export.parity.names import SAME_NAMES
-from pom_export.parity.report import Comparison
+from pom_export.parity.report import Comparison, paths_of
 from pom_export.parity.targets import Target, Targets
 from pom_export.parity.verification import compare
 from pom_export.quiet import quiet_polygraphy
@@ -33,6 +35,22 @@ class Rewriting:
     comparisons: Sequence[Comparison]
     cases: Sequence[str]
     notes: Sequence[str]
+
+    @property
+    def paths(self) -> list[str]:
+        """The backends that ran the rewritten file, each with the implementation of the op that it used."""
+        return paths_of(self.comparisons)
+
+    def check(self, original: Path, hint: str) -> None:
+        """Raise ParityError if an output differs.
+
+        Args:
+            original: the original file.
+            hint: what to do then.
+        """
+        for comparison in self.comparisons:
+            if not comparison:
+                raise parity_error(comparison, hint, str(original))
 
 
 def compare_rewritten(

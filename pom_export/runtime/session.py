@@ -129,17 +129,21 @@ def inference_session(
     except PomExportError:
         raise
     except Exception as error:  # onnxruntime's exceptions have no common base class
-        reason = reason_of(error)
-        hint = "Is it a complete ONNX file?"
-        if _TWICE in reason:
-            hint = "Don't register our library in the session options: inference_session does"
-        elif _SHAPES_OUTSIDE in reason:
-            hint = "Save it with small tensors inside, which decide shapes: onnx.save(..., size_threshold=1024)"
-        raise InputError(f"ONNX Runtime cannot load {Path(file).name}: {reason}", hint) from error
+        raise _refused(file, reason_of(error)) from error
     check_providers(session, chosen)
     keeps_sizes(session)
     _LOG.debug("session of %s on %s, kernels %s", file, ", ".join(session.get_providers()), "on" if kernels else "off")
     return session
+
+
+def _refused(file: Path, reason: str) -> InputError:
+    """Return the error for a file that ONNX Runtime could not load, with what to do."""
+    hint = "Is it a complete ONNX file?"
+    if _TWICE in reason:
+        hint = "Don't register our library in the session options: inference_session does"
+    elif _SHAPES_OUTSIDE in reason:
+        hint = "Save it with small tensors inside, which decide shapes: onnx.save(..., size_threshold=1024)"
+    return InputError(f"ONNX Runtime cannot load {file.name}: {reason}", hint)
 
 
 def _needs_library(file: Path) -> bool:
