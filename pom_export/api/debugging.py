@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import onnx_ir as ir
 
-from pom_export.api.arguments import check_bounds, check_count, check_reference
+from pom_export.api.arguments import check_bounds
 from pom_export.api.expecting import Expected
 from pom_export.api.progress import Progress, silent
 from pom_export.api.references import Reference
@@ -101,9 +101,8 @@ def debug(
     hints = {"weights": weights, "family": family, "degree": degree, "heads": heads}
     hints["in_context_start"] = in_context_start
     check_bounds(rtol, None)
-    check_count("seed", seed, "The same seed draws the same inputs")
-    given = {"has_module": module is not None, "has_examples": example_inputs is not None}
-    check_reference(checkpoint, **given, hints=hints)
+    reference = Reference(checkpoint, module, example_inputs, inputs, seed, hints)
+    reference.check()
     references = [each for each in (checkpoint, module, against) if each is not None]
     if len(references) != 1:
         raise InputError(
@@ -120,7 +119,7 @@ def debug(
             other = read_model(stack.enter_context(as_onnx(against)))
             outcome = _two_files(exported, other, inputs, rtol, seed, progress)
         else:
-            expected = Reference(checkpoint, module, example_inputs, inputs, seed, hints).expected(exported)
+            expected = reference.expected(exported)
             outcome = locate(exported, expected, rtol, progress)
         outcome = replace(outcome, model=os.fspath(model))
         if page is not None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pom_export.api.arguments import check_count, check_reference
 from pom_export.api.expecting import Expected, expected_of_checkpoint, expected_of_pairs, expected_of_recording
 from pom_export.api.expecting_own import expected_of_module, expected_of_own
 from pom_export.graph.exported_model import ExportedModel
@@ -28,6 +29,16 @@ class Reference:
     inputs: Inputs | None
     seed: int
     hints: Mapping[str, Any]
+
+    def check(self) -> None:
+        """Raise InputError for arguments that do not fit together, before anything is read."""
+        check_count("seed", self.seed, "The same seed draws the same inputs")
+        check_reference(
+            self.checkpoint,
+            has_module=self.module is not None,
+            has_examples=self.example_inputs is not None,
+            hints=self.hints,
+        )
 
     def expected(self, model: ExportedModel) -> Expected:
         """Return the model's expected outputs."""

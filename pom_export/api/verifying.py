@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pom_export.api.arguments import check_bounds, check_count, check_reference
+from pom_export.api.arguments import check_bounds
 from pom_export.api.expecting import Expected
 from pom_export.api.progress import Progress, silent
 from pom_export.api.references import Reference
@@ -101,9 +101,8 @@ def verify(
     hints["in_context_start"] = in_context_start
     check_bounds(rtol, atol)
     check_backends(backends)
-    check_count("seed", seed, "The same seed draws the same inputs")
-    given = {"has_module": module is not None, "has_examples": example_inputs is not None}
-    check_reference(checkpoint, **given, hints=hints)
+    reference = Reference(checkpoint, module, example_inputs, inputs, seed, hints)
+    reference.check()
     progress = logged(progress, _LOG)
     with ExitStack() as stack:
         file = stack.enter_context(as_onnx(model))
@@ -113,7 +112,7 @@ def verify(
         sources += [] if engine is None else [engine, manifest_path(engine)]
         # Opened first, so that an unwritable report is found before the comparison, not after.
         page = None if report is None else stack.enter_context(staged_output(report, *sources))
-        expected = Reference(checkpoint, module, example_inputs, inputs, seed, hints).expected(exported)
+        expected = reference.expected(exported)
         compared = [model, *exported.weights, *(path for path in (checkpoint, engine) if path is not None)]
         outcome = _compare(exported, expected, engine, backends, (rtol, atol), progress)
         if locate:
