@@ -81,7 +81,8 @@ def own_weight(product: ir.Node) -> npt.NDArray[Any] | None:
 
 def add_constant(graph: ir.Graph, name: str, array: npt.NDArray[Any], dtype: ir.DataType | None = None) -> ir.Value:
     """Add an initializer under the given name, or the next numbered one that is free."""
-    taken = graph.initializers.keys() | {value.name for node in graph for value in node.outputs}
+    # A name in a branch would hide this one there.
+    taken = graph.initializers.keys() | {value.name for node in graph.all_nodes() for value in node.outputs}
     numbered = (f"{name}_{i}" for i in itertools.count(1))
     free = next(text for text in itertools.chain([name], numbered) if text not in taken)
     value = ir.val(free, const_value=ir.tensor(array, dtype))

@@ -38,6 +38,8 @@ _MASKED: Final = (
 _PASSING: Final = ("Cast", "Clip", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 _FEW_IDS: Final = 2
 _ENOUGH: Final = 2
+# How many of the tokens a mask keeps.
+_KEPT: Final = 0.7
 
 
 @dataclass(frozen=True)
@@ -74,14 +76,18 @@ class PlainInputs:
         feed = {}
         for spec in self.specs:
             shape = [axis if isinstance(axis, int) else sizes[axis] for axis in spec.axes]
-            feed[spec.name] = self._values(spec, shape, kind, generator)
+            feed[spec.name] = np.asarray(self._values(spec, shape, kind, generator))  # also where it is one number
         return feed
 
     def cases(self, seed: int = 0) -> Iterator[Case]:
         """Yield random and edge cases."""
         generator = np.random.default_rng(seed)
-        for name, rows, tokens, kind in (*_PLANS, *(_MASKED if self.masks else ())):
-            yield Case(name, self.draw(rows, tokens, kind, generator), partial=bool(self.masks))
+        switches = [spec.name for spec in self.specs if spec.dtype == np.bool_ and not spec.axes]
+        for index, (name, rows, tokens, kind) in enumerate((*_PLANS, *(_MASKED if self.masks else ()))):
+            feed = self.draw(rows, tokens, kind, generator)
+            # What chooses a branch is on and off by turns, so that both are compared.
+            feed |= {switch: np.array(index >> place & 1 == 0) for place, switch in enumerate(switches)}
+            yield Case(name, feed, partial=bool(self.masks))
 
     def _values(self, spec: TensorSpec, shape: list[int], kind: str, generator: np.random.Generator) -> Array:
         if spec.name in self.masks or spec.dtype == np.bool_:
@@ -105,7 +111,7 @@ class PlainInputs:
 
 
 def _mask(spec: TensorSpec, shape: list[int], kind: str, generator: np.random.Generator) -> Array:
-    mask = generator.random(shape) < 0.7
+    mask = np.asarray(generator.random(shape) < _KEPT)
     if shape:
         mask[..., :1] = True
     if kind == "ones":

@@ -148,7 +148,7 @@ def test_a_difference_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         node.attributes["mode"] = rewriting.ir.AttrString("mode", "causal")
         return node
 
-    monkeypatch.setattr("pom_export.graph.fusing.files.put_aggregation", wrong)
+    monkeypatch.setattr("pom_export.graph.fusing.model.put_aggregation", wrong)
     plain = saved(plain_graph(aggregate=AGGREGATES["mean"]), tmp_path)
 
     with pytest.raises((ParityError, InputError), match=r"differs from|invalid"):

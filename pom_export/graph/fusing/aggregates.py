@@ -8,8 +8,8 @@ number that occurs in it are tried too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from typing import Final
 
@@ -18,14 +18,14 @@ import onnx_ir as ir
 
 from pom_export.graph.fusing.evaluation import Array, Evaluator
 from pom_export.graph.fusing.features import NotFusedError
-from pom_export.graph.fusing.sources import PAIRS, Source, sources_of
-from pom_export.graph.fusing.tokens import TOKEN_RANK, Layout, layout_of, named, nodes_after
+from pom_export.graph.fusing.reached import Reached, shared_sources, values_of_tokens
+from pom_export.graph.fusing.reasons import why_not_a_mean
+from pom_export.graph.fusing.sources import PAIRS, Source
+from pom_export.graph.fusing.tokens import Layout, layout_of, named
 from pom_export.graph.masks.kinds import FEW_VALUES, SIZES, TELLING, telling_sizes
 from pom_export.graph.masks.parts import NotComputableError
 
 MEAN, CAUSAL, FEATURES = "mean", "causal", "features"
-# The most nodes from the features to their mean.
-_LONGEST: Final = 60
 # What keeps a sum of weights from being 0, such as 1e-6, is found after this.
 _AGREES: Final = 2e-5
 # Few channels are enough, where the graph allows any number.
@@ -37,11 +37,6 @@ _SMALL: Final = 1e-9
 _LEAST: Final = (
     "sums of weights are divided by as they are; in the file given, small ones are replaced by a larger number"
 )
-# Inputs of nodes that are sizes or axes: their numbers don't tell where tokens end.
-_AXES: Final = {
-    "Expand": 1, "Reshape": 1, "ReduceMax": 1, "ReduceMean": 1, "ReduceMin": 1, "ReduceSum": 1, "Split": 1,
-    "Squeeze": 1, "Tile": 1, "Unsqueeze": 1,
-}  # fmt: skip
 # Operators of positions that have no part in where a window ends, unless what they compute is compared or rounded.
 _COMPARING: Final = frozenset((
     *("BitwiseAnd", "Cast", "Ceil", "Clip", "Equal", "Floor", "Gather", "GatherElements", "GatherND", "Greater"),
@@ -74,21 +69,6 @@ class Aggregate:
 Transform = Callable[[Array], Array]
 
 
-@dataclass(frozen=True)
-class Reached:
-    """A value computed from features.
-
-    Attributes:
-        value: the value.
-        data: what else it depends on that is neither a constant nor a size.
-        fixed: what enters without depending on data, other than sizes and axes.
-    """
-
-    value: ir.Value
-    data: tuple[ir.Value, ...]
-    fixed: tuple[ir.Value, ...]
-
-
 def match_aggregate(evaluator: Evaluator, features: ir.Value) -> Aggregate:
     """Return the mean of features.
 
@@ -103,32 +83,8 @@ def match_aggregate(evaluator: Evaluator, features: ir.Value) -> Aggregate:
     for each in reached:
         found = match_mean(evaluator, features, layout, each) or found
     if found is None:
-        raise NotFusedError(_why_not(evaluator, features, layout, reached))
+        raise NotFusedError(why_not_a_mean(evaluator, features, layout, reached))
     return found
-
-
-def values_of_tokens(evaluator: Evaluator, features: ir.Value, layout: Layout) -> Iterator[Reached]:
-    """Yield the values computed from features and, at most, the weights of tokens, in order."""
-    known = {features: Reached(features, (), ())}
-    for node in nodes_after(evaluator, features, _LONGEST):
-        inner = [known[each] for each in node.inputs if each is not None and each in known]
-        outer = [each for each in node.inputs if each is not None and each not in known]
-        data = [each for each in outer if evaluator.depends_on_data(each)]
-        if not inner or any(not sources_of(evaluator, each, layout) for each in data):
-            continue
-        axes = _AXES.get(node.op_type)
-        fixed = [
-            each
-            for index, each in enumerate(node.inputs)
-            if each in outer and each not in data and index != axes and each is not None
-        ]
-        for output in node.outputs:
-            known[output] = Reached(
-                output,
-                tuple(dict.fromkeys([*(each for one in inner for each in one.data), *data])),
-                tuple(dict.fromkeys([*(each for one in inner for each in one.fixed), *fixed])),
-            )
-            yield known[output]
 
 
 def match_mean(
@@ -163,16 +119,6 @@ def match_mean(
             found = Aggregate(value, mode, source, 0.0, mode == MEAN and trial.spread)
             return found if source is None or mode == FEATURES else trial.with_divisor(found)
     return None
-
-
-def shared_sources(evaluator: Evaluator, layout: Layout, reached: Reached) -> list[Source | None]:
-    """Return where all of the data beside the features may come from, the nearest first."""
-    if not reached.data:
-        return [None]
-    first, *others = (sources_of(evaluator, each, layout) for each in reached.data)
-    shared = [each for each in first if all(each.value in {one.value for one in other} for other in others)]
-    shared.sort(key=lambda each: (each.kind == PAIRS, each.changes, not each.is_bool, not each.counts))
-    return [*shared, *(replace(each, inverted=True) for each in shared if each.is_bool)]
 
 
 def _has_channels(value: ir.Value, layout: Layout) -> bool:
@@ -261,7 +207,7 @@ class _Trial:
         _, nodes = self.evaluator.constants_behind(self.reached.fixed)
         suspects = [node for node in nodes if node.op_type not in TELLING and _is_compared(node, set(nodes))]
         inputs = [each for node in suspects for each in node.inputs if each is not None]
-        computed = self.evaluator.run(inputs, {}, named(self.layout.sizes(2, 64), self.evaluator.graph))
+        computed = self.evaluator.run(inputs, {}, named(self.layout.sizes(2, 64), self.evaluator.root))
         for node in suspects:
             for each in node.inputs:
                 if each is not None and each in computed and np.unique(computed[each]).size > FEW_VALUES:
@@ -302,7 +248,7 @@ class _Trial:
             given[source.value] = source.shaped(weights)
             sizes |= source.sizes(weights)
         value = self.reached.value
-        made = self.evaluator.run([value], given, named(sizes, self.evaluator.graph)).get(value)
+        made = self.evaluator.run([value], given, named(sizes, self.evaluator.root)).get(value)
         return None if made is None else self.layout.ordered(made)
 
     def _is_mean(self, made: Array, p: Array, mode: str, weights: Array | None) -> bool:
@@ -357,33 +303,3 @@ def _is_compared(node: ir.Node, among: set[ir.Node]) -> bool:
                     seen.add(user)
                     waiting.append(user)
     return any(user.op_type in _COMPARING for user in seen)
-
-
-def _why_not(evaluator: Evaluator, features: ir.Value, layout: Layout, reached: Sequence[Reached]) -> str:
-    """Return why nothing that is computed from features is a mean over tokens."""
-    generator = np.random.default_rng(0)
-    rows, length = layout.batch or 2, layout.tokens or _FIRST_SIZE
-    p = generator.uniform(0.5, 2, (rows, length, *layout.channels))
-    values = [each.value for each in reached if not each.data]
-    made = evaluator.run(values, {features: layout.placed(p)}, named(layout.sizes(rows, length), evaluator.graph))
-    known: Mapping[str, Array] = {
-        "the mean over its channels, not over its tokens": p.mean(-1),
-        "the mean over the batch, not over its tokens": p.mean(0),
-        "the sum over its tokens, not the mean": p.sum(1),
-        "the largest of its tokens, not the mean": p.max(1),
-        "the sum over the earlier tokens, not divided by their number": np.cumsum(p, 1),
-        "the mean over both batch and tokens": p.mean((0, 1)),
-    }
-    reasons = [
-        reason
-        for each in values
-        if each in made
-        for reason, array in known.items()
-        if array.size == made[each].size
-        and np.allclose(layout.ordered(made[each]).reshape(-1), array.reshape(-1), rtol=_AGREES)
-    ]
-    if reasons:
-        return f"it takes {reasons[-1]}"
-    if len(layout.channels) + 2 < TOKEN_RANK or not reached:
-        return "nothing that is known follows its features"
-    return "what follows its features is not a mean over tokens that is recognised"

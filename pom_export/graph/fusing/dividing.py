@@ -35,13 +35,12 @@ class EarlyDivisions:
     """The scalings `gate * sum / n` of a graph, as `gate * (sum / n)`, whose second factor may be a mean.
 
     Args:
-        graph: the graph; the nodes are moved.
+        evaluator: of the graph, whose nodes are moved.
     """
 
-    def __init__(self, graph: ir.Graph) -> None:
-        self._graph = graph
-        evaluator = Evaluator(graph)
-        self._moves = [move for node in list(graph) if (move := self._moved(evaluator, node)) is not None]
+    def __init__(self, evaluator: Evaluator) -> None:
+        self._graph = evaluator.graph
+        self._moves = [move for node in list(evaluator.graph) if (move := self._moved(evaluator, node)) is not None]
 
     def put_back(self) -> None:
         """Undo the moves of scalings that are still in use."""
@@ -55,7 +54,9 @@ class EarlyDivisions:
         for index in (0,) if scaling.op_type == "Div" else (0, 1):
             scaled, other = scaling.inputs[index], scaling.inputs[1 - index]
             product = None if scaled is None else scaled.producer()
-            if scaled is None or other is None or product is None or product.op_type != "Mul" or product.domain:
+            if scaled is None or other is None or product is None or product.graph is not self._graph:
+                continue
+            if product.op_type != "Mul" or product.domain:
                 continue
             total = next((each for each in product.inputs if each is not None and _is_sum(evaluator, each)), None)
             if total is not None and only_user(scaled) is scaling and _is_number(other, total):

@@ -55,11 +55,12 @@ class Evaluator:
 
     Args:
         graph: the graph; nothing in it is changed.
+        root: the model's graph, if that is another one, in whose nodes this one is.
         axes: which axes are those of tokens.
     """
 
-    def __init__(self, graph: ir.Graph, axes: Axes = USUAL_AXES) -> None:
-        self.graph, self.axes = graph, axes
+    def __init__(self, graph: ir.Graph, root: ir.Graph | None = None, axes: Axes = USUAL_AXES) -> None:
+        self.graph, self.root, self.axes = graph, graph if root is None else root, axes
         self._data: dict[ir.Value, bool] = {}
         self._kernels: dict[ir.Node, Any] = {}
         self._constants: dict[ir.Value, Array | None] = {}
@@ -253,7 +254,7 @@ class Evaluator:
         return self._kernels[node]
 
     def _opsets(self) -> Mapping[str, int]:
-        return {"": 20, **self.graph.opset_imports}
+        return {"": 20, **self.root.opset_imports}
 
 
 class _Before(NamedTuple):

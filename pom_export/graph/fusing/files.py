@@ -15,16 +15,15 @@ from onnx_ir.passes import common
 from pom_export import contract
 from pom_export.errors import InputError
 from pom_export.graph.fusing.evaluation import SHAPES, Evaluator
-from pom_export.graph.fusing.finding import Findings, find_aggregations
+from pom_export.graph.fusing.finding import Findings
 from pom_export.graph.fusing.gates import PlainReshapesPass, SlicesToSplitPass
-from pom_export.graph.fusing.preparing import Prepared
-from pom_export.graph.fusing.rewriting import put_aggregation
+from pom_export.graph.fusing.model import Fusion
 from pom_export.graph.fusing.selecting import PlainGatesPass
 from pom_export.graph.fusing.shapes import Seen, complete_shapes, inferred
 from pom_export.graph.fusing.sources import Source
 from pom_export.graph.fusing.tokens import named
 from pom_export.graph.interface import TensorSpec
-from pom_export.graph.nodes import aggregation_nodes, gated_nodes
+from pom_export.graph.nodes import is_aggregation
 from pom_export.graph.opsets import OPSETS, STANDARD_DOMAINS
 from pom_export.graph.passes import AttachFunctionsPass, FactorGatePass, FuseGatePass, SplitProjectionPass
 from pom_export.graph.saving import EXTERNAL_DATA_BYTES
@@ -94,16 +93,14 @@ def fused_graph(file: Path, inputs: Sequence[TensorSpec], observe: Observe, *, o
     model = ir.from_proto(inferred(proto))
     ir.external_data.set_base_dir(model.graph, file.parent)
     complete_shapes(model.graph, observation.runs)
-    kept = len(aggregation_nodes(model)) + len(gated_nodes(model))
-    prepared = Prepared(model.graph)
-    findings = find_aggregations(model.graph)
+    kept = sum(map(is_aggregation, model.graph.all_nodes()))
+    fusion = Fusion(model)
+    findings = fusion.findings
     masks = [(found.aggregate.mask, _inputs_behind(found.aggregate.mask)) for found in findings.found]
     padding = [inputs for mask, inputs in masks if mask is not None and _means_padding(model.graph, mask, inputs)]
-    nodes = [put_aggregation(model.graph, found) for found in findings.found]
     fused = Fused(model, findings, kept, notes_of(findings), _names(inputs for _, inputs in masks), _names(padding))
-    if nodes:
-        common.RemoveUnusedNodesPass()(model)
-        prepared.put_back()
+    if findings.found:
+        fusion.put()
         _finish(model, optimize)
         _load_weights(model)
         for value in (*model.graph.inputs, *model.graph.outputs):

@@ -51,9 +51,14 @@ class Findings:
     left: dict[str, str] = field(default_factory=dict)
 
 
-def find_aggregations(graph: ir.Graph) -> Findings:
-    """Return the aggregations that are written in standard operators, and what is almost one, with the reason."""
-    search = _Search(Evaluator(graph))
+def find_aggregations(graph: ir.Graph, root: ir.Graph | None = None) -> Findings:
+    """Return the aggregations that are written in standard operators, and what is almost one, with the reason.
+
+    Args:
+        graph: the graph.
+        root: the model's graph, if that is another one, in whose nodes this one is.
+    """
+    search = _Search(Evaluator(graph, root))
     for axes in _AXES:
         search.over(axes)
     search.evaluator.axes = _AXES[0]

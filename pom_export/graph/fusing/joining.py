@@ -48,16 +48,16 @@ class JoinedFactors:
     The op takes them so.
 
     Args:
-        graph: the graph; nodes are added to it.
+        evaluator: of the graph; nodes are added to it.
     """
 
-    def __init__(self, graph: ir.Graph) -> None:
-        self._graph = graph
-        evaluator = Evaluator(graph)
+    def __init__(self, evaluator: Evaluator) -> None:
+        self._graph = evaluator.graph
+        self._opset = evaluator.root.opset_imports[""]
         chains = list(_chains(evaluator, list(_factors(evaluator))))
         self._joins = [self._joined([factor.x for factor in chain]) for chain in chains]
         if chains:
-            graph.sort()
+            self._graph.sort()
 
     def put_back(self) -> None:
         """Take away what is not needed: parts that are still in use, and sums of parts that are not."""
@@ -75,14 +75,14 @@ class JoinedFactors:
         axis, shape = _channel_axis(parts[0]), list(parts[0].shape or ())
         assert axis is not None
         name = parts[0].name
-        uses = [list(part.uses()) for part in parts]
+        uses = [[use for use in part.uses() if use.node.graph is self._graph] for part in parts]
         concat = ir.node("Concat", list(parts), {"axis": axis}, name=f"{name}/joined")
         whole = concat.outputs[0]
         whole.name, whole.type = f"{name}/joined", parts[0].type
         shape[axis] = int(str(shape[axis])) * len(parts)
         whole.shape = ir.Shape(shape)
         split = ir.node("Split", [whole], {"axis": axis}, num_outputs=len(parts), name=f"{name}/parts")
-        if self._graph.opset_imports[""] >= _SPLIT_OPSET:
+        if self._opset >= _SPLIT_OPSET:
             split.attributes["num_outputs"] = ir.AttrInt64("num_outputs", len(parts))
         for index, (part, old) in enumerate(zip(split.outputs, parts, strict=True)):
             part.shape, part.type, part.name = old.shape, old.type, f"{name}/parts.{index}"
@@ -173,7 +173,7 @@ def _is_product(evaluator: Evaluator, value: ir.Value, group: Collection[ir.Valu
     shape = [size if isinstance(size, int) else 2 for size in first.shape or ()]
     generator = np.random.default_rng(0)
     given: dict[ir.Value, Array] = {factor: generator.normal(0, 2, shape) for factor in group}
-    made = evaluator.run([value], given, named({}, evaluator.graph)).get(value)
+    made = evaluator.run([value], given, named({}, evaluator.root)).get(value)
     wanted = np.prod(list(given.values()), axis=0)
     return made is not None and made.shape == wanted.shape and np.allclose(made, wanted, rtol=_AGREES, atol=_AGREES)
 

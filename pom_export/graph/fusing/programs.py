@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import onnx_ir as ir
-from onnx_ir.passes import common
 
 from pom_export.errors import InputError
 from pom_export.graph.fusing.files import notes_of
-from pom_export.graph.fusing.finding import find_aggregations
-from pom_export.graph.fusing.preparing import Prepared
-from pom_export.graph.fusing.rewriting import put_aggregation
+from pom_export.graph.fusing.model import Fusion
 from pom_export.graph.nodes import aggregation_nodes
 
 
@@ -23,12 +20,9 @@ def fuse_program(model: ir.Model) -> list[str]:
         InputError: it has no aggregation, neither as a node of the op nor in standard operators.
     """
     had = len(aggregation_nodes(model))
-    prepared = Prepared(model.graph)
-    findings = find_aggregations(model.graph)
-    for found in findings.found:
-        put_aggregation(model.graph, found)
-    common.RemoveUnusedNodesPass()(model)
-    prepared.put_back()
+    fusion = Fusion(model)
+    findings = fusion.findings
+    fusion.put()
     left = [f"{node} is almost a mixer and stays as it is: {why}" for node, why in findings.left.items()]
     if not had and not findings.found:
         raise InputError(

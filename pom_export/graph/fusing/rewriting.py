@@ -23,12 +23,17 @@ from pom_export.graph.schema import attributes
 _SCOPES: Final = "pkg.torch.onnx.name_scopes"
 
 
-def put_aggregation(graph: ir.Graph, found: Found) -> ir.Node:
-    """Replace an aggregation by a node of the op, and return it."""
+def put_aggregation(root: ir.Graph, found: Found) -> ir.Node:
+    """Replace an aggregation by a node of the op, and return it.
+
+    Args:
+        root: the model's graph, which gets new constants.
+        found: the aggregation, in that graph or in a branch.
+    """
     old = found.aggregate.value
     place = old.producer()
     assert place is not None
-    builder = _Builder(graph, place, _scope(found.features.x, place))
+    builder = _Builder(root, place, _scope(found.features.x, place))
     node, made = builder.aggregation(found.features, found.aggregate)
     take_place(old, builder.shaped(made, old, found))
     _free_shapes(found.features.x, place)
@@ -46,11 +51,12 @@ def _scope(x: ir.Value, place: ir.Node) -> str:
 
 
 class _Builder:
-    """Adds nodes before another node of a graph."""
+    """Adds nodes before another node of a graph, and constants to the model's graph."""
 
-    def __init__(self, graph: ir.Graph, place: ir.Node, scope: str) -> None:
-        self.graph, self.place, self.scope = graph, place, scope
-        self.taken = {node.name for node in graph}
+    def __init__(self, root: ir.Graph, place: ir.Node, scope: str) -> None:
+        assert isinstance(place.graph, ir.Graph)
+        self.root, self.graph, self.place, self.scope = root, place.graph, place, scope
+        self.taken = {node.name for node in root.all_nodes()}
 
     def aggregation(self, features: Features, aggregate: Aggregate) -> tuple[ir.Node, ir.Value]:
         """Add the node; return it and its result, (B, 1 or N, C)."""
@@ -188,7 +194,7 @@ class _Builder:
         return self._constant("axes", np.array(numbers, np.int64))
 
     def _constant(self, name: str, array: Array) -> ir.Value:
-        return add_constant(self.graph, f"{self.scope}.{name}".lstrip("."), array)
+        return add_constant(self.root, f"{self.scope}.{name}".lstrip("."), array)
 
     def _name(self, op: str) -> str:
         base = f"{self.scope}/{op}".lstrip("/")
@@ -211,7 +217,7 @@ def _free_shapes(x: ir.Value, last: ir.Node) -> None:
         return
     places = {node: place for place, node in enumerate(last.graph or ())}
     first = x.producer()
-    start = -1 if first is None else places[first]
+    start = -1 if first is None else places.get(first, -1)
     waiting, seen = [value for value in last.inputs if value is not None], {x}
     while waiting:
         value = waiting.pop()
@@ -221,6 +227,6 @@ def _free_shapes(x: ir.Value, last: ir.Node) -> None:
         seen.add(value)
         if value.shape is not None and list(value.shape) == list(x.shape):
             for user, index in list(value.uses()):
-                if user.op_type in SHAPES and places[user] > start:
+                if user.op_type in SHAPES and places.get(user, -1) > start:
                     user.replace_input_with(index, x)
         waiting.extend(each for each in node.inputs if each is not None)

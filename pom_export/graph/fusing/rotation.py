@@ -72,7 +72,7 @@ def _agrees(evaluator: Evaluator, features: ir.Value, layout: Layout, found: Rot
     tables = {table: generator.standard_normal((tokens, half)) for table in (*found.cos, *found.sin)}
     held = {table: np.tile(array, (1, 1 + found.twice)) for table, array in tables.items()}
     given = {features: p, **{table: array.reshape(_shape(table, array)) for table, array in held.items()}}
-    made = evaluator.run([found.value], given, named(layout.sizes(rows, tokens), evaluator.graph)).get(found.value)
+    made = evaluator.run([found.value], given, named(layout.sizes(rows, tokens), evaluator.root)).get(found.value)
     if made is None or made.shape != p.shape:
         return False
     wanted = rotated(p, [tables[table] for table in found.cos], [tables[table] for table in found.sin])
@@ -86,7 +86,7 @@ def _columns(table: ir.Value) -> int:
 def _holds_twice(evaluator: Evaluator, table: ir.Value, layout: Layout) -> bool:
     """Return whether the second half of a table's columns always equals the first."""
     tokens = layout.tokens or _TOKENS
-    sizes = named(layout.sizes(layout.batch or 1, tokens), evaluator.graph)
+    sizes = named(layout.sizes(layout.batch or 1, tokens), evaluator.root)
     if not evaluator.depends_on_data(table):
         made = evaluator.run([table], {}, sizes).get(table)
         return made is not None and _are_equal_halves(made)

@@ -12,12 +12,13 @@ import numpy as np
 import onnx_ir as ir
 
 from pom_export import contract
-from pom_export.graph.fusing.aggregates import Aggregate, Reached, match_mean, shared_sources, values_of_tokens
+from pom_export.graph.fusing.aggregates import Aggregate, match_mean
 from pom_export.graph.fusing.coefficients import exact_coefficients
 from pom_export.graph.fusing.contributed import gelu
 from pom_export.graph.fusing.evaluation import SHAPES, Array, Evaluator
 from pom_export.graph.fusing.features import Features
 from pom_export.graph.fusing.power import fitted, probes
+from pom_export.graph.fusing.reached import Reached, shared_sources, values_of_tokens
 from pom_export.graph.fusing.sources import KEYS
 from pom_export.graph.fusing.tokens import Layout, layout_of, named
 
@@ -131,7 +132,7 @@ def _of_single_tokens(
             ones = np.ones((rows, length) if source.kind == KEYS else (rows, length, length))
             given[source.value] = source.shaped(ones)
             sizes |= source.sizes(ones)
-        sizes = named(sizes, evaluator.graph)
+        sizes = named(sizes, evaluator.root)
         made = evaluator.run([reached.value], given, sizes).get(reached.value)
         made = None if made is None else layout.ordered(made)
         if made is None or len(made) != rows or made.size not in {filled.size, alike.size}:

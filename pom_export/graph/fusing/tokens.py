@@ -125,7 +125,7 @@ def run_tokens(
         part = tokens[first : first + rows * length]
         filled = np.concatenate([part, np.repeat(part[-1:], rows * length - len(part), 0)])
         given = {start: layout.placed(filled.reshape(rows, length, *layout.channels))}
-        computed = evaluator.run(wanted, given, {**dynamic_sizes(evaluator.graph), **layout.sizes(rows, length)})
+        computed = evaluator.run(wanted, given, {**dynamic_sizes(evaluator.root), **layout.sizes(rows, length)})
         for value, parts in found.items():
             array, own = computed.get(value), layout_of(value, evaluator.axes)
             array = array if array is None or own is None else own.ordered(array)

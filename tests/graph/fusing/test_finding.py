@@ -174,6 +174,22 @@ def test_almost_the_activation(nodes: str, reason: str) -> None:
         ),
         ("y = CumSum(p, one)", "it takes the sum over the earlier tokens, not divided by their number"),
         (
+            "q = ReduceSum<keepdims = 1>(p, at1) y = Div(q, two)",
+            "it takes the sum over its tokens, divided by 2 at 6 tokens, not by their number",
+        ),
+        (
+            """shape = Shape(p) n = Gather(shape, one) range = Range(zero_int, n, one) i = Unsqueeze(range, at1)
+            j = Unsqueeze(range, first) keep = LessOrEqual(i, j) w = Cast<to = 1>(keep) q = MatMul(w, p)
+            d = ReduceSum<keepdims = 1>(w, last) y = Div(q, d)""",
+            "it takes the mean over the later tokens, not over the earlier ones",
+        ),
+        (
+            """shape = Shape(p) n = Gather(shape, one) range = Range(zero_int, n, one) i = Unsqueeze(range, at1)
+            j = Unsqueeze(range, first) keep = Greater(i, j) w = Cast<to = 1>(keep) q = MatMul(w, p)
+            s_ = ReduceSum<keepdims = 1>(w, last) d = Max(s_, one_float) y = Div(q, d)""",
+            "it takes the mean over the tokens before each, without the token itself",
+        ),
+        (
             """shape = Shape(p) n = Gather(shape, one) range = Range(zero_int, n, one) i = Unsqueeze(range, at1)
             j = Unsqueeze(range, first) sofar = GreaterOrEqual(i, j) far = Sub(i, j) near = Less(far, window)
             keep = And(sofar, near) w = Cast<to = 1>(keep) q = MatMul(w, p) d = ReduceSum<keepdims = 1>(w, last)
@@ -198,6 +214,35 @@ def test_almost_a_mean(nodes: str, reason: str) -> None:
     assert not findings.found
     (found,) = findings.left.values()
     assert found.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reason"),
+    [
+        ("y = ReduceMean<keepdims = 1>(w_, at1)", "divided by the number of all tokens, not of those"),
+        ("y = ReduceSum<keepdims = 1>(w_, at1)", "not the mean"),
+        ("q_ = ReduceSum<keepdims = 1>(w_, at1) y = Mul(q_, two)", "divided by 0.5 at 6 tokens, not by their number"),
+    ],
+)
+def test_almost_a_mean_of_what_a_mask_keeps(nodes: str, reason: str) -> None:
+    masked = "m_ = Cast<to = 1>(mask) e_ = Unsqueeze(m_, last) w_ = Mul(p, e_)"
+
+    findings = find_aggregations(as_graph(plain_graph(aggregate=f"{masked} {nodes}", mask="bool")))
+
+    assert not findings.found
+    assert list(findings.left.values()) == [f"it takes the sum over the tokens that its mask keeps, {reason}"]
+
+
+def test_a_running_sum_of_an_earlier_call() -> None:
+    nodes = f"""
+        u = MatMul(x, context) {ACTIVATIONS["leaky_relu"]} {POLYNOMIALS["horner"]} q = CumSum(p, one)
+        s = Unsqueeze(past, at1) r = Add(q, s) k = Unsqueeze(count, last) y = Div(r, k)"""
+    inputs = "float[batch, tokens, 4] x, float[batch, 6] past, float[batch, tokens] count"
+
+    findings = find_aggregations(as_graph(parsed(inputs, "float[batch, tokens, 6] y", nodes)))
+
+    assert not findings.found
+    assert next(iter(findings.left.values())).startswith("the input past is added to its sum over tokens, as in a")
 
 
 @pytest.mark.parametrize(
