@@ -86,6 +86,7 @@ def test_fusing_makes_the_op_of_an_inlined_file_again(tmp_path: Path) -> None:
     assert (len(model.aggregations), model.inlined) == (1, 0)
 
 
+@pytest.mark.slow
 def test_a_fault_in_an_inlined_file_is_named(tmp_path: Path) -> None:
     pom_export.export(GOLDEN / "v2_heads", tmp_path / "in.onnx", mask="causal", inline=True)
     report = pom_export.debug(tmp_path / "in.onnx", checkpoint=GOLDEN / "v2_heads")
@@ -195,6 +196,7 @@ def test_calls_in_functions_branches_and_loops_are_inlined(edit: Edit, tmp_path:
     assert len(result.cases) > 3
 
 
+@pytest.mark.slow
 def test_large_weights_go_beside_the_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saving, "EXTERNAL_DATA_BYTES", 64)
     pom_export.export(GOLDEN / "v2_no_heads", tmp_path / "m.onnx", mask="causal")

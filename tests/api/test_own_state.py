@@ -142,6 +142,7 @@ def test_recorded_calls_are_compared_again(learned: Exported) -> None:
     assert "in 13 calls" in report.comparisons[0].cases[1].case
 
 
+@pytest.mark.slow
 def test_debug_names_the_module(learned: Exported, tmp_path: Path) -> None:
     model, file = onnx.load(learned.file), tmp_path / "changed.onnx"
     (weight,) = (each for each in model.graph.initializer if each.name == "blocks.1.mixer.se_bias")
@@ -218,7 +219,7 @@ class _WithoutState(MovingAverage):
 @pytest.mark.parametrize(
     ("layer", "error", "message"),
     [
-        (_Wrong, ParityError, "differs from PyTorch"),
+        pytest.param(_Wrong, ParityError, "differs from PyTorch", marks=pytest.mark.slow),
         (_WithoutState, InputError, r"stream\(\) of average \(_WithoutState\) returns a state of"),
     ],
 )

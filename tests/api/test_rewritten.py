@@ -230,7 +230,10 @@ def test_limits_of_a_renamed_input_are_still_its_own(language_model: Exported) -
 
 @pytest.mark.parametrize(
     "name",
-    slow_cases(["mixer", "crossed", "language_model", "block_causal", "product"], {"mixer", "product"}.__contains__),
+    slow_cases(
+        ["mixer", "crossed", "language_model", "block_causal", "product"],
+        {"mixer", "product", "block_causal"}.__contains__,
+    ),
 )
 def test_without_metadata_nodes_and_inputs_say_how_it_was_exported(name: str, request: pytest.FixtureRequest) -> None:
     exported: Exported = request.getfixturevalue(name)
@@ -241,7 +244,7 @@ def test_without_metadata_nodes_and_inputs_say_how_it_was_exported(name: str, re
     assert not exported.verify(without_metadata, weight("ag_proj.weight", lambda array: array * 1.01))
 
 
-@pytest.mark.parametrize("name", ["mixer", "block_causal"])
+@pytest.mark.parametrize("name", ["mixer", pytest.param("block_causal", marks=pytest.mark.slow)])
 def test_without_nodes_too_the_nearest_way_is_taken(name: str, request: pytest.FixtureRequest) -> None:
     exported: Exported = request.getfixturevalue(name)
     report = exported.verify(without_metadata, inline)

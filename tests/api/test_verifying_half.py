@@ -44,10 +44,10 @@ def test_a_right_file_is_far_within_its_bounds(half: Exported) -> None:
 @pytest.mark.parametrize(
     "edit",
     [
-        weight("blocks.0.mixer.se_bias", lambda array: array * 0),
-        weight("blocks.1.mixer.po_coeff", lambda array: np.roll(array, 1, 0)),
+        pytest.param(weight("blocks.0.mixer.se_bias", lambda array: array * 0), marks=pytest.mark.slow),
+        pytest.param(weight("blocks.1.mixer.po_coeff", lambda array: np.roll(array, 1, 0)), marks=pytest.mark.slow),
         weight("blocks.1.mixer.po_coeff", lambda array: array * 1.02),
-        weight("blocks.0.mlp_norm.weight", lambda array: array * 1.02),
+        pytest.param(weight("blocks.0.mlp_norm.weight", lambda array: array * 1.02), marks=pytest.mark.slow),
         weight("blocks.1.mlp_down.weight", lambda array: array.astype(np.float32) * 1.02),
     ],
     ids=["no gate bias", "coefficients of other channels", "coefficients", "norm", "matrix"],
@@ -59,7 +59,7 @@ def test_a_fault_does_not_hide_behind_rounding(half: Exported, edit: Edit) -> No
     assert any("times its bound" in c.worst.difference.broken for c in broken)
 
 
-@pytest.mark.parametrize("table", ["cos", "sin"])
+@pytest.mark.parametrize("table", ["cos", pytest.param("sin", marks=pytest.mark.slow)])
 def test_a_rotation_that_is_two_percent_off_fails(rotary: Exported, table: str) -> None:
     assert not rotary.verify(weight(f"freqs_{table}", lambda array: array * 1.02), inputs=rotary.recorded())
 

@@ -15,6 +15,8 @@ from pom_export.arrays import read_npz
 from pom_export.batches import sinks
 from pom_export.batches.budget import Budget
 from pom_export.errors import InputError
+from pom_export.mixer import MixerConfig
+from pom_export.models import LanguageModel, LanguageModelConfig
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 LENGTHS = {"b": 7, "a": 12, "long": 30, "c": 7}
@@ -213,8 +215,8 @@ def test_a_failure_or_an_interrupt_half_way_leaves_nothing(model: Path, tmp_path
 
 
 def test_ids_beyond_the_vocabulary_are_named(tmp_path: Path) -> None:
-    checkpoint = Path(__file__).parents[2] / "samples" / "checkpoints" / "byte_lm.safetensors"
-    pom_export.export(checkpoint, tmp_path / "m.onnx")
+    model = LanguageModel(LanguageModelConfig(256, 1, 2, 16, MixerConfig(8, 2, 2)))
+    pom_export.export(model, tmp_path / "m.onnx")
     ids = [np.arange(5), np.arange(4) + 253]
     with pytest.raises(InputError, match=r"sequence 1: input_ids holds 256, but m\.onnx takes 0 to 255"):
         pom_export.run(tmp_path / "m.onnx", ids)

@@ -129,7 +129,17 @@ CASES: dict[str, Case] = {
     "own, mingled": (lambda path: own(Mingled, path), lambda random, n: mixed(random, n, 16), set()),
 }  # fmt: skip
 
-SLOW = {"no mask", "padding", "full", "cross", "streaming hybrid", "image model", "own, careful"}
+SLOW = {
+    "no mask",
+    "padding",
+    "full",
+    "cross",
+    "streaming hybrid",
+    "image model",
+    "own, careful",
+    "positions",
+    "cross with padding",
+}
 
 
 def alone(session: Any, sequence: Any) -> list[np.ndarray]:

@@ -85,6 +85,7 @@ def test_a_backend_is_timed_only_where_it_is_not_skipped(model: Path, tmp_path: 
     assert second.differences.keys() == {"kernel"}
 
 
+@pytest.mark.slow
 def test_memory_counts_what_a_run_needs(model: Path, tmp_path: Path) -> None:
     found = prepared(model, tmp_path).measure_memory("kernel", Size(2, 400000), ONCE)
     inputs = 2 * 400000 * 16 * 4  # more than an allocator keeps when it is freed

@@ -102,6 +102,7 @@ def test_a_pickled_mapping_names_an_entry_once(tmp_path: Path) -> None:
     assert "names an entry of a mapping twice" in refusal(save(tmp_path / "a.pt", twice))
 
 
+@pytest.mark.slow
 def test_pickles_without_an_end(tmp_path: Path) -> None:
     assert "truncated or damaged" in refusal(save(tmp_path / "a.pt", b"\x80\x02}"))
     assert "more than 2,000,000 pickled objects" in refusal(save(tmp_path / "a.pt", b"\x80\x02" + b"]0" * 1_100_000))
@@ -224,6 +225,7 @@ def test_a_plain_pickle_is_named(tmp_path: Path) -> None:
     assert "damaged pickle" in refusal(tmp_path / "a.pt")
 
 
+@pytest.mark.slow
 def test_recognition_is_bounded_by_the_file(tmp_path: Path) -> None:
     """Names and sizes in a small file that would lead to an endless search or an endless model."""
     one = torch.ones(1)

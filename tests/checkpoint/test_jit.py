@@ -19,6 +19,7 @@ from pom_export.checkpoint.spec import spec_of
 from pom_export.errors import CheckpointError, InputError
 from pom_export.models import JiT, JiTConfig
 from pom_export.models.jit import IN_CONTEXT_STARTS
+from tests.slow_cases import slow_cases
 from tests.small_models import TINY_JIT
 
 
@@ -61,13 +62,14 @@ def test_shapes_show_everything_but_where_the_tokens_are_inserted(changed: dict[
     assert recognise(model.state_dict(), hints).spec == spec_of(model)
 
 
-@pytest.mark.parametrize("depth", IN_CONTEXT_STARTS)
+@pytest.mark.parametrize("depth", slow_cases(IN_CONTEXT_STARTS, lambda name: name != "12"))
 def test_the_published_depths_imply_it(depth: int) -> None:
     tensors = weights(replace(TINY_JIT, depth=depth, in_context_start=0))
     assert recognise(tensors).spec.config.in_context_start == IN_CONTEXT_STARTS[depth]
     assert recognise(tensors, Hints(in_context_start=0)).spec.config.in_context_start == 0
 
 
+@pytest.mark.slow
 def test_what_the_published_depth_implies_is_reported(golden_jit: Any, tmp_path: Path) -> None:
     shutil.copy(golden_jit.checkpoint, tmp_path / "last.ckpt")
     said = "in_context_start 4 is the published model's for 12 blocks"

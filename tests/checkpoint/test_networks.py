@@ -78,7 +78,7 @@ def test_averages_in_a_list_of_state_dicts(tmp_path: Path) -> None:
     assert factor_of(load(content, tmp_path, "ema1"), raw) == 0.25
 
 
-@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("inside", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_lists_beside_a_model_among_other_things(image_model: nn.Module, tmp_path: Path, inside: bool) -> None:
     raw = image_model.state_dict()
     state = {**below("denoiser.net", raw), **others_beside("denoiser." if inside else "")}

@@ -83,8 +83,9 @@ def test_options_are_those_of_the_commands() -> None:
 def texts_of(file: Path) -> list[str]:
     """Return the texts in a file, without docstrings."""
     tree = ast.parse(file.read_text())
-    alone = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    texts = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and node not in alone)
+    nodes = list(ast.walk(tree))
+    alone = {node.value for node in nodes if isinstance(node, ast.Expr)}
+    texts = (node for node in nodes if isinstance(node, ast.Constant) and node not in alone)
     return [node.value for node in texts if isinstance(node.value, str)]
 
 

@@ -97,7 +97,9 @@ def running(model: str) -> Iterator[Any]:
         process.communicate()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_run_can_be_continued(
     number: int, code: int, running: Any, model: str, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
@@ -169,6 +171,7 @@ def test_a_reader_that_leaves_ends_the_text(running: Any) -> None:
     assert b"Broken pipe" not in process.stderr.read()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 def test_a_full_stdout_is_one_line(model: str) -> None:
     with Path("/dev/full").open("w") as full:

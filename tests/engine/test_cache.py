@@ -25,6 +25,7 @@ from pom_export.files import sha256_of
 from pom_export.graph import saving
 from pom_export.graph.exported_model import ExportedModel, read_model
 from pom_export.graph.weights_file import rename_by_content
+from tests.slow_cases import slow_cases
 
 CHECKPOINT = Path(__file__).parents[1] / "data" / "golden" / "v2_base" / "checkpoint.pt"
 BUILT = BuiltEngine(b"engine\nof several\nlines", 2, {"float16": 5}, {"float16": 3})
@@ -163,8 +164,11 @@ def test_another_plugin_library_is_built_with(model: Path, monkeypatch: pytest.M
 @pytest.mark.usefixtures("tensorrt_rtx")
 @pytest.mark.parametrize(
     "options",
-    [{"targets": ["sm89"]}, {"opt_shapes": {"x": (1, 8, 32)}}, {"use_plugin": False}, {"embed_plugin": False}],
-    ids=lambda options: next(iter(options)),
+    slow_cases(
+        [{"targets": ["sm89"]}, {"opt_shapes": {"x": (1, 8, 32)}}, {"use_plugin": False}, {"embed_plugin": False}],
+        lambda name: name not in {"opt_shapes", "use_plugin"},
+        name=lambda options: next(iter(options)),
+    ),
 )
 def test_another_option_is_built_with(options: dict[str, Any], model: Path) -> None:
     build(model)
@@ -201,7 +205,13 @@ def damage(entry: Path, how: str) -> None:
 
 
 @pytest.mark.usefixtures("tensorrt_rtx")
-@pytest.mark.parametrize("how", ["cut short", "a flipped bit", "empty", "another checksum", "no entry", "a folder"])
+@pytest.mark.parametrize(
+    "how",
+    slow_cases(
+        ["cut short", "a flipped bit", "empty", "another checksum", "no entry", "a folder"],
+        lambda how: how not in {"a flipped bit", "a folder"},
+    ),
+)
 def test_a_damaged_entry_is_built_again(how: str, model: Path) -> None:
     first = build(model)
     (entry,) = (model.parent / "cache").iterdir()

@@ -100,7 +100,11 @@ def test_a_collection_of_other_tensors_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "shapes",
-    [FORMS["a list of tuples"](), FORMS["names"](), collection()],
+    [
+        pytest.param(FORMS["a list of tuples"](), marks=pytest.mark.slow),
+        FORMS["names"](),
+        pytest.param(collection(), marks=pytest.mark.slow),
+    ],
     ids=["a list of tuples", "names", "a collection"],
 )
 def test_an_export_takes_them(shapes: Any, tmp_path: Path) -> None:

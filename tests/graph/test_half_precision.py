@@ -78,15 +78,15 @@ def test_what_torch_computes_in_float16_is_not_finite() -> None:
         assert not large_coefficients().half()(X.half()).isfinite().all()
 
 
-def test_what_costs_nothing_stays_exact(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", slow_cases(HALVES, lambda name: name == "float16"))
+def test_what_costs_nothing_stays_exact(dtype: str, tmp_path: Path) -> None:
     mixer = pom_export.RotaryPolynomialMixer(8, 3, 2, n_sel_heads=4, max_seq_len=64)
-    for dtype, half in HALVES.items():
-        pom_export.export(mixer, tmp_path / "m.onnx", mask="causal", dtype=dtype)
-        (node,) = aggregations(tmp_path / "m.onnx")
-        found = types(node)
-        assert {found[name] for name in ("coefficients", "gate_bias", "cos", "sin")} == {FLOAT}, dtype
-        assert {found["x"], found["gate"], node.outputs[0].dtype} == {half}
-        assert_no_cast_pairs(tmp_path / "m.onnx")
+    pom_export.export(mixer, tmp_path / "m.onnx", mask="causal", dtype=dtype)
+    (node,) = aggregations(tmp_path / "m.onnx")
+    found = types(node)
+    assert {found[name] for name in ("coefficients", "gate_bias", "cos", "sin")} == {FLOAT}
+    assert {found["x"], found["gate"], node.outputs[0].dtype} == {HALVES[dtype]}
+    assert_no_cast_pairs(tmp_path / "m.onnx")
 
 
 # One case per family, with the mask and the inputs of its export.
@@ -106,7 +106,7 @@ FAMILIES = {
 # Every family in float16, and in bfloat16 one of each way that constants and tables reach the op.
 IN_BFLOAT16 = ("v2_degree8", "rope1d_heads", "v1_cross", "gpt_pom")
 # Rotations are in a test above; the others run in `make test-all`.
-QUICK = ("v2_degree8", "v2_groups_bias", "v1_cross")
+QUICK = ("v2_degree8", "v2_groups_bias")
 
 
 @pytest.mark.parametrize("case", slow_cases(FAMILIES, lambda name: name not in QUICK))
@@ -169,7 +169,7 @@ class Products(nn.Module):
         return self.norm(self.mixer(x, mask="causal"))
 
 
-@pytest.mark.parametrize(("scale", "kept"), [(1.0, False), (60.0, True)])
+@pytest.mark.parametrize(("scale", "kept"), [pytest.param(1.0, False, marks=pytest.mark.slow), (60.0, True)])
 def test_products_are_judged_by_what_was_seen(scale: float, kept: bool, tmp_path: Path) -> None:
     x = scale * torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(1))
     result = pom_export.export(Products().eval(), tmp_path / "m.onnx", example_inputs=(x,), dtype="float16")
@@ -207,6 +207,7 @@ def test_an_output_that_is_not_finite_fails_the_export(tmp_path: Path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tensorrt_rtx")
 def test_tensorrt_for_rtx_takes_casts_around_an_aggregation(tmp_path: Path) -> None:
     pom_export.export(large_coefficients(), tmp_path / "m.onnx", example_inputs=(X,), dtype="float16")

@@ -25,6 +25,8 @@ from pom_export.parity.tolerances import MODELS
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from odd_modules import REFUSED, REFUSED_BY_TORCH, WIDTH, Everything, Fields, Net, Result, example, same
 
+from tests.slow_cases import slow_cases
+
 # Deprecation warnings of torch about its own code.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -32,7 +34,9 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("name", [*REFUSED, *REFUSED_BY_TORCH])
+@pytest.mark.parametrize(
+    "name", slow_cases([*REFUSED, *REFUSED_BY_TORCH], {"seeded", "no such operator", "data replaced"}.__contains__)
+)
 def test_what_cannot_be_exported_is_named(name: str, tmp_path: Path) -> None:
     make, message = {**REFUSED, **REFUSED_BY_TORCH}[name]
     with pytest.raises(InputError, match=message) as caught:
@@ -139,7 +143,10 @@ class Wordy(nn.Module):
     ("path", "key", "message"),
     [
         ("mix", "k" * 3000, r"^the output k+ \[...\] k+ has a name of 3000 characters.*by a shorter key"),
-        ("m" * 3000, "key", r"^the weight m+ .*\.\w+ has a name of \d+ characters.*modules that hold it shorter"),
+        pytest.param(
+            *("m" * 3000, "key", r"^the weight m+ .*\.\w+ has a name of \d+ characters.*modules that hold it shorter"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["output", "weight"],
 )
@@ -169,7 +176,7 @@ def test_a_module_that_calls_the_op_itself_is_exported(tmp_path: Path) -> None:
     assert result.inputs == [f"x float32[batch, tokens, {WIDTH}]"]
 
 
-@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("rows", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_an_axis_that_is_squeezed_has_one_size(rows: int, tmp_path: Path) -> None:
     model = Net(lambda _, y, __: y.squeeze(0))
     result = pom_export.export(model, tmp_path / "m.onnx", example_inputs=(example()[:rows],))
@@ -285,7 +292,14 @@ def test_inputs_that_a_model_writes_to_stay_as_they_were(tmp_path: Path) -> None
     assert difference(y, expected.detach().double().numpy(), MODELS["float32"])
 
 
-@pytest.mark.parametrize("spoil", [lambda y: y * float("nan"), lambda y: y / 0, lambda y: y[:0]])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda y: y * float("nan"),
+        pytest.param(lambda y: y / 0, marks=pytest.mark.slow),
+        pytest.param(lambda y: y[:0], marks=pytest.mark.slow),
+    ],
+)
 def test_examples_that_pytorch_gives_no_number_for_are_not_blamed_on_the_file(
     spoil: Callable[[Tensor], Tensor], tmp_path: Path
 ) -> None:

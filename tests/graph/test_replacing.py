@@ -367,6 +367,7 @@ def test_a_file_has_the_outputs_under_their_names(tmp_path: Path) -> None:
         assert difference(one, other.detach().double().numpy(), MODELS["float32"]), name
 
 
+@pytest.mark.slow
 def test_the_mask_of_each_query_is_dynamic_in_both_directions(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Block(PoM(16, 2, 2, 1, 4)).eval()

@@ -142,7 +142,9 @@ class Kept(nn.Module):
         return self.mixer(x, mask=keep)
 
 
-@pytest.mark.parametrize(("masked", "adapter"), [(False, ours), (True, lambda own: Kept(ours(own)))])
+@pytest.mark.parametrize(
+    ("masked", "adapter"), [pytest.param(False, ours, marks=pytest.mark.slow), (True, lambda own: Kept(ours(own)))]
+)
 def test_an_adapter_says_what_a_users_class_computes(masked: bool, adapter: Any, tmp_path: Path) -> None:
     model, keep = Stack(masked).eval(), torch.tensor([[1.0, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
     result = pom_export.export(model, tmp_path / "m.onnx", example_inputs=(X.float(), keep), mixers={Own: adapter})

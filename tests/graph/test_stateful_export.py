@@ -23,8 +23,8 @@ from tests.small_models import VOCABULARY, hybrid
 
 Array = npt.NDArray[Any]
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
-# One of each kind of state; all others together are slow.
-ALWAYS = {"rope1d_heads", "v1_grouped", "v2_groups_bias", "v2_one_token"}
+# One of each form; a rotation is in tests below, and all others together are slow.
+ALWAYS = {"v1_grouped", "v2_groups_bias"}
 CASES = sorted(GOLDEN.iterdir())
 SELF_MIXING = slow_cases(
     (f for f in CASES if not f.name.startswith(("gpt", "jit")) and "cross" not in f.name),

@@ -34,7 +34,7 @@ INTERFACES = {
 }
 
 
-FEW = [("causal", False), ("full", False), ("padding", True)]
+FEW = [("causal", False), ("padding", True)]
 
 
 def export(tmp_path: Path, options: GraphOptions, opset: int = 20) -> Path:

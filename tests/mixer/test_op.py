@@ -102,7 +102,9 @@ def rotary_arguments(blocks: int, batched: bool, mask: str | None, mode: str) ->
 
 
 @pytest.mark.parametrize(("mode", "mask"), MODES_AND_MASKS)
-@pytest.mark.parametrize("degree", [1, 2, 5])
+@pytest.mark.parametrize(
+    "degree", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(5, marks=pytest.mark.slow)]
+)
 def test_the_product_form_is_registered_and_differentiable(mode: str, mask: str | None, degree: int) -> None:
     x, *rest = product_arguments(degree, mask, mode)
     if degree == 2:
@@ -112,7 +114,7 @@ def test_the_product_form_is_registered_and_differentiable(mode: str, mask: str 
 
 
 @pytest.mark.parametrize(("mode", "mask"), MODES_AND_MASKS)
-@pytest.mark.parametrize(("blocks", "batched"), [(1, False), (2, True)])
+@pytest.mark.parametrize(("blocks", "batched"), [pytest.param(1, False, marks=pytest.mark.slow), (2, True)])
 def test_the_rotation_is_registered_and_differentiable(mode: str, mask: str | None, blocks: int, batched: bool) -> None:
     x, coefficients, *rest = rotary_arguments(blocks, batched, mask, mode)
     if batched:

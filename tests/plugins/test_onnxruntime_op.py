@@ -27,7 +27,12 @@ FORMS = {
     "rotated_by_x_type": Case("mean", rotation="same", rotary_blocks=2, rotation_rows=1),
     "product": Case("mean", form=contract.PRODUCT),
 }
-every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+# The others are as these, with a rotation of other tables.
+_QUICK = ("power", "rotated_in_two", "product")
+every_form = pytest.mark.parametrize(
+    "form",
+    [pytest.param(case, id=name, marks=[] if name in _QUICK else [pytest.mark.slow]) for name, case in FORMS.items()],
+)
 every_mode = pytest.mark.parametrize("mode", contract.MODES)
 every_type = pytest.mark.parametrize("dtype", FLOATS)
 aggregating = pytest.mark.parametrize("mode", ["mean", "causal"])
@@ -185,7 +190,7 @@ def test_threads_change_no_bit(on_every_kernel: Any, mode: str, form: Case) -> N
 
 @every_kernel
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("channels", [8, 600])  # few, and more than one task's
+@pytest.mark.parametrize("channels", [8, pytest.param(600, marks=pytest.mark.slow)])  # few, and more than one task's
 def test_long_causal_sums_keep_their_precision(onnxruntime_op: Any, channels: int, masked: bool) -> None:
     used, tokens = 8, 131072 if channels == 8 else 16384
     case = Case("causal", shape=(1, tokens, channels), mask="same" if masked else "none", epsilon=0.0)

@@ -13,7 +13,7 @@ import pytest
 from pom_export import contract
 from pom_export.graph.schema import attributes
 from tests import op_calls
-from tests.op_calls import Call, Case, check, tokens_of
+from tests.op_calls import FLOATS, Call, Case, check, tokens_of
 from tests.plugins.conftest import wide
 from tests.plugins.cpu_kernels import every_kernel
 from tests.plugins.test_onnxruntime_op import (
@@ -24,6 +24,7 @@ from tests.plugins.test_onnxruntime_op import (
     rows_beyond_the_caches,
     sized,
 )
+from tests.slow_cases import slow_cases
 
 MASKS = ("none", "ragged", "broadcast")
 GATES = ("none", "channel", "head")
@@ -49,7 +50,7 @@ def call_of(case: Case) -> Call:
 
 
 @every_form
-@every_type
+@pytest.mark.parametrize("dtype", slow_cases(FLOATS, lambda name: name == "float16"))
 @aggregating
 def test_a_call(on_every_kernel: Any, mode: str, dtype: str, form: Case) -> None:
     """No tokens, few, and more than one chunk, with an odd number of channels per part."""
@@ -82,7 +83,7 @@ def test_calls_that_follow_each_other(on_every_kernel: Any, gate: str, mode: str
 
 @every_form
 @aggregating
-@pytest.mark.parametrize("gate", ["none", "channel"])
+@pytest.mark.parametrize("gate", slow_cases(["none", "channel"], lambda name: name == "none"))
 def test_many_channels(on_every_kernel: Any, gate: str, mode: str, form: Case) -> None:
     """More channels than one task takes, and several chunks; threads change no bit of the state either."""
     call = call_of(case_of(form, mode, (2, 400, 1300 // form.unit), "ragged", gate))

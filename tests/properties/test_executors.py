@@ -118,6 +118,7 @@ def test_every_executor_computes_what_float64_does(executors: Executors, case: C
         call.check([y])
 
 
+@pytest.mark.slow
 @EXAMPLES
 @given(case=cases(mode="causal", dtype="float32"), data=st.data())
 def test_a_causal_output_is_that_of_its_prefix(executors: Executors, case: Case, data: st.DataObject) -> None:
@@ -129,6 +130,7 @@ def test_a_causal_output_is_that_of_its_prefix(executors: Executors, case: Case,
         assert difference(part, whole[:, :kept].astype(np.float64), OPS["float32"])
 
 
+@pytest.mark.slow
 @EXAMPLES
 @given(case=cases(mode="mean", dtype="float32"), data=st.data())
 def test_a_mean_does_not_depend_on_the_order_of_tokens(executors: Executors, case: Case, data: st.DataObject) -> None:
@@ -145,6 +147,7 @@ def test_a_mean_does_not_depend_on_the_order_of_tokens(executors: Executors, cas
         assert difference(y, expected.astype(np.float64), OPS["float32"])
 
 
+@pytest.mark.slow
 @EXAMPLES
 @given(
     case=cases(mask="none", epsilon=0.0, mode="mean") | cases(mask="none", epsilon=0.0, mode="causal"),

@@ -15,6 +15,7 @@ from pom_export.mixer import MixerConfig, PolynomialMixer
 from pom_export.models import LanguageModel, LanguageModelConfig
 from tests import pt2_files
 from tests.pt2_files import edited, replaced
+from tests.slow_cases import slow_cases
 
 
 class Various(nn.Module):
@@ -66,7 +67,7 @@ GOOD: dict[str, Callable[[], tuple[Any, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", GOOD)
+@pytest.mark.parametrize("kind", slow_cases(GOOD, {"bfloat16", "attention"}.__contains__))
 def test_programs_are_read_as_torch_reads_them(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, arguments, keywords, dynamic = GOOD[kind]()

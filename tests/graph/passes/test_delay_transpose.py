@@ -83,6 +83,7 @@ class TokensFirst(nn.Module):
         return x + self.mixer(x)
 
 
+@pytest.mark.slow
 def test_a_float16_file_with_attention_loads_in_plain_onnx_runtime(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = TokensFirst().eval(), torch.randn(2, 9, 24)

@@ -124,7 +124,8 @@ def test_every_family_is_recognised(tmp_path: Path) -> None:
     assert export(masked, tmp_path / "m.onnx") == dict.fromkeys(masked, "causal")
 
 
-@pytest.mark.parametrize("dtype", ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_is_recognised_too(dtype: str, tmp_path: Path) -> None:
     masked = {type(mixer).__name__: Masked(mixer, CAUSAL["tril"]) for mixer in MIXERS[:2]}
     example = torch.randn(2, 9, 8)

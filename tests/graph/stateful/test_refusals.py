@@ -104,9 +104,7 @@ QUICK = (
     "a value that some token has",
     "a mixer's long window",
     "a mixer of all tokens",
-    "pooling",
     "a convolution that looks ahead",
-    "a sliding window",
     "a size as a number",
 )
 
