@@ -55,7 +55,7 @@ def expected_of_stateful(
     if examples is None:
         assert inputs is not None
         examples = as_examples(case_of(inputs, taken, model.limits))
-    options = GraphOptions(stateful=True)
+    options = GraphOptions("padding" if interface.mask is not None else None, stateful=True)
     loaded = load_source(module, options, example_inputs=examples, hints={}, progress=silent)
     program = loaded.plain()
     specs = specs_of(program)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from pom_export.api.progress import Progress
-from pom_export.bench.options import DIMENSIONS, BenchOptions, Size
-from pom_export.bench.workload import Workload
+from pom_export.bench.options import BenchOptions, Size
+from pom_export.bench.workload import Workload, sizes_at
 from pom_export.errors import InputError
 from pom_export.files import AnyPath, as_path
 from pom_export.graph.exported_model import BATCH, TOKENS, ExportedModel
@@ -45,7 +45,8 @@ class FileWorkload(Workload):
         inputs = ", ".join(map(str, self.model.inputs))
         count = inlined or len(self.model.aggregations)
         kind = "inlined aggregation" if inlined else "aggregation"
-        self.summary = f"{self.path.name}: {inputs}, {count} {kind}{'s' if count != 1 else ''}"
+        first = ", the first call of a stream" if self.model.stateful else ""
+        self.summary = f"{self.path.name}: {inputs}, {count} {kind}{'s' if count != 1 else ''}{first}"
         self.offer_exports(options, progress)
 
 
@@ -56,11 +57,11 @@ def open_sizes(model: ExportedModel, options: BenchOptions) -> list[Size]:
         InputError: the model is fixed to another size, has fewer positions, or has an unknown dynamic dimension.
     """
     axes = [axis for spec in model.inputs for axis in spec.axes]
-    if unknown := [axis for axis in axes if isinstance(axis, str) and axis not in DIMENSIONS]:
+    if unknown := [axis for axis in axes if isinstance(axis, str) and axis not in sizes_at(model, Size(1, 1))]:
         raise InputError(
             f"the benchmark has no size for the model's dimension {unknown[0]!r}", "Export it with that dimension fixed"
         )
-    first = model.inputs[0].axes
+    first = _axes_of_tokens(model)
     batch = _sizes("batch", options.batch, DEFAULT_BATCH, first[0] if first else BATCH)
     tokens = _sizes("tokens", options.tokens, DEFAULT_TOKENS, _tokens_axis(model))
     most = model.limits.tokens
@@ -71,9 +72,14 @@ def open_sizes(model: ExportedModel, options: BenchOptions) -> list[Size]:
     return [Size(b, n) for b in batch for n in tokens]
 
 
+def _axes_of_tokens(model: ExportedModel) -> Sequence[str | int]:
+    """Return the axes of the input of the tokens, which is the first one except in models of a user's own."""
+    return next((spec.axes for spec in model.inputs if spec.axes[:2] == (BATCH, TOKENS)), model.inputs[0].axes)
+
+
 def _tokens_axis(model: ExportedModel) -> str | int:
     """Return the tokens per row: the name of a dimension, a fixed size, or the number of an image's patches."""
-    first = model.inputs[0].axes
+    first = _axes_of_tokens(model)
     if len(first) <= _RANK_OF_TOKENS:
         return first[1] if len(first) > 1 else TOKENS
     config = model.spec.get("config", {})

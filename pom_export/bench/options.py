@@ -15,7 +15,7 @@ KERNEL: Final = "kernel"
 TENSORRT: Final = "tensorrt"
 BACKENDS: Final = (FUNCTION, KERNEL, TENSORRT)
 DIMENSIONS: Final = (BATCH, TOKENS, CONTEXT_TOKENS)
-"""The dynamic dimensions that a size determines."""
+"""The dynamic dimensions that a size determines in every file."""
 
 
 class Size(NamedTuple):
@@ -26,12 +26,8 @@ class Size(NamedTuple):
 
     @property
     def dimensions(self) -> dict[str, int]:
-        """The sizes of the dynamic dimensions; a context is as long as the query."""
+        """The sizes of the dynamic dimensions that every file may have; a context is as long as the query."""
         return dict(zip(DIMENSIONS, (self.batch, self.tokens, self.tokens), strict=True))
-
-    def shape_of(self, axes: Sequence[str | int]) -> list[int]:
-        """Return a shape at this size."""
-        return [self.dimensions[axis] if isinstance(axis, str) else axis for axis in axes]
 
 
 @dataclass(frozen=True)

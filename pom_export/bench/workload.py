@@ -13,12 +13,12 @@ import numpy as np
 import onnx
 
 from pom_export.bench.machine import give_back_freed_memory, peak_bytes, reset_peak, resident_bytes
-from pom_export.bench.options import BACKENDS, DIMENSIONS, FUNCTION, KERNEL, TENSORRT, BenchOptions, Size
+from pom_export.bench.options import BACKENDS, FUNCTION, KERNEL, TENSORRT, BenchOptions, Size
 from pom_export.bench.results import BenchResult, Labels, Memory
 from pom_export.bench.runners import Array, EngineRunner, Runner, SessionRunner, open_session
 from pom_export.engine.backend import gpu_present
 from pom_export.errors import InputError, PomExportError
-from pom_export.graph.exported_model import ExportedModel, read_model
+from pom_export.graph.exported_model import ExportedModel, is_past, read_model
 from pom_export.parity.inputs import ComparisonPlan, draw_input
 from pom_export.runtime.library import custom_ops_library
 
@@ -115,7 +115,8 @@ class Workload(ABC):
         from pom_export.engine import build_engine
 
         most = Size(max(size.batch for size in self.sizes), max(size.tokens for size in self.sizes))
-        shapes = {spec.name: most.shape_of(spec.axes) for spec in self.model.inputs}
+        sizes = sizes_at(self.model, most)
+        shapes = {spec.name: _shape(spec.axes, sizes) for spec in self.model.inputs}
         engine = self.folder / _ENGINE_FILE
         build_engine(self.model.path, engine, opt_shapes=shapes, max_shapes=shapes, progress=progress)
 
@@ -130,18 +131,29 @@ class Workload(ABC):
         return SessionRunner(open_session(self.model_of(backend, size).path, threads, kernels=backend == KERNEL))
 
     def inputs(self, backend: str, size: Size, seed: int) -> dict[str, Array]:
-        """Return a backend's inputs at a size, by name; the same seed gives the same values."""
+        """Return a backend's inputs at a size, by name; the same seed gives the same values. A stream has no past."""
         model, random_state = self.model_of(backend, size), np.random.default_rng(seed)
         plan = ComparisonPlan("timed", size.batch, size.tokens, size.tokens, kept=_KEPT_SHARE)
-        return {
-            spec.name: draw_input(spec, size.shape_of(spec.axes), plan, model.limits, random_state)
-            for spec in model.inputs
-        }
+        sizes = sizes_at(model, size)
+        feed = {}
+        for spec in model.inputs:
+            shape = _shape(spec.axes, sizes)
+            past = is_past(spec.name)
+            feed[spec.name] = (
+                np.zeros(shape, spec.dtype) if past else draw_input(spec, shape, plan, model.limits, random_state)
+            )
+        return feed
 
     def bytes_needed(self, backend: str, size: Size) -> int:
         """Return the approximate peak memory of a run, without weights."""
-        activations = _activations(self.model_of(backend, size).path)
-        return _LARGE_TENSORS * max(width * math.prod(size.shape_of(axes)) for axes, width in activations)
+        model = self.model_of(backend, size)
+        sizes = sizes_at(model, size)
+        known = [
+            (axes, width)
+            for axes, width in _activations(model.path)
+            if all(isinstance(axis, int) or axis in sizes for axis in axes)
+        ]
+        return _LARGE_TENSORS * max(width * math.prod(_shape(axes, sizes)) for axes, width in known)
 
     def excluded(self, backend: str, size: Size) -> str | None:  # noqa: ARG002
         """Return why a backend is not timed at a size even if the memory suffices, or None if it is."""
@@ -157,8 +169,9 @@ class Workload(ABC):
         If sizes are fixed, nothing is run, since the run itself would take the memory to be measured.
         """
         few = size._replace(tokens=min(_FEW_TOKENS, size.tokens))
-        axes = [spec.axes for spec in self.model_of(backend, size).inputs]
-        if any(few.shape_of(each) != size.shape_of(each) for each in axes):
+        model = self.model_of(backend, size)
+        first, second = (sizes_at(model, each) for each in (few, size))
+        if any(_shape(spec.axes, first) != _shape(spec.axes, second) for spec in model.inputs):
             runner.bind(self.inputs(backend, few, seed))
 
     def measure_memory(self, backend: str, size: Size, options: BenchOptions) -> Memory:
@@ -182,15 +195,34 @@ class Workload(ABC):
         """Add to a result what only this workload knows."""
 
 
+def sizes_at(model: ExportedModel, size: Size) -> dict[str, int]:
+    """Return the sizes of a file's dynamic dimensions, of those that are known.
+
+    A file with a state is timed as in the first call of a stream: there is no past, and a user's own context is as long
+    as the query.
+    """
+    sizes = size.dimensions
+    if model.stateful:
+        for spec in model.inputs:
+            for axis in spec.axes:
+                if isinstance(axis, str):
+                    sizes.setdefault(axis, 0 if is_past(spec.name) else size.tokens)
+    return sizes
+
+
+def _shape(axes: Sequence[str | int], sizes: Mapping[str, int]) -> list[int]:
+    return [sizes[axis] if isinstance(axis, str) else axis for axis in axes]
+
+
 @functools.cache
 def _activations(path: Path) -> list[tuple[list[str | int], int]]:
-    """Return the axes and bytes per element of every activation whose dynamic dimensions are known."""
+    """Return the axes and bytes per element of every activation."""
     graph = onnx.load(path, load_external_data=False).graph
     found: list[tuple[list[str | int], int]] = []
     for value in (*graph.input, *graph.value_info, *graph.output):
         kind = value.type.tensor_type
         axes = [dim.dim_param or int(dim.dim_value) for dim in kind.shape.dim]
-        if kind.elem_type and all(isinstance(axis, int) or axis in DIMENSIONS for axis in axes):
+        if kind.elem_type:
             found.append((axes, _width(kind.elem_type)))
     return found
 

@@ -165,6 +165,14 @@ def test_weights_and_nodes_have_the_names_of_the_model(learned: Exported) -> Non
     assert {"tokens", "blocks.0.mixer", "blocks.1.mixer.ag_proj", "blocks.1.mlp.0", "head"} <= names
 
 
+@pytest.mark.slow
+def test_debug_of_a_file_with_a_mask(learned: Exported, tmp_path: Path) -> None:
+    file = tmp_path / "m.onnx"
+    pom_export.export(learned.model, file, example_inputs=learned.feed, stateful=True, mask="padding")
+    report = pom_export.debug(file, module=learned.model, example_inputs=learned.feed)
+    assert (bool(report), report.notes) == (True, ["each call was compared with one pass over all tokens"])
+
+
 def test_a_session_keeps_to_the_table_of_positions(learned: Exported) -> None:
     assert read_model(learned.file).limits.tokens == TABLE
     session = pom_export.StreamingSession(learned.file)

@@ -19,6 +19,9 @@ from pom_export.bench.results import Point
 from pom_export.bench.running import bench
 from pom_export.bench.worker import WorkerError, call_in_worker
 from pom_export.errors import InputError, ParityError
+from pom_export.runtime.session import inference_session
+from tests.causal_models import MODELS, WIDTH
+from tests.streaming_graphs import running_sum_model
 
 BOTH = ["function", "kernel"]
 ONCE = BenchOptions(threads=1, warmup=0, repeats=1)
@@ -113,6 +116,27 @@ def test_inputs_are_drawn_the_same_for_all(model: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(one, workload.inputs("function", Size(2, 3), 7)["x"])
     assert one.shape == (2, 3, 16)
     assert not np.array_equal(one, two)
+
+
+def test_a_stream_has_no_past(tmp_path: Path) -> None:
+    workload = FileWorkload(running_sum_model(tmp_path / "m.onnx", tokens=15))
+    workload.take(workload.path, tmp_path)
+    feed = workload.inputs("kernel", Size(8, 15), 0)
+    assert feed["past_length"].tolist() == [0] * 8
+    assert not feed["past_state"].any()
+    session = inference_session(workload.path)
+    assert session.run(None, feed)[0].shape[:2] == (8, 15)
+
+
+@pytest.mark.slow
+def test_a_context_of_a_users_own_is_as_long_as_the_tokens(tmp_path: Path) -> None:
+    make, examples = MODELS["cross attention"]
+    pom_export.export(make().eval(), tmp_path / "m.onnx", example_inputs=examples(), stateful=True)
+    workload = prepared(tmp_path / "m.onnx", tmp_path, tokens=[6])
+    feed = workload.inputs("kernel", Size(2, 6), 0)
+    assert (feed["memory"].shape, feed["past_context.0"].shape) == ((2, 6, WIDTH), (2, 2, 0, WIDTH // 2))
+    bound = workload.load("kernel", Size(2, 6), threads=1).bind(feed)
+    assert bound.outputs[0].shape == (2, 6, WIDTH)
 
 
 def test_a_loaded_backend_can_take_another_size(model: Path, tmp_path: Path) -> None:
