@@ -104,8 +104,12 @@ def _check_values(module: nn.Module, copies: Mapping[int, Any]) -> None:
 
 
 def _values(part: nn.Module) -> dict[str, Any]:
-    """Return a part's own parameters, buffers, and attributes that are tensors or plain values."""
+    """Return a part's own parameters, buffers, and attributes that are tensors or plain values.
+
+    Whether it is training is not among them: a copy never is.
+    """
     own = {**vars(part), **part._parameters, **part._buffers}
+    own.pop("training", None)
     return {name: value for name, value in own.items() if isinstance(value, (Tensor, *_PLAIN))}
 
 

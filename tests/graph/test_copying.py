@@ -100,6 +100,13 @@ def test_a_copy_of_other_values_is_refused(name: str, value: object) -> None:
         copy_module(nn.Sequential(Restored(**{name: value})))
 
 
+def test_a_copy_that_is_made_anew_need_not_know_that_it_is_in_evaluation() -> None:
+    """einops's layers are copied in this way."""
+    model = nn.Sequential(Restored(training=True)).eval()
+    assert not copy_module(model)[0].training
+    assert not model[0].training
+
+
 def test_a_copy_may_lack_what_the_model_makes_again() -> None:
     assert copy_module(Restored(shift=None, scale=torch.ones(2)), torch.float64).shift is None
 

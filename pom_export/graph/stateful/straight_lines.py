@@ -1,8 +1,8 @@
 """Rewrite what a model computes from consecutive positions where the result is known exactly.
 
-Hugging Face's masks index tables by every row and every position, and look for gaps between positions. Such operators
-seem to mix tokens. Here, an index by all positions in order becomes a change of shape, and differences of consecutive
-positions, and sums of nothing, become a number.
+Hugging Face's masks index tables by every row and every position, look for gaps between positions, and count tokens.
+Such operators seem to mix tokens. Here, an index by all positions in order becomes a change of shape, differences of
+consecutive positions become a number, and running sums of ones become positions.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ _FILLED: Final[Mapping[Any, Any]] = {
     _ATEN.new_zeros.default: 0,
     _ATEN.zeros.default: 0,
 }
+# Tensors of one value, and which argument it is.
+_FULL: Final = {_ATEN.full.default: 1, _ATEN.full_like.default: 1, _ATEN.new_full.default: 2}
 _COMPARED: Final[Mapping[Any, Callable[[Any, Any], bool]]] = {
     _ATEN.eq.Scalar: operator.eq,
     _ATEN.ne.Scalar: operator.ne,
@@ -41,7 +43,7 @@ _WHOLE: Final = (torch.int32, torch.int64, torch.bool)
 
 @dataclass(frozen=True)
 class Line:
-    """A tensor of integers that is `start + step * index` along an axis, and the same along all others.
+    """A tensor of whole numbers that is `start + step * index` along an axis, and the same along all others.
 
     Attributes:
         start: the first value.
@@ -54,17 +56,20 @@ class Line:
     axis: int = 0
 
 
-def simplify(graph: fx.Graph, positions: Collection[str]) -> None:
-    """Rewrite indices by all positions, differences of positions and sums of zeros in a traced graph.
+def simplify(graph: fx.Graph, positions: Collection[str], fills: Mapping[str, Any]) -> None:
+    """Rewrite indices by all positions, differences of positions and running sums of a number in a traced graph.
 
     Args:
         graph: the graph.
         positions: its inputs that count along their last axis, from 0.
+        fills: its inputs that hold one value, and that value.
     """
     lines: dict[fx.Node, Line] = {}
     for node in list(graph.nodes):
         if node.op == "placeholder" and node.target in positions:
             lines[node] = Line(0, 1, node.meta["val"].dim() - 1)
+        elif node.op == "placeholder" and node.target in fills and int(fills[node.target]) == fills[node.target]:
+            lines[node] = Line(int(fills[node.target]))
         if node.op != "call_function":
             continue
         line = _line(node, lines)
@@ -72,23 +77,40 @@ def simplify(graph: fx.Graph, positions: Collection[str]) -> None:
             lines[node] = line
         if node.target is _ATEN.index.Tensor:
             _reshape(graph, node, lines)
-        elif line is not None and not line.step and node.target in {_ATEN.diff.default, _ATEN.cumsum.default}:
+        elif line is not None and node.target in {_ATEN.diff.default, _ATEN.cumsum.default}:
             with graph.inserting_before(node):
-                filled = _call(graph, node, _ATEN.full_like.default, node.args[0], line.start, dtype=_dtype(node))
-            node.replace_all_uses_with(filled)
-            lines[filled] = line
+                made = _made(graph, node, line)
+            node.replace_all_uses_with(made)
+            lines[made] = line
             graph.erase_node(node)
+
+
+def _made(graph: fx.Graph, node: fx.Node, line: Line) -> fx.Node:
+    """Insert a line in the shape of an operator's first argument, made of its positions."""
+    dtype = node.meta["val"].dtype
+    value = _call(graph, node, _ATEN.full_like.default, node.args[0], line.start, dtype=dtype)
+    if not line.step:
+        return value
+    count = _call(graph, node, _ATEN.sym_size.int, node.args[0], line.axis)
+    index = _call(graph, node, _ATEN.arange.default, count, dtype=dtype, device=node.meta["val"].device)
+    if line.step != 1:
+        index = _call(graph, node, _ATEN.mul.Tensor, index, line.step)
+    for _ in range(node.meta["val"].dim() - 1 - line.axis):
+        index = _call(graph, node, _ATEN.unsqueeze.default, index, -1)
+    return _call(graph, node, _ATEN.add.Tensor, value, index)
 
 
 def _line(node: fx.Node, lines: Mapping[fx.Node, Line]) -> Line | None:
     """Return the line that an operator's result is; None if that is not known."""
     value = node.meta.get("val")
-    if not isinstance(value, Tensor) or value.dtype not in _WHOLE:
+    if not isinstance(value, Tensor):
         return None
     if node.target in _FILLED:
         return Line(_FILLED[node.target])
-    if node.target is _ATEN.full_like.default and isinstance(node.args[1], int):
-        return Line(node.args[1])
+    if node.target in _FULL and isinstance(number := node.args[_FULL[node.target]], (bool, int)):
+        return Line(int(number))
+    if value.dtype not in _WHOLE and node.target not in _SAME:
+        return None
     if node.target is _ATEN.arange.default:
         return Line(0, 1)
     if node.target in {_ATEN.arange.start, _ATEN.arange.start_step}:
@@ -132,8 +154,8 @@ def _computed(node: fx.Node, line: Line, shape: Shape, lines: Mapping[fx.Node, L
     if node.target in {_ATEN.add.Tensor, _ATEN.sub.Tensor} and isinstance(arguments[1], int):
         by = arguments[1] * (1 if node.target is _ATEN.add.Tensor else -1)
         return None if node.kwargs else replace(line, start=line.start + by)
-    if node.target is _ATEN.cumsum.default and not line.step and not line.start:
-        return Line(0)
+    if node.target is _ATEN.cumsum.default and not line.step:
+        return Line(line.start, line.start, _axis(arguments[1], len(shape)))
     if node.target is _ATEN.diff.default and arguments[1:2] in {(), (1,)} and len(arguments) == 4:
         axis = _axis(arguments[2], len(shape))
         before = lines.get(arguments[3])  # type: ignore[arg-type]
@@ -184,14 +206,10 @@ def _call(graph: fx.Graph, like: fx.Node, target: Any, *arguments: Any, **option
     """Insert a call where another one is, in the same place of the user's code."""
     node = graph.call_function(target, arguments, options)
     node.meta = dict(like.meta)
-    node.meta["val"] = target(
-        *(each.meta["val"] if isinstance(each, fx.Node) else each for each in arguments), **options
-    )
+    with like.meta["val"].fake_mode:  # else a tensor of a symbolic size would be a real one
+        values = (each.meta["val"] if isinstance(each, fx.Node) else each for each in arguments)
+        node.meta["val"] = target(*values, **options)
     return node
-
-
-def _dtype(node: fx.Node) -> torch.dtype:
-    return node.meta["val"].dtype
 
 
 def _axis(axis: Any, rank: int) -> int:

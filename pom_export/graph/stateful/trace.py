@@ -126,7 +126,7 @@ def trace_causal(module: nn.Module, examples: Mapping[str, Tensor], roles: Roles
         every = keep_every_token(graph, _symbols(list(graph.graph.nodes), roles).tokens)
         exported = _exported(every, inputs, dynamic)
         graph = exported.module(check_guards=False)
-    simplify(graph.graph, [name for name in examples if roles.is_positions(name)])
+    simplify(graph.graph, [name for name in examples if roles.is_positions(name)], roles.fills)
     nodes = list(graph.graph.nodes)
     if fixed := _fixed_by_trace(nodes, roles):
         return trace_causal(module, examples, roles.with_fixed(fixed))

@@ -25,13 +25,15 @@ class _Module(nn.Module):
         return self.compute(x)
 
 
-def simplified(compute: Callable[[Tensor], Tensor], x: Tensor, positions: list[str]) -> tuple[int, fx.GraphModule]:
+def simplified(
+    compute: Callable[[Tensor], Tensor], x: Tensor, positions: list[str], fills: dict[str, Any] | None = None
+) -> tuple[int, fx.GraphModule]:
     """Return how many of the operators in question are left, and the graph."""
     sizes = {0: Dim.AUTO, 1: Dim.AUTO}
     program = torch.export.export(_Module(compute), (x,), dynamic_shapes=(sizes,)).run_decompositions({})
     graph = program.module(check_guards=False)
     assert isinstance(graph, fx.GraphModule)
-    simplify(graph.graph, positions)
+    simplify(graph.graph, positions, fills or {})
     graph.graph.lint()
     graph.recompile()
     return sum(node.target in _IN_QUESTION for node in graph.graph.nodes), graph
@@ -57,6 +59,9 @@ SIMPLER: dict[str, Callable[[Tensor], Tensor]] = {
     "first axis": lambda x: x[_rows(x)],
     "no gaps": lambda x: _gaps(_places(x)[None].expand(x.shape[0], -1), 1).cumsum(-1) + x,
     "shifted": lambda x: _gaps(_places(x)[None] + 7, 1).cumsum(-1) + x,
+    "counted": lambda x: torch.ones(x.shape[0], x.shape[1]).long().cumsum(-1) - 1 + x,
+    "counted rows": lambda x: 3 * torch.full_like(x, 2, dtype=torch.int64).cumsum(0) + x,
+    "ones of another shape": lambda x: x.new_ones(x.shape[1], dtype=torch.int64).cumsum(0) + x,
     "part of a range": lambda x: x[_rows(x)[:, None], torch.arange(2, x.shape[1] + 2)[None] - 2],
 }
 AS_THEY_ARE: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
@@ -67,7 +72,8 @@ AS_THEY_ARE: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
     "values": (1, lambda x: _gaps(x.long(), 1).cumsum(-1)[:, :1] + x),
     "every second": (2, lambda x: _gaps(2 * _places(x)[None], 1).cumsum(-1) + x),
     "a gap at the start": (2, lambda x: _gaps(_places(x)[None], 3).cumsum(-1) + x),
-    "sums of ones": (1, lambda x: torch.ones_like(x, dtype=torch.int64).cumsum(-1) + x),
+    "sums of values": (1, lambda x: (x > 0).cumsum(-1) + x),
+    "sums in float": (1, lambda x: torch.ones_like(x).cumsum(-1) + x),
 }
 
 
@@ -93,3 +99,10 @@ def test_an_input_of_positions_counts() -> None:
     positions = torch.arange(6).repeat(2, 1)
     assert simplified(lambda x: _gaps(x, 1).cumsum(-1), positions, ["x"])[0] == 0
     assert simplified(lambda x: _gaps(x, 1).cumsum(-1), positions, [])[0] == 2
+
+
+@pytest.mark.parametrize(("ones", "fill"), [(torch.ones(2, 6, dtype=torch.int64), 1), (torch.ones(2, 6).bool(), True)])
+def test_a_mask_that_leaves_nothing_out_counts_positions(ones: Tensor, fill: Any) -> None:
+    left, graph = simplified(lambda x: x.long().cumsum(-1) - 1, ones, [], {"x": fill})
+    assert left == 0
+    assert torch.equal(graph(ones), torch.arange(6).expand(2, 6))
