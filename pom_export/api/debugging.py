@@ -20,6 +20,8 @@ from pom_export.debugging.differences import common_differences, differences
 from pom_export.debugging.locate import Located, few, walk_file
 from pom_export.debugging.reference import WatchedReference
 from pom_export.debugging.two_files import walk_files
+from pom_export.engine.given import given_engine
+from pom_export.engine.manifest import manifest_path
 from pom_export.errors import InputError, PomExportError, only_ours
 from pom_export.files import staged_output
 from pom_export.graph.exported_model import PRECISIONS, ExportedModel, read_model
@@ -62,6 +64,7 @@ def debug(
     module: nn.Module | None = None,
     example_inputs: Examples | None = None,
     against: str | os.PathLike[str] | None = None,
+    engine: str | os.PathLike[str] | None = None,
     inputs: Inputs | None = None,
     rtol: float | None = None,
     seed: int = 0,
@@ -85,6 +88,8 @@ def debug(
         module: the reference instead of a checkpoint: one of our models, or any other with example inputs.
         example_inputs: inputs for a module of another class, in the form that `export` takes.
         against: the reference instead of a checkpoint: another ONNX file of the same model. This needs no torch.
+        engine: an engine of the model, compared too if there is a GPU: it is built again with the values between
+            modules as outputs.
         inputs: a .npz, or arrays by name, to compare on instead of random inputs.
         rtol: bound on each module's own error, relative to the largest magnitude of its outputs; default: depends on
             the types that it computes in.
@@ -109,10 +114,13 @@ def debug(
             f"{'no' if not references else 'more than one'} reference is given to compare {os.fspath(model)} with",
             "Give one of `checkpoint` and `against`",
         )
+    if engine is not None and against is not None:
+        raise InputError("`engine` is compared with PyTorch, not with another file", "Give `checkpoint`")
     progress = logged(progress, _LOG)
     with ExitStack() as stack:
         exported = read_model(stack.enter_context(as_onnx(model)))
         sources = [model, *exported.weights, checkpoint, against]
+        sources += [] if engine is None else [engine, manifest_path(engine)]
         sources += [] if isinstance(inputs, Mapping) else [inputs]
         page = None if report is None else stack.enter_context(staged_output(report, *sources))
         if against is not None:
@@ -120,19 +128,26 @@ def debug(
             outcome = _two_files(exported, other, inputs, rtol, seed, progress)
         else:
             expected = reference.expected(exported)
-            outcome = locate(exported, expected, rtol, progress)
+            outcome = locate(exported, expected, engine, rtol, progress)
         outcome = replace(outcome, model=os.fspath(model))
         if page is not None:
             page.write_text(render_debug(outcome), encoding="utf-8", errors="backslashreplace")
     return outcome
 
 
-def locate(model: ExportedModel, expected: Expected, rtol: float | None, progress: Progress) -> DebugReport:
+def locate(
+    model: ExportedModel,
+    expected: Expected,
+    engine: str | os.PathLike[str] | None,
+    rtol: float | None,
+    progress: Progress,
+) -> DebugReport:
     """Compare every module of a file with PyTorch's.
 
     Args:
         model: the file.
         expected: its reference, which must be a model.
+        engine: an engine of the file to compare too, or None.
         rtol: the bound on each module's own error; None: from the table of tolerances.
         progress: called with one line per stage.
 
@@ -144,7 +159,7 @@ def locate(model: ExportedModel, expected: Expected, rtol: float | None, progres
     reference = WatchedReference(model, expected.program, expected.precision)
     located = walk_file(
         model, reference, expected.cases, expected.names, expected.precision,
-        own=expected.own, rtol=rtol, progress=progress,
+        engine=None if engine is None else given_engine(engine, model), own=expected.own, rtol=rtol, progress=progress,
     )  # fmt: skip
     graph = ModuleValues(ir.load(model.path, format="protobuf"), set(reference.names.values()))
     progress("exporting the model again, to compare nodes and weights")

@@ -15,7 +15,7 @@ from pom_export.api.expecting import Expected
 from pom_export.api.progress import Progress, silent
 from pom_export.api.references import Reference
 from pom_export.engine.build_config import FUNCTION
-from pom_export.engine.manifest import check_model, manifest_path, path_in, read_engine
+from pom_export.engine.manifest import manifest_path
 from pom_export.errors import InputError, only_ours
 from pom_export.files import staged_output
 from pom_export.graph.exported_model import ExportedModel, read_model
@@ -118,7 +118,7 @@ def verify(
         if locate:
             from pom_export.api.debugging import locate as locate_module
 
-            outcome = replace(outcome, located=locate_module(exported, expected, None, progress))
+            outcome = replace(outcome, located=locate_module(exported, expected, engine, None, progress))
         outcome = replace(outcome, model=os.fspath(model), origin=origin_of(map(Path, compared)))
         if file != Path(model):
             note = "the file is in ONNX Runtime's own format; ONNX Runtime's conversion of it was compared"
@@ -199,23 +199,16 @@ def _add_engine(
     engine: str | os.PathLike[str] | None, model: ExportedModel, candidates: list[Candidate], not_run: list[str]
 ) -> None:
     """Add the engine as a candidate, or note why it is not compared."""
-    from pom_export.engine.backend import gpu_present
-
     if engine is None:
         not_run.append("tensorrt: no engine was given (`engine`)")
         return
-    from pom_export.engine.runner import backend_in, engine_runner
+    from pom_export.engine.given import given_engine
 
-    # Both are read once, so that the engine that runs is the one that was checked.
-    content, manifest = read_engine(engine)
-    backend = backend_in(manifest, engine)
-    check_model(manifest, engine, model)
-    if not gpu_present():
-        not_run.append(f"{backend.name}: {Path(engine).name} needs a GPU, and there is none here")
-        return
-    path = path_in(manifest)
-    runner = engine_runner(content, manifest, backend, f"{backend.name} {path}")
-    candidates.append(Candidate(backend.name, path, runner))
+    given = given_engine(engine, model)
+    if given.not_run:
+        not_run.append(given.not_run)
+    else:
+        candidates.append(Candidate(given.backend.name, given.path, given.runner()))
 
 
 def _kernels_note(candidate: Candidate, aggregations: int) -> list[str]:

@@ -37,6 +37,7 @@ class _Debug(click.Command):
 @click.argument("model", type=FILE)
 @click.option("--checkpoint", type=FILE, metavar="FILE|MODULE:FACTORY", help="The exported checkpoint.")
 @click.option("--against", type=FILE, help="Another ONNX file of the same model to compare with, instead.")
+@click.option("--engine", type=FILE, help="Compare this engine's modules too, if there is a GPU.")
 @recognition_options
 @click.option("--inputs", type=FILE, help="A .npz of inputs to compare on; default: random ones.")
 @click.option(
@@ -75,7 +76,7 @@ def _check(checkpoint: str | None, options: dict[str, Any]) -> None:
     arguments.check_reference(path, has_module=has_module, has_examples=False, hints=hints)
     if path is not None:
         check_is_checkpoint(path)
-    for name, what in (("inputs", "file of inputs"), ("against", "model")):
+    for name, what in (("inputs", "file of inputs"), ("against", "model"), ("engine", "engine")):
         if options[name] is not None:
             readable_file(options[name], what)
 

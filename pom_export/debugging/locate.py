@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,9 +12,11 @@ import onnx_ir as ir
 from pom_export.debugging.bounds import UNITS, bound_for
 from pom_export.debugging.calls import Call
 from pom_export.debugging.reference import WatchedReference
-from pom_export.debugging.tapping import TappedModel
+from pom_export.debugging.tapped_engine import TappedEngine
+from pom_export.debugging.tapping import Tapped, TappedModel
 from pom_export.debugging.walk import Found, Precision, values_of, walk
-from pom_export.errors import InputError
+from pom_export.engine.given import GivenEngine
+from pom_export.errors import PomExportError
 from pom_export.graph.exported_model import ExportedModel
 from pom_export.graph.module_values import ModuleValues
 from pom_export.graph.precisions import PRECISIONS
@@ -52,6 +55,7 @@ def walk_file(
     names: Names,
     precision: str,
     *,
+    engine: GivenEngine | None,
     own: bool,
     rtol: float | None,
     progress: Callable[[str], None],
@@ -64,6 +68,7 @@ def walk_file(
         cases: inputs to choose from.
         names: the file's names of inputs.
         precision: the type that the file is judged by.
+        engine: an engine of it to compare too, or None.
         own: whether the model is of a user's own class.
         rtol: the bound on each module's own error; None: from the table of tolerances.
         progress: called with one line per backend.
@@ -78,20 +83,27 @@ def walk_file(
     candidates, not_run = onnxruntime_candidates(model)
     every = [*(unrounded_candidates(model, candidates) if precision != PRECISIONS[0] else ()), *candidates]
     values = {name for case in chosen for name in values_of(graph, reference, case)}
+    ways: list[tuple[Candidate, AbstractContextManager[Tapped]]]
+    ways = [(each, TappedModel(model.path, values, each)) for each in every]
+    if engine is not None and engine.not_run:
+        not_run.append(engine.not_run)
+    elif engine is not None:
+        candidate = Candidate(engine.backend.name, engine.path, engine.runner())
+        ways.append((candidate, TappedEngine(engine, values, progress)))
     runs, failed = [], []
-    error: InputError | None = None
-    for candidate in every:
+    error: PomExportError | None = None
+    for candidate, tapping in ways:
         progress(f"{candidate.backend} ({candidate.path}): {len(reference.kinds)} modules, {len(chosen)} cases")
         bound = bound_for(precision, rounds=candidate.rounds, own=own, rtol=rtol)
         unit = UNITS[precision if candidate.rounds else PRECISIONS[0]]
         how = Precision(bound, unit, rounded=not candidate.rounds)
         try:
-            with TappedModel(model.path, values, candidate) as tapped:
+            with tapping as tapped:
                 found = [
                     walk(graph, tapped, reference, case if candidate.rounds else widened(case), how, names.inputs)
                     for case in chosen
                 ]
-        except InputError as raised:
+        except PomExportError as raised:
             error = raised
             failed.append(f"{candidate.backend} ({candidate.path}): {raised.what}")
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -19,6 +19,13 @@ from pom_export.parity.emulation import loaded_whole, save_emulation, save_unrou
 from pom_export.runtime.session import inference_session
 
 _HALVES: Final = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+
+
+class Tapped(Protocol):
+    """Something that runs a model and returns its inner values."""
+
+    def run(self, names: Iterable[str], feed: Arrays) -> dict[str, Array]:
+        """Return the named values for some inputs; those that are inputs themselves as they are given."""
 
 
 class TappedModel:
@@ -42,7 +49,7 @@ class TappedModel:
         with ExitStack() as stack:
             folder = stack.enter_context(scratch_folder())
             tapped = folder / "tapped.onnx"
-            _save_tapped(self._model, self._values, tapped)
+            save_tapped(self._model, self._values, tapped)
             if self._candidate.emulates:
                 emulated = folder / "emulated.onnx"
                 (save_emulation if self._candidate.rounds else save_unrounded)(tapped, emulated)
@@ -80,7 +87,14 @@ class TappedModel:
         return {**given, **dict(zip(wanted, made, strict=True))}
 
 
-def _save_tapped(model: Path, values: Collection[str], path: Path) -> None:
+def save_tapped(model: Path, values: Collection[str], path: Path) -> None:
+    """Save a copy of a file that has inner values as further outputs.
+
+    Args:
+        model: the file.
+        values: their names.
+        path: where the copy goes.
+    """
     whole = loaded_whole(model)
     taken = {value.name for value in (*whole.graph.outputs, *whole.graph.inputs)}
     for node in whole.graph:

@@ -12,7 +12,7 @@ from pom_export.debugging.bounds import Bound
 from pom_export.debugging.calls import Again, Call, Repeat
 from pom_export.debugging.matching import closest, moved_axes, nearer, relative_error
 from pom_export.debugging.reference import WatchedReference
-from pom_export.debugging.tapping import TappedModel
+from pom_export.debugging.tapping import Tapped
 from pom_export.graph.module_values import CallValues, ModuleValues
 from pom_export.parity.case import Array, Case
 from pom_export.parity.modules import NOT_IN_GRAPH
@@ -75,7 +75,7 @@ class Precision:
 
 def walk(
     graph: ModuleValues,
-    tapped: TappedModel,
+    tapped: Tapped,
     reference: WatchedReference,
     case: Case,
     precision: Precision,
