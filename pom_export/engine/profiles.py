@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from pom_export.errors import InputError
 from pom_export.graph.claims import TOKEN_DIMENSIONS
-from pom_export.graph.exported_model import BATCH, PAST_TOKENS, InputLimits, TensorSpec
+from pom_export.graph.exported_model import BATCH, InputLimits, TensorSpec
 from pom_export.graph.size_expressions import root_of, size_of
+from pom_export.runtime.streaming.interface import empty_dimensions
 from pom_export.suggestions import did_you_mean
 from pom_export.values import is_whole
 
 Shapes = Mapping[str, Sequence[int]]
 Range = tuple[int, int, int]
-# Default (min, opt, max) of dynamic dimensions, widened to include the sizes that the user does specify. The first call
-# of a stream has no past.
-_DEFAULT_RANGES = {BATCH: (1, 1, 8), PAST_TOKENS: (0, 256, 4096)}
+# Default (min, opt, max) of dynamic dimensions, widened to include the sizes that the user does specify; the minimum is
+# 0 for those that are empty in some calls of a stream.
+_BATCH_RANGE = (1, 1, 8)
 _DEFAULT_RANGE = (1, 256, 4096)
 # TensorRT's own messages for these are unclear: its dimensions are 32-bit, and no GPU can hold an input of 1 TiB.
 _LARGEST_SIZE, _LARGEST_BYTES = 2**31 - 1, 2**40
@@ -80,12 +81,17 @@ def make_profiles(
 
     Raises:
         InputError: a shape is for an unknown input, does not fit its axes, or has a size that is below 1 (below 0 for
-            past tokens) or beyond what the model takes or a GPU can hold, or min <= opt <= max does not hold.
+            what is empty in some calls of a stream) or beyond what the model takes or a GPU can hold, or min <= opt <=
+            max does not hold.
     """
     shapes = zip(PARAMETERS, (minimum, optimum, maximum), strict=True)
-    bound = [_bind(specs, given, option) for option, given in shapes]
+    empty = empty_dimensions(specs)
+    bound = [_bind(specs, given, option, empty) for option, given in shapes]
     ranges = {
-        axis: _range(axis, spec.name, bound, limits) for spec in specs for axis in spec.axes if isinstance(axis, str)
+        axis: _range(axis, spec.name, bound, limits, least=0 if axis in empty else 1)
+        for spec in specs
+        for axis in spec.axes
+        if isinstance(axis, str)
     }
     ranges |= {axis: _computed(axis, sizes, ranges) for axis, sizes in ranges.items()}
     profiles = {
@@ -138,8 +144,8 @@ def _check_form(shapes: Shapes, option: str, specs: Sequence[TensorSpec]) -> Non
     raise InputError(f"`{option}` must have whole numbers by input, got {shapes!r}", f"Example: `{option}={example}`")
 
 
-def _bind(specs: Sequence[TensorSpec], shapes: Shapes, option: str) -> dict[str, int]:
-    """Return the size of each dynamic dimension that the given shapes determine."""
+def _bind(specs: Sequence[TensorSpec], shapes: Shapes, option: str, empty: Collection[str]) -> dict[str, int]:
+    """Return the size of each dynamic dimension that the given shapes determine; some may be 0."""
     by_name = {spec.name: spec for spec in specs}
     sizes: dict[str, int] = {}
     _check_form(shapes, option, specs)
@@ -155,7 +161,7 @@ def _bind(specs: Sequence[TensorSpec], shapes: Shapes, option: str) -> dict[str,
                 f"`{option}`: {name} has {len(axes)} dimensions, got {len(shape)}", f"It is {by_name[name]}"
             )
         for axis, size in zip(axes, shape, strict=True):
-            if size < (0 if axis == PAST_TOKENS else 1):
+            if size < (0 if axis in empty else 1):
                 raise InputError(f"`{option}`: {name} has a size of {size}", "Sizes are at least 1")
             expected = sizes.setdefault(axis, size) if isinstance(axis, str) else axis
             if isinstance(axis, str) and (found := root_of(axis, size)):
@@ -168,9 +174,9 @@ def _bind(specs: Sequence[TensorSpec], shapes: Shapes, option: str) -> dict[str,
     return sizes
 
 
-def _range(axis: str, name: str, bound: Sequence[Mapping[str, int]], limits: InputLimits) -> Range:
+def _range(axis: str, name: str, bound: Sequence[Mapping[str, int]], limits: InputLimits, *, least: int) -> Range:
     """Return the smallest, the most frequent and the largest size of an input's dimension."""
-    defaults = _DEFAULT_RANGES.get(axis, _DEFAULT_RANGE)
+    defaults = _BATCH_RANGE if axis == BATCH else (least, *_DEFAULT_RANGE[1:])
     positions = limits.tokens is not None and axis in TOKEN_DIMENSIONS
     for option, sizes in zip(PARAMETERS, bound, strict=True):
         if axis in sizes and (wanted := limits.outside(axis, sizes[axis])):

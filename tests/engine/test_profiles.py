@@ -74,6 +74,18 @@ def test_the_past_may_be_empty_and_ends_where_the_positions_do() -> None:
         make_profiles([keys], {"keys": (1, 2, -3, 4)}, {}, {})
 
 
+def test_a_context_is_empty_in_all_calls_but_the_first() -> None:
+    source = TensorSpec("src", np.dtype("int64"), ("batch", "src_tokens"))
+    kept = TensorSpec("past_context.0", np.dtype("float32"), ("batch", "past_context_0_tokens", 4))
+    tokens = TensorSpec("tgt", np.dtype("int64"), ("batch", "tokens"))
+    profiles = make_profiles([tokens, source, kept], {}, {}, {"src": (2, 9000)})
+    assert profiles["src"] == ShapeProfile((1, 0), (1, 256), (2, 9000))
+    assert profiles["past_context.0"].minimum == (1, 0, 4)
+    assert profiles["tgt"].minimum == (1, 1)
+    # If nothing is kept of it, every call gets it.
+    assert make_profiles([tokens, source], {}, {}, {})["src"].minimum == (1, 1)
+
+
 def test_sizes_stay_within_the_models_limits() -> None:
     limits = InputLimits(sizes={"batch": (0, 3), "tokens": (5, 100)})
     assert make_profiles([X], {}, {}, {}, limits)["x"] == ShapeProfile((1, 5, 16), (1, 100, 16), (3, 100, 16))

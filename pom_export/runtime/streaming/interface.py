@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from pom_export.graph.exported_model import (
     PAST_CONTEXT,
     PAST_LENGTH,
     PAST_STATE,
+    PAST_TOKENS,
     TOKENS,
     ExportedModel,
     InputLimits,
@@ -138,11 +139,23 @@ def stateful_interface(file: ExportedModel) -> StatefulModel:
         raise InputError(f"{file.path.name} is not a complete stateful export: it lacks {lacks}", "Export it again")
     known = {tokens.name, MASK, *(part.spec.name for part in past)}
     others = {name: spec for name, spec in inputs.items() if name not in known}
-    keeps = any(part.spec.name.startswith(f"{PAST_CONTEXT}.") for part in past)
-    contexts = frozenset(name for name, spec in others.items() if keeps and _is_context(spec))
+    contexts = frozenset(spec.name for spec in _contexts(file.inputs) if spec.name in others)
     return StatefulModel(file, tokens, inputs.get(MASK), others, contexts, past, results[0], file.limits)
 
 
-def _is_context(spec: TensorSpec) -> bool:
-    """Return whether an input is a sequence other than that of the tokens: (batch, its own number of tokens, ...)."""
-    return len(spec.axes) > 1 and isinstance(spec.axes[1], str) and spec.axes[1] != TOKENS
+def _contexts(inputs: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """Return the inputs that only the first call gets.
+
+    They are sequences other than that of the tokens, (batch, a number of tokens of its own, ...), in a file that keeps
+    what it computes from them.
+    """
+    if not any(spec.name.startswith(f"{PAST_CONTEXT}.") for spec in inputs):
+        return []
+    others = [spec for spec in inputs if not is_past(spec.name) and len(spec.axes) > 1]
+    return [spec for spec in others if isinstance(spec.axes[1], str) and spec.axes[1] != TOKENS]
+
+
+def empty_dimensions(inputs: Sequence[TensorSpec]) -> set[str]:
+    """Return the dynamic dimensions that are 0 in some calls: the past in the first one, a context in all others."""
+    past = {axis for spec in inputs if is_past(spec.name) for axis in spec.axes if isinstance(axis, str)}
+    return ({PAST_TOKENS} | past | {str(spec.axes[1]) for spec in _contexts(inputs)}) - {BATCH}
