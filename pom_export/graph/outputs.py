@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Container, ItemsView, Iterator, Mapping, ValuesView
+from collections.abc import Callable, Collection, Container, ItemsView, Iterator, Mapping, ValuesView
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -78,11 +78,16 @@ class TensorsOnly(nn.Module):
     """A module that returns a tuple of the tensors that another module returns, and nothing else.
 
     torch.export supports few structures, and torch.onnx only outputs that are tensors.
+
+    Args:
+        model: the other module.
+        left_out: names of outputs that are left out.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, left_out: Collection[str] = ()) -> None:
         super().__init__()
         self.model = model
+        self._left_out = frozenset(left_out)
 
     @property
     def forward(self) -> Callable[..., tuple[Tensor, ...]]:  # type: ignore[override]
@@ -90,7 +95,8 @@ class TensorsOnly(nn.Module):
 
         def forward(**inputs: Any) -> tuple[Tensor, ...]:
             # Parameters among the outputs require gradients, which no caller here needs.
-            return tuple(tensor.detach() for tensor in named_outputs(self.model(**inputs)).values())
+            outputs = named_outputs(self.model(**inputs))
+            return tuple(tensor.detach() for name, tensor in outputs.items() if name not in self._left_out)
 
         forward.__signature__ = forward_signature(self.model)  # type: ignore[attr-defined]
         return forward

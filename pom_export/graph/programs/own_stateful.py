@@ -66,7 +66,7 @@ def stateful_program(module: nn.Module, examples: Examples, *, masked: bool = Fa
     tried = copy_module(module)
     with watch_masks(tried) as causal, watch_layers(tried) as layers:
         result = run_on_examples(tried, examples)
-    outputs = named_outputs(result)
+    outputs = [name for name in named_outputs(result) if name not in roles.aside]
     for name, part in tried.named_modules():
         if isinstance(part, Mixer) and causal.get(part):
             make_causal(cast("Mixer", module.get_submodule(name)))
@@ -147,6 +147,7 @@ def _vocabularies(plan: Plan) -> dict[str, tuple[int, ...]]:
 
 def _role_notes(roles: Roles, examples: Examples, *, kept: bool) -> list[str]:
     notes = ["the file gives every token's output, the model only the last token's"] if roles.last else []
+    notes += [f"the output {name} does not depend on the tokens and is not in the file" for name in sorted(roles.aside)]
     again = "is given to every call, and what depends on it alone is computed again in each"
     context = "is an input of the first call; what depends on it alone is kept" if kept else again
     for name, role in roles.of.items():
@@ -172,7 +173,7 @@ class OnePass(nn.Module):
 
     def __init__(self, module: nn.Module, examples: Mapping[str, Tensor], roles: Roles) -> None:
         super().__init__()
-        self.model = TensorsOnly(module)
+        self.model = TensorsOnly(module, roles.aside)
         self._examples, self._roles = examples, roles
         self.last_token_only = roles.last
 
@@ -229,7 +230,8 @@ def one_pass_program(module: nn.Module, examples: Examples) -> Program:
     """Return the program of a user's causal model over all tokens at once, to compare its stateful form with."""
     module.eval()
     roles = roles_of(module, examples)
-    names = tuple(named_outputs(run_on_examples(copy_module(module), examples)))
+    outputs = named_outputs(run_on_examples(copy_module(module), examples))
+    names = [name for name in outputs if name not in roles.aside]
     free = tuple(free_name(f"{name}_out", {*examples, *names}) if name in examples else name for name in names)
     streamed = {name: tensor for name, tensor in examples.items() if roles[name] in {STREAM, CONTEXT, FIXED}}
     return Program(OnePass(module, examples, roles), streamed, None, free, prefix="model.model")

@@ -49,6 +49,7 @@ class Roles:
             and elsewhere.
         flat: inputs whose first axis is that of the tokens.
         last: whether the model returns only the last token's output.
+        aside: outputs that depend on a context alone, by name.
     """
 
     of: Mapping[str, str]
@@ -58,6 +59,7 @@ class Roles:
     fills: Mapping[str, Any]
     flat: frozenset[str] = frozenset()
     last: bool = False
+    aside: frozenset[str] = frozenset()
 
     def __getitem__(self, name: str) -> str:
         return self.of[name]
@@ -161,7 +163,8 @@ def find_roles(examples: Mapping[str, Tensor], run: Run) -> Roles:
             found[name] = FIXED
     roles = Roles(found, main, rows, count, fills, frozenset(flat), last is not None)
     _check_rows(examples, roles, run)
-    return roles.with_fixed(_fixed_contexts(examples, roles, run))
+    roles = roles.with_fixed(_fixed_contexts(examples, roles, run))
+    return replace(roles, aside=_aside(examples, roles, run, result))
 
 
 def _check_rows(examples: Mapping[str, Tensor], roles: Roles, run: Run) -> None:
@@ -176,6 +179,16 @@ def _check_rows(examples: Mapping[str, Tensor], roles: Roles, run: Run) -> None:
     for one, other in zip(*found, strict=True):
         if one.dim() and one.is_floating_point() and not torch.allclose(one[1:], other[1:], rtol=1e-3, atol=1e-5):
             raise mixes_rows(roles.main)
+
+
+def _aside(examples: Mapping[str, Tensor], roles: Roles, run: Run, result: Any) -> frozenset[str]:
+    """Return the outputs that other tokens do not change, such as an encoder's, if there is a context to depend on."""
+    if CONTEXT not in roles.of.values():
+        return frozenset()
+    changed = {name: examples[name].flip(1).roll(1, 1) for name in roles.streamed}
+    found, others = named_outputs(result), named_outputs(run({**examples, **changed}))
+    same = {name for name, value in found.items() if torch.equal(value, others[name])}
+    return frozenset(same) if len(same) < len(found) else frozenset()
 
 
 def mixes_rows(name: str, place: str = "") -> InputError:

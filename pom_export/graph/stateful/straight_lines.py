@@ -68,7 +68,7 @@ def simplify(graph: fx.Graph, positions: Collection[str], fills: Mapping[str, An
     for node in list(graph.nodes):
         if node.op == "placeholder" and node.target in positions:
             lines[node] = Line(0, 1, node.meta["val"].dim() - 1)
-        elif node.op == "placeholder" and node.target in fills and int(fills[node.target]) == fills[node.target]:
+        elif node.op == "placeholder" and fills.get(node.target) in {0, 1}:
             lines[node] = Line(int(fills[node.target]))
         if node.op != "call_function":
             continue

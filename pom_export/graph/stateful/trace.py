@@ -19,7 +19,7 @@ from pom_export.graph.own_program import repeated
 from pom_export.graph.refusals import refusal
 from pom_export.graph.stand_in import stand_in_paths
 from pom_export.graph.stateful.last_token import keep_every_token
-from pom_export.graph.stateful.roles import CONTEXT, CONTEXT_TOKENS, FIXED, TRIANGLE, Roles
+from pom_export.graph.stateful.roles import CONTEXT, CONTEXT_TOKENS, FIXED, TRIANGLE, VALID, Roles
 from pom_export.graph.stateful.shapes import Symbols, expression
 from pom_export.graph.stateful.straight_lines import simplify
 from pom_export.graph.tracing import tracing_modes
@@ -74,7 +74,7 @@ class _Tied(TensorsOnly):
     """
 
     def __init__(self, model: nn.Module, examples: Mapping[str, Tensor], roles: Roles) -> None:
-        super().__init__(model)
+        super().__init__(model, roles.aside)
         self._main = roles.main
         self._same = roles.same_lengths(examples)
         self._masks = {name: tensor for name, tensor in examples.items() if roles[name] == TRIANGLE}
@@ -126,7 +126,8 @@ def trace_causal(module: nn.Module, examples: Mapping[str, Tensor], roles: Roles
         every = keep_every_token(graph, _symbols(list(graph.graph.nodes), roles).tokens)
         exported = _exported(every, inputs, dynamic)
         graph = exported.module(check_guards=False)
-    simplify(graph.graph, [name for name in examples if roles.is_positions(name)], roles.fills)
+    fills = {name: fill for name, fill in roles.fills.items() if roles[name] == VALID}
+    simplify(graph.graph, [name for name in examples if roles.is_positions(name)], fills)
     nodes = list(graph.graph.nodes)
     if fixed := _fixed_by_trace(nodes, roles):
         return trace_causal(module, examples, roles.with_fixed(fixed))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pom_export import PolynomialMixer
-from pom_export.graph.programs.own_stateful import context_inputs
+from pom_export.graph.programs.own_stateful import context_inputs, one_pass_program
 from tests.causal_models import MODELS, WIDTH
 from tests.graph.stateful.streaming import difference, one_pass, program_of, streamed
 from tests.slow_cases import slow_cases
@@ -60,3 +60,25 @@ def test_an_encoder_that_needs_tokens_gets_its_context_in_every_call(name: str) 
     assert (context_inputs(program), list(program.inputs)[:3]) == ([], ["tgt", "memory", "past_state"])
     assert "memory is given to every call" in "".join(program.notes)
     assert difference(streamed(program, feed, (2, 5)), one_pass(model, feed)) < SAME
+
+
+class WithEncoderOutput(nn.Module):
+    """Returns the encoder's output beside the logits, as Hugging Face's encoder-decoders do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = MODELS["encoder-decoder"][0]()
+
+    def forward(self, src: Tensor, tgt: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.model(src, tgt), "encoder": self.model.encoder(self.model.source(src))}
+
+
+def test_an_output_of_the_context_alone_is_left_out() -> None:
+    torch.manual_seed(0)
+    model, feed = WithEncoderOutput().eval(), MODELS["encoder-decoder"][1]()
+    program = program_of(model, feed)
+    assert [name for name in program.outputs if not name.startswith("present")] == ["logits"]
+    assert "the output encoder does not depend on the tokens and is not in the file" in program.notes
+    assert difference(streamed(program, feed, (2, 5)), one_pass(model, feed)) < SAME
+    (one,) = one_pass_program(model, feed).module(**feed)
+    assert difference(one, one_pass(model, feed)) < SAME
