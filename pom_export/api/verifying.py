@@ -94,8 +94,8 @@ def verify(
         A report, which is truthy if every output of every backend is within tolerance.
 
     Raises:
-        InputError: a file is unusable, a function in it does not compute what its node asks for, the checkpoint belongs
-            to another model, or the report cannot be written.
+        InputError: a file is unusable, a function in it does not compute what its node asks for (with `locate`, that
+            is a failure in the report), the checkpoint belongs to another model, or the report cannot be written.
     """
     hints = {"weights": weights, "family": family, "degree": degree, "heads": heads}
     hints["in_context_start"] = in_context_start
@@ -114,7 +114,7 @@ def verify(
         page = None if report is None else stack.enter_context(staged_output(report, *sources))
         expected = reference.expected(exported)
         compared = [model, *exported.weights, *(path for path in (checkpoint, engine) if path is not None)]
-        outcome = _compare(exported, expected, engine, backends, (rtol, atol), progress)
+        outcome = _compare(exported, expected, engine, backends, (rtol, atol), progress, located=locate)
         if locate:
             from pom_export.api.debugging import locate as locate_module
 
@@ -135,6 +135,8 @@ def _compare(
     backends: Sequence[str] | None,
     bounds: tuple[float | None, float | None],
     progress: Progress,
+    *,
+    located: bool,
 ) -> ParityReport:
     """Compare a model's outputs with the expected ones on every backend, and return the report without its origin.
 
@@ -145,9 +147,11 @@ def _compare(
         backends: the other backends' names; None: all that are installed.
         bounds: rtol and atol as the user gave them.
         progress: called with one line per stage.
+        located: whether modules are compared too, which shows where a function is wrong; else, that is an error.
     """
     candidates, how, not_run = offered(model, backends)
-    notes = [*expected.notes, *_function_notes(model, candidates), *how]
+    of_functions, faults = _check_functions(model, candidates, located=located)
+    notes = [*expected.notes, *of_functions, *how]
     _add_engine(engine, model, candidates, not_run)
     if not candidates:
         raise InputError(f"no backend here can run {model.path}: {'; '.join(not_run)}", "Use a machine with a GPU")
@@ -183,16 +187,23 @@ def _compare(
         found.comparisons,
         [*not_run, *found.unable],
         notes,
-        found.failed,
+        [*faults, *found.failed],
     )
 
 
-def _function_notes(model: ExportedModel, candidates: Sequence[Candidate]) -> list[str]:
-    """Check the functions in the file if a candidate runs them, and note those that cannot be checked alone."""
+def _check_functions(
+    model: ExportedModel, candidates: Sequence[Candidate], *, located: bool
+) -> tuple[list[str], list[str]]:
+    """Check the functions in the file if a candidate runs them; return notes on those that can't be, and the faults."""
     if not any(candidate.path == FUNCTION for candidate in candidates):
-        return []
-    # Reads the file again: otherwise the graph and its weights would stay in memory during the comparison.
-    return [f"{why}: its function was compared in the model alone" for why in check_functions(model.path)]
+        return [], []
+    try:
+        # Reads the file again: otherwise the graph and its weights would stay in memory during the comparison.
+        return [f"{why}: its function was compared in the model alone" for why in check_functions(model.path)], []
+    except InputError as error:
+        if not located:
+            raise
+        return [], [error.what]
 
 
 def _add_engine(

@@ -165,6 +165,10 @@ def test_a_wrong_function_body_is_named(plain: Path, tmp_path: Path) -> None:
     assert report.run is not None
     assert report.run.path == "function"
     assert "function" in report.cause
+    verified = pom_export.verify(tmp_path / "faulty.onnx", module=model_named(FAST[0]), locate=True)
+    assert not verified
+    assert verified.to_dict()["first"] == "blocks.0.mixer"
+    assert any("do not match: on small inputs" in each for each in verified.failed)
 
 
 class Shared(nn.Module):
