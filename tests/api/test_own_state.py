@@ -25,6 +25,7 @@ from pom_export.text.generation import Generation
 from pom_export.text.notes import Settings
 from pom_export.text.sampling import Sampling
 from pom_export.text.tokenizers import choose_tokenizer
+from tests.attention_models import ATTENTION
 from tests.causal_models import LAST_TOKEN, MODELS, TABLE, WIDTH, LastToken, MovingAverage
 from tests.slow_cases import slow_cases
 
@@ -191,6 +192,22 @@ def test_a_text_is_generated_up_to_the_last_position(learned: Exported) -> None:
     while generation.advance(2 * TABLE):
         pass
     assert (generation.ended, session.length) == ("positions", TABLE)
+
+
+@pytest.mark.parametrize("name", slow_cases(list(ATTENTION), lambda name: name == "complex rotary", str))
+def test_attention_continues_as_a_loop_in_pytorch_does(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, file, ids = ATTENTION[name]().eval(), tmp_path / "m.onnx", [[7, 1, 4]]
+    result = pom_export.export(model, file, example_inputs={"idx": torch.tensor(ids * 2)}, stateful=True)
+    assert result.checked == ["onnxruntime kernel", "onnxruntime function"]
+    session = pom_export.StreamingSession(file)
+    logits = session.prefill_last(np.array(ids))
+    for _ in range(20):
+        with torch.no_grad():
+            expected = model(torch.tensor(ids))[:, -1].numpy()
+        np.testing.assert_allclose(logits, expected, atol=SAME * np.abs(expected).max())
+        ids[0].append(int(logits[0].argmax()))
+        logits = session.step(ids[0][-1])
 
 
 def test_a_context_is_given_once(exports: Exports) -> None:

@@ -1,334 +1,245 @@
-"""The stateful form of causal self-attention, by torch's function or written out as products around a softmax."""
+"""The stateful form of self-attention: what is computed for every pair of a query and a key, and how it ends.
+
+An operator between queries and keys is run for a call's tokens as queries and all tokens so far as keys. The keys'
+values are kept; masks and biases are computed from the positions.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any
 
 import sympy
 import torch
 from torch import Tensor, fx
-from torch.nn import functional
 
 from pom_export.errors import InputError
 from pom_export.graph.exported_model import PAST_KEY_VALUES
 from pom_export.graph.refusals import place_of
+from pom_export.graph.stateful.attention_trials import AttentionTrial
 from pom_export.graph.stateful.caches import Cache, make_cache
 from pom_export.graph.stateful.kinds import Kind
-from pom_export.graph.stateful.locality import axis_of
-from pom_export.graph.stateful.positions import Positions, is_pointwise
-from pom_export.graph.stateful.run import Run, StatePart
-from pom_export.graph.stateful.shapes import Symbols, shape_at, shapes_of, size_at
-from pom_export.graph.stateful.values import Values, call
-
-_ATEN = torch.ops.aten
-SDPA: Final = _ATEN.scaled_dot_product_attention.default
-_SDPA_NAMES: Final = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
-# For each product of matrices, the place of the second one.
-_PRODUCTS: Final = {_ATEN.matmul.default: 1, _ATEN.bmm.default: 1, _ATEN.baddbmm.default: 2}
-_SOFTMAX: Final = (_ATEN.softmax.int, _ATEN._softmax.default, _ATEN._safe_softmax.default)
-_COPIES: Final = (
-    *(_ATEN.clone.default, _ATEN.alias.default, _ATEN.detach.default),
-    *(_ATEN._to_copy.default, _ATEN.to.dtype, _ATEN.type_as.default),
-)
-_MOST_NODES: Final = 16
-# For how many tokens a mask is looked at, and at which positions.
-_MANY_TOKENS: Final = (40, 700, 5000)
-_FAR: Final = (0, 1, 7, 100, 1000, 5000, 20_000, 100_000, 1_000_000)
-# A score that is lower than others by this much has no weight in float32.
-_MASKING: Final = 1e3
+from pom_export.graph.stateful.pair_positions import PairPositions, below, kept_part, triangle_at
+from pom_export.graph.stateful.positions import in_rows
+from pom_export.graph.stateful.recipes import SDPA, TRIANGLES, Recipe, sdpa_arguments
+from pom_export.graph.stateful.run import Run, StatePart, broadcast_shape, no_place
+from pom_export.graph.stateful.shapes import Shape, TokenAxis, shapes_of
+from pom_export.graph.stateful.sides import KEY, QUERY, Counts, Side, Sides, has_role, possible_sides, token_axes
+from pom_export.graph.stateful.values import Values
 
 
 @dataclass(frozen=True)
-class Triangle:
-    """A causal mask: one value where a token sees another, and another where it does not."""
-
-    seen: Any
-    hidden: Any
-
-    @property
-    def masks(self) -> bool:
-        """Whether adding the mask to scores, or selecting by it, hides what is not to be seen."""
-        if isinstance(self.seen, bool):
-            return self.seen
-        return bool(self.seen - self.hidden > _MASKING)
-
-
-def triangle(value: Tensor) -> Triangle | None:
-    """Return a matrix of positions as a causal mask; None if it is another."""
-    if value.dim() < 2 or value.shape[-1] != value.shape[-2]:
-        return None
-    lower = torch.ones(value.shape[-2:], dtype=torch.bool).tril()
-    seen, hidden = value[..., lower], value[..., ~lower]
-    if bool((seen != seen.flatten()[0]).any()) or bool((hidden != hidden.flatten()[0]).any()):
-        return None
-    return Triangle(seen.flatten()[0].item(), hidden.flatten()[0].item())
-
-
-def far_triangle(mask: fx.Node, positions: Positions, values: Values) -> Triangle | None:
-    """Return a mask as a causal one if it is that for far tokens too; None if it is another.
-
-    A window is a triangle as long as there are fewer tokens. The mask is computed for many tokens, as it is for a long
-    sequence, and for tokens at far positions, which is what comparisons of positions see.
-    """
-    found = triangle(values[mask])
-    if found is None:
-        return None
-    for tokens in _MANY_TOKENS:
-        try:
-            many = positions.among(tokens)[mask]
-        except Exception:  # noqa: BLE001 (a table that ends before)
-            break
-        if many.shape[-1] != tokens or triangle(many[:1]) != found:
-            return None if many.shape[-1] == tokens else found
-    try:
-        far = positions.at(mask, torch.tensor(_FAR))
-    except Exception:  # noqa: BLE001 (a table that ends before, or a matrix that was made for its size)
-        return found
-    return found if far.shape[-1] != len(_FAR) or triangle(far) == found else None
-
-
-def seen_tokens(run: Run, total: int) -> Tensor:
-    """Return which tokens each token of a call sees, (B, N, total) bool."""
-    positions = run.length[:, None] + torch.arange(run.tokens, device=run.length.device)
-    return torch.arange(total, device=run.length.device) <= positions[..., None]
-
-
-def _caches(index: int, key: fx.Node, value: fx.Node, symbols: Symbols) -> tuple[Cache, Cache] | None:
-    made = [
-        make_cache(f"{PAST_KEY_VALUES}.{index}.{kind}", node, symbols)
-        for kind, node in (("key", key), ("value", value))
-    ]
-    return None if made[0] is None or made[1] is None else (made[0], made[1])
-
-
-@dataclass(frozen=True)
-class ScaledDotProduct:
-    """torch's attention, from a call's tokens to all tokens so far."""
-
-    node: fx.Node
-    key: Cache
-    value: Cache
-
-    @property
-    def nodes(self) -> Sequence[fx.Node]:
-        """Its operator."""
-        return (self.node,)
-
-    def parts(self) -> Sequence[StatePart]:
-        """Return the keys and values of earlier tokens."""
-        return [self.key.part(), self.value.part()]
-
-    def run(self, run: Run) -> Tensor:
-        """Attend to the tokens so far."""
-        args = _sdpa_arguments(self.node)
-        key, value = self.key.appended(run), self.value.appended(run)
-        return functional.scaled_dot_product_attention(
-            run.values[args["query"]],
-            key,
-            value,
-            attn_mask=seen_tokens(run, key.shape[-2])[:, None],
-            scale=args["scale"],
-            enable_gqa=args["enable_gqa"],
-        )
-
-
-def _sdpa_arguments(node: fx.Node) -> dict[str, Any]:
-    defaults = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False}
-    return {**defaults, **dict(zip(_SDPA_NAMES, node.args, strict=False)), **node.kwargs}
-
-
-@dataclass(frozen=True)
-class WrittenOut:
-    """Scores, a softmax and a product with the values, from a call's tokens to all tokens so far.
+class AttentionStep:
+    """An operator of attention, from a call's tokens to all tokens so far.
 
     Attributes:
-        nodes: the operators, in order: the first computes scores, the last the sum of values.
-        key: the keys, as the first takes them.
-        value: the values, as the last takes them.
-        masks: causal masks among the operators' arguments.
+        recipe: how it is run.
+        sides: the axes of tokens of its result.
+        pairs: computes masks and biases.
+        caches: what is kept for each argument that has keys.
+        own: those that no earlier step has named.
     """
 
-    nodes: Sequence[fx.Node]
-    key: Cache
-    value: Cache
-    masks: Mapping[fx.Node, Triangle]
+    recipe: Recipe
+    sides: Sides
+    pairs: PairPositions
+    caches: Mapping[fx.Node, Cache]
+    own: Sequence[Cache]
 
     def parts(self) -> Sequence[StatePart]:
         """Return the keys and values of earlier tokens."""
-        return [self.key.part(), self.value.part()]
+        return [cache.part() for cache in self.own]
 
     def run(self, run: Run) -> Tensor:
-        """Attend to the tokens so far."""
-        keys, values = self.key.appended(run), self.value.appended(run)
-        seen = seen_tokens(run, run.present[self.key.name].shape[2])
-        known: dict[fx.Node, Any] = {}
-        for node in self.nodes:
+        """Run it for the call's tokens."""
+        node = self.recipe.node
+        counts = Counts(run.sizes, run.symbols.tokens, run.tokens, run.keys)
+        queries, keys = run.token_positions.reshape(-1), torch.arange(run.keys, device=run.length.device)
+        if node.target in TRIANGLES:
+            value = run.values[node.args[0]]  # type: ignore[index]
+            kept = below(node, self.sides, queries, keys)
+            axes = {side.axis.index for side in self.sides}
+            shape = tuple(size if axis in axes else sympy.S.One for axis, size in enumerate(next(shapes_of(node))))
+            (query,) = (side.axis for side in self.sides if side.role == QUERY)
+            return kept_part(_placed(run, kept, shape, query, node), value)
 
-            def value_of(each: fx.Node, node: fx.Node = node) -> Any:
-                if each in known:
-                    return known[each]
-                if each is self.key.node and node is self.nodes[0]:
-                    return keys
-                if each is self.value.node and node is self.nodes[-1]:
-                    return values
-                if each in self.masks:
-                    return _as_mask(seen, self.masks[each], each, node, run.symbols)
-                if run.kinds[each] is Kind.SIZE:
-                    return size_at(each.meta["val"], run.sizes)
-                return run.values[each]
+        def value_of(each: fx.Node, sides: Sides) -> Any:
+            if run.kinds[each] is Kind.POSITION:
+                return self._of_positions(run, each, sides, queries)
+            return self.caches[each].appended(run) if _are_keys(sides) else run.values[each]
 
-            known[node] = call(node, value_of)
-        return known[self.nodes[-1]]
+        if node.target is SDPA and sdpa_arguments(node)["is_causal"]:
+            rows, columns = (TokenAxis(place, sympy.S.One) for place in range(2))
+            seen = triangle_at((Side(rows, QUERY), Side(columns, KEY)), 2, queries, keys)
+            mask = _placed(run, seen, (run.symbols.tokens, run.symbols.tokens), rows, node)
+            return self.recipe.run(value_of, counts, attn_mask=mask)
+        return self.recipe.run(value_of, counts)
+
+    def _of_positions(self, run: Run, node: fx.Node, sides: Sides, queries: Tensor) -> Any:
+        query = [side.axis for side in sides if side.role == QUERY]
+        value = self.pairs.evaluate(node, sides, queries, run.keys, run.constant, 1 if query else run.rows)
+        return run.placed(value, node, query[0], self.recipe.node) if query else value
 
 
-def _as_mask(seen: Tensor, mask: Triangle, node: fx.Node, consumer: fx.Node, symbols: Symbols) -> Tensor:
-    """Return a causal mask (..., N, P + N) for scores whose first axis is that of the rows."""
-    shape = next(shapes_of(consumer))
-    dtype = node.meta["val"].dtype
-    if dtype == torch.bool:
-        values = seen if mask.seen else ~seen
-    else:
-        values = torch.where(seen, torch.tensor(mask.seen, dtype=dtype), torch.tensor(mask.hidden, dtype=dtype))
-    merged = int(sympy.cancel(shape[0] / symbols.batch))
-    if merged > 1:
-        values = values.repeat_interleave(merged, 0)
-    for _ in range(len(shape) - 3):
-        values = values[:, None]
-    return values
+def _placed(run: Run, value: Tensor, shape: Shape, query: TokenAxis, consumer: fx.Node) -> Tensor:
+    """Split what was computed for the queries of all rows into rows."""
+    found = in_rows(value, shape, query, broadcast_shape(consumer), run.symbols, run.rows, run.tokens)
+    if found is None:
+        raise no_place(consumer, consumer)
+    return found
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Operators between queries and keys, the last of which has a result for each query.
+
+    Attributes:
+        steps: how each is run.
+        most: the largest number of tokens that its masks and biases allow; None: no limit.
+    """
+
+    steps: Mapping[fx.Node, AttentionStep]
+    most: int | None
+
+    @property
+    def axis(self) -> TokenAxis:
+        """The axis of the tokens in the result."""
+        return list(self.steps.values())[-1].sides[0].axis
+
+    @property
+    def has_values(self) -> bool:
+        """Whether it adds up values of keys, rather than being a part of a softmax written out."""
+        return bool(list(self.steps.values())[-1].caches)
+
+
+@dataclass
+class _Found:
+    """Operators between queries and keys that lead to one result."""
+
+    recipes: dict[fx.Node, tuple[Recipe, Sides]] = field(default_factory=dict)
+    unknown: fx.Node | None = None
 
 
 class AttentionFinder:
-    """Finds causal self-attention.
+    """Finds self-attention.
 
     Args:
-        kinds: what each value depends on.
-        symbols: torch's symbols for the sizes.
         values: values of the nodes on the example.
-        positions: computes functions of the position.
+        pairs: computes functions of the positions of queries and keys.
     """
 
-    def __init__(
-        self,
-        kinds: Mapping[fx.Node, Kind],
-        symbols: Symbols,
-        values: Values,
-        positions: Positions,
-    ) -> None:
-        self._positions = positions
-        self._kinds, self._symbols, self._values = kinds, symbols, values
-        self._generator = torch.Generator().manual_seed(2)
+    def __init__(self, values: Values, pairs: PairPositions) -> None:
+        self._pairs, self._recipes, self._values = pairs, pairs.recipes, values
+        self._kinds, self._symbols = pairs.kinds, pairs.symbols
+        self._caches: dict[fx.Node, Cache] = {}
+        self._sides: dict[fx.Node, Sides] = {}
+        self._limits: dict[tuple[fx.Node, Sides], int | None] = {}
 
-    def find(self, node: fx.Node, index: int) -> ScaledDotProduct | WrittenOut | None:
-        """Return the stateful form of the attention that begins with a node; None if there is none.
+    def is_pair(self, node: fx.Node) -> bool:
+        """Return whether a value that depends on tokens has an axis of queries and one of keys."""
+        axes = token_axes(node, self._symbols.tokens) if self._kinds.get(node) is Kind.TOKENS else None
+        return axes is not None and len(axes) == 2
+
+    def find(self, node: fx.Node, index: int) -> Attention | None:
+        """Return the stateful form of the attention that ends with a node; None if there is none.
+
+        Args:
+            node: a node with one axis of tokens.
+            index: how many attentions there are before it.
 
         Raises:
-            InputError: it is attention that is not causal.
+            InputError: it is attention that is not causal, or has a mask or bias that is not understood.
         """
-        if node.target is SDPA:
-            return self._torch_function(node, index)
-        return self._written_out(node, index) if node.target in _PRODUCTS else None
-
-    def _torch_function(self, node: fx.Node, index: int) -> ScaledDotProduct:
-        args = _sdpa_arguments(node)
-        mask = args["attn_mask"]
-        if mask is not None:
-            self._check_mask(mask, node)
-        elif not args["is_causal"]:
-            raise _not_causal(node)
-        caches = _caches(index, args["key"], args["value"], self._symbols)
-        if caches is None or len(next(shapes_of(node))) != 4:
-            raise _unknown_layout(node)
-        return ScaledDotProduct(node, *caches)
-
-    def _check_mask(self, mask: fx.Node, node: fx.Node) -> Triangle:
-        if self._kinds[mask] is not Kind.POSITION:
-            if self._kinds[mask] is Kind.TOKENS:
-                raise InputError(
-                    f"with `stateful`, which tokens attention sees may not depend on their values{place_of(node)}",
-                    "Leave padding out of the examples",
-                )
-            raise _not_causal(node)
-        found = far_triangle(mask, self._positions, self._values)
-        if found is None:
-            raise InputError(
-                f"with `stateful`, attention must see all earlier tokens alike, but its mask is not causal"
-                f"{place_of(node)}",
-                "A bias by distance, or a window, is not supported",
-            )
-        return found
-
-    def _written_out(self, node: fx.Node, index: int) -> WrittenOut | None:
-        second = _PRODUCTS[node.target]  # type: ignore[index]
-        key = node.args[second]
-        shape = next(shapes_of(node))
-        tokens = self._symbols.tokens
-        if not isinstance(key, fx.Node) or self._kinds[key] is not Kind.TOKENS or list(shape[-2:]) != [tokens, tokens]:
+        axes = token_axes(node, self._symbols.tokens)
+        if axes is None or len(axes) != 1:
             return None
-        nodes = [node]
-        masks: dict[fx.Node, Triangle] = {}
-        while len(nodes) < _MOST_NODES:
-            masks.update(self._masks_of(nodes[-1]))
-            # torch's own checks of a type use a value too, and compute nothing.
-            users = [user for user in nodes[-1].users if user in self._kinds]
-            if len(users) != 1:
-                return None
-            (following,) = users
-            nodes.append(following)
-            if following.target in _PRODUCTS and any(each.target in _SOFTMAX for each in nodes):
+        certain = node.target is SDPA or any(map(self.is_pair, node.all_input_nodes))
+        found = _Found()
+        for sides in possible_sides(axes):
+            if not has_role(sides, QUERY):
+                continue
+            found = _Found(unknown=found.unknown)
+            if self._resolve(node, sides, found):
                 break
-            if not self._is_step(following):
-                return None
-        value = nodes[-1].args[_PRODUCTS[nodes[-1].target]]  # type: ignore[index]
-        if not isinstance(value, fx.Node) or self._kinds.get(value) is not Kind.TOKENS or value in nodes:
+        else:
+            if certain:
+                raise _unknown(found.unknown or node)
             return None
-        caches = _caches(index, key, value, self._symbols)
-        if caches is None:
-            raise _unknown_layout(node)
-        if self._sees_later(nodes, key, value):
-            raise _not_causal(node)
-        return WrittenOut(nodes, *caches, masks)
+        recipes = {each: found.recipes[each] for each in sorted(found.recipes, key=self._order)}
+        if not certain and not any(has_role(s, KEY) for recipe, _ in recipes.values() for _, s in recipe.taken):
+            return None
+        steps = self._steps(recipes, index)
+        most = self._limit(recipes)
+        if not any(step.caches for step in steps.values()):
+            raise _without_keys(node)
+        trial = AttentionTrial(steps, self._values, self._pairs, most)
+        if not trial.calls_agree():
+            if not certain:
+                return None
+            raise _not_causal(node) if trial.sees_later() else _depends_on_number(node)
+        self._sides.update({each: sides for each, (_, sides) in recipes.items()})
+        return Attention(steps, most)
 
-    def _masks_of(self, node: fx.Node) -> Iterator[tuple[fx.Node, Triangle]]:
-        for each in node.all_input_nodes:
-            if self._kinds[each] is Kind.POSITION:
-                yield each, self._check_mask(each, node)
+    def _order(self, node: fx.Node) -> int:
+        return self._values.order[node]
 
-    def _is_step(self, node: fx.Node) -> bool:
-        if node.target in _SOFTMAX:
-            return node.args[1] in {-1, len(next(shapes_of(node))) - 1}
-        sizes = [each for each in node.all_input_nodes if self._kinds.get(each) is Kind.SIZE]
-        return not sizes and (is_pointwise(node) or node.target in _COPIES)
+    def _resolve(self, node: fx.Node, sides: Sides, found: _Found) -> bool:
+        """Find how a node and the pairs that it is computed from are run; return whether it is known."""
+        if node in found.recipes:
+            return found.recipes[node][1] == sides
+        recipe = self._recipes.find(node, sides)
+        if recipe is None or self._sides.get(node, sides) != sides:
+            found.unknown = found.unknown or node
+            return False
+        for each, its in recipe.taken:
+            pair = self._kinds[each] is Kind.TOKENS and len(its) == 2
+            if pair and not self._resolve(each, its, found):
+                return False
+        found.recipes[node] = (recipe, sides)
+        return True
 
-    def _sees_later(self, nodes: Sequence[fx.Node], key: fx.Node, value: fx.Node) -> bool:
-        """Return whether a token's result changes with later tokens."""
-        half = self._values.tokens // 2
-        given = {
-            each: torch.randn(shape_at(next(shapes_of(each)), self._values.sizes), generator=self._generator)
-            .double()
-            .to(each.meta["val"].dtype)
-            for each in dict.fromkeys(
-                each for node in nodes for each in node.all_input_nodes if self._kinds[each] is Kind.TOKENS
-            )
-            if each not in nodes
-        }
-        changed = dict(given)
-        for each in (key, value):
-            axis = axis_of(each, self._symbols)
-            other = given[each].clone()
-            other.narrow(axis, half + 1, self._values.tokens - half - 1).add_(1.5)
-            changed[each] = other
-        axis = axis_of(nodes[-1], self._symbols)
-        first, second = (self._compute(nodes, each).narrow(axis, 0, half + 1) for each in (given, changed))
-        return not torch.allclose(first, second, rtol=1e-5, atol=1e-6)
+    def _steps(self, recipes: Mapping[fx.Node, tuple[Recipe, Sides]], index: int) -> dict[fx.Node, AttentionStep]:
+        steps = {}
+        last = list(recipes)[-1]
+        names = _names(index)
+        for node, (recipe, sides) in recipes.items():
+            seen = [each for each, its in recipe.taken if self._kinds[each] is Kind.TOKENS and _are_keys(its)]
+            own = []
+            for each in dict.fromkeys(seen):
+                if each not in self._caches:
+                    name = f"{PAST_KEY_VALUES}.{index}.value" if node is last and each is seen[-1] else next(names)
+                    cache = make_cache(name, each, self._symbols, self._kinds, self._recipes)
+                    if cache is None:
+                        raise _unknown_layout(each)
+                    self._caches[each] = cache
+                    own.append(cache)
+            steps[node] = AttentionStep(recipe, sides, self._pairs, {each: self._caches[each] for each in seen}, own)
+        return steps
 
-    def _compute(self, nodes: Sequence[fx.Node], given: Mapping[fx.Node, Tensor]) -> Tensor:
-        known: dict[fx.Node, Any] = dict(given)
-        with torch.no_grad():
-            for node in nodes:
-                known[node] = call(node, lambda each: known[each] if each in known else self._values[each])
-        return known[nodes[-1]]
+    def _limit(self, recipes: Mapping[fx.Node, tuple[Recipe, Sides]]) -> int | None:
+        """Return how many tokens masks and biases are defined for, and check that they ignore how many follow."""
+        limits: list[int | None] = [None]
+        for node, (recipe, _) in recipes.items():
+            for each, sides in recipe.taken:
+                if self._kinds[each] is not Kind.POSITION:
+                    continue
+                if (each, sides) not in self._limits:
+                    most = self._pairs.most(each, sides)
+                    self._pairs.check(each, sides, most, node)
+                    self._limits[each, sides] = most
+                limits.append(self._limits[each, sides])
+        return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _names(index: int) -> Iterator[str]:
+    yield f"{PAST_KEY_VALUES}.{index}.key"
+    yield from (f"{PAST_KEY_VALUES}.{index}.key_{place}" for place in itertools.count(1))
+
+
+def _are_keys(sides: Sides) -> bool:
+    return len(sides) == 1 and has_role(sides, KEY)
 
 
 def _not_causal(node: fx.Node) -> InputError:
@@ -338,10 +249,35 @@ def _not_causal(node: fx.Node) -> InputError:
     )
 
 
+def _depends_on_number(node: fx.Node) -> InputError:
+    return InputError(
+        f"with `stateful`, what a token sees must not depend on how many tokens follow, but in this attention it does"
+        f"{place_of(node)}",
+        "Compute masks, biases and scales from the positions of the query and the key alone",
+    )
+
+
+def _unknown(node: fx.Node) -> InputError:
+    operator = str(node.target).removesuffix(".default")
+    return InputError(
+        f"with `stateful`, attention must treat each query by itself, but what {operator} computes from queries and "
+        f"keys is not known to{place_of(node)}",
+        "Use separate axes for queries and keys, and operators that do not mix queries",
+    )
+
+
+def _without_keys(node: fx.Node) -> InputError:
+    return InputError(
+        f"with `stateful`, attention must compare queries with keys, or add up values, and this takes neither"
+        f"{place_of(node)}",
+        "Export without `stateful`",
+    )
+
+
 def _unknown_layout(node: fx.Node) -> InputError:
     shape = "x".join(map(str, node.meta["val"].shape))
     return InputError(
-        f"with `stateful`, attention must have the axes (batch, heads, tokens, width), and this has {shape}"
-        f"{place_of(node)}",
+        f"with `stateful`, keys and values of attention must have one axis of rows and one of tokens, and these are "
+        f"{shape}{place_of(node)}",
         "Move its axes",
     )

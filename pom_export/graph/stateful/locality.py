@@ -24,10 +24,13 @@ from pom_export.graph.stateful.shapes import (
 )
 from pom_export.graph.stateful.values import Values, call, random_like
 
-# The share of the largest value by which results may differ, since some are float32.
+# The share of large values by which results may differ, since some are float32.
 _TOLERANCE: Final = 1e-5
 # Types of operators' parameters that are numbers to compute with.
 _NUMBERS: Final = ("Tensor", "number", "Scalar", "float", "Optional[number]", "Optional[float]")
+# A mask leaves at least this share of a product of random numbers, of which the largest are as many times as large.
+_LOWER_PART: Final = 0.25
+_SPREAD: Final = 16.0
 Axes = Sequence[TokenAxis]
 
 
@@ -94,24 +97,10 @@ class Locality:
         return None
 
     def _is_local(self, node: fx.Node, taken: Mapping[fx.Node, Axes], axes: Axes) -> bool:
-        if self._computes_with_count(node):
+        if computes_with_count(node, self._kinds, self._symbols):
             return False
         # Small integers may be beyond what an operator picks from.
         return bool(self._try(node, taken, axes, few=False)) and self._try(node, taken, axes, few=True) is not False
-
-    def _computes_with_count(self, node: fx.Node) -> bool:
-        """Return whether an operator takes the number of tokens as a number, and not as a size."""
-        schema = getattr(node.target, "_schema", None)
-        if schema is None:
-            return False
-        given = {argument.name: value for argument, value in zip(schema.arguments, node.args, strict=False)}
-        kinds = {argument.name: str(argument.type) for argument in schema.arguments}
-        for name, value in {**given, **node.kwargs}.items():
-            if not isinstance(value, fx.Node) or self._kinds.get(value) is not Kind.SIZE:
-                continue
-            if kinds.get(name) in _NUMBERS and depends_on(value.meta["val"], self._symbols.tokens):
-                return True
-        return False
 
     def _try(self, node: fx.Node, taken: Mapping[fx.Node, Axes], axes: Axes, *, few: bool) -> bool | None:
         """Return whether a selection of tokens gives that selection of the result; None if the operator fails."""
@@ -128,7 +117,7 @@ class Locality:
             return None
         expected = tree_leaves(self._select(first, axes))
         actual = tree_leaves(second)
-        return len(actual) == len(expected) and all(map(_agree, actual, expected))
+        return len(actual) == len(expected) and all(map(agree, actual, expected))
 
     def _run(self, node: fx.Node, given: Mapping[fx.Node, Any], sizes: Mapping[Any, int]) -> Any:
         def value_of(each: fx.Node) -> Any:
@@ -150,10 +139,32 @@ class Locality:
         return parts[0] if isinstance(value, Tensor) else parts
 
 
-def _agree(actual: Any, expected: Tensor) -> bool:
+def computes_with_count(node: fx.Node, kinds: Mapping[fx.Node, Kind], symbols: Symbols) -> bool:
+    """Return whether an operator takes the number of tokens as a number, and not as a size."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return False
+    given = {argument.name: value for argument, value in zip(schema.arguments, node.args, strict=False)}
+    types = {argument.name: str(argument.type) for argument in schema.arguments}
+    for name, value in {**given, **node.kwargs}.items():
+        if not isinstance(value, fx.Node) or kinds.get(value) is not Kind.SIZE:
+            continue
+        if types.get(name) in _NUMBERS and depends_on(value.meta["val"], symbols.tokens):
+            return True
+    return False
+
+
+def agree(actual: Any, expected: Tensor) -> bool:
+    """Return whether an operator gave the same for a selection of tokens, up to rounding."""
     if not isinstance(actual, Tensor) or actual.shape != expected.shape or actual.dtype != expected.dtype:
         return False
     if not actual.is_floating_point():
         return bool((actual == expected).all())
-    bound = _TOLERANCE * float(expected.nan_to_num(0, 0, 0).abs().max()) if expected.numel() else 0.0
-    return torch.allclose(actual, expected, rtol=_TOLERANCE, atol=bound, equal_nan=True)
+    return torch.allclose(actual, expected, rtol=_TOLERANCE, atol=_TOLERANCE * _scale(expected), equal_nan=True)
+
+
+def _scale(values: Tensor) -> float:
+    """Return the size of random values that may lie beside the huge ones of a mask."""
+    sizes = values.detach().double().abs().flatten()
+    sizes = sizes[sizes.isfinite() & (sizes > 0)]
+    return _SPREAD * float(sizes.kthvalue(1 + int(_LOWER_PART * (len(sizes) - 1))).values) if len(sizes) else 0.0

@@ -11,12 +11,13 @@ from torch import Tensor, fx, nn
 from torch.fx import traceback
 
 from pom_export.graph.exported_model import PAST_LENGTH, PAST_STATE, present_name
+from pom_export.graph.stateful.einsums import run_operator
 from pom_export.graph.stateful.kinds import Kind
 from pom_export.graph.stateful.masks import MASKED
 from pom_export.graph.stateful.plan import Plan
 from pom_export.graph.stateful.roles import POSITIONS, TRIANGLE, VALID
 from pom_export.graph.stateful.run import Run
-from pom_export.graph.stateful.values import call
+from pom_export.graph.stateful.values import arguments, call
 from pom_export.models.streaming import advanced
 
 MASK = "mask"
@@ -109,7 +110,8 @@ class StatefulModule(nn.Module):
         pick = self._plan.contexts.picks.get(node)
         if pick is not None:
             return call(node, lambda each: pick.widened(run.operand(each, node)))
-        return call(node, lambda each: run.operand(each, node))
+        args, kwargs = arguments(node, lambda each: run.operand(each, node))
+        return run_operator(node, run.symbols.batch, args, kwargs)
 
     def _keep_contexts(self, run: Run, inputs: Mapping[str, Any]) -> None:
         """Put what an earlier call computed from a context in the place of what this one did, unless it has one."""

@@ -6,20 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from pom_export.errors import InputError
 from pom_export.graph.refusals import place_of
-from pom_export.graph.stateful.attention import AttentionFinder, far_triangle
+from pom_export.graph.stateful.attention import AttentionFinder
 from pom_export.graph.stateful.context import Contexts, find_contexts
 from pom_export.graph.stateful.kinds import Kind, belongs_to, find_kinds
 from pom_export.graph.stateful.layers import PAST, PRESENT, LayerPast, LayerPresent
-from pom_export.graph.stateful.locality import Axes, Locality, clean_axes
+from pom_export.graph.stateful.locality import Axes, Locality, agree, clean_axes
 from pom_export.graph.stateful.masks import MASKED
 from pom_export.graph.stateful.mixing import AGGREGATION, aggregation
-from pom_export.graph.stateful.positions import Positions, in_rows
+from pom_export.graph.stateful.pair_positions import PairPositions
+from pom_export.graph.stateful.positions import Positions
+from pom_export.graph.stateful.recipes import Recipes
 from pom_export.graph.stateful.roles import Roles, mixes_rows
-from pom_export.graph.stateful.run import StatePart, Step, broadcast_shape, no_place
+from pom_export.graph.stateful.run import StatePart, Step, no_place, placed
+from pom_export.graph.stateful.shapes import shapes_of, token_axis
 from pom_export.graph.stateful.trace import CausalTrace
 from pom_export.graph.stateful.values import Values
 from pom_export.graph.stateful.windows import WindowFinder
@@ -79,7 +82,7 @@ def make_plan(trace: CausalTrace, layers: Sequence[str] = ()) -> Plan:
         planner.kinds,
         planner.positions,
         planner.steps,
-        planner.skipped,
+        planner.skipped | set(planner.pending),
         planner.most_positions(),
         find_contexts(trace, planner.kinds, roles),
     )
@@ -94,17 +97,21 @@ class _Planner:
         fewer = Values(trace, kinds, roles, values.tokens - _FEWER)
         self.positions = Positions(kinds, self.symbols, values, fewer)
         self.locality = Locality(self.symbols, kinds, values)
-        self.attention = AttentionFinder(kinds, self.symbols, values, self.positions)
+        self.pairs = PairPositions(self.positions, Recipes(self.symbols, kinds, values), values)
+        self.attention = AttentionFinder(values, self.pairs)
         self.windows = WindowFinder(trace.nodes, kinds, self.symbols, values)
         self.steps: dict[fx.Node, Step] = {}
         self.skipped: set[fx.Node] = set()
         self.axes: dict[fx.Node, Axes] = {}
         self.counts = {"mixers": 0, "windows": 0, "attention": 0}
         self.used_positions: dict[fx.Node, None] = {}
+        # Values of pairs of tokens that no attention has taken yet, and how many tokens each attention allows.
+        self.pending: dict[fx.Node, None] = {}
+        self.limits: list[int | None] = []
 
     def visit(self, node: fx.Node) -> None:
         """Decide how a value that depends on tokens is computed."""
-        if self.kinds.get(node) is not Kind.TOKENS or node in self.axes or node in self.skipped:
+        if self.kinds.get(node) is not Kind.TOKENS or node in self.axes or node in self.skipped or node in self.pending:
             return
         if node.op == "placeholder":
             axes: Axes | None = clean_axes(node, self.symbols)
@@ -119,6 +126,8 @@ class _Planner:
             axes = self.locality.axes(node, self.axes)
             if axes is not None:
                 self._check_positions(node)
+            elif self.attention.is_pair(node):
+                self.pending[node] = None
             elif not self._stateful(node):
                 raise self._mixes(node)
         if axes is not None:
@@ -156,7 +165,7 @@ class _Planner:
                 "Call it with mask \"causal\", and leave padding to `mask='padding'`",
             )
         matrix = self.kinds[mask] is Kind.POSITION and clean_axes(mask, self.symbols) is None
-        if matrix and far_triangle(mask, self.positions, self.values) is None:
+        if matrix and not self.pairs.is_lower_triangle(mask):
             raise InputError(
                 f"with `stateful`, a mixer must see all earlier tokens, but its mask leaves some out{place_of(node)}",
                 'Call it with mask "causal"',
@@ -165,8 +174,12 @@ class _Planner:
     def _stateful(self, node: fx.Node) -> bool:
         attention = self.attention.find(node, self.counts["attention"])
         if attention is not None:
-            self.counts["attention"] += 1
-            self._add(attention, attention.nodes)
+            self.counts["attention"] += attention.has_values
+            for each, step in attention.steps.items():
+                self.steps.setdefault(each, step)
+                self.pending.pop(each, None)
+            self.limits.append(attention.most)
+            self.axes[node] = [attention.axis] * len(list(shapes_of(node)))
             return True
         window = self.windows.find(node, self.counts["windows"])
         if window is None:
@@ -192,9 +205,16 @@ class _Planner:
         for each in node.all_input_nodes:
             if self.kinds[each] is Kind.POSITION:
                 self._use_position(each)
-                value = self.positions.evaluate(each, torch.arange(6), self.values.__getitem__)
-                if in_rows(value, each, broadcast_shape(node), self.symbols, 2, 3) is None:
-                    raise no_place(each, node)
+                self._check_rows(each, node)
+
+    def _check_rows(self, node: fx.Node, consumer: fx.Node) -> None:
+        """Raise InputError unless a function of the position can be computed for each row by itself."""
+        rows, tokens = self.values.rows, self.values.tokens
+        value = self.positions.evaluate(node, torch.arange(tokens).repeat(rows), self.values.__getitem__)
+        axis = token_axis(next(shapes_of(node)), self.symbols.tokens)
+        split = placed(value, node, axis, consumer, self.symbols, rows, tokens)
+        if isinstance(split, Tensor) and not agree(*torch.broadcast_tensors(split, self.values[node])):
+            raise no_place(node, consumer)
 
     def _use_position(self, node: fx.Node) -> None:
         if node not in self.used_positions and clean_axes(node, self.symbols) is not None:
@@ -204,7 +224,7 @@ class _Planner:
     def most_positions(self) -> int | None:
         """Return how many positions the tables have."""
         found = [self.positions.most(node) for node in self.used_positions]
-        limits = [most for most in (*found, self.trace.most_tokens) if most is not None]
+        limits = [most for most in (*found, *self.limits, self.trace.most_tokens) if most is not None]
         return min(limits, default=None)
 
     def check_outputs(self) -> None:

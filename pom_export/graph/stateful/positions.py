@@ -18,10 +18,31 @@ from pom_export.errors import InputError
 from pom_export.graph.refusals import place_of
 from pom_export.graph.stateful.kinds import FILLED, Kind
 from pom_export.graph.stateful.locality import axis_of, clean_axes
-from pom_export.graph.stateful.shapes import Shape, Symbols, shape_at, shapes_of, size_at, token_axis
+from pom_export.graph.stateful.shapes import (
+    FIRST,
+    Shape,
+    Symbols,
+    TokenAxis,
+    picked,
+    shape_at,
+    shapes_of,
+    size_at,
+    token_axis,
+)
 from pom_export.graph.stateful.values import Values, call
 
-_SLICES: Final = (torch.ops.aten.slice.Tensor, torch.ops.aten.narrow.default)
+SLICES: Final = (torch.ops.aten.slice.Tensor, torch.ops.aten.narrow.default)
+"""Operators that take a part of a table."""
+_ATEN = torch.ops.aten
+# Operators that torch does not tag as treating each element by itself.
+_UNTAGGED: Final = frozenset(
+    {
+        *(_ATEN.where.ScalarOther, _ATEN.where.ScalarSelf, _ATEN.where.Scalar, _ATEN.masked_fill.Tensor),
+        *(_ATEN.__and__.Tensor, _ATEN.__or__.Tensor, _ATEN.__xor__.Tensor, _ATEN.rsub.Tensor, _ATEN.subtract.Tensor),
+        *(_ATEN.multiply.Tensor, _ATEN.divide.Tensor, _ATEN.floor_divide.default, _ATEN.not_equal.Tensor),
+        *(_ATEN.greater.Tensor, _ATEN.less.Tensor, _ATEN.greater_equal.Tensor, _ATEN.less_equal.Tensor),
+    }
+)
 # Positions beyond this are more than any table holds.
 _MOST: Final = 2**31
 # How many tokens, and values of a function, it is tried among, to see whether their number changes it.
@@ -81,7 +102,7 @@ class Positions:
         axes = clean_axes(node, self.symbols)
         if axes is None or len(axes) != 1 or axes[0].is_merged or not isinstance(self._values[node], Tensor):
             return None
-        if node.target in _SLICES and self.kinds[node.args[0]] is Kind.CONSTANT:  # type: ignore[index]
+        if node.target in SLICES and self.kinds[node.args[0]] is Kind.CONSTANT:  # type: ignore[index]
             start = node.args[2] if len(node.args) > 2 and node.args[2] is not None else 0
             axis = node.args[1] if len(node.args) > 1 else 0
             if isinstance(start, int) and isinstance(axis, int) and start >= 0 and axes[0].index == axis:
@@ -126,9 +147,9 @@ class Positions:
         for each in self._needed(node):
             leaf = self.leaf(each)
             if isinstance(leaf, TableSlice):
-                known[each] = constant(leaf.table).index_select(leaf.axis, positions + leaf.start)
+                known[each] = picked(constant(leaf.table), leaf.axis, positions + leaf.start)
             elif isinstance(leaf, Affine):
-                known[each] = _filled(each, leaf, positions, self.symbols, sizes)
+                known[each] = filled(each, leaf, positions, self.symbols, sizes)
             elif each.op == "placeholder":
                 raise InputError(
                     f"with `stateful`, {each.target} does not count positions from 0", "Give other examples"
@@ -213,8 +234,9 @@ class Positions:
 
 
 def _agree(found: Tensor, wanted: Tensor) -> bool:
+    wide = torch.complex128 if found.is_complex() else torch.float64
     return found.shape == wanted.shape and torch.allclose(
-        found.double(), wanted.double(), rtol=1e-5, atol=1e-6, equal_nan=True
+        found.to(wide), wanted.to(wide), rtol=1e-5, atol=1e-6, equal_nan=True
     )
 
 
@@ -236,10 +258,18 @@ def _affine(value: Tensor, axis: int) -> Affine | None:
     return Affine(column[0].item(), steps[0].item())
 
 
-def _filled(
+def filled(
     node: fx.Node, leaf: Affine, positions: Tensor, symbols: Symbols, sizes: Mapping[sympy.Symbol, Any]
 ) -> Tensor:
-    """Return `start + step * position` in a node's shape."""
+    """Return `start + step * position` in a node's shape.
+
+    Args:
+        node: the node.
+        leaf: what it is.
+        positions: (M) int64.
+        symbols: torch's symbols for the sizes.
+        sizes: the symbols' values, M for the number of tokens.
+    """
     shape = next(shapes_of(node))
     dtype = node.meta["val"].dtype
     axis = token_axis(shape, symbols.tokens)
@@ -262,13 +292,20 @@ def _one_row(value: Tensor, shape: Shape, symbols: Symbols) -> Tensor:
 
 
 def in_rows(
-    value: Tensor, node: fx.Node, consumer: Shape | None, symbols: Symbols, rows: Any, tokens: Any
+    value: Tensor,
+    shape: Shape,
+    axis: TokenAxis | None,
+    consumer: Shape | None,
+    symbols: Symbols,
+    rows: Any,
+    tokens: Any,
 ) -> Tensor | None:
     """Split a function of the position into rows, in the shape that an operator with other operands takes.
 
     Args:
         value: the function at every token of every row, as if they were one row.
-        node: its node.
+        shape: the traced shape of the function.
+        axis: its axis of the tokens; None: it has none.
         consumer: the shape of what an operator makes of it and other operands by broadcasting; None if it does not
             broadcast.
         symbols: torch's symbols for the sizes.
@@ -278,14 +315,14 @@ def in_rows(
     Returns:
         The value; None if there is no place for rows.
     """
-    shape = next(shapes_of(node))
-    axis = token_axis(shape, symbols.tokens)
-    if axis is None or axis.is_merged:
-        return None if axis is not None or any(symbols.tokens in s.free_symbols for s in shape) else value
-    at, repeats = _rows_axis(shape, symbols)
-    token = axis.index
+    if axis is None:
+        return None if any(symbols.tokens in size.free_symbols for size in shape) else value
+    if axis.is_merged and axis.order != FIRST:
+        return None
+    at, own = _rows_axis(shape, symbols)
+    token, repeats = axis.index, sympy.Integer(1)
     if at is None:
-        if consumer is None:
+        if consumer is None or own != 1:
             return None
         missing = len(consumer) - len(shape)
         value = value.reshape([1] * missing + list(value.shape))
@@ -294,12 +331,9 @@ def in_rows(
         at, repeats = _rows_axis(consumer, symbols)
         if at is None or shape[at] != 1:
             return None
-    elif repeats != 1:
-        return None
-    split = value.unflatten(token, (rows, tokens))
-    # The rows are at `token` now, the tokens after them; the axis of a single row is dropped.
-    split = split.squeeze(at if at < token else at + 1)
-    split = split.movedim(token - (at < token), at)
+    # The axis of a single row, which other axes may be merged with, follows that of the rows.
+    each = tokens * int(axis.others) if axis.is_merged else tokens
+    split = value.unflatten(token, (rows, each)).movedim(token, at).flatten(at, at + 1)
     return split if repeats == 1 else split.repeat_interleave(int(repeats), at)
 
 
@@ -314,4 +348,4 @@ def _rows_axis(shape: Shape, symbols: Symbols) -> tuple[int | None, sympy.Expr]:
 
 def is_pointwise(node: fx.Node) -> bool:
     """Return whether an operator broadcasts its operands and treats each element by itself."""
-    return torch.Tag.pointwise in getattr(node.target, "tags", ())
+    return torch.Tag.pointwise in getattr(node.target, "tags", ()) or node.target in _UNTAGGED

@@ -9,6 +9,7 @@ from typing import Any, Final
 import sympy
 import torch
 from torch.utils._pytree import tree_iter
+from torch.utils._sympy.functions import FloorDiv
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
@@ -50,7 +51,16 @@ class TokenAxis:
 
 def expression(size: int | torch.SymInt) -> sympy.Expr:
     """Return a size as an expression."""
-    return sympy.Integer(size) if isinstance(size, int) else size.node.expr
+    if isinstance(size, int):
+        return sympy.Integer(size)
+    found = size.node.expr
+    return found.replace(FloorDiv, _divided) if found.has(FloorDiv) else found
+
+
+def _divided(size: sympy.Expr, divisor: sympy.Expr) -> sympy.Expr:
+    """Return a quotient, without a division if it divides for all sizes, which torch doesn't see."""
+    quotient = sympy.cancel(size / divisor)
+    return quotient if quotient.is_polynomial() and _is_whole(quotient) else FloorDiv(size, divisor)
 
 
 def shapes_of(node: torch.fx.Node) -> Iterator[Shape]:
@@ -72,10 +82,13 @@ def depends_on(value: Any, symbol: sympy.Symbol) -> bool:
 def token_axis(shape: Shape, tokens: sympy.Symbol) -> TokenAxis | None:
     """Return the axis of the tokens; None if there is none, more than one, or one that is shortened or padded."""
     axes = [index for index, size in enumerate(shape) if tokens in size.free_symbols]
-    if len(axes) != 1:
-        return None
-    others = sympy.cancel(shape[axes[0]] / tokens)
-    return None if tokens in others.free_symbols or not _is_whole(others) else TokenAxis(axes[0], others)
+    return token_axis_at(shape, axes[0], tokens) if len(axes) == 1 else None
+
+
+def token_axis_at(shape: Shape, index: int, tokens: sympy.Symbol) -> TokenAxis | None:
+    """Return an axis as that of the tokens; None if it is shortened or padded, or has more than all tokens."""
+    others = sympy.cancel(shape[index] / tokens)
+    return None if tokens in others.free_symbols or not _is_whole(others) else TokenAxis(index, others)
 
 
 def _is_whole(expression: sympy.Expr) -> bool:
@@ -103,6 +116,14 @@ def shape_at(shape: Shape, values: Mapping[sympy.Symbol, Any]) -> list[Any]:
         int(size) if not size.free_symbols else sympy_interp(PythonReferenceAnalysis, dict(values), size)
         for size in shape
     ]
+
+
+def picked(table: torch.Tensor, axis: int, index: torch.Tensor) -> torch.Tensor:
+    """Return rows of a table along an axis."""
+    if not table.is_complex():
+        return table.index_select(axis, index)
+    # torch.onnx translates no index_select of complex numbers.
+    return torch.view_as_complex(torch.view_as_real(table).index_select(axis, index))
 
 
 def selected(tensor: torch.Tensor, axis: TokenAxis, others: int, index: torch.Tensor) -> torch.Tensor:

@@ -131,6 +131,8 @@ def trace_causal(module: nn.Module, examples: Mapping[str, Tensor], roles: Roles
     nodes = list(graph.graph.nodes)
     if fixed := _fixed_by_trace(nodes, roles):
         return trace_causal(module, examples, roles.with_fixed(fixed))
+    for node in nodes:
+        _take_type_alone(node)
     symbols = _symbols(nodes, roles)
     bounds = exported.range_constraints.get(symbols.tokens)
     most = None if bounds is None or not bounds.upper.is_finite or bounds.upper > 2**40 else int(bounds.upper)
@@ -158,6 +160,13 @@ def _fixed_by_trace(nodes: Sequence[fx.Node], roles: Roles) -> list[str]:
     """Return the contexts whose number of tokens torch fixed in the trace, as it does for recurrent layers."""
     placeholders = [node for node in nodes if node.op == "placeholder" and roles[str(node.target)] == CONTEXT]
     return [str(node.target) for node in placeholders if expression(node.meta["val"].shape[1]).is_number]
+
+
+def _take_type_alone(node: fx.Node) -> None:
+    """Make an operator that takes another tensor's type independent of that tensor's values."""
+    if node.target in {torch.ops.aten.type_as.default, torch.ops.aten.to.other}:
+        node.target = torch.ops.aten._to_copy.default
+        node.args, node.kwargs = node.args[:1], {"dtype": node.meta["val"].dtype}
 
 
 def _exported(module: nn.Module, inputs: Mapping[str, Tensor], dynamic: Mapping[str, Any]) -> ExportedProgram:

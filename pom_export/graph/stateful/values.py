@@ -72,6 +72,7 @@ class Values:
         self.sizes: dict[sympy.Symbol, int] = {trace.symbols.batch: self.rows, trace.symbols.tokens: self.tokens}
         self._known: dict[fx.Node, Any] = {}
         self._kinds = kinds
+        self.order = {node: place for place, node in enumerate(trace.nodes)}
         for node in trace.nodes:
             if node.op == "placeholder":
                 self._note_sizes(node)

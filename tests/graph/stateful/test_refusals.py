@@ -50,6 +50,11 @@ def _distances(count: int) -> Tensor:
     return torch.where(away < 0, 1 << 40, away)
 
 
+def _windowed(_: nn.Module, x: Tensor) -> Tensor:
+    mask = _distances(x.shape[1]) < 5
+    return functional.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None], attn_mask=mask)[:, 0]
+
+
 _LOWER = torch.ones(TABLE, TABLE, dtype=torch.bool).tril()
 _DISTANCE = torch.where(_LOWER, torch.arange(TABLE) - torch.arange(TABLE)[:, None], -torch.inf).float()
 
@@ -71,21 +76,24 @@ REFUSED: dict[str, tuple[Part, Callable[[], nn.Module | None], str]] = {
     ),
     "a size as a number": (lambda _, x: x / x.shape[1], lambda: None, "aten.div.Tensor"),
     "attention to all": (_attend(None), lambda: None, "not causal"),
-    "a bias by distance": (_attend(_DISTANCE), lambda: None, "not causal"),
-    "a sliding window": (_attend(_LOWER & ~_LOWER.roll(3, 0)), lambda: None, "not causal"),
+    "attention to one token ahead": (_attend(_LOWER.roll(-1, 0)), lambda: None, "not causal"),
+    "scores divided by their number": (
+        lambda _, x: (x @ x.mT).tril() / x.shape[1] @ x,
+        lambda: None,
+        "aten.div.Tensor",
+    ),
+    "a bias that depends on the number": (
+        lambda _, x: (x @ x.mT * (torch.arange(x.shape[1]) / x.shape[1])).tril() @ x,
+        lambda: None,
+        "how many tokens follow",
+    ),
+    "queries in another order": (lambda _, x: (x @ x.mT).flip(1).tril() @ x, lambda: None, "aten.flip"),
     "a sum over tokens": (lambda _, x: x.cumsum(1), lambda: None, "aten.cumsum"),
     # What these do shows only on values or sizes that a short random example does not have.
     "a value that some token has": (lambda _, x: x + (x > 50).any(1, keepdim=True), lambda: None, "aten.any"),
     "all after a value": (lambda _, x: x * ((x > 50).cumsum(1) == 0), lambda: None, "aten.cumsum"),
-    "a long window": (
-        lambda _, x: functional.scaled_dot_product_attention(
-            x[:, None], x[:, None], x[:, None], attn_mask=_distances(x.shape[1]) < 3000
-        )[:, 0],
-        lambda: None,
-        "not causal",
-    ),
     "a mixer's long window": (
-        lambda m, x: m.layer(x, mask=((_distances(x.shape[1]) >= 0) & (_distances(x.shape[1]) < 3000))[None]),
+        lambda m, x: m.layer(x, mask=((_distances(x.shape[1]) >= 0) & (_distances(x.shape[1]) < 6000))[None]),
         lambda: PoM(WIDTH, 2, 2, 1, 1),
         "leaves some out",
     ),
@@ -105,6 +113,7 @@ QUICK = (
     "a mixer's long window",
     "a mixer of all tokens",
     "a convolution that looks ahead",
+    "attention to one token ahead",
     "a size as a number",
 )
 
@@ -146,6 +155,15 @@ TAKEN: dict[str, tuple[Part, Callable[[], nn.Module | None], int | None]] = {
         TABLE,
     ),
     "positions that end": (lambda _, x: x + torch.arange(x.shape[1]).clamp(max=5)[:, None], lambda: None, None),
+    "positions that end in a table": (
+        lambda m, x: x + m.layer(torch.arange(x.shape[1]).clamp(max=TABLE - 1)),
+        lambda: _table(3),
+        None,
+    ),
+    "positions that repeat": (lambda m, x: x + m.layer(torch.arange(x.shape[1]) % 4), lambda: _table(3), None),
+    "a bias by distance": (_attend(_DISTANCE), lambda: None, TABLE),
+    "a window of a table": (_attend(_LOWER & ~_LOWER.roll(3, 0)), lambda: None, TABLE),
+    "a window": (_windowed, lambda: None, None),
     "segments": (lambda m, x: x + m.layer(torch.arange(x.shape[1]) // 1000), lambda: _table(3), 1000 * TABLE),
     "the last tokens alone": (lambda _, x: x[:, -20:], lambda: None, 20),
     "a shift by padding": (lambda _, x: x + nn.ZeroPad2d((0, 0, 1, -1))(x), lambda: None, None),
@@ -165,3 +183,6 @@ def test_taken(name: str) -> None:
     program = program_of(model, feed)
     assert program.limits.tokens == most
     assert difference(streamed(program, feed, (1, 5)), one_pass(model, feed)) < 2e-6
+    # Past the end of a table that the positions stay in.
+    long = {"input_ids": torch.arange(TABLE + 20 if most is None else most)[None, : 2 * TABLE] % 11}
+    assert difference(streamed(program, long, (TABLE // 2,)), one_pass(model, long)) < 2e-6
