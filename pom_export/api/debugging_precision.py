@@ -17,6 +17,7 @@ from pom_export.engine.build_config import FUNCTION
 from pom_export.errors import InputError, only_ours
 from pom_export.files import scratch_folder
 from pom_export.graph.exported_model import ExportedModel, read_model
+from pom_export.graph.module_names import no_modules
 from pom_export.graph.module_values import ModuleValues
 from pom_export.graph.saving import save_model
 from pom_export.parity import tolerances
@@ -149,6 +150,8 @@ def _search(trials: _Trials) -> PrecisionReport:
 
     if trials.made_with([]):
         return report([])
+    if not parts:
+        raise no_modules()
     if not trials.made_with(parts):
         return report(None)
     found = smallest_set(parts, lambda keep: bool(trials.made_with(keep)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 import torch
+from torch import nn
 
 from pom_export.api.checking import cases_of_calls, trial_inputs
 from pom_export.api.progress import Progress
@@ -64,6 +65,7 @@ class TracedSource:
             optimize=optimize,
             dtype=dtype,
             keep_float32=keep_float32,
+            shared=_shared(self.source.module),
             observe=self._observe,
             traced=replace(self.traced, graph=self.traced.graph.clone()),
         )
@@ -84,6 +86,14 @@ class TracedSource:
         if names not in self._peaks:
             self._peaks[names] = observe_peaks(graph, trial_inputs(self.source, self.program, self.sizes))
         return self._peaks[names]
+
+
+def _shared(module: nn.Module) -> list[list[str]]:
+    """Return the names of each module in another that has several."""
+    names: dict[int, list[str]] = {}
+    for name, part in module.named_modules(remove_duplicate=False):
+        names.setdefault(id(part), []).append(name)
+    return [each for each in names.values() if len(each) > 1]
 
 
 def trace_source(source: Source, opset: int, progress: Progress) -> TracedSource:

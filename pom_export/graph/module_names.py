@@ -23,22 +23,35 @@ def outermost(names: Collection[str]) -> list[str]:
     return [name for name in names if not is_inside(name.rpartition(".")[0], names)]
 
 
-def matching(patterns: Sequence[str], names: Collection[str]) -> list[str]:
+def no_modules() -> InputError:
+    """Return the error for a graph whose operators are not named after modules."""
+    return InputError(
+        "no operator in the graph has the name of a module, as in a torch.export program", "Export the module itself"
+    )
+
+
+def matching(patterns: Sequence[str], names: Collection[str], shared: Sequence[Collection[str]] = ()) -> list[str]:
     """Return the modules that patterns choose, without those inside another one, in alphabetical order.
 
     Args:
         patterns: names, or patterns as in a shell, such as "blocks.*.mixer"; a "*" stands for dots too.
         names: the names of all modules.
+        shared: the names of each module that has several. If one is chosen, all are.
 
     Raises:
         InputError: a pattern matches no name.
     """
+    if patterns and not names:
+        raise no_modules()
     found: set[str] = set()
     for pattern in patterns:
         matches = {name for name in names if fnmatchcase(name, pattern)}
         if not matches:
             raise InputError(f"no module in the graph is called {pattern!r}", _known(pattern, names))
         found |= matches
+    for group in shared:
+        if any(is_inside(name, found) for name in group):
+            found.update(name for name in group if name in names)
     return outermost(sorted(found))
 
 

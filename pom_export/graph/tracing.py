@@ -6,7 +6,7 @@ import contextlib
 import functools
 import gc
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -194,11 +194,13 @@ def _optimizations(dtype: str) -> list[ir.passes.InPlacePass]:
     return [SplitProjectionPass(), *factor, FuseGatePass(), common.RemoveUnusedNodesPass()]
 
 
-def _in_precision(dtype: str, observe: Observe, keep: Sequence[str]) -> list[ir.passes.InPlacePass]:
+def _in_precision(
+    dtype: str, observe: Observe, keep: Sequence[str], shared: Sequence[Collection[str]]
+) -> list[ir.passes.InPlacePass]:
     """Return the passes that convert a graph to half precision."""
     if dtype == "float32":
         return []
-    lower = LowerPrecisionPass(ir.DataType[dtype.upper()], observe, keep)
+    lower = LowerPrecisionPass(ir.DataType[dtype.upper()], observe, keep, shared)
     return [lower, DelayTransposePass(), common.RemoveUnusedNodesPass()]
 
 
@@ -214,6 +216,7 @@ def export_graph(
     optimize: bool = True,
     dtype: str = "float32",
     keep_float32: Sequence[str] = (),
+    shared: Sequence[Collection[str]] = (),
     observe: Observe = _nothing_seen,
     traced: Traced | None = None,
 ) -> ir.Model:
@@ -226,6 +229,7 @@ def export_graph(
         optimize: whether to rewrite products and gates around the aggregations so that they cost less.
         dtype: type of the graph: "float32", "float16" or "bfloat16".
         keep_float32: names of modules, or patterns of names, that a half-precision graph computes in float32.
+        shared: the names of each module that has several, which are kept in float32 under all of them.
         observe: returns the magnitudes that a float32 graph's values reach, by name, which determine what a float16
             graph keeps in float32. If it returns nothing, only the weights determine that.
         traced: the result of `trace` for the program, if it has been traced already; its graph is changed.
@@ -244,7 +248,7 @@ def export_graph(
         # Before weights are split, so that a weight used whole and transposed stays a single one.
         ShareTransposedPass(),
         *(_optimizations(dtype) if optimize else ()),
-        *_in_precision(dtype, observe, keep_float32),
+        *_in_precision(dtype, observe, keep_float32, shared),
         AttachFunctionsPass(),
         common.RemoveUnusedOpsetsPass(),
         ClaimLeastPass(),

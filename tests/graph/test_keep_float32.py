@@ -61,7 +61,6 @@ def test_named_modules_are_computed_in_float32(tmp_path: Path) -> None:
     model = read_model(file)
     assert (model.precision, model.keep_float32) == ("float16", ("blocks.1", "head"))
     assert pom_export.verify(file)
-    assert pom_export.verify(file, module=Two(), example_inputs=(X,))
 
 
 @pytest.mark.parametrize(
@@ -94,8 +93,41 @@ def test_patterns_choose_the_outermost_modules() -> None:
     assert matching(["a.*", "a.0.mixer"], names) == ["a.0", "a.1"]
     assert matching(["a", "ab"], names) == ["a", "ab"]
     assert matching([], names) == []
+    shared = [["a.0", "a.1"], ["a.0.mixer", "a.1.mixer"]]
+    assert matching(["a.1.mixer"], names, shared) == ["a.0.mixer", "a.1.mixer"]
+    assert matching(["a.0"], names, shared) == ["a.0", "a.1"]
+    assert matching(["ab"], names, shared) == ["ab"]
 
 
+class Shared(nn.Module):
+    """A linear layer that is called by two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mixer, self.first = pom_export.PolynomialMixer(6, 2, 2), nn.Linear(6, 6)
+        self.second = self.first
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.mixer(self.first(x)))
+
+
+@pytest.mark.slow
+def test_a_module_of_two_names_is_kept_under_both(tmp_path: Path) -> None:
+    result = pom_export.export(
+        Shared(), tmp_path / "m.onnx", example_inputs=(X,), dtype="bfloat16", keep_float32=["second"]
+    )
+    assert set(result.kept_in_float32) == {"first", "second"}
+
+
+@pytest.mark.slow
+def test_a_program_without_names_is_refused(tmp_path: Path) -> None:
+    torch.export.save(torch.export.export(Two().eval(), (X,)), tmp_path / "c.pt2")
+    with pytest.raises(InputError, match="no operator in the graph has the name of a module"):
+        pom_export.export(tmp_path / "c.pt2", tmp_path / "m.onnx", dtype="float16", keep_float32=["head"])
+
+
+@pytest.mark.slow
 def test_a_weight_that_does_not_fit_is_kept(tmp_path: Path) -> None:
     model = Two()
     with torch.no_grad():
@@ -120,6 +152,7 @@ def test_the_reference_rounds_nothing_in_them() -> None:
 
 
 MODELS = [
+    ("own", "float16", ["body.2", "head"]),
     ("gpt", "float16", ["lm_head", "transformer.h.3"]),
     ("gpt", "float16", ["lm_head"]),  # tied to the embedding, which is rounded
     ("gpt", "bfloat16", ["transformer.wte"]),

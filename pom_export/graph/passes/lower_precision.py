@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -33,13 +33,21 @@ class LowerPrecisionPass(ir.passes.InPlacePass):
         dtype: FLOAT16 or BFLOAT16.
         observe: returns the magnitudes that a graph's values reach, by name; if empty, only the weights are known.
         keep: names of modules, or patterns of names, that are computed in float32 with all that is inside them.
+        shared: the names of each module that has several.
     """
 
-    def __init__(self, dtype: ir.DataType, observe: Observe, keep: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        dtype: ir.DataType,
+        observe: Observe,
+        keep: Sequence[str] = (),
+        shared: Sequence[Collection[str]] = (),
+    ) -> None:
         super().__init__()
         self.dtype = dtype
         self.observe = observe
         self.keep = keep
+        self.shared = shared
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Lower the graph's precision.
@@ -49,7 +57,7 @@ class LowerPrecisionPass(ir.passes.InPlacePass):
                 no module has a name that is to be kept.
         """
         values = ModuleValues(model)
-        kept = matching(self.keep, values.modules - {""})
+        kept = matching(self.keep, values.modules - {""}, self.shared)
         nodes = {node for node, scope in values.scopes.items() if is_inside(scope, kept)}
         # bfloat16 has float32's range.
         peaks = self.observe(model) if self.dtype == ir.DataType.FLOAT16 else {}
