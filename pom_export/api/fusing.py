@@ -18,11 +18,17 @@ from pom_export.stages import logged
 
 if TYPE_CHECKING:
     from pom_export.graph.fusing.files import Fused
+    from pom_export.parity.observing import Observer
     from pom_export.parity.plain_cases import PlainInputs
 
 _LOG = logging.getLogger(__name__)
 _HINT: Final = "No file was written: the original is as it was. Report this"
 _NOTHING: Final = "it has no polynomial of clamp(leaky_relu(x)) and no product of GELUs that is averaged over tokens"
+
+
+_QUANTIZED: Final = (
+    "it is quantized, and rounding inside a mixer is no part of the op: fuse the file first, then quantize it"
+)
 
 
 @dataclass(frozen=True)
@@ -98,15 +104,15 @@ def fuse(
     sources = [original.path, *original.weights]
     check_replaceable(Path(output), sources)
     progress("looking for aggregations")
-    fused, inputs = _fused(original, optimize)
+    fused, inputs, observer = _fused(original, optimize)
     if not fused.findings.found:
         return _nothing(original, fused)
     with staged_output(output, *sources, stale=lambda: own_side_files(output)) as staged:
-        return _written(original, fused, inputs, staged, os.fspath(output), progress)
+        return _written(original, fused, (inputs, observer), staged, os.fspath(output), progress)
 
 
-def _fused(original: ExportedModel, optimize: bool) -> tuple[Fused, PlainInputs]:
-    """Return the rewritten graph of a file, and how to draw its inputs."""
+def _fused(original: ExportedModel, optimize: bool) -> tuple[Fused, PlainInputs, Observer]:
+    """Return the rewritten graph of a file, how to draw its inputs, and what runs the file."""
     import numpy as np
     import onnx
 
@@ -115,24 +121,27 @@ def _fused(original: ExportedModel, optimize: bool) -> tuple[Fused, PlainInputs]
     from pom_export.parity.observing import Observer
     from pom_export.parity.plain_cases import plain_inputs
 
-    drawn: list[PlainInputs] = []
+    drawn: list[tuple[PlainInputs, Observer]] = []
 
     def observe(proto: onnx.ModelProto) -> Observation:
         observer = Observer(proto, original.path.parent, kernels=bool(original.aggregations))
         inputs, sizes = plain_inputs(original.inputs, proto.graph, observer.values)
-        drawn.append(inputs)
+        drawn.append((inputs, observer))
         random = np.random.default_rng(0)
         feeds = [(size, inputs.draw(*size, "normal", random)) for size in sizes]
         runs = [Seen(inputs.sizes(*size), observer.values(feed)) for size, feed in feeds]
         return Observation(runs, inputs.same)
 
     fused = fused_graph(original.path, original.inputs, observe, optimize=optimize)
-    return fused, replace(drawn[0], masks=fused.masks, padding=fused.padding)
+    inputs, observer = drawn[0]
+    return fused, replace(inputs, masks=fused.masks, padding=fused.padding), observer
 
 
 def _nothing(original: ExportedModel, fused: Fused) -> FuseResult:
     already = f"its {fused.kept} aggregation{'s are nodes' if fused.kept > 1 else ' is a node'} of the op already"
     notes = [] if fused.findings.left else [f"nothing was fused: {already if fused.kept else _NOTHING}"]
+    if fused.quantized:
+        notes.append(_QUANTIZED)
     return FuseResult(
         model=None,
         fused=0,
@@ -148,21 +157,40 @@ def _left(fused: Fused) -> list[dict[str, str]]:
 
 
 def _written(
-    original: ExportedModel, fused: Fused, inputs: PlainInputs, staged: Path, output: str, progress: Progress
+    original: ExportedModel,
+    fused: Fused,
+    running: tuple[PlainInputs, Observer],
+    staged: Path,
+    output: str,
+    progress: Progress,
 ) -> FuseResult:
-    """Save a rewritten graph, compare it with the original, and describe it."""
+    """Save a rewritten graph, compare it with the original, and describe it.
+
+    Args:
+        original: the file.
+        fused: the graph.
+        running: how to draw inputs, and what runs the original on them.
+        staged: where the new file goes.
+        output: its path in the end.
+        progress: called with one line per stage.
+    """
     from pom_export.graph.saving import save_model
+    from pom_export.parity.mixers import compare_mixers, zero_notes
     from pom_export.parity.rewritten import compare_rewritten
 
     fused.model.metadata_props.pop(METADATA_PREFIX + INLINED, None)
     save_model(fused.model, staged)
     count = len(fused.findings.found)
     rewritten = read_model(staged)
+    inputs, observer = running
     cases = list(inputs.cases())
     progress(
         f"{count} aggregation{'s' if count != 1 else ''}; comparing with {original.path.name} on {len(cases)} cases"
     )
     found = compare_rewritten(original, rewritten, cases, unrounded=False)
+    usable = [case for case in cases if case.name in found.cases]
+    mixers = compare_mixers(observer, staged, usable, rewritten.precision)
+    found = replace(found, comparisons=[*found.comparisons, *mixers])
     found.check(original.path, _HINT)
     if is_all_zero(found.comparisons):
         raise InputError(f"{original.path} gives 0 on all inputs that were tried, which proves nothing", _HINT)
@@ -175,5 +203,5 @@ def _written(
         sha256=sha256_of(staged),
         checked=found.paths,
         cases=list(found.cases),
-        notes=[*fused.notes, *found.notes],
+        notes=[*fused.notes, *found.notes, *zero_notes(mixers)],
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +27,10 @@ class Observer:
         folder: the folder of these.
         kernels: whether to register our library, if there is one, for a graph that has nodes of our ops.
 
+    Attributes:
+        names: the values.
+        kernels: whether our library is registered.
+
     Raises:
         InputError: ONNX Runtime cannot load the graph.
     """
@@ -42,9 +46,11 @@ class Observer:
         options = default_session_options()
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry(_FOLDER, str(folder))
+        self.kernels = False
         if kernels:
             with contextlib.suppress(MissingDependencyError):  # the file's functions do it too
                 options.register_custom_ops_library(str(custom_ops_library()))
+                self.kernels = True
         try:
             self._session: Any = runtime.InferenceSession(
                 whole.SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -54,9 +60,14 @@ class Observer:
                 f"ONNX Runtime cannot load the file, and nothing else runs it here: {reason_of(error)}",
                 "Export it in float32, if its CPU provider lacks an operator in the file's type",
             ) from error
-        self._names = [output.name for output in self._session.get_outputs()]
+        self.names = [output.name for output in self._session.get_outputs()]
 
     def values(self, feed: Mapping[str, Array]) -> dict[str, SeenValue]:
         """Return the shapes and types of all values."""
-        made = zip(self._names, self._session.run(self._names, dict(feed)), strict=True)
-        return {name: SeenValue(array.shape, array.dtype) for name, array in made if isinstance(array, np.ndarray)}
+        made = self.arrays(feed, self.names)
+        return {name: SeenValue(array.shape, array.dtype) for name, array in made.items()}
+
+    def arrays(self, feed: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
+        """Return the named values, as far as they are arrays."""
+        made = zip(names, self._session.run(names, dict(feed)), strict=True)
+        return {name: array for name, array in made if isinstance(array, np.ndarray)}

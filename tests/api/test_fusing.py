@@ -156,6 +156,48 @@ def test_a_difference_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [path.name for path in tmp_path.iterdir()] == ["plain.onnx"]
 
 
+def never_trained(name: str) -> onnx.ModelProto:
+    """Return a mixer of which one weight is 0 everywhere."""
+    model = plain_graph(aggregate=AGGREGATES["triangle"])
+    weight = next(each for each in model.graph.initializer if each.name == name)
+    weight.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(weight)), name))
+    return model
+
+
+def test_a_last_product_of_zeros_hides_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = rewriting.put_aggregation
+
+    def wrong(graph: Any, found: Any) -> Any:
+        node = put(graph, found)
+        node.inputs[1].const_value = rewriting.ir.tensor(node.inputs[1].const_value.numpy() * 1.001)
+        return node
+
+    plain = saved(never_trained("out"), tmp_path)
+
+    assert pom_export.fuse(plain, tmp_path / "right.onnx").notes == []
+    monkeypatch.setattr("pom_export.graph.fusing.model.put_aggregation", wrong)
+    with pytest.raises(ParityError, match=r"z of onnxruntime \(kernel\) differs from"):
+        pom_export.fuse(plain, tmp_path / "wrong.onnx")
+    assert not (tmp_path / "wrong.onnx").exists()
+
+
+def test_nothing_but_zeros_proves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="gives 0 on all inputs that were tried, which proves nothing"):
+        pom_export.fuse(saved(never_trained("context"), tmp_path), tmp_path / "out.onnx")
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_quantized_file_is_called_one(tmp_path: Path) -> None:
+    rounded = "q8 = QuantizeLinear(u, one_float, zero_point) v = DequantizeLinear(q8, one_float, zero_point)"
+    model = plain_graph(f"{rounded} l = LeakyRelu<alpha = 0.01>(v) t = Clip(l, low, high) h = Round(t)")
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.int8), "zero_point"))
+
+    result = pom_export.fuse(saved(model, tmp_path), tmp_path / "out.onnx")
+
+    assert not result
+    assert result.notes[-1].startswith("it is quantized")
+
+
 def test_weights_in_another_file(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     onnx.save(

@@ -34,6 +34,8 @@ OLDEST_OPSET: Final = OPSETS.start - 1
 # Functions came with this version of the format.
 _IR_VERSION: Final = 8
 _ROWS: Final = 2
+# What makes integers of numbers in a quantized file; the others that it has follow.
+_QUANTIZED: Final = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulNBits", "QuantizeLinear")
 
 
 class Observation(NamedTuple):
@@ -60,6 +62,7 @@ class Fused:
         findings: what was found in it.
         kept: how many nodes of the op it held before.
         notes: remarks about it, one line each.
+        quantized: whether it computes in fewer bits.
         masks: the inputs that say which tokens count.
         padding: those of them whose ones say which do not.
     """
@@ -68,6 +71,7 @@ class Fused:
     findings: Findings
     kept: int
     notes: list[str] = field(default_factory=list)
+    quantized: bool = False
     masks: frozenset[str] = frozenset()
     padding: frozenset[str] = frozenset()
 
@@ -98,7 +102,10 @@ def fused_graph(file: Path, inputs: Sequence[TensorSpec], observe: Observe, *, o
     findings = fusion.findings
     masks = [(found.aggregate.mask, _inputs_behind(found.aggregate.mask)) for found in findings.found]
     padding = [inputs for mask, inputs in masks if mask is not None and _means_padding(model.graph, mask, inputs)]
-    fused = Fused(model, findings, kept, notes_of(findings), _names(inputs for _, inputs in masks), _names(padding))
+    quantized = any(node.op_type in _QUANTIZED for node in model.graph.all_nodes())
+    fused = Fused(
+        model, findings, kept, notes_of(findings), quantized, _names(inputs for _, inputs in masks), _names(padding)
+    )
     if findings.found:
         fusion.put()
         _finish(model, optimize)

@@ -11,7 +11,9 @@ import onnx_ir as ir
 
 from pom_export import contract
 from pom_export.graph.fusing.activations import GELUS, projected
+from pom_export.graph.fusing.contributed import gelu
 from pom_export.graph.fusing.evaluation import Array, Evaluator
+from pom_export.graph.fusing.features import tolerance_of
 from pom_export.graph.fusing.tokens import after, layout_of, named, run_tokens
 
 _LONGEST: Final = 60
@@ -30,10 +32,12 @@ class _Factor:
     Attributes:
         x: the projected tokens.
         value: their activation.
+        is_gelu: whether that is the GELU.
     """
 
     x: ir.Value
     value: ir.Value
+    is_gelu: bool
 
 
 @dataclass(frozen=True)
@@ -98,15 +102,16 @@ def _factors(evaluator: Evaluator) -> Iterator[_Factor]:
     for node in evaluator.graph:
         if node.op_type not in GELUS:
             continue
-        for x in reversed(projected(evaluator, node)):
-            value = None if x in seen or _channel_axis(x) is None else _activation(evaluator, x)
-            if value is not None:
-                seen.add(x)
-                yield _Factor(x, value)
-                break
+        inputs = [x for x in projected(evaluator, node) if x not in seen and _channel_axis(x) is not None]
+        found = [factor for x in inputs if (factor := _factor(evaluator, x)) is not None]
+        # Rounding before a GELU, as in quantized files, is a function of each channel too, and no part of it.
+        factor = next((each for each in found if each.is_gelu), found[-1] if found else None)
+        if factor is not None:
+            seen.add(factor.x)
+            yield factor
 
 
-def _activation(evaluator: Evaluator, x: ir.Value) -> ir.Value | None:
+def _factor(evaluator: Evaluator, x: ir.Value) -> _Factor | None:
     """Return the last value that is one function of each of a value's channels; None if there is none."""
     layout = layout_of(x, evaluator.axes)
     if layout is None:
@@ -118,7 +123,10 @@ def _activation(evaluator: Evaluator, x: ir.Value) -> ir.Value | None:
     turned = run_tokens(evaluator, x, layout, tokens[:, order], values)
     alike = [value for value in values if value in made and value in turned]
     alike = [value for value in alike if np.allclose(made[value][:, order], turned[value], rtol=_AGREES, atol=_AGREES)]
-    return alike[-1] if alike else None
+    if not alike:
+        return None
+    close = tolerance_of(x)
+    return _Factor(x, alike[-1], np.allclose(made[alike[-1]], gelu(tokens), rtol=close, atol=close))
 
 
 def _chains(evaluator: Evaluator, factors: Sequence[_Factor]) -> Iterator[Sequence[_Factor]]:

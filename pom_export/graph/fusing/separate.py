@@ -135,7 +135,7 @@ def _of_single_tokens(
         sizes = named(sizes, evaluator.root)
         made = evaluator.run([reached.value], given, sizes).get(reached.value)
         made = None if made is None else layout.ordered(made)
-        if made is None or len(made) != rows or made.size not in {filled.size, alike.size}:
+        if made is None or made.size not in {filled.size, alike.size} or len(made) != rows:
             return None
         each = made.reshape(rows, -1, filled.shape[1])
         if not np.allclose(each, each[:, :1], rtol=_AGREES, atol=0):

@@ -284,6 +284,16 @@ def test_an_ordinary_network_has_none() -> None:
     assert (findings.found, findings.left) == ([], {})
 
 
+def test_numbers_that_belong_to_no_token_are_passed_over() -> None:
+    nodes = """
+        u = MatMul(x, context) g = Gelu(u) q8, scale, zero8 = DynamicQuantizeLinear(g)
+        y = DequantizeLinear(q8, scale, zero8)"""
+
+    findings = find_aggregations(as_graph(parsed("float[batch, tokens, 4] x", "float[batch, tokens, 6] y", nodes)))
+
+    assert (findings.found, findings.left) == ([], {})
+
+
 def test_fixed_sizes() -> None:
     model = plain_graph(aggregate="y = MatMul(triangle, p)")
     lower = np.tri(5, dtype=np.float32)
