@@ -102,6 +102,7 @@ def test_the_public_language_models_are_reproduced(golden_gpt: Any, tmp_path: Pa
         assert difference(logits, io["logits"], GOLDEN), kernels
 
 
+@pytest.mark.slow
 def test_default_positions_are_those_of_the_tokens(tmp_path: Path) -> None:
     checkpoint = GOLDEN_FOLDER / "rope1d_heads" / "checkpoint.pt"
     pom_export.export(checkpoint, tmp_path / "plain.onnx", mask="causal")
@@ -124,6 +125,7 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path
     return checkpoint, model
 
 
+@pytest.mark.slow
 def test_the_demo_model_is_what_its_record_says(language_model: tuple[Path, Path]) -> None:
     checkpoint, model = language_model
     record = json.loads(checkpoint.with_suffix(".json").read_text())
@@ -132,6 +134,7 @@ def test_the_demo_model_is_what_its_record_says(language_model: tuple[Path, Path
     assert len(read_model(model).aggregations) == 4
 
 
+@pytest.mark.slow
 def test_verify_passes_against_checkpoint_and_against_parity_data(language_model: tuple[Path, Path]) -> None:
     checkpoint, model = language_model
     for report in (pom_export.verify(model, checkpoint=checkpoint), pom_export.verify(model)):
@@ -163,6 +166,13 @@ def test_verify_fails_when_any_one_weight_changed_by_a_percent(
     assert missed == []
 
 
+def test_verify_refuses_the_checkpoint_of_another_mixer(tmp_path: Path) -> None:
+    pom_export.export(GOLDEN_FOLDER / "v2_heads", tmp_path / "m.onnx")
+    with pytest.raises(InputError, match="exported from another"):
+        pom_export.verify(tmp_path / "m.onnx", checkpoint=GOLDEN_FOLDER / "v2_base" / "checkpoint.pt")
+
+
+@pytest.mark.slow
 def test_verify_refuses_the_checkpoint_of_another_model(language_model: tuple[Path, Path]) -> None:
     with pytest.raises(InputError, match="exported from another"):
         pom_export.verify(language_model[1], checkpoint=GOLDEN_FOLDER / "v2_base" / "checkpoint.pt")

@@ -167,6 +167,7 @@ class Sum(nn.Module):
         return nn.functional.gelu(self.mixer(x)) * scale[:, None, None]
 
 
+@pytest.mark.slow
 def test_a_module_of_ones_own_is_compared_at_several_sizes(tmp_path: Path) -> None:
     shapes = {"x": {0: torch.export.Dim("rows"), 1: torch.export.Dim("length", max=40)}, "scale": {0: "rows"}}
     shapes["scale"] = {0: shapes["x"][0]}

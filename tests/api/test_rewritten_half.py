@@ -43,7 +43,7 @@ def test_half_precision_in_branches_is_judged_as_such(half: Exported) -> None:
     assert not half.verify(weight("ag_proj.weight", lambda array: array * 1.05), without_types)
 
 
-@pytest.mark.parametrize(("factor", "passes"), [(1.0, True), (1.05, False)])
+@pytest.mark.parametrize(("factor", "passes"), [pytest.param(1.0, True, marks=pytest.mark.slow), (1.05, False)])
 def test_half_precision_that_onnxruntime_has_widened_is_judged_as_half(
     half: Exported, factor: float, passes: bool
 ) -> None:

@@ -40,6 +40,7 @@ def inputs(batch: int, tokens: int) -> tuple[Tensor, Tensor]:
     return torch.randn(batch, tokens, DIM), torch.arange(tokens) >= lengths
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_compiles_whole(model: Encoder) -> None:
     compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=True)

@@ -119,6 +119,7 @@ def test_what_is_no_such_model_is_refused_in_its_own_terms() -> None:
     assert "missing keys" in refusal({n: tensor for n, tensor in tensors.items() if n != "blocks.1.norm2.weight"})
 
 
+@pytest.mark.slow
 def test_the_first_average_is_taken_and_the_others_can_be(golden_jit: Any) -> None:
     arrays = {name: torch.from_numpy(array) for name, array in golden_jit.arrays.items()}
     inputs = arrays["x"].float(), arrays["t"].float(), arrays["y"]

@@ -50,15 +50,19 @@ def test_prints_one_json_object(capsys: pytest.CaptureFixture[str], model: str) 
     assert os.uname().nodename not in printed.out
 
 
-def test_speaks_to_people_and_fills_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str) -> None:
-    assert run(["bench", model, *QUICK, "--tokens", "8", "-o", str(tmp_path / "new")]) == 0
+@pytest.mark.parametrize("memory", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_speaks_to_people_and_fills_a_folder(
+    memory: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    options = [*QUICK, "--tokens", "8", *([] if memory else ["--no-memory"])]
+    assert run(["bench", model, *options, "-o", str(tmp_path / "new")]) == 0
     printed = capsys.readouterr()
     assert "tokens  function  kernel  function/kernel" in printed.out
-    assert "MiB by which the peak of resident memory grows" in printed.out
+    assert ("MiB by which the peak of resident memory grows" in printed.out) == memory
     assert "tokens 8: timing function, kernel" in printed.err
     assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["results.json", "table.md"]
     point = json.loads((tmp_path / "new" / "results.json").read_text())["points"][0]
-    assert point["memory"].keys() == {"function", "kernel"}
+    assert point["memory"].keys() == ({"function", "kernel"} if memory else set())
 
 
 BAD_OPTIONS = [

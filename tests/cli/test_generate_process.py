@@ -163,6 +163,7 @@ def test_an_interrupt_without_a_file_leaves_none(running: Any, tmp_path: Path) -
     assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_ends_the_text(running: Any) -> None:
     process = running()
     process.stdout.read(10)

@@ -232,6 +232,7 @@ def test_an_inlined_file(plain: Path, tmp_path: Path) -> None:
     assert pom_export.debug(tmp_path / "faulty.onnx", module=model_named(FAST[0])).first == made.module
 
 
+@pytest.mark.slow
 def test_a_module_that_gives_no_number_is_not_compared(tmp_path: Path) -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:

@@ -35,6 +35,7 @@ class Pooled(nn.Module):
         }
 
 
+@pytest.mark.slow
 def test_a_file_takes_any_size(tmp_path: Path) -> None:
     result = pom_export.export(Pooled().eval(), tmp_path / "m.onnx", example_inputs=(torch.randn(2, 6, 8),))
     (note,) = result.notes

@@ -55,6 +55,7 @@ def test_what_is_shared_inside_and_outside_a_wrapper_stays_shared() -> None:
     assert copied["a"].po_coeff is shared.po_coeff
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_wrapped_part_is_exported_under_the_users_names(tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -33,11 +33,6 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def checks(mode: str, mask: str | None) -> tuple[str, ...]:
-    """Return opcheck's tests for a form other than the first, compiled in one mode only."""
-    return (*CHECKS, COMPILED) if (mode, mask) == ("causal", "bool") else CHECKS
-
-
 def draw_x(spread: float = 6.0) -> Tensor:
     """Return tokens (2, 5, 3), by default on every side of the kinks and not close to any."""
     x = spread * torch.randn(2, 5, 3, dtype=torch.float64)
@@ -64,11 +59,20 @@ def draw_mask(kind: str | None) -> Tensor | None:
 
 @pytest.mark.parametrize(("mode", "mask"), MODES_AND_MASKS)
 def test_is_registered_correctly(mode: str, mask: str | None) -> None:
-    arguments = (draw_x(), draw_coefficients(3), draw_mask(mask), mode, 1e-7)
+    torch.library.opcheck(OP, (draw_x(), draw_coefficients(3), draw_mask(mask), mode, 1e-7), test_utils=CHECKS)
 
-    # Compiled: each mode with each way to count its tokens, and both types of a mask.
-    compiled = (mode, mask) not in {("mean", "bool"), ("causal", "float")}
-    torch.library.opcheck(OP, arguments, test_utils=(*CHECKS, *[COMPILED] * compiled))
+
+# Each mode with each way to count its tokens, and both types of a mask.
+@pytest.mark.parametrize(
+    ("mode", "mask"),
+    [
+        pytest.param(mode, mask, marks=[] if (mode, mask) == ("causal", "bool") else [pytest.mark.slow])
+        for mode, mask in MODES_AND_MASKS
+        if (mode, mask) not in {("mean", "bool"), ("causal", "float")}
+    ],
+)
+def test_compiles(mode: str, mask: str | None) -> None:
+    torch.library.opcheck(OP, (draw_x(), draw_coefficients(3), draw_mask(mask), mode, 1e-7), test_utils=COMPILED)
 
 
 # Finite differences of 6^16 have no correct digits left: the highest degree gets small tokens.
@@ -108,7 +112,7 @@ def rotary_arguments(blocks: int, batched: bool, mask: str | None, mode: str) ->
 def test_the_product_form_is_registered_and_differentiable(mode: str, mask: str | None, degree: int) -> None:
     x, *rest = product_arguments(degree, mask, mode)
     if degree == 2:
-        torch.library.opcheck(OP, (x, *rest), test_utils=checks(mode, mask))
+        torch.library.opcheck(OP, (x, *rest), test_utils=CHECKS)
     assert torch.autograd.gradcheck(lambda tokens: polynomial_aggregation(tokens, *rest), (x,))
     assert torch.autograd.gradgradcheck(lambda tokens: polynomial_aggregation(tokens, *rest), (x,), fast_mode=True)
 
@@ -118,11 +122,17 @@ def test_the_product_form_is_registered_and_differentiable(mode: str, mask: str 
 def test_the_rotation_is_registered_and_differentiable(mode: str, mask: str | None, blocks: int, batched: bool) -> None:
     x, coefficients, *rest = rotary_arguments(blocks, batched, mask, mode)
     if batched:
-        torch.library.opcheck(OP, (x, coefficients, *rest), test_utils=checks(mode, mask))
+        torch.library.opcheck(OP, (x, coefficients, *rest), test_utils=CHECKS)
     assert torch.autograd.gradcheck(lambda *inputs: polynomial_aggregation(*inputs, *rest), (x, coefficients))
     assert torch.autograd.gradgradcheck(
         lambda *inputs: polynomial_aggregation(*inputs, *rest), (x, coefficients), fast_mode=True
     )
+
+
+@pytest.mark.slow
+def test_the_other_forms_compile() -> None:
+    for arguments in (product_arguments(2, "bool", "causal"), rotary_arguments(2, True, "bool", "causal")):
+        torch.library.opcheck(OP, arguments, test_utils=COMPILED)
 
 
 def test_the_product_form_is_the_formula() -> None:

@@ -161,6 +161,7 @@ def test_a_mask_of_ones_is_no_mask(executors: Executors, case: Case, kind: str) 
         assert difference(y, expected.astype(np.float64), OPS[case.dtype])
 
 
+@pytest.mark.slow
 @settings(EXAMPLES, max_examples=25)
 @given(case=cases(dtype="float32", shape=(2, 5, 2)))
 def test_gradients_are_those_of_finite_differences(case: Case) -> None:

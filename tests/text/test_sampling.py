@@ -28,6 +28,7 @@ def test_temperature_0_takes_the_likeliest_and_of_equal_ones_the_first() -> None
     assert Sampling(temperature=0).choose(logits, 0).tolist() == [1, 0]
 
 
+@pytest.mark.slow
 def test_tokens_are_as_frequent_as_they_are_probable() -> None:
     logits = LOGITS[:, :8]
     for temperature in (0.5, 1.0, 2.0):

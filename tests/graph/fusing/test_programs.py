@@ -63,6 +63,7 @@ class AlmostPoM(PoM):
         return y
 
 
+@pytest.mark.slow
 def test_a_program_without_a_mixer(tmp_path: Path) -> None:
     class Plain(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -275,6 +275,7 @@ class Shared(nn.Module):
         )
 
 
+@pytest.mark.slow
 def test_weights_with_several_users_are_stored_no_more_often(tmp_path: Path) -> None:
     model = Shared().eval()
     x = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(2))

@@ -119,6 +119,7 @@ def test_a_lower_triangle_of_ones_is_causal(tmp_path: Path) -> None:
     assert "Trilu" not in operators
 
 
+@pytest.mark.slow
 def test_every_family_is_recognised(tmp_path: Path) -> None:
     masked = {type(mixer).__name__: Masked(mixer, CAUSAL["tril"]) for mixer in MIXERS}
     assert export(masked, tmp_path / "m.onnx") == dict.fromkeys(masked, "causal")

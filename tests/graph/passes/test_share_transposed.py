@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ def stored(path: Path) -> dict[str, tuple[int, ...]]:
     return {tensor.name: tuple(tensor.dims) for tensor in onnx.load(path).graph.initializer}
 
 
+@pytest.mark.slow
 def test_a_tied_output_projection_is_stored_once(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = GPT(GPTConfig(97, 1, 2, 32, 2, 2, 2, 2, mlp_width=64)).eval()
