@@ -51,14 +51,15 @@ class Findings:
     left: dict[str, str] = field(default_factory=dict)
 
 
-def find_aggregations(graph: ir.Graph, root: ir.Graph | None = None) -> Findings:
+def find_aggregations(graph: ir.Graph, root: ir.Graph | None = None, *, named: bool = True) -> Findings:
     """Return the aggregations that are written in standard operators, and what is almost one, with the reason.
 
     Args:
         graph: the graph.
         root: the model's graph, if that is another one, in whose nodes this one is.
+        named: whether the names of its dimensions are its maker's: what is called a batch is not taken for tokens.
     """
-    search = _Search(Evaluator(graph, root))
+    search = _Search(Evaluator(graph, root), named=named)
     for axes in _AXES:
         search.over(axes)
     search.evaluator.axes = _AXES[0]
@@ -71,10 +72,12 @@ class _Search:
 
     Args:
         evaluator: of the graph.
+        named: whether the names of its dimensions tell what they are.
     """
 
-    def __init__(self, evaluator: Evaluator) -> None:
+    def __init__(self, evaluator: Evaluator, *, named: bool) -> None:
         self.evaluator, self.findings = evaluator, Findings()
+        self._named = named
         self.used: set[ir.Value] = set()
         self._settled: set[tuple[ir.Value, bool]] = set()
         # Which values have no features, over which axes.
@@ -93,7 +96,7 @@ class _Search:
                 continue
             for x in sorted(inputs, key=_is_part):
                 layout, key = layout_of(x, axes), (x, is_gelu)
-                if layout is None or key in tried or _is_called_batch(layout):
+                if layout is None or key in tried or (self._named and _is_called_batch(layout)):
                     continue
                 tried.add(key)
                 if self._has_found(node, x, layout, used):

@@ -19,18 +19,19 @@ class Fusion:
 
     Args:
         model: the model; its values have shapes. It is changed, until `put` puts back what is not needed.
+        named: whether the names of its dimensions are its maker's.
 
     Attributes:
         findings: what was found.
     """
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, *, named: bool = True) -> None:
         self.findings = Findings()
         self._model = model
         self._prepared: list[Prepared] = []
         for graph, inside in [(model.graph, ""), *_graphs_in(model.graph, "")]:
             self._prepared.append(Prepared(graph, model.graph))
-            found = find_aggregations(graph, model.graph)
+            found = find_aggregations(graph, model.graph, named=named)
             self.findings.left |= found.left
             if inside:
                 reason = f"it is in the body of a {inside}, and only those outside, and in branches of an If, are fused"

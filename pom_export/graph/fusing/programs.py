@@ -20,7 +20,7 @@ def fuse_program(model: ir.Model) -> list[str]:
         InputError: it has no aggregation, neither as a node of the op nor in standard operators.
     """
     had = len(aggregation_nodes(model))
-    fusion = Fusion(model)
+    fusion = Fusion(model, named=False)
     findings = fusion.findings
     fusion.put()
     left = [f"{node} is almost a mixer and stays as it is: {why}" for node, why in findings.left.items()]

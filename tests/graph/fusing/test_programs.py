@@ -51,6 +51,29 @@ def test_a_plain_program(mixer: nn.Module, dtype: str, tmp_path: Path) -> None:
     assert pom_export.verify(tmp_path / "out.onnx", checkpoint=program)
 
 
+class TokensFirst(nn.Module):
+    """A mixer of (N, B, D)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.context, self.gate, self.last = nn.Linear(8, 12), nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = nn.functional.leaky_relu(self.context(x), 0.01).clamp(-0.1, 6.0)
+        counts = torch.arange(1, x.shape[0] + 1)[:, None, None]
+        y: Tensor = self.last(torch.sigmoid(self.gate(x)) * (h + h * h).cumsum(0) / counts)
+        return y
+
+
+def test_tokens_first(tmp_path: Path) -> None:
+    program = saved(TokensFirst(), tmp_path / "plain.pt2")
+
+    result = pom_export.export(program, tmp_path / "out.onnx")
+
+    assert result.notes == ["1 aggregation of plain operators became the op"]
+    assert [each["mode"] for each in read_model(tmp_path / "out.onnx").attributes] == ["causal"]
+
+
 class AlmostPoM(PoM):
     """A mixer with another upper clamp."""
 
