@@ -299,6 +299,13 @@ class MaskedSource(nn.Module):
         return x + self.mixer(x, source, src_mask)
 
 
+class NamedAsHuggingFaceDoes(MaskedSource):
+    """Hugging Face's names, by which input_ids and attention_mask belong to the source."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(decoder_input_ids, input_ids, attention_mask)
+
+
 class PickedSource(nn.Module):
     """A decoder whose every token gets a summary of the source: its first, last, largest and some other tokens."""
 
@@ -429,6 +436,14 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], dict[str, Any]]]] 
     "masked source": (
         MaskedSource,
         lambda: {"tgt": _ids(2, 9), "src": _ids(2, 5), "src_mask": torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])},
+    ),
+    "masked source, named as hugging face does": (
+        NamedAsHuggingFaceDoes,
+        lambda: {
+            "input_ids": _ids(2, 9),
+            "attention_mask": torch.tensor([[1] * 7 + [0] * 2, [1] * 9]),
+            "decoder_input_ids": _ids(2, 9),
+        },
     ),
     "picked source": (PickedSource, lambda: {"tgt": _ids(2, 9), "src": _ids(2, 6)}),
     "time first": (TimeFirst, lambda: {"input_ids": _ids(2, 9)}),

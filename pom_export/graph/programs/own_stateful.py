@@ -62,6 +62,11 @@ def stateful_program(module: nn.Module, examples: Examples, *, masked: bool = Fa
     """
     module.eval()
     roles = roles_of(module, examples)
+    if MASK in examples and roles[MASK] in {STREAM, CONTEXT, FIXED}:
+        raise InputError(
+            f"with `stateful`, {MASK} is the file's own input that marks valid tokens, and the model's is another one",
+            f"Rename it, such as src_{MASK}",
+        )
     # Run on a copy: whatever a module keeps from a call, such as tables for this length, would be part of the trace.
     tried = copy_module(module)
     with watch_masks(tried) as causal, watch_layers(tried) as layers:

@@ -143,6 +143,7 @@ def find_roles(examples: Mapping[str, Tensor], run: Run) -> Roles:
     fills: dict[str, Any] = {}
     flat = set()
     others = _alone(examples, sequences, count, run) if last is None else []
+    of_contexts = _masks_of_contexts(examples, main, run)
     for name, tensor in examples.items():
         if name == main:
             found[name] = STREAM
@@ -152,7 +153,7 @@ def find_roles(examples: Mapping[str, Tensor], run: Run) -> Roles:
         elif _is_of_pairs(name, tensor, count):
             found[name] = TRIANGLE
             fills[name] = _triangle(name, tensor, rows)
-        elif _is_mask_of_context(name, tensor):
+        elif _is_mask_of_context(name, tensor) or name in of_contexts:
             found[name] = CONTEXT
         elif _is_mask(name, tensor, count):
             found[name] = VALID
@@ -335,6 +336,38 @@ def _triangle(name: str, tensor: Tensor, rows: int) -> tuple[Any, Any]:
             "Give the lower triangle, (tokens, tokens) or (1, tokens, tokens), or let the model make its mask",
         )
     return seen.flatten()[0].item(), hidden.flatten()[0].item()
+
+
+def _masks_of_contexts(examples: Mapping[str, Tensor], main: str, run: Run) -> set[str]:
+    """Return the masks that go with another sequence than that of the tokens: the one that must be as long as they are.
+
+    Hugging Face's encoder-decoders call the mask of the source attention_mask.
+    """
+    found = set()
+    masks = [name for name, tensor in examples.items() if _is_plain_mask(name, tensor)]
+    others = [name for name, tensor in examples.items() if _is_sequence(name, tensor) and name != main]
+    for mask in masks:
+        length = _length(examples, mask)
+        for other in others:
+            if _length(examples, other) != length:
+                continue
+            together = {name: repeated(examples[name], 1, length + 1) for name in (mask, other)}
+            alone = {other: together[other]}
+            if _runs(run, {**examples, **together}) and not _runs(run, {**examples, **alone}):
+                found.add(mask)
+    return found
+
+
+def _runs(run: Run, feed: Mapping[str, Tensor]) -> bool:
+    try:
+        run(feed)
+    except InputError:
+        return False
+    return True
+
+
+def _is_plain_mask(name: str, tensor: Tensor) -> bool:
+    return any(word in name for word in _MASKS) and tensor.dim() == _LEAST_RANK and tensor.shape[1] > 1
 
 
 def _fill(name: str, tensor: Tensor) -> Any:

@@ -105,10 +105,15 @@ class StatefulModel:
         return {part.spec.name: np.zeros(part.empty_shape(batch), part.spec.dtype) for part in self.past}
 
 
-def _first_of_tokens(file: ExportedModel) -> TensorSpec | None:
-    """Return the first input of a user's own model with an entry for each token: (batch, tokens, ...)."""
-    tokens = [spec for spec in file.inputs if spec.axes[:2] == (BATCH, TOKENS) and spec.name != MASK]
-    return tokens[0] if tokens else None
+def _tokens(file: ExportedModel) -> TensorSpec | None:
+    """Return the input with an entry for each token, (batch, tokens, ...).
+
+    A user's own model may call it anything, and may call a context input_ids. In a file of fixed sizes, only the name
+    tells.
+    """
+    dynamic = [spec for spec in file.inputs if spec.axes[1:2] == (TOKENS,) and spec.name != MASK]
+    named = [spec for name in (IDS, _VECTORS) for spec in (dynamic or file.inputs) if spec.name == name]
+    return next(iter([*named, *dynamic]), None)
 
 
 def read_stateful(path: str | os.PathLike[str]) -> StatefulModel:
@@ -130,7 +135,7 @@ def stateful_interface(file: ExportedModel) -> StatefulModel:
         raise InputError(f"{file.path.name} keeps no state", "Export it with `stateful=True`")
     inputs = {spec.name: spec for spec in file.inputs}
     past = tuple(StateTensor(spec, present_name(spec.name)) for spec in file.inputs if is_past(spec.name))
-    tokens = inputs.get(IDS) or inputs.get(_VECTORS) or _first_of_tokens(file)
+    tokens = _tokens(file)
     presents = {part.present for part in past}
     results = [spec for spec in file.outputs if spec.name not in presents]
     missing = presents - {spec.name for spec in file.outputs}

@@ -45,3 +45,12 @@ def test_a_causal_mask_is_made_for_each_call() -> None:
 def test_other_masks_are_refused(mask: Tensor) -> None:
     with pytest.raises(InputError, match=r"must be a causal mask, .* and the example of mask is another one, 1x9x9"):
         stateful_program(Masked(), {"input_ids": IDS, "mask": mask})
+
+
+def test_a_mask_of_another_sequence_needs_another_name() -> None:
+    class Pooled(Masked):
+        def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+            return super().forward(input_ids, "causal") + mask.float().mean(1)[:, None, None]
+
+    with pytest.raises(InputError, match=r"the model's is another one. Rename it, such as src_mask"):
+        stateful_program(Pooled(), {"input_ids": IDS, "mask": torch.ones(2, 4)})

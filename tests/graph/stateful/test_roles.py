@@ -83,3 +83,16 @@ def test_rows_that_depend_on_each_other_are_refused(rows: int) -> None:
 def test_advice_on_an_output_of_another_length(count: int, advice: str) -> None:
     with pytest.raises(InputError, match=advice):
         find_roles({"ids": torch.zeros(3, 5, dtype=torch.int64)}, lambda _: torch.zeros(3, count, 7))
+
+
+@pytest.mark.parametrize("count", [4, 5])
+def test_a_mask_belongs_to_the_sequence_that_is_as_long(count: int) -> None:
+    def run(feed: Mapping[str, Tensor]) -> Tensor:
+        if feed["input_ids"].shape != feed["attention_mask"].shape:
+            raise InputError("they differ")
+        return feed["decoder_input_ids"][..., None]
+
+    mask = torch.ones(2, count, dtype=torch.int64)
+    mask[0, -1] = 0
+    examples = {"input_ids": IDS[:, :count], "attention_mask": mask, "decoder_input_ids": IDS}
+    assert list(find_roles(examples, run).of.values()) == ["context", "context", "tokens"]
