@@ -17,7 +17,7 @@ from pom_export.parity.candidates import onnxruntime_candidates
 from pom_export.parity.case import Array, Case
 from pom_export.parity.inputs import make_cases
 from pom_export.parity.interface import program_spec
-from pom_export.parity.judging import half_notes, judge, parity_error
+from pom_export.parity.judging import half_notes, judge, own_error_notes, parity_error
 from pom_export.parity.module_reference import ModuleReference
 from pom_export.parity.precision import rounding_of
 from pom_export.parity.recording import recording_path, save_recording
@@ -95,7 +95,8 @@ def check(
     candidates, _ = onnxruntime_candidates(exported)
     if not candidates:
         return Checked([], [])
-    tolerance, bounds = tolerances.MODELS[exported.precision], tolerances.ROUNDING.get(exported.precision)
+    tolerance = tolerances.MODELS[exported.precision]
+    bounds = tolerances.bounds_of(exported.precision, own=source.own_inputs)
     few = cases[:compared]
     own = _OF_CALLS if source.own_state else _DEPENDS
     hint = f"No file was written. {own if source.own_inputs else SEE_CAUSE}"
@@ -112,6 +113,7 @@ def check(
     if found.failed:
         raise InputError(found.failed[0], hint)
     notes = [*inconclusive_notes(found.comparisons), *half_notes(exported.precision, targets)]
+    notes += own_error_notes(found.comparisons)
     notes += [f"not compared: {reason}" for reason in found.unable]
     return Checked([] if is_all_zero(found.comparisons) else found.paths, notes)
 
@@ -150,7 +152,7 @@ def reference_for(
     names = [spec.name for spec in exported.outputs if spec.name not in kept]
     plain = source.plain() if source.own_inputs else program
     rounding = rounding_of(exported, plain, exported.precision) if rounded else None
-    return ModuleReference(plain.module, source.reference(), names, rounding)
+    return ModuleReference(plain.module, source.reference(), names, rounding, single=source.own_state)
 
 
 def _why_elsewhere(comparison: Comparison) -> str:

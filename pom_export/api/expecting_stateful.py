@@ -66,7 +66,7 @@ def expected_of_stateful(
     outputs = [spec.name for spec in model.outputs if spec.name not in presents(model.inputs)]
     precision, notes = judged_precision(model)
     rounding = rounding_of(model, program, precision)
-    reference = ModuleReference(program.module, loaded.reference(), outputs, rounding)
+    reference = ModuleReference(program.module, loaded.reference(), outputs, rounding, single=True)
     return Expected(
         cases,
         Targets(cases, reference.target),

@@ -24,7 +24,7 @@ from pom_export.parity import tolerances
 from pom_export.parity.backends import check_backends, offered
 from pom_export.parity.candidates import KERNEL, Candidate
 from pom_export.parity.inputs import Inputs
-from pom_export.parity.judging import half_notes, judge
+from pom_export.parity.judging import half_notes, judge, own_error_notes
 from pom_export.parity.origin import origin_of
 from pom_export.parity.own_precision import openvino_note
 from pom_export.parity.page import render_page
@@ -162,7 +162,7 @@ def _compare(
         notes.append("the file is inlined: standard operators compute its aggregations, and no kernel of ours")
     elif not model.aggregations:
         notes.append("no node in the file is one of our ops: it uses only standard operators")
-    rounding = tolerances.ROUNDING.get(precision)
+    rounding = tolerances.bounds_of(precision, own=expected.own)
     found = judge(
         model,
         candidates,
@@ -179,7 +179,7 @@ def _compare(
         if (candidate.backend, candidate.path_taken()) in ran:
             notes += _kernels_note(candidate, len(model.aggregations))
     notes += openvino_note(model, candidates, expected.cases, expected.targets, tolerance, rounding, expected.names)
-    notes += inconclusive_notes(found.comparisons)
+    notes += [*inconclusive_notes(found.comparisons), *own_error_notes(found.comparisons)]
     return ParityReport(
         os.fspath(model.path),
         expected.reference,

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pom_export.graph.exported_model import PAST_STATE, present_name
 from pom_export.parity.measure import Measure, measure, sentinels
 from pom_export.parity.targets import Spread, Target
-from pom_export.parity.tolerances import EXACT, STATE_FEATURES, STATE_ROUNDING, Bounds, Tolerance
+from pom_export.parity.tolerances import EXACT, STATE_FEATURES, STATE_ROUNDING, Bounds, Growth, Tolerance
 
 Array = npt.NDArray[Any]
 _PRESENT_STATE = present_name(PAST_STATE)
@@ -35,6 +35,7 @@ class Difference:
         reference_is_zero: whether the reference is zero everywhere, so that many faults would go unnoticed.
         reference_constant: the reference's value if all of its elements, at least two, are equal; else None.
         reference_nan: how many elements of the reference are NaN, and were therefore not compared.
+        own_error: how far the reference is off in the file's type, where that widened the bounds; else 0.
     """
 
     max_abs: float
@@ -47,6 +48,7 @@ class Difference:
     reference_is_zero: bool = False
     reference_constant: float | None = None
     reference_nan: int = 0
+    own_error: float = 0.0
 
     def __bool__(self) -> bool:
         return not self.reason and self.max_abs <= self.tolerance and self.rms <= self.rms_tolerance
@@ -70,7 +72,7 @@ def difference(
     actual: Array,
     reference: Array,
     tolerance: Tolerance,
-    bounds: Bounds | None = None,
+    bounds: Bounds | Growth | None = None,
     spread: Spread | None = None,
     *,
     partial: bool = False,
@@ -93,14 +95,21 @@ def difference(
     if not found.count:
         return _incomparable("the reference has no finite value" if reference.size else "it has no values", tolerance)
     bound, rms_bound = tolerance.absolute + tolerance.relative * found.magnitude, float("inf")
-    if bounds is not None and spread is not None:
+    own_error = 0.0
+    if isinstance(bounds, Growth) and spread is not None and bounds.largest * spread.largest > bound:
+        own_error, plain = spread.largest, bound
+        bound = min(bounds.most * plain, bounds.largest * spread.largest)
+        rms_bound = max(tolerance.absolute + tolerance.relative * found.reference_rms, bounds.rms * spread.rms)
+    if isinstance(bounds, Bounds) and spread is not None:
         bound, rms_bound = _narrowed(bound, tolerance, bounds, spread, found)
     if found.odd:
         return replace(_incomparable("NaN or infinity is on one side alone", tolerance), tolerance=bound)
     max_rel = found.max_abs / found.magnitude if found.magnitude else found.max_abs
     nan = 0 if partial else found.nan
     zero = not found.magnitude
-    return Difference(found.max_abs, max_rel, found.cosine, bound, "", found.rms, rms_bound, zero, found.constant, nan)
+    return Difference(
+        found.max_abs, max_rel, found.cosine, bound, "", found.rms, rms_bound, zero, found.constant, nan, own_error
+    )
 
 
 def _narrowed(
@@ -194,7 +203,7 @@ def compare_outputs(
     target: Target,
     actual: Mapping[str, Array],
     tolerance: Tolerance,
-    bounds: Bounds | None = None,
+    bounds: Bounds | Growth | None = None,
     *,
     partial: bool = False,
 ) -> dict[str, Difference]:
@@ -222,8 +231,8 @@ def compare_outputs(
                 absolute=tolerance.absolute + part.absolute,
             )
             spread = known[index] if index < len(known) else None
-            least = bounds and replace(bounds, least=part.factor * bounds.least)
-            parts.append(difference(part.actual, part.reference, its, least, spread, partial=partial))
+            scaled = replace(bounds, least=part.factor * bounds.least) if isinstance(bounds, Bounds) else bounds
+            parts.append(difference(part.actual, part.reference, its, scaled, spread, partial=partial))
         worst = max(parts, key=share_of_tolerance)
         zero = all(each.reference_is_zero for each in parts)
         found[name] = worst if len(parts) == 1 else replace(worst, reference_is_zero=zero, reference_constant=None)

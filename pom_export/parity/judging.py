@@ -13,7 +13,7 @@ from pom_export.parity.case import Case
 from pom_export.parity.names import SAME_NAMES, Names
 from pom_export.parity.report import Comparison, paths_of
 from pom_export.parity.targets import Target
-from pom_export.parity.tolerances import Bounds, Tolerance
+from pom_export.parity.tolerances import Bounds, Growth, Tolerance
 from pom_export.parity.verification import PathError, compare
 
 _ROUNDING_UNKNOWN = (
@@ -53,6 +53,18 @@ def half_notes(precision: str, targets: Sequence[Target]) -> list[str]:
     return [_ROUNDING_UNKNOWN] if precision in tolerances.ROUNDING and not _rounding_known(targets) else []
 
 
+def own_error_notes(comparisons: Sequence[Comparison]) -> list[str]:
+    """Note that the reference's own error in float32 widened the bounds, if so."""
+    found = [case.difference for comparison in comparisons for case in comparison.cases]
+    worst = max(found, key=lambda each: each.own_error, default=None)
+    if worst is None or not worst.own_error:
+        return []
+    return [
+        f"PyTorch in float32 is off by up to {worst.own_error:.2g} from float64 on what was compared, more than other "
+        f"models; the file may be off by {worst.tolerance:.2g}"
+    ]
+
+
 def parity_error(comparison: Comparison, hint: str, reference: str = "PyTorch") -> ParityError:
     """Return the error for a comparison that failed, which names its worst case.
 
@@ -83,7 +95,7 @@ def judge(
     cases: Sequence[Case],
     targets: Sequence[Target],
     tolerance: Tolerance,
-    bounds: Bounds | None,
+    bounds: Bounds | Growth | None,
     *,
     own: bool = False,
     names: Names = SAME_NAMES,

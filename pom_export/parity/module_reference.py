@@ -25,15 +25,23 @@ class ModuleReference:
         reference: the module in float64.
         outputs: names of the outputs, in order.
         rounding: what a half-precision file rounds; None: the outputs are compared in float32.
+        single: whether the error of the module in float32 is measured too.
     """
 
     def __init__(
-        self, module: nn.Module, reference: nn.Module, outputs: Sequence[str], rounding: Rounding | None = None
+        self,
+        module: nn.Module,
+        reference: nn.Module,
+        outputs: Sequence[str],
+        rounding: Rounding | None = None,
+        *,
+        single: bool = False,
     ) -> None:
         from pom_export.graph.rounding import RoundedModule
 
         self.reference = reference
         self.outputs = outputs
+        self._single = module if single and rounding is None else None
         self.rounded: tuple[nn.Module, nn.Module] | None = None
         if rounding is not None:
             device, weights = (RoundedModule(module, rounding, values=values) for values in (True, False))
@@ -47,7 +55,8 @@ class ModuleReference:
         """
         outputs = record(self.reference, self.outputs, case)
         if self.rounded is None:
-            return Target(outputs)
+            single = None if self._single is None else record(self._single, self.outputs, case)
+            return Target(outputs, {} if single is None else spreads(case.feed, single, outputs))
         device, weights = self.rounded
         try:
             on_device = spreads(case.feed, record(device, self.outputs, case), outputs)

@@ -10,7 +10,7 @@ from pom_export.parity.candidates import Candidate
 from pom_export.parity.case import Case
 from pom_export.parity.names import Names
 from pom_export.parity.targets import Target
-from pom_export.parity.tolerances import Bounds, Tolerance
+from pom_export.parity.tolerances import Bounds, Growth, Tolerance
 from pom_export.parity.verification import PathError, compare
 from pom_export.runtime.backend_names import OPENVINO
 from pom_export.runtime.openvino import HINT, SINGLE, OpenVinoRunner
@@ -24,7 +24,7 @@ def openvino_note(
     cases: Sequence[Case],
     targets: Sequence[Target],
     tolerance: Tolerance,
-    bounds: Bounds | None,
+    bounds: Bounds | Growth | None,
     names: Names,
 ) -> list[str]:
     """Note how far OpenVINO is off if nobody tells it what to compute in; nothing if it is none of the candidates.

@@ -70,8 +70,8 @@ def save_recording(
         if case.cuts:
             calls = {"cuts": case.cuts, "axes": case.token_axes, "once": case.once, "partial": case.partial}
             arrays[f"{i}/calls"] = np.array(json.dumps(calls))
+        arrays |= {f"{i}/spread/{name}": np.array(spread) for name, spread in target.spreads.items()}
         if target.unrounded is not None:
-            arrays |= {f"{i}/spread/{name}": np.array(spread) for name, spread in target.spreads.items()}
             arrays |= {f"{i}/unrounded/{name}": array for name, array in target.unrounded.outputs.items()}
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # NumPy's stub does not accept a mapping
 
@@ -176,13 +176,19 @@ def _outputs(arrays: Mapping[str, Array], prefix: str, specs: Sequence[TensorSpe
 def _target(arrays: Mapping[str, Array], index: int, case: Case, specs: Sequence[TensorSpec]) -> Target:
     outputs = _outputs(arrays, f"{index}/out/", specs)
     if not any(name.startswith(f"{index}/unrounded/") for name in arrays):
-        return Target(outputs)  # float32, or from an older export
+        return Target(outputs, _spreads(arrays, index, outputs))  # float32, or from an older export
     unrounded = _outputs(arrays, f"{index}/unrounded/", specs)
     if any(unrounded[name].shape != array.shape for name, array in outputs.items()):
         raise ValueError("its outputs without rounding have other shapes")
-    floats = [name for name, array in outputs.items() if array.dtype.kind == "f"]
-    rounding = {name: _spread(name, arrays[f"{index}/spread/{name}"]) for name in floats}
+    rounding = _spreads(arrays, index, outputs)
+    if rounding.keys() != {name for name, array in outputs.items() if array.dtype.kind == "f"}:
+        raise ValueError("the rounding errors of an output are missing")
     return Target(outputs, rounding, Target(unrounded, spreads(case.feed, unrounded, outputs)))
+
+
+def _spreads(arrays: Mapping[str, Array], index: int, outputs: Mapping[str, Array]) -> dict[str, tuple[Spread, ...]]:
+    keys = {name: f"{index}/spread/{name}" for name in outputs}
+    return {name: _spread(name, arrays[key]) for name, key in keys.items() if key in arrays}
 
 
 def _spread(name: str, array: Array) -> tuple[Spread, ...]:

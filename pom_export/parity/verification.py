@@ -15,7 +15,7 @@ from pom_export.parity.comparison import Difference, compare_outputs
 from pom_export.parity.names import SAME_NAMES, Names
 from pom_export.parity.report import CaseResult, Comparison
 from pom_export.parity.targets import Target
-from pom_export.parity.tolerances import Bounds, Tolerance
+from pom_export.parity.tolerances import Bounds, Growth, Tolerance
 from pom_export.quiet import quiet_polygraphy
 from pom_export.runtime.runners import run_module
 
@@ -35,7 +35,7 @@ def compare(
     targets: Sequence[Target],
     candidate: Candidate,
     tolerance: Tolerance,
-    bounds: Bounds | None = None,
+    bounds: Bounds | Growth | None = None,
     names: Names = SAME_NAMES,
 ) -> list[Comparison]:
     """Run a candidate on the cases and compare every output, holding the outputs of only one case at a time.
@@ -83,7 +83,12 @@ def _wanted(target: Target, candidate: Candidate) -> Target | None:
 
 
 def _compare_case(
-    infer: Infer, case: Case, target: Target | None, tolerance: Tolerance, bounds: Bounds | None, candidate: Candidate
+    infer: Infer,
+    case: Case,
+    target: Target | None,
+    tolerance: Tolerance,
+    bounds: Bounds | Growth | None,
+    candidate: Candidate,
 ) -> dict[str, Difference]:
     if target is None:
         return {}  # the effect of rounding is not known here

@@ -26,7 +26,7 @@ from pom_export.text.notes import Settings
 from pom_export.text.sampling import Sampling
 from pom_export.text.tokenizers import choose_tokenizer
 from tests.attention_models import ATTENTION
-from tests.causal_models import LAST_TOKEN, MODELS, TABLE, WIDTH, LastToken, MovingAverage
+from tests.causal_models import LAST_TOKEN, MODELS, TABLE, WIDTH, LastToken, MovingAverage, WithOwnLayer
 from tests.slow_cases import slow_cases
 
 # The others are exported in `make test-all`, but for one with a context, of which one test is quick.
@@ -234,6 +234,37 @@ class _Wrong(MovingAverage):
     def stream(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         y, present = super().stream(x, state)
         return y, {"average": 0.9 * present["average"]}
+
+
+class _Cancelling(WithOwnLayer):
+    """A model that loses digits in float32: its outputs are differences of numbers 300 times as large."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.average, self.head = layer, nn.Linear(WIDTH, 50)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = super().forward(input_ids)
+        return self.head(x + 300) - self.head.weight.sum(1) * 300
+
+
+class _SlightlyWrong(MovingAverage):
+    def stream(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        y, present = super().stream(x, state)
+        return y, {"average": 0.99 * present["average"]}
+
+
+def test_bounds_grow_with_the_error_of_the_model_itself(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, file, feed = _Cancelling(MovingAverage()).eval(), tmp_path / "m.onnx", MODELS["own layer"][1]()
+    result = pom_export.export(model, file, example_inputs=feed, stateful=True, samples=3)
+    assert any("PyTorch in float32 is off by up to" in note for note in result.notes)
+    assert pom_export.verify(file)
+    assert not pom_export.verify(file, module=_with_other_weight(model), example_inputs=feed)
+    assert not pom_export.verify(file, rtol=1e-6)
+    wrong = _Cancelling(_SlightlyWrong()).eval()
+    with pytest.raises(ParityError, match="differs from PyTorch"):
+        pom_export.export(wrong, tmp_path / "wrong.onnx", example_inputs=feed, stateful=True)
 
 
 class _WithoutState(MovingAverage):

@@ -12,7 +12,7 @@ from pom_export.parity.comparison import compare_outputs, difference, share_of_t
 from pom_export.parity.page import render_page
 from pom_export.parity.report import CaseResult, Comparison, ParityReport, inconclusive_notes
 from pom_export.parity.targets import Spread, Target
-from pom_export.parity.tolerances import Bounds, Tolerance
+from pom_export.parity.tolerances import Bounds, Growth, Tolerance
 
 TOLERANCE = Tolerance(1e-3, 1e-6, "for this test")
 REFERENCE = np.array([[1.0, -2.0, 0.0]])
@@ -24,6 +24,17 @@ def test_within_the_bound_passes_and_beyond_fails() -> None:
     assert not found
     assert found.max_abs == pytest.approx(2.1e-3)
     assert found.max_rel == pytest.approx(1.05e-3)
+
+
+def test_bounds_grow_with_the_reference_own_error_up_to_a_limit() -> None:
+    grows = Growth(6.0, 8.0, 100.0, "for this test")
+    small, large, huge = Spread(1e-5, 2e-4), Spread(1e-3, 1e-2), Spread(0.5, 1.0)
+    bounds = [difference(REFERENCE, REFERENCE, TOLERANCE, grows, spread).tolerance for spread in (small, large, huge)]
+    assert bounds == pytest.approx([2.001e-3, 8e-2, 0.2001])
+    near = REFERENCE + np.array([[0.07, 0.0, 0.0]])
+    assert not difference(near, REFERENCE, TOLERANCE, grows, large)  # by its root mean square
+    assert difference(near, REFERENCE, TOLERANCE, grows, large._replace(rms=1e-2))
+    assert [difference(REFERENCE, REFERENCE, TOLERANCE, grows, each).own_error for each in (small, large)] == [0, 1e-2]
 
 
 @pytest.mark.parametrize(
