@@ -118,6 +118,8 @@ def _infer_types(model: ir.Model) -> None:
 
 def _widen(graph: ir.Graph, node: ir.Node) -> None:
     """Cast a node's inputs to float32, and its outputs back."""
+    if not any(value is not None and value.dtype in _HALVES for value in node.inputs):
+        return  # an attribute determines the type, such as that of a constant
     for index, value in enumerate(node.inputs):
         if value is not None and value.dtype in _HALVES:
             cast = cast_node(value, _WIDE)
