@@ -126,5 +126,5 @@ def test_what_is_no_module_is_named(function: Any) -> None:
 
 
 def test_refuses() -> None:
-    with pytest.raises(InputError, match=r"encoder.layers.0.self_attn: n_groups must divide dim, got 3 and 8"):
+    with pytest.raises(InputError, match=r"encoder.layers.0.self_attn: `n_groups` must divide dim, got 3 and 8"):
         scan(zoo.transformer(), n_groups=3)
