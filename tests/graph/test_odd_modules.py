@@ -52,6 +52,7 @@ def test_attention_is_looked_for_in_any_module(name: str) -> None:
     assert pom_export.replace_attention(module).replaced == []
 
 
+@pytest.mark.slow
 def test_much_at_once_is_exported_and_nothing_of_the_callers_changes(tmp_path: Path) -> None:
     model, x = Everything().train(), example()
     model.mix.po_coeff.requires_grad_(False)

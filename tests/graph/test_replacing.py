@@ -216,6 +216,7 @@ class MaskedThrice(nn.Module):
         return tuple(block(x, keep) for block, keep in zip(self.blocks, (long, byte, flag), strict=True))
 
 
+@pytest.mark.slow
 def test_masks_of_integers_are_taken_as_the_official_code_takes_them(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = MaskedThrice().eval()

@@ -13,7 +13,7 @@ from tests.graph.stateful.streaming import difference, one_pass, program_of, str
 from tests.slow_cases import slow_cases
 
 SAME = 2e-6
-QUICK = ("einsum", "alibi from the end")
+QUICK = ("alibi from the end",)
 # Heads and width of what is kept, and how many tokens the model takes.
 KEPT = {
     "einsum": ([(4, 8), (4, 8)], TABLE),
