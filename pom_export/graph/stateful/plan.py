@@ -214,7 +214,15 @@ class _Planner:
         axis = token_axis(next(shapes_of(node)), self.symbols.tokens)
         split = placed(value, node, axis, consumer, self.symbols, rows, tokens)
         if isinstance(split, Tensor) and not agree(*torch.broadcast_tensors(split, self.values[node])):
-            raise no_place(node, consumer)
+            raise no_place(node, consumer) if axis is not None else self._depends_on_count(node, consumer)
+
+    @staticmethod
+    def _depends_on_count(node: fx.Node, consumer: fx.Node) -> InputError:
+        return InputError(
+            f"with `stateful`, a token's result must not depend on how many tokens there are, but "
+            f"{str(node.target).removesuffix('.default')} does{place_of(consumer)}",
+            "Compute it from the positions alone, or use a fixed number",
+        )
 
     def _use_position(self, node: fx.Node) -> None:
         if node not in self.used_positions and clean_axes(node, self.symbols) is not None:

@@ -49,8 +49,8 @@ class TokenAxis:
         return bool(self.others != 1)
 
 
-def expression(size: int | torch.SymInt) -> sympy.Expr:
-    """Return a size as an expression."""
+def expression(size: int | torch.SymInt | torch.SymFloat | torch.SymBool) -> sympy.Expr:
+    """Return a size, or another number that is computed from sizes, as an expression."""
     if isinstance(size, int):
         return sympy.Integer(size)
     found = size.node.expr
@@ -73,7 +73,8 @@ def shapes_of(node: torch.fx.Node) -> Iterator[Shape]:
 def depends_on(value: Any, symbol: sympy.Symbol) -> bool:
     """Return whether a size, or the shape of a tensor or of several, depends on a symbol."""
     for each in tree_iter(value):
-        sizes = each.shape if isinstance(each, torch.Tensor) else [each] if isinstance(each, torch.SymInt) else []
+        is_number = isinstance(each, (torch.SymInt, torch.SymFloat, torch.SymBool))
+        sizes = each.shape if isinstance(each, torch.Tensor) else [each] if is_number else []
         if any(symbol in expression(size).free_symbols for size in sizes):
             return True
     return False
@@ -107,7 +108,9 @@ def size_at(size: Any, values: Mapping[sympy.Symbol, Any]) -> Any:
     symbolic = size.node.expr
     if not symbolic.free_symbols:
         return type(size.node.hint)(symbolic)
-    return sympy_interp(PythonReferenceAnalysis, dict(values), symbolic)
+    found = sympy_interp(PythonReferenceAnalysis, dict(values), symbolic)
+    # Of numbers that are in the expression itself, it gives those of sympy.
+    return type(size.node.hint)(found) if isinstance(found, sympy.Basic) else found
 
 
 def shape_at(shape: Shape, values: Mapping[sympy.Symbol, Any]) -> list[Any]:

@@ -77,6 +77,12 @@ REFUSED: dict[str, tuple[Part, Callable[[], nn.Module | None], str]] = {
     "a size as a number": (lambda _, x: x / x.shape[1], lambda: None, "aten.div.Tensor"),
     "attention to all": (_attend(None), lambda: None, "not causal"),
     "attention to one token ahead": (_attend(_LOWER.roll(-1, 0)), lambda: None, "not causal"),
+    "a root of a size": (lambda _, x: x / x.shape[1] ** 0.5, lambda: None, "aten.div.Tensor"),
+    "angles that depend on the number": (
+        lambda _, x: x * torch.arange(x.shape[1])[:, None] * torch.maximum(torch.ones(1), torch.tensor(x.shape[1] / 4)),
+        lambda: None,
+        "how many tokens there are",
+    ),
     "scores divided by their number": (
         lambda _, x: (x @ x.mT).tril() / x.shape[1] @ x,
         lambda: None,
@@ -86,6 +92,11 @@ REFUSED: dict[str, tuple[Part, Callable[[], nn.Module | None], str]] = {
         lambda _, x: (x @ x.mT * (torch.arange(x.shape[1]) / x.shape[1])).tril() @ x,
         lambda: None,
         "how many tokens follow",
+    ),
+    "a number as a tensor": (
+        lambda _, x: x * torch.maximum(torch.tensor(1.0), torch.tensor(x.shape[1] / 4)),
+        lambda: None,
+        "how many tokens there are",
     ),
     "queries in another order": (lambda _, x: (x @ x.mT).flip(1).tril() @ x, lambda: None, "aten.flip"),
     "a sum over tokens": (lambda _, x: x.cumsum(1), lambda: None, "aten.cumsum"),
