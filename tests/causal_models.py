@@ -282,6 +282,32 @@ class EncoderDecoder(nn.Module):
         return self.head(x + self.cross(x, context))
 
 
+class AttendingEncoder(nn.Module):
+    """An encoder of torch's attention, and cross attention with a mask of all tokens and all of the source's.
+
+    Hugging Face's encoder-decoders make such masks, and take views of what attention returns.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.heads = nn.Embedding(VOCABULARY, WIDTH), nn.Linear(WIDTH, 3 * WIDTH)
+        self.mixer = PolynomialMixer(WIDTH, 2, 2)
+
+    def attend(self, query: Tensor, source: Tensor) -> Tensor:
+        mask = torch.ones((), dtype=torch.bool).expand(query.shape[0], 1, query.shape[1], source.shape[1])
+        q = self.heads(query).chunk(3, -1)[0]
+        _, k, v = self.heads(source).chunk(3, -1)
+        q, k, v = (each.view(*each.shape[:2], 2, WIDTH // 2).transpose(1, 2) for each in (q, k, v))
+        attended = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return attended.transpose(1, 2).reshape(*query.shape[:2], WIDTH)
+
+    def forward(self, src: Tensor, tgt: Tensor) -> Tensor:
+        source = self.tokens(src)
+        source = source + self.attend(source, source)
+        x = self.mixer(self.tokens(tgt), mask="causal")
+        return x + self.attend(x, source)
+
+
 class MaskedSource(nn.Module):
     """An encoder-decoder that leaves the source's padding out, in cross attention and in cross mixing."""
 
@@ -431,6 +457,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], dict[str, Any]]]] 
     "packed mask": (PackedMask, lambda: {"input_ids": _ids(2, 9)}),
     "transformers decoder": (TransformersDecoder, lambda: {"tgt": _ids(2, 9), "memory": torch.randn(2, 5, WIDTH)}),
     "encoder-decoder": (EncoderDecoder, lambda: {"src": _ids(2, 9), "tgt": _ids(2, 9)}),
+    "attending encoder": (AttendingEncoder, lambda: {"src": _ids(2, 5), "tgt": _ids(2, 9)}),
     "own layer": (WithOwnLayer, lambda: {"input_ids": _ids(2, 9)}),
     "cross attention": (CrossAttention, lambda: {"tgt": _ids(2, 9), "memory": torch.randn(2, 5, WIDTH)}),
     "masked source": (

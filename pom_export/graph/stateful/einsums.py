@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from pom_export.graph.stateful.shapes import shapes_of
+from pom_export.graph.stateful.values import operator_of
 
 EINSUM: Final = torch.ops.aten.einsum.default
 
@@ -35,7 +36,7 @@ def rows_letter(node: fx.Node, operand: fx.Node, batch: sympy.Symbol) -> str | N
 def run_operator(node: fx.Node, batch: sympy.Symbol, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Run an operator; an einsum may have operands with rows."""
     if node.target is not EINSUM or not any(isinstance(each, WithRows) for each in args[1]):
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return operator_of(node)(*args, **kwargs)
     inputs, output = args[0].replace(" ", "").split("->")
     terms = []
     operands: Any = node.args[1]

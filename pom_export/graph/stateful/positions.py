@@ -124,18 +124,26 @@ class Positions:
         computed_from = [each for each in node.all_input_nodes if self.kinds.get(each) is Kind.POSITION]
         return node.op == "placeholder" or node.target in FILLED or not computed_from
 
-    def evaluate(self, node: fx.Node, positions: Tensor, constant: Callable[[fx.Node], Any]) -> Tensor:
+    def evaluate(
+        self,
+        node: fx.Node,
+        positions: Tensor,
+        constant: Callable[[fx.Node], Any],
+        sizes: Mapping[sympy.Symbol, Any] | None = None,
+    ) -> Tensor:
         """Return a function of the position at the given ones, as if they were those of a single row.
 
         Args:
             node: the node of the function.
             positions: (M) int64.
             constant: returns the value of a node that does not depend on the tokens.
+            sizes: the call's sizes by symbol, such as that of a context; None: those of the example.
 
         Raises:
             InputError: it is no function of the position alone.
         """
-        sizes = {**self._values.sizes, self.symbols.batch: 1, self.symbols.tokens: positions.shape[0]}
+        of_call = self._values.sizes if sizes is None else sizes
+        sizes = {**of_call, self.symbols.batch: 1, self.symbols.tokens: positions.shape[0]}
         known: dict[fx.Node, Any] = {}
 
         def value_of(each: fx.Node) -> Any:

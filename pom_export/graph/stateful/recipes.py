@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from pom_export.graph.stateful.einsums import run_operator
@@ -31,6 +31,30 @@ def sdpa_arguments(node: fx.Node) -> dict[str, Any]:
     """Return the arguments of torch's attention by name."""
     defaults = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False}
     return {**defaults, **dict(zip(_SDPA_NAMES, node.args, strict=False)), **node.kwargs}
+
+
+def written_out(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    dropout_p: float,  # noqa: ARG001 (nothing is dropped in evaluation)
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> Tensor:
+    """Return torch's attention, in operators that torch.onnx translates for an empty sequence too."""
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
+    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attn_mask, -torch.inf)
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    return scores.softmax(-1) @ value
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,8 @@ class Run:
     def of_positions(self, node: fx.Node) -> Tensor:
         """Return a function of the position at every token of every row, as if they were one row."""
         if node not in self._of_positions:
-            self._of_positions[node] = self.positions.evaluate(node, self.token_positions.reshape(-1), self.constant)
+            every = self.token_positions.reshape(-1)
+            self._of_positions[node] = self.positions.evaluate(node, every, self.constant, self.sizes)
         return self._of_positions[node]
 
 

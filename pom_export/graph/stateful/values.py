@@ -29,7 +29,13 @@ def arguments(node: fx.Node, value_of: Argument) -> tuple[tuple[Any, ...], dict[
 def call(node: fx.Node, value_of: Argument) -> Any:
     """Run a node's operator on other values of its arguments."""
     args, kwargs = arguments(node, value_of)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    return operator_of(node)(*args, **kwargs)
+
+
+def operator_of(node: fx.Node) -> Callable[..., Any]:
+    """Return a node's operator; for a view a reshape, since a value may lie in memory in another order than traced."""
+    target: Any = node.target
+    return torch.ops.aten.reshape.default if target is torch.ops.aten.view.default else target
 
 
 def placeholder_at(role: str, like: Tensor, rows: Any, tokens: Any, fill: Any = None, *, flat: bool = False) -> Tensor:
