@@ -19,6 +19,7 @@ from pom_export.graph.fusing.programs import fuse_program
 from pom_export.graph.nodes import is_aggregation
 from pom_export.graph.passes.recognise_causal import quadratic_notes
 from pom_export.graph.program import Program
+from pom_export.graph.programs.own_stateful import with_context_limits
 from pom_export.graph.reaching import idle_notes
 from pom_export.graph.tracing import Traced, export_graph, trace
 from pom_export.parity.peaks import observe_peaks
@@ -110,7 +111,8 @@ def trace_source(source: Source, opset: int, progress: Progress) -> TracedSource
     source.calls_op()  # refuses a model whose outputs change from call to call
     try:
         if source.own_state:
-            traced, sizes = trace(program, opset), SizePlan(cases_of_calls(program))
+            traced = trace(program, opset)
+            program, sizes = with_context_limits(program, traced.bounds), SizePlan(cases_of_calls(program))
         elif source.own_inputs:
             program, traced, sizes = settle_sizes(source, program, opset)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 
 from pom_export.errors import InputError
+from pom_export.graph.claims import Bounds
 from pom_export.graph.copying import copy_module
 from pom_export.graph.exported_model import (
     BATCH,
@@ -262,6 +264,22 @@ def context_inputs(program: Program) -> list[str]:
     if not any(name.startswith(f"{PAST_CONTEXT}.") for name in program.inputs):
         return []
     return [name for name in program.inputs if not is_past(name) and _second_axis(program, name) not in {"", TOKENS}]
+
+
+def with_context_limits(program: Program, bounds: Mapping[str, Bounds]) -> Program:
+    """Return a stateful program with the largest sizes of its contexts, such as those of an encoder's positions.
+
+    Args:
+        program: the program.
+        bounds: the smallest and the largest size of dimensions, as torch traced it.
+    """
+    dimensions = {_second_axis(program, name) for name in program.inputs if not is_past(name)} - {"", TOKENS}
+    # The calls after the first one may have none.
+    sizes = {name: (0, high) for name, (_, high) in bounds.items() if name in dimensions and high is not None}
+    if not sizes:
+        return program
+    limits = replace(program.limits, sizes=sizes)
+    return replace(program, limits=limits, properties={**program.properties, "limits": limits.to_json()})
 
 
 def token_inputs(program: Program) -> list[str]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pom_export import PolynomialMixer
-from pom_export.graph.programs.own_stateful import context_inputs, one_pass_program
+from pom_export.graph.programs.own_stateful import context_inputs, one_pass_program, with_context_limits
+from pom_export.graph.tracing import trace
 from tests.causal_models import MODELS, WIDTH
 from tests.graph.stateful.streaming import difference, one_pass, program_of, streamed
 from tests.slow_cases import slow_cases
@@ -82,3 +83,12 @@ def test_an_output_of_the_context_alone_is_left_out() -> None:
     assert difference(streamed(program, feed, (2, 5)), one_pass(model, feed)) < SAME
     (one,) = one_pass_program(model, feed).module(**feed)
     assert difference(one, one_pass(model, feed)) < SAME
+
+
+def test_the_end_of_an_encoders_positions_is_a_limit() -> None:
+    torch.manual_seed(0)
+    model = Decoder(lambda layer, x: x + layer(torch.arange(x.shape[1])), nn.Embedding(12, WIDTH)).eval()
+    program = program_of(model, {"tgt": torch.randint(0, 11, (2, 9)), "memory": torch.randn(2, 7, WIDTH)})
+    limited = with_context_limits(program, trace(program, 20).bounds)
+    assert limited.limits.sizes == {"memory_tokens": (0, 12)}
+    assert '"sizes":{"memory_tokens":[0,12]}' in limited.properties["limits"]
