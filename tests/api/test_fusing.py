@@ -287,6 +287,25 @@ def test_a_mask_of_padding_is_compared_where_tokens_are_left(tmp_path: Path) -> 
     assert {"one token", "nothing masked", "a fully masked row"} <= set(result.cases)
 
 
+def test_names_that_onnx_runtimes_optimizer_would_take_again(tmp_path: Path) -> None:
+    import onnxruntime
+
+    model = plain_graph()
+    model.graph.node[-1].output[0] = "projected"
+    model.graph.node.append(onnx.helper.make_node("Add", ["projected", "bias"], ["result"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(WIDTH, np.float32), "bias"))
+    for value in (*model.graph.input, *model.graph.output):
+        for dim, size in zip(value.type.tensor_type.shape.dim, (2, 5, WIDTH), strict=True):
+            dim.dim_value = size
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(saved(model, tmp_path), options)
+
+    assert pom_export.fuse(tmp_path / "optimized.onnx", tmp_path / "out.onnx").checked == _PATHS
+
+
 _HEADS = """
     s = MatMul(x, gate_of_heads) a_ = Sigmoid(s) b_ = Unsqueeze(a_, last) three_ = Constant<value_ints = [1, 1, 1, 3]>()
     c_ = Tile(b_, three_) size_ = Constant<value_ints = [0, 0, 6]>() g_ = Reshape(c_, size_)"""

@@ -34,6 +34,9 @@ OLDEST_OPSET: Final = OPSETS.start - 1
 # Functions came with this version of the format.
 _IR_VERSION: Final = 8
 _ROWS: Final = 2
+# Names that ONNX Runtime's optimizer gives to its own constants: it fails where a file that it made has them already,
+# and a function holds another product that it would join with a sum.
+_OPTIMIZERS_NAMES: Final = ("gemm_input_shape", "gemm_output_shape")
 # What makes integers of numbers in a quantized file; the others that it has follow.
 _QUANTIZED: Final = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulNBits", "QuantizeLinear")
 
@@ -159,6 +162,9 @@ def _finish(model: ir.Model, optimize: bool) -> None:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from error
         raise
+    for name in _OPTIMIZERS_NAMES:
+        if name in model.graph.initializers:
+            model.graph.initializers[name].name = f"{name}_kept"
     model.ir_version = max(model.ir_version, _IR_VERSION)
     model.opset_imports[contract.DOMAIN] = contract.OP_VERSION
     model.graph.opset_imports.update(model.opset_imports)
