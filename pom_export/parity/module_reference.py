@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pom_export.errors import InputError
 from pom_export.parity.case import Case
 from pom_export.parity.comparison import spreads
@@ -55,7 +57,7 @@ class ModuleReference:
         """
         outputs = record(self.reference, self.outputs, case)
         if self.rounded is None:
-            single = None if self._single is None else record(self._single, self.outputs, case)
+            single = None if self._single is None else record(self._single, self.outputs, case, np.float32)
             return Target(outputs, {} if single is None else spreads(case.feed, single, outputs))
         device, weights = self.rounded
         try:

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pom_export.errors import SEE_CAUSE, InputError, printable, reason_of
 from pom_export.parity.candidates import Candidate
@@ -97,15 +98,23 @@ def _compare_case(
     return compare_outputs(case.feed, target, actual, tolerance, bounds, partial=case.partial)
 
 
-def record(module: nn.Module, names: Sequence[str], case: Case) -> dict[str, np.ndarray[Any, Any]]:
-    """Compute a case's outputs with a module in float64, and give them names in their order.
+def record(
+    module: nn.Module, names: Sequence[str], case: Case, dtype: npt.DTypeLike = np.float64
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Compute a case's outputs with a module, and give them names in their order.
+
+    Args:
+        module: the module.
+        names: the outputs' names.
+        case: the case.
+        dtype: the module's floating-point type, float64 or float32.
 
     Raises:
         InputError: the module fails on the case.
     """
 
     def infer(feed: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-        return dict(zip(names, run_module(module, feed), strict=True))
+        return dict(zip(names, run_module(module, feed, dtype), strict=True))
 
     with quiet_polygraphy():  # torch warns of products of mixed types too
         try:

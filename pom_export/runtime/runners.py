@@ -94,8 +94,14 @@ class OnnxRuntimeRunner:
             self.ran = Counter(event["args"]["op_name"] for event in events if "op_name" in event["args"])
 
 
-def run_module(module: nn.Module, feed: Arrays) -> list[npt.NDArray[Any]]:
-    """Return the tensors that a module in float64 computes from inputs by name, in order."""
+def run_module(module: nn.Module, feed: Arrays, dtype: npt.DTypeLike = np.float64) -> list[npt.NDArray[Any]]:
+    """Return the tensors that a module computes from inputs by name, in order.
+
+    Args:
+        module: the module.
+        feed: its inputs.
+        dtype: its floating-point type, float64 or float32.
+    """
     import torch
     from torch.utils._pytree import tree_leaves
 
@@ -105,7 +111,7 @@ def run_module(module: nn.Module, feed: Arrays) -> list[npt.NDArray[Any]]:
     tensors = {}
     for name, array in feed.items():
         # Neither NumPy nor torch.from_numpy supports bfloat16; float64 represents every smaller type's values exactly.
-        exact = array if array.dtype.kind in "biu" else array.astype(np.float64)
+        exact = array if array.dtype.kind in "biu" else array.astype(dtype)
         tensors[name] = torch.from_numpy(np.ascontiguousarray(exact))
     with plain_modes(), quiet_failure():
         leaves = tree_leaves(module(**nested(tensors)))
