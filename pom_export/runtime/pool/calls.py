@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from pom_export.errors import InputError, reason_of
-from pom_export.graph.exported_model import BATCH, TOKENS
 from pom_export.runtime.ort_values import CPU, copied, device_of, wrapped
 from pom_export.runtime.streaming.interface import MASK, StatefulModel
 
@@ -98,20 +97,13 @@ class Calls:
             return copied(bound.binding.get_outputs()[0], self._model.output.dtype)
         return bound.output
 
-    def _shape(self, batch: int, tokens: int) -> list[int] | None:
-        """Return the output's shape; None if the file does not declare all of it."""
-        sizes = {BATCH: batch, TOKENS: tokens}
-        shape = [axis if isinstance(axis, int) else sizes.get(axis) for axis in self._model.output.axes]
-        known = [size for size in shape if size is not None]
-        return known if len(known) == len(shape) else None
-
     def _output(self, batch: int, tokens: int) -> Array | None:
-        shape = self._shape(batch, tokens)
+        shape = self._model.output_shape(batch, tokens)
         return None if shape is None else np.empty(shape, self._model.output.dtype)
 
     def _long_output(self, batch: int, tokens: int) -> Array | None:
         """Return a part of the buffer that all prompts' outputs are written to, which may be large."""
-        shape = self._shape(batch, tokens)
+        shape = self._model.output_shape(batch, tokens)
         if shape is None:
             return None
         size = math.prod(shape)

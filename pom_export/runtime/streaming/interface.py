@@ -100,6 +100,13 @@ class StatefulModel:
         """Whether the tokens' order matters, so that masked tokens must come last."""
         return self.takes_ids or any(part.spec.name not in (PAST_STATE, PAST_LENGTH) for part in self.past)
 
+    def output_shape(self, batch: int, tokens: int) -> list[int] | None:
+        """Return the output's shape for a call; None if the file does not declare all of it."""
+        sizes = {BATCH: batch, TOKENS: tokens}
+        shape = [axis if isinstance(axis, int) else sizes.get(axis) for axis in self.output.axes]
+        known = [size for size in shape if size is not None]
+        return known if len(known) == len(shape) else None
+
     def empty(self, batch: int) -> dict[str, npt.NDArray[Any]]:
         """Return the state before the first token, by input."""
         return {part.spec.name: np.zeros(part.empty_shape(batch), part.spec.dtype) for part in self.past}

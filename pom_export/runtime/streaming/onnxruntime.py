@@ -122,10 +122,8 @@ class OnnxRuntimeBackend:
 
     def _output_array(self, tokens: int) -> Array | None:
         """Return an array for the output; None if the file does not declare its full shape."""
-        sizes = {BATCH: self._batch, TOKENS: tokens}
-        shape = [axis if isinstance(axis, int) else sizes.get(axis) for axis in self._model.output.axes]
-        known = [size for size in shape if size is not None]
-        return np.zeros(known, self._model.output.dtype) if len(known) == len(shape) else None
+        shape = self._model.output_shape(self._batch, tokens)
+        return None if shape is None else np.zeros(shape, self._model.output.dtype)
 
     def _bind_steps(self) -> None:
         """Bind a call with one token for each set of buffers, with inputs that are written in place."""
