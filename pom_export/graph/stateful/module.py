@@ -15,7 +15,7 @@ from pom_export.graph.stateful.einsums import run_operator
 from pom_export.graph.stateful.kinds import Kind
 from pom_export.graph.stateful.masks import MASKED
 from pom_export.graph.stateful.plan import Plan
-from pom_export.graph.stateful.recipes import SDPA, sdpa_arguments, written_out
+from pom_export.graph.stateful.recipes import SDPA, sdpa_named, written_out
 from pom_export.graph.stateful.roles import POSITIONS, TRIANGLE, VALID
 from pom_export.graph.stateful.run import Run
 from pom_export.graph.stateful.values import arguments, call
@@ -106,20 +106,15 @@ class StatefulModule(nn.Module):
             return self._plan.trace.weight(str(node.target))
         if node.target is MASKED:
             return run.values[node.args[0]]  # type: ignore[index]
-        if node.target is SDPA and self._plan.kinds[node] is Kind.CONSTANT:  # an encoder's, which may have no tokens
-            given = {name: self._operand(value, node, run) for name, value in sdpa_arguments(node).items()}
-            return written_out(**given)
         if node in self._plan.steps:
             return self._plan.steps[node].run(run)
         pick = self._plan.contexts.picks.get(node)
         if pick is not None:
             return call(node, lambda each: pick.widened(run.operand(each, node)))
         args, kwargs = arguments(node, lambda each: run.operand(each, node))
+        if node.target is SDPA and self._plan.kinds[node] is Kind.CONSTANT:  # an encoder's, which may have no tokens
+            return written_out(**sdpa_named(args, kwargs))
         return run_operator(node, run.symbols.batch, args, kwargs)
-
-    @staticmethod
-    def _operand(value: Any, node: fx.Node, run: Run) -> Any:
-        return run.operand(value, node) if isinstance(value, fx.Node) else value
 
     def _keep_contexts(self, run: Run, inputs: Mapping[str, Any]) -> None:
         """Put what an earlier call computed from a context in the place of what this one did, unless it has one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -29,8 +29,13 @@ _MOST_TRIALS: Final = 512
 
 def sdpa_arguments(node: fx.Node) -> dict[str, Any]:
     """Return the arguments of torch's attention by name."""
+    return sdpa_named(node.args, node.kwargs)
+
+
+def sdpa_named(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments of torch's attention by name, with those that are left out."""
     defaults = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False}
-    return {**defaults, **dict(zip(_SDPA_NAMES, node.args, strict=False)), **node.kwargs}
+    return {**defaults, **dict(zip(_SDPA_NAMES, args, strict=False)), **kwargs}
 
 
 def written_out(
@@ -101,8 +106,7 @@ class Recipe:
 
         args, kwargs = fx.node.map_arg((self.node.args, self.node.kwargs), value)
         if self.node.target is SDPA:
-            args, kwargs = (), {**sdpa_arguments(self.node), **dict(zip(_SDPA_NAMES, args, strict=False)), **kwargs}
-            kwargs = {**kwargs, "dropout_p": 0.0, "is_causal": False, **replaced}
+            args, kwargs = (), {**sdpa_named(args, kwargs), "dropout_p": 0.0, "is_causal": False, **replaced}
         return run_operator(self.node, self.symbols.batch, args, kwargs)
 
 
