@@ -142,11 +142,13 @@ def running_sum_model(
     vocabulary: int = VOCABULARY,
     channels: int = CHANNELS,
     tokens: int | None = None,
+    claimed: int | None = None,
     seed: int = 0,
 ) -> Path:
     """Write a model whose output is W (sum of all tokens so far), in whole numbers, which no order rounds.
 
-    With `attention` it also has a window of past tokens and a growing float16 cache, and adds what they hold.
+    With `attention` it also has a window of past tokens and a growing float16 cache, and adds what they hold. It may
+    claim a larger vocabulary than it has, so that calls fail.
     """
     graph = _Graph(channels, weights=_numbers(vocabulary, channels, seed))
     name = "logits" if ids else "y"
@@ -159,7 +161,7 @@ def running_sum_model(
         graph.attend()
     graph.node("MatMul", "mixed W" if attention else "sums W", name)
     model = graph.model()
-    limits = {"values": {"input_ids": [vocabulary]} if ids else {}, "tokens": tokens}
+    limits = {"values": {"input_ids": [claimed or vocabulary]} if ids else {}, "tokens": tokens}
     properties = {"limits": json.dumps(limits), **({} if kind is None else {"stateful": kind})}
     helper.set_model_props(model, {f"pom_export.{key}": text for key, text in properties.items()})
     onnx.save(model, path)

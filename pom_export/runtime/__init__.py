@@ -6,13 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pom_export.runtime.pool.pool import StreamPool
+    from pom_export.runtime.pool.pool import CallError, StreamPool
     from pom_export.runtime.pool.stream import PoolStream
     from pom_export.runtime.streaming.session import StreamingSession
     from pom_export.runtime.streaming.state import State, merge_states
 
 # Imported on first use: a session without a state needs neither these modules nor onnx.
 _HOMES = {
+    "CallError": "pool.pool",
     "PoolStream": "pool.stream",
     "State": "streaming.state",
     "StreamPool": "pool.pool",
@@ -20,7 +21,7 @@ _HOMES = {
     "merge_states": "streaming.state",
 }
 
-__all__ = ["PoolStream", "State", "StreamPool", "StreamingSession", "merge_states"]
+__all__ = ["CallError", "PoolStream", "State", "StreamPool", "StreamingSession", "merge_states"]
 
 
 def __getattr__(name: str) -> Any:

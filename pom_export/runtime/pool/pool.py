@@ -48,6 +48,20 @@ class Answers:
     every: Mapping[PoolStream, Array]
 
 
+class CallError(InputError):
+    """A call of the model failed, of some of a pool's streams; the others go on.
+
+    Args:
+        error: why.
+        streams: the streams of the call, whose states are unchanged, and whose tokens still wait: close them, or tick
+            again to try again.
+    """
+
+    def __init__(self, error: InputError, streams: Sequence[PoolStream]) -> None:
+        super().__init__(error.what, error.hint)
+        self.streams = tuple(streams)
+
+
 @dataclass(frozen=True)
 class PoolMetrics:
     """What a pool has done since it was created, and holds now.
@@ -59,6 +73,7 @@ class PoolMetrics:
         tokens: tokens that the model has read.
         calls: calls of the model.
         rows: rows of all calls together; by `calls`, the mean batch.
+        batches: number of calls, by their rows.
         prefixes: states kept for streams that begin alike.
         prefix_bytes: their size.
         prefix_tokens: tokens that were not read because their state was kept.
@@ -71,6 +86,7 @@ class PoolMetrics:
     tokens: int
     calls: int
     rows: int
+    batches: Mapping[int, int]
     prefixes: int
     prefix_bytes: int
     prefix_tokens: int
@@ -143,6 +159,8 @@ class StreamPool:
         self._table = StreamTable(interface, self._identity, streams, prefix_bytes, most_waiting)
         self._pace = Pace(_most_tokens(interface))
         self._ticking = threading.Lock()
+        # What calls have finished and no tick has returned, since a later call of the same tick failed.
+        self._finished = Finished()
 
     def open(self, state: State | None = None) -> PoolStream:
         """Return a new stream.
@@ -183,12 +201,14 @@ class StreamPool:
             What has been finished. It may be empty, also while streams wait: then a prompt is not read to its end.
 
         Raises:
-            InputError: another thread is in `tick`, or the model cannot be run; states are unchanged then.
+            CallError: the model cannot be run for some streams. What the others' calls have finished, the next tick
+                returns.
+            InputError: another thread is in `tick`.
         """
         if not self._ticking.acquire(blocking=False):
             raise InputError("another thread is in tick()", "Call it from one thread")
         try:
-            finished = Finished()
+            finished = self._finished
             steps = self._table.steps()
             if steps is not None:
                 self._pace.stepped(self._run(steps, finished))
@@ -196,6 +216,7 @@ class StreamPool:
             while left > 0 and (prompts := self._table.prompts(left, finished)) is not None:
                 self._pace.read(prompts.tokens.shape[0] * prompts.count, self._run(prompts, finished))
                 left -= prompts.tokens.shape[0] * prompts.count
+            self._finished = Finished()
             return self._answers(finished)
         finally:
             self._ticking.release()
@@ -203,13 +224,15 @@ class StreamPool:
     def metrics(self) -> PoolMetrics:
         """Return what the pool has done and holds."""
         table = self._table
+        batches = dict(table.batches)
         return PoolMetrics(
             streams=table.streams,
             most_streams=table.most_streams,
             waiting=table.waiting,
             tokens=table.tokens,
-            calls=table.calls,
-            rows=table.rows,
+            calls=sum(batches.values()),
+            rows=sum(rows * calls for rows, calls in batches.items()),
+            batches=batches,
             prefixes=len(table.prefixes),
             prefix_bytes=table.prefixes.nbytes,
             prefix_tokens=table.spared,
@@ -224,7 +247,10 @@ class StreamPool:
     def _run(self, work: Work, finished: Finished) -> float:
         """Run a call, and return the seconds it took."""
         started = time.perf_counter()
-        outputs = self._calls.run(work.tokens, work.past, work.present)
+        try:
+            outputs = self._calls.run(work.tokens, work.past, work.present)
+        except InputError as error:
+            raise CallError(error, work.streams) from error
         seconds = time.perf_counter() - started
         self._table.finish(work, outputs, finished)
         return seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Final
@@ -95,7 +96,9 @@ class StreamTable:
         self._lock = threading.RLock()
         self.prefixes = PrefixCache(prefix_bytes)
         self.most_streams = streams
-        self.waiting = self.tokens = self.calls = self.rows = self.spared = 0
+        self.waiting = self.tokens = self.spared = 0
+        # Number of calls by their rows.
+        self.batches: Counter[int] = Counter()
 
     @property
     def streams(self) -> int:
@@ -230,8 +233,7 @@ class StreamTable:
             done = [place for place in places if read(work, place, outputs, finished)]
             if done:
                 finished.add([streams[place] for place in done], outputs[done, -1])
-            self.calls += 1
-            self.rows += len(streams)
+            self.batches[len(streams)] += 1
             self.tokens += len(places) * work.count
 
     def _new_stream(self, history: History | None) -> PoolStream:

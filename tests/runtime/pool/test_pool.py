@@ -12,7 +12,7 @@ import pytest
 
 from pom_export import StreamingSession
 from pom_export.errors import InputError, PoolFullError
-from pom_export.runtime import PoolStream, StreamPool
+from pom_export.runtime import CallError, PoolStream, StreamPool
 from tests.streaming_graphs import CHANNELS, VOCABULARY, running_sum_model
 
 RANDOM = np.random.default_rng(7)
@@ -329,6 +329,21 @@ def test_bad_tokens_change_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="input_ids"):
         pool.step([first, second], [1, VOCABULARY])
     assert pool.waiting == 40
+
+
+def test_a_failing_call_leaves_the_others_answers_for_the_next_tick(tmp_path: Path) -> None:
+    path = running_sum_model(tmp_path / "m.onnx", claimed=2 * VOCABULARY)
+    pool = StreamPool(path)
+    good, bad = opened(pool, [[1], [2, VOCABULARY]])
+    with pytest.raises(CallError, match=r"ONNX Runtime cannot run m\.onnx: .*idx=256") as caught:
+        pool.tick()
+    assert caught.value.streams == (bad,)
+    assert (bad.length, bad.waiting) == (0, 2)
+    bad.close()
+    answers = pool.tick()
+    assert answers.streams == [good]
+    np.testing.assert_array_equal(answers.outputs, StreamingSession(path).prefill_last([1]))
+    assert pool.metrics().batches == {1: 1}
 
 
 def test_one_thread_ticks(model: Path) -> None:
