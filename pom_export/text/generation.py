@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from pom_export import interrupts
 from pom_export.errors import InputError
+from pom_export.runtime.pool.pool import StreamPool
 from pom_export.runtime.streaming.session import CHUNK, StreamingSession
 from pom_export.runtime.streaming.state import State
 from pom_export.text.decoding import StopStream
@@ -82,6 +83,8 @@ class Generation:
         self._tokenizer = tokenizer
         self._settings = settings
         self._vocabulary = vocabulary_of(session)
+        if session.batch != 1:
+            raise InputError(f"the stream has {session.batch} rows", "A text is one row")
         self._now = _Position()
         self._stream = tokenizer.stream()
         self._stops = StopStream(settings.stop)
@@ -220,17 +223,15 @@ class Generation:
         self._ready = notes.ready + self._stops.push(notes.held)
 
 
-def vocabulary_of(session: StreamingSession) -> int:
+def vocabulary_of(source: StreamingSession | StreamPool) -> int:
     """Return the size of a streaming language model's vocabulary.
 
     Raises:
-        InputError: the model takes no token ids, or the stream has several rows.
+        InputError: the model takes no token ids, or does not say how many there are.
     """
-    model, ids = session.model, session.tokens
-    if not session.takes_ids:
+    model = source.model
+    if not source.takes_ids:
         raise InputError(f"{model.path.name} takes no token ids", "Only a language model generates text")
-    if session.batch != 1:
-        raise InputError(f"the stream has {session.batch} rows", "A text is one row")
-    if ids.name not in model.limits.values:
+    if source.tokens.name not in model.limits.values:
         raise InputError(f"{model.path.name} does not say how many tokens it has", "Export it again")
-    return int(model.limits.values[ids.name][0])
+    return int(model.limits.values[source.tokens.name][0])

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pom_export.errors import InputError, kind_of
-from pom_export.graph.exported_model import BATCH, BLOCK_CAUSAL, TOKENS, ExportedModel
+from pom_export.graph.exported_model import BATCH, BLOCK_CAUSAL, TOKENS, ExportedModel, TensorSpec
 from pom_export.runtime.pool.calls import Calls
 from pom_export.runtime.pool.pace import Pace
 from pom_export.runtime.pool.stream import PoolStream
@@ -189,7 +189,7 @@ class StreamPool:
 
         Raises:
             InputError: as for `PoolStream.give`; no stream has been given anything then.
-            PoolFullError: too many tokens wait.
+            PoolFullError: too many tokens wait: `most_waiting` and one for each of the pool's streams.
         """
         if streams:
             self._table.give_one(streams, tokens)
@@ -238,6 +238,16 @@ class StreamPool:
             prefix_tokens=table.spared,
             state_bytes=table.row_bytes,
         )
+
+    @property
+    def tokens(self) -> TensorSpec:
+        """The input that takes the tokens."""
+        return self._interface.tokens
+
+    @property
+    def takes_ids(self) -> bool:
+        """Whether tokens are ids, as in a language model."""
+        return self._interface.takes_ids
 
     @property
     def waiting(self) -> int:

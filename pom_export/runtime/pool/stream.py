@@ -56,7 +56,7 @@ class Owner(Protocol):
 
     def give(self, stream: PoolStream, tokens: Any, *, every: bool) -> None: ...  # noqa: D102
     def close(self, stream: PoolStream) -> None: ...  # noqa: D102
-    def fork(self, stream: PoolStream) -> PoolStream: ...  # noqa: D102
+    def fork(self, stream: PoolStream, into: PoolStream | None) -> PoolStream: ...  # noqa: D102
     def snapshot(self, stream: PoolStream) -> State: ...  # noqa: D102
 
 
@@ -66,11 +66,13 @@ class PoolStream:
     Attributes:
         length: number of tokens that the model has read.
         waiting: number of tokens that were given and that it has not read.
+        spared: number of tokens that were not read because the state after them was kept.
         closed: whether the stream has ended.
     """
 
     length: int
     waiting: int
+    spared: int
     closed: bool
 
     def __init__(self, table: Owner, row: int, history: History | None) -> None:
@@ -80,6 +82,7 @@ class PoolStream:
         self.given: deque[Given] = deque()
         self.length = 0
         self.waiting = 0
+        self.spared = 0
         self.closed = False
         # Changes when the stream's state is replaced, so that a call that is running does not overwrite the new one.
         self.epoch = 0
@@ -109,14 +112,18 @@ class PoolStream:
         """End the stream, also in the middle of a prompt, and leave its place to others. It may be called again."""
         self.table.close(self)
 
-    def fork(self) -> PoolStream:
-        """Return a new stream that continues from here, with the same tokens waiting.
+    def fork(self, into: PoolStream | None = None) -> PoolStream:
+        """Return a stream that continues from here, with the same tokens waiting.
+
+        Args:
+            into: an open stream that was given nothing, which becomes that one: its place was taken beforehand, so that
+                none can be lacking now. None: a new one.
 
         Raises:
-            InputError: the stream is closed.
+            InputError: the stream is closed, or the other one is, or has been given tokens.
             PoolFullError: there is no place for another.
         """
-        return self.table.fork(self)
+        return self.table.fork(self, into)
 
     def snapshot(self) -> State:
         """Return a copy of the state after the tokens read so far, which a StreamingSession can continue as well.

@@ -127,7 +127,7 @@ class StreamTable:
         array = call_tokens(self._model, tokens, 1)[0].copy()
         with interrupts.held(), self._lock:
             self._check_takes(stream, len(array))
-            self._check_waiting(len(array))
+            self._check_waiting(len(array), self._most_waiting)
             self._append(stream, Given(array, every=every))
 
     def give_one(self, streams: Sequence[PoolStream], tokens: Any) -> None:
@@ -138,7 +138,8 @@ class StreamTable:
             for stream in streams:
                 if stream.closed or stream.table is not self or stream.length + stream.waiting >= most:
                     self._check_takes(stream, 1)
-            self._check_waiting(len(streams))
+            # Prompts leave room for the next token of every stream: what has begun can go on.
+            self._check_waiting(len(streams), self._most_waiting + self.most_streams)
             self.waiting += len(streams)
             for stream, token in zip(streams, array, strict=True):
                 stream.given.append(Given(token, every=False))
@@ -159,12 +160,17 @@ class StreamTable:
             stream.given.clear()
             self._free.append(stream.row)
 
-    def fork(self, stream: PoolStream) -> PoolStream:
+    def fork(self, stream: PoolStream, into: PoolStream | None) -> PoolStream:
         """Do what `PoolStream.fork` says."""
         with interrupts.held(), self._lock:
             self._check_open(stream)
-            self._check_waiting(stream.waiting)
-            twin = self._new_stream(None if stream.history is None else History(stream.history))
+            self._check_waiting(stream.waiting, self._most_waiting)
+            if into is not None:
+                self._check_open(into)
+                if into.length or into.waiting:
+                    raise InputError("the stream to fork into has been given tokens", "Give a new one")
+            twin = self._new_stream(None) if into is None else into
+            twin.history = None if stream.history is None else History(stream.history)
             self._slots.copy(stream.row, twin.row)
             twin.length = stream.length
             for given in stream.given:
@@ -253,10 +259,10 @@ class StreamTable:
         if after > most:
             raise InputError(f"{after} tokens are more than {self._model.name}'s {most} positions", "Close it")
 
-    def _check_waiting(self, count: int) -> None:
-        if self.waiting + count > self._most_waiting:
+    def _check_waiting(self, count: int, most: int) -> None:
+        if self.waiting + count > most:
             raise PoolFullError(
-                f"{self.waiting} tokens wait in the pool, which takes {self._most_waiting}: {count} more are too many",
+                f"{self.waiting} tokens wait in the pool, which takes {most}: {count} more are too many",
                 "Give them later",
             )
 
@@ -278,6 +284,7 @@ class StreamTable:
             return True
         self._slots.write(stream.row, known.prefix.state)
         self.spared += known.count
+        stream.spared += known.count
         if self._advance(stream, known.count):
             assert known.prefix.output is not None
             finished.add([stream], known.prefix.output)

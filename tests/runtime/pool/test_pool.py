@@ -149,6 +149,7 @@ def test_the_same_prompt_is_read_once(model: Path) -> None:
             np.testing.assert_array_equal(outputs[stream], expected)
         assert pool.metrics().tokens == len(prompt)
     assert pool.metrics().prefix_tokens == 5 * len(prompt)
+    assert [stream.spared for stream in streams] == [len(prompt)] * 3
 
 
 def test_a_shared_beginning_is_read_once(model: Path) -> None:
@@ -226,8 +227,12 @@ def test_forks_go_their_own_ways(model: Path) -> None:
     stream.give([1, 2])
     twin.give([3])
     third = stream.fork()  # its tokens wait as well
+    fourth = pool.open()
+    assert stream.fork(fourth) is fourth
+    with pytest.raises(InputError, match="the stream to fork into has been given tokens"):
+        stream.fork(twin)
     outputs = finish(pool)
-    for of, tokens in ((stream, [1, 2]), (third, [1, 2]), (twin, [3])):
+    for of, tokens in ((stream, [1, 2]), (third, [1, 2]), (fourth, [1, 2]), (twin, [3])):
         alone.reset()
         np.testing.assert_array_equal(outputs[of], alone.prefill_last(np.concatenate([PROMPTS[4], tokens]))[0])
 
@@ -322,13 +327,15 @@ def test_bad_tokens_change_nothing(tmp_path: Path) -> None:
     first.give(np.zeros(40, np.int64))
     with pytest.raises(PoolFullError, match="40 tokens wait in the pool, which takes 60: 30 more are too many"):
         second.give(np.zeros(30, np.int64))
+    second.give(np.zeros(20, np.int64))
+    pool.step([pool.open()], [1])  # there is room for the next token of each stream
     with pytest.raises(InputError, match="51 tokens are more"):
         first.give(np.zeros(11, np.int64))
     with pytest.raises(InputError, match="the stream belongs to another pool"):
         StreamPool(tmp_path / "m.onnx").step([second], [1])
     with pytest.raises(InputError, match="input_ids"):
         pool.step([first, second], [1, VOCABULARY])
-    assert pool.waiting == 40
+    assert pool.waiting == 61
 
 
 def test_a_failing_call_leaves_the_others_answers_for_the_next_tick(tmp_path: Path) -> None:
