@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pom_export.errors import InputError
-from pom_export.text.sampling import Sampling
+from pom_export.text.sampling import Sampling, choose_each
 
 LOGITS = np.random.default_rng(0).normal(size=(1, 50)).astype(np.float32)
 
@@ -71,6 +71,23 @@ def test_rows_are_sampled_independently_and_alike() -> None:
         assert chosen.tolist() == sampling.choose(logits, 3).tolist()
     assert len({tuple(Sampling(7).choose(logits, number)) for number in range(20)}) == 20
     assert Sampling(7).choose(logits, 0).tolist() != Sampling(8).choose(logits, 0).tolist()
+
+
+def test_rows_with_settings_of_their_own_are_sampled_as_each_alone() -> None:
+    random = np.random.default_rng(2)
+    kinds = ({"temperature": 0}, {}, {"top_k": 3}, {"top_k": 20, "top_p": 0.6}, {"top_p": 0.3, "temperature": 0.2})
+    samplings = [Sampling(seed=int(random.integers(2**63)) * 2 + 1, **kinds[row % 5]) for row in range(300)]
+    numbers = [int(number) for number in random.integers(0, 2**62, 300)]
+    # More than a block, and half precision.
+    for logits in (random.normal(size=(300, 400)), random.normal(size=(300, 50)).astype(np.float16)):
+        chosen = choose_each(logits, samplings, numbers)
+        alone = [s.choose(logits[i : i + 1], numbers[i])[0] for i, s in enumerate(samplings)]
+        assert chosen.tolist() == alone
+
+
+def test_variants_have_the_seeds_that_follow() -> None:
+    assert Sampling(7, 0.5).variant(0) == Sampling(7, 0.5)
+    assert Sampling(2**64 - 1, 0.5, 3).variant(2) == Sampling(1, 0.5, 3)
 
 
 def test_what_is_impossible_is_never_chosen() -> None:
