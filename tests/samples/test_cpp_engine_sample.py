@@ -1,9 +1,8 @@
-"""The C++ sample: built as its CMakeLists.txt says, and run as far as a machine without a GPU allows."""
+"""The C++ sample that runs an engine, as far as a machine without a GPU allows."""
 
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,20 +10,11 @@ import pytest
 
 import pom_export
 from pom_export.engine.backend import gpu_present
+from tests.cpp_samples import build_sample
 from tests.lean_runtimes import TENSORRT_10, lean_library
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = ROOT / "tests" / "data" / "golden" / "v2_heads" / "checkpoint.pt"
-
-
-def build(folder: Path, *options: str) -> Path:
-    for command in (
-        ["cmake", "-S", ROOT / "samples" / "03_cpp", "-B", folder, *options],
-        ["cmake", "--build", folder],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "run_engine"
 
 
 def pip_tensorrt() -> list[str]:
@@ -46,10 +36,9 @@ def test_pips_tensorrt_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("cmake") is None:
-        pytest.skip("needs cmake")
     # The library of TensorRT 10, which is enough to link and to start.
-    return build(tmp_path_factory.mktemp("cpp"), f"-DTENSORRT_LIBRARY={lean_library(TENSORRT_10)}")
+    library = f"-DTENSORRT_LIBRARY={lean_library(TENSORRT_10)}"
+    return build_sample(tmp_path_factory.mktemp("cpp"), "run_engine", library)
 
 
 @pytest.mark.slow
@@ -101,7 +90,7 @@ def test_an_engine_runs_from_cpp(tmp_path: Path) -> None:
     x.tofile(tmp_path / "x.bin")
     (expected,) = pom_export.inference_session(tmp_path / "m.onnx").run(None, {"x": x})
 
-    program = build(tmp_path / "build", *pip_tensorrt())
+    program = build_sample(tmp_path / "build", "run_engine", *pip_tensorrt())
     refused = subprocess.run([program, "m.engine", "z=1"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (refused.returncode, refused.stderr) == (2, "the engine has no input z, but x\n")
     subprocess.run([program, "m.engine", "x=1x16x32:x.bin"], cwd=tmp_path, check=True)

@@ -7,14 +7,13 @@
 #include <NvInferRuntime.h>
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <exception>
 #include <fstream>
 #include <iostream>
-#include <iterator>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <sstream>
 #include <stdexcept>
@@ -22,13 +21,9 @@
 #include <utility>
 #include <vector>
 
+#include "program.h"
+
 namespace {
-
-constexpr int kBadInput = 2;
-
-struct BadInput : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
 
 class Logger : public nvinfer1::ILogger {
  public:
@@ -53,18 +48,6 @@ std::unique_ptr<T> checked(T* made, const char* what) {
   return std::unique_ptr<T>(made);
 }
 
-std::vector<char> read_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) {
-    throw BadInput("cannot read " + path);
-  }
-  try {
-    return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-  } catch (const std::ios_base::failure&) {  // a folder can be opened, but not read
-    throw BadInput("cannot read " + path);
-  }
-}
-
 struct Given {
   nvinfer1::Dims shape{};
   std::string file;
@@ -81,11 +64,11 @@ std::pair<std::string, Given> parse_input(const std::string& text) {
   given.file = colon == std::string::npos ? "" : text.substr(colon + 1);
   std::istringstream sizes(text.substr(equals + 1, colon == std::string::npos ? colon : colon - equals - 1));
   for (std::string size; std::getline(sizes, size, 'x');) {
-    const bool is_number = !size.empty() && size.find_first_not_of("0123456789") == std::string::npos;
-    if (!is_number || size.size() > 9 || given.shape.nbDims == nvinfer1::Dims::MAX_DIMS) {
+    const std::optional<int64_t> number = whole_number(size);
+    if (!number || given.shape.nbDims == nvinfer1::Dims::MAX_DIMS) {
       throw BadInput(text + " has no shape of the form 1x16x64");
     }
-    given.shape.d[given.shape.nbDims++] = std::stoll(size);
+    given.shape.d[given.shape.nbDims++] = *number;
   }
   if (given.shape.nbDims == 0) {
     throw BadInput(text + " has no shape of the form 1x16x64");
@@ -265,17 +248,10 @@ void run(const std::string& path, const std::map<std::string, Given>& given) {
 }  // namespace
 
 int main(int count, char** arguments) {
-  try {
-    if (count < 2) {
+  return run_program(count, arguments, [](const std::vector<std::string>& given) {
+    if (given.empty()) {
       throw BadInput("usage: run_engine ENGINE [NAME=SHAPE[:FILE]]...");
     }
-    run(arguments[1], parse_inputs({arguments + 2, arguments + count}));
-    return EXIT_SUCCESS;
-  } catch (const BadInput& error) {
-    std::cerr << error.what() << '\n';
-    return kBadInput;
-  } catch (const std::exception& error) {
-    std::cerr << error.what() << '\n';
-    return EXIT_FAILURE;
-  }
+    run(given.front(), parse_inputs({given.begin() + 1, given.end()}));
+  });
 }
