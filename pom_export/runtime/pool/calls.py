@@ -15,7 +15,7 @@ from pom_export.runtime.ort_values import CPU, copied, device_of, wrapped
 from pom_export.runtime.streaming.interface import MASK, StatefulModel
 
 Array = npt.NDArray[Any]
-_MOST_BINDINGS: Final = 32
+_MOST_BINDINGS: Final = 256
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class _Bound:
 class Calls:
     """Runs a model on arrays of the caller's, without a copy where they are on the session's device.
 
-    Calls with one token are bound once for each number of rows, as the arrays of the states stay the same.
+    Calls on the same arrays of states are bound once for each number of rows.
 
     Args:
         session: the onnxruntime.InferenceSession.
@@ -41,15 +41,20 @@ class Calls:
         self._session = session
         self._model = model
         self._scratch = np.empty(0, model.output.dtype)
-        self._steps: dict[int, _Bound] = {}
+        self._on_cpu = device_of(session)[0] == CPU
+        self._kept: dict[tuple[int, int], _Bound] = {}
 
-    def run(self, tokens: Array, past: Mapping[str, Array], present: Mapping[str, Array]) -> Array:
+    def run(
+        self, tokens: Array, past: Mapping[str, Array], present: Mapping[str, Array], bank: int | None = None
+    ) -> Array:
         """Run a call.
 
         Args:
             tokens: (batch, tokens) or (batch, tokens, d), of the model's type, contiguous.
-            past: the states before it, by input: for one number of rows, always in the same memory.
-            present: where the states after it are written to, by output; likewise.
+            past: the states before it, by input.
+            present: where the states after it are written to, by output.
+            bank: a number for the memory of `past` and `present`, if they are in the same in each call with it and as
+                many rows, of one token each; None: they are not.
 
         Returns:
             The output (batch, tokens, ...), in a buffer that a later call overwrites.
@@ -59,13 +64,13 @@ class Calls:
         """
         batch, count = tokens.shape[:2]
         # On a device, an input is copied when it is bound, so that such a binding is only valid for one call.
-        if count > 1 or device_of(self._session)[0] != CPU:
+        if bank is None or not self._on_cpu:
             return self._call(self._bind(tokens, past, present, self._long_output(batch, count)))
-        if batch not in self._steps:
-            if len(self._steps) >= _MOST_BINDINGS:
-                self._steps.clear()
-            self._steps[batch] = self._bind(tokens.copy(), past, present, self._output(batch, 1))
-        bound = self._steps[batch]
+        if (bank, batch) not in self._kept:
+            if len(self._kept) >= _MOST_BINDINGS:
+                self._kept.clear()
+            self._kept[bank, batch] = self._bind(tokens.copy(), past, present, self._output(batch, count))
+        bound = self._kept[bank, batch]
         np.copyto(bound.tokens, tokens)
         return self._call(bound)
 

@@ -258,7 +258,7 @@ class StreamPool:
         """Run a call, and return the seconds it took."""
         started = time.perf_counter()
         try:
-            outputs = self._calls.run(work.tokens, work.past, work.present)
+            outputs = self._calls.run(work.tokens, work.past, work.present, work.bank)
         except InputError as error:
             raise CallError(error, work.streams) from error
         seconds = time.perf_counter() - started
@@ -295,5 +295,6 @@ def _check_poolable(model: StatefulModel) -> None:
                 "Use a StreamingSession for each stream",
             )
     for spec in (model.tokens, *(part.spec for part in model.past)):
-        if spec.axes[0] != BATCH or (spec is model.tokens and spec.axes[1] != TOKENS):
+        wanted = (BATCH, TOKENS) if spec is model.tokens else (BATCH,)
+        if spec.axes[: len(wanted)] != wanted or not all(isinstance(axis, int) for axis in spec.axes[len(wanted) :]):
             raise InputError(f"{name} takes calls of one size: {spec}", "Export it with dynamic dimensions")

@@ -84,8 +84,6 @@ class PoolStream:
         self.waiting = 0
         self.spared = 0
         self.closed = False
-        # Changes when the stream's state is replaced, so that a call that is running does not overwrite the new one.
-        self.epoch = 0
 
     def __enter__(self) -> PoolStream:
         return self

@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Final
 
 import numpy as np
@@ -16,6 +17,7 @@ from pom_export.errors import InputError, PoolFullError
 from pom_export.graph.exported_model import PAST_LENGTH
 from pom_export.runtime.pool.prefixes import GRAIN, History, Prefix, PrefixCache
 from pom_export.runtime.pool.slots import Slots
+from pom_export.runtime.pool.step_log import StepLog
 from pom_export.runtime.pool.stream import Given, PoolStream
 from pom_export.runtime.streaming.inputs import call_tokens, step_tokens
 from pom_export.runtime.streaming.interface import StatefulModel
@@ -25,6 +27,7 @@ Array = npt.NDArray[Any]
 
 # The most tokens that a stream reads in a call. More would hardly be faster, and the state after each is kept.
 _PIECE: Final = 512
+_WAITING: Final = attrgetter("waiting")
 
 
 class Finished:
@@ -53,20 +56,22 @@ class Work:
 
     Attributes:
         streams: the streams.
+        rows: the rows of their states.
         count: how many tokens of each.
-        epochs: the streams' epochs when it was planned.
         tokens: the tokens, (streams, count, ...).
         past: the states before them, by input.
         present: where the states after them are written to, by output.
+        bank: the bank that the states are in, if the call is of the batch that takes steps.
         awaited: those of the streams whose state after them others wait for.
     """
 
     streams: Sequence[PoolStream]
+    rows: Array
     count: int
-    epochs: Sequence[int]
     tokens: Array
     past: Mapping[str, Array]
     present: Mapping[str, Array]
+    bank: int | None = None
     awaited: Set[PoolStream] = frozenset()
 
 
@@ -74,6 +79,9 @@ class StreamTable:
     """The streams of a pool. Every method may be called from any thread.
 
     One `Work` at a time is under way: what `steps` or `prompts` returned is passed to `finish` before the next.
+
+    A stream that waits for nothing and is given a single token takes a step, whose token is kept by row. Whatever else
+    is given is kept with the stream, and read after that.
 
     Args:
         model: the interface.
@@ -91,7 +99,13 @@ class StreamTable:
         self._slots = Slots(model, streams)
         self._free = list(range(streams))[::-1]
         self._most_waiting = most_waiting
-        # Streams with tokens to read, those that were served least recently first.
+        # By row: the open stream, whether it waits for a step, that step's token, and the last tokens of its history.
+        self._open: dict[int, PoolStream] = {}
+        self._stepping = np.zeros(streams, np.bool_)
+        token = [axis for axis in model.tokens.axes[2:] if isinstance(axis, int)]
+        self._next = np.zeros((streams, 1, *token), model.tokens.dtype)
+        self._log = StepLog(self._next)
+        # Streams with other tokens to read, those that were served least recently first.
         self._queue: dict[PoolStream, None] = {}
         self._lock = threading.RLock()
         self.prefixes = PrefixCache(prefix_bytes)
@@ -123,16 +137,15 @@ class StreamTable:
 
     def give(self, stream: PoolStream, tokens: Any, *, every: bool) -> None:
         """Do what `PoolStream.give` says."""
-        # A copy, since the caller may change what it gave before it is read.
-        array = call_tokens(self._model, tokens, 1)[0].copy()
+        array = call_tokens(self._model, tokens, 1)[0]
         with interrupts.held(), self._lock:
             self._check_takes(stream, len(array))
             self._check_waiting(len(array), self._most_waiting)
-            self._append(stream, Given(array, every=every))
+            self._give(stream, array, every=every)
 
     def give_one(self, streams: Sequence[PoolStream], tokens: Any) -> None:
         """Do what `StreamPool.step` says."""
-        array = step_tokens(self._model, tokens, len(streams)).copy()
+        array = step_tokens(self._model, tokens, len(streams))
         with interrupts.held(), self._lock:
             most = self._model.positions
             for stream in streams:
@@ -140,24 +153,32 @@ class StreamTable:
                     self._check_takes(stream, 1)
             # Prompts leave room for the next token of every stream: what has begun can go on.
             self._check_waiting(len(streams), self._most_waiting + self.most_streams)
-            self.waiting += len(streams)
-            for stream, token in zip(streams, array, strict=True):
-                stream.given.append(Given(token, every=False))
-                stream.waiting += 1
-                self._queue.setdefault(stream)
+            rows = [stream.row for stream in streams]
+            if len(set(rows)) < len(rows) or any(map(_WAITING, streams)):
+                for stream, count in Counter(streams).items():
+                    self._check_takes(stream, count)
+                for stream, token in zip(streams, array, strict=True):
+                    self._give(stream, token, every=False)
+                return
+            self._next[rows] = array
+            self._stepping[rows] = True
+            self.waiting += len(rows)
+            for stream in streams:
+                stream.waiting = 1
 
     def close(self, stream: PoolStream) -> None:
         """Do what `PoolStream.close` says."""
         with interrupts.held(), self._lock:
             if stream.closed:
                 return
-            stream.closed = True
-            stream.epoch += 1
             self._keep(stream, None)
+            stream.closed = True
+            self._stepping[stream.row] = False
             self._queue.pop(stream, None)
             self.waiting -= stream.waiting
             stream.waiting = 0
             stream.given.clear()
+            del self._open[stream.row]
             self._free.append(stream.row)
 
     def fork(self, stream: PoolStream, into: PoolStream | None) -> PoolStream:
@@ -170,9 +191,12 @@ class StreamTable:
                 if into.length or into.waiting:
                     raise InputError("the stream to fork into has been given tokens", "Give a new one")
             twin = self._new_stream(None) if into is None else into
-            twin.history = None if stream.history is None else History(stream.history)
+            history = self._history(stream)
+            twin.history = None if history is None else History(history)
             self._slots.copy(stream.row, twin.row)
             twin.length = stream.length
+            if self._stepping[stream.row]:
+                self._give(twin, self._next[stream.row], every=False)
             for given in stream.given:
                 self._append(twin, given.copy())
             return twin
@@ -185,8 +209,20 @@ class StreamTable:
 
     def steps(self) -> Work | None:
         """Return the call for all streams that wait for a single token; None if there are none."""
-        with self._lock:
-            return self._work([stream for stream in self._queue if stream.given[0].left == 1], 1)
+        with interrupts.held(), self._lock:
+            wanted = self._stepping
+            last = [stream for stream in self._queue if stream.given[0].left == 1 and not wanted[stream.row]]
+            if last:
+                rows = [stream.row for stream in last]
+                self._next[rows] = [stream.given[0].piece(1) for stream in last]
+                wanted = wanted.copy()
+                wanted[rows] = True
+            if not wanted.any():
+                return None
+            batch = self._slots.line_up(wanted)
+            past, present = self._slots.batch()
+            streams = [self._open[row] for row in batch.tolist()]
+            return Work(streams, batch, 1, self._next[batch], past, present, self._slots.bank)
 
     def prompts(self, most: int, finished: Finished) -> Work | None:
         """Return the next call for streams that wait for more than one token; None if there are none.
@@ -199,7 +235,7 @@ class StreamTable:
             finished: gets the streams that skipped all their tokens.
         """
         with interrupts.held(), self._lock:
-            waiting = [stream for stream in self._queue if stream.given[0].left > 1]
+            waiting = [stream for stream in self._queue if stream.given[0].left > 1 and not self._stepping[stream.row]]
             chosen: list[PoolStream] = []
             readers: dict[bytes, PoolStream] = {}
             awaited: set[PoolStream] = set()
@@ -211,14 +247,20 @@ class StreamTable:
                     count = _piece_of(stream, most, alone=len(waiting) == 1)
                 if (len(chosen) + 1) * count > most or stream.given[0].left < count:
                     continue
-                if stream.history is not None:
-                    key = stream.history.after(stream.given[0].piece(count)).key
+                history = self._history(stream)
+                if history is not None:
+                    key = history.after(stream.given[0].piece(count)).key
                     if readers.setdefault(key, stream) is not stream:
                         awaited.add(readers[key])
                         stream.given[0].compared = False
                         continue
                 chosen.append(stream)
-            return self._work(chosen, count, awaited)
+            if not chosen:
+                return None
+            rows = np.array([stream.row for stream in chosen])
+            past, present = self._slots.gather(rows)
+            tokens = np.stack([stream.given[0].piece(count) for stream in chosen])
+            return Work(chosen, rows, count, tokens, past, present, awaited=awaited)
 
     def finish(self, work: Work, outputs: Array, finished: Finished) -> None:
         """Record a call.
@@ -229,23 +271,28 @@ class StreamTable:
             finished: gets the streams whose tokens, given at once, have all been read.
         """
         with interrupts.held(), self._lock:
-            streams = work.streams
             # Others were closed meanwhile, and their rows may be another stream's.
-            places = [place for place, stream in enumerate(streams) if stream.epoch == work.epochs[place]]
-            self._slots.scatter(
-                work.present, np.array(places, np.intp), np.array([streams[p].row for p in places], np.intp)
-            )
-            read = self._read_one if work.count == 1 else self._read
-            done = [place for place in places if read(work, place, outputs, finished)]
+            places = np.array([place for place, stream in enumerate(work.streams) if not stream.closed], np.intp)
+            if work.bank is None:
+                self._slots.scatter(work.present, places, work.rows[places])
+            else:
+                self._slots.step()
+                stepping = self._stepping[work.rows[places]]
+                self._stepped(work, places[stepping], outputs, finished)
+                places = places[~stepping]
+            done = [place for place in places.tolist() if self._read(work, place, outputs, finished)]
             if done:
-                finished.add([streams[place] for place in done], outputs[done, -1])
-            self.batches[len(streams)] += 1
+                finished.add([work.streams[place] for place in done], outputs[done, -1])
+            self.batches[len(work.streams)] += 1
             self.tokens += len(places) * work.count
 
     def _new_stream(self, history: History | None) -> PoolStream:
         if not self._free:
             raise PoolFullError(f"all {self.most_streams} streams of the pool are in use", "Close one, or wait")
-        return PoolStream(self, self._free.pop(), history)
+        stream = PoolStream(self, self._free.pop(), history)
+        self._open[stream.row] = stream
+        self._log.take(stream.row)
+        return stream
 
     def _check_open(self, stream: PoolStream) -> None:
         if stream.closed or stream.table is not self:
@@ -266,6 +313,16 @@ class StreamTable:
                 "Give them later",
             )
 
+    def _give(self, stream: PoolStream, tokens: Array, *, every: bool) -> None:
+        """Add tokens (count, ...) that were checked; they are copied, since the caller may change them."""
+        if stream.waiting or every or len(tokens) > 1:
+            self._append(stream, Given(tokens.copy(), every=every))
+            return
+        self._next[stream.row] = tokens
+        self._stepping[stream.row] = True
+        stream.waiting = 1
+        self.waiting += 1
+
     def _append(self, stream: PoolStream, given: Given) -> None:
         stream.given.append(given)
         stream.waiting += given.left
@@ -275,10 +332,11 @@ class StreamTable:
     def _skip_known(self, stream: PoolStream, finished: Finished) -> bool:
         """Continue a stream from a state that was kept, if there is one; return whether it still has a prompt."""
         given = stream.given[0]
-        if stream.history is None or given.compared or given.every:
+        history = self._history(stream)
+        if history is None or given.compared or given.every:
             return True
         given.compared = True
-        known = self.prefixes.look_up(stream.history, given.piece(given.left))
+        known = self.prefixes.look_up(history, given.piece(given.left))
         given.shared = given.taken + known.shared
         if known.prefix is None:
             return True
@@ -291,19 +349,29 @@ class StreamTable:
             return False
         return given.left > 1
 
-    def _read_one(self, work: Work, place: int, outputs: Array, finished: Finished) -> bool:
-        """Do what `_read` does, faster in the usual case: a stream was given a single token and waits for nothing."""
-        stream = work.streams[place]
-        if stream.waiting > 1 or stream.given[0].every or stream.given[0].taken:
-            return self._read(work, place, outputs, finished)
-        stream.given.popleft()
-        stream.waiting = 0
-        stream.length += 1
-        self.waiting -= 1
-        del self._queue[stream]
-        if stream.history is not None:
-            stream.history.append(work.tokens[place])
-        return True
+    def _stepped(self, work: Work, places: Array, outputs: Array, finished: Finished) -> None:
+        """Record that streams have taken steps."""
+        if not len(places):
+            return
+        streams = [work.streams[place] for place in places.tolist()]
+        for stream in streams:
+            stream.length += 1
+            stream.waiting -= 1
+        rows = work.rows[places]
+        self._stepping[rows] = False
+        self.waiting -= len(places)
+        self.tokens += len(places)
+        finished.add(streams, outputs[places, -1])
+        if self.prefixes.keeps:
+            for row in self._log.add(rows, work.tokens[places]).tolist():
+                self._history(self._open[row])
+
+    def _history(self, stream: PoolStream) -> History | None:
+        """Return a stream's history, with all its tokens."""
+        tokens = self._log.take(stream.row)
+        if stream.history is not None and len(tokens):
+            stream.history.append(tokens)
+        return stream.history
 
     def _read(self, work: Work, place: int, outputs: Array, finished: Finished) -> bool:
         """Record that a stream has read tokens; return whether they were the last of those given at once."""
@@ -321,8 +389,9 @@ class StreamTable:
     def _advance(self, stream: PoolStream, count: int) -> bool:
         """Move a stream past tokens; return whether they were the last of those given at once."""
         given = stream.given[0]
-        if stream.history is not None:
-            stream.history.append(given.piece(count))
+        history = self._history(stream)
+        if history is not None:
+            history.append(given.piece(count))
         given.taken += count
         given.left -= count
         stream.length += count
@@ -337,16 +406,9 @@ class StreamTable:
 
     def _keep(self, stream: PoolStream, output: Array | None) -> None:
         """Keep a stream's state for those that begin alike."""
-        if stream.history is not None and stream.length:
-            prefix = Prefix(stream.length, self._slots.read(stream.row), output)
-            self.prefixes.put(stream.history.key, prefix)
-
-    def _work(self, streams: Sequence[PoolStream], count: int, awaited: Set[PoolStream] = frozenset()) -> Work | None:
-        if not streams:
-            return None
-        past, present = self._slots.gather(np.array([stream.row for stream in streams]))
-        tokens = np.stack([stream.given[0].piece(count) for stream in streams])
-        return Work(streams, count, [stream.epoch for stream in streams], tokens, past, present, awaited)
+        history = self._history(stream)
+        if history is not None and stream.length:
+            self.prefixes.put(history.key, Prefix(stream.length, self._slots.read(stream.row), output))
 
 
 def _piece_of(stream: PoolStream, most: int, *, alone: bool) -> int:

@@ -217,8 +217,8 @@ def checked(spec: TensorSpec, array: Array, sizes: Mapping[str, int], limits: In
         raise InputError(f"{spec.name} is {array.dtype}, not {spec.dtype}", "Convert it")
     if spec.name in limits.values and array.dtype.kind in "iu":
         most = np.array(limits.values[spec.name])
-        outside = (array < 0) | (array >= most)
-        if outside.any():
+        if array.min() < 0 or (array >= most).any():
+            outside = (array < 0) | (array >= most)
             value, counts = array[outside][0], "x".join(map(str, most.tolist()))
             raise InputError(f"{spec.name} holds {value}, beyond the model's {counts} values", "They count from 0")
     with np.errstate(over="ignore"):

@@ -402,3 +402,27 @@ def test_options_and_states_are_checked(model: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="may belong to another batch"):
         pool.open(StreamingSession(model, batch=2).snapshot())
     assert pool.metrics().streams == 0
+
+
+def test_several_tokens_for_one_stream_in_a_step(tmp_path: Path) -> None:
+    path = running_sum_model(tmp_path / "m.onnx", tokens=6)
+    pool = StreamPool(path)
+    first, second = pool.open(), pool.open()
+    pool.step([first, second, first], [1, 2, 3])
+    twin = first.fork()
+    with pytest.raises(InputError, match="7 tokens are more than"):
+        pool.step([second, *[first] * 5], [1] * 6)
+    assert (first.waiting, second.waiting, twin.waiting, pool.waiting) == (2, 1, 2, 5)
+    outputs = finish(pool)
+    for stream, tokens in ((first, [1, 3]), (twin, [1, 3]), (second, [2])):
+        np.testing.assert_array_equal(outputs[stream], StreamingSession(path).prefill_last(tokens)[0])
+
+
+def test_a_step_is_read_before_what_is_given_after_it(model: Path) -> None:
+    pool = StreamPool(model)
+    stream = pool.open()
+    pool.step([stream], [5])
+    stream.give(PROMPTS[4])
+    stream.give([7])
+    expected = StreamingSession(model).prefill_last(np.concatenate([[5], PROMPTS[4], [7]]))[0]
+    np.testing.assert_array_equal(finish(pool)[stream], expected)
