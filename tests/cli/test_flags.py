@@ -40,6 +40,7 @@ OTHER_PROGRAMS = {
     "engine/command_line.py",
     "parity/depth_plot.py",
     "parity/html.py",
+    "serving/requests.py",
 }
 # Names in backticks that are not parameters.
 OTHER_WORDS = {"order", "num_classes", "inspect"}

@@ -1,0 +1,91 @@
+"""The HTTP application over a service."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.exceptions import HTTPException
+
+from pom_export.serving import steps
+from pom_export.serving.errors import Failure
+from pom_export.serving.metrics import CONTENT_TYPE
+from pom_export.serving.middleware import Guard
+from pom_export.serving.service import Service
+from pom_export.version import __version__
+
+
+def create_app(service: Service) -> FastAPI:
+    """Return the application, which starts the service and stops it."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        service.stop()
+
+    # Its own pages would load programs from elsewhere.
+    app = FastAPI(title="pom-export", version=__version__, lifespan=lifespan, openapi_url=None)
+    app.add_middleware(Guard, service=service)
+    app.add_exception_handler(HTTPException, _refused)
+    _add_state(app, service)
+    app.include_router(steps.router(service))
+    return app
+
+
+def _add_state(app: FastAPI, service: Service) -> None:
+    """Add what tells how the server is."""
+
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        return _said(service.worker.alive or service.draining)
+
+    @app.get("/ready")
+    async def ready() -> JSONResponse:
+        return _said(service.worker.alive and not service.draining)
+
+    @app.get("/metrics")
+    async def metrics() -> PlainTextResponse:
+        sizes = await service.sessions.store.sizes()
+        text = service.metrics.text(service.pool.metrics(), service.places.waiting, sizes)
+        return PlainTextResponse(text, media_type=CONTENT_TYPE)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [_model(service)]}
+
+    @app.get("/v1/models/{name}")
+    async def model(name: str) -> dict[str, Any]:
+        if name != service.name:
+            raise HTTPException(HTTPStatus.NOT_FOUND, f"there is no model {name!r}. This server has {service.name!r}")
+        return _model(service)
+
+
+def _said(well: bool) -> JSONResponse:
+    return JSONResponse(
+        {"status": "ok" if well else "unavailable"}, HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE
+    )
+
+
+def _model(service: Service) -> dict[str, Any]:
+    return {
+        "id": service.name,
+        "object": "model",
+        "created": int(service.file.path.stat().st_mtime),
+        "owned_by": "pom-export",
+        "inputs": str(service.interface.tokens),
+        "outputs": str(service.interface.output),
+        "tokenizer": None if service.tokenizer is None else service.tokenizer.name,
+        "state_bytes": service.pool.metrics().state_bytes,
+    }
+
+
+async def _refused(_: Request, error: Exception) -> JSONResponse:
+    """Answer a request for a path or with a method that there is not."""
+    assert isinstance(error, HTTPException)
+    failure = Failure(HTTPStatus(error.status_code), str(error.detail))
+    return JSONResponse(failure.content, failure.status, error.headers)

@@ -1,0 +1,115 @@
+"""Run the application on a socket until a signal ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import uvicorn
+
+from pom_export.errors import InputError
+from pom_export.serving.app import create_app
+from pom_export.serving.service import Service
+
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# How long connections may take to close once their requests have been answered or given up.
+_CLOSING_SECONDS: Final = 2
+_POLL_SECONDS: Final = 0.05
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound to an address; port 0 takes a free one.
+
+    Raises:
+        InputError: the address is in use, not this machine's, or not allowed.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        raise InputError(f"{host!r} is no address of this machine: {error}", "Such as 127.0.0.1") from error
+    listening = socket.socket(family, kind, protocol)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as error:
+        listening.close()
+        raise InputError(f"cannot listen on {host} port {port}: {error.strerror}", "Choose another port") from error
+    return listening
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server without its own handling of signals."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def serve(service: Service, listening: socket.socket, started: Callable[[], None]) -> int:
+    """Answer requests until a signal comes; then finish those that run, and refuse new ones.
+
+    A second signal cuts off whatever runs, as does the service's limit.
+
+    Args:
+        service: what is served.
+        listening: a bound socket, which is closed in the end.
+        started: is called once requests are answered.
+
+    Returns:
+        The number of the signal.
+    """
+    return asyncio.run(_serve(service, listening, started))
+
+
+async def _serve(service: Service, listening: socket.socket, started: Callable[[], None]) -> int:
+    config = uvicorn.Config(
+        create_app(service),
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        ws="none",
+        timeout_graceful_shutdown=_CLOSING_SECONDS,
+    )
+    server = _Server(config)
+    with _signals() as signals:
+        serving = asyncio.ensure_future(server.serve(sockets=[listening]))
+        try:
+            while not (server.started or serving.done()):
+                await asyncio.sleep(_POLL_SECONDS)
+            started()
+            number = await signals.get()
+            service.draining = True
+            await _drained(service, signals)
+            service.stop()
+        finally:
+            server.should_exit = True
+            await serving
+    return number
+
+
+async def _drained(service: Service, signals: asyncio.Queue[int]) -> None:
+    """Wait until all requests are answered, the time for that is over, or another signal comes."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + service.settings.finish_seconds
+    while service.requests and signals.empty() and loop.time() < end:
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+@contextmanager
+def _signals() -> Iterator[asyncio.Queue[int]]:
+    """Yield a queue that gets the ending signals; those that are ignored stay ignored."""
+    loop, received = asyncio.get_running_loop(), asyncio.Queue[int]()
+    before = {number: signal.getsignal(number) for number in _ENDING}
+    handled = [number for number, handler in before.items() if handler != signal.SIG_IGN]
+    for number in handled:
+        loop.add_signal_handler(number, received.put_nowait, int(number))
+    try:
+        yield received
+    finally:
+        for number in handled:
+            loop.remove_signal_handler(number)
+            signal.signal(number, before[number])
