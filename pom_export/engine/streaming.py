@@ -188,7 +188,7 @@ class TensorRtBackend:
         self._bind(spec.name, self._output)
         if not single:
             return np.empty(shape, spec.dtype)
-        if turn not in self._landings:
+        if turn not in self._landings or self._landings[turn].shape != shape:
             self._landings[turn] = np.empty(shape, spec.dtype)
         return self._landings[turn]
 

@@ -21,6 +21,8 @@ from pom_export.engine.manifest import sealed
 from pom_export.engine.streaming import TensorRtBackend, tensorrt_backend
 from pom_export.errors import EngineError, InputError, MissingDependencyError
 from pom_export.parity.tolerances import MODELS
+from pom_export.runtime import StreamPool
+from pom_export.runtime.streaming.interface import StatefulModel
 from tests import small_models
 from tests.engine.host_tensorrt import HostContext, HostCuda, HostEngine, Specialization
 from tests.streaming_graphs import CHANNELS, VOCABULARY, running_sum_model
@@ -364,3 +366,56 @@ def test_a_stream_on_the_gpu_agrees_with_onnx_runtime(model: str, path: str, tmp
     expected = reference.prefill(tokens[:, 20:])
     for stream in (session, fork):
         agree(stream.prefill(tokens[:, 20:]), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not gpu_present(), reason="no CUDA device is here")
+def test_a_pool_on_the_gpu_agrees_with_onnx_runtime(tmp_path: Path) -> None:
+    pom_export.export(CHECKPOINT.parents[1] / "v2_heads" / "checkpoint.pt", tmp_path / "m.onnx", stateful=True)
+    pom_export.build_engine(tmp_path / "m.onnx", tmp_path / "m.engine")
+    alone = StreamingSession(tmp_path / "m.onnx")
+    pool = StreamPool(tmp_path / "m.onnx", streams=4, backend=tensorrt_backend(tmp_path / "m.engine"))
+    random_state, width = np.random.default_rng(0), alone.model.inputs[0].axes[-1]
+    given = {}
+    for length in (1, 9, 80):
+        stream = pool.open()
+        given[stream] = random_state.standard_normal((length, width)).astype(np.float32)
+        stream.give(given[stream])
+    while pool.waiting:
+        answers = pool.tick()
+        for stream, output in zip(answers.streams, answers.outputs, strict=True):
+            alone.reset()
+            expected = alone.prefill_last(given[stream])[0]
+            assert np.abs(output - expected).max() <= 2 * MODELS["float32"].relative * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_a_pool_of_streams_shares_an_engine(mask: bool, cuda: HostCuda, tmp_path: Path) -> None:
+    model = running_sum_model(tmp_path / "m.onnx", mask=mask)
+    engine = HostEngine(model, cuda, PROFILE | {"batch": (1, 3), "tokens": (1, 30)})
+
+    def backend(interface: StatefulModel, rows: int) -> TensorRtBackend:
+        return TensorRtBackend(engine, interface, rows)
+
+    pool = StreamPool(model, streams=3, backend=backend)
+    prompts = [np.arange(length) % VOCABULARY for length in (1, 7, 70)]
+    sequences = {}
+    for prompt in prompts:
+        stream = pool.open()
+        stream.give(prompt)
+        sequences[stream] = [*prompt]
+    for number in range(8):
+        answers = pool.tick()
+        for stream, output in zip(answers.streams, answers.outputs, strict=True):
+            expected = StreamingSession(model).prefill_last(np.array(sequences[stream]))[0]
+            np.testing.assert_array_equal(output, expected)
+            sequences[stream].append(number)
+        pool.step(answers.streams, [number] * len(answers.streams))
+    assert pool.metrics().most_streams == 3
+    with pytest.raises(InputError, match=r"of a call is .*, but the engine of m.onnx takes"):
+        StreamPool(model, streams=4, backend=backend)
+    engine.profile = PROFILE | {"batch": (2, 3)}
+    with pytest.raises(InputError, match=r"of a call is .*, but the engine of m.onnx takes"):
+        StreamPool(model, streams=3, backend=backend)
+    with pytest.raises(InputError, match="are for ONNX Runtime"):
+        StreamPool(model, backend=backend, kernels=False)

@@ -1,17 +1,18 @@
-"""One call of a stateful model in ONNX Runtime, on states that lie side by side."""
+"""Calls of a stateful model, on states that lie side by side: in ONNX Runtime, or in another backend."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from pom_export.errors import InputError, reason_of
 from pom_export.runtime.ort_values import CPU, copied, device_of, wrapped
+from pom_export.runtime.streaming.backend import StreamingBackend
 from pom_export.runtime.streaming.interface import MASK, StatefulModel
 
 Array = npt.NDArray[Any]
@@ -27,22 +28,14 @@ class _Bound:
     output: Array | None
 
 
-class Calls:
-    """Runs a model on arrays of the caller's, without a copy where they are on the session's device.
+class Calls(Protocol):
+    """Runs a model on states that the caller keeps.
 
-    Calls on the same arrays of states are bound once for each number of rows.
-
-    Args:
-        session: the onnxruntime.InferenceSession.
-        model: its interface.
+    Attributes:
+        most_tokens: the most tokens of each row in a call; None: no limit.
     """
 
-    def __init__(self, session: Any, model: StatefulModel) -> None:
-        self._session = session
-        self._model = model
-        self._scratch = np.empty(0, model.output.dtype)
-        self._on_cpu = device_of(session)[0] == CPU
-        self._kept: dict[tuple[int, int], _Bound] = {}
+    most_tokens: int | None
 
     def run(
         self, tokens: Array, past: Mapping[str, Array], present: Mapping[str, Array], bank: int | None = None
@@ -60,8 +53,32 @@ class Calls:
             The output (batch, tokens, ...), in a buffer that a later call overwrites.
 
         Raises:
-            InputError: ONNX Runtime failed. `present` may have been written to.
+            InputError: the model cannot be run. `present` may have been written to.
         """
+
+
+class OnnxRuntimeCalls:
+    """Runs a model in ONNX Runtime, without a copy where the arrays are on the session's device.
+
+    Calls on the same arrays of states are bound once for each number of rows.
+
+    Args:
+        session: the onnxruntime.InferenceSession.
+        model: its interface.
+    """
+
+    most_tokens: int | None = None
+
+    def __init__(self, session: Any, model: StatefulModel) -> None:
+        self._session = session
+        self._model = model
+        self._scratch = np.empty(0, model.output.dtype)
+        self._on_cpu = device_of(session)[0] == CPU
+        self._kept: dict[tuple[int, int], _Bound] = {}
+
+    def run(  # noqa: D102 (the protocol says it)
+        self, tokens: Array, past: Mapping[str, Array], present: Mapping[str, Array], bank: int | None = None
+    ) -> Array:
         batch, count = tokens.shape[:2]
         # On a device, an input is copied when it is bound, so that such a binding is only valid for one call.
         if bank is None or not self._on_cpu:
@@ -115,3 +132,36 @@ class Calls:
         if size > self._scratch.size:
             self._scratch = np.empty(size, self._model.output.dtype)
         return self._scratch[:size].reshape(shape)
+
+
+class BackendCalls:
+    """Runs a model in a backend with memory of its own, such as an engine: states are copied there and back.
+
+    Args:
+        backend: the backend, for any number of rows up to that of the pool.
+        model: its interface.
+    """
+
+    def __init__(self, backend: StreamingBackend, model: StatefulModel) -> None:
+        self._backend = backend
+        self._model = model
+        self._past: Any = None
+        self.most_tokens = backend.most_tokens
+
+    def run(  # noqa: D102
+        self,
+        tokens: Array,
+        past: Mapping[str, Array],
+        present: Mapping[str, Array],
+        bank: int | None = None,  # noqa: ARG002
+    ) -> Array:
+        feed = {self._model.tokens.name: tokens}
+        if self._model.mask is not None:
+            feed[MASK] = np.ones(tokens.shape[:2], np.bool_)
+        before = self._backend.write(past, self._past)
+        self._past = before
+        output, self._past = self._backend.run(before, feed)
+        after = self._backend.read(self._past)
+        for part in self._model.past:
+            np.copyto(present[part.present], after[part.spec.name])
+        return output

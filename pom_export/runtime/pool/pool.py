@@ -15,12 +15,13 @@ import numpy.typing as npt
 
 from pom_export.errors import InputError, kind_of
 from pom_export.graph.exported_model import BATCH, BLOCK_CAUSAL, TOKENS, ExportedModel, TensorSpec
-from pom_export.runtime.pool.calls import Calls
+from pom_export.runtime.pool.calls import BackendCalls, Calls, OnnxRuntimeCalls
 from pom_export.runtime.pool.pace import Pace
 from pom_export.runtime.pool.stream import PoolStream
 from pom_export.runtime.pool.table import Finished, StreamTable, Work
 from pom_export.runtime.providers import Provider
 from pom_export.runtime.session import inference_session
+from pom_export.runtime.streaming.backend import BackendFactory, check_backend
 from pom_export.runtime.streaming.inputs import fitting_state
 from pom_export.runtime.streaming.interface import StatefulModel, read_stateful
 from pom_export.runtime.streaming.state import ModelFiles, State
@@ -121,13 +122,15 @@ class StreamPool:
         providers: execution providers, as for `inference_session`. States are on the CPU.
         session_options: an onnxruntime.SessionOptions to start from.
         kernels: False omits our library.
+        backend: creates the backend that runs the model instead of ONNX Runtime, such as `tensorrt_backend(engine)`: an
+            engine for 1 to `streams` rows. States are copied to it and back in each call.
 
     Attributes:
         model: the file's interface.
 
     Raises:
         InputError: the file cannot be read or loaded, has no state or one that grows, takes other inputs than tokens,
-            or an option is out of range.
+            or does not fit the backend, or an option is out of range.
         MissingDependencyError: onnxruntime or our library is not installed.
     """
 
@@ -143,20 +146,28 @@ class StreamPool:
         providers: Sequence[Provider] | None = None,
         session_options: Any = None,
         kernels: bool = True,
+        backend: BackendFactory | None = None,
     ) -> None:
         for name, value, least in (
             ("streams", streams, 1), ("prefix_bytes", prefix_bytes, 0), ("most_waiting", most_waiting, 1)
         ):  # fmt: skip
             if not (is_whole(value) and value >= least):
                 raise InputError(f"{name} is {value!r}, not a whole number of at least {least}", "Choose another")
+        check_backend(backend, providers, session_options, kernels=kernels)
         interface = read_stateful(model)
         _check_poolable(interface)
         self.model = interface.file
         self._interface = interface
         self._identity = ModelFiles((interface.file.path, *interface.file.weights))
-        session = inference_session(model, providers, kernels=kernels, session_options=session_options)
-        self._calls = Calls(session, interface)
-        self._table = StreamTable(interface, self._identity, streams, prefix_bytes, most_waiting)
+        if backend is None:
+            session = inference_session(model, providers, kernels=kernels, session_options=session_options)
+            self._calls: Calls = OnnxRuntimeCalls(session, interface)
+        else:
+            self._calls = BackendCalls(backend(interface, streams), interface)
+            _check_takes_one(self._calls, interface)
+        self._table = StreamTable(
+            interface, self._identity, streams, prefix_bytes, most_waiting, self._calls.most_tokens
+        )
         self._pace = Pace(_most_tokens(interface))
         self._ticking = threading.Lock()
         # What calls have finished and no tick has returned, since a later call of the same tick failed.
@@ -278,6 +289,14 @@ def _most_tokens(model: StatefulModel) -> int:
     """Return how many tokens' outputs fit into a call's."""
     width = math.prod(axis for axis in model.output.axes[2:] if isinstance(axis, int))
     return max(1, _OUTPUT_BYTES // (width * model.output.dtype.itemsize))
+
+
+def _check_takes_one(calls: Calls, model: StatefulModel) -> None:
+    """Raise InputError if a backend cannot run a single token of one stream, of which an engine may need more."""
+    shape = [axis for axis in model.tokens.axes[2:] if isinstance(axis, int)]
+    past = model.empty(1)
+    present = {part.present: past[part.spec.name].copy() for part in model.past}
+    calls.run(np.zeros((1, 1, *shape), model.tokens.dtype), past, present)
 
 
 def _check_poolable(model: StatefulModel) -> None:

@@ -89,16 +89,24 @@ class StreamTable:
         streams: the most streams.
         prefix_bytes: memory for kept beginnings.
         most_waiting: the most tokens that may wait.
+        most_tokens: the most tokens of each stream in a call; None: no limit.
     """
 
     def __init__(
-        self, model: StatefulModel, identity: ModelFiles, streams: int, prefix_bytes: int, most_waiting: int
+        self,
+        model: StatefulModel,
+        identity: ModelFiles,
+        streams: int,
+        prefix_bytes: int,
+        most_waiting: int,
+        most_tokens: int | None,
     ) -> None:
         self._model = model
         self._identity = identity
         self._slots = Slots(model, streams)
         self._free = list(range(streams))[::-1]
         self._most_waiting = most_waiting
+        self._piece = min(_PIECE, most_tokens or _PIECE)
         # By row: the open stream, whether it waits for a step, that step's token, and the last tokens of its history.
         self._open: dict[int, PoolStream] = {}
         self._stepping = np.zeros(streams, np.bool_)
@@ -244,7 +252,7 @@ class StreamTable:
                 if not self._skip_known(stream, finished):
                     continue
                 if not chosen:
-                    count = _piece_of(stream, most, alone=len(waiting) == 1)
+                    count = _piece_of(stream, min(most, self._piece), alone=len(waiting) == 1)
                 if (len(chosen) + 1) * count > most or stream.given[0].left < count:
                     continue
                 history = self._history(stream)
@@ -419,7 +427,7 @@ def _piece_of(stream: PoolStream, most: int, *, alone: bool) -> int:
     """
     given = stream.given[0]
     end = given.shared - given.taken if given.shared > given.taken else given.left
-    count = min(end, most, _PIECE)
+    count = min(end, most)
     if not alone:
         count = 1 << (count.bit_length() - 1)
     aligned = (stream.length + count) // GRAIN * GRAIN - stream.length

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy.typing as npt
 
+from pom_export.errors import InputError, kind_of
+from pom_export.runtime.providers import Provider
 from pom_export.runtime.streaming.interface import StatefulModel
 
 Array = npt.NDArray[Any]
@@ -50,7 +52,7 @@ class StreamingBackend(Protocol):
         """Return the total size of a past's arrays in bytes."""
 
 
-# Creates a model's backend for a number of rows.
+# Creates a model's backend for a number of rows; a StreamPool gives it pasts of fewer rows as well.
 BackendFactory: TypeAlias = Callable[[StatefulModel, int], StreamingBackend]
 
 
@@ -59,3 +61,15 @@ def locked(array: Array) -> Array:
     view = array.view()
     view.flags.writeable = False
     return view
+
+
+def check_backend(
+    backend: BackendFactory | None, providers: Sequence[Provider] | None, session_options: Any, *, kernels: bool
+) -> None:
+    """Raise InputError unless a backend can be called, and is given without options for ONNX Runtime."""
+    if backend is not None and not (providers is None and session_options is None and kernels):
+        raise InputError(
+            "providers, session_options and kernels are for ONNX Runtime", "Leave out either these or backend"
+        )
+    if backend is not None and not callable(backend):
+        raise InputError(f"backend is {kind_of(backend)}", "Give what pom_export.tensorrt_backend(engine) returns")

@@ -16,7 +16,7 @@ from pom_export.errors import InputError, kind_of
 from pom_export.graph.exported_model import PAST_LENGTH, ExportedModel, TensorSpec
 from pom_export.runtime.providers import Provider
 from pom_export.runtime.session import inference_session
-from pom_export.runtime.streaming.backend import BackendFactory, Past, StreamingBackend
+from pom_export.runtime.streaming.backend import BackendFactory, Past, StreamingBackend, check_backend
 from pom_export.runtime.streaming.inputs import (
     call_mask,
     call_others,
@@ -87,12 +87,7 @@ class StreamingSession:
         kernels: bool = True,
         backend: BackendFactory | None = None,
     ) -> None:
-        if backend is not None and not (providers is None and session_options is None and kernels):
-            raise InputError(
-                "providers, session_options and kernels are for ONNX Runtime", "Leave out either these or backend"
-            )
-        if backend is not None and not callable(backend):
-            raise InputError(f"backend is {kind_of(backend)}", "Give what pom_export.tensorrt_backend(engine) returns")
+        check_backend(backend, providers, session_options, kernels=kernels)
         interface = read_stateful(model)
         _check_batch(interface, batch)
         identity = ModelFiles((interface.file.path, *interface.file.weights))
