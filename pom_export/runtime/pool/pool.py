@@ -39,7 +39,8 @@ class Answers:
     """What a tick has finished: for each stream, the output for the last token that it was given.
 
     Attributes:
-        streams: the streams, each with all that it was given at once read.
+        streams: the streams, each with all that it was given at once read. Each is there once: what it was given after
+            that is answered by later ticks.
         outputs: (streams, V) or (streams, d), the output for the last token of each.
         every: (tokens, ...) by stream, for those that asked for every token's output.
     """
@@ -220,7 +221,7 @@ class StreamPool:
             raise InputError("another thread is in tick()", "Call it from one thread")
         try:
             finished = self._finished
-            steps = self._table.steps()
+            steps = self._table.steps(finished)
             if steps is not None:
                 self._pace.stepped(self._run(steps, finished))
             left = self._pace.tokens(others_wait=steps is not None)

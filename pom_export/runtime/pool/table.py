@@ -31,7 +31,7 @@ _WAITING: Final = attrgetter("waiting")
 
 
 class Finished:
-    """What the calls of a tick have finished.
+    """What the calls of a tick have finished: at most one answer of each stream.
 
     Attributes:
         streams: those whose tokens, given at once, have all been read.
@@ -43,11 +43,17 @@ class Finished:
         self.streams: list[PoolStream] = []
         self.outputs: list[Array] = []
         self.every: dict[PoolStream, Array] = {}
+        self._answered: set[PoolStream] = set()
+
+    def __contains__(self, stream: PoolStream) -> bool:
+        """Return whether a stream has its answer of this tick."""
+        return stream in self._answered
 
     def add(self, streams: Sequence[PoolStream], outputs: Array) -> None:
         """Add streams, and their last tokens' outputs (streams, ...), an array of its own."""
         self.streams += streams
         self.outputs.append(outputs)
+        self._answered.update(streams)
 
 
 @dataclass(frozen=True)
@@ -215,11 +221,18 @@ class StreamTable:
             self._check_open(stream)
             return State(self._slots.read(stream.row), self._identity)
 
-    def steps(self) -> Work | None:
-        """Return the call for all streams that wait for a single token; None if there are none."""
+    def steps(self, finished: Finished) -> Work | None:
+        """Return the call for all streams that wait for a single token; None if there are none.
+
+        Args:
+            finished: streams in it wait for the next tick.
+        """
         with interrupts.held(), self._lock:
             wanted = self._stepping
-            last = [stream for stream in self._queue if stream.given[0].left == 1 and not wanted[stream.row]]
+            if finished.streams:
+                wanted = wanted.copy()
+                wanted[[stream.row for stream in finished.streams if not stream.closed]] = False
+            last = [s for s in self._queue if s.given[0].left == 1 and not self._stepping[s.row] and s not in finished]
             if last:
                 rows = [stream.row for stream in last]
                 self._next[rows] = [stream.given[0].piece(1) for stream in last]
@@ -240,10 +253,14 @@ class StreamTable:
 
         Args:
             most: the most tokens in the call, of all its rows together.
-            finished: gets the streams that skipped all their tokens.
+            finished: streams in it wait for the next tick; it gets those that skip all their tokens.
         """
         with interrupts.held(), self._lock:
-            waiting = [stream for stream in self._queue if stream.given[0].left > 1 and not self._stepping[stream.row]]
+            waiting = [
+                stream
+                for stream in self._queue
+                if stream.given[0].left > 1 and not self._stepping[stream.row] and stream not in finished
+            ]
             chosen: list[PoolStream] = []
             readers: dict[bytes, PoolStream] = {}
             awaited: set[PoolStream] = set()

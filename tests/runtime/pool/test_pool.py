@@ -103,6 +103,21 @@ def test_vectors_and_every_output(tmp_path: Path) -> None:
     assert finish(pool)[first].shape == (VOCABULARY,)
 
 
+def test_each_tick_has_one_answer_of_a_stream(model: Path) -> None:
+    """A stream's outputs are found by the stream, so a second answer would hide the first."""
+    pool = StreamPool(model)
+    stream, ids = pool.open(), PROMPTS[-1]
+    expected = StreamingSession(model).prefill(ids)[0]
+    for start, stop in ((0, 1), (1, 3), (3, 40), (40, 41), (41, 300)):
+        stream.give(ids[start:stop], every=True)
+    read = []
+    while pool.waiting:
+        answers = pool.tick()
+        assert len(set(answers.streams)) == len(answers.streams)
+        read += [answers.every[stream]] if stream in answers.every else []
+    np.testing.assert_array_equal(np.concatenate(read), expected)
+
+
 def test_what_is_given_may_change_afterwards(model: Path) -> None:
     pool = StreamPool(model)
     ids = PROMPTS[-1].copy()
