@@ -104,7 +104,9 @@ class StopStream:
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """Add text, and return the part that may be output."""
+        """Add text, and return the part that may be output: none after a stop."""
+        if self.stopped:
+            return ""
         whole = self.held + text
         ends = [end for stop in self._stops if (end := whole.find(stop)) >= 0]
         if ends:

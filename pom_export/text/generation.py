@@ -16,7 +16,7 @@ from pom_export.runtime.pool.pool import StreamPool
 from pom_export.runtime.streaming.session import CHUNK, StreamingSession
 from pom_export.runtime.streaming.state import State
 from pom_export.text.decoding import StopStream
-from pom_export.text.notes import Notes, Settings, check_fits, check_held, read_notes
+from pom_export.text.notes import Notes, Settings, notes_to_continue
 from pom_export.text.tokenizers import Tokenizer
 
 # Reasons for the end of a run, other than exceptions.
@@ -122,6 +122,8 @@ class Generation:
             raise InputError(f"the prompt ends at token {after}, but the model has {most} positions", "Shorten it")
         if ids:
             self._begun = True
+            # What was held back is followed by the prompt, and so is no longer the beginning of anything.
+            self.finish()
             self._stream = self._tokenizer.stream(ids)
             self._stops = StopStream(self._settings.stop)
             self._now = replace(self._now, pending=pending, logits=None)
@@ -208,17 +210,10 @@ class Generation:
         return notes.added_to(self._session.snapshot())
 
     def _continue(self, state: State) -> None:
-        notes = read_notes(state)
-        check_fits(notes, self._vocabulary)
-        same_tokenizer = notes.settings.tokenizer == self._settings.tokenizer
-        if same_tokenizer:
-            check_held(notes.stream, self._tokenizer)
+        notes = notes_to_continue(state, self._settings, self._tokenizer, self._vocabulary)
         self._session.restore(state)
-        # A new seed starts over; the old one continues.
-        chosen = notes.chosen if notes.settings.sampling.seed == self._settings.sampling.seed else 0
-        self._now = _Position(notes.pending, notes.logits, chosen)
-        if same_tokenizer:
-            self._stream = self._tokenizer.stream(held=notes.stream)
+        self._now = _Position(notes.pending, notes.logits, notes.chosen)
+        self._stream = self._tokenizer.stream(held=notes.stream)
         # The held text may contain other stops, or no beginning of one.
         self._ready = notes.ready + self._stops.push(notes.held)
 

@@ -184,6 +184,25 @@ def _refuse(name: str, value: Any, wanted: str) -> NoReturn:
     raise InputError(f"the state's {name} is {shown}, not {wanted}", _HINT)
 
 
+def notes_to_continue(state: State, settings: Settings, tokenizer: Tokenizer, vocabulary: int) -> Notes:
+    """Return the notes in a state, as far as they apply to a text that goes on with other settings.
+
+    The number of chosen tokens goes on with the same seed, and is 0 with a new one. What the stream of text holds is
+    empty with a new tokenizer.
+
+    Raises:
+        InputError: as for `read_notes`, or they do not fit the model or the tokenizer.
+    """
+    notes = read_notes(state)
+    check_fits(notes, vocabulary)
+    if notes.settings.sampling.seed != settings.sampling.seed:
+        notes = replace(notes, chosen=0)
+    if notes.settings.tokenizer != settings.tokenizer:
+        return replace(notes, stream=tokenizer.stream().held())
+    check_held(notes.stream, tokenizer)
+    return notes
+
+
 def check_fits(notes: Notes, vocabulary: int) -> None:
     """Raise InputError if the notes have a token or logits that do not fit a vocabulary of this size."""
     if notes.pending and max(notes.pending) >= vocabulary:

@@ -113,6 +113,20 @@ def test_a_stop_s_beginning_is_held_in_the_state(path: Path) -> None:
     assert not continued.advance(200)
 
 
+def test_what_was_held_back_comes_before_what_follows_another_prompt(path: Path) -> None:
+    settings = Settings(Sampling(temperature=0), "bytes")
+    generation = start(path, settings)
+    generation.prompt(PROMPT)
+    text = run(generation, 5)
+    held = Settings(settings.sampling, "bytes", (text + "!",))
+    generation = start(path, held)
+    generation.prompt(PROMPT)
+    assert run(generation, 5) == ""
+    continued = start(path, held, generation.state())
+    continued.prompt(" and")
+    assert continued.take() == text
+
+
 def test_a_saved_prompt_can_be_continued_many_times(path: Path) -> None:
     generation = start(path)
     generation.prompt(PROMPT)
