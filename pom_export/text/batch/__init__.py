@@ -1,0 +1,1 @@
+"""Many texts that are continued at once, over one pool of streams."""
