@@ -33,6 +33,7 @@ _COMMANDS = {
     "build": "Build a TensorRT engine with the plugin inside.",
     "run": "Run many sequences through a file, in batches.",
     "generate": "Continue a text with an exported language model.",
+    "serve": "Answer requests over HTTP with an exported model.",
     "bench": "Time an exported file on every backend.",
     "doctor": "Find out what is installed and what works here.",
     "scan": "List a model's attention, and what replacing it with PoM would save.",

@@ -51,7 +51,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/metrics")
     async def metrics() -> PlainTextResponse:
         sizes = await service.sessions.store.sizes()
-        text = service.metrics.text(service.pool.metrics(), service.places.waiting, sizes)
+        text = service.metrics.text(service.pool.metrics(), service.requests, service.places.waiting, sizes)
         return PlainTextResponse(text, media_type=CONTENT_TYPE)
 
     @app.get("/v1/models")

@@ -56,17 +56,19 @@ class ServeMetrics:
         """Record the time between two answers of a stream."""
         self.next_seconds.observe(seconds)
 
-    def text(self, pool: PoolMetrics, queue: int, sessions: tuple[int, int]) -> str:
+    def text(self, pool: PoolMetrics, running: int, queue: int, sessions: tuple[int, int]) -> str:
         """Return everything as text.
 
         Args:
             pool: what the pool has done.
+            running: number of requests that are being answered.
             queue: number of requests that wait for a stream.
             sessions: number of sessions, and their bytes.
         """
         page = _Page()
         page.gauge("pom_streams", "Open streams.", pool.streams)
         page.gauge("pom_streams_limit", "The most streams at a time.", pool.most_streams)
+        page.gauge("pom_running_requests", "Requests that are being answered.", running)
         page.gauge("pom_queue_requests", "Requests that wait for a stream.", queue)
         page.gauge("pom_waiting_tokens", "Tokens that were given and not read.", pool.waiting)
         page.counter("pom_tokens_total", "Tokens that the model has read.", {}, pool.tokens)

@@ -17,7 +17,7 @@ from pom_export.serving.service import Service
 
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # How long connections may take to close once their requests have been answered or given up.
-_CLOSING_SECONDS: Final = 2
+_CLOSING_SECONDS: Final = 1
 _POLL_SECONDS: Final = 0.05
 
 

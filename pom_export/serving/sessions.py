@@ -83,6 +83,10 @@ class MemoryStore:
         return state
 
     async def put(self, name: str, state: State) -> None:  # noqa: D102
+        self.add(name, state)
+
+    def add(self, name: str, state: State) -> None:
+        """Do what `put` does, outside of a coroutine."""
         self._remove(name)
         self._gone.pop(name, None)
         self._kept[name] = state, self._clock()

@@ -29,6 +29,7 @@ COMMANDS = [
         "scan",
         "bench",
         "run",
+        "serve",
         "doctor",
     )
 ]

@@ -1,0 +1,150 @@
+"""`pom-export serve`."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from pom_export.cli.options import common_options
+from pom_export.cli.output import print_result
+from pom_export.cli.parameters import FILE, FOLDER, File, Whole
+from pom_export.cli.progress import stages, tell_on_stderr
+from pom_export.errors import printable
+from pom_export.files import made_folder
+from pom_export.serving.settings import MIB, ServeSettings
+from pom_export.text.tokenizers import AUTO, NAMES
+
+if TYPE_CHECKING:
+    from pom_export.serving.saved_sessions import SessionFolder
+    from pom_export.serving.service import Service
+    from pom_export.serving.sessions import MemoryStore
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_DEFAULTS: Final = ServeSettings()
+_MOST_PORT: Final = 65_535
+
+
+# Settings that options give in MiB.
+_IN_MIB: Final = ("most_body", "most_output", "prefix_bytes", "session_bytes")
+
+
+def _limit(name: str, field: str, says: str, least: int = 0) -> Callable[[_Function], _Function]:
+    """Return an option for a setting, with the library's default."""
+    default = getattr(_DEFAULTS, field) // (MIB if field in _IN_MIB else 1)
+    return click.option(name, field, type=Whole(least), default=default, show_default=True, help=says)
+
+
+@click.command("serve")
+@click.argument("model", type=FILE)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: every network.")
+@click.option("--port", type=Whole(0, _MOST_PORT), default=8000, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--api-key",
+    envvar="POM_EXPORT_API_KEY",
+    show_envvar=True,
+    help="Key that requests must carry: Authorization: Bearer KEY. Others on this machine see a command's options.",
+)
+@click.option("--tokenizer", type=File(NAMES), help="auto, bytes, gpt2, or a tokenizer.json; default: auto.")
+@_limit("--streams", "streams", "Most texts or sequences at a time.", 1)
+@_limit("--queue", "queue", "Most requests that wait for one of them; more get 429.")
+@_limit("--max-prompt", "most_tokens", "Most tokens that a request gives.", 1)
+@_limit("--max-body", "most_body", "Most MiB of a request.", 1)
+@_limit("--max-output", "most_output", "Most MiB of numbers in an answer.", 1)
+@_limit("--prefix-memory", "prefix_bytes", "MiB for beginnings that are read once for all.")
+@_limit("--max-sessions", "sessions", "Most sessions that are kept.")
+@_limit("--session-memory", "session_bytes", "Most MiB that they take.")
+@_limit("--session-seconds", "session_seconds", "How long one is kept after its last request.")
+@_limit("--finish-seconds", "finish_seconds", "How long requests may go on after Ctrl-C or SIGTERM.")
+@click.option(
+    "--sessions", "folder", type=FOLDER, help="Save sessions here at the end; the next start goes on with them."
+)
+@common_options
+def command(
+    model: str,
+    host: str,
+    port: int,
+    api_key: str | None,
+    tokenizer: str | None,
+    folder: str | None,
+    as_json: bool,
+    verbose: bool,
+    **limits: int,
+) -> None:
+    """Answer requests over HTTP with MODEL, a file exported with --stateful, until Ctrl-C or SIGTERM.
+
+    Streams share the calls of the model (continuous batching). The first signal refuses new requests and finishes those
+    that run; a second one cuts them off.
+    """
+    from pom_export.serving.packages import check_http
+
+    check_http()
+    in_units = {field: value * MIB if field in _IN_MIB else value for field, value in limits.items()}
+    settings = ServeSettings(api_key=api_key, tokenizer=tokenizer or AUTO, **in_units)
+    with ExitStack() as opened:
+        with stages("starting", shown=verbose, moving=not as_json) as progress:
+            from pom_export.serving.server import bound_socket, serve
+            from pom_export.serving.service import Service
+            from pom_export.serving.sessions import MemoryStore
+
+            listening = opened.enter_context(bound_socket(host, port))
+            progress(f"loading {model}")
+            store = MemoryStore(settings.sessions, settings.session_bytes, settings.session_seconds)
+            service = Service(model, settings, store)
+            kept = None if folder is None else opened.enter_context(_kept(Path(folder), service, store))
+        number = serve(service, listening, lambda: _started(service, listening.getsockname(), kept, as_json=as_json))
+        if kept is not None:
+            tell_on_stderr(f"pom-export: saved in {printable(str(folder))}: {_sessions(kept.save(store))}")
+    signal.raise_signal(number)
+
+
+@contextmanager
+def _kept(folder: Path, service: Service, store: MemoryStore) -> Iterator[SessionFolder]:
+    """Load the sessions of a folder, which is created if it is missing."""
+    from pom_export.serving.saved_sessions import SessionFolder
+
+    with made_folder(folder):
+        kept = SessionFolder(folder, service.pool)
+        if count := kept.load(store):
+            tell_on_stderr(f"pom-export: taken from {printable(str(folder))}: {_sessions(count)}")
+        yield kept
+
+
+def _sessions(count: int) -> str:
+    return f"{count} {'session' if count == 1 else 'sessions'}"
+
+
+def _started(service: Service, address: tuple[Any, ...], kept: SessionFolder | None, *, as_json: bool) -> None:
+    """Say where the server is, and how to ask it."""
+    if kept is not None:
+        kept.take()
+    host, port = address[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    key = "" if service.settings.api_key is None else " -H 'Authorization: Bearer KEY'"
+    example = json.dumps(_example(service))
+    lines = [
+        ("address", url),
+        ("model", f"{service.name}: {service.interface.tokens} to {service.interface.output}"),
+        ("try", f"curl --json '{example}'{key} {url}/v1/steps"),
+    ]
+    print_result({"url": url, "model": service.name, "tokenizer": _tokenizer(service)}, as_json, lines)
+    if not key and not ip_address(host).is_loopback:
+        tell_on_stderr(f"pom-export: everyone who reaches {url} can use it. --api-key asks for a key")
+
+
+def _example(service: Service) -> dict[str, Any]:
+    """Return a request that the model can answer."""
+    if service.interface.takes_ids:
+        return {"inputs": [1, 2, 3]}
+    return {"inputs": [[0.0] * int(service.interface.tokens.axes[2])]}
+
+
+def _tokenizer(service: Service) -> str | None:
+    return None if service.tokenizer is None else service.tokenizer.name

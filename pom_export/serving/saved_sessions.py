@@ -1,0 +1,88 @@
+"""Sessions in a folder: what one server leaves to the next."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from pom_export.errors import InputError, reason_of
+from pom_export.files import check_writable
+from pom_export.runtime.pool.pool import StreamPool
+from pom_export.runtime.streaming.state import State
+from pom_export.serving.errors import RequestError
+from pom_export.serving.sessions import MemoryStore, checked_name
+
+_NOTE: Final = "session"
+_SUFFIX: Final = ".session.npz"
+
+
+class SessionFolder:
+    """A folder that a server takes sessions from when it starts, and leaves them in when it ends.
+
+    Args:
+        folder: the folder, which exists.
+        pool: the pool that the states are of.
+    """
+
+    def __init__(self, folder: Path, pool: StreamPool) -> None:
+        self._folder = folder
+        self._pool = pool
+
+    def load(self, store: MemoryStore) -> int:
+        """Put all sessions into a store, those saved last as those used last; return how many.
+
+        Raises:
+            InputError: a file is damaged or belongs to another model, or the folder cannot be used.
+        """
+        check_writable(self._folder / f"trial{_SUFFIX}", (), "session")
+        files = self._files()
+        for file in files:
+            store.add(*self._read(file))
+        return len(files)
+
+    def take(self) -> None:
+        """Remove the files of loaded sessions: once these go on, they are no longer what the files say.
+
+        Raises:
+            InputError: a file cannot be removed.
+        """
+        for file in self._files():
+            try:
+                file.unlink()
+            except OSError as error:
+                raise InputError(f"cannot remove {file}: {reason_of(error)}", "Check permissions") from error
+
+    def save(self, store: MemoryStore) -> int:
+        """Write all sessions of a store; return how many.
+
+        Raises:
+            InputError: one cannot be written.
+        """
+        sessions = list(store.items())
+        for name, state in sessions:
+            # Names differ in case, and file systems may not tell it.
+            file = self._folder / (hashlib.sha256(name.encode()).hexdigest()[:32] + _SUFFIX)
+            replace(state, notes={**state.notes, _NOTE: name}).save(file)
+        return len(sessions)
+
+    def _files(self) -> list[Path]:
+        try:
+            return sorted(self._folder.glob(f"*{_SUFFIX}"), key=lambda file: file.stat().st_mtime_ns)
+        except OSError as error:
+            raise InputError(f"cannot read {self._folder}: {reason_of(error)}", "Check permissions") from error
+
+    def _read(self, file: Path) -> tuple[str, State]:
+        state = State.load(file)
+        try:
+            name = checked_name(state.notes.get(_NOTE))
+            self._pool.open(state).close()
+        except RequestError as error:
+            raise InputError(f"{file} is not a saved session: {error.what}", "Remove it") from error
+        except InputError as error:
+            raise InputError(
+                f"{file} cannot be continued: {error.what}", "Remove it, or name another folder"
+            ) from error
+        notes = {key: value for key, value in state.notes.items() if key != _NOTE}
+        return name, replace(state, notes=notes)
