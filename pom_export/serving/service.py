@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pom_export.engine.streaming import tensorrt_backend
 from pom_export.errors import InputError
 from pom_export.graph.exported_model import ExportedModel
 from pom_export.runtime.pool.pool import Answers, StreamPool
 from pom_export.runtime.pool.stream import PoolStream
+from pom_export.runtime.session import default_session_options
 from pom_export.runtime.streaming.interface import StatefulModel, stateful_interface
 from pom_export.runtime.streaming.state import State
 from pom_export.serving.metrics import ServeMetrics
@@ -44,14 +46,14 @@ class Service:
 
     Raises:
         InputError: `StreamPool` refuses the model, or the tokenizer is not the model's.
-        MissingDependencyError: onnxruntime, our library or the tokenizer's is not installed.
+        MissingDependencyError: onnxruntime, our library, TensorRT or the tokenizer's is not installed.
     """
 
     def __init__(
         self, model: str | os.PathLike[str], settings: ServeSettings, store: SessionStore | None = None
     ) -> None:
         self.settings = settings
-        self.pool = StreamPool(model, streams=settings.streams, prefix_bytes=settings.prefix_bytes)
+        self.pool = _pool(model, settings)
         self.file: ExportedModel = self.pool.model
         self.interface: StatefulModel = stateful_interface(self.file)
         self.name = self.file.path.stem
@@ -145,6 +147,16 @@ class _Once:
 
     def fail(self, streams: Sequence[PoolStream], error: Exception) -> None:  # noqa: ARG002 (there is one)
         self._bridge.deliver([(self._queue, error)])
+
+
+def _pool(model: str | os.PathLike[str], settings: ServeSettings) -> StreamPool:
+    given: dict[str, Any] = {}
+    if settings.engine is not None:
+        given["backend"] = tensorrt_backend(settings.engine)
+    elif settings.threads:
+        given["session_options"] = default_session_options()
+        given["session_options"].intra_op_num_threads = settings.threads
+    return StreamPool(model, streams=settings.streams, prefix_bytes=settings.prefix_bytes, **given)
 
 
 def _vocabulary(model: StatefulModel) -> int | None:

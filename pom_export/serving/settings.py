@@ -22,6 +22,8 @@ class ServeSettings:
     Attributes:
         api_key: what requests must carry as `Authorization: Bearer KEY`; None: nothing.
         tokenizer: name for `choose_tokenizer`; "auto" serves arrays alone if none is known for the model.
+        engine: path of an engine of the model, which runs it on a GPU; None: ONNX Runtime does.
+        threads: the most threads of ONNX Runtime; 0: one for each core.
         streams: the most streams at a time.
         queue: the most requests that wait for a stream; more are refused.
         prefix_bytes: memory for states of beginnings that several streams share.
@@ -39,6 +41,8 @@ class ServeSettings:
 
     api_key: str | None = None
     tokenizer: str = AUTO
+    engine: str | None = None
+    threads: int = 0
     streams: int = 64
     queue: int = 256
     prefix_bytes: int = 64 * MIB

@@ -116,6 +116,7 @@ def test_what_cannot_be_served_is_refused(model: Path, tmp_path: Path, capsys: p
     small = running_sum_model(tmp_path / "small.onnx", vocabulary=100)
     refused([str(small), "--port", "0", "--tokenizer", "bytes"], capsys, "has 256 tokens, but small.onnx has 100")
     refused([str(model), "--port", "0", "--sessions", str(tmp_path / "a" / "b")], capsys, "does not exist")
+    refused([str(model), "--port", "0", "--engine", str(tmp_path / "m.engine")], capsys, "m.engine does not exist")
     refused([str(model), "--host", "192.0.2.1"], capsys, "cannot listen on 192.0.2.1 port 8000")
     refused([str(model), "--host", "nowhere.invalid"], capsys, "'nowhere.invalid' is no address")
     with socket.create_server(("127.0.0.1", 0)) as other:

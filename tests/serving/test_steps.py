@@ -40,7 +40,7 @@ def ids(ids_model: Path) -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def vectors(vectors_model: Path) -> Iterator[Running]:
-    with running(vectors_model) as server:
+    with running(vectors_model, threads=1) as server:
         yield server
 
 
