@@ -114,7 +114,7 @@ def _kept(folder: Path, service: Service, store: MemoryStore) -> Iterator[Sessio
     from pom_export.serving.saved_sessions import SessionFolder
 
     with made_folder(folder):
-        kept = SessionFolder(folder, service.pool)
+        kept = SessionFolder(folder, service.interface)
         if count := kept.load(store):
             tell_on_stderr(f"pom-export: taken from {printable(str(folder))}: {_sessions(count)}")
         yield kept

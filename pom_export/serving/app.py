@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from pom_export.serving import steps
 from pom_export.serving.errors import Failure
-from pom_export.serving.metrics import CONTENT_TYPE
+from pom_export.serving.metrics import CONTENT_TYPE, metrics_page
 from pom_export.serving.middleware import Guard
 from pom_export.serving.service import Service
 from pom_export.version import __version__
@@ -24,9 +24,9 @@ def create_app(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.start()
+        service.model.start()
         yield
-        service.stop()
+        service.model.stop()
 
     # Its own pages would load programs from elsewhere.
     app = FastAPI(title="pom-export", version=__version__, lifespan=lifespan, openapi_url=None)
@@ -42,16 +42,16 @@ def _add_state(app: FastAPI, service: Service) -> None:
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        return _said(service.worker.alive or service.draining)
+        return _said(service.model.alive or service.draining)
 
     @app.get("/ready")
     async def ready() -> JSONResponse:
-        return _said(service.worker.alive and not service.draining)
+        return _said(service.model.alive and not service.draining)
 
     @app.get("/metrics")
     async def metrics() -> PlainTextResponse:
         sizes = await service.sessions.store.sizes()
-        text = service.metrics.text(service.pool.metrics(), service.requests, service.places.waiting, sizes)
+        text = metrics_page(await service.model.metrics(), service.metrics, service.requests, sizes)
         return PlainTextResponse(text, media_type=CONTENT_TYPE)
 
     @app.get("/v1/models")
@@ -80,7 +80,7 @@ def _model(service: Service) -> dict[str, Any]:
         "inputs": str(service.interface.tokens),
         "outputs": str(service.interface.output),
         "tokenizer": None if service.tokenizer is None else service.tokenizer.name,
-        "state_bytes": service.pool.metrics().state_bytes,
+        "state_bytes": service.state_bytes,
     }
 
 

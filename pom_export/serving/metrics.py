@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from pom_export.runtime.pool.pool import PoolMetrics
@@ -34,17 +35,15 @@ class Histogram:
         self.total += value * times
 
 
-class ServeMetrics:
-    """Counts requests, and the times between answers: an `Observer` of the worker's.
+class AnswerTimes:
+    """Times between answers: an `Observer` of the worker's.
 
     Attributes:
-        requests: number of requests, by path and status.
         first_seconds: time from being given tokens to the first answer, of each stream.
         next_seconds: time between two answers of a stream.
     """
 
     def __init__(self) -> None:
-        self.requests: Counter[tuple[str, int]] = Counter()
         self.first_seconds = Histogram(_SECONDS)
         self.next_seconds = Histogram(_SECONDS)
 
@@ -56,39 +55,68 @@ class ServeMetrics:
         """Record the time between two answers of a stream."""
         self.next_seconds.observe(seconds)
 
-    def text(self, pool: PoolMetrics, running: int, queue: int, sessions: tuple[int, int]) -> str:
-        """Return everything as text.
 
-        Args:
-            pool: what the pool has done.
-            running: number of requests that are being answered.
-            queue: number of requests that wait for a stream.
-            sessions: number of sessions, and their bytes.
-        """
-        page = _Page()
-        page.gauge("pom_streams", "Open streams.", pool.streams)
-        page.gauge("pom_streams_limit", "The most streams at a time.", pool.most_streams)
-        page.gauge("pom_running_requests", "Requests that are being answered.", running)
-        page.gauge("pom_queue_requests", "Requests that wait for a stream.", queue)
-        page.gauge("pom_waiting_tokens", "Tokens that were given and not read.", pool.waiting)
-        page.counter("pom_tokens_total", "Tokens that the model has read.", {}, pool.tokens)
-        page.counter("pom_prefix_tokens_total", "Tokens not read since their state was kept.", {}, pool.prefix_tokens)
-        page.gauge("pom_prefixes", "Beginnings whose states are kept.", pool.prefixes)
-        page.gauge("pom_prefix_bytes", "Size of their states.", pool.prefix_bytes)
-        page.gauge("pom_state_bytes", "Size of one stream's state.", pool.state_bytes)
-        page.gauge("pom_streams_state_bytes", "Size of the open streams' states.", pool.streams * pool.state_bytes)
-        page.gauge("pom_sessions", "Sessions that are kept.", sessions[0])
-        page.gauge("pom_session_bytes", "Size of their states.", sessions[1])
-        rows = Histogram(_ROWS)
-        for batch, calls in sorted(pool.batches.items()):
-            rows.observe(batch, calls)
-        page.histogram("pom_batch_rows", "Streams that shared a call of the model.", rows)
-        page.histogram("pom_first_token_seconds", "Time to a stream's first answer.", self.first_seconds)
-        page.histogram("pom_next_token_seconds", "Time between two answers of a stream.", self.next_seconds)
-        for (path, status), count in sorted(self.requests.items()):
-            labels = {"path": path, "status": str(status)}
-            page.counter("pom_requests_total", "Requests by path and status.", labels, count)
-        return page.text
+@dataclass(frozen=True)
+class ModelMetrics:
+    """What a model has done and holds.
+
+    Attributes:
+        pool: its pool.
+        queue: number of requests that wait for a stream.
+        first_seconds: see `AnswerTimes`.
+        next_seconds: see there.
+    """
+
+    pool: PoolMetrics
+    queue: int
+    first_seconds: Histogram
+    next_seconds: Histogram
+
+
+class RequestCounts:
+    """Counts requests.
+
+    Attributes:
+        requests: number of requests, by path and status.
+    """
+
+    def __init__(self) -> None:
+        self.requests: Counter[tuple[str, int]] = Counter()
+
+
+def metrics_page(model: ModelMetrics, counts: RequestCounts, running: int, sessions: tuple[int, int]) -> str:
+    """Return everything as text.
+
+    Args:
+        model: what the model has done.
+        counts: requests that were answered.
+        running: number of requests that are being answered.
+        sessions: number of sessions, and their bytes.
+    """
+    page, pool = _Page(), model.pool
+    page.gauge("pom_streams", "Open streams.", pool.streams)
+    page.gauge("pom_streams_limit", "The most streams at a time.", pool.most_streams)
+    page.gauge("pom_running_requests", "Requests that are being answered.", running)
+    page.gauge("pom_queue_requests", "Requests that wait for a stream.", model.queue)
+    page.gauge("pom_waiting_tokens", "Tokens that were given and not read.", pool.waiting)
+    page.counter("pom_tokens_total", "Tokens that the model has read.", {}, pool.tokens)
+    page.counter("pom_prefix_tokens_total", "Tokens not read since their state was kept.", {}, pool.prefix_tokens)
+    page.gauge("pom_prefixes", "Beginnings whose states are kept.", pool.prefixes)
+    page.gauge("pom_prefix_bytes", "Size of their states.", pool.prefix_bytes)
+    page.gauge("pom_state_bytes", "Size of one stream's state.", pool.state_bytes)
+    page.gauge("pom_streams_state_bytes", "Size of the open streams' states.", pool.streams * pool.state_bytes)
+    page.gauge("pom_sessions", "Sessions that are kept.", sessions[0])
+    page.gauge("pom_session_bytes", "Size of their states.", sessions[1])
+    rows = Histogram(_ROWS)
+    for batch, calls in sorted(pool.batches.items()):
+        rows.observe(batch, calls)
+    page.histogram("pom_batch_rows", "Streams that shared a call of the model.", rows)
+    page.histogram("pom_first_token_seconds", "Time to a stream's first answer.", model.first_seconds)
+    page.histogram("pom_next_token_seconds", "Time between two answers of a stream.", model.next_seconds)
+    for (path, status), count in sorted(counts.requests.items()):
+        labels = {"path": path, "status": str(status)}
+        page.counter("pom_requests_total", "Requests by path and status.", labels, count)
+    return page.text
 
 
 class _Page:

@@ -9,8 +9,9 @@ from typing import Final
 
 from pom_export.errors import InputError, reason_of
 from pom_export.files import check_writable
-from pom_export.runtime.pool.pool import StreamPool
-from pom_export.runtime.streaming.state import State
+from pom_export.runtime.streaming.inputs import fitting_state
+from pom_export.runtime.streaming.interface import StatefulModel
+from pom_export.runtime.streaming.state import ModelFiles, State
 from pom_export.serving.errors import RequestError
 from pom_export.serving.sessions import MemoryStore, checked_name
 
@@ -23,12 +24,13 @@ class SessionFolder:
 
     Args:
         folder: the folder, which exists.
-        pool: the pool that the states are of.
+        model: the model that the states are of.
     """
 
-    def __init__(self, folder: Path, pool: StreamPool) -> None:
+    def __init__(self, folder: Path, model: StatefulModel) -> None:
         self._folder = folder
-        self._pool = pool
+        self._model = model
+        self._identity = ModelFiles((model.file.path, *model.file.weights))
 
     def load(self, store: MemoryStore) -> int:
         """Put all sessions into a store, those saved last as those used last; return how many.
@@ -77,7 +79,8 @@ class SessionFolder:
         state = State.load(file)
         try:
             name = checked_name(state.notes.get(_NOTE))
-            self._pool.open(state).close()
+            state.model.check_same(self._identity)
+            fitting_state(self._model, state.arrays, 1)
         except RequestError as error:
             raise InputError(f"{file} is not a saved session: {error.what}", "Remove it") from error
         except InputError as error:

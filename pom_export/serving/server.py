@@ -84,7 +84,7 @@ async def _serve(service: Service, listening: socket.socket, started: Callable[[
             number = await signals.get()
             service.draining = True
             await _drained(service, signals)
-            service.stop()
+            service.model.stop()
         finally:
             server.should_exit = True
             await serving

@@ -16,8 +16,9 @@ from fastapi.responses import JSONResponse
 from pom_export.errors import kind_of
 from pom_export.serving.arrays import BASE64, ENCODINGS, LISTS, decoded, encoded
 from pom_export.serving.errors import RequestError
+from pom_export.serving.model import Step
 from pom_export.serving.requests import check_fields, read_object, while_connected
-from pom_export.serving.service import Service, Step
+from pom_export.serving.service import Service
 from pom_export.serving.sessions import Session
 from pom_export.values import is_whole
 
@@ -99,9 +100,9 @@ def router(service: Service) -> APIRouter:
 async def _answer(service: Service, wanted: StepsRequest) -> JSONResponse:
     inputs = wanted.inputs if service.interface.takes_ids else wanted.inputs.astype(np.float64)
     _check_sizes(service, inputs, every=wanted.every)
-    async with service.sessions.use(wanted.session) as session, service.places.taken(1):
+    async with service.sessions.use(wanted.session) as session:
         _check_length(session, wanted.after)
-        step = await service.read(session.state, inputs, every=wanted.every)
+        step = await service.model.read(session.state, inputs, every=wanted.every, session=session.name)
         _check_finite(service, step)
         if session.name is not None:
             await session.keep(step.state)

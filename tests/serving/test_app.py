@@ -52,7 +52,7 @@ def test_the_model_is_described(server: Running) -> None:
     (described,) = server.client.get("/v1/models").json()["data"]
     assert described == server.client.get("/v1/models/m").json()
     assert (described["id"], described["object"]) == ("m", "model")
-    assert described["state_bytes"] == server.service.pool.metrics().state_bytes
+    assert described["state_bytes"] == server.service.model.pool.metrics().state_bytes
     assert error_of(server.client.get("/v1/models/other"), 404)["message"] == (
         "there is no model 'other'. This server has 'm'"
     )
@@ -116,7 +116,7 @@ class Held:
 
     def __init__(self, server: Running) -> None:
         self._free, self._begun = threading.Event(), threading.Event()
-        self._worker = server.service.worker
+        self._worker = server.service.model.worker
 
     def __enter__(self) -> None:
         self._worker.run(self._wait)
@@ -139,7 +139,7 @@ def raw_request(server: Running, body: bytes) -> socket.socket:
 
 
 def test_a_full_server_says_so_and_frees_what_clients_leave(server: Running) -> None:
-    streams = lambda: server.service.pool.metrics().streams  # noqa: E731
+    streams = lambda: server.service.model.pool.metrics().streams  # noqa: E731
     with Held(server):
         running_ones = [raw_request(server, b'{"inputs": [1, 2, 3], "session": "gone"}')]
         wait_until(lambda: streams() == 1)
@@ -148,12 +148,12 @@ def test_a_full_server_says_so_and_frees_what_clients_leave(server: Running) -> 
         running_ones += [raw_request(server, b'{"inputs": [1, 2, 3]}')]
         wait_until(lambda: streams() == 2)
         waiting = raw_request(server, b'{"inputs": [1]}')
-        wait_until(lambda: server.service.places.waiting == 1)
+        wait_until(lambda: server.service.model.places.waiting == 1)
         response = server.steps([1])
         assert error_of(response, 429)["code"] == "full"
         assert int(response.headers["retry-after"]) > 0
         waiting.close()
-        wait_until(lambda: server.service.places.waiting == 0)
+        wait_until(lambda: server.service.model.places.waiting == 0)
         for connection in running_ones:
             connection.close()
         wait_until(lambda: streams() == 0)
@@ -168,7 +168,7 @@ def test_a_draining_server_takes_nothing_new_and_finishes_the_rest(model: Path) 
         with Held(server):
             asking = threading.Thread(target=lambda: answers.append(server.steps([1])))
             asking.start()
-            wait_until(lambda: server.service.pool.metrics().streams == 1)
+            wait_until(lambda: server.service.model.pool.metrics().streams == 1)
             server.service.draining = True
             response = server.steps([1])
             assert "ending" in error_of(response, 503)["message"]
@@ -185,10 +185,10 @@ def test_a_server_that_stops_fails_what_waits(model: Path) -> None:
         with Held(server):
             asking = threading.Thread(target=lambda: answers.append(server.steps(np.ones(4000, int))))
             asking.start()
-            wait_until(lambda: server.service.pool.metrics().streams == 1)
-            stopping = threading.Thread(target=server.service.stop)
+            wait_until(lambda: server.service.model.pool.metrics().streams == 1)
+            stopping = threading.Thread(target=server.service.model.stop)
             stopping.start()
-            wait_until(lambda: not server.service.worker.alive)
+            wait_until(lambda: not server.service.model.worker.alive)
         stopping.join()
         asking.join()
         assert error_of(answers[0], 503)["code"] == "ending"

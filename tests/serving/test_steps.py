@@ -69,7 +69,7 @@ def test_a_session_continues_where_it_stopped(ids: Running, ids_model: Path) -> 
     assert first.json() | {"outputs": None} == {"model": "ids", "session": "a", "length": 15, "outputs": None}
     np.testing.assert_array_equal(outputs(ids.steps(IDS[15:], session="a", every=True, after=15)), expected[15:])
     np.testing.assert_array_equal(outputs(ids.steps(IDS[:15])), expected[14])
-    assert ids.service.pool.metrics().streams == 0
+    assert ids.service.model.pool.metrics().streams == 0
 
 
 def test_a_header_may_name_the_session(ids: Running, ids_model: Path) -> None:
@@ -93,7 +93,7 @@ def test_vectors_in_lists_and_in_base64(vectors: Running, vectors_model: Path) -
 
 def test_many_clients_share_calls(ids: Running, ids_model: Path) -> None:
     expected = StreamingSession(ids_model).prefill(IDS)[0]
-    before = ids.service.pool.metrics()
+    before = ids.service.model.pool.metrics()
 
     def ask(name: int) -> bool:
         found = [outputs(ids.steps([int(token)], session=f"many{name}")) for token in IDS]
@@ -101,7 +101,7 @@ def test_many_clients_share_calls(ids: Running, ids_model: Path) -> None:
 
     with ThreadPoolExecutor(8) as clients:
         assert all(clients.map(ask, range(8)))
-    after = ids.service.pool.metrics()
+    after = ids.service.model.pool.metrics()
     assert after.rows - before.rows == 8 * len(IDS) > after.calls - before.calls
 
 
@@ -145,7 +145,7 @@ def test_what_is_refused(body: Any, status: int, says: str, ids: Running) -> Non
     text = body if isinstance(body, str) else json.dumps(body)
     response = ids.client.post("/v1/steps", content=text, headers={"content-type": "application/json"})
     refused(response, status, says)
-    assert ids.service.pool.metrics().streams == 0
+    assert ids.service.model.pool.metrics().streams == 0
 
 
 @pytest.mark.parametrize(
