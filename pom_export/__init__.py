@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from pom_export.errors import PomExportError
     from pom_export.graph.stateful.layers import StatefulLayer
     from pom_export.mixer import PolynomialMixer, ProductMixer, RotaryPolynomialMixer
+    from pom_export.packaging.package import PackageResult, package
     from pom_export.parity.modules import DebugReport
     from pom_export.parity.report import ParityReport
     from pom_export.runtime.library import custom_ops_library, plugin_library
@@ -65,6 +66,7 @@ _HOMES = {
     "Inspection": "api",
     "ModelInspection": "api",
     "MultiheadPolynomialMixer": "attention",
+    "PackageResult": "packaging.package",
     "ParityReport": "parity.report",
     "PolynomialMixer": "mixer",
     "PomExportError": "errors",
@@ -88,6 +90,7 @@ _HOMES = {
     "inspect": "api",
     "load_checkpoint": "checkpoint",
     "merge_states": "runtime.streaming.state",
+    "package": "packaging.package",
     "plugin_library": "runtime.library",
     "replace_attention": "attention",
     "run": "batches.running",
@@ -111,6 +114,7 @@ __all__ = [
     "Inspection",
     "ModelInspection",
     "MultiheadPolynomialMixer",
+    "PackageResult",
     "ParityReport",
     "PolynomialMixer",
     "PomExportError",
@@ -135,6 +139,7 @@ __all__ = [
     "inspect",
     "load_checkpoint",
     "merge_states",
+    "package",
     "plugin_library",
     "replace_attention",
     "run",

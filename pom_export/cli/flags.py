@@ -11,8 +11,32 @@ from pom_export.errors import REPORT, SEE_CAUSE
 
 # Parameters named in messages whose options have the same name.
 _ALIKE: Final = (
-    *("against", "atol", "backend", "backends", "batch", "block_causal", "checkpoint", "cross", "degree", "dtype"),
-    *("engine", "family", "heads", "in_context_start", "inputs", "keep_float32", "mask", "max_tokens", "opset"),
+    *(
+        "against",
+        "atol",
+        "backend",
+        "backends",
+        "batch",
+        "block_causal",
+        "bench",
+        "checkpoint",
+        "cross",
+        "degree",
+        "dtype",
+    ),
+    *(
+        "engine",
+        "family",
+        "force",
+        "heads",
+        "in_context_start",
+        "inputs",
+        "keep_float32",
+        "mask",
+        "max_tokens",
+        "name",
+        "opset",
+    ),
     *("positions", "ray", "rtol", "samples", "save_state", "seed", "stateful", "static", "targets", "temperature"),
     *("threads", "timing_cache", "tokenizer", "tokens", "top_k", "top_p", "weights"),
 )
@@ -21,6 +45,7 @@ _OTHERS: Final = {
     "min_shapes": "--minShapes",
     "n_groups": "--groups",
     "opt_shapes": "--optShapes",
+    "target": "--for",
     "use_plugin": "--plugin",
 }
 PARAMETERS: Final[Mapping[str, str]] = {name: f"--{name.replace('_', '-')}" for name in _ALIKE} | _OTHERS

@@ -34,6 +34,7 @@ _COMMANDS = {
     "run": "Run many sequences through a file, in batches.",
     "generate": "Continue a text with an exported language model.",
     "serve": "Answer requests over HTTP with an exported model.",
+    "package": "Put a model into a folder that a server loads.",
     "bench": "Time an exported file on every backend.",
     "doctor": "Find out what is installed and what works here.",
     "scan": "List a model's attention, and what replacing it with PoM would save.",

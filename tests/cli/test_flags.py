@@ -31,11 +31,15 @@ COMMANDS = [
         "run",
         "serve",
         "doctor",
+        "package",
     )
 ]
 # Folders whose texts are about the command line, and files that write other programs' options.
 OF_COMMANDS = {"cli"}
 OTHER_PROGRAMS = {
+    "packaging/triton/python_backend.py",
+    "packaging/triton/served/client.py",
+    "packaging/triton/served/preflight.py",
     "checkup/probes.py",
     "checkup/programs.py",
     "engine/command_line.py",

@@ -156,7 +156,7 @@ class StreamPool:
                 raise InputError(f"{name} is {value!r}, not a whole number of at least {least}", "Choose another")
         check_backend(backend, providers, session_options, kernels=kernels)
         interface = read_stateful(model)
-        _check_poolable(interface)
+        check_poolable(interface)
         self.model = interface.file
         self._interface = interface
         self._identity = ModelFiles((interface.file.path, *interface.file.weights))
@@ -300,7 +300,7 @@ def _check_takes_one(calls: Calls, model: StatefulModel) -> None:
     calls.run(np.zeros((1, 1, *shape), model.tokens.dtype), past, present)
 
 
-def _check_poolable(model: StatefulModel) -> None:
+def check_poolable(model: StatefulModel) -> None:
     """Raise InputError for a model whose streams cannot share calls."""
     name = model.name
     if model.file.stateful == BLOCK_CAUSAL:

@@ -1,0 +1,119 @@
+"""Send arrays to the model in Triton, over gRPC: pip install 'tritonclient[grpc]'.
+
+    python client.py                                   # a trial with arrays of its own
+    python client.py inputs.npz -o outputs.npz         # arrays by the names of inputs and outputs, with the batch axis
+
+A model with a state gets one sequence, its tokens in pieces; without one, all goes in one request.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import queue
+from pathlib import Path
+
+import numpy as np
+import tritonclient.grpc as triton
+from tritonclient.utils import triton_to_np_dtype
+
+SECONDS = 120
+
+
+def arguments():
+    """Return the command's arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("inputs", nargs="?", help="an .npz of inputs; default: arrays of the client's own")
+    parser.add_argument("-o", "--output", help="an .npz for the outputs")
+    parser.add_argument("--url", default="127.0.0.1:8001", help="the server's gRPC address; default: %(default)s")
+    parser.add_argument("--name", default=packaged_name(), help="the model's name; default: %(default)s")
+    parser.add_argument("--sequence", type=int, default=1, help="the sequence's id, not 0; default: %(default)s")
+    parser.add_argument("--tokens", type=int, default=3, help="tokens in a piece; default: %(default)s")
+    return parser.parse_args()
+
+
+def packaged_name():
+    """Return the model's name from the package's manifest."""
+    manifest = Path(__file__).with_name("manifest.json")
+    return json.loads(manifest.read_text())["serving"]["name"] if manifest.exists() else None
+
+
+def trial_arrays(config):
+    """Return an array for each input: ones of 8 by each dynamic axis."""
+    batch = [1] if config.max_batch_size else []
+    return {
+        spec.name: np.ones(batch + [8 if size == -1 else size for size in spec.dims], dtype_of(spec))
+        for spec in config.input
+    }
+
+
+def dtype_of(spec):
+    """Return the NumPy type of an input."""
+    from tritonclient.grpc import model_config_pb2
+
+    return triton_to_np_dtype(model_config_pb2.DataType.Name(spec.data_type).removeprefix("TYPE_"))
+
+
+def as_inputs(arrays):
+    """Return arrays as the client library takes them."""
+    inputs = []
+    for name, array in arrays.items():
+        given = triton.InferInput(name, array.shape, triton.np_to_triton_dtype(array.dtype))
+        given.set_data_from_numpy(array)
+        inputs.append(given)
+    return inputs
+
+
+def sequence(client, options, config, tokens):
+    """Send one sequence in pieces, and return its outputs with all tokens together."""
+    (name,) = tokens
+    array = tokens[name]
+    starts = range(0, array.shape[1], options.tokens)
+    wanted = config.output[0].name
+    answers = queue.Queue()
+    client.start_stream(callback=lambda result, error: answers.put((result, error)))
+    for start in starts:
+        client.async_stream_infer(
+            options.name,
+            as_inputs({name: np.ascontiguousarray(array[:, start : start + options.tokens])}),
+            outputs=[triton.InferRequestedOutput(wanted)],
+            sequence_id=options.sequence,
+            sequence_start=start == 0,
+            sequence_end=start == starts[-1],
+        )
+    pieces = []
+    for _ in starts:
+        result, error = answers.get(timeout=SECONDS)
+        if error is not None:
+            raise SystemExit(f"the server answers: {error.message()}")
+        pieces.append(result.as_numpy(wanted))
+    client.stop_stream()
+    return {wanted: np.concatenate(pieces, axis=1)}
+
+
+def single(client, options, config, arrays):
+    """Send one request, and return its outputs."""
+    result = client.infer(options.name, as_inputs(arrays))
+    return {spec.name: result.as_numpy(spec.name) for spec in config.output}
+
+
+def main():
+    """Send the arrays, and print or save what comes back."""
+    options = arguments()
+    client = triton.InferenceServerClient(options.url)
+    config = client.get_model_config(options.name).config
+    if options.inputs:
+        with np.load(options.inputs) as archive:
+            arrays = dict(archive)
+    else:
+        arrays = trial_arrays(config)
+    send = sequence if config.HasField("sequence_batching") else single
+    outputs = send(client, options, config, arrays)
+    for name, array in outputs.items():
+        print(f"{name}: {array.dtype} {list(array.shape)}, from {array.min():.6g} to {array.max():.6g}")
+    if options.output:
+        np.savez(options.output, **outputs)
+
+
+if __name__ == "__main__":
+    main()
