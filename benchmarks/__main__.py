@@ -1,4 +1,4 @@
-"""The command line of the project's benchmarks: python -m benchmarks layer|stream|image|project."""
+"""The command line of the project's benchmarks: python -m benchmarks layer|stream|serving|image|project."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import click
 
 from benchmarks.image.shape import ImageShape
 from benchmarks.layer.target import MASKS
-from benchmarks.names import IMAGE_BACKENDS, LAYER_BACKENDS, STREAM_BACKENDS
-from benchmarks.running import SIZES_PLOTS, STREAM_PLOTS, Plots, run_benchmark
+from benchmarks.names import IMAGE_BACKENDS, LAYER_BACKENDS, SERVING_BACKENDS, STREAM_BACKENDS
+from benchmarks.running import SERVING_PLOTS, SIZES_PLOTS, STREAM_PLOTS, Plots, run_benchmark
 from benchmarks.stream.models import STREAM_REPEATS, StreamShape
 from pom_export import interrupts
 from pom_export.bench.options import BenchOptions
@@ -35,15 +35,21 @@ _SHAPE: Final = {
 
 
 def how(
-    backends: Sequence[str], tokens: str, *, batch: bool = True, repeats: int | None = None
+    backends: Sequence[str],
+    tokens: str,
+    *,
+    batch: bool = True,
+    repeats: int | None = None,
+    sizes: str = "--tokens",
 ) -> Callable[[_Command], _Command]:
     """Return a decorator that adds the options for timing.
 
     Args:
         backends: choices of --backends.
-        tokens: help of --tokens, with the default.
+        tokens: help of the option for sizes, with the default.
         batch: whether to add --batch.
         repeats: default of --repeats; None: as many as fit into --budget, which is added.
+        sizes: the option for sizes.
     """
     rounds = "Timed rounds." if repeats else "Timed rounds; default: 5 to 50, as many as fit into --budget."
     budget = click.option(
@@ -52,7 +58,7 @@ def how(
     )  # fmt: skip
     options = [
         click.option("--backends", type=Listed(Choice(backends)), help="Default: all that apply and are available."),
-        click.option("--tokens", type=SIZES, help=tokens),
+        click.option(sizes, "tokens", type=SIZES, help=tokens),
         *([click.option("--batch", type=SIZES, help="Batch sizes; default: 1.")] if batch else []),
         click.option("--threads", type=int, help="Threads per backend, pinned; default: the available processors."),
         click.option("--warmup", type=Whole(0), default=2, show_default=True, help="Untimed rounds."),
@@ -146,6 +152,20 @@ def stream(dim: int, degree: int, expand: int, heads: int, **given: Any) -> None
 
 
 @cli.command()
+@model_shape(StreamShape())
+@how(SERVING_BACKENDS, "Numbers of streams; default: 1,8,64,256.", batch=False, sizes="--streams")
+def serving(dim: int, degree: int, expand: int, heads: int, **given: Any) -> None:
+    """Time the next token of many streams of a language model of 4 layers.
+
+    Backends: pool (a StreamPool), sessions (a StreamingSession for each stream), attention-1k and attention-8k
+    (attention instead of mixers, in one batch, after so many tokens each).
+    """
+    from benchmarks.serving.workload import ServingWorkload
+
+    _run(ServingWorkload(StreamShape(dim, degree, expand, heads)), SERVING_PLOTS, **given)
+
+
+@cli.command()
 @model_shape(ImageShape())
 @how(IMAGE_BACKENDS, "Numbers of patches, which must be squares; default: 256,1024,4096.")
 def image(dim: int, degree: int, expand: int, heads: int, **given: Any) -> None:
@@ -164,9 +184,9 @@ def image(dim: int, degree: int, expand: int, heads: int, **given: Any) -> None:
 def project(names: tuple[str, ...], output: str) -> None:
     """Rerun docs/benchmarks, and check the results against the project's limits (`make bench`).
 
-    Runs: layer-none, layer-causal, layer-8-heads, long-causal, stream, image; default: all, and then the instruction
-    counts of the native kernels. Use a machine on which nothing else is running. The exit code is 1 if a limit is
-    exceeded.
+    Runs: layer-none, layer-causal, layer-8-heads, long-causal, stream, serving, image; default: all, and then the
+    instruction counts of the native kernels. Use a machine on which nothing else is running. The exit code is 1 if a
+    limit is exceeded.
     """
     from benchmarks.project import run_project
 

@@ -93,4 +93,4 @@ def _ratios(
     points = {point.tokens: point for point in result.points}
     for tokens, limit in limits.items():
         seen = points[tokens].ratio(backend, baseline) if tokens in points else None
-        yield Limit(f"{backend}/{baseline}, {name}, {tokens} tokens", seen, limit, at_most)
+        yield Limit(f"{backend}/{baseline}, {name}, {tokens} {result.labels.tokens}", seen, limit, at_most)

@@ -8,6 +8,8 @@ from pom_export.bench.options import FUNCTION, KERNEL, TENSORRT
 
 __all__ = [
     "ATTENTION",
+    "ATTENTION_1K",
+    "ATTENTION_8K",
     "ATTENTION_SHARED",
     "FUNCTION",
     "IMAGE_BACKENDS",
@@ -15,6 +17,9 @@ __all__ = [
     "LAYER_BACKENDS",
     "MATMUL",
     "PLAIN",
+    "POOL",
+    "SERVING_BACKENDS",
+    "SESSIONS",
     "STREAM_BACKENDS",
     "TENSORRT",
     "TORCH",
@@ -27,6 +32,11 @@ PLAIN: Final = "plain"
 ATTENTION: Final = "attention"
 ATTENTION_SHARED: Final = "attention-shared"
 MATMUL: Final = "matmul"
+POOL: Final = "pool"
+SESSIONS: Final = "sessions"
+ATTENTION_1K: Final = "attention-1k"
+ATTENTION_8K: Final = "attention-8k"
 LAYER_BACKENDS: Final = (TORCH, TORCH_COMPILE, PLAIN, FUNCTION, KERNEL, ATTENTION, MATMUL, TENSORRT)
 STREAM_BACKENDS: Final = (FUNCTION, KERNEL, ATTENTION, ATTENTION_SHARED)
+SERVING_BACKENDS: Final = (POOL, SESSIONS, ATTENTION_1K, ATTENTION_8K)
 IMAGE_BACKENDS: Final = (FUNCTION, KERNEL, ATTENTION)

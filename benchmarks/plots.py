@@ -10,11 +10,15 @@ from typing import Any, Final
 
 from benchmarks.names import (
     ATTENTION,
+    ATTENTION_1K,
+    ATTENTION_8K,
     ATTENTION_SHARED,
     FUNCTION,
     KERNEL,
     MATMUL,
     PLAIN,
+    POOL,
+    SESSIONS,
     TENSORRT,
     TORCH,
     TORCH_COMPILE,
@@ -38,7 +42,12 @@ _STYLES = {
     ATTENTION_SHARED: ("#CC79A7", "s"),
     MATMUL: (_GRAY, ""),
     TENSORRT: ("#000000", "X"),
+    POOL: ("#D55E00", "D"),
+    SESSIONS: ("#009E73", "v"),
+    ATTENTION_1K: ("#56B4E9", "^"),
+    ATTENTION_8K: ("#0072B2", "P"),
 }
+_OURS = (KERNEL, POOL)
 _LABELS = {
     TORCH: "PyTorch, published code",
     TORCH_COMPILE: "the same, torch.compile",
@@ -48,6 +57,10 @@ _LABELS = {
     ATTENTION: "attention of the same width",
     MATMUL: "its matrix products alone",
     TENSORRT: "our export, TensorRT",
+    POOL: "PoM, a pool",
+    SESSIONS: "PoM, a session a stream",
+    ATTENTION_1K: "attention after 1k tokens",
+    ATTENTION_8K: "attention after 8k tokens",
 }
 Curve = tuple[Sequence[int], Sequence[float]]
 _LATENCY: Final = ("latency.png", "latency.svg")
@@ -141,7 +154,7 @@ def draw(panel: Any, name: str, curve: Curve, label: str | None = None) -> None:
     if not curve[0]:
         return
     color, marker = _STYLES[name]
-    ours = name == KERNEL
+    ours = name in _OURS
     panel.plot(
         *curve,
         color=color,
@@ -152,6 +165,11 @@ def draw(panel: Any, name: str, curve: Curve, label: str | None = None) -> None:
         zorder=4 if ours else 3,
         label=label or _LABELS[name],
     )
+
+
+def draw_limit(panel: Any, name: str, curve: Curve) -> None:
+    """Draw a thin dotted line in a backend's colour."""
+    panel.plot(*curve, color=_STYLES[name][0], linestyle=":", linewidth=1.2)
 
 
 def draw_band(panel: Any, name: str, timed: Mapping[int, Summary]) -> None:

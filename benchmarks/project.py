@@ -15,8 +15,9 @@ from benchmarks.instructions import check_instructions
 from benchmarks.layer.target import find_target
 from benchmarks.layer.workload import LayerWorkload
 from benchmarks.limits import Check, Limit, at_least, at_most, doublings, faster_everywhere, flat
-from benchmarks.names import ATTENTION, KERNEL, MATMUL, PLAIN, TORCH_COMPILE
-from benchmarks.running import SIZES_PLOTS, STREAM_PLOTS, Plots, run_benchmark
+from benchmarks.names import ATTENTION, ATTENTION_8K, KERNEL, MATMUL, PLAIN, POOL, SESSIONS, TORCH_COMPILE
+from benchmarks.running import SERVING_PLOTS, SIZES_PLOTS, STREAM_PLOTS, Plots, run_benchmark
+from benchmarks.serving.workload import ServingWorkload
 from benchmarks.stream.models import STREAM_REPEATS, StreamShape
 from benchmarks.stream.workload import StreamWorkload
 from pom_export.bench.options import BenchOptions
@@ -70,6 +71,12 @@ def project_runs() -> dict[str, Run]:
             [doublings(2.1)],
         ),
         "stream": Run(StreamWorkload(StreamShape()), BenchOptions(repeats=STREAM_REPEATS), [flat(1.05)], STREAM_PLOTS),
+        "serving": Run(
+            ServingWorkload(StreamShape()),
+            BenchOptions(),
+            [at_least(SESSIONS, POOL, {8: 2.0, 64: 3.0}), at_least(ATTENTION_8K, POOL, {64: 5.0})],
+            SERVING_PLOTS,
+        ),
         "image": Run(ImageWorkload(ImageShape()), BenchOptions(), [at_least(ATTENTION, KERNEL, {4096: 2.0})]),
     }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.plots import SIZES_FILES, draw_sizes, require_matplotlib
+from benchmarks.serving.plots import SERVING_FILES, draw_serving
 from benchmarks.stream.plots import STREAM_FILES, draw_stream
 from pom_export.api.progress import Progress
 from pom_export.bench.options import BenchOptions
@@ -32,6 +33,7 @@ class Plots:
 
 SIZES_PLOTS: Final = Plots(draw_sizes, SIZES_FILES)
 STREAM_PLOTS: Final = Plots(draw_stream, STREAM_FILES)
+SERVING_PLOTS: Final = Plots(draw_serving, SERVING_FILES)
 
 
 def run_benchmark(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from benchmarks.attention import head_count
+from benchmarks.attention import head_count, heads_in_words
 
 if TYPE_CHECKING:
     from pom_export.models import GPT
@@ -61,9 +61,14 @@ def make_model(shape: StreamShape, seed: int, *, attention: bool = False) -> GPT
         return GPT(config).eval()
 
 
-def parameter_count(model: GPT) -> int:
-    """Return the number of a model's weights."""
-    return sum(parameter.numel() for parameter in model.parameters())
+def models_in_words(shape: StreamShape, model: GPT, peer: GPT) -> str:
+    """Return a description of a model with mixers and of the same with attention, as a noun phrase."""
+    parameters, peer_parameters = (sum(p.numel() for p in each.parameters()) / 1e6 for each in (model, peer))
+    return (
+        f"a language model of bytes: {shape.layers} layers of dim {shape.dim}, degree {shape.degree}, expand "
+        f"{shape.expand}, {shape.heads} heads, MLPs of {_MLP_FACTOR * shape.dim}, {parameters:.1f} million weights; "
+        f"attention has {heads_in_words(shape.dim)}, {peer_parameters:.1f} million"
+    )
 
 
 def write_attention(model: GPT, path: Path) -> None:

@@ -9,12 +9,11 @@ from typing import ClassVar, Final
 
 import numpy as np
 
-from benchmarks.attention import heads_in_words
 from benchmarks.growth import growth
 from benchmarks.names import ATTENTION, ATTENTION_SHARED, FUNCTION, KERNEL, STREAM_BACKENDS
 from benchmarks.stream.group_query import write_group_query
 from benchmarks.stream.inputs import cache_names, drawn_cache, drawn_tokens, past_bytes, state_after
-from benchmarks.stream.models import StreamShape, make_model, parameter_count, write_attention
+from benchmarks.stream.models import StreamShape, make_model, models_in_words, write_attention
 from benchmarks.stream.prefill import Prefill, prefill
 from pom_export.api.exporting import export
 from pom_export.api.progress import Progress
@@ -96,7 +95,7 @@ class StreamWorkload(Workload):
         self.sizes = [Size(1, tokens) for tokens in sorted(options.tokens or DEFAULT_CONTEXTS)]
         model = make_model(self.shape, options.seed)
         peer = make_model(self.shape, options.seed, attention=True)
-        self.summary = _summary(self.shape, parameter_count(model), parameter_count(peer))
+        self.summary = f"one token per step of {models_in_words(self.shape, model, peer)}"
         progress("exporting the model with its state")
         export(model, self.file_of(KERNEL), stateful=True)
         self.offer(FUNCTION, options, lambda: None)
@@ -181,12 +180,3 @@ def _growth_notes(result: BenchResult) -> list[str]:
         for name, ratio in grown.items()
         if ratio is not None and last != first
     ]
-
-
-def _summary(shape: StreamShape, parameters: int, peer_parameters: int) -> str:
-    return (
-        f"one token per step of a language model of bytes: {shape.layers} layers of dim {shape.dim}, degree "
-        f"{shape.degree}, expand {shape.expand}, {shape.heads} heads, MLPs of {4 * shape.dim}, "
-        f"{parameters / 1e6:.1f} million weights; attention has {heads_in_words(shape.dim)}, "
-        f"{peer_parameters / 1e6:.1f} million"
-    )

@@ -61,7 +61,9 @@ def measure_time(
                 at = f"at {workload.labels.tokens} {point.tokens}: "
                 point.differences[name] = compare(name, outputs, *expected[point.size], workload.precision, at)
     keys = [(name, point.size) for name in backends for point in points if (name, point.size) in bound]
-    times = time_interleaved({key: bound[key].run for key in keys}, options, settled=workload.together)
+    functions = {key: bound[key].run for key in keys}
+    settled = workload.together or workload.turn_s > 0
+    times = time_interleaved(functions, options, settled=settled, turn_s=workload.turn_s)
     for point in points:
         point.timings = {name: summarise(seconds) for (name, size), seconds in times.items() if size == point.size}
     return points
@@ -101,18 +103,23 @@ def compare(
 
 
 def time_interleaved(
-    functions: Mapping[_Name, Callable[[], object]], options: BenchOptions, *, settled: bool = False
+    functions: Mapping[_Name, Callable[[], object]],
+    options: BenchOptions,
+    *,
+    settled: bool = False,
+    turn_s: float = 0.0,
 ) -> dict[_Name, list[float]]:
     """Return the seconds of each run of each function.
 
-    A round runs each function once, and the first function of a round is the last of the next. Whatever slows the
+    In a round, each function has a turn, and the first function of a round is the last of the next. Whatever slows the
     machine for a while slows all functions alike, and none always follows the same other.
 
     Args:
         functions: by name.
         options: number of rounds, or the time budget.
-        settled: precede each timed run by an untimed one of the same function, as if it ran in a loop; for runs so
-            short that the caches' contents matter.
+        settled: begin each turn with an untimed run, as if the function ran in a loop; for runs so short that the
+            caches' contents matter.
+        turn_s: seconds after which a turn has no further run; it has at least one.
     """
     names = list(functions)
     times: dict[_Name, list[float]] = {name: [] for name in names}
@@ -130,9 +137,14 @@ def time_interleaved(
             for name in names:
                 if settled:
                     functions[name]()
-                before = time.perf_counter()
-                functions[name]()
-                times[name].append(time.perf_counter() - before)
+                before = begun = time.perf_counter()
+                while True:
+                    functions[name]()
+                    after = time.perf_counter()
+                    times[name].append(after - before)
+                    if after - begun >= turn_s:
+                        break
+                    before = after
             names.append(names.pop(0))
     finally:
         gc.enable()

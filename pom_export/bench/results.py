@@ -15,19 +15,20 @@ Rows = list[list[str]]
 
 @dataclass(frozen=True)
 class Summary:
-    """Summary of repeated timings in milliseconds: quartiles, the fastest run, and the number of runs."""
+    """Summary of repeated timings in milliseconds: quartiles, the fastest run, 99 % of them, and the number of runs."""
 
     median_ms: float
     lower_ms: float
     upper_ms: float
     min_ms: float
+    p99_ms: float
     runs: int
 
 
 def summarise(seconds: Sequence[float]) -> Summary:
     """Summarise the seconds of at least one run."""
-    least, lower, median, upper = (1e3 * np.quantile(seconds, [0, 0.25, 0.5, 0.75])).tolist()
-    return Summary(median, lower, upper, least, len(seconds))
+    least, lower, median, upper, most = (1e3 * np.quantile(seconds, [0, 0.25, 0.5, 0.75, 0.99])).tolist()
+    return Summary(median, lower, upper, least, most, len(seconds))
 
 
 def ratios(timings: Mapping[str, Summary], to: str) -> dict[str, float]:
@@ -43,7 +44,7 @@ class Memory:
 
     Attributes:
         growth_bytes: growth of its process over the runs; None if the system does not report it.
-        tensor_bytes: size of weights, inputs and outputs or, for a stream, of what a sequence keeps.
+        tensor_bytes: size of weights, inputs and outputs or, for streams, of what one of them keeps.
     """
 
     growth_bytes: int | None
@@ -75,7 +76,7 @@ class Point:
 
     Attributes:
         batch: B.
-        tokens: N; for a stream, the number of tokens before the timed one.
+        tokens: N; for a stream, the number of tokens before the timed one; for a server, the number of streams.
         timings: by backend.
         memory: by backend.
         skipped: the reason, for each backend that was not run at this size.

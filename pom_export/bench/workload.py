@@ -42,6 +42,7 @@ class Workload(ABC):
         alike: groups of backends that compute the same; the others are compared with the first one that runs.
         together: whether all sizes are timed in one process, with an untimed run before each timed one; for runs so
             short that the caches' contents matter. Otherwise, each size has its own process.
+        turn_s: seconds for which a backend runs in each round, again and again, after an untimed run; 0: once.
         environment: environment variables of the workers.
         labels: texts of its tables.
         summary: one line that says what is timed.
@@ -56,6 +57,7 @@ class Workload(ABC):
     known: ClassVar[Sequence[str]] = BACKENDS
     alike: ClassVar[Sequence[Sequence[str]]] = (BACKENDS,)
     together: ClassVar[bool] = False
+    turn_s: ClassVar[float] = 0.0
     environment: ClassVar[Mapping[str, str]] = {}
     labels: ClassVar[Labels] = Labels()
     folder: Path

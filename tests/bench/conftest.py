@@ -14,7 +14,7 @@ MIB = 1 << 20
 
 
 def timed(milliseconds: float) -> Summary:
-    return Summary(milliseconds, 0.9 * milliseconds, 1.2 * milliseconds, 0.8 * milliseconds, 5)
+    return Summary(milliseconds, 0.9 * milliseconds, 1.2 * milliseconds, 0.8 * milliseconds, 1.5 * milliseconds, 5)
 
 
 @pytest.fixture

@@ -51,6 +51,16 @@ def test_a_settled_run_follows_one_of_the_same_backend() -> None:
     assert {name: len(values) for name, values in times.items()} == {"a": 2, "b": 2}
 
 
+def test_a_turn_has_as_many_runs_as_fit() -> None:
+    calls: list[str] = []
+    functions = {name: lambda name=name: calls.append(name) for name in "ab"}
+    times = time_interleaved(functions, BenchOptions(warmup=0, repeats=1), settled=True, turn_s=0.05)
+    first, second = calls.count("a"), calls.count("b")
+    assert calls == ["a"] * first + ["b"] * second
+    assert (len(times["a"]), len(times["b"])) == (first - 1, second - 1)
+    assert min(first, second) > 2
+
+
 def test_without_a_budget_there_are_five_rounds_and_at_most_fifty() -> None:
     assert len(time_interleaved({"a": lambda: None}, BenchOptions(budget_s=0.0))["a"]) == 5
     assert len(time_interleaved({"a": lambda: None}, BenchOptions(budget_s=1e9))["a"]) == 50

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.layer.workload import LayerWorkload
+from benchmarks.serving.workload import ServingWorkload
+from benchmarks.stream.models import StreamShape
 from benchmarks.stream.workload import StreamWorkload
 from pom_export.bench.results import BenchResult, Memory, Point, Summary
 
@@ -20,7 +22,7 @@ OPTIONS = {"threads": 2, "dtype": "float32"}
 
 
 def timed(milliseconds: float) -> Summary:
-    return Summary(milliseconds, 0.9 * milliseconds, 1.2 * milliseconds, 0.8 * milliseconds, 5)
+    return Summary(milliseconds, 0.9 * milliseconds, 1.2 * milliseconds, 0.8 * milliseconds, 1.5 * milliseconds, 5)
 
 
 @pytest.fixture
@@ -50,3 +52,17 @@ def stream_result() -> BenchResult:
     points[0].memory = {"kernel": Memory(0, MIB // 16), "attention": Memory(6 * MIB, 3 * MIB)}
     backends = ["kernel", "attention", "attention-shared"]
     return BenchResult("a model", backends, {}, points, MACHINE, OPTIONS, StreamWorkload.labels)
+
+
+@pytest.fixture
+def serving_result() -> BenchResult:
+    """One and eight streams; the caches of eight did not fit."""
+    points = [
+        Point(1, 1, {"pool": timed(2), "sessions": timed(2), "attention-8k": timed(16)}),
+        Point(1, 8, {"pool": timed(4), "sessions": timed(16)}, skipped={"attention-8k": "would need 99.0 GiB"}),
+    ]
+    points[1].memory = {"pool": Memory(MIB // 4, MIB // 8), "sessions": Memory(MIB // 8, MIB // 8)}
+    backends = ["pool", "sessions", "attention-8k"]
+    result = BenchResult("many streams", backends, {}, points, MACHINE, OPTIONS, ServingWorkload.labels)
+    ServingWorkload(StreamShape()).complete(result)
+    return result

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.image.workload import ImageWorkload
 from benchmarks.layer.workload import LayerWorkload
+from benchmarks.serving.workload import ServingWorkload
 from benchmarks.stream.workload import StreamWorkload
 
 pytestmark = pytest.mark.slow
@@ -47,6 +48,8 @@ def test_a_stream_without_a_folder_prints_json(capsys: pytest.CaptureFixture[str
         (["stream", "--backends", "kernel,torch"], "'torch' is not one of function, kernel, attention"),
         (["layer", "--mask", "diagonal"], "'diagonal' is not one of none, causal"),
         (["stream", "--batch", "2"], "No such option"),
+        (["serving", "--streams", "0"], "0"),
+        (["serving", "--tokens", "8"], "No such option"),
         (["image", "--tokens", "250", "--dim", "64"], "250 tokens are not a square"),
         (["project", "layer-odd"], "unknown run 'layer-odd'"),
         (["layer", "--budget", "-1"], "-1.0 is not in the range x>=0"),
@@ -61,7 +64,8 @@ def test_bad_input_is_refused(arguments: list[str], message: str, capsys: pytest
 
 
 @pytest.mark.parametrize(
-    ("command", "workload"), [("layer", LayerWorkload), ("stream", StreamWorkload), ("image", ImageWorkload)]
+    ("command", "workload"),
+    [("layer", LayerWorkload), ("stream", StreamWorkload), ("serving", ServingWorkload), ("image", ImageWorkload)],
 )
 def test_help_names_the_backends(
     command: str, workload: type[LayerWorkload], capsys: pytest.CaptureFixture[str]

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 
 def timed(milliseconds: float) -> Summary:
-    return Summary(milliseconds, milliseconds, milliseconds, milliseconds, 5)
+    return Summary(*[milliseconds] * 5, 5)
 
 
 def some_run(result: BenchResult, **times: dict[int, float]) -> BenchResult:
@@ -46,6 +46,15 @@ def test_ratios_to_the_floor_and_to_the_plain_export(layer_result: BenchResult) 
 def test_attention_is_slower_on_large_images(layer_result: BenchResult) -> None:
     run = some_run(layer_result, kernel={256: 1.0, 4096: 1.0}, attention={256: 1.0, 4096: 2.5})
     assert verdicts("image", run) == {"attention/kernel, image, 4096 tokens": True}
+
+
+def test_streams_of_a_pool_are_faster_than_others(serving_result: BenchResult) -> None:
+    times = {"pool": {8: 1.0, 64: 1.0}, "sessions": {8: 1.9, 64: 4.0}, "attention_8k": {8: 1.0, 64: 5.5}}
+    assert verdicts("serving", some_run(serving_result, **times)) == {
+        "sessions/pool, serving, 8 streams": False,
+        "sessions/pool, serving, 64 streams": True,
+        "attention-8k/pool, serving, 64 streams": True,
+    }
 
 
 def test_the_compiler_is_beaten_at_every_size(layer_result: BenchResult) -> None:

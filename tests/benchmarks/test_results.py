@@ -15,6 +15,7 @@ from benchmarks.layer.workload import LayerWorkload
 from benchmarks.plots import SIZES_FILES, draw_sizes, require_matplotlib
 from benchmarks.products import Product
 from benchmarks.roofline import Bandwidth, Roofline
+from benchmarks.serving.plots import SERVING_FILES, draw_serving
 from benchmarks.stream.models import StreamShape
 from benchmarks.stream.plots import STREAM_FILES, _short, draw_stream
 from benchmarks.stream.prefill import Prefill
@@ -114,6 +115,28 @@ def test_several_batches_are_panels_and_no_memory_is_no_plot(layer_result: Bench
     draw_sizes(layer_result, tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["latency.png", "latency.svg"]
     assert "batch 4" in (tmp_path / "latency.svg").read_text()
+
+
+def test_the_tables_of_a_server(serving_result: BenchResult) -> None:
+    speeds, slowest = serving_result.tables.values()
+    assert speeds == [
+        ["streams", "pool", "sessions", "attention-8k"],
+        ["1", "500", "500", "62"],
+        ["8", "2000", "500", "-"],
+    ]
+    assert slowest[1:] == [["1", "3.00", "3.00", "24.0"], ["8", "6.00", "24.0", "-"]]
+    assert "attention-8k: the same after 8,192 tokens" in as_text(serving_result)
+    assert "would need 99.0 GiB" in as_page(serving_result)
+    assert serving_result.to_dict()["points"][1]["tokens_per_second"] == {"pool": 2000, "sessions": 500}
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_a_server_is_drawn(memory: bool, serving_result: BenchResult, tmp_path: Path) -> None:
+    if not memory:
+        serving_result = replace(serving_result, points=[replace(point, memory={}) for point in serving_result.points])
+    draw_serving(serving_result, tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(SERVING_FILES)
+    assert ("MiB that all streams keep" in (tmp_path / "serving.svg").read_text()) is memory
 
 
 @pytest.mark.parametrize("memory", [True, False])

@@ -1,0 +1,1 @@
+"""Many streams at once, each continued token by token."""
