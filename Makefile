@@ -22,6 +22,9 @@ OLDEST := .deps/onnxruntime-$(shell sed -n 's/^onnxruntime = .*>=\([0-9.]*\)".*/
 # Other runtimes that files are verified on: of the version in constraints.txt, and a package for JavaScript.
 OPENVINO := .deps/openvino-$(shell sed -n 's/^openvino==//p' constraints.txt)
 JAVASCRIPT := .deps/onnxruntime-web-1.30.0
+# Triton's server for packages, its client, and the NumPy that it exchanges arrays with.
+TRITON := .deps/nvidia-pytriton-0.7.0 .deps/numpy-1.26.4
+TRITON_CLIENT := .deps/tritonclient-2.73.0
 SOURCES := $(shell find plugins -type f) tools/build_libraries.py tools/fetch_headers.py
 CXX_FILES := $(shell find plugins samples tests tools benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 # Without .pyc files for all of torch: those of what is imported are written then, also where the environment forbids it,
@@ -30,9 +33,10 @@ unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python tools/progress.py packages $(BIN)/python -m pip install --no-compile --progress-bar off \
     --disable-pip-version-check --constraint constraints.txt
 
-# Into a folder of its own, beside what is installed.
+# Into a folder of its own, beside what is installed: a package with all that it needs, or alone.
 PIP_ASIDE := $(BIN)/python tools/progress.py runtimes $(BIN)/python -m pip install --no-compile --progress-bar off \
-    --disable-pip-version-check --no-deps --target
+    --disable-pip-version-check --target
+PIP_ALONE := $(PIP_ASIDE:--target=--no-deps --target)
 
 # One thing after the other, also with --jobs; but `setup` calls make again for what can be done side by side.
 ifeq ($(MAKELEVEL),0)
@@ -77,19 +81,30 @@ browser: setup $(JAVASCRIPT)
 # TensorRT's lean runtimes, which tests load the plugin into; without them these are skipped, but in CI.
 $(LEAN): | $(CREATED)
 	@rm -rf $@ $@.part
-	@$(PIP_ASIDE) $@.part \
+	@$(PIP_ALONE) $@.part \
 	    tensorrt-lean-cu13-libs==$(@F) tensorrt-lean-cu13-bindings==$(@F) && mv $@.part $@ \
 	    || echo "TensorRT's lean runtime $(@F) could not be fetched: the tests that need it are skipped" >&2
 
 # The oldest ONNX Runtime, beside the one that is installed; without it tests are skipped, but in CI.
 $(OLDEST): | $(CREATED)
 	@rm -rf $@ $@.part
-	@$(PIP_ASIDE) $@.part onnxruntime==$(@F:onnxruntime-%=%) && mv $@.part $@ \
+	@$(PIP_ALONE) $@.part onnxruntime==$(@F:onnxruntime-%=%) && mv $@.part $@ \
 	    || echo "$(@F) could not be fetched: the tests that need it are skipped" >&2
 
 $(OPENVINO): | $(CREATED)
 	@rm -rf $@ $@.part
-	@$(PIP_ASIDE) $@.part openvino==$(@F:openvino-%=%) && mv $@.part $@ \
+	@$(PIP_ALONE) $@.part openvino==$(@F:openvino-%=%) && mv $@.part $@ \
+	    || echo "$(@F) could not be fetched: the tests that need it are skipped" >&2
+
+# NVIDIA's package contains the server; there are wheels of this NumPy up to Python 3.12.
+$(TRITON): | $(CREATED)
+	@rm -rf $@ $@.part
+	@$(PIP_ALONE) $@.part $(patsubst numpy-%,numpy==%,$(patsubst nvidia-pytriton-%,nvidia-pytriton==%,$(@F))) && mv $@.part $@ \
+	    || echo "$(@F) could not be fetched: the tests that need it are skipped" >&2
+
+$(TRITON_CLIENT): | $(CREATED)
+	@rm -rf $@ $@.part
+	@$(PIP_ASIDE) $@.part 'tritonclient[grpc,http]==$(@F:tritonclient-%=%)' && mv $@.part $@ \
 	    || echo "$(@F) could not be fetched: the tests that need it are skipped" >&2
 
 $(JAVASCRIPT):
@@ -105,7 +120,8 @@ PYTEST := $(BIN)/python -m pytest $(IN_PARALLEL)
 test: setup $(VENV)/.packages-for-test
 	$(PYTEST) -m 'not slow'
 
-test-all: setup $(VENV)/.packages-for-test,ray $(OLDEST) $(OPENVINO) $(JAVASCRIPT) $(if $(filter ON,$(PLUGIN)),$(LEAN))
+test-all: setup $(VENV)/.packages-for-test,ray $(OLDEST) $(OPENVINO) $(JAVASCRIPT) \
+    $(TRITON) $(TRITON_CLIENT) $(if $(filter ON,$(PLUGIN)),$(LEAN))
 	$(PYTEST)
 
 # A part of the tests at both ends of the supported versions: the lowest that pyproject.toml accepts, and those of

@@ -13,7 +13,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def _fetched(pattern: str, tool: str) -> Path:
+def fetched(pattern: str, tool: str) -> Path:
+    """Return the folder of a tool that the Makefile fetches, or skip the test.
+
+    Args:
+        pattern: matches the start of a line of the Makefile; its group is the version, or a variable that
+            constraints.txt pins.
+        tool: its name.
+    """
     name = re.search(rf"^{pattern}", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert name is not None
     version = name[1]
@@ -29,12 +36,12 @@ def _fetched(pattern: str, tool: str) -> Path:
 
 def javascript_folder() -> Path:
     """Return the folder whose node_modules hold onnxruntime-web, or skip the test."""
-    return _fetched(r"JAVASCRIPT := \.deps/onnxruntime-web-([0-9.]+)$", "onnxruntime-web")
+    return fetched(r"JAVASCRIPT := \.deps/onnxruntime-web-([0-9.]+)$", "onnxruntime-web")
 
 
 def run_with_openvino(*command: str) -> subprocess.CompletedProcess[str]:
     """Run Python with OpenVINO in a separate process, or skip the test."""
-    folder = _fetched(r"OPENVINO := \.deps/openvino-(\$.*)$", "openvino")
+    folder = fetched(r"OPENVINO := \.deps/openvino-(\$.*)$", "openvino")
     paths = [str(ROOT), str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.run(
