@@ -9,7 +9,8 @@ from typing import Final, Protocol
 # Tokens that have not been output yet, or that are needed for the output that follows; JSON values.
 Held = Mapping[str, list[int]]
 
-_REPLACEMENT: Final = "\ufffd"
+# What stands for bytes that are no character.
+REPLACEMENT: Final = "\ufffd"
 # UTF-8 uses at most four bytes per character: as many bytes that are not a character never become one.
 _MOST_BYTES: Final = 4
 # Tokens kept before a piece. With fewer, a tokenizer may treat the piece as the beginning of a text.
@@ -74,7 +75,7 @@ class WindowStream:
     def push(self, token: int) -> str:  # noqa: D102
         self._open.append(token)
         text = self._new_text()
-        if not text or (text.endswith(_REPLACEMENT) and len(self._open) < _MOST_BYTES):
+        if not text or (text.endswith(REPLACEMENT) and len(self._open) < _MOST_BYTES):
             return ""
         self._given, self._open = [*self._given, *self._open][-_CONTEXT:], []
         return text

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 
 from pom_export.errors import InputError, MissingDependencyError, reason_of
 from pom_export.files import readable_file
-from pom_export.text.decoding import BytesStream, Held, TextStream, WindowStream
+from pom_export.text.decoding import REPLACEMENT, BytesStream, Held, TextStream, WindowStream
 
 AUTO: Final = "auto"
 BYTES: Final = "bytes"
@@ -51,6 +51,9 @@ class Tokenizer(Protocol):
     def stream(self, context: Sequence[int] = (), held: Held | None = None) -> TextStream:
         """Return a stream of text that follows a prompt's tokens, or that continues another."""
 
+    def bytes_of(self, token: int) -> bytes | None:
+        """Return what a token stands for inside a text, in UTF-8; None if that cannot be told of it alone."""
+
 
 class ByteTokenizer:
     """One token per byte of UTF-8."""
@@ -63,6 +66,9 @@ class ByteTokenizer:
 
     def stream(self, context: Sequence[int] = (), held: Held | None = None) -> TextStream:  # noqa: ARG002, D102
         return BytesStream(lambda token: bytes([token]), held)
+
+    def bytes_of(self, token: int) -> bytes:  # noqa: D102
+        return bytes([token])
 
 
 @contextmanager
@@ -114,6 +120,16 @@ class FileTokenizer:
     def stream(self, context: Sequence[int] = (), held: Held | None = None) -> TextStream:  # noqa: D102
         return WindowStream(self._decode, context, held)
 
+    def bytes_of(self, token: int) -> bytes | None:  # noqa: D102
+        # The second of two, since some decoders leave out a space at the beginning of a text.
+        text = self._decode([token, token])[len(self._decode([token])) :]
+        return None if REPLACEMENT in text else text.encode()
+
+    def id_of(self, text: str) -> int | None:
+        """Return the id of a token by its name in the vocabulary, such as </s>; None if there is none."""
+        found = self._tokenizer.token_to_id(text)
+        return None if found is None else int(found)
+
     def _decode(self, ids: Sequence[int]) -> str:
         with _refusals(f"{self.name} cannot decode tokens"):
             return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
@@ -150,6 +166,9 @@ class Gpt2Tokenizer:
 
     def stream(self, context: Sequence[int] = (), held: Held | None = None) -> TextStream:  # noqa: ARG002, D102
         return BytesStream(self._encoding.decode_single_token_bytes, held)
+
+    def bytes_of(self, token: int) -> bytes:  # noqa: D102
+        return bytes(self._encoding.decode_single_token_bytes(token))
 
 
 def is_file(name: str) -> bool:

@@ -32,6 +32,10 @@ def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_the_bytes_of_a_token() -> None:
+    assert [ByteTokenizer().bytes_of(token) for token in (65, 195)] == [b"A", b"\xc3"]
+
+
 def test_a_tokenizer_file(tokenizer_file: Path) -> None:
     tokenizer = choose_tokenizer(str(tokenizer_file), 300)
     assert tokenizer.size == 257
@@ -44,6 +48,7 @@ def test_a_tokenizer_file(tokenizer_file: Path) -> None:
     assert TEXT.endswith("".join(pieces))
     assert "😀" in pieces
     assert not any("\ufffd" in piece for piece in pieces)
+    assert [tokenizer.bytes_of(token) for token in ids[:6]] == [b"<s>", b"G", b"r", None, None, None]
     with pytest.raises(InputError, match="the prompt is not UTF-8"):
         tokenizer.encode("\udcff")
 

@@ -72,6 +72,7 @@ class TextBatch:
         logprobs: int | None = None,
         prompt_logprobs: bool = False,
         keep: bool = False,
+        anew: bool = False,
     ) -> Text:
         """Start a text.
 
@@ -85,6 +86,8 @@ class TextBatch:
             logprobs: with each token, its logprob and those of so many of the likeliest tokens; None: none.
             prompt_logprobs: whether to give those of the prompt's tokens too, as `Text.prompt`.
             keep: whether the text's `state` is kept when it ends.
+            anew: whether random numbers are those of a text that begins here; otherwise they go on after those of the
+                state's text, if that had the same seed.
 
         Raises:
             InputError: the prompt is empty or does not fit the model, or the state is another model's.
@@ -94,6 +97,7 @@ class TextBatch:
         notes = None
         if state is not None:
             notes = notes_to_continue(state, wanted[0].settings, self._tokenizer, self.vocabulary)
+            notes = replace(notes, chosen=0) if anew else notes
         ids = self._ids(prompt, begins=state is None)
         return self._open(ids, wanted, state, notes, chosen, scored=prompt_logprobs)[0]
 
@@ -146,7 +150,7 @@ class TextBatch:
         self._advance(texts, answers.outputs if everything else answers.outputs[rows])
         return texts
 
-    def fail(self, error: InputError, streams: Collection[PoolStream]) -> list[Text]:
+    def fail(self, error: Exception, streams: Collection[PoolStream]) -> list[Text]:
         """End those of its texts that have one of these streams, as their call has failed; return them."""
         with self._lock:
             texts = [self._texts[stream] for stream in streams if stream in self._texts]

@@ -10,7 +10,6 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pom_export.errors import InputError
 from pom_export.runtime.pool.stream import PoolStream
 from pom_export.runtime.streaming.state import State
 from pom_export.text.batch.before_stop import Since
@@ -93,7 +92,7 @@ class Text:
         self.prompt: tuple[Token, ...] = ()
         self.tokens = 0
         self.ended = ""
-        self.error: InputError | None = None
+        self.error: Exception | None = None
         self.state: State | None = None
         self.kept: tuple[int, ...] = ()
         self.stream = stream

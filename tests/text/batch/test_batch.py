@@ -152,7 +152,11 @@ def test_a_state_continues_the_text(most: int, path: Path, tmp_path: Path) -> No
     whole = alone(path, PROMPT, settings(seed=1), most + 9)
     more = batch.start("", settings(seed=1), most=9, state=state)
     other = batch.start(", then", settings(seed=2), most=9, state=state)
+    begun = batch.start(", then", settings(seed=1), most=9, state=state, anew=True)
+    whole_prompt = [*PROMPT.encode(), *first.kept, *b", then"]
+    expected = batch.start(whole_prompt, settings(seed=1), most=9)
     finish(pool, batch)
+    assert shown(begun) == shown(expected)
     ids = [token.id for text in (first, more) for piece in text.take() for token in piece.tokens]
     assert bytes(ids).decode(errors="replace") == whole[0]
     assert shown(other) == alone(path, ", then", settings(seed=2), 9, state)[0]
