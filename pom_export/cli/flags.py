@@ -19,6 +19,7 @@ _ALIKE: Final = (
         "batch",
         "block_causal",
         "bench",
+        "chat_template",
         "checkpoint",
         "cross",
         "degree",

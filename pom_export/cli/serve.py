@@ -53,11 +53,13 @@ def _limit(name: str, field: str, says: str, least: int = 0) -> Callable[[_Funct
     help="Key that requests must carry: Authorization: Bearer KEY. Others on this machine see a command's options.",
 )
 @click.option("--tokenizer", type=File(NAMES), help="auto, bytes, gpt2, or a tokenizer.json; default: auto.")
+@click.option("--chat-template", type=FILE, help="Jinja template of chats; default: that beside the tokenizer.json.")
 @click.option("--engine", type=FILE, help="Run this engine of the model, on a GPU.")
 @_limit("--threads", "threads", "Most threads of ONNX Runtime; 0: one for each core.")
 @_limit("--streams", "streams", "Most texts or sequences at a time.", 1)
 @_limit("--queue", "queue", "Most requests that wait for one of them; more get 429.")
 @_limit("--max-prompt", "most_tokens", "Most tokens that a request gives.", 1)
+@_limit("--max-answer", "most_answer", "Most tokens of an answer.", 1)
 @_limit("--max-body", "most_body", "Most MiB of a request.", 1)
 @_limit("--max-output", "most_output", "Most MiB of numbers in an answer.", 1)
 @_limit("--prefix-memory", "prefix_bytes", "MiB for beginnings that are read once for all.")
@@ -75,6 +77,7 @@ def command(
     port: int,
     api_key: str | None,
     tokenizer: str | None,
+    chat_template: str | None,
     engine: str | None,
     folder: str | None,
     as_json: bool,
@@ -90,7 +93,9 @@ def command(
 
     check_http()
     in_units = {field: value * MIB if field in _IN_MIB else value for field, value in limits.items()}
-    settings = ServeSettings(api_key=api_key, tokenizer=tokenizer or AUTO, engine=engine, **in_units)
+    settings = ServeSettings(
+        api_key=api_key, tokenizer=tokenizer or AUTO, chat_template=chat_template, engine=engine, **in_units
+    )
     with ExitStack() as opened:
         with stages("starting", shown=verbose, moving=not as_json) as progress:
             from pom_export.serving.server import bound_socket, serve

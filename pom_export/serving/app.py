@@ -15,6 +15,7 @@ from pom_export.serving import steps
 from pom_export.serving.errors import Failure
 from pom_export.serving.metrics import CONTENT_TYPE, metrics_page
 from pom_export.serving.middleware import Guard
+from pom_export.serving.openai import routes
 from pom_export.serving.service import Service
 from pom_export.version import __version__
 
@@ -34,6 +35,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(HTTPException, _refused)
     _add_state(app, service)
     app.include_router(steps.router(service))
+    app.include_router(routes.router(service))
     return app
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,11 +15,16 @@ from pom_export.engine.streaming import tensorrt_backend
 from pom_export.runtime.pool.pool import Answers, StreamPool
 from pom_export.runtime.pool.stream import PoolStream
 from pom_export.runtime.session import default_session_options
+from pom_export.runtime.streaming.interface import read_stateful
 from pom_export.runtime.streaming.state import State
 from pom_export.serving.metrics import AnswerTimes, ModelMetrics
 from pom_export.serving.places import Places
 from pom_export.serving.settings import ServeSettings
+from pom_export.serving.texts import News, TextJob, Texts
+from pom_export.serving.words import tokenizer_of
 from pom_export.serving.worker import Bridge, Worker
+from pom_export.text.batch.batch import TextBatch
+from pom_export.text.tokenizer_files import read_tokenizer_files
 
 Array = npt.NDArray[Any]
 
@@ -72,6 +78,21 @@ class Model(Protocol):
             RequestError: too many requests wait.
         """
 
+    def continued(
+        self, jobs: Sequence[TextJob], *, session: str | None
+    ) -> AbstractAsyncContextManager[AsyncIterator[News]]:
+        """Continue texts: a block that holds what they take, with their news until all have ended.
+
+        Args:
+            jobs: prompts, and what is wanted of the texts that continue them; with a tokenizer only.
+            session: the session that they belong to.
+
+        Raises:
+            InputError: on entering, a prompt does not fit the model or the state; in the news, what ended a text.
+            PoolFullError: the pool takes no more now.
+            RequestError: too many requests wait.
+        """
+
     async def metrics(self) -> ModelMetrics:
         """Return what it has done and holds."""
 
@@ -99,6 +120,12 @@ class LocalModel:
         self.worker = Worker(self.pool, self._times)
         self.places = Places(settings.streams, settings.queue)
         self._bridge: Bridge | None = None
+        interface = read_stateful(model)
+        tokenizer = tokenizer_of(interface, settings.tokenizer)
+        self._texts: Texts | None = None
+        if tokenizer is not None:
+            ends = read_tokenizer_files(tokenizer).ends
+            self._texts = Texts(TextBatch(self.pool, tokenizer, ends=ends), self.worker)
 
     @property
     def bridge(self) -> Bridge:
@@ -113,6 +140,8 @@ class LocalModel:
 
     def start(self) -> None:  # noqa: D102 (the protocol says it)
         self._bridge = Bridge(asyncio.get_running_loop())
+        if self._texts is not None:
+            self._texts.bridge = self._bridge
         self.worker.start()
 
     def stop(self) -> None:  # noqa: D102
@@ -136,6 +165,18 @@ class LocalModel:
                 if isinstance(answer, Exception):
                     raise answer
                 return Step(answer, stream.length, stream.snapshot())
+
+    @asynccontextmanager
+    async def continued(  # noqa: D102
+        self,
+        jobs: Sequence[TextJob],
+        *,
+        session: str | None = None,  # noqa: ARG002
+    ) -> AsyncIterator[AsyncIterator[News]]:
+        assert self._texts is not None, "it has no tokenizer"
+        async with self.places.taken(sum(len(job.settings) for job in jobs)):
+            with await self._texts.start(jobs) as asked:
+                yield asked.news()
 
     async def metrics(self) -> ModelMetrics:  # noqa: D102
         return ModelMetrics(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from collections.abc import Coroutine, Iterable
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
@@ -18,6 +20,8 @@ _Result = TypeVar("_Result")
 # A larger body is parsed in another thread, while the event loop goes on.
 _LONG: Final = 2**16
 _JSON: Final = "application/json"
+# One half of a character, which makes one with another.
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 async def read_object(request: Request, most_bytes: int) -> dict[str, Any]:
@@ -48,7 +52,13 @@ async def read_object(request: Request, most_bytes: int) -> dict[str, Any]:
 
 
 def _parse(body: bytes) -> Any:
-    return parse_json(body, len(body))
+    value = parse_json(body, len(body))
+    if _SURROGATE.search(body):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("a text in it has half of a character, such as \\ud800 alone") from error
+    return value
 
 
 async def _body(request: Request, most_bytes: int) -> bytes:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 
-import numpy as np
-
-from pom_export.errors import InputError
 from pom_export.graph.exported_model import ExportedModel
 from pom_export.runtime.streaming.interface import StatefulModel, read_stateful
 from pom_export.serving.metrics import RequestCounts
 from pom_export.serving.model import LocalModel, Model
+from pom_export.serving.openai.template import ChatTemplate, chat_template
 from pom_export.serving.sessions import MemoryStore, Sessions, SessionStore
 from pom_export.serving.settings import ServeSettings
-from pom_export.text.tokenizers import AUTO, Tokenizer, choose_tokenizer
+from pom_export.serving.words import tokenizer_of, vocabulary_of
+from pom_export.text.tokenizer_files import read_tokenizer_files
 
 
 class Service:
@@ -30,6 +29,7 @@ class Service:
         file: the file.
         interface: its interface.
         tokenizer: its tokenizer; None: it takes vectors, or ids of no text.
+        chat: the template of chats; None: it has none.
         draining: whether new requests are refused, since the server ends.
         requests: number of requests that are being answered.
 
@@ -49,7 +49,10 @@ class Service:
         self.interface: StatefulModel = read_stateful(path)
         self.file: ExportedModel = self.interface.file
         self.name = self.file.path.stem
-        self.tokenizer = _tokenizer(self.interface, settings.tokenizer)
+        self.tokenizer = tokenizer_of(self.interface, settings.tokenizer)
+        self.chat: ChatTemplate | None = None
+        if self.tokenizer is not None:
+            self.chat = chat_template(settings.chat_template, read_tokenizer_files(self.tokenizer))
         self.model: Model = LocalModel(path, settings) if model is None else model
         self.metrics = RequestCounts()
         self.sessions = Sessions(
@@ -61,39 +64,9 @@ class Service:
     @property
     def vocabulary(self) -> int | None:
         """Number of ids that the model takes; None: it takes vectors, or does not say."""
-        return _vocabulary(self.interface)
+        return vocabulary_of(self.interface)
 
     @property
     def state_bytes(self) -> int:
         """Size of a stream's state."""
         return sum(array.nbytes for array in self.interface.empty(1).values())
-
-
-def _vocabulary(model: StatefulModel) -> int | None:
-    values = model.limits.values.get(model.tokens.name)
-    return None if values is None or not model.takes_ids else int(np.prod(values[:1]))
-
-
-def _tokenizer(model: StatefulModel, name: str) -> Tokenizer | None:
-    """Return a model's tokenizer; None if none is named, and none is known for it.
-
-    Raises:
-        InputError: it has ids that the model lacks, or the model takes no ids.
-    """
-    vocabulary = _vocabulary(model)
-    if vocabulary is None:
-        if name == AUTO:
-            return None
-        raise InputError(f"{model.name} takes no ids of a vocabulary that it names", "Leave `tokenizer` out")
-    try:
-        tokenizer = choose_tokenizer(name, vocabulary)
-    except InputError:
-        if name == AUTO:
-            return None
-        raise
-    if tokenizer.size > vocabulary:
-        raise InputError(
-            f"the tokenizer {tokenizer.name} has {tokenizer.size} tokens, but {model.name} has {vocabulary}",
-            "Name the model's own: `tokenizer=PATH`",
-        )
-    return tokenizer

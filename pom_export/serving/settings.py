@@ -12,7 +12,7 @@ from pom_export.values import is_number, is_whole
 
 MIB: Final = 2**20
 _LONGEST_KEY: Final = 1000
-_AT_LEAST_ONE: Final = {"streams", "most_body", "most_tokens", "most_output"}
+_AT_LEAST_ONE: Final = {"streams", "most_body", "most_tokens", "most_answer", "most_output"}
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,13 @@ class ServeSettings:
         tokenizer: name for `choose_tokenizer`; "auto" serves arrays alone if none is known for the model.
         engine: path of an engine of the model, which runs it on a GPU; None: ONNX Runtime does.
         threads: the most threads of ONNX Runtime; 0: one for each core.
+        chat_template: path of a file with the template of chats, in Jinja; None: that of the tokenizer's folder.
         streams: the most streams at a time.
         queue: the most requests that wait for a stream; more are refused.
         prefix_bytes: memory for states of beginnings that several streams share.
         most_body: the most bytes of a request.
         most_tokens: the most tokens that a request gives.
+        most_answer: the most tokens of an answer; so many has a chat's that asks for no number.
         most_output: the most bytes of the arrays that a request gets.
         sessions: the most sessions that are kept; of more, the least recently used are dropped.
         session_bytes: the most memory for their states.
@@ -43,11 +45,13 @@ class ServeSettings:
     tokenizer: str = AUTO
     engine: str | None = None
     threads: int = 0
+    chat_template: str | None = None
     streams: int = 64
     queue: int = 256
     prefix_bytes: int = 64 * MIB
     most_body: int = 8 * MIB
     most_tokens: int = 131_072
+    most_answer: int = 16_384
     most_output: int = 64 * MIB
     sessions: int = 10_000
     session_bytes: int = 256 * MIB

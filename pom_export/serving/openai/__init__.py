@@ -1,0 +1,1 @@
+"""OpenAI's protocol of completions and chat completions, over a `TextBatch`."""
