@@ -136,22 +136,22 @@ def _started(service: Service, address: tuple[Any, ...], kept: SessionFolder | N
     host, port = address[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     key = "" if service.settings.api_key is None else " -H 'Authorization: Bearer KEY'"
-    example = json.dumps(_example(service))
+    path, example = _example(service)
     lines = [
         ("address", url),
         ("model", f"{service.name}: {service.interface.tokens} to {service.interface.output}"),
-        ("try", f"curl --json '{example}'{key} {url}/v1/steps"),
+        ("try", f"curl --json '{json.dumps(example)}'{key} {url}{path}"),
     ]
     print_result({"url": url, "model": service.name, "tokenizer": _tokenizer(service)}, as_json, lines)
     if not key and not ip_address(host).is_loopback:
         tell_on_stderr(f"pom-export: everyone who reaches {url} can use it. --api-key asks for a key")
 
 
-def _example(service: Service) -> dict[str, Any]:
-    """Return a request that the model can answer."""
-    if service.interface.takes_ids:
-        return {"inputs": [1, 2, 3]}
-    return {"inputs": [[0.0] * int(service.interface.tokens.axes[2])]}
+def _example(service: Service) -> tuple[str, dict[str, Any]]:
+    """Return a path, and a request that the model can answer there."""
+    if service.tokenizer is not None:
+        return "/v1/completions", {"prompt": "The", "max_tokens": 50}
+    return "/v1/steps", {"inputs": service.example}
 
 
 def _tokenizer(service: Service) -> str | None:

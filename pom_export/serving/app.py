@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Any
+from importlib.resources import files
+from typing import Any, Final
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from pom_export.serving import steps
@@ -18,6 +19,12 @@ from pom_export.serving.middleware import Guard
 from pom_export.serving.openai import routes
 from pom_export.serving.service import Service
 from pom_export.version import __version__
+
+_PAGE_HEADERS: Final = {
+    "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+}
 
 
 def create_app(service: Service) -> FastAPI:
@@ -36,7 +43,17 @@ def create_app(service: Service) -> FastAPI:
     _add_state(app, service)
     app.include_router(steps.router(service))
     app.include_router(routes.router(service))
+    _add_page(app)
     return app
+
+
+def _add_page(app: FastAPI) -> None:
+    """Add a page to try the model by hand, which uses nothing but this server."""
+    page = files("pom_export.serving").joinpath("page.html").read_text("utf-8")
+
+    @app.get("/")
+    async def show() -> HTMLResponse:
+        return HTMLResponse(page, headers=_PAGE_HEADERS)
 
 
 def _add_state(app: FastAPI, service: Service) -> None:
@@ -82,6 +99,8 @@ def _model(service: Service) -> dict[str, Any]:
         "inputs": str(service.interface.tokens),
         "outputs": str(service.interface.output),
         "tokenizer": None if service.tokenizer is None else service.tokenizer.name,
+        "chat": service.chat is not None,
+        "example": service.example,
         "state_bytes": service.state_bytes,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from pom_export.graph.exported_model import ExportedModel
 from pom_export.runtime.streaming.interface import StatefulModel, read_stateful
@@ -65,6 +66,11 @@ class Service:
     def vocabulary(self) -> int | None:
         """Number of ids that the model takes; None: it takes vectors, or does not say."""
         return vocabulary_of(self.interface)
+
+    @property
+    def example(self) -> list[Any]:
+        """Tokens that the model takes, as `/v1/steps` gets them."""
+        return [1, 2, 3] if self.interface.takes_ids else [[0.0] * int(self.interface.tokens.axes[2])]
 
     @property
     def state_bytes(self) -> int:
