@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 def command(model: str, output: str, target: str, force: bool, as_json: bool, verbose: bool, **options: Any) -> None:
     """Put MODEL.onnx into a folder that a server loads, with its configuration, a client, a check and a manifest.
 
-    The folder's README.md has the command that serves it.
+    The folder's README.md has the command that serves it. A file that is rewritten for the server is compared with the
+    original first; the exit code is 1 if they differ.
     """
     shown = verbose or not as_json
     with made_folder(Path(output).parent), stages(f"reading {model}", shown=shown, moving=not as_json) as progress:

@@ -22,6 +22,8 @@ KEEP_FLOAT32: Final = "keep_float32"
 STATEFUL: Final = "stateful"
 # The property that says how many aggregations were replaced by standard operators; files with our op lack it.
 INLINED: Final = "inlined"
+# The property of files whose state a server carries: the output for each input, as JSON; see NumberStatesPass.
+SERVER_STATES: Final = "server_states"
 # The property that names the exported set of weights, if the checkpoint has several.
 WEIGHTS: Final = "weights"
 CAUSAL: Final = "causal"

@@ -7,5 +7,8 @@ from typing import Final
 
 TARGETS: Final[Mapping[str, str]] = {"triton": "pom_export.packaging.triton.target"}
 """The module of each target."""
-TRITON_BACKENDS: Final[Mapping[str, str]] = {"python": "pom_export.packaging.triton.python_backend"}
+TRITON_BACKENDS: Final[Mapping[str, str]] = {
+    "python": "pom_export.packaging.triton.python_backend",
+    "onnxruntime": "pom_export.packaging.triton.onnxruntime_backend",
+}
 """The module of each of Triton's backends; the first is the default."""

@@ -72,7 +72,8 @@ def package(
         output: the folder to be written. It may exist if it is empty.
         target: the server: "triton".
         name: the model's name in the server; default: the file's.
-        backend: for Triton, what runs the model: "python" (default).
+        backend: for Triton, what runs the model: "python" (default), or "onnxruntime", with our op library, where the
+            server carries the state.
         bench: for Triton and a file without a state, results.json of `pom-export bench`, from which the sizes of its
             batches are chosen.
         force: replace an existing package; a folder that is no package is refused all the same.
@@ -81,6 +82,7 @@ def package(
     Raises:
         InputError: the file is unusable, the server cannot run it, an option does not apply, or the folder exists.
         MissingDependencyError: something that the package is made with is not installed.
+        ParityError: a file that was rewritten for the server gives other numbers.
     """
     options = PackageOptions(name=name, backend=backend, bench=bench)
     chosen = load_target(target, options)

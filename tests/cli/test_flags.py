@@ -37,9 +37,10 @@ COMMANDS = [
 # Folders whose texts are about the command line, and files that write other programs' options.
 OF_COMMANDS = {"cli"}
 OTHER_PROGRAMS = {
-    "packaging/triton/python_backend.py",
+    "packaging/triton/repository.py",
     "packaging/triton/served/client.py",
     "packaging/triton/served/preflight.py",
+    "packaging/triton/texts.py",
     "checkup/probes.py",
     "checkup/programs.py",
     "engine/command_line.py",

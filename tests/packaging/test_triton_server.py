@@ -15,7 +15,9 @@ import pytest
 import torch
 
 import pom_export
+from pom_export.graph.exported_model import read_model
 from pom_export.mixer import PolynomialMixer
+from pom_export.packaging.triton.states import carried_states
 from pom_export.parity.tolerances import MODELS
 from tests.triton_server import NotReadyError, Server, client, environment, serving
 
@@ -167,3 +169,50 @@ def test_numpy_2_is_refused_when_the_model_is_loaded(folder: Path, tmp_path: Pat
         pytest.fail("it was served")
     assert "exchanges wrong numbers with this server" in str(caught.value)
     assert "pip install 'numpy<2'" in str(caught.value)
+
+
+def test_the_servers_parser_takes_the_configuration_of_the_onnxruntime_backend(folder: Path, tmp_path: Path) -> None:
+    """The server here lacks that backend: nothing else is wrong."""
+    pom_export.package(folder / "stream.onnx", tmp_path / "stream", target="triton", backend="onnxruntime")
+    with pytest.raises(NotReadyError) as caught, serving(tmp_path / "stream" / "models", tmp_path):
+        pytest.fail("it was served")
+    assert "unable to find backend library for backend 'onnxruntime'" in str(caught.value)
+    assert "Error parsing" not in str(caught.value)
+    config = tmp_path / "stream" / "models" / "stream" / "config.pbtxt"
+    config.write_text(config.read_text().replace("zero_data", "zero_datum"))
+    with pytest.raises(NotReadyError) as caught, serving(tmp_path / "stream" / "models", tmp_path):
+        pytest.fail("it was served")
+    assert "Error parsing text-format inference.ModelConfig" in str(caught.value)
+
+
+# In the Python backend, the server gives a model the state of a sequence's start in every call.
+STATES_PROBE = """
+import json
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        for request in requests:
+            arrays = {each.name(): each.as_numpy() for each in request.inputs()}
+            seen = {name: [array.dtype.name, list(array.shape), float(array.sum())] for name, array in arrays.items()}
+            print("SEEN", json.dumps(seen), flush=True)
+        logits = [np.zeros((1, r.inputs()[0].as_numpy().size, 256), np.float32) for r in requests]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("logits", each)]) for each in logits]
+"""
+
+
+def test_the_server_starts_sequences_with_the_state_of_the_configuration(folder: Path, tmp_path: Path) -> None:
+    pom_export.package(folder / "stream.onnx", tmp_path / "stream", target="triton", backend="onnxruntime")
+    served = tmp_path / "stream" / "models" / "stream"
+    python = f'parameters {{ key: "EXECUTION_ENV_PATH" value {{ string_value: "{folder / "env"}" }} }}\n'
+    config = (served / "config.pbtxt").read_text().replace('"onnxruntime"', '"python"')
+    (served / "config.pbtxt").write_text(config + python)
+    (served / "1" / "model.py").write_text(STATES_PROBE)
+    with serving(tmp_path / "stream" / "models", tmp_path) as server:
+        assert client(str(tmp_path / "stream" / "client.py"), "--url", f"127.0.0.1:{server.grpc}").returncode == 0
+        log = server.log.read_text()
+    seen = json.loads(next(line for line in log.splitlines() if line.startswith("SEEN")).removeprefix("SEEN"))
+    assert seen.pop("input_ids") == ["int64", [1, 3], 3.0]
+    states = carried_states(read_model(served / "1" / "model.onnx"))
+    assert seen == {part.spec.name: [part.spec.dtype.name, [1, *part.spec.axes[1:]], 0.0] for part in states}

@@ -10,6 +10,7 @@ from pom_export.graph.passes.inline_functions import InlineFunctionsPass
 from pom_export.graph.passes.lower_precision import LowerPrecisionPass
 from pom_export.graph.passes.name_by_module import NameByModulePass
 from pom_export.graph.passes.name_dimensions import NameDimensionsPass
+from pom_export.graph.passes.number_states import NumberStatesPass
 from pom_export.graph.passes.recognise_causal import RecogniseCausalPass
 from pom_export.graph.passes.share_transposed import ShareTransposedPass
 from pom_export.graph.passes.spell_out import SpellOutPass
@@ -27,6 +28,7 @@ __all__ = [
     "LowerPrecisionPass",
     "NameByModulePass",
     "NameDimensionsPass",
+    "NumberStatesPass",
     "RecogniseCausalPass",
     "ShareTransposedPass",
     "SpellOutPass",

@@ -1,0 +1,109 @@
+"""Packages for Triton's onnxruntime backend: the file itself with our op library; the server carries its state."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any, Final
+
+from pom_export.errors import InputError
+from pom_export.graph.exported_model import ExportedModel
+from pom_export.packaging.folder import PackageFolder
+from pom_export.packaging.readme import interface_table, readme
+from pom_export.packaging.targets import Contents, PackageOptions, Progress
+from pom_export.packaging.triton.config import tensor
+from pom_export.packaging.triton.repository import (
+    COMMAND,
+    batched_config,
+    on_cpu,
+    sequences_config,
+    write_repository,
+)
+from pom_export.packaging.triton.states import carried_states, check_carried, state_entries, write_carried
+from pom_export.packaging.triton.texts import requests_text, sequences_text
+from pom_export.runtime.library import custom_ops_library
+from pom_export.runtime.pool.pool import check_poolable
+from pom_export.runtime.streaming.interface import MASK, StateTensor, stateful_interface
+
+_SERVE: Final = """
+    In this folder, because the configuration names the op library by its path from here:
+
+        python3 preflight.py
+        {command}
+
+    To serve it from elsewhere, write the library's absolute path as op_library_filename into config.pbtxt.
+
+    The server's ONNX Runtime must be 1.21 or newer. The library is for Linux on {machine}, and computes on the CPU; so
+    does this model (instance_group). Only the server's own parser and ONNX Runtime have checked this package: it has
+    not been run in Triton's onnxruntime backend.
+    """
+_STATE: Final = """\
+The server keeps each sequence's state (implicit state): tensors whose names begin with `past.` and `present.` are no
+inputs and outputs of requests. Only requests of equal shapes share a call. After a request with an error, start the
+sequence anew: those sent after it may have been read without its tokens."""
+_UNTRIED: Final = "it was not run in Triton's onnxruntime backend; README.md says what was checked"
+
+
+def write(
+    folder: PackageFolder, model: ExportedModel, name: str, options: PackageOptions, progress: Progress
+) -> Contents:
+    """Write the package; see `Target`."""
+    if model.stateful and options.bench is not None:
+        raise InputError(f"`bench` does not apply: {model.path.name} keeps a state", "Leave it out")
+    library = f"models/{name}/1/{custom_ops_library().name}"
+    place = f"models/{name}/1/model.onnx"
+    checked: list[str] = []
+    served, states = model, carried_states(model)
+    if model.stateful:
+        interface = stateful_interface(model)
+        check_poolable(interface)
+        progress("rewriting the state's interface")
+        served = write_carried(interface, folder.place(place))
+        states = carried_states(served)
+        progress(f"comparing with {model.path.name}")
+        checked = [check_carried(interface, served)]
+    else:
+        folder.copy_model(model, place)
+    folder.copy(custom_ops_library(), library)
+    config = carried_config(served, states) if states else batched_config(served, options.bench)
+    write_repository(folder, name, "onnxruntime", {**config, **on_cpu(), **_operations(library)})
+    folder.write("README.md", _readme(model, served, states, name))
+    serving = {"name": name, "backend": "onnxruntime", "libraries": [library]}
+    return Contents(command=COMMAND, checked=checked, serving=serving, notes=[_UNTRIED])
+
+
+def carried_config(model: ExportedModel, states: list[StateTensor], together: int | None = None) -> dict[str, Any]:
+    """Return the configuration of a file whose state the server carries.
+
+    Args:
+        model: the file, in the form that `write_carried` writes.
+        states: the parts of its state.
+        together: the most sequences in a call; None: the usual number.
+    """
+    inner = {part.spec.name for part in states} | {part.present for part in states}
+    more = {} if together is None else {"together": together}
+    return {
+        "input": [tensor(spec, batched=True) for spec in model.inputs if spec.name not in inner],
+        "output": [tensor(spec, batched=True) for spec in model.outputs if spec.name not in inner],
+        **sequences_config(state=state_entries(states), **more),
+    }
+
+
+def carried_text(model: ExportedModel, states: list[StateTensor]) -> str:
+    """Return the section for clients of a file whose state the server carries."""
+    inner = {part.spec.name for part in states} | {part.present for part in states}
+    names = {spec.name: "the next tokens of a sequence" for spec in model.inputs if spec.name not in inner}
+    if MASK in names:
+        names[MASK] = "which of them count; true for all unless rows are padded at their end"
+    names |= {spec.name: "for each of them" for spec in model.outputs if spec.name not in inner}
+    return sequences_text(interface_table(model, names), _STATE)
+
+
+def _operations(library: str) -> dict[str, Any]:
+    return {"model_operations": {"op_library_filename": [library]}}
+
+
+def _readme(model: ExportedModel, served: ExportedModel, states: list[StateTensor], name: str) -> str:
+    """Return the package's README.md; `model` is what it was made from, and `served` what is in it."""
+    serve = _SERVE.format(command=COMMAND, machine=platform.machine())
+    clients = carried_text(served, states) if states else requests_text(model)
+    return readme(f"{name} for Triton's onnxruntime backend", model, {"Serve it": serve, "Send arrays to it": clients})

@@ -1,0 +1,27 @@
+"""What the READMEs of packages for Triton have in common."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pom_export.graph.exported_model import ExportedModel
+from pom_export.packaging.readme import interface_table
+from pom_export.packaging.triton.repository import IDLE_SECONDS
+
+_CLIENT: Final = "`client.py` is a client, and an example: `pip install 'tritonclient[grpc]'`, then `python client.py`."
+_SEQUENCES: Final = f"""\
+The tokens of a sequence come in any number of requests, of any number of tokens each, with a batch axis of 1. The
+client gives each request the sequence's id (a whole number, not 0), the first one `sequence_start` and the last one
+`sequence_end`. A start with an id in use begins anew. Requests of several sequences that wait share calls of the model.
+A sequence that has been idle for {IDLE_SECONDS // 60} minutes ends (max_sequence_idle_microseconds in config.pbtxt)."""
+
+
+def sequences_text(table: str, *more: str) -> str:
+    """Return the section for clients of a model with a state: its table of tensors, and further remarks."""
+    return "\n\n".join([table, _SEQUENCES, *more, _CLIENT])
+
+
+def requests_text(model: ExportedModel) -> str:
+    """Return the section for clients of a model without a state."""
+    names = {spec.name: "input" for spec in model.inputs} | {spec.name: "output" for spec in model.outputs}
+    return f"{interface_table(model, names)}\n\nRequests of equal shapes share a call.\n\n{_CLIENT}"

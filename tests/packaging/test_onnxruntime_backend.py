@@ -1,0 +1,84 @@
+"""Packages for Triton's onnxruntime backend: the state that the server carries, and its numbers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import onnx
+import pytest
+
+import pom_export
+from pom_export.errors import InputError, ParityError
+from pom_export.graph.exported_model import read_model
+from pom_export.packaging.triton.states import carried_states, check_carried, write_carried
+from pom_export.runtime.streaming.interface import StatefulModel, read_stateful
+from tests.streaming_graphs import running_sum_model
+
+
+@pytest.fixture
+def original(tmp_path: Path) -> StatefulModel:
+    return read_stateful(running_sum_model(tmp_path / "sums.onnx"))
+
+
+@pytest.mark.parametrize("options", [{}, {"mask": True}, {"ids": False}])
+def test_a_package_has_the_state_and_the_library(options: dict[str, bool], tmp_path: Path) -> None:
+    model = running_sum_model(tmp_path / "sums.onnx", **options)
+    result = pom_export.package(model, tmp_path / "served", target="triton", backend="onnxruntime")
+    assert "gives the numbers of sums.onnx in ONNX Runtime, in 7 calls" in result.checked[0]
+    inside = tmp_path / "served" / "models" / "sums"
+    config = (inside / "config.pbtxt").read_text()
+    assert 'op_library_filename: [ "models/sums/1/libpom_onnxruntime.so" ]' in config
+    assert (inside / "1" / "libpom_onnxruntime.so").is_file()
+    assert re.findall(r'input_name: "(.*)"\n +output_name: "(.*)"\n +data_type: (\w+)\n +dims: (.*)', config) == [
+        (f"past.{place}.{name}", f"present.{place}.{name}", *kind)
+        for place, (name, kind) in enumerate(_states(read_stateful(model)))
+    ]
+    served = read_model(inside / "1" / "model.onnx")
+    assert not served.stateful
+    assert [part.spec.axes[0] for part in carried_states(served)] == ["batch"] * len(carried_states(served))
+
+
+def _states(model: StatefulModel) -> list[tuple[str, tuple[str, str]]]:
+    kinds = {"past_length": ("TYPE_INT64", "[ 1 ]"), "past_state": ("TYPE_FP32", "[ 1, 2, 8 ]")}
+    return [(part.spec.name.removeprefix("past_"), kinds[part.spec.name]) for part in model.past]
+
+
+def test_a_file_without_a_state_is_batched(tmp_path: Path) -> None:
+    model = running_sum_model(tmp_path / "sums.onnx", kind=None)
+    pom_export.package(model, tmp_path / "served", target="triton", backend="onnxruntime")
+    config = (tmp_path / "served" / "models" / "sums" / "config.pbtxt").read_text()
+    assert "dynamic_batching {" in config
+    assert "sequence_batching" not in config
+
+
+def test_other_numbers_are_found(original: StatefulModel, tmp_path: Path) -> None:
+    rewritten = write_carried(original, tmp_path / "n.onnx")
+    assert "in 7 calls" in check_carried(original, rewritten)
+    loaded = onnx.load(rewritten.path)
+    weight = next(each for each in loaded.graph.initializer if each.name == "W")
+    weight.raw_data = onnx.numpy_helper.to_array(weight)[::-1].tobytes()
+    onnx.save(loaded, rewritten.path)
+    with pytest.raises(ParityError, match=r"with its state's new interface, logits of sums.onnx differs"):
+        check_carried(original, read_model(rewritten.path))
+
+
+def test_a_state_that_was_renamed_since_is_refused(original: StatefulModel, tmp_path: Path) -> None:
+    rewritten = write_carried(original, tmp_path / "n.onnx")
+    loaded = onnx.load(rewritten.path)
+    for prop in loaded.metadata_props:
+        if prop.key == "pom_export.server_states":
+            prop.value = prop.value.replace("present.0", "present.9")
+    onnx.save(loaded, rewritten.path)
+    with pytest.raises(InputError, match="lacks inputs or outputs of its state"):
+        carried_states(read_model(rewritten.path))
+
+
+def test_pairs_that_do_not_sort_alike_are_refused(original: StatefulModel, tmp_path: Path) -> None:
+    rewritten = write_carried(original, tmp_path / "n.onnx")
+    loaded = onnx.load(rewritten.path)
+    (prop,) = [each for each in loaded.metadata_props if each.key == "pom_export.server_states"]
+    prop.value = re.sub(r"present\.(\d)\.(\w+)(.*)present\.(\d)\.(\w+)", r"present.\4.\5\3present.\1.\2", prop.value)
+    onnx.save(loaded, rewritten.path)
+    with pytest.raises(InputError, match="not in the form that a server carries"):
+        carried_states(read_model(rewritten.path))
