@@ -108,6 +108,8 @@ class StopStream:
         """Add text, and return the part that may be output: none after a stop."""
         if self.stopped:
             return ""
+        if not self._stops:
+            return text
         whole = self.held + text
         ends = [end for stop in self._stops if (end := whole.find(stop)) >= 0]
         if ends:

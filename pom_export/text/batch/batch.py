@@ -143,7 +143,8 @@ class TextBatch:
                 if text is not None and self._has_read(text, answers):
                     texts.append(text)
                     # Those that share its prompt go on from the same logits.
-                    texts += self._followers(text)
+                    if text.followers:
+                        texts += self._followers(text)
                     rows += [row] * (len(texts) - len(rows))
         # Usually they are all of them, and need not be copied.
         everything = rows == list(range(len(answers.streams)))
