@@ -314,6 +314,21 @@ def test_a_client_that_leaves_frees_its_streams(server: Running, completions: An
     assert completions.create(model="small", prompt=["a"] * 4, max_tokens=1).usage.completion_tokens == 4
 
 
+def test_a_model_that_fails_is_no_client_s_mistake(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    # It claims more tokens than it has, so that the one before each text is beyond its table.
+    model = running_sum_model(tmp_path / "short.onnx", claimed=264)
+    with running(model, tokenizer=str(tmp_path / "tokenizer.json")) as server:
+        response = server.client.post("/v1/completions", json={"prompt": "a", "n": 2})
+        assert (response.status_code, response.json()["error"]["code"]) == (500, "call_failed")
+        streamed = server.client.post("/v1/completions", json={"prompt": "a", "n": 2, "stream": True})
+        event, rest = streamed.text.split("\n\n")
+        assert json.loads(event.removeprefix("data: "))["error"]["code"] == "call_failed"
+        assert rest == ""
+        assert server.client.post("/v1/completions", json={"prompt": [1], "max_tokens": 3}).status_code == 200
+        assert server.service.model.pool.metrics().streams == 0  # type: ignore[attr-defined]
+
+
 @pytest.mark.machine
 def test_curl(server: Running) -> None:
     curl = shutil.which("curl")
