@@ -28,7 +28,8 @@ class TextJob:
         logprobs: how many of the likeliest tokens to tell with each token and its logprob; None: no logprobs.
         prompt_logprobs: whether those of the prompt are wanted too.
         state: what the prompt follows.
-        chosen: tokens of the answer that were chosen elsewhere.
+        chosen: tokens of the answer that were chosen elsewhere: those of the pieces that came from there. The prompt
+            has been told there too.
         keep: whether the state after the answer is wanted.
     """
 

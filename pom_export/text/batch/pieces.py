@@ -73,7 +73,7 @@ class Pieces:
     @property
     def holding(self) -> bool:
         """Whether anything is held back: the beginning of a character, or of a stop."""
-        return bool(self._held)
+        return bool(self._held or self._stops.held)
 
     @property
     def stopped(self) -> bool:

@@ -17,7 +17,7 @@ from pom_export.text.batch.text import Text
 from pom_export.text.generation import Generation
 from pom_export.text.notes import Settings
 from pom_export.text.sampling import Sampling
-from pom_export.text.tokenizers import ByteTokenizer
+from pom_export.text.tokenizers import ByteTokenizer, Tokenizer, choose_tokenizer
 from tests.streaming_graphs import running_sum_model
 
 PROMPT = "Once upon a time"
@@ -182,6 +182,66 @@ def test_the_state_after_a_stop_is_that_of_the_text_shown(width: int, path: Path
     again = batch.start(ids, settings(seed=9), most=10)
     finish(pool, batch)
     assert shown(later) == shown(again)
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Tokenizer:
+    """A tokenizer with tokens of two letters."""
+    from tokenizers import Tokenizer as Library
+    from tokenizers import decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [(one, two) for one in "abcdefgh" for two in "abcdefgh"]
+    vocabulary = {text: place for place, text in enumerate([*alphabet, *map("".join, merges)])}
+    library: Any = Library(models.BPE(vocabulary, merges))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    library.decoder = decoders.ByteLevel()
+    library.save(str(tmp_path / "tokenizer.json"))
+    return choose_tokenizer(str(tmp_path / "tokenizer.json"), 320)
+
+
+@pytest.mark.parametrize(
+    "stops",
+    [
+        ["ca", "fg"],
+        pytest.param(["b"], marks=pytest.mark.slow),
+        pytest.param(["\ufffdd", "ggg"], marks=pytest.mark.slow),
+    ],
+)
+def test_a_stop_may_begin_and_end_inside_tokens(stops: list[str], pairs: Tokenizer, tmp_path: Path) -> None:
+    pool = StreamPool(running_sum_model(tmp_path / "m.onnx", vocabulary=320), streams=128)
+    batch, prompt = TextBatch(pool, pairs), pairs.encode(PROMPT)
+    wanted = [settings(stops, seed=seed) for seed in range(40)]
+    texts = [batch.start(PROMPT, each, most=200, keep=True) for each in wanted]
+    finish(pool, batch)
+    answers = [shown(text) for text in texts]
+    parts = 0
+    for text, answer in zip(texts, answers, strict=True):
+        if text.ended != "stop":
+            continue
+        stream = pairs.stream(prompt)
+        kept = "".join(map(stream.push, text.kept)) + stream.finish()
+        assert kept == answer
+        parts += bool(text.kept) and text.kept[-1] < 256
+        assert text.state is not None
+        later = batch.start([7], settings(seed=9), most=5, state=text.state, anew=True)
+        again = batch.start([*prompt, *text.kept, 7], settings(seed=9), most=5)
+        finish(pool, batch)
+        assert [piece.tokens for piece in later.take()] == [piece.tokens for piece in again.take()]
+    assert parts > 5
+    # What another process has shown is all that there is to know.
+    for each, text, answer in list(zip(wanted, texts, answers, strict=True))[:3]:
+        whole = batch.start(PROMPT, each, most=200)
+        pieces = []
+        while not whole.ended:
+            batch.read(pool.tick())
+            pieces += whole.take()
+        for cut in range(0, len(pieces) + 1, 5):
+            chosen = [token.id for piece in pieces[:cut] for token in piece.tokens]
+            rest = batch.start(PROMPT, each, most=200, chosen=chosen, keep=True)
+            finish(pool, batch)
+            assert "".join(piece.text for piece in pieces[:cut]) + shown(rest) == answer
+            assert (rest.ended, rest.kept) == (text.ended, text.kept)
 
 
 def test_a_token_that_ends_texts_is_no_part_of_them(path: Path) -> None:
