@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--name", help="The model's name in the server; default: the file's.")
 @click.option("--backend", type=Choice(TRITON_BACKENDS), help="What runs the model in Triton; default: python.")
 @click.option("--bench", type=FILE, help="results.json of `bench`, to choose the sizes of Triton's batches from.")
+@click.option("--engine", type=FILE, help="The engine of the model, for Triton's tensorrt backend.")
 @click.option("--force", is_flag=True, help="Replace an existing package.")
 @common_options
 def command(model: str, output: str, target: str, force: bool, as_json: bool, verbose: bool, **options: Any) -> None:

@@ -10,5 +10,6 @@ TARGETS: Final[Mapping[str, str]] = {"triton": "pom_export.packaging.triton.targ
 TRITON_BACKENDS: Final[Mapping[str, str]] = {
     "python": "pom_export.packaging.triton.python_backend",
     "onnxruntime": "pom_export.packaging.triton.onnxruntime_backend",
+    "tensorrt": "pom_export.packaging.triton.tensorrt_backend",
 }
 """The module of each of Triton's backends; the first is the default."""

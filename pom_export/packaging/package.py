@@ -59,6 +59,7 @@ def package(
     name: str | None = None,
     backend: str | None = None,
     bench: AnyPath | None = None,
+    engine: AnyPath | None = None,
     force: bool = False,
     progress: Progress = _silent,
 ) -> PackageResult:
@@ -73,9 +74,10 @@ def package(
         target: the server: "triton".
         name: the model's name in the server; default: the file's.
         backend: for Triton, what runs the model: "python" (default), or "onnxruntime", with our op library, where the
-            server carries the state.
+            server carries the state; or "tensorrt", an engine.
         bench: for Triton and a file without a state, results.json of `pom-export bench`, from which the sizes of its
             batches are chosen.
+        engine: for Triton's tensorrt backend, the engine that was built from the file.
         force: replace an existing package; a folder that is no package is refused all the same.
         progress: called with one line per stage; the lines are also logged at level INFO.
 
@@ -84,7 +86,7 @@ def package(
         MissingDependencyError: something that the package is made with is not installed.
         ParityError: a file that was rewritten for the server gives other numbers.
     """
-    options = PackageOptions(name=name, backend=backend, bench=bench)
+    options = PackageOptions(name=name, backend=backend, bench=bench, engine=engine)
     chosen = load_target(target, options)
     replaceable = is_package if force else _never
     check_new_folder(output, replaceable, _HINT)

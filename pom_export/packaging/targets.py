@@ -24,11 +24,13 @@ class PackageOptions:
         name: the model's name in the server.
         backend: which of the server's backends runs the model.
         bench: results of `pom-export bench`, from which batch sizes are chosen.
+        engine: an engine of the model.
     """
 
     name: str | None = None
     backend: str | None = None
     bench: AnyPath | None = None
+    engine: AnyPath | None = None
 
     def given(self) -> set[str]:
         """Return the names of the options that were given."""

@@ -40,6 +40,7 @@ OTHER_PROGRAMS = {
     "packaging/triton/repository.py",
     "packaging/triton/served/client.py",
     "packaging/triton/served/preflight.py",
+    "packaging/triton/tensorrt_backend.py",
     "packaging/triton/texts.py",
     "checkup/probes.py",
     "checkup/programs.py",

@@ -110,16 +110,16 @@ def test_the_batches_that_deliver_most_are_preferred(tmp_path: Path) -> None:
     # Rows a millisecond at 64 tokens: 1, 2, 4, 4; at 256: 1, 2, 3.9, 4.
     short = {(1, 64): 1.0, (4, 64): 2.0, (16, 64): 4.0, (32, 64): 8.0}
     long = {(1, 256): 1.0, (4, 256): 2.0, (16, 256): 16 / 3.9, (32, 256): 8.0}
-    assert preferred_sizes(results(file, short | long)) == [16, 32]
-    assert preferred_sizes(results(file, short | long | {(16, 256): 16 / 3})) == [32]
+    assert preferred_sizes(results(file, short | long), "kernel") == [16, 32]
+    assert preferred_sizes(results(file, short | long | {(16, 256): 16 / 3}), "kernel") == [32]
     # No batch is nearly best at both lengths.
-    assert preferred_sizes(results(file, {(1, 64): 1.0, (2, 64): 9.0, (1, 256): 9.0, (2, 256): 1.0})) == [2]
+    assert preferred_sizes(results(file, {(1, 64): 1.0, (2, 64): 9.0, (1, 256): 9.0, (2, 256): 1.0}), "kernel") == [2]
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"points": [{"timings": {"kernel": 1}}]}', "no"])
 def test_other_files_than_results_are_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text(text)
     with pytest.raises(InputError, match="is not a result of bench"):
-        preferred_sizes(tmp_path / "r.json")
+        preferred_sizes(tmp_path / "r.json", "kernel")
     with pytest.raises(InputError, match="batch 4 alone"):
-        preferred_sizes(results(tmp_path / "r.json", {(4, 64): 1.0}))
+        preferred_sizes(results(tmp_path / "r.json", {(4, 64): 1.0}), "kernel")

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, Final
 
-from pom_export.bench.options import KERNEL
 from pom_export.errors import InputError
 from pom_export.files import AnyPath, readable_file
 from pom_export.json_text import parse_json
@@ -17,19 +16,20 @@ _LARGEST: Final = 16 << 20
 _NEARLY: Final = 0.9
 
 
-def preferred_sizes(results: AnyPath) -> list[int]:
-    """Return the batches that deliver nearly the most rows a second, at every length that was timed, with our kernels.
+def preferred_sizes(results: AnyPath, backend: str) -> list[int]:
+    """Return the batches that deliver nearly the most rows a second, at every length that was timed.
 
     Args:
         results: results.json, which `pom-export bench` wrote.
+        backend: which of its backends counts.
 
     Raises:
         InputError: it cannot be read, is another file, or has a single batch size.
     """
-    rates = _rates(results)
+    rates = _rates(results, backend)
     sizes = sorted({batch for by_batch in rates.values() for batch in by_batch})
     if len(sizes) < 2:
-        timed = f"batch {sizes[0]} alone" if sizes else f"nothing of {KERNEL}"
+        timed = f"batch {sizes[0]} alone" if sizes else f"nothing of {backend}"
         raise InputError(f"{os.fspath(results)} has timed {timed}", "Time several, such as 1, 4, 16 and 64")
     good = [
         batch
@@ -39,28 +39,28 @@ def preferred_sizes(results: AnyPath) -> list[int]:
     return good or [sizes[-1]]
 
 
-def _rates(results: AnyPath) -> Mapping[int, Mapping[int, float]]:
+def _rates(results: AnyPath, backend: str) -> Mapping[int, Mapping[int, float]]:
     """Return rows a second, by tokens and batch."""
     file = readable_file(results, "file of bench results")
     rates: dict[int, dict[int, float]] = defaultdict(dict)
     try:
         values = parse_json(file.read_bytes()) if file.stat().st_size <= _LARGEST else {}
         for point in values["points"]:
-            if KERNEL in point["timings"]:
-                batch, tokens, median = _sizes(point)
+            if backend in point["timings"]:
+                batch, tokens, median = _sizes(point, point["timings"][backend])
                 rates[tokens][batch] = batch / median
     except (ValueError, LookupError, TypeError, ArithmeticError) as error:
         raise InputError(f"{file} is not a result of bench", "Give the results.json that it wrote") from error
     return rates
 
 
-def _sizes(point: Mapping[str, Any]) -> tuple[int, int, float]:
+def _sizes(point: Mapping[str, Any], timing: Mapping[str, Any]) -> tuple[int, int, float]:
     """Return a point's batch, tokens and milliseconds.
 
     Raises:
         ValueError: one of them cannot be.
     """
-    batch, tokens, median = point["batch"], point["tokens"], point["timings"][KERNEL]["median_ms"]
+    batch, tokens, median = point["batch"], point["tokens"], timing["median_ms"]
     if not (isinstance(batch, int) and isinstance(tokens, int) and batch > 0 and median > 0):
         raise ValueError(point)
     return batch, tokens, float(median)

@@ -8,21 +8,20 @@ from typing import Any, Final
 from pom_export.errors import InputError
 from pom_export.graph.exported_model import ExportedModel
 from pom_export.packaging.folder import PackageFolder
-from pom_export.packaging.readme import interface_table, readme
+from pom_export.packaging.readme import readme
 from pom_export.packaging.targets import Contents, PackageOptions, Progress
-from pom_export.packaging.triton.config import tensor
+from pom_export.packaging.triton.carried import carried_config, carried_text
 from pom_export.packaging.triton.repository import (
     COMMAND,
     batched_config,
     on_cpu,
-    sequences_config,
     write_repository,
 )
-from pom_export.packaging.triton.states import carried_states, check_carried, state_entries, write_carried
-from pom_export.packaging.triton.texts import requests_text, sequences_text
+from pom_export.packaging.triton.states import carried_states, check_carried, write_carried
+from pom_export.packaging.triton.texts import requests_text
 from pom_export.runtime.library import custom_ops_library
 from pom_export.runtime.pool.pool import check_poolable
-from pom_export.runtime.streaming.interface import MASK, StateTensor, stateful_interface
+from pom_export.runtime.streaming.interface import StateTensor, stateful_interface
 
 _SERVE: Final = """
     In this folder, because the configuration names the op library by its path from here:
@@ -36,10 +35,6 @@ _SERVE: Final = """
     does this model (instance_group). Only the server's own parser and ONNX Runtime have checked this package: it has
     not been run in Triton's onnxruntime backend.
     """
-_STATE: Final = """\
-The server keeps each sequence's state (implicit state): tensors whose names begin with `past.` and `present.` are no
-inputs and outputs of requests. Only requests of equal shapes share a call. After a request with an error, start the
-sequence anew: those sent after it may have been read without its tokens."""
 _UNTRIED: Final = "it was not run in Triton's onnxruntime backend; README.md says what was checked"
 
 
@@ -69,33 +64,6 @@ def write(
     folder.write("README.md", _readme(model, served, states, name))
     serving = {"name": name, "backend": "onnxruntime", "libraries": [library]}
     return Contents(command=COMMAND, checked=checked, serving=serving, notes=[_UNTRIED])
-
-
-def carried_config(model: ExportedModel, states: list[StateTensor], together: int | None = None) -> dict[str, Any]:
-    """Return the configuration of a file whose state the server carries.
-
-    Args:
-        model: the file, in the form that `write_carried` writes.
-        states: the parts of its state.
-        together: the most sequences in a call; None: the usual number.
-    """
-    inner = {part.spec.name for part in states} | {part.present for part in states}
-    more = {} if together is None else {"together": together}
-    return {
-        "input": [tensor(spec, batched=True) for spec in model.inputs if spec.name not in inner],
-        "output": [tensor(spec, batched=True) for spec in model.outputs if spec.name not in inner],
-        **sequences_config(state=state_entries(states), **more),
-    }
-
-
-def carried_text(model: ExportedModel, states: list[StateTensor]) -> str:
-    """Return the section for clients of a file whose state the server carries."""
-    inner = {part.spec.name for part in states} | {part.present for part in states}
-    names = {spec.name: "the next tokens of a sequence" for spec in model.inputs if spec.name not in inner}
-    if MASK in names:
-        names[MASK] = "which of them count; true for all unless rows are padded at their end"
-    names |= {spec.name: "for each of them" for spec in model.outputs if spec.name not in inner}
-    return sequences_text(interface_table(model, names), _STATE)
 
 
 def _operations(library: str) -> dict[str, Any]:

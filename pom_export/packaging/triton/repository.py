@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from pom_export.bench.options import KERNEL
 from pom_export.errors import InputError
 from pom_export.files import AnyPath
 from pom_export.graph.exported_model import ExportedModel
@@ -36,13 +37,17 @@ def write_repository(folder: PackageFolder, name: str, backend: str, config: Map
         folder.copy(SERVED / program, program)
 
 
-def batched_config(model: ExportedModel, bench: AnyPath | None) -> dict[str, Any]:
+def batched_config(
+    model: ExportedModel, bench: AnyPath | None, backend: str = KERNEL, most: int | None = None
+) -> dict[str, Any]:
     """Return the configuration of a model without a state, whose requests are batched if it has a batch axis.
 
     Args:
         model: the file.
         bench: results of `pom-export bench`; None: all that waits is batched, up to a number. A size that is preferred
             for no reason would only delay requests.
+        backend: which of the backends that `bench` timed runs the model in the server.
+        most: the largest batch that can be run; None: no limit.
     """
     batched = has_batch_axis(model)
     if bench is not None and not batched:
@@ -53,10 +58,10 @@ def batched_config(model: ExportedModel, bench: AnyPath | None) -> dict[str, Any
     }
     if not batched:
         return {"max_batch_size": 0, **tensors}
-    if bench is None:
-        return {"max_batch_size": MOST_TOGETHER, **tensors, "dynamic_batching": {}}
-    sizes = preferred_sizes(bench)
-    return {"max_batch_size": sizes[-1], **tensors, "dynamic_batching": {"preferred_batch_size": sizes}}
+    preferred = [] if bench is None else [n for n in preferred_sizes(bench, backend) if most is None or n <= most]
+    largest = preferred[-1] if preferred else min(MOST_TOGETHER, most or MOST_TOGETHER)
+    batching = {"preferred_batch_size": preferred} if preferred else {}
+    return {"max_batch_size": largest, **tensors, "dynamic_batching": batching}
 
 
 def sequences_config(most: int = MOST_SEQUENCES, together: int = MOST_TOGETHER, **more: Any) -> dict[str, Any]:

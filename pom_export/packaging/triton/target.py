@@ -33,4 +33,4 @@ def _name_of(model: ExportedModel, options: PackageOptions) -> str:
     return options.name
 
 
-TARGET: Final = Target(takes=frozenset({"name", "backend", "bench"}), write=_write)
+TARGET: Final = Target(takes=frozenset({"name", "backend", "bench", "engine"}), write=_write)
