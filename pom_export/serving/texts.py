@@ -109,11 +109,13 @@ class Asked:
         going, told = dict(enumerate(self._texts)), set[int]()
         while going:
             for place, text in list(going.items()):
-                ended, pieces = text.ended, text.take()
+                pieces = text.take()
+                end = _end(text) if text.ended else None
                 if text.error is not None:
                     raise text.error
-                end = _end(text) if ended else None
                 if end is not None:
+                    # The last pieces come with the end, so that whoever has not seen it can go on elsewhere.
+                    pieces += text.take()
                     del going[place]
                 if pieces or end is not None:
                     yield News(place, pieces, () if place in told else text.prompt, end)

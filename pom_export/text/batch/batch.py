@@ -282,7 +282,7 @@ class TextBatch:
         for token, logprob in zip(reading.ids, (None, *reading.logprobs), strict=True):
             pieces.push(token, *(logprob or ()))
         pieces.finish()
-        text.prompt = tuple(token for piece in pieces.take() for token in piece.tokens)
+        text.prompt = tuple(token for piece in pieces.unpublished() for token in piece.tokens)
 
     def _followers(self, text: Text) -> list[Text]:
         """Return the texts that waited for a prompt to be read, each in a stream that has read it as well."""

@@ -43,7 +43,9 @@ class Piece:
 
 
 class Pieces:
-    """The pieces of a text, from its tokens. One thread adds tokens, another may take the pieces.
+    """The pieces of a text, from its tokens.
+
+    One thread adds tokens and publishes the pieces that they make, another may take those.
 
     Args:
         stream: turns tokens into text.
@@ -57,7 +59,8 @@ class Pieces:
         self._stops = StopStream(stops)
         self._held: list[Token] = []
         self._decoded, self._shown = len(held), 0
-        self._ready: deque[Piece] = deque([Piece(ready, ())] if ready else [])
+        self._new: list[Piece] = []
+        self._published: deque[Piece] = deque([Piece(ready, ())] if ready else [])
         self._show(self._stops.push(held), last=False)
 
     @property
@@ -105,11 +108,21 @@ class Pieces:
         if not self.stopped:
             self._show(self._stops.push(self._stream.finish()) + self._stops.finish(), last=True)
 
+    def publish(self) -> None:
+        """Let the new pieces be taken."""
+        self._published += self._new
+        self._new.clear()
+
+    def unpublished(self) -> list[Piece]:
+        """Return the new pieces, which are then nobody else's."""
+        new, self._new = self._new, []
+        return new
+
     def take(self) -> list[Piece]:
-        """Return the pieces that have not been taken yet."""
+        """Return the published pieces that have not been taken yet."""
         pieces = []
-        while self._ready:
-            pieces.append(self._ready.popleft())
+        while self._published:
+            pieces.append(self._published.popleft())
         return pieces
 
     def _show(self, text: str, *, last: bool, silent: bool = False) -> None:
@@ -121,4 +134,4 @@ class Pieces:
             tokens = tuple(token for token in tokens if token.offset < self._shown)
         self._held.clear()
         if (text or tokens) and not silent:
-            self._ready.append(Piece(text, tokens))
+            self._new.append(Piece(text, tokens))

@@ -77,7 +77,7 @@ class Text:
         prompt: the prompt's tokens with their logprobs, once they are read, if they were asked for.
         tokens: number of tokens chosen.
         ended: "max_tokens", "stop" (a stop text, or a token that ends texts), "positions" (the model has no more),
-            "closed" or "error"; empty if it has not ended. It is set after the last piece.
+            "closed" or "error"; empty if it has not ended.
         error: what went wrong, if something did.
         state: the state after the answer, if it was asked for, once the text has ended: that of the answer's text and
             no more, so that a stop text or a token that ended it can follow or not. A `TextBatch` or a `Generation`
@@ -104,6 +104,7 @@ class Text:
         self._owner = owner
         self._tokenizer = tokenizer
         self._pieces = pieces
+        self._last: list[Piece] = []
         self._chosen: list[int] = []
         self._since: Since | None = None
 
@@ -113,8 +114,12 @@ class Text:
         return self.stream.spared
 
     def take(self) -> list[Piece]:
-        """Return the pieces that have not been taken yet; none come later if the text had ended before the call."""
-        return self._pieces.take()
+        """Return the pieces that have not been taken yet. Those of the last token come once the text has ended."""
+        ended, pieces = self.ended, self._pieces.take()
+        if ended:
+            pieces += self._last
+            self._last = []
+        return pieces
 
     def close(self) -> None:
         """End the text, at any time: its place is free for another at once."""
@@ -175,6 +180,8 @@ class Text:
             self.end(ENOUGH, (token,))
         elif self.wanted.positions is not None and self.stream.length + 1 > self.wanted.positions:
             self.end(POSITIONS, (token,))
+        else:
+            self._pieces.publish()
         return not self.ended
 
     def end(self, reason: str, pending: tuple[int, ...] = (), logits: Array | None = None) -> None:
@@ -189,6 +196,7 @@ class Text:
             self._pieces.finish()
             if self.wanted.keep:
                 self.state = self._state(pending, logits)
+            self._last = self._pieces.unpublished()
         self.stream.close()
         self.ended = reason
 

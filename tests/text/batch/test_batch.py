@@ -13,6 +13,7 @@ from pom_export import State, StreamingSession
 from pom_export.errors import InputError, PoolFullError
 from pom_export.runtime import StreamPool
 from pom_export.text.batch.batch import TextBatch
+from pom_export.text.batch.pieces import Piece
 from pom_export.text.batch.text import Text
 from pom_export.text.generation import Generation
 from pom_export.text.notes import Settings
@@ -203,7 +204,7 @@ def pairs(tmp_path: Path) -> Tokenizer:
 @pytest.mark.parametrize(
     "stops",
     [
-        ["ca", "fg"],
+        ["ca", "fg", "db", "he", "ae", "ch"],
         pytest.param(["b"], marks=pytest.mark.slow),
         pytest.param(["\ufffdd", "ggg"], marks=pytest.mark.slow),
     ],
@@ -211,8 +212,8 @@ def pairs(tmp_path: Path) -> Tokenizer:
 def test_a_stop_may_begin_and_end_inside_tokens(stops: list[str], pairs: Tokenizer, tmp_path: Path) -> None:
     pool = StreamPool(running_sum_model(tmp_path / "m.onnx", vocabulary=320), streams=128)
     batch, prompt = TextBatch(pool, pairs), pairs.encode(PROMPT)
-    wanted = [settings(stops, seed=seed) for seed in range(40)]
-    texts = [batch.start(PROMPT, each, most=200, keep=True) for each in wanted]
+    wanted = [settings(stops, seed=seed) for seed in range(30)]
+    texts = [batch.start(PROMPT, each, most=100, keep=True) for each in wanted]
     finish(pool, batch)
     answers = [shown(text) for text in texts]
     parts = 0
@@ -229,18 +230,19 @@ def test_a_stop_may_begin_and_end_inside_tokens(stops: list[str], pairs: Tokeniz
         finish(pool, batch)
         assert [piece.tokens for piece in later.take()] == [piece.tokens for piece in again.take()]
     assert parts > 5
-    # What another process has shown is all that there is to know.
+    # What another process has shown before the end is all that there is to know.
     for each, text, answer in list(zip(wanted, texts, answers, strict=True))[:3]:
-        whole = batch.start(PROMPT, each, most=200)
-        pieces = []
+        whole = batch.start(PROMPT, each, most=100)
+        news: list[list[Piece]] = []
         while not whole.ended:
             batch.read(pool.tick())
-            pieces += whole.take()
-        for cut in range(0, len(pieces) + 1, 5):
-            chosen = [token.id for piece in pieces[:cut] for token in piece.tokens]
-            rest = batch.start(PROMPT, each, most=200, chosen=chosen, keep=True)
+            news.append(whole.take())
+        for cut in range(len(news) - 1, 0, -9):
+            pieces = [piece for each_news in news[:cut] for piece in each_news]
+            chosen = [token.id for piece in pieces for token in piece.tokens]
+            rest = batch.start(PROMPT, each, most=100, chosen=chosen, keep=True)
             finish(pool, batch)
-            assert "".join(piece.text for piece in pieces[:cut]) + shown(rest) == answer
+            assert "".join(piece.text for piece in pieces) + shown(rest) == answer
             assert (rest.ended, rest.kept) == (text.ended, text.kept)
 
 
@@ -286,8 +288,8 @@ def test_what_another_process_chose_is_gone_on_from(stop: str, path: Path) -> No
         text = batch.start(PROMPT, warm, most=30, chosen=chosen[:cut], keep=True)
         finish(pool, batch)
         assert (text.ended, text.tokens, text.kept) == (whole.ended, whole.tokens, whole.kept)
-        before = pieces[counts.index(cut)] if cut < len(chosen) or stop else pieces[-1].rstrip("\ufffd")
-        assert before + shown(text) == pieces[-1]
+        if cut < len(chosen):  # otherwise the end was seen there
+            assert pieces[counts.index(cut)] + shown(text) == pieces[-1]
         assert text.state is not None
         assert whole.state is not None
         np.testing.assert_array_equal(text.state.arrays["past_state"], whole.state.arrays["past_state"])
