@@ -21,6 +21,7 @@ LEAN := $(addprefix .deps/tensorrt-lean/,10.15.1.29 11.4.0.106)
 OLDEST := .deps/onnxruntime-$(shell sed -n 's/^onnxruntime = .*>=\([0-9.]*\)".*/\1.0/p' pyproject.toml)
 # Other runtimes that files are verified on: of the version in constraints.txt, and a package for JavaScript.
 OPENVINO := .deps/openvino-$(shell sed -n 's/^openvino==//p' constraints.txt)
+GENAI := .deps/onnxruntime-genai-$(shell sed -n 's/^onnxruntime-genai==//p' constraints.txt)
 JAVASCRIPT := .deps/onnxruntime-web-1.30.0
 # Triton's server for packages, its client, and the NumPy that it exchanges arrays with.
 TRITON := .deps/nvidia-pytriton-0.7.0 .deps/numpy-1.26.4
@@ -107,6 +108,11 @@ $(TRITON_CLIENT): | $(CREATED)
 	@$(PIP_ASIDE) $@.part 'tritonclient[grpc,http]==$(@F:tritonclient-%=%)' && mv $@.part $@ \
 	    || echo "$(@F) could not be fetched: the tests that need it are skipped" >&2
 
+$(GENAI): | $(CREATED)
+	@rm -rf $@ $@.part
+	@$(PIP_ASIDE) $@.part onnxruntime-genai==$(@F:onnxruntime-genai-%=%) && mv $@.part $@ \
+	    || echo "$(@F) could not be fetched: the tests that need it are skipped" >&2
+
 $(JAVASCRIPT):
 	@rm -rf $@ $@.part && mkdir -p $@.part
 	@npm install --silent --no-audit --no-fund --ignore-scripts --prefix $@.part \
@@ -120,7 +126,7 @@ PYTEST := $(BIN)/python -m pytest $(IN_PARALLEL)
 test: setup $(VENV)/.packages-for-test
 	$(PYTEST) -m 'not slow'
 
-test-all: setup $(VENV)/.packages-for-test,ray $(OLDEST) $(OPENVINO) $(JAVASCRIPT) \
+test-all: setup $(VENV)/.packages-for-test,ray $(OLDEST) $(OPENVINO) $(GENAI) $(JAVASCRIPT) \
     $(TRITON) $(TRITON_CLIENT) $(if $(filter ON,$(PLUGIN)),$(LEAN))
 	$(PYTEST)
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,15 @@ def javascript_folder() -> Path:
 
 def run_with_openvino(*command: str) -> subprocess.CompletedProcess[str]:
     """Run Python with OpenVINO in a separate process, or skip the test."""
-    folder = fetched(r"OPENVINO := \.deps/openvino-(\$.*)$", "openvino")
+    return _run_with(fetched(r"OPENVINO := \.deps/openvino-(\$.*)$", "openvino"), command)
+
+
+def run_with_genai(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with onnxruntime-genai in a separate process, or skip the test."""
+    return _run_with(fetched(r"GENAI := \.deps/onnxruntime-genai-(\$.*)$", "onnxruntime-genai"), command)
+
+
+def _run_with(folder: Path, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     paths = [str(ROOT), str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.run(

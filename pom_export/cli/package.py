@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--backend", type=Choice(TRITON_BACKENDS), help="What runs the model in Triton; default: python.")
 @click.option("--bench", type=FILE, help="results.json of `bench`, to choose the sizes of Triton's batches from.")
 @click.option("--engine", type=FILE, help="The engine of the model, for Triton's tensorrt backend.")
+@click.option("--tokenizer", type=FILE, help="For genai: a tokenizer.json; default: bytes, for a model of 256 tokens.")
 @click.option("--force", is_flag=True, help="Replace an existing package.")
 @common_options
 def command(model: str, output: str, target: str, force: bool, as_json: bool, verbose: bool, **options: Any) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-TARGETS: Final[Mapping[str, str]] = {"triton": "pom_export.packaging.triton.target"}
+TARGETS: Final[Mapping[str, str]] = {
+    "triton": "pom_export.packaging.triton.target",
+    "genai": "pom_export.packaging.genai.target",
+}
 """The module of each target."""
 TRITON_BACKENDS: Final[Mapping[str, str]] = {
     "python": "pom_export.packaging.triton.python_backend",

@@ -60,6 +60,7 @@ def package(
     backend: str | None = None,
     bench: AnyPath | None = None,
     engine: AnyPath | None = None,
+    tokenizer: str | None = None,
     force: bool = False,
     progress: Progress = _silent,
 ) -> PackageResult:
@@ -71,13 +72,15 @@ def package(
     Args:
         model: the ONNX file.
         output: the folder to be written. It may exist if it is empty.
-        target: the server: "triton".
+        target: the server or runtime: "triton", or "genai" for onnxruntime-genai.
         name: the model's name in the server; default: the file's.
         backend: for Triton, what runs the model: "python" (default), or "onnxruntime", with our op library, where the
             server carries the state; or "tensorrt", an engine.
         bench: for Triton and a file without a state, results.json of `pom-export bench`, from which the sizes of its
             batches are chosen.
         engine: for Triton's tensorrt backend, the engine that was built from the file.
+        tokenizer: for genai, "bytes", or the path of a tokenizer.json, with tokenizer_config.json beside it; default:
+            bytes for a model of 256 tokens, otherwise none.
         force: replace an existing package; a folder that is no package is refused all the same.
         progress: called with one line per stage; the lines are also logged at level INFO.
 
@@ -86,7 +89,7 @@ def package(
         MissingDependencyError: something that the package is made with is not installed.
         ParityError: a file that was rewritten for the server gives other numbers.
     """
-    options = PackageOptions(name=name, backend=backend, bench=bench, engine=engine)
+    options = PackageOptions(name=name, backend=backend, bench=bench, engine=engine, tokenizer=tokenizer)
     chosen = load_target(target, options)
     replaceable = is_package if force else _never
     check_new_folder(output, replaceable, _HINT)

@@ -25,12 +25,14 @@ class PackageOptions:
         backend: which of the server's backends runs the model.
         bench: results of `pom-export bench`, from which batch sizes are chosen.
         engine: an engine of the model.
+        tokenizer: a language model's tokenizer: "bytes", "auto", or the path of a tokenizer.json.
     """
 
     name: str | None = None
     backend: str | None = None
     bench: AnyPath | None = None
     engine: AnyPath | None = None
+    tokenizer: str | None = None
 
     def given(self) -> set[str]:
         """Return the names of the options that were given."""

@@ -37,7 +37,7 @@ COMMANDS = [
 # Folders whose texts are about the command line, and files that write other programs' options.
 OF_COMMANDS = {"cli"}
 OTHER_PROGRAMS = {
-    "packaging/triton/python_backend.py",
+    "packaging/genai/served/client.py",
     "packaging/triton/repository.py",
     "packaging/triton/served/client.py",
     "packaging/triton/served/preflight.py",

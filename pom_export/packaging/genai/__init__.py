@@ -1,0 +1,1 @@
+"""Packages for onnxruntime-genai: the model with the names that it looks for, a configuration, a tokenizer."""
