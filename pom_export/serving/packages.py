@@ -9,7 +9,12 @@ from typing import Final
 from pom_export.errors import MissingDependencyError
 
 # Modules, and the packages that have them.
-_HTTP: Final = {"fastapi": "fastapi>=0.115", "jinja2": "jinja2>=3.1", "uvicorn": "uvicorn>=0.30"}
+_HTTP: Final = {
+    "fastapi": "fastapi>=0.115",
+    "jinja2": "jinja2>=3.1",
+    "pydantic": "pydantic>=2.7",
+    "uvicorn": "uvicorn>=0.30",
+}
 
 
 def check_http() -> None:

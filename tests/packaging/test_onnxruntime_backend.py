@@ -52,6 +52,15 @@ def test_a_file_without_a_state_is_batched(tmp_path: Path) -> None:
     assert "sequence_batching" not in config
 
 
+def test_the_python_backend_refuses_a_state_that_servers_carry(original: StatefulModel, tmp_path: Path) -> None:
+    write_carried(original, tmp_path / "n.onnx")
+    with pytest.raises(InputError, match="this backend carries none"):
+        pom_export.package(tmp_path / "n.onnx", tmp_path / "served", target="triton")
+    again = pom_export.package(tmp_path / "n.onnx", tmp_path / "served", target="triton", backend="onnxruntime")
+    assert "models/n/1/libpom_onnxruntime.so" in again.files
+    assert "state {" in (tmp_path / "served" / "models" / "n" / "config.pbtxt").read_text()
+
+
 def test_other_numbers_are_found(original: StatefulModel, tmp_path: Path) -> None:
     rewritten = write_carried(original, tmp_path / "n.onnx")
     assert "in 7 calls" in check_carried(original, rewritten)

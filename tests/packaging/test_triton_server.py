@@ -137,6 +137,16 @@ def test_the_packages_own_client(server: Server, folder: Path, expected: Any, tm
     assert client(*program).stdout.startswith("logits: float32 [1, 8, 256]")
 
 
+def test_the_request_of_the_readme(server: Server, folder: Path) -> None:
+    text = (folder / "stream" / "README.md").read_text()
+    command = re.search(r"curl localhost:8000(/v2/models/stream/infer) -d '(.*)'", text)
+    assert command is not None
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.http}{command[1]}", command[2].encode(), 30) as answer:
+        outputs = {each["name"]: each for each in json.load(answer)["outputs"]}
+    assert outputs["logits"]["shape"] == [1, 2, 256]
+    assert outputs["logits_last"]["data"] == outputs["logits"]["data"][256:]
+
+
 def test_a_model_without_a_state(server: Server, folder: Path, tmp_path: Path) -> None:
     x = np.random.default_rng(0).standard_normal((3, 9, 16)).astype(np.float32)
     np.savez(tmp_path / "in.npz", x=x)
@@ -157,7 +167,7 @@ def test_preflight_in_the_environment(folder: Path, tmp_path: Path) -> None:
     command = [folder / "env" / "bin" / "python", tmp_path / "stream" / "preflight.py"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"triton +ok: NumPy 1\.26", done.stdout)
+    assert re.search(r"triton: ok, NumPy 1\.26", done.stdout)
     assert "files as packaged, and nothing wrong here" in done.stdout
 
 
@@ -169,6 +179,24 @@ def test_numpy_2_is_refused_when_the_model_is_loaded(folder: Path, tmp_path: Pat
         pytest.fail("it was served")
     assert "exchanges wrong numbers with this server" in str(caught.value)
     assert "pip install 'numpy<2'" in str(caught.value)
+
+
+def test_sequences_that_a_client_leaves_open_do_not_fill_the_pool(folder: Path, expected: Any, tmp_path: Path) -> None:
+    """The server drops them when they have been idle, and tells the model nothing."""
+    pom_export.package(folder / "stream.onnx", tmp_path / "stream", target="triton")
+    (tmp_path / "stream" / "env").symlink_to(folder / "env")
+    config = tmp_path / "stream" / "models" / "stream" / "config.pbtxt"
+    text = re.sub(r"max_candidate_sequences: \d+", "max_candidate_sequences: 2", config.read_text())
+    config.write_text(re.sub(r"idle_microseconds: \d+", "idle_microseconds: 300000", text))
+    with serving(tmp_path / "stream" / "models", tmp_path) as server:
+        for turn in range(3):
+            opened = [
+                {"sequence": 10 * turn + row + 1, "tokens": IDS[row].tolist(), "start": True, "end": False}
+                for row in range(2)
+            ]
+            check([*send(server, "grpc", tmp_path, opened), *expected[2:]], expected)
+        late = {"sequence": 1, "tokens": [1], "start": False, "end": False}
+        assert "must specify the START flag" in send(server, "grpc", tmp_path, [late])[0]
 
 
 def test_the_servers_parser_takes_the_configuration_of_the_onnxruntime_backend(folder: Path, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from typing import Any, Final
 
-from pom_export.errors import InputError
 from pom_export.graph.exported_model import ExportedModel
 from pom_export.packaging.folder import PackageFolder
 from pom_export.packaging.readme import readme
@@ -21,6 +20,7 @@ from pom_export.packaging.triton.states import carried_states, check_carried, wr
 from pom_export.packaging.triton.texts import requests_text
 from pom_export.runtime.library import custom_ops_library
 from pom_export.runtime.pool.pool import check_poolable
+from pom_export.runtime.session import inference_session
 from pom_export.runtime.streaming.interface import StateTensor, stateful_interface
 
 _SERVE: Final = """
@@ -42,8 +42,6 @@ def write(
     folder: PackageFolder, model: ExportedModel, name: str, options: PackageOptions, progress: Progress
 ) -> Contents:
     """Write the package; see `Target`."""
-    if model.stateful and options.bench is not None:
-        raise InputError(f"`bench` does not apply: {model.path.name} keeps a state", "Leave it out")
     library = f"models/{name}/1/{custom_ops_library().name}"
     place = f"models/{name}/1/model.onnx"
     checked: list[str] = []
@@ -57,6 +55,9 @@ def write(
         progress(f"comparing with {model.path.name}")
         checked = [check_carried(interface, served)]
     else:
+        progress("loading it into ONNX Runtime")
+        inference_session(model.path)
+        checked = ["ONNX Runtime loads the file here"]
         folder.copy_model(model, place)
     folder.copy(custom_ops_library(), library)
     config = carried_config(served, states) if states else batched_config(served, options.bench)
@@ -73,5 +74,5 @@ def _operations(library: str) -> dict[str, Any]:
 def _readme(model: ExportedModel, served: ExportedModel, states: list[StateTensor], name: str) -> str:
     """Return the package's README.md; `model` is what it was made from, and `served` what is in it."""
     serve = _SERVE.format(command=COMMAND, machine=platform.machine())
-    clients = carried_text(served, states) if states else requests_text(model)
+    clients = carried_text(served, states, name) if states else requests_text(model)
     return readme(f"{name} for Triton's onnxruntime backend", model, {"Serve it": serve, "Send arrays to it": clients})

@@ -20,8 +20,10 @@ from pom_export.packaging.triton.repository import (
     sequences_config,
     write_repository,
 )
+from pom_export.packaging.triton.states import carried_states
 from pom_export.packaging.triton.texts import requests_text, sequences_text
 from pom_export.runtime.pool.pool import check_poolable
+from pom_export.runtime.session import inference_session
 from pom_export.runtime.streaming.interface import StatefulModel, stateful_interface
 
 # The environment, as seen from the model's folder in the repository.
@@ -35,10 +37,12 @@ _SERVE: Final = f"""
     image that serves:
 
         python3 -m venv env
-        env/bin/pip install 'pom-export[onnxruntime]' 'numpy<2'
+        env/bin/pip install 'numpy<2' click onnx onnx-ir onnxruntime rich
+        env/bin/pip install --no-deps pom-export
         env/bin/python preflight.py
 
-    and serve the package:
+    (That is all that it needs: pom-export's other dependencies, torch among them, are for exporting.) Then serve the
+    package:
 
         {COMMAND}
 
@@ -57,17 +61,23 @@ def write(
     stateful = stateful_interface(model) if model.stateful else None
     if stateful is not None:
         check_poolable(stateful)
-        if options.bench is not None:
-            raise InputError(f"`bench` does not apply: {model.path.name} keeps a state", "Leave it out")
+    elif carried_states(model):
+        raise InputError(
+            f"{model.path.name} has its state in the form that servers carry, and this backend carries none",
+            "Give the file that it was made from",
+        )
     config = batched_config(model, options.bench) if stateful is None else _sequences_config(stateful)
+    progress("loading it into ONNX Runtime")
+    inference_session(model.path)
     progress("writing the package")
     write_repository(folder, name, "python", {**config, **on_cpu(), **_ENVIRONMENT})
     folder.copy_model(model, f"models/{name}/1/model.onnx")
     folder.copy(SERVED / "model.py", f"models/{name}/1/model.py")
-    clients = requests_text(model) if stateful is None else _sequences_text(stateful)
+    clients = requests_text(model) if stateful is None else _sequences_text(stateful, name)
     sections = {"Serve it": _SERVE, "Send arrays to it": clients}
     folder.write("README.md", readme(f"{name} for Triton's Python backend", model, sections))
-    return Contents(command=COMMAND, serving={"name": name, "backend": "python"})
+    serving = {"name": name, "backend": "python"}
+    return Contents(command=COMMAND, checked=["ONNX Runtime loads the file here"], serving=serving)
 
 
 def last_output(model: StatefulModel) -> TensorSpec:
@@ -88,9 +98,9 @@ def _sequences_config(model: StatefulModel) -> dict[str, Any]:
     }
 
 
-def _sequences_text(model: StatefulModel) -> str:
+def _sequences_text(model: StatefulModel, name: str) -> str:
     last = last_output(model)
     names = {model.tokens.name: "the next tokens of a sequence", model.output.name: "for each of them"}
     shape = ", ".join(map(str, last.axes))
     table = f"{interface_table(model.file, names)}\n| `{last.name}` | {last.dtype} ({shape}) | for the last of them |"
-    return sequences_text(table, _LAST, _ERRORS)
+    return sequences_text(name, [model.tokens], table, _LAST, _ERRORS)

@@ -11,6 +11,7 @@ from pom_export.graph.exported_model import ExportedModel
 from pom_export.packaging.folder import PackageFolder
 from pom_export.packaging.names import TRITON_BACKENDS
 from pom_export.packaging.targets import Contents, PackageOptions, Progress, Target
+from pom_export.packaging.triton.states import carried_states
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -19,6 +20,8 @@ def _write(folder: PackageFolder, model: ExportedModel, options: PackageOptions,
     backend = options.backend or next(iter(TRITON_BACKENDS))
     if backend not in TRITON_BACKENDS:
         raise InputError(f"`backend` is {backend!r}", f"Choose one of {', '.join(TRITON_BACKENDS)}")
+    if options.bench is not None and (model.stateful or carried_states(model)):
+        raise InputError(f"`bench` does not apply: {model.path.name} keeps a state", "Leave it out")
     module = importlib.import_module(TRITON_BACKENDS[backend])
     contents: Contents = module.write(folder, model, _name_of(model, options), options, progress)
     return contents

@@ -54,8 +54,6 @@ def write(
             "Package it with `backend=onnxruntime`, and build the engine from the model.onnx in that package",
         )
     states = carried_states(model)
-    if states and options.bench is not None:
-        raise InputError(f"`bench` does not apply: {model.path.name} keeps a state", "Leave it out")
     progress(f"reading {options.engine}")
     content, manifest = read_engine(options.engine)
     check_model(manifest, options.engine, model)
@@ -68,7 +66,7 @@ def write(
     folder.place(f"models/{name}/1/model.plan").write_bytes(content)
     write_repository(folder, name, "tensorrt", {**config, "instance_group": [{"count": 1, "kind": Word("KIND_GPU")}]})
     command = _ALLOWED if path_in(manifest) == PLUGIN else COMMAND
-    clients = carried_text(model, states) if states else requests_text(model)
+    clients = carried_text(model, states, name) if states else requests_text(model)
     sections = {"Serve it": _serve_text(manifest, command), "Send arrays to it": clients}
     folder.write("README.md", readme(f"{name} for Triton's tensorrt backend", model, sections))
     return Contents(command=command, serving={"name": name, "backend": "tensorrt"}, notes=[_UNTRIED])

@@ -6,7 +6,6 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final, Protocol
 
@@ -64,33 +63,46 @@ class _Choice:
         self.end = news.end
 
 
-@dataclass
 class Answer:
     """What a request gets.
 
-    Attributes:
+    Args:
         service: what answers.
         request: what was asked.
         shape: the answer's form.
         jobs: the prompts, and what is wanted of the texts that continue them.
         news: what comes of the texts.
+        stack: see below.
+
+    Attributes:
         stack: closes what the request holds: its texts, places and session.
         keep: keeps the session, given the text's end and what was shown of it.
     """
 
-    service: Service
-    request: TextRequest
-    shape: Shape
-    jobs: Sequence[TextJob]
-    news: AsyncIterator[News]
-    stack: AsyncExitStack
-    keep: Keep | None = None
-    _id: str = field(default_factory=lambda: secrets.token_hex(12))
-    _created: int = field(default_factory=lambda: int(time.time()))
-    _choices: list[_Choice] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._choices = [_Choice() for job in self.jobs for _ in job.settings]
+    def __init__(
+        self,
+        service: Service,
+        request: TextRequest,
+        shape: Shape,
+        jobs: Sequence[TextJob],
+        news: AsyncIterator[News],
+        stack: AsyncExitStack,
+    ) -> None:
+        self.stack = stack
+        self.keep: Keep | None = None
+        self._request = request
+        self._shape = shape
+        self._jobs = jobs
+        self._news = news
+        self._choices = [_Choice() for job in jobs for _ in job.settings]
+        self._head: Json = {
+            "id": f"{shape.prefix}-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": service.name,
+            # Extensions of the protocol.
+            "seed": jobs[0].settings[0].sampling.seed,
+            **({} if request.session is None else {"session": request.session}),
+        }
 
     async def whole(self) -> Json:
         """Return the answer, once all texts have ended."""
@@ -99,23 +111,23 @@ class Answer:
                 pass
             await self._kept()
             choices = [
-                {**self.shape.choice(place, each.pieces, each.prompt), "finish_reason": _reason(each.end)}
+                {**self._shape.choice(place, each.pieces, each.prompt), "finish_reason": _reason(each.end)}
                 for place, each in enumerate(self._choices)
             ]
-            return {**self._head(self.shape.name), "choices": choices, "usage": self._usage()}
+            return {**self._head, "object": self._shape.name, "choices": choices, "usage": self._usage()}
 
     async def parts(self) -> AsyncIterator[Json]:
         """Yield the answer as it comes; what the request held is free before the last part."""
-        head = self._head(self.shape.piece_name)
+        head = {**self._head, "object": self._shape.piece_name}
         if self._tells_usage:
             head["usage"] = None
         async with self.stack:
             for place, _ in enumerate(self._choices):
-                if (first := self.shape.before(place)) is not None:
+                if (first := self._shape.before(place)) is not None:
                     yield {**head, "choices": [{**first, "finish_reason": None}]}
             last = head
             async for news in self._arriving():
-                delta = self.shape.delta(news.place, news.pieces, news.prompt)
+                delta = self._shape.delta(news.place, news.pieces, news.prompt)
                 last = {**head, "choices": [{**delta, "finish_reason": _reason(news.end)}]}
                 if any(each.end is None for each in self._choices):
                     yield last
@@ -127,12 +139,12 @@ class Answer:
 
     @property
     def _tells_usage(self) -> bool:
-        options = self.request.stream_options
+        options = self._request.stream_options
         return options is not None and options.include_usage
 
     async def _arriving(self) -> AsyncIterator[News]:
         try:
-            async for news in self.news:
+            async for news in self._news:
                 self._choices[news.place].add(news)
                 yield news
         except InputError as error:
@@ -148,19 +160,12 @@ class Answer:
             assert end is not None
             await self.keep(end, "".join(piece.text for piece in self._choices[0].pieces))
 
-    def _head(self, kind: str) -> Json:
-        head = {"id": f"{self.shape.prefix}-{self._id}", "object": kind, "created": self._created}
-        extensions: Json = {"seed": self.jobs[0].settings[0].sampling.seed}
-        if self.request.session is not None:
-            extensions["session"] = self.request.session
-        return {**head, "model": self.service.name, **extensions}
-
     def _usage(self) -> Json:
         """Return the numbers of tokens. Of the prompt's, all but the cached ones were read for this request."""
         ends = [each.end for each in self._choices if each.end is not None]
-        prompt = sum(len(job.ids) for job in self.jobs)
+        prompt = sum(len(job.ids) for job in self._jobs)
         cached = sum(end.spared for end in ends)
-        for state in [job.state for job in self.jobs if job.state is not None]:
+        for state in [job.state for job in self._jobs if job.state is not None]:
             cached += int(state.lengths[0])
             prompt += int(state.lengths[0]) + len(read_notes(state).pending)
         chosen = sum(end.tokens for end in ends)

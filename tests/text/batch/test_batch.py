@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -293,6 +295,49 @@ def test_what_another_process_chose_is_gone_on_from(stop: str, path: Path) -> No
         assert text.state is not None
         assert whole.state is not None
         np.testing.assert_array_equal(text.state.arrays["past_state"], whole.state.arrays["past_state"])
+
+
+def test_other_threads_start_and_close_texts_meanwhile(path: Path) -> None:
+    pool, batch = batch_of(path, streams=6)
+    asked = {seed: settings(["q"], seed=seed) for seed in range(8)}
+    expected = {seed: alone(path, PROMPT, wanted, 30)[0] for seed, wanted in asked.items()}
+    found: list[tuple[int, str]] = []
+    ended = threading.Event()
+
+    def tick() -> None:
+        while not ended.is_set():
+            batch.read(pool.tick())
+            if not pool.waiting:
+                time.sleep(0.001)
+
+    def ask(number: int) -> None:
+        random = np.random.default_rng(number)
+        for seed in random.integers(0, 8, 12).tolist():
+            try:
+                texts = batch.start_several(PROMPT, [asked[seed], asked[0]], most=30)
+            except PoolFullError:
+                continue
+            if random.random() < 0.5:
+                texts[int(random.integers(2))].close()  # while it waits, or while it is in a call
+            for text, of in zip(texts, (seed, 0), strict=True):
+                answer = ""
+                while not text.ended:
+                    answer += shown(text)
+                    time.sleep(0.001)
+                if text.ended != "closed":
+                    found.append((of, answer + shown(text)))
+
+    ticking = threading.Thread(target=tick)
+    asking = [threading.Thread(target=ask, args=(number,)) for number in range(3)]
+    for thread in (ticking, *asking):
+        thread.start()
+    for thread in asking:
+        thread.join()
+    ended.set()
+    ticking.join()
+    assert len(found) > 20
+    assert all(answer == expected[seed] for seed, answer in found)
+    assert (pool.metrics().streams, pool.waiting) == (0, 0)
 
 
 def test_logprobs(path: Path) -> None:

@@ -64,18 +64,16 @@ def as_inputs(arrays):
     return inputs
 
 
-def sequence(client, options, config, tokens):
+def sequence(client, options, config, arrays):
     """Send one sequence in pieces, and return its outputs with all tokens together."""
-    (name,) = tokens
-    array = tokens[name]
-    starts = range(0, array.shape[1], options.tokens)
+    starts = range(0, next(iter(arrays.values())).shape[1], options.tokens)
     wanted = config.output[0].name
     answers = queue.Queue()
     client.start_stream(callback=lambda result, error: answers.put((result, error)))
     for start in starts:
         client.async_stream_infer(
             options.name,
-            as_inputs({name: np.ascontiguousarray(array[:, start : start + options.tokens])}),
+            as_inputs({name: array[:, start : start + options.tokens].copy() for name, array in arrays.items()}),
             outputs=[triton.InferRequestedOutput(wanted)],
             sequence_id=options.sequence,
             sequence_start=start == 0,

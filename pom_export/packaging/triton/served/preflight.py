@@ -41,10 +41,15 @@ def faults_of_environment(model):
             f"NumPy {numpy.__version__}, with which Triton's Python backend gives wrong numbers without an error: "
             f"{sys.executable} -m pip install 'numpy<2'"
         ]
-    command = [sys.executable, "-m", "pom_export", "doctor", "--need", "onnxruntime,op", "--triton", sys.prefix, model]
+    command = [sys.executable, "-m", "pom_export", "doctor", "--triton", sys.prefix, model, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    print(done.stdout, end="")
-    return [] if done.returncode == 0 else [done.stderr.strip() or "pom-export doctor found a fault, see above"]
+    if not done.stdout:
+        return [f"pom-export doctor cannot be run: {done.stderr.strip().splitlines()[-1:]}"]
+    served = ("numpy", "onnx", "onnxruntime", "op", "triton", model)
+    found = [each for each in json.loads(done.stdout)["findings"] if each["name"] in served]
+    for each in found:
+        print(f"{each['name']}: {each['state']}, {each['detail']}")
+    return [f"{each['name']}: {each['remedy']}" for each in found if each["state"] != "ok"]
 
 
 def faults_of_library(library):
