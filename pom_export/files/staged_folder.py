@@ -46,7 +46,8 @@ def check_new_folder(path: AnyPath, replaceable: Callable[[Path], bool] = _never
 def staged_folder(path: AnyPath, replaceable: Callable[[Path], bool] = _never, hint: str = "") -> Iterator[Path]:
     """Yield an empty folder beside `path`, and rename it to `path` at the end.
 
-    If the block raises, or the renaming fails, nothing has changed.
+    If the block raises, or the renaming fails, nothing has changed. A process that is killed between the two renames
+    that replace a folder leaves neither at `path`; the next one removes its staging folder, with the old one in it.
 
     Args:
         path: the folder to be written.

@@ -8,13 +8,13 @@ import pytest
 
 from pom_export.errors import InputError
 from pom_export.files import staged_folder
+from tests.files.killing import killed_at_every_moment
 
 
 def write(path: Path, text: str = "new", **options: object) -> None:
     with staged_folder(path, **options) as staged:
         (staged / "inner").mkdir()
         (staged / "inner" / "file").write_text(text)
-        assert not (path / "inner").exists()
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -22,8 +22,10 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def test_it_appears_with_all_that_is_in_it(tmp_path: Path) -> None:
-    write(tmp_path / "f")
-    assert tree(tmp_path) == {"f/inner/file": "new"}
+    with staged_folder(tmp_path / "f") as staged:
+        (staged / "file").write_text("new")
+        assert not (tmp_path / "f").exists()
+    assert tree(tmp_path) == {"f/file": "new"}
     (tmp_path / "empty").mkdir()
     write(tmp_path / "empty")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "f"]
@@ -63,3 +65,19 @@ def test_what_came_meanwhile_is_not_replaced(tmp_path: Path) -> None:
         write(tmp_path / "f", "theirs")
     assert tree(tmp_path) == {"f/inner/file": "theirs"}
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_killed_process_leaves_nothing_half_written(tmp_path: Path) -> None:
+    write(tmp_path / "f", "old")
+
+    def work() -> None:
+        write(tmp_path / "f", "new", replaceable=lambda _: True)
+
+    seen = []
+    for _ in killed_at_every_moment(work):
+        found = tree(tmp_path / "f")
+        assert found in ({}, {"inner/file": "old"}, {"inner/file": "new"})
+        seen.append(found.get("inner/file"))
+        write(tmp_path / "f", "old", replaceable=lambda _: True)
+        assert [path.name for path in tmp_path.iterdir()] == ["f"]
+    assert {"old", "new"} < set(seen)

@@ -17,8 +17,6 @@ from pom_export.graph.exported_model import read_model
 from pom_export.packaging.triton.batch_sizes import preferred_sizes
 from pom_export.packaging.triton.batches import Batches
 
-SIZES = {"batch": "batch", "tokens": "tokens"}
-
 
 class Counted:
     """A session that counts its calls."""
@@ -31,8 +29,8 @@ class Counted:
         return self.session.run(outputs, feed)
 
 
-def batches(tmp_path: Path, batch: str | int = "batch") -> tuple[Batches, Counted]:
-    """Return a model that gives x + 1 and the sum of x over tokens; ids beyond 3 have no entry in its table."""
+def write_table_model(path: Path, batch: str | int = "batch") -> None:
+    """Write a model that gives x + 1 and the sum of x over tokens; ids beyond 3 have no entry in its table."""
     values = [
         helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, "tokens", 2]),
         helper.make_tensor_value_info("ids", TensorProto.INT64, [batch]),
@@ -53,7 +51,11 @@ def batches(tmp_path: Path, batch: str | int = "batch") -> tuple[Batches, Counte
         helper.make_tensor("table", TensorProto.FLOAT, [4], [0.0, 1.0, 2.0, 3.0]),
     ]
     graph = helper.make_graph(nodes, "g", values, outputs, weights)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), tmp_path / "m.onnx")
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+
+
+def batches(tmp_path: Path, batch: str | int = "batch") -> tuple[Batches, Counted]:
+    write_table_model(tmp_path / "m.onnx", batch)
     session = Counted(inference_session(tmp_path / "m.onnx"))
     return Batches(session, read_model(tmp_path / "m.onnx")), session
 

@@ -19,6 +19,7 @@ from pom_export.graph.exported_model import read_model
 from pom_export.mixer import PolynomialMixer
 from pom_export.packaging.triton.states import carried_states
 from pom_export.parity.tolerances import MODELS
+from tests.packaging.test_batches import write_table_model
 from tests.triton_server import NotReadyError, Server, client, environment, serving
 
 pytestmark = [pytest.mark.slow]
@@ -32,16 +33,17 @@ CUTS = ((0, 7, 8, 9, 60), (0, 1, 2, 40, 60), (0, 50, 51, 59, 60), (0, 20, 40, 41
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One repository of two packages: the demo's stream, and a mixer without a state."""
+    """One repository of three packages: the demo's stream, a mixer, and a model with tensors of the batch alone."""
     folder = tmp_path_factory.mktemp("triton")
     environment(folder / "env")
     pom_export.export(CHECKPOINT, folder / "stream.onnx", stateful=True)
     torch.manual_seed(0)
     mixer = PolynomialMixer(16, 2, 2).eval()
     torch.save(mixer, folder / "mixer.pt")
-    pom_export.export(mixer, folder / "mixer.onnx", mask="causal")
+    pom_export.export(mixer, folder / "mixer.onnx", mask="padding")
+    write_table_model(folder / "table.onnx")
     (folder / "models").mkdir()
-    for name in ("stream", "mixer"):
+    for name in ("stream", "mixer", "table"):
         pom_export.package(folder / f"{name}.onnx", folder / name, target="triton")
         (folder / name / "models" / name).rename(folder / "models" / name)
     return folder
@@ -99,7 +101,12 @@ def test_interleaved_sequences_in_uneven_pieces(
 
 
 def test_pieces_of_all_lengths_meet_in_one_call(server: Server, tmp_path: Path) -> None:
-    send(server, "stream", tmp_path, pieces(700))
+    """While the model reads a long prompt, the others wait, and are then read together."""
+    prompts = [IDS.ravel().tolist() * 20, *(IDS[0, :length].tolist() for length in range(2, 10))]
+    requests = [
+        {"sequence": 700 + place, "tokens": prompt, "start": True, "end": True} for place, prompt in enumerate(prompts)
+    ]
+    send(server, "stream", tmp_path, requests, "logits_last")
     with urllib.request.urlopen(f"http://127.0.0.1:{server.http}/v2/models/stream/stats", timeout=30) as answer:
         (stats,) = json.load(answer)["model_stats"]
     assert max(int(each["batch_size"]) for each in stats["batch_stats"]) > 1
@@ -149,17 +156,29 @@ def test_the_request_of_the_readme(server: Server, folder: Path) -> None:
 
 def test_a_model_without_a_state(server: Server, folder: Path, tmp_path: Path) -> None:
     x = np.random.default_rng(0).standard_normal((3, 9, 16)).astype(np.float32)
-    np.savez(tmp_path / "in.npz", x=x)
+    mask = np.arange(9) < np.array([[9], [4], [1]])
+    np.savez(tmp_path / "in.npz", x=x, mask=mask)
     program = [str(folder / "mixer" / "client.py"), "--url", f"127.0.0.1:{server.grpc}"]
     done = client(*program, str(tmp_path / "in.npz"), "-o", str(tmp_path / "out.npz"))
     assert done.returncode == 0, done.stderr
-    (expected,) = pom_export.inference_session(folder / "mixer.onnx").run(None, {"x": x})
+    (expected,) = pom_export.inference_session(folder / "mixer.onnx").run(None, {"x": x, "mask": mask})
     with np.load(tmp_path / "out.npz") as outputs:
         np.testing.assert_allclose(outputs["y"], expected, rtol=0, atol=TOLERANCE.relative * np.abs(expected).max())
-    np.savez(tmp_path / "in.npz", x=np.full_like(x, np.nan))
+    np.savez(tmp_path / "in.npz", x=np.full_like(x, np.nan), mask=mask)
     refused = client(*program, str(tmp_path / "in.npz"))
     assert refused.returncode != 0
     assert "x holds a number that is not finite" in refused.stderr
+
+
+def test_tensors_of_the_batch_alone(server: Server, folder: Path, tmp_path: Path) -> None:
+    """The server has none: requests give them another axis, which the model does not see."""
+    x = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
+    np.savez(tmp_path / "in.npz", x=x, ids=np.array([[1], [3]]))
+    program = [str(folder / "table" / "client.py"), "--url", f"127.0.0.1:{server.grpc}"]
+    assert client(*program, str(tmp_path / "in.npz"), "-o", str(tmp_path / "out.npz")).returncode == 0
+    with np.load(tmp_path / "out.npz") as outputs:
+        np.testing.assert_array_equal(outputs["y"], x + 1)
+        np.testing.assert_array_equal(outputs["entries"], [[1.0], [3.0]])
 
 
 def test_preflight_in_the_environment(folder: Path, tmp_path: Path) -> None:

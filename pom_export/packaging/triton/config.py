@@ -47,7 +47,9 @@ def as_text(message: Mapping[str, Any], indent: str = "") -> str:
             lines.append(f"{indent}{name}: [ {', '.join(map(_scalar, value))} ]")
             continue
         for each in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(each, Mapping):
+            if each == {}:
+                lines.append(f"{indent}{name} {{}}")
+            elif isinstance(each, Mapping):
                 lines += [f"{indent}{name} {{", as_text(each, f"{indent}  ").rstrip("\n"), f"{indent}}}"]
             else:
                 lines.append(f"{indent}{name}: {_scalar(each)}")

@@ -9,6 +9,7 @@ from typing import Final
 
 from pom_export.graph.exported_model import ExportedModel, TensorSpec
 from pom_export.packaging.readme import interface_table
+from pom_export.packaging.triton.batches import has_batch_axis
 from pom_export.packaging.triton.config import type_word
 from pom_export.packaging.triton.repository import IDLE_SECONDS
 
@@ -45,5 +46,13 @@ def _without_client(name: str, inputs: Sequence[TensorSpec]) -> str:
 
 def requests_text(model: ExportedModel) -> str:
     """Return the section for clients of a model without a state."""
+    batched = has_batch_axis(model)
     names = {spec.name: "input" for spec in model.inputs} | {spec.name: "output" for spec in model.outputs}
-    return f"{interface_table(model, names)}\n\nRequests of equal shapes share a call.\n\n{_CLIENT}"
+    # The server takes and gives no tensor of the batch alone.
+    names |= {spec.name: f"{names[spec.name]}; (batch, 1) in requests" for spec in _narrow(model) if batched}
+    calls = "Requests of equal shapes share a call." if batched else "Each request is a call of its own."
+    return f"{interface_table(model, names)}\n\n{calls}\n\n{_CLIENT}"
+
+
+def _narrow(model: ExportedModel) -> list[TensorSpec]:
+    return [spec for spec in (*model.inputs, *model.outputs) if len(spec.axes) == 1]
