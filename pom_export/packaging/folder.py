@@ -16,6 +16,7 @@ from pom_export.version import __version__
 MANIFEST: Final = "manifest.json"
 _FORMAT: Final = 1
 _KEYS: Final = frozenset({"format", "toolkit", "target", "model", "files"})
+_COMMON: Final = Path(__file__).parent / "served" / "package_files.py"
 _LARGEST: Final = 16 << 20
 
 
@@ -46,6 +47,11 @@ class PackageFolder:
             InputError: it cannot be read.
         """
         shutil.copyfile(readable_file(source, "file"), self.place(name))
+
+    def copy_programs(self, folder: Path, *names: str) -> None:
+        """Copy programs for the package's users, and the module that those of all packages import."""
+        for source in (*(folder / name for name in names), _COMMON):
+            self.copy(source, source.name)
 
     def copy_model(self, model: ExportedModel, name: str) -> None:
         """Copy an ONNX file to `name`, and its external weights beside it, under the names that the file refers to."""

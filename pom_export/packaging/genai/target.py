@@ -24,7 +24,6 @@ from pom_export.runtime.library import custom_ops_library
 from pom_export.runtime.streaming.session import StreamingSession
 
 _SERVED: Final = Path(__file__).parent / "served"
-_COMMON: Final = Path(__file__).parents[1] / "served"
 _MODEL: Final = "model.onnx"
 # onnxruntime-genai reserves memory for so many ids unless its user says otherwise.
 _LONGEST: Final = 4096
@@ -79,8 +78,7 @@ def _write(folder: PackageFolder, model: ExportedModel, options: PackageOptions,
         folder.copy(library, library.name)
     config = _config(layout, words, [library.name for library in libraries])
     folder.write("genai_config.json", json.dumps(config, indent=1) + "\n")
-    for program in (_SERVED / "client.py", _SERVED / "preflight.py", _COMMON / "package_files.py"):
-        folder.copy(program, program.name)
+    folder.copy_programs(_SERVED, "client.py", "preflight.py")
     folder.write("README.md", _readme(layout, words, has_library=bool(libraries)))
     prompt = np.random.default_rng(0).integers(0, layout.vocabulary, min(_PROMPT, layout.positions // 2 or 1)).tolist()
     serving = {

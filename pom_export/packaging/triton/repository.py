@@ -33,8 +33,7 @@ def write_repository(folder: PackageFolder, name: str, backend: str, config: Map
         config: the other entries of the configuration.
     """
     folder.write(f"models/{name}/config.pbtxt", as_text({"name": name, "backend": backend, **config}))
-    for program in ("preflight.py", "client.py"):
-        folder.copy(SERVED / program, program)
+    folder.copy_programs(SERVED, "preflight.py", "client.py")
 
 
 def batched_config(

@@ -9,25 +9,11 @@ any Python otherwise. The exit code is 1 if something is wrong.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-
-
-def faults_of_files(manifest):
-    """Return which files differ from the manifest."""
-    faults = []
-    for name, entry in manifest["files"].items():
-        file = HERE / name
-        if not file.is_file():
-            faults.append(f"{name} is missing")
-        elif hashlib.sha256(file.read_bytes()).hexdigest() != entry["sha256"]:
-            faults.append(f"{name} was changed: its SHA-256 is not the manifest's")
-    return faults
+from package_files import HERE, faults_of_files, read_manifest
 
 
 def faults_of_environment(model):
@@ -63,7 +49,7 @@ def faults_of_library(library):
 
 def main():
     """Print what was found, and return the exit code."""
-    manifest = json.loads((HERE / "manifest.json").read_text())
+    manifest = read_manifest()
     serving = manifest["serving"]
     faults = faults_of_files(manifest)
     if not faults and serving["backend"] == "python":
