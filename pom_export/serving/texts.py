@@ -6,6 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
 
 from pom_export.runtime.pool.pool import Answers
 from pom_export.runtime.pool.stream import PoolStream
@@ -22,7 +25,7 @@ class TextJob:
     """A prompt, and what is wanted of the texts that continue it; see `TextBatch.start`. It can be sent elsewhere.
 
     Attributes:
-        ids: the prompt's tokens.
+        ids: the prompt's tokens, (tokens,) integers.
         settings: how each text is continued; several only without a state, and none of theirs is kept.
         most: the most tokens of each.
         logprobs: how many of the likeliest tokens to tell with each token and its logprob; None: no logprobs.
@@ -33,7 +36,7 @@ class TextJob:
         keep: whether the state after the answer is wanted.
     """
 
-    ids: Sequence[int]
+    ids: npt.NDArray[Any]
     settings: Sequence[Settings]
     most: int
     logprobs: int | None = None

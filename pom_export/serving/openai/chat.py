@@ -12,6 +12,7 @@ from http import HTTPStatus
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from pom_export.runtime.streaming.state import State
 from pom_export.serving.errors import RequestError
@@ -121,7 +122,7 @@ async def begin(service: Service, request: ChatRequest, stack: AsyncExitStack) -
     check_text(session)
     before = _before(session)
     messages = _continued(before, [message.rendered() for message in request.messages])
-    ids = await asyncio.to_thread(lambda: tokenizer.encode(template.render(messages), begins=False))
+    ids = await asyncio.to_thread(lambda: np.array(tokenizer.encode(template.render(messages), begins=False), np.int64))
     likeliest = (request.top_logprobs or 0) if request.logprobs else None
     job = TextJob(ids, settings, most, likeliest, keep=session.name is not None)
     if before is not None and before.count < len(ids) and _key(ids[: before.count]) == before.key:
@@ -131,7 +132,7 @@ async def begin(service: Service, request: ChatRequest, stack: AsyncExitStack) -
     async def keep(end: End, shown: str) -> None:
         assert end.state is not None
         said = [*messages, {"role": _ASSISTANT, "content": shown}]
-        read = [*ids, *end.kept]
+        read = np.append(ids, np.array(end.kept, np.int64))
         await session.keep(Conversation(said, len(read), _key(read)).added_to(end.state))
 
     if session.name is not None:
@@ -196,8 +197,8 @@ def _continued(before: Conversation | None, messages: list[Said]) -> list[Said]:
     return [*said, *messages]
 
 
-def _key(ids: Sequence[int]) -> str:
-    return hashlib.blake2b(np.array(ids, np.int64).tobytes(), digest_size=16).hexdigest()
+def _key(ids: npt.NDArray[np.int64]) -> str:
+    return hashlib.blake2b(ids.tobytes(), digest_size=16).hexdigest()
 
 
 def _text(pieces: Sequence[Piece]) -> str:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from pom_export.serving.openai import logprobs
 from pom_export.serving.openai.answers import (
@@ -100,8 +104,8 @@ async def _keep(session: Session, end: End) -> None:
     await session.keep(end.state)
 
 
-def _ids(prompt: str | Sequence[int], tokenizer: Tokenizer, *, begins: bool) -> Sequence[int]:
-    return tokenizer.encode(prompt, begins=begins) if isinstance(prompt, str) else prompt
+def _ids(prompt: str | Sequence[int], tokenizer: Tokenizer, *, begins: bool) -> npt.NDArray[Any]:
+    return np.array(tokenizer.encode(prompt, begins=begins) if isinstance(prompt, str) else prompt)
 
 
 def _text(prompt: str | Sequence[int], tokenizer: Tokenizer) -> str:

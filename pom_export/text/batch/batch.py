@@ -26,6 +26,8 @@ from pom_export.values import is_whole
 Array = npt.NDArray[Any]
 # Size of the logits of the piece of a prompt whose tokens' logprobs are wanted.
 _SCORED_BYTES: Final = 16 * 2**20
+# Tokens of a prompt that the text after it may depend on: more than any stream of text keeps.
+_CONTEXT: Final = 64
 
 
 class TextBatch:
@@ -63,7 +65,7 @@ class TextBatch:
 
     def start(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | Array,
         settings: Settings,
         *,
         most: int,
@@ -103,7 +105,7 @@ class TextBatch:
 
     def start_several(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | Array,
         settings: Sequence[Settings],
         *,
         most: int,
@@ -169,20 +171,29 @@ class TextBatch:
             self._hand_over(text)
             self._end(text, CLOSED)
 
-    def _ids(self, prompt: str | Sequence[int], *, begins: bool) -> tuple[int, ...]:
+    def _ids(self, prompt: str | Sequence[int] | Array, *, begins: bool) -> Array:
+        """Return the token ids of a prompt, (tokens,) int64."""
         if isinstance(prompt, str):
-            ids = tuple(self._tokenizer.encode(prompt, begins=begins))
-            if ids and max(ids) >= self.vocabulary:
+            ids = np.array(self._tokenizer.encode(prompt, begins=begins), np.int64)
+            if ids.max(initial=0) >= self.vocabulary:
                 raise InputError(
-                    f"the tokenizer gives token {max(ids)}, but the model has {self.vocabulary}",
+                    f"the tokenizer gives token {ids.max()}, but the model has {self.vocabulary}",
                     "Choose the tokenizer that the model was trained with: `tokenizer`",
                 )
             return ids
         most = min(self.vocabulary, self._tokenizer.size)
-        for token in prompt:
-            if not (is_whole(token) and 0 <= token < most):
-                raise InputError(f"{token!r} is not one of the model's {most} tokens", "Choose another")
-        return tuple(int(token) for token in prompt)
+        # Not one by one, which would keep the thread that ticks from it.
+        try:
+            given = np.asarray(prompt)
+        except ValueError:  # lists of different lengths
+            given = np.array([None])
+        if not given.size:
+            return np.empty(0, np.int64)
+        well = given.dtype.kind in "iu" and given.ndim == 1
+        wrong = given[(given < 0) | (given >= most)].tolist() if well else [_not_an_id(prompt)]
+        if wrong:
+            raise InputError(f"{wrong[0]!r} is not one of the model's {most} tokens", "Choose another")
+        return given.astype(np.int64)
 
     def _wanted(self, settings: Settings, most: int, logprobs: int | None, *, keep: bool) -> Wanted:
         for name, value in (("most", most), ("logprobs", 0 if logprobs is None else logprobs)):
@@ -193,7 +204,7 @@ class TextBatch:
 
     def _open(
         self,
-        ids: tuple[int, ...],
+        ids: Array,
         wanted: Sequence[Wanted],
         state: State | None,
         notes: Notes | None,
@@ -211,9 +222,12 @@ class TextBatch:
                 texts.append(Text(self, stream, self._tokenizer, each, pieces, number))
                 texts[-1].prompt_tokens = len(ids)
             first = texts[0]
-            read = (() if notes is None else notes.pending) + ids
-            if chosen:
-                read += first.resume(self._ids(chosen, begins=False), self._pieces(ids, wanted[0], notes))
+            resumed: tuple[int, ...] = ()
+            if len(chosen):
+                elsewhere = self._ids(chosen, begins=False).tolist()
+                resumed = first.resume(elsewhere, self._pieces(ids, wanted[0], notes))
+            pending = () if notes is None else notes.pending
+            read = np.concatenate([np.array(pending, np.int64), ids, np.array(resumed, np.int64)])
             self._begin(texts, read, notes, scored=scored)
         except BaseException:
             for text in texts:
@@ -221,28 +235,29 @@ class TextBatch:
             raise
         return texts
 
-    def _pieces(self, ids: tuple[int, ...], wanted: Wanted, notes: Notes | None) -> Pieces:
+    def _pieces(self, ids: Array, wanted: Wanted, notes: Notes | None) -> Pieces:
         """Return the pieces of a text that follows a prompt, or only a state."""
+        context = ids[-_CONTEXT:].tolist()
         if notes is None:
-            return Pieces(self._tokenizer.stream(ids), wanted.settings.stop)
-        if not ids:
+            return Pieces(self._tokenizer.stream(context), wanted.settings.stop)
+        if not context:
             stream = self._tokenizer.stream(held=notes.stream)
             return Pieces(stream, wanted.settings.stop, notes.ready, notes.held)
         # What was held back is followed by the prompt, and so is no longer the beginning of anything.
         rest = self._tokenizer.stream(held=notes.stream).finish()
-        return Pieces(self._tokenizer.stream(ids), wanted.settings.stop, notes.ready + notes.held + rest)
+        return Pieces(self._tokenizer.stream(context), wanted.settings.stop, notes.ready + notes.held + rest)
 
-    def _begin(self, texts: list[Text], read: tuple[int, ...], notes: Notes | None, *, scored: bool) -> None:
+    def _begin(self, texts: list[Text], read: Array, notes: Notes | None, *, scored: bool) -> None:
         first, most = texts[0], self._pool.model.limits.tokens
         after = first.stream.length + len(read)
-        if not read and (notes is None or notes.logits is None):
+        if not len(read) and (notes is None or notes.logits is None):
             raise InputError("the prompt is empty", "Give at least one character")
         if most is not None and after > most:
             raise InputError(f"the prompt ends at token {after}, but the model has {most} positions", "Shorten it")
         with self._lock:
             first.followers = texts[1:]
             self._texts[first.stream] = first
-            if read:
+            if len(read):
                 first.reading = Prompt(read, scored)
                 self._give(first, first.reading)
                 return
@@ -254,7 +269,7 @@ class TextBatch:
         """Have the next piece of a prompt read, or all of it if only what follows it matters."""
         count = max(1, _SCORED_BYTES // (4 * self.vocabulary)) if reading.scored else len(reading.ids)
         piece = reading.ids[reading.given : reading.given + count]
-        text.stream.give(np.array(piece), every=reading.scored)
+        text.stream.give(piece, every=reading.scored)
         reading.given += len(piece)
 
     def _has_read(self, text: Text, answers: Answers) -> bool:
@@ -265,7 +280,7 @@ class TextBatch:
         if reading.scored:
             outputs = self._known(answers.every[text.stream])
             done = len(reading.logprobs)
-            following = np.array(reading.ids[done + 1 : done + 1 + len(outputs)], np.int64)
+            following = reading.ids[done + 1 : done + 1 + len(outputs)]
             reading.logprobs += logprobs_of(outputs[: len(following)], following, text.wanted.logprobs or 0)
             if reading.given < len(reading.ids):
                 try:
@@ -279,7 +294,7 @@ class TextBatch:
 
     def _tell_prompt(self, text: Text, reading: Prompt) -> None:
         pieces = Pieces(self._tokenizer.stream(), ())
-        for token, logprob in zip(reading.ids, (None, *reading.logprobs), strict=True):
+        for token, logprob in zip(reading.ids.tolist(), (None, *reading.logprobs), strict=True):
             pieces.push(token, *(logprob or ()))
         pieces.finish()
         text.prompt = tuple(token for piece in pieces.unpublished() for token in piece.tokens)
@@ -355,6 +370,14 @@ class TextBatch:
             heir.stream, text.stream = text.stream, heir.stream
             heir.followers, heir.reading = followers[1:], text.reading
             self._texts[heir.stream] = heir
+
+
+def _not_an_id(prompt: Sequence[int] | Array) -> Any:
+    """Return the first entry that is no whole number, or else the largest, of a prompt that no array of ids holds."""
+    for entry in prompt:
+        if not is_whole(entry):
+            return entry
+    return max(prompt)
 
 
 def _logprobs(texts: Sequence[Text], logits: Array, tokens: Mapping[int, int | None]) -> dict[int, Logprob]:

@@ -57,13 +57,13 @@ class Prompt:
     """What is read before a text's first token is chosen.
 
     Attributes:
-        ids: the tokens.
+        ids: the tokens, (tokens,) int64.
         scored: whether their logprobs are wanted.
         given: how many of them the stream has been given.
         logprobs: of those after the first, as far as they are read.
     """
 
-    ids: tuple[int, ...]
+    ids: Array
     scored: bool
     given: int = 0
     logprobs: list[Logprob] = field(default_factory=list)

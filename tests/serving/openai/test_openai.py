@@ -81,10 +81,10 @@ def test_a_completion_is_what_generate_gives(completions: Any, folder: Path) -> 
         )
     )
     assert "".join(event.choices[0].text for event in events[:-1]) == expected
-    assert [event.choices[0].finish_reason for event in events[-3:-1]] == [None, whole.choices[0].finish_reason]
+    reasons = [event.choices[0].finish_reason for event in events[:-1]]
+    assert reasons == [None] * (len(reasons) - 1) + [whole.choices[0].finish_reason]
     assert (events[-1].choices, events[-1].usage.completion_tokens) == ([], whole.usage.completion_tokens)
     assert events[-1].usage.prompt_tokens_details.cached_tokens == 17  # it was read before
-    assert len(events) > 5
 
 
 def test_sampling_and_stops(completions: Any, folder: Path) -> None:
