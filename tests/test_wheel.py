@@ -100,10 +100,12 @@ def test_it_holds_our_libraries_alone(wheel: Path) -> None:
     assert libraries == {"libpom_onnxruntime.so", *plugin}
     assert {path.parent.as_posix() for path in held if path.name in libraries} == {"pom_export/lib"}
     assert Path("pom_export/serving/page.html") in held
+    assert Path("pom_export/packaging/triton/served/model.py") in held
     assert {path.suffix for path in held if path.parts[0] == "pom_export"} == {
         *(".py", ".so", ".typed"),
         ".cjs",  # what onnxruntime-web and -node are run with
         ".html",  # the page of `serve`
+        ".md",  # the parts of packages' READMEs
     }
 
 

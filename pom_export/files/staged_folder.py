@@ -28,10 +28,12 @@ def check_new_folder(path: AnyPath, replaceable: Callable[[Path], bool] = _never
         hint: what to do about a folder that may not be.
 
     Raises:
-        InputError: a file or a folder is there that may not be replaced.
+        InputError: a file or a folder is there that may not be replaced, or the path has no name, such as `.`.
     """
     target = as_path(path, "output")
     check_name(target, "output")
+    if target.name in ("", ".."):
+        raise InputError(f"output {os.fspath(path)!r} is a place, not the name of a folder", "Name a new folder in it")
     if not os.path.lexists(target):
         return target
     if target.is_symlink() or not target.is_dir():

@@ -10,9 +10,10 @@ TARGETS: Final[Mapping[str, str]] = {
     "genai": "pom_export.packaging.genai.target",
 }
 """The module of each target."""
+TENSORRT: Final = "tensorrt"
 TRITON_BACKENDS: Final[Mapping[str, str]] = {
     "python": "pom_export.packaging.triton.python_backend",
     "onnxruntime": "pom_export.packaging.triton.onnxruntime_backend",
-    "tensorrt": "pom_export.packaging.triton.tensorrt_backend",
+    TENSORRT: "pom_export.packaging.triton.tensorrt_backend",
 }
 """The module of each of Triton's backends; the first is the default."""

@@ -60,6 +60,15 @@ def test_files_links_and_missing_folders_are_refused(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", "f/..", "/"])
+def test_places_without_a_name_are_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "f").mkdir()
+    monkeypatch.chdir(tmp_path / "f")
+    with pytest.raises(InputError, match="is a place, not the name of a folder"):
+        write(Path(name), replaceable=lambda _: True)
+    assert list((tmp_path / "f").iterdir()) == []
+
+
 def test_what_came_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="exists and is not empty"), staged_folder(tmp_path / "f"):
         write(tmp_path / "f", "theirs")

@@ -88,6 +88,7 @@ def test_the_model_may_not_be_in_what_is_replaced(model: Path) -> None:
         ({"target": "tritn"}, "'tritn'"),
         ({"name": "../up"}, "letters, digits"),
         ({"backend": "pyton"}, "'pyton'"),
+        ({"engine": "none.engine"}, "`engine` does not apply to `backend=python`"),
         ({"bench": "none.json"}, "`bench` does not apply: sums.onnx keeps a state"),
     ],
 )

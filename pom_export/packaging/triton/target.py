@@ -9,7 +9,7 @@ from typing import Final
 from pom_export.errors import InputError
 from pom_export.graph.exported_model import ExportedModel
 from pom_export.packaging.folder import PackageFolder
-from pom_export.packaging.names import TRITON_BACKENDS
+from pom_export.packaging.names import TENSORRT, TRITON_BACKENDS
 from pom_export.packaging.targets import Contents, PackageOptions, Progress, Target
 from pom_export.packaging.triton.states import carried_states
 
@@ -20,6 +20,10 @@ def _write(folder: PackageFolder, model: ExportedModel, options: PackageOptions,
     backend = options.backend or next(iter(TRITON_BACKENDS))
     if backend not in TRITON_BACKENDS:
         raise InputError(f"`backend` is {backend!r}", f"Choose one of {', '.join(TRITON_BACKENDS)}")
+    if options.engine is not None and backend != TENSORRT:
+        raise InputError(
+            f"`engine` does not apply to `backend={backend}`", f"Leave it out, or give `backend={TENSORRT}`"
+        )
     if options.bench is not None and (model.stateful or carried_states(model)):
         raise InputError(f"`bench` does not apply: {model.path.name} keeps a state", "Leave it out")
     module = importlib.import_module(TRITON_BACKENDS[backend])
