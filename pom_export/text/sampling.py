@@ -19,6 +19,8 @@ Array = npt.NDArray[Any]
 _SEEDS: Final = 2**64
 # Rows are computed in blocks of about as many numbers, which a processor's cache holds.
 _BLOCK: Final = 2**16
+# How many of the likeliest tokens mostly have as much of the probability as is wanted.
+_FEW: Final = 64
 _GREEDY: Final = "0 always chooses the likeliest token"
 
 
@@ -124,10 +126,12 @@ def _weights(scores: Array, samplings: Sequence[Sampling]) -> Array:
         rows = np.flatnonzero(counts == count)
         scores[rows] = np.where(_largest(scores[rows], count), scores[rows], -np.inf)
     weights = np.exp(scores)
-    shares = np.array([float(sampling.top_p) for sampling in samplings])
-    rows = np.flatnonzero(shares < 1)
-    if len(rows):
-        weights[rows] = np.where(_nucleus(weights[rows], shares[rows, np.newaxis]), weights[rows], 0.0)
+    for row, sampling in enumerate(samplings):
+        if sampling.top_p < 1:
+            kept = _nucleus(weights[row], float(sampling.top_p))
+            some = weights[row, kept]
+            weights[row] = 0
+            weights[row, kept] = some
     return weights
 
 
@@ -138,16 +142,20 @@ def _largest(scores: Array, count: int) -> Array:
     return above | (equal & (equal.cumsum(-1) <= count - above.sum(-1, keepdims=True)))
 
 
-def _nucleus(weights: Array, shares: Array) -> Array:
-    """Return a mask of the fewest largest entries whose sum is at least a share (batch, 1) of the row's."""
-    order = np.argsort(-weights, axis=-1, kind="stable")
-    running = np.take_along_axis(weights, order, -1).cumsum(-1)
-    # An entry is needed if those before it are not enough; the first one always is.
-    needed = np.concatenate([np.zeros_like(running[:, :1]), running[:, :-1]], -1) < shares * running[:, -1:]
-    needed[:, 0] = True
-    kept = np.zeros(weights.shape, np.bool_)
-    np.put_along_axis(kept, order, needed, -1)
-    return kept
+def _nucleus(weights: Array, share: float) -> Array:
+    """Return the places of the fewest largest of some weights (V,) whose sum is at least a share of all of them."""
+    wanted, count = share * weights.sum(), _FEW
+    while True:
+        # Mostly, they are among a few, which are found sooner than all are sorted.
+        places = np.arange(len(weights))
+        if count < len(weights):
+            places = np.flatnonzero(weights >= np.partition(weights, -count)[-count])
+        places = places[np.argsort(-weights[places], kind="stable")]
+        running = weights[places].cumsum()
+        if count >= len(weights) or running[-1] >= wanted:
+            # One is needed if those before it are not enough; the first one always is.
+            return places[: 1 + np.count_nonzero(running[:-1] < wanted)]
+        count *= _FEW
 
 
 def _uniform(seed: int, number: int, rows: int) -> Array:

@@ -62,6 +62,22 @@ def test_top_p_chooses_from_the_fewest_that_reach_the_probability() -> None:
     assert np.flatnonzero(frequencies(Sampling(top_k=2, top_p=0.9), logits, 500)).tolist() == [1, 3]
 
 
+@pytest.mark.parametrize("spread", [3.0, *(pytest.param(each, marks=pytest.mark.slow) for each in (0.3, 1.0))])
+def test_top_p_among_many_tokens_and_ties(spread: float) -> None:
+    # So that the probability is in a few of them, or in many.
+    logits = np.round(np.random.default_rng(3).normal(size=(1, 300)) * spread, 1)
+    order = np.argsort(-logits[0], kind="stable")
+    before = softmax(logits[0])[order].cumsum() - softmax(logits[0])[order]
+    for share in (0.5, 0.8):
+        kept = set(order[before < share].tolist())
+        numbers = range(3000)
+        chosen = {int(Sampling(top_p=share).choose(logits, number)[0]) for number in numbers}
+        assert chosen <= kept
+        assert len(chosen) > 0.95 * len(kept)
+        # The last one is chosen by the largest random number.
+        assert order[len(kept) - 1] in chosen or len(kept) > 100
+
+
 def test_rows_are_sampled_independently_and_alike() -> None:
     logits = np.random.default_rng(1).normal(size=(5, 300))
     for sampling in (Sampling(7), Sampling(7, top_k=20), Sampling(7, top_p=0.7), Sampling(7, 0.3, 50, 0.9)):
