@@ -217,7 +217,7 @@ def settings_of(request: TextRequest) -> list[Settings]:
         InputError: a value is out of range.
     """
     sampling = request.sampling()
-    return [Settings(sampling.variant(number), "", request.stop) for number in range(request.n)]
+    return [Settings(sampling.variant(number), "", tuple(request.stop)) for number in range(request.n)]
 
 
 def check_text(session: Session) -> None:

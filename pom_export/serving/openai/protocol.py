@@ -42,10 +42,8 @@ _NEUTRAL_IN_MESSAGES: Final[Mapping[str, tuple[Any, ...]]] = {"annotations": ([]
 
 
 def _listed(value: Any) -> Any:
-    """Return a list as the tuple that a field holds, and a text as a list of one."""
-    if isinstance(value, str):
-        return (value,)
-    return tuple(value) if isinstance(value, list) else value
+    """Return a text as a list of one, and anything else as it is."""
+    return [value] if isinstance(value, str) else value
 
 
 def _prompts(value: Any) -> Any:
@@ -53,7 +51,7 @@ def _prompts(value: Any) -> Any:
     prompts = [value] if isinstance(value, str) or _is_ids(value) else value
     if not (isinstance(prompts, list) and all(isinstance(p, str) or _is_ids(p) for p in prompts)):
         raise PydanticCustomError("prompt", "Input should be a text, token ids, or a list of either")
-    return tuple(prompt if isinstance(prompt, str) else tuple(prompt) for prompt in prompts)
+    return prompts
 
 
 def _is_ids(value: Any) -> bool:
@@ -62,7 +60,7 @@ def _is_ids(value: Any) -> bool:
 
 def _parts(value: Any) -> Any:
     """Return a message's content as parts."""
-    return _listed([{"type": "text", "text": value}] if isinstance(value, str) else value)
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
 class _Strict(BaseModel):
@@ -103,7 +101,7 @@ class TextRequest(_Strict):
     top_p: float = 1.0
     top_k: int | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=_SEEDS)
-    stop: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
+    stop: Annotated[list[str], BeforeValidator(_listed)] = []
     n: int = Field(1, ge=1, le=_MOST_ANSWERS)
     session: str | None = None
 
@@ -127,7 +125,7 @@ class CompletionRequest(TextRequest):
         logprobs: how many of the likeliest tokens to tell with each token, and their logprobs; None: no logprobs.
     """
 
-    prompt: Annotated[tuple[str | tuple[int, ...], ...], BeforeValidator(_prompts)]
+    prompt: Annotated[list[str | list[int]], BeforeValidator(_prompts)]
     max_tokens: int = Field(16, ge=0)
     echo: bool = False
     logprobs: int | None = Field(None, ge=0, le=_MOST_LIKELIEST)
@@ -150,7 +148,7 @@ class Message(_Strict):
     """
 
     role: str = Field(pattern="^(system|developer|user|assistant)$")
-    content: Annotated[tuple[TextPart, ...], BeforeValidator(_parts)]
+    content: Annotated[list[TextPart], BeforeValidator(_parts)]
     name: str | None = None
 
     def rendered(self) -> dict[str, str]:
@@ -171,7 +169,7 @@ class ChatRequest(TextRequest):
         top_logprobs: how many of the likeliest tokens to tell with it.
     """
 
-    messages: Annotated[tuple[Message, ...], BeforeValidator(_listed)] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False

@@ -249,7 +249,7 @@ BAD: list[tuple[str, dict[str, Any], int, str]] = [
     ("completions", {"prompt": "a", "max_tokens": 501}, 400, "max_tokens is 501, more than the server's 500"),
     ("completions", {"prompt": "a", "n": 5}, 400, "5 streams are more than the server's 4"),
     ("completions", {"prompt": "a", "stop": [""]}, 400, "a stop text is empty"),
-    ("completions", {"prompt": "a", "stop": 5}, 400, "stop: Input should be a valid tuple"),
+    ("completions", {"prompt": "a", "stop": 5}, 400, "stop: Input should be a valid list"),
     ("completions", {"prompt": "a", "logprobs": 21}, 400, "logprobs: Input should be less than or equal to 20"),
     ("completions", {"prompt": "a", "model": "gpt"}, 404, "there is no model 'gpt'. This server has 'small'"),
     ("completions", {"prompt": "a", "stream_options": {}}, 400, "stream_options are for answers that stream"),
@@ -258,7 +258,7 @@ BAD: list[tuple[str, dict[str, Any], int, str]] = [
     ("completions", {"prompt": ["a", "b"], "session": "s"}, 400, "a session goes on with one prompt"),
     ("completions", {"prompt": "a" * 200_000}, 413, "200001 tokens are more than the 131072 of a request"),
     ("chat/completions", {}, 400, "messages: Field required"),
-    ("chat/completions", {"messages": []}, 400, "messages: Tuple should have at least 1 item"),
+    ("chat/completions", {"messages": []}, 400, "messages: List should have at least 1 item"),
     ("chat/completions", {"messages": [{"role": "user"}]}, 400, "messages.0.content: Field required"),
     ("chat/completions", {"messages": [{"role": "tool", "content": "a"}]}, 400, "messages.0.role: "),
     (
