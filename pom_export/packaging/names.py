@@ -8,6 +8,7 @@ from typing import Final
 TARGETS: Final[Mapping[str, str]] = {
     "triton": "pom_export.packaging.triton.target",
     "genai": "pom_export.packaging.genai.target",
+    "openvino": "pom_export.packaging.openvino.target",
 }
 """The module of each target."""
 TENSORRT: Final = "tensorrt"

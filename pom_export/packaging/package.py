@@ -72,7 +72,7 @@ def package(
     Args:
         model: the ONNX file.
         output: the folder to be written. It may exist if it is empty.
-        target: the server or runtime: "triton", or "genai" for onnxruntime-genai.
+        target: the server or runtime: "triton", "genai" (onnxruntime-genai) or "openvino".
         name: the model's name in the server; default: the file's.
         backend: for Triton, what runs the model: "python" (default), or "onnxruntime", with our op library, where the
             server carries the state; or "tensorrt", an engine.

@@ -66,12 +66,9 @@ class OpenVinoRunner:
         check_openvino()
         import openvino
 
-        with ExitStack() as until_compiled, self._in_one_line():
-            file = self._model.path
-            if _has_functions(self._model):
-                file = until_compiled.enter_context(scratch_folder()) / "inlined.onnx"
-                _save_inlined(self._model, file)
+        with ExitStack() as until_compiled, in_one_line(self.name):
             core = openvino.Core()
+            file = expanded(self._model, until_compiled.enter_context(scratch_folder()))
             graph = _with_numpy_types(core.read_model(file))
             compiled = core.compile_model(graph, _DEVICE, {HINT: self._precision} if self._precision else {})
             self.computes_in = _type_name(compiled.get_property(HINT))
@@ -89,18 +86,32 @@ class OpenVinoRunner:
             InputError: OpenVINO cannot run the model on these inputs.
         """
         wide = {name: array.astype(np.float32) if _is_bfloat16(array) else array for name, array in feed.items()}
-        with self._in_one_line():
+        with in_one_line(self.name):
             results = self._request.infer({name: np.ascontiguousarray(array) for name, array in wide.items()})
             return {spec.name: np.array(results[spec.name]) for spec in self._model.outputs}
 
-    @contextmanager
-    def _in_one_line(self) -> Iterator[None]:
-        """Raise InputError with the reason for OpenVINO's error, which is in the last of its lines."""
-        try:
-            yield
-        except RuntimeError as error:
-            lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-            raise InputError(f"{self.name} failed: {lines[-1]}", SEE_CAUSE) from error
+
+@contextmanager
+def in_one_line(name: str) -> Iterator[None]:
+    """Raise InputError with the reason for OpenVINO's error, which is in the last of its lines."""
+    try:
+        yield
+    except RuntimeError as error:
+        lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise InputError(f"{name} failed: {lines[-1]}", SEE_CAUSE) from error
+
+
+def expanded(model: ExportedModel, folder: Path) -> Path:
+    """Return a file in the form that OpenVINO reads: itself, or an inlined copy in a folder if it has functions.
+
+    Raises:
+        InputError: it cannot be inlined.
+    """
+    if not _has_functions(model):
+        return model.path
+    file = folder / "inlined.onnx"
+    _save_inlined(model, file)
+    return file
 
 
 def _has_functions(model: ExportedModel) -> bool:

@@ -38,6 +38,7 @@ COMMANDS = [
 OF_COMMANDS = {"cli"}
 OTHER_PROGRAMS = {
     "packaging/genai/served/client.py",
+    "packaging/openvino/served/client.py",
     "packaging/triton/python_backend.py",
     "packaging/triton/repository.py",
     "packaging/triton/served/client.py",

@@ -1,0 +1,89 @@
+"""Packages for OpenVINO: a folder with the model as .xml and .bin, and with its settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from pom_export.errors import InputError
+from pom_export.graph.exported_model import ExportedModel
+from pom_export.packaging.folder import PackageFolder
+from pom_export.packaging.openvino.conversion import converted
+from pom_export.packaging.openvino.trial import as_arrays, check, trials_of
+from pom_export.packaging.readme import interface_table, readme
+from pom_export.packaging.targets import Contents, PackageOptions, Progress, Target
+from pom_export.parity.tolerances import MODELS
+from pom_export.runtime.openvino import HINT, SINGLE, check_openvino, in_one_line
+from pom_export.runtime.streaming.interface import MASK, StatefulModel, stateful_interface
+
+_SERVED: Final = Path(__file__).parent / "served"
+_COMMON: Final = Path(__file__).parents[1] / "served"
+_PROGRAMS: Final = (
+    *(_SERVED / name for name in ("client.py", "loading.py", "preflight.py")),
+    _COMMON / "package_files.py",
+)
+_COMMAND: Final = "python client.py"
+_MODEL: Final = "model.xml"
+_NAMES: Final = {"tokens": "the next tokens of each row", MASK: "which of them count; padding comes last"}
+
+
+def _write(folder: PackageFolder, file: ExportedModel, _: PackageOptions, progress: Progress) -> Contents:
+    stateful = stateful_interface(file) if file.stateful else None
+    _check_fits(file, stateful)
+    check_openvino()
+    import openvino
+
+    progress("running the original in ONNX Runtime")
+    trials = trials_of(file, stateful)
+    progress("converting")
+    model = converted(file, stateful)
+    path = folder.place(_MODEL)
+    with in_one_line("OpenVINO"):
+        openvino.save_model(model, path, compress_to_fp16=False)
+    progress("comparing in OpenVINO")
+    checked = check(path, file.precision, trials)
+    settings = {device: {HINT: SINGLE} for device in ("CPU", "GPU")}
+    folder.write("config.json", json.dumps(settings, indent=2) + "\n")
+    np.savez_compressed(folder.place("trial.npz"), **as_arrays(trials))  # type: ignore[arg-type]
+    for program in _PROGRAMS:
+        folder.copy(program, program.name)
+    folder.write("README.md", _readme(file, stateful))
+    bound = MODELS[file.precision]
+    serving = {
+        "tokens": stateful.tokens.name if stateful is not None else None,
+        "tolerance": {"relative": bound.relative, "absolute": bound.absolute},
+    }
+    return Contents(_COMMAND, checked, serving)
+
+
+def _check_fits(file: ExportedModel, stateful: StatefulModel | None) -> None:
+    """Raise InputError for a model that such a package cannot hold."""
+    if any(spec.dtype.name == "bfloat16" for spec in (*file.inputs, *file.outputs)):
+        raise InputError(
+            f"{file.path.name} has inputs or outputs in bfloat16, which NumPy lacks",
+            'Export it with `dtype="float32"`: OpenVINO computes in that',
+        )
+    if stateful is not None and stateful.others:
+        raise InputError(
+            f"{file.path.name} keeps a state and has the input {next(iter(stateful.others))}, which cannot be checked",
+            "Package it for another server, such as triton",
+        )
+
+
+def _readme(file: ExportedModel, stateful: StatefulModel | None) -> str:
+    names = {spec.name: "input" for spec in file.inputs} | {spec.name: "output" for spec in file.outputs}
+    if stateful is not None:
+        names = {stateful.tokens.name: _NAMES["tokens"], MASK: _NAMES[MASK], stateful.output.name: "for each of them"}
+    kind = "stream" if stateful is not None else "model"
+    texts = {name: (_SERVED.parent / f"{name}.md").read_text(encoding="utf-8") for name in ("run", kind)}
+    return readme(
+        f"{file.path.stem} for OpenVINO",
+        file,
+        {"Run it": texts["run"], "Inputs and outputs": f"{interface_table(file, names)}\n\n{texts[kind]}"},
+    )
+
+
+TARGET: Final = Target(takes=frozenset(), write=_write)
