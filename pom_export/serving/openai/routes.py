@@ -69,7 +69,8 @@ class Events(Response):
     media_type = "text/event-stream"
 
     def __init__(self, answer: Answer) -> None:
-        super().__init__(headers={"cache-control": "no-cache"})
+        # A proxy should neither keep the events nor collect them.
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._answer = answer
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pom_export import State, StreamingSession
+from pom_export import State, StreamingSession, export
 from pom_export.errors import InputError, PoolFullError
 from pom_export.runtime import StreamPool
 from pom_export.text.batch.batch import TextBatch
@@ -100,6 +100,20 @@ def test_texts_that_come_and_go_are_those_of_each_alone(path: Path) -> None:
         assert text.prompt_tokens == len(prompts[place].encode())
     assert pool.metrics().rows > 1.5 * pool.metrics().calls
     assert pool.metrics().streams == 0
+
+
+@pytest.mark.slow
+def test_texts_of_a_real_model_are_those_of_each_alone(tmp_path: Path) -> None:
+    """Its numbers are rounded, and those of larger calls otherwise: by too little to choose other tokens."""
+    path = tmp_path / "m.onnx"
+    export(Path(__file__).parents[3] / "samples" / "checkpoints" / "byte_lm.safetensors", path, stateful=True)
+    pool, batch = batch_of(path, streams=24)
+    prompts = ["The with statement", "A class", "def f(x):\n    " * 20]
+    asked = [settings(seed=seed, temperature=(0, 0.7, 1.0)[seed % 3], top_p=(1, 0.9)[seed % 2]) for seed in range(24)]
+    texts = [batch.start(prompts[place % 3], each, most=200) for place, each in enumerate(asked)]
+    finish(pool, batch)
+    for place, (text, each) in enumerate(zip(texts, asked, strict=True)):
+        assert shown(text) == alone(path, prompts[place % 3], each, 200)[0]
 
 
 def test_several_texts_read_one_prompt_once(path: Path) -> None:
