@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -85,8 +84,6 @@ class Events(Response):
             async for part in self._answer.parts():
                 await _event(send, part)
             await send({"type": "http.response.body", "body": _DONE})
-        except asyncio.CancelledError:
-            raise
         except Exception as error:  # noqa: BLE001 (told in the stream, which has begun)
             await _event(send, failure_of(error).content)
             await send({"type": "http.response.body", "body": b""})
