@@ -18,7 +18,10 @@ import pytest
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # Without its sandbox, which needs rights that containers do not give; it only opens our own page.
-OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1000,1000")
+OPTIONS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+    *("--no-proxy-server", "--window-size=1000,1000"),
+)
 LONGEST_S = 60
 
 

@@ -42,7 +42,8 @@ def server(folder: Path) -> Iterator[Running]:
 @pytest.fixture(scope="module")
 def client(server: Running) -> Iterator[openai.OpenAI]:
     base = str(server.client.base_url).rstrip("/")
-    with openai.OpenAI(base_url=f"{base}/v1", api_key="any", max_retries=0) as client:
+    direct = openai.DefaultHttpxClient(trust_env=False)
+    with openai.OpenAI(base_url=f"{base}/v1", api_key="any", max_retries=0, http_client=direct) as client:
         yield client
 
 
