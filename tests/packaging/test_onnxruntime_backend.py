@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
 import pom_export
+from pom_export import contract
 from pom_export.errors import InputError, ParityError
+from pom_export.files import sha256_of
 from pom_export.graph.exported_model import read_model
 from pom_export.packaging.triton.states import carried_states, check_carried, write_carried
 from pom_export.runtime.streaming.interface import StatefulModel, read_stateful
+from tests import op_calls
 from tests.streaming_graphs import running_sum_model
+
+ATTRIBUTES = {
+    "form": contract.POWER,
+    "degree": 0,
+    "mode": "causal",
+    "rotary_blocks": 1,
+    "epsilon": 0.0,
+    "stateful": 0,
+    "plugin_version": contract.PLUGIN_VERSION,
+    "plugin_namespace": contract.PLUGIN_NAMESPACE,
+}
 
 
 @pytest.fixture
@@ -22,14 +40,12 @@ def original(tmp_path: Path) -> StatefulModel:
 
 
 @pytest.mark.parametrize("options", [{}, {"mask": True}, {"ids": False}])
-def test_a_package_has_the_state_and_the_library(options: dict[str, bool], tmp_path: Path) -> None:
+def test_a_package_has_the_state_in_its_configuration(options: dict[str, bool], tmp_path: Path) -> None:
     model = running_sum_model(tmp_path / "sums.onnx", **options)
     result = pom_export.package(model, tmp_path / "served", target="triton", backend="onnxruntime")
     assert "gives the numbers of sums.onnx in ONNX Runtime, in 7 calls" in result.checked[0]
     inside = tmp_path / "served" / "models" / "sums"
     config = (inside / "config.pbtxt").read_text()
-    assert 'op_library_filename: [ "models/sums/1/libpom_onnxruntime.so" ]' in config
-    assert (inside / "1" / "libpom_onnxruntime.so").is_file()
     assert re.findall(r'input_name: "(.*)"\n +output_name: "(.*)"\n +data_type: (\w+)\n +dims: (.*)', config) == [
         (f"past.{place}.{name}", f"present.{place}.{name}", *kind)
         for place, (name, kind) in enumerate(_states(read_stateful(model)))
@@ -44,12 +60,37 @@ def _states(model: StatefulModel) -> list[tuple[str, tuple[str, str]]]:
     return [(part.spec.name.removeprefix("past_"), kinds[part.spec.name]) for part in model.past]
 
 
+def test_a_package_has_our_library_if_the_file_has_our_ops(tmp_path: Path) -> None:
+    feeds = {"x": np.zeros((1, 1, 8), np.float32), "coefficients": np.zeros((8, 2), np.float32)}
+    model = op_calls.model(feeds, ATTRIBUTES)
+    model.graph.output[0].type.CopyFrom(model.graph.input[0].type)
+    onnx.save(model, tmp_path / "mixer.onnx")
+    served = tmp_path / "served"
+    result = pom_export.package(tmp_path / "mixer.onnx", served, target="triton", backend="onnxruntime")
+    library = "models/mixer/1/libpom_onnxruntime.so"
+    assert library in result.files
+    config = (served / "models" / "mixer" / "config.pbtxt").read_text()
+    assert f'op_library_filename: [ "{library}" ]' in config
+    assert "1.21 or newer" in (served / "README.md").read_text()
+    done = subprocess.run([sys.executable, served / "preflight.py"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    (served / library).write_bytes(b"not a library")
+    edited = json.loads((served / "manifest.json").read_text())
+    edited["files"][library]["sha256"] = sha256_of(served / library)
+    (served / "manifest.json").write_text(json.dumps(edited))
+    done = subprocess.run([sys.executable, served / "preflight.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "libpom_onnxruntime.so cannot be loaded" in done.stderr
+
+
 def test_a_file_without_a_state_is_batched(tmp_path: Path) -> None:
     model = running_sum_model(tmp_path / "sums.onnx", kind=None)
-    pom_export.package(model, tmp_path / "served", target="triton", backend="onnxruntime")
+    result = pom_export.package(model, tmp_path / "served", target="triton", backend="onnxruntime")
     config = (tmp_path / "served" / "models" / "sums" / "config.pbtxt").read_text()
     assert "dynamic_batching {" in config
     assert "sequence_batching" not in config
+    assert "model_operations" not in config
+    assert not [name for name in result.files if name.endswith(".so")]
 
 
 def test_the_python_backend_refuses_a_state_that_servers_carry(original: StatefulModel, tmp_path: Path) -> None:
@@ -57,7 +98,7 @@ def test_the_python_backend_refuses_a_state_that_servers_carry(original: Statefu
     with pytest.raises(InputError, match="this backend carries none"):
         pom_export.package(tmp_path / "n.onnx", tmp_path / "served", target="triton")
     again = pom_export.package(tmp_path / "n.onnx", tmp_path / "served", target="triton", backend="onnxruntime")
-    assert "models/n/1/libpom_onnxruntime.so" in again.files
+    assert again.target == "triton"
     assert "state {" in (tmp_path / "served" / "models" / "n" / "config.pbtxt").read_text()
 
 

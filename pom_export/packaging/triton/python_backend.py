@@ -32,9 +32,9 @@ _ENVIRONMENT: Final = {"parameters": [parameter("EXECUTION_ENV_PATH", "$$TRITON_
 _STATE_BYTES: Final = 256 << 20
 _SERVE: Final = f"""
     The server's Python backend needs an environment with pom-export, of the Python version that its stub is built for,
-    and **with NumPy 1**: with NumPy 2 the Python backend of many versions exchanges wrong numbers without an error.
-    model.py tries that when it is loaded, and refuses. Make the environment in this folder, on the machine or in the
-    image that serves:
+    and **with NumPy 1**: with NumPy 2 the Python backend exchanges wrong numbers without an error (that of server 2.51
+    does). model.py tries that when it is loaded, and refuses. Make the environment in this folder, on the machine or in
+    the image that serves:
 
         python3 -m venv env
         env/bin/pip install 'numpy<2' click onnx onnx-ir onnxruntime rich

@@ -16,7 +16,7 @@ import triton_python_backend_utils as pb_utils
 def check_exchange():
     """Refuse to load if arrays do not survive the way through the server.
 
-    With NumPy 2, the Python backend of many versions of Triton repeats the first element of every input, and says
+    With NumPy 2, the Python backend of the server 2.51, for one, repeats the first element of every input, and says
     nothing.
     """
     sent = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
