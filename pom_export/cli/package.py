@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,5 +49,5 @@ def _lines(result: PackageResult) -> list[tuple[str, str]]:
         ("package", f"{result.folder} ({len(result.files)} files, {human_bytes(result.bytes)})"),
         *(("checked", line) for line in result.checked),
         *(("note", line) for line in result.notes),
-        ("serve it", f"cd {result.folder} && {result.command}"),
+        ("serve it", f"cd {shlex.quote(result.folder)} && {result.command}"),
     ]

@@ -14,13 +14,13 @@ from tests.streaming_graphs import running_sum_model
 @pytest.fixture
 def arguments(tmp_path: Path) -> list[str]:
     model = running_sum_model(tmp_path / "sums.onnx")
-    return ["package", str(model), "-o", str(tmp_path / "new" / "served"), "--for", "triton"]
+    return ["package", str(model), "-o", str(tmp_path / "a new" / "served"), "--for", "triton"]
 
 
 def test_says_how_to_serve_it(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(arguments) == 0
-    folder = tmp_path / "new" / "served"
-    assert f"serve it  cd {folder} && tritonserver --model-repository=models" in capsys.readouterr().out
+    folder = tmp_path / "a new" / "served"
+    assert f"serve it  cd '{folder}' && tritonserver --model-repository=models" in capsys.readouterr().out
     assert run([*arguments, "--force", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["target"], result["command"]) == ("triton", "tritonserver --model-repository=models")

@@ -11,10 +11,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import pom_export
+from pom_export.errors import InputError
 from tests.other_runtimes import ROOT, run_with_genai
 from tests.small_models import VOCABULARY, hybrid
+from tests.streaming_graphs import running_sum_model
 
 pytestmark = pytest.mark.slow
 
@@ -102,6 +105,9 @@ def test_half_precision(tmp_path: Path) -> None:
     model = tmp_path / "half.onnx"
     pom_export.export(BYTE_LM, model, stateful=True, dtype="float16")
     assert ask(model, [[PROMPT], 60]) == [[best(model, PROMPT, 60)]]
+    pom_export.export(BYTE_LM, tmp_path / "bfloat16.onnx", stateful=True, dtype="bfloat16")
+    with pytest.raises(InputError, match="it computes in bfloat16, which ONNX Runtime does not"):
+        pom_export.package(tmp_path / "bfloat16.onnx", tmp_path / "refused", target="genai")
 
 
 def test_a_hybrid_with_weights_in_another_file(tmp_path: Path) -> None:
@@ -115,6 +121,28 @@ def test_a_hybrid_with_weights_in_another_file(tmp_path: Path) -> None:
     answers = ask(model, [padded, 12], [prompts[:1], 6, "logits", [[2, 6]], 6])
     assert answers[0] == [best(model, prompt, 12) for prompt in prompts]
     assert answers[1] == [best(model, prompts[0], 6, [2, 6], 6)]
+
+
+def test_a_tokenizer_of_its_own(tmp_path: Path) -> None:
+    """What onnxruntime-genai gives for texts is what the tokenizers library does, which is what preflight compares."""
+    text = ROOT / "docs" / "export.md"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<|end|>"], initial_alphabet=alphabet)
+    tokenizer.train([str(text)], trainer)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    config = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|end|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    model = running_sum_model(tmp_path / "m.onnx", vocabulary=410)
+    folder = model.with_suffix(".package")
+    pom_export.package(model, folder, target="genai", tokenizer=str(tmp_path / "tokenizer.json"))
+    done = run_with_genai(str(folder / "preflight.py"))
+    assert (done.returncode, done.stderr) == (0, "")
+    sample = text.read_text()[:500] + " — żółć 日本語"
+    ((ids, decoded),) = ask(model, [sample])
+    assert (ids, decoded) == (tokenizer.encode(sample).ids, sample)
 
 
 def test_its_own_programs(stream: Path) -> None:

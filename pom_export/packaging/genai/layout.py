@@ -135,6 +135,8 @@ def _check_kind(model: StatefulModel) -> None:
     """Raise InputError unless a model takes ids, and nothing else, in calls of any length."""
     if not model.takes_ids:
         raise _refusal(model, f"it takes vectors ({model.tokens}), not ids of tokens")
+    if model.file.precision == "bfloat16":
+        raise _refusal(model, "it computes in bfloat16, which ONNX Runtime does not on the CPU", "another type")
     if model.others:
         raise _refusal(model, f"it has the input {next(iter(model.others))}, which nothing there gives it")
     if model.file.stateful != CAUSAL:
