@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import fields
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from pom_export import interrupts
 from pom_export.cli.options import common_options
 from pom_export.cli.output import print_result
 from pom_export.cli.parameters import FILE, FOLDER, File, Whole
 from pom_export.cli.progress import stages, tell_on_stderr
-from pom_export.errors import printable
+from pom_export.errors import InputError, printable
 from pom_export.files import made_folder
+from pom_export.serving.ray.settings import RaySettings, joins_cluster, keep_to_ourselves
 from pom_export.serving.settings import MIB, ServeSettings
 from pom_export.text.tokenizers import AUTO, NAMES
 
 if TYPE_CHECKING:
     from pom_export.serving.saved_sessions import SessionFolder
+    from pom_export.serving.server import Site
     from pom_export.serving.service import Service
-    from pom_export.serving.sessions import MemoryStore
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -70,6 +74,16 @@ def _limit(name: str, field: str, says: str, least: int = 0) -> Callable[[_Funct
 @click.option(
     "--sessions", "folder", type=FOLDER, help="Save sessions here at the end; the next start goes on with them."
 )
+@click.option("--ray", is_flag=True, help="Serve by Ray: on the cluster of RAY_ADDRESS, or this machine's processors.")
+@click.option("--replicas", type=Whole(1), help="With --ray: how many replicas of the model; default: 1.")
+@click.option("--max-replicas", "most_replicas", type=Whole(1), help="With --ray: start more on demand, up to so many.")
+@click.option(
+    "--replica-requests", "aimed_requests", type=Whole(1),
+    help="With --max-replicas: requests that each should have at a time; default: 32.",
+)  # fmt: skip
+@click.option(
+    "--replica-cpus", type=click.FloatRange(0), help="With --ray: processors reserved for each replica; default: 1."
+)
 @common_options
 def command(
     model: str,
@@ -82,47 +96,101 @@ def command(
     folder: str | None,
     as_json: bool,
     verbose: bool,
-    **limits: int,
+    **options: Any,
 ) -> None:
     """Answer requests over HTTP with MODEL, a file exported with --stateful, until Ctrl-C or SIGTERM.
 
     Streams share the calls of the model (continuous batching). The first signal refuses new requests and finishes those
     that run; a second one cuts them off.
     """
-    from pom_export.serving.packages import check_http
-
-    check_http()
-    in_units = {field: value * MIB if field in _IN_MIB else value for field, value in limits.items()}
+    replicas = _replicas(options)
+    _check_packages(replicas)
+    in_units = {field: value * MIB if field in _IN_MIB else value for field, value in options.items()}
     settings = ServeSettings(
         api_key=api_key, tokenizer=tokenizer or AUTO, chat_template=chat_template, engine=engine, **in_units
     )
     with ExitStack() as opened:
         with stages("starting", shown=verbose, moving=not as_json) as progress:
-            from pom_export.serving.server import bound_socket, serve
-            from pom_export.serving.service import Service
-            from pom_export.serving.sessions import MemoryStore
+            from pom_export.serving.server import bound_socket
 
             listening = opened.enter_context(bound_socket(host, port))
             progress(f"loading {model}")
-            store = MemoryStore(settings.sessions, settings.session_bytes, settings.session_seconds)
-            service = Service(model, settings, store)
-            kept = None if folder is None else opened.enter_context(_kept(Path(folder), service, store))
-        number = serve(service, listening, lambda: _started(service, listening.getsockname(), kept, as_json=as_json))
+            service = _service(model, settings, replicas)
+            kept = None if folder is None else opened.enter_context(_kept(Path(folder), service))
+            address = listening.getsockname()
+            running = _here(service, listening) if replicas is None else _on_ray(service, listening, replicas)
+            site = opened.enter_context(running)
         if kept is not None:
-            tell_on_stderr(f"pom-export: saved in {printable(str(folder))}: {_sessions(kept.save(store))}")
+            _load(kept, site, folder)
+        number = site.run(lambda: _started(service, address, kept, as_json=as_json))
+        if kept is not None:
+            sessions = site.sessions()
+            kept.save(sessions)
+            tell_on_stderr(f"pom-export: saved in {printable(str(folder))}: {_sessions(len(sessions))}")
+    interrupts.listen()  # Ray has put a handler of its own in the place of ours
     signal.raise_signal(number)
 
 
+def _replicas(options: dict[str, Any]) -> RaySettings | None:
+    """Take Ray's options out of all; None without --ray."""
+    given = {field.name: options.pop(field.name) for field in fields(RaySettings)}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if options.pop("ray"):
+        return RaySettings(**chosen)
+    if chosen:
+        raise InputError("options of replicas are given without --ray", "Give it too")
+    return None
+
+
+def _check_packages(replicas: RaySettings | None) -> None:
+    from pom_export.serving.packages import check_http, check_ray
+
+    check_http()
+    if replicas is not None:
+        if not joins_cluster():
+            keep_to_ourselves()
+        check_ray()
+
+
+def _service(model: str, settings: ServeSettings, replicas: RaySettings | None) -> Service:
+    """Return the service; with Ray, without a model in this process."""
+    if replicas is None:
+        from pom_export.serving.service import Service
+
+        return Service(model, settings)
+    from pom_export.serving.ray.cluster import described
+
+    return described(model, settings)
+
+
+def _here(service: Service, listening: socket.socket) -> AbstractContextManager[Site]:
+    from pom_export.serving.server import Server
+
+    return nullcontext(Server(service, listening))
+
+
+def _on_ray(service: Service, listening: socket.socket, replicas: RaySettings) -> AbstractContextManager[Site]:
+    from pom_export.serving.ray.cluster import deployed
+
+    host, port = listening.getsockname()[:2]
+    listening.close()  # it was free, and Ray takes it
+    return deployed(service.file.path, service.settings, replicas, host, port)
+
+
 @contextmanager
-def _kept(folder: Path, service: Service, store: MemoryStore) -> Iterator[SessionFolder]:
-    """Load the sessions of a folder, which is created if it is missing."""
+def _kept(folder: Path, service: Service) -> Iterator[SessionFolder]:
+    """Create a folder of sessions if it is missing."""
     from pom_export.serving.saved_sessions import SessionFolder
 
     with made_folder(folder):
-        kept = SessionFolder(folder, service.interface)
-        if count := kept.load(store):
-            tell_on_stderr(f"pom-export: taken from {printable(str(folder))}: {_sessions(count)}")
-        yield kept
+        yield SessionFolder(folder, service.interface)
+
+
+def _load(kept: SessionFolder, site: Site, folder: str | None) -> None:
+    sessions = kept.load()
+    site.add(sessions)
+    if sessions:
+        tell_on_stderr(f"pom-export: taken from {printable(str(folder))}: {_sessions(len(sessions))}")
 
 
 def _sessions(count: int) -> str:

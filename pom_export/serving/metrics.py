@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,6 +14,9 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 # Seconds; a step of a small model takes a millisecond, one of a large model that waits for a prompt a second.
 _SECONDS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+# What a pool's metrics count, and what they say that it holds.
+_COUNTED: Final = ("tokens", "calls", "rows", "prefix_tokens")
+_HELD: Final = ("streams", "most_streams", "waiting", "prefixes", "prefix_bytes")
 Labels = Mapping[str, str]
 
 
@@ -71,6 +74,37 @@ class ModelMetrics:
     queue: int
     first_seconds: Histogram
     next_seconds: Histogram
+
+
+def summed(metrics: Mapping[str, ModelMetrics], living: Collection[str]) -> ModelMetrics | None:
+    """Return the metrics of several models together; None of none.
+
+    Args:
+        metrics: the last metrics of each, by name.
+        living: the names of those that still hold what they held; the others only count.
+    """
+    if not metrics:
+        return None
+    everything = [each.pool for each in metrics.values()]
+    held = [metrics[name].pool for name in metrics if name in living]
+    batches: Counter[int] = Counter()
+    for pool in everything:
+        batches.update(pool.batches)
+    totals = {name: sum(getattr(pool, name) for pool in everything) for name in _COUNTED}
+    gauges = {name: sum(getattr(pool, name) for pool in held) for name in _HELD}
+    return ModelMetrics(
+        PoolMetrics(**totals, **gauges, batches=batches, state_bytes=everything[0].state_bytes),
+        sum(metrics[name].queue for name in metrics if name in living),
+        _added([each.first_seconds for each in metrics.values()]),
+        _added([each.next_seconds for each in metrics.values()]),
+    )
+
+
+def _added(histograms: Sequence[Histogram]) -> Histogram:
+    total = Histogram(histograms[0].bounds)
+    total.counts = [sum(counts) for counts in zip(*(each.counts for each in histograms), strict=True)]
+    total.total = sum(each.total for each in histograms)
+    return total
 
 
 class RequestCounts:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Mapping
 from typing import Final
 
-from pom_export.errors import MissingDependencyError
+from pom_export.errors import MissingDependencyError, reason_of
 
 # Modules, and the packages that have them.
 _HTTP: Final = {
@@ -15,6 +16,9 @@ _HTTP: Final = {
     "pydantic": "pydantic>=2.7",
     "uvicorn": "uvicorn>=0.30",
 }
+# Ray's router by session is younger than what else we need of Ray.
+_ROUTER: Final = "ray.serve.experimental.consistent_hash_router"
+_RAY: Final = "'ray[data,serve]>=2.40'"
 
 
 def check_http() -> None:
@@ -30,3 +34,20 @@ def _check(packages: Mapping[str, str]) -> None:
         raise MissingDependencyError(
             f"{' and '.join(missing)} {what} not installed", f"Install {them}: pip install {wanted}"
         )
+
+
+def check_ray() -> None:
+    """Raise MissingDependencyError unless Ray Serve is installed, with a router by session."""
+    try:
+        importlib.import_module("ray.serve")
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"Ray Serve is not installed ({reason_of(error)})", f"Install it: pip install {_RAY}"
+        ) from error
+    try:
+        importlib.import_module(_ROUTER)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"this Ray Serve cannot keep a session on a replica ({reason_of(error)})",
+            f"Install a newer one: pip install -U {_RAY}",
+        ) from error

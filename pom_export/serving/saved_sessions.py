@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -13,7 +14,7 @@ from pom_export.runtime.streaming.inputs import fitting_state
 from pom_export.runtime.streaming.interface import StatefulModel
 from pom_export.runtime.streaming.state import ModelFiles, State
 from pom_export.serving.errors import RequestError
-from pom_export.serving.sessions import MemoryStore, checked_name
+from pom_export.serving.sessions import checked_name
 
 _NOTE: Final = "session"
 _SUFFIX: Final = ".session.npz"
@@ -32,17 +33,14 @@ class SessionFolder:
         self._model = model
         self._identity = ModelFiles((model.file.path, *model.file.weights))
 
-    def load(self, store: MemoryStore) -> int:
-        """Put all sessions into a store, those saved last as those used last; return how many.
+    def load(self) -> list[tuple[str, State]]:
+        """Return all sessions by name, those saved last at the end.
 
         Raises:
             InputError: a file is damaged or belongs to another model, or the folder cannot be used.
         """
         check_writable(self._folder / f"trial{_SUFFIX}", (), "session")
-        files = self._files()
-        for file in files:
-            store.add(*self._read(file))
-        return len(files)
+        return [self._read(file) for file in self._files()]
 
     def take(self) -> None:
         """Remove the files of loaded sessions: once these go on, they are no longer what the files say.
@@ -56,18 +54,16 @@ class SessionFolder:
             except OSError as error:
                 raise InputError(f"cannot remove {file}: {reason_of(error)}", "Check permissions") from error
 
-    def save(self, store: MemoryStore) -> int:
-        """Write all sessions of a store; return how many.
+    def save(self, sessions: Iterable[tuple[str, State]]) -> None:
+        """Write sessions, those used last at the end.
 
         Raises:
             InputError: one cannot be written.
         """
-        sessions = list(store.items())
         for name, state in sessions:
             # Names differ in case, and file systems may not tell it.
             file = self._folder / (hashlib.sha256(name.encode()).hexdigest()[:32] + _SUFFIX)
             replace(state, notes={**state.notes, _NOTE: name}).save(file)
-        return len(sessions)
 
     def _files(self) -> list[Path]:
         try:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, Protocol
 
 import uvicorn
 
 from pom_export.errors import InputError
+from pom_export.runtime.streaming.state import State
 from pom_export.serving.app import create_app
 from pom_export.serving.service import Service
+from pom_export.serving.sessions import MemoryStore
 
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # How long connections may take to close once their requests have been answered or given up.
@@ -49,20 +51,55 @@ class _Server(uvicorn.Server):
         yield
 
 
-def serve(service: Service, listening: socket.socket, started: Callable[[], None]) -> int:
-    """Answer requests until a signal comes; then finish those that run, and refuse new ones.
+class Site(Protocol):
+    """Where a service answers: in this process, or on a cluster."""
 
-    A second signal cuts off whatever runs, as does the service's limit.
+    def add(self, sessions: Iterable[tuple[str, State]]) -> None:
+        """Add sessions, before it runs."""
+
+    def run(self, started: Callable[[], None]) -> int:
+        """Answer requests until a signal comes; then finish those that run, and refuse new ones.
+
+        A second signal cuts off whatever runs, as does the service's limit.
+
+        Args:
+            started: is called once requests are answered.
+
+        Returns:
+            The number of the signal.
+        """
+
+    def sessions(self) -> list[tuple[str, State]]:
+        """Return all sessions, after it has run."""
+
+
+class Server:
+    """Answers in this process: a `Site`.
 
     Args:
-        service: what is served.
+        service: what is served, with its sessions in memory.
         listening: a bound socket, which is closed in the end.
-        started: is called once requests are answered.
-
-    Returns:
-        The number of the signal.
     """
-    return asyncio.run(_serve(service, listening, started))
+
+    def __init__(self, service: Service, listening: socket.socket) -> None:
+        self._service = service
+        self._listening = listening
+
+    def add(self, sessions: Iterable[tuple[str, State]]) -> None:  # noqa: D102 (the protocol says it)
+        for name, state in sessions:
+            self._store.add(name, state)
+
+    def run(self, started: Callable[[], None]) -> int:  # noqa: D102
+        return asyncio.run(_serve(self._service, self._listening, started))
+
+    def sessions(self) -> list[tuple[str, State]]:  # noqa: D102
+        return list(self._store.items())
+
+    @property
+    def _store(self) -> MemoryStore:
+        store = self._service.sessions.store
+        assert isinstance(store, MemoryStore)
+        return store
 
 
 async def _serve(service: Service, listening: socket.socket, started: Callable[[], None]) -> int:

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from pom_export.graph.exported_model import ExportedModel
+from pom_export.runtime.pool.pool import check_poolable
 from pom_export.runtime.streaming.interface import StatefulModel, read_stateful
 from pom_export.serving.metrics import RequestCounts
 from pom_export.serving.model import LocalModel, Model
@@ -48,6 +49,7 @@ class Service:
     ) -> None:
         self.settings = settings
         self.interface: StatefulModel = read_stateful(path)
+        check_poolable(self.interface)
         self.file: ExportedModel = self.interface.file
         self.name = self.file.path.stem
         self.tokenizer = tokenizer_of(self.interface, settings.tokenizer)

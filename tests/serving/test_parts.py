@@ -17,8 +17,11 @@ from pom_export.runtime import State, StreamPool
 from pom_export.runtime.pool.pool import Answers
 from pom_export.runtime.pool.stream import PoolStream
 from pom_export.serving.errors import RequestError
+from pom_export.serving.model import LocalModel
 from pom_export.serving.places import Places
+from pom_export.serving.ray.keeper import Keeper
 from pom_export.serving.sessions import GoneError, MemoryStore, size_of
+from pom_export.serving.settings import ServeSettings
 from pom_export.serving.worker import StoppedError, Worker
 from tests.serving.running import wait_until
 from tests.streaming_graphs import running_sum_model
@@ -168,3 +171,35 @@ def test_jobs_run_in_the_thread_until_it_ends(model: Path) -> None:
     with pytest.raises(StoppedError):
         worker.run(lambda: 1).result(30)
     worker.stop()
+
+
+def test_a_keeper_adds_up_what_replicas_report_and_forgets_what_the_dead_held(model: Path, state: State) -> None:
+    now = [0.0]
+
+    async def use() -> None:
+        keeper = Keeper(ServeSettings(sessions=1), clock=lambda: now[0])
+        assert await keeper.metrics() is None
+        replicas = {name: LocalModel(model, ServeSettings(streams=4)) for name in "ab"}
+        for name, replica in replicas.items():
+            replica.start()
+            await replica.read(None, np.ones(10, int), every=False)
+            held = replica.pool.open()
+            await keeper.report(name, await replica.metrics())
+            held.close()
+            replica.stop()
+        total = await keeper.metrics()
+        assert total is not None
+        assert (total.pool.tokens, total.pool.streams, total.pool.most_streams) == (20, 2, 8)
+        now[0] = 8.0
+        await keeper.report("b", await replicas["b"].metrics())
+        total = await keeper.metrics()
+        assert total is not None
+        assert (total.pool.tokens, total.pool.streams, total.pool.most_streams) == (20, 0, 4)
+        assert (sum(total.first_seconds.counts), total.pool.batches) == (2, {1: 2})
+        for name in "xy":
+            await keeper.put(name, state)
+        assert await keeper.get("x") == (None, True)
+        assert await keeper.get("y") == (state, False)
+        assert await keeper.items() == [("y", state)]
+
+    asyncio.run(use())
