@@ -201,7 +201,7 @@ class Worker:
                 _LOG.exception("a reader failed")
 
     def _forget_closed(self) -> None:
-        if len(self._assigned) > self.pool.metrics().streams:
+        if len(self._assigned) > self.pool.streams:
             for stream in [stream for stream in list(self._assigned) if stream.closed]:
                 self._assigned.pop(stream, None)
 

@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pom_export import StreamingSession
 from tests.serving.running import Running, running
@@ -83,8 +85,8 @@ def test_vectors_in_lists_and_in_base64(vectors: Running, vectors_model: Path) -
     np.testing.assert_array_equal(outputs(vectors.steps(VECTORS, every=True)), expected)
     # JavaScript writes whole numbers without a point.
     np.testing.assert_array_equal(outputs(vectors.steps(VECTORS.astype(int), every=True)), expected)
-    for given in (VECTORS, VECTORS.astype(np.float16), VECTORS.astype(np.float64)):
-        answer = vectors.steps(in_base64(given), every=True).json()["outputs"]
+    for array in (VECTORS, VECTORS.astype(np.float16), VECTORS.astype(np.float64)):
+        answer = vectors.steps(in_base64(array), every=True).json()["outputs"]
         assert (answer["dtype"], answer["shape"]) == ("float32", list(expected.shape))
         found = np.frombuffer(base64.b64decode(answer["data"]), "<f4").reshape(expected.shape)
         np.testing.assert_array_equal(found, expected)
@@ -160,6 +162,26 @@ def test_what_is_refused(body: Any, status: int, says: str, ids: Running) -> Non
 def test_damaged_bodies_are_the_clients_mistakes(text: bytes, ids: Running) -> None:
     response = ids.client.post("/v1/steps", content=text, headers={"content-type": "application/json"})
     refused(response, 400, "")
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5)
+    | st.sampled_from(["int64", "float16", "AAAA", "AAAAAAAAAAA=", "lists", "base64"]),
+    lambda inner: st.lists(inner, max_size=4)
+    | st.dictionaries(st.sampled_from(["dtype", "shape", "data", "x"]), inner, max_size=3),
+    max_leaves=12,
+)  # fmt: skip
+FIELDS = st.sampled_from(["inputs", "session", "after", "every", "encoding", "other"])
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.dictionaries(FIELDS, VALUES) | VALUES)
+def test_no_request_is_a_fault_of_the_server(ids: Running, body: Any) -> None:
+    text = json.dumps(body).encode()
+    response = ids.client.post("/v1/steps", content=text, headers={"content-type": "application/json"})
+    assert response.status_code < 500, response.text
+    assert response.json().keys() == ({"error"} if response.is_error else {"model", "session", "length", "outputs"})
+    assert ids.service.model.pool.metrics().streams == 0
 
 
 @pytest.mark.parametrize("declared", [True, False])

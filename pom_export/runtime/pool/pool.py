@@ -262,6 +262,11 @@ class StreamPool:
         return self._interface.takes_ids
 
     @property
+    def streams(self) -> int:
+        """Number of open streams."""
+        return self._table.streams
+
+    @property
     def waiting(self) -> int:
         """Number of tokens that were given and not read; with 0, a tick has nothing to do."""
         return self._table.waiting
