@@ -107,6 +107,15 @@ def test_a_state_is_read_once_and_before_it_is_written(tmp_path: Path) -> None:
         assert reader.name in before(past.replace("past_key_values", "present"))
 
 
+def test_a_prompt_does_not_take_the_logits_of_all_its_tokens(tmp_path: Path) -> None:
+    folder = packaged(running_sum_model(tmp_path / "m.onnx", vocabulary=WORDS))
+    graph = onnx.load(folder / "model.onnx").graph
+    makers = {output: node for node in graph.node for output in node.output}
+    product = makers[makers["logits"].input[0]]
+    assert product.op_type == "MatMul"
+    assert makers[product.input[0]].name == "genai/last_vectors_of_rows"
+
+
 def test_a_package_has_what_the_runtime_reads(tmp_path: Path) -> None:
     folder = packaged(running_sum_model(tmp_path / "m.onnx", tokens=50))
     config = json.loads((folder / "genai_config.json").read_text())

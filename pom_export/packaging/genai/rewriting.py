@@ -20,6 +20,10 @@ _PREFIX: Final = "genai"
 SKIPPED: Final = "a_token_was_left_out__call_get_logits_before_append_tokens"
 UNKNOWN: Final = "an_id_is_not_in_the_vocabulary__prompts_of_different_lengths_need_a_model_with_a_padding_mask"
 _COUNT: Final = np.dtype(np.int64)
+# Its weights are a matrix too, stored as blocks.
+_QUANTIZED: Final = "MatMulNBits"
+_PRODUCTS: Final = ("MatMul", _QUANTIZED)
+_MATRIX: Final = 2
 # Claims about inputs and outputs, which are not the original's.
 _CLAIMS: Final = (STATEFUL, "limits")
 
@@ -154,8 +158,17 @@ class _Rewriting:
         count = self._node("ReduceSum", [counted, one], "count", keepdims=1)
         last = self._node("Sub", [count, self._number(1)], "last")
         last = self._node("Max", [last, self._number(0)], "last_or_first")
-        row = self._node("GatherND", [every, last], "last_logits", batch_dims=1)
-        row = self._node("Unsqueeze", [row, one], "last_logits_of_rows")
+        head = _head(every)
+        source = every if head is None else head.inputs[0]
+        assert source is not None
+        row = self._node("GatherND", [source, last], "last_vectors", batch_dims=1)
+        row = self._node("Unsqueeze", [row, one], "last_vectors_of_rows")
+        if head is not None:
+            self._graph.remove(head)
+            head.replace_input_with(0, row)
+            self._new.append(head)
+            every.shape = ir.Shape([batch, 1, self._layout.vocabulary])
+            row = every
         pads = add_constant(self._graph, f"{_PREFIX}/pads", np.array([0, 0, 0, 0, 0, 1]))
         never = add_constant(self._graph, f"{_PREFIX}/never", np.array(-np.inf, output.dtype))
         padded = self._node("Pad", [row, pads, never], LOGITS)
@@ -205,6 +218,19 @@ class _Rewriting:
 
 def _value(name: str, kind: ir.DataType, axes: Sequence[int | str]) -> ir.Value:
     return ir.val(name, kind, ir.Shape(axes))
+
+
+def _head(logits: ir.Value) -> ir.Node | None:
+    """Return the product of a vector for each token that makes its logits; None if something else does.
+
+    Then it need not be computed for all tokens of a prompt, which takes gigabytes with a large vocabulary.
+    """
+    node = logits.producer()
+    if node is None or node.op_type not in _PRODUCTS or logits.uses():
+        return None
+    weight = node.inputs[1]
+    is_matrix = weight is not None and weight.shape is not None and len(weight.shape) == _MATRIX
+    return node if is_matrix or node.op_type == _QUANTIZED else None
 
 
 def _declared(value: ir.Value, name: str, dtype: np.dtype[Any], axes: Sequence[int | str]) -> ir.Value:
