@@ -101,11 +101,13 @@ def test_options_that_do_not_fit_are_refused_and_leave_nothing(
     assert [path.name for path in model.parent.iterdir()] == ["sums.onnx"]
 
 
-def test_a_model_whose_state_grows_is_refused(tmp_path: Path) -> None:
+def test_a_model_whose_state_grows_is_refused_where_the_server_carries_it(tmp_path: Path) -> None:
     model = running_sum_model(tmp_path / "m.onnx", attention=True)
     with pytest.raises(InputError, match="grows with every token"):
-        packaged(model)
+        packaged(model, backend="onnxruntime")
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+    config = (packaged(model) / "models" / "m" / "config.pbtxt").read_text()
+    assert "max_candidate_sequences: 64\n" in config
 
 
 def preflight(folder: Path) -> subprocess.CompletedProcess[str]:

@@ -20,6 +20,7 @@ from pom_export.mixer import PolynomialMixer
 from pom_export.packaging.triton.states import carried_states
 from pom_export.parity.tolerances import MODELS
 from tests.packaging.test_batches import write_table_model
+from tests.small_models import VOCABULARY, hybrid
 from tests.triton_server import NotReadyError, Server, client, environment, serving
 
 pytestmark = [pytest.mark.slow]
@@ -33,17 +34,18 @@ CUTS = ((0, 7, 8, 9, 60), (0, 1, 2, 40, 60), (0, 50, 51, 59, 60), (0, 20, 40, 41
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One repository of three packages: the demo's stream, a mixer, and a model with tensors of the batch alone."""
+    """One repository: the demo's stream, a hybrid's, a mixer, and a model with tensors of the batch alone."""
     folder = tmp_path_factory.mktemp("triton")
     environment(folder / "env")
     pom_export.export(CHECKPOINT, folder / "stream.onnx", stateful=True)
+    pom_export.export(hybrid(), folder / "hybrid.onnx", stateful=True)
     torch.manual_seed(0)
     mixer = PolynomialMixer(16, 2, 2).eval()
     torch.save(mixer, folder / "mixer.pt")
     pom_export.export(mixer, folder / "mixer.onnx", mask="padding")
     write_table_model(folder / "table.onnx")
     (folder / "models").mkdir()
-    for name in ("stream", "mixer", "table"):
+    for name in ("stream", "hybrid", "mixer", "table"):
         pom_export.package(folder / f"{name}.onnx", folder / name, target="triton")
         (folder / name / "models" / name).rename(folder / "models" / name)
     return folder
@@ -62,8 +64,11 @@ def expected() -> Any:
         return pom_export.load_checkpoint(CHECKPOINT).eval()(torch.from_numpy(IDS)).numpy()
 
 
-def send(server: Server, protocol: str, folder: Path, requests: list[dict[str, Any]], output: str = "logits") -> Any:
-    plan = {"model": "stream", "input": "input_ids", "output": output, "requests": requests}
+def send(
+    server: Server, protocol: str, folder: Path, requests: list[dict[str, Any]], output: str = "logits",
+    model: str = "stream",
+) -> Any:  # fmt: skip
+    plan = {"model": model, "input": "input_ids", "output": output, "requests": requests}
     (folder / "plan.json").write_text(json.dumps(plan))
     port = server.http if protocol == "http" else server.grpc
     done = client(PROGRAM, protocol, str(port), str(folder / "plan.json"), str(folder / "answers.json"))
@@ -71,12 +76,12 @@ def send(server: Server, protocol: str, folder: Path, requests: list[dict[str, A
     return json.loads((folder / "answers.json").read_text())
 
 
-def pieces(first: int) -> list[dict[str, Any]]:
-    """Return the requests of the four sequences in turns, with ids from `first`."""
+def pieces(first: int, ids: Any = IDS) -> list[dict[str, Any]]:
+    """Return the requests of the four sequences in turns, with numbers from `first`."""
     return [
         {
             "sequence": first + row,
-            "tokens": IDS[row, CUTS[row][turn] : CUTS[row][turn + 1]].tolist(),
+            "tokens": ids[row, CUTS[row][turn] : CUTS[row][turn + 1]].tolist(),
             "start": turn == 0,
             "end": turn == len(CUTS[row]) - 2,
         }
@@ -98,6 +103,13 @@ def test_interleaved_sequences_in_uneven_pieces(
     protocol: str, first: int, server: Server, expected: Any, tmp_path: Path
 ) -> None:
     check(send(server, protocol, tmp_path, pieces(first)), expected)
+
+
+def test_a_hybrid_whose_state_grows(server: Server, tmp_path: Path) -> None:
+    ids = IDS % VOCABULARY
+    with torch.no_grad():
+        expected = hybrid()(torch.from_numpy(ids)).numpy()
+    check(send(server, "stream", tmp_path, pieces(650, ids), model="hybrid"), expected)
 
 
 def test_pieces_of_all_lengths_meet_in_one_call(server: Server, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pom_export.packaging.folder import PackageFolder
 from pom_export.packaging.readme import interface_table, readme
 from pom_export.packaging.targets import Contents, PackageOptions, Progress
 from pom_export.packaging.triton.config import controls, parameter, tensor
+from pom_export.packaging.triton.readers import check_sequences, shares_calls
 from pom_export.packaging.triton.repository import (
     COMMAND,
     MOST_SEQUENCES,
@@ -22,7 +23,6 @@ from pom_export.packaging.triton.repository import (
 )
 from pom_export.packaging.triton.states import carried_states
 from pom_export.packaging.triton.texts import requests_text, sequences_text
-from pom_export.runtime.pool.pool import check_poolable
 from pom_export.runtime.session import inference_session
 from pom_export.runtime.streaming.interface import StatefulModel, stateful_interface
 
@@ -30,6 +30,8 @@ from pom_export.runtime.streaming.interface import StatefulModel, stateful_inter
 _ENVIRONMENT: Final = {"parameters": [parameter("EXECUTION_ENV_PATH", "$$TRITON_MODEL_DIRECTORY/../../env")]}
 # As many sequences as fit into this memory, whose pool is allocated at once.
 _STATE_BYTES: Final = 256 << 20
+# Sequences whose states grow, however long they become.
+_MOST_SESSIONS: Final = 64
 _SERVE: Final = f"""
     The server's Python backend needs an environment with pom-export, of the Python version that its stub is built for,
     and **with NumPy 1**: with NumPy 2 the Python backend exchanges wrong numbers without an error (that of server 2.51
@@ -49,6 +51,8 @@ _SERVE: Final = f"""
     To keep the environment elsewhere, write its path as EXECUTION_ENV_PATH into config.pbtxt.
     """
 _LAST: Final = "Ask for the last output alone where a prompt is long: the server then computes and sends nothing else."
+_SHARED: Final = "Requests of several sequences that wait share calls of the model."
+_ALONE: Final = "The requests of this model run one after the other: its sequences cannot share calls."
 _ERRORS: Final = (
     "A request with an error ends its sequence, since those sent after it would continue without its tokens."
 )
@@ -60,7 +64,7 @@ def write(
     """Write the package; see `Target`."""
     stateful = stateful_interface(model) if model.stateful else None
     if stateful is not None:
-        check_poolable(stateful)
+        check_sequences(stateful)
     elif carried_states(model):
         raise InputError(
             f"{model.path.name} has its state in the form that servers carry, and this backend carries none",
@@ -89,7 +93,7 @@ def last_output(model: StatefulModel) -> TensorSpec:
 def _sequences_config(model: StatefulModel) -> dict[str, Any]:
     """Return the configuration of a model whose sequences come in pieces."""
     row = sum(math.prod(part.empty_shape(1)) * part.spec.dtype.itemsize for part in model.past)
-    most = max(1, min(MOST_SEQUENCES, _STATE_BYTES // row))
+    most = max(1, min(MOST_SEQUENCES, _STATE_BYTES // row)) if shares_calls(model) else _MOST_SESSIONS
     return {
         # Pieces of different lengths may come together; each is answered by itself.
         "input": [tensor(model.tokens, batched=True, allow_ragged_batch=True)],
@@ -103,4 +107,5 @@ def _sequences_text(model: StatefulModel, name: str) -> str:
     names = {model.tokens.name: "the next tokens of a sequence", model.output.name: "for each of them"}
     shape = ", ".join(map(str, last.axes))
     table = f"{interface_table(model.file, names)}\n| `{last.name}` | {last.dtype} ({shape}) | for the last of them |"
-    return sequences_text(name, [model.tokens], table, _LAST, _ERRORS)
+    calls = _SHARED if shares_calls(model) else _ALONE
+    return sequences_text(name, [model.tokens], table, calls, _LAST, _ERRORS)

@@ -17,8 +17,8 @@ _CLIENT: Final = "`client.py` is a client, and an example: `pip install 'tritonc
 _SEQUENCES: Final = f"""\
 The tokens of a sequence come in any number of requests, of any number of tokens each, with a batch axis of 1. The
 client gives each request the sequence's id (a whole number, not 0), the first one `sequence_start` and the last one
-`sequence_end`. A start with an id in use begins anew. Requests of several sequences that wait share calls of the model.
-A sequence that has been idle for {IDLE_SECONDS // 60} minutes ends (max_sequence_idle_microseconds in config.pbtxt)."""
+`sequence_end`. A start with an id in use begins anew. A sequence that has been idle for {IDLE_SECONDS // 60} minutes
+ends (max_sequence_idle_microseconds in config.pbtxt)."""
 
 
 def sequences_text(name: str, inputs: Sequence[TensorSpec], table: str, *more: str) -> str:

@@ -45,13 +45,13 @@ class TritonPythonModel:
 
     def _load(self, file, config):
         if "sequence_batching" in config:
-            from pom_export.packaging.triton.sequences import Sequences
-            from pom_export.runtime import StreamPool
+            from pom_export.packaging.triton.readers import reader_of
+            from pom_export.runtime.streaming.interface import read_stateful
 
+            interface = read_stateful(file)
             most = int(config["sequence_batching"]["oldest"]["max_candidate_sequences"])
-            pool = StreamPool(file, streams=most)
-            self._sequences = Sequences(pool)
-            self._tokens = pool.tokens.name
+            self._sequences = reader_of(interface, most)
+            self._tokens = interface.tokens.name
         else:
             from pom_export.graph.exported_model import read_model
             from pom_export.packaging.triton.batches import Batches
@@ -73,7 +73,7 @@ class TritonPythonModel:
         ]
 
     def _execute_sequences(self, requests):
-        from pom_export.packaging.triton.sequences import Piece
+        from pom_export.packaging.triton.open_sequences import Piece
 
         every, last = self._outputs
         pieces = [
