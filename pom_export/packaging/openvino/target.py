@@ -20,11 +20,7 @@ from pom_export.runtime.openvino import HINT, SINGLE, check_openvino, in_one_lin
 from pom_export.runtime.streaming.interface import MASK, StatefulModel, stateful_interface
 
 _SERVED: Final = Path(__file__).parent / "served"
-_COMMON: Final = Path(__file__).parents[1] / "served"
-_PROGRAMS: Final = (
-    *(_SERVED / name for name in ("client.py", "loading.py", "preflight.py")),
-    _COMMON / "package_files.py",
-)
+_PROGRAMS: Final = ("client.py", "loading.py", "preflight.py")
 _COMMAND: Final = "python client.py"
 _MODEL: Final = "model.xml"
 _NAMES: Final = {"tokens": "the next tokens of each row", MASK: "which of them count; padding comes last"}
@@ -48,8 +44,7 @@ def _write(folder: PackageFolder, file: ExportedModel, _: PackageOptions, progre
     settings = {device: {HINT: SINGLE} for device in ("CPU", "GPU")}
     folder.write("config.json", json.dumps(settings, indent=2) + "\n")
     np.savez_compressed(folder.place("trial.npz"), **as_arrays(trials))  # type: ignore[arg-type]
-    for program in _PROGRAMS:
-        folder.copy(program, program.name)
+    folder.copy_programs(_SERVED, *_PROGRAMS)
     folder.write("README.md", _readme(file, stateful))
     bound = MODELS[file.precision]
     serving = {
