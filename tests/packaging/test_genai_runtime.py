@@ -123,6 +123,17 @@ def test_a_hybrid_with_weights_in_another_file(tmp_path: Path) -> None:
     assert answers[1] == [best(model, prompts[0], 6, [2, 6], 6)]
 
 
+def test_a_model_of_few_positions(tmp_path: Path) -> None:
+    model = running_sum_model(tmp_path / "m.onnx", tokens=20)
+    ask(model, ["text"])
+    folder = model.with_suffix(".package")
+    assert run_with_genai(str(folder / "preflight.py")).returncode == 0
+    done = run_with_genai(str(folder / "client.py"), "0123456789", "--tokens", "40")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = run_with_genai(str(folder / "client.py"), "0123456789" * 2)
+    assert done.stderr == "the prompt has 20 tokens, but the model has 20 positions\n"
+
+
 def test_a_tokenizer_of_its_own(tmp_path: Path) -> None:
     """What onnxruntime-genai gives for texts is what the tokenizers library does, which is what preflight compares."""
     text = ROOT / "docs" / "export.md"

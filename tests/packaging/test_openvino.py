@@ -61,6 +61,11 @@ def test_streams(options: dict[str, Any], tmp_path: Path) -> None:
         *("README.md", "client.py", "config.json", "loading.py", "manifest.json", "model.bin", "model.xml"),
         *("package_files.py", "preflight.py", "trial.npz"),
     }
+    np.savez(tmp_path / "in.npz", input_ids=np.array([[3, WORDS]]))
+    if options.get("ids", True):
+        done = run_with_openvino(str(folder / "client.py"), str(tmp_path / "in.npz"))
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("input_ids has values from 3 to 11, but must be")
     assert json.loads((folder / "config.json").read_text())["CPU"] == {"INFERENCE_PRECISION_HINT": "f32"}
 
 

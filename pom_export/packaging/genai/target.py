@@ -83,6 +83,7 @@ def _write(folder: PackageFolder, model: ExportedModel, options: PackageOptions,
     prompt = np.random.default_rng(0).integers(0, layout.vocabulary, min(_PROMPT, layout.positions // 2 or 1)).tolist()
     serving = {
         "vocabulary": layout.vocabulary,
+        "positions": layout.positions,
         "masked": layout.model.mask is not None,
         "tokenizer": words.files,
         "texts": [list(sample) for sample in words.samples],

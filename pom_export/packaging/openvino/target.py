@@ -49,6 +49,8 @@ def _write(folder: PackageFolder, file: ExportedModel, _: PackageOptions, progre
     bound = MODELS[file.precision]
     serving = {
         "tokens": stateful.tokens.name if stateful is not None else None,
+        "values": {name: list(counts) for name, counts in file.limits.values.items()},
+        "most_tokens": file.limits.tokens,
         "tolerance": {"relative": bound.relative, "absolute": bound.absolute},
     }
     return Contents(_COMMAND, checked, serving)
@@ -77,7 +79,21 @@ def _readme(file: ExportedModel, stateful: StatefulModel | None) -> str:
     return readme(
         f"{file.path.stem} for OpenVINO",
         file,
-        {"Run it": texts["run"], "Inputs and outputs": f"{interface_table(file, names)}\n\n{texts[kind]}"},
+        {
+            "Run it": texts["run"],
+            "Inputs and outputs": f"{interface_table(file, names)}\n\n{_limits(file)}{texts[kind]}",
+        },
+    )
+
+
+def _limits(file: ExportedModel) -> str:
+    """Return a paragraph about the inputs' limits; empty if there are none."""
+    values = [f"`{name}` is from 0 to {max(counts) - 1}" for name, counts in file.limits.values.items()]
+    tokens = [] if file.limits.tokens is None else [f"there are at most {file.limits.tokens} tokens in a row"]
+    if not values and not tokens:
+        return ""
+    return (
+        f"OpenVINO does not check inputs, and gives wrong outputs beyond the limits: {', '.join(values + tokens)}.\n\n"
     )
 
 

@@ -37,13 +37,15 @@ def padded(prompts, serving):
     return np.array([(prompt + padding)[: max(lengths)] for prompt in prompts], np.int32)
 
 
-def answers(model, ids, options):
+def answers(model, ids, options, positions):
     """Yield the next token of each prompt, until all have ended."""
     params = og.GeneratorParams(model)
     sampling = {"do_sample": options.temperature > 0, "top_p": options.top_p, "random_seed": options.seed}
     if options.temperature > 0:
         sampling["temperature"] = options.temperature
-    most = ids.shape[1] + options.tokens
+    if ids.shape[1] >= positions:
+        raise SystemExit(f"the prompt has {ids.shape[1]} tokens, but the model has {positions} positions")
+    most = min(ids.shape[1] + options.tokens, positions)
     params.set_search_options(batch_size=len(ids), max_length=most, **sampling)
     generator = og.Generator(model, params)
     generator.append_tokens(ids)
@@ -64,7 +66,7 @@ def main():
     else:
         ids, streams = np.array([[int(token) for token in options.prompts]], np.int32), []
     texts = [""] * len(ids)
-    for tokens in answers(model, ids, options):
+    for tokens in answers(model, ids, options, serving["positions"]):
         for row, token in enumerate(tokens):
             if token < serving["vocabulary"]:  # what is beyond it stands after the end of an answer
                 piece = streams[row].decode(token) if streams else f"{token} "

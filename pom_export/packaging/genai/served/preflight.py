@@ -18,7 +18,7 @@ def faults_of_answer(og, model, serving):
 
     prompt, expected = serving["prompt"], serving["answer"]
     params = og.GeneratorParams(model)
-    params.set_search_options(max_length=len(prompt) + len(expected) + 1, do_sample=False)
+    params.set_search_options(max_length=len(prompt) + len(expected), do_sample=False)
     generator = og.Generator(model, params)
     generator.append_tokens(np.array([prompt], np.int32))
     found = []

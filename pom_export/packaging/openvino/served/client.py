@@ -32,6 +32,19 @@ def read_arrays(file):
         return {name.removeprefix(prefix): archive[name] for name in archive.files if name.startswith(prefix)}
 
 
+def check(arrays, tokens, serving):
+    """Refuse what OpenVINO would compute wrongly without an error."""
+    for name, counts in serving["values"].items():
+        array = arrays.get(name)
+        if array is not None and array.size and ((array < 0) | (array >= np.array(counts))).any():
+            raise SystemExit(
+                f"{name} has values from {array.min()} to {array.max()}, but must be from 0 and below {counts}"
+            )
+    most = serving["most_tokens"]
+    if tokens is not None and most is not None and arrays[tokens].shape[1] > most:
+        raise SystemExit(f"{arrays[tokens].shape[1]} tokens are more than the model's {most} positions")
+
+
 def pieces(arrays, tokens, most):
     """Yield the inputs of each call."""
     if tokens is None:
@@ -44,10 +57,12 @@ def pieces(arrays, tokens, most):
 def main():
     """Run the model, and print or save the outputs."""
     options = arguments()
-    tokens = read_manifest()["serving"]["tokens"]
+    serving = read_manifest()["serving"]
+    tokens = serving["tokens"]
     arrays = read_arrays(options.inputs)
     if tokens is not None and tokens not in arrays:
         raise SystemExit(f"{options.inputs} lacks {tokens}: it has {', '.join(arrays)}")
+    check(arrays, tokens, serving)
     request = load().create_infer_request()
     calls = []
     for feed in pieces(arrays, tokens, max(1, options.tokens)):
