@@ -110,7 +110,7 @@ $(TRITON_CLIENT): | $(CREATED)
 
 $(GENAI): | $(CREATED)
 	@rm -rf $@ $@.part
-	@$(PIP_ASIDE) $@.part onnxruntime-genai==$(@F:onnxruntime-genai-%=%) && mv $@.part $@ \
+	@$(PIP_ALONE) $@.part onnxruntime-genai==$(@F:onnxruntime-genai-%=%) && mv $@.part $@ \
 	    || echo "$(@F) could not be fetched: the tests that need it are skipped" >&2
 
 $(JAVASCRIPT):
