@@ -21,11 +21,13 @@ import pytest
 
 import pom_export
 from pom_export.cli.main import run
+from pom_export.serving.saved_sessions import SessionFolder
 from tests.serving.running import running, wait_until
 
 CHECKPOINT = Path(__file__).parents[2] / "samples" / "checkpoints" / "byte_lm.safetensors"
 SESSIONS = 60
 TURNS = 2
+IDS = [80, 111, 77, 33]
 
 
 class Sessions:
@@ -108,6 +110,10 @@ def test_a_replica_that_is_killed_in_mid_answer_changes_no_text(tmp_path: Path) 
     pom_export.export(CHECKPOINT, model, stateful=True)
     with running(model) as here:
         expected = Sessions(str(here.client.base_url)).texts()
+        folder.mkdir()
+        stream = pom_export.StreamingSession(model)
+        stream.prefill(IDS[:2])
+        SessionFolder(folder, here.service.interface).save([("arrays", stream.snapshot())])
     assert len({text for texts in expected for text in texts}) > SESSIONS
     with on_ray(model, tmp_path, "--sessions", str(folder)) as (process, url):
         sessions = Sessions(url)
@@ -132,11 +138,11 @@ def test_a_replica_that_is_killed_in_mid_answer_changes_no_text(tmp_path: Path) 
 
 
 def check_arrays(client: httpx.Client, model: Path) -> None:
-    """A session of arrays goes on too, and what is wrong with a request is told as without Ray."""
-    ids = [80, 111, 77, 33]
-    for token in ids:
-        answer = client.post("/v1/steps", json={"inputs": [token], "session": "arrays"}).json()
-    expected = pom_export.StreamingSession(model).prefill_last(ids)[0]
+    """A saved session of arrays goes on, and what is wrong with a request is told as without Ray."""
+    for place in (2, 3):
+        body = {"inputs": [IDS[place]], "session": "arrays", "after": place}
+        answer = client.post("/v1/steps", json=body).json()
+    expected = pom_export.StreamingSession(model).prefill_last(IDS)[0]
     np.testing.assert_allclose(answer["outputs"], expected, rtol=1e-4, atol=1e-4)
     for path, body in (("steps", {"inputs": [256]}), ("completions", {"prompt": [256], "max_tokens": 1})):
         refused = client.post(f"/v1/{path}", json=body)

@@ -125,5 +125,4 @@ def _ray(replicas: RaySettings) -> Iterator[None]:
         yield
     finally:
         if ours:
-            serve.shutdown()
             ray.shutdown()
