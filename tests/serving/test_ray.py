@@ -85,8 +85,8 @@ def replicas_of(process: int) -> list[int]:
 
 
 @contextmanager
-def on_ray(model: Path, home: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Serve a model on three replicas; yield the process and the address."""
+def started(model: Path, home: Path, *options: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """Start the command with three replicas."""
     command = [sys.executable, "-m", "pom_export", "serve", str(model), "--port", "0", "--json", "--threads", "1"]
     # Ray's sockets need a short path, and Ray writes to the user's home.
     with tempfile.TemporaryDirectory() as folder:
@@ -95,16 +95,35 @@ def on_ray(model: Path, home: Path, *options: str) -> Iterator[tuple[subprocess.
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"HOME": str(home), "RAY_TMPDIR": folder},
+            env=os.environ | {"HOME": str(home), "RAY_TMPDIR": folder} | variables,
         )
         try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line, process.communicate()
-            yield process, json.loads(line)["url"]
+            yield process
         finally:
             process.terminate()
             process.communicate(timeout=120)
+
+
+@contextmanager
+def on_ray(model: Path, home: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Serve a model on three replicas; yield the process and the address."""
+    with started(model, home, *options) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, process.communicate()
+        yield process, json.loads(line)["url"]
+
+
+@pytest.mark.slow
+def test_why_replicas_do_not_start_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("ray.serve")
+    model = tmp_path / "m.onnx"
+    pom_export.export(CHECKPOINT, model, stateful=True)
+    with started(model, tmp_path, POM_CUSTOM_OPS_LIBRARY=str(tmp_path / "none.so")) as process:
+        output, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert "none.so" in json.loads(output)["error"]
+    assert "error: Ray Serve cannot deploy it: pom_export.errors.MissingDependencyError: " in errors
 
 
 @pytest.mark.slow

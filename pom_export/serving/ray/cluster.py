@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,8 @@ from pom_export.serving.ray.settings import RaySettings, joins_cluster
 from pom_export.serving.service import Service
 from pom_export.serving.settings import ServeSettings
 
+# The last line of a trace.
+_RAISED: Final = re.compile(r"[\w.]+(Error|Exception): ")
 _WAIT_SECONDS: Final = 0.2
 # What asking the front to finish may take besides the requests that run.
 _MORE_SECONDS: Final = 10
@@ -98,12 +101,19 @@ def deployed(
                 route_prefix="/",
             )
         except (RayError, RuntimeError) as error:
-            raise InputError(f"Ray Serve cannot deploy it: {reason_of(error)}", "Check its workers' logs") from error
+            raise InputError(f"Ray Serve cannot deploy it: {_reason(error)}", "Check its workers' logs") from error
         try:
             yield Deployed(front, settings)
         finally:
             with contextlib.suppress(RayError):
                 serve.delete(NAME)
+
+
+def _reason(error: Exception) -> str:
+    """Return why a replica did not start, as it said in its trace; otherwise what Ray says."""
+    deployments = serve.status().applications[NAME].deployments.values() if NAME in serve.status().applications else ()
+    lines = [line.strip() for deployment in deployments for line in deployment.message.splitlines()]
+    return next((line for line in reversed(lines) if _RAISED.match(line)), reason_of(error))
 
 
 @contextmanager
