@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -23,7 +24,10 @@ from pom_export.runtime.library import custom_ops_library
 from tests.other_runtimes import ROOT, fetched
 
 _SECONDS_TO_LOAD = 120
+_SECONDS_TO_ANSWER = 120
 _SECONDS_TO_END = 30
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def client(*command: str) -> subprocess.CompletedProcess[str]:
     folder = fetched(r"TRITON_CLIENT := \.deps/tritonclient-([0-9.]+)$", "tritonclient")
     return subprocess.run(
         [sys.executable, *command], env=os.environ | {"PYTHONPATH": str(folder)}, capture_output=True, text=True,
-        check=False,
+        check=False, timeout=_SECONDS_TO_ANSWER,
     )  # fmt: skip
 
 
@@ -85,7 +89,7 @@ def serving(repository: Path, folder: Path) -> Iterator[Server]:
     with log.open("w") as out:
         process = subprocess.Popen(
             command, env=variables, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
-            start_new_session=True,
+            start_new_session=True, preexec_fn=_end_with_parent,
         )  # fmt: skip
         try:
             _wait(process, http, log)
@@ -114,6 +118,11 @@ def _libpython() -> str:
     if not Path(folder, name).is_file() or ".so" not in name:
         pytest.skip("this Python has no shared library")
     return str(folder)
+
+
+def _end_with_parent() -> None:
+    """Have the server end if the tests are killed, and cannot end it."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _free_ports() -> list[int]:

@@ -154,6 +154,15 @@ def test_the_packages_own_client(server: Server, folder: Path, expected: Any, tm
     with np.load(tmp_path / "out.npz") as outputs:
         check([outputs["logits"][0], *[expected[row] for row in (1, 2, 3)]], expected)
     assert client(*program).stdout.startswith("logits: float32 [1, 8, 256]")
+    for arrays, message in (
+        ({"input_ids": np.full((1, 9), 300)}, "answers: input_ids holds 300, beyond the model's 256 values"),
+        ({"input_ids": np.zeros((1, 0), np.int64)}, "input_ids [1, 0], but the model takes input_ids, not empty"),
+        ({"ids": IDS[:1]}, "holds ids [1, 60], but the model takes input_ids"),
+    ):
+        np.savez(tmp_path / "in.npz", **arrays)
+        refused = client(*program, str(tmp_path / "in.npz"))
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
+        assert message in refused.stderr
 
 
 def test_the_request_of_the_readme(server: Server, folder: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import tritonclient.grpc as triton
-from tritonclient.utils import triton_to_np_dtype
+from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 SECONDS = 120
 
@@ -47,6 +47,19 @@ def trial_arrays(config):
     }
 
 
+def read_arrays(path, config):
+    """Return the arrays of a file, one for each input."""
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    names = {spec.name for spec in config.input}
+    if arrays.keys() != names or not all(array.size for array in arrays.values()):
+        given = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+        raise SystemExit(
+            f"{path} holds {given or 'nothing'}, but the model takes {', '.join(sorted(names))}, not empty"
+        )
+    return arrays
+
+
 def dtype_of(spec):
     """Return the NumPy type of an input."""
     from tritonclient.grpc import model_config_pb2
@@ -70,23 +83,28 @@ def sequence(client, options, config, arrays):
     wanted = config.output[0].name
     answers = queue.Queue()
     client.start_stream(callback=lambda result, error: answers.put((result, error)))
-    for start in starts:
-        client.async_stream_infer(
-            options.name,
-            as_inputs({name: array[:, start : start + options.tokens].copy() for name, array in arrays.items()}),
-            outputs=[triton.InferRequestedOutput(wanted)],
-            sequence_id=options.sequence,
-            sequence_start=start == 0,
-            sequence_end=start == starts[-1],
-        )
-    pieces = []
-    for _ in starts:
-        result, error = answers.get(timeout=SECONDS)
-        if error is not None:
-            raise SystemExit(f"the server answers: {error.message()}")
-        pieces.append(result.as_numpy(wanted))
-    client.stop_stream()
+    try:
+        for start in starts:
+            client.async_stream_infer(
+                options.name,
+                as_inputs({name: array[:, start : start + options.tokens].copy() for name, array in arrays.items()}),
+                outputs=[triton.InferRequestedOutput(wanted)],
+                sequence_id=options.sequence,
+                sequence_start=start == 0,
+                sequence_end=start == starts[-1],
+            )
+        pieces = [next_answer(answers).as_numpy(wanted) for _ in starts]
+    finally:
+        client.stop_stream(cancel_requests=True)
     return {wanted: np.concatenate(pieces, axis=1)}
+
+
+def next_answer(answers):
+    """Return the next answer of a stream, or raise its error."""
+    result, error = answers.get(timeout=SECONDS)
+    if error is not None:
+        raise error
+    return result
 
 
 def single(client, options, config, arrays):
@@ -99,14 +117,13 @@ def main():
     """Send the arrays, and print or save what comes back."""
     options = arguments()
     client = triton.InferenceServerClient(options.url)
-    config = client.get_model_config(options.name).config
-    if options.inputs:
-        with np.load(options.inputs) as archive:
-            arrays = dict(archive)
-    else:
-        arrays = trial_arrays(config)
-    send = sequence if config.HasField("sequence_batching") else single
-    outputs = send(client, options, config, arrays)
+    try:
+        config = client.get_model_config(options.name).config
+        arrays = read_arrays(options.inputs, config) if options.inputs else trial_arrays(config)
+        send = sequence if config.HasField("sequence_batching") else single
+        outputs = send(client, options, config, arrays)
+    except InferenceServerException as error:
+        raise SystemExit(f"the server at {options.url} answers: {error.message()}") from None
     for name, array in outputs.items():
         print(f"{name}: {array.dtype} {list(array.shape)}, from {array.min():.6g} to {array.max():.6g}")
     if options.output:
