@@ -13,7 +13,7 @@ from pom_export.engine.backend import PACKAGES
 
 ROOT = Path(__file__).parents[1]
 # What an environment of another program needs.
-OF_OTHERS = ("numpy<2",)
+OF_OTHERS = ("numpy<2", "onnxruntime-genai>=0.18")
 FILES = sorted(
     path
     for folder in ("pom_export", "samples", "tools")

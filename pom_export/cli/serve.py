@@ -34,6 +34,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _DEFAULTS: Final = ServeSettings()
 _MOST_PORT: Final = 65_535
+_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
 
 # Settings that options give in MiB.
@@ -55,6 +56,14 @@ def _limit(name: str, field: str, says: str, least: int = 0) -> Callable[[_Funct
     envvar="POM_EXPORT_API_KEY",
     show_envvar=True,
     help="Key that requests must carry: Authorization: Bearer KEY. Others on this machine see a command's options.",
+)
+@click.option(
+    "--allow-host",
+    "allowed",
+    multiple=True,
+    metavar="NAME",
+    help="Answer requests that call the server so, as a proxy passes them on; may be repeated. Default: any name; on "
+    "an address of this machine alone, without a key, only that address and localhost.",
 )
 @click.option("--tokenizer", type=File(NAMES), help="auto, bytes, gpt2, or a tokenizer.json; default: auto.")
 @click.option("--chat-template", type=FILE, help="Jinja template of chats; default: that beside the tokenizer.json.")
@@ -90,6 +99,7 @@ def command(
     host: str,
     port: int,
     api_key: str | None,
+    allowed: tuple[str, ...],
     tokenizer: str | None,
     chat_template: str | None,
     engine: str | None,
@@ -107,7 +117,12 @@ def command(
     _check_packages(replicas)
     in_units = {field: value * MIB if field in _IN_MIB else value for field, value in options.items()}
     settings = ServeSettings(
-        api_key=api_key, tokenizer=tokenizer or AUTO, chat_template=chat_template, engine=engine, **in_units
+        api_key=api_key,
+        hosts=_hosts(host, api_key, allowed),
+        tokenizer=tokenizer or AUTO,
+        chat_template=chat_template,
+        engine=engine,
+        **in_units,
     )
     with ExitStack() as opened:
         with stages("starting", shown=verbose, moving=not as_json) as progress:
@@ -129,6 +144,22 @@ def command(
             tell_on_stderr(f"pom-export: saved in {printable(str(folder))}: {_sessions(len(sessions))}")
     interrupts.listen()  # Ray has put a handler of its own in the place of ours
     signal.raise_signal(number)
+
+
+def _hosts(host: str, key: str | None, allowed: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Return the names that requests may call the server by; None: any."""
+    own = host.lower() == "localhost" or (_is_address(host) and ip_address(host).is_loopback)
+    if key is None and own:
+        return tuple({*_LOOPBACK, host.lower(), *(name.lower() for name in allowed)})
+    return tuple({host.lower(), *(name.lower() for name in allowed)}) if allowed else None
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _replicas(options: dict[str, Any]) -> RaySettings | None:

@@ -1,4 +1,4 @@
-"""What happens to every request: its key is checked, it is counted, and refused while the server ends."""
+"""What happens to every request: its host and key are checked, it is counted, and refused while the server ends."""
 
 from __future__ import annotations
 
@@ -60,7 +60,14 @@ class Guard:
             await _send(failure, response)
 
     def _check(self, scope: Scope) -> None:
-        """Raise RequestError for a request without the key, or while the server ends."""
+        """Raise RequestError for a request to another host or without the key, or while the server ends."""
+        hosts = self._service.settings.hosts
+        if hosts is not None and (name := _host(scope)) not in hosts:
+            raise RequestError(
+                HTTPStatus.MISDIRECTED_REQUEST,
+                f"this server is not {name!r}",
+                "Ask it by its own address, or allow that name when it is started",
+            )
         key = self._service.settings.api_key
         if key is not None and scope["path"] not in _OPEN and not _carries(scope, key.encode()):
             raise RequestError(
@@ -95,6 +102,14 @@ def _carries(scope: Scope, key: bytes) -> bool:
     given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
     scheme, _, token = given.partition(b" ")
     return hmac.compare_digest(token.strip(), key) and scheme.lower() == _BEARER
+
+
+def _host(scope: Scope) -> str:
+    """Return the name by which a request calls the server, without the port."""
+    given = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1").lower()
+    name, colon, port = given.rpartition(":")
+    name = name if colon and port.isdecimal() else given
+    return name.removeprefix("[").removesuffix("]")
 
 
 def _route(scope: Scope) -> str:

@@ -21,6 +21,9 @@ class ServeSettings:
 
     Attributes:
         api_key: what requests must carry as `Authorization: Bearer KEY`; None: nothing.
+        hosts: names that requests may call the server by; None: any. On an address that only this machine reaches, a
+            page of another site can reach it too, through a name that leads there (DNS rebinding); such requests carry
+            that name.
         tokenizer: name for `choose_tokenizer`; "auto" serves arrays alone if none is known for the model.
         engine: path of an engine of the model, which runs it on a GPU; None: ONNX Runtime does.
         threads: the most threads of ONNX Runtime; 0: one for each core.
@@ -42,6 +45,7 @@ class ServeSettings:
     """
 
     api_key: str | None = None
+    hosts: tuple[str, ...] | None = None
     tokenizer: str = AUTO
     engine: str | None = None
     threads: int = 0

@@ -17,7 +17,10 @@ import numpy as np
 import pytest
 
 from pom_export import StreamingSession
+from pom_export.cli import serve
 from pom_export.cli.main import run
+from pom_export.errors import InputError
+from pom_export.serving.settings import ServeSettings
 from tests.serving.running import wait_until
 from tests.streaming_graphs import CHANNELS, running_sum_model
 
@@ -63,7 +66,7 @@ def test_a_signal_lets_a_request_finish_and_sessions_go_on_at_the_next_start(mod
         body = b'{"inputs": [3], "session": "s"}'
         with socket.create_connection((client.base_url.host, client.base_url.port or 0)) as connection:
             connection.sendall(
-                b"POST /v1/steps HTTP/1.1\r\nhost: here\r\nconnection: close\r\ncontent-type: application/json\r\n"
+                b"POST /v1/steps HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n"
                 + f"content-length: {len(body)}\r\n\r\n".encode() + body[:9]
             )  # fmt: skip
             wait_until(lambda: "pom_running_requests 1" in client.get("/metrics").text)
@@ -91,7 +94,7 @@ def test_a_second_signal_cuts_off_what_runs(model: Path) -> None:
         serving(model, "--finish-seconds", "600") as (process, client),
         socket.create_connection((client.base_url.host, client.base_url.port or 0)) as connection,
     ):
-        connection.sendall(b"POST /v1/steps HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\n")
+        connection.sendall(b"POST /v1/steps HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n")
         connection.sendall(b"content-length: 100\r\n\r\n{")
         wait_until(lambda: "pom_running_requests 1" in client.get("/metrics").text)
         process.send_signal(signal.SIGTERM)
@@ -154,3 +157,24 @@ def test_models_of_numbers_get_an_example_of_numbers(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
     assert f"everyone who reaches {lines['address']} can use it" in errors
+
+
+def test_names_that_requests_may_use(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+
+    def service(_: str, settings: ServeSettings, *__: Any) -> None:
+        given.append(settings.hosts)
+        raise InputError("enough", "")
+
+    monkeypatch.setattr(serve, "_service", service)
+    own = {"localhost", "127.0.0.1", "::1"}
+    for options, expected in (
+        ([], own),
+        (["--allow-host", "Models.example"], {*own, "models.example"}),
+        (["--host", "127.0.0.2"], {*own, "127.0.0.2"}),
+        (["--api-key", "k"], None),
+        (["--host", "0.0.0.0"], None),
+        (["--host", "0.0.0.0", "--allow-host", "a"], {"0.0.0.0", "a"}),
+    ):
+        assert run(["serve", str(model), "--port", "0", *options]) == 2
+        assert (None if given[-1] is None else set(given[-1])) == expected

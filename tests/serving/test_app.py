@@ -48,6 +48,17 @@ def test_a_key_opens_all_but_the_state_of_the_server(server: Running) -> None:
         assert stranger.get("/v1/models", headers={"authorization": f"bearer {KEY}"}).status_code == 200
 
 
+def test_only_requests_that_call_the_server_by_its_name_are_answered(model: Path) -> None:
+    with running(model, hosts=("127.0.0.1", "::1", "models.example")) as server:
+        port = server.client.base_url.port
+        for name in (f"127.0.0.1:{port}", "127.0.0.1", "[::1]:80", "[::1]", "Models.Example", "models.example:443"):
+            assert server.client.get("/v1/models", headers={"host": name}).status_code == 200, name
+        for name in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "", "[", "127.0.0.1:x"):
+            for path in ("/", "/health", "/v1/models"):
+                message = error_of(server.client.get(path, headers={"host": name}), 421)["message"]
+                assert message.startswith(f"this server is not '{name.removesuffix(f':{port}')}'".replace("[", ""))
+
+
 def test_the_model_is_described(server: Running) -> None:
     (described,) = server.client.get("/v1/models").json()["data"]
     assert described == server.client.get("/v1/models/m").json()
@@ -133,7 +144,8 @@ class Held:
 def raw_request(server: Running, body: bytes) -> socket.socket:
     """Return a connection over which a request for steps was sent."""
     connection = socket.create_connection(server.address)
-    head = f"POST /v1/steps HTTP/1.1\r\nhost: here\r\nauthorization: Bearer {KEY}\r\ncontent-type: application/json\r\n"
+    head = f"POST /v1/steps HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {KEY}\r\n"
+    head += "content-type: application/json\r\n"
     connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
     return connection
 
