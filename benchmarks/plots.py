@@ -14,6 +14,7 @@ from benchmarks.names import (
     ATTENTION_8K,
     ATTENTION_SHARED,
     FUNCTION,
+    GENAI,
     KERNEL,
     MATMUL,
     PLAIN,
@@ -44,6 +45,7 @@ _STYLES = {
     TENSORRT: ("#000000", "X"),
     POOL: ("#D55E00", "D"),
     SESSIONS: ("#009E73", "v"),
+    GENAI: ("#CC79A7", "s"),
     ATTENTION_1K: ("#56B4E9", "^"),
     ATTENTION_8K: ("#0072B2", "P"),
 }
@@ -59,6 +61,7 @@ _LABELS = {
     TENSORRT: "our export, TensorRT",
     POOL: "PoM, a pool",
     SESSIONS: "PoM, a session a stream",
+    GENAI: "PoM, onnxruntime-genai",
     ATTENTION_1K: "attention after 1k tokens",
     ATTENTION_8K: "attention after 8k tokens",
 }

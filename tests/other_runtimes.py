@@ -47,7 +47,12 @@ def run_with_openvino(*command: str) -> subprocess.CompletedProcess[str]:
 
 def run_with_genai(*command: str) -> subprocess.CompletedProcess[str]:
     """Run Python with onnxruntime-genai in a separate process, or skip the test."""
-    return _run_with(fetched(r"GENAI := \.deps/onnxruntime-genai-(\$.*)$", "onnxruntime-genai"), command)
+    return _run_with(genai_folder(), command)
+
+
+def genai_folder() -> Path:
+    """Return the folder of onnxruntime-genai, or skip the test."""
+    return fetched(r"GENAI := \.deps/onnxruntime-genai-(\$.*)$", "onnxruntime-genai")
 
 
 def _run_with(folder: Path, command: Sequence[str]) -> subprocess.CompletedProcess[str]:

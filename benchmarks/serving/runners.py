@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from pom_export.bench.runners import Array, Bound, Runner, SessionRunner, session_settings
+from pom_export.errors import MissingDependencyError
+from pom_export.packaging.package import package
 from pom_export.runtime import PoolStream, StreamingSession, StreamPool
 from pom_export.runtime.streaming.interface import IDS
+
+_FETCHED: Final = Path(__file__).parents[2] / ".deps"
+# More than a backend runs at one size; onnxruntime-genai reserves memory for their ids.
+_MOST_STEPS: Final = 2**14
+# The model's tokens. A package for onnxruntime-genai adds one for the end of texts.
+_BYTES: Final = 256
 
 
 class PoolRunner(Runner):
@@ -61,6 +71,59 @@ class SessionsRunner(Runner):
             return outputs
 
         return Bound([np.concatenate(run())], run, feed)
+
+
+def import_genai() -> Any:
+    """Return onnxruntime_genai: what is installed, or what `make test-all` has fetched into .deps.
+
+    Raises:
+        MissingDependencyError: it is in neither place.
+    """
+    sys.path += [path for path in map(str, sorted(_FETCHED.glob("onnxruntime-genai-*"))) if path not in sys.path]
+    try:
+        import onnxruntime_genai
+    except ImportError as error:
+        raise MissingDependencyError(
+            "onnxruntime-genai is not installed", "`make test-all` fetches it, as does pip install onnxruntime-genai"
+        ) from error
+    return onnxruntime_genai
+
+
+def package_for_genai(model: Path, folder: Path, threads: int) -> None:
+    """Write a package for onnxruntime-genai.
+
+    Args:
+        model: a stateful export.
+        folder: where to.
+        threads: threads of ONNX Runtime; 0: one for each core.
+    """
+    import_genai()
+    package(model, folder, target="genai")
+    file = folder / "genai_config.json"
+    config = json.loads(file.read_text())
+    config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = threads
+    file.write_text(json.dumps(config))
+
+
+class GenaiRunner(Runner):
+    """A generator of onnxruntime-genai with all streams, which begin with as many tokens each.
+
+    Args:
+        folder: what `package_for_genai` has written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._library = import_genai()
+        self._model = self._library.Model(str(folder))
+
+    def bind(self, feed: Mapping[str, Array]) -> Bound:  # noqa: D102
+        ids = feed[IDS].astype(np.int32)
+        params = self._library.GeneratorParams(self._model)
+        params.set_search_options(batch_size=len(ids), max_length=_MOST_STEPS)
+        generator = self._library.Generator(self._model, params)
+        generator.append_tokens(ids)
+        first = np.array(generator.get_logits())[:, -1, :_BYTES]
+        return Bound([first], generator.generate_next_token, feed)
 
 
 class CacheRunner(Runner):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Final
 
 import numpy as np
 
-from benchmarks.names import ATTENTION_1K, ATTENTION_8K, POOL, SERVING_BACKENDS, SESSIONS
-from benchmarks.serving.runners import CacheRunner, PoolRunner, SessionsRunner
+from benchmarks.names import ATTENTION_1K, ATTENTION_8K, GENAI, POOL, SERVING_BACKENDS, SESSIONS
+from benchmarks.serving.runners import CacheRunner, GenaiRunner, PoolRunner, SessionsRunner, package_for_genai
 from benchmarks.stream.group_query import write_group_query
 from benchmarks.stream.inputs import cache_names, drawn_cache, past_bytes
 from benchmarks.stream.models import StreamShape, make_model, models_in_words
@@ -30,11 +31,13 @@ CONTEXTS: Final = {ATTENTION_1K: 1024, ATTENTION_8K: 8192}
 _DESCRIPTIONS: Final = {
     POOL: "a StreamPool with all streams",
     SESSIONS: "a StreamingSession for each stream, one after the other",
+    GENAI: "onnxruntime-genai with all streams in one batch",
     ATTENTION_1K: "attention instead of mixers, all streams in one batch after 1,024 tokens each, caches in place",
     ATTENTION_8K: "the same after 8,192 tokens",
 }
 _MODEL: Final = "model.onnx"
 _ATTENTION: Final = "attention.onnx"
+_GENAI: Final = "genai"
 _RUNS: Final = 3
 
 
@@ -42,13 +45,13 @@ class ServingWorkload(Workload):
     """A language model with random weights, continued in many streams; N is the number of streams."""
 
     known: ClassVar[Sequence[str]] = SERVING_BACKENDS
-    alike: ClassVar[Sequence[Sequence[str]]] = ((POOL, SESSIONS),)
+    alike: ClassVar[Sequence[Sequence[str]]] = ((POOL, SESSIONS, GENAI),)
     turn_s: ClassVar[float] = 0.3
     labels: ClassVar[Labels] = Labels(
         unit="milliseconds between two tokens of a stream, medians",
         tokens="streams",
         memory="MiB by which a process grows for each stream, and MiB that a stream keeps",
-        ratios=((SESSIONS, POOL), (ATTENTION_1K, POOL), (ATTENTION_8K, POOL)),
+        ratios=((SESSIONS, POOL), (GENAI, POOL), (ATTENTION_1K, POOL), (ATTENTION_8K, POOL)),
         held=(POOL, ATTENTION_1K, ATTENTION_8K),
     )
 
@@ -73,7 +76,12 @@ class ServingWorkload(Workload):
         export(model, folder / _MODEL, stateful=True)
         write_group_query(peer, max(CONTEXTS.values()) + 1, folder / _ATTENTION)
         for name in SERVING_BACKENDS:
-            self.offer(name, options, lambda: None)
+            self.offer(name, options, partial(self._make, name, options.threads))
+
+    def _make(self, name: str, threads: int) -> None:
+        """Write what a backend needs besides the models."""
+        if name == GENAI:
+            package_for_genai(self.folder / _MODEL, self.folder / _GENAI, threads)
 
     def load(self, backend: str, size: Size, threads: int) -> Runner:  # noqa: D102
         if backend in CONTEXTS:
@@ -81,6 +89,8 @@ class ServingWorkload(Workload):
             return CacheRunner(session, {present_name(name): name for name in cache_names(self.shape.layers)})
         if backend == POOL:
             return PoolRunner(self.folder / _MODEL, size.tokens, threads)
+        if backend == GENAI:
+            return GenaiRunner(self.folder / _GENAI)
         return SessionsRunner(self.folder / _MODEL, threads)
 
     def inputs(self, backend: str, size: Size, seed: int) -> dict[str, Array]:

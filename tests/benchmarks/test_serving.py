@@ -13,6 +13,7 @@ from pom_export.bench.measuring import measure_time
 from pom_export.bench.options import BenchOptions, Size
 from pom_export.bench.results import Point
 from pom_export.bench.running import bench
+from tests.other_runtimes import genai_folder
 
 pytestmark = pytest.mark.slow
 
@@ -24,6 +25,7 @@ STATE = 2 * 2 * (2 * 16) * 4 + 8
 
 @pytest.fixture(scope="module")
 def serving(tmp_path_factory: pytest.TempPathFactory) -> ServingWorkload:
+    genai_folder()
     workload = ServingWorkload(SHAPE)
     workload.turn_s = 0.0
     workload.prepare(OPTIONS, tmp_path_factory.mktemp("serving"), lambda _: None)
@@ -36,7 +38,7 @@ def test_all_run_and_those_with_mixers_agree(serving: ServingWorkload) -> None:
     (point,) = measure_time(serving, serving.backends, [Point(1, 3)], OPTIONS)
     assert point.skipped == {}
     assert point.timings.keys() == set(SERVING_BACKENDS)
-    assert point.differences["sessions"] < 1e-6
+    assert max(point.differences["sessions"], point.differences["genai"]) < 1e-6
 
 
 @pytest.mark.parametrize("backend", SERVING_BACKENDS)
@@ -45,6 +47,11 @@ def test_each_run_is_the_next_token_of_every_stream(backend: str, serving: Servi
     first = feed["input_ids"][:, 0].copy()
     bound = serving.load(backend, Size(1, 3), 1).bind(feed)
     assert bound.outputs[0].shape == (3, 256)
+    if backend == "genai":
+        alone = StreamingSession(serving.folder / "model.onnx", batch=3)
+        np.testing.assert_allclose(bound.outputs[0], alone.step(first), atol=1e-5)
+        bound.run()
+        return
     if backend not in ("pool", "sessions"):
         assert (feed["input_ids"][:, 0] == first).all()
         bound.run()
@@ -60,6 +67,7 @@ def test_each_run_is_the_next_token_of_every_stream(backend: str, serving: Servi
 
 
 def test_a_whole_benchmark_in_workers() -> None:
+    genai_folder()
     result = bench(ServingWorkload(SHAPE), OPTIONS)
     assert [point.tokens for point in result.points] == [1, 3]
     for point in result.points:
@@ -68,5 +76,6 @@ def test_a_whole_benchmark_in_workers() -> None:
         held = {name: memory.tensor_bytes for name, memory in point.memory.items()}
         cache = 2 * SHAPE.layers * SHAPE.dim * 4
         assert held == {
-            "pool": STATE, "sessions": STATE, "attention-1k": 1024 * cache, "attention-8k": 8192 * cache,
+            "pool": STATE, "sessions": STATE, "genai": STATE,
+            "attention-1k": 1024 * cache, "attention-8k": 8192 * cache,
         }  # fmt: skip
