@@ -40,10 +40,11 @@ _SERVE: Final = f"""
 
         python3 -m venv env
         env/bin/pip install 'numpy<2' click onnx onnx-ir onnxruntime rich
-        env/bin/pip install --no-deps pom-export
+        env/bin/pip install --no-deps pom_export-*.whl
         env/bin/python preflight.py
 
-    (That is all that it needs: pom-export's other dependencies, torch among them, are for exporting.) Then serve the
+    (The wheel is what `make wheel` makes of pom-export. That is all that it needs: pom-export's other dependencies,
+    torch among them, are for exporting.) Then serve the
     package:
 
         {COMMAND}
