@@ -65,8 +65,10 @@ def _from_base64(value: dict[str, Any], param: str) -> Array:
     dtype, shape, data = (value[name] for name in _FIELDS)
     if dtype not in _TYPES:
         raise _refusal(f"{param}'s dtype is {dtype!r}", f"One of {', '.join(_TYPES)}, little-endian", param)
-    if not isinstance(shape, list) or len(shape) > _MOST_AXES or not all(is_whole(n) and n >= 0 for n in shape):
-        raise _refusal(f"{param}'s shape is {shape!r}", "Give a list of sizes", param)
+    if not isinstance(shape, list) or len(shape) > _MOST_AXES or not all(is_whole(n) and n >= 1 for n in shape):
+        raise _refusal(
+            f"{param}'s shape is {shape!r}", f"Give a list of at most {_MOST_AXES} sizes, each at least 1", param
+        )
     if not isinstance(data, str):
         raise _refusal(f"{param}'s data is {kind_of(data)}", "Give a string of base64", param)
     try:

@@ -129,6 +129,7 @@ def test_many_clients_share_calls(ids: Running, ids_model: Path) -> None:
         ({"inputs": {"dtype": "int64", "shape": [2], "data": "AAAAAAAAAAA="}}, 400, "data has 8 bytes"),
         ({"inputs": {"dtype": "int64", "shape": [10**30], "data": "AAAAAAAAAAA="}}, 400, "data has 8 bytes"),
         ({"inputs": {"dtype": "int64", "shape": [-1], "data": ""}}, 400, "shape is [-1]"),
+        ({"inputs": {"dtype": "int64", "shape": [2**62, 0], "data": ""}}, 400, "shape is [4611686018427387904, 0]"),
         ({"inputs": {"dtype": "int64", "shape": [1], "data": "#"}}, 400, "not base64"),
         ({"inputs": {"dtype": ["int64"], "shape": [1], "data": ""}}, 400, "dtype is ['int64']"),
         ({"inputs": [1], "session": "a b"}, 400, "session is 'a b'"),
