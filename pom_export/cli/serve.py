@@ -210,11 +210,13 @@ def _on_ray(service: Service, listening: socket.socket, replicas: RaySettings) -
 
 @contextmanager
 def _kept(folder: Path, service: Service) -> Iterator[SessionFolder]:
-    """Create a folder of sessions if it is missing."""
+    """Create a folder of sessions if it is missing, and keep it from other servers."""
     from pom_export.serving.saved_sessions import SessionFolder
 
     with made_folder(folder):
-        yield SessionFolder(folder, service.interface)
+        kept = SessionFolder(folder, service.interface)
+        with kept.held():
+            yield kept
 
 
 def _load(kept: SessionFolder, site: Site, folder: str | None) -> None:

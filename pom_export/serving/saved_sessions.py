@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from pom_export.errors import InputError, reason_of
 from pom_export.files import check_writable
+from pom_export.files.locks import try_lock, unlock
 from pom_export.runtime.streaming.inputs import fitting_state
 from pom_export.runtime.streaming.interface import StatefulModel
 from pom_export.runtime.streaming.state import ModelFiles, State
@@ -18,6 +21,7 @@ from pom_export.serving.sessions import checked_name
 
 _NOTE: Final = "session"
 _SUFFIX: Final = ".session.npz"
+_LOCK: Final = "in-use"
 
 
 class SessionFolder:
@@ -32,6 +36,30 @@ class SessionFolder:
         self._folder = folder
         self._model = model
         self._identity = ModelFiles((model.file.path, *model.file.weights))
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the folder from other servers for a block: of two, one would replace the other's sessions.
+
+        Raises:
+            InputError: another server holds it, or it cannot be used.
+        """
+        # Not the folder itself, which is locked while a file in it is replaced.
+        lock = self._folder / _LOCK
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise InputError(f"cannot write into {self._folder}: {reason_of(error)}", "Check permissions") from error
+        try:
+            # Another server that ends may have removed the file since it was opened.
+            if not (_locked(descriptor) and _is(lock, descriptor)):
+                raise InputError(f"another server keeps its sessions in {self._folder}", "Name another folder")
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+        finally:
+            unlock(descriptor)
 
     def load(self) -> list[tuple[str, State]]:
         """Return all sessions by name, those saved last at the end.
@@ -85,3 +113,18 @@ class SessionFolder:
             ) from error
         notes = {key: value for key, value in state.notes.items() if key != _NOTE}
         return name, replace(state, notes=notes)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        return try_lock(descriptor)
+    except OSError:  # the file system has no locks
+        return True
+
+
+def _is(path: Path, descriptor: int) -> bool:
+    """Return whether an open file is the one at a path."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

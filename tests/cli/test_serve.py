@@ -82,11 +82,20 @@ def test_a_signal_lets_a_request_finish_and_sessions_go_on_at_the_next_start(mod
         assert errors.splitlines()[-1] == "pom-export: terminated"
         assert f"saved in {options[1]}: 1 session\n" in errors
     with serving(model, *options) as (process, client):
-        assert not any((tmp_path / "sessions").iterdir())
+        assert not any((tmp_path / "sessions").glob("*.npz"))
         found = step(client, [4], session="s", after=3)["outputs"]
         np.testing.assert_array_equal(found, StreamingSession(model).prefill_last([1, 2, 3, 4])[0])
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 128 + signal.SIGINT
+
+
+def test_two_servers_do_not_share_a_folder_of_sessions(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--sessions", str(tmp_path / "sessions"))
+    with serving(model, *options):
+        assert run(["serve", str(model), "--port", "0", *options]) == 2
+        assert "another server keeps its sessions in" in capsys.readouterr().err
 
 
 def test_a_second_signal_cuts_off_what_runs(model: Path) -> None:
