@@ -15,6 +15,10 @@ from pom_export.stages import STAGE
 class _OnStderr(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         say_on_stderr(printable(f"{record.name}: {in_flags(record.getMessage())}"))
+        # Of an error that a command survives, such as a server, the trace would otherwise be lost.
+        if record.exc_info and record.levelno >= logging.ERROR:
+            for line in logging.Formatter().formatException(record.exc_info).splitlines():
+                say_on_stderr(printable(line))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import signal
 import socket
 from collections.abc import Callable, Iterable, Iterator
@@ -39,7 +40,10 @@ def bound_socket(host: str, port: int) -> socket.socket:
         listening.bind(address)
     except OSError as error:
         listening.close()
-        raise InputError(f"cannot listen on {host} port {port}: {error.strerror}", "Choose another port") from error
+        another = "address" if error.errno == errno.EADDRNOTAVAIL else "port"
+        raise InputError(
+            f"cannot listen on {host} port {port}: {error.strerror}", f"Choose another {another}"
+        ) from error
     return listening
 
 

@@ -24,6 +24,14 @@ def test_warnings_are_shown_and_nothing_stays_behind(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err == "pom_export.graph: torch 9.9 is new\\n\\x1b[2J\n"
 
 
+def test_an_error_that_a_command_survives_is_shown_with_its_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    with logs_on_stderr(debug=False):
+        LOGGER.error("internal error", exc_info=ValueError("why"))
+        LOGGER.warning("it goes on", exc_info=ValueError("no matter"))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["pom_export: internal error", "ValueError: why", "pom_export: it goes on"]
+
+
 @pytest.mark.parametrize("options", [[], ["-v"], ["--debug"], ["-v", "--debug"]], ids=" ".join)
 def test_each_line_is_shown_once(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "m.pt"

@@ -156,7 +156,7 @@ def _template(service: Service) -> ChatTemplate:
         raise RequestError(
             HTTPStatus.BAD_REQUEST,
             f"{service.name} has no chat template",
-            "Start the server with one: `chat_template=PATH`; or send a prompt to /v1/completions",
+            "Start the server with one, or send a prompt to /v1/completions",
         )
     return service.chat
 
