@@ -17,6 +17,7 @@ from pom_export.stages import logged
 
 _LOG = logging.getLogger(__name__)
 _HINT: Final = "Choose another name, or give `force=True` to replace a package"
+_NO_PACKAGE: Final = "It is no package, and only packages are replaced: choose another name"
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,11 @@ def package(
     """
     options = PackageOptions(name=name, backend=backend, bench=bench, engine=engine, tokenizer=tokenizer)
     chosen = load_target(target, options)
-    replaceable = is_package if force else _never
-    check_new_folder(output, replaceable, _HINT)
+    replaceable, hint = (is_package, _NO_PACKAGE) if force else (_never, _HINT)
+    check_new_folder(output, replaceable, hint)
     exported = read_model(model)
     _check_no_source(as_path(output, "output"), [exported.path, *exported.weights])
-    with staged_folder(output, replaceable, _HINT) as staged:
+    with staged_folder(output, replaceable, hint) as staged:
         folder = PackageFolder(staged)
         contents = chosen.write(folder, exported, options, logged(progress, _LOG))
         folder.seal(target, exported, contents.serving)

@@ -100,7 +100,10 @@ class SessionFolder:
             raise InputError(f"cannot read {self._folder}: {reason_of(error)}", "Check permissions") from error
 
     def _read(self, file: Path) -> tuple[str, State]:
-        state = State.load(file)
+        try:
+            state = State.load(file)
+        except InputError as error:
+            raise InputError(error.what, "Remove it, or name another folder") from error
         try:
             name = checked_name(state.notes.get(_NOTE))
             state.model.check_same(self._identity)
