@@ -9,7 +9,9 @@ ask for steps; leave in the middle; send what is no request; and ask for more th
 - the text of a request that is repeated differs from the first time,
 - the server's resident memory has grown by more than 48 MiB from the end of the first fifth of the time to the largest
   of the last fifth: caches, sessions and allocators are full by then,
-- a stream, a request or a token is left at the end, or the server does not end when it is told to.
+- an answer takes longer than two minutes,
+- a stream, a request, a token or a place is left at the end, or a session in use, or the server does not end when it is
+  told to.
 """
 
 from __future__ import annotations
@@ -27,19 +29,24 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
 import pom_export
 
 DEMO: Final = Path(__file__).parents[1] / "samples" / "checkpoints" / "byte_lm.safetensors"
+_STREAMS: Final = 6
 # Places and caches that so many clients fill soon.
 _OPTIONS: Final = (
-    "--port", "0", "--json", "--streams", "6", "--queue", "12", "--max-prompt", "20000", "--max-body", "1",
+    "--port", "0", "--json", "--streams", str(_STREAMS), "--queue", "12", "--max-prompt", "20000", "--max-body", "1",
     "--prefix-memory", "4", "--max-sessions", "100", "--session-memory", "4", "--session-seconds", "20",
 )  # fmt: skip
 _GROWTH_MIB: Final = 48
 _MEASUREMENTS: Final = 50
+_SESSIONS: Final = 200
+# Several times what the longest queue of the longest texts takes.
+_ANSWER_SECONDS: Final = 120.0
 # Nothing is left so soon after the last client.
 _SETTLING_SECONDS: Final = 20.0
 _HTTP_ERRORS: Final = 400
@@ -93,12 +100,16 @@ class Soak:
 
     async def session(self) -> None:
         """Continue one of some sessions."""
-        await self._expect("session", self._text(session=f"s{self.random.randrange(200)}"), {200, *_SESSION})
+        await self._expect("session", self._text(session=f"s{self.random.randrange(_SESSIONS)}"), {200, *_SESSION})
 
     async def steps(self) -> None:
         """Ask for the outputs of some tokens."""
         inputs = [self.random.randrange(256) for _ in range(self.random.randint(1, 200))]
-        body = {"inputs": inputs, "session": f"n{self.random.randrange(200)}", "every": self.random.random() < 0.2}
+        body = {
+            "inputs": inputs,
+            "session": f"n{self.random.randrange(_SESSIONS)}",
+            "every": self.random.random() < 0.2,
+        }
         await self._expect("steps", json.dumps(body).encode(), {200, *_SESSION}, "/v1/steps")
 
     async def leaves(self) -> None:
@@ -135,19 +146,17 @@ class Soak:
 
     async def _expect(self, what: str, body: bytes, statuses: set[int], path: str = "/v1/completions") -> bytes:
         """Return the answer to a request, if it was answered; raise SoakError for another status."""
-        async with _sent(self.port, _post(body, path)) as reader:
-            try:
-                answer = await reader.read()
-            except ConnectionResetError:  # the server has not read all of a body that is too large
-                answer = b"HTTP/1.1 413 "
-        head, _, content = answer.partition(b"\r\n\r\n")
-        status = int(head.split(b" ", 2)[1]) if head else 0
+        status, content = await _answer(self.port, _post(body, path))
         self.counts[what, status] += 1
         if status not in statuses | _REFUSED:
             raise SoakError(f"{what}: {body[:200]!r} got {status}: {content[:500]!r}")
         if status in _REFUSED:
             await asyncio.sleep(_PATIENCE_SECONDS * self.random.random())
         return content if status < _HTTP_ERRORS else b""
+
+
+def _bare(method: str, path: str) -> bytes:
+    return f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
 
 
 def _post(body: bytes, path: str) -> bytes:
@@ -168,11 +177,23 @@ async def _sent(port: int, request: bytes) -> AsyncIterator[asyncio.StreamReader
             await writer.wait_closed()
 
 
+async def _answer(port: int, request: bytes) -> tuple[int, bytes]:
+    """Return the status and the content of an answer; raise SoakError if it takes too long."""
+    async with _sent(port, request) as reader:
+        try:
+            answer = await asyncio.wait_for(reader.read(), _ANSWER_SECONDS)
+        except ConnectionResetError:  # the server has not read all of a body that is too large
+            answer = b"HTTP/1.1 413 "
+        except asyncio.TimeoutError as error:
+            raise SoakError(f"no answer in {_ANSWER_SECONDS:.0f} s to {request[:300]!r}") from error
+    head, _, content = answer.partition(b"\r\n\r\n")
+    return int(head.split(b" ", 2)[1]) if head else 0, content
+
+
 async def metrics(port: int) -> dict[str, float]:
     """Return the server's numbers, without those that have labels."""
-    async with _sent(port, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n") as reader:
-        content = (await reader.read()).decode().partition("\r\n\r\n")[2]
-    lines = [line.split(" ") for line in content.splitlines() if line and line[0] != "#" and "{" not in line]
+    _, content = await _answer(port, _bare("GET", "/metrics"))
+    lines = [line.split(" ") for line in content.decode().splitlines() if line and line[0] != "#" and "{" not in line]
     return {name: float(value) for name, value in lines}
 
 
@@ -212,6 +233,7 @@ async def asked(process: int, port: int, seconds: float, clients: int, seed: int
     if grown > _GROWTH_MIB:
         raise SoakError(f"the server has grown by {grown:.1f} MiB; at most {_GROWTH_MIB} are allowed")
     await _check_nothing_left(port)
+    await check_free(port)
     return soak
 
 
@@ -226,6 +248,18 @@ async def _check_nothing_left(port: int) -> None:
         if time.monotonic() > end:
             raise SoakError(f"left open: {left}")
         await asyncio.sleep(0.1)
+
+
+async def check_free(port: int) -> None:
+    """Raise SoakError unless all places can be taken at once, and no session is in use."""
+    body = json.dumps({"prompt": "a", "max_tokens": 1, "n": _STREAMS}).encode()
+    status, content = await _answer(port, _post(body, "/v1/completions"))
+    if status != HTTPStatus.OK:
+        raise SoakError(f"a request for all {_STREAMS} places got {status}: {content[:500]!r}")
+    for name in (f"{kind}{number}" for kind in "sn" for number in range(_SESSIONS)):
+        status, content = await _answer(port, _bare("DELETE", f"/v1/sessions/{name}"))
+        if status != HTTPStatus.OK:
+            raise SoakError(f"session {name} is left in use: {status} {content[:500]!r}")
 
 
 def soaked(model: Path, seconds: float, clients: int, seed: int) -> Soak:

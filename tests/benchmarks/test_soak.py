@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from benchmarks import soak
+from tests.serving.running import running
 from tests.streaming_graphs import running_sum_model
 
 MINUTES = "0.03"
@@ -29,6 +31,20 @@ def test_a_status_that_should_not_be_fails(
     model = running_sum_model(tmp_path / "m.onnx", vocabulary=256)
     assert soak.main(["--minutes", MINUTES, "--clients", "6", "--model", str(model)]) == 1
     assert "failed: nonsense: " in capsys.readouterr().out
+
+
+def test_places_and_sessions_that_are_left_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soak, "_ANSWER_SECONDS", 1.0)
+    model = running_sum_model(tmp_path / "m.onnx", vocabulary=256)
+    with running(model, streams=6) as server:
+        asyncio.run(soak.check_free(server.address[1]))
+        server.service.sessions._busy.add("n7")
+        with pytest.raises(soak.SoakError, match="session n7 is left in use: 409"):
+            asyncio.run(soak.check_free(server.address[1]))
+    with running(model, streams=6) as server:
+        server.service.model.places._free -= 1
+        with pytest.raises(soak.SoakError, match="no answer in 1 s"):
+            asyncio.run(soak.check_free(server.address[1]))
 
 
 def test_growth_is_that_after_the_first_fifth() -> None:
