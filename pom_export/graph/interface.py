@@ -41,6 +41,11 @@ class TensorSpec:
     dtype: np.dtype[Any]
     axes: tuple[str | int, ...]
 
+    @property
+    def token_shape(self) -> tuple[int, ...]:
+        """The sizes after the batch and the tokens, of those that are fixed: () for ids, (d,) for vectors."""
+        return tuple(axis for axis in self.axes[2:] if isinstance(axis, int))
+
     def __str__(self) -> str:
         return printable(f"{self.name} {self.dtype}[{', '.join(map(str, self.axes))}]", _LONGEST_SHOWN)
 

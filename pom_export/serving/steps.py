@@ -121,7 +121,7 @@ def _check_sizes(service: Service, inputs: Array, *, every: bool) -> None:
             param="inputs",
         )
     output = service.interface.output
-    size = math.prod(axis for axis in output.axes[2:] if isinstance(axis, int)) * output.dtype.itemsize
+    size = math.prod(output.token_shape) * output.dtype.itemsize
     if every and tokens * size > settings.most_output:
         raise RequestError(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,

@@ -78,8 +78,7 @@ def _tokens(model: StatefulModel, rows: int, count: int, random: np.random.Gener
     if model.takes_ids:
         most = model.limits.values.get(spec.name, [2])[0]
         return random.integers(0, most, (rows, count)).astype(spec.dtype)
-    sizes = [axis for axis in spec.axes[2:] if isinstance(axis, int)]
-    return random.standard_normal((rows, count, *sizes)).astype(spec.dtype)
+    return random.standard_normal((rows, count, *spec.token_shape)).astype(spec.dtype)
 
 
 def check(path: Path, precision: str, trials: Sequence[Trial]) -> list[str]:

@@ -108,7 +108,7 @@ def _tokens(model: StatefulModel, rows: int, count: int, random: np.random.Gener
     if model.takes_ids:
         most = model.limits.values.get(spec.name, [2])[0]
         return random.integers(0, most, (rows, count)).astype(spec.dtype)
-    return random.standard_normal((rows, count, *(a for a in spec.axes[2:] if isinstance(a, int)))).astype(spec.dtype)
+    return random.standard_normal((rows, count, *spec.token_shape)).astype(spec.dtype)
 
 
 def _check_same(got: Any, expected: Any, original: StatefulModel, rewritten: ExportedModel) -> None:

@@ -37,7 +37,7 @@ def _without_client(name: str, inputs: Sequence[TensorSpec]) -> str:
     """Return an example of a sequence's first request, of two tokens, in HTTP."""
     given = []
     for spec in inputs:
-        shape = [1, 2, *(axis for axis in spec.axes[2:] if isinstance(axis, int))]
+        shape = [1, 2, *spec.token_shape]
         kind = type_word(spec.dtype).text.removeprefix("TYPE_")
         given.append({"name": spec.name, "shape": shape, "datatype": kind, "data": [1] * math.prod(shape)})
     body = json.dumps({"parameters": {"sequence_id": 1, "sequence_start": True}, "inputs": given})

@@ -293,16 +293,14 @@ class StreamPool:
 
 def _most_tokens(model: StatefulModel) -> int:
     """Return how many tokens' outputs fit into a call's."""
-    width = math.prod(axis for axis in model.output.axes[2:] if isinstance(axis, int))
-    return max(1, _OUTPUT_BYTES // (width * model.output.dtype.itemsize))
+    return max(1, _OUTPUT_BYTES // (math.prod(model.output.token_shape) * model.output.dtype.itemsize))
 
 
 def _check_takes_one(calls: Calls, model: StatefulModel) -> None:
     """Raise InputError if a backend cannot run a single token of one stream, of which an engine may need more."""
-    shape = [axis for axis in model.tokens.axes[2:] if isinstance(axis, int)]
     past = model.empty(1)
     present = {part.present: past[part.spec.name].copy() for part in model.past}
-    calls.run(np.zeros((1, 1, *shape), model.tokens.dtype), past, present)
+    calls.run(np.zeros((1, 1, *model.tokens.token_shape), model.tokens.dtype), past, present)
 
 
 def check_poolable(model: StatefulModel) -> None:

@@ -116,8 +116,7 @@ class StreamTable:
         # By row: the open stream, whether it waits for a step, that step's token, and the last tokens of its history.
         self._open: dict[int, PoolStream] = {}
         self._stepping = np.zeros(streams, np.bool_)
-        token = [axis for axis in model.tokens.axes[2:] if isinstance(axis, int)]
-        self._next = np.zeros((streams, 1, *token), model.tokens.dtype)
+        self._next = np.zeros((streams, 1, *model.tokens.token_shape), model.tokens.dtype)
         self._log = StepLog(self._next)
         # Streams with other tokens to read, those that were served least recently first.
         self._queue: dict[PoolStream, None] = {}
