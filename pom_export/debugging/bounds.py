@@ -8,8 +8,8 @@ from typing import Final
 
 import onnx_ir as ir
 
-from pom_export.debugging.quantized import bits_of
 from pom_export.graph.precisions import PRECISIONS
+from pom_export.graph.quantized.operators import bits_of
 from pom_export.parity import tolerances
 
 Bound = Callable[[Sequence[ir.Node]], float]

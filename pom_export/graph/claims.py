@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final
 
 from pom_export.graph.dimensions import CONTEXT_TOKENS, PAST_TOKENS, TOKENS
@@ -24,10 +24,13 @@ STATEFUL: Final = "stateful"
 INLINED: Final = "inlined"
 # The property of files whose state a server carries: the output for each input, as JSON; see NumberStatesPass.
 SERVER_STATES: Final = "server_states"
+# The property that says how a file's products were quantized, as JSON; other files lack it. See QuantizedClaim.
+QUANTIZED: Final = "quantized"
 # The property that names the exported set of weights, if the checkpoint has several.
 WEIGHTS: Final = "weights"
 CAUSAL: Final = "causal"
 BLOCK_CAUSAL: Final = "block-causal"
+WEIGHT_TYPES: Final = ("int8", "int4")
 MASKS: Final = ("none", "causal", "padding", "full")
 
 # The dimensions that a model's positions limit.
@@ -96,6 +99,25 @@ class InputLimits:
 
 
 @dataclass(frozen=True)
+class QuantizedClaim:
+    """What `quantize` says of a file that it wrote.
+
+    Attributes:
+        weights: the type that most weights have: "int8" or "int4".
+        original: SHA-256 of the file that was quantized.
+        kept: the names of the products that other weights were given, each with its type: "int8" or "float32".
+    """
+
+    weights: str
+    original: str
+    kept: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return a line of JSON for the file."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+
+@dataclass(frozen=True)
 class Claims:
     """A file's properties, by name without the prefix, and the parsed values of those that are JSON.
 
@@ -105,6 +127,7 @@ class Claims:
         spec: the spec of the model that was exported; empty for a user's own class.
         kept_in_float32: what a half-precision model keeps in float32 for exceptional reasons: reasons by module.
         keep_float32: the modules among them that the user asked for.
+        quantized: how the products were quantized; None: the file does not say that they were.
     """
 
     properties: Mapping[str, str] = field(default_factory=dict)
@@ -112,6 +135,7 @@ class Claims:
     spec: Mapping[str, Any] = field(default_factory=dict)
     kept_in_float32: Mapping[str, str] = field(default_factory=dict)
     keep_float32: Sequence[str] = ()
+    quantized: QuantizedClaim | None = None
 
 
 def read_claims(entries: Iterable[tuple[str, str]]) -> Claims:
@@ -146,7 +170,21 @@ def read_claims(entries: Iterable[tuple[str, str]]) -> Claims:
     spec = _mapping(properties, "spec")
     if not isinstance(spec.get("config", {}), dict):
         raise ClaimError("its property 'spec' has a config that is not a mapping")
-    return Claims(properties, _limits(properties), spec, kept, _names(properties, KEEP_FLOAT32))
+    quantized = _quantized(properties)
+    return Claims(properties, _limits(properties), spec, kept, _names(properties, KEEP_FLOAT32), quantized)
+
+
+def _quantized(properties: Mapping[str, str]) -> QuantizedClaim | None:
+    if QUANTIZED not in properties:
+        return None
+    given = _mapping(properties, QUANTIZED)
+    weights, original, kept = (given.get(each.name) for each in fields(QuantizedClaim))
+    known = given.keys() == {each.name for each in fields(QuantizedClaim)} and weights in WEIGHT_TYPES
+    if not known or not isinstance(original, str) or not _SHA256.fullmatch(original):
+        raise ClaimError(f"its property {QUANTIZED!r} does not say how it was quantized")
+    if not isinstance(kept, dict) or not all(isinstance(each, str) for each in kept.values()):
+        raise ClaimError(f"its property {QUANTIZED!r} has no types of products")
+    return QuantizedClaim(str(weights), original, kept)
 
 
 def _names(properties: Mapping[str, str], name: str) -> tuple[str, ...]:

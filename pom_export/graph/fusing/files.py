@@ -26,6 +26,7 @@ from pom_export.graph.interface import TensorSpec
 from pom_export.graph.nodes import is_aggregation
 from pom_export.graph.opsets import OPSETS, STANDARD_DOMAINS
 from pom_export.graph.passes import AttachFunctionsPass, FactorGatePass, FuseGatePass, SplitProjectionPass
+from pom_export.graph.quantized.operators import is_quantized
 from pom_export.graph.saving import EXTERNAL_DATA_BYTES
 from pom_export.graph.unfolding import unfolded
 
@@ -37,8 +38,6 @@ _ROWS: Final = 2
 # Names that ONNX Runtime's optimizer gives to its own constants: it fails where a file that it made has them already,
 # and a function holds another product that it would join with a sum.
 _OPTIMIZERS_NAMES: Final = ("gemm_input_shape", "gemm_output_shape")
-# What makes integers of numbers in a quantized file; the others that it has follow.
-_QUANTIZED: Final = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulNBits", "QuantizeLinear")
 
 
 class Observation(NamedTuple):
@@ -105,7 +104,7 @@ def fused_graph(file: Path, inputs: Sequence[TensorSpec], observe: Observe, *, o
     findings = fusion.findings
     masks = [(found.aggregate.mask, _inputs_behind(found.aggregate.mask)) for found in findings.found]
     padding = [inputs for mask, inputs in masks if mask is not None and _means_padding(model.graph, mask, inputs)]
-    quantized = any(node.op_type in _QUANTIZED for node in model.graph.all_nodes())
+    quantized = is_quantized(model)
     fused = Fused(
         model, findings, kept, notes_of(findings), quantized, _names(inputs for _, inputs in masks), _names(padding)
     )

@@ -1,4 +1,4 @@
-"""Recognise quantized operators, whose errors are larger by design."""
+"""Recognise operators that compute with quantized values, of the standard and of ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -29,3 +29,8 @@ def _bits(node: ir.Node) -> int | None:
     if node.op_type not in _EIGHT_BITS:
         return None
     return FOUR if any(value is not None and value.dtype in _FOUR_BIT_TYPES for value in node.inputs) else EIGHT
+
+
+def is_quantized(model: ir.Model) -> bool:
+    """Return whether a graph computes with integers that stand for other numbers, anywhere."""
+    return bits_of(model.graph.all_nodes()) is not None

@@ -1,0 +1,95 @@
+"""Find a graph's matrix products with constant weights, quantized or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from pom_export.graph.nodes import module_of
+from pom_export.graph.opsets import STANDARD_DOMAINS
+
+MICROSOFT: Final = "com.microsoft"
+BLOCK_PRODUCT: Final = "MatMulNBits"
+_MATRIX: Final = 2
+
+
+@dataclass(frozen=True)
+class FloatProduct:
+    """A product of activations with a constant float32 matrix.
+
+    Attributes:
+        node: the MatMul.
+        initializer: the matrix as the file holds it.
+        transposed: whether a Transpose is between the two, as in a head that is tied to the embedding.
+    """
+
+    node: ir.Node
+    initializer: ir.Value
+    transposed: bool
+
+    @property
+    def name(self) -> str:
+        """The node's name, which begins with its module's."""
+        return self.node.name or ""
+
+    @property
+    def module(self) -> str:
+        """The name of the module that it comes from."""
+        return module_of(self.node) if "/" in self.name else ""
+
+    @property
+    def input(self) -> str:
+        """The name of the activations, (..., K)."""
+        return (self.node.inputs[0] and self.node.inputs[0].name) or ""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """K and N."""
+        shape = self.initializer.shape
+        assert shape is not None
+        first, second = shape.numpy()
+        return (second, first) if self.transposed else (first, second)
+
+    def matrix(self) -> npt.NDArray[np.float32]:
+        """Return the matrix as it is multiplied by: (K, N)."""
+        tensor = self.initializer.const_value
+        assert tensor is not None
+        array: npt.NDArray[np.float32] = tensor.numpy()
+        return array.T if self.transposed else array
+
+
+def float_products(model: ir.Model) -> list[FloatProduct]:
+    """Return a graph's products with constant float32 matrices, in order; those in branches and loops are not."""
+    return [product for node in model.graph if (product := _float_product(node)) is not None]
+
+
+def _float_product(node: ir.Node) -> FloatProduct | None:
+    if node.op_type != "MatMul" or node.domain not in STANDARD_DOMAINS or not node.name:
+        return None
+    activations, weight = node.inputs
+    maker = weight.producer() if weight is not None else None
+    transposed = maker is not None and maker.op_type == "Transpose" and _swaps(maker)
+    if transposed and maker is not None:
+        weight = maker.inputs[0]
+    if activations is None or activations.is_initializer() or weight is None or not weight.is_initializer():
+        return None
+    is_matrix = weight.shape is not None and len(weight.shape) == _MATRIX and 0 not in weight.shape
+    if weight.dtype != ir.DataType.FLOAT or not is_matrix or weight.is_graph_input():
+        return None
+    return FloatProduct(node, weight, transposed)
+
+
+def _swaps(transpose: ir.Node) -> bool:
+    order = transpose.attributes.get("perm")
+    return order is None or list(order.as_ints()) == [1, 0]
+
+
+def constant_of(value: ir.Value | None) -> npt.NDArray[Any] | None:
+    """Return the array of a constant; None if the value is computed, or missing."""
+    if value is None or value.const_value is None or not value.is_initializer():
+        return None
+    return value.const_value.numpy()
