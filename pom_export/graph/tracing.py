@@ -26,6 +26,7 @@ from pom_export.graph.passes import (
     AttachFunctionsPass,
     ClaimLeastPass,
     DelayTransposePass,
+    DivideNormsPass,
     FactorGatePass,
     FoldTablesPass,
     FuseGatePass,
@@ -191,7 +192,7 @@ def _optimizations(dtype: str) -> list[ir.passes.InPlacePass]:
     """Return the passes that make a graph faster, with no effect beyond rounding."""
     # A factored gate need not be fused.
     factor = [] if dtype == "float16" else [FactorGatePass()]
-    return [SplitProjectionPass(), *factor, FuseGatePass(), common.RemoveUnusedNodesPass()]
+    return [SplitProjectionPass(), *factor, FuseGatePass(), DivideNormsPass(), common.RemoveUnusedNodesPass()]
 
 
 def _in_precision(
@@ -226,7 +227,7 @@ def export_graph(
         program: the program to trace, in float32.
         opset: version of the standard ops.
         properties: metadata to write in addition to the program's own.
-        optimize: whether to rewrite products and gates around the aggregations so that they cost less.
+        optimize: whether to rewrite norms, and products and gates around the aggregations, so that they cost less.
         dtype: type of the graph: "float32", "float16" or "bfloat16".
         keep_float32: names of modules, or patterns of names, that a half-precision graph computes in float32.
         shared: the names of each module that has several, which are kept in float32 under all of them.

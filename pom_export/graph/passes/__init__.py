@@ -3,6 +3,7 @@
 from pom_export.graph.passes.attach_functions import AttachFunctionsPass
 from pom_export.graph.passes.claim_least import ClaimLeastPass
 from pom_export.graph.passes.delay_transpose import DelayTransposePass
+from pom_export.graph.passes.divide_norms import DivideNormsPass
 from pom_export.graph.passes.factor_gate import FactorGatePass
 from pom_export.graph.passes.fold_tables import FoldTablesPass
 from pom_export.graph.passes.fuse_gate import FuseGatePass
@@ -21,6 +22,7 @@ __all__ = [
     "AttachFunctionsPass",
     "ClaimLeastPass",
     "DelayTransposePass",
+    "DivideNormsPass",
     "FactorGatePass",
     "FoldTablesPass",
     "FuseGatePass",
