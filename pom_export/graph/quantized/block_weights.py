@@ -1,4 +1,4 @@
-"""Matrices of integers with scales, as quantized products hold them."""
+"""Matrices of integers or 8-bit floats with scales, as quantized products hold them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Any, Final
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+FLOAT8: Final = np.dtype(ml_dtypes.float8_e4m3fn)
+"""E4M3: 4 bits of exponent, 3 of mantissa, no infinity; up to 448."""
+LARGEST_FLOAT8: Final = 448.0
 LARGEST: Final = {4: 7, 8: 127}
 """The largest integer by bits; the smallest is one below its negative."""
 _EIGHT: Final = 8
@@ -16,16 +20,16 @@ _EIGHT: Final = 8
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """The weight of a product y = x @ W, with x (..., K) and W (K, N), as integers that share scales.
+    """The weight of a product y = x @ W, with x (..., K) and W (K, N), as small numbers that share scales.
 
     Attributes:
-        values: the integers, int8, (K, N).
+        values: the integers, int8, or numbers of type FLOAT8; (K, N).
         scales: float32, (ceil(K / block), N); row i belongs to rows i * block to (i + 1) * block - 1 of the values.
         bits: 4 or 8.
         block: how many rows share a scale; K for one scale per column.
     """
 
-    values: npt.NDArray[np.int8]
+    values: npt.NDArray[Any]
     scales: npt.NDArray[np.float32]
     bits: int
     block: int
@@ -36,14 +40,19 @@ class QuantizedWeight:
         assert self.scales.shape == (math.ceil(rows / self.block), columns), (self.scales.shape, self.values.shape)
 
     @property
+    def type(self) -> str:
+        """The values' type: "int8", "int4" or "fp8"."""
+        return "fp8" if self.values.dtype == FLOAT8 else f"int{self.bits}"
+
+    @property
     def nbytes(self) -> int:
         """How many bytes a file holds of it."""
         return self.values.size * self.bits // _EIGHT + self.scales.nbytes
 
     def dequantized(self) -> npt.NDArray[np.float32]:
-        """Return the numbers that the integers stand for: each times its scale, rounded to float32; (K, N)."""
+        """Return the numbers that the values stand for: each times its scale, rounded to float32; (K, N)."""
         scales = np.repeat(self.scales, self.block, axis=0)[: len(self.values)]
-        numbers: npt.NDArray[np.float32] = self.values * scales
+        numbers: npt.NDArray[np.float32] = self.values.astype(np.float32) * scales
         return numbers
 
 

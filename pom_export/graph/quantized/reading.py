@@ -11,15 +11,21 @@ import onnx_ir as ir
 
 from pom_export.errors import InputError
 from pom_export.graph.nodes import add_constant, take_place
-from pom_export.graph.quantized.block_weights import QuantizedWeight, unpack_blocks
+from pom_export.graph.quantized.block_weights import FLOAT8, QuantizedWeight, unpack_blocks
 from pom_export.graph.quantized.products import BLOCK_PRODUCT, MICROSOFT, constant_of
 from pom_export.graph.quantized.writing import INTEGER_ACTIVATIONS
 
 FLOAT32: Final = "float32"
 BLOCKS: Final = "int8, a scale per block"
 TENSOR: Final = "uint8, a scale per call"
+FIXED: Final = "int8, a scale for all calls"
+FIXED_FLOAT8: Final = "fp8, a scale for all calls"
+_FIXED: Final = {ir.DataType.INT8: FIXED, ir.DataType.FLOAT8E4M3FN: FIXED_FLOAT8}
 _BITS: Final = (4, 8)
-_INTEGER_SUFFIXES: Final = (".int4", ".int8")
+_BITS_OF: Final = {ir.DataType.INT8: 8, ir.DataType.FLOAT8E4M3FN: 8, ir.DataType.INT4: 4}
+_SUFFIXES: Final = (".int4", ".int8", ".fp8")
+_MATRIX: Final = 2
+_ZERO_POINT: Final = 2
 
 
 @dataclass(frozen=True)
@@ -30,9 +36,11 @@ class QuantizedProduct:
         name: the name of the node that makes its output.
         weight: the weight.
         initializer: the name that the weight had as float32, as far as the name of the integers tells.
-        activations: how activations are rounded before they are multiplied: FLOAT32 (not at all), BLOCKS or TENSOR.
+        activations: how activations are rounded before they are multiplied: FLOAT32 (not at all), BLOCKS, TENSOR, FIXED
+            or FIXED_FLOAT8.
         input: the activations, (..., K).
         output: the product, (..., N).
+        activation_scale: the scale for all calls; None for the other ways.
     """
 
     name: str
@@ -41,6 +49,7 @@ class QuantizedProduct:
     activations: str
     input: ir.Value
     output: ir.Value
+    activation_scale: float | None = None
 
     @property
     def module(self) -> str:
@@ -65,7 +74,9 @@ def quantized_products(model: ir.Model) -> list[QuantizedProduct]:
 
 
 def dequantize(model: ir.Model) -> list[QuantizedProduct]:
-    """Make every quantized product of a graph one of float32, with the weight that its integers stand for.
+    """Make every quantized product of a graph one of float32, with the weight that its values stand for.
+
+    A product of float16 stays one of float16.
 
     Returns:
         The products that there were.
@@ -78,7 +89,10 @@ def dequantize(model: ir.Model) -> list[QuantizedProduct]:
         last = product.output.producer()
         assert last is not None
         weight = add_constant(
-            model.graph, product.initializer or f"{product.name}.weight", product.weight.dequantized()
+            model.graph,
+            product.initializer or f"{product.name}.weight",
+            product.weight.dequantized(),
+            product.output.dtype,
         )
         node = ir.node("MatMul", [product.input, weight])
         model.graph.insert_before(last, node)
@@ -149,9 +163,63 @@ def _dynamic_product(node: ir.Node) -> QuantizedProduct | None:
     return None
 
 
+def _scaled_product(node: ir.Node) -> QuantizedProduct | None:
+    """Read MatMul(DQ(Q(x)), DQ(weight)) or MatMul(x, DQ(weight)), as `write_scaled_product` writes them."""
+    given, restored = node.inputs[0], _maker(node.inputs[1], "DequantizeLinear")
+    weight = _scaled_weight(restored) if restored is not None else None
+    if restored is None or weight is None or given is None:
+        return None
+    activations, scale = FLOAT32, None
+    if (rounding := _rounding_before(given)) is not None:
+        size, kind = constant_of(rounding.inputs[1]), rounding.outputs[0].dtype
+        if size is None or size.size != 1 or kind not in _FIXED or rounding.inputs[0] is None:
+            return None
+        activations, scale, given = _FIXED[kind], float(size.reshape(())), rounding.inputs[0]
+    name = _initializer(restored.inputs[0])
+    return QuantizedProduct(node.name or "", weight, name, activations, given, node.outputs[0], scale)
+
+
+def _rounding_before(value: ir.Value) -> ir.Node | None:
+    """Return the Q of a symmetric pair DQ(Q(x)) that makes a value; None if another node makes it."""
+    back = _maker(value, "DequantizeLinear")
+    rounding = _maker(back.inputs[0], "QuantizeLinear") if back is not None else None
+    if back is None or rounding is None or not (_is_symmetric(back) and _is_symmetric(rounding)):
+        return None
+    one, other = (constant_of(each.inputs[1]) for each in (rounding, back))
+    return rounding if one is not None and other is not None and np.array_equal(one, other) else None
+
+
+def _scaled_weight(restored: ir.Node) -> QuantizedWeight | None:
+    """Return the weight that a DequantizeLinear restores: a scale per column, per tensor, or per block of rows."""
+    values, scales = (constant_of(value) for value in restored.inputs[:2])
+    kind = restored.inputs[0].dtype if restored.inputs[0] is not None else None
+    bits = None if kind is None else _BITS_OF.get(kind)
+    if values is None or scales is None or bits is None or values.ndim != _MATRIX or not _is_symmetric(restored):
+        return None
+    numbers = values if values.dtype == FLOAT8 else values.astype(np.int8)
+    axis, block = _whole(restored, "axis", 1) % _MATRIX, _whole(restored, "block_size")
+    rows, columns = numbers.shape
+    if scales.size > 1 and axis != (0 if block else 1):
+        return None  # a scale per row, or blocks of columns: another tool's
+    block = block or rows
+    expected = (-(-rows // block), columns)
+    if scales.size not in {1, expected[0] * expected[1]}:
+        raise _unusable(restored, f"{scales.size} scales, where {expected[0] * expected[1]} are needed")
+    spread = np.broadcast_to(scales.reshape((1, 1) if scales.size == 1 else expected), expected).astype(np.float32)
+    return QuantizedWeight(numbers, spread, bits, block)
+
+
+def _is_symmetric(node: ir.Node) -> bool:
+    """Return whether a Q or DQ has no zero point, or one of zeros."""
+    zero = node.inputs[2] if len(node.inputs) > _ZERO_POINT else None
+    array = constant_of(zero)
+    return zero is None or (array is not None and not array.astype(np.float32).any())
+
+
 _READERS: Final[dict[tuple[str, str], Callable[[ir.Node], QuantizedProduct | None]]] = {
     (MICROSOFT, BLOCK_PRODUCT): _block_product,
     ("", "Mul"): _dynamic_product,
+    ("", "MatMul"): _scaled_product,
 }
 
 
@@ -167,7 +235,7 @@ def _whole(node: ir.Node, name: str, default: int = 0) -> int:
 
 def _initializer(value: ir.Value | None) -> str:
     name = (value.name if value is not None else None) or ""
-    return next((name.removesuffix(suffix) for suffix in _INTEGER_SUFFIXES if name.endswith(suffix)), "")
+    return next((name.removesuffix(suffix) for suffix in _SUFFIXES if name.endswith(suffix)), "")
 
 
 def _check(product: QuantizedProduct) -> None:

@@ -36,7 +36,7 @@ def write_block_product(model: ir.Model, product: FloatProduct, weight: Quantize
     }  # fmt: skip
     node = ir.node(BLOCK_PRODUCT, [product.node.inputs[0], packed, scales], attributes, domain=MICROSOFT)
     model.opset_imports.setdefault(MICROSOFT, 1)
-    _replace(model, product, [node])
+    replace_product(model, product, [node])
 
 
 def write_dynamic_product(model: ir.Model, product: FloatProduct, weight: QuantizedWeight) -> None:
@@ -64,7 +64,7 @@ def write_dynamic_product(model: ir.Model, product: FloatProduct, weight: Quanti
     for node, dtype in ((whole, ir.DataType.INT32), (cast, ir.DataType.FLOAT)):
         node.outputs[0].shape, node.outputs[0].type = product.node.outputs[0].shape, ir.TensorType(dtype)
     both.outputs[0].shape, both.outputs[0].type = ir.Shape([product.shape[1]]), ir.TensorType(ir.DataType.FLOAT)
-    _replace(model, product, [*added, whole, cast, both, last])
+    replace_product(model, product, [*added, whole, cast, both, last])
 
 
 def _rounding_of(value: ir.Value, name: str) -> tuple[ir.Node, list[ir.Node]]:
@@ -80,7 +80,7 @@ def _rounding_of(value: ir.Value, name: str) -> tuple[ir.Node, list[ir.Node]]:
     return node, [node]
 
 
-def _replace(model: ir.Model, product: FloatProduct, nodes: Sequence[ir.Node]) -> None:
+def replace_product(model: ir.Model, product: FloatProduct, nodes: Sequence[ir.Node]) -> None:
     """Put nodes where a product was; the last one makes its output, and has its name."""
     old = product.node
     transpose = old.inputs[1].producer() if old.inputs[1] is not None else None
