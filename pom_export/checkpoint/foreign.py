@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from pom_export.checkpoint.pickles import SAFE_FORMAT_HINT
+from pom_export.checkpoint.quantized import CONFIG_HINT
+from pom_export.checkpoint.storages import BEFORE_QUANTIZING
 from pom_export.errors import CheckpointError
 from pom_export.files import mistaken_for
 
@@ -19,7 +21,6 @@ _JOIN_DISTRIBUTED: Final = (
     "Join it into one file: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} checkpoint.pt"
 )
 _JOIN_DEEPSPEED: Final = "Join it into one file: python zero_to_fp32.py {folder} OUTPUT, the script that lies beside it"
-_WIDER: Final = "Save the weights in bfloat16 or wider, before they are quantized"
 _TO_TORCH: Final = "Load it with the library that wrote it, and save a PyTorch state dict"
 _NAME_ONE: Final = "Give the folder or file of one model in it"
 _NUMPY: Final = "a NumPy archive"
@@ -66,13 +67,13 @@ _FOLDERS: Final = (
         _any(r"adapter_config\.json"),
     ),
     _Kind("a diffusers pipeline of several models", _NAME_ONE, _any(r"model_index\.json")),
-    _Kind("a llama.cpp model (GGUF)", _WIDER, _any(r".*\.gguf")),
+    _Kind("a llama.cpp model (GGUF)", BEFORE_QUANTIZING, _any(r".*\.gguf")),
 )
 
 _HEADS: Final = (
-    (b"GGUF", "a llama.cpp model (GGUF)", _WIDER),
-    (b"lmgg", "a llama.cpp model (GGML)", _WIDER),
-    (b"tjgg", "a llama.cpp model (GGML)", _WIDER),
+    (b"GGUF", "a llama.cpp model (GGUF)", BEFORE_QUANTIZING),
+    (b"lmgg", "a llama.cpp model (GGML)", BEFORE_QUANTIZING),
+    (b"tjgg", "a llama.cpp model (GGML)", BEFORE_QUANTIZING),
     (b"\x89HDF\r\n", "an HDF5 file, as Keras writes them", _TO_TORCH),
     (b"\x93NUMPY", "a NumPy array", _TO_TORCH),
 )
@@ -93,21 +94,21 @@ _SHARD: Final = re.compile(r"-\d{5}-of-(\d{5})\.")
 
 # Patterns in the names of a state dict whose weights are incomplete by themselves.
 _NAMES: Final = (
-    (re.compile(r"_packed_params"), "quantized by torch.ao.quantization (quantize_dynamic)", _WIDER),
+    (re.compile(r"_packed_params"), "quantized by torch.ao.quantization (quantize_dynamic)", BEFORE_QUANTIZING),
     (
         re.compile(r"\.SCB$|\.absmax$|\.quant_map$|\.quant_state\.|\.weight_format$"),
-        "quantized by bitsandbytes",
-        _WIDER,
+        "quantized by bitsandbytes, and parts of them are missing",
+        BEFORE_QUANTIZING,
     ),
-    (re.compile(r"\.activation_post_process\.|\.weight_fake_quant\."), "prepared for quantization", _WIDER),
-    (re.compile(r"\.qweight$|\.qzeros$"), "quantized by GPTQ or AWQ", _WIDER),
-    (re.compile(r"\.weight_packed$"), "quantized by compressed-tensors", _WIDER),
+    (re.compile(r"\.activation_post_process\.|\.weight_fake_quant\."), "prepared for quantization", BEFORE_QUANTIZING),
+    (re.compile(r"\.qweight$|\.qzeros$"), "quantized by GPTQ or AWQ", BEFORE_QUANTIZING),
+    (re.compile(r"\._\w+_qdata$"), "quantized by torchao, and its metadata is missing", BEFORE_QUANTIZING),
     (
         re.compile(r"\.weight_scale(_inv)?$|\.scale_weight$"),
-        "quantized: the weights have scales beside them",
-        _WIDER,
+        "quantized, with scales beside them, and no config.json says how",
+        CONFIG_HINT,
     ),
-    (re.compile(r"\.W_q$"), "quantized by HQQ", _WIDER),
+    (re.compile(r"\.W_q$"), "quantized by HQQ", BEFORE_QUANTIZING),
     (
         re.compile(r"(^|\.)_?flat_param(_\d+)?$"),
         "flattened by FullyShardedDataParallel, one file per rank",

@@ -99,7 +99,7 @@ def load_model(
         dtypes,
         found.chosen.name,
         found.others,
-        [*found.notes, *_settings_notes(spec, hints, tensors), *doubts],
+        [*checkpoint.notes_on(found.chosen), *found.notes, *_settings_notes(spec, hints, tensors), *doubts],
     )
 
 

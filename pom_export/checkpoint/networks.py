@@ -12,6 +12,7 @@ from torch import Size, Tensor
 from pom_export.checkpoint.architectures import ARCHITECTURES, Architecture
 from pom_export.checkpoint.families import MIXER
 from pom_export.checkpoint.prefixes import common_prefixes, without_wrappers
+from pom_export.checkpoint.quantized import QuantizedTensor
 from pom_export.checkpoint.weight_set import AVERAGES, NOT_AVERAGED, WeightSet, is_average, words
 
 # Words in the prefixes of two copies of a network, or of two networks, in a state dict.
@@ -25,6 +26,8 @@ COUNTERS: Final = frozenset({"n_averaged", "initted", "step", "steps", "decay", 
 """Names of the counters of averages: torch's AveragedModel, ema-pytorch, and LitEma."""
 _WHOLE_MODELS: Final = tuple(architecture for architecture in ARCHITECTURES if architecture.architecture != MIXER)
 _DEEPEST: Final = 7
+
+_SHAPED: Final = (Tensor, QuantizedTensor)
 
 _Groups = dict[str, dict[str, Any]]
 
@@ -132,7 +135,7 @@ def _names_average(prefix: str) -> bool:
 
 def _is_one_of(architectures: Sequence[Architecture], tensors: Mapping[str, Any]) -> bool:
     """Return whether names, apart from a shared prefix, are those of one of the given architectures."""
-    shapes: dict[str, Size] = {name: value.shape for name, value in tensors.items() if isinstance(value, Tensor)}
+    shapes: dict[str, Size] = {name: value.shape for name, value in tensors.items() if isinstance(value, _SHAPED)}
     for common in common_prefixes(shapes) if shapes else ():
         inner = {name.removeprefix(common): shape for name, shape in shapes.items()}
         if any(architecture.matches(inner) for architecture in architectures):

@@ -17,7 +17,8 @@ from pom_export.checkpoint.foreign import check_names, check_trainer, check_whol
 from pom_export.checkpoint.formats import check_index, files_beside, files_of_folder, read_content
 from pom_export.checkpoint.hints import Hints, hints_from
 from pom_export.checkpoint.pickles import SAFE_FORMAT_HINT
-from pom_export.checkpoint.settings import config_beside, settings_in
+from pom_export.checkpoint.quantized import QuantizedTensor, gather, notes_on
+from pom_export.checkpoint.settings import config_beside, quantization_beside, settings_in
 from pom_export.checkpoint.storages import OtherTensor
 from pom_export.checkpoint.unpickling import Inert
 from pom_export.checkpoint.values import with_room
@@ -26,7 +27,7 @@ from pom_export.checkpoint.weight_sets import find_sets, is_state_dict, saved_in
 from pom_export.errors import CheckpointError, InputError, with_article
 from pom_export.files import as_path, sha256_of
 
-_TENSORS = (Tensor, OtherTensor)
+_TENSORS = (Tensor, OtherTensor, QuantizedTensor)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ class Checkpoint:
     def state_dict(self, chosen: WeightSet) -> dict[str, Tensor]:
         """Return a set's tensors by name, after checking their kinds and sizes.
 
-        Their values are not read yet, so that even a huge file can be refused because of names and shapes.
+        Their values are not read yet, except for quantized ones, so that even a huge file can be refused because of
+        names and shapes.
 
         Raises:
             CheckpointError: an entry is not a tensor or has no plain values, or they claim more bytes than the file
@@ -101,6 +103,10 @@ class Checkpoint:
         numbered = {f"{chosen.path}[{number}]": value for number, value in enumerate(chosen.values or ())}
         return list(with_room(self.path, self._bytes, numbered).values())
 
+    def notes_on(self, chosen: WeightSet) -> list[str]:
+        """Return remarks about how a set's weights are stored, one sentence each."""
+        return notes_on(chosen.tensors.values() if chosen.values is None else chosen.values)
+
     @property
     def _bytes(self) -> int:
         return sum(file.stat().st_size for file in self.files)
@@ -119,14 +125,19 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     files = files_of_folder(place) if place.is_dir() else [place]
     hints, settings = Hints(), Hints()
     contents = []
+    described: dict[str, str] = {}
     for file in files:
         content, metadata = read_content(file)
         hints = hints.over(hints_from(metadata, f"{file}'s metadata"))
         settings = settings.over(settings_in(content))
+        described |= metadata
         contents.append(_mapping(file, content))
     if place.is_dir() and all(map(is_state_dict, contents)):
         check_index(place, files, contents)
-    sets = find_sets(files[0], contents[0]) if len(files) == 1 else find_sets(place, _joined(files, contents))
+    whole = contents[0] if len(files) == 1 else _joined(files, contents)
+    source = files[0] if len(files) == 1 else place
+    gather(source, whole, described, quantization_beside(files[0].parent))
+    sets = find_sets(source, whole)
     if not sets:
         check_trainer(files[0], contents[0])
         raise _no_weights(files[0], contents[0])

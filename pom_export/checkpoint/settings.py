@@ -56,14 +56,33 @@ def config_beside(folder: Path) -> Hints:
     Raises:
         CheckpointError: the file is not a JSON object.
     """
+    config, file = _config_of(folder), folder / _CONFIG
+    if config is None:
+        return Hints()
+    nested = {key: value for key, value in config.items() if isinstance(value, (dict, list))}
+    return hints_from(config, str(file)).over(settings_in(nested, f"{file}: "))
+
+
+def _config_of(folder: Path) -> dict[str, Any] | None:
+    """Return what a folder's config.json holds, if there is one."""
     file = folder / _CONFIG
     if not file.is_file():
-        return Hints()
+        return None
     config = read_json(file)
     if not isinstance(config, dict):
         raise CheckpointError(f"{file} holds {kind_of(config)}, not an object", "Correct it or move it away")
-    nested = {key: value for key, value in config.items() if isinstance(value, (dict, list))}
-    return hints_from(config, str(file)).over(settings_in(nested, f"{file}: "))
+    return config
+
+
+def quantization_beside(folder: Path) -> Mapping[str, Any] | None:
+    """Return how the weights are quantized according to a folder's config.json; None if it does not say.
+
+    Raises:
+        CheckpointError: the file is not a JSON object.
+    """
+    config = _config_of(folder)
+    said = (config or {}).get("quantization_config")
+    return said if isinstance(said, dict) else None
 
 
 def settings_in(content: Any, source: str = "the file's ") -> Hints:

@@ -12,6 +12,9 @@ from torch import Tensor
 from pom_export.checkpoint.unpickling import Calls, Inert, PickleError
 from pom_export.errors import with_article
 
+BEFORE_QUANTIZING: Final = "Save the weights in bfloat16 or wider, before they are quantized"
+"""What to do about weights in a layout that is not read."""
+
 _MOST_DIMENSIONS: Final = 64
 _DTYPES: Final = {
     "DoubleStorage": torch.float64,
@@ -49,8 +52,8 @@ _CLASSES: Final = (
         "Save the full state dict (get_model_state_dict with full_state_dict=True), or join a distributed checkpoint "
         "with python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER checkpoint.pt",
     ),
-    ("torchao", "quantized by torchao", "Save the weights in bfloat16 or wider, before they are quantized"),
-    ("bitsandbytes", "quantized by bitsandbytes", "Save the weights in bfloat16 or wider, before they are quantized"),
+    ("torchao", "quantized by torchao", BEFORE_QUANTIZING),
+    ("bitsandbytes", "quantized by bitsandbytes", BEFORE_QUANTIZING),
 )
 
 
@@ -85,7 +88,7 @@ class OtherTensor(Inert):
         classes = [part.name for part in contents if isinstance(part, Inert)]
         for pattern, kind, hint in _CLASSES:
             if any(pattern in one for one in (name, *classes)):
-                self.kind, self.hint = kind, hint
+                self.kind, self.hint = f"{kind} ({classes[0].rpartition('.')[2]})" if classes else kind, hint
         if self.kind == _OWN_CLASS and classes:
             self.kind = f"{_OWN_CLASS}, {classes[0]}"
 
@@ -135,14 +138,17 @@ def _rebuild_v3(storage: Any, offset: Any, size: Any, stride: Any, _: Any, __: A
     return _strided(storage, offset, size, stride, known)
 
 
-def _rebuild_from_type(function: Any, kind: Any, arguments: Any, __: Any = None) -> Any:
+def _rebuild_from_type(function: Any, kind: Any, arguments: Any, state: Any = None) -> Any:
     """Rebuild a tensor with attributes of its own, which are dropped; or return a subclass's without rebuilding it."""
     known = CALLS.get(function.name) if isinstance(function, Inert) else None
     if known is None and isinstance(function, Inert):
         return OtherTensor(function.name, (kind,))
     if known is None or known is _rebuild_from_type or not isinstance(arguments, tuple):
         raise PickleError("a tensor in it is rebuilt in a way that torch.save does not know")
-    return known(*arguments)
+    made = known(*arguments)
+    if isinstance(made, OtherTensor):
+        made.state = state  # the parts of a tensor of a class of its own
+    return made
 
 
 def _other(name: str) -> Callable[..., OtherTensor]:

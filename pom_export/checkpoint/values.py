@@ -9,7 +9,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from pom_export.checkpoint.storages import OtherTensor
+from pom_export.checkpoint.quantized import LayoutError, QuantizedTensor
+from pom_export.checkpoint.storages import BEFORE_QUANTIZING, OtherTensor
 from pom_export.errors import CheckpointError
 
 _FLOAT_TYPES: Final = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -20,8 +21,10 @@ _SMALL: Final = 64 << 20
 _VALUES_AT_ONCE: Final = 1 << 24
 
 
-def with_room(file: Path, file_bytes: int, entries: Mapping[str, Tensor | OtherTensor]) -> dict[str, Tensor]:
-    """Return a file's weights, after checking their kinds and shapes.
+def with_room(
+    file: Path, file_bytes: int, entries: Mapping[str, Tensor | OtherTensor | QuantizedTensor]
+) -> dict[str, Tensor]:
+    """Return a file's weights, after checking their kinds and shapes; quantized ones are dequantized.
 
     Args:
         file: for messages.
@@ -29,25 +32,38 @@ def with_room(file: Path, file_bytes: int, entries: Mapping[str, Tensor | OtherT
         entries: the weights by name.
 
     Raises:
-        CheckpointError: one is not stored value by value or is empty, or together they claim more values than the file
-            has.
+        CheckpointError: one is not stored value by value or is empty, its numbers are not ones that its layout can
+            have, or together they claim more values than the file has.
     """
-    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Tensor] = {}
+    quantized: dict[str, QuantizedTensor] = {}
     for name, entry in entries.items():
+        if isinstance(entry, QuantizedTensor):
+            quantized[name] = entry
+            continue
         if isinstance(entry, OtherTensor):
             raise CheckpointError(f"{file}: {name} is {entry.kind}", entry.hint)
         if name.endswith(_OF_MIXERS) and entry.dtype not in _FLOAT_TYPES:  # before its scales are reported as unknown
             raise CheckpointError(f"{file}: {name} is {entry.dtype}", _type_hint(entry.dtype))
         if not entry.numel():
             raise CheckpointError(f"{file}: {name} of shape {tuple(entry.shape)} holds no values", _EMPTY_HINT)
-        tensors[name] = entry
-    claimed = sum(tensor.nbytes for _, tensor in _distinct(tensors.items()))
+        plain[name] = entry
+    parts = {f"{name}[{i}]": part for name, entry in quantized.items() for i, part in enumerate(entry.parts)}
+    claimed = sum(tensor.nbytes for _, tensor in _distinct({**plain, **parts}.items()))
     if claimed > 2 * file_bytes + _SMALL:
         raise CheckpointError(
             f"{file} claims {claimed:,} bytes of weights, more than it can hold: they repeat their values",
             "Save them contiguous: tensor.clone()",
         )
-    return tensors
+    return {name: plain[name] if name in plain else _computed(file, name, quantized[name]) for name in entries}
+
+
+def _computed(file: Path, name: str, entry: QuantizedTensor) -> Tensor:
+    """Return the values of a quantized weight."""
+    try:
+        return entry.values
+    except LayoutError as error:
+        raise error.of(file, name) from error
 
 
 def check_values(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -70,7 +86,7 @@ def _type_hint(dtype: torch.dtype) -> str:
     if "float" in str(dtype):
         return "Save the weights in bfloat16 or wider: the scales of such narrow types are stored elsewhere"
     if dtype in {torch.int8, torch.uint8}:
-        return "Quantized weights are not supported: save them in bfloat16 or wider"
+        return f"Its scales are not in the file. {BEFORE_QUANTIZING}"
     return "Weights must be floating point"
 
 

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from pom_export.checkpoint.networks import networks_of
 from pom_export.checkpoint.prefixes import without_wrappers
+from pom_export.checkpoint.quantized import QuantizedTensor
 from pom_export.checkpoint.storages import OtherTensor
 from pom_export.checkpoint.unpickling import Inert
 from pom_export.checkpoint.weight_set import MARKS, NOT_AVERAGED, WeightSet, is_average, words
 from pom_export.errors import CheckpointError, kind_of
 
-_TENSORS: Final = (Tensor, OtherTensor)
+_TENSORS: Final = (Tensor, OtherTensor, QuantizedTensor)
 # Words in a path that only indicate weights.
 _PLAIN: Final = NOT_AVERAGED | {"model", "state", "dict", "net", "network", "module", "weights", "params"}
 # "ema2", or "emas.2" for a list, but not the decimals of "ema.0.99".
@@ -197,8 +198,8 @@ def _is_optimizers(path: Sequence[str]) -> bool:
     return False
 
 
-def _is_floating(value: Tensor | OtherTensor) -> bool:
-    return isinstance(value, OtherTensor) or value.is_floating_point()
+def _is_floating(value: Tensor | OtherTensor | QuantizedTensor) -> bool:
+    return not isinstance(value, Tensor) or value.is_floating_point()
 
 
 def _swapped(content: Mapping[Any, Any], found: list[WeightSet]) -> list[WeightSet]:
@@ -243,6 +244,8 @@ def _once(found: list[WeightSet]) -> list[WeightSet]:
 
 
 def _view(entry: Any) -> Any:
+    if isinstance(entry, QuantizedTensor):
+        return tuple(map(_view, entry.parts))
     if not isinstance(entry, Tensor):
         return id(entry)
     return entry.data_ptr(), entry.dtype, entry.shape, entry.stride()

@@ -125,7 +125,6 @@ def test_types_that_torch_has_no_tensors_of(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("added", "seen"),
     [
-        ({"ag_proj.weight": torch.ones(8, 16, dtype=torch.int8), "ag_proj.SCB": torch.ones(8)}, "bitsandbytes"),
         ({"ag_proj.weight.absmax": torch.ones(8)}, "bitsandbytes"),
         ({"ag_proj.qweight": torch.ones(8, dtype=torch.int32), "ag_proj.weight": None}, "GPTQ"),
         ({"ag_proj.weight_scale": torch.ones(1)}, "scales"),
