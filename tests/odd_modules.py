@@ -109,6 +109,31 @@ def _with_other_data(_: Any, y: Tensor, __: Tensor) -> Tensor:
     return y
 
 
+class QuantizationScheme:
+    """A double of what compressed-tensors attaches to each layer that it quantizes."""
+
+    __module__ = "compressed_tensors.quantization.quant_scheme"
+
+
+class Int8Tensor(Tensor):
+    """A double of torchao's tensors of int8."""
+
+    __module__ = "torchao.quantization"
+
+
+def _compressed() -> nn.Module:
+    layer = nn.Linear(WIDTH, WIDTH)
+    del layer.weight  # it is packed, under another name
+    layer.quantization_scheme = QuantizationScheme()
+    return Net(lambda m, y, x: y, part=layer)
+
+
+def _of_torchao() -> nn.Module:
+    layer = nn.Linear(WIDTH, WIDTH)
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Int8Tensor), requires_grad=False)
+    return Net(lambda m, y, x: m.part(y), part=layer)
+
+
 def _quantized() -> nn.Module:
     with torch.random.fork_rng():
         model = Net(lambda m, y, x: m.linear(y), linear=nn.Linear(WIDTH, WIDTH))
@@ -161,6 +186,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         r"part \(Linear\) is a TorchScript module",
     ),
     "quantized": (_quantized, r"\(Linear\) holds quantized weights, which only torch\.ao.*dtype='float16'"),
+    "compressed": (_compressed, r"\(Linear\) holds quantized weights, which only compressed_tensors's .*quantize`"),
+    "torchao": (_of_torchao, r"weight is quantized by torchao: Int8Tensor\. Replace it by its dequantize\(\)"),
     "meta": (lambda: Net(same).to("meta"), "has no values"),
     "lazy": (lambda: Net(lambda m, y, x: m.part(y), part=nn.LazyLinear(4)), "part.weight has no size yet"),
     "sparse weights": (_sparse, "weight is sparse"),

@@ -16,9 +16,14 @@ _PLAIN_CLASSES = (Tensor, nn.Parameter, nn.Buffer)
 # Packages with modules whose weights are packed for special kernels.
 _QUANTIZED = (
     *("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.qat", "torch.ao.nn.intrinsic.qat"),
-    *("torch.ao.quantization.fake_quantize", "bitsandbytes", "torchao", "auto_gptq", "optimum.quanto"),
+    *("torch.ao.quantization.fake_quantize", "bitsandbytes", "torchao", "auto_gptq", "gptqmodel", "awq", "hqq"),
+    "optimum.quanto",
 )
-_BEFORE = "Export the model as it was before that; dtype='float16' or 'bfloat16' makes its file smaller"
+_BEFORE = (
+    "Export the model as it was before that, and quantize the file (`pom-export quantize`); dtype='float16' or "
+    "'bfloat16' makes it smaller too"
+)
+_SCHEME = "quantization_scheme"  # the attribute of any module that compressed-tensors quantizes
 _GATHER = (
     "Build the model without sharding, and load into it what torch.distributed.checkpoint.state_dict."
     "get_model_state_dict returns with StateDictOptions(full_state_dict=True)"
@@ -39,6 +44,11 @@ _KINDS: tuple[tuple[Callable[[Tensor], bool], str, str], ...] = (
     (lambda tensor: tensor.layout != torch.strided, "is sparse", "Replace it by its to_dense()"),
     (lambda tensor: hasattr(tensor, "full_tensor"), "is spread over processes (DTensor)", _GATHER),
     (
+        lambda tensor: type(tensor).__module__.startswith("torchao."),
+        "is quantized by torchao",
+        "Replace it by its dequantize(), and quantize the exported file (`pom-export quantize`)",
+    ),
+    (
         lambda tensor: type(tensor) not in _PLAIN_CLASSES and hasattr(tensor, "__tensor_flatten__"),
         "is of a class of its own",
         "Replace it by a plain tensor (often: dequantize())",
@@ -56,7 +66,7 @@ def check_weights(module: nn.Module) -> None:
                 f"{where} is a TorchScript module, whose Python code is no longer there",
                 "Use the module that it was made from instead",
             )
-        if package := next((each for each in _QUANTIZED if type(part).__module__.startswith(f"{each}.")), ""):
+        if package := _quantizer(part):
             raise InputError(f"{where} holds quantized weights, which only {package}'s kernels can use", _BEFORE)
         if _is_sharded(part):
             raise InputError(f"{where} holds its weights in pieces (FullyShardedDataParallel)", _GATHER)
@@ -64,6 +74,13 @@ def check_weights(module: nn.Module) -> None:
         for is_kind, what, remedy in _KINDS:
             if is_kind(tensor):
                 raise InputError(f"{plain_name(name)} {what}: {type(tensor).__name__}", remedy)
+
+
+def _quantizer(part: nn.Module) -> str:
+    """Return the package whose kernels a module needs for its weights; "" for others."""
+    if type(vars(part).get(_SCHEME)).__module__.startswith("compressed_tensors."):
+        return "compressed_tensors"
+    return next((each for each in _QUANTIZED if type(part).__module__.startswith(f"{each}.")), "")
 
 
 def _is_sharded(part: nn.Module) -> bool:
