@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         fuse,
         inline,
         inspect,
+        quantize,
         verify,
         write_report,
     )
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from pom_export.packaging.package import PackageResult, package
     from pom_export.parity.modules import DebugReport
     from pom_export.parity.report import ParityReport
+    from pom_export.quantization.report import QuantizeResult
     from pom_export.runtime.library import custom_ops_library, plugin_library
     from pom_export.runtime.session import inference_session
     from pom_export.runtime.streaming.session import StreamingSession
@@ -73,6 +75,7 @@ _HOMES = {
     "PrecisionReport": "debugging.precision",
     "PrecisionTrial": "debugging.precision",
     "ProductMixer": "mixer",
+    "QuantizeResult": "quantization.report",
     "RotaryPolynomialMixer": "mixer",
     "RunResult": "batches.running",
     "State": "runtime.streaming.state",
@@ -92,6 +95,7 @@ _HOMES = {
     "merge_states": "runtime.streaming.state",
     "package": "packaging.package",
     "plugin_library": "runtime.library",
+    "quantize": "api",
     "replace_attention": "attention",
     "run": "batches.running",
     "run_files": "batches.running",
@@ -121,6 +125,7 @@ __all__ = [
     "PrecisionReport",
     "PrecisionTrial",
     "ProductMixer",
+    "QuantizeResult",
     "RotaryPolynomialMixer",
     "RunResult",
     "State",
@@ -141,6 +146,7 @@ __all__ = [
     "merge_states",
     "package",
     "plugin_library",
+    "quantize",
     "replace_attention",
     "run",
     "run_files",

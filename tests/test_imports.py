@@ -21,7 +21,7 @@ LAYERS = (
     "version", "contract", "errors", "suggestions", "values", "stages", "json_text", "interrupts", "process_wide",
     "quiet", "files", "archives", "arrays", "torch_patches", "torch_modes", "function_mode", "mixer", "attention",
     "models", "checkpoint", "graph", "runtime", "text", "images", "engine", "parity", "batches", "debugging",
-    "quantize", "api", "bench", "checkup", "packaging", "serving", "cli", "__main__",
+    "quantization", "api", "bench", "checkup", "packaging", "serving", "cli", "__main__",
 )  # fmt: skip
 
 

@@ -15,12 +15,16 @@ from pom_export import (
     ModelInspection,
     PrecisionReport,
     PrecisionTrial,
+    QuantizeResult,
     RunResult,
 )
 from pom_export.checkup.findings import DoctorReport, Finding
 from pom_export.parity.comparison import Difference
 from pom_export.parity.modules import DebugReport, ModuleResult, ModuleRun
 from pom_export.parity.report import CaseResult, Comparison, ParityReport
+from pom_export.quantization.quality import Quality
+from pom_export.quantization.report import QuantizedModule
+from pom_export.quantization.speed import Speed
 
 PAGE = (Path(__file__).parents[1] / "docs" / "json.md").read_text()
 
@@ -45,6 +49,12 @@ def test_a_search_for_precision() -> None:
 
 def test_an_inlining() -> None:
     assert keys_of("`inline`") == [{field.name for field in fields(InlineResult)}]
+
+
+def test_a_quantization() -> None:
+    result = {field.name for field in fields(QuantizeResult)}
+    parts = [{field.name for field in fields(kind)} for kind in (Quality, Speed, QuantizedModule)]
+    assert keys_of("`quantize`") == [result, parts[0], parts[1] | {"ratio"}, parts[2]]
 
 
 def test_a_fusion() -> None:

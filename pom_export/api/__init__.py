@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pom_export.api.inlining import InlineResult, inline
     from pom_export.api.inspecting import inspect
     from pom_export.api.inspections import CheckpointInspection, EngineInspection, Inspection, ModelInspection
+    from pom_export.api.quantizing import quantize
     from pom_export.api.verifying import verify, write_report
 
 # Imported on first use: the command line checks arguments before anything slow is imported.
@@ -30,6 +31,7 @@ _HOMES = {
     "fuse": "fusing",
     "inline": "inlining",
     "inspect": "inspecting",
+    "quantize": "quantizing",
     "verify": "verifying",
     "write_report": "verifying",
 }
@@ -48,6 +50,7 @@ __all__ = [
     "fuse",
     "inline",
     "inspect",
+    "quantize",
     "verify",
     "write_report",
 ]

@@ -27,6 +27,7 @@ _COMMANDS = {
     "export": "Export a checkpoint or a module to ONNX with the custom op.",
     "fuse": "Put the custom op into a plain ONNX export.",
     "inline": "Rewrite a model in standard operators, for runtimes without functions.",
+    "quantize": "Make a model's weights smaller, and measure what that costs.",
     "inspect": "Describe a checkpoint, a model or an engine.",
     "verify": "Compare an exported model with PyTorch.",
     "debug": "Find the module of an exported model that differs, and why.",

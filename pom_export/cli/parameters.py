@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -149,3 +150,20 @@ def parse_static(text: str) -> tuple[int, int]:
             f"--static {text} is {batch * tokens} tokens", f"The model is run on them: at most {_MOST_TOKENS}"
         )
     return batch, tokens
+
+
+def parse_share(text: str) -> float:
+    """Parse `0.5%` or `0.005`.
+
+    Raises:
+        InputError: the text is no number above 0.
+    """
+    number = text.strip()
+    percent = number.endswith("%")
+    try:
+        value = float(number.removesuffix("%"))
+    except ValueError:
+        value = 0.0
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(f"{text!r} is no share above 0", "Example: 0.5% or 0.005")
+    return value / 100 if percent else value

@@ -32,6 +32,7 @@ COMMANDS = [
         "serve",
         "doctor",
         "package",
+        "quantize",
     )
 ]
 # Folders whose texts are about the command line, and files that write other programs' options.

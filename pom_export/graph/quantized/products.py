@@ -54,6 +54,12 @@ class FloatProduct:
         first, second = shape.numpy()
         return (second, first) if self.transposed else (first, second)
 
+    @property
+    def size(self) -> int:
+        """How many numbers the matrix has."""
+        rows, columns = self.shape
+        return rows * columns
+
     def matrix(self) -> npt.NDArray[np.float32]:
         """Return the matrix as it is multiplied by: (K, N)."""
         tensor = self.initializer.const_value

@@ -99,6 +99,6 @@ def _scales(scales: np.ndarray, product: FloatProduct) -> np.ndarray:
         wrong = scales[~held | (narrow <= 0)].flat[0]
         raise InputError(
             f"{product.name} needs a scale of {wrong:.3g}, which {dtype.name.lower()} does not hold closely enough",
-            f"Keep it in float: `keep=[{product.name!r}]`",
+            f"Keep it in float: `keep_float32=[{product.name!r}]`",
         )
     return narrow

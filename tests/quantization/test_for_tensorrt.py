@@ -13,11 +13,11 @@ from pom_export.graph.passes.claim_least import ClaimLeastPass
 from pom_export.graph.quantized.products import float_products
 from pom_export.graph.quantized.reading import FIXED, quantized_products
 from pom_export.graph.saving import save_model
-from pom_export.quantize.activations import activation_scales
-from pom_export.quantize.for_tensorrt import kept_by_default, nearest_positive, write_for_tensorrt
+from pom_export.quantization.activations import activation_scales
+from pom_export.quantization.for_tensorrt import kept_by_default, nearest_positive, write_for_tensorrt
 from pom_export.runtime.session import inference_session
 
-RANDOM = np.random.default_rng(0)
+
 CHECKPOINTS = Path(__file__).parents[1] / "data" / "golden"
 
 
@@ -30,7 +30,8 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 @pytest.mark.parametrize(("kind", "steps"), [("int8", 254), ("int4", 14)])
 def test_integers_are_within_half_a_step_of_what_is_not_cut_off(kind: str, steps: int) -> None:
-    matrix = RANDOM.standard_normal((64, 5)).astype(np.float32)
+    random = np.random.default_rng(0)
+    matrix = random.standard_normal((64, 5)).astype(np.float32)
     matrix[:, 2] = 0
     weight = nearest_positive(matrix, kind)
     assert (weight.scales > 0).all()
@@ -48,7 +49,8 @@ def test_integers_are_within_half_a_step_of_what_is_not_cut_off(kind: str, steps
 
 
 def test_eight_bit_floats_are_within_a_sixteenth() -> None:
-    matrix = RANDOM.standard_normal((64, 5)).astype(np.float32)
+    random = np.random.default_rng(0)
+    matrix = random.standard_normal((64, 5)).astype(np.float32)
     weight = nearest_positive(matrix, "fp8")
     assert weight.type == "fp8"
     normal = np.abs(matrix) > np.abs(matrix).max(0) / 2**14
@@ -72,7 +74,8 @@ def test_a_file_is_written_that_computes_nearly_the_same(
     model = ir.load(exported)
     products = float_products(model)
     width = products[0].shape[0]
-    feeds = [{"x": RANDOM.standard_normal((2, 16, width)).astype(np.float32)} for _ in range(4)]
+    random = np.random.default_rng(0)
+    feeds = [{"x": random.standard_normal((2, 16, width)).astype(np.float32)} for _ in range(4)]
     keep = kept_by_default(products, activations)
     scales = {}
     if activations:

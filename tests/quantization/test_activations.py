@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from pom_export.errors import InputError
-from pom_export.quantize.activations import METHODS, Magnitudes, activation_scales, magnitudes
+from pom_export.quantization.activations import METHODS, Magnitudes, activation_scales, magnitudes
 
 RANDOM = np.random.default_rng(0)
 

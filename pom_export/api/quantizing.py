@@ -1,0 +1,146 @@
+"""Quantize: make a file's weights smaller, as far as its quality allows, and measure what that cost."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+from pom_export.api.arguments import check_count
+from pom_export.api.progress import Progress, silent
+from pom_export.api.side_files import check_recording_place, own_side_files
+from pom_export.errors import InputError, only_ours
+from pom_export.files import scratch_folder, sha256_of, staged_output
+from pom_export.graph.claims import WEIGHT_TYPES
+from pom_export.graph.exported_model import PRECISIONS, ExportedModel, read_model
+from pom_export.parity.inputs import Inputs
+from pom_export.parity.recording import recorded_model, recording_path
+from pom_export.quantization.choosing import Budget
+from pom_export.quantization.recipes import PURPOSES
+from pom_export.quantization.report import QuantizeResult
+from pom_export.stages import logged
+from pom_export.suggestions import did_you_mean
+from pom_export.values import is_number
+
+_LOG = logging.getLogger(__name__)
+_MAX_LOSS: Final = 0.01
+"""What a model's own measure may lose by default."""
+
+
+@only_ours
+def quantize(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    weights: str = "int8",
+    calibrate: Inputs | None = None,
+    tokenizer: str = "auto",
+    max_loss: float | None = None,
+    max_error: float | None = None,
+    keep_float32: Sequence[str] = (),
+    target: str = "both",
+    seed: int = 0,
+    progress: Progress = silent,
+) -> QuantizeResult:
+    """Write a copy of an exported file whose matrix products have weights of 8 or 4 bits, for ONNX Runtime on a CPU.
+
+    Coefficients, biases, norms, the aggregation and states stay in float32, and so do products that cost more than the
+    budget allows. The file keeps the custom op, its functions, the metadata and the interface. Before it appears, it is
+    compared with the original with the same rounded weights, and its quality is measured on inputs that were held out.
+
+    Args:
+        model: a float32 ONNX file that an export wrote, with a state or without.
+        output: path of the new file.
+        weights: "int8" or "int4", the type of most weights. Where that costs too much, products get the next wider one.
+        calibrate: what to calibrate on and to measure with: a file of text, for a language model; or a .npz or arrays
+            by name with the model's inputs, batch first, and optionally "labels", (B,) int, the right class of each
+            row. A quarter is held out. None: text that the model writes itself if it is a stateful language model, else
+            random inputs, which say nothing of its purpose.
+        tokenizer: for text: "auto", "bytes", "gpt2", or the path of a tokenizer.json.
+        max_loss: the most that the model's own measure (bits a byte, accuracy) may be worse, as a share of it; default:
+            0.01, if there is such a measure and no `max_error`.
+        max_error: the largest error of an output, relative to its largest magnitude.
+        keep_float32: names of modules, or patterns, whose products stay in float32.
+        target: what the file is made for: "decode" (a token a call), "prefill" (prompts), or "both". The form of the
+            products is the fastest here of those that are within the budget.
+        seed: of random inputs.
+        progress: called with one line per stage; the lines are also logged at level INFO.
+
+    Returns:
+        What was done, what it cost, and what it gained.
+
+    Raises:
+        InputError: the file or an argument is unusable: it is quantized already, or not float32, or has NaN weights.
+        ParityError: no file is within the budget, or the new one does not compute what it should; nothing is written.
+        MissingDependencyError: ONNX Runtime is not installed.
+    """
+    progress = logged(progress, _LOG)
+    budget = _budget(max_loss, max_error)
+    _check(weights, target, keep_float32)
+    check_count("seed", seed, "The same seed draws the same inputs")
+    original = read_model(model)
+    _check_model(original)
+    recording = recording_path(original.path)
+    has_recording = recorded_model(recording) == sha256_of(original.path)
+    sources = [original.path, *original.weights, recording]
+    sources += [] if calibrate is None or isinstance(calibrate, Mapping) else [Path(calibrate)]
+    beside = [recording_path(output)] if has_recording else []
+    with ExitStack() as stack:
+        staged = stack.enter_context(
+            staged_output(output, *sources, beside=beside, stale=lambda: own_side_files(output))
+        )
+        if has_recording:
+            check_recording_place(output)
+        folder = stack.enter_context(scratch_folder())
+        from pom_export.quantization.data import data_for
+        from pom_export.quantization.job import Job
+
+        data = data_for(original, calibrate, tokenizer, seed)
+        progress(f"measuring on {data.source}")
+        with Job(original, data, budget, weights, target, keep_float32, folder, progress) as job:
+            made = job.run()
+            made.file.replace(staged)
+            result = job.result(made, staged, os.fspath(output))
+            if has_recording:
+                job.save_recording(made, staged)
+        return result
+
+
+def _budget(max_loss: float | None, max_error: float | None) -> Budget:
+    for name, value in (("max_loss", max_loss), ("max_error", max_error)):
+        if value is not None and not (is_number(value) and math.isfinite(value) and value > 0):
+            raise InputError(f"`{name}` must be a share above 0, got {value!r}", f"Example: `{name}=0.01` for 1 %")
+    default = None if max_loss is not None or max_error is not None else _MAX_LOSS
+    return Budget(max_loss if max_loss is not None else default, max_error)
+
+
+def _check(weights: str, target: str, keep_float32: Sequence[str]) -> None:
+    for name, value, known in (("weights", weights, WEIGHT_TYPES), ("target", target, PURPOSES)):
+        if value not in known:
+            hint = did_you_mean(str(value), known) or f"Choose one of {', '.join(known)}"
+            raise InputError(f"`{name}` {value!r} is not known", hint)
+    is_list = isinstance(keep_float32, Sequence) and not isinstance(keep_float32, str)
+    if not is_list or not all(isinstance(name, str) and name for name in keep_float32):
+        raise InputError(
+            f"`keep_float32` must be a list of modules' names, got {keep_float32!r}",
+            "Example: `keep_float32=['head']`",
+        )
+
+
+def _check_model(model: ExportedModel) -> None:
+    """Refuse a file that cannot be quantized, before anything slow."""
+    import onnx_ir as ir
+
+    from pom_export.graph.quantized.operators import is_quantized
+
+    if is_quantized(ir.load(model.path, format="protobuf")):
+        raise InputError(f"{model.path} is quantized already", "Give the float32 file that it was made from")
+    if model.precision != PRECISIONS[0]:
+        raise InputError(
+            f"{model.path} is in {model.precision}, and scales are chosen for float32 weights",
+            "Export it in float32, and quantize that file",
+        )

@@ -1,0 +1,206 @@
+"""The inputs on which a file is quantized, and those that are held out to measure what it cost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from pom_export.errors import InputError
+from pom_export.files import readable_file
+from pom_export.graph.exported_model import CAUSAL, ExportedModel, TensorSpec, is_past
+from pom_export.parity.case import Array, Arrays
+from pom_export.parity.inputs import Inputs, case_of, read_arrays
+from pom_export.parity.trials import trial_cases
+from pom_export.quantization.own_text import written_by
+from pom_export.runtime.streaming.interface import stateful_interface
+from pom_export.text.tokenizers import AUTO, choose_tokenizer
+
+LABELS: Final = "labels"
+"""The array of a .npz with the right class of each row."""
+IDS: Final = "input_ids"
+
+# Tokens of one row of a text, at most; and rows of one call.
+_LENGTH: Final = 512
+_ROWS: Final = 8
+# Rows of a text at most, of which a quarter is held out; and the fewest tokens of a row.
+_MOST_ROWS: Final = 48
+_FEWEST_TOKENS: Final = 16
+_HELD_OUT: Final = 4
+_BATCHED: Final = 2
+
+
+@dataclass(frozen=True)
+class Data:
+    """Inputs of a model, in calls.
+
+    Attributes:
+        calibration: the calls on which scales and products are chosen.
+        held_out: the calls on which the result is measured.
+        source: where they come from, in words.
+        is_text: whether they are tokens of a text, each of which predicts the next.
+        bytes_per_token: of a text.
+        labels: for each held-out call, the right class of each row, (B,); empty if they are not known.
+        drawn: whether the inputs are random, so that they say nothing about the model's purpose.
+    """
+
+    calibration: Sequence[Arrays]
+    held_out: Sequence[Arrays]
+    source: str
+    is_text: bool = False
+    bytes_per_token: float = 1.0
+    labels: Sequence[Array] = field(default_factory=tuple)
+    drawn: bool = False
+
+
+def is_language_model(model: ExportedModel) -> bool:
+    """Return whether a file takes token ids alone, and predicts each token from those before it."""
+    given = [spec for spec in model.inputs if not is_past(spec.name)]
+    sees_past = model.stateful == CAUSAL or (not model.stateful and model.properties.get("mask") == CAUSAL)
+    takes_ids = [spec.name for spec in given] == [IDS] and len(given[0].axes) == _BATCHED
+    return takes_ids and sees_past and len(model.outputs[0].axes) == _BATCHED + 1
+
+
+def data_for(model: ExportedModel, calibrate: Inputs | None, tokenizer: str, seed: int) -> Data:
+    """Return the inputs to quantize a file on.
+
+    Args:
+        model: the file.
+        calibrate: a file of text for a language model; a .npz, or arrays by name, of the model's inputs, whose first
+            dimension is the batch, and optionally of "labels"; None: text that the model writes, or random inputs.
+        tokenizer: how text becomes tokens; see `choose_tokenizer`.
+        seed: of what is random.
+
+    Raises:
+        InputError: the file is unusable or too short.
+    """
+    if calibrate is None:
+        return _own_data(model, seed)
+    if not isinstance(calibrate, Mapping) and Path(calibrate).suffix != ".npz":
+        return _text_data(model, os.fspath(calibrate), tokenizer)
+    if tokenizer != AUTO:
+        raise InputError("`tokenizer` is for a file of text", "Leave it out")
+    name, arrays = read_arrays(calibrate)
+    return _array_data(model, name, arrays)
+
+
+def _own_data(model: ExportedModel, seed: int) -> Data:
+    if is_language_model(model) and model.stateful:
+        ids = written_by(model, seed)
+        return _of_text(model, ids, "text that the model wrote itself", 1.0)
+    cases = trial_cases(model, seed)
+    held_out = trial_cases(model, seed + 1)
+    return Data([case.feed for case in cases], [case.feed for case in held_out], "random inputs", drawn=True)
+
+
+def _text_data(model: ExportedModel, path: str, tokenizer: str) -> Data:
+    if not is_language_model(model):
+        raise InputError(
+            f"{path} is taken for text, and {model.path.name} is no language model that takes tokens alone",
+            "Give `calibrate` a .npz of the model's inputs",
+        )
+    text = readable_file(path, "file of text").read_bytes()
+    vocabulary = model.outputs[0].axes[-1]
+    if not isinstance(vocabulary, int):
+        raise InputError(f"{model.path.name} does not say how many tokens it knows", "Give `calibrate` a .npz")
+    try:
+        written = text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8: {error.reason} at byte {error.start}", "Give a file of text") from error
+    ids = choose_tokenizer(tokenizer, vocabulary).encode(written)
+    if ids and max(ids) >= vocabulary:
+        raise InputError(
+            f"the tokenizer gives token {max(ids)}, but the model has {vocabulary}",
+            "Choose the tokenizer that the model was trained with: `tokenizer`",
+        )
+    length = _length(model)
+    rows = len(ids) // length
+    if rows < _HELD_OUT:
+        raise InputError(
+            f"{path} has {len(ids)} tokens, and {_HELD_OUT * length} are needed: {_HELD_OUT} rows of {length}",
+            "Give more text",
+        )
+    # Rows from all over the file, if it is longer than needed.
+    chosen = np.linspace(0, rows - 1, min(rows, _MOST_ROWS)).astype(int)
+    table = np.array(ids[: rows * length], np.int64).reshape(rows, length)[chosen]
+    return _of_text(model, table, path, len(text) / len(ids))
+
+
+def _length(model: ExportedModel) -> int:
+    """Return how many tokens a row of text has for a model."""
+    axis = model.inputs[0].axes[1]
+    if isinstance(axis, int):
+        return axis
+    _, most = model.limits.bounds(axis)
+    return _LENGTH if most is None else min(most, _LENGTH)
+
+
+def _of_text(model: ExportedModel, ids: Array, source: str, bytes_per_token: float) -> Data:
+    """Return data of tokens, (rows, tokens), the last quarter of it held out."""
+    kept = len(ids) - max(1, len(ids) // _HELD_OUT)
+    calls = [[_call(model, part) for part in _parts(rows)] for rows in (ids[:kept], ids[kept:])]
+    return Data(calls[0], calls[1], source, is_text=True, bytes_per_token=bytes_per_token)
+
+
+def _parts(rows: Array) -> list[Array]:
+    return [rows[start : start + _ROWS] for start in range(0, len(rows), _ROWS)]
+
+
+def _call(model: ExportedModel, ids: Array) -> dict[str, Array]:
+    empty = stateful_interface(model).empty(len(ids)) if model.stateful else {}
+    return {IDS: ids, **empty}
+
+
+def _array_data(model: ExportedModel, name: str, arrays: Mapping[str, Array]) -> Data:
+    labels = arrays.get(LABELS)
+    given = [spec for spec in model.inputs if not is_past(spec.name)]
+    rows = _rows(name, given, arrays)
+    if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != (rows,)):
+        raise InputError(
+            f"{LABELS} in {name} are {labels.dtype}{list(labels.shape)}, not one whole number for each of {rows} rows",
+            "Give the class of each row, or leave them out",
+        )
+    kept = rows - max(1, rows // _HELD_OUT)
+    fixed = next((spec.axes[0] for spec in given if spec.axes and isinstance(spec.axes[0], int)), None)
+    size = fixed or _ROWS
+    parts = [range(start, min(start + size, stop)) for start, stop in _spans(kept, rows, size)]
+    calls = [_checked_call(model, arrays, part) for part in parts]
+    first = [call for call, part in zip(calls, parts, strict=True) if part.stop <= kept]
+    held_out = [(call, part) for call, part in zip(calls, parts, strict=True) if part.start >= kept]
+    is_text = is_language_model(model) and labels is None
+    return Data(
+        first,
+        [call for call, _ in held_out],
+        name,
+        is_text=is_text,
+        labels=[] if labels is None else [labels[part.start : part.stop] for _, part in held_out],
+    )
+
+
+def _spans(kept: int, rows: int, size: int) -> list[tuple[int, int]]:
+    starts = [(start, kept) for start in range(0, kept, size)]
+    return starts + [(start, rows) for start in range(kept, rows, size)]
+
+
+def _rows(name: str, given: Sequence[TensorSpec], arrays: Mapping[str, Array]) -> int:
+    """Return how many rows the arrays have in their first dimension."""
+    counts = {spec.name: len(arrays[spec.name]) for spec in given if spec.name in arrays and arrays[spec.name].ndim}
+    rows = min(counts.values(), default=0)
+    if len(set(counts.values())) > 1:
+        raise InputError(f"the inputs in {name} have different numbers of rows: {counts}", "Give each as many")
+    if rows < _BATCHED:
+        raise InputError(
+            f"{name} has {rows} row{'s' if rows != 1 else ''} of the model's inputs, and one has to be held out",
+            f"Give at least {_BATCHED}, named after the inputs: {', '.join(spec.name for spec in given)}",
+        )
+    return rows
+
+
+def _checked_call(model: ExportedModel, arrays: Mapping[str, Array], rows: range) -> Arrays:
+    part = {key: array[rows.start : rows.stop] for key, array in arrays.items() if key != LABELS and array.ndim}
+    past: Mapping[str, Any] = stateful_interface(model).empty(len(rows)) if model.stateful else {}
+    return case_of({**past, **part}, model.inputs, model.limits).feed

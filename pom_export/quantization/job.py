@@ -1,0 +1,300 @@
+"""Quantize a file within a budget: choose, write, prove, measure."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+
+from pom_export.errors import InputError, ParityError
+from pom_export.files import sha256_of
+from pom_export.graph.exported_model import ExportedModel, read_model
+from pom_export.graph.module_names import is_inside, matching
+from pom_export.graph.module_values import ModuleValues
+from pom_export.graph.quantized.block_weights import QuantizedWeight
+from pom_export.graph.quantized.products import FloatProduct
+from pom_export.parity.case import Array, Case
+from pom_export.parity.recording import load_recording, recording_path, save_recording
+from pom_export.parity.rewritten import Rewriting
+from pom_export.parity.targets import Target
+from pom_export.parity.trials import trial_cases
+from pom_export.quantization.choosing import FLOAT32, Budget, Choice, Chooser
+from pom_export.quantization.data import Data
+from pom_export.quantization.modules import errors_of_modules
+from pom_export.quantization.proof import compare_dequantized, save_dequantized
+from pom_export.quantization.quality import Judge, Quality
+from pom_export.quantization.recipes import Recipe, claim_of, recipes_for, save_quantized
+from pom_export.quantization.report import QuantizeResult
+from pom_export.quantization.rounding import error_of
+from pom_export.quantization.speed import CALL, DECODE, PREFILL, Speed, speed_calls, time_files
+from pom_export.quantization.trials import Trials, runner_of
+from pom_export.runtime.session import inference_session
+
+# Shares of the budget that products are chosen within, one after the other, as long as what was held out loses more
+# than what they were chosen on.
+_SHARES: Final = (1.0, 0.6, 0.3)
+# Less than this share of the weights in fewer bits is not worth a file.
+_FEWEST_QUANTIZED: Final = 0.5
+_HINT: Final = "No file was written. Verify the original, and report this if it is right"
+_WIDEN: Final = "Allow more (`max_loss`, `max_error`), ask for int8, or give more text or inputs: `calibrate`"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A quantized file, and how good and fast it is.
+
+    Attributes:
+        file: the file.
+        recipe: the form of its products.
+        choice: their types.
+        quality: on the inputs that were held out.
+        speed: of its calls.
+    """
+
+    file: Path
+    recipe: Recipe
+    choice: Choice
+    quality: Quality
+    speed: Sequence[Speed] = ()
+
+    def time(self, purpose: str) -> float:
+        """Return how long calls for a purpose take relative to the original's."""
+        wanted = {"both": (DECODE, PREFILL, CALL), "decode": (DECODE, CALL), "prefill": (PREFILL, CALL)}[purpose]
+        ratios = [each.ratio for each in self.speed if each.what in wanted]
+        return math.prod(ratios) ** (1 / len(ratios)) if ratios else 1.0
+
+
+class Job:
+    """Quantizes one file.
+
+    Args:
+        original: the file.
+        data: the inputs to choose and to measure on.
+        budget: what may be lost.
+        weights: the type to give weights where possible.
+        purpose: what the file is for.
+        keep: names of modules that stay in float32, or patterns.
+        folder: where files may be put while it works.
+        progress: called with one line per stage.
+    """
+
+    def __init__(
+        self,
+        original: ExportedModel,
+        data: Data,
+        budget: Budget,
+        weights: str,
+        purpose: str,
+        keep: Sequence[str],
+        folder: Path,
+        progress: Callable[[str], None],
+    ) -> None:
+        self._original = original
+        self._data = data
+        self._weights = weights
+        self._purpose = purpose
+        self._folder = folder
+        self._progress = progress
+        self._sha256 = sha256_of(original.path)
+        self._rounded: dict[tuple[bool, str], dict[str, QuantizedWeight]] = {}
+        self._errors: dict[tuple[bool, str], dict[str, float]] = {}
+        with ExitStack() as stack:
+            self._trials = stack.enter_context(Trials(original))
+            self._names = self._free_products(keep)
+            plain = self._trials.run_with({})
+            self._chosen_on = Judge(original, plain, data, data.calibration)
+            self._held_out = Judge(original, plain, data, data.held_out, data.labels)
+            self._budget = self._usable(budget)
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Job:
+        """Return itself; leaving frees the model."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Free the model."""
+        self._stack.close()
+
+    def run(self) -> Candidate:
+        """Return the fastest file that is within the budget.
+
+        Raises:
+            ParityError: there is none, or it does not compute what it should.
+        """
+        best: Candidate | None = None
+        for share in _SHARES:
+            made = self._candidates(share)
+            usable = [each for each in made if self._budget.allows(each.quality) and self._is_worth_it(each)]
+            if usable:
+                chosen = min(self._timed(usable), key=lambda each: each.time(self._purpose))
+                self._proof = self._prove(chosen)
+                return chosen
+            closest = min(made, key=lambda each: self._budget.used(each.quality))
+            best = closest if best is None or self._used(closest) < self._used(best) else best
+        assert best is not None
+        raise ParityError(f"no file is within the budget: the closest {self._in_words(best)}", _WIDEN)
+
+    def result(self, made: Candidate, staged: Path, output: str) -> QuantizeResult:
+        """Describe a file that `run` returned, and that is at `staged` now."""
+        file = read_model(staged)
+        self._progress("comparing modules")
+        case = Case("held out", _first_rows(self._data.held_out[0]))
+        errors = self._errors_of(made)
+        modules, unmeasured = errors_of_modules(file, self._original, case, made.choice.types, errors)
+        return QuantizeResult(
+            model=output,
+            weights=self._weights,
+            form=made.recipe.name,
+            **file.facts(),
+            original_bytes=self._original.bytes,
+            sha256=sha256_of(staged),
+            products=dict(Counter(made.choice.types.values())),
+            kept={name: kind for name, kind in made.choice.types.items() if kind != self._weights},
+            quality=made.quality,
+            measured_on=self._data.source,
+            speed=made.speed,
+            modules=modules,
+            checked=self._proof.paths,
+            cases=list(self._proof.cases),
+            notes=[*self._notes(), *unmeasured, *self._proof.notes],
+        )
+
+    def save_recording(self, made: Candidate, staged: Path) -> None:
+        """Save parity data for a file: the original's inputs, and the outputs of the dequantized original."""
+        recording = load_recording(
+            recording_path(self._original.path), self._sha256, self._original.inputs, self._original.outputs
+        )
+        run = runner_of(inference_session(self._dequantized(made), kernels=False))
+        targets = [Target({name: _wide(array) for name, array in run(case.feed).items()}) for case in recording.cases]
+        save_recording(recording_path(staged), recording.cases, targets, sha256_of(staged), own=recording.own)
+
+    def _free_products(self, keep: Sequence[str]) -> list[str]:
+        values = ModuleValues(ir.load(self._original.path, format="protobuf"))
+        kept = matching(keep, values.modules - {""}) if keep else []
+        names = [name for name, product in self._trials.products.items() if not is_inside(product.module, kept)]
+        if not names:
+            raise InputError("`keep_float32` keeps every product, so nothing can be quantized", "Keep fewer modules")
+        return names
+
+    def _usable(self, budget: Budget) -> Budget:
+        """Return the budget as far as the inputs can tell what is used of it."""
+        quality = self._held_out.quality(self._trials.run_with({}))
+        if quality.measure or budget.max_loss is None:
+            return budget
+        return replace(budget, max_loss=None)
+
+    def _candidates(self, share: float) -> list[Candidate]:
+        """Return a file for each form, with products chosen within a share of the budget."""
+        choices: dict[bool, Choice] = {}
+        made = []
+        recipes = recipes_for(self._weights, self._purpose, stateful=bool(self._original.stateful))
+        for index, recipe in enumerate(recipes):
+            if recipe.blocks not in choices:
+                choices[recipe.blocks] = self._choose(recipe, share)
+            choice = choices[recipe.blocks]
+            file = self._folder / f"candidate{index}.onnx"
+            claim = claim_of(self._weights, self._sha256, choice.types)
+            save_quantized(self._original.path, file, self._weights_of(recipe, choice), recipe, claim)
+            self._progress(f"measuring {recipe.name}")
+            quality = self._held_out.quality(runner_of(inference_session(file)))
+            made.append(Candidate(file, recipe, choice, quality))
+        return made
+
+    def _choose(self, recipe: Recipe, share: float) -> Choice:
+        chooser = Chooser(
+            self._trials,
+            self._chosen_on,
+            lambda kind: self._round(recipe, kind),
+            self._names,
+            self._budget,
+            self._progress,
+        )
+        choice = chooser.choose(self._weights, share)
+        others = dict.fromkeys(self._trials.products.keys() - set(self._names), FLOAT32)
+        types = {**choice.types, **others}
+        return replace(choice, types={name: types[name] for name in self._trials.products})
+
+    def _round(self, recipe: Recipe, kind: str) -> Mapping[str, QuantizedWeight]:
+        key = recipe.blocks, kind
+        if key not in self._rounded:
+            self._progress(f"rounding {len(self._names)} products to {kind}")
+            found: dict[str, QuantizedWeight] = {}
+            errors: dict[str, float] = {}
+
+            def use(product: FloatProduct, moments: Array) -> None:
+                if product.name in self._names:
+                    found[product.name] = recipe.rounded(product.matrix(), kind, moments)
+                    errors[product.name] = error_of(product.matrix(), found[product.name], moments)
+
+            self._trials.moments(self._data.calibration, use)
+            self._rounded[key], self._errors[key] = found, errors
+        return self._rounded[key]
+
+    def _weights_of(self, recipe: Recipe, choice: Choice) -> dict[str, QuantizedWeight]:
+        return {name: self._round(recipe, kind)[name] for name, kind in choice.types.items() if kind != FLOAT32}
+
+    def _errors_of(self, made: Candidate) -> dict[str, float]:
+        types = made.choice.types.items()
+        return {name: self._errors[made.recipe.blocks, kind][name] for name, kind in types if kind != FLOAT32}
+
+    def _timed(self, made: Sequence[Candidate]) -> list[Candidate]:
+        self._progress("timing")
+        calls = speed_calls(self._original, self._data.held_out)
+        times = time_files([self._original.path, *(each.file for each in made)], calls)
+        return [
+            replace(each, speed=[Speed(what, found[0], found[index]) for what, found in times.items()])
+            for index, each in enumerate(made, 1)
+        ]
+
+    def _prove(self, made: Candidate) -> Rewriting:
+        cases = trial_cases(self._original)
+        self._progress(f"comparing with the original with rounded weights on {len(cases)} cases")
+        found = compare_dequantized(self._dequantized(made), made.file, cases, self._folder)
+        found.check(self._original.path, _HINT)
+        return found
+
+    def _dequantized(self, made: Candidate) -> Path:
+        path = self._folder / "dequantized.onnx"
+        save_dequantized(self._original.path, path, self._weights_of(made.recipe, made.choice))
+        return path
+
+    def _is_worth_it(self, made: Candidate) -> bool:
+        sizes = {name: product.size for name, product in self._trials.products.items()}
+        small = sum(sizes[name] for name, kind in made.choice.types.items() if kind != FLOAT32)
+        return small >= _FEWEST_QUANTIZED * sum(sizes[name] for name in self._names)
+
+    def _used(self, made: Candidate) -> float:
+        return self._budget.used(made.quality)
+
+    def _in_words(self, made: Candidate) -> str:
+        quality, counts = made.quality, Counter(made.choice.types.values())
+        lost = f"loses {quality.loss:.3%} of {quality.measure}, " if quality.loss is not None else ""
+        types = ", ".join(f"{count} of {len(made.choice.types)} products in {kind}" for kind, count in counts.items())
+        return f"{lost}has errors of up to {quality.error:.2e} of the largest output, and has {types}"
+
+    def _notes(self) -> list[str]:
+        if self._data.drawn:
+            return [
+                "the inputs were random, which says nothing of what the model is for: give `calibrate` to choose and "
+                "measure on real ones"
+            ]
+        return []
+
+
+def _first_rows(call: Mapping[str, Array]) -> Mapping[str, Array]:
+    """Return a call with one row, where the first axis of all inputs is that of rows."""
+    rows = {len(array) for array in call.values() if array.ndim}
+    if len(rows) != 1 or not all(array.ndim for array in call.values()):
+        return call
+    return {name: array[:1] for name, array in call.items()}
+
+
+def _wide(array: Array) -> Array:
+    return array.astype(np.float64) if array.dtype.kind == "f" else array

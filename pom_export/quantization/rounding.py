@@ -1,0 +1,157 @@
+"""Round a matrix to integers with scales, such that its products change as little as possible.
+
+`nearest` chooses the scales by search. `gptq` also moves what rounding one row changes to the rows that are still to be
+rounded, as far as the activations correlate: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative
+Pre-trained Transformers" (arXiv 2210.17323), with scales that are fixed first and rows in the order of their weight.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from pom_export.graph.quantized.block_weights import LARGEST, QuantizedWeight
+
+_Array = npt.NDArray[Any]
+# Largest value that stays in range, relative to the block's largest: from cutting off a third of it to none.
+_SHARES: Final = np.linspace(0.66, 1.0, 18)
+# Of the mean diagonal of the activations' products, added to it, so that it can be inverted.
+_DAMPING: Final = 0.01
+# Rows that are rounded before the rows after them are corrected.
+_TOGETHER: Final = 64
+
+
+def nearest(
+    matrix: npt.NDArray[np.float32],
+    bits: int,
+    block: int,
+    importance: _Array | None = None,
+    *,
+    largest: int | None = None,
+) -> QuantizedWeight:
+    """Round each number to the nearest multiple of its block's scale.
+
+    Args:
+        matrix: float32, (K, N).
+        bits: 4 or 8.
+        block: how many rows share a scale; K for one scale per column.
+        importance: (K,) how much an error in a row counts: the mean square of what it is multiplied by; None: equally.
+        largest: the largest integer to use; default: the largest of the bits.
+    """
+    scales = best_scales(matrix, bits, block, importance, largest)
+    return QuantizedWeight(_rounded(matrix, _spread(scales, block, len(matrix)), bits, largest), scales, bits, block)
+
+
+def gptq(
+    matrix: npt.NDArray[np.float32], bits: int, block: int, moments: _Array, *, largest: int | None = None
+) -> QuantizedWeight:
+    """Round a matrix such that its products with given activations change little.
+
+    Args:
+        matrix: float32, (K, N).
+        bits: 4 or 8.
+        block: how many rows share a scale.
+        moments: (K, K), the mean of x^T x over the activations x.
+        largest: the largest integer to use; default: the largest of the bits.
+    """
+    diagonal = np.diagonal(moments).astype(np.float64)
+    mean = float(diagonal.mean())
+    if not math.isfinite(mean) or mean <= 0:
+        return nearest(matrix, bits, block, largest=largest)
+    scales = best_scales(matrix, bits, block, diagonal, largest)
+    order = np.argsort(-diagonal, kind="stable")
+    factor = _inverse_factor(moments[np.ix_(order, order)], mean)
+    rows = _spread(scales, block, len(matrix))[order]
+    left = matrix[order].astype(np.float64)
+    values = np.empty(matrix.shape, np.int8)
+    for start in range(0, len(matrix), _TOGETHER):
+        stop = min(start + _TOGETHER, len(matrix))
+        errors = np.empty((stop - start, matrix.shape[1]))
+        for row in range(start, stop):
+            values[row] = _rounded(left[row], rows[row], bits, largest)
+            errors[row - start] = (left[row] - values[row] * rows[row]) / factor[row, row]
+            left[row:stop] -= np.outer(factor[row, row:stop], errors[row - start])
+        left[stop:] -= factor[start:stop, stop:].T @ errors
+    restored = np.empty_like(values)
+    restored[order] = values
+    return QuantizedWeight(restored, scales, bits, block)
+
+
+def error_of(matrix: npt.NDArray[np.float32], weight: QuantizedWeight, moments: _Array) -> float:
+    """Return how far products with a rounded matrix are from those with the matrix itself.
+
+    Args:
+        matrix: float32, (K, N).
+        weight: what it was rounded to.
+        moments: (K, K), the mean of x^T x over the activations x.
+
+    Returns:
+        The root mean square of the difference, relative to that of the products; 0 if these are all 0.
+    """
+    off = weight.dequantized().astype(np.float64) - matrix
+    whole = float((matrix * (moments @ matrix)).sum())
+    return math.sqrt(max(float((off * (moments @ off)).sum()), 0.0) / whole) if whole > 0 else 0.0
+
+
+def best_scales(
+    matrix: npt.NDArray[np.float32], bits: int, block: int, importance: _Array | None, largest: int | None = None
+) -> npt.NDArray[np.float32]:
+    """Return the scale of each block, of those that cut off more or less, with the smallest weighted square error.
+
+    A negative scale is as good as a positive one, and lets the largest number be the smallest integer.
+
+    Returns:
+        float32, (ceil(K / block), N).
+    """
+    most = largest or LARGEST[bits]
+    blocks = -(-len(matrix) // block)
+    weights = np.ones(len(matrix)) if importance is None else np.maximum(importance, 0)
+    scales = np.empty((blocks, matrix.shape[1]), np.float32)
+    for index in range(blocks):
+        part = matrix[index * block : (index + 1) * block].astype(np.float64)
+        share = weights[index * block : (index + 1) * block, None]
+        scales[index] = _best_of_block(part, share if share.any() else np.ones_like(share), bits, most)
+    return scales
+
+
+def _best_of_block(part: _Array, weights: _Array, bits: int, most: int) -> _Array:
+    """Return the best scale of each column: part is (block, N), weights (block, 1)."""
+    extreme = np.take_along_axis(part, np.abs(part).argmax(0)[None], 0)[0]
+    # One integer more below zero than above; with fewer integers than the bits have, as many.
+    below = most + 1 if most == LARGEST[bits] else most
+    best = np.full(part.shape[1], np.inf)
+    chosen = np.ones(part.shape[1])
+    for share in _SHARES:
+        scale = np.where(extreme == 0, 1.0, -extreme * share / below)
+        for candidate in (scale, np.where(extreme == 0, 1.0, extreme * share / most)):
+            rounded = np.clip(np.rint(part / candidate), -below, most) * candidate
+            error = (weights * (part - rounded) ** 2).sum(0)
+            better = error < best
+            best, chosen = np.where(better, error, best), np.where(better, candidate, chosen)
+    return chosen
+
+
+def _rounded(matrix: _Array, scales: _Array, bits: int, largest: int | None) -> npt.NDArray[np.int8]:
+    most = largest or LARGEST[bits]
+    below = most + 1 if most == LARGEST[bits] else most
+    return np.clip(np.rint(matrix / scales), -below, most).astype(np.int8)
+
+
+def _spread(scales: npt.NDArray[np.float32], block: int, rows: int) -> npt.NDArray[np.float32]:
+    """Return the scale of each row: (rows, N)."""
+    return np.repeat(scales, block, axis=0)[:rows]
+
+
+def _inverse_factor(moments: _Array, mean: float) -> _Array:
+    """Return the upper triangle U with U^T U = inverse of the moments, damped so that they have one."""
+    damped = moments.astype(np.float64)
+    damping = _DAMPING * mean
+    while True:
+        np.fill_diagonal(damped, np.diagonal(damped) + damping)
+        try:
+            return np.linalg.cholesky(np.linalg.inv(damped)).T
+        except np.linalg.LinAlgError:
+            damping *= 10
