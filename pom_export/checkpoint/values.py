@@ -18,6 +18,8 @@ _OF_MIXERS: Final = "ag_proj.weight", "qc_proj.weight", "po_proj.weight"
 _EMPTY_HINT: Final = "Is it complete? DeepSpeed's ZeRO stage 3 stores weights elsewhere: zero_to_fp32.py joins them"
 # Weights up to this many bytes may repeat their values, whatever the file's size.
 _SMALL: Final = 64 << 20
+_FLOAT: Final = 4
+_MOST_WIDENED: Final = 8  # 4 bits become 32
 _VALUES_AT_ONCE: Final = 1 << 24
 
 
@@ -50,9 +52,10 @@ def with_room(
         plain[name] = entry
     parts = {f"{name}[{i}]": part for name, entry in quantized.items() for i, part in enumerate(entry.parts)}
     claimed = sum(tensor.nbytes for _, tensor in _distinct({**plain, **parts}.items()))
-    if claimed > 2 * file_bytes + _SMALL:
+    computed = sum(_FLOAT * entry.shape.numel() for entry in quantized.values())
+    if claimed > 2 * file_bytes + _SMALL or computed > _MOST_WIDENED * 2 * file_bytes + _SMALL:
         raise CheckpointError(
-            f"{file} claims {claimed:,} bytes of weights, more than it can hold: they repeat their values",
+            f"{file} claims {max(claimed, computed):,} bytes of weights, more than it can hold: it repeats values",
             "Save them contiguous: tensor.clone()",
         )
     return {name: plain[name] if name in plain else _computed(file, name, quantized[name]) for name in entries}

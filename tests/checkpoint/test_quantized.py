@@ -185,6 +185,7 @@ STATE = "weight__quant_state__bitsandbytes__nf4"
         ("bitsandbytes-nf4.pt", put(weight__absmax=first(0)), "absmax is 0 for 1 blocks"),
         ("bitsandbytes-nf4.pt", put(weight__absmax=None), "absmax is missing"),
         ("bitsandbytes-nf4.pt", put(weight__quant_map=first(-0.9)), "quant_map is not that of nf4: [-0.9, "),
+        ("bitsandbytes-nf4.pt", put(weight__quant_map=lambda codes: codes.view(4, 4)), "quant_map is not that of nf4"),
         ("bitsandbytes-nf4.pt", put(**{STATE: said(blocksize=63)}), "blocksize 63"),
         ("bitsandbytes-nf4.pt", put(**{STATE: said(blocksize=128)}), "it has 3 blocks of 128"),
         ("bitsandbytes-nf4.pt", put(**{STATE: said(blocksize=[64])}), "blocksize [64]"),

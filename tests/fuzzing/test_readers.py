@@ -25,6 +25,7 @@ COUNTS = {
     "onnx": 140,
     "parity": 90,
     "pt2": 120,
+    "quantized": 200,
     "safetensors": 150,
     "state": 90,
     "tokenizer": 60,

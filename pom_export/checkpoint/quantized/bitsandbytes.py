@@ -23,6 +23,7 @@ from pom_export.checkpoint.quantized.tensor import (
     check_matrix,
     check_scales,
     float_type,
+    rows_at_once,
     tensor_in,
 )
 from pom_export.errors import reason_of
@@ -103,7 +104,11 @@ def _int8(entries: Mapping[Any, Any], weight: str, scb: str, form: str) -> Quant
     def values() -> Tensor:
         check_scales(scale, "SCB", zero=True)
         _check_empty(scale, stored, "SCB")
-        return stored * scale[:, None] * _PER_127
+        found = torch.empty(shape)
+        for start in range(0, shape[0], step := rows_at_once(shape[1])):
+            rows = slice(start, start + step)
+            found[rows] = stored[rows] * scale[rows, None] * _PER_127
+        return found
 
     return QuantizedTensor("bitsandbytes int8", shape, (stored, scale), values, activations=True)
 
@@ -124,7 +129,9 @@ def _four_bits(entries: Mapping[Any, Any], weight: str, key: str) -> QuantizedTe
     if stored.nbytes != -(-size.numel() // 2) or not stored.is_contiguous():
         raise LayoutError(f"its weight holds {stored.nbytes:,} bytes, for half as many values as in {tuple(size)}")
     if not torch.equal(codes, torch.tensor(_CODES[kind])):
-        raise LayoutError(f"its quant_map is not that of {kind}: {[round(code, 4) for code in codes.tolist()[:16]]}")
+        raise LayoutError(
+            f"its quant_map is not that of {kind}: {[round(code, 4) for code in codes.flatten().tolist()[:16]]}"
+        )
     nested = _nested(entries, weight, state)
     absmax = tensor_in(entries, f"{weight}.absmax", [torch.uint8 if nested else torch.float32], "absmax")
     blocks = -(-size.numel() // block)
@@ -135,19 +142,28 @@ def _four_bits(entries: Mapping[Any, Any], weight: str, key: str) -> QuantizedTe
 
     def values() -> Tensor:
         largest = _unnested(absmax, nested) if nested else absmax
-        packed = stored.view(torch.uint8).flatten()
-        pairs = torch.stack((packed >> 4, packed & 0xF), dim=1).flatten()  # the first value is in the upper half
-        padded = torch.zeros(blocks * block)
-        padded[: size.numel()] = codes[pairs[: size.numel()].long()]
-        by_block = padded.view(blocks, block)
         if not nested:
             check_scales(largest, "absmax", zero=True)
-            _check_empty(largest, by_block, "absmax")
-        found = (by_block * largest[:, None]).flatten()[: size.numel()]
-        return found.view(size).to(dtype)
+        packed = stored.view(torch.uint8).flatten()
+        found = torch.empty(blocks, block, dtype=dtype)  # the last one may be longer than what is left of the weight
+        for start in range(0, blocks, step := rows_at_once(block)):
+            by_block, scales = found[start : start + step], largest[start : start + step]
+            coded = _coded(packed[start * block // 2 : (start + step) * block // 2], codes, by_block.numel())
+            if not nested:
+                _check_empty(scales, coded.view(by_block.shape), "absmax")
+            by_block.copy_(coded.view(by_block.shape) * scales[:, None])
+        return found.flatten()[: size.numel()].view(size)
 
     parts = (stored, codes, absmax, *((nested.absmax, nested.codes) if nested else ()))
     return QuantizedTensor(f"bitsandbytes {kind}{', nested' if nested else ''}", size, parts, values)
+
+
+def _coded(packed: Tensor, codes: Tensor, count: int) -> Tensor:
+    """Return what the two values in each byte stand for, the upper one first; zeros beyond, (count,)."""
+    values = torch.zeros(count)
+    pairs = torch.stack((packed >> 4, packed & 0xF), dim=1).flatten()[:count]
+    values[: len(pairs)] = codes[pairs.long()]
+    return values
 
 
 def _state(entries: Mapping[Any, Any], key: str) -> dict[str, Any]:

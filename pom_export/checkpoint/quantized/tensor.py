@@ -15,6 +15,7 @@ from pom_export.checkpoint.storages import BEFORE_QUANTIZING
 from pom_export.errors import CheckpointError
 
 FLOATS: Final = (torch.float32, torch.float16, torch.bfloat16)
+_VALUES_AT_ONCE: Final = 1 << 22
 FLOAT8: Final = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
@@ -155,13 +156,17 @@ def affine(
         blocks: rows and columns of a block.
         dtype: the type in which the zero point is subtracted, and of the result.
     """
-    rows = torch.arange(stored.shape[0]) // blocks[0]
+    found = torch.empty(stored.shape, dtype=dtype)
     columns = torch.arange(stored.shape[1]) // blocks[1]
+    for start in range(0, stored.shape[0], step := rows_at_once(stored.shape[1])):
+        part = stored[start : start + step].to(dtype)
+        rows = torch.arange(start, start + len(part)) // blocks[0]
+        if zero_point is not None:
+            part = part - zero_point[rows][:, columns].to(dtype)
+        found[start : start + step] = (part * scale[rows][:, columns]).to(dtype)
+    return found
 
-    def spread(part: Tensor) -> Tensor:
-        return part[rows][:, columns]
 
-    found = stored.to(dtype)
-    if zero_point is not None:
-        found = found - spread(zero_point.to(dtype))
-    return (found * spread(scale)).to(dtype)
+def rows_at_once(columns: int) -> int:
+    """Return how many rows of a matrix are computed at once, so that what lies between is small."""
+    return max(1, _VALUES_AT_ONCE // columns)

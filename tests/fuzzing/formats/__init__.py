@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from tests.fuzzing.cases import Make
-from tests.fuzzing.formats import averages, checkpoint, folder, manifest, model, npz, pt2, safetensors, tokenizer, valid
+from tests.fuzzing.formats import (
+    averages,
+    checkpoint,
+    folder,
+    manifest,
+    model,
+    npz,
+    pt2,
+    quantized,
+    safetensors,
+    tokenizer,
+    valid,
+)
 
 FORMATS: dict[str, Make] = {
     "averages": averages.make,
@@ -15,6 +27,7 @@ FORMATS: dict[str, Make] = {
     "onnx": model.make,
     "parity": npz.make_parity,
     "pt2": pt2.make,
+    "quantized": quantized.make,
     "safetensors": safetensors.make,
     "state": npz.make_state,
     "tokenizer": tokenizer.make,
