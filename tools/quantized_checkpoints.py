@@ -5,6 +5,7 @@
 writes to tests/data/quantized/, for each kind of checkpoint, what a user would save, and NAME.expected.safetensors: the
 weights that the library's own functions compute from it, as float32. It needs the named libraries. What is there was
 made with torch 2.13 on a CPU, torchao 0.18.0, bitsandbytes 0.50.2 and compressed-tensors 0.20.1 (with transformers);
+`torchao-older` with torchao 0.16.0 and 0.13.0;
 `compressed-tensors-ordered` with compressed-tensors 0.10.2, since later versions don't write the order of columns. All
 were installed beside torch, into a folder of their own: pip install --no-deps --target FOLDER NAME==VERSION.
 """
@@ -101,6 +102,35 @@ def make_torchao() -> None:
         else:
             plain, metadata = flatten_tensor_state_dict(dict(state))
             write(name, plain, expected, metadata=metadata)
+
+
+def make_older_torchao() -> None:
+    """Tensors of the class that torchao used up to 0.16 by default, and up to 0.13 for all integers."""
+    import torchao
+    from torchao.quantization import (
+        Int8DynamicActivationInt8WeightConfig,
+        Int8WeightOnlyConfig,
+        IntxWeightOnlyConfig,
+        PerGroup,
+        quantize_,
+    )
+
+    version, single = torchao.__version__, torch.float32
+    for name, dtype, config in (
+        (f"torchao-{version}-int8", torch.bfloat16, Int8WeightOnlyConfig()),
+        (f"torchao-{version}-int8-groups", single, Int8WeightOnlyConfig(group_size=4)),
+        (f"torchao-{version}-int8-dynamic", torch.float16, Int8DynamicActivationInt8WeightConfig()),
+        (f"torchao-{version}-int4", torch.bfloat16, IntxWeightOnlyConfig(torch.int4, PerGroup(4))),
+    ):
+        model = mixer(dtype)
+        quantize_(model, config)
+        state, expected = model.state_dict(), {}
+        for each in WEIGHTS:
+            weight = state[f"{each}.weight"]
+            weight = getattr(weight, "original_weight_tensor", weight)
+            if type(weight) is not Tensor:  # rows of 12 are too short to quantize the input
+                expected[f"{each}.weight"] = weight.dequantize(*([] if "int4" in name else [single]))
+        write(f"{name}.pt", state, expected)
 
 
 def make_bitsandbytes() -> None:
@@ -243,6 +273,7 @@ def make_ordered() -> None:
 
 MAKE = {
     "torchao": make_torchao,
+    "torchao-older": make_older_torchao,
     "bitsandbytes": make_bitsandbytes,
     "compressed-tensors": make_compressed_tensors,
     "compressed-tensors-ordered": make_ordered,

@@ -2,7 +2,9 @@
 
 The layouts are those of bitsandbytes 0.50, and its formats have been the same since 0.41. The results equal its
 `int8_vectorwise_dequant(weight, SCB)` and `dequantize_4bit(weight, quant_state)`, bit for bit. The latter are of the
-type that the weights had before, to which bitsandbytes rounds them in every layer.
+type that the weights had before, to which bitsandbytes rounds them in every layer. In that version, its kernel for CPUs
+takes other scales where a block ends within a row; the result is then that of its portable implementation, which undoes
+what `quantize_4bit` does.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def check_scales(scales: Tensor, what: str, *, zero: bool = False) -> None:
     good = torch.isfinite(wide) & ((wide >= 0) if zero else (wide > 0))
     if not good.all():
         bad = wide[~good]
-        raise LayoutError(f"its {what} holds {bad[0].item():g}, and {bad.numel()} of {wide.numel()} are no scales")
+        raise LayoutError(f"its {what} holds {bad[0].item():g}; {bad.numel()} of {wide.numel()} values can be no scale")
 
 
 def float_type(name: Any) -> torch.dtype | None:
