@@ -99,7 +99,7 @@ def quantize(
         from pom_export.quantization.data import data_for
         from pom_export.quantization.job import Job
 
-        data = data_for(original, calibrate, tokenizer, seed)
+        data = data_for(original, calibrate, tokenizer, seed, progress)
         progress(f"measuring on {data.source}")
         with Job(original, data, budget, weights, target, keep_float32, folder, progress) as job:
             made = job.run()

@@ -28,6 +28,11 @@ class Budget:
     max_loss: float | None = None
     max_error: float | None = None
 
+    @property
+    def limits(self) -> bool:
+        """Whether there is anything that may not be lost."""
+        return self.max_loss is not None or self.max_error is not None
+
     def allows(self, quality: Quality, share: float = 1.0) -> bool:
         """Return whether a model's quality is within this share of the budget."""
         return self.used(quality) <= share
@@ -68,6 +73,7 @@ class Chooser:
     Args:
         trials: the model.
         judge: measures what is lost.
+        quick: measures it on fewer inputs, for the order of the products.
         rounded: the weights in a type.
         names: the products that may be quantized.
         budget: what may be lost.
@@ -78,6 +84,7 @@ class Chooser:
         self,
         trials: Trials,
         judge: Judge,
+        quick: Judge,
         rounded: Rounded,
         names: Sequence[str],
         budget: Budget,
@@ -85,6 +92,7 @@ class Chooser:
     ) -> None:
         self._trials = trials
         self._judge = judge
+        self._quick = quick
         self._rounded = rounded
         self._names = names
         self._budget = budget
@@ -133,7 +141,7 @@ class Chooser:
             found = {}
             for index, name in enumerate(self._names, 1):
                 self._progress(f"product {index} of {len(self._names)} alone in {narrow}: {name}")
-                found[name] = self._judge.quality(self._trials.run_with({name: rounded[name]})).rms_error
+                found[name] = self._quick.quality(self._trials.run_with({name: rounded[name]})).rms_error
             self._sensitivity[narrow] = found
         errors = self._sensitivity[narrow]
         sizes = {name: self._trials.products[name].size for name in self._names}

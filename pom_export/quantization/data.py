@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -65,7 +65,9 @@ def is_language_model(model: ExportedModel) -> bool:
     return takes_ids and sees_past and len(model.outputs[0].axes) == _BATCHED + 1
 
 
-def data_for(model: ExportedModel, calibrate: Inputs | None, tokenizer: str, seed: int) -> Data:
+def data_for(
+    model: ExportedModel, calibrate: Inputs | None, tokenizer: str, seed: int, progress: Callable[[str], None]
+) -> Data:
     """Return the inputs to quantize a file on.
 
     Args:
@@ -74,12 +76,13 @@ def data_for(model: ExportedModel, calibrate: Inputs | None, tokenizer: str, see
             dimension is the batch, and optionally of "labels"; None: text that the model writes, or random inputs.
         tokenizer: how text becomes tokens; see `choose_tokenizer`.
         seed: of what is random.
+        progress: called with one line per stage.
 
     Raises:
         InputError: the file is unusable or too short.
     """
     if calibrate is None:
-        return _own_data(model, seed)
+        return _own_data(model, seed, progress)
     if not isinstance(calibrate, Mapping) and Path(calibrate).suffix != ".npz":
         return _text_data(model, os.fspath(calibrate), tokenizer)
     if tokenizer != AUTO:
@@ -88,8 +91,9 @@ def data_for(model: ExportedModel, calibrate: Inputs | None, tokenizer: str, see
     return _array_data(model, name, arrays)
 
 
-def _own_data(model: ExportedModel, seed: int) -> Data:
+def _own_data(model: ExportedModel, seed: int, progress: Callable[[str], None]) -> Data:
     if is_language_model(model) and model.stateful:
+        progress("the model writes text to measure on")
         ids = written_by(model, seed)
         return _of_text(model, ids, "text that the model wrote itself", 1.0)
     cases = trial_cases(model, seed)

@@ -42,6 +42,8 @@ from pom_export.runtime.session import inference_session
 _SHARES: Final = (1.0, 0.6, 0.3)
 # Less than this share of the weights in fewer bits is not worth a file.
 _FEWEST_QUANTIZED: Final = 0.5
+# Errors this many times the smallest are not worth some speed.
+_MUCH_LARGER: Final = 2
 _HINT: Final = "No file was written. Verify the original, and report this if it is right"
 _WIDEN: Final = "Allow more (`max_loss`, `max_error`), ask for int8, or give more text or inputs: `calibrate`"
 
@@ -110,6 +112,7 @@ class Job:
             self._names = self._free_products(keep)
             plain = self._trials.run_with({})
             self._chosen_on = Judge(original, plain, data, data.calibration)
+            self._ranked_on = Judge(original, plain, data, data.calibration[:1])
             self._held_out = Judge(original, plain, data, data.held_out, data.labels)
             self._budget = self._usable(budget)
             self._stack = stack.pop_all()
@@ -133,6 +136,7 @@ class Job:
             made = self._candidates(share)
             usable = [each for each in made if self._budget.allows(each.quality) and self._is_worth_it(each)]
             if usable:
+                usable = self._accurate(usable)
                 chosen = min(self._timed(usable), key=lambda each: each.time(self._purpose))
                 self._proof = self._prove(chosen)
                 return chosen
@@ -211,6 +215,7 @@ class Job:
         chooser = Chooser(
             self._trials,
             self._chosen_on,
+            self._ranked_on,
             lambda kind: self._round(recipe, kind),
             self._names,
             self._budget,
@@ -239,6 +244,13 @@ class Job:
 
     def _weights_of(self, recipe: Recipe, choice: Choice) -> dict[str, QuantizedWeight]:
         return {name: self._round(recipe, kind)[name] for name, kind in choice.types.items() if kind != FLOAT32}
+
+    def _accurate(self, made: list[Candidate]) -> list[Candidate]:
+        """Leave out files whose errors are much larger than the smallest, if there is no budget to judge them by."""
+        if self._budget.limits:
+            return made
+        most = _MUCH_LARGER * min(each.quality.rms_error for each in made)
+        return [each for each in made if each.quality.rms_error <= most]
 
     def _errors_of(self, made: Candidate) -> dict[str, float]:
         types = made.choice.types.items()

@@ -17,7 +17,9 @@ from pom_export.graph.quantized.block_weights import LARGEST, QuantizedWeight
 
 _Array = npt.NDArray[Any]
 # Largest value that stays in range, relative to the block's largest: from cutting off a third of it to none.
-_SHARES: Final = np.linspace(0.66, 1.0, 18)
+_SHARES: Final = np.linspace(0.7, 1.0, 11)
+# Below it, an integer's share of a number may not be a normal float32.
+_SMALLEST: Final = 1e-35
 # Of the mean diagonal of the activations' products, added to it, so that it can be inverted.
 _DAMPING: Final = 0.01
 # Rows that are rounded before the rows after them are corrected.
@@ -45,9 +47,7 @@ def nearest(
     return QuantizedWeight(_rounded(matrix, _spread(scales, block, len(matrix)), bits, largest), scales, bits, block)
 
 
-def gptq(
-    matrix: npt.NDArray[np.float32], bits: int, block: int, moments: _Array, *, largest: int | None = None
-) -> QuantizedWeight:
+def gptq(matrix: npt.NDArray[np.float32], bits: int, block: int, moments: _Array) -> QuantizedWeight:
     """Round a matrix such that its products with given activations change little.
 
     Args:
@@ -55,13 +55,12 @@ def gptq(
         bits: 4 or 8.
         block: how many rows share a scale.
         moments: (K, K), the mean of x^T x over the activations x.
-        largest: the largest integer to use; default: the largest of the bits.
     """
     diagonal = np.diagonal(moments).astype(np.float64)
     mean = float(diagonal.mean())
     if not math.isfinite(mean) or mean <= 0:
-        return nearest(matrix, bits, block, largest=largest)
-    scales = best_scales(matrix, bits, block, diagonal, largest)
+        return nearest(matrix, bits, block)
+    scales = best_scales(matrix, bits, block, diagonal)
     order = np.argsort(-diagonal, kind="stable")
     factor = _inverse_factor(moments[np.ix_(order, order)], mean)
     rows = _spread(scales, block, len(matrix))[order]
@@ -71,7 +70,7 @@ def gptq(
         stop = min(start + _TOGETHER, len(matrix))
         errors = np.empty((stop - start, matrix.shape[1]))
         for row in range(start, stop):
-            values[row] = _rounded(left[row], rows[row], bits, largest)
+            values[row] = _rounded(left[row], rows[row], bits, None)
             errors[row - start] = (left[row] - values[row] * rows[row]) / factor[row, row]
             left[row:stop] -= np.outer(factor[row, row:stop], errors[row - start])
         left[stop:] -= factor[start:stop, stop:].T @ errors
@@ -111,27 +110,31 @@ def best_scales(
     weights = np.ones(len(matrix)) if importance is None else np.maximum(importance, 0)
     scales = np.empty((blocks, matrix.shape[1]), np.float32)
     for index in range(blocks):
-        part = matrix[index * block : (index + 1) * block].astype(np.float64)
-        share = weights[index * block : (index + 1) * block, None]
+        part = matrix[index * block : (index + 1) * block]
+        share = weights[index * block : (index + 1) * block, None].astype(np.float32)
         scales[index] = _best_of_block(part, share if share.any() else np.ones_like(share), bits, most)
     return scales
 
 
 def _best_of_block(part: _Array, weights: _Array, bits: int, most: int) -> _Array:
     """Return the best scale of each column: part is (block, N), weights (block, 1)."""
-    extreme = np.take_along_axis(part, np.abs(part).argmax(0)[None], 0)[0]
+    extreme = np.take_along_axis(part, np.abs(part).argmax(0)[None], 0)[0].astype(np.float64)
+    # Numbers that no float32 scale fits count as 0, for which any scale will do.
+    extreme = np.where(np.abs(extreme) < _SMALLEST, np.inf, extreme)
+    unit = (part / extreme).astype(np.float32)  # of squares, none underflows or overflows
     # One integer more below zero than above; with fewer integers than the bits have, as many.
     below = most + 1 if most == LARGEST[bits] else most
     best = np.full(part.shape[1], np.inf)
     chosen = np.ones(part.shape[1])
     for share in _SHARES:
-        scale = np.where(extreme == 0, 1.0, -extreme * share / below)
-        for candidate in (scale, np.where(extreme == 0, 1.0, extreme * share / most)):
-            rounded = np.clip(np.rint(part / candidate), -below, most) * candidate
-            error = (weights * (part - rounded) ** 2).sum(0)
+        for step in (-share / below, share / most):
+            rounded = np.clip(np.rint(unit / np.float32(step)), -below, most)
+            rounded *= np.float32(step)
+            rounded -= unit
+            error = np.einsum("i,ij,ij->j", weights[:, 0], rounded, rounded)
             better = error < best
-            best, chosen = np.where(better, error, best), np.where(better, candidate, chosen)
-    return chosen
+            best, chosen = np.where(better, error, best), np.where(better, step, chosen)
+    return np.where(np.isinf(extreme), 1.0, chosen * extreme)
 
 
 def _rounded(matrix: _Array, scales: _Array, bits: int, largest: int | None) -> npt.NDArray[np.int8]:
@@ -147,11 +150,24 @@ def _spread(scales: npt.NDArray[np.float32], block: int, rows: int) -> npt.NDArr
 
 def _inverse_factor(moments: _Array, mean: float) -> _Array:
     """Return the upper triangle U with U^T U = inverse of the moments, damped so that they have one."""
-    damped = moments.astype(np.float64)
+    # With the order of rows and columns reversed, it is the inverse of Cholesky's lower triangle.
+    damped = moments[::-1, ::-1].astype(np.float64)
     damping = _DAMPING * mean
     while True:
         np.fill_diagonal(damped, np.diagonal(damped) + damping)
         try:
-            return np.linalg.cholesky(np.linalg.inv(damped)).T
+            return _lower_inverse(np.linalg.cholesky(damped))[::-1, ::-1]
         except np.linalg.LinAlgError:
             damping *= 10
+
+
+def _lower_inverse(lower: _Array) -> _Array:
+    """Return the inverse of a lower triangle, by halves."""
+    half = len(lower) // 2
+    if half < _TOGETHER:
+        return np.linalg.inv(lower)
+    inverse = np.zeros_like(lower)
+    inverse[:half, :half] = _lower_inverse(lower[:half, :half])
+    inverse[half:, half:] = _lower_inverse(lower[half:, half:])
+    inverse[half:, :half] = -inverse[half:, half:] @ (lower[half:, :half] @ inverse[:half, :half])
+    return inverse

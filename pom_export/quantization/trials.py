@@ -97,10 +97,10 @@ class Trials:
             given = {name: call[name] for name in names if name in call}
             made = {**given, **self._run([name for name in names if name not in given], call)}
             for name in names:
-                rows = made[name].reshape(-1, made[name].shape[-1]).astype(np.float64)
+                rows = made[name].reshape(-1, made[name].shape[-1])
                 if not np.isfinite(rows).all():
                     raise InputError(f"the activations {name} have NaN or infinity", "Give other inputs: `calibrate`")
-                totals[name] = totals.get(name, 0) + rows.T @ rows
+                totals[name] = totals.get(name, 0) + (rows.T @ rows).astype(np.float64)
                 counts[name] += len(rows)
         return {name: total / max(counts[name], 1) for name, total in totals.items()}
 

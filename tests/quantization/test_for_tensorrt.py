@@ -17,7 +17,6 @@ from pom_export.quantization.activations import activation_scales
 from pom_export.quantization.for_tensorrt import kept_by_default, nearest_positive, write_for_tensorrt
 from pom_export.runtime.session import inference_session
 
-
 CHECKPOINTS = Path(__file__).parents[1] / "data" / "golden"
 
 
