@@ -17,6 +17,8 @@ from pom_export.graph.quantized.scaled import write_scaled_product
 INT8: Final = "int8"
 INT4: Final = "int4"
 FLOAT8_TYPE: Final = "fp8"
+PRODUCTS_OF: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+"""The types of products that can be written so; see `float_products`."""
 BLOCK: Final = 32
 """Rows of an int4 weight that share a scale: with blocks of 128, TensorRT for RTX restores some weights in memory."""
 # Thresholds to cut weights off at, relative to the largest.
@@ -37,7 +39,7 @@ def write_for_tensorrt(
 
     Args:
         model: the graph.
-        products: its products, as `float_products` returns them.
+        products: its products, as `float_products` returns them for `PRODUCTS_OF`.
         weights: "int8" or "fp8" (a scale per column), or "int4" (a scale per BLOCK rows of a column).
         activations: the same as `weights`, or None: they stay in float, which is what goes with "int4".
         scales: the scale of each product's activations, by the name of the product's input; see `activation_scales`.
@@ -58,7 +60,7 @@ def write_for_tensorrt(
             written[product.name] = "float32" if product.initializer.dtype == ir.DataType.FLOAT else "float16"
             continue
         weight = nearest_positive(product.matrix(), weights)
-        write_scaled_product(model, product, weight, scales[product.input] if activations else None)
+        write_scaled_product(model, product, weight, scales[product.input] if activations else None, shared=True)
         written[product.name] = weights
     return written
 

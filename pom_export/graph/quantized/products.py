@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ _MATRIX: Final = 2
 
 @dataclass(frozen=True)
 class FloatProduct:
-    """A product of activations with a constant float32 matrix.
+    """A product of activations with a constant matrix of float32, or of float16 if those were asked for.
 
     Attributes:
         node: the MatMul.
@@ -61,19 +62,19 @@ class FloatProduct:
         return rows * columns
 
     def matrix(self) -> npt.NDArray[np.float32]:
-        """Return the matrix as it is multiplied by: (K, N)."""
+        """Return the matrix as it is multiplied by, in float32: (K, N)."""
         tensor = self.initializer.const_value
         assert tensor is not None
-        array: npt.NDArray[np.float32] = tensor.numpy()
+        array: npt.NDArray[np.float32] = tensor.numpy().astype(np.float32, copy=False)
         return array.T if self.transposed else array
 
 
-def float_products(model: ir.Model) -> list[FloatProduct]:
-    """Return a graph's products with constant float32 matrices, in order; those in branches and loops are not."""
-    return [product for node in model.graph if (product := _float_product(node)) is not None]
+def float_products(model: ir.Model, dtypes: Collection[ir.DataType] = (ir.DataType.FLOAT,)) -> list[FloatProduct]:
+    """Return a graph's products with constant matrices of some types, in order; those in branches and loops are not."""
+    return [product for node in model.graph if (product := _float_product(node, dtypes)) is not None]
 
 
-def _float_product(node: ir.Node) -> FloatProduct | None:
+def _float_product(node: ir.Node, dtypes: Collection[ir.DataType]) -> FloatProduct | None:
     if node.op_type != "MatMul" or node.domain not in STANDARD_DOMAINS or not node.name:
         return None
     activations, weight = node.inputs
@@ -84,7 +85,7 @@ def _float_product(node: ir.Node) -> FloatProduct | None:
     if activations is None or activations.is_initializer() or weight is None or not weight.is_initializer():
         return None
     is_matrix = weight.shape is not None and len(weight.shape) == _MATRIX and 0 not in weight.shape
-    if weight.dtype != ir.DataType.FLOAT or not is_matrix or weight.is_graph_input():
+    if weight.dtype not in dtypes or not is_matrix or weight.is_graph_input():
         return None
     return FloatProduct(node, weight, transposed)
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from pom_export.errors import InputError
 from pom_export.graph.nodes import add_constant
 from pom_export.graph.opsets import raise_opset
 from pom_export.graph.quantized.block_weights import FLOAT8, QuantizedWeight
-from pom_export.graph.quantized.products import FloatProduct
+from pom_export.graph.quantized.products import FloatProduct, constant_of
 from pom_export.graph.quantized.writing import replace_product
 
 # The opsets that brought scales per block, scales of float16 and values of float8, and scales per column.
@@ -24,13 +25,16 @@ _TYPES: Final = {"int8": ir.DataType.INT8, "int4": ir.DataType.INT4, "fp8": ir.D
 
 
 def write_scaled_product(
-    model: ir.Model, product: FloatProduct, weight: QuantizedWeight, activation_scale: float | None = None
+    model: ir.Model,
+    product: FloatProduct,
+    weight: QuantizedWeight,
+    activation_scale: float | None = None,
+    *,
+    shared: bool = False,
 ) -> None:
     """Make a product one of dequantized values: MatMul(DQ(Q(x)), DQ(weight)), or MatMul(x, DQ(weight)).
 
-    A runtime with a kernel for it multiplies the small values; any other computes what stands there. Each product gets
-    a Q/DQ pair of its own, because ONNX Runtime keeps all products in float but one where several share a pair; and the
-    scales of pairs at the same value are one unit in the last place apart, because equal pairs would be merged again.
+    A runtime with a kernel for it multiplies the small values; any other computes what stands there.
 
     Args:
         model: the graph; its opset is raised where the form needs that.
@@ -38,6 +42,9 @@ def write_scaled_product(
         weight: its quantized weight.
         activation_scale: the step between activations of type int8, or what activations of type fp8 are divided by;
             activations are of the weight's type. None: they stay as they are.
+        shared: whether products of the same activations share one Q/DQ pair, if their scale is the same too. TensorRT
+            then makes them one product; ONNX Runtime computes all in float but one. Otherwise, each has a pair of its
+            own, with scales one unit in the last place apart, because ONNX Runtime would merge equal pairs.
 
     Raises:
         InputError: a scale is not positive, or not to be held in float16; or see `raise_opset`.
@@ -59,36 +66,41 @@ def write_scaled_product(
     restored.outputs[0].shape, restored.outputs[0].type = ir.Shape(weight.values.shape), ir.TensorType(dtype)
     given = product.node.inputs[0]
     assert given is not None
-    added = [] if activation_scale is None else _rounding(model, product, weight.type, activation_scale)
-    last = ir.node("MatMul", [added[-1].outputs[0] if added else given, restored.outputs[0]])
-    replace_product(model, product, [*added, restored, last])
+    added: list[ir.Node] = []
+    if activation_scale is not None:
+        given, added = _rounded(model, product, weight.type, activation_scale, shared)
+    replace_product(model, product, [*added, restored, ir.node("MatMul", [given, restored.outputs[0]])])
 
 
-def _rounding(model: ir.Model, product: FloatProduct, kind: str, scale: float) -> list[ir.Node]:
-    """Return the nodes that round a product's activations to a type and restore them."""
+def _rounded(
+    model: ir.Model, product: FloatProduct, kind: str, scale: float, shared: bool
+) -> tuple[ir.Value, list[ir.Node]]:
+    """Return a product's activations, rounded to a type and restored, and the nodes to add for that."""
     graph, given, dtype = model.graph, product.node.inputs[0], product.initializer.dtype
     assert given is not None
     assert dtype is not None
-    step = _scales(np.array(scale, np.float32), product)
-    for _ in range(sum(user.op_type == "QuantizeLinear" for user, _ in given.uses())):
+    step, small = _scales(np.array(scale, np.float32), product), _TYPES[kind]
+    for pair in [user for user, _ in given.uses() if user.op_type == "QuantizeLinear"]:
+        if shared and pair.outputs[0].dtype == small and constant_of(pair.inputs[1]) == step:
+            ((back, _),) = pair.outputs[0].uses()
+            return back.outputs[0], []
         step = np.nextafter(step, step.dtype.type(np.inf))
-    small = _TYPES[kind]
     size = add_constant(graph, f"{product.name}.scale", step)
     # The zero point, which says the type.
     zero = add_constant(graph, f"{product.name}.zero", np.zeros((), small.numpy()), small)
-    rounded = ir.node("QuantizeLinear", [given, size, zero], name=f"{product.name}.rounding")
-    restored = ir.node("DequantizeLinear", [rounded.outputs[0], size, zero], name=f"{product.name}.restored")
-    for node, type_ in ((rounded, small), (restored, dtype)):
+    rounding = ir.node("QuantizeLinear", [given, size, zero], name=f"{product.name}.rounding")
+    back = ir.node("DequantizeLinear", [rounding.outputs[0], size, zero], name=f"{product.name}.restored")
+    for node, type_ in ((rounding, small), (back, dtype)):
         node.outputs[0].shape, node.outputs[0].type = given.shape, ir.TensorType(type_)
-    return [rounded, restored]
+    return back.outputs[0], [rounding, back]
 
 
-def _stored(weight: QuantizedWeight) -> tuple[np.ndarray, ir.DataType]:
+def _stored(weight: QuantizedWeight) -> tuple[npt.NDArray[Any], ir.DataType]:
     values = weight.values if weight.values.dtype == FLOAT8 else weight.values.astype(np.int8)
     return (values.astype(ml_dtypes.int4) if weight.type == "int4" else values), _TYPES[weight.type]
 
 
-def _scales(scales: np.ndarray, product: FloatProduct) -> np.ndarray:
+def _scales(scales: npt.NDArray[Any], product: FloatProduct) -> npt.NDArray[Any]:
     """Return scales in a product's type."""
     dtype = product.initializer.dtype
     assert dtype is not None
