@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
 
 import click
 
@@ -14,6 +14,8 @@ from pom_export.cli.parameters import FILE, FOLDER, Choice, Parsed
 from pom_export.cli.progress import stages
 from pom_export.engine.backend import AUTO, BACKENDS
 from pom_export.engine.targets import DEFAULT_TARGETS, parse_targets
+
+_SHOWN: Final = 3
 
 
 @click.command("build")
@@ -26,7 +28,7 @@ from pom_export.engine.targets import DEFAULT_TARGETS, parse_targets
 @click.option(
     "--targets", type=Parsed(parse_targets, DEFAULT_TARGETS),
     help="GPU architectures, such as sm86,sm120, also as sm_86 or 8.6 (tensorrt-rtx); default: the GPU here, or "
-    f"without one {','.join(DEFAULT_TARGETS)}.",
+    f"without one {','.join(DEFAULT_TARGETS)}, as far as they multiply the model's types.",
 )  # fmt: skip
 @click.option(
     "--minShapes", "min_shapes", help="Smallest shapes, such as x:1x1x64; default: 1 for each dynamic dimension."
@@ -80,7 +82,7 @@ def engine_lines(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("targets", ", ".join(manifest["targets"])),
         ("plugin layers", _plugin_layers(manifest)),
         ("plugin", _plugin(manifest)),
-        ("matrix products", _counts(manifest["matrix_products"])),
+        *_products(manifest),
         ("layers that compute", _counts(manifest["precisions"])),
         ("shapes (min / opt / max)", "; ".join(shapes)),
         ("seconds", f"{manifest['seconds']:.1f}{' (from the cache)' if manifest['cached'] else ''}"),
@@ -102,6 +104,19 @@ def _plugin(manifest: Mapping[str, Any]) -> str:
     if manifest["plugin_sha256"] is None:
         return "not used: the aggregations are standard ops"
     return "embedded" if manifest["plugin_embedded"] else "to be loaded before the engine"
+
+
+def _products(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield lines about matrix products; manifests of earlier versions do not say what the engine got."""
+    yield "matrix products", _counts(manifest["matrix_products"])
+    got = manifest.get("engine_products")
+    if got is not None:
+        yield "matrix products, as built", _counts(got)
+    otherwise = manifest.get("not_as_asked") or {}
+    shown = [f"{name}: {types}" for name, types in otherwise.items()]
+    if shown:
+        more = f"; and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+        yield "not as asked", f"{'; '.join(shown[:_SHOWN])}{more}"
 
 
 def _counts(by_type: Mapping[str, int]) -> str:

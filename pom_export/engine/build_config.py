@@ -64,13 +64,18 @@ class BuiltEngine:
         engine: the serialized engine.
         plugin_layers: how many of its layers are our plugin.
         precisions: how many layers compute in each floating-point type.
-        matrix_products: how many matrix products and convolutions compute in each floating-point type.
+        matrix_products: how many matrix products and convolutions the file asks for in each type.
+        engine_products: in how many of them the engine multiplies values of each type; None if TensorRT did not list
+            its layers.
+        not_as_asked: those of small types that the engine computes in another, with both types, by name.
     """
 
     engine: bytes
     plugin_layers: int
     precisions: Mapping[str, int]
     matrix_products: Mapping[str, int]
+    engine_products: Mapping[str, int] | None
+    not_as_asked: Mapping[str, str]
 
     def facts(self) -> dict[str, Any]:
         """Return everything except the engine as JSON-serialisable values."""

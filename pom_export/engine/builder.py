@@ -21,7 +21,8 @@ from pom_export.engine.inspection import inspect_engine
 from pom_export.engine.job import BuildJob
 from pom_export.engine.manifest import EngineInfo, check_manifest_place, manifest_path
 from pom_export.engine.profiles import Shapes, make_profiles
-from pom_export.engine.targets import resolve_targets
+from pom_export.engine.small_types import check_targets, small_types, targets_for
+from pom_export.engine.targets import DEFAULT_TARGETS, resolve_targets
 from pom_export.errors import InputError, only_ours
 from pom_export.files import check_writable, sha256_of, staged_output
 from pom_export.graph.exported_model import read_model
@@ -54,7 +55,7 @@ def build_engine(
         output: path of the engine; its manifest is written beside it, with ".json" added to the name.
         backend: "auto", "tensorrt" or "tensorrt-rtx".
         targets: compute capabilities such as "sm86", "sm_86" or "8.6" (TensorRT for RTX only); default: this machine's
-            GPU, or `DEFAULT_TARGETS` if there is none.
+            GPU, or if there is none those of `DEFAULT_TARGETS` that multiply the model's types.
         min_shapes: smallest shape of each input; missing dimensions get defaults.
         opt_shapes: most frequent shape of each input.
         max_shapes: largest shape of each input.
@@ -67,8 +68,8 @@ def build_engine(
         progress: called with one line per stage; the lines are also logged at level INFO.
 
     Raises:
-        InputError: a file or option is unusable, or the plugin library that the engine would contain has no code for
-            a target.
+        InputError: a file or option is unusable, a target lacks a type that the model multiplies, or the plugin
+            library that the engine would contain has no code for it.
         MissingDependencyError: TensorRT or the plugin library is not installed.
         EngineError: TensorRT refused the model, an aggregation did not become what was requested, or a precision
             differs from the model's.
@@ -83,11 +84,16 @@ def build_engine(
     shapes = (min_shapes or {}, opt_shapes or {}, max_shapes or {})
     profiles = make_profiles(exported.inputs, *shapes, exported.limits)
     loaded = load_backend(backend)
+    types = small_types(exported.path)
     chosen = resolve_targets(loaded, targets)
+    if not targets and chosen == DEFAULT_TARGETS and targets_for(types) != chosen:
+        chosen = targets_for(types)
+        progress(f"the model has products in {', '.join(types)}: building for {', '.join(chosen)} alone")
     if timing_cache is not None and loaded.is_rtx:
         raise InputError("TensorRT for RTX keeps no timing cache", "Leave `timing_cache` out")
     library = plugin_library() if use_plugin else None
     plan = BuildPlan(exported, loaded, chosen, profiles, library, embed_plugin, timing_cache, progress)
+    check_targets(exported.path, types, plan.targets, plan.chips)
     if plan.embedded is not None:
         check_gpu_code(plan.embedded, plan.chips, progress)
     manifest = manifest_path(output)

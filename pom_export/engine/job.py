@@ -14,9 +14,10 @@ from pom_export.engine.backend import polygraphy_trt
 from pom_export.engine.build_config import BuiltEngine
 from pom_export.engine.build_plan import BuildPlan
 from pom_export.engine.functions import for_plugin, inlined
-from pom_export.engine.logger import collected_errors, tensorrt_logger
+from pom_export.engine.logger import collected_errors, collected_layers, tensorrt_logger
 from pom_export.engine.monitor import make_monitor
 from pom_export.engine.precision import check_precisions, declared_types
+from pom_export.engine.product_types import EngineProducts, engine_products
 from pom_export.engine.profiles import refused_shapes
 from pom_export.engine.targets import CURRENT
 from pom_export.errors import SEE_CAUSE, EngineError, PomExportError
@@ -100,10 +101,27 @@ class BuildJob:
                 raise KeyboardInterrupt
             config = loaders.PostprocessConfig(self._config(trt), func=self._embed)
             self.plan.progress(f"building {network.num_layers} layers for {', '.join(self.plan.targets)}")
-            engine = loaders.engine_bytes_from_network(
-                (builder, network, parser), config=config, save_timing_cache=self.plan.timing_cache
-            )
-            return BuiltEngine(bytes(engine), plugin_layers, precisions.layers, precisions.products)
+            with collected_layers() as lists:
+                engine = loaders.engine_bytes_from_network(
+                    (builder, network, parser), config=config, save_timing_cache=self.plan.timing_cache
+                )
+        products = engine_products(precisions.products, lists)
+        self._tell_of_products(products)
+        return BuiltEngine(
+            bytes(engine),
+            plugin_layers,
+            precisions.layers,
+            precisions.product_counts(),
+            None if products is None else products.counts,
+            {} if products is None else products.otherwise,
+        )
+
+    def _tell_of_products(self, products: EngineProducts | None) -> None:
+        """Report products that the file has in a small type and the engine computes in another."""
+        otherwise = {} if products is None else products.otherwise
+        if otherwise:
+            name, types = next(iter(otherwise.items()))
+            self.plan.progress(f"{len(otherwise)} products are not in the type asked for, such as {name}: {types}")
 
     def _network_flags(self, trt: Any) -> int:
         """Return the flags of a strongly typed network. Networks of TensorRT for RTX always are."""
@@ -146,7 +164,7 @@ class BuildJob:
         shared = {
             "profiles": [profile],
             "progress_monitor": make_monitor(trt, self.plan.progress, self.cancelled),
-            # Provides names and types of layers to the inspector, without making the engine slower.
+            # Provides names and types of layers to the inspector and the log, without making the engine slower.
             "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,
         }
         if not self.plan.backend.is_rtx:

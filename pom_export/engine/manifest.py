@@ -33,7 +33,10 @@ class EngineInfo(BuildConfig):
         aggregations: number of aggregation nodes in the model.
         plugin_layers: how many of them became plugin layers.
         precisions: how many layers compute in each floating-point type.
-        matrix_products: how many matrix products and convolutions compute in each floating-point type.
+        matrix_products: how many matrix products and convolutions the file asks for in each type.
+        engine_products: in how many of them the engine multiplies values of each type; None if TensorRT did not list
+            its layers.
+        not_as_asked: those of small types that the engine computes in another, with both types, by name.
         inspected: the inspector's description of the engine's layers; None if no GPU could load the engine.
         inputs: name, dtype and axes of each input.
         outputs: the same for each output.
@@ -50,6 +53,8 @@ class EngineInfo(BuildConfig):
     plugin_layers: int
     precisions: dict[str, int]
     matrix_products: dict[str, int]
+    engine_products: dict[str, int] | None
+    not_as_asked: dict[str, str]
     inspected: dict[str, Any] | None
     inputs: list[str]
     outputs: list[str]

@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx
 
+from pom_export.engine.product_types import asked_products, type_name
 from pom_export.errors import EngineError
 
 _DECLARED = {
@@ -16,10 +17,8 @@ _DECLARED = {
     onnx.TensorProto.FLOAT16: "float16",
     onnx.TensorProto.BFLOAT16: "bfloat16",
 }
-_TENSORRT = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
 # Layers that compute nothing.
 _MOVERS = ("CONSTANT", "CAST", "SHUFFLE", "SLICE", "SQUEEZE", "UNSQUEEZE", "CONCATENATION", "GATHER", "IDENTITY")
-_PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION")
 _NAMED = 3
 
 
@@ -32,15 +31,20 @@ def declared_types(graph: onnx.GraphProto) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Precisions:
-    """How many layers compute in each floating-point type, the most frequent first.
+    """The types that layers compute in.
 
     Attributes:
-        layers: all layers that compute, without those that only move or convert values.
-        products: matrix products and convolutions.
+        layers: how many of all layers that compute have each floating-point type, without those that only move or
+            convert values, the most frequent first.
+        products: the type that each matrix product and convolution asks for; see `asked_products`.
     """
 
     layers: dict[str, int]
-    products: dict[str, int]
+    products: dict[str, str]
+
+    def product_counts(self) -> dict[str, int]:
+        """Return how many products ask for each type, the most frequent first."""
+        return dict(Counter(self.products.values()).most_common())
 
 
 def check_precisions(network: Any, declared: Mapping[str, str]) -> Precisions:
@@ -72,12 +76,12 @@ def check_precisions(network: Any, declared: Mapping[str, str]) -> Precisions:
         )
     # Layers that control branches and loops have no outputs.
     computing = [layer for layer in layers if layer.num_outputs and layer.type.name not in _MOVERS]
-    return Precisions(_count(computing), _count(layer for layer in layers if layer.type.name in _PRODUCTS))
+    return Precisions(_count(computing), asked_products(layers))
 
 
 def _count(layers: Iterable[Any]) -> dict[str, int]:
     types = (_type(layer.get_output(0)) for layer in layers)
-    return dict(Counter(kind for kind in types if kind in _TENSORRT.values()).most_common())
+    return dict(Counter(kind for kind in types if kind in _DECLARED.values()).most_common())
 
 
 def _tensors(network: Any, layers: list[Any]) -> Iterator[Any]:
@@ -88,5 +92,4 @@ def _tensors(network: Any, layers: list[Any]) -> Iterator[Any]:
 
 
 def _type(tensor: Any) -> str:
-    name: str = tensor.dtype.name
-    return _TENSORRT.get(name, name.lower())
+    return type_name(tensor.dtype.name)

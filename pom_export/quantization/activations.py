@@ -20,6 +20,11 @@ MAXIMUM: Final = "maximum"
 PERCENTILE: Final = "percentile"
 SQUARES: Final = "squares"
 METHODS: Final = (MAXIMUM, PERCENTILE, SQUARES)
+# The method for each type that lost least on the demo's language model; docs/tensorrt.md has the numbers.
+DEFAULT_METHODS: Final = {"int8": PERCENTILE, "fp8": MAXIMUM}
+# How many times larger than the largest magnitude seen an activation of type fp8 may be before it is cut off. Steps of
+# fp8 are relative to the values, so a power of two costs nothing but the smallest of 2**15 that are told from 0.
+_HEADROOM: Final = 8.0
 # Of all magnitudes, how many the method "percentile" leaves in range.
 _IN_RANGE: Final = 0.9999
 _BINS: Final = 8192
@@ -62,12 +67,12 @@ class Magnitudes:
         """Return the magnitude that is to be the largest of a type; larger ones are cut off.
 
         Args:
-            method: one of METHODS: the largest; that which 99.99 % are below; or the one of 80 that gives the rounded
-                values the smallest square error.
+            method: one of METHODS: the largest, eight times that for "fp8"; that which 99.99 % are below; or the one of
+                80 that gives the rounded values the smallest square error.
             kind: "int8" or "fp8".
         """
         if method == MAXIMUM:
-            return self.largest
+            return self.largest * (_HEADROOM if kind == "fp8" else 1)
         if method == PERCENTILE:
             below = np.cumsum(self.counts) / self.counts.sum()
             return min(self.width * float(1 + np.searchsorted(below, _IN_RANGE)), self.largest)
@@ -101,7 +106,7 @@ def activation_scales(
         inputs: names of the products' inputs.
         feeds: inputs of the model.
         kind: the type that activations are rounded to: "int8" or "fp8".
-        method: one of METHODS; None: the one that gave the smallest loss where it was measured (docs/tensorrt.md).
+        method: one of METHODS; None: that of DEFAULT_METHODS.
 
     Returns:
         What activations are divided by before they are rounded, by name.
@@ -112,9 +117,6 @@ def activation_scales(
     found = magnitudes(model, inputs, feeds)
     method = method or DEFAULT_METHODS[kind]
     return {name: seen.threshold(method, kind) / largest_of(kind) for name, seen in found.items()}
-
-
-DEFAULT_METHODS: Final = {"int8": SQUARES, "fp8": MAXIMUM}
 
 
 def magnitudes(model: Path, inputs: Collection[str], feeds: Iterable[Arrays]) -> dict[str, Magnitudes]:

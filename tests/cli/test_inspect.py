@@ -96,7 +96,9 @@ def test_says_what_an_engine_is_for(model: Path, tmp_path: Path, capsys: pytest.
         plugin_sha256="0", profiles={"x": {"min": [1, 1], "opt": [1, 2], "max": [4, 8]}}, model_sha256=sha256_of(model),
         weights_sha256={}, toolkit_version="0.1", packages={"onnx": "1.23"}, engine="elsewhere/m.engine",
         manifest="elsewhere/m.engine.json", aggregations=1, plugin_layers=1, precisions={"float16": 3},
-        matrix_products={"float16": 2}, inspected={"layers": 9, "plugin_layers": 1, "formats": {}},
+        matrix_products={"int8": 2}, engine_products={"int8": 1, "float16": 1},
+        not_as_asked={"proj/MatMul": "int8 asked for, float16 got"},
+        inspected={"layers": 9, "plugin_layers": 1, "formats": {}},
         inputs=["x float16[batch, 2]"], outputs=["y float16[batch, 2]"], bytes=engine.stat().st_size, cached=False,
         seconds=1.0, sha256=sha256_of(engine), command_line="trtexec",
     )  # fmt: skip
@@ -107,7 +109,18 @@ def test_says_what_an_engine_is_for(model: Path, tmp_path: Path, capsys: pytest.
     assert result["profiles"]["x"]["max"] == [4, 8]
     assert run(["inspect", str(engine)]) == 0
     out = capsys.readouterr().out
-    for line in ("backend +tensorrt-rtx 1.7", "plugin layers +1 of 1", "x 1x1 / 1x2 / 4x8", "inspector.layers +9"):
+    products = (
+        "products +int8: 2",
+        "as built +int8: 1, float16: 1",
+        "as asked +proj/MatMul: int8 asked for, float16 got",
+    )
+    for line in (
+        "backend +tensorrt-rtx 1.7",
+        "plugin layers +1 of 1",
+        "x 1x1 / 1x2 / 4x8",
+        "inspector.layers +9",
+        *products,
+    ):
         assert re.search(line, out)
     engine.write_bytes(b"vtrt, another one")
     assert run(["inspect", str(engine)]) == 2

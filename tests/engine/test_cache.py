@@ -28,7 +28,7 @@ from pom_export.graph.weights_file import rename_by_content
 from tests.slow_cases import slow_cases
 
 CHECKPOINT = Path(__file__).parents[1] / "data" / "golden" / "v2_base" / "checkpoint.pt"
-BUILT = BuiltEngine(b"engine\nof several\nlines", 2, {"float16": 5}, {"float16": 3})
+BUILT = BuiltEngine(b"engine\nof several\nlines", 2, {"float16": 5}, {"int8": 3}, {"int8": 2, "float16": 1}, {"p": "?"})
 CONFIG = BuildConfig(
     backend="tensorrt-rtx",
     backend_version="1.7.1.116",

@@ -88,12 +88,9 @@ def dequantize(model: ir.Model) -> list[QuantizedProduct]:
     for product in products:
         last = product.output.producer()
         assert last is not None
-        weight = add_constant(
-            model.graph,
-            product.initializer or f"{product.name}.weight",
-            product.weight.dequantized(),
-            product.output.dtype,
-        )
+        dtype = product.output.dtype or ir.DataType.FLOAT
+        numbers = product.weight.dequantized().astype(dtype.numpy())
+        weight = add_constant(model.graph, product.initializer or f"{product.name}.weight", numbers, dtype)
         node = ir.node("MatMul", [product.input, weight])
         model.graph.insert_before(last, node)
         take_place(product.output, node.outputs[0])

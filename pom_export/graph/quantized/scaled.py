@@ -16,8 +16,8 @@ from pom_export.graph.quantized.block_weights import FLOAT8, QuantizedWeight
 from pom_export.graph.quantized.products import FloatProduct, constant_of
 from pom_export.graph.quantized.writing import replace_product
 
-# The opsets that brought scales per block, scales of float16 and values of float8, and scales per column.
-_BLOCKS_OPSET: Final = 21
+# The opsets that brought int4 and scales per block, and scales of float16 and values of float8.
+_INT4_OPSET: Final = 21
 _SHORT_OPSET: Final = 19
 # The largest relative error of a scale in float16: it moves the largest int8 by a quarter of a step.
 _LOST: Final = 2.0**-9
@@ -53,8 +53,8 @@ def write_scaled_product(
     graph, dtype = model.graph, product.initializer.dtype
     assert dtype is not None
     blocked = weight.block < len(weight.values)
-    if blocked:
-        raise_opset(model, _BLOCKS_OPSET)
+    if blocked or weight.type == "int4":
+        raise_opset(model, _INT4_OPSET)
     elif dtype != ir.DataType.FLOAT or weight.type == "fp8":
         raise_opset(model, _SHORT_OPSET)
     name = f"{product.initializer.name}.{weight.type}"

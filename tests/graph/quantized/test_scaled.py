@@ -132,6 +132,50 @@ def test_each_product_has_a_pair_of_its_own_that_nothing_merges_with_another(tmp
     assert run_by.count("MatMulIntegerToFloat") == 2, run_by
 
 
+def test_products_share_a_pair_if_asked_and_their_scales_agree() -> None:
+    model = two_products()
+    one, two = float_products(model)
+    write_scaled_product(model, one, weight_of("int8"), 0.05, shared=True)
+    write_scaled_product(model, two, weight_of("int8"), 0.05, shared=True)
+    assert [node.op_type for node in model.graph].count("QuantizeLinear") == 1
+    assert [each.activation_scale for each in quantized_products(model)] == [np.float32(0.05)] * 2
+
+    model = two_products()
+    one, two = float_products(model)
+    write_scaled_product(model, one, weight_of("int8"), 0.05, shared=True)
+    write_scaled_product(model, two, weight_of("fp8"), 0.05, shared=True)
+    assert [each.activations for each in quantized_products(model)] == [FIXED, FIXED_FLOAT8]
+
+
+def test_products_of_float16_stay_so(tmp_path: Path) -> None:
+    model = two_products()
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.type = ir.TensorType(ir.DataType.FLOAT16)
+    for value in model.graph.initializers.values():
+        assert value.const_value is not None
+        value.const_value = ir.tensor(value.const_value.numpy().astype(np.float16))
+        value.type = ir.TensorType(ir.DataType.FLOAT16)
+    assert float_products(model) == []
+    one, two = float_products(model, [ir.DataType.FLOAT16])
+    weights = [weight_of("int8"), weight_of("int4")]
+    write_scaled_product(model, one, weights[0], 0.05)
+    write_scaled_product(model, two, weights[1])
+    model.ir_version = 10
+    ir.save(model, tmp_path / "m.onnx")
+    onnx.checker.check_model(tmp_path / "m.onnx", full_check=True)
+    # Multiples of the step: no value is so near the middle between two that float16 decides.
+    x = np.rint(X / np.float16(0.05)) * np.float32(np.float16(0.05))
+    made = onnxruntime.InferenceSession(tmp_path / "m.onnx").run(None, {"x": x.astype(np.float16)})
+    for array, weight in zip(made, weights, strict=True):
+        assert array.dtype == np.float16
+        np.testing.assert_allclose(array, x @ weight.dequantized(), rtol=0.02, atol=0.02)
+    dequantize(model)
+    assert [value.dtype for value in model.graph.initializers.values()] == [ir.DataType.FLOAT16] * 2
+
+    with pytest.raises(InputError, match=r"one needs a scale of 1e-07, which float16 does not hold closely enough"):
+        write_scaled_product(model, float_products(model, [ir.DataType.FLOAT16])[0], weights[0], 1e-7)
+
+
 def test_a_scale_that_is_not_positive_is_refused() -> None:
     model = two_products()
     weight = weight_of("int8")
