@@ -104,7 +104,13 @@ _NAMES: Final = (
     (re.compile(r"\.qweight$|\.qzeros$"), "quantized by GPTQ or AWQ", BEFORE_QUANTIZING),
     (re.compile(r"\._\w+_qdata$"), "quantized by torchao, and its metadata is missing", BEFORE_QUANTIZING),
     (
-        re.compile(r"\.weight_scale(_inv)?$|\.scale_weight$"),
+        re.compile(r"\.weight_scale_inv$|\.scale_weight$"),
+        "quantized, with scales beside them",
+        BEFORE_QUANTIZING,
+    ),
+    (re.compile(r"\.weight\._(data|scale|shift)(\.|$)"), "quantized by optimum-quanto", BEFORE_QUANTIZING),
+    (
+        re.compile(r"\.weight_scale$"),
         "quantized, with scales beside them, and no config.json says how",
         CONFIG_HINT,
     ),

@@ -17,6 +17,7 @@ from pom_export.checkpoint.reader import Checkpoint, read_checkpoint
 from pom_export.checkpoint.recognition import tied_names
 from pom_export.checkpoint.spec import ModelSpec, empty_model
 from pom_export.checkpoint.values import check_values
+from pom_export.checkpoint.weight_set import WeightSet
 from pom_export.checkpoint.weights import find_weights
 from pom_export.errors import CheckpointError, only_ours
 from pom_export.models.gpt import GPTConfig, Rotary
@@ -86,8 +87,7 @@ def load_model(
     check_values(checkpoint.path, tensors)
     dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
     module = empty_model(spec)
-    tied = tied_names(module)
-    _share(tensors, tied, checkpoint)
+    tied, untied = _shared(tensors, tied_names(module), checkpoint, found.chosen)
     module.load_state_dict(tensors, strict=False, assign=True)  # names have been compared
     _tie(module, tied)
     _fill_frequencies(module)
@@ -99,7 +99,7 @@ def load_model(
         dtypes,
         found.chosen.name,
         found.others,
-        [*checkpoint.notes_on(found.chosen), *found.notes, *_settings_notes(spec, hints, tensors), *doubts],
+        [*checkpoint.notes_on(found.chosen), *untied, *found.notes, *_settings_notes(spec, hints, tensors), *doubts],
     )
 
 
@@ -152,14 +152,31 @@ def _check_hints(spec: ModelSpec, degree: int | None, heads: int | None, in_cont
         )
 
 
-def _share(tensors: dict[str, Tensor], tied: Sequence[Sequence[str]], checkpoint: Checkpoint) -> None:
-    """Use one tensor for all names that the model ties; writers of safetensors only keep one of them."""
+def _shared(
+    tensors: dict[str, Tensor], tied: Sequence[Sequence[str]], checkpoint: Checkpoint, chosen: WeightSet
+) -> tuple[list[Sequence[str]], list[str]]:
+    """Use one tensor for all names that the model ties; writers of safetensors only keep one of them.
+
+    Returns:
+        The groups of names that are tied, and notes on the others: libraries that quantize layers leave the embedding
+        as it was, and what was tied to it has values of its own from then on.
+    """
+    quantized = {id(tensor) for tensor in checkpoint.dequantized(chosen)}
+    kept, notes = [], []
     for names in tied:
         first = next(name for name in names if name in tensors)
-        for name in names:
-            if not torch.equal(tensors.get(name, tensors[first]), tensors[first]):
-                raise CheckpointError(f"{checkpoint.path}: {name} and {first} differ", "The model ties them")
-            tensors[name] = tensors[first]
+        differ = [name for name in names if not torch.equal(tensors.get(name, tensors[first]), tensors[first])]
+        if differ and not any(id(tensors[name]) in quantized for name in (first, *differ)):
+            raise CheckpointError(f"{checkpoint.path}: {differ[0]} and {first} differ", "The model ties them")
+        tensors.update({name: tensors[first] for name in names if name not in differ})
+        if differ:
+            notes.append(
+                f"{differ[0]} and {first} are one weight in this model; one was quantized without the other, so each "
+                "has its own values"
+            )
+        else:
+            kept.append(names)
+    return kept, notes
 
 
 def _tie(module: nn.Module, tied: Sequence[Sequence[str]]) -> None:

@@ -107,6 +107,10 @@ class Checkpoint:
         """Return remarks about how a set's weights are stored, one sentence each."""
         return notes_on(chosen.tensors.values() if chosen.values is None else chosen.values)
 
+    def dequantized(self, chosen: WeightSet) -> list[Tensor]:
+        """Return those tensors of a state dict that were dequantized, as `state_dict` returns them."""
+        return [entry.values for entry in chosen.tensors.values() if isinstance(entry, QuantizedTensor)]
+
     @property
     def _bytes(self) -> int:
         return sum(file.stat().st_size for file in self.files)

@@ -22,6 +22,7 @@ from torch import Tensor
 from pom_export import export
 from pom_export.checkpoint import load_model
 from pom_export.errors import CheckpointError
+from tests.small_models import VOCABULARY, hybrid
 
 DATA = Path(__file__).parents[1] / "data" / "quantized"
 _EXPECTED = ".expected.safetensors"
@@ -43,9 +44,9 @@ def stored(name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         return load_file(file), opened.metadata() or {}
 
 
-def refusal(path: Path) -> str:
+def refusal(path: Path, **hints: int) -> str:
     with pytest.raises(CheckpointError) as caught:
-        load_model(path)
+        load_model(path, **hints)
     message = str(caught.value)
     assert caught.value.hint
     assert "\n" not in message
@@ -400,6 +401,26 @@ def test_an_input_that_is_scaled_too_is_not_lost(tmp_path: Path) -> None:
     described["_tensor_data_names"].append("act_pre_scale")
     save_file(tensors, tmp_path / "m.safetensors", metadata | {"ag_proj.weight": json.dumps(described)})
     assert "also multiplies its input, by an act_pre_scale" in refusal(tmp_path / "m.safetensors")
+
+
+def test_a_head_that_was_quantized_without_the_embedding(tmp_path: Path) -> None:
+    """Libraries replace the weights of linear layers, so that the language model's tied ones are no longer tied."""
+    model = hybrid()
+    state = model.state_dict()
+    head = state.pop("lm_head.weight")
+    scale = head.abs().amax(1)
+    rounded = (head * (127 / scale[:, None])).round().to(torch.int8)
+    state |= {"lm_head.weight": rounded, "lm_head.SCB": scale}
+    torch.save(state, tmp_path / "m.pt")
+    loaded = load_model(tmp_path / "m.pt", degree=2)
+    assert any("one was quantized without the other" in note for note in loaded.notes)
+    model.lm_head.weight = torch.nn.Parameter(rounded * scale[:, None] * 7.874015718698502e-3)
+    tokens = torch.arange(12)[None] % VOCABULARY
+    assert torch.equal(loaded.module(tokens), model(tokens))
+    result = export(tmp_path / "m.pt", tmp_path / "m.onnx", degree=2, stateful=True)
+    assert result.checked  # it agrees with the module, call by call
+    torch.save({**model.state_dict()}, tmp_path / "m.pt")
+    assert "lm_head.weight and transformer.wte.weight differ" in refusal(tmp_path / "m.pt", degree=2)
 
 
 def test_a_block_of_zeros(tmp_path: Path) -> None:
