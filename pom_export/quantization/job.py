@@ -142,6 +142,8 @@ class Job:
                 return chosen
             closest = min(made, key=lambda each: self._budget.used(each.quality))
             best = closest if best is None or self._used(closest) < self._used(best) else best
+            if not any(map(self._is_worth_it, made)):
+                break  # a smaller share would leave even more in float32
         assert best is not None
         raise ParityError(f"no file is within the budget: the closest {self._in_words(best)}", _WIDEN)
 
@@ -229,12 +231,13 @@ class Job:
     def _round(self, recipe: Recipe, kind: str) -> Mapping[str, QuantizedWeight]:
         key = recipe.blocks, kind
         if key not in self._rounded:
-            self._progress(f"rounding {len(self._names)} products to {kind}")
+            self._progress(f"rounding to {kind}: what the products multiply")
             found: dict[str, QuantizedWeight] = {}
             errors: dict[str, float] = {}
 
             def use(product: FloatProduct, moments: Array) -> None:
                 if product.name in self._names:
+                    self._progress(f"rounding to {kind}: product {len(found) + 1} of {len(self._names)}")
                     found[product.name] = recipe.rounded(product.matrix(), kind, moments)
                     errors[product.name] = error_of(product.matrix(), found[product.name], moments)
 
