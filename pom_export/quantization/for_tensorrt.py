@@ -10,9 +10,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from pom_export.graph.nodes import is_aggregation
-from pom_export.graph.quantized.block_weights import FLOAT8, LARGEST, LARGEST_FLOAT8, QuantizedWeight
+from pom_export.graph.quantized.block_weights import FLOAT8, LARGEST_FLOAT8, QuantizedWeight
 from pom_export.graph.quantized.products import FloatProduct
 from pom_export.graph.quantized.scaled import write_scaled_product
+from pom_export.quantization.rounding import gptq, nearest
+
+_Array = npt.NDArray[Any]
 
 INT8: Final = "int8"
 INT4: Final = "int4"
@@ -21,8 +24,8 @@ PRODUCTS_OF: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 """The types of products that can be written so; see `float_products`."""
 BLOCK: Final = 32
 """Rows of an int4 weight that share a scale: with blocks of 128, TensorRT for RTX restores some weights in memory."""
-# Thresholds to cut weights off at, relative to the largest.
-_SHARES: Final = np.linspace(0.6, 1.0, 33)
+# Columns of smaller numbers count as 0, for which any scale will do.
+_SMALLEST: Final = 1e-35
 # What leads from an aggregation to the product after it, in mixers whose gate is not part of the op.
 _ELEMENTWISE: Final = ("Mul", "Cast", "Reshape", "Transpose")
 
@@ -34,8 +37,9 @@ def write_for_tensorrt(
     activations: str | None,
     scales: Mapping[str, float],
     keep: Collection[str] = (),
+    rounded: Mapping[str, QuantizedWeight] | None = None,
 ) -> dict[str, str]:
-    """Make products ones of small values with scales, by rounding each weight to the nearest.
+    """Make products ones of small values with scales.
 
     Args:
         model: the graph.
@@ -44,6 +48,7 @@ def write_for_tensorrt(
         activations: the same as `weights`, or None: they stay in float, which is what goes with "int4".
         scales: the scale of each product's activations, by the name of the product's input; see `activation_scales`.
         keep: names of products that stay as they are; see `kept_by_default`.
+        rounded: the weights by product, see `rounded_weight`; default: each is rounded to the nearest.
 
     Returns:
         The type of each product's weight, by the product's name: that of the file for those that stay as they are,
@@ -59,7 +64,7 @@ def write_for_tensorrt(
             assert product.initializer.dtype is not None
             written[product.name] = "float32" if product.initializer.dtype == ir.DataType.FLOAT else "float16"
             continue
-        weight = nearest_positive(product.matrix(), weights)
+        weight = rounded[product.name] if rounded else rounded_weight(product.matrix(), weights)
         write_scaled_product(model, product, weight, scales[product.input] if activations else None, shared=True)
         written[product.name] = weights
     return written
@@ -88,42 +93,23 @@ def _multiplies_aggregate(product: ir.Node) -> bool:
     return False
 
 
-def nearest_positive(matrix: npt.NDArray[np.float32], kind: str) -> QuantizedWeight:
+def rounded_weight(matrix: npt.NDArray[np.float32], kind: str, moments: _Array | None = None) -> QuantizedWeight:
     """Round a matrix to a small type, with positive scales as TensorRT requires them.
 
     Args:
         matrix: float32, (K, N).
         kind: "int8", "int4" or "fp8".
-
-    Returns:
-        The weight, with those scales of 33 that cut off more or less of the largest values which have the smallest
-        square error; for "fp8", with scales that cut off nothing, because its steps are relative to the values.
+        moments: (K, K), the mean of x^T x over the activations x. If given, errors count as much as what they are
+            multiplied by, and those of "int4" are evened out among the rows by GPTQ. "fp8" makes no use of it.
     """
-    rows, columns = matrix.shape
-    block = BLOCK if kind == INT4 else rows
-    parts = matrix.reshape(rows // block, block, columns)
-    peaks = np.abs(parts).max(1, keepdims=True)
-    peaks = np.where(peaks < np.finfo(np.float32).tiny * LARGEST_FLOAT8, 1, peaks)
-    if kind == FLOAT8_TYPE:
-        scales = (peaks / LARGEST_FLOAT8).astype(np.float32)
-        values: npt.NDArray[Any] = (parts / scales).astype(FLOAT8)
-    else:
-        scales = _best_scales(parts, peaks, 4 if kind == INT4 else 8)
-        values = _integers(parts, scales, 4 if kind == INT4 else 8).astype(np.int8)
-    return QuantizedWeight(values.reshape(rows, columns), scales[:, 0], 4 if kind == INT4 else 8, block)
-
-
-def _best_scales(parts: npt.NDArray[np.float32], peaks: npt.NDArray[Any], bits: int) -> npt.NDArray[np.float32]:
-    best = np.full(peaks.shape, np.inf)
-    chosen = (peaks / LARGEST[bits]).astype(np.float32)
-    for share in _SHARES:
-        scales = (peaks * share / LARGEST[bits]).astype(np.float32)
-        error = ((_integers(parts, scales, bits) * scales - parts) ** 2).sum(1, keepdims=True)
-        chosen, best = np.where(error < best, scales, chosen), np.minimum(error, best)
-    return chosen
-
-
-def _integers(parts: npt.NDArray[np.float32], scales: npt.NDArray[np.float32], bits: int) -> npt.NDArray[np.float32]:
-    most = LARGEST[bits]
-    integers: npt.NDArray[np.float32] = np.clip(np.rint(parts / scales), -most - (bits == 4), most)
-    return integers
+    if kind == INT4:
+        if moments is None:
+            return nearest(matrix, 4, BLOCK, positive=True)
+        return gptq(matrix, 4, BLOCK, moments, positive=True)
+    if kind == INT8:
+        importance = None if moments is None else np.diagonal(moments)
+        return nearest(matrix, 8, len(matrix), importance, positive=True)
+    # Nothing is cut off: steps are relative to the values.
+    peaks = np.abs(matrix).max(0, keepdims=True)
+    scales = np.where(peaks < _SMALLEST, 1, peaks / LARGEST_FLOAT8).astype(np.float32)
+    return QuantizedWeight((matrix / scales).astype(FLOAT8), scales, 8, len(matrix))

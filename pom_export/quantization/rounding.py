@@ -33,6 +33,7 @@ def nearest(
     importance: _Array | None = None,
     *,
     largest: int | None = None,
+    positive: bool = False,
 ) -> QuantizedWeight:
     """Round each number to the nearest multiple of its block's scale.
 
@@ -42,12 +43,15 @@ def nearest(
         block: how many rows share a scale; K for one scale per column.
         importance: (K,) how much an error in a row counts: the mean square of what it is multiplied by; None: equally.
         largest: the largest integer to use; default: the largest of the bits.
+        positive: whether scales must be positive.
     """
-    scales = best_scales(matrix, bits, block, importance, largest)
+    scales = best_scales(matrix, bits, block, importance, largest, positive=positive)
     return QuantizedWeight(_rounded(matrix, _spread(scales, block, len(matrix)), bits, largest), scales, bits, block)
 
 
-def gptq(matrix: npt.NDArray[np.float32], bits: int, block: int, moments: _Array) -> QuantizedWeight:
+def gptq(
+    matrix: npt.NDArray[np.float32], bits: int, block: int, moments: _Array, *, positive: bool = False
+) -> QuantizedWeight:
     """Round a matrix such that its products with given activations change little.
 
     Args:
@@ -55,12 +59,13 @@ def gptq(matrix: npt.NDArray[np.float32], bits: int, block: int, moments: _Array
         bits: 4 or 8.
         block: how many rows share a scale.
         moments: (K, K), the mean of x^T x over the activations x.
+        positive: whether scales must be positive.
     """
     diagonal = np.diagonal(moments).astype(np.float64)
     mean = float(diagonal.mean())
     if not math.isfinite(mean) or mean <= 0:
-        return nearest(matrix, bits, block)
-    scales = best_scales(matrix, bits, block, diagonal)
+        return nearest(matrix, bits, block, positive=positive)
+    scales = best_scales(matrix, bits, block, diagonal, positive=positive)
     order = np.argsort(-diagonal, kind="stable")
     factor = _inverse_factor(moments[np.ix_(order, order)], mean)
     rows = _spread(scales, block, len(matrix))[order]
@@ -96,11 +101,18 @@ def error_of(matrix: npt.NDArray[np.float32], weight: QuantizedWeight, moments: 
 
 
 def best_scales(
-    matrix: npt.NDArray[np.float32], bits: int, block: int, importance: _Array | None, largest: int | None = None
+    matrix: npt.NDArray[np.float32],
+    bits: int,
+    block: int,
+    importance: _Array | None,
+    largest: int | None = None,
+    *,
+    positive: bool = False,
 ) -> npt.NDArray[np.float32]:
     """Return the scale of each block, of those that cut off more or less, with the smallest weighted square error.
 
-    A negative scale is as good as a positive one, and lets the largest number be the smallest integer.
+    A negative scale is as good as a positive one where it is allowed, and lets the largest number be the smallest
+    integer.
 
     Returns:
         float32, (ceil(K / block), N).
@@ -112,11 +124,12 @@ def best_scales(
     for index in range(blocks):
         part = matrix[index * block : (index + 1) * block]
         share = weights[index * block : (index + 1) * block, None].astype(np.float32)
-        scales[index] = _best_of_block(part, share if share.any() else np.ones_like(share), bits, most)
+        share = share if share.any() else np.ones_like(share)
+        scales[index] = _best_of_block(part, share, bits, most, positive)
     return scales
 
 
-def _best_of_block(part: _Array, weights: _Array, bits: int, most: int) -> _Array:
+def _best_of_block(part: _Array, weights: _Array, bits: int, most: int, positive: bool) -> _Array:
     """Return the best scale of each column: part is (block, N), weights (block, 1)."""
     extreme = np.take_along_axis(part, np.abs(part).argmax(0)[None], 0)[0].astype(np.float64)
     # Numbers that no float32 scale fits count as 0, for which any scale will do.
@@ -132,7 +145,8 @@ def _best_of_block(part: _Array, weights: _Array, bits: int, most: int) -> _Arra
             rounded *= np.float32(step)
             rounded -= unit
             error = np.einsum("i,ij,ij->j", weights[:, 0], rounded, rounded)
-            better = error < best
+            allowed = (step > 0) == (extreme > 0) if positive else True
+            better = (error < best) & allowed
             best, chosen = np.where(better, error, best), np.where(better, step, chosen)
     return np.where(np.isinf(extreme), 1.0, chosen * extreme)
 

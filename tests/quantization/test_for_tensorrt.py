@@ -14,7 +14,7 @@ from pom_export.graph.quantized.products import float_products
 from pom_export.graph.quantized.reading import FIXED, quantized_products
 from pom_export.graph.saving import save_model
 from pom_export.quantization.activations import activation_scales
-from pom_export.quantization.for_tensorrt import kept_by_default, nearest_positive, write_for_tensorrt
+from pom_export.quantization.for_tensorrt import kept_by_default, rounded_weight, write_for_tensorrt
 from pom_export.runtime.session import inference_session
 
 CHECKPOINTS = Path(__file__).parents[1] / "data" / "golden"
@@ -27,33 +27,16 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return path
 
 
-@pytest.mark.parametrize(("kind", "steps"), [("int8", 254), ("int4", 14)])
-def test_integers_are_within_half_a_step_of_what_is_not_cut_off(kind: str, steps: int) -> None:
-    random = np.random.default_rng(0)
-    matrix = random.standard_normal((64, 5)).astype(np.float32)
+@pytest.mark.parametrize(("kind", "bound"), [("int8", 0.007), ("int4", 0.1), ("fp8", 0.04)])
+def test_weights_are_close_and_their_scales_positive(kind: str, bound: float) -> None:
+    matrix = np.random.default_rng(0).standard_normal((64, 5)).astype(np.float32)
     matrix[:, 2] = 0
-    weight = nearest_positive(matrix, kind)
-    assert (weight.scales > 0).all()
-    assert weight.type == kind
-    blocks = matrix.reshape(len(weight.scales), -1, 5)
-    error = np.abs(weight.dequantized().reshape(blocks.shape) - blocks)
-    scales = weight.scales[:, None]
-    within = np.abs(blocks) <= scales * (steps / 2)
-    assert (error[within] <= (scales / 2 * 1.0001 * np.ones_like(blocks))[within]).all()
-    peaks = np.abs(blocks).max(1, keepdims=True)
-    assert (scales <= np.where(peaks > 0, peaks, 1) / (steps / 2) * 1.0001).all()
-    # Never worse than the scales that cut off nothing.
-    plain = np.where(peaks > 0, peaks, 1) / (steps / 2)
-    assert (error**2).sum() <= ((np.rint(blocks / plain) * plain - blocks) ** 2).sum() * 1.0001
-
-
-def test_eight_bit_floats_are_within_a_sixteenth() -> None:
-    random = np.random.default_rng(0)
-    matrix = random.standard_normal((64, 5)).astype(np.float32)
-    weight = nearest_positive(matrix, "fp8")
-    assert weight.type == "fp8"
-    normal = np.abs(matrix) > np.abs(matrix).max(0) / 2**14
-    np.testing.assert_allclose(weight.dequantized()[normal], matrix[normal], rtol=1 / 16)
+    for moments in (None, np.eye(64)):
+        weight = rounded_weight(matrix, kind, moments)
+        assert weight.type == kind
+        assert len(weight.scales) == (2 if kind == "int4" else 1)
+        assert (weight.scales > 0).all()
+        assert np.sqrt(((weight.dequantized() - matrix) ** 2).mean() / (matrix**2).mean()) < bound
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])

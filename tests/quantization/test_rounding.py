@@ -84,3 +84,12 @@ def test_constant_columns_survive(value: float) -> None:
 def test_fewer_integers_can_be_asked_for() -> None:
     weight = nearest(drawn(64, 16), 8, 64, largest=63)
     assert np.abs(weight.values).max() == 63
+
+
+def test_positive_scales_can_be_asked_for() -> None:
+    matrix, moments = drawn(64, 16), moments_of(64)
+    assert (nearest(matrix, 4, 32).scales < 0).any()
+    for weight in (nearest(matrix, 4, 32, positive=True), gptq(matrix, 4, 32, moments, positive=True)):
+        assert (weight.scales > 0).all()
+    off, free = (nearest(matrix, 4, 32, positive=each).dequantized() - matrix for each in (True, False))
+    assert (free**2).sum() <= (off**2).sum() < 1.3 * (free**2).sum()
