@@ -23,6 +23,9 @@ _TAKES_EMPTY_INPUTS = (1, 24)  # the first that does not crash on an empty input
 _SILENT = 4  # ONNX Runtime's severity "fatal": errors reach the user as exceptions, once
 # Session options with our library. Registering it a second time would make them unusable.
 _WITH_OUR_LIBRARY: Final[WeakSet[Any]] = WeakSet()
+# How products of dequantized weights are computed, by the accuracy_level of MatMulNBits.
+_WEIGHTS_ALONE: Final = "session.qdq_matmulnbits_accuracy_level"
+_IN_FLOAT32: Final = "1"
 _TWICE: Final = "Domain already set"
 _SHAPES_OUTSIDE: Final = "Cannot parse data from external tensors"
 _INSTALL_HINT = "Install it: pip install 'onnxruntime>=1.22', or with a GPU 'onnxruntime-gpu>=1.22'"
@@ -52,6 +55,9 @@ def default_session_options() -> Any:
     # A memory pattern is a single block for all activations, kept per input size. It doubles the memory and saves no
     # time.
     options.enable_mem_pattern = False
+    # Otherwise, products with dequantized weights become an operator that also rounds their activations to 8 bits,
+    # which the file does not ask for.
+    options.add_session_config_entry(_WEIGHTS_ALONE, _IN_FLOAT32)
     return options
 
 

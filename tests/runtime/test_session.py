@@ -37,6 +37,32 @@ def test_session_options_serve_any_number_of_calls(tmp_path: Path) -> None:
         pom_export.inference_session(tmp_path / "m.onnx", session_options=options)
 
 
+def test_products_with_small_weights_round_no_activations(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    four = onnx.helper.make_tensor("w", onnx.TensorProto.INT4, [64, 8], random.integers(-7, 8, 512).tolist())
+    scales = onnx.numpy_helper.from_array(random.uniform(0.1, 1, (2, 8)).astype(np.float32), "scales")
+    model = onnx.parser.parse_model(
+        """
+        <ir_version: 10, opset_import: ["" : 21]> g (float[n, 64] x) => (float[n, 8] y, float[64, 8] restored) {
+            restored = DequantizeLinear <axis = 0, block_size = 32> (w, scales)
+            y = MatMul(x, restored)
+        }"""
+    )
+    model.graph.initializer.extend([four, scales])
+    with_weight = tmp_path / "two.onnx"
+    onnx.save(model, with_weight)
+    del model.graph.output[1]
+    onnx.save(model, tmp_path / "one.onnx")
+
+    x = random.standard_normal((5, 64)).astype(np.float32)
+    _, restored = pom_export.inference_session(with_weight).run(None, {"x": x})
+    ours = pom_export.inference_session(tmp_path / "one.onnx").run(None, {"x": x})[0]
+    np.testing.assert_allclose(ours, x @ restored, rtol=1e-5, atol=1e-4)
+    # ONNX Runtime's own default would.
+    plain = onnxruntime.InferenceSession(tmp_path / "one.onnx").run(None, {"x": x})[0]
+    assert np.abs(plain - x @ restored).max() > 0.01
+
+
 def test_options_of_another_kind_are_refused(tmp_path: Path) -> None:
     pom_export.export(CHECKPOINT, tmp_path / "m.onnx", mask="causal")
     with pytest.raises(InputError, match="session_options is a dict"):
