@@ -21,6 +21,7 @@ from pom_export import (
 from pom_export.checkup.findings import DoctorReport, Finding
 from pom_export.parity.comparison import Difference
 from pom_export.parity.modules import DebugReport, ModuleResult, ModuleRun
+from pom_export.parity.quantized.report import ProductResult, QuantizedReport
 from pom_export.parity.report import CaseResult, Comparison, ParityReport
 from pom_export.quantization.quality import Quality
 from pom_export.quantization.report import QuantizedModule
@@ -84,9 +85,13 @@ def test_a_report() -> None:
     difference = Difference(max_abs=0.0, max_rel=0.0, cosine=1.0, tolerance=1.0, reason="")
     comparison = Comparison("onnxruntime", "kernel", "y", (CaseResult("typical", "x 1x1", difference),))
     report = ParityReport("m.onnx", "PyTorch", "float32", [comparison], []).to_dict()
-    of_report, of_comparison = keys_of("`verify`")
+    of_report, of_comparison, of_quantized, of_product = keys_of("`verify`")
     assert of_report == set(report)
     assert of_comparison == set(report["comparisons"][0])
+    product = ProductResult("MatMul", 4, 32, "float32")
+    quantized = QuantizedReport("int4", {}, [product]).to_dict()
+    assert of_quantized == set(quantized)
+    assert of_product == set(quantized["products"][0])
 
 
 def test_a_report_of_modules() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -13,11 +13,13 @@ import onnx_ir as ir
 
 from pom_export.api.arguments import check_bounds
 from pom_export.api.expecting import Expected
+from pom_export.api.expecting_quantized import quantized_file
 from pom_export.api.progress import Progress, silent
 from pom_export.api.references import Reference
 from pom_export.debugging.causes import cause_of, first_run, innermost
 from pom_export.debugging.differences import common_differences, differences
 from pom_export.debugging.locate import Located, few, walk_file
+from pom_export.debugging.quantized_weights import in_float
 from pom_export.debugging.reference import WatchedReference
 from pom_export.debugging.two_files import walk_files
 from pom_export.engine.given import given_engine
@@ -128,6 +130,8 @@ def debug(
             outcome = _two_files(exported, other, inputs, rtol, seed, progress)
         else:
             expected = reference.expected(exported)
+            if (quantized := quantized_file(exported, expected)) is not None:
+                expected = quantized.expected
             outcome = locate(exported, expected, engine, rtol, progress)
         outcome = replace(outcome, model=os.fspath(model))
         if page is not None:
@@ -156,7 +160,7 @@ def locate(
     """
     if expected.program is None:
         raise InputError(f"only outputs are known for {model.path}, not the model", "Give `checkpoint`")
-    reference = WatchedReference(model, expected.program, expected.precision)
+    reference = WatchedReference(model, expected.program, expected.precision, expected.weights)
     located = walk_file(
         model, reference, expected.cases, expected.names, expected.precision,
         engine=None if engine is None else given_engine(engine, model), own=expected.own, rtol=rtol, progress=progress,
@@ -246,10 +250,11 @@ def _differences(model: ExportedModel, graph: ModuleValues, expected: Expected) 
         for optimize in (True, False):
             # The passes change the graph.
             copied = replace(traced, graph=traced.graph.clone())
-            wanted = ModuleValues(_exported(model, program, copied, expected.cases, optimize=optimize), graph.modules)
-            differing = differences(graph, wanted)
+            exported = _exported(model, program, copied, expected.cases, optimize=optimize)
+            given, wanted = _comparable(model, exported, graph.modules)
+            differing = differences(given, wanted)
             if differing is None:
-                hints.append((len(graph.names & wanted.names), common_differences(graph, wanted)))
+                hints.append((len(given.names & wanted.names), common_differences(given, wanted)))
                 continue
             found.append(list(dict.fromkeys(differing)))  # a weight may be used by several nodes
             if not any(each.kind == "operator" for each in differing):
@@ -262,6 +267,13 @@ def _differences(model: ExportedModel, graph: ModuleValues, expected: Expected) 
         return _Differences(min(found, key=len))
     _, closest = max(hints, key=lambda each: each[0])
     return _Differences(hints=closest, notes=[_REWRITTEN])
+
+
+def _comparable(model: ExportedModel, wanted: ir.Model, modules: Collection[str]) -> tuple[ModuleValues, ModuleValues]:
+    """Return a file's graph and the one that it should be, with the file's products in float32 if only they are not."""
+    given = ir.load(model.path, format="protobuf")
+    in_float(given, wanted)
+    return ModuleValues(given, modules), ModuleValues(wanted, modules)
 
 
 def _exported(
@@ -314,10 +326,10 @@ def _two_files(
         note = f"nodes and weights were not compared: one file is {precisions[0]}, the other {precisions[1]}"
         differing = _Differences(notes=[note])
     else:
-        wanted = ModuleValues(ir.load(other.path, format="protobuf"), graph.modules)
-        found = differences(graph, wanted)
+        given, wanted = _comparable(model, ir.load(other.path, format="protobuf"), graph.modules)
+        found = differences(given, wanted)
         if found is None:
-            differing = _Differences(hints=common_differences(graph, wanted), notes=[_REWRITTEN])
+            differing = _Differences(hints=common_differences(given, wanted), notes=[_REWRITTEN])
         else:
             differing = _Differences(found)
     root = located.runs[0].modules[-1].name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pom_export.api.recovering import find_reference
@@ -33,7 +33,7 @@ from pom_export.parity.targets import Target, Targets
 from pom_export.values import is_whole
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from pom_export.checkpoint.loading import LoadedModel
     from pom_export.graph.program import Program
@@ -67,6 +67,7 @@ class Expected:
         own: whether the reference is a user's own module.
         program: the program that computes the outputs, of the model as it was given; None for recorded ones.
         trace: traces that program again as for an export with the given opset, with our mixers in place of the user's.
+        weights: for a quantized file: the values that parameters of the program's module have in it, as tensors.
     """
 
     cases: Sequence[Case]
@@ -78,6 +79,7 @@ class Expected:
     own: bool = False
     program: Program | None = None
     trace: Callable[[int], tuple[Program, Traced]] | None = None
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def expected_of_recording(model: ExportedModel) -> Expected:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 from pom_export.api.arguments import check_bounds
 from pom_export.api.expecting import Expected
+from pom_export.api.expecting_quantized import quantized_file
 from pom_export.api.progress import Progress, silent
 from pom_export.api.references import Reference
+from pom_export.api.verifying_quantized import to_compare, with_products
 from pom_export.engine.build_config import FUNCTION
 from pom_export.engine.manifest import manifest_path
 from pom_export.errors import InputError, only_ours
@@ -114,7 +116,13 @@ def verify(
         page = None if report is None else stack.enter_context(staged_output(report, *sources))
         expected = reference.expected(exported)
         compared = [model, *exported.weights, *(path for path in (checkpoint, engine) if path is not None)]
-        outcome = _compare(exported, expected, engine, backends, (rtol, atol), progress, located=locate)
+        quantized = quantized_file(exported, expected)
+        if quantized is not None:
+            expected = quantized.expected
+        with to_compare(exported, quantized) as its_outputs:
+            outcome = _compare(its_outputs, expected, engine, backends, (rtol, atol), progress, located=locate)
+        if quantized is not None:
+            outcome = with_products(outcome, exported, quantized, progress)
         if locate:
             from pom_export.api.debugging import locate as locate_module
 

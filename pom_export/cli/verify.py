@@ -84,6 +84,7 @@ def _lines(outcome: ParityReport, report: str | None) -> list[tuple[str, str]]:
     return [
         ("reference", outcome.reference),
         *((f"{each.backend} ({each.path})", _line(each)) for each in outcome.comparisons),
+        *(outcome.quantized.lines if outcome.quantized is not None else ()),
         *(("failed to run", reason) for reason in outcome.failed),
         *(("not run", reason) for reason in outcome.not_run),
         *(("note", note) for note in outcome.notes),

@@ -94,7 +94,8 @@ def walk_file(
     error: PomExportError | None = None
     for candidate, tapping in ways:
         progress(f"{candidate.backend} ({candidate.path}): {len(reference.kinds)} modules, {len(chosen)} cases")
-        bound = bound_for(precision, rounds=candidate.rounds, own=own, rtol=rtol)
+        known = reference.has_files_weights
+        bound = bound_for(precision, rounds=candidate.rounds, own=own, rtol=rtol, weights_known=known)
         unit = UNITS[precision if candidate.rounds else PRECISIONS[0]]
         how = Precision(bound, unit, rounded=not candidate.rounds)
         try:

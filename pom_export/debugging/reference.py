@@ -23,15 +23,25 @@ class WatchedReference:
         model: the file, which determines which of the weights are rounded.
         program: the program that computes the same, of the user's own modules.
         precision: the type that the file is judged by.
+        weights: values that parameters of the program's module have instead of their own, in a quantized file.
+
+    Attributes:
+        has_files_weights: whether there are such values.
+        kinds: the class of each module, by name.
+        names: the first name of each module, by each of its names.
     """
 
-    def __init__(self, model: ExportedModel, program: Program, precision: str) -> None:
+    def __init__(
+        self, model: ExportedModel, program: Program, precision: str, weights: Mapping[str, Tensor] | None = None
+    ) -> None:
         self._relay = _Relay()
         self._program = program
         watched_program = watched(program, self._relay)
         self._module = watched_program.module
         self._model = model
         self._precision = precision
+        self._weights = weights or {}
+        self.has_files_weights = bool(weights)
         self.kinds: Mapping[str, str] = watched_program.kinds
         self.names: Mapping[str, str] = watched_program.names
 
@@ -50,10 +60,13 @@ class WatchedReference:
         record(self._wide(rounded), self._program.outputs, case)
 
     def _wide(self, rounded: bool) -> nn.Module:
+        from pom_export.graph.quantized.reference import QuantizedModule
         from pom_export.graph.reference import Float64Module
         from pom_export.graph.rounding import RoundedModule
         from pom_export.parity.precision import rounding_of
 
+        if self._weights:
+            return QuantizedModule(self._module, self._weights)
         rounding = rounding_of(self._model, self._program, self._precision) if rounded else None
         if rounding is None:
             return Float64Module(self._module)

@@ -20,6 +20,7 @@ def render_page(report: ParityReport) -> str:
         ("model", report.model),
         ("reference", report.reference),
         ("tolerance for", report.precision),
+        *(report.quantized.lines if report.quantized is not None else ()),
         *(("failed", reason) for reason in report.failed),
         *(("not run", reason) for reason in report.not_run),
         *(("note", note) for note in report.notes),

@@ -9,6 +9,7 @@ from typing import Any
 from pom_export.parity.comparison import Difference, finite, share_of_tolerance
 from pom_export.parity.modules import DebugReport
 from pom_export.parity.origin import Origin
+from pom_export.parity.quantized.report import QuantizedReport
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class ParityReport:
         notes: further remarks, none of them a failure.
         failed: what should have run here but did not, each with the reason.
         located: the comparison of the model's modules, if it was asked for.
+        quantized: for a quantized file: what was found about its quantized products.
         origin: when, with which versions and from which files the report was made.
     """
 
@@ -123,9 +125,11 @@ class ParityReport:
     failed: Sequence[str] = ()
     origin: Origin = field(default_factory=Origin)
     located: DebugReport | None = None
+    quantized: QuantizedReport | None = None
 
     def __bool__(self) -> bool:
         within = bool(self.comparisons) and all(self.comparisons) and not self.failed and not self.inconclusive
+        within = within and (self.quantized is None or bool(self.quantized))
         return within and (self.located is None or bool(self.located))
 
     @property
@@ -145,6 +149,7 @@ class ParityReport:
             "notes": list(self.notes),
             "failed": list(self.failed),
             **asdict(self.origin),
+            **({} if self.quantized is None else {"quantized": self.quantized.to_dict()}),
             **({} if self.located is None else self._of_modules(self.located)),
         }
 

@@ -7,11 +7,14 @@ from typing import Final
 
 import onnx_ir as ir
 
+from pom_export.graph.quantized.products import BLOCK_PRODUCT
+from pom_export.graph.quantized.writing import INTEGER_ACTIVATIONS
+
 _EIGHT_BITS: Final = frozenset((
     "ConvInteger", "DequantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeLinear", "DynamicQuantizeMatMul",
     "MatMulInteger", "MatMulIntegerToFloat", "QAttention", "QGemm", "QLinearConv", "QLinearMatMul", "QuantizeLinear",
 ))  # fmt: skip
-_ANY_BITS: Final = ("GatherBlockQuantized", "MatMulBnb4", "MatMulNBits")
+_ANY_BITS: Final = ("GatherBlockQuantized", "MatMulBnb4", BLOCK_PRODUCT)
 _FOUR_BIT_TYPES: Final = (ir.DataType.INT4, ir.DataType.UINT4)
 EIGHT, FOUR = 8, 4
 
@@ -29,6 +32,22 @@ def _bits(node: ir.Node) -> int | None:
     if node.op_type not in _EIGHT_BITS:
         return None
     return FOUR if any(value is not None and value.dtype in _FOUR_BIT_TYPES for value in node.inputs) else EIGHT
+
+
+def activation_bits(nodes: Iterable[ir.Node]) -> int | None:
+    """Return the bits of the coarsest values that nodes compute with, if the values of quantized weights are known.
+
+    Those are known that `quantized_products` reads. None: everything else is in floating point.
+    """
+    found = [_rounding_bits(node) for node in nodes]
+    return min((bits for bits in found if bits is not None), default=None)
+
+
+def _rounding_bits(node: ir.Node) -> int | None:
+    if node.op_type != BLOCK_PRODUCT or any(value is not None for value in node.inputs[3:]):
+        return _bits(node)
+    level = node.attributes.get("accuracy_level")
+    return EIGHT if level is not None and level.as_int() == INTEGER_ACTIVATIONS else None
 
 
 def is_quantized(model: ir.Model) -> bool:

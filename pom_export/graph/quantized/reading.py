@@ -73,10 +73,14 @@ def quantized_products(model: ir.Model) -> list[QuantizedProduct]:
     return found
 
 
-def dequantize(model: ir.Model) -> list[QuantizedProduct]:
-    """Make every quantized product of a graph one of float32, with the weight that its values stand for.
+def dequantize(model: ir.Model, *, only: str | None = None) -> list[QuantizedProduct]:
+    """Make quantized products of a graph floating-point ones, with the weights that their values stand for.
 
     A product of float16 stays one of float16.
+
+    Args:
+        model: the graph.
+        only: those that round their activations like this; None: all.
 
     Returns:
         The products that there were.
@@ -84,7 +88,7 @@ def dequantize(model: ir.Model) -> list[QuantizedProduct]:
     Raises:
         InputError: as for `quantized_products`.
     """
-    products = quantized_products(model)
+    products = [each for each in quantized_products(model) if only in (None, each.activations)]
     for product in products:
         last = product.output.producer()
         assert last is not None

@@ -1,0 +1,36 @@
+"""Copy a quantized file so that it computes with the same weights, and rounds no activations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import onnx_ir as ir
+
+from pom_export.graph.quantized.products import BLOCK_PRODUCT
+from pom_export.graph.quantized.reading import TENSOR, dequantize, quantized_products
+from pom_export.graph.quantized.writing import FLOAT_ACTIVATIONS
+from pom_export.graph.saving import save_graph
+
+_ACCURACY: Final = "accuracy_level"
+
+
+def save_unrounded(model: Path, path: Path) -> None:
+    """Save a copy of a quantized file that rounds no activations.
+
+    Products in blocks stay ONNX Runtime's own, so that its reading of the integers is what is compared.
+
+    Args:
+        model: the file.
+        path: where the copy goes.
+
+    Raises:
+        InputError: as for `quantized_products`.
+    """
+    graph = ir.load(model, format="protobuf")
+    if any(product.activations == TENSOR for product in quantized_products(graph)):
+        dequantize(graph, only=TENSOR)
+    for node in graph.graph:
+        if node.op_type == BLOCK_PRODUCT:
+            node.attributes[_ACCURACY] = ir.AttrInt64(_ACCURACY, FLOAT_ACTIVATIONS)
+    save_graph(graph, path)
