@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from pom_export.graph.quantized.block_weights import LARGEST, QuantizedWeight
 from pom_export.graph.quantized.products import FloatProduct, float_products
+from pom_export.graph.quantized.scaled import write_scaled_product
 from pom_export.graph.quantized.writing import (
     FLOAT_ACTIVATIONS,
     INTEGER_ACTIVATIONS,
@@ -27,8 +28,12 @@ FORMS: Mapping[str, tuple[int, int]] = {
     "int4 blocks, float32 activations": (4, FLOAT_ACTIVATIONS),
     "int8 blocks": (8, INTEGER_ACTIVATIONS),
     "int8 columns": (8, 0),
+    "int4 pairs": (4, 0),
+    "int8 pairs": (8, 0),
 }
-"""Bits and accuracy level by form; int8 columns is in standard operators."""
+"""Bits and accuracy level by form; those without one are in standard operators, pairs being Q and DQ."""
+# Of activations: few of a small model's are beyond 127 of these.
+_STEP = 0.05
 
 
 def rounded(matrix: np.ndarray[Any, Any], bits: int, block: int) -> QuantizedWeight:
@@ -67,13 +72,15 @@ def quantize(
     found = float_products(model)
     for product in found:
         matrix = product.matrix()
-        its = len(matrix) if form == "int8 columns" else block
+        its = len(matrix) if form in {"int8 columns", "int8 pairs"} else block
         make = (weights or {}).get(product.name)
         weight = rounded(matrix, bits, its) if make is None else make(product)
         if (change := (changes or {}).get(product.name)) is not None:
             weight = change(weight)
         if form == "int8 columns":
             write_dynamic_product(model, product, weight)
+        elif form in {"int4 pairs", "int8 pairs"}:
+            write_scaled_product(model, product, weight, None if bits == 4 else _STEP)
         else:
             write_block_product(model, product, weight, accuracy)
     save_model(model, path)

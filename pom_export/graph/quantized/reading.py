@@ -56,6 +56,12 @@ class QuantizedProduct:
         """The name of the module that it comes from."""
         return self.name.partition("/")[0] if "/" in self.name else ""
 
+    @property
+    def is_block_product(self) -> bool:
+        """Whether it is a MatMulNBits; else it is in standard operators."""
+        maker = self.output.producer()
+        return maker is not None and maker.op_type == BLOCK_PRODUCT
+
 
 def quantized_products(model: ir.Model) -> list[QuantizedProduct]:
     """Return a graph's quantized products in the forms that `quantize` writes, in order.
@@ -73,14 +79,14 @@ def quantized_products(model: ir.Model) -> list[QuantizedProduct]:
     return found
 
 
-def dequantize(model: ir.Model, *, only: str | None = None) -> list[QuantizedProduct]:
+def dequantize(model: ir.Model, *, blocks: bool = True) -> list[QuantizedProduct]:
     """Make quantized products of a graph floating-point ones, with the weights that their values stand for.
 
     A product of float16 stays one of float16.
 
     Args:
         model: the graph.
-        only: those that round their activations like this; None: all.
+        blocks: whether also those that are MatMulNBits.
 
     Returns:
         The products that there were.
@@ -88,7 +94,7 @@ def dequantize(model: ir.Model, *, only: str | None = None) -> list[QuantizedPro
     Raises:
         InputError: as for `quantized_products`.
     """
-    products = [each for each in quantized_products(model) if only in (None, each.activations)]
+    products = [each for each in quantized_products(model) if blocks or not each.is_block_product]
     for product in products:
         last = product.output.producer()
         assert last is not None

@@ -8,7 +8,7 @@ from typing import Final
 import onnx_ir as ir
 
 from pom_export.graph.quantized.products import BLOCK_PRODUCT
-from pom_export.graph.quantized.reading import TENSOR, dequantize, quantized_products
+from pom_export.graph.quantized.reading import dequantize
 from pom_export.graph.quantized.writing import FLOAT_ACTIVATIONS
 from pom_export.graph.saving import save_graph
 
@@ -28,8 +28,7 @@ def save_unrounded(model: Path, path: Path) -> None:
         InputError: as for `quantized_products`.
     """
     graph = ir.load(model, format="protobuf")
-    if any(product.activations == TENSOR for product in quantized_products(graph)):
-        dequantize(graph, only=TENSOR)
+    dequantize(graph, blocks=False)
     for node in graph.graph:
         if node.op_type == BLOCK_PRODUCT:
             node.attributes[_ACCURACY] = ir.AttrInt64(_ACCURACY, FLOAT_ACTIVATIONS)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from pom_export.graph.quantized.reading import BLOCKS, TENSOR, QuantizedProduct
+from pom_export.graph.quantized.block_weights import FLOAT8
+from pom_export.graph.quantized.reading import BLOCKS, FIXED_FLOAT8, FLOAT32, TENSOR, QuantizedProduct
 from pom_export.parity.tolerances import PRODUCTS_QUANTIZED
 
 _Doubles = npt.NDArray[np.float64]
 _Singles = npt.NDArray[np.float32]
-# A number this close to the middle of two integers, relative to itself, may be rounded to either: its quotient has been
-# rounded two or three times by then, at 6e-8 each.
+# A number this close to the middle of two others, relative to itself, may be rounded to either: it has been rounded two
+# or three times by then, at 6e-8 each.
 _TIE: Final = 5e-7
 _LARGEST, _STEPS = np.float32(127), np.float32(255)
+_LARGEST_FLOAT8: Final = np.float32(448)
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,16 @@ class Rounded:
 
     values: _Doubles
     either: _Doubles
+
+
+def possible_rounding(product: QuantizedProduct) -> tuple[str, ...]:
+    """Return the ways in which ONNX Runtime may round a product's activations; FLOAT32 alone if it does not.
+
+    It makes MatMulNBits of a product with restored weights of 4 bits in blocks, and rounds activations there unless a
+    session's `session.qdq_matmulnbits_accuracy_level` says otherwise.
+    """
+    restored = product.activations == FLOAT32 and not product.is_block_product
+    return (FLOAT32, BLOCKS) if restored else (product.activations,)
 
 
 def expected_product(product: QuantizedProduct, given: npt.NDArray[np.float32]) -> tuple[_Doubles, _Doubles]:
@@ -59,6 +72,8 @@ def _round(product: QuantizedProduct, rows: _Singles) -> Rounded:
         return in_blocks(rows, product.weight.block)
     if product.activations == TENSOR:
         return in_tensor(rows)
+    if product.activation_scale is not None:
+        return with_scale(rows, product.activation_scale, float8=product.activations == FIXED_FLOAT8)
     return Rounded(rows.astype(np.float64), np.zeros(rows.shape))
 
 
@@ -80,7 +95,7 @@ def in_blocks(rows: _Singles, block: int) -> Rounded:
     scales = peaks / _LARGEST
     inverse = np.divide(_LARGEST, peaks, out=np.zeros_like(peaks), where=peaks > 0)
     quotients = parts * inverse
-    values, either = _nearest(quotients), _ties(quotients)
+    values, either = _either(quotients, np.rint)
     return Rounded(*((each * scales).reshape(count, -1)[:, :columns] for each in (values, either)))
 
 
@@ -95,16 +110,31 @@ def in_tensor(rows: _Singles) -> Rounded:
     if not scale:
         return Rounded(np.zeros(rows.shape), np.zeros(rows.shape))
     zero = np.rint(np.clip(-low / scale, 0, _STEPS))
-    quotients = rows / scale
-    values = np.clip(_nearest(quotients) + zero, 0, _STEPS) - zero
-    return Rounded(values * np.float64(scale), _ties(quotients) * np.float64(scale))
+    values, either = _either(rows / scale, lambda quotients: np.clip(np.rint(quotients) + zero, 0, _STEPS) - zero)
+    return Rounded(values * np.float64(scale), either * np.float64(scale))
 
 
-def _nearest(quotients: _Singles) -> _Doubles:
-    return np.rint(quotients).astype(np.float64)
+def with_scale(rows: _Singles, scale: float, *, float8: bool) -> Rounded:
+    """Round activations as QuantizeLinear does with a scale that is known before, and no zero point.
+
+    Args:
+        rows: (M, K).
+        scale: the scale.
+        float8: whether to floating-point numbers of 8 bits (E4M3), else to integers from -128 to 127.
+    """
+    values, either = _either(rows / np.float32(scale), _to_float8 if float8 else _to_int8)
+    return Rounded(values * np.float64(np.float32(scale)), either * np.float64(np.float32(scale)))
 
 
-def _ties(quotients: _Singles) -> _Doubles:
-    wide = quotients.astype(np.float64)
-    distance = np.abs(np.abs(wide - np.trunc(wide)) - 0.5)
-    return (distance <= _TIE * np.maximum(np.abs(wide), 1)).astype(np.float64)
+def _to_int8(quotients: _Singles) -> _Singles:
+    return np.clip(np.rint(quotients), -128, 127)
+
+
+def _to_float8(quotients: _Singles) -> _Singles:
+    return np.clip(quotients, -_LARGEST_FLOAT8, _LARGEST_FLOAT8).astype(FLOAT8).astype(np.float32)
+
+
+def _either(quotients: _Singles, round_: Callable[[_Singles], _Singles]) -> tuple[_Doubles, _Doubles]:
+    """Return rounded numbers, and how far apart those are that they might be rounded to as well."""
+    lower, upper = (round_(quotients * np.float32(1 + part)) for part in (-_TIE, _TIE))
+    return round_(quotients).astype(np.float64), np.abs(upper - lower).astype(np.float64)
