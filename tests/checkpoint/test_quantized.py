@@ -70,7 +70,7 @@ def test_values_are_those_of_the_library(name: str) -> None:
     assert note.startswith(f"{count} weight{'s were' if count > 1 else ' was'} dequantized to float32")
     assert f"({count} from {name.partition('-')[0]}" in note
     quantizes_inputs = any(part in name for part in WITH_INPUTS) or name == "compressed-int8"
-    assert [part for part in more if "quantized their input" in part] == more[: int(quantizes_inputs)]
+    assert [part for part in more if "quantized the input" in part] == more[: int(quantizes_inputs)]
 
 
 def test_an_export_says_that_its_weights_were_dequantized(tmp_path: Path) -> None:
@@ -273,6 +273,13 @@ def weights(**changed: Any) -> Callable[[dict[str, Any]], Any]:
         ("compressed-int8", lambda config: config.update(quant_method="fp8"), "and no config.json says how"),
         ("compressed-int8", lambda config: config.update(transform_config={"R1": {}}), "has a transform_config"),
         ("compressed-int8", lambda config: config.update(config_groups={}), "has no config_groups with weights"),
+        ("compressed-int4", lambda config: config.update(format="marlin-24"), "says that the format is 'marlin-24'"),
+        ("compressed-int4", lambda config: config.update(format=["x"]), "says that the format is \"['x']\""),
+        (
+            "compressed-int8",
+            lambda config: config.update(sparsity_config={"format": "sparse-bitmask"}),
+            "says that the format is 'sparse-bitmask'",
+        ),
         ("compressed-int8", weights(type="float"), "in 0 ways, and quantization_config in config.json describes 0"),
         ("compressed-int8", weights(symmetric=False), "weight_zero_point is missing"),
         ("compressed-int8", weights(num_bits="8"), "describes weights as {'num_bits': '8'"),
@@ -314,11 +321,17 @@ def test_weights_too_narrow_to_tell_their_bits(tmp_path: Path) -> None:
     assert "holds values of 4 and 8 bits" in refusal(tmp_path / "m.pt")
 
 
-def test_floating_point_of_4_bits_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("part", "seen"), [("weight_global_scale", "NVFP4"), ("meta", "as sparse weights have")])
+def test_other_layouts_of_packed_weights_are_named(part: str, seen: str, tmp_path: Path) -> None:
     tensors, _ = stored("compressed-int4")
-    tensors["ag_proj.weight_global_scale"] = torch.ones(1)
-    save_file(tensors, tmp_path / "m.safetensors")
-    assert "NVFP4" in refusal(tmp_path / "m.safetensors")
+    save_file(tensors | {f"ag_proj.{part}": torch.ones(1)}, tmp_path / "m.safetensors")
+    assert seen in refusal(tmp_path / "m.safetensors")
+
+
+def test_a_scale_of_the_input_is_not_a_weight(tmp_path: Path) -> None:
+    tensors, _ = stored("compressed-int4")
+    save_file(tensors | {"ag_proj.input_scale": torch.ones(1)}, tmp_path / "m.safetensors")
+    assert "1 of their layers also quantized the input" in load_model(tmp_path / "m.safetensors").notes[1]
 
 
 def pickled(name: str, folder: Path, old: bytes, new: bytes) -> Path:

@@ -141,30 +141,38 @@ def _four_bits(entries: Mapping[Any, Any], weight: str, key: str) -> QuantizedTe
         raise LayoutError(f"its absmax is of shape {tuple(absmax.shape)}, and it has {blocks:,} blocks of {block}")
     if nested and nested.absmax.shape != (-(-blocks // nested.block),):
         raise LayoutError(f"its nested_absmax is of shape {tuple(nested.absmax.shape)}, for {blocks:,} blocks")
-
-    def values() -> Tensor:
-        largest = _unnested(absmax, nested) if nested else absmax
-        if not nested:
-            check_scales(largest, "absmax", zero=True)
-        packed = stored.view(torch.uint8).flatten()
-        found = torch.empty(blocks, block, dtype=dtype)  # the last one may be longer than what is left of the weight
-        for start in range(0, blocks, step := rows_at_once(block)):
-            by_block, scales = found[start : start + step], largest[start : start + step]
-            coded = _coded(packed[start * block // 2 : (start + step) * block // 2], codes, by_block.numel())
-            if not nested:
-                _check_empty(scales, coded.view(by_block.shape), "absmax")
-            by_block.copy_(coded.view(by_block.shape) * scales[:, None])
-        return found.flatten()[: size.numel()].view(size)
-
     parts = (stored, codes, absmax, *((nested.absmax, nested.codes) if nested else ()))
-    return QuantizedTensor(f"bitsandbytes {kind}{', nested' if nested else ''}", size, parts, values)
+    values = partial(_decoded, stored, codes, absmax, nested, block)
+    return QuantizedTensor(
+        f"bitsandbytes {kind}{', nested' if nested else ''}",
+        size,
+        parts,
+        lambda: values(size.numel()).view(size).to(dtype),
+    )
+
+
+def _decoded(stored: Tensor, codes: Tensor, absmax: Tensor, nested: _Nested | None, block: int, count: int) -> Tensor:
+    """Return the values of a weight in 4 bits, one after another, (count,) float32."""
+    largest = _unnested(absmax, nested) if nested else absmax
+    if not nested:
+        check_scales(largest, "absmax", zero=True)
+    packed = stored.view(torch.uint8).flatten()
+    found = torch.empty(len(largest), block)  # the last block may be longer than what is left of the weight
+    for start in range(0, len(largest), step := rows_at_once(block)):
+        by_block, scales = found[start : start + step], largest[start : start + step]
+        coded = _coded(packed[start * block // 2 : (start + step) * block // 2], codes, by_block.numel())
+        if not nested:
+            _check_empty(scales, coded.view(by_block.shape), "absmax")
+        torch.mul(coded.view(by_block.shape), scales[:, None], out=by_block)
+    return found.flatten()[:count]
 
 
 def _coded(packed: Tensor, codes: Tensor, count: int) -> Tensor:
     """Return what the two values in each byte stand for, the upper one first; zeros beyond, (count,)."""
     values = torch.zeros(count)
-    pairs = torch.stack((packed >> 4, packed & 0xF), dim=1).flatten()[:count]
-    values[: len(pairs)] = codes[pairs.long()]
+    pairs = torch.stack((codes.repeat_interleave(16), codes.repeat(16)), dim=1)  # for each byte
+    found = pairs[packed.int()].flatten()[:count]
+    values[: len(found)] = found
     return values
 
 

@@ -8,6 +8,10 @@ from typing import Any, Final
 
 from pom_export.checkpoint.quantized.tensor import LayoutError
 
+# None is what older files say, and groups that are like the whole.
+_FORMATS: Final = (None, "pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision")
+_DENSE: Final = (None, "dense")
+_ACTIVATIONS: Final = ("input_activations", "output_activations")
 METHOD: Final = "compressed-tensors"
 CONFIG: Final = "quantization_config in config.json"
 CONFIG_HINT: Final = (
@@ -49,18 +53,22 @@ def schemes_in(config: Mapping[str, Any] | None) -> Sequence[Scheme] | None:
         return None
     if config.get("transform_config"):
         raise LayoutError(f"{CONFIG} has a transform_config, whose transforms are no part of the weights")
+    sparsity = config.get("sparsity_config")
+    if config.get("format") not in _FORMATS or (isinstance(sparsity, dict) and sparsity.get("format") not in _DENSE):
+        said = sparsity.get("format") if isinstance(sparsity, dict) and sparsity else config.get("format")
+        raise LayoutError(f"{CONFIG} says that the format is {str(said)[:40]!r}")
     groups = config.get("config_groups")
-    weights = [
-        (group["weights"], group.get("input_activations"))
+    found = [
+        _scheme(group["weights"], any(group.get(name) is not None for name in _ACTIVATIONS))
         for group in (groups.values() if isinstance(groups, dict) else ())
-        if isinstance(group, dict) and isinstance(group.get("weights"), dict)
+        if isinstance(group, dict) and isinstance(group.get("weights"), dict) and group.get("format") in _FORMATS
     ]
-    if not weights:
-        raise LayoutError(f"{CONFIG} has no config_groups with weights", CONFIG_HINT)
-    return [_scheme(values, inputs) for values, inputs in weights]
+    if not found:
+        raise LayoutError(f"{CONFIG} has no config_groups with weights in a format that is read", CONFIG_HINT)
+    return found
 
 
-def _scheme(values: Mapping[str, Any], inputs: Any) -> Scheme:
+def _scheme(values: Mapping[str, Any], activations: bool) -> Scheme:
     bits, kind, symmetric = values.get("num_bits"), values.get("type", "int"), values.get("symmetric", True)
     group, block = values.get("group_size"), values.get("block_structure")
     good = type(bits) is int and kind in ["int", "float"] and type(symmetric) is bool
@@ -73,4 +81,4 @@ def _scheme(values: Mapping[str, Any], inputs: Any) -> Scheme:
     assert isinstance(bits, int)
     size = group if group is not None and group > 0 else None
     shared = (block[0], block[1]) if block is not None else None
-    return Scheme(bits, kind == "float", symmetric, size, shared, values.get("actorder") == "group", inputs is not None)
+    return Scheme(bits, kind == "float", symmetric, size, shared, values.get("actorder") == "group", activations)

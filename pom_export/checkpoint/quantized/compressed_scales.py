@@ -25,6 +25,7 @@ class ScaleLayout:
         blocks: rows and columns that share a scale.
         order: for each column, the group that it belongs to, (columns,); None if they follow one another.
         scheme: what the configuration says, if there is one.
+        inputs: whether a scale of the layer's input lies beside the weight.
     """
 
     shape: torch.Size
@@ -32,6 +33,7 @@ class ScaleLayout:
     blocks: tuple[int, int]
     order: Tensor | None
     scheme: Scheme | None
+    inputs: bool
 
     @classmethod
     def of(
@@ -53,7 +55,7 @@ class ScaleLayout:
             )
         (blocks, chosen), *_ = ways.items()
         order = _order(parts, columns, grid[1], chosen)
-        return cls(shape, scale.reshape(grid), blocks, order, chosen)
+        return cls(shape, scale.reshape(grid), blocks, order, chosen, "input_scale" in parts)
 
     def values(self, stored: Tensor, zero_point: Tensor | None) -> Tensor:
         """Return the weights; `zero_point` has the scale's shape."""
@@ -74,7 +76,8 @@ class ScaleLayout:
         if zero_point is not None and zero_point.numel() != self.scale.numel():
             raise LayoutError(f"its weight_zero_point is of shape {tuple(zero_point.shape)}, its scales of another")
         given = tuple(part for part in parts if part is not None)
-        return QuantizedTensor(layout, self.shape, given, values, self.scheme is not None and self.scheme.activations)
+        activations = self.inputs or (self.scheme is not None and self.scheme.activations)
+        return QuantizedTensor(layout, self.shape, given, values, activations)
 
 
 def _blocks(shape: torch.Size, grid: Sequence[int], scheme: Scheme | None) -> Iterator[tuple[int, int]]:

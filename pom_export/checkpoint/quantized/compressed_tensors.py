@@ -29,7 +29,7 @@ from pom_export.checkpoint.quantized.tensor import (
 _PACKED: Final = "weight_packed"
 _PARTS: Final = (
     *("weight", _PACKED, SCALE, "weight_zero_point", "weight_shape", "weight_g_idx", "weight_global_scale"),
-    *("input_scale", "input_zero_point", "output_scale", "output_zero_point"),
+    *("meta", "input_scale", "input_zero_point", "output_scale", "output_zero_point"),
 )
 _BITS: Final = (4, 8)  # values of the other widths cross words, in an order that has changed between versions
 _WORD: Final = 32
@@ -59,6 +59,8 @@ def find(entries: Mapping[Any, Any], config: Mapping[str, Any] | None) -> Iterat
 def _packed(parts: Mapping[str, Any], config: Mapping[str, Any] | None) -> QuantizedTensor:
     if "weight" in parts:
         raise LayoutError("it is there too, beside its weight_packed")
+    if "meta" in parts:
+        raise LayoutError("it has a part named meta, as sparse weights have")
     if "weight_global_scale" in parts:
         raise LayoutError("it has a weight_global_scale, as 4-bit floating-point numbers have (NVFP4)")
     packed = tensor_in(parts, _PACKED, [torch.int32])

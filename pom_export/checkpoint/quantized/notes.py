@@ -22,6 +22,6 @@ def notes_on(entries: Iterable[Any]) -> list[str]:
         "an export in float32 has these values, and `pom-export quantize` makes the file small again"
     ]
     if inputs := sum(entry.activations for entry in found):
-        layers = f"{inputs} of these layers" if inputs < len(found) else "these layers"
-        notes.append(f"{layers} also quantized their input while they ran, which an export does not")
+        layers = f"{inputs} of their layers" if inputs < len(found) else "their layers"
+        notes.append(f"{layers} also quantized the input while running, which an export does not")
     return notes
