@@ -108,6 +108,7 @@ def make_older_torchao() -> None:
     """Tensors of the class that torchao used up to 0.16 by default, and up to 0.13 for all integers."""
     import torchao
     from torchao.quantization import (
+        Int8DynamicActivationInt4WeightConfig,
         Int8DynamicActivationInt8WeightConfig,
         Int8WeightOnlyConfig,
         IntxWeightOnlyConfig,
@@ -120,6 +121,7 @@ def make_older_torchao() -> None:
         (f"torchao-{version}-int8", torch.bfloat16, Int8WeightOnlyConfig()),
         (f"torchao-{version}-int8-groups", single, Int8WeightOnlyConfig(group_size=4)),
         (f"torchao-{version}-int8-dynamic", torch.float16, Int8DynamicActivationInt8WeightConfig()),
+        (f"torchao-{version}-dynamic-4-bits", torch.bfloat16, Int8DynamicActivationInt4WeightConfig(group_size=4)),
         (f"torchao-{version}-int4", torch.bfloat16, IntxWeightOnlyConfig(torch.int4, PerGroup(4))),
     ):
         model = mixer(dtype)

@@ -135,8 +135,7 @@ def _intx(taken: Taken) -> QuantizedTensor:
 
     def values() -> Tensor:
         check_scales(scale, "scale")
-        if zero_point.is_floating_point() and not torch.isfinite(zero_point).all():
-            raise LayoutError("its zero_point holds a value that is not finite")
+        _check_finite(zero_point)
         _check_range(stored, low, high)
         return affine(stored, scale, zero_point, blocks, dtype)
 
@@ -176,13 +175,14 @@ def _affine_quantized(taken: Taken) -> QuantizedTensor:
     scale = _on_grid(tensor_in(held, "scale", FLOATS), grid, "scale")
     zero_point = None
     if _has_zero_points(taken) and "zero_point" in held:
-        integers = tensor_in(held, "zero_point", [torch.int8, torch.int32, torch.int64])
-        zero_point = _on_grid(integers, grid, "zero_point")
+        held_points = tensor_in(held, "zero_point", [torch.int8, torch.int32, torch.int64, *FLOATS])
+        zero_point = _on_grid(held_points, grid, "zero_point")
     low, high = _range(taken)
     dtype = taken.dtype() if _SMALL_INTEGERS[name] else torch.float32
 
     def values() -> Tensor:
         check_scales(scale, "scale")
+        _check_finite(zero_point)
         _check_range(stored, low, high)
         return affine(stored, scale, zero_point, blocks, dtype)
 
@@ -247,6 +247,11 @@ def _stored(
     if scale.shape != grid:
         raise LayoutError(f"its scale is of shape {tuple(scale.shape)}, and it has {grid} blocks of {blocks}")
     return stored, scale, blocks
+
+
+def _check_finite(zero_point: Tensor | None) -> None:
+    if zero_point is not None and not torch.isfinite(zero_point).all():
+        raise LayoutError("its zero_point holds a value that is not finite")
 
 
 def _check_range(stored: Tensor, low: int, high: int) -> None:
