@@ -20,7 +20,7 @@ from pom_export.graph.exported_model import PRECISIONS, ExportedModel, read_mode
 from pom_export.parity.inputs import Inputs
 from pom_export.parity.recording import recorded_model, recording_path
 from pom_export.quantization.choosing import Budget
-from pom_export.quantization.recipes import PURPOSES
+from pom_export.quantization.names import ACTIVATION_TYPES, ONNXRUNTIME, PURPOSES, RUNTIMES, TENSORRT
 from pom_export.quantization.report import QuantizeResult
 from pom_export.stages import logged
 from pom_export.suggestions import did_you_mean
@@ -36,7 +36,9 @@ def quantize(
     model: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
-    weights: str = "int8",
+    weights: str | None = None,
+    activations: str | None = None,
+    runtime: str | None = None,
     calibrate: Inputs | None = None,
     tokenizer: str = "auto",
     max_loss: float | None = None,
@@ -55,7 +57,12 @@ def quantize(
     Args:
         model: a float32 ONNX file that an export wrote, with a state or without.
         output: path of the new file.
-        weights: "int8" or "int4", the type of most weights. Where that costs too much, products get the next wider one.
+        weights: "int8", "int4", or "fp8" (E4M3, for TensorRT), the type of most weights; where it costs too much,
+            products get the next wider one. Default: that of the activations, or else "int8".
+        activations: for TensorRT, "int8" or "fp8": activations of the products are rounded too, with scales that are
+            chosen on the calibration inputs and fixed in the file. None: they are not, or ONNX Runtime's kernels do it.
+        runtime: "onnxruntime", on a CPU; or "tensorrt", for which `build_engine` makes an engine of the file. Default:
+            "tensorrt" if activations or fp8 are asked for.
         calibrate: what to calibrate on and to measure with: a file of text, for a language model; or a .npz or arrays
             by name with the model's inputs, batch first, and optionally "labels", (B,) int, the right class of each
             row. A quarter is held out. None: text that the model writes itself if it is a stateful language model, else
@@ -80,7 +87,9 @@ def quantize(
     """
     progress = logged(progress, _LOG)
     budget = _budget(max_loss, max_error)
-    _check(weights, target, keep_float32)
+    runtime = runtime or (TENSORRT if activations is not None or weights == "fp8" else ONNXRUNTIME)
+    weights = weights or activations or WEIGHT_TYPES[0]
+    _check(weights, activations, runtime, target, keep_float32)
     check_count("seed", seed, "The same seed draws the same inputs")
     original = read_model(model)
     _check_model(original)
@@ -98,10 +107,12 @@ def quantize(
         folder = stack.enter_context(scratch_folder())
         from pom_export.quantization.data import data_for
         from pom_export.quantization.job import Job
+        from pom_export.quantization.recipes import recipes_for
 
         data = data_for(original, calibrate, tokenizer, seed, progress)
         progress(f"measuring on {data.source}")
-        with Job(original, data, budget, weights, target, keep_float32, folder, progress) as job:
+        recipes = recipes_for(weights, activations, runtime, target, stateful=bool(original.stateful))
+        with Job(original, data, budget, weights, recipes, target, keep_float32, folder, progress) as job:
             made = job.run()
             made.file.replace(staged)
             result = job.result(made, staged, os.fspath(output))
@@ -118,16 +129,37 @@ def _budget(max_loss: float | None, max_error: float | None) -> Budget:
     return Budget(max_loss if max_loss is not None else default, max_error)
 
 
-def _check(weights: str, target: str, keep_float32: Sequence[str]) -> None:
-    for name, value, known in (("weights", weights, WEIGHT_TYPES), ("target", target, PURPOSES)):
+def _check(weights: str, activations: str | None, runtime: str, target: str, keep_float32: Sequence[str]) -> None:
+    words = [("weights", weights, WEIGHT_TYPES), ("runtime", runtime, RUNTIMES), ("target", target, PURPOSES)]
+    words += [] if activations is None else [("activations", activations, ACTIVATION_TYPES)]
+    for name, value, known in words:
         if value not in known:
             hint = did_you_mean(str(value), known) or f"Choose one of {', '.join(known)}"
             raise InputError(f"`{name}` {value!r} is not known", hint)
+    _check_types(weights, activations, runtime)
     is_list = isinstance(keep_float32, Sequence) and not isinstance(keep_float32, str)
     if not is_list or not all(isinstance(name, str) and name for name in keep_float32):
         raise InputError(
             f"`keep_float32` must be a list of modules' names, got {keep_float32!r}",
             "Example: `keep_float32=['head']`",
+        )
+
+
+def _check_types(weights: str, activations: str | None, runtime: str) -> None:
+    """Refuse types that no kernel of a runtime multiplies."""
+    if runtime == ONNXRUNTIME and (activations is not None or weights == "fp8"):
+        raise InputError(
+            "fixed scales of activations and fp8 are for TensorRT: ONNX Runtime's kernels choose scales in each call",
+            "Leave out `activations`, or give `runtime='tensorrt'`",
+        )
+    if activations is not None and activations != weights:
+        raise InputError(
+            f"`activations={activations!r}` needs weights of the same type, not {weights}", "Leave out `weights`"
+        )
+    if runtime == TENSORRT and activations is None and weights != "int4":
+        raise InputError(
+            f"TensorRT multiplies {weights} weights by {weights} activations only",
+            f"Give `activations={weights!r}` too",
         )
 
 

@@ -12,6 +12,7 @@ from pom_export.errors import REPORT, SEE_CAUSE
 # Parameters named in messages whose options have the same name.
 _ALIKE: Final = (
     *(
+        "activations",
         "against",
         "atol",
         "backend",
@@ -41,7 +42,19 @@ _ALIKE: Final = (
         "name",
         "opset",
     ),
-    *("positions", "ray", "rtol", "samples", "save_state", "seed", "stateful", "static", "targets", "temperature"),
+    *(
+        "positions",
+        "ray",
+        "rtol",
+        "runtime",
+        "samples",
+        "save_state",
+        "seed",
+        "stateful",
+        "static",
+        "targets",
+        "temperature",
+    ),
     *("threads", "timing_cache", "tokenizer", "tokens", "top_k", "top_p", "weights"),
 )
 _OTHERS: Final = {

@@ -14,13 +14,13 @@ from pom_export.cli.parameters import FILE, Choice, File, Parsed, Whole, parse_s
 from pom_export.cli.progress import stages
 from pom_export.files import readable_file
 from pom_export.graph.claims import WEIGHT_TYPES
+from pom_export.quantization.names import ACTIVATION_TYPES, PURPOSES, RUNTIMES
 from pom_export.text.tokenizers import AUTO, NAMES, is_file
 
 if TYPE_CHECKING:
     from pom_export.quantization.quality import Quality
     from pom_export.quantization.report import QuantizedModule, QuantizeResult
 
-_PURPOSES = ("both", "decode", "prefill")
 _MOST_KEPT = 8
 
 
@@ -28,9 +28,17 @@ _MOST_KEPT = 8
 @click.argument("model", type=FILE)
 @click.option("-o", "--output", required=True, type=FILE, help="Where the new ONNX file goes.")
 @click.option(
-    "--weights", type=Choice(WEIGHT_TYPES), default=WEIGHT_TYPES[0], show_default=True,
-    help="The type of most weights; where it costs too much, products get the next wider one.",
+    "--weights", type=Choice(WEIGHT_TYPES),
+    help="The type of most weights; where it costs too much, products get the next wider one. Default: int8, or that "
+    "of --activations.",
 )  # fmt: skip
+@click.option(
+    "--activations", type=Choice(ACTIVATION_TYPES),
+    help="For TensorRT: round what the products multiply too, with scales that are fixed in the file.",
+)  # fmt: skip
+@click.option(
+    "--runtime", type=Choice(RUNTIMES), help="What runs the file; default: onnxruntime, or tensorrt if needed."
+)
 @click.option(
     "--calibrate", type=FILE,
     help="Text, or a .npz of the model's inputs and maybe labels; a quarter is held out to measure on. Default: text "
@@ -50,7 +58,7 @@ _MOST_KEPT = 8
     help="Leave this module's products in float32; several times, or a pattern such as 'blocks.0.*'.",
 )  # fmt: skip
 @click.option(
-    "--for", "target", type=Choice(_PURPOSES), default=_PURPOSES[0], show_default=True,
+    "--for", "target", type=Choice(PURPOSES), default=PURPOSES[0], show_default=True,
     help="What has to be fast: one token a call (decode), prompts (prefill), or both.",
 )  # fmt: skip
 @click.option("--seed", type=Whole(0), default=0, show_default=True, help="Seed of random inputs.")
@@ -59,7 +67,7 @@ _MOST_KEPT = 8
 def command(
     model: str, output: str, calibrate: str | None, tokenizer: str, as_json: bool, verbose: bool, **options: Any
 ) -> None:
-    """Write MODEL with weights of 8 or 4 bits, for ONNX Runtime on a CPU, as far as its quality allows.
+    """Write MODEL with weights of 8 or 4 bits, as far as its quality allows.
 
     The new file is compared with MODEL with the same rounded weights before it appears, and measured on inputs that
     were held out; the exit code is 1 if they differ, or if no file is within the budget.
@@ -108,9 +116,13 @@ def _module(each: QuantizedModule) -> str:
     return f"{each.weights}, error of its weights {each.error:.2e}{after}"
 
 
+def _change(loss: float) -> str:
+    return f"{abs(loss):.2%} {'better' if loss < 0 else 'worse'}"
+
+
 def _quality(quality: Quality) -> Iterator[tuple[str, str]]:
     if quality.measure and quality.original is not None and quality.quantized is not None:
-        loss = f" ({quality.loss:+.2%} worse)" if quality.loss is not None else ""
+        loss = "" if quality.loss is None else f" ({_change(quality.loss)})"
         yield quality.measure, f"{quality.original:.4f} before, {quality.quantized:.4f} now{loss}"
     if quality.agreement is not None:
         yield "agreement", f"{quality.agreement:.2%} of the likeliest outputs are the same"

@@ -30,7 +30,7 @@ QUANTIZED: Final = "quantized"
 WEIGHTS: Final = "weights"
 CAUSAL: Final = "causal"
 BLOCK_CAUSAL: Final = "block-causal"
-WEIGHT_TYPES: Final = ("int8", "int4")
+WEIGHT_TYPES: Final = ("int8", "int4", "fp8")
 MASKS: Final = ("none", "causal", "padding", "full")
 
 # The dimensions that a model's positions limit.
@@ -103,9 +103,9 @@ class QuantizedClaim:
     """What `quantize` says of a file that it wrote.
 
     Attributes:
-        weights: the type that most weights have: "int8" or "int4".
+        weights: the type that most weights have: "int8", "int4" or "fp8".
         original: SHA-256 of the file that was quantized.
-        kept: the names of the products that other weights were given, each with its type: "int8" or "float32".
+        kept: the names of the products that other weights were given, each with its type, such as "int8" or "float32".
     """
 
     weights: str

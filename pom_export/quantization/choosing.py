@@ -7,13 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from pom_export.graph.quantized.block_weights import QuantizedWeight
-from pom_export.quantization.quality import Judge, Quality
-from pom_export.quantization.trials import Trials
+from pom_export.quantization.quality import Judge, Quality, Run
 
 FLOAT32: Final = "float32"
-BITS: Final = {"int4": 4, "int8": 8}
-"""The types of weights, from the fewest bits, and their bits."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +43,8 @@ class Budget:
         return max(parts)
 
 
-Rounded = Callable[[str], Mapping[str, QuantizedWeight]]
-"""Returns all products' weights in a type, by the products' names."""
+RunWith = Callable[[Mapping[str, str]], Run]
+"""Returns what runs the model with the types of some products' weights, by the products' names."""
 
 
 @dataclass(frozen=True)
@@ -71,49 +67,49 @@ class Chooser:
     """Chooses types of weights by trying them.
 
     Args:
-        trials: the model.
+        run_with: runs the model with some products quantized.
         judge: measures what is lost.
         quick: measures it on fewer inputs, for the order of the products.
-        rounded: the weights in a type.
-        names: the products that may be quantized.
+        sizes: how many weights the products have that may be quantized.
+        kinds: the types that they may get, the narrowest first, and float32 as the last.
         budget: what may be lost.
         progress: called with one line per stage.
     """
 
     def __init__(
         self,
-        trials: Trials,
+        run_with: RunWith,
         judge: Judge,
         quick: Judge,
-        rounded: Rounded,
-        names: Sequence[str],
+        sizes: Mapping[str, int],
+        kinds: Sequence[str],
         budget: Budget,
         progress: Callable[[str], None],
     ) -> None:
-        self._trials = trials
+        self._run_with = run_with
         self._judge = judge
         self._quick = quick
-        self._rounded = rounded
-        self._names = names
+        self._sizes = sizes
+        self._kinds = kinds
         self._budget = budget
         self._progress = progress
         self._sensitivity: dict[str, dict[str, float]] = {}
 
-    def choose(self, weights: str, share: float = 1.0) -> Choice:
-        """Return the types for a budget: as many products as possible in a type, the others in the next wider ones.
+    def choose(self, share: float = 1.0) -> Choice:
+        """Return the types for a budget: as many products as possible in the narrowest, the others in the next ones.
 
         Args:
-            weights: the type that is asked for.
             share: how much of the budget may be used.
         """
-        types = dict.fromkeys(self._names, weights)
+        first = self._kinds[0]
+        types = dict.fromkeys(self._sizes, first)
         quality = self._quality(types)
-        self._progress(f"all products in {weights}: {_in_words(quality)}")
-        for narrow, wide in _steps(weights):
+        self._progress(f"all products in {first}: {_in_words(quality)}")
+        for narrow, wide in itertools.pairwise(self._kinds):
             if self._budget.allows(quality, share):
                 break
             types, quality = self._widened(types, narrow, wide, share)
-        return Choice(types, quality, self._sensitivity.get(weights, {}))
+        return Choice(types, quality, self._sensitivity.get(first, {}))
 
     def _widened(self, types: dict[str, str], narrow: str, wide: str, share: float) -> tuple[dict[str, str], Quality]:
         """Give the fewest products that help most a wider type; all of them, if that is not enough."""
@@ -137,26 +133,16 @@ class Chooser:
     def _by_sensitivity(self, narrow: str) -> list[str]:
         """Return the products in the order of the error that each causes alone, for the bytes that it takes."""
         if narrow not in self._sensitivity:
-            rounded = self._rounded(narrow)
             found = {}
-            for index, name in enumerate(self._names, 1):
-                self._progress(f"product {index} of {len(self._names)} alone in {narrow}: {name}")
-                found[name] = self._quick.quality(self._trials.run_with({name: rounded[name]})).rms_error
+            for index, name in enumerate(self._sizes, 1):
+                self._progress(f"product {index} of {len(self._sizes)} alone in {narrow}: {name}")
+                found[name] = self._quick.quality(self._run_with({name: narrow})).rms_error
             self._sensitivity[narrow] = found
         errors = self._sensitivity[narrow]
-        sizes = {name: self._trials.products[name].size for name in self._names}
-        return sorted(self._names, key=lambda name: (-(errors[name] ** 2) / sizes[name], name))
+        return sorted(self._sizes, key=lambda name: (-(errors[name] ** 2) / self._sizes[name], name))
 
     def _quality(self, types: Mapping[str, str]) -> Quality:
-        used = {kind: self._rounded(kind) for kind in {*types.values()} - {FLOAT32}}
-        weights = {name: used[kind][name] for name, kind in types.items() if kind != FLOAT32}
-        return self._judge.quality(self._trials.run_with(weights))
-
-
-def _steps(weights: str) -> list[tuple[str, str]]:
-    """Return the types from the narrowest on, each with the next wider one."""
-    kinds = [*list(BITS)[list(BITS).index(weights) :], FLOAT32]
-    return list(itertools.pairwise(kinds))
+        return self._judge.quality(self._run_with(types))
 
 
 def _in_words(quality: Quality) -> str:

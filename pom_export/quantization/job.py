@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -25,12 +26,14 @@ from pom_export.parity.recording import load_recording, recording_path, save_rec
 from pom_export.parity.rewritten import Rewriting
 from pom_export.parity.targets import Target
 from pom_export.parity.trials import trial_cases
+from pom_export.quantization.activations import activation_scales
 from pom_export.quantization.choosing import FLOAT32, Budget, Choice, Chooser
 from pom_export.quantization.data import Data
+from pom_export.quantization.for_tensorrt import kept_by_default
 from pom_export.quantization.modules import errors_of_modules
 from pom_export.quantization.proof import compare_dequantized, save_dequantized
-from pom_export.quantization.quality import Judge, Quality
-from pom_export.quantization.recipes import Recipe, claim_of, recipes_for, save_quantized
+from pom_export.quantization.quality import Judge, Quality, Run
+from pom_export.quantization.recipes import SCALED, Recipe, claim_of, save_quantized
 from pom_export.quantization.report import QuantizeResult
 from pom_export.quantization.rounding import error_of
 from pom_export.quantization.speed import CALL, DECODE, PREFILL, Speed, speed_calls, time_files
@@ -81,6 +84,7 @@ class Job:
         data: the inputs to choose and to measure on.
         budget: what may be lost.
         weights: the type to give weights where possible.
+        recipes: the forms to try.
         purpose: what the file is for.
         keep: names of modules that stay in float32, or patterns.
         folder: where files may be put while it works.
@@ -93,6 +97,7 @@ class Job:
         data: Data,
         budget: Budget,
         weights: str,
+        recipes: Sequence[Recipe],
         purpose: str,
         keep: Sequence[str],
         folder: Path,
@@ -101,12 +106,14 @@ class Job:
         self._original = original
         self._data = data
         self._weights = weights
+        self._recipes = recipes
         self._purpose = purpose
         self._folder = folder
         self._progress = progress
         self._sha256 = sha256_of(original.path)
-        self._rounded: dict[tuple[bool, str], dict[str, QuantizedWeight]] = {}
-        self._errors: dict[tuple[bool, str], dict[str, float]] = {}
+        self._rounded: dict[tuple[str, str], dict[str, QuantizedWeight]] = {}
+        self._errors: dict[tuple[str, str], dict[str, float]] = {}
+        self._scales: dict[str, float] = {}
         with ExitStack() as stack:
             self._trials = stack.enter_context(Trials(original))
             self._names = self._free_products(keep)
@@ -198,55 +205,87 @@ class Job:
 
     def _candidates(self, share: float) -> list[Candidate]:
         """Return a file for each form, with products chosen within a share of the budget."""
-        choices: dict[bool, Choice] = {}
+        choices: dict[str, Choice] = {}
         made = []
-        recipes = recipes_for(self._weights, self._purpose, stateful=bool(self._original.stateful))
-        for index, recipe in enumerate(recipes):
-            if recipe.blocks not in choices:
-                choices[recipe.blocks] = self._choose(recipe, share)
-            choice = choices[recipe.blocks]
+        for index, recipe in enumerate(self._recipes):
+            if recipe.rounding not in choices:
+                choices[recipe.rounding] = self._choose(recipe, share)
+            choice = choices[recipe.rounding]
             file = self._folder / f"candidate{index}.onnx"
-            claim = claim_of(self._weights, self._sha256, choice.types)
-            save_quantized(self._original.path, file, self._weights_of(recipe, choice), recipe, claim)
+            self._save(recipe, choice.types, file)
             self._progress(f"measuring {recipe.name}")
             quality = self._held_out.quality(runner_of(inference_session(file)))
             made.append(Candidate(file, recipe, choice, quality))
         return made
 
     def _choose(self, recipe: Recipe, share: float) -> Choice:
+        free = self._free(recipe)
         chooser = Chooser(
-            self._trials,
+            functools.partial(self._run_with, recipe),
             self._chosen_on,
             self._ranked_on,
-            lambda kind: self._round(recipe, kind),
-            self._names,
+            {name: self._trials.products[name].size for name in free},
+            recipe.kinds,
             self._budget,
             self._progress,
         )
-        choice = chooser.choose(self._weights, share)
-        others = dict.fromkeys(self._trials.products.keys() - set(self._names), FLOAT32)
+        choice = chooser.choose(share)
+        others = dict.fromkeys(self._trials.products.keys() - set(free), FLOAT32)
         types = {**choice.types, **others}
         return replace(choice, types={name: types[name] for name in self._trials.products})
 
+    def _free(self, recipe: Recipe) -> list[str]:
+        """Return the products that may have a form."""
+        products = {name: self._trials.products[name] for name in self._names}
+        kept = kept_by_default(list(products.values()), recipe.activations)
+        free = [name for name, each in products.items() if name not in kept and recipe.fits(each.shape)]
+        if not free:
+            raise InputError(
+                f"no product of {self._original.path.name} can be {recipe.kinds[0]} in this form",
+                "Choose other `weights`",
+            )
+        return free
+
+    def _run_with(self, recipe: Recipe, types: Mapping[str, str]) -> Run:
+        """Return what runs the model with types of weights; with its activations rounded if their scales are fixed."""
+        if recipe.activations is None:
+            return self._trials.run_with(self._weights_of(recipe, types))
+        file = self._folder / "trial.onnx"
+        self._save(recipe, types, file)
+        return runner_of(inference_session(file))
+
+    def _save(self, recipe: Recipe, types: Mapping[str, str], file: Path) -> None:
+        claim = claim_of(self._weights, self._sha256, types)
+        weights = self._weights_of(recipe, types)
+        save_quantized(self._original.path, file, weights, recipe, claim, self._scales_for(recipe))
+
+    def _scales_for(self, recipe: Recipe) -> Mapping[str, float]:
+        if recipe.activations is not None and not self._scales:
+            inputs = {self._trials.products[name].input for name in self._free(recipe)}
+            self._progress(f"calibrating {len(inputs)} activations for {recipe.activations}")
+            self._scales = activation_scales(self._original.path, inputs, self._data.calibration, recipe.activations)
+        return self._scales
+
     def _round(self, recipe: Recipe, kind: str) -> Mapping[str, QuantizedWeight]:
-        key = recipe.blocks, kind
+        key = recipe.rounding, kind
         if key not in self._rounded:
             self._progress(f"rounding to {kind}: what the products multiply")
+            free = self._free(recipe)
             found: dict[str, QuantizedWeight] = {}
             errors: dict[str, float] = {}
 
             def use(product: FloatProduct, moments: Array) -> None:
-                if product.name in self._names:
-                    self._progress(f"rounding to {kind}: product {len(found) + 1} of {len(self._names)}")
-                    found[product.name] = recipe.rounded(product.matrix(), kind, moments)
+                if product.name in free:
+                    self._progress(f"rounding to {kind}: product {len(found) + 1} of {len(free)}")
+                    found[product.name] = recipe.round(product.matrix(), kind, moments)
                     errors[product.name] = error_of(product.matrix(), found[product.name], moments)
 
             self._trials.moments(self._data.calibration, use)
             self._rounded[key], self._errors[key] = found, errors
         return self._rounded[key]
 
-    def _weights_of(self, recipe: Recipe, choice: Choice) -> dict[str, QuantizedWeight]:
-        return {name: self._round(recipe, kind)[name] for name, kind in choice.types.items() if kind != FLOAT32}
+    def _weights_of(self, recipe: Recipe, types: Mapping[str, str]) -> dict[str, QuantizedWeight]:
+        return {name: self._round(recipe, kind)[name] for name, kind in types.items() if kind != FLOAT32}
 
     def _accurate(self, made: list[Candidate]) -> list[Candidate]:
         """Leave out files whose errors are much larger than the smallest, if there is no budget to judge them by."""
@@ -257,9 +296,11 @@ class Job:
 
     def _errors_of(self, made: Candidate) -> dict[str, float]:
         types = made.choice.types.items()
-        return {name: self._errors[made.recipe.blocks, kind][name] for name, kind in types if kind != FLOAT32}
+        return {name: self._errors[made.recipe.rounding, kind][name] for name, kind in types if kind != FLOAT32}
 
     def _timed(self, made: Sequence[Candidate]) -> list[Candidate]:
+        if self._recipes[0].rounding == SCALED:
+            return list(made)  # what it takes on this processor says nothing of a GPU
         self._progress("timing")
         calls = speed_calls(self._original, self._data.held_out)
         times = time_files([self._original.path, *(each.file for each in made)], calls)
@@ -277,7 +318,7 @@ class Job:
 
     def _dequantized(self, made: Candidate) -> Path:
         path = self._folder / "dequantized.onnx"
-        save_dequantized(self._original.path, path, self._weights_of(made.recipe, made.choice))
+        save_dequantized(self._original.path, path, self._weights_of(made.recipe, made.choice.types))
         return path
 
     def _is_worth_it(self, made: Candidate) -> bool:

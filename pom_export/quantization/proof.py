@@ -12,13 +12,15 @@ from pom_export.graph.exported_model import ExportedModel, read_model
 from pom_export.graph.nodes import add_constant
 from pom_export.graph.quantized.block_weights import QuantizedWeight
 from pom_export.graph.quantized.products import BLOCK_PRODUCT, float_products
-from pom_export.graph.quantized.reading import TENSOR, dequantize, quantized_products
+from pom_export.graph.quantized.reading import dequantize
 from pom_export.graph.quantized.writing import FLOAT_ACTIVATIONS
 from pom_export.graph.saving import save_graph
 from pom_export.parity.case import Case
 from pom_export.parity.rewritten import Rewriting, compare_rewritten
 
 _ACCURACY: Final = "accuracy_level"
+# Of the forms in standard operators, which say themselves what they compute.
+_WRITTEN_OUT: Final = ("DequantizeLinear", "DynamicQuantizeLinear")
 
 
 def save_dequantized(original: Path, path: Path, weights: Mapping[str, QuantizedWeight]) -> None:
@@ -37,7 +39,7 @@ def save_unrounded(quantized: Path, path: Path) -> None:
     Products in blocks stay ONNX Runtime's, so that it is its own reading of the weights that is compared.
     """
     graph = ir.load(quantized, format="protobuf")
-    if any(product.activations == TENSOR for product in quantized_products(graph)):
+    if any(node.op_type in _WRITTEN_OUT for node in graph.graph):
         dequantize(graph)
     for node in graph.graph:
         if node.op_type == BLOCK_PRODUCT:

@@ -1,7 +1,8 @@
-"""The forms that products can be quantized in on a CPU, and which of them suit a purpose."""
+"""The forms that products can be quantized in, and which of them suit a purpose."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from pom_export.graph.claims import METADATA_PREFIX, QUANTIZED, QuantizedClaim
+from pom_export.graph.passes import ClaimLeastPass
 from pom_export.graph.quantized.block_weights import QuantizedWeight
 from pom_export.graph.quantized.products import FloatProduct, float_products
+from pom_export.graph.quantized.scaled import write_scaled_product
 from pom_export.graph.quantized.writing import (
     FLOAT_ACTIVATIONS,
     INTEGER_ACTIVATIONS,
@@ -21,20 +24,25 @@ from pom_export.graph.quantized.writing import (
     write_dynamic_product,
 )
 from pom_export.graph.saving import save_model
-from pom_export.quantization.choosing import BITS, FLOAT32
+from pom_export.quantization.choosing import FLOAT32
+from pom_export.quantization.for_tensorrt import BLOCK, rounded_weight
+from pom_export.quantization.names import TENSORRT
 from pom_export.quantization.rounding import gptq, nearest
 
-PURPOSES: Final = ("both", "decode", "prefill")
-"""What a file is made for: single tokens, prompts, or both."""
+SCALED: Final = "scaled"
+"""The rounding of weights for TensorRT."""
 
+_BITS: Final = {"int4": 4, "int8": 8}
 _BLOCK: Final = {"int4": 32, "int8": 128}
 _SMALLEST_BLOCK: Final = 16
 # A product of two 8-bit numbers and a sum of two such products fit in 16 bits if one of the factors has 7. Processors
 # without VNNI saturate otherwise, and a file must give the same numbers everywhere.
 _SEVEN_BITS: Final = 63
 
+_Matrix = npt.NDArray[np.float32]
 _Array = npt.NDArray[Any]
-_Write = Callable[[ir.Model, FloatProduct, QuantizedWeight], None]
+_Round = Callable[[_Matrix, str, _Array], QuantizedWeight]
+_Write = Callable[[ir.Model, FloatProduct, QuantizedWeight, float | None], None]
 
 
 @dataclass(frozen=True)
@@ -43,54 +51,33 @@ class Recipe:
 
     Attributes:
         name: in words, for a report.
-        blocks: whether weights are in blocks, and rounded as such; else with one scale a column.
-        write: makes a product one of this form.
+        rounding: what it has in common with the forms that hold the same rounded weights.
+        kinds: the types that weights may have, the narrowest first, and float32 as the last.
+        round: returns a product's weight in a type, from float32, (K, N), and (K, K), the mean of x^T x over its
+            activations x.
+        write: makes a product one of this form; the last argument is the scale of its activations, if they have one.
+        activations: the type of activations whose scales are fixed in the file: "int8" or "fp8"; None: they have none.
+        fits: whether a product of some shape, (K, N), can have this form.
     """
 
     name: str
-    blocks: bool
+    rounding: str
+    kinds: tuple[str, ...]
+    round: _Round
     write: _Write
-
-    def rounded(self, matrix: npt.NDArray[np.float32], weights: str, moments: _Array) -> QuantizedWeight:
-        """Return a product's weight in a type.
-
-        Args:
-            matrix: float32, (K, N).
-            weights: "int4" or "int8".
-            moments: (K, K), the mean of x^T x over its activations x.
-        """
-        bits = BITS[weights]
-        if not self.blocks:
-            return nearest(matrix, bits, len(matrix), np.diagonal(moments), largest=_SEVEN_BITS)
-        block = _block(len(matrix), _BLOCK[weights])
-        if weights == "int4":
-            return gptq(matrix, bits, block, moments)
-        return nearest(matrix, bits, block, np.diagonal(moments))
+    activations: str | None = None
+    fits: Callable[[tuple[int, int]], bool] = lambda _: True
 
 
-INTEGERS: Final = Recipe(
-    "blocks, activations rounded to 8 bits in blocks",
-    blocks=True,
-    write=lambda model, product, weight: write_block_product(model, product, weight, INTEGER_ACTIVATIONS),
-)
-FLOATS: Final = Recipe(
-    "blocks, activations in float32",
-    blocks=True,
-    write=lambda model, product, weight: write_block_product(model, product, weight, FLOAT_ACTIVATIONS),
-)
-DYNAMIC: Final = Recipe(
-    "columns, activations rounded to 8 bits with one scale per call", blocks=False, write=write_dynamic_product
-)
+def _round_in_blocks(matrix: _Matrix, kind: str, moments: _Array) -> QuantizedWeight:
+    block = _block(len(matrix), _BLOCK[kind])
+    if kind == "int4":
+        return gptq(matrix, _BITS[kind], block, moments)
+    return nearest(matrix, _BITS[kind], block, np.diagonal(moments))
 
 
-def recipes_for(weights: str, purpose: str, *, stateful: bool) -> list[Recipe]:
-    """Return the forms to try, those that are rounded alike side by side.
-
-    With one scale per call for all activations, a sequence's result depends on the others in its batch, and on how it
-    is cut into calls. So that form is only tried for prompts, or for files without a state.
-    """
-    alone = weights == "int8" and (purpose == "prefill" or not stateful)
-    return [INTEGERS, FLOATS, *([DYNAMIC] if alone else [])]
+def _round_in_columns(matrix: _Matrix, kind: str, moments: _Array) -> QuantizedWeight:
+    return nearest(matrix, _BITS[kind], len(matrix), np.diagonal(moments), largest=_SEVEN_BITS)
 
 
 def _block(rows: int, wanted: int) -> int:
@@ -101,8 +88,63 @@ def _block(rows: int, wanted: int) -> int:
     return size
 
 
+def _in_blocks(weights: str, accuracy: int, activations: str) -> Recipe:
+    return Recipe(
+        f"blocks, activations {activations}",
+        "blocks",
+        ("int4", "int8", FLOAT32) if weights == "int4" else ("int8", FLOAT32),
+        _round_in_blocks,
+        lambda model, product, weight, _: write_block_product(model, product, weight, accuracy),
+    )
+
+
+_DYNAMIC: Final = Recipe(
+    "columns, activations rounded to 8 bits with one scale per call",
+    "columns",
+    ("int8", FLOAT32),
+    _round_in_columns,
+    lambda model, product, weight, _: write_dynamic_product(model, product, weight),
+)
+
+
+def _scaled(weights: str, activations: str | None) -> Recipe:
+    rounded = f"rounded to {activations} with a fixed scale" if activations else "in float"
+    return Recipe(
+        f"Q/DQ for TensorRT, activations {rounded}",
+        SCALED,
+        (weights, FLOAT32),
+        lambda matrix, kind, moments: rounded_weight(matrix, kind, moments),
+        functools.partial(write_scaled_product, shared=True),
+        activations,
+        fits=(lambda shape: shape[0] % BLOCK == 0) if weights == "int4" else (lambda _: True),
+    )
+
+
+def recipes_for(
+    weights: str, activations: str | None, runtime: str, purpose: str, *, stateful: bool
+) -> Sequence[Recipe]:
+    """Return the forms to try.
+
+    With one scale per call for all activations, a sequence's result depends on the others in its batch, and on how it
+    is cut into calls. So that form is only tried for prompts, or for files without a state.
+    """
+    if runtime == TENSORRT:
+        return [_scaled(weights, activations)]
+    alone = weights == "int8" and (purpose == "prefill" or not stateful)
+    return [
+        _in_blocks(weights, INTEGER_ACTIVATIONS, "rounded to 8 bits in blocks"),
+        _in_blocks(weights, FLOAT_ACTIVATIONS, "in float32"),
+        *([_DYNAMIC] if alone else []),
+    ]
+
+
 def save_quantized(
-    original: Path, path: Path, weights: Mapping[str, QuantizedWeight], recipe: Recipe, claim: QuantizedClaim
+    original: Path,
+    path: Path,
+    weights: Mapping[str, QuantizedWeight],
+    recipe: Recipe,
+    claim: QuantizedClaim,
+    scales: Mapping[str, float],
 ) -> None:
     """Save a copy of a file in which some products are quantized.
 
@@ -112,20 +154,17 @@ def save_quantized(
         weights: the weights by product.
         recipe: the form of the products.
         claim: what the copy says of itself.
+        scales: the scales of activations, by name, if the form needs them.
     """
     graph = ir.load(original, format="protobuf")
     for product in float_products(graph):
         if product.name in weights:
-            recipe.write(graph, product, weights[product.name])
+            recipe.write(graph, product, weights[product.name], scales.get(product.input))
     graph.metadata_props[METADATA_PREFIX + QUANTIZED] = claim.to_json()
+    ClaimLeastPass()(graph)
     save_model(graph, path)
 
 
 def claim_of(weights: str, original_sha256: str, types: Mapping[str, str]) -> QuantizedClaim:
     """Return what a file says of how its products were quantized."""
     return QuantizedClaim(weights, original_sha256, {name: kind for name, kind in types.items() if kind != weights})
-
-
-def quantized_names(types: Mapping[str, str]) -> Sequence[str]:
-    """Return the products that are quantized."""
-    return [name for name, kind in types.items() if kind != FLOAT32]

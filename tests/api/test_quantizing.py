@@ -188,6 +188,29 @@ def test_a_classifier_has_an_accuracy(classifier: Path, tmp_path: Path) -> None:
     assert result.measured_on == "given"
 
 
+@pytest.mark.parametrize(
+    ("options", "form", "kept"),
+    [
+        ({"activations": "int8"}, "activations rounded to int8 with a fixed scale", ["ag_proj/MatMul"]),
+        ({"activations": "fp8"}, "activations rounded to fp8 with a fixed scale", []),
+        ({"weights": "int4", "runtime": "tensorrt"}, "activations in float", []),
+    ],
+)
+def test_files_for_tensorrt(options: dict[str, Any], form: str, kept: list[str], layer: Path, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((8, 16, 32)).astype(np.float32)
+    result = pom_export.quantize(layer, tmp_path / "q.onnx", calibrate={"x": x}, **options)
+    assert form in result.form
+    assert list(result.kept) == kept
+    assert result.quality.error < 0.2
+    assert result.speed == []
+    model = onnx.load(tmp_path / "q.onnx")
+    count = sum(node.op_type == "DequantizeLinear" for node in model.graph.node)
+    assert count >= len(result.products) - len(kept)
+    claim = read_model(tmp_path / "q.onnx").claims.quantized
+    assert claim is not None
+    assert claim.weights == options.get("activations", "int4")
+
+
 def test_files_that_cannot_be_quantized_are_refused(quantized: tuple[Path, Any], layer: Path, tmp_path: Path) -> None:
     out = tmp_path / "out" / "q.onnx"
     out.parent.mkdir()
@@ -212,6 +235,9 @@ def test_files_that_cannot_be_quantized_are_refused(quantized: tuple[Path, Any],
     ("options", "message"),
     [
         ({"weights": "int3"}, "`weights` 'int3' is not known"),
+        ({"weights": "fp8"}, "TensorRT multiplies fp8 weights by fp8 activations only. Give `activations='fp8'` too"),
+        ({"weights": "int4", "activations": "int8"}, "`activations='int8'` needs weights of the same type, not int4"),
+        ({"runtime": "onnxruntime", "activations": "int8"}, "are for TensorRT"),
         ({"target": "decoding"}, "`target` 'decoding' is not known. Did you mean"),
         ({"max_loss": 0}, "`max_loss` must be a share above 0, got 0"),
         ({"max_error": float("nan")}, "`max_error` must be a share above 0, got nan"),
