@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -67,7 +67,7 @@ class Candidate:
     recipe: Recipe
     choice: Choice
     quality: Quality
-    speed: Sequence[Speed] = ()
+    speed: list[Speed] = field(default_factory=list)
 
     def time(self, purpose: str) -> float:
         """Return how long calls for a purpose take relative to the original's."""

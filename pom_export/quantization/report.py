@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -65,8 +64,8 @@ class QuantizeResult:
     kept: dict[str, str]
     quality: Quality
     measured_on: str
-    speed: Sequence[Speed]
-    modules: Sequence[QuantizedModule]
+    speed: list[Speed]
+    modules: list[QuantizedModule]
     checked: list[str]
     cases: list[str]
     opset: int
