@@ -328,6 +328,13 @@ def test_other_layouts_of_packed_weights_are_named(part: str, seen: str, tmp_pat
     assert seen in refusal(tmp_path / "m.safetensors")
 
 
+def test_parts_of_two_layouts_are_refused(tmp_path: Path) -> None:
+    folder = with_config(tmp_path, "compressed-int8", lambda config: None)
+    tensors, _ = stored("compressed-int8")
+    save_file(tensors | {"ag_proj.SCB": torch.ones(12)}, folder / "model.safetensors")
+    assert "it has the parts of two layouts: ag_proj.weight, ag_proj.weight_scale" in refusal(folder)
+
+
 def test_a_scale_of_the_input_is_not_a_weight(tmp_path: Path) -> None:
     tensors, _ = stored("compressed-int4")
     save_file(tensors | {"ag_proj.input_scale": torch.ones(1)}, tmp_path / "m.safetensors")

@@ -31,6 +31,8 @@ def gather(file: Path, content: Any, metadata: Mapping[str, str], config: Mappin
         parts: dict[str, str] = {}
         for weight in found:
             try:
+                if weight.name in made:
+                    raise LayoutError(f"it has the parts of two layouts: {', '.join(sorted(weight.entries))}")
                 made[weight.name] = weight.build()
             except LayoutError as error:
                 raise error.of(file, weight.name) from error
