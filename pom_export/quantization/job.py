@@ -45,6 +45,8 @@ from pom_export.runtime.session import inference_session
 _SHARES: Final = (1.0, 0.6, 0.3)
 # Less than this share of the weights in fewer bits is not worth a file.
 _FEWEST_QUANTIZED: Final = 0.5
+# Rows of a call on which products are put in order, one by one.
+_RANKED_ROWS: Final = 2
 # Errors this many times the smallest are not worth some speed.
 _MUCH_LARGER: Final = 2
 _HINT: Final = "No file was written. Verify the original, and report this if it is right"
@@ -119,7 +121,7 @@ class Job:
             self._names = self._free_products(keep)
             plain = self._trials.run_with({})
             self._chosen_on = Judge(original, plain, data, data.calibration)
-            self._ranked_on = Judge(original, plain, data, data.calibration[:1])
+            self._ranked_on = Judge(original, plain, data, [_first_rows(original, data.calibration[0], _RANKED_ROWS)])
             self._held_out = Judge(original, plain, data, data.held_out, data.labels)
             self._budget = self._usable(budget)
             self._stack = stack.pop_all()
@@ -158,7 +160,7 @@ class Job:
         """Describe a file that `run` returned, and that is at `staged` now."""
         file = read_model(staged)
         self._progress("comparing modules")
-        case = Case("held out", _first_rows(self._data.held_out[0]))
+        case = Case("held out", _first_rows(self._original, self._data.held_out[0], 1))
         errors = self._errors_of(made)
         modules, unmeasured = errors_of_modules(file, self._original, case, made.choice.types, errors)
         return QuantizeResult(
@@ -344,12 +346,11 @@ class Job:
         return []
 
 
-def _first_rows(call: Mapping[str, Array]) -> Mapping[str, Array]:
-    """Return a call with one row, where the first axis of all inputs is that of rows."""
-    rows = {len(array) for array in call.values() if array.ndim}
-    if len(rows) != 1 or not all(array.ndim for array in call.values()):
-        return call
-    return {name: array[:1] for name, array in call.items()}
+def _first_rows(model: ExportedModel, call: Mapping[str, Array], count: int) -> Mapping[str, Array]:
+    """Return a call with at most so many rows, if the first axis of all inputs is that of rows and may be any."""
+    first = {spec.axes[0] if spec.axes else None for spec in model.inputs}
+    fixed = len(first) > 1 or not all(isinstance(axis, str) for axis in first)
+    return call if fixed else {name: array[:count] for name, array in call.items()}
 
 
 def _wide(array: Array) -> Array:

@@ -170,18 +170,19 @@ def _inverse_factor(moments: _Array, mean: float) -> _Array:
     while True:
         np.fill_diagonal(damped, np.diagonal(damped) + damping)
         try:
-            return _lower_inverse(np.linalg.cholesky(damped))[::-1, ::-1]
+            return _inverse_of_cholesky(damped)[::-1, ::-1]
         except np.linalg.LinAlgError:
             damping *= 10
 
 
-def _lower_inverse(lower: _Array) -> _Array:
-    """Return the inverse of a lower triangle, by halves."""
-    half = len(lower) // 2
+def _inverse_of_cholesky(matrix: _Array) -> _Array:
+    """Return the inverse of the lower triangle L with L L^T = matrix, by halves, which takes products only."""
+    half = len(matrix) // 2
     if half < _TOGETHER:
-        return np.linalg.inv(lower)
-    inverse = np.zeros_like(lower)
-    inverse[:half, :half] = _lower_inverse(lower[:half, :half])
-    inverse[half:, half:] = _lower_inverse(lower[half:, half:])
-    inverse[half:, :half] = -inverse[half:, half:] @ (lower[half:, :half] @ inverse[:half, :half])
+        return np.linalg.inv(np.linalg.cholesky(matrix))
+    inverse = np.zeros_like(matrix)
+    inverse[:half, :half] = _inverse_of_cholesky(matrix[:half, :half])
+    below = matrix[half:, :half] @ inverse[:half, :half].T
+    inverse[half:, half:] = _inverse_of_cholesky(matrix[half:, half:] - below @ below.T)
+    inverse[half:, :half] = -inverse[half:, half:] @ (below @ inverse[:half, :half])
     return inverse
