@@ -5,6 +5,7 @@ tools/quantized_checkpoints.py made the files with the real libraries, and the v
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import shutil
@@ -267,12 +268,24 @@ def weights(**changed: Any) -> Callable[[dict[str, Any]], Any]:
     return lambda config: config["config_groups"]["group_0"]["weights"].update(changed)
 
 
+def also(**changed: Any) -> Callable[[dict[str, Any]], Any]:
+    """Return a change that adds a second group of layers, whose weights are quantized a little differently."""
+
+    def change(config: dict[str, Any]) -> None:
+        config["config_groups"]["group_1"] = copy.deepcopy(config["config_groups"]["group_0"])
+        config["config_groups"]["group_1"]["weights"] |= changed
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("name", "change", "seen"),
     [
         ("compressed-int8", lambda config: config.update(quant_method="fp8"), "and no config.json says how"),
         ("compressed-int8", lambda config: config.update(transform_config={"R1": {}}), "has a transform_config"),
         ("compressed-int8", lambda config: config.update(config_groups={}), "has no config_groups with weights"),
+        ("compressed-int4", also(symmetric=False), "weight_zero_point is missing"),
+        ("compressed-int4", also(actorder="group"), "weight_g_idx is missing"),
         ("compressed-int4", lambda config: config.update(format="marlin-24"), "says that the format is 'marlin-24'"),
         ("compressed-int4", lambda config: config.update(format=["x"]), "says that the format is \"['x']\""),
         (
@@ -329,10 +342,16 @@ def test_other_layouts_of_packed_weights_are_named(part: str, seen: str, tmp_pat
 
 
 def test_parts_of_two_layouts_are_refused(tmp_path: Path) -> None:
-    folder = with_config(tmp_path, "compressed-int8", lambda config: None)
+    folder = with_config(tmp_path, "compressed-int8", dict.copy)
     tensors, _ = stored("compressed-int8")
     save_file(tensors | {"ag_proj.SCB": torch.ones(12)}, folder / "model.safetensors")
     assert "it has the parts of two layouts: ag_proj.weight, ag_proj.weight_scale" in refusal(folder)
+
+
+def test_several_groups_of_layers(tmp_path: Path) -> None:
+    folder = with_config(tmp_path, "compressed-int4", also(num_bits=8, group_size=None, strategy="channel"))
+    state = load_model(folder).module.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in expected("compressed-int4").items())
 
 
 def test_a_scale_of_the_input_is_not_a_weight(tmp_path: Path) -> None:

@@ -24,16 +24,16 @@ class ScaleLayout:
         scale: (row blocks, column blocks).
         blocks: rows and columns that share a scale.
         order: for each column, the group that it belongs to, (columns,); None if they follow one another.
-        scheme: what the configuration says, if there is one.
-        inputs: whether a scale of the layer's input lies beside the weight.
+        symmetric: whether there may be no zero points.
+        activations: whether the layer quantizes its input as well.
     """
 
     shape: torch.Size
     scale: Tensor
     blocks: tuple[int, int]
     order: Tensor | None
-    scheme: Scheme | None
-    inputs: bool
+    symmetric: bool
+    activations: bool
 
     @classmethod
     def of(
@@ -42,10 +42,10 @@ class ScaleLayout:
         """Return the only layout that fits the shape of the scales, and one of the schemes if there are any."""
         rows, columns = shape
         grid = (1, 1) if scale.numel() == 1 and scale.ndim < 2 else tuple(scale.shape)
-        ways: dict[tuple[int, int], Scheme | None] = {}
+        ways: dict[tuple[int, int], list[Scheme]] = {}
         for scheme in (None,) if schemes is None else schemes:
             for blocks in _blocks(shape, grid, scheme):
-                ways.setdefault(blocks, scheme)
+                ways.setdefault(blocks, []).extend([scheme] if scheme is not None else [])
         if len(ways) != 1:
             said = "" if schemes is None else f", and {CONFIG} describes {len(schemes)} such kinds"
             raise LayoutError(
@@ -53,9 +53,12 @@ class ScaleLayout:
                 f"ways{said}",
                 CONFIG_HINT,
             )
-        (blocks, chosen), *_ = ways.items()
-        order = _order(parts, columns, grid[1], chosen)
-        return cls(shape, scale.reshape(grid), blocks, order, chosen, "input_scale" in parts)
+        (blocks, fitting), *_ = ways.items()
+        # Which of several schemes a weight has is not said by its shapes, so that each of them must be right.
+        order = _order(parts, columns, grid[1], ordered=any(each.ordered for each in fitting))
+        symmetric = all(each.symmetric for each in fitting)
+        activations = "input_scale" in parts or any(each.activations for each in fitting)
+        return cls(shape, scale.reshape(grid), blocks, order, symmetric, activations)
 
     def values(self, stored: Tensor, zero_point: Tensor | None) -> Tensor:
         """Return the weights; `zero_point` has the scale's shape."""
@@ -71,13 +74,12 @@ class ScaleLayout:
     def tensor(self, layout: str, parts: Sequence[Tensor | None], values: Callable[[], Tensor]) -> QuantizedTensor:
         """Return the weight, after checking that its zero points are there and of the right number."""
         zero_point = parts[-1]
-        if zero_point is None and self.scheme is not None and not self.scheme.symmetric:
+        if zero_point is None and not self.symmetric:
             raise LayoutError(f"its weight_zero_point is missing, and {CONFIG} says that it has one")
         if zero_point is not None and zero_point.numel() != self.scale.numel():
             raise LayoutError(f"its weight_zero_point is of shape {tuple(zero_point.shape)}, its scales of another")
         given = tuple(part for part in parts if part is not None)
-        activations = self.inputs or (self.scheme is not None and self.scheme.activations)
-        return QuantizedTensor(layout, self.shape, given, values, activations)
+        return QuantizedTensor(layout, self.shape, given, values, self.activations)
 
 
 def _blocks(shape: torch.Size, grid: Sequence[int], scheme: Scheme | None) -> Iterator[tuple[int, int]]:
@@ -95,9 +97,8 @@ def _blocks(shape: torch.Size, grid: Sequence[int], scheme: Scheme | None) -> It
             yield height, width
 
 
-def _order(parts: Mapping[str, Any], columns: int, groups: int, scheme: Scheme | None) -> Tensor | None:
+def _order(parts: Mapping[str, Any], columns: int, groups: int, *, ordered: bool) -> Tensor | None:
     """Return the group of each column, if they are ordered otherwise than one after another."""
-    ordered = scheme is not None and scheme.ordered
     if "weight_g_idx" not in parts:
         if ordered:
             raise LayoutError(f"its weight_g_idx is missing, and {CONFIG} says that its columns are ordered")
