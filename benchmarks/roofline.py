@@ -81,13 +81,31 @@ def _bandwidth(size: int, threads: int) -> Bandwidth:
     import torch
 
     numbers = max(2, size // (4 * threads))
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        whole = [torch.ones(numbers) for _ in range(threads)]
+    with _pool(threads) as pool:
         halves = [(torch.ones(numbers // 2), torch.empty(numbers // 2)) for _ in range(threads)]
-        reads = ([part.sum for part in whole], [partial(torch.dot, part, part) for part in whole])
         writes = ([partial(torch.add, a, 1.0, out=b) for a, b in halves], [partial(b.copy_, a) for a, b in halves])
-        read, copy = (4 * numbers * max(_best_rate(pool, op) for op in ops) for ops in (reads, writes))
-    return Bandwidth(size, read, copy)
+        copy = 4 * numbers * max(_best_rate(pool, op) for op in writes)
+    return Bandwidth(size, read_bandwidth(size, threads), copy)
+
+
+def read_bandwidth(size: int, threads: int) -> float:
+    """Return the bytes a second at which threads read arrays of `size` bytes in total, by the faster of two reductions.
+
+    The threads never wait for each other, and each reads its own array.
+    """
+    import torch
+
+    numbers = max(2, size // (4 * threads))
+    with _pool(threads) as pool:
+        whole = [torch.ones(numbers) for _ in range(threads)]
+        reads = ([part.sum for part in whole], [partial(torch.dot, part, part) for part in whole])
+        return 4 * numbers * max(_best_rate(pool, op) for op in reads)
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    import torch
+
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
 
 def _best_rate(pool: ThreadPoolExecutor, functions: Sequence[Callable[[], object]]) -> float:

@@ -1,0 +1,54 @@
+"""Time a language model with float32 and with quantized weights, token by token and on prompts, beside the floor.
+
+    python -m benchmarks.quantized [--layers 12] [--dim 768] [--prompts 128,1024] [--rounds N] [--output FILE.json]
+
+The model has random weights, which are rounded to the nearest: the time does not depend on their values. Each form of
+quantized products that `quantize` chooses from is a file of its own. In every round, each file is loaded in a process
+of its own, so that no session's threads take another's time, and makes calls of one token and of the prompts' lengths;
+given are medians over all rounds, and ratios to float32.
+
+The floor of a step is the time that as many threads take to read as many bytes as the file's weights have, measured in
+the same rounds. A step cannot be faster unless its weights fit in a cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+from benchmarks.quantized.timing import measure, table_of, write_files
+from benchmarks.stream.models import StreamShape
+from pom_export.bench.machine import usable_processors
+from pom_export.bench.table import aligned
+
+_HEAD_WIDTH: Final = 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--dim", type=int, default=768)
+    parser.add_argument("--prompts", default="128,1024", help="lengths of prompts, after commas")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    sizes = [1, *(int(size) for size in options.prompts.split(","))]
+    threads = len(usable_processors())
+    shape = StreamShape(dim=options.dim, layers=options.layers, heads=max(1, options.dim // _HEAD_WIDTH))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files = write_files(shape, folder)
+        found = measure(files, sizes, options.rounds, threads, folder)
+    print(f"{options.layers} layers of {options.dim}, {threads} threads; milliseconds a call (ratio to float32)\n")
+    print(aligned(table_of(found, sizes)))
+    if options.output:
+        facts = {name: {**asdict(timed), "floor": timed.floor} for name, timed in found.items()}
+        options.output.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
