@@ -27,9 +27,13 @@ IDS: Final = "input_ids"
 # Tokens of one row of a text, at most; and rows of one call.
 _LENGTH: Final = 512
 _ROWS: Final = 8
-# Rows of a text at most, of which a quarter is held out; and the fewest tokens of a row.
+# Rows of a text at most, of which a quarter is held out; fewer for models so large that more multiplications than this
+# would be needed to read them once; and rows of arrays at most.
 _MOST_ROWS: Final = 48
-_FEWEST_TOKENS: Final = 16
+_FEWEST_ROWS: Final = 8
+_MULTIPLICATIONS: Final = 8e11
+_MOST_ARRAY_ROWS: Final = 2000
+_FLOAT32_BYTES: Final = 4
 _HELD_OUT: Final = 4
 _BATCHED: Final = 2
 
@@ -128,8 +132,9 @@ def _text_data(model: ExportedModel, path: str, tokenizer: str) -> Data:
             f"{path} has {len(ids)} tokens, and {_HELD_OUT * length} are needed: {_HELD_OUT} rows of {length}",
             "Give more text",
         )
+    affordable = int(_MULTIPLICATIONS * _FLOAT32_BYTES / model.bytes / length)
     # Rows from all over the file, if it is longer than needed.
-    chosen = np.linspace(0, rows - 1, min(rows, _MOST_ROWS)).astype(int)
+    chosen = np.linspace(0, rows - 1, min(rows, _MOST_ROWS, max(affordable, _FEWEST_ROWS))).astype(int)
     table = np.array(ids[: rows * length], np.int64).reshape(rows, length)[chosen]
     return _of_text(model, table, path, len(text) / len(ids))
 
@@ -168,6 +173,10 @@ def _array_data(model: ExportedModel, name: str, arrays: Mapping[str, Array]) ->
             f"{LABELS} in {name} are {labels.dtype}{list(labels.shape)}, not one whole number for each of {rows} rows",
             "Give the class of each row, or leave them out",
         )
+    if rows > _MOST_ARRAY_ROWS:
+        chosen = np.linspace(0, rows - 1, _MOST_ARRAY_ROWS).astype(int)
+        taken = {key: array[chosen] if array.ndim else array for key, array in arrays.items()}
+        return _array_data(model, f"{_MOST_ARRAY_ROWS} of the {rows} rows of {name}", taken)
     kept = rows - max(1, rows // _HELD_OUT)
     fixed = next((spec.axes[0] for spec in given if spec.axes and isinstance(spec.axes[0], int)), None)
     size = fixed or _ROWS

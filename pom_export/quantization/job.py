@@ -31,7 +31,7 @@ from pom_export.quantization.choosing import FLOAT32, Budget, Choice, Chooser
 from pom_export.quantization.data import Data
 from pom_export.quantization.for_tensorrt import kept_by_default
 from pom_export.quantization.modules import errors_of_modules
-from pom_export.quantization.proof import compare_dequantized, save_dequantized
+from pom_export.quantization.proof import prove, save_dequantized
 from pom_export.quantization.quality import Judge, Quality, Run
 from pom_export.quantization.recipes import SCALED, Recipe, claim_of, save_quantized
 from pom_export.quantization.report import QuantizeResult
@@ -49,7 +49,6 @@ _FEWEST_QUANTIZED: Final = 0.5
 _RANKED_ROWS: Final = 2
 # Errors this many times the smallest are not worth some speed.
 _MUCH_LARGER: Final = 2
-_HINT: Final = "No file was written. Verify the original, and report this if it is right"
 _WIDEN: Final = "Allow more (`max_loss`, `max_error`), ask for int8, or give more text or inputs: `calibrate`"
 
 
@@ -314,9 +313,7 @@ class Job:
     def _prove(self, made: Candidate) -> Rewriting:
         cases = trial_cases(self._original)
         self._progress(f"comparing with the original with rounded weights on {len(cases)} cases")
-        found = compare_dequantized(self._dequantized(made), made.file, cases, self._folder)
-        found.check(self._original.path, _HINT)
-        return found
+        return prove(self._original.path, made.file, self._dequantized(made), cases, self._folder)
 
     def _dequantized(self, made: Candidate) -> Path:
         path = self._folder / "dequantized.onnx"

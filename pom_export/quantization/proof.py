@@ -1,26 +1,26 @@
-"""Prove that a quantized file multiplies by the weights that it was made with."""
+"""Prove that a quantized file multiplies by the weights that it was made with, and rounds activations as it should."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
 import onnx_ir as ir
 
+from pom_export.debugging.quantized_products import chosen_cases, compare_products
+from pom_export.errors import ParityError
 from pom_export.graph.exported_model import ExportedModel, read_model
 from pom_export.graph.nodes import add_constant
 from pom_export.graph.quantized.block_weights import QuantizedWeight
-from pom_export.graph.quantized.products import BLOCK_PRODUCT, float_products
-from pom_export.graph.quantized.reading import dequantize
-from pom_export.graph.quantized.writing import FLOAT_ACTIVATIONS
+from pom_export.graph.quantized.products import float_products
+from pom_export.graph.quantized.reading import quantized_products
+from pom_export.graph.quantized.unrounded import save_unrounded
 from pom_export.graph.saving import save_graph
+from pom_export.parity.candidates import onnxruntime_candidates
 from pom_export.parity.case import Case
 from pom_export.parity.rewritten import Rewriting, compare_rewritten
 
-_ACCURACY: Final = "accuracy_level"
-# Of the forms in standard operators, which say themselves what they compute.
-_WRITTEN_OUT: Final = ("DequantizeLinear", "DynamicQuantizeLinear")
+_HINT = "No file was written. Verify the original, and report this if it is right"
 
 
 def save_dequantized(original: Path, path: Path, weights: Mapping[str, QuantizedWeight]) -> None:
@@ -33,33 +33,41 @@ def save_dequantized(original: Path, path: Path, weights: Mapping[str, Quantized
     save_graph(graph, path)
 
 
-def save_unrounded(quantized: Path, path: Path) -> None:
-    """Save a copy of a quantized file that does not round activations.
+def prove(original: Path, quantized: Path, dequantized: Path, cases: Sequence[Case], scratch: Path) -> Rewriting:
+    """Compare a quantized file with what it should compute.
 
-    Products in blocks stay ONNX Runtime's, so that it is its own reading of the weights that is compared.
-    """
-    graph = ir.load(quantized, format="protobuf")
-    if any(node.op_type in _WRITTEN_OUT for node in graph.graph):
-        dequantize(graph)
-    for node in graph.graph:
-        if node.op_type == BLOCK_PRODUCT:
-            node.attributes[_ACCURACY] = ir.AttrInt64(_ACCURACY, FLOAT_ACTIVATIONS)
-    save_graph(graph, path)
-
-
-def compare_dequantized(original: Path, quantized: Path, cases: Sequence[Case], scratch: Path) -> Rewriting:
-    """Compare a quantized file, without rounding of activations, with its original with the same weights in float32.
+    Without rounding of activations, its outputs must be those of the original with the same weights in float32. With
+    it, each product must be what the same rounding gives in float64.
 
     Args:
-        original: the dequantized original, from `save_dequantized`.
+        original: the file that was quantized.
         quantized: the file.
+        dequantized: the original with the file's weights in float32, from `save_dequantized`.
         cases: the inputs.
         scratch: a folder for a copy.
 
+    Returns:
+        The comparison of the outputs.
+
     Raises:
+        ParityError: they differ.
         InputError: no case could be compared.
     """
     unrounded = scratch / "unrounded.onnx"
     save_unrounded(quantized, unrounded)
-    reference: ExportedModel = read_model(original)
-    return compare_rewritten(reference, read_model(unrounded), cases)
+    found = compare_rewritten(read_model(dequantized), read_model(unrounded), cases)
+    found.check(original, _HINT)
+    _check_products(read_model(quantized), cases)
+    return found
+
+
+def _check_products(quantized: ExportedModel, cases: Sequence[Case]) -> None:
+    products = quantized_products(ir.load(quantized.path, format="protobuf"))
+    candidate = onnxruntime_candidates(quantized)[0][0]
+    for name, each in compare_products(quantized.path, products, candidate, chosen_cases(cases), {}).items():
+        if each.share > 1:
+            raise ParityError(
+                f"{name} is off by {each.error:.2e} of its largest value on {each.case}, where its rounding explains "
+                f"{each.tolerance:.2e}",
+                _HINT,
+            )
