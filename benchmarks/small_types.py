@@ -28,11 +28,12 @@ from pom_export.graph.exported_model import ExportedModel, read_model
 from pom_export.graph.passes.claim_least import ClaimLeastPass
 from pom_export.graph.quantized.block_weights import QuantizedWeight
 from pom_export.graph.quantized.products import FloatProduct, float_products
+from pom_export.graph.quantized.scaled import write_scaled_product
 from pom_export.graph.saving import save_model
 from pom_export.parity.case import Array
 from pom_export.quantization.activations import METHODS, activation_scales
 from pom_export.quantization.data import IDS, Data
-from pom_export.quantization.for_tensorrt import PRODUCTS_OF, kept_by_default, rounded_weight, write_for_tensorrt
+from pom_export.quantization.for_tensorrt import PRODUCTS_OF, fits, kept_by_default, rounded_weight
 from pom_export.quantization.quality import Judge, Quality
 from pom_export.quantization.trials import Trials, runner_of
 from pom_export.runtime.session import inference_session
@@ -101,12 +102,15 @@ def write(form: Form, model: ExportedModel, weights: dict[str, QuantizedWeight],
     """Write a copy of a file in a form."""
     graph = ir.load(model.path)
     products = float_products(graph, PRODUCTS_OF)
-    keep = kept_by_default(products, "int8") if form.keeps else []
+    kept = kept_by_default(products, "int8") if form.keeps else []
     scales = {}
     if form.activations is not None:
         inputs = [product.input for product in products]
         scales = activation_scales(model.path, inputs, data.calibration, form.activations, form.method)
-    write_for_tensorrt(graph, products, form.weights, form.activations, scales, keep, weights)
+    for product in products:
+        if product.name not in kept and fits(product.shape, form.weights):
+            weight = weights.get(product.name) or rounded_weight(product.matrix(), form.weights)
+            write_scaled_product(graph, product, weight, scales.get(product.input), shared=True)
     ClaimLeastPass()(graph)
     save_model(graph, path)
 

@@ -1,8 +1,8 @@
-"""Quantize products in the forms that TensorRT multiplies in small types."""
+"""Which products TensorRT multiplies in small types, and their weights."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -12,7 +12,6 @@ import onnx_ir as ir
 from pom_export.graph.nodes import is_aggregation
 from pom_export.graph.quantized.block_weights import FLOAT8, LARGEST_FLOAT8, QuantizedWeight
 from pom_export.graph.quantized.products import FloatProduct
-from pom_export.graph.quantized.scaled import write_scaled_product
 from pom_export.quantization.rounding import gptq, nearest
 
 _Array = npt.NDArray[Any]
@@ -23,51 +22,21 @@ FLOAT8_TYPE: Final = "fp8"
 PRODUCTS_OF: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 """The types of products that can be written so; see `float_products`."""
 BLOCK: Final = 32
-"""Rows of an int4 weight that share a scale: with blocks of 128, TensorRT for RTX restores some weights in memory."""
+"""Rows of an int4 weight that share a scale."""
 # Columns of smaller numbers count as 0, for which any scale will do.
 _SMALLEST: Final = 1e-35
 # What leads from an aggregation to the product after it, in mixers whose gate is not part of the op.
 _ELEMENTWISE: Final = ("Mul", "Cast", "Reshape", "Transpose")
 
 
-def write_for_tensorrt(
-    model: ir.Model,
-    products: Sequence[FloatProduct],
-    weights: str,
-    activations: str | None,
-    scales: Mapping[str, float],
-    keep: Collection[str] = (),
-    rounded: Mapping[str, QuantizedWeight] | None = None,
-) -> dict[str, str]:
-    """Make products ones of small values with scales.
+def fits(shape: tuple[int, int], kind: str) -> bool:
+    """Return whether TensorRT for RTX multiplies a weight of a shape, (K, N), in a type.
 
-    Args:
-        model: the graph.
-        products: its products, as `float_products` returns them for `PRODUCTS_OF`.
-        weights: "int8" or "fp8" (a scale per column), or "int4" (a scale per BLOCK rows of a column).
-        activations: the same as `weights`, or None: they stay in float, which is what goes with "int4".
-        scales: the scale of each product's activations, by the name of the product's input; see `activation_scales`.
-        keep: names of products that stay as they are; see `kept_by_default`.
-        rounded: the weights by product, see `rounded_weight`; default: each is rounded to the nearest.
-
-    Returns:
-        The type of each product's weight, by the product's name: that of the file for those that stay as they are,
-        because they are named or because BLOCK does not divide the rows of an int4 weight.
-
-    Raises:
-        InputError: see `write_scaled_product`.
+    It restores int4 weights to floats in memory before each product, whatever their form, if they have an odd number of
+    columns, and with blocks of BLOCK rows if there is only one block: seen with version 1.7 for K from 32 to 3072.
     """
-    assert activations is None or activations == weights != INT4
-    written = {}
-    for product in products:
-        if product.name in keep or (weights == INT4 and product.shape[0] % BLOCK):
-            assert product.initializer.dtype is not None
-            written[product.name] = "float32" if product.initializer.dtype == ir.DataType.FLOAT else "float16"
-            continue
-        weight = rounded[product.name] if rounded else rounded_weight(product.matrix(), weights)
-        write_scaled_product(model, product, weight, scales[product.input] if activations else None, shared=True)
-        written[product.name] = weights
-    return written
+    rows, columns = shape
+    return kind != INT4 or (rows % BLOCK == 0 and rows > BLOCK and columns % 2 == 0)
 
 
 def kept_by_default(products: Sequence[FloatProduct], activations: str | None) -> list[str]:

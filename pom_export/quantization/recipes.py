@@ -25,7 +25,7 @@ from pom_export.graph.quantized.writing import (
 )
 from pom_export.graph.saving import save_model
 from pom_export.quantization.choosing import FLOAT32
-from pom_export.quantization.for_tensorrt import BLOCK, rounded_weight
+from pom_export.quantization.for_tensorrt import fits, rounded_weight
 from pom_export.quantization.names import TENSORRT
 from pom_export.quantization.rounding import gptq, nearest
 
@@ -116,7 +116,7 @@ def _scaled(weights: str, activations: str | None) -> Recipe:
         lambda matrix, kind, moments: rounded_weight(matrix, kind, moments),
         functools.partial(write_scaled_product, shared=True),
         activations,
-        fits=(lambda shape: shape[0] % BLOCK == 0) if weights == "int4" else (lambda _: True),
+        functools.partial(fits, kind=weights),
     )
 
 

@@ -12,9 +12,10 @@ import pom_export
 from pom_export.graph.passes.claim_least import ClaimLeastPass
 from pom_export.graph.quantized.products import float_products
 from pom_export.graph.quantized.reading import FIXED, quantized_products
+from pom_export.graph.quantized.scaled import write_scaled_product
 from pom_export.graph.saving import save_model
 from pom_export.quantization.activations import activation_scales
-from pom_export.quantization.for_tensorrt import kept_by_default, rounded_weight, write_for_tensorrt
+from pom_export.quantization.for_tensorrt import fits, kept_by_default, rounded_weight
 from pom_export.runtime.session import inference_session
 
 CHECKPOINTS = Path(__file__).parents[1] / "data" / "golden"
@@ -37,6 +38,12 @@ def test_weights_are_close_and_their_scales_positive(kind: str, bound: float) ->
         assert len(weight.scales) == (2 if kind == "int4" else 1)
         assert (weight.scales > 0).all()
         assert np.sqrt(((weight.dequantized() - matrix) ** 2).mean() / (matrix**2).mean()) < bound
+
+
+def test_int4_weights_need_several_blocks_and_an_even_number_of_columns() -> None:
+    shapes = ((64, 16), (32, 16), (48, 16), (64, 61))
+    assert [fits(shape, "int4") for shape in shapes] == [True, False, False, False]
+    assert all(fits(shape, kind) for shape in shapes for kind in ("int8", "fp8"))
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
@@ -63,14 +70,16 @@ def test_a_file_is_written_that_computes_nearly_the_same(
     if activations:
         inputs = {product.input for product in products if product.name not in keep}
         scales = activation_scales(exported, inputs, feeds[:3], activations)
-    written = write_for_tensorrt(model, products, weights, activations, scales, keep)
+    written = [product for product in products if product.name not in keep and fits(product.shape, weights)]
+    for product in written:
+        weight = rounded_weight(product.matrix(), weights)
+        write_scaled_product(model, product, weight, scales.get(product.input), shared=True)
     ClaimLeastPass()(model)
     save_model(model, tmp_path / "q.onnx")
 
     found = {each.name: each for each in quantized_products(ir.load(tmp_path / "q.onnx"))}
-    assert found.keys() == {name for name, kind in written.items() if kind == weights}
-    assert {name for name, kind in written.items() if kind == "float32"} >= set(keep)
-    assert found or weights == "int4"
+    assert found.keys() == {product.name for product in written}
+    assert found
     if weights == "int8":
         assert {each.activations for each in found.values()} == {FIXED}
     feed = feeds[3]
