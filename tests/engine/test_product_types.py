@@ -77,6 +77,25 @@ def test_products_are_of_the_type_asked_for_around_the_plugin(
     assert info.precisions["float16"] > info.precisions.get("float32", 0)
 
 
+def test_weights_that_the_file_itself_rounds_are_seen(exported: Path, tmp_path: Path) -> None:
+    """ModelOpt leaves weights in float, and puts Q and DQ behind them."""
+    path = quantized(exported, tmp_path, "int8")
+    model = onnx.load(path)
+    for tensor in [each for each in model.graph.initializer if each.name.endswith(".int8")]:
+        scale = next(node for node in model.graph.node if node.input[0] == tensor.name).input[1]
+        zero = onnx.helper.make_tensor(
+            f"{tensor.name}.zero", onnx.TensorProto.INT8, [tensor.dims[1]], [0] * tensor.dims[1]
+        )
+        numbers = (onnx.numpy_helper.to_array(tensor) * np.float16(0.02)).astype(np.float16)
+        model.graph.initializer.extend([zero, onnx.numpy_helper.from_array(numbers, f"{tensor.name}.float")])
+        inputs, made = [f"{tensor.name}.float", scale, zero.name], [tensor.name]
+        model.graph.node.insert(0, onnx.helper.make_node("QuantizeLinear", inputs, made, axis=1))
+        model.graph.initializer.remove(tensor)
+    onnx.save(model, path)
+    info = build_engine(path, tmp_path / "e", backend=RTX, targets=["sm86"])
+    assert info.matrix_products == info.engine_products == {"int8": 3}
+
+
 def test_products_that_stay_in_float_are_counted_beside_the_others(exported: Path, tmp_path: Path) -> None:
     path = quantized(exported, tmp_path, "int8", keep="ag_proj")
     info = build_engine(path, tmp_path / "e", backend=RTX, targets=["sm86"], use_plugin=False)
