@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,13 +21,18 @@ from pom_export.cli.options import (
 )
 from pom_export.cli.output import aggregations_line, human_bytes, print_result
 from pom_export.cli.outputs import writes
-from pom_export.cli.parameters import FILE, Choice, Whole
+from pom_export.cli.parameters import FILE, Choice, Parsed, Whole, parse_share
 from pom_export.cli.progress import stages
+from pom_export.cli.quantize import lines_of
 from pom_export.cli.sources import check_source, source_of
+from pom_export.errors import InputError
+from pom_export.files import check_replaceable, readable_file, scratch_folder
+from pom_export.graph.claims import WEIGHT_TYPES
 from pom_export.graph.precisions import PRECISIONS, canonical_precision
 
 if TYPE_CHECKING:
     from pom_export.api import ExportResult
+    from pom_export.quantization.report import QuantizeResult
 
 
 @click.command("export")
@@ -43,6 +52,13 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @opset_option
 @optimize_option
+@click.option(
+    "--quantize", "weights_type", type=Choice(WEIGHT_TYPES[:2]), help="Make the file's weights smaller, see `quantize`."
+)
+@click.option("--calibrate", type=FILE, help="For --quantize: text or a .npz, see `quantize`.")
+@click.option(
+    "--max-loss", type=Parsed(parse_share), metavar="SHARE", help="For --quantize: what it may cost; default: 1%."
+)
 @click.option("--inline", is_flag=True, help="Write standard operators only, for runtimes that expand no functions.")
 @recognition_options
 @example_inputs_option
@@ -53,7 +69,15 @@ if TYPE_CHECKING:
 @common_options
 @writes("output")
 def command(
-    checkpoint: str, output: str, example_inputs: str | None, as_json: bool, verbose: bool, **options: Any
+    checkpoint: str,
+    output: str,
+    example_inputs: str | None,
+    weights_type: str | None,
+    calibrate: str | None,
+    max_loss: float | None,
+    as_json: bool,
+    verbose: bool,
+    **options: Any,
 ) -> None:
     """Export a checkpoint, or a module of your own, to ONNX with the custom op.
 
@@ -69,12 +93,47 @@ def command(
     """
     check_keep(options["keep_float32"], options["dtype"])
     check_source(checkpoint, example_inputs, options)
+    quantizing = _check_quantizing(weights_type, calibrate, max_loss, options["dtype"])
     with stages(f"reading {checkpoint}", shown=verbose or not as_json, moving=not as_json) as progress:
         from pom_export.api import export
 
         model, examples = source_of(checkpoint, example_inputs, [output])
-        result = export(model, output, example_inputs=examples, **options, progress=progress)
-    print_result(result.to_dict(), as_json, _lines(result))
+        job = functools.partial(export, model, example_inputs=examples, **options, progress=progress)
+        if quantizing is None:
+            result, small = job(output), None
+        else:
+            result, small = _export_and_quantize(job, output, quantizing, progress)
+    found = result.to_dict() | ({} if small is None else {"quantized": small.to_dict()})
+    print_result(found, as_json, [*_lines(result), *([] if small is None else lines_of(small, verbose=verbose))])
+
+
+def _check_quantizing(
+    weights: str | None, calibrate: str | None, max_loss: float | None, dtype: str
+) -> dict[str, Any] | None:
+    """Return the arguments of `quantize`; None if the file is not to be quantized."""
+    if weights is None:
+        for name, value in (("calibrate", calibrate), ("max_loss", max_loss)):
+            if value is not None:
+                raise InputError(f"`{name}` is for a file that is quantized", "Give --quantize int8 or int4 too")
+        return None
+    if dtype != PRECISIONS[0]:
+        raise InputError(f"--quantize rounds float32 weights, and `dtype` is {dtype}", "Leave out `dtype`")
+    if calibrate is not None:
+        readable_file(calibrate, "file to calibrate on")
+    return {"weights": weights, "calibrate": calibrate, "max_loss": max_loss}
+
+
+def _export_and_quantize(
+    job: Callable[[Path], ExportResult], output: str, options: dict[str, Any], progress: Callable[[str], None]
+) -> tuple[ExportResult, QuantizeResult]:
+    """Export into a folder that goes away, and quantize that file."""
+    from pom_export.api import quantize
+
+    check_replaceable(Path(output), [options["calibrate"]])
+    with scratch_folder() as folder:
+        exported = job(folder / Path(output).name)
+        small = quantize(exported.model, output, **options, progress=progress)
+    return replace(exported, model=small.model, bytes=small.bytes, sha256=small.sha256), small
 
 
 def _lines(result: ExportResult) -> list[tuple[str, str]]:

@@ -80,10 +80,11 @@ def command(
         from pom_export.api import quantize
 
         result = quantize(model, output, calibrate=calibrate, tokenizer=tokenizer, **options, progress=progress)
-    print_result(result.to_dict(), as_json, _lines(result, verbose=verbose))
+    print_result(result.to_dict(), as_json, lines_of(result, verbose=verbose))
 
 
-def _lines(result: QuantizeResult, *, verbose: bool) -> list[tuple[str, str]]:
+def lines_of(result: QuantizeResult, *, verbose: bool) -> list[tuple[str, str]]:
+    """Return what people read of a result."""
     share = result.bytes / result.original_bytes
     counts = ", ".join(f"{count} in {kind}" for kind, count in result.products.items())
     return [

@@ -69,6 +69,33 @@ def test_bad_input_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_export_can_be_quantized_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "q.onnx"
+    arguments = ["export", str(GOLDEN / "v2_base"), "-o", str(out), "--samples", "1", "--quantize", "int8", "--json"]
+    assert run(arguments) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["model"] == result["quantized"]["model"] == str(out)
+    assert result["bytes"] == out.stat().st_size
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["q.onnx", "q.parity.npz"]
+    assert pom_export.verify(out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--calibrate", "x.npz"], "--calibrate is for a file that is quantized"),
+        (["--quantize", "int8", "--dtype", "fp16"], "--quantize rounds float32 weights, and --dtype is float16"),
+        (["--quantize", "int8", "--calibrate", "missing.npz"], "missing.npz"),
+    ],
+)
+def test_an_export_that_cannot_be_quantized(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["export", str(GOLDEN / "v2_base"), "-o", str(tmp_path / "q.onnx"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("text", "share"), [("0.5%", 0.005), ("0.02", 0.02), ("100 %", 1.0), ("1e-3", 0.001)])
 def test_shares(text: str, share: float) -> None:
     assert parse_share(text) == pytest.approx(share)
