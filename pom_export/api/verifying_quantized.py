@@ -11,11 +11,10 @@ from pom_export.api.expecting import Expected
 from pom_export.api.expecting_quantized import QuantizedFile, name_of
 from pom_export.api.progress import Progress
 from pom_export.debugging.quantized_products import Computed, chosen_cases, compare_products
-from pom_export.files import scratch_folder
 from pom_export.graph.claims import QuantizedClaim
-from pom_export.graph.exported_model import ExportedModel, read_model
+from pom_export.graph.exported_model import ExportedModel
 from pom_export.graph.quantized.reading import FLOAT32, QuantizedProduct
-from pom_export.graph.quantized.unrounded import save_unrounded
+from pom_export.graph.quantized.unrounded import unrounded
 from pom_export.parity.candidates import onnxruntime_candidates
 from pom_export.parity.case import Arrays
 from pom_export.parity.quantized.report import Distance, ProductResult, QuantizedReport
@@ -47,10 +46,8 @@ def to_compare(model: ExportedModel, quantized: QuantizedFile | None) -> Iterato
     if quantized is None or not quantized.rounds:
         yield model
         return
-    with scratch_folder() as folder:
-        copy = folder / "unrounded.onnx"
-        save_unrounded(model.path, copy)
-        yield read_model(copy)
+    with unrounded(model) as copy:
+        yield copy
 
 
 def with_products(

@@ -59,7 +59,7 @@ def measure_time(
                     expected[point.size] = name, [output.copy() for output in outputs]
                     continue
                 at = f"at {workload.labels.tokens} {point.tokens}: "
-                point.differences[name] = compare(name, outputs, *expected[point.size], workload.precision, at)
+                point.differences[name] = compare(name, outputs, *expected[point.size], workload.compared_as, at)
     keys = [(name, point.size) for name in backends for point in points if (name, point.size) in bound]
     functions = {key: bound[key].run for key in keys}
     settled = workload.together or workload.turn_s > 0

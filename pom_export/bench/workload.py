@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 
 from pom_export.bench.machine import give_back_freed_memory, peak_bytes, reset_peak, resident_bytes
 from pom_export.bench.options import BACKENDS, FUNCTION, KERNEL, TENSORRT, BenchOptions, Size
@@ -19,7 +20,9 @@ from pom_export.bench.runners import Array, EngineRunner, Runner, SessionRunner,
 from pom_export.engine.backend import gpu_present
 from pom_export.errors import InputError, PomExportError
 from pom_export.graph.exported_model import ExportedModel, is_past, read_model
+from pom_export.graph.quantized.operators import activation_bits
 from pom_export.parity.inputs import ComparisonPlan, draw_input
+from pom_export.parity.tolerances import ROUNDED
 from pom_export.runtime.library import custom_ops_library
 
 if TYPE_CHECKING:
@@ -47,6 +50,7 @@ class Workload(ABC):
         labels: texts of its tables.
         summary: one line that says what is timed.
         precision: the type of weights and activations.
+        compared_as: the entry of BENCHMARK in the table of tolerances that backends are compared by.
         backends: the backends that run.
         not_run: the reason, for each requested backend that does not run.
         sizes: the sizes to time.
@@ -65,7 +69,7 @@ class Workload(ABC):
 
     def __init__(self) -> None:
         self.summary = ""
-        self.precision = "float32"
+        self.precision = self.compared_as = "float32"
         self.backends: list[str] = []
         self.not_run: dict[str, str] = {}
         self.sizes: list[Size] = []
@@ -97,7 +101,9 @@ class Workload(ABC):
             InputError: it cannot be read.
         """
         self.folder, self.model = folder, read_model(path)
-        self.precision = self.model.precision
+        self.precision = self.compared_as = self.model.precision
+        if activation_bits(ir.load(path, format="protobuf").graph.all_nodes()) is not None:
+            self.compared_as = ROUNDED
         return self.model
 
     def offer_exports(self, options: BenchOptions, progress: Progress) -> None:

@@ -26,6 +26,8 @@ from pom_export.quiet import quiet_polygraphy
 _POLL_SECONDS = 0.1
 _REASON_LENGTH = 400
 _BRANCH_HINT = "TensorRT may not take a plugin in a branch: build with `use_plugin=False`"
+# Quantized products that TensorRT does not read, at least not in float32.
+_FOR_CPUS = ("MatMulNBits", "MatMulInteger", "DynamicQuantizeLinear")
 # It has no matrix products in float32 in TensorRT for RTX.
 _TURING = "sm75"
 
@@ -82,6 +84,8 @@ class BuildJob:
             hint = _BRANCH_HINT
         if _TURING in self.plan.targets and "FP32 GEMM is not supported" in reason:
             hint = f"Leave {_TURING} out, or export the model with `dtype='float16'`"
+        if any(operator in reason for operator in _FOR_CPUS):
+            hint = "Its products are quantized for ONNX Runtime on a CPU: quantize the original for TensorRT"
         return EngineError(f"{self.plan.backend.name} {self.plan.backend.version} cannot build: {reason}", hint)
 
     def _build(self) -> BuiltEngine:

@@ -13,7 +13,7 @@ from pom_export.parity.targets import Target
 from pom_export.parity.tolerances import Bounds, Growth, Tolerance
 from pom_export.parity.verification import PathError, compare
 from pom_export.runtime.backend_names import OPENVINO
-from pom_export.runtime.openvino import HINT, SINGLE, OpenVinoRunner
+from pom_export.runtime.openvino import GROUP, HINT, SINGLE, OpenVinoRunner
 
 _TYPES: Final = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 
@@ -50,11 +50,12 @@ def openvino_note(
     except PathError as error:
         return [f"without {HINT}, {error.what}"]
     kind = _TYPES.get(runner.computes_in, runner.computes_in)
-    if runner.computes_in == SINGLE:
+    if runner.computes_in == SINGLE and all(found):
         return [f"without {HINT}, {OPENVINO} computes in {kind} on this processor too"]
     worst = max(found, key=lambda each: each.worst.difference.max_rel)
     far = worst.worst.difference
-    verdict = "within tolerance" if all(found) else f"WRONG: set {HINT} to {SINGLE} where you run the file"
+    setting = f"{GROUP} to 0" if runner.computes_in == SINGLE else f"{HINT} to {SINGLE}"
+    verdict = "within tolerance" if all(found) else f"WRONG: set {setting} where you run the file"
     return [
         f"without {HINT}, {OPENVINO} computes in {kind} on this processor: {worst.output} differs by "
         f"{far.max_abs:.2e}, {far.max_rel:.1%} of its largest value, on {worst.worst.case}: {verdict}"

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import onnx_ir as ir
 
+from pom_export.files import scratch_folder
+from pom_export.graph.exported_model import ExportedModel, read_model
 from pom_export.graph.quantized.products import BLOCK_PRODUCT
 from pom_export.graph.quantized.reading import dequantize
 from pom_export.graph.quantized.writing import FLOAT_ACTIVATIONS
 from pom_export.graph.saving import save_graph
 
 _ACCURACY: Final = "accuracy_level"
+
+
+@contextmanager
+def unrounded(model: ExportedModel) -> Iterator[ExportedModel]:
+    """Yield a copy of a quantized file from `save_unrounded`, as long as the context lasts."""
+    with scratch_folder() as folder:
+        copy = folder / "unrounded.onnx"
+        save_unrounded(model.path, copy)
+        yield read_model(copy)
 
 
 def save_unrounded(model: Path, path: Path) -> None:

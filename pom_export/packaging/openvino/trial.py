@@ -15,7 +15,7 @@ from pom_export.graph.exported_model import ExportedModel
 from pom_export.parity.comparison import difference
 from pom_export.parity.tolerances import MODELS
 from pom_export.parity.trials import trial_cases
-from pom_export.runtime.openvino import HINT, SINGLE, in_one_line
+from pom_export.runtime.openvino import GROUP, HINT, SINGLE, in_one_line
 from pom_export.runtime.session import inference_session
 from pom_export.runtime.streaming.interface import MASK, StatefulModel
 from pom_export.runtime.streaming.session import StreamingSession
@@ -102,7 +102,7 @@ def check(path: Path, precision: str, trials: Sequence[Trial]) -> list[str]:
 
     worst = [0.0] * len(trials)
     with in_one_line("OpenVINO"):
-        compiled = openvino.Core().compile_model(path, "CPU", {HINT: SINGLE})
+        compiled = openvino.Core().compile_model(path, "CPU", {HINT: SINGLE, GROUP: 0})
         requests = [compiled.create_infer_request() for _ in trials]
         for turn in range(max(len(trial.calls) for trial in trials)):
             for place, (trial, request) in enumerate(zip(trials, requests, strict=True)):
