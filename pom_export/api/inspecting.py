@@ -7,12 +7,15 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pom_export.api.inspections import CheckpointInspection, EngineInspection, Inspection, ModelInspection
 from pom_export.errors import InputError, only_ours, with_article
 from pom_export.files import AnyPath, as_path, sha256_of
 from pom_export.graph.onnx_file import is_ort_format
+
+if TYPE_CHECKING:
+    from pom_export.graph.exported_model import ExportedModel
 
 _MODEL_SUFFIXES: Final = (".onnx", ".ort")
 _ENGINE_SUFFIXES: Final = (".engine", ".plan")
@@ -104,7 +107,8 @@ def _model(path: AnyPath) -> ModelInspection:
 
     with as_onnx(path) as file:
         model = read_model(file)
-    shown_elsewhere = ("spec", "limits", "stateful", "kept_in_float32", "keep_float32", "inlined")
+        quantized = _quantized(model)
+    shown_elsewhere = ("spec", "limits", "stateful", "kept_in_float32", "keep_float32", "inlined", "quantized")
     return ModelInspection(
         model=os.fspath(path),
         architecture=model.spec.get("architecture"),
@@ -118,11 +122,36 @@ def _model(path: AnyPath) -> ModelInspection:
         state=model.stateful or None,
         dtype=model.precision,
         kept_in_float32=dict(model.kept_in_float32),
+        quantized=quantized,
         limits=asdict(model.limits),
         metadata={name: value for name, value in model.properties.items() if name not in shown_elsewhere},
         weights=[os.fspath(weights) for weights in model.weights],
         sha256=sha256_of(as_path(path, "model")),
     )
+
+
+def _quantized(model: ExportedModel) -> dict[str, Any] | None:
+    """Return how a file's products are quantized, and what it says of that."""
+    import onnx_ir as ir
+
+    from pom_export.graph.quantized.reading import quantized_products
+
+    kinds = Counter(
+        (product.weight.type, product.activations)
+        for product in quantized_products(ir.load(model.path, format="protobuf"))
+    )
+    claim = model.claims.quantized
+    if not kinds and claim is None:
+        return None
+    products = [
+        {"weights": weights, "activations": activations, "count": count}
+        for (weights, activations), count in kinds.items()
+    ]
+    return {
+        "products": products,
+        "weights": claim.weights if claim is not None else None,
+        "kept": dict(claim.kept) if claim is not None else {},
+    }
 
 
 def _by_kind(attributes: Any) -> list[dict[str, Any]]:

@@ -75,6 +75,8 @@ class ModelInspection(Inspection):
         dtype: "float32", "float16" or "bfloat16": the type of weights and activations.
         kept_in_float32: modules of a half-precision model that stay in float32 for exceptional reasons, with the
             reasons.
+        quantized: how its products are quantized: `products` lists the weights' types, how activations are rounded, and
+            how many there are of a kind; `weights` and `kept` are the file's own account. None: none is.
         opset: version of the standard ops.
         limits: limits on the inputs: the most tokens, counts and ranges of values, sizes.
         metadata: the file's other metadata.
@@ -98,6 +100,7 @@ class ModelInspection(Inspection):
     state: str | None
     dtype: str
     kept_in_float32: Mapping[str, str]
+    quantized: Mapping[str, Any] | None
     opset: int
     limits: Mapping[str, Any]
     metadata: Mapping[str, str]

@@ -72,6 +72,7 @@ def _model_lines(found: ModelInspection) -> _Lines:
         ("state", found.state or "none"),
         ("dtype", found.dtype),
         *((f"float32: {name}", reason) for name, reason in found.kept_in_float32.items()),
+        *_quantized(found.quantized or {}),
         ("opset", str(found.opset)),
         *_settings(found.limits, "limits."),
         *((f"metadata.{name}", value) for name, value in found.metadata.items()),
@@ -82,6 +83,19 @@ def _model_lines(found: ModelInspection) -> _Lines:
         names = ", ".join(found.without_function)
         lines.append(("note", f"the file has no function for {names}: only our kernels can run it"))
     return lines
+
+
+def _quantized(found: Mapping[str, Any]) -> _Lines:
+    return [
+        *(
+            (
+                "quantized",
+                f"{each['count']} products with weights in {each['weights']}, activations {each['activations']}",
+            )
+            for each in found.get("products", ())
+        ),
+        *((f"kept in {kind}", name) for name, kind in found.get("kept", {}).items()),
+    ]
 
 
 def _kind(kind: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Final
 from pom_export.errors import InputError, only_ours
 from pom_export.files import AnyPath, as_path, check_new_folder, staged_folder
 from pom_export.graph.exported_model import read_model
+from pom_export.graph.quantized.operators import shared_scale_notes
 from pom_export.packaging.folder import MANIFEST, PackageFolder, is_package
 from pom_export.packaging.targets import PackageOptions, Progress, load_target
 from pom_export.stages import logged
@@ -109,7 +110,7 @@ def package(
         files=[*files, MANIFEST],
         bytes=size,
         checked=list(contents.checked),
-        notes=list(contents.notes),
+        notes=[*contents.notes, *shared_scale_notes(exported.path)],
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 
 import onnx_ir as ir
@@ -53,3 +54,19 @@ def _rounding_bits(node: ir.Node) -> int | None:
 def is_quantized(model: ir.Model) -> bool:
     """Return whether a graph computes with integers that stand for other numbers, anywhere."""
     return bits_of(model.graph.all_nodes()) is not None
+
+
+def shared_scale_notes(file: Path) -> list[str]:
+    """Note that a file's rows affect each other, because all activations of a call are rounded with one scale.
+
+    Args:
+        file: the ONNX file; its external weights are not read.
+    """
+    nodes = ir.load(file, format="protobuf").graph.all_nodes()
+    if not any(node.op_type == "DynamicQuantizeLinear" for node in nodes):
+        return []
+    return [
+        "its activations are rounded with one scale per call: what a row gives depends a little on the other rows of "
+        "its call, and a stream on how it is cut into calls. Weights in blocks don't have that: quantize the original "
+        "for decode or both"
+    ]

@@ -30,6 +30,7 @@ _COMMAND: Final = "python client.py"
 _MODEL: Final = "model.xml"
 # What run.md has in place of the settings.
 _SETTINGS: Final = "SETTINGS"
+_IN_FLOAT32: Final = "activations are in float32 in the package, and in ONNX Runtime the file rounds them to 8 bits"
 _NAMES: Final = {"tokens": "the next tokens of each row", MASK: "which of them count; padding comes last"}
 
 
@@ -55,8 +56,7 @@ def _write(folder: PackageFolder, file: ExportedModel, _: PackageOptions, progre
     settings = {device: {HINT: SINGLE} | ({GROUP: 0} if rounding else {}) for device in ("CPU", "GPU")}
     folder.write("config.json", json.dumps(settings, indent=2) + "\n")
     np.savez_compressed(folder.place("trial.npz"), **as_arrays(trials))  # type: ignore[arg-type]
-    if BLOCKS in rounding:
-        checked = [*checked, "with activations in float32, which the file rounds to 8 bits in ONNX Runtime"]
+    notes = [_IN_FLOAT32] if BLOCKS in rounding else []
     folder.copy_programs(_SERVED, *_PROGRAMS)
     folder.write("README.md", _readme(file, stateful, settings["CPU"]))
     bound = MODELS[file.precision]
@@ -66,7 +66,7 @@ def _write(folder: PackageFolder, file: ExportedModel, _: PackageOptions, progre
         "most_tokens": file.limits.tokens,
         "tolerance": {"relative": bound.relative, "absolute": bound.absolute},
     }
-    return Contents(_COMMAND, checked, serving)
+    return Contents(_COMMAND, checked, serving, notes=notes)
 
 
 def _check_fits(file: ExportedModel, stateful: StatefulModel | None) -> None:
