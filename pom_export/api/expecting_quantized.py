@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pom_export.api.expecting import Expected
+from pom_export.errors import InputError
 from pom_export.graph.exported_model import ExportedModel
 from pom_export.graph.precisions import PRECISIONS
 from pom_export.graph.quantized.operators import is_quantized
@@ -17,7 +18,6 @@ from pom_export.graph.quantized.products import float_products
 from pom_export.graph.quantized.reading import FLOAT32, QuantizedProduct, dequantize, quantized_products
 from pom_export.parity.case import Case
 from pom_export.parity.quantized.report import ProductResult
-from pom_export.parity.quantized.rounding import possible_rounding
 from pom_export.parity.quantized.weights import Part, find_part, put
 from pom_export.parity.targets import Target, Targets
 from pom_export.parity.verification import record
@@ -53,8 +53,8 @@ class QuantizedFile:
 
     @property
     def rounds(self) -> bool:
-        """Whether any product rounds its activations, or ONNX Runtime may do so."""
-        return any(possible_rounding(product) != (FLOAT32,) for product in self.products)
+        """Whether any product rounds its activations."""
+        return any(product.activations != FLOAT32 for product in self.products)
 
 
 def quantized_file(model: ExportedModel, expected: Expected) -> QuantizedFile | None:
@@ -71,7 +71,7 @@ def quantized_file(model: ExportedModel, expected: Expected) -> QuantizedFile | 
     if expected.precision != PRECISIONS[0] or not is_quantized(graph):
         return None
     products = quantized_products(graph)
-    if not products:
+    if not products or not _are_single(products):
         return None
     notes = [*expected.notes]
     if expected.program is None:
@@ -87,6 +87,28 @@ def quantized_file(model: ExportedModel, expected: Expected) -> QuantizedFile | 
     # Read again: a graph that was dequantized has lost the names of its products' outputs.
     products = quantized_products(ir.load(model.path, format="protobuf"))
     return QuantizedFile(products, matched.results, with_weights, expected)
+
+
+def check_comparable(model: ExportedModel, *, given: bool) -> None:
+    """Refuse a file with quantized products in half precision, of which nothing tells a coarse one from a wrong one.
+
+    Args:
+        model: the file.
+        given: whether the user has given a bound.
+
+    Raises:
+        InputError: it is one, and there is no bound.
+    """
+    graph = ir.load(model.path, format="protobuf")
+    if not given and is_quantized(graph) and not _are_single(quantized_products(graph)):
+        raise InputError(
+            f"{model.path} has quantized products in half precision: how far it may be off is not known",
+            "Verify the float32 file with the same weights, or give `rtol`",
+        )
+
+
+def _are_single(products: Sequence[QuantizedProduct]) -> bool:
+    return all(product.output.dtype in {ir.DataType.FLOAT, None} for product in products)
 
 
 @dataclass

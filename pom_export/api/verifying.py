@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from pom_export.api.arguments import check_bounds
 from pom_export.api.expecting import Expected
-from pom_export.api.expecting_quantized import quantized_file
+from pom_export.api.expecting_quantized import check_comparable, quantized_file
 from pom_export.api.progress import Progress, silent
 from pom_export.api.references import Reference
-from pom_export.api.verifying_quantized import to_compare, with_products
+from pom_export.api.verifying_quantized import engine_to_compare, to_compare, with_products
 from pom_export.engine.build_config import FUNCTION
 from pom_export.engine.manifest import manifest_path
 from pom_export.errors import InputError, only_ours
@@ -119,8 +119,12 @@ def verify(
         quantized = quantized_file(exported, expected)
         if quantized is not None:
             expected = quantized.expected
+        else:
+            check_comparable(exported, given=rtol is not None)
+        its_engine, not_run = engine_to_compare(engine, quantized)
         with to_compare(exported, quantized) as its_outputs:
-            outcome = _compare(its_outputs, expected, engine, backends, (rtol, atol), progress, located=locate)
+            outcome = _compare(its_outputs, expected, its_engine, backends, (rtol, atol), progress, located=locate)
+        outcome = replace(outcome, not_run=not_run or outcome.not_run)
         if quantized is not None:
             outcome = with_products(outcome, exported, quantized, progress)
         if locate:

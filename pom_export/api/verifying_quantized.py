@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
@@ -13,12 +14,11 @@ from pom_export.api.progress import Progress
 from pom_export.debugging.quantized_products import Computed, chosen_cases, compare_products
 from pom_export.graph.claims import QuantizedClaim
 from pom_export.graph.exported_model import ExportedModel
-from pom_export.graph.quantized.reading import FLOAT32, QuantizedProduct
+from pom_export.graph.quantized.reading import FLOAT32
 from pom_export.graph.quantized.unrounded import unrounded
 from pom_export.parity.candidates import onnxruntime_candidates
 from pom_export.parity.case import Arrays
 from pom_export.parity.quantized.report import Distance, ProductResult, QuantizedReport
-from pom_export.parity.quantized.rounding import possible_rounding
 from pom_export.parity.report import Comparison, ParityReport
 from pom_export.parity.tolerances import MODELS
 from pom_export.parity.verification import compare
@@ -28,11 +28,16 @@ _NOTE: Final = (
     "the file rounds activations: outputs were compared without that, in a copy with the same weights, and what each "
     "product makes of its rounded activations with the same rounding in float64"
 )
-_BY_RUNTIME: Final = (
-    "ONNX Runtime rounds the activations of {count} products to 8 bits, which the file does not ask for: the session "
-    "option session.qdq_matmulnbits_accuracy_level 1 prevents that"
-)
 _NOT_REACHED: Final = "no finite activations reach it on the cases that were compared, which proves nothing"
+
+
+def engine_to_compare(
+    engine: str | os.PathLike[str] | None, quantized: QuantizedFile | None
+) -> tuple[str | os.PathLike[str] | None, list[str]]:
+    """Return the engine to compare at float32's tolerances, and why not if it is none: it rounds activations too."""
+    if engine is None or quantized is None or not quantized.rounds:
+        return engine, []
+    return None, [f"tensorrt: the file rounds activations, and {os.fspath(engine)} does so in its own way"]
 
 
 @contextmanager
@@ -73,9 +78,9 @@ def with_products(
         cases = chosen_cases(expected.cases)
         computed = compare_products(model.path, quantized.products, candidates[0], cases, expected.names.inputs)
         comparisons = [replace(each, path=f"{each.path}, {_UNROUNDED}") for each in comparisons]
-        notes += [_NOTE, *_of_runtime(quantized.products, computed)]
+        notes.append(_NOTE)
     results = [
-        _with_computed(result, product, computed.get(name_of(product)))
+        _with_computed(result, product.activations, computed.get(name_of(product)))
         for product, result in zip(quantized.products, quantized.results, strict=True)
     ]
     claim = model.claims.quantized or QuantizedClaim("", "")
@@ -84,19 +89,12 @@ def with_products(
     return replace(report, model=str(model.path), comparisons=comparisons, notes=notes, quantized=found)
 
 
-def _of_runtime(products: Sequence[QuantizedProduct], computed: Mapping[str, Computed]) -> list[str]:
-    """Note the products whose activations ONNX Runtime rounds although the file does not say so."""
-    own = [each for each in products if each.activations == FLOAT32 and name_of(each) in computed]
-    count = sum(computed[name_of(each)].activations != FLOAT32 for each in own)
-    return [_BY_RUNTIME.format(count=count)] if count else []
-
-
-def _with_computed(result: ProductResult, product: QuantizedProduct, found: Computed | None) -> ProductResult:
-    if possible_rounding(product) == (FLOAT32,):
+def _with_computed(result: ProductResult, activations: str, found: Computed | None) -> ProductResult:
+    if activations == FLOAT32:
         return result
     if found is None:
         return replace(result, reason=result.reason or _NOT_REACHED)
-    return replace(result, activations=found.activations, error=found.error, tolerance=found.tolerance, case=found.case)
+    return replace(result, error=found.error, tolerance=found.tolerance, case=found.case)
 
 
 def _distances(model: ExportedModel, original: Expected) -> list[Distance]:

@@ -14,7 +14,7 @@ from pom_export.debugging.tapping import TappedModel
 from pom_export.graph.quantized.reading import FLOAT32, TENSOR, QuantizedProduct
 from pom_export.parity.candidates import Candidate
 from pom_export.parity.case import Array, Case
-from pom_export.parity.quantized.rounding import expected_product, possible_rounding
+from pom_export.parity.quantized.rounding import expected_product
 
 # The most numbers of inner values that are in memory at once; a larger file is run several times.
 _MOST_NUMBERS: Final = 2**26
@@ -25,13 +25,11 @@ class Computed:
     """How far what a product computes is from what it should, relative to the largest value.
 
     Attributes:
-        activations: how its activations are rounded.
         error: the largest difference.
         tolerance: the bound on it at that place.
         case: the inputs.
     """
 
-    activations: str
     error: float
     tolerance: float
     case: str
@@ -74,7 +72,7 @@ def compare_products(
         InputError: ONNX Runtime fails on the file.
     """
     found: dict[str, Computed] = {}
-    rounding = [product for product in products if possible_rounding(product) != (FLOAT32,)]
+    rounding = [product for product in products if product.activations != FLOAT32]
     with TappedModel(model, {name for product in rounding for name in _values(product)}, candidate) as tapped:
         for case in cases:
             feed = {names.get(name, name): array for name, array in case.feed.items()}
@@ -94,18 +92,13 @@ def _compared(product: QuantizedProduct, given: Array, made: Array, case: str) -
     finite = np.isfinite(rows).all(axis=-1)
     if not finite.any() or (product.activations == TENSOR and not finite.all()):
         return None
-    ways = [replace(product, activations=how) for how in possible_rounding(product)]
-    return min((_worst(way, rows[finite], results[finite], case) for way in ways), key=lambda each: each.share)
-
-
-def _worst(product: QuantizedProduct, given: Array, made: Array, case: str) -> Computed:
-    expected, bounds = expected_product(product, given)
+    expected, bounds = expected_product(product, rows[finite])
     largest = float(np.abs(expected).max()) or 1.0
-    errors = np.abs(made - expected)
+    errors = np.abs(results[finite] - expected)
     errors[~np.isfinite(errors)] = np.inf
     shares = np.divide(errors, bounds, out=np.where(errors > 0, np.inf, 0.0), where=bounds > 0)
     place = np.unravel_index(int(shares.argmax()), errors.shape)
-    return Computed(product.activations, float(errors[place]) / largest, float(bounds[place]) / largest, case)
+    return Computed(float(errors[place]) / largest, float(bounds[place]) / largest, case)
 
 
 def _groups(products: Sequence[QuantizedProduct], rows: int) -> Iterator[list[QuantizedProduct]]:

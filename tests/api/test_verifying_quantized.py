@@ -32,6 +32,7 @@ PRODUCT, HEAD = "blocks.1.mlp_up/MatMul", "MatMul"
 IDS = {"input_ids": np.random.default_rng(0).integers(0, 48, (3, 17))}
 QUICK = ("int4 blocks twice_the_scales", "int8 blocks swapped_columns", "int8 columns zeros")
 # One scale a column has no blocks whose scales could be in another order.
+EXACT = ("int4 blocks, float32 activations", "int4 pairs")
 OF_BLOCKS, COLUMNS = ("reversed_blocks", "scales_of_other_axis"), ("int8 columns", "int8 pairs")
 PLACES = [(form, fault) for form in FORMS for fault in FAULTS if form not in COLUMNS or fault not in OF_BLOCKS]
 
@@ -89,13 +90,12 @@ def test_a_coarse_file_passes(files: Files, form: str) -> None:
     for each in found.products:
         assert each.weight is not None
         assert 1e-3 < each.weight.error < each.weight.bound
-        assert (each.error is None) == ("float32" in form), each.name
-        assert (each.activations == "float32") == ("float32" in form), each.name
+        assert (each.error is None) == (each.activations == "float32") == (form in EXACT), each.name
     (distance,) = found.distances
     assert distance.output == "logits"
     # Coarser by far than what the outputs were compared at, which is said and is no failure.
     assert distance.max_abs > 100 * report.comparisons[0].worst.difference.tolerance
-    assert all(("float32 activations" in each.path) == ("float32" not in form) for each in report.comparisons)
+    assert all(("float32 activations" in each.path) == (form not in EXACT) for each in report.comparisons)
 
 
 @pytest.mark.parametrize("place", slow_cases(PLACES, lambda name: name not in QUICK, " ".join))
@@ -182,7 +182,7 @@ def test_no_module_of_a_coarse_file_is_named(files: Files, form: str) -> None:
     assert report, (report.first, report.cause)
     assert not report.differences
     assert sum(each.compared for each in report.modules) > 10
-    if "float32" in form:  # the reference has the file's weights: its modules are as exact as any file's
+    if form in EXACT[:1]:  # the reference has the file's weights: its modules are as exact as any file's
         assert max(each.error or 0.0 for each in report.modules) < 1e-5
     against = pom_export.debug(path, against=files.original, inputs=IDS)
     assert against, (against.first, against.cause)
@@ -285,6 +285,29 @@ def test_a_weight_that_is_no_parameter_does_not_pass(own: Any) -> None:
     assert not report
     (fault,) = wrong(report).values()
     assert "nothing to compare it with" in fault
+
+
+def test_half_precision_is_not_judged_without_a_bound(files: Files, tmp_path: Path) -> None:
+    import onnx_ir as ir
+
+    from pom_export.graph.quantized.products import float_products
+    from pom_export.graph.quantized.scaled import write_scaled_product
+
+    pom_export.export(files.module, tmp_path / "half.onnx", dtype="float16")
+    graph = ir.load(tmp_path / "half.onnx")
+    for product in float_products(graph, (ir.DataType.FLOAT16,)):
+        matrix = product.matrix().astype(np.float32)
+        write_scaled_product(graph, product, rounded(matrix, 8, len(matrix)))
+    save_model(graph, tmp_path / "quantized.onnx")
+    with pytest.raises(InputError, match="quantized products in half precision") as caught:
+        pom_export.verify(tmp_path / "quantized.onnx", module=files.module, inputs=IDS)
+    assert "`rtol`" in caught.value.hint
+    assert pom_export.verify(tmp_path / "quantized.onnx", module=files.module, inputs=IDS, rtol=0.2)
+
+
+def test_an_engine_that_rounds_is_not_compared(files: Files) -> None:
+    report = pom_export.verify(files.quantized(), module=files.module, inputs=IDS, engine="m.engine")
+    assert report.not_run == ["tensorrt: the file rounds activations, and m.engine does so in its own way"]
 
 
 def test_unusable_scales_are_refused(files: Files) -> None:

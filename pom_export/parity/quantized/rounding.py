@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pom_export.graph.quantized.block_weights import FLOAT8
-from pom_export.graph.quantized.reading import BLOCKS, FIXED_FLOAT8, FLOAT32, TENSOR, QuantizedProduct
+from pom_export.graph.quantized.reading import BLOCKS, FIXED_FLOAT8, TENSOR, QuantizedProduct
 from pom_export.parity.tolerances import PRODUCTS_QUANTIZED
 
 _Doubles = npt.NDArray[np.float64]
@@ -33,16 +33,6 @@ class Rounded:
 
     values: _Doubles
     either: _Doubles
-
-
-def possible_rounding(product: QuantizedProduct) -> tuple[str, ...]:
-    """Return the ways in which ONNX Runtime may round a product's activations; FLOAT32 alone if it does not.
-
-    It makes MatMulNBits of a product with restored weights of 4 bits in blocks, and rounds activations there unless a
-    session's `session.qdq_matmulnbits_accuracy_level` says otherwise.
-    """
-    restored = product.activations == FLOAT32 and not product.is_block_product
-    return (FLOAT32, BLOCKS) if restored else (product.activations,)
 
 
 def expected_product(product: QuantizedProduct, given: npt.NDArray[np.float32]) -> tuple[_Doubles, _Doubles]:
