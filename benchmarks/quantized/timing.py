@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -18,23 +18,35 @@ from benchmarks.roofline import read_bandwidth
 from benchmarks.stream.models import StreamShape, make_model
 from pom_export.bench.runners import Bound, SessionRunner
 from pom_export.bench.worker import call_in_worker
-from pom_export.files import sha256_of
-from pom_export.graph.quantized.products import float_products
-from pom_export.quantization.recipes import DYNAMIC, FLOATS, INTEGERS, Recipe, claim_of, save_quantized
+from pom_export.graph.quantized.block_weights import QuantizedWeight
+from pom_export.graph.quantized.products import FloatProduct, float_products
+from pom_export.graph.quantized.writing import (
+    FLOAT_ACTIVATIONS,
+    INTEGER_ACTIVATIONS,
+    write_block_product,
+    write_dynamic_product,
+)
+from pom_export.graph.saving import save_model
 from pom_export.quantization.rounding import nearest
 from pom_export.runtime.session import default_session_options
 from pom_export.runtime.streaming.interface import IDS, read_stateful
 
 FLOAT32: Final = "float32"
-FORMS: Final[Mapping[str, tuple[str, int | None, Recipe]]] = {
-    "int8, activations of 8 bits": ("int8", 128, INTEGERS),
-    "int8, activations in float32": ("int8", 128, FLOATS),
-    "int8 by column": ("int8", None, DYNAMIC),
-    "int4, activations of 8 bits": ("int4", 32, INTEGERS),
-    "int4, activations in float32": ("int4", 32, FLOATS),
+_Write = Callable[[ir.Model, FloatProduct, QuantizedWeight], None]
+
+
+def _in_blocks(accuracy: int) -> _Write:
+    return lambda model, product, weight: write_block_product(model, product, weight, accuracy)
+
+
+FORMS: Final[Mapping[str, tuple[int, int | None, _Write]]] = {
+    "int8, activations of 8 bits": (8, 128, _in_blocks(INTEGER_ACTIVATIONS)),
+    "int8, activations in float32": (8, 128, _in_blocks(FLOAT_ACTIVATIONS)),
+    "int8 by column": (8, None, write_dynamic_product),
+    "int4, activations of 8 bits": (4, 32, _in_blocks(INTEGER_ACTIVATIONS)),
+    "int4, activations in float32": (4, 32, _in_blocks(FLOAT_ACTIVATIONS)),
 }
-"""Type of the weights, rows of a block, and form of the products, by the file's name in the table."""
-_BITS: Final = {"int8": 8, "int4": 4}
+"""Bits of the weights, rows of a block (None: a scale per column), and form of the products, by name in the table."""
 _STEPS, _SKIPPED = 40, 5
 _LONG_RUNS: Final = 2
 
@@ -68,11 +80,13 @@ def write_files(shape: StreamShape, folder: Path) -> dict[str, Path]:
     plain = folder / "float32.onnx"
     pom_export.export(make_model(shape, 0), plain, stateful=True)
     files = {FLOAT32: plain}
-    products = float_products(ir.load(plain))
-    for index, (name, (weights, block, recipe)) in enumerate(FORMS.items()):
-        rounded = {each.name: nearest(each.matrix(), _BITS[weights], block or len(each.matrix())) for each in products}
+    for index, (name, (bits, block, write)) in enumerate(FORMS.items()):
+        model = ir.load(plain)
+        for product in float_products(model):
+            matrix = product.matrix()
+            write(model, product, nearest(matrix, bits, block or len(matrix)))
         files[name] = folder / f"quantized{index}.onnx"
-        save_quantized(plain, files[name], rounded, recipe, claim_of(weights, sha256_of(plain), {}))
+        save_model(model, files[name])
     return files
 
 
