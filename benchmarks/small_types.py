@@ -27,13 +27,13 @@ from pom_export.errors import MissingDependencyError
 from pom_export.graph.exported_model import ExportedModel, read_model
 from pom_export.graph.passes.claim_least import ClaimLeastPass
 from pom_export.graph.quantized.block_weights import QuantizedWeight
-from pom_export.graph.quantized.products import FloatProduct, float_products
+from pom_export.graph.quantized.products import PRODUCTS_OF, FloatProduct, float_products
 from pom_export.graph.quantized.scaled import write_scaled_product
 from pom_export.graph.saving import save_model
 from pom_export.parity.case import Array
 from pom_export.quantization.activations import METHODS, activation_scales
 from pom_export.quantization.data import IDS, Data
-from pom_export.quantization.for_tensorrt import PRODUCTS_OF, fits, kept_by_default, rounded_weight
+from pom_export.quantization.for_tensorrt import fits, kept_by_default, rounded_weight
 from pom_export.quantization.quality import Judge, Quality
 from pom_export.quantization.trials import Trials, runner_of
 from pom_export.runtime.session import inference_session

@@ -19,8 +19,6 @@ _Array = npt.NDArray[Any]
 INT8: Final = "int8"
 INT4: Final = "int4"
 FLOAT8_TYPE: Final = "fp8"
-PRODUCTS_OF: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-"""The types of products that can be written so; see `float_products`."""
 BLOCK: Final = 32
 """Rows of an int4 weight that share a scale."""
 # Columns of smaller numbers count as 0, for which any scale will do.
@@ -32,11 +30,11 @@ _ELEMENTWISE: Final = ("Mul", "Cast", "Reshape", "Transpose")
 def fits(shape: tuple[int, int], kind: str) -> bool:
     """Return whether TensorRT for RTX multiplies a weight of a shape, (K, N), in a type.
 
-    It restores int4 weights to floats in memory before each product, whatever their form, if they have an odd number of
-    columns, and with blocks of BLOCK rows if there is only one block: seen with version 1.7 for K from 32 to 3072.
+    It restores int4 weights with an odd number of columns to floats in memory before each product, whatever their
+    blocks: seen with version 1.7 for N of 61 and 50257. (It also does so if there is only one block; `build` says it.)
     """
     rows, columns = shape
-    return kind != INT4 or (rows % BLOCK == 0 and rows > BLOCK and columns % 2 == 0)
+    return kind != INT4 or (rows % BLOCK == 0 and columns % 2 == 0)
 
 
 def kept_by_default(products: Sequence[FloatProduct], activations: str | None) -> list[str]:

@@ -15,6 +15,8 @@ from pom_export.graph.opsets import STANDARD_DOMAINS
 
 MICROSOFT: Final = "com.microsoft"
 BLOCK_PRODUCT: Final = "MatMulNBits"
+PRODUCTS_OF: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+"""The types of the products that can be quantized; those of float16 for TensorRT alone."""
 _MATRIX: Final = 2
 
 
@@ -46,6 +48,13 @@ class FloatProduct:
     def input(self) -> str:
         """The name of the activations, (..., K)."""
         return (self.node.inputs[0] and self.node.inputs[0].name) or ""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The matrix's type."""
+        dtype = self.initializer.dtype
+        assert dtype is not None
+        return dtype.numpy()
 
     @property
     def shape(self) -> tuple[int, int]:
