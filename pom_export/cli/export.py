@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -98,7 +97,10 @@ def command(
         from pom_export.api import export
 
         model, examples = source_of(checkpoint, example_inputs, [output])
-        job = functools.partial(export, model, example_inputs=examples, **options, progress=progress)
+
+        def job(place: str | Path) -> ExportResult:
+            return export(model, place, example_inputs=examples, **options, progress=progress)
+
         if quantizing is None:
             result, small = job(output), None
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -10,6 +11,8 @@ from typing import Final
 from pom_export.quantization.quality import Judge, Quality, Run
 
 FLOAT32: Final = "float32"
+# Lines about a loop over the products, about.
+_FEW_LINES: Final = 4
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,9 @@ class Budget:
         """Whether there is anything that may not be lost."""
         return self.max_loss is not None or self.max_error is not None
 
-    def allows(self, quality: Quality, share: float = 1.0) -> bool:
-        """Return whether a model's quality is within this share of the budget."""
-        return self.used(quality) <= share
+    def allows(self, quality: Quality) -> bool:
+        """Return whether a model's quality is within the budget."""
+        return self.used(quality) <= 1
 
     def used(self, quality: Quality) -> float:
         """Return how much of the budget a model needs: 1 is all of it."""
@@ -93,38 +96,43 @@ class Chooser:
         self._kinds = kinds
         self._budget = budget
         self._progress = progress
+        self._narrowest: Quality | None = None
         self._sensitivity: dict[str, dict[str, float]] = {}
 
-    def choose(self, share: float = 1.0) -> Choice:
+    def choose(self, at_least: float = 0.0) -> Choice:
         """Return the types for a budget: as many products as possible in the narrowest, the others in the next ones.
 
         Args:
-            share: how much of the budget may be used.
+            at_least: share of the products that get the next wider type in any case; above 1, all of them do, and the
+                rest is the share that gets the one after it.
         """
         first = self._kinds[0]
         types = dict.fromkeys(self._sizes, first)
-        quality = self._quality(types)
-        self._progress(f"all products in {first}: {_in_words(quality)}")
-        for narrow, wide in itertools.pairwise(self._kinds):
-            if self._budget.allows(quality, share):
+        if self._narrowest is None:
+            self._narrowest = self._quality(types)
+            self._progress(f"all products in {first}: {_in_words(self._narrowest)}")
+        quality = self._narrowest
+        for step, (narrow, wide) in enumerate(itertools.pairwise(self._kinds)):
+            fewest = math.ceil(min(max(at_least - step, 0.0), 1.0) * len(types))
+            if not fewest and self._budget.allows(quality):
                 break
-            types, quality = self._widened(types, narrow, wide, share)
+            types, quality = self._widened(types, narrow, wide, fewest)
         return Choice(types, quality, self._sensitivity.get(first, {}))
 
-    def _widened(self, types: dict[str, str], narrow: str, wide: str, share: float) -> tuple[dict[str, str], Quality]:
-        """Give the fewest products that help most a wider type; all of them, if that is not enough."""
+    def _widened(self, types: dict[str, str], narrow: str, wide: str, fewest: int) -> tuple[dict[str, str], Quality]:
+        """Give the products that help most a wider type: as few as suffice, but no fewer than `fewest`."""
         order = self._by_sensitivity(narrow)
         found = dict.fromkeys(types, wide)
         best = self._quality(found)
-        if not self._budget.allows(best, share):
+        if not self._budget.allows(best):
             return found, best
-        low, high = 0, len(order)  # low does not suffice, high does
+        low, high = max(fewest - 1, 0), len(order)  # low does not suffice, high does
         while high - low > 1:
             middle = (low + high) // 2
             tried = {**types, **dict.fromkeys(order[:middle], wide)}
             quality = self._quality(tried)
             self._progress(f"{middle} of {len(order)} products in {wide}: {_in_words(quality)}")
-            if self._budget.allows(quality, share):
+            if self._budget.allows(quality):
                 high, found, best = middle, tried, quality
             else:
                 low = middle
@@ -135,7 +143,8 @@ class Chooser:
         if narrow not in self._sensitivity:
             found = {}
             for index, name in enumerate(self._sizes, 1):
-                self._progress(f"product {index} of {len(self._sizes)} alone in {narrow}: {name}")
+                if not (index - 1) % max(1, len(self._sizes) // _FEW_LINES):
+                    self._progress(f"product {index} of {len(self._sizes)} alone in {narrow}")
                 found[name] = self._quick.quality(self._run_with({name: narrow})).rms_error
             self._sensitivity[narrow] = found
         errors = self._sensitivity[narrow]

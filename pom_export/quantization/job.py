@@ -40,11 +40,13 @@ from pom_export.quantization.speed import CALL, DECODE, PREFILL, Speed, speed_ca
 from pom_export.quantization.trials import Trials, runner_of
 from pom_export.runtime.session import inference_session
 
-# Shares of the budget that products are chosen within, one after the other, as long as what was held out loses more
+# Shares of the products that get more bits in any case, one after the other, as long as what was held out loses more
 # than what they were chosen on.
-_SHARES: Final = (1.0, 0.6, 0.3)
+_AT_LEAST: Final = (0.0, 0.125, 0.25, 0.5, 1.0, 1.125, 1.25, 1.5)
 # Less than this share of the weights in fewer bits is not worth a file.
 _FEWEST_QUANTIZED: Final = 0.5
+# Lines about a loop over the products, about.
+_FEW_LINES: Final = 4
 # Rows of a call on which products are put in order, one by one.
 _RANKED_ROWS: Final = 2
 # Errors this many times the smallest are not worth some speed.
@@ -115,6 +117,7 @@ class Job:
         self._rounded: dict[tuple[str, str], dict[str, QuantizedWeight]] = {}
         self._errors: dict[tuple[str, str], dict[str, float]] = {}
         self._scales: dict[str, float] = {}
+        self._choosers: dict[str, Chooser] = {}
         with ExitStack() as stack:
             self._trials = stack.enter_context(Trials(original))
             self._names = self._free_products(keep)
@@ -140,8 +143,8 @@ class Job:
             ParityError: there is none, or it does not compute what it should.
         """
         best: Candidate | None = None
-        for share in _SHARES:
-            made = self._candidates(share)
+        for at_least in _AT_LEAST:
+            made = self._candidates(at_least)
             usable = [each for each in made if self._budget.allows(each.quality) and self._is_worth_it(each)]
             if usable:
                 usable = self._accurate(usable)
@@ -151,8 +154,14 @@ class Job:
             closest = min(made, key=lambda each: self._budget.used(each.quality))
             best = closest if best is None or self._used(closest) < self._used(best) else best
             if not any(map(self._is_worth_it, made)):
-                break  # a smaller share would leave even more in float32
+                break  # with more of them, even less would be in fewer bits
         assert best is not None
+        if self._budget.allows(best.quality):
+            raise ParityError(
+                f"a file within the budget would have {1 - self._quantized_share(best):.0%} of the weights in float32, "
+                f"and not be worth it: it {self._in_words(best)}",
+                _WIDEN,
+            )
         raise ParityError(f"no file is within the budget: the closest {self._in_words(best)}", _WIDEN)
 
     def result(self, made: Candidate, staged: Path, output: str) -> QuantizeResult:
@@ -204,13 +213,13 @@ class Job:
             return budget
         return replace(budget, max_loss=None)
 
-    def _candidates(self, share: float) -> list[Candidate]:
-        """Return a file for each form, with products chosen within a share of the budget."""
+    def _candidates(self, at_least: float) -> list[Candidate]:
+        """Return a file for each form; see `Chooser.choose`."""
         choices: dict[str, Choice] = {}
         made = []
         for index, recipe in enumerate(self._recipes):
             if recipe.rounding not in choices:
-                choices[recipe.rounding] = self._choose(recipe, share)
+                choices[recipe.rounding] = self._choose(recipe, at_least)
             choice = choices[recipe.rounding]
             file = self._folder / f"candidate{index}.onnx"
             self._save(recipe, choice.types, file)
@@ -219,18 +228,19 @@ class Job:
             made.append(Candidate(file, recipe, choice, quality))
         return made
 
-    def _choose(self, recipe: Recipe, share: float) -> Choice:
+    def _choose(self, recipe: Recipe, at_least: float) -> Choice:
         free = self._free(recipe)
-        chooser = Chooser(
-            functools.partial(self._run_with, recipe),
-            self._chosen_on,
-            self._ranked_on,
-            {name: self._trials.products[name].size for name in free},
-            recipe.kinds,
-            self._budget,
-            self._progress,
-        )
-        choice = chooser.choose(share)
+        if recipe.rounding not in self._choosers:
+            self._choosers[recipe.rounding] = Chooser(
+                functools.partial(self._run_with, recipe),
+                self._chosen_on,
+                self._ranked_on,
+                {name: self._trials.products[name].size for name in free},
+                recipe.kinds,
+                self._budget,
+                self._progress,
+            )
+        choice = self._choosers[recipe.rounding].choose(at_least)
         others = dict.fromkeys(self._trials.products.keys() - set(free), FLOAT32)
         types = {**choice.types, **others}
         return replace(choice, types={name: types[name] for name in self._trials.products})
@@ -277,7 +287,8 @@ class Job:
 
             def use(product: FloatProduct, moments: Array) -> None:
                 if product.name in free:
-                    self._progress(f"rounding to {kind}: product {len(found) + 1} of {len(free)}")
+                    if not len(found) % max(1, len(free) // _FEW_LINES):
+                        self._progress(f"rounding to {kind}: product {len(found) + 1} of {len(free)}")
                     found[product.name] = recipe.round(product.matrix(), kind, moments)
                     errors[product.name] = error_of(product.matrix(), found[product.name], moments)
 
@@ -321,9 +332,12 @@ class Job:
         return path
 
     def _is_worth_it(self, made: Candidate) -> bool:
-        sizes = {name: product.size for name, product in self._trials.products.items()}
-        small = sum(sizes[name] for name, kind in made.choice.types.items() if kind != FLOAT32)
-        return small >= _FEWEST_QUANTIZED * sum(sizes[name] for name in self._names)
+        return self._quantized_share(made) >= _FEWEST_QUANTIZED
+
+    def _quantized_share(self, made: Candidate) -> float:
+        """Return the share of the weights in fewer bits, of those that were not to be kept."""
+        sizes = {name: self._trials.products[name].size for name in self._names}
+        return sum(size for name, size in sizes.items() if made.choice.types[name] != FLOAT32) / sum(sizes.values())
 
     def _used(self, made: Candidate) -> float:
         return self._budget.used(made.quality)

@@ -111,7 +111,10 @@ def test_a_tight_budget_gives_products_more_bits(stream: Path, text: Path, tmp_p
 
 
 def test_a_budget_that_nothing_meets_names_the_best(stream: Path, text: Path, tmp_path: Path) -> None:
-    with pytest.raises(ParityError, match=r"the closest .* has errors of up to .* products in") as raised:
+    with pytest.raises(
+        ParityError,
+        match=r"the closest .* has errors of up to .* products in|would have \d+% of the weights in float32",
+    ) as raised:
         pom_export.quantize(stream, tmp_path / "q.onnx", weights="int8", calibrate=text, max_error=1e-7)
     assert raised.value.exit_code == 1
     assert list(tmp_path.iterdir()) == []
