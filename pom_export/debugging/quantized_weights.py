@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from pom_export.graph.nodes import add_constant
 from pom_export.graph.quantized.operators import is_quantized
-from pom_export.graph.quantized.products import FloatProduct, float_products
+from pom_export.graph.quantized.products import FloatProduct, float_products, split_biases
 from pom_export.graph.quantized.reading import QuantizedProduct, dequantize, quantized_products
 from pom_export.parity.quantized.weights import distance_of
 
@@ -25,8 +25,10 @@ def in_float(given: ir.Model, wanted: ir.Model) -> None:
     """
     if not is_quantized(given) or is_quantized(wanted):
         return
+    quantized = quantized_products(given)
+    split_biases(wanted, {product.name for product in quantized})
     theirs = {product.name: product for product in float_products(wanted)}
-    for product in quantized_products(given):
+    for product in quantized:
         if product.name in theirs:
             _take_weight(wanted.graph, theirs[product.name], product)
     dequantize(given)

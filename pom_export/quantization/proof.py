@@ -12,7 +12,7 @@ from pom_export.errors import ParityError
 from pom_export.graph.exported_model import ExportedModel, read_model
 from pom_export.graph.nodes import add_constant
 from pom_export.graph.quantized.block_weights import QuantizedWeight
-from pom_export.graph.quantized.products import float_products
+from pom_export.graph.quantized.products import float_products, split_biases
 from pom_export.graph.quantized.reading import quantized_products
 from pom_export.graph.quantized.unrounded import save_unrounded
 from pom_export.graph.saving import save_graph
@@ -26,6 +26,7 @@ _HINT = "No file was written. Verify the original, and report this if it is righ
 def save_dequantized(original: Path, path: Path, weights: Mapping[str, QuantizedWeight]) -> None:
     """Save a copy of a float32 file whose products have the weights that quantized ones stand for."""
     graph = ir.load(original, format="protobuf")
+    split_biases(graph, weights)
     for product in float_products(graph):
         if product.name in weights:
             name = f"{product.initializer.name}.dequantized"

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from pom_export.graph.claims import METADATA_PREFIX, QUANTIZED, QuantizedClaim
 from pom_export.graph.passes import ClaimLeastPass
 from pom_export.graph.quantized.block_weights import QuantizedWeight
-from pom_export.graph.quantized.products import FloatProduct, float_products
+from pom_export.graph.quantized.products import FloatProduct, float_products, split_biases
 from pom_export.graph.quantized.scaled import write_scaled_product
 from pom_export.graph.quantized.writing import (
     FLOAT_ACTIVATIONS,
@@ -157,6 +157,7 @@ def save_quantized(
         scales: the scales of activations, by name, if the form needs them.
     """
     graph = ir.load(original, format="protobuf")
+    split_biases(graph, weights)
     for product in float_products(graph):
         if product.name in weights:
             recipe.write(graph, product, weights[product.name], scales.get(product.input))

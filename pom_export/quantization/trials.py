@@ -14,7 +14,7 @@ from pom_export.files import scratch_folder
 from pom_export.graph.exported_model import ExportedModel
 from pom_export.graph.nodes import add_constant
 from pom_export.graph.quantized.block_weights import QuantizedWeight
-from pom_export.graph.quantized.products import FloatProduct, float_products
+from pom_export.graph.quantized.products import FloatProduct, float_products, split_biases
 from pom_export.graph.saving import save_graph
 from pom_export.parity.case import Array, Arrays
 from pom_export.quantization.quality import Run
@@ -39,6 +39,7 @@ class Trials:
 
     def __init__(self, model: ExportedModel) -> None:
         graph = ir.load(model.path, format="protobuf")
+        split_biases(graph)
         found = float_products(graph)
         if not found:
             raise InputError(
@@ -143,7 +144,8 @@ def _check_finite(product: FloatProduct) -> None:
     matrix = product.matrix()
     wrong = matrix[~np.isfinite(matrix)]
     if wrong.size:
+        places = "1 place" if wrong.size == 1 else f"{wrong.size} places"
         raise InputError(
-            f"the weight of {product.name} holds {wrong.flat[0]} in {wrong.size} places, and has no scale",
-            "Repair the checkpoint, or keep the module in float32: `keep_float32`",
+            f"the weight of {product.name} holds {wrong.flat[0]} in {places}, and has no scale",
+            "Repair the checkpoint, and export it again",
         )

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from pom_export.graph.nodes import module_of
+from pom_export.graph.nodes import module_of, take_place
 from pom_export.graph.opsets import STANDARD_DOMAINS
 
 MICROSOFT: Final = "com.microsoft"
@@ -81,6 +81,50 @@ class FloatProduct:
 def float_products(model: ir.Model, dtypes: Collection[ir.DataType] = (ir.DataType.FLOAT,)) -> list[FloatProduct]:
     """Return a graph's products with constant matrices of some types, in order; those in branches and loops are not."""
     return [product for node in model.graph if (product := _float_product(node, dtypes)) is not None]
+
+
+def split_biases(model: ir.Model, names: Collection[str] | None = None) -> None:
+    """Make each Gemm by a constant matrix a MatMul of the same name and an Add, so that `float_products` finds it.
+
+    torch's exporter writes a Gemm for a linear layer with a bias on inputs of two dimensions.
+
+    Args:
+        model: the graph.
+        names: names of the nodes; None: all.
+    """
+    for node in list(model.graph):
+        if node.op_type == "Gemm" and (names is None or node.name in names) and _is_plain(node):
+            _split(model.graph, node)
+
+
+def _is_plain(gemm: ir.Node) -> bool:
+    """Return whether a Gemm multiplies by a constant, and has a bias or none, and neither factor."""
+    numbers = {name: attribute.value for name, attribute in gemm.attributes.items()}
+    weight = gemm.inputs[1]
+    factors = (numbers.get("alpha", 1.0), numbers.get("beta", 1.0))
+    constant = weight is not None and weight.is_initializer() and not weight.is_graph_input()
+    return constant and factors == (1.0, 1.0) and not numbers.get("transA")
+
+
+def _split(graph: ir.Graph, gemm: ir.Node) -> None:
+    given, weight, *rest = gemm.inputs
+    assert weight is not None
+    added: list[ir.Node] = []
+    transposed = gemm.attributes.get("transB")
+    if transposed is not None and transposed.as_int():
+        transpose = ir.node("Transpose", [weight], {"perm": [1, 0]}, name=f"{weight.name}_transposed/Transpose")
+        shape = None if weight.shape is None else ir.Shape(weight.shape[::-1])
+        transpose.outputs[0].shape, transpose.outputs[0].type = shape, weight.type
+        added, weight = [transpose], transpose.outputs[0]
+    product = ir.node("MatMul", [given, weight], name=gemm.name)
+    added.append(product)
+    bias = rest[0] if rest else None
+    if bias is not None:
+        product.outputs[0].shape, product.outputs[0].type = gemm.outputs[0].shape, gemm.outputs[0].type
+        added.append(ir.node("Add", [product.outputs[0], bias], name=f"{gemm.name}.bias"))
+    graph.insert_before(gemm, added)
+    take_place(gemm.outputs[0], added[-1].outputs[0])
+    graph.remove(gemm, safe=True)
 
 
 def _float_product(node: ir.Node, dtypes: Collection[ir.DataType]) -> FloatProduct | None:
