@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -68,12 +69,13 @@ def quantize(
             row. A quarter is held out. None: text that the model writes itself if it is a stateful language model, else
             random inputs, which say nothing of its purpose.
         tokenizer: for text: "auto", "bytes", "gpt2", or the path of a tokenizer.json.
-        max_loss: the most that the model's own measure (bits a byte, accuracy) may be worse, as a share of it; default:
-            0.01, if there is such a measure and no `max_error`.
+        max_loss: the most that the model's own measure (bits a byte, accuracy) may be worse, as a share of it, which
+            takes text or labels; default: 0.01, if there is such a measure and no `max_error`.
         max_error: the largest error of an output, relative to its largest magnitude.
         keep_float32: names of modules, or patterns, whose products stay in float32.
-        target: what the file is made for: "decode" (a token a call), "prefill" (prompts), or "both". The form of the
-            products is the fastest here of those that are within the budget.
+        target: what the file is made for: "decode" (a token a call), "prefill" (prompts), or "both". Of the forms of
+            products that are within the budget, the file has the most accurate one, unless another is at least a tenth
+            faster here: the choice may differ between machines, and between runs where times are close to that.
         seed: of random inputs.
         progress: called with one line per stage; the lines are also logged at level INFO.
 
@@ -112,9 +114,11 @@ def quantize(
         data = data_for(original, calibrate, tokenizer, seed, progress)
         progress(f"measuring on {data.source}")
         recipes = recipes_for(weights, activations, runtime, target, stateful=bool(original.stateful))
-        with Job(original, data, budget, weights, recipes, target, keep_float32, folder, progress) as job:
+        parts = (original, data, budget, weights, recipes, target, keep_float32, folder, staged.name, progress)
+        with Job(*parts) as job:
             made = job.run()
-            made.file.replace(staged)
+            for file in made.file.parent.iterdir():  # with external weights
+                shutil.move(file, staged.parent / file.name)
             result = job.result(made, staged, os.fspath(output))
             if has_recording:
                 job.save_recording(made, staged)
@@ -125,8 +129,9 @@ def _budget(max_loss: float | None, max_error: float | None) -> Budget:
     for name, value in (("max_loss", max_loss), ("max_error", max_error)):
         if value is not None and not (is_number(value) and math.isfinite(value) and value > 0):
             raise InputError(f"`{name}` must be a share above 0, got {value!r}", f"Example: `{name}=0.01` for 1 %")
-    default = None if max_loss is not None or max_error is not None else _MAX_LOSS
-    return Budget(max_loss if max_loss is not None else default, max_error)
+    if max_loss is None and max_error is None:
+        return Budget(_MAX_LOSS, is_default=True)
+    return Budget(max_loss, max_error)
 
 
 def _check(weights: str, activations: str | None, runtime: str, target: str, keep_float32: Sequence[str]) -> None:

@@ -22,10 +22,12 @@ class Budget:
     Attributes:
         max_loss: the most by which its own measure may be worse, as a share; None: any.
         max_error: the largest error of an output, relative to its largest magnitude; None: any.
+        is_default: whether nobody asked for it, so that it does not matter if a model has no measure.
     """
 
     max_loss: float | None = None
     max_error: float | None = None
+    is_default: bool = False
 
     @property
     def limits(self) -> bool:

@@ -49,6 +49,7 @@ class Data:
         is_text: whether they are tokens of a text, each of which predicts the next.
         bytes_per_token: of a text.
         labels: for each held-out call, the right class of each row, (B,); empty if they are not known.
+        calibration_labels: the same for each of the other calls.
         drawn: whether the inputs are random, so that they say nothing about the model's purpose.
     """
 
@@ -58,6 +59,7 @@ class Data:
     is_text: bool = False
     bytes_per_token: float = 1.0
     labels: Sequence[Array] = field(default_factory=tuple)
+    calibration_labels: Sequence[Array] = field(default_factory=tuple)
     drawn: bool = False
 
 
@@ -182,15 +184,11 @@ def _array_data(model: ExportedModel, name: str, arrays: Mapping[str, Array]) ->
     size = fixed or _ROWS
     parts = [range(start, min(start + size, stop)) for start, stop in _spans(kept, rows, size)]
     calls = [_checked_call(model, arrays, part) for part in parts]
-    first = [call for call, part in zip(calls, parts, strict=True) if part.stop <= kept]
-    held_out = [(call, part) for call, part in zip(calls, parts, strict=True) if part.start >= kept]
+    count = sum(part.stop <= kept for part in parts)
+    known = [] if labels is None else [labels[part.start : part.stop] for part in parts]
     is_text = is_language_model(model) and labels is None
     return Data(
-        first,
-        [call for call, _ in held_out],
-        name,
-        is_text=is_text,
-        labels=[] if labels is None else [labels[part.start : part.stop] for _, part in held_out],
+        calls[:count], calls[count:], name, is_text=is_text, labels=known[count:], calibration_labels=known[:count]
     )
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import math
+import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -27,16 +27,17 @@ from pom_export.parity.rewritten import Rewriting
 from pom_export.parity.targets import Target
 from pom_export.parity.trials import trial_cases
 from pom_export.quantization.activations import activation_scales
+from pom_export.quantization.candidates import Candidate, most_suitable
 from pom_export.quantization.choosing import FLOAT32, Budget, Choice, Chooser
 from pom_export.quantization.data import Data
 from pom_export.quantization.for_tensorrt import kept_by_default
 from pom_export.quantization.modules import errors_of_modules
 from pom_export.quantization.proof import prove, save_dequantized
-from pom_export.quantization.quality import Judge, Quality, Run
+from pom_export.quantization.quality import Judge, Run
 from pom_export.quantization.recipes import SCALED, Recipe, claim_of, save_quantized
 from pom_export.quantization.report import QuantizeResult
 from pom_export.quantization.rounding import error_of
-from pom_export.quantization.speed import CALL, DECODE, PREFILL, Speed, speed_calls, time_files
+from pom_export.quantization.speed import Speed, speed_calls, time_files
 from pom_export.quantization.trials import Trials, runner_of
 from pom_export.runtime.session import inference_session
 
@@ -54,31 +55,6 @@ _MUCH_LARGER: Final = 2
 _WIDEN: Final = "Allow more (`max_loss`, `max_error`), ask for int8, or give more text or inputs: `calibrate`"
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A quantized file, and how good and fast it is.
-
-    Attributes:
-        file: the file.
-        recipe: the form of its products.
-        choice: their types.
-        quality: on the inputs that were held out.
-        speed: of its calls.
-    """
-
-    file: Path
-    recipe: Recipe
-    choice: Choice
-    quality: Quality
-    speed: list[Speed] = field(default_factory=list)
-
-    def time(self, purpose: str) -> float:
-        """Return how long calls for a purpose take relative to the original's."""
-        wanted = {"both": (DECODE, PREFILL, CALL), "decode": (DECODE, CALL), "prefill": (PREFILL, CALL)}[purpose]
-        ratios = [each.ratio for each in self.speed if each.what in wanted]
-        return math.prod(ratios) ** (1 / len(ratios)) if ratios else 1.0
-
-
 class Job:
     """Quantizes one file.
 
@@ -91,6 +67,7 @@ class Job:
         purpose: what the file is for.
         keep: names of modules that stay in float32, or patterns.
         folder: where files may be put while it works.
+        name: the name of the file to make; that of its weights, if they are in a file beside it, begins with it.
         progress: called with one line per stage.
     """
 
@@ -104,6 +81,7 @@ class Job:
         purpose: str,
         keep: Sequence[str],
         folder: Path,
+        name: str,
         progress: Callable[[str], None],
     ) -> None:
         self._original = original
@@ -112,6 +90,7 @@ class Job:
         self._recipes = recipes
         self._purpose = purpose
         self._folder = folder
+        self._name = name
         self._progress = progress
         self._sha256 = sha256_of(original.path)
         self._rounded: dict[tuple[str, str], dict[str, QuantizedWeight]] = {}
@@ -122,7 +101,7 @@ class Job:
             self._trials = stack.enter_context(Trials(original))
             self._names = self._free_products(keep)
             plain = self._trials.run_with({})
-            self._chosen_on = Judge(original, plain, data, data.calibration)
+            self._chosen_on = Judge(original, plain, data, data.calibration, data.calibration_labels)
             self._ranked_on = Judge(original, plain, data, [_first_rows(original, data.calibration[0], _RANKED_ROWS)])
             self._held_out = Judge(original, plain, data, data.held_out, data.labels)
             self._budget = self._usable(budget)
@@ -137,7 +116,7 @@ class Job:
         self._stack.close()
 
     def run(self) -> Candidate:
-        """Return the fastest file that is within the budget.
+        """Return the file to keep, of those that are within the budget: the fastest, or one as fast and more accurate.
 
         Raises:
             ParityError: there is none, or it does not compute what it should.
@@ -148,7 +127,7 @@ class Job:
             usable = [each for each in made if self._budget.allows(each.quality) and self._is_worth_it(each)]
             if usable:
                 usable = self._accurate(usable)
-                chosen = min(self._timed(usable), key=lambda each: each.time(self._purpose))
+                chosen = most_suitable(self._timed(usable), self._purpose)
                 self._proof = self._prove(chosen)
                 return chosen
             closest = min(made, key=lambda each: self._budget.used(each.quality))
@@ -211,6 +190,11 @@ class Job:
         quality = self._held_out.quality(self._trials.run_with({}))
         if quality.measure or budget.max_loss is None:
             return budget
+        if not budget.is_default:
+            raise InputError(
+                f"`max_loss` is {budget.max_loss:g}, but nothing measures what the model loses on {self._data.source}",
+                "Give text or a .npz with labels (`calibrate`), or limit the errors of outputs instead: `max_error`",
+            )
         return replace(budget, max_loss=None)
 
     def _candidates(self, at_least: float) -> list[Candidate]:
@@ -221,7 +205,7 @@ class Job:
             if recipe.rounding not in choices:
                 choices[recipe.rounding] = self._choose(recipe, at_least)
             choice = choices[recipe.rounding]
-            file = self._folder / f"candidate{index}.onnx"
+            file = self._fresh(f"candidate{index}")
             self._save(recipe, choice.types, file)
             self._progress(f"measuring {recipe.name}")
             quality = self._held_out.quality(runner_of(inference_session(file)))
@@ -250,10 +234,12 @@ class Job:
         products = {name: self._trials.products[name] for name in self._names}
         kept = kept_by_default(list(products.values()), recipe.activations)
         free = [name for name, each in products.items() if name not in kept and recipe.fits(each.shape)]
-        if not free:
+        share = sum(products[name].size for name in free) / sum(each.size for each in products.values())
+        if share < _FEWEST_QUANTIZED:
             raise InputError(
-                f"no product of {self._original.path.name} can be {recipe.kinds[0]} in this form",
-                "Choose other `weights`",
+                f"{len(free)} of {len(products)} products, with {share:.0%} of the weights, can be {recipe.kinds[0]} "
+                "in this form, which is not worth a file",
+                "Choose other `weights` or `activations`",
             )
         return free
 
@@ -261,9 +247,16 @@ class Job:
         """Return what runs the model with types of weights; with its activations rounded if their scales are fixed."""
         if recipe.activations is None:
             return self._trials.run_with(self._weights_of(recipe, types))
-        file = self._folder / "trial.onnx"
+        file = self._fresh("trial")
         self._save(recipe, types, file)
         return runner_of(inference_session(file))
+
+    def _fresh(self, kind: str) -> Path:
+        """Return where to put a file, in a folder of its own: large weights go beside it."""
+        folder = self._folder / kind
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        return folder / self._name
 
     def _save(self, recipe: Recipe, types: Mapping[str, str], file: Path) -> None:
         claim = claim_of(self._weights, self._sha256, types)
@@ -349,12 +342,18 @@ class Job:
         return f"{lost}has errors of up to {quality.error:.2e} of the largest output, and has {types}"
 
     def _notes(self) -> list[str]:
+        notes = []
         if self._data.drawn:
-            return [
+            notes.append(
                 "the inputs were random, which says nothing of what the model is for: give `calibrate` to choose and "
                 "measure on real ones"
-            ]
-        return []
+            )
+        if not self._budget.limits:
+            notes.append(
+                "nothing limited how far the outputs may be off: the inputs have no labels, and are no text; give "
+                "`max_error` to limit it"
+            )
+        return notes
 
 
 def _first_rows(model: ExportedModel, call: Mapping[str, Array], count: int) -> Mapping[str, Array]:

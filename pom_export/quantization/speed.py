@@ -20,7 +20,9 @@ DECODE: Final = "decode"
 PREFILL: Final = "prefill"
 CALL: Final = "call"
 _PROMPT: Final = 128
+# As many calls as take so long, but not more than _MOST unless these take less than the shorter time.
 _SECONDS: Final = 1.5
+_FEWEST_SECONDS: Final = 0.15
 _FEWEST: Final = 5
 _MOST: Final = 60
 # Idle threads of one session would take the time of another's.
@@ -68,14 +70,18 @@ def time_files(files: Sequence[Path], calls: Mapping[str, Arrays]) -> dict[str, 
     found = {}
     for what, call in calls.items():
         times: list[list[float]] = [[] for _ in files]
-        end = time.perf_counter() + _SECONDS
-        while len(times[0]) < _FEWEST or (time.perf_counter() < end and len(times[0]) < _MOST):
+        begin = time.perf_counter()
+        while _goes_on(len(times[0]), time.perf_counter() - begin):
             for session, each in zip(sessions, times, strict=True):
                 start = time.perf_counter()
                 run_session(session, names, call)
                 each.append(time.perf_counter() - start)
         found[what] = [1000 * statistics.median(each) for each in times]
     return found
+
+
+def _goes_on(calls: int, seconds: float) -> bool:
+    return calls < _FEWEST or seconds < _FEWEST_SECONDS or (calls < _MOST and seconds < _SECONDS)
 
 
 def _quiet_session(file: Path) -> Any:

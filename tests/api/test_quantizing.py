@@ -196,7 +196,6 @@ def test_a_classifier_has_an_accuracy(classifier: Path, tmp_path: Path) -> None:
     [
         ({"activations": "int8"}, "activations rounded to int8 with a fixed scale", ["ag_proj/MatMul"]),
         ({"activations": "fp8"}, "activations rounded to fp8 with a fixed scale", []),
-        ({"weights": "int4", "runtime": "tensorrt"}, "activations in float", []),
     ],
 )
 def test_files_for_tensorrt(options: dict[str, Any], form: str, kept: list[str], layer: Path, tmp_path: Path) -> None:
@@ -211,7 +210,19 @@ def test_files_for_tensorrt(options: dict[str, Any], form: str, kept: list[str],
     assert count >= len(result.products) - len(kept)
     claim = read_model(tmp_path / "q.onnx").claims.quantized
     assert claim is not None
-    assert claim.weights == options.get("activations", "int4")
+    assert claim.weights == options["activations"]
+
+
+def test_weights_of_int4_for_tensorrt(layer: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"1 of 3 products, with \d+% of the weights, can be int4 in this form"):
+        pom_export.quantize(layer, tmp_path / "q.onnx", weights="int4", runtime="tensorrt")
+    torch.manual_seed(0)
+    wide = pom_export.PolynomialMixer(64, degree=2, expand=2).eval()
+    pom_export.export(wide, tmp_path / "m.onnx")
+    result = pom_export.quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", weights="int4", runtime="tensorrt")
+    assert result.form == "Q/DQ for TensorRT, activations in float"
+    assert result.products == {"int4": 3}
+    assert result.speed == []
 
 
 def test_files_that_cannot_be_quantized_are_refused(quantized: tuple[Path, Any], layer: Path, tmp_path: Path) -> None:
@@ -229,7 +240,7 @@ def test_files_that_cannot_be_quantized_are_refused(quantized: tuple[Path, Any],
     array[3, 2] = np.nan
     weight.CopyFrom(numpy_helper.from_array(array, weight.name))
     onnx.save(model, tmp_path / "nan.onnx")
-    with pytest.raises(InputError, match=r"holds nan in 1 places"):
+    with pytest.raises(InputError, match=r"holds nan in 1 place,"):
         pom_export.quantize(tmp_path / "nan.onnx", out)
     assert list(out.parent.iterdir()) == []
 
@@ -242,6 +253,7 @@ def test_files_that_cannot_be_quantized_are_refused(quantized: tuple[Path, Any],
         ({"weights": "int4", "activations": "int8"}, "`activations='int8'` needs weights of the same type, not int4"),
         ({"runtime": "onnxruntime", "activations": "int8"}, "are for TensorRT"),
         ({"target": "decoding"}, "`target` 'decoding' is not known. Did you mean"),
+        ({"max_loss": 0.5}, "`max_loss` is 0.5, but nothing measures what the model loses on random inputs"),
         ({"max_loss": 0}, "`max_loss` must be a share above 0, got 0"),
         ({"max_error": float("nan")}, "`max_error` must be a share above 0, got nan"),
         ({"keep_float32": "mixer"}, "`keep_float32` must be a list"),

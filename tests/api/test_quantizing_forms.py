@@ -1,0 +1,105 @@
+"""`quantize` on files of other kinds: layers on rows, weights in other files, outputs elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+import pom_export
+from pom_export.graph import saving
+from pom_export.graph.exported_model import read_model
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+
+
+@pytest.fixture(scope="module")
+def layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("layer") / "m.onnx"
+    pom_export.export(GOLDEN / "v2_base", path)
+    return path
+
+
+class Rows(torch.nn.Module):
+    """A mixer, and two linear layers with biases on the mean of its outputs: Gemm in a file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixer = pom_export.PolynomialMixer(16, degree=2, expand=2)
+        self.up = torch.nn.Linear(16, 48)
+        self.down = torch.nn.Linear(48, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(torch.relu(self.up(self.mixer(x).mean(1))))
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "m.onnx"
+    torch.manual_seed(0)
+    pom_export.export(Rows().eval(), path, example_inputs={"x": torch.randn(2, 5, 16)})
+    return path
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"weights": "int4"}, {"target": "prefill"}, {"activations": "int8"}, {"activations": "fp8"}]
+)
+def test_layers_on_rows_are_products_too(options: dict[str, str], rows: Path, tmp_path: Path) -> None:
+    assert [node.op_type for node in onnx.load(rows).graph.node].count("Gemm") == 2
+    result = pom_export.quantize(rows, tmp_path / "q.onnx", **options)
+    assert sum(result.products.values()) == 5
+    assert {each.name: each.weights for each in result.modules}["up"] != "float32"
+    assert {each.name for each in result.modules if each.error_out is not None} >= {"up", "down"}
+    nodes = {node.name: node.op_type for node in onnx.load(tmp_path / "q.onnx").graph.node}
+    assert nodes["up/Gemm"] != "Gemm"
+    assert nodes["up/Gemm.bias"] == "Add"
+    assert "Transpose" not in nodes.values()
+    names = {weight.name for weight in onnx.load(tmp_path / "q.onnx").graph.initializer}
+    assert "up.bias" in names
+    assert "up.weight" not in names
+
+
+def test_a_layer_on_rows_that_is_kept_is_as_it_was(rows: Path, tmp_path: Path) -> None:
+    pom_export.quantize(rows, tmp_path / "q.onnx", keep_float32=["up"])
+    nodes = {node.name: node.op_type for node in onnx.load(tmp_path / "q.onnx").graph.node}
+    assert nodes["up/Gemm"] == "Gemm"
+
+
+def test_a_quantized_layer_on_rows_is_debugged_and_verified(rows: Path, tmp_path: Path) -> None:
+    pom_export.quantize(rows, tmp_path / "q.onnx")
+    found = pom_export.debug(tmp_path / "q.onnx", against=rows)
+    assert found, found.cause
+    torch.manual_seed(0)
+    module, inputs = Rows().eval(), {"x": torch.randn(2, 5, 16)}
+    report = pom_export.verify(tmp_path / "q.onnx", module=module, example_inputs=inputs)
+    assert report
+    assert report.quantized is not None
+    assert all(each.parameter for each in report.quantized.products)
+
+
+def test_weights_in_other_files(layer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "EXTERNAL_DATA_BYTES", 100)
+    result = pom_export.quantize(layer, tmp_path / "q.onnx")
+    (weights,) = read_model(tmp_path / "q.onnx").weights
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["q.onnx", weights.name])
+    assert weights.name.startswith("q.onnx.")
+    assert result.bytes == weights.stat().st_size + (tmp_path / "q.onnx").stat().st_size
+    pom_export.quantize(layer, tmp_path / "q.onnx", weights="int4")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.machine
+def test_an_output_on_another_file_system(layer: Path) -> None:
+    other = Path("/dev/shm")
+    if not other.is_dir() or other.stat().st_dev == Path(tempfile.gettempdir()).stat().st_dev:
+        pytest.skip("there is no second file system")
+    folder = Path(tempfile.mkdtemp(dir=other))
+    try:
+        pom_export.quantize(layer, folder / "q.onnx")
+        assert [path.name for path in folder.iterdir()] == ["q.onnx"]
+    finally:
+        shutil.rmtree(folder)
