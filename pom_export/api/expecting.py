@@ -100,7 +100,8 @@ def expected_of_recording(model: ExportedModel) -> Expected:
     notes.append(
         f"without `checkpoint`, only the {count} recorded cases were compared, not what the file's metadata claims"
     )
-    reference = f"PyTorch in float64, recorded in {file}"
+    computed = "PyTorch in float64" if model.claims.quantized is None else "the quantized weights in float32"
+    reference = f"{computed}, recorded in {file}"
     return Expected(recorded.cases, recorded.targets, reference, precision, notes, own=recorded.own)
 
 

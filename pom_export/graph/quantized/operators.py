@@ -8,7 +8,7 @@ from typing import Final
 
 import onnx_ir as ir
 
-from pom_export.graph.quantized.products import BLOCK_PRODUCT
+from pom_export.graph.quantized.products import BLOCK_PRODUCT, constant_of, is_symmetric
 from pom_export.graph.quantized.writing import INTEGER_ACTIVATIONS
 
 _EIGHT_BITS: Final = frozenset((
@@ -45,6 +45,8 @@ def activation_bits(nodes: Iterable[ir.Node]) -> int | None:
 
 
 def _rounding_bits(node: ir.Node) -> int | None:
+    if node.op_type == "DequantizeLinear" and constant_of(node.inputs[0]) is not None:
+        return None if is_symmetric(node) else _bits(node)
     if node.op_type != BLOCK_PRODUCT or any(value is not None for value in node.inputs[3:]):
         return _bits(node)
     level = node.attributes.get("accuracy_level")

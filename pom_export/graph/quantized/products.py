@@ -18,6 +18,7 @@ BLOCK_PRODUCT: Final = "MatMulNBits"
 PRODUCTS_OF: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 """The types of the products that can be quantized; those of float16 for TensorRT alone."""
 _MATRIX: Final = 2
+_ZERO_POINT: Final = 2
 
 
 @dataclass(frozen=True)
@@ -153,3 +154,10 @@ def constant_of(value: ir.Value | None) -> npt.NDArray[Any] | None:
     if value is None or value.const_value is None or not value.is_initializer():
         return None
     return value.const_value.numpy()
+
+
+def is_symmetric(node: ir.Node) -> bool:
+    """Return whether a Q or DQ has no zero point, or one of zeros."""
+    zero = node.inputs[2] if len(node.inputs) > _ZERO_POINT else None
+    array = constant_of(zero)
+    return zero is None or (array is not None and not array.astype(np.float32).any())

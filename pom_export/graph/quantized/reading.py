@@ -12,7 +12,7 @@ import onnx_ir as ir
 from pom_export.errors import InputError
 from pom_export.graph.nodes import add_constant, take_place
 from pom_export.graph.quantized.block_weights import FLOAT8, QuantizedWeight, unpack_blocks
-from pom_export.graph.quantized.products import BLOCK_PRODUCT, MICROSOFT, constant_of
+from pom_export.graph.quantized.products import BLOCK_PRODUCT, MICROSOFT, constant_of, is_symmetric
 from pom_export.graph.quantized.writing import INTEGER_ACTIVATIONS
 
 FLOAT32: Final = "float32"
@@ -25,7 +25,6 @@ _BITS: Final = (4, 8)
 _BITS_OF: Final = {ir.DataType.INT8: 8, ir.DataType.FLOAT8E4M3FN: 8, ir.DataType.INT4: 4}
 _SUFFIXES: Final = (".int4", ".int8", ".fp8")
 _MATRIX: Final = 2
-_ZERO_POINT: Final = 2
 
 
 @dataclass(frozen=True)
@@ -190,7 +189,7 @@ def _rounding_before(value: ir.Value) -> ir.Node | None:
     """Return the Q of a symmetric pair DQ(Q(x)) that makes a value; None if another node makes it."""
     back = _maker(value, "DequantizeLinear")
     rounding = _maker(back.inputs[0], "QuantizeLinear") if back is not None else None
-    if back is None or rounding is None or not (_is_symmetric(back) and _is_symmetric(rounding)):
+    if back is None or rounding is None or not (is_symmetric(back) and is_symmetric(rounding)):
         return None
     one, other = (constant_of(each.inputs[1]) for each in (rounding, back))
     return rounding if one is not None and other is not None and np.array_equal(one, other) else None
@@ -201,7 +200,7 @@ def _scaled_weight(restored: ir.Node) -> QuantizedWeight | None:
     values, scales = (constant_of(value) for value in restored.inputs[:2])
     kind = restored.inputs[0].dtype if restored.inputs[0] is not None else None
     bits = None if kind is None else _BITS_OF.get(kind)
-    if values is None or scales is None or bits is None or values.ndim != _MATRIX or not _is_symmetric(restored):
+    if values is None or scales is None or bits is None or values.ndim != _MATRIX or not is_symmetric(restored):
         return None
     numbers = values if values.dtype == FLOAT8 else values.astype(np.int8)
     axis, block = _whole(restored, "axis", 1) % _MATRIX, _whole(restored, "block_size")
@@ -214,13 +213,6 @@ def _scaled_weight(restored: ir.Node) -> QuantizedWeight | None:
         raise _unusable(restored, f"{scales.size} scales, where {expected[0] * expected[1]} are needed")
     spread = np.broadcast_to(scales.reshape((1, 1) if scales.size == 1 else expected), expected).astype(np.float32)
     return QuantizedWeight(numbers, spread, bits, block)
-
-
-def _is_symmetric(node: ir.Node) -> bool:
-    """Return whether a Q or DQ has no zero point, or one of zeros."""
-    zero = node.inputs[2] if len(node.inputs) > _ZERO_POINT else None
-    array = constant_of(zero)
-    return zero is None or (array is not None and not array.astype(np.float32).any())
 
 
 _READERS: Final[dict[tuple[str, str], Callable[[ir.Node], QuantizedProduct | None]]] = {

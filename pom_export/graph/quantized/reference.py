@@ -30,7 +30,7 @@ class QuantizedModule(nn.Module):
     def __init__(self, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.module = _folded(module)
-        self.weights = {name: value.double() for name, value in weights.items()}
+        self.weights = dict(weights)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module on inputs in float64."""
