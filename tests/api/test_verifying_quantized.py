@@ -25,6 +25,7 @@ from pom_export.graph.saving import save_model
 from pom_export.mixer import MixerConfig, PolynomialMixer
 from pom_export.models import LanguageModel, LanguageModelConfig
 from pom_export.parity.report import ParityReport
+from tests.debugging.faulty_files import examples_of, model_named
 from tests.quantized_files import FAULTS, FORMS, one_more, quantize, rounded, zeros
 from tests.slow_cases import slow_cases
 
@@ -277,6 +278,66 @@ def test_a_users_weights_are_found(own: Any) -> None:
     assert report, wrong(report)
     assert report.quantized is not None
     assert {"up.weight", "down", "mixer.ag_proj.weight"} <= {each.parameter for each in report.quantized.products}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["int4 blocks", "int8 columns"])
+@pytest.mark.parametrize("name", ["gpt", "image model", "own"])
+def test_every_kind_of_model(name: str, form: str, tmp_path: Path) -> None:
+    module, examples = model_named(name), examples_of(name)
+    pom_export.export(module, tmp_path / "m.onnx", example_inputs=examples)
+    quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", form)
+    report = pom_export.verify(tmp_path / "q.onnx", module=module, example_inputs=examples)
+    assert report, wrong(report)
+    assert report.quantized is not None
+    assert all(each.weight is not None for each in report.quantized.products)
+
+
+class Recurrent(nn.Module):
+    """A layer that requires inputs of its weights' type, so that the model is widened as a whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(16, 24)
+        self.recurrent = nn.LSTM(24, 16, batch_first=True)
+        self.mixer = PolynomialMixer(16, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mixer(self.recurrent(self.up(x))[0])
+
+
+@pytest.mark.slow
+def test_a_model_that_is_widened_as_a_whole(own: Any) -> None:
+    module, path, x = own(Recurrent())
+    report = pom_export.verify(path, module=module, example_inputs=x)
+    assert report, wrong(report)
+
+
+class Causal(nn.Module):
+    """A user's language model, whose embedding is its head too, and whose state is the export's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(30, 16)
+        self.mixer = PolynomialMixer(16, 2, 2)
+        self.down = nn.Linear(16, 16)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embedding(ids)
+        x = x + self.down(self.mixer(x, mask="causal"))
+        return x @ self.embedding.weight.T
+
+
+@pytest.mark.slow
+def test_a_users_stateful_model(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, ids = Causal().eval().requires_grad_(requires_grad=False), torch.randint(0, 30, (2, 9))
+    pom_export.export(module, tmp_path / "m.onnx", example_inputs=ids, stateful=True)
+    quantize(tmp_path / "m.onnx", tmp_path / "q.onnx")
+    report = pom_export.verify(tmp_path / "q.onnx", module=module, example_inputs=ids)
+    assert report, wrong(report)
+    quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", changes={"down/MatMul": zeros})
+    assert list(wrong(pom_export.verify(tmp_path / "q.onnx", module=module, example_inputs=ids))) == ["down/MatMul"]
 
 
 def test_a_weight_that_is_no_parameter_does_not_pass(own: Any) -> None:
