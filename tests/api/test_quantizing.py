@@ -196,6 +196,7 @@ def test_a_classifier_has_an_accuracy(classifier: Path, tmp_path: Path) -> None:
     [
         ({"activations": "int8"}, "activations rounded to int8 with a fixed scale", ["ag_proj/MatMul"]),
         ({"activations": "fp8"}, "activations rounded to fp8 with a fixed scale", []),
+        ({"weights": "int4", "runtime": "tensorrt"}, "activations in float", []),
     ],
 )
 def test_files_for_tensorrt(options: dict[str, Any], form: str, kept: list[str], layer: Path, tmp_path: Path) -> None:
@@ -210,19 +211,14 @@ def test_files_for_tensorrt(options: dict[str, Any], form: str, kept: list[str],
     assert count >= len(result.products) - len(kept)
     claim = read_model(tmp_path / "q.onnx").claims.quantized
     assert claim is not None
-    assert claim.weights == options["activations"]
+    assert claim.weights == options.get("activations", "int4")
 
 
-def test_weights_of_int4_for_tensorrt(layer: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"1 of 3 products, with \d+% of the weights, can be int4 in this form"):
-        pom_export.quantize(layer, tmp_path / "q.onnx", weights="int4", runtime="tensorrt")
-    torch.manual_seed(0)
-    wide = pom_export.PolynomialMixer(64, degree=2, expand=2).eval()
-    pom_export.export(wide, tmp_path / "m.onnx")
-    result = pom_export.quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", weights="int4", runtime="tensorrt")
-    assert result.form == "Q/DQ for TensorRT, activations in float"
-    assert result.products == {"int4": 3}
-    assert result.speed == []
+def test_shapes_that_do_not_fit_are_the_reason(classifier: Path, tmp_path: Path) -> None:
+    message = r"\d of 4 products, with \d+% of the weights, can be int4 in this form, which is not worth a file"
+    with pytest.raises(InputError, match=message):
+        pom_export.quantize(classifier, tmp_path / "q.onnx", weights="int4", runtime="tensorrt")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_files_that_cannot_be_quantized_are_refused(quantized: tuple[Path, Any], layer: Path, tmp_path: Path) -> None:
