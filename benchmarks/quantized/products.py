@@ -111,7 +111,8 @@ def _write(path: Path, dim: int, layers: int, form: tuple[int, int] | None, *, c
 
 
 def _weight(name: str, rows: int, columns: int, form: tuple[int, int] | None) -> list[onnx.TensorProto]:
-    draws = np.random.default_rng(0)
+    # Other values in each layer: ONNX Runtime keeps equal weights once, which then stay in a cache.
+    draws = np.random.default_rng([int(number) for number in name.split("_")])
     if form is None:
         return [numpy_helper.from_array(draws.standard_normal((rows, columns), np.float32), f"w{name}")]
     bits, block = form
