@@ -56,7 +56,8 @@ def quantize(
     compared with the original with the same rounded weights, and its quality is measured on inputs that were held out.
 
     Args:
-        model: a float32 ONNX file that an export wrote, with a state or without.
+        model: a float32 ONNX file that an export wrote, with a state or without; for TensorRT also one in float16,
+            whose other weights and activations, such as those of the plugin, stay so.
         output: path of the new file.
         weights: "int8", "int4", or "fp8" (E4M3, for TensorRT), the type of most weights; where it costs too much,
             products get the next wider one. Default: that of the activations, or else "int8".
@@ -94,7 +95,7 @@ def quantize(
     _check(weights, activations, runtime, target, keep_float32)
     check_count("seed", seed, "The same seed draws the same inputs")
     original = read_model(model)
-    _check_model(original)
+    _check_model(original, runtime)
     recording = recording_path(original.path)
     has_recording = recorded_model(recording) == sha256_of(original.path)
     sources = [original.path, *original.weights, recording]
@@ -168,7 +169,7 @@ def _check_types(weights: str, activations: str | None, runtime: str) -> None:
         )
 
 
-def _check_model(model: ExportedModel) -> None:
+def _check_model(model: ExportedModel, runtime: str) -> None:
     """Refuse a file that cannot be quantized, before anything slow."""
     import onnx_ir as ir
 
@@ -176,8 +177,9 @@ def _check_model(model: ExportedModel) -> None:
 
     if is_quantized(ir.load(model.path, format="protobuf")):
         raise InputError(f"{model.path} is quantized already", "Give the float32 file that it was made from")
-    if model.precision != PRECISIONS[0]:
+    known = PRECISIONS[:2] if runtime == TENSORRT else PRECISIONS[:1]
+    if model.precision not in known:
         raise InputError(
-            f"{model.path} is in {model.precision}, and scales are chosen for float32 weights",
-            "Export it in float32, and quantize that file",
+            f"{model.path} is in {model.precision}, and files for {runtime} are made of those in {' or '.join(known)}",
+            f"Export it in {known[0]}, and quantize that file",
         )

@@ -148,8 +148,8 @@ class Job:
         file = read_model(staged)
         self._progress("comparing modules")
         case = Case("held out", _first_rows(self._original, self._data.held_out[0], 1))
-        errors = self._errors_of(made)
-        modules, unmeasured = errors_of_modules(file, self._original, case, made.choice.types, errors)
+        errors, types = self._errors_of(made), self._named(made.choice.types)
+        modules, unmeasured = errors_of_modules(file, self._original, case, types, errors)
         return QuantizeResult(
             model=output,
             weights=self._weights,
@@ -157,8 +157,8 @@ class Job:
             **file.facts(),
             original_bytes=self._original.bytes,
             sha256=sha256_of(staged),
-            products=dict(Counter(made.choice.types.values())),
-            kept={name: kind for name, kind in made.choice.types.items() if kind != self._weights},
+            products=dict(Counter(types.values())),
+            kept={name: kind for name, kind in types.items() if kind != self._weights},
             quality=made.quality,
             measured_on=self._data.source,
             speed=made.speed,
@@ -259,7 +259,7 @@ class Job:
         return folder / self._name
 
     def _save(self, recipe: Recipe, types: Mapping[str, str], file: Path) -> None:
-        claim = claim_of(self._weights, self._sha256, types)
+        claim = claim_of(self._weights, self._sha256, self._named(types))
         weights = self._weights_of(recipe, types)
         save_quantized(self._original.path, file, weights, recipe, claim, self._scales_for(recipe))
 
@@ -291,6 +291,10 @@ class Job:
 
     def _weights_of(self, recipe: Recipe, types: Mapping[str, str]) -> dict[str, QuantizedWeight]:
         return {name: self._round(recipe, kind)[name] for name, kind in types.items() if kind != FLOAT32}
+
+    def _named(self, types: Mapping[str, str]) -> dict[str, str]:
+        """Return the types of weights by product: those that stay as they are have the original's."""
+        return {name: self._original.precision if kind == FLOAT32 else kind for name, kind in types.items()}
 
     def _accurate(self, made: list[Candidate]) -> list[Candidate]:
         """Leave out files whose errors are much larger than the smallest, if there is no budget to judge them by."""

@@ -9,14 +9,14 @@ import onnx_ir as ir
 
 from pom_export.debugging.quantized_products import chosen_cases, compare_products
 from pom_export.errors import ParityError
-from pom_export.graph.exported_model import ExportedModel, read_model
+from pom_export.graph.exported_model import PRECISIONS, ExportedModel, read_model
 from pom_export.graph.nodes import add_constant
 from pom_export.graph.quantized.block_weights import QuantizedWeight
-from pom_export.graph.quantized.products import float_products, split_biases
+from pom_export.graph.quantized.products import PRODUCTS_OF, float_products, split_biases
 from pom_export.graph.quantized.reading import quantized_products
 from pom_export.graph.quantized.unrounded import save_unrounded
 from pom_export.graph.saving import save_graph
-from pom_export.parity.candidates import onnxruntime_candidates
+from pom_export.parity.candidates import onnxruntime_candidates, unrounded_candidates
 from pom_export.parity.case import Case
 from pom_export.parity.rewritten import Rewriting, compare_rewritten
 
@@ -24,13 +24,14 @@ _HINT = "No file was written. Verify the original, and report this if it is righ
 
 
 def save_dequantized(original: Path, path: Path, weights: Mapping[str, QuantizedWeight]) -> None:
-    """Save a copy of a float32 file whose products have the weights that quantized ones stand for."""
+    """Save a copy of a file whose products have the weights that quantized ones stand for."""
     graph = ir.load(original, format="protobuf")
     split_biases(graph, weights)
-    for product in float_products(graph):
+    for product in float_products(graph, PRODUCTS_OF):
         if product.name in weights:
             name = f"{product.initializer.name}.dequantized"
-            product.node.replace_input_with(1, add_constant(graph.graph, name, weights[product.name].dequantized()))
+            numbers = weights[product.name].dequantized().astype(product.dtype)
+            product.node.replace_input_with(1, add_constant(graph.graph, name, numbers))
     save_graph(graph, path)
 
 
@@ -43,7 +44,7 @@ def prove(original: Path, quantized: Path, dequantized: Path, cases: Sequence[Ca
     Args:
         original: the file that was quantized.
         quantized: the file.
-        dequantized: the original with the file's weights in float32, from `save_dequantized`.
+        dequantized: the original with the file's weights restored in its own type, from `save_dequantized`.
         cases: the inputs.
         scratch: a folder for a copy.
 
@@ -56,7 +57,9 @@ def prove(original: Path, quantized: Path, dequantized: Path, cases: Sequence[Ca
     """
     unrounded = scratch / "unrounded.onnx"
     save_unrounded(quantized, unrounded)
-    found = compare_rewritten(read_model(dequantized), read_model(unrounded), cases)
+    reference = read_model(dequantized)
+    # In half precision, the reference's weights are rounded to it, and those of the file are only when they are used.
+    found = compare_rewritten(reference, read_model(unrounded), cases, unrounded=reference.precision == PRECISIONS[0])
     found.check(original, _HINT)
     _check_products(read_model(quantized), cases)
     return found
@@ -64,7 +67,11 @@ def prove(original: Path, quantized: Path, dequantized: Path, cases: Sequence[Ca
 
 def _check_products(quantized: ExportedModel, cases: Sequence[Case]) -> None:
     products = quantized_products(ir.load(quantized.path, format="protobuf"))
-    candidate = onnxruntime_candidates(quantized)[0][0]
+    candidates = onnxruntime_candidates(quantized)[0]
+    # In half precision, what rounds to it would hide how activations are rounded.
+    (candidate, *_) = (
+        candidates if quantized.precision == PRECISIONS[0] else unrounded_candidates(quantized, candidates)
+    )
     for name, each in compare_products(quantized.path, products, candidate, chosen_cases(cases), {}).items():
         if each.share > 1:
             raise ParityError(

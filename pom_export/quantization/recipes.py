@@ -15,7 +15,7 @@ import onnx_ir as ir
 from pom_export.graph.claims import METADATA_PREFIX, QUANTIZED, QuantizedClaim
 from pom_export.graph.passes import ClaimLeastPass
 from pom_export.graph.quantized.block_weights import QuantizedWeight
-from pom_export.graph.quantized.products import FloatProduct, float_products, split_biases
+from pom_export.graph.quantized.products import PRODUCTS_OF, FloatProduct, float_products, split_biases
 from pom_export.graph.quantized.scaled import write_scaled_product
 from pom_export.graph.quantized.writing import (
     FLOAT_ACTIVATIONS,
@@ -158,7 +158,7 @@ def save_quantized(
     """
     graph = ir.load(original, format="protobuf")
     split_biases(graph, weights)
-    for product in float_products(graph):
+    for product in float_products(graph, PRODUCTS_OF):
         if product.name in weights:
             recipe.write(graph, product, weights[product.name], scales.get(product.input))
     graph.metadata_props[METADATA_PREFIX + QUANTIZED] = claim.to_json()

@@ -11,10 +11,10 @@ import onnx_ir as ir
 
 from pom_export.errors import InputError, reason_of
 from pom_export.files import scratch_folder
-from pom_export.graph.exported_model import ExportedModel
+from pom_export.graph.exported_model import PRECISIONS, ExportedModel
 from pom_export.graph.nodes import add_constant
 from pom_export.graph.quantized.block_weights import QuantizedWeight
-from pom_export.graph.quantized.products import FloatProduct, float_products, split_biases
+from pom_export.graph.quantized.products import PRODUCTS_OF, FloatProduct, float_products, split_biases
 from pom_export.graph.saving import save_graph
 from pom_export.parity.case import Array, Arrays
 from pom_export.quantization.quality import Run
@@ -25,7 +25,7 @@ _MOMENTS_BYTES = 512 * 2**20
 
 
 class Trials:
-    """A float32 file in ONNX Runtime, with its products' weights and their inputs within reach.
+    """A float32 or float16 file in ONNX Runtime, with its products' weights and their inputs within reach.
 
     Args:
         model: the file.
@@ -40,10 +40,10 @@ class Trials:
     def __init__(self, model: ExportedModel) -> None:
         graph = ir.load(model.path, format="protobuf")
         split_biases(graph)
-        found = float_products(graph)
+        found = float_products(graph, PRODUCTS_OF if model.precision != PRECISIONS[0] else (ir.DataType.FLOAT,))
         if not found:
             raise InputError(
-                f"{model.path} has no matrix product with a constant float32 weight", "There is nothing to quantize"
+                f"{model.path} has no matrix product with a constant weight", "There is nothing to quantize"
             )
         self._stack = ExitStack()
         self.products: Mapping[str, FloatProduct] = {product.name: product for product in found}
@@ -72,7 +72,10 @@ class Trials:
 
     def run_with(self, weights: Mapping[str, QuantizedWeight]) -> Run:
         """Return what runs the model with some products' weights replaced by what they are after rounding."""
-        given = {self._weights[name]: weight.dequantized() for name, weight in weights.items()}
+        given = {
+            self._weights[name]: weight.dequantized().astype(self.products[name].dtype)
+            for name, weight in weights.items()
+        }
         return lambda call: self._run(self._outputs, {**call, **given})
 
     def moments(self, calls: Sequence[Arrays], use: Callable[[FloatProduct, Array], None]) -> None:
@@ -98,7 +101,7 @@ class Trials:
             given = {name: call[name] for name in names if name in call}
             made = {**given, **self._run([name for name in names if name not in given], call)}
             for name in names:
-                rows = made[name].reshape(-1, made[name].shape[-1])
+                rows = made[name].reshape(-1, made[name].shape[-1]).astype(np.float32, copy=False)
                 if not np.isfinite(rows).all():
                     raise InputError(f"the activations {name} have NaN or infinity", "Give other inputs: `calibrate`")
                 totals[name] = totals.get(name, 0) + (rows.T @ rows).astype(np.float64)
@@ -132,9 +135,11 @@ def _as_input(graph: ir.Model, product: FloatProduct) -> str:
     """Make a product's weight an input of the graph whose value is the default; return its name."""
     weight = product.initializer
     if product.transposed or len({user for user, _ in weight.uses()}) > 1:
-        weight = add_constant(graph.graph, f"{product.initializer.name}.of_product", np.array(product.matrix()))
+        weight = add_constant(
+            graph.graph, f"{product.initializer.name}.of_product", product.matrix().astype(product.dtype)
+        )
         product.node.replace_input_with(1, weight)
-    weight.type, weight.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(product.shape)
+    weight.shape = ir.Shape(product.shape)
     graph.graph.inputs.append(weight)
     assert weight.name is not None
     return weight.name
