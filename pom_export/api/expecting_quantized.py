@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _OTHER_FORMS: Final = (
-    "some of its operators are quantized in a form that pom-export does not write: they were compared with the "
+    "operators of the file are quantized in a form that pom-export does not read: they were compared with the "
     "original's numbers, at the tolerances of what is not quantized"
 )
 _ONLY_OUTPUTS: Final = (
@@ -89,22 +89,27 @@ def quantized_file(model: ExportedModel, expected: Expected) -> QuantizedFile | 
     return QuantizedFile(products, matched.results, with_weights, expected)
 
 
-def check_comparable(model: ExportedModel, *, given: bool) -> None:
-    """Refuse a file with quantized products in half precision, of which nothing tells a coarse one from a wrong one.
+def as_it_is(model: ExportedModel, expected: Expected, *, given: bool) -> Expected:
+    """Return what a file without readable quantized products is compared with, and say so if it has others.
 
     Args:
         model: the file.
+        expected: the expected outputs of the model that it was exported from, or recorded ones.
         given: whether the user has given a bound.
 
     Raises:
-        InputError: it is one, and there is no bound.
+        InputError: its quantized products are in half precision, of which nothing tells coarse ones from wrong ones,
+            and there is no bound.
     """
     graph = ir.load(model.path, format="protobuf")
-    if not given and is_quantized(graph) and not _are_single(quantized_products(graph)):
+    if not is_quantized(graph):
+        return expected
+    if not given and not _are_single(quantized_products(graph)):
         raise InputError(
             f"{model.path} has quantized products in half precision: how far it may be off is not known",
             "Verify the float32 file with the same weights, or give `rtol`",
         )
+    return replace(expected, notes=[*expected.notes, _OTHER_FORMS])
 
 
 def _are_single(products: Sequence[QuantizedProduct]) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pom_export.api.arguments import check_bounds
 from pom_export.api.expecting import Expected
-from pom_export.api.expecting_quantized import check_comparable, quantized_file
+from pom_export.api.expecting_quantized import as_it_is, quantized_file
 from pom_export.api.progress import Progress, silent
 from pom_export.api.references import Reference
 from pom_export.api.verifying_quantized import engine_to_compare, to_compare, with_products
@@ -117,11 +117,8 @@ def verify(
         expected = reference.expected(exported)
         compared = [model, *exported.weights, *(path for path in (checkpoint, engine) if path is not None)]
         quantized = quantized_file(exported, expected)
-        if quantized is not None:
-            expected = quantized.expected
-        else:
-            check_comparable(exported, given=rtol is not None)
-        its_engine, not_run = engine_to_compare(engine, quantized)
+        expected = quantized.expected if quantized else as_it_is(exported, expected, given=rtol is not None)
+        its_engine, not_run = engine_to_compare(engine, exported, quantized)
         with to_compare(exported, quantized) as its_outputs:
             outcome = _compare(its_outputs, expected, its_engine, backends, (rtol, atol), progress, located=locate)
         outcome = replace(outcome, not_run=not_run or outcome.not_run)

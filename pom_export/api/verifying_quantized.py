@@ -12,6 +12,7 @@ from pom_export.api.expecting import Expected
 from pom_export.api.expecting_quantized import QuantizedFile, name_of
 from pom_export.api.progress import Progress
 from pom_export.debugging.quantized_products import Computed, chosen_cases, compare_products
+from pom_export.engine.given import given_engine
 from pom_export.graph.claims import QuantizedClaim
 from pom_export.graph.exported_model import ExportedModel
 from pom_export.graph.quantized.reading import FLOAT32
@@ -32,11 +33,16 @@ _NOT_REACHED: Final = "no finite activations reach it on the cases that were com
 
 
 def engine_to_compare(
-    engine: str | os.PathLike[str] | None, quantized: QuantizedFile | None
+    engine: str | os.PathLike[str] | None, model: ExportedModel, quantized: QuantizedFile | None
 ) -> tuple[str | os.PathLike[str] | None, list[str]]:
-    """Return the engine to compare at float32's tolerances, and why not if it is none: it rounds activations too."""
+    """Return the engine to compare at float32's tolerances, and why not if it is none: it rounds activations too.
+
+    Raises:
+        InputError: it is not an engine of the file.
+    """
     if engine is None or quantized is None or not quantized.rounds:
         return engine, []
+    given_engine(engine, model)
     return None, [f"tensorrt: the file rounds activations, and {os.fspath(engine)} does so in its own way"]
 
 

@@ -366,9 +366,37 @@ def test_half_precision_is_not_judged_without_a_bound(files: Files, tmp_path: Pa
     assert pom_export.verify(tmp_path / "quantized.onnx", module=files.module, inputs=IDS, rtol=0.2)
 
 
-def test_an_engine_that_rounds_is_not_compared(files: Files) -> None:
-    report = pom_export.verify(files.quantized(), module=files.module, inputs=IDS, engine="m.engine")
-    assert report.not_run == ["tensorrt: the file rounds activations, and m.engine does so in its own way"]
+def test_an_engine_of_another_file_is_refused(files: Files, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="missing"):
+        pom_export.verify(files.quantized(), module=files.module, inputs=IDS, engine=tmp_path / "missing.engine")
+
+
+@pytest.mark.slow
+@pytest.mark.machine
+@pytest.mark.usefixtures("tensorrt_rtx")
+def test_an_engine_that_rounds_is_not_compared(files: Files, tmp_path: Path) -> None:
+    engine = tmp_path / "m.engine"
+    path = files.quantized("int8 pairs")
+    pom_export.build_engine(path, engine, backend="tensorrt-rtx", targets=["sm86"])
+    report = pom_export.verify(path, module=files.module, inputs=IDS, engine=engine)
+    assert report.not_run == [f"tensorrt: the file rounds activations, and {engine} does so in its own way"]
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_files_of_onnxruntimes_own_quantizer(files: Files, symmetric: bool, tmp_path: Path) -> None:
+    """Its weights have other names, and are found by their values; those with zero points are not read."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    made = MatMulNBitsQuantizer(onnx.load(files.original), block_size=16, is_symmetric=symmetric, accuracy_level=4)
+    made.process()
+    made.model.save_model_to_file(str(tmp_path / "q.onnx"))
+    report = pom_export.verify(tmp_path / "q.onnx", module=files.module, inputs=IDS)
+    assert bool(report) == symmetric, wrong(report)
+    assert any("does not read" in note for note in report.notes) == (not symmetric)
+    if symmetric:
+        assert report.quantized is not None
+        found = {each.name.split("/")[0]: each.parameter for each in report.quantized.products}
+        assert found["blocks.1.mlp_up"] == "blocks.1.mlp_up.weight"
 
 
 def test_unusable_scales_are_refused(files: Files) -> None:

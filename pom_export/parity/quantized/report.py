@@ -59,7 +59,8 @@ class ProductResult:
             return ""
         return (
             f"it computes something else than its rounded activations by its weight: off by {self.error:.2e} of the "
-            f"largest value, tolerance {self.tolerance:.2e}, on {self.case}"
+            f"largest value, tolerance {self.tolerance:.2e}, on {self.case}. A sum may overflow on this processor, or "
+            "its kernel may round otherwise than x86-64's"
         )
 
     def _of_weight(self, found: WeightDistance) -> str:
