@@ -130,9 +130,10 @@ def debug(
             outcome = _two_files(exported, other, inputs, rtol, seed, progress)
         else:
             expected = reference.expected(exported)
+            wrong: Sequence[FileDifference] = ()
             if (quantized := quantized_file(exported, expected)) is not None:
-                expected = quantized.expected
-            outcome = locate(exported, expected, engine, rtol, progress)
+                expected, wrong = quantized.expected, quantized.wrong_weights
+            outcome = locate(exported, expected, engine, rtol, progress, wrong)
         outcome = replace(outcome, model=os.fspath(model))
         if page is not None:
             page.write_text(render_debug(outcome), encoding="utf-8", errors="backslashreplace")
@@ -145,6 +146,7 @@ def locate(
     engine: str | os.PathLike[str] | None,
     rtol: float | None,
     progress: Progress,
+    wrong: Sequence[FileDifference] = (),
 ) -> DebugReport:
     """Compare every module of a file with PyTorch's.
 
@@ -154,6 +156,7 @@ def locate(
         engine: an engine of the file to compare too, or None.
         rtol: the bound on each module's own error; None: from the table of tolerances.
         progress: called with one line per stage.
+        wrong: quantized weights that are known to be wrong; modules are compared with these weights on both sides.
 
     Raises:
         InputError: the reference is no model but recorded outputs, or no backend runs the file.
@@ -168,6 +171,8 @@ def locate(
     graph = ModuleValues(ir.load(model.path, format="protobuf"), set(reference.names.values()))
     progress("exporting the model again, to compare nodes and weights")
     differing = _differences(model, graph, expected)
+    listed = {each.module for each in differing.found}
+    differing = replace(differing, found=[*differing.found, *(each for each in wrong if each.module not in listed)])
     notes = [*expected.notes, *differing.notes]
     return _report(model, expected.reference, graph, located, differing, notes, reference.kinds[""], expected.cases)
 

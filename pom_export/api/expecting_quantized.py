@@ -17,6 +17,7 @@ from pom_export.graph.quantized.operators import is_quantized
 from pom_export.graph.quantized.products import float_products
 from pom_export.graph.quantized.reading import FLOAT32, QuantizedProduct, dequantize, quantized_products
 from pom_export.parity.case import Case
+from pom_export.parity.modules import FileDifference
 from pom_export.parity.quantized.report import ProductResult
 from pom_export.parity.quantized.weights import Part, find_part, put
 from pom_export.parity.targets import Target, Targets
@@ -55,6 +56,16 @@ class QuantizedFile:
     def rounds(self) -> bool:
         """Whether any product rounds its activations."""
         return any(product.activations != FLOAT32 for product in self.products)
+
+    @property
+    def wrong_weights(self) -> list[FileDifference]:
+        """The products whose weights are not the model's in fewer bits, by their modules."""
+        pairs = zip(self.products, self.results, strict=True)
+        return [
+            FileDifference(product.module, f"{each.name}: {each.fault}", "weight")
+            for product, each in pairs
+            if not each
+        ]
 
 
 def quantized_file(model: ExportedModel, expected: Expected) -> QuantizedFile | None:

@@ -127,7 +127,8 @@ def verify(
         if locate:
             from pom_export.api.debugging import locate as locate_module
 
-            outcome = replace(outcome, located=locate_module(exported, expected, engine, None, progress))
+            wrong = quantized.wrong_weights if quantized else ()
+            outcome = replace(outcome, located=locate_module(exported, expected, engine, None, progress, wrong))
         outcome = replace(outcome, model=os.fspath(model), origin=origin_of(map(Path, compared)))
         if file != Path(model):
             note = "the file is in ONNX Runtime's own format; ONNX Runtime's conversion of it was compared"

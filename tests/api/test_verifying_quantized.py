@@ -172,6 +172,19 @@ def test_locate_names_the_module_of_a_wrong_weight(files: Files) -> None:
     assert [each.module for each in report.located.differences] == ["blocks.1.mlp_up"]
 
 
+def test_a_wrong_weight_of_a_rewritten_graph_is_named(files: Files, tmp_path: Path) -> None:
+    """Where nodes can't be compared with a fresh export's, and modules have the same weights on both sides."""
+    model = onnx.load(files.quantized(changes={PRODUCT: zeros}))
+    for node in model.graph.node:
+        if node.op_type != "MatMulNBits":
+            node.name += "_rewritten"
+    onnx.save(model, tmp_path / "q.onnx")
+    report = pom_export.debug(tmp_path / "q.onnx", module=files.module, inputs=IDS)
+    assert not report
+    assert report.first == "blocks.1.mlp_up"
+    assert "is not blocks.1.mlp_up.weight in 4 bits" in report.cause
+
+
 # Of int8 pairs, only a calibrated scale is good enough for each module by itself.
 CALIBRATED = [form for form in FORMS if form != "int8 pairs"]
 
