@@ -20,8 +20,8 @@ MAXIMUM: Final = "maximum"
 PERCENTILE: Final = "percentile"
 SQUARES: Final = "squares"
 METHODS: Final = (MAXIMUM, PERCENTILE, SQUARES)
-# The method for each type that lost least on the demo's language model; docs/tensorrt.md has the numbers.
-DEFAULT_METHODS: Final = {"int8": PERCENTILE, "fp8": MAXIMUM}
+# The method for each type that erred least on the demo's language model; docs/tensorrt.md has the numbers.
+DEFAULT_METHODS: Final = {"int8": SQUARES, "fp8": MAXIMUM}
 # How many times larger than the largest magnitude seen an activation of type fp8 may be before it is cut off. Steps of
 # fp8 are relative to the values, so a power of two costs nothing but the smallest of 2**15 that are told from 0.
 _HEADROOM: Final = 8.0
