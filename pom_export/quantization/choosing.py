@@ -22,16 +22,18 @@ class Budget:
     Attributes:
         max_loss: the most by which its own measure may be worse, as a share; None: any.
         max_error: the largest error of an output, relative to its largest magnitude; None: any.
+        max_rms: the largest root mean square error of an output, relative to that of the output; None: any.
         is_default: whether nobody asked for it, so that it does not matter if a model has no measure.
     """
 
     max_loss: float | None = None
     max_error: float | None = None
+    max_rms: float | None = None
     is_default: bool = False
 
     @property
     def limits(self) -> bool:
-        """Whether there is anything that may not be lost."""
+        """Whether a loss or the largest error is limited."""
         return self.max_loss is not None or self.max_error is not None
 
     def allows(self, quality: Quality) -> bool:
@@ -45,6 +47,8 @@ class Budget:
             parts.append(quality.loss / self.max_loss)
         if self.max_error is not None:
             parts.append(quality.error / self.max_error)
+        if self.max_rms is not None:
+            parts.append(quality.rms_error / self.max_rms)
         return max(parts)
 
 

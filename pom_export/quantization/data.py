@@ -98,9 +98,11 @@ def data_for(
 
 
 def _own_data(model: ExportedModel, seed: int, progress: Callable[[str], None]) -> Data:
-    if is_language_model(model) and model.stateful:
+    tokens = model.inputs[0].axes[1] if is_language_model(model) and model.stateful else None
+    if tokens == 1 or isinstance(tokens, str):
         progress("the model writes text to measure on")
         ids = written_by(model, seed)
+        ids = ids.reshape(-1, 1) if tokens == 1 else ids
         return _of_text(model, ids, "text that the model wrote itself", 1.0)
     cases = trial_cases(model, seed)
     held_out = trial_cases(model, seed + 1)
@@ -128,15 +130,15 @@ def _text_data(model: ExportedModel, path: str, tokenizer: str) -> Data:
             "Choose the tokenizer that the model was trained with: `tokenizer`",
         )
     length = _length(model)
-    rows = len(ids) // length
-    if rows < _HELD_OUT:
+    rows, fewest = len(ids) // length, max(_HELD_OUT, _BATCHED * (fixed_rows(model) or 1))
+    if rows < fewest:
         raise InputError(
-            f"{path} has {len(ids)} tokens, and {_HELD_OUT * length} are needed: {_HELD_OUT} rows of {length}",
+            f"{path} has {len(ids)} tokens, and {fewest * length} are needed: {fewest} rows of {length}",
             "Give more text",
         )
     affordable = int(_MULTIPLICATIONS * _FLOAT32_BYTES / model.bytes / length)
     # Rows from all over the file, if it is longer than needed.
-    chosen = np.linspace(0, rows - 1, min(rows, _MOST_ROWS, max(affordable, _FEWEST_ROWS))).astype(int)
+    chosen = np.linspace(0, rows - 1, min(rows, max(min(_MOST_ROWS, affordable), _FEWEST_ROWS, fewest))).astype(int)
     table = np.array(ids[: rows * length], np.int64).reshape(rows, length)[chosen]
     return _of_text(model, table, path, len(text) / len(ids))
 
@@ -152,13 +154,10 @@ def _length(model: ExportedModel) -> int:
 
 def _of_text(model: ExportedModel, ids: Array, source: str, bytes_per_token: float) -> Data:
     """Return data of tokens, (rows, tokens), the last quarter of it held out."""
-    kept = len(ids) - max(1, len(ids) // _HELD_OUT)
-    calls = [[_call(model, part) for part in _parts(rows)] for rows in (ids[:kept], ids[kept:])]
-    return Data(calls[0], calls[1], source, is_text=True, bytes_per_token=bytes_per_token)
-
-
-def _parts(rows: Array) -> list[Array]:
-    return [rows[start : start + _ROWS] for start in range(0, len(rows), _ROWS)]
+    spans = _spans(len(ids), fixed_rows(model))
+    calls = [[_call(model, ids[part.start : part.stop]) for part in parts] for parts in spans]
+    # A single token predicts nothing that is known.
+    return Data(calls[0], calls[1], source, is_text=ids.shape[1] > 1, bytes_per_token=bytes_per_token)
 
 
 def _call(model: ExportedModel, ids: Array) -> dict[str, Array]:
@@ -169,7 +168,7 @@ def _call(model: ExportedModel, ids: Array) -> dict[str, Array]:
 def _array_data(model: ExportedModel, name: str, arrays: Mapping[str, Array]) -> Data:
     labels = arrays.get(LABELS)
     given = [spec for spec in model.inputs if not is_past(spec.name)]
-    rows = _rows(name, given, arrays)
+    rows = _rows(name, given, arrays, _BATCHED * (fixed_rows(model) or 1))
     if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != (rows,)):
         raise InputError(
             f"{LABELS} in {name} are {labels.dtype}{list(labels.shape)}, not one whole number for each of {rows} rows",
@@ -179,39 +178,52 @@ def _array_data(model: ExportedModel, name: str, arrays: Mapping[str, Array]) ->
         chosen = np.linspace(0, rows - 1, _MOST_ARRAY_ROWS).astype(int)
         taken = {key: array[chosen] if array.ndim else array for key, array in arrays.items()}
         return _array_data(model, f"{_MOST_ARRAY_ROWS} of the {rows} rows of {name}", taken)
-    kept = rows - max(1, rows // _HELD_OUT)
-    fixed = next((spec.axes[0] for spec in given if spec.axes and isinstance(spec.axes[0], int)), None)
-    size = fixed or _ROWS
-    parts = [range(start, min(start + size, stop)) for start, stop in _spans(kept, rows, size)]
-    calls = [_checked_call(model, arrays, part) for part in parts]
-    count = sum(part.stop <= kept for part in parts)
-    known = [] if labels is None else [labels[part.start : part.stop] for part in parts]
-    is_text = is_language_model(model) and labels is None
-    return Data(
-        calls[:count], calls[count:], name, is_text=is_text, labels=known[count:], calibration_labels=known[:count]
+    spans = _spans(rows, fixed_rows(model))
+    calls = [[_checked_call(model, arrays, part) for part in parts] for parts in spans]
+    known = [[] if labels is None else [labels[part.start : part.stop] for part in parts] for parts in spans]
+    is_text = is_language_model(model) and labels is None and arrays[IDS].shape[1] > 1
+    return Data(calls[0], calls[1], name, is_text=is_text, labels=known[1], calibration_labels=known[0])
+
+
+def fixed_rows(model: ExportedModel) -> int | None:
+    """Return how many rows each call of a file has to have; None: any number."""
+    given = [spec for spec in model.inputs if not is_past(spec.name) and spec.axes]
+    return next((axis for spec in given if isinstance(axis := spec.axes[0], int)), None)
+
+
+def _spans(rows: int, fixed: int | None) -> tuple[list[range], list[range]]:
+    """Return the rows of each call, and of each call that is held out; with a fixed number of rows, some may be left.
+
+    Args:
+        rows: how many there are.
+        fixed: how many each call has to have; None: up to 8.
+    """
+    size, unit = fixed or _ROWS, fixed or 1
+    count = rows // unit
+    kept, stop = unit * (count - max(1, count // _HELD_OUT)), unit * count
+    first, held_out = (
+        [range(start, min(start + size, end)) for start in range(begin, end, size)]
+        for begin, end in ((0, kept), (kept, stop))
     )
+    return first, held_out
 
 
-def _spans(kept: int, rows: int, size: int) -> list[tuple[int, int]]:
-    starts = [(start, kept) for start in range(0, kept, size)]
-    return starts + [(start, rows) for start in range(kept, rows, size)]
-
-
-def _rows(name: str, given: Sequence[TensorSpec], arrays: Mapping[str, Array]) -> int:
+def _rows(name: str, given: Sequence[TensorSpec], arrays: Mapping[str, Array], fewest: int) -> int:
     """Return how many rows the arrays have in their first dimension."""
     counts = {spec.name: len(arrays[spec.name]) for spec in given if spec.name in arrays and arrays[spec.name].ndim}
     rows = min(counts.values(), default=0)
     if len(set(counts.values())) > 1:
         raise InputError(f"the inputs in {name} have different numbers of rows: {counts}", "Give each as many")
-    if rows < _BATCHED:
+    if rows < fewest:
         raise InputError(
-            f"{name} has {rows} row{'s' if rows != 1 else ''} of the model's inputs, and one has to be held out",
-            f"Give at least {_BATCHED}, named after the inputs: {', '.join(spec.name for spec in given)}",
+            f"{name} has {rows} row{'s' if rows != 1 else ''} of the model's inputs, and some have to be held out",
+            f"Give at least {fewest}, named after the inputs: {', '.join(spec.name for spec in given)}",
         )
     return rows
 
 
 def _checked_call(model: ExportedModel, arrays: Mapping[str, Array], rows: range) -> Arrays:
     part = {key: array[rows.start : rows.stop] for key, array in arrays.items() if key != LABELS and array.ndim}
+    specs = [spec for spec in model.inputs if not is_past(spec.name) or spec.name in part]
     past: Mapping[str, Any] = stateful_interface(model).empty(len(rows)) if model.stateful else {}
-    return case_of({**past, **part}, model.inputs, model.limits).feed
+    return {**past, **case_of(part, specs, model.limits).feed}

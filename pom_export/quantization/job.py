@@ -33,7 +33,7 @@ from pom_export.quantization.data import Data
 from pom_export.quantization.for_tensorrt import kept_by_default
 from pom_export.quantization.modules import errors_of_modules
 from pom_export.quantization.proof import prove, save_dequantized
-from pom_export.quantization.quality import Judge, Run
+from pom_export.quantization.quality import ACCURACY, Judge, Run
 from pom_export.quantization.recipes import SCALED, Recipe, claim_of, save_quantized
 from pom_export.quantization.report import QuantizeResult
 from pom_export.quantization.rounding import error_of
@@ -52,6 +52,10 @@ _FEW_LINES: Final = 4
 _RANKED_ROWS: Final = 2
 # Errors this many times the smallest are not worth some speed.
 _MUCH_LARGER: Final = 2
+# Without any other limit: outputs whose errors are half as large as they are have little to do with the original's.
+_USELESS: Final = 0.5
+# Names of products in a note.
+_MOST_NAMED: Final = 4
 _WIDEN: Final = "Allow more (`max_loss`, `max_error`), ask for int8, or give more text or inputs: `calibrate`"
 
 
@@ -188,6 +192,12 @@ class Job:
     def _usable(self, budget: Budget) -> Budget:
         """Return the budget as far as the inputs can tell what is used of it."""
         quality = self._held_out.quality(self._trials.run_with({}))
+        if quality.measure == ACCURACY and not quality.original:
+            raise InputError(
+                f"the original is wrong about every row of {self._data.source} that is held out, so nothing measures "
+                "what is lost",
+                "Check the labels, or give more rows: `calibrate`",
+            )
         if quality.measure or budget.max_loss is None:
             return budget
         if not budget.is_default:
@@ -195,7 +205,7 @@ class Job:
                 f"`max_loss` is {budget.max_loss:g}, but nothing measures what the model loses on {self._data.source}",
                 "Give text or a .npz with labels (`calibrate`), or limit the errors of outputs instead: `max_error`",
             )
-        return replace(budget, max_loss=None)
+        return replace(budget, max_loss=None, max_rms=_USELESS)
 
     def _candidates(self, at_least: float) -> list[Candidate]:
         """Return a file for each form; see `Chooser.choose`."""
@@ -353,10 +363,15 @@ class Job:
                 "measure on real ones"
             )
         if not self._budget.limits:
-            notes.append(
-                "nothing limited how far the outputs may be off: the inputs have no labels, and are no text; give "
-                "`max_error` to limit it"
+            notes.append("nothing limited how far the outputs may be off; `max_error` does")
+        if others := self._trials.others:
+            names = f"{', '.join(others[:_MOST_NAMED])}{', ...' if len(others) > _MOST_NAMED else ''}"
+            what = (
+                "1 other product stays as it is"
+                if len(others) == 1
+                else f"{len(others)} other products stay as they are"
             )
+            notes.append(f"{what}: only products x @ W outside of branches and loops are quantized ({names})")
         return notes
 
 

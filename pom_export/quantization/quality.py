@@ -82,6 +82,8 @@ class Judge:
                     f"{name} of {model.path} is 0 everywhere, so nothing can be measured",
                     "Give other inputs: `calibrate`",
                 )
+        if labels:
+            self._check_labels(model)
         self._original = self._measured(self._expected)
 
     def quality(self, run: Run) -> Quality:
@@ -102,6 +104,23 @@ class Judge:
             _agreement(made, self._expected, first) if self._has_classes(first) else None,
             _psnr(made, self._expected, first) if self._expected[0][first].ndim == _IMAGE_RANK else None,
         )
+
+    def _check_labels(self, model: ExportedModel) -> None:
+        first = self.names[0]
+        rows = self._expected[0][first]
+        if rows.ndim != _ROW_RANK:
+            raise InputError(
+                f"labels need an output with a number for each class, (rows, classes), but {first} of {model.path} is "
+                f"{list(rows.shape)}",
+                "Leave them out, and limit errors: `max_error`",
+            )
+        classes = rows.shape[1]
+        every = np.concatenate(self._labels)
+        if (wrong := every[(every < 0) | (every >= classes)]).size:
+            raise InputError(
+                f"label {wrong[0]} is no class of {model.path}, which has {classes}: 0 to {classes - 1}",
+                "Give labels of this model",
+            )
 
     @property
     def _measure(self) -> str:

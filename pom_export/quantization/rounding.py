@@ -120,6 +120,7 @@ def best_scales(
     most = largest or LARGEST[bits]
     blocks = -(-len(matrix) // block)
     weights = np.ones(len(matrix)) if importance is None else np.maximum(importance, 0)
+    weights = weights / (weights.max(initial=0) or 1)
     scales = np.empty((blocks, matrix.shape[1]), np.float32)
     for index in range(blocks):
         part = matrix[index * block : (index + 1) * block]

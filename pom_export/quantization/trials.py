@@ -14,7 +14,13 @@ from pom_export.files import scratch_folder
 from pom_export.graph.exported_model import PRECISIONS, ExportedModel
 from pom_export.graph.nodes import add_constant
 from pom_export.graph.quantized.block_weights import QuantizedWeight
-from pom_export.graph.quantized.products import PRODUCTS_OF, FloatProduct, float_products, split_biases
+from pom_export.graph.quantized.products import (
+    PRODUCTS_OF,
+    FloatProduct,
+    float_products,
+    other_products,
+    split_biases,
+)
 from pom_export.graph.saving import save_graph
 from pom_export.parity.case import Array, Arrays
 from pom_export.quantization.quality import Run
@@ -32,6 +38,7 @@ class Trials:
 
     Attributes:
         products: its products with constant matrices, by name.
+        others: names of the nodes that also multiply by constants, and can't be quantized.
 
     Raises:
         InputError: the file has none, or a matrix holds NaN or infinity.
@@ -49,6 +56,7 @@ class Trials:
         self.products: Mapping[str, FloatProduct] = {product.name: product for product in found}
         for product in found:
             _check_finite(product)
+        self.others = other_products(graph)
         self._outputs = [spec.name for spec in model.outputs]
         self._taps = list(dict.fromkeys(product.input for product in found))
         self._weights = {product.name: _as_input(graph, product) for product in found}
@@ -104,12 +112,19 @@ class Trials:
                 rows = made[name].reshape(-1, made[name].shape[-1]).astype(np.float32, copy=False)
                 if not np.isfinite(rows).all():
                     raise InputError(f"the activations {name} have NaN or infinity", "Give other inputs: `calibrate`")
-                totals[name] = totals.get(name, 0) + (rows.T @ rows).astype(np.float64)
+                totals[name] = totals.get(name, 0) + _squares(rows)
                 counts[name] += len(rows)
         return {name: total / max(counts[name], 1) for name, total in totals.items()}
 
     def _run(self, names: Sequence[str], feed: Arrays) -> dict[str, Array]:
         return run_session(self._session, names, feed)
+
+
+def _squares(rows: Array) -> Array:
+    """Return x^T x, (K, K), in float64, of float32 rows: relative to the largest, as squares have half its range."""
+    largest = np.float32(np.abs(rows).max(initial=0)) or np.float32(1)
+    unit = rows / largest
+    return (unit.T @ unit).astype(np.float64) * float(largest) ** 2
 
 
 def runner_of(session: Any) -> Run:

@@ -143,6 +143,10 @@ def test_a_hybrid_with_attention(tmp_path: Path) -> None:
     result = pom_export.quantize(tmp_path / "m.onnx", tmp_path / "q.onnx")
     assert result.quality.loss is not None
     assert set(result.products) <= {"int8", "float32"}
+    # The past, which has no keys before the first call, is not the caller's to give.
+    ids = np.random.default_rng(0).integers(0, 61, (8, 16))
+    result = pom_export.quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", calibrate={"input_ids": ids})
+    assert result.quality.measure == "bits a byte"
 
 
 def test_an_image_model_has_a_signal_to_noise_ratio(tmp_path: Path) -> None:
@@ -189,6 +193,9 @@ def test_a_classifier_has_an_accuracy(classifier: Path, tmp_path: Path) -> None:
     assert (result.quality.measure, result.quality.original) == ("accuracy", 1.0)
     assert result.quality.quantized >= 0.7
     assert result.measured_on == "given"
+    for labels, message in ((logits.argmax(-1) + 4, "is no class of"), (logits.argmin(-1), "is wrong about every row")):
+        with pytest.raises(InputError, match=message):
+            pom_export.quantize(classifier, tmp_path / "q.onnx", calibrate={"x": x, "labels": labels})
 
 
 @pytest.mark.parametrize(
@@ -259,6 +266,7 @@ def test_files_that_cannot_be_quantized_are_refused(quantized: tuple[Path, Any],
         ({"calibrate": {"y": np.ones((4, 3, 32), np.float32)}}, "has 0 rows"),
         ({"calibrate": {"x": np.full((4, 3, 32), np.nan, np.float32)}}, "NaN or infinity"),
         ({"calibrate": {"x": np.ones((4, 3, 32), np.float32), "labels": np.zeros(3, int)}}, "not one whole number"),
+        ({"calibrate": {"x": np.ones((4, 3, 32), np.float32), "labels": np.zeros(4, int)}}, "a number for each class"),
         ({"tokenizer": "bytes", "calibrate": {"x": np.ones((4, 3, 32))}}, "`tokenizer` is for a file of text"),
     ],
 )  # fmt: skip

@@ -6,9 +6,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 
 import pom_export
 from pom_export.graph import saving
@@ -79,6 +81,45 @@ def test_a_quantized_layer_on_rows_is_debugged_and_verified(rows: Path, tmp_path
     assert report
     assert report.quantized is not None
     assert all(each.parameter for each in report.quantized.products)
+
+
+class Branches(torch.nn.Module):
+    """A mixer behind a layer that is in both branches of a condition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixer = pom_export.PolynomialMixer(16, degree=2, expand=2)
+        self.layer = torch.nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def positive(x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(self.layer(x))
+
+        def negative(x: torch.Tensor) -> torch.Tensor:
+            return 2 * self.layer(x)
+
+        return self.mixer(torch.cond(x.sum() > 0, positive, negative, (x,)))
+
+
+def test_products_in_branches_are_named(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    pom_export.export(Branches().eval(), tmp_path / "m.onnx", example_inputs={"x": torch.randn(2, 5, 16)})
+    result = pom_export.quantize(tmp_path / "m.onnx", tmp_path / "q.onnx")
+    assert sum(result.products.values()) == 3
+    assert any(note.startswith("2 other products stay as they are: only products x @ W") for note in result.notes)
+
+
+def test_weights_too_small_for_scales_stay_in_float32(layer: Path, tmp_path: Path) -> None:
+    """No float32 scale stands for weights of 1e-38: rounded, they would be 0, and the outputs 0 with them."""
+    model = onnx.load(layer)
+    for weight in model.graph.initializer:
+        if weight.name == "ag_proj.weight_transposed":
+            weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1e-38), weight.name))
+    onnx.save(model, tmp_path / "tiny.onnx")
+    result = pom_export.quantize(tmp_path / "tiny.onnx", tmp_path / "q.onnx")
+    assert result.kept == {"ag_proj/MatMul": "float32"}
+    assert result.quality.rms_error < 0.1
+    assert any("nothing limited how far the outputs may be off" in note for note in result.notes)
 
 
 def test_weights_in_other_files(layer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ BLOCK_PRODUCT: Final = "MatMulNBits"
 PRODUCTS_OF: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 """The types of the products that can be quantized; those of float16 for TensorRT alone."""
 _MATRIX: Final = 2
+_PRODUCTS: Final = ("MatMul", "Gemm", "Einsum")
 _ZERO_POINT: Final = 2
 
 
@@ -82,6 +83,26 @@ class FloatProduct:
 def float_products(model: ir.Model, dtypes: Collection[ir.DataType] = (ir.DataType.FLOAT,)) -> list[FloatProduct]:
     """Return a graph's products with constant matrices of some types, in order; those in branches and loops are not."""
     return [product for node in model.graph if (product := _float_product(node, dtypes)) is not None]
+
+
+def other_products(model: ir.Model) -> list[str]:
+    """Return the names of the nodes that multiply by a constant matrix of floats, and that `float_products` leaves.
+
+    They are in branches or loops, have another matrix than `x @ W` needs, or are a Gemm with factors, or an Einsum.
+    """
+    found = {product.node for product in float_products(model, PRODUCTS_OF)}
+    return [
+        node.name or node.op_type
+        for node in model.graph.all_nodes()
+        if node.op_type in _PRODUCTS and node.domain in STANDARD_DOMAINS and node not in found
+        if any(_is_matrix(value) for value in node.inputs)
+    ]
+
+
+def _is_matrix(value: ir.Value | None) -> bool:
+    if value is None or not value.is_initializer() or value.is_graph_input() or value.dtype not in PRODUCTS_OF:
+        return False
+    return value.shape is not None and len(value.shape) >= _MATRIX
 
 
 def split_biases(model: ir.Model, names: Collection[str] | None = None) -> None:
