@@ -13,8 +13,10 @@ import torch
 import pom_export
 from pom_export.cli.main import run
 from pom_export.errors import InputError
+from pom_export.graph.quantized.operators import rounded_activation_notes, shared_scale_notes
 from pom_export.mixer import MixerConfig
 from pom_export.models import LanguageModel, LanguageModelConfig
+from pom_export.runtime import StreamPool
 from tests.other_runtimes import run_with_openvino
 from tests.quantized_files import FORMS, quantize
 
@@ -61,6 +63,44 @@ def test_a_stream_goes_on(quantized: Any, form: str) -> None:
     ids = np.random.default_rng(0).integers(0, VOCABULARY, (2, 5))
     assert np.isfinite(session.prefill(ids)).all()
     assert session.step(ids[:, 0]).shape == (2, VOCABULARY)
+
+
+def steps(path: Path, streams: int) -> Any:
+    """Return the outputs of 8 streams after each of 6 tokens, from pools with some of them at a time, (6, 8, V)."""
+    ids = np.random.default_rng(1).integers(0, VOCABULARY, (6, 8))
+    found = []
+    for first in range(0, 8, streams):
+        pool = StreamPool(path, streams=streams, prefix_bytes=0)
+        opened = [pool.open() for _ in range(streams)]
+        outputs = []
+        for tokens in ids[:, first : first + streams]:
+            pool.step(opened, tokens)
+            answers = pool.tick()
+            assert list(answers.streams) == opened
+            outputs.append(answers.outputs)
+        found.append(np.stack(outputs))
+    return np.concatenate(found, axis=1)
+
+
+@pytest.mark.parametrize("form", ["int4 blocks", "int8 blocks"])
+def test_a_pool_of_weights_in_blocks_gives_each_stream_its_own_numbers(quantized: Any, form: str) -> None:
+    path = quantized(form)
+    assert np.array_equal(steps(path, 8), steps(path, 1))
+    assert shared_scale_notes(path) == []
+    assert "how a prompt is cut into calls" in rounded_activation_notes(path)[0]
+
+
+def test_one_scale_per_call_is_told_since_streams_affect_each_other(quantized: Any) -> None:
+    path = quantized("int8 columns")
+    assert np.abs(steps(path, 8) - steps(path, 1)).max() > 1e-4
+    assert "one scale per call" in shared_scale_notes(path)[0]
+    assert rounded_activation_notes(path) == []
+
+
+@pytest.mark.parametrize("form", ["int4 blocks, float32 activations", "int8 pairs"])
+def test_nothing_is_told_where_no_activations_are_rounded(quantized: Any, form: str) -> None:
+    path = quantized(form)
+    assert shared_scale_notes(path) + rounded_activation_notes(path) == []
 
 
 def test_inline_says_what_to_do(quantized: Any, original: Path, tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ def _sessions(count: int) -> str:
 
 def _started(service: Service, address: tuple[Any, ...], kept: SessionFolder | None, *, as_json: bool) -> None:
     """Say where the server is, how to ask it, and what to know about it."""
-    from pom_export.graph.quantized.operators import shared_scale_notes
+    from pom_export.graph.quantized.operators import rounded_activation_notes, shared_scale_notes
 
     if kept is not None:
         kept.take()
@@ -246,7 +246,8 @@ def _started(service: Service, address: tuple[Any, ...], kept: SessionFolder | N
         ("try", f"curl --json '{json.dumps(example)}'{key} {url}{path}"),
     ]
     print_result({"url": url, "model": service.name, "tokenizer": _tokenizer(service)}, as_json, lines)
-    for note in shared_scale_notes(service.file.path):
+    file = service.file.path
+    for note in [*shared_scale_notes(file), *rounded_activation_notes(file)]:
         tell_on_stderr(f"pom-export: {service.name}: {note}")
     if not key and not ip_address(host).is_loopback:
         tell_on_stderr(f"pom-export: everyone who reaches {url} can use it. --api-key asks for a key")

@@ -101,7 +101,8 @@ class StreamPool:
     Streams are opened and given tokens at any time, from any thread. `tick` runs the model: one token of each stream
     that waits for one, all in one call, then as much of the others' prompts as takes about as long. So a long prompt
     delays no other stream by more than one such piece. Streams of equal pieces share a call; none is padded. A
-    stream's numbers are those that it would have by itself, but for the rounding of products of another size.
+    stream's numbers are those that it would have by itself, but for the rounding of products of another size. Quantized
+    files may round activations too, and with one scale per call (`inspect` tells) their streams affect each other.
 
         pool = StreamPool("stream.onnx")
         streams = [pool.open() for _ in prompts]
