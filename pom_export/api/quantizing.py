@@ -162,11 +162,6 @@ def _check_types(weights: str, activations: str | None, runtime: str) -> None:
         raise InputError(
             f"`activations={activations!r}` needs weights of the same type, not {weights}", "Leave out `weights`"
         )
-    if runtime == TENSORRT and activations is None and weights != "int4":
-        raise InputError(
-            f"TensorRT multiplies {weights} weights by {weights} activations only",
-            f"Give `activations={weights!r}` too",
-        )
 
 
 def _check_model(model: ExportedModel, runtime: str) -> None:

@@ -252,7 +252,7 @@ def test_files_that_cannot_be_quantized_are_refused(quantized: tuple[Path, Any],
     ("options", "message"),
     [
         ({"weights": "int3"}, "`weights` 'int3' is not known"),
-        ({"weights": "fp8"}, "TensorRT multiplies fp8 weights by fp8 activations only. Give `activations='fp8'` too"),
+        ({"weights": "fp8", "runtime": "onnxruntime"}, "are for TensorRT"),
         ({"weights": "int4", "activations": "int8"}, "`activations='int8'` needs weights of the same type, not int4"),
         ({"runtime": "onnxruntime", "activations": "int8"}, "are for TensorRT"),
         ({"target": "decoding"}, "`target` 'decoding' is not known. Did you mean"),
