@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,14 @@ def test_a_quantized_layer_on_rows_is_debugged_and_verified(rows: Path, tmp_path
     assert report
     assert report.quantized is not None
     assert all(each.parameter for each in report.quantized.products)
+
+
+def test_activations_whose_squares_are_beyond_float32(rows: Path, tmp_path: Path) -> None:
+    x = 1e25 * np.random.default_rng(0).standard_normal((8, 5, 16)).astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = pom_export.quantize(rows, tmp_path / "q.onnx", calibrate={"x": x})
+    assert result.quality.rms_error < 0.15
 
 
 class Branches(torch.nn.Module):
