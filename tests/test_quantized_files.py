@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     module = LanguageModel(config).eval().requires_grad_(requires_grad=False)
     folder = tmp_path_factory.mktemp("original")
     pom_export.export(module, folder / "m.onnx", stateful=True)
+    pom_export.export(module, folder / "plain.onnx")
     torch.save(module.state_dict(), folder / "m.pt")
     return folder / "m.onnx"
 
@@ -101,6 +105,37 @@ def test_one_scale_per_call_is_told_since_streams_affect_each_other(quantized: A
 def test_nothing_is_told_where_no_activations_are_rounded(quantized: Any, form: str) -> None:
     path = quantized(form)
     assert shared_scale_notes(path) + rounded_activation_notes(path) == []
+
+
+@pytest.mark.parametrize(("form", "calls"), [("int8 blocks", 1), ("int8 columns", 4)])
+def test_sequences_share_calls_only_where_rows_are_independent(
+    original: Path, tmp_path: Path, form: str, calls: int
+) -> None:
+    quantize(original.with_name("plain.onnx"), tmp_path / "q.onnx", form)
+    np.savez(tmp_path / "in.npz", input_ids=np.random.default_rng(2).integers(0, VOCABULARY, (4, 9)))
+    result = pom_export.run_files(tmp_path / "q.onnx", tmp_path / "in.npz", tmp_path / "out.npz")
+    assert result.calls == calls
+    assert any("run by itself" in note for note in result.notes) == (calls > 1)
+
+
+@pytest.mark.parametrize(
+    ("form", "told"),
+    [
+        ("int4 blocks", "how a prompt is cut into calls"),
+        ("int8 columns", "one scale per call"),
+        ("int8 pairs", ""),
+    ],
+)
+def test_a_server_says_at_its_start_what_shows_in_its_answers(quantized: Any, form: str, told: str) -> None:
+    command = [sys.executable, "-m", "pom_export", "serve", str(quantized(form)), "--port", "0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["url"]
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    said = [line for line in errors.splitlines() if "round" in line]
+    assert len(said) == bool(told), errors
+    assert all(told in line for line in said)
 
 
 def test_inline_says_what_to_do(quantized: Any, original: Path, tmp_path: Path) -> None:
