@@ -169,10 +169,14 @@ def _loss(measure: str, original: float | None, quantized: float | None) -> floa
 def _errors(made: Sequence[Array], expected: Sequence[Array]) -> tuple[float, float]:
     """Return the largest error over the largest magnitude, and the root mean square error over that of the values."""
     largest = max(float(np.abs(array).max()) for array in expected)
-    off = [each.astype(np.float64) - other for each, other in zip(made, expected, strict=True)]
-    most = max(float(np.abs(array).max()) for array in off)
-    squares = sum(float((array**2).sum()) for array in off)
-    whole = sum(float((array.astype(np.float64) ** 2).sum()) for array in expected)
+    most = squares = whole = 0.0
+    for each, other in zip(made, expected, strict=True):
+        # Row by row: logits in float64 take more memory than most models.
+        for row, wanted in zip(np.atleast_1d(each), np.atleast_1d(other), strict=True):
+            off = row.astype(np.float64) - wanted
+            most = max(most, float(np.abs(off).max()))
+            squares += float((off**2).sum())
+            whole += float((wanted.astype(np.float64) ** 2).sum())
     if not math.isfinite(squares):
         return math.inf, math.inf
     return most / largest if largest else math.inf, math.sqrt(squares / whole) if whole else math.inf
