@@ -44,6 +44,7 @@ FORMS: Final[Mapping[str, tuple[int, int | None, _Write]]] = {
     "int8, activations in float32": (8, 128, _in_blocks(FLOAT_ACTIVATIONS)),
     "int8 by column": (8, None, write_dynamic_product),
     "int4, activations of 8 bits": (4, 32, _in_blocks(INTEGER_ACTIVATIONS)),
+    "int4, blocks of 128, activations of 8 bits": (4, 128, _in_blocks(INTEGER_ACTIVATIONS)),
     "int4, activations in float32": (4, 32, _in_blocks(FLOAT_ACTIVATIONS)),
 }
 """Bits of the weights, rows of a block (None: a scale per column), and form of the products, by name in the table."""

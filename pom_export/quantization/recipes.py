@@ -33,7 +33,10 @@ SCALED: Final = "scaled"
 """The rounding of weights for TensorRT."""
 
 _BITS: Final = {"int4": 4, "int8": 8}
-_BLOCK: Final = {"int4": 32, "int8": 128}
+# Rows that share a scale: of int8 weights; and of int4 weights, those that cost little, and those that are fast.
+_INT8_BLOCK: Final = 128
+_FINE: Final = 32
+_COARSE: Final = 128
 _SMALLEST_BLOCK: Final = 16
 # A product of two 8-bit numbers and a sum of two such products fit in 16 bits if one of the factors has 7. Processors
 # without VNNI saturate otherwise, and a file must give the same numbers everywhere.
@@ -69,11 +72,10 @@ class Recipe:
     fits: Callable[[tuple[int, int]], bool] = lambda _: True
 
 
-def _round_in_blocks(matrix: _Matrix, kind: str, moments: _Array) -> QuantizedWeight:
-    block = _block(len(matrix), _BLOCK[kind])
+def _round_in_blocks(matrix: _Matrix, kind: str, moments: _Array, int4_block: int) -> QuantizedWeight:
     if kind == "int4":
-        return gptq(matrix, _BITS[kind], block, moments)
-    return nearest(matrix, _BITS[kind], block, np.diagonal(moments))
+        return gptq(matrix, _BITS[kind], _block(len(matrix), int4_block), moments)
+    return nearest(matrix, _BITS[kind], _block(len(matrix), _INT8_BLOCK), np.diagonal(moments))
 
 
 def _round_in_columns(matrix: _Matrix, kind: str, moments: _Array) -> QuantizedWeight:
@@ -88,12 +90,13 @@ def _block(rows: int, wanted: int) -> int:
     return size
 
 
-def _in_blocks(weights: str, accuracy: int, activations: str) -> Recipe:
+def _in_blocks(weights: str, block: int, accuracy: int) -> Recipe:
+    activations = "rounded to 8 bits in blocks" if accuracy == INTEGER_ACTIVATIONS else "in float32"
     return Recipe(
-        f"blocks, activations {activations}",
-        "blocks",
+        f"blocks of {block}, activations {activations}",
+        f"blocks of {block}",
         ("int4", "int8", FLOAT32) if weights == "int4" else ("int8", FLOAT32),
-        _round_in_blocks,
+        functools.partial(_round_in_blocks, int4_block=block),
         lambda model, product, weight, _: write_block_product(model, product, weight, accuracy),
     )
 
@@ -132,10 +135,14 @@ def recipes_for(
     """
     if runtime == TENSORRT:
         return [_scaled(weights, activations)]
-    rounded = _in_blocks(weights, INTEGER_ACTIVATIONS, "rounded to 8 bits in blocks")
     if weights == "int4":
-        return [rounded, _in_blocks(weights, FLOAT_ACTIVATIONS, "in float32")]
-    return [rounded, *([_DYNAMIC] if purpose == "prefill" or not stateful else [])]
+        return [
+            _in_blocks(weights, _FINE, INTEGER_ACTIVATIONS),
+            _in_blocks(weights, _FINE, FLOAT_ACTIVATIONS),
+            _in_blocks(weights, _COARSE, INTEGER_ACTIVATIONS),
+        ]
+    dynamic = [_DYNAMIC] if purpose == "prefill" or not stateful else []
+    return [_in_blocks(weights, _INT8_BLOCK, INTEGER_ACTIVATIONS), *dynamic]
 
 
 def save_quantized(

@@ -95,9 +95,17 @@ def error_of(matrix: npt.NDArray[np.float32], weight: QuantizedWeight, moments: 
     Returns:
         The root mean square of the difference, relative to that of the products; 0 if these are all 0.
     """
-    off = weight.dequantized().astype(np.float64) - matrix
-    whole = float((matrix * (moments @ matrix)).sum())
-    return math.sqrt(max(float((off * (moments @ off)).sum()), 0.0) / whole) if whole > 0 else 0.0
+    off = weight.dequantized() - matrix
+    largest = float(np.abs(moments).max())
+    if not largest:
+        return 0.0
+    # In float32, which is precise enough, and in units in which nothing overflows or underflows.
+    unit = (moments / largest).astype(np.float32)
+    scale = float(np.abs(matrix).max()) or 1.0
+    squares = [
+        float(np.einsum("kn,kn->", part, unit @ part, dtype=np.float64)) for part in (off / scale, matrix / scale)
+    ]
+    return math.sqrt(max(squares[0], 0.0) / squares[1]) if squares[1] > 0 else 0.0
 
 
 def best_scales(
