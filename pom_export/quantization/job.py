@@ -19,24 +19,20 @@ from pom_export.files import sha256_of
 from pom_export.graph.exported_model import ExportedModel, read_model
 from pom_export.graph.module_names import is_inside, matching
 from pom_export.graph.module_values import ModuleValues
-from pom_export.graph.quantized.block_weights import QuantizedWeight
-from pom_export.graph.quantized.products import FloatProduct
 from pom_export.parity.case import Array, Case
 from pom_export.parity.recording import load_recording, recording_path, save_recording
 from pom_export.parity.rewritten import Rewriting
 from pom_export.parity.targets import Target
 from pom_export.parity.trials import trial_cases
-from pom_export.quantization.activations import activation_scales
 from pom_export.quantization.candidates import Candidate, most_suitable
 from pom_export.quantization.choosing import FLOAT32, Budget, Choice, Chooser
 from pom_export.quantization.data import Data
-from pom_export.quantization.for_tensorrt import kept_by_default
 from pom_export.quantization.modules import errors_of_modules
 from pom_export.quantization.proof import prove, save_dequantized
 from pom_export.quantization.quality import ACCURACY, Judge, Run
 from pom_export.quantization.recipes import SCALED, Recipe, claim_of, save_quantized
 from pom_export.quantization.report import QuantizeResult
-from pom_export.quantization.rounding import error_of
+from pom_export.quantization.rounded_weights import FEWEST_QUANTIZED, RoundedWeights
 from pom_export.quantization.speed import Speed, speed_calls, time_files
 from pom_export.quantization.trials import Trials, runner_of
 from pom_export.runtime.session import inference_session
@@ -44,10 +40,6 @@ from pom_export.runtime.session import inference_session
 # Shares of the products that get more bits in any case, one after the other, as long as what was held out loses more
 # than what they were chosen on.
 _AT_LEAST: Final = (0.0, 0.125, 0.25, 0.5, 1.0, 1.125, 1.25, 1.5)
-# Less than this share of the weights in fewer bits is not worth a file.
-_FEWEST_QUANTIZED: Final = 0.5
-# Lines about a loop over the products, about.
-_FEW_LINES: Final = 4
 # Rows of a call on which products are put in order, one by one.
 _RANKED_ROWS: Final = 2
 # Errors this many times the smallest are not worth some speed.
@@ -97,13 +89,11 @@ class Job:
         self._name = name
         self._progress = progress
         self._sha256 = sha256_of(original.path)
-        self._rounded: dict[tuple[str, str], dict[str, QuantizedWeight]] = {}
-        self._errors: dict[tuple[str, str], dict[str, float]] = {}
-        self._scales: dict[str, float] = {}
         self._choosers: dict[str, Chooser] = {}
         with ExitStack() as stack:
             self._trials = stack.enter_context(Trials(original))
             self._names = self._free_products(keep)
+            self._rounded = RoundedWeights(original, self._trials, data.calibration, self._names, progress)
             plain = self._trials.run_with({})
             self._chosen_on = Judge(original, plain, data, data.calibration, data.calibration_labels)
             self._ranked_on = Judge(original, plain, data, [_first_rows(original, data.calibration[0], _RANKED_ROWS)])
@@ -152,7 +142,7 @@ class Job:
         file = read_model(staged)
         self._progress("comparing modules")
         case = Case("held out", _first_rows(self._original, self._data.held_out[0], 1))
-        errors, types = self._errors_of(made), self._named(made.choice.types)
+        errors, types = self._rounded.errors(made.recipe, made.choice.types), self._named(made.choice.types)
         modules, unmeasured = errors_of_modules(file, self._original, case, types, errors)
         return QuantizeResult(
             model=output,
@@ -223,13 +213,13 @@ class Job:
         return made
 
     def _choose(self, recipe: Recipe, at_least: float) -> Choice:
-        free = self._free(recipe)
+        free = self._rounded.free(recipe)
         if recipe.rounding not in self._choosers:
             self._choosers[recipe.rounding] = Chooser(
                 functools.partial(self._run_with, recipe),
                 self._chosen_on,
                 self._ranked_on,
-                {name: self._trials.products[name].size for name in free},
+                free,
                 recipe.kinds,
                 self._budget,
                 self._progress,
@@ -239,24 +229,10 @@ class Job:
         types = {**choice.types, **others}
         return replace(choice, types={name: types[name] for name in self._trials.products})
 
-    def _free(self, recipe: Recipe) -> list[str]:
-        """Return the products that may have a form."""
-        products = {name: self._trials.products[name] for name in self._names}
-        kept = kept_by_default(list(products.values()), recipe.activations)
-        free = [name for name, each in products.items() if name not in kept and recipe.fits(each.shape)]
-        share = sum(products[name].size for name in free) / sum(each.size for each in products.values())
-        if share < _FEWEST_QUANTIZED:
-            raise InputError(
-                f"{len(free)} of {len(products)} products, with {share:.0%} of the weights, can be {recipe.kinds[0]} "
-                "in this form, which is not worth a file",
-                "Choose other `weights` or `activations`",
-            )
-        return free
-
     def _run_with(self, recipe: Recipe, types: Mapping[str, str]) -> Run:
         """Return what runs the model with types of weights; with its activations rounded if their scales are fixed."""
         if recipe.activations is None:
-            return self._trials.run_with(self._weights_of(recipe, types))
+            return self._trials.run_with(self._rounded.of(recipe, types))
         file = self._fresh("trial")
         self._save(recipe, types, file)
         return runner_of(inference_session(file))
@@ -270,37 +246,8 @@ class Job:
 
     def _save(self, recipe: Recipe, types: Mapping[str, str], file: Path) -> None:
         claim = claim_of(self._weights, self._sha256, self._named(types))
-        weights = self._weights_of(recipe, types)
-        save_quantized(self._original.path, file, weights, recipe, claim, self._scales_for(recipe))
-
-    def _scales_for(self, recipe: Recipe) -> Mapping[str, float]:
-        if recipe.activations is not None and not self._scales:
-            inputs = {self._trials.products[name].input for name in self._free(recipe)}
-            self._progress(f"calibrating {len(inputs)} activations for {recipe.activations}")
-            self._scales = activation_scales(self._original.path, inputs, self._data.calibration, recipe.activations)
-        return self._scales
-
-    def _round(self, recipe: Recipe, kind: str) -> Mapping[str, QuantizedWeight]:
-        key = recipe.rounding, kind
-        if key not in self._rounded:
-            self._progress(f"rounding to {kind}: what the products multiply")
-            free = self._free(recipe)
-            found: dict[str, QuantizedWeight] = {}
-            errors: dict[str, float] = {}
-
-            def use(product: FloatProduct, moments: Array) -> None:
-                if product.name in free:
-                    if not len(found) % max(1, len(free) // _FEW_LINES):
-                        self._progress(f"rounding to {kind}: product {len(found) + 1} of {len(free)}")
-                    found[product.name] = recipe.round(product.matrix(), kind, moments)
-                    errors[product.name] = error_of(product.matrix(), found[product.name], moments)
-
-            self._trials.moments(self._data.calibration, use)
-            self._rounded[key], self._errors[key] = found, errors
-        return self._rounded[key]
-
-    def _weights_of(self, recipe: Recipe, types: Mapping[str, str]) -> dict[str, QuantizedWeight]:
-        return {name: self._round(recipe, kind)[name] for name, kind in types.items() if kind != FLOAT32}
+        weights, scales = self._rounded.of(recipe, types), self._rounded.scales(recipe)
+        save_quantized(self._original.path, file, weights, recipe, claim, scales)
 
     def _named(self, types: Mapping[str, str]) -> dict[str, str]:
         """Return the types of weights by product: those that stay as they are have the original's."""
@@ -312,10 +259,6 @@ class Job:
             return made
         most = _MUCH_LARGER * min(each.quality.rms_error for each in made)
         return [each for each in made if each.quality.rms_error <= most]
-
-    def _errors_of(self, made: Candidate) -> dict[str, float]:
-        types = made.choice.types.items()
-        return {name: self._errors[made.recipe.rounding, kind][name] for name, kind in types if kind != FLOAT32}
 
     def _timed(self, made: Sequence[Candidate]) -> list[Candidate]:
         if self._recipes[0].rounding == SCALED:
@@ -335,11 +278,11 @@ class Job:
 
     def _dequantized(self, made: Candidate) -> Path:
         path = self._folder / "dequantized.onnx"
-        save_dequantized(self._original.path, path, self._weights_of(made.recipe, made.choice.types))
+        save_dequantized(self._original.path, path, self._rounded.of(made.recipe, made.choice.types))
         return path
 
     def _is_worth_it(self, made: Candidate) -> bool:
-        return self._quantized_share(made) >= _FEWEST_QUANTIZED
+        return self._quantized_share(made) >= FEWEST_QUANTIZED
 
     def _quantized_share(self, made: Candidate) -> float:
         """Return the share of the weights in fewer bits, of those that were not to be kept."""

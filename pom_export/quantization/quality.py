@@ -150,11 +150,13 @@ class Judge:
 
 def _surprise(logits: Array, ids: Array) -> tuple[float, int]:
     """Return the sum of -ln p of each token after the first, and their number: logits (B, N, V), ids (B, N)."""
-    values = logits[:, :-1].astype(np.float64)
-    largest = values.max(-1, keepdims=True)
-    total = np.log(np.exp(values - largest).sum(-1)) + largest[..., 0]
-    found = np.take_along_axis(values, ids[:, 1:, None], -1)[..., 0]
-    return float((total - found).sum()), found.size
+    total = 0.0
+    for row, tokens in zip(logits, ids, strict=True):  # one by one, as a vocabulary may be large
+        values = row[:-1].astype(np.float64)
+        largest = values.max(-1, keepdims=True)
+        norms = np.log(np.exp(values - largest).sum(-1)) + largest[:, 0]
+        total += float((norms - np.take_along_axis(values, tokens[1:, None], -1)[:, 0]).sum())
+    return total, ids[:, 1:].size
 
 
 def _loss(measure: str, original: float | None, quantized: float | None) -> float | None:

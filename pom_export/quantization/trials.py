@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnx_ir as ir
@@ -27,7 +27,7 @@ from pom_export.quantization.quality import Run
 from pom_export.runtime.session import inference_session
 
 # Activations' products are kept in memory for as many products at once as take this much.
-_MOMENTS_BYTES = 512 * 2**20
+_MOMENTS_BYTES: Final = 2**30
 
 
 class Trials:
