@@ -109,14 +109,14 @@ def activation_scales(
         method: one of METHODS; None: that of DEFAULT_METHODS.
 
     Returns:
-        What activations are divided by before they are rounded, by name.
+        What activations are divided by before they are rounded, by name, without those that are always 0.
 
     Raises:
-        InputError: there are no feeds, ONNX Runtime refuses one, or an activation is always 0, or once NaN or infinite.
+        InputError: there are no feeds, ONNX Runtime refuses one, or an activation is once NaN or infinite.
     """
     found = magnitudes(model, inputs, feeds)
     method = method or DEFAULT_METHODS[kind]
-    return {name: seen.threshold(method, kind) / largest_of(kind) for name, seen in found.items()}
+    return {name: seen.threshold(method, kind) / largest_of(kind) for name, seen in found.items() if seen.largest}
 
 
 def magnitudes(model: Path, inputs: Collection[str], feeds: Iterable[Arrays]) -> dict[str, Magnitudes]:
@@ -132,12 +132,6 @@ def magnitudes(model: Path, inputs: Collection[str], feeds: Iterable[Arrays]) ->
             seen[name].add(array)
     if not calls:
         raise InputError("there are no inputs for calibration", "Give at least one")
-    for name, each in seen.items():
-        if not each.largest:
-            raise InputError(
-                f"{name}, which a product multiplies, is 0 on all inputs for calibration, so it has no scale",
-                "Give other inputs, or keep the product in float",
-            )
     return seen
 
 

@@ -58,9 +58,12 @@ class RoundedWeights:
         Raises:
             InputError: they are too few.
         """
-        kept = kept_by_default(list(self._products.values()), recipe.activations)
+        scales = self.scales(recipe)
+        # What was always 0 has no scale, so its products stay as they are.
         free = {
-            name: each.size for name, each in self._products.items() if name not in kept and recipe.fits(each.shape)
+            name: self._products[name].size
+            for name in self._fitting(recipe)
+            if recipe.activations is None or self._products[name].input in scales
         }
         share = sum(free.values()) / sum(each.size for each in self._products.values())
         if share < FEWEST_QUANTIZED:
@@ -87,10 +90,14 @@ class RoundedWeights:
     def scales(self, recipe: Recipe) -> Mapping[str, float]:
         """Return the scales of the products' activations by name; none if the form has none."""
         if recipe.activations is not None and not self._scales:
-            inputs = {self._products[name].input for name in self.free(recipe)}
+            inputs = {self._products[name].input for name in self._fitting(recipe)}
             self._progress(f"calibrating {len(inputs)} activations for {recipe.activations}")
             self._scales = activation_scales(self._model.path, inputs, self._calibration, recipe.activations)
         return self._scales
+
+    def _fitting(self, recipe: Recipe) -> list[str]:
+        kept = kept_by_default(list(self._products.values()), recipe.activations)
+        return [name for name, each in self._products.items() if name not in kept and recipe.fits(each.shape)]
 
     def _round(self, recipe: Recipe, kind: str) -> Mapping[str, QuantizedWeight]:
         key = recipe.rounding, kind

@@ -228,6 +228,25 @@ def test_shapes_that_do_not_fit_are_the_reason(classifier: Path, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
+class PartlyDead(torch.nn.Module):
+    """A mixer, and a layer that always gets zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixer = pom_export.PolynomialMixer(16, degree=2, expand=2)
+        self.dead = torch.nn.Linear(16, 16, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.mixer(x) + self.dead(torch.relu(-x.abs()))
+
+
+def test_products_of_zeros_alone_stay_as_they_are(tmp_path: Path) -> None:
+    pom_export.export(PartlyDead().eval(), tmp_path / "m.onnx", example_inputs={"x": torch.randn(2, 5, 16)})
+    x = np.random.default_rng(0).standard_normal((8, 5, 16)).astype(np.float32)
+    result = pom_export.quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", calibrate={"x": x}, activations="fp8")
+    assert result.kept == {"dead/MatMul": "float32"}
+
+
 def test_files_that_cannot_be_quantized_are_refused(quantized: tuple[Path, Any], layer: Path, tmp_path: Path) -> None:
     out = tmp_path / "out" / "q.onnx"
     out.parent.mkdir()

@@ -74,13 +74,17 @@ def test_scales_divide_by_the_largest_value_of_the_type(model: Path) -> None:
     [
         ([1.0, -1.0], r"inner, which a product multiplies, becomes nan on input 2 for calibration"),
         ([1.0, np.inf], r"inner, which a product multiplies, becomes inf on input 2"),
-        ([0.0, 0.0], r"inner, which a product multiplies, is 0 on all inputs"),
         ([], r"no inputs for calibration"),
     ],
 )
 def test_values_without_a_scale_are_refused_by_name(model: Path, values: list[float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         magnitudes(model, ["inner"], [{"x": np.full((1, 4), value, np.float32)} for value in values])
+
+
+def test_what_is_always_0_has_no_scale(model: Path) -> None:
+    feeds = [{"x": np.zeros((1, 4), np.float32)}]
+    assert activation_scales(model, ["inner", "x"], feeds, "int8") == {}
 
 
 def test_an_input_that_the_model_refuses_is_named(model: Path) -> None:
