@@ -27,6 +27,9 @@ IDS: Final = "input_ids"
 # Tokens of one row of a text, at most; and rows of one call.
 _LENGTH: Final = 512
 _ROWS: Final = 8
+# Of a large model, whose activations would take more memory than its weights.
+_LARGE_BYTES: Final = 2**26
+_ROWS_OF_LARGE: Final = 2
 # Rows of a text at most, of which a quarter is held out; fewer for models so large that more multiplications than this
 # would be needed to read them once; and rows of arrays at most.
 _MOST_ROWS: Final = 48
@@ -154,7 +157,7 @@ def _length(model: ExportedModel) -> int:
 
 def _of_text(model: ExportedModel, ids: Array, source: str, bytes_per_token: float) -> Data:
     """Return data of tokens, (rows, tokens), the last quarter of it held out."""
-    spans = _spans(len(ids), fixed_rows(model))
+    spans = _spans(model, len(ids))
     calls = [[_call(model, ids[part.start : part.stop]) for part in parts] for parts in spans]
     # A single token predicts nothing that is known.
     return Data(calls[0], calls[1], source, is_text=ids.shape[1] > 1, bytes_per_token=bytes_per_token)
@@ -178,7 +181,7 @@ def _array_data(model: ExportedModel, name: str, arrays: Mapping[str, Array]) ->
         chosen = np.linspace(0, rows - 1, _MOST_ARRAY_ROWS).astype(int)
         taken = {key: array[chosen] if array.ndim else array for key, array in arrays.items()}
         return _array_data(model, f"{_MOST_ARRAY_ROWS} of the {rows} rows of {name}", taken)
-    spans = _spans(rows, fixed_rows(model))
+    spans = _spans(model, rows)
     calls = [[_checked_call(model, arrays, part) for part in parts] for parts in spans]
     known = [[] if labels is None else [labels[part.start : part.stop] for part in parts] for parts in spans]
     is_text = is_language_model(model) and labels is None and arrays[IDS].shape[1] > 1
@@ -191,14 +194,10 @@ def fixed_rows(model: ExportedModel) -> int | None:
     return next((axis for spec in given if isinstance(axis := spec.axes[0], int)), None)
 
 
-def _spans(rows: int, fixed: int | None) -> tuple[list[range], list[range]]:
-    """Return the rows of each call, and of each call that is held out; with a fixed number of rows, some may be left.
-
-    Args:
-        rows: how many there are.
-        fixed: how many each call has to have; None: up to 8.
-    """
-    size, unit = fixed or _ROWS, fixed or 1
+def _spans(model: ExportedModel, rows: int) -> tuple[list[range], list[range]]:
+    """Return the rows of each call, and of each that is held out; with a fixed number of rows, some may be left."""
+    fixed = fixed_rows(model)
+    size, unit = fixed or (_ROWS if model.bytes < _LARGE_BYTES else _ROWS_OF_LARGE), fixed or 1
     count = rows // unit
     kept, stop = unit * (count - max(1, count // _HELD_OUT)), unit * count
     first, held_out = (

@@ -27,7 +27,7 @@ from pom_export.quantization.quality import Run
 from pom_export.runtime.session import inference_session
 
 # Activations' products are kept in memory for as many products at once as take this much.
-_MOMENTS_BYTES: Final = 2**30
+_MOMENTS_BYTES: Final = 2**29
 
 
 class Trials:
@@ -101,6 +101,7 @@ class Trials:
             moments = self._moments(list(dict.fromkeys(product.input for product in part)), calls)
             for product in part:
                 use(product, moments[product.input])
+            del moments  # the next ones take as much memory
 
     def _moments(self, names: Sequence[str], calls: Sequence[Arrays]) -> dict[str, Array]:
         totals: dict[str, Array] = {}
