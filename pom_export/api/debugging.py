@@ -28,6 +28,7 @@ from pom_export.errors import InputError, PomExportError, only_ours
 from pom_export.files import staged_output
 from pom_export.graph.exported_model import PRECISIONS, ExportedModel, read_model
 from pom_export.graph.function_check import check_functions
+from pom_export.graph.loading import load_graph
 from pom_export.graph.module_values import ModuleValues
 from pom_export.parity.candidates import onnxruntime_candidates
 from pom_export.parity.case import Case, widened
@@ -168,7 +169,7 @@ def locate(
         model, reference, expected.cases, expected.names, expected.precision,
         engine=None if engine is None else given_engine(engine, model), own=expected.own, rtol=rtol, progress=progress,
     )  # fmt: skip
-    graph = ModuleValues(ir.load(model.path, format="protobuf"), set(reference.names.values()))
+    graph = ModuleValues(load_graph(model.path), set(reference.names.values()))
     progress("exporting the model again, to compare nodes and weights")
     differing = _differences(model, graph, expected)
     listed = {each.module for each in differing.found}
@@ -276,7 +277,7 @@ def _differences(model: ExportedModel, graph: ModuleValues, expected: Expected) 
 
 def _comparable(model: ExportedModel, wanted: ir.Model, modules: Collection[str]) -> tuple[ModuleValues, ModuleValues]:
     """Return a file's graph and the one that it should be, with the file's products in float32 if only they are not."""
-    given = ir.load(model.path, format="protobuf")
+    given = load_graph(model.path)
     in_float(given, wanted)
     return ModuleValues(given, modules), ModuleValues(wanted, modules)
 
@@ -324,14 +325,14 @@ def _two_files(
     else:
         cases = [case_of(inputs, model.inputs, model.limits)]
     located = walk_files(model, other, cases, names, precision, rtol=rtol, progress=progress)
-    graphs = [ModuleValues(ir.load(each.path, format="protobuf")) for each in (model, other)]
-    graph = ModuleValues(ir.load(model.path, format="protobuf"), graphs[0].modules & graphs[1].modules)
+    graphs = [ModuleValues(load_graph(each.path)) for each in (model, other)]
+    graph = ModuleValues(load_graph(model.path), graphs[0].modules & graphs[1].modules)
     differing = _Differences()
     if precisions[0] != precisions[1]:
         note = f"nodes and weights were not compared: one file is {precisions[0]}, the other {precisions[1]}"
         differing = _Differences(notes=[note])
     else:
-        given, wanted = _comparable(model, ir.load(other.path, format="protobuf"), graph.modules)
+        given, wanted = _comparable(model, load_graph(other.path), graph.modules)
         found = differences(given, wanted)
         if found is None:
             differing = _Differences(hints=common_differences(given, wanted), notes=[_REWRITTEN])

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from pom_export.api.expecting import Expected
 from pom_export.errors import InputError
 from pom_export.graph.exported_model import ExportedModel
+from pom_export.graph.loading import load_graph
 from pom_export.graph.precisions import PRECISIONS
 from pom_export.graph.quantized.operators import is_quantized
 from pom_export.graph.quantized.products import float_products
@@ -78,7 +79,7 @@ def quantized_file(model: ExportedModel, expected: Expected) -> QuantizedFile | 
     Raises:
         InputError: a product's integers or scales are unusable.
     """
-    graph = ir.load(model.path, format="protobuf")
+    graph = load_graph(model.path)
     if expected.precision != PRECISIONS[0] or not is_quantized(graph):
         return None
     products = quantized_products(graph)
@@ -96,7 +97,7 @@ def quantized_file(model: ExportedModel, expected: Expected) -> QuantizedFile | 
         expected, targets=_targets(expected, matched.weights), reference=reference, notes=notes, weights=matched.weights
     )
     # Read again: a graph that was dequantized has lost the names of its products' outputs.
-    products = quantized_products(ir.load(model.path, format="protobuf"))
+    products = quantized_products(load_graph(model.path))
     return QuantizedFile(products, matched.results, with_weights, expected)
 
 
@@ -112,7 +113,7 @@ def as_it_is(model: ExportedModel, expected: Expected, *, given: bool) -> Expect
         InputError: its quantized products are in half precision, of which nothing tells coarse ones from wrong ones,
             and there is no bound.
     """
-    graph = ir.load(model.path, format="protobuf")
+    graph = load_graph(model.path)
     if not is_quantized(graph):
         return expected
     if not given and not _are_single(quantized_products(graph)):

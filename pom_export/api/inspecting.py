@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pom_export.api.inspections import CheckpointInspection, EngineInspection, Inspection, ModelInspection
 from pom_export.errors import InputError, only_ours, with_article
 from pom_export.files import AnyPath, as_path, sha256_of
+from pom_export.graph.loading import load_graph
 from pom_export.graph.onnx_file import is_ort_format
 
 if TYPE_CHECKING:
@@ -132,13 +133,10 @@ def _model(path: AnyPath) -> ModelInspection:
 
 def _quantized(model: ExportedModel) -> dict[str, Any] | None:
     """Return how a file's products are quantized, and what it says of that."""
-    import onnx_ir as ir
-
     from pom_export.graph.quantized.reading import quantized_products
 
     kinds = Counter(
-        (product.weight.type, product.activations)
-        for product in quantized_products(ir.load(model.path, format="protobuf"))
+        (product.weight.type, product.activations) for product in quantized_products(load_graph(model.path))
     )
     claim = model.claims.quantized
     if not kinds and claim is None:

@@ -18,6 +18,7 @@ from pom_export.errors import InputError, only_ours
 from pom_export.files import scratch_folder, sha256_of, staged_output
 from pom_export.graph.claims import WEIGHT_TYPES
 from pom_export.graph.exported_model import PRECISIONS, ExportedModel, read_model
+from pom_export.graph.loading import load_graph
 from pom_export.parity.inputs import Inputs
 from pom_export.parity.recording import recorded_model, recording_path
 from pom_export.quantization.choosing import Budget
@@ -166,11 +167,9 @@ def _check_types(weights: str, activations: str | None, runtime: str) -> None:
 
 def _check_model(model: ExportedModel, runtime: str) -> None:
     """Refuse a file that cannot be quantized, before anything slow."""
-    import onnx_ir as ir
-
     from pom_export.graph.quantized.operators import is_quantized
 
-    if is_quantized(ir.load(model.path, format="protobuf")):
+    if is_quantized(load_graph(model.path)):
         raise InputError(f"{model.path} is quantized already", "Give the float32 file that it was made from")
     known = PRECISIONS[:2] if runtime == TENSORRT else PRECISIONS[:1]
     if model.precision not in known:

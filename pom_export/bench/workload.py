@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 
 from pom_export.bench.machine import give_back_freed_memory, peak_bytes, reset_peak, resident_bytes
 from pom_export.bench.options import BACKENDS, FUNCTION, KERNEL, TENSORRT, BenchOptions, Size
@@ -20,6 +19,7 @@ from pom_export.bench.runners import Array, EngineRunner, Runner, SessionRunner,
 from pom_export.engine.backend import gpu_present
 from pom_export.errors import InputError, PomExportError
 from pom_export.graph.exported_model import ExportedModel, is_past, read_model
+from pom_export.graph.loading import load_graph
 from pom_export.graph.quantized.operators import activation_bits
 from pom_export.parity.inputs import ComparisonPlan, draw_input
 from pom_export.parity.tolerances import ROUNDED
@@ -102,7 +102,7 @@ class Workload(ABC):
         """
         self.folder, self.model = folder, read_model(path)
         self.precision = self.compared_as = self.model.precision
-        if activation_bits(ir.load(path, format="protobuf").graph.all_nodes()) is not None:
+        if activation_bits(load_graph(path).graph.all_nodes()) is not None:
             self.compared_as = ROUNDED
         return self.model
 

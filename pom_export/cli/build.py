@@ -111,7 +111,7 @@ def _products(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "matrix products", _counts(manifest["matrix_products"])
     got = manifest.get("engine_products")
     if got is not None:
-        yield "matrix products, as built", _counts(got)
+        yield "matrix products as built", _counts(got)
     otherwise = manifest.get("not_as_asked") or {}
     shown = [f"{name}: {types}" for name, types in otherwise.items()]
     if shown:

@@ -18,6 +18,7 @@ from pom_export.debugging.walk import Found, Precision, values_of, walk
 from pom_export.engine.given import GivenEngine
 from pom_export.errors import PomExportError
 from pom_export.graph.exported_model import ExportedModel
+from pom_export.graph.loading import load_graph
 from pom_export.graph.module_values import ModuleValues
 from pom_export.graph.precisions import PRECISIONS
 from pom_export.parity.candidates import Candidate, onnxruntime_candidates, unrounded_candidates
@@ -77,9 +78,7 @@ def walk_file(
         InputError: the reference fails, or no backend runs the file.
     """
     chosen = few(cases)
-    graph = ModuleValues(
-        _renamed(ir.load(model.path, format="protobuf"), reference.names), set(reference.names.values())
-    )
+    graph = ModuleValues(_renamed(load_graph(model.path), reference.names), set(reference.names.values()))
     candidates, not_run = onnxruntime_candidates(model)
     every = [*(unrounded_candidates(model, candidates) if precision != PRECISIONS[0] else ()), *candidates]
     values = {name for case in chosen for name in values_of(graph, reference, case)}

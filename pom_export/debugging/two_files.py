@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx_ir as ir
 
 from pom_export.debugging.bounds import UNITS, Bound, bound_for
 from pom_export.debugging.calls import Call
@@ -19,6 +18,7 @@ from pom_export.debugging.tapping import TappedModel
 from pom_export.debugging.walk import Found
 from pom_export.errors import InputError, PomExportError
 from pom_export.graph.exported_model import ExportedModel
+from pom_export.graph.loading import load_graph
 from pom_export.graph.module_values import CallValues, ModuleValues
 from pom_export.parity.candidates import KERNEL, Candidate, onnxruntime_candidates
 from pom_export.parity.case import Array, Arrays, Case
@@ -75,7 +75,7 @@ def walk_files(
     Raises:
         InputError: the files have no modules in common, or one can't be run.
     """
-    graphs = [ModuleValues(ir.load(each.path, format="protobuf")) for each in (model, other)]
+    graphs = [ModuleValues(load_graph(each.path)) for each in (model, other)]
     modules = sorted(graphs[0].modules & graphs[1].modules)
     if len(modules) < 2:
         raise InputError(
@@ -86,8 +86,8 @@ def walk_files(
     others, _ = onnxruntime_candidates(other)
     if not candidates or not others:
         raise InputError(f"no backend here can run {(model if others else other).path}", "; ".join(not_run))
-    compared = OtherFile(other, ModuleValues(ir.load(other.path, format="protobuf"), modules), others[0], inputs)
-    graph = ModuleValues(ir.load(model.path, format="protobuf"), modules)
+    compared = OtherFile(other, ModuleValues(load_graph(other.path), modules), others[0], inputs)
+    graph = ModuleValues(load_graph(model.path), modules)
     shared = _Shared(graph, compared.graph)
     bound = bound_for(precision, rounds=True, own=False, rtol=rtol)
     runs, failed = [], []

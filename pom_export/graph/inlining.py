@@ -10,6 +10,7 @@ from onnx_ir.passes.common import NameFixPass
 from pom_export.errors import InputError
 from pom_export.graph.exported_model import ExportedModel
 from pom_export.graph.function_check import check_functions
+from pom_export.graph.loading import load_graph
 from pom_export.graph.passes import ClaimLeastPass, InlineFunctionsPass, SpellOutPass
 
 
@@ -46,7 +47,7 @@ def inlined_graph(exported: ExportedModel, kept: Collection[str] = ()) -> tuple[
         InputError: the file has no functions, or has lost some; a function does not compute what its node asks for; or
             a node is not a standard operator.
     """
-    model = ir.load(exported.path, format="protobuf")
+    model = load_graph(exported.path)
     if not model.functions and not exported.aggregations:
         raise InputError(f"{exported.path} has no functions: there is nothing to inline", "Use it as it is")
     unknown = check_functions(exported.path)

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from pom_export import contract
 from pom_export.files import scratch_folder
+from pom_export.graph.loading import load_graph
 from pom_export.graph.nodes import cast_node, is_aggregation
 from pom_export.graph.saving import save_graph
 from pom_export.graph.schema import register_schema
@@ -93,7 +94,7 @@ def save_emulation(model: str | os.PathLike[str], path: Path) -> None:
 
 def loaded_whole(path: str | os.PathLike[str]) -> ir.Model:
     """Load a model with its weights, which are stored relative to the model's folder."""
-    return ir.external_data.load_to_model(ir.load(os.fspath(path), format="protobuf"))
+    return ir.external_data.load_to_model(load_graph(path))
 
 
 def _unfold(model: ir.Model) -> None:

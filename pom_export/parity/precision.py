@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from pom_export.graph.exported_model import PRECISIONS, ExportedModel, presents
+from pom_export.graph.loading import load_graph
 from pom_export.graph.module_names import is_inside
 from pom_export.runtime.runners import to_numpy
 
@@ -71,7 +72,7 @@ def _is_widened(model: ExportedModel, claimed: str, matrix_values: int | None) -
     if outputs != {claimed}:
         return False
     half = ml_dtypes.bfloat16 if claimed == "bfloat16" else np.float16
-    values = ir.load(model.path, format="protobuf").graph.initializers.values()
+    values = load_graph(model.path).graph.initializers.values()
     matrices = [tensor.numpy() for tensor in (value.const_value for value in values) if _is_matrix(tensor)]
     with np.errstate(over="ignore"):
         held = [array.size for array in matrices if np.array_equal(array.astype(half).astype(np.float32), array)]
@@ -148,7 +149,7 @@ def _used_outside(module: nn.Module, kept: Sequence[str], half: Sequence[Array])
 def _constants(model: ExportedModel) -> tuple[Array, list[Array]]:
     """Return the distinct numbers of a file's float32 weights, sorted, and its half-precision weights."""
     single, half = [np.zeros(0, np.float32)], []
-    graph = ir.load(model.path, format="protobuf").graph
+    graph = load_graph(model.path).graph
     tensors = [value.const_value for value in graph.initializers.values()]
     tensors += [
         node.attributes["value"].as_tensor()

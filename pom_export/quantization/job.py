@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import onnx_ir as ir
 
 from pom_export.errors import InputError, ParityError
 from pom_export.files import sha256_of
 from pom_export.graph.exported_model import ExportedModel, read_model
+from pom_export.graph.loading import load_graph
 from pom_export.graph.module_names import is_inside, matching
 from pom_export.graph.module_values import ModuleValues
 from pom_export.parity.case import Array, Case
@@ -172,7 +172,7 @@ class Job:
         save_recording(recording_path(staged), recording.cases, targets, sha256_of(staged), own=recording.own)
 
     def _free_products(self, keep: Sequence[str]) -> list[str]:
-        values = ModuleValues(ir.load(self._original.path, format="protobuf"))
+        values = ModuleValues(load_graph(self._original.path))
         kept = matching(keep, values.modules - {""}) if keep else []
         names = [name for name, product in self._trials.products.items() if not is_inside(product.module, kept)]
         if not names:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import onnx_ir as ir
-
 from pom_export.debugging.quantized_products import chosen_cases, compare_products
 from pom_export.errors import ParityError
 from pom_export.graph.exported_model import PRECISIONS, ExportedModel, read_model
+from pom_export.graph.loading import load_graph
 from pom_export.graph.nodes import add_constant
 from pom_export.graph.quantized.block_weights import QuantizedWeight
 from pom_export.graph.quantized.products import PRODUCTS_OF, float_products, split_biases
@@ -25,7 +24,7 @@ _HINT = "No file was written. Verify the original, and report this if it is righ
 
 def save_dequantized(original: Path, path: Path, weights: Mapping[str, QuantizedWeight]) -> None:
     """Save a copy of a file whose products have the weights that quantized ones stand for."""
-    graph = ir.load(original, format="protobuf")
+    graph = load_graph(original)
     split_biases(graph, weights)
     for product in float_products(graph, PRODUCTS_OF):
         if product.name in weights:
@@ -66,7 +65,7 @@ def prove(original: Path, quantized: Path, dequantized: Path, cases: Sequence[Ca
 
 
 def _check_products(quantized: ExportedModel, cases: Sequence[Case]) -> None:
-    products = quantized_products(ir.load(quantized.path, format="protobuf"))
+    products = quantized_products(load_graph(quantized.path))
     candidates = onnxruntime_candidates(quantized)[0]
     # In half precision, what rounds to it would hide how activations are rounded.
     (candidate, *_) = (

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from pom_export.graph.claims import METADATA_PREFIX, QUANTIZED, QuantizedClaim
+from pom_export.graph.loading import load_graph
 from pom_export.graph.passes import ClaimLeastPass
 from pom_export.graph.quantized.block_weights import QuantizedWeight
 from pom_export.graph.quantized.products import PRODUCTS_OF, FloatProduct, float_products, split_biases
@@ -163,7 +164,7 @@ def save_quantized(
         claim: what the copy says of itself.
         scales: the scales of activations, by name, if the form needs them.
     """
-    graph = ir.load(original, format="protobuf")
+    graph = load_graph(original)
     split_biases(graph, weights)
     for product in float_products(graph, PRODUCTS_OF):
         if product.name in weights:

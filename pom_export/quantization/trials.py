@@ -12,6 +12,7 @@ import onnx_ir as ir
 from pom_export.errors import InputError, reason_of
 from pom_export.files import scratch_folder
 from pom_export.graph.exported_model import PRECISIONS, ExportedModel
+from pom_export.graph.loading import load_graph
 from pom_export.graph.nodes import add_constant
 from pom_export.graph.quantized.block_weights import QuantizedWeight
 from pom_export.graph.quantized.products import (
@@ -45,7 +46,7 @@ class Trials:
     """
 
     def __init__(self, model: ExportedModel) -> None:
-        graph = ir.load(model.path, format="protobuf")
+        graph = load_graph(model.path)
         split_biases(graph)
         found = float_products(graph, PRODUCTS_OF if model.precision != PRECISIONS[0] else (ir.DataType.FLOAT,))
         if not found:

@@ -102,7 +102,7 @@ def test_our_own_models_need_none(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["export", "zoo_of_mixers:with_input", "-o", "m.onnx"], "has no 'with_input'. Did you mean 'with_inputs'"),
         (["export", "zoo_of_mixer:Net", "-o", "m.onnx"], "no module zoo_of_mixer. Did you mean 'zoo_of_mixers'"),
-        (["export", "no_mod:Net", "-o", "m.onnx"], "no module no_mod. It must be on Python's path"),
+        (["export", "zz_absent:Net", "-o", "m.onnx"], "no module zz_absent. It must be on Python's path"),
         (["export", "json.decoders:Net", "-o", "m.onnx"], "no module json.decoders. Did you mean 'json.decoder'"),
         (["export", "zoo_of_mixers:with_inputs", "-o", "zoo_of_mixers.py"], "zoo_of_mixers.py is the input itself"),
         (

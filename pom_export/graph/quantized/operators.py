@@ -8,6 +8,7 @@ from typing import Final
 
 import onnx_ir as ir
 
+from pom_export.graph.loading import load_graph
 from pom_export.graph.quantized.products import BLOCK_PRODUCT, constant_of, is_symmetric
 from pom_export.graph.quantized.writing import INTEGER_ACTIVATIONS
 
@@ -64,7 +65,7 @@ def shared_scale_notes(file: Path) -> list[str]:
     Args:
         file: the ONNX file; its external weights are not read.
     """
-    nodes = ir.load(file, format="protobuf").graph.all_nodes()
+    nodes = load_graph(file).graph.all_nodes()
     if not any(node.op_type == "DynamicQuantizeLinear" for node in nodes):
         return []
     return [
@@ -84,7 +85,7 @@ def rounded_activation_notes(file: Path) -> list[str]:
     Args:
         file: the ONNX file; its external weights are not read.
     """
-    nodes = ir.load(file, format="protobuf").graph.all_nodes()
+    nodes = load_graph(file).graph.all_nodes()
     if not any(node.op_type == BLOCK_PRODUCT and _rounding_bits(node) == EIGHT for node in nodes):
         return []
     return [

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from pom_export.files import scratch_folder
 from pom_export.graph.exported_model import ExportedModel, read_model
+from pom_export.graph.loading import load_graph
 from pom_export.graph.quantized.products import BLOCK_PRODUCT
 from pom_export.graph.quantized.reading import dequantize
 from pom_export.graph.quantized.writing import FLOAT_ACTIVATIONS
@@ -40,7 +41,7 @@ def save_unrounded(model: Path, path: Path) -> None:
     Raises:
         InputError: as for `quantized_products`.
     """
-    graph = ir.load(model, format="protobuf")
+    graph = load_graph(model)
     dequantize(graph, blocks=False)
     for node in graph.graph:
         if node.op_type == BLOCK_PRODUCT:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import onnx_ir as ir
 
 from pom_export.graph.exported_model import ExportedModel
+from pom_export.graph.loading import load_graph
 from pom_export.graph.saving import save_model
 from pom_export.packaging.folder import PackageFolder
 from pom_export.packaging.genai.checking import check
@@ -66,7 +66,7 @@ def _write(folder: PackageFolder, model: ExportedModel, options: PackageOptions,
     tokenizer = choose(options.tokenizer, layout)
     libraries = [custom_ops_library()] if model.aggregations else []
     progress("rewriting the model's inputs and outputs")
-    graph = ir.load(model.path, format="protobuf")
+    graph = load_graph(model.path)
     rewrite(graph, layout)
     rewritten = folder.place(_MODEL)
     save_model(graph, rewritten)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import onnx_ir as ir
 
 from pom_export.errors import InputError
 from pom_export.graph.exported_model import ExportedModel
+from pom_export.graph.loading import load_graph
 from pom_export.graph.quantized.reading import BLOCKS, TENSOR, quantized_products
 from pom_export.graph.quantized.unrounded import unrounded
 from pom_export.packaging.folder import PackageFolder
@@ -89,7 +89,7 @@ def _rounding(file: ExportedModel) -> set[str]:
     Raises:
         InputError: OpenVINO would compute something else.
     """
-    found = {product.activations for product in quantized_products(ir.load(file.path, format="protobuf"))}
+    found = {product.activations for product in quantized_products(load_graph(file.path))}
     if TENSOR in found:
         raise InputError(
             f"{file.path.name} rounds activations with one scale per call, which OpenVINO does otherwise",

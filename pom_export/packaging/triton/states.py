@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import onnx_ir as ir
 
 from pom_export.errors import InputError, ParityError
 from pom_export.graph.claims import SERVER_STATES
 from pom_export.graph.exported_model import BATCH, ExportedModel, TensorSpec, read_model
+from pom_export.graph.loading import load_graph
 from pom_export.graph.passes import NumberStatesPass
 from pom_export.graph.saving import save_model
 from pom_export.json_text import parse_json
@@ -32,7 +32,7 @@ def write_carried(model: StatefulModel, path: Path) -> ExportedModel:
     Raises:
         InputError: it cannot be written.
     """
-    graph = ir.load(model.file.path, format="protobuf")
+    graph = load_graph(model.file.path)
     NumberStatesPass([(part.spec.name, part.present) for part in model.past])(graph)
     save_model(graph, path)
     return read_model(path)
