@@ -124,7 +124,7 @@ def searched_weights(original: ExportedModel, data: Data) -> dict[str, dict[str,
             weights[product.name] = rounded_weight(product.matrix(), kind, moments)
 
     with Trials(original) as trials:
-        trials.moments(data.calibration, use)
+        trials.moments(trials.products, data.calibration, use)
     return found
 
 

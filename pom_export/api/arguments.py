@@ -36,14 +36,19 @@ def file_settings(dtype: str, opset: int | None) -> tuple[str, int]:
     return dtype, opset
 
 
-def check_keep(keep_float32: Sequence[str], dtype: str) -> None:
-    """Raise InputError unless `keep_float32` is a list of names, which is empty for a float32 file."""
+def check_names(keep_float32: Sequence[str]) -> None:
+    """Raise InputError unless `keep_float32` is a list of names."""
     is_list = isinstance(keep_float32, Sequence) and not isinstance(keep_float32, str)
     if not is_list or not all(isinstance(name, str) and name for name in keep_float32):
         raise InputError(
             f"`keep_float32` must be a list of modules' names, got {keep_float32!r}",
             "Example: `keep_float32=['head']`",
         )
+
+
+def check_keep(keep_float32: Sequence[str], dtype: str) -> None:
+    """Raise InputError unless `keep_float32` is a list of names, which is empty for a float32 file."""
+    check_names(keep_float32)
     if keep_float32 and dtype == PRECISIONS[0]:
         raise InputError(
             "`keep_float32` is for a file in half precision, and this one is float32",

@@ -15,7 +15,7 @@ from pom_export.errors import InputError, only_ours
 from pom_export.files import sha256_of, staged_output
 from pom_export.graph.exported_model import ExportedModel, read_model
 from pom_export.parity.inputs import Inputs
-from pom_export.parity.recording import Recording, load_recording, recorded_model, recording_path, save_recording
+from pom_export.parity.recording import Recording, recording_of, recording_path, save_recording
 from pom_export.parity.report import is_all_zero
 from pom_export.stages import logged
 
@@ -84,7 +84,7 @@ def inline(
     """
     progress = logged(progress, _LOG)
     original = read_model(model)
-    recording = _recording_of(original)
+    recording = recording_of(original)
     sources = [original.path, *original.weights, recording_path(original.path)]
     sources += [] if inputs is None or isinstance(inputs, Mapping) else [Path(inputs)]
     beside = [recording_path(output)] if recording else []
@@ -135,15 +135,6 @@ def _written(
             *(["the outputs are zero everywhere, which proves nothing"] if zero else []),
         ],
     )
-
-
-def _recording_of(model: ExportedModel) -> Recording | None:
-    """Return the parity data that was saved with a file; None if there is none, or it belongs to another file."""
-    path = recording_path(model.path)
-    sha256 = sha256_of(model.path)
-    if recorded_model(path) != sha256:
-        return None
-    return load_recording(path, sha256, model.inputs, model.outputs)
 
 
 def _cases(model: ExportedModel, inputs: Inputs | None) -> list[Any]:

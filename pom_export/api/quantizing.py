@@ -11,16 +11,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from pom_export.api.arguments import check_count
+from pom_export.api.arguments import check_count, check_names
 from pom_export.api.progress import Progress, silent
 from pom_export.api.side_files import check_recording_place, own_side_files
 from pom_export.errors import InputError, only_ours
-from pom_export.files import scratch_folder, sha256_of, staged_output
+from pom_export.files import scratch_folder, staged_output
 from pom_export.graph.claims import WEIGHT_TYPES
 from pom_export.graph.exported_model import PRECISIONS, ExportedModel, read_model
 from pom_export.graph.loading import load_graph
 from pom_export.parity.inputs import Inputs
-from pom_export.parity.recording import recorded_model, recording_path
+from pom_export.parity.recording import recording_of, recording_path
 from pom_export.quantization.choosing import Budget
 from pom_export.quantization.names import ACTIVATION_TYPES, ONNXRUNTIME, PURPOSES, RUNTIMES, TENSORRT
 from pom_export.quantization.report import QuantizeResult
@@ -97,16 +97,15 @@ def quantize(
     check_count("seed", seed, "The same seed draws the same inputs")
     original = read_model(model)
     _check_model(original, runtime)
-    recording = recording_path(original.path)
-    has_recording = recorded_model(recording) == sha256_of(original.path)
-    sources = [original.path, *original.weights, recording]
+    recording = recording_of(original)
+    sources = [original.path, *original.weights, recording_path(original.path)]
     sources += [] if calibrate is None or isinstance(calibrate, Mapping) else [Path(calibrate)]
-    beside = [recording_path(output)] if has_recording else []
+    beside = [recording_path(output)] if recording else []
     with ExitStack() as stack:
         staged = stack.enter_context(
             staged_output(output, *sources, beside=beside, stale=lambda: own_side_files(output))
         )
-        if has_recording:
+        if recording:
             check_recording_place(output)
         folder = stack.enter_context(scratch_folder())
         from pom_export.quantization.data import data_for
@@ -122,8 +121,8 @@ def quantize(
             for file in made.file.parent.iterdir():  # with external weights
                 shutil.move(file, staged.parent / file.name)
             result = job.result(made, staged, os.fspath(output))
-            if has_recording:
-                job.save_recording(made, staged)
+            if recording:
+                job.save_recording(recording, made, staged)
         return result
 
 
@@ -144,12 +143,7 @@ def _check(weights: str, activations: str | None, runtime: str, target: str, kee
             hint = did_you_mean(str(value), known) or f"Choose one of {', '.join(known)}"
             raise InputError(f"`{name}` {value!r} is not known", hint)
     _check_types(weights, activations, runtime)
-    is_list = isinstance(keep_float32, Sequence) and not isinstance(keep_float32, str)
-    if not is_list or not all(isinstance(name, str) and name for name in keep_float32):
-        raise InputError(
-            f"`keep_float32` must be a list of modules' names, got {keep_float32!r}",
-            "Example: `keep_float32=['head']`",
-        )
+    check_names(keep_float32)
 
 
 def _check_types(weights: str, activations: str | None, runtime: str) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 
 from pom_export.arrays import read_npz
 from pom_export.errors import InputError, printable
-from pom_export.graph.exported_model import TensorSpec, is_past, presents
+from pom_export.files import sha256_of
+from pom_export.graph.exported_model import ExportedModel, TensorSpec, is_past, presents
 from pom_export.json_text import parse_json
 from pom_export.parity.case import Array, Case
 from pom_export.parity.comparison import spreads
@@ -83,6 +84,15 @@ def recorded_model(path: Path) -> str | None:
     except InputError:
         return None
     return str(arrays["model_sha256"]) if arrays.keys() >= {"names", "model_sha256"} else None
+
+
+def recording_of(model: ExportedModel) -> Recording | None:
+    """Return the parity data that was saved with a file; None if there is none, or it belongs to another file."""
+    path = recording_path(model.path)
+    sha256 = sha256_of(model.path)
+    if recorded_model(path) != sha256:
+        return None
+    return load_recording(path, sha256, model.inputs, model.outputs)
 
 
 def load_recording(

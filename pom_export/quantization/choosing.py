@@ -148,9 +148,8 @@ class Chooser:
         """Return the products in the order of the error that each causes alone, for the bytes that it takes."""
         if narrow not in self._sensitivity:
             found = {}
-            for index, name in enumerate(self._sizes, 1):
-                if not (index - 1) % max(1, len(self._sizes) // _FEW_LINES):
-                    self._progress(f"product {index} of {len(self._sizes)} alone in {narrow}")
+            for done, name in enumerate(self._sizes):
+                tell_some(self._progress, f"alone in {narrow}", done, len(self._sizes))
                 found[name] = self._quick.quality(self._run_with({name: narrow})).rms_error
             self._sensitivity[narrow] = found
         errors = self._sensitivity[narrow]
@@ -158,6 +157,12 @@ class Chooser:
 
     def _quality(self, types: Mapping[str, str]) -> Quality:
         return self._judge.quality(self._run_with(types))
+
+
+def tell_some(progress: Callable[[str], None], what: str, done: int, count: int) -> None:
+    """Say of a few products of many what is done with each: the one after `done` others of `count`."""
+    if not done % max(1, count // _FEW_LINES):
+        progress(f"{what}: product {done + 1} of {count}")
 
 
 def _in_words(quality: Quality) -> str:

@@ -20,7 +20,7 @@ from pom_export.graph.loading import load_graph
 from pom_export.graph.module_names import is_inside, matching
 from pom_export.graph.module_values import ModuleValues
 from pom_export.parity.case import Array, Case
-from pom_export.parity.recording import load_recording, recording_path, save_recording
+from pom_export.parity.recording import Recording, recording_path, save_recording
 from pom_export.parity.rewritten import Rewriting
 from pom_export.parity.targets import Target
 from pom_export.parity.trials import trial_cases
@@ -162,11 +162,8 @@ class Job:
             notes=[*self._notes(), *unmeasured, *self._proof.notes],
         )
 
-    def save_recording(self, made: Candidate, staged: Path) -> None:
-        """Save parity data for a file: the original's inputs, and the outputs of the dequantized original."""
-        recording = load_recording(
-            recording_path(self._original.path), self._sha256, self._original.inputs, self._original.outputs
-        )
+    def save_recording(self, recording: Recording, made: Candidate, staged: Path) -> None:
+        """Save parity data for a file: the inputs of the original's, and the outputs of the dequantized original."""
         run = runner_of(inference_session(self._dequantized(made), kernels=False))
         targets = [Target({name: _wide(array) for name, array in run(case.feed).items()}) for case in recording.cases]
         save_recording(recording_path(staged), recording.cases, targets, sha256_of(staged), own=recording.own)

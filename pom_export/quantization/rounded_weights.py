@@ -11,7 +11,7 @@ from pom_export.graph.quantized.block_weights import QuantizedWeight
 from pom_export.graph.quantized.products import FloatProduct
 from pom_export.parity.case import Array, Arrays
 from pom_export.quantization.activations import activation_scales
-from pom_export.quantization.choosing import FLOAT32
+from pom_export.quantization.choosing import FLOAT32, tell_some
 from pom_export.quantization.for_tensorrt import kept_by_default
 from pom_export.quantization.recipes import Recipe
 from pom_export.quantization.rounding import error_of
@@ -19,8 +19,6 @@ from pom_export.quantization.trials import Trials
 
 FEWEST_QUANTIZED: Final = 0.5
 """Less than this share of the weights in fewer bits is not worth a file."""
-# Lines about a loop over the products, about.
-_FEW_LINES: Final = 4
 
 
 class RoundedWeights:
@@ -108,12 +106,10 @@ class RoundedWeights:
             errors: dict[str, float] = {}
 
             def use(product: FloatProduct, moments: Array) -> None:
-                if product.name in free:
-                    if not len(found) % max(1, len(free) // _FEW_LINES):
-                        self._progress(f"rounding to {kind}: product {len(found) + 1} of {len(free)}")
-                    found[product.name] = recipe.round(product.matrix(), kind, moments)
-                    errors[product.name] = error_of(product.matrix(), found[product.name], moments)
+                tell_some(self._progress, f"rounding to {kind}", len(found), len(free))
+                found[product.name] = recipe.round(product.matrix(), kind, moments)
+                errors[product.name] = error_of(product.matrix(), found[product.name], moments)
 
-            self._trials.moments(self._calibration, use)
+            self._trials.moments(free, self._calibration, use)
             self._rounded[key], self._errors[key] = found, errors
         return self._rounded[key]

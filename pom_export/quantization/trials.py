@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Final
 
@@ -87,9 +87,11 @@ class Trials:
         }
         return lambda call: self._run(self._outputs, {**call, **given})
 
-    def moments(self, calls: Sequence[Arrays], use: Callable[[FloatProduct, Array], None]) -> None:
-        """Call a function with each product and the mean of x^T x over its activations x in some calls, (K, K)."""
-        waiting = list(self.products.values())
+    def moments(
+        self, names: Iterable[str], calls: Sequence[Arrays], use: Callable[[FloatProduct, Array], None]
+    ) -> None:
+        """Call a function with each named product and the mean of x^T x over its activations x in calls, (K, K)."""
+        waiting = [self.products[name] for name in names]
         while waiting:
             inputs: dict[str, int] = {}
             part: list[FloatProduct] = []
@@ -141,6 +143,8 @@ def run_session(session: Any, names: Sequence[str], feed: Arrays) -> dict[str, A
     Raises:
         InputError: ONNX Runtime fails on the inputs.
     """
+    if not names:
+        return {}  # ONNX Runtime takes no names for all
     try:
         made = session.run(list(names), dict(feed))
     except Exception as error:  # onnxruntime's exceptions have no common base class
