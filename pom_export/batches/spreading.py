@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, Final
 
 import numpy as np
@@ -23,6 +24,7 @@ from pom_export.runtime.session import default_session_options, inference_sessio
 # The model, the inputs and the execution providers, as `run_files` takes them.
 Task = tuple[Any, Any, Any]
 _INSTALL: Final = "Install it: pip install 'ray[data]>=2.40'"
+_LONGEST_END: Final = 60.0  # seconds that Ray Data's threads get to end
 
 
 class _Spread:
@@ -87,13 +89,14 @@ def spread(job: Job, task: Task, batches: Sequence[Sequence[int]], sink: Sink, p
             rows = ray.data.from_items([{"batch": list(batch)} for batch in batches], override_num_blocks=len(batches))
             done = rows.map(_Spread, fn_constructor_args=(task,), compute=ray.data.ActorPoolStrategy(size=workers))
             meter = Meter(sum(map(len, batches)), progress)
-            for row in done.iter_rows():
-                if row["what"]:
-                    raise InputError(row["what"], row["hint"])
-                outputs = _by_sequence(row["outputs"])
-                for index, each in outputs.items():
-                    sink.put(index, each)
-                meter.count(len(outputs), job.tokens_in(outputs))
+            with closing(done.iter_rows().__iter__()) as found:
+                for row in found:
+                    if row["what"]:
+                        raise InputError(row["what"], row["hint"])
+                    outputs = _by_sequence(row["outputs"])
+                    for index, each in outputs.items():
+                        sink.put(index, each)
+                    meter.count(len(outputs), job.tokens_in(outputs))
         except PomExportError:
             raise
         except ray.exceptions.RayError as error:
@@ -119,6 +122,7 @@ def _ray() -> Iterator[Any]:
     except ImportError as error:
         raise MissingDependencyError(f"Ray Data is not installed ({reason_of(error)})", _INSTALL) from error
     ours = not ray.is_initialized()
+    others = set(threading.enumerate())
     if ours:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     context = ray.data.DataContext.get_current()
@@ -132,4 +136,16 @@ def _ray() -> Iterator[Any]:
         log.setLevel(level)
         context.enable_progress_bars = shown
         if ours:
+            _wait_for_ray_data(others)
             ray.shutdown()
+
+
+def _wait_for_ray_data(others: set[threading.Thread]) -> None:
+    """Wait until the threads of Ray Data have ended, except others'.
+
+    They end a while after their iterator, and Ray ends the whole process, with exit code 1 and without a word, if one
+    of them still asks something of a cluster that was shut down.
+    """
+    for thread in set(threading.enumerate()) - others:
+        if type(thread).__module__.startswith("ray.data."):
+            thread.join(_LONGEST_END)
