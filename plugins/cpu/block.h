@@ -3,7 +3,7 @@
 // Everything is in an anonymous namespace and does without the standard library: each file that includes this gets its
 // own copy, compiled with its own flags (see kernel.h). The same holds for every header that includes this one.
 //
-// The vector type V, defined in an instruction set's file, has kWidth float32 lanes and these operations: load and
+// The vector type V, defined in vectors/, has kWidth float32 lanes and these operations: load and
 // store (float, Half or BFloat16; all lanes or the first few); broadcast, add, subtract, multiply, divide,
 // multiply_add; at_least and at_most, which keep a NaN in their first operand; and multiply_exp2(v, biased), which is v
 // * 2^n if biased is n + kRoundingBias (exp2.h) and the result is a normal number. kFused says whether multiply_add is

@@ -1,4 +1,4 @@
-// What the library exports: the function that ONNX Runtime looks for, and queries about the CPU kernel. pom_contract()
+// What the library exports: the function that ONNX Runtime looks for, and queries about the CPU kernels. pom_contract()
 // and pom_gated_contract() are in contract.cpp.
 #include <onnxruntime_cxx_api.h>
 
@@ -8,6 +8,7 @@
 #include <string>
 
 #include "cpu/dispatch.h"
+#include "cpu/products/products.h"
 #include "cpu_kernel.h"
 #include "op.h"
 #include "status.h"
@@ -87,5 +88,11 @@ __attribute__((visibility("default"))) const char* pom_cpu_kernel_error() {
   static thread_local std::string error;
   error = pom::cpu::dispatch().error;
   return error.c_str();
+}
+
+// The functions of number `index` among the instruction sets of products that this machine can run, fastest first, or
+// null beyond the last: tests call each of them.
+__attribute__((visibility("default"))) const pom::cpu::ProductKernel* pom_product_kernel(int index) {
+  return pom::cpu::runnable_product_kernel(index);
 }
 }
