@@ -48,6 +48,8 @@ class Aggregation {
   // A phase may start when the previous one has ended.
   [[nodiscard]] int phases() const { return phase_count_; }
 
+  [[nodiscard]] int64_t tasks(int phase) const { return phases_[static_cast<size_t>(phase)].tasks; }
+
   // The number of threads that a phase can use.
   [[nodiscard]] int64_t threads(int phase) const;
 

@@ -10,6 +10,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/products/products.h"
 #include "cpu_kernel.h"
+#include "fused_op.h"
 #include "op.h"
 #include "status.h"
 #if defined(POM_WITH_CUDA)
@@ -59,7 +60,14 @@ void register_ops(OrtSessionOptions* options) {
 #endif
     return created;
   }();
+  static const Ort::CustomOpDomain runtime_domain = [] {
+    static const pom::onnxruntime::FusedOp fused;
+    Ort::CustomOpDomain created(pom::onnxruntime::kRuntimeDomain);
+    created.Add(&fused);
+    return created;
+  }();
   Ort::ThrowOnError(Ort::GetApi().AddCustomOpDomain(options, domain));
+  Ort::ThrowOnError(Ort::GetApi().AddCustomOpDomain(options, runtime_domain));
 }
 
 }  // namespace

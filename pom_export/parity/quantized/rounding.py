@@ -78,15 +78,16 @@ def in_blocks(rows: _Singles, block: int) -> Rounded:
         block: how many neighbours share a scale; the last block may have fewer.
     """
     count, columns = rows.shape
-    padded = np.zeros((count, -(-columns // block) * block), np.float32)
+    blocks = -(-columns // block)
+    padded = np.zeros((count, blocks * block), np.float32)
     padded[:, :columns] = rows
-    parts = padded.reshape(count, -1, block)
+    parts = padded.reshape(count, blocks, block)
     peaks = np.abs(parts).max(-1, keepdims=True)
     scales = peaks / _LARGEST
     inverse = np.divide(_LARGEST, peaks, out=np.zeros_like(peaks), where=peaks > 0)
     quotients = parts * inverse
     values, either = _either(quotients, np.rint)
-    return Rounded(*((each * scales).reshape(count, -1)[:, :columns] for each in (values, either)))
+    return Rounded(*((each * scales).reshape(padded.shape)[:, :columns] for each in (values, either)))
 
 
 def in_tensor(rows: _Singles) -> Rounded:

@@ -1,0 +1,278 @@
+#include "run.h"
+
+#include <algorithm>
+#include <thread>
+#include <utility>
+
+#include "pom/contract.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace pom::cpu {
+namespace {
+
+constexpr int kPauses = 2000;             // before a waiting thread yields
+constexpr int64_t kMaxThreads = 256;      // of a stage
+constexpr int64_t kElementsOfTask = 8192;  // for what is computed row by row
+// Up to this many rows, a product takes as long as reading its weights, and a task reads this many bytes of them.
+constexpr int64_t kFewRows = 8;
+constexpr int64_t kBytesOfTask = 32768;
+// For more rows, a task has a panel of rows, whose activations stay in the cache, and this many multiply-adds.
+constexpr int64_t kPanelRows = 128;
+constexpr int64_t kWorkOfTask = int64_t{1} << 21;
+
+void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+int64_t parts_of(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
+
+// The tiles of a task: of few rows by the weights' bytes, else by the work.
+int64_t tiles_of_task(int64_t rows, int64_t tiles, int64_t tile_bytes, int64_t inputs) {
+  const int64_t wanted = rows <= kFewRows ? kBytesOfTask / tile_bytes
+                                          : kWorkOfTask / (std::min(rows, kPanelRows) * kTileOutputs * inputs);
+  // Two at least: kernels multiply two tiles at once.
+  return std::clamp(wanted, int64_t{2}, std::max(tiles, int64_t{2}));
+}
+
+}  // namespace
+
+Run::Run(const Program& program, const Kernel& kernel, int64_t rows, Memory memory,
+         const std::vector<AggregationCall>& aggregations)
+    : program_(program),
+      kernel_(product_kernel(kernel)),
+      rows_(rows),
+      memory_(std::move(memory)),
+      aggregations_(aggregations.size()),
+      levels_(new Level[program.stages.size()]) {
+  for (const Instruction& instruction : program.instructions) {
+    if (instruction.operation != Operation::kAggregate) {
+      continue;
+    }
+    const auto position = static_cast<size_t>(instruction.aggregation);
+    const AggregationCall& each = aggregations[position];
+    const auto input = [&](size_t at) -> const void* {
+      const int64_t value = at < instruction.op_inputs.size() ? instruction.op_inputs[at] : kNoValue;
+      return value == kNoValue ? nullptr : values(value);
+    };
+    const bool gated = each.call.gate.has_value();
+    const auto data = [&](Input at) { return input(position_of(gated, at)); };
+    Tensors tensors{data(kX), data(kMask), data(kCos), data(kSin), nullptr, nullptr, slot(instruction.y)};
+    if (gated) {
+      tensors.gate = input(kGate);
+      tensors.gate_bias = each.gate_bias;
+    }
+    tensors.past_state = static_cast<const float*>(data(kPastState));
+    tensors.past_length = static_cast<const int64_t*>(data(kPastLength));
+    tensors.present_state = each.present_state;
+    tensors.present_length = each.present_length;
+    aggregations_[position] = std::make_unique<Aggregation>(
+        kernel, each.call.problem, gated ? &*each.call.gate : nullptr, tensors, *each.coefficients);
+  }
+  for (size_t i = 0; i < program.stages.size(); ++i) {
+    for (const Piece& piece : program.stages[i]) {
+      const Part part = part_of(piece);
+      if (part.tasks > 0) {
+        levels_[i].tasks += part.tasks;
+        levels_[i].parts.push_back(part);
+      }
+    }
+    threads_ = std::max(threads_, std::min(levels_[i].tasks, kMaxThreads));
+  }
+}
+
+Run::Part Run::part_of(const Piece& piece) const {
+  Part part{piece, 0, 0, 0};
+  if (piece.rounding != kNoValue) {
+    const Rounding& rounding = program_.roundings[static_cast<size_t>(piece.rounding)];
+    part.panel = std::max(kElementsOfTask / rounding.inputs, int64_t{1});
+    part.tasks = parts_of(rows_, part.panel);
+    return part;
+  }
+  const Instruction& instruction = program_.instructions[static_cast<size_t>(piece.instruction)];
+  const int64_t tiles = parts_of(instruction.outputs, kTileOutputs);
+  const int64_t few = rows_ <= kFewRows ? rows_ : kPanelRows;
+  switch (instruction.operation) {
+    case Operation::kAggregate: {
+      const Aggregation& aggregation = *aggregations_[static_cast<size_t>(instruction.aggregation)];
+      const bool has_phase = piece.phase < aggregation.phases();
+      part.tasks = has_phase ? std::min(aggregation.tasks(piece.phase), kMaxThreads) : 0;
+      break;
+    }
+    case Operation::kProduct: {
+      const int64_t blocks = parts_of(instruction.inputs, instruction.block);
+      const int64_t bytes = blocks * (kTileOutputs * int64_t{sizeof(float)} + kTileOutputs / 2 * instruction.block);
+      part.tiles = tiles_of_task(rows_, tiles, bytes, instruction.inputs);
+      part.panel = std::max(few, int64_t{1});
+      part.tasks = parts_of(rows_, part.panel) * parts_of(tiles, part.tiles);
+      break;
+    }
+    case Operation::kGroups: {
+      const int64_t bytes = instruction.inputs * kTileOutputs * int64_t{sizeof(float)};
+      part.tiles = tiles_of_task(rows_, tiles, bytes, instruction.inputs);
+      part.panel = std::max(few, int64_t{1});
+      part.tasks = parts_of(rows_, part.panel) * instruction.groups * parts_of(tiles, part.tiles);
+      break;
+    }
+    default:
+      part.panel = std::max(kElementsOfTask / instruction.inputs, int64_t{1});
+      part.tasks = parts_of(rows_, part.panel);
+  }
+  return part;
+}
+
+const float* Run::values(int64_t value) const {
+  return program_.is_slot(value) ? slot(value)
+                                 : static_cast<const float*>(memory_.inputs[static_cast<size_t>(value)]);
+}
+
+float* Run::slot(int64_t value) const { return memory_.slots[static_cast<size_t>(value - program_.inputs)]; }
+
+RoundedRows Run::rounded(int64_t rounding, int64_t first_row) const {
+  const Rounding& made = program_.roundings[static_cast<size_t>(rounding)];
+  unsigned char* const buffer = memory_.buffers[static_cast<size_t>(made.buffer)];
+  auto* const scales = reinterpret_cast<float*>(buffer);
+  auto* const corrections = reinterpret_cast<int32_t*>(scales + rows_ * made.blocks());
+  auto* const rounded_values = reinterpret_cast<int8_t*>(corrections + rows_ * made.blocks());
+  return {rounded_values + first_row * made.stride(), scales + first_row * made.blocks(),
+          corrections + first_row * made.blocks(), made.stride(), made.blocks()};
+}
+
+Epilogue Run::epilogue_of(const Instruction& instruction, int64_t first_row, int64_t width) const {
+  Epilogue epilogue{};
+  epilogue.bias = instruction.bias == kNoValue ? nullptr : values(instruction.bias);
+  epilogue.activation = instruction.activation;
+  epilogue.factor = instruction.factor;
+  epilogue.added = instruction.added == kNoValue ? nullptr : values(instruction.added) + first_row * width;
+  epilogue.added_stride = width;
+  return epilogue;
+}
+
+void Run::work() noexcept {
+  for (size_t i = current_.load(std::memory_order_acquire); i < program_.stages.size(); ++i) {
+    Level& level = levels_[i];
+    while (level.next.load(std::memory_order_relaxed) < level.tasks) {
+      const int64_t task = level.next.fetch_add(1, std::memory_order_relaxed);
+      if (task >= level.tasks) {
+        break;
+      }
+      run(level, task);
+      level.done.fetch_add(1, std::memory_order_acq_rel);
+    }
+    for (int pauses = 0; level.done.load(std::memory_order_acquire) < level.tasks; ++pauses) {
+      pauses < kPauses ? pause() : std::this_thread::yield();
+    }
+    // A thread that comes late begins here. The order of two threads' stores doesn't matter.
+    current_.store(i + 1, std::memory_order_release);
+  }
+}
+
+void Run::run(const Level& level, int64_t task) const {
+  for (const Part& part : level.parts) {
+    if (task < part.tasks) {
+      run(part, task);
+      return;
+    }
+    task -= part.tasks;
+  }
+}
+
+void Run::run(const Part& part, int64_t task) const {
+  if (part.piece.rounding != kNoValue) {
+    const int64_t first = task * part.panel;
+    round(part.piece.rounding, first, std::min(part.panel, rows_ - first));
+    return;
+  }
+  const Instruction& instruction = program_.instructions[static_cast<size_t>(part.piece.instruction)];
+  switch (instruction.operation) {
+    case Operation::kAggregate:  // each task runs what is left of the phase
+      aggregations_[static_cast<size_t>(instruction.aggregation)]->run(part.piece.phase);
+      break;
+    case Operation::kProduct:
+      multiply(instruction, part, task);
+      break;
+    case Operation::kGroups:
+      multiply_groups(instruction, part, task);
+      break;
+    default:
+      compute_rows(instruction, part, task);
+  }
+}
+
+void Run::multiply(const Instruction& instruction, const Part& part, int64_t task) const {
+  const int64_t tiles = parts_of(instruction.outputs, kTileOutputs);
+  const int64_t columns = parts_of(tiles, part.tiles);
+  const int64_t first_row = task / columns * part.panel;
+  const int64_t first_tile = task % columns * part.tiles;
+  Product product{};
+  product.x = rounded(instruction.rounding, first_row);
+  product.rows = std::min(part.panel, rows_ - first_row);
+  product.weights = static_cast<const uint8_t*>(memory_.inputs[static_cast<size_t>(instruction.weights)]);
+  product.block = instruction.block;
+  product.outputs = instruction.outputs;
+  product.y = slot(instruction.y) + first_row * instruction.outputs;
+  product.y_stride = instruction.outputs;
+  product.epilogue = epilogue_of(instruction, first_row, instruction.outputs);
+  kernel_.multiply(product, first_tile, std::min(first_tile + part.tiles, tiles));
+}
+
+void Run::multiply_groups(const Instruction& instruction, const Part& part, int64_t task) const {
+  const int64_t tiles = parts_of(instruction.outputs, kTileOutputs);
+  const int64_t columns = parts_of(tiles, part.tiles);
+  const int64_t first_row = task / (columns * instruction.groups) * part.panel;
+  const int64_t group = task / columns % instruction.groups;
+  const int64_t first_tile = task % columns * part.tiles;
+  GroupedProduct product{};
+  product.x_stride = instruction.groups * instruction.inputs;
+  product.x = values(instruction.x) + first_row * product.x_stride;
+  product.rows = std::min(part.panel, rows_ - first_row);
+  product.weights = values(instruction.weights);
+  product.groups = instruction.groups;
+  product.inputs = instruction.inputs;
+  product.outputs = instruction.outputs;
+  product.y_stride = instruction.groups * instruction.outputs;
+  product.y = slot(instruction.y) + first_row * product.y_stride;
+  product.epilogue = epilogue_of(instruction, first_row, product.y_stride);
+  kernel_.multiply_groups(product, group, first_tile, std::min(first_tile + part.tiles, tiles));
+}
+
+void Run::compute_rows(const Instruction& instruction, const Part& part, int64_t task) const {
+  const int64_t width = instruction.inputs;
+  const int64_t first = task * part.panel;
+  const int64_t rows = std::min(part.panel, rows_ - first);
+  const auto given = [&](int64_t value) { return value == kNoValue ? nullptr : values(value); };
+  const auto rows_of = [&](int64_t value) { return value == kNoValue ? nullptr : values(value) + first * width; };
+  const float* const x = rows_of(instruction.x);
+  float* const y = slot(instruction.y) + first * width;
+  switch (instruction.operation) {
+    case Operation::kRmsNorm:
+      kernel_.rms_norm(x, width, rows, width, instruction.epsilon, given(instruction.weights), y, width);
+      break;
+    case Operation::kLayerNorm:
+      kernel_.layer_norm(x, width, rows, width, instruction.epsilon, given(instruction.weights),
+                         given(instruction.bias), y, width);
+      break;
+    default:
+      kernel_.elementwise(x, rows_of(instruction.added), rows_of(instruction.multiplied), rows * width,
+                          instruction.activation, instruction.factor, y);
+  }
+  for (const int64_t rounding : instruction.roundings) {
+    round(rounding, first, rows);
+  }
+}
+
+void Run::round(int64_t rounding, int64_t first_row, int64_t rows) const {
+  const Rounding& made = program_.roundings[static_cast<size_t>(rounding)];
+  const RoundedRows at = rounded(rounding, first_row);
+  kernel_.round_rows(values(made.value) + first_row * made.inputs, made.inputs, rows, made.inputs, made.block,
+                     const_cast<int8_t*>(at.values), const_cast<float*>(at.scales),
+                     const_cast<int32_t*>(at.corrections));
+}
+
+}  // namespace pom::cpu

@@ -1,0 +1,132 @@
+"""Programs of FusedLayers by hand: a node of the op, its packed weights, and a session of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+Array = npt.NDArray[Any]
+NONE = -1
+TILE = 16
+# Operations.
+PRODUCT, GROUPS, RMS_NORM, LAYER_NORM, ELEMENTWISE, AGGREGATE = range(1, 7)
+# Activations.
+LINEAR, GELU, RELU, SILU = range(4)
+
+
+@dataclass
+class Weights:
+    """4-bit weights: integers from -8 to 7, (inputs, outputs), with a scale for each block of inputs and output."""
+
+    integers: Array
+    scales: Array
+    block: int
+
+    @staticmethod
+    def random(inputs: int, outputs: int, block: int, seed: int = 0) -> Weights:
+        random = np.random.default_rng(seed)
+        scales = random.uniform(0.01, 0.1, (-(-inputs // block), outputs)).astype(np.float32)
+        return Weights(random.integers(-8, 8, (inputs, outputs)), scales, block)
+
+    @property
+    def dequantized(self) -> Array:
+        """Return the weights in float64, (inputs, outputs)."""
+        inputs = len(self.integers)
+        return self.integers * np.repeat(self.scales.astype(np.float64), self.block, axis=0)[:inputs]
+
+    def packed(self) -> Array:
+        """Return the bytes as plugins/cpu/products/products.h describes them, computed byte by byte."""
+        inputs, outputs = self.integers.shape
+        blocks, tiles = len(self.scales), -(-outputs // TILE)
+        numbers = np.full((blocks * self.block, tiles * TILE), 8, np.uint8)
+        numbers[:inputs, :outputs] = self.integers + 8
+        scales = np.zeros((blocks, tiles * TILE), np.float32)
+        scales[:, :outputs] = self.scales
+        content = bytearray()
+        for tile in range(0, tiles * TILE, TILE):
+            for block in range(blocks):
+                content += scales[block, tile : tile + TILE].tobytes()
+                for chunk in range(block * self.block, (block + 1) * self.block, 8):
+                    low, high = (numbers[at : at + 4, tile : tile + TILE].T for at in (chunk, chunk + 4))
+                    content += (low | high << 4).astype(np.uint8).tobytes()
+        return np.frombuffer(bytes(content), np.uint8)
+
+
+def packed_groups(weights: Array) -> Array:
+    """Pack float32 weights, (groups, outputs, inputs)."""
+    groups, outputs, inputs = weights.shape
+    tiles = -(-outputs // TILE)
+    padded = np.zeros((groups, tiles * TILE, inputs), np.float32)
+    padded[:, :outputs] = weights
+    return padded.reshape(groups, tiles, TILE, inputs).transpose(0, 1, 3, 2).copy()
+
+
+@dataclass
+class Node:
+    """A node of FusedLayers.
+
+    Attributes:
+        inputs: arrays by name, in the order of the node's inputs.
+        constants: the names of those that are part of the model.
+        widths: the slots' widths.
+        outputs: for each of the node's outputs its shape and its slot, counted from 0, or NONE.
+        instructions: lists of numbers, without their lengths.
+    """
+
+    inputs: Mapping[str, Array]
+    constants: Sequence[str]
+    widths: Sequence[int]
+    outputs: Sequence[tuple[Sequence[int | None], int]]
+    instructions: Sequence[Sequence[int]]
+    numbers: Sequence[float] = field(default_factory=list)
+    version: int = 1
+
+    def code(self) -> list[int]:
+        first = len(self.inputs)
+        slots = [NONE if slot == NONE else first + slot for _, slot in self.outputs]
+        body = [number for operation, *rest in self.instructions for number in (operation, len(rest), *rest)]
+        return [self.version, len(self.widths), len(self.outputs), *self.widths, *slots, *body]
+
+    def model(self) -> bytes:
+        names = [f"y{i}" for i in range(len(self.outputs))]
+        node = helper.make_node(
+            "FusedLayers", list(self.inputs), names, domain="pom.runtime", program=self.code(), name="fused"
+        )
+        node.attribute.append(
+            helper.make_attribute("constants", list(self.numbers), attr_type=onnx.AttributeProto.FLOATS)
+        )
+        given = [
+            helper.make_tensor_value_info(
+                name, helper.np_dtype_to_tensor_dtype(array.dtype), [f"{name}_{i}" for i in range(array.ndim)]
+            )
+            for name, array in self.inputs.items()
+            if name not in self.constants
+        ]
+        made = [
+            helper.make_tensor_value_info(name, TensorProto.INT64 if len(shape) == 1 else TensorProto.FLOAT, shape)
+            for name, (shape, _) in zip(names, self.outputs, strict=True)
+        ]
+        stored = [numpy_helper.from_array(np.array(self.inputs[name]), name) for name in self.constants]
+        graph = helper.make_graph([node], "g", given, made, stored)
+        imports = [helper.make_opsetid("", 20), helper.make_opsetid("pom.runtime", 1)]
+        return helper.make_model(graph, opset_imports=imports, ir_version=10).SerializeToString()
+
+    def run(self, library: Path, threads: int = 1) -> list[Array]:
+        """Return the outputs for the inputs that are no constants."""
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.register_custom_ops_library(str(library))
+        session = ort.InferenceSession(self.model(), options, providers=["CPUExecutionProvider"])
+        feeds = {name: array for name, array in self.inputs.items() if name not in self.constants}
+        outputs: list[Array] = session.run(None, feeds)
+        return outputs
