@@ -221,9 +221,8 @@ cpu::AggregationCall FusedKernel::describe(const cpu::Instruction& instruction, 
   // Slots have a row for each token, so an output of fewer tokens cannot be one of them.
   if (problem.batch != sizes.batch || output_tokens(problem, described.call.gate) != sizes.tokens ||
       problem.channels != instruction.outputs || problem.data_type != DataType::kFloat32) {
-    throw InvalidNode("an aggregation in a program must be float32, with an output of (" +
-                      std::to_string(sizes.batch) + ", " + std::to_string(sizes.tokens) + ", " +
-                      std::to_string(instruction.outputs) + ")");
+    throw InvalidNode("an aggregation in a program must be float32, with an output of (" + std::to_string(sizes.batch) +
+                      ", " + std::to_string(sizes.tokens) + ", " + std::to_string(instruction.outputs) + ")");
   }
   described.coefficients = &constants.coefficients;
   described.gate_bias = constants.gate_bias.get();
@@ -237,8 +236,8 @@ cpu::AggregationCall FusedKernel::describe(const cpu::Instruction& instruction, 
         position == cpu::kNoValue ? Ort::UnownedValue{} : context.GetOutput(static_cast<size_t>(position), shape);
     return made ? made.GetTensorMutableRawData() : nullptr;
   };
-  described.present_state = static_cast<float*>(
-      output(instruction.present_state, {problem.batch, kStateRows, problem.channels}));
+  described.present_state =
+      static_cast<float*>(output(instruction.present_state, {problem.batch, kStateRows, problem.channels}));
   described.present_length = static_cast<int64_t*>(output(instruction.present_length, {problem.batch}));
   return described;
 }

@@ -254,8 +254,8 @@ class Scheduler {
     const int64_t written = use(instruction.x).written;
     for (size_t i = 0; i < program_.roundings.size(); ++i) {
       const Rounding& made = program_.roundings[i];
-      const bool fits = made.value == instruction.x && made.inputs == instruction.inputs &&
-                        made.block == instruction.block;
+      const bool fits =
+          made.value == instruction.x && made.inputs == instruction.inputs && made.block == instruction.block;
       if (fits && made_after_[i] == written && buffers_[buffer_of(static_cast<int64_t>(i))].owner == i) {
         return static_cast<int64_t>(i);
       }

@@ -52,8 +52,8 @@ struct Instruction {
   std::vector<int64_t> roundings;  // of y, which the instruction does itself, row by row
   // Aggregations.
   OpAttributes attributes;
-  int64_t aggregation = kNoValue;        // its position among the program's aggregations
-  int64_t present_state = kNoValue;      // positions among the node's outputs
+  int64_t aggregation = kNoValue;    // its position among the program's aggregations
+  int64_t present_state = kNoValue;  // positions among the node's outputs
   int64_t present_length = kNoValue;
   std::vector<int64_t> op_inputs;  // values in the order of the op's inputs
 };
@@ -90,8 +90,9 @@ struct Program {
   [[nodiscard]] int64_t width(int64_t slot) const { return widths[static_cast<size_t>(slot - inputs)]; }
 
   int64_t inputs;
-  std::vector<int64_t> widths;        // of the slots
-  std::vector<int64_t> output_slots;  // for each output of the node, a slot's value, or kNoValue: an aggregation's state
+  std::vector<int64_t> widths;  // of the slots
+  std::vector<int64_t>
+      output_slots;  // for each output of the node, a slot's value, or kNoValue: an aggregation's state
   std::vector<Instruction> instructions;
   std::vector<Rounding> roundings;
   std::vector<int64_t> buffer_bytes;  // a row's, of the memory for roundings

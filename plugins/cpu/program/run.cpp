@@ -13,8 +13,8 @@
 namespace pom::cpu {
 namespace {
 
-constexpr int kPauses = 2000;             // before a waiting thread yields
-constexpr int64_t kMaxThreads = 256;      // of a stage
+constexpr int kPauses = 2000;              // before a waiting thread yields
+constexpr int64_t kMaxThreads = 256;       // of a stage
 constexpr int64_t kElementsOfTask = 8192;  // for what is computed row by row
 // Up to this many rows, a product takes as long as reading its weights, and a task reads this many bytes of them.
 constexpr int64_t kFewRows = 8;
@@ -35,8 +35,8 @@ int64_t parts_of(int64_t whole, int64_t part) { return (whole + part - 1) / part
 
 // The tiles of a task: of few rows by the weights' bytes, else by the work.
 int64_t tiles_of_task(int64_t rows, int64_t tiles, int64_t tile_bytes, int64_t inputs) {
-  const int64_t wanted = rows <= kFewRows ? kBytesOfTask / tile_bytes
-                                          : kWorkOfTask / (std::min(rows, kPanelRows) * kTileOutputs * inputs);
+  const int64_t wanted =
+      rows <= kFewRows ? kBytesOfTask / tile_bytes : kWorkOfTask / (std::min(rows, kPanelRows) * kTileOutputs * inputs);
   // Two at least: kernels multiply two tiles at once.
   return std::clamp(wanted, int64_t{2}, std::max(tiles, int64_t{2}));
 }
@@ -128,8 +128,7 @@ Run::Part Run::part_of(const Piece& piece) const {
 }
 
 const float* Run::values(int64_t value) const {
-  return program_.is_slot(value) ? slot(value)
-                                 : static_cast<const float*>(memory_.inputs[static_cast<size_t>(value)]);
+  return program_.is_slot(value) ? slot(value) : static_cast<const float*>(memory_.inputs[static_cast<size_t>(value)]);
 }
 
 float* Run::slot(int64_t value) const { return memory_.slots[static_cast<size_t>(value - program_.inputs)]; }
