@@ -14,8 +14,6 @@
 namespace pom::onnxruntime {
 namespace {
 
-constexpr size_t kAlignment = 64;
-
 const cpu::Kernel& dispatched_kernel() {
   const cpu::Dispatch dispatch = cpu::dispatch();
   throw_if(dispatch.error);
@@ -83,38 +81,22 @@ void check_constants_of(const cpu::Instruction& instruction, const Ort::ConstKer
   check_constant(info, instruction.bias, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, width);
 }
 
-// Memory of ONNX Runtime's, which keeps it for the next call.
-class Scratch {
- public:
-  // Throws std::bad_alloc.
-  Scratch(OrtAllocator* allocator, size_t bytes)
-      : allocator_(*allocator), memory_(allocator_.Alloc(allocator, bytes + kAlignment)) {
-    if (memory_ == nullptr) {
-      throw std::bad_alloc();
-    }
-    const auto address = reinterpret_cast<uintptr_t>(memory_);
-    next_ = static_cast<unsigned char*>(memory_) + (kAlignment - address % kAlignment) % kAlignment;
-  }
-  ~Scratch() { allocator_.Free(&allocator_, memory_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-
-  [[nodiscard]] static size_t padded(int64_t bytes) {
-    return (static_cast<size_t>(bytes) + kAlignment - 1) / kAlignment * kAlignment;
-  }
-  unsigned char* take(int64_t bytes) {
-    unsigned char* const taken = next_;
-    next_ += padded(bytes);
-    return taken;
-  }
-
- private:
-  OrtAllocator& allocator_;
-  void* const memory_;
-  unsigned char* next_ = nullptr;
-};
-
 }  // namespace
+
+Scratch::Scratch(OrtAllocator* allocator, size_t bytes)
+    : allocator_(*allocator), memory_(allocator_.Alloc(allocator, bytes + kAlignment)) {
+  if (memory_ == nullptr) {
+    throw std::bad_alloc();
+  }
+  const auto address = reinterpret_cast<uintptr_t>(memory_);
+  next_ = static_cast<unsigned char*>(memory_) + (kAlignment - address % kAlignment) % kAlignment;
+}
+
+unsigned char* Scratch::take(int64_t bytes) {
+  unsigned char* const taken = next_;
+  next_ += padded(bytes);
+  return taken;
+}
 
 std::vector<MatrixInput> matrix_inputs(const cpu::Program& program) {
   std::vector<MatrixInput> found;
@@ -242,21 +224,49 @@ cpu::AggregationCall FusedKernel::describe(const cpu::Instruction& instruction, 
   return described;
 }
 
-void FusedKernel::compute(const Ort::KernelContext& context) const {
-  const Extent sizes = sizes_of(context);
-  const int64_t rows = sizes.batch * sizes.tokens;
+// The inputs, and the slots that are outputs; the other slots are null.
+cpu::Memory FusedKernel::given_memory(const Extent& sizes, const Ort::KernelContext& context) const {
   cpu::Memory memory;
   for (int64_t i = 0; i < program_.inputs; ++i) {
     memory.inputs.push_back(context.GetInput(static_cast<size_t>(i)).GetTensorRawData());
   }
   memory.slots.resize(program_.widths.size());
   for (size_t i = 0; i < program_.output_slots.size(); ++i) {
-    const int64_t value = program_.output_slots[i];
-    if (value != cpu::kNoValue) {
-      Ort::UnownedValue output = context.GetOutput(i, {sizes.batch, sizes.tokens, program_.width(value)});
-      memory.slots[static_cast<size_t>(value - program_.inputs)] = output.GetTensorMutableData<float>();
+    if (const int64_t value = program_.output_slots[i]; value != cpu::kNoValue) {
+      const std::vector<int64_t> shape{sizes.batch, sizes.tokens, program_.width(value)};
+      if (Ort::UnownedValue output = context.GetOutput(i, shape)) {
+        memory.slots[static_cast<size_t>(value - program_.inputs)] = output.GetTensorMutableData<float>();
+      }
     }
   }
+  return memory;
+}
+
+// The other slots and the buffers.
+std::unique_ptr<Scratch> FusedKernel::add_scratch(int64_t rows, cpu::Memory* memory) const {
+  const auto slot_bytes = [&](size_t i) { return rows * program_.widths[i] * int64_t{sizeof(float)}; };
+  size_t bytes = 0;
+  for (size_t i = 0; i < memory->slots.size(); ++i) {
+    bytes += memory->slots[i] == nullptr ? Scratch::padded(slot_bytes(i)) : 0;
+  }
+  for (const int64_t each : program_.buffer_bytes) {
+    bytes += Scratch::padded(rows * each);
+  }
+  auto scratch = std::make_unique<Scratch>(allocator_.get(), bytes);
+  for (size_t i = 0; i < memory->slots.size(); ++i) {
+    if (memory->slots[i] == nullptr) {
+      memory->slots[i] = reinterpret_cast<float*>(scratch->take(slot_bytes(i)));
+    }
+  }
+  for (const int64_t each : program_.buffer_bytes) {
+    memory->buffers.push_back(scratch->take(rows * each));
+  }
+  return scratch;
+}
+
+void FusedKernel::compute(const Ort::KernelContext& context) const {
+  const Extent sizes = sizes_of(context);
+  cpu::Memory memory = given_memory(sizes, context);
   std::vector<cpu::AggregationCall> aggregations(aggregations_.size());
   for (const cpu::Instruction& instruction : program_.instructions) {
     if (instruction.operation == cpu::Operation::kAggregate) {
@@ -266,31 +276,16 @@ void FusedKernel::compute(const Ort::KernelContext& context) const {
   if (sizes.batch == 0) {
     return;
   }
-  const auto row_bytes = [](int64_t width) { return width * int64_t{sizeof(float)}; };
-  size_t bytes = 0;
-  for (size_t i = 0; i < memory.slots.size(); ++i) {
-    bytes += memory.slots[i] == nullptr ? Scratch::padded(rows * row_bytes(program_.widths[i])) : 0;
-  }
-  for (const int64_t each : program_.buffer_bytes) {
-    bytes += Scratch::padded(rows * each);
-  }
-  Scratch scratch(allocator_.get(), bytes);
-  for (size_t i = 0; i < memory.slots.size(); ++i) {
-    if (memory.slots[i] == nullptr) {
-      memory.slots[i] = reinterpret_cast<float*>(scratch.take(rows * row_bytes(program_.widths[i])));
-    }
-  }
-  for (const int64_t each : program_.buffer_bytes) {
-    memory.buffers.push_back(scratch.take(rows * each));
-  }
+  const int64_t rows = sizes.batch * sizes.tokens;
+  const std::unique_ptr<Scratch> scratch = add_scratch(rows, &memory);
   cpu::Run run(program_, kernel_, rows, std::move(memory), aggregations);
-  const auto work = [](void* running, size_t) { static_cast<cpu::Run*>(running)->work(); };
-  constexpr size_t kBatchesAsThreads = 0;
   if (run.threads() <= 1) {
     run.work();
-  } else {
-    context.ParallelFor(work, static_cast<size_t>(run.threads()), kBatchesAsThreads, &run);
+    return;
   }
+  const auto work = [](void* running, size_t) { static_cast<cpu::Run*>(running)->work(); };
+  constexpr size_t kBatchesAsThreads = 0;
+  context.ParallelFor(work, static_cast<size_t>(run.threads()), kBatchesAsThreads, &run);
 }
 
 OrtStatus* FusedKernel::ComputeV2(OrtKernelContext* context) const noexcept {

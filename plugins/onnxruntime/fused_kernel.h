@@ -20,6 +20,28 @@ struct MatrixInput {
 
 [[nodiscard]] std::vector<MatrixInput> matrix_inputs(const cpu::Program& program);
 
+// Memory of ONNX Runtime's, which keeps it for the next call.
+class Scratch {
+ public:
+  static constexpr size_t kAlignment = 64;
+
+  // Throws std::bad_alloc.
+  Scratch(OrtAllocator* allocator, size_t bytes);
+  ~Scratch() { allocator_.Free(&allocator_, memory_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  [[nodiscard]] static size_t padded(int64_t bytes) {
+    return (static_cast<size_t>(bytes) + kAlignment - 1) / kAlignment * kAlignment;
+  }
+  unsigned char* take(int64_t bytes);
+
+ private:
+  OrtAllocator& allocator_;
+  void* const memory_;
+  unsigned char* next_ = nullptr;
+};
+
 class FusedKernel {
  public:
   // Throws InvalidNode if the program or its constants are wrong, or no kernel can run.
@@ -44,11 +66,12 @@ class FusedKernel {
     int64_t tokens;
   };
 
-  void check_constants(const Ort::ConstKernelInfo& info);
   void prepare_aggregation(const cpu::Instruction& instruction, const Ort::ConstKernelInfo& info);
   [[nodiscard]] Extent sizes_of(const Ort::KernelContext& context) const;
   [[nodiscard]] cpu::AggregationCall describe(const cpu::Instruction& instruction, const Extent& sizes,
                                               const Ort::KernelContext& context) const;
+  [[nodiscard]] cpu::Memory given_memory(const Extent& sizes, const Ort::KernelContext& context) const;
+  [[nodiscard]] std::unique_ptr<Scratch> add_scratch(int64_t rows, cpu::Memory* memory) const;
 
   const cpu::Kernel& kernel_;
   const std::unique_ptr<OrtAllocator, Release> allocator_;  // of ONNX Runtime's arena
