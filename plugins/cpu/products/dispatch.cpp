@@ -1,6 +1,6 @@
 #include "products.h"
 
-#if defined(POM_CPU_NEON) && defined(__linux__)
+#ifdef POM_CPU_NEON
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 #endif
@@ -10,13 +10,13 @@ namespace {
 
 struct Candidate {
   const ProductKernel* products;
-  const Kernel* kernel;  // the slowest one that a processor with these instructions can run
+  const Kernel* kernel;  // the products are for this kernel, and for faster ones that have none of their own
   bool (*supported)();
 };
 
 // Fastest first. As in ../dispatch.cpp, the processor's features are checked here.
 constexpr Candidate kCandidates[] = {
-#ifdef POM_CPU_AVX512VNNI
+#ifdef POM_CPU_AVX512
     {&kAvx512VnniProducts, &kAvx512Kernel,
      [] {
        return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
@@ -24,24 +24,20 @@ constexpr Candidate kCandidates[] = {
               __builtin_cpu_supports("avx512vnni") != 0;
      }},
 #endif
-#ifdef POM_CPU_AVXVNNI
+#ifdef POM_CPU_AVX2
     {&kAvxVnniProducts, &kAvx2Kernel,
      [] {
        return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 &&
               __builtin_cpu_supports("f16c") != 0 && __builtin_cpu_supports("avxvnni") != 0;
      }},
-#endif
-#ifdef POM_CPU_AVX2_PRODUCTS
     {&kAvx2Products, &kAvx2Kernel,
      [] {
        return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 &&
               __builtin_cpu_supports("f16c") != 0;
      }},
 #endif
-#ifdef POM_CPU_NEONDOT
-    {&kNeonDotProducts, &kNeonKernel, [] { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }},
-#endif
 #ifdef POM_CPU_NEON
+    {&kNeonDotProducts, &kNeonKernel, [] { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }},
     {&kNeonProducts, &kNeonKernel, [] { return true; }},
 #endif
     {&kScalarProducts, &kScalarKernel, [] { return true; }},

@@ -52,8 +52,7 @@ void finish_rows(const Epilogue& epilogue, const float* sums, int64_t sums_strid
   const float* bias = epilogue.bias == nullptr ? nullptr : epilogue.bias + column;
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t at = first_row + row;
-    const float* added =
-        epilogue.added == nullptr ? nullptr : epilogue.added + at * epilogue.added_stride + column;
+    const float* added = epilogue.added == nullptr ? nullptr : epilogue.added + at * epilogue.added_stride + column;
     finish_row<V>(sums + row * sums_stride, columns, bias, epilogue.activation, epilogue.factor, added,
                   y + at * y_stride + column);
   }

@@ -11,8 +11,8 @@ namespace {
 
 template <typename I>
 constexpr ProductKernel products_of(const char* name) {
-  return {name,        round_rows<I>, multiply<I>, multiply_groups<I>,
-          rms_norm<I>, layer_norm<I>, elementwise<typename I::Float>};
+  return {
+      name, round_rows<I>, multiply<I>, multiply_groups<I>, rms_norm<I>, layer_norm<I>, elementwise<typename I::Float>};
 }
 
 }  // namespace

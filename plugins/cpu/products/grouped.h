@@ -1,6 +1,6 @@
 // Products of groups of inputs with float32 weights.
 //
-// A few vectors of outputs are multiplied by a few rows at a time, whose sums are in registers. A sum has its terms in
+// A few tiles of outputs are multiplied by a few rows at a time, whose sums are in registers. A sum has its terms in
 // the order of the inputs, whatever the number of rows.
 #pragma once
 
@@ -10,14 +10,21 @@
 namespace pom::cpu {
 namespace {
 
-constexpr int64_t kSingleRowTiles = 4;  // their sums wait for themselves, but not for each other
+// Few rows have more tiles at a time: their sums wait for themselves, but not for each other.
+constexpr int kFewRowsTiles = 4;
+constexpr int64_t kFewGroupRows = 3;
+// Tiles of at most this size are followed soon by the next ones, which are then fetched ahead.
+constexpr int64_t kSmallTilesBytes = 32768;
 
-// Rows x of one group, times kTiles tiles: sums, (kRows, kTiles * kTileOutputs).
+// kRows rows x of one group, times kTiles tiles: sums, (kRows, kTiles * kTileOutputs).
 template <typename I, int kRows, int kTiles>
 void multiply_group_rows(const float* x, int64_t x_stride, const float* weights, int64_t inputs, float* result) {
   using V = typename I::Float;
   constexpr int kVectors = kTiles * kTileVectors<I>;
+  constexpr int64_t kSize = sizeof(float);
   const int64_t tile_floats = inputs * kTileOutputs;
+  const int64_t next = kTiles * tile_floats;
+  const int64_t ahead = next * kSize <= kSmallTilesBytes ? next : kAheadBytes / kSize;
   V sums[kRows][kVectors];
 #pragma GCC unroll 16
   for (int row = 0; row < kRows; ++row) {
@@ -28,10 +35,15 @@ void multiply_group_rows(const float* x, int64_t x_stride, const float* weights,
   }
 #pragma GCC unroll 1
   for (int64_t k = 0; k < inputs; ++k) {
+    const float* const from = weights + k * kTileOutputs;
+#pragma GCC unroll 4
+    for (int tile = 0; tile < kTiles; ++tile) {
+      __builtin_prefetch(from + tile * tile_floats + ahead);
+    }
     V weight[kVectors];
 #pragma GCC unroll 16
     for (int vector = 0; vector < kVectors; ++vector) {
-      weight[vector] = V::load(weights + k * kTileOutputs + vector_offset<I>(vector, tile_floats, 1), AllLanes{});
+      weight[vector] = V::load(from + vector_offset<I>(vector, tile_floats, 1), AllLanes{});
     }
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; ++row) {
@@ -51,9 +63,9 @@ void multiply_group_rows(const float* x, int64_t x_stride, const float* weights,
   }
 }
 
-// As many rows as there are whole kRows of them, from row `row` on, in kTiles tiles. Returns the next row.
-template <typename I, int kRows, int kTiles>
-int64_t multiply_group_tiles(const GroupedProduct& product, int64_t group, int64_t tile, int64_t row) {
+// kTiles tiles from `tile` on, for rows from `row` on: kRows at a time, and then the rest.
+template <typename I, int kTiles, int kRows>
+void multiply_group_tiles(const GroupedProduct& product, int64_t group, int64_t tile, int64_t row) {
   alignas(64) float sums[kRows * kTiles * kTileOutputs];
   const int64_t tiles = (product.outputs + kTileOutputs - 1) / kTileOutputs;
   const float* weights = product.weights + (group * tiles + tile) * product.inputs * kTileOutputs;
@@ -66,29 +78,22 @@ int64_t multiply_group_tiles(const GroupedProduct& product, int64_t group, int64
     finish_rows<typename I::Float>(product.epilogue, sums, kTiles * kTileOutputs, row, kRows, column, columns,
                                    product.y, product.y_stride);
   }
-  return row;
-}
-
-template <typename I, int kTiles>
-void multiply_group_tiles(const GroupedProduct& product, int64_t group, int64_t tile) {
-  int64_t row = multiply_group_tiles<I, I::kFloatRows, kTiles>(product, group, tile, 0);
-  if constexpr (I::kFloatRows > 4) {
-    row = multiply_group_tiles<I, 4, kTiles>(product, group, tile, row);
+  if constexpr (kRows > 1) {
+    multiply_group_tiles<I, kTiles, kRows - 1>(product, group, tile, row);
   }
-  multiply_group_tiles<I, 1, kTiles>(product, group, tile, row);
 }
 
 template <typename I>
 void multiply_groups(const GroupedProduct& product, int64_t group, int64_t first_tile, int64_t last_tile) {
   int64_t tile = first_tile;
-  for (; product.rows < 4 && tile + kSingleRowTiles <= last_tile; tile += kSingleRowTiles) {
-    multiply_group_tiles<I, 1, kSingleRowTiles>(product, group, tile, 0);
+  for (; product.rows <= kFewGroupRows && tile + kFewRowsTiles <= last_tile; tile += kFewRowsTiles) {
+    multiply_group_tiles<I, kFewRowsTiles, 1>(product, group, tile, 0);
   }
   for (; tile + I::kFloatTiles <= last_tile; tile += I::kFloatTiles) {
-    multiply_group_tiles<I, I::kFloatTiles>(product, group, tile);
+    multiply_group_tiles<I, I::kFloatTiles, I::kFloatRows>(product, group, tile, 0);
   }
   for (; tile < last_tile; ++tile) {
-    multiply_group_tiles<I, 1>(product, group, tile);
+    multiply_group_tiles<I, 1, I::kFloatRows>(product, group, tile, 0);
   }
 }
 

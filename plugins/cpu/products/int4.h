@@ -1,13 +1,13 @@
 // Products of rounded activations with 4-bit weights.
 //
-// A panel, some blocks of a group of tiles, is multiplied by a few rows at a time, whose integer and float32 sums are
-// in registers. For few rows, the weights are unpacked as they are read; for more, once into a buffer that stays in the
-// first-level cache. Every result is the same sum in the same order either way.
+// A few rows are multiplied by a few tiles at a time, whose integer and float32 sums are in registers. With many rows,
+// a panel of the tiles, some of their blocks, stays in the first-level cache while all rows are multiplied by it. Every
+// result is the same sum in the same order either way.
 //
 // The instruction set I has a vector type Float (see block.h), and for integers: Bytes, one byte for each of 4 inputs
-// of Float::kWidth outputs; load, store, low and high (the halves of bytes); Sum, int32 for each output; start(number),
-// add, to_float; and step, which adds the products of 16 inputs. A register tile has kRows rows and kTiles tiles; with
-// fewer than kChains sums, there are several of each, since an addition waits for the one before it.
+// of Float::kWidth outputs; load, low and high (the halves of bytes); Sum, int32 for each output; start(number), add,
+// to_float; and step, which adds the products of 16 inputs: see StepByParts. A register tile has kRows rows and kTiles
+// tiles; with fewer than kChains sums, there are several of each, since an addition waits for the one before it.
 #pragma once
 
 #include "epilogue.h"
@@ -17,19 +17,25 @@ namespace {
 
 constexpr int64_t kStepInputs = 16;
 constexpr int64_t kScalesBytes = kTileOutputs * 4;  // of a block
-constexpr int64_t kPartBytes = kTileOutputs * 4;    // 4 inputs, unpacked; or 8 inputs, packed
-constexpr int64_t kStepParts = kStepInputs / 4;
-constexpr int64_t kPanelInputs = 768;  // at most
-constexpr int64_t kChunkRows = 96;     // at most: their activations stay in the second-level cache
+constexpr int64_t kChunkBytes = kTileOutputs * 4;   // 8 inputs
+constexpr int64_t kStepBytes = kStepInputs / 8 * kChunkBytes;
+constexpr int kStepParts = 4;
+constexpr int64_t kPanelInputs = 768;
+constexpr int64_t kTogetherRows = 96;  // rows whose activations stay in the second-level cache
+// With so few rows, tiles are read one after the other, as they are in memory; with more, activations are read often
+// enough to need the first-level cache.
+constexpr int64_t kFewRows = 2;
+// How far ahead of few rows weights are fetched: further than the processor reads ahead by itself.
+constexpr int64_t kAheadBytes = 4096;
 
 template <typename I>
 constexpr int kTileVectors = static_cast<int>(kTileOutputs) / I::Float::kWidth;
 
 // Some blocks of some tiles, and the rows to multiply them by.
 struct Panel {
-  const uint8_t* packed;    // the first tile's first block
-  const uint8_t* unpacked;  // (tiles, kPanelInputs / 4, kPartBytes), or null
-  int64_t tile_bytes;       // from one packed tile to the next
+  const uint8_t* weights;  // the first tile's first block
+  int64_t tile_bytes;      // from one tile to the next
+  int64_t ahead;           // bytes from a weight to one that is needed later
   int64_t block;
   int64_t blocks;
   const int8_t* values;  // the first row's first block, as scales and corrections
@@ -41,28 +47,20 @@ struct Panel {
   float* sums;  // (rows, kTiles * kTileOutputs)
 };
 
-// Part 0 to 3 of a step of 16 inputs, for one vector of outputs, from its bytes in the step's first part.
-struct Packed {
-  static constexpr int64_t kStepBytes = kStepParts / 2 * kPartBytes;
-  template <typename I>
-  POM_ALWAYS_INLINE static typename I::Bytes part(const uint8_t* step, int part) {
-    const typename I::Bytes both = I::load(step + part / 2 * kPartBytes);
-    return part % 2 == 0 ? I::low(both) : I::high(both);
-  }
-};
-struct Unpacked {
-  static constexpr int64_t kStepBytes = kStepParts * kPartBytes;
-  template <typename I>
-  POM_ALWAYS_INLINE static typename I::Bytes part(const uint8_t* step, int part) {
-    return I::load(step + part * kPartBytes);
-  }
-};
+POM_ALWAYS_INLINE inline int64_t block_bytes(int64_t block) { return kScalesBytes + block / 8 * kChunkBytes; }
 
 // Where a vector of a group of tiles begins, in data of which a tile has tile_bytes, and a lane lane_bytes.
 template <typename I>
 POM_ALWAYS_INLINE inline int64_t vector_offset(int vector, int64_t tile_bytes, int64_t lane_bytes) {
   constexpr int kVectors = kTileVectors<I>;
   return vector / kVectors * tile_bytes + vector % kVectors * I::Float::kWidth * lane_bytes;
+}
+
+// Part 0 to 3 of a step of 16 inputs, for one vector of outputs: inputs 4 * part to 4 * part + 3.
+template <typename I>
+POM_ALWAYS_INLINE inline typename I::Bytes step_part(const uint8_t* step, int part) {
+  const typename I::Bytes both = I::load(step + part / 2 * kChunkBytes);
+  return part % 2 == 0 ? I::low(both) : I::high(both);
 }
 
 // Integer sums of one block.
@@ -95,42 +93,69 @@ struct Sums {
   }
 };
 
-template <typename I, typename Source, int kRows, int kTiles>
+// The step of an instruction set that adds the products of 4 inputs at once: dot(sum, bytes, inputs(values)).
+template <typename I>
+struct StepByParts {
+  template <int kRows, int kVectors>
+  POM_ALWAYS_INLINE static void step(const uint8_t* weights, int64_t tile_bytes, const int8_t* values, int64_t stride,
+                                     Sums<I, kRows, kVectors>* sums) {
+#pragma GCC unroll 4
+    for (int part = 0; part < kStepParts; ++part) {
+      auto* const chain = sums->chains[part % Sums<I, kRows, kVectors>::kChains];
+      typename I::Bytes bytes[kVectors];
+#pragma GCC unroll 16
+      for (int vector = 0; vector < kVectors; ++vector) {
+        bytes[vector] = step_part<I>(weights + vector_offset<I>(vector, tile_bytes, 4), part);
+      }
+#pragma GCC unroll 16
+      for (int row = 0; row < kRows; ++row) {
+        const auto inputs = I::inputs(values + row * stride + part * 4);
+#pragma GCC unroll 16
+        for (int vector = 0; vector < kVectors; ++vector) {
+          chain[row][vector] = I::dot(chain[row][vector], bytes[vector], inputs);
+        }
+      }
+    }
+  }
+};
+
+template <typename I, int kRows, int kTiles>
 void multiply_panel(const Panel& panel) {
   using V = typename I::Float;
   constexpr int kVectors = kTiles * kTileVectors<I>;
   constexpr int64_t kSumsStride = kTiles * kTileOutputs;
-  const bool unpacked = panel.unpacked != nullptr;
-  const int64_t tile_bytes = unpacked ? kPanelInputs / 4 * kPartBytes : panel.tile_bytes;
-  const int64_t block = panel.block;
-  const int64_t block_bytes = kScalesBytes + block / 8 * kPartBytes;
+  const int64_t tile_bytes = panel.tile_bytes;
   V sums[kRows][kVectors];
 #pragma GCC unroll 16
   for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 16
     for (int vector = 0; vector < kVectors; ++vector) {
-      sums[row][vector] = panel.begins
-                              ? V::broadcast(0.0F)
-                              : V::load(panel.sums + row * kSumsStride + vector * V::kWidth, AllLanes{});
+      const float* const from = panel.sums + row * kSumsStride + vector * V::kWidth;
+      sums[row][vector] = panel.begins ? V::broadcast(0.0F) : V::load(from, AllLanes{});
     }
   }
-  const uint8_t* weights = unpacked ? panel.unpacked : panel.packed;
+  const uint8_t* weights = panel.weights;
   const int8_t* values = panel.values;
 #pragma GCC unroll 1
   for (int64_t b = 0; b < panel.blocks; ++b) {
-    const uint8_t* const scales = panel.packed + b * block_bytes;
-    weights = unpacked ? weights : scales + kScalesBytes;
+    const uint8_t* const scales = weights;
+    weights += kScalesBytes;
     Sums<I, kRows, kVectors> products(panel.corrections + b, panel.row_blocks);
 #pragma GCC unroll 1
-    for (int64_t i = 0; i < block; i += kStepInputs) {
-      I::template step<Source, kRows, kVectors>(weights, tile_bytes, values, panel.stride, &products);
-      weights += Source::kStepBytes;
+    for (int64_t i = 0; i < panel.block; i += kStepInputs) {
+#pragma GCC unroll 4
+      for (int tile = 0; tile < kTiles; ++tile) {
+        for (int64_t line = 0; line < kStepBytes; line += kChunkBytes) {
+          __builtin_prefetch(weights + panel.ahead + tile * tile_bytes + line);
+        }
+      }
+      I::template step<kRows, kVectors>(weights, tile_bytes, values, panel.stride, &products);
+      weights += kStepBytes;
       values += kStepInputs;
     }
 #pragma GCC unroll 16
     for (int vector = 0; vector < kVectors; ++vector) {
-      const auto* from =
-          reinterpret_cast<const float*>(scales + vector_offset<I>(vector, panel.tile_bytes, sizeof(float)));
+      const auto* from = reinterpret_cast<const float*>(scales + vector_offset<I>(vector, tile_bytes, sizeof(float)));
       const V weight_scale = V::load(from, AllLanes{});
 #pragma GCC unroll 16
       for (int row = 0; row < kRows; ++row) {
@@ -149,71 +174,46 @@ void multiply_panel(const Panel& panel) {
 }
 
 // All rows of a panel, kRows at a time and then the rest.
-template <typename I, typename Source, int kTiles, int kRows>
+template <typename I, int kTiles, int kRows>
 POM_ALWAYS_INLINE inline void multiply_rows(Panel panel, int64_t rows) {
   while (rows >= kRows) {
-    multiply_panel<I, Source, kRows, kTiles>(panel);
+    multiply_panel<I, kRows, kTiles>(panel);
     panel.values += kRows * panel.stride;
     panel.scales += kRows * panel.row_blocks;
     panel.corrections += kRows * panel.row_blocks;
     panel.sums += kRows * kTiles * kTileOutputs;
+    panel.ahead = 0;
     rows -= kRows;
   }
   if constexpr (kRows > 1) {
-    multiply_rows<I, Source, kTiles, kRows - 1>(panel, rows);
-  }
-}
-
-// The weights of some blocks of kTiles tiles, one byte each, without the scales.
-template <typename I, int kTiles>
-void unpack(const uint8_t* packed, int64_t tile_bytes, int64_t block, int64_t blocks, uint8_t* unpacked) {
-  const int64_t block_bytes = kScalesBytes + block / 8 * kPartBytes;
-  constexpr int64_t kVectorBytes = I::Float::kWidth * 4;
-  for (int64_t tile = 0; tile < kTiles; ++tile) {
-    uint8_t* to = unpacked + tile * (kPanelInputs / 4 * kPartBytes);
-    for (int64_t b = 0; b < blocks; ++b) {
-      const uint8_t* const from = packed + tile * tile_bytes + b * block_bytes + kScalesBytes;
-      for (int64_t i = 0; i < block / 8 * kPartBytes; i += kPartBytes) {
-        for (int64_t j = 0; j < kPartBytes; j += kVectorBytes) {
-          const typename I::Bytes both = I::load(from + i + j);
-          I::store(to + j, I::low(both));
-          I::store(to + kPartBytes + j, I::high(both));
-        }
-        to += 2 * kPartBytes;
-      }
-    }
+    multiply_rows<I, kTiles, kRows - 1>(panel, rows);
   }
 }
 
 // kTiles tiles from `tile` on, for rows [first_row, first_row + rows).
 template <typename I, int kTiles>
 void multiply_tiles(const Product& product, int64_t tile, int64_t first_row, int64_t rows) {
-  alignas(64) uint8_t unpacked[kTiles * kPanelInputs / 4 * kPartBytes];
-  alignas(64) float sums[kChunkRows * kTiles * kTileOutputs];
+  alignas(64) float sums[kTogetherRows * kTiles * kTileOutputs];
   const RoundedRows& x = product.x;
-  const int64_t block_bytes = kScalesBytes + product.block / 8 * kPartBytes;
+  const int64_t bytes = block_bytes(product.block);
   Panel panel{};
-  panel.tile_bytes = x.blocks * block_bytes;
+  panel.tile_bytes = x.blocks * bytes;
   panel.block = product.block;
   panel.stride = x.stride;
   panel.row_blocks = x.blocks;
   panel.sums = sums;
-  const bool unpacks = rows > I::kRows;
-  panel.unpacked = unpacks ? unpacked : nullptr;
-  const int64_t step = unpacks ? kPanelInputs / product.block : x.blocks;
+  const bool whole = rows <= kFewRows;
+  const int64_t step = whole ? x.blocks : kPanelInputs / product.block;
   for (int64_t b = 0; b < x.blocks; b += step) {
-    panel.packed = product.weights + tile * panel.tile_bytes + b * block_bytes;
-    panel.blocks = x.blocks - b < step ? x.blocks - b : step;
+    const bool last = b + step >= x.blocks;
+    panel.weights = product.weights + tile * panel.tile_bytes + b * bytes;
+    panel.ahead = whole ? kAheadBytes : last ? kTiles * panel.tile_bytes - b * bytes : step * bytes;
+    panel.blocks = last ? x.blocks - b : step;
     panel.values = x.values + first_row * x.stride + b * product.block;
     panel.scales = x.scales + first_row * x.blocks + b;
     panel.corrections = x.corrections + first_row * x.blocks + b;
     panel.begins = b == 0;
-    if (unpacks) {
-      unpack<I, kTiles>(panel.packed, panel.tile_bytes, product.block, panel.blocks, unpacked);
-      multiply_rows<I, Unpacked, kTiles, I::kRows>(panel, rows);
-    } else {
-      multiply_rows<I, Packed, kTiles, I::kRows>(panel, rows);
-    }
+    multiply_rows<I, kTiles, I::kRows>(panel, rows);
   }
   const int64_t column = tile * kTileOutputs;
   const int64_t left = product.outputs - column;
@@ -224,11 +224,10 @@ void multiply_tiles(const Product& product, int64_t tile, int64_t first_row, int
 
 template <typename I>
 void multiply(const Product& product, int64_t first_tile, int64_t last_tile) {
-  for (int64_t row = 0; row < product.rows; row += kChunkRows) {
-    const int64_t rows = product.rows - row < kChunkRows ? product.rows - row : kChunkRows;
+  for (int64_t row = 0; row < product.rows; row += kTogetherRows) {
+    const int64_t rows = product.rows - row < kTogetherRows ? product.rows - row : kTogetherRows;
     int64_t tile = first_tile;
-    // A single row's tiles are read one after the other, as they are in memory.
-    for (; rows > 1 && tile + I::kTiles <= last_tile; tile += I::kTiles) {
+    for (; rows > kFewRows && tile + I::kTiles <= last_tile; tile += I::kTiles) {
       multiply_tiles<I, I::kTiles>(product, tile, row, rows);
     }
     for (; tile < last_tile; ++tile) {

@@ -20,9 +20,8 @@ POM_ALWAYS_INLINE inline double sum_of(const float* x, int64_t width, const Term
   for (int64_t first = 0; first < width; first += kStep) {
     const int64_t count = width - first < kStep ? width - first : kStep;
     V sum = V::broadcast(0.0F);
-    for_each_vector<V>(count, [&](int64_t i, auto lanes) POM_ALWAYS_INLINE {
-      sum = V::add(sum, term(x + first + i, lanes));
-    });
+    for_each_vector<V>(count,
+                       [&](int64_t i, auto lanes) POM_ALWAYS_INLINE { sum = V::add(sum, term(x + first + i, lanes)); });
     total += static_cast<double>(I::sum(sum));
   }
   return total;

@@ -6,7 +6,7 @@
 namespace pom::cpu {
 namespace {
 
-struct ScalarProducts {
+struct ScalarProducts : StepByParts<ScalarProducts> {
   using Float = Scalar;
   using Bytes = uint32_t;
   using Sum = int32_t;
@@ -21,9 +21,16 @@ struct ScalarProducts {
     std::memcpy(&bytes, from, sizeof bytes);
     return bytes;
   }
-  static void store(uint8_t* to, Bytes bytes) { std::memcpy(to, &bytes, sizeof bytes); }
   static Bytes low(Bytes both) { return both & 0x0F0F0F0FU; }
   static Bytes high(Bytes both) { return (both >> 4) & 0x0F0F0F0FU; }
+
+  static const int8_t* inputs(const int8_t* from) { return from; }
+  static Sum dot(Sum sum, Bytes bytes, const int8_t* inputs) {
+    for (int i = 0; i < 4; ++i) {
+      sum += static_cast<int32_t>(bytes >> (8 * i) & 0xFFU) * inputs[i];
+    }
+    return sum;
+  }
 
   static Sum start(int32_t number) { return number; }
   static Sum add(Sum a, Sum b) { return a + b; }
@@ -31,23 +38,6 @@ struct ScalarProducts {
   static float sum(Scalar a) { return a.value; }
   static float largest(Scalar a) { return a.value; }
   static void store_bytes(int8_t* to, Scalar biased) { *to = static_cast<int8_t>(float_bits(biased.value) & 0xFFU); }
-
-  template <typename Source, int kStepRows, int kVectors>
-  static void step(const uint8_t* weights, int64_t tile_bytes, const int8_t* values, int64_t stride,
-                   Sums<ScalarProducts, kStepRows, kVectors>* sums) {
-    for (int vector = 0; vector < kVectors; ++vector) {
-      const uint8_t* const from = weights + vector_offset<ScalarProducts>(vector, tile_bytes, 4);
-      for (int part = 0; part < kStepParts; ++part) {
-        uint8_t bytes[4];
-        store(bytes, Source::template part<ScalarProducts>(from, part));
-        for (int row = 0; row < kStepRows; ++row) {
-          for (int i = 0; i < 4; ++i) {
-            sums->chains[0][row][vector] += bytes[i] * values[row * stride + part * 4 + i];
-          }
-        }
-      }
-    }
-  }
 };
 
 }  // namespace
