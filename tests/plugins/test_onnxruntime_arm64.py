@@ -17,7 +17,7 @@ SYSROOT = "/usr/aarch64-linux-gnu"
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for tool in (COMPILER, EMULATOR, "cmake"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
@@ -27,23 +27,32 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for command in (configure, ["cmake", "--build", folder]):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "check_kernel"
+    return folder
 
 
-def run(program: Path, kernel: str = "") -> subprocess.CompletedProcess[str]:
+def run(program: Path, kernel: str = "", processor: str = "max") -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "POM_CPU_KERNEL": kernel}
-    command = [EMULATOR, "-L", SYSROOT, program]
+    command = [EMULATOR, "-cpu", processor, "-L", SYSROOT, program]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 @pytest.mark.parametrize(("wanted", "name"), [("", "neon"), ("scalar", "scalar")])
-def test_every_call_matches_double(program: Path, wanted: str, name: str) -> None:
-    done = run(program, wanted)
+def test_every_call_matches_double(folder: Path, wanted: str, name: str) -> None:
+    done = run(folder / "check_kernel", wanted)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split()[0] == name
 
 
-def test_an_unknown_kernel_is_an_error(program: Path) -> None:
-    done = run(program, "avx2")
+def test_an_unknown_kernel_is_an_error(folder: Path) -> None:
+    done = run(folder / "check_kernel", "avx2")
     assert done.returncode == 1
     assert 'POM_CPU_KERNEL must be one of neon, scalar on this machine, got "avx2"' in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("processor", "names"), [("max", ["neondot", "neon", "scalar"]), ("cortex-a72", ["neon", "scalar"])]
+)
+def test_every_product_matches_double(folder: Path, processor: str, names: list[str]) -> None:
+    done = run(folder / "check_products", processor=processor)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == names

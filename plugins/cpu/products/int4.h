@@ -21,7 +21,7 @@ constexpr int64_t kChunkBytes = kTileOutputs * 4;   // 8 inputs
 constexpr int64_t kStepBytes = kStepInputs / 8 * kChunkBytes;
 constexpr int kStepParts = 4;
 constexpr int64_t kPanelInputs = 768;
-constexpr int64_t kTogetherRows = 96;  // rows whose activations stay in the second-level cache
+constexpr int64_t kTogetherRows = 128;  // their activations stay in the second-level cache
 // With so few rows, tiles are read one after the other, as they are in memory; with more, activations are read often
 // enough to need the first-level cache.
 constexpr int64_t kFewRows = 2;

@@ -1,6 +1,8 @@
 // The rounding of activations to 8 bits, exactly as MLAS does it for MatMulNBits at accuracy level 4.
 #pragma once
 
+#include <cstddef>
+
 #include "../exp2.h"
 #include "../iterate.h"
 #include "products.h"
