@@ -106,6 +106,19 @@ int64_t Aggregation::threads(int phase) const {
   return std::min(phases_[static_cast<size_t>(phase)].tasks, kMaxThreads);
 }
 
+bool Aggregation::in_any_order(int phase) const {
+  return phases_[static_cast<size_t>(phase)].task != &Aggregation::causal || layout_.chunks == 1;
+}
+
+void Aggregation::run(int phase, int64_t task) noexcept { (this->*phases_[static_cast<size_t>(phase)].task)(task); }
+
+void Aggregation::run_next(int phase) noexcept {
+  Phase& running = phases_[static_cast<size_t>(phase)];
+  if (const int64_t task = running.next.fetch_add(1, std::memory_order_relaxed); task < running.tasks) {
+    run(phase, task);
+  }
+}
+
 void Aggregation::run(int phase) noexcept {
   Phase& running = phases_[static_cast<size_t>(phase)];
   for (;;) {
@@ -113,7 +126,7 @@ void Aggregation::run(int phase) noexcept {
     if (task >= running.tasks) {
       return;
     }
-    (this->*running.task)(task);
+    run(phase, task);
   }
 }
 

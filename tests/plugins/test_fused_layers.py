@@ -226,7 +226,7 @@ def test_a_layer(batch: int, tokens: int, threads: int) -> None:
 
 @pytest.mark.parametrize("threads", [2, 4])
 def test_threads_do_not_change_a_bit(threads: int) -> None:
-    node, _ = layer(2, 300, 3)
+    node, _ = layer(2, 1100, 3)  # several tiles of the aggregation
     for _ in range(3):
         for one, several in zip(run(node, 1), run(node, threads), strict=True):
             np.testing.assert_array_equal(one, several)

@@ -21,6 +21,11 @@ constexpr int64_t kFewRows = 8;
 constexpr int64_t kBytesOfTask = 32768;
 // For more rows, a task has a panel of rows, whose activations stay in the cache, and this many multiply-adds.
 constexpr int64_t kPanelRows = 128;
+// A stage has at most this many segments.
+constexpr int64_t kMaxSegments = 16;
+// While a thread waits, it fetches so much of the weights that it will read next into its cache.
+constexpr int64_t kFetchedBytes = int64_t{256} << 10;
+constexpr int64_t kLine = 64;
 constexpr int64_t kWorkOfTask = int64_t{1} << 21;
 
 void pause() {
@@ -29,6 +34,19 @@ void pause() {
 #elif defined(__aarch64__)
   __asm__ volatile("yield");
 #endif
+}
+
+void fetch(const unsigned char* line) {
+#if defined(__GNUC__)
+  __builtin_prefetch(line, 0, 2);
+#else
+  static_cast<void>(line);
+#endif
+}
+
+int64_t processors() {
+  static const auto count = static_cast<int64_t>(std::thread::hardware_concurrency());
+  return std::max(count, int64_t{1});
 }
 
 int64_t parts_of(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
@@ -85,10 +103,33 @@ Run::Run(const Program& program, const Kernel& kernel, int64_t rows, Memory memo
     }
     threads_ = std::max(threads_, std::min(levels_[i].tasks, kMaxThreads));
   }
+  split_levels();
+}
+
+void Run::split_levels() {
+  const auto segments_of = [](const Level& level) { return std::min({level.tasks, processors(), kMaxSegments}); };
+  const size_t stages = program_.stages.size();
+  int64_t count = 0;
+  for (size_t i = 0; i < stages; ++i) {
+    count += segments_of(levels_[i]);
+  }
+  segments_.reset(new Segment[static_cast<size_t>(count)]);
+  Segment* next = segments_.get();
+  for (size_t i = 0; i < stages; ++i) {
+    Level& level = levels_[i];
+    const int64_t segments = segments_of(level);
+    level.segments = next;
+    level.segment_count = static_cast<size_t>(segments);
+    for (int64_t each = 0; each < segments; ++each, ++next) {
+      next->next.store(level.tasks * each / segments, std::memory_order_relaxed);
+      next->end = level.tasks * (each + 1) / segments;
+    }
+  }
 }
 
 Run::Part Run::part_of(const Piece& piece) const {
-  Part part{piece, 0, 0, 0};
+  Part part;
+  part.piece = piece;
   if (piece.rounding != kNoValue) {
     const Rounding& rounding = program_.roundings[static_cast<size_t>(piece.rounding)];
     part.panel = std::max(kElementsOfTask / rounding.inputs, int64_t{1});
@@ -96,35 +137,39 @@ Run::Part Run::part_of(const Piece& piece) const {
     return part;
   }
   const Instruction& instruction = program_.instructions[static_cast<size_t>(piece.instruction)];
-  const int64_t tiles = parts_of(instruction.outputs, kTileOutputs);
-  const int64_t few = rows_ <= kFewRows ? rows_ : kPanelRows;
   switch (instruction.operation) {
     case Operation::kAggregate: {
       const Aggregation& aggregation = *aggregations_[static_cast<size_t>(instruction.aggregation)];
-      const bool has_phase = piece.phase < aggregation.phases();
-      part.tasks = has_phase ? std::min(aggregation.tasks(piece.phase), kMaxThreads) : 0;
+      if (piece.phase < aggregation.phases()) {
+        part.tasks = aggregation.tasks(piece.phase);
+        part.in_any_order = aggregation.in_any_order(piece.phase);
+      }
       break;
     }
     case Operation::kProduct: {
       const int64_t blocks = parts_of(instruction.inputs, instruction.block);
-      const int64_t bytes = blocks * (kTileOutputs * int64_t{sizeof(float)} + kTileOutputs / 2 * instruction.block);
-      part.tiles = tiles_of_task(rows_, tiles, bytes, instruction.inputs);
-      part.panel = std::max(few, int64_t{1});
-      part.tasks = parts_of(rows_, part.panel) * parts_of(tiles, part.tiles);
+      const int64_t bytes = kTileOutputs * int64_t{sizeof(float)} + kTileOutputs / 2 * instruction.block;
+      split_product(instruction, blocks * bytes, &part);
       break;
     }
-    case Operation::kGroups: {
-      const int64_t bytes = instruction.inputs * kTileOutputs * int64_t{sizeof(float)};
-      part.tiles = tiles_of_task(rows_, tiles, bytes, instruction.inputs);
-      part.panel = std::max(few, int64_t{1});
-      part.tasks = parts_of(rows_, part.panel) * instruction.groups * parts_of(tiles, part.tiles);
+    case Operation::kGroups:
+      split_product(instruction, instruction.inputs * kTileOutputs * int64_t{sizeof(float)}, &part);
       break;
-    }
     default:
       part.panel = std::max(kElementsOfTask / instruction.inputs, int64_t{1});
       part.tasks = parts_of(rows_, part.panel);
   }
   return part;
+}
+
+void Run::split_product(const Instruction& instruction, int64_t tile_bytes, Part* part) const {
+  const int64_t tiles = parts_of(instruction.outputs, kTileOutputs);
+  part->weights = static_cast<const unsigned char*>(memory_.inputs[static_cast<size_t>(instruction.weights)]);
+  part->tile_bytes = tile_bytes;
+  part->bytes = instruction.groups * tiles * tile_bytes;
+  part->tiles = tiles_of_task(rows_, tiles, tile_bytes, instruction.inputs);
+  part->panel = rows_ <= kFewRows ? std::max(rows_, int64_t{1}) : kPanelRows;
+  part->tasks = parts_of(rows_, part->panel) * instruction.groups * parts_of(tiles, part->tiles);
 }
 
 const float* Run::values(int64_t value) const {
@@ -154,22 +199,73 @@ Epilogue Run::epilogue_of(const Instruction& instruction, int64_t first_row, int
 }
 
 void Run::work() noexcept {
-  for (size_t i = current_.load(std::memory_order_acquire); i < program_.stages.size(); ++i) {
-    Level& level = levels_[i];
-    while (level.next.load(std::memory_order_relaxed) < level.tasks) {
-      const int64_t task = level.next.fetch_add(1, std::memory_order_relaxed);
-      if (task >= level.tasks) {
-        break;
-      }
-      run(level, task);
-      level.done.fetch_add(1, std::memory_order_acq_rel);
-    }
-    for (int pauses = 0; level.done.load(std::memory_order_acquire) < level.tasks; ++pauses) {
-      pauses < kPauses ? pause() : std::this_thread::yield();
-    }
-    // A thread that comes late begins here. The order of two threads' stores doesn't matter.
+  const size_t thread = entered_.fetch_add(1, std::memory_order_relaxed);
+  const size_t stages = program_.stages.size();
+  // A thread that comes late begins with a later stage. The order of two threads' stores doesn't matter.
+  for (size_t i = current_.load(std::memory_order_acquire); i < stages; ++i) {
+    run_level(&levels_[i], thread);
+    wait_for(i, thread);
     current_.store(i + 1, std::memory_order_release);
   }
+}
+
+void Run::run_level(Level* level, size_t thread) const {
+  int64_t done = 0;
+  for (size_t i = 0; i < level->segment_count; ++i) {
+    Segment& segment = level->segments[(thread + i) % level->segment_count];
+    while (segment.next.load(std::memory_order_relaxed) < segment.end) {
+      const int64_t task = segment.next.fetch_add(1, std::memory_order_relaxed);
+      if (task >= segment.end) {
+        break;
+      }
+      run(*level, task);
+      ++done;
+    }
+  }
+  if (done > 0) {
+    level->done.fetch_add(done, std::memory_order_acq_rel);
+  }
+}
+
+// While a thread waits, memory need not: it fetches the weights that come next.
+void Run::wait_for(size_t stage, size_t thread) const {
+  const Level& level = levels_[stage];
+  Bytes weights;
+  bool found = false;
+  int64_t fetched = 0;
+  for (int pauses = 0; level.done.load(std::memory_order_acquire) < level.tasks; ++pauses) {
+    if (!found) {
+      weights = next_weights(stage, thread);
+      found = true;
+    } else if (fetched < weights.count) {
+      fetch(weights.first + fetched);
+      fetched += kLine;
+    } else if (pauses < kPauses) {
+      pause();
+    } else {
+      std::this_thread::yield();
+    }
+  }
+}
+
+// The weights that a thread will probably read next. With many rows it is not worth fetching them early.
+Run::Bytes Run::next_weights(size_t stage, size_t thread) const {
+  if (rows_ > kFewRows) {
+    return {};
+  }
+  for (size_t i = stage + 1; i < program_.stages.size(); ++i) {
+    const Level& level = levels_[i];
+    for (const Part& part : level.parts) {
+      if (part.weights == nullptr) {
+        continue;
+      }
+      const Segment& segment = level.segments[thread % level.segment_count];
+      const int64_t task = std::min(segment.next.load(std::memory_order_relaxed), part.tasks - 1);
+      const int64_t first = task * part.tiles * part.tile_bytes;
+      return {part.weights + first, std::clamp(part.bytes - first, int64_t{0}, kFetchedBytes)};
+    }
+  }
+  return {};
 }
 
 void Run::run(const Level& level, int64_t task) const {
@@ -190,9 +286,15 @@ void Run::run(const Part& part, int64_t task) const {
   }
   const Instruction& instruction = program_.instructions[static_cast<size_t>(part.piece.instruction)];
   switch (instruction.operation) {
-    case Operation::kAggregate:  // each task runs what is left of the phase
-      aggregations_[static_cast<size_t>(instruction.aggregation)]->run(part.piece.phase);
+    case Operation::kAggregate: {
+      Aggregation& aggregation = *aggregations_[static_cast<size_t>(instruction.aggregation)];
+      if (part.in_any_order) {
+        aggregation.run(part.piece.phase, task);
+      } else {
+        aggregation.run_next(part.piece.phase);
+      }
       break;
+    }
     case Operation::kProduct:
       multiply(instruction, part, task);
       break;

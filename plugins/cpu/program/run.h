@@ -49,22 +49,43 @@ class Run {
   struct Part {
     Piece piece;
     int64_t tasks = 0;
+    bool in_any_order = true;
     int64_t panel = 0;  // rows of a task
-    int64_t tiles = 0;  // tiles of a task
+    // Products.
+    int64_t tiles = 0;  // of a task
+    const unsigned char* weights = nullptr;
+    int64_t bytes = 0;
+    int64_t tile_bytes = 0;
+  };
+  // Neighbouring tasks of a stage, which read neighbouring weights. A thread takes a whole segment if it can, because
+  // memory is read fastest in one long stretch, and then helps with the others.
+  struct alignas(64) Segment {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
   };
   struct alignas(64) Level {
-    std::atomic<int64_t> next{0};
-    alignas(64) std::atomic<int64_t> done{0};
+    std::atomic<int64_t> done{0};
     int64_t tasks = 0;
     std::vector<Part> parts;
+    Segment* segments = nullptr;
+    size_t segment_count = 0;
+  };
+  struct Bytes {
+    const unsigned char* first = nullptr;
+    int64_t count = 0;
   };
 
   [[nodiscard]] Part part_of(const Piece& piece) const;
+  void split_product(const Instruction& instruction, int64_t tile_bytes, Part* part) const;
   [[nodiscard]] const float* values(int64_t value) const;
   [[nodiscard]] float* slot(int64_t value) const;
   [[nodiscard]] RoundedRows rounded(int64_t rounding, int64_t first_row) const;
   [[nodiscard]] Epilogue epilogue_of(const Instruction& instruction, int64_t first_row, int64_t width) const;
 
+  void split_levels();
+  void run_level(Level* level, size_t thread) const;
+  void wait_for(size_t stage, size_t thread) const;
+  [[nodiscard]] Bytes next_weights(size_t stage, size_t thread) const;
   void run(const Level& level, int64_t task) const;
   void run(const Part& part, int64_t task) const;
   void multiply(const Instruction& instruction, const Part& part, int64_t task) const;
@@ -78,7 +99,9 @@ class Run {
   const Memory memory_;
   std::vector<std::unique_ptr<Aggregation>> aggregations_;
   std::unique_ptr<Level[]> levels_;
+  std::unique_ptr<Segment[]> segments_;  // of all levels
   int64_t threads_ = 1;
+  std::atomic<size_t> entered_{0};  // threads
   std::atomic<size_t> current_{0};  // the stage that runs, or an earlier one
 };
 
