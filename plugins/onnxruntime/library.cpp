@@ -98,6 +98,12 @@ __attribute__((visibility("default"))) const char* pom_cpu_kernel_error() {
   return error.c_str();
 }
 
+// The instruction set whose products fused layers would run, if a session were created now; empty as pom_cpu_kernel().
+__attribute__((visibility("default"))) const char* pom_cpu_products() {
+  const pom::cpu::Kernel* kernel = pom::cpu::dispatch().kernel;
+  return kernel == nullptr ? "" : pom::cpu::product_kernel(*kernel).name;
+}
+
 // The functions of number `index` among the instruction sets of products that this machine can run, fastest first, or
 // null beyond the last: tests call each of them.
 __attribute__((visibility("default"))) const pom::cpu::ProductKernel* pom_product_kernel(int index) {

@@ -197,6 +197,13 @@ def runnable_kernels() -> Iterator[Kernel]:
         index += 1
 
 
+def chosen_kernel() -> str:
+    """Return the name of the kernel that a session would run; POM_CPU_KERNEL has a say in it."""
+    library = ctypes.CDLL(str(custom_ops_library()))
+    library.pom_cpu_products.restype = ctypes.c_char_p
+    return str(library.pom_cpu_products().decode())
+
+
 def pack(values: npt.NDArray[np.uint8], scales: Floats, block: int) -> Bytes:
     """Pack 4-bit weights as `products.h` says.
 

@@ -15,6 +15,7 @@ from tests.plugins.product_kernels import (
     Finish,
     Floats,
     Kernel,
+    chosen_kernel,
     pack,
     pack_groups,
     runnable_kernels,
@@ -63,6 +64,28 @@ def bound(products: Doubles, finish: Finish) -> Doubles:
     added = 0 if finish.added is None else np.abs(finish.added)
     magnitude = (products + bias) * max(1.0, abs(finish.factor)) + added
     return np.asarray(8 * _ROUNDING * magnitude)
+
+
+class TestChoice:
+    @pytest.mark.parametrize(
+        ("wanted", "best"),
+        [
+            ("avx512", ["avx512vnni", "avxvnni", "avx2"]),
+            ("avx2", ["avxvnni", "avx2"]),
+            ("neon", ["neondot", "neon"]),
+            ("scalar", ["scalar"]),
+        ],
+    )
+    def test_follows_the_other_kernel(self, monkeypatch: pytest.MonkeyPatch, wanted: str, best: list[str]) -> None:
+        monkeypatch.setenv("POM_CPU_KERNEL", wanted)
+        chosen = chosen_kernel()
+        if not chosen:
+            pytest.skip(f"this machine cannot run {wanted}")
+        assert chosen == next(name for name in best if name in KERNELS)
+
+    def test_is_the_fastest(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("POM_CPU_KERNEL", raising=False)
+        assert chosen_kernel() == next(iter(KERNELS))
 
 
 class TestRounding:

@@ -2,10 +2,11 @@
 //
 //   pom_products_benchmark    --kernel NAME (the fastest), --threads T (1), --runs R (15), --block B (128),
 //                             --inputs K and --outputs N (768 and 3072, then 4608 and 768), --rows R (1 4 16 128 1024)
+//                             --memory M (256): MiB of weights, at least, that the runs go through; 0: always the same
 //
 // One JSON object a line, for products with 4-bit weights and, with as many weights, for one group in float32. Each run
-// has other weights, which come from memory: as many sets of them as do not fit into the caches. "read" is a plain loop
-// over the same bytes; runs of the two are interleaved. Times are medians in microseconds; ratio is ours divided by
+// has other weights, so that they come from memory. "read" is a plain loop over the same bytes; runs of the two are
+// interleaved. Times are medians in microseconds; ratio is ours divided by
 // the loop's. gops counts a multiplication and an addition as two. "round" is the rounding of the activations.
 #include <algorithm>
 #include <chrono>
@@ -25,8 +26,6 @@ namespace {
 using pom::cpu::Pool;
 using pom::cpu::ProductKernel;
 
-constexpr size_t kCaches = size_t{256} << 20;  // bytes of weights, at least, that the runs go through
-
 struct Options {
   std::string kernel;
   int threads = 1;
@@ -35,6 +34,7 @@ struct Options {
   int64_t inputs = 0;
   int64_t outputs = 0;
   int64_t rows = 0;
+  size_t memory = 256;
 };
 
 struct Sizes {
@@ -93,7 +93,7 @@ void compare(const char* kind, const ProductKernel& kernel, const Options& optio
              const std::function<void(uint8_t*)>& fill) {
   Pool pool(options.threads);
   const size_t bytes = static_cast<size_t>(sizes.tiles()) * tile_bytes;
-  const size_t sets = kCaches / bytes + 2;
+  const size_t sets = (options.memory << 20) / bytes + 1;
   Array<uint8_t> weights(sets * bytes);
   for (size_t set = 0; set < sets; ++set) {
     fill(weights.data() + set * bytes);
@@ -230,6 +230,8 @@ Options parse(int count, char** arguments) {
       options.outputs = std::stoll(value);
     } else if (name == "--rows") {
       options.rows = std::stoll(value);
+    } else if (name == "--memory") {
+      options.memory = std::stoull(value);
     } else {
       throw std::invalid_argument("no option " + name);
     }
