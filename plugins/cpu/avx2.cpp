@@ -1,6 +1,7 @@
 // x86-64 with AVX2, FMA and F16C. Compiled with those flags: include nothing that emits inline functions (kernel.h).
-#include "functions.h"
 #include "vectors/avx2.h"
+
+#include "functions.h"
 
 namespace pom::cpu {
 

@@ -1,7 +1,8 @@
 // x86-64 with AVX-512 F, BW, DQ and VL. Compiled with those flags: include nothing that emits inline functions
 // (kernel.h).
-#include "functions.h"
 #include "vectors/avx512.h"
+
+#include "functions.h"
 
 namespace pom::cpu {
 

@@ -1,6 +1,7 @@
 // AArch64: all of these processors have these instructions.
-#include "functions.h"
 #include "vectors/neon.h"
+
+#include "functions.h"
 
 namespace pom::cpu {
 

@@ -1,6 +1,7 @@
 // The fallback: one lane, in plain C++, for any processor.
-#include "functions.h"
 #include "vectors/scalar.h"
+
+#include "functions.h"
 
 namespace pom::cpu {
 
