@@ -107,7 +107,9 @@ std::vector<MatrixInput> matrix_inputs(const cpu::Program& program) {
     }
   };
   for (const cpu::Instruction& instruction : program.instructions) {
-    if (instruction.operation != cpu::Operation::kAggregate) {
+    if (instruction.operation == cpu::Operation::kAggregate) {
+      add(instruction.x, instruction.outputs);
+    } else {
       add(instruction.x, instruction.groups * instruction.inputs);
       add(instruction.multiplied, instruction.outputs);
       add(instruction.added, instruction.groups * instruction.outputs);
