@@ -11,8 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pom_export.errors import MissingDependencyError
-from pom_export.runtime.library import custom_ops_library
+from pom_export.runtime.library import cpu_kernel
 from pom_export.version import __version__, version_of
 
 _PROC = Path("/proc")
@@ -36,17 +35,6 @@ def describe_machine() -> dict[str, Any]:
         "pom_cpu_kernel": cpu_kernel(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def cpu_kernel() -> str | None:
-    """Return the name of the kernel that our ONNX Runtime library uses here, or None if the library is missing."""
-    try:
-        library = ctypes.CDLL(os.fspath(custom_ops_library()))
-    except (MissingDependencyError, OSError):
-        return None
-    library.pom_cpu_kernel.restype = ctypes.c_char_p
-    name = library.pom_cpu_kernel()
-    return name.decode() if name else None
 
 
 def usable_processors() -> list[int]:

@@ -207,7 +207,7 @@ def read_model(path: str | os.PathLike[str]) -> ExportedModel:
         InputError: the file cannot be read, is not an ONNX model, or declares something that none of our models has.
     """
     file = readable_file(path, "model")
-    external = check_onnx_file(file)
+    external = check_onnx_file(file).externals
     model = load_whole(file)
     try:
         claims = read_claims((entry.key, entry.value) for entry in model.metadata_props)

@@ -89,8 +89,21 @@ def is_ort_format(file: Path) -> bool:
         return stream.read(_ORT_PLACE.stop)[_ORT_PLACE] == _ORT_MARK
 
 
-def check_onnx_file(path: str | os.PathLike[str]) -> set[str]:
-    """Check what an ONNX file declares, and return the names of its files of external weights.
+@dataclass(frozen=True)
+class Contents:
+    """What a file consists of.
+
+    Attributes:
+        externals: the names of its files of external weights.
+        operators: the operators of its nodes, outside of functions.
+    """
+
+    externals: frozenset[str]
+    operators: frozenset[str]
+
+
+def check_onnx_file(path: str | os.PathLike[str]) -> Contents:
+    """Check what an ONNX file declares, and return what it consists of.
 
     Raises:
         InputError: the file cannot be read, is of another kind, is incomplete, declares more than it contains or than
@@ -118,7 +131,9 @@ def check_onnx_file(path: str | os.PathLike[str]) -> set[str]:
             raise InputError(f"{file} is not a complete ONNX model: {error}", "Export it again") from error
     for external in walk.externals:
         check_external(file, external)
-    return {external.location for external in walk.externals}
+    return Contents(
+        frozenset(external.location for external in walk.externals), frozenset(name for _, name, _ in walk.main)
+    )
 
 
 @dataclass

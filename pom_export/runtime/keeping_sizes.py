@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 from pom_export.errors import InputError
@@ -46,9 +47,20 @@ def session_class() -> Any:
     import onnxruntime
 
     class InferenceSession(onnxruntime.InferenceSession):  # type: ignore[misc]
-        """ONNX Runtime's session, with a check of the inputs' sizes before each run."""
+        """ONNX Runtime's session, with a check of the inputs' sizes before each run.
 
+        Attributes:
+            fused: how many nodes of each operator it runs inside of fused nodes.
+        """
+
+        fused: Mapping[str, int] = MappingProxyType({})
         _kept: tuple[Axes, InputLimits] | None = None
+        _weights: Sequence[Any] = ()
+
+        def hold(self, weights: Sequence[Any], fused: Mapping[str, int]) -> None:
+            """Keep weights that the session reads for as long as it lives, and what its fused nodes replace."""
+            self._weights = weights
+            self.fused = fused
 
         def keep(self, axes: Axes, limits: InputLimits) -> None:
             self._kept = axes, limits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from pathlib import Path
@@ -45,6 +46,27 @@ def has_custom_ops_library() -> bool:
     except MissingDependencyError:
         return False
     return True
+
+
+def cpu_kernel() -> str | None:
+    """Return the name of the kernel that our op library would use now; None if it or the library is missing."""
+    return _named("pom_cpu_kernel")
+
+
+def product_kernel() -> str | None:
+    """Return the name of the kernel that products in fused nodes would use now; None if the library has none."""
+    return _named("pom_cpu_products")
+
+
+def _named(function: str) -> str | None:
+    """Return the text that a function of our op library returns; None if it is empty or there is no such function."""
+    try:
+        called = getattr(ctypes.CDLL(os.fspath(custom_ops_library())), function)
+    except (MissingDependencyError, OSError, AttributeError):
+        return None
+    called.restype = ctypes.c_char_p
+    text: bytes | None = called()
+    return text.decode() if text else None
 
 
 def plugin_library() -> Path:

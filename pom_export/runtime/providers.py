@@ -11,7 +11,7 @@ from pom_export.runtime.tensorrt_provider import TENSORRT_PROVIDER, tensorrt_pro
 # A provider's name, or its name and options.
 Provider = str | tuple[str, Mapping[str, Any]]
 _Named = tuple[str, dict[str, Any]]
-_DEFAULT: Final = "CPUExecutionProvider"
+CPU_PROVIDER: Final = "CPUExecutionProvider"
 _FORM_HINT: Final = "Give a list of names, such as ['CPUExecutionProvider'], or of pairs of a name and its options"
 
 
@@ -32,7 +32,7 @@ def chosen_providers(
     """
     if providers is None and getattr(options, "has_providers", bool)():  # missing in some versions of ONNX Runtime
         return None
-    named = _named(providers or _DEFAULT)
+    named = _named(providers or CPU_PROVIDER)
     available = _available(onnxruntime)
     for name, _ in named:
         if name not in available:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from pom_export.files import scratch_folder
 from pom_export.graph.exported_model import nested
+from pom_export.runtime.fusing.rewriting import OPERATOR
 from pom_export.runtime.session import default_session_options
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class OnnxRuntimeRunner:
             options.profile_file_prefix = str(watch.enter_context(scratch_folder()) / "profile")
             options.enable_profiling = True
             self._session = session = self._load(options)
-            watch.callback(lambda: self._read(session.end_profiling()))
+            watch.callback(lambda: self._read(session.end_profiling(), getattr(session, "fused", {})))
             self._watch = watch.pop_all()
         return self
 
@@ -87,11 +88,12 @@ class OnnxRuntimeRunner:
         self._watch.close()
         return outputs
 
-    def _read(self, profile: str) -> None:
-        """Count the nodes in one of the profiler's files."""
+    def _read(self, profile: str, fused: Mapping[str, int]) -> None:
+        """Count the nodes in one of the profiler's files, and those that are inside fused nodes."""
         with suppress(OSError, ValueError, LookupError, TypeError):
             events = [event for event in json.loads(Path(profile).read_bytes()) if event["cat"] == "Node"]
-            self.ran = Counter(event["args"]["op_name"] for event in events if "op_name" in event["args"])
+            ran = Counter(event["args"]["op_name"] for event in events if "op_name" in event["args"])
+            self.ran = ran + Counter(fused) if ran.pop(OPERATOR, 0) else ran
 
 
 def run_module(module: nn.Module, feed: Arrays, dtype: npt.DTypeLike = np.float64) -> list[npt.NDArray[Any]]:

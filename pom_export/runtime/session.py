@@ -12,10 +12,10 @@ from weakref import WeakSet
 from pom_export import contract
 from pom_export.errors import InputError, MissingDependencyError, PomExportError, kind_of, only_ours, reason_of
 from pom_export.files import readable_file
-from pom_export.graph.onnx_file import check_onnx_file, is_ort_format
+from pom_export.graph.onnx_file import Contents, check_onnx_file, is_ort_format
 from pom_export.runtime.keeping_sizes import keeps_sizes, session_class
-from pom_export.runtime.library import custom_ops_library
-from pom_export.runtime.providers import Provider, check_providers, chosen_providers
+from pom_export.runtime.library import custom_ops_library, product_kernel
+from pom_export.runtime.providers import CPU_PROVIDER, Provider, check_providers, chosen_providers
 
 _LOG = logging.getLogger(__name__)
 _READS_OVERLOADS = (1, 27)  # the first ONNX Runtime that distinguishes functions by overload
@@ -26,6 +26,10 @@ _WITH_OUR_LIBRARY: Final[WeakSet[Any]] = WeakSet()
 # How products of dequantized weights are computed, by the accuracy_level of MatMulNBits.
 _WEIGHTS_ALONE: Final = "session.qdq_matmulnbits_accuracy_level"
 _IN_FLOAT32: Final = "1"
+_BLOCK_PRODUCT: Final = "MatMulNBits"
+# The kernels without vector instructions, with which ONNX Runtime's own products are faster.
+_SCALAR: Final = "scalar"
+_KERNEL: Final = "POM_CPU_KERNEL"
 _TWICE: Final = "Domain already set"
 _SHAPES_OUTSIDE: Final = "Cannot parse data from external tensors"
 _INSTALL_HINT = "Install it: pip install 'onnxruntime>=1.22', or with a GPU 'onnxruntime-gpu>=1.22'"
@@ -89,6 +93,7 @@ def inference_session(
     providers: Sequence[Provider] | None = None,
     *,
     kernels: bool = True,
+    fused: bool = True,
     session_options: Any = None,
 ) -> Any:
     """Load a model into ONNX Runtime with our kernels.
@@ -99,9 +104,13 @@ def inference_session(
             first that supports it. The op library has kernels for the CPU and CUDA providers, and our plugin is added
             to the TensorRT provider's options.
         kernels: False omits our library, so that the op's function of standard ops runs instead.
+        fused: False runs each node of the file by itself. Otherwise, on the CPU alone, nodes between products of int4
+            weights that round their activations run in a few nodes of our library, which is faster and computes the
+            same but for float32's rounding. Options that save the optimized graph, disable optimizations or name a
+            folder of weights disable it too.
         session_options: an onnxruntime.SessionOptions to start from. Our library is registered in it once and stays
-            there, since ONNX Runtime can't copy options. Nothing else is changed, and it can be used for any number of
-            calls.
+            there, since ONNX Runtime can't copy options, and so do the names of a fused file's weights. Nothing else is
+            changed, and it can be used for any number of calls.
 
     Returns:
         An onnxruntime.InferenceSession. Its `run` raises InputError for inconsistent sizes, such as a mask that is
@@ -114,8 +123,9 @@ def inference_session(
     """
     onnxruntime = import_onnxruntime()
     file = readable_file(model, "model")
+    contents = None
     if not is_ort_format(file):
-        check_onnx_file(file)
+        contents = check_onnx_file(file)
         _check_version(file, onnxruntime.__version__, kernels)
     options = default_session_options() if session_options is None else session_options
     if not isinstance(options, onnxruntime.SessionOptions):
@@ -129,8 +139,17 @@ def inference_session(
                 "these session options already hold our kernels from an earlier call, and kernels=False asks for none",
                 "Give new session options",
             )
+
         # The fallback would run the model on the CPU if a provider fails, now or in a later call.
-        session = session_class()(os.fspath(file), options, providers=chosen, enable_fallback=0)
+        def create(model: str | bytes) -> Any:
+            return session_class()(model, options, providers=chosen, enable_fallback=0)
+
+        session = None
+        if fused and kernels and contents is not None and _can_fuse(contents, options, chosen):
+            from pom_export.runtime.fusing.handing_over import fused_session
+
+            session = fused_session(file, contents.externals, options, create)
+        session = session or create(os.fspath(file))
         session.disable_fallback()  # ONNX Runtime 1.22 ignores the argument
     except PomExportError:
         raise
@@ -140,6 +159,17 @@ def inference_session(
     keeps_sizes(session)
     _LOG.debug("session of %s on %s, kernels %s", file, ", ".join(session.get_providers()), "on" if kernels else "off")
     return session
+
+
+def _can_fuse(contents: Contents, options: Any, chosen: Sequence[tuple[str, Any]] | None) -> bool:
+    """Return whether a file may have what fused nodes replace, and its session may have them."""
+    if _BLOCK_PRODUCT not in contents.operators or [name for name, _ in chosen or ()] != [CPU_PROVIDER]:
+        return False
+    plain = import_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
+    if options.optimized_model_filepath or options.graph_optimization_level == plain:
+        return False
+    kernel = product_kernel()
+    return kernel is not None and (kernel != _SCALAR or os.environ.get(_KERNEL) == _SCALAR)
 
 
 def _refused(file: Path, reason: str) -> InputError:
