@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
+import platform
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
+from pom_export.graph.quantized.block_weights import QuantizedWeight, pack_blocks
+from pom_export.graph.quantized.products import BLOCK_PRODUCT, MICROSOFT
+from pom_export.graph.quantized.writing import INTEGER_ACTIVATIONS
 from pom_export.parity.quantized.rounding import in_blocks
 from tests.plugins.product_kernels import (
     ACTIVATIONS,
@@ -39,6 +46,21 @@ def random() -> np.random.Generator:
 
 def normal(random: np.random.Generator, *shape: int) -> Floats:
     return random.standard_normal(shape).astype(np.float32)
+
+
+def block_product(x: Floats, values: npt.NDArray[np.uint8], scales: Floats, block: int) -> Floats:
+    """Return what ONNX Runtime's MatMulNBits makes of x (M, K), and of weights as `pack` takes them."""
+    outputs, inputs = values.shape
+    weight = QuantizedWeight((values.astype(np.int8) - 8).T, np.ascontiguousarray(scales.T), 4, block)
+    attributes = {"K": inputs, "N": outputs, "bits": 4, "block_size": block, "accuracy_level": INTEGER_ACTIVATIONS}
+    node = helper.make_node(BLOCK_PRODUCT, ["x", "w", "s"], ["y"], domain=MICROSOFT, **attributes)
+    tensors = [numpy_helper.from_array(pack_blocks(weight), "w"), numpy_helper.from_array(scales, "s")]
+    given, made = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y"))
+    graph = helper.make_graph([node], "product", [given], [made], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid(MICROSOFT, 1)], ir_version=9)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {"x": x})
+    return np.asarray(y, np.float32)
 
 
 def activated(x: Doubles, activation: str) -> Doubles:
@@ -161,6 +183,22 @@ class TestProduct:
     @pytest.mark.parametrize("sizes", [(1, 1, 1, 16), (13, 16, 16, 16), (8, 2000, 33, 256), (12, 4096, 48, 128)])
     def test_sizes(self, kernel: Kernel, random: np.random.Generator, sizes: tuple[int, ...]) -> None:
         self.check(kernel, random, sizes, "gelu", full=True)
+
+    @pytest.mark.skipif(platform.machine() != "x86_64", reason="ONNX Runtime rounds otherwise on other processors")
+    @pytest.mark.parametrize("block", [16, 32, 64, 128, 256])
+    @pytest.mark.parametrize("rows", [1, 3, 40])
+    def test_is_the_one_of_onnx_runtime(
+        self, kernel: Kernel, random: np.random.Generator, rows: int, block: int
+    ) -> None:
+        x, values = normal(random, rows, 500), random.integers(0, 16, (90, 500), np.uint8)
+        scales = normal(random, 90, -(-500 // block))
+        expected = block_product(x, values, scales, block)
+        rounded = kernel.round_rows(x, block)
+        y = kernel.multiply(rounded, pack(values, scales, block), block, 90, Finish())
+        # Only sums are rounded otherwise: were a single activation, one of the smallest would make more than this.
+        wide = np.repeat(scales.astype(np.float64), block, 1)[:, :500]
+        magnitudes = np.abs(x.astype(np.float64)) @ np.abs(wide * 16).T
+        assert (np.abs(y - expected) <= 4 * _ROUNDING * magnitudes).all()
 
     def test_the_largest_integers_are_not_too_large(self, kernel: Kernel) -> None:
         inputs, block = 512, 256
