@@ -108,7 +108,7 @@ class Parser {
     read->inputs = reader_.size();
     read->outputs = reader_.size();
     if (read->operation == Operation::kProduct) {
-      read->block = reader_.next(16, 256);
+      read->block = reader_.next(kSmallestProductBlock, kLargestProductBlock);
       if ((read->block & (read->block - 1)) != 0) {
         refuse("has blocks of " + std::to_string(read->block));
       }
