@@ -5,7 +5,7 @@ namespace pom::cpu {
 namespace {
 
 struct Avx2Products : Avx2Integers {
-  static constexpr int kRows = 4;
+  static constexpr int kRows = 2;
   static constexpr int kChains = 1;
 
   // Products of two inputs are added to 16 bits; 8 such sums fit, since a weight is at most 15 and an activation 127.
