@@ -247,6 +247,35 @@ def test_two_factors_are_not_joined(graph: Graph, tmp_path: Path) -> None:
     assert len(node.attributes["constants"].as_floats()) == 2
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_random_graphs(graph: Graph, tmp_path: Path, seed: int) -> None:
+    """Whatever depends on whatever, and is used wherever."""
+    random = np.random.default_rng(seed)
+    values = ["x"]
+    for _ in range(int(random.integers(4, 25))):
+        one, other = (values[-1 - min(int(random.geometric(0.4)) - 1, len(values) - 1)] for _ in range(2))
+        kind = random.choice(["product", "product", "Add", "Mul", "Relu", "Gelu", "factor", "bias", "Tanh"])
+        if kind == "product":
+            made = graph.node("Mul", graph.product(one), graph.constant(np.array(0.25, np.float32)))
+        elif kind in {"Add", "Mul"}:
+            made = graph.node(kind, graph.node("Tanh", one) if random.random() < 0.2 else one, other)
+        elif kind == "factor":
+            made = graph.node("Mul", graph.constant(np.array([[-0.5]], np.float32)), one)
+        elif kind == "bias":
+            made = graph.node("Add", one, graph.constant(random.standard_normal(16, dtype=np.float32)))
+        else:
+            made = graph.node(kind, one)
+        values.append(made)
+    used = [name for node in graph.nodes for name in node.input]
+    outputs = [name for name in values[1:] if name not in used or random.random() < 0.2]
+    file = graph.save(tmp_path / "g.onnx", *outputs, graph.product(outputs[-1]))
+    check(file)
+    session = pom_export.inference_session(file)
+    feed = fills(file, 2, 7)
+    if session.fused:  # by a library that has fused nodes
+        agreement(named(session, feed), named(pom_export.inference_session(file, fused=False), feed))
+
+
 def _silu(graph: Graph) -> str:
     a = graph.product("x")
     return graph.node("Mul", graph.node("Sigmoid", a), a)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import _ctypes
 import gc
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,16 @@ def test_options_serve_any_number_of_sessions(layers: Path) -> None:
     gc.collect()
     assert agreement(named(sessions[0], feed), wanted) == 1
     assert len(handing_over._REFERRED[options]) == 3 * len(sessions[0]._weights)
+
+
+def test_threads_share_a_session(layers: Path) -> None:
+    session = check(layers)
+    feeds = [fills(layers, 1, tokens, seed=tokens) for tokens in range(1, 9)]
+    wanted = [named(session, feed) for feed in feeds]
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(10):
+            found = threads.map(lambda feed: named(session, feed), feeds)
+            assert all(agreement(one, other) == 1 for one, other in zip(found, wanted, strict=True))
 
 
 def test_a_session_that_is_made_again_runs_the_file(layers: Path) -> None:
