@@ -39,7 +39,8 @@ def fused_session(file: Path, externals: frozenset[str], options: Any, create: C
     """
     try:
         rewritten = fused(file)
-    except (InputError, OSError, TypeError, ValueError) as error:  # loading it as it is says what is wrong with it
+    # Loading it as it is says what is wrong with it.
+    except (InputError, LookupError, OSError, TypeError, ValueError) as error:
         _LOG.info("%s is not fused: %s", file, reason_of(error))
         return None
     if rewritten is None:

@@ -12,9 +12,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+import onnx_ir.passes.common
 
 from pom_export.graph.loading import load_graph
 from pom_export.graph.nodes import add_constant, take_place
+from pom_export.graph.quantized.products import BLOCK_PRODUCT
 from pom_export.runtime.fusing.constants import array_of
 from pom_export.runtime.fusing.matching import steps_of
 from pom_export.runtime.fusing.packing import pack_groups, pack_product
@@ -52,10 +54,13 @@ def fused(model: ir.Model | str | os.PathLike[str]) -> Fused | None:
         model: the graph, which is rewritten in place; or the path of a file, which stays as it is.
 
     Returns:
-        The graph; None if it has no such run. It was not changed then.
+        The graph; None if it has no such run. Nothing but shapes were added to it then.
     """
     graph = model if isinstance(model, ir.Model) else load_graph(model)
     steps, shapes = steps_of(graph)
+    if not any(isinstance(step, Product) for step in steps) and _lacks_shapes(graph):
+        ir.passes.common.ShapeInferencePass()(graph)
+        steps, shapes = steps_of(graph)
     runs = runs_of(graph.graph, steps, shapes)
     if not runs:
         return None
@@ -72,6 +77,12 @@ def fused(model: ir.Model | str | os.PathLike[str]) -> Fused | None:
     graph.graph.sort()
     graph.opset_imports.setdefault(DOMAIN, 1)
     return Fused(graph, weights.packed, Counter(node.op_type for node in nodes))
+
+
+def _lacks_shapes(model: ir.Model) -> bool:
+    """Return whether a product's input has no shape, as in files of tools that leave them out."""
+    products = (node for node in model.graph if node.op_type == BLOCK_PRODUCT)
+    return any(node.inputs and node.inputs[0] is not None and node.inputs[0].shape is None for node in products)
 
 
 class _Weights:

@@ -67,6 +67,17 @@ def test_a_language_model_is_one_node_and_its_embedding(name: str, tmp_path: Pat
     assert left["FusedLayers"] == (3 if name == "gpt_hybrid" else 1)
 
 
+def test_a_file_without_shapes(tmp_path: Path) -> None:
+    """They are inferred as far as other operators go; steps tell the rest."""
+    file = golden_file("gpt_pom_heads", tmp_path, stateful=True)
+    model = onnx.load(file)
+    model.graph.ClearField("value_info")
+    onnx.save(model, tmp_path / "bare.onnx")
+    made = check(tmp_path / "bare.onnx")
+    assert operators(made.model)["FusedLayers"] == 1
+    assert made.operators["MatMulNBits"] == operators(ir.load(file))["MatMulNBits"]
+
+
 @pytest.mark.parametrize("name", MIXERS)
 def test_a_mixer_with_a_state(name: str, tmp_path: Path) -> None:
     file = golden_file(name, tmp_path, stateful=True)

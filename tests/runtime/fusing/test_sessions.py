@@ -196,6 +196,27 @@ def test_what_onnxruntime_refuses_runs_as_it_is(
     assert "is not fused, and runs as it is" in caplog.text
 
 
+@pytest.mark.parametrize("op_type", ["Relu", "Add", "Mul", "Div", "Transpose", "Conv", "LayerNormalization"])
+@pytest.mark.parametrize("change", ["inputs", "attributes"])
+def test_damaged_nodes(layers: Path, tmp_path: Path, op_type: str, change: str) -> None:
+    """ONNX Runtime says what is wrong, as it does without fused nodes."""
+    model = onnx.load(layers)
+    node = model.graph.node.add(op_type=op_type, name="damaged", output=["damaged"])
+    model.graph.output.add(name="damaged")
+    if change == "attributes":
+        node.input.extend(["x"] * (1 if op_type in {"Relu", "Transpose"} else 2))
+        node.attribute.append(
+            onnx.helper.make_attribute({"Transpose": "perm", "Conv": "group"}.get(op_type, "axis"), "no")
+        )
+    onnx.save(model, tmp_path / "damaged.onnx")
+    messages = []
+    for fused in (True, False):
+        with pytest.raises(InputError) as caught:
+            pom_export.inference_session(tmp_path / "damaged.onnx", fused=fused)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
 def test_scales_that_are_no_numbers(layers: Path, tmp_path: Path) -> None:
     """They give what they give in ONNX Runtime."""
     model = onnx.load(layers)
