@@ -63,12 +63,10 @@ void check_constants_of(const cpu::Instruction& instruction, const Ort::ConstKer
   const int64_t width = instruction.groups * instruction.outputs;
   const int64_t tiles = ceiling(instruction.outputs, kTileOutputs);
   switch (instruction.operation) {
-    case cpu::Operation::kProduct: {
-      const int64_t blocks = ceiling(instruction.inputs, instruction.block);
-      const int64_t bytes = kTileOutputs * int64_t{sizeof(float)} + kTileOutputs / 2 * instruction.block;
-      check_constant(info, instruction.weights, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, tiles * blocks * bytes);
+    case cpu::Operation::kProduct:
+    case cpu::Operation::kProduct8:
+      check_constant(info, instruction.weights, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, tiles * instruction.tile_bytes());
       break;
-    }
     case cpu::Operation::kGroups:
       check_constant(info, instruction.weights, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
                      instruction.groups * tiles * instruction.inputs * kTileOutputs);

@@ -17,24 +17,26 @@ Array = npt.NDArray[Any]
 NONE = -1
 TILE = 16
 # Operations.
-PRODUCT, GROUPS, RMS_NORM, LAYER_NORM, ELEMENTWISE, AGGREGATE = range(1, 7)
+PRODUCT, GROUPS, RMS_NORM, LAYER_NORM, ELEMENTWISE, AGGREGATE, PRODUCT8 = range(1, 8)
 # Activations.
 LINEAR, GELU, RELU, SILU = range(4)
 
 
 @dataclass
 class Weights:
-    """4-bit weights: integers from -8 to 7, (inputs, outputs), with a scale for each block of inputs and output."""
+    """Weights of 4 or 8 bits: integers, (inputs, outputs), with a scale for each block of inputs and output."""
 
     integers: Array
     scales: Array
     block: int
+    bits: int = 4
 
     @staticmethod
-    def random(inputs: int, outputs: int, block: int, seed: int = 0) -> Weights:
+    def random(inputs: int, outputs: int, block: int, seed: int = 0, bits: int = 4) -> Weights:
         random = np.random.default_rng(seed)
         scales = random.uniform(0.01, 0.1, (-(-inputs // block), outputs)).astype(np.float32)
-        return Weights(random.integers(-8, 8, (inputs, outputs)), scales, block)
+        half = 1 << (bits - 1)
+        return Weights(random.integers(-half, half, (inputs, outputs)), scales, block, bits)
 
     @property
     def dequantized(self) -> Array:
@@ -46,17 +48,20 @@ class Weights:
         """Return the bytes as plugins/cpu/products/products.h describes them, computed byte by byte."""
         inputs, outputs = self.integers.shape
         blocks, tiles = len(self.scales), -(-outputs // TILE)
-        numbers = np.full((blocks * self.block, tiles * TILE), 8, np.uint8)
-        numbers[:inputs, :outputs] = self.integers + 8
+        half = 1 << (self.bits - 1)
+        numbers = np.full((blocks * self.block, tiles * TILE), half, np.uint8)
+        numbers[:inputs, :outputs] = self.integers + half
         scales = np.zeros((blocks, tiles * TILE), np.float32)
         scales[:, :outputs] = self.scales
         content = bytearray()
         for tile in range(0, tiles * TILE, TILE):
             for block in range(blocks):
                 content += scales[block, tile : tile + TILE].tobytes()
-                for chunk in range(block * self.block, (block + 1) * self.block, 8):
-                    low, high = (numbers[at : at + 4, tile : tile + TILE].T for at in (chunk, chunk + 4))
-                    content += (low | high << 4).astype(np.uint8).tobytes()
+                for at in range(block * self.block, (block + 1) * self.block, 32 // self.bits):
+                    chunk = numbers[at : at + 4, tile : tile + TILE].T
+                    if self.bits == 4:
+                        chunk = chunk | numbers[at + 4 : at + 8, tile : tile + TILE].T << 4
+                    content += chunk.astype(np.uint8).tobytes()
         return np.frombuffer(bytes(content), np.uint8)
 
 

@@ -47,6 +47,7 @@ class _Product(ctypes.Structure):
         ("x", _RoundedRows),
         ("rows", _COUNT),
         ("weights", _POINTER),
+        ("bits", _COUNT),
         ("block", _COUNT),
         ("outputs", _COUNT),
         ("y", _POINTER),
@@ -136,13 +137,21 @@ class Kernel:
         return rounded
 
     def multiply(
-        self, x: Rounded, weights: Bytes, block: int, outputs: int, finish: Finish, tiles: tuple[int, ...] = ()
+        self,
+        x: Rounded,
+        weights: Bytes,
+        block: int,
+        outputs: int,
+        finish: Finish,
+        tiles: tuple[int, ...] = (),
+        bits: int = 4,
     ) -> Floats:
         """Return the product; `tiles` are where calls for a part of the outputs begin, beyond the first."""
         rows, blocks = x.scales.shape
         y = np.full((rows + 1, outputs), np.nan, np.float32) if finish.added is None else finish.added
         source = _RoundedRows(*map(_address, (x.values, x.scales, x.corrections)), x.values.shape[1], blocks)
-        product = _Product(source, rows, _address(weights), block, outputs, _address(y), outputs, finish.structure())
+        sizes = bits, block, outputs
+        product = _Product(source, rows, _address(weights), *sizes, _address(y), outputs, finish.structure())
         bounds = (0, *tiles, -(-outputs // TILE))
         for first, last in itertools.pairwise(bounds):
             self.functions.multiply(ctypes.byref(product), first, last)
@@ -204,23 +213,25 @@ def chosen_kernel() -> str:
     return str(library.pom_cpu_products().decode())
 
 
-def pack(values: npt.NDArray[np.uint8], scales: Floats, block: int) -> Bytes:
-    """Pack 4-bit weights as `products.h` says.
+def pack(values: npt.NDArray[np.uint8], scales: Floats, block: int, bits: int = 4) -> Bytes:
+    """Pack weights as `products.h` says.
 
     Args:
-        values: (N, K), 0 to 15.
+        values: (N, K), 0 to 15, or to 255.
         scales: (N, blocks).
         block: inputs that share a scale.
+        bits: of a weight, 4 or 8.
     """
     outputs, inputs = values.shape
     tiles, blocks = -(-outputs // TILE), scales.shape[1]
-    padded = np.full((tiles * TILE, blocks * block), 8, np.uint8)
+    padded = np.full((tiles * TILE, blocks * block), 1 << (bits - 1), np.uint8)
     padded[:outputs, :inputs] = values
     padded_scales = np.zeros((tiles * TILE, blocks), np.float32)
     padded_scales[:outputs] = scales
-    # (tile, output, block, chunk, half, input) to (tile, block, chunk, output, input, half)
-    parts = padded.reshape(tiles, TILE, blocks, block // 8, 2, 4).transpose(0, 2, 3, 1, 5, 4)
-    chunks = (parts[..., 0] | parts[..., 1] << 4).reshape(tiles, blocks, -1)
+    # (tile, output, block, chunk, part, input) to (tile, block, chunk, output, input, part)
+    parts = padded.reshape(tiles, TILE, blocks, -1, 8 // bits, 4).transpose(0, 2, 3, 1, 5, 4)
+    joined = parts[..., 0] | parts[..., 1] << 4 if bits == 4 else parts[..., 0]
+    chunks = joined.reshape(tiles, blocks, -1)
     scale_bytes = np.ascontiguousarray(padded_scales.reshape(tiles, TILE, blocks).transpose(0, 2, 1)).view(np.uint8)
     return np.concatenate([scale_bytes, chunks], axis=-1).reshape(-1)
 

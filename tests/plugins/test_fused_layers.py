@@ -24,6 +24,7 @@ from tests.plugins.fused_programs import (
     LINEAR,
     NONE,
     PRODUCT,
+    PRODUCT8,
     RELU,
     RMS_NORM,
     SILU,
@@ -54,25 +55,30 @@ def expected_product(x: Array, weights: Weights) -> tuple[Array, Array]:
     """Return x times weights with the activations rounded, and a bound on each number's error."""
     rounded = in_blocks(x.reshape(-1, x.shape[-1]), weights.block)
     value = weights.dequantized
-    # The kernels multiply numbers from 0 to 15 and correct the sum, like ONNX Runtime.
-    terms = np.abs(value) + 8 * np.repeat(weights.scales.astype(np.float64), weights.block, axis=0)[: len(value)]
+    # The kernels multiply numbers without a sign and correct the sum, like ONNX Runtime.
+    terms = (
+        np.abs(value)
+        + (1 << (weights.bits - 1)) * np.repeat(weights.scales.astype(np.float64), weights.block, axis=0)[: len(value)]
+    )
     bound = PRODUCTS_QUANTIZED.relative * (np.abs(rounded.values) @ terms) + rounded.either @ np.abs(value)
     return tuple(each.reshape(*x.shape[:-1], -1) for each in (rounded.values @ value, bound))
 
 
 def product_node(x: Array, weights: Weights, **changes: Any) -> Node:
     inputs, outputs = weights.integers.shape
-    code = [PRODUCT, 0, 1, NONE, NONE, 2, inputs, outputs, weights.block, LINEAR, NONE]
+    operation = PRODUCT if weights.bits == 4 else PRODUCT8
+    code = [operation, 0, 1, NONE, NONE, 2, inputs, outputs, weights.block, LINEAR, NONE]
     given = {"x": x, "weights": weights.packed()}
     return Node(given, ["weights"], [outputs], [((None, None, outputs), 0)], [code], **changes)
 
 
 @every_kernel
 @pytest.mark.parametrize("rows", [(1, 1), (1, 2), (2, 2), (1, 7), (1, 13), (2, 70), (1, 300)], ids=str)
-@pytest.mark.parametrize("block", [16, 32, 128])
-def test_products(rows: tuple[int, int], block: int) -> None:
+@pytest.mark.parametrize("block", [16, 32, 128, 256])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_products(rows: tuple[int, int], block: int, bits: int) -> None:
     for inputs, outputs in ((256, 16), (200, 33), (384, 130)):
-        weights = Weights.random(inputs, outputs, block)
+        weights = Weights.random(inputs, outputs, block, bits=bits)
         x = drawn(*rows, inputs)
         (y,) = run(product_node(x, weights))
         expected, bound = expected_product(x, weights)
@@ -233,8 +239,9 @@ def test_threads_do_not_change_a_bit(threads: int) -> None:
 
 
 @every_kernel
-def test_a_number_that_is_not_finite_is_not_hidden() -> None:
-    weights = Weights.random(64, 20, 32)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_number_that_is_not_finite_is_not_hidden(bits: int) -> None:
+    weights = Weights.random(64, 20, 32, bits=bits)
     for bad in (np.nan, np.inf, -np.inf):
         x = drawn(1, 3, 64)
         x[0, 1, 40] = bad

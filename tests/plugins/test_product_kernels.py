@@ -152,28 +152,40 @@ class TestRounding:
 
 class TestProduct:
     @staticmethod
-    def check(kernel: Kernel, random: np.random.Generator, sizes: tuple[int, ...], activation: str, full: bool) -> None:
+    def check(
+        kernel: Kernel,
+        random: np.random.Generator,
+        sizes: tuple[int, ...],
+        activation: str,
+        *,
+        full: bool,
+        bits: int = 4,
+    ) -> None:
         rows, inputs, outputs, block = sizes
         blocks = -(-inputs // block)
         x = normal(random, rows, inputs)
-        values = random.integers(0, 16, (outputs, inputs), np.uint8)
+        values = random.integers(0, 1 << bits, (outputs, inputs), np.uint8)
         scales = normal(random, outputs, blocks)
         rounded = kernel.round_rows(x, block)
         exact = rounded.values.astype(np.float64) * np.repeat(rounded.scales.astype(np.float64), block, 1)
-        signed = (values.astype(np.float64) - 8) * np.repeat(scales.astype(np.float64), block, 1)[:, :inputs]
+        half = 1 << (bits - 1)
+        signed = (values.astype(np.float64) - half) * np.repeat(scales.astype(np.float64), block, 1)[:, :inputs]
         finish = Finish(activation=activation)
         if full:
             finish = Finish(normal(random, outputs), activation, 0.7, normal(random, rows, outputs))
         expected = finished(exact[:, :inputs] @ signed.T, finish)
         allowed = bound(np.abs(exact[:, :inputs]) @ np.abs(signed.T), finish)
         tiles = tuple(place for place in (1, 4) if place < -(-outputs // 16))
-        y = kernel.multiply(rounded, pack(values, scales, block), block, outputs, finish, tiles)
+        y = kernel.multiply(rounded, pack(values, scales, block, bits), block, outputs, finish, tiles, bits)
         assert (np.abs(y - expected) <= allowed).all()
 
     @pytest.mark.parametrize("block", [16, 32, 64, 128, 256])
     @pytest.mark.parametrize("rows", [1, 2, 3, 7, 100])
-    def test_matches_float64(self, kernel: Kernel, random: np.random.Generator, rows: int, block: int) -> None:
-        self.check(kernel, random, (rows, 1000, 100, block), "none", full=False)
+    @pytest.mark.parametrize("bits", [4, 8])
+    def test_matches_float64(
+        self, kernel: Kernel, random: np.random.Generator, bits: int, rows: int, block: int
+    ) -> None:
+        self.check(kernel, random, (rows, 1000, 100, block), "none", full=False, bits=bits)
 
     @pytest.mark.parametrize("rows", [1, 9])
     @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -200,15 +212,16 @@ class TestProduct:
         magnitudes = np.abs(x.astype(np.float64)) @ np.abs(wide * 16).T
         assert (np.abs(y - expected) <= 4 * _ROUNDING * magnitudes).all()
 
-    def test_the_largest_integers_are_not_too_large(self, kernel: Kernel) -> None:
+    @pytest.mark.parametrize(("bits", "number"), [(4, 15), (4, 0), (8, 255), (8, 0)])
+    def test_the_largest_integers_are_not_too_large(self, kernel: Kernel, bits: int, number: int) -> None:
         inputs, block = 512, 256
-        values = np.full((16, inputs), 15, np.uint8)
-        weights = pack(values, np.ones((16, inputs // block), np.float32), block)
+        values = np.full((16, inputs), number, np.uint8)
+        weights = pack(values, np.ones((16, inputs // block), np.float32), block, bits)
         for sign in (-1, 1):
             for rows in (1, 2, 30):
                 rounded = kernel.round_rows(np.full((rows, inputs), sign * 127, np.float32), block)
-                y = kernel.multiply(rounded, weights, block, 16, Finish())
-                assert (y == sign * 127 * 7 * inputs).all()
+                y = kernel.multiply(rounded, weights, block, 16, Finish(), bits=bits)
+                assert (y == sign * 127 * (number - (1 << (bits - 1))) * inputs).all()
 
     def test_is_the_same_for_every_number_of_rows(self, kernel: Kernel, random: np.random.Generator) -> None:
         values, scales = random.integers(0, 16, (80, 900), np.uint8), normal(random, 80, 8)

@@ -20,6 +20,10 @@ struct Avx512Vnni : StepByParts<Avx512Vnni> {
   static Bytes low(Bytes both) { return _mm512_and_si512(both, _mm512_set1_epi8(0x0F)); }
   static Bytes high(Bytes both) { return low(_mm512_srli_epi16(both, 4)); }
 
+  // The first operand of the dot product has no sign.
+  static constexpr bool kSigned = false;
+  static Bytes whole(Bytes bytes) { return bytes; }
+
   static __m512i inputs(const int8_t* from) {
     int32_t four;
     __builtin_memcpy(&four, from, sizeof four);

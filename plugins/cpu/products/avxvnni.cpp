@@ -9,6 +9,10 @@ struct AvxVnni : Avx2Integers, StepByParts<AvxVnni> {
   static constexpr int kRows = 4;
   static constexpr int kChains = 4;
 
+  // The first operand of the dot product has no sign.
+  static constexpr bool kSigned = false;
+  static Bytes whole(Bytes bytes) { return bytes; }
+
   static Sum dot(Sum sum, Bytes bytes, __m256i inputs) { return _mm256_dpbusd_avx_epi32(sum, bytes, inputs); }
 };
 

@@ -174,6 +174,7 @@ void measure_int4(const ProductKernel& kernel, const Options& options, const Siz
     product.x = {values.data(), scales.data(), corrections.data(), sizes.blocks() * sizes.block, sizes.blocks()};
     product.rows = sizes.rows;
     product.weights = weights;
+    product.bits = 4;
     product.block = sizes.block;
     product.outputs = product.y_stride = sizes.outputs;
     product.y = y.data();

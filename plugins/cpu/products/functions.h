@@ -2,7 +2,7 @@
 #pragma once
 
 #include "grouped.h"
-#include "int4.h"
+#include "integers.h"
 #include "norms.h"
 #include "rounding.h"
 

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "epilogue.h"
-#include "int4.h"
+#include "integers.h"
 
 namespace pom::cpu {
 namespace {

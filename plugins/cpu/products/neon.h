@@ -18,6 +18,9 @@ struct NeonIntegers {
   static Bytes low(Bytes both) { return vandq_s8(both, vdupq_n_s8(0x0F)); }
   static Bytes high(Bytes both) { return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(both), 4)); }
 
+  // Weights of 8 bits are stored without a sign.
+  static Bytes whole(Bytes bytes) { return veorq_s8(bytes, vdupq_n_s8(INT8_MIN)); }
+
   static int8x16_t inputs(const int8_t* from) {
     int32_t four;
     __builtin_memcpy(&four, from, sizeof four);

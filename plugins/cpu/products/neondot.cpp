@@ -10,6 +10,8 @@ struct NeonDot : NeonIntegers, StepByParts<NeonDot> {
   static constexpr int kRows = 4;
   static constexpr int kChains = 8;
 
+  static constexpr bool kSigned = true;
+
   static Sum start(int32_t number) { return vdupq_n_s32(number); }
   static Sum add(Sum a, Sum b) { return vaddq_s32(a, b); }
   static Neon to_float(Sum sum) { return {vcvtq_f32_s32(sum)}; }

@@ -1,14 +1,16 @@
-// The interface of the fused layers' arithmetic: products with 4-bit weights, grouped float32 products, norms, and
-// elementwise functions, one table of functions an instruction set. Plain data only, as kernel.h explains. Knows
+// The interface of the fused layers' arithmetic: products with weights of 4 or 8 bits, grouped float32 products, norms,
+// and elementwise functions, one table of functions an instruction set. Plain data only, as kernel.h explains. Knows
 // nothing of ONNX Runtime or of threads: a caller splits the tiles of a product among its threads as it likes, since
 // the results are the same bits for every split, and for every number of rows.
 //
-// 4-bit weights are packed in one layout for all instruction sets:
+// Weights of 4 and 8 bits are packed in one layout for all instruction sets:
 // - Outputs are in tiles of kTileOutputs, padded to whole tiles; inputs are in blocks, padded to whole blocks.
-// - A tile is contiguous. Each of its blocks has kTileOutputs float32 scales, 0 for padded outputs, and then
-//   block / 8 chunks of 64 bytes. Byte 4 * j + i of chunk c (j an output of the tile, i from 0 to 3) has the weight of
-//   the block's input 8 * c + i in its low half, and of input 8 * c + 4 + i in its high half.
-// - A number v from 0 to 15 stands for (v - 8) * scale.
+// - A tile is contiguous. Each of its blocks has kTileOutputs float32 scales, 0 for padded outputs, and then chunks of
+//   64 bytes: block / 8 with 4 bits, block / 4 with 8.
+// - 4 bits: byte 4 * j + i of chunk c (j an output of the tile, i from 0 to 3) has the weight of the block's input
+//   8 * c + i in its low half, and of input 8 * c + 4 + i in its high half. A number v stands for (v - 8) * scale.
+// - 8 bits: byte 4 * j + i of chunk c is the weight of the block's input 4 * c + i. A number v stands for
+//   (v - 128) * scale.
 // Any address will do; multiples of 64 are the fastest.
 //
 // A product rounds its activations to 8 bits, with a scale for each row and block, as MatMulNBits does at accuracy
@@ -45,11 +47,12 @@ struct Epilogue {
   int64_t added_stride;
 };
 
-// y = x * weights, with 4-bit weights, for all rows. y is none of the inputs except, perhaps, epilogue.added.
+// y = x * weights, for all rows. y is none of the inputs except, perhaps, epilogue.added.
 struct Product {
   RoundedRows x;
   int64_t rows;
   const uint8_t* weights;  // packed, see above
+  int64_t bits;            // 4 or 8
   int64_t block;           // 16, 32, 64, 128 or 256
   int64_t outputs;
   float* y;  // (rows, y_stride)

@@ -24,6 +24,9 @@ struct ScalarProducts : StepByParts<ScalarProducts> {
   static Bytes low(Bytes both) { return both & 0x0F0F0F0FU; }
   static Bytes high(Bytes both) { return (both >> 4) & 0x0F0F0F0FU; }
 
+  static constexpr bool kSigned = false;
+  static Bytes whole(Bytes bytes) { return bytes; }
+
   static const int8_t* inputs(const int8_t* from) { return from; }
   static Sum dot(Sum sum, Bytes bytes, const int8_t* inputs) {
     for (int i = 0; i < 4; ++i) {

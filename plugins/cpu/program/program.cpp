@@ -62,6 +62,10 @@ class Parser {
     const size_t end = reader_.position() + length;
     switch (read.operation) {
       case Operation::kProduct:
+      case Operation::kProduct8:
+        read.bits = read.operation == Operation::kProduct ? 4 : 8;
+        product(&read);
+        break;
       case Operation::kGroups:
         product(&read);
         break;
@@ -107,7 +111,7 @@ class Parser {
     }
     read->inputs = reader_.size();
     read->outputs = reader_.size();
-    if (read->operation == Operation::kProduct) {
+    if (read->is_product()) {
       read->block = reader_.next(kSmallestProductBlock, kLargestProductBlock);
       if ((read->block & (read->block - 1)) != 0) {
         refuse("has blocks of " + std::to_string(read->block));
@@ -205,7 +209,7 @@ class Scheduler {
 
   void add(int64_t position) {
     Instruction& instruction = program_.instructions[static_cast<size_t>(position)];
-    if (instruction.operation == Operation::kProduct) {
+    if (instruction.is_product()) {
       instruction.rounding = rounding_of(instruction);
     }
     std::vector<int64_t> reads = instruction.op_inputs;
@@ -306,6 +310,14 @@ class Scheduler {
 };
 
 }  // namespace
+
+int64_t Instruction::tile_bytes() const {
+  if (!is_product()) {
+    return inputs * kTileOutputs * int64_t{sizeof(float)};
+  }
+  const int64_t blocks = (inputs + block - 1) / block;
+  return blocks * kTileOutputs * (int64_t{sizeof(float)} + block * bits / 8);
+}
 
 Program::Program(const std::vector<int64_t>& code, const std::vector<float>& constants, int64_t node_inputs,
                  int64_t node_outputs)

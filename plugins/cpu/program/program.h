@@ -24,12 +24,13 @@ class InvalidProgram : public std::invalid_argument {
 inline constexpr int64_t kNoValue = -1;
 
 enum class Operation : int64_t {
-  kProduct = 1,      // y = activation(x * weights + bias) * factor + added, 4-bit weights
+  kProduct = 1,      // y = activation(x * weights + bias) * factor + added, weights of 4 bits
   kGroups = 2,       // the same for each group of channels, float32 weights
   kRmsNorm = 3,      // y = x / sqrt(mean(x^2) + epsilon) * gain
   kLayerNorm = 4,    // y = (x - mean(x)) / sqrt(variance(x) + epsilon) * gain + bias
   kElementwise = 5,  // y = activation(x) * multiplied * factor + added
   kAggregate = 6,    // our op, gated or not
+  kProduct8 = 7,     // as kProduct, weights of 8 bits
 };
 
 // Numbers of values are kNoValue where an instruction has none.
@@ -44,6 +45,7 @@ struct Instruction {
   int64_t inputs = 0;   // columns of x, in a group
   int64_t outputs = 0;  // columns of y, in a group
   int64_t groups = 1;
+  int64_t bits = 0;   // of a weight
   int64_t block = 0;  // weights of an output that share a scale
   Activation activation = Activation::kNone;
   float factor = 1.0F;
@@ -56,6 +58,10 @@ struct Instruction {
   int64_t present_state = kNoValue;  // positions among the node's outputs
   int64_t present_length = kNoValue;
   std::vector<int64_t> op_inputs;  // values in the order of the op's inputs
+
+  [[nodiscard]] bool is_product() const { return bits != 0; }
+  // Of 16 outputs' packed weights.
+  [[nodiscard]] int64_t tile_bytes() const;
 };
 
 // A value rounded to 8 bits, in memory that later roundings use again.

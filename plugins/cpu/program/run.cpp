@@ -146,14 +146,10 @@ Run::Part Run::part_of(const Piece& piece) const {
       }
       break;
     }
-    case Operation::kProduct: {
-      const int64_t blocks = parts_of(instruction.inputs, instruction.block);
-      const int64_t bytes = kTileOutputs * int64_t{sizeof(float)} + kTileOutputs / 2 * instruction.block;
-      split_product(instruction, blocks * bytes, &part);
-      break;
-    }
+    case Operation::kProduct:
+    case Operation::kProduct8:
     case Operation::kGroups:
-      split_product(instruction, instruction.inputs * kTileOutputs * int64_t{sizeof(float)}, &part);
+      split_product(instruction, &part);
       break;
     default:
       part.panel = std::max(kElementsOfTask / instruction.inputs, int64_t{1});
@@ -162,12 +158,12 @@ Run::Part Run::part_of(const Piece& piece) const {
   return part;
 }
 
-void Run::split_product(const Instruction& instruction, int64_t tile_bytes, Part* part) const {
+void Run::split_product(const Instruction& instruction, Part* part) const {
   const int64_t tiles = parts_of(instruction.outputs, kTileOutputs);
   part->weights = static_cast<const unsigned char*>(memory_.inputs[static_cast<size_t>(instruction.weights)]);
-  part->tile_bytes = tile_bytes;
-  part->bytes = instruction.groups * tiles * tile_bytes;
-  part->tiles = tiles_of_task(rows_, tiles, tile_bytes, instruction.inputs);
+  part->tile_bytes = instruction.tile_bytes();
+  part->bytes = instruction.groups * tiles * part->tile_bytes;
+  part->tiles = tiles_of_task(rows_, tiles, part->tile_bytes, instruction.inputs);
   part->panel = rows_ <= kFewRows ? std::max(rows_, int64_t{1}) : kPanelRows;
   part->tasks = parts_of(rows_, part->panel) * instruction.groups * parts_of(tiles, part->tiles);
 }
@@ -296,6 +292,7 @@ void Run::run(const Part& part, int64_t task) const {
       break;
     }
     case Operation::kProduct:
+    case Operation::kProduct8:
       multiply(instruction, part, task);
       break;
     case Operation::kGroups:
@@ -315,6 +312,7 @@ void Run::multiply(const Instruction& instruction, const Part& part, int64_t tas
   product.x = rounded(instruction.rounding, first_row);
   product.rows = std::min(part.panel, rows_ - first_row);
   product.weights = static_cast<const uint8_t*>(memory_.inputs[static_cast<size_t>(instruction.weights)]);
+  product.bits = instruction.bits;
   product.block = instruction.block;
   product.outputs = instruction.outputs;
   product.y = slot(instruction.y) + first_row * instruction.outputs;

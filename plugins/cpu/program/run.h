@@ -76,7 +76,7 @@ class Run {
   };
 
   [[nodiscard]] Part part_of(const Piece& piece) const;
-  void split_product(const Instruction& instruction, int64_t tile_bytes, Part* part) const;
+  void split_product(const Instruction& instruction, Part* part) const;
   [[nodiscard]] const float* values(int64_t value) const;
   [[nodiscard]] float* slot(int64_t value) const;
   [[nodiscard]] RoundedRows rounded(int64_t rounding, int64_t first_row) const;

@@ -48,7 +48,8 @@ double activated(Activation activation, double x) {
 }
 
 // Rounded activations and their product with random 4-bit weights.
-void check_product(const ProductKernel& kernel, int64_t rows, int64_t inputs, int64_t outputs, int64_t block) {
+void check_product(const ProductKernel& kernel, int64_t rows, int64_t inputs, int64_t outputs, int64_t block,
+                   int64_t bits) {
   const int64_t blocks = (inputs + block - 1) / block;
   const int64_t tiles = (outputs + kTileOutputs - 1) / kTileOutputs;
   const std::vector<float> x = random(rows * inputs);
@@ -73,7 +74,7 @@ void check_product(const ProductKernel& kernel, int64_t rows, int64_t inputs, in
       expect(corrections[static_cast<size_t>(row * blocks + b)], -8 * sum, 0.0, "correction");
     }
   }
-  const int64_t block_bytes = kTileOutputs * 4 + block * kTileOutputs / 2;
+  const int64_t block_bytes = kTileOutputs * 4 + block * kTileOutputs * bits / 8;
   std::vector<uint8_t> weights(static_cast<size_t>(tiles * blocks * block_bytes));
   std::generate(weights.begin(), weights.end(), [&] { return static_cast<uint8_t>(generator() & 0xFFU); });
   const std::vector<float> weight_scales = random(tiles * blocks * kTileOutputs);
@@ -88,6 +89,7 @@ void check_product(const ProductKernel& kernel, int64_t rows, int64_t inputs, in
   const pom::cpu::Product product{{values.data(), scales.data(), corrections.data(), blocks * block, blocks},
                                   rows,
                                   weights.data(),
+                                  bits,
                                   block,
                                   outputs,
                                   y.data(),
@@ -102,9 +104,10 @@ void check_product(const ProductKernel& kernel, int64_t rows, int64_t inputs, in
       for (int64_t k = 0; k < blocks * block; ++k) {
         const int64_t at = n / kTileOutputs * blocks + k / block;
         const int64_t inside = k % block;
-        const uint8_t both = weights[static_cast<size_t>(at * block_bytes + kTileOutputs * 4 + inside / 8 * 64 +
-                                                         n % kTileOutputs * 4 + inside % 4)];
-        const int weight = (inside % 8 < 4 ? both & 0xF : both >> 4) - 8;
+        const int64_t inputs_of_chunk = 32 / bits;
+        const uint8_t both = weights[static_cast<size_t>(
+            at * block_bytes + kTileOutputs * 4 + inside / inputs_of_chunk * 64 + n % kTileOutputs * 4 + inside % 4)];
+        const int weight = bits == 8 ? both - 128 : (inside % 8 < 4 ? both & 0xF : both >> 4) - 8;
         const double scale =
             static_cast<double>(weight_scales[static_cast<size_t>(at * kTileOutputs + n % kTileOutputs)]) *
             static_cast<double>(scales[static_cast<size_t>(row * blocks + k / block)]);
@@ -199,10 +202,12 @@ void check_infinity(const ProductKernel& kernel) {
 void check(const ProductKernel& kernel) {
   for (const int64_t block : {16, 32, 64, 128, 256}) {
     for (const int64_t rows : {1, 2, 3, 5, 20}) {
-      check_product(kernel, rows, 300, 70, block);
+      check_product(kernel, rows, 300, 70, block, 4);
+      check_product(kernel, rows, 300, 70, block, 8);
     }
   }
-  check_product(kernel, 9, 1700, 33, 128);
+  check_product(kernel, 9, 1700, 33, 128, 4);
+  check_product(kernel, 9, 1700, 33, 128, 8);
   for (const int64_t rows : {1, 3, 4, 7, 13}) {
     check_groups(kernel, rows, 2, 50, 70);
   }
