@@ -104,9 +104,9 @@ def inference_session(
             first that supports it. The op library has kernels for the CPU and CUDA providers, and our plugin is added
             to the TensorRT provider's options.
         kernels: False omits our library, so that the op's function of standard ops runs instead.
-        fused: False runs each node of the file by itself. Otherwise, on the CPU alone, nodes between products of int4
-            weights that round their activations run in a few nodes of our library, which is faster and computes the
-            same but for float32's rounding. Options that save the optimized graph, disable optimizations or name a
+        fused: False runs each node of the file by itself. Otherwise, on the CPU alone, layers whose products have int4
+            or int8 weights and round their activations run in a few nodes of our library, which is faster and computes
+            the same but for float32's rounding. Options that save the optimized graph, disable optimizations or name a
             folder of weights disable it too.
         session_options: an onnxruntime.SessionOptions to start from. Our library is registered in it once and stays
             there, since ONNX Runtime can't copy options, and so do the names of a fused file's weights. Nothing else is

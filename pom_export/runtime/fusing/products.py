@@ -1,4 +1,4 @@
-"""Products: of int4 weights, grouped ones in float32, and the biases that are added to them."""
+"""Products: of int4 and int8 weights, grouped ones in float32, and the biases that are added to them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pom_export.runtime.fusing.shapes import Shapes
 from pom_export.runtime.fusing.steps import Epilogue, GroupedProduct, Product, Step
 
 BLOCKS: Final = (16, 32, 64, 128, 256)
-_BITS: Final = 4
+_BITS: Final = (4, 8)
 _NUMBERS: Final = ("K", "N", "bits", "block_size", "accuracy_level")
 # Of a product that is not in groups, for which ONNX Runtime's own is faster beyond.
 _MOST_DENSE: Final = 2**16
@@ -24,7 +24,7 @@ _PLAIN: Final = {"kernel_shape": (1,), "strides": (1,), "dilations": (1,), "pads
 
 
 def block_product(node: ir.Node, shapes: Shapes) -> Product | None:
-    """Read a MatMulNBits with int4 weights, without zero points, that rounds its activations."""
+    """Read a MatMulNBits without zero points that rounds its activations."""
     if (node.domain, node.op_type) != (MICROSOFT, BLOCK_PRODUCT) or len(node.inputs) < 3:
         return None
     if any(value.type is not ir.AttributeType.INT for value in node.attributes.values()):
@@ -36,7 +36,7 @@ def block_product(node: ir.Node, shapes: Shapes) -> Product | None:
     x, packed, scales, *rest = node.inputs
     shape = shapes.of(x)
     zero_points, order, bias = (*rest, None, None, None)[:3]
-    if (bits, level) != (_BITS, INTEGER_ACTIVATIONS) or block not in BLOCKS:
+    if bits not in _BITS or level != INTEGER_ACTIVATIONS or block not in BLOCKS:
         return None
     if zero_points is not None or order is not None:
         return None
@@ -48,11 +48,11 @@ def block_product(node: ir.Node, shapes: Shapes) -> Product | None:
         return None
     blocks = -(-inner // block)
     sizes = (packed.const_value and packed.const_value.size, scales.const_value and scales.const_value.size)
-    if sizes != (width * blocks * block // 2, width * blocks):
+    if sizes != (width * blocks * block * bits // 8, width * blocks):
         return None
     if (packed.dtype, scales.dtype) != (ir.DataType.UINT8, ir.DataType.FLOAT):
         return None
-    return Product((node,), x, node.outputs[0], inner, width, packed, scales, block, bias)
+    return Product((node,), x, node.outputs[0], inner, width, packed, scales, block, bits, bias)
 
 
 def grouped_product(node: ir.Node, shapes: Shapes) -> GroupedProduct | None:

@@ -28,7 +28,7 @@ from pom_export.runtime.fusing.steps import (
 )
 
 VERSION: Final = 1
-PRODUCT, GROUPED, RMS_NORM, LAYER_NORM, ELEMENTWISE, AGGREGATE = range(1, 7)
+PRODUCT, GROUPED, RMS_NORM, LAYER_NORM, ELEMENTWISE, AGGREGATE, PRODUCT8 = range(1, 8)
 ABSENT: Final = -1
 Tensors = Mapping[Step, Sequence[ir.Value | None]]
 
@@ -91,7 +91,8 @@ class _Writer:
         x, y = number(step.x), number(step.y)
         if isinstance(step, Product):
             sizes = [step.inner, step.width, step.block]
-            return PRODUCT, [x, *tensors, number(step.epilogue.added), y, *sizes, *self._ending(step)]
+            opcode = PRODUCT if step.bits == 4 else PRODUCT8
+            return opcode, [x, *tensors, number(step.epilogue.added), y, *sizes, *self._ending(step)]
         if isinstance(step, GroupedProduct):
             sizes = [step.groups, step.inner // step.groups, step.width // step.groups]
             return GROUPED, [x, *tensors, number(step.epilogue.added), y, *sizes, *self._ending(step)]

@@ -48,7 +48,7 @@ class Fused:
 
 
 def fused(model: ir.Model | str | os.PathLike[str]) -> Fused | None:
-    """Return a graph with each run of nodes that has a product of int4 weights replaced by one node.
+    """Return a graph with each run of nodes that has a product of quantized weights replaced by one node.
 
     Args:
         model: the graph, which is rewritten in place; or the path of a file, which stays as it is.
@@ -109,7 +109,7 @@ class _Weights:
             packed, scales = array_of(step.packed), array_of(step.scales)
             assert packed is not None
             assert scales is not None
-            self._known[key] = self._add(pack_product(packed, scales, step.width, step.block))
+            self._known[key] = self._add(pack_product(packed, scales, step.width, step.block, step.bits))
         return self._known[key]
 
     def _groups(self, step: GroupedProduct) -> ir.Value:

@@ -14,7 +14,7 @@ _BEFORE_ALL = -1
 
 
 def runs_of(graph: ir.Graph, steps: Sequence[Step], shapes: Shapes) -> list[list[Step]]:
-    """Return the runs that have a product of int4 weights, each in an order in which it can be computed.
+    """Return the runs that have a product of quantized weights, each in an order in which it can be computed.
 
     No path leads from a step of a run through anything outside of it and back, so that a node can take its place.
 
@@ -86,7 +86,7 @@ def _inputs(node: ir.Node) -> Iterator[ir.Value | None]:
 
 
 def _with_products(steps: Sequence[Step]) -> list[Step]:
-    """Return the steps that are connected with a product of int4 weights."""
+    """Return the steps that are connected with a product of quantized weights."""
     group: dict[Step, list[Step]] = {}
     makers = {step.y: step for step in steps}
     for step in steps:

@@ -101,18 +101,20 @@ class Computed(Step):
 
 @dataclass(frozen=True, eq=False)
 class Product(Computed):
-    """A MatMulNBits with weights of 4 bits that rounds its activations to 8 bits.
+    """A MatMulNBits that rounds its activations to 8 bits.
 
     Attributes:
         packed: uint8, as MatMulNBits has it.
         scales: float32, width * blocks.
         block: how many inputs share a scale.
+        bits: of a weight, 4 or 8.
         bias: a constant of `width` numbers.
     """
 
     packed: ir.Value
     scales: ir.Value
     block: int
+    bits: int
     bias: ir.Value | None = None
 
 

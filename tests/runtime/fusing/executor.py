@@ -6,6 +6,7 @@ number by number.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -54,7 +55,9 @@ class _Program:
         return [self.states[i] if value < 0 else self._value(value) for i, value in enumerate(self.written)]
 
     def run(self) -> None:
-        kinds = (None, self._product, self._grouped, self._rms, self._layer_norm, self._elementwise, self._aggregate)
+        products = [functools.partial(self._product, bits) for bits in (4, 8)]
+        others = self._grouped, self._rms, self._layer_norm, self._elementwise, self._aggregate
+        kinds = (None, products[0], *others, products[1])
         at = 0
         while at < len(self.code):
             opcode, length = self.code[at : at + 2]
@@ -92,9 +95,9 @@ class _Program:
         total = ACTIVATIONS[activation](total) * self._factor(factor)
         return total if added < 0 else total + self._activation(added, total.shape[-1])
 
-    def _product(self, given: list[int]) -> None:
+    def _product(self, bits: int, given: list[int]) -> None:
         x, weights, bias, added, y, inner, width, block, activation, factor = given
-        matrix = unpack_product(self._value(weights), inner, width, block)
+        matrix = unpack_product(self._value(weights), inner, width, block, bits)
         rows = rounded(self._activation(x, inner), block)
         self._write(y, self._end(rows @ matrix, bias, activation, factor, added), [x])
 
@@ -147,22 +150,24 @@ class _Program:
             self.states[length] = found.length
 
 
-def unpack_product(packed: Array, inner: int, width: int, block: int) -> Array:
-    """Return packed int4 weights as a matrix of float64, (inner, width)."""
+def unpack_product(packed: Array, inner: int, width: int, block: int, bits: int) -> Array:
+    """Return packed weights as a matrix of float64, (inner, width)."""
     blocks, tiles = -(-inner // block), -(-width // TILE)
-    assert (packed.dtype, packed.shape) == (np.uint8, (tiles * blocks * (64 + block * 8),))
+    assert (packed.dtype, packed.shape) == (np.uint8, (tiles * blocks * (64 + block * 2 * bits),))
     matrix = np.zeros((blocks * block, tiles * TILE))
     parts = packed.reshape(tiles, blocks, -1)
+    count = 8 // bits  # weights of a byte
     for tile in range(tiles):
         for b in range(blocks):
             scales = parts[tile, b, :64].view(np.float32)
-            chunks = parts[tile, b, 64:].reshape(block // 8, TILE, 4)
+            chunks = parts[tile, b, 64:].reshape(block // (4 * count), TILE, 4)
             for c, chunk in enumerate(chunks):
                 for i in range(4):
-                    for high in (0, 1):
-                        numbers = (chunk[:, i] >> (4 * high)) & 15
-                        row = b * block + 8 * c + 4 * high + i
-                        matrix[row, tile * TILE : (tile + 1) * TILE] = (numbers.astype(np.float64) - 8) * scales
+                    for high in range(count):
+                        numbers = (chunk[:, i] >> (4 * high)) & ((1 << bits) - 1)
+                        row = b * block + 4 * count * c + 4 * high + i
+                        value = (numbers.astype(np.float64) - (1 << (bits - 1))) * scales
+                        matrix[row, tile * TILE : (tile + 1) * TILE] = value
     assert not matrix[:, width:].any()
     return matrix[:inner, :width]
 

@@ -1,4 +1,4 @@
-"""Files with int4 weights, and comparisons of what fused nodes and the nodes that they replace make of inputs."""
+"""Files with quantized weights, and comparisons of what fused nodes and those that they replace make of inputs."""
 
 from __future__ import annotations
 
@@ -47,11 +47,13 @@ class Layers(nn.Module):
         return x * 2 + self.second(nn.functional.gelu(self.first(h), approximate="tanh"))
 
 
-def layers_file(folder: Path, *, opset: int = 20, width: int = 32, inner: int = 48, block: int = 16) -> Path:
+def layers_file(
+    folder: Path, *, opset: int = 20, width: int = 32, inner: int = 48, block: int = 16, form: str = "int4 blocks"
+) -> Path:
     """Return a quantized file of `Layers`."""
     original = folder / "m.onnx"
     pom_export.export(Layers(width, inner), original, example_inputs=(torch.randn(2, 5, width),), opset=opset)
-    quantize(original, folder / "q.onnx", block=block)
+    quantize(original, folder / "q.onnx", form, block=block)
     return folder / "q.onnx"
 
 

@@ -12,18 +12,20 @@ from tests.runtime.fusing.executor import unpack_product
 
 
 @pytest.mark.parametrize("block", [16, 32, 64, 128, 256])
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize(("inner", "width"), [(16, 16), (40, 17), (300, 33), (256, 1), (1, 5)])
-def test_int4_weights_are_the_same_once_unpacked(inner: int, width: int, block: int) -> None:
+def test_weights_are_the_same_once_unpacked(inner: int, width: int, bits: int, block: int) -> None:
     matrix = np.random.default_rng(0).standard_normal((inner, width), dtype=np.float32)
-    weight = rounded(matrix, 4, block)
-    packed = pack_product(pack_blocks(weight), weight.scales.T, width, block)
-    assert np.array_equal(unpack_product(packed, inner, width, block).astype(np.float32), weight.dequantized())
+    weight = rounded(matrix, bits, block)
+    packed = pack_product(pack_blocks(weight), weight.scales.T, width, block, bits)
+    assert np.array_equal(unpack_product(packed, inner, width, block, bits).astype(np.float32), weight.dequantized())
 
 
-def test_many_outputs_are_packed_in_parts() -> None:
-    weight = rounded(np.random.default_rng(0).standard_normal((32, 2500), dtype=np.float32), 4, 32)
-    packed = pack_product(pack_blocks(weight), np.ascontiguousarray(weight.scales.T).ravel(), 2500, 32)
-    assert np.array_equal(unpack_product(packed, 32, 2500, 32).astype(np.float32), weight.dequantized())
+@pytest.mark.parametrize("bits", [4, 8])
+def test_many_outputs_are_packed_in_parts(bits: int) -> None:
+    weight = rounded(np.random.default_rng(0).standard_normal((32, 2500), dtype=np.float32), bits, 32)
+    packed = pack_product(pack_blocks(weight), np.ascontiguousarray(weight.scales.T).ravel(), 2500, 32, bits)
+    assert np.array_equal(unpack_product(packed, 32, 2500, 32, bits).astype(np.float32), weight.dequantized())
 
 
 @pytest.mark.parametrize(("groups", "inputs", "outputs"), [(1, 8, 16), (3, 5, 20), (4, 8, 32)])

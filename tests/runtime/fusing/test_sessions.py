@@ -78,8 +78,9 @@ def test_the_kernel_without_vector_instructions(layers: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("block", [16, 32, 64, 128, 256])
 @pytest.mark.parametrize(("width", "inner"), [(24, 72), (160, 40)])
-def test_blocks_and_widths(tmp_path: Path, block: int, width: int, inner: int) -> None:
-    check(layers_file(tmp_path, block=block, width=width, inner=inner))
+@pytest.mark.parametrize("form", ["int4 blocks", "int8 blocks"])
+def test_blocks_and_widths(tmp_path: Path, form: str, block: int, width: int, inner: int) -> None:
+    check(layers_file(tmp_path, block=block, width=width, inner=inner, form=form))
 
 
 def test_a_stream_is_as_one_pass(stateful: Path) -> None:
