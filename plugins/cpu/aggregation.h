@@ -31,6 +31,7 @@ struct Tensors {
   const int64_t* past_length = nullptr;
   float* present_state = nullptr;
   int64_t* present_length = nullptr;
+  int64_t state_stride = 0;  // elements from one batch entry of the states to the next; 0: as many as one has
 };
 
 template <typename T>

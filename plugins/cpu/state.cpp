@@ -11,7 +11,8 @@ double Aggregation::past_weight(int64_t batch) const {
 
 // The position of a block's first column in a state, in one part; in the state's next row, it is `channels` further.
 int64_t Aggregation::state_at(const Layout::Place& place, int64_t part) const {
-  return place.batch * kStateRows * problem_.channels + place.channel + part * layout_.width;
+  const int64_t stride = tensors_.state_stride == 0 ? kStateRows * problem_.channels : tensors_.state_stride;
+  return place.batch * stride + place.channel + part * layout_.width;
 }
 
 void Aggregation::start(const Layout::Place& place, Carry* carry) const {

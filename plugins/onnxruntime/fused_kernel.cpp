@@ -196,6 +196,17 @@ cpu::AggregationCall FusedKernel::describe(const cpu::Instruction& instruction, 
       input = {true, data_type(tensor.GetElementType(), "an input"), tensor.GetShape()};
     }
   }
+  const bool gated = instruction.attributes.activation.has_value();
+  if (const size_t at = position_of(gated, kPastState); instruction.layers > 0 && at < inputs.size()) {
+    std::vector<int64_t>& shape = inputs[at].shape;
+    if (shape != std::vector<int64_t>{sizes.batch, instruction.layers, kStateRows, instruction.outputs}) {
+      throw InvalidNode("the states of " + std::to_string(instruction.layers) + " layers must be (" +
+                        std::to_string(sizes.batch) + ", " + std::to_string(instruction.layers) + ", " +
+                        std::to_string(kStateRows) + ", " + std::to_string(instruction.outputs) + "), got shape " +
+                        written(shape));
+    }
+    shape = {sizes.batch, kStateRows, instruction.outputs};
+  }
   const Constants& constants = aggregations_[static_cast<size_t>(instruction.aggregation)];
   cpu::AggregationCall described;
   throw_if(pom::describe(instruction.attributes, inputs, &described.call));
@@ -209,7 +220,7 @@ cpu::AggregationCall FusedKernel::describe(const cpu::Instruction& instruction, 
   described.coefficients = &constants.coefficients;
   described.gate_bias = constants.gate_bias.get();
   if (problem.attributes.stateful) {
-    const int64_t value = instruction.op_inputs[position_of(described.call.gate.has_value(), kPastLength)];
+    const int64_t value = instruction.op_inputs[position_of(gated, kPastLength)];
     const Ort::ConstValue lengths = context.GetInput(static_cast<size_t>(value));
     throw_if(validate_lengths(problem, lengths.GetTensorData<int64_t>()));
   }
@@ -218,8 +229,11 @@ cpu::AggregationCall FusedKernel::describe(const cpu::Instruction& instruction, 
         position == cpu::kNoValue ? Ort::UnownedValue{} : context.GetOutput(static_cast<size_t>(position), shape);
     return made ? made.GetTensorMutableRawData() : nullptr;
   };
-  described.present_state =
-      static_cast<float*>(output(instruction.present_state, {problem.batch, kStateRows, problem.channels}));
+  std::vector<int64_t> states{problem.batch, kStateRows, problem.channels};
+  if (instruction.layers > 0) {
+    states.insert(states.begin() + 1, instruction.layers);
+  }
+  described.present_state = static_cast<float*>(output(instruction.present_state, states));
   described.present_length = static_cast<int64_t*>(output(instruction.present_length, {problem.batch}));
   return described;
 }

@@ -51,6 +51,9 @@ void infer_fused_shape(const OrtApi& api, OrtShapeInferContext* context) {
   for (const cpu::Instruction& instruction : program.instructions) {
     if (instruction.present_state != cpu::kNoValue) {
       Sizes shape(batch);
+      if (instruction.layers > 0) {
+        shape.add(instruction.layers);
+      }
       shape.add(kStateRows);
       shape.add(instruction.outputs);
       set_output(api, context, static_cast<size_t>(instruction.present_state), ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,

@@ -92,7 +92,7 @@ class Node:
     outputs: Sequence[tuple[Sequence[int | None], int]]
     instructions: Sequence[Sequence[int]]
     numbers: Sequence[float] = field(default_factory=list)
-    version: int = 1
+    version: int = 2
 
     def code(self) -> list[int]:
         first = len(self.inputs)

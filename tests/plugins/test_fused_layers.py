@@ -191,7 +191,7 @@ def layer(batch: int, tokens: int, past: int) -> tuple[Node, dict[str, Array]]:
         [RMS_NORM, 0, NONE, normed, width, 0],
         [GROUPS, normed, 1, NONE, NONE, projected, 4, width // 4, channels // 4, LINEAR, NONE],
         [PRODUCT, normed, 2, NONE, NONE, gate, width, gates, 32, LINEAR, NONE],
-        [AGGREGATE, mixed, 1, 2, 1, 0, 0, CAUSAL, 1, 1, 1, NONE, *op_inputs],
+        [AGGREGATE, mixed, 1, 2, 1, 0, 0, CAUSAL, 1, 1, 1, NONE, 0, 0, *op_inputs],
         [PRODUCT, mixed, 8, NONE, 0, y, channels, width, 32, LINEAR, 1],
     ]
     outputs = [((None, None, width), 4), ((None, 2, channels), NONE), ((None,), NONE)]
@@ -230,6 +230,23 @@ def test_a_layer(batch: int, tokens: int, threads: int) -> None:
     np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=max(steps, 1e-5))
 
 
+@pytest.mark.parametrize(("batch", "tokens"), [(1, 1), (3, 40)])
+def test_the_states_of_all_layers_in_one_tensor(batch: int, tokens: int) -> None:
+    node, _ = layer(batch, tokens, 5)
+    y, state, _ = run(node)
+    past = node.inputs["past_state"]
+    whole = np.full((batch, 3, *past.shape[1:]), 1e30, np.float32)
+    whole[:, 1] = past
+    codes = [list(code) for code in node.instructions]
+    codes[3][12:14] = [3, 1]
+    outputs = [node.outputs[0], ((None, 3, *past.shape[1:]), NONE), node.outputs[2]]
+    stacked = replace(node, inputs={**node.inputs, "past_state": whole}, instructions=codes, outputs=outputs)
+    found, states, _ = run(stacked)
+    np.testing.assert_array_equal(found, y)
+    np.testing.assert_array_equal(states[:, 1], state)
+    refused(replace(stacked, inputs={**stacked.inputs, "past_state": whole[:, :2]}), "the states of 3 layers must be")
+
+
 @pytest.mark.parametrize("threads", [2, 4])
 def test_threads_do_not_change_a_bit(threads: int) -> None:
     node, _ = layer(2, 1100, 3)  # several tiles of the aggregation
@@ -262,7 +279,7 @@ def test_programs_that_are_wrong() -> None:
     for position, value in ((1, 3), (2, 2), (5, 0), (9, 7), (10, 4)):
         changed = [*code[:position], value, *code[position + 1 :]]
         refused(replace(node, instructions=[changed]), "the program has")
-    refused(replace(node, version=9), "the program is of version 9, this library reads 1")
+    refused(replace(node, version=9), "the program is of version 9, this library reads 2")
     refused(replace(node, widths=[21]), "uses a slot of 21 columns for 20")
     refused(replace(node, instructions=[code[:-1]]), "the program (has an instruction|ends)")
     refused(replace(node, instructions=[[9, 1]]), "an unknown operation, 9")

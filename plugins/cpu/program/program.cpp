@@ -8,7 +8,7 @@
 namespace pom::cpu {
 namespace {
 
-constexpr int64_t kVersion = 1;
+constexpr int64_t kVersion = 2;
 constexpr int64_t kMaxSize = int64_t{1} << 31;  // of a matrix's side
 
 [[noreturn]] void refuse(const std::string& what) { throw InvalidProgram("the program " + what); }
@@ -170,6 +170,8 @@ class Parser {
       read->attributes.activation = static_cast<GateActivation>(activation);
     }
     attributes.epsilon = reader_.constant(0.0F);
+    read->layers = reader_.next(0, kMaxSize);
+    read->layer = reader_.next(0, std::max(read->layers - 1, int64_t{0}));
     while (reader_.position() < end) {
       read->op_inputs.push_back(any(kNoValue));
     }

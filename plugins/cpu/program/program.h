@@ -57,11 +57,16 @@ struct Instruction {
   int64_t aggregation = kNoValue;    // its position among the program's aggregations
   int64_t present_state = kNoValue;  // positions among the node's outputs
   int64_t present_length = kNoValue;
+  // The state of layer `layer` among those of `layers` in one tensor, (batch, layers, kStateRows, channels); without
+  // layers, it has a tensor of its own.
+  int64_t layer = 0;
+  int64_t layers = 0;
   std::vector<int64_t> op_inputs;  // values in the order of the op's inputs
 
   [[nodiscard]] bool is_product() const { return bits != 0; }
   // Of 16 outputs' packed weights.
   [[nodiscard]] int64_t tile_bytes() const;
+  [[nodiscard]] int64_t state_size() const { return kStateRows * outputs; }  // of one layer
 };
 
 // A value rounded to 8 bits, in memory that later roundings use again.

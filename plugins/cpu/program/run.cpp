@@ -86,10 +86,16 @@ Run::Run(const Program& program, const Kernel& kernel, int64_t rows, Memory memo
       tensors.gate = input(kGate);
       tensors.gate_bias = each.gate_bias;
     }
-    tensors.past_state = static_cast<const float*>(data(kPastState));
+    const int64_t offset = instruction.layer * instruction.state_size();
+    if (const auto* const states = static_cast<const float*>(data(kPastState))) {
+      tensors.past_state = states + offset;
+    }
     tensors.past_length = static_cast<const int64_t*>(data(kPastLength));
-    tensors.present_state = each.present_state;
+    if (each.present_state != nullptr) {
+      tensors.present_state = each.present_state + offset;
+    }
     tensors.present_length = each.present_length;
+    tensors.state_stride = instruction.layers * instruction.state_size();
     aggregations_[position] = std::make_unique<Aggregation>(
         kernel, each.call.problem, gated ? &*each.call.gate : nullptr, tensors, *each.coefficients);
   }

@@ -20,7 +20,7 @@ struct AggregationCall {
   OpCall call;  // described and valid
   const Coefficients* coefficients = nullptr;
   const float* gate_bias = nullptr;
-  float* present_state = nullptr;  // null if nobody needs it
+  float* present_state = nullptr;  // of all its layers; null if nobody needs it
   int64_t* present_length = nullptr;
 };
 

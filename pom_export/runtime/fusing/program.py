@@ -27,7 +27,7 @@ from pom_export.runtime.fusing.steps import (
     Step,
 )
 
-VERSION: Final = 1
+VERSION: Final = 2
 PRODUCT, GROUPED, RMS_NORM, LAYER_NORM, ELEMENTWISE, AGGREGATE, PRODUCT8 = range(1, 8)
 ABSENT: Final = -1
 Tensors = Mapping[Step, Sequence[ir.Value | None]]
@@ -64,7 +64,7 @@ def write_program(steps: Sequence[Step], outputs: Sequence[ir.Value], tensors: T
     inputs = list(dict.fromkeys(value for value in read if value is not None and value not in made))
     numbers = {value: i for i, value in enumerate(inputs)}
     numbers.update((value, len(inputs) + slot) for value, slot in slots.items())
-    states = [value for step in steps if isinstance(step, Aggregate) for value in step.states]
+    states = list(dict.fromkeys(value for step in steps if isinstance(step, Aggregate) for value in step.states))
     writer = _Writer(lambda value: ABSENT if value is None else numbers[value], [*outputs, *states], tensors)
     body = [number for step in steps for number in writer.instruction(step)]
     written = [*(numbers[value] for value in outputs), *(ABSENT for _ in states)]
@@ -123,6 +123,7 @@ class _Writer:
         yield contract.GATE_ACTIVATIONS.index(text_of(node, "gate_activation")) if is_gated(node) else 0
         epsilon = node.attributes.get("epsilon")
         yield self._constant(contract.DEFAULT_EPSILON if epsilon is None else epsilon.as_float())
+        yield from (step.layers, step.layer)
         yield self._number(step.x)
         if is_gated(node):
             yield self._number(step.gate)

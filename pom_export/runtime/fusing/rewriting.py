@@ -23,6 +23,7 @@ from pom_export.runtime.fusing.packing import pack_groups, pack_product
 from pom_export.runtime.fusing.program import Program, write_program
 from pom_export.runtime.fusing.runs import runs_of
 from pom_export.runtime.fusing.shapes import Shapes
+from pom_export.runtime.fusing.states import with_whole_states
 from pom_export.runtime.fusing.steps import Aggregate, GroupedProduct, Norm, Product, Step
 
 DOMAIN: Final = "pom.runtime"
@@ -61,7 +62,7 @@ def fused(model: ir.Model | str | os.PathLike[str]) -> Fused | None:
     if not any(isinstance(step, Product) for step in steps) and _lacks_shapes(graph):
         ir.passes.common.ShapeInferencePass()(graph)
         steps, shapes = steps_of(graph)
-    runs = runs_of(graph.graph, steps, shapes)
+    runs = [with_whole_states(run) for run in runs_of(graph.graph, steps, shapes)]
     if not runs:
         return None
     weights = _Weights(graph.graph)

@@ -163,11 +163,15 @@ class Aggregate(Step):
         gate: float32, (B, N, S); None if it is not gated.
         others: its other inputs in the contract's order, None for those that are absent or placeholders.
         states: the values of the present state and length; empty if it is not stateful.
+        layer: which of `layers` layers it is, if its past and present states are those of all layers.
+        layers: 0: they are its own.
     """
 
     gate: ir.Value | None
     others: tuple[ir.Value | None, ...]
     states: tuple[ir.Value, ...]
+    layer: int = 0
+    layers: int = 0
 
     @property
     def reads(self) -> Iterator[ir.Value]:

@@ -42,7 +42,7 @@ def run_program(numbers: Sequence[int], constants: Sequence[float], inputs: Sequ
 class _Program:
     def __init__(self, numbers: list[int], constants: list[float], inputs: list[Array]) -> None:
         version, slots, outputs = numbers[:3]
-        assert version == 1
+        assert version == 2
         self.widths = numbers[3 : 3 + slots]
         self.written = numbers[3 + slots : 3 + slots + outputs]
         self.code = numbers[3 + slots + outputs :]
@@ -133,10 +133,14 @@ class _Program:
         self._write(y, self._end(total, -1, 0, factor, added), [x, multiplied])
 
     def _aggregate(self, given: list[int]) -> None:
-        y, state, length, gated, degree, form, mode, blocks, stateful, activation, epsilon, *values = given
+        y, state, length, gated, degree, form, mode, blocks, stateful, activation, epsilon, *rest = given
+        layers, layer, *values = rest
         names = ("x", *(("gate", "gate_bias") if gated else ()), *NAMES)
         assert len(values) == len(names)
         inputs = {name: self._value(value) for name, value in zip(names, values, strict=True) if value >= 0}
+        if layers:
+            assert inputs["past_state"].shape[1] == layers
+            inputs["past_state"] = inputs["past_state"][:, layer]
         attributes = {
             "degree": degree, "form": FORMS[form], "mode": MODES[mode], "rotary_blocks": blocks, "stateful": stateful,
             "gate_activation": GATES[activation], "epsilon": self.constants[epsilon],
@@ -146,7 +150,12 @@ class _Program:
         assert (state >= 0) == (length >= 0) == bool(stateful)
         if stateful:
             high = found.state.astype(np.float32)
-            self.states[state] = np.stack([high, (found.state - high).astype(np.float32)], axis=1)
+            written = np.stack([high, (found.state - high).astype(np.float32)], axis=1)
+            if layers:
+                batch, *one = written.shape
+                self.states.setdefault(state, np.full((batch, layers, *one), np.nan, np.float32))[:, layer] = written
+            else:
+                self.states[state] = written
             self.states[length] = found.length
 
 

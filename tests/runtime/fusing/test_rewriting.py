@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -65,6 +66,54 @@ def test_a_language_model_is_one_node_and_its_embedding(name: str, tmp_path: Pat
     assert not {"MatMulNBits", "GatedPolynomialAggregation", "Gelu", "Conv", "ReduceMean"} & left.keys()
     # Two layers of the hybrid are attention.
     assert left["FusedLayers"] == (3 if name == "gpt_hybrid" else 1)
+
+
+def changed(file: Path, change: Callable[[ir.Graph], None]) -> Path:
+    """Return a copy of a file whose graph was changed."""
+    model = ir.load(file)
+    change(model.graph)
+    save_model(model, file.with_name("changed.onnx"))
+    return file.with_name("changed.onnx")
+
+
+def stacks(graph: ir.Graph) -> ir.Node:
+    """Return the node that joins the states of all layers."""
+    (state,) = (value for value in graph.outputs if value.name == "present_state")
+    node = state.producer()
+    assert node is not None
+    assert node.op_type == "Concat"
+    return node
+
+
+def test_a_node_reads_and_writes_the_states_of_all_layers(tmp_path: Path) -> None:
+    made = check(golden_file("gpt_pom", tmp_path, stateful=True))
+    (node,) = (node for node in made.model.graph if node.op_type == "FusedLayers")
+    assert "past_state" in {value.name for value in node.inputs}
+    assert "present_state" in {value.name for value in node.outputs}
+    assert made.operators["Slice"] == made.operators["Unsqueeze"] == made.operators["GatedPolynomialAggregation"]
+
+
+def exchange(graph: ir.Graph) -> None:
+    concat = stacks(graph)
+    first, second = concat.inputs[:2]
+    concat.replace_input_with(0, second)
+    concat.replace_input_with(1, first)
+
+
+def use_twice(graph: ir.Graph) -> None:
+    value = stacks(graph).inputs[0]
+    assert value is not None
+    node = ir.node("Identity", [value])
+    node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = "twice", value.type, value.shape
+    graph.append(node)
+    graph.outputs.append(node.outputs[0])
+
+
+@pytest.mark.parametrize("change", [exchange, use_twice])
+def test_states_in_another_order_or_of_other_users_stay_apart(tmp_path: Path, change: Any) -> None:
+    made = check(changed(golden_file("gpt_pom", tmp_path, stateful=True), change))
+    assert made.operators["Slice"] == 0
+    assert made.operators["GatedPolynomialAggregation"] > 1
 
 
 def test_a_file_without_shapes(tmp_path: Path) -> None:
@@ -232,7 +281,7 @@ def test_all_of_an_epilogue_is_one_instruction(graph: Graph, tmp_path: Path) -> 
     (node,) = made.model.graph
     numbers = node.attributes["program"].as_ints()
     # version, one slot, one output, its width, its value; then the product with GELU, a factor and a sum
-    assert numbers == (1, 1, 1, 16, 3, 1, 10, 0, 1, 2, 0, 3, 16, 16, 16, 1, 0)
+    assert numbers == (2, 1, 1, 16, 3, 1, 10, 0, 1, 2, 0, 3, 16, 16, 16, 1, 0)
     assert node.attributes["constants"].as_floats() == (0.5,)
 
 
