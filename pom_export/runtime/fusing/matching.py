@@ -20,7 +20,7 @@ def steps_of(model: ir.Model) -> tuple[list[Step], Shapes]:
 
     A node is in at most one step. The nodes in functions and in nested graphs are left alone.
     """
-    shapes, made = Shapes(), dict[ir.Value, Step]()
+    shapes, made = Shapes(model.graph), dict[ir.Value, Step]()
     for node in model.graph:
         step = _step(node, shapes, made, model)
         if step is None:

@@ -144,7 +144,7 @@ def _program(run: Sequence[Step], weights: _Weights, shapes: Shapes) -> Program:
     nodes = {node for step in run for node in step.nodes}
     outputs = [step.y for step in run if _is_used_outside(step.y, nodes)]
     for value in outputs:
-        value.shape, value.type = ir.Shape(shapes.of(value) or ()), ir.TensorType(ir.DataType.FLOAT)
+        value.shape, value.type = shapes.declared(value), ir.TensorType(ir.DataType.FLOAT)
     for step in run:
         if isinstance(step, Aggregate) and step.states:
             state, length = step.states

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from pom_export.runtime.fusing.shapes import Shapes
+from pom_export.runtime.fusing.shapes import Shapes, values_used
 from pom_export.runtime.fusing.steps import Elementwise, Product, Step, merged
 
 _BEFORE_ALL = -1
@@ -58,31 +58,15 @@ def _levels(graph: ir.Graph, steps: Sequence[Step], shapes: Shapes) -> dict[Step
             levels[step] = level
             reached.update((value, level) for value in step.makes)
         elif node not in inside:
-            level = max(map(level_of, _inputs(node)), default=_BEFORE_ALL)
+            level = max(map(level_of, values_used(node)), default=_BEFORE_ALL)
             reached.update((value, level) for value in node.outputs)
     return levels
 
 
-def _sizes(value: ir.Value, shapes: Shapes) -> tuple[int | str, ...]:
+def _sizes(value: ir.Value, shapes: Shapes) -> tuple[object, ...]:
     shape = shapes.of(value)
     assert shape is not None
     return shape[:2]
-
-
-def _inputs(node: ir.Node) -> Iterator[ir.Value | None]:
-    """Yield the values that a node uses, itself or in its nested graphs."""
-    yield from node.inputs
-    for attribute in node.attributes.values():
-        if attribute.type is ir.AttributeType.GRAPH:
-            graphs = [attribute.as_graph()]
-        elif attribute.type is ir.AttributeType.GRAPHS:
-            graphs = list(attribute.as_graphs())
-        else:
-            continue
-        for graph in graphs:
-            yield from graph.outputs
-            for inner in graph:
-                yield from _inputs(inner)
 
 
 def _with_products(steps: Sequence[Step]) -> list[Step]:

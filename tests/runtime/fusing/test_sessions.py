@@ -13,13 +13,17 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
+from torch import Tensor, nn
 
 import pom_export
 from pom_export.errors import InputError
+from pom_export.mixer import PolynomialMixer
 from pom_export.runtime import StreamPool
 from pom_export.runtime.fusing import handing_over
 from pom_export.runtime.library import cpu_kernel, product_kernel
 from tests.oldest_onnxruntime import run_python
+from tests.quantized_files import quantize
 from tests.runtime.fusing.files import (
     GOLDEN,
     LANGUAGE_MODELS,
@@ -232,6 +236,29 @@ def test_scales_that_are_no_numbers(layers: Path, tmp_path: Path) -> None:
     one, other = named(fused, feed)["y"], named(plain, feed)["y"]
     assert np.isnan(other).any()
     assert np.array_equal(np.isnan(one), np.isnan(other))
+
+
+class TwoInputs(nn.Module):
+    """A mixer of the sum of two inputs, of which one may have a single row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mixer, self.one, self.other = PolynomialMixer(32, 2, 2), nn.Linear(32, 32), nn.Linear(32, 32)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.mixer(self.one(x) + self.other(z), mask="causal")
+
+
+def test_a_single_row_stands_for_all(tmp_path: Path) -> None:
+    x, z = (np.random.default_rng(seed).standard_normal((3, 5, 32), dtype=np.float32) for seed in range(2))
+    examples = torch.from_numpy(x), torch.from_numpy(z)
+    pom_export.export(TwoInputs(), tmp_path / "m.onnx", example_inputs=examples)
+    quantize(tmp_path / "m.onnx", tmp_path / "q.onnx")
+    fused, plain = both(tmp_path / "q.onnx")
+    assert fused.fused["MatMulNBits"] == 5
+    for feed in ({"x": x, "z": z}, {"x": x[:1], "z": z}, {"x": x, "z": z[:1]}):
+        assert agreement(named(fused, feed), named(plain, feed)) > MOST
 
 
 def test_sizes_are_checked(stateful: Path) -> None:
