@@ -37,18 +37,19 @@ def fused_session(file: Path, externals: frozenset[str], options: Any, create: C
     Returns:
         The session; None if the file has nothing to fuse, or not with these options, and nothing has changed.
     """
+    folder, place = _place_without_weights(file, externals)
+    named = _entry(options, _FOLDER)
+    if named not in {None, folder}:
+        _LOG.info("%s is not fused: its session options name another folder of weights", file)
+        return None
     try:
         rewritten = fused(file)
+        graph = None if rewritten is None else _serialized(rewritten, folder, place)
     # Loading it as it is says what is wrong with it.
     except (InputError, LookupError, OSError, TypeError, ValueError) as error:
         _LOG.info("%s is not fused: %s", file, reason_of(error))
         return None
-    if rewritten is None:
-        return None
-    folder, place = _place_without_weights(file, externals)
-    graph, named = _serialized(rewritten, folder, place), _entry(options, _FOLDER)
-    if named not in {None, folder} or graph is None:
-        _LOG.info("%s is not fused: it is too large, or its session options name another folder of weights", file)
+    if rewritten is None or graph is None:
         return None
     if named is None:
         options.add_session_config_entry(_FOLDER, folder)
