@@ -21,7 +21,8 @@ _FOLDER: Final = "session.model_external_initializers_file_folder_path"
 _LARGEST_GRAPH: Final = 2**31 - 1
 # An empty file of ours that is in every installation.
 _EMPTY: Final = "py.typed"
-# What session options refer to by name, and must not be gone before them. The numbers are held by sessions alone.
+# The values that session options point to, which must live as long as they do. The weights themselves belong to the
+# sessions: nothing reads those of a session that is gone.
 _REFERRED: Final[WeakKeyDictionary[Any, list[Any]]] = WeakKeyDictionary()
 
 
