@@ -109,8 +109,8 @@ def inference_session(
             the same but for float32's rounding. Options that save the optimized graph, disable optimizations or name a
             folder of weights disable it too.
         session_options: an onnxruntime.SessionOptions to start from. Our library is registered in it once and stays
-            there, since ONNX Runtime can't copy options, and so do the names of a fused file's weights. Nothing else is
-            changed, and it can be used for any number of calls.
+            there, since ONNX Runtime can't copy options. Nothing else is changed, and it can be used for any number of
+            calls. Weights that its `add_initializer` replaces need fused=False: those in fused nodes are the file's.
 
     Returns:
         An onnxruntime.InferenceSession. Its `run` raises InputError for inconsistent sizes, such as a mask that is
@@ -148,7 +148,7 @@ def inference_session(
         if fused and kernels and contents is not None and _can_fuse(contents, options, chosen):
             from pom_export.runtime.fusing.handing_over import fused_session
 
-            session = fused_session(file, contents.externals, options, create)
+            session = fused_session(file, contents.externals, options, create, callers=session_options is not None)
         session = session or create(os.fspath(file))
         session.disable_fallback()  # ONNX Runtime 1.22 ignores the argument
     except PomExportError:

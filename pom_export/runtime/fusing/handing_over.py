@@ -26,14 +26,18 @@ _EMPTY: Final = "py.typed"
 _REFERRED: Final[WeakKeyDictionary[Any, list[Any]]] = WeakKeyDictionary()
 
 
-def fused_session(file: Path, externals: frozenset[str], options: Any, create: Callable[[bytes], Any]) -> Any:
+def fused_session(
+    file: Path, externals: frozenset[str], options: Any, create: Callable[[bytes], Any], *, callers: bool
+) -> Any:
     """Create a session that runs a file's layers in fused nodes.
 
     Args:
         file: the file.
         externals: the names of its files of external weights.
-        options: the onnxruntime.SessionOptions, to which the weights are added under names that no other session uses.
+        options: the onnxruntime.SessionOptions, to which weights and their folder are added.
         create: creates an instance of `session_class()` of a serialized graph.
+        callers: whether the options are a caller's, who may use them for other files, of which none may be looked for
+            in this one's folder. They stay as they are then, and the graph has its weights in itself.
 
     Returns:
         The session; None if the file has nothing to fuse, or not with these options, and nothing has changed.
@@ -45,16 +49,19 @@ def fused_session(file: Path, externals: frozenset[str], options: Any, create: C
         return None
     try:
         rewritten = fused(file)
-        graph = None if rewritten is None else _serialized(rewritten, folder, place)
+        graph = None
+        if rewritten is not None:
+            (_take_in if callers else _leave_out)(rewritten, folder, place)
+            graph = _serialized(rewritten.model)
     # Loading it as it is says what is wrong with it.
     except (InputError, LookupError, OSError, TypeError, ValueError) as error:
         _LOG.info("%s is not fused: %s", file, reason_of(error))
         return None
     if rewritten is None or graph is None:
         return None
-    if named is None:
+    if named is None and not callers:
         options.add_session_config_entry(_FOLDER, folder)
-    weights = _add_weights(rewritten, options)
+    weights = [] if callers else _add_weights(rewritten, options)
     try:
         session = create(graph)
     except Exception as error:  # noqa: BLE001  # onnxruntime's exceptions have no common base class
@@ -86,15 +93,30 @@ def _entry(options: Any, key: str) -> str | None:
         return None
 
 
-def _serialized(rewritten: Fused, folder: str, place: str) -> bytes | None:
-    """Return the graph without the packed weights, which are said to be in a file; None if it is too large for one."""
+def _leave_out(rewritten: Fused, folder: str, place: str) -> None:
+    """Say that the packed weights are in a file."""
     end = Path(folder, place).stat().st_size
     for name, array in rewritten.weights.items():
         value = rewritten.model.graph.initializers[name]
         assert value.dtype is not None
         shape = ir.Shape(array.shape)
         value.const_value = ir.ExternalTensor(place, end, array.nbytes, value.dtype, shape=shape, name=name)
-    proto = ir.serde.serialize_model(rewritten.model)
+
+
+def _take_in(rewritten: Fused, *_: str) -> None:
+    """Have no weights in files, those that are not packed included."""
+    for value in rewritten.model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = ir.Tensor(value.const_value.numpy(), value.dtype, name=value.name)
+
+
+def _serialized(model: ir.Model) -> bytes | None:
+    """Return a graph; None if it is too large for one."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    inside = (each.nbytes for each in tensors if each is not None and not isinstance(each, ir.ExternalTensor))
+    if sum(inside) > _LARGEST_GRAPH:
+        return None
+    proto = ir.serde.serialize_model(model)
     return proto.SerializeToString() if proto.ByteSize() <= _LARGEST_GRAPH else None
 
 
