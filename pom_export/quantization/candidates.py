@@ -13,9 +13,11 @@ from pom_export.quantization.quality import Quality
 from pom_export.quantization.recipes import Recipe
 from pom_export.quantization.speed import CALL, DECODE, PREFILL, Speed
 
-# The time of a less accurate form relative to that of a more accurate one, from which on it is worth that: the times of
-# the same file differ by a few percent from run to run.
-_FASTER: Final = 0.9
+FASTER: Final = 0.9
+"""The time of a less accurate form relative to that of a more accurate one, from which on it is worth that.
+
+The times of the same file differ by a few percent from run to run.
+"""
 
 
 @dataclass(frozen=True)
@@ -46,5 +48,5 @@ class Candidate:
 def most_suitable(made: Sequence[Candidate], purpose: str) -> Candidate:
     """Return the most accurate of those files that no other is much faster than, in calls for a purpose."""
     fastest = min(each.time(purpose) for each in made)
-    fast = [each for each in made if each.time(purpose) * _FASTER <= fastest]
+    fast = [each for each in made if each.time(purpose) * FASTER <= fastest]
     return min(fast, key=lambda each: each.quality.rms_error)

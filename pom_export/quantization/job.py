@@ -24,7 +24,7 @@ from pom_export.parity.recording import Recording, recording_path, save_recordin
 from pom_export.parity.rewritten import Rewriting
 from pom_export.parity.targets import Target
 from pom_export.parity.trials import trial_cases
-from pom_export.quantization.candidates import Candidate, most_suitable
+from pom_export.quantization.candidates import FASTER, Candidate, most_suitable
 from pom_export.quantization.choosing import FLOAT32, Budget, Choice, Chooser
 from pom_export.quantization.data import Data
 from pom_export.quantization.modules import errors_of_modules
@@ -40,6 +40,8 @@ from pom_export.runtime.session import inference_session
 # Shares of the products that get more bits in any case, one after the other, as long as what was held out loses more
 # than what they were chosen on.
 _AT_LEAST: Final = (0.0, 0.125, 0.25, 0.5, 1.0, 1.125, 1.25, 1.5)
+# With a file within the budget, faster forms get more bits up to this share.
+_ENOUGH: Final = 0.25
 # Rows of a call on which products are put in order, one by one.
 _RANKED_ROWS: Final = 2
 # Errors this many times the smallest are not worth some speed.
@@ -116,14 +118,16 @@ class Job:
             ParityError: there is none, or it does not compute what it should.
         """
         best: Candidate | None = None
+        found: list[Candidate] = []
         for at_least in _AT_LEAST:
             made = self._candidates(at_least)
             usable = [each for each in made if self._budget.allows(each.quality) and self._is_worth_it(each)]
-            if usable:
-                usable = self._accurate(usable)
-                chosen = most_suitable(self._timed(usable), self._purpose)
-                self._proof = self._prove(chosen)
-                return chosen
+            if usable or found:
+                is_enough = at_least >= _ENOUGH or not self._is_faster(made, usable or found)
+                found = self._accurate([*found, *usable])
+                if is_enough:
+                    return self._chosen(found)
+                continue
             closest = min(made, key=lambda each: self._budget.used(each.quality))
             best = closest if best is None or self._used(closest) < self._used(best) else best
             if not any(map(self._is_worth_it, made)):
@@ -136,6 +140,19 @@ class Job:
                 _WIDEN,
             )
         raise ParityError(f"no file is within the budget: the closest {self._in_words(best)}", _WIDEN)
+
+    def _is_faster(self, made: Sequence[Candidate], usable: Sequence[Candidate]) -> bool:
+        """Return whether a form that is beyond the budget is much faster than those within, and more bits may help."""
+        others = [each for each in made if each not in usable]
+        if not others or self._recipes[0].rounding == SCALED:
+            return False
+        times = [each.time(self._purpose) for each in self._timed([*usable, *others])]
+        return min(times[len(usable) :]) < FASTER * min(times[: len(usable)])
+
+    def _chosen(self, usable: Sequence[Candidate]) -> Candidate:
+        chosen = most_suitable(self._timed(usable), self._purpose)
+        self._proof = self._prove(chosen)
+        return chosen
 
     def result(self, made: Candidate, staged: Path, output: str) -> QuantizeResult:
         """Describe a file that `run` returned, and that is at `staged` now."""
@@ -202,7 +219,7 @@ class Job:
             if recipe.rounding not in choices:
                 choices[recipe.rounding] = self._choose(recipe, at_least)
             choice = choices[recipe.rounding]
-            file = self._fresh(f"candidate{index}")
+            file = self._fresh(f"candidate{index} with {at_least}")
             self._save(recipe, choice.types, file)
             self._progress(f"measuring {recipe.name}")
             quality = self._held_out.quality(runner_of(inference_session(file)))

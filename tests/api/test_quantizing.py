@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from onnx import numpy_helper
 import pom_export
 from pom_export.errors import InputError, ParityError
 from pom_export.graph.exported_model import read_model
+from pom_export.quantization.candidates import Candidate
+from pom_export.quantization.job import Job
 from pom_export.runtime.streaming.session import StreamingSession
 from tests.small_models import hybrid, image_model
 
@@ -108,6 +112,40 @@ def test_a_tight_budget_gives_products_more_bits(stream: Path, text: Path, tmp_p
     claim = read_model(tmp_path / "q.onnx").claims.quantized
     assert claim is not None
     assert claim.kept == result.kept
+
+
+@pytest.mark.parametrize("faster", ["rounded", "in float32"])
+def test_a_faster_form_beyond_the_budget_gets_more_bits(
+    stream: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faster: str
+) -> None:
+    candidates = Job._candidates
+
+    def costly(job: Job, at_least: float) -> list[Candidate]:
+        """Return files of which those that round their activations lose too much, if all products are in int4."""
+        made = candidates(job, at_least)
+        return made if at_least else [_doubled(each) if "rounded" in each.recipe.name else each for each in made]
+
+    def times(files: Sequence[Path], calls: Mapping[str, Any]) -> dict[str, list[float]]:
+        """Let one kind of products be the fastest."""
+        levels = [_accuracy_level(file) for file in files[1:]]
+        found = [1.0, *(0.5 if (level == 4) == (faster == "rounded") else 0.7 for level in levels)]
+        return dict.fromkeys(calls, found)
+
+    monkeypatch.setattr(Job, "_candidates", costly)
+    monkeypatch.setattr("pom_export.quantization.job.time_files", times)
+    result = pom_export.quantize(stream, tmp_path / "q.onnx", weights="int4", calibrate=text, max_loss=0.1)
+    assert result.form.endswith("rounded to 8 bits in blocks" if faster == "rounded" else "in float32")
+    assert set(result.kept.values()) == ({"int8"} if faster == "rounded" else set())
+
+
+def _doubled(made: Candidate) -> Candidate:
+    assert made.quality.original is not None
+    return replace(made, quality=replace(made.quality, quantized=2 * made.quality.original, loss=1.0))
+
+
+def _accuracy_level(file: Path) -> int:
+    node = next(node for node in onnx.load(file).graph.node if node.op_type == "MatMulNBits")
+    return next(attribute.i for attribute in node.attribute if attribute.name == "accuracy_level")
 
 
 def test_a_budget_that_nothing_meets_names_the_best(stream: Path, text: Path, tmp_path: Path) -> None:
