@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from pom_export.api.expecting import Expected
 from pom_export.api.expecting_quantized import QuantizedFile, name_of
@@ -14,15 +15,17 @@ from pom_export.api.progress import Progress
 from pom_export.debugging.quantized_products import Computed, chosen_cases, compare_products
 from pom_export.engine.given import given_engine
 from pom_export.graph.claims import QuantizedClaim
-from pom_export.graph.exported_model import ExportedModel
+from pom_export.graph.exported_model import ExportedModel, is_past
 from pom_export.graph.quantized.reading import FLOAT32
 from pom_export.graph.quantized.unrounded import unrounded
 from pom_export.parity.candidates import onnxruntime_candidates
-from pom_export.parity.case import Arrays
+from pom_export.parity.case import Arrays, Case
+from pom_export.parity.quantized.fused import FusedResult, compare_fused
 from pom_export.parity.quantized.report import Distance, ProductResult, QuantizedReport
 from pom_export.parity.report import Comparison, ParityReport
 from pom_export.parity.tolerances import MODELS
 from pom_export.parity.verification import compare
+from pom_export.runtime.session import inference_session
 
 _UNROUNDED: Final = "float32 activations"
 _NOTE: Final = (
@@ -91,8 +94,33 @@ def with_products(
     ]
     claim = model.claims.quantized or QuantizedClaim("", "")
     distances = [] if quantized.original is None else _distances(model, quantized.original)
-    found = QuantizedReport(claim.weights, claim.kept, results, distances)
+    fused = _fused(model, cases, expected) if quantized.rounds else None
+    found = QuantizedReport(claim.weights, claim.kept, results, distances, fused)
     return replace(report, model=str(model.path), comparisons=comparisons, notes=notes, quantized=found)
+
+
+def _fused(model: ExportedModel, cases: Sequence[Case], expected: Expected) -> FusedResult | None:
+    """Compare what fused layers make of cases with what the file's nodes make of them; None if nothing is fused."""
+    fused = inference_session(model.path)
+    if not fused.fused:
+        return None
+    plain = inference_session(model.path, fused=False)
+    found: list[FusedResult] = []
+    with unrounded(model) as copy:
+        exact = inference_session(copy.path)
+        for case in cases:
+            feed = {expected.names.inputs.get(name, name): array for name, array in case.feed.items()}
+            if not all(array.size or is_past(name) for name, array in feed.items()):
+                continue  # ONNX Runtime's own nodes refuse some inputs without tokens
+            outputs = [_outputs(session, feed) for session in (fused, plain, exact)]
+            found += compare_fused(outputs[0], outputs[1], outputs[2], case.name)
+    return max(found, key=lambda each: each.share, default=FusedResult("", "", math.inf, 1.0))
+
+
+def _outputs(session: Any, feed: Arrays) -> Arrays:
+    names = [output.name for output in session.get_outputs()]
+    given = {value.name: feed[value.name] for value in session.get_inputs() if value.name in feed}
+    return dict(zip(names, session.run(names, given), strict=True))
 
 
 def _with_computed(result: ProductResult, activations: str, found: Computed | None) -> ProductResult:

@@ -24,7 +24,9 @@ from pom_export.graph.quantized.reading import dequantize
 from pom_export.graph.saving import save_model
 from pom_export.mixer import MixerConfig, PolynomialMixer
 from pom_export.models import LanguageModel, LanguageModelConfig
+from pom_export.parity.quantized.fused import compare_fused
 from pom_export.parity.report import ParityReport
+from pom_export.runtime.fusing import program
 from tests.debugging.faulty_files import examples_of, model_named
 from tests.quantized_files import FAULTS, FORMS, one_more, quantize, rounded, zeros
 from tests.slow_cases import slow_cases
@@ -160,6 +162,33 @@ def _with(product: Any, weight: QuantizedWeight) -> Any:
     from dataclasses import replace
 
     return replace(product, weight=weight)
+
+
+def test_fused_layers_that_compute_something_else_fail(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their products are right one by one, and the file is: only the program between them is not."""
+    monkeypatch.setenv("POM_CPU_KERNEL", "scalar")  # which every machine can run, and which is fused if it is named
+    right = files.verify()
+    assert right
+    assert right.quantized is not None
+    assert right.quantized.fused
+    monkeypatch.setattr(program._Writer, "_ending", lambda *_: [0, program.ABSENT])  # without activations
+    report = files.verify()
+    assert not report
+    assert report.quantized is not None
+    assert not report.quantized.fused
+    assert all(report.comparisons)
+    (line,) = (text for name, text in report.quantized.lines if name == "fused layers")
+    assert line.startswith("FAIL  logits differs from that of single nodes by ")
+
+
+@pytest.mark.parametrize(("found", "passes"), [(1.0, True), (1.09, True), (1.2, False), (np.nan, False)])
+def test_fused_layers_may_differ_by_what_rounding_changes(found: float, passes: bool) -> None:
+    outputs = ({"y": np.full(3, number, np.float32), "length": np.ones(1, np.int64)} for number in (found, 1.0, 0.9))
+    (result,) = compare_fused(*outputs, "typical")
+    assert bool(result) == passes
+    assert result.to_dict()["passed"] == passes
+    nothing = {"y": np.full(3, np.nan, np.float32)}
+    assert not list(compare_fused(nothing, nothing, nothing, "typical"))
 
 
 def test_locate_names_the_module_of_a_wrong_weight(files: Files) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pom_export.parity.comparison import finite
+from pom_export.parity.quantized.fused import FusedResult
 from pom_export.parity.quantized.weights import WeightDistance
 
 
@@ -105,15 +106,17 @@ class QuantizedReport:
         kept: the products that it claims to have given others, each with its type.
         products: the products.
         distances: how far the outputs are from the original's; empty if the original is not known.
+        fused: the worst of what fused layers make of inputs; None if nothing is fused.
     """
 
     weights: str
     kept: Mapping[str, str]
     products: Sequence[ProductResult]
     distances: Sequence[Distance] = field(default_factory=tuple)
+    fused: FusedResult | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.products) and all(self.products)
+        return bool(self.products) and all(self.products) and (self.fused is None or bool(self.fused))
 
     @property
     def lines(self) -> list[tuple[str, str]]:
@@ -123,6 +126,7 @@ class QuantizedReport:
             *([("weights", text)] if (text := self._weights()) else []),
             *([("products", text)] if (text := self._rounded()) else []),
             *(("product", f"FAIL  {each.name}: {each.fault}") for each in wrong),
+            *([] if self.fused is None else [("fused layers", self.fused.text)]),
             *(("distance", _distance(each)) for each in self.distances),
         ]
 
@@ -163,6 +167,7 @@ class QuantizedReport:
             "kept": dict(self.kept),
             "products": [each.to_dict() for each in self.products],
             "distances": [finite(asdict(each)) for each in self.distances],
+            "fused": None if self.fused is None else self.fused.to_dict(),
         }
 
 
