@@ -16,6 +16,7 @@ from pom_export.graph.quantized.block_weights import QuantizedWeight, pack_block
 from pom_export.graph.quantized.products import BLOCK_PRODUCT, MICROSOFT
 from pom_export.graph.quantized.writing import INTEGER_ACTIVATIONS
 from pom_export.parity.quantized.rounding import in_blocks
+from tests.plugins.cpu_kernels import every_kernel
 from tests.plugins.product_kernels import (
     ACTIVATIONS,
     Doubles,
@@ -89,21 +90,15 @@ def bound(products: Doubles, finish: Finish) -> Doubles:
 
 
 class TestChoice:
-    @pytest.mark.parametrize(
-        ("wanted", "best"),
-        [
-            ("avx512", ["avx512vnni", "avxvnni", "avx2"]),
-            ("avx2", ["avxvnni", "avx2"]),
-            ("neon", ["neondot", "neon"]),
-            ("scalar", ["scalar"]),
-        ],
-    )
-    def test_follows_the_other_kernel(self, monkeypatch: pytest.MonkeyPatch, wanted: str, best: list[str]) -> None:
-        monkeypatch.setenv("POM_CPU_KERNEL", wanted)
-        chosen = chosen_kernel()
-        if not chosen:
-            pytest.skip(f"this machine cannot run {wanted}")
-        assert chosen == next(name for name in best if name in KERNELS)
+    @every_kernel
+    def test_follows_the_other_kernel(self, cpu_kernel: str) -> None:
+        best = {
+            "avx512": ["avx512vnni", "avxvnni", "avx2"],
+            "avx2": ["avxvnni", "avx2"],
+            "neon": ["neondot", "neon"],
+            "scalar": ["scalar"],
+        }
+        assert chosen_kernel() == next(name for name in best[cpu_kernel] if name in KERNELS)
 
     def test_is_the_fastest(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("POM_CPU_KERNEL", raising=False)

@@ -137,7 +137,10 @@ class Emulation(Executor):
             ],
             "op": [
                 DOUBLE / "onnxruntime_double.cpp",
-                *(ONNXRUNTIME / f"{name}.cpp" for name in ("attributes", "cuda_kernel", "inputs", "node", "op")),
+                *(
+                    ONNXRUNTIME / f"{name}.cpp"
+                    for name in ("attributes", "cuda_kernel", "inputs", "node", "op", "sizes")
+                ),
             ],
             "launcher": [*launcher, PLUGINS / "aggregate.cpp", DOUBLE / "cuda_emulation.cpp", DOUBLE / "call.cpp"],
             "aggregate": [DOUBLE / "run_aggregate.cpp"],
