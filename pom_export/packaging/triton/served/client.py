@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import queue
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -130,5 +132,19 @@ def main():
         np.savez(options.output, **outputs)
 
 
+def run():
+    """Call main, and end at once: after a cancelled stream, gRPC's threads sometimes keep Python from ending."""
+    code = 0
+    try:
+        main()
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    main()
+    run()
