@@ -9,25 +9,14 @@
 
 #include "aggregation.h"
 #include "element.h"
+#include "pause.h"
 #include "pom/contract.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 namespace pom::cpu {
 namespace {
 
 static_assert(kMaxDegree * kPadding <= kStreamedCausalChannels, "a padding of every part");
 constexpr int kPauses = 1000;  // before a waiting thread yields
-
-void pause() {
-#if defined(__x86_64__)
-  _mm_pause();
-#elif defined(__aarch64__)
-  __asm__ volatile("yield");
-#endif
-}
 
 }  // namespace
 

@@ -13,12 +13,6 @@
 namespace pom::onnxruntime {
 namespace {
 
-const cpu::Kernel& dispatched_kernel() {
-  const cpu::Dispatch dispatch = cpu::dispatch();
-  throw_if(dispatch.error);
-  return *dispatch.kernel;
-}
-
 // Writes the means of a call without tokens, for which a kernel would visit every row of the batch. Returns false for
 // any other call.
 bool write_mean_of_nothing(const OpCall& call, void* y) {
@@ -52,6 +46,12 @@ void run_phase(cpu::Aggregation* aggregation, int phase, const Ort::KernelContex
 }
 
 }  // namespace
+
+const cpu::Kernel& dispatched_kernel() {
+  const cpu::Dispatch dispatch = cpu::dispatch();
+  throw_if(dispatch.error);
+  return *dispatch.kernel;
+}
 
 CpuKernel::CpuKernel(const OpSignature& signature, const Ort::ConstKernelInfo& info)
     : node_(signature, info), kernel_(dispatched_kernel()) {

@@ -11,6 +11,9 @@
 
 namespace pom::onnxruntime {
 
+// The kernel that a session created now runs. Throws InvalidNode if there is none.
+[[nodiscard]] const cpu::Kernel& dispatched_kernel();
+
 class CpuKernel {
  public:
   static constexpr const char* kProvider = nullptr;  // ONNX Runtime's default, the CPU

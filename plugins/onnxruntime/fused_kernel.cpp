@@ -5,20 +5,14 @@
 #include <string>
 #include <utility>
 
-#include "cpu/dispatch.h"
 #include "cpu/element.h"
+#include "cpu_kernel.h"
 #include "fused_op.h"
 #include "inputs.h"
 #include "status.h"
 
 namespace pom::onnxruntime {
 namespace {
-
-const cpu::Kernel& dispatched_kernel() {
-  const cpu::Dispatch dispatch = cpu::dispatch();
-  throw_if(dispatch.error);
-  return *dispatch.kernel;
-}
 
 cpu::Program read_program(const Ort::ConstKernelInfo& info) {
   return cpu::Program(info.GetAttributes<int64_t>(kProgram), info.GetAttributes<float>(kConstants),

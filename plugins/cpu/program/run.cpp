@@ -4,11 +4,8 @@
 #include <thread>
 #include <utility>
 
+#include "../pause.h"
 #include "pom/contract.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 namespace pom::cpu {
 namespace {
@@ -27,14 +24,6 @@ constexpr int64_t kMaxSegments = 16;
 constexpr int64_t kFetchedBytes = int64_t{256} << 10;
 constexpr int64_t kLine = 64;
 constexpr int64_t kWorkOfTask = int64_t{1} << 21;
-
-void pause() {
-#if defined(__x86_64__)
-  _mm_pause();
-#elif defined(__aarch64__)
-  __asm__ volatile("yield");
-#endif
-}
 
 void fetch(const unsigned char* line) {
 #if defined(__GNUC__)
