@@ -112,21 +112,18 @@ bool Aggregation::in_any_order(int phase) const {
 
 void Aggregation::run(int phase, int64_t task) noexcept { (this->*phases_[static_cast<size_t>(phase)].task)(task); }
 
-void Aggregation::run_next(int phase) noexcept {
+bool Aggregation::run_next(int phase) noexcept {
   Phase& running = phases_[static_cast<size_t>(phase)];
-  if (const int64_t task = running.next.fetch_add(1, std::memory_order_relaxed); task < running.tasks) {
-    run(phase, task);
+  const int64_t task = running.next.fetch_add(1, std::memory_order_relaxed);
+  if (task >= running.tasks) {
+    return false;
   }
+  run(phase, task);
+  return true;
 }
 
 void Aggregation::run(int phase) noexcept {
-  Phase& running = phases_[static_cast<size_t>(phase)];
-  for (;;) {
-    const int64_t task = running.next.fetch_add(1, std::memory_order_relaxed);
-    if (task >= running.tasks) {
-      return;
-    }
-    run(phase, task);
+  while (run_next(phase)) {
   }
 }
 

@@ -58,8 +58,8 @@ class Aggregation {
   // one may wait for earlier ones. Never throws.
   void run(int phase) noexcept;
 
-  // Runs the next task, if one is left.
-  void run_next(int phase) noexcept;
+  // Runs the next task; returns false if none is left.
+  bool run_next(int phase) noexcept;
 
   // Whether no task of a phase waits for another one, and run() may be given the number of each.
   [[nodiscard]] bool in_any_order(int phase) const;

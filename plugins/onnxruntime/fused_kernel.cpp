@@ -49,13 +49,11 @@ void check_constant(const Ort::ConstKernelInfo& info, int64_t value, ONNXTensorE
   }
 }
 
-int64_t ceiling(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
-
 // What a constant of an instruction must hold.
 void check_constants_of(const cpu::Instruction& instruction, const Ort::ConstKernelInfo& info) {
   using cpu::kTileOutputs;
   const int64_t width = instruction.groups * instruction.outputs;
-  const int64_t tiles = ceiling(instruction.outputs, kTileOutputs);
+  const int64_t tiles = cpu::divide_up(instruction.outputs, kTileOutputs);
   switch (instruction.operation) {
     case cpu::Operation::kProduct:
     case cpu::Operation::kProduct8:

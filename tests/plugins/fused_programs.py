@@ -13,9 +13,10 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.plugins.product_kernels import pack
+
 Array = npt.NDArray[Any]
 NONE = -1
-TILE = 16
 # Operations.
 PRODUCT, GROUPS, RMS_NORM, LAYER_NORM, ELEMENTWISE, AGGREGATE, PRODUCT8 = range(1, 8)
 # Activations.
@@ -45,33 +46,9 @@ class Weights:
         return self.integers * np.repeat(self.scales.astype(np.float64), self.block, axis=0)[:inputs]
 
     def packed(self) -> Array:
-        """Return the bytes as plugins/cpu/products/products.h describes them, computed byte by byte."""
-        inputs, outputs = self.integers.shape
-        blocks, tiles = len(self.scales), -(-outputs // TILE)
-        half = 1 << (self.bits - 1)
-        numbers = np.full((blocks * self.block, tiles * TILE), half, np.uint8)
-        numbers[:inputs, :outputs] = self.integers + half
-        scales = np.zeros((blocks, tiles * TILE), np.float32)
-        scales[:, :outputs] = self.scales
-        content = bytearray()
-        for tile in range(0, tiles * TILE, TILE):
-            for block in range(blocks):
-                content += scales[block, tile : tile + TILE].tobytes()
-                for at in range(block * self.block, (block + 1) * self.block, 32 // self.bits):
-                    chunk = numbers[at : at + 4, tile : tile + TILE].T
-                    if self.bits == 4:
-                        chunk = chunk | numbers[at + 4 : at + 8, tile : tile + TILE].T << 4
-                    content += chunk.astype(np.uint8).tobytes()
-        return np.frombuffer(bytes(content), np.uint8)
-
-
-def packed_groups(weights: Array) -> Array:
-    """Pack float32 weights, (groups, outputs, inputs)."""
-    groups, outputs, inputs = weights.shape
-    tiles = -(-outputs // TILE)
-    padded = np.zeros((groups, tiles * TILE, inputs), np.float32)
-    padded[:, :outputs] = weights
-    return padded.reshape(groups, tiles, TILE, inputs).transpose(0, 1, 3, 2).copy()
+        """Return the bytes as plugins/cpu/products/products.h describes them."""
+        unsigned = (self.integers + (1 << (self.bits - 1))).astype(np.uint8)
+        return pack(unsigned.T, self.scales.T, self.block, self.bits)
 
 
 @dataclass

@@ -31,8 +31,8 @@ from tests.plugins.fused_programs import (
     Array,
     Node,
     Weights,
-    packed_groups,
 )
+from tests.plugins.product_kernels import pack_groups
 
 CAUSAL = contract.MODES.index("causal")
 ACTIVATIONS = {
@@ -108,7 +108,7 @@ def test_groups(tokens: int) -> None:
         x, weights = drawn(2, tokens, groups * inputs), drawn(groups, outputs, inputs, seed=2)
         bias, added = drawn(groups * outputs, seed=3), drawn(2, tokens, groups * outputs, seed=4)
         code = [GROUPS, 0, 1, 2, 3, 4, groups, inputs, outputs, GELU, 0]
-        given = {"x": x, "weights": packed_groups(weights), "bias": bias, "added": added}
+        given = {"x": x, "weights": pack_groups(weights), "bias": bias, "added": added}
         width = groups * outputs
         (y,) = run(Node(given, ["weights", "bias"], [width], [((None, None, width), 0)], [code], [0.5]))
         split = x.reshape(2, tokens, groups, inputs).astype(np.float64)
@@ -175,7 +175,7 @@ def layer(batch: int, tokens: int, past: int) -> tuple[Node, dict[str, Array]]:
     state = np.stack([10 * drawn(batch, channels, seed=10), 1e-7 * drawn(batch, channels, seed=11)], 1)
     given = {
         "x": drawn(batch, tokens, width),
-        "projection": packed_groups(stored["projection"]),
+        "projection": pack_groups(stored["projection"]),
         "gate": weights["gate"].packed(),
         "gate_bias": stored["gate_bias"],
         "coefficients": stored["coefficients"],

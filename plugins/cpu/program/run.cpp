@@ -38,8 +38,6 @@ int64_t processors() {
   return std::max(count, int64_t{1});
 }
 
-int64_t parts_of(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
-
 // The tiles of a task: of few rows by the weights' bytes, else by the work.
 int64_t tiles_of_task(int64_t rows, int64_t tiles, int64_t tile_bytes, int64_t inputs) {
   const int64_t wanted =
@@ -128,7 +126,7 @@ Run::Part Run::part_of(const Piece& piece) const {
   if (piece.rounding != kNoValue) {
     const Rounding& rounding = program_.roundings[static_cast<size_t>(piece.rounding)];
     part.panel = std::max(kElementsOfTask / rounding.inputs, int64_t{1});
-    part.tasks = parts_of(rows_, part.panel);
+    part.tasks = divide_up(rows_, part.panel);
     return part;
   }
   const Instruction& instruction = program_.instructions[static_cast<size_t>(piece.instruction)];
@@ -148,19 +146,19 @@ Run::Part Run::part_of(const Piece& piece) const {
       break;
     default:
       part.panel = std::max(kElementsOfTask / instruction.inputs, int64_t{1});
-      part.tasks = parts_of(rows_, part.panel);
+      part.tasks = divide_up(rows_, part.panel);
   }
   return part;
 }
 
 void Run::split_product(const Instruction& instruction, Part* part) const {
-  const int64_t tiles = parts_of(instruction.outputs, kTileOutputs);
+  const int64_t tiles = divide_up(instruction.outputs, kTileOutputs);
   part->weights = static_cast<const unsigned char*>(memory_.inputs[static_cast<size_t>(instruction.weights)]);
   part->tile_bytes = instruction.tile_bytes();
   part->bytes = instruction.groups * tiles * part->tile_bytes;
   part->tiles = tiles_of_task(rows_, tiles, part->tile_bytes, instruction.inputs);
   part->panel = rows_ <= kFewRows ? std::max(rows_, int64_t{1}) : kPanelRows;
-  part->tasks = parts_of(rows_, part->panel) * instruction.groups * parts_of(tiles, part->tiles);
+  part->tasks = divide_up(rows_, part->panel) * instruction.groups * divide_up(tiles, part->tiles);
 }
 
 const float* Run::values(int64_t value) const {
@@ -299,8 +297,8 @@ void Run::run(const Part& part, int64_t task) const {
 }
 
 void Run::multiply(const Instruction& instruction, const Part& part, int64_t task) const {
-  const int64_t tiles = parts_of(instruction.outputs, kTileOutputs);
-  const int64_t columns = parts_of(tiles, part.tiles);
+  const int64_t tiles = divide_up(instruction.outputs, kTileOutputs);
+  const int64_t columns = divide_up(tiles, part.tiles);
   const int64_t first_row = task / columns * part.panel;
   const int64_t first_tile = task % columns * part.tiles;
   Product product{};
@@ -317,8 +315,8 @@ void Run::multiply(const Instruction& instruction, const Part& part, int64_t tas
 }
 
 void Run::multiply_groups(const Instruction& instruction, const Part& part, int64_t task) const {
-  const int64_t tiles = parts_of(instruction.outputs, kTileOutputs);
-  const int64_t columns = parts_of(tiles, part.tiles);
+  const int64_t tiles = divide_up(instruction.outputs, kTileOutputs);
+  const int64_t columns = divide_up(tiles, part.tiles);
   const int64_t first_row = task / (columns * instruction.groups) * part.panel;
   const int64_t group = task / columns % instruction.groups;
   const int64_t first_tile = task % columns * part.tiles;
